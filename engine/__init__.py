@@ -1,0 +1,1 @@
+"""Decoders, models, training, protocols, stages, report, command line."""

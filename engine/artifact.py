@@ -1,0 +1,194 @@
+"""Making an artifact: lock, resume or refuse, write beside the final name, publish, account for it.
+
+Every stage that makes a directory goes through ``making``, so that "the same command again" means
+the same thing everywhere: finished, nothing to do; interrupted, continue; changed, refuse.
+"""
+
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from engine.ledger import (
+    LEDGER_NAME,
+    RUNNING_NAME,
+    Meter,
+    append_lines,
+    collect_interrupted,
+    inherited_lines,
+)
+from engine.provenance import PROVENANCE_NAME, Provenance, readable_difference
+from shards.atomic import (
+    digest_of,
+    json_bytes,
+    rename_directory,
+    temporary_name,
+    tree_digests,
+    write_atomically,
+)
+from shards.errors import LockedError, UsageError
+
+
+@dataclass(slots=True)
+class Work:
+    """An artifact in the making."""
+
+    out: Path
+    scratch: Path
+    """Directory to write into; it becomes ``out`` when the block ends without an error."""
+    provenance: Provenance
+    meter: Meter
+    done: bool = False
+    """The artifact existed already, made by the same configuration from the same inputs."""
+    resumed: bool = False
+    """``scratch`` holds what an interrupted run of the same configuration had committed."""
+    input_paths: Sequence[tuple[Path, str]] = ()
+
+
+@contextmanager
+def lock(out: Path, *, wait: bool = False) -> Generator[None]:
+    """Hold the exclusive right to write ``out``; released by the kernel also on ``kill -9``.
+
+    Args:
+        out: What is to be written.
+        wait: Wait for another holder instead of refusing (for writes that take a moment).
+
+    Raises:
+        LockedError: Another process holds it; the message names it.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    path = out.with_name(f".{out.name}.lock")
+    file = _locked_file(path, wait=wait)
+    while file is None and wait:  # its holder removed it while we waited: lock the new one
+        file = _locked_file(path, wait=wait)
+    if file is None:
+        owner = path.read_text().strip() if path.is_file() else ""
+        raise LockedError(
+            f"{out} is being written by {owner or 'another process'}; "
+            "wait for it or choose another output"
+        )
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked_file(path: Path, *, wait: bool) -> TextIO | None:
+    """The lock file, locked; None if another process holds it, or removed it just now."""
+    file = path.open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        # A lock on a file that its owner has removed guards nothing.
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+    except OSError:
+        pass
+    file.close()
+    return None
+
+
+@contextmanager
+def making(
+    out: Path,
+    provenance: Provenance,
+    *,
+    inputs: Sequence[Path] = (),
+    device: str = "cpu",
+    resumable: bool = False,
+) -> Generator[Work]:
+    """Yield a ``Work`` whose scratch directory becomes ``out`` if the block succeeds.
+
+    If ``out`` exists and was made by the same configuration from the same inputs, ``work.done`` is
+    set and the block should return at once. ``inputs`` are the directories of
+    ``provenance.inputs``, in the same order; their ledger lines are inherited.
+
+    Raises:
+        UsageError: ``out``, or an interrupted run of it, was made by another configuration.
+        LockedError: Another process is making ``out``.
+    """
+    with lock(out):
+        meter = Meter(provenance.stage, provenance.config_digest, device)
+        pairs = [
+            (path, str(one["digest"])) for path, one in zip(inputs, provenance.inputs, strict=True)
+        ]
+        work = Work(out, temporary_name(out), provenance, meter, input_paths=pairs)
+        if out.exists():
+            _require_same_promise(out, provenance, "was made by another configuration")
+            work.done = True
+            yield work
+            return
+        _prepare(work, resumable=resumable)
+        try:
+            yield work
+        except BaseException:
+            _abandon(work, resumable=resumable)
+            raise
+        _publish(work)
+
+
+def _require_same_promise(
+    directory: Path, provenance: Provenance, fact: str, *, runtime: bool = False
+) -> None:
+    there = Provenance.read(directory)
+    old, new = there.promise(), provenance.promise()
+    if runtime:
+        old, new = (
+            old | {"runtime": dict(there.runtime)},
+            new | {"runtime": dict(provenance.runtime)},
+        )
+    difference = readable_difference(old, new)
+    if difference:
+        raise UsageError(
+            f"{directory} {fact} ({difference}); repeat that configuration, or remove it, "
+            "or choose another output"
+        )
+
+
+def _prepare(work: Work, *, resumable: bool) -> None:
+    scratch = work.scratch
+    if resumable and (scratch / PROVENANCE_NAME).is_file():
+        fact = "is an interrupted run of another configuration"
+        _require_same_promise(scratch, work.provenance, fact, runtime=True)
+        collect_interrupted(scratch)
+        work.resumed = True
+        return
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write_atomically(scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+
+
+def _abandon(work: Work, *, resumable: bool) -> None:
+    if resumable:
+        with suppress(OSError):  # a full disk: the error on its way out is the one to report
+            work.meter.checkpoint(work.scratch)
+    else:
+        shutil.rmtree(work.scratch, ignore_errors=True)
+
+
+def _publish(work: Work) -> None:
+    digest = work.provenance.digest or output_digest(work.scratch)
+    work.provenance = replace(work.provenance, digest=digest)
+    write_atomically(work.scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+    inherited = [
+        line for path, digest in work.input_paths for line in inherited_lines(path, digest)
+    ]
+    append_lines(work.scratch, [*inherited, work.meter.line()])
+    (work.scratch / RUNNING_NAME).unlink(missing_ok=True)  # only now: a kill here pays once
+    rename_directory(work.scratch, work.out)
+
+
+def output_digest(directory: Path) -> str:
+    """Digest over every file of an artifact but its provenance and its ledger."""
+    skipped = {PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME}
+    return digest_of(
+        {name: sha for name, sha in tree_digests(directory).items() if name not in skipped}
+    )

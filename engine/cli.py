@@ -1,0 +1,182 @@
+"""The command line: a plain table of verbs; only the chosen verb's module is imported.
+
+``coreset --help`` imports nothing but this file, ``coreset VERB --help`` the verb's dataclass and
+tyro. Expected errors become one line on stderr and the exit code of their class.
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import signal
+import sys
+from collections.abc import Generator, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, NoReturn
+
+from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from engine.config import Stage
+
+# verb: (arguments, module, class, what it does)
+VERBS: dict[str, tuple[str, str, str, str]] = {
+    "demo": ("", "demo", "Demo", "the whole path on embedded handwritten digits, two minutes"),
+    "doctor": ("", "doctor", "Doctor", "what this machine has, and whether it is fit"),
+    "pack": ("SRC DATA", "pack", "Pack", "a folder of images by class into shards"),
+    "verify": ("DATA", "verify", "Verify", "check a packed data set against its manifest"),
+    "score": ("DATA SCORES", "score", "Score", "train a proxy, score every image in the same pass"),
+    "embed": ("DATA FEATURES", "embed", "Embed", "features of a frozen backbone"),
+    "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),
+    "distill": ("DATA SET", "distill", "Distill", "build a synthetic set (k-means centroids)"),
+    "train": ("SET VAL RESULTS", "train", "Train", "train students on a condensed set"),
+    "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
+    "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),
+    "cost": ("SET", "cost", "Cost", "what it cost to construct a set, along its inputs"),
+    "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
+}  # fmt: skip
+DONE, BUG, INTERRUPTED = 0, 1, 130
+
+
+def overview() -> str:
+    """Text of ``coreset --help``."""
+    usage = {verb: f"{verb} {arguments}".strip() for verb, (arguments, *_) in VERBS.items()}
+    width = max(map(len, usage.values()))
+    rows = "\n".join(f"  {usage[verb]:<{width}}  {entry[3]}" for verb, entry in VERBS.items())
+    return (
+        "usage: coreset VERB INPUT... OUTPUT [--field value ...] [--json]\n\n"
+        "Which few images of a data set are worth training on, and do they beat synthetic ones?\n\n"
+        f"{rows}\n\n"
+        "`coreset VERB --help` explains the fields of a verb; --json prints JSON for machines.\n"
+        "Exit codes: 0 done, 1 a bug, 2 usage, 3 the data, 4 the machine, 5 locked,\n"
+        "75 interrupted and resumable, 130 Ctrl-C (the same command continues)."
+    )
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; prints what it made or one line of error."""
+    words = [word for word in arguments if word != "--json"]
+    machine = len(words) != len(arguments)
+    if not words or words[0] in {"-h", "--help", "help"}:
+        print(overview())
+        return DONE
+    if words[0] in {"-V", "--version"}:
+        from importlib.metadata import version
+
+        print(f"coreset {version('coreset')}")
+        return DONE
+    try:
+        _run_verb(words[0], words[1:], machine=machine)
+    except CoresetError as error:
+        return _refused(error, machine=machine)
+    except (MemoryError, OSError) as error:
+        machine_error = _machine_error(error)
+        if machine_error is None:
+            raise
+        return _refused(machine_error, machine=machine)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return INTERRUPTED
+    return DONE
+
+
+def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
+    stage = _parse(verb, words)
+    if stage is None:
+        return
+    from engine.progress import Display, choose_display
+
+    choose_display(Display.JSON if machine else Display.AUTO)
+    with _stop_signals():
+        outcome = stage.run()
+    if machine:
+        event = "done" if outcome.failure is None else "failed"
+        print(json.dumps({"event": event, "verb": verb, "lines": outcome.lines, **outcome.facts}))
+    else:
+        print("\n".join(outcome.lines))
+    if outcome.failure is not None:
+        raise outcome.failure
+
+
+def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
+    if verb not in VERBS:
+        raise UsageError(f"verb must be one of {', '.join(VERBS)}, got {verb}")
+    _, module, name, _ = VERBS[verb]
+    import tyro
+
+    stage_class = getattr(importlib.import_module(f"engine.stages.{module}"), name)
+    boxed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxed):
+            return tyro.cli(stage_class, args=list(words), prog=f"coreset {verb}")
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise UsageError(f"{_in_one_line(boxed.getvalue())}; see `coreset {verb} --help`") from None
+
+
+def _in_one_line(boxed: str) -> str:
+    """Text of tyro's box up to its advice on help, without the frame."""
+    words: list[str] = []
+    for row in boxed.splitlines()[1:]:
+        text = row.strip("│╭╮╰╯─ ")
+        if "full helptext" in text or text.startswith("Argument helptext"):
+            break
+        is_rule = not text.strip("-")  # tyro draws with hyphens where stdout is not UTF-8
+        words.append(";" if is_rule else text)
+    return " ".join(" ".join(words).replace(" ; ", "; ").split()).strip("; ")
+
+
+def _refused(error: CoresetError, *, machine: bool) -> int:
+    text = " ".join(str(error).split())
+    if machine:
+        print(json.dumps({"event": "error", "exit_code": error.exit_code, "message": text}))
+    print(f"coreset: {text}", file=sys.stderr)
+    return error.exit_code
+
+
+def _machine_error(error: OSError | MemoryError) -> MachineError | None:
+    """The error as a fault of the machine, or None if it is a bug of ours."""
+    import errno
+
+    if isinstance(error, MemoryError):
+        return MachineError("out of memory; use a smaller --batch or --size")
+    names = ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK")
+    if errno.errorcode.get(error.errno or 0) in names:
+        where = f" at {error.filename}" if error.filename else ""
+        remedy = "nothing was half-written: free it, run again"
+        return MachineError(f"{error.strerror}{where}; {remedy}")
+    return None
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Generator[None]:
+    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError`` while a stage runs."""
+
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        name = signal.Signals(number).name
+        raise InterruptedRunError(f"interrupted by {name}; the same command continues")
+
+    try:
+        before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGUSR1)}
+    except ValueError:  # not the main thread: signals go elsewhere
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def run() -> None:
+    """Entry point of the ``coreset`` script."""
+    with contextlib.suppress(BrokenPipeError):
+        code = main(sys.argv[1:])
+        sys.stdout.flush()
+        sys.exit(code)
+    os._exit(DONE)  # the reader of our output went away; nothing is left to say
+
+
+if __name__ == "__main__":
+    run()

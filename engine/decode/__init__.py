@@ -1,0 +1,1 @@
+"""Where pixels come in: one order, one reader, two decoders."""

@@ -1,0 +1,66 @@
+"""The reference decoder: Pillow, with torchvision's semantics, for every stored format.
+
+It defines what the fast decoders must come close to, and decodes what they do not take (PNG, WebP,
+CMYK). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
+"""
+
+import struct
+import warnings
+import zlib
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from engine.decode.geometry import Geometry
+
+FORMATS = ("JPEG", "PNG", "WEBP")
+# What Pillow raises on damaged files, as opposed to bugs of ours.
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
+          OverflowError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
+
+
+def decode_with_pillow(
+    data: bytes, geometry: Geometry, stored_size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Decode one image to RGB and bring it to ``geometry``.
+
+    Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
+    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits.
+
+    Args:
+        data: A JPEG, PNG or WebP file.
+        geometry: Output size and crop.
+        stored_size: Width and height that the index promises; checked before any pixel is decoded.
+
+    Returns:
+        uint8 of shape (s, s, 3).
+
+    Raises:
+        ValueError: Pillow cannot decode ``data``, or it has another size than ``stored_size``.
+    """
+    # For good, not in catch_warnings, which is not thread safe; setting it again changes nothing.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS) as image:
+            if stored_size is not None and image.size != stored_size:
+                raise ValueError(f"it has {image.size} pixels, the index says {stored_size}")
+            return _resized(_rgb(image), geometry)
+    except DAMAGE as error:
+        raise ValueError(f"{error}" or type(error).__name__) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resized(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
+    width, height, left, top = geometry.place(*image.size)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    box = (left, top, left + geometry.size, top + geometry.size)
+    return np.array(image.crop(box))

@@ -1,0 +1,191 @@
+"""Features of frozen backbones, made in one place and cached by content digest and backbone.
+
+A cached entry is a features artifact like any other (``coreset embed`` makes the same directory),
+kept under ``CORESET_CACHE`` (default: the user's cache directory). Images are squashed to a square
+of ``size`` as in ManifoldGD's ``representativeness_diversity.py``, from which the metrics come.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.artifact import Work, making
+from engine.progress import progress
+from engine.provenance import Provenance
+from engine.sets import subset_content
+from engine.store import (
+    FEATURES_NAME,
+    FeatureRows,
+    feature_chunk_rows,
+    read_features,
+)
+from shards.atomic import digest_of, fsync_tree, write_atomically
+from shards.dataset import Dataset
+
+if TYPE_CHECKING:
+    from engine.decode.source import Source
+    from engine.models.backbones import Backbone
+
+PROGRESS_NAME = "rows.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """Which features, and how they are made."""
+
+    backbone: str
+    weights: Path | None = None
+    size: int = 224
+    batch: int = 64
+    device: str = "auto"
+    decoder: str = "auto"
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+
+def cache_directory() -> Path:
+    """Where features are kept between runs."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "coreset"
+    return Path(os.environ.get("CORESET_CACHE", default))
+
+
+def features_for(
+    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
+) -> NDArray[np.float16]:
+    """Features of some samples (all by default), from the cache or made now; float16 (m, d).
+
+    Raises:
+        MachineError: The backbone's weights are not on this machine.
+    """
+    return read_features(cached_features(dataset, spec, ids) / FEATURES_NAME)
+
+
+def cached_features(
+    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
+) -> Path:
+    """Directory of the cached features artifact, made now if it is not there."""
+    chosen = np.arange(len(dataset)) if ids is None else ids
+    entry = _cache_entry(_config(dataset, spec, chosen))
+    if entry.is_symlink() and not entry.exists():
+        entry.unlink()  # `coreset embed` made it, and somebody removed it since
+    embed(dataset, spec, entry, chosen)
+    return entry
+
+
+def remember(features: Path, dataset: Dataset, spec: FeatureSpec) -> None:
+    """Let the cache find a features artifact of the whole data set that lies elsewhere."""
+    entry = _cache_entry(_config(dataset, spec, np.arange(len(dataset))))
+    if not entry.exists():
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        entry.unlink(missing_ok=True)
+        entry.symlink_to(features.resolve())
+
+
+def _config(dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> dict[str, object]:
+    from engine.models.backbones import weights_key
+
+    return {
+        "backbone": spec.backbone,
+        "weights": weights_key(spec.backbone, spec.weights),
+        "size": spec.size,
+        "content": subset_content(dataset, ids),
+    }
+
+
+def _cache_entry(config: dict[str, object]) -> Path:
+    return cache_directory() / f"features-{digest_of(config)[:24]}"
+
+
+def embed(
+    dataset: Dataset, spec: FeatureSpec, out: Path, ids: NDArray[np.int64] | None = None
+) -> Work:
+    """Make the features artifact ``out``; an interrupted run continues at its last whole chunk.
+
+    Features depend on the stored bytes alone, so the artifact binds to their content digest and
+    names no input: relabelled packs of the same images share it.
+    """
+    from engine.device import resolve_device, runtime_of
+
+    device = resolve_device(spec.device)
+    chosen = np.arange(len(dataset)) if ids is None else ids
+    config = _config(dataset, spec, chosen)
+    provenance = Provenance(
+        kind="features",
+        stage="embed",
+        config=config,
+        runtime=runtime_of(device),
+        binds={"content": config["content"]},
+    )
+    with making(out, provenance, device=str(device), resumable=True) as work:
+        if not work.done:
+            _fill(work, dataset, spec, chosen)
+    return work
+
+
+def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> None:
+    from engine.decode.geometry import Geometry
+    from engine.decode.source import Source
+    from engine.device import resolve_device
+    from engine.models.backbones import load_backbone
+
+    device = resolve_device(spec.device)
+    backbone = load_backbone(spec.backbone, spec.weights, device)
+    width = _width(backbone, spec.size)
+    store = work.scratch / FEATURES_NAME
+    rows = FeatureRows(store, len(ids), width, {"backbone": spec.backbone, **work.provenance.binds})
+    done_path = work.scratch / PROGRESS_NAME
+    done = int(json.loads(done_path.read_bytes())["rows"]) if done_path.is_file() else 0
+    with progress("embed", len(ids)) as bar:
+        bar.advance(done)
+        for first in range(done, len(ids), feature_chunk_rows(width)):
+            part = ids[first : first + feature_chunk_rows(width)]
+            source = Source(
+                dataset,
+                Geometry(spec.size, None),
+                decoder=spec.decoder,
+                device=device.type,
+                workers=spec.workers,
+                ids=part,
+            )
+            blocks: list[NDArray[np.float16]] = []
+            for block in _feature_blocks(source, backbone, spec.batch):
+                blocks.append(block)
+                bar.advance(len(block))
+            rows.write(first, np.concatenate(blocks))
+            fsync_tree(store)
+            write_atomically(done_path, json.dumps({"rows": first + len(part)}).encode())
+            work.meter.images += len(part)
+            work.meter.checkpoint(work.scratch)
+    done_path.unlink()
+    work.meter.bytes_read = int(dataset.ints("bytes")[ids].sum())
+    work.provenance = replace(work.provenance, binds={**work.provenance.binds, "width": width})
+
+
+def _feature_blocks(
+    source: "Source", backbone: "Backbone", batch: int
+) -> Iterator[NDArray[np.float16]]:
+    import torch
+
+    from engine.device import half_precision
+    from kernels.augment import normalised
+
+    with torch.inference_mode():
+        for part in source.epoch(batch):
+            images = normalised(part.images, backbone.mean, backbone.std)
+            with half_precision(images.device):
+                features = backbone.features(images)
+            yield features.half().cpu().numpy()
+
+
+def _width(backbone: "Backbone", size: int) -> int:
+    import torch
+
+    probe = torch.zeros(1, 3, size, size, device=next(backbone.network.parameters()).device)
+    with torch.inference_mode():
+        return int(backbone.features(probe).shape[1])

@@ -1,0 +1,74 @@
+"""Commits of a long training: ``gen-000007/`` directories and ``commit.json``, which readers trust.
+
+A generation is written as ``.gen-000007.partial``, synced as a tree, renamed, and only then named by
+``commit.json`` together with the digests of all its files. Two generations are kept while the
+training runs, one when it is finished.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.atomic import json_bytes, remove_tree, rename_directory, tree_digests, write_atomically
+from shards.errors import StoreError
+
+COMMIT_NAME = "commit.json"
+KEPT = 2
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Generations:
+    """The generations in one directory."""
+
+    directory: Path
+
+    def commit(self, epoch: int, write: Callable[[Path], None]) -> None:
+        """Commit the state after ``epoch`` finished epochs; ``write`` fills an empty directory."""
+        name = f"gen-{epoch:06d}"
+        scratch = self.directory / f".{name}.partial"
+        for leftover in (scratch, self.directory / name):
+            remove_tree(leftover)
+        scratch.mkdir()
+        write(scratch)
+        files = tree_digests(scratch)
+        rename_directory(scratch, self.directory / name)
+        entry = {"epoch": epoch, "directory": name, "files": files}
+        self._record([entry, *(old for old in self._entries() if old["epoch"] < epoch)][:KEPT])
+
+    def latest(self) -> tuple[int, Path] | None:
+        """Epoch and directory of the newest undamaged generation; None if nothing is committed.
+
+        Raises:
+            StoreError: Every committed generation is damaged.
+        """
+        entries = self._entries()
+        for entry in entries:
+            directory = self.directory / str(entry["directory"])
+            if directory.is_dir() and tree_digests(directory) == entry["files"]:
+                return int(entry["epoch"]), directory
+            logger.warning("%s is damaged; going back one generation", directory)
+        if entries:
+            raise StoreError(f"{self.directory}: every generation is damaged; remove it, run again")
+        return None
+
+    def finish(self) -> None:
+        """Keep the newest generation alone, so that the result does not depend on when it committed."""
+        self._record(self._entries()[:1])
+
+    def _entries(self) -> list[dict[str, Any]]:
+        path = self.directory / COMMIT_NAME
+        try:
+            return json.loads(path.read_bytes())["generations"] if path.is_file() else []
+        except (ValueError, KeyError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
+
+    def _record(self, entries: list[dict[str, Any]]) -> None:
+        write_atomically(self.directory / COMMIT_NAME, json_bytes({"generations": entries}))
+        kept = {str(entry["directory"]) for entry in entries}
+        for directory in sorted(self.directory.glob("gen-*")):
+            if directory.name not in kept:
+                remove_tree(directory)

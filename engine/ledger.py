@@ -1,0 +1,149 @@
+"""``ledger.jsonl``: one JSON line per stage run, what it cost; the one place that reads the clock.
+
+An artifact's ledger holds its own lines and those of its inputs (marked with the input's digest),
+so the construction cost of a set is the sum over its own file, also after the set was mailed.
+"""
+
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine.provenance import versions
+from shards.atomic import write_atomically
+
+LEDGER_NAME = "ledger.jsonl"
+RUNNING_NAME = "ledger.running.json"
+Line = dict[str, Any]
+
+
+def _cpu_seconds() -> float:
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+@dataclass(slots=True)
+class Meter:
+    """Measures one stage run from its construction to ``line()``."""
+
+    stage: str
+    config_digest: str
+    device: str = "cpu"
+    images: int = 0
+    """Image passes: an image seen in ten epochs counts ten times."""
+    bytes_read: int = 0
+    bytes_written: int = 0
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Further measurements of the stage, such as seconds by part."""
+    _started: float = field(default_factory=time.time)
+    _wall: float = field(default_factory=time.perf_counter)
+    _cpu: float = field(default_factory=_cpu_seconds)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since this meter was made."""
+        return time.perf_counter() - self._wall
+
+    def line(self, *, interrupted: bool = False) -> Line:
+        """The ledger line as of now."""
+        wall = self.wall_seconds
+        return {
+            "stage": self.stage,
+            "config_digest": self.config_digest,
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(
+                timespec="milliseconds"
+            ),
+            "wall_seconds": round(wall, 3),
+            "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
+            "images": self.images,
+            "images_per_second": round(self.images / wall, 1) if wall > 0 else 0.0,
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "device": self.device,
+            "cores": len(os.sched_getaffinity(0)),
+            "host": socket.gethostname(),
+            "interrupted": interrupted,
+            "versions": versions(),
+            **self.notes,
+        }
+
+    def checkpoint(self, scratch: Path) -> None:
+        """Leave the cost so far in ``scratch``, so that a killed run is still paid for."""
+        document = json.dumps(self.line(interrupted=True)) + "\n"
+        write_atomically(scratch / RUNNING_NAME, document.encode())
+
+
+def stopwatch() -> "Stopwatch":
+    """Start a stopwatch."""
+    return Stopwatch(time.perf_counter())
+
+
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Seconds since it was started, for parts of a stage."""
+
+    started: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+
+def peak_rss_bytes() -> int:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def read_ledger(artifact: Path) -> list[Line]:
+    """Lines of an artifact's ledger; a line cut by a crash is left out."""
+    path = artifact / LEDGER_NAME
+    lines: list[Line] = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines
+
+
+def inherited_lines(artifact: Path, digest: str) -> list[Line]:
+    """Lines of an input for its child's ledger: its own lines get the input's digest."""
+    return [{"artifact": digest, **line} for line in read_ledger(artifact)]
+
+
+def append_lines(artifact: Path, lines: Iterable[Line]) -> None:
+    """Append lines that are not yet there to the ledger of ``artifact``."""
+    known = {line_key(line) for line in read_ledger(artifact)}
+    path = artifact / LEDGER_NAME
+    cut = path.is_file() and path.read_bytes()[-1:] not in {b"", b"\n"}
+    with path.open("a") as file:
+        file.write("\n" if cut else "")  # what a crash cut off must not swallow the next line
+        for line in lines:
+            if line_key(line) not in known:
+                known.add(line_key(line))
+                file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def collect_interrupted(scratch: Path) -> None:
+    """Turn what a killed run left in ``scratch`` into a ledger line."""
+    path = scratch / RUNNING_NAME
+    if path.is_file():
+        append_lines(scratch, [json.loads(path.read_text())])
+        path.unlink()
+
+
+def line_key(line: Line) -> tuple[Any, ...]:
+    """What tells one stage run from another: a line inherited along two ways counts once."""
+    return line.get("stage"), line.get("config_digest"), line.get("started"), line.get("host")

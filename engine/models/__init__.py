@@ -1,0 +1,1 @@
+"""Networks: proxies, students, frozen backbones."""

@@ -1,0 +1,60 @@
+"""Networks that are trained here: the proxy (batch norm) and the students (instance norm).
+
+The layouts are torchvision's; the hard-label protocol of MinimaxDiffusion (``train_models/resnet.py``)
+is the same network with every norm replaced by ``GroupNorm(channels, channels)``, that is instance
+norm with an affine map and no running statistics, so that training and evaluation behave alike.
+"""
+
+from typing import Literal, TypeAlias
+
+import torch
+from torch import nn
+
+from engine.seeding import seeded_initialisation
+
+Norm: TypeAlias = Literal["batch", "instance"]
+StudentName: TypeAlias = Literal["resnet18", "resnet50"]
+
+
+def instance_norm(channels: int) -> nn.GroupNorm:
+    """Instance norm with an affine map: one group per channel."""
+    return nn.GroupNorm(channels, channels)
+
+
+def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -> nn.Module:
+    """Randomly initialised network for ``n_classes``; the weights depend on ``seed`` alone.
+
+    Convolutions start as N(0, sqrt(2 / (k * k * out_channels))), norms as 1 and 0 (torchvision's
+    initialisation, which is also that of MinimaxDiffusion).
+    """
+    import torchvision.models as zoo
+
+    build = {"resnet18": zoo.resnet18, "resnet50": zoo.resnet50}[name]
+    norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
+    with seeded_initialisation(seed):
+        return build(weights=None, num_classes=n_classes, norm_layer=norm_layer)
+
+
+def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:
+    """Layout of images and weights in which this network is fastest.
+
+    Channels last everywhere, except for instance norm on a CPU: GroupNorm does 139 images/s there in
+    NCHW but 54 in channels last (128 px, bfloat16, two cores).
+    """
+    slow_there = norm == "instance" and device.type == "cpu"
+    return torch.contiguous_format if slow_there else torch.channels_last
+
+
+class LinearHead(nn.Module):
+    """A linear classifier on frozen features, standardised per column: the fast proxy."""
+
+    def __init__(self, width: int, n_classes: int) -> None:
+        """Start from zero weights: a convex problem needs no random start."""
+        super().__init__()
+        self.linear = nn.Linear(width, n_classes)
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features_bd: torch.Tensor) -> torch.Tensor:
+        """Logits of shape (b, classes)."""
+        return self.linear(features_bd)

@@ -1,0 +1,67 @@
+"""Weights from files: safetensors as they are, ``.pth`` through the one converter."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from shards.atomic import sha256_of_file
+from shards.errors import UsageError
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict.
+
+    A ``.pth`` file is a pickle: it is read with ``weights_only=True``, which refuses everything but
+    tensors, and this is the only place that does so.
+
+    Raises:
+        UsageError: The file does not exist or holds no flat dictionary of tensors.
+    """
+    if not path.is_file():
+        raise UsageError(f"weights {path} does not exist; name a .safetensors or .pth file")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state: object = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251, S614 - see above
+    if isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values()):
+        return {str(name): value for name, value in state.items()}
+    raise UsageError(f"weights {path} holds no flat dictionary of tensors; convert it to safetensors")
+
+
+def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights whose names must fit; head layers that the network lacks are left out.
+
+    Raises:
+        UsageError: A tensor of the network is missing or has another shape; names the first one.
+    """
+    own = network.state_dict()
+    for name, tensor in own.items():
+        if name not in state or state[name].shape != tensor.shape:
+            found = tuple(state[name].shape) if name in state else "nothing"
+            raise UsageError(
+                f"weights {source} has {found} for {name}, the network needs {tuple(tensor.shape)}; "
+                "name the file of this very backbone"
+            )
+    network.load_state_dict({name: state[name] for name in own})
+
+
+def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights whose order, but not whose names, are those of the network.
+
+    Raises:
+        UsageError: The number of tensors or a shape differs.
+    """
+    own = network.state_dict()
+    shapes = [tuple(tensor.shape) for tensor in own.values()]
+    found = [tuple(tensor.shape) for tensor in state.values()]
+    if shapes != found[: len(shapes)]:
+        raise UsageError(f"weights {source} does not fit this backbone; name the file of this one")
+    network.load_state_dict(dict(zip(own, state.values(), strict=False)))
+
+
+def weights_digest(path: Path) -> str:
+    """sha256 of a weights file: part of the key under which features are cached."""
+    return sha256_of_file(path)

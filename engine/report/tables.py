@@ -1,0 +1,193 @@
+"""Tables for people (HTML and Markdown, from one description) and for machines (CSV)."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from engine.report.accuracy import Accuracy, Comparison, within_noise
+from engine.report.catalogue import method_order
+from engine.report.measures import METRICS, Measurement, SetCost
+from engine.report.verdict import plus_minus
+from engine.tables import readable_bytes, readable_seconds
+
+NOTHING = "-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """One cell of a table for people."""
+
+    text: str
+    detail: str = ""
+    """Second, smaller line."""
+    numeric: bool = False
+    emphasis: str = ""
+    """``best`` or ``tied`` (within noise of the best) among accuracies, ``total`` in a sum."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A table for people."""
+
+    caption: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[Cell, ...], ...]
+
+    @property
+    def numeric_columns(self) -> tuple[bool, ...]:
+        """Columns whose header stands to the right, over numbers."""
+        return tuple(
+            any(row[column].numeric for row in self.rows) for column in range(len(self.header))
+        )
+
+
+def accuracy_table(compared: Sequence[Comparison]) -> Table:
+    """Settings down, methods across; mean and spread of best and last top-1."""
+    methods = sorted({one.method for row in compared for one in row.ranking}, key=method_order)
+    header = ("data", "validation", "protocol", "student", "training", "IPC", *methods)
+    return Table(
+        caption="Top-1 accuracy in percent, mean ± standard deviation over students",
+        header=header,
+        rows=tuple(_accuracy_row(comparison, methods) for comparison in compared),
+    )
+
+
+def metric_table(measured: Sequence[Measurement]) -> Table:
+    """Measured sets down, metrics across."""
+    return Table(
+        caption="Representativeness and diversity, mean over classes; higher is better",
+        header=("data", "set", "validation", "backbone", *(name.upper() for name in METRICS)),
+        rows=tuple(
+            (
+                _text(one.measured.data),
+                _text(one.measured.name),
+                _text(one.val),
+                _text(one.backbone),
+                *(_number(_decimals(one.value(metric))) for metric in METRICS),
+            )
+            for one in measured
+        ),
+    )
+
+
+def cost_table(costs: Sequence[SetCost]) -> Table:
+    """Stages of each set down, followed by their sum."""
+    header = ("data", "set", "stage", "runs", "wall time", "CPU time", "image passes", "images/s",
+              "peak memory", "device")  # fmt: skip
+    return Table(
+        caption="Construction cost by stage, the inputs of a set included",
+        header=header,
+        rows=tuple(row for cost in costs for row in _cost_rows(cost)),
+    )
+
+
+def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Records of equal fields as CSV with a header; a number that does not exist stays empty."""
+    sink = io.StringIO()
+    if records:
+        writer = csv.DictWriter(sink, fieldnames=list(records[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(
+            {name: "" if _is_nan(value) else value for name, value in record.items()}
+            for record in records
+        )
+    return sink.getvalue().encode()
+
+
+def markdown_bytes(table: Table) -> bytes:
+    """A table in Markdown; the best of a row is bold, what is within noise of it italic."""
+    rule = ["--:" if numeric else "---" for numeric in table.numeric_columns]
+    rows = [list(map(_markdown_text, table.header)), rule]
+    rows += [[_markdown_cell(cell) for cell in row] for row in table.rows]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"{table.caption}.", "", *lines, ""]).encode()
+
+
+def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[Cell, ...]:
+    setting = comparison.setting
+    by_method = {accuracy.method: accuracy for accuracy in comparison.ranking}
+    return (
+        _text(setting.data),
+        _text(setting.val, f"{setting.n_val:,} images"),
+        _text(setting.protocol),
+        _text(setting.student),
+        _text(setting.training),
+        _number(str(setting.ipc)),
+        *(_accuracy_cell(by_method.get(method), comparison) for method in methods),
+    )
+
+
+def _accuracy_cell(accuracy: Accuracy | None, comparison: Comparison) -> Cell:
+    if accuracy is None:
+        return _number(NOTHING)
+    emphasis = ""
+    if len(comparison.ranking) > 1 and within_noise(comparison.best, accuracy):
+        emphasis = "best" if accuracy is comparison.best else "tied"
+    return Cell(
+        text=plus_minus(accuracy.best_mean, accuracy.best_std),
+        detail=f"last {plus_minus(accuracy.last_mean, accuracy.last_std)}, n = {accuracy.n}",
+        numeric=True,
+        emphasis=emphasis,
+    )
+
+
+def _cost_rows(cost: SetCost) -> list[tuple[Cell, ...]]:
+    stages = cost.stages
+    rows = [
+        (
+            _text(cost.paid.data if first else ""),
+            _text(cost.paid.name if first else ""),
+            _text(stage.stage),
+            _number(
+                str(stage.runs), f"{stage.interrupted} interrupted" if stage.interrupted else ""
+            ),
+            _number(readable_seconds(stage.wall_seconds)),
+            _number(readable_seconds(stage.cpu_seconds)),
+            _number(f"{stage.images:,}"),
+            _number(f"{stage.images_per_second:,.1f}"),
+            _number(readable_bytes(stage.peak_rss_bytes)),
+            _text(stage.device),
+        )
+        for first, stage in zip([True] + [False] * len(stages), stages, strict=False)
+    ]
+    sums = (
+        str(sum(stage.runs for stage in stages)),
+        readable_seconds(cost.wall_seconds),
+        readable_seconds(sum(stage.cpu_seconds for stage in stages)),
+        f"{sum(stage.images for stage in stages):,}",
+        "",
+        readable_bytes(max(stage.peak_rss_bytes for stage in stages)),
+    )
+    total = ("", "", "total", *sums, "")
+    numeric = (False, False, False, *(True for _ in sums), False)
+    cells = zip(total, numeric, strict=True)
+    return [*rows, tuple(Cell(text=text, numeric=right, emphasis="total") for text, right in cells)]
+
+
+def _text(text: str, detail: str = "") -> Cell:
+    return Cell(text=text, detail=detail)
+
+
+def _number(text: str, detail: str = "") -> Cell:
+    return Cell(text=text, detail=detail, numeric=True)
+
+
+def _decimals(value: float) -> str:
+    return NOTHING if math.isnan(value) else f"{value:.4f}"
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _markdown_cell(cell: Cell) -> str:
+    mark = {"best": "**", "total": "**", "tied": "*"}.get(cell.emphasis, "") if cell.text else ""
+    text = f"{mark}{_markdown_text(cell.text)}{mark}"
+    return f"{text} ({_markdown_text(cell.detail)})" if cell.detail else text
+
+
+def _markdown_text(text: str) -> str:
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

@@ -1,0 +1,171 @@
+"""``RESULTS/``: append-only tables of trained students and measured sets, and the sets' lineage.
+
+``students.parquet`` (and ``.csv``): one row per trained student. ``metrics.parquet`` (and ``.csv``):
+one row per measured set and metric. ``lineage/<set digest>.json``: provenance and ledger of each set, so
+that a report can tell costs after the sets have gone. A row is never written twice: its key says
+what was run, and a run that finds its row does nothing.
+"""
+
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+
+from engine.artifact import lock
+from engine.ledger import Line, read_ledger
+from engine.sets import CondensedSet
+from shards.atomic import json_bytes, write_atomically
+from shards.dataset import Dataset
+from shards.errors import StoreError
+
+STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
+
+_SET_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("key", pa.string()),  # digest of everything that went in: one row per key
+    ("data", pa.string()),  # name of the data set that the set condenses
+    ("method", pa.string()),
+    ("ipc", pa.int64()),
+    ("set_kind", pa.string()),
+    ("set_digest", pa.string()),
+    ("set_path", pa.string()),  # relative to RESULTS
+    ("set_seed", pa.int64()),
+    ("parameters", pa.string()),  # JSON of the method's parameters
+    ("val", pa.string()),
+    ("val_path", pa.string()),
+    ("val_identity", pa.string()),
+    ("n_val", pa.int64()),
+]
+STUDENTS_SCHEMA = pa.schema(
+    [
+        *_SET_COLUMNS,
+        ("protocol", pa.string()),  # name@version, +short where it is not comparable
+        ("student", pa.string()),
+        ("seed", pa.int64()),
+        ("top1_best", pa.float64()),  # percent
+        ("top1_last", pa.float64()),
+        ("top5_last", pa.float64()),
+        ("epochs", pa.int64()),
+        ("evaluations", pa.int64()),
+        ("size", pa.int64()),
+        ("batch", pa.int64()),
+        ("steps", pa.int64()),
+        ("train_seconds", pa.float64()),
+        ("evaluation_seconds", pa.float64()),
+        ("peak_rss_bytes", pa.int64()),
+        ("image_bytes", pa.int64()),
+        ("label_bytes", pa.int64()),
+        ("device", pa.string()),
+        ("runtime", pa.string()),  # JSON: precision, threads, versions
+    ]
+)
+METRICS_SCHEMA = pa.schema(
+    [
+        *_SET_COLUMNS,
+        ("metric", pa.string()),  # name@version
+        ("value", pa.float64()),  # mean over classes
+        ("backbone", pa.string()),
+        ("weights", pa.string()),  # sha256 of the backbone's weights
+        ("n_classes", pa.int64()),
+        ("runtime", pa.string()),
+    ]
+)
+_SCHEMAS = {STUDENTS: STUDENTS_SCHEMA, METRICS: METRICS_SCHEMA}
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """A results directory; made on the first append."""
+
+    path: Path
+
+    def rows(self, table: str) -> list[dict[str, Any]]:
+        """All rows of ``students`` or ``metrics``; empty if there are none yet.
+
+        Raises:
+            StoreError: The table cannot be read or is of another version.
+        """
+        file = self.path / f"{table}.parquet"
+        if not file.is_file():
+            return []
+        try:
+            read = pq.read_table(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise StoreError(f"{file} cannot be read ({error}); restore it or move it away") from error
+        if read.schema.names != _SCHEMAS[table].names:
+            raise StoreError(f"{file} is of another version; choose another RESULTS folder")
+        return read.to_pylist()
+
+    def keys(self, table: str) -> set[str]:
+        """Keys of the rows that are there."""
+        return {row["key"] for row in self.rows(table)}
+
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
+        """Append rows whose key is not there yet, with the ledger lines of the run that made them."""
+        with lock(self.path, wait=True):
+            self.path.mkdir(parents=True, exist_ok=True)
+            there = self.rows(table)
+            known = {row["key"] for row in there}
+            fresh = [dict(row) for row in rows if row["key"] not in known]
+            merged = pa.Table.from_pylist([*there, *fresh], schema=_SCHEMAS[table])
+            write_atomically(self.path / f"{table}.parquet", _parquet_bytes(merged))
+            write_atomically(self.path / f"{table}.csv", _csv_bytes(merged))
+            lines = "".join(json.dumps(line) + "\n" for line in [*read_ledger(self.path), *ledger])
+            write_atomically(self.path / "ledger.jsonl", lines.encode())
+
+    def record_lineage(self, condensed: CondensedSet) -> None:
+        """Keep provenance and ledger of a set, so that its cost can be told without it."""
+        folder = self.path / LINEAGE
+        folder.mkdir(parents=True, exist_ok=True)
+        document = {
+            "provenance": condensed.provenance.document(),
+            "ledger": read_ledger(condensed.path),
+        }
+        digest = condensed.provenance.digest
+        write_atomically(folder / f"{digest[:24]}.json", json_bytes(document))
+
+    def lineage(self, set_digest: str) -> dict[str, Any] | None:
+        """Provenance and ledger of a set as recorded, or None."""
+        path = self.path / LINEAGE / f"{set_digest[:24]}.json"
+        return json.loads(path.read_bytes()) if path.is_file() else None
+
+    def set_columns(self, condensed: CondensedSet) -> dict[str, Any]:
+        """Columns that describe a set, common to both tables."""
+        info = condensed.info
+        return {
+            "data": info.source_name,
+            "method": info.method,
+            "ipc": info.ipc,
+            "set_kind": info.kind,
+            "set_digest": condensed.provenance.digest,
+            "set_path": relpath(condensed.path.resolve(), self.path.resolve()),
+            "set_seed": info.seed,
+            "parameters": json.dumps(dict(info.parameters), sort_keys=True),
+        }
+
+    def val_columns(self, val: Dataset) -> dict[str, Any]:
+        """Columns that describe the validation set, common to both tables."""
+        return {
+            "val": val.manifest.name,
+            "val_path": relpath(val.path.resolve(), self.path.resolve()),
+            "val_identity": val.manifest.identity,
+            "n_val": len(val),
+        }
+
+
+def _parquet_bytes(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _csv_bytes(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pacsv.write_csv(table, sink)
+    return sink.getvalue()

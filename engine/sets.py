@@ -1,0 +1,162 @@
+"""A condensed set on disk: ``set.json`` beside ``ids.npy`` (a coreset) or beside packed shards.
+
+Both kinds train and measure through ``CondensedSet``: a packed data set and, for a coreset, the ids
+of the chosen samples in it.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.provenance import Provenance, locate
+from shards.atomic import json_bytes, write_atomically
+from shards.dataset import Dataset
+from shards.errors import StoreError, UsageError
+from shards.manifest import MANIFEST_NAME, content_digest
+
+SET_NAME = "set.json"
+IDS_NAME = "ids.npy"
+FORMAT = "coreset-set"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetInfo:
+    """Contents of ``set.json``."""
+
+    kind: Literal["coreset", "distilled"]
+    method: str
+    """Name in tables: random, ccs-aum, kmeans ..."""
+    parameters: Mapping[str, Any]
+    seed: int
+    source_name: str
+    source_identity: str
+    source_content: str
+    n_classes: int
+    ipc: int
+    per_class: tuple[int, ...]
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    def write(self, directory: Path) -> None:
+        """Write ``set.json``."""
+        write_atomically(directory / SET_NAME, json_bytes(asdict(self)))
+
+    @staticmethod
+    def read(directory: Path) -> "SetInfo":
+        """Read ``set.json``.
+
+        Raises:
+            UsageError: ``directory`` is not a condensed set.
+            StoreError: The file cannot be parsed or is of another version.
+        """
+        path = directory / SET_NAME
+        if not path.is_file():
+            fact = "is not a condensed set (no set.json)" if directory.exists() else "does not exist"
+            raise UsageError(f"{directory} {fact}; make one with `coreset select` or `coreset distill`")
+        try:
+            document: dict[str, Any] = json.loads(path.read_bytes())
+            info = SetInfo(**{**document, "per_class": tuple(document["per_class"])})
+        except (ValueError, TypeError, KeyError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
+        if (info.format, info.format_version) != (FORMAT, FORMAT_VERSION):
+            raise StoreError(f"{path} is of version {info.format_version}; make the set again")
+        return info
+
+
+@dataclass(frozen=True, slots=True)
+class CondensedSet:
+    """A condensed set with its images: ``ids`` into ``dataset`` (all of it for a distilled set)."""
+
+    path: Path
+    info: SetInfo
+    provenance: Provenance
+    dataset: Dataset
+    ids: NDArray[np.int64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every image of the set."""
+        return self.dataset.labels[self.ids]
+
+    @property
+    def image_bytes(self) -> int:
+        """Stored bytes of the images: the storage budget of the set."""
+        return int(self.dataset.ints("bytes")[self.ids].sum())
+
+    @property
+    def content(self) -> str:
+        """Digest of the stored bytes of the images, in order."""
+        return subset_content(self.dataset, self.ids)
+
+
+def subset_content(dataset: Dataset, ids: NDArray[np.int64]) -> str:
+    """Content digest of some samples of a data set, in the order of ``ids``."""
+    return content_digest(dataset.samples["content_hash"].take(ids).to_pylist())
+
+
+def ids_digest(ids: NDArray[np.int64]) -> str:
+    """sha256 of the chosen ids."""
+    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
+
+
+def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
+    """Open a condensed set together with the data set that holds its images.
+
+    Args:
+        path: The set.
+        data: Where the source of a coreset lies now, if it was moved.
+
+    Raises:
+        UsageError: Not a set; or its source is not where it was, or is another data set.
+    """
+    info, provenance = SetInfo.read(path), Provenance.read(path)
+    if (path / MANIFEST_NAME).is_file():
+        dataset = Dataset.open(path)
+        return CondensedSet(path, info, provenance, dataset, np.arange(len(dataset)))
+    dataset = open_source(path, data)
+    require_same_data(dataset, info.source_identity, f"the coreset {path}")
+    ids = np.load(path / IDS_NAME, allow_pickle=False).astype(np.int64)
+    return CondensedSet(path, info, provenance, dataset, ids)
+
+
+def open_source(artifact: Path, data: Path | None) -> Dataset:
+    """Open the data set that an artifact was made from.
+
+    Raises:
+        UsageError: It is not where it was and ``data`` does not say where it is.
+    """
+    directory = data or locate(artifact, "dataset")
+    if directory is None or not (directory / MANIFEST_NAME).is_file():
+        raise UsageError(
+            f"the data set of {artifact} is not at {directory} any more; name its place with --data"
+        )
+    return Dataset.open(directory)
+
+
+def require_same_data(dataset: Dataset, identity: str, what: str) -> None:
+    """Raise ``UsageError`` unless ``dataset`` is the one that ``what`` was made from."""
+    if dataset.manifest.identity != identity:
+        raise UsageError(
+            f"{dataset.path} has identity {dataset.manifest.identity[:12]}, but {what} was made from "
+            f"{identity[:12]}: another data set; name the right one with --data"
+        )
+
+
+def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
+    """Raise ``UsageError`` unless set and validation data have the same class list in one order."""
+    here, there = condensed.dataset.classes, val.classes
+    if here == there:
+        return
+    odd = sorted(set(here) ^ set(there))
+    fact = f"{odd[0]} is in one of them only" if odd else "the same classes in another order"
+    raise UsageError(
+        f"{condensed.path} has {len(here)} classes and {val.path} has {len(there)}: {fact}; "
+        "pack both from folders with the same class names"
+    )

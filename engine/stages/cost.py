@@ -1,0 +1,52 @@
+"""``coreset cost``: what it cost to construct an artifact, along its inputs."""
+
+from dataclasses import asdict, dataclass
+
+from engine.config import Outcome, SetPath
+from engine.costs import StageCost, construction_cost, total_wall_seconds
+from engine.ledger import read_ledger
+from engine.tables import aligned, readable_bytes, readable_seconds
+from shards.errors import UsageError
+
+_HEADER = ("stage", "runs", "wall time", "CPU time", "images", "images/s", "peak memory", "device")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """Add up what every stage on the way to a set cost: its own runs and those of its inputs."""
+
+    artifact: SetPath
+    """A condensed set; a packed data set, scores or features will do."""
+
+    def run(self) -> Outcome:
+        """Read the ledger of the artifact and sum it by stage."""
+        costs = construction_cost(read_ledger(self.artifact))
+        if not costs:
+            fact = "has no ledger" if self.artifact.exists() else "does not exist"
+            raise UsageError(
+                f"{self.artifact} {fact}; name the output of a finished coreset command"
+            )
+        total = total_wall_seconds(costs)
+        lines = (
+            *aligned(_HEADER, [_row(cost) for cost in costs]),
+            f"construction cost of {self.artifact}: {readable_seconds(total)} wall time",
+        )
+        return Outcome(lines, {"wall_seconds": total, "stages": [_facts(cost) for cost in costs]})
+
+
+def _row(cost: StageCost) -> tuple[str, ...]:
+    interrupted = f" ({cost.interrupted} interrupted)" if cost.interrupted else ""
+    return (
+        cost.stage,
+        f"{cost.runs}{interrupted}",
+        readable_seconds(cost.wall_seconds),
+        readable_seconds(cost.cpu_seconds),
+        f"{cost.images:,}",
+        f"{cost.images_per_second:,.1f}",
+        readable_bytes(cost.peak_rss_bytes),
+        cost.device,
+    )
+
+
+def _facts(cost: StageCost) -> dict[str, object]:
+    return {**asdict(cost), "images_per_second": cost.images_per_second}

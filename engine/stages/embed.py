@@ -1,0 +1,65 @@
+"""``coreset embed``: pooled features of a frozen backbone into a Zarr store."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.config import DataPath, FeaturesPath, Outcome, require_at_least
+from engine.features import FeatureSpec, embed, remember
+from shards.dataset import Dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Compute features of every image with a frozen backbone, one row per sample id (float16).
+
+    Continues after an interruption. `measure` and `score --proxy linear` find these features again
+    (the cache, CORESET_CACHE, points to them).
+    """
+
+    data: DataPath
+    """Packed data set."""
+    features: FeaturesPath
+    """Directory to make."""
+    backbone: str = "resnet18"
+    """resnet18 (torchvision), tf_efficientnet_lite0 (weights by the extra `offline`),
+    mobilenetv2_100_same, or any timm model."""
+    weights: Path | None = None
+    """File of weights (.safetensors or .pth); by default those on this machine."""
+    size: int = 224
+    """Images are squashed to a square of this many pixels."""
+    batch: int = 64
+    """Images per forward pass."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    decoder: Literal["auto", "dali", "turbo"] = "auto"
+    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require_at_least("size", self.size, 8)
+        require_at_least("batch", self.batch, 1)
+
+    def run(self) -> Outcome:
+        """Open the data set, run the backbone over it, publish the store."""
+        dataset = Dataset.open(self.data)
+        spec = FeatureSpec(
+            backbone=self.backbone,
+            weights=self.weights,
+            size=self.size,
+            batch=self.batch,
+            device=self.device,
+            decoder=self.decoder,
+            workers=self.workers,
+        )
+        work = embed(dataset, spec, self.features)
+        remember(self.features, dataset, spec)
+        verb = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        return Outcome(
+            (
+                f"features of {len(dataset):,} images ({self.backbone}) {verb}: {self.features}",
+                f"next: coreset score {self.data} SCORES --proxy linear --backbone {self.backbone}",
+            ),
+            {"features": str(self.features), "images": len(dataset)},
+        )

@@ -1,0 +1,139 @@
+"""``coreset measure``: how well a condensed set covers the validation images, and how varied it is."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from engine.config import Outcome, ResultsPath, SetPath, ValPath, require_at_least
+from engine.features import FeatureSpec, features_for
+from engine.ledger import Meter
+from engine.provenance import versions
+from engine.results import METRICS, Results
+from engine.sets import CondensedSet, open_set, require_same_classes
+from shards.atomic import digest_of
+from shards.dataset import Dataset
+from shards.errors import DataError
+
+METRIC_NAMES = {
+    "r1": "representativeness_r1@1",
+    "d1": "diversity_d1@1",
+    "r2": "representativeness_r2@1",
+    "d2": "diversity_d2@1",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """Measure representativeness and diversity of a condensed set, class by class, by FAISS.
+
+    R1/D1 as in ManifoldGD (worst match of the set, nearest pair), R2/D2 their averages (mean match of
+    the validation images, mean pair); cosines of backbone features, mean over classes, higher is
+    better. Features are made once per set and backbone and cached.
+    """
+
+    set: SetPath
+    """Condensed set."""
+    val: ValPath
+    """Packed validation set with the same classes: the reference."""
+    results: ResultsPath
+    """Results folder; made if absent, else appended to."""
+    backbone: str = "resnet18"
+    """Frozen backbone, as in `coreset embed`."""
+    weights: Path | None = None
+    """Weights of that backbone, if not on this machine."""
+    size: int = 224
+    """Images are squashed to a square of this many pixels."""
+    batch: int = 64
+    """Images per forward pass."""
+    data: Path | None = None
+    """Where the data set of a coreset lies now, if it was moved."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one (features; the search itself runs on the CPU)."""
+    decoder: Literal["auto", "dali", "turbo"] = "auto"
+    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require_at_least("size", self.size, 8)
+        require_at_least("batch", self.batch, 1)
+
+    def run(self) -> Outcome:
+        """Get the features of set and reference, measure class by class, append the rows."""
+        from engine.models.backbones import weights_key
+
+        condensed, val = open_set(self.set, data=self.data), Dataset.open(self.val)
+        require_same_classes(condensed, val)
+        results = Results(self.results)
+        weights = weights_key(self.backbone, self.weights)
+        keys = {name: self._key(condensed, val, weights, name) for name in METRIC_NAMES.values()}
+        if not set(keys.values()) <= results.keys(METRICS):
+            meter = Meter("measure", next(iter(keys.values())), self.device)
+            values = self._values(condensed, val)
+            results.record_lineage(condensed)
+            common = {
+                **results.set_columns(condensed),
+                **results.val_columns(val),
+                "backbone": self.backbone,
+                "weights": weights,
+                "n_classes": condensed.info.n_classes,
+                "runtime": json.dumps({"versions": versions()}),
+            }
+            rows = [
+                common | {"key": keys[name], "metric": name, "value": values[short]}
+                for short, name in METRIC_NAMES.items()
+            ]
+            meter.images = len(condensed.ids) + len(val)
+            results.append(METRICS, rows, [meter.line()])
+        return self._outcome(results, set(keys.values()))
+
+    def _key(self, condensed: CondensedSet, val: Dataset, weights: str, metric: str) -> str:
+        return digest_of(
+            {
+                "set": condensed.provenance.digest,
+                "val": [val.manifest.identity, val.manifest.content],
+                "backbone": self.backbone,
+                "weights": weights,
+                "size": self.size,
+                "metric": metric,
+            }
+        )
+
+    def _values(self, condensed: CondensedSet, val: Dataset) -> dict[str, float]:
+        from kernels.similarity import coverage
+
+        spec = FeatureSpec(
+            backbone=self.backbone,
+            weights=self.weights,
+            size=self.size,
+            batch=self.batch,
+            device=self.device,
+            decoder=self.decoder,
+            workers=self.workers,
+        )
+        set_features = features_for(condensed.dataset, spec, condensed.ids)
+        val_features = features_for(val, spec)
+        try:
+            measured = coverage(
+                set_features,
+                condensed.labels,
+                val_features,
+                val.labels,
+                condensed.info.n_classes,
+            )
+        except ValueError as error:
+            raise DataError(f"{self.set} against {self.val}: {error}") from error
+        return measured.means()
+
+    def _outcome(self, results: Results, keys: set[str]) -> Outcome:
+        rows: list[dict[str, Any]] = [row for row in results.rows(METRICS) if row["key"] in keys]
+        values = {row["metric"]: row["value"] for row in rows}
+        shown = ", ".join(f"{name.split('@')[0]} {values[name]:.4f}" for name in METRIC_NAMES.values())
+        return Outcome(
+            (
+                f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}: {shown}: {self.results}",
+                f"next: coreset report {self.results} report.html",
+            ),
+            {"results": str(self.results), **values},
+        )

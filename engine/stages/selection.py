@@ -1,0 +1,178 @@
+"""``coreset select``: choose a coreset, class by class."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from engine.artifact import making
+from engine.config import Outcome, SetPath, require_at_least, require_between
+from engine.generations import COMMIT_NAME, Generations
+from engine.misratios import misratio_of_the_study
+from engine.provenance import Provenance
+from engine.sets import IDS_NAME, SetInfo, open_source, require_same_data
+from engine.store import SCORES_NAME, read_columns
+from shards.classes import recognise
+from shards.dataset import Dataset
+from shards.errors import UsageError
+from shards.manifest import MANIFEST_NAME
+
+SOURCE = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Select:
+    """Choose exactly --ipc images of every class.
+
+    ccs: cut the misratio hardest of a class, lay equal-width bins over the other scores, share the
+    budget over the bins (smallest first), draw at random within each. random: draw at random.
+    """
+
+    source: SOURCE
+    """Scores (ccs, random) or a packed data set (random)."""
+    set: SetPath
+    """Directory to make: a list of sample ids and how it came about."""
+    ipc: int
+    """Images per class."""
+    method: Literal["ccs", "random"] | None = None
+    """Default: ccs for scores, random for a data set."""
+    score: str = "aum"
+    """Score to stratify on (ccs): aum, aum_logit, el2n, forgetting, correctness."""
+    misratio: float | None = None
+    """Share of the hardest images of each class to cut first (ccs); default: the study's Table 6 for
+    ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50, else it must be given."""
+    bins: int = 50
+    """Equal-width bins over the range of a class's scores (ccs)."""
+    seed: int = 0
+    """Seed of the draw; every class has its own stream."""
+    data: Path | None = None
+    """Where the scored data set lies now, if it was moved."""
+
+    def __post_init__(self) -> None:
+        require_at_least("ipc", self.ipc, 1)
+        require_at_least("bins", self.bins, 1)
+        if self.misratio is not None:
+            require_between("misratio", self.misratio, 0, 1)
+
+    def run(self) -> Outcome:
+        """Find labels and scores, draw, publish the ids with their provenance."""
+        dataset, scored = self._inputs()
+        method = self.method or ("ccs" if scored else "random")
+        if method == "ccs" and not scored:
+            raise UsageError(
+                f"method ccs needs scores, {self.source} is a data set; run `coreset score "
+                f"{self.source} SCORES` first, or use --method random"
+            )
+        path = self.source if method == "ccs" else dataset.path
+        provenance = self._provenance(dataset, method, path)
+        with making(self.set, provenance, inputs=[path]) as work:
+            if not work.done:
+                chosen, lowered = self._choose(dataset, provenance.config)
+                np.save(work.scratch / IDS_NAME, chosen)
+                self._info(dataset, provenance.config, chosen).write(work.scratch)
+                work.meter.images = len(dataset)
+                work.meter.notes["lowered_misratio_classes"] = len(lowered)
+                work.provenance = replace(work.provenance, binds=dict(_binds(dataset)))
+        return self._outcome(dataset, work.done, method)
+
+    def _inputs(self) -> tuple[Dataset, bool]:
+        """The data set whose images are chosen, and whether ``source`` is a scores artifact."""
+        if (self.source / MANIFEST_NAME).is_file():
+            return Dataset.open(self.source), False
+        if not (self.source / COMMIT_NAME).is_file():
+            fact = "is neither scores nor a packed data set" if self.source.exists() else "does not exist"
+            raise UsageError(f"{self.source} {fact}; make one with `coreset score` or `coreset pack`")
+        dataset = open_source(self.source, self.data)
+        identity = str(Provenance.read(self.source).binds["identity"])
+        require_same_data(dataset, identity, f"the scores {self.source}")
+        return dataset, True
+
+    def _provenance(self, dataset: Dataset, method: str, path: Path) -> Provenance:
+        config: dict[str, Any] = {"method": method, "ipc": self.ipc, "seed": self.seed}
+        if method == "ccs":
+            misratio = self.misratio
+            if misratio is None:
+                misratio = misratio_of_the_study(self.score, recognise(dataset.classes), self.ipc)
+            config |= {"score": self.score, "misratio": misratio, "bins": self.bins}
+        role = "scores" if method == "ccs" else "data"
+        recorded = Provenance.read(path).as_input(role, path, self.set)
+        return Provenance(kind="set", stage="select", config=config, inputs=(recorded,))
+
+    def _choose(
+        self, dataset: Dataset, config: Mapping[str, Any]
+    ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+        from kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
+        from kernels.scores import easiness
+
+        labels, n_classes = dataset.labels, len(dataset.classes)
+        try:
+            if config["method"] == "random":
+                picked = random_coreset(labels, n_classes, self.ipc, self.seed)
+            else:
+                picked = ccs_coreset(
+                    easiness(self.score, self._scores(dataset)),
+                    labels,
+                    n_classes,
+                    self.ipc,
+                    misratio=config["misratio"],
+                    n_bins=self.bins,
+                    seed=self.seed,
+                )
+        except ClassTooSmallError as error:
+            raise UsageError(
+                f"ipc must be at most the size of every class, got {self.ipc}, but class "
+                f"{dataset.classes[error.class_index]} has {error.size} images; lower --ipc"
+            ) from error
+        return picked.ids, picked.lowered
+
+    def _scores(self, dataset: Dataset) -> NDArray[np.float32]:
+        newest = Generations(self.source).latest()
+        if newest is None:
+            raise UsageError(f"{self.source} holds no finished scores; run `coreset score` again")
+        scores = read_columns(newest[1] / SCORES_NAME, [self.score])[self.score]
+        if scores.shape != (len(dataset),):
+            raise UsageError(
+                f"{self.source} has {len(scores)} scores, but {dataset.path} has {len(dataset)} "
+                "images: made from another data set; score this one again"
+            )
+        return scores
+
+    def _info(
+        self, dataset: Dataset, config: Mapping[str, Any], chosen: NDArray[np.int64]
+    ) -> SetInfo:
+        method = "random" if config["method"] == "random" else f"ccs-{self.score}"
+        counts = np.bincount(dataset.labels[chosen], minlength=len(dataset.classes))
+        return SetInfo(
+            kind="coreset",
+            method=method,
+            parameters={name: config[name] for name in config if name not in {"seed", "method"}},
+            seed=self.seed,
+            source_name=dataset.manifest.name,
+            source_identity=dataset.manifest.identity,
+            source_content=dataset.manifest.content,
+            n_classes=len(dataset.classes),
+            ipc=self.ipc,
+            per_class=tuple(counts.tolist()),
+        )
+
+    def _outcome(self, dataset: Dataset, done: bool, method: str) -> Outcome:  # noqa: FBT001 - a fact
+        info = SetInfo.read(self.set)
+        how = "is there already" if done else "chosen"
+        used = json.dumps(dict(info.parameters), sort_keys=True)
+        return Outcome(
+            (
+                f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used}) "
+                f"{how}: {self.set}",
+                f"next: coreset train {self.set} VAL RESULTS",
+            ),
+            {"set": str(self.set), "images": sum(info.per_class), "method": method},
+        )
+
+
+def _binds(dataset: Dataset) -> Mapping[str, str]:
+    return {"identity": dataset.manifest.identity, "content": dataset.manifest.content}

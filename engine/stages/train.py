@@ -1,0 +1,203 @@
+"""``coreset train``: train students on a condensed set and evaluate them on a validation set."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from engine.config import Outcome, ResultsPath, SetPath, ValPath, require_at_least
+from engine.ledger import Meter, peak_rss_bytes
+from engine.progress import progress
+from engine.provenance import versions
+from engine.results import STUDENTS, Results
+from engine.sets import CondensedSet, open_set, require_same_classes
+from shards.atomic import digest_of
+from shards.dataset import Dataset
+
+if TYPE_CHECKING:
+    import torch
+
+    from engine.decode.source import EpochSource
+    from engine.protocols import HardLabels, StudentResult
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Train:
+    """Train students from scratch on a condensed set under the hard-label protocol.
+
+    Appends one row per student to RESULTS (students.parquet and .csv). A student whose row is there
+    already is not trained again, so an interrupted command continues with the next one.
+    """
+
+    set: SetPath
+    """Condensed set (`coreset select`, `coreset distill`)."""
+    val: ValPath
+    """Packed validation set with the same classes."""
+    results: ResultsPath
+    """Results folder; made if absent, else appended to."""
+    protocol: Literal["hard"] = "hard"
+    """Hard labels: SGD, CutMix, instance norm; epochs by IPC and number of classes."""
+    student: Literal["resnet18", "resnet50"] = "resnet18"
+    """Network to train."""
+    repeats: int = 3
+    """Students, with seeds seed, seed + 1, ..."""
+    seed: int = 0
+    """Seed of the first student."""
+    epochs: int | None = None
+    """Other epochs than the protocol's: rows are stamped hard@1+short and are not comparable."""
+    size: int | None = None
+    """Other image size than the protocol's 224: stamped likewise."""
+    evaluations: int | None = None
+    """Other number of evaluations than about 100 (best top-1 is the best of them): stamped likewise."""
+    data: Path | None = None
+    """Where the data set of a coreset lies now, if it was moved."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    decoder: Literal["auto", "dali", "turbo"] = "auto"
+    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require_at_least("repeats", self.repeats, 1)
+        for name, least in (("epochs", 1), ("size", 8), ("evaluations", 1)):
+            value = getattr(self, name)
+            if value is not None:
+                require_at_least(name, value, least)
+
+    def run(self) -> Outcome:
+        """Open set and validation set, train every student that has no row yet, append its row."""
+        from engine.device import resolve_device, runtime_of
+        from engine.protocols import HardLabels
+
+        condensed, val = open_set(self.set, data=self.data), Dataset.open(self.val)
+        require_same_classes(condensed, val)
+        protocol = HardLabels.published(condensed.info.n_classes, condensed.info.ipc).shortened(
+            epochs=self.epochs, size=self.size, evaluations=self.evaluations
+        )
+        device = resolve_device(self.device)
+        results = Results(self.results)
+        keys = {
+            seed: self._key(condensed, val, protocol, seed)
+            for seed in range(self.seed, self.seed + self.repeats)
+        }
+        missing = {seed: key for seed, key in keys.items() if key not in results.keys(STUDENTS)}
+        if missing:
+            results.record_lineage(condensed)
+            train_pixels, val_pixels = self._pixels(condensed, val, protocol, device)
+            common = {
+                **results.set_columns(condensed),
+                **results.val_columns(val),
+                "protocol": protocol.stamp,
+                "student": self.student,
+                "image_bytes": condensed.image_bytes,
+                "label_bytes": 0,
+                "device": str(device),
+                "runtime": json.dumps({**runtime_of(device), "versions": versions()}),
+            }
+            for seed, key in missing.items():
+                meter = Meter("train", key, str(device))
+                result = self._student(train_pixels, val_pixels, protocol, seed, device)
+                meter.images = protocol.epochs * len(train_pixels)
+                row = common | {"key": key, "seed": seed} | _columns(protocol, result)
+                results.append(STUDENTS, [row], [meter.line()])
+        return self._outcome(results, set(keys.values()), protocol, len(missing))
+
+    def _key(
+        self, condensed: CondensedSet, val: Dataset, protocol: "HardLabels", seed: int
+    ) -> str:
+        return digest_of(
+            {
+                "set": condensed.provenance.digest,
+                "val": [val.manifest.identity, val.manifest.content],
+                "protocol": asdict(protocol),
+                "student": self.student,
+                "seed": seed,
+            }
+        )
+
+    def _pixels(
+        self,
+        condensed: CondensedSet,
+        val: Dataset,
+        protocol: "HardLabels",
+        device: "torch.device",
+    ) -> "tuple[EpochSource, EpochSource]":
+        """The set, resident on the device; the validation images, resident if they fit."""
+        from engine.decode.geometry import Geometry
+        from engine.decode.pixels import epochs_source, resident
+        from engine.decode.source import Source
+
+        geometry = Geometry(protocol.size, protocol.size)
+        chosen = Source(
+            condensed.dataset,
+            geometry,
+            decoder=self.decoder,
+            device=device.type,
+            workers=self.workers,
+            ids=condensed.ids,
+        )
+        with chosen:
+            train_pixels = resident(chosen)
+        validation = Source(
+            val, geometry, decoder=self.decoder, device=device.type, workers=self.workers
+        )
+        return train_pixels, epochs_source(validation)
+
+    def _student(
+        self,
+        train_pixels: "EpochSource",
+        val_pixels: "EpochSource",
+        protocol: "HardLabels",
+        seed: int,
+        device: "torch.device",
+    ) -> "StudentResult":
+        from engine.protocols import train_student
+
+        with progress(f"train seed {seed}", protocol.epochs, "epochs") as bar:
+            return train_student(
+                train_pixels,
+                val_pixels,
+                protocol,
+                self.student,
+                seed=seed,
+                device=device,
+                compile_mode=self.compile,
+                on_epoch=lambda _epoch, best: bar.advance(1, best=f"{best:.1f} %"),
+            )
+
+    def _outcome(
+        self, results: Results, keys: set[str], protocol: "HardLabels", n_new: int
+    ) -> Outcome:
+        import numpy as np
+
+        rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
+        best = [row["top1_best"] for row in rows]
+        method = f"{rows[0]['method']} at IPC {rows[0]['ipc']}"
+        return Outcome(
+            (
+                f"{method}, {self.student}, {protocol.stamp}: top-1 {np.mean(best):.1f} % "
+                f"+- {np.std(best):.1f} (best; {len(rows)} students, {n_new} of them new; "
+                f"last {np.mean([row['top1_last'] for row in rows]):.1f} %): {self.results}",
+                f"next: coreset report {self.results} report.html",
+            ),
+            {"results": str(self.results), "top1_best": best},
+        )
+
+
+def _columns(protocol: "HardLabels", result: "StudentResult") -> dict[str, Any]:
+    return {
+        "top1_best": result.best,
+        "top1_last": result.last.top1,
+        "top5_last": result.last.top5,
+        "epochs": protocol.epochs,
+        "evaluations": protocol.evaluations,
+        "size": protocol.size,
+        "batch": protocol.batch,
+        "steps": result.steps,
+        "train_seconds": result.train_seconds,
+        "evaluation_seconds": result.evaluation_seconds,
+        "peak_rss_bytes": peak_rss_bytes(),
+    }

@@ -1,0 +1,167 @@
+"""A training step and what surrounds it: SGD, learning-rate schedule, evaluation, saving.
+
+Nothing here synchronises with the host per batch. Learning rates are set from the step number, and
+random draws come from generators seeded by place, so the state to save is weights, momentum, step.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from engine.device import half_precision
+from shards.atomic import sha256_of_file
+from shards.errors import StoreError
+
+CompileMode: TypeAlias = Literal["auto", "on", "off"]
+Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
+"""Batches of (network inputs, labels, ids)."""
+
+WEIGHTS_NAME, MOMENTUM_NAME = "model.safetensors", "optimiser.safetensors"
+# Image passes per second of ResNet-18 at 64 px on two CPU cores, and the seconds of training from
+# which a compilation of 30-40 s could repay itself there (it gains 0-5 %).
+_CPU_RATE_AT_64_PX, _LONG_TRAINING_SECONDS = 480.0, 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sgd:
+    """Stochastic gradient descent with momentum."""
+
+    lr: float
+    momentum: float = 0.9
+    weight_decay: float
+    """On all parameters."""
+    nesterov: bool = False
+
+    def build(self, network: nn.Module) -> torch.optim.SGD:
+        """Optimiser over all parameters of ``network``."""
+        return torch.optim.SGD(
+            network.parameters(),
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+        )
+
+
+def cosine_schedule(lr: float, min_lr: float, total_steps: int) -> Callable[[int], float]:
+    """Cosine from ``lr`` at step 0 to ``min_lr`` at ``total_steps``, per iteration (CCS, ``train.py``)."""
+    return lambda step: min_lr + (lr - min_lr) * (1 + cos(pi * step / total_steps)) / 2
+
+
+def step_schedule(lr: float, drops: Iterable[int], factor: float) -> Callable[[int], float]:
+    """``lr`` times ``factor`` for every drop (in steps) already passed."""
+    ordered = tuple(drops)
+    return lambda step: lr * factor ** sum(step >= drop for drop in ordered)
+
+
+@dataclass(slots=True)
+class Trainer:
+    """One network in training."""
+
+    network: nn.Module
+    optimiser: torch.optim.SGD
+    schedule: Callable[[int], float]
+    """Learning rate at a step."""
+    device: torch.device
+    steps: int = 0
+
+    def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """One update; returns the detached logits of the forward pass before it."""
+        self.network.train()
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.schedule(self.steps)
+        with half_precision(self.device):
+            logits = self.network(inputs)
+        loss = loss_of(logits.float())
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.steps += 1
+        return logits.detach()
+
+    def save(self, directory: Path) -> None:
+        """Write weights and momentum as safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(_contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
+        state = self.optimiser.state_dict()["state"]
+        momentum = {str(index): entry["momentum_buffer"] for index, entry in state.items()}
+        save_file(_contiguous(momentum), directory / MOMENTUM_NAME)
+
+    def load(self, directory: Path, steps: int) -> None:
+        """Continue from what ``save`` wrote after ``steps`` updates.
+
+        Raises:
+            StoreError: The files do not fit this network.
+        """
+        from safetensors.torch import load_file
+
+        try:
+            self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
+        except (RuntimeError, OSError) as error:
+            digest = sha256_of_file(directory / WEIGHTS_NAME)[:12]
+            raise StoreError(f"{directory} ({digest}) does not fit the network: {error}") from error
+        state = self.optimiser.state_dict()
+        momentum = load_file(directory / MOMENTUM_NAME)
+        state["state"] = {int(name): {"momentum_buffer": value} for name, value in momentum.items()}
+        self.optimiser.load_state_dict(state)
+        self.steps = steps
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Shares of correctly classified images, in percent."""
+
+    top1: float
+    top5: float
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, examples: Examples, device: torch.device) -> Accuracy:
+    """Top-1 and top-5 accuracy (top-5 of fewer than five classes: all of them), one host sync."""
+    network.eval()
+    hits = torch.zeros(2, dtype=torch.int64, device=device)
+    seen = 0
+    for inputs, labels, _ in examples:
+        with half_precision(device):
+            logits = network(inputs)
+        ranked = logits.float().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
+        seen += len(labels)
+    top1, top5 = (100.0 * hits / max(seen, 1)).tolist()
+    return Accuracy(top1, top5)
+
+
+def compile_where_it_pays(
+    network: nn.Module, mode: CompileMode, device: torch.device, *, image_passes: float, size: int
+) -> str:
+    """Compile ``network`` in place if asked for or worth it; returns a note for people, or nothing.
+
+    ``auto`` is on for a GPU; on a CPU only if the training is expected to take over 15 minutes.
+    """
+    if mode == "off" or (mode == "auto" and not _pays(device, image_passes, size)):
+        return ""
+    if device.type == "cpu" and not _has_compiler():
+        return "no C++ compiler here: training runs uncompiled"
+    network.compile(dynamic=False)
+    return ""
+
+
+def _pays(device: torch.device, image_passes: float, size: int) -> bool:
+    seconds = image_passes * (size / 64) ** 2 / _CPU_RATE_AT_64_PX
+    return device.type == "cuda" or seconds > _LONG_TRAINING_SECONDS
+
+
+def _has_compiler() -> bool:
+    from shutil import which
+
+    return any(which(name) for name in ("c++", "g++", "clang++"))

@@ -1,0 +1,3 @@
+"""Pure numerics of coreset: arrays in, arrays out; no files, no clock, no configuration."""
+
+__version__ = "0"

@@ -1,0 +1,258 @@
+"""Training augmentations of whole batches, on the device where the images are.
+
+Every random parameter is drawn on the CPU from the generator that is passed in and then moved, so a
+GPU and a CPU see the same draws. Images are RGB in 0..1, shape (b, 3, h, w), before normalisation;
+uint8 is taken where said. Arithmetic is float32 whatever the type of the images, also under
+autocast, and results have the images' type. Nothing is modified in place.
+
+Shape suffixes: b = images, h = rows, w = columns, s = output side.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+GREY_WEIGHTS = (0.299, 0.587, 0.114)
+"""Share of R, G and B in luma (ITU-R BT.601)."""
+
+# Principal components of ImageNet's RGB values (Krizhevsky et al. 2012, section 4.1), with the
+# numbers of facebookarchive/fb.resnet.torch, datasets/imagenet.lua. Columns are eigenvectors.
+_EIGENVALUES = (0.2175, 0.0188, 0.0045)
+_EIGENVECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+
+_CROP_TRIES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class CutMix:
+    """Mixed images and what their loss needs: share * L(y) + (1 - share) * L(y[partner])."""
+
+    images: Shaped[Tensor, "b 3 h w"]
+    partner: Int[Tensor, " b"]
+    """Which image of the batch the pasted box came from; on the images' device."""
+    share: float
+    """Exact area fraction that is still the image's own."""
+
+
+def unit_range(images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+    """uint8 as float32 in 0..1; float images as they are."""
+    return images.float().div(255) if images.dtype == torch.uint8 else images
+
+
+def normalised(
+    images: Shaped[Tensor, "b 3 h w"],
+    mean: Sequence[float],
+    std: Sequence[float],
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "b 3 h w"]:
+    """(images - mean) / std per channel, of ``dtype``; images are uint8, or float in 0..1."""
+    mean_311, std_311 = (_per_channel(values, images.device) for values in (mean, std))
+    return ((unit_range(images).float() - mean_311) / std_311).to(dtype)
+
+
+def draw_crops(
+    n: int,
+    height: int,
+    width: int,
+    generator: torch.Generator,
+    *,
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Int[Tensor, "b 4"]:
+    """Boxes (top, left, height, width) by the law of torchvision's ``RandomResizedCrop``.
+
+    Area uniform in ``scale``, logarithm of the aspect ratio uniform in ``ratio``; of ten tries the
+    first that fits; else the largest central box within ``ratio``. All tries are drawn at once, so
+    the stream of random numbers differs from torchvision's, the law does not.
+    """
+    areas = _uniform((n, _CROP_TRIES), *scale, generator) * (height * width)
+    aspects = _uniform((n, _CROP_TRIES), math.log(ratio[0]), math.log(ratio[1]), generator).exp()
+    heights = (areas / aspects).sqrt().round()
+    widths = (areas * aspects).sqrt().round()
+    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    sizes = torch.cat((heights.gather(1, first), widths.gather(1, first)), dim=1)
+    room = torch.tensor((height, width)) - sizes + 1
+    corners = (_uniform((n, 2), 0, 1, generator) * room).floor()
+    boxes = torch.cat((corners, sizes), dim=1)
+    fallback = torch.tensor(_central_box(height, width, ratio), dtype=boxes.dtype)
+    return torch.where(fits.any(dim=1, keepdim=True), boxes, fallback).long()
+
+
+def resized_crops(
+    images: Shaped[Tensor, "b 3 h w"],
+    boxes: Int[Tensor, "b 4"],
+    size: int,
+    *,
+    antialias: bool = True,
+) -> Float[Tensor, "b 3 s s"]:
+    """Crop each image to its box and resize it bilinearly to size x size.
+
+    Equal to cropping and ``torch.nn.functional.interpolate(mode="bilinear", antialias=antialias)``
+    image by image: pixels outside the box never enter. Bilinear resizing is linear and separable,
+    so each image is multiplied by one matrix per axis (a row of it is the triangle filter around
+    one output pixel). Unlike ``grid_sample`` that filter widens where the box is larger than
+    ``size``, so that reducing does not alias; where it enlarges, ``antialias`` changes nothing.
+
+    Args:
+        images: uint8 (result float32 in 0..1) or float (result of the same type).
+        boxes: top, left, height, width in pixels, inside the images; any device.
+        size: Output side in pixels.
+        antialias: Widen the filter when reducing, as torchvision does by default.
+    """
+    values = unit_range(images)
+    n, _, height, width = images.shape
+    tops, lefts, heights, widths = boxes.to(images.device, non_blocking=True).float().unbind(dim=1)
+    rows_bsh = _triangle_filters(tops, heights, height, size, antialias=antialias)
+    columns_bsw = _triangle_filters(lefts, widths, width, size, antialias=antialias)
+    with torch.autocast(images.device.type, enabled=False):
+        # Channels beside rows: one large product per image instead of three.
+        narrowed = values.float().reshape(n, 3 * height, width) @ columns_bsw.mT
+        resized = rows_bsh[:, None] @ narrowed.view(n, 3, height, size)
+    return resized.to(values.dtype)
+
+
+def random_resized_crop(
+    images: Shaped[Tensor, "b 3 h w"],
+    size: int,
+    generator: torch.Generator,
+    *,
+    scale: tuple[float, float] = (0.5, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    antialias: bool = True,
+) -> Float[Tensor, "b 3 s s"]:
+    """`draw_crops` of one box per image, then `resized_crops`."""
+    n, _, height, width = images.shape
+    boxes = draw_crops(n, height, width, generator, scale=scale, ratio=ratio)
+    return resized_crops(images, boxes, size, antialias=antialias)
+
+
+def horizontal_flip(
+    images: Shaped[Tensor, "b 3 h w"], generator: torch.Generator, *, p: float = 0.5
+) -> Shaped[Tensor, "b 3 h w"]:
+    """Mirror each image with probability ``p``."""
+    flipped = _uniform((len(images), 1, 1, 1), 0, 1, generator) < p
+    return torch.where(flipped.to(images.device, non_blocking=True), images.flip(3), images)
+
+
+def color_jitter(
+    images: Float[Tensor, "b 3 h w"], generator: torch.Generator, *, strength: float = 0.4
+) -> Float[Tensor, "b 3 h w"]:
+    """Change brightness, contrast and saturation of each image, each by a strength of its own.
+
+    Each of the three moves the image by a, uniform in (-strength, strength), towards a reference:
+    (1 - a) * image + a * reference, with black, the mean of the grey image, and the grey image.
+    This is the jitter of MinimaxDiffusion (``data.py``), which goes back to fb.resnet.torch; it
+    is not torchvision's, and the result is not clamped to 0..1. There the three come in random
+    order. As nothing is clamped and the grey weights sum to 1, any order gives the same image:
+    (1 - brightness) * ((1 - contrast) * ((1 - saturation) * image + saturation * grey)
+    + contrast * mean grey), which is one pass over the pixels.
+    """
+    amounts_b3 = _uniform((len(images), 3), -strength, strength, generator).float()
+    amounts_b3111 = amounts_b3.to(images.device, non_blocking=True)[:, :, None, None, None]
+    brightness, contrast, saturation = amounts_b3111.unbind(dim=1)
+    values = images.float()
+    weights_311 = _per_channel(GREY_WEIGHTS, images.device)
+    grey_b1hw = (values * weights_311).sum(dim=1, keepdim=True)
+    colour = torch.lerp(values, grey_b1hw, saturation)
+    contrasted = torch.lerp(colour, grey_b1hw.mean(dim=(2, 3), keepdim=True), contrast)
+    return (contrasted * (1 - brightness)).to(images.dtype)
+
+
+def lighting(
+    images: Float[Tensor, "b 3 h w"], generator: torch.Generator, *, std: float = 0.1
+) -> Float[Tensor, "b 3 h w"]:
+    """Add one RGB offset per image along ImageNet's principal components (AlexNet's colour noise).
+
+    The offset is the sum over components of eigenvector * eigenvalue * N(0, std), in units of 0..1.
+    """
+    amounts_b3 = torch.randn((len(images), 3), generator=generator) * std
+    components_33 = torch.tensor(_EIGENVECTORS) * torch.tensor(_EIGENVALUES)
+    offsets_b3 = (amounts_b3 @ components_33.T).to(images.device, non_blocking=True)
+    return (images.float() + offsets_b3[:, :, None, None]).to(images.dtype)
+
+
+def cutmix(
+    images: Shaped[Tensor, "b 3 h w"], generator: torch.Generator, *, alpha: float = 1.0
+) -> CutMix:
+    """Paste one box, at the same place in the whole batch, from a permutation of the batch.
+
+    Yun et al. 2019 and the box of their code (clovaai/CutMix-PyTorch, ``train.py``): 1 - lambda of
+    the area with lambda ~ Beta(alpha, alpha), the image's shape, a uniform centre, cut off at the
+    border; ``share`` is 1 - the area really pasted. An image may be its own partner.
+    """
+    n, _, height, width = images.shape
+    cut = math.sqrt(1 - _beta(alpha, generator))
+    top, bottom = _cut_interval(height, cut, generator)
+    left, right = _cut_interval(width, cut, generator)
+    partner = torch.randperm(n, generator=generator).to(images.device, non_blocking=True)
+    rows_h1 = torch.arange(height, device=images.device)[:, None]
+    columns_w = torch.arange(width, device=images.device)
+    inside_hw = (rows_h1 >= top) & (rows_h1 < bottom) & (columns_w >= left) & (columns_w < right)
+    mixed = torch.where(inside_hw, images[partner], images)
+    return CutMix(mixed, partner, 1 - (bottom - top) * (right - left) / (height * width))
+
+
+def _per_channel(values: Sequence[float], device: torch.device) -> Float[Tensor, "3 1 1"]:
+    # Made on the CPU and moved: torch.tensor(..., device=...) would wait for the GPU.
+    return torch.tensor(values, dtype=torch.float32).view(3, 1, 1).to(device, non_blocking=True)
+
+
+def _uniform(
+    shape: tuple[int, ...], low: float, high: float, generator: torch.Generator
+) -> Float[Tensor, "..."]:
+    # float64: 24 random bits times a number of pixels would favour some pixels.
+    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """Largest central box whose aspect ratio (width / height) lies within ``ratio``."""
+    box_height = min(height, round(width / ratio[0]))
+    box_width = min(width, round(height * ratio[1]))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def _triangle_filters(
+    starts_b: Float[Tensor, " b"],
+    lengths_b: Float[Tensor, " b"],
+    pixels: int,
+    size: int,
+    *,
+    antialias: bool,
+) -> Float[Tensor, "b s pixels"]:
+    """Weights of one axis' ``pixels`` in each of ``size`` outputs over [start, start + length).
+
+    Rows sum to 1. Leaving out the pixels beyond the box and dividing by the sum of the rest is the
+    same as repeating the box's border pixel.
+    """
+    steps_b11 = (lengths_b / size)[:, None, None]
+    starts_b11 = starts_b[:, None, None]
+    ends_b11 = starts_b11 + lengths_b[:, None, None]
+    outputs_s1 = torch.arange(size, device=starts_b.device)[:, None] + 0.5
+    centres_p = torch.arange(pixels, device=starts_b.device) + 0.5
+    radius_b11 = steps_b11.clamp(min=1) if antialias else torch.ones_like(steps_b11)
+    distances_bsp = (centres_p - (starts_b11 + outputs_s1 * steps_b11)).abs()
+    weights_bsp = (1 - distances_bsp / radius_b11).clamp(min=0)
+    weights_bsp = weights_bsp * ((centres_p > starts_b11) & (centres_p < ends_b11))
+    return weights_bsp / weights_bsp.sum(dim=2, keepdim=True)
+
+
+def _beta(alpha: float, generator: torch.Generator) -> float:
+    """One draw of Beta(alpha, alpha); torch's own beta sampler takes no generator."""
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    return float(np.random.default_rng(seed).beta(alpha, alpha))
+
+
+def _cut_interval(length: int, cut: float, generator: torch.Generator) -> tuple[int, int]:
+    half = int(length * cut) // 2
+    centre = int(torch.randint(length, (1,), generator=generator))
+    return max(centre - half, 0), min(centre + half, length)

@@ -1,0 +1,1 @@
+"""Formats on disk: pack, index, verify; no model, no training."""

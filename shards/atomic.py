@@ -1,0 +1,105 @@
+"""All or nothing on disk: temporary name, fsync, rename, fsync of the directory.
+
+A killed run leaves nothing that looks finished. Everything this project writes goes through here.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any, TypeAlias
+
+Json: TypeAlias = Mapping[str, Any]
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the names in ``path`` durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of ``path`` durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield the files below a directory in sorted order of their relative names."""
+    found = (entry for entry in path.rglob("*") if entry.is_file())
+    yield from sorted(found, key=lambda file: file.as_posix())
+
+
+def fsync_tree(path: Path) -> None:
+    """Make every file and directory below ``path`` durable."""
+    for file in files_below(path):
+        fsync_file(file)
+    for directory in [path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
+        fsync_directory(directory)
+
+
+def temporary_name(path: Path) -> Path:
+    """Name beside ``path`` that no reader takes for a finished output."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data``: readers see the old bytes or the new ones, never a mixture."""
+    scratch = temporary_name(path)
+    with scratch.open("wb") as file:
+        file.write(data)
+        sync_and_rename(file, path)
+
+
+def sync_and_rename(file: IO[bytes], path: Path) -> None:
+    """Give an open temporary file, written under ``file.name``, its final name."""
+    file.flush()
+    os.fsync(file.fileno())
+    Path(file.name).rename(path)
+    fsync_directory(path.parent)
+
+
+def rename_directory(scratch: Path, path: Path) -> None:
+    """Sync a finished scratch tree and give it its final name."""
+    fsync_tree(scratch)
+    scratch.rename(path)
+    fsync_directory(path.parent)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory so that a kill midway cannot leave half of it under its old name."""
+    if not path.exists():
+        return
+    doomed = path.with_name(f".{path.name.lstrip('.')}.deleting")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def json_bytes(document: Json) -> bytes:
+    """Canonical, readable JSON: sorted keys, two blanks, one newline at the end."""
+    return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tree_digests(path: Path) -> dict[str, str]:
+    """sha256 of every file below ``path``, by relative name."""
+    return {file.relative_to(path).as_posix(): sha256_of_file(file) for file in files_below(path)}
+
+
+def digest_of(document: Json) -> str:
+    """sha256 of a JSON document in its canonical form."""
+    return hashlib.sha256(json_bytes(document)).hexdigest()

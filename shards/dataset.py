@@ -1,0 +1,115 @@
+"""A packed data set as seen by its readers: manifest and sample table, checked against each other."""
+
+from dataclasses import dataclass
+from enum import IntFlag
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shards.atomic import sha256_of_file
+from shards.errors import ManifestError
+from shards.manifest import Manifest
+
+SAMPLES_NAME = "samples.parquet"
+QUARANTINE_NAME = "quarantine.parquet"
+
+
+class Flag(IntFlag):
+    """What a decoder must know about a stored image before it decodes it."""
+
+    GREY = 1
+    CMYK = 2
+    EXIF_ROTATED = 4
+    """The EXIF orientation is not upright; ignored, as torchvision does."""
+    PROGRESSIVE = 8
+    DEEP = 16
+    """More than 8 bits per channel."""
+    ALPHA = 32
+    PALETTE = 64
+
+
+SAMPLES_SCHEMA = pa.schema(
+    [
+        ("id", pa.int64()),
+        ("member", pa.string()),  # name of the image in its tar, e.g. 000000042.jpg
+        ("shard", pa.int32()),
+        ("offset", pa.int64()),  # of the image bytes in the tar
+        ("bytes", pa.int64()),
+        ("format", pa.string()),  # jpg, png or webp, by content
+        ("label", pa.int64()),  # position in the class list
+        ("class", pa.string()),
+        ("folder_label", pa.int64()),  # label by folder; differs from `label` where --labels did
+        ("key", pa.string()),  # class folder and file stem
+        ("source", pa.string()),  # path below the source folder
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("content_hash", pa.binary(16)),  # xxh3_128 of the stored bytes, big-endian
+        ("flags", pa.int32()),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        ("position", pa.int64()),  # among the found, in pack order
+        ("source", pa.string()),
+        ("key", pa.string()),
+        ("class", pa.string()),
+        ("bytes", pa.int64()),
+        ("content_hash", pa.binary(16)),
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A packed data set: ``manifest``, and one row of ``samples`` per sample id."""
+
+    path: Path
+    manifest: Manifest
+    samples: pa.Table
+
+    @staticmethod
+    def open(path: Path) -> "Dataset":
+        """Read the manifest and the sample table.
+
+        Raises:
+            UsageError: ``path`` is not a packed data set.
+            ManifestError: The sample table is missing or not the one that the manifest describes.
+        """
+        manifest = Manifest.read(path)
+        table_path = path / SAMPLES_NAME
+        if not table_path.is_file() or sha256_of_file(table_path) != manifest.samples_sha256:
+            raise ManifestError(
+                f"{table_path} is not the table that manifest.json describes; pack the data set again"
+            )
+        return Dataset(path, manifest, pq.read_table(table_path))
+
+    def __len__(self) -> int:
+        return self.manifest.n_samples
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class list."""
+        return self.manifest.classes
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every sample id, int64."""
+        return self.ints("label")
+
+    @property
+    def keys(self) -> list[str]:
+        """Sample key of every sample id."""
+        return self.samples["key"].to_pylist()
+
+    def ints(self, column: str) -> NDArray[np.int64]:
+        """An integer column in id order."""
+        return self.samples[column].to_numpy().astype(np.int64)
+
+    def shard_paths(self) -> list[Path]:
+        """Tar files in order."""
+        return [self.path / shard.name for shard in self.manifest.shards]

@@ -1,0 +1,119 @@
+"""``manifest.json``: what a packed data set holds, and the two digests that everything else binds to.
+
+``identity`` covers the ordered (sample key, label) list: scores and coresets bind to it.
+``content`` covers the stored bytes in the same order: features and decoded pixels bind to it.
+The manifest is written last; a directory without one is not a data set.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shards.atomic import json_bytes
+from shards.errors import ManifestError, UsageError
+
+FORMAT = "coreset-shards"
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One tar file: positions ``first_position`` .. ``first_position + found - 1`` of the found."""
+
+    name: str
+    first_position: int
+    found: int
+    """Found samples of the range: packed + quarantined."""
+    samples: int
+    """Packed samples."""
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Contents of ``manifest.json``."""
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    """Class list; a label is a position in it."""
+    settings: Mapping[str, Any]
+    """What shaped the bytes: order, order seed, samples per shard, label replacement."""
+    n_found: int
+    n_samples: int
+    n_quarantined: int
+    shards: tuple[ShardEntry, ...]
+    identity: str
+    content: str
+    classes_sha256: str
+    samples_sha256: str
+    """sha256 of ``samples.parquet``."""
+    quarantine_sha256: str
+    format: str = field(default=FORMAT)
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return json_bytes(asdict(self))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest itself: the name of this data set in a lineage."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @staticmethod
+    def read(data: Path) -> "Manifest":
+        """Read the manifest of the packed data set ``data``.
+
+        Raises:
+            UsageError: ``data`` does not exist or is not a packed data set.
+            ManifestError: The manifest cannot be parsed or is of another format version.
+        """
+        path = data / MANIFEST_NAME
+        if not path.is_file():
+            fact = (
+                "is not a packed data set (no manifest.json)" if data.exists() else "does not exist"
+            )
+            raise UsageError(f"{data} {fact}; run `coreset pack SRC {data}` first")
+        try:
+            document: dict[str, Any] = json.loads(path.read_bytes())
+            shards = tuple(ShardEntry(**entry) for entry in document.pop("shards"))
+            manifest = Manifest(
+                **{**document, "classes": tuple(document["classes"])}, shards=shards
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ManifestError(
+                f"{path} cannot be read ({error}); pack the data set again"
+            ) from error
+        if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
+            raise ManifestError(
+                f"{path} has format {manifest.format} version {manifest.format_version}, this program "
+                f"reads {FORMAT} version {FORMAT_VERSION}; pack the data set again"
+            )
+        return manifest
+
+
+def identity_digest(keys: Sequence[str], labels: Iterable[int]) -> str:
+    """sha256 over ``key TAB label NEWLINE`` in id order."""
+    hasher = hashlib.sha256()
+    for key, label in zip(keys, labels, strict=True):
+        hasher.update(f"{key}\t{label}\n".encode())
+    return hasher.hexdigest()
+
+
+def content_digest(content_hashes: Iterable[bytes]) -> str:
+    """sha256 over the 16-byte content hashes of the stored images in id order."""
+    hasher = hashlib.sha256()
+    for content_hash in content_hashes:
+        hasher.update(content_hash)
+    return hasher.hexdigest()
+
+
+def classes_digest(classes: Sequence[str]) -> str:
+    """sha256 over the class names, one a line."""
+    return hashlib.sha256("".join(f"{name}\n" for name in classes).encode()).hexdigest()

@@ -1,0 +1,71 @@
+"""Files that were found and not packed: how many are too many, and a list that a user can open.
+
+More than max(10, 0.1 %) of all files, or more than max(2, 5 %) of a class, stop the packing.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from io import StringIO
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.atomic import write_atomically
+from shards.dataset import QUARANTINE_SCHEMA
+from shards.errors import DataError
+
+Row: TypeAlias = Mapping[str, Any]
+
+
+def limit_of_all(n_found: int) -> int:
+    """Refused files that are tolerated among all found."""
+    return max(10, n_found // 1000)
+
+
+def limit_of_class(n_found: int) -> int:
+    """Refused files that are tolerated in a class of ``n_found``."""
+    return max(2, n_found // 20)
+
+
+def list_path(data: Path) -> Path:
+    """Where the refused files of a packing that failed are listed: beside the output."""
+    return data.with_name(f"{data.name}.quarantine.csv")
+
+
+def write_list(path: Path, rows: Sequence[Row]) -> None:
+    """Write the refused files as CSV."""
+    text = StringIO(newline="")
+    writer = csv.DictWriter(text, QUARANTINE_SCHEMA.names, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({**row, "content_hash": (row["content_hash"] or b"").hex()} for row in rows)
+    write_atomically(path, text.getvalue().encode())
+
+
+def require_few(
+    rows: Sequence[Row], classes: Sequence[str], class_sizes: NDArray[np.int64], listed: Path
+) -> None:
+    """Check the refused files against the limits.
+
+    Args:
+        rows: Refused files, as in ``QUARANTINE_SCHEMA``.
+        classes: Class list.
+        class_sizes: Found files per class, int64 of shape (classes,).
+        listed: Where the refused files are listed, for the message.
+
+    Raises:
+        DataError: A limit is passed; the list has been written.
+    """
+    n_found = int(class_sizes.sum())
+    refused = np.array([sum(row["class"] == name for row in rows) for name in classes])
+    allowed = np.array([limit_of_class(int(size)) for size in class_sizes])
+    if len(rows) <= limit_of_all(n_found) and (refused <= allowed).all():
+        return
+    write_list(listed, rows)
+    worst = int(np.argmax(refused / allowed))
+    raise DataError(
+        f"{len(rows):,} of {n_found:,} files cannot be packed (limit {limit_of_all(n_found):,}), "
+        f"the worst class is {classes[worst]} with {refused[worst]:,} of {class_sizes[worst]:,} "
+        f"(limit {allowed[worst]:,}); replace or remove the files listed in {listed} and pack again"
+    )

@@ -1,0 +1,176 @@
+"""Shards as plain POSIX ustar files at known offsets, and the index that DALI reads beside them.
+
+Per sample one image member that keeps its true format, then its label as ASCII decimal:
+``000000042.jpg``, ``000000042.cls``. Times, owners and modes are constant, so equal samples give
+equal bytes. The index has the text format v1.2 of NVIDIA/DALI ``tools/wds2idx.py``: a first line
+``v1.2 SAMPLES``, then a line per sample with ``extension offset size member`` per member. Readers
+here walk headers and never extract, so a member name cannot reach the file system.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, Protocol
+
+from shards.atomic import sync_and_rename, temporary_name
+
+BLOCK_BYTES = 512
+END = bytes(2 * BLOCK_BYTES)
+MEMBER_NAME = re.compile(r"\d{9}\.(?:jpg|png|webp|cls)")
+_WRITE_BUFFER_BYTES = 1 << 20
+_CHECKSUM = slice(148, 156)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file in a tar: where its bytes lie."""
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def index_entry(self) -> str:
+        """The member's four words in DALI's index."""
+        return f"{self.name.rpartition('.')[2]} {self.offset} {self.size} {self.name}"
+
+
+class _Hasher(Protocol):
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def index_path(shard: Path) -> Path:
+    """Index file of a shard."""
+    return shard.with_suffix(".idx")
+
+
+def member_header(name: str, size: int) -> bytes:
+    """POSIX header of a regular file: mode 0644, owner 0, time 0."""
+    fields = [
+        name.encode().ljust(100, b"\0"),
+        b"0000644\0",  # mode
+        b"0000000\0" * 2,  # user, group
+        f"{size:011o}\0".encode(),
+        b"00000000000\0",  # time
+        b" " * 8,  # checksum, counted as blanks
+        b"0",  # regular file
+        bytes(100),  # link target
+        b"ustar\0" + b"00",
+        bytes(64),  # names of user and group
+        b"0000000\0" * 2,  # device
+    ]
+    header = bytearray(b"".join(fields).ljust(BLOCK_BYTES, b"\0"))
+    header[_CHECKSUM] = f"{sum(header):06o}\0 ".encode()
+    return bytes(header)
+
+
+def padded(size: int) -> int:
+    """Bytes that ``size`` bytes of content take in a tar: whole blocks."""
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
+    """DALI's index of a shard whose samples are (image, label) pairs."""
+    lines = [f"v1.2 {len(samples)}"]
+    lines += [f"{image.index_entry} {label.index_entry}" for image, label in samples]
+    return ("\n".join(lines) + "\n").encode()
+
+
+@dataclass(slots=True)
+class ShardWriter:
+    """Streams samples into an open temporary file; ``finish`` gives tar and index their names."""
+
+    path: Path
+    file: IO[bytes]
+    size: int = 0
+    samples: list[tuple[Member, Member]] = field(default_factory=list[tuple[Member, Member]])
+    _hasher: "_Hasher" = field(default_factory=sha256)
+
+    @staticmethod
+    def open(path: Path) -> "ShardWriter":
+        """Start a shard that will be called ``path``."""
+        return ShardWriter(path, temporary_name(path).open("wb", buffering=_WRITE_BUFFER_BYTES))
+
+    def add(self, number: int, extension: str, image: bytes, label: int) -> Member:
+        """Append one sample and return the image member."""
+        stem = f"{number:09d}"
+        pair = (
+            self._append(f"{stem}.{extension}", image),
+            self._append(f"{stem}.cls", b"%d" % label),
+        )
+        self.samples.append(pair)
+        return pair[0]
+
+    def finish(self) -> str:
+        """Make tar and index durable under their final names; return the tar's sha256."""
+        self._write(END)
+        sync_and_rename(self.file, self.path)
+        self.file.close()
+        index = index_path(self.path)
+        with temporary_name(index).open("wb") as file:
+            file.write(index_bytes(self.samples))
+            sync_and_rename(file, index)
+        return self._hasher.hexdigest()
+
+    def abandon(self) -> None:
+        """Remove the temporary file, also on a full disk where closing it fails."""
+        Path(self.file.name).unlink(missing_ok=True)
+        with suppress(OSError):
+            self.file.close()
+
+    def _append(self, name: str, content: bytes) -> Member:
+        self._write(member_header(name, len(content)))
+        member = Member(name, self.size, len(content))
+        self._write(content)
+        self._write(bytes(padded(len(content)) - len(content)))
+        return member
+
+    def _write(self, block: bytes) -> None:
+        self.file.write(block)
+        self._hasher.update(block)
+        self.size += len(block)
+
+
+def walk(path: Path) -> Iterator[Member]:
+    """Yield the members of a tar by its headers alone, up to the end mark.
+
+    Raises:
+        ValueError: A header is cut, damaged or of a kind that no shard holds, a member runs over
+            the end of the file, or the end mark is missing. The message has the offset.
+    """
+    file_bytes = path.stat().st_size
+    offset = 0
+    with path.open("rb") as file:
+        while True:
+            file.seek(offset)
+            header = file.read(BLOCK_BYTES)
+            if header == END[:BLOCK_BYTES]:
+                break
+            member = _parse(header, offset)
+            offset = member.offset + padded(member.size)
+            if offset > file_bytes:
+                raise ValueError(f"member {member.name} is cut at byte {file_bytes:,}")
+            yield member
+    if file_bytes != offset + len(END):
+        raise ValueError(f"end mark at byte {offset:,} of {file_bytes:,}")
+
+
+def _parse(header: bytes, offset: int) -> Member:
+    if len(header) < BLOCK_BYTES:
+        raise ValueError(f"header at byte {offset:,} is cut")
+    name = header[:100].rstrip(b"\0").decode("ascii", "replace")
+    size = header[124:135]
+    if not MEMBER_NAME.fullmatch(name) or not re.fullmatch(rb"[0-7]{11}", size):
+        raise ValueError(f"header at byte {offset:,} is not one of a sample")
+    if header != member_header(name, int(size, 8)):
+        raise ValueError(f"header at byte {offset:,} is damaged")
+    return Member(name, offset + BLOCK_BYTES, int(size, 8))

@@ -1,0 +1,77 @@
+"""Small synthetic photos in a folder per class, and their packed data set, for every test file."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+CLASSES = ("n01440764", "n02102040", "n02979186")
+ORIENTATION = 0x0112
+
+
+def draw_photo(label: int, index: int, seed: int = 0) -> Image.Image:
+    """A noisy coloured ellipse on a gradient: colour and place tell the class, sizes differ."""
+    rng = np.random.default_rng([seed, label, index])
+    width, height = (int(side) for side in rng.integers(40, 97, size=2))
+    ramp = np.linspace(0, 120, width)[None, :, None] + rng.normal(60, 12, (height, width, 3))
+    image = Image.fromarray(ramp.clip(0, 255).astype(np.uint8))
+    corner = (width * label // 5, height * (2 - label) // 5)
+    box = (*corner, corner[0] + width // 2, corner[1] + height // 2)
+    colour = tuple(220 if channel == label else 30 for channel in range(3))
+    ImageDraw.Draw(image).ellipse(box, fill=colour)
+    return image
+
+
+def save_photo(image: Image.Image, folder: Path, index: int) -> None:
+    """Save as one of seven kinds by ``index``; most are plain JPEG."""
+    stem = f"photo_{index:03d}"
+    match index % 10:
+        case 0:
+            image.save(folder / f"{stem}.png")
+        case 1:
+            image.save(folder / f"{stem}.webp", quality=90)
+        case 2:
+            image.convert("L").save(folder / f"{stem}.JPEG", quality=92)
+        case 3:
+            image.convert("CMYK").save(folder / f"{stem}.jpg", quality=92)
+        case 4:
+            exif = Image.Exif()
+            exif[ORIENTATION] = 6
+            image.save(folder / f"{stem}.jpg", exif=exif, quality=92)
+        case 5:
+            image.save(folder / f"{stem}.jpg", progressive=True, quality=92)
+        case _:
+            image.save(folder / f"{stem}.JPEG", quality=92)
+
+
+def make_photo_folder(root: Path, *, per_class: int = 20, seed: int = 0) -> Path:
+    """Fill ``root`` with ``per_class`` photos of each class and return it."""
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for index in range(per_class):
+            save_photo(draw_photo(label, index, seed), root / name, index)
+    return root
+
+
+@pytest.fixture(scope="session")
+def make_photos() -> Callable[..., Path]:
+    """``make_photos(root, per_class=20, seed=0)``: a folder of photos that a test may change."""
+    return make_photo_folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 photos of 3 classes: JPEG (grey, CMYK, progressive, rotated ...), PNG, WebP; read only."""
+    return make_photo_folder(tmp_path_factory.mktemp("photos") / "train")
+
+
+@pytest.fixture(scope="session")
+def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``photos`` packed into 4 shards; read only."""
+    from engine.stages.pack import Pack
+
+    data = tmp_path_factory.mktemp("packed") / "DATA"
+    Pack(src=photos, data=data, samples_per_shard=16).run()
+    return data

@@ -1,0 +1,184 @@
+"""Tiny packed data sets and real images for the decoder tests."""
+
+import hashlib
+import io
+import os
+import tarfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from PIL import Image
+
+from shards.dataset import SAMPLES_NAME, SAMPLES_SCHEMA, Dataset
+from shards.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    ShardEntry,
+    classes_digest,
+    content_digest,
+    identity_digest,
+)
+
+REAL_IMAGES = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One encoded image and what the index says about it."""
+
+    data: bytes
+    width: int
+    height: int
+    format: str = "jpg"
+
+
+def encode(image: Image.Image, file_format: str = "JPEG", **options) -> Stored:
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[file_format]
+    return Stored(buffer.getvalue(), *image.size, extension)
+
+
+def photo(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth and noisy areas with sharp edges, unlike flat colour or pure noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = [127 + 90 * np.sin(x / rng.uniform(3, 40) + y / rng.uniform(3, 40)) for _ in range(3)]
+    pixels = np.stack(waves, axis=-1) + rng.normal(0, 8, (height, width, 3))
+    pixels[height // 3 : height // 2, width // 4 : width // 2] = rng.integers(0, 256, 3)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def write_data_set(
+    path: Path, stored: list[Stored], *, samples_per_shard: int = 5, n_classes: int = 3
+) -> Dataset:
+    """Pack images as the format on disk demands, with ``tarfile``; label = id modulo classes."""
+    path.mkdir()
+    rows, shards = [], []
+    for first in range(0, len(stored), samples_per_shard):
+        name = f"shard-{len(shards):06d}.tar"
+        samples = range(first, min(first + samples_per_shard, len(stored)))
+        rows += write_shard(path / name, stored, samples, shard=len(shards), n_classes=n_classes)
+        content = (path / name).read_bytes()
+        shards.append(
+            ShardEntry(
+                name=name,
+                first_position=first,
+                found=len(samples),
+                samples=len(samples),
+                bytes=len(content),
+                sha256=hashlib.sha256(content).hexdigest(),
+            )
+        )
+    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), path / SAMPLES_NAME)
+    write_manifest(path, rows, tuple(shards), tuple(f"class{c}" for c in range(n_classes)))
+    return Dataset.open(path)
+
+
+def write_shard(path: Path, stored: list[Stored], samples: range, *, shard: int, n_classes: int):
+    rows = []
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            one, label = stored[sample], sample % n_classes
+            member = tarfile.TarInfo(f"{sample:09d}.{one.format}")
+            member.size = len(one.data)
+            offset = tar.offset + tarfile.BLOCKSIZE
+            tar.addfile(member, io.BytesIO(one.data))
+            label_member = tarfile.TarInfo(f"{sample:09d}.cls")
+            label_member.size = len(str(label))
+            tar.addfile(label_member, io.BytesIO(str(label).encode()))
+            place = {"member": member.name, "shard": shard, "offset": offset}
+            rows.append(place | row_of(sample, one, label))
+    return rows
+
+
+def row_of(sample: int, one: Stored, label: int):
+    return {
+        "id": sample,
+        "bytes": len(one.data),
+        "format": one.format,
+        "label": label,
+        "class": f"class{label}",
+        "folder_label": label,
+        "key": f"class{label}/image{sample}",
+        "source": f"class{label}/image{sample}.{one.format}",
+        "width": one.width,
+        "height": one.height,
+        "content_hash": xxhash.xxh3_128_digest(one.data),
+        "flags": 0,
+    }
+
+
+def write_manifest(path: Path, rows, shards: tuple[ShardEntry, ...], classes: tuple[str, ...]):
+    manifest = Manifest(
+        name="tiny",
+        split="train",
+        classes=classes,
+        settings={},
+        n_found=len(rows),
+        n_samples=len(rows),
+        n_quarantined=0,
+        shards=shards,
+        identity=identity_digest([row["key"] for row in rows], [row["label"] for row in rows]),
+        content=content_digest(row["content_hash"] for row in rows),
+        classes_sha256=classes_digest(classes),
+        samples_sha256=hashlib.sha256((path / SAMPLES_NAME).read_bytes()).hexdigest(),
+        quarantine_sha256="",
+    )
+    (path / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+
+
+@pytest.fixture
+def packed(tmp_path) -> Callable[..., Dataset]:
+    """Pack a list of ``Stored`` into a data set."""
+
+    def pack(stored: list[Stored], **settings) -> Dataset:
+        return write_data_set(tmp_path / "data", stored, **settings)
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def numbered(tmp_path_factory) -> Dataset:
+    """23 flat grey 24x24 images whose brightness is ten times their id: pixels tell the id."""
+    stored = [encode(Image.new("RGB", (24, 24), (10 * i,) * 3), quality=95) for i in range(23)]
+    return write_data_set(tmp_path_factory.mktemp("numbered") / "data", stored)
+
+
+@pytest.fixture(scope="session")
+def real_images() -> list[Stored]:
+    """Original-size ImageNet files."""
+    default = Path(__file__).resolve().parents[3] / "shared" / "data"
+    folder = Path(os.environ.get("CORESET_DATA", default)) / "imagenet-sample"
+    files = sorted(folder.glob("*/*"))[:REAL_IMAGES]
+    if not files:
+        pytest.skip(f"{folder} holds no images; set CORESET_DATA to the folder of real data")
+    found: list[Stored] = []
+    for file in files:
+        with Image.open(file) as image:
+            found.append(Stored(file.read_bytes(), *image.size))
+    return found
+
+
+@pytest.fixture
+def images():
+    """``encode`` and ``photo`` for tests, which cannot import this file."""
+    return ImageMaker()
+
+
+class ImageMaker:
+    """How tests make stored images."""
+
+    Stored = Stored
+    encode = staticmethod(encode)
+    photo = staticmethod(photo)
+
+    def jpeg(self, width: int, height: int, seed: int = 0, **options) -> Stored:
+        """A synthetic photograph as JPEG."""
+        return encode(photo(width, height, seed), **options)

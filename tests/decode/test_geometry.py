@@ -1,0 +1,45 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.decode.geometry import Geometry, Placement
+from shards.errors import UsageError
+
+lengths = st.integers(1, 700)
+
+
+@given(lengths, lengths, st.integers(1, 64), st.integers(0, 20))
+def test_resized_size_is_the_one_of_torchvision(width, height, size, extra):
+    from torchvision.transforms import v2
+
+    width, height = min(width, 30 * height), min(height, 30 * width)
+    place = Geometry(size, size + extra).place(width, height)
+    expected = v2.Resize(size + extra)(Image.new("L", (width, height))).size
+    assert (place.width, place.height) == expected
+
+
+@given(st.integers(1, 64), st.integers(0, 80), st.integers(0, 80))
+def test_crop_is_the_one_of_torchvision(size, extra_width, extra_height):
+    from torchvision.transforms import v2
+
+    width, height = size + extra_width, size + extra_height
+    image = Image.linear_gradient("L").resize((width, height))
+    place = Geometry(size, min(width, height)).place(width, height)
+    assert (place.width, place.height) == (width, height)
+    box = (place.left, place.top, place.left + size, place.top + size)
+    assert image.crop(box).tobytes() == v2.CenterCrop(size)(image).tobytes()
+
+
+def test_without_resize_the_whole_image_is_squashed():
+    assert Geometry(64).place(500, 375) == Placement(64, 64, 0, 0)
+
+
+def test_half_pixels_round_to_even_as_in_torchvision():
+    assert Geometry(224, 256).place(500, 375) == Placement(341, 256, 58, 16)
+
+
+@pytest.mark.parametrize(("size", "resize"), [(64, 63), (0, None)])
+def test_a_crop_beyond_the_image_and_an_empty_output_are_refused(size, resize):
+    with pytest.raises(UsageError, match="must be at least"):
+        Geometry(size, resize)

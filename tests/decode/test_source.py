@@ -1,0 +1,157 @@
+import threading
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.decode.geometry import Geometry
+from engine.decode.order import epoch_ids
+from engine.decode.source import Source
+from shards.errors import ManifestError, UsageError
+
+GEOMETRY = Geometry(16, 16)
+BRIGHTNESS_PER_ID = 10
+
+
+def ids_by_pixels(batch):
+    """What the images themselves say: brightness is ten times the id."""
+    return (batch.images.float().mean(dim=(1, 2, 3)) / BRIGHTNESS_PER_ID).round().long()
+
+
+def ids_of(batches):
+    for part in batches:
+        yield from part.ids.tolist()
+
+
+def background_threads():
+    names = ("ahead", "turbo")
+    return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    place=st.fixed_dictionaries(
+        {"batch": st.integers(1, 30), "epoch": st.integers(0, 3), "shuffle": st.booleans()}
+    ),
+    workers=st.integers(1, 5),
+    world=st.integers(1, 4),
+    decoder=st.sampled_from(["turbo", "dali"]),
+)
+def test_each_image_comes_once_with_its_id_and_label(numbered, place, workers, world, decoder):
+    seen = []
+    with Source(numbered, GEOMETRY, decoder=decoder, workers=workers) as source:
+        for rank in range(world):
+            for part in source.epoch(**place, seed=2, rank=rank, world=world):
+                assert torch.equal(ids_by_pixels(part), part.ids)
+                assert torch.equal(part.labels, part.ids % 3)
+                assert part.labels.dtype == part.ids.dtype == torch.int64
+                assert 1 <= len(part.ids) <= place["batch"]
+                seen += part.ids.tolist()
+    assert sorted(seen) == list(range(23))
+
+
+@given(st.integers(1, 9), st.integers(0, 24))
+@settings(max_examples=20, deadline=None)
+def test_an_interrupted_epoch_continues_where_it_stopped(numbered, batch, start_batch):
+    with Source(numbered, GEOMETRY, workers=2) as source:
+        whole = list(source.epoch(batch, epoch=3, shuffle=True))
+        rest = list(source.epoch(batch, epoch=3, shuffle=True, start_batch=start_batch))
+    assert [part.ids.tolist() for part in rest] == [
+        part.ids.tolist() for part in whole[start_batch:]
+    ]
+    for one, other in zip(rest, whole[start_batch:], strict=True):
+        assert torch.equal(one.images, other.images)
+
+
+def test_the_order_is_that_of_epoch_ids(numbered):
+    with Source(numbered, GEOMETRY) as source:
+        seen = torch.cat([part.ids for part in source.epoch(4, epoch=5, seed=6, shuffle=True)])
+    np.testing.assert_array_equal(seen, epoch_ids(23, seed=6, epoch=5))
+
+
+def test_a_subset_keeps_the_ids_of_the_data_set(numbered):
+    coreset = np.array([20, 3, 11, 4])
+    with Source(numbered, GEOMETRY, ids=coreset) as source:
+        (part,) = source.epoch(10)
+        assert len(source) == 4
+        np.testing.assert_array_equal(source.labels, coreset % 3)
+    np.testing.assert_array_equal(part.ids, coreset)
+    assert torch.equal(ids_by_pixels(part), part.ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (np.array([0, 23]), r"ids must be in \[0, 23\).*another data set"),
+        (np.array([-1, 2]), r"got -1 \.\. 2"),
+        (np.array([1.0]), "must be int64"),
+        (np.array([[1]]), "of one dimension"),
+    ],
+)
+def test_ids_of_another_data_set_are_refused(numbered, ids, message):
+    with pytest.raises(UsageError, match=message):
+        Source(numbered, GEOMETRY, ids=ids)
+
+
+def test_leaving_an_epoch_early_ends_its_threads(numbered):
+    with Source(numbered, GEOMETRY, workers=2) as source:
+        for _ in source.epoch(2):
+            break
+        assert [t for t in background_threads() if t.name.startswith("ahead")] == []
+        assert sum(len(part.ids) for part in source.epoch(2)) == 23
+    assert background_threads() == []
+
+
+def test_two_epochs_at_once_do_not_disturb_each_other(numbered):
+    with Source(numbered, GEOMETRY, decoder="dali", workers=2) as source:
+        pairs = zip(source.epoch(5), source.epoch(5, seed=1, shuffle=True), strict=True)
+        for one, other in pairs:
+            assert torch.equal(ids_by_pixels(one), one.ids)
+            assert torch.equal(ids_by_pixels(other), other.ids)
+
+
+@pytest.mark.parametrize("decoder", ["turbo", "dali"])
+def test_a_corrupt_member_is_named_alone_and_after_the_good_batches(packed, images, decoder):
+    stored = [images.jpeg(40, 30, seed=i) for i in range(8)]
+    stored[5] = images.Stored(stored[5].data[:500], 40, 30)
+    dataset = packed(stored)
+    offset = dataset.ints("offset")[5]
+    seen = []
+    with Source(dataset, GEOMETRY, decoder=decoder, workers=2) as source:
+        message = rf"^shard-000001\.tar:{offset}:class2/image5 \(.*cannot be decoded; run `coreset"
+        with pytest.raises(ManifestError, match=message):
+            seen.extend(ids_of(source.epoch(2)))
+    with Source(dataset, GEOMETRY, decoder=decoder, ids=np.array([4, 6, 7])) as source:
+        (rest,) = source.epoch(3)
+    assert seen == [0, 1, 2, 3]
+    assert rest.ids.tolist() == [4, 6, 7]
+
+
+def test_members_of_other_formats_come_in_their_places(packed, images):
+    photo = images.photo(16, 16)
+    stored = [
+        images.jpeg(16, 16),
+        images.encode(photo, "PNG"),
+        images.encode(photo, "WEBP", lossless=True),
+        images.jpeg(16, 16),
+    ]
+    with Source(packed(stored), GEOMETRY) as source:
+        (part,) = source.epoch(4)
+    for position in (1, 2):
+        np.testing.assert_array_equal(part.images[position].permute(1, 2, 0), np.asarray(photo))
+    assert torch.equal(part.images[0], part.images[3])
+
+
+def test_a_cut_shard_is_refused_in_the_middle_of_an_epoch(packed, images):
+    dataset = packed([images.jpeg(20, 20, seed=i) for i in range(9)])
+    shard = dataset.shard_paths()[1]
+    shard.write_bytes(shard.read_bytes()[:600])
+    seen = []
+    with (
+        Source(dataset, GEOMETRY) as source,
+        pytest.raises(ManifestError, match=r"shard-000001\.tar"),
+    ):
+        seen.extend(ids_of(source.epoch(3)))
+    assert seen == [0, 1, 2]

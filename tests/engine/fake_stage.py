@@ -1,0 +1,94 @@
+"""A stage that ends in every way a stage can; as a script, the command line with it as ``fake``."""
+
+import errno
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from engine.config import Outcome, SetPath, require_at_least
+from shards.errors import DataError, MachineError
+
+MODULE = "fake"
+ENTRY = ("SET", MODULE, "Fake", "end as asked")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fake:
+    """End as asked."""
+
+    out: SetPath
+    """Where nothing is written."""
+    ending: Literal["done", "table", "data", "disk", "memory", "absent", "key", "bug", "wait"] = (
+        "done"
+    )
+    """How to end."""
+    epochs: int = 1
+    """At least 1."""
+
+    def __post_init__(self) -> None:
+        require_at_least("epochs", self.epochs, 1)
+
+    def run(self) -> Outcome:
+        """End as asked."""
+        return ENDINGS[self.ending]()
+
+
+def _done() -> Outcome:
+    return Outcome(("made it", "next: `coreset ls`"), {"images": 7})
+
+
+def _table() -> Outcome:
+    return Outcome(("a table",), {"fit": False}, MachineError("the machine is unfit"))
+
+
+def _data() -> Outcome:
+    raise DataError("shard 3 is cut;\n   pack again")
+
+
+def _disk() -> Outcome:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
+
+
+def _memory() -> Outcome:
+    raise MemoryError
+
+
+def _absent() -> Outcome:
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "some/file")
+
+
+def _key() -> Outcome:
+    raise KeyboardInterrupt
+
+
+def _bug() -> Outcome:
+    raise ZeroDivisionError("a bug of ours")
+
+
+def _wait() -> Outcome:
+    print("waiting", flush=True)  # noqa: T201 - tells the test that the signal may come
+    time.sleep(60)
+    return _done()
+
+
+ENDINGS: dict[str, Callable[[], Outcome]] = {
+    "done": _done,
+    "table": _table,
+    "data": _data,
+    "disk": _disk,
+    "memory": _memory,
+    "absent": _absent,
+    "key": _key,
+    "bug": _bug,
+    "wait": _wait,
+}
+
+if __name__ == "__main__":
+    from engine.cli import VERBS, run
+
+    VERBS["fake"] = ENTRY
+    sys.modules[f"engine.stages.{MODULE}"] = sys.modules["__main__"]
+    run()

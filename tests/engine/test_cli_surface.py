@@ -1,0 +1,54 @@
+"""Every flag of every verb stands in ``cli_surface.txt``: a new one is a visible difference.
+
+After an intended change run this file with Python (``.venv/bin/python tests/engine/...``) to write
+the list again.
+"""
+
+import contextlib
+import importlib.util
+import io
+import re
+from pathlib import Path
+
+import pytest
+
+from engine.cli import VERBS, main
+
+SURFACE = Path(__file__).with_name("cli_surface.txt")
+REMEDY = f"if that is intended, run `.venv/bin/python {Path(*Path(__file__).parts[-3:])}`"
+
+
+def existing_verbs():
+    return [verb for verb, (_, module, *_) in VERBS.items() if has_module(module)]
+
+
+def has_module(name):
+    return importlib.util.find_spec(f"engine.stages.{name}") is not None
+
+
+def surface(verb):
+    """``VERB --flag`` of the flags that begin a row of the verb's help."""
+    text = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
+        patch.setenv("COLUMNS", "80")  # wide enough for one column, too narrow for two
+        main([verb, "--help"])
+    flags = re.findall(r"^[│ ] (--[a-z0-9-]+)", text.getvalue(), re.MULTILINE)
+    return [f"{verb} {flag}" for flag in flags]
+
+
+def whole_surface():
+    return sorted(line for verb in existing_verbs() for line in surface(verb))
+
+
+def test_flags_are_those_of_the_list():
+    listed = SURFACE.read_text().split("\n")[:-1]
+    here = whole_surface()
+    assert here == listed, f"the flags differ from {SURFACE.name}; {REMEDY}"
+
+
+def test_the_list_of_flags_sees_a_flag():
+    assert "doctor --path" in surface("doctor")
+
+
+if __name__ == "__main__":
+    SURFACE.write_text("".join(f"{line}\n" for line in whole_surface()))

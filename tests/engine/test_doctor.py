@@ -1,0 +1,187 @@
+"""What the machine check finds, and when it calls a machine unfit."""
+
+import json
+import os
+
+import pytest
+
+import engine.machine
+from engine.cli import main
+from engine.limits import available_memory_bytes, memory_limit_bytes, quota_cores
+from engine.machine import (
+    Check,
+    Verdict,
+    check_cores,
+    check_disk,
+    check_file_system,
+    check_memory,
+    check_open_files,
+    check_packages,
+    driver_version,
+    findings,
+)
+
+GIB = 2**30
+
+
+@pytest.fixture
+def _few_packages(monkeypatch):
+    monkeypatch.setattr(engine.machine, "PACKAGES", {"numpy": "numpy", "PIL": "pillow"})
+
+
+def written(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_cores_are_those_that_this_process_may_use(tmp_path):
+    (found,) = check_cores(tmp_path)
+    assert found.facts["cores"] == len(os.sched_getaffinity(0))
+
+
+def test_the_file_system_probe_passes_here_and_leaves_nothing(tmp_path):
+    (tmp_path / "mine").touch()
+    verdicts = {one.name: one.verdict for one in check_file_system(tmp_path)}
+    assert verdicts == {"write, fsync, rename": Verdict.OK, "file lock": Verdict.OK}
+    assert [file.name for file in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path):
+    (found,) = check_file_system(tmp_path / "nothing")
+    assert found.verdict is Verdict.FAIL
+    assert "choose another --path" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("check", "limit", "verdict"),
+    [
+        (check_memory, "NEEDED_MEMORY_BYTES", Verdict.FAIL),
+        (check_disk, "NEEDED_DISK_BYTES", Verdict.WARN),
+        (check_open_files, "NEEDED_OPEN_FILES", Verdict.WARN),
+    ],
+)
+def test_too_little_of_something_is_told_with_a_remedy(
+    check, limit, verdict, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(engine.machine, limit, 0)
+    (enough,) = check(tmp_path)
+    monkeypatch.setattr(engine.machine, limit, 2**62)
+    (too_little,) = check(tmp_path)
+    assert (enough.verdict, enough.remedy) == (Verdict.OK, "")
+    assert too_little.verdict is verdict
+    assert too_little.remedy
+    assert too_little.facts.keys() == enough.facts.keys()
+
+
+def test_a_package_that_does_not_import_is_a_failure(tmp_path, monkeypatch):
+    packages = {"numpy": "numpy", "no_such_module": "no-such-package"}
+    monkeypatch.setattr(engine.machine, "PACKAGES", packages)
+    python, numpy, missing = check_packages(tmp_path)
+    assert (python.name, python.verdict, numpy.verdict) == ("python", Verdict.OK, Verdict.OK)
+    assert (missing.name, missing.verdict) == ("no-such-package", Verdict.FAIL)
+    assert "No module named 'no_such_module'" in missing.value
+
+
+def test_a_check_that_breaks_down_is_a_finding_and_stops_no_other(tmp_path, monkeypatch):
+    def check_broken_driver(_path):
+        yield Check("first", "fine")
+        raise RuntimeError("the driver\nanswered nothing")
+
+    monkeypatch.setattr(engine.machine, "CHECKS", (check_broken_driver, check_cores))
+    first, broken, cores = findings(tmp_path)
+    assert (first.name, cores.name) == ("first", "cores")
+    assert (broken.name, broken.verdict) == ("broken driver", Verdict.FAIL)
+    assert broken.value == "the driver answered nothing"
+
+
+@pytest.mark.usefixtures("_few_packages")
+def test_a_fit_machine_gets_an_aligned_table_and_exit_code_0(tmp_path, capsys):
+    assert main(["doctor", "--path", str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    header, *rows, last = out.splitlines()
+    assert header.split() == ["check", "value", "verdict", "remedy"]
+    column = header.index("verdict")
+    assert {row[column:].split()[0] for row in rows} <= {"ok", "warn"}
+    assert "fit" in last
+    assert err == ""
+
+
+@pytest.mark.usefixtures("_few_packages")
+def test_an_unfit_machine_gets_its_table_first_and_then_one_line_and_exit_code_4(
+    tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(engine.machine, "NEEDED_MEMORY_BYTES", 2**62)
+    assert main(["doctor", "--path", str(tmp_path), "--json"]) == 4
+    out, err = capsys.readouterr()
+    record, error = map(json.loads, out.splitlines())
+    assert (record["event"], record["fit"]) == ("failed", False)
+    assert record["checks"]["memory"]["verdict"] == "fail"
+    assert record["checks"]["disk"]["facts"]["free_bytes"] > 0
+    assert (error["event"], error["exit_code"]) == ("error", 4)
+    assert err.startswith("coreset: this machine is unfit: memory: ")
+    assert err.count("\n") == 1
+
+
+def test_a_path_that_is_no_folder_is_a_wrong_argument(tmp_path, capsys):
+    assert main(["doctor", "--path", str(tmp_path / "nothing")]) == 2
+    assert "is not a folder; make it or name another one" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_every_package_of_the_environment_imports(tmp_path):
+    assert [one for one in check_packages(tmp_path) if one.verdict is Verdict.FAIL] == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.82.07  Wed\nGCC version: 13.3.0",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.82.07  Release Build",
+    ],
+)
+def test_the_driver_version_is_read_from_both_kinds_of_module(text, tmp_path):
+    assert driver_version(written(tmp_path / "version", text)) == "580.82.07"
+
+
+def test_without_a_driver_there_is_no_version(tmp_path):
+    assert driver_version(tmp_path / "nothing") is None
+
+
+def test_the_tightest_group_of_version_2_counts(tmp_path):
+    own = written(tmp_path / "own", "0::/job/step\n")
+    groups = tmp_path / "groups"
+    written(groups / "job" / "step" / "memory.max", "max\n")
+    written(groups / "job" / "memory.max", f"{4 * GIB}\n")
+    written(groups / "job" / "step" / "cpu.max", "150000 100000\n")
+    written(groups / "job" / "cpu.max", "max 100000\n")
+    assert memory_limit_bytes(groups, own) == 4 * GIB
+    assert quota_cores(groups, own) == 1.5
+
+
+def test_groups_of_version_1_count_also_where_the_path_is_the_hosts(tmp_path):
+    own = written(tmp_path / "own", "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n")
+    groups = tmp_path / "groups"
+    written(groups / "memory" / "memory.limit_in_bytes", f"{8 * GIB}\n")
+    written(groups / "cpu" / "cpu.cfs_quota_us", "200000\n")
+    written(groups / "cpu" / "cpu.cfs_period_us", "100000\n")
+    assert memory_limit_bytes(groups, own) == 8 * GIB
+    assert quota_cores(groups, own) == 2.0
+
+
+def test_no_limit_is_none(tmp_path):
+    own = written(tmp_path / "own", "4:memory:/\n3:cpu,cpuacct:/\n0::/\n")
+    groups = tmp_path / "groups"
+    written(groups / "memory" / "memory.limit_in_bytes", "9223372036854771712\n")
+    written(groups / "cpu" / "cpu.cfs_quota_us", "-1\n")
+    written(groups / "cpu" / "cpu.cfs_period_us", "100000\n")
+    written(groups / "cpu.max", "max 100000\n")
+    assert memory_limit_bytes(groups, own) is None
+    assert quota_cores(groups, own) is None
+    assert memory_limit_bytes(tmp_path / "no groups", tmp_path / "nothing") is None
+
+
+def test_available_memory_is_the_kernels_estimate(tmp_path):
+    text = "MemTotal:       32000 kB\nMemFree:         100 kB\nMemAvailable:   16000 kB\n"
+    assert available_memory_bytes(written(tmp_path / "meminfo", text)) == 16_000 * 1024
+    assert available_memory_bytes(tmp_path / "nothing") is None

@@ -1,0 +1,448 @@
+"""Packing as a user sees it: what is stored, what is refused, and what survives a kill."""
+
+import csv
+import hashlib
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from PIL import Image
+
+from engine.ledger import read_ledger
+from engine.provenance import Provenance
+from engine.stages.pack import Pack
+from kernels.seeds import permutation
+from shards.atomic import temporary_name
+from shards.dataset import QUARANTINE_NAME, SAMPLES_SCHEMA, Dataset, Flag
+from shards.errors import DataError, LockedError, MachineError, UsageError
+from shards.manifest import Manifest
+from shards.probe import MAX_FILE_BYTES
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def stored_files(data: Path) -> dict[str, bytes]:
+    """Every file but the ledger, which alone holds times."""
+    return {path.name: path.read_bytes() for path in data.iterdir() if path.name != "ledger.jsonl"}
+
+
+def pack(src: Path, data: Path, **options: Any) -> Path:
+    Pack(src=src, data=data, **{"samples_per_shard": 16, "workers": 2, **options}).run()
+    return data
+
+
+def rows_of(data: Path) -> list[dict[str, Any]]:
+    return Dataset.open(data).samples.to_pylist()
+
+
+def refused_of(data: Path) -> list[dict[str, Any]]:
+    return pq.read_table(data / QUARANTINE_NAME).to_pylist()
+
+
+def test_the_table_is_what_the_folder_holds(photos: Path, packed: Path):
+    files = sorted(
+        (path.relative_to(photos).with_suffix("").as_posix(), path)
+        for path in photos.rglob("*")
+        if path.is_file()
+    )
+    classes = sorted(path.name for path in photos.iterdir())
+    dataset = Dataset.open(packed)
+    assert dataset.samples.schema.equals(SAMPLES_SCHEMA)
+    assert dataset.classes == tuple(classes)
+    for sample_id, (row, at) in enumerate(
+        zip(dataset.samples.to_pylist(), permutation(len(files), 0), strict=True)
+    ):
+        key, path = files[at]
+        content = path.read_bytes()
+        with Image.open(path) as image:
+            kind = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[image.format or ""]
+            size = image.size
+        assert row["id"] == sample_id
+        assert row["key"] == key
+        assert row["source"] == path.relative_to(photos).as_posix()
+        assert row["label"] == row["folder_label"] == classes.index(path.parent.name)
+        assert row["class"] == path.parent.name
+        assert row["member"] == f"{sample_id:09d}.{kind}"
+        assert (row["format"], row["width"], row["height"]) == (kind, *size)
+        assert row["bytes"] == len(content)
+        assert row["content_hash"] == xxhash.xxh3_128(content).digest()
+        assert row["shard"] == sample_id // 16
+        tar = (packed / f"shard-{row['shard']:06d}.tar").read_bytes()
+        assert tar[row["offset"] : row["offset"] + row["bytes"]] == content
+
+
+def test_flags_tell_the_kinds_apart(packed: Path):
+    flags = {row["source"].split("/")[1]: Flag(row["flags"]) for row in rows_of(packed)}
+    assert flags["photo_002.JPEG"] == Flag.GREY
+    assert flags["photo_003.jpg"] == Flag.CMYK
+    assert flags["photo_004.jpg"] == Flag.EXIF_ROTATED
+    assert flags["photo_005.jpg"] == Flag.PROGRESSIVE
+    assert flags["photo_006.JPEG"] == Flag(0)
+
+
+def test_the_manifest_counts_and_digests_what_is_stored(packed: Path):
+    manifest, rows = Manifest.read(packed), rows_of(packed)
+    assert (manifest.n_found, manifest.n_samples, manifest.n_quarantined) == (60, 60, 0)
+    assert [shard.first_position for shard in manifest.shards] == [0, 16, 32, 48]
+    assert [shard.found for shard in manifest.shards] == [16, 16, 16, 12]
+    for shard in manifest.shards:
+        content = (packed / shard.name).read_bytes()
+        assert (shard.bytes, shard.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    lines = "".join(f"{row['key']}\t{row['label']}\n" for row in rows)
+    assert manifest.identity == hashlib.sha256(lines.encode()).hexdigest()
+    hashes = b"".join(row["content_hash"] for row in rows)
+    assert manifest.content == hashlib.sha256(hashes).hexdigest()
+    assert (manifest.name, manifest.split) == (photos_parent_name(packed), "train")
+
+
+def photos_parent_name(packed: Path) -> str:
+    """A folder called train is a split; the data set has the name of the folder above."""
+    return Provenance.read(packed).config["name"]
+
+
+def test_provenance_and_ledger_account_for_the_data_set(packed: Path):
+    manifest, provenance = Manifest.read(packed), Provenance.read(packed)
+    assert provenance.kind == "dataset"
+    assert provenance.digest == manifest.digest
+    assert provenance.binds["identity"] == manifest.identity
+    assert provenance.binds["content"] == manifest.content
+    (line,) = read_ledger(packed)
+    assert (line["stage"], line["images"], line["interrupted"]) == ("pack", 60, False)
+    assert line["bytes_read"] == sum(row["bytes"] for row in rows_of(packed))
+    assert line["bytes_written"] > line["bytes_read"]
+
+
+def test_names_and_splits_are_taken_from_folders(photos: Path, tmp_path: Path):
+    src = tmp_path / "birds" / "val"
+    src.parent.mkdir()
+    shutil.copytree(photos, src)
+    manifest = Manifest.read(pack(src, tmp_path / "A"))
+    assert (manifest.name, manifest.split) == ("birds", "val")
+    src.rename(tmp_path / "fish")
+    manifest = Manifest.read(pack(tmp_path / "fish", tmp_path / "B"))
+    assert (manifest.name, manifest.split) == ("fish", "fish")
+    manifest = Manifest.read(pack(tmp_path / "fish", tmp_path / "C", name="cod", split="test"))
+    assert (manifest.name, manifest.split) == ("cod", "test")
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_repetition_with_any_number_of_threads_gives_the_same_bytes(
+    photos: Path, packed: Path, tmp_path: Path, workers: int
+):
+    assert stored_files(pack(photos, tmp_path / "DATA", workers=workers)) == stored_files(packed)
+
+
+def test_a_copied_source_gives_the_same_bytes(photos: Path, packed: Path, tmp_path: Path):
+    src = tmp_path / "elsewhere" / "train"
+    shutil.copytree(photos, src, copy_function=shutil.copyfile)  # times differ
+    name = Manifest.read(packed).name
+    assert stored_files(pack(src, tmp_path / "DATA", name=name)) == stored_files(packed)
+
+
+def test_source_order_is_key_order(photos: Path, tmp_path: Path):
+    keys = [row["key"] for row in rows_of(pack(photos, tmp_path / "DATA", order="source"))]
+    assert keys == sorted(keys)
+
+
+def test_another_order_seed_keeps_the_samples_and_changes_the_identity(
+    photos: Path, packed: Path, tmp_path: Path
+):
+    other = pack(photos, tmp_path / "DATA", order_seed=1)
+    assert {row["key"] for row in rows_of(other)} == {row["key"] for row in rows_of(packed)}
+    assert Manifest.read(other).identity != Manifest.read(packed).identity
+
+
+# Runs packing in forks of itself, each killed right before another of its renames; prints how many.
+KILLED_BEFORE_EACH_RENAME = """
+import os, signal, sys
+from pathlib import Path
+from engine.stages.pack import Pack
+
+src, folder = map(Path, sys.argv[1:])
+rename = Path.rename
+
+def pack_until(last):
+    renames = 0
+    def counted(self, target):
+        nonlocal renames
+        renames += 1
+        if renames > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+    Path.rename = counted
+    Pack(src=src, data=folder / f"killed-{last:02d}", samples_per_shard=6, workers=2).run()
+
+last, status = 0, signal.SIGKILL
+while status == signal.SIGKILL:
+    child = os.fork()
+    if child == 0:
+        pack_until(last)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    last += 1
+print(last - 1)
+"""
+
+
+def test_a_run_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
+    make_photos: Callable[..., Path], tmp_path: Path
+):
+    src, folder = make_photos(tmp_path / "src", per_class=4), tmp_path / "out"
+    command = [sys.executable, "-c", KILLED_BEFORE_EACH_RENAME, str(src), str(folder)]
+    child = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    n_renames = int(child.stdout)
+    assert n_renames > 2 * 4  # per shard: tar, index, record, cost so far
+    expected = stored_files(folder / f"killed-{n_renames:02d}")
+    assert len(expected) == 2 * 2 + 4
+    for last in range(n_renames):
+        data = folder / f"killed-{last:02d}"
+        assert not data.exists()
+        committed = len(list(temporary_name(data).glob("shard-*.json")))
+        pack(src, data, samples_per_shard=6)
+        assert stored_files(data) == expected
+        assert read_ledger(data)[-1]["images"] == 12 - 6 * committed or last > n_renames - 4
+    assert sorted(path.name for path in folder.iterdir()) == [
+        f"killed-{last:02d}" for last in range(n_renames + 1)
+    ]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let every write beyond ``size`` bytes of a file fail, like a full disk."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_keeps_what_was_committed_and_the_same_command_continues(
+    make_photos: Callable[..., Path], tmp_path: Path
+):
+    src, data = make_photos(tmp_path / "src", per_class=4), tmp_path / "DATA"
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(src / "n02979186" / "zz.png")
+    options: dict[str, Any] = {"order": "source", "samples_per_shard": 4, "workers": 1}
+    with (
+        largest_file(150_000),
+        pytest.raises(MachineError, match="cannot be written .* bytes are free"),
+    ):
+        pack(src, data, **options)
+    assert not data.exists()
+    scratch = temporary_name(data)
+    assert sorted(path.name for path in scratch.glob("*.tar")) == [
+        f"shard-{shard:06d}.tar" for shard in range(3)
+    ]
+    assert not list(scratch.glob(".shard*"))
+    pack(src, data, **options)
+    assert stored_files(data) == stored_files(pack(src, tmp_path / "WHOLE", name="src", **options))
+    assert [line["interrupted"] for line in read_ledger(data)] == [True, False]
+
+
+@pytest.fixture
+def stopped(make_photos: Callable[..., Path], tmp_path: Path) -> tuple[Path, Path]:
+    """Source and output of a packing that was interrupted."""
+    src, data = make_photos(tmp_path / "src", per_class=3), tmp_path / "DATA"
+    with largest_file(5_000), pytest.raises(MachineError):
+        pack(src, data)
+    return src, data
+
+
+def test_files_written_again_since_an_interruption_are_refused(stopped: tuple[Path, Path]):
+    src, data = stopped
+    os.utime(src / "n01440764/photo_000.png", (1, 1))
+    with pytest.raises(UsageError, match="written again since the interrupted packing"):
+        pack(src, data)
+
+
+def test_an_interrupted_run_of_another_configuration_is_refused(stopped: tuple[Path, Path]):
+    src, data = stopped
+    with pytest.raises(UsageError, match=r"config.order_seed: 0 there, 4 here"):
+        pack(src, data, order_seed=4)
+    shutil.copyfile(src / "n01440764/photo_000.png", src / "n01440764/photo_900.png")
+    with pytest.raises(UsageError, match=r"config.n_found: 9 there, 10 here"):
+        pack(src, data)
+
+
+def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Path):
+    src = tmp_path / "src"
+    (src / "cat").mkdir(parents=True)
+    sparse = tmp_path / "sparse"
+    sparse.touch()
+    os.truncate(sparse, MAX_FILE_BYTES)  # takes no space
+    for number in range(shutil.disk_usage(tmp_path).free // MAX_FILE_BYTES + 2):
+        (src / "cat" / f"{number}.jpg").hardlink_to(sparse)
+    with pytest.raises(MachineError, match=r"packing needs [\d,]+ bytes in .*, [\d,]+ are free"):
+        pack(src, tmp_path / "DATA")
+
+
+def test_the_same_command_again_does_nothing(photos: Path, packed: Path):
+    before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
+    lines = Pack(src=photos, data=packed, samples_per_shard=16).run()
+    assert lines[-1].startswith("was there already: 60 samples of 3 classes in 4 shards")
+    assert {path.name: path.stat().st_mtime_ns for path in packed.iterdir()} == before
+
+
+def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tmp_path: Path):
+    data = tmp_path / "DATA"
+    lines = Pack(src=photos, data=data).run()
+    assert lines[-1] == (
+        f"packed: 60 samples of 3 classes in 1 shards, {data}; next: coreset score {data} SCORES"
+    )
+
+
+def test_another_configuration_is_refused_with_the_difference(photos: Path, packed: Path):
+    with pytest.raises(UsageError, match=r"config.samples_per_shard: 16 there, 17 here"):
+        Pack(src=photos, data=packed, samples_per_shard=17).run()
+
+
+def test_a_changed_source_is_refused_after_packing(
+    make_photos: Callable[..., Path], tmp_path: Path
+):
+    src = make_photos(tmp_path / "src", per_class=3)
+    data = pack(src, tmp_path / "DATA")
+    shutil.copyfile(src / "n01440764/photo_000.png", src / "n01440764/photo_900.png")
+    with pytest.raises(UsageError, match=r"config.n_found: 9 there, 10 here"):
+        pack(src, data)
+
+
+BAD = {
+    "n01440764/bad_html.jpg": (b"<html></html>", "not-an-image"),
+    "n01440764/bad_empty.jpg": (b"", "empty"),
+    "n02102040/bad_gif.JPEG": (b"GIF89a", "unsupported-format"),
+}
+
+
+@pytest.fixture
+def with_bad(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
+    """12 photos, 4 per class, and three files that cannot be packed."""
+    src = make_photos(tmp_path / "src", per_class=4)
+    for name, (content, _) in BAD.items():
+        (src / name).write_bytes(content)
+    return src
+
+
+def test_refused_files_are_listed_and_every_found_file_is_accounted_for(
+    with_bad: Path, tmp_path: Path
+):
+    data = tmp_path / "DATA"
+    lines = Pack(src=with_bad, data=data, samples_per_shard=4).run()
+    assert lines[0].startswith("warning: 3 of 15 files were refused; see")
+    manifest, rows, refused = Manifest.read(data), rows_of(data), refused_of(data)
+    assert (manifest.n_found, manifest.n_samples, manifest.n_quarantined) == (15, 12, 3)
+    assert {row["source"]: row["reason"] for row in refused} == {
+        name: reason for name, (_, reason) in BAD.items()
+    }
+    html = next(row for row in refused if row["reason"] == "not-an-image")
+    assert html["detail"] == "text/html"
+    assert html["content_hash"] == xxhash.xxh3_128(b"<html></html>").digest()
+    assert [row["id"] for row in rows] == list(range(12))
+    positions = [int(row["member"].split(".")[0]) for row in rows]
+    assert sorted(positions + [row["position"] for row in refused]) == list(range(15))
+    assert positions == sorted(positions)
+
+
+def test_too_many_refused_files_leave_nothing_but_their_list(with_bad: Path, tmp_path: Path):
+    (with_bad / "n01440764/bad_too.jpg").write_bytes(b"text")
+    data = tmp_path / "DATA"
+    with pytest.raises(DataError, match=r"n01440764 with 3 of 7 \(limit 2\).*quarantine.csv"):
+        pack(with_bad, data)
+    listed = tmp_path / "DATA.quarantine.csv"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["DATA.quarantine.csv", "src"]
+    with listed.open(newline="") as file:
+        sources = [row["source"] for row in csv.DictReader(file)]
+    assert sorted(sources) == sorted([*BAD, "n01440764/bad_too.jpg"])
+    for name in sources:
+        (with_bad / name).unlink()
+    assert Manifest.read(pack(with_bad, data)).n_quarantined == 0
+    assert not listed.exists()
+
+
+def test_labels_of_a_table_replace_those_of_the_folders(photos: Path, tmp_path: Path):
+    table = tmp_path / "labels.csv"
+    turned = {"n01440764": "n02102040", "n02102040": "n02979186", "n02979186": "n01440764"}
+    rows = [
+        f"train/{path.relative_to(photos)},{turned[path.parent.name]}"
+        for path in photos.glob("*/*")
+    ]
+    table.write_text("\n".join(["path,noisy", *rows]))
+    data = pack(photos, tmp_path / "DATA", labels=table, column="noisy")
+    for row in rows_of(data):
+        assert row["label"] == (row["folder_label"] + 1) % 3
+        assert row["class"] == turned[row["key"].split("/")[0]]
+        tar = (data / f"shard-{row['shard']:06d}.tar").read_bytes()
+        label_at = row["offset"] + -(-row["bytes"] // 512) * 512 + 512
+        assert tar[label_at : label_at + 2] == b"%d\0" % row["label"]
+    sha256 = hashlib.sha256(table.read_bytes()).hexdigest()
+    assert Manifest.read(data).settings["labels"] == {"sha256": sha256, "column": "noisy"}
+
+
+def test_files_beside_the_class_folders_are_mentioned(
+    make_photos: Callable[..., Path], tmp_path: Path
+):
+    src = make_photos(tmp_path / "src", per_class=1)
+    (src / "README.txt").write_text("about")
+    lines = Pack(src=src, data=tmp_path / "DATA").run()
+    assert lines[0].startswith("left out: 1 files")
+
+
+HOLD_LOCK = """
+import sys
+from pathlib import Path
+from engine.artifact import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_an_output_that_another_process_writes_is_refused_with_its_number(
+    photos: Path, tmp_path: Path
+):
+    data = tmp_path / "DATA"
+    command = [sys.executable, "-c", HOLD_LOCK, str(data)]
+    with subprocess.Popen(
+        command, cwd=CHECKOUT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(LockedError, match=f"process {holder.pid}"):
+            pack(photos, data)
+    pack(photos, data)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples_per_shard": 0}, "samples_per_shard must be at least 1, got 0"),
+        ({"column": "noisy"}, "labels and column go together"),
+        ({"labels": Path("x.csv")}, "labels and column go together"),
+        ({"workers": -1}, r"workers must be 0 \(one per core\) or more, got -1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(
+    photos: Path, tmp_path: Path, options: dict[str, Any], message: str
+):
+    with pytest.raises(UsageError, match=message):
+        pack(photos, tmp_path / "DATA", **options)
+
+
+def test_an_output_inside_the_source_is_refused(photos: Path):
+    with pytest.raises(UsageError, match="lies in src"):
+        pack(photos, photos / "DATA")
+
+
+def test_packing_and_verifying_import_no_torch():
+    code = "import sys, engine.stages.pack, engine.stages.verify; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)

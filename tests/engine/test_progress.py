@@ -1,0 +1,83 @@
+"""The one progress display, in its three forms."""
+
+import io
+import json
+import sys
+
+import pytest
+
+import engine.progress
+from engine.progress import Display, Progress, choose_display, progress
+
+
+@pytest.fixture(autouse=True)
+def _default_display():
+    yield
+    choose_display(Display.AUTO)
+
+
+@pytest.fixture
+def at_every_step(monkeypatch):
+    monkeypatch.setattr(engine.progress, "LINE_EVERY_SECONDS", 0.0)
+
+
+def advance_by_three():
+    with progress("score", total=10) as state:
+        state.advance(2, loss=1.5)
+        state.advance(1, loss=1.25)
+    return state
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_without_a_terminal_there_is_a_line_per_interval(capsys):
+    advance_by_three()
+    out, err = capsys.readouterr()
+    first, second = err.splitlines()
+    assert first.startswith("score: 2 of 10 images, ")
+    assert first.endswith("loss 1.5")
+    assert second.startswith("score: 3 of 10 images, ")
+    assert second.endswith("loss 1.25")
+    assert out == ""
+
+
+def test_lines_do_not_come_faster_than_the_interval(capsys):
+    assert advance_by_three().done == 3
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_machines_get_a_json_object_per_interval(capsys):
+    choose_display(Display.JSON)
+    advance_by_three()
+    records = [json.loads(text) for text in capsys.readouterr().err.splitlines()]
+    assert [record["done"] for record in records] == [2, 3]
+    assert records[0]["event"] == "progress"
+    assert (records[0]["stage"], records[0]["total"]) == ("score", 10)
+
+
+@pytest.mark.usefixtures("at_every_step")
+def test_a_quiet_display_counts_and_says_nothing(capsys):
+    choose_display(Display.QUIET)
+    assert advance_by_three().done == 3
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_terminal_gets_one_live_block(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    advance_by_three()
+    assert "score: 3 of 10 images" in terminal.getvalue()
+    assert "\x1b[" in terminal.getvalue()
+
+
+def test_before_the_first_unit_no_time_left_is_claimed():
+    state = Progress("score", total=10, unit="epochs")
+    assert "left" not in state.text()
+    state.advance()
+    assert "1 of 10 epochs" in state.text()
+    assert "s left" in state.text()

@@ -1,0 +1,109 @@
+"""Faults that only show from inside: sources that change under way, and a stop in the middle."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from shards.errors import UsageError
+from shards.packing import Plan, pack
+from shards.records import ShardRecord
+from shards.sources import find_images
+
+
+class StopHere(Exception):
+    """Raised by an observer, as a signal handler would."""
+
+
+@dataclass
+class Counting:
+    """Observer that counts, and stops the packing after ``stop_after`` images."""
+
+    stop_after: int = 10**9
+    images: int = 0
+    fresh: list[str] = field(default_factory=list)
+    resumed: list[str] = field(default_factory=list)
+
+    def image(self, source_bytes: int, *, packed: bool) -> None:
+        del source_bytes, packed
+        self.images += 1
+        if self.images > self.stop_after:
+            raise StopHere
+
+    def shard(self, record: ShardRecord, *, resumed: bool) -> None:
+        (self.resumed if resumed else self.fresh).append(record.entry.name)
+
+
+def plan_of(src: Path, samples_per_shard: int = 4) -> Plan:
+    source = find_images(src)
+    return Plan(
+        source=source,
+        labels=source.labels,
+        samples_per_shard=samples_per_shard,
+        name="photos",
+        split="train",
+        settings={},
+    )
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Path:
+    path = tmp_path / "scratch"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def small(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
+    return make_photos(tmp_path / "src", per_class=7)
+
+
+def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos: Path, scratch: Path):
+    plan, listed = plan_of(photos), scratch / "list.csv"
+    first, second = Counting(stop_after=21), Counting()
+    with pytest.raises(StopHere):
+        pack(plan, scratch, workers=2, listed=listed, observer=first)
+    assert 1 <= len(first.fresh) <= 5
+    assert not list(scratch.glob(".*"))
+    pack(plan, scratch, workers=2, listed=listed, observer=second)
+    assert sorted(second.resumed) == sorted(first.fresh)
+    assert len(second.fresh) == 15 - len(first.fresh)
+    assert second.images == 60 - 4 * len(first.fresh)
+
+
+@pytest.mark.parametrize("damage", ["short tar", "no index", "half a record"])
+def test_a_committed_shard_that_was_damaged_is_packed_again(
+    small: Path, scratch: Path, damage: str
+):
+    plan, listed = plan_of(small), scratch / "list.csv"
+    with pytest.raises(StopHere):
+        pack(plan, scratch, workers=1, listed=listed, observer=Counting(stop_after=9))
+    match damage:
+        case "short tar":
+            os.truncate(scratch / "shard-000001.tar", 512)
+        case "no index":
+            (scratch / "shard-000001.idx").unlink()
+        case _:
+            os.truncate(scratch / "shard-000001.json", 100)
+    again = Counting()
+    pack(plan, scratch, workers=1, listed=listed, observer=again)
+    assert again.resumed == ["shard-000000.tar"]
+    assert "shard-000001.tar" in again.fresh
+
+
+def test_a_file_that_changes_after_it_was_found_stops_the_packing_by_name(
+    small: Path, scratch: Path
+):
+    plan = plan_of(small)
+    os.utime(small / "n02102040" / "photo_006.JPEG", (1, 1))
+    with pytest.raises(UsageError, match=r"photo_006.JPEG changed while it was being packed"):
+        pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
+
+
+def test_a_file_that_vanishes_stops_the_packing_by_name(small: Path, scratch: Path):
+    plan = plan_of(small)
+    (small / "n02102040" / "photo_006.JPEG").unlink()
+    with pytest.raises(UsageError, match=r"photo_006.JPEG cannot be read \(No such file"):
+        pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
