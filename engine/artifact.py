@@ -90,8 +90,8 @@ def _locked_file(path: Path, *, wait: bool) -> TextIO | None:
         # A lock on a file that its owner has removed guards nothing.
         if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
             return file
-    except OSError:
-        pass
+    except (BlockingIOError, FileNotFoundError):
+        pass  # any other error, such as a file system without locks, would never go away
     file.close()
     return None
 

@@ -10,8 +10,8 @@ class Batch:
     """Decoded images of one batch, b = images, s = size in pixels.
 
     ``images`` are uint8 RGB of shape (b, 3, s, s), stored channels last; normalisation and
-    augmentation happen on the device. ``labels`` and ``ids`` are int64 of shape (b,). A padded batch
-    has id -1 in the added rows; nobody pads unless asked.
+    augmentation happen on the device. ``labels`` and ``ids`` are int64 of shape (b,). A padded
+    batch has id -1 in the added rows; nobody pads unless asked.
     """
 
     images: Tensor

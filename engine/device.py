@@ -23,7 +23,9 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise MachineError("device cuda: no usable GPU here; use --device cpu or see `coreset doctor`")
+        raise MachineError(
+            "device cuda: no usable GPU here; use --device cpu or see `coreset doctor`"
+        )
     if name == "cpu":
         tune_malloc()
     return torch.device(name)
@@ -36,17 +38,21 @@ def tune_malloc() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 2**28)):
+        for parameter, value in (
+            (_M_MMAP_MAX, 0),
+            (_M_TRIM_THRESHOLD, 2**31 - 1),
+            (_M_TOP_PAD, 2**28),
+        ):
             mallopt(parameter, value)
 
 
 def half_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bfloat16: on a GPU always, on a CPU where it has the instructions, else float32."""
+    """Autocast to bfloat16: on a GPU, and on a CPU that has the instructions; else float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether bfloat16 is faster than float32 on this device (without AVX-512 BF16 it is slower)."""
+    """Whether bfloat16 is faster than float32 here (without AVX-512 BF16 a CPU emulates it)."""
     return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public probe
 
 

@@ -145,18 +145,18 @@ def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64
         bar.advance(done)
         for first in range(done, len(ids), feature_chunk_rows(width)):
             part = ids[first : first + feature_chunk_rows(width)]
-            source = Source(
+            blocks: list[NDArray[np.float16]] = []
+            with Source(
                 dataset,
                 Geometry(spec.size, None),
                 decoder=spec.decoder,
                 device=device.type,
                 workers=spec.workers,
                 ids=part,
-            )
-            blocks: list[NDArray[np.float16]] = []
-            for block in _feature_blocks(source, backbone, spec.batch):
-                blocks.append(block)
-                bar.advance(len(block))
+            ) as source:
+                for block in _feature_blocks(source, backbone, spec.batch):
+                    blocks.append(block)
+                    bar.advance(len(block))
             rows.write(first, np.concatenate(blocks))
             fsync_tree(store)
             write_atomically(done_path, json.dumps({"rows": first + len(part)}).encode())

@@ -1,7 +1,7 @@
 """Commits of a long training: ``gen-000007/`` directories and ``commit.json``, which readers trust.
 
-A generation is written as ``.gen-000007.partial``, synced as a tree, renamed, and only then named by
-``commit.json`` together with the digests of all its files. Two generations are kept while the
+A generation is written as ``.gen-000007.partial``, synced as a tree, renamed, and only then named
+by ``commit.json`` together with the digests of all its files. Two generations are kept while the
 training runs, one when it is finished.
 """
 
@@ -56,7 +56,7 @@ class Generations:
         return None
 
     def finish(self) -> None:
-        """Keep the newest generation alone, so that the result does not depend on when it committed."""
+        """Keep the newest generation alone: the result must not depend on when it committed."""
         self._record(self._entries()[:1])
 
     def _entries(self) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
-"""The misratio (share of the hardest images of a class cut before stratification) by score and data.
+"""The misratio (share of the hardest images of a class that are cut) by score, data and IPC.
 
-From the study's Table 6, hard labels: the best of 0.1, 0.3, 0.5, 0.7, 0.9 for each data set and IPC,
-used there for every protocol and student. It was picked on the accuracy that is then reported.
+From the study's Table 6, hard labels: the best of 0.1, 0.3, 0.5, 0.7, 0.9 for each data set and
+IPC, used there for every protocol and student. It was picked on the accuracy that is then reported.
 """
 
 from shards.errors import UsageError

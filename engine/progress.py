@@ -84,6 +84,12 @@ class _Lines(Progress):
         self.show_line()
 
 
+def say(text: str) -> None:
+    """Print one line beside the progress, as the demo's tour does."""
+    if _display is Display.AUTO:
+        print(text, file=sys.stderr, flush=True)  # noqa: T201 - the display
+
+
 @contextmanager
 def progress(stage: str, total: int, unit: str = "images") -> Generator[Progress]:
     """Show the progress of a stage while the block runs."""

@@ -1,10 +1,10 @@
 """The hard-label protocol: a frozen configuration, and the training of one student under it.
 
-Source: MinimaxDiffusion / ManifoldGD ``train.py``, ``argument.py``, ``data.py`` (the study's section
-3.4). Deliberate differences, each of which leaves the recipe as it is: images are resized and cut to
-their central square once and held as uint8; augmentation runs in batch on the device; arithmetic is
-bfloat16 where the device is fast at it; every run is seeded. ImageNet-1K trains 300 epochs (the
-published rule would give 2000 or 1500; the study's number was lost).
+Source: MinimaxDiffusion / ManifoldGD ``train.py``, ``argument.py``, ``data.py`` (the study's
+section 3.4). Deliberate differences, each of which leaves the recipe as it is: images are resized
+and cut to their central square once and held as uint8; augmentation runs in batch on the device;
+arithmetic is bfloat16 where the device is fast at it; every run is seeded. ImageNet-1K trains 300
+epochs (the published rule would give 2000 or 1500; the study's number was lost).
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from engine.decode.source import EpochSource
 from engine.ledger import Stopwatch, stopwatch
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.models.networks import StudentName, build_network, memory_format_for
+from engine.models.networks import StudentName, build_network, memory_format_for, placed
 from engine.seeding import generator_for
 from engine.training import (
     Accuracy,
@@ -164,7 +164,7 @@ def train_student(
     """
     layout = memory_format_for("instance", device)
     network = build_network(student, protocol.n_classes, norm="instance", seed=seed)
-    network = network.to(device=device, memory_format=layout)
+    network = placed(network, device, layout)
     steps_per_epoch = -(-len(train) // protocol.batch)
     sgd = Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay)
     drops = (epoch * steps_per_epoch for epoch in protocol.drops)
@@ -228,4 +228,3 @@ def _evaluation_examples(
         inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
         labels = part.labels.to(device, non_blocking=True)
         yield inputs.contiguous(memory_format=layout), labels, part.ids
-

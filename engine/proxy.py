@@ -1,13 +1,13 @@
 """Proxies: what is trained to score the images, and the examples that it is trained on.
 
-``resnet18`` is the study's proxy: ResNet-18 with batch norm from scratch under the CCS ImageNet recipe
-(``train_imagenet.py``: SGD, momentum 0.9, weight decay 1e-4, cosine per iteration from 0.1 to 1e-4,
-batch 256, 60 epochs, RandomResizedCrop, flip). ``linear`` is a linear classifier on standardised
-features of a frozen backbone: thousands of times cheaper.
+``resnet18`` is the study's proxy: ResNet-18 with batch norm from scratch under the CCS ImageNet
+recipe (``train_imagenet.py``: SGD, momentum 0.9, weight decay 1e-4, cosine per iteration from 0.1
+to 1e-4, batch 256, 60 epochs, RandomResizedCrop, flip). ``linear`` is a linear classifier on
+standardised features of a frozen backbone: thousands of times cheaper.
 
 Differences from CCS: images are resized to 8/7 of ``size`` and cut to their central square before
-the random crop (torchvision crops from the whole photograph), so that all of them fit one tensor and
-the crop runs on the device; crops follow torchvision's law of area and aspect ratio.
+the random crop (torchvision crops from the whole photograph), so that all of them fit one tensor
+and the crop runs on the device; crops follow torchvision's law of area and aspect ratio.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,11 +22,10 @@ from torch import Tensor, nn
 from engine.decode.order import batches_of, epoch_ids
 from engine.decode.source import EpochSource
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.models.networks import LinearHead, build_network, memory_format_for
+from engine.models.networks import LinearHead, build_network, memory_format_for, placed
 from engine.seeding import generator_for
 from engine.training import Examples
 from kernels.augment import horizontal_flip, normalised, random_resized_crop
-
 
 ProxyName: TypeAlias = Literal["resnet18", "linear"]
 
@@ -54,10 +53,10 @@ def convolutional_proxy(
     seed: int,
     device: torch.device,
 ) -> Proxy:
-    """ResNet-18 on random crops of ``source``, whose images are squares of ``stored_side(size)``."""
+    """ResNet-18 on random crops of ``source``, whose images have side ``stored_side(size)``."""
     layout = memory_format_for("batch", device)
     network = build_network("resnet18", n_classes, norm="batch", seed=seed)
-    network = network.to(device=device, memory_format=layout)
+    network = placed(network, device, layout)
 
     def examples(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         draws = generator_for(seed, epoch)
@@ -81,7 +80,7 @@ def linear_proxy(
     seed: int,
     device: torch.device,
 ) -> Proxy:
-    """Linear classifier on features, standardised per column and held on the device (n x d x 4 bytes)."""
+    """Linear classifier on features, standardised by column, on the device (n x d x 4 bytes)."""
     columns = torch.from_numpy(features).to(device).float()
     columns = (columns - columns.mean(0)) / columns.std(0).clamp_min(1e-6)
     labels_n = torch.from_numpy(labels).to(device)
@@ -90,6 +89,13 @@ def linear_proxy(
         order = epoch_ids(len(labels), seed=seed, epoch=epoch)
         for part in batches_of(order, batch):
             ids = torch.from_numpy(part).to(device)
-            yield columns[ids], labels_n[ids], ids
+            yield rows_of(columns, ids), labels_n[ids], ids
 
     return Proxy(LinearHead(features.shape[1], n_classes).to(device), examples)
+
+
+def rows_of(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of a tensor; by NumPy on a CPU, whose torch kernel collapses when the cores are busy."""
+    if table.device.type == "cpu":
+        return torch.from_numpy(np.take(table.numpy(), ids.numpy(), axis=0))
+    return table[ids]

@@ -1,9 +1,9 @@
 """``RESULTS/``: append-only tables of trained students and measured sets, and the sets' lineage.
 
-``students.parquet`` (and ``.csv``): one row per trained student. ``metrics.parquet`` (and ``.csv``):
-one row per measured set and metric. ``lineage/<set digest>.json``: provenance and ledger of each set, so
-that a report can tell costs after the sets have gone. A row is never written twice: its key says
-what was run, and a run that finds its row does nothing.
+``students.parquet`` (and ``.csv``): one row per trained student. ``metrics.parquet`` (and
+``.csv``): one row per measured set and metric. ``lineage/<set digest>.json``: provenance and ledger
+of each set, so that a report can tell costs after the sets have gone. A row is never written twice:
+its key says what was run, and a run that finds its row does nothing.
 """
 
 import io
@@ -97,7 +97,9 @@ class Results:
         try:
             read = pq.read_table(file)
         except (pa.ArrowInvalid, OSError) as error:
-            raise StoreError(f"{file} cannot be read ({error}); restore it or move it away") from error
+            raise StoreError(
+                f"{file} cannot be read ({error}); restore it or move it away"
+            ) from error
         if read.schema.names != _SCHEMAS[table].names:
             raise StoreError(f"{file} is of another version; choose another RESULTS folder")
         return read.to_pylist()
@@ -107,15 +109,15 @@ class Results:
         return {row["key"] for row in self.rows(table)}
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
-        """Append rows whose key is not there yet, with the ledger lines of the run that made them."""
+        """Append rows whose key is not there yet, and the ledger lines of their making."""
         with lock(self.path, wait=True):
             self.path.mkdir(parents=True, exist_ok=True)
             there = self.rows(table)
             known = {row["key"] for row in there}
             fresh = [dict(row) for row in rows if row["key"] not in known]
-            merged = pa.Table.from_pylist([*there, *fresh], schema=_SCHEMAS[table])
-            write_atomically(self.path / f"{table}.parquet", _parquet_bytes(merged))
-            write_atomically(self.path / f"{table}.csv", _csv_bytes(merged))
+            parquet, csv = _encoded([*there, *fresh], table)
+            write_atomically(self.path / f"{table}.parquet", parquet)
+            write_atomically(self.path / f"{table}.csv", csv)
             lines = "".join(json.dumps(line) + "\n" for line in [*read_ledger(self.path), *ledger])
             write_atomically(self.path / "ledger.jsonl", lines.encode())
 
@@ -159,13 +161,10 @@ class Results:
         }
 
 
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().to_pybytes()
-
-
-def _csv_bytes(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pacsv.write_csv(table, sink)
-    return sink.getvalue()
+def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes]:
+    """The rows of a table as parquet and as CSV."""
+    table = pa.Table.from_pylist(rows, schema=_SCHEMAS[name])
+    parquet, csv = io.BytesIO(), io.BytesIO()
+    pq.write_table(table, parquet)
+    pacsv.write_csv(table, csv)
+    return parquet.getvalue(), csv.getvalue()

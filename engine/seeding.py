@@ -9,13 +9,13 @@ from kernels.seeds import derived_seed
 
 
 def generator_for(seed: int, *path: int) -> torch.Generator:
-    """CPU generator of a place under a run's seed; draws on the CPU are the same with any device."""
+    """CPU generator of a place under a run's seed: the same draws whatever the device."""
     return torch.Generator().manual_seed(derived_seed(seed, *path) % 2**63)
 
 
 @contextmanager
 def seeded_initialisation(seed: int) -> Generator[None]:
-    """Seed torch's global generator for the block and restore it: module constructors use no other."""
+    """Seed torch's global generator, which module constructors use, and restore it after."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # noqa: TID251 - the one place
         yield

@@ -58,11 +58,16 @@ class SetInfo:
         """
         path = directory / SET_NAME
         if not path.is_file():
-            fact = "is not a condensed set (no set.json)" if directory.exists() else "does not exist"
-            raise UsageError(f"{directory} {fact}; make one with `coreset select` or `coreset distill`")
+            fact = (
+                "is not a condensed set (no set.json)" if directory.exists() else "does not exist"
+            )
+            raise UsageError(
+                f"{directory} {fact}; make one with `coreset select` or `coreset distill`"
+            )
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
-            info = SetInfo(**{**document, "per_class": tuple(document["per_class"])})
+            per_class = tuple(document.pop("per_class"))
+            info = SetInfo(**document, per_class=per_class)
         except (ValueError, TypeError, KeyError) as error:
             raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
         if (info.format, info.format_version) != (FORMAT, FORMAT_VERSION):
@@ -144,8 +149,8 @@ def require_same_data(dataset: Dataset, identity: str, what: str) -> None:
     """Raise ``UsageError`` unless ``dataset`` is the one that ``what`` was made from."""
     if dataset.manifest.identity != identity:
         raise UsageError(
-            f"{dataset.path} has identity {dataset.manifest.identity[:12]}, but {what} was made from "
-            f"{identity[:12]}: another data set; name the right one with --data"
+            f"{dataset.path} has identity {dataset.manifest.identity[:12]}, but {what} was made "
+            f"from {identity[:12]}: another data set; name the right one with --data"
         )
 
 

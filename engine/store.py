@@ -19,7 +19,9 @@ ROWS_PER_SCORE_CHUNK = 131_072  # 1.28 M x 10 float32 commit in 0.2 s; 4,096-row
 FEATURE_CHUNK_BYTES = 16 << 20
 
 
-def write_columns(path: Path, columns: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]) -> None:
+def write_columns(
+    path: Path, columns: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+) -> None:
     """Write a new group of one-dimensional arrays of equal length, one row per sample id."""
     import zarr
     from zarr.codecs import Crc32cCodec, ZstdCodec
@@ -67,7 +69,7 @@ class FeatureRows:
 
         self.rows_per_chunk = feature_chunk_rows(width)
         if path.exists():
-            self._array = zarr.open_group(path, mode="r+")["features"]
+            self._array: Any = zarr.open_group(path, mode="r+")["features"]
             return
         group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
         self._array = group.create_array(

@@ -49,7 +49,7 @@ class Sgd:
 
 
 def cosine_schedule(lr: float, min_lr: float, total_steps: int) -> Callable[[int], float]:
-    """Cosine from ``lr`` at step 0 to ``min_lr`` at ``total_steps``, per iteration (CCS, ``train.py``)."""
+    """Cosine per iteration from ``lr`` at step 0 to ``min_lr`` at the end (CCS, ``train.py``)."""
     return lambda step: min_lr + (lr - min_lr) * (1 + cos(pi * step / total_steps)) / 2
 
 

@@ -113,7 +113,7 @@ class Dynamics:
         """Count what `presentations` returned, here or on another rank.
 
         Forgetting compares a sample with its own last presentation, which another rank may have
-        made: gather presentations and ids of all ranks (16 bytes a sample) and record them on each.
+        made: gather presentations and ids of all ranks (24 bytes a sample) and record them on each.
         """
         rows_b = torch.where(ids_b < 0, self.n_samples, ids_b)
         right_b = presentations_b4[:, 2]

@@ -1,9 +1,9 @@
-"""Seeded randomness that is a pure function of integers: the same on every machine, version and thread count.
+"""Seeded randomness as a pure function of integers: the same on every machine and version.
 
 NumPy does not promise the streams of ``Generator.permutation`` across versions (NEP 19), so what is
 written to disk (pack order, epoch order, selections) is drawn by sorting splitmix64 keys instead.
-splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014; the
-constants are those of Vigna's reference implementation (prng.di.unimi.it/splitmix64.c).
+splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014;
+the constants are those of Vigna's reference implementation (prng.di.unimi.it/splitmix64.c).
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""A packed data set as seen by its readers: manifest and sample table, checked against each other."""
+"""A packed data set as its readers see it: manifest and sample table, checked."""
 
 from dataclasses import dataclass
 from enum import IntFlag
@@ -84,7 +84,7 @@ class Dataset:
         table_path = path / SAMPLES_NAME
         if not table_path.is_file() or sha256_of_file(table_path) != manifest.samples_sha256:
             raise ManifestError(
-                f"{table_path} is not the table that manifest.json describes; pack the data set again"
+                f"{table_path} is not the table that manifest.json describes; pack again"
             )
         return Dataset(path, manifest, pq.read_table(table_path))
 

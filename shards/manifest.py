@@ -1,4 +1,4 @@
-"""``manifest.json``: what a packed data set holds, and the two digests that everything else binds to.
+"""``manifest.json``: what a packed data set holds, and the two digests that all else binds to.
 
 ``identity`` covers the ordered (sample key, label) list: scores and coresets bind to it.
 ``content`` covers the stored bytes in the same order: features and decoded pixels bind to it.
@@ -83,17 +83,16 @@ class Manifest:
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
             shards = tuple(ShardEntry(**entry) for entry in document.pop("shards"))
-            manifest = Manifest(
-                **{**document, "classes": tuple(document["classes"])}, shards=shards
-            )
+            classes = tuple(document.pop("classes"))
+            manifest = Manifest(**document, classes=classes, shards=shards)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ManifestError(
                 f"{path} cannot be read ({error}); pack the data set again"
             ) from error
         if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
             raise ManifestError(
-                f"{path} has format {manifest.format} version {manifest.format_version}, this program "
-                f"reads {FORMAT} version {FORMAT_VERSION}; pack the data set again"
+                f"{path} has format {manifest.format} version {manifest.format_version}, this "
+                f"program reads {FORMAT} version {FORMAT_VERSION}; pack the data set again"
             )
         return manifest
 

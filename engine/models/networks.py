@@ -1,8 +1,9 @@
 """Networks that are trained here: the proxy (batch norm) and the students (instance norm).
 
-The layouts are torchvision's; the hard-label protocol of MinimaxDiffusion (``train_models/resnet.py``)
-is the same network with every norm replaced by ``GroupNorm(channels, channels)``, that is instance
-norm with an affine map and no running statistics, so that training and evaluation behave alike.
+The layouts are torchvision's; the hard-label protocol of MinimaxDiffusion
+(``train_models/resnet.py``) is the same network with every norm replaced by ``GroupNorm(channels,
+channels)``, that is instance norm with an affine map and no running statistics, so that training
+and evaluation behave alike.
 """
 
 from typing import Literal, TypeAlias
@@ -38,11 +39,18 @@ def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -
 def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:
     """Layout of images and weights in which this network is fastest.
 
-    Channels last everywhere, except for instance norm on a CPU: GroupNorm does 139 images/s there in
-    NCHW but 54 in channels last (128 px, bfloat16, two cores).
+    Channels last everywhere, except for instance norm on a CPU: GroupNorm does 139 images/s there
+    in NCHW but 54 in channels last (128 px, bfloat16, two cores).
     """
     slow_there = norm == "instance" and device.type == "cpu"
     return torch.contiguous_format if slow_there else torch.channels_last
+
+
+def placed(
+    network: nn.Module, device: torch.device, memory_format: torch.memory_format
+) -> nn.Module:
+    """The network on a device, its weights in a layout."""
+    return network.to(device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
 
 
 class LinearHead(nn.Module):

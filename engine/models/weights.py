@@ -25,10 +25,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    state: object = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251, S614 - see above
+    state: object = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
     if isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values()):
         return {str(name): value for name, value in state.items()}
-    raise UsageError(f"weights {path} holds no flat dictionary of tensors; convert it to safetensors")
+    raise UsageError(
+        f"weights {path} holds no flat dictionary of tensors; convert it to safetensors"
+    )
 
 
 def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
@@ -42,8 +44,8 @@ def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) 
         if name not in state or state[name].shape != tensor.shape:
             found = tuple(state[name].shape) if name in state else "nothing"
             raise UsageError(
-                f"weights {source} has {found} for {name}, the network needs {tuple(tensor.shape)}; "
-                "name the file of this very backbone"
+                f"weights {source} has {found} for {name}, the network needs {tuple(tensor.shape)};"
+                " name the file of this very backbone"
             )
     network.load_state_dict({name: state[name] for name in own})
 

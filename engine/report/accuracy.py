@@ -34,9 +34,9 @@ class Setting:
         return self.protocol.endswith(SHORT_SUFFIX)
 
     @property
-    def training(self) -> str:
-        """Length and image size of the training, in words."""
-        return f"{self.epochs} epochs, {self.size} px, {self.evaluations} evaluations"
+    def pixels_and_evaluations(self) -> str:
+        """Image size and number of evaluations, in words."""
+        return f"{self.size} px, {self.evaluations} evaluations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,10 +66,10 @@ def _described(row: Row) -> ReportedSet:
 
 
 def _with_methods_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
-    differing: dict[str, set[str]] = defaultdict(set)
+    differing: dict[tuple[str, str], set[str]] = defaultdict(set)
     for group in _groups(sets, "data", "method", "ipc"):
-        differing[group[0].method] |= _differing_parameters(group)
-    named = [_renamed(one, _told(one, differing[one.method])) for one in sets]
+        differing[group[0].data, group[0].method] |= _differing_parameters(group)
+    named = [_renamed(one, _told(one, differing[one.data, one.method])) for one in sets]
     # The same parameters and the same seed, yet another set: made from other inputs.
     twins = {
         one.digest

@@ -4,6 +4,7 @@ Colours name methods and symbols name IPC, the same in every figure. The page se
 text, so that figures follow its light or dark scheme.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.report.accuracy import Accuracy, Comparison
 from engine.report.catalogue import BASELINE, method_order
-from engine.report.measures import PAIRS, Measurement, SetCost
+from engine.report.measures import PAIRS, Measurement
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -20,9 +21,15 @@ if TYPE_CHECKING:
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
 BASELINE_COLOUR = "#7f7f7f"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
+SHORTEST_SECONDS = 1e-3
+"""Resolution of the ledger: what a log axis shows for a cost of zero."""
 GRID_COLOUR = "rgba(128, 128, 128, 0.25)"
-AXIS_NAMES = {"r1": "R1, worst match of the set", "d1": "D1, 1 - nearest pair",
-              "r2": "R2, mean match of the validation images", "d2": "D2, 1 - mean pair"}  # fmt: skip
+AXIS_NAMES = {
+    "r1": "R1, worst match of the set",
+    "d1": "D1, 1 - cosine of the nearest pair",
+    "r2": "R2, mean match of the validation images",
+    "d2": "D2, 1 - mean cosine of pairs",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +57,9 @@ class Look:
         """The look of these (method, IPC) pairs."""
         told = list(pairs)
         methods = {method for method, _ in told} - {BASELINE}
-        return Look(tuple(sorted(methods, key=method_order)), tuple(sorted({ipc for _, ipc in told})))
+        return Look(
+            tuple(sorted(methods, key=method_order)), tuple(sorted({ipc for _, ipc in told}))
+        )
 
     def colour(self, method: str) -> str:
         """Colour of a method; the baseline is grey."""
@@ -64,46 +73,60 @@ class Look:
 
 
 def accuracy_figure(compared: Sequence[Comparison], look: Look) -> Figure:
-    """Mean, spread and the single students of every method, settings below one another."""
-    import plotly.graph_objects as go
+    """Mean, spread and the single students of every method, one panel per setting."""
+    from plotly.subplots import make_subplots
 
-    rows = [(one.setting, accuracy) for one in compared for accuracy in one.ranking]
-    names = [_plain(accuracy.method) for _, accuracy in rows]
-    settings = [_plain(_setting_name(one)) for one in compared for _ in one.ranking]
-    figure = go.Figure()
-    for position, (setting, accuracy) in enumerate(rows):
-        where = [[settings[position]], [names[position]]]
-        colour = look.colour(accuracy.method)
-        figure.add_scatter(
-            x=accuracy.best,
-            y=[where[0] * accuracy.n, where[1] * accuracy.n],
-            mode="markers",
-            marker={"color": colour, "size": 5, "opacity": 0.45},
-            hovertemplate="student: %{x:.2f} %<extra></extra>",
-        )
-        figure.add_scatter(
-            x=[accuracy.best_mean],
-            y=where,
-            error_x={"array": [accuracy.best_std], "thickness": 2, "width": 5},
-            mode="markers+text",
-            text=[f"{accuracy.best_mean:.1f}"],
-            textposition="top center",
-            marker={"color": colour, "size": 12, "symbol": look.symbol(setting.ipc)},
-            hovertemplate="mean %{x:.2f} % ± %{error_x.array:.2f}<extra></extra>",
-        )
-    height = 90 + 46 * len(rows) + 14 * len(compared)
-    figure.update_layout(
-        xaxis={"title": "best top-1 accuracy (%)", "zeroline": False},
-        yaxis={"autorange": "reversed", "automargin": True, "showdividers": True},
-        showlegend=False,
+    counts = [len(one.ranking) for one in compared]
+    height = 80 + sum(34 * count + 52 for count in counts)
+    figure = make_subplots(
+        rows=len(compared),
+        cols=1,
+        shared_xaxes=True,
+        row_heights=[count + 0.5 for count in counts],
+        vertical_spacing=min(52 / height, 0.9 / len(compared)),
+        subplot_titles=[plain(setting_name(one)) for one in compared],
     )
-    best = "; ".join(f"{_setting_name(one)}: {one.best.method} leads" for one in compared)
-    return _finished(
+    for row, one in enumerate(compared, start=1):
+        for accuracy in one.ranking:
+            _add_accuracy(figure, accuracy, one.setting.ipc, look, row=row)
+    figure.update_annotations(x=0, xanchor="left", font_size=13)
+    figure.update_xaxes(showticklabels=True)
+    figure.update_xaxes(title_text="best top-1 accuracy (%)", row=len(compared))
+    figure.update_yaxes(autorange="reversed")
+    leads = "; ".join(f"{setting_name(one)}: {one.best.method} leads" for one in compared)
+    return finished(
         figure,
         title="Best top-1 accuracy",
         caption="Large marks are means with one standard deviation, small marks single students.",
-        description=f"Dot plot of best top-1 accuracy by setting and method. {best}.",
+        description=f"Dot plot of best top-1 accuracy by setting and method. {leads}.",
         height=height,
+    )
+
+
+def _add_accuracy(
+    figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look, *, row: int
+) -> None:
+    name, colour = plain(accuracy.method), look.colour(accuracy.method)
+    figure.add_scatter(
+        x=[accuracy.best_mean],
+        y=[name],
+        error_x={"array": [accuracy.best_std], "thickness": 2, "width": 5},
+        mode="markers",
+        marker={"color": colour, "size": 13, "symbol": look.symbol(ipc)},
+        hovertemplate=f"{accuracy.best_mean:.2f} ± {accuracy.best_std:.2f} %<extra></extra>",
+        showlegend=False,
+        row=row,
+        col=1,
+    )
+    figure.add_scatter(
+        x=accuracy.best,
+        y=[name] * accuracy.n,
+        mode="markers",
+        marker={"color": "white", "size": 5, "line": {"color": colour, "width": 1.5}},
+        hovertemplate="student: %{x:.2f} %<extra></extra>",
+        showlegend=False,
+        row=row,
+        col=1,
     )
 
 
@@ -114,14 +137,21 @@ def coverage_figure(measured: Sequence[Measurement], look: Look) -> Figure:
     first = measured[0]
     figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
     for column, (across, up) in enumerate(PAIRS, start=1):
+        span = _span([one.value(across) for one in measured])
+        figure.update_xaxes(range=span, row=1, col=column)
         for one in measured:
-            _add_set(figure, one.measured.method, one.measured.ipc, look, one.value(across),
-                     one.value(up), row=1, col=column)  # fmt: skip
+            mark = Mark(
+                method=one.measured.method,
+                ipc=one.measured.ipc,
+                across=one.value(across),
+                up=one.value(up),
+            )
+            _add_mark(figure, mark, look, row=1, col=column)
         figure.update_xaxes(title_text=f"{AXIS_NAMES[across]} (cosine)", row=1, col=column)
-        figure.update_yaxes(title_text=f"{AXIS_NAMES[up]} (1 - cosine)", row=1, col=column)
-    missing = sum(one.value(up) != one.value(up) for one in measured for _, up in PAIRS[:1])
-    note = f" {missing} sets have no diversity (one image per class) and no mark." if missing else ""
-    return _finished(
+        figure.update_yaxes(title_text=AXIS_NAMES[up], row=1, col=column)
+    missing = sum(math.isnan(one.value("d1")) for one in measured)
+    note = f" {missing} sets of one image per class have no diversity and no mark." * bool(missing)
+    return finished(
         figure,
         title=f"Representativeness and diversity on {first.measured.data}",
         caption=(
@@ -134,60 +164,91 @@ def coverage_figure(measured: Sequence[Measurement], look: Look) -> Figure:
     )
 
 
-def cost_figure(points: Sequence[tuple[SetCost, Accuracy]], where: str, look: Look) -> Figure:
-    """Accuracy of one setting against the construction cost of the sets, on a log axis."""
+def cost_figure(points: Sequence[tuple[float, int, Accuracy]], where: str, look: Look) -> Figure:
+    """Accuracy against construction cost, on a log axis.
+
+    Args:
+        points: Wall seconds that a set cost, its IPC, and the accuracy it gave.
+        where: Data, protocol and student, for the title.
+        look: Colours and symbols.
+    """
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    for cost, accuracy in points:
-        _add_set(figure, accuracy.method, cost.paid.ipc, look, cost.wall_seconds,
-                 accuracy.best_mean, spread=accuracy.best_std)  # fmt: skip
-    figure.update_xaxes(type="log", title_text="construction cost (wall seconds, log scale)")
+    for wall_seconds, ipc, accuracy in points:
+        mark = Mark(
+            method=accuracy.method,
+            ipc=ipc,
+            across=max(wall_seconds, SHORTEST_SECONDS),
+            up=accuracy.best_mean,
+            spread=accuracy.best_std,
+        )
+        _add_mark(figure, mark, look)
+    exponents = [math.log10(max(seconds, SHORTEST_SECONDS)) for seconds, _, _ in points]
+    figure.update_xaxes(type="log", range=_span(exponents), dtick=1)
+    figure.update_xaxes(title_text="construction cost (wall seconds, log scale)")
     figure.update_yaxes(title_text="best top-1 accuracy (%)")
-    return _finished(
+    return finished(
         figure,
         title=f"Accuracy against construction cost: {where}",
-        caption="Up and to the left is better. The cost is that of making the set, inputs included; "
-        "training the students is not in it.",
-        description="Scatter plot of accuracy against construction cost; the tables hold the numbers.",
+        caption="Up and to the left is better. The cost is that of making the set, its inputs "
+        "included; training the students is not in it.",
+        description="Scatter plot of accuracy against cost; the tables hold the numbers.",
         height=430,
     )
 
 
-def _add_set(
-    figure: "go.Figure",
-    method: str,
-    ipc: int,
-    look: Look,
-    across: float,
-    up: float,
-    *,
-    spread: float | None = None,
-    **place: int,
-) -> None:
-    name = _plain(f"{method}, IPC {ipc}")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """A set in a scatter plot."""
+
+    method: str
+    ipc: int
+    across: float
+    up: float
+    spread: float | None = None
+    """Standard deviation of ``up``."""
+
+
+def _add_mark(figure: "go.Figure", mark: Mark, look: Look, **place: int) -> None:
+    name = plain(f"{mark.method}, IPC {mark.ipc}")
+    spread = None if mark.spread is None else {"array": [mark.spread], "thickness": 1.5}
     figure.add_scatter(
-        x=[across],
-        y=[up],
-        error_y=None if spread is None else {"array": [spread], "thickness": 1.5},
+        x=[mark.across],
+        y=[mark.up],
+        error_y=spread,
         mode="markers+text",
         text=[name],
         textposition="top center",
         textfont={"size": 11},
         cliponaxis=False,
-        marker={"color": look.colour(method), "symbol": look.symbol(ipc), "size": 12},
+        marker={"color": look.colour(mark.method), "symbol": look.symbol(mark.ipc), "size": 12},
         hovertemplate=f"{name}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
         showlegend=False,
         **place,
     )
 
 
-def _setting_name(comparison: Comparison) -> str:
+def _span(values: Sequence[float]) -> list[float] | None:
+    """Range of an axis with room for the names beside the outermost marks; None for no number."""
+    numbers = [value for value in values if not math.isnan(value)]
+    if not numbers:
+        return None
+    low, high = min(numbers), max(numbers)
+    room = 0.16 * (high - low) or 0.05 * abs(high) or 0.5
+    return [low - room, high + room]
+
+
+def setting_name(comparison: Comparison) -> str:
+    """Data, IPC, protocol, student and, where the protocol was shortened, how."""
     one = comparison.setting
-    return f"{one.data}, IPC {one.ipc}<br>{one.protocol}, {one.student}"
+    short = f", {one.epochs} epochs, {one.pixels_and_evaluations}" if one.short else ""
+    return f"{one.data}, IPC {one.ipc}, {one.protocol}, {one.student}{short}"
 
 
-def finished(figure: "go.Figure", *, title: str, caption: str, description: str, height: int) -> Figure:
+def finished(
+    figure: "go.Figure", *, title: str, caption: str, description: str, height: int
+) -> Figure:
     """Give a figure the look of the page and turn it into JSON."""
     figure.update_layout(
         template="none",
@@ -202,14 +263,9 @@ def finished(figure: "go.Figure", *, title: str, caption: str, description: str,
     figure.update_xaxes(**axis)
     figure.update_yaxes(**axis)
     text = str(figure.to_json()).replace("<", "\\u003c")  # no end tag inside the script element
-    return Figure(
-        title=title, caption=caption, description=description, json=text, height=height
-    )
+    return Figure(title=title, caption=caption, description=description, json=text, height=height)
 
 
-_finished = finished
-
-
-def _plain(text: str) -> str:
-    """Text that plotly, which reads a few HTML tags, shows as it is."""
+def plain(text: str) -> str:
+    """The text that plotly, which reads a few HTML tags, shows as it is."""
     return escape(text, quote=False)

@@ -143,7 +143,8 @@ def _class_rows(
         else:
             hardest_first = ids[np.argsort(scores.easiness[ids], kind="stable")]
             thumbnails = _scored(scores, evenly_spread(hardest_first, n))
-        yield ImageRow(title=one.reported.name, thumbnails=thumbnails)
+        made = "made by" if condensed.info.kind == "distilled" else "chosen by"
+        yield ImageRow(title=f"{made} {one.reported.name}", thumbnails=thumbnails)
 
 
 def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -154,7 +155,9 @@ def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 
 def _scored(scores: FoundScores, ids: NDArray[np.int64]) -> tuple[Thumbnail, ...]:
-    captions = [f"{scores.values[one]:.3g}" for one in ids]
+    # Counts (forgetting, correctness) are whole numbers, probabilities and logits are not.
+    decimals = 0 if np.array_equal(scores.values, scores.values.round()) else 3
+    captions = [f"{scores.values[one]:.{decimals}f}" for one in ids]
     return _thumbnails(scores.dataset, ids, captions, f", {scores.score} ")
 
 

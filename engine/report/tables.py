@@ -114,7 +114,7 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[Cell,
         _text(setting.val, f"{setting.n_val:,} images"),
         _text(setting.protocol),
         _text(setting.student),
-        _text(setting.training),
+        _text(f"{setting.epochs} epochs", setting.pixels_and_evaluations),
         _number(str(setting.ipc)),
         *(_accuracy_cell(by_method.get(method), comparison) for method in methods),
     )

@@ -33,12 +33,15 @@ def headline(compared: Sequence[Comparison]) -> str:
     if not contests:
         best = compared[0].best
         return f"{best.method} alone was trained: {percent(best)}"
+    if len(compared) == 1:
+        return _sentence(compared[0])
     wins = Counter(one.best.method for one in contests if not one.tied)
-    n_open = len(contests) - wins.total()
     if not wins:
         return "No method is clearly best: the leaders are within noise of each other"
-    told = [f"{method} is best in {_share(n, len(contests))}" for method, n in wins.most_common()]
-    return ", ".join([*told, f"{n_open} within noise"] if n_open else told)
+    told = ", ".join(f"{method} in {n}" for method, n in wins.most_common())
+    n_open = len(contests) - wins.total()
+    undecided = f", {n_open} within noise" if n_open else ""
+    return f"Best of {len(contests)} comparisons: {told}{undecided}"
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -49,12 +52,6 @@ def percent(accuracy: Accuracy) -> str:
 def plus_minus(mean: float, std: float) -> str:
     """``57.2 ± 0.5``."""
     return f"{mean:.1f} ± {std:.1f}"
-
-
-def _share(n: int, total: int) -> str:
-    if total == 1:
-        return "the one comparison"
-    return f"all {total} comparisons" if n == total else f"{n} of {total} comparisons"
 
 
 def _where(comparison: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""``coreset measure``: how well a condensed set covers the validation images, and how varied it is."""
+"""``coreset measure``: how well a condensed set covers the validation images, how varied it is."""
 
 import json
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ METRIC_NAMES = {
 class Measure:
     """Measure representativeness and diversity of a condensed set, class by class, by FAISS.
 
-    R1/D1 as in ManifoldGD (worst match of the set, nearest pair), R2/D2 their averages (mean match of
-    the validation images, mean pair); cosines of backbone features, mean over classes, higher is
+    R1/D1 as in ManifoldGD (worst match of the set, nearest pair), R2/D2 their averages (mean match
+    of the validation images, mean pair); cosines of backbone features, mean over classes, higher is
     better. Features are made once per set and backbone and cached.
     """
 
-    set: SetPath
+    condensed: SetPath
     """Condensed set."""
     val: ValPath
     """Packed validation set with the same classes: the reference."""
@@ -63,7 +63,7 @@ class Measure:
         """Get the features of set and reference, measure class by class, append the rows."""
         from engine.models.backbones import weights_key
 
-        condensed, val = open_set(self.set, data=self.data), Dataset.open(self.val)
+        condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results = Results(self.results)
         weights = weights_key(self.backbone, self.weights)
@@ -123,16 +123,17 @@ class Measure:
                 condensed.info.n_classes,
             )
         except ValueError as error:
-            raise DataError(f"{self.set} against {self.val}: {error}") from error
+            raise DataError(f"{self.condensed} against {self.val}: {error}") from error
         return measured.means()
 
     def _outcome(self, results: Results, keys: set[str]) -> Outcome:
         rows: list[dict[str, Any]] = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
-        shown = ", ".join(f"{name.split('@')[0]} {values[name]:.4f}" for name in METRIC_NAMES.values())
+        shown = ", ".join(f"{name.split('@')[0]} {value:.4f}" for name, value in values.items())
+        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
         return Outcome(
             (
-                f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}: {shown}: {self.results}",
+                f"{what}: {shown}: {self.results}",
                 f"next: coreset report {self.results} report.html",
             ),
             {"results": str(self.results), **values},

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from engine.artifact import Work, making
+from engine.config import DataPath, Outcome, SourcePath
 from engine.ledger import Meter
 from engine.progress import Progress, progress
 from engine.provenance import Provenance
@@ -30,9 +29,9 @@ SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 class Pack:
     """Pack a folder of images (SRC/CLASS/FILE) into shards that every later verb reads."""
 
-    src: tyro.conf.Positional[Path]
+    src: SourcePath
     """Folder that holds one folder per class; every file in them is packed or listed as refused."""
-    data: tyro.conf.Positional[Path]
+    data: DataPath
     """Packed data set to make."""
     name: str = ""
     """Name of the data set; default: recognised by its classes, else by the folder's name."""
@@ -63,7 +62,7 @@ class Pack:
         if self.data.resolve().is_relative_to(self.src.resolve()):
             raise UsageError(f"data {self.data} lies in src {self.src}; choose a place outside it")
 
-    def run(self) -> list[str]:
+    def run(self) -> Outcome:
         """Find the files, pack them shard by shard, publish the data set and account for it.
 
         Raises:
@@ -78,7 +77,10 @@ class Pack:
         with making(self.data, provenance, resumable=True) as work:
             if not work.done:
                 self._fill(plan, work)
-        return self._summary(Manifest.read(self.data), found, was_there=work.done)
+        manifest = Manifest.read(self.data)
+        lines = self._summary(manifest, found, was_there=work.done)
+        facts = {"data": str(self.data), "samples": manifest.n_samples}
+        return Outcome(tuple(lines), facts | {"quarantined": manifest.n_quarantined})
 
     def _plan(self, found: Source) -> Plan:
         folder = self.src.resolve()
@@ -142,8 +144,9 @@ class Pack:
         fact = "was there already" if was_there else "packed"
         lines.append(
             f"{fact}: {manifest.n_samples:,} samples of {len(manifest.classes):,} classes in "
-            f"{len(manifest.shards):,} shards, {self.data}; next: coreset score {self.data} SCORES"
+            f"{len(manifest.shards):,} shards, {self.data}"
         )
+        lines.append(f"next: coreset score {self.data} SCORES")
         return lines
 
 

@@ -1,4 +1,4 @@
-"""``coreset score``: train a proxy and accumulate every training-dynamics score in the same pass."""
+"""``coreset score``: train a proxy and gather every training-dynamics score in the same pass."""
 
 import json
 from dataclasses import dataclass
@@ -53,7 +53,7 @@ class Score:
     scores: ScoresPath
     """Directory to make."""
     proxy: Literal["resnet18", "linear"] = "resnet18"
-    """resnet18 from scratch (the study's), or a linear classifier on frozen features (much faster)."""
+    """resnet18 from scratch (the study's), or a linear classifier on frozen features (faster)."""
     epochs: int = 60
     """Passes over the data; every one counts in the scores."""
     batch: int = 256
@@ -63,7 +63,7 @@ class Score:
     crop_scale: float = 0.08
     """Smallest share of the area that a random crop keeps (resnet18)."""
     lr: float | None = None
-    """Learning rate at the start, falling by a cosine; default 0.1 for resnet18, 0.01 for linear."""
+    """Learning rate at the start, falling by a cosine; default 0.1 (resnet18), 0.01 (linear)."""
     min_lr: float = 1e-4
     """Learning rate at the end."""
     weight_decay: float = 1e-4
@@ -121,8 +121,8 @@ class Score:
             self.scores, provenance, inputs=inputs, device=str(device), resumable=True
         ) as work:
             if not work.done:
-                note = self._train(work, dataset, device)
-                work.meter.notes["note"] = note
+                work.meter.bytes_read = int(dataset.ints("bytes").sum())
+                work.meter.notes["note"] = self._train(work, dataset, device)
         return self._outcome(work, dataset)
 
     def _train(self, work: Work, dataset: Dataset, device: "torch.device") -> str:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
@@ -22,7 +22,9 @@ from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.manifest import MANIFEST_NAME
 
-SOURCE = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
+# Independent draws: with one stream, the random and the CCS coreset of a seed would share images.
+STREAMS = {"random": 0, "ccs": 1}
+Source: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,9 +35,9 @@ class Select:
     budget over the bins (smallest first), draw at random within each. random: draw at random.
     """
 
-    source: SOURCE
+    source: Source
     """Scores (ccs, random) or a packed data set (random)."""
-    set: SetPath
+    condensed: SetPath
     """Directory to make: a list of sample ids and how it came about."""
     ipc: int
     """Images per class."""
@@ -44,8 +46,8 @@ class Select:
     score: str = "aum"
     """Score to stratify on (ccs): aum, aum_logit, el2n, forgetting, correctness."""
     misratio: float | None = None
-    """Share of the hardest images of each class to cut first (ccs); default: the study's Table 6 for
-    ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50, else it must be given."""
+    """Share of the hardest images of each class to cut first (ccs). Default: the study's Table 6
+    for ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else it must be given."""
     bins: int = 50
     """Equal-width bins over the range of a class's scores (ccs)."""
     seed: int = 0
@@ -70,7 +72,7 @@ class Select:
             )
         path = self.source if method == "ccs" else dataset.path
         provenance = self._provenance(dataset, method, path)
-        with making(self.set, provenance, inputs=[path]) as work:
+        with making(self.condensed, provenance, inputs=[path]) as work:
             if not work.done:
                 chosen, lowered = self._choose(dataset, provenance.config)
                 np.save(work.scratch / IDS_NAME, chosen)
@@ -85,8 +87,14 @@ class Select:
         if (self.source / MANIFEST_NAME).is_file():
             return Dataset.open(self.source), False
         if not (self.source / COMMIT_NAME).is_file():
-            fact = "is neither scores nor a packed data set" if self.source.exists() else "does not exist"
-            raise UsageError(f"{self.source} {fact}; make one with `coreset score` or `coreset pack`")
+            fact = (
+                "is neither scores nor a packed data set"
+                if self.source.exists()
+                else "does not exist"
+            )
+            raise UsageError(
+                f"{self.source} {fact}; make one with `coreset score` or `coreset pack`"
+            )
         dataset = open_source(self.source, self.data)
         identity = str(Provenance.read(self.source).binds["identity"])
         require_same_data(dataset, identity, f"the scores {self.source}")
@@ -100,7 +108,7 @@ class Select:
                 misratio = misratio_of_the_study(self.score, recognise(dataset.classes), self.ipc)
             config |= {"score": self.score, "misratio": misratio, "bins": self.bins}
         role = "scores" if method == "ccs" else "data"
-        recorded = Provenance.read(path).as_input(role, path, self.set)
+        recorded = Provenance.read(path).as_input(role, path, self.condensed)
         return Provenance(kind="set", stage="select", config=config, inputs=(recorded,))
 
     def _choose(
@@ -108,11 +116,13 @@ class Select:
     ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         from kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
         from kernels.scores import easiness
+        from kernels.seeds import derived_seed
 
         labels, n_classes = dataset.labels, len(dataset.classes)
+        seed = derived_seed(self.seed, STREAMS[config["method"]])
         try:
             if config["method"] == "random":
-                picked = random_coreset(labels, n_classes, self.ipc, self.seed)
+                picked = random_coreset(labels, n_classes, self.ipc, seed)
             else:
                 picked = ccs_coreset(
                     easiness(self.score, self._scores(dataset)),
@@ -121,7 +131,7 @@ class Select:
                     self.ipc,
                     misratio=config["misratio"],
                     n_bins=self.bins,
-                    seed=self.seed,
+                    seed=seed,
                 )
         except ClassTooSmallError as error:
             raise UsageError(
@@ -161,16 +171,16 @@ class Select:
         )
 
     def _outcome(self, dataset: Dataset, done: bool, method: str) -> Outcome:  # noqa: FBT001 - a fact
-        info = SetInfo.read(self.set)
+        info = SetInfo.read(self.condensed)
         how = "is there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
+        made = f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used})"
         return Outcome(
             (
-                f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used}) "
-                f"{how}: {self.set}",
-                f"next: coreset train {self.set} VAL RESULTS",
+                f"{made} {how}: {self.condensed}",
+                f"next: coreset train {self.condensed} VAL RESULTS",
             ),
-            {"set": str(self.set), "images": sum(info.per_class), "method": method},
+            {"set": str(self.condensed), "images": sum(info.per_class), "method": method},
         )
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from engine.decode.source import EpochSource
     from engine.protocols import HardLabels, StudentResult
 
+# The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
+SMALLEST_SIZE = 33
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
@@ -29,7 +32,7 @@ class Train:
     already is not trained again, so an interrupted command continues with the next one.
     """
 
-    set: SetPath
+    condensed: SetPath
     """Condensed set (`coreset select`, `coreset distill`)."""
     val: ValPath
     """Packed validation set with the same classes."""
@@ -46,9 +49,9 @@ class Train:
     epochs: int | None = None
     """Other epochs than the protocol's: rows are stamped hard@1+short and are not comparable."""
     size: int | None = None
-    """Other image size than the protocol's 224: stamped likewise."""
+    """Other image size than the protocol's 224, at least 33: stamped likewise."""
     evaluations: int | None = None
-    """Other number of evaluations than about 100 (best top-1 is the best of them): stamped likewise."""
+    """Other number of evaluations than about 100 (best is the best of them): stamped likewise."""
     data: Path | None = None
     """Where the data set of a coreset lies now, if it was moved."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -62,7 +65,7 @@ class Train:
 
     def __post_init__(self) -> None:
         require_at_least("repeats", self.repeats, 1)
-        for name, least in (("epochs", 1), ("size", 8), ("evaluations", 1)):
+        for name, least in (("epochs", 1), ("size", SMALLEST_SIZE), ("evaluations", 1)):
             value = getattr(self, name)
             if value is not None:
                 require_at_least(name, value, least)
@@ -72,7 +75,7 @@ class Train:
         from engine.device import resolve_device, runtime_of
         from engine.protocols import HardLabels
 
-        condensed, val = open_set(self.set, data=self.data), Dataset.open(self.val)
+        condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         protocol = HardLabels.published(condensed.info.n_classes, condensed.info.ipc).shortened(
             epochs=self.epochs, size=self.size, evaluations=self.evaluations
@@ -83,6 +86,7 @@ class Train:
             seed: self._key(condensed, val, protocol, seed)
             for seed in range(self.seed, self.seed + self.repeats)
         }
+        note = ""
         missing = {seed: key for seed, key in keys.items() if key not in results.keys(STUDENTS)}
         if missing:
             results.record_lineage(condensed)
@@ -101,13 +105,12 @@ class Train:
                 meter = Meter("train", key, str(device))
                 result = self._student(train_pixels, val_pixels, protocol, seed, device)
                 meter.images = protocol.epochs * len(train_pixels)
+                note = result.note
                 row = common | {"key": key, "seed": seed} | _columns(protocol, result)
                 results.append(STUDENTS, [row], [meter.line()])
-        return self._outcome(results, set(keys.values()), protocol, len(missing))
+        return self._outcome(results, set(keys.values()), protocol, len(missing), note)
 
-    def _key(
-        self, condensed: CondensedSet, val: Dataset, protocol: "HardLabels", seed: int
-    ) -> str:
+    def _key(self, condensed: CondensedSet, val: Dataset, protocol: "HardLabels", seed: int) -> str:
         return digest_of(
             {
                 "set": condensed.provenance.digest,
@@ -169,18 +172,20 @@ class Train:
             )
 
     def _outcome(
-        self, results: Results, keys: set[str], protocol: "HardLabels", n_new: int
+        self, results: Results, keys: set[str], protocol: "HardLabels", n_new: int, note: str
     ) -> Outcome:
         import numpy as np
 
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
         best = [row["top1_best"] for row in rows]
-        method = f"{rows[0]['method']} at IPC {rows[0]['ipc']}"
+        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {protocol.stamp}"
+        last = np.mean([row["top1_last"] for row in rows])
+        accuracy = f"top-1 {np.mean(best):.1f} % +- {np.std(best):.1f} best, {last:.1f} % last"
+        count = f"{len(rows)} students, {n_new} of them new"
         return Outcome(
             (
-                f"{method}, {self.student}, {protocol.stamp}: top-1 {np.mean(best):.1f} % "
-                f"+- {np.std(best):.1f} (best; {len(rows)} students, {n_new} of them new; "
-                f"last {np.mean([row['top1_last'] for row in rows]):.1f} %): {self.results}",
+                *filter(None, [note]),
+                f"{what}: {accuracy} ({count}): {self.results}",
                 f"next: coreset report {self.results} report.html",
             ),
             {"results": str(self.results), "top1_best": best},

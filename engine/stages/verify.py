@@ -1,10 +1,8 @@
 """``coreset verify``: whether a packed data set is still what was packed."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
-import tyro
-
+from engine.config import DataPath, Outcome
 from engine.progress import progress
 from shards.manifest import Manifest
 from shards.packing import thread_count
@@ -15,14 +13,14 @@ from shards.verify import verify
 class Verify:
     """Compare every file of a packed data set with its manifest."""
 
-    data: tyro.conf.Positional[Path]
+    data: DataPath
     """Packed data set."""
     deep: bool = False
     """Also decode every image and compare its content hash."""
     workers: int = 0
     """Threads; 0 is one per core."""
 
-    def run(self) -> list[str]:
+    def run(self) -> Outcome:
         """Check sizes, counts, digests and indices; return what was checked.
 
         Raises:
@@ -39,4 +37,5 @@ class Verify:
             )
         depth = "every image decodes" if self.deep else "add --deep to decode every image"
         counts = f"{whole.n_samples:,} samples in {whole.n_shards:,} shards"
-        return [f"{self.data} is whole: {counts}, {whole.bytes_read:,} bytes read; {depth}"]
+        line = f"{self.data} is whole: {counts}, {whole.bytes_read:,} bytes read; {depth}"
+        return Outcome((line,), {"data": str(self.data), "samples": whole.n_samples})

@@ -7,7 +7,7 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from kernels.seeds import permutation
 from shards.atomic import temporary_name
 from shards.dataset import QUARANTINE_NAME, SAMPLES_SCHEMA, Dataset, Flag
 from shards.errors import DataError, LockedError, MachineError, UsageError
-from shards.manifest import Manifest
+from shards.manifest import MANIFEST_NAME, Manifest
 from shards.probe import MAX_FILE_BYTES
 
 CHECKOUT = Path(__file__).parents[2]
@@ -36,8 +36,10 @@ def stored_files(data: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in data.iterdir() if path.name != "ledger.jsonl"}
 
 
-def pack(src: Path, data: Path, **options: Any) -> Path:
-    Pack(src=src, data=data, **{"samples_per_shard": 16, "workers": 2, **options}).run()
+def pack(
+    src: Path, data: Path, samples_per_shard: int = 16, workers: int = 2, **options: Any
+) -> Path:
+    Pack(src=src, data=data, samples_per_shard=samples_per_shard, workers=workers, **options).run()
     return data
 
 
@@ -102,12 +104,6 @@ def test_the_manifest_counts_and_digests_what_is_stored(packed: Path):
     assert manifest.identity == hashlib.sha256(lines.encode()).hexdigest()
     hashes = b"".join(row["content_hash"] for row in rows)
     assert manifest.content == hashlib.sha256(hashes).hexdigest()
-    assert (manifest.name, manifest.split) == (photos_parent_name(packed), "train")
-
-
-def photos_parent_name(packed: Path) -> str:
-    """A folder called train is a split; the data set has the name of the folder above."""
-    return Provenance.read(packed).config["name"]
 
 
 def test_provenance_and_ledger_account_for_the_data_set(packed: Path):
@@ -194,6 +190,13 @@ print(last - 1)
 """
 
 
+def committed_shards(scratch: Path) -> int:
+    """The manifest commits all; records may be gone by then."""
+    if (scratch / MANIFEST_NAME).exists():
+        return len(Manifest.read(scratch).shards)
+    return len(list(scratch.glob("shard-*.json")))
+
+
 def test_a_run_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
     make_photos: Callable[..., Path], tmp_path: Path
 ):
@@ -207,17 +210,17 @@ def test_a_run_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
     for last in range(n_renames):
         data = folder / f"killed-{last:02d}"
         assert not data.exists()
-        committed = len(list(temporary_name(data).glob("shard-*.json")))
+        committed = committed_shards(temporary_name(data))
         pack(src, data, samples_per_shard=6)
         assert stored_files(data) == expected
-        assert read_ledger(data)[-1]["images"] == 12 - 6 * committed or last > n_renames - 4
+        assert read_ledger(data)[-1]["images"] == 12 - 6 * committed
     assert sorted(path.name for path in folder.iterdir()) == [
         f"killed-{last:02d}" for last in range(n_renames + 1)
     ]
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
+def largest_file(size: int) -> Generator[None]:
     """Let every write beyond ``size`` bytes of a file fail, like a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
@@ -236,7 +239,7 @@ def test_a_full_disk_keeps_what_was_committed_and_the_same_command_continues(
     options: dict[str, Any] = {"order": "source", "samples_per_shard": 4, "workers": 1}
     with (
         largest_file(150_000),
-        pytest.raises(MachineError, match="cannot be written .* bytes are free"),
+        pytest.raises(MachineError, match=r"cannot be written .* bytes are free"),
     ):
         pack(src, data, **options)
     assert not data.exists()
@@ -289,14 +292,14 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Pa
 
 def test_the_same_command_again_does_nothing(photos: Path, packed: Path):
     before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
-    lines = Pack(src=photos, data=packed, samples_per_shard=16).run()
+    lines = Pack(src=photos, data=packed, samples_per_shard=16).run().lines
     assert lines[-1].startswith("was there already: 60 samples of 3 classes in 4 shards")
     assert {path.name: path.stat().st_mtime_ns for path in packed.iterdir()} == before
 
 
 def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tmp_path: Path):
     data = tmp_path / "DATA"
-    lines = Pack(src=photos, data=data).run()
+    lines = Pack(src=photos, data=data).run().lines
     assert lines[-1] == (
         f"packed: 60 samples of 3 classes in 1 shards, {data}; next: coreset score {data} SCORES"
     )
@@ -337,7 +340,7 @@ def test_refused_files_are_listed_and_every_found_file_is_accounted_for(
     with_bad: Path, tmp_path: Path
 ):
     data = tmp_path / "DATA"
-    lines = Pack(src=with_bad, data=data, samples_per_shard=4).run()
+    lines = Pack(src=with_bad, data=data, samples_per_shard=4).run().lines
     assert lines[0].startswith("warning: 3 of 15 files were refused; see")
     manifest, rows, refused = Manifest.read(data), rows_of(data), refused_of(data)
     assert (manifest.n_found, manifest.n_samples, manifest.n_quarantined) == (15, 12, 3)
@@ -393,7 +396,7 @@ def test_files_beside_the_class_folders_are_mentioned(
 ):
     src = make_photos(tmp_path / "src", per_class=1)
     (src / "README.txt").write_text("about")
-    lines = Pack(src=src, data=tmp_path / "DATA").run()
+    lines = Pack(src=src, data=tmp_path / "DATA").run().lines
     assert lines[0].startswith("left out: 1 files")
 
 

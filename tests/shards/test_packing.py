@@ -13,7 +13,7 @@ from shards.records import ShardRecord
 from shards.sources import find_images
 
 
-class StopHere(Exception):
+class StopHereError(Exception):
     """Raised by an observer, as a signal handler would."""
 
 
@@ -30,7 +30,7 @@ class Counting:
         del source_bytes, packed
         self.images += 1
         if self.images > self.stop_after:
-            raise StopHere
+            raise StopHereError
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
         (self.resumed if resumed else self.fresh).append(record.entry.name)
@@ -63,7 +63,7 @@ def small(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
 def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos: Path, scratch: Path):
     plan, listed = plan_of(photos), scratch / "list.csv"
     first, second = Counting(stop_after=21), Counting()
-    with pytest.raises(StopHere):
+    with pytest.raises(StopHereError):
         pack(plan, scratch, workers=2, listed=listed, observer=first)
     assert 1 <= len(first.fresh) <= 5
     assert not list(scratch.glob(".*"))
@@ -78,7 +78,7 @@ def test_a_committed_shard_that_was_damaged_is_packed_again(
     small: Path, scratch: Path, damage: str
 ):
     plan, listed = plan_of(small), scratch / "list.csv"
-    with pytest.raises(StopHere):
+    with pytest.raises(StopHereError):
         pack(plan, scratch, workers=1, listed=listed, observer=Counting(stop_after=9))
     match damage:
         case "short tar":

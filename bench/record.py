@@ -1,0 +1,71 @@
+"""One JSON line per measurement, with what is needed to judge it: hardware, versions, commit."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engine.provenance import versions
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, usable cores, memory in GiB, GPU if any."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    return {
+        "processor": models[0] if models else platform.machine(),
+        "bfloat16": [name for name in ("avx512_bf16", "amx_bf16") if name in flags],
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages / 2**30, 1),
+        "gpu": None,
+    }
+
+
+def commit() -> str:
+    """Commit of the checkout, with ``+`` if the tree differs from it."""
+    root = Path(__file__).parent.parent
+    git = ["git", "-C", str(root)]
+    try:
+        name = subprocess.run(
+            [*git, "rev-parse", "--short", "HEAD"], capture_output=True, check=True
+        )
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.stdout.decode().strip() + ("+" if dirty.stdout.strip() else "")
+
+
+def record(bench: str, measured: Mapping[str, Any]) -> dict[str, Any]:
+    """A measurement with its circumstances."""
+    return {
+        "bench": bench,
+        **measured,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": commit(),
+        "hardware": hardware(),
+        "versions": versions(),
+    }
+
+
+def write(name: str, records: Iterable[Mapping[str, Any]]) -> Path:
+    """Replace ``bench/results/NAME.jsonl`` by these records."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    return path
+
+
+def read(name: str) -> list[dict[str, Any]]:
+    """Records of ``bench/results/NAME.jsonl``."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()]

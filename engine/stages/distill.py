@@ -1,0 +1,170 @@
+"""``coreset distill``: build a synthetic set of images from a data set."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.artifact import Work, making
+from engine.config import DataPath, Outcome, SetPath, require_at_least, shaping_fields
+from engine.progress import Progress, progress
+from engine.provenance import Provenance
+from engine.sets import SetInfo
+from shards.dataset import Dataset
+from shards.errors import UsageError
+from shards.packing import Plan, pack
+from shards.quarantine import list_path
+from shards.records import ShardRecord
+from shards.sources import find_images
+
+IMAGES_NAME = ".images"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Distill:
+    """Build a set of synthetic images, --ipc a class, that needs no pretrained weights.
+
+    kmeans: the pixels of a class are clustered into --ipc groups, and the centroid of each becomes
+    an image: the plainest distilled set, a floor for every other.
+    """
+
+    data: DataPath
+    """Packed data set."""
+    condensed: SetPath
+    """Directory to make: the images as shards, and how they came about."""
+    ipc: int
+    """Images per class."""
+    method: Literal["kmeans"] = "kmeans"
+    """How the images are made."""
+    size: int = 64
+    """Side of the images in pixels."""
+    seed: int = 0
+    """Seed of the first centroids."""
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require_at_least("ipc", self.ipc, 1)
+        require_at_least("size", self.size, 1)
+
+    def run(self) -> Outcome:
+        """Decode class by class, cluster, write the centroids as PNG, pack and publish them."""
+        dataset = Dataset.open(self.data)
+        self._require_large_classes(dataset)
+        provenance = Provenance(
+            kind="set",
+            stage="distill",
+            config=shaping_fields(self, without=("workers",)),
+            inputs=(Provenance.read(self.data).as_input("data", self.data, self.condensed),),
+        )
+        with making(self.condensed, provenance, inputs=[self.data]) as work:
+            if not work.done:
+                self._fill(work, dataset)
+        how = "is there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        return Outcome(
+            (
+                f"{self.ipc * len(dataset.classes):,} {self.method} images {how}: {self.condensed}",
+                f"next: coreset train {self.condensed} VAL RESULTS",
+            ),
+            {"set": str(self.condensed)},
+        )
+
+    def _require_large_classes(self, dataset: Dataset) -> None:
+        sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
+        smallest = int(sizes.argmin())
+        if sizes[smallest] < self.ipc:
+            raise UsageError(
+                f"ipc must be at most the size of every class, got {self.ipc}, but class "
+                f"{dataset.classes[smallest]} has {sizes[smallest]} images; lower --ipc"
+            )
+
+    def _fill(self, work: Work, dataset: Dataset) -> None:
+        folder = work.scratch / IMAGES_NAME
+        with progress("distill", len(dataset)) as bar:
+            for label, pixels in self._pixels_by_class(dataset):
+                _write_images(folder / dataset.classes[label], self._centroids(pixels, label))
+                work.meter.images += len(pixels)
+                bar.advance(len(pixels))
+        _pack_images(folder, work.scratch, dataset.manifest.name)
+        shutil.rmtree(folder)
+        self._info(dataset).write(work.scratch)
+        binds = {"identity": dataset.manifest.identity, "content": dataset.manifest.content}
+        work.provenance = replace(work.provenance, binds=binds)
+
+    def _pixels_by_class(self, dataset: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+        """Decode one class after the other: uint8 of shape (n, size, size, 3)."""
+        from engine.decode.geometry import Geometry
+        from engine.decode.pixels import resident
+        from engine.decode.source import Source
+
+        labels = dataset.labels
+        for label in range(len(dataset.classes)):
+            ids = np.flatnonzero(labels == label)
+            geometry = Geometry(self.size, self.size)
+            with Source(dataset, geometry, workers=self.workers, ids=ids) as source:
+                images_nchw = resident(source).images
+            yield label, images_nchw.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def _centroids(self, pixels: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:
+        from sklearn.cluster import KMeans
+
+        from kernels.seeds import derived_seed
+
+        seed = derived_seed(self.seed, label) % 2**32
+        rows = pixels.reshape(len(pixels), -1).astype(np.float32)
+        centres = KMeans(self.ipc, random_state=seed).fit(rows).cluster_centers_
+        return np.rint(centres).clip(0, 255).astype(np.uint8).reshape(-1, *pixels.shape[1:])
+
+    def _info(self, dataset: Dataset) -> SetInfo:
+        n_classes = len(dataset.classes)
+        return SetInfo(
+            kind="distilled",
+            method=self.method,
+            parameters={"ipc": self.ipc, "size": self.size},
+            seed=self.seed,
+            source_name=dataset.manifest.name,
+            source_identity=dataset.manifest.identity,
+            source_content=dataset.manifest.content,
+            n_classes=n_classes,
+            ipc=self.ipc,
+            per_class=(self.ipc,) * n_classes,
+        )
+
+
+def _write_images(folder: Path, images: NDArray[np.uint8]) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True)
+    for number, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{number:05d}.png")
+
+
+def _pack_images(folder: Path, out: Path, name: str) -> None:
+    found = find_images(folder)
+    plan = Plan(
+        source=found,
+        labels=found.labels,
+        samples_per_shard=2000,
+        name=name,
+        split="distilled",
+        settings={"order": "source"},
+    )
+    with progress("pack", len(found)) as bar:
+        pack(plan, out, workers=1, listed=list_path(out), observer=_Bar(bar))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    """Passes the progress of packing on to the display."""
+
+    bar: Progress
+
+    def image(self, source_bytes: int, *, packed: bool) -> None:  # noqa: ARG002 - the protocol's
+        self.bar.advance()
+
+    def shard(self, record: ShardRecord, *, resumed: bool) -> None:
+        """Nothing to show."""
