@@ -2,7 +2,7 @@
 .ONESHELL:
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help setup demo test test-all lint lock check-lock bench clean
+.PHONY: help setup demo test test-all lint lock check-lock bench-smoke clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -56,6 +56,10 @@ check-lock: setup  ## Refuse a lock that names an address or is out of step with
 	fresh=$$(mktemp); trap 'rm -f "$$fresh"' EXIT
 	cp requirements.lock "$$fresh"; $(COMPILE) -o "$$fresh"
 	diff requirements.lock "$$fresh" || { echo "requirements.lock is out of step with pyproject.toml: run make lock" >&2; exit 1; }
+
+bench-smoke: setup  ## The documents' figures are those of bench/results; the benchmarks start.
+	$(BIN)/python -m bench.docs --check
+	$(BIN)/python -m bench.first_path --help > /dev/null
 
 clean:  ## Remove what make and the tools made (not the data).
 	rm -rf $(VENV) demo-run .pytest_cache .ruff_cache .hypothesis build dist

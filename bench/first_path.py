@@ -8,6 +8,7 @@ continues (the ledger keeps what the first run cost). Writes ``bench/results/fir
 from which ``python -m bench.first_results`` makes docs/first-results.md.
 """
 
+import csv
 import json
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from engine.store import SCORES_NAME, read_columns
 from kernels.scores import SCORES, easiness
 from shards.dataset import Dataset
 
+STUDY_CELLS = ("ImageNette", "hard", "ResNet-18")
 BACKBONE = "tf_efficientnet_lite0"
 SIZE, SCORE_EPOCHS, EPOCHS_SHARE, EVALUATIONS = 64, 10, 10, 10
 SHORT_SCORE = ("--epochs", SCORE_EPOCHS, "--size", SIZE)
@@ -40,6 +42,8 @@ class FirstPath:
     """Folder of the images and labels."""
     work: Path = Path("runs/first-path")
     """Where the artifacts are made and kept."""
+    reference: Path = Path("../shared/reference/reference_tables.csv")
+    """The study's published accuracies, recorded beside ours."""
     student_seeds_at_50: int = 1
     """Students per set at IPC 50 (three at IPC 10)."""
 
@@ -96,6 +100,7 @@ class FirstPath:
         records += [
             record("first_path.metrics", _without_paths(row)) for row in results.rows(METRICS)
         ]
+        records += [record("first_path.published", one) for one in self._published()]
         records += [self._flip_record(name) for name in ("noisy-scores", "noisy-linear")]
         for name in ("random-10", "ccs-10", "random-50", "ccs-50", "noisy-linear"):
             records += [
@@ -103,6 +108,17 @@ class FirstPath:
                 for one in construction_cost(read_ledger(self._path(name)))
             ]
         return records
+
+    def _published(self) -> list[dict[str, Any]]:
+        """The study's cells for the same data set, protocol, student and methods."""
+        with self.reference.open(newline="") as file:
+            rows = [
+                row
+                for row in csv.DictReader(file)
+                if (row["dataset"], row["protocol"], row["student"]) == STUDY_CELLS
+                and row["method"] in {"Random", "AUM"}
+            ]
+        return [row | {name: float(row[name]) for name in ("ipc", "mean", "std")} for row in rows]
 
     def _flip_record(self, name: str) -> dict[str, Any]:
         """Area under the ROC of each score against "this label was flipped"."""

@@ -23,6 +23,8 @@ BASELINE_COLOUR = "#7f7f7f"
 SYMBOLS = ("circle", "square", "diamond", "triangle-up", "cross", "star")
 SHORTEST_SECONDS = 1e-3
 """Resolution of the ledger: what a log axis shows for a cost of zero."""
+PANEL_GAP = 66
+"""Pixels between panels, for tick labels and the next title."""
 GRID_COLOUR = "rgba(128, 128, 128, 0.25)"
 AXIS_NAMES = {
     "r1": "R1, worst match of the set",
@@ -73,17 +75,17 @@ class Look:
 
 
 def accuracy_figure(compared: Sequence[Comparison], look: Look) -> Figure:
-    """Mean, spread and the single students of every method, one panel per setting."""
+    """Mean, spread and single students of every method on one data set, one panel per setting."""
     from plotly.subplots import make_subplots
 
     counts = [len(one.ranking) for one in compared]
-    height = 80 + sum(34 * count + 52 for count in counts)
+    height = 80 + sum(34 * count + PANEL_GAP for count in counts)
     figure = make_subplots(
         rows=len(compared),
         cols=1,
         shared_xaxes=True,
         row_heights=[count + 0.5 for count in counts],
-        vertical_spacing=min(52 / height, 0.9 / len(compared)),
+        vertical_spacing=min(PANEL_GAP / height, 0.9 / len(compared)),
         subplot_titles=[plain(setting_name(one)) for one in compared],
     )
     for row, one in enumerate(compared, start=1):
@@ -96,7 +98,7 @@ def accuracy_figure(compared: Sequence[Comparison], look: Look) -> Figure:
     leads = "; ".join(f"{setting_name(one)}: {one.best.method} leads" for one in compared)
     return finished(
         figure,
-        title="Best top-1 accuracy",
+        title=f"Best top-1 accuracy on {compared[0].setting.data}",
         caption="Large marks are means with one standard deviation, small marks single students.",
         description=f"Dot plot of best top-1 accuracy by setting and method. {leads}.",
         height=height,
@@ -185,7 +187,7 @@ def cost_figure(points: Sequence[tuple[float, int, Accuracy]], where: str, look:
         )
         _add_mark(figure, mark, look)
     exponents = [math.log10(max(seconds, SHORTEST_SECONDS)) for seconds, _, _ in points]
-    figure.update_xaxes(type="log", range=_span(exponents), dtick=1)
+    figure.update_xaxes(type="log", range=_span(exponents), **_log_ticks(exponents))
     figure.update_xaxes(title_text="construction cost (wall seconds, log scale)")
     figure.update_yaxes(title_text="best top-1 accuracy (%)")
     return finished(
@@ -219,7 +221,7 @@ def _add_mark(figure: "go.Figure", mark: Mark, look: Look, **place: int) -> None
         error_y=spread,
         mode="markers+text",
         text=[name],
-        textposition="top center",
+        textposition="middle right",
         textfont={"size": 11},
         cliponaxis=False,
         marker={"color": look.colour(mark.method), "symbol": look.symbol(mark.ipc), "size": 12},
@@ -230,13 +232,21 @@ def _add_mark(figure: "go.Figure", mark: Mark, look: Look, **place: int) -> None
 
 
 def _span(values: Sequence[float]) -> list[float] | None:
-    """Range of an axis with room for the names beside the outermost marks; None for no number."""
+    """Range of an axis with room for the names to the right of the marks; None for no number."""
     numbers = [value for value in values if not math.isnan(value)]
     if not numbers:
         return None
     low, high = min(numbers), max(numbers)
-    room = 0.16 * (high - low) or 0.05 * abs(high) or 0.5
-    return [low - room, high + room]
+    width = (high - low) or 0.2 * abs(high) or 1.0
+    return [low - 0.07 * width, high + 0.4 * width]
+
+
+def _log_ticks(exponents: Sequence[float]) -> dict[str, Any]:
+    """Ticks at 1, 2 and 5 of every decade, or at 1 alone if there are many decades."""
+    first, last = math.floor(min(exponents)) - 1, math.ceil(max(exponents)) + 2
+    steps = (1, 2, 5) if last - first < 7 else (1,)
+    values = [step * 10.0**decade for decade in range(first, last) for step in steps]
+    return {"tickvals": values, "ticktext": [f"{value:,g}" for value in values]}
 
 
 def setting_name(comparison: Comparison) -> str:

@@ -61,7 +61,7 @@ def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> lis
             math.nan if row["value"] is None else row["value"]
         )
     order = list(sets)
-    return [found[key] for key in sorted(found, key=lambda key: (key[1:], order.index(key[0])))]
+    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key))]
 
 
 def set_costs(results: Results, sets: Iterable[ReportedSet]) -> list[SetCost]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 
@@ -88,7 +89,10 @@ def render(
         n_sets=len(sets),
         tables={name: table for name, (table, _) in tables.items()},
         any_short=any(one.setting.short for one in compared),
-        accuracy_figure=accuracy_figure(compared, look) if compared else None,
+        accuracy_figures=[
+            accuracy_figure(list(group), look)
+            for _, group in groupby(compared, key=lambda one: one.setting.data)
+        ],
         coverage_figures=list(_coverage_figures(measured, look)),
         cost_figures=list(_cost_figures(compared, costs, look)),
         uncosted=_uncosted(sets, costs),
