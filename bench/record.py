@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from engine.machine import check_gpu
 from engine.provenance import versions
 
 RESULTS = Path(__file__).parent / "results"
@@ -25,7 +26,7 @@ def hardware() -> dict[str, Any]:
         "bfloat16": [name for name in ("avx512_bf16", "amx_bf16") if name in flags],
         "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(pages / 2**30, 1),
-        "gpu": None,
+        "gpu": dict(next(check_gpu(RESULTS)).facts) or None,
     }
 
 

@@ -25,6 +25,7 @@ from engine.ledger import (
 from engine.provenance import PROVENANCE_NAME, Provenance, readable_difference
 from shards.atomic import (
     digest_of,
+    files_below,
     json_bytes,
     rename_directory,
     temporary_name,
@@ -181,7 +182,11 @@ def _publish(work: Work) -> None:
     inherited = [
         line for path, digest in work.input_paths for line in inherited_lines(path, digest)
     ]
-    append_lines(work.scratch, [*inherited, work.meter.line()])
+    meter = work.meter
+    meter.bytes_written = meter.bytes_written or sum(
+        file.stat().st_size for file in files_below(work.scratch)
+    )
+    append_lines(work.scratch, [*inherited, meter.line()])
     (work.scratch / RUNNING_NAME).unlink(missing_ok=True)  # only now: a kill here pays once
     rename_directory(work.scratch, work.out)
 

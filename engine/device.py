@@ -1,7 +1,6 @@
 """Where torch runs: device, precision, threads, memory allocator."""
 
 import ctypes
-import os
 from contextlib import AbstractContextManager
 from typing import Literal, TypeAlias
 
@@ -65,8 +64,3 @@ def runtime_of(device: torch.device) -> dict[str, object]:
         "precision": "bfloat16" if has_fast_bfloat16(device) else "float32",
         "torch": str(torch.__version__),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (affinity, not the machine's count)."""
-    return len(os.sched_getaffinity(0))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from engine.artifact import Work, making
 from engine.progress import progress
-from engine.provenance import Provenance
+from engine.provenance import PROVENANCE_NAME, Provenance
 from engine.sets import subset_content
 from engine.store import (
     FEATURES_NAME,
@@ -27,6 +27,7 @@ from engine.store import (
 )
 from shards.atomic import digest_of, fsync_tree, write_atomically
 from shards.dataset import Dataset
+from shards.errors import StoreError, UsageError
 
 if TYPE_CHECKING:
     from engine.decode.source import Source
@@ -62,8 +63,13 @@ def features_for(
 
     Raises:
         MachineError: The backbone's weights are not on this machine.
+        StoreError: The cached features are damaged.
     """
-    return read_features(cached_features(dataset, spec, ids) / FEATURES_NAME)
+    store = cached_features(dataset, spec, ids) / FEATURES_NAME
+    features, n = read_features(store), len(dataset) if ids is None else len(ids)
+    if len(features) != n:  # the shape is in zarr.json, which no codec protects
+        raise StoreError(f"{store} has {len(features)} rows for {n} images; make it again")
+    return features
 
 
 def cached_features(
@@ -71,20 +77,30 @@ def cached_features(
 ) -> Path:
     """Directory of the cached features artifact, made now if it is not there."""
     chosen = np.arange(len(dataset)) if ids is None else ids
-    entry = _cache_entry(_config(dataset, spec, chosen))
-    if entry.is_symlink() and not entry.exists():
-        entry.unlink()  # `coreset embed` made it, and somebody removed it since
+    config = _config(dataset, spec, chosen)
+    entry = _cache_entry(config)
+    _drop_stale_link(entry, config)
     embed(dataset, spec, entry, chosen)
     return entry
 
 
 def remember(features: Path, dataset: Dataset, spec: FeatureSpec) -> None:
     """Let the cache find a features artifact of the whole data set that lies elsewhere."""
-    entry = _cache_entry(_config(dataset, spec, np.arange(len(dataset))))
+    config = _config(dataset, spec, np.arange(len(dataset)))
+    entry = _cache_entry(config)
+    _drop_stale_link(entry, config)
     if not entry.exists():
         entry.parent.mkdir(parents=True, exist_ok=True)
-        entry.unlink(missing_ok=True)
         entry.symlink_to(features.resolve())
+
+
+def _drop_stale_link(entry: Path, config: dict[str, object]) -> None:
+    """Forget an artifact of ``coreset embed`` that was removed or made anew from other images."""
+    if not entry.is_symlink():
+        return
+    there = entry / PROVENANCE_NAME
+    if not there.is_file() or Provenance.parse(there).config != config:
+        entry.unlink()
 
 
 def _config(dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> dict[str, object]:
@@ -138,11 +154,13 @@ def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64
     backbone = load_backbone(spec.backbone, spec.weights, device)
     width = _width(backbone, spec.size)
     store = work.scratch / FEATURES_NAME
-    rows = FeatureRows(store, len(ids), width, {"backbone": spec.backbone, **work.provenance.binds})
+    attributes = {"backbone": spec.backbone, **work.provenance.binds}
     done_path = work.scratch / PROGRESS_NAME
-    done = int(json.loads(done_path.read_bytes())["rows"]) if done_path.is_file() else 0
+    resume = done_path.is_file()
+    done = int(json.loads(done_path.read_bytes())["rows"]) if resume else 0
+    rows = FeatureRows(store, len(ids), width, attributes, resume=resume)
     with progress("embed", len(ids)) as bar:
-        bar.advance(done)
+        bar.resume(done)
         for first in range(done, len(ids), feature_chunk_rows(width)):
             part = ids[first : first + feature_chunk_rows(width)]
             blocks: list[NDArray[np.float16]] = []
@@ -157,7 +175,7 @@ def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64
                 for block in _feature_blocks(source, backbone, spec.batch):
                     blocks.append(block)
                     bar.advance(len(block))
-            rows.write(first, np.concatenate(blocks))
+            rows.write(first, _finite(np.concatenate(blocks), part, backbone))
             fsync_tree(store)
             write_atomically(done_path, json.dumps({"rows": first + len(part)}).encode())
             work.meter.images += len(part)
@@ -183,9 +201,27 @@ def _feature_blocks(
             yield features.half().cpu().numpy()
 
 
+def _finite(
+    features: NDArray[np.float16], ids: NDArray[np.int64], backbone: "Backbone"
+) -> NDArray[np.float16]:
+    """The features, if they are finite: refused before they are published, not when read."""
+    odd = ~np.isfinite(features).all(axis=1)
+    if odd.any():
+        raise UsageError(
+            f"features of sample {ids[odd.argmax()]} by backbone {backbone.name} are not finite in "
+            "float16; use other weights or another backbone"
+        )
+    return features
+
+
 def _width(backbone: "Backbone", size: int) -> int:
     import torch
 
     probe = torch.zeros(1, 3, size, size, device=next(backbone.network.parameters()).device)
-    with torch.inference_mode():
-        return int(backbone.features(probe).shape[1])
+    try:
+        with torch.inference_mode():
+            return int(backbone.features(probe).shape[1])
+    except AssertionError as error:  # timm's, of networks for one size alone
+        raise UsageError(
+            f"backbone {backbone.name} does not take --size {size}: {error}"
+        ) from error

@@ -63,12 +63,15 @@ class Generations:
         path = self.directory / COMMIT_NAME
         try:
             return json.loads(path.read_bytes())["generations"] if path.is_file() else []
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
 
     def _record(self, entries: list[dict[str, Any]]) -> None:
         write_atomically(self.directory / COMMIT_NAME, json_bytes({"generations": entries}))
         kept = {str(entry["directory"]) for entry in entries}
-        for directory in sorted(self.directory.glob("gen-*")):
-            if directory.name not in kept:
-                remove_tree(directory)
+        # With those of killed commits (``.gen-*``), which may be of epochs that are not committed
+        # again: the result must not depend on a kill.
+        for pattern in ("gen-*", ".gen-*"):
+            for directory in sorted(self.directory.glob(pattern)):
+                if directory.name not in kept:
+                    remove_tree(directory)

@@ -37,6 +37,7 @@ class Progress:
     unit: str = "images"
     done: int = 0
     notes: dict[str, str] = field(default_factory=dict[str, str])
+    _before: int = 0
     _started: float = field(default_factory=time.monotonic)
     _shown: float = field(default_factory=time.monotonic)
 
@@ -46,18 +47,24 @@ class Progress:
         for name, value in notes.items():
             self.notes[name] = str(value)
 
+    def resume(self, units: int) -> None:
+        """Count units that an interrupted run finished; they say nothing about this run's speed."""
+        self.done += units
+        self._before += units
+
     @property
     def rate(self) -> float:
         """Units per second since the start."""
-        return self.done / max(time.monotonic() - self._started, 1e-9)
+        return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
 
     def text(self) -> str:
         """One line: stage, done of total, rate, time left, notes."""
-        left = (self.total - self.done) / self.rate if self.done else float("nan")
+        left = (self.total - self.done) / self.rate if self.rate else float("nan")
         notes = "".join(f", {name} {value}" for name, value in self.notes.items())
-        eta = f", {left:.0f} s left" if self.done else ""
+        eta = f", {left:.0f} s left" if self.rate else ""
         done = f"{self.done:,} of {self.total:,} {self.unit}"
-        return f"{self.stage}: {done}, {self.rate:,.0f}/s{eta}{notes}"
+        rate = f"{self.rate:,.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
+        return f"{self.stage}: {done}, {rate}/s{eta}{notes}"
 
     def show_line(self) -> None:
         """Print a line, or a JSON object, if the last one is long enough ago."""

@@ -179,6 +179,8 @@ def train_student(
     for epoch in range(protocol.epochs):
         _train_epoch(trainer, train, protocol, layout, seed=seed, epoch=epoch)
         if protocol.evaluates_after(epoch + 1):
+            if device.type == "cuda":  # training steps still queued are not evaluation
+                torch.cuda.synchronize(device)
             watch: Stopwatch = stopwatch()
             last = evaluate(network, _evaluation_examples(val, layout, device), device)
             best, evaluating = max(best, last.top1), evaluating + watch.seconds

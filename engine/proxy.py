@@ -26,6 +26,7 @@ from engine.models.networks import LinearHead, build_network, memory_format_for,
 from engine.seeding import generator_for
 from engine.training import Examples
 from kernels.augment import horizontal_flip, normalised, random_resized_crop
+from shards.errors import UsageError
 
 ProxyName: TypeAlias = Literal["resnet18", "linear"]
 
@@ -53,7 +54,16 @@ def convolutional_proxy(
     seed: int,
     device: torch.device,
 ) -> Proxy:
-    """ResNet-18 on random crops of ``source``, whose images have side ``stored_side(size)``."""
+    """ResNet-18 on random crops of ``source``, whose images have side ``stored_side(size)``.
+
+    Raises:
+        UsageError: A batch would be one image of one pixel to the last batch norm.
+    """
+    if size <= 32 and (len(source) % batch or batch) == 1:
+        raise UsageError(
+            f"batch {batch} leaves a batch of one of {len(source)} images, which batch norm cannot "
+            f"train on at size {size}; use another --batch, or --size 33 or more"
+        )
     layout = memory_format_for("batch", device)
     network = build_network("resnet18", n_classes, norm="batch", seed=seed)
     network = placed(network, device, layout)
@@ -82,7 +92,9 @@ def linear_proxy(
 ) -> Proxy:
     """Linear classifier on features, standardised by column, on the device (n x d x 4 bytes)."""
     columns = torch.from_numpy(features).to(device).float()
-    columns = (columns - columns.mean(0)) / columns.std(0).clamp_min(1e-6)
+    spread = columns.std(0)
+    # A constant column says nothing; divided by a tiny number, the rounding of its mean would.
+    columns = (columns - columns.mean(0)) / spread.where(spread > 1e-6, 1.0)
     labels_n = torch.from_numpy(labels).to(device)
 
     def examples(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

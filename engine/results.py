@@ -19,7 +19,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from engine.artifact import lock
-from engine.ledger import Line, read_ledger
+from engine.ledger import Line, append_lines, read_ledger
 from engine.sets import CondensedSet
 from shards.atomic import json_bytes, write_atomically
 from shards.dataset import Dataset
@@ -95,12 +95,13 @@ class Results:
         if not file.is_file():
             return []
         try:
-            read = pq.read_table(file)
-        except (pa.ArrowInvalid, OSError) as error:
+            read = pq.read_table(file, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            fact = " ".join(str(error).split())
             raise StoreError(
-                f"{file} cannot be read ({error}); restore it or move it away"
+                f"{file} cannot be read ({fact}); restore it or move it away"
             ) from error
-        if read.schema.names != _SCHEMAS[table].names:
+        if not read.schema.equals(_SCHEMAS[table]):
             raise StoreError(f"{file} is of another version; choose another RESULTS folder")
         return read.to_pylist()
 
@@ -109,28 +110,32 @@ class Results:
         return {row["key"] for row in self.rows(table)}
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
-        """Append rows whose key is not there yet, and the ledger lines of their making."""
+        """Append rows whose key is not there yet, and the ledger lines of their making.
+
+        The parquet file, by which readers know what is done, is replaced last: what a kill before
+        that leaves behind is made good by the same command again.
+        """
         with lock(self.path, wait=True):
             self.path.mkdir(parents=True, exist_ok=True)
             there = self.rows(table)
             known = {row["key"] for row in there}
-            fresh = [dict(row) for row in rows if row["key"] not in known]
-            parquet, csv = _encoded([*there, *fresh], table)
-            write_atomically(self.path / f"{table}.parquet", parquet)
+            fresh = {row["key"]: dict(row) for row in rows if row["key"] not in known}
+            parquet, csv = _encoded([*there, *fresh.values()], table)
+            append_lines(self.path, ledger)
             write_atomically(self.path / f"{table}.csv", csv)
-            lines = "".join(json.dumps(line) + "\n" for line in [*read_ledger(self.path), *ledger])
-            write_atomically(self.path / "ledger.jsonl", lines.encode())
+            write_atomically(self.path / f"{table}.parquet", parquet)
 
     def record_lineage(self, condensed: CondensedSet) -> None:
         """Keep provenance and ledger of a set, so that its cost can be told without it."""
-        folder = self.path / LINEAGE
-        folder.mkdir(parents=True, exist_ok=True)
         document = {
             "provenance": condensed.provenance.document(),
             "ledger": read_ledger(condensed.path),
         }
         digest = condensed.provenance.digest
-        write_atomically(folder / f"{digest[:24]}.json", json_bytes(document))
+        with lock(self.path, wait=True):  # two runs on one set share the temporary name
+            folder = self.path / LINEAGE
+            folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / f"{digest[:24]}.json", json_bytes(document))
 
     def lineage(self, set_digest: str) -> dict[str, Any] | None:
         """Provenance and ledger of a set as recorded, or None."""
@@ -165,6 +170,6 @@ def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes
     """The rows of a table as parquet and as CSV."""
     table = pa.Table.from_pylist(rows, schema=_SCHEMAS[name])
     parquet, csv = io.BytesIO(), io.BytesIO()
-    pq.write_table(table, parquet)
+    pq.write_table(table, parquet, write_page_checksum=True)
     pacsv.write_csv(table, csv)
     return parquet.getvalue(), csv.getvalue()

@@ -15,7 +15,7 @@ def generator_for(seed: int, *path: int) -> torch.Generator:
 
 @contextmanager
 def seeded_initialisation(seed: int) -> Generator[None]:
-    """Seed torch's global generator, which module constructors use, and restore it after."""
+    """Seed torch's CPU generator, which module constructors use, and restore it after."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # noqa: TID251 - the one place
+        torch.default_generator.manual_seed(seed)
         yield

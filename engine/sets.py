@@ -4,7 +4,6 @@ Both kinds train and measure through ``CondensedSet``: a packed data set and, fo
 of the chosen samples in it.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.provenance import Provenance, locate
-from shards.atomic import json_bytes, write_atomically
+from shards.atomic import digest_of, json_bytes, sha256_of_file, write_atomically
 from shards.dataset import Dataset
 from shards.errors import StoreError, UsageError
 from shards.manifest import MANIFEST_NAME, content_digest
@@ -68,7 +67,7 @@ class SetInfo:
             document: dict[str, Any] = json.loads(path.read_bytes())
             per_class = tuple(document.pop("per_class"))
             info = SetInfo(**document, per_class=per_class)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
         if (info.format, info.format_version) != (FORMAT, FORMAT_VERSION):
             raise StoreError(f"{path} is of version {info.format_version}; make the set again")
@@ -106,11 +105,6 @@ def subset_content(dataset: Dataset, ids: NDArray[np.int64]) -> str:
     return content_digest(dataset.samples["content_hash"].take(ids).to_pylist())
 
 
-def ids_digest(ids: NDArray[np.int64]) -> str:
-    """sha256 of the chosen ids."""
-    return hashlib.sha256(np.ascontiguousarray(ids, dtype="<i8").tobytes()).hexdigest()
-
-
 def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
     """Open a condensed set together with the data set that holds its images.
 
@@ -120,6 +114,7 @@ def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
 
     Raises:
         UsageError: Not a set; or its source is not where it was, or is another data set.
+        StoreError: ``set.json`` or ``ids.npy`` is damaged.
     """
     info, provenance = SetInfo.read(path), Provenance.read(path)
     if (path / MANIFEST_NAME).is_file():
@@ -127,8 +122,19 @@ def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
         return CondensedSet(path, info, provenance, dataset, np.arange(len(dataset)))
     dataset = open_source(path, data)
     require_same_data(dataset, info.source_identity, f"the coreset {path}")
-    ids = np.load(path / IDS_NAME, allow_pickle=False).astype(np.int64)
-    return CondensedSet(path, info, provenance, dataset, ids)
+    return CondensedSet(path, info, provenance, dataset, _read_ids(path, provenance))
+
+
+def _read_ids(path: Path, provenance: Provenance) -> NDArray[np.int64]:
+    try:
+        files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
+    except OSError as error:
+        raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
+    if digest_of(files) != provenance.digest:
+        raise StoreError(
+            f"{path}: {IDS_NAME} or {SET_NAME} is not the file that was made; make the set again"
+        )
+    return np.load(path / IDS_NAME, allow_pickle=False).astype(np.int64)
 
 
 def open_source(artifact: Path, data: Path | None) -> Dataset:

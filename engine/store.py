@@ -4,13 +4,15 @@ Zarr v3 groups, one row per sample id, ``crc32c`` after the compressor (a flippe
 read), fill value NaN and every chunk written (a lost chunk reads as NaN, never as a score).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.atomic import remove_tree
 from shards.errors import StoreError, UsageError
 
 SCORES_NAME = "scores.zarr"
@@ -47,36 +49,60 @@ def read_columns(path: Path, names: Iterable[str] | None = None) -> dict[str, ND
         UsageError: An array is not in the store.
         StoreError: The store is missing or damaged.
     """
-    group = _open(path)
-    there = sorted(group.array_keys())
-    wanted = there if names is None else list(names)
-    for name in wanted:
-        if name not in there:
-            raise UsageError(f"score must be one of {', '.join(there)} in {path}, got {name}")
-    try:
+    with _opened(path) as group:
+        there = sorted(group.array_keys())
+        wanted = there if names is None else list(names)
+        for name in wanted:
+            if name not in there:
+                raise UsageError(f"score must be one of {', '.join(there)} in {path}, got {name}")
         return {name: np.asarray(group[name][...]) for name in wanted}
-    except (ValueError, OSError) as error:
-        raise StoreError(f"{path} is damaged ({error}); make it again") from error
 
 
 class FeatureRows:
     """An (n, d) float16 array written in order, chunk by chunk, and resumable at chunk borders."""
 
-    def __init__(self, path: Path, n_rows: int, width: int, attributes: Mapping[str, Any]) -> None:
-        """Create the store ``path``, or open it if it exists with this shape."""
+    def __init__(
+        self,
+        path: Path,
+        n_rows: int,
+        width: int,
+        attributes: Mapping[str, Any],
+        *,
+        resume: bool = False,
+    ) -> None:
+        """Create the store ``path``, or continue one.
+
+        Args:
+            path: Where the store lies; what is there is replaced unless ``resume``.
+            n_rows: Rows of the whole array.
+            width: Columns.
+            attributes: Attributes of the group.
+            resume: Continue the store that is there, some chunks of which are written.
+
+        Raises:
+            StoreError: The store to continue cannot be read or has another shape.
+        """
         import zarr
         from zarr.codecs import Crc32cCodec, ZstdCodec
 
-        self.rows_per_chunk = feature_chunk_rows(width)
-        if path.exists():
-            self._array: Any = zarr.open_group(path, mode="r+")["features"]
+        if resume:
+            for leftover in path.rglob("*.partial"):  # zarr's own, of a kill during a write
+                leftover.unlink()
+            with _opened(path, mode="r+") as group:
+                self._array: Any = group["features"]
+                if self._array.shape != (n_rows, width):
+                    raise StoreError(
+                        f"{path} has features of shape {self._array.shape}, needed are "
+                        f"{(n_rows, width)}; remove it and run again"
+                    )
             return
+        remove_tree(path)
         group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
         self._array = group.create_array(
             "features",
             shape=(n_rows, width),
             dtype="float16",
-            chunks=(min(self.rows_per_chunk, max(1, n_rows)), width),
+            chunks=(min(feature_chunk_rows(width), max(1, n_rows)), width),
             compressors=(ZstdCodec(level=1), Crc32cCodec()),
             fill_value=np.nan,
             config={"write_empty_chunks": True},
@@ -98,25 +124,26 @@ def read_features(path: Path) -> NDArray[np.float16]:
     Raises:
         StoreError: The store is missing or damaged, or a row was never written.
     """
-    try:
-        features = np.asarray(_open(path)["features"][...])
-    except (KeyError, ValueError, OSError) as error:
-        raise StoreError(f"{path} is damaged ({error}); make it again") from error
+    with _opened(path) as group:
+        features = np.asarray(group["features"][...])
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise StoreError(f"{path}: the features of sample {row} are not finite; make it again")
     return features
 
 
-def attributes_of(path: Path) -> dict[str, Any]:
-    """Attributes of a store."""
-    return dict(_open(path).attrs)
-
-
-def _open(path: Path) -> Any:  # noqa: ANN401 - zarr's classes stay inside this module
+@contextmanager
+def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
+    """The group of a store; whatever zarr raises while it is used becomes ``StoreError``."""
     import zarr
 
     try:
-        return zarr.open_group(path, mode="r")
-    except (FileNotFoundError, ValueError, OSError) as error:
-        raise StoreError(f"{path} is not a readable Zarr store ({error}); make it again") from error
+        yield zarr.open_group(path, mode=mode)
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+        # Damaged metadata end in any of these: no codec protects zarr.json.
+        raise StoreError(f"{path} cannot be read ({_fact(error)}); make it again") from error
+
+
+def _fact(error: Exception) -> str:
+    """First line of what zarr says, or the kind of error where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

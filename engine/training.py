@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from engine.device import half_precision
-from shards.atomic import sha256_of_file
 from shards.errors import StoreError
 
 CompileMode: TypeAlias = Literal["auto", "on", "off"]
@@ -99,15 +98,18 @@ class Trainer:
         Raises:
             StoreError: The files do not fit this network.
         """
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
-        except (RuntimeError, OSError) as error:
-            digest = sha256_of_file(directory / WEIGHTS_NAME)[:12]
-            raise StoreError(f"{directory} ({digest}) does not fit the network: {error}") from error
+            momentum = load_file(directory / MOMENTUM_NAME)
+        except (RuntimeError, OSError, SafetensorError) as error:
+            fact = " ".join(str(error).split())
+            raise StoreError(
+                f"{directory} does not fit the network ({fact}); remove it and train again"
+            ) from error
         state = self.optimiser.state_dict()
-        momentum = load_file(directory / MOMENTUM_NAME)
         state["state"] = {int(name): {"momentum_buffer": value} for name, value in momentum.items()}
         self.optimiser.load_state_dict(state)
         self.steps = steps
@@ -137,7 +139,7 @@ def evaluate(network: nn.Module, examples: Examples, device: torch.device) -> Ac
         ranked = logits.float().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
         seen += len(labels)
-    top1, top5 = (100.0 * hits / max(seen, 1)).tolist()
+    top1, top5 = (100.0 * count / max(seen, 1) for count in hits.tolist())
     return Accuracy(top1, top5)
 
 

@@ -8,6 +8,7 @@ wants mean = std = 0.5. Any other timm model works with ``--weights``.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Recipe:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     by_position: bool = False
+    """The weights at hand bear other names, in timm's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +62,10 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
     """
     recipe = _recipe(name)
     path = weights or _weights_at_hand(name)
-    network = recipe.build()
-    load = load_by_position if recipe.by_position else load_by_name
-    load(network, read_weights(path), path)
+    network, state = recipe.build(), read_weights(path)
+    foreign_names = recipe.by_position and state.keys().isdisjoint(network.state_dict())
+    load = load_by_position if foreign_names else load_by_name
+    load(network, state, path)
     network = network.eval().requires_grad_(requires_grad=False)
     network = placed(network, device, torch.channels_last)
     return Backbone(name, weights_digest(path), network, recipe.mean, recipe.std)
@@ -88,10 +91,14 @@ def _timm_recipe(name: str) -> Recipe:
     import timm
 
     if not timm.is_model(name):
-        close = ", ".join(timm.list_models(f"*{name}*")[:3]) or DEFAULT_BACKBONE
-        raise UsageError(f"backbone must be a timm model, got {name}; near it: {close}")
-    settings: dict[str, Any] = timm.get_pretrained_cfg(name).to_dict()  # pyright: ignore[reportOptionalMemberAccess] - known model
-    return Recipe(build=lambda: _timm(name), mean=settings["mean"], std=settings["std"])
+        close = get_close_matches(name, timm.list_models()) or [DEFAULT_BACKBONE]
+        raise UsageError(f"backbone must be a timm model, got {name}; near it: {', '.join(close)}")
+    try:
+        settings: Any = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the part after the dot
+        known = ", ".join(timm.list_pretrained(name.split(".", maxsplit=1)[0])[:5])
+        raise UsageError(f"backbone {name} is not known to timm; it knows {known}") from error
+    return Recipe(build=lambda: _timm(name), mean=settings.mean, std=settings.std)
 
 
 def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own

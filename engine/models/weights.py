@@ -17,15 +17,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     tensors, and this is the only place that does so.
 
     Raises:
-        UsageError: The file does not exist or holds no flat dictionary of tensors.
+        UsageError: The file does not exist, cannot be read, or holds anything but a flat dictionary
+            of tensors.
     """
     if not path.is_file():
         raise UsageError(f"weights {path} does not exist; name a .safetensors or .pth file")
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    state: object = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
+    try:
+        state = _state_of(path)
+    except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
+        fact = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(
+            f"weights {path} cannot be read as tensors ({fact}); name a .safetensors or .pth file"
+        ) from error
     if isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values()):
         return {str(name): value for name, value in state.items()}
     raise UsageError(
@@ -33,13 +36,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     )
 
 
+def _state_of(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
+
+
 def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
     """Load weights whose names must fit; head layers that the network lacks are left out.
+
+    Batch norm's count of batches may be missing, as it is in files from before torch 0.4.1 (among
+    them torchvision's ImageNet weights); evaluation does not use it.
 
     Raises:
         UsageError: A tensor of the network is missing or has another shape; names the first one.
     """
-    own = network.state_dict()
+    counts = {name for name in network.state_dict() if name.endswith(".num_batches_tracked")}
+    own = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if name in state or name not in counts
+    }
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:
             found = tuple(state[name].shape) if name in state else "nothing"
@@ -47,7 +66,7 @@ def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) 
                 f"weights {source} has {found} for {name}, the network needs {tuple(tensor.shape)};"
                 " name the file of this very backbone"
             )
-    network.load_state_dict({name: state[name] for name in own})
+    network.load_state_dict({name: state[name] for name in own}, strict=False)
 
 
 def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

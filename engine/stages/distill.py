@@ -64,7 +64,7 @@ class Distill:
         with making(self.condensed, provenance, inputs=[self.data]) as work:
             if not work.done:
                 self._fill(work, dataset)
-        how = "is there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         return Outcome(
             (
                 f"{self.ipc * len(dataset.classes):,} {self.method} images {how}: {self.condensed}",
@@ -86,7 +86,8 @@ class Distill:
         folder = work.scratch / IMAGES_NAME
         with progress("distill", len(dataset)) as bar:
             for label, pixels in self._pixels_by_class(dataset):
-                _write_images(folder / dataset.classes[label], self._centroids(pixels, label))
+                name = dataset.classes[label]
+                _write_images(folder / name, self._centroids(pixels, label, name))
                 work.meter.images += len(pixels)
                 bar.advance(len(pixels))
         _pack_images(folder, work.scratch, dataset.manifest.name)
@@ -109,14 +110,21 @@ class Distill:
                 images_nchw = resident(source).images
             yield label, images_nchw.permute(0, 2, 3, 1).contiguous().numpy()
 
-    def _centroids(self, pixels: NDArray[np.uint8], label: int) -> NDArray[np.uint8]:
+    def _centroids(self, pixels: NDArray[np.uint8], label: int, name: str) -> NDArray[np.uint8]:
         from sklearn.cluster import KMeans
 
         from kernels.seeds import derived_seed
 
         seed = derived_seed(self.seed, label) % 2**32
-        rows = pixels.reshape(len(pixels), -1).astype(np.float32)
-        centres = KMeans(self.ipc, random_state=seed).fit(rows).cluster_centers_
+        rows = pixels.reshape(len(pixels), -1)
+        n_different = len(np.unique(rows, axis=0))
+        if n_different < self.ipc:
+            raise UsageError(
+                f"ipc must be at most the number of different images, got {self.ipc}, but class "
+                f"{name} has {n_different} at size {self.size}; lower --ipc or raise --size"
+            )
+        clusters = KMeans(self.ipc, random_state=seed).fit(rows.astype(np.float32))
+        centres = clusters.cluster_centers_
         return np.rint(centres).clip(0, 255).astype(np.uint8).reshape(-1, *pixels.shape[1:])
 
     def _info(self, dataset: Dataset) -> SetInfo:

@@ -55,11 +55,12 @@ class Embed:
         )
         work = embed(dataset, spec, self.features)
         remember(self.features, dataset, spec)
+        same = f"--backbone {self.backbone}" + (f" --size {self.size}" if self.size != 224 else "")
         verb = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         return Outcome(
             (
                 f"features of {len(dataset):,} images ({self.backbone}) {verb}: {self.features}",
-                f"next: coreset score {self.data} SCORES --proxy linear --backbone {self.backbone}",
+                f"next: coreset score {self.data} SCORES --proxy linear {same}",
             ),
             {"features": str(self.features), "images": len(dataset)},
         )

@@ -1,6 +1,7 @@
 """``coreset measure``: how well a condensed set covers the validation images, how varied it is."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +62,7 @@ class Measure:
 
     def run(self) -> Outcome:
         """Get the features of set and reference, measure class by class, append the rows."""
+        from engine.device import resolve_device
         from engine.models.backbones import weights_key
 
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
@@ -69,7 +71,8 @@ class Measure:
         weights = weights_key(self.backbone, self.weights)
         keys = {name: self._key(condensed, val, weights, name) for name in METRIC_NAMES.values()}
         if not set(keys.values()) <= results.keys(METRICS):
-            meter = Meter("measure", next(iter(keys.values())), self.device)
+            device = str(resolve_device(self.device))
+            meter = Meter("measure", next(iter(keys.values())), device)
             values = self._values(condensed, val)
             results.record_lineage(condensed)
             common = {
@@ -100,7 +103,8 @@ class Measure:
             }
         )
 
-    def _values(self, condensed: CondensedSet, val: Dataset) -> dict[str, float]:
+    def _values(self, condensed: CondensedSet, val: Dataset) -> dict[str, float | None]:
+        """By short name; None where a metric does not exist (pairs, at one image a class)."""
         from kernels.similarity import coverage
 
         spec = FeatureSpec(
@@ -124,12 +128,16 @@ class Measure:
             )
         except ValueError as error:
             raise DataError(f"{self.condensed} against {self.val}: {error}") from error
-        return measured.means()
+        means = measured.means().items()
+        return {short: None if math.isnan(value) else value for short, value in means}
 
     def _outcome(self, results: Results, keys: set[str]) -> Outcome:
         rows: list[dict[str, Any]] = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
-        shown = ", ".join(f"{name.split('@')[0]} {value:.4f}" for name, value in values.items())
+        shown = ", ".join(
+            f"{name.split('@')[0]} {'-' if value is None else f'{value:.4f}'}"
+            for name, value in values.items()
+        )
         what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
         return Outcome(
             (

@@ -1,6 +1,8 @@
 """``coreset score``: train a proxy and gather every training-dynamics score in the same pass."""
 
 import json
+import math
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -23,7 +25,7 @@ from engine.provenance import Provenance
 from engine.store import SCORES_NAME, write_columns
 from shards.atomic import json_bytes, write_atomically
 from shards.dataset import Dataset
-from shards.errors import DataError
+from shards.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +39,9 @@ COMMIT_EVERY_SECONDS = 30.0
 DYNAMICS_NAME, STATE_NAME = "dynamics.safetensors", "state.json"
 NOT_SHAPING = ("device", "decoder", "workers", "compile")
 LEARNING_RATES = {"resnet18": 0.1, "linear": 0.01}
+# From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
+# bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
+SMALLEST_SIZE = {"resnet18": 17, "linear": 8}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +64,8 @@ class Score:
     batch: int = 256
     """Images per step."""
     size: int = 224
-    """Side of the training crops in pixels (resnet18)."""
+    """Side in pixels of the training crops (resnet18, at least 17) or of the images that the
+    backbone sees (linear)."""
     crop_scale: float = 0.08
     """Smallest share of the area that a random crop keeps (resnet18)."""
     lr: float | None = None
@@ -88,9 +94,13 @@ class Score:
     def __post_init__(self) -> None:
         for name in ("epochs", "batch", "el2n_epochs"):
             require_at_least(name, getattr(self, name), 1)
-        require_at_least("size", self.size, 8)
-        require_between("crop_scale", self.crop_scale, 0.01, 1.001)
-        require_between("min_lr", self.min_lr, 0, self.start_lr + 1e-12)
+        require_at_least(f"size of --proxy {self.proxy}", self.size, SMALLEST_SIZE[self.proxy])
+        if not 0.01 <= self.crop_scale <= 1:
+            raise UsageError(f"crop_scale must be in [0.01, 1], got {self.crop_scale}")
+        require_between("weight_decay", self.weight_decay, 0, math.inf)
+        require_between("lr", self.start_lr, 0, math.inf)
+        if not 0 <= self.min_lr <= self.start_lr:
+            raise UsageError(f"min_lr must be in [0, {self.start_lr}] (lr), got {self.min_lr}")
 
     @property
     def start_lr(self) -> float:
@@ -102,6 +112,10 @@ class Score:
         from engine.device import resolve_device, runtime_of
 
         dataset = Dataset.open(self.data)
+        if len(dataset.classes) < 2:
+            raise UsageError(
+                f"{self.data} has one class, and scores compare classes; pack at least two"
+            )
         device = resolve_device(self.device)
         config = shaping_fields(self, without=NOT_SHAPING) | {"lr": self.start_lr}
         inputs = [self.data, *self._feature_inputs(dataset)]
@@ -110,7 +124,7 @@ class Score:
             kind="scores",
             stage="score",
             config=config,
-            runtime=runtime_of(device),
+            runtime=runtime_of(device) | {"decoder": self.decoder, "compile": self.compile},
             binds={"identity": dataset.manifest.identity, "n_samples": len(dataset)},
             inputs=tuple(
                 Provenance.read(path).as_input(role, path, self.scores)
@@ -122,13 +136,19 @@ class Score:
         ) as work:
             if not work.done:
                 work.meter.bytes_read = int(dataset.ints("bytes").sum())
-                work.meter.notes["note"] = self._train(work, dataset, device)
+                try:
+                    work.meter.notes["note"] = self._train(work, dataset, device)
+                except UsageError:  # the remedy is another configuration: nothing to continue
+                    shutil.rmtree(work.scratch)
+                    raise
         return self._outcome(work, dataset)
 
     def _train(self, work: Work, dataset: Dataset, device: "torch.device") -> str:
         from engine.training import Sgd, Trainer, compile_where_it_pays, cosine_schedule
         from kernels.dynamics import Dynamics
 
+        for leftover in work.scratch.glob(".*.json.partial"):  # of a kill during a write
+            leftover.unlink()
         proxy = self._proxy(dataset, device)
         steps = self.epochs * -(-len(dataset) // self.batch)
         sgd = Sgd(lr=self.start_lr, weight_decay=self.weight_decay)
@@ -158,7 +178,7 @@ class Score:
         n = dynamics.n_samples
         since_commit = stopwatch()
         with progress("score", self.epochs * n) as bar:
-            bar.advance(first_epoch * n)
+            bar.resume(first_epoch * n)
             for epoch in range(first_epoch, self.epochs):
                 for inputs, labels, ids in proxy.examples(epoch):
                     logits = trainer.step(
@@ -199,8 +219,11 @@ class Score:
             device=device.type,
             workers=self.workers,
         )
+        pixels = epochs_source(source)
+        if pixels is not source:
+            source.close()
         return convolutional_proxy(
-            epochs_source(source),
+            pixels,
             len(dataset.classes),
             size=self.size,
             crop_scale=self.crop_scale,
@@ -215,6 +238,7 @@ class Score:
         return FeatureSpec(
             backbone=self.backbone,
             weights=self.weights,
+            size=self.size,
             device=self.device,
             decoder=self.decoder,
             workers=self.workers,
@@ -253,6 +277,8 @@ def _commit(work: Work, epoch: int, trainer: "Trainer", dynamics: "Dynamics") ->
     for name, values in scores.items():
         if not np.isfinite(values).all():
             sample = int(np.flatnonzero(~np.isfinite(values))[0])
+            # What was committed leads here again, and the remedy is another configuration.
+            shutil.rmtree(work.scratch)
             raise DataError(
                 f"score {name} of sample {sample} is {values[sample]} after epoch {epoch}: the "
                 "training diverged; use a smaller --lr"

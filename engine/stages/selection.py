@@ -17,9 +17,10 @@ from engine.misratios import misratio_of_the_study
 from engine.provenance import Provenance
 from engine.sets import IDS_NAME, SetInfo, open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
+from kernels.scores import SCORES
 from shards.classes import recognise
 from shards.dataset import Dataset
-from shards.errors import UsageError
+from shards.errors import StoreError, UsageError
 from shards.manifest import MANIFEST_NAME
 
 # Independent draws: with one stream, the random and the CCS coreset of a seed would share images.
@@ -58,6 +59,8 @@ class Select:
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
         require_at_least("bins", self.bins, 1)
+        if self.score not in SCORES:
+            raise UsageError(f"score must be one of {', '.join(SCORES)}, got {self.score}")
         if self.misratio is not None:
             require_between("misratio", self.misratio, 0, 1)
 
@@ -150,6 +153,12 @@ class Select:
                 f"{self.source} has {len(scores)} scores, but {dataset.path} has {len(dataset)} "
                 "images: made from another data set; score this one again"
             )
+        odd = np.flatnonzero(~np.isfinite(scores))
+        if odd.size:
+            raise StoreError(
+                f"{self.source} has {scores[odd[0]]} as {self.score} of {dataset.keys[odd[0]]} "
+                f"({odd.size} are not finite); score this data set again"
+            )
         return scores
 
     def _info(
@@ -172,7 +181,7 @@ class Select:
 
     def _outcome(self, dataset: Dataset, done: bool, method: str) -> Outcome:  # noqa: FBT001 - a fact
         info = SetInfo.read(self.condensed)
-        how = "is there already" if done else "chosen"
+        how = "are there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
         made = f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used})"
         return Outcome(

@@ -89,8 +89,8 @@ class Train:
         note = ""
         missing = {seed: key for seed, key in keys.items() if key not in results.keys(STUDENTS)}
         if missing:
-            results.record_lineage(condensed)
             train_pixels, val_pixels = self._pixels(condensed, val, protocol, device)
+            results.record_lineage(condensed)
             common = {
                 **results.set_columns(condensed),
                 **results.val_columns(val),
@@ -147,7 +147,10 @@ class Train:
         validation = Source(
             val, geometry, decoder=self.decoder, device=device.type, workers=self.workers
         )
-        return train_pixels, epochs_source(validation)
+        val_pixels = epochs_source(validation)
+        if val_pixels is not validation:
+            validation.close()
+        return train_pixels, val_pixels
 
     def _student(
         self,

@@ -81,3 +81,24 @@ def test_before_the_first_unit_no_time_left_is_claimed():
     state.advance()
     assert "1 of 10 epochs" in state.text()
     assert "s left" in state.text()
+
+
+def test_what_an_interrupted_run_finished_does_not_count_as_speed():
+    bar = Progress("score", 100)
+    bar.resume(50)
+    assert bar.done == 50
+    assert bar.rate == 0
+    assert "/s" in bar.text()
+    assert "left" not in bar.text()
+    bar.advance(10)
+    assert bar.done == 60
+    assert bar.rate > 0
+
+
+def test_a_slow_rate_is_shown_with_its_fraction(monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(engine.progress.time, "monotonic", lambda: now)
+    bar = Progress("train", 10, "epochs")
+    now = 104.0
+    bar.advance(1)
+    assert "0.25/s" in bar.text()

@@ -1,0 +1,183 @@
+"""The command line in process, and one small set of artifacts that the tests of stages share."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from engine.cli import main
+from shards.atomic import files_below
+
+BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a command returned and printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Keep features of tests out of the user's cache, and out of it in child processes too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CORESET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")  # children agree with `one_thread`
+        yield
+
+
+@pytest.fixture(scope="session")
+def one_thread() -> Generator[None]:
+    """One torch thread: steps this small gain nothing from two, which wait on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def coreset(capsys: pytest.CaptureFixture[str], one_thread: None) -> Callable[..., Told]:  # noqa: ARG001
+    """``coreset("score", DATA, ...)``: run a command in this process."""
+
+    def run(*words: object) -> Told:
+        capsys.readouterr()
+        code = main([str(word) for word in words])
+        return Told(code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def done(coreset: Callable[..., Told]) -> Callable[..., list[str]]:
+    """Run a command that must succeed without a word on stderr; returns its lines."""
+
+    def run(*words: object) -> list[str]:
+        told = coreset(*words)
+        assert (told.code, told.err) == (0, "")
+        return told.out.splitlines()
+
+    return run
+
+
+@pytest.fixture
+def refused(coreset: Callable[..., Told]) -> Callable[..., str]:
+    """Run a command that must change nothing in ``folder`` and say why in one line, returned."""
+
+    def run(folder: Path, *words: object, code: int = 2) -> str:
+        before = listing(folder)
+        told = coreset(*words)
+        assert (told.code, told.out) == (code, "")
+        assert told.err.startswith("coreset: ")
+        assert told.err.endswith("\n")
+        assert told.err.count("\n") == 1
+        assert listing(folder) == before
+        return told.err.removeprefix("coreset: ").rstrip()
+
+    return run
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Everything below a folder, hidden or not, with size and time of its last change."""
+    found = {path: path.stat() for path in folder.rglob("*")}
+    return {
+        path.relative_to(folder).as_posix(): (stat.st_size, stat.st_mtime_ns)
+        for path, stat in found.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def stored_bytes() -> Callable[[Path], dict[str, bytes]]:
+    """``stored_bytes(artifact)``: every file but the ledger, which alone holds times."""
+
+    def read(artifact: Path) -> dict[str, bytes]:
+        return {
+            path.relative_to(artifact).as_posix(): path.read_bytes()
+            for path in files_below(artifact)
+            if path.name != "ledger.jsonl"
+        }
+
+    return read
+
+
+@contextmanager
+def stopped_by_sigterm_once_there(path: Path) -> Generator[None]:
+    """Send this process SIGTERM, as a scheduler does, as soon as ``path`` exists."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.is_set():
+            if path.exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(0.001)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+@pytest.fixture
+def interrupted(coreset: Callable[..., Told]) -> Callable[..., str]:
+    """Run a command that a scheduler stops once a file is there; returns what it says."""
+
+    def run(path: Path, *words: object) -> str:
+        with stopped_by_sigterm_once_there(path):
+            told = coreset(*words)
+        assert told.code == 75
+        return told.err
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the shared artifacts below; tests may add artifacts of other names."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="session")
+def val(make_photos: Callable[..., Path], work: Path) -> Path:
+    """18 other photos of the same classes, packed; read only."""
+    src = make_photos(work / "photos" / "val", per_class=6, seed=1)
+    return made(work / "VAL", "pack", src, work / "VAL")
+
+
+@pytest.fixture(scope="session")
+def scored(packed: Path, work: Path, one_thread: None) -> Path:  # noqa: ARG001
+    """Scores of ``packed`` by three epochs of a small ResNet-18; read only."""
+    small = ("--size", 17, "--epochs", 3, "--batch", 16)
+    return made(work / "SCORES", "score", packed, work / "SCORES", *small)
+
+
+@pytest.fixture(scope="session")
+def random_set(packed: Path, work: Path) -> Path:
+    """Two random photos of each class; read only."""
+    return made(work / "RANDOM", "select", packed, work / "RANDOM", "--ipc", 2)
+
+
+@pytest.fixture(scope="session")
+def ccs_set(scored: Path, work: Path) -> Path:
+    """Two photos of each class by CCS; read only."""
+    chosen = ("--ipc", 2, "--misratio", 0.1)
+    return made(work / "CCS", "select", scored, work / "CCS", *chosen)
+
+
+def made(out: Path, *words: object) -> Path:
+    """Run a command that makes ``out``."""
+    assert main([str(word) for word in words]) == 0
+    return out

@@ -1,0 +1,304 @@
+"""Frozen backbones: the right weights in the right places, and no code from a weights file."""
+
+import os
+import zipfile
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from engine.models.backbones import (
+    HALF,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    OFFLINE_BACKBONE,
+    OFFLINE_PACKAGE,
+    load_backbone,
+    weights_key,
+)
+from engine.models.weights import load_by_name, load_by_position, read_weights
+from engine.seeding import generator_for
+from shards.atomic import sha256_of_file
+from shards.errors import MachineError, UsageError
+
+CPU = torch.device("cpu")
+DATA = Path(os.environ.get("CORESET_DATA", Path(__file__).parents[3] / "shared/data"))
+MOBILENET = DATA / "weights/mobilenetv2_100_same_in1k.safetensors"
+BATCH = torch.randn((4, 3, 64, 64), generator=generator_for(0))
+
+
+def packaged_weights():
+    files = distribution(OFFLINE_PACKAGE).files or []
+    return next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
+
+
+def timm_model(name, state, **settings):
+    """An independent load: whole network with its head, strictly, then the head taken off."""
+    import timm
+
+    network = timm.create_model(name, pretrained=False, **settings)
+    network.load_state_dict(state, strict=True)
+    network.reset_classifier(0)
+    return network.eval()
+
+
+def small_network():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    """torchvision's, with weights and statistics of no meaning."""
+    from torchvision.models import resnet18
+
+    network = resnet18(num_classes=1000)
+    draws = generator_for(1)
+    for name, tensor in network.state_dict().items():
+        if "running_var" in name:
+            tensor.copy_(torch.rand(tensor.shape, generator=draws) + 0.5)
+        elif "running_mean" in name:
+            tensor.copy_(torch.randn(tensor.shape, generator=draws) / 10)
+    return network.eval()
+
+
+# the backbone whose weights are in a package
+
+
+def test_the_packaged_weights_give_the_features_of_timms_own_model():
+    import timm
+
+    state = read_weights(packaged_weights())
+    names = timm.create_model(OFFLINE_BACKBONE, pretrained=False).state_dict()
+    assert len(names) == len(state) == 296
+    expected = timm_model(OFFLINE_BACKBONE, dict(zip(names, state.values(), strict=True)))
+    backbone = load_backbone(OFFLINE_BACKBONE, None, CPU)
+    with torch.inference_mode():
+        features = backbone.features(BATCH)
+        torch.testing.assert_close(features, expected(BATCH), atol=1e-4, rtol=1e-4)
+    assert features.shape == (4, 1280)
+    assert features.dtype == torch.float32
+    assert torch.pdist(features).min() > 1
+    assert (backbone.mean, backbone.std) == (HALF, HALF)
+
+
+def test_the_packaged_weights_are_those_of_the_file_by_name(tmp_path):
+    # The names of timm's own file fit; its order, sorted by safetensors, does not.
+    import timm
+
+    names = timm.create_model(OFFLINE_BACKBONE, pretrained=False).state_dict()
+    tensors = (tensor.contiguous() for tensor in read_weights(packaged_weights()).values())
+    file = tmp_path / "lite0.safetensors"
+    save_file(dict(zip(names, tensors, strict=True)), file)
+    by_name, by_position = (
+        load_backbone(OFFLINE_BACKBONE, weights, CPU).network.state_dict()
+        for weights in (file, None)
+    )
+    assert all(torch.equal(by_name[name], by_position[name]) for name in by_position)
+
+
+def test_a_backbone_is_frozen_and_names_its_weights():
+    backbone = load_backbone(OFFLINE_BACKBONE, None, CPU)
+    assert not backbone.network.training
+    assert not any(one.requires_grad for one in backbone.network.parameters())
+    digest = sha256_of_file(packaged_weights())
+    assert backbone.weights_sha256 == weights_key(OFFLINE_BACKBONE, None) == digest
+
+
+# backbones whose weights are in a file
+
+
+def test_torchvisions_resnet18_gives_what_its_head_sees(tmp_path, resnet18):
+    torch.save(resnet18.state_dict(), tmp_path / "resnet18.pth")
+    backbone = load_backbone("resnet18", tmp_path / "resnet18.pth", CPU)
+    with torch.inference_mode():
+        features = backbone.features(BATCH)
+        assert features.shape == (4, 512)
+        torch.testing.assert_close(resnet18.fc(features), resnet18(BATCH), atol=1e-4, rtol=1e-4)
+    assert (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_weights_without_counts_of_batches_load_as_torchvisions_do(tmp_path, resnet18):
+    state = {
+        name: tensor
+        for name, tensor in resnet18.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+    assert len(state) == 102
+    torch.save(state, tmp_path / "resnet18.pth")
+    with torch.inference_mode():
+        features = load_backbone("resnet18", tmp_path / "resnet18.pth", CPU).features(BATCH)
+        torch.testing.assert_close(resnet18.fc(features), resnet18(BATCH), atol=1e-4, rtol=1e-4)
+
+
+def test_the_weights_in_torchs_folder_are_found(tmp_path, monkeypatch, resnet18):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    folder = tmp_path / "hub/checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(resnet18.state_dict(), folder / "resnet18-f37072fd.pth")
+    assert weights_key("resnet18", None) == sha256_of_file(folder / "resnet18-f37072fd.pth")
+
+
+def test_mobilenet_with_tensorflows_padding_equals_timms():
+    if not MOBILENET.is_file():
+        pytest.skip(f"{MOBILENET} is not there; set CORESET_DATA to the folder of real data")
+    expected = timm_model("mobilenetv2_100", read_weights(MOBILENET), pad_type="same")
+    backbone = load_backbone("mobilenetv2_100_same", MOBILENET, CPU)
+    with torch.inference_mode():
+        features = backbone.features(BATCH)
+        torch.testing.assert_close(features, expected(BATCH), atol=1e-4, rtol=1e-4)
+    assert features.shape == (4, 1280)
+    assert (backbone.mean, backbone.std) == (HALF, HALF)
+
+
+def test_another_timm_model_takes_timms_normalisation(tmp_path):
+    import timm
+
+    model = timm.create_model("mobilenetv3_small_050", pretrained=False)
+    save_file(model.state_dict(), tmp_path / "m.safetensors")
+    backbone = load_backbone("mobilenetv3_small_050", tmp_path / "m.safetensors", CPU)
+    settings = timm.get_pretrained_cfg("mobilenetv3_small_050")
+    assert (backbone.mean, backbone.std) == (settings.mean, settings.std)
+    with torch.inference_mode():
+        expected = timm_model("mobilenetv3_small_050", model.state_dict())(BATCH)
+        torch.testing.assert_close(backbone.features(BATCH), expected, atol=1e-4, rtol=1e-4)
+
+
+# what is refused
+
+
+def test_missing_weights_name_the_remedy(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    remedy = r"nothing is downloaded\); name a file with --weights, or use --backbone tf_eff"
+    for name in ("resnet18", "resnet50"):
+        with pytest.raises(MachineError, match=remedy):
+            load_backbone(name, None, CPU)
+        with pytest.raises(MachineError, match=remedy):
+            weights_key(name, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("resnet19", "resnet18"),
+        ("mobilnetv2_100", "mobilenetv2_100"),
+        ("tf_efficientnet_lit0", "tf_efficientnet_lite0"),
+        ("?", "resnet18"),
+    ],
+)
+def test_an_unknown_backbone_names_near_ones(name, near):
+    with pytest.raises(UsageError, match=rf"timm model, got .*; near it: .*\b{near}\b"):
+        load_backbone(name, None, CPU)
+
+
+def test_unknown_weights_of_a_known_backbone_name_known_ones():
+    with pytest.raises(UsageError, match=r"resnet50\.none is not known to timm; it knows .*a1_in"):
+        load_backbone("resnet50.none", None, CPU)
+
+
+def test_weights_of_another_network_name_the_first_tensor_that_does_not_fit(tmp_path, resnet18):
+    state = resnet18.state_dict()
+    state["layer1.0.conv1.weight"] = torch.zeros(64, 64, 1, 1)
+    torch.save(state, tmp_path / "w.pth")
+    fact = r"has \(64, 64, 1, 1\) for layer1\.0\.conv1\.weight, the network needs \(64, 64, 3, 3\)"
+    with pytest.raises(UsageError, match=fact):
+        load_backbone("resnet18", tmp_path / "w.pth", CPU)
+    del state["bn1.running_var"]
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"has nothing for bn1\.running_var"):
+        load_backbone("resnet18", tmp_path / "w.pth", CPU)
+
+
+def test_a_refused_file_leaves_the_network_as_it_was():
+    network = small_network()
+    before = network[0].weight.detach().clone()
+    state = {name: torch.ones_like(tensor) for name, tensor in network.state_dict().items()}
+    state["1.bias"] = torch.ones(5)
+    with pytest.raises(UsageError, match=r"1\.bias"):
+        load_by_name(network, state, Path("w"))
+    with pytest.raises(UsageError, match="does not fit this backbone"):
+        load_by_position(network, state, Path("w"))
+    assert torch.equal(network[0].weight, before)
+
+
+def test_weights_by_position_need_every_tensor():
+    network = small_network()
+    state = {f"other{i}": tensor for i, tensor in enumerate(network.state_dict().values())}
+    state.popitem()
+    with pytest.raises(UsageError, match="does not fit this backbone"):
+        load_by_position(network, state, Path("w"))
+
+
+class Canary:
+    """What a malicious file makes of unpickling: a call."""
+
+    def __init__(self, trace):
+        self.trace = trace
+
+    def __reduce__(self):
+        return Path.touch, (self.trace,)
+
+
+@pytest.mark.parametrize("old_format", [False, True], ids=["zip", "before torch 1.6"])
+def test_a_file_that_would_run_code_is_refused_and_does_not_run_it(tmp_path, old_format):
+    trace = tmp_path / "fired"
+    file = tmp_path / "evil.pth"
+    torch.save(
+        {"conv1.weight": torch.zeros(1), "x": Canary(trace)},
+        file,
+        _use_new_zipfile_serialization=not old_format,
+    )
+    with pytest.raises(UsageError, match=r"evil\.pth cannot be read as tensors") as caught:
+        read_weights(file)
+    assert "\n" not in str(caught.value)
+    assert not trace.exists()
+    torch.load(file, weights_only=False)  # noqa: TID251 - the trap itself works
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"no weights at all", b"\x80\x04\x95", b"PK\x03\x04"])
+def test_a_file_that_is_not_weights_is_refused_in_one_line(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=rf"{name} cannot be read as tensors") as caught:
+        read_weights(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_file_is_refused(tmp_path):
+    for name, save in {"w.pth": torch.save, "w.safetensors": save_file}.items():
+        save({"a": torch.arange(1000)}, tmp_path / name)
+        (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:3000])
+        with pytest.raises(UsageError, match="cannot be read as tensors"):
+            read_weights(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, 3])
+def test_only_a_flat_dictionary_of_tensors_is_taken(tmp_path, content):
+    torch.save(content, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="no flat dictionary of tensors; convert it"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_zip_of_something_else_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("photo.txt", "no tensor")
+    with pytest.raises(UsageError, match="cannot be read as tensors"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.pth does not exist; name a \.safetensors or"):
+        load_backbone("resnet18", tmp_path / "none.pth", CPU)
+
+
+def test_both_formats_give_the_same_tensors(tmp_path):
+    state = {"a": torch.arange(6).view(2, 3), "b": torch.rand(2, generator=generator_for(0))}
+    torch.save(state, tmp_path / "w.pth")
+    save_file(state, tmp_path / "w.safetensors")
+    for name in ("w.pth", "w.safetensors"):
+        read = read_weights(tmp_path / name)
+        assert read.keys() == state.keys()
+        assert all(torch.equal(read[one], state[one]) for one in state)

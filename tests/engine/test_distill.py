@@ -1,0 +1,134 @@
+"""Synthetic sets as a user sees them: which images, how many, and what is refused."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.decode.geometry import Geometry
+from engine.decode.pixels import resident
+from engine.decode.source import Source
+from engine.ledger import read_ledger
+from engine.provenance import Provenance
+from kernels.seeds import derived_seed
+from shards.dataset import Dataset
+from shards.manifest import Manifest
+
+
+def decoded(data, size):
+    """Pixels of every image, uint8 (n, size, size, 3), and the labels."""
+    with Source(Dataset.open(data), Geometry(size, size)) as source:
+        return resident(source).images.permute(0, 2, 3, 1).numpy(), source.labels
+
+
+def images_by_class(condensed):
+    """The stored PNG files, read by Pillow from their places in the shards."""
+    dataset = Dataset.open(condensed)
+    found = {name: [] for name in dataset.classes}
+    for row in dataset.samples.to_pylist():
+        tar = (condensed / f"shard-{row['shard']:06d}.tar").read_bytes()
+        stored = tar[row["offset"] : row["offset"] + row["bytes"]]
+        with Image.open(io.BytesIO(stored)) as image:
+            assert image.format == "PNG"
+            found[row["class"]].append(np.asarray(image))
+    return {name: np.stack(images) for name, images in found.items()}
+
+
+def sorted_rows(images):
+    return sorted(map(tuple, images.reshape(len(images), -1).tolist()))
+
+
+def test_as_many_centroids_as_images_are_the_images_themselves(packed, tmp_path, done):
+    done("distill", packed, tmp_path / "SET", "--ipc", 20, "--size", 9)
+    pixels, labels = decoded(packed, 9)
+    for label, images in enumerate(images_by_class(tmp_path / "SET").values()):
+        assert sorted_rows(images) == sorted_rows(pixels[labels == label])
+
+
+def test_a_single_centroid_is_the_mean_image(packed, tmp_path, done):
+    done("distill", packed, tmp_path / "SET", "--ipc", 1, "--size", 9)
+    pixels, labels = decoded(packed, 9)
+    for label, (image,) in enumerate(images_by_class(tmp_path / "SET").values()):
+        mean = pixels[labels == label].mean(axis=0)
+        assert np.abs(image - mean).max() <= 0.5 + 1e-3
+
+
+def test_centroids_are_those_of_scikit_learn(packed, tmp_path, done):
+    from sklearn.cluster import KMeans
+
+    done("distill", packed, tmp_path / "SET", "--ipc", 4, "--size", 12, "--seed", 3)
+    pixels, labels = decoded(packed, 12)
+    for label, images in enumerate(images_by_class(tmp_path / "SET").values()):
+        rows = pixels[labels == label].reshape(20, -1).astype(np.float32)
+        seed = derived_seed(3, label) % 2**32
+        centres = KMeans(4, random_state=seed).fit(rows).cluster_centers_
+        assert images.shape == (4, 12, 12, 3)
+        assert sorted_rows(images) == sorted_rows(np.rint(centres).astype(int))
+
+
+def test_the_set_is_a_data_set_that_verifies_and_tells_where_it_comes_from(packed, tmp_path, done):
+    out = tmp_path / "SET"
+    done("distill", packed, out, "--ipc", 2, "--size", 8)
+    (line,) = done("verify", out, "--deep")
+    assert line.startswith(f"{out} is whole: 6 samples in 1 shards")
+    manifest = Manifest.read(packed)
+    assert Dataset.open(out).classes == manifest.classes
+    facts = json.loads((out / "set.json").read_text())
+    assert (facts["kind"], facts["method"], facts["seed"]) == ("distilled", "kmeans", 0)
+    assert (facts["ipc"], facts["per_class"]) == (2, [2, 2, 2])
+    assert facts["parameters"] == {"ipc": 2, "size": 8}
+    assert facts["source_identity"] == manifest.identity
+    assert Provenance.read(out).inputs[0]["digest"] == manifest.digest
+    pack, distill = read_ledger(out)
+    assert (pack["stage"], distill["stage"], distill["images"]) == ("pack", "distill", 60)
+
+
+def test_nothing_but_the_seed_changes_the_bytes(packed, tmp_path, done, stored_bytes):
+    command = ("--ipc", 3, "--size", 8)
+    for name, options in {"A": (), "B": ("--workers", 1), "C": ("--seed", 1)}.items():
+        done("distill", packed, tmp_path / name, *command, *options)
+    assert stored_bytes(tmp_path / "A") == stored_bytes(tmp_path / "B")
+    digests = {Manifest.read(tmp_path / name).content for name in "AC"}
+    assert len(digests) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B", "C"]
+
+
+def test_the_same_command_again_does_nothing(packed, tmp_path, done, refused):
+    out = tmp_path / "SET"
+    command = ("distill", packed, out, "--ipc", 2, "--size", 8)
+    done(*command)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    made, following = done(*command)
+    assert made == f"6 kmeans images are there already: {out}"
+    assert following == f"next: coreset train {out} VAL RESULTS"
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    said = refused(tmp_path, *command, "--size", 9)
+    assert "was made by another configuration (config.size: 8 there, 9 here)" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ipc", 0), "ipc must be at least 1, got 0"),
+        (("--ipc", 1, "--size", 0), "size must be at least 1, got 0"),
+        (("--ipc", 21), "got 21, but class n01440764 has 20 images; lower --ipc"),
+        (("--ipc", 1, "--method", "dreams"), "dreams"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, message):
+    assert message in refused(tmp_path, "distill", packed, tmp_path / "SET", *options)
+
+
+def test_more_centroids_than_different_images_are_refused(tmp_path, done, refused):
+    for name, shades in {"bird": (0, 90, 200), "fish": (5, 5, 70)}.items():
+        (tmp_path / "src" / name).mkdir(parents=True)
+        for number, shade in enumerate(shades):
+            image = Image.new("RGB", (8, 8), (shade, shade, shade))
+            image.save(tmp_path / "src" / name / f"{number}.png")
+    done("pack", tmp_path / "src", tmp_path / "DATA")
+    command = ("distill", tmp_path / "DATA", tmp_path / "SET", "--size", 8)
+    said = refused(tmp_path, *command, "--ipc", 3)
+    assert "got 3, but class fish has 2 at size 8; lower --ipc or raise --size" in said
+    done(*command, "--ipc", 2)

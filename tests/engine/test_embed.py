@@ -1,0 +1,126 @@
+"""Features as a user sees them: the numbers, who finds them again, what is refused."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from engine.decode.geometry import Geometry
+from engine.decode.source import Source
+from engine.features import cache_directory
+from engine.ledger import read_ledger
+from engine.models.backbones import load_backbone
+from engine.provenance import Provenance
+from engine.store import FEATURES_NAME, read_features
+from kernels.augment import normalised
+from shards.dataset import Dataset
+from shards.manifest import Manifest
+
+BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    """Start from an empty cache: these tests look at what enters it."""
+    monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def embedded(packed, tmp_path, done):
+    done("embed", packed, tmp_path / "FEATURES", *BACKBONE)
+    return tmp_path / "FEATURES"
+
+
+def cached_names():
+    return [path.name for path in cache_directory().iterdir() if not path.is_symlink()]
+
+
+def test_the_row_of_an_id_is_what_the_backbone_says_of_that_image_alone(packed, embedded):
+    dataset, device = Dataset.open(packed), torch.device("cpu")
+    backbone = load_backbone("tf_efficientnet_lite0", None, device)
+    features = read_features(embedded / FEATURES_NAME)
+    assert (features.shape, features.dtype) == ((60, 1280), np.float16)
+    chosen = np.array([41, 3, 59, 0])
+    with Source(dataset, Geometry(64), ids=chosen) as source, torch.inference_mode():
+        for sample, part in zip(chosen, source.epoch(1), strict=True):
+            images = normalised(part.images, backbone.mean, backbone.std)
+            alone = backbone.features(images)[0].numpy()
+            ranked = features.astype(np.float64) @ alone
+            ranked /= np.linalg.norm(features.astype(np.float64), axis=1)
+            assert ranked.argmax() == sample
+            # bfloat16 keeps three digits, of which a batch may round the last the other way
+            assert ranked[sample] / np.linalg.norm(alone) == pytest.approx(1, abs=1e-3)
+
+
+def test_the_same_command_again_does_nothing(packed, embedded, done):
+    before = {path: path.stat().st_mtime_ns for path in embedded.rglob("*")}
+    made, following = done("embed", packed, embedded, *BACKBONE, "--batch", 7)
+    assert made == f"features of 60 images (tf_efficientnet_lite0) are there already: {embedded}"
+    assert following == (
+        f"next: coreset score {packed} SCORES --proxy linear "
+        "--backbone tf_efficientnet_lite0 --size 64"
+    )
+    assert {path: path.stat().st_mtime_ns for path in embedded.rglob("*")} == before
+
+
+def test_the_next_command_that_it_names_finds_the_features_again(packed, embedded, tmp_path, done):
+    *_, following = done("embed", packed, embedded, *BACKBONE)
+    words = following.removeprefix("next: coreset ").replace("SCORES", str(tmp_path / "S"))
+    done(*words.split(), "--epochs", 1)
+    assert cached_names() == []
+    recorded = Provenance.read(tmp_path / "S").inputs[1]
+    assert recorded["digest"] == Provenance.read(embedded).digest
+
+
+def test_removed_features_are_made_again_when_they_are_needed(packed, embedded, tmp_path, done):
+    shutil.rmtree(embedded)
+    scoring = ("--proxy", "linear", *BACKBONE, "--epochs", 1)
+    done("score", packed, tmp_path / "S", *scoring)
+    assert len(cached_names()) == 1
+
+
+def test_provenance_and_ledger_account_for_the_features(packed, embedded):
+    provenance = Provenance.read(embedded)
+    assert (provenance.kind, provenance.inputs) == ("features", ())
+    assert provenance.binds == {"content": Manifest.read(packed).content, "width": 1280}
+    (line,) = read_ledger(embedded)
+    assert (line["stage"], line["images"], line["device"]) == ("embed", 60, "cpu")
+    assert line["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
+
+
+def test_another_size_is_refused_with_the_difference(packed, embedded, refused):
+    command = ("embed", packed, embedded, *BACKBONE, "--size", 72)
+    assert "(config.size: 64 there, 72 here)" in refused(embedded.parent, *command)
+
+
+def test_a_damaged_store_is_named_and_nothing_is_scored_on_it(packed, embedded, tmp_path, coreset):
+    chunk = next(path for path in embedded.rglob("c/*/*"))
+    content = bytearray(chunk.read_bytes())
+    content[len(content) // 2] ^= 1
+    chunk.write_bytes(content)
+    told = coreset("score", packed, tmp_path / "S", "--proxy", "linear", *BACKBONE, "--epochs", 1)
+    assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
+    assert "features.zarr cannot be read" in told.err
+    assert not (tmp_path / "S").exists()
+
+
+def test_weights_that_are_not_on_the_machine_exit_4_with_the_remedy(
+    packed, tmp_path, refused, monkeypatch
+):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    said = refused(tmp_path, "embed", packed, tmp_path / "F", code=4)
+    assert said.startswith("backbone resnet18: no weights on this machine (nothing is downloaded)")
+    assert "--backbone tf_efficientnet_lite0" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", 7), "size must be at least 8, got 7"),
+        (("--batch", 0), "batch must be at least 1, got 0"),
+        (("--weights", "no.pth"), "no.pth"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, message):
+    assert message in refused(tmp_path, "embed", packed, tmp_path / "F", *BACKBONE, *options)

@@ -1,0 +1,175 @@
+"""Commits of a long training: whatever a kill or a damaged file leaves, a whole state is found."""
+
+import json
+import logging
+import re
+
+import pytest
+
+from engine.generations import COMMIT_NAME, Generations
+from shards.atomic import tree_digests
+from shards.errors import StoreError
+
+
+@pytest.fixture
+def generations(tmp_path):
+    return Generations(tmp_path)
+
+
+def commit(generations, epoch, content=None):
+    def write(directory):
+        (directory / "weights").write_text(content or f"weights of epoch {epoch}")
+        (directory / "scores").mkdir()
+        (directory / "scores/zarr.json").write_text("{}")
+
+    generations.commit(epoch, write)
+
+
+def fail_while_writing(directory):
+    (directory / "weights").write_text("half")
+    raise KeyboardInterrupt
+
+
+def names(generations):
+    return sorted(path.name for path in generations.directory.iterdir())
+
+
+def test_nothing_is_committed_in_an_empty_directory(generations):
+    assert generations.latest() is None
+
+
+def test_the_newest_commit_is_found_and_two_are_kept(generations):
+    for epoch in (1, 2, 5):
+        commit(generations, epoch)
+    epoch, directory = generations.latest()
+    assert (epoch, directory.name) == (5, "gen-000005")
+    assert (directory / "weights").read_text() == "weights of epoch 5"
+    assert names(generations) == [COMMIT_NAME, "gen-000002", "gen-000005"]
+
+
+def test_the_record_names_every_file_of_a_commit(generations):
+    commit(generations, 3)
+    (entry,) = json.loads((generations.directory / COMMIT_NAME).read_bytes())["generations"]
+    assert entry["files"] == tree_digests(generations.directory / "gen-000003")
+    assert set(entry["files"]) == {"weights", "scores/zarr.json"}
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "lost file", "added file", "lost directory"])
+def test_a_damaged_commit_gives_way_to_the_one_before_with_a_warning(generations, damage, caplog):
+    commit(generations, 1)
+    commit(generations, 2)
+    newest = generations.directory / "gen-000002"
+    match damage:
+        case "flipped":
+            (newest / "scores/zarr.json").write_text("[]")
+        case "cut":
+            (newest / "weights").write_text("wei")
+        case "lost file":
+            (newest / "weights").unlink()
+        case "added file":
+            (newest / "more").touch()
+        case _:
+            newest.rename(generations.directory / "elsewhere")
+    with caplog.at_level(logging.WARNING):
+        epoch, directory = generations.latest()
+    assert (epoch, directory.name) == (1, "gen-000001")
+    assert re.search("gen-000002 is damaged; going back one generation", caplog.text)
+
+
+def test_the_training_goes_on_from_the_older_commit(generations):
+    commit(generations, 4)
+    commit(generations, 6)
+    (generations.directory / "gen-000006/weights").write_text("damaged")
+    commit(generations, 5)
+    assert generations.latest()[0] == 5
+    assert names(generations) == [COMMIT_NAME, "gen-000004", "gen-000005"]
+
+
+def test_damage_to_every_commit_is_an_error(generations):
+    for epoch in (1, 2):
+        commit(generations, epoch)
+        (generations.directory / f"gen-{epoch:06d}/weights").write_text("damaged")
+    with pytest.raises(StoreError, match="every generation is damaged; remove it, run again"):
+        generations.latest()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"3"])
+def test_a_record_that_cannot_be_read_is_an_error(generations, content):
+    commit(generations, 1)
+    (generations.directory / COMMIT_NAME).write_bytes(content)
+    with pytest.raises(StoreError, match=r"commit\.json cannot be read .*; remove it, run again"):
+        generations.latest()
+
+
+def test_a_kill_while_writing_leaves_the_older_commit(generations):
+    commit(generations, 1)
+    with pytest.raises(KeyboardInterrupt):
+        generations.commit(2, fail_while_writing)
+    assert generations.latest()[0] == 1
+
+
+def test_a_kill_between_the_rename_and_the_record_leaves_the_older_commit(generations):
+    commit(generations, 1)
+    before = (generations.directory / COMMIT_NAME).read_bytes()
+    commit(generations, 2)
+    (generations.directory / COMMIT_NAME).write_bytes(before)
+    assert generations.latest()[0] == 1
+    commit(generations, 2, "weights of the second try")
+    assert (generations.latest()[1] / "weights").read_text() == "weights of the second try"
+
+
+def test_the_first_commit_killed_before_its_record_is_none(generations):
+    commit(generations, 1)
+    (generations.directory / COMMIT_NAME).unlink()
+    assert generations.latest() is None
+    commit(generations, 1)
+    assert generations.latest()[0] == 1
+
+
+def test_the_same_epoch_committed_again_is_the_second_one(generations):
+    commit(generations, 1)
+    commit(generations, 2)
+    commit(generations, 2, "again")
+    assert (generations.latest()[1] / "weights").read_text() == "again"
+    assert names(generations) == [COMMIT_NAME, "gen-000001", "gen-000002"]
+
+
+def test_a_finished_training_keeps_one_commit_whenever_it_committed(tmp_path):
+    trees = []
+    for name, epochs in {"often": (1, 2, 3, 4), "seldom": (2, 4), "once": (4,)}.items():
+        (tmp_path / name).mkdir()
+        generations = Generations(tmp_path / name)
+        for epoch in epochs:
+            commit(generations, epoch)
+        generations.finish()
+        trees.append(tree_digests(tmp_path / name))
+    assert trees[0] == trees[1] == trees[2]
+    assert Generations(tmp_path / "often").latest()[0] == 4
+
+
+def test_what_kills_left_behind_does_not_stay_in_the_result(tmp_path):
+    whole = Generations(tmp_path / "whole")
+    whole.directory.mkdir()
+    commit(whole, 4)
+    whole.finish()
+
+    killed = Generations(tmp_path / "killed")
+    killed.directory.mkdir()
+    commit(killed, 1)
+    with pytest.raises(KeyboardInterrupt):
+        killed.commit(2, fail_while_writing)  # resumed, it commits at 4, not at 2
+    (killed.directory / ".gen-000001.deleting").mkdir()
+    (killed.directory / ".gen-000001.deleting/weights").touch()
+    commit(killed, 4)
+    killed.finish()
+    assert tree_digests(killed.directory) == tree_digests(whole.directory)
+    assert names(killed) == names(whole)
+
+
+def test_finishing_twice_changes_nothing(generations):
+    commit(generations, 1)
+    commit(generations, 2)
+    generations.finish()
+    once = tree_digests(generations.directory)
+    generations.finish()
+    assert tree_digests(generations.directory) == once

@@ -1,0 +1,156 @@
+"""Measuring a set as a user sees it: values against NumPy, rows once, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from engine.features import FeatureSpec, cache_directory, features_for
+from engine.ledger import read_ledger
+from engine.models.backbones import weights_key
+from engine.provenance import Provenance
+from engine.results import METRICS, STUDENTS, Results
+from engine.sets import open_set
+from shards.dataset import Dataset
+
+BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
+NAMES = [
+    "representativeness_r1@1",
+    "diversity_d1@1",
+    "representativeness_r2@1",
+    "diversity_d2@1",
+]
+
+
+def metrics(results):
+    return Results(results).rows(METRICS)
+
+
+def unit_rows(features):
+    rows = features.astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def by_numpy(condensed, val):
+    """All four metrics from matrices of all cosines, class by class."""
+    spec = FeatureSpec(backbone="tf_efficientnet_lite0", size=64)
+    opened, reference = open_set(condensed), Dataset.open(val)
+    own = unit_rows(features_for(opened.dataset, spec, opened.ids))
+    other = unit_rows(features_for(reference, spec))
+    values = []
+    for label in range(opened.info.n_classes):
+        rows = own[opened.labels == label]
+        across = rows @ other[reference.labels == label].T
+        pairs = (rows @ rows.T)[np.triu_indices(len(rows), k=1)]
+        r1, r2 = across.max(axis=1).min(), across.max(axis=0).mean()
+        values.append((r1, 1 - pairs.max(), r2, 1 - pairs.mean()))
+    return dict(zip(NAMES, np.mean(values, axis=0), strict=True))
+
+
+@pytest.fixture(scope="module")
+def measured(ccs_set, val, work, one_thread):  # noqa: ARG001
+    """Results of measuring the CCS coreset; read only."""
+    from engine.cli import main
+
+    command = ("measure", ccs_set, val, work / "MEASURED", *BACKBONE)
+    assert main([str(word) for word in command]) == 0
+    return work / "MEASURED"
+
+
+def test_values_are_the_cosines_that_numpy_finds(measured, ccs_set, val):
+    values = {row["metric"]: row["value"] for row in metrics(measured)}
+    assert list(values) == NAMES
+    assert values == pytest.approx(by_numpy(ccs_set, val), abs=1e-5)
+
+
+def test_a_distilled_set_is_measured_like_a_coreset(packed, val, tmp_path, done):
+    done("distill", packed, tmp_path / "SET", "--ipc", 3, "--size", 16)
+    done("measure", tmp_path / "SET", val, tmp_path / "RESULTS", *BACKBONE)
+    values = {row["metric"]: row["value"] for row in metrics(tmp_path / "RESULTS")}
+    assert values == pytest.approx(by_numpy(tmp_path / "SET", val), abs=1e-5)
+
+
+def test_the_rows_tell_what_was_measured(measured, ccs_set):
+    for row in metrics(measured):
+        assert (row["method"], row["ipc"], row["n_classes"]) == ("ccs-aum", 2, 3)
+        assert row["set_digest"] == Provenance.read(ccs_set).digest
+        assert (row["val"], row["n_val"]) == ("photos", 18)
+        assert row["backbone"] == "tf_efficientnet_lite0"
+        assert row["weights"] == weights_key("tf_efficientnet_lite0", None)
+    assert Results(measured).rows(STUDENTS) == []
+
+
+def test_the_measuring_is_accounted_for_and_the_set_is_remembered(measured, ccs_set):
+    (line,) = read_ledger(measured)
+    assert (line["stage"], line["device"], line["images"]) == ("measure", "cpu", 6 + 18)
+    assert line["config_digest"] == metrics(measured)[0]["key"]
+    recorded = Results(measured).lineage(Provenance.read(ccs_set).digest)
+    assert recorded is not None
+    assert recorded["ledger"] == read_ledger(ccs_set)
+    assert [line["stage"] for line in recorded["ledger"]] == ["pack", "score", "select"]
+
+
+def test_the_same_command_again_does_nothing(measured, ccs_set, val, done):
+    before = {path: path.stat().st_mtime_ns for path in measured.rglob("*")}
+    told, following = done("measure", ccs_set, val, measured, *BACKBONE)
+    assert told.startswith("ccs-aum at IPC 2, tf_efficientnet_lite0: representativeness_r1 0.")
+    assert told.endswith(f": {measured}")
+    assert following == f"next: coreset report {measured} report.html"
+    assert {path: path.stat().st_mtime_ns for path in measured.rglob("*")} == before
+
+
+def test_features_are_made_once_per_set_and_backbone(ccs_set, val, tmp_path, done, monkeypatch):
+    monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "cache"))
+    done("measure", ccs_set, val, tmp_path / "A", *BACKBONE)
+    before = {path: path.stat().st_mtime_ns for path in cache_directory().glob("*/**/*")}
+    assert len(list(cache_directory().iterdir())) == 2
+    done("measure", ccs_set, val, tmp_path / "B", *BACKBONE)
+    assert {path: path.stat().st_mtime_ns for path in cache_directory().glob("*/**/*")} == before
+    assert [row["value"] for row in metrics(tmp_path / "A")] == [
+        row["value"] for row in metrics(tmp_path / "B")
+    ]
+
+
+def test_a_set_of_one_image_a_class_has_no_pairs_and_no_number_stands_for_them(
+    packed, val, tmp_path, coreset
+):
+    coreset("select", packed, tmp_path / "SET", "--ipc", 1)
+    command = ("measure", tmp_path / "SET", val, tmp_path / "RESULTS", *BACKBONE)
+    for _ in range(2):
+        told = coreset(*command, "--json")
+        assert told.code == 0
+        record = json.loads(told.out, parse_constant=pytest.fail)
+        assert record["diversity_d1@1"] is None
+        assert record["diversity_d2@1"] is None
+        assert record["representativeness_r1@1"] > 0
+    assert "diversity_d1 -, " in coreset(*command).out
+    assert len(metrics(tmp_path / "RESULTS")) == len(NAMES)
+    assert len(read_ledger(tmp_path / "RESULTS")) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", 7), "size must be at least 8, got 7"),
+        (("--batch", 0), "batch must be at least 1, got 0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(ccs_set, val, tmp_path, refused, options, message):
+    command = ("measure", ccs_set, val, tmp_path / "RESULTS", *BACKBONE)
+    assert message in refused(tmp_path, *command, *options)
+
+
+def test_weights_that_are_not_on_the_machine_exit_4(ccs_set, val, tmp_path, refused, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    said = refused(tmp_path, "measure", ccs_set, val, tmp_path / "RESULTS", code=4)
+    assert "no weights on this machine" in said
+
+
+def test_a_validation_set_of_other_classes_is_refused(
+    ccs_set, make_photos, tmp_path, done, refused
+):
+    src = make_photos(tmp_path / "src", per_class=1)
+    (src / "n02979186").rename(src / "n03000684")
+    done("pack", src, tmp_path / "VAL")
+    command = ("measure", ccs_set, tmp_path / "VAL", tmp_path / "RESULTS", *BACKBONE)
+    assert "n02979186 is in one of them only" in refused(tmp_path, *command)

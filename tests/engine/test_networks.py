@@ -1,0 +1,155 @@
+"""Students and proxies against torch's own layers, published sizes and initialisation."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from engine.models.networks import (
+    LinearHead,
+    build_network,
+    instance_norm,
+    memory_format_for,
+    placed,
+)
+from engine.seeding import generator_for
+from engine.stages.train import SMALLEST_SIZE
+
+CPU = torch.device("cpu")
+
+
+def images(n, size, seed=0):
+    return torch.randn((n, 3, size, size), generator=generator_for(seed))
+
+
+@pytest.mark.parametrize(
+    ("name", "n_classes", "parameters"),
+    [  # MinimaxDiffusion's networks, which have torchvision's counts
+        ("resnet18", 10, 11_181_642),
+        ("resnet18", 100, 11_227_812),
+        ("resnet18", 1000, 11_689_512),
+        ("resnet50", 10, 23_528_522),
+    ],
+)
+def test_students_have_the_published_number_of_parameters(name, n_classes, parameters):
+    network = build_network(name, n_classes, norm="instance", seed=0)
+    assert sum(one.numel() for one in network.parameters()) == parameters
+    assert not list(network.buffers()), "instance norm keeps no running statistics"
+
+
+def test_the_proxy_is_torchvisions_resnet18_with_batch_norm():
+    from torchvision.models import resnet18
+
+    ours, theirs = build_network("resnet18", 10, norm="batch", seed=0), resnet18(num_classes=10)
+    assert {name: value.shape for name, value in ours.state_dict().items()} == {
+        name: value.shape for name, value in theirs.state_dict().items()
+    }
+    ours.load_state_dict(theirs.state_dict())
+    with torch.inference_mode():
+        batch = images(2, 64)
+        assert torch.equal(ours.eval()(batch), theirs.eval()(batch))
+
+
+def test_instance_norm_is_torchs_with_an_affine_map():
+    ours, theirs = instance_norm(6), nn.InstanceNorm2d(6, affine=True)
+    for layer in (ours, theirs):
+        with torch.no_grad():
+            layer.weight.copy_(torch.linspace(0.5, 2, 6))
+            layer.bias.copy_(torch.linspace(-1, 1, 6))
+    batch = torch.randn((3, 6, 5, 7), generator=generator_for(2)) * 3 + 1
+    torch.testing.assert_close(ours(batch), theirs(batch), atol=1e-5, rtol=1e-5)
+
+
+def test_every_norm_of_a_student_is_instance_norm():
+    network = build_network("resnet18", 3, norm="instance", seed=0)
+    norms = [layer for layer in network.modules() if isinstance(layer, nn.GroupNorm)]
+    assert len(norms) == 20
+    assert all(layer.num_groups == layer.num_channels and layer.affine for layer in norms)
+    assert not any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+
+
+def test_training_and_evaluation_of_a_student_are_alike():
+    network = build_network("resnet18", 4, norm="instance", seed=1)
+    batch = images(3, 64)
+    with torch.inference_mode():
+        trained = network.train()(batch)
+        assert torch.equal(network.eval()(batch), trained)
+        torch.testing.assert_close(network(batch[1:2]), trained[1:2], atol=1e-4, rtol=1e-4)
+
+
+def test_the_seed_alone_decides_the_weights_and_the_global_stream_is_left_alone():
+    before = torch.random.get_rng_state()
+    first = build_network("resnet18", 3, norm="instance", seed=7).state_dict()
+    torch.rand(3)
+    again = build_network("resnet18", 3, norm="instance", seed=7).state_dict()
+    other = build_network("resnet18", 3, norm="instance", seed=8).state_dict()
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
+    torch.random.set_rng_state(before)
+    build_network("resnet18", 3, norm="instance", seed=7)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_the_weights_start_as_published():
+    network = build_network("resnet18", 10, norm="instance", seed=0)
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            values = layer.weight.detach()
+            k, out = layer.kernel_size[0], layer.out_channels
+            std = math.sqrt(2 / (k * k * out))
+            error = 5 / math.sqrt(2 * values.numel())  # five standard errors of a deviation
+            assert values.std().item() == pytest.approx(std, rel=error)
+            assert abs(values.mean().item()) < 5 * std / math.sqrt(values.numel())
+            assert layer.bias is None
+        elif isinstance(layer, nn.GroupNorm):
+            assert torch.equal(layer.weight.detach(), torch.ones(layer.num_channels))
+            assert torch.equal(layer.bias.detach(), torch.zeros(layer.num_channels))
+
+
+def logits_at(size):
+    network = build_network("resnet18", 5, norm="instance", seed=0).eval()
+    with torch.inference_mode():
+        return network(images(4, size))
+
+
+def test_at_32_pixels_every_image_has_the_same_logits():
+    # The last stage is one pixel there, and its instance norm is its bias.
+    logits = logits_at(SMALLEST_SIZE - 1)
+    torch.testing.assert_close(logits, logits[:1].expand_as(logits))
+
+
+def test_at_33_pixels_they_differ():
+    logits = logits_at(SMALLEST_SIZE)
+    assert torch.pdist(logits).min() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("norm", "device", "layout"),
+    [
+        ("batch", "cpu", torch.channels_last),
+        ("instance", "cpu", torch.contiguous_format),
+        ("instance", "cuda", torch.channels_last),
+    ],
+)
+def test_the_layout_suits_the_norm(norm, device, layout):
+    assert memory_format_for(norm, torch.device(device)) == layout
+
+
+def test_the_layout_of_a_network_changes_its_weights_strides_alone():
+    network = build_network("resnet18", 3, norm="batch", seed=0)
+    before = network.conv1.weight.detach().clone()
+    moved = placed(network, CPU, torch.channels_last)
+    assert moved.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(moved.conv1.weight, before)
+
+
+def test_a_linear_head_starts_undecided_and_learns():
+    head = LinearHead(4, 3)
+    features = torch.randn((6, 4), generator=generator_for(0))
+    assert torch.equal(head(features), torch.zeros(6, 3))
+    loss = cross_entropy(head(features), torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert loss.item() == pytest.approx(math.log(3))
+    loss.backward()
+    assert head.linear.weight.grad.abs().sum() > 0

@@ -1,0 +1,175 @@
+"""Proxies: what they are trained on, once per image and epoch, in an order fixed by the seed."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from engine.decode.order import batches_of, epoch_ids
+from engine.decode.pixels import Pixels
+from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from engine.proxy import convolutional_proxy, linear_proxy, rows_of, stored_side
+from engine.seeding import generator_for
+from engine.training import Sgd, Trainer, cosine_schedule
+from kernels.augment import horizontal_flip, normalised, random_resized_crop
+from shards.errors import UsageError
+
+CPU = torch.device("cpu")
+N, SIDE, SIZE = 37, 20, 16
+IDS = np.arange(N) * 3 + 100  # of a subset of a larger data set
+
+
+@pytest.fixture(scope="module")
+def pixels():
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8))
+    return Pixels(images.permute(0, 3, 1, 2), np.arange(N) % 4, IDS)
+
+
+def convolutional(pixels, **values):
+    settings = {"size": SIZE, "crop_scale": 0.3, "batch": 8, "seed": 5} | values
+    return convolutional_proxy(pixels, 4, device=CPU, **settings)
+
+
+def linear(features, labels, **values):
+    settings = {"batch": 8, "seed": 5} | values
+    return linear_proxy(features, labels, 4, device=CPU, **settings)
+
+
+def feature_table(n=N, width=6, seed=0):
+    rng = np.random.default_rng(seed)
+    spread, centre = rng.uniform(0.1, 20, width), rng.uniform(-50, 50, width)
+    return (rng.normal(size=(n, width)) * spread + centre).astype(np.float16)
+
+
+def ids_of(proxy, epoch):
+    return torch.cat([ids for _, _, ids in proxy.examples(epoch)]).tolist()
+
+
+@pytest.mark.parametrize(("size", "side"), [(224, 256), (64, 73), (56, 64), (28, 32), (32, 37)])
+def test_crops_come_from_a_square_of_eight_sevenths(size, side):
+    assert stored_side(size) == side
+
+
+# the convolutional proxy
+
+
+def test_every_epoch_shows_every_image_once_with_its_label(pixels):
+    proxy = convolutional(pixels)
+    label_of = dict(zip(IDS.tolist(), pixels.labels.tolist(), strict=True))
+    for epoch in range(3):
+        batches = list(proxy.examples(epoch))
+        assert [len(ids) for _, _, ids in batches] == [8, 8, 8, 8, 5]
+        assert sorted(ids_of(proxy, epoch)) == IDS.tolist()
+        for inputs, labels, ids in batches:
+            assert inputs.shape == (len(ids), 3, SIZE, SIZE)
+            assert inputs.dtype == torch.float32
+            assert [label_of[one] for one in ids.tolist()] == labels.tolist()
+
+
+def test_the_order_and_the_crops_depend_on_seed_and_epoch_alone(pixels):
+    def drawn(seed, epoch):
+        return [inputs for inputs, _, _ in convolutional(pixels, seed=seed).examples(epoch)]
+
+    first = drawn(5, 1)
+    assert all(torch.equal(a, b) for a, b in zip(drawn(5, 1), first, strict=True))
+    assert not torch.equal(drawn(5, 2)[0], first[0])
+    assert not torch.equal(drawn(6, 1)[0], first[0])
+    proxy = convolutional(pixels)
+    assert ids_of(proxy, 0) != ids_of(proxy, 1)
+    assert ids_of(proxy, 0) != ids_of(convolutional(pixels, seed=6), 0)
+
+
+def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
+    draws = generator_for(5, 2)
+    order = batches_of(epoch_ids(N, seed=5, epoch=2), 8)
+    for (inputs, _, ids), rows in zip(convolutional(pixels).examples(2), order, strict=True):
+        crops = random_resized_crop(pixels.images[rows], SIZE, draws, scale=(0.3, 1.0))
+        flipped = horizontal_flip(crops, draws, p=0.5)
+        assert torch.equal(inputs, normalised(flipped, IMAGENET_MEAN, IMAGENET_STD))
+        assert ids.tolist() == IDS[rows].tolist()
+
+
+def test_the_smallest_share_of_the_area_is_kept_in_every_crop(pixels):
+    inputs = torch.cat([x for x, _, _ in convolutional(pixels, crop_scale=1.0).examples(0)])
+    wide = torch.cat([x for x, _, _ in convolutional(pixels, crop_scale=0.01).examples(0)])
+    # A crop of nearly all noise, reduced, is smoother than an enlarged corner of it.
+    steps = [(x[..., 1:] - x[..., :-1]).abs().mean().item() for x in (wide, inputs)]
+    assert steps[0] < 0.7 * steps[1]
+
+
+def test_the_network_has_batch_norm_and_the_classes_of_the_data(pixels):
+    network = convolutional(pixels).network
+    assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
+    assert network.fc.out_features == 4
+
+
+@pytest.mark.parametrize(("batch", "size", "fails"), [
+    (36, 32, True), (12, 16, True), (1, 32, True), (36, 33, False), (37, 32, False), (8, 32, False),
+])  # fmt: skip
+def test_a_batch_of_one_image_of_one_last_pixel_is_refused_before_it_is_trained(
+    pixels, batch, size, fails
+):
+    if fails:
+        fact = f"batch {batch} leaves a batch of one of 37 images, .* size {size}; use another"
+        with pytest.raises(UsageError, match=fact):
+            convolutional(pixels, batch=batch, size=size)
+        return
+    proxy = convolutional(pixels, batch=batch, size=size)
+    smallest = min(proxy.examples(0), key=lambda example: len(example[2]))[0]
+    assert proxy.network.train()(smallest).isfinite().all()
+
+
+# the linear proxy
+
+
+def test_the_linear_proxy_standardises_every_column():
+    features, labels = feature_table(), np.arange(N) % 4
+    columns = features.astype(np.float64)
+    expected = (columns - columns.mean(axis=0)) / columns.std(axis=0, ddof=1)
+    for inputs, labels_b, ids in linear(features, labels).examples(0):
+        np.testing.assert_allclose(inputs.numpy(), expected[ids], rtol=1e-4, atol=1e-4)
+        assert labels_b.tolist() == labels[ids].tolist()
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.0, -37.3])
+def test_a_constant_column_says_nothing(value):
+    features = feature_table()
+    features[:, 2] = value
+    inputs = torch.cat([x for x, _, _ in linear(features, np.zeros(N, np.int64)).examples(0)])
+    assert inputs[:, 2].abs().max() < 1e-3
+    assert inputs.abs().max() < 10
+
+
+def test_the_linear_proxy_shows_every_row_once_in_an_order_of_the_seed():
+    features, labels = feature_table(), np.arange(N) % 4
+    orders = [ids_of(linear(features, labels, seed=seed), e) for seed in (0, 1) for e in (0, 1)]
+    assert all(sorted(order) == list(range(N)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4
+    assert ids_of(linear(features, labels, seed=1), 1) == orders[3]
+
+
+def test_the_linear_proxy_learns_separable_features():
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 4
+    features = (rng.normal(size=(200, 6)) + 4 * np.eye(4, 6)[labels]).astype(np.float16)
+    proxy = linear(features, labels, batch=32)
+    sgd = Sgd(lr=0.1, weight_decay=0.0)
+    trainer = Trainer(proxy.network, sgd.build(proxy.network), cosine_schedule(0.1, 0, 70), CPU)
+    for epoch in range(10):
+        for inputs, labels_b, _ in proxy.examples(epoch):
+            trainer.step(inputs, lambda logits, y=labels_b: cross_entropy(logits, y))
+    right = sum(
+        (proxy.network(x).argmax(dim=1) == y).sum().item() for x, y, _ in proxy.examples(10)
+    )
+    assert right > 190
+
+
+def test_rows_are_those_of_plain_indexing():
+    table = torch.randn((9, 5), generator=generator_for(0))
+    ids = torch.tensor([8, 0, 0, 3])
+    rows = rows_of(table, ids)
+    assert torch.equal(rows, table[ids])
+    rows.zero_()
+    assert table[8].abs().sum() > 0, "rows are a copy"

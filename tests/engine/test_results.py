@@ -1,0 +1,253 @@
+"""Results folders: one row per key whoever appends, and a CSV that says the same."""
+
+import csv
+import json
+import math
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.ledger import Meter, read_ledger
+from engine.results import METRICS, METRICS_SCHEMA, STUDENTS, STUDENTS_SCHEMA, Results
+from engine.sets import open_set
+from engine.stages.selection import Select
+from shards.dataset import Dataset
+from shards.errors import StoreError
+
+CHECKOUT = Path(__file__).parents[2]
+APPENDING_CHILD = """
+import sys
+from pathlib import Path
+from engine.results import STUDENTS, Results
+
+results = Results(Path(sys.argv[1]))
+for seed in range(5):
+    results.append(STUDENTS, [{"key": f"{sys.argv[2]}-{seed}", "seed": seed}], [])
+"""
+
+
+@pytest.fixture
+def results(tmp_path):
+    return Results(tmp_path / "RESULTS")
+
+
+@pytest.fixture
+def condensed(packed, tmp_path):
+    Select(source=packed, condensed=tmp_path / "SET", ipc=2, seed=3).run()
+    return open_set(tmp_path / "SET")
+
+
+def student(key, **values):
+    plain = {
+        "method": "ccs-aum",
+        "ipc": 10,
+        "parameters": '{"misratio": 0.3, "name": "a, b"}',
+        "protocol": "hard@1+short",
+        "top1_best": 57.2,
+        "steps": 4000,
+    }
+    return plain | {"key": key} | values
+
+
+def keys_of(results):
+    return [row["key"] for row in results.rows(STUDENTS)]
+
+
+def test_an_empty_folder_has_no_rows(results):
+    assert results.rows(STUDENTS) == []
+    assert results.keys(METRICS) == set()
+    assert not results.path.exists()
+
+
+def test_rows_come_back_in_the_order_of_their_appending(results):
+    results.append(STUDENTS, [student("a", seed=0)], [])
+    results.append(STUDENTS, [student("b", seed=1), student("c", seed=2)], [])
+    rows = results.rows(STUDENTS)
+    assert [(row["key"], row["seed"]) for row in rows] == [("a", 0), ("b", 1), ("c", 2)]
+    assert rows[0]["top1_best"] == 57.2
+    assert set(rows[0]) == set(STUDENTS_SCHEMA.names)
+
+
+def test_the_same_key_is_not_written_twice(results):
+    results.append(STUDENTS, [student("a", top1_best=50.0), student("a", top1_best=51.0)], [])
+    results.append(STUDENTS, [student("a", top1_best=60.0), student("b")], [])
+    assert sorted(keys_of(results)) == ["a", "b"]
+    assert results.keys(STUDENTS) == {"a", "b"}
+    assert all(row["top1_best"] < 60 for row in results.rows(STUDENTS))
+
+
+def test_students_and_metrics_are_two_tables(results):
+    results.append(STUDENTS, [student("a")], [])
+    results.append(METRICS, [{"key": "m", "metric": "diversity_d1@1", "value": 0.5}], [])
+    assert results.keys(STUDENTS) == {"a"}
+    assert results.keys(METRICS) == {"m"}
+
+
+def test_the_csv_equals_the_parquet(results):
+    results.append(STUDENTS, [student("a", seed=0, top1_last=100 / 3, method='the "best", so')], [])
+    results.append(STUDENTS, [student("b", top1_last=math.nan, data="two\nlines")], [])
+    with (results.path / "students.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == STUDENTS_SCHEMA.names
+    for written, row in zip(rows, results.rows(STUDENTS), strict=True):
+        for name, value in row.items():
+            match value:
+                case None:
+                    assert written[name] == ""
+                case float():
+                    assert float(written[name]) == pytest.approx(value, rel=1e-15, nan_ok=True)
+                case _:
+                    assert written[name] == str(value)
+
+
+def test_what_a_run_cost_is_in_the_ledger_once(results):
+    line = Meter("train", "key").line()
+    results.append(STUDENTS, [student("a")], [line])
+    results.append(STUDENTS, [student("b")], [line])
+    assert read_ledger(results.path) == [line]
+
+
+# faults
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "no parquet", "page header"])
+def test_a_damaged_table_is_an_error_and_stays_as_it_is(results, damage):
+    results.append(STUDENTS, [student("a"), student("b")], [])
+    file = results.path / "students.parquet"
+    data = file.read_bytes()
+    position = data.index(b"\x15")  # in the header of the first page
+    file.write_bytes(
+        {
+            "empty": b"",
+            "cut": data[: len(data) // 2],
+            "no parquet": b"key,method\n",
+            "page header": data[:position] + b"\xff\xff\xff" + data[position + 3 :],
+        }[damage]
+    )
+    damaged = file.read_bytes()
+    fact = r"students\.parquet cannot be read .*restore it or move it away"
+    with pytest.raises(StoreError, match=fact):
+        results.rows(STUDENTS)
+    with pytest.raises(StoreError, match=fact):
+        results.append(STUDENTS, [student("c")], [])
+    assert file.read_bytes() == damaged
+
+
+def test_a_flipped_bit_never_changes_an_accuracy(results):
+    results.append(STUDENTS, [student("a"), student("b")], [])
+    file, true = results.path / "students.parquet", results.rows(STUDENTS)
+    data, found = file.read_bytes(), 0
+    for position in range(0, len(data), 41):
+        file.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
+        try:
+            assert results.rows(STUDENTS) == true
+        except StoreError:
+            found += 1
+    assert found > 50
+
+
+def changed_type():
+    position = METRICS_SCHEMA.get_field_index("value")
+    return METRICS_SCHEMA.set(position, pa.field("value", pa.string()))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [METRICS_SCHEMA.remove(3), METRICS_SCHEMA.append(pa.field("more", pa.int64())), changed_type()],
+    ids=["fewer columns", "more columns", "another type"],
+)
+def test_a_table_of_another_version_is_refused(results, schema):
+    results.path.mkdir()
+    pq.write_table(pa.Table.from_pylist([{"key": "m"}], schema=schema),
+                   results.path / "metrics.parquet")  # fmt: skip
+    fact = "is of another version; choose another RESULTS folder"
+    with pytest.raises(StoreError, match=fact):
+        results.rows(METRICS)
+    with pytest.raises(StoreError, match=fact):
+        results.append(METRICS, [{"key": "n"}], [])
+
+
+def test_an_append_that_fails_midway_can_be_repeated(results):
+    results.append(STUDENTS, [student("a")], [])
+    csv_file = results.path / "students.csv"
+    csv_file.unlink()
+    (csv_file / "in the way").mkdir(parents=True)
+    line = Meter("train", "b").line()
+    with pytest.raises(OSError, match=r"students\.csv"):
+        results.append(STUDENTS, [student("b")], [line])
+    assert results.keys(STUDENTS) == {"a"}, "a row that the CSV lacks would never get there"
+    (csv_file / "in the way").rmdir()
+    csv_file.rmdir()
+    results.append(STUDENTS, [student("b")], [line])
+    assert keys_of(results) == ["a", "b"]
+    assert len(csv_file.read_text().splitlines()) == 3
+    assert len(read_ledger(results.path)) == 1
+
+
+def test_a_lock_file_that_a_kill_left_blocks_nobody(results):
+    results.path.mkdir()
+    (results.path.parent / ".RESULTS.lock").write_text("process 1 on elsewhere\n")
+    results.append(STUDENTS, [student("a")], [])
+    assert keys_of(results) == ["a"]
+
+
+# two at once
+
+
+def test_threads_that_append_at_once_keep_every_row(results):
+    def append(number):
+        lines = [Meter("train", str(number)).line()]
+        results.append(STUDENTS, [student(str(number)), student("shared")], lines)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(append, range(16)))
+    assert sorted(keys_of(results)) == sorted([*map(str, range(16)), "shared"])
+    assert len(read_ledger(results.path)) == 16
+
+
+def test_processes_that_append_at_once_keep_every_row(results):
+    command = [sys.executable, "-c", APPENDING_CHILD, str(results.path)]
+    children = [subprocess.Popen([*command, name], cwd=CHECKOUT) for name in ("a", "b")]
+    assert [child.wait() for child in children] == [0, 0]
+    assert results.keys(STUDENTS) == {f"{name}-{seed}" for name in "ab" for seed in range(5)}
+
+
+def test_the_lineage_of_one_set_can_be_recorded_by_many_at_once(results, condensed):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: results.record_lineage(condensed), range(24)))
+    assert results.lineage(condensed.provenance.digest) is not None
+
+
+# lineage and columns
+
+
+def test_the_lineage_outlives_the_set(results, condensed):
+    ledger = read_ledger(condensed.path)
+    results.record_lineage(condensed)
+    kept = results.lineage(condensed.provenance.digest)
+    assert kept == {
+        "provenance": json.loads(json.dumps(condensed.provenance.document())),
+        "ledger": ledger,
+    }
+    assert [line["stage"] for line in ledger] == ["pack", "select"]
+    assert results.lineage("f" * 64) is None
+
+
+def test_rows_say_which_set_and_which_validation_images(results, condensed, packed):
+    val = Dataset.open(packed)
+    columns = results.set_columns(condensed) | results.val_columns(val)
+    results.append(STUDENTS, [student("a") | columns], [])
+    results.append(METRICS, [{"key": "m"} | columns], [])
+    for table in (STUDENTS, METRICS):
+        row = results.rows(table)[0]
+        assert (row["method"], row["ipc"], row["set_kind"]) == ("random", 2, "coreset")
+        assert (row["set_seed"], row["set_digest"]) == (3, condensed.provenance.digest)
+        assert (results.path / row["set_path"]).resolve() == condensed.path.resolve()
+        assert (results.path / row["val_path"]).resolve() == packed.resolve()
+        assert (row["n_val"], row["val_identity"]) == (60, val.manifest.identity)
+        assert json.loads(row["parameters"]) == dict(condensed.info.parameters)

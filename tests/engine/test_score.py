@@ -1,0 +1,410 @@
+"""Scoring as a user sees it: the numbers, what survives a kill, what is refused."""
+
+import math
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from engine.decode.geometry import Geometry
+from engine.decode.pixels import resident
+from engine.decode.source import Source
+from engine.generations import COMMIT_NAME, Generations
+from engine.ledger import RUNNING_NAME, read_ledger
+from engine.provenance import Provenance
+from engine.proxy import convolutional_proxy, stored_side
+from engine.store import SCORES_NAME, read_columns
+from engine.training import Sgd, Trainer, cosine_schedule
+from kernels.scores import SCORES
+from shards.atomic import temporary_name
+from shards.dataset import Dataset
+from shards.manifest import Manifest
+
+CHECKOUT = Path(__file__).parents[2]
+SMALL = ("--size", 17, "--epochs", 3, "--batch", 16)  # as the fixture `scored`
+LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
+
+
+def columns_of(scores):
+    newest = Generations(scores).latest()
+    assert newest is not None
+    return read_columns(newest[1] / SCORES_NAME)
+
+
+def own_lines(artifact):
+    return [line for line in read_ledger(artifact) if "artifact" not in line]
+
+
+def test_every_image_has_a_row_in_every_array_and_was_seen_once_per_epoch(scored):
+    columns = columns_of(scored)
+    assert set(columns) == {*SCORES, "visits"}
+    assert all(values.shape == (60,) for values in columns.values())
+    assert all(values.dtype == np.float32 for values in columns.values())
+    assert (columns["visits"] == 3).all()
+    assert (np.abs(columns["aum"]) <= 1).all()
+    assert ((columns["el2n"] >= 0) & (columns["el2n"] <= np.float32(math.sqrt(2)))).all()
+    assert set(columns["forgetting"]) <= {0, 1}
+    assert set(columns["correctness"]) <= {0, 1, 2, 3}
+    assert len(set(columns["aum"])) == 60
+
+
+def logits_by_epoch(data, *, size, epochs, batch):
+    """Train the same proxy in this test and keep what the command throws away: all logits."""
+    dataset, device = Dataset.open(data), torch.device("cpu")
+    side = stored_side(size)
+    with Source(dataset, Geometry(side, side)) as source:
+        pixels = resident(source)
+    proxy = convolutional_proxy(
+        pixels, 3, size=size, crop_scale=0.08, batch=batch, seed=0, device=device
+    )
+    steps = epochs * math.ceil(len(dataset) / batch)
+    optimiser = Sgd(lr=0.1, weight_decay=1e-4).build(proxy.network)
+    trainer = Trainer(proxy.network, optimiser, cosine_schedule(0.1, 1e-4, steps), device)
+    history = [[[] for _ in range(epochs)] for _ in range(len(dataset))]
+    for epoch in range(epochs):
+        for inputs, labels, ids in proxy.examples(epoch):
+            logits = trainer.step(
+                inputs,
+                lambda logits, labels=labels: torch.nn.functional.cross_entropy(logits, labels),
+            )
+            for sample, row in zip(ids.tolist(), logits.float().tolist(), strict=True):
+                assert history[sample][epoch] == []
+                history[sample][epoch] = row
+    return history, dataset.labels.tolist()
+
+
+def margin(values, label):
+    return values[label] - max(value for c, value in enumerate(values) if c != label)
+
+
+def softmax(logits):
+    powers = [math.exp(value - max(logits)) for value in logits]
+    return [power / sum(powers) for power in powers]
+
+
+def scores_by_definition(rows, label, el2n_epochs):
+    """All scores of one sample from its logits by epoch, in plain Python."""
+    shares = [softmax(row) for row in rows]
+    right = [row.index(max(row)) == label for row in rows]
+    errors = [
+        math.sqrt(sum((share - (c == label)) ** 2 for c, share in enumerate(row))) for row in shares
+    ]
+    return {
+        "aum": sum(margin(row, label) for row in shares) / len(rows),
+        "aum_logit": sum(margin(row, label) for row in rows) / len(rows),
+        "el2n": sum(errors[:el2n_epochs]) / len(errors[:el2n_epochs]),
+        "forgetting": sum(a and not b for a, b in pairwise(right)),
+        "correctness": sum(right),
+        "visits": len(rows),
+    }
+
+
+def test_scores_are_those_of_the_recorded_logits_by_definition(packed, tmp_path, done):
+    scores = tmp_path / "SCORES"
+    done("score", packed, scores, *SMALL, "--el2n-epochs", 2)
+    history, labels = logits_by_epoch(packed, size=17, epochs=3, batch=16)
+    columns = columns_of(scores)
+    for sample, (rows, label) in enumerate(zip(history, labels, strict=True)):
+        for name, value in scores_by_definition(rows, label, el2n_epochs=2).items():
+            assert columns[name][sample] == pytest.approx(value, rel=1e-4, abs=1e-5), name
+
+
+def test_images_that_do_not_fit_into_memory_give_the_same_bytes(
+    packed, scored, done, monkeypatch, stored_bytes
+):
+    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+    streamed = scored.with_name("STREAMED")
+    done("score", packed, streamed, *SMALL)
+    assert stored_bytes(streamed) == stored_bytes(scored)
+
+
+def test_provenance_and_ledger_account_for_the_scores(packed, scored):
+    provenance, manifest = Provenance.read(scored), Manifest.read(packed)
+    assert (provenance.kind, provenance.stage) == ("scores", "score")
+    assert provenance.binds["identity"] == manifest.identity
+    assert (provenance.config["epochs"], provenance.config["lr"]) == (3, 0.1)
+    (data,) = provenance.inputs
+    assert (data["role"], data["digest"]) == ("data", manifest.digest)
+    assert (scored / data["path"]).resolve() == packed.resolve()
+    inherited, own = read_ledger(scored)
+    assert (inherited["stage"], inherited["artifact"]) == ("pack", manifest.digest)
+    assert (own["stage"], own["images"], own["interrupted"]) == ("score", 3 * 60, False)
+    assert own["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
+    assert own["bytes_written"] > 0
+
+
+def test_the_same_command_again_does_nothing(packed, scored, done):
+    before = {path: path.stat().st_mtime_ns for path in scored.rglob("*")}
+    made, following = done("score", packed, scored, *SMALL, "--workers", 1)
+    assert "of 60 images are there already" in made
+    assert following == f"next: coreset select {scored} SET --ipc 10"
+    assert {path: path.stat().st_mtime_ns for path in scored.rglob("*")} == before
+
+
+def test_another_configuration_is_refused_with_the_difference(packed, scored, refused):
+    said = refused(scored.parent, "score", packed, scored, *SMALL, "--epochs", 4)
+    assert "was made by another configuration (config.epochs: 3 there, 4 here)" in said
+    said = refused(scored.parent, "score", packed, scored, *SMALL, "--seed", 1, "--lr", 0.2)
+    assert "(config.lr: 0.1 there, 0.2 here; config.seed: 0 there, 1 here)" in said
+
+
+def test_another_data_set_is_refused_with_the_difference(val, scored, refused):
+    said = refused(scored.parent, "score", val, scored, *SMALL)
+    digest = Manifest.read(val).digest
+    assert f"inputs.data: {Provenance.read(scored).inputs[0]['digest']} there, {digest}" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--epochs", 0), "epochs must be at least 1, got 0"),
+        (("--batch", 0), "batch must be at least 1, got 0"),
+        (("--el2n-epochs", 0), "el2n_epochs must be at least 1, got 0"),
+        (("--size", 16), "size of --proxy resnet18 must be at least 17, got 16"),
+        (("--proxy", "linear", "--size", 7), "size of --proxy linear must be at least 8, got 7"),
+        (("--crop-scale", 1.0005), "crop_scale must be in [0.01, 1], got 1.0005"),
+        (("--crop-scale", "nan"), "crop_scale must be in [0.01, 1], got nan"),
+        (("--lr", "nan"), "lr must be in [0, inf), got nan"),
+        (("--lr", "inf"), "lr must be in [0, inf), got inf"),
+        (("--lr", 1e-5), "min_lr must be in [0, 1e-05] (lr), got 0.0001"),
+        (("--min-lr", -1), "min_lr must be in [0, 0.1] (lr), got -1.0"),
+        (("--weight-decay", -1), "weight_decay must be in [0, inf), got -1.0"),
+        (("--batch", 59, "--size", 32), "batch 59 leaves a batch of one of 60 images"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, message):
+    assert message in refused(tmp_path, "score", packed, tmp_path / "SCORES", *SMALL, *options)
+
+
+def test_a_batch_of_one_image_trains_where_the_last_stage_sees_more_than_a_pixel(
+    make_photos, tmp_path, done
+):
+    src = make_photos(tmp_path / "src", per_class=1)
+    done("pack", src, tmp_path / "DATA")
+    done("score", tmp_path / "DATA", tmp_path / "SCORES", *SMALL, "--batch", 2, "--size", 33)
+    assert (columns_of(tmp_path / "SCORES")["visits"] == 3).all()
+
+
+def test_what_is_no_packed_data_set_is_refused(photos, tmp_path, refused):
+    assert "does not exist" in refused(tmp_path, "score", tmp_path / "no", tmp_path / "S")
+    assert str(photos) in refused(tmp_path, "score", photos, tmp_path / "S")
+
+
+def test_a_data_set_of_one_class_is_refused(make_photos, tmp_path, done, refused):
+    src = make_photos(tmp_path / "src", per_class=2)
+    for name in ("n02102040", "n02979186"):
+        shutil.rmtree(src / name)
+    done("pack", src, tmp_path / "DATA")
+    said = refused(tmp_path, "score", tmp_path / "DATA", tmp_path / "SCORES")
+    assert "has one class, and scores compare classes; pack at least two" in said
+
+
+def test_a_damaged_image_stops_the_scoring_and_is_named(packed, tmp_path, coreset):
+    data = shutil.copytree(packed, tmp_path / "DATA")
+    sample = Dataset.open(data).samples.slice(20, 1).to_pylist()[0]
+    shard = data / f"shard-{sample['shard']:06d}.tar"
+    with shard.open("r+b") as file:
+        file.seek(sample["offset"])
+        file.write(bytes(sample["bytes"]))
+    told = coreset("score", data, tmp_path / "SCORES", *SMALL)
+    assert (told.code, told.err.count("\n")) == (3, 1)
+    assert f"shard-{sample['shard']:06d}.tar:{sample['offset']}:{sample['key']}" in told.err
+    assert not (tmp_path / "SCORES").exists()
+
+
+def test_a_training_that_diverges_leaves_nothing_and_a_smaller_rate_may_follow(
+    packed, tmp_path, done, refused
+):
+    command = ("score", packed, tmp_path / "SCORES", *LINEAR, "--epochs", 3)
+    said = refused(tmp_path, *command, "--lr", 1e30, "--weight-decay", 1e30, code=3)
+    assert "is nan after epoch" in said
+    assert said.endswith("the training diverged; use a smaller --lr")
+    done(*command, "--lr", 0.01)
+
+
+# Commits after every epoch, so that there is something to kill between two of them.
+EAGER = """
+import sys
+import engine.stages.score
+from engine.cli import main
+engine.stages.score.COMMIT_EVERY_SECONDS = 0.0
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def killed_once_there(path, words):
+    """Run a command in a child until ``path`` exists, then kill it."""
+    command = [sys.executable, "-c", EAGER, *map(str, words)]
+    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as child:
+        while not path.exists():
+            assert child.poll() is None, "ended before it committed"
+            time.sleep(0.002)
+        child.send_signal(signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
+    packed, scored, done, stored_bytes
+):
+    out = scored.with_name("KILLED")
+    command = ("score", packed, out, *SMALL)
+    killed_once_there(temporary_name(out) / RUNNING_NAME, command)
+    assert not out.exists()
+    assert Generations(temporary_name(out)).latest() is not None
+    done(*command)
+    assert stored_bytes(out) == stored_bytes(scored)
+    first, second = own_lines(out)
+    assert (first["interrupted"], second["interrupted"]) == (True, False)
+    assert first["images"] >= 60
+    assert second["images"] <= 120
+    assert first["wall_seconds"] > 0
+
+
+# Scores in forks of itself, each killed right before another of its renames; prints how many.
+KILLED_BEFORE_EACH_RENAME = """
+import os, signal, sys
+from pathlib import Path
+import pyarrow.compute, pyarrow.dataset, safetensors.torch, torch, torch._dynamo, tyro, zarr
+import engine.features, engine.proxy, engine.stages.score, engine.store, engine.training
+from engine.cli import main
+
+folder, data, *options = sys.argv[1:]
+engine.stages.score.COMMIT_EVERY_SECONDS = 0.0
+rename = Path.rename
+
+def score_until(last):
+    renames = 0
+    def counted(self, target):
+        nonlocal renames
+        renames += 1
+        if renames > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+    Path.rename = counted
+    torch.set_num_threads(1)
+    sys.stdout = open(os.devnull, "w")
+    return main(["score", data, f"{folder}/killed-{last:02d}", *options])
+
+last, status = 0, signal.SIGKILL
+while status == signal.SIGKILL:
+    child = os.fork()
+    if child == 0:
+        os._exit(score_until(last))
+    status = os.waitpid(child, 0)[1]
+    last += 1
+assert status == 0
+print(last - 1)
+"""
+
+
+def test_a_scoring_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
+    packed, tmp_path, done, stored_bytes
+):
+    options = (*LINEAR, "--epochs", 2)
+    done("score", packed, tmp_path / "WHOLE", *options)  # the features are cached from here on
+    command = [sys.executable, "-c", KILLED_BEFORE_EACH_RENAME, tmp_path, packed, *options]
+    child = subprocess.run(
+        list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    n_renames = int(child.stdout)
+    assert n_renames > 2 * 4  # per commit: state, generation, record, cost so far
+    for last in range(n_renames):
+        out = tmp_path / f"killed-{last:02d}"
+        assert not out.exists()
+        done("score", packed, out, *options)
+    for last in range(n_renames + 1):
+        assert stored_bytes(tmp_path / f"killed-{last:02d}") == stored_bytes(tmp_path / "WHOLE")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"WHOLE", *(f"killed-{last:02d}" for last in range(n_renames + 1))}
+
+
+# The signal may raise between the opening of a file and the `with` that closes it.
+stopped_anywhere = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@pytest.fixture
+def stopped(packed, tmp_path, interrupted, monkeypatch):
+    """A scoring that a scheduler stopped after a commit: its command."""
+    command = ("score", packed, tmp_path / "SCORES", *LINEAR, "--epochs", 400)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.stages.score.COMMIT_EVERY_SECONDS", 0.0)
+        said = interrupted(tmp_path / ".SCORES.partial" / COMMIT_NAME, *command)
+    assert said == "coreset: interrupted by SIGTERM; the same command continues\n"
+    return command
+
+
+@stopped_anywhere
+def test_a_scoring_stopped_by_a_scheduler_continues(stopped, packed, tmp_path, done, stored_bytes):
+    assert not (tmp_path / "SCORES").exists()
+    done(*stopped)
+    done("score", packed, tmp_path / "WHOLE", *stopped[3:])
+    assert stored_bytes(tmp_path / "SCORES") == stored_bytes(tmp_path / "WHOLE")
+    lines = own_lines(tmp_path / "SCORES")
+    assert [line["interrupted"] for line in lines] == [True, False]
+    assert 400 * 60 <= sum(line["images"] for line in lines) <= 401 * 60
+
+
+@stopped_anywhere
+def test_an_interrupted_scoring_of_another_configuration_is_refused(stopped, tmp_path, refused):
+    said = refused(tmp_path, *stopped, "--epochs", 30)
+    assert "is an interrupted run of another configuration" in said
+    assert "config.epochs: 400 there, 30 here" in said
+
+
+@stopped_anywhere
+def test_an_interrupted_scoring_does_not_change_its_decoder_midway(stopped, tmp_path, refused):
+    assert "runtime.decoder: auto there, dali here" in refused(
+        tmp_path, *stopped, "--decoder", "dali"
+    )
+
+
+@stopped_anywhere
+def test_an_interrupted_scoring_whose_commits_are_damaged_says_what_to_remove(
+    stopped, tmp_path, coreset
+):
+    scratch = tmp_path / ".SCORES.partial"
+    for weights in scratch.glob("gen-*/model.safetensors"):
+        weights.write_bytes(weights.read_bytes()[:-1])
+    told = coreset(*stopped)
+    assert told.code == 3
+    assert told.err == (f"coreset: {scratch}: every generation is damaged; remove it, run again\n")
+
+
+def test_flipped_labels_are_found_by_a_linear_proxy_on_frozen_features(make_photos, tmp_path, done):
+    from sklearn.metrics import roc_auc_score
+
+    src = make_photos(tmp_path / "src", per_class=30)
+    paths = sorted(path.relative_to(src.parent) for path in src.glob("*/*"))
+    classes = sorted({path.parent.name for path in paths})
+    flipped = {path.as_posix() for path in paths[::10]}
+    rows = [
+        f"{path.as_posix()},"
+        f"{classes[(classes.index(path.parent.name) + (path.as_posix() in flipped)) % 3]}"
+        for path in paths
+    ]
+    table = tmp_path / "labels.csv"
+    table.write_text("\n".join(["path,noisy", *rows]))
+    done("pack", src, tmp_path / "DATA", "--labels", table, "--column", "noisy")
+    done("score", tmp_path / "DATA", tmp_path / "SCORES", *LINEAR, "--epochs", 10, "--batch", 32)
+    dataset, columns = Dataset.open(tmp_path / "DATA"), columns_of(tmp_path / "SCORES")
+    wrong = dataset.labels != dataset.ints("folder_label")
+    assert wrong.sum() == len(flipped) == 9
+    for name in ("aum", "aum_logit"):
+        assert roc_auc_score(wrong, -columns[name]) > 0.9
+    assert roc_auc_score(wrong, columns["el2n"]) > 0.9
+
+
+def test_the_features_of_a_linear_proxy_count_among_its_inputs_and_costs(packed, tmp_path, done):
+    done("score", packed, tmp_path / "SCORES", *LINEAR, "--epochs", 2)
+    provenance = Provenance.read(tmp_path / "SCORES")
+    assert [one["role"] for one in provenance.inputs] == ["data", "features"]
+    assert provenance.inputs[1]["config"]["size"] == 64
+    stages = [line["stage"] for line in read_ledger(tmp_path / "SCORES")]
+    assert stages == ["pack", "embed", "score"]

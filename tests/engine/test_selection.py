@@ -1,0 +1,351 @@
+"""Selection as a user sees it: which ids, by which rule, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.artifact import making
+from engine.generations import Generations
+from engine.ledger import read_ledger
+from engine.misratios import misratio_of_the_study
+from engine.provenance import Provenance
+from engine.stages.selection import STREAMS
+from engine.store import SCORES_NAME, read_columns, write_columns
+from kernels.scores import SCORES
+from kernels.seeds import derived_seed, random_keys
+from shards.classes import IMAGENETTE_WNIDS
+from shards.dataset import Dataset
+from shards.manifest import Manifest
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def chosen_ids(condensed):
+    return np.load(condensed / "ids.npy", allow_pickle=False)
+
+
+def facts_of(condensed):
+    return json.loads((condensed / "set.json").read_text())
+
+
+def stored_score(scores, name):
+    newest = Generations(scores).latest()
+    assert newest is not None
+    return read_columns(newest[1] / SCORES_NAME, [name])[name]
+
+
+def write_scores(data, out, columns):
+    """A scores artifact as `coreset score` commits it, without the training."""
+    recorded = Provenance.read(data).as_input("data", data, out)
+    provenance = Provenance(
+        kind="scores",
+        stage="score",
+        config={},
+        binds={"identity": Manifest.read(data).identity},
+        inputs=(recorded,),
+    )
+    with making(out, provenance, inputs=[data]) as work:
+        generations = Generations(work.scratch)
+        generations.commit(1, lambda folder: write_columns(folder / SCORES_NAME, columns, {}))
+    return out
+
+
+@pytest.fixture(scope="module")
+def nette(tmp_path_factory):
+    """12 tiny images of each class of ImageNette, packed."""
+    folder = tmp_path_factory.mktemp("nette")
+    rng = np.random.default_rng(0)
+    for name in IMAGENETTE_WNIDS:
+        (folder / "src" / name).mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / "src" / name / f"{number}.png")
+    from engine.stages.pack import Pack
+
+    Pack(src=folder / "src", data=folder / "DATA").run()
+    return folder / "DATA"
+
+
+@pytest.mark.parametrize("options", [(), ("--seed", 5), ("--ipc", 20)])
+def test_a_random_coreset_has_exactly_ipc_images_of_every_class(packed, tmp_path, done, options):
+    done("select", packed, tmp_path / "SET", "--ipc", 7, *options)
+    ids, facts = chosen_ids(tmp_path / "SET"), facts_of(tmp_path / "SET")
+    ipc = 20 if "--ipc" in options else 7
+    assert ids.dtype == np.int64
+    assert (np.diff(ids) > 0).all()
+    assert np.bincount(Dataset.open(packed).labels[ids]).tolist() == [ipc] * 3
+    assert facts["parameters"] == {"ipc": ipc}
+
+
+def test_the_set_tells_what_it_is_and_where_it_comes_from(packed, scored, ccs_set):
+    manifest = Manifest.read(packed)
+    assert facts_of(ccs_set) == {
+        "format": "coreset-set",
+        "format_version": 1,
+        "kind": "coreset",
+        "method": "ccs-aum",
+        "parameters": {"ipc": 2, "score": "aum", "misratio": 0.1, "bins": 50},
+        "seed": 0,
+        "source_name": manifest.name,
+        "source_identity": manifest.identity,
+        "source_content": manifest.content,
+        "n_classes": 3,
+        "ipc": 2,
+        "per_class": [2, 2, 2],
+    }
+    provenance = Provenance.read(ccs_set)
+    assert provenance.binds == {"identity": manifest.identity, "content": manifest.content}
+    assert [one["kind"] for one in provenance.lineage()] == ["scores", "dataset"]
+    assert provenance.inputs[0]["digest"] == Provenance.read(scored).digest
+    stages = [line["stage"] for line in read_ledger(ccs_set)]
+    assert stages == ["pack", "score", "select"]
+
+
+def test_a_random_coreset_does_not_cost_the_scores_beside_which_it_was_drawn(
+    scored, tmp_path, done, random_set
+):
+    done("select", scored, tmp_path / "SET", "--method", "random", "--ipc", 2)
+    assert chosen_ids(tmp_path / "SET").tolist() == chosen_ids(random_set).tolist()
+    assert [line["stage"] for line in read_ledger(tmp_path / "SET")] == ["pack", "select"]
+
+
+def share_one_at_a_time(sizes, budget):
+    """Give a sample to the poorest bin that has one left; of equals, to the most populated."""
+    counts = [0] * len(sizes)
+    for _ in range(budget):
+        hungry = [i for i, size in enumerate(sizes) if counts[i] < size]
+        counts[min(hungry, key=lambda i: (counts[i], -sizes[i], -i))] += 1
+    return counts
+
+
+def slow_ccs(easiness, labels, *, ipc, misratio, n_bins, seed):
+    """Class-wise CCS, algorithm 1 of the study, on Python lists."""
+    picked = []
+    for label in sorted(set(labels)):
+        members = [i for i, other in enumerate(labels) if other == label]
+        keys = random_keys(len(members), derived_seed(seed, label)).tolist()
+        key_of = dict(zip(members, keys, strict=True))
+        n_cut = min(int(misratio * len(members) + 1e-9), len(members) - ipc)
+        kept = sorted(members, key=lambda i: easiness[i])[n_cut:]
+        low, high = easiness[kept[0]], easiness[kept[-1]]
+        bins = [[] for _ in range(n_bins)]
+        for i in kept:
+            share = (easiness[i] - low) / (high - low) if high > low else 0
+            bins[min(int(share * n_bins), n_bins - 1)].append(i)
+        counts = share_one_at_a_time([len(one) for one in bins], ipc)
+        for one, count in zip(bins, counts, strict=True):
+            picked += sorted(one, key=key_of.__getitem__)[:count]
+    return sorted(picked)
+
+
+@pytest.mark.parametrize("score", list(SCORES))
+def test_ccs_is_what_its_algorithm_says_on_the_stored_scores(packed, scored, tmp_path, done, score):
+    values = stored_score(scored, score).astype(float)
+    easiness = (values if SCORES[score].low_is_hard else -values).tolist()
+    labels = Dataset.open(packed).labels.tolist()
+    for seed, (ipc, misratio, bins) in enumerate(
+        [(1, 0.9, 50), (5, 0.3, 50), (7, 0, 4), (19, 0.5, 3)]
+    ):
+        out = tmp_path / f"SET-{seed}"
+        options = ("--ipc", ipc, "--misratio", misratio, "--bins", bins, "--seed", seed)
+        done("select", scored, out, "--score", score, *options)
+        assert chosen_ids(out).tolist() == slow_ccs(
+            easiness,
+            labels,
+            ipc=ipc,
+            misratio=misratio,
+            n_bins=bins,
+            seed=derived_seed(seed, STREAMS["ccs"]),
+        )
+
+
+def test_ccs_cuts_the_hardest_of_every_class(packed, scored, tmp_path, done):
+    done("select", scored, tmp_path / "SET", "--ipc", 4, "--misratio", 0.5)
+    aum, labels = stored_score(scored, "aum"), Dataset.open(packed).labels
+    chosen = chosen_ids(tmp_path / "SET")
+    for label in range(3):
+        hardest = np.sort(aum[labels == label])[:10]
+        assert aum[chosen[labels[chosen] == label]].min() > hardest.max()
+
+
+def test_the_draw_depends_on_seed_and_method_alone(packed, scored, tmp_path, done, stored_bytes):
+    ccs = ("select", scored, "--ipc", 5, "--misratio", 0)
+    random = ("select", packed, "--ipc", 5)
+    commands = {
+        "ccs-0": ccs,
+        "ccs-0-again": ccs,
+        "ccs-1": (*ccs, "--seed", 1),
+        "random-0": random,
+        "random-1": (*random, "--seed", 1),
+    }
+    for name, (verb, source, *options) in commands.items():
+        done(verb, source, tmp_path / name, *options)
+    drawn = {name: chosen_ids(tmp_path / name).tolist() for name in commands}
+    assert stored_bytes(tmp_path / "ccs-0") == stored_bytes(tmp_path / "ccs-0-again")
+    del drawn["ccs-0-again"]
+    assert len({tuple(ids) for ids in drawn.values()}) == len(drawn)
+
+
+def test_the_misratio_of_the_study_is_used_where_it_is_known(nette, tmp_path, done, refused):
+    columns = {"aum": np.linspace(-1, 1, 120, dtype=np.float32), "el2n": np.ones(120, np.float32)}
+    scores = write_scores(nette, tmp_path / "SCORES", columns)
+    done("select", scores, tmp_path / "SET", "--ipc", 10)
+    assert facts_of(tmp_path / "SET")["parameters"]["misratio"] == 0.7
+    assert misratio_of_the_study("aum", "imagenette", 10) == 0.7
+    assert read_ledger(tmp_path / "SET")[-1]["lowered_misratio_classes"] == 10
+    said = refused(tmp_path, "select", scores, tmp_path / "OTHER", "--ipc", 7)
+    assert "misratio is not known for score aum, data set imagenette, ipc 7; give --misr" in said
+    said = refused(tmp_path, "select", scores, tmp_path / "O", "--ipc", 10, "--score", "el2n")
+    assert "misratio is not known for score el2n, data set imagenette, ipc 10" in said
+
+
+def test_the_same_command_again_does_nothing(scored, ccs_set, done):
+    before = {path: path.stat().st_mtime_ns for path in ccs_set.rglob("*")}
+    made, following = done("select", scored, ccs_set, "--ipc", 2, "--misratio", 0.1)
+    assert made.startswith("6 of 60 images (ccs-aum, ")
+    assert made.endswith(f"are there already: {ccs_set}")
+    assert following == f"next: coreset train {ccs_set} VAL RESULTS"
+    assert {path: path.stat().st_mtime_ns for path in ccs_set.rglob("*")} == before
+
+
+def test_another_configuration_is_refused_with_the_difference(scored, ccs_set, refused):
+    command = ("select", scored, ccs_set, "--ipc", 3, "--misratio", 0.1)
+    assert "(config.ipc: 2 there, 3 here)" in refused(ccs_set.parent, *command)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--ipc", 0), "ipc must be at least 1, got 0"),
+        (("--ipc", 2, "--bins", 0), "bins must be at least 1, got 0"),
+        (("--ipc", 2, "--misratio", 1), "misratio must be in [0, 1), got 1.0"),
+        (("--ipc", 2, "--misratio", -0.1), "misratio must be in [0, 1), got -0.1"),
+        (("--ipc", 2, "--misratio", "nan"), "misratio must be in [0, 1), got nan"),
+        (("--ipc", 2), "misratio is not known for score aum, data set of other classes, ipc 2"),
+        (("--ipc", 2, "--score", "beauty"), "score must be one of aum, aum_logit, el2n, "),
+        (("--ipc", 2, "--misratio", 0, "--score", "visits"), "score must be one of aum, "),
+        (
+            ("--ipc", 21, "--misratio", 0),
+            "got 21, but class n01440764 has 20 images; lower --ipc",
+        ),
+        (
+            ("--ipc", 21, "--method", "random"),
+            "got 21, but class n01440764 has 20 images; lower --ipc",
+        ),
+    ],
+)
+def test_arguments_out_of_range_are_refused(scored, tmp_path, refused, options, message):
+    assert message in refused(tmp_path, "select", scored, tmp_path / "SET", *options)
+
+
+def test_ccs_on_a_data_set_is_refused_with_the_way_to_scores(packed, tmp_path, refused):
+    said = refused(tmp_path, "select", packed, tmp_path / "SET", "--ipc", 2, "--method", "ccs")
+    assert f"run `coreset score {packed} SCORES` first, or use --method random" in said
+
+
+def test_a_source_that_is_neither_is_refused(random_set, tmp_path, refused):
+    options = ("--ipc", 2, "--misratio", 0)
+    said = refused(tmp_path, "select", random_set, tmp_path / "SET", *options)
+    assert "is neither scores nor a packed data set" in said
+    said = refused(tmp_path, "select", tmp_path / "no", tmp_path / "SET", *options)
+    assert "does not exist; make one with `coreset score` or `coreset pack`" in said
+
+
+@pytest.fixture
+def mailed(scored, tmp_path):
+    """The command that selects from scores without the data set at its place beside them."""
+    scores = shutil.copytree(scored, tmp_path / "far" / "away" / "SCORES")
+    return "select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0.1
+
+
+def test_a_data_set_that_is_not_where_it_was_is_asked_for(mailed, tmp_path, val, refused):
+    assert "any more; name its place with --data" in refused(tmp_path, *mailed)
+    said = refused(tmp_path, *mailed, "--data", val)
+    assert f"{val} has identity" in said
+    assert "another data set; name the right one with --data" in said
+
+
+def test_a_data_set_that_moved_gives_the_same_set(mailed, packed, ccs_set, tmp_path, done):
+    done(*mailed, "--data", packed)
+    assert chosen_ids(tmp_path / "SET").tolist() == chosen_ids(ccs_set).tolist()
+    assert Provenance.read(tmp_path / "SET").digest == Provenance.read(ccs_set).digest
+
+
+def test_scores_that_are_not_finite_are_refused_with_the_image_named(packed, tmp_path, refused):
+    values = np.zeros(60, np.float32)
+    values[[7, 30]] = np.nan, np.inf
+    scores = write_scores(packed, tmp_path / "SCORES", {"aum": values})
+    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
+    key = Dataset.open(packed).keys[7]
+    said = refused(tmp_path, *command, code=3)
+    assert f"has nan as aum of {key} (2 are not finite); score this data set again" in said
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, 1e30])
+def test_constant_scores_give_exactly_ipc_images(packed, tmp_path, done, value):
+    scores = write_scores(packed, tmp_path / "S", {"aum": np.full(60, value, np.float32)})
+    done("select", scores, tmp_path / "SET", "--ipc", 6, "--misratio", 0.2)
+    labels = Dataset.open(packed).labels[chosen_ids(tmp_path / "SET")]
+    assert np.bincount(labels).tolist() == [6, 6, 6]
+
+
+def test_a_score_that_was_not_stored_is_refused_with_those_that_were(packed, tmp_path, refused):
+    scores = write_scores(packed, tmp_path / "SCORES", {"aum": np.zeros(60, np.float32)})
+    options = ("--ipc", 2, "--misratio", 0, "--score", "el2n")
+    said = refused(tmp_path, "select", scores, tmp_path / "SET", *options)
+    assert "score must be one of aum in " in said
+
+
+def test_scores_of_another_number_of_images_are_refused(packed, tmp_path, refused):
+    scores = write_scores(packed, tmp_path / "SCORES", {"aum": np.zeros(59, np.float32)})
+    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
+    assert "has 59 scores, but" in refused(tmp_path, *command)
+
+
+@pytest.mark.parametrize("damage", ["array cut", "array lost", "commit cut", "generation lost"])
+def test_damaged_scores_are_refused(scored, packed, tmp_path, refused, damage):
+    scores = shutil.copytree(scored, tmp_path / "SCORES")
+    chunk = next(path for path in scores.rglob("aum/c/*"))
+    match damage:
+        case "array cut":
+            chunk.write_bytes(chunk.read_bytes()[:-1])
+        case "array lost":
+            chunk.unlink()
+        case "commit cut":
+            (scores / "commit.json").write_text('{"generations": [')
+        case _:
+            shutil.rmtree(next(scores.glob("gen-*")))
+    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0, "--data", packed)
+    said = refused(tmp_path, *command, code=3)
+    assert str(scores) in said
+    assert "run again" in said
+
+
+# Every verb that promises to do without torch, in one interpreter.
+WITHOUT_TORCH = """
+import sys
+from engine.cli import main
+
+scores, data, out = sys.argv[1:]
+for words in (
+    ["select", scores, f"{out}/CCS", "--ipc", "2", "--misratio", "0.1"],
+    ["select", data, f"{out}/RANDOM", "--ipc", "2"],
+    ["verify", data, "--deep"],
+    ["cost", f"{out}/CCS"],
+    ["ls", out],
+    *([verb, "--help"] for verb in ("pack", "score", "train", "measure", "report", "demo")),
+):
+    assert main(words) == 0, words
+    assert "torch" not in sys.modules, words
+"""
+
+
+def test_selecting_verifying_costs_and_help_import_no_torch(scored, packed, tmp_path):
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(scored), str(packed), str(tmp_path)]
+    subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)

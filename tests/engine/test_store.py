@@ -1,0 +1,230 @@
+"""Zarr stores: what was written comes back, and what was lost or damaged is never a number."""
+
+import numpy as np
+import pytest
+
+from engine.store import (
+    FEATURE_CHUNK_BYTES,
+    FeatureRows,
+    feature_chunk_rows,
+    read_columns,
+    read_features,
+    write_columns,
+)
+from shards.atomic import tree_digests
+from shards.errors import StoreError, UsageError
+
+pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of damaged files
+
+N_ROWS, WIDTH = 50, 6
+
+
+@pytest.fixture
+def columns():
+    rng = np.random.default_rng(0)
+    aum = rng.normal(size=300).astype(np.float32)
+    return {"visits": np.full(300, 7, np.int64), "aum": aum, "el2n": -aum.astype(np.float64)}
+
+
+@pytest.fixture
+def scores(tmp_path, columns):
+    write_columns(tmp_path / "scores.zarr", columns, {"epochs": 7})
+    return tmp_path / "scores.zarr"
+
+
+@pytest.fixture
+def small_chunks(monkeypatch):
+    """Chunks of 16 rows: an array of 50 has four, the last of them short."""
+    monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", 16 * WIDTH * 2)
+
+
+@pytest.fixture
+def matrix():
+    return np.random.default_rng(1).normal(size=(N_ROWS, WIDTH)).astype(np.float16)
+
+
+def write_features(path, matrix, chunks=range(4)):
+    rows = FeatureRows(path, *matrix.shape, {"content": "c"})
+    for chunk in chunks:
+        rows.write(16 * chunk, matrix[16 * chunk : 16 * chunk + 16])
+    return path
+
+
+def flip(path, position):
+    data = bytearray(path.read_bytes())
+    data[position] ^= 0x10
+    path.write_bytes(data)
+
+
+# columns
+
+
+def test_columns_come_back_with_their_types(scores, columns):
+    read = read_columns(scores)
+    assert list(read) == ["aum", "el2n", "visits"]
+    for name, values in columns.items():
+        assert read[name].dtype == values.dtype
+        np.testing.assert_array_equal(read[name], values)
+
+
+def test_only_the_columns_asked_for_are_read(scores, columns):
+    (scores / "visits/c/0").write_text("damaged")
+    np.testing.assert_array_equal(read_columns(scores, ["aum"])["aum"], columns["aum"])
+
+
+def test_the_same_columns_give_the_same_bytes_in_any_order(tmp_path, scores, columns):
+    write_columns(tmp_path / "again.zarr", dict(reversed(columns.items())), {"epochs": 7})
+    assert tree_digests(tmp_path / "again.zarr") == tree_digests(scores)
+
+
+def test_no_row_at_all_is_a_store_too(tmp_path):
+    write_columns(tmp_path / "empty.zarr", {"aum": np.empty(0, np.float32)}, {})
+    assert read_columns(tmp_path / "empty.zarr")["aum"].shape == (0,)
+
+
+def test_an_unknown_column_names_the_known_ones(scores):
+    with pytest.raises(UsageError, match=r"one of aum, el2n, visits in .*, got concept_aum"):
+        read_columns(scores, ["aum", "concept_aum"])
+
+
+def test_a_lost_chunk_is_nan_and_never_a_score(tmp_path, monkeypatch, columns):
+    monkeypatch.setattr("engine.store.ROWS_PER_SCORE_CHUNK", 100)
+    write_columns(tmp_path / "scores.zarr", columns, {})
+    (tmp_path / "scores.zarr/aum/c/1").unlink()
+    aum = read_columns(tmp_path / "scores.zarr", ["aum"])["aum"]
+    assert np.isnan(aum[100:200]).all()
+    np.testing.assert_array_equal(aum[:100], columns["aum"][:100])
+    np.testing.assert_array_equal(aum[200:], columns["aum"][200:])
+
+
+def test_a_chunk_of_nan_and_a_chunk_of_zeros_are_on_disk(tmp_path, monkeypatch):
+    # Left out as empty, they would look like lost ones.
+    monkeypatch.setattr("engine.store.ROWS_PER_SCORE_CHUNK", 2)
+    values = np.array([np.nan, np.nan, 0, 0], np.float32)
+    write_columns(tmp_path / "s.zarr", {"aum": values, "visits": np.zeros(4, np.int64)}, {})
+    chunks = sorted(path.as_posix() for path in (tmp_path / "s.zarr").glob("*/c/*"))
+    assert [chunk.split("s.zarr/")[1] for chunk in chunks] == [
+        "aum/c/0", "aum/c/1", "visits/c/0", "visits/c/1",
+    ]  # fmt: skip
+
+
+def test_a_flipped_bit_anywhere_in_a_chunk_is_found(scores):
+    chunk = scores / "aum/c/0"
+    size = chunk.stat().st_size
+    for position in [*range(0, size, 97), *range(size - 5, size)]:
+        flip(chunk, position)
+        with pytest.raises(StoreError, match=r"scores\.zarr .*make it again"):
+            read_columns(scores, ["aum"])
+        flip(chunk, position)
+    read_columns(scores, ["aum"])
+
+
+@pytest.mark.parametrize("keep", [0, 3, 100])
+def test_a_cut_chunk_is_found(scores, keep):
+    chunk = scores / "aum/c/0"
+    chunk.write_bytes(chunk.read_bytes()[:keep])
+    with pytest.raises(StoreError, match="make it again"):
+        read_columns(scores, ["aum"])
+
+
+def test_damaged_metadata_never_end_in_another_error(scores):
+    # No codec protects zarr.json; some flips (in an attribute, a level) change nothing that is
+    # read, and one in the shape gives fewer rows, which readers compare with the data set.
+    metadata = scores / "aum/zarr.json"
+    found = 0
+    for position in range(0, metadata.stat().st_size, 5):
+        flip(metadata, position)
+        try:
+            read_columns(scores, ["aum"])
+        except (StoreError, UsageError):
+            found += 1
+        flip(metadata, position)
+    assert found > 100
+
+
+@pytest.mark.parametrize("content", [None, b"", b"[]", b'{"zarr_format": 4}'])
+def test_a_store_without_its_metadata_is_an_error(scores, content):
+    (scores / "zarr.json").unlink()
+    if content is not None:
+        (scores / "zarr.json").write_bytes(content)
+    with pytest.raises(StoreError, match=r"scores\.zarr cannot be read"):
+        read_columns(scores, ["aum"])
+
+
+def test_a_store_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
+        read_columns(tmp_path / "none.zarr")
+    with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
+        read_features(tmp_path / "none.zarr")
+
+
+# features
+
+
+def test_a_chunk_of_features_is_16_mib_at_most_and_one_row_at_least():
+    assert feature_chunk_rows(512) * 512 * 2 == FEATURE_CHUNK_BYTES == 16 * 2**20
+    assert feature_chunk_rows(1280) * 1280 * 2 <= FEATURE_CHUNK_BYTES
+    assert feature_chunk_rows(2 * FEATURE_CHUNK_BYTES) == 1
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_features_written_chunk_by_chunk_come_back(tmp_path, matrix):
+    path = write_features(tmp_path / "f.zarr", matrix)
+    read = read_features(path)
+    assert read.dtype == np.float16
+    np.testing.assert_array_equal(read, matrix)
+    assert len(list((path / "features/c").glob("*/0"))) == 4
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_continued_store_has_the_bytes_of_one_written_at_once(tmp_path, matrix):
+    whole = write_features(tmp_path / "whole.zarr", matrix)
+    parts = write_features(tmp_path / "parts.zarr", matrix, chunks=range(3))
+    # What a kill leaves: a chunk that nobody vouches for, and zarr's temporary file beside it.
+    flip(parts / "features/c/2/0", 10)
+    (parts / "features/c/2/0.0d3adbeef.partial").write_bytes(b"half")
+    rows = FeatureRows(parts, *matrix.shape, {"content": "c"}, resume=True)
+    for first in (32, 48):
+        rows.write(first, matrix[first : first + 16])
+    assert tree_digests(parts) == tree_digests(whole)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_store_begun_anew_replaces_what_a_kill_left(tmp_path, matrix):
+    half = tmp_path / "f.zarr"
+    half.mkdir()
+    (half / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')  # no array yet
+    write_features(half, matrix)
+    assert tree_digests(half) == tree_digests(write_features(tmp_path / "g.zarr", matrix))
+
+
+def test_a_store_of_another_shape_is_not_continued(tmp_path, matrix):
+    path = tmp_path / "f.zarr"
+    FeatureRows(path, *matrix.shape, {})
+    with pytest.raises(StoreError, match=r"shape \(50, 6\), needed are \(50, 7\)"):
+        FeatureRows(path, N_ROWS, WIDTH + 1, {}, resume=True)
+    with pytest.raises(StoreError, match="cannot be read"):
+        FeatureRows(tmp_path / "none.zarr", N_ROWS, WIDTH, {}, resume=True)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_rows_that_were_never_written_are_refused_by_number(tmp_path, matrix):
+    path = write_features(tmp_path / "f.zarr", matrix, chunks=(0, 1, 3))
+    with pytest.raises(StoreError, match="sample 32 are not finite"):
+        read_features(path)
+
+
+def test_an_infinite_feature_is_refused(tmp_path, matrix):
+    matrix[20, 3] = np.inf
+    path = tmp_path / "f.zarr"
+    FeatureRows(path, *matrix.shape, {}).write(0, matrix)
+    with pytest.raises(StoreError, match="sample 20 are not finite"):
+        read_features(path)
+
+
+def test_a_flipped_bit_of_a_feature_is_found(tmp_path, matrix):
+    path = tmp_path / "f.zarr"
+    FeatureRows(path, *matrix.shape, {}).write(0, matrix)
+    flip(path / "features/c/0/0", 40)
+    with pytest.raises(StoreError, match="make it again"):
+        read_features(path)

@@ -1,0 +1,193 @@
+"""Training students as a user sees it: which rows appear, when none does, and what is refused."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from engine.ledger import read_ledger
+from engine.provenance import Provenance
+from engine.results import METRICS, STUDENTS, Results
+from shards.dataset import Dataset
+from shards.manifest import Manifest
+
+TINY = ("--size", 33, "--epochs", 2, "--evaluations", 2)
+
+
+def students(results):
+    return Results(results).rows(STUDENTS)
+
+
+@pytest.fixture(scope="module")
+def trained(random_set, val, work, one_thread):  # noqa: ARG001
+    """Results of two students on two random photos a class; read only."""
+    from engine.cli import main
+
+    command = ("train", random_set, val, work / "RESULTS", *TINY, "--repeats", 2)
+    assert main([str(word) for word in command]) == 0
+    return work / "RESULTS"
+
+
+def test_there_is_a_row_per_student_that_tells_what_was_trained(trained, random_set, packed, val):
+    rows = students(trained)
+    assert [row["seed"] for row in rows] == [0, 1]
+    ids = np.load(random_set / "ids.npy")
+    for row in rows:
+        assert (row["data"], row["method"], row["ipc"]) == ("train", "random", 2)
+        assert row["set_digest"] == Provenance.read(random_set).digest
+        assert (trained / row["set_path"]).resolve() == random_set.resolve()
+        assert (row["val_identity"], row["n_val"]) == (Manifest.read(val).identity, 18)
+        assert (row["protocol"], row["student"]) == ("hard@1+short", "resnet18")
+        assert (row["epochs"], row["evaluations"], row["size"]) == (2, 2, 33)
+        assert (row["batch"], row["steps"]) == (64, 2)  # six images: one step per epoch
+        assert row["image_bytes"] == Dataset.open(packed).ints("bytes")[ids].sum()
+        assert row["label_bytes"] == 0
+        assert row["device"] == "cpu"
+        assert json.loads(row["runtime"])["threads"] == 1
+
+
+def test_accuracies_are_shares_of_the_validation_images(trained):
+    for row in students(trained):
+        assert 0 <= row["top1_last"] <= row["top1_best"] <= 100
+        assert row["top5_last"] == 100  # of three classes
+        assert row["top1_best"] * 18 / 100 == pytest.approx(round(row["top1_best"] * 18 / 100))
+
+
+def test_the_csv_file_has_the_same_rows(trained):
+    with (trained / "students.csv").open(newline="") as file:
+        read = list(csv.DictReader(file))
+    for row, text in zip(students(trained), read, strict=True):
+        assert {name: str(row[name]) for name in ("key", "seed", "ipc", "steps")} == {
+            name: text[name] for name in ("key", "seed", "ipc", "steps")
+        }
+        assert float(text["top1_best"]) == row["top1_best"]
+
+
+def test_every_student_is_accounted_for_and_the_set_is_remembered(trained, random_set):
+    rows, lines = students(trained), read_ledger(trained)
+    assert [line["stage"] for line in lines] == ["train", "train"]
+    assert [line["config_digest"] for line in lines] == [row["key"] for row in rows]
+    assert [line["images"] for line in lines] == [2 * 6, 2 * 6]
+    recorded = Results(trained).lineage(Provenance.read(random_set).digest)
+    assert recorded is not None
+    assert recorded["ledger"] == read_ledger(random_set)
+    assert recorded["provenance"] == Provenance.read(random_set).document()
+    assert Results(trained).rows(METRICS) == []
+
+
+def test_the_same_command_again_trains_nobody(trained, random_set, val, done):
+    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
+    told, following = done("train", random_set, val, trained, *TINY, "--repeats", 2)
+    assert told.startswith("random at IPC 2, resnet18, hard@1+short: top-1 ")
+    assert told.endswith(f"% last (2 students, 0 of them new): {trained}")
+    assert following == f"next: coreset report {trained} report.html"
+    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
+
+
+def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
+    trained, random_set, val, tmp_path, done
+):
+    results = shutil.copytree(trained, tmp_path / "RESULTS")
+    told, _ = done("train", random_set, val, results, *TINY, "--repeats", 3)
+    assert "(3 students, 1 of them new)" in told
+    done("train", random_set, val, tmp_path / "ALONE", *TINY, "--repeats", 1, "--seed", 2)
+    (alone,) = students(tmp_path / "ALONE")
+    rows = students(results)
+    assert rows[:2] == students(trained)
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    for name in ("key", "top1_best", "top1_last"):
+        assert rows[2][name] == alone[name]
+    assert [line["config_digest"] for line in read_ledger(results)] == [row["key"] for row in rows]
+
+
+def test_other_epochs_are_other_students(trained, random_set, val, tmp_path, done):
+    results = shutil.copytree(trained, tmp_path / "RESULTS")
+    told, _ = done("train", random_set, val, results, *TINY, "--epochs", 1, "--repeats", 1)
+    assert "(1 students, 1 of them new)" in told
+    assert [row["epochs"] for row in students(results)] == [2, 2, 1]
+
+
+# The signal may raise between the opening of a file and the `with` that closes it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_students_that_were_finished_before_a_stop_are_kept(
+    random_set, val, tmp_path, interrupted, done
+):
+    results = tmp_path / "RESULTS"
+    command = ("train", random_set, val, results, *TINY, "--repeats", 4)
+    said = interrupted(results / "students.parquet", *command)
+    assert said == "coreset: interrupted by SIGTERM; the same command continues\n"
+    kept = students(results)
+    assert 1 <= len(kept) < 4
+    told, _ = done(*command)
+    assert f"(4 students, {4 - len(kept)} of them new)" in told
+    assert students(results)[: len(kept)] == kept
+    assert [row["seed"] for row in students(results)] == [0, 1, 2, 3]
+
+
+def test_validation_images_that_do_not_fit_into_memory_are_streamed(
+    trained, random_set, val, tmp_path, done, monkeypatch
+):
+    few = 2 * 6 * 3 * 33**2 + 1  # half of it holds the six of the set, not the 18 of val
+    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: few)
+    done("train", random_set, val, tmp_path / "RESULTS", *TINY, "--repeats", 1)
+    (row,) = students(tmp_path / "RESULTS")
+    assert row["top1_last"] == students(trained)[0]["top1_last"]
+
+
+def test_a_set_that_does_not_fit_into_memory_is_refused(
+    random_set, val, tmp_path, refused, monkeypatch
+):
+    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+    said = refused(tmp_path, "train", random_set, val, tmp_path / "R", *TINY, code=4)
+    assert "6 images of 33 pixels need" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--size", 32), "size must be at least 33, got 32"),
+        (("--epochs", 0), "epochs must be at least 1, got 0"),
+        (("--evaluations", 0), "evaluations must be at least 1, got 0"),
+        (("--repeats", 0), "repeats must be at least 1, got 0"),
+        (("--protocol", "soft"), "soft"),
+        (("--student", "vgg"), "vgg"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(random_set, val, tmp_path, refused, options, message):
+    command = ("train", random_set, val, tmp_path / "RESULTS", *TINY)
+    assert message in refused(tmp_path, *command, *options)
+
+
+def test_a_validation_set_of_other_classes_is_refused(
+    random_set, make_photos, tmp_path, done, refused
+):
+    src = make_photos(tmp_path / "src", per_class=1)
+    (src / "n02979186").rename(src / "n03000684")
+    done("pack", src, tmp_path / "VAL")
+    said = refused(tmp_path, "train", random_set, tmp_path / "VAL", tmp_path / "RESULTS", *TINY)
+    assert "n02979186 is in one of them only" in said
+
+
+def test_what_is_no_set_or_no_data_set_is_refused(packed, random_set, val, tmp_path, refused):
+    said = refused(tmp_path, "train", packed, val, tmp_path / "RESULTS", *TINY)
+    assert f"{packed} is not a condensed set (no set.json); make one with `coreset select`" in said
+    said = refused(tmp_path, "train", random_set, tmp_path / "no", tmp_path / "RESULTS", *TINY)
+    assert f"{tmp_path / 'no'} does not exist" in said
+
+
+def test_the_images_of_a_mailed_coreset_are_asked_for(random_set, packed, val, tmp_path, refused):
+    mailed = shutil.copytree(random_set, tmp_path / "far" / "away" / "SET")
+    command = ("train", mailed, val, tmp_path / "RESULTS", *TINY, "--repeats", 1)
+    assert "any more; name its place with --data" in refused(tmp_path, *command)
+    assert "another data set; name the right one" in refused(tmp_path, *command, "--data", val)
+
+
+def test_a_mailed_coreset_trains_the_same_students(
+    trained, random_set, packed, val, tmp_path, done
+):
+    mailed = shutil.copytree(random_set, tmp_path / "far" / "away" / "SET")
+    results = shutil.copytree(trained, tmp_path / "RESULTS")
+    told, _ = done("train", mailed, val, results, *TINY, "--repeats", 2, "--data", packed)
+    assert "(2 students, 0 of them new)" in told
