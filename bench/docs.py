@@ -2,8 +2,8 @@
 
     python -m bench.docs [--check]
 
-A block between ``<!-- bench:NAME -->`` and ``<!-- /bench -->`` is replaced by what the function NAME
-below makes of the recorded results.
+A block between ``<!-- bench:NAME -->`` and ``<!-- /bench -->`` is replaced by what the function
+NAME below makes of the recorded results.
 """
 
 import re

@@ -159,6 +159,9 @@ def _prepare(work: Work, *, resumable: bool) -> None:
     if resumable and (scratch / PROVENANCE_NAME).is_file():
         fact = "is an interrupted run of another configuration"
         _require_same_promise(scratch, work.provenance, fact, runtime=True)
+        for leftover in sorted(scratch.glob(".*.partial")):  # of a kill during a write
+            if leftover.is_file():
+                leftover.unlink()
         collect_interrupted(scratch)
         work.resumed = True
         return

@@ -46,11 +46,12 @@ class Generations:
             StoreError: Every committed generation is damaged.
         """
         entries = self._entries()
-        for entry in entries:
+        for older, entry in enumerate(entries, start=1):
             directory = self.directory / str(entry["directory"])
             if directory.is_dir() and tree_digests(directory) == entry["files"]:
                 return int(entry["epoch"]), directory
-            logger.warning("%s is damaged; going back one generation", directory)
+            if older < len(entries):
+                logger.warning("%s is damaged; going back one generation", directory)
         if entries:
             raise StoreError(f"{self.directory}: every generation is damaged; remove it, run again")
         return None

@@ -23,7 +23,7 @@ from engine.ledger import Line, append_lines, read_ledger
 from engine.sets import CondensedSet
 from shards.atomic import json_bytes, write_atomically
 from shards.dataset import Dataset
-from shards.errors import StoreError
+from shards.errors import StoreError, UsageError
 
 STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
 
@@ -70,7 +70,7 @@ METRICS_SCHEMA = pa.schema(
         *_SET_COLUMNS,
         ("metric", pa.string()),  # name@version
         ("value", pa.float64()),  # mean over classes
-        ("backbone", pa.string()),
+        ("backbone", pa.string()),  # name@pixels
         ("weights", pa.string()),  # sha256 of the backbone's weights
         ("n_classes", pa.int64()),
         ("runtime", pa.string()),
@@ -91,6 +91,8 @@ class Results:
         Raises:
             StoreError: The table cannot be read or is of another version.
         """
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"results {self.path} is a file; name a folder")
         file = self.path / f"{table}.parquet"
         if not file.is_file():
             return []

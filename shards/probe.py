@@ -6,6 +6,7 @@ is decoded in full: a file that passes here cannot break a batch later. JPEG is 
 simplejpeg (releases the GIL) with recoverable errors as errors, PNG and WebP by Pillow.
 """
 
+import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -126,7 +127,8 @@ def _probe_jpeg(data: bytes) -> Probe:
         simplejpeg.decode_jpeg(data, "RGB", strict=True)
     except ValueError as error:
         truncated = "premature end of jpeg file" in str(error).lower()
-        raise Refusal(Reason.TRUNCATED if truncated else Reason.UNDECODABLE, str(error)) from error
+        reason = Reason.TRUNCATED if truncated else Reason.UNDECODABLE
+        raise Refusal(reason, pillow_fact(error)) from error
     return Probe("jpg", width, height, flags)
 
 
@@ -269,4 +271,10 @@ def _decode_with_pillow(data: bytes, format_name: str) -> None:
     # Pillow's plugins raise these, and zlib's or struct's own errors, for damaged files.
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         truncated = "truncated" in str(error)
-        raise Refusal(Reason.TRUNCATED if truncated else Reason.UNDECODABLE, str(error)) from error
+        reason = Reason.TRUNCATED if truncated else Reason.UNDECODABLE
+        raise Refusal(reason, pillow_fact(error)) from error
+
+
+def pillow_fact(error: Exception) -> str:
+    """Pillow's message without the address of the buffer, which differs from run to run."""
+    return re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from engine.decode.geometry import Geometry
+from shards.probe import pillow_fact
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 # What Pillow raises on damaged files, as opposed to bugs of ours.
@@ -48,7 +49,7 @@ def decode_with_pillow(
                 raise ValueError(f"it has {image.size} pixels, the index says {stored_size}")
             return _resized(_rgb(image), geometry)
     except DAMAGE as error:
-        raise ValueError(f"{error}" or type(error).__name__) from error
+        raise ValueError(pillow_fact(error) or type(error).__name__) from error
 
 
 def _rgb(image: Image.Image) -> Image.Image:

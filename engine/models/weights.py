@@ -20,8 +20,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         UsageError: The file does not exist, cannot be read, or holds anything but a flat dictionary
             of tensors.
     """
-    if not path.is_file():
-        raise UsageError(f"weights {path} does not exist; name a .safetensors or .pth file")
+    _require_file(path)
     try:
         state = _state_of(path)
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
@@ -84,5 +83,15 @@ def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Pa
 
 
 def weights_digest(path: Path) -> str:
-    """sha256 of a weights file: part of the key under which features are cached."""
+    """sha256 of a weights file: part of the key under which features are cached.
+
+    Raises:
+        UsageError: The file does not exist.
+    """
+    _require_file(path)
     return sha256_of_file(path)
+
+
+def _require_file(path: Path) -> None:
+    if not path.is_file():
+        raise UsageError(f"weights {path} does not exist; name a .safetensors or .pth file")

@@ -78,7 +78,7 @@ class Measure:
             common = {
                 **results.set_columns(condensed),
                 **results.val_columns(val),
-                "backbone": self.backbone,
+                "backbone": f"{self.backbone}@{self.size}",
                 "weights": weights,
                 "n_classes": condensed.info.n_classes,
                 "runtime": json.dumps({"versions": versions()}),
@@ -96,7 +96,7 @@ class Measure:
             {
                 "set": condensed.provenance.digest,
                 "val": [val.manifest.identity, val.manifest.content],
-                "backbone": self.backbone,
+                "backbone": f"{self.backbone}@{self.size}",
                 "weights": weights,
                 "size": self.size,
                 "metric": metric,

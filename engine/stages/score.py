@@ -147,8 +147,6 @@ class Score:
         from engine.training import Sgd, Trainer, compile_where_it_pays, cosine_schedule
         from kernels.dynamics import Dynamics
 
-        for leftover in work.scratch.glob(".*.json.partial"):  # of a kill during a write
-            leftover.unlink()
         proxy = self._proxy(dataset, device)
         steps = self.epochs * -(-len(dataset) // self.batch)
         sgd = Sgd(lr=self.start_lr, weight_decay=self.weight_decay)

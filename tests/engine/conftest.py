@@ -14,8 +14,6 @@ import pytest
 from engine.cli import main
 from shards.atomic import files_below
 
-BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
-
 
 @dataclass(frozen=True, slots=True)
 class Told:
@@ -53,7 +51,8 @@ def coreset(capsys: pytest.CaptureFixture[str], one_thread: None) -> Callable[..
     def run(*words: object) -> Told:
         capsys.readouterr()
         code = main([str(word) for word in words])
-        return Told(code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return Told(code, str(out), str(err))
 
     return run
 

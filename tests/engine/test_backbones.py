@@ -4,6 +4,7 @@ import os
 import zipfile
 from importlib.metadata import distribution
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -39,13 +40,13 @@ def timm_model(name, state, **settings):
     """An independent load: whole network with its head, strictly, then the head taken off."""
     import timm
 
-    network = timm.create_model(name, pretrained=False, **settings)
+    network: Any = timm.create_model(name, pretrained=False, **settings)
     network.load_state_dict(state, strict=True)
     network.reset_classifier(0)
     return network.eval()
 
 
-def small_network():
+def small_network() -> Any:
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten())
 
 
@@ -159,7 +160,7 @@ def test_another_timm_model_takes_timms_normalisation(tmp_path):
     model = timm.create_model("mobilenetv3_small_050", pretrained=False)
     save_file(model.state_dict(), tmp_path / "m.safetensors")
     backbone = load_backbone("mobilenetv3_small_050", tmp_path / "m.safetensors", CPU)
-    settings = timm.get_pretrained_cfg("mobilenetv3_small_050")
+    settings: Any = timm.get_pretrained_cfg("mobilenetv3_small_050")
     assert (backbone.mean, backbone.std) == (settings.mean, settings.std)
     with torch.inference_mode():
         expected = timm_model("mobilenetv3_small_050", model.state_dict())(BATCH)

@@ -119,7 +119,6 @@ def test_weights_that_are_not_on_the_machine_exit_4_with_the_remedy(
     [
         (("--size", 7), "size must be at least 8, got 7"),
         (("--batch", 0), "batch must be at least 1, got 0"),
-        (("--weights", "no.pth"), "no.pth"),
     ],
 )
 def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, message):

@@ -25,6 +25,13 @@ def commit(generations, epoch, content=None):
     generations.commit(epoch, write)
 
 
+def read_latest(generations):
+    """Epoch and weights of the newest undamaged commit."""
+    newest = generations.latest()
+    assert newest is not None
+    return newest[0], (newest[1] / "weights").read_text()
+
+
 def fail_while_writing(directory):
     (directory / "weights").write_text("half")
     raise KeyboardInterrupt
@@ -41,9 +48,7 @@ def test_nothing_is_committed_in_an_empty_directory(generations):
 def test_the_newest_commit_is_found_and_two_are_kept(generations):
     for epoch in (1, 2, 5):
         commit(generations, epoch)
-    epoch, directory = generations.latest()
-    assert (epoch, directory.name) == (5, "gen-000005")
-    assert (directory / "weights").read_text() == "weights of epoch 5"
+    assert read_latest(generations) == (5, "weights of epoch 5")
     assert names(generations) == [COMMIT_NAME, "gen-000002", "gen-000005"]
 
 
@@ -81,7 +86,7 @@ def test_the_training_goes_on_from_the_older_commit(generations):
     commit(generations, 6)
     (generations.directory / "gen-000006/weights").write_text("damaged")
     commit(generations, 5)
-    assert generations.latest()[0] == 5
+    assert read_latest(generations) == (5, "weights of epoch 5")
     assert names(generations) == [COMMIT_NAME, "gen-000004", "gen-000005"]
 
 
@@ -105,7 +110,7 @@ def test_a_kill_while_writing_leaves_the_older_commit(generations):
     commit(generations, 1)
     with pytest.raises(KeyboardInterrupt):
         generations.commit(2, fail_while_writing)
-    assert generations.latest()[0] == 1
+    assert read_latest(generations) == (1, "weights of epoch 1")
 
 
 def test_a_kill_between_the_rename_and_the_record_leaves_the_older_commit(generations):
@@ -113,9 +118,9 @@ def test_a_kill_between_the_rename_and_the_record_leaves_the_older_commit(genera
     before = (generations.directory / COMMIT_NAME).read_bytes()
     commit(generations, 2)
     (generations.directory / COMMIT_NAME).write_bytes(before)
-    assert generations.latest()[0] == 1
+    assert read_latest(generations) == (1, "weights of epoch 1")
     commit(generations, 2, "weights of the second try")
-    assert (generations.latest()[1] / "weights").read_text() == "weights of the second try"
+    assert read_latest(generations) == (2, "weights of the second try")
 
 
 def test_the_first_commit_killed_before_its_record_is_none(generations):
@@ -123,14 +128,14 @@ def test_the_first_commit_killed_before_its_record_is_none(generations):
     (generations.directory / COMMIT_NAME).unlink()
     assert generations.latest() is None
     commit(generations, 1)
-    assert generations.latest()[0] == 1
+    assert read_latest(generations) == (1, "weights of epoch 1")
 
 
 def test_the_same_epoch_committed_again_is_the_second_one(generations):
     commit(generations, 1)
     commit(generations, 2)
     commit(generations, 2, "again")
-    assert (generations.latest()[1] / "weights").read_text() == "again"
+    assert read_latest(generations) == (2, "again")
     assert names(generations) == [COMMIT_NAME, "gen-000001", "gen-000002"]
 
 
@@ -144,7 +149,7 @@ def test_a_finished_training_keeps_one_commit_whenever_it_committed(tmp_path):
         generations.finish()
         trees.append(tree_digests(tmp_path / name))
     assert trees[0] == trees[1] == trees[2]
-    assert Generations(tmp_path / "often").latest()[0] == 4
+    assert read_latest(Generations(tmp_path / "often"))[0] == 4
 
 
 def test_what_kills_left_behind_does_not_stay_in_the_result(tmp_path):

@@ -1,6 +1,7 @@
 """Measuring a set as a user sees it: values against NumPy, rows once, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -75,7 +76,7 @@ def test_the_rows_tell_what_was_measured(measured, ccs_set):
         assert (row["method"], row["ipc"], row["n_classes"]) == ("ccs-aum", 2, 3)
         assert row["set_digest"] == Provenance.read(ccs_set).digest
         assert (row["val"], row["n_val"]) == ("photos", 18)
-        assert row["backbone"] == "tf_efficientnet_lite0"
+        assert row["backbone"] == "tf_efficientnet_lite0@64"
         assert row["weights"] == weights_key("tf_efficientnet_lite0", None)
     assert Results(measured).rows(STUDENTS) == []
 
@@ -111,6 +112,13 @@ def test_features_are_made_once_per_set_and_backbone(ccs_set, val, tmp_path, don
     ]
 
 
+def test_another_size_is_another_measurement(measured, ccs_set, val, tmp_path, done):
+    results = shutil.copytree(measured, tmp_path / "RESULTS")
+    done("measure", ccs_set, val, results, *BACKBONE, "--size", 72)
+    assert len({row["key"] for row in metrics(results)}) == 2 * len(NAMES)
+    assert metrics(results)[: len(NAMES)] == metrics(measured)
+
+
 def test_a_set_of_one_image_a_class_has_no_pairs_and_no_number_stands_for_them(
     packed, val, tmp_path, coreset
 ):
@@ -135,8 +143,8 @@ def test_a_set_of_one_image_a_class_has_no_pairs_and_no_number_stands_for_them(
         (("--batch", 0), "batch must be at least 1, got 0"),
     ],
 )
-def test_arguments_out_of_range_are_refused(ccs_set, val, tmp_path, refused, options, message):
-    command = ("measure", ccs_set, val, tmp_path / "RESULTS", *BACKBONE)
+def test_arguments_out_of_range_are_refused(ccs_set, tmp_path, refused, options, message):
+    command = ("measure", ccs_set, tmp_path / "VAL", tmp_path / "RESULTS", *BACKBONE)
     assert message in refused(tmp_path, *command, *options)
 
 

@@ -1,6 +1,7 @@
 """Students and proxies against torch's own layers, published sizes and initialisation."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -138,9 +139,9 @@ def test_the_layout_suits_the_norm(norm, device, layout):
 
 
 def test_the_layout_of_a_network_changes_its_weights_strides_alone():
-    network = build_network("resnet18", 3, norm="batch", seed=0)
+    network: Any = build_network("resnet18", 3, norm="batch", seed=0)
     before = network.conv1.weight.detach().clone()
-    moved = placed(network, CPU, torch.channels_last)
+    moved: Any = placed(network, CPU, torch.channels_last)
     assert moved.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(moved.conv1.weight, before)
 
@@ -152,4 +153,5 @@ def test_a_linear_head_starts_undecided_and_learns():
     loss = cross_entropy(head(features), torch.tensor([0, 1, 2, 0, 1, 2]))
     assert loss.item() == pytest.approx(math.log(3))
     loss.backward()
+    assert head.linear.weight.grad is not None
     assert head.linear.weight.grad.abs().sum() > 0

@@ -292,7 +292,7 @@ def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():
     batch = (
         normalised(val.images, IMAGENET_MEAN, IMAGENET_STD),
         torch.from_numpy(val.labels),
-        None,
+        torch.empty(0),
     )
     expected = evaluate(network, iter([batch]), CPU)
     got = train_student(train, val, protocol, "resnet18", seed=3, device=CPU)

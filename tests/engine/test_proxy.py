@@ -1,5 +1,7 @@
 """Proxies: what they are trained on, once per image and epoch, in an order fixed by the seed."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -28,7 +30,7 @@ def pixels():
 
 
 def convolutional(pixels, **values):
-    settings = {"size": SIZE, "crop_scale": 0.3, "batch": 8, "seed": 5} | values
+    settings: dict[str, Any] = {"size": SIZE, "crop_scale": 0.3, "batch": 8, "seed": 5} | values
     return convolutional_proxy(pixels, 4, device=CPU, **settings)
 
 
@@ -91,16 +93,8 @@ def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
         assert ids.tolist() == IDS[rows].tolist()
 
 
-def test_the_smallest_share_of_the_area_is_kept_in_every_crop(pixels):
-    inputs = torch.cat([x for x, _, _ in convolutional(pixels, crop_scale=1.0).examples(0)])
-    wide = torch.cat([x for x, _, _ in convolutional(pixels, crop_scale=0.01).examples(0)])
-    # A crop of nearly all noise, reduced, is smoother than an enlarged corner of it.
-    steps = [(x[..., 1:] - x[..., :-1]).abs().mean().item() for x in (wide, inputs)]
-    assert steps[0] < 0.7 * steps[1]
-
-
 def test_the_network_has_batch_norm_and_the_classes_of_the_data(pixels):
-    network = convolutional(pixels).network
+    network: Any = convolutional(pixels).network
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules())
     assert network.fc.out_features == 4
 

@@ -43,8 +43,8 @@ def matrix():
     return np.random.default_rng(1).normal(size=(N_ROWS, WIDTH)).astype(np.float16)
 
 
-def write_features(path, matrix, chunks=range(4)):
-    rows = FeatureRows(path, *matrix.shape, {"content": "c"})
+def write_features(path, matrix, chunks=(0, 1, 2, 3)):
+    rows = FeatureRows(path, N_ROWS, WIDTH, {"content": "c"})
     for chunk in chunks:
         rows.write(16 * chunk, matrix[16 * chunk : 16 * chunk + 16])
     return path
@@ -179,11 +179,11 @@ def test_features_written_chunk_by_chunk_come_back(tmp_path, matrix):
 @pytest.mark.usefixtures("small_chunks")
 def test_a_continued_store_has_the_bytes_of_one_written_at_once(tmp_path, matrix):
     whole = write_features(tmp_path / "whole.zarr", matrix)
-    parts = write_features(tmp_path / "parts.zarr", matrix, chunks=range(3))
+    parts = write_features(tmp_path / "parts.zarr", matrix, chunks=(0, 1, 2))
     # What a kill leaves: a chunk that nobody vouches for, and zarr's temporary file beside it.
     flip(parts / "features/c/2/0", 10)
     (parts / "features/c/2/0.0d3adbeef.partial").write_bytes(b"half")
-    rows = FeatureRows(parts, *matrix.shape, {"content": "c"}, resume=True)
+    rows = FeatureRows(parts, N_ROWS, WIDTH, {"content": "c"}, resume=True)
     for first in (32, 48):
         rows.write(first, matrix[first : first + 16])
     assert tree_digests(parts) == tree_digests(whole)
@@ -198,9 +198,9 @@ def test_a_store_begun_anew_replaces_what_a_kill_left(tmp_path, matrix):
     assert tree_digests(half) == tree_digests(write_features(tmp_path / "g.zarr", matrix))
 
 
-def test_a_store_of_another_shape_is_not_continued(tmp_path, matrix):
+def test_a_store_of_another_shape_is_not_continued(tmp_path):
     path = tmp_path / "f.zarr"
-    FeatureRows(path, *matrix.shape, {})
+    FeatureRows(path, N_ROWS, WIDTH, {})
     with pytest.raises(StoreError, match=r"shape \(50, 6\), needed are \(50, 7\)"):
         FeatureRows(path, N_ROWS, WIDTH + 1, {}, resume=True)
     with pytest.raises(StoreError, match="cannot be read"):
@@ -217,14 +217,14 @@ def test_rows_that_were_never_written_are_refused_by_number(tmp_path, matrix):
 def test_an_infinite_feature_is_refused(tmp_path, matrix):
     matrix[20, 3] = np.inf
     path = tmp_path / "f.zarr"
-    FeatureRows(path, *matrix.shape, {}).write(0, matrix)
+    FeatureRows(path, N_ROWS, WIDTH, {}).write(0, matrix)
     with pytest.raises(StoreError, match="sample 20 are not finite"):
         read_features(path)
 
 
 def test_a_flipped_bit_of_a_feature_is_found(tmp_path, matrix):
     path = tmp_path / "f.zarr"
-    FeatureRows(path, *matrix.shape, {}).write(0, matrix)
+    FeatureRows(path, N_ROWS, WIDTH, {}).write(0, matrix)
     flip(path / "features/c/0/0", 40)
     with pytest.raises(StoreError, match="make it again"):
         read_features(path)

@@ -21,11 +21,17 @@ def students(results):
 
 
 @pytest.fixture(scope="module")
-def trained(random_set, val, work, one_thread):  # noqa: ARG001
+def inputs(random_set, val):
+    """SET and VAL of most commands below."""
+    return random_set, val
+
+
+@pytest.fixture(scope="module")
+def trained(inputs, work, one_thread):  # noqa: ARG001
     """Results of two students on two random photos a class; read only."""
     from engine.cli import main
 
-    command = ("train", random_set, val, work / "RESULTS", *TINY, "--repeats", 2)
+    command = ("train", *inputs, work / "RESULTS", *TINY, "--repeats", 2)
     assert main([str(word) for word in command]) == 0
     return work / "RESULTS"
 
@@ -35,7 +41,7 @@ def test_there_is_a_row_per_student_that_tells_what_was_trained(trained, random_
     assert [row["seed"] for row in rows] == [0, 1]
     ids = np.load(random_set / "ids.npy")
     for row in rows:
-        assert (row["data"], row["method"], row["ipc"]) == ("train", "random", 2)
+        assert (row["data"], row["method"], row["ipc"]) == (Manifest.read(packed).name, "random", 2)
         assert row["set_digest"] == Provenance.read(random_set).digest
         assert (trained / row["set_path"]).resolve() == random_set.resolve()
         assert (row["val_identity"], row["n_val"]) == (Manifest.read(val).identity, 18)
@@ -77,9 +83,9 @@ def test_every_student_is_accounted_for_and_the_set_is_remembered(trained, rando
     assert Results(trained).rows(METRICS) == []
 
 
-def test_the_same_command_again_trains_nobody(trained, random_set, val, done):
+def test_the_same_command_again_trains_nobody(trained, inputs, done):
     before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    told, following = done("train", random_set, val, trained, *TINY, "--repeats", 2)
+    told, following = done("train", *inputs, trained, *TINY, "--repeats", 2)
     assert told.startswith("random at IPC 2, resnet18, hard@1+short: top-1 ")
     assert told.endswith(f"% last (2 students, 0 of them new): {trained}")
     assert following == f"next: coreset report {trained} report.html"
@@ -87,12 +93,12 @@ def test_the_same_command_again_trains_nobody(trained, random_set, val, done):
 
 
 def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
-    trained, random_set, val, tmp_path, done
+    trained, inputs, tmp_path, done
 ):
     results = shutil.copytree(trained, tmp_path / "RESULTS")
-    told, _ = done("train", random_set, val, results, *TINY, "--repeats", 3)
+    told, _ = done("train", *inputs, results, *TINY, "--repeats", 3)
     assert "(3 students, 1 of them new)" in told
-    done("train", random_set, val, tmp_path / "ALONE", *TINY, "--repeats", 1, "--seed", 2)
+    done("train", *inputs, tmp_path / "ALONE", *TINY, "--repeats", 1, "--seed", 2)
     (alone,) = students(tmp_path / "ALONE")
     rows = students(results)
     assert rows[:2] == students(trained)
@@ -102,20 +108,18 @@ def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
     assert [line["config_digest"] for line in read_ledger(results)] == [row["key"] for row in rows]
 
 
-def test_other_epochs_are_other_students(trained, random_set, val, tmp_path, done):
+def test_other_epochs_are_other_students(trained, inputs, tmp_path, done):
     results = shutil.copytree(trained, tmp_path / "RESULTS")
-    told, _ = done("train", random_set, val, results, *TINY, "--epochs", 1, "--repeats", 1)
+    told, _ = done("train", *inputs, results, *TINY, "--epochs", 1, "--repeats", 1)
     assert "(1 students, 1 of them new)" in told
     assert [row["epochs"] for row in students(results)] == [2, 2, 1]
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_students_that_were_finished_before_a_stop_are_kept(
-    random_set, val, tmp_path, interrupted, done
-):
+def test_students_that_were_finished_before_a_stop_are_kept(inputs, tmp_path, interrupted, done):
     results = tmp_path / "RESULTS"
-    command = ("train", random_set, val, results, *TINY, "--repeats", 4)
+    command = ("train", *inputs, results, *TINY, "--repeats", 4)
     said = interrupted(results / "students.parquet", *command)
     assert said == "coreset: interrupted by SIGTERM; the same command continues\n"
     kept = students(results)
@@ -127,20 +131,18 @@ def test_students_that_were_finished_before_a_stop_are_kept(
 
 
 def test_validation_images_that_do_not_fit_into_memory_are_streamed(
-    trained, random_set, val, tmp_path, done, monkeypatch
+    trained, inputs, tmp_path, done, monkeypatch
 ):
     few = 2 * 6 * 3 * 33**2 + 1  # half of it holds the six of the set, not the 18 of val
     monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: few)
-    done("train", random_set, val, tmp_path / "RESULTS", *TINY, "--repeats", 1)
+    done("train", *inputs, tmp_path / "RESULTS", *TINY, "--repeats", 1)
     (row,) = students(tmp_path / "RESULTS")
     assert row["top1_last"] == students(trained)[0]["top1_last"]
 
 
-def test_a_set_that_does_not_fit_into_memory_is_refused(
-    random_set, val, tmp_path, refused, monkeypatch
-):
+def test_a_set_that_does_not_fit_into_memory_is_refused(inputs, tmp_path, refused, monkeypatch):
     monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
-    said = refused(tmp_path, "train", random_set, val, tmp_path / "R", *TINY, code=4)
+    said = refused(tmp_path, "train", *inputs, tmp_path / "R", *TINY, code=4)
     assert "6 images of 33 pixels need" in said
 
 
@@ -155,8 +157,8 @@ def test_a_set_that_does_not_fit_into_memory_is_refused(
         (("--student", "vgg"), "vgg"),
     ],
 )
-def test_arguments_out_of_range_are_refused(random_set, val, tmp_path, refused, options, message):
-    command = ("train", random_set, val, tmp_path / "RESULTS", *TINY)
+def test_arguments_out_of_range_are_refused(inputs, tmp_path, refused, options, message):
+    command = ("train", *inputs, tmp_path / "RESULTS", *TINY)
     assert message in refused(tmp_path, *command, *options)
 
 
@@ -170,24 +172,30 @@ def test_a_validation_set_of_other_classes_is_refused(
     assert "n02979186 is in one of them only" in said
 
 
-def test_what_is_no_set_or_no_data_set_is_refused(packed, random_set, val, tmp_path, refused):
+def test_what_is_no_set_or_no_data_set_is_refused(packed, inputs, tmp_path, refused):
+    random_set, val = inputs
     said = refused(tmp_path, "train", packed, val, tmp_path / "RESULTS", *TINY)
     assert f"{packed} is not a condensed set (no set.json); make one with `coreset select`" in said
     said = refused(tmp_path, "train", random_set, tmp_path / "no", tmp_path / "RESULTS", *TINY)
     assert f"{tmp_path / 'no'} does not exist" in said
 
 
-def test_the_images_of_a_mailed_coreset_are_asked_for(random_set, packed, val, tmp_path, refused):
-    mailed = shutil.copytree(random_set, tmp_path / "far" / "away" / "SET")
-    command = ("train", mailed, val, tmp_path / "RESULTS", *TINY, "--repeats", 1)
+@pytest.fixture
+def mailed(inputs, tmp_path):
+    """SET without the data set at its place beside it, and VAL."""
+    random_set, val = inputs
+    return shutil.copytree(random_set, tmp_path / "far" / "away" / "SET"), val
+
+
+def test_the_images_of_a_mailed_coreset_are_asked_for(mailed, tmp_path, refused):
+    command = ("train", *mailed, tmp_path / "RESULTS", *TINY, "--repeats", 1)
     assert "any more; name its place with --data" in refused(tmp_path, *command)
-    assert "another data set; name the right one" in refused(tmp_path, *command, "--data", val)
+    said = refused(tmp_path, *command, "--data", mailed[1])
+    assert "another data set; name the right one with --data" in said
 
 
-def test_a_mailed_coreset_trains_the_same_students(
-    trained, random_set, packed, val, tmp_path, done
-):
-    mailed = shutil.copytree(random_set, tmp_path / "far" / "away" / "SET")
+def test_a_mailed_coreset_has_the_same_students(mailed, trained, packed, tmp_path, done):
     results = shutil.copytree(trained, tmp_path / "RESULTS")
-    told, _ = done("train", mailed, val, results, *TINY, "--repeats", 2, "--data", packed)
+    command = ("train", *mailed, results, *TINY, "--repeats", 2)
+    told, _ = done(*command, "--data", packed)
     assert "(2 students, 0 of them new)" in told

@@ -1,6 +1,7 @@
 """The training step against arithmetic by hand, schedules against torch's, saving against none."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from engine.training import (
 from shards.errors import MachineError, StoreError
 
 CPU = torch.device("cpu")
+NO_IDS = torch.empty(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -48,7 +50,7 @@ class Scaled(nn.Module):
         return inputs_bc * self.weight + self.bias
 
 
-def small_network(layout=torch.contiguous_format):
+def small_network(layout=torch.contiguous_format) -> Any:
     with seeded_initialisation(5):
         network = nn.Sequential(
             nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
@@ -57,7 +59,7 @@ def small_network(layout=torch.contiguous_format):
     return placed(network, CPU, layout)
 
 
-def small_trainer(layout=torch.contiguous_format, *, nesterov=False):
+def small_trainer(layout=torch.contiguous_format, *, nesterov=False) -> Any:
     network = small_network(layout)
     sgd = Sgd(lr=0.1, weight_decay=1e-2, nesterov=nesterov)
     return Trainer(network, sgd.build(network), cosine_schedule(0.1, 1e-3, 10), CPU)
@@ -136,7 +138,7 @@ def test_the_logits_of_a_step_are_those_before_it_and_carry_no_graph():
 
 def test_a_step_trains_after_an_evaluation():
     trainer = small_trainer()
-    evaluate(trainer.network, iter([(torch.zeros(2, 3, 9, 9), torch.zeros(2).long(), None)]), CPU)
+    evaluate(trainer.network, iter([(torch.zeros(2, 3, 9, 9), torch.zeros(2).long(), NO_IDS)]), CPU)
     before = trainer.network[1].running_mean.clone()
     train(trainer, range(1))
     assert not torch.equal(trainer.network[1].running_mean, before)
@@ -292,7 +294,7 @@ def test_accuracy_equals_a_plain_loop(n_classes):
         top1 += better < 1
         top5 += better < 5
     batches = [
-        (torch.from_numpy(logits[part]), torch.from_numpy(labels[part]), None)
+        (torch.from_numpy(logits[part]), torch.from_numpy(labels[part]), NO_IDS)
         for part in (slice(16), slice(16, 32), slice(32, 37))
     ]
     network = Table()
@@ -303,7 +305,7 @@ def test_accuracy_equals_a_plain_loop(n_classes):
 
 def test_two_thirds_are_not_rounded_to_single_precision():
     logits = torch.eye(3)
-    got = evaluate(Table(), iter([(logits, torch.tensor([0, 1, 0]), None)]), CPU)
+    got = evaluate(Table(), iter([(logits, torch.tensor([0, 1, 0]), NO_IDS)]), CPU)
     assert got == Accuracy(200 / 3, 100.0)
 
 
@@ -314,7 +316,7 @@ def test_no_images_are_no_hits():
 def test_an_evaluation_changes_nothing():
     network = small_network()
     before = [tensor.clone() for tensor in network.state_dict().values()]
-    batch = (torch.randn((4, 3, 9, 9), generator=generator_for(0)), torch.zeros(4).long(), None)
+    batch = (torch.randn((4, 3, 9, 9), generator=generator_for(0)), torch.zeros(4).long(), NO_IDS)
     evaluate(network, iter([batch]), CPU)
     for one, other in zip(before, network.state_dict().values(), strict=True):
         assert torch.equal(one, other)

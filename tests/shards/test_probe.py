@@ -186,3 +186,13 @@ def test_damage_ends_in_an_answer_and_cuts_in_a_refusal(whole: bytes, data: st.D
         damaged[at] = data.draw(st.integers(0, 255))
     verdict = verdict_on(bytes(damaged))
     assert isinstance(verdict, Probe) or verdict in set(Reason)
+
+
+def test_what_pillow_says_of_a_damaged_image_is_the_same_in_every_run():
+    def what_is_wrong():
+        with pytest.raises(Refusal) as caught:
+            probe(b"RIFF\x24\x00\x00\x00WEBPVP8 " + b"\x01" * 40)
+        return str(caught.value)
+
+    assert what_is_wrong() == what_is_wrong()
+    assert "0x" not in what_is_wrong()

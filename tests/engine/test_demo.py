@@ -1,0 +1,88 @@
+"""The demo: its digits, and (slowly) its whole tour."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.results import METRICS, STUDENTS, Results
+from engine.stages.demo import METHODS, write_digits
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits") / "images"
+    write_digits(folder)
+    return folder
+
+
+def pixels_of(folder):
+    found = {}
+    for path in folder.rglob("*.png"):
+        with Image.open(path) as image:
+            found[int(path.stem)] = np.asarray(image), path
+    return found
+
+
+def test_every_digit_is_written_once_under_its_class_as_it_is(digits):
+    from sklearn.datasets import load_digits
+
+    values, labels = load_digits(return_X_y=True)
+    found = pixels_of(digits)
+    assert sorted(found) == list(range(1797))
+    for index, (pixels, path) in found.items():
+        assert path.parent.name == f"digit-{labels[index]}"
+        # 17 shades, 0 to 16, spread over 0 to 255
+        assert np.abs(pixels - values[index].reshape(8, 8) * 255 / 16).max() <= 0.5
+
+
+def test_three_quarters_of_every_class_are_for_training(digits):
+    for label in range(10):
+        train, val = (
+            len(list((digits / split / f"digit-{label}").iterdir())) for split in ("train", "val")
+        )
+        assert train == round(0.75 * (train + val))
+
+
+def test_digits_of_a_killed_demo_are_written_again_and_finished_ones_are_left(tmp_path, digits):
+    folder = tmp_path / "images"
+    half = tmp_path / ".images.partial"
+    shutil.copytree(digits / "train" / "digit-0", half / "train" / "digit-0")
+    next(half.rglob("*.png")).write_bytes(b"cut")
+    write_digits(folder)
+    assert not half.exists()
+    assert len(pixels_of(folder)) == 1797
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    write_digits(folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("field", ["epochs", "repeats"])
+def test_numbers_below_one_are_refused_before_anything_is_made(tmp_path, refused, field):
+    said = refused(tmp_path, "demo", "--out", tmp_path / "demo-run", f"--{field}", 0)
+    assert said == f"{field} must be at least 1, got 0"
+
+
+@pytest.mark.slow
+def test_the_tour_ends_in_accuracies_and_a_report_and_repeats_its_answer(tmp_path, coreset):
+    out = tmp_path / "demo-run"
+    command = ("demo", "--out", out, "--epochs", 2)
+    told = coreset(*command, "--repeats", 1)
+    assert told.code == 0
+    verbs = [line.split(":")[0] for line in told.err.splitlines()]
+    assert list(dict.fromkeys(verbs)) == [
+        "pack", "score", "select", "distill", "train", "measure", "report",
+    ]  # fmt: skip
+    rows = Results(out / "results").rows(STUDENTS)
+    shown = dict(line.split()[:2] for line in told.out.splitlines() if line.startswith(METHODS))
+    assert [row["method"] for row in rows] == list(METHODS)
+    assert shown == {row["method"]: f"{row['top1_best']:.1f}" for row in rows}
+    assert len(Results(out / "results").rows(METRICS)) == 4 * len(METHODS)
+    assert f"the report with tables, plots and images: {out / 'report.html'}" in told.out
+    assert (out / "report.html").stat().st_size > 10_000
+    again = coreset(*command, "--repeats", 1)
+    assert (again.code, again.out) == (0, told.out)
+    # Rows of other trainings are no part of an answer.
+    coreset(*command, "--repeats", 2)
+    assert coreset(*command, "--repeats", 1).out == told.out
