@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from engine.decode.source import EpochSource
@@ -165,11 +165,7 @@ def train_student(
     layout = memory_format_for("instance", device)
     network = build_network(student, protocol.n_classes, norm="instance", seed=seed)
     network = placed(network, device, layout)
-    steps_per_epoch = -(-len(train) // protocol.batch)
-    sgd = Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay)
-    drops = (epoch * steps_per_epoch for epoch in protocol.drops)
-    schedule = step_schedule(protocol.lr, drops, LR_FACTOR)
-    trainer = Trainer(network, sgd.build(network), schedule, device)
+    trainer = _trainer(network, protocol, len(train), device)
     passes = protocol.epochs * len(train)
     note = compile_where_it_pays(
         network, compile_mode, device, image_passes=passes, size=protocol.size
@@ -193,6 +189,16 @@ def train_student(
         evaluation_seconds=evaluating,
         note=note,
     )
+
+
+def _trainer(
+    network: nn.Module, protocol: HardLabels, n_images: int, device: torch.device
+) -> Trainer:
+    steps_per_epoch = -(-n_images // protocol.batch)
+    sgd = Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay)
+    drops = (epoch * steps_per_epoch for epoch in protocol.drops)
+    schedule = step_schedule(protocol.lr, drops, LR_FACTOR)
+    return Trainer(network, sgd.build(network), schedule, device)
 
 
 def _train_epoch(

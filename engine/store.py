@@ -128,7 +128,9 @@ def read_features(path: Path) -> NDArray[np.float16]:
         features = np.asarray(group["features"][...])
     if not np.isfinite(features).all():
         row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
-        raise StoreError(f"{path}: the features of sample {row} are not finite; make it again")
+        raise StoreError(
+            f"{path}: the features of sample {row} are not finite; remove it and make it again"
+        )
     return features
 
 
@@ -141,7 +143,9 @@ def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
         yield zarr.open_group(path, mode=mode)
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
         # Damaged metadata end in any of these: no codec protects zarr.json.
-        raise StoreError(f"{path} cannot be read ({_fact(error)}); make it again") from error
+        raise StoreError(
+            f"{path} cannot be read ({_fact(error)}); remove it and make it again"
+        ) from error
 
 
 def _fact(error: Exception) -> str:

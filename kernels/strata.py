@@ -78,9 +78,8 @@ def bin_of(scores: Float[np.ndarray, " n"], n_bins: int) -> Int[np.ndarray, " n"
     require_finite(scores)
     values = scores.astype(np.float64)
     low, high = values.min(), values.max()
-    if math.isinf(
-        float(high) - float(low)
-    ):  # float64 of both signs near the largest: halve, exact there
+    # Scores of both signs near the largest float64 would overflow the range; halving is exact.
+    if math.isinf(float(high) - float(low)):
         values, low, high = values / 2, low / 2, high / 2
     if low == high:
         return np.zeros(scores.size, dtype=np.int64)

@@ -25,6 +25,8 @@ from engine.seeding import generator_for
 from shards.atomic import sha256_of_file
 from shards.errors import MachineError, UsageError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 DATA = Path(os.environ.get("CORESET_DATA", Path(__file__).parents[3] / "shared/data"))
 MOBILENET = DATA / "weights/mobilenetv2_100_same_in1k.safetensors"

@@ -22,18 +22,11 @@ from shards.atomic import temporary_name
 from shards.dataset import Dataset
 from shards.errors import ManifestError, StoreError, UsageError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 WIDTH, ROWS_PER_CHUNK = 1280, 16
 SPEC = FeatureSpec(backbone=OFFLINE_BACKBONE, size=32, batch=16, device="cpu", decoder="turbo")
 SOME = np.array([40, 3, 17])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On work this small, threads wait for one another more than they help."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,8 @@ from engine.models.networks import (
 from engine.seeding import generator_for
 from engine.stages.train import SMALLEST_SIZE
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 
 

@@ -14,12 +14,13 @@ from engine.models.networks import build_network
 from engine.protocols import (
     HardLabels,
     _train_epoch,
+    _trainer,
     published_epochs,
     train_student,
     training_input,
 )
 from engine.seeding import generator_for
-from engine.training import Sgd, Trainer, evaluate, step_schedule
+from engine.training import evaluate
 from kernels.augment import (
     color_jitter,
     cutmix,
@@ -29,17 +30,10 @@ from kernels.augment import (
     random_resized_crop,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 SIZE, EPOCHS = 33, 16
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On work this small, threads wait for one another more than they help."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def stripes(per_class, seed, size=SIZE):
@@ -191,25 +185,16 @@ def plain_epoch(network, optimiser, train, protocol, *, seed, epoch):
 
 def test_an_epoch_is_that_of_a_plain_loop():
     train, protocol = stripes(33, seed=0), short(2)  # 66 images: batches of 64 and 2
-    ours = build_network("resnet18", 2, norm="instance", seed=1)
-    theirs = build_network("resnet18", 2, norm="instance", seed=1)
-    drops = [2 * epoch for epoch in protocol.drops]
-    trainer = Trainer(
-        ours,
-        Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay).build(ours),
-        step_schedule(protocol.lr, drops, 0.2),
-        CPU,
-    )
+    start, ours, theirs = (build_network("resnet18", 2, norm="instance", seed=1) for _ in range(3))
+    trainer = _trainer(ours, protocol, len(train), CPU)
+    _train_epoch(trainer, train, protocol, torch.contiguous_format, seed=4, epoch=1)
     reference = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.MultiStepLR(reference, [1, 1], gamma=0.2)
-    for epoch in range(2):
-        _train_epoch(trainer, train, protocol, torch.contiguous_format, seed=4, epoch=epoch)
-        losses = plain_epoch(theirs, reference, train, protocol, seed=4, epoch=epoch)
-        schedule.step()
-        assert len(losses) == 2
-    assert trainer.steps == 4
-    for (name, one), other in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-2, msg=name)
+    losses = plain_epoch(theirs, reference, train, protocol, seed=4, epoch=1)
+    assert trainer.steps == len(losses) == 2
+    networks = (start, ours, theirs)
+    for at_start, one, other in zip(*(net.parameters() for net in networks), strict=True):
+        # A second epoch would amplify rounding too far to tell anything.
+        assert (one - other).norm() <= 0.01 * (one - at_start).norm()
 
 
 def test_an_epoch_repeats_to_the_bit():
@@ -217,8 +202,7 @@ def test_an_epoch_repeats_to_the_bit():
     networks = []
     for _ in range(2):
         network = build_network("resnet18", 2, norm="instance", seed=1)
-        sgd = Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay)
-        trainer = Trainer(network, sgd.build(network), step_schedule(0.01, [], 0.2), CPU)
+        trainer = _trainer(network, protocol, len(train), CPU)
         _train_epoch(trainer, train, protocol, torch.contiguous_format, seed=4, epoch=0)
         networks.append(network)
     for one, other in zip(*(network.parameters() for network in networks), strict=True):
@@ -262,6 +246,25 @@ def test_a_student_tells_every_epoch_and_the_best_so_far(student):
     assert result.evaluation_seconds > 0 < result.train_seconds
 
 
+def test_the_best_accuracy_is_kept_when_it_falls():
+    # With the validation labels turned round, learning leads from one half to nothing.
+    val = stripes(20, seed=1)
+    turned = Pixels(val.images, 1 - val.labels, val.ids)
+    result = train_student(
+        stripes(8, seed=0), turned, short(EPOCHS), "resnet18", seed=2, device=CPU
+    )
+    assert result.last.top1 <= 20
+    assert result.best >= 40
+
+
+def test_the_rate_falls_to_a_fifth_at_the_steps_of_both_epochs():
+    protocol = HardLabels.published(10, 10)
+    network = torch.nn.Linear(1, 1)
+    rate = _trainer(network, protocol, 100, CPU).schedule  # batches of 64 and 36
+    assert [rate(2 * 1333 - 1), rate(2 * 1333)] == pytest.approx([0.01, 0.002])
+    assert [rate(2 * 1666 - 1), rate(2 * 1666)] == pytest.approx([0.002, 0.0004])
+
+
 def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student():
     def trained(seed):
         accuracies = []
@@ -281,13 +284,8 @@ def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():
     val = stripes(30, seed=1)
     protocol = replace(short(1), n_classes=2)
     network = build_network("resnet18", 2, norm="instance", seed=3)
-    trainer = Trainer(
-        network,
-        Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay).build(network),
-        step_schedule(protocol.lr, [0, 0], 0.2),  # of one epoch, both drops come at its start
-        CPU,
-    )
     train = stripes(2, seed=0)
+    trainer = _trainer(network, protocol, len(train), CPU)
     _train_epoch(trainer, train, protocol, torch.contiguous_format, seed=3, epoch=0)
     batch = (
         normalised(val.images, IMAGENET_MEAN, IMAGENET_STD),

@@ -25,17 +25,10 @@ from engine.training import (
 )
 from shards.errors import MachineError, StoreError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 NO_IDS = torch.empty(0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """On work this small, threads wait for one another more than they help."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Scaled(nn.Module):
@@ -344,7 +337,8 @@ def is_compiled(network):
         ("on", 1, 32, True),
         ("auto", 480 * 900 - 1, 64, False),
         ("auto", 480 * 900 + 1, 64, True),
-        ("auto", 480 * 900 - 1, 128, True),  # four times the work per image
+        ("auto", 480 * 900 // 3, 64, False),
+        ("auto", 480 * 900 // 3, 128, True),  # four times the work per image
         ("auto", 0, 224, False),
     ],
 )
