@@ -20,13 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.decode.order import batches_of, epoch_ids
+from engine.decode.pixels import device_bytes
 from engine.decode.source import EpochSource
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.models.networks import LinearHead, build_network, memory_format_for, placed
 from engine.seeding import generator_for
 from engine.training import Examples
 from kernels.augment import horizontal_flip, normalised, random_resized_crop
-from shards.errors import UsageError
+from shards.errors import MachineError, UsageError
 
 ProxyName: TypeAlias = Literal["resnet18", "linear"]
 
@@ -90,7 +91,17 @@ def linear_proxy(
     seed: int,
     device: torch.device,
 ) -> Proxy:
-    """Linear classifier on features, standardised by column, on the device (n x d x 4 bytes)."""
+    """Linear classifier on features, standardised by column and held on the device.
+
+    Raises:
+        MachineError: The device has no room for them (8 n d bytes while they are standardised).
+    """
+    needed, available = 8 * features.size, device_bytes(device)
+    if needed > available:
+        raise MachineError(
+            f"features of {len(features)} images need {needed / 1e9:.2f} GB on {device}, which has "
+            f"{available / 1e9:.2f} GB available; use a backbone with fewer features"
+        )
     columns = torch.from_numpy(features).to(device).float()
     spread = columns.std(0)
     # A constant column says nothing; divided by a tiny number, the rounding of its mean would.

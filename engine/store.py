@@ -119,7 +119,7 @@ def feature_chunk_rows(width: int) -> int:
 
 
 def read_features(path: Path) -> NDArray[np.float16]:
-    """Read all features of a store, float16 of shape (n, d).
+    """Read all features of a store into memory (2 n d bytes), float16 of shape (n, d).
 
     Raises:
         StoreError: The store is missing or damaged, or a row was never written.

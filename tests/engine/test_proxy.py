@@ -15,7 +15,7 @@ from engine.proxy import convolutional_proxy, linear_proxy, rows_of, stored_side
 from engine.seeding import generator_for
 from engine.training import Sgd, Trainer, cosine_schedule
 from kernels.augment import horizontal_flip, normalised, random_resized_crop
-from shards.errors import UsageError
+from shards.errors import MachineError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -145,6 +145,13 @@ def test_the_linear_proxy_shows_every_row_once_in_an_order_of_the_seed():
     assert all(sorted(order) == list(range(N)) for order in orders)
     assert len({tuple(order) for order in orders}) == 4
     assert ids_of(linear(features, labels, seed=1), 1) == orders[3]
+
+
+def test_features_that_do_not_fit_the_memory_are_refused_before_they_are_copied(monkeypatch):
+    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 8 * 100 * 50 - 1)
+    features, labels = np.zeros((100, 50), np.float16), np.zeros(100, np.int64)
+    with pytest.raises(MachineError, match=r"features of 100 images need .* backbone"):
+        linear_proxy(features, labels, 2, batch=4, seed=0, device=torch.device("cpu"))
 
 
 def test_the_linear_proxy_learns_separable_features():
