@@ -32,7 +32,7 @@ class Demo:
 
     out: Path = Path("demo-run")
     """Folder for everything that the demo makes."""
-    epochs: int = 40
+    epochs: int = 30
     """Epochs of each student (the protocol has 2000)."""
     repeats: int = 2
     """Students per set."""
