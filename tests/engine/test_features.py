@@ -12,7 +12,6 @@ from safetensors.torch import save_file
 from engine.artifact import output_digest
 from engine.decode.geometry import Geometry
 from engine.decode.source import Source
-from engine.device import half_precision
 from engine.features import FeatureSpec, cached_features, embed, features_for, remember
 from engine.ledger import read_ledger
 from engine.models.backbones import OFFLINE_BACKBONE, load_backbone
@@ -43,12 +42,12 @@ def dataset(packed):
 
 @pytest.fixture(scope="module")
 def expected(dataset):
-    """Features by the network itself, in the precision that is used on this machine."""
+    """Features by the network itself, in float32."""
     cpu = torch.device("cpu")
     backbone = load_backbone(OFFLINE_BACKBONE, None, cpu)
     with Source(dataset, Geometry(32, None)) as source:
         images = torch.cat([part.images for part in source.epoch(60)])
-    with torch.inference_mode(), half_precision(cpu):
+    with torch.inference_mode():
         return backbone.network((images.float() / 255 - 0.5) / 0.5).float().numpy()
 
 
@@ -57,11 +56,11 @@ def entries(cache):
 
 
 def assert_alike(features, expected):
-    """The same up to float16 and the order of sums: another image would differ by more."""
+    """The same up to float16 and the order of sums; bfloat16 arithmetic would be at 0.97."""
     a, b = (
         x / np.linalg.norm(x, axis=1, keepdims=True) for x in (features.astype(float), expected)
     )
-    assert (a * b).sum(axis=1).min() > 0.999
+    assert (a * b).sum(axis=1).min() > 0.99999
     assert ((a @ b.T).argmax(axis=1) == np.arange(len(a))).all()
 
 
