@@ -72,7 +72,8 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
 
 
 def weights_key(name: str, weights: Path | None) -> str:
-    """sha256 of the weights that ``load_backbone`` would take."""
+    """sha256 of the weights that ``load_backbone`` would take; refuses what it would refuse."""
+    _recipe(name)  # an unknown name is not a matter of missing weights
     return weights_digest(weights or _weights_at_hand(name))
 
 

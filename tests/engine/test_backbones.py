@@ -305,3 +305,8 @@ def test_both_formats_give_the_same_tensors(tmp_path):
         read = read_weights(tmp_path / name)
         assert read.keys() == state.keys()
         assert all(torch.equal(read[one], state[one]) for one in state)
+
+
+def test_an_unknown_backbone_is_not_taken_for_one_whose_weights_are_missing():
+    with pytest.raises(UsageError, match="backbone must be a timm model, got resnet81"):
+        weights_key("resnet81", None)
