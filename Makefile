@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEEDED_GIB := 10
-COMPILE := $(BIN)/uv pip compile pyproject.toml --all-extras --universal --fork-strategy fewest \
+COMPILE := $(BIN)/uv pip compile pyproject.toml --extra offline --extra fid --extra dev --universal --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --python-version 3.11 --quiet
 
 help:  ## List the targets.

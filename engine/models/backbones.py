@@ -83,8 +83,7 @@ def _recipe(name: str) -> Recipe:
     if name == OFFLINE_BACKBONE:
         return Recipe(build=lambda: _timm(name), mean=HALF, std=HALF, by_position=True)
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
-        build = lambda: _timm("mobilenetv2_100", pad_type="same")  # noqa: E731
-        return Recipe(build=build, mean=HALF, std=HALF)
+        return Recipe(build=lambda: _timm("mobilenetv2_100", pad_type="same"), mean=HALF, std=HALF)
     return _timm_recipe(name)
 
 

@@ -45,7 +45,7 @@ def one_thread() -> Generator[None]:
 
 
 @pytest.fixture
-def coreset(capsys: pytest.CaptureFixture[str], one_thread: None) -> Callable[..., Told]:  # noqa: ARG001
+def coreset(capsys: pytest.CaptureFixture[str], one_thread: None) -> Callable[..., Told]:  # noqa: ARG001 - a fixture for its effect
     """``coreset("score", DATA, ...)``: run a command in this process."""
 
     def run(*words: object) -> Told:
@@ -157,7 +157,7 @@ def val(make_photos: Callable[..., Path], work: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def scored(packed: Path, work: Path, one_thread: None) -> Path:  # noqa: ARG001
+def scored(packed: Path, work: Path, one_thread: None) -> Path:  # noqa: ARG001 - a fixture for its effect
     """Scores of ``packed`` by three epochs of a small ResNet-18; read only."""
     small = ("--size", 17, "--epochs", 3, "--batch", 16)
     return made(work / "SCORES", "score", packed, work / "SCORES", *small)

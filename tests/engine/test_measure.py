@@ -49,7 +49,7 @@ def by_numpy(condensed, val):
 
 
 @pytest.fixture(scope="module")
-def measured(ccs_set, val, work, one_thread):  # noqa: ARG001
+def measured(ccs_set, val, work, one_thread):  # noqa: ARG001 - a fixture for its effect
     """Results of measuring the CCS coreset; read only."""
     from engine.cli import main
 

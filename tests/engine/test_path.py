@@ -27,7 +27,7 @@ PATH = (
 
 
 @pytest.fixture(scope="module")
-def walked(make_photos, tmp_path_factory, one_thread):  # noqa: ARG001
+def walked(make_photos, tmp_path_factory, one_thread):  # noqa: ARG001 - a fixture for its effect
     """A folder in which every verb has run once, with relative paths; read only."""
     from engine.cli import main
 

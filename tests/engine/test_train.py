@@ -27,7 +27,7 @@ def inputs(random_set, val):
 
 
 @pytest.fixture(scope="module")
-def trained(inputs, work, one_thread):  # noqa: ARG001
+def trained(inputs, work, one_thread):  # noqa: ARG001 - a fixture for its effect
     """Results of two students on two random photos a class; read only."""
     from engine.cli import main
 
