@@ -53,15 +53,17 @@ def test_nothing_is_drawn_before_the_first_item_is_asked_for():
 
 
 def test_leaving_early_computes_only_the_item_under_way():
-    log, release = [], threading.Event()
+    log, under_way, release = [], threading.Event(), threading.Event()
 
     def slow_after_the_first():
         for item in generated(9, log):
             yield item
+            under_way.set()
             release.wait(timeout=60)
 
     items = ahead(slow_after_the_first(), 5)
     next(items)
-    threading.Timer(0.05, release.set).start()
+    assert under_way.wait(timeout=60)
+    threading.Timer(0.5, release.set).start()
     items.close()
     assert log == [0, 1, "closed"]
