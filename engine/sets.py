@@ -102,7 +102,7 @@ class CondensedSet:
 
 def subset_content(dataset: Dataset, ids: NDArray[np.int64]) -> str:
     """Content digest of some samples of a data set, in the order of ``ids``."""
-    return content_digest(dataset.samples["content_hash"].take(ids).to_pylist())
+    return content_digest(dataset.table(["content_hash"])["content_hash"].take(ids).to_pylist())
 
 
 def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:

@@ -4,7 +4,7 @@ Made for noisy-label benchmarks, whose tables list a path and one column of labe
 """
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UsageError
 from shards.probe import Refusal, probe
-from shards.sources import Source
+from shards.sources.base import Sample, Source
 
 NO_ROW = -1
 
@@ -29,7 +29,8 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
         UsageError: The table or the column is missing, a value is not a class, two rows contradict
             each other, or an image has no row.
     """
-    positions = _positions_by_name(source)
+    names = source.names
+    positions = _positions_by_name(names, source.keys)
     labels_of_classes = {name: label for label, name in enumerate(source.classes)}
     labels = np.full(len(source), NO_ROW, dtype=np.int64)
     for line, name, value in _rows(path, column):
@@ -40,11 +41,11 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
         if label is None:
             raise UsageError(
                 f"{path} line {line}: {column} is {value!r}, which is no class folder of "
-                f"{source.root}; correct the table or choose another column"
+                f"{source.place}; correct the table or choose another column"
             )
         if labels[position] not in (NO_ROW, label):
             raise UsageError(
-                f"{path} line {line} contradicts an earlier row of {source.names[position]}; "
+                f"{path} line {line} contradicts an earlier row of {names[position]}; "
                 "remove one of them"
             )
         labels[position] = label
@@ -52,9 +53,9 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     return np.where(labels == NO_ROW, source.labels, labels)
 
 
-def _positions_by_name(source: Source) -> dict[str, int]:
-    by_source = {name: position for position, name in enumerate(source.names)}
-    return {key: position for position, key in enumerate(source.keys)} | by_source
+def _positions_by_name(names: Sequence[str], keys: Sequence[str]) -> dict[str, int]:
+    by_source = {name: position for position, name in enumerate(names)}
+    return {key: position for position, key in enumerate(keys)} | by_source
 
 
 def _last_two_parts(name: str) -> str:
@@ -84,17 +85,19 @@ def _rows(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
 def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None:
     missing = np.flatnonzero(labels == NO_ROW)
     for position in missing:
-        name = source.names[position]
-        if _is_image(source.root / name):
+        sample = source.sample(int(position))
+        if _is_image(source, sample):
             raise UsageError(
-                f"{name} has no row in {path} ({missing.size:,} of {len(source):,} files have "
-                "none); add the rows or remove the files"
+                f"{sample.name} has no row in {path} ({missing.size:,} of {len(source):,} files "
+                "have none); add the rows or remove the files"
             )
 
 
-def _is_image(path: Path) -> bool:
+def _is_image(source: Source, sample: Sample) -> bool:
+    if sample.row in source.unreadable:
+        return False
     try:
-        probe(path.read_bytes())
+        probe(source.contents.read(sample.row))
     except Refusal:
         return False
     return True

@@ -16,7 +16,7 @@ from shards.atomic import json_bytes
 from shards.errors import ManifestError, UsageError
 
 FORMAT = "coreset-shards"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 
 
@@ -31,6 +31,8 @@ class ShardEntry:
     samples: int
     """Packed samples."""
     bytes: int
+    index_bytes: int
+    """Bytes of the index beside it."""
     sha256: str
 
 
@@ -47,6 +49,8 @@ class Manifest:
     n_found: int
     n_samples: int
     n_quarantined: int
+    kinds: Mapping[str, int]
+    """Samples by stored format (jpg, png, webp) and by flag (cmyk, grey, misnamed ...)."""
     shards: tuple[ShardEntry, ...]
     identity: str
     content: str
@@ -82,27 +86,52 @@ class Manifest:
             raise UsageError(f"{data} {fact}; run `coreset pack SRC {data}` first")
         try:
             document: dict[str, Any] = json.loads(path.read_bytes())
+            version = document.get("format"), document.get("format_version")
+            if version[0] is not None and version != (FORMAT, FORMAT_VERSION):
+                raise ManifestError(
+                    f"{path} has format {version[0]} version {version[1]}, this program reads "
+                    f"{FORMAT} version {FORMAT_VERSION}; pack the data set again"
+                )
             shards = tuple(ShardEntry(**entry) for entry in document.pop("shards"))
             classes = tuple(document.pop("classes"))
-            manifest = Manifest(**document, classes=classes, shards=shards)
+            return Manifest(**document, classes=classes, shards=shards)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise ManifestError(
                 f"{path} cannot be read ({error}); pack the data set again"
             ) from error
-        if (manifest.format, manifest.format_version) != (FORMAT, FORMAT_VERSION):
-            raise ManifestError(
-                f"{path} has format {manifest.format} version {manifest.format_version}, this "
-                f"program reads {FORMAT} version {FORMAT_VERSION}; pack the data set again"
-            )
-        return manifest
+
+
+@dataclass(slots=True)
+class DatasetDigests:
+    """Both digests of a data set, sample by sample in id order."""
+
+    samples: int = 0
+    _identity: Any = field(default_factory=hashlib.sha256)
+    _content: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, key: str, label: int, content_hash: bytes) -> None:
+        """Append one sample: ``key TAB label NEWLINE``, and the 16 bytes of its content hash."""
+        self.samples += 1
+        self._identity.update(f"{key}\t{label}\n".encode())
+        self._content.update(content_hash)
+
+    @property
+    def identity(self) -> str:
+        """sha256 over the lines of keys and labels."""
+        return self._identity.hexdigest()
+
+    @property
+    def content(self) -> str:
+        """sha256 over the content hashes."""
+        return self._content.hexdigest()
 
 
 def identity_digest(keys: Sequence[str], labels: Iterable[int]) -> str:
     """sha256 over ``key TAB label NEWLINE`` in id order."""
-    hasher = hashlib.sha256()
+    digests = DatasetDigests()
     for key, label in zip(keys, labels, strict=True):
-        hasher.update(f"{key}\t{label}\n".encode())
-    return hasher.hexdigest()
+        digests.add(key, label, b"")
+    return digests.identity
 
 
 def content_digest(content_hashes: Iterable[bytes]) -> str:

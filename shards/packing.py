@@ -8,21 +8,20 @@ become the tables and the manifest, and are removed.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Lock
-from typing import Any, Protocol
+from threading import Event, Lock, Semaphore
+from typing import Protocol
 
 import numpy as np
-import xxhash
-from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
 from shards.errors import MachineError, UsageError
 from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
-from shards.probe import MAX_FILE_BYTES, Probe, Refusal, probe, refuse_long_file
+from shards.plan import Plan
+from shards.probe import MAX_FILE_BYTES
 from shards.quarantine import require_few
 from shards.records import (
     Row,
@@ -32,8 +31,9 @@ from shards.records import (
     remove_records,
     write_tables,
 )
-from shards.sources import Source, sample_key
-from shards.tar import Member, ShardWriter, index_path, shard_name
+from shards.sources.base import Source
+from shards.storing import store_sample
+from shards.tar import ShardWriter, index_path, shard_name
 
 SOURCE_STATE_NAME = "source-state.sha256"
 # Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
@@ -52,32 +52,6 @@ class Observer(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """What is to be packed, and how it will be called."""
-
-    source: Source
-    """Found files in pack order."""
-    labels: NDArray[np.int64]
-    """Label of each found file, int64 of shape (found,)."""
-    samples_per_shard: int
-    """Found positions per shard."""
-    name: str
-    split: str
-    settings: Mapping[str, Any]
-    """What the manifest will record of how the bytes were shaped."""
-
-    @property
-    def n_shards(self) -> int:
-        """Shards, the last one possibly short."""
-        return -(-len(self.source) // self.samples_per_shard)
-
-    def positions(self, shard: int) -> range:
-        """Found positions of a shard."""
-        first = shard * self.samples_per_shard
-        return range(first, min(first + self.samples_per_shard, len(self.source)))
-
-
 def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Observer) -> Manifest:
     """Fill ``scratch`` with a packed data set, or continue what an interrupted run left there.
 
@@ -93,13 +67,54 @@ def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Obs
         DataError: More files were refused than the limits allow.
         MachineError: The disk is full or fails; what was committed is kept.
     """
+    if prepare(plan, scratch):
+        pack_shards(plan, scratch, range(plan.n_shards), workers=workers, observer=observer)
+    return finish(plan, scratch, listed)
+
+
+def prepare(plan: Plan, scratch: Path) -> bool:
+    """Clear what a kill left and bind ``scratch`` to the source; whether shards may be missing.
+
+    Raises:
+        UsageError: The source was written again since the interrupted packing in ``scratch``.
+    """
     for leftover in scratch.glob(".*.partial"):
         leftover.unlink()
     if (scratch / MANIFEST_NAME).is_file():
+        return False
+    _pin_source(plan.source, scratch)
+    return True
+
+
+def pack_shards(
+    plan: Plan, scratch: Path, shards: Sequence[int], *, workers: int, observer: Observer
+) -> None:
+    """Write and commit those of ``shards`` that are not committed yet; see ``pack``."""
+    uncommitted: list[int] = []
+    for shard in shards:
+        if is_committed(scratch, shard):
+            observer.shard(ShardRecord.read(scratch, shard), resumed=True)
+        else:
+            uncommitted.append(shard)
+    _require_space(plan, scratch, uncommitted)
+    packing = _Packing(plan, scratch, observer, Semaphore(workers))
+    # Twice as many threads as may work at once: the others wait for the disk to take a shard.
+    with ThreadPoolExecutor(2 * workers, thread_name_prefix="pack") as pool:
+        tasks = [pool.submit(packing.pack, shard) for shard in uncommitted]
+        try:
+            for task in as_completed(tasks):
+                task.result()
+        except BaseException:
+            packing.stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
+    """Turn the records of all shards into tables and manifest; see ``pack``."""
+    if (scratch / MANIFEST_NAME).is_file():
         manifest = Manifest.read(scratch)
     else:
-        _pin_source(plan.source, scratch)
-        _pack_shards(plan, scratch, workers, observer)
         refused, source = refused_rows(scratch, plan.n_shards), plan.source
         require_few(refused, source.classes, source.class_sizes(), listed)
         manifest = write_tables(
@@ -133,29 +148,9 @@ def _pin_source(source: Source, scratch: Path) -> None:
         write_atomically(path, state.encode())
     elif path.read_text() != state:
         raise UsageError(
-            f"files of {source.root} were written again since the interrupted packing in "
+            f"files of {source.place} were written again since the interrupted packing in "
             f"{scratch}; remove that folder and pack again"
         )
-
-
-def _pack_shards(plan: Plan, scratch: Path, workers: int, observer: Observer) -> None:
-    uncommitted: list[int] = []
-    for shard in range(plan.n_shards):
-        if is_committed(scratch, shard):
-            observer.shard(ShardRecord.read(scratch, shard), resumed=True)
-        else:
-            uncommitted.append(shard)
-    _require_space(plan, scratch, uncommitted)
-    packing = _Packing(plan, scratch, observer)
-    with ThreadPoolExecutor(workers, thread_name_prefix="pack") as pool:
-        shards = [pool.submit(packing.pack, shard) for shard in uncommitted]
-        try:
-            for shard in as_completed(shards):
-                shard.result()
-        except BaseException:
-            packing.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
 
 
 def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
@@ -178,6 +173,8 @@ class _Packing:
     plan: Plan
     scratch: Path
     observer: Observer
+    working: Semaphore
+    """As many threads as there are workers; none while the disk takes a finished shard."""
     stop: Event = field(default_factory=Event)
     _turn: Lock = field(default_factory=Lock)
 
@@ -196,89 +193,37 @@ class _Packing:
         with self._turn:
             self.observer.shard(record, resumed=False)
 
-    def _require_going_on(self) -> None:
-        if self.stop.is_set():
-            raise CancelledError
-
     def _write(self, shard: int, path: Path) -> ShardRecord:
-        rows: list[Row] = []
-        positions = self.plan.positions(shard)
         writer = ShardWriter.open(path)
         try:
-            for position in positions:
-                self._require_going_on()
-                row = _pack_file(self.plan, position, writer)
-                rows.append(row)
-                with self._turn:
-                    self.observer.image(row["bytes"], packed="reason" not in row)
+            with self.working:
+                rows = [self._store(position, writer) for position in self.plan.positions(shard)]
             sha256 = writer.finish()
         except BaseException:
             writer.abandon()
             raise
+        positions = self.plan.positions(shard)
         entry = ShardEntry(
             name=path.name,
             first_position=positions.start,
             found=len(positions),
             samples=len(writer.samples),
             bytes=writer.size,
+            index_bytes=index_path(path).stat().st_size,
             sha256=sha256,
         )
         return ShardRecord(
             entry=entry,
-            index_bytes=index_path(path).stat().st_size,
             samples=[{"shard": shard, **row} for row in rows if "reason" not in row],
             refused=[row for row in rows if "reason" in row],
         )
 
-
-def _pack_file(plan: Plan, position: int, writer: ShardWriter) -> Row:
-    """Append one file to its shard; the row of a refused file has a reason.
-
-    The bytes are read once: hashed, decoded and written from the same buffer.
-    """
-    source, name = plan.source, plan.source.names[position]
-    row: Row = {"key": sample_key(name), "source": name, "bytes": int(source.sizes[position])}
-    row["content_hash"] = None
-    folder_label = int(source.labels[position])
-    try:
-        refuse_long_file(row["bytes"])
-        data = _read(source, position)
-        row["content_hash"] = xxhash.xxh3_128_hexdigest(data)
-        image = probe(data)
-    except Refusal as refusal:
-        row |= {"position": position, "class": source.classes[folder_label]}
-        return row | {"reason": str(refusal.reason), "detail": refusal.detail}
-    label = int(plan.labels[position])
-    member = writer.add(position, image.format, data, label)
-    row |= {"label": label, "class": source.classes[label], "folder_label": folder_label}
-    return row | _image_columns(member, image)
-
-
-def _image_columns(member: Member, image: Probe) -> Row:
-    return {
-        "member": member.name,
-        "offset": member.offset,
-        "format": image.format,
-        "width": image.width,
-        "height": image.height,
-        "flags": int(image.flags),
-    }
-
-
-def _read(source: Source, position: int) -> bytes:
-    path = source.root / source.names[position]
-    expected = int(source.sizes[position]), int(source.mtimes_ns[position])
-    try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            data = file.read(expected[0] + 1)
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be read ({error.strerror}); mend that, and the same command continues"
-        ) from error
-    if (status.st_size, status.st_mtime_ns) != expected or len(data) != expected[0]:
-        raise UsageError(
-            f"{path} changed while it was being packed; pack again when nothing writes to "
-            f"{source.root}"
-        )
-    return data
+    def _store(self, position: int, writer: ShardWriter) -> Row:
+        if self.stop.is_set():
+            raise CancelledError
+        row = store_sample(self.plan, position, writer)
+        source = self.plan.source
+        size = int(source.row_sizes[source.rows[position]])
+        with self._turn:
+            self.observer.image(size, packed="reason" not in row)
+        return row

@@ -1,7 +1,9 @@
 """The record that commits a shard, and the tables and the manifest that all records become."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,14 +12,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.atomic import sha256_of_file, sync_and_rename, temporary_name, write_atomically
-from shards.dataset import QUARANTINE_NAME, QUARANTINE_SCHEMA, SAMPLES_NAME, SAMPLES_SCHEMA
+from shards.dataset import (
+    QUARANTINE_NAME,
+    QUARANTINE_SCHEMA,
+    SAMPLES_NAME,
+    SAMPLES_SCHEMA,
+    Flag,
+)
 from shards.manifest import (
     MANIFEST_NAME,
+    DatasetDigests,
     Manifest,
     ShardEntry,
     classes_digest,
-    content_digest,
-    identity_digest,
 )
 from shards.tar import index_path, shard_name
 
@@ -33,7 +40,6 @@ class ShardRecord:
     """What one shard holds; its file, written last, commits the shard."""
 
     entry: ShardEntry
-    index_bytes: int
     samples: list[Row]
     """Rows of ``SAMPLES_SCHEMA`` without ``id``; content hashes are hexadecimal."""
     refused: list[Row]
@@ -64,7 +70,7 @@ def is_committed(scratch: Path, shard: int) -> bool:
         sizes = tar.stat().st_size, index_path(tar).stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return sizes == (record.entry.bytes, record.index_bytes)
+    return sizes == (record.entry.bytes, record.entry.index_bytes)
 
 
 def read_records(scratch: Path, n_shards: int) -> Iterator[ShardRecord]:
@@ -75,7 +81,7 @@ def read_records(scratch: Path, n_shards: int) -> Iterator[ShardRecord]:
 def refused_rows(scratch: Path, n_shards: int) -> list[Row]:
     """Rows of ``QUARANTINE_SCHEMA`` of all shards, in pack order."""
     rows = [row for record in read_records(scratch, n_shards) for row in record.refused]
-    return [_with_binary_hash(row) for row in rows]
+    return [_with_binary_hashes(row) for row in rows]
 
 
 def write_tables(
@@ -88,23 +94,34 @@ def write_tables(
     settings: Mapping[str, Any],
 ) -> Manifest:
     """Turn the records of a packing into both tables and, last, the manifest."""
-    samples = _samples_table(scratch, n_shards)
-    quarantine = pa.Table.from_pylist(refused_rows(scratch, n_shards), QUARANTINE_SCHEMA)
-    shards = tuple(record.entry for record in read_records(scratch, n_shards))
+    shards: list[ShardEntry] = []
+    digests, kinds = DatasetDigests(), Counter[str]()
+    with _table_file(scratch / SAMPLES_NAME, SAMPLES_SCHEMA) as write:
+        for record in read_records(scratch, n_shards):
+            shards.append(record.entry)
+            rows = _sample_rows(record, first_id=digests.samples)
+            for row in rows:
+                digests.add(row["key"], row["label"], row["content_hash"])
+                kinds.update(_kinds(row))
+            write(rows)
+    with _table_file(scratch / QUARANTINE_NAME, QUARANTINE_SCHEMA) as write:
+        for record in read_records(scratch, n_shards):
+            write([_with_binary_hashes(row) for row in record.refused])
     manifest = Manifest(
         name=name,
         split=split,
         classes=tuple(classes),
         settings=settings,
         n_found=sum(shard.found for shard in shards),
-        n_samples=len(samples),
-        n_quarantined=len(quarantine),
-        shards=shards,
-        identity=identity_digest(samples["key"].to_pylist(), samples["label"].to_pylist()),
-        content=content_digest(samples["content_hash"].to_pylist()),
+        n_samples=digests.samples,
+        n_quarantined=sum(shard.found - shard.samples for shard in shards),
+        kinds=dict(sorted(kinds.items())),
+        shards=tuple(shards),
+        identity=digests.identity,
+        content=digests.content,
         classes_sha256=classes_digest(classes),
-        samples_sha256=_write_table(scratch / SAMPLES_NAME, samples),
-        quarantine_sha256=_write_table(scratch / QUARANTINE_NAME, quarantine),
+        samples_sha256=sha256_of_file(scratch / SAMPLES_NAME),
+        quarantine_sha256=sha256_of_file(scratch / QUARANTINE_NAME),
     )
     write_atomically(scratch / MANIFEST_NAME, manifest.to_bytes())
     return manifest
@@ -116,29 +133,46 @@ def remove_records(scratch: Path) -> None:
         path.unlink()
 
 
-def _samples_table(scratch: Path, n_shards: int) -> _Table:
-    """All samples in id order; ids are ranks of the packed, which lie in pack order already."""
-    tables: list[_Table] = []
-    next_id = 0
-    for record in read_records(scratch, n_shards):
-        rows = [
-            {"id": sample_id, **_with_binary_hash(row)}
-            for sample_id, row in enumerate(record.samples, next_id)
-        ]
-        next_id += len(rows)
-        tables.append(pa.Table.from_pylist(rows, SAMPLES_SCHEMA))
-    return pa.concat_tables(tables)
+def _sample_rows(record: ShardRecord, first_id: int) -> list[Row]:
+    """Rows of one shard; ids are ranks of the packed, which lie in pack order already."""
+    return [
+        {"id": sample_id, **_with_binary_hashes(row)}
+        for sample_id, row in enumerate(record.samples, first_id)
+    ]
 
 
-def _with_binary_hash(row: Row) -> Row:
-    text = row["content_hash"]
-    return {**row, "content_hash": None if text is None else bytes.fromhex(text)}
+def _kinds(row: Row) -> list[str]:
+    """Names under which a stored image is counted in the manifest: its format and its flags."""
+    return [row["format"], *(str(flag.name).lower() for flag in Flag(row["flags"]))]
 
 
-def _write_table(path: Path, table: _Table) -> str:
+def _with_binary_hashes(row: Row) -> Row:
+    hashes = {name: row[name] for name in ("content_hash", "source_hash") if row.get(name)}
+    return row | {name: bytes.fromhex(text) for name, text in hashes.items()}
+
+
+@contextmanager
+def _table_file(path: Path, schema: _Table) -> Generator[Callable[[Sequence[Row]], None]]:
+    """Yield a function that appends rows; what is in memory stays below two row groups."""
     with temporary_name(path).open("wb") as file:
-        pq.write_table(
-            table.combine_chunks(), file, row_group_size=_ROWS_PER_GROUP, compression=_COMPRESSION
-        )
+        waiting: list[_Table] = []
+        with pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
+
+            def write(rows: Sequence[Row]) -> None:
+                waiting.append(pa.Table.from_pylist(rows, schema))
+                if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
+                    _write_groups(writer, waiting, whole=True)
+
+            yield write
+            _write_groups(writer, waiting, whole=False)
         sync_and_rename(file, path)
-    return sha256_of_file(path)
+
+
+def _write_groups(writer: _Table, waiting: list[_Table], *, whole: bool) -> None:
+    """Write what waits in groups of a fixed size; with ``whole``, leave a shorter rest waiting."""
+    if not waiting:
+        return
+    table = pa.concat_tables(waiting).combine_chunks()
+    end = len(table) - len(table) % _ROWS_PER_GROUP if whole else len(table)
+    writer.write_table(table.slice(0, end), row_group_size=_ROWS_PER_GROUP)
+    waiting[:] = [table.slice(end)] if whole else []

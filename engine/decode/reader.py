@@ -1,8 +1,6 @@
 """Byte ranges of the shards: the stored bytes of any samples, in any order, from any thread."""
 
 import os
-import resource
-import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -11,6 +9,7 @@ from numpy.typing import NDArray
 
 from shards.dataset import Dataset
 from shards.errors import ManifestError
+from shards.ranges import OpenFiles
 
 
 class ShardReader:
@@ -21,11 +20,7 @@ class ShardReader:
         self._shards = dataset.ints("shard")
         self._offsets = dataset.ints("offset")
         self._bytes = dataset.ints("bytes")
-        self._descriptors: dict[int, int] = {}
-        self._lock = threading.Lock()
-        # A data set can have more shards than the process may have open files: what does not fit is
-        # opened for one read.
-        self._max_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._files = OpenFiles(dataset.shard_paths())
 
     def __enter__(self) -> "ShardReader":
         return self
@@ -35,9 +30,7 @@ class ShardReader:
 
     def close(self) -> None:
         """Close the shards; no read may be under way."""
-        with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+        self._files.close()
 
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Stored bytes of the samples ``ids``, in the order asked for.
@@ -64,7 +57,7 @@ class ShardReader:
         ranges = list(
             zip(self._bytes[samples].tolist(), self._offsets[samples].tolist(), strict=True)
         )
-        with self._open_shard(int(samples[0])) as descriptor:
+        with self._open_shard(int(self._shards[samples[0]])) as descriptor:
             for length, offset in ranges:  # all are on their way before the first is waited for
                 os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_WILLNEED)
             for position, (length, offset) in zip(positions.tolist(), ranges, strict=True):
@@ -76,27 +69,12 @@ class ShardReader:
                     )
 
     @contextmanager
-    def _open_shard(self, sample: int) -> Generator[int]:
-        shard = int(self._shards[sample])
-        with self._lock:
-            descriptor = self._descriptors.get(shard)
-            if descriptor is None and len(self._descriptors) < self._max_open:
-                descriptor = self._descriptors[shard] = self._open(sample)
-        if descriptor is not None:
-            yield descriptor
-            return
-        descriptor = self._open(sample)
+    def _open_shard(self, shard: int) -> Generator[int]:
         try:
-            yield descriptor
-        finally:
-            os.close(descriptor)
-
-    def _open(self, sample: int) -> int:
-        path = self._dataset.path / self._dataset.manifest.shards[self._shards[sample]].name
-        try:
-            return os.open(path, os.O_RDONLY)
+            with self._files.descriptor(shard) as descriptor:
+                yield descriptor
         except OSError as error:
             raise ManifestError(
-                f"{path} cannot be opened ({error.strerror}); "
+                f"{self._files.paths[shard]} cannot be opened ({error.strerror}); "
                 f"run `coreset verify {self._dataset.path}`"
             ) from error

@@ -9,17 +9,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.accounting import Account
 from engine.artifact import Work, making
 from engine.config import DataPath, Outcome, SetPath, require_at_least, shaping_fields
-from engine.progress import Progress, progress
+from engine.ledger import Meter
+from engine.progress import progress
 from engine.provenance import Provenance
 from engine.sets import SetInfo
 from shards.dataset import Dataset
 from shards.errors import UsageError
-from shards.packing import Plan, pack
+from shards.packing import pack
+from shards.plan import Plan
 from shards.quarantine import list_path
-from shards.records import ShardRecord
-from shards.sources import find_images
+from shards.sources.folder import find_folder
 
 IMAGES_NAME = ".images"
 
@@ -152,7 +154,8 @@ def _write_images(folder: Path, images: NDArray[np.uint8]) -> None:
 
 
 def _pack_images(folder: Path, out: Path, name: str) -> None:
-    found = find_images(folder)
+    meter = Meter("distill", "")  # the images count once, as those that were clustered
+    found = find_folder(folder)
     plan = Plan(
         source=found,
         labels=found.labels,
@@ -162,17 +165,4 @@ def _pack_images(folder: Path, out: Path, name: str) -> None:
         settings={"order": "source"},
     )
     with progress("pack", len(found)) as bar:
-        pack(plan, out, workers=1, listed=list_path(out), observer=_Bar(bar))
-
-
-@dataclass(frozen=True, slots=True)
-class _Bar:
-    """Passes the progress of packing on to the display."""
-
-    bar: Progress
-
-    def image(self, source_bytes: int, *, packed: bool) -> None:  # noqa: ARG002 - the protocol's
-        self.bar.advance()
-
-    def shard(self, record: ShardRecord, *, resumed: bool) -> None:
-        """Nothing to show."""
+        pack(plan, out, workers=1, listed=list_path(out), observer=Account(meter, bar, None))

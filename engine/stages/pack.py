@@ -1,42 +1,64 @@
-"""``coreset pack``: a folder of images per class becomes a packed data set."""
+"""``coreset pack``: images in any common layout become a packed data set."""
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from engine.accounting import Account, bound
 from engine.artifact import Work, making
-from engine.config import DataPath, Outcome, SourcePath
+from engine.config import DataPath, Outcome, SourcePath, require_at_least, require_between
 from engine.ledger import Meter
-from engine.progress import Progress, progress
+from engine.progress import progress
 from engine.provenance import Provenance
-from shards.atomic import sha256_of_file
-from shards.classes import recognise
+from engine.ranks import Ranks, joined
+from shards.atomic import sha256_of_file, temporary_name
+from shards.classes import class_list, recognise
 from shards.errors import DataError, UsageError
 from shards.labels import read_labels
-from shards.manifest import Manifest
-from shards.packing import Plan, pack, thread_count
+from shards.manifest import Manifest, classes_digest
+from shards.packing import finish, pack_shards, prepare, thread_count
+from shards.plan import Plan, Resize
 from shards.probe import MAX_PIXELS
 from shards.quarantine import list_path
-from shards.records import ShardRecord
-from shards.sources import Order, Source, find_images
+from shards.sources.base import Order, Repeats, Source
+from shards.sources.find import find
+from shards.sources.wanted import Wanted
 
+# Kinds of stored images that a user should hear of.
+UNUSUAL = frozenset({"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette"})
+_GO, _NOTHING_LEFT = 0, 1
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pack:
-    """Pack a folder of images (SRC/CLASS/FILE) into shards that every later verb reads."""
+    """Pack images into shards that every later verb reads, whatever layout they come in.
+
+    SRC is a folder with one folder per class; ILSVRC2012_img_train.tar, or a folder of class tars;
+    a folder or tar of the ILSVRC validation images (with --ground-truth); a folder of WebDataset
+    shards or of Hugging Face parquet files; a CSV or parquet list of paths and labels; or a packed
+    data set.
+    """
 
     src: SourcePath
-    """Folder that holds one folder per class; every file in them is packed or listed as refused."""
+    """Where the images are; every file is packed or listed as refused."""
     data: DataPath
     """Packed data set to make."""
     name: str = ""
-    """Name of the data set; default: recognised by its classes, else by the folder's name."""
+    """Name of the data set; default: recognised by its classes, else by the source's name."""
     split: str = ""
-    """Split, such as train or val; default: the folder's name."""
+    """Split, such as train or val; default: the source's name."""
+    classes: str = ""
+    """Classes to take: imagenet100, imagenette, or a file with one name a line; default: all."""
+    class_names: str = ""
+    """Names of integer labels in their order, for sources that have none: imagenet-1k or a file
+    with one name a line."""
+    ground_truth: Path | None = None
+    """Labels of ILSVRC validation images: ILSVRC2012_devkit_t12 (folder or tar.gz), or a file that
+    lists a WordNet id or sorted class number per image."""
     order: Order = "shuffled"
     """Order of the samples: permuted, so that sequential readers see mixed classes, or sorted by
     sample key."""
@@ -44,16 +66,31 @@ class Pack:
     """Seed of the permutation."""
     samples_per_shard: int = 2000
     """Found files per shard."""
+    store: Literal["original", "resized"] = "original"
+    """Keep the bytes of every file, or re-encode once to --short-side, which makes every later pass
+    several times faster."""
+    short_side: int = 256
+    """Short side in pixels of resized images; smaller ones keep their size."""
+    quality: int = 90
+    """JPEG quality of resized images."""
+    check: bool = True
+    """Decode every image, so that no later stage meets a bad one; --no-check reads headers only."""
+    on_bad: Literal["quarantine", "fail"] = "quarantine"
+    """List files that cannot be packed, up to max(10, 0.1 %) of all and max(2, 5 %) of a class; or
+    stop at the first."""
+    duplicates: Repeats = "error"
+    """Two samples with one key: stop, or keep the first found."""
     labels: Path | None = None
-    """CSV table that replaces the labels of the folders; its first column names the image."""
+    """CSV table that replaces the labels of the source; its first column names the image."""
     column: str = ""
     """Column of the table that holds the class, such as noisy_labels_25."""
     workers: int = 0
     """Threads; 0 is one per core. They do not change the result."""
 
     def __post_init__(self) -> None:
-        if self.samples_per_shard < 1:
-            raise UsageError(f"samples_per_shard must be at least 1, got {self.samples_per_shard}")
+        require_at_least("samples_per_shard", self.samples_per_shard, 1)
+        require_at_least("short_side", self.short_side, 1)
+        require_between("quality", self.quality, 1, 101)
         if (self.labels is None) != (self.column == ""):
             raise UsageError(
                 f"labels and column go together, got labels {self.labels} and column "
@@ -71,76 +108,142 @@ class Pack:
             MachineError: The disk is full or fails.
             LockedError: Another process is packing into ``data``.
         """
-        found = find_images(self.src)
-        plan = self._plan(found)
-        provenance = Provenance(kind="dataset", stage="pack", config=_config(plan, found))
-        with making(self.data, provenance, resumable=True) as work:
+        with joined() as ranks:
+            plan = self._found(ranks)
+            return self._lead(plan, ranks) if ranks.leads else self._follow(plan, ranks)
+
+    def _found(self, ranks: Ranks) -> Plan:
+        """Find the source, the leading rank first: it may have to decompress it for all."""
+        plans: list[Plan] = []
+
+        def look() -> int:
+            plans.append(self._plan(find(self.src, self._wanted())))
+            return 0
+
+        if ranks.leads:
+            ranks.step(look)
+            ranks.follow()
+        else:
+            ranks.follow()
+            ranks.step(look)
+        return plans[0]
+
+    def _lead(self, plan: Plan, ranks: Ranks) -> Outcome:
+        provenance = Provenance(kind="dataset", stage="pack", config=_config(plan))
+        with ExitStack() as stack:
+            works: list[Work] = []
+
+            def start() -> int:
+                work = stack.enter_context(making(self.data, provenance, resumable=True))
+                works.append(work)
+                return _NOTHING_LEFT if work.done or not prepare(plan, work.scratch) else _GO
+
+            went_on = ranks.step(start)[0] == _GO
+            (work,) = works
+            if went_on:
+                work.meter.notes["ranks"] = ranks.world
+                ranks.step(lambda: self._pack_part(plan, work.scratch, work.meter, ranks))
             if not work.done:
-                self._fill(plan, work)
+                self._finish(plan, work)
+        shutil.rmtree(self._spool, ignore_errors=True)
         manifest = Manifest.read(self.data)
-        lines = self._summary(manifest, found, was_there=work.done)
-        facts = {"data": str(self.data), "samples": manifest.n_samples}
-        return Outcome(tuple(lines), facts | {"quarantined": manifest.n_quarantined})
+        lines = self._summary(manifest, plan.source, was_there=work.done)
+        counts = {"samples": manifest.n_samples, "quarantined": manifest.n_quarantined}
+        return Outcome(
+            tuple(lines), {"data": str(self.data), **counts, "kinds": dict(manifest.kinds)}
+        )
+
+    def _follow(self, plan: Plan, ranks: Ranks) -> Outcome:
+        """Pack this rank's shards into the leading rank's folder."""
+        if ranks.follow()[0] == _GO:
+            scratch = temporary_name(self.data)
+            meter = Meter("pack", "")
+            ranks.step(lambda: self._pack_part(plan, scratch, meter, ranks))
+        return Outcome((f"rank {ranks.rank} of {ranks.world} is done with its part",))
+
+    def _pack_part(self, plan: Plan, scratch: Path, meter: Meter, ranks: Ranks) -> int:
+        """Pack every shard whose number is this rank's modulo the number of ranks."""
+        shards = range(ranks.rank, plan.n_shards, ranks.world)
+        with progress("pack", sum(len(plan.positions(shard)) for shard in shards)) as bar:
+            pack_shards(
+                plan,
+                scratch,
+                shards,
+                workers=thread_count(self.workers),
+                observer=Account(meter, bar, scratch if ranks.leads else None),
+            )
+        return 0
+
+    def _wanted(self) -> Wanted:
+        return Wanted(
+            only=tuple(sorted(class_list(self.classes))) if self.classes else None,
+            class_names=class_list(self.class_names) if self.class_names else None,
+            truth=self.ground_truth,
+            repeats=self.duplicates,
+            spool=self._spool,
+        )
 
     def _plan(self, found: Source) -> Plan:
-        folder = self.src.resolve()
-        by_folder = folder.parent.name if folder.name in SPLITS else folder.name
+        place = self.src.resolve()
+        by_place = place.parent.name if place.name in SPLITS else place.stem
         source = found.in_order(self.order, self.order_seed)
         labels = source.labels
         if self.labels is not None:
             labels = read_labels(self.labels, self.column, source)
+        resized = self.store == "resized"
         return Plan(
             source=source,
             labels=labels,
             samples_per_shard=self.samples_per_shard,
-            name=self.name or recognise(found.classes) or by_folder,
-            split=self.split or folder.name,
+            name=self.name or recognise(found.classes) or by_place,
+            split=self.split or place.stem,
             settings=self._settings(),
+            check=self.check,
+            resize=Resize(short_side=self.short_side, quality=self.quality) if resized else None,
+            tolerant=self.on_bad == "quarantine",
         )
 
     def _settings(self) -> dict[str, Any]:
-        table = self.labels and {"sha256": sha256_of_file(self.labels), "column": self.column}
+        resized = self.store == "resized"
         return {
             "order": self.order,
             "order_seed": self.order_seed if self.order == "shuffled" else None,
             "samples_per_shard": self.samples_per_shard,
+            "store": self.store,
+            "short_side": self.short_side if resized else None,
+            "quality": self.quality if resized else None,
+            "checked": self.check,
             "max_pixels": MAX_PIXELS,
-            "labels": table,
+            "classes": self.classes and classes_digest(sorted(class_list(self.classes))),
+            "labels": self.labels
+            and {"sha256": sha256_of_file(self.labels), "column": self.column},
         }
 
-    def _fill(self, plan: Plan, work: Work) -> None:
+    def _finish(self, plan: Plan, work: Work) -> None:
         listed = list_path(self.data)
-        with progress("pack", len(plan.source)) as bar:
-            observer = _Account(work.meter, bar, work.scratch)
-            try:
-                manifest = pack(
-                    plan,
-                    work.scratch,
-                    workers=thread_count(self.workers),
-                    listed=listed,
-                    observer=observer,
-                )
-            except DataError:
-                # The remedy changes the source, so these shards could never be continued.
-                shutil.rmtree(work.scratch)
-                raise
+        try:
+            manifest = finish(plan, work.scratch, listed)
+        except DataError:
+            # The remedy changes the source, so these shards could never be continued.
+            shutil.rmtree(work.scratch)
+            raise
         listed.unlink(missing_ok=True)
-        binds = {
-            name: getattr(manifest, name) for name in ("identity", "content", "classes_sha256")
-        }
-        work.provenance = replace(work.provenance, binds=binds, digest=manifest.digest)
+        work.provenance = bound(work.provenance, manifest)
 
-    def _summary(self, manifest: Manifest, found: Source, *, was_there: bool) -> list[str]:
-        lines: list[str] = []
-        if found.n_outside:
-            lines.append(
-                f"left out: {found.n_outside:,} files of {self.src} that lie in no class folder"
-            )
+    @property
+    def _spool(self) -> Path:
+        return self.data.with_name(f".{self.data.name}.spool")
+
+    def _summary(self, manifest: Manifest, source: Source, *, was_there: bool) -> list[str]:
+        lines = [f"left out: {what}" for what in source.left_out]
         if manifest.n_quarantined:
             lines.append(
                 f"warning: {manifest.n_quarantined:,} of {manifest.n_found:,} files were refused; "
                 f"see {self.data / 'quarantine.parquet'}"
             )
+        unusual = [f"{n:,} {kind}" for kind, n in manifest.kinds.items() if kind in UNUSUAL]
+        if unusual:
+            lines.append(f"stored as they are, and flagged: {', '.join(unusual)}")
         fact = "was there already" if was_there else "packed"
         lines.append(
             f"{fact}: {manifest.n_samples:,} samples of {len(manifest.classes):,} classes in "
@@ -150,39 +253,12 @@ class Pack:
         return lines
 
 
-@dataclass(frozen=True, slots=True)
-class _Account:
-    """Passes on what the packing reports to the display and the ledger."""
-
-    meter: Meter
-    bar: Progress
-    scratch: Path
-
-    def image(self, source_bytes: int, *, packed: bool) -> None:
-        """Count one file."""
-        self.meter.images += 1
-        self.meter.bytes_read += source_bytes
-        self._show(1, refused=not packed)
-
-    def shard(self, record: ShardRecord, *, resumed: bool) -> None:
-        """Count a shard; what was spent so far survives a kill from here on."""
-        if resumed:
-            self._show(record.entry.found, refused=len(record.refused))
-        else:
-            self.meter.bytes_written += record.entry.bytes + record.index_bytes
-            self.meter.checkpoint(self.scratch)
-
-    def _show(self, found: int, *, refused: int) -> None:
-        quarantined = int(self.bar.notes.get("quarantined", 0)) + refused
-        self.bar.advance(found, quarantined=quarantined)
-
-
-def _config(plan: Plan, found: Source) -> Mapping[str, Any]:
+def _config(plan: Plan) -> Mapping[str, Any]:
     """What shapes the bytes: paths, threads and modification times do not."""
     return {
         "name": plan.name,
         "split": plan.split,
         **plan.settings,
-        "n_found": len(found),
-        "source_sha256": found.list_sha256(),
+        "n_found": len(plan.source),
+        "source_sha256": plan.source.list_sha256(),
     }

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -10,12 +10,13 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from engine.artifact import making
+from engine.artifact import Work, making
 from engine.config import Outcome, SetPath, require_at_least, require_between
+from engine.coresets import write_coreset
 from engine.generations import COMMIT_NAME, Generations
 from engine.misratios import misratio_of_the_study
 from engine.provenance import Provenance
-from engine.sets import IDS_NAME, SetInfo, open_source, require_same_data
+from engine.sets import SetInfo, open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from kernels.scores import SCORES
 from shards.classes import recognise
@@ -78,11 +79,9 @@ class Select:
         with making(self.condensed, provenance, inputs=[path]) as work:
             if not work.done:
                 chosen, lowered = self._choose(dataset, provenance.config)
-                np.save(work.scratch / IDS_NAME, chosen)
-                self._info(dataset, provenance.config, chosen).write(work.scratch)
+                self._write(work, dataset, chosen)
                 work.meter.images = len(dataset)
                 work.meter.notes["lowered_misratio_classes"] = len(lowered)
-                work.provenance = replace(work.provenance, binds=dict(_binds(dataset)))
         return self._outcome(dataset, work.done, method)
 
     def _inputs(self) -> tuple[Dataset, bool]:
@@ -161,22 +160,15 @@ class Select:
             )
         return scores
 
-    def _info(
-        self, dataset: Dataset, config: Mapping[str, Any], chosen: NDArray[np.int64]
-    ) -> SetInfo:
-        method = "random" if config["method"] == "random" else f"ccs-{self.score}"
-        counts = np.bincount(dataset.labels[chosen], minlength=len(dataset.classes))
-        return SetInfo(
-            kind="coreset",
-            method=method,
+    def _write(self, work: Work, dataset: Dataset, chosen: NDArray[np.int64]) -> None:
+        config = work.provenance.config
+        write_coreset(
+            work,
+            dataset,
+            chosen,
+            method="random" if config["method"] == "random" else f"ccs-{self.score}",
             parameters={name: config[name] for name in config if name not in {"seed", "method"}},
             seed=self.seed,
-            source_name=dataset.manifest.name,
-            source_identity=dataset.manifest.identity,
-            source_content=dataset.manifest.content,
-            n_classes=len(dataset.classes),
-            ipc=self.ipc,
-            per_class=tuple(counts.tolist()),
         )
 
     def _outcome(self, dataset: Dataset, done: bool, method: str) -> Outcome:  # noqa: FBT001 - a fact
@@ -191,7 +183,3 @@ class Select:
             ),
             {"set": str(self.condensed), "images": sum(info.per_class), "method": method},
         )
-
-
-def _binds(dataset: Dataset) -> Mapping[str, str]:
-    return {"identity": dataset.manifest.identity, "content": dataset.manifest.content}

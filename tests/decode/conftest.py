@@ -73,6 +73,7 @@ def write_data_set(
                 found=len(samples),
                 samples=len(samples),
                 bytes=len(content),
+                index_bytes=0,
                 sha256=hashlib.sha256(content).hexdigest(),
             )
         )
@@ -111,6 +112,7 @@ def row_of(sample: int, one: Stored, label: int):
         "width": one.width,
         "height": one.height,
         "content_hash": xxhash.xxh3_128_digest(one.data),
+        "source_hash": xxhash.xxh3_128_digest(one.data),
         "flags": 0,
     }
 
@@ -124,6 +126,7 @@ def write_manifest(path: Path, rows, shards: tuple[ShardEntry, ...], classes: tu
         n_found=len(rows),
         n_samples=len(rows),
         n_quarantined=0,
+        kinds={},
         shards=shards,
         identity=identity_digest([row["key"] for row in rows], [row["label"] for row in rows]),
         content=content_digest(row["content_hash"] for row in rows),

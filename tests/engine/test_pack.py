@@ -293,7 +293,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Pa
 def test_the_same_command_again_does_nothing(photos: Path, packed: Path):
     before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
     lines = Pack(src=photos, data=packed, samples_per_shard=16).run().lines
-    assert lines[0] == f"was there already: 60 samples of 3 classes in 4 shards, {packed}"
+    assert lines[1] == f"was there already: 60 samples of 3 classes in 4 shards, {packed}"
     assert {path.name: path.stat().st_mtime_ns for path in packed.iterdir()} == before
 
 
@@ -301,6 +301,7 @@ def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tm
     data = tmp_path / "DATA"
     lines = Pack(src=photos, data=data).run().lines
     assert lines == (
+        "stored as they are, and flagged: 6 cmyk, 6 exif_rotated",
         f"packed: 60 samples of 3 classes in 1 shards, {data}",
         f"next: coreset score {data} SCORES",
     )

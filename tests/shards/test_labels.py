@@ -6,7 +6,8 @@ import pytest
 
 from shards.errors import UsageError
 from shards.labels import read_labels
-from shards.sources import Source, find_images
+from shards.sources.base import Source
+from shards.sources.folder import find_folder as find_images
 
 IMAGES = ("cat/1.JPEG", "cat/2.JPEG", "dog/1.JPEG", "dog/old/9.JPEG")
 
@@ -21,7 +22,7 @@ def source(tmp_path: Path, photos: Path) -> Source:
 
 
 def labels_from(source: Source, table: str, column: str = "noisy") -> dict[str, str]:
-    path = source.root.parent / "labels.csv"
+    path = source.place.parent / "labels.csv"
     path.write_text(table)
     labels = read_labels(path, column, source)
     assert labels.dtype == np.int64
@@ -68,18 +69,18 @@ def test_repeated_equal_rows_are_no_contradiction(source: Source):
 
 
 def test_a_file_that_is_no_image_needs_no_row(source: Source):
-    (source.root / "cat/Thumbs.db").write_bytes(b"no image")
-    labels = labels_from(find_images(source.root), WHOLE)
+    (source.place / "cat/Thumbs.db").write_bytes(b"no image")
+    labels = labels_from(find_images(source.place), WHOLE)
     assert labels["cat/Thumbs.db"] == "cat"
 
 
 def test_a_missing_table_is_refused(source: Source):
     with pytest.raises(UsageError, match=r"labels table .* does not exist"):
-        read_labels(source.root / "none.csv", "noisy", source)
+        read_labels(source.place / "none.csv", "noisy", source)
 
 
 def test_a_table_that_is_no_text_is_refused(source: Source):
-    path = source.root.parent / "labels.csv"
+    path = source.place.parent / "labels.csv"
     path.write_bytes(b"path,noisy\n\xff\xfe,\x00\n")
     with pytest.raises(UsageError, match="cannot be read as CSV"):
         read_labels(path, "noisy", source)

@@ -27,10 +27,10 @@ def test_what_is_written_is_what_is_read(packed):
     assert manifest.digest == hashlib.sha256((packed / "manifest.json").read_bytes()).hexdigest()
 
 
-@pytest.mark.parametrize("changes", [{"format_version": 2}, {"format": "somebody-elses"}])
+@pytest.mark.parametrize("changes", [{"format_version": 1}, {"format": "somebody-elses"}])
 def test_a_manifest_of_another_format_is_refused_with_both(copied, changes):
     rewrite(copied, **changes)
-    with pytest.raises(ManifestError, match="this program reads coreset-shards version 1"):
+    with pytest.raises(ManifestError, match="this program reads coreset-shards version 2"):
         Manifest.read(copied)
 
 

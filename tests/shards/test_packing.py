@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from shards.errors import UsageError
-from shards.packing import Plan, pack
+from shards.packing import pack
+from shards.plan import Plan
 from shards.records import ShardRecord
-from shards.sources import find_images
+from shards.sources.folder import find_folder as find_images
 
 
 class StopHereError(Exception):

@@ -1,3 +1,4 @@
+import random
 import struct
 import zlib
 from collections.abc import Callable
@@ -6,12 +7,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from shards.dataset import Flag
-from shards.probe import MAX_FILE_BYTES, Probe, Reason, Refusal, probe, refuse_long_file
+from shards.probe import (
+    MAX_FILE_BYTES,
+    Probe,
+    Reason,
+    Refusal,
+    decode_jpeg,
+    glance,
+    misnamed,
+    probe,
+    refuse_long_file,
+)
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
 
@@ -50,6 +62,7 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     )
 
 
+PHOTO = Image.radial_gradient("L").resize((90, 70)).convert("RGB")
 JPEG = encode(NOISE, "JPEG")
 PNG = encode(NOISE, "PNG")
 WEBP = encode(NOISE, "WEBP")
@@ -196,3 +209,74 @@ def test_what_pillow_says_of_a_damaged_image_is_the_same_in_every_run():
 
     assert what_is_wrong() == what_is_wrong()
     assert "0x" not in what_is_wrong()
+
+
+def corrupted(data: bytes, rng: random.Random) -> bytes:
+    """Cut, flip bits, or overwrite a stretch."""
+    copy = bytearray(data)
+    kind = rng.random()
+    if kind < 0.3:
+        return bytes(copy[: rng.randrange(2, len(copy))])
+    if kind < 0.8:
+        for _ in range(rng.choice((1, 1, 3))):
+            copy[rng.randrange(2, len(copy))] ^= 1 << rng.randrange(8)
+        return bytes(copy)
+    start = rng.randrange(2, len(copy))
+    copy[start : start + rng.randrange(1, 60)] = rng.randbytes(rng.randrange(60))
+    return bytes(copy)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [("RGB", {}), ("RGB", {"progressive": True}), ("RGB", {"restart_marker_blocks": 3}),
+     ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {})],
+)  # fmt: skip
+def test_a_decode_at_an_eighth_finds_what_a_full_decode_finds(mode: str, options: dict[str, Any]):
+    rng = random.Random(f"{mode} {options}")
+    whole = encode(PHOTO.convert(mode), "JPEG", **options)
+    damaged = [corrupted(whole, rng) for _ in range(300)]
+    in_full = [full_decode_fails(data) for data in damaged]
+    assert [decode_fails(data) for data in damaged] == in_full
+    assert 30 < sum(in_full) < 300
+
+
+def full_decode_fails(data: bytes) -> bool:
+    """Whether libjpeg-turbo refuses the file at full size; bombs are left to the header check."""
+    try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        if height * width < 10**7:
+            simplejpeg.decode_jpeg(data, "RGB", strict=True)
+    except ValueError:
+        return True
+    return height * width >= 10**7
+
+
+def decode_fails(data: bytes) -> bool:
+    try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        if height * width >= 10**7:
+            return True
+        decode_jpeg(data)
+    except (ValueError, Refusal):
+        return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"),
+    [("a.JPEG", Flag(0)), ("a.jpg", Flag(0)), ("a.png", Flag.MISNAMED), ("a", Flag(0)),
+     ("a.tmp", Flag(0)), ("x.png/a.jpeg", Flag(0))],
+)  # fmt: skip
+def test_an_extension_of_another_format_is_flagged(name: str, flag: Flag):
+    assert misnamed(probe(JPEG), name).flags == flag
+
+
+@pytest.mark.parametrize("data", [JPEG, PNG, WEBP, LOSSLESS])
+def test_a_glance_says_what_a_probe_says_of_a_whole_file(data: bytes):
+    assert glance(data) == probe(data)
+
+
+def test_a_glance_does_not_decode():
+    cut = JPEG[: len(JPEG) * 2 // 3]
+    assert glance(cut) == probe(JPEG)
+    assert refusal_of(cut).reason is Reason.TRUNCATED

@@ -6,7 +6,8 @@ import pytest
 
 from kernels.seeds import permutation
 from shards.errors import UsageError
-from shards.sources import find_images, sample_key
+from shards.sources.folder import find_folder as find_images
+from shards.sources.folder import sample_key
 
 
 def write(root: Path, *names: str) -> Path:
@@ -42,17 +43,17 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path:
         name.split("/")[0] for name in found.names
     ]
     assert found.sizes.tolist() == [len(name.encode()) for name in found.names]
-    assert found.n_outside == 1
+    assert found.left_out == (f"1 files of {tmp_path} that lie in no class folder",)
 
 
 def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path: Path):
     found = find_images(write(tmp_path, *(f"{c}/{i}.jpg" for c in "abc" for i in range(9))))
     shuffled = found.in_order("shuffled", 5)
     order = permutation(27, 5)
-    assert shuffled.names == tuple(found.names[at] for at in order)
+    assert shuffled.names == [found.names[at] for at in order]
     np.testing.assert_array_equal(shuffled.labels, found.labels[order])
     np.testing.assert_array_equal(shuffled.sizes, found.sizes[order])
-    assert found.in_order("source", 5) is found
+    assert shuffled.in_order("source", 5).names == found.names
 
 
 def test_linked_files_and_folders_are_found(tmp_path: Path):
@@ -60,7 +61,7 @@ def test_linked_files_and_folders_are_found(tmp_path: Path):
     write(tmp_path / "src", "cat/a.jpg")
     (tmp_path / "src/cat/b.jpg").symlink_to(tmp_path / "store/x.jpg")
     (tmp_path / "src/dog").symlink_to(tmp_path / "store/y")
-    assert find_images(tmp_path / "src").names == ("cat/a.jpg", "cat/b.jpg", "dog/z.jpg")
+    assert find_images(tmp_path / "src").names == ["cat/a.jpg", "cat/b.jpg", "dog/z.jpg"]
 
 
 def test_two_files_of_one_key_are_refused_with_both_names(tmp_path: Path):

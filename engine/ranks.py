@@ -1,0 +1,103 @@
+"""Processes of one torchrun job: who this one is, and how all of them go on or stop together.
+
+One process is the same code with nobody to ask: torch is imported only where there are several.
+"""
+
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
+
+_FAILED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among ``world``."""
+
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process does what only one may do."""
+        return self.rank == 0
+
+    def step(self, part: Callable[[], int]) -> list[int]:
+        """Do this rank's part of a step, then wait for the others.
+
+        Args:
+            part: Returns a number that all ranks get to know, 0 or more.
+
+        Returns:
+            The numbers of all ranks.
+
+        Raises:
+            MachineError: Another rank failed, or is gone.
+        """
+        try:
+            said = part()
+        except InterruptedRunError:
+            raise
+        except (CoresetError, OSError):
+            self._gather(_FAILED)
+            raise
+        words = self._gather(said)
+        if _FAILED in words:
+            raise MachineError(
+                f"rank {words.index(_FAILED)} of {self.world} failed; its own message says why; "
+                "mend that, and the same command continues"
+            )
+        return words
+
+    def follow(self) -> list[int]:
+        """Take part in a step in which this rank has nothing to do."""
+        return self.step(int)
+
+    def _gather(self, word: int) -> list[int]:
+        if self.world == 1:
+            return [word]
+        import torch
+        from torch import distributed
+
+        words = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+        try:
+            distributed.all_gather(words, torch.tensor([word]))
+        except RuntimeError as error:
+            raise MachineError(
+                f"another of the {self.world} ranks is gone; the same command continues"
+            ) from error
+        return [int(one) for one in words]
+
+
+@contextmanager
+def joined() -> Generator[Ranks]:
+    """Join the other processes of a torchrun job (``RANK``, ``WORLD_SIZE``); alone without one.
+
+    Raises:
+        UsageError: The variables contradict each other.
+    """
+    rank, world = (_number(name, alone) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if not 0 <= rank < world:
+        raise UsageError(
+            f"RANK must be in [0, WORLD_SIZE = {world}), got {rank}; start by torchrun"
+        )
+    if world == 1:
+        yield Ranks()
+        return
+    from torch import distributed
+
+    distributed.init_process_group("gloo")
+    try:
+        yield Ranks(rank, world)
+    finally:
+        distributed.destroy_process_group()
+
+
+def _number(name: str, alone: int) -> int:
+    text = os.environ.get(name, str(alone))
+    if not text.isdecimal():
+        raise UsageError(f"{name} must be a number, got {text!r}; start by torchrun or unset it")
+    return int(text)

@@ -1,0 +1,104 @@
+"""``coreset ingest``: a list of samples that others chose becomes a coreset."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from engine.artifact import making
+from engine.config import Outcome, SetPath, require_at_least
+from engine.coresets import write_coreset
+from engine.provenance import Provenance
+from engine.sets import SetInfo
+from shards.dataset import Dataset
+from shards.errors import UsageError
+from shards.layouts.lists import read_list
+
+DIGEST_CHARACTERS = 12
+_METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
+ListPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ingest:
+    """Make a coreset of the samples that a list names.
+
+    LIST is a .npy array of sample ids, a .csv table whose first column names a sample, or a text
+    file of one sample a line: by id, sample key, source path, or a longer path that ends in one.
+    """
+
+    listed: ListPath
+    """The list; ids are those of --data and of no other packing of the same images."""
+    condensed: SetPath
+    """Directory to make: the ids and how they came about, as `coreset select` makes it."""
+    data: Path
+    """Packed data set that the list is of."""
+    method: str = "listed"
+    """Name in tables."""
+    seed: int = 0
+    """Seed that the list was drawn with, for the tables."""
+    allow_short: bool = False
+    """Take a list with more samples of some classes than of others; its IPC is the largest."""
+
+    def __post_init__(self) -> None:
+        require_at_least("seed", self.seed, 0)
+        if not _METHOD.fullmatch(self.method):
+            raise UsageError(
+                f"method must be letters, digits and . + _ -, got {self.method!a}; name it shortly"
+            )
+
+    def run(self) -> Outcome:
+        """Find the samples, check the counts of the classes, publish the ids."""
+        dataset = Dataset.open(self.data)
+        ids = read_list(self.listed, dataset.table(["key", "source"]))
+        per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
+        equal = per_class.min() == per_class.max()
+        if not (equal or self.allow_short):
+            raise _unequal(self.listed, dataset, per_class)
+        recorded = Provenance.read(self.data).as_input("data", self.data, self.condensed)
+        provenance = Provenance(
+            kind="set", stage="ingest", config=self._config(ids), inputs=(recorded,)
+        )
+        with making(self.condensed, provenance, inputs=[self.data]) as work:
+            if not work.done:
+                parameters = {"ipc": int(per_class.max()), "ids": _digest(ids)}
+                parameters |= {} if equal else {"allow_short": True}
+                write_coreset(
+                    work, dataset, ids, method=self.method, parameters=parameters, seed=self.seed
+                )
+                work.meter.images = ids.size
+        return self._outcome(dataset, done=work.done)
+
+    def _config(self, ids: NDArray[np.int64]) -> dict[str, Any]:
+        """The ids and not the name of the list: the same samples make the same set."""
+        return {"method": self.method, "seed": self.seed, "ids": _digest(ids)}
+
+    def _outcome(self, dataset: Dataset, *, done: bool) -> Outcome:
+        info = SetInfo.read(self.condensed)
+        n_images, fewest = sum(info.per_class), min(info.per_class)
+        how = "are there already" if done else "taken"
+        each = str(info.ipc) if fewest == info.ipc else f"{fewest} to {info.ipc}"
+        made = f"{n_images:,} of {len(dataset):,} images ({info.method}, {each} a class)"
+        lines = (
+            f"{made} {how}: {self.condensed}",
+            f"next: coreset train {self.condensed} VAL RESULTS",
+        )
+        return Outcome(lines, {"set": str(self.condensed), "images": n_images})
+
+
+def _digest(ids: NDArray[np.int64]) -> str:
+    return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:DIGEST_CHARACTERS]
+
+
+def _unequal(listed: Path, dataset: Dataset, per_class: NDArray[np.int64]) -> UsageError:
+    few, many = int(per_class.argmin()), int(per_class.argmax())
+    return UsageError(
+        f"every class must have as many samples in {listed}, got {per_class[few]} of class "
+        f"{dataset.classes[few]} and {per_class[many]} of {dataset.classes[many]}; mend the list "
+        "or use --allow-short"
+    )

@@ -1,0 +1,131 @@
+"""``coreset synth``: a synthetic data set with known truth, for benchmarks and tests at scale."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from engine.accounting import Account, bound
+from engine.artifact import Work, making
+from engine.config import DataPath, Outcome, require_at_least, shaping_fields
+from engine.progress import progress
+from engine.provenance import Provenance
+from shards.atomic import sync_and_rename, temporary_name
+from shards.dataset import Dataset
+from shards.errors import UsageError
+from shards.manifest import Manifest
+from shards.packing import pack, thread_count
+from shards.plan import Plan
+from shards.quarantine import list_path
+from shards.sources.made import position_of, synthetic_source
+from shards.synthetic import Synthetic
+
+TRUTH_NAME = "truth.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synth:
+    """Generate photographs that never were, packed, with wrong labels and difficulty planted.
+
+    Sizes and bytes follow ImageNet's. The class of an image shows in its colours and its pattern;
+    truth.parquet beside the shards holds the true label and the difficulty of every sample.
+    """
+
+    data: DataPath
+    """Packed data set to make."""
+    images: int
+    """Images."""
+    classes: int = 10
+    """Classes, of equal sizes."""
+    size: str = "imagenet"
+    """ImageNet's distribution of sizes, or the side of small square images in pixels."""
+    label_noise: float = 0.05
+    """Share of the images whose label is that of another class."""
+    seed: int = 0
+    """Seed of the images; another seed makes other images of the same classes, such as for
+    validation."""
+    class_seed: int = 0
+    """Seed of what the classes look like."""
+    split: str = "train"
+    """Split to record."""
+    samples_per_shard: int = 2000
+    """Images per shard."""
+    workers: int = 0
+    """Threads; 0 is one per core. They do not change the result."""
+
+    def __post_init__(self) -> None:
+        require_at_least("samples_per_shard", self.samples_per_shard, 1)
+        if self.size != "imagenet" and not self.size.isdecimal():
+            raise UsageError(f"size must be imagenet or a number of pixels, got {self.size}")
+
+    def run(self) -> Outcome:
+        """Generate and pack in threads, write the truth in id order, publish.
+
+        Raises:
+            UsageError: The numbers of images and classes, the noise or the size are out of range.
+            MachineError: The disk is full or fails.
+        """
+        synthetic = self._synthetic()
+        provenance = Provenance(
+            kind="dataset", stage="synth", config=shaping_fields(self, without=("workers",))
+        )
+        with making(self.data, provenance, resumable=True) as work:
+            if not work.done:
+                self._fill(work, synthetic)
+        manifest = Manifest.read(self.data)
+        how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        per_core = "" if work.done else f", {self._per_core(work):,.0f} images/s per core"
+        made = f"{manifest.n_samples:,} images of {len(manifest.classes):,} classes {how}{per_core}"
+        place = f"{self.data} (truth: {self.data / TRUTH_NAME})"
+        return Outcome(
+            (f"{made}: {place}", f"next: coreset score {self.data} SCORES"),
+            {"data": str(self.data), "samples": manifest.n_samples},
+        )
+
+    def _synthetic(self) -> Synthetic:
+        size: int | Literal["imagenet"] = "imagenet" if self.size == "imagenet" else int(self.size)
+        return Synthetic(
+            images=self.images,
+            classes=self.classes,
+            seed=self.seed,
+            class_seed=self.class_seed,
+            label_noise=self.label_noise,
+            size=size,
+        )
+
+    def _per_core(self, work: Work) -> float:
+        return work.meter.images / work.meter.wall_seconds / thread_count(self.workers)
+
+    def _fill(self, work: Work, synthetic: Synthetic) -> None:
+        source = synthetic_source(synthetic).in_order("shuffled", self.seed)
+        plan = Plan(
+            source=source,
+            labels=source.labels,
+            samples_per_shard=self.samples_per_shard,
+            name="synthetic",
+            split=self.split,
+            settings={"samples_per_shard": self.samples_per_shard, "store": "original"},
+            check=False,
+        )
+        with progress("synth", len(source)) as bar:
+            manifest = pack(
+                plan,
+                work.scratch,
+                workers=thread_count(self.workers),
+                listed=list_path(self.data),
+                observer=Account(work.meter, bar, work.scratch),
+            )
+        _write_truth(synthetic, work.scratch)
+        work.provenance = bound(work.provenance, manifest)
+
+
+def _write_truth(synthetic: Synthetic, data: Path) -> None:
+    """Store true labels and difficulty in id order."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    positions = [position_of(key) for key in Dataset.open(data).keys]
+    truth = pa.table(synthetic.truth()).take(positions)
+    path = data / TRUTH_NAME
+    with temporary_name(path).open("wb") as file:
+        pq.write_table(truth, file, compression="zstd")
+        sync_and_rename(file, path)

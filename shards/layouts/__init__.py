@@ -1,0 +1,1 @@
+"""One module per layout of other programs: what it looks like and how it is written."""

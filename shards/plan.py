@@ -1,0 +1,52 @@
+"""What is to be packed, and how: the part of a packing that decides every byte of its output."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.sources.base import Source
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resize:
+    """How images are re-encoded when they are packed."""
+
+    short_side: int
+    """Pixels; images whose short side is smaller keep their size."""
+    quality: int
+    """JPEG quality, 1 to 100."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is to be packed, and how it will be called."""
+
+    source: Source
+    """Found files in pack order."""
+    labels: NDArray[np.int64]
+    """Label of each found file, int64 of shape (found,)."""
+    samples_per_shard: int
+    """Found positions per shard."""
+    name: str
+    split: str
+    settings: Mapping[str, Any]
+    """What the manifest will record of how the bytes were shaped."""
+    check: bool = True
+    """Decode every image; else only its header is read."""
+    resize: Resize | None = None
+    """Re-encode to this size; None keeps the bytes as they are."""
+    tolerant: bool = True
+    """List files that cannot be packed, up to a limit; else the first one stops the packing."""
+
+    @property
+    def n_shards(self) -> int:
+        """Shards, the last one possibly short."""
+        return -(-len(self.source) // self.samples_per_shard)
+
+    def positions(self, shard: int) -> range:
+        """Found positions of a shard."""
+        first = shard * self.samples_per_shard
+        return range(first, min(first + self.samples_per_shard, len(self.source)))

@@ -1,0 +1,313 @@
+"""Found samples, whatever they lie in: a row each, sorted by sample key, and how to read its bytes.
+
+Finders (one per layout) fill a ``Finder``; packing sees a ``Source``. A sample takes about 120
+bytes of memory: names are Arrow strings, the rest are numbers.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute
+from numpy.typing import NDArray
+
+from kernels.seeds import permutation
+from shards.errors import UsageError
+from shards.probe import Probe
+
+Order: TypeAlias = Literal["shuffled", "source"]
+Repeats: TypeAlias = Literal["error", "first"]
+Strings: TypeAlias = Any  # pyarrow.LargeStringArray, which has no types
+compute: Any = pyarrow.compute
+# Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
+_UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class Contents(Protocol):
+    """The bytes of found samples, by row; thread safe."""
+
+    def read(self, row: int) -> bytes:
+        """Bytes of one sample.
+
+        Raises:
+            UsageError: They cannot be read, or changed since they were found.
+        """
+        ...
+
+    def state(self) -> Iterator[str]:
+        """What changes when a file is written again: sizes and modification times, as lines."""
+        ...
+
+
+class Stored(NamedTuple):
+    """What a packed source knows of a sample already."""
+
+    content_hash: bytes
+    """xxh3_128 of the bytes."""
+    image: Probe
+
+
+class Facts(Protocol):
+    """What is known of samples before they are read; spares decoding them again."""
+
+    def stored(self, row: int) -> Stored:
+        """What is known of one sample."""
+        ...
+
+
+class Sample(NamedTuple):
+    """One found sample."""
+
+    row: int
+    key: str
+    name: str
+    """Where it was found, for people: a path, or a path in a tar."""
+    size: int
+    """Bytes."""
+    label: int
+    """Label by the source: position in the class list."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Found samples in pack order. Arrays are in row order, which is that of the sample keys."""
+
+    place: Path
+    """What was searched."""
+    classes: tuple[str, ...]
+    """Sorted class names; a label is a position in it."""
+    row_keys: Strings
+    row_names: Strings
+    row_sizes: NDArray[np.int64]
+    """Bytes, shape (found,)."""
+    row_labels: NDArray[np.int64]
+    contents: Contents
+    rows: NDArray[np.int64]
+    """Row of each position in pack order."""
+    facts: Facts | None = None
+    unreadable: Mapping[int, str] = field(default_factory=dict[int, str])
+    """What stands in place of a file, such as a link in a tar, by row."""
+    left_out: tuple[str, ...] = ()
+    """What was passed over, for the user: one phrase each."""
+
+    def __len__(self) -> int:
+        return self.rows.size
+
+    def sample(self, position: int) -> Sample:
+        """The sample at a position in pack order."""
+        row = int(self.rows[position])
+        return Sample(
+            row,
+            self.row_keys[row].as_py(),
+            self.row_names[row].as_py(),
+            int(self.row_sizes[row]),
+            int(self.row_labels[row]),
+        )
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label by the source of each position, int64."""
+        return self.row_labels[self.rows]
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of each position, int64."""
+        return self.row_sizes[self.rows]
+
+    @property
+    def keys(self) -> list[str]:
+        """Sample key of each position."""
+        return self.row_keys.take(self.rows).to_pylist()
+
+    @property
+    def names(self) -> list[str]:
+        """Name of each position."""
+        return self.row_names.take(self.rows).to_pylist()
+
+    def class_sizes(self) -> NDArray[np.int64]:
+        """Found samples per class, int64 of shape (classes,)."""
+        return np.bincount(self.row_labels, minlength=len(self.classes)).astype(np.int64)
+
+    def list_sha256(self) -> str:
+        """Digest of names and sizes: stays the same when the source is copied."""
+        return _sha256(f"{name}\t{size}\n" for name, size in self._names_and_sizes())
+
+    def state_sha256(self) -> str:
+        """Digest of names, sizes and modification times: changes when a file is written again."""
+        hasher = hashlib.sha256(self.list_sha256().encode())
+        for line in self.contents.state():
+            hasher.update(line.encode())
+        return hasher.hexdigest()
+
+    def in_order(self, order: Order, order_seed: int) -> "Source":
+        """The same samples sorted by key, or permuted so that readers see mixed classes."""
+        n = len(self.row_keys)
+        rows = np.arange(n) if order == "source" else permutation(n, order_seed)
+        return replace(self, rows=rows)
+
+    def _names_and_sizes(self) -> Iterator[tuple[str, int]]:
+        for chunk in range(0, len(self.row_names), 1 << 16):
+            names = self.row_names.slice(chunk, 1 << 16).to_pylist()
+            yield from zip(names, self.row_sizes[chunk : chunk + len(names)].tolist(), strict=True)
+
+
+@dataclass(slots=True, kw_only=True)
+class Finder:
+    """Collects samples class by class or file by file, then sorts them into a ``Source``."""
+
+    place: Path
+    repeats: Repeats = "error"
+    """What to do about two samples with one key: stop, or keep the first found."""
+    left_out: list[str] = field(default_factory=list[str])
+    classes: dict[str, int] = field(default_factory=dict[str, int])
+    """Class names in the order found."""
+    _chunks: list[Any] = field(default_factory=list[Any])
+    unreadable: dict[str, str] = field(default_factory=dict[str, str])
+
+    def add(
+        self,
+        class_names: Sequence[str],
+        keys: Sequence[str],
+        names: Sequence[str],
+        sizes: Sequence[int],
+        *,
+        mtimes_ns: Sequence[int] = (),
+        files: Sequence[int] = (),
+        offsets: Sequence[int] = (),
+    ) -> None:
+        """Add samples: files of their own (``mtimes_ns``), or byte ranges (``files``, ``offsets``).
+
+        Args:
+            class_names: Class of each sample.
+            keys: Sample keys.
+            names: Where each was found, for people.
+            sizes: Bytes.
+            mtimes_ns: Modification times.
+            files: Numbers of the files that hold the samples.
+            offsets: Where in them the bytes begin.
+
+        Raises:
+            UsageError: A name cannot be stored.
+        """
+        nothing = [0] * len(keys)
+        for name in [*keys, *names]:
+            _require_storable(name)
+        codes = [self.classes.setdefault(one, len(self.classes)) for one in class_names]
+        columns = {
+            "key": pa.array(keys, pa.large_string()),
+            "name": pa.array(names, pa.large_string()),
+            "size": pa.array(sizes, pa.int64()),
+            "code": pa.array(codes, pa.int32()),
+            "mtime": pa.array(mtimes_ns or nothing, pa.int64()),
+            "file": pa.array(files or nothing, pa.int32()),
+            "offset": pa.array(offsets or nothing, pa.int64()),
+        }
+        self._chunks.append(pa.table(columns))
+
+    def refuse(self, key: str, what: str) -> None:
+        """Note that what was added under ``key`` is no readable file."""
+        self.unreadable[key] = what
+
+    def found(self) -> "Found":
+        """Sort what was added by the UTF-8 bytes of its keys.
+
+        Raises:
+            UsageError: Nothing was added, or two samples have one key.
+        """
+        if not self._chunks:
+            raise UsageError(f"{self.place} holds no samples; name a folder or file that does")
+        table = pa.concat_tables(self._chunks)
+        self._chunks.clear()
+        order = compute.sort_indices(table["key"])  # stable: equal keys stay in the order found
+        if not bool(
+            compute.all(compute.equal(order, pa.array(np.arange(len(table), dtype=np.uint64))))
+        ):
+            table = table.take(order)
+        return self._without_repeats(table)
+
+    def _without_repeats(self, table: Any) -> "Found":  # noqa: ANN401 - pyarrow.Table
+        keys = table["key"].combine_chunks()
+        again = np.concatenate(
+            [[False], compute.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)]
+        )
+        if again.any() and self.repeats == "error":
+            at = int(np.flatnonzero(again)[0])
+            first, second = (table["name"][row].as_py() for row in (at - 1, at))
+            raise UsageError(
+                f"{first} and {second} have the same sample key {keys[at]}; rename or remove one "
+                f"in {self.place}, or keep the first with --duplicates first"
+            )
+        if again.any():
+            self.left_out.append(f"{int(again.sum()):,} samples whose key was there already")
+            table = table.filter(pa.array(~again))
+        return Found(self, table)
+
+
+class Found:
+    """Sorted samples of a finder, until it is known how to read them."""
+
+    def __init__(self, finder: Finder, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
+        self._finder = finder
+        self.keys = table["key"].combine_chunks()
+        self.names = table["name"].combine_chunks()
+        self.sizes = _numbers(table["size"], np.int64)
+        self.mtimes_ns = _numbers(table["mtime"], np.int64)
+        self.files = _numbers(table["file"], np.int32)
+        self.offsets = _numbers(table["offset"], np.int64)
+        self.codes = _numbers(table["code"], np.int32)
+
+    def source(
+        self,
+        contents: Contents,
+        *,
+        classes: Sequence[str] | None = None,
+        facts: Facts | None = None,
+    ) -> Source:
+        """The source; its class list is ``classes`` or the sorted names of what was found."""
+        finder = self._finder
+        found = list(finder.classes)
+        ordered = sorted(found) if classes is None else list(classes)
+        label_of = {name: label for label, name in enumerate(ordered)}
+        labels = np.array([label_of[name] for name in found], dtype=np.int64)[self.codes]
+        return Source(
+            place=finder.place,
+            classes=tuple(ordered),
+            row_keys=self.keys,
+            row_names=self.names,
+            row_sizes=self.sizes,
+            row_labels=labels,
+            contents=contents,
+            rows=np.arange(len(self.keys)),
+            facts=facts,
+            unreadable=self._unreadable_rows(finder.unreadable),
+            left_out=tuple(finder.left_out),
+        )
+
+    def _unreadable_rows(self, by_key: Mapping[str, str]) -> dict[int, str]:
+        if not by_key:
+            return {}
+        rows = compute.index_in(
+            pa.array(by_key, pa.large_string()), value_set=self.keys
+        ).to_pylist()
+        return dict(zip(rows, by_key.values(), strict=True))
+
+
+def _numbers(column: Any, kind: Any) -> NDArray[Any]:  # noqa: ANN401 - pyarrow.ChunkedArray
+    return column.to_numpy().astype(kind, copy=False)
+
+
+def _require_storable(name: str) -> None:
+    if _UNSTORABLE.search(name):
+        raise UsageError(f"file name {name!a} holds control characters or is not UTF-8; rename it")
+
+
+def _sha256(lines: Iterable[str]) -> str:
+    hasher = hashlib.sha256()
+    for line in lines:
+        hasher.update(line.encode())
+    return hasher.hexdigest()

@@ -1,0 +1,63 @@
+"""A packed data set as a source: a subset of its classes, or the same images in another form.
+
+Byte ranges are copied; what the sample table knows spares decoding, the content hash guards it.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from shards.dataset import Dataset, Flag
+from shards.probe import Probe
+from shards.sources.base import Finder, Source, Stored, compute
+from shards.sources.ranged import RangeContents
+from shards.sources.wanted import Wanted
+
+_COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
+            "content_hash", "format", "width", "height", "flags")  # fmt: skip
+_ROWS_AT_ONCE = 1 << 16
+
+
+class _TableFacts:
+    """What the sample table says of each row."""
+
+    def __init__(self, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
+        self._hashes, self._formats = (
+            table[name].combine_chunks() for name in ("content_hash", "format")
+        )
+        self._numbers = {name: table[name].to_numpy() for name in ("width", "height", "flags")}
+
+    def stored(self, row: int) -> Stored:
+        """See ``Facts.stored``."""
+        width, height, flags = (int(column[row]) for column in self._numbers.values())
+        image = Probe(self._formats[row].as_py(), width, height, Flag(flags))
+        return Stored(self._hashes[row].as_py(), image)
+
+
+def find_packed(root: Path, wanted: Wanted | None = None) -> Source:
+    """Find the samples of a packed data set.
+
+    Raises:
+        UsageError: ``root`` is not a packed data set, or a class asked for is not in it.
+        ManifestError: Its sample table is damaged.
+    """
+    wanted, dataset = wanted or Wanted(), Dataset.open(root)
+    classes = sorted(wanted.chosen(dataset.classes, root))
+    labels = [dataset.classes.index(name) for name in classes]
+    table = dataset.table(_COLUMNS).filter(np.isin(dataset.labels, labels))
+    table = table.take(compute.sort_indices(table["key"]))
+    finder = Finder(place=root, repeats=wanted.repeats)
+    for batch in table.to_batches(_ROWS_AT_ONCE):
+        rows = batch.to_pydict()
+        finder.add(
+            rows["class"],
+            rows["key"],
+            rows["source"],
+            rows["bytes"],
+            files=rows["shard"],
+            offsets=rows["offset"],
+        )
+    found = finder.found()
+    contents = RangeContents(dataset.shard_paths(), found.files, found.offsets, found.sizes)
+    return found.source(contents, classes=classes, facts=_TableFacts(table))

@@ -1,0 +1,174 @@
+"""Coresets from lists of others: the same ids come back, and a bad list is refused by line."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tyro
+
+from engine.ledger import read_ledger
+from engine.provenance import Provenance
+from engine.sets import SetInfo, open_set
+from engine.stages.export import Export
+from engine.stages.ingest import Ingest
+from engine.stages.pack import Pack
+from shards.dataset import Dataset
+from shards.errors import UsageError
+from shards.manifest import Manifest
+
+
+def ingest(listed, condensed, data, *options):
+    """Run the command line's parser and the stage; returns the lines."""
+    words = [str(listed), str(condensed), "--data", str(data), *options]
+    return tyro.cli(Ingest, args=words).run().lines
+
+
+def write_list(path, lines):
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def ids_of_classes(data, counts):
+    """The first samples of each class, as many as ``counts`` says."""
+    labels = Dataset.open(data).labels
+    return [
+        int(sample)
+        for label, count in enumerate(counts)
+        for sample in np.flatnonzero(labels == label)[:count]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [("ids", "ids.txt"), ("ids", "ids.npy"), ("paths", "paths.txt"), ("paths", "paths.csv")],
+)
+def test_a_coreset_comes_back_from_its_exported_list(packed, random_set, tmp_path, to, name):
+    Export(source=random_set, out=tmp_path / name, to=to).run()
+    lines = ingest(tmp_path / name, tmp_path / "SET", packed)
+    assert lines == (
+        f"6 of 60 images (listed, 2 a class) taken: {tmp_path / 'SET'}",
+        f"next: coreset train {tmp_path / 'SET'} VAL RESULTS",
+    )
+    there, here = random_set / "ids.npy", tmp_path / "SET" / "ids.npy"
+    assert here.read_bytes() == there.read_bytes()
+    assert open_set(tmp_path / "SET").content == open_set(random_set).content
+
+
+def test_sample_keys_find_the_images_in_another_packing(random_set, photos, tmp_path):
+    before = open_set(random_set)
+    keys = [before.dataset.keys[sample] for sample in before.ids]
+    Pack(src=photos, data=tmp_path / "SORTED", order="source").run()
+    ingest(write_list(tmp_path / "keys.txt", keys), tmp_path / "SET", tmp_path / "SORTED")
+    condensed = open_set(tmp_path / "SET")
+    assert sorted(condensed.dataset.keys[sample] for sample in condensed.ids) == sorted(keys)
+    assert condensed.ids.tolist() != before.ids.tolist()
+
+
+def test_the_files_of_a_folder_of_others_make_a_coreset(packed, random_set, tmp_path):
+    """The list that ``find FOLDER -type f`` prints of an exported folder."""
+    Export(source=random_set, out=tmp_path / "FOLDER", to="imagefolder").run()
+    found = write_list(tmp_path / "found.txt", (tmp_path / "FOLDER").glob("*/*"))
+    ingest(found, tmp_path / "SET", packed)
+    assert open_set(tmp_path / "SET").ids.tolist() == open_set(random_set).ids.tolist()
+
+
+def test_the_set_tells_its_name_its_ids_and_its_source(packed, tmp_path):
+    listed = write_list(tmp_path / "ids.txt", reversed(ids_of_classes(packed, (3, 3, 3))))
+    ingest(listed, tmp_path / "SET", packed, "--method", "el2n-top", "--seed", "4")
+    info, manifest = SetInfo.read(tmp_path / "SET"), Manifest.read(packed)
+    assert info == SetInfo(
+        kind="coreset",
+        method="el2n-top",
+        parameters={"ipc": 3, "ids": info.parameters["ids"]},
+        seed=4,
+        source_name=manifest.name,
+        source_identity=manifest.identity,
+        source_content=manifest.content,
+        n_classes=3,
+        ipc=3,
+        per_class=(3, 3, 3),
+    )
+    assert len(info.parameters["ids"]) == 12
+    ids = np.load(tmp_path / "SET" / "ids.npy", allow_pickle=False)
+    assert (ids.dtype, ids.tolist()) == (np.int64, sorted(ids_of_classes(packed, (3, 3, 3))))
+    provenance = Provenance.read(tmp_path / "SET")
+    assert provenance.binds == {"identity": manifest.identity, "content": manifest.content}
+    assert [one["kind"] for one in provenance.lineage()] == ["dataset"]
+    assert [line["stage"] for line in read_ledger(tmp_path / "SET")] == ["pack", "ingest"]
+
+
+def test_a_listed_set_has_the_fields_of_a_selected_one(packed, random_set, tmp_path):
+    listed = write_list(tmp_path / "ids.txt", open_set(random_set).ids)
+    ingest(listed, tmp_path / "SET", packed, "--method", "random")
+    here, there = (
+        json.loads((one / "set.json").read_text()) for one in (tmp_path / "SET", random_set)
+    )
+    assert here.pop("parameters").items() > there.pop("parameters").items()
+    assert here == there
+
+
+def test_unequal_classes_are_refused_unless_they_are_allowed(packed, tmp_path):
+    listed = write_list(tmp_path / "ids.txt", ids_of_classes(packed, (3, 1, 2)))
+    with pytest.raises(
+        UsageError, match=r"ids\.txt, got 1 of class n02102040 and 3 of n01440764; mend the list"
+    ):
+        ingest(listed, tmp_path / "SET", packed)
+    assert not (tmp_path / "SET").exists()
+    lines = ingest(listed, tmp_path / "SET", packed, "--allow-short")
+    assert lines[0].startswith("6 of 60 images (listed, 1 to 3 a class) taken")
+    info = SetInfo.read(tmp_path / "SET")
+    assert (info.ipc, info.per_class, info.parameters["allow_short"]) == (3, (3, 1, 2), True)
+
+
+def test_a_class_that_is_not_listed_at_all_is_unequal(packed, tmp_path):
+    listed = write_list(tmp_path / "ids.txt", ids_of_classes(packed, (1, 1, 0)))
+    with pytest.raises(UsageError, match="got 0 of class n02979186 and 1 of n01440764"):
+        ingest(listed, tmp_path / "SET", packed)
+
+
+def test_the_same_samples_are_the_same_set_whatever_the_list_looks_like(packed, tmp_path):
+    ids = ids_of_classes(packed, (1, 1, 1))
+    ingest(write_list(tmp_path / "ids.txt", ids), tmp_path / "SET", packed)
+    np.save(tmp_path / "ids.npy", ids[::-1])
+    assert "are there already" in ingest(tmp_path / "ids.npy", tmp_path / "SET", packed)[0]
+    others = write_list(tmp_path / "others.txt", ids_of_classes(packed, (2, 2, 2)))
+    with pytest.raises(UsageError, match=r"was made by another configuration \(config\.ids: "):
+        ingest(others, tmp_path / "SET", packed)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["n01440764/photo_001", "n01440764/photo_999"], r"line 2: 'n01440764/photo_999' is no id"),
+        (["0", "60"], r"line 2: id must be in \[0, 60\), got 60"),
+        (["7", "8", "7"], r"line 3 names sample 7 again \('7', first in line 1\)"),
+        ([], "names no samples"),
+    ],
+)
+def test_a_bad_list_makes_nothing(packed, tmp_path, lines, message):
+    listed = write_list(tmp_path / "list.txt", lines)
+    with pytest.raises(UsageError, match=message):
+        ingest(listed, tmp_path / "SET", packed)
+    assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
+
+
+@pytest.mark.parametrize("method", ["", "a b", "<b>", "-x"])
+def test_a_method_is_a_plain_name(packed, tmp_path, method):
+    with pytest.raises(UsageError, match="method must be letters"):
+        Ingest(listed=tmp_path / "x", condensed=tmp_path / "SET", data=packed, method=method)
+
+
+def test_what_is_no_data_set_is_refused(random_set, tmp_path):
+    listed = write_list(tmp_path / "ids.txt", [1])
+    with pytest.raises(UsageError, match="is not a packed data set"):
+        ingest(listed, tmp_path / "SET", random_set)
+
+
+def test_the_set_of_a_moved_data_set_opens_by_its_identity(packed, tmp_path):
+    data = shutil.copytree(packed, tmp_path / "DATA")
+    ingest(
+        write_list(tmp_path / "ids.txt", ids_of_classes(data, (1, 1, 1))), tmp_path / "SET", data
+    )
+    data.rename(tmp_path / "MOVED")
+    assert len(open_set(tmp_path / "SET", data=tmp_path / "MOVED").ids) == 3

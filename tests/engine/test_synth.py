@@ -1,0 +1,56 @@
+"""A synthetic data set as a user makes it: packed, whole, with its truth in id order."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from engine.stages.synth import TRUTH_NAME, Synth
+from engine.stages.verify import Verify
+from shards.dataset import Dataset
+from shards.errors import UsageError
+from shards.synthetic import Synthetic
+
+
+def make(data: Path, **options: object) -> Dataset:
+    settings = {"images": 60, "classes": 4, "size": "24", "samples_per_shard": 16} | options
+    Synth(data=data, **settings).run()  # pyright: ignore[reportArgumentType] - options of a test
+    return Dataset.open(data)
+
+
+def test_the_truth_lies_beside_the_samples_in_their_order(tmp_path: Path):
+    dataset = make(tmp_path / "DATA", label_noise=0.2)
+    Verify(data=dataset.path, deep=True).run()
+    truth = pq.read_table(dataset.path / TRUTH_NAME).to_pydict()
+    synthetic = Synthetic(images=60, classes=4, size=24, label_noise=0.2)
+    assert truth["key"] == dataset.keys
+    assert truth["label"] == dataset.labels.tolist()
+    assert sum(truth["flipped"]) == 12
+    assert sorted(truth["key"]) == sorted(synthetic.keys)
+    wrong = np.array(truth["label"]) != np.array(truth["true_label"])
+    np.testing.assert_array_equal(wrong, truth["flipped"])
+
+
+def test_workers_do_not_change_a_byte(tmp_path: Path):
+    one, many = (make(tmp_path / str(n), workers=n).path for n in (1, 3))
+    names = {path.name for path in one.iterdir()} - {"ledger.jsonl"}
+    assert all((one / name).read_bytes() == (many / name).read_bytes() for name in names)
+
+
+def test_another_seed_makes_other_images_of_the_same_classes(tmp_path: Path):
+    train = make(tmp_path / "train")
+    val = make(tmp_path / "val", seed=1, split="val")
+    assert train.classes == val.classes
+    assert train.manifest.content != val.manifest.content
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [({"images": 3}, "images"), ({"size": "large"}, "size must be imagenet or a number"),
+     ({"label_noise": 1.0}, "label_noise"), ({"samples_per_shard": 0}, "samples_per_shard")],
+)  # fmt: skip
+def test_numbers_out_of_range_leave_nothing(tmp_path: Path, options: dict[str, object], fact: str):
+    with pytest.raises(UsageError, match=fact):
+        make(tmp_path / "DATA", **options)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,362 @@
+"""Names that leave the data, lists that come back, and the parts of each layout."""
+
+import csv
+import io
+import json
+import os
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from shards.errors import UsageError
+from shards.export import ExportPlan, StoredSample, class_folder, image_name, standard_split
+from shards.layouts.image_folder import write_image_folder
+from shards.layouts.lists import ids_list, paths_list, read_list
+from shards.layouts.parquet import parquet_file, write_parquet
+from shards.layouts.webdataset import write_webdataset
+from shards.tar import walk
+
+SAMPLES = pa.table(
+    {
+        "key": ["cat/1", "cat/2", "dog/old/9", "dog/a b", "dog/1"],
+        "source": ["cat/1.JPEG", "cat/2.png", "dog/old/9.JPEG", "dog/a b.jpg", "dog/1.JPEG"],
+        "label": [0, 0, 1, 1, 1],
+    }
+)
+
+
+def sample(key="cat/1", class_name="cat", *, sample_id=0, label=0, image=b"image"):
+    return StoredSample(
+        sample_id=sample_id,
+        key=key,
+        label=label,
+        class_name=class_name,
+        extension="jpg",
+        image=image,
+    )
+
+
+def plan(n_samples, *, classes=("cat", "dog"), samples_per_shard=1000):
+    return ExportPlan(
+        name="pets",
+        split="train",
+        classes=classes,
+        n_samples=n_samples,
+        samples_per_shard=samples_per_shard,
+    )
+
+
+# names
+
+HOSTILE_NAMES = ["", ".", "..", ".hidden", "a/b", "/etc", "a\0b", "a\nb", "\x7f", "é" * 128]
+HOSTILE_KEYS = [
+    "",
+    "cat",
+    "cat/",
+    "cat//1",
+    "/cat/1",
+    "/etc/passwd",
+    "../../etc/passwd",
+    "cat/../../1",
+    "cat/..",
+    "cat/./1",
+    "cat/.bashrc",
+    "cat/1\0",
+    "cat/1\n2",
+    "cat/" + "1" * 252,
+    "cat/" + "/".join(["12345678"] * 30),
+]
+
+
+def test_the_name_of_an_image_is_its_class_and_the_rest_of_its_key():
+    assert image_name(sample("cat/tabby.1")) == "cat/tabby.1.jpg"
+
+
+def test_a_key_in_folders_becomes_one_name_so_that_loaders_see_the_class():
+    assert image_name(sample("cat/old/100%")) == "cat/old%2F100%25.jpg"
+
+
+def test_a_sample_of_another_class_keeps_its_whole_key():
+    assert image_name(sample("cat/1", "dog")) == "dog/%2Fcat%2F1.jpg"
+
+
+@pytest.mark.parametrize("key", HOSTILE_KEYS)
+def test_a_hostile_key_is_refused_by_name(key, tmp_path):
+    with pytest.raises(UsageError, match=r"^sample key '.*; use --to webdataset") as refusal:
+        write_image_folder([sample(key)], tmp_path, plan(1))
+    assert "\n" not in str(refusal.value)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["cat", "classes.txt", "dog"]
+    with pytest.raises(UsageError, match=r"^sample key"):
+        image_name(sample(key))
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_a_hostile_class_name_is_refused(name, tmp_path):
+    with pytest.raises(UsageError, match=r"^class '.*cannot be the name of a folder"):
+        class_folder(name)
+    with pytest.raises(UsageError, match=r"^class '"):
+        write_image_folder([], tmp_path, plan(0, classes=("cat", name)))
+    assert list(tmp_path.iterdir()) == []
+
+
+names = st.text(st.sampled_from("ab./%2F\\~é \0\n"), max_size=12)
+
+
+@given(names, names)
+def test_a_name_is_refused_or_lies_directly_in_its_class(key, class_name):
+    try:
+        name = image_name(sample(key, class_name))
+    except UsageError:
+        return
+    path = os.path.normpath(f"/out/{name}")
+    assert path == f"/out/{name}"
+    assert PurePosixPath(path).parent == PurePosixPath("/out") / class_name
+
+
+parts = st.text(st.sampled_from("ab%2F"), min_size=1, max_size=4)
+keys = st.lists(parts, min_size=2, max_size=4).map("/".join)
+
+
+@given(keys, keys, parts)
+def test_different_keys_of_a_class_have_different_names(key, other, class_name):
+    assume(key != other)
+    assert image_name(sample(key, class_name)) != image_name(sample(other, class_name))
+
+
+@given(keys, parts)
+def test_the_key_can_be_read_back_from_the_name(key, class_name):
+    stem = image_name(sample(key, class_name)).removeprefix(f"{class_name}/").removesuffix(".jpg")
+    below = stem.replace("%2F", "/").replace("%25", "%")
+    assert key == (below[1:] if below.startswith("/") else f"{class_name}/{below}")
+
+
+def test_two_samples_of_one_name_are_refused_and_the_first_one_stays(tmp_path):
+    twice = [sample(image=b"first"), sample(image=b"second")]
+    with pytest.raises(UsageError, match=r"^two samples of class cat would be called 1\.jpg"):
+        write_image_folder(twice, tmp_path, plan(2))
+    assert (tmp_path / "cat" / "1.jpg").read_bytes() == b"first"
+
+
+def test_a_class_called_like_the_class_list_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"^class classes\.txt has the name of"):
+        write_image_folder([], tmp_path, plan(0, classes=("cat", "classes.txt")))
+
+
+def test_a_link_in_the_output_is_not_followed_out_of_it(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "out").mkdir()
+
+    def linked():
+        (tmp_path / "out" / "cat").rmdir()
+        (tmp_path / "out" / "cat").symlink_to(tmp_path / "elsewhere")
+        yield sample()
+
+    with pytest.raises(UsageError, match=r"sample key 'cat/1' leads to .*elsewhere/1\.jpg"):
+        write_image_folder(linked(), tmp_path / "out", plan(1))
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("split", "standard"),
+    [("val", "validation"), ("Valid", "validation"), ("test", "test"), ("train", "train"),
+     ("imagenette", "train"), ("../../x", "train"), ("", "train")],
+)  # fmt: skip
+def test_a_split_gets_the_name_that_loaders_know(split, standard):
+    assert standard_split(split) == standard
+
+
+@given(st.integers(0, 300), st.integers(1, 100))
+def test_shards_are_full_but_for_the_last(n_samples, samples_per_shard):
+    lengths = plan(n_samples, samples_per_shard=samples_per_shard).shard_lengths
+    assert sum(lengths) == n_samples
+    assert all(length == samples_per_shard for length in lengths[:-1])
+    assert all(0 < length <= samples_per_shard for length in lengths[-1:])
+
+
+# shards and tables
+
+
+def test_members_are_named_by_id_whatever_the_keys_are(tmp_path):
+    samples = [sample("../../etc/x", "..", sample_id=7), sample("cat/1.2", sample_id=40, label=1)]
+    write_webdataset(samples, tmp_path, plan(2))
+    names = [member.name for member in walk(tmp_path / "train-000000.tar")]
+    assert names == ["000000007.jpg", "000000007.cls", "000000040.jpg", "000000040.cls"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "_info.json", "train-000000.idx", "train-000000.tar",
+    ]  # fmt: skip
+
+
+def test_a_failing_reader_leaves_no_shard(tmp_path):
+    def failing():
+        yield sample()
+        raise UsageError("no more")
+
+    with pytest.raises(UsageError, match="no more"):
+        write_webdataset(failing(), tmp_path, plan(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parquet_metadata_have_the_form_that_datasets_writes(tmp_path):
+    write_parquet([sample()], tmp_path, plan(1))
+    stored = pq.read_schema(tmp_path / "data" / "train-00000-of-00001.parquet")
+    assert stored.field("image").type == pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    assert stored.field("label").type == pa.int64()
+    # datasets 5.2 `Dataset.to_parquet` of an Image and a ClassLabel column
+    assert json.loads(stored.metadata[b"huggingface"]) == {
+        "info": {
+            "features": {
+                "image": {"_type": "Image"},
+                "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+            }
+        }
+    }
+
+
+def row_groups(path):
+    metadata = pq.read_metadata(path)
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+def test_parquet_files_have_row_groups_of_a_hundred(tmp_path):
+    many = [sample(f"cat/{number}") for number in range(430)]
+    write_parquet(many, tmp_path, plan(430, samples_per_shard=220))
+    files = [tmp_path / parquet_file("train", number, 2) for number in range(2)]
+    assert sorted(tmp_path.rglob("*.parquet")) == files
+    assert [row_groups(file) for file in files] == [[100, 100, 20], [100, 100, 10]]
+
+
+def test_a_row_group_of_large_images_is_cut_early(tmp_path):
+    image = bytes(33 << 20)
+    write_parquet([sample(f"cat/{n}", image=image) for n in range(3)], tmp_path, plan(3))
+    assert row_groups(tmp_path / parquet_file("train", 0, 1)) == [2, 1]
+
+
+def test_parquet_refuses_hostile_keys_too(tmp_path):
+    with pytest.raises(UsageError, match=r"^sample key '\.\./\.\./etc/passwd'"):
+        write_parquet([sample("../../etc/passwd")], tmp_path, plan(1))
+
+
+# lists
+
+
+def listed(tmp_path, content, name="list.txt"):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".npy", ""])
+def test_ids_come_back_from_their_list(tmp_path, suffix):
+    path = listed(tmp_path, ids_list(np.array([1, 3, 4]), suffix), f"list{suffix}")
+    ids = read_list(path, SAMPLES)
+    assert (ids.dtype, ids.tolist()) == (np.int64, [1, 3, 4])
+
+
+def test_lists_are_plain_text_and_plain_arrays():
+    ids = np.array([1, 30])
+    assert ids_list(ids, ".txt") == b"1\n30\n"
+    assert np.load(io.BytesIO(ids_list(ids, ".npy")), allow_pickle=False).tolist() == [1, 30]
+    assert paths_list(SAMPLES.take([3, 1]), ".txt") == b"dog/a b.jpg\ncat/2.png\n"
+    rows = csv.DictReader(io.StringIO(paths_list(SAMPLES.take([2]), ".csv").decode()))
+    assert list(rows) == [{"path": "dog/old/9.JPEG", "label": "1", "key": "dog/old/9"}]
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".csv"])
+def test_paths_come_back_from_their_list(tmp_path, suffix):
+    path = listed(tmp_path, paths_list(SAMPLES.take([4, 0, 2, 3]), suffix), f"list{suffix}")
+    assert read_list(path, SAMPLES).tolist() == [0, 2, 3, 4]
+
+
+def test_a_path_that_breaks_the_line_is_kept_by_csv_and_refused_by_text(tmp_path):
+    odd = pa.table({"key": ["cat/1\n2"], "source": ["cat/1\n2.jpg"], "label": [0]})
+    path = listed(tmp_path, paths_list(odd, ".csv"), "list.csv")
+    assert read_list(path, odd).tolist() == [0]
+    with pytest.raises(
+        UsageError, match=r"does not fit on a line; write a list that ends in \.csv"
+    ):
+        paths_list(odd, ".txt")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["2", " 2 ", "dog/old/9", "dog/old/9.JPEG", "./dog/old/9.JPEG", r"dog\old\9.JPEG",
+     "dog/old/9.png"],
+)  # fmt: skip
+def test_an_entry_may_be_an_id_a_key_or_a_path(tmp_path, entry):
+    assert read_list(listed(tmp_path, f"{entry}\n"), SAMPLES).tolist() == [2]
+
+
+@pytest.mark.parametrize("entry", ["/data/train/cat/2.png", "train/cat/2", "D:\\in1k\\cat\\2.jpg"])
+def test_a_longer_path_counts_by_its_last_two_parts(tmp_path, entry):
+    assert read_list(listed(tmp_path, entry), SAMPLES).tolist() == [1]
+
+
+def test_blank_lines_windows_ends_and_a_byte_order_mark_are_no_entries(tmp_path):
+    assert read_list(listed(tmp_path, b"\xef\xbb\xbf3\r\n\r\n  \r\n1\r\n"), SAMPLES).tolist() == [
+        1,
+        3,
+    ]
+
+
+def test_the_source_path_counts_where_it_is_the_key_of_another(tmp_path):
+    odd = pa.table({"key": ["cat/1.a", "cat/1"], "source": ["cat/1.a.jpg", "cat/1.a"]})
+    assert read_list(listed(tmp_path, "cat/1.a"), odd).tolist() == [1]
+
+
+BAD_LISTS = [
+    ("list.txt", "1\n\ncat/3\n", r"list\.txt line 3: 'cat/3' is no id, sample key or source path"),
+    ("list.txt", "1\n5\n", r"line 2: id must be in \[0, 5\), got 5$"),
+    ("list.txt", "-1\n", r"line 1: '-1' is no id"),
+    ("list.txt", "9" * 5000, r"line 1: '9+' is no id"),
+    ("list.txt", "1\n0\ncat/2\n", r"line 3 names sample 1 again \('cat/2', first in line 1\)"),
+    ("list.txt", "", r"names no samples"),
+    ("list.txt", "/\n", r"line 1: '/' is no id"),
+    ("list.txt", b"\xff\xfe1\n", r"cannot be read \('utf-8'"),
+    ("list.csv", "cat/1.JPEG\n", r"names no samples"),
+    ("list.csv", "path\ncat/1.JPEG\n\nfish/1.JPEG,x\n", r"list\.csv line 4: 'fish/1\.JPEG' is no"),
+    ("list.npy", b"1\n2\n", r"list\.npy cannot be read"),
+    ("list.npy", b"", r"list\.npy cannot be read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_LISTS)
+def test_a_bad_list_is_refused_by_line(tmp_path, name, content, message):
+    with pytest.raises(UsageError, match=message) as refusal:
+        read_list(listed(tmp_path, content, name), SAMPLES)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.array([0, 7]), r"list\.npy entry 2: id must be in \[0, 5\), got 7"),
+        (np.array([3, 1, 3]), r"entry 3 names sample 3 again"),
+        (np.array([0, -1]), r"entry 2: '-1' is no id"),
+        (np.array([0.5]), r"float64 of shape \(1,\), expected one row of integers"),
+        (np.array([[0]]), r"int64 of shape \(1, 1\), expected one row of integers"),
+        (np.array(["cat/1"]), r"expected one row of integers"),
+        (np.array([{}]), r"cannot be read"),
+    ],
+)
+def test_a_bad_array_is_refused_by_entry(tmp_path, array, message):
+    np.save(tmp_path / "list.npy", array)
+    with pytest.raises(UsageError, match=message):
+        read_list(tmp_path / "list.npy", SAMPLES)
+
+
+def test_a_name_of_several_samples_is_refused(tmp_path):
+    twice = pa.table({"key": ["cat/1", "cat/2"], "source": ["all.tar", "all.tar"]})
+    with pytest.raises(UsageError, match=r"mean several samples by their source; list sample ids"):
+        read_list(listed(tmp_path, "all.tar\n"), twice)
+
+
+def test_a_missing_list_is_refused(tmp_path):
+    with pytest.raises(UsageError, match=r"none\.txt does not exist; name a \.txt, \.csv or \.npy"):
+        read_list(tmp_path / "none.txt", SAMPLES)
+    with pytest.raises(UsageError, match="is not a file"):
+        read_list(tmp_path, SAMPLES)
