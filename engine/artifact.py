@@ -21,10 +21,12 @@ from engine.ledger import (
     append_lines,
     collect_interrupted,
     inherited_lines,
+    read_ledger,
 )
 from engine.provenance import PROVENANCE_NAME, Provenance, readable_difference
 from shards.atomic import (
     digest_of,
+    exchange_directories,
     files_below,
     json_bytes,
     rename_directory,
@@ -136,6 +138,31 @@ def making(
         _publish(work)
 
 
+@contextmanager
+def remaking(out: Path, provenance: Provenance) -> Generator[Work]:
+    """Yield a ``Work`` whose scratch directory takes the place of ``out`` in one step.
+
+    The ledger goes on. If the block sets ``work.done``, ``out`` stays as it is.
+
+    Raises:
+        LockedError: Another process is writing to ``out``.
+        MachineError: The file system cannot swap directories.
+    """
+    with lock(out):
+        meter = Meter(provenance.stage, provenance.config_digest)
+        scratch = out.with_name(f".{out.name}.remade.partial")
+        work = Work(out, scratch, provenance, meter)
+        _prepare(work, resumable=False)
+        try:
+            yield work
+            if not work.done:
+                append_lines(scratch, read_ledger(out))
+                _finish(work)
+                exchange_directories(scratch, out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
 def _require_same_promise(
     directory: Path, provenance: Provenance, fact: str, *, runtime: bool = False
 ) -> None:
@@ -179,6 +206,12 @@ def _abandon(work: Work, *, resumable: bool) -> None:
 
 
 def _publish(work: Work) -> None:
+    _finish(work)
+    rename_directory(work.scratch, work.out)
+
+
+def _finish(work: Work) -> None:
+    """Complete provenance and ledger."""
     digest = work.provenance.digest or output_digest(work.scratch)
     work.provenance = replace(work.provenance, digest=digest)
     write_atomically(work.scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
@@ -191,7 +224,6 @@ def _publish(work: Work) -> None:
     )
     append_lines(work.scratch, [*inherited, meter.line()])
     (work.scratch / RUNNING_NAME).unlink(missing_ok=True)  # only now: a kill here pays once
-    rename_directory(work.scratch, work.out)
 
 
 def output_digest(directory: Path) -> str:

@@ -26,6 +26,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "doctor": ("", "doctor", "Doctor", "what this machine has, and whether it is fit"),
     "pack": ("SRC DATA", "pack", "Pack", "images in any common layout into shards"),
     "verify": ("DATA", "verify", "Verify", "check a packed data set against its manifest"),
+    "quarantine": ("show|retry DATA", "quarantine", "Quarantine", "files that were not packed"),
     "synth": ("DATA", "synth", "Synth", "synthetic images with known truth, for tests at scale"),
     "score": ("DATA SCORES", "score", "Score", "train a proxy, score every image in the same pass"),
     "embed": ("DATA FEATURES", "embed", "Embed", "features of a frozen backbone"),

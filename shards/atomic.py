@@ -3,6 +3,7 @@
 A killed run leaves nothing that looks finished. Everything this project writes goes through here.
 """
 
+import ctypes
 import hashlib
 import json
 import os
@@ -11,7 +12,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
+from shards.errors import MachineError
+
 Json: TypeAlias = Mapping[str, Any]
+# AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <stdio.h>.
+_HERE, _EXCHANGE = -100, 2
 
 
 def fsync_directory(path: Path) -> None:
@@ -72,6 +77,22 @@ def rename_directory(scratch: Path, path: Path) -> None:
     fsync_tree(scratch)
     scratch.rename(path)
     fsync_directory(path.parent)
+
+
+def exchange_directories(one: Path, other: Path) -> None:
+    """Swap two directories of one file system in a single step (Linux ``renameat2``).
+
+    Raises:
+        MachineError: The file system cannot.
+    """
+    fsync_tree(one)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+        raise MachineError(
+            f"the file system of {other} cannot swap folders ({os.strerror(ctypes.get_errno())}); "
+            "make it again under another name"
+        )
+    fsync_directory(other.parent)
 
 
 def remove_tree(path: Path) -> None:

@@ -97,6 +97,10 @@ def pack_shards(
         else:
             uncommitted.append(shard)
     _require_space(plan, scratch, uncommitted)
+    if plan.resize is not None:
+        from kernels.resample import warm_up  # imports Numba and compiles: 4 s and 130 MB
+
+        warm_up()
     packing = _Packing(plan, scratch, observer, Semaphore(workers))
     # Twice as many threads as may work at once: the others wait for the disk to take a shard.
     with ThreadPoolExecutor(2 * workers, thread_name_prefix="pack") as pool:

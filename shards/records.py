@@ -19,6 +19,7 @@ from shards.dataset import (
     SAMPLES_SCHEMA,
     Flag,
 )
+from shards.errors import ManifestError
 from shards.manifest import (
     MANIFEST_NAME,
     DatasetDigests,
@@ -125,6 +126,18 @@ def write_tables(
     )
     write_atomically(scratch / MANIFEST_NAME, manifest.to_bytes())
     return manifest
+
+
+def read_table(path: Path) -> _Table:
+    """Read a table of a packed data set.
+
+    Raises:
+        ManifestError: It is missing or damaged.
+    """
+    try:
+        return pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ManifestError(f"{path} cannot be read; run `coreset verify {path.parent}`") from error
 
 
 def remove_records(scratch: Path) -> None:

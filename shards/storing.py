@@ -6,6 +6,7 @@ from shards.errors import DataError
 from shards.plan import Plan
 from shards.probe import Probe, Reason, Refusal, glance, misnamed, probe, refuse_long_file
 from shards.records import Row
+from shards.reencode import reencode
 from shards.sources.base import Sample, Source
 from shards.tar import Member, ShardWriter
 
@@ -52,9 +53,10 @@ def _stored(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> tuple
     image = _examined(plan, sample, data, content_hash)
     if plan.resize is None:
         return data, image
-    from shards.reencode import reencode  # compiles a kernel: only where it is needed
-
-    stored = reencode(data, image, short_side=plan.resize.short_side, quality=plan.resize.quality)
+    size, quality = plan.resize.short_side, plan.resize.quality
+    stored = reencode(data, image, short_side=size, quality=quality)
+    if plan.check and stored.data is data:  # small enough as it is, so not decoded yet
+        probe(data)
     return stored.data, Probe(stored.format, stored.width, stored.height, stored.flags)
 
 
@@ -68,7 +70,8 @@ def _examined(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Pro
                 f"`coreset verify {plan.source.place}`"
             )
         return known.image
-    image = probe(data) if plan.check else glance(data)
+    # What is resized is decoded in full anyway.
+    image = probe(data) if plan.check and plan.resize is None else glance(data)
     return misnamed(image, sample.name)
 
 

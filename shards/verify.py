@@ -1,16 +1,20 @@
 """Damage in a packed data set: what the disk holds against what the manifest says.
 
 Readers of tar files take a shard cut between two members for a shorter one, without a word, so
-sizes and counts are compared as well as digests.
+sizes and counts are compared as well as digests. Three depths: what the file system says (sizes),
+what the bytes say (digests, headers, indices), and what the images say (every one is decoded).
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from enum import StrEnum
 from itertools import islice
 from pathlib import Path
 from typing import IO
 
+import numpy as np
 import xxhash
 
 from shards.atomic import sha256_of_file
@@ -24,6 +28,17 @@ from shards.tar import Member, index_bytes, index_path, walk
 _NAMED_DAMAGES = 3
 
 
+class Depth(StrEnum):
+    """How much is read."""
+
+    FAST = "fast"
+    """Sizes and counts of all files, digests of the tables."""
+    BYTES = "bytes"
+    """Also every byte of the shards: digests, headers, indices."""
+    DEEP = "deep"
+    """Also every image is decoded, and compared with its row in the table."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """What was read and found whole."""
@@ -34,13 +49,13 @@ class Verification:
 
 
 def verify(
-    data: Path, *, deep: bool, workers: int, on_shard: Callable[[ShardEntry], None]
+    data: Path, *, depth: Depth, workers: int, on_shard: Callable[[ShardEntry], None]
 ) -> Verification:
     """Compare every file of a packed data set with its manifest.
 
     Args:
         data: Packed data set.
-        deep: Also decode every image and compare its content hash and columns.
+        depth: How much is read.
         workers: Threads, one shard each.
         on_shard: Called in this thread for every shard checked.
 
@@ -49,23 +64,39 @@ def verify(
         DataError: Damage, with the file, what was expected and what was found.
     """
     dataset = Dataset.open(data)
-    damages = list(_damages_of_tables(dataset))
+    shards = dataset.manifest.shards
+    damages = list(_damages_of_tables(dataset, depth))
+    if depth is Depth.FAST:
+        damages += _damages_of_sizes(dataset)
+        _require_none(data, damages)
+        return Verification(n_samples=len(dataset), n_shards=len(shards), bytes_read=0)
 
     def check(shard: int) -> list[str]:
-        return list(_damages_of_shard(dataset, shard, deep=deep))
+        return list(_damages_of_shard(dataset, shard, deep=depth is Depth.DEEP))
 
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        checks = pool.map(check, range(len(dataset.manifest.shards)))
-        for entry, found in zip(dataset.manifest.shards, checks, strict=True):
+        checks = pool.map(check, range(len(shards)))
+        for entry, found in zip(shards, checks, strict=True):
             damages += found
             on_shard(entry)
     _require_none(data, damages)
-    shards = dataset.manifest.shards
     return Verification(
         n_samples=len(dataset),
         n_shards=len(shards),
-        bytes_read=sum(entry.bytes for entry in shards) * (2 if deep else 1),
+        bytes_read=sum(entry.bytes for entry in shards) * (2 if depth is Depth.DEEP else 1),
     )
+
+
+def _damages_of_sizes(dataset: Dataset) -> Iterator[str]:
+    """Compare counts with the table and sizes with the directory, which is listed once."""
+    with os.scandir(dataset.path) as entries:
+        there = {entry.name: entry.stat().st_size for entry in entries}
+    counts = np.bincount(dataset.ints("shard"), minlength=len(dataset.manifest.shards))
+    for entry, count in zip(dataset.manifest.shards, counts.tolist(), strict=True):
+        yield from _difference(SAMPLES_NAME, f"samples of {entry.name}", entry.samples, count)
+        index = index_path(Path(entry.name)).name
+        for name, size in ((entry.name, entry.bytes), (index, entry.index_bytes)):
+            yield from _difference(name, "bytes", size, there.get(name, "no file"))
 
 
 def _require_none(data: Path, damages: Sequence[str]) -> None:
@@ -73,24 +104,30 @@ def _require_none(data: Path, damages: Sequence[str]) -> None:
         return
     named = "; ".join(islice(damages, _NAMED_DAMAGES))
     more = f"; and {len(damages) - _NAMED_DAMAGES} more" if len(damages) > _NAMED_DAMAGES else ""
-    raise DataError(f"{data} is damaged: {named}{more}; restore it from a copy or pack it again")
+    raise DataError(
+        f"{data} is damaged: {named}{more}; restore it from a copy, or build a shard again: "
+        "--repair SHARD"
+    )
 
 
-def _damages_of_tables(dataset: Dataset) -> Iterator[str]:
+def _damages_of_tables(dataset: Dataset, depth: Depth) -> Iterator[str]:
     """Compare tables and digests; ``Dataset.open`` has compared the sample table's bytes."""
-    manifest, samples = dataset.manifest, dataset.samples
+    manifest = dataset.manifest
     quarantine = dataset.path / QUARANTINE_NAME
     found = sha256_of_file(quarantine) if quarantine.is_file() else "no file"
     yield from _difference(QUARANTINE_NAME, "sha256", manifest.quarantine_sha256, found)
-    yield from _difference(SAMPLES_NAME, "rows", manifest.n_samples, len(samples))
+    yield from _difference(SAMPLES_NAME, "rows", manifest.n_samples, dataset.labels.size)
     total = manifest.n_samples + manifest.n_quarantined
     yield from _difference("manifest.json", "packed + quarantined", manifest.n_found, total)
-    identity = identity_digest(dataset.keys, dataset.labels.tolist())
-    yield from _difference(SAMPLES_NAME, "identity", manifest.identity, identity)
-    content = content_digest(samples["content_hash"].to_pylist())
-    yield from _difference(SAMPLES_NAME, "content", manifest.content, content)
     classes = classes_digest(manifest.classes)
     yield from _difference("manifest.json", "classes_sha256", manifest.classes_sha256, classes)
+    if depth is Depth.FAST:  # the tables' bytes are those of the manifest, as these digests are
+        return
+    identity = identity_digest(dataset.keys, dataset.labels.tolist())
+    yield from _difference(SAMPLES_NAME, "identity", manifest.identity, identity)
+    hashes = dataset.table(["content_hash"])["content_hash"]
+    content = content_digest(hashes.to_pylist())
+    yield from _difference(SAMPLES_NAME, "content", manifest.content, content)
 
 
 def _difference(file: str, what: str, expected: object, found: object) -> Iterator[str]:
@@ -141,7 +178,9 @@ def _damages_of_samples(
 
 
 def _damages_of_image(place: str, row: Row, data: bytes) -> Iterator[str]:
-    expected = Probe(row["format"], row["width"], row["height"], Flag(row["flags"]))
+    # The name that a misnamed image had is gone: the flag is all that is known of it.
+    flags = Flag(row["flags"]) & ~Flag.MISNAMED
+    expected = Probe(row["format"], row["width"], row["height"], flags)
     try:
         yield from _difference(place, "image", expected, probe(data))
     except Refusal as refusal:

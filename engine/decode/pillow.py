@@ -4,9 +4,7 @@ It defines what the fast decoders must come close to, and decodes what they do n
 CMYK). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
 """
 
-import struct
 import warnings
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -15,11 +13,9 @@ from PIL import Image
 
 from engine.decode.geometry import Geometry
 from shards.probe import pillow_fact
+from shards.reencode import DAMAGE, as_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-# What Pillow raises on damaged files, as opposed to bugs of ours.
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
-          OverflowError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
 
 
 def decode_with_pillow(
@@ -47,16 +43,9 @@ def decode_with_pillow(
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             if stored_size is not None and image.size != stored_size:
                 raise ValueError(f"it has {image.size} pixels, the index says {stored_size}")
-            return _resized(_rgb(image), geometry)
+            return _resized(as_rgb(image), geometry)
     except DAMAGE as error:
         raise ValueError(pillow_fact(error) or type(error).__name__) from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-    return image.convert("RGB")
 
 
 def _resized(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:

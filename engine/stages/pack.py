@@ -1,7 +1,6 @@
 """``coreset pack``: images in any common layout become a packed data set."""
 
 import shutil
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +10,19 @@ from engine.accounting import Account, bound
 from engine.artifact import Work, making
 from engine.config import DataPath, Outcome, SourcePath, require_at_least, require_between
 from engine.ledger import Meter
+from engine.planning import Places, config_of, plan_of, spool_of
 from engine.progress import progress
 from engine.provenance import Provenance
 from engine.ranks import Ranks, joined
 from shards.atomic import sha256_of_file, temporary_name
 from shards.classes import class_list, recognise
 from shards.errors import DataError, UsageError
-from shards.labels import read_labels
 from shards.manifest import Manifest, classes_digest
 from shards.packing import finish, pack_shards, prepare, thread_count
-from shards.plan import Plan, Resize
+from shards.plan import Plan
 from shards.probe import MAX_PIXELS
 from shards.quarantine import list_path
 from shards.sources.base import Order, Repeats, Source
-from shards.sources.find import find
-from shards.sources.wanted import Wanted
 
 # Kinds of stored images that a user should hear of.
 UNUSUAL = frozenset({"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette"})
@@ -117,7 +114,10 @@ class Pack:
         plans: list[Plan] = []
 
         def look() -> int:
-            plans.append(self._plan(find(self.src, self._wanted())))
+            found = self._places.find(
+                only=self._only, duplicates=self.duplicates, spool=spool_of(self.data)
+            )
+            plans.append(self._plan(found))
             return 0
 
         if ranks.leads:
@@ -129,12 +129,13 @@ class Pack:
         return plans[0]
 
     def _lead(self, plan: Plan, ranks: Ranks) -> Outcome:
-        provenance = Provenance(kind="dataset", stage="pack", config=_config(plan))
+        provenance = Provenance(kind="dataset", stage="pack", config=config_of(plan))
         with ExitStack() as stack:
             works: list[Work] = []
 
             def start() -> int:
                 work = stack.enter_context(making(self.data, provenance, resumable=True))
+                work.meter.notes["places"] = self._places.recorded(self.data)
                 works.append(work)
                 return _NOTHING_LEFT if work.done or not prepare(plan, work.scratch) else _GO
 
@@ -145,7 +146,7 @@ class Pack:
                 ranks.step(lambda: self._pack_part(plan, work.scratch, work.meter, ranks))
             if not work.done:
                 self._finish(plan, work)
-        shutil.rmtree(self._spool, ignore_errors=True)
+        shutil.rmtree(spool_of(self.data), ignore_errors=True)
         manifest = Manifest.read(self.data)
         lines = self._summary(manifest, plan.source, was_there=work.done)
         counts = {"samples": manifest.n_samples, "quarantined": manifest.n_quarantined}
@@ -174,37 +175,30 @@ class Pack:
             )
         return 0
 
-    def _wanted(self) -> Wanted:
-        return Wanted(
-            only=tuple(sorted(class_list(self.classes))) if self.classes else None,
-            class_names=class_list(self.class_names) if self.class_names else None,
-            truth=self.ground_truth,
-            repeats=self.duplicates,
-            spool=self._spool,
-        )
-
     def _plan(self, found: Source) -> Plan:
         place = self.src.resolve()
         by_place = place.parent.name if place.name in SPLITS else place.stem
-        source = found.in_order(self.order, self.order_seed)
-        labels = source.labels
-        if self.labels is not None:
-            labels = read_labels(self.labels, self.column, source)
-        resized = self.store == "resized"
-        return Plan(
-            source=source,
-            labels=labels,
-            samples_per_shard=self.samples_per_shard,
+        return plan_of(
+            found,
+            self._settings(),
             name=self.name or recognise(found.classes) or by_place,
             split=self.split or place.stem,
-            settings=self._settings(),
-            check=self.check,
-            resize=Resize(short_side=self.short_side, quality=self.quality) if resized else None,
+            labels=self.labels,
             tolerant=self.on_bad == "quarantine",
+        )
+
+    @property
+    def _places(self) -> Places:
+        return Places(
+            src=self.src,
+            class_names=self.class_names,
+            ground_truth=self.ground_truth,
+            labels=self.labels,
         )
 
     def _settings(self) -> dict[str, Any]:
         resized = self.store == "resized"
+        table = self.labels and {"sha256": _digest(self.labels), "column": self.column}
         return {
             "order": self.order,
             "order_seed": self.order_seed if self.order == "shuffled" else None,
@@ -214,10 +208,14 @@ class Pack:
             "quality": self.quality if resized else None,
             "checked": self.check,
             "max_pixels": MAX_PIXELS,
-            "classes": self.classes and classes_digest(sorted(class_list(self.classes))),
-            "labels": self.labels
-            and {"sha256": sha256_of_file(self.labels), "column": self.column},
+            "classes": self._only and classes_digest(self._only),
+            "duplicates": self.duplicates,
+            "labels": table,
         }
+
+    @property
+    def _only(self) -> tuple[str, ...] | None:
+        return tuple(sorted(class_list(self.classes))) if self.classes else None
 
     def _finish(self, plan: Plan, work: Work) -> None:
         listed = list_path(self.data)
@@ -229,10 +227,6 @@ class Pack:
             raise
         listed.unlink(missing_ok=True)
         work.provenance = bound(work.provenance, manifest)
-
-    @property
-    def _spool(self) -> Path:
-        return self.data.with_name(f".{self.data.name}.spool")
 
     def _summary(self, manifest: Manifest, source: Source, *, was_there: bool) -> list[str]:
         lines = [f"left out: {what}" for what in source.left_out]
@@ -253,12 +247,7 @@ class Pack:
         return lines
 
 
-def _config(plan: Plan) -> Mapping[str, Any]:
-    """What shapes the bytes: paths, threads and modification times do not."""
-    return {
-        "name": plan.name,
-        "split": plan.split,
-        **plan.settings,
-        "n_found": len(plan.source),
-        "source_sha256": plan.source.list_sha256(),
-    }
+def _digest(table: Path) -> str:
+    if not table.is_file():
+        raise UsageError(f"labels table {table} does not exist; name a CSV file")
+    return sha256_of_file(table)

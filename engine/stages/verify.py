@@ -1,41 +1,123 @@
-"""``coreset verify``: whether a packed data set is still what was packed."""
+"""``coreset verify``: whether a packed data set is still what was packed; mends a shard."""
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+from engine.accounting import Account
+from engine.artifact import lock
 from engine.config import DataPath, Outcome
+from engine.ledger import Meter
+from engine.planning import plan_again
 from engine.progress import progress
+from shards.dataset import Dataset
+from shards.errors import UsageError
 from shards.manifest import Manifest
+from shards.overlap import Pairs, copies, shared, under_another_label, write_pairs
 from shards.packing import thread_count
-from shards.verify import verify
+from shards.rebuild import repair_shard, shard_number
+from shards.verify import Depth, Verification, verify
+
+DEPTH_SAID = {
+    Depth.FAST: "sizes and counts only: leave out --fast to read every byte",
+    Depth.BYTES: "every byte read: add --deep to decode every image",
+    Depth.DEEP: "every image decodes",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verify:
-    """Compare every file of a packed data set with its manifest."""
+    """Compare every file of a packed data set with its manifest.
+
+    By default every byte is read. Also tells of images that occur twice, and, with --against, of
+    images that another data set has too, such as validation images among the training images.
+    """
 
     data: DataPath
     """Packed data set."""
+    fast: bool = False
+    """Compare sizes and counts only; reads no shard."""
     deep: bool = False
-    """Also decode every image and compare its content hash."""
+    """Also decode every image and compare its content hash and its row."""
+    repair: str = ""
+    """Name or number of a damaged shard, to be built again from the source before the check."""
+    src: Path | None = None
+    """Where the source lies now, if it is not where it was packed from."""
+    against: Path | None = None
+    """Another packed data set, to look for the same images in it."""
+    pairs: Path | None = None
+    """CSV file to list the images in that occur twice."""
     workers: int = 0
     """Threads; 0 is one per core."""
 
+    def __post_init__(self) -> None:
+        if self.fast and self.deep:
+            raise UsageError("fast and deep exclude each other; choose one")
+        if self.src is not None and not self.repair:
+            raise UsageError("src is used by --repair only; name the shard to build again")
+
     def run(self) -> Outcome:
-        """Check sizes, counts, digests and indices; return what was checked.
+        """Mend what is to be mended, check, look for images that occur twice.
 
         Raises:
-            UsageError: ``data`` is not a packed data set.
+            UsageError: ``data`` is not a packed data set, or its source is gone.
             DataError: Damage, named by file with what was expected and found.
         """
-        total = Manifest.read(self.data).n_samples
+        lines = [self._repaired()] if self.repair else []
+        whole = self._verified()
+        counts = f"{whole.n_samples:,} samples in {whole.n_shards:,} shards"
+        said = DEPTH_SAID[self._depth]
+        lines.append(f"{self.data} is whole: {counts}, {whole.bytes_read:,} bytes read; {said}")
+        facts = {"data": str(self.data), "samples": whole.n_samples}
+        if not self.fast:
+            lines += self._twice()
+        return Outcome(tuple(lines), facts)
+
+    @property
+    def _depth(self) -> Depth:
+        return Depth.FAST if self.fast else Depth.DEEP if self.deep else Depth.BYTES
+
+    def _verified(self) -> Verification:
+        total = 0 if self.fast else Manifest.read(self.data).n_samples
         with progress("verify", total) as bar:
-            whole = verify(
+            return verify(
                 self.data,
-                deep=self.deep,
+                depth=self._depth,
                 workers=thread_count(self.workers),
                 on_shard=lambda entry: bar.advance(entry.samples),
             )
-        depth = "every image decodes" if self.deep else "add --deep to decode every image"
-        counts = f"{whole.n_samples:,} samples in {whole.n_shards:,} shards"
-        line = f"{self.data} is whole: {counts}, {whole.bytes_read:,} bytes read; {depth}"
-        return Outcome((line,), {"data": str(self.data), "samples": whole.n_samples})
+
+    def _repaired(self) -> str:
+        dataset = Dataset.open(self.data)
+        number = shard_number(dataset, self.repair)
+        plan, _ = plan_again(self.data, self.src)
+        scratch = self.data.with_name(f".{self.data.name}.repair.partial")
+        with lock(self.data), progress("repair", len(plan.positions(number))) as bar:
+            shutil.rmtree(scratch, ignore_errors=True)
+            scratch.mkdir()
+            try:
+                observer = Account(Meter("verify", ""), bar, None)
+                repair_shard(dataset, plan, number, scratch, observer=observer)
+            finally:
+                shutil.rmtree(scratch)
+        return f"built again from {plan.source.place}: {dataset.manifest.shards[number].name}"
+
+    def _twice(self) -> Iterator[str]:
+        dataset = Dataset.open(self.data)
+        other = dataset if self.against is None else Dataset.open(self.against)
+        pairs = copies(dataset) if self.against is None else shared(dataset, other)
+        if len(pairs):
+            yield self._said_of(pairs, dataset, other)
+        if self.pairs is not None:
+            write_pairs(self.pairs, pairs, dataset, other)
+            yield f"listed: {len(pairs):,} pairs, {self.pairs}"
+
+    def _said_of(self, pairs: Pairs, dataset: Dataset, other: Dataset) -> str:
+        mislabelled = int(under_another_label(pairs, dataset, other).sum())
+        example = f"{dataset.keys[pairs.first[0]]} and {other.keys[pairs.second[0]]}"
+        where = f"of {other.path} are in {dataset.path} too" if self.against else "are copies"
+        return (
+            f"warning: {len(pairs):,} of {len(other):,} images {where}, {mislabelled:,} under "
+            f"another label, such as {example}"
+        )

@@ -24,6 +24,7 @@ Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]
 Strings: TypeAlias = Any  # pyarrow.LargeStringArray, which has no types
 compute: Any = pyarrow.compute
+_ROWS_AT_ONCE = 1 << 16
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -134,8 +135,8 @@ class Source:
         return np.bincount(self.row_labels, minlength=len(self.classes)).astype(np.int64)
 
     def list_sha256(self) -> str:
-        """Digest of names and sizes: stays the same when the source is copied."""
-        return _sha256(f"{name}\t{size}\n" for name, size in self._names_and_sizes())
+        """Digest of keys, names and sizes: stays the same when the source is copied."""
+        return _sha256("\t".join(map(str, row)) + "\n" for row in self._keys_names_sizes())
 
     def state_sha256(self) -> str:
         """Digest of names, sizes and modification times: changes when a file is written again."""
@@ -150,10 +151,14 @@ class Source:
         rows = np.arange(n) if order == "source" else permutation(n, order_seed)
         return replace(self, rows=rows)
 
-    def _names_and_sizes(self) -> Iterator[tuple[str, int]]:
-        for chunk in range(0, len(self.row_names), 1 << 16):
-            names = self.row_names.slice(chunk, 1 << 16).to_pylist()
-            yield from zip(names, self.row_sizes[chunk : chunk + len(names)].tolist(), strict=True)
+    def _keys_names_sizes(self) -> Iterator[tuple[str, str, int]]:
+        for first in range(0, len(self.row_keys), _ROWS_AT_ONCE):
+            keys, names = (
+                column.slice(first, _ROWS_AT_ONCE).to_pylist()
+                for column in (self.row_keys, self.row_names)
+            )
+            sizes = self.row_sizes[first : first + _ROWS_AT_ONCE].tolist()
+            yield from zip(keys, names, sizes, strict=True)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,9 +5,21 @@ from pathlib import Path
 from shards.errors import UsageError
 from shards.manifest import MANIFEST_NAME
 from shards.sources.base import Source
+from shards.sources.class_tars import find_class_tars
 from shards.sources.folder import find_folder
+from shards.sources.ilsvrc import find_validation, is_validation_folder
 from shards.sources.packed import find_packed
+from shards.sources.parquet import find_parquet, is_parquet
+from shards.sources.table import find_table, is_table
+from shards.sources.tars import tar_layout
 from shards.sources.wanted import Wanted
+from shards.sources.webdataset import find_webdataset
+
+_FINDER_OF_TARS = {
+    "classes": find_class_tars,
+    "webdataset": find_webdataset,
+    "validation": find_validation,
+}
 
 
 def find(src: Path, wanted: Wanted) -> Source:
@@ -16,9 +28,23 @@ def find(src: Path, wanted: Wanted) -> Source:
     Raises:
         UsageError: ``src`` is missing, of no known layout, or not what ``wanted`` asks for.
         DataError: A file of it is damaged.
+        MachineError: The disk has no room for what must be decompressed.
     """
+    if not src.exists():
+        raise UsageError(f"{src} does not exist; name a folder or file that holds images")
     if (src / MANIFEST_NAME).is_file():
         return find_packed(src, wanted)
-    if src.is_dir() or not src.exists():
+    if wanted.truth is not None or is_validation_folder(src):
+        return find_validation(src, wanted)
+    if is_parquet(src):
+        return find_parquet(src, wanted)
+    if is_table(src):
+        return find_table(src, wanted)
+    tars = tar_layout(src)
+    if tars is not None:
+        return _FINDER_OF_TARS[tars](src, wanted)
+    if src.is_dir():
         return find_folder(src, wanted)
-    raise UsageError(f"{src} is not a folder; name a folder that holds one folder per class")
+    raise UsageError(
+        f"{src} is neither a folder, a tar, a parquet file nor a list (.csv); name one of these"
+    )

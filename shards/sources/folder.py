@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from shards.errors import UsageError
 from shards.sources.base import Finder, Source, Strings
-from shards.sources.wanted import Wanted
+from shards.sources.wanted import SPLIT_OF_WORD, Wanted
 
 
 def sample_key(name: str) -> str:
@@ -74,6 +74,7 @@ def find_folder(root: Path, wanted: Wanted | None = None) -> Source:
         raise UsageError(
             f"{root} has no class folder; name a folder that holds one folder per class"
         )
+    _refuse_splits(root, folders)
     finder = Finder(place=root, repeats=wanted.repeats)
     for folder in folders:
         _add_class(finder, root, folder)
@@ -82,6 +83,17 @@ def find_folder(root: Path, wanted: Wanted | None = None) -> Source:
         finder.left_out.append(f"{outside:,} files of {root} that lie in no class folder")
     found = finder.found()
     return found.source(FileContents(root, found.names, found.sizes, found.mtimes_ns))
+
+
+def _refuse_splits(root: Path, folders: Sequence[str]) -> None:
+    """Training and validation folders are no classes."""
+    if all(name.lower() in SPLIT_OF_WORD for name in folders) and any(
+        entry.is_dir() for name in folders for entry in visible_entries(root / name)
+    ):
+        raise UsageError(
+            f"{root} holds the splits {', '.join(folders)}, not classes; name one of them, such as "
+            f"{root / folders[0]}"
+        )
 
 
 def _add_class(finder: Finder, root: Path, folder: str) -> None:

@@ -10,6 +10,12 @@ from pathlib import Path
 from shards.errors import UsageError
 from shards.sources.base import Repeats
 
+SPLIT_OF_WORD = {
+    "train": "train", "training": "train", "test": "test",
+    "val": "validation", "valid": "validation", "validation": "validation",
+}  # fmt: skip
+"""What folders and files of a split are called."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:

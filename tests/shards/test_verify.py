@@ -1,9 +1,12 @@
+import csv
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from engine.stages.pack import Pack
 from engine.stages.verify import Verify
 from shards.atomic import sha256_of_file
 from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
@@ -31,11 +34,100 @@ def cut_after_samples(path: Path, samples: int) -> None:
     path.write_bytes(path.read_bytes()[: member.offset - 512])
 
 
+def recount(data: Path) -> None:
+    document = json.loads((data / MANIFEST_NAME).read_bytes())
+    document["shards"][0]["samples"] = 17
+    (data / MANIFEST_NAME).write_text(json.dumps(document))
+
+
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_whole_data_set_is_called_whole(packed: Path, deep: bool, workers: int):
     (line,) = Verify(data=packed, deep=deep, workers=workers).run().lines
     assert "is whole: 60 samples in 4 shards" in line
+
+
+def test_a_fast_check_reads_no_shard(packed: Path):
+    (line,) = Verify(data=packed, fast=True).run().lines
+    assert "is whole: 60 samples in 4 shards, 0 bytes read; sizes and counts only" in line
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: cut_after_samples(d / "shard-000002.tar", 5),
+         r"shard-000002.tar: bytes expected \d+, found \d+"),
+        (lambda d: (d / "shard-000003.tar").unlink(),
+         r"shard-000003.tar: bytes expected \d+, found no file"),
+        (lambda d: (d / "shard-000000.idx").unlink(), r"shard-000000.idx: bytes expected"),
+        (recount, r"samples of shard-000000.tar expected 17, found 16"),
+    ],
+)  # fmt: skip
+def test_a_fast_check_finds_what_sizes_and_counts_show(copy: Path, damage: Damage, message: str):
+    damage(copy)
+    with pytest.raises(DataError, match=message):
+        Verify(data=copy, fast=True).run()
+
+
+def test_every_cut_at_a_block_is_found_fast_and_slow(copy: Path):
+    shard = copy / "shard-000003.tar"
+    whole = shard.read_bytes()
+    for end in range(0, len(whole), 512):
+        shard.write_bytes(whole[:end])
+        for fast in (True, False):
+            with pytest.raises(DataError, match=r"shard-000003\.tar"):
+                Verify(data=copy, fast=fast, workers=1).run()
+
+
+def repaired(copy: Path, photos: Path, shard: str) -> tuple[str, ...]:
+    return Verify(data=copy, repair=shard, src=photos).run().lines
+
+
+@pytest.mark.parametrize("name", ["shard-000001.tar", "1"])
+def test_a_damaged_shard_is_built_again_from_the_source(
+    copy: Path, packed: Path, photos: Path, name: str
+):
+    flip(copy / "shard-000001.tar", 700)
+    (copy / "shard-000001.idx").unlink()
+    first, second = repaired(copy, photos, name)
+    assert first == f"built again from {photos}: shard-000001.tar"
+    assert "is whole" in second
+    for path in packed.iterdir():
+        assert (copy / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["DATA"]
+
+
+def test_a_shard_is_not_replaced_by_another(make_photos: Callable[..., Path], tmp_path: Path):
+    src, data = make_photos(tmp_path / "src", per_class=4), tmp_path / "DATA"
+    Pack(src=src, data=data, samples_per_shard=5).run()
+    before = (data / "shard-000000.tar").read_bytes()
+    for path in src.rglob("*.JPEG"):
+        path.write_bytes(path.read_bytes() + b"more")
+    with pytest.raises(DataError, match="the source has changed"):
+        Verify(data=data, repair="0").run()
+    assert (data / "shard-000000.tar").read_bytes() == before
+    with pytest.raises(UsageError, match=r"has no shard 7; it has shard-000000\.tar"):
+        Verify(data=data, repair="7").run()
+    shutil.rmtree(src)
+    with pytest.raises(UsageError, match=r"is not at .* any more; name it with --src"):
+        Verify(data=data, repair="0").run()
+
+
+def test_images_that_occur_twice_are_told(make_photos: Callable[..., Path], tmp_path: Path):
+    src, val = (make_photos(tmp_path / name, per_class=5, seed=n) for n, name in enumerate("ab"))
+    shutil.copy(src / "n01440764/photo_000.png", src / "n01440764/photo_900.png")
+    shutil.copy(src / "n01440764/photo_001.webp", src / "n02102040/photo_901.webp")
+    shutil.copy(src / "n01440764/photo_002.JPEG", val / "n01440764/photo_902.JPEG")
+    for name in "ab":
+        Pack(src=tmp_path / name, data=tmp_path / f"DATA-{name}").run()
+    lines = Verify(data=tmp_path / "DATA-a").run().lines
+    assert "warning: 2 of 17 images are copies, 1 under another label" in lines[-1]
+    listed = tmp_path / "pairs.csv"
+    lines = Verify(data=tmp_path / "DATA-a", against=tmp_path / "DATA-b", pairs=listed).run().lines
+    assert "1 of 16 images of" in lines[1]
+    (row,) = csv.DictReader(listed.read_text().splitlines())
+    assert (row["key"], row["other_key"]) == ("n01440764/photo_002", "n01440764/photo_902")
+    assert len(Verify(data=tmp_path / "DATA-b").run().lines) == 1
 
 
 @pytest.mark.parametrize(

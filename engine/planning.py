@@ -1,0 +1,148 @@
+"""The plan of a packing: from a command's fields, or from what a packed data set remembers."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+from engine.ledger import read_ledger
+from engine.provenance import Provenance
+from shards.atomic import sha256_of_file
+from shards.classes import class_list
+from shards.errors import UsageError
+from shards.labels import read_labels
+from shards.manifest import Manifest
+from shards.plan import Plan, Resize
+from shards.sources.base import Repeats, Source
+from shards.sources.find import find
+from shards.sources.wanted import Wanted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """What a packing reads; the ledger keeps it, so that it can be read again.
+
+    Paths are no part of what the result promises: a copied source gives the same bytes.
+    """
+
+    src: Path
+    class_names: str = ""
+    """Name or file of a class list."""
+    ground_truth: Path | None = None
+    labels: Path | None = None
+
+    def recorded(self, data: Path) -> dict[str, str]:
+        """Paths relative to the data set, for a ledger line."""
+        files = {"src": self.src, "ground_truth": self.ground_truth, "labels": self.labels}
+        if Path(self.class_names).is_file():
+            files["class_names"] = Path(self.class_names)
+        kept = {name: _relative(path, data) for name, path in files.items() if path is not None}
+        return {"class_names": self.class_names} | kept
+
+    @staticmethod
+    def remembered(data: Path, src: Path | None) -> "Places":
+        """The places of a packed data set; ``src`` says where its source lies now.
+
+        Raises:
+            UsageError: It was not packed from a source, or its source is not where it was.
+        """
+        lines = [line["places"] for line in read_ledger(data) if "places" in line]
+        if not lines:
+            raise UsageError(f"{data} was not packed from a source; make it again")
+        kept: dict[str, str] = lines[-1]
+        paths = {name: data / kept[name] for name in ("ground_truth", "labels") if name in kept}
+        names = kept.get("class_names", "")
+        place = src or data / kept["src"]
+        if not place.exists():
+            raise UsageError(f"the source of {data} is not at {place} any more; name it with --src")
+        beside = data / names
+        return Places(
+            src=place, class_names=str(beside) if names and beside.is_file() else names, **paths
+        )
+
+    def find(
+        self,
+        *,
+        only: tuple[str, ...] | None,
+        duplicates: Repeats,
+        spool: Path,
+    ) -> Source:
+        """Find the samples of the source."""
+        names = class_list(self.class_names) if self.class_names else None
+        wanted = Wanted(
+            only=only, class_names=names, truth=self.ground_truth, repeats=duplicates, spool=spool
+        )
+        return find(self.src, wanted)
+
+
+def spool_of(data: Path) -> Path:
+    """Folder beside a packed data set for the decompressed images of its source."""
+    return data.with_name(f".{data.name}.spool")
+
+
+def plan_of(
+    found: Source,
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    split: str,
+    labels: Path | None,
+    tolerant: bool = True,
+) -> Plan:
+    """The plan by the settings that a manifest records.
+
+    Raises:
+        UsageError: The table of labels does not fit the source, or is not the one recorded.
+    """
+    source = found.in_order(settings["order"], settings["order_seed"] or 0)
+    table = settings["labels"]
+    of_position = source.labels
+    if table is not None:
+        if labels is None or sha256_of_file(labels) != table["sha256"]:
+            raise UsageError(f"labels table {labels} is not the one that was packed with")
+        of_position = read_labels(labels, table["column"], source)
+    resize = None
+    if settings["store"] == "resized":
+        resize = Resize(short_side=settings["short_side"], quality=settings["quality"])
+    return Plan(
+        source=source,
+        labels=of_position,
+        samples_per_shard=settings["samples_per_shard"],
+        name=name,
+        split=split,
+        settings=settings,
+        check=settings["checked"],
+        resize=resize,
+        tolerant=tolerant,
+    )
+
+
+def config_of(plan: Plan) -> dict[str, Any]:
+    """What shapes the bytes: paths, threads and modification times do not."""
+    return {
+        "name": plan.name,
+        "split": plan.split,
+        **plan.settings,
+        "n_found": len(plan.source),
+        "source_sha256": plan.source.list_sha256(),
+    }
+
+
+def plan_again(data: Path, src: Path | None) -> tuple[Plan, Provenance]:
+    """The plan of a packed data set on its source as it is now, and the provenance that it has.
+
+    Raises:
+        UsageError: The source is gone, or the data set was not packed from one.
+    """
+    manifest, provenance = Manifest.read(data), Provenance.read(data)
+    places = Places.remembered(data, src)
+    settings = dict(manifest.settings)
+    only = manifest.classes if settings["classes"] else None
+    found = places.find(only=only, duplicates=settings["duplicates"], spool=spool_of(data))
+    plan = plan_of(found, settings, name=manifest.name, split=manifest.split, labels=places.labels)
+    return plan, replace(provenance, config=config_of(plan))
+
+
+def _relative(path: Path, data: Path) -> str:
+    return relpath(path.resolve(), data.resolve())

@@ -1,0 +1,101 @@
+"""``coreset quarantine``: the files that a packing refused, and another try at them."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeAlias
+
+import tyro
+
+from engine.accounting import Account, bound
+from engine.artifact import remaking
+from engine.config import DataPath, Outcome
+from engine.planning import plan_again, spool_of
+from engine.progress import progress
+from engine.tables import aligned
+from shards.dataset import QUARANTINE_NAME, Dataset
+from shards.manifest import Manifest
+from shards.packing import finish, thread_count
+from shards.quarantine import list_path, write_list
+from shards.rebuild import retry_refused
+from shards.records import read_table
+
+Action: TypeAlias = Annotated[
+    Literal["show", "retry"], tyro.conf.Positional, tyro.conf.arg(metavar="show|retry")
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quarantine:
+    """List the files that were not packed and why, or try them again once they are mended.
+
+    A retry packs only the shards with refused files anew; the data set gets a new identity, the one
+    that packing the mended source from the start would give.
+    """
+
+    action: Action
+    """show lists the refused files; retry packs those that have become readable."""
+    data: DataPath
+    """Packed data set."""
+    limit: int = 50
+    """Refused files to show; 0 shows all."""
+    csv: Path | None = None
+    """CSV file to list all of them in."""
+    src: Path | None = None
+    """Where the source lies now, if it is not where it was packed from."""
+    workers: int = 0
+    """Threads of a retry; 0 is one per core."""
+
+    def run(self) -> Outcome:
+        """Show or retry.
+
+        Raises:
+            UsageError: ``data`` is not a packed data set; or its source is gone or has changed
+                in other files than the refused ones.
+            DataError: Too many files are refused still.
+        """
+        manifest = Manifest.read(self.data)
+        return self._show(manifest) if self.action == "show" else self._retry(manifest)
+
+    def _show(self, manifest: Manifest) -> Outcome:
+        rows: list[dict[str, Any]] = read_table(self.data / QUARANTINE_NAME).to_pylist()
+        shown = rows[: self.limit] if self.limit else rows
+        table = [(row["reason"], row["source"], row["detail"]) for row in shown]
+        lines = list(aligned(("reason", "file", "detail"), table)) if table else []
+        if len(shown) < len(rows):
+            lines.append(f"and {len(rows) - len(shown):,} more: --limit 0 shows all")
+        if self.csv is not None:
+            write_list(self.csv, rows)
+            lines.append(f"listed: {self.csv}")
+        lines.append(f"{len(rows):,} of {manifest.n_found:,} files of {self.data} were refused")
+        if rows:
+            lines.append(f"next: mend them, then coreset quarantine retry {self.data}")
+        return Outcome(tuple(lines), {"data": str(self.data), "refused": len(rows)})
+
+    def _retry(self, before: Manifest) -> Outcome:
+        if not before.n_quarantined:
+            return Outcome((f"no file of {self.data} was refused: nothing to retry",))
+        plan, provenance = plan_again(self.data, self.src)
+        dataset = Dataset.open(self.data)
+        with (
+            remaking(self.data, provenance) as work,
+            progress("retry", before.n_quarantined, "shards at most") as bar,
+        ):
+            more = retry_refused(
+                dataset,
+                plan,
+                work.scratch,
+                workers=thread_count(self.workers),
+                observer=Account(work.meter, bar, work.scratch),
+            )
+            work.done = more == 0
+            if more:
+                manifest = finish(plan, work.scratch, list_path(self.data))
+                work.provenance = bound(provenance, manifest)
+        shutil.rmtree(spool_of(self.data), ignore_errors=True)
+        after = Manifest.read(self.data)
+        fact = f"{more:,} of {before.n_quarantined:,} refused files are packed now"
+        lines = [f"{fact}, {after.n_quarantined:,} are refused still: {self.data}"]
+        if more:
+            lines.append("the data set has a new identity: score it again")
+        return Outcome(tuple(lines), {"data": str(self.data), "packed": more})

@@ -1,0 +1,182 @@
+"""Images of classes in tars, read where they lie: no tar is unpacked.
+
+Three layouts: one tar of class tars (``ILSVRC2012_img_train.tar`` as distributed: members
+``n01440764.tar``, each a tar of ``n01440764_10026.JPEG``), a folder of class tars, and one tar of
+an image folder tree. Sample keys are those of ``shards.sources.folder`` for the unpacked tree, so
+packing a tar or its tree makes the same data set.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from shards.archive import REGULAR_FILE
+from shards.errors import DataError, UsageError
+from shards.sources.base import Finder, Source
+from shards.sources.folder import sample_key, visible_entries
+from shards.sources.tars import (
+    SPLIT_OF_WORD,
+    Member,
+    add_members,
+    in_threads,
+    note_hidden,
+    range_contents,
+    tars_of,
+    visible_members,
+)
+from shards.sources.wanted import Wanted
+
+
+class _ClassTar(NamedTuple):
+    """The tar of one class: a file, or a member of one."""
+
+    class_name: str
+    place: str
+    """Name of the tar below the source, for people."""
+    path: Path
+    file: int
+    start: int = 0
+    end: int | None = None
+
+
+def find_class_tars(src: Path, wanted: Wanted | None = None) -> Source:
+    """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
+
+    Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
+    Of a tree, the folders above the class folders are (``./``, ``train/``). Links and devices are
+    found as what packing refuses.
+
+    Raises:
+        UsageError: There is no class, one is empty or asked for and not there, or two images have
+            one sample key.
+        DataError: A tar is damaged or cut, or a member has a name that no file should have.
+    """
+    wanted = wanted or Wanted()
+    finder = Finder(place=src, repeats=wanted.repeats)
+    if src.is_dir():
+        tars = _tars_of_folder(finder, src)
+        _add_class_tars(finder, tars, wanted)
+        files = [tar.path for tar in tars]
+    else:
+        _add_tar(finder, src, wanted)
+        files = [src]
+    found = finder.found()
+    return found.source(range_contents(found, files))
+
+
+def _tars_of_folder(finder: Finder, src: Path) -> list[_ClassTar]:
+    paths = tars_of(src)
+    others = len(visible_entries(src)) - len(paths)
+    if others:
+        finder.left_out.append(f"{others:,} files and folders of {src} that are no tars")
+    return [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(paths)]
+
+
+def _add_tar(finder: Finder, src: Path, wanted: Wanted) -> None:
+    members, n_hidden = visible_members(src)
+    note_hidden(finder, n_hidden)
+    nested = [member for member in members if member.extension == "tar"]
+    if not nested:
+        _add_tree(finder, members, wanted)
+        return
+    if len(members) > len(nested):
+        others = len(members) - len(nested)
+        finder.left_out.append(f"{others:,} members of {src} that are no class tars")
+    _add_class_tars(finder, [_nested(src, member) for member in nested], wanted)
+
+
+def _nested(src: Path, member: Member) -> _ClassTar:
+    if member.kind != REGULAR_FILE:
+        raise DataError(
+            f"{src} has a {member.kind} in place of the class tar {member.name}; make the tar "
+            "again with the files themselves"
+        )
+    class_name = Path(member.name).stem
+    end = member.offset + member.size
+    return _ClassTar(class_name, member.name, src, 0, member.offset, end)
+
+
+def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: Wanted) -> None:
+    by_class: dict[str, _ClassTar] = {}
+    for tar in tars:
+        if tar.class_name in by_class:
+            raise UsageError(
+                f"{by_class[tar.class_name].place} and {tar.place} of {finder.place} are tars of "
+                "one class; remove or rename one"
+            )
+        by_class[tar.class_name] = tar
+    chosen = [by_class[name] for name in wanted.chosen(by_class, finder.place)]
+    all_hidden = 0
+    for tar, (members, n_hidden) in zip(chosen, in_threads(_members_of, chosen), strict=True):
+        _add_class(finder, tar, members)
+        all_hidden += n_hidden
+    note_hidden(finder, all_hidden)
+
+
+def _members_of(tar: _ClassTar) -> tuple[list[Member], int]:
+    try:
+        return visible_members(tar.path, start=tar.start, end=tar.end)
+    except DataError as error:
+        if tar.end is None:
+            raise
+        raise DataError(f"class tar {tar.place}: {error}") from error
+
+
+def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Member]) -> None:
+    if not members:
+        raise UsageError(
+            f"class {tar.class_name} of {finder.place} holds no files; fill {tar.place} or remove "
+            "it"
+        )
+    own_folder = f"{tar.class_name}/"
+    prefix = own_folder if all(one.name.startswith(own_folder) for one in members) else ""
+    names = [member.name.removeprefix(prefix) for member in members]
+    keys = [sample_key(f"{tar.class_name}/{name}") for name in names]
+    add_members(finder, [tar.class_name] * len(keys), keys, members, place=tar.place, file=tar.file)
+
+
+def _add_tree(finder: Finder, members: Sequence[Member], wanted: Wanted) -> None:
+    src = finder.place
+    depth = _class_depth(members)
+    by_class: dict[str, list[Member]] = {}
+    for member in members:
+        by_class.setdefault(_class_of(member, depth), []).append(member)
+    outside = by_class.pop("", [])
+    if outside:
+        finder.left_out.append(f"{len(outside):,} files of {src} that lie in no class folder")
+    if not by_class:
+        raise UsageError(
+            f"{src} has neither class folders nor class tars; name a tar that holds one folder per "
+            "class"
+        )
+    _refuse_splits(by_class, src)
+    for name in wanted.chosen(by_class, src):
+        chosen = by_class[name]
+        keys = [sample_key(member.name.split("/", depth)[depth]) for member in chosen]
+        add_members(finder, [name] * len(keys), keys, chosen, place=src.name)
+
+
+def _class_of(member: Member, depth: int) -> str:
+    """The class folder at a depth; empty for a file that lies in none."""
+    parts = member.name.split("/", depth + 1)
+    return parts[depth] if len(parts) > depth + 1 else ""
+
+
+def _class_depth(members: Sequence[Member]) -> int:
+    """Folders above the class folders: those that are alone and hold folders."""
+    folders = {tuple(member.name.split("/")[:-1]) for member in members}
+    depth = 0
+    while True:
+        here = {folder[depth] for folder in folders if len(folder) > depth}
+        if len(here) != 1 or not any(len(folder) > depth + 1 for folder in folders):
+            return depth
+        depth += 1
+
+
+def _refuse_splits(by_class: Mapping[str, Sequence[Member]], src: Path) -> None:
+    names = sorted(by_class)
+    if all(name in SPLIT_OF_WORD for name in names):
+        raise UsageError(
+            f"{src} holds the splits {', '.join(names)} where class folders are expected; unpack "
+            "it and name the folder of one split"
+        )

@@ -1,0 +1,119 @@
+"""The ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
+
+``ILSVRC2012_img_val.tar`` and the folder unpacked from it hold ``ILSVRC2012_val_00000001.JPEG``
+and so on, without classes; ``shards.sources.ground_truth`` reads those. Sample keys are those of
+``shards.sources.folder`` for the same images sorted into a folder per WordNet id.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from shards.errors import UsageError
+from shards.probe import FORMAT_OF_EXTENSION
+from shards.sources.base import Finder, Source
+from shards.sources.folder import FileContents, visible_entries
+from shards.sources.ground_truth import read_truth, stem_of
+from shards.sources.tars import (
+    VALIDATION_NAME,
+    Member,
+    add_members,
+    extension_of,
+    note_hidden,
+    range_contents,
+    visible_members,
+)
+from shards.sources.wanted import Wanted
+
+
+def is_validation_folder(src: Path) -> bool:
+    """Whether a folder holds validation images and no folders, told by its entries."""
+    if not src.is_dir():
+        return False
+    entries = visible_entries(src)
+    if any(entry.is_dir() for entry in entries):
+        return False
+    return any(VALIDATION_NAME.fullmatch(entry.name) for entry in entries)
+
+
+def find_validation(src: Path, wanted: Wanted) -> Source:
+    """Find the images of a flat folder or tar, labelled by ``wanted.truth``.
+
+    Raises:
+        UsageError: ``wanted.truth`` is missing or no ground truth that can be used, an image has
+            no label or a label no image, or a class asked for is not there.
+        DataError: The tar or the ground truth is damaged.
+    """
+    if wanted.truth is None:
+        raise UsageError(
+            f"{src} holds images without class folders; name their labels with --ground-truth: "
+            "ILSVRC2012_devkit_t12 (folder or tar.gz), or a file with a WordNet id per image"
+        )
+    finder = Finder(place=src, repeats=wanted.repeats)
+    if src.is_dir():
+        return _find_in_folder(finder, wanted, wanted.truth)
+    members, n_hidden = visible_members(src)
+    note_hidden(finder, n_hidden)
+    return _find_in_tar(finder, members, wanted, wanted.truth)
+
+
+def _find_in_folder(finder: Finder, wanted: Wanted, truth: Path) -> Source:
+    src = finder.place
+    images = _images(finder, [entry.name for entry in visible_entries(src)])
+    chosen = _labelled(images, wanted, truth, src)
+    statuses = [_status(src / images[stem]) for stem in chosen]
+    finder.add(
+        list(chosen.values()),
+        _keys(chosen),
+        [images[stem] for stem in chosen],
+        [status.st_size for status in statuses],
+        mtimes_ns=[status.st_mtime_ns for status in statuses],
+    )
+    found = finder.found()
+    return found.source(FileContents(src, found.names, found.sizes, found.mtimes_ns))
+
+
+def _status(path: Path) -> os.stat_result:
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
+    return path.stat()
+
+
+def _find_in_tar(finder: Finder, members: Sequence[Member], wanted: Wanted, truth: Path) -> Source:
+    src = finder.place
+    by_name = {member.name: member for member in members}
+    images = _images(finder, [member.name for member in members])
+    chosen = _labelled(images, wanted, truth, src)
+    some = [by_name[images[stem]] for stem in chosen]
+    add_members(finder, list(chosen.values()), _keys(chosen), some, place=src.name)
+    found = finder.found()
+    return found.source(range_contents(found, [src]))
+
+
+def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
+    """Path of each image by its stem, in the order of the stems."""
+    images: dict[str, str] = {}
+    paths = [name for name in names if extension_of(name) in FORMAT_OF_EXTENSION]
+    for name in sorted(paths, key=stem_of):
+        if stem_of(name) in images:
+            raise UsageError(
+                f"{images[stem_of(name)]} and {name} of {finder.place} have the same name but for "
+                "folder and extension; rename or remove one"
+            )
+        images[stem_of(name)] = name
+    if len(names) > len(paths):
+        finder.left_out.append(f"{len(names) - len(paths):,} files of {finder.place}, no images")
+    if not images:
+        raise UsageError(f"{finder.place} holds no images; name a folder or tar that does")
+    return images
+
+
+def _labelled(images: Mapping[str, str], wanted: Wanted, truth: Path, src: Path) -> dict[str, str]:
+    """Class by stem, of the images to take."""
+    classes = read_truth(truth, tuple(images), wanted, src)
+    wanted.chosen(classes.values(), src)
+    return {stem: name for stem, name in classes.items() if wanted.takes(name)}
+
+
+def _keys(chosen: Mapping[str, str]) -> list[str]:
+    return [f"{name}/{stem}" for stem, name in chosen.items()]

@@ -1,0 +1,396 @@
+"""Parquet files as the Hugging Face Hub keeps image data sets: image bytes and labels in columns.
+
+Pages of parquet cannot be read at random, so the images of each file are written, once and as they
+are, into one file below a spool folder, and are byte ranges of it from then on. A table of the rows
+beside it, written last, commits that file: what a kill left is continued with the next one. Whoever
+packs removes the folder when it is done (``shutil.rmtree(wanted.spool)``).
+
+The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
+src/datasets/features/image.py), or binary; it is one of ``IMAGE_COLUMNS``, or the only such one.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shards.atomic import sync_and_rename, temporary_name, write_atomically
+from shards.errors import LockedError, MachineError, UsageError
+from shards.sources.base import Finder, Source, compute
+from shards.sources.ranged import RangeContents
+from shards.sources.table import RowClasses, listed_key, open_parquet, row_classes
+from shards.sources.wanted import Wanted
+
+IMAGE_COLUMNS = ("image", "img")
+_ROWS_AT_ONCE = 64
+_NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
+_SPLIT_WORD = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])")
+# Of the wnid that the Hub's imagenet-1k appends to the name of every ILSVRC file.
+_WNID_SUFFIX = re.compile(r"_n\d{8}(?=\.[^./]*$|$)")
+_BINDING = b"spooled"
+_SPOOLED = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("path", pa.large_string()),
+        ("there", pa.bool_()),
+    ]
+)
+_Schema: TypeAlias = Any  # pyarrow.Schema and pyarrow.Table have no types
+_Rows: TypeAlias = Any
+
+
+class _Image(NamedTuple):
+    row: int
+    data: Any  # pyarrow.Buffer, or None
+    path: str | None
+
+
+def find_parquet(src: Path, wanted: Wanted) -> Source:
+    """Spool the images of parquet files and list them, sorted by the bytes of their sample keys.
+
+    A key is the class and the stem of the stored path, without the wnid that the Hub's imagenet-1k
+    appends to it, so that it is the key from a folder; or, where no path is stored, the class, the
+    stem of the parquet file and the row. Images of classes that are not wanted are not spooled.
+
+    Args:
+        src: A parquet file, or a folder that holds those of one split, itself or in ``data``.
+        wanted: What to take; ``spool`` is needed, and made if it is missing.
+
+    Raises:
+        UsageError: There are no such files or columns, files of several splits, or some of a
+            numbered split are missing; a class that is asked for is not there; two images have one
+            key; a file is written to.
+        DataError: A file is damaged, or a label is missing or out of range.
+        MachineError: The disk is too small or full; what was spooled is kept.
+        LockedError: Another process is spooling into the same folder.
+    """
+    if wanted.spool is None:
+        raise ValueError("spool must be a folder to decompress parquet files into, got None")
+    files = parquet_files(src)
+    _require_one_split(src, files)
+    tables = [_Table.of(path, src, wanted) for path in files]
+    finder = Finder(place=src, repeats=wanted.repeats)
+    _choose(finder, tables, wanted)
+    wanted.spool.mkdir(parents=True, exist_ok=True)
+    with _only_spooler(wanted.spool):
+        _require_space(tables, wanted.spool)
+        for number, table in enumerate(tables):
+            table.add(finder, number, table.spooled(wanted.spool) or table.spool(wanted.spool))
+    found = finder.found()
+    blobs = [table.blob(wanted.spool) for table in tables]
+    return found.source(RangeContents(blobs, found.files, found.offsets, found.sizes))
+
+
+def is_parquet(src: Path) -> bool:
+    """Whether ``src`` is a parquet file with a column of images, or a folder with one.
+
+    Looks at the schema of one file.
+
+    Raises:
+        DataError: That file is damaged.
+    """
+    files = parquet_files(src) if src.is_dir() or src.suffix.lower() == ".parquet" else []
+    if not files or not files[0].is_file():
+        return False
+    with open_parquet(files[0]) as file:
+        return bool(_image_columns(file.schema_arrow))
+
+
+def parquet_files(src: Path) -> list[Path]:
+    """The file itself; or the visible parquet files of a folder, or else of its folder ``data``."""
+    if not src.is_dir():
+        return [src]
+    for folder in (src, src / "data"):
+        files = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith("."))
+        if files:
+            return files
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """One parquet file and what is taken of it."""
+
+    path: Path
+    name: str
+    """Path below the source."""
+    column: str
+    classes: RowClasses
+    rows: NDArray[np.int64]
+    """Rows of wanted classes, ascending."""
+    image_bytes: int
+    """Estimated bytes of their images."""
+    state: tuple[int, int]
+    """Bytes and modification time."""
+
+    @staticmethod
+    def of(path: Path, src: Path, wanted: Wanted) -> "_Table":
+        """Read schema, labels and sizes; no image."""
+        with open_parquet(path) as file:
+            column = _image_column(file.schema_arrow, path)
+            classes = row_classes(file, path, wanted)
+            takes = np.array([wanted.takes(name) for name in classes.names], dtype=np.bool_)
+            rows = np.flatnonzero(takes[classes.codes])
+            image_bytes = _uncompressed_bytes(file.metadata, rows)
+        name = path.relative_to(src).as_posix() if path != src else path.name
+        return _Table(path, name, column, classes, rows, image_bytes, _state(path))
+
+    def blob(self, folder: Path) -> Path:
+        """File that the images are spooled into."""
+        return folder / f"{self.path.stem}.images"
+
+    def spooled(self, folder: Path) -> _Rows:
+        """Rows of ``_SPOOLED`` if this file is spooled already as it is now, else None."""
+        try:
+            with pq.ParquetFile(self._index(folder)) as file:
+                rows = file.read()
+            size, mtime_ns = _state(self.blob(folder))
+        except (OSError, pa.ArrowException):
+            return None
+        whole = (compute.sum(rows["size"]).as_py() or 0, self.state[1]) == (size, mtime_ns)
+        bound = (rows.schema.metadata or {}).get(_BINDING) == self._binding()
+        return rows if whole and bound else None
+
+    def spool(self, folder: Path) -> _Rows:
+        """Write the images of the wanted rows, then the table that commits them.
+
+        The spooled file takes the modification time of the parquet file: an interrupted packing
+        is bound to the latter, also if the spool folder was lost and is made again.
+        """
+        blob = self.blob(folder)
+        scratch = temporary_name(blob)
+        try:
+            with scratch.open("wb") as out:
+                rows = self._write(out)
+                out.flush()
+                os.utime(out.fileno(), ns=(self.state[1], self.state[1]))
+                sync_and_rename(out, blob)
+            sink = pa.BufferOutputStream()
+            pq.write_table(rows, sink)
+            write_atomically(self._index(folder), sink.getvalue().to_pybytes())
+        except OSError as error:
+            free = shutil.disk_usage(folder).free
+            raise MachineError(
+                f"{blob} cannot be written ({error.strerror}; about {self.image_bytes:,} bytes are "
+                f"needed, {free:,} are free); mend that, and the same command continues"
+            ) from error
+        finally:
+            scratch.unlink(missing_ok=True)
+        return rows
+
+    def add(self, finder: Finder, number: int, rows: _Rows) -> None:
+        """Add the spooled rows of this file, which has this number."""
+        columns = rows.to_pydict()
+        names = [self.classes.names[code] for code in self.classes.codes[columns["row"]].tolist()]
+        keys = [
+            self._key(*sample)
+            for sample in zip(names, columns["row"], columns["path"], strict=True)
+        ]
+        finder.add(
+            names,
+            keys,
+            [f"{self.name}:{row}" for row in columns["row"]],
+            columns["size"],
+            files=[number] * len(keys),
+            offsets=columns["offset"],
+        )
+        for key, there in zip(keys, columns["there"], strict=True):
+            if not there:
+                finder.refuse(key, "no image bytes")
+
+    def _write(self, out: Any) -> _Rows:  # noqa: ANN401 - IO[bytes], which takes any buffer
+        columns: dict[str, list[Any]] = {name: [] for name in _SPOOLED.names}
+        offset = 0
+        for image in self._images():
+            size = 0 if image.data is None else out.write(image.data)
+            row = (image.row, offset, size, image.path, image.data is not None)
+            for column, value in zip(columns.values(), row, strict=True):
+                column.append(value)
+            offset += size
+        self._require_unchanged()
+        rows = pa.table(columns, schema=_SPOOLED)
+        return rows.replace_schema_metadata({_BINDING: self._binding()})
+
+    def _images(self) -> Iterator[_Image]:
+        """Yield the wanted rows; row groups without one are not read."""
+        with open_parquet(self.path) as file:
+            for group, start, stop in _row_groups(file.metadata):
+                if not _within(self.rows, start, stop).size:
+                    continue
+                batches = file.iter_batches(
+                    _ROWS_AT_ONCE, row_groups=[group], columns=[self.column], use_threads=False
+                )
+                first = start
+                for batch in batches:
+                    rows = _within(self.rows, first, first + batch.num_rows)
+                    yield from _read_images(rows, batch.column(0).take(pa.array(rows - first)))
+                    first += batch.num_rows
+
+    def _key(self, class_name: str, row: int, path: str | None) -> str:
+        key = listed_key(_WNID_SUFFIX.sub("", path), class_name) if path else ""
+        return key or f"{class_name}/{self.path.stem}-{row:06d}"
+
+    def _require_unchanged(self) -> None:
+        state = None
+        with suppress(OSError):
+            state = _state(self.path)
+        if state != self.state:
+            raise UsageError(
+                f"{self.path} changed while it was read; pack again when nothing writes to it"
+            )
+
+    def _index(self, folder: Path) -> Path:
+        return folder / f"{self.path.stem}.rows.parquet"
+
+    def _binding(self) -> bytes:
+        rows = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
+        return json.dumps([*self.state, self.column, rows]).encode()
+
+
+def _choose(finder: Finder, tables: Sequence[_Table], wanted: Wanted) -> None:
+    """Require the classes that are asked for; note names that have no images."""
+    there = {name for table in tables for name in table.classes.names}
+    listed = {name for table in tables for name in table.classes.listed}
+    if not there:
+        raise UsageError(f"{finder.place} holds no rows; name parquet files that do")
+    wanted.chosen(there, finder.place)
+    if wanted.only is None and listed > there:
+        finder.left_out.append(
+            f"{len(listed - there):,} of {len(listed):,} class names, which no row of "
+            f"{finder.place} has"
+        )
+
+
+def _read_images(rows: NDArray[np.int64], images: Any) -> Iterator[_Image]:  # noqa: ANN401 - pyarrow.Array
+    data, paths = images, [None] * len(rows)
+    if pa.types.is_struct(images.type):
+        data = compute.struct_field(images, "bytes")
+        if images.type.get_field_index("path") >= 0:
+            paths = compute.struct_field(images, "path").to_pylist()
+    for row, value, path in zip(rows.tolist(), data, paths, strict=True):
+        yield _Image(row, value.as_buffer() if value.is_valid else None, path)
+
+
+def _image_columns(schema: _Schema) -> list[str]:
+    return [field.name for field in schema if _holds_images(field.type)]
+
+
+def _holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
+    if pa.types.is_struct(kind):
+        at = kind.get_field_index("bytes")
+        return at >= 0 and _holds_images(kind.field(at).type)
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
+def _image_column(schema: _Schema, path: Path) -> str:
+    there = _image_columns(schema)
+    named = [name for name in IMAGE_COLUMNS if name in there]
+    if not named and len(there) != 1:
+        raise UsageError(
+            f"{path} has {len(there)} columns of image bytes, none of them called "
+            f"{' or '.join(IMAGE_COLUMNS)}; rename the column of the images"
+        )
+    return named[0] if named else there[0]
+
+
+def _row_groups(metadata: Any) -> Iterator[tuple[int, int, int]]:  # noqa: ANN401 - pyarrow.parquet.FileMetaData
+    """Yield number, first row and end of each row group."""
+    start = 0
+    for group in range(metadata.num_row_groups):
+        stop = start + metadata.row_group(group).num_rows
+        yield group, start, stop
+        start = stop
+
+
+def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
+    first, last = np.searchsorted(rows, [start, stop])
+    return rows[first:last]
+
+
+def _uncompressed_bytes(metadata: Any, rows: NDArray[np.int64]) -> int:  # noqa: ANN401 - pyarrow.parquet.FileMetaData
+    """Bytes of some rows, taken as equally large within each row group.
+
+    Other columns count too, which are small: what pyarrow says of one column alone ends the process
+    where the file is damaged (C++ exceptions that it does not catch).
+    """
+    total = 0
+    for group, start, stop in _row_groups(metadata):
+        taken = _within(rows, start, stop).size
+        total += metadata.row_group(group).total_byte_size * taken // max(1, stop - start)
+    return total
+
+
+def _require_space(tables: Sequence[_Table], folder: Path) -> None:
+    needed = sum(table.image_bytes for table in tables if table.spooled(folder) is None)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MachineError(
+            f"decompressing parquet files needs {needed:,} bytes in {folder.parent}, {free:,} are "
+            "free; free some space or choose another output"
+        )
+
+
+def _require_one_split(src: Path, files: Sequence[Path]) -> None:
+    if not files:
+        raise UsageError(f"{src} holds no parquet files; name a folder or file that does")
+    if not src.is_dir():
+        return
+    splits = sorted({_split(path.stem) for path in files})
+    if len(splits) > 1:
+        raise UsageError(
+            f"{files[0].parent} holds the splits {', '.join(name or '(none)' for name in splits)}; "
+            "move or link the files of one split into a folder of their own and name that"
+        )
+    numbered = [match for path in files if (match := _NUMBERED.fullmatch(path.stem))]
+    for match in numbered[:1]:
+        numbers = {int(other["number"]) for other in numbered}
+        missing = sorted(set(range(int(match["count"]))) - numbers)
+        if missing:
+            width = len(match["number"])
+            raise UsageError(
+                f"{files[0].parent} lacks {match['split']}-{missing[0]:0{width}d}-of-"
+                f"{match['count']}.parquet ({len(missing):,} of {int(match['count']):,} files are "
+                "missing); add them, or rename the files if these are all that is wanted"
+            )
+
+
+def _split(stem: str) -> str:
+    """Split by the name of a file: before its number, or else a word that names one."""
+    numbered = _NUMBERED.fullmatch(stem)
+    word = _SPLIT_WORD.search(stem.lower())
+    return numbered["split"] if numbered else word[0] if word else ""
+
+
+@contextmanager
+def _only_spooler(folder: Path) -> Generator[None]:
+    """Keep other processes from spooling into the folder; released also on ``kill -9``."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(
+                f"{folder} is being filled by another process; wait for it or choose another output"
+            ) from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _state(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns

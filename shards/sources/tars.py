@@ -1,0 +1,195 @@
+"""Tars made elsewhere as sources: visible members under safe names, and which layout they have."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeAlias, TypeVar
+
+from shards.archive import REGULAR_FILE, safe_parts, scan
+from shards.errors import DataError, UsageError
+from shards.probe import FORMAT_OF_EXTENSION
+from shards.sources.base import Finder, Found
+from shards.sources.folder import visible_entries
+from shards.sources.ranged import RangeContents
+from shards.sources.wanted import SPLIT_OF_WORD
+
+TarLayout: TypeAlias = Literal["classes", "webdataset", "validation"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+VALIDATION_NAME = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG")
+# Compressed tars are listed too, so that scanning them says what to do.
+_TAR_NAME = re.compile(r"\.(tar|tgz|tar\.(gz|bz2|xz|zst|lz4))$")
+_NUMBERED = re.compile(r"(.*?)[-_.]?(\d+)")
+_PEEKED_MEMBERS = 200
+_THREADS = 8
+_SCANNED_AT_ONCE = 32
+
+
+class Member(NamedTuple):
+    """One visible member of a tar."""
+
+    name: str
+    """Safe to print and to build sample keys from; ``/`` between parts, no ``./`` before them."""
+    offset: int
+    """Of its bytes, in the file."""
+    size: int
+    kind: str
+    """``REGULAR_FILE``, or in words what it is instead."""
+
+    @property
+    def extension(self) -> str:
+        """In lower case, without the dot; empty if there is none."""
+        return extension_of(self.name)
+
+
+def extension_of(name: str) -> str:
+    """Extension of a path in lower case, without the dot; empty if there is none."""
+    _, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
+
+
+def visible_members(
+    path: Path, *, start: int = 0, end: int | None = None
+) -> tuple[list[Member], int]:
+    """Members of the tar at bytes ``[start, end)`` of a file, and how many hidden ones there are.
+
+    Hidden is what has a part that begins with a dot, such as ``.DS_Store`` or ``._photo.jpg``.
+
+    Args:
+        path: The file.
+        start: Where the tar begins.
+        end: Where it ends; None is the end of the file.
+
+    Raises:
+        DataError: The tar is damaged or cut, or a member has a name that no file should have.
+    """
+    members: list[Member] = []
+    n_hidden = 0
+    for entry in scan(path, start=start, end=end):
+        try:
+            parts = safe_parts(entry.name)
+        except DataError as error:
+            raise DataError(f"{path}: {error}") from error
+        if any(part.startswith(".") for part in parts):
+            n_hidden += 1
+            continue
+        members.append(Member("/".join(parts), entry.offset, entry.size, entry.kind))
+    return members, n_hidden
+
+
+def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """Results of reading many tars, in the order of ``items``; few are kept in memory at once."""
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool:
+        for first in range(0, len(items), _SCANNED_AT_ONCE):
+            yield from pool.map(function, items[first : first + _SCANNED_AT_ONCE])
+
+
+def add_members(
+    finder: Finder,
+    class_names: Sequence[str],
+    keys: Sequence[str],
+    members: Sequence[Member],
+    *,
+    place: str,
+    file: int = 0,
+) -> None:
+    """Add members of one tar to a finder; links and devices are added as refused.
+
+    Args:
+        finder: Takes them.
+        class_names: Class of each.
+        keys: Sample key of each.
+        members: The members.
+        place: Name of the tar for people, before their own names.
+        file: Number of the file that holds the tar.
+    """
+    finder.add(
+        class_names,
+        keys,
+        [f"{place}/{member.name}" for member in members],
+        [member.size for member in members],
+        files=[file] * len(members),
+        offsets=[member.offset for member in members],
+    )
+    for key, member in zip(keys, members, strict=True):
+        if member.kind != REGULAR_FILE:
+            finder.refuse(key, member.kind)
+
+
+def range_contents(found: Found, files: Sequence[Path]) -> RangeContents:
+    """How to read samples that ``add_members`` added."""
+    return RangeContents(files, found.files, found.offsets, found.sizes)
+
+
+def note_hidden(finder: Finder, n_hidden: int) -> None:
+    """Tell the user of hidden members that were passed over."""
+    if n_hidden:
+        finder.left_out.append(f"{n_hidden:,} hidden members of {finder.place}")
+
+
+def tars_of(folder: Path) -> list[Path]:
+    """Visible tars of a folder, also compressed ones, sorted by name."""
+    names = [entry.name for entry in visible_entries(folder) if _TAR_NAME.search(entry.name)]
+    return [folder / name for name in sorted(names)]
+
+
+def split_of(name: str) -> str | None:
+    """train, validation or test, if exactly one of them is a word of a file or folder name."""
+    words = re.split(r"[^a-z]+", name.lower())
+    splits = {SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD}
+    return splits.pop() if len(splits) == 1 else None
+
+
+def tar_layout(src: Path) -> TarLayout | None:
+    """Which finder reads a tar or a folder of tars, told by the first members of the first tar.
+
+    None if ``src`` is neither. A folder that holds a folder counts as an image folder.
+
+    Raises:
+        UsageError: A folder holds a tar that is to be named itself.
+        DataError: The first tar is damaged.
+    """
+    if src.is_file():
+        return _layout(_peek(src)) if _TAR_NAME.search(src.name) else None
+    if not src.is_dir() or any(entry.is_dir() for entry in visible_entries(src)):
+        return None
+    tars = tars_of(src)
+    if not tars:
+        return None
+    names = _peek(tars[0])
+    layout = _layout(names)
+    if layout == "validation" or (names and extension_of(names[0]) == "tar"):
+        raise UsageError(f"{tars[0]} holds a whole data set; name this file, not its folder")
+    return "webdataset" if layout == "webdataset" or _are_numbered(tars) else "classes"
+
+
+def _peek(path: Path) -> list[str]:
+    """Names of the first members, but for hidden ones."""
+    names = (entry.name for entry in islice(scan(path), _PEEKED_MEMBERS))
+    return [name for name in names if not name.rpartition("/")[2].startswith(".")]
+
+
+def _layout(names: Sequence[str]) -> TarLayout:
+    if names and VALIDATION_NAME.fullmatch(names[0].rpartition("/")[2]):
+        labelled = any(extension_of(name) in {"cls", "json"} for name in names)
+        return "webdataset" if labelled else "validation"
+    keys = [name.rpartition(".")[0] for name in names]
+    pairs = list(zip(keys, map(extension_of, names), strict=True))
+    images = {key for key, extension in pairs if extension in FORMAT_OF_EXTENSION}
+    labels = {key for key, extension in pairs if extension in {"json", "txt", "npy"}}
+    with_numbers = any(extension == "cls" for _, extension in pairs)
+    return "webdataset" if with_numbers or images & labels else "classes"
+
+
+def _are_numbered(tars: Sequence[Path]) -> bool:
+    """Whether these are the shards 0, 1, 2 ... of one series rather than named classes."""
+    matches = [_NUMBERED.fullmatch(tar.stem) for tar in tars]
+    series = {match[1] for match in matches if match}
+    numbers = sorted(int(match[2]) for match in matches if match)
+    return len(series) == 1 and numbers in (
+        list(range(len(tars))),
+        list(range(1, len(tars) + 1)),
+    )

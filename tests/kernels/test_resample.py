@@ -1,0 +1,172 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from kernels.resample import resize, warm_up
+
+sides = st.one_of(st.integers(1, 12), st.integers(1, 150))
+kinds = st.sampled_from(["noise", "black and white", "gradient", "constant"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled():
+    warm_up()
+
+
+def picture(kind: str, height: int, width: int, seed: int = 0, channels: int = 3):
+    rng = np.random.default_rng(seed)
+    shape = (height, width, channels)
+    match kind:
+        case "noise":
+            return rng.integers(0, 256, shape, dtype=np.uint8)
+        case "black and white":
+            return rng.choice(np.array([0, 255], np.uint8), shape)
+        case "gradient":
+            ramp = np.linspace(0, 255, height)[:, None] + np.linspace(0, 255, width)[None, :]
+            return np.repeat((ramp / 2).astype(np.uint8)[:, :, None], channels, axis=2)
+        case _:
+            return np.full(shape, rng.integers(0, 256), np.uint8)
+
+
+def by_pillow(image, width, height):
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def largest_difference(a, b):
+    return np.abs(a.astype(int) - b.astype(int)).max()
+
+
+@settings(deadline=None, max_examples=300)
+@given(kinds, sides, sides, st.tuples(sides, sides), st.integers(0, 99))
+def test_any_size_is_within_one_level_of_pillow(kind, height, width, target, seed):
+    image = picture(kind, height, width, seed)
+    assert largest_difference(resize(image, *target), by_pillow(image, *target)) <= 1
+
+
+@pytest.mark.parametrize("kind", ["noise", "black and white", "gradient"])
+@pytest.mark.parametrize(
+    ("size", "target"),
+    [
+        ((500, 375), (341, 256)),
+        ((1200, 700), (123, 71)),
+        ((3001, 2), (64, 1)),
+        ((2, 5000), (3, 1)),
+        ((1, 1), (40, 70)),
+        ((2500, 1), (1, 1)),
+        ((33, 33), (1, 1)),
+        ((1, 900), (500, 7)),
+    ],
+    ids=str,
+)
+def test_photos_and_extreme_shapes_are_within_one_level_of_pillow(kind, size, target):
+    image = picture(kind, size[1], size[0])
+    assert largest_difference(resize(image, *target), by_pillow(image, *target)) <= 1
+
+
+def test_the_mean_of_a_photo_sized_image_is_that_of_pillow():
+    image = picture("noise", 375, 500)
+    shift = resize(image, 341, 256).mean() - by_pillow(image, 341, 256).mean()
+    assert abs(shift) < 0.02
+
+
+@settings(deadline=None)
+@given(st.integers(0, 255), sides, sides, sides, sides)
+def test_constants_stay_constant(value, height, width, to_width, to_height):
+    resized = resize(np.full((height, width, 3), value, np.uint8), to_width, to_height)
+    assert (resized == value).all()
+
+
+@pytest.mark.parametrize("value", [1, 127, 255])
+def test_constants_stay_constant_under_thousands_of_taps(value):
+    assert (resize(np.full((9000, 40, 3), value, np.uint8), 1, 2) == value).all()
+
+
+def test_the_own_size_changes_nothing():
+    image = picture("noise", 45, 67)
+    np.testing.assert_array_equal(resize(image, 67, 45), image)
+
+
+@settings(deadline=None)
+@given(sides, sides, sides, sides, st.data())
+def test_a_box_equals_the_crop_of_the_full_result(height, width, to_width, to_height, data):
+    image = picture("noise", height, width)
+    left, top = data.draw(st.integers(0, to_width - 1)), data.draw(st.integers(0, to_height - 1))
+    right = data.draw(st.integers(left + 1, to_width))
+    bottom = data.draw(st.integers(top + 1, to_height))
+    np.testing.assert_array_equal(
+        resize(image, to_width, to_height, box=(left, top, right, bottom)),
+        resize(image, to_width, to_height)[top:bottom, left:right],
+    )
+
+
+@pytest.mark.parametrize(("side", "to_side"), [(47, 28), (90, 53), (130, 8), (500, 31)])
+def test_every_pixel_alone_equals_that_of_the_full_result(side, to_side):
+    """Windows of 3 and 4 taps, or about 32, alternate: one arithmetic must hold for the axis."""
+    image = picture("noise", side, side)
+    full = resize(image, to_side, to_side)
+    for top, left in np.ndindex(to_side, to_side):
+        alone = resize(image, to_side, to_side, box=(left, top, left + 1, top + 1))
+        np.testing.assert_array_equal(alone[0, 0], full[top, left])
+
+
+@pytest.mark.parametrize("target", [(341, 256), (600, 400), (20, 9), (3, 5)])
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_channels_do_not_mix(target, channels):
+    image = picture("noise", 375, 500, channels=channels)
+    alone = [resize(image[:, :, c : c + 1], *target) for c in range(channels)]
+    np.testing.assert_array_equal(resize(image, *target), np.concatenate(alone, axis=2))
+
+
+def test_a_view_and_a_read_only_image_give_what_their_copies_give():
+    image = picture("noise", 90, 120)
+    flipped = image[::-1, ::2]
+    np.testing.assert_array_equal(resize(flipped, 40, 60), resize(flipped.copy(), 40, 60))
+    frozen = image.copy()
+    frozen.flags.writeable = False
+    np.testing.assert_array_equal(resize(frozen, 40, 60), resize(image, 40, 60))
+    assert image.flags.writeable
+
+
+def test_the_result_is_written_to_one_image_of_a_batch_and_nowhere_else():
+    image = picture("noise", 90, 120)
+    batch = np.zeros((3, 33, 43, 3), np.uint8)
+    returned = resize(image, 64, 48, box=(5, 6, 48, 39), out=batch[1])
+    assert np.shares_memory(returned, batch)
+    np.testing.assert_array_equal(batch[1], resize(image, 64, 48)[6:39, 5:48])
+    assert not batch[[0, 2]].any()
+
+
+def test_threads_give_what_one_thread_gives():
+    images = [picture("noise", 100 + 7 * i, 300 - 9 * i, seed=i) for i in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda image: resize(image, 85, 64), images * 4))
+    for image, resized in zip(images * 4, together, strict=True):
+        np.testing.assert_array_equal(resized, resize(image, 85, 64))
+
+
+RGB = picture("noise", 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "fact"),
+    [
+        (RGB.astype(np.float32), {}, r"uint8 of shape \(h, w, c\).*got float32"),
+        (RGB[:, :, 0], {}, r"got uint8 of shape \(20, 30\)"),
+        (RGB[:0], {}, r"without a zero, got uint8 of shape \(0, 30, 3\)"),
+        (RGB, {"width": 0}, "width and height must be at least 1, got 0 x 8"),
+        (RGB, {"height": -3}, "got 10 x -3"),
+        (RGB, {"box": (0, 0, 11, 8)}, r"pixels in 10 x 8, got \(0, 0, 11, 8\)"),
+        (RGB, {"box": (-1, 0, 5, 8)}, "box must be"),
+        (RGB, {"box": (4, 3, 4, 8)}, "box must be"),
+        (RGB, {"out": np.empty((10, 8, 3), np.uint8)}, r"out must be uint8 of shape \(8, 10, 3\)"),
+        (RGB, {"out": np.empty((8, 10, 3), np.int8)}, "got int8"),
+        (RGB, {"out": np.empty((8, 20, 3), np.uint8)[:, ::2]}, "C-contiguous"),
+    ],
+)
+def test_what_cannot_be_resized_is_refused(image, options, fact):
+    with pytest.raises(ValueError, match=fact):
+        resize(image, **({"width": 10, "height": 8} | options))

@@ -1,0 +1,476 @@
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shards.errors import DataError, LockedError, MachineError, UsageError
+from shards.export import ExportPlan, StoredSample
+from shards.layouts.parquet import write_parquet as export_parquet
+from shards.sources.base import Source
+from shards.sources.folder import find_folder
+from shards.sources.parquet import find_parquet, is_parquet, parquet_files
+from shards.sources.wanted import Wanted
+
+CLASSES = ("n01440764", "n02102040", "n03000684")
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+Row = tuple[bytes | None, str | None, Any]
+
+
+def write_folder(root: Path, per_class: int = 7) -> list[Row]:
+    """A folder per class, and the same images as rows."""
+    rows: list[Row] = []
+    for label, name in enumerate(CLASSES):
+        (root / name).mkdir(parents=True)
+        for index in range(per_class):
+            data = f"{name} {index} ".encode() * (1 + 37 * index)
+            (root / name / f"{name}_{index}.JPEG").write_bytes(data)
+            rows.append((data, f"{name}_{index}.JPEG", label))
+    return rows
+
+
+def write_parquet(
+    path: Path,
+    rows: Sequence[Row],
+    *,
+    names: Sequence[str] | None = CLASSES,
+    label: Any = None,
+    image: Any = IMAGE,
+    column: str = "label",
+    rows_per_group: int = 5,
+) -> Path:
+    fields = [("image", image), (column, label or pa.int64())]
+    metadata = {}
+    if names is not None:
+        features = {column: {"names": list(names), "_type": "ClassLabel"}}
+        metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    schema = pa.schema(fields, metadata=metadata)
+    images = [
+        row[0] if not pa.types.is_struct(image) else {"bytes": row[0], "path": row[1]}
+        for row in rows
+    ]
+    table = pa.table(
+        [pa.array(images, image), pa.array([r[2] for r in rows], fields[1][1])], schema
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path, row_group_size=rows_per_group, compression="zstd")
+    return path
+
+
+def write_split(root: Path, rows: Sequence[Row], n_files: int, split: str = "train") -> Path:
+    for number in range(n_files):
+        write_parquet(
+            root / f"{split}-{number:05d}-of-{n_files:05d}.parquet", rows[number::n_files]
+        )
+    return root
+
+
+def contents(source: Source) -> list[tuple[str, str, int, bytes]]:
+    return [
+        (key, source.classes[label], size, source.contents.read(row))
+        for row, (key, label, size) in enumerate(
+            zip(source.keys, source.labels.tolist(), source.sizes.tolist(), strict=True)
+        )
+    ]
+
+
+def written(spool: Path) -> dict[str, int]:
+    """Inode of each spooled file: another one if it was written again."""
+    return {path.name: path.stat().st_ino for path in spool.iterdir()}
+
+
+@pytest.fixture
+def wanted(tmp_path: Path) -> Wanted:
+    return Wanted(spool=tmp_path / "spool")
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> list[Row]:
+    return write_folder(tmp_path / "folder")
+
+
+@pytest.mark.parametrize("n_files", [1, 4])
+def test_parquet_files_give_what_the_folder_gives(
+    tmp_path: Path, rows: list[Row], wanted: Wanted, n_files: int
+):
+    source = find_parquet(write_split(tmp_path / "hub", rows, n_files), wanted)
+    folder = find_folder(tmp_path / "folder")
+    assert contents(source) == contents(folder)
+    assert source.classes == folder.classes == CLASSES
+    assert source.left_out == ()
+
+
+def test_a_sample_is_named_by_its_file_and_row(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    write_split(tmp_path / "hub/data", rows, 2)
+    source = find_parquet(tmp_path / "hub", wanted)
+    at = source.keys.index("n01440764/n01440764_3")
+    assert source.names[at] == "data/train-00001-of-00002.parquet:1"
+
+
+@given(
+    images=st.lists(
+        st.tuples(st.none() | st.binary(max_size=300), st.integers(0, 2)), min_size=1, max_size=150
+    ),
+    rows_per_group=st.integers(1, 100),
+    only=st.none() | st.sets(st.sampled_from(CLASSES), min_size=1),
+)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
+)
+def test_every_wanted_row_is_read_back_whatever_the_row_groups(
+    tmp_path: Path,
+    images: list[tuple[bytes | None, int]],
+    rows_per_group: int,
+    only: set[str] | None,
+):
+    rows = [(data, None, label) for data, label in images]
+    path = write_parquet(tmp_path / "some.parquet", rows, rows_per_group=rows_per_group)
+    there = {CLASSES[label] for _, label in images}
+    chosen = None if only is None or not only <= there else tuple(sorted(only))
+    spool = tmp_path / "spool"
+    shutil.rmtree(spool, ignore_errors=True)
+    source = find_parquet(path, Wanted(spool=spool, only=chosen))
+    expected = sorted(
+        (f"{CLASSES[label]}/some-{row:06d}", data or b"")
+        for row, (data, label) in enumerate(images)
+        if chosen is None or CLASSES[label] in chosen
+    )
+    assert [(key, data) for key, _, _, data in contents(source)] == expected
+    null = {f"some-{row:06d}" for row, (data, _) in enumerate(images) if data is None}
+    refused = {source.keys[row].split("/")[1] for row in source.unreadable}
+    assert refused == {key.split("/")[1] for key, _ in expected} & null
+    assert set(source.unreadable.values()) <= {"no image bytes"}
+
+
+@pytest.mark.parametrize(
+    ("path", "key"),
+    [
+        ("n01440764_10026_n01440764.JPEG", "n01440764/n01440764_10026"),
+        ("ILSVRC2012_val_00000293_n01440764.JPEG", "n01440764/ILSVRC2012_val_00000293"),
+        ("train/n01440764/deep/x.JPEG", "n01440764/deep/x"),
+        ("../../etc/passwd", "n01440764/passwd"),
+        ("/etc/..", "n01440764/one-000000"),
+        ("", "n01440764/one-000000"),
+        (None, "n01440764/one-000000"),
+    ],
+)
+def test_the_key_is_that_of_the_folder_or_else_the_row(
+    tmp_path: Path, wanted: Wanted, path: str | None, key: str
+):
+    assert find_parquet(
+        write_parquet(tmp_path / "one.parquet", [(b"x", path, 0)]), wanted
+    ).keys == [key]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.large_binary())])]
+)
+def test_image_columns_of_other_types_are_read(tmp_path: Path, wanted: Wanted, kind: Any):
+    images = [{"bytes": b"one"}, {"bytes": b""}] if pa.types.is_struct(kind) else [b"one", b""]
+    table = pa.table({"picture": pa.array(images, kind), "labels": ["cat", "dog"]})
+    pq.write_table(table, tmp_path / "x.parquet")
+    source = find_parquet(tmp_path / "x.parquet", wanted)
+    assert contents(source) == [("cat/x-000000", "cat", 3, b"one"), ("dog/x-000001", "dog", 0, b"")]
+    assert source.unreadable == {}
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+)
+def test_labels_can_be_class_names(tmp_path: Path, wanted: Wanted, kind: Any):
+    rows = [(b"a", "a.png", "tench"), (b"b", "b.png", "drake"), (b"c", "c.png", "tench")]
+    source = find_parquet(
+        write_parquet(tmp_path / "x.parquet", rows, names=None, label=kind), wanted
+    )
+    assert source.classes == ("drake", "tench")
+    assert source.keys == ["drake/b", "tench/a", "tench/c"]
+
+
+def test_given_class_names_prevail_over_stored_ones(tmp_path: Path, wanted: Wanted):
+    path = write_parquet(
+        tmp_path / "x.parquet", [(b"a", "a_n01440764.JPEG", 1)], names=["goldfish", "tench"]
+    )
+    assert find_parquet(path, wanted).keys == ["tench/a"]
+    named = replace(wanted, class_names=("n01443537", "n01440764"))
+    assert find_parquet(path, named).keys == ["n01440764/a"]
+
+
+def test_class_names_without_a_row_are_told(tmp_path: Path, wanted: Wanted):
+    path = write_parquet(tmp_path / "x.parquet", [(b"a", "a.png", 1)])
+    source = find_parquet(path, wanted)
+    assert source.classes == ("n02102040",)
+    assert source.left_out == (f"2 of 3 class names, which no row of {path} has",)
+    assert find_parquet(path, replace(wanted, only=("n02102040",))).left_out == ()
+
+
+def test_a_second_call_spools_nothing_again(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    hub = write_split(tmp_path / "hub", rows, 3)
+    first = find_parquet(hub, wanted)
+    before = written(tmp_path / "spool")
+    again = find_parquet(hub, wanted)
+    assert written(tmp_path / "spool") == before
+    assert len(before) == 6
+    assert contents(again) == contents(first)
+
+
+def test_a_killed_spool_continues_with_the_file_that_is_missing(
+    tmp_path: Path, rows: list[Row], wanted: Wanted
+):
+    hub = write_split(tmp_path / "hub", rows, 3)
+    whole = (hub / "train-00001-of-00003.parquet").read_bytes()
+    clean = find_parquet(hub, replace(wanted, spool=tmp_path / "clean"))
+    times = (hub / "train-00001-of-00003.parquet").stat().st_mtime_ns
+    damage(hub / "train-00001-of-00003.parquet")
+    with pytest.raises(DataError, match="train-00001-of-00003"):
+        find_parquet(hub, wanted)
+    kept = written(tmp_path / "spool")
+    assert sorted(kept) == ["train-00000-of-00003.images", "train-00000-of-00003.rows.parquet"]
+    (hub / "train-00001-of-00003.parquet").write_bytes(whole)
+    os.utime(hub / "train-00001-of-00003.parquet", ns=(times, times))
+    resumed = find_parquet(hub, wanted)
+    assert kept.items() <= written(tmp_path / "spool").items()
+    assert contents(resumed) == contents(clean)
+    assert resumed.state_sha256() == clean.state_sha256()
+
+
+def damage(path: Path) -> None:
+    """Spoil the pages of the images in the middle; footer, labels and sizes stay."""
+    chunk = pq.read_metadata(path).row_group(0).column(0)
+    data = bytearray(path.read_bytes())
+    start = chunk.dictionary_page_offset or chunk.data_page_offset
+    data[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("what", ["images cut", "images gone", "table gone", "table damaged"])
+def test_what_a_kill_left_is_spooled_again(
+    tmp_path: Path, rows: list[Row], wanted: Wanted, what: str
+):
+    hub = write_split(tmp_path / "hub", rows, 1)
+    expected = contents(find_parquet(hub, wanted))
+    images, table = sorted((tmp_path / "spool").iterdir())
+    match what:
+        case "images cut":
+            os.truncate(images, images.stat().st_size - 1)
+        case "images gone":
+            images.unlink()
+        case "table gone":
+            table.unlink()
+        case _:
+            table.write_bytes(table.read_bytes()[:-9])
+    (tmp_path / "spool" / f".{images.name}.partial").write_bytes(b"half")
+    assert contents(find_parquet(hub, wanted)) == expected
+    assert len(written(tmp_path / "spool")) == 2
+
+
+def test_a_changed_file_is_spooled_anew_and_changes_the_state(
+    tmp_path: Path, rows: list[Row], wanted: Wanted
+):
+    hub = write_split(tmp_path / "hub", rows, 2)
+    before, inodes = find_parquet(hub, wanted).state_sha256(), written(tmp_path / "spool")
+    changed = [(data.upper(), path, label) for data, path, label in rows[1::2] if data is not None]
+    write_parquet(hub / "train-00001-of-00002.parquet", changed)
+    source = find_parquet(hub, wanted)
+    again = {name for name, inode in written(tmp_path / "spool").items() if inodes[name] != inode}
+    assert again == {"train-00001-of-00002.images", "train-00001-of-00002.rows.parquet"}
+    assert source.state_sha256() != before
+    assert {data for _, _, _, data in contents(source)} >= {data for data, _, _ in changed}
+
+
+def test_another_choice_of_classes_is_spooled_anew(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    hub = write_split(tmp_path / "hub", rows, 2)
+    some = find_parquet(hub, replace(wanted, only=CLASSES[1:2]))
+    size = sum(path.stat().st_size for path in (tmp_path / "spool").glob("*.images"))
+    assert size == sum(len(row[0] or b"") for row in rows if row[2] == 1)
+    folder = find_folder(tmp_path / "folder", Wanted(only=CLASSES[1:2]))
+    assert contents(some) == contents(folder)
+    assert contents(find_parquet(hub, wanted)) == contents(find_folder(tmp_path / "folder"))
+
+
+def test_a_lost_spool_does_not_change_the_state(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    hub = write_split(tmp_path / "hub", rows, 2)
+    before = find_parquet(hub, wanted).state_sha256()
+    shutil.rmtree(tmp_path / "spool")
+    assert find_parquet(hub, wanted).state_sha256() == before
+
+
+def test_two_spoolers_of_one_folder_are_kept_apart(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    (tmp_path / "spool").mkdir()
+    other = os.open(tmp_path / "spool", os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(LockedError, match="being filled by another process"):
+            find_parquet(write_split(tmp_path / "hub", rows, 1), wanted)
+    finally:
+        os.close(other)
+
+
+def test_too_little_space_is_told_before_anything_is_written(
+    tmp_path: Path, rows: list[Row], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+):
+    hub = write_split(tmp_path / "hub", rows, 1)
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(MachineError, match=r"needs [\d,]+ bytes in .*, 100 are free"):
+        find_parquet(hub, wanted)
+    assert written(tmp_path / "spool") == {}
+
+
+def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    (tmp_path / "spool").mkdir()
+    # Writing to this device fails as on a full disk.
+    (tmp_path / "spool/.train-00000-of-00001.images.partial").symlink_to("/dev/full")
+    with pytest.raises(
+        MachineError, match=r"No space left on device; about [\d,]+ bytes are needed"
+    ):
+        find_parquet(write_split(tmp_path / "hub", rows, 1), wanted)
+    assert written(tmp_path / "spool") == {}
+
+
+def refusal(src: Path, wanted: Wanted) -> str:
+    with pytest.raises((UsageError, DataError)) as caught:
+        find_parquet(src, wanted)
+    assert "\n" not in str(caught.value)
+    return f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_mixed_splits_are_refused_by_name(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    write_split(tmp_path / "hub/data", rows, 1)
+    write_split(tmp_path / "hub/data", rows, 2, "validation")
+    assert "holds the splits train, validation; move or link" in refusal(tmp_path / "hub", wanted)
+    one = find_parquet(tmp_path / "hub/data/train-00000-of-00001.parquet", wanted)
+    assert len(one) == len(rows)
+
+
+@pytest.mark.parametrize(
+    "names", [("train.parquet", "test.parquet"), ("a-train-1.parquet", "a-val-1.parquet")]
+)
+def test_splits_are_told_without_numbers(
+    tmp_path: Path, rows: list[Row], wanted: Wanted, names: Iterable[str]
+):
+    for name in names:
+        write_parquet(tmp_path / "hub" / name, rows)
+    assert "holds the splits" in refusal(tmp_path / "hub", wanted)
+
+
+def test_a_missing_file_of_a_split_is_refused(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    hub = write_split(tmp_path / "hub", rows, 4)
+    (hub / "train-00002-of-00004.parquet").unlink()
+    assert "lacks train-00002-of-00004.parquet (1 of 4 files are missing)" in refusal(hub, wanted)
+
+
+def test_one_sample_in_two_files_is_refused(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    write_parquet(tmp_path / "hub/0.parquet", rows)
+    write_parquet(tmp_path / "hub/1.parquet", rows[3:4])
+    assert "0.parquet:3 and 1.parquet:0" in refusal(tmp_path / "hub", wanted)
+    first = find_parquet(tmp_path / "hub", replace(wanted, repeats="first"))
+    assert contents(first) == contents(find_folder(tmp_path / "folder"))
+
+
+@pytest.mark.parametrize(
+    ("label", "names", "message"),
+    [
+        (None, CLASSES, "DataError: .*x.parquet row 1 has no label"),
+        (3, CLASSES, r"DataError: .*x.parquet row 1 has label 3, not in \[0, 3\)"),
+        (-1, CLASSES, r"DataError: .*x.parquet row 1 has label -1"),
+        (1, None, "UsageError: .*integer labels without names; .* --class-names"),
+        (1, ("a/b", "cat"), "UsageError: class 'a/b' .*--class-names"),
+        (1, ("crane", "crane"), "UsageError: class crane .* stands for two labels"),
+    ],
+)  # fmt: skip
+def test_a_label_without_a_class_is_refused(
+    tmp_path: Path, wanted: Wanted, label: int | None, names: Sequence[str] | None, message: str
+):
+    rows = [(b"a", "a.png", 0), (b"b", "b.png", label)]
+    path = write_parquet(tmp_path / "x.parquet", rows, names=names)
+    found = refusal(path, wanted)
+    assert re.search(message, found)
+    assert not (tmp_path / "spool").exists()
+
+
+def test_a_class_that_is_not_there_is_refused(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    hub = write_split(tmp_path / "hub", rows, 2)
+    assert "class cat is not in" in refusal(hub, replace(wanted, only=("cat",)))
+
+
+@pytest.mark.parametrize("damaged", [b"", b"PAR1", b"no parquet at all", None])
+def test_a_damaged_file_is_named(
+    tmp_path: Path, rows: list[Row], wanted: Wanted, damaged: bytes | None
+):
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    path.write_bytes(path.read_bytes()[:-20] if damaged is None else damaged)
+    assert refusal(path, wanted).startswith(f"DataError: {path} is damaged or not a parquet file")
+
+
+def test_damaged_pages_are_named(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    path = write_parquet(tmp_path / "x.parquet", rows)
+    damage(path)
+    assert refusal(path, wanted).startswith(f"DataError: {path} is damaged")
+    assert written(tmp_path / "spool") == {}
+
+
+def test_missing_columns_are_named(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    path = write_parquet(tmp_path / "x.parquet", rows, column="y")
+    assert "has no label column (label, labels, fine_label, class), only image, y" in refusal(
+        path, wanted
+    )
+    pq.write_table(pa.table({"a": [b"x"], "b": [b"y"], "label": ["cat"]}), path)
+    assert "has 2 columns of image bytes, none of them called image or img" in refusal(path, wanted)
+    pq.write_table(pa.table({"image": [b"x"], "label": [1.5]}), path)
+    assert "column label of" in refusal(path, wanted)
+
+
+def test_an_empty_place_is_refused(tmp_path: Path, wanted: Wanted):
+    assert "holds no parquet files" in refusal(tmp_path, wanted)
+    assert "gone.parquet cannot be read (No such file or directory); mend" in refusal(
+        tmp_path / "gone.parquet", wanted
+    )
+    assert "holds no rows" in refusal(write_parquet(tmp_path / "x.parquet", []), wanted)
+
+
+def test_a_spool_folder_is_needed(tmp_path: Path, rows: list[Row]):
+    with pytest.raises(ValueError, match="spool must be a folder"):
+        find_parquet(write_split(tmp_path / "hub", rows, 1), Wanted())
+
+
+def test_parquet_images_are_told_from_other_places(tmp_path: Path, rows: list[Row]):
+    hub = write_split(tmp_path / "hub/data", rows, 2)
+    assert is_parquet(tmp_path / "hub")
+    assert is_parquet(hub)
+    assert is_parquet(parquet_files(hub)[0])
+    assert not is_parquet(tmp_path / "folder")
+    assert not is_parquet(tmp_path / "gone.parquet")
+    pq.write_table(pa.table({"path": ["a"], "label": ["b"]}), tmp_path / "list.parquet")
+    assert not is_parquet(tmp_path / "list.parquet")
+
+
+def test_exported_parquet_files_are_read_back(tmp_path: Path, rows: list[Row], wanted: Wanted):
+    plan = ExportPlan(
+        name="x", split="train", classes=CLASSES, n_samples=len(rows), samples_per_shard=8
+    )
+    samples = [
+        StoredSample(
+            sample_id=at,
+            key=f"{CLASSES[label]}/{str(path).removesuffix('.JPEG')}",
+            label=label,
+            class_name=CLASSES[label],
+            extension="jpg",
+            image=data or b"",
+        )
+        for at, (data, path, label) in enumerate(rows)
+    ]
+    (tmp_path / "out").mkdir()
+    export_parquet(samples, tmp_path / "out", plan)
+    assert contents(find_parquet(tmp_path / "out", wanted)) == contents(
+        find_folder(tmp_path / "folder")
+    )

@@ -1,0 +1,254 @@
+import csv
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shards.errors import DataError, UsageError
+from shards.sources.base import Source
+from shards.sources.folder import find_folder
+from shards.sources.table import find_table, is_table, listed_key
+from shards.sources.wanted import Wanted
+
+CLASSES = ("cat", "dog", "emu")
+FILES = (
+    "cat/1.jpg", "cat/2.JPEG", "cat/by night/a.b.png", "dog/1.jpg", "dog/cat/x.jpg", "emu/é.webp",
+)  # fmt: skip
+part = st.sampled_from(["cat", "dog", "a", "b.c", "x y", ".", "..", ""])
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for name in FILES:
+        (tmp_path / "images" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "images" / name).write_bytes(name.encode())
+    return tmp_path
+
+
+def class_of(name: str) -> str:
+    return name.partition("/")[0]
+
+
+def write_csv(
+    path: Path, *rows: Sequence[object], header: Sequence[str] = ("path", "label")
+) -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+def contents(source: Source) -> list[tuple[str, str, int, bytes]]:
+    return [
+        (key, source.classes[label], size, source.contents.read(row))
+        for row, (key, label, size) in enumerate(
+            zip(source.keys, source.labels.tolist(), source.sizes.tolist(), strict=True)
+        )
+    ]
+
+
+def refusal(src: Path, wanted: Wanted | None = None) -> str:
+    with pytest.raises((UsageError, DataError)) as caught:
+        find_table(src, wanted)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["images/", "./images/", "{root}/images/", "../{name}/images/"])
+def test_a_list_gives_what_the_folder_gives(root: Path, prefix: str):
+    prefix = prefix.format(root=root, name=root.name)
+    table = write_csv(root / "list.csv", *((prefix + name, class_of(name)) for name in FILES[::-1]))
+    source, folder = find_table(table), find_folder(root / "images")
+    assert contents(source) == contents(folder)
+    assert source.classes == folder.classes
+    assert sorted(source.names) == sorted(prefix + name for name in FILES)
+
+
+def test_parquet_lists_give_what_csv_gives(root: Path):
+    columns = {"path": [f"images/{name}" for name in FILES], "label": [class_of(n) for n in FILES]}
+    pq.write_table(pa.table(columns), root / "list.parquet")
+    assert contents(find_table(root / "list.parquet")) == contents(find_folder(root / "images"))
+
+
+def test_integers_of_parquet_lists_have_the_names_of_their_schema(root: Path):
+    features = {"label": {"names": CLASSES, "_type": "ClassLabel"}}
+    table = pa.table(
+        {
+            "label": pa.array([CLASSES.index(class_of(name)) for name in FILES], pa.uint8()),
+            "path": [f"images/{name}" for name in FILES],
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, root / "list.parquet")
+    assert contents(find_table(root / "list.parquet")) == contents(find_folder(root / "images"))
+
+
+def test_integers_are_positions_in_the_class_names(root: Path):
+    rows = [(f"images/{name}", ("emu", "cat", "dog").index(class_of(name))) for name in FILES]
+    table = write_csv(root / "list.csv", *rows)
+    source = find_table(table, Wanted(class_names=("emu", "cat", "dog")))
+    assert contents(source) == contents(find_folder(root / "images"))
+    assert "integer labels without names; name a class list with --class-names" in refusal(table)
+    short = Wanted(class_names=("emu", "cat"))
+    assert re.search(r"label 2 of .* is not in \[0, 2\)", refusal(table, short))
+
+
+@pytest.mark.parametrize(
+    "header", [("file", "label"), ("class", "path"), ("path", "fine_label"), (" path ", "labels")]
+)
+def test_columns_are_found_by_name_and_the_path_else_first(root: Path, header: Sequence[str]):
+    rows = [("images/cat/1.jpg", "cat"), ("images/dog/1.jpg", "dog")]
+    table = write_csv(
+        root / "list.csv",
+        *(row[::-1] if header[1] == "path" else row for row in rows),
+        header=header,
+    )
+    assert find_table(table).keys == ["cat/1", "dog/1"]
+
+
+def test_labels_may_differ_from_the_folders(root: Path):
+    table = write_csv(
+        root / "list.csv", ("images/cat/1.jpg", "dog"), ("images/dog/cat/x.jpg", "cat")
+    )
+    source = find_table(table)
+    assert source.keys == ["cat/x", "dog/1"]
+    assert [data for _, _, _, data in contents(source)] == [b"dog/cat/x.jpg", b"cat/1.jpg"]
+
+
+def test_rows_of_other_classes_are_passed_over_with_their_files(root: Path):
+    table = write_csv(
+        root / "list.csv",
+        *((f"images/{name}", class_of(name)) for name in FILES),
+        ("images/emu/gone.jpg", "emu"),
+    )
+    some = Wanted(only=("cat", "dog"))
+    assert contents(find_table(table, some)) == contents(find_folder(root / "images", some))
+    assert "class cow is not in" in refusal(table, Wanted(only=("cow",)))
+
+
+def test_links_are_followed(root: Path):
+    (root / "linked.jpg").symlink_to(root / "images/cat/1.jpg")
+    source = find_table(write_csv(root / "list.csv", ("linked.jpg", "cat")))
+    assert contents(source) == [("cat/linked", "cat", 9, b"cat/1.jpg")]
+
+
+def test_a_table_of_another_system_is_read(root: Path):
+    text = '\ufeffpath,label\r\n\r\n"images\\cat\\1.jpg", cat \r\n'
+    (root / "list.csv").write_text(text, encoding="utf-8", newline="")
+    source = find_table(root / "list.csv")
+    assert (source.keys, source.names) == (["cat/1"], ["images/cat/1.jpg"])
+
+
+def test_a_file_that_is_written_again_is_refused_and_changes_the_state(root: Path):
+    table = write_csv(root / "list.csv", ("images/cat/1.jpg", "cat"))
+    source = find_table(table)
+    os.utime(root / "images/cat/1.jpg", (1, 1))
+    assert find_table(table).state_sha256() != source.state_sha256()
+    with pytest.raises(UsageError, match="changed while it was being packed"):
+        source.contents.read(0)
+
+
+def test_one_row_twice_is_a_repeated_key(root: Path):
+    table = write_csv(root / "list.csv", *[("images/cat/1.jpg", "cat")] * 2)
+    assert "have the same sample key cat/1" in refusal(table)
+    first = find_table(table, Wanted(repeats="first"))
+    assert first.keys == ["cat/1"]
+    assert first.left_out == ("1 samples whose key was there already",)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([("images/cat/0.jpg", "cat"), ("cat/1.jpg", "cat"), ("images/cat/1.jpg", "cat")],
+         r"list.csv line 2: images/cat/0.jpg does not exist .*\(2 of 3 listed files do not\)"),
+        ([("images/cat", "cat")], "line 2: images/cat is a folder"),
+        ([("images/cat/1.jpg/x.jpg", "cat")], "line 2: images/cat/1.jpg/x.jpg does not exist"),
+        ([("/dev/null", "cat")], "line 2: /dev/null is a device"),
+        ([("a" * 300, "cat")], r"line 2: 'a+' cannot be read \(.*File name too long"),
+        ([("a\0b", "cat")], r"line 2: 'a\\x00b' cannot be read"),
+        ([("images/cat/1.jpg", "cat"), (" ", "cat")], "line 3 has no path"),
+        ([("images/cat/1.jpg", "")], "line 2 has no label"),
+        ([("images/cat/1.jpg",)], "line 2 has no label"),
+        ([("images/cat/1.jpg", "a/b")], "class 'a/b' of .*list.csv cannot begin a sample key"),
+        ([("images/cat/1.jpg", "..")], r"class '\.\.' of"),
+        ([("images/cat/1.jpg", "-1")], "integer labels without names"),
+        ([("images/cat/1.jpg", "cat"), ("x.jpg", "cat"), ("images/cat/1.jpg", "dog")],
+         "line 4 gives images/cat/1.jpg the class dog, line 2 the class cat"),
+        ([], "lists no images"),
+    ],
+)  # fmt: skip
+def test_a_row_that_leads_nowhere_is_refused_by_its_line(
+    root: Path, rows: Sequence[Sequence[str]], message: str
+):
+    assert re.search(message, refusal(write_csv(root / "list.csv", *rows)))
+
+
+def test_a_table_that_cannot_be_read_is_refused(root: Path):
+    table = root / "list.csv"
+    assert "list.csv cannot be read (No such file or directory)" in refusal(table)
+    table.write_bytes(b"path,label\n\xff,cat\n")
+    assert "cannot be read as CSV" in refusal(table)
+    table.write_bytes(b"")
+    assert "has no label column (label, labels, fine_label, class), only no header" in refusal(
+        table
+    )
+    write_csv(table, header=("path", "species"))
+    assert "only path, species; rename the column" in refusal(table)
+    (root / "list.parquet").write_bytes(b"PAR1")
+    assert "list.parquet is damaged or not a parquet file" in refusal(root / "list.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"path": ["a.jpg"], "label": [None]}, "list.parquet row 0 has no label"),
+        ({"path": ["a.jpg", None], "label": ["cat", "cat"]}, "list.parquet row 1 has no path"),
+        ({"path": [1], "label": ["cat"]}, "column path of .* holds int64, not paths"),
+        ({"path": ["images/cat/1.jpg"], "label": [7]}, "integer labels without names"),
+        ({"path": ["images/cat/1.jpg"]}, "has no label column"),
+    ],
+)  # fmt: skip
+def test_a_parquet_list_with_other_columns_is_refused(
+    root: Path, columns: dict[str, Any], message: str
+):
+    pq.write_table(pa.table(columns), root / "list.parquet")
+    assert re.search(message, refusal(root / "list.parquet"))
+
+
+@given(st.lists(part, max_size=6), st.sampled_from(["cat", "dog", "emu"]))
+def test_a_key_never_leaves_its_class(parts: list[str], class_name: str):
+    key = listed_key("/".join([*parts, "x.y.jpg"]), class_name)
+    assert key.split("/")[0] == class_name
+    assert not {"", ".", ".."} & set(key.split("/"))
+    assert key.endswith("/x.y")
+
+
+@given(st.lists(st.sampled_from(["cat", "a", "b c"]), max_size=4), st.lists(part, max_size=4))
+@settings(suppress_health_check=[HealthCheck.too_slow])
+def test_what_stands_before_the_class_folder_does_not_change_the_key(
+    inside: list[str], before: list[str]
+):
+    path = "/".join(["dog", *inside, "x.jpg"])
+    outside = [name for name in before if name != "dog"]
+    assert listed_key("/".join([*outside, path]), "dog") == listed_key(path, "dog")
+    assert listed_key(path, "dog") == path.removesuffix(".jpg")
+
+
+@pytest.mark.parametrize("path", ["", ".", "..", "/", "a/.."])
+def test_a_path_without_a_file_has_no_key(path: str):
+    assert listed_key(path, "cat") == ""
+
+
+def test_tables_are_told_by_their_extension(root: Path):
+    for name in ("list.csv", "LIST.CSV", "list.parquet", "list.txt"):
+        (root / name).write_text("")
+    assert [is_table(root / name) for name in ("list.csv", "LIST.CSV", "list.parquet")] == [
+        True
+    ] * 3
+    assert not any(is_table(root / name) for name in ("list.txt", "gone.csv", "images"))
