@@ -1,12 +1,15 @@
 """The plan of a packing: from a command's fields, or from what a packed data set remembers."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from os.path import relpath
 from pathlib import Path
 from typing import Any
 
 from engine.ledger import read_ledger
+from engine.progress import Progress, progress
 from engine.provenance import Provenance
 from shards.atomic import sha256_of_file
 from shards.classes import class_list
@@ -66,14 +69,20 @@ class Places:
         *,
         only: tuple[str, ...] | None,
         duplicates: Repeats,
-        spool: Path,
+        data: Path,
     ) -> Source:
-        """Find the samples of the source."""
-        names = class_list(self.class_names) if self.class_names else None
-        wanted = Wanted(
-            only=only, class_names=names, truth=self.ground_truth, repeats=duplicates, spool=spool
-        )
-        return find(self.src, wanted)
+        """Find the samples of the source, to pack them into ``data`` if it is not there yet."""
+        with _decompression_shown() as show:
+            wanted = Wanted(
+                only=only,
+                class_names=class_list(self.class_names) if self.class_names else None,
+                truth=self.ground_truth,
+                repeats=duplicates,
+                spool=spool_of(data),
+                room_to_pack=not data.exists(),
+                on_spooled=show,
+            )
+            return find(self.src, wanted)
 
 
 def spool_of(data: Path) -> Path:
@@ -139,9 +148,28 @@ def plan_again(data: Path, src: Path | None) -> tuple[Plan, Provenance]:
     places = Places.remembered(data, src)
     settings = dict(manifest.settings)
     only = manifest.classes if settings["classes"] else None
-    found = places.find(only=only, duplicates=settings["duplicates"], spool=spool_of(data))
+    found = places.find(only=only, duplicates=settings["duplicates"], data=data)
     plan = plan_of(found, settings, name=manifest.name, split=manifest.split, labels=places.labels)
     return plan, replace(provenance, config=config_of(plan))
+
+
+@contextmanager
+def _decompression_shown() -> Generator[Callable[[int, int], None]]:
+    """Show what is decompressed in the block; nothing for sources that are read as they are."""
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def show(done_bytes: int, all_bytes: int) -> None:
+            if not bars:
+                display = progress("decompress", _megabytes(all_bytes), "MB")
+                bars.append(stack.enter_context(display))
+            bars[0].advance(_megabytes(done_bytes) - bars[0].done)
+
+        yield show
+
+
+def _megabytes(n_bytes: int) -> int:
+    return math.ceil(n_bytes / 1e6)
 
 
 def _relative(path: Path, data: Path) -> str:

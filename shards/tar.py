@@ -21,7 +21,7 @@ BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
 MEMBER_NAME = re.compile(r"\d{9}\.(?:jpg|png|webp|cls)")
 _WRITE_BUFFER_BYTES = 1 << 20
-_CHECKSUM = slice(148, 156)
+_SIZE, _CHECKSUM = slice(124, 135), slice(148, 156)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".idx")
 
 
-def member_header(name: str, size: int) -> bytes:
-    """POSIX header of a regular file: mode 0644, owner 0, time 0."""
+def _blank_header() -> bytes:
+    """POSIX header of a regular file without name and size: mode 0644, owner 0, time 0."""
     fields = [
-        name.encode().ljust(100, b"\0"),
+        bytes(100),  # name
         b"0000644\0",  # mode
         b"0000000\0" * 2,  # user, group
-        f"{size:011o}\0".encode(),
+        bytes(12),  # size
         b"00000000000\0",  # time
         b" " * 8,  # checksum, counted as blanks
         b"0",  # regular file
@@ -68,8 +68,20 @@ def member_header(name: str, size: int) -> bytes:
         bytes(64),  # names of user and group
         b"0000000\0" * 2,  # device
     ]
-    header = bytearray(b"".join(fields).ljust(BLOCK_BYTES, b"\0"))
-    header[_CHECKSUM] = f"{sum(header):06o}\0 ".encode()
+    return b"".join(fields).ljust(BLOCK_BYTES, b"\0")
+
+
+_BLANK_HEADER = _blank_header()
+_BLANK_SUM = sum(_BLANK_HEADER)
+
+
+def member_header(name: str, size: int) -> bytes:
+    """POSIX header of a regular file: mode 0644, owner 0, time 0."""
+    header = bytearray(_BLANK_HEADER)
+    name_bytes, size_bytes = name.encode(), b"%011o" % size
+    header[: len(name_bytes)] = name_bytes
+    header[_SIZE] = size_bytes
+    header[_CHECKSUM] = b"%06o\0 " % (_BLANK_SUM + sum(name_bytes) + sum(size_bytes))
     return bytes(header)
 
 
@@ -102,13 +114,21 @@ class ShardWriter:
 
     def add(self, number: int, extension: str, image: bytes, label: int) -> Member:
         """Append one sample and return the image member."""
-        stem = f"{number:09d}"
-        pair = (
-            self._append(f"{stem}.{extension}", image),
-            self._append(f"{stem}.cls", b"%d" % label),
+        stem, digits = f"{number:09d}", b"%d" % label
+        image_name, label_name = f"{stem}.{extension}", f"{stem}.cls"
+        image_member = Member(image_name, self.size + BLOCK_BYTES, len(image))
+        after = image_member.offset + padded(len(image))
+        label_member = Member(label_name, after + BLOCK_BYTES, len(digits))
+        self._write(member_header(image_name, len(image)))
+        self._write(image)
+        # Padding, the label's header and the label at once: hashing and writing cost by the call.
+        self._write(
+            bytes(after - image_member.offset - len(image))
+            + member_header(label_name, len(digits))
+            + digits.ljust(BLOCK_BYTES, b"\0")
         )
-        self.samples.append(pair)
-        return pair[0]
+        self.samples.append((image_member, label_member))
+        return image_member
 
     def finish(self) -> str:
         """Make tar and index durable under their final names; return the tar's sha256."""
@@ -126,13 +146,6 @@ class ShardWriter:
         Path(self.file.name).unlink(missing_ok=True)
         with suppress(OSError):
             self.file.close()
-
-    def _append(self, name: str, content: bytes) -> Member:
-        self._write(member_header(name, len(content)))
-        member = Member(name, self.size, len(content))
-        self._write(content)
-        self._write(bytes(padded(len(content)) - len(content)))
-        return member
 
     def _write(self, block: bytes) -> None:
         self.file.write(block)

@@ -114,9 +114,7 @@ class Pack:
         plans: list[Plan] = []
 
         def look() -> int:
-            found = self._places.find(
-                only=self._only, duplicates=self.duplicates, spool=spool_of(self.data)
-            )
+            found = self._places.find(only=self._only, duplicates=self.duplicates, data=self.data)
             plans.append(self._plan(found))
             return 0
 

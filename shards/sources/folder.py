@@ -7,6 +7,7 @@ image is refused later and listed, never passed over. Hidden names (``.DS_Store`
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os.path import join
 from pathlib import Path
 
 import numpy as np
@@ -35,12 +36,10 @@ class FileContents:
 
     def read(self, row: int) -> bytes:
         """See ``Contents.read``."""
-        path = self.root / self.names[row].as_py()
+        path = join(self.root, self.names[row].as_py())  # noqa: PTH118 - a Path costs 20 us an image
         expected = int(self.sizes[row]), int(self.mtimes_ns[row])
         try:
-            with path.open("rb", buffering=0) as file:
-                status = os.fstat(file.fileno())
-                data = file.read(expected[0] + 1)
+            status, data = _read_file(path, expected[0])
         except OSError as error:
             raise UsageError(
                 f"{path} cannot be read ({error.strerror}); mend that, and the same command "
@@ -56,6 +55,20 @@ class FileContents:
     def state(self) -> Iterator[str]:
         """See ``Contents.state``."""
         return (f"{mtime}\n" for mtime in self.mtimes_ns.tolist())
+
+
+def _read_file(path: str, size: int) -> tuple[os.stat_result, bytes]:
+    """Status and the first ``size`` bytes of a file, by system calls alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        status = os.fstat(descriptor)
+        parts = [os.read(descriptor, size)]
+        # A signal or a network file system may cut a read short.
+        while parts[-1] and (left := size - sum(map(len, parts))):
+            parts.append(os.read(descriptor, left))
+    finally:
+        os.close(descriptor)
+    return status, parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def find_folder(root: Path, wanted: Wanted | None = None) -> Source:

@@ -1,62 +1,38 @@
 """Parquet files as the Hugging Face Hub keeps image data sets: image bytes and labels in columns.
 
-Pages of parquet cannot be read at random, so the images of each file are written, once and as they
-are, into one file below a spool folder, and are byte ranges of it from then on. A table of the rows
-beside it, written last, commits that file: what a kill left is continued with the next one. Whoever
-packs removes the folder when it is done (``shutil.rmtree(wanted.spool)``).
+Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
+see ``shards.sources.spool``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
 
 The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
 src/datasets/features/image.py), or binary; it is one of ``IMAGE_COLUMNS``, or the only such one.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import re
-import shutil
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shards.atomic import sync_and_rename, temporary_name, write_atomically
-from shards.errors import LockedError, MachineError, UsageError
+from shards.errors import UsageError
 from shards.sources.base import Finder, Source, compute
+from shards.sources.columns import RowClasses, listed_key, open_parquet, row_classes
 from shards.sources.ranged import RangeContents
-from shards.sources.table import RowClasses, listed_key, open_parquet, row_classes
+from shards.sources.spool import Image, Rows, blob_of, spooled, state_of
+from shards.sources.tars import split_of
 from shards.sources.wanted import Wanted
 
 IMAGE_COLUMNS = ("image", "img")
 _ROWS_AT_ONCE = 64
 _NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
-_SPLIT_WORD = re.compile(r"(?<![a-z])(train|validation|valid|val|dev|test)(?![a-z])")
 # Of the wnid that the Hub's imagenet-1k appends to the name of every ILSVRC file.
 _WNID_SUFFIX = re.compile(r"_n\d{8}(?=\.[^./]*$|$)")
-_BINDING = b"spooled"
-_SPOOLED = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("path", pa.large_string()),
-        ("there", pa.bool_()),
-    ]
-)
-_Schema: TypeAlias = Any  # pyarrow.Schema and pyarrow.Table have no types
-_Rows: TypeAlias = Any
-
-
-class _Image(NamedTuple):
-    row: int
-    data: Any  # pyarrow.Buffer, or None
-    path: str | None
+_Schema: TypeAlias = Any  # pyarrow.Schema, which has no types
 
 
 def find_parquet(src: Path, wanted: Wanted) -> Source:
@@ -85,13 +61,10 @@ def find_parquet(src: Path, wanted: Wanted) -> Source:
     tables = [_Table.of(path, src, wanted) for path in files]
     finder = Finder(place=src, repeats=wanted.repeats)
     _choose(finder, tables, wanted)
-    wanted.spool.mkdir(parents=True, exist_ok=True)
-    with _only_spooler(wanted.spool):
-        _require_space(tables, wanted.spool)
-        for number, table in enumerate(tables):
-            table.add(finder, number, table.spooled(wanted.spool) or table.spool(wanted.spool))
+    for number, rows in enumerate(spooled(tables, wanted.spool, wanted)):
+        tables[number].add(finder, number, rows)
     found = finder.found()
-    blobs = [table.blob(wanted.spool) for table in tables]
+    blobs = [blob_of(table, wanted.spool) for table in tables]
     return found.source(RangeContents(blobs, found.files, found.offsets, found.sizes))
 
 
@@ -123,7 +96,7 @@ def parquet_files(src: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One parquet file and what is taken of it."""
+    """One parquet file and what is taken of it, to be spooled: an ``Origin``."""
 
     path: Path
     name: str
@@ -133,9 +106,7 @@ class _Table:
     rows: NDArray[np.int64]
     """Rows of wanted classes, ascending."""
     image_bytes: int
-    """Estimated bytes of their images."""
     state: tuple[int, int]
-    """Bytes and modification time."""
 
     @staticmethod
     def of(path: Path, src: Path, wanted: Wanted) -> "_Table":
@@ -147,52 +118,20 @@ class _Table:
             rows = np.flatnonzero(takes[classes.codes])
             image_bytes = _uncompressed_bytes(file.metadata, rows)
         name = path.relative_to(src).as_posix() if path != src else path.name
-        return _Table(path, name, column, classes, rows, image_bytes, _state(path))
+        return _Table(path, name, column, classes, rows, image_bytes, state_of(path))
 
-    def blob(self, folder: Path) -> Path:
-        """File that the images are spooled into."""
-        return folder / f"{self.path.stem}.images"
+    @property
+    def n_images(self) -> int:
+        """See ``Origin``."""
+        return self.rows.size
 
-    def spooled(self, folder: Path) -> _Rows:
-        """Rows of ``_SPOOLED`` if this file is spooled already as it is now, else None."""
-        try:
-            with pq.ParquetFile(self._index(folder)) as file:
-                rows = file.read()
-            size, mtime_ns = _state(self.blob(folder))
-        except (OSError, pa.ArrowException):
-            return None
-        whole = (compute.sum(rows["size"]).as_py() or 0, self.state[1]) == (size, mtime_ns)
-        bound = (rows.schema.metadata or {}).get(_BINDING) == self._binding()
-        return rows if whole and bound else None
+    @property
+    def binding(self) -> bytes:
+        """See ``Origin``; the state is that of the file, the rows those of the wanted classes."""
+        rows = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
+        return json.dumps([*self.state, self.column, rows]).encode()
 
-    def spool(self, folder: Path) -> _Rows:
-        """Write the images of the wanted rows, then the table that commits them.
-
-        The spooled file takes the modification time of the parquet file: an interrupted packing
-        is bound to the latter, also if the spool folder was lost and is made again.
-        """
-        blob = self.blob(folder)
-        scratch = temporary_name(blob)
-        try:
-            with scratch.open("wb") as out:
-                rows = self._write(out)
-                out.flush()
-                os.utime(out.fileno(), ns=(self.state[1], self.state[1]))
-                sync_and_rename(out, blob)
-            sink = pa.BufferOutputStream()
-            pq.write_table(rows, sink)
-            write_atomically(self._index(folder), sink.getvalue().to_pybytes())
-        except OSError as error:
-            free = shutil.disk_usage(folder).free
-            raise MachineError(
-                f"{blob} cannot be written ({error.strerror}; about {self.image_bytes:,} bytes are "
-                f"needed, {free:,} are free); mend that, and the same command continues"
-            ) from error
-        finally:
-            scratch.unlink(missing_ok=True)
-        return rows
-
-    def add(self, finder: Finder, number: int, rows: _Rows) -> None:
+    def add(self, finder: Finder, number: int, rows: Rows) -> None:
         """Add the spooled rows of this file, which has this number."""
         columns = rows.to_pydict()
         names = [self.classes.names[code] for code in self.classes.codes[columns["row"]].tolist()]
@@ -212,20 +151,7 @@ class _Table:
             if not there:
                 finder.refuse(key, "no image bytes")
 
-    def _write(self, out: Any) -> _Rows:  # noqa: ANN401 - IO[bytes], which takes any buffer
-        columns: dict[str, list[Any]] = {name: [] for name in _SPOOLED.names}
-        offset = 0
-        for image in self._images():
-            size = 0 if image.data is None else out.write(image.data)
-            row = (image.row, offset, size, image.path, image.data is not None)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-            offset += size
-        self._require_unchanged()
-        rows = pa.table(columns, schema=_SPOOLED)
-        return rows.replace_schema_metadata({_BINDING: self._binding()})
-
-    def _images(self) -> Iterator[_Image]:
+    def images(self) -> Iterator[Image]:
         """Yield the wanted rows; row groups without one are not read."""
         with open_parquet(self.path) as file:
             for group, start, stop in _row_groups(file.metadata):
@@ -244,22 +170,6 @@ class _Table:
         key = listed_key(_WNID_SUFFIX.sub("", path), class_name) if path else ""
         return key or f"{class_name}/{self.path.stem}-{row:06d}"
 
-    def _require_unchanged(self) -> None:
-        state = None
-        with suppress(OSError):
-            state = _state(self.path)
-        if state != self.state:
-            raise UsageError(
-                f"{self.path} changed while it was read; pack again when nothing writes to it"
-            )
-
-    def _index(self, folder: Path) -> Path:
-        return folder / f"{self.path.stem}.rows.parquet"
-
-    def _binding(self) -> bytes:
-        rows = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
-        return json.dumps([*self.state, self.column, rows]).encode()
-
 
 def _choose(finder: Finder, tables: Sequence[_Table], wanted: Wanted) -> None:
     """Require the classes that are asked for; note names that have no images."""
@@ -275,14 +185,14 @@ def _choose(finder: Finder, tables: Sequence[_Table], wanted: Wanted) -> None:
         )
 
 
-def _read_images(rows: NDArray[np.int64], images: Any) -> Iterator[_Image]:  # noqa: ANN401 - pyarrow.Array
+def _read_images(rows: NDArray[np.int64], images: Any) -> Iterator[Image]:  # noqa: ANN401 - pyarrow.Array
     data, paths = images, [None] * len(rows)
     if pa.types.is_struct(images.type):
         data = compute.struct_field(images, "bytes")
         if images.type.get_field_index("path") >= 0:
             paths = compute.struct_field(images, "path").to_pylist()
     for row, value, path in zip(rows.tolist(), data, paths, strict=True):
-        yield _Image(row, value.as_buffer() if value.is_valid else None, path)
+        yield Image(row, value.as_buffer() if value.is_valid else None, path)
 
 
 def _image_columns(schema: _Schema) -> list[str]:
@@ -334,16 +244,6 @@ def _uncompressed_bytes(metadata: Any, rows: NDArray[np.int64]) -> int:  # noqa:
     return total
 
 
-def _require_space(tables: Sequence[_Table], folder: Path) -> None:
-    needed = sum(table.image_bytes for table in tables if table.spooled(folder) is None)
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise MachineError(
-            f"decompressing parquet files needs {needed:,} bytes in {folder.parent}, {free:,} are "
-            "free; free some space or choose another output"
-        )
-
-
 def _require_one_split(src: Path, files: Sequence[Path]) -> None:
     if not files:
         raise UsageError(f"{src} holds no parquet files; name a folder or file that does")
@@ -371,26 +271,4 @@ def _require_one_split(src: Path, files: Sequence[Path]) -> None:
 def _split(stem: str) -> str:
     """Split by the name of a file: before its number, or else a word that names one."""
     numbered = _NUMBERED.fullmatch(stem)
-    word = _SPLIT_WORD.search(stem.lower())
-    return numbered["split"] if numbered else word[0] if word else ""
-
-
-@contextmanager
-def _only_spooler(folder: Path) -> Generator[None]:
-    """Keep other processes from spooling into the folder; released also on ``kill -9``."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(
-                f"{folder} is being filled by another process; wait for it or choose another output"
-            ) from error
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _state(path: Path) -> tuple[int, int]:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return numbered["split"] if numbered else split_of(stem) or ""

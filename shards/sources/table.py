@@ -1,17 +1,13 @@
 """A table that lists image files and their classes: CSV with a header, or parquet.
 
 The path is the column ``path``, or else the first one; relative paths begin at the table's folder.
-The label is the first of ``LABEL_COLUMNS`` that is there: a class name, or an integer, which is a
-position in a class list. Links are followed.
+Links are followed. For the label see ``shards.sources.columns``.
 """
 
 import csv
-import json
-import os
 import re
 import sys
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -19,33 +15,25 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shards.errors import DataError, UsageError
+from shards.errors import UsageError
 from shards.sources.base import Finder, Source
-from shards.sources.folder import FileContents, sample_key
+from shards.sources.columns import (
+    is_text,
+    label_column,
+    listed_key,
+    open_parquet,
+    require_class_name,
+    row_classes,
+)
+from shards.sources.folder import FileContents
 from shards.sources.wanted import Wanted
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 PATH_COLUMN = "path"
 _MISSING = (-1, 0)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
-_PAGE_BUFFER_BYTES = 1 << 20
-_ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
-_Schema: TypeAlias = Any
-_Column: TypeAlias = Any
-
-
-class RowClasses(NamedTuple):
-    """Class of every row of a parquet file."""
-
-    names: list[str]
-    """Class names that occur, each once."""
-    codes: NDArray[np.int64]
-    """Position in ``names`` of each row."""
-    listed: tuple[str, ...] = ()
-    """The class list that integers were positions in."""
+_Column: TypeAlias = Any  # pyarrow.ChunkedArray, which has no types
 
 
 class _Row(NamedTuple):
@@ -90,158 +78,6 @@ def find_table(src: Path, wanted: Wanted | None = None) -> Source:
 def is_table(src: Path) -> bool:
     """Whether a file is a table by its extension."""
     return src.suffix.lower() in {".csv", ".parquet"} and src.is_file()
-
-
-def listed_key(path: str, class_name: str) -> str:
-    """Sample key of a listed path: from the folder on that is called like the class.
-
-    It is then the key that the file has in a folder per class. Where no folder of the path is
-    called so, the key is the class and the stem. What stands before ``..`` does not count.
-
-    >>> listed_key("/data/train/n01440764/n01440764_10026.JPEG", "n01440764")
-    'n01440764/n01440764_10026'
-    >>> listed_key("img/1.png", "cat")
-    'cat/1'
-
-    Returns:
-        The key; empty if ``path`` names no file.
-    """
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", "."}]
-    if ".." in parts:
-        parts = parts[len(parts) - parts[::-1].index("..") :]
-    if not parts:
-        return ""
-    folders = parts[:-1]
-    inside = folders[folders.index(class_name) + 1 :] if class_name in folders else []
-    return sample_key("/".join([class_name, *inside, parts[-1]]))
-
-
-@contextmanager
-def open_parquet(path: Path) -> Generator[_ParquetFile]:
-    """Open a parquet file for the length of a block that does nothing but read from it.
-
-    Raises:
-        UsageError: It is missing or may not be read.
-        DataError: It is damaged.
-    """
-    try:
-        # Column chunks are streamed: read whole, those of images would fill the memory.
-        with pq.ParquetFile(
-            path, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-        ) as file:
-            yield file
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        # pyarrow's own text repeats the path.
-        fact = os.strerror(error.errno or 0)
-        raise UsageError(f"{path} cannot be read ({fact}); mend that") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        fact = str(error).splitlines()[0]
-        raise DataError(
-            f"{path} is damaged or not a parquet file ({fact}); copy or download it again"
-        ) from error
-
-
-def label_column(columns: Sequence[str], place: Path) -> str:
-    """The first of ``LABEL_COLUMNS`` that is there.
-
-    Raises:
-        UsageError: None is.
-    """
-    there = [name for name in LABEL_COLUMNS if name in columns]
-    if not there:
-        raise UsageError(
-            f"{place} has no label column ({', '.join(LABEL_COLUMNS)}), only "
-            f"{', '.join(columns) or 'no header'}; rename the column of the labels"
-        )
-    return there[0]
-
-
-def row_classes(file: _ParquetFile, path: Path, wanted: Wanted) -> RowClasses:
-    """Class of every row by the label column of an open parquet file; reads that column alone.
-
-    Integers are positions in ``wanted.class_names``, else in the names that Hugging Face
-    ``datasets`` keeps in the schema.
-
-    Raises:
-        UsageError: There is no such column, it holds neither integers nor text, its integers have
-            no names, or a class cannot be the beginning of a sample key.
-        DataError: A label is missing or not in the range of the class list.
-    """
-    name = label_column(file.schema_arrow.names, path)
-    values = file.read(columns=[name])[name]
-    if values.null_count:
-        row = int(np.flatnonzero(values.is_null().to_numpy())[0])
-        raise DataError(
-            f"{path} row {row} has no label ({values.null_count:,} rows have none); remove or "
-            "label these rows"
-        )
-    if pa.types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
-    if pa.types.is_integer(values.type):
-        names = wanted.class_names or stored_class_names(file.schema_arrow, name)
-        found = _named(values.cast(pa.int64()).to_numpy(), names, path, wanted)
-    elif pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
-        encoded = values.combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy().astype(np.int64)
-        found = RowClasses(encoded.dictionary.to_pylist(), codes)
-    else:
-        raise UsageError(
-            f"column {name} of {path} holds {values.type}; write labels as integers or text"
-        )
-    for class_name in found.names:
-        require_class_name(class_name, path)
-    return found
-
-
-def stored_class_names(schema: _Schema, column: str) -> tuple[str, ...] | None:
-    """Names of a ``ClassLabel`` column in the metadata that Hugging Face ``datasets`` writes.
-
-    The layout is that of ``datasets``, src/datasets/arrow_writer.py: JSON under ``huggingface``.
-    """
-    try:
-        document = json.loads((schema.metadata or {})[b"huggingface"])
-        names = document["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return tuple(str(name) for name in names) if isinstance(names, list) else None
-
-
-def require_class_name(name: str, place: Path) -> None:
-    """Stop if a class name could not be the first part of a sample key.
-
-    Raises:
-        UsageError: It is empty, a path, or a special name of folders.
-    """
-    if "/" in name or name.strip() in {"", ".", ".."}:
-        raise UsageError(
-            f"class {name!a} of {place} cannot begin a sample key; name the classes otherwise "
-            "with --class-names, or in the table"
-        )
-
-
-def _named(
-    labels: NDArray[np.int64], names: Sequence[str] | None, path: Path, wanted: Wanted
-) -> RowClasses:
-    if names is not None:
-        _require_range(labels, len(names), path)
-    there, codes = np.unique(labels, return_inverse=True)
-    found = [wanted.name_of(label, names, path) for label in there.tolist()]
-    twice = sorted({name for name in found if found.count(name) > 1})
-    if twice:
-        raise UsageError(
-            f"class {twice[0]} of {path} stands for two labels; name the classes with --class-names"
-        )
-    return RowClasses(found, codes.astype(np.int64), tuple(names or ()))
-
-
-def _require_range(labels: NDArray[np.int64], n_classes: int, path: Path) -> None:
-    outside = np.flatnonzero((labels < 0) | (labels >= n_classes))
-    if outside.size:
-        raise DataError(
-            f"{path} row {outside[0]} has label {labels[outside[0]]}, not in [0, {n_classes}), the "
-            f"range of the class list ({outside.size:,} rows have such labels); remove these rows "
-            "or name the right list with --class-names"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,6 +183,6 @@ class _Table:
 
 def _texts(column: _Column, name: str, path: Path) -> list[str]:
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+    if not is_text(kind):
         raise UsageError(f"column {name} of {path} holds {kind}, not paths; call the paths path")
     return [text or "" for text in column.to_pylist()]

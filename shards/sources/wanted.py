@@ -3,7 +3,7 @@
 Every finder takes one of these, so that the same fields mean the same for every layout.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,11 @@ class Wanted:
     """What to do about two samples with one key."""
     spool: Path | None = None
     """Folder for the decompressed images of sources that cannot be read at random."""
+    room_to_pack: bool = True
+    """Whether all of the source will be packed on the disk of ``spool``, which must then have room
+    for both at once."""
+    on_spooled: Callable[[int, int], None] | None = None
+    """Told how many bytes of how many are decompressed; never where nothing is to be."""
 
     def chosen(self, names: Iterable[str], place: Path) -> list[str]:
         """The classes to take of those that are there, in the order of their sample keys.

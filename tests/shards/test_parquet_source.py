@@ -297,6 +297,18 @@ def test_another_choice_of_classes_is_spooled_anew(tmp_path: Path, rows: list[Ro
     assert contents(find_parquet(hub, wanted)) == contents(find_folder(tmp_path / "folder"))
 
 
+def test_a_file_without_wanted_rows_is_committed_too(
+    tmp_path: Path, rows: list[Row], wanted: Wanted
+):
+    write_parquet(tmp_path / "hub/0.parquet", rows[:7])
+    write_parquet(tmp_path / "hub/1.parquet", rows[7:])
+    some = replace(wanted, only=CLASSES[1:])
+    first = contents(find_parquet(tmp_path / "hub", some))
+    before = written(tmp_path / "spool")
+    assert contents(find_parquet(tmp_path / "hub", some)) == first
+    assert written(tmp_path / "spool") == before
+
+
 def test_a_lost_spool_does_not_change_the_state(tmp_path: Path, rows: list[Row], wanted: Wanted):
     hub = write_split(tmp_path / "hub", rows, 2)
     before = find_parquet(hub, wanted).state_sha256()
@@ -315,15 +327,84 @@ def test_two_spoolers_of_one_folder_are_kept_apart(tmp_path: Path, rows: list[Ro
         os.close(other)
 
 
+def test_what_is_spooled_can_be_found_by_several_at_once(
+    tmp_path: Path, rows: list[Row], wanted: Wanted
+):
+    hub = write_split(tmp_path / "hub", rows, 2)
+    first = contents(find_parquet(hub, wanted))
+    other = os.open(tmp_path / "spool", os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        assert contents(find_parquet(hub, wanted)) == first
+    finally:
+        os.close(other)
+
+
+def needed_bytes(hub: Path, wanted: Wanted) -> int:
+    with pytest.raises(MachineError) as caught:
+        find_parquet(hub, wanted)
+    match = re.search(r"needs ([\d,]+) bytes in .*, [\d,]+ are free; ", str(caught.value))
+    assert match is not None
+    return int(match[1].replace(",", ""))
+
+
 def test_too_little_space_is_told_before_anything_is_written(
     tmp_path: Path, rows: list[Row], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ):
-    hub = write_split(tmp_path / "hub", rows, 1)
-    usage = shutil.disk_usage(tmp_path)._replace(free=100)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(MachineError, match=r"needs [\d,]+ bytes in .*, 100 are free"):
-        find_parquet(hub, wanted)
+    hub, free = write_split(tmp_path / "hub", rows, 2), 100
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=free))
+    spool_bytes = needed_bytes(hub, replace(wanted, room_to_pack=False))
+    both_bytes = needed_bytes(hub, wanted)
+    assert spool_bytes >= sum(len(row[0] or b"") for row in rows)
+    assert both_bytes > 2 * spool_bytes
+    free = both_bytes - 1
+    assert needed_bytes(hub, wanted) == both_bytes
     assert written(tmp_path / "spool") == {}
+    free = both_bytes
+    assert len(find_parquet(hub, wanted)) == len(rows)
+    (tmp_path / "spool/train-00001-of-00002.images").unlink()
+    free = 100
+    assert spool_bytes < needed_bytes(hub, wanted) < both_bytes
+
+
+@pytest.mark.parametrize("room_to_pack", [True, False])
+def test_nothing_to_decompress_needs_no_space(
+    tmp_path: Path,
+    rows: list[Row],
+    wanted: Wanted,
+    monkeypatch: pytest.MonkeyPatch,
+    room_to_pack: bool,
+):
+    hub = write_split(tmp_path / "hub", rows, 2)
+    first = contents(find_parquet(hub, wanted))
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    assert contents(find_parquet(hub, replace(wanted, room_to_pack=room_to_pack))) == first
+
+
+@pytest.mark.parametrize("image", [IMAGE, pa.binary()])
+def test_decompression_is_told_from_nothing_to_all(tmp_path: Path, wanted: Wanted, image: Any):
+    # One image many times: the file holds it once, so that all of it is more than was estimated.
+    rows: list[Row] = [(b"0123456789" * 99, f"{at}.png", at % 3) for at in range(40)]
+    for number in range(3):
+        write_parquet(tmp_path / f"hub/{number}.parquet", rows, image=image, rows_per_group=20)
+    told: list[tuple[int, int]] = []
+    telling = replace(
+        wanted, repeats="first", on_spooled=lambda done, total: told.append((done, total))
+    )
+    find_parquet(tmp_path / "hub", telling)
+    done = [one for one, _ in told]
+    (total,) = {total for _, total in told}
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, total)
+    assert len(set(done)) > 6
+    told.clear()
+    find_parquet(tmp_path / "hub", telling)
+    assert told == []
+    (tmp_path / "spool/1.images").unlink()
+    find_parquet(tmp_path / "hub", telling)
+    assert (told[0], told[-1]) == ((0, total // 3), (total // 3, total // 3))
 
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, rows: list[Row], wanted: Wanted):

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from shards.errors import DataError, UsageError
 from shards.sources.base import Source
+from shards.sources.columns import listed_key
 from shards.sources.folder import find_folder
-from shards.sources.table import find_table, is_table, listed_key
+from shards.sources.table import find_table, is_table
 from shards.sources.wanted import Wanted
 
 CLASSES = ("cat", "dog", "emu")

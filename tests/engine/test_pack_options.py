@@ -1,0 +1,122 @@
+"""The choices of packing: re-encoded pixels, unchecked files, the first bad file, repeated keys."""
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from engine.stages.pack import Pack
+from engine.stages.verify import Verify
+from shards.dataset import Dataset, Flag
+from shards.errors import DataError, UsageError
+from shards.manifest import Manifest
+
+SHORT_SIDE = 32
+
+
+def stored_images(dataset: Dataset) -> list[tuple[dict[str, object], bytes]]:
+    """Rows of the sample table with the bytes that they point at."""
+    shards = [path.read_bytes() for path in dataset.shard_paths()]
+    return [
+        (row, shards[row["shard"]][row["offset"] : row["offset"] + row["bytes"]])
+        for row in dataset.samples.to_pylist()
+    ]
+
+
+def test_resized_images_are_small_jpegs_of_the_same_samples(
+    photos: Path, packed: Path, tmp_path: Path
+):
+    data = tmp_path / "DATA"
+    Pack(src=photos, data=data, store="resized", short_side=SHORT_SIDE, samples_per_shard=16).run()
+    original, resized = Dataset.open(packed), Dataset.open(data)
+    assert resized.manifest.identity == original.manifest.identity
+    assert resized.manifest.content != original.manifest.content
+    Verify(data=data, deep=True).run()
+    for (before, source), (row, content) in zip(
+        stored_images(original), stored_images(resized), strict=True
+    ):
+        image = Image.open(io.BytesIO(content))
+        assert (row["key"], row["source_hash"]) == (before["key"], before["content_hash"])
+        assert (image.format, row["format"]) == ("JPEG", "jpg")
+        assert image.size == (row["width"], row["height"])
+        assert min(image.size) == SHORT_SIDE
+        assert image.mode == ("L" if Flag.GREY & before["flags"] else "RGB")
+        pixels = Image.open(io.BytesIO(source)).convert("RGB").resize(image.size, Image.BILINEAR)
+        difference = np.abs(np.asarray(pixels, int) - np.asarray(image.convert("RGB"), int))
+        assert difference.mean() < 12  # chroma is subsampled, and the photographs are noisy
+
+
+def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(
+    photos: Path, packed: Path, tmp_path: Path
+):
+    for name, src in (("once", photos), ("again", packed)):
+        Pack(src=src, data=tmp_path / name, store="resized", short_side=SHORT_SIDE, name="x").run()
+    once, again = (Manifest.read(tmp_path / name) for name in ("once", "again"))
+    assert once.shards == again.shards
+    assert (once.identity, once.content) == (again.identity, again.content)
+
+
+def test_a_damaged_file_is_found_also_where_it_is_small_enough_to_stay(
+    make_photos: Callable[..., Path], tmp_path: Path
+):
+    src = make_photos(tmp_path / "src", per_class=8)
+    path = src / "n01440764/photo_006.JPEG"
+    path.write_bytes(path.read_bytes()[:-200])
+    Pack(src=src, data=tmp_path / "DATA", store="resized", short_side=500).run()
+    assert Manifest.read(tmp_path / "DATA").n_quarantined == 1
+
+
+def test_without_checks_only_headers_are_read(make_photos: Callable[..., Path], tmp_path: Path):
+    src, data = make_photos(tmp_path / "src", per_class=8), tmp_path / "DATA"
+    path = src / "n01440764/photo_006.JPEG"
+    path.write_bytes(path.read_bytes()[:-200])
+    (src / "n02102040/photo_007.JPEG").write_bytes(b"<html>")
+    Pack(src=src, data=data, check=False).run()
+    manifest = Manifest.read(data)
+    assert (manifest.n_samples, manifest.n_quarantined) == (23, 1)
+    with pytest.raises(DataError, match="photo_006: expected an image, found one that is refused"):
+        Verify(data=data, deep=True).run()
+
+
+def test_the_first_bad_file_may_stop_the_packing(make_photos: Callable[..., Path], tmp_path: Path):
+    src = make_photos(tmp_path / "src", per_class=3)
+    (src / "n02102040/photo_001.webp").write_bytes(b"")
+    with pytest.raises(DataError, match=r"n02102040/photo_001.webp .* \(empty: 0 bytes\)"):
+        Pack(src=src, data=tmp_path / "DATA", on_bad="fail").run()
+    assert not (tmp_path / "DATA").exists()
+
+
+def test_the_first_of_two_files_with_one_key_may_be_kept(
+    make_photos: Callable[..., Path], tmp_path: Path
+):
+    src = make_photos(tmp_path / "src", per_class=3)
+    shutil.copy(src / "n02102040/photo_002.JPEG", src / "n02102040/photo_002.jpg")
+    with pytest.raises(UsageError, match="--duplicates first"):
+        Pack(src=src, data=tmp_path / "DATA").run()
+    lines = Pack(src=src, data=tmp_path / "DATA", duplicates="first").run().lines
+    assert lines[0] == "left out: 1 samples whose key was there already"
+    assert Manifest.read(tmp_path / "DATA").n_samples == 9
+
+
+def test_known_class_lists_are_taken_by_name(photos: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"class n03000684 is not in .* \(7 of 10 asked for"):
+        Pack(src=photos, data=tmp_path / "DATA", classes="imagenette").run()
+    with pytest.raises(UsageError, match="neither imagenette, imagenet-100 or imagenet-1k nor"):
+        Pack(src=photos, data=tmp_path / "DATA", classes="imagenet21k").run()
+
+
+@pytest.mark.parametrize(
+    ("options", "fact"),
+    [({"quality": 0}, "quality must be in"), ({"short_side": 0}, "short_side must be at least 1"),
+     ({"labels": Path("none.csv"), "column": "x"}, "none.csv does not exist")],
+)  # fmt: skip
+def test_options_out_of_range_leave_nothing(
+    photos: Path, tmp_path: Path, options: dict[str, object], fact: str
+):
+    with pytest.raises(UsageError, match=fact):
+        Pack(src=photos, data=tmp_path / "DATA", **options).run()  # pyright: ignore[reportArgumentType]
+    assert list(tmp_path.iterdir()) == []

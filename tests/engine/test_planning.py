@@ -1,0 +1,48 @@
+"""Finding a source for a packing: what is shown while it is decompressed."""
+
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import engine.progress
+from engine.planning import Places, spool_of
+from engine.progress import Display, choose_display
+from shards.sources.base import Source
+
+
+@pytest.fixture(autouse=True)
+def _every_step_as_json(monkeypatch):
+    monkeypatch.setattr(engine.progress, "LINE_EVERY_SECONDS", 0.0)
+    choose_display(Display.JSON)
+    yield
+    choose_display(Display.AUTO)
+
+
+def find(src: Path, data: Path) -> Source:
+    return Places(src=src).find(only=None, duplicates="error", data=data)
+
+
+def shown(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, int, int]]:
+    records = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    return [(record["stage"], record["done"], record["total"]) for record in records]
+
+
+def test_decompression_is_shown_in_megabytes_to_its_end(tmp_path: Path, capsys):
+    images = [bytes([at]) * 500_000 for at in range(10)]
+    table = pa.table({"image": images, "label": ["cat", "dog"] * 5})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2, compression="zstd")
+    assert len(find(tmp_path / "x.parquet", tmp_path / "DATA")) == 10
+    steps = shown(capsys)
+    assert {(stage, total) for stage, _, total in steps} == {("decompress", 6)}
+    assert sorted({done for _, done, _ in steps}) == [0, 1, 2, 3, 4, 5, 6]
+    assert spool_of(tmp_path / "DATA").is_dir()
+    find(tmp_path / "x.parquet", tmp_path / "DATA")
+    assert shown(capsys) == []
+
+
+def test_nothing_is_shown_of_a_source_that_is_read_as_it_is(photos: Path, tmp_path: Path, capsys):
+    assert len(find(photos, tmp_path / "DATA")) > 0
+    assert shown(capsys) == []
