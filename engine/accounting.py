@@ -19,11 +19,11 @@ class Account:
     scratch: Path | None
     """Where to leave the cost so far; None on ranks whose cost the leading rank does not keep."""
 
-    def image(self, source_bytes: int, *, packed: bool) -> None:
-        """Count one file."""
-        self.meter.images += 1
+    def block(self, found: int, source_bytes: int, *, refused: int) -> None:
+        """Count files that were read."""
+        self.meter.images += found
         self.meter.bytes_read += source_bytes
-        self._show(1, refused=not packed)
+        self._show(found, refused=refused)
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
         """Count a shard; what was spent so far survives a kill from here on."""

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
@@ -17,6 +18,7 @@ from shards.errors import MachineError
 Json: TypeAlias = Mapping[str, Any]
 # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <stdio.h>.
 _HERE, _EXCHANGE = -100, 2
+_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 
 
 def fsync_directory(path: Path) -> None:
@@ -64,12 +66,31 @@ def write_atomically(path: Path, data: bytes) -> None:
         sync_and_rename(file, path)
 
 
-def sync_and_rename(file: IO[bytes], path: Path) -> None:
-    """Give an open temporary file, written under ``file.name``, its final name."""
+def sync_and_rename(file: IO[bytes], path: Path, *, last: bool = True) -> None:
+    """Give an open temporary file, written under ``file.name``, its final name.
+
+    With ``last`` False the name is durable only with the next file of the same directory.
+    """
     file.flush()
     os.fsync(file.fileno())
     Path(file.name).rename(path)
-    fsync_directory(path.parent)
+    if last:
+        fsync_directory(path.parent)
+
+
+def start_writeback(file: IO[bytes], offset: int, n_bytes: int) -> None:
+    """Ask the kernel to begin writing a range to the disk, and do not wait (``sync_file_range``).
+
+    Only a hint: where it is refused, the fsync that follows does everything.
+    """
+    _libc().sync_file_range(
+        file.fileno(), ctypes.c_int64(offset), ctypes.c_int64(n_bytes), _START_WRITING
+    )
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
 
 
 def rename_directory(scratch: Path, path: Path) -> None:
@@ -86,8 +107,7 @@ def exchange_directories(one: Path, other: Path) -> None:
         MachineError: The file system cannot.
     """
     fsync_tree(one)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+    if _libc().renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
         raise MachineError(
             f"the file system of {other} cannot swap folders ({os.strerror(ctypes.get_errno())}); "
             "make it again under another name"

@@ -103,17 +103,20 @@ class Manifest:
 
 @dataclass(slots=True)
 class DatasetDigests:
-    """Both digests of a data set, sample by sample in id order."""
+    """Both digests of a data set, shard by shard in id order."""
 
     samples: int = 0
     _identity: Any = field(default_factory=hashlib.sha256)
     _content: Any = field(default_factory=hashlib.sha256)
 
-    def add(self, key: str, label: int, content_hash: bytes) -> None:
-        """Append one sample: ``key TAB label NEWLINE``, and the 16 bytes of its content hash."""
-        self.samples += 1
-        self._identity.update(f"{key}\t{label}\n".encode())
-        self._content.update(content_hash)
+    def add(
+        self, keys: Sequence[str], labels: Sequence[int], content_hashes: Sequence[bytes]
+    ) -> None:
+        """Append samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
+        self.samples += len(keys)
+        lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
+        self._identity.update("".join(lines).encode())
+        self._content.update(b"".join(content_hashes))
 
     @property
     def identity(self) -> str:
@@ -126,11 +129,10 @@ class DatasetDigests:
         return self._content.hexdigest()
 
 
-def identity_digest(keys: Sequence[str], labels: Iterable[int]) -> str:
+def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
     """sha256 over ``key TAB label NEWLINE`` in id order."""
     digests = DatasetDigests()
-    for key, label in zip(keys, labels, strict=True):
-        digests.add(key, label, b"")
+    digests.add(keys, labels, ())
     return digests.identity
 
 

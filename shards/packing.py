@@ -1,4 +1,4 @@
-"""From found files to shards: threads that each own a whole shard, committed one by one.
+"""From found files to shards: threads that fill several shards at once, committed one by one.
 
 A shard owns a fixed range of found positions, so its bytes depend on nothing but its own files:
 threads, interruptions and repetitions end in the same bytes. Tar and index get their names when
@@ -8,9 +8,8 @@ become the tables and the manifest, and are removed.
 
 import os
 import shutil
-from collections.abc import Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from threading import Event, Lock, Semaphore
 from typing import Protocol
@@ -19,12 +18,12 @@ import numpy as np
 
 from shards.atomic import write_atomically
 from shards.errors import MachineError, UsageError
-from shards.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from shards.filling import Filling
+from shards.manifest import MANIFEST_NAME, Manifest
 from shards.plan import Plan
 from shards.probe import MAX_FILE_BYTES
 from shards.quarantine import require_few
 from shards.records import (
-    Row,
     ShardRecord,
     is_committed,
     refused_rows,
@@ -32,19 +31,19 @@ from shards.records import (
     write_tables,
 )
 from shards.sources.base import Source
-from shards.storing import store_sample
-from shards.tar import ShardWriter, index_path, shard_name
+from shards.storing import Stored, store_sample
 
 SOURCE_STATE_NAME = "source-state.sha256"
 # Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
 _EXTRA_BYTES_PER_SAMPLE = 2400
+_BLOCKS_PER_WORKER = 4
 
 
 class Observer(Protocol):
     """Is told what happens, one call at a time; an exception from it stops the packing."""
 
-    def image(self, source_bytes: int, *, packed: bool) -> None:
-        """A file was packed or refused."""
+    def block(self, found: int, source_bytes: int, *, refused: int) -> None:
+        """Some files were read, of which some were refused."""
         ...
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
@@ -101,17 +100,7 @@ def pack_shards(
         from kernels.resample import warm_up  # imports Numba and compiles: 4 s and 130 MB
 
         warm_up()
-    packing = _Packing(plan, scratch, observer, Semaphore(workers))
-    # Twice as many threads as may work at once: the others wait for the disk to take a shard.
-    with ThreadPoolExecutor(2 * workers, thread_name_prefix="pack") as pool:
-        tasks = [pool.submit(packing.pack, shard) for shard in uncommitted]
-        try:
-            for task in as_completed(tasks):
-                task.result()
-        except BaseException:
-            packing.stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
+    _Packing(plan, scratch, observer, workers).pack(uncommitted)
 
 
 def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
@@ -170,64 +159,99 @@ def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
         )
 
 
-@dataclass(frozen=True, slots=True)
 class _Packing:
-    """State shared by the threads of one packing."""
+    """State shared by the threads of one packing.
 
-    plan: Plan
-    scratch: Path
-    observer: Observer
-    working: Semaphore
-    """As many threads as there are workers; none while the disk takes a finished shard."""
-    stop: Event = field(default_factory=Event)
-    _turn: Lock = field(default_factory=Lock)
+    As many shards as there are workers are filled at once, block by block in turns, so that the
+    last ones keep all threads busy too. A block gets its room in memory before it is begun, in the
+    order of writing: those that wait for their turn cannot keep the one whose turn it is waiting.
+    """
 
-    def pack(self, shard: int) -> None:
-        """Write and commit one shard."""
-        path = self.scratch / shard_name(shard)
+    def __init__(self, plan: Plan, scratch: Path, observer: Observer, workers: int) -> None:
+        self._plan, self._scratch, self._observer = plan, scratch, observer
+        self._workers = workers
+        # Twice as many threads as may work at once: the others wait for the disk.
+        self._working = Semaphore(workers)
+        self._room = Semaphore(_BLOCKS_PER_WORKER * workers)
+        self._stop = Event()
+        self._failure: BaseException | None = None
+        self._turn = Lock()
+
+    def pack(self, shards: Sequence[int]) -> None:
+        """Write and commit shards."""
+        fillings: list[Filling] = []
         try:
-            record = self._write(shard, path)
-            record.commit(self.scratch, shard)
-        except OSError as error:
-            free = shutil.disk_usage(self.scratch).free
-            raise MachineError(
-                f"{path} cannot be written ({error.strerror}; {free:,} bytes are free); mend that, "
-                "and the same command continues"
-            ) from error
-        with self._turn:
-            self.observer.shard(record, resumed=False)
+            with ThreadPoolExecutor(2 * self._workers, thread_name_prefix="pack") as pool:
+                try:
+                    for filling, number in self._in_turns(shards, fillings):
+                        self._room.acquire()
+                        if self._stop.is_set():
+                            break
+                        pool.submit(self._make, filling, number)
+                except BaseException:
+                    self._stop.set()
+                    raise
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            for filling in fillings:
+                filling.abandon()
 
-    def _write(self, shard: int, path: Path) -> ShardRecord:
-        writer = ShardWriter.open(path)
+    def _in_turns(
+        self, shards: Sequence[int], fillings: list[Filling]
+    ) -> Iterator[tuple[Filling, int]]:
+        """Blocks of the first shards in turns, then of the next ones."""
+        for first in range(0, len(shards), self._workers):
+            group = [
+                Filling(self._plan, shard, self._scratch)
+                for shard in shards[first : first + self._workers]
+            ]
+            fillings += group
+            for number in range(max(len(filling.blocks) for filling in group)):
+                yield from ((one, number) for one in group if number < len(one.blocks))
+
+    def _make(self, filling: Filling, number: int) -> None:
+        """Make one block; commit the shard if it was the last that was missing."""
         try:
-            with self.working:
-                rows = [self._store(position, writer) for position in self.plan.positions(shard)]
-            sha256 = writer.finish()
-        except BaseException:
-            writer.abandon()
-            raise
-        positions = self.plan.positions(shard)
-        entry = ShardEntry(
-            name=path.name,
-            first_position=positions.start,
-            found=len(positions),
-            samples=len(writer.samples),
-            bytes=writer.size,
-            index_bytes=index_path(path).stat().st_size,
-            sha256=sha256,
-        )
-        return ShardRecord(
-            entry=entry,
-            samples=[{"shard": shard, **row} for row in rows if "reason" not in row],
-            refused=[row for row in rows if "reason" in row],
-        )
+            with self._working:
+                block = self._stored(filling.blocks[number])
+                written, complete = filling.put(number, block)
+            for _ in range(written):
+                self._room.release()
+            if complete:
+                self._commit(filling)
+        except BaseException as error:  # noqa: BLE001 - raised by ``pack``, in its thread
+            self._fail(error)
 
-    def _store(self, position: int, writer: ShardWriter) -> Row:
-        if self.stop.is_set():
-            raise CancelledError
-        row = store_sample(self.plan, position, writer)
-        source = self.plan.source
-        size = int(source.row_sizes[source.rows[position]])
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first error, stop the threads, and wake the one that hands out blocks."""
         with self._turn:
-            self.observer.image(size, packed="reason" not in row)
-        return row
+            if not self._stop.is_set():
+                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
+            self._stop.set()
+        self._room.release()
+
+    def _stored(self, positions: range) -> list[Stored]:
+        source, block = self._plan.source, list[Stored]()
+        for position in positions:
+            if self._stop.is_set():
+                raise CancelledError
+            block.append(store_sample(self._plan, position))
+        n_bytes = int(source.row_sizes[source.rows[positions.start : positions.stop]].sum())
+        with self._turn:
+            refused = sum(data is None for _, data in block)
+            self._observer.block(len(block), n_bytes, refused=refused)
+        return block
+
+    def _commit(self, filling: Filling) -> None:
+        record = filling.finish()
+        record.commit(self._scratch, filling.shard)
+        with self._turn:
+            self._observer.shard(record, resumed=False)
+
+    def _disk_error(self, error: OSError) -> MachineError:
+        free = shutil.disk_usage(self._scratch).free
+        return MachineError(
+            f"{error.filename or self._scratch} cannot be written ({error.strerror}; {free:,} "
+            "bytes are free); mend that, and the same command continues"
+        )

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from shards.sources.base import Source
 
+_BLOCK_SAMPLES, _BLOCK_BYTES = 32, 1 << 21
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resize:
@@ -50,3 +52,21 @@ class Plan:
         """Found positions of a shard."""
         first = shard * self.samples_per_shard
         return range(first, min(first + self.samples_per_shard, len(self.source)))
+
+    def blocks(self, shard: int) -> list[range]:
+        """Found positions of a shard in pieces that one thread makes at once.
+
+        A piece has up to 32 samples and, if it has several, up to 2 MiB.
+        """
+        positions = self.positions(shard)
+        sizes = self.source.row_sizes[self.source.rows[positions.start : positions.stop]]
+        blocks: list[range] = []
+        first, n_bytes = positions.start, 0
+        for position, size in zip(positions, sizes.tolist(), strict=True):
+            if position > first and (
+                position - first == _BLOCK_SAMPLES or n_bytes + size > _BLOCK_BYTES
+            ):
+                blocks.append(range(first, position))
+                first, n_bytes = position, 0
+            n_bytes += size
+        return [*blocks, range(first, positions.stop)]

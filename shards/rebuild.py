@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from shards.errors import DataError, UsageError
 from shards.manifest import ShardEntry
 from shards.packing import Observer, pack_shards
 from shards.plan import Plan
-from shards.records import Row, ShardRecord, read_table
+from shards.records import ShardRecord, read_table
 from shards.sources.base import compute
 from shards.tar import index_path, shard_name
 
@@ -63,25 +64,21 @@ def retry_refused(
     first_id = 0
     for shard, entry in enumerate(dataset.manifest.shards):
         if shard not in again:
-            rows = samples.slice(first_id, entry.samples).to_pylist()
-            _link_shard(dataset.path, scratch, entry, rows, shard)
+            _link_shard(dataset.path, scratch, entry, shard, samples.slice(first_id, entry.samples))
         first_id += entry.samples
     pack_shards(plan, scratch, again, workers=workers, observer=observer)
     packed = sum(ShardRecord.read(scratch, shard).entry.samples for shard in again)
     return packed - sum(dataset.manifest.shards[shard].samples for shard in again)
 
 
-def _link_shard(data: Path, scratch: Path, entry: ShardEntry, rows: list[Row], shard: int) -> None:
+def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: Table) -> None:
     """Give an unchanged shard a second name in ``scratch``, and its record."""
     for path in (data / entry.name, index_path(data / entry.name)):
         os.link(path, scratch / path.name)
-    samples = [
-        {name: value.hex() if isinstance(value, bytes) else value for name, value in row.items()}
-        for row in rows
-    ]
-    for row in samples:
-        del row["id"]
-    ShardRecord(entry=entry, samples=samples, refused=[]).commit(scratch, shard)
+    columns: dict[str, list[Any]] = rows.drop_columns(["id"]).to_pydict()
+    for name in ("content_hash", "source_hash"):
+        columns[name] = [content_hash.hex() for content_hash in columns[name]]
+    ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
 
 
 def _require_same_samples(plan: Plan, samples: Table, refused: Table) -> None:

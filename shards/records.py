@@ -41,8 +41,8 @@ class ShardRecord:
     """What one shard holds; its file, written last, commits the shard."""
 
     entry: ShardEntry
-    samples: list[Row]
-    """Rows of ``SAMPLES_SCHEMA`` without ``id``; content hashes are hexadecimal."""
+    samples: dict[str, list[Any]]
+    """Columns of ``SAMPLES_SCHEMA`` without ``id``; content hashes are hexadecimal."""
     refused: list[Row]
     """Rows of ``QUARANTINE_SCHEMA``; content hashes are hexadecimal."""
 
@@ -82,7 +82,7 @@ def read_records(scratch: Path, n_shards: int) -> Iterator[ShardRecord]:
 def refused_rows(scratch: Path, n_shards: int) -> list[Row]:
     """Rows of ``QUARANTINE_SCHEMA`` of all shards, in pack order."""
     rows = [row for record in read_records(scratch, n_shards) for row in record.refused]
-    return [_with_binary_hashes(row) for row in rows]
+    return [_with_binary_hash(row) for row in rows]
 
 
 def write_tables(
@@ -100,14 +100,15 @@ def write_tables(
     with _table_file(scratch / SAMPLES_NAME, SAMPLES_SCHEMA) as write:
         for record in read_records(scratch, n_shards):
             shards.append(record.entry)
-            rows = _sample_rows(record, first_id=digests.samples)
-            for row in rows:
-                digests.add(row["key"], row["label"], row["content_hash"])
-                kinds.update(_kinds(row))
-            write(rows)
+            table = _sample_table(record, first_id=digests.samples)
+            hashes: list[bytes] = table["content_hash"].to_pylist()
+            digests.add(table["key"].to_pylist(), table["label"].to_pylist(), hashes)
+            kinds.update(_kinds(record.samples))
+            write(table)
     with _table_file(scratch / QUARANTINE_NAME, QUARANTINE_SCHEMA) as write:
         for record in read_records(scratch, n_shards):
-            write([_with_binary_hashes(row) for row in record.refused])
+            rows = [_with_binary_hash(row) for row in record.refused]
+            write(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
     manifest = Manifest(
         name=name,
         split=split,
@@ -146,33 +147,41 @@ def remove_records(scratch: Path) -> None:
         path.unlink()
 
 
-def _sample_rows(record: ShardRecord, first_id: int) -> list[Row]:
-    """Rows of one shard; ids are ranks of the packed, which lie in pack order already."""
-    return [
-        {"id": sample_id, **_with_binary_hashes(row)}
-        for sample_id, row in enumerate(record.samples, first_id)
-    ]
+def _sample_table(record: ShardRecord, first_id: int) -> _Table:
+    """Table of one shard; ids are ranks of the packed, which lie in pack order already."""
+    columns: dict[str, Any] = record.samples | {
+        "id": range(first_id, first_id + record.entry.samples)
+    }
+    for name in ("content_hash", "source_hash"):
+        columns[name] = [bytes.fromhex(text) for text in columns.get(name, ())]
+    return pa.table(
+        [pa.array(columns.get(field.name, ()), field.type) for field in SAMPLES_SCHEMA],
+        SAMPLES_SCHEMA,
+    )
 
 
-def _kinds(row: Row) -> list[str]:
-    """Names under which a stored image is counted in the manifest: its format and its flags."""
-    return [row["format"], *(str(flag.name).lower() for flag in Flag(row["flags"]))]
+def _kinds(columns: Mapping[str, list[Any]]) -> Counter[str]:
+    """Samples by stored format and by flag, as the manifest counts them."""
+    kinds = Counter[str](columns.get("format", ()))
+    for flags, n in Counter[int](columns.get("flags", ())).items():
+        kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})
+    return kinds
 
 
-def _with_binary_hashes(row: Row) -> Row:
-    hashes = {name: row[name] for name in ("content_hash", "source_hash") if row.get(name)}
-    return row | {name: bytes.fromhex(text) for name, text in hashes.items()}
+def _with_binary_hash(row: Row) -> Row:
+    text = row["content_hash"]
+    return row | {"content_hash": None if text is None else bytes.fromhex(text)}
 
 
 @contextmanager
-def _table_file(path: Path, schema: _Table) -> Generator[Callable[[Sequence[Row]], None]]:
-    """Yield a function that appends rows; what is in memory stays below two row groups."""
+def _table_file(path: Path, schema: _Table) -> Generator[Callable[[_Table], None]]:
+    """Yield a function that appends tables; what is in memory stays below two row groups."""
     with temporary_name(path).open("wb") as file:
         waiting: list[_Table] = []
         with pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
 
-            def write(rows: Sequence[Row]) -> None:
-                waiting.append(pa.Table.from_pylist(rows, schema))
+            def write(table: _Table) -> None:
+                waiting.append(table)
                 if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
                     _write_groups(writer, waiting, whole=True)
 

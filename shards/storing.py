@@ -1,5 +1,7 @@
 """One found file becomes one stored sample, or a refusal."""
 
+from typing import NamedTuple
+
 import xxhash
 
 from shards.errors import DataError
@@ -8,38 +10,73 @@ from shards.probe import Probe, Reason, Refusal, glance, misnamed, probe, refuse
 from shards.records import Row
 from shards.reencode import reencode
 from shards.sources.base import Sample, Source
-from shards.tar import Member, ShardWriter
 
 
-def store_sample(plan: Plan, position: int, writer: ShardWriter) -> Row:
-    """Append one file to its shard; the row of a refused file has a reason.
+class Stored(NamedTuple):
+    """One sample as its shard will hold it, or what is known of a refused file."""
 
-    The bytes are read once: hashed, checked, written or re-encoded from the same buffer.
+    row: Row
+    """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``; or of
+    ``QUARANTINE_SCHEMA``. Content hashes are hexadecimal."""
+    data: bytes | None
+    """None: refused."""
+
+
+def store_sample(plan: Plan, position: int) -> Stored:
+    """Make the stored form of one found file.
+
+    The bytes are read once: hashed, checked, kept or re-encoded from the same buffer.
+
+    Raises:
+        UsageError: The file cannot be read, or changed after it was found.
+        DataError: It cannot be packed, and the plan tolerates none such.
     """
     source = plan.source
     sample = source.sample(position)
-    row: Row = {"key": sample.key, "source": sample.name, "bytes": sample.size}
+    source_hash = None
     try:
         _refuse_unreadable(source, sample)
         data = source.contents.read(sample.row)
-        row["content_hash"] = xxhash.xxh3_128_hexdigest(data)
-        data, image = _stored(plan, sample, data, row["content_hash"])
+        source_hash = xxhash.xxh3_128_hexdigest(data)
+        data, image = _stored(plan, sample, data, source_hash)
     except Refusal as refusal:
         if not plan.tolerant:
             raise DataError(
                 f"{sample.name} of {source.place} cannot be packed ({refusal}); mend or remove it, "
                 "or list such files with --on-bad quarantine"
             ) from refusal
-        row |= {"position": position, "class": source.classes[sample.label]}
-        row["content_hash"] = row.get("content_hash")
-        return row | {"reason": str(refusal.reason), "detail": refusal.detail}
+        return Stored(_refused_row(source, sample, position, source_hash, refusal), None)
     label = int(plan.labels[position])
-    member = writer.add(position, image.format, data, label)
-    row |= {"label": label, "class": source.classes[label], "folder_label": sample.label}
-    row["source_hash"] = row["content_hash"]
-    if plan.resize is not None:
-        row["content_hash"] = xxhash.xxh3_128_hexdigest(data)
-    return row | _image_columns(member, image)
+    row = {
+        "bytes": len(data),
+        "format": image.format,
+        "label": label,
+        "class": source.classes[label],
+        "folder_label": sample.label,
+        "key": sample.key,
+        "source": sample.name,
+        "width": image.width,
+        "height": image.height,
+        "content_hash": source_hash if plan.resize is None else xxhash.xxh3_128_hexdigest(data),
+        "source_hash": source_hash,
+        "flags": int(image.flags),
+    }
+    return Stored(row, data)
+
+
+def _refused_row(
+    source: Source, sample: Sample, position: int, source_hash: str | None, refusal: Refusal
+) -> Row:
+    return {
+        "position": position,
+        "source": sample.name,
+        "key": sample.key,
+        "class": source.classes[sample.label],
+        "bytes": sample.size,
+        "content_hash": source_hash,
+        "reason": str(refusal.reason),
+        "detail": refusal.detail,
+    }
 
 
 def _refuse_unreadable(source: Source, sample: Sample) -> None:
@@ -73,15 +110,3 @@ def _examined(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Pro
     # What is resized is decoded in full anyway.
     image = probe(data) if plan.check and plan.resize is None else glance(data)
     return misnamed(image, sample.name)
-
-
-def _image_columns(member: Member, image: Probe) -> Row:
-    return {
-        "member": member.name,
-        "offset": member.offset,
-        "bytes": member.size,
-        "format": image.format,
-        "width": image.width,
-        "height": image.height,
-        "flags": int(image.flags),
-    }

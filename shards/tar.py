@@ -8,7 +8,7 @@ here walk headers and never extract, so a member name cannot reach the file syst
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -114,31 +114,45 @@ class ShardWriter:
 
     def add(self, number: int, extension: str, image: bytes, label: int) -> Member:
         """Append one sample and return the image member."""
-        stem, digits = f"{number:09d}", b"%d" % label
-        image_name, label_name = f"{stem}.{extension}", f"{stem}.cls"
-        image_member = Member(image_name, self.size + BLOCK_BYTES, len(image))
-        after = image_member.offset + padded(len(image))
-        label_member = Member(label_name, after + BLOCK_BYTES, len(digits))
-        self._write(member_header(image_name, len(image)))
-        self._write(image)
-        # Padding, the label's header and the label at once: hashing and writing cost by the call.
-        self._write(
-            bytes(after - image_member.offset - len(image))
-            + member_header(label_name, len(digits))
-            + digits.ljust(BLOCK_BYTES, b"\0")
-        )
-        self.samples.append((image_member, label_member))
-        return image_member
+        return self.extend([(number, extension, image, label)])[0]
+
+    def extend(self, samples: Iterable[tuple[int, str, bytes, int]]) -> list[Member]:
+        """Append (number, extension, image, label) and return the image members.
+
+        All go out in one piece, because hashing and writing cost by the call: each gives the
+        interpreter away and must get it back.
+        """
+        parts: list[bytes] = []
+        size, before = self.size, len(self.samples)
+        for number, extension, image, label in samples:
+            stem, digits = f"{number:09d}", b"%d" % label
+            image_member = Member(f"{stem}.{extension}", size + BLOCK_BYTES, len(image))
+            after = image_member.offset + padded(len(image))
+            label_member = Member(f"{stem}.cls", after + BLOCK_BYTES, len(digits))
+            parts += (
+                member_header(image_member.name, len(image)),
+                image,
+                bytes(after - image_member.offset - len(image)),
+                member_header(label_member.name, len(digits)),
+                digits.ljust(BLOCK_BYTES, b"\0"),
+            )
+            size = label_member.offset + BLOCK_BYTES
+            self.samples.append((image_member, label_member))
+        self._write(b"".join(parts))
+        return [image_member for image_member, _ in self.samples[before:]]
 
     def finish(self) -> str:
-        """Make tar and index durable under their final names; return the tar's sha256."""
+        """Write tar and index to the disk and name them; return the tar's sha256.
+
+        The names become durable with what is written next to them and commits them.
+        """
         self._write(END)
-        sync_and_rename(self.file, self.path)
+        sync_and_rename(self.file, self.path, last=False)
         self.file.close()
         index = index_path(self.path)
         with temporary_name(index).open("wb") as file:
             file.write(index_bytes(self.samples))
-            sync_and_rename(file, index)
+            sync_and_rename(file, index, last=False)
         return self._hasher.hexdigest()
 
     def abandon(self) -> None:

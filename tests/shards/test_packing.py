@@ -27,9 +27,9 @@ class Counting:
     fresh: list[str] = field(default_factory=list)
     resumed: list[str] = field(default_factory=list)
 
-    def image(self, source_bytes: int, *, packed: bool) -> None:
-        del source_bytes, packed
-        self.images += 1
+    def block(self, found: int, source_bytes: int, *, refused: int) -> None:
+        del source_bytes, refused
+        self.images += found
         if self.images > self.stop_after:
             raise StopHereError
 
