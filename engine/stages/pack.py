@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from engine.accounting import Account, bound
 from engine.artifact import Work, making
-from engine.config import DataPath, Outcome, SourcePath, require_at_least, require_between
+from engine.config import DataPath, Outcome, SourcePath, require_at_least
 from engine.ledger import Meter
 from engine.planning import Places, config_of, plan_of, spool_of
 from engine.progress import progress
@@ -23,6 +23,7 @@ from shards.plan import Plan
 from shards.probe import MAX_PIXELS
 from shards.quarantine import list_path
 from shards.sources.base import Order, Repeats, Source
+from shards.sources.tars import split_of
 
 # Kinds of stored images that a user should hear of.
 UNUSUAL = frozenset({"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette"})
@@ -87,7 +88,8 @@ class Pack:
     def __post_init__(self) -> None:
         require_at_least("samples_per_shard", self.samples_per_shard, 1)
         require_at_least("short_side", self.short_side, 1)
-        require_between("quality", self.quality, 1, 101)
+        if not 1 <= self.quality <= 100:
+            raise UsageError(f"quality must be in [1, 100], got {self.quality}")
         if (self.labels is None) != (self.column == ""):
             raise UsageError(
                 f"labels and column go together, got labels {self.labels} and column "
@@ -180,7 +182,7 @@ class Pack:
             found,
             self._settings(),
             name=self.name or recognise(found.classes) or by_place,
-            split=self.split or place.stem,
+            split=self.split or (place.name if place.name in SPLITS else split_in(place.stem)),
             labels=self.labels,
             tolerant=self.on_bad == "quarantine",
         )
@@ -243,6 +245,11 @@ class Pack:
         )
         lines.append(f"next: coreset score {self.data} SCORES")
         return lines
+
+
+def split_in(name: str) -> str:
+    """The split that a name tells (``ILSVRC2012_img_train``), or the name."""
+    return split_of(name) or name
 
 
 def _digest(table: Path) -> str:

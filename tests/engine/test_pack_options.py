@@ -111,7 +111,8 @@ def test_known_class_lists_are_taken_by_name(photos: Path, tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("options", "fact"),
-    [({"quality": 0}, "quality must be in"), ({"short_side": 0}, "short_side must be at least 1"),
+    [({"quality": 0}, r"quality must be in \[1, 100\], got 0"),
+     ({"short_side": 0}, "short_side must be at least 1"),
      ({"labels": Path("none.csv"), "column": "x"}, "none.csv does not exist")],
 )  # fmt: skip
 def test_options_out_of_range_leave_nothing(
@@ -120,3 +121,16 @@ def test_options_out_of_range_leave_nothing(
     with pytest.raises(UsageError, match=fact):
         Pack(src=photos, data=tmp_path / "DATA", **options).run()  # pyright: ignore[reportArgumentType]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [("ILSVRC2012_img_train", "train"), ("my-val-images", "validation"), ("photos", "photos"),
+     ("val", "val")],
+)  # fmt: skip
+def test_the_split_is_told_by_the_name_of_the_source(
+    photos: Path, tmp_path: Path, name: str, split: str
+):
+    shutil.copytree(photos, tmp_path / "copy" / name)
+    Pack(src=tmp_path / "copy" / name, data=tmp_path / "DATA").run()
+    assert Manifest.read(tmp_path / "DATA").split == split
