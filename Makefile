@@ -60,6 +60,8 @@ check-lock: setup  ## Refuse a lock that names an address or is out of step with
 bench-smoke: setup  ## The documents' figures are those of bench/results; the benchmarks start.
 	$(BIN)/python -m bench.docs --check
 	$(BIN)/python -m bench.first_path --help > /dev/null
+	$(BIN)/python -m bench.pack --help > /dev/null
+	$(BIN)/python -m bench.robustness --help > /dev/null
 
 clean:  ## Remove what make and the tools made (not the data).
 	rm -rf $(VENV) demo-run .pytest_cache .ruff_cache .hypothesis build dist

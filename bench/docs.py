@@ -16,11 +16,17 @@ from typing import Any
 
 import tyro
 
+from bench.pack_tables import PACK_BLOCKS
 from bench.record import read
+from bench.robustness_table import (
+    robustness,
+    robustness_circumstances,
+    robustness_summary,
+)
 from engine.tables import readable_seconds
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/first-results.md")
+DOCUMENTS = ("README.md", "docs/first-results.md", "docs/packing.md", "docs/robustness.md")
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 STUDY_CLASSES = 10
 PUBLISHED_NAME = {"random": "Random", "ccs-aum": "AUM"}
@@ -152,6 +158,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
         first_path_flips,
         first_path_cost,
         first_path_machine,
+        *PACK_BLOCKS,
+        robustness,
+        robustness_circumstances,
+        robustness_summary,
     )
 }
 

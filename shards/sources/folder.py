@@ -39,7 +39,7 @@ class FileContents:
         path = join(self.root, self.names[row].as_py())  # noqa: PTH118 - a Path costs 20 us an image
         expected = int(self.sizes[row]), int(self.mtimes_ns[row])
         try:
-            status, data = _read_file(path, expected[0])
+            status, data = _read_file(path, expected[0] + 1)  # to notice one that grew
         except OSError as error:
             raise UsageError(
                 f"{path} cannot be read ({error.strerror}); mend that, and the same command "
@@ -58,7 +58,7 @@ class FileContents:
 
 
 def _read_file(path: str, size: int) -> tuple[os.stat_result, bytes]:
-    """Status and the first ``size`` bytes of a file, by system calls alone."""
+    """Status and up to ``size`` bytes of a file, by system calls alone."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         status = os.fstat(descriptor)

@@ -1,0 +1,131 @@
+"""Faults of the machine under a packing: a full or read-only disk, too many files, no rights."""
+
+import subprocess
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bench.fault_cases import ODD, N
+from bench.fault_contenders import shards_command, write_shards
+from bench.fault_findings import (
+    MANY,
+    PER_SHARD,
+    Finding,
+    digests,
+    last_line,
+    pack,
+    readable,
+    refusal,
+    shard_refusal,
+)
+from bench.faults import class_name, write_photos
+from bench.outcomes import Outcome, run
+
+FULL_MB = 3
+# Root may read everything: these two rights are taken from it.
+_WITHOUT_RIGHTS = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+# Standard streams take three of them; with one more, Python cannot even import as it goes.
+_FEW_FILES = ("prlimit", "--nofile=5")
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int) -> Generator[None]:
+    """Mount a file system of a few megabytes; needs root."""
+    place.mkdir()
+    options = f"size={megabytes}m"
+    subprocess.run(["/bin/mount", "-t", "tmpfs", "-o", options, "tmpfs", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["/bin/umount", place], check=True)
+
+
+def full_disk_coreset(work: Path) -> Finding:
+    """Refused for want of space, then repeated with more of it."""
+    src, whole = write_photos(work / "src", 2 * MANY), work / "WHOLE"
+    run(pack(src, whole))
+    with small_disk(work / "disk", FULL_MB):
+        data = work / "disk" / "DATA"
+        outcome, facts = refusal(pack(src, data), data, ("free",))
+        _remount(work / "disk", "size=64m")
+        again = run(pack(src, data))
+        same = again.code == 0 and digests(data) == digests(whole)
+    end = "the same bytes once there was room" if same else "not continued"
+    return (outcome if same else Outcome.WRONG), f"{facts}, {end}"
+
+
+def full_disk_webdataset(work: Path) -> Finding:
+    """What is left under final names, and how it reads."""
+    src = write_photos(work / "src", 2 * MANY)
+    with small_disk(work / "disk", FULL_MB):
+        shards = work / "disk" / "shards"
+        shards.mkdir()
+        ran = write_shards(src, shards, PER_SHARD)
+        left = len(list(shards.glob("*.tar")))
+        samples, ended_well, _ = readable(shards, work)
+    facts = f"exit {ran.code}, {left} shards left, {samples} of {2 * MANY} read"
+    if ended_well:
+        return Outcome.LEFT_SHORT if ran.code else Outcome.LOSS, f"{facts} without an error"
+    return (Outcome.NAMED if "shard-" in last_line(ran.text) else Outcome.NAMELESS), facts
+
+
+def few_files_coreset(work: Path) -> Finding:
+    """The limit is below what is needed."""
+    src = write_photos(work / "src", N)
+    return refusal([*_FEW_FILES, *pack(src, work / "DATA")], work / "DATA", ("open files",))
+
+
+def few_files_webdataset(work: Path) -> Finding:
+    """The limit is below what is needed."""
+    src, shards = _photos_and_shards(work)
+    command = [*_FEW_FILES, *shards_command(src, shards, N)]
+    return shard_refusal(command, shards, work, ("open files",))
+
+
+def forbidden_coreset(work: Path) -> Finding:
+    """One file of the source may not be read."""
+    src, odd = _with_forbidden(write_photos(work / "src", N))
+    return refusal([*_WITHOUT_RIGHTS, *pack(src, work / "DATA")], work / "DATA", (odd,))
+
+
+def forbidden_webdataset(work: Path) -> Finding:
+    """One file of the source may not be read."""
+    src, shards = _photos_and_shards(work)
+    src, odd = _with_forbidden(src)
+    command = [*_WITHOUT_RIGHTS, *shards_command(src, shards, N)]
+    return shard_refusal(command, shards, work, (odd,))
+
+
+def read_only_coreset(work: Path) -> Finding:
+    """The output lies on a disk mounted read-only."""
+    src = write_photos(work / "src", N)
+    with small_disk(work / "disk", FULL_MB):
+        _remount(work / "disk", "ro")
+        data = work / "disk" / "DATA"
+        return refusal(pack(src, data), data, ("/disk/",))
+
+
+def read_only_webdataset(work: Path) -> Finding:
+    """The output lies on a disk mounted read-only."""
+    src = write_photos(work / "src", N)
+    with small_disk(work / "disk", FULL_MB):
+        shards = work / "disk" / "shards"
+        shards.mkdir()
+        _remount(work / "disk", "ro")
+        return shard_refusal(shards_command(src, shards, N), shards, work, ("/disk/",))
+
+
+def _remount(place: Path, option: str) -> None:
+    subprocess.run(["/bin/mount", "-o", f"remount,{option}", place], check=True)
+
+
+def _photos_and_shards(work: Path) -> tuple[Path, Path]:
+    shards = work / "shards"
+    shards.mkdir()
+    return write_photos(work / "src", N), shards
+
+
+def _with_forbidden(src: Path) -> tuple[Path, str]:
+    odd = next((src / class_name(ODD)).iterdir())
+    odd.chmod(0)
+    return src, odd.name

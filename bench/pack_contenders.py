@@ -1,0 +1,178 @@
+"""Who takes part in ``bench.pack``: ``coreset pack``, its peers, and the limits of both."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from bench.contenders import Absent, Contender
+from bench.pack_inputs import Labelled, Tree
+from bench.peers import ffcv_writer, limits, shard_writer
+from bench.peers.pools import MissingPeerError, pool_of
+from engine.stages.pack import Pack
+
+Complaint: TypeAlias = Callable[[Path], str]
+OURS = "coreset pack"
+COMMAND = "coreset pack, new process"
+CORESET = (sys.executable, "-m", "engine.cli")
+_DATA = "data"
+_BETON = "images.beton"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """Where and how often."""
+
+    work: Path
+    """Existing folder for whatever is made."""
+    peers: Path
+    """Folder with a folder of packages per peer."""
+    threads: int
+    """Threads or processes of every contender."""
+    repeats: int
+    """Timed rounds."""
+    samples_per_shard: int = 2000
+    """In every contender's output."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resizer:
+    """A peer that re-encodes files in processes."""
+
+    name: str
+    versions: Callable[[], dict[str, str]]
+    """Imports it in a process; raises ``ImportError`` where its packages are missing."""
+    reencode: shard_writer.Reencode
+    folder: Path | None = None
+    """Its packages, beside those of the project."""
+
+
+def words(fields: Mapping[str, Any]) -> list[str]:
+    """Fields of a stage as options of its command line."""
+    options: list[str] = []
+    for name, value in fields.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            options += [f"--{option}", str(value)]
+    return options
+
+
+def ours(
+    tree: Tree, setting: Setting, complaint: Complaint, fields: Mapping[str, Any]
+) -> list[Contender]:
+    """``coreset pack`` in this process, and as a user starts it."""
+    settings: dict[str, Any] = {
+        "workers": setting.threads,
+        "samples_per_shard": setting.samples_per_shard,
+        **fields,
+    }
+
+    def call(out: Path) -> None:
+        Pack(src=tree.path, data=out / _DATA, **settings).run()
+
+    def start(out: Path) -> None:
+        command = [*CORESET, "pack", str(tree.path), str(out / _DATA), *words(settings)]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+    return [
+        Contender(name=OURS, run=call, role="ours", complaint=complaint),
+        Contender(
+            name=COMMAND,
+            run=start,
+            role="ours",
+            complaint=complaint,
+            note="start-up of Python and imports counted",
+        ),
+    ]
+
+
+def writer(
+    name: str, tree: Tree, setting: Setting, complaint: Complaint, check: Callable[[bytes], None]
+) -> Contender:
+    """``webdataset.ShardWriter`` in a loop with a check."""
+    return Contender(
+        name=name,
+        run=lambda out: shard_writer.write_files(
+            tree.files(), out, check, setting.samples_per_shard
+        ),
+        complaint=complaint,
+        note="one thread, as its users write it",
+        versions=shard_writer.versions(),
+    )
+
+
+def limit(
+    name: str, work: Callable[[Sequence[bytes]], None], contents: Sequence[bytes], threads: int
+) -> Contender:
+    """One part of the work, on all threads, from memory."""
+    return Contender(
+        name=name,
+        run=lambda _out: limits.on_threads(work, contents, threads),
+        role="limit",
+        note="from memory",
+    )
+
+
+def copying(files: Sequence[Labelled], setting: Setting) -> Contender:
+    """The bytes of all files written to the disk."""
+    return Contender(
+        name="copy",
+        run=lambda out: limits.copy(files, out, setting.threads, setting.samples_per_shard),
+        role="limit",
+        note="the same bytes into one file per shard",
+    )
+
+
+@contextmanager
+def resizer(
+    peer: Resizer, tree: Tree, setting: Setting, complaint: Complaint
+) -> Generator[Contender | Absent]:
+    """A resizer in processes, whose results this process writes with ``ShardWriter``."""
+    try:
+        with pool_of(peer.folder, setting.threads, peer.versions) as (pool, versions):
+
+            def write(out: Path) -> None:
+                shard_writer.write_resized(
+                    pool, peer.reencode, tree.files(), out, setting.samples_per_shard
+                )
+
+            yield Contender(
+                name=peer.name,
+                run=write,
+                complaint=complaint,
+                note="processes started before the clock",
+                versions=versions,
+            )
+    except MissingPeerError as error:
+        yield Absent(name=peer.name, reason=str(error))
+
+
+@contextmanager
+def ffcv(
+    tree: Tree, setting: Setting, complaint: Callable[[Sequence[ffcv_writer.Size]], str]
+) -> Generator[Contender | Absent]:
+    """FFCV's writer, which starts its own processes out of one that has imported it."""
+    name = "FFCV, jpg"
+    try:
+        with pool_of(setting.peers / "ffcv", 1, ffcv_writer.versions) as (pool, versions):
+
+            def write(out: Path) -> None:
+                path = out / _BETON
+                pool.submit(ffcv_writer.write, tree.files(), path, setting.threads).result()
+
+            yield Contender(
+                name=name,
+                run=write,
+                complaint=lambda out: complaint(
+                    pool.submit(ffcv_writer.sizes, out / _BETON).result()
+                ),
+                note=f"long side {ffcv_writer.LONG_SIDE}, it bounds no short side; unchecked",
+                versions=versions,
+            )
+    except MissingPeerError as error:
+        yield Absent(name=name, reason=str(error))

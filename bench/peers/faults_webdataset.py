@@ -1,0 +1,44 @@
+"""What plain webdataset does with a folder or with shards; run by ``bench.robustness``.
+
+    python -m bench.peers.faults_webdataset write FOLDER SHARDS SAMPLES_PER_SHARD
+    python -m bench.peers.faults_webdataset read FOUND TAR...
+
+``write`` is the usual loop over an image folder; ``read`` the usual loop over its samples, which
+writes the pixels of each into FOUND. Nothing is caught: what ends a training ends this.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bench.peers.found import Found
+
+
+def write(src: Path, out: Path, samples_per_shard: int) -> None:
+    """Labels are positions among the sorted folders; hidden ones are not left out by the loop."""
+    from webdataset.writer import ShardWriter
+
+    folders = sorted(entry for entry in src.iterdir() if entry.is_dir())
+    with ShardWriter(str(out / "shard-%06d.tar"), samples_per_shard, verbose=0) as sink:
+        for label, folder in enumerate(folders):
+            for path in sorted(folder.iterdir()):
+                key = f"{folder.name}_{path.stem}"
+                sink.write({"__key__": key, "jpg": path.read_bytes(), "cls": label})
+
+
+def read(found: Found, tars: Sequence[str]) -> None:
+    """Decode with the decoders that webdataset has for each extension."""
+    from webdataset.compat import WebDataset
+
+    dataset: Any = WebDataset(list(tars), shardshuffle=False).decode("rgb8")
+    for key, image, label in dataset.to_tuple("__key__", "jpg;jpeg;png", "cls"):
+        found.add(label, image, key=key)
+
+
+if __name__ == "__main__":
+    verb, *words = sys.argv[1:]
+    if verb == "write":
+        write(Path(words[0]), Path(words[1]), int(words[2]))
+    else:
+        read(Found(Path(words[0])), words[1:])

@@ -1,0 +1,82 @@
+"""What no packing of the same images can beat: one part of the work, on the same threads.
+
+Every limit but the copy works from memory.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import sha256
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from bench.pack_inputs import QUALITY, Labelled
+from shards.atomic import fsync_directory
+from shards.probe import probe
+
+_Item = TypeVar("_Item")
+_ITEMS_PER_TASK = 200
+
+
+def on_threads(
+    work: Callable[[Sequence[_Item]], None],
+    items: Sequence[_Item],
+    threads: int,
+    per_task: int = _ITEMS_PER_TASK,
+) -> None:
+    """Call ``work`` on all items, a slice at a time."""
+    slices = [items[at : at + per_task] for at in range(0, len(items), per_task)]
+    with ThreadPoolExecutor(threads) as pool:
+        for task in [pool.submit(work, one) for one in slices]:
+            task.result()
+
+
+def decode(images: Sequence[bytes]) -> None:
+    """Decode at full size, into memory that is there already."""
+    buffer = bytearray(max(_pixel_bytes(data) for data in images))
+    for data in images:
+        simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True)
+
+
+def check(images: Sequence[bytes]) -> None:
+    """The check of ``coreset pack``."""
+    for data in images:
+        probe(data)
+
+
+def digest(images: Sequence[bytes]) -> None:
+    """The sha256 that the manifest records of every shard."""
+    hasher = sha256()
+    for data in images:
+        hasher.update(data)
+
+
+def decode_and_encode(images: Sequence[bytes], pixels: Mapping[bytes, NDArray[np.uint8]]) -> None:
+    """Decode at full size, then encode the pixels of the same image that were resized before."""
+    buffer = bytearray(max(_pixel_bytes(data) for data in images))
+    for data in images:
+        simplejpeg.decode_jpeg(data, "RGB", buffer=buffer, strict=True)
+        simplejpeg.encode_jpeg(pixels[data], QUALITY, "RGB", "420")
+
+
+def copy(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: int) -> None:
+    """Write the bytes of all files, one output per shard, through fsync: the disk's limit."""
+
+    def copy_slice(numbered: Sequence[tuple[int, Labelled]]) -> None:
+        with (out / f"{numbered[0][0]:09d}").open("wb", buffering=1 << 20) as sink:
+            for _, (path, _) in numbered:
+                sink.write(path.read_bytes())
+            sink.flush()
+            os.fsync(sink.fileno())
+
+    on_threads(copy_slice, [*enumerate(files)], threads, files_per_shard)
+    fsync_directory(out)
+
+
+def _pixel_bytes(data: bytes) -> int:
+    height, width = map(int, simplejpeg.decode_jpeg_header(data)[:2])
+    return 3 * height * width

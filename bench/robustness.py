@@ -1,0 +1,139 @@
+"""What packers and readers make of faulty data: every row of the fault matrix about packing.
+
+    python -m bench.robustness [--peers FOLDER] [--row 6 7 ...]
+
+Each fault is made anew for each contender, which meets it in a process of its own: ``coreset``
+through its command line, webdataset's ``ShardWriter`` and reader, DALI on a CPU, and img2dataset if
+its whole package is in FOLDER/img2dataset (``bench/peers/faults_img2dataset.py`` says how). The
+outcome is told by what came out (``bench.outcomes``). Writes ``bench/results/robustness.jsonl``.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from bench import fault_contenders, fault_processes
+from bench.fault_cases import Case, Inputs, folder_cases, image_cases, packed_cases, shard_cases
+from bench.outcomes import Judged, Observed, judge
+from bench.record import RESULTS, read, record, write
+
+Contender = Callable[[Case, Inputs, Path], Observed]
+DOES_NOT_APPLY = "does not apply"
+NOT_INSTALLED = "not installed here"
+NOT_MEASURED = "not measured"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Robustness:
+    """Run the scoreboard."""
+
+    peers: Path = Path("/tmp/peers")  # noqa: S108 - thrown away, and holds nothing of ours
+    """Folder with a folder of packages per peer."""
+    row: tuple[int, ...] = ()
+    """Rows of the fault matrix to run; all by default. Records of other rows are kept."""
+    contender: tuple[str, ...] = ("webdataset", "dali", "img2dataset", "coreset")
+    """Who is to run."""
+
+    def run(self) -> None:
+        """Run every case and record it."""
+        packages = self.peers / "img2dataset"
+        installed = fault_contenders.img2dataset_version(packages)
+        versions = fault_contenders.versions() | ({"img2dataset": installed} if installed else {})
+        rows: list[dict[str, Any]] = []
+        for row in self._rows(packages if installed else None):
+            print(f"{row['row']:>3} {row['fault']:<30} {row['contender']:<12} {row['outcome']}"
+                  f" ({row['detail']})", flush=True)  # fmt: skip
+            rows.append(row)
+        # Only now: it imports torch, whose memory a child would be charged for.
+        circumstances = record("robustness", {"peers": versions})
+        there = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
+        kept = {(one["fault"], one["contender"]): one for one in there}
+        kept |= {(one["fault"], one["contender"]): {**circumstances, **one} for one in rows}
+        print(f"written: {write('robustness', kept.values())}")
+
+    def _rows(self, img2dataset: Path | None) -> Iterator[dict[str, Any]]:
+        contenders = _contenders(img2dataset)
+        chosen = {name: contenders[name] for name in self.contender}
+        for case in chain(image_cases(), folder_cases(), shard_cases(), packed_cases()):
+            if not self.row or case.row in self.row:
+                for name, contender in chosen.items():
+                    yield _named(case.row, case.fault, case.injected, name,
+                                 _met(case, name, contender))  # fmt: skip
+        for one in fault_processes.CASES:
+            if not self.row or one.row in self.row:
+                for name in self.contender:
+                    yield _named(one.row, one.fault, one.injected, name, _went(one, name))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cell:
+    outcome: str
+    detail: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+def _contenders(img2dataset: Path | None) -> dict[str, Contender | None]:
+    return {
+        "webdataset": fault_contenders.webdataset,
+        "dali": fault_contenders.dali,
+        "img2dataset": fault_contenders.img2dataset(img2dataset) if img2dataset else None,
+        "coreset": fault_contenders.coreset,
+    }
+
+
+def _met(case: Case, name: str, contender: Contender | None) -> _Cell:
+    """What one contender does with one case, in an empty folder."""
+    if name == "img2dataset" and case.kind != "folder":
+        return _Cell(outcome=DOES_NOT_APPLY, detail="it reads no shards")
+    if contender is None:
+        return _Cell(outcome=NOT_INSTALLED)
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        work = Path(folder)
+        inputs = case.prepare(work)
+        observed = contender(case, inputs, work)
+        return _cell(judge(observed, inputs.expected), observed)
+
+
+def _cell(judged: Judged, observed: Observed) -> _Cell:
+    lines = [line for line in observed.ran.text.splitlines() if line.strip()]
+    facts = {
+        "exit_code": observed.ran.code,
+        "peak_mb": observed.ran.peak_mb,
+        "delivered": len(observed.samples),
+        "said": "\n".join(lines[-4:])[:600],
+    }
+    return _Cell(outcome=judged.outcome, detail=judged.detail, facts=facts)
+
+
+def _went(one: fault_processes.ProcessCase, name: str) -> _Cell:
+    run = {"coreset": one.coreset, "webdataset": one.webdataset}.get(name)
+    if run is None:
+        other = NOT_MEASURED if name == "img2dataset" and one.packs else DOES_NOT_APPLY
+        return _Cell(outcome=other)
+    if (reason := one.cannot_run()) is not None:
+        return _Cell(outcome=NOT_MEASURED, detail=reason)
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        outcome, detail = run(Path(folder))
+    return _Cell(outcome=outcome, detail=detail)
+
+
+def _named(row: int, fault: str, injected: str, contender: str, cell: _Cell) -> dict[str, Any]:
+    return {
+        "row": row,
+        "fault": fault,
+        "injected": injected,
+        "contender": contender,
+        "outcome": str(cell.outcome),
+        "detail": cell.detail,
+        **cell.facts,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(Robustness).run())
