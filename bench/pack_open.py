@@ -82,8 +82,7 @@ def _row_groups(bounds: np.ndarray, digests: DatasetDigests) -> Iterator[dict[st
         labels = ids * 7919 % CLASSES  # shuffled classes, as a pack has them
         hashes = [rng.bytes(16) for _ in ids]
         keys = [f"n{label:08d}/n{label:08d}_{one}" for one, label in zip(ids, labels, strict=True)]
-        for key, label, content in zip(keys, labels, hashes, strict=True):
-            digests.add(key, int(label), content)
+        digests.add(keys, labels.tolist(), hashes)
         yield {
             "id": ids,
             "member": [f"{one:09d}.jpg" for one in ids],
