@@ -73,7 +73,7 @@ class Filling:
 
     def _opened(self) -> ShardWriter:
         if self._writer is None:
-            self._writer = ShardWriter.open(self._path)
+            self._writer = ShardWriter(self._path)
         return self._writer
 
     def _write(self, positions: range, block: Sequence[Stored]) -> None:

@@ -36,7 +36,7 @@ from shards.storing import Stored, store_sample
 SOURCE_STATE_NAME = "source-state.sha256"
 # Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
 _EXTRA_BYTES_PER_SAMPLE = 2400
-_BLOCKS_PER_WORKER = 4
+_BLOCKS_PER_WORKER = 8
 
 
 class Observer(Protocol):
@@ -113,6 +113,7 @@ def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
         manifest = write_tables(
             scratch,
             n_shards=plan.n_shards,
+            refused=refused,
             name=plan.name,
             split=plan.split,
             classes=source.classes,
@@ -215,7 +216,7 @@ class _Packing:
         try:
             with self._working:
                 block = self._stored(filling.blocks[number])
-                written, complete = filling.put(number, block)
+            written, complete = filling.put(number, block)
             for _ in range(written):
                 self._room.release()
             if complete:

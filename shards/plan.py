@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from shards.sources.base import Source
 
-_BLOCK_SAMPLES, _BLOCK_BYTES = 32, 1 << 21
+_BLOCK_SAMPLES, _BLOCK_BYTES = 128, 1 << 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +56,7 @@ class Plan:
     def blocks(self, shard: int) -> list[range]:
         """Found positions of a shard in pieces that one thread makes at once.
 
-        A piece has up to 32 samples and, if it has several, up to 2 MiB.
+        A piece has up to 128 samples and, if it has several, up to 4 MiB.
         """
         positions = self.positions(shard)
         sizes = self.source.row_sizes[self.source.rows[positions.start : positions.stop]]

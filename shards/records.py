@@ -89,12 +89,16 @@ def write_tables(
     scratch: Path,
     *,
     n_shards: int,
+    refused: Sequence[Row],
     name: str,
     split: str,
     classes: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Manifest:
-    """Turn the records of a packing into both tables and, last, the manifest."""
+    """Turn the records of a packing into both tables and, last, the manifest.
+
+    ``refused`` are the rows that ``refused_rows`` found.
+    """
     shards: list[ShardEntry] = []
     digests, kinds = DatasetDigests(), Counter[str]()
     with _table_file(scratch / SAMPLES_NAME, SAMPLES_SCHEMA) as write:
@@ -106,9 +110,7 @@ def write_tables(
             kinds.update(_kinds(record.samples))
             write(table)
     with _table_file(scratch / QUARANTINE_NAME, QUARANTINE_SCHEMA) as write:
-        for record in read_records(scratch, n_shards):
-            rows = [_with_binary_hash(row) for row in record.refused]
-            write(pa.Table.from_pylist(rows, QUARANTINE_SCHEMA))
+        write(pa.Table.from_pylist(list(refused), QUARANTINE_SCHEMA))
     manifest = Manifest(
         name=name,
         split=split,

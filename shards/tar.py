@@ -10,17 +10,16 @@ here walk headers and never extract, so a member name cannot reach the file syst
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, Protocol
 
+from shards.append import AppendFile
 from shards.atomic import sync_and_rename, temporary_name
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
 MEMBER_NAME = re.compile(r"\d{9}\.(?:jpg|png|webp|cls)")
-_WRITE_BUFFER_BYTES = 1 << 20
 _SIZE, _CHECKSUM = slice(124, 135), slice(148, 156)
 
 
@@ -36,11 +35,6 @@ class Member:
     def index_entry(self) -> str:
         """The member's four words in DALI's index."""
         return f"{self.name.rpartition('.')[2]} {self.offset} {self.size} {self.name}"
-
-
-class _Hasher(Protocol):
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
 
 
 def shard_name(number: int) -> str:
@@ -97,48 +91,38 @@ def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
     return ("\n".join(lines) + "\n").encode()
 
 
-@dataclass(slots=True)
 class ShardWriter:
-    """Streams samples into an open temporary file; ``finish`` gives tar and index their names."""
+    """Streams samples into a temporary file; ``finish`` gives tar and index their names."""
 
-    path: Path
-    file: IO[bytes]
-    size: int = 0
-    samples: list[tuple[Member, Member]] = field(default_factory=list[tuple[Member, Member]])
-    _hasher: "_Hasher" = field(default_factory=sha256)
-
-    @staticmethod
-    def open(path: Path) -> "ShardWriter":
+    def __init__(self, path: Path) -> None:
         """Start a shard that will be called ``path``."""
-        return ShardWriter(path, temporary_name(path).open("wb", buffering=_WRITE_BUFFER_BYTES))
+        self.path = path
+        self.size = 0
+        self.samples: list[tuple[Member, Member]] = []
+        self._hasher = sha256()
+        self._file = AppendFile(temporary_name(path), self._hasher.update)
 
     def add(self, number: int, extension: str, image: bytes, label: int) -> Member:
         """Append one sample and return the image member."""
         return self.extend([(number, extension, image, label)])[0]
 
     def extend(self, samples: Iterable[tuple[int, str, bytes, int]]) -> list[Member]:
-        """Append (number, extension, image, label) and return the image members.
-
-        All go out in one piece, because hashing and writing cost by the call: each gives the
-        interpreter away and must get it back.
-        """
-        parts: list[bytes] = []
-        size, before = self.size, len(self.samples)
+        """Append (number, extension, image, label) and return the image members."""
+        before = len(self.samples)
         for number, extension, image, label in samples:
             stem, digits = f"{number:09d}", b"%d" % label
-            image_member = Member(f"{stem}.{extension}", size + BLOCK_BYTES, len(image))
+            image_member = Member(f"{stem}.{extension}", self.size + BLOCK_BYTES, len(image))
             after = image_member.offset + padded(len(image))
             label_member = Member(f"{stem}.cls", after + BLOCK_BYTES, len(digits))
-            parts += (
-                member_header(image_member.name, len(image)),
-                image,
-                bytes(after - image_member.offset - len(image)),
-                member_header(label_member.name, len(digits)),
-                digits.ljust(BLOCK_BYTES, b"\0"),
+            self._file.append(member_header(image_member.name, len(image)))
+            self._file.append(image)
+            self._file.append(
+                bytes(after - image_member.offset - len(image))
+                + member_header(label_member.name, len(digits))
+                + digits.ljust(BLOCK_BYTES, b"\0")
             )
-            size = label_member.offset + BLOCK_BYTES
+            self.size = label_member.offset + BLOCK_BYTES
             self.samples.append((image_member, label_member))
-        self._write(b"".join(parts))
         return [image_member for image_member, _ in self.samples[before:]]
 
     def finish(self) -> str:
@@ -146,9 +130,10 @@ class ShardWriter:
 
         The names become durable with what is written next to them and commits them.
         """
-        self._write(END)
-        sync_and_rename(self.file, self.path, last=False)
-        self.file.close()
+        self._file.append(END)
+        self.size += len(END)
+        self._file.sync()
+        self._file.path.rename(self.path)
         index = index_path(self.path)
         with temporary_name(index).open("wb") as file:
             file.write(index_bytes(self.samples))
@@ -157,14 +142,9 @@ class ShardWriter:
 
     def abandon(self) -> None:
         """Remove the temporary file, also on a full disk where closing it fails."""
-        Path(self.file.name).unlink(missing_ok=True)
+        self._file.path.unlink(missing_ok=True)
         with suppress(OSError):
-            self.file.close()
-
-    def _write(self, block: bytes) -> None:
-        self.file.write(block)
-        self._hasher.update(block)
-        self.size += len(block)
+            self._file.close()
 
 
 def walk(path: Path) -> Iterator[Member]:

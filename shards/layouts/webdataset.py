@@ -46,7 +46,7 @@ def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPla
 
 
 def _write_shard(samples: Iterator[StoredSample], path: Path) -> None:
-    writer = ShardWriter.open(path)
+    writer = ShardWriter(path)
     try:
         for sample in samples:
             writer.add(sample.sample_id, sample.extension, sample.image, sample.label)

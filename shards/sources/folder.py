@@ -39,7 +39,7 @@ class FileContents:
         path = join(self.root, self.names[row].as_py())  # noqa: PTH118 - a Path costs 20 us an image
         expected = int(self.sizes[row]), int(self.mtimes_ns[row])
         try:
-            status, data = _read_file(path, expected[0] + 1)  # to notice one that grew
+            status, data = _read_file(path, expected[0])
         except OSError as error:
             raise UsageError(
                 f"{path} cannot be read ({error.strerror}); mend that, and the same command "
@@ -58,17 +58,17 @@ class FileContents:
 
 
 def _read_file(path: str, size: int) -> tuple[os.stat_result, bytes]:
-    """Status and up to ``size`` bytes of a file, by system calls alone."""
+    """Status of a file and its bytes, one more than ``size`` if it has grown."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         status = os.fstat(descriptor)
-        parts = [os.read(descriptor, size)]
+        data = os.read(descriptor, size + 1)
         # A signal or a network file system may cut a read short.
-        while parts[-1] and (left := size - sum(map(len, parts))):
-            parts.append(os.read(descriptor, left))
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
+            data += more
     finally:
         os.close(descriptor)
-    return status, parts[0] if len(parts) == 1 else b"".join(parts)
+    return status, data
 
 
 def find_folder(root: Path, wanted: Wanted | None = None) -> Source:

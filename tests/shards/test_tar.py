@@ -14,7 +14,7 @@ from shards.tar import BLOCK_BYTES, Member, ShardWriter, index_path, member_head
 
 
 def write_shard(path: Path, images: list[bytes]) -> str:
-    writer = ShardWriter.open(path)
+    writer = ShardWriter(path)
     for number, image in enumerate(images):
         writer.add(number, "jpg", image, label=number * 7)
     return writer.finish()
@@ -103,7 +103,7 @@ def test_a_link_under_a_sample_name_is_refused(tmp_path: Path):
 
 
 def test_an_abandoned_shard_leaves_no_file(tmp_path: Path):
-    writer = ShardWriter.open(tmp_path / "shard-000000.tar")
+    writer = ShardWriter(tmp_path / "shard-000000.tar")
     writer.add(0, "jpg", b"abc", label=0)
     writer.abandon()
     assert list(tmp_path.iterdir()) == []
