@@ -63,7 +63,7 @@ class Filling:
             sha256=sha256,
         )
         record = ShardRecord(entry=entry, samples=columns_of(self._samples), refused=self._refused)
-        self._samples, self._refused = [], []  # fillings outlive their shards
+        self._samples, self._refused, self._writer = [], [], None  # fillings outlive their shards
         return record
 
     def abandon(self) -> None:

@@ -14,12 +14,11 @@ from pathlib import Path
 from threading import Event, Lock, Semaphore
 from typing import Protocol
 
-import numpy as np
-
 from shards.atomic import write_atomically
 from shards.errors import MachineError, UsageError
 from shards.filling import Filling
 from shards.manifest import MANIFEST_NAME, Manifest
+from shards.memory import forget_code
 from shards.plan import Plan
 from shards.probe import MAX_FILE_BYTES
 from shards.quarantine import require_few
@@ -97,9 +96,10 @@ def pack_shards(
             uncommitted.append(shard)
     _require_space(plan, scratch, uncommitted)
     if plan.resize is not None:
-        from kernels.resample import warm_up  # imports Numba and compiles: 4 s and 130 MB
+        from kernels.resample import warm_up  # imports Numba and compiles: 4 s and 160 MB
 
         warm_up()
+        forget_code("libllvmlite")  # the compiler has done its work: 60 MB
     _Packing(plan, scratch, observer, workers).pack(uncommitted)
 
 
@@ -149,9 +149,11 @@ def _pin_source(source: Source, scratch: Path) -> None:
 
 def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
     """Check before the long part that what is left to pack fits on the disk."""
-    left = np.array([at for shard in shards for at in plan.positions(shard)], dtype=np.int64)
-    sizes = plan.source.sizes[left]
-    needed = int(sizes[sizes <= MAX_FILE_BYTES].sum()) + _EXTRA_BYTES_PER_SAMPLE * left.size
+    needed = 0
+    for shard in shards:
+        positions = plan.positions(shard)
+        sizes = plan.source.row_sizes[plan.source.rows[positions.start : positions.stop]]
+        needed += int(sizes[sizes <= MAX_FILE_BYTES].sum()) + _EXTRA_BYTES_PER_SAMPLE * sizes.size
     free = shutil.disk_usage(scratch).free
     if needed > free:
         raise MachineError(

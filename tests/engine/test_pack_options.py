@@ -4,6 +4,7 @@ import io
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from shards.manifest import Manifest
 SHORT_SIDE = 32
 
 
-def stored_images(dataset: Dataset) -> list[tuple[dict[str, object], bytes]]:
+def stored_images(dataset: Dataset) -> list[tuple[dict[str, Any], bytes]]:
     """Rows of the sample table with the bytes that they point at."""
     shards = [path.read_bytes() for path in dataset.shard_paths()]
     return [
@@ -45,7 +46,11 @@ def test_resized_images_are_small_jpegs_of_the_same_samples(
         assert image.size == (row["width"], row["height"])
         assert min(image.size) == SHORT_SIDE
         assert image.mode == ("L" if Flag.GREY & before["flags"] else "RGB")
-        pixels = Image.open(io.BytesIO(source)).convert("RGB").resize(image.size, Image.BILINEAR)
+        pixels = (
+            Image.open(io.BytesIO(source))
+            .convert("RGB")
+            .resize(image.size, Image.Resampling.BILINEAR)
+        )
         difference = np.abs(np.asarray(pixels, int) - np.asarray(image.convert("RGB"), int))
         assert difference.mean() < 12  # chroma is subsampled, and the photographs are noisy
 
