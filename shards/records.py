@@ -32,7 +32,7 @@ from shards.tar import index_path, shard_name
 Row = dict[str, Any]
 _Table: TypeAlias = Any  # pyarrow.Table, which has no types
 # Fixed, so that equal rows give equal files whatever the defaults of a pyarrow version.
-_ROWS_PER_GROUP = 1 << 17
+_ROWS_PER_GROUP = 1 << 15
 _COMPRESSION = "zstd"
 
 
