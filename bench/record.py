@@ -3,7 +3,10 @@
 import json
 import os
 import platform
+import re
 import subprocess
+import sysconfig
+import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,11 +62,24 @@ def record(bench: str, measured: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def write(name: str, records: Iterable[Mapping[str, Any]]) -> Path:
-    """Replace ``bench/results/NAME.jsonl`` by these records."""
+    """Replace ``bench/results/NAME.jsonl`` by these records, without places of this machine."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
-    path.write_text("".join(json.dumps(one) + "\n" for one in records))
+    path.write_text("".join(portable(json.dumps(one)) + "\n" for one in records))
     return path
+
+
+def portable(text: str) -> str:
+    """The text with names in place of this machine's folders, which programs print in messages."""
+    places = {
+        sysconfig.get_path("purelib"): "SITE-PACKAGES",
+        sysconfig.get_path("stdlib"): "PYTHON",
+        str(Path(__file__).resolve().parents[1]): "CHECKOUT",
+        tempfile.gettempdir(): "TMP",
+    }
+    for place, name in places.items():  # site-packages may lie in the checkout: the inner first
+        text = re.sub(rf"(?<![\w.-]){re.escape(place)}(?=/|\b)", name, text)
+    return text
 
 
 def read(name: str) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ import tyro
 from bench import fault_contenders, fault_processes
 from bench.fault_cases import Case, Inputs, folder_cases, image_cases, packed_cases, shard_cases
 from bench.outcomes import Judged, Observed, judge
-from bench.record import RESULTS, read, record, write
+from bench.record import RESULTS, portable, read, record, write
 
 Contender = Callable[[Case, Inputs, Path], Observed]
 DOES_NOT_APPLY = "does not apply"
@@ -106,7 +106,7 @@ def _cell(judged: Judged, observed: Observed) -> _Cell:
         "exit_code": observed.ran.code,
         "peak_mb": observed.ran.peak_mb,
         "delivered": len(observed.samples),
-        "said": "\n".join(lines[-4:])[:600],
+        "said": portable("\n".join(lines[-4:]))[:600],  # before a cut could halve a place
     }
     return _Cell(outcome=judged.outcome, detail=judged.detail, facts=facts)
 

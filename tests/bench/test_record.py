@@ -5,12 +5,15 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 from datetime import date
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bench import record as recording
-from bench.record import commit, hardware, read, record, write
+from bench.record import commit, hardware, portable, read, record, write
 from engine.provenance import versions
 
 
@@ -68,3 +71,23 @@ def test_records_come_back_and_replace_those_before(results):
     assert path == results / "select.jsonl"
     assert read("select") == [{"n": 3, "name": "ü"}]
     assert len(path.read_text().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("results")
+def test_places_of_this_machine_are_named_not_recorded():
+    checkout = Path(recording.__file__).parents[1]
+    said = f"{np.__file__}:7: in {os.__file__}, {checkout}/bench and {tempfile.gettempdir()}/x/DATA"
+    write("said", [{"said": said}])
+    (one,) = read("said")
+    assert one["said"] == (
+        "SITE-PACKAGES/numpy/__init__.py:7: in PYTHON/os.py, CHECKOUT/bench and TMP/x/DATA"
+    )
+    assert portable(one["said"]) == one["said"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted(recording.RESULTS.glob("*.jsonl")), ids=lambda one: one.stem
+)
+def test_recorded_results_name_no_place_of_any_machine(path: Path):
+    place = re.compile(r"(?<![\w.-])/(tmp|home|root|Users)/|/site-packages/|/lib/python3")
+    assert not place.search(path.read_text())
