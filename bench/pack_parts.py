@@ -43,31 +43,33 @@ def original(tree: Tree, setting: Setting) -> Iterator[Row]:
     """Files stored as they are, every one decoded before."""
     contents = tree.contents()
     complaint = partial(complaint_of_bytes, expected=_fingerprint(tree, contents))
-    entries = [
-        *take_part.ours(tree, setting, complaint, {}),
-        take_part.writer(
-            "ShardWriter, our check", tree, setting, complaint, shard_writer.check_as_ours
-        ),
-        take_part.writer(
-            "ShardWriter, full decode", tree, setting, complaint, shard_writer.check_in_full
-        ),
-        take_part.limit("decode", limits.decode, contents, setting.threads),
-        take_part.limit("check", limits.check, contents, setting.threads),
-    ]
-    yield from _race("original", tree, setting, entries)
+    with take_part.ours(tree, setting, complaint, {}) as ours:
+        entries = [
+            *ours,
+            take_part.writer(
+                "ShardWriter, our check", tree, setting, complaint, shard_writer.check_as_ours
+            ),
+            take_part.writer(
+                "ShardWriter, full decode", tree, setting, complaint, shard_writer.check_in_full
+            ),
+            take_part.limit("decode", limits.decode, contents, setting.threads),
+            take_part.limit("check", limits.check, contents, setting.threads),
+        ]
+        yield from _race("original", tree, setting, entries)
 
 
 def nocheck(tree: Tree, setting: Setting) -> Iterator[Row]:
     """Files stored as they are, undecoded."""
     contents = tree.contents()
     complaint = partial(complaint_of_bytes, expected=_fingerprint(tree, contents))
-    entries = [
-        *take_part.ours(tree, setting, complaint, {"check": False}),
-        take_part.writer("ShardWriter", tree, setting, complaint, shard_writer.no_check),
-        take_part.limit("sha256", limits.digest, contents, setting.threads),
-        take_part.copying(tree.files(), setting),
-    ]
-    yield from _race("nocheck", tree, setting, entries)
+    with take_part.ours(tree, setting, complaint, {"check": False}) as ours:
+        entries = [
+            *ours,
+            take_part.writer("ShardWriter", tree, setting, complaint, shard_writer.no_check),
+            take_part.limit("sha256", limits.digest, contents, setting.threads),
+            take_part.copying(tree.files(), setting),
+        ]
+        yield from _race("nocheck", tree, setting, entries)
 
 
 def resized(tree: Tree, setting: Setting) -> Iterator[Row]:
@@ -83,7 +85,7 @@ def resized(tree: Tree, setting: Setting) -> Iterator[Row]:
 
     with ExitStack() as stack:
         entries = [
-            *take_part.ours(tree, setting, complaint, RESIZE),
+            *stack.enter_context(take_part.ours(tree, setting, complaint, RESIZE)),
             *(
                 stack.enter_context(take_part.resizer(peer, tree, setting, complaint))
                 for peer in _resizers(setting)

@@ -1,16 +1,28 @@
-"""Instructions that Numba's loops do not become by themselves, as generators of LLVM code."""
+"""Vectors of 32 uint16 as values of Numba kernels, and what is done with them, in LLVM code.
+
+Numba has no vectors and leaves them to LLVM's loop vectoriser, which takes half the registers'
+width and handles loops over 96 samples as if they were thousands. Here a kernel says itself what is
+one vector; LLVM splits it for processors whose registers are narrower.
+"""
 
 from collections.abc import Callable
 from typing import Any, TypeAlias, TypeVar, cast
 
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
 
 Untyped: TypeAlias = Any
 """Objects of Numba and llvmlite, which have no types for pyright."""
 Function = TypeVar("Function", bound=Callable[..., Untyped])
+
+LANES = 32
+"""Numbers in a vector: 512 bits, the widest registers there are."""
+_PART_BITS = 128
+"""Within parts of so many bits, shuffles are cheap on every processor."""
+_BYTE, _WORD, _INDEX = ir.IntType(8), ir.IntType(16), ir.IntType(32)
+_VECTOR = ir.VectorType(_WORD, LANES)
 
 
 def inner(function: Function) -> Function:
@@ -20,96 +32,179 @@ def inner(function: Function) -> Function:
 
 
 def _instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
-    """Compile by a generator of LLVM code, for what Numba's loops do not become by themselves."""
+    """Compile by a generator of LLVM code."""
     return intrinsic(function)
 
 
+class _Lanes(types.Type):
+    """Type of a vector of 32 uint16 in a kernel."""
+
+
+_LANES_TYPE = _Lanes("Lanes")
+
+
+@register_model(_Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Untyped, kind: Untyped) -> None:
+        super().__init__(manager, kind, _VECTOR)
+
+
 @_instruction
-def fixed(_typing: Untyped, sample: Untyped) -> Untyped:
-    """uint8 as uint16 with 8 fraction bits; a uint16 has them already."""
+def lanes_of(_typing: Untyped, _number: Untyped) -> Untyped:
+    """A vector of 32 times the same uint16."""
 
     def generate(
         _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
     ) -> Untyped:
-        if sample.bitwidth == 16:
-            return args[0]
-        word = ir.IntType(16)
-        return builder.shl(builder.zext(args[0], word), ir.Constant(word, 8))
+        nothing = ir.Constant(_VECTOR, ir.Undefined)
+        first = builder.insert_element(nothing, args[0], ir.Constant(_INDEX, 0))
+        return builder.shuffle_vector(first, nothing, _indices([0] * LANES))
 
-    return types.uint16(sample), generate
-
-
-@_instruction
-def truncated(_typing: Untyped, total: Untyped, into: Untyped) -> Untyped:
-    """A sum with 8 fraction bits as a sample of ``into``: uint16 as it is, uint8 without them."""
-
-    def generate(
-        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
-    ) -> Untyped:
-        if into.dtype.bitwidth == 16:
-            return args[0]
-        word = ir.IntType(16)
-        return builder.trunc(builder.lshr(args[0], ir.Constant(word, 8)), ir.IntType(8))
-
-    return into.dtype(total, into), generate
+    return _LANES_TYPE(types.uint16), generate
 
 
 @_instruction
-def high_product(_typing: Untyped, _a: Untyped, _b: Untyped) -> Untyped:
-    """(a * b) >> 16 of uint16: one instruction for a whole vector of them.
+def add_product(
+    _typing: Untyped, total: Untyped, source: Untyped, _at: Untyped, weights: Untyped
+) -> Untyped:
+    """``total + (source[at : at + 32] * weights >> 16)``; uint8 samples get 8 fraction bits first.
 
-    With 32-bit products the whole resize takes twice as long: LLVM no longer sees what they are
-    once the widening of the weight has left the loop. Its fixed-point product stays what it is.
+    Nothing checks that ``source`` goes on so far.
     """
-
-    def generate(
-        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
-    ) -> Untyped:
-        word, n_fraction_bits = ir.IntType(16), ir.Constant(ir.IntType(32), 16)
-        kind = ir.FunctionType(word, (word, word, ir.IntType(32)))
-        multiply = cgutils.get_or_insert_function(builder.module, kind, "llvm.umul.fix.i16")
-        return builder.call(multiply, (*args, n_fraction_bits))
-
-    return types.uint16(types.uint16, types.uint16), generate
-
-
-@_instruction
-def transpose_square(
-    _typing: Untyped, source: Untyped, _at: Untyped, _stride: Untyped,
-    target: Untyped, _to: Untyped, _to_stride: Untyped,
-) -> Untyped:  # fmt: skip
-    """Transpose as many rows as fit samples in 128 bits (16 uint8, 8 uint16) in registers.
-
-    Interleaving row i with row i + n/2, log2(n) times, is a transposition. Element by element,
-    the whole resize takes twice as long.
-    """
-    bits = source.dtype.bitwidth
-    n = 128 // bits
-    vector = ir.VectorType(ir.IntType(bits), n)
+    n_bits = source.dtype.bitwidth
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
-        def address(array: int, row: int) -> Untyped:
-            data = context.make_array(signature.args[array])(context, builder, args[array]).data
-            step = builder.mul(args[array + 2], ir.Constant(args[array + 2].type, row))
-            place = builder.gep(data, [builder.add(args[array + 1], step)])
-            return builder.bitcast(place, vector.as_pointer())
+        place = _address(context, builder, signature.args[1], args[1], args[2])
+        samples = _loaded(builder, place, ir.VectorType(ir.IntType(n_bits), LANES))
+        if n_bits == 8:
+            samples = builder.shl(builder.zext(samples, _VECTOR), _all(_VECTOR, 8))
+        wide = ir.VectorType(_INDEX, LANES)
+        product = builder.mul(builder.zext(samples, wide), builder.zext(args[3], wide))
+        high = builder.trunc(builder.lshr(product, _all(wide, 16)), _VECTOR)  # one instruction
+        return builder.add(args[0], high)
 
-        rows = [builder.load(address(0, row), align=1) for row in range(n)]
-        halves = [
-            ir.Constant(
-                ir.VectorType(ir.IntType(32), n), [half + k // 2 + k % 2 * n for k in range(n)]
-            )
-            for half in (0, n // 2)
-        ]
-        for _ in range(n.bit_length() - 1):
-            rows = [
-                builder.shuffle_vector(rows[i], rows[i + n // 2], half)
-                for i in range(n // 2)
-                for half in halves
-            ]
-        for row, values in enumerate(rows):
-            builder.store(values, address(3, row), align=1)
+    return _LANES_TYPE(total, source, types.intp, weights), generate
+
+
+@_instruction
+def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Untyped:
+    """``target[at : at + 32] = total``, of which a uint8 array gets the whole part, unchecked."""
+    n_bits = target.dtype.bitwidth
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        place, values = _address(context, builder, signature.args[1], args[1], args[2]), args[0]
+        if n_bits == 8:
+            values = builder.lshr(values, _all(_VECTOR, 8))
+            values = builder.trunc(values, ir.VectorType(_BYTE, LANES))
+        _keep(builder, place, values)
+        return context.get_dummy_value()
+
+    return types.void(total, target, types.intp), generate
+
+
+@_instruction
+def transpose_in(
+    _typing: Untyped, source: Untyped, _at: Untyped, _stride: Untyped,
+    target: Untyped, _to: Untyped,
+) -> Untyped:  # fmt: skip
+    """32 rows of 8 uint16, ``stride`` apart, become 8 vectors of 32 from ``target[to]`` on."""
+    n = _PART_BITS // 16
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        def part(row: int) -> Untyped:
+            step = builder.mul(args[2], ir.Constant(args[2].type, row))
+            at = builder.add(args[1], step)
+            place = _address(context, builder, signature.args[0], args[0], at)
+            return _loaded(builder, place, ir.VectorType(_WORD, n))
+
+        vectors = [_joined(builder, [part(row) for row in range(i, LANES, n)]) for i in range(n)]
+        for number, vector in enumerate(_interleaved(builder, vectors)):
+            at = builder.add(args[4], ir.Constant(args[4].type, number * LANES))
+            _keep(builder, _address(context, builder, signature.args[3], args[3], at), vector)
         return context.get_dummy_value()
 
     place = types.intp
-    return types.void(source, place, place, target, place, place), generate
+    return types.void(source, place, place, target, place), generate
+
+
+@_instruction
+def transpose_out(
+    _typing: Untyped, source: Untyped, _at: Untyped,
+    target: Untyped, _to: Untyped, _stride: Untyped,
+) -> Untyped:  # fmt: skip
+    """16 vectors of 32 uint8 from ``source[at]`` on become 32 rows of 16, ``stride`` apart."""
+    n = _PART_BITS // 8
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        def vector(number: int) -> Untyped:
+            at = builder.add(args[1], ir.Constant(args[1].type, number * LANES))
+            place = _address(context, builder, signature.args[0], args[0], at)
+            return _loaded(builder, place, ir.VectorType(_BYTE, LANES))
+
+        rows = _interleaved(builder, [vector(number) for number in range(n)])
+        for row in range(LANES):
+            step = builder.mul(args[4], ir.Constant(args[4].type, row))
+            at = builder.add(args[3], step)
+            first = row // n * n
+            part = builder.shuffle_vector(rows[row % n], rows[row % n], _run(first, n))
+            _keep(builder, _address(context, builder, signature.args[2], args[2], at), part)
+        return context.get_dummy_value()
+
+    place = types.intp
+    return types.void(source, place, target, place, place), generate
+
+
+def _interleaved(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:
+    """Transpose, part by part: n vectors whose parts have n numbers.
+
+    Interleaving vector i with vector i + n/2, log2(n) times, is a transposition. Element by
+    element, the whole resize takes twice as long.
+    """
+    n, size = len(vectors), vectors[0].type.count
+    turns = [k // 2 + k % 2 * size for k in range(n)]
+    halves = [
+        _indices([part + half + turn for part in range(0, size, n) for turn in turns])
+        for half in (0, n // 2)
+    ]
+    for _ in range(n.bit_length() - 1):
+        vectors = [
+            builder.shuffle_vector(vectors[i], vectors[i + n // 2], half)
+            for i in range(n // 2)
+            for half in halves
+        ]
+    return vectors
+
+
+def _joined(builder: Untyped, parts: list[Untyped]) -> Untyped:
+    while len(parts) > 1:
+        both = _run(0, 2 * parts[0].type.count)
+        parts = [
+            builder.shuffle_vector(parts[i], parts[i + 1], both) for i in range(0, len(parts), 2)
+        ]
+    return parts[0]
+
+
+def _indices(numbers: list[int]) -> Untyped:
+    return ir.Constant(ir.VectorType(_INDEX, len(numbers)), numbers)
+
+
+def _run(first: int, n: int) -> Untyped:
+    return _indices([*range(first, first + n)])
+
+
+def _all(kind: Untyped, number: int) -> Untyped:
+    return ir.Constant(kind, [number] * LANES)
+
+
+def _address(
+    context: Untyped, builder: Untyped, kind: Untyped, array: Untyped, at: Untyped
+) -> Untyped:
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
+
+
+def _loaded(builder: Untyped, place: Untyped, kind: Untyped) -> Untyped:
+    return builder.load(builder.bitcast(place, kind.as_pointer()), align=1)
+
+
+def _keep(builder: Untyped, place: Untyped, values: Untyped) -> None:
+    builder.store(values, builder.bitcast(place, values.type.as_pointer()), align=1)

@@ -7,10 +7,12 @@ from numpy.typing import NDArray
 
 from kernels.simd import inner
 
-MOST_SHORT_TAPS = 32
-"""Up to here the errors of 16-bit weights and sums stay within a quarter of a level."""
-_SHORT_ONE = 65535
-_LONG_ONE = 1 << 24
+SHORT_ONE = 65535
+"""Sum of weights of 16 bits."""
+LONG_ONE = 1 << 24
+"""Sum of weights of 24 bits."""
+_MOST_SHORT_SCALE = 15
+"""Up to here, 31 taps, the errors of 16-bit weights and sums stay within a quarter of a level."""
 
 
 class Axis(NamedTuple):
@@ -22,6 +24,11 @@ class Axis(NamedTuple):
     """Integer weights, (outputs, taps)."""
 
 
+def is_short(n_in: int, n_out: int) -> bool:
+    """Whether weights of 16 bits are exact enough for an axis."""
+    return n_in >= 3 and n_in <= _MOST_SHORT_SCALE * n_out
+
+
 @inner
 def _window(at: int, scale: float, n_in: int) -> tuple[int, int]:
     """First and one past the last input that output ``at`` is made of, as Pillow rounds them."""
@@ -30,22 +37,18 @@ def _window(at: int, scale: float, n_in: int) -> tuple[int, int]:
 
 
 @inner
-def axis_of(n_in: int, n_out: int, begin: int, end: int) -> Axis:
-    """The outputs begin .. end-1 of an axis.
+def axis_of(n_in: int, n_out: int, begin: int, end: int, one: int) -> Axis:
+    """The outputs begin .. end-1 of an axis, with weights whose sum is ``one``.
 
     Every output has the same number of taps, whatever the box: windows that the border cuts are
-    moved inside and get weights of 0, as do taps that are added to reach the 3 or the multiple of 4
-    of the fast filters.
+    moved inside and get weights of 0.
     """
     scale, taps = n_in / n_out, min(3, n_in)
     for at in range(n_out):
         first, stop = _window(at, scale, n_in)
         taps = max(taps, stop - first)
-    if 3 < taps <= MOST_SHORT_TAPS:
-        taps = min((taps + 3) // 4 * 4, n_in)
     starts = np.empty(end - begin, np.int64)
     weights = np.zeros((end - begin, taps), np.uint32)
-    one = _SHORT_ONE if is_short(taps) else _LONG_ONE
     for at in range(begin, end):
         first, stop = _window(at, scale, n_in)
         start = min(first, n_in - taps)
@@ -53,12 +56,6 @@ def axis_of(n_in: int, n_out: int, begin: int, end: int) -> Axis:
         offset = first + 0.5 - (at + 0.5) * scale
         _fill_triangle(weights[at - begin, first - start : stop - start], offset, scale, one)
     return Axis(starts, weights)
-
-
-@inner
-def is_short(n_taps: int) -> bool:
-    """Whether there is a fast filter, of 16 bits, for this many taps."""
-    return n_taps == 3 or (n_taps % 4 == 0 and n_taps <= MOST_SHORT_TAPS)
 
 
 @inner

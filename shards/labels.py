@@ -97,7 +97,7 @@ def _is_image(source: Source, sample: Sample) -> bool:
     if sample.row in source.unreadable:
         return False
     try:
-        probe(source.contents.read(sample.row))
+        probe(source.contents.read(sample))
     except Refusal:
         return False
     return True

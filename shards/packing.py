@@ -1,7 +1,7 @@
-"""From found files to shards: threads that fill several shards at once, committed one by one.
+"""From found files to shards: several filled at once, committed one by one.
 
 A shard owns a fixed range of found positions, so its bytes depend on nothing but its own files:
-threads, interruptions and repetitions end in the same bytes. Tar and index get their names when
+workers, interruptions and repetitions end in the same bytes. Tar and index get their names when
 they are whole; then the shard's record (``shards.records``) commits it. At the end the records
 become the tables and the manifest, and are removed.
 """
@@ -11,12 +11,14 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 from threading import Event, Lock, Semaphore
 from typing import Protocol
 
 from shards.atomic import write_atomically
 from shards.errors import MachineError, UsageError
 from shards.filling import Filling
+from shards.makers import Maker, can_fork, makers_of
 from shards.manifest import MANIFEST_NAME, Manifest
 from shards.memory import forget_code
 from shards.plan import Plan
@@ -30,7 +32,7 @@ from shards.records import (
     write_tables,
 )
 from shards.sources.base import Source
-from shards.storing import Stored, store_sample
+from shards.storing import Stored
 
 SOURCE_STATE_NAME = "source-state.sha256"
 # Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
@@ -56,7 +58,7 @@ def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Obs
     Args:
         plan: What to pack.
         scratch: Directory that only this call writes to.
-        workers: Threads.
+        workers: Threads or processes.
         listed: CSV file to list the refused files in, if they are too many.
         observer: Is told of every file and shard.
 
@@ -100,7 +102,9 @@ def pack_shards(
 
         warm_up()
         forget_code("libllvmlite")  # the compiler has done its work: 60 MB
-    _Packing(plan, scratch, observer, workers).pack(uncommitted)
+    # Decoding needs the interpreter often enough for processes to be faster; copying does not.
+    processes = plan.decodes and workers > 1 and can_fork()
+    _Packing(plan, scratch, observer, workers).pack(uncommitted, processes=processes)
 
 
 def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
@@ -163,7 +167,7 @@ def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
 
 
 class _Packing:
-    """State shared by the threads of one packing.
+    """State shared by the threads of one packing; each gets blocks made and writes them in turn.
 
     As many shards as there are workers are filled at once, block by block in turns, so that the
     last ones keep all threads busy too. A block gets its room in memory before it is begun, in the
@@ -173,18 +177,24 @@ class _Packing:
     def __init__(self, plan: Plan, scratch: Path, observer: Observer, workers: int) -> None:
         self._plan, self._scratch, self._observer = plan, scratch, observer
         self._workers = workers
-        # Twice as many threads as may work at once: the others wait for the disk.
-        self._working = Semaphore(workers)
+        self._idle = SimpleQueue[Maker]()
         self._room = Semaphore(_BLOCKS_PER_WORKER * workers)
         self._stop = Event()
         self._failure: BaseException | None = None
         self._turn = Lock()
 
-    def pack(self, shards: Sequence[int]) -> None:
+    def pack(self, shards: Sequence[int], *, processes: bool) -> None:
         """Write and commit shards."""
         fillings: list[Filling] = []
+        stopped = self._stop.is_set
         try:
-            with ThreadPoolExecutor(2 * self._workers, thread_name_prefix="pack") as pool:
+            with (
+                makers_of(self._plan, self._workers + 1, stopped, processes=processes) as makers,
+                # Twice as many threads as may make blocks at once: the others wait for the disk.
+                ThreadPoolExecutor(2 * self._workers, thread_name_prefix="pack") as pool,
+            ):
+                for maker in makers:
+                    self._idle.put(maker)
                 try:
                     for filling, number in self._in_turns(shards, fillings):
                         self._room.acquire()
@@ -216,8 +226,7 @@ class _Packing:
     def _make(self, filling: Filling, number: int) -> None:
         """Make one block; commit the shard if it was the last that was missing."""
         try:
-            with self._working:
-                block = self._stored(filling.blocks[number])
+            block = self._made(filling.blocks[number])
             written, complete = filling.put(number, block)
             for _ in range(written):
                 self._room.release()
@@ -234,12 +243,15 @@ class _Packing:
             self._stop.set()
         self._room.release()
 
-    def _stored(self, positions: range) -> list[Stored]:
-        source, block = self._plan.source, list[Stored]()
-        for position in positions:
+    def _made(self, positions: range) -> list[Stored]:
+        maker = self._idle.get()
+        try:
             if self._stop.is_set():
                 raise CancelledError
-            block.append(store_sample(self._plan, position))
+            block = maker.make(positions)
+        finally:
+            self._idle.put(maker)
+        source = self._plan.source
         n_bytes = int(source.row_sizes[source.rows[positions.start : positions.stop]].sum())
         with self._turn:
             refused = sum(data is None for _, data in block)

@@ -9,7 +9,9 @@ from numpy.typing import NDArray
 
 from shards.sources.base import Source
 
-_BLOCK_SAMPLES, _BLOCK_BYTES = 128, 1 << 22
+_BLOCK_SAMPLES = 128
+BLOCK_BYTES = 1 << 22
+"""Most bytes of a block of several samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +50,11 @@ class Plan:
         """Shards, the last one possibly short."""
         return -(-len(self.source) // self.samples_per_shard)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether pixels are looked at, which is most of the work."""
+        return self.resize is not None or (self.check and self.source.facts is None)
+
     def positions(self, shard: int) -> range:
         """Found positions of a shard."""
         first = shard * self.samples_per_shard
@@ -64,7 +71,7 @@ class Plan:
         first, n_bytes = positions.start, 0
         for position, size in zip(positions, sizes.tolist(), strict=True):
             if position > first and (
-                position - first == _BLOCK_SAMPLES or n_bytes + size > _BLOCK_BYTES
+                position - first == _BLOCK_SAMPLES or n_bytes + size > BLOCK_BYTES
             ):
                 blocks.append(range(first, position))
                 first, n_bytes = position, 0

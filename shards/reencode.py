@@ -22,6 +22,7 @@ from PIL import Image
 from shards.dataset import Flag
 from shards.errors import UsageError
 from shards.probe import Probe, Reason, Refusal, pillow_fact
+from shards.scratch import pixel_memory
 
 MAX_JPEG_SIDE = 65_500
 """``JPEG_MAX_DIMENSION`` of libjpeg-turbo (``jmorecfg.h``)."""
@@ -80,6 +81,8 @@ def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> Ree
 def resized_pixels(data: bytes, image: Probe, *, short_side: int) -> NDArray[np.uint8]:
     """Decode ``data`` and shrink it as `reencode` does: uint8, (h, w, 3), or (h, w, 1) if grey.
 
+    The pixels hold until this thread calls it again.
+
     Raises:
         Refusal: ``data`` cannot be decoded.
     """
@@ -131,8 +134,10 @@ def _is_plain_jpeg(image: Probe) -> bool:
 def _decoded(data: bytes, image: Probe) -> NDArray[np.uint8]:
     try:
         if _is_plain_jpeg(image):
-            colours = "GRAY" if image.flags & Flag.GREY else "RGB"
-            return simplejpeg.decode_jpeg(data, colours, strict=True)
+            grey = bool(image.flags & Flag.GREY)
+            memory = pixel_memory(image.width * image.height * (1 if grey else 3))
+            colours = "GRAY" if grey else "RGB"
+            return simplejpeg.decode_jpeg(data, colours, buffer=memory, strict=True)
         return _decoded_by_pillow(data, grey=bool(image.flags & Flag.GREY))
     except DAMAGE as error:
         fact = pillow_fact(error) or type(error).__name__

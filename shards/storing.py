@@ -1,5 +1,6 @@
 """One found file becomes one stored sample, or a refusal."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import xxhash
@@ -22,21 +23,24 @@ class Stored(NamedTuple):
     """None: refused."""
 
 
-def store_sample(plan: Plan, position: int) -> Stored:
-    """Make the stored form of one found file.
+def store_samples(plan: Plan, positions: range) -> Iterator[Stored]:
+    """Make the stored form of consecutive found files, one by one.
 
     The bytes are read once: hashed, checked, kept or re-encoded from the same buffer.
 
     Raises:
-        UsageError: The file cannot be read, or changed after it was found.
+        UsageError: A file cannot be read, or changed after it was found.
         DataError: It cannot be packed, and the plan tolerates none such.
     """
-    source = plan.source
-    sample = source.sample(position)
-    source_hash = None
+    for position, sample in zip(positions, plan.source.samples(positions), strict=True):
+        yield _store(plan, position, sample)
+
+
+def _store(plan: Plan, position: int, sample: Sample) -> Stored:
+    source, source_hash = plan.source, None
     try:
         _refuse_unreadable(source, sample)
-        data = source.contents.read(sample.row)
+        data = source.contents.read(sample)
         source_hash = xxhash.xxh3_128_hexdigest(data)
         data, image = _stored(plan, sample, data, source_hash)
     except Refusal as refusal:

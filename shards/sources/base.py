@@ -29,22 +29,6 @@ _ROWS_AT_ONCE = 1 << 16
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-class Contents(Protocol):
-    """The bytes of found samples, by row; thread safe."""
-
-    def read(self, row: int) -> bytes:
-        """Bytes of one sample.
-
-        Raises:
-            UsageError: They cannot be read, or changed since they were found.
-        """
-        ...
-
-    def state(self) -> Iterator[str]:
-        """What changes when a file is written again: sizes and modification times, as lines."""
-        ...
-
-
 class Stored(NamedTuple):
     """What a packed source knows of a sample already."""
 
@@ -74,6 +58,22 @@ class Sample(NamedTuple):
     """Label by the source: position in the class list."""
 
 
+class Contents(Protocol):
+    """The bytes of found samples; thread safe, also in a forked process."""
+
+    def read(self, sample: Sample) -> bytes:
+        """Bytes of one sample.
+
+        Raises:
+            UsageError: They cannot be read, or changed since they were found.
+        """
+        ...
+
+    def state(self) -> Iterator[str]:
+        """What changes when a file is written again: sizes and modification times, as lines."""
+        ...
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
     """Found samples in pack order. Arrays are in row order, which is that of the sample keys."""
@@ -101,14 +101,19 @@ class Source:
 
     def sample(self, position: int) -> Sample:
         """The sample at a position in pack order."""
-        row = int(self.rows[position])
-        return Sample(
-            row,
-            self.row_keys[row].as_py(),
-            self.row_names[row].as_py(),
-            int(self.row_sizes[row]),
-            int(self.row_labels[row]),
+        return next(self.samples(range(position, position + 1)))
+
+    def samples(self, positions: range) -> Iterator[Sample]:
+        """The samples at consecutive positions in pack order."""
+        rows = self.rows[positions.start : positions.stop]
+        columns = (
+            rows.tolist(),
+            self.row_keys.take(rows).to_pylist(),
+            self.row_names.take(rows).to_pylist(),
+            self.row_sizes[rows].tolist(),
+            self.row_labels[rows].tolist(),
         )
+        return map(Sample._make, zip(*columns, strict=True))
 
     @property
     def labels(self) -> NDArray[np.int64]:

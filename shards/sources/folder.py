@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UsageError
-from shards.sources.base import Finder, Source, Strings
+from shards.sources.base import Finder, Sample, Source
 from shards.sources.wanted import SPLIT_OF_WORD, Wanted
 
 
@@ -29,15 +29,13 @@ class FileContents:
     """Samples that are files of their own; reads one whole file at a time."""
 
     root: Path
-    names: Strings
-    """Paths below ``root``, by row."""
-    sizes: NDArray[np.int64]
     mtimes_ns: NDArray[np.int64]
+    """By row."""
 
-    def read(self, row: int) -> bytes:
+    def read(self, sample: Sample) -> bytes:
         """See ``Contents.read``."""
-        path = join(self.root, self.names[row].as_py())  # noqa: PTH118 - a Path costs 20 us an image
-        expected = int(self.sizes[row]), int(self.mtimes_ns[row])
+        path = join(self.root, sample.name)  # noqa: PTH118 - a Path costs 20 us an image
+        expected = sample.size, int(self.mtimes_ns[sample.row])
         try:
             status, data = _read_file(path, expected[0])
         except OSError as error:
@@ -95,7 +93,7 @@ def find_folder(root: Path, wanted: Wanted | None = None) -> Source:
     if outside:
         finder.left_out.append(f"{outside:,} files of {root} that lie in no class folder")
     found = finder.found()
-    return found.source(FileContents(root, found.names, found.sizes, found.mtimes_ns))
+    return found.source(FileContents(root, found.mtimes_ns))
 
 
 def _refuse_splits(root: Path, folders: Sequence[str]) -> None:

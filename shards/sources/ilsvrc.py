@@ -70,7 +70,7 @@ def _find_in_folder(finder: Finder, wanted: Wanted, truth: Path) -> Source:
         mtimes_ns=[status.st_mtime_ns for status in statuses],
     )
     found = finder.found()
-    return found.source(FileContents(src, found.names, found.sizes, found.mtimes_ns))
+    return found.source(FileContents(src, found.mtimes_ns))
 
 
 def _status(path: Path) -> os.stat_result:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.sources.base import Finder, Source, Strings
+from shards.sources.base import Finder, Sample, Source
 from shards.synthetic import Synthetic
 
 # Bytes of an image, for the check of the disk; what is generated is known only afterwards.
@@ -16,12 +16,12 @@ _ROWS_AT_ONCE = 1 << 16
 class _Generated:
     """Generates samples; a key ends in the position among the synthetic images."""
 
-    def __init__(self, synthetic: Synthetic, keys: Strings) -> None:
-        self._synthetic, self._keys = synthetic, keys
+    def __init__(self, synthetic: Synthetic) -> None:
+        self._synthetic = synthetic
 
-    def read(self, row: int) -> bytes:
+    def read(self, sample: Sample) -> bytes:
         """See ``Contents.read``."""
-        return self._synthetic.jpeg(position_of(self._keys[row].as_py()))
+        return self._synthetic.jpeg(position_of(sample.key))
 
     def state(self) -> Iterator[str]:
         """See ``Contents.state``: nothing here can change."""
@@ -44,7 +44,7 @@ def synthetic_source(synthetic: Synthetic) -> Source:
         of_class = classes[synthetic.labels[first : first + len(some)]].tolist()
         finder.add(of_class, some, names, [size] * len(some))
     found = finder.found()
-    return found.source(_Generated(synthetic, found.keys), classes=synthetic.class_names)
+    return found.source(_Generated(synthetic), classes=synthetic.class_names)
 
 
 def _bytes_per_image(synthetic: Synthetic) -> int:

@@ -59,5 +59,5 @@ def find_packed(root: Path, wanted: Wanted | None = None) -> Source:
             offsets=rows["offset"],
         )
     found = finder.found()
-    contents = RangeContents(dataset.shard_paths(), found.files, found.offsets, found.sizes)
+    contents = RangeContents(dataset.shard_paths(), found.files, found.offsets)
     return found.source(contents, classes=classes, facts=_TableFacts(table))

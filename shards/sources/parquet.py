@@ -65,7 +65,7 @@ def find_parquet(src: Path, wanted: Wanted) -> Source:
         tables[number].add(finder, number, rows)
     found = finder.found()
     blobs = [blob_of(table, wanted.spool) for table in tables]
-    return found.source(RangeContents(blobs, found.files, found.offsets, found.sizes))
+    return found.source(RangeContents(blobs, found.files, found.offsets))
 
 
 def is_parquet(src: Path) -> bool:

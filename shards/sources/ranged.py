@@ -9,17 +9,14 @@ from numpy.typing import NDArray
 
 from shards.errors import UsageError
 from shards.ranges import OpenFiles
+from shards.sources.base import Sample
 
 
 class RangeContents:
     """Reads samples by file, offset and size; the files must stay as they were when found."""
 
     def __init__(
-        self,
-        files: Sequence[Path],
-        file_of: NDArray[np.int32],
-        offsets: NDArray[np.int64],
-        sizes: NDArray[np.int64],
+        self, files: Sequence[Path], file_of: NDArray[np.int32], offsets: NDArray[np.int64]
     ) -> None:
         """Bind the ranges.
 
@@ -27,19 +24,18 @@ class RangeContents:
             files: The files.
             file_of: Position in ``files`` of each row.
             offsets: First byte of each row.
-            sizes: Bytes of each row.
         """
         self._open = OpenFiles(files)
-        self._file_of, self._offsets, self._sizes = file_of, offsets, sizes
+        self._file_of, self._offsets = file_of, offsets
         self._states = [_state(path) for path in files]
 
-    def read(self, row: int) -> bytes:
+    def read(self, sample: Sample) -> bytes:
         """See ``Contents.read``."""
-        number, size = int(self._file_of[row]), int(self._sizes[row])
+        number, size = int(self._file_of[sample.row]), sample.size
         path = self._open.paths[number]
         try:
             with self._open.descriptor(number) as descriptor:
-                data = os.pread(descriptor, size, int(self._offsets[row]))
+                data = os.pread(descriptor, size, int(self._offsets[sample.row]))
         except OSError as error:
             raise UsageError(
                 f"{path} cannot be read ({error.strerror}); mend that, and the same command "

@@ -72,7 +72,7 @@ def find_table(src: Path, wanted: Wanted | None = None) -> Source:
         mtimes_ns=mtimes_ns.tolist(),
     )
     found = finder.found()
-    return found.source(FileContents(src.parent, found.names, found.sizes, found.mtimes_ns))
+    return found.source(FileContents(src.parent, found.mtimes_ns))
 
 
 def is_table(src: Path) -> bool:

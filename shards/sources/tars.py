@@ -121,7 +121,7 @@ def add_members(
 
 def range_contents(found: Found, files: Sequence[Path]) -> RangeContents:
     """How to read samples that ``add_members`` added."""
-    return RangeContents(files, found.files, found.offsets, found.sizes)
+    return RangeContents(files, found.files, found.offsets)
 
 
 def note_hidden(finder: Finder, n_hidden: int) -> None:

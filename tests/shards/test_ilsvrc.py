@@ -137,7 +137,7 @@ def wanted(truth: Path | None, only: tuple[str, ...] | None = None) -> Wanted:
 
 
 def contents(source: Source) -> list[bytes]:
-    return [source.contents.read(row) for row in range(len(source.row_keys))]
+    return [source.contents.read(sample) for sample in source.samples(range(len(source)))]
 
 
 @pytest.fixture

@@ -77,10 +77,8 @@ def write_split(root: Path, rows: Sequence[Row], n_files: int, split: str = "tra
 
 def contents(source: Source) -> list[tuple[str, str, int, bytes]]:
     return [
-        (key, source.classes[label], size, source.contents.read(row))
-        for row, (key, label, size) in enumerate(
-            zip(source.keys, source.labels.tolist(), source.sizes.tolist(), strict=True)
-        )
+        (sample.key, source.classes[sample.label], sample.size, source.contents.read(sample))
+        for sample in source.samples(range(len(source)))
     ]
 
 

@@ -48,10 +48,8 @@ def write_csv(
 
 def contents(source: Source) -> list[tuple[str, str, int, bytes]]:
     return [
-        (key, source.classes[label], size, source.contents.read(row))
-        for row, (key, label, size) in enumerate(
-            zip(source.keys, source.labels.tolist(), source.sizes.tolist(), strict=True)
-        )
+        (sample.key, source.classes[sample.label], sample.size, source.contents.read(sample))
+        for sample in source.samples(range(len(source)))
     ]
 
 
@@ -152,7 +150,7 @@ def test_a_file_that_is_written_again_is_refused_and_changes_the_state(root: Pat
     os.utime(root / "images/cat/1.jpg", (1, 1))
     assert find_table(table).state_sha256() != source.state_sha256()
     with pytest.raises(UsageError, match="changed while it was being packed"):
-        source.contents.read(0)
+        source.contents.read(source.sample(0))
 
 
 def test_one_row_twice_is_a_repeated_key(root: Path):

@@ -44,7 +44,7 @@ def sample(key: str, label: int, extension: str = "jpg") -> list[tuple[str, byte
 
 
 def contents(source: Source) -> list[bytes]:
-    return [source.contents.read(row) for row in range(len(source.row_keys))]
+    return [source.contents.read(sample) for sample in source.samples(range(len(source)))]
 
 
 def labelled(source: Source) -> dict[str, tuple[str, bytes]]:

@@ -1,0 +1,149 @@
+"""Blocks made in forked processes: the same as here, and their ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kernels.resample import warm_up
+from shards import makers
+from shards.errors import DataError, MachineError, UsageError
+from shards.makers import can_fork, makers_of
+from shards.plan import Plan, Resize
+from shards.sources.folder import find_folder
+
+
+def plan_of(src: Path, **changes: Any) -> Plan:
+    source = find_folder(src)
+    fields: dict[str, Any] = {"source": source, "labels": source.labels, **changes}
+    return Plan(samples_per_shard=99, name="photos", split="train", settings={}, **fields)
+
+
+def never() -> bool:
+    return False
+
+
+@pytest.fixture
+def src(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
+    root = make_photos(tmp_path / "src", per_class=4)
+    first = min(root.glob("*/*"))
+    first.write_bytes(b"no image")
+    return root
+
+
+@pytest.mark.parametrize("resize", [None, Resize(short_side=20, quality=80)])
+@pytest.mark.parametrize("block_bytes", [1 << 22, 2000])
+def test_processes_make_what_this_one_makes(
+    src: Path, resize: Resize | None, block_bytes: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(makers, "BLOCK_BYTES", block_bytes)  # little has room in shared memory
+    if resize:
+        warm_up()
+    plan = plan_of(src, resize=resize)
+    blocks = [range(5), range(5, 6), range(6, len(plan.source))]
+    with (
+        makers_of(plan, 1, never, processes=False) as (here,),
+        makers_of(plan, 2, never, processes=True) as (first, second),
+    ):
+        expected = [here.make(block) for block in blocks]
+        assert [first.make(block) for block in blocks] == expected
+        assert [second.make(block) for block in blocks] == expected
+    assert sum(stored.data is None for block in expected for stored in block) == 1
+
+
+def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
+    plan = plan_of(src, tolerant=False)
+    with makers_of(plan, 1, never, processes=True) as (maker,):
+        with pytest.raises(DataError, match=r"cannot be packed \(not-an-image"):
+            maker.make(range(3))
+        os.utime(sorted(src.glob("*/*"))[1], (1, 1))
+        with pytest.raises(UsageError, match="changed while it was being packed"):
+            maker.make(range(1, 3))
+        assert len(maker.make(range(2, 4))) == 2
+
+
+def children() -> set[int]:
+    path = Path(f"/proc/self/task/{threading.main_thread().native_id}/children")
+    return {int(word) for word in path.read_text().split()}
+
+
+def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
+    before, plan = children(), plan_of(src)
+    with makers_of(plan, 1, never, processes=True) as (maker,):
+        (child,) = children() - before
+        os.kill(child, signal.SIGKILL)
+        for _ in range(2):  # another thread may ask before all have heard of it
+            with pytest.raises(MachineError, match=r"by SIGKILL between .*; if memory"):
+                maker.make(range(4))
+    assert children() <= before
+
+
+def test_no_process_is_left_after_an_error(src: Path):
+    before = children()
+    with suppress(KeyboardInterrupt), makers_of(plan_of(src), 3, never, processes=True):
+        assert len(children() - before) == 3
+        raise KeyboardInterrupt
+    assert children() <= before
+
+
+FORK_AND_WAIT = """
+import sys, time
+from pathlib import Path
+from shards.makers import makers_of
+from shards.plan import Plan
+from shards.sources.folder import find_folder
+source = find_folder(Path(sys.argv[1]))
+plan = Plan(
+    source=source, labels=source.labels, samples_per_shard=9, name="", split="", settings={}
+)
+with makers_of(plan, 2, lambda: False, processes=True):
+    print(open("/proc/thread-self/children").read(), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_kill_of_the_parent_ends_its_processes(src: Path):
+    command = [sys.executable, "-c", FORK_AND_WAIT, str(src)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        forked = [int(word) for word in parent.stdout.readline().split()]
+        parent.kill()
+    assert len(forked) == 2
+    deadline = time.monotonic() + 10
+    while any(is_running(process) for process in forked):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def is_running(process: int) -> bool:
+    try:
+        return ") Z " not in Path(f"/proc/{process}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_a_process_with_another_thread_does_not_fork(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    assert can_fork()
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert not can_fork()
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    assert not can_fork()
+
+
+def test_a_stop_ends_a_block_under_way_here(src: Path):
+    with (
+        makers_of(plan_of(src), 1, lambda: True, processes=False) as (maker,),
+        pytest.raises(makers.CancelledError),
+    ):
+        maker.make(range(3))
