@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from kernels.crops import TRIES, boxes_from
+
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """Share of R, G and B in luma (ITU-R BT.601)."""
 
@@ -28,8 +30,6 @@ _EIGENVECTORS = (
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
-
-_CROP_TRIES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,13 @@ def draw_crops(
     first that fits; else the largest central box within ``ratio``. All tries are drawn at once, so
     the stream of random numbers differs from torchvision's, the law does not.
     """
-    areas = _uniform((n, _CROP_TRIES), *scale, generator) * (height * width)
-    aspects = _uniform((n, _CROP_TRIES), math.log(ratio[0]), math.log(ratio[1]), generator).exp()
-    heights = (areas / aspects).sqrt().round()
-    widths = (areas * aspects).sqrt().round()
-    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    sizes = torch.cat((heights.gather(1, first), widths.gather(1, first)), dim=1)
-    room = torch.tensor((height, width)) - sizes + 1
-    corners = (_uniform((n, 2), 0, 1, generator) * room).floor()
-    boxes = torch.cat((corners, sizes), dim=1)
-    fallback = torch.tensor(_central_box(height, width, ratio), dtype=boxes.dtype)
-    return torch.where(fits.any(dim=1, keepdim=True), boxes, fallback).long()
+    draws = [_uniform((n, draw), 0, 1, generator) for draw in (TRIES, TRIES, 2)]
+    # Rows are drawn before columns here, columns placed before rows there.
+    uniforms = torch.cat((*draws[:2], draws[2].flip(1)), dim=1).numpy()
+    sizes = np.full(n, width), np.full(n, height)
+    boxes = torch.from_numpy(boxes_from(uniforms, *sizes, scale, ratio))
+    left, top, right, bottom = boxes.unbind(dim=1)
+    return torch.stack((top, left, bottom - top, right - left), dim=1)
 
 
 def resized_crops(
@@ -212,13 +207,6 @@ def _uniform(
 ) -> Float[Tensor, "..."]:
     # float64: 24 random bits times a number of pixels would favour some pixels.
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def _central_box(height: int, width: int, ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """Largest central box whose aspect ratio (width / height) lies within ``ratio``."""
-    box_height = min(height, round(width / ratio[0]))
-    box_width = min(width, round(height * ratio[1]))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def _triangle_filters(

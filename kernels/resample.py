@@ -21,9 +21,9 @@ uint8 0.36 ms.
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from kernels.compiling import kernel
 from kernels.simd import (
     LANES,
     add_product,
@@ -49,6 +49,18 @@ _GROUP = 3 * LANES
 """Samples that are summed at once: sums wait for each other, and RGB comes in threes."""
 
 
+class _Place(NamedTuple):
+    """What is resized to what; boxes are left, top, right, bottom."""
+
+    channels: int
+    region: tuple[int, int, int, int]
+    """Of the image."""
+    size: tuple[int, int]
+    """Width and height that the region would be resized to."""
+    box: tuple[int, int, int, int]
+    """Of that: what is computed."""
+
+
 class _Runs(NamedTuple):
     """Where the runs of samples that are weighted and added lie in a flat array."""
 
@@ -66,9 +78,10 @@ def resize(
     height: int,
     *,
     box: tuple[int, int, int, int] | None = None,
+    region: tuple[int, int, int, int] | None = None,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """Resize an image, or compute a box of the resized image only.
+    """Resize an image or a region of it, or compute a box of the resized image only.
 
     Thread safe; other Python threads run meanwhile. The first call compiles (`warm_up`).
 
@@ -78,17 +91,20 @@ def resize(
         height: Rows of the resized image.
         box: (left, top, right, bottom) of the output pixels to compute, right and bottom excluded;
             the same values as this crop of the full result. None: all.
+        region: (left, top, right, bottom) of the image: the result is that of a copy of the region,
+            pixels outside of it never enter. None: the whole image.
         out: C-contiguous uint8 buffer of the result's shape to write to; a new array if None.
 
     Returns:
         uint8 of shape (bottom - top, right - left, c), within 1 level of Pillow.
 
     Raises:
-        ValueError: An argument of another type or shape, or a box outside the resized image.
+        ValueError: An argument of another type or shape, or a box or region outside its image.
     """
     _require_image(image_hwc)
-    left, top, right, bottom = _checked_box(width, height, box)
-    channels = image_hwc.shape[2]
+    from_height, from_width, channels = image_hwc.shape
+    left, top, right, bottom = _checked_box("box", width, height, box)
+    x_0, y_0, x_1, y_1 = _checked_box("region", from_width, from_height, region)
     shape = (bottom - top, right - left, channels)
     if out is None:
         out = np.empty(shape, np.uint8)
@@ -96,17 +112,16 @@ def resize(
     # Read-only views of a plain array: one type, so one compilation, for whatever the caller has.
     rows = _wide_rows(image_hwc)
     rows.flags.writeable = False
-    short = is_short(image_hwc.shape[0], height) and is_short(image_hwc.shape[1], width)
-    (_resample if short else _resample_long)(
-        rows, image_hwc.shape[1:], (width, height), (left, top, right, bottom),
-        out.reshape(len(out), -1),
-    )  # fmt: skip
+    short = is_short(y_1 - y_0, height) and is_short(x_1 - x_0, width)
+    place = _Place(channels, (x_0, y_0, x_1, y_1), (width, height), (left, top, right, bottom))
+    (_resample if short else _resample_long)(rows, place, out.reshape(len(out), -1))
     return out
 
 
 def warm_up() -> None:
-    """Compile (3 to 4 s), so that the first image does not wait for it."""
-    resize(np.zeros((3, 3, 1), np.uint8), 3, 3)
+    """Compile (3 s, or a tenth of that from disk), so that the first image does not wait for it."""
+    for side in (3, 1):  # one by each kernel
+        resize(np.zeros((side, side, 1), np.uint8), side, side)
 
 
 def _wide_rows(image_hwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -125,14 +140,14 @@ def _require_image(image_hwc: NDArray[np.uint8]) -> None:
 
 
 def _checked_box(
-    width: int, height: int, box: tuple[int, int, int, int] | None
+    name: str, width: int, height: int, box: tuple[int, int, int, int] | None
 ) -> tuple[int, int, int, int]:
     if width < 1 or height < 1:
         raise ValueError(f"width and height must be at least 1, got {width} x {height}")
     left, top, right, bottom = box or (0, 0, width, height)
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
         raise ValueError(
-            f"box must be (left, top, right, bottom) with pixels in {width} x {height}, got {box}"
+            f"{name} must be (left, top, right, bottom) in {width} x {height} pixels, got {box}"
         )
     return left, top, right, bottom
 
@@ -144,17 +159,15 @@ def _require_buffer(out: NDArray[np.uint8], shape: tuple[int, int, int]) -> None
         raise ValueError("out must be C-contiguous and writeable; pass a whole array or batch[i]")
 
 
-@njit(nogil=True)
-def _resample(
-    image: NDArray[np.uint8], columns_channels: tuple[int, int], size: tuple[int, int],
-    box: tuple[int, int, int, int], out: NDArray[np.uint8],
-) -> None:  # fmt: skip
-    """Rows of ``image`` and ``out`` are pixels times channels; ``size`` is (width, height)."""
-    width, channels = columns_channels
-    horizontal = axis_of(width, size[0], box[0], box[2], SHORT_ONE)
-    vertical = axis_of(image.shape[0], size[1], box[1], box[3], SHORT_ONE)
-    first = min(horizontal.starts[0] * channels, image.shape[1] - LANES)
-    stop = (horizontal.starts[-1] + horizontal.weights.shape[1]) * channels
+@kernel
+def _resample(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -> None:
+    """Rows of ``image`` and ``out`` are pixels times channels."""
+    channels, region, size, box = place
+    horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], SHORT_ONE)
+    vertical = axis_of(region[3] - region[1], size[1], box[1], box[3], SHORT_ONE)
+    begin = region[0] * channels
+    first = min(begin + horizontal.starts[0] * channels, image.shape[1] - LANES)
+    stop = begin + (horizontal.starts[-1] + horizontal.weights.shape[1]) * channels
     n_samples = max(stop - first, LANES)
     strip = np.empty(LANES * _STRIP_STRIDE, np.uint16)
     columns = np.empty((n_samples + 7) * LANES, np.uint16)
@@ -163,13 +176,14 @@ def _resample(
         rows = _part(vertical, top, LANES)
         for left in range(0, n_samples, _STRIP):
             at = max(0, min(left, n_samples - _STRIP))
-            runs = _Runs(first + at, image.shape[1], min(_STRIP, n_samples))
+            base = region[1] * image.shape[1] + first + at
+            runs = _Runs(base, image.shape[1], min(_STRIP, n_samples))
             _filter(image.reshape(-1), runs, rows, strip, _STRIP_STRIDE)
             for i in range(0, runs.n, 8):
                 transpose_in(strip, i, _STRIP_STRIDE, columns, (at + i) * LANES)
         n_rows = rows.starts.size
         block = out[top : top + LANES] if n_rows == LANES else spare
-        _filter_columns(columns, -first * LANES, channels, horizontal, block)
+        _filter_columns(columns, (begin - first) * LANES, channels, horizontal, block)
         for row in range(n_rows if n_rows < LANES else 0):
             for i in range(out.shape[1]):
                 out[top + row, i] = spare[row, i]
@@ -244,22 +258,20 @@ def _store_tile(tile: NDArray[np.uint8], n: int, block: NDArray[np.uint8], left:
             block[row, left + i] = tile[i * LANES + row]
 
 
-@njit(nogil=True)
-def _resample_long(
-    image: NDArray[np.uint8], columns_channels: tuple[int, int], size: tuple[int, int],
-    box: tuple[int, int, int, int], out: NDArray[np.uint8],
-) -> None:  # fmt: skip
+@kernel
+def _resample_long(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -> None:
     """`_resample` with 24-bit weights and 64-bit sums, row by row; compiled when it is needed."""
-    width, channels = columns_channels
-    horizontal = axis_of(width, size[0], box[0], box[2], LONG_ONE)
-    vertical = axis_of(image.shape[0], size[1], box[1], box[3], LONG_ONE)
-    sums = np.empty(width * channels, np.uint64)
+    channels, region, size, box = place
+    horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], LONG_ONE)
+    vertical = axis_of(region[3] - region[1], size[1], box[1], box[3], LONG_ONE)
+    begin, sums = region[0] * channels, np.empty((region[2] - region[0]) * channels, np.uint64)
     for j in range(out.shape[0]):
         sums[:] = 1 << 15  # half of what the shift leaves of a level: 8 fraction bits stay
         for k in range(vertical.weights.shape[1]):
-            row, weight = image[vertical.starts[j] + k], np.uint64(vertical.weights[j, k])
+            row = image[region[1] + vertical.starts[j] + k]
+            weight = np.uint64(vertical.weights[j, k])
             for i in range(sums.size):
-                sums[i] += np.uint64(row[i]) * weight
+                sums[i] += np.uint64(row[begin + i]) * weight
         sums >>= np.uint64(16)
         for i in range(out.shape[1]):
             total = np.uint64(1 << 31)

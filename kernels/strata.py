@@ -17,9 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from numba import njit
 from numpy.typing import NDArray
 
+from kernels.compiling import kernel
 from kernels.seeds import random_keys
 
 
@@ -87,7 +87,7 @@ def bin_of(scores: Float[np.ndarray, " n"], n_bins: int) -> Int[np.ndarray, " n"
     return np.minimum((fractions * n_bins).astype(np.int64), n_bins - 1)
 
 
-@njit(nogil=True)
+@kernel
 def _fill_smallest_first(
     sizes: NDArray[np.int64], order: NDArray[np.int64], budget: int
 ) -> NDArray[np.int64]:

@@ -249,14 +249,19 @@ class _Packing:
             if self._stop.is_set():
                 raise CancelledError
             block = maker.make(positions)
+            self._tell(
+                positions, block
+            )  # before the next block is begun, which may be told to stop
         finally:
             self._idle.put(maker)
+        return block
+
+    def _tell(self, positions: range, block: Sequence[Stored]) -> None:
         source = self._plan.source
         n_bytes = int(source.row_sizes[source.rows[positions.start : positions.stop]].sum())
+        refused = sum(data is None for _, data in block)
         with self._turn:
-            refused = sum(data is None for _, data in block)
             self._observer.block(len(block), n_bytes, refused=refused)
-        return block
 
     def _commit(self, filling: Filling) -> None:
         record = filling.finish()

@@ -18,7 +18,7 @@ class OpenFiles:
         self.paths = paths
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
-        self._max_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
+        self._max_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     @contextmanager
     def descriptor(self, number: int) -> Generator[int]:

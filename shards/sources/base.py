@@ -8,6 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -25,6 +26,7 @@ Repeats: TypeAlias = Literal["error", "first"]
 Strings: TypeAlias = Any  # pyarrow.LargeStringArray, which has no types
 compute: Any = pyarrow.compute
 _ROWS_AT_ONCE = 1 << 16
+_LINES_AT_ONCE = 1 << 10
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -317,7 +319,7 @@ def _require_storable(name: str) -> None:
 
 
 def _sha256(lines: Iterable[str]) -> str:
-    hasher = hashlib.sha256()
-    for line in lines:
-        hasher.update(line.encode())
+    hasher, rest = hashlib.sha256(), iter(lines)
+    while some := "".join(islice(rest, _LINES_AT_ONCE)):
+        hasher.update(some.encode())
     return hasher.hexdigest()

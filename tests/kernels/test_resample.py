@@ -113,6 +113,18 @@ def test_every_pixel_alone_equals_that_of_the_full_result(side, to_side):
         np.testing.assert_array_equal(alone[0, 0], full[top, left])
 
 
+@settings(deadline=None)
+@given(sides, sides, sides, sides, st.data())
+def test_a_region_gives_what_its_copy_gives(height, width, to_width, to_height, data):
+    image = picture("noise", height, width)
+    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
+    np.testing.assert_array_equal(
+        resize(image, to_width, to_height, region=(left, top, right, bottom)),
+        resize(image[top:bottom, left:right], to_width, to_height),
+    )
+
+
 @pytest.mark.parametrize("target", [(341, 256), (600, 400), (20, 9), (3, 5)])
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_channels_do_not_mix(target, channels):
@@ -159,9 +171,10 @@ RGB = picture("noise", 20, 30)
         (RGB[:0], {}, r"without a zero, got uint8 of shape \(0, 30, 3\)"),
         (RGB, {"width": 0}, "width and height must be at least 1, got 0 x 8"),
         (RGB, {"height": -3}, "got 10 x -3"),
-        (RGB, {"box": (0, 0, 11, 8)}, r"pixels in 10 x 8, got \(0, 0, 11, 8\)"),
+        (RGB, {"box": (0, 0, 11, 8)}, r"box must be .* in 10 x 8 pixels, got \(0, 0, 11, 8\)"),
         (RGB, {"box": (-1, 0, 5, 8)}, "box must be"),
         (RGB, {"box": (4, 3, 4, 8)}, "box must be"),
+        (RGB, {"region": (0, 0, 3, RGB.shape[0] + 1)}, "region must be"),
         (RGB, {"out": np.empty((10, 8, 3), np.uint8)}, r"out must be uint8 of shape \(8, 10, 3\)"),
         (RGB, {"out": np.empty((8, 10, 3), np.int8)}, "got int8"),
         (RGB, {"out": np.empty((8, 20, 3), np.uint8)[:, ::2]}, "C-contiguous"),

@@ -1,0 +1,64 @@
+"""The one way to compile a kernel, kept on disk so that only the first process compiles.
+
+Numba's own cache compares the file of a function, not those of what it calls: after an edit of
+``kernels/triangle.py`` it would go on running the old filter. Here everything that decides the
+machine code names the folder: the sources of all kernels and the versions of Python and Numba
+(which adds the processor and the arguments' types itself). Where that folder cannot be written,
+kernels are compiled anew in every process, in memory.
+"""
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+import numba.core.config
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_config: Any = numba.core.config
+_COMPILER = ("numba", "llvmlite", "numpy")
+
+
+def kernel(function: Function) -> Function:
+    """Compile on the first call: releases the interpreter, takes the code from disk if it is there.
+
+    Raises:
+        numba.TypingError: On a call with arguments of other types than the kernel can take.
+    """
+    folder, before = code_folder(), _config.CACHE_DIR
+    options: dict[str, Any] = {"nogil": True, "cache": folder is not None}
+    # Numba asks for the folder here only; others in this process keep theirs.
+    _config.CACHE_DIR = before if folder is None else str(folder)
+    try:
+        return cast("Function", numba.njit(**options)(function))
+    finally:
+        _config.CACHE_DIR = before
+
+
+def code_folder() -> Path | None:
+    """Folder of the compiled code of exactly these sources; None if it cannot be written."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    base = Path(os.environ.get("CORESET_CACHE") or user / "coreset")
+    folder = base / f"kernels-{_sources_digest()[:24]}"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):  # no home directory
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+@cache
+def _sources_digest() -> str:
+    hasher = hashlib.sha256(sys.version.encode())
+    for package in _COMPILER:
+        hasher.update(f"{package} {version(package)}\n".encode())
+    for source in sorted(files("kernels").iterdir(), key=lambda file: file.name):
+        if source.name.endswith(".py"):
+            hasher.update(source.name.encode() + b"\0" + source.read_bytes())
+    return hasher.hexdigest()

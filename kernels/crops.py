@@ -1,0 +1,101 @@
+"""Random resized crops: where each image is cut, as a pure function of a seed, its id and size.
+
+The law is that of torchvision's ``RandomResizedCrop.get_params`` (torchvision/transforms/
+transforms.py); the random numbers come from splitmix64 by counter instead of a generator, so that
+neither the batch, the rank nor the decoder changes a box.
+
+Shape suffixes: b = images, t = tries, 2 = horizontal and vertical.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.seeds import GOLDEN_GAMMA, splitmix64
+
+TRIES = 10
+DRAWS = 2 * TRIES + 2
+"""Uniform numbers of one image: areas, aspect ratios, then the place of the crop."""
+
+
+def crop_boxes(  # noqa: PLR0917 - three columns, then the law
+    ids: NDArray[np.int64],
+    widths: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    seed: int,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> NDArray[np.int64]:
+    """Draw one box per image; a row depends on ``seed`` and its own id and size alone.
+
+    Area uniform in ``scale``, logarithm of the aspect ratio uniform in ``ratio``; of ten tries the
+    first that fits, at a uniform place; else the largest central box within ``ratio``. Unlike
+    torchvision's, a box is never empty: the central one has at least one pixel a side.
+
+    Args:
+        ids: Sample ids, shape (b,); equal ids of equal size get equal boxes.
+        widths: Pixels, at least 1, shape (b,).
+        heights: Pixels, at least 1, shape (b,).
+        seed: Of the epoch.
+        scale: Smallest and largest share of the image's area, 0 < low <= high <= 1.
+        ratio: Smallest and largest width over height, 0 < low <= high.
+
+    Returns:
+        int64 of shape (b, 4): left, top, right, bottom in pixels; right and bottom excluded.
+
+    Raises:
+        ValueError: An image has no pixels.
+    """
+    _require_pixels(widths, heights)
+    return boxes_from(_uniforms(ids, seed), widths, heights, scale, ratio)
+
+
+def boxes_from(
+    uniforms: NDArray[np.float64],
+    widths: NDArray[np.int64],
+    heights: NDArray[np.int64],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> NDArray[np.int64]:
+    """The boxes of `crop_boxes` for numbers in [0, 1) of any source, shape (b, ``DRAWS``)."""
+    images_2b = np.stack([widths, heights])
+    areas_bt = _between(*scale, uniforms[:, :TRIES]) * images_2b.prod(axis=0)[:, None]
+    aspects_bt = np.exp(_between(math.log(ratio[0]), math.log(ratio[1]), uniforms[:, TRIES:-2]))
+    tries_2bt = np.rint(np.sqrt(np.stack([areas_bt * aspects_bt, areas_bt / aspects_bt])))
+    fits_bt = ((tries_2bt > 0) & (tries_2bt <= images_2b[:, :, None])).all(axis=0)
+    drawn_2b = tries_2bt[:, np.arange(len(widths)), fits_bt.argmax(axis=1)]
+    places_2b = np.floor(uniforms[:, -2:].T * (images_2b - drawn_2b + 1))
+    central_2b = _central_sizes(images_2b, ratio)
+    fits_b = np.any(fits_bt, axis=1)
+    sizes_2b = np.where(fits_b, drawn_2b, central_2b)
+    starts_2b = np.where(fits_b, places_2b, (images_2b - central_2b) // 2)
+    return np.stack([*starts_2b, *(starts_2b + sizes_2b)], axis=1).astype(np.int64)
+
+
+def _uniforms(ids: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
+    """Uniform numbers in [0, 1) of 53 bits, ``DRAWS`` in each row."""
+    start = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
+    streams = splitmix64(start ^ ids.astype(np.uint64))[:, None]
+    counters = np.arange(DRAWS, dtype=np.uint64) * GOLDEN_GAMMA
+    return (splitmix64(streams + counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _between(low: float, high: float, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
+    return low + (high - low) * uniforms
+
+
+def _central_sizes(images_2b: NDArray[np.int64], ratio: tuple[float, float]) -> NDArray[np.float64]:
+    """Width and height of the largest box whose width over height lies within ``ratio``."""
+    widths, heights = images_2b
+    longest_2b = np.rint(np.stack([heights * ratio[1], widths / ratio[0]]))
+    return np.minimum(images_2b, np.maximum(longest_2b, 1))
+
+
+def _require_pixels(widths: NDArray[np.int64], heights: NDArray[np.int64]) -> None:
+    empty = np.flatnonzero(np.minimum(widths, heights) < 1)
+    if empty.size:
+        raise ValueError(
+            f"widths and heights must be at least 1 pixel, got {widths[empty[0]]} x "
+            f"{heights[empty[0]]} at position {empty[0]}; leave this image out"
+        )
