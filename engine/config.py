@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import tyro
 
@@ -15,10 +15,13 @@ SourcePath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SRC"
 DataPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="DATA")]
 ScoresPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SCORES")]
 FeaturesPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="FEATURES")]
+PixelsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="PIXELS")]
 SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
 ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
 ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
+
+DecoderChoice: TypeAlias = Literal["auto", "dali", "turbo", "fast", "pillow"]
 
 
 @dataclass(frozen=True, slots=True)

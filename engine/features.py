@@ -46,6 +46,8 @@ class FeatureSpec:
     batch: int = 64
     device: str = "auto"
     decoder: str = "auto"
+    exact: bool = False
+    """Pixels equal to Pillow's."""
     workers: int = 0
     """Decoding threads; 0 = one per core."""
 
@@ -108,11 +110,15 @@ def _drop_stale_link(entry: Path, config: dict[str, object]) -> None:
 def _config(dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> dict[str, object]:
     from engine.models.backbones import weights_key
 
+    # Pixels of the other decoders are within a level of each other: they share their features.
+    decoder = "pillow" if spec.exact else spec.decoder
+    other = {"decoder": decoder} if decoder in {"fast", "pillow"} else {}
     return {
         "backbone": spec.backbone,
         "weights": weights_key(spec.backbone, spec.weights),
         "size": spec.size,
         "content": subset_content(dataset, ids),
+        **other,
     }
 
 
@@ -170,6 +176,7 @@ def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64
                 dataset,
                 Geometry(spec.size, None),
                 decoder=spec.decoder,
+                exact=spec.exact,
                 device=device.type,
                 workers=spec.workers,
                 ids=part,

@@ -1,14 +1,15 @@
-"""NVIDIA DALI: hardware JPEG decoding on a GPU, and the same graph on a CPU.
+"""NVIDIA DALI: hardware JPEG decoding on a GPU, and the same graphs on a CPU.
 
 DALI only decodes: which sample comes when, reading and error handling are ours, because DALI's own
 reader shuffles within a buffer only, gives no sample ids, and reads a cut tar as a shorter epoch.
 The only module that imports ``nvidia.dali``.
 
-Measured on a CPU against torchvision on Pillow images (300 ImageNet files of original size):
-decoded pixels are equal; after a resize the largest difference is 1 and the mean 0.08 to 0.16. In
-the outermost two pixels, where the crop reaches the edge of an image that is reduced several times,
-it is up to 27 (500 to 64 pixels; at most 1.2 on average over an image): DALI repeats the edge where
-Pillow shortens the filter. nvJPEG on a GPU may differ more.
+Measured on a CPU against torchvision on Pillow images (300 ImageNet files of original size to
+64, 128 and 224 pixels): decoded pixels are equal, also those of a crop; after a resize the largest
+difference is 1, and 0.07 to 0.17 on average. In the outermost pixel, where the output reaches the
+edge of an image or crop that is reduced several times, it is up to 27 (500 to 64 pixels; at most
+1.2 on average over an image): DALI repeats the edge where Pillow shortens the filter. nvJPEG on a
+GPU may differ more.
 """
 
 import logging
@@ -21,16 +22,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.decode.decoder import EncodedBatch, UndecodableImagesError
-from engine.decode.geometry import Geometry
+from engine.decode.decoder import EncodedBatch, Normalisation, UndecodableImagesError
+from engine.decode.geometry import Box, Geometry, Placement
 from engine.decode.pillow import decode_with_pillow
+from kernels.augment import normalised
 from shards.errors import MachineError
 
 if TYPE_CHECKING:
     from nvidia.dali.backend import TensorListCPU, TensorListGPU
+    from nvidia.dali.data_node import DataNode
     from nvidia.dali.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
+
+HW_DECODER_LOAD = 0.65
+"""DALI's default."""
+PREALLOCATION = {"preallocate_width_hint": 1024, "preallocate_height_hint": 1024}
+"""Pixels for which the JPEG engines of a GPU have memory from the start, 3 MB an image; ImageNet's
+are 500 x 375 in the median, and 2 % are larger, which costs an allocation."""
 
 
 def require_dali() -> None:
@@ -54,63 +63,106 @@ def define_pipeline(
     batch: int,
     workers: int,
     device_id: int | None,
+    crops: bool = False,
+    normalisation: Normalisation | None = None,
+    hw_decoder_load: float = HW_DECODER_LOAD,
 ) -> "Pipeline":
-    """Define the graph, not built: stored bytes and a region of each image in, a square out.
+    """Define a graph, not built: stored bytes and a region of each image in, a square out.
 
-    The crop is the region of the resize, so that only the pixels that are kept are computed.
-    Defined for ``mixed`` with ``device_id`` None, the graph can still be serialised, which checks
+    Without ``crops`` the region is one of the resize: only the pixels that are kept are computed,
+    from all that its filter covers. With ``crops`` it is one of the decoder, in whole pixels, and
+    what lies around it never enters, as in torchvision, which crops first.
+
+    Defined for ``mixed`` with ``device_id`` None, a graph can still be serialised, which checks
     every operator and argument on a machine without a GPU.
     """
     from nvidia.dali import fn
     from nvidia.dali.pipeline import Pipeline
-    from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
+    from nvidia.dali.types import DALIDataType
 
+    settings: dict[str, Any] = {"device": decode_device}
+    if decode_device == "mixed":
+        settings |= PREALLOCATION | {"hw_decoder_load": hw_decoder_load}
+    pixels = DALIDataType.INT32 if crops else DALIDataType.FLOAT
     # Depth 1: batches are fed by hand, and what is read ahead is decided by the source.
     pipeline = Pipeline(
         batch_size=batch, num_threads=workers, device_id=device_id, prefetch_queue_depth=1
     )
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1)
-        region_start = fn.external_source(name="region_start", dtype=DALIDataType.FLOAT, ndim=1)
-        region_end = fn.external_source(name="region_end", dtype=DALIDataType.FLOAT, ndim=1)
-        decoded = fn.decoders.image(
-            encoded, device=decode_device, output_type=DALIImageType.RGB, adjust_orientation=False
-        )
-        pipeline.set_outputs(
-            fn.resize(
-                decoded,
-                size=[size, size],
-                roi_start=region_start,
-                roi_end=region_end,
-                interp_type=DALIInterpType.INTERP_LINEAR,
-                antialias=True,
-            )
-        )
+        start = fn.external_source(name="region_start", dtype=pixels, ndim=1)
+        end = fn.external_source(name="region_end", dtype=pixels, ndim=1)
+        square = _square(size, encoded, (start, end), settings, crops=crops)
+        if normalisation is not None:
+            mean, std = 255 * np.array([normalisation.mean, normalisation.std])
+            square = fn.crop_mirror_normalize(square, mean=mean.tolist(), std=std.tolist())
+        pipeline.set_outputs(square)
     return pipeline
+
+
+def _square(
+    size: int,
+    encoded: "DataNode",
+    region: tuple["DataNode", "DataNode"],
+    settings: dict[str, Any],
+    *,
+    crops: bool,
+) -> "DataNode":
+    from nvidia.dali import fn
+    from nvidia.dali.types import DALIImageType, DALIInterpType
+
+    start, end = region
+    cut: dict[str, Any] = {"start": start, "end": end, "axis_names": "HW"} if crops else {}
+    decode = fn.decoders.image_slice if crops else fn.decoders.image
+    decoded: Any = decode(
+        encoded, output_type=DALIImageType.RGB, adjust_orientation=False, **cut, **settings
+    )
+    part: dict[str, Any] = {} if crops else {"roi_start": start, "roi_end": end}
+    square: Any = fn.resize(
+        decoded,
+        size=[size, size],
+        interp_type=DALIInterpType.INTERP_LINEAR,
+        antialias=True,
+        **part,
+    )
+    return square
 
 
 class DaliDecoder:
     """Decodes with DALI on ``device``; plain JPEGs there, everything else through Pillow."""
 
-    def __init__(self, geometry: Geometry, *, device: str, workers: int, batch: int = 1) -> None:
-        """Prepare for batches of up to ``batch``; the first larger one rebuilds the pipeline.
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        device: str,
+        workers: int,
+        batch: int = 1,
+        normalisation: Normalisation | None = None,
+        hw_decoder_load: float = HW_DECODER_LOAD,
+    ) -> None:
+        """Prepare for batches of up to ``batch``; the first larger one rebuilds the pipelines.
 
         Args:
             geometry: Output size and crop.
             device: ``cpu``, ``cuda`` or ``cuda:N``; decoded batches stay there.
             workers: Threads of DALI.
             batch: Images.
+            normalisation: Hand over float32 instead of uint8.
+            hw_decoder_load: Share of the images, 0 to 1, for the JPEG engines of a GPU that has
+                them; its cores decode the rest. The best depends on the GPU and on ``workers``.
 
         Raises:
             MachineError: DALI is not installed.
         """
         require_dali()
-        self._geometry = geometry
+        self._geometry, self._normalisation = geometry, normalisation
         # A tensor knows the number of its GPU, which DALI needs, where `device` says `cuda`.
         self._device = torch.empty(0, device=device).device
-        self._workers = workers
+        self._workers, self._hw_decoder_load = workers, hw_decoder_load
         self._batch = batch
-        self._pipeline: Pipeline | None = None
+        # By whether batches have crops; each is built when the first such batch comes.
+        self._pipelines: dict[bool, Pipeline] = {}
         self._lock = threading.Lock()
 
     def decode(self, batch: EncodedBatch) -> Tensor:
@@ -121,19 +173,21 @@ class DaliDecoder:
             refused = self._decode_plain(batch, plain, images)
         rest = sorted(refused + list(set(range(len(batch))) - set(plain)))
         reasons = self._decode_rest(batch, rest, images)
-        images_bchw = images.permute(0, 3, 1, 2)
         if reasons:
-            raise UndecodableImagesError(reasons, images_bchw)
-        return images_bchw
+            raise UndecodableImagesError(reasons, images)
+        return images
 
     def close(self) -> None:
-        """Delete the pipeline: an idle one keeps its threads and memory."""
+        """Delete the pipelines: an idle one keeps its threads and memory."""
         with self._lock:
-            self._pipeline = None
+            self._pipelines.clear()
 
     def _empty(self, n: int) -> Tensor:
-        size = self._geometry.size
-        return torch.empty((n, size, size, 3), dtype=torch.uint8, device=self._device)
+        shape = (n, 3, self._geometry.size, self._geometry.size)
+        if self._normalisation is not None:
+            return torch.empty(shape, device=self._device)
+        layout = torch.channels_last
+        return torch.empty(shape, dtype=torch.uint8, device=self._device, memory_format=layout)
 
     def _decode_plain(self, batch: EncodedBatch, positions: list[int], images: Tensor) -> list[int]:
         """Fill the rows ``positions``; return those that DALI refuses.
@@ -143,11 +197,12 @@ class DaliDecoder:
         """
         if not positions:
             return []
-        pipeline = self._ready_pipeline(len(positions))
+        crops = batch.crops is not None
+        pipeline = self._ready_pipeline(len(positions), crops=crops)
         try:
             (decoded,) = pipeline.run(**self._inputs(batch, positions))
         except RuntimeError as error:
-            self._pipeline = None
+            del self._pipelines[crops]
             if len(positions) == 1:
                 logger.debug("DALI refuses an image: %s", error)
                 return positions
@@ -157,27 +212,36 @@ class DaliDecoder:
         self._copy(decoded, positions, images)
         return []
 
-    def _ready_pipeline(self, n: int) -> "Pipeline":
-        if self._pipeline is None or n > self._batch:
-            self._batch = max(n, self._batch)
-            gpu = self._device.type == "cuda"
-            device_id = self._device.index if gpu else None
-            self._pipeline = define_pipeline(
-                self._geometry.size,
-                "mixed" if gpu else "cpu",
-                batch=self._batch,
-                workers=self._workers,
-                device_id=device_id,
-            )
-            self._pipeline.build()
-        return self._pipeline
+    def _ready_pipeline(self, n: int, *, crops: bool) -> "Pipeline":
+        if n > self._batch:
+            self._batch = n
+            self._pipelines.clear()
+        if crops not in self._pipelines:
+            pipeline = self._defined_pipeline(crops=crops)
+            pipeline.build()
+            self._pipelines[crops] = pipeline
+        return self._pipelines[crops]
 
-    def _inputs(self, batch: EncodedBatch, positions: list[int]) -> dict[str, list[NDArray[Any]]]:
-        regions = [region(self._geometry, *batch.stored_size(position)) for position in positions]
+    def _defined_pipeline(self, *, crops: bool) -> "Pipeline":
+        gpu = self._device.type == "cuda"
+        return define_pipeline(
+            self._geometry.size,
+            "mixed" if gpu else "cpu",
+            batch=self._batch,
+            workers=self._workers,
+            device_id=self._device.index if gpu else None,
+            crops=crops,
+            normalisation=self._normalisation,
+            hw_decoder_load=self._hw_decoder_load,
+        )
+
+    def _inputs(self, batch: EncodedBatch, positions: list[int]) -> dict[str, Any]:
+        regions = regions_of([batch.placement(self._geometry, position) for position in positions])
+        pixels = regions.astype(np.float32 if batch.crops is None else np.int32)
         return {
             "encoded": [np.frombuffer(batch.data[position], np.uint8) for position in positions],
-            "region_start": [start for start, _ in regions],
-            "region_end": [end for _, end in regions],
+            "region_start": np.ascontiguousarray(pixels[:, 0]),
+            "region_end": np.ascontiguousarray(pixels[:, 1]),
         }
 
     def _copy(
@@ -189,7 +253,8 @@ class DaliDecoder:
         whole = len(positions) == len(images)
         target = images if whole else self._empty(len(positions))
         stream = torch.cuda.current_stream(self._device) if images.is_cuda else None
-        feed_ndarray(decoded.as_tensor(), target, cuda_stream=stream)
+        in_memory_order = target.permute(0, 2, 3, 1) if self._normalisation is None else target
+        feed_ndarray(decoded.as_tensor(), in_memory_order, cuda_stream=stream)
         if stream is not None:
             stream.synchronize()
         if not whole:
@@ -200,22 +265,37 @@ class DaliDecoder:
     ) -> dict[int, str]:
         reasons: dict[int, str] = {}
         for position in positions:
+            crop = None if batch.crops is None else batch.placement(self._geometry, position).region
+            size = batch.stored_size(position)
             try:
-                image = decode_with_pillow(
-                    batch.data[position], self._geometry, batch.stored_size(position)
-                )
+                pixels = decode_with_pillow(batch.data[position], self._geometry, size, crop)
             except ValueError as error:
                 reasons[position] = str(error)
             else:
-                images[position] = torch.from_numpy(image).to(images.device)
+                row = self._normalised(torch.from_numpy(pixels).permute(2, 0, 1))
+                images[position].copy_(row)
         return reasons
 
+    def _normalised(self, image: Tensor) -> Tensor:
+        if self._normalisation is None:
+            return image
+        return normalised(image, self._normalisation.mean, self._normalisation.std)
 
-def region(
-    geometry: Geometry, width: int, height: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """The crop in pixels of the stored image: (top, left) and (bottom, right)."""
-    place = geometry.place(width, height)
-    scale = np.array([height / place.height, width / place.width])
-    start = np.array([place.top, place.left])
-    return (start * scale).astype(np.float32), ((start + geometry.size) * scale).astype(np.float32)
+
+def regions_of(placements: list[Placement]) -> NDArray[np.float64]:
+    """What of each stored image fills the output, in its pixels.
+
+    Returns:
+        Shape (b, 2, 2): (top, left), then (bottom, right).
+    """
+    regions = _corners([placement.region for placement in placements])
+    boxes = _corners([placement.box for placement in placements])
+    sizes = np.array([(placement.height, placement.width) for placement in placements])
+    extents = regions[:, 1] - regions[:, 0]
+    # Multiplied first: a box that covers everything ends exactly where the region ends.
+    return regions[:, :1] + boxes * extents[:, None] / sizes[:, None]
+
+
+def _corners(boxes: list[Box]) -> NDArray[np.int64]:
+    """Shape (b, 2, 2): (top, left), then (bottom, right)."""
+    return np.array(boxes).reshape(-1, 2, 2)[:, :, ::-1]

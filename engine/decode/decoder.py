@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import simplejpeg
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.decode.geometry import Geometry
+from engine.decode.geometry import Box, Geometry, Placement
 from shards.errors import DataError, MachineError, UsageError
 
 FAST_COLOURS = frozenset({"Gray", "YCbCr", "RGB"})
@@ -24,6 +24,10 @@ class DecoderName(StrEnum):
     AUTO = "auto"
     DALI = "dali"
     TURBO = "turbo"
+    FAST = "fast"
+    """libjpeg-turbo with its faster, coarser arithmetic; `docs/pixels.md` says how coarse."""
+    PILLOW = "pillow"
+    """The reference itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +38,9 @@ class EncodedBatch:
     widths: NDArray[np.int64]
     """Pixels, shape (b,), as the index promises; an image of another size is refused."""
     heights: NDArray[np.int64]
+    crops: NDArray[np.int64] | None = None
+    """Region of each stored image to squash to the square, shape (b, 4): left, top, right, bottom;
+    None: what the decoder's geometry says."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -41,6 +48,11 @@ class EncodedBatch:
     def stored_size(self, position: int) -> tuple[int, int]:
         """Width and height of one image."""
         return int(self.widths[position]), int(self.heights[position])
+
+    def placement(self, geometry: Geometry, position: int) -> Placement:
+        """Where the output of one image comes from."""
+        crop = None if self.crops is None else cast("Box", tuple(self.crops[position].tolist()))
+        return geometry.place(*self.stored_size(position), crop)
 
     def is_plain_jpeg(self, position: int) -> bool:
         """Whether a fast decoder takes the image: a grey or colour JPEG of the promised size.
@@ -53,6 +65,14 @@ class EncodedBatch:
         except ValueError:
             return False
         return colours in FAST_COLOURS and (width, height) == self.stored_size(position)
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Batches of float32, ``(pixel / 255 - mean) / std`` per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 class UndecodableImagesError(DataError):
@@ -75,8 +95,9 @@ class Decoder(Protocol):
         """Decode a batch of any length.
 
         Returns:
-            uint8 of shape (b, 3, s, s), stored channels last, on the decoder's device; as close to
-            ``decode_with_pillow`` as the decoder's module states.
+            On the decoder's device, as close to ``decode_with_pillow`` as `docs/pixels.md` states:
+            uint8 of shape (b, 3, s, s), stored channels last; or with a ``Normalisation`` float32
+            of the same shape, contiguous.
 
         Raises:
             UndecodableImagesError: After all images were tried, for those that failed alone.
@@ -93,33 +114,74 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def choose_decoder(name: str, device: str) -> DecoderName:
+def choose_decoder(name: str, device: str, *, exact: bool = False) -> DecoderName:
     """Resolve ``auto``: DALI's hardware decoders on a GPU, libjpeg-turbo threads on a CPU.
 
+    Args:
+        name: One of ``DecoderName``.
+        device: Where batches are wanted.
+        exact: Pixels equal to the reference, whatever they cost: ``auto`` becomes ``pillow``.
+
     Raises:
-        UsageError: There is no decoder of that name.
+        UsageError: There is no decoder of that name, or it is not exact.
     """
     if name not in set(DecoderName):
         raise UsageError(f"decoder must be one of {', '.join(DecoderName)}, got {name}")
+    if exact and name not in {DecoderName.AUTO, DecoderName.PILLOW}:
+        raise UsageError(
+            f"decoder {name} is not exact; leave out --decoder-exact, or choose pillow"
+        )
+    if exact:
+        return DecoderName.PILLOW
     if name != DecoderName.AUTO:
         return DecoderName(name)
     return DecoderName.DALI if torch.device(device).type == "cuda" else DecoderName.TURBO
 
 
-def make_decoder(name: str, geometry: Geometry, *, device: str, workers: int) -> Decoder:
-    """Build the decoder ``choose_decoder(name, device)``; ``workers`` 0 means one thread per core.
+def reason_for(chosen: DecoderName, device: str) -> str:
+    """What was picked and why, for people."""
+    reasons = {
+        DecoderName.DALI: f"decodes on {device}, in hardware where the GPU has JPEG engines",
+        DecoderName.TURBO: "the fastest on a CPU, at most 1 level from Pillow",
+        DecoderName.FAST: "coarser arithmetic, see docs/pixels.md",
+        DecoderName.PILLOW: "the reference, several times slower",
+    }
+    return f"decoder {chosen}: {reasons[chosen]}"
+
+
+def make_decoder(
+    name: str,
+    geometry: Geometry,
+    *,
+    device: str,
+    workers: int,
+    exact: bool = False,
+    normalisation: Normalisation | None = None,
+) -> Decoder:
+    """Build the decoder ``choose_decoder(name, device, exact=exact)``.
+
+    Args:
+        name: One of ``DecoderName``.
+        geometry: Size of the output.
+        device: Where the decoder's output lies, for those that decode on a device.
+        workers: Threads; 0 means one per core.
+        exact: See ``choose_decoder``.
+        normalisation: Hand over float32 instead of uint8.
 
     Raises:
-        UsageError: There is no decoder of that name.
+        UsageError: There is no decoder of that name, or it is not exact.
         MachineError: DALI is not installed, or ``device`` is a GPU that is not there.
     """
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise MachineError(f"device {device} is not available here; use --device cpu")
     workers = workers or available_cores()
-    if choose_decoder(name, device) is DecoderName.DALI:
+    chosen = choose_decoder(name, device, exact=exact)
+    if chosen is DecoderName.DALI:
         from engine.decode.dali import DaliDecoder
 
-        return DaliDecoder(geometry, device=device, workers=workers)
-    from engine.decode.turbo import TurboDecoder
+        return DaliDecoder(geometry, device=device, workers=workers, normalisation=normalisation)
+    from engine.decode.threads import ThreadedDecoder, image_decoder
 
-    return TurboDecoder(geometry, workers=workers)
+    return ThreadedDecoder(
+        geometry, image_decoder(chosen), workers=workers, normalisation=normalisation
+    )

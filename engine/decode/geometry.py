@@ -1,22 +1,25 @@
-"""From stored size to batch size: target size and crop, computed without decoding.
+"""From stored size to batch size: what is cut, resized and cut again, computed without decoding.
 
 The rules are those of torchvision's ``Resize(resize)`` followed by ``CenterCrop(size)``
 (torchvision/transforms/functional.py, ``_compute_resized_output_size`` and ``center_crop``).
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from shards.errors import UsageError
 
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom excluded."""
+
 
 class Placement(NamedTuple):
-    """An image is resized to ``width`` x ``height``, then cut at (``left``, ``top``)."""
+    """A region of the stored image is resized to ``width`` x ``height``, of which ``box`` stays."""
 
+    region: Box
     width: int
     height: int
-    left: int
-    top: int
+    box: Box
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +40,21 @@ class Geometry:
                 "the crop would reach beyond the image"
             )
 
-    def place(self, width: int, height: int) -> Placement:
-        """Target size and crop offsets of an image of ``width`` x ``height`` pixels."""
-        if self.resize is None:
-            return Placement(self.size, self.size, 0, 0)
+    def place(self, width: int, height: int, crop: Box | None = None) -> Placement:
+        """Where the output comes from in an image of ``width`` x ``height`` pixels.
+
+        Args:
+            width: Pixels of the stored image.
+            height: Pixels of the stored image.
+            crop: Region to squash to the square instead, as in random resized crops.
+        """
+        size, whole = self.size, (0, 0, width, height)
+        if crop is not None or self.resize is None:
+            return Placement(crop or whole, size, size, (0, 0, size, size))
         longest = int(self.resize * max(width, height) / min(width, height))
         target_width, target_height = (
             (self.resize, longest) if width <= height else (longest, self.resize)
         )
         # Python's round, halves to even, as in torchvision.
-        return Placement(
-            target_width,
-            target_height,
-            round((target_width - self.size) / 2.0),
-            round((target_height - self.size) / 2.0),
-        )
+        left, top = round((target_width - size) / 2.0), round((target_height - size) / 2.0)
+        return Placement(whole, target_width, target_height, (left, top, left + size, top + size))

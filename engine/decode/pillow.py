@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.decode.geometry import Geometry
+from engine.decode.geometry import Box, Geometry, Placement
 from shards.probe import pillow_fact
 from shards.reencode import DAMAGE, as_rgb
 
@@ -19,9 +19,12 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 
 
 def decode_with_pillow(
-    data: bytes, geometry: Geometry, stored_size: tuple[int, int] | None = None
+    data: bytes,
+    geometry: Geometry,
+    stored_size: tuple[int, int] | None = None,
+    crop: Box | None = None,
 ) -> NDArray[np.uint8]:
-    """Decode one image to RGB and bring it to ``geometry``.
+    """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
     Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
     Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits.
@@ -30,6 +33,7 @@ def decode_with_pillow(
         data: A JPEG, PNG or WebP file.
         geometry: Output size and crop.
         stored_size: Width and height that the index promises; checked before any pixel is decoded.
+        crop: Region of the image instead of the geometry's.
 
     Returns:
         uint8 of shape (s, s, 3).
@@ -43,14 +47,15 @@ def decode_with_pillow(
         with Image.open(BytesIO(data), formats=FORMATS) as image:
             if stored_size is not None and image.size != stored_size:
                 raise ValueError(f"it has {image.size} pixels, the index says {stored_size}")
-            return _resized(as_rgb(image), geometry)
+            return _placed(as_rgb(image), geometry.place(*image.size, crop))
     except DAMAGE as error:
         raise ValueError(pillow_fact(error) or type(error).__name__) from error
 
 
-def _resized(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
-    width, height, left, top = geometry.place(*image.size)
+def _placed(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
+    region, width, height, box = placement
+    if region != (0, 0, *image.size):
+        image = image.crop(region)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
-    box = (left, top, left + geometry.size, top + geometry.size)
     return np.array(image.crop(box))

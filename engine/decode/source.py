@@ -1,22 +1,33 @@
 """Decoded batches of a packed data set, in an order fixed by the seed, read and decoded ahead."""
 
-from collections.abc import Generator, Iterator
-from typing import Protocol
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from engine.batch import Batch
 from engine.decode.ahead import ahead
-from engine.decode.decoder import EncodedBatch, UndecodableImagesError, make_decoder
+from engine.decode.crops import Crops
+from engine.decode.decoder import (
+    EncodedBatch,
+    Normalisation,
+    UndecodableImagesError,
+    make_decoder,
+)
 from engine.decode.geometry import Geometry
-from engine.decode.order import batches_of, epoch_ids
+from engine.decode.order import PADDING, batches_of, epoch_ids
 from engine.decode.reader import ShardReader
 from shards.dataset import Dataset
 from shards.errors import ManifestError, UsageError
 
-BATCHES_AHEAD = 2
+ENCODED_AHEAD, DECODED_AHEAD = 2, 1
+"""Batches; decoded ones take the more memory."""
+MOST_LEFT_OUT = 10
+"""Samples that may be left out, or 0.1 % of all if that is more."""
+Boxes: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.int64] | None]
 
 
 class EpochSource(Protocol):
@@ -65,16 +76,23 @@ class Source:
         device: str = "cpu",
         workers: int = 0,
         ids: NDArray[np.int64] | None = None,
+        exact: bool = False,
+        normalisation: Normalisation | None = None,
+        tolerant: bool = False,
     ) -> None:
         """Open the data set for reading.
 
         Args:
             dataset: What to read.
             geometry: Size of the batches' images.
-            decoder: ``auto``, ``dali`` or ``turbo``.
+            decoder: One of ``DecoderName``.
             device: Where the batches are handed over.
             workers: Decoding threads; 0 means one per core.
             ids: int64 of shape (n,), the samples to read (a coreset); None means all.
+            exact: Pixels equal to the reference.
+            normalisation: Hand over float32 instead of uint8.
+            tolerant: Leave out samples that cannot be read or decoded, and list them in
+                ``undecodable``, instead of raising.
 
         Raises:
             UsageError: ``ids`` is not one-dimensional int64 in the range of the data set.
@@ -87,7 +105,17 @@ class Source:
         _require_ids(self.ids, len(dataset))
         self._all_labels = dataset.labels
         self._widths, self._heights = dataset.ints("width"), dataset.ints("height")
-        self._decoder = make_decoder(decoder, geometry, device=device, workers=workers)
+        self.undecodable: dict[int, str] = {}
+        """Samples that were left out so far, by id, and why."""
+        self._tolerant = tolerant
+        self._decoder = make_decoder(
+            decoder,
+            geometry,
+            device=device,
+            workers=workers,
+            exact=exact,
+            normalisation=normalisation,
+        )
         self._reader = ShardReader(dataset)
 
     def __enter__(self) -> "Source":
@@ -119,11 +147,14 @@ class Source:
         rank: int = 0,
         world: int = 1,
         start_batch: int = 0,
+        crops: Crops | None = None,
+        pad: bool = False,
+        block: int = 0,
     ) -> Iterator[Batch]:
         """One rank's share of one epoch; every sample occurs exactly once over all ranks.
 
-        Bytes are read, and batches decoded, up to two batches ahead by two background threads. The
-        last batch may be short, and nothing is padded. Leaving the loop early ends the threads.
+        Bytes are read, and batches decoded, ahead by two background threads. The last batch may be
+        short. Leaving the loop early ends the threads.
 
         Args:
             batch: Images per batch and rank.
@@ -133,6 +164,11 @@ class Source:
             rank: This process.
             world: Processes.
             start_batch: First batch to yield, to continue an interrupted epoch.
+            crops: Random resized crops instead of the geometry's.
+            pad: Fill every batch up with rows of id and label -1, also for ranks whose share is
+                shorter and for samples that were left out.
+            block: Shuffle blocks of so many neighbours, and samples among a few blocks, for disks
+                that cannot seek (`engine.decode.order`); 0 shuffles globally.
 
         Returns:
             An iterator of batches on ``device``; ``Batch.ids`` are the data set's sample ids.
@@ -142,29 +178,78 @@ class Source:
             ManifestError: (While iterating) a sample cannot be read or decoded; it is named.
         """
         order = epoch_ids(
-            len(self), seed=seed, epoch=epoch, shuffle=shuffle, rank=rank, world=world
-        )
-        batches = batches_of(self.ids[order], batch, start_batch)
-        return ahead(self._decoded(ahead(self._encoded(batches), BATCHES_AHEAD)), BATCHES_AHEAD)
+            len(self), seed=seed, epoch=epoch, shuffle=shuffle, rank=rank, world=world, block=block,
+            pad_to=batch if pad else 0,
+        )  # fmt: skip
+        ids = np.where(order < 0, PADDING, self.ids[order])
+
+        def boxes(some: NDArray[np.int64]) -> NDArray[np.int64] | None:
+            sizes = self._widths[some], self._heights[some]
+            return crops and crops.boxes(some, *sizes, seed=seed, epoch=epoch)
+
+        encoded = ahead(self._encoded(batches_of(ids, batch, start_batch), boxes), ENCODED_AHEAD)
+        return ahead(self._decoded(encoded, pad=pad), DECODED_AHEAD)
 
     def _encoded(
-        self, batches: Iterator[NDArray[np.int64]]
-    ) -> Generator[tuple[NDArray[np.int64], EncodedBatch]]:
-        for ids in batches:
-            yield ids, EncodedBatch(self._reader.read(ids), self._widths[ids], self._heights[ids])
+        self, batches: Iterator[NDArray[np.int64]], boxes: Boxes
+    ) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
+        """Yield the rows wanted, the ids that were read, and what was read."""
+        for wanted in batches:
+            ids, data = self._read(wanted[wanted != PADDING])
+            sizes = self._widths[ids], self._heights[ids]
+            yield wanted.size, ids, EncodedBatch(data, *sizes, boxes(ids))
+
+    def _read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[bytes]]:
+        try:
+            return ids, self._reader.read(ids)
+        except ManifestError:
+            if not self._tolerant:
+                raise
+        kept: list[int] = []
+        there: list[bytes] = []
+        for one in ids.tolist():
+            try:
+                there += self._reader.read(np.array([one]))
+            except ManifestError as error:
+                self._leave_out(one, str(error).partition("; run")[0])
+            else:
+                kept.append(one)
+        return np.array(kept, np.int64), there
 
     def _decoded(
-        self, encoded: Generator[tuple[NDArray[np.int64], EncodedBatch]]
+        self, encoded: Generator[tuple[int, NDArray[np.int64], EncodedBatch]], *, pad: bool
     ) -> Generator[Batch]:
         try:
-            for ids, batch in encoded:
-                try:
-                    images = self._decoder.decode(batch).to(self.device)
-                except UndecodableImagesError as error:
-                    raise self._names_of_undecodable(ids, error) from error
-                yield batch_of(images, self._all_labels[ids], ids)
+            for n_wanted, ids, batch in encoded:
+                images, kept = self._images(ids, batch)
+                if pad or kept.size:
+                    labels = self._all_labels[kept]
+                    part = batch_of(images.to(self.device), labels, kept)
+                    yield padded(part, n_wanted) if pad else part
         finally:
             encoded.close()
+
+    def _images(
+        self, ids: NDArray[np.int64], batch: EncodedBatch
+    ) -> tuple[Tensor, NDArray[np.int64]]:
+        """Decoded images and their ids, without those that cannot be decoded."""
+        try:
+            return self._decoder.decode(batch), ids
+        except UndecodableImagesError as error:
+            if not self._tolerant:
+                raise self._names_of_undecodable(ids, error) from error
+            for position, reason in error.reasons.items():
+                self._leave_out(int(ids[position]), reason)
+            good = np.setdiff1d(np.arange(ids.size), list(error.reasons))
+            return error.images[torch.from_numpy(good).to(error.images.device)], ids[good]
+
+    def _leave_out(self, sample: int, reason: str) -> None:
+        self.undecodable[sample] = reason
+        if len(self.undecodable) > max(MOST_LEFT_OUT, len(self) // 1000):
+            raise ManifestError(
+                f"{len(self.undecodable)} samples cannot be read, {self._reader.name_of(sample)} "
+                f"the last ({reason}); run `coreset verify {self.dataset.path}`"
+            )
 
     def _names_of_undecodable(
         self, ids: NDArray[np.int64], error: UndecodableImagesError
@@ -182,6 +267,20 @@ def batch_of(images: torch.Tensor, labels: NDArray[np.int64], ids: NDArray[np.in
         images,
         torch.from_numpy(labels).to(images.device),
         torch.from_numpy(np.array(ids)).to(images.device),
+    )
+
+
+def padded(batch: Batch, n: int) -> Batch:
+    """The batch with rows of black images, label and id -1 added up to ``n``."""
+    missing = n - len(batch.ids)
+    if missing == 0:
+        return batch
+    rows = torch.full((missing,), PADDING, device=batch.ids.device)
+    black = batch.images.new_zeros((missing, *batch.images.shape[1:]))
+    return Batch(
+        torch.cat((batch.images, black)),
+        torch.cat((batch.labels, rows)),
+        torch.cat((batch.ids, rows)),
     )
 
 

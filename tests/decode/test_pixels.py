@@ -1,14 +1,18 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.decode.crops import Crops
 from engine.decode.geometry import Geometry
 from engine.decode.memory import available_bytes
 from engine.decode.pixels import Pixels, epochs_source, pixel_bytes, resident
 from engine.decode.source import Source
-from shards.errors import MachineError
+from kernels.resample import resize
+from shards.errors import MachineError, ManifestError, UsageError
 
 GEOMETRY = Geometry(16, 20)
 
@@ -33,6 +37,8 @@ def pixels(streamed):
             "seed": st.integers(0, 3),
             "start_batch": st.integers(0, 3),
             "shuffle": st.booleans(),
+            "pad": st.booleans(),
+            "block": st.integers(0, 3),
         }
     ),
     world=st.integers(1, 3),
@@ -46,6 +52,87 @@ def test_resident_batches_equal_streamed_batches(streamed, pixels, place, world)
             assert a.images.stride() == b.images.stride()
             assert torch.equal(a.labels, b.labels)
             assert torch.equal(a.ids, b.ids)
+
+
+@pytest.fixture
+def one_damaged(packed, images):
+    """9 photos, of which the fifth cannot be decoded."""
+    stored = [images.jpeg(40, 30, seed=i) for i in range(9)]
+    stored[4] = images.Stored(stored[4].data[:200], 40, 30)
+    return packed(stored)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 9])
+@pytest.mark.parametrize("pad", [False, True])
+def test_samples_that_cannot_be_decoded_are_left_out_as_in_the_source(one_damaged, batch, pad):
+    ids = np.array([8, 4, 2, 4, 0])
+    with Source(one_damaged, GEOMETRY, tolerant=True, ids=ids) as source:
+        pixels = resident(source)
+        for epoch in range(2):
+            place: dict[str, Any] = {"batch": batch, "epoch": epoch, "shuffle": True, "pad": pad}
+            for a, b in zip(source.epoch(**place), pixels.epoch(**place), strict=True):
+                assert torch.equal(a.images, b.images)
+                assert torch.equal(a.ids, b.ids)
+    assert list(pixels.undecodable) == [4]
+    assert not pixels.images[[1, 3]].any()
+
+
+def test_a_sample_that_cannot_be_decoded_stops_a_strict_source(one_damaged):
+    with (
+        Source(one_damaged, GEOMETRY) as source,
+        pytest.raises(ManifestError, match="class1/image4"),
+    ):
+        resident(source)
+
+
+@pytest.fixture(scope="module")
+def noise():
+    """12 noisy images of 20 pixels, held in another order than their ids."""
+    rng = np.random.default_rng(0)
+    images = torch.from_numpy(rng.integers(0, 256, (12, 20, 20, 3), dtype=np.uint8))
+    return images.permute(0, 3, 1, 2), np.arange(12) % 3, np.arange(12) * 5, np.arange(11, -1, -1)
+
+
+@pytest.mark.parametrize("size", [None, 8])
+def test_random_crops_are_the_boxes_of_the_law_resized(noise, size):
+    images, labels, ids, rows = noise
+    pixels, law = Pixels(images, labels, ids, rows=rows, size=size, workers=3), Crops()
+    for part in pixels.epoch(5, crops=law, epoch=2, seed=9, shuffle=True):
+        sides = np.full(len(part.ids), 20)
+        boxes = law.boxes(part.ids.numpy(), sides, sides, seed=9, epoch=2).tolist()
+        for image, one, box in zip(part.images, part.ids.tolist(), boxes, strict=True):
+            whole = images[11 - one // 5].permute(1, 2, 0).contiguous().numpy()
+            expected = resize(whole, size or 20, size or 20, region=tuple(box))
+            np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 20])
+def test_a_size_takes_the_central_square_of_torchvision(noise, size):
+    from torchvision.transforms.functional import center_crop
+
+    images, labels, ids, rows = noise
+    (part,) = Pixels(images, labels, ids, rows=rows, size=size).epoch(12)
+    assert torch.equal(part.images, center_crop(images[rows], [size, size]))
+    assert part.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("size", [-1, 0, 21])
+def test_a_size_that_the_images_do_not_have_is_refused(noise, size):
+    with pytest.raises(UsageError, match=rf"size must be in \[1, 20\] .* got {size}; decode"):
+        Pixels(*noise[:3], size=size)
+
+
+def test_crops_on_a_gpu_are_left_to_the_augmentation(noise):
+    pixels = Pixels(*noise[:3], device=torch.device("cuda:0"))
+    with pytest.raises(UsageError, match=r"batches are for cuda:0; .* kernels\.augment"):
+        pixels.epoch(4, crops=Crops())
+
+
+def test_batches_are_copies(noise):
+    images = noise[0].clone()
+    for part in Pixels(images, *noise[1:3]).epoch(4):
+        part.images.zero_()
+    assert torch.equal(images, noise[0])
 
 
 def test_resident_pixels_keep_ids_labels_and_layout(streamed, pixels):

@@ -6,8 +6,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.decode.crops import Crops
 from engine.decode.geometry import Geometry
 from engine.decode.order import epoch_ids
+from engine.decode.pillow import decode_with_pillow
 from engine.decode.source import Source
 from shards.errors import ManifestError, UsageError
 
@@ -26,7 +28,7 @@ def ids_of(batches):
 
 
 def background_threads():
-    names = ("ahead", "turbo")
+    names = ("ahead", "decode")
     return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
@@ -127,6 +129,82 @@ def test_a_corrupt_member_is_named_alone_and_after_the_good_batches(packed, imag
         (rest,) = source.epoch(3)
     assert seen == [0, 1, 2, 3]
     assert rest.ids.tolist() == [4, 6, 7]
+
+
+@pytest.mark.parametrize("decoder", ["turbo", "dali"])
+@pytest.mark.parametrize("pad", [False, True])
+def test_a_tolerant_source_leaves_out_what_is_corrupt_and_nothing_else(
+    packed, images, decoder, pad
+):
+    stored = [images.jpeg(40, 30, seed=i) for i in range(9)]
+    expected = torch.stack(
+        [torch.from_numpy(decode_with_pillow(one.data, GEOMETRY)) for one in stored]
+    ).permute(0, 3, 1, 2)
+    stored[4] = images.Stored(stored[4].data[:500], 40, 30)
+    damaged = packed(stored)
+    with Source(damaged, GEOMETRY, decoder=decoder, tolerant=True) as source:
+        for _ in range(2):
+            parts = list(source.epoch(3, pad=pad))
+            ids = torch.cat([part.ids for part in parts])
+            assert ids[ids >= 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
+            assert [len(part.ids) for part in parts] == ([3, 3, 3] if pad else [3, 2, 3])
+            pixels = torch.cat([part.images for part in parts])
+            difference = pixels[ids >= 0].int() - expected[ids[ids >= 0]].int()
+            assert difference.float().abs().mean() < 1
+            assert not pixels[ids < 0].any()
+        assert list(source.undecodable) == [4]
+
+
+def test_a_tolerant_source_goes_on_after_a_shard_that_ends_early(packed, images):
+    dataset = packed([images.jpeg(20, 20, seed=i) for i in range(9)])
+    shard = dataset.shard_paths()[1]
+    shard.write_bytes(shard.read_bytes()[: dataset.ints("offset")[7]])
+    with Source(dataset, GEOMETRY, tolerant=True) as source:
+        assert list(ids_of(source.epoch(4))) == [0, 1, 2, 3, 4, 5, 6]
+        assert sorted(source.undecodable) == [7, 8]
+        assert source.undecodable[7].endswith("bytes")
+
+
+def test_more_than_a_few_undecodable_samples_stop_even_a_tolerant_source(packed, images):
+    broken = images.Stored(b"<html>", 20, 20)
+    with (
+        Source(packed([broken] * 12), GEOMETRY, tolerant=True) as source,
+        pytest.raises(ManifestError, match="11 samples cannot be read"),
+    ):
+        list(source.epoch(4))
+
+
+@given(st.integers(1, 9), st.integers(1, 4))
+@settings(max_examples=15, deadline=None)
+def test_padded_ranks_have_equally_many_whole_batches(numbered, batch, world):
+    with Source(numbered, GEOMETRY, workers=2) as source:
+        ranks = [
+            list(source.epoch(batch, shuffle=True, rank=rank, world=world, pad=True))
+            for rank in range(world)
+        ]
+    assert len({len(parts) for parts in ranks}) == 1
+    parts = [part for rank in ranks for part in rank]
+    assert {len(part.ids) for part in parts} == {batch}
+    ids = torch.cat([part.ids for part in parts])
+    assert sorted(ids[ids >= 0].tolist()) == list(range(23))
+    for part in parts:
+        assert torch.equal(part.labels, torch.where(part.ids < 0, -1, part.ids % 3))
+        assert not part.images[part.ids < 0].any()
+
+
+def test_crops_depend_on_the_sample_and_the_epoch_but_not_on_its_batch(packed, images):
+    dataset = packed([images.jpeg(90, 60, seed=i) for i in range(7)])
+
+    def pixels(batch, epoch, **options):
+        with Source(dataset, GEOMETRY, workers=2) as source:
+            parts = list(source.epoch(batch, epoch=epoch, crops=Crops(), **options))
+        ids = torch.cat([part.ids for part in parts])
+        return torch.cat([part.images for part in parts])[ids.argsort()]
+
+    first = pixels(3, 0)
+    assert torch.equal(first, pixels(5, 0, seed=0))
+    assert not torch.equal(first, pixels(3, 1))
+    assert not torch.equal(first, pixels(3, 0, seed=1))
 
 
 def test_members_of_other_formats_come_in_their_places(packed, images):

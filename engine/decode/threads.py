@@ -1,0 +1,142 @@
+"""Decoding on the CPU with threads that release the interpreter while they decode.
+
+No worker processes and no pickled batches: every thread takes the next image of the batch and
+writes its pixels where the batch has them. Memory of batches that nobody holds any more is used
+again, because fresh pages cost as much as a fifth of decoding.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.decode.decoder import (
+    DecoderName,
+    EncodedBatch,
+    Normalisation,
+    UndecodableImagesError,
+)
+from engine.decode.geometry import Geometry
+from engine.decode.pillow import decode_with_pillow
+from engine.decode.turbo import decode_exactly, decode_fast
+from kernels.planes import factors_of, normalised_planes
+
+ImageDecoder: TypeAlias = Callable[[EncodedBatch, int, Geometry, NDArray[np.uint8]], None]
+"""Writes one image of a batch, by its position, to uint8 of shape (s, s, 3); ``ValueError`` if it
+cannot be decoded. Thread safe."""
+
+
+def image_decoder(name: DecoderName) -> ImageDecoder:
+    """The function behind a decoder that runs in threads."""
+    return {
+        DecoderName.TURBO: decode_exactly,
+        DecoderName.FAST: decode_fast,
+        DecoderName.PILLOW: _decode_by_pillow,
+    }[name]
+
+
+def _decode_by_pillow(
+    batch: EncodedBatch, position: int, geometry: Geometry, into: NDArray[np.uint8]
+) -> None:
+    crop = None if batch.crops is None else batch.placement(geometry, position).region
+    size = batch.stored_size(position)
+    into[...] = decode_with_pillow(batch.data[position], geometry, size, crop)
+
+
+class ThreadedDecoder:
+    """Decodes on the CPU with ``workers`` threads."""
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        decode: ImageDecoder,
+        *,
+        workers: int,
+        normalisation: Normalisation | None = None,
+    ) -> None:
+        self._geometry, self._decode_image, self._workers = geometry, decode, workers
+        self._factors = normalisation and factors_of(normalisation.mean, normalisation.std)
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
+        self._memory = BatchMemory()
+
+    def decode(self, batch: EncodedBatch) -> Tensor:
+        """See ``Decoder.decode``; thread safe."""
+        size, n = self._geometry.size, len(batch)
+        planes = self._factors is not None
+        shape = (n, 3, size, size) if planes else (n, size, size, 3)
+        images = self._memory.take(shape, np.dtype(np.float32 if planes else np.uint8))
+        reasons: dict[int, str] = {}
+        # One shared iterator, whose next is atomic: a thread that is done takes the next image.
+        positions = iter(range(n))
+        work = [
+            self._pool.submit(self._decode_some, batch, positions, images, reasons)
+            for _ in range(min(self._workers, n))
+        ]
+        for part in work:
+            part.result()
+        tensor = torch.from_numpy(images)
+        images_bchw = tensor if planes else tensor.permute(0, 3, 1, 2)
+        if reasons:
+            raise UndecodableImagesError(dict(sorted(reasons.items())), images_bchw)
+        return images_bchw
+
+    def close(self) -> None:
+        """End the threads and forget the memory."""
+        self._pool.shutdown()
+        self._memory.forget()
+
+    def _decode_some(
+        self,
+        batch: EncodedBatch,
+        positions: Iterator[int],
+        images: NDArray[Any],
+        reasons: dict[int, str],
+    ) -> None:
+        size = self._geometry.size
+        pixels = None if self._factors is None else np.empty((size, size, 3), np.uint8)
+        for position in positions:
+            into = images[position] if pixels is None else pixels
+            try:
+                self._decode_image(batch, position, self._geometry, into)
+            except ValueError as error:
+                reasons[position] = str(error)
+                continue
+            if self._factors is not None:
+                normalised_planes(into, self._factors, images[position])
+
+
+class BatchMemory:
+    """Arrays of batches, given out again once nobody but this object refers to them."""
+
+    def __init__(self) -> None:
+        self._arrays: list[NDArray[Any]] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Memory for a batch; what it holds is undefined."""
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        with self._lock:
+            for array in self._arrays:
+                # The list, the loop's name and the argument; whoever uses it would hold one more.
+                if array.size >= n_bytes and sys.getrefcount(array) <= 3:
+                    return _shaped(array, n_bytes, shape, dtype)
+            self._arrays = [array for array in self._arrays if array.size >= n_bytes]
+            self._arrays.append(np.empty(n_bytes, np.uint8))
+            return _shaped(self._arrays[-1], n_bytes, shape, dtype)
+
+    def forget(self) -> None:
+        """Leave the arrays to those who hold them."""
+        with self._lock:
+            self._arrays.clear()
+
+
+def _shaped(
+    array: NDArray[np.uint8], n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> NDArray[Any]:
+    return array[:n_bytes].view(dtype).reshape(shape)

@@ -1,0 +1,331 @@
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import distributed
+
+import engine
+from engine.decode.decoder import Normalisation
+from engine.decode.geometry import Geometry
+from engine.decode.order import epoch_ids
+from engine.decode.source import Source
+from engine.loading import Loader
+from shards.errors import MachineError, ManifestError, UsageError
+
+N = 23
+BRIGHTNESS_PER_ID = 10
+
+
+@pytest.fixture
+def loader(numbered):
+    """``loader(...)``: a loader of the 23 numbered images that is closed after the test."""
+    made = []
+
+    def make(data=numbered.path, **options):
+        usual: dict[str, Any] = {"batch": 4, "size": 16, "resize": 16, "workers": 2}
+        made.append(Loader(data, **usual | options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def assert_same(parts, expected):
+    assert [part.ids.tolist() for part in parts] == [part.ids.tolist() for part in expected]
+    for part, other in zip(parts, expected, strict=True):
+        assert torch.equal(part.images, other.images)
+        assert torch.equal(part.labels, other.labels)
+
+
+def ids_of(parts):
+    return [sample for part in parts for sample in part.ids.tolist()]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    batch=st.integers(1, 30),
+    world=st.integers(1, 3),
+    order=st.sampled_from([{"shuffle": False}, {}, {"block": 2}]),
+    pad=st.booleans(),
+)
+def test_each_image_comes_once_over_all_ranks_with_its_label(numbered, batch, world, order, pad):
+    seen, lengths = [], []
+    for rank in range(world):
+        options = order | {"batch": batch, "pad": pad, "rank": rank, "world": world}
+        with Loader(numbered.path, size=16, resize=16, workers=2, **options) as one:
+            parts = list(one)
+            assert len(parts) == len(one)
+        lengths.append([len(part.ids) for part in parts])
+        for part in parts:
+            there = part.ids >= 0
+            brightness = part.images[there].float().mean(dim=(1, 2, 3)) / BRIGHTNESS_PER_ID
+            assert torch.equal(brightness.round().long(), part.ids[there])
+            assert torch.equal(part.labels[there], part.ids[there] % 3)
+            seen += part.ids[there].tolist()
+    assert sorted(seen) == list(range(N))
+    if pad:
+        assert lengths == [[batch] * len(lengths[0])] * world
+
+
+def test_epochs_follow_one_another_each_in_its_order(loader):
+    one = loader(seed=5)
+    for epoch in range(3):
+        assert one.epoch == epoch
+        assert ids_of(one) == epoch_ids(N, seed=5, epoch=epoch).tolist()
+
+
+def test_equal_seeds_repeat_and_different_seeds_differ(loader):
+    orders = [ids_of(loader(seed=seed)) for seed in (1, 1, 2)]
+    assert orders[0] == orders[1] != orders[2]
+
+
+@pytest.mark.parametrize("taken", range(7))
+@pytest.mark.parametrize("options", [{}, {"block": 2, "crops": engine.Crops()}, {"pad": True}])
+def test_a_restored_loader_hands_over_the_same_remaining_batches(loader, options, taken):
+    whole, interrupted, restored = (loader(seed=3, **options) for _ in range(3))
+    expected = [*whole, *whole, *whole]
+    list(interrupted)
+    batches = iter(interrupted)
+    for _ in range(taken % 6):
+        next(batches)
+    restored.load_state_dict(json.loads(json.dumps(interrupted.state_dict())))
+    assert_same([*restored, *restored], expected[6 + taken % 6 :])
+
+
+def test_a_state_counts_the_batches_that_were_handed_out_not_those_read_ahead(loader):
+    one = loader()
+    places = []
+    for _ in one:
+        state = one.state_dict()
+        places.append((state["epoch"], state["next_batch"]))
+    assert places == [(0, 1), (0, 2), (0, 3), (0, 4), (0, 5), (1, 0)]
+
+
+def test_an_epoch_left_early_goes_on_at_the_next_batch(loader):
+    one = loader()
+    seen = []
+    for part in one:
+        seen.append(part)
+        if len(seen) == 2:
+            break
+    assert ids_of([*seen, *one]) == epoch_ids(N, seed=0, epoch=0).tolist()
+
+
+def test_a_new_iteration_ends_the_one_under_way(loader):
+    one = loader()
+    first = iter(one)
+    next(first)
+    assert len(list(one)) == len(one) - 1
+    assert list(first) == []
+    assert one.epoch == 1
+
+
+def test_set_epoch_starts_another_epoch_and_leaves_the_current_one_alone(loader):
+    one = loader()
+    next(iter(one))
+    one.set_epoch(0)
+    assert ids_of(one) == epoch_ids(N, seed=0, epoch=0)[4:].tolist()
+    one.set_epoch(7)
+    assert ids_of(one) == epoch_ids(N, seed=0, epoch=7).tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": 8}, "seed is 0 in the state, 8 in this loader; make the loader with the options"),
+        ({"batch": 5}, "batch is 4 in the state, 5"),
+        ({"shuffle": False}, "shuffle is True in the state, False"),
+        ({"block": 2}, "block is 0 in the state, 2"),
+        ({"pad": True}, "pad is False in the state, True"),
+        ({"rank": 0, "world": 2}, "world is 1 in the state, 2"),
+        ({"ids": list(range(N))}, "ids is all in the state"),
+    ],
+)
+def test_a_state_of_another_order_is_refused(loader, options, message):
+    with pytest.raises(UsageError, match=message):
+        loader(**options).load_state_dict(loader().state_dict())
+
+
+def test_a_state_of_another_data_set_is_refused(loader, packed, images):
+    other = packed([images.encode(Image.new("RGB", (24, 24)))] * N, n_classes=2)
+    with pytest.raises(UsageError, match=r"data_set is [0-9a-f]{64} in the state, [0-9a-f]{64}"):
+        loader(other.path).load_state_dict(loader().state_dict())
+
+
+@pytest.mark.parametrize("changed", [{"version": 2}, {"epoch": -1}, {"next_batch": "many"}])
+def test_a_state_that_is_none_is_refused(loader, changed):
+    one = loader()
+    with pytest.raises(UsageError, match=r"in the state|from 0 on"):
+        one.load_state_dict(one.state_dict() | changed)
+
+
+def test_a_damaged_image_amid_a_batch_costs_that_image_only(loader, packed, images):
+    stored = [images.jpeg(40, 30, seed=i) for i in range(12)]
+    stored[5] = images.Stored(stored[5].data[:500], 40, 30)
+    dataset = packed(stored)
+    one = loader(dataset.path, shuffle=False)
+    parts = list(one)
+    assert [part.ids.tolist() for part in parts] == [[0, 1, 2, 3], [4, 6, 7], [8, 9, 10, 11]]
+    assert list(one.undecodable) == [5]
+    good = np.delete(np.arange(12), 5)
+    with Source(dataset, Geometry(16, 16), ids=good) as source:
+        (expected,) = source.epoch(12)
+    assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
+    assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
+    strict = loader(dataset.path, shuffle=False, tolerant=False)
+    with pytest.raises(ManifestError, match=r"class2/image5 \(.*cannot be decoded"):
+        list(strict)
+
+
+def test_samples_that_cannot_be_read_beside_undecodable_ones_shift_no_label(loader, packed, images):
+    stored = [images.encode(Image.new("RGB", (24, 24), (10 * i,) * 3)) for i in range(12)]
+    stored[2] = images.Stored(stored[2].data[:300], 24, 24)
+    dataset = packed(stored)
+    cut = dataset.shard_paths()[1]
+    cut.write_bytes(cut.read_bytes()[: int(dataset.ints("offset")[8])])  # ids 8 and 9 are gone
+    one = loader(dataset.path, batch=12)
+    for _ in range(2):
+        (part,) = one
+        brightness = part.images.float().mean(dim=(1, 2, 3)) / BRIGHTNESS_PER_ID
+        assert torch.equal(brightness.round().long(), part.ids)
+        assert sorted(part.ids.tolist()) == [0, 1, 3, 4, 5, 6, 7, 10, 11]
+    assert sorted(one.undecodable) == [2, 8, 9]
+
+
+@pytest.mark.parametrize("damaged", [[0, 1], [4, 5], [2, 3, 4, 5], [6], [5, 6]])
+def test_a_state_counts_batches_that_did_not_come_because_all_of_them_is_damaged(
+    loader, packed, images, damaged
+):
+    stored = [images.jpeg(40, 30, seed=i) for i in range(7)]
+    for i in damaged:
+        stored[i] = images.Stored(stored[i].data[:500], 40, 30)
+    dataset = packed(stored)
+    one = loader(dataset.path, batch=2, seed=1, shuffle=False)
+    seen = []
+    for part in one:
+        seen += part.ids.tolist()
+        restored = loader(dataset.path, batch=2, seed=1, shuffle=False)
+        restored.load_state_dict(one.state_dict())
+        rest = ids_of(restored) if restored.epoch == 0 else []
+        assert sorted(seen + rest) == [i for i in range(7) if i not in damaged]
+    assert one.epoch == 1
+
+
+def test_a_coreset_keeps_the_ids_of_the_data_set(loader):
+    coreset = [20, 3, 11, 4]
+    one = loader(ids=coreset, shuffle=False, batch=3)
+    assert ids_of(one) == coreset
+    assert ids_of(loader(ids=np.array(coreset))) == [
+        coreset[i] for i in epoch_ids(4, seed=0, epoch=0)
+    ]
+
+
+def test_normalised_batches_are_float32_of_the_same_pixels(loader):
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    (plain,), (floats,) = (
+        loader(batch=N, normalisation=how) for how in (None, Normalisation(mean, std))
+    )
+    expected = plain.images / 255 - torch.tensor(mean)[:, None, None]
+    assert floats.images.dtype == torch.float32
+    torch.testing.assert_close(floats.images, expected / torch.tensor(std)[:, None, None])
+
+
+def test_crops_differ_from_epoch_to_epoch(loader, packed, images):
+    dataset = packed([images.jpeg(60, 50, seed=i) for i in range(3)])
+    one = loader(dataset.path, shuffle=False, crops=engine.Crops())
+    (first,), (second,) = one, one
+    assert not torch.equal(first.images, second.images)
+    again = loader(dataset.path, shuffle=False, crops=engine.Crops())
+    assert_same(list(again), [first])
+
+
+def background_threads():
+    names = ("ahead", "decode")
+    return {thread for thread in threading.enumerate() if thread.name.startswith(names)}
+
+
+def open_files():
+    return [entry.resolve() for entry in Path("/proc/self/fd").iterdir()]
+
+
+def test_closing_ends_threads_and_closes_files_also_amid_an_epoch(numbered):
+    before = background_threads()
+    with Loader(numbered.path, batch=2, size=16, resize=16) as one:
+        under_way = iter(one)
+        next(under_way)
+        assert numbered.path in {path.parent for path in open_files()}
+        assert background_threads() > before
+    assert numbered.path not in {path.parent for path in open_files()}
+    assert background_threads() <= before
+
+
+def test_leaving_an_epoch_early_ends_the_threads_that_read_ahead(loader):
+    before = background_threads()
+    one = loader(batch=2)
+    for _ in one:
+        break
+    assert not [t for t in background_threads() - before if t.name.startswith("ahead")]
+
+
+def test_what_auto_picked_is_told(loader):
+    assert loader(device="cpu").decoder.startswith("decoder turbo: the fastest on a CPU")
+    assert loader(device="cpu", exact=True).decoder.startswith("decoder pillow: the reference")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "batch must be at least 1"),
+        ({"rank": 2, "world": 2}, r"rank must be in \[0, 2\)"),
+        ({"rank": 1}, "rank and world go together, got 1 and None"),
+        ({"device": "gpu0"}, "device must be auto, cpu, cuda or cuda:N, got gpu0"),
+        ({"ids": [0, N]}, r"ids must be in \[0, 23\)"),
+        ({"decoder": "nvjpeg"}, "decoder must be one of auto, dali"),
+    ],
+)
+def test_options_out_of_range_are_refused(loader, options, message):
+    with pytest.raises(UsageError, match=message):
+        loader(**options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+def test_a_gpu_that_is_not_there_is_refused(loader):
+    with pytest.raises(MachineError, match="not available here; use --device cpu"):
+        loader(device="cuda")
+
+
+def test_rank_and_world_come_from_torch_distributed(loader):
+    # torch's own group of one process that stands for several.
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        seen = ids_of(loader())
+    finally:
+        distributed.destroy_process_group()
+    assert seen == epoch_ids(N, seed=0, epoch=0, rank=1, world=2).tolist()
+
+
+def test_one_of_several_processes_without_torch_distributed_is_refused(loader, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"WORLD_SIZE is 2, but torch\.distributed is not"):
+        loader()
+    assert len(loader(rank=1, world=2)) == 3
+
+
+def test_the_package_offers_both_faces_without_importing_torch():
+    assert engine.loader is Loader
+    with pytest.raises(AttributeError, match="no attribute 'loaders'"):
+        _ = engine.loaders
+    code = "import sys, engine; sys.exit(bool({'torch', 'webdataset', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

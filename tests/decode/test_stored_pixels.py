@@ -1,0 +1,258 @@
+"""Decoded pixels on disk: equal to decoding, continued after a kill, refused where they are not."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import xxhash
+
+from engine.artifact import making
+from engine.decode import stored_pixels
+from engine.decode.crops import Crops
+from engine.decode.geometry import Geometry
+from engine.decode.source import Source
+from engine.decode.stored_pixels import (
+    INDEX_NAME,
+    PIXELS_NAME,
+    PixelsIndex,
+    begun,
+    loaded,
+    open_pixels,
+    verify_pixels,
+    write_pixels,
+)
+from engine.provenance import Provenance
+from shards.errors import StoreError, UsageError
+
+SQUARE, SQUASHED = Geometry(16, 16), Geometry(16)
+IMAGE_BYTES = 3 * 16 * 16
+
+
+@pytest.fixture
+def mixed(packed, images):
+    """11 photos, of other shapes, one of them damaged."""
+    stored = [images.jpeg(30 + 5 * i, 60 - 3 * i, seed=i) for i in range(11)]
+    stored[4] = images.Stored(stored[4].data[:200], stored[4].width, stored[4].height)
+    return packed(stored)
+
+
+def decoded(dataset, path, geometry=SQUARE, **options):
+    """A finished artifact, as the command makes it."""
+    binds = {"content": dataset.manifest.content}
+    provenance = Provenance(kind="pixels", stage="decode", config={}, binds=binds)
+    with making(path, provenance) as work, tolerant(dataset, geometry, **options) as source:
+        write_pixels(source, work.scratch, lambda *_: None)
+    return path
+
+
+def tolerant(dataset, geometry=SQUARE, **options):
+    return Source(dataset, geometry, tolerant=True, workers=2, **options)
+
+
+def assert_same_batches(one, other):
+    for a, b in zip(one, other, strict=True):
+        assert torch.equal(a.images, b.images)
+        assert torch.equal(a.labels, b.labels)
+        assert torch.equal(a.ids, b.ids)
+
+
+@pytest.mark.parametrize("decoder", ["turbo", "dali"])
+@pytest.mark.parametrize("geometry", [SQUARE, SQUASHED])
+def test_epochs_of_the_pixels_are_those_of_decoding_bit_for_bit(mixed, tmp_path, decoder, geometry):
+    path = decoded(mixed, tmp_path / "PIXELS", geometry, decoder=decoder)
+    pixels = open_pixels(path, mixed)
+    with tolerant(mixed, geometry, decoder=decoder) as source:
+        places: list[dict[str, Any]] = [
+            {"batch": 4},
+            {"batch": 3, "shuffle": True, "epoch": 2, "seed": 7},
+            {"batch": 2, "shuffle": True, "pad": True, "rank": 1, "world": 3},
+            {"batch": 1},
+            {"batch": 1, "pad": True, "start_batch": 3},
+            {"batch": 4, "shuffle": True, "block": 2},
+        ]
+        for place in places:
+            assert_same_batches(source.epoch(**place), pixels.epoch(**place))
+        assert pixels.undecodable == source.undecodable
+    assert list(pixels.undecodable) == [4]
+
+
+def test_row_i_of_the_file_is_the_image_of_sample_i_and_black_if_it_has_none(mixed, tmp_path):
+    path = decoded(mixed, tmp_path / "PIXELS")
+    rows = np.fromfile(path / PIXELS_NAME, np.uint8).reshape(11, 16, 16, 3)
+    with tolerant(mixed) as source:
+        for part in source.epoch(1):
+            np.testing.assert_array_equal(rows[part.ids.tolist()], part.images.permute(0, 2, 3, 1))
+    assert not rows[4].any()
+
+
+def test_the_index_says_what_the_file_holds(mixed, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 4 * IMAGE_BYTES)
+    path = decoded(mixed, tmp_path / "PIXELS")
+    index = json.loads((path / INDEX_NAME).read_bytes())
+    assert (index["n_samples"], index["geometry"]) == (11, {"size": 16, "resize": 16})
+    assert list(index["undecodable"]) == ["4"]
+    data = (path / PIXELS_NAME).read_bytes()
+    assert len(data) == 11 * IMAGE_BYTES
+    cuts = range(0, len(data), 4 * IMAGE_BYTES)
+    expected = [xxhash.xxh3_128_hexdigest(data[cut : cut + 4 * IMAGE_BYTES]) for cut in cuts]
+    assert index["chunks"] == expected
+    assert PixelsIndex.read(path / INDEX_NAME).to_bytes() == (path / INDEX_NAME).read_bytes()
+
+
+@pytest.mark.parametrize(("size", "n", "batch", "per_chunk"), [
+    (176, 10**6, 256, 512), (224, 10**6, 256, 256), (600, 10**6, 62, 62), (5000, 9, 1, 1),
+    (16, 3, 3, 87381),
+])  # fmt: skip
+def test_chunks_are_whole_batches_of_at_most_64_mib(size, n, batch, per_chunk):
+    index = PixelsIndex.of(n, Geometry(size))
+    assert (index.batch, index.per_chunk) == (batch, per_chunk)
+
+
+def stopped_after(n, chunks_seen):
+    """What ``on_chunk`` does in a run that ends after ``n`` chunks."""
+
+    def on_chunk(first, count):
+        chunks_seen.append((first, count))
+        if len(chunks_seen) == n:
+            raise KeyboardInterrupt
+
+    return on_chunk
+
+
+@pytest.mark.parametrize("n_chunks", [1, 2, 4])
+def test_an_interrupted_writing_continues_after_its_last_whole_chunk(
+    mixed, tmp_path, monkeypatch, n_chunks
+):
+    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 3 * IMAGE_BYTES)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    whole.mkdir()
+    halves.mkdir()
+    with tolerant(mixed) as source:
+        write_pixels(source, whole, lambda *_: None)
+    seen = []
+    with tolerant(mixed) as source, pytest.raises(KeyboardInterrupt):
+        write_pixels(source, halves, stopped_after(n_chunks, seen))
+    with (halves / PIXELS_NAME).open("ab") as file:
+        file.write(b"half a chunk")
+    with tolerant(mixed) as source:
+        write_pixels(source, halves, stopped_after(0, seen))
+    assert seen == [(0, 3), (3, 3), (6, 3), (9, 2)]
+    for name in (PIXELS_NAME, INDEX_NAME):
+        assert (halves / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_pixels_that_vanished_after_they_were_recorded_are_not_continued(mixed, tmp_path):
+    with tolerant(mixed) as source:
+        write_pixels(source, tmp_path, lambda *_: None)
+    with (tmp_path / PIXELS_NAME).open("r+b") as file:
+        file.truncate(5)
+    with pytest.raises(StoreError, match=r"lost pixels that were on the disk; remove .*run again"):
+        begun(tmp_path)
+
+
+@pytest.fixture
+def path(numbered, tmp_path):
+    return decoded(numbered, tmp_path / "PIXELS")
+
+
+def test_a_subset_is_read_in_the_order_of_its_ids(numbered, path):
+    ids = np.array([20, 3, 7, 3])
+    pixels = open_pixels(path, numbered, ids=ids)
+    with Source(numbered, SQUARE, ids=ids) as source:
+        assert_same_batches(source.epoch(3), pixels.epoch(3))
+    np.testing.assert_array_equal(pixels.labels, numbered.labels[ids])
+
+
+def test_a_smaller_size_is_the_central_square(mixed, tmp_path):
+    path = decoded(mixed, tmp_path / "PIXELS", Geometry(20, 20))
+    with tolerant(mixed, Geometry(16, 20)) as source:
+        assert_same_batches(source.epoch(4), open_pixels(path, mixed, size=16).epoch(4))
+
+
+def test_crops_are_taken_from_the_stored_square(numbered, path):
+    (batch,) = open_pixels(path, numbered, size=8).epoch(23, crops=Crops(), epoch=1)
+    assert batch.images.shape == (23, 3, 8, 8)
+    brightness = (10 * batch.ids)[:, None, None, None]
+    assert (batch.images.int() - brightness).abs().max() <= 2
+
+
+def test_rows_that_are_copied_to_a_device_are_those_of_the_file(numbered, path):
+    pixels = open_pixels(path, numbered)
+    rows = np.arange(22, -1, -2)
+    images_nhwc = pixels.images.permute(0, 2, 3, 1)
+    assert torch.equal(loaded(images_nhwc, rows, torch.device("cpu")), images_nhwc[rows])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("limit_share", [0.5, 0.0])
+def test_on_a_gpu_batches_are_those_of_the_host(numbered, path, limit_share):
+    there = open_pixels(path, numbered, device="cuda", size=12, limit_share=limit_share)
+    assert there.images.is_cuda == (limit_share > 0)
+    here = open_pixels(path, numbered, size=12)
+    for a, b in zip(there.epoch(5, shuffle=True), here.epoch(5, shuffle=True), strict=True):
+        assert a.images.is_cuda
+        assert torch.equal(a.images.cpu(), b.images)
+
+
+def test_what_is_written_to_the_pixels_does_not_reach_a_file_that_may_be_read_only(numbered, path):
+    (path / PIXELS_NAME).chmod(0o444)
+    before = (path / PIXELS_NAME).read_bytes()
+    open_pixels(path, numbered).images.zero_()
+    assert (path / PIXELS_NAME).read_bytes() == before
+
+
+def test_batches_are_not_overwritten_while_they_are_held(numbered, path):
+    pixels = open_pixels(path, numbered)
+    held = list(pixels.epoch(2, shuffle=True))
+    copies = [batch.images.clone() for batch in held]
+    for _ in range(3):
+        list(pixels.epoch(2))
+    assert all(torch.equal(batch.images, copy) for batch, copy in zip(held, copies, strict=True))
+
+
+def test_pixels_of_other_images_are_refused(mixed, path):
+    with pytest.raises(UsageError, match=r"decoded from other images .* run `coreset decode"):
+        open_pixels(path, mixed)
+
+
+def test_what_is_not_pixels_is_refused(numbered, tmp_path):
+    with making(tmp_path / "S", Provenance(kind="scores", stage="score", config={})):
+        pass
+    with pytest.raises(UsageError, match="is not pixels, but scores; run `coreset decode` first"):
+        open_pixels(tmp_path / "S", numbered)
+    with pytest.raises(UsageError, match="does not exist"):
+        open_pixels(tmp_path / "no", numbered)
+
+
+def test_a_size_beyond_the_decoded_one_is_refused(numbered, path):
+    with pytest.raises(UsageError, match=r"size must be in \[1, 16\] .* got 17; decode them at"):
+        open_pixels(path, numbered, size=17)
+
+
+def test_a_cut_file_is_refused(numbered, path):
+    with (path / PIXELS_NAME).open("r+b") as file:
+        file.truncate(22 * IMAGE_BYTES)
+    with pytest.raises(StoreError, match=r"has 16,896 of its 17,664 bytes; remove"):
+        open_pixels(path, numbered)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"chunks": 1, "undecodable": 2}'])
+def test_an_unreadable_index_is_refused(numbered, path, text):
+    (path / INDEX_NAME).write_text(text)
+    with pytest.raises(StoreError, match=r"pixels\.json cannot be read"):
+        open_pixels(path, numbered)
+
+
+def test_a_changed_byte_is_found_on_request(numbered, tmp_path, monkeypatch):
+    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 5 * IMAGE_BYTES)
+    path = decoded(numbered, tmp_path / "PIXELS")
+    verify_pixels(path)
+    with (path / PIXELS_NAME).open("r+b") as file:
+        file.seek(12 * IMAGE_BYTES)
+        file.write(b"\xff")
+    open_pixels(path, numbered)
+    with pytest.raises(StoreError, match="damaged in row 10 or in the 4 after it; remove"):
+        open_pixels(path, numbered, verify=True)
