@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 # verb: (arguments, module, class, what it does)
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "demo": ("", "demo", "Demo", "the whole path on embedded handwritten digits, two minutes"),
-    "doctor": ("", "doctor", "Doctor", "what this machine has, and whether it is fit"),
+    "doctor": ("[DATA]", "doctor", "Doctor", "is this machine fit; with DATA: proof of its GPU"),
     "pack": ("SRC DATA", "pack", "Pack", "images in any common layout into shards"),
     "verify": ("DATA", "verify", "Verify", "check a packed data set against its manifest"),
     "quarantine": ("show|retry DATA", "quarantine", "Quarantine", "files that were not packed"),
     "synth": ("DATA", "synth", "Synth", "synthetic images with known truth, for tests at scale"),
+    "decode": ("DATA PIXELS", "decode", "Decode", "decode once, for work of many epochs"),
     "score": ("DATA SCORES", "score", "Score", "train a proxy, score every image in the same pass"),
     "embed": ("DATA FEATURES", "embed", "Embed", "features of a frozen backbone"),
     "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),

@@ -22,6 +22,7 @@ from engine.limits import available_memory_bytes, memory_limit_bytes, quota_core
 from engine.provenance import versions
 from engine.tables import readable_bytes
 from shards.atomic import rename_directory, write_atomically
+from shards.errors import InterruptedRunError
 
 GIB = 2**30
 NEEDED_MEMORY_BYTES = 2 * GIB
@@ -86,6 +87,8 @@ def _complete(check: CheckFunction, path: Path) -> list[Check]:
     found: list[Check] = []
     try:
         found.extend(check(path))
+    except InterruptedRunError:
+        raise
     except Exception as error:  # noqa: BLE001 - a broken driver or package may raise anything
         name = check.__name__.removeprefix("check_").replace("_", " ")
         found.append(_failure(name, error, "repair what the error names"))

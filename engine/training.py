@@ -144,7 +144,13 @@ def evaluate(network: nn.Module, examples: Examples, device: torch.device) -> Ac
 
 
 def compile_where_it_pays(
-    network: nn.Module, mode: CompileMode, device: torch.device, *, image_passes: float, size: int
+    network: nn.Module,
+    mode: CompileMode,
+    device: torch.device,
+    *,
+    image_passes: float,
+    size: int,
+    sizes_vary: bool = False,
 ) -> str:
     """Compile ``network`` in place if asked for or worth it; returns a note for people, or nothing.
 
@@ -154,7 +160,8 @@ def compile_where_it_pays(
         return ""
     if device.type == "cpu" and not _has_compiler():
         return "no C++ compiler here: training runs uncompiled"
-    network.compile(dynamic=False)
+    # A graph per size would soon be more than torch keeps; None makes one for all after the second.
+    network.compile(dynamic=None if sizes_vary else False)
     return ""
 
 

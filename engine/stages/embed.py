@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.config import DataPath, FeaturesPath, Outcome, require_at_least
+from engine.config import DataPath, DecoderChoice, FeaturesPath, Outcome, require_at_least
 from engine.features import FeatureSpec, embed, remember
 from shards.dataset import Dataset
 
@@ -32,8 +32,10 @@ class Embed:
     """Images per forward pass."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
-    decoder: Literal["auto", "dali", "turbo"] = "auto"
+    decoder: DecoderChoice = "auto"
     """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    decoder_exact: bool = False
+    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
     workers: int = 0
     """Decoding threads; 0 = one per core."""
 
@@ -51,6 +53,7 @@ class Embed:
             batch=self.batch,
             device=self.device,
             decoder=self.decoder,
+            exact=self.decoder_exact,
             workers=self.workers,
         )
         work = embed(dataset, spec, self.features)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.config import Outcome, ResultsPath, SetPath, ValPath, require_at_least
+from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
 from engine.features import FeatureSpec, features_for
 from engine.ledger import Meter
 from engine.provenance import versions
@@ -51,8 +51,10 @@ class Measure:
     """Where the data set of a coreset lies now, if it was moved."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one (features; the search itself runs on the CPU)."""
-    decoder: Literal["auto", "dali", "turbo"] = "auto"
+    decoder: DecoderChoice = "auto"
     """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    decoder_exact: bool = False
+    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
     workers: int = 0
     """Decoding threads; 0 = one per core."""
 
@@ -114,6 +116,7 @@ class Measure:
             batch=self.batch,
             device=self.device,
             decoder=self.decoder,
+            exact=self.decoder_exact,
             workers=self.workers,
         )
         set_features = features_for(condensed.dataset, spec, condensed.ids)

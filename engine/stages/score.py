@@ -1,17 +1,15 @@
 """``coreset score``: train a proxy and gather every training-dynamics score in the same pass."""
 
-import json
 import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
-
 from engine.artifact import Work, making
 from engine.config import (
     DataPath,
+    DecoderChoice,
     Outcome,
     ScoresPath,
     require_at_least,
@@ -22,10 +20,10 @@ from engine.generations import Generations
 from engine.ledger import stopwatch
 from engine.progress import progress
 from engine.provenance import Provenance
-from engine.store import SCORES_NAME, write_columns
+from engine.scoring import UNDECODABLE_NAME, commit, named, resume, undecodable_of
 from shards.atomic import json_bytes, write_atomically
 from shards.dataset import Dataset
-from shards.errors import DataError, UsageError
+from shards.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -36,8 +34,8 @@ if TYPE_CHECKING:
     from kernels.dynamics import Dynamics
 
 COMMIT_EVERY_SECONDS = 30.0
-DYNAMICS_NAME, STATE_NAME = "dynamics.safetensors", "state.json"
-NOT_SHAPING = ("device", "decoder", "workers", "compile")
+# Pixels shape the scores as an input, by their digest.
+NOT_SHAPING = ("device", "decoder", "workers", "compile", "pixels")
 LEARNING_RATES = {"resnet18": 0.1, "linear": 0.01}
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
@@ -49,8 +47,9 @@ class Score:
     """Train a proxy on the data set and score every image in the same pass.
 
     Writes aum (mean probability margin), aum_logit, el2n, forgetting, correctness and visits, one
-    row per sample id. Commits at epoch ends, at most every 30 s; after an interruption the same
-    command continues from the last commit and ends in the same bytes.
+    row per sample id; images that cannot be decoded are listed in undecodable.json. Commits at
+    epoch ends, at most every 30 s; after an interruption the same command continues from the last
+    commit and ends in the same bytes.
     """
 
     data: DataPath
@@ -66,6 +65,11 @@ class Score:
     size: int = 224
     """Side in pixels of the training crops (resnet18, at least 17) or of the images that the
     backbone sees (linear)."""
+    start_size: int = 0
+    """Side of the crops in the first epoch, growing to --size by half of the epochs, in steps of 32
+    (resnet18); 0 is off, as in the study."""
+    pixels: Path | None = None
+    """What `coreset decode` made of the data set, read instead of decoding (resnet18)."""
     crop_scale: float = 0.08
     """Smallest share of the area that a random crop keeps (resnet18)."""
     lr: float | None = None
@@ -86,8 +90,10 @@ class Score:
     """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
-    decoder: Literal["auto", "dali", "turbo"] = "auto"
+    decoder: DecoderChoice = "auto"
     """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    decoder_exact: bool = False
+    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
     workers: int = 0
     """Decoding threads; 0 = one per core."""
 
@@ -95,12 +101,25 @@ class Score:
         for name in ("epochs", "batch", "el2n_epochs"):
             require_at_least(name, getattr(self, name), 1)
         require_at_least(f"size of --proxy {self.proxy}", self.size, SMALLEST_SIZE[self.proxy])
+        self._require_what_the_proxy_reads()
         if not 0.01 <= self.crop_scale <= 1:
             raise UsageError(f"crop_scale must be in [0.01, 1], got {self.crop_scale}")
         require_between("weight_decay", self.weight_decay, 0, math.inf)
         require_between("lr", self.start_lr, 0, math.inf)
         if not 0 <= self.min_lr <= self.start_lr:
             raise UsageError(f"min_lr must be in [0, {self.start_lr}] (lr), got {self.min_lr}")
+
+    def _require_what_the_proxy_reads(self) -> None:
+        reads_features = self.proxy == "linear"
+        if reads_features and (self.pixels is not None or self.start_size):
+            raise UsageError("pixels and start_size go with --proxy resnet18, got --proxy linear")
+        if self.pixels is not None and self.decoder_exact:
+            raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
+        least = SMALLEST_SIZE[self.proxy]
+        if self.start_size and not least <= self.start_size <= self.size:
+            raise UsageError(
+                f"start_size must be 0 or in [{least}, {self.size}] (size), got {self.start_size}"
+            )
 
     @property
     def start_lr(self) -> float:
@@ -118,8 +137,7 @@ class Score:
             )
         device = resolve_device(self.device)
         config = shaping_fields(self, without=NOT_SHAPING) | {"lr": self.start_lr}
-        inputs = [self.data, *self._feature_inputs(dataset)]
-        roles = ("data", "features")
+        inputs = self._inputs(dataset)
         provenance = Provenance(
             kind="scores",
             stage="score",
@@ -128,14 +146,18 @@ class Score:
             binds={"identity": dataset.manifest.identity, "n_samples": len(dataset)},
             inputs=tuple(
                 Provenance.read(path).as_input(role, path, self.scores)
-                for role, path in zip(roles, inputs, strict=False)
+                for role, path in inputs.items()
             ),
         )
         with making(
-            self.scores, provenance, inputs=inputs, device=str(device), resumable=True
+            self.scores,
+            provenance,
+            inputs=list(inputs.values()),
+            device=str(device),
+            resumable=True,
         ) as work:
             if not work.done:
-                work.meter.bytes_read = int(dataset.ints("bytes").sum())
+                work.meter.bytes_read = self._bytes_read(dataset)
                 try:
                     work.meter.notes["note"] = self._train(work, dataset, device)
                 except UsageError:  # the remedy is another configuration: nothing to continue
@@ -153,13 +175,23 @@ class Score:
         schedule = cosine_schedule(self.start_lr, self.min_lr, steps)
         trainer = Trainer(proxy.network, sgd.build(proxy.network), schedule, device)
         dynamics = Dynamics(len(dataset), device, self.el2n_epochs)
-        first_epoch = _resume(Generations(work.scratch), trainer, dynamics)
+        first_epoch, earlier = resume(Generations(work.scratch), trainer, dynamics)
+        proxy.undecodable.update(earlier)
         passes = self.epochs * len(dataset) if self.proxy == "resnet18" else 0
         note = compile_where_it_pays(
-            proxy.network, self.compile, device, image_passes=passes, size=self.size
+            proxy.network,
+            self.compile,
+            device,
+            image_passes=passes,
+            size=self.size,
+            sizes_vary=self.start_size > 0,
         )
         self._epochs(work, first_epoch, proxy, trainer, dynamics)
         Generations(work.scratch).finish()
+        if proxy.undecodable:
+            work.meter.notes["undecodable"] = len(proxy.undecodable)
+            listed = json_bytes(named(proxy.undecodable))
+            write_atomically(work.scratch / UNDECODABLE_NAME, listed)
         return note
 
     def _epochs(
@@ -184,14 +216,14 @@ class Score:
                     )
                     dynamics.update(logits, labels, ids, epoch)
                     bar.advance(len(ids), epoch=f"{epoch + 1} of {self.epochs}")
-                work.meter.images += n
+                work.meter.images += n - len(proxy.undecodable)
                 last = epoch + 1 == self.epochs
                 if last or since_commit.seconds >= COMMIT_EVERY_SECONDS:
-                    _commit(work, epoch + 1, trainer, dynamics)
+                    commit(work, epoch + 1, trainer, dynamics, proxy.undecodable)
                     since_commit = stopwatch()
 
     def _proxy(self, dataset: Dataset, device: "torch.device") -> "Proxy":
-        from engine.proxy import convolutional_proxy, linear_proxy, stored_side
+        from engine.proxy import convolutional_proxy, linear_proxy, squares, stored_squares
 
         if self.proxy == "linear":
             from engine.features import features_for
@@ -205,25 +237,24 @@ class Score:
                 seed=self.seed,
                 device=device,
             )
-        from engine.decode.geometry import Geometry
-        from engine.decode.pixels import epochs_source
-        from engine.decode.source import Source
-
-        side = stored_side(self.size)
-        source = Source(
-            dataset,
-            Geometry(side, side),
-            decoder=self.decoder,
-            device=device.type,
-            workers=self.workers,
+        images = (
+            stored_squares(self.pixels, dataset, self.size, device)
+            if self.pixels is not None
+            else squares(
+                dataset,
+                self.size,
+                device,
+                decoder=self.decoder,
+                exact=self.decoder_exact,
+                workers=self.workers,
+            )
         )
-        pixels = epochs_source(source)
-        if pixels is not source:
-            source.close()
         return convolutional_proxy(
-            pixels,
+            images,
             len(dataset.classes),
             size=self.size,
+            start_size=self.start_size,
+            epochs=self.epochs,
             crop_scale=self.crop_scale,
             batch=self.batch,
             seed=self.seed,
@@ -239,71 +270,45 @@ class Score:
             size=self.size,
             device=self.device,
             decoder=self.decoder,
+            exact=self.decoder_exact,
             workers=self.workers,
         )
 
-    def _feature_inputs(self, dataset: Dataset) -> list[Path]:
-        if self.proxy != "linear":
-            return []
+    def _inputs(self, dataset: Dataset) -> dict[str, Path]:
+        """What the scores are made from, by role."""
+        if self.pixels is not None:
+            return {"data": self.data, "pixels": self.pixels}
+        if self.proxy == "resnet18":
+            return {"data": self.data}
         from engine.features import cached_features
 
-        return [cached_features(dataset, self._features())]
+        return {"data": self.data, "features": cached_features(dataset, self._features())}
+
+    def _bytes_read(self, dataset: Dataset) -> int:
+        """Bytes of what is read, once."""
+        from engine.decode.stored_pixels import PIXELS_NAME
+
+        if self.pixels is not None:
+            return (self.pixels / PIXELS_NAME).stat().st_size
+        return int(dataset.ints("bytes").sum())
 
     def _outcome(self, work: Work, dataset: Dataset) -> Outcome:
         from kernels.scores import SCORES
 
+        listed, n_lost = self.scores / UNDECODABLE_NAME, len(undecodable_of(self.scores))
+        lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         return Outcome(
             (
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
                 f"scores ({', '.join(SCORES)}) of {len(dataset):,} images {how}: {self.scores}",
+                *([lost] if n_lost else []),
                 f"next: coreset select {self.scores} SET --ipc 10",
             ),
-            {"scores": str(self.scores), "images": len(dataset), "epochs": self.epochs},
+            {
+                "scores": str(self.scores),
+                "images": len(dataset),
+                "epochs": self.epochs,
+                "undecodable": n_lost,
+            },
         )
-
-
-def _commit(work: Work, epoch: int, trainer: "Trainer", dynamics: "Dynamics") -> None:
-    """Commit weights, momentum, raw accumulators and the scores as of ``epoch`` finished epochs.
-
-    Raises:
-        DataError: A score is not finite: the training diverged.
-    """
-    from safetensors.torch import save_file
-
-    scores = dynamics.scores()
-    for name, values in scores.items():
-        if not np.isfinite(values).all():
-            sample = int(np.flatnonzero(~np.isfinite(values))[0])
-            # What was committed leads here again, and the remedy is another configuration.
-            shutil.rmtree(work.scratch)
-            raise DataError(
-                f"score {name} of sample {sample} is {values[sample]} after epoch {epoch}: the "
-                "training diverged; use a smaller --lr"
-            )
-    missed = int((scores["visits"] != epoch).sum())
-    if missed:
-        raise DataError(f"{missed} images were not seen once per epoch; run `coreset verify` first")
-
-    def write(directory: Path) -> None:
-        trainer.save(directory)
-        save_file({"rows": dynamics.rows.cpu()}, directory / DYNAMICS_NAME)
-        write_columns(directory / SCORES_NAME, scores, {"epochs": epoch, **work.provenance.binds})
-        state = {"epoch": epoch, "steps": trainer.steps}
-        write_atomically(directory / STATE_NAME, json_bytes(state))
-
-    Generations(work.scratch).commit(epoch, write)
-    work.meter.checkpoint(work.scratch)
-
-
-def _resume(generations: Generations, trainer: "Trainer", dynamics: "Dynamics") -> int:
-    """Load the last commit, if any; returns the number of finished epochs."""
-    from safetensors.torch import load_file
-
-    newest = generations.latest()
-    if newest is None:
-        return 0
-    epoch, directory = newest
-    trainer.load(directory, json.loads((directory / STATE_NAME).read_bytes())["steps"])
-    dynamics.load_rows(load_file(directory / DYNAMICS_NAME)["rows"])
-    return epoch

@@ -16,6 +16,7 @@ from engine.coresets import write_coreset
 from engine.generations import COMMIT_NAME, Generations
 from engine.misratios import misratio_of_the_study
 from engine.provenance import Provenance
+from engine.scoring import undecodable_of
 from engine.sets import SetInfo, open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from kernels.scores import SCORES
@@ -126,15 +127,17 @@ class Select:
             if config["method"] == "random":
                 picked = random_coreset(labels, n_classes, self.ipc, seed)
             else:
+                scored = self._scored(dataset)
                 picked = ccs_coreset(
-                    easiness(self.score, self._scores(dataset)),
-                    labels,
+                    easiness(self.score, self._scores(dataset, scored)),
+                    labels[scored],
                     n_classes,
                     self.ipc,
                     misratio=config["misratio"],
                     n_bins=self.bins,
                     seed=seed,
                 )
+                return scored[picked.ids], picked.lowered
         except ClassTooSmallError as error:
             raise UsageError(
                 f"ipc must be at most the size of every class, got {self.ipc}, but class "
@@ -142,7 +145,12 @@ class Select:
             ) from error
         return picked.ids, picked.lowered
 
-    def _scores(self, dataset: Dataset) -> NDArray[np.float32]:
+    def _scored(self, dataset: Dataset) -> NDArray[np.int64]:
+        """Ids of all but the samples that could not be decoded: nobody could train on them."""
+        lost = list(undecodable_of(self.source))
+        return np.setdiff1d(np.arange(len(dataset)), np.array(lost, np.int64))
+
+    def _scores(self, dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         newest = Generations(self.source).latest()
         if newest is None:
             raise UsageError(f"{self.source} holds no finished scores; run `coreset score` again")
@@ -152,13 +160,13 @@ class Select:
                 f"{self.source} has {len(scores)} scores, but {dataset.path} has {len(dataset)} "
                 "images: made from another data set; score this one again"
             )
-        odd = np.flatnonzero(~np.isfinite(scores))
+        odd = ids[~np.isfinite(scores[ids])]
         if odd.size:
             raise StoreError(
                 f"{self.source} has {scores[odd[0]]} as {self.score} of {dataset.keys[odd[0]]} "
                 f"({odd.size} are not finite); score this data set again"
             )
-        return scores
+        return scores[ids]
 
     def _write(self, work: Work, dataset: Dataset, chosen: NDArray[np.int64]) -> None:
         config = work.provenance.config

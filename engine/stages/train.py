@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.config import Outcome, ResultsPath, SetPath, ValPath, require_at_least
+from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
 from engine.ledger import Meter, peak_rss_bytes
 from engine.progress import progress
 from engine.provenance import versions
@@ -58,8 +58,10 @@ class Train:
     """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
-    decoder: Literal["auto", "dali", "turbo"] = "auto"
+    decoder: DecoderChoice = "auto"
     """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    decoder_exact: bool = False
+    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
     workers: int = 0
     """Decoding threads; 0 = one per core."""
 
@@ -138,6 +140,7 @@ class Train:
             condensed.dataset,
             geometry,
             decoder=self.decoder,
+            exact=self.decoder_exact,
             device=device.type,
             workers=self.workers,
             ids=condensed.ids,
@@ -145,7 +148,12 @@ class Train:
         with chosen:
             train_pixels = resident(chosen)
         validation = Source(
-            val, geometry, decoder=self.decoder, device=device.type, workers=self.workers
+            val,
+            geometry,
+            decoder=self.decoder,
+            exact=self.decoder_exact,
+            device=device.type,
+            workers=self.workers,
         )
         val_pixels = epochs_source(validation)
         if val_pixels is not validation:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 
 import pytest
+import torch
 
 import engine.machine
 from engine.cli import main
@@ -126,6 +128,53 @@ def test_an_unfit_machine_gets_its_table_first_and_then_one_line_and_exit_code_4
 def test_a_path_that_is_no_folder_is_a_wrong_argument(tmp_path, capsys):
     assert main(["doctor", "--path", str(tmp_path / "nothing")]) == 2
     assert "is not a folder; make it or name another one" in capsys.readouterr().err
+
+
+NO_TIME = ("--samples", "4", "--seconds", "0")
+
+
+@pytest.mark.usefixtures("_few_packages")
+def test_with_data_the_proofs_follow_the_machine_in_the_table_and_in_json(packed, coreset):
+    told = coreset("doctor", packed, "--path", packed.parent, "--device", "cpu", *NO_TIME)
+    assert told.code == 0
+    rows = [line.split("  ")[0] for line in told.out.splitlines()]
+    assert rows.index("cores") < rows.index("ids, ranks: 3") < rows.index("projection: embed once")
+    assert rows[-1] == "every proof holds on cpu; projections are arithmetic"
+
+
+@pytest.mark.usefixtures("_few_packages")
+def test_a_proof_that_fails_makes_the_machine_unfit_by_name(packed, coreset, tmp_path):
+    damaged = shutil.copytree(packed, tmp_path / "DATA")
+    for shard in damaged.glob("*.tar"):
+        shard.unlink()
+    told = coreset("doctor", damaged, "--path", tmp_path, "--device", "cpu", *NO_TIME, "--json")
+    assert told.code == 4
+    record, error = map(json.loads, told.out.splitlines())
+    assert (record["fit"], record["device"], record["samples"]) == (False, "cpu", 4)
+    assert record["proofs"]["kept pixels"]["verdict"] == "fail"
+    assert record["proofs"]["scores of a training"]["facts"]["largest"]["aum"] == 0
+    assert "kept pixels: " in error["message"]
+    assert told.err.count("\n") == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("with_data", [True, False])
+def test_a_gpu_that_is_not_there_is_one_line_and_exit_code_4(packed, coreset, with_data):
+    told = coreset("doctor", *([packed] if with_data else []), "--device", "cuda")
+    assert (told.code, told.out) == (4, "")
+    assert told.err.startswith("coreset: device cuda: no usable GPU here; ")
+    assert told.err.count("\n") == 1
+
+
+def test_a_device_without_data_is_refused(coreset):
+    told = coreset("doctor", "--device", "cpu")
+    assert (told.code, told.out) == (2, "")
+    assert told.err == "coreset: device cpu is proved on DATA; name a packed data set\n"
+
+
+def test_data_that_are_not_packed_are_refused_before_anything_is_checked(tmp_path, coreset):
+    told = coreset("doctor", tmp_path)
+    assert (told.code, told.out) == (2, "")
 
 
 @pytest.mark.slow

@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from engine.decode.order import batches_of, epoch_ids
 from engine.decode.pixels import Pixels
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.proxy import convolutional_proxy, linear_proxy, rows_of, stored_side
+from engine.proxy import convolutional_proxy, linear_proxy, rows_of, side_at, stored_side
 from engine.seeding import generator_for
 from engine.training import Sgd, Trainer, cosine_schedule
 from kernels.augment import horizontal_flip, normalised, random_resized_crop
@@ -56,6 +58,44 @@ def test_crops_come_from_a_square_of_eight_sevenths(size, side):
     assert stored_side(size) == side
 
 
+def side_by_ffcv(epoch, epochs, start_size, size):
+    """``get_resolution`` of FFCV's recipe with its ramp from epoch 0 to half of the epochs."""
+    if epoch <= 0:
+        return start_size
+    if epoch >= epochs / 2:
+        return size
+    (linear,) = np.interp([epoch], [0, epochs / 2], [start_size, size])
+    return int(np.round(linear / 32)) * 32
+
+
+@given(
+    epochs=st.integers(2, 100), start_size=st.integers(1, 8), steps=st.integers(0, 8),
+)  # fmt: skip
+def test_sides_are_those_of_ffcv_between_multiples_of_32(epochs, start_size, steps):
+    start, size = 32 * start_size, 32 * (start_size + steps)
+    for epoch in range(epochs):
+        assert side_at(epoch, epochs, start, size) == side_by_ffcv(epoch, epochs, start, size)
+
+
+@given(epochs=st.integers(1, 100), sides=st.tuples(st.integers(1, 300), st.integers(1, 300)))
+def test_sides_grow_from_the_first_to_the_last_in_steps_of_32(epochs, sides):
+    start, size = sorted(sides)
+    grown = [side_at(epoch, epochs, start, size) for epoch in range(epochs)]
+    assert grown == sorted(grown)
+    assert grown[0] == start
+    assert {*grown[-(epochs // 2) :]} == {size} or epochs == 1
+    assert all(side % 32 == 0 for side in grown if side not in {start, size})
+
+
+def test_without_a_start_every_epoch_has_the_same_side():
+    assert {side_at(epoch, 7, 0, 225) for epoch in range(7)} == {225}
+
+
+def test_a_schedule_by_hand():
+    sides = [side_at(epoch, 16, 96, 224) for epoch in range(16)]
+    assert sides == [96, 128, 128, 128, 160, 192, 192, 192, *[224] * 8]
+
+
 # the convolutional proxy
 
 
@@ -93,6 +133,21 @@ def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
         flipped = horizontal_flip(crops, draws, p=0.5)
         assert torch.equal(inputs, normalised(flipped, IMAGENET_MEAN, IMAGENET_STD))
         assert ids.tolist() == IDS[rows].tolist()
+
+
+def test_crops_grow_with_the_epochs_and_every_image_is_still_shown(pixels):
+    proxy = convolutional(pixels, size=20, start_size=17, epochs=4)
+    for epoch, side in enumerate([17, 20, 20, 20]):
+        shapes = {inputs.shape[1:] for inputs, _, _ in proxy.examples(epoch)}
+        assert shapes == {(3, side, side)}
+        assert sorted(ids_of(proxy, epoch)) == IDS.tolist()
+
+
+def test_images_that_cannot_be_decoded_are_not_shown_and_are_told(pixels):
+    lost = Pixels(pixels.images, pixels.labels, pixels.ids, undecodable={103: "cut"})
+    proxy = convolutional(lost)
+    assert sorted(ids_of(proxy, 0)) == [one for one in IDS.tolist() if one != 103]
+    assert proxy.undecodable == {103: "cut"}
 
 
 def test_the_network_has_batch_norm_and_the_classes_of_the_data(pixels):

@@ -1,5 +1,6 @@
 """Scoring as a user sees it: the numbers, what survives a kill, what is refused."""
 
+import json
 import math
 import shutil
 import signal
@@ -18,8 +19,9 @@ from engine.decode.pixels import resident
 from engine.decode.source import Source
 from engine.generations import COMMIT_NAME, Generations
 from engine.ledger import RUNNING_NAME, read_ledger
-from engine.provenance import Provenance
+from engine.provenance import PROVENANCE_NAME, Provenance
 from engine.proxy import convolutional_proxy, stored_side
+from engine.stages.decode import Decode
 from engine.store import SCORES_NAME, read_columns
 from engine.training import Sgd, Trainer, cosine_schedule
 from kernels.scores import SCORES
@@ -177,6 +179,16 @@ def test_another_data_set_is_refused_with_the_difference(val, scored, refused):
         (("--min-lr", -1), "min_lr must be in [0, 0.1] (lr), got -1.0"),
         (("--weight-decay", -1), "weight_decay must be in [0, inf), got -1.0"),
         (("--batch", 59, "--size", 32), "batch 59 leaves a batch of one of 60 images"),
+        (
+            ("--batch", 59, "--size", 40, "--start-size", 32),
+            "one of 60 images, which batch norm cannot train on at size 32; use another --batch",
+        ),
+        (("--start-size", 18), "start_size must be 0 or in [17, 17] (size), got 18"),
+        (("--start-size", 16), "start_size must be 0 or in [17, 17] (size), got 16"),
+        ((*LINEAR, "--start-size", 64), "pixels and start_size go with --proxy resnet18"),
+        ((*LINEAR, "--pixels", "P"), "pixels and start_size go with --proxy resnet18"),
+        (("--pixels", "P", "--decoder-exact"), "decoder_exact goes with decoding; give it to"),
+        (("--pixels", "no-such-pixels"), "no-such-pixels does not exist"),
     ],
 )
 def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, message):
@@ -206,17 +218,84 @@ def test_a_data_set_of_one_class_is_refused(make_photos, tmp_path, done, refused
     assert "has one class, and scores compare classes; pack at least two" in said
 
 
-def test_a_damaged_image_stops_the_scoring_and_is_named(packed, tmp_path, coreset):
+@pytest.fixture(scope="module")
+def pixels(packed, work):
+    """``packed`` decoded to the side that scoring at size 17 would decode to itself."""
+    Decode(data=packed, pixels=work / "PIXELS", size=stored_side(17)).run()
+    return work / "PIXELS"
+
+
+def test_scores_from_decoded_pixels_are_those_from_decoding(packed, pixels, scored, done):
+    out = scored.with_name("FROM_PIXELS")
+    done("score", packed, out, *SMALL, "--pixels", pixels)
+    expected = columns_of(scored)
+    for name, values in columns_of(out).items():
+        np.testing.assert_array_equal(values, expected[name], err_msg=name)
+    inputs = Provenance.read(out).inputs
+    assert [one["role"] for one in inputs] == ["data", "pixels"]
+    assert inputs[1]["digest"] == Provenance.read(pixels).digest
+    assert [line["stage"] for line in read_ledger(out)] == ["pack", "decode", "score"]
+    assert own_lines(out)[0]["bytes_read"] == 60 * 3 * 19 * 19
+
+
+def test_pixels_larger_than_scoring_would_decode_to_are_cropped_from(packed, tmp_path, done):
+    Decode(data=packed, pixels=tmp_path / "PIXELS", size=40, squash=True).run()
+    done("score", packed, tmp_path / "SCORES", *SMALL, "--pixels", tmp_path / "PIXELS")
+    assert (columns_of(tmp_path / "SCORES")["visits"] == 3).all()
+
+
+def test_pixels_smaller_than_the_crops_are_refused(packed, pixels, tmp_path, refused):
+    options = (*SMALL, "--pixels", pixels, "--size", 20)
+    said = refused(tmp_path, "score", packed, tmp_path / "S", *options)
+    assert f"size must be at most 19 (side of the images in {pixels}), got 20" in said
+    assert said.endswith("choose a smaller --size, or decode with --size 23")
+
+
+def test_pixels_of_other_images_are_refused(val, pixels, tmp_path, refused):
+    said = refused(tmp_path, "score", val, tmp_path / "S", *SMALL, "--pixels", pixels)
+    assert f"{pixels} was decoded from other images than {val} holds" in said
+
+
+def test_crops_that_grow_are_part_of_the_configuration(packed, scored, tmp_path, done):
+    small = ("--size", 24, "--start-size", 17, "--epochs", 4, "--batch", 16)
+    done("score", packed, tmp_path / "SCORES", *small)
+    assert Provenance.read(tmp_path / "SCORES").config["start_size"] == 17
+    assert Provenance.read(scored).config["start_size"] == 0
+    assert (columns_of(tmp_path / "SCORES")["visits"] == 4).all()
+
+
+@pytest.fixture
+def damaged(packed, tmp_path):
+    """``packed`` with sample 20 overwritten by zeros."""
     data = shutil.copytree(packed, tmp_path / "DATA")
     sample = Dataset.open(data).samples.slice(20, 1).to_pylist()[0]
-    shard = data / f"shard-{sample['shard']:06d}.tar"
-    with shard.open("r+b") as file:
+    with (data / f"shard-{sample['shard']:06d}.tar").open("r+b") as file:
         file.seek(sample["offset"])
         file.write(bytes(sample["bytes"]))
-    told = coreset("score", data, tmp_path / "SCORES", *SMALL)
-    assert (told.code, told.err.count("\n")) == (3, 1)
-    assert f"shard-{sample['shard']:06d}.tar:{sample['offset']}:{sample['key']}" in told.err
-    assert not (tmp_path / "SCORES").exists()
+    return data
+
+
+@pytest.mark.parametrize("way", ["resident", "streamed", "pixels"])
+def test_an_image_that_cannot_be_decoded_costs_its_own_score_only(
+    damaged, tmp_path, done, monkeypatch, way
+):
+    command = ["score", damaged, tmp_path / "SCORES", *SMALL]
+    if way == "streamed":
+        monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+    if way == "pixels":
+        Decode(data=damaged, pixels=tmp_path / "PIXELS", size=19).run()
+        command += ["--pixels", tmp_path / "PIXELS"]
+    _, told, _ = done(*command)
+    listed = tmp_path / "SCORES" / "undecodable.json"
+    assert told == f"1 of them could not be decoded: no score, or of fewer epochs, see {listed}"
+    assert list(json.loads(listed.read_bytes())) == ["20"]
+    lost = np.arange(60) == 20
+    for name, values in columns_of(tmp_path / "SCORES").items():
+        assert np.isnan(values[lost]) if name != "visits" else values[lost] == 0
+        assert np.isfinite(values[~lost]).all()
+    (line,) = own_lines(tmp_path / "SCORES")
+    assert (line["images"], line["undecodable"]) == (3 * 59, 1)
+    assert done(*command)[1] == told
 
 
 def test_a_training_that_diverges_leaves_nothing_and_a_smaller_rate_may_follow(
@@ -352,10 +431,47 @@ def test_a_scoring_stopped_by_a_scheduler_continues(stopped, packed, tmp_path, d
 
 
 @stopped_anywhere
+def test_an_interrupted_scoring_does_not_continue_on_other_pixels(
+    packed, pixels, tmp_path, interrupted, refused
+):
+    command = ("score", packed, tmp_path / "SCORES", *SMALL, "--epochs", 40)
+    interrupted(tmp_path / ".SCORES.partial" / PROVENANCE_NAME, *command, "--pixels", pixels)
+    Decode(data=packed, pixels=tmp_path / "OTHER", size=20).run()
+    said = refused(tmp_path, *command, "--pixels", tmp_path / "OTHER")
+    assert "is an interrupted run of another configuration (inputs.pixels: " in said
+    assert "inputs.pixels: " in refused(tmp_path, *command)
+
+
+@stopped_anywhere
 def test_an_interrupted_scoring_of_another_configuration_is_refused(stopped, tmp_path, refused):
     said = refused(tmp_path, *stopped, "--epochs", 30)
     assert "is an interrupted run of another configuration" in said
     assert "config.epochs: 400 there, 30 here" in said
+
+
+@pytest.fixture
+def stopped_on_damage(damaged, tmp_path, interrupted, monkeypatch):
+    """A scoring of a damaged data set that was stopped after its first epoch: its command."""
+    command = ("score", damaged, tmp_path / "SCORES", *SMALL, "--epochs", 6)
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.stages.score.COMMIT_EVERY_SECONDS", 0.0)
+        interrupted(tmp_path / ".SCORES.partial" / COMMIT_NAME, *command)
+    return command
+
+
+@stopped_anywhere
+def test_an_image_that_is_mended_after_an_interruption_is_still_told(
+    stopped_on_damage, damaged, packed, tmp_path, done
+):
+    for shard in packed.glob("*.tar"):
+        shutil.copy(shard, damaged / shard.name)
+    done(*stopped_on_damage)
+    listed = json.loads((tmp_path / "SCORES" / "undecodable.json").read_bytes())
+    assert list(listed) == ["20"]
+    columns, lost = columns_of(tmp_path / "SCORES"), np.arange(60) == 20
+    assert 0 < columns["visits"][lost] < 6
+    assert (columns["visits"][~lost] == 6).all()
+    assert np.isfinite(columns["aum"]).all()
 
 
 @stopped_anywhere

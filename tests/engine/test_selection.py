@@ -287,6 +287,18 @@ def test_scores_that_are_not_finite_are_refused_with_the_image_named(packed, tmp
     assert f"has nan as aum of {key} (2 are not finite); score this data set again" in said
 
 
+def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, done):
+    values = np.arange(60, dtype=np.float32)
+    values[[7, 30]] = np.nan, 0.5  # one never seen, one seen in some epochs
+    scores = write_scores(packed, tmp_path / "SCORES", {"aum": values})
+    (scores / "undecodable.json").write_text('{"7": "truncated", "30": "truncated"}')
+    sizes = np.bincount(np.delete(Dataset.open(packed).labels, [7, 30]))
+    done("select", scores, tmp_path / "SET", "--ipc", sizes.min(), "--misratio", 0)
+    chosen = chosen_ids(tmp_path / "SET")
+    assert not set(chosen) & {7, 30}
+    assert np.bincount(Dataset.open(packed).labels[chosen]).tolist() == [sizes.min()] * 3
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e30])
 def test_constant_scores_give_exactly_ipc_images(packed, tmp_path, done, value):
     scores = write_scores(packed, tmp_path / "S", {"aum": np.full(60, value, np.float32)})

@@ -1,0 +1,97 @@
+"""Proofs about arithmetic: on equal inputs and draws the device computes what the CPU computes."""
+
+from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.decode.decoder import DecoderName
+from engine.decode.geometry import Geometry
+from engine.machine import Check
+from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from engine.proving.subject import Subject, judged
+from engine.seeding import generator_for
+from kernels.augment import (
+    color_jitter,
+    cutmix,
+    horizontal_flip,
+    lighting,
+    normalised,
+    random_resized_crop,
+    unit_range,
+)
+from kernels.dynamics import Dynamics
+
+Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+
+CROP_SIZE = 160
+N_CLASSES, EPOCHS = 100, 3
+AUGMENTATION_TOLERANCE = 1e-4
+"""Of pixels in 0..1: float32 sums in another order; TF32 would be ten times farther."""
+SCORE_TOLERANCE = 1e-4
+"""Of scores of a few units, summed in float32 over the epochs."""
+
+AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
+    {
+        "normalisation": lambda images, _: normalised(images, IMAGENET_MEAN, IMAGENET_STD),
+        "random resized crop": lambda images, draws: random_resized_crop(images, CROP_SIZE, draws),
+        "flip": lambda images, draws: horizontal_flip(unit_range(images), draws),
+        "colour jitter": lambda images, draws: color_jitter(unit_range(images), draws),
+        "lighting": lambda images, draws: lighting(unit_range(images), draws),
+        "CutMix": lambda images, draws: cutmix(unit_range(images), draws).images,
+    }
+)
+
+
+def augmentation(subject: Subject, name: str, augment: Augmentation) -> Iterator[Check]:
+    """Augment the same images with the same draws on the CPU and on the device."""
+    ids = subject.ids[: subject.batch]
+    with subject.source(Geometry(CROP_SIZE), ids, DecoderName.TURBO) as source:
+        images = next(source.epoch(ids.size)).images
+    expected, found = (
+        augment(images.to(device), generator_for(0)).cpu()
+        for device in (torch.device("cpu"), subject.device)
+    )
+    largest = float((found - expected).abs().max())
+    yield judged(
+        f"augmentation: {name}",
+        f"largest difference {largest:.1g}",
+        holds=largest <= AUGMENTATION_TOLERANCE,
+        facts={"largest": largest, "allowed": AUGMENTATION_TOLERANCE, "images": len(images)},
+    )
+
+
+def training_scores(subject: Subject) -> Iterator[Check]:
+    """Accumulate the scores of the same logits on the CPU and on the device."""
+    expected, found = (
+        _scores(subject.ids.size, device) for device in (torch.device("cpu"), subject.device)
+    )
+    largest = {name: float(np.abs(found[name] - expected[name]).max()) for name in expected}
+    worst = max(largest, key=largest.__getitem__)
+    yield judged(
+        "scores of a training",
+        f"largest difference {largest[worst]:.1g} ({worst})",
+        # A comparison with NaN is false: scores that are missing on one side do not pass.
+        holds=all(value <= SCORE_TOLERANCE for value in largest.values()),
+        facts={"largest": largest, "allowed": SCORE_TOLERANCE},
+    )
+
+
+def _scores(n: int, device: torch.device) -> dict[str, np.ndarray]:
+    draws = generator_for(1)
+    labels = torch.randint(N_CLASSES, (n,), generator=draws)
+    dynamics = Dynamics(n, device)
+    for epoch in range(EPOCHS):
+        logits = 5 * torch.randn((n, N_CLASSES), generator=draws)
+        order = torch.randperm(n, generator=draws)
+        rows = order.to(device)
+        dynamics.update(logits[order].to(device), labels[order].to(device), rows, epoch)
+    return dynamics.scores()
+
+
+def similarity(_subject: Subject) -> Iterator[Check]:
+    """Say what is not proved, and why: FAISS has no GPU path here."""
+    yield Check("FAISS", "skipped: similarity is searched on the CPU, whatever the device")

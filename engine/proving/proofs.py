@@ -1,0 +1,55 @@
+"""Every proof, in the order of the table."""
+
+from collections.abc import Callable
+from functools import partial
+
+from engine.decode.decoder import DecoderName
+from engine.machine import Check
+from engine.proving.arithmetic import AUGMENTATIONS, augmentation, similarity, training_scores
+from engine.proving.decoding import exactly_once, kept_pixels, normalised_batches, pixel_contract
+from engine.proving.speeds import (
+    COPY,
+    DECODE,
+    FORWARD,
+    TRAIN,
+    copying,
+    decoding,
+    embedding,
+    projections,
+    training,
+)
+from engine.proving.subject import Proof, Subject
+
+DECODERS = (DecoderName.DALI, DecoderName.TURBO)
+PROOFS: tuple[Proof, ...] = (
+    *(
+        Proof(f"{what} of {decoder}", partial(proof, decoder=decoder))
+        for decoder in DECODERS
+        for what, proof in (("pixels", pixel_contract), ("normalised batches", normalised_batches))
+    ),
+    Proof("ids", exactly_once),
+    Proof("kept pixels", kept_pixels),
+    *(
+        Proof(f"augmentation: {name}", partial(augmentation, name=name, augment=augment))
+        for name, augment in AUGMENTATIONS.items()
+    ),
+    Proof("scores of a training", training_scores),
+    Proof("FAISS", similarity),
+    Proof(DECODE, decoding),
+    Proof(COPY, copying),
+    Proof(FORWARD, embedding),
+    Proof(TRAIN, training),
+)
+
+
+def prove(subject: Subject, on_proof: Callable[[], object]) -> list[Check]:
+    """Run every proof, then the projections; ``on_proof`` is called after each.
+
+    Raises:
+        InterruptedRunError: A signal asked to stop.
+    """
+    found: list[Check] = []
+    for proof in PROOFS:
+        found += proof.findings(subject)
+        on_proof()
+    return [*found, *projections(found)]

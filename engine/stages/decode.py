@@ -1,0 +1,171 @@
+"""``coreset decode``: the whole data set decoded once, for work that reads it many times."""
+
+import shutil
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from engine.artifact import Work, making
+from engine.config import (
+    DataPath,
+    DecoderChoice,
+    Outcome,
+    PixelsPath,
+    require_at_least,
+    shaping_fields,
+)
+from engine.progress import progress
+from engine.provenance import Provenance
+from engine.tables import readable_bytes
+from shards.atomic import sha256_of_file, temporary_name
+from shards.dataset import Dataset
+from shards.errors import MachineError
+
+if TYPE_CHECKING:
+    from engine.decode.geometry import Geometry
+
+# `decoder` and `decoder_exact` shape the pixels by the decoder that they come to.
+NOT_SHAPING = ("device", "decoder", "decoder_exact", "workers")
+SPARE_BYTES = 1 << 24
+"""For index, provenance and ledger."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decode:
+    """Decode every image once to uint8 at one size, as one file that `score --pixels` maps.
+
+    Images that cannot be decoded become black rows, are listed, and are left out by what reads the
+    pixels. Continues after an interruption at its last whole chunk (64 MiB).
+    """
+
+    data: DataPath
+    """Packed data set."""
+    pixels: PixelsPath
+    """Directory to make: 3 x size x size bytes an image."""
+    size: int = 176
+    """Side in pixels: the short side is resized to it and the central square kept."""
+    squash: bool = False
+    """Squash the whole image to the square instead."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU if there is one."""
+    decoder: DecoderChoice = "auto"
+    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    decoder_exact: bool = False
+    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+    def __post_init__(self) -> None:
+        require_at_least("size", self.size, 1)
+
+    def run(self) -> Outcome:
+        """Open the data set, check the disk, decode chunk by chunk, publish the pixels.
+
+        Raises:
+            UsageError: There is no such data set, or the pixels are there from another one.
+            ManifestError: Too many images cannot be decoded.
+            MachineError: The disk has no room for the pixels, or a decoder is missing.
+        """
+        from engine.decode.decoder import choose_decoder, reason_for
+        from engine.decode.stored_pixels import PixelsIndex
+        from engine.device import resolve_device
+
+        dataset = Dataset.open(self.data)
+        device = resolve_device(self.device).type
+        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact)
+        manifest = dataset.manifest
+        provenance = Provenance(
+            kind="pixels",
+            stage="decode",
+            config=shaping_fields(self, without=NOT_SHAPING) | {"decoder": chosen.value},
+            runtime={"device": device},
+            binds={
+                "identity": manifest.identity,
+                "content": manifest.content,
+                "n_samples": len(dataset),
+            },
+            inputs=(Provenance.read(self.data).as_input("data", self.data, self.pixels),),
+        )
+        if not self.pixels.exists():
+            self._require_space(PixelsIndex.of(len(dataset), self._geometry).n_bytes)
+        with making(
+            self.pixels, provenance, inputs=[self.data], device=device, resumable=True
+        ) as work:
+            if not work.done:
+                self._decode(work, dataset, device)
+        return self._outcome(work, reason_for(chosen, device))
+
+    @property
+    def _geometry(self) -> "Geometry":
+        from engine.decode.geometry import Geometry
+
+        return Geometry(self.size, None if self.squash else self.size)
+
+    def _require_space(self, n_bytes: int) -> None:
+        """Check before anything is written that what is left to decode fits on the disk."""
+        from engine.decode.stored_pixels import PIXELS_NAME
+
+        begun = temporary_name(self.pixels) / PIXELS_NAME
+        there = begun.stat().st_size if begun.is_file() else 0
+        disk = next(one for one in self.pixels.absolute().parents if one.exists())
+        needed, free = n_bytes - there + SPARE_BYTES, shutil.disk_usage(disk).free
+        if needed > free:
+            raise MachineError(
+                f"pixels of --size {self.size} need {needed:,} bytes in {disk}, {free:,} are free; "
+                "free some space, or choose a smaller --size or another output"
+            )
+
+    def _decode(self, work: Work, dataset: Dataset, device: str) -> None:
+        from engine.decode.source import Source
+        from engine.decode.stored_pixels import INDEX_NAME, begun, write_pixels
+
+        stored_bytes, before = dataset.ints("bytes"), begun(work.scratch)
+        with (
+            Source(
+                dataset,
+                self._geometry,
+                decoder=self.decoder,
+                device=device,
+                workers=self.workers,
+                exact=self.decoder_exact,
+                tolerant=True,
+            ) as source,
+            progress("decode", len(dataset)) as bar,
+        ):
+            bar.resume(before.done if before else 0)
+
+            def on_chunk(first: int, n: int) -> None:
+                work.meter.images += n
+                work.meter.bytes_read += int(stored_bytes[first : first + n].sum())
+                work.meter.bytes_written += n * 3 * self.size**2
+                work.meter.checkpoint(work.scratch)
+                bar.advance(n, undecodable=len(source.undecodable))
+
+            index = write_pixels(source, work.scratch, on_chunk)
+        work.meter.notes["undecodable"] = len(index.undecodable)
+        # It holds the digest of every chunk: no need to read them all again.
+        work.provenance = replace(work.provenance, digest=sha256_of_file(work.scratch / INDEX_NAME))
+
+    def _outcome(self, work: Work, reason: str) -> Outcome:
+        from engine.decode.stored_pixels import INDEX_NAME, PixelsIndex
+
+        listed = self.pixels / INDEX_NAME
+        index = PixelsIndex.read(listed)
+        n_lost = len(index.undecodable)
+        lost = f"{n_lost} of them cannot be decoded and are left out; listed in {listed}"
+        how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        what = f"{self.size} x {self.size}, {readable_bytes(index.n_bytes)}"
+        crops = round(self.size * 7 / 8)  # the side that score would decode to itself
+        return Outcome(
+            (
+                reason,
+                f"pixels of {index.n_samples:,} images ({what}) {how}: {self.pixels}",
+                *([lost] if n_lost else []),
+                f"next: coreset score {self.data} SCORES --pixels {self.pixels} --size {crops}",
+            ),
+            {
+                "pixels": str(self.pixels),
+                "images": index.n_samples,
+                "bytes": index.n_bytes,
+                "undecodable": n_lost,
+            },
+        )

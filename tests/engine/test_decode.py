@@ -1,0 +1,235 @@
+"""Decoding once as a user sees it: the artifact, what survives a kill, what is refused."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.decode import stored_pixels
+from engine.decode.geometry import Geometry
+from engine.decode.pillow import decode_with_pillow
+from engine.decode.reader import ShardReader
+from engine.decode.stored_pixels import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_pixels
+from engine.ledger import read_ledger
+from engine.provenance import Provenance
+from engine.stages.decode import Decode
+from shards.atomic import sha256_of_file, temporary_name
+from shards.dataset import Dataset
+from shards.errors import MachineError, UsageError
+from shards.manifest import Manifest
+
+CHECKOUT = Path(__file__).parents[2]
+CHUNK_BYTES, N_CHUNKS = 26_500, 3  # 24, 24 and 12 images of 19 pixels
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", CHUNK_BYTES)
+
+
+@pytest.fixture(scope="module")
+def whole(packed, tmp_path_factory):
+    """Pixels of ``packed``; read only."""
+    pixels = tmp_path_factory.mktemp("decoded") / "PIXELS"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stored_pixels, "CHUNK_BYTES", CHUNK_BYTES)
+        Decode(data=packed, pixels=pixels, size=19).run()
+    return pixels
+
+
+def rows_of(pixels, size=19):
+    return np.fromfile(pixels / PIXELS_NAME, np.uint8).reshape(-1, size, size, 3)
+
+
+def own_lines(artifact):
+    return [line for line in read_ledger(artifact) if "artifact" not in line]
+
+
+def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path):
+    pixels = tmp_path / "PIXELS"
+    outcome = Decode(data=packed, pixels=pixels, size=19).run()
+    decoder, made, following = outcome.lines
+    assert decoder == "decoder turbo: the fastest on a CPU, at most 1 level from Pillow"
+    assert made.startswith("pixels of 60 images (19 x 19, 63.5 KiB) made in ")
+    assert following == f"next: coreset score {packed} SCORES --pixels {pixels} --size 17"
+    assert outcome.facts == {
+        "pixels": str(pixels), "images": 60, "bytes": 60 * 3 * 19 * 19, "undecodable": 0,
+    }  # fmt: skip
+    verify_pixels(pixels)
+
+
+@pytest.mark.parametrize(("squash", "geometry"), [(False, Geometry(19, 19)), (True, Geometry(19))])
+def test_exact_pixels_are_those_of_pillow(packed, tmp_path, squash, geometry):
+    pixels = tmp_path / "PIXELS"
+    Decode(data=packed, pixels=pixels, size=19, squash=squash, decoder_exact=True).run()
+    with ShardReader(Dataset.open(packed)) as reader:
+        stored = reader.read(np.arange(60))
+    expected = np.stack([decode_with_pillow(data, geometry) for data in stored])
+    np.testing.assert_array_equal(rows_of(pixels), expected)
+    assert Provenance.read(pixels).config == {"size": 19, "squash": squash, "decoder": "pillow"}
+
+
+def test_provenance_and_ledger_account_for_the_pixels(packed, whole):
+    provenance, manifest = Provenance.read(whole), Manifest.read(packed)
+    assert (provenance.kind, provenance.stage) == ("pixels", "decode")
+    assert provenance.config == {"size": 19, "squash": False, "decoder": "turbo"}
+    assert provenance.binds == {
+        "identity": manifest.identity, "content": manifest.content, "n_samples": 60,
+    }  # fmt: skip
+    assert provenance.digest == sha256_of_file(whole / INDEX_NAME)
+    (data,) = provenance.inputs
+    assert (data["role"], data["digest"]) == ("data", manifest.digest)
+    inherited, own = read_ledger(whole)
+    assert inherited["stage"] == "pack"
+    assert (own["stage"], own["images"], own["undecodable"]) == ("decode", 60, 0)
+    assert own["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
+    assert own["bytes_written"] == 60 * 3 * 19 * 19
+
+
+def test_the_same_command_again_does_nothing(packed, whole):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    again = Decode(data=packed, pixels=whole, size=19, workers=1, decoder="turbo").run()
+    assert "are there already" in again.lines[1]
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+
+
+def test_another_configuration_is_refused_with_the_difference(packed, whole):
+    with pytest.raises(UsageError, match=r"config\.size: 19 there, 20 here"):
+        Decode(data=packed, pixels=whole, size=20).run()
+    with pytest.raises(UsageError, match=r"config\.decoder: turbo there, pillow here"):
+        Decode(data=packed, pixels=whole, size=19, decoder_exact=True).run()
+
+
+def test_arguments_out_of_range_are_refused(packed, tmp_path):
+    with pytest.raises(UsageError, match="size must be at least 1, got 0"):
+        Decode(data=packed, pixels=tmp_path / "PIXELS", size=0)
+    with pytest.raises(UsageError, match="decoder turbo is not exact"):
+        Decode(data=packed, pixels=tmp_path / "P", decoder="turbo", decoder_exact=True).run()
+    with pytest.raises(UsageError, match="does not exist"):
+        Decode(data=tmp_path / "no", pixels=tmp_path / "P").run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_found_before_anything_is_written(packed, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=2**24 + 60 * 3 * 19 * 19 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    command = Decode(data=packed, pixels=tmp_path / "made" / "later" / "PIXELS", size=19)
+    fact = rf"--size 19 need 16,842,196 bytes in {tmp_path}, 16,842,195 are free; free some space"
+    with pytest.raises(MachineError, match=fact):
+        command.run()
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=usage.free + 1))
+    command.run()
+
+
+@pytest.fixture
+def damaged(packed, tmp_path):
+    """``packed`` with sample 20 overwritten by zeros."""
+    data = shutil.copytree(packed, tmp_path / "DATA")
+    sample = Dataset.open(data).samples.slice(20, 1).to_pylist()[0]
+    with (data / f"shard-{sample['shard']:06d}.tar").open("r+b") as file:
+        file.seek(sample["offset"])
+        file.write(bytes(sample["bytes"]))
+    return data
+
+
+def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, whole, tmp_path):
+    pixels = tmp_path / "PIXELS"
+    outcome = Decode(data=damaged, pixels=pixels, size=19).run()
+    assert outcome.lines[2] == (
+        f"1 of them cannot be decoded and are left out; listed in {pixels / INDEX_NAME}"
+    )
+    assert outcome.facts["undecodable"] == own_lines(pixels)[0]["undecodable"] == 1
+    assert list(PixelsIndex.read(pixels / INDEX_NAME).undecodable) == [20]
+    others = np.arange(60) != 20
+    np.testing.assert_array_equal(rows_of(pixels)[others], rows_of(whole)[others])
+    assert not rows_of(pixels)[20].any()
+
+
+# Decodes in forks of itself, each killed right before another of its renames; prints how many.
+KILLED_BEFORE_EACH_RENAME = f"""
+import os, signal, sys
+from pathlib import Path
+import engine.device, engine.decode.source
+from engine.decode import stored_pixels, threads
+from engine.stages.decode import Decode
+from kernels.resample import warm_up
+
+folder, data = map(Path, sys.argv[1:])
+stored_pixels.CHUNK_BYTES = {CHUNK_BYTES}
+rename = Path.rename
+warm_up()
+
+def decode_until(last):
+    renames = 0
+    def counted(self, target):
+        nonlocal renames
+        renames += 1
+        if renames > last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+    Path.rename = counted
+    Decode(data=data, pixels=folder / f"killed-{{last:02d}}", size=19).run()
+
+last, status = 0, signal.SIGKILL
+while status == signal.SIGKILL:
+    child = os.fork()
+    if child == 0:
+        decode_until(last)
+        os._exit(0)
+    status = os.waitpid(child, 0)[1]
+    last += 1
+assert status == 0
+print(last - 1)
+"""
+
+
+def test_a_decoding_killed_before_any_of_its_renames_continues_to_the_same_bytes(
+    damaged, tmp_path, stored_bytes
+):
+    command = [sys.executable, "-c", KILLED_BEFORE_EACH_RENAME, tmp_path, damaged]
+    child = subprocess.run(
+        list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True, check=True
+    )
+    n_renames = int(child.stdout)
+    assert n_renames >= 2 * N_CHUNKS  # per chunk: index, cost so far
+    expected = stored_bytes(tmp_path / f"killed-{n_renames:02d}")
+    kept: set[int] = set()
+    for last in range(n_renames):
+        out = tmp_path / f"killed-{last:02d}"
+        assert not out.exists()
+        begun = temporary_name(out) / INDEX_NAME
+        kept.add(len(PixelsIndex.read(begun).chunks) if begun.exists() else 0)
+        Decode(data=damaged, pixels=out, size=19).run()
+        assert stored_bytes(out) == expected
+        lines = own_lines(out)
+        assert lines[-1]["interrupted"] is False
+        assert sum(line["images"] for line in lines) <= 60
+    assert kept == set(range(N_CHUNKS + 1))
+
+
+def test_an_interrupted_decoding_goes_on_where_it_was_and_as_it_was_begun(
+    packed, whole, tmp_path, monkeypatch, stored_bytes
+):
+    out, record, seen = tmp_path / "PIXELS", stored_pixels.write_atomically, []
+
+    def stopped(path, document):
+        record(path, document)
+        seen.append(path)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stored_pixels, "write_atomically", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            Decode(data=packed, pixels=out, size=19).run()
+    with pytest.raises(UsageError, match=r"interrupted run of another .*config\.squash: False"):
+        Decode(data=packed, pixels=out, size=19, squash=True).run()
+    Decode(data=packed, pixels=out, size=19).run()
+    assert stored_bytes(out) == stored_bytes(whole)
+    first, second = own_lines(out)
+    assert (first["interrupted"], second["interrupted"]) == (True, False)
+    assert (first["images"], second["images"]) == (24, 12)
