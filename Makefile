@@ -61,6 +61,8 @@ bench-smoke: setup  ## The documents' figures are those of bench/results; the be
 	$(BIN)/python -m bench.docs --check
 	$(BIN)/python -m bench.first_path --help > /dev/null
 	$(BIN)/python -m bench.pack --help > /dev/null
+	$(BIN)/python -m bench.decode --help > /dev/null
+	$(BIN)/python -m bench.pixels --help > /dev/null
 	$(BIN)/python -m bench.robustness --help > /dev/null
 
 clean:  ## Remove what make and the tools made (not the data).

@@ -16,7 +16,9 @@ from typing import Any
 
 import tyro
 
+from bench.decode_tables import DECODE_BLOCKS
 from bench.pack_tables import PACK_BLOCKS
+from bench.pixels_tables import PIXEL_BLOCKS
 from bench.record import read
 from bench.robustness_table import (
     robustness,
@@ -26,7 +28,14 @@ from bench.robustness_table import (
 from engine.tables import readable_seconds
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ("README.md", "docs/first-results.md", "docs/packing.md", "docs/robustness.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/first-results.md",
+    "docs/packing.md",
+    "docs/performance.md",
+    "docs/pixels.md",
+    "docs/robustness.md",
+)
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 STUDY_CLASSES = 10
 PUBLISHED_NAME = {"random": "Random", "ccs-aum": "AUM"}
@@ -159,6 +168,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
         first_path_cost,
         first_path_machine,
         *PACK_BLOCKS,
+        *DECODE_BLOCKS,
+        *PIXEL_BLOCKS,
         robustness,
         robustness_circumstances,
         robustness_summary,

@@ -1,0 +1,89 @@
+"""The loaders of ``coreset``, asked for the same as its peers."""
+
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import count
+from typing import Any
+
+from bench.peers.loaders import (
+    BATCH,
+    MEAN,
+    SHORT_SIDE,
+    SIZE,
+    STD,
+    Epoch,
+    Numbered,
+    Task,
+    versions_of,
+)
+from shards.dataset import Dataset
+
+
+def versions() -> dict[str, str]:
+    """Import what the loaders need; the versions are those of the record."""
+    return versions_of(
+        [],
+        [
+            "engine.decode.stored_pixels",
+            "engine.decode.threads",
+            "engine.loading",
+            "engine.stages.decode",
+        ],
+    )
+
+
+@contextmanager
+def exact(task: Task) -> Generator[Epoch]:
+    """``engine.loader`` in another order every epoch; compiled when it yields."""
+    with _loader(task, "turbo") as epoch:
+        yield epoch
+
+
+@contextmanager
+def fast(task: Task) -> Generator[Epoch]:
+    """The same with coarser arithmetic."""
+    with _loader(task, "fast") as epoch:
+        yield epoch
+
+
+@contextmanager
+def decoded(task: Task) -> Generator[Epoch]:
+    """What ``coreset decode`` made, in another order every epoch."""
+    from engine.decode.stored_pixels import open_pixels
+    from engine.progress import Display, choose_display
+    from engine.stages.decode import Decode
+
+    path = task.folder / "pixels"
+    if not path.exists():
+        choose_display(Display.QUIET)
+        side = SIZE if task.crop == "whole" else SHORT_SIDE
+        Decode(data=task.data, pixels=path, size=side, workers=task.threads).run()
+    pixels = open_pixels(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
+    numbers = count()
+    yield lambda: _numbered(pixels.epoch(BATCH, epoch=next(numbers), shuffle=True))
+    pixels.close()
+
+
+@contextmanager
+def _loader(task: Task, decoder: str) -> Generator[Epoch]:
+    from engine.decode.crops import Crops
+    from engine.decode.decoder import Normalisation
+    from engine.loading import Loader
+
+    with Loader(
+        task.data,
+        batch=BATCH,
+        size=SIZE,
+        resize=SHORT_SIDE if task.crop == "centre" else None,
+        crops=Crops() if task.crop == "random" else None,
+        normalisation=Normalisation(MEAN, STD) if task.pixels == "float32" else None,
+        decoder=decoder,
+        device="cpu",
+        workers=task.threads,
+    ) as loader:
+        yield partial(_numbered, loader)
+
+
+def _numbered(batches: Any) -> Iterator[Numbered]:  # noqa: ANN401 - an iterable of batches
+    return ((batch.images, batch.ids.tolist()) for batch in batches)

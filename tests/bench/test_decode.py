@@ -1,0 +1,305 @@
+"""The loading benchmark: what counts as delivered, who is beaten, and its tables."""
+
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bench import decode_tables
+from bench import record as recording
+from bench.contenders import Absent
+from bench.decode_contenders import Entrant, Racer
+from bench.decode_inputs import difference
+from bench.decode_parts import BEST, RACES, reached
+from bench.decode_process import memory_bytes
+from bench.peers.loaders import (
+    MEAN,
+    SIZE,
+    STD,
+    Session,
+    Task,
+    batches_of_ids,
+    in_threads,
+    levels,
+    numbered,
+    sum_of_words,
+    time_to_first_batch,
+)
+from bench.record import write
+
+
+@pytest.fixture
+def task(tmp_path):
+    files = tuple(tmp_path / f"{one}.jpg" for one in range(300))
+    return Task(
+        data=tmp_path,
+        tree=tmp_path,
+        files=files,
+        folder=tmp_path,
+        crop="whole",
+        pixels="uint8",
+        threads=2,
+    )
+
+
+def images_of(ids):
+    """Squares whose level is their id modulo 251."""
+    rows = np.array(ids, np.int64) % 251
+    return np.broadcast_to(rows.astype(np.uint8)[:, None, None, None], (len(rows), 8, 8, 3)).copy()
+
+
+def loader_of(batches, log=None):
+    """An opener of a loader that hands over images of these ids, in these batches."""
+
+    @contextmanager
+    def opener(_task):
+        if log is not None:
+            log.append("opened")
+        yield lambda: ((images_of(ids), ids) for ids in batches)
+        if log is not None:
+            log.append("closed")
+
+    return opener
+
+
+def test_an_epoch_counts_images_and_their_ids(task):
+    session = Session()
+    session.open(loader_of([[0, 1, 2], [3, 3]]), task)
+    found = session.run()
+    assert (found.images, found.distinct, found.pixels) == (5, 4, "uint8")
+    everything = np.concatenate([images_of([0, 1, 2]), images_of([3, 3])])
+    assert found.sum_of_words == int(everything.reshape(-1).view(np.uint64).sum())
+
+
+def test_the_sum_over_an_epoch_does_not_depend_on_the_order(task):
+    session, sums = Session(), []
+    for batches in ([[5, 6, 7], [8]], [[8, 7], [6, 5]], [[8, 7], [6, 4]]):
+        session.open(loader_of(batches), task)
+        sums.append(session.run().sum_of_words)
+    assert sums[0] == sums[1] != sums[2]
+
+
+def test_a_turn_has_as_many_epochs_as_the_task_says(task):
+    session = Session()
+    session.open(loader_of([[0, 1], [2]]), replace(task, epochs=4))
+    found = session.run()
+    assert (found.images, found.distinct) == (12, 3)
+
+
+def test_every_byte_counts_wherever_it_lies():
+    images = np.zeros((2, 8, 8, 3), np.uint8)
+    for view in (images, images.transpose(0, 3, 1, 2)):
+        assert sum_of_words(view) == 0
+    images[1, 7, 7, 2] = 1
+    for view in (images, images.transpose(0, 3, 1, 2)):
+        assert sum_of_words(view) == 1 << 56
+
+
+def test_first_pixels_are_those_of_the_first_epoch(task):
+    session = Session()
+    with pytest.raises(ValueError, match="run one"):
+        session.first_pixels()
+    session.open(loader_of([[9, 4], [5]]), task)
+    session.run()
+    ids, pixels = session.first_pixels()
+    assert ids == [9, 4]
+    assert pixels[:, 0, 0, 0].tolist() == [9, 4]
+
+
+def test_a_loader_that_is_made_again_ends_before(task):
+    session, log = Session(), []
+    session.open(loader_of([[0]], log), task)
+    session.reopen()
+    assert log == ["opened", "closed", "opened"]
+    session.close()
+    assert log == ["opened", "closed", "opened", "closed"]
+    assert session.run().images == 0
+
+
+def test_levels_are_the_same_for_bytes_and_normalised_planes():
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), np.uint8)
+    planes = ((images / 255 - MEAN) / STD).astype(np.float32).transpose(0, 3, 1, 2)
+    np.testing.assert_array_equal(levels(images), images)
+    np.testing.assert_array_equal(levels(images.transpose(0, 3, 1, 2)), images)
+    np.testing.assert_allclose(levels(planes), images, atol=1e-3)
+
+
+def test_differences_are_in_levels():
+    found = difference(np.array([1, 2], np.float32), np.array([1, 5], np.float32))
+    assert found == {"pixels_max": 3, "pixels_mean": 1.5}
+
+
+def test_batches_are_numbered_in_order_and_the_last_may_be_short():
+    assert [len(one) for one in batches_of_ids(600)] == [256, 256, 88]
+    assert [list(ids) for _, ids in numbered([[0] * 2, [0] * 2], 3)] == [[0, 1], [2]]
+
+
+def test_threads_write_every_file_to_its_row(task):
+    def decode(path, into):
+        into.fill_(int(path.stem) % 251)
+
+    got = list(in_threads(task, decode))
+    assert [len(ids) for _, ids in got] == [256, 44]
+    for images, ids in got:
+        assert images.shape == (len(ids), 3, SIZE, SIZE)
+        assert images.permute(0, 2, 3, 1).is_contiguous()
+        assert images[:, 0, 0, 0].tolist() == images[:, 2, 223, 223].tolist()
+        assert images[:, 0, 0, 0].tolist() == [one % 251 for one in ids]
+
+
+def test_a_start_takes_one_batch_only(task):
+    taken = []
+
+    @contextmanager
+    def opener(_task):
+        def batches():
+            for one in ([0], [1]):
+                taken.append(one)
+                yield images_of(one), one
+
+        yield batches
+
+    found = time_to_first_batch(opener, task)
+    assert taken == [[0]]
+    assert found.open_seconds >= 0
+    assert found.first_batch_seconds >= 0
+
+
+class Here:
+    """A pool that calls at once, in this process."""
+
+    def __init__(self, found):
+        self.found = found
+
+    def submit(self, _work, *_arguments):
+        return self
+
+    def result(self):
+        found = self.found.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def racer_with(task, *epochs):
+    entrant = Entrant(name="other", open=loader_of([]), versions=dict)
+    pool: Any = Here(list(epochs))
+    return Racer(entrant=entrant, name="other", task=task, pool=pool, versions={})
+
+
+def epoch_of(task, ids, shift=0):
+    session = Session()
+    session.open(loader_of([[one + shift for one in ids]]), task)
+    return session.run()
+
+
+def complaints_of(racer, turns):
+    contender, found = racer.contender(), []
+    for _ in range(turns):
+        contender.run(None)
+        found.append(contender.complaint(None))
+    return found
+
+
+def test_a_loader_that_drops_or_repeats_an_image_has_failed(task):
+    whole = epoch_of(task, range(300))
+    repeated = epoch_of(task, [0, *range(299)])
+    racer = racer_with(task, whole, epoch_of(task, range(299)), repeated, whole)
+    first, dropped, twice, again = complaints_of(racer, 4)
+    assert first == again == ""
+    assert "expected 300 images" in dropped
+    assert "expected 300 images" in twice
+
+
+def test_an_epoch_of_other_pixels_than_the_first_is_a_failure(task):
+    racer = racer_with(task, epoch_of(task, range(300)), epoch_of(task, range(300), shift=1))
+    first, other = complaints_of(racer, 2)
+    assert first == ""
+    assert "differ" in other
+
+
+def test_what_a_peer_raises_is_its_failure_and_not_the_end(task):
+    racer = racer_with(task, RuntimeError("no such\nthing"))
+    assert complaints_of(racer, 1) == ["RuntimeError: no such"]
+
+
+def row(name, role, rate, **facts):
+    seconds = 1000 / rate
+    return {
+        "bench": "decode.rrc-original",
+        "input": "imagenet",
+        "input_note": "some",
+        "crop": "random",
+        "pixels": "float32",
+        "contender": name,
+        "role": role,
+        "threads": 2,
+        "images": 1000,
+        "images_per_second": rate,
+        "seconds": [seconds],
+        "median_seconds": seconds,
+        "min_seconds": seconds,
+        "max_seconds": seconds,
+        "peer_versions": {},
+        **facts,
+    }
+
+
+@pytest.fixture
+def raced():
+    over = {"slow": 4.0, "quick": 2.0, "parts": 1.5, "decode": 0.9}
+    ours = row("coreset", "ours", 2000, speed_over=over, pixels_max=1.0, pixels_mean=0.16)
+    others = [
+        row("slow", "peer", 500),
+        row("quick", "peer", 1000),
+        row("parts", "ours", 1300),
+        row("decode", "limit", 2200),
+        {
+            name: value
+            for name, value in row("gone", "peer", 1).items()
+            if "seconds" not in name and not name.startswith("images")
+        }
+        | Absent(name="gone", reason="No module named 'gone'").measured(),
+    ]
+    return [ours, *others]
+
+
+def test_the_best_peer_is_the_fastest_of_others(raced):
+    found = reached(raced, raced[0], {BEST: 1.2, "decode": 0.85, "FFCV, jpg": 2.0})
+    assert found["best_peer"] == "quick"
+    assert found["reached"] == {BEST: 2.0, "decode": 0.9, "FFCV, jpg": None}
+
+
+def test_the_first_of_every_race_is_ours_and_has_a_goal():
+    for race in (race for some in RACES.values() for race in some):
+        assert race.entrants[0].startswith("coreset")
+        assert race.targets
+
+
+def test_tables_tell_goals_speeds_and_absences(raced, tmp_path, monkeypatch):
+    monkeypatch.setattr(recording, "RESULTS", tmp_path)
+    raced[0] |= reached(raced, raced[0], {BEST: 1.2, "decode": 0.85})
+    circumstances = {
+        "hardware": {"processor": "some", "cores": 2, "memory_gib": 8},
+        "versions": {"torch": "2"},
+        "date": "2026-01-01",
+        "commit": "abc",
+    }
+    write("decode", [one | circumstances for one in raced])
+    goals = decode_tables.decode_goals().splitlines()
+    assert goals[2].endswith("| coreset | 2,000 | quick (peer) | 1,000 | 2.00 | 1.20 |")
+    assert goals[3].endswith("| coreset | 2,000 | decode (limit) | 2,200 | 0.90 | 0.85 |")
+    table = decode_tables.decode_random()
+    assert "| coreset | 2,000 | 0.50 (0.50-0.50) |  | 0.90 | 1 / 0.16 |" in table
+    assert "| gone | absent: No module named 'gone' |" in table
+    assert "1 rounds by turns (some, 2 cores, 8 GiB)" in decode_tables.decode_circumstances()
+
+
+def test_memory_of_this_process_grows_by_what_it_writes():
+    import os
+
+    before = memory_bytes([os.getpid()])
+    held = np.ones(64_000_000, np.uint8)
+    assert memory_bytes([os.getpid()]) - before == pytest.approx(held.size, rel=0.05)
