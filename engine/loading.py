@@ -20,8 +20,7 @@ from engine.decode.geometry import Geometry
 from engine.decode.order import batches_of, epoch_ids
 from engine.decode.source import Source
 from engine.ranks import Ranks
-from kernels import resample
-from kernels.planes import factors_of, normalised_planes
+from kernels import planes, resample
 from shards.dataset import Dataset
 from shards.errors import UsageError
 
@@ -257,8 +256,7 @@ def warm_up() -> None:
     Takes some seconds in the first process that ever does, a fraction of one in others.
     """
     resample.warm_up()
-    no_change = factors_of((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
-    normalised_planes(np.zeros((1, 1, 3), np.uint8), no_change, np.empty((3, 1, 1), np.float32))
+    planes.warm_up()
 
 
 def _ranks(rank: int | None, world: int | None) -> Ranks:

@@ -56,9 +56,7 @@ def lanes_of(_typing: Untyped, _number: Untyped) -> Untyped:
     def generate(
         _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
     ) -> Untyped:
-        nothing = ir.Constant(_VECTOR, ir.Undefined)
-        first = builder.insert_element(nothing, args[0], ir.Constant(_INDEX, 0))
-        return builder.shuffle_vector(first, nothing, _indices([0] * LANES))
+        return _repeated(builder, args[0], LANES)
 
     return _LANES_TYPE(types.uint16), generate
 
@@ -154,6 +152,58 @@ def transpose_out(
     return types.void(source, place, target, place, place), generate
 
 
+@_instruction
+def stream_planes(
+    _typing: Untyped, pixels: Untyped, _at: Untyped,
+    factors: Untyped, planes: Untyped, _to: Untyped,
+) -> Untyped:  # fmt: skip
+    """16 RGB pixels as float32, times factors[0, c] plus factors[1, c], to ``planes[c, to : to+16]``.
+
+    Past the caches, which a batch of planes outgrows: without reading first what is overwritten.
+    The places must lie on multiples of 64 bytes (or the process dies), and `fence` must follow.
+    """
+    n, number = 16, ir.FloatType()
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        def factor(row: int, channel: int) -> Untyped:
+            at = ir.Constant(args[1].type, 3 * row + channel)
+            place = _address(context, builder, signature.args[2], args[2], at)
+            return _repeated(builder, builder.load(place), n)
+
+        flat = _address(context, builder, signature.args[0], args[0], args[1])
+        samples = _loaded(builder, flat, ir.VectorType(_BYTE, 3 * n))
+        length = context.make_array(signature.args[3])(context, builder, args[3]).shape
+        length = builder.extract_value(length, 1)
+        for channel in range(3):
+            own = builder.shuffle_vector(samples, samples, _indices([*range(channel, 3 * n, 3)]))
+            values = builder.uitofp(own, ir.VectorType(number, n))
+            values = builder.fadd(builder.fmul(values, factor(0, channel)), factor(1, channel))
+            start = builder.mul(length, ir.Constant(length.type, channel))
+            at = builder.add(start, args[4])
+            place = _address(context, builder, signature.args[3], args[3], at)
+            place = builder.bitcast(place, values.type.as_pointer())
+            kept = builder.store(values, place, align=4 * n)
+            once = builder.module.add_metadata([ir.Constant(_INDEX, 1)])
+            kept.set_metadata("nontemporal", once)
+        return context.get_dummy_value()
+
+    place = types.intp
+    return types.void(pixels, place, factors, planes, place), generate
+
+
+@_instruction
+def fence(_typing: Untyped) -> Untyped:
+    """What was streamed is there for other threads."""
+
+    def generate(
+        context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
+    ) -> Untyped:
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
 def _interleaved(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:
     """Transpose, part by part: n vectors whose parts have n numbers.
 
@@ -173,6 +223,12 @@ def _interleaved(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:
             for half in halves
         ]
     return vectors
+
+
+def _repeated(builder: Untyped, number: Untyped, n: int) -> Untyped:
+    nothing = ir.Constant(ir.VectorType(number.type, n), ir.Undefined)
+    first = builder.insert_element(nothing, number, ir.Constant(_INDEX, 0))
+    return builder.shuffle_vector(first, nothing, _indices([0] * n))
 
 
 def _joined(builder: Untyped, parts: list[Untyped]) -> Untyped:

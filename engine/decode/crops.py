@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import numpy as np
-from kernels.crops import crop_boxes
 from numpy.typing import NDArray
 
+from kernels.crops import crop_boxes
 from kernels.seeds import derived_seed
 from shards.errors import UsageError
 

@@ -25,7 +25,7 @@ from engine.decode.decoder import (
 from engine.decode.geometry import Geometry
 from engine.decode.pillow import decode_with_pillow
 from engine.decode.turbo import decode_exactly, decode_fast
-from kernels.planes import factors_of, normalised_planes
+from kernels.planes import PLANE_ALIGNMENT, factors_of, normalised_planes
 
 ImageDecoder: TypeAlias = Callable[[EncodedBatch, int, Geometry, NDArray[np.uint8]], None]
 """Writes one image of a batch, by its position, to uint8 of shape (s, s, 3); ``ValueError`` if it
@@ -124,10 +124,10 @@ class BatchMemory:
         with self._lock:
             for array in self._arrays:
                 # The list, the loop's name and the argument; whoever uses it would hold one more.
-                if array.size >= n_bytes and sys.getrefcount(array) <= 3:
+                if array.size >= n_bytes + PLANE_ALIGNMENT and sys.getrefcount(array) <= 3:
                     return _shaped(array, n_bytes, shape, dtype)
-            self._arrays = [array for array in self._arrays if array.size >= n_bytes]
-            self._arrays.append(np.empty(n_bytes, np.uint8))
+            self._arrays = [array for array in self._arrays if array.size > n_bytes]
+            self._arrays.append(np.empty(n_bytes + PLANE_ALIGNMENT, np.uint8))
             return _shaped(self._arrays[-1], n_bytes, shape, dtype)
 
     def forget(self) -> None:
@@ -139,4 +139,5 @@ class BatchMemory:
 def _shaped(
     array: NDArray[np.uint8], n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    return array[:n_bytes].view(dtype).reshape(shape)
+    start = -array.ctypes.data % PLANE_ALIGNMENT
+    return array[start : start + n_bytes].view(dtype).reshape(shape)

@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
 
-from kernels.planes import factors_of, normalised_planes
+from kernels.planes import PLANE_ALIGNMENT, factors_of, normalised_planes
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (64, 33)])
-def test_planes_are_the_normalised_channels(height, width):
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (4, 4), (64, 33), (64, 64)])
+def test_planes_are_the_normalised_channels(height, width, offset):
+    """At an offset of 0 the sizes that are multiples of 16 are written past the caches."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    planes = np.empty((3, height, width), np.float32)
+    memory = np.empty(image.size + 32, np.float32)
+    start = -memory.ctypes.data % PLANE_ALIGNMENT // 4 + offset
+    planes = memory[start : start + image.size].reshape(3, height, width)
     normalised_planes(image, factors_of(mean, std), planes)
     np.testing.assert_allclose(planes, ((image / 255 - mean) / std).transpose(2, 0, 1), atol=1e-6)
 
