@@ -157,7 +157,7 @@ def stream_planes(
     _typing: Untyped, pixels: Untyped, _at: Untyped,
     factors: Untyped, planes: Untyped, _to: Untyped,
 ) -> Untyped:  # fmt: skip
-    """16 RGB pixels as float32, times factors[0, c] plus factors[1, c], to ``planes[c, to : to+16]``.
+    """16 RGB pixels as float32, times factors[0, c] plus factors[1, c], from ``planes[c, to]`` on.
 
     Past the caches, which a batch of planes outgrows: without reading first what is overwritten.
     The places must lie on multiples of 64 bytes (or the process dies), and `fence` must follow.

@@ -149,6 +149,12 @@ def reason_for(chosen: DecoderName, device: str) -> str:
     return f"decoder {chosen}: {reasons[chosen]}"
 
 
+def told_choice(name: str, device: str, *, exact: bool) -> tuple[str, ...]:
+    """What ``auto`` comes to, as a line for people; none where it was named."""
+    chosen = choose_decoder(name, device, exact=exact)
+    return (reason_for(chosen, device),) if name == DecoderName.AUTO else ()
+
+
 def make_decoder(
     name: str,
     geometry: Geometry,

@@ -45,6 +45,9 @@ class Embed:
 
     def run(self) -> Outcome:
         """Open the data set, run the backbone over it, publish the store."""
+        from engine.decode.decoder import told_choice
+        from engine.device import resolve_device
+
         dataset = Dataset.open(self.data)
         spec = FeatureSpec(
             backbone=self.backbone,
@@ -57,11 +60,13 @@ class Embed:
             workers=self.workers,
         )
         work = embed(dataset, spec, self.features)
+        device = resolve_device(self.device).type
         remember(self.features, dataset, spec)
         same = f"--backbone {self.backbone}" + (f" --size {self.size}" if self.size != 224 else "")
         verb = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         return Outcome(
             (
+                *told_choice(self.decoder, device, exact=self.decoder_exact),
                 f"features of {len(dataset):,} images ({self.backbone}) {verb}: {self.features}",
                 f"next: coreset score {self.data} SCORES --proxy linear {same}",
             ),

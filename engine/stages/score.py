@@ -163,7 +163,7 @@ class Score:
                 except UsageError:  # the remedy is another configuration: nothing to continue
                     shutil.rmtree(work.scratch)
                     raise
-        return self._outcome(work, dataset)
+        return self._outcome(work, dataset, device.type)
 
     def _train(self, work: Work, dataset: Dataset, device: "torch.device") -> str:
         from engine.training import Sgd, Trainer, compile_where_it_pays, cosine_schedule
@@ -292,14 +292,17 @@ class Score:
             return (self.pixels / PIXELS_NAME).stat().st_size
         return int(dataset.ints("bytes").sum())
 
-    def _outcome(self, work: Work, dataset: Dataset) -> Outcome:
+    def _outcome(self, work: Work, dataset: Dataset, device: str) -> Outcome:
+        from engine.decode.decoder import told_choice
         from kernels.scores import SCORES
 
         listed, n_lost = self.scores / UNDECODABLE_NAME, len(undecodable_of(self.scores))
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        told = told_choice(self.decoder, device, exact=self.decoder_exact)
         return Outcome(
             (
+                *(told if self.proxy == "resnet18" and self.pixels is None else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
                 f"scores ({', '.join(SCORES)}) of {len(dataset):,} images {how}: {self.scores}",
                 *([lost] if n_lost else []),

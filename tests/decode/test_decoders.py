@@ -17,6 +17,8 @@ from engine.decode.decoder import (
     UndecodableImagesError,
     choose_decoder,
     make_decoder,
+    reason_for,
+    told_choice,
 )
 from engine.decode.geometry import Geometry
 from engine.decode.pillow import decode_with_pillow
@@ -142,6 +144,24 @@ def test_memory_of_a_batch_is_used_again_only_once_nobody_holds_it(images):
     assert torch.equal(view, kept[1:2])
     decoder.close()
     assert torch.equal(view, kept[1:2])
+
+
+@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("geometry", [Geometry(16, 20), Geometry(16)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (900, 3), (2, 2)], ids=str)
+def test_the_smallest_and_the_longest_images_decode(images, name, geometry, size):
+    (pixels,) = decoded(name, geometry, [images.jpeg(*size)])
+    expected = decode_with_pillow(images.jpeg(*size).data, geometry)
+    inside = slice(1, 15)
+    difference = np.abs(pixels.astype(int) - expected)[inside, inside]
+    assert difference.max() <= 1
+
+
+@pytest.mark.parametrize("value", [True, False])
+def test_what_auto_picked_is_told_and_what_was_named_is_not(value):
+    told = told_choice("auto", "cpu", exact=value)
+    assert told == (reason_for(DecoderName.PILLOW if value else DecoderName.TURBO, "cpu"),)
+    assert told_choice("pillow", "cpu", exact=value) == ()
 
 
 def variants(images):
