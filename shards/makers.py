@@ -2,7 +2,7 @@
 
 A small image is decoded in less time than threads need to hand the interpreter to each other:
 packing ImageNette, two threads spend a third of their time waiting for it. Forked processes have
-their own, and start in a hundredth of a second with all that was found and compiled, which they
+their own, and start in hundredths of a second with all that was found and compiled, which they
 share with their parent page by page.
 
 A fork copies one thread. It is safe where no other thread can hold a lock at that moment, so a
@@ -158,7 +158,8 @@ def _work(
 ) -> NoReturn:
     """What a forked process does: blocks as they are asked for, until the other end closes."""
     try:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides
+            signal.signal(number, signal.SIG_IGN)
         ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
         for other in others:
             other.close()

@@ -186,10 +186,11 @@ class _Packing:
     def pack(self, shards: Sequence[int], *, processes: bool) -> None:
         """Write and commit shards."""
         fillings: list[Filling] = []
-        stopped = self._stop.is_set
+        # One process more than may work at once fills the gaps between question and answer.
+        n_makers = self._workers + processes
         try:
             with (
-                makers_of(self._plan, self._workers + 1, stopped, processes=processes) as makers,
+                makers_of(self._plan, n_makers, self._stop.is_set, processes=processes) as makers,
                 # Twice as many threads as may make blocks at once: the others wait for the disk.
                 ThreadPoolExecutor(2 * self._workers, thread_name_prefix="pack") as pool,
             ):
@@ -198,9 +199,10 @@ class _Packing:
                 try:
                     for filling, number in self._in_turns(shards, fillings):
                         self._room.acquire()
+                        maker = self._idle.get()  # here, so that blocks are begun in their order
                         if self._stop.is_set():
                             break
-                        pool.submit(self._make, filling, number)
+                        pool.submit(self._make, maker, filling, number)
                 except BaseException:
                     self._stop.set()
                     raise
@@ -223,10 +225,10 @@ class _Packing:
             for number in range(max(len(filling.blocks) for filling in group)):
                 yield from ((one, number) for one in group if number < len(one.blocks))
 
-    def _make(self, filling: Filling, number: int) -> None:
+    def _make(self, maker: Maker, filling: Filling, number: int) -> None:
         """Make one block; commit the shard if it was the last that was missing."""
         try:
-            block = self._made(filling.blocks[number])
+            block = self._made(maker, filling.blocks[number])
             written, complete = filling.put(number, block)
             for _ in range(written):
                 self._room.release()
@@ -243,8 +245,7 @@ class _Packing:
             self._stop.set()
         self._room.release()
 
-    def _made(self, positions: range) -> list[Stored]:
-        maker = self._idle.get()
+    def _made(self, maker: Maker, positions: range) -> list[Stored]:
         try:
             if self._stop.is_set():
                 raise CancelledError
