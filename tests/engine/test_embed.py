@@ -55,7 +55,8 @@ def test_the_row_of_an_id_is_what_the_backbone_says_of_that_image_alone(packed, 
 
 def test_the_same_command_again_does_nothing(packed, embedded, done):
     before = {path: path.stat().st_mtime_ns for path in embedded.rglob("*")}
-    made, following = done("embed", packed, embedded, *BACKBONE, "--batch", 7)
+    picked, made, following = done("embed", packed, embedded, *BACKBONE, "--batch", 7)
+    assert picked.startswith("decoder turbo: ")
     assert made == f"features of 60 images (tf_efficientnet_lite0) are there already: {embedded}"
     assert following == (
         f"next: coreset score {packed} SCORES --proxy linear "
