@@ -1,6 +1,7 @@
 """The command line in process, and one small set of artifacts that the tests of stages share."""
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from engine.cli import main
 from shards.atomic import files_below
+from shards.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +182,14 @@ def made(out: Path, *words: object) -> Path:
     """Run a command that makes ``out``."""
     assert main([str(word) for word in words]) == 0
     return out
+
+
+@pytest.fixture
+def damaged(packed, tmp_path):
+    """``packed`` with sample 20 overwritten by zeros."""
+    data = shutil.copytree(packed, tmp_path / "DATA")
+    sample = Dataset.open(data).samples.slice(20, 1).to_pylist()[0]
+    with (data / f"shard-{sample['shard']:06d}.tar").open("r+b") as file:
+        file.seek(sample["offset"])
+        file.write(bytes(sample["bytes"]))
+    return data

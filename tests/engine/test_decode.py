@@ -125,17 +125,6 @@ def test_a_full_disk_is_found_before_anything_is_written(packed, tmp_path, monke
     command.run()
 
 
-@pytest.fixture
-def damaged(packed, tmp_path):
-    """``packed`` with sample 20 overwritten by zeros."""
-    data = shutil.copytree(packed, tmp_path / "DATA")
-    sample = Dataset.open(data).samples.slice(20, 1).to_pylist()[0]
-    with (data / f"shard-{sample['shard']:06d}.tar").open("r+b") as file:
-        file.seek(sample["offset"])
-        file.write(bytes(sample["bytes"]))
-    return data
-
-
 def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, whole, tmp_path):
     pixels = tmp_path / "PIXELS"
     outcome = Decode(data=damaged, pixels=pixels, size=19).run()

@@ -265,17 +265,6 @@ def test_crops_that_grow_are_part_of_the_configuration(packed, scored, tmp_path,
     assert (columns_of(tmp_path / "SCORES")["visits"] == 4).all()
 
 
-@pytest.fixture
-def damaged(packed, tmp_path):
-    """``packed`` with sample 20 overwritten by zeros."""
-    data = shutil.copytree(packed, tmp_path / "DATA")
-    sample = Dataset.open(data).samples.slice(20, 1).to_pylist()[0]
-    with (data / f"shard-{sample['shard']:06d}.tar").open("r+b") as file:
-        file.seek(sample["offset"])
-        file.write(bytes(sample["bytes"]))
-    return data
-
-
 @pytest.mark.parametrize("way", ["resident", "streamed", "pixels"])
 def test_an_image_that_cannot_be_decoded_costs_its_own_score_only(
     damaged, tmp_path, done, monkeypatch, way
