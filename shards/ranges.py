@@ -40,6 +40,10 @@ class OpenFiles:
         finally:
             os.close(descriptor)
 
+    def kept(self, number: int) -> int | None:
+        """Descriptor of a file that stays open, by the shortest way; None if it is not."""
+        return self._descriptors.get(number)
+
     def close(self) -> None:
         """Close all files; no read may be under way."""
         with self._lock:

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.decode.decoder import EncodedBatch, Normalisation, UndecodableImagesError
+from engine.decode.decoder import EncodedBatch, Normalisation, UndecodableImagesError, is_plain_jpeg
 from engine.decode.geometry import Box, Geometry, Placement
 from engine.decode.pillow import decode_with_pillow
 from kernels.augment import normalised
@@ -167,11 +167,13 @@ class DaliDecoder:
 
     def decode(self, batch: EncodedBatch) -> Tensor:
         """See ``Decoder.decode``; thread safe, one batch at a time."""
-        plain = [position for position in range(len(batch)) if batch.is_plain_jpeg(position)]
+        everything = list(range(len(batch)))
+        batch = batch.part(everything, list(batch.data))
+        plain = [i for i in everything if is_plain_jpeg(batch.data[i], batch.stored_size(i))]
         images = self._empty(len(batch))
         with self._lock:
             refused = self._decode_plain(batch, plain, images)
-        rest = sorted(refused + list(set(range(len(batch))) - set(plain)))
+        rest = sorted(refused + list(set(everything) - set(plain)))
         reasons = self._decode_rest(batch, rest, images)
         if reasons:
             raise UndecodableImagesError(reasons, images)

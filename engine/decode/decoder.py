@@ -35,6 +35,7 @@ class EncodedBatch:
     """Stored images of one batch, b = images."""
 
     data: Sequence[bytes]
+    """May be read from storage when an item is asked for: ask once."""
     widths: NDArray[np.int64]
     """Pixels, shape (b,), as the index promises; an image of another size is refused."""
     heights: NDArray[np.int64]
@@ -45,6 +46,11 @@ class EncodedBatch:
     def __len__(self) -> int:
         return len(self.data)
 
+    def part(self, positions: list[int], data: Sequence[bytes]) -> "EncodedBatch":
+        """Some of the images, whose bytes are ``data``."""
+        crops = None if self.crops is None else self.crops[positions]
+        return EncodedBatch(data, self.widths[positions], self.heights[positions], crops)
+
     def stored_size(self, position: int) -> tuple[int, int]:
         """Width and height of one image."""
         return int(self.widths[position]), int(self.heights[position])
@@ -54,17 +60,18 @@ class EncodedBatch:
         crop = None if self.crops is None else cast("Box", tuple(self.crops[position].tolist()))
         return geometry.place(*self.stored_size(position), crop)
 
-    def is_plain_jpeg(self, position: int) -> bool:
-        """Whether a fast decoder takes the image: a grey or colour JPEG of the promised size.
 
-        Reads the header (1 us), so that an image whose header was damaged into a decompression bomb
-        is never decoded. PNG, WebP and CMYK go to Pillow.
-        """
-        try:
-            height, width, colours, _ = simplejpeg.decode_jpeg_header(self.data[position])
-        except ValueError:
-            return False
-        return colours in FAST_COLOURS and (width, height) == self.stored_size(position)
+def is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
+    """Whether a fast decoder takes an image: a grey or colour JPEG of ``size`` (width, height).
+
+    Reads the header (1 us), so that an image whose header was damaged into a decompression bomb is
+    never decoded. PNG, WebP and CMYK go to Pillow.
+    """
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return False
+    return colours in FAST_COLOURS and (width, height) == size
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """Byte ranges of the shards: the stored bytes of any samples, in any order, from any thread."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import groupby, pairwise
+from contextlib import contextmanager, suppress
+from itertools import chain, groupby, pairwise
 from operator import attrgetter
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,20 +98,48 @@ class ShardReader:
         Raises:
             ManifestError: A shard is missing or ends before the sample does, or cannot be read.
         """
-        order = np.lexsort((self._offsets[ids], self._shards[ids]))
-        samples = ids[order]
-        starts = self._offsets[samples]
-        runs = runs_of(samples, self._shards[samples], starts, starts + self._bytes[samples])
-        threads = self._threads if self._advise(runs) else 1
-        found = [b""] * ids.size
-        for position, data in zip(order.tolist(), self._read_runs(runs, threads), strict=True):
-            found[position] = data
-        return found
+        order, runs = self._planned(ids)
+        return self._read_runs(order, runs, self._threads if self._advise(runs) else 1)
+
+    def fetch(self, ids: NDArray[np.int64]) -> Sequence[bytes]:
+        """`read` what storage has to be waited for; what the page cache has stays there until then.
+
+        A decoding thread that asks for a sample has it in the cache of its core, and no batch of
+        encoded images takes memory. What leaves the page cache meanwhile is waited for.
+
+        Raises:
+            ManifestError: As `read`; also when a sample is asked for, in any thread.
+        """
+        order, runs = self._planned(ids)
+        return (
+            self._read_runs(order, runs, self._threads) if self._advise(runs) else _Late(self, ids)
+        )
+
+    def read_one(self, sample: int) -> bytes:
+        """Stored bytes of one sample id.
+
+        Raises:
+            ManifestError: As `read`.
+        """
+        shard, start = int(self._shards[sample]), int(self._offsets[sample])
+        stop = start + int(self._bytes[sample])
+        kept = self._files.kept(shard)
+        if kept is not None:
+            return self._read_alone(kept, sample, start, stop)
+        with self._opened(shard) as descriptor:
+            return self._read_alone(descriptor, sample, start, stop)
 
     def name_of(self, sample: int) -> str:
         """``shard:offset:key`` of a sample id, for messages."""
         shard = self._dataset.manifest.shards[self._shards[sample]].name
         return f"{shard}:{self._offsets[sample]}:{self._dataset.samples['key'][sample].as_py()}"
+
+    def _planned(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Run]]:
+        """Positions in the order of the shards, and what is read together in that order."""
+        order = np.lexsort((self._offsets[ids], self._shards[ids]))
+        samples = ids[order]
+        starts = self._offsets[samples]
+        return order, runs_of(samples, self._shards[samples], starts, starts + self._bytes[samples])
 
     def _advise(self, runs: Sequence[Run]) -> bool:
         """Set all reads that have to wait on their way; whether there are any."""
@@ -125,28 +153,39 @@ class ShardReader:
                         os.posix_fadvise(descriptor, run.starts[0], length, os.POSIX_FADV_WILLNEED)
         return waits
 
-    def _read_runs(self, runs: Sequence[Run], threads: int) -> list[bytes]:
-        """Bytes of all samples in order; of several faults the first is raised."""
+    def _read_runs(
+        self, order: NDArray[np.int64], runs: Sequence[Run], threads: int
+    ) -> list[bytes]:
+        """Bytes of all samples in the order asked for; of several faults the first is raised."""
         n_parts = min(threads, len(runs))
-        if n_parts < 2:
-            return self._read_part(runs)
-        bounds = [len(runs) * part // n_parts for part in range(n_parts + 1)]
-        work = [self._pool.submit(self._read_part, runs[a:b]) for a, b in pairwise(bounds)]
-        return [data for part in work for data in part.result()]
+        bounds = [len(runs) * part // max(n_parts, 1) for part in range(n_parts + 1)]
+        parts = [runs[a:b] for a, b in pairwise(bounds)]
+        read = (
+            self._pool.map(self._read_part, parts) if n_parts > 1 else map(self._read_part, parts)
+        )
+        found = [b""] * order.size
+        for position, data in zip(order.tolist(), chain.from_iterable(read), strict=True):
+            found[position] = data
+        return found
 
     def _read_part(self, runs: Sequence[Run]) -> list[bytes]:
         found: list[bytes] = []
         for shard, of_shard in groupby(runs, _SHARD):
-            try:
-                with self._files.descriptor(shard) as descriptor:
-                    for run in of_shard:
-                        found += self._read_run(descriptor, run)
-            except OSError as error:
-                raise ManifestError(
-                    f"{self._files.paths[shard]} cannot be opened ({error.strerror}); "
-                    f"run `coreset verify {self._dataset.path}`"
-                ) from error
+            with self._opened(shard) as descriptor:
+                for run in of_shard:
+                    found += self._read_run(descriptor, run)
         return found
+
+    @contextmanager
+    def _opened(self, shard: int) -> Generator[int]:
+        try:
+            with self._files.descriptor(shard) as descriptor:
+                yield descriptor
+        except OSError as error:
+            raise ManifestError(
+                f"{self._files.paths[shard]} cannot be opened ({error.strerror}); "
+                f"run `coreset verify {self._dataset.path}`"
+            ) from error
 
     def _read_run(self, descriptor: int, run: Run) -> list[bytes]:
         if len(run.samples) > 1 and (found := _joined(descriptor, run)):
@@ -171,6 +210,25 @@ class ShardReader:
                 f"run `coreset verify {self._dataset.path}`"
             )
         return data
+
+
+class _Late(Sequence[bytes]):
+    """Samples that are read when they are asked for."""
+
+    def __init__(self, reader: ShardReader, ids: NDArray[np.int64]) -> None:
+        self._read_one, self._ids = reader.read_one, ids.tolist()
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    @overload
+    def __getitem__(self, at: int) -> bytes: ...
+    @overload
+    def __getitem__(self, at: slice) -> list[bytes]: ...
+    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
+        if isinstance(at, slice):
+            return [self._read_one(sample) for sample in self._ids[at]]
+        return self._read_one(self._ids[at])
 
 
 def _is_cached(descriptor: int, at: int) -> bool:

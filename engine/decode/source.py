@@ -195,26 +195,29 @@ class Source:
     ) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
         """Yield the rows wanted, the ids that were read, and what was read."""
         for wanted in batches:
-            ids, data = self._read(wanted[wanted != PADDING])
+            ids = wanted[wanted != PADDING]
+            try:
+                data = self._reader.fetch(ids)
+            except ManifestError:
+                if not self._tolerant:
+                    raise
+                kept, data = self._readable(ids)
+                ids = ids[kept]
             sizes = self._widths[ids], self._heights[ids]
             yield wanted.size, ids, EncodedBatch(data, *sizes, boxes(ids))
 
-    def _read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[bytes]]:
-        try:
-            return ids, self._reader.read(ids)
-        except ManifestError:
-            if not self._tolerant:
-                raise
+    def _readable(self, ids: NDArray[np.int64]) -> tuple[list[int], list[bytes]]:
+        """Positions of the samples that can be read, and their bytes; the others are left out."""
         kept: list[int] = []
         there: list[bytes] = []
-        for one in ids.tolist():
+        for position, one in enumerate(ids.tolist()):
             try:
-                there += self._reader.read(np.array([one]))
+                there.append(self._reader.read_one(one))
             except ManifestError as error:
                 self._leave_out(one, str(error).partition("; run")[0])
             else:
-                kept.append(one)
-        return np.array(kept, np.int64), there
+                kept.append(position)
+        return kept, there
 
     def _decoded(
         self, encoded: Generator[tuple[int, NDArray[np.int64], EncodedBatch]], *, pad: bool
@@ -235,6 +238,11 @@ class Source:
         """Decoded images and their ids, without those that cannot be decoded."""
         try:
             return self._decoder.decode(batch), ids
+        except ManifestError:  # met by the decoder, which read the bytes
+            if not self._tolerant:
+                raise
+            kept, data = self._readable(ids)
+            return self._images(ids[kept], batch.part(kept, data))
         except UndecodableImagesError as error:
             if not self._tolerant:
                 raise self._names_of_undecodable(ids, error) from error

@@ -10,7 +10,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from engine.decode.decoder import EncodedBatch
+from engine.decode.decoder import EncodedBatch, is_plain_jpeg
 from engine.decode.geometry import Box, Geometry, Placement
 from engine.decode.pillow import decode_with_pillow
 from kernels.resample import resize
@@ -41,16 +41,17 @@ def decode_fast(
 def _decode(
     batch: EncodedBatch, position: int, geometry: Geometry, into: NDArray[np.uint8], *, fast: bool
 ) -> None:
-    data, placement = batch.data[position], batch.placement(geometry, position)
-    if batch.is_plain_jpeg(position):
+    data, size = batch.data[position], batch.stored_size(position)
+    placement = batch.placement(geometry, position)
+    if is_plain_jpeg(data, size):
         try:
-            decode_jpeg(data, batch.stored_size(position), placement, into, fast=fast)
+            decode_jpeg(data, size, placement, into, fast=fast)
         except ValueError:  # libjpeg-turbo is strict: Pillow decides what can still be read
             pass
         else:
             return
     crop = None if batch.crops is None else placement.region
-    into[...] = decode_with_pillow(data, geometry, batch.stored_size(position), crop)
+    into[...] = decode_with_pillow(data, geometry, size, crop)
 
 
 def decode_jpeg(

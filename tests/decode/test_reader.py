@@ -179,6 +179,38 @@ def test_a_shard_that_can_be_opened_but_not_read_is_refused_and_the_sample_named
         reader.read(np.array([6, 7, 8]))
 
 
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("descriptors", [100, 2])
+def test_fetched_bytes_come_in_the_order_asked_for(
+    packed, images, monkeypatch, cached, descriptors
+):
+    stored = stored_images(images)
+    monkeypatch.setattr("resource.getrlimit", lambda _: (2 * descriptors, 2 * descriptors))
+    monkeypatch.setattr(ShardReader, "_advise", lambda *_: not cached)
+    with ShardReader(packed(stored)) as reader:
+        ids = np.array([7, 0, 11, 7, 3])
+        found = reader.fetch(ids)
+        assert len(found) == 5
+        assert list(found) == found[:] == reader.read(ids)
+        assert found[2] == stored[11].data
+        assert len(reader.fetch(ids[:0])) == 0
+
+
+def test_what_waits_in_storage_is_read_at_once_and_a_later_cut_is_refused_by_name(
+    packed, images, monkeypatch
+):
+    dataset = packed(stored_images(images))
+    with ShardReader(dataset) as reader:
+        monkeypatch.setattr(ShardReader, "_advise", lambda *_: True)
+        at_once = reader.fetch(np.arange(12))
+        monkeypatch.setattr(ShardReader, "_advise", lambda *_: False)
+        late = reader.fetch(np.arange(12))
+        os.truncate(dataset.shard_paths()[1], dataset.ints("offset")[6] + 10)
+        assert late[:6] == at_once[:6]
+        with pytest.raises(ManifestError, match=r":class0/image6 has 10 of its \d+ bytes"):
+            late[6]
+
+
 def test_a_missing_shard_is_refused_and_named(packed, images):
     dataset = packed(stored_images(images))
     dataset.shard_paths()[2].unlink()

@@ -1,3 +1,4 @@
+import os
 import threading
 
 import numpy as np
@@ -10,6 +11,7 @@ from engine.decode.crops import Crops
 from engine.decode.geometry import Geometry
 from engine.decode.order import epoch_ids
 from engine.decode.pillow import decode_with_pillow
+from engine.decode.reader import ShardReader
 from engine.decode.source import Source
 from shards.errors import ManifestError, UsageError
 
@@ -163,6 +165,28 @@ def test_a_tolerant_source_goes_on_after_a_shard_that_ends_early(packed, images)
         assert list(ids_of(source.epoch(4))) == [0, 1, 2, 3, 4, 5, 6]
         assert sorted(source.undecodable) == [7, 8]
         assert source.undecodable[7].endswith("bytes")
+
+
+@pytest.mark.parametrize("decoder", ["turbo", "dali"])
+@pytest.mark.parametrize("tolerant", [True, False])
+def test_a_shard_cut_between_looking_and_decoding_costs_its_samples_only(
+    packed, images, monkeypatch, decoder, tolerant
+):
+    dataset = packed([images.jpeg(20, 20, seed=i) for i in range(9)])
+    shard, end = dataset.shard_paths()[1], dataset.ints("offset")[7]
+
+    def cut_it_and_say_it_is_cached(*_: object) -> bool:
+        os.truncate(shard, end)
+        return False
+
+    monkeypatch.setattr(ShardReader, "_advise", cut_it_and_say_it_is_cached)
+    with Source(dataset, GEOMETRY, decoder=decoder, tolerant=tolerant) as source:
+        if not tolerant:
+            with pytest.raises(ManifestError, match="has 0 of its"):
+                list(source.epoch(4))
+            return
+        assert list(ids_of(source.epoch(4))) == [0, 1, 2, 3, 4, 5, 6]
+        assert sorted(source.undecodable) == [7, 8]
 
 
 def test_more_than_a_few_undecodable_samples_stop_even_a_tolerant_source(packed, images):
