@@ -37,9 +37,10 @@ from bench.record import RESULTS, read, record, write
 from engine.decode.contract import TOLERANCES
 from engine.decode.decoder import DecoderName
 from engine.decode.geometry import Geometry
+from engine.feature_rows import Resident
 from engine.models.backbones import OFFLINE_BACKBONE, Backbone, load_backbone
 from engine.proxy import linear_proxy
-from engine.stages.score import Score
+from engine.recipes import RECIPES
 from engine.training import Sgd, Trainer, cosine_schedule
 from kernels.augment import normalised
 from kernels.dynamics import Dynamics
@@ -201,18 +202,21 @@ def cosines(found: NDArray[np.float16], expected: NDArray[np.float16]) -> Row:
 
 def aum(features: NDArray[np.float16], labels: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
     """AUM as ``coreset score --proxy linear`` accumulates it by default, of shape (n,)."""
-    score, device = Score(data=Path(), scores=Path(), proxy="linear"), torch.device("cpu")
+    recipe, device = RECIPES["linear"], torch.device("cpu")
     n_classes = int(labels.max()) + 1
-    proxy = linear_proxy(features, labels, n_classes, batch=score.batch, seed=seed, device=device)
-    steps = score.epochs * -(-len(labels) // score.batch)
-    optimiser = Sgd(lr=score.start_lr, weight_decay=score.weight_decay).build(proxy.network)
-    schedule = cosine_schedule(score.start_lr, score.min_lr, steps)
+    rows = Resident([features], features.shape, device)
+    proxy = linear_proxy(rows, labels, n_classes, batch=recipe.batch, seed=seed, device=device)
+    steps = recipe.epochs * -(-len(labels) // recipe.batch)
+    optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(proxy.network)
+    schedule = cosine_schedule(recipe.lr, recipe.min_lr, steps)
     trainer = Trainer(proxy.network, optimiser, schedule, device)
     dynamics = Dynamics(len(labels), device)
-    for epoch in range(score.epochs):
+    for epoch in range(recipe.epochs):
+        dynamics.begin_epoch(epoch)
         for inputs, targets, ids in proxy.examples(epoch):
             logits = trainer.step(inputs, partial(cross_entropy, target=targets))
-            dynamics.update(logits, targets, ids, epoch)
+            dynamics.update(logits, targets, ids)
+        dynamics.end_epoch(epoch)
     return dynamics.scores()["aum"]
 
 

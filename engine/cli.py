@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "synth": ("DATA", "synth", "Synth", "synthetic images with known truth, for tests at scale"),
     "decode": ("DATA PIXELS", "decode", "Decode", "decode once, for work of many epochs"),
     "score": ("DATA SCORES", "score", "Score", "train a proxy, score every image in the same pass"),
+    "scores": ("show|suspects|compare SCORES", "scores", "Scores", "look at scores"),
     "embed": ("DATA FEATURES", "embed", "Embed", "features of a frozen backbone"),
     "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),
     "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),
@@ -111,6 +112,8 @@ def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
     import tyro
 
     stage_class = getattr(importlib.import_module(f"engine.stages.{module}"), name)
+    if "--list" in words and hasattr(stage_class, "listed"):
+        return stage_class.listed()
     boxed = io.StringIO()
     try:
         with contextlib.redirect_stderr(boxed):

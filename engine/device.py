@@ -1,7 +1,9 @@
 """Where torch runs: device, precision, threads, memory allocator."""
 
 import ctypes
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, TypeAlias
 
 import torch
@@ -43,6 +45,27 @@ def tune_malloc() -> None:
             (_M_TOP_PAD, 2**28),
         ):
             mallopt(parameter, value)
+
+
+@contextmanager
+def deterministic_kernels(device: torch.device, *, wanted: bool) -> Generator[None]:
+    """On a GPU, take kernels whose results repeat bit by bit, or else the fastest ones.
+
+    A CPU's results repeat in any case, for a given number of threads.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    # cuBLAS reads this when it is first used.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
 
 
 def half_precision(device: torch.device) -> AbstractContextManager[object]:

@@ -21,8 +21,9 @@ from engine.provenance import PROVENANCE_NAME, Provenance
 from engine.sets import subset_content
 from engine.store import (
     FEATURES_NAME,
-    FeatureRows,
+    RowWriter,
     feature_chunk_rows,
+    feature_shape,
     read_features,
 )
 from shards.atomic import digest_of, fsync_tree, write_atomically
@@ -67,13 +68,23 @@ def features_for(
         MachineError: The backbone's weights are not on this machine.
         StoreError: The cached features are damaged.
     """
+    return read_features(feature_store(dataset, spec, ids))
+
+
+def feature_store(
+    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
+) -> Path:
+    """The store that `features_for` reads, for those who read it in parts.
+
+    Raises:
+        MachineError: The backbone's weights are not on this machine.
+        StoreError: It is damaged.
+    """
     store = cached_features(dataset, spec, ids) / FEATURES_NAME
-    features, n = read_features(store), len(dataset) if ids is None else len(ids)
-    if len(features) != n:  # the shape is in zarr.json, which no codec protects
-        raise StoreError(
-            f"{store} has {len(features)} rows for {n} images; remove it and make it again"
-        )
-    return features
+    rows, n = feature_shape(store)[0], len(dataset) if ids is None else len(ids)
+    if rows != n:  # the shape is in zarr.json, which no codec protects
+        raise StoreError(f"{store} has {rows} rows for {n} images; remove it and make it again")
+    return store
 
 
 def cached_features(
@@ -166,7 +177,7 @@ def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64
     done_path = work.scratch / PROGRESS_NAME
     resume = done_path.is_file()
     done = int(json.loads(done_path.read_bytes())["rows"]) if resume else 0
-    rows = FeatureRows(store, len(ids), width, attributes, resume=resume)
+    rows = RowWriter(store, len(ids), width, attributes, resume=resume)
     with progress("embed", len(ids)) as bar:
         bar.resume(done)
         for first in range(done, len(ids), feature_chunk_rows(width)):

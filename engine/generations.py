@@ -1,8 +1,8 @@
 """Commits of a long training: ``gen-000007/`` directories and ``commit.json``, which readers trust.
 
-A generation is written as ``.gen-000007.partial``, synced as a tree, renamed, and only then named
-by ``commit.json`` together with the digests of all its files. Two generations are kept while the
-training runs, one when it is finished.
+A generation is numbered by the updates of the training. It is written as ``.gen-000007.partial``,
+synced as a tree, renamed, and only then named by ``commit.json`` together with the digests of all
+its files. Two generations are kept while the training runs, one when it is finished.
 """
 
 import json
@@ -26,9 +26,9 @@ class Generations:
 
     directory: Path
 
-    def commit(self, epoch: int, write: Callable[[Path], None]) -> None:
-        """Commit the state after ``epoch`` finished epochs; ``write`` fills an empty directory."""
-        name = f"gen-{epoch:06d}"
+    def commit(self, number: int, write: Callable[[Path], None]) -> None:
+        """Commit a state under a number that grows; ``write`` fills an empty directory."""
+        name = f"gen-{number:06d}"
         scratch = self.directory / f".{name}.partial"
         for leftover in (scratch, self.directory / name):
             remove_tree(leftover)
@@ -36,11 +36,11 @@ class Generations:
         write(scratch)
         files = tree_digests(scratch)
         rename_directory(scratch, self.directory / name)
-        entry = {"epoch": epoch, "directory": name, "files": files}
-        self._record([entry, *(old for old in self._entries() if old["epoch"] < epoch)][:KEPT])
+        entry = {"number": number, "directory": name, "files": files}
+        self._record([entry, *(old for old in self._entries() if old["number"] < number)][:KEPT])
 
     def latest(self) -> tuple[int, Path] | None:
-        """Epoch and directory of the newest undamaged generation; None if nothing is committed.
+        """Number and directory of the newest undamaged generation; None if nothing is committed.
 
         Raises:
             StoreError: Every committed generation is damaged.
@@ -49,7 +49,7 @@ class Generations:
         for older, entry in enumerate(entries, start=1):
             directory = self.directory / str(entry["directory"])
             if directory.is_dir() and tree_digests(directory) == entry["files"]:
-                return int(entry["epoch"]), directory
+                return int(entry["number"]), directory
             if older < len(entries):
                 logger.warning("%s is damaged; going back one generation", directory)
         if entries:
@@ -70,7 +70,7 @@ class Generations:
     def _record(self, entries: list[dict[str, Any]]) -> None:
         write_atomically(self.directory / COMMIT_NAME, json_bytes({"generations": entries}))
         kept = {str(entry["directory"]) for entry in entries}
-        # With those of killed commits (``.gen-*``), which may be of epochs that are not committed
+        # With those of killed commits (``.gen-*``), which may have numbers that are not committed
         # again: the result must not depend on a kill.
         for pattern in ("gen-*", ".gen-*"):
             for directory in sorted(self.directory.glob(pattern)):

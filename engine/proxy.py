@@ -16,30 +16,43 @@ Differences from CCS:
   (libffcv/ffcv-imagenet, ``train_imagenet.py``, ``get_resolution``). Off unless asked for.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from engine.batch import Batch
 from engine.decode.geometry import Geometry
-from engine.decode.order import batches_of, epoch_ids
-from engine.decode.pixels import Pixels, device_bytes, epochs_source
+from engine.decode.order import PADDING, batches_of, epoch_ids
+from engine.decode.pixels import Pixels, epochs_source
 from engine.decode.source import Source
 from engine.decode.stored_pixels import open_pixels
+from engine.feature_rows import FeatureRows
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.models.networks import LinearHead, build_network, memory_format_for, placed
+from engine.ranks import ALONE, Ranks
 from engine.seeding import generator_for
 from engine.training import Examples
 from kernels.augment import horizontal_flip, normalised, random_resized_crop
 from shards.dataset import Dataset
-from shards.errors import MachineError, UsageError
+from shards.errors import UsageError
 
-ProxyName: TypeAlias = Literal["resnet18", "linear"]
+
+class EpochExamples(Protocol):
+    """This process's share of an epoch, from a batch on.
+
+    Several processes get equally many batches; where one has no image left for the last, it gets a
+    row of padding, of label and id -1.
+    """
+
+    def __call__(self, epoch: int, start_batch: int = 0) -> Examples:
+        """Batches in an order that depends on seed and epoch alone."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,9 @@ class Proxy:
     """A network and the examples of an epoch."""
 
     network: nn.Module
-    examples: Callable[[int], Examples]
+    examples: EpochExamples
+    originals: Callable[[], Examples]
+    """This process's share of all images as they are, in order."""
     undecodable: dict[int, str] = field(default_factory=dict[int, str])
     """Samples that the examples left out so far, by id, and why."""
 
@@ -120,6 +135,7 @@ def convolutional_proxy(
     device: torch.device,
     epochs: int = 1,
     start_size: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Proxy:
     """ResNet-18 on random crops of ``source``, whose images have at least side ``size``.
 
@@ -129,7 +145,7 @@ def convolutional_proxy(
         UsageError: A batch would be one image of one pixel to the last batch norm.
     """
     smallest = side_at(0, epochs, start_size, size)
-    if smallest <= 32 and (len(source) % batch or batch) == 1:
+    if smallest <= 32 and last_batch(len(source), batch, ranks.world) == 1:
         raise UsageError(
             f"batch {batch} leaves a batch of one of {len(source)} images, which batch norm cannot "
             f"train on at size {smallest}; use another --batch, or sizes of 33 or more"
@@ -137,57 +153,76 @@ def convolutional_proxy(
     layout = memory_format_for("batch", device)
     network = build_network("resnet18", n_classes, norm="batch", seed=seed)
     network = placed(network, device, layout)
+    share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
 
-    def examples(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        draws, side = generator_for(seed, epoch), side_at(epoch, epochs, start_size, size)
-        for part in source.epoch(batch, epoch=epoch, seed=seed, shuffle=True):
+    def on_device(part: Batch, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
+        labels = part.labels.to(device, non_blocking=True)
+        ids = part.ids.to(device, non_blocking=True)
+        return inputs.contiguous(memory_format=layout), labels, ids
+
+    def examples(epoch: int, start_batch: int = 0) -> Examples:
+        side = side_at(epoch, epochs, start_size, size)
+        parts = source.epoch(
+            batch, epoch=epoch, seed=seed, shuffle=True, start_batch=start_batch,
+            pad=ranks.world > 1, **share,
+        )  # fmt: skip
+        for number, part in enumerate(parts, start_batch):
+            if ranks.world > 1 and (number + 1) * batch > len(source) // ranks.world:
+                part = without_padding(part)  # noqa: PLW2901 - the last batch of the epoch
+            draws = generator_for(seed, epoch, number, ranks.rank)
             images = part.images.to(device, non_blocking=True)
             crops = random_resized_crop(images, side, draws, scale=(crop_scale, 1.0))
-            inputs = normalised(horizontal_flip(crops, draws), IMAGENET_MEAN, IMAGENET_STD)
-            labels = part.labels.to(device, non_blocking=True)
-            ids = part.ids.to(device, non_blocking=True)
-            yield inputs.contiguous(memory_format=layout), labels, ids
+            yield on_device(part, horizontal_flip(crops, draws))
 
-    return Proxy(network, examples, source.undecodable)
+    def originals() -> Examples:
+        for part in source.epoch(batch, **share):
+            edge = (part.images.shape[-1] - size) // 2
+            images = part.images[..., edge : edge + size, edge : edge + size]
+            yield on_device(part, images.to(device, non_blocking=True))
+
+    return Proxy(network, examples, originals, source.undecodable)
+
+
+def last_batch(n: int, batch: int, world: int) -> int:
+    """Rows of the shortest last batch of an epoch over ``world`` processes."""
+    batches = -(-n // (world * batch))
+    return max(1, n // world - (batches - 1) * batch)
+
+
+def without_padding(batch: Batch) -> Batch:
+    """The batch without its rows of padding, of which one stays where there is nothing else."""
+    n = max(1, int((batch.ids >= 0).sum()))
+    return Batch(batch.images[:n], batch.labels[:n], batch.ids[:n])
 
 
 def linear_proxy(
-    features: NDArray[np.float16],
+    features: FeatureRows,
     labels: NDArray[np.int64],
     n_classes: int,
     *,
     batch: int,
     seed: int,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Proxy:
-    """Linear classifier on features, standardised by column and held on the device.
-
-    Raises:
-        MachineError: The device has no room for them (8 n d bytes while they are standardised).
-    """
-    needed, available = 8 * features.size, device_bytes(device)
-    if needed > available:
-        raise MachineError(
-            f"features of {len(features)} images need {needed / 1e9:.2f} GB on {device}, which has "
-            f"{available / 1e9:.2f} GB available; use a backbone with fewer features"
-        )
-    columns = torch.from_numpy(features).to(device).float()
-    spread = columns.std(0)
-    # A constant column says nothing; divided by a tiny number, the rounding of its mean would.
-    columns = (columns - columns.mean(0)) / spread.where(spread > 1e-6, 1.0)
+    """Linear classifier on features that are standardised by column."""
     labels_n = torch.from_numpy(labels).to(device)
+    share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
 
-    def examples(epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        order = epoch_ids(len(labels), seed=seed, epoch=epoch)
-        for part in batches_of(order, batch):
-            ids = torch.from_numpy(part).to(device)
-            yield rows_of(columns, ids), labels_n[ids], ids
+    def examples(epoch: int, start_batch: int = 0) -> Examples:
+        padded_to = batch if ranks.world > 1 else 0
+        order = epoch_ids(len(labels), seed=seed, epoch=epoch, pad_to=padded_to, **share)
+        for part in batches_of(order, batch, start_batch):
+            yield at(part[: max(1, (part != PADDING).sum())])
 
-    return Proxy(LinearHead(features.shape[1], n_classes).to(device), examples)
+    def originals() -> Examples:
+        mine = epoch_ids(len(labels), seed=seed, epoch=0, shuffle=False, **share)
+        return (at(part) for part in batches_of(mine, batch))
 
+    def at(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
+        ids = torch.from_numpy(part).to(device)
+        labels_b = torch.where(ids < 0, PADDING, labels_n[ids.clamp(min=0)])
+        return features.rows(np.maximum(part, 0)), labels_b, ids
 
-def rows_of(table: Tensor, ids: Tensor) -> Tensor:
-    """Rows of a tensor; by NumPy on a CPU, whose torch kernel collapses when the cores are busy."""
-    if table.device.type == "cpu":
-        return torch.from_numpy(np.take(table.numpy(), ids.numpy(), axis=0))
-    return table[ids]
+    return Proxy(LinearHead(features.width, n_classes).to(device), examples, originals)

@@ -7,8 +7,12 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FAILED = -1
 
@@ -56,6 +60,37 @@ class Ranks:
         """Take part in a step in which this rank has nothing to do."""
         return self.step(int)
 
+    def any(self, mine: bool) -> bool:  # noqa: FBT001 - a vote
+        """Whether any rank says so; every rank has to ask."""
+        return 1 in self.step(lambda: int(mine))
+
+    def add_up(self, tensor: "Tensor") -> None:
+        """Replace a tensor, on every rank, by its sum over all of them.
+
+        Raises:
+            MachineError: Another rank is gone.
+        """
+        if self.world > 1:
+            from torch import distributed
+
+            with _told_if_gone(self.world):
+                distributed.all_reduce(tensor)
+
+    def texts(self, mine: str) -> list[str]:
+        """The texts that all ranks give, in their order."""
+        if self.world == 1:
+            return [mine]
+        import torch
+        from torch import distributed
+
+        data = mine.encode()
+        longest = max(self.step(lambda: len(data)))
+        padded = torch.tensor(list(data.ljust(longest)), dtype=torch.uint8)
+        found = [torch.empty_like(padded) for _ in range(self.world)]
+        with _told_if_gone(self.world):
+            distributed.all_gather(found, padded)
+        return [bytes(one.tolist()).decode().rstrip() for one in found]
+
     def _gather(self, word: int) -> list[int]:
         if self.world == 1:
             return [word]
@@ -63,13 +98,22 @@ class Ranks:
         from torch import distributed
 
         words = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        try:
+        with _told_if_gone(self.world):
             distributed.all_gather(words, torch.tensor([word]))
-        except RuntimeError as error:
-            raise MachineError(
-                f"another of the {self.world} ranks is gone; the same command continues"
-            ) from error
         return [int(one) for one in words]
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def _told_if_gone(world: int) -> Generator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise MachineError(
+            f"another of the {world} ranks is gone; the same command continues"
+        ) from error
 
 
 @contextmanager
@@ -87,9 +131,13 @@ def joined() -> Generator[Ranks]:
     if world == 1:
         yield Ranks()
         return
+    import torch
     from torch import distributed
 
-    distributed.init_process_group("gloo")
+    if torch.cuda.is_available():
+        torch.cuda.set_device(_number("LOCAL_RANK", 0))
+    # Words go through the host, tensors of a GPU from GPU to GPU.
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
         yield Ranks(rank, world)
     finally:

@@ -1,24 +1,25 @@
-"""Commits of a scoring: weights, raw accumulators, the scores so far, and what was left out."""
+"""What a scoring keeps: generations of its state while it runs, and the scores it ends with."""
 
 import json
-import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from engine.artifact import Work
 from engine.generations import Generations
 from engine.store import SCORES_NAME, write_columns
 from shards.atomic import json_bytes, write_atomically
 from shards.errors import DataError
 
 if TYPE_CHECKING:
-    from engine.training import Trainer
-    from kernels.dynamics import Dynamics
+    from torch import Tensor
 
-DYNAMICS_NAME, STATE_NAME = "dynamics.safetensors", "state.json"
+    from engine.training import Trainer
+
+STATE_NAME = "state.json"
 UNDECODABLE_NAME = "undecodable.json"
 """In a scores artifact, if there are any: samples that could not be decoded, by id, and why."""
 
@@ -30,45 +31,104 @@ def undecodable_of(scores: Path) -> dict[int, str]:
     return {int(sample): str(reason) for sample, reason in there.items()}
 
 
+@dataclass(slots=True, kw_only=True)
+class Position:
+    """Where a training stands: the next batch, and the samples that were left out so far."""
+
+    epoch: int = 0
+    """Ended epochs."""
+    batch: int = 0
+    """Batches of the next epoch that were trained on already."""
+    steps: int = 0
+    undecodable: dict[int, str] = field(default_factory=dict[int, str])
+
+    def document(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        lost = named(self.undecodable)
+        return {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "undecodable": lost}
+
+    @staticmethod
+    def read(directory: Path) -> "Position":
+        """Where the training of a generation stood."""
+        found = json.loads((directory / STATE_NAME).read_bytes())
+        lost = {int(sample): reason for sample, reason in found.pop("undecodable").items()}
+        return Position(**found, undecodable=lost)
+
+
 def commit(
-    work: Work,
-    epoch: int,
+    scratch: Path,
+    position: Position,
     trainer: "Trainer",
-    dynamics: "Dynamics",
-    undecodable: Mapping[int, str],
+    parts: Mapping[str, Mapping[str, "Tensor"]],
 ) -> None:
-    """Commit weights, momentum, raw accumulators and the scores as of ``epoch`` finished epochs.
-
-    Raises:
-        DataError: A score is not finite: the training diverged.
-    """
+    """Commit weights, momentum and accumulators (by file name) as of ``position``."""
     from safetensors.torch import save_file
-
-    scores = dynamics.scores()
-    shown = np.ones(dynamics.n_samples, np.bool_)
-    shown[list(undecodable)] = False
-    for name, values in scores.items():
-        odd = np.flatnonzero(shown & ~np.isfinite(values))
-        if odd.size:
-            # What was committed leads here again, and the remedy is another configuration.
-            shutil.rmtree(work.scratch)
-            raise DataError(
-                f"score {name} of sample {odd[0]} is {values[odd[0]]} after epoch {epoch}: the "
-                "training diverged; use a smaller --lr"
-            )
-    missed = int((shown & (scores["visits"] != epoch)).sum())
-    if missed:
-        raise DataError(f"{missed} images were not seen once per epoch; run `coreset verify` first")
 
     def write(directory: Path) -> None:
         trainer.save(directory)
-        save_file({"rows": dynamics.rows.cpu()}, directory / DYNAMICS_NAME)
-        write_columns(directory / SCORES_NAME, scores, {"epochs": epoch, **work.provenance.binds})
-        state = {"epoch": epoch, "steps": trainer.steps, "undecodable": named(undecodable)}
-        write_atomically(directory / STATE_NAME, json_bytes(state))
+        for name, state in parts.items():
+            save_file(dict(state), directory / _file_of(name))
+        write_atomically(directory / STATE_NAME, json_bytes(position.document()))
 
-    Generations(work.scratch).commit(epoch, write)
-    work.meter.checkpoint(work.scratch)
+    Generations(scratch).commit(position.steps, write)
+
+
+def last_commit(scratch: Path) -> tuple[Position, Path] | None:
+    """The newest commit and where it lies, if there is any."""
+    newest = Generations(scratch).latest()
+    return newest and (Position.read(newest[1]), newest[1])
+
+
+def part_of(directory: Path, name: str) -> dict[str, "Tensor"]:
+    """An accumulator of a commit."""
+    from safetensors.torch import load_file
+
+    return load_file(directory / _file_of(name))
+
+
+def finish(
+    scratch: Path,
+    position: Position,
+    trainer: "Trainer",
+    scores: Mapping[str, NDArray[Any]],
+    attributes: Mapping[str, Any],
+) -> None:
+    """Commit what a scoring leaves: the scores and the weights of the proxy.
+
+    Raises:
+        DataError: A score of a sample that was decoded in every epoch is not finite.
+    """
+    shown = np.ones(len(scores["visits"]), np.bool_)
+    shown[list(position.undecodable)] = False
+    for name, values in scores.items():
+        odd = np.flatnonzero(shown & ~np.isfinite(values))
+        if odd.size:
+            raise DataError(
+                f"score {name} of sample {odd[0]} is {values[odd[0]]} after {position.epoch} "
+                "epochs: the training diverged; use a smaller --lr"
+            )
+
+    def write(directory: Path) -> None:
+        trainer.save_weights(directory)
+        write_columns(directory / SCORES_NAME, scores, {"epochs": position.epoch, **attributes})
+
+    if position.undecodable:
+        write_atomically(scratch / UNDECODABLE_NAME, json_bytes(named(position.undecodable)))
+    Generations(scratch).commit(position.steps + 1, write)
+    is_finished(scratch)
+
+
+def is_finished(scratch: Path) -> bool:
+    """Whether `finish` got as far as its commit; then nothing else is left there."""
+    from engine.feature_rows import FEATURE_ROWS_NAME
+
+    generations = Generations(scratch)
+    newest = generations.latest()
+    if newest is None or not (newest[1] / SCORES_NAME).exists():
+        return False
+    generations.finish()
+    (scratch / FEATURE_ROWS_NAME).unlink(missing_ok=True)
+    return True
 
 
 def named(undecodable: Mapping[int, str]) -> dict[str, str]:
@@ -76,17 +136,5 @@ def named(undecodable: Mapping[int, str]) -> dict[str, str]:
     return {str(sample): undecodable[sample] for sample in sorted(undecodable)}
 
 
-def resume(
-    generations: Generations, trainer: "Trainer", dynamics: "Dynamics"
-) -> tuple[int, dict[int, str]]:
-    """Load the last commit, if any; returns the finished epochs and what they left out."""
-    from safetensors.torch import load_file
-
-    newest = generations.latest()
-    if newest is None:
-        return 0, {}
-    epoch, directory = newest
-    state = json.loads((directory / STATE_NAME).read_bytes())
-    trainer.load(directory, state["steps"])
-    dynamics.load_rows(load_file(directory / DYNAMICS_NAME)["rows"])
-    return epoch, {int(sample): reason for sample, reason in state["undecodable"].items()}
+def _file_of(part: str) -> str:
+    return f"{part}.safetensors"

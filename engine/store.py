@@ -4,7 +4,7 @@ Zarr v3 groups, one row per sample id, ``crc32c`` after the compressor (a flippe
 read), fill value NaN and every chunk written (a lost chunk reads as NaN, never as a score).
 """
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +58,7 @@ def read_columns(path: Path, names: Iterable[str] | None = None) -> dict[str, ND
         return {name: np.asarray(group[name][...]) for name in wanted}
 
 
-class FeatureRows:
+class RowWriter:
     """An (n, d) float16 array written in order, chunk by chunk, and resumable at chunk borders."""
 
     def __init__(
@@ -68,6 +68,8 @@ class FeatureRows:
         width: int,
         attributes: Mapping[str, Any],
         *,
+        name: str = "features",
+        chunks: tuple[int, int] | None = None,
         resume: bool = False,
     ) -> None:
         """Create the store ``path``, or continue one.
@@ -77,6 +79,8 @@ class FeatureRows:
             n_rows: Rows of the whole array.
             width: Columns.
             attributes: Attributes of the group.
+            name: Of the array.
+            chunks: Rows and columns of a chunk; None: whole rows, about 16 MiB of them.
             resume: Continue the store that is there, some chunks of which are written.
 
         Raises:
@@ -89,20 +93,20 @@ class FeatureRows:
             for leftover in path.rglob("*.partial"):  # zarr's own, of a kill during a write
                 leftover.unlink()
             with _opened(path, mode="r+") as group:
-                self._array: Any = group["features"]
+                self._array: Any = group[name]
                 if self._array.shape != (n_rows, width):
                     raise StoreError(
-                        f"{path} has features of shape {self._array.shape}, needed are "
+                        f"{path} has {name} of shape {self._array.shape}, needed are "
                         f"{(n_rows, width)}; remove it and run again"
                     )
             return
         remove_tree(path)
         group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
         self._array = group.create_array(
-            "features",
+            name,
             shape=(n_rows, width),
             dtype="float16",
-            chunks=(min(feature_chunk_rows(width), max(1, n_rows)), width),
+            chunks=chunks or (min(feature_chunk_rows(width), max(1, n_rows)), width),
             compressors=(ZstdCodec(level=1), Crc32cCodec()),
             fill_value=np.nan,
             config={"write_empty_chunks": True},
@@ -126,12 +130,46 @@ def read_features(path: Path) -> NDArray[np.float16]:
     """
     with _opened(path) as group:
         features = np.asarray(group["features"][...])
+    _require_finite(path, features, 0)
+    return features
+
+
+def feature_shape(path: Path) -> tuple[int, int]:
+    """Rows and columns of a store of features, of which only the metadata are read.
+
+    Raises:
+        StoreError: The store is missing or its metadata are damaged.
+    """
+    with _opened(path) as group:
+        n_rows, width = group["features"].shape
+        return n_rows, width
+
+
+def feature_chunks(path: Path) -> Iterator[NDArray[np.float16]]:
+    """Read features in the order of their rows, about 16 MiB at a time.
+
+    Yields:
+        float16 of shape (r, d), r = ``feature_chunk_rows(d)`` and less in the last one, whatever
+        chunks the store itself has.
+
+    Raises:
+        StoreError: The store is missing or damaged, or a row was never written.
+    """
+    n_rows, width = feature_shape(path)
+    with _opened(path) as group:
+        array = group["features"]
+        for first in range(0, n_rows, feature_chunk_rows(width)):
+            chunk = np.asarray(array[first : first + feature_chunk_rows(width)])
+            _require_finite(path, chunk, first)
+            yield chunk
+
+
+def _require_finite(path: Path, features: NDArray[np.float16], first_row: int) -> None:
     if not np.isfinite(features).all():
-        row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        row = first_row + int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise StoreError(
             f"{path}: the features of sample {row} are not finite; remove it and make it again"
         )
-    return features
 
 
 @contextmanager

@@ -47,9 +47,21 @@ class Sgd:
         )
 
 
-def cosine_schedule(lr: float, min_lr: float, total_steps: int) -> Callable[[int], float]:
-    """Cosine per iteration from ``lr`` at step 0 to ``min_lr`` at the end (CCS, ``train.py``)."""
-    return lambda step: min_lr + (lr - min_lr) * (1 + cos(pi * step / total_steps)) / 2
+def cosine_schedule(
+    lr: float, min_lr: float, total_steps: int, warmup_steps: int = 0
+) -> Callable[[int], float]:
+    """Cosine per iteration from ``lr`` at step 0 to ``min_lr`` at the end (CCS, ``train.py``).
+
+    With ``warmup_steps`` the rate first rises linearly from nothing, and the cosine takes the rest.
+    """
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return lr * (step + 1) / warmup_steps
+        share = (step - warmup_steps) / (total_steps - warmup_steps)
+        return min_lr + (lr - min_lr) * (1 + cos(pi * share)) / 2
+
+    return rate
 
 
 def step_schedule(lr: float, drops: Iterable[int], factor: float) -> Callable[[int], float]:
@@ -68,6 +80,8 @@ class Trainer:
     """Learning rate at a step."""
     device: torch.device
     steps: int = 0
+    replica: nn.Module | None = None
+    """The network as it runs here where several processes train it together."""
 
     def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         """One update; returns the detached logits of the forward pass before it."""
@@ -75,7 +89,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = self.schedule(self.steps)
         with half_precision(self.device):
-            logits = self.network(inputs)
+            logits = (self.replica or self.network)(inputs)
         loss = loss_of(logits.float())
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -83,11 +97,17 @@ class Trainer:
         self.steps += 1
         return logits.detach()
 
+    def save_weights(self, directory: Path) -> None:
+        """Write the weights as safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(_contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
+
     def save(self, directory: Path) -> None:
         """Write weights and momentum as safetensors."""
         from safetensors.torch import save_file
 
-        save_file(_contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
+        self.save_weights(directory)
         state = self.optimiser.state_dict()["state"]
         momentum = {str(index): entry["momentum_buffer"] for index, entry in state.items()}
         save_file(_contiguous(momentum), directory / MOMENTUM_NAME)
@@ -113,6 +133,17 @@ class Trainer:
         state["state"] = {int(name): {"momentum_buffer": value} for name, value in momentum.items()}
         self.optimiser.load_state_dict(state)
         self.steps = steps
+
+
+def replica_of(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network as one of several processes trains it: gradients are averaged over them.
+
+    Its buffers (running statistics of batch norm) are those of the leading process.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices)
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

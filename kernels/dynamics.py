@@ -1,11 +1,17 @@
 """Training-dynamics scores, accumulated on the device while a proxy network trains.
 
-One presentation (a sample shown once, in train mode, before that batch's step) gives four numbers
-from the logits the step has anyway; the state is one row of float32 per sample, not the history of
-logits. Nothing here waits for the device.
+A presentation (a sample shown once an epoch, in train mode, before that batch's step) gives a few
+numbers (`kernels.margins`). Sums take them batch by batch; what needs a sample's history is folded
+in at the end of an epoch. The state is 72 bytes a sample with the usual window of ten epochs (92 MB
+for ImageNet), not the history of logits (154 GB). Nothing waits for the device between epochs.
 
-Shape suffixes: b = batch, c = classes, n = samples, k = columns.
+Processes that share an epoch keep a state each: `Dynamics.end_epoch` adds up what they saw.
+
+Shape suffixes: b = batch, c = classes, n = samples, k = columns, j = window.
 """
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -13,161 +19,290 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-COLUMNS = (
+from kernels.margins import presentations
+
+SUMS = (
     "visits",
-    "probability_margin_sum",
-    "logit_margin_sum",
-    "correct_count",
     "early_visits",
-    "el2n_sum",
-    "forgetting_count",
-    "last_correct",
+    "probability_margin",
+    "probability_margin_squared",
+    "logit_margin",
+    "right",
+    "loss",
+    "entropy",
+    "el2n_early",
+    "el2n_single",
 )
-"""Columns of the state, in order; all float32 (counts are exact up to 2^24)."""
+"""Columns of the sums, in order; all float32 (counts are exact up to 2^24)."""
+WINDOW_EPOCHS, EL2N_EPOCHS = 10, 10
+ROWS_PER_FOLD = 1 << 17
+_SEEN, _RIGHT = 1, 2
+_STEPS, _HALF = 65535, 32768
+
+AddUp: TypeAlias = Callable[[Tensor], None]
+"""Replaces a tensor, on every process, by its sum over all of them."""
 
 
-def margins(values_bc: Float[Tensor, "b c"], labels_b: Int[Tensor, " b"]) -> Float[Tensor, " b"]:
-    """Value of the label minus the largest other value, per sample.
+def _nothing(_: Tensor) -> None:
+    """Add up over one process."""
 
-    The margin of Pleiss et al. 2020 ("Identifying mislabeled data using the area under the margin
-    ranking", equation 1) when given logits, and of CCS (Zheng et al. 2023) when given
-    probabilities. Negative for a misclassified sample. The label is masked with -inf, where CCS
-    writes 0 over it, which is wrong for logits that are all negative.
 
-    Takes at least two classes (with one, every margin is inf). No host synchronisation, one graph.
+class Counted(NamedTuple):
+    """What a batch changes: a row per sample and one of scratch, where padding goes."""
+
+    place: Int[Tensor, " 3"]
+    """Whether the epoch is early, whether it is that of ``el2n_single``, and its column in
+    ``recent``: a tensor, so that a compiled graph serves all epochs."""
+    sums: Float[Tensor, "n_plus_1 k"]
+    """Columns of `SUMS`."""
+    seen: Int[Tensor, " n_plus_1"]
+    """This epoch: 0, or `_SEEN`, plus `_RIGHT` if the prediction was the label."""
+    recent: Int[Tensor, "n_plus_1 j"]
+    """Probability of the label in the last epochs, int16: 65535 steps from -32768, so that it is
+    at most 8e-6 off."""
+
+
+def accumulate(
+    logits_bc: Float[Tensor, "b c"],
+    labels_b: Int[Tensor, " b"],
+    ids_b: Int[Tensor, " b"],
+    counted: Counted,
+) -> Float[Tensor, "b k"]:
+    """Count one batch in place and return its `presentations`; one graph, no host synchronisation.
+
+    Rows with a negative id are padding: their logits and labels may be anything.
     """
-    label_value_b1 = values_bc.gather(1, labels_b[:, None])
-    others_bc = values_bc.scatter(1, labels_b[:, None], -torch.inf)
-    return label_value_b1[:, 0] - others_bc.amax(dim=1)
-
-
-def presentations(
-    logits_bc: Float[Tensor, "b c"], labels_b: Int[Tensor, " b"]
-) -> Float[Tensor, "b 4"]:
-    """Probability margin, logit margin, right or not (1 or 0) and EL2N of each sample.
-
-    float32 from a float32 softmax, whatever the precision of the logits. "Right" is argmax, so a
-    tie counts for the lowest class index, as in the reference codes. EL2N is the Euclidean distance
-    of the softmax to the one-hot label (Paul et al. 2021, definition 2.2 for one network).
-    """
-    logits_bc = logits_bc.detach().float()
-    probabilities_bc = logits_bc.softmax(dim=1)
-    right_b = (logits_bc.argmax(dim=1) == labels_b).float()
-    label_b1 = labels_b[:, None]
-    errors_bc = probabilities_bc.scatter(1, label_b1, probabilities_bc.gather(1, label_b1) - 1)
-    return torch.stack(
-        (
-            margins(probabilities_bc, labels_b),
-            margins(logits_bc, labels_b),
-            right_b,
-            torch.linalg.vector_norm(errors_bc, dim=1),
-        ),
-        dim=1,
+    place, sums, seen, recent = counted
+    rows_b = torch.where(ids_b < 0, sums.shape[0] - 1, ids_b)
+    # A padded row may carry label -1, which would be out of bounds for gather.
+    presented_bk = presentations(logits_bc, labels_b.clamp(min=0))
+    margin_b, logit_margin_b, right_b, el2n_b, loss_b, entropy_b, label_b = presented_bk.unbind(1)
+    early, single = place[0].float(), place[1].float()
+    ones_b = torch.ones_like(right_b)
+    columns = (
+        ones_b,
+        ones_b * early,
+        margin_b,
+        margin_b.square(),
+        logit_margin_b,
+        right_b,
+        loss_b,
+        entropy_b,
+        el2n_b * early,
+        el2n_b * single,
     )
+    # Only the scratch row is added to twice, so the order of atomic additions reaches no score.
+    sums.index_add_(0, rows_b, torch.stack(columns, dim=1))
+    seen[rows_b] = (_SEEN + _RIGHT * right_b).to(seen.dtype)
+    label_16_b = (label_b * _STEPS).round() - _HALF
+    recent[rows_b, place[2].expand_as(rows_b)] = label_16_b.to(recent.dtype)
+    return presented_bk
 
 
 class Dynamics:
     """Streaming accumulators of `kernels.scores.SCORES`, one row per sample id.
 
-    The state is `rows`, a float32 tensor of shape (n + 1, k) with the columns of `COLUMNS`: save
-    it with a checkpoint and give it back to `load_rows`. The last row is scratch, where padding
-    goes; it is zero between updates, so equal histories give equal bytes.
+    ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
+    ``end_epoch``; ``state`` and ``load_state`` anywhere. Equal histories give equal bytes.
     """
 
-    def __init__(self, n_samples: int, device: torch.device | str, el2n_epochs: int = 10) -> None:
+    def __init__(
+        self,
+        n_samples: int,
+        device: torch.device | str,
+        *,
+        el2n_epochs: int = EL2N_EPOCHS,
+        window: int = WINDOW_EPOCHS,
+        compiled: bool = False,
+    ) -> None:
         """Start with nothing seen.
 
         Args:
             n_samples: Ids run from 0 to n_samples - 1.
             device: Where the logits will be.
             el2n_epochs: EL2N counts the presentations of epochs 0 .. el2n_epochs - 1 (10 in CCS).
+            window: Epochs over which Dyn-Unc and DUAL take deviations (10 in both papers).
+            compiled: Compile `accumulate` to one graph; pays on a GPU and for many classes.
 
         Raises:
-            ValueError: n_samples or el2n_epochs below 1.
+            ValueError: A number below 1.
         """
-        if n_samples < 1:
-            raise ValueError(f"n_samples must be at least 1, got {n_samples}")
-        if el2n_epochs < 1:
-            raise ValueError(f"el2n_epochs must be at least 1, got {el2n_epochs}")
-        self.n_samples = n_samples
-        self.el2n_epochs = el2n_epochs
-        self.rows = torch.zeros((n_samples + 1, len(COLUMNS)), dtype=torch.float32, device=device)
+        for name, value in (
+            ("n_samples", n_samples),
+            ("el2n_epochs", el2n_epochs),
+            ("window", window),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.n_samples, self.el2n_epochs, self.window = n_samples, el2n_epochs, window
+        self.epochs = 0
+        """Ended epochs."""
+        self._accumulate = torch.compile(accumulate, fullgraph=True) if compiled else accumulate
+        rows = n_samples + 1
+        self._counted = Counted(
+            place=torch.zeros(3, dtype=torch.int64, device=device),
+            sums=torch.zeros((rows, len(SUMS)), device=device),
+            seen=torch.zeros(rows, dtype=torch.uint8, device=device),
+            recent=torch.zeros((rows, window), dtype=torch.int16, device=device),
+        )
+        _, self._sums, self._seen, self._recent = self._counted
+        self._forgetting = torch.zeros(rows, dtype=torch.int16, device=device)
+        self._was_right = torch.zeros(rows, dtype=torch.uint8, device=device)
+        self._spread = torch.zeros((rows, 2), device=device)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Say which epoch the next batches belong to; the first is 0."""
+        early, single = epoch < self.el2n_epochs, epoch == self.el2n_epochs - 1
+        place = torch.tensor([early, single, epoch % self.window], dtype=torch.int64)
+        self._counted.place.copy_(place, non_blocking=True)
 
     def update(
         self,
         logits_bc: Float[Tensor, "b c"],
         labels_b: Int[Tensor, " b"],
         ids_b: Int[Tensor, " b"],
-        epoch: int,
-    ) -> None:
-        """Count one batch. ``epoch`` starts at 0; an id stands at most once in a batch.
+    ) -> Float[Tensor, "b k"]:
+        """Count one batch, in which an id stands at most once; see `presentations` for the result.
 
         Rows with a negative id are padding: their logits and labels may be anything.
         """
-        # A padded row may carry label -1, which would be out of bounds for gather.
-        self.record(presentations(logits_bc, labels_b.clamp(min=0)), ids_b, epoch)
+        return self._accumulate(logits_bc, labels_b, ids_b, self._counted)
 
-    def record(
-        self, presentations_b4: Float[Tensor, "b 4"], ids_b: Int[Tensor, " b"], epoch: int
-    ) -> None:
-        """Count what `presentations` returned, here or on another rank.
+    def end_epoch(self, epoch: int, add_up: AddUp = _nothing, *, leads: bool = True) -> None:
+        """`collect`, and fold the epoch into the scores that need a sample's history.
 
-        Forgetting compares a sample with its own last presentation, which another rank may have
-        made: gather presentations and ids of all ranks (24 bytes a sample) and record them on each.
+        Every process ends with the same history.
         """
-        rows_b = torch.where(ids_b < 0, self.n_samples, ids_b)
-        right_b = presentations_b4[:, 2]
-        was_right_b = self.rows[rows_b, COLUMNS.index("last_correct")]
-        early = float(epoch < self.el2n_epochs)
-        ones_b = torch.ones_like(right_b)
-        increments_bk = torch.stack(
-            (
-                ones_b,
-                *presentations_b4[:, :3].unbind(dim=1),
-                ones_b * early,
-                presentations_b4[:, 3] * early,
-                was_right_b * (1 - right_b),
-                right_b - was_right_b,
-            ),
-            dim=1,
-        )
-        # Only the scratch row is added to twice, so the order of atomic additions reaches no score.
-        self.rows.index_add_(0, rows_b, increments_bk)
-        self.rows[-1].zero_()
+        self._add_up(epoch, add_up)
+        for start in range(0, self.n_samples, ROWS_PER_FOLD):
+            self._fold(slice(start, start + ROWS_PER_FOLD), epoch + 1)
+        self._seen.zero_()
+        if not leads:
+            self._sums.zero_()
+        self.epochs = epoch + 1
 
-    def load_rows(self, rows: Float[Tensor, "n_plus_1 k"]) -> None:
-        """Continue from the `rows` of an earlier run (copied, to this state's device).
+    def collect(self, epoch: int, add_up: AddUp, *, leads: bool) -> None:
+        """Bring what all processes have seen so far to the leading one, whose `state` is whole.
+
+        Args:
+            epoch: As given to ``begin_epoch``.
+            add_up: Adds up a tensor over all processes: three times, 13 to 43 bytes a sample.
+            leads: Whether this process keeps what was seen; the others start again from nothing.
+        """
+        self._add_up(epoch, add_up)
+        if not leads:
+            self._seen.zero_()
+            self._sums.zero_()
+
+    def _add_up(self, epoch: int, add_up: AddUp) -> None:
+        for rows in (self._sums, self._seen, self._recent):
+            rows[-1].zero_()  # padding
+        column = self._recent[:, epoch % self.window]
+        mine = torch.where(self._seen > 0, column, 0)
+        # As bytes: NCCL adds no 16-bit integers, and a sample was shown by one process only.
+        for tensor in (self._sums, self._seen, mine.view(torch.uint8)):
+            add_up(tensor)
+        column.copy_(mine)
+
+    def _fold(self, rows: slice, epochs: int) -> None:
+        seen, was = self._seen[rows] > 0, self._was_right[rows] > 0
+        right = self._seen[rows] > _SEEN
+        self._forgetting[rows] += (was & seen & ~right).to(torch.int16)
+        self._was_right[rows] = torch.where(seen, right, was).to(torch.uint8)
+        if epochs < self.window:
+            return
+        recent_nj = (self._recent[rows].float() + _HALF) / _STEPS
+        spread_n = recent_nj.std(dim=1, correction=min(1, self.window - 1))
+        doubt_n = 1 - recent_nj.mean(dim=1)
+        self._spread[rows] += torch.stack((spread_n, doubt_n * spread_n), dim=1)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that a later process needs to go on, one row per sample, on the CPU."""
+        return {name: rows[:-1].to("cpu", copy=True) for name, rows in self._rows().items()}
+
+    def load_state(self, state: Mapping[str, Tensor], epochs: int, *, leads: bool = True) -> None:
+        """Continue from the `state` after ``epochs`` ended epochs (copied, to this device).
+
+        Args:
+            state: Of the leading process.
+            epochs: Ended epochs; the one under way, if any, is begun again with ``begin_epoch``.
+            leads: Whether this process is the leading one.
 
         Raises:
-            ValueError: The shape or the type is not this state's.
+            ValueError: A name, shape or type is not this state's.
         """
-        if rows.shape != self.rows.shape or rows.dtype != self.rows.dtype:
-            raise ValueError(
-                f"rows must be float32 of shape {tuple(self.rows.shape)}, "
-                f"got {rows.dtype} of shape {tuple(rows.shape)}; they belong to another data set"
-            )
-        self.rows.copy_(rows)
+        for name, rows in self._rows().items():
+            found = state.get(name)
+            expected = (rows.dtype, (self.n_samples, *rows.shape[1:]))
+            if found is None or (found.dtype, tuple(found.shape)) != expected:
+                what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
+                raise ValueError(f"{name} must be {expected[0]} {expected[1]}, got {what}")
+            rows[:-1].copy_(found)
+        self.epochs = epochs
+        if not leads:
+            self._seen.zero_()
+            self._sums.zero_()
+
+    def _rows(self) -> dict[str, Tensor]:
+        return {
+            "sums": self._sums,
+            "seen": self._seen,
+            "recent": self._recent,
+            "forgetting": self._forgetting,
+            "was_right": self._was_right,
+            "spread": self._spread,
+        }
+
+    def visits(self) -> NDArray[np.int64]:
+        """Presentations of each sample so far, int64 of shape (n,); of the leading process."""
+        return self._sums[:-1, SUMS.index("visits")].cpu().numpy().astype(np.int64)
+
+    def total_loss(self) -> float:
+        """Loss of all presentations so far, in nats; of the leading process."""
+        return float(self._sums[:-1, SUMS.index("loss")].double().sum())
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """All scores and ``visits``, float32 of shape (n,) in id order (this waits for the device).
+        """All scores of `kernels.scores` that the pass itself gives, and ``visits``.
 
-        ``el2n`` is a mean over the early presentations, where CCS sums them: the same ranks and
-        the same bins. ``forgetting`` of a sample that was never right is 0 as in CCS (Toneva et
-        al. put it at the maximum; ``correctness`` == 0 tells these apart). A sample that was never
-        presented is NaN in every score and 0 in ``visits``; one that was not presented in an early
-        epoch is NaN in ``el2n``.
+        float32 of shape (n,) in id order; waits for the device. After `end_epoch`, on the leading
+        process. Means are over presentations, so sums (CCS's AUM and EL2N) are ``score * visits``
+        or ``score * min(visits, el2n_epochs)``: the same ranks and the same bins.
+
+        NaN: every score of a sample that was never presented; ``el2n`` of one that was not
+        presented in an early epoch; ``el2n_single``, ``dyn_unc`` and ``dual`` of one that missed an
+        epoch, and of all before ``el2n_epochs`` or ``window`` epochs have ended.
         """
-        columns = dict(zip(COLUMNS, self.rows[:-1].cpu().numpy().T.copy(), strict=True))
-        seen = np.where(columns["visits"] > 0, columns["visits"], np.float32(np.nan))
-        seen_early = np.where(
-            columns["early_visits"] > 0, columns["early_visits"], np.float32(np.nan)
+        sums = dict(zip(SUMS, self._sums[:-1].cpu().numpy().T.copy(), strict=True))
+        forgetting, spread = (
+            self._forgetting[:-1].float().cpu().numpy(),
+            self._spread[:-1].cpu().numpy(),
         )
-        absent = np.where(columns["visits"] > 0, np.float32(0), np.float32(np.nan))
-        return {
-            "aum": columns["probability_margin_sum"] / seen,
-            "aum_logit": columns["logit_margin_sum"] / seen,
-            "el2n": columns["el2n_sum"] / seen_early,
-            "forgetting": columns["forgetting_count"] + absent,
-            "correctness": columns["correct_count"] + absent,
-            "visits": columns["visits"],
+        visits, right = sums["visits"], sums["right"]
+        seen, early = _or_nan(visits), _or_nan(sums["early_visits"])
+        absent, faithful = 0 * seen, visits == self.epochs
+        windows = _or_nan(faithful * np.float32(max(0, self.epochs - self.window + 1)))
+        single = _or_nan((faithful & (self.epochs >= self.el2n_epochs)).astype(np.float32))
+        mean = {name: column / seen for name, column in sums.items()}
+        scores = {
+            "aum": mean["probability_margin"],
+            "aum_logit": mean["logit_margin"],
+            "margin_variance": np.maximum(
+                mean["probability_margin_squared"] - mean["probability_margin"] ** 2, absent
+            ),
+            "el2n": sums["el2n_early"] / early,
+            "el2n_single": sums["el2n_single"] / single,
+            "forgetting": forgetting + absent,
+            "forgetting_toneva": np.where(right > 0, forgetting, np.float32(self.epochs)) + absent,
+            "correctness": right + absent,
+            "loss_mean": mean["loss"],
+            "entropy_mean": mean["entropy"],
+            "dyn_unc": spread[:, 0] / windows,
+            "dual": spread[:, 1] / windows,
+            "visits": visits,
         }
+        return {name: values.astype(np.float32, copy=False) for name, values in scores.items()}
+
+
+def _or_nan(counts: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Counts, NaN instead of 0."""
+    return np.where(counts > 0, counts, np.float32(np.nan))

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Protocol, Self, TypeVar
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ScoreMeaning:
     """How to read one score."""
 
@@ -20,37 +20,112 @@ class ScoreMeaning:
     """Unit and range."""
     low_is_hard: bool
     """True where a low value marks a hard (or mislabelled) sample."""
+    source: str
+    """Where it is defined."""
 
+
+_EPOCHS = "count, 0 to the epochs"
+_AUM = "Pleiss et al. 2020"
+_CCS = "Zheng et al. 2023 (CCS)"
+_EL2N = "Paul et al. 2021"
+_TONEVA = "Toneva et al. 2019"
 
 SCORES: Mapping[str, ScoreMeaning] = MappingProxyType(
     {
         "aum": ScoreMeaning(
-            summary="probability of the label minus the largest other, mean over all epochs",
-            unit="probability, -1 to 1",
+            "probability of the label minus the largest other, mean over all epochs",
+            "probability, -1 to 1",
             low_is_hard=True,
+            source=f"{_CCS}, which sums",
         ),
         "aum_logit": ScoreMeaning(
-            summary="logit of the label minus the largest other, mean over all epochs",
-            unit="logit, unbounded",
+            "logit of the label minus the largest other, mean over all epochs",
+            "logit, unbounded",
             low_is_hard=True,
+            source=_AUM,
+        ),
+        "margin_variance": ScoreMeaning(
+            "variance over all epochs of the margin that aum averages",
+            "squared probability, 0 to 1",
+            low_is_hard=False,
+            source="Swayamdipta et al. 2020, of margins",
         ),
         "el2n": ScoreMeaning(
-            summary="distance of the softmax to the one-hot label (L2), mean over the early epochs",
-            unit="probability, 0 to sqrt(2)",
+            "distance of the softmax to the one-hot label (L2), mean over the early epochs",
+            "probability, 0 to sqrt(2)",
             low_is_hard=False,
+            source=f"{_EL2N}; {_CCS}, which sums",
+        ),
+        "el2n_single": ScoreMeaning(
+            "the same in the last of the early epochs alone",
+            "probability, 0 to sqrt(2)",
+            low_is_hard=False,
+            source=_EL2N,
         ),
         "forgetting": ScoreMeaning(
-            summary="times a sample went from right to wrong; 0 for one that was never right",
-            unit="count, 0 to half the epochs",
+            "times a sample went from right to wrong; 0 for one that was never right",
+            "count, 0 to half the epochs",
             low_is_hard=False,
+            source=f"{_TONEVA}; {_CCS}",
+        ),
+        "forgetting_toneva": ScoreMeaning(
+            "the same, but the number of epochs for one that was never right",
+            _EPOCHS,
+            low_is_hard=False,
+            source=_TONEVA,
         ),
         "correctness": ScoreMeaning(
-            summary="presentations at which the largest logit was the label's",
-            unit="count, 0 to the epochs",
+            "presentations at which the largest logit was the label's",
+            _EPOCHS,
             low_is_hard=True,
+            source="Swayamdipta et al. 2020",
+        ),
+        "loss_mean": ScoreMeaning(
+            "cross-entropy, mean over all epochs",
+            "nats, 0 and up",
+            low_is_hard=False,
+            source="small-loss criterion",
+        ),
+        "entropy_mean": ScoreMeaning(
+            "entropy of the softmax, mean over all epochs",
+            "nats, 0 to log(classes)",
+            low_is_hard=False,
+            source="Coleman et al. 2020",
+        ),
+        "dyn_unc": ScoreMeaning(
+            "deviation of the label's probability over ten epochs, mean over all such windows",
+            "probability, 0 to 0.53",
+            low_is_hard=False,
+            source="He et al. 2024 (Dyn-Unc)",
+        ),
+        "dual": ScoreMeaning(
+            "the same, each window times one minus the mean probability of the label",
+            "squared probability, 0 to 0.53",
+            low_is_hard=False,
+            source="Cho et al. 2025 (DUAL)",
+        ),
+        "loss_final": ScoreMeaning(
+            "cross-entropy of the trained network on the image as it is",
+            "nats, 0 and up",
+            low_is_hard=False,
+            source=_CCS,
+        ),
+        "entropy_final": ScoreMeaning(
+            "entropy of the trained network's softmax on the image as it is",
+            "nats, 0 to log(classes)",
+            low_is_hard=False,
+            source=_CCS,
+        ),
+        "tdds": ScoreMeaning(
+            "spread over ten epochs of the change of the softmax from epoch to epoch (KL), moving "
+            "average; on request",
+            "nats, 0 and up",
+            low_is_hard=False,
+            source="Zhang et al. 2024 (TDDS)",
         ),
     }
 )
+"""What a scoring can hold; `Dynamics.scores` gives all but the last three."""
 
 
 class _Negatable(Protocol):

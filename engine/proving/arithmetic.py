@@ -83,12 +83,14 @@ def training_scores(subject: Subject) -> Iterator[Check]:
 def _scores(n: int, device: torch.device) -> dict[str, np.ndarray]:
     draws = generator_for(1)
     labels = torch.randint(N_CLASSES, (n,), generator=draws)
-    dynamics = Dynamics(n, device)
+    dynamics = Dynamics(n, device, el2n_epochs=EPOCHS, window=EPOCHS)
     for epoch in range(EPOCHS):
         logits = 5 * torch.randn((n, N_CLASSES), generator=draws)
         order = torch.randperm(n, generator=draws)
         rows = order.to(device)
-        dynamics.update(logits[order].to(device), labels[order].to(device), rows, epoch)
+        dynamics.begin_epoch(epoch)
+        dynamics.update(logits[order].to(device), labels[order].to(device), rows)
+        dynamics.end_epoch(epoch)
     return dynamics.scores()
 
 

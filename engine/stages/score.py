@@ -2,9 +2,11 @@
 
 import math
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from engine.artifact import Work, making
 from engine.config import (
@@ -14,74 +16,85 @@ from engine.config import (
     ScoresPath,
     require_at_least,
     require_between,
-    shaping_fields,
 )
-from engine.generations import Generations
-from engine.ledger import stopwatch
-from engine.progress import progress
+from engine.ledger import Meter
 from engine.provenance import Provenance
-from engine.scoring import UNDECODABLE_NAME, commit, named, resume, undecodable_of
-from shards.atomic import json_bytes, write_atomically
+from engine.ranks import joined
+from engine.recipes import RECIPES, Recipe
+from engine.scoring import UNDECODABLE_NAME, finish, is_finished, undecodable_of
+from shards.atomic import temporary_name
 from shards.dataset import Dataset
 from shards.errors import UsageError
 
 if TYPE_CHECKING:
-    import torch
+    from numpy.typing import NDArray
 
     from engine.features import FeatureSpec
-    from engine.proxy import Proxy
-    from engine.training import Trainer
-    from kernels.dynamics import Dynamics
+    from engine.score_pass import ScorePass
+    from engine.score_setup import Setup
 
-COMMIT_EVERY_SECONDS = 30.0
-# Pixels shape the scores as an input, by their digest.
-NOT_SHAPING = ("device", "decoder", "workers", "compile", "pixels")
-LEARNING_RATES = {"resnet18": 0.1, "linear": 0.01}
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
 SMALLEST_SIZE = {"resnet18": 17, "linear": 8}
+_GO, _THERE = 0, 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """Train a proxy on the data set and score every image in the same pass.
 
-    Writes aum (mean probability margin), aum_logit, el2n, forgetting, correctness and visits, one
-    row per sample id; images that cannot be decoded are listed in undecodable.json. Commits at
-    epoch ends, at most every 30 s; after an interruption the same command continues from the last
-    commit and ends in the same bytes.
+    Writes every score of `coreset score --list`, one row per sample id; images that cannot be
+    decoded are listed in undecodable.json. Commits at epoch ends, at most every 30 s, within an
+    epoch every 5 min and when SIGTERM or SIGUSR1 asks to stop; the same command continues from the
+    last commit and ends in the same bytes. Under torchrun the processes train together.
     """
 
     data: DataPath
     """Packed data set."""
     scores: ScoresPath
     """Directory to make."""
+    recipe: Literal["full", "fast"] = "full"
+    """How resnet18 is trained. full: the study's way; fast: about a tenth of the arithmetic. The
+    fields below that are not given come from the recipe."""
     proxy: Literal["resnet18", "linear"] = "resnet18"
-    """resnet18 from scratch (the study's), or a linear classifier on frozen features (faster)."""
-    epochs: int = 60
-    """Passes over the data; every one counts in the scores."""
-    batch: int = 256
-    """Images per step."""
-    size: int = 224
+    """resnet18 from scratch (the study's), or a linear classifier on frozen features (seconds)."""
+    epochs: int | None = None
+    """Passes over the data; every one counts in the scores (60; fast 16)."""
+    batch: int | None = None
+    """Images per step and process (256; fast 1024)."""
+    size: int | None = None
     """Side in pixels of the training crops (resnet18, at least 17) or of the images that the
-    backbone sees (linear)."""
-    start_size: int = 0
+    backbone sees (linear) (224; fast 128)."""
+    start_size: int | None = None
     """Side of the crops in the first epoch, growing to --size by half of the epochs, in steps of 32
-    (resnet18); 0 is off, as in the study."""
+    (resnet18); 0 is off, as in the study (0; fast 96)."""
+    crop_scale: float | None = None
+    """Smallest share of the area that a random crop keeps (resnet18) (0.08; fast 0.25)."""
+    lr: float | None = None
+    """Learning rate at the start, falling by a cosine (0.1; fast 0.4; linear 0.01)."""
+    min_lr: float | None = None
+    """Learning rate at the end (1e-4; fast 0)."""
+    warmup: float | None = None
+    """Epochs in which the learning rate rises linearly from nothing (0; fast 2)."""
+    weight_decay: float | None = None
+    """On all parameters (1e-4; fast 5e-5)."""
+    el2n_epochs: int = 10
+    """el2n is the mean over this many first epochs, el2n_single that of the last of them."""
+    final: bool = True
+    """Look once more at every image at the end: loss_final, entropy_final and the prediction."""
+    tdds: bool = False
+    """Also the score tdds, which needs the last epoch's softmax of every image: 2 bytes per image
+    and class on the device (2.6 GB for ImageNet) and in every commit."""
+    record_margins: bool = False
+    """Also every margin of every epoch, in margins.zarr: 2 bytes per image and epoch."""
+    list: bool = False
+    """Show what every score is, where it is defined and which end of it is hard; nothing else."""
     pixels: Path | None = None
     """What `coreset decode` made of the data set, read instead of decoding (resnet18)."""
-    crop_scale: float = 0.08
-    """Smallest share of the area that a random crop keeps (resnet18)."""
-    lr: float | None = None
-    """Learning rate at the start, falling by a cosine; default 0.1 (resnet18), 0.01 (linear)."""
-    min_lr: float = 1e-4
-    """Learning rate at the end."""
-    weight_decay: float = 1e-4
-    """On all parameters."""
-    el2n_epochs: int = 10
-    """el2n is the mean over this many first epochs."""
     seed: int = 0
     """Start weights, order and crops."""
+    deterministic: bool = False
+    """On a GPU use deterministic kernels alone, some slower; a CPU is always deterministic."""
     backbone: str = "resnet18"
     """Frozen backbone of --proxy linear, as in `coreset embed`."""
     weights: Path | None = None
@@ -98,168 +111,143 @@ class Score:
     """Decoding threads; 0 = one per core."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch", "el2n_epochs"):
-            require_at_least(name, getattr(self, name), 1)
-        require_at_least(f"size of --proxy {self.proxy}", self.size, SMALLEST_SIZE[self.proxy])
+        used = self.used
+        for name in ("epochs", "batch"):
+            require_at_least(name, getattr(used, name), 1)
+        require_at_least("el2n_epochs", self.el2n_epochs, 1)
+        require_at_least(f"size of --proxy {self.proxy}", used.size, SMALLEST_SIZE[self.proxy])
         self._require_what_the_proxy_reads()
-        if not 0.01 <= self.crop_scale <= 1:
-            raise UsageError(f"crop_scale must be in [0.01, 1], got {self.crop_scale}")
-        require_between("weight_decay", self.weight_decay, 0, math.inf)
-        require_between("lr", self.start_lr, 0, math.inf)
-        if not 0 <= self.min_lr <= self.start_lr:
-            raise UsageError(f"min_lr must be in [0, {self.start_lr}] (lr), got {self.min_lr}")
+        if not 0.01 <= used.crop_scale <= 1:
+            raise UsageError(f"crop_scale must be in [0.01, 1], got {used.crop_scale}")
+        require_between("weight_decay", used.weight_decay, 0, math.inf)
+        require_between("warmup", used.warmup, 0, used.epochs)
+        require_between("lr", used.lr, 0, math.inf)
+        if not 0 <= used.min_lr <= used.lr:
+            raise UsageError(f"min_lr must be in [0, {used.lr}] (lr), got {used.min_lr}")
 
     def _require_what_the_proxy_reads(self) -> None:
-        reads_features = self.proxy == "linear"
-        if reads_features and (self.pixels is not None or self.start_size):
+        used, reads_features = self.used, self.proxy == "linear"
+        if reads_features and (self.pixels is not None or used.start_size):
             raise UsageError("pixels and start_size go with --proxy resnet18, got --proxy linear")
+        if reads_features and self.recipe != "full":
+            raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, got --proxy linear")
         if self.pixels is not None and self.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
         least = SMALLEST_SIZE[self.proxy]
-        if self.start_size and not least <= self.start_size <= self.size:
+        if used.start_size and not least <= used.start_size <= used.size:
             raise UsageError(
-                f"start_size must be 0 or in [{least}, {self.size}] (size), got {self.start_size}"
+                f"start_size must be 0 or in [{least}, {used.size}] (size), got {used.start_size}"
             )
 
     @property
-    def start_lr(self) -> float:
-        """Learning rate at step 0."""
-        return LEARNING_RATES[self.proxy] if self.lr is None else self.lr
+    def used(self) -> Recipe:
+        """The recipe, with what was given instead."""
+        recipe = RECIPES[self.recipe if self.proxy == "resnet18" else "linear"]
+        return recipe.changed({name: getattr(self, name) for name in recipe.settings()})
+
+    @property
+    def stamp(self) -> str:
+        """Name and version of the recipe, and whether it was changed."""
+        used = self.used
+        return used.stamp + ("" if used == RECIPES[used.name] else "+changed")
+
+    @classmethod
+    def listed(cls) -> "ScoreList":
+        """What --list asks for, which needs no paths."""
+        return ScoreList()
 
     def run(self) -> Outcome:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
-        from engine.device import resolve_device, runtime_of
+        from engine.device import deterministic_kernels, resolve_device
+        from engine.score_setup import Setup
 
         dataset = Dataset.open(self.data)
         if len(dataset.classes) < 2:
             raise UsageError(
                 f"{self.data} has one class, and scores compare classes; pack at least two"
             )
-        device = resolve_device(self.device)
-        config = shaping_fields(self, without=NOT_SHAPING) | {"lr": self.start_lr}
-        inputs = self._inputs(dataset)
-        provenance = Provenance(
-            kind="scores",
-            stage="score",
-            config=config,
-            runtime=runtime_of(device) | {"decoder": self.decoder, "compile": self.compile},
-            binds={"identity": dataset.manifest.identity, "n_samples": len(dataset)},
-            inputs=tuple(
-                Provenance.read(path).as_input(role, path, self.scores)
-                for role, path in inputs.items()
-            ),
-        )
-        with making(
-            self.scores,
-            provenance,
-            inputs=list(inputs.values()),
-            device=str(device),
-            resumable=True,
-        ) as work:
-            if not work.done:
-                work.meter.bytes_read = self._bytes_read(dataset)
-                try:
-                    work.meter.notes["note"] = self._train(work, dataset, device)
-                except UsageError:  # the remedy is another configuration: nothing to continue
-                    shutil.rmtree(work.scratch)
-                    raise
-        return self._outcome(work, dataset, device.type)
-
-    def _train(self, work: Work, dataset: Dataset, device: "torch.device") -> str:
-        from engine.training import Sgd, Trainer, compile_where_it_pays, cosine_schedule
-        from kernels.dynamics import Dynamics
-
-        proxy = self._proxy(dataset, device)
-        steps = self.epochs * -(-len(dataset) // self.batch)
-        sgd = Sgd(lr=self.start_lr, weight_decay=self.weight_decay)
-        schedule = cosine_schedule(self.start_lr, self.min_lr, steps)
-        trainer = Trainer(proxy.network, sgd.build(proxy.network), schedule, device)
-        dynamics = Dynamics(len(dataset), device, self.el2n_epochs)
-        first_epoch, earlier = resume(Generations(work.scratch), trainer, dynamics)
-        proxy.undecodable.update(earlier)
-        passes = self.epochs * len(dataset) if self.proxy == "resnet18" else 0
-        note = compile_where_it_pays(
-            proxy.network,
-            self.compile,
-            device,
-            image_passes=passes,
-            size=self.size,
-            sizes_vary=self.start_size > 0,
-        )
-        self._epochs(work, first_epoch, proxy, trainer, dynamics)
-        Generations(work.scratch).finish()
-        if proxy.undecodable:
-            work.meter.notes["undecodable"] = len(proxy.undecodable)
-            listed = json_bytes(named(proxy.undecodable))
-            write_atomically(work.scratch / UNDECODABLE_NAME, listed)
-        return note
-
-    def _epochs(
-        self,
-        work: Work,
-        first_epoch: int,
-        proxy: "Proxy",
-        trainer: "Trainer",
-        dynamics: "Dynamics",
-    ) -> None:
-        """Train and accumulate; commit at epoch ends."""
-        from torch.nn.functional import cross_entropy
-
-        n = dynamics.n_samples
-        since_commit = stopwatch()
-        with progress("score", self.epochs * n) as bar:
-            bar.resume(first_epoch * n)
-            for epoch in range(first_epoch, self.epochs):
-                for inputs, labels, ids in proxy.examples(epoch):
-                    logits = trainer.step(
-                        inputs, lambda logits, labels=labels: cross_entropy(logits, labels)
-                    )
-                    dynamics.update(logits, labels, ids, epoch)
-                    bar.advance(len(ids), epoch=f"{epoch + 1} of {self.epochs}")
-                work.meter.images += n - len(proxy.undecodable)
-                last = epoch + 1 == self.epochs
-                if last or since_commit.seconds >= COMMIT_EVERY_SECONDS:
-                    commit(work, epoch + 1, trainer, dynamics, proxy.undecodable)
-                    since_commit = stopwatch()
-
-    def _proxy(self, dataset: Dataset, device: "torch.device") -> "Proxy":
-        from engine.proxy import convolutional_proxy, linear_proxy, squares, stored_squares
-
-        if self.proxy == "linear":
-            from engine.features import features_for
-
-            features = features_for(dataset, self._features())
-            return linear_proxy(
-                features,
-                dataset.labels,
-                len(dataset.classes),
-                batch=self.batch,
+        with joined() as ranks:
+            device = resolve_device(self.device)
+            setup = Setup(
+                dataset=dataset,
+                recipe=self.used,
+                pixels=self.pixels,
+                features=self._features(),
+                el2n_epochs=self.el2n_epochs,
+                tdds=self.tdds,
+                record_margins=self.record_margins,
+                compile=self.compile,
                 seed=self.seed,
                 device=device,
+                ranks=ranks,
             )
-        images = (
-            stored_squares(self.pixels, dataset, self.size, device)
-            if self.pixels is not None
-            else squares(
-                dataset,
-                self.size,
-                device,
-                decoder=self.decoder,
-                exact=self.decoder_exact,
-                workers=self.workers,
-            )
-        )
-        return convolutional_proxy(
-            images,
-            len(dataset.classes),
-            size=self.size,
-            start_size=self.start_size,
-            epochs=self.epochs,
-            crop_scale=self.crop_scale,
-            batch=self.batch,
-            seed=self.seed,
-            device=device,
-        )
+            with deterministic_kernels(device, wanted=self.deterministic):
+                return self._lead(setup) if ranks.leads else self._follow(setup)
+
+    def _lead(self, setup: "Setup") -> Outcome:
+        found: dict[str, Path] = {"data": self.data}
+
+        def find() -> int:
+            found.update(setup.inputs())
+            return 0
+
+        setup.ranks.step(find)
+        with ExitStack() as stack:
+            works: list[Work] = []
+
+            def start() -> int:
+                provenance = self._provenance(setup, found)
+                work = making(
+                    self.scores,
+                    provenance,
+                    inputs=list(found.values()),
+                    device=str(setup.device),
+                    resumable=True,
+                )
+                works.append(stack.enter_context(work))
+                return _THERE if works[0].done or is_finished(works[0].scratch) else _GO
+
+            goes_on = setup.ranks.step(start)[0] == _GO
+            (work,) = works
+            if goes_on:
+                work.meter.bytes_read = setup.bytes_read()
+                self._score(work, setup)
+        return self._outcome(work, setup)
+
+    def _follow(self, setup: "Setup") -> Outcome:
+        """Train along with the leading rank, which keeps what comes out."""
+        ranks = setup.ranks
+        ranks.follow()
+        if ranks.follow()[0] == _GO:
+            self._train(setup, temporary_name(self.scores), Meter("score", ""))
+        return Outcome((f"rank {ranks.rank} of {ranks.world} is done with its part",))
+
+    def _score(self, work: Work, setup: "Setup") -> None:
+        from engine.score_pass import DivergedError
+
+        try:
+            done, scores = self._train(setup, work.scratch, work.meter)
+        except (UsageError, DivergedError):
+            # The remedy is another configuration: what was committed leads here again.
+            shutil.rmtree(work.scratch)
+            raise
+        if done.position.undecodable:
+            work.meter.notes["undecodable"] = len(done.position.undecodable)
+        finish(work.scratch, done.position, done.trainer, scores, work.provenance.binds)
+
+    def _train(
+        self, setup: "Setup", scratch: Path, meter: Meter
+    ) -> "tuple[ScorePass, dict[str, NDArray[Any]]]":
+        from engine.final_pass import final_scores
+
+        one = setup.begin(scratch, meter)
+        one.run()
+        scores = one.scores()
+        if self.final:
+            n = len(setup.dataset)
+            scores |= final_scores(one.proxy, one.trainer, n, ranks=setup.ranks, meter=meter)
+            one.share_undecodable()
+        return one, scores
 
     def _features(self) -> "FeatureSpec":
         from engine.features import FeatureSpec
@@ -267,51 +255,71 @@ class Score:
         return FeatureSpec(
             backbone=self.backbone,
             weights=self.weights,
-            size=self.size,
+            size=self.used.size,
             device=self.device,
             decoder=self.decoder,
             exact=self.decoder_exact,
             workers=self.workers,
         )
 
-    def _inputs(self, dataset: Dataset) -> dict[str, Path]:
-        """What the scores are made from, by role."""
-        if self.pixels is not None:
-            return {"data": self.data, "pixels": self.pixels}
-        if self.proxy == "resnet18":
-            return {"data": self.data}
-        from engine.features import cached_features
+    def _provenance(self, setup: "Setup", inputs: Mapping[str, Path]) -> Provenance:
+        from engine.device import runtime_of
 
-        return {"data": self.data, "features": cached_features(dataset, self._features())}
+        own = (
+            "el2n_epochs", "final", "tdds", "record_margins", "seed", "backbone", "decoder_exact",
+            "deterministic",
+        )  # fmt: skip
+        config = setup.recipe.settings() | {name: getattr(self, name) for name in own}
+        runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
+        binds = {
+            "identity": setup.dataset.manifest.identity,
+            "n_samples": len(setup.dataset),
+        }
+        return Provenance(
+            kind="scores",
+            stage="score",
+            config=config | {"recipe": self.stamp},
+            runtime=runtime | {"decoder": self.decoder, "compile": self.compile},
+            binds=binds,
+            inputs=tuple(
+                Provenance.read(path).as_input(role, path, self.scores)
+                for role, path in inputs.items()
+            ),
+        )
 
-    def _bytes_read(self, dataset: Dataset) -> int:
-        """Bytes of what is read, once."""
-        from engine.decode.stored_pixels import PIXELS_NAME
-
-        if self.pixels is not None:
-            return (self.pixels / PIXELS_NAME).stat().st_size
-        return int(dataset.ints("bytes").sum())
-
-    def _outcome(self, work: Work, dataset: Dataset, device: str) -> Outcome:
+    def _outcome(self, work: Work, setup: "Setup") -> Outcome:
         from engine.decode.decoder import told_choice
-        from kernels.scores import SCORES
 
-        listed, n_lost = self.scores / UNDECODABLE_NAME, len(undecodable_of(self.scores))
+        n, n_lost = len(setup.dataset), len(undecodable_of(self.scores))
+        listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        told = told_choice(self.decoder, device, exact=self.decoder_exact)
+        told = told_choice(self.decoder, setup.device.type, exact=self.decoder_exact)
         return Outcome(
             (
                 *(told if self.proxy == "resnet18" and self.pixels is None else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
-                f"scores ({', '.join(SCORES)}) of {len(dataset):,} images {how}: {self.scores}",
+                f"scores of {n:,} images by {self.stamp} {how}: {self.scores}",
                 *([lost] if n_lost else []),
                 f"next: coreset select {self.scores} SET --ipc 10",
             ),
             {
                 "scores": str(self.scores),
-                "images": len(dataset),
-                "epochs": self.epochs,
+                "images": n,
+                "epochs": setup.recipe.epochs,
+                "recipe": self.stamp,
                 "undecodable": n_lost,
             },
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreList:
+    """What every score is."""
+
+    def run(self) -> Outcome:
+        """Make the table."""
+        from engine.scored import listing
+        from kernels.scores import SCORES
+
+        return Outcome(listing(), {"scores": {name: asdict(one) for name, one in SCORES.items()}})

@@ -26,14 +26,24 @@ def has_module(name):
     return importlib.util.find_spec(f"engine.stages.{name}") is not None
 
 
+def actions(verb):
+    """What may stand behind a noun (``show|suspects SCORES``): the words of a tyro subcommand."""
+    first = VERBS[verb][0].split(" ")[0]
+    return [[one] for one in first.split("|")] if "|" in first and first.islower() else [[]]
+
+
 def surface(verb):
     """``VERB --flag`` of the flags that begin a row of the verb's help."""
+    return sorted({line for action in actions(verb) for line in _flags([verb, *action])})
+
+
+def _flags(words):
     text = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
         patch.setenv("COLUMNS", "80")  # wide enough for one column, too narrow for two
-        main([verb, "--help"])
+        main([*words, "--help"])
     flags = re.findall(r"^[│ ] (--[a-z0-9-]+)", text.getvalue(), re.MULTILINE)
-    return [f"{verb} {flag}" for flag in flags]
+    return [f"{' '.join(words)} {flag}" for flag in flags]
 
 
 def whole_surface():

@@ -12,18 +12,27 @@ from torch.nn.functional import cross_entropy
 
 from engine.decode.order import batches_of, epoch_ids
 from engine.decode.pixels import Pixels
+from engine.feature_rows import Resident
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.proxy import convolutional_proxy, linear_proxy, rows_of, side_at, stored_side
+from engine.proxy import (
+    convolutional_proxy,
+    last_batch,
+    linear_proxy,
+    side_at,
+    stored_side,
+)
+from engine.ranks import Ranks
 from engine.seeding import generator_for
 from engine.training import Sgd, Trainer, cosine_schedule
 from kernels.augment import horizontal_flip, normalised, random_resized_crop
-from shards.errors import MachineError, UsageError
+from shards.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 N, SIDE, SIZE = 37, 20, 16
 IDS = np.arange(N) * 3 + 100  # of a subset of a larger data set
+LABELS = np.arange(N) % 4
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +49,71 @@ def convolutional(pixels, **values):
 
 def linear(features, labels, **values):
     settings = {"batch": 8, "seed": 5} | values
-    return linear_proxy(features, labels, 4, device=CPU, **settings)
+    rows = Resident([features], features.shape, CPU)
+    return linear_proxy(rows, labels, 4, device=CPU, **settings)
 
 
 def feature_table(n=N, width=6, seed=0):
     rng = np.random.default_rng(seed)
     spread, centre = rng.uniform(0.1, 20, width), rng.uniform(-50, 50, width)
     return (rng.normal(size=(n, width)) * spread + centre).astype(np.float16)
+
+
+@pytest.mark.parametrize("make", ["convolutional", "linear"])
+@pytest.mark.parametrize("start", [1, 4])
+def test_an_epoch_goes_on_at_any_batch(pixels, make, start):
+    proxy = convolutional(pixels) if make == "convolutional" else linear(feature_table(), LABELS)
+    rest = list(proxy.examples(3))[start:]
+    for one, other in zip(proxy.examples(3, start), rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("make", ["convolutional", "linear"])
+@pytest.mark.parametrize(("world", "batch"), [(2, 8), (3, 5), (5, 9), (4, 37)])
+def test_ranks_share_an_epoch_in_equally_many_batches_without_padding_but_for_the_last(
+    pixels, make, world, batch
+):
+    shares = []
+    for rank in range(world):
+        settings = {"batch": batch, "ranks": Ranks(rank, world)}
+        proxy = (
+            convolutional(pixels, **settings)
+            if make == "convolutional"
+            else linear(feature_table(), LABELS, **settings)
+        )
+        shares.append(list(proxy.examples(1)))
+        ids = torch.cat([ids for _, _, ids in proxy.originals()])
+        assert torch.equal(ids, ids.sort().values)
+    assert len({len(share) for share in shares}) == 1
+    for share in shares:
+        for inputs, labels, ids in share:
+            assert len(inputs) == len(labels) == len(ids)
+            padding = ids < 0
+            assert not padding.any() or len(ids) == 1
+            assert (labels[padding] == -1).all()
+    ids = torch.cat([ids for share in shares for _, _, ids in share])
+    assert sorted(ids[ids >= 0].tolist()) == sorted(ids_of(proxy_alone(pixels, make), 1))
+
+
+@pytest.mark.parametrize(("world", "batch"), [(1, 8), (1, 37), (2, 6), (3, 12), (3, 6), (5, 9)])
+def test_the_shortest_last_batch_is_known_beforehand(world, batch):
+    proxies = [
+        linear(feature_table(), LABELS, batch=batch, ranks=Ranks(r, world)) for r in range(world)
+    ]
+    lengths = [len(list(proxy.examples(0))[-1][2]) for proxy in proxies]
+    assert last_batch(N, batch, world) == min(lengths)
+
+
+def proxy_alone(pixels, make):
+    return convolutional(pixels) if make == "convolutional" else linear(feature_table(), LABELS)
+
+
+def test_originals_are_the_centres_of_all_images_in_order(pixels):
+    found = list(convolutional(pixels).originals())
+    assert torch.cat([ids for _, _, ids in found]).tolist() == IDS.tolist()
+    centres = pixels.images[..., 2:18, 2:18]
+    expected = normalised(centres, IMAGENET_MEAN, IMAGENET_STD)
+    assert torch.equal(torch.cat([inputs for inputs, _, _ in found]), expected)
 
 
 def ids_of(proxy, epoch):
@@ -126,9 +193,10 @@ def test_the_order_and_the_crops_depend_on_seed_and_epoch_alone(pixels):
 
 
 def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
-    draws = generator_for(5, 2)
     order = batches_of(epoch_ids(N, seed=5, epoch=2), 8)
-    for (inputs, _, ids), rows in zip(convolutional(pixels).examples(2), order, strict=True):
+    examples = zip(convolutional(pixels).examples(2), order, strict=True)
+    for number, ((inputs, _, ids), rows) in enumerate(examples):
+        draws = generator_for(5, 2, number, 0)
         crops = random_resized_crop(pixels.images[rows], SIZE, draws, scale=(0.3, 1.0))
         flipped = horizontal_flip(crops, draws, p=0.5)
         assert torch.equal(inputs, normalised(flipped, IMAGENET_MEAN, IMAGENET_STD))
@@ -202,13 +270,6 @@ def test_the_linear_proxy_shows_every_row_once_in_an_order_of_the_seed():
     assert ids_of(linear(features, labels, seed=1), 1) == orders[3]
 
 
-def test_features_that_do_not_fit_the_memory_are_refused_before_they_are_copied(monkeypatch):
-    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 8 * 100 * 50 - 1)
-    features, labels = np.zeros((100, 50), np.float16), np.zeros(100, np.int64)
-    with pytest.raises(MachineError, match=r"features of 100 images need .* backbone"):
-        linear_proxy(features, labels, 2, batch=4, seed=0, device=torch.device("cpu"))
-
-
 def test_the_linear_proxy_learns_separable_features():
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 4
@@ -223,12 +284,3 @@ def test_the_linear_proxy_learns_separable_features():
         (proxy.network(x).argmax(dim=1) == y).sum().item() for x, y, _ in proxy.examples(10)
     )
     assert right > 190
-
-
-def test_rows_are_those_of_plain_indexing():
-    table = torch.randn((9, 5), generator=generator_for(0))
-    ids = torch.tensor([8, 0, 0, 3])
-    rows = rows_of(table, ids)
-    assert torch.equal(rows, table[ids])
-    rows.zero_()
-    assert table[8].abs().sum() > 0, "rows are a copy"

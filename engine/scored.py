@@ -1,0 +1,247 @@
+"""A scores artifact as its readers see it: the newest commit, and the data set that it scored."""
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.generations import COMMIT_NAME, Generations
+from engine.provenance import Provenance
+from engine.scoring import undecodable_of
+from engine.sets import open_source, require_same_data
+from engine.store import SCORES_NAME, read_columns
+from engine.tables import aligned
+from kernels.scores import SCORES, easiness
+from shards.dataset import Dataset
+from shards.errors import CoresetError, StoreError, UsageError
+from shards.labels import read_labels
+from shards.manifest import Manifest
+from shards.sources.packed import find_packed
+
+VISITS, PREDICTED = "visits", "predicted"
+# The stream of `coreset select --method ccs`, so that the same seed picks the same images here.
+CCS_STREAM = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """A finished scores artifact with its data set; columns are in memory, 60 bytes a sample."""
+
+    path: Path
+    dataset: Dataset
+    columns: Mapping[str, NDArray[Any]]
+    """All that the store holds by name, each of shape (n,) in id order."""
+    undecodable: Mapping[int, str]
+    """Samples that nobody could train on, and why; their values mean nothing."""
+
+    @staticmethod
+    def open(path: Path, data: Path | None = None) -> "Scored":
+        """Read the newest undamaged commit of ``path`` and open the data set behind it.
+
+        Args:
+            path: Scores artifact.
+            data: Where the scored data set lies now, if it was moved.
+
+        Raises:
+            UsageError: ``path`` is no scores artifact, or its data set is not where it was, is
+                another one, or has another number of samples.
+            StoreError: The scores are damaged.
+        """
+        identity = identity_of(path)
+        dataset = open_source(path, data)
+        require_same_data(dataset, identity, f"the scores {path}")
+        newest = Generations(path).latest()
+        if newest is None:
+            raise UsageError(f"{path} holds no finished scores; run `coreset score` again")
+        columns = read_columns(newest[1] / SCORES_NAME)
+        for values in columns.values():
+            if values.shape != (len(dataset),):
+                raise UsageError(
+                    f"{path} has {len(values)} scores, but {dataset.path} has {len(dataset)} "
+                    "images: made from another data set; score this one again"
+                )
+        return Scored(
+            path=path,
+            dataset=dataset,
+            columns=columns,
+            undecodable=undecodable_of(path),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scores in the store, in the order of `kernels.scores.SCORES`."""
+        return tuple(name for name in SCORES if name in self.columns)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data behind the scores: the visits of a sample that was never lost."""
+        return int(self.columns[VISITS].max())
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of all samples but the undecodable ones, ascending."""
+        lost = np.array(list(self.undecodable), np.int64)
+        return np.setdiff1d(np.arange(len(self.dataset)), lost)
+
+    @property
+    def predicted(self) -> NDArray[np.int32] | None:
+        """Class that the trained network predicts for each sample; None if it was not asked."""
+        return self.columns.get(PREDICTED)
+
+    def values(self, score: str) -> NDArray[np.float32]:
+        """One score of every sample, as stored: NaN where it was never taken.
+
+        Raises:
+            UsageError: The store does not hold it; those that it holds are named.
+        """
+        if score not in self.names:
+            fact = "was not stored" if score in SCORES else "is no score"
+            raise UsageError(
+                f"score must be one of {', '.join(self.names)} in {self.path}, got {score}, which "
+                f"{fact}; choose one of these, or score again (`coreset score --list` has them all)"
+            )
+        return self.columns[score]
+
+    def easiness(self, score: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """A score of some samples, turned so that low is hard.
+
+        Raises:
+            UsageError: The store does not hold it.
+            StoreError: One of the samples has no value.
+        """
+        values = self.values(score)
+        odd = ids[~np.isfinite(values[ids])]
+        if odd.size:
+            key = self.dataset.keys[odd[0]]
+            raise StoreError(
+                f"{self.path} has {values[odd[0]]} as {score} of {key} ({odd.size} are not "
+                "finite); choose another --score, or score this data set again"
+            )
+        return easiness(score, values[ids])
+
+
+def identity_of(path: Path) -> str:
+    """Identity of the data set that a scores artifact was made from.
+
+    Raises:
+        UsageError: ``path`` is no scores artifact.
+        StoreError: Its provenance is damaged.
+    """
+    if not (path / COMMIT_NAME).is_file():
+        if path.exists():
+            raise UsageError(f"{path} holds no scores; name the output of `coreset score`")
+        raise UsageError(f"{path} does not exist; make it with `coreset score DATA {path}`")
+    return str(Provenance.read(path).binds["identity"])
+
+
+def scores_beside(data: Path) -> Path:
+    """The scores artifact that was made from a packed data set and lies in the same folder.
+
+    Raises:
+        UsageError: There is none, or there are several.
+    """
+    identity, folder = Manifest.read(data).identity, data.resolve().parent
+    candidates = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+    found = [one for one in candidates if _scores_of(one, identity)]
+    if not found:
+        raise UsageError(
+            f"no scores of {data} lie beside it; name them, or make some with "
+            f"`coreset score {data} SCORES`"
+        )
+    if len(found) > 1:
+        named = ", ".join(map(str, found))
+        raise UsageError(f"{len(found)} scores of {data} lie beside it; name one of {named}")
+    return found[0]
+
+
+def _scores_of(path: Path, identity: str) -> bool:
+    with contextlib.suppress(CoresetError):
+        return identity_of(path) == identity
+    return False
+
+
+def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
+    """Where a data set's labels differ from the true ones, bool of shape (n,) in id order.
+
+    Args:
+        dataset: Packed data set.
+        table: CSV table of true labels, read as `coreset pack --labels` reads one.
+        column: Column with the true class names.
+
+    Raises:
+        UsageError: The table does not fit the data set; or no label differs, or all of them do.
+    """
+    source = find_packed(dataset.path)
+    differs = read_labels(table, column, source) != source.labels
+    by_key = dict(zip(source.keys, differs.tolist(), strict=True))
+    flipped = np.array([by_key[key] for key in dataset.keys], np.bool_)
+    if flipped.all() or not flipped.any():
+        raise UsageError(
+            f"{column} of {table} differs from {flipped.sum():,} of the {len(dataset):,} labels of "
+            f"{dataset.path}, so there is nothing to tell apart; choose another column or data set"
+        )
+    return flipped
+
+
+def ccs_ids(
+    dataset: Dataset,
+    ids: NDArray[np.int64],
+    easiness: NDArray[np.float32],
+    ipc: int,
+    *,
+    misratio: float,
+    n_bins: int,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Ids that `coreset select` would choose by CCS among some samples of a data set.
+
+    Args:
+        dataset: Gives labels and classes.
+        ids: Candidates, ascending.
+        easiness: Score of each candidate, low = hard.
+        ipc: Images per class.
+        misratio: Share of the hardest of each class to cut first.
+        n_bins: Equal-width bins over the range of a class's scores.
+        seed: As given to the command.
+
+    Raises:
+        UsageError: A class has fewer than ``ipc`` candidates.
+    """
+    from kernels.samplers import ClassTooSmallError, ccs_coreset
+    from kernels.seeds import derived_seed
+
+    try:
+        picked = ccs_coreset(
+            easiness,
+            dataset.labels[ids],
+            len(dataset.classes),
+            ipc,
+            misratio=misratio,
+            n_bins=n_bins,
+            seed=derived_seed(seed, CCS_STREAM),
+        )
+    except ClassTooSmallError as error:
+        raise UsageError(
+            f"ipc must be at most the size of every class, got {ipc}, but class "
+            f"{dataset.classes[error.class_index]} has {error.size} images; lower --ipc"
+        ) from error
+    return ids[picked.ids]
+
+
+def listing() -> tuple[str, ...]:
+    """Lines of a table of all scores that `coreset score` can make."""
+    header = ("score", "hard end", "unit", "what it is", "source")
+    rows = [
+        (name, hard_end(name), one.unit, one.summary, one.source) for name, one in SCORES.items()
+    ]
+    return aligned(header, rows)
+
+
+def hard_end(score: str) -> str:
+    """Which end of a score marks hard samples: low or high."""
+    return "low" if SCORES[score].low_is_hard else "high"

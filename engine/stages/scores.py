@@ -1,0 +1,284 @@
+"""``coreset scores``: look at scores, list the likely mislabelled, weigh a cheaper recipe."""
+
+import math
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+
+from engine.comparison import Pair, agreement_table, cost_of, cost_table, overlap_table
+from engine.config import Outcome, ScoresPath, require_at_least, require_between
+from engine.scored import Scored, flipped_labels, hard_end, scores_beside
+from engine.spreads import Spread, binned, histogram, spread_table, without_nan
+from engine.suspects import (
+    Suspect,
+    find_suspects,
+    require_replaceable,
+    suspect_table,
+    write_suspects,
+)
+from kernels.scores import SCORES, easiness
+from shards.errors import UsageError
+from shards.manifest import MANIFEST_NAME
+
+BINS = 20
+SUSPECTS_SHOWN = 20
+
+_Source: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
+_Other: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OTHER")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Show:
+    """Show how every score is distributed, and one of them as a histogram and class by class."""
+
+    source: _Source
+    """Scores; or a packed data set with its scores beside it."""
+    score: str = "aum"
+    """Score to draw and to sum up by class."""
+    classes: int = 10
+    """Classes to show from the hard end and from the easy end."""
+    data: Path | None = None
+    """Where the scored data set lies now, if it was moved."""
+
+    def __post_init__(self) -> None:
+        require_at_least("classes", self.classes, 1)
+
+    def run(self) -> Outcome:
+        """Sum up every score, draw one.
+
+        Raises:
+            UsageError: There are no such scores, or their data set is not where it was.
+            StoreError: The scores are damaged.
+        """
+        scored = self._opened()
+        ids, values = scored.ids, scored.values(self.score)[scored.ids]
+        spreads = {name: Spread.of(scored.columns[name][ids]) for name in scored.names}
+        counts, edges = binned(values, BINS)
+        by_class = _spread_by_class(scored, values)
+        lines = (
+            *spread_table("score", "hard", {n: (hard_end(n), s) for n, s in spreads.items()}),
+            "",
+            f"{self.score}: {SCORES[self.score].summary} ({SCORES[self.score].unit})",
+            *histogram(
+                counts,
+                edges,
+                width=shutil.get_terminal_size().columns,
+                encoding=sys.stdout.encoding or "utf-8",  # None: text in memory
+            ),
+            "",
+            *self._class_table(by_class),
+            "",
+            f"{ids.size:,} images scored over {scored.epochs:,} epochs: {scored.path}",
+            f"next: coreset scores suspects {scored.path}",
+        )
+        facts = {
+            "scores": str(scored.path),
+            "data": str(scored.dataset.path),
+            "images": ids.size,
+            "undecodable": len(scored.undecodable),
+            "epochs": scored.epochs,
+            "summary": {n: {"hard_end": hard_end(n), **s.facts()} for n, s in spreads.items()},
+            "score": self.score,
+            "histogram": {"counts": counts, "edges": edges},
+            "classes": {name: spread.facts() for name, spread in by_class.items()},
+        }
+        return Outcome(lines, facts)
+
+    def _opened(self) -> Scored:
+        if (self.source / MANIFEST_NAME).is_file():
+            return Scored.open(scores_beside(self.source), self.source)
+        return Scored.open(self.source, self.data)
+
+    def _class_table(self, by_class: dict[str, Spread]) -> Iterator[str]:
+        """Yield the classes by their mean, hardest first; of many, those at both ends."""
+
+        def ease(name: str) -> float:
+            mean = easiness(self.score, by_class[name].mean)
+            return math.inf if math.isnan(mean) else mean  # no image of the class was scored
+
+        names = sorted(by_class, key=ease)
+        n_between = max(0, len(names) - 2 * self.classes)
+        shown = names[: self.classes] + names[self.classes + n_between :]
+        rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in shown}
+        table = spread_table("class, hardest first", "images", rows)
+        yield from table[: 1 + self.classes]
+        if n_between:
+            yield f"... {n_between:,} classes between ..."
+        yield from table[1 + self.classes :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Suspects:
+    """List the images that are most likely mislabelled: those at the hard end of a score."""
+
+    scores: ScoresPath
+    """Scores of the data set in question."""
+    score: str = "aum"
+    """Score that tells them."""
+    top: int = 100
+    """Suspects to list."""
+    per_class: bool = False
+    """List so many of every class, instead of all together."""
+    csv: Path | None = None
+    """CSV file to list all of them in, with the columns of cleanlab's tables; replaced if there."""
+    data: Path | None = None
+    """Where the scored data set lies now, if it was moved."""
+
+    def __post_init__(self) -> None:
+        require_at_least("top", self.top, 1)
+        if self.csv is not None:
+            require_replaceable(self.csv)
+
+    def run(self) -> Outcome:
+        """Order the images by the score, list the hardest.
+
+        Raises:
+            UsageError: There are no such scores, or their data set is not where it was.
+            StoreError: The scores are damaged, or an image has no value.
+        """
+        scored = Scored.open(self.scores, self.data)
+        suspects = find_suspects(scored, self.score, self.top, per_class=self.per_class)
+        lines = list(suspect_table(self.score, suspects[:SUSPECTS_SHOWN]))
+        if self.csv is not None:
+            write_suspects(self.csv, suspects)
+            lines.append(f"listed: {self.csv}")
+        elif len(suspects) > SUSPECTS_SHOWN:
+            lines.append(f"and {len(suspects) - SUSPECTS_SHOWN:,} more: --csv FILE lists all")
+        fact = f"{len(suspects):,} of {scored.ids.size:,} images, hardest by {self.score} first"
+        remedy = f"coreset select {self.scores} SET --ipc 10 --misratio 0.3"
+        lines += [
+            f"{fact}; {_said_of_predictions(suspects)}: {self.scores}",
+            f"next: correct their labels and pack again, or cut the hardest: {remedy}",
+        ]
+        facts = {
+            "scores": str(self.scores),
+            "score": self.score,
+            "suspects": [asdict(one) for one in suspects],
+        }
+        return Outcome(tuple(lines), facts)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compare:
+    """Weigh cheaper scores against full ones: how far they agree, choose alike, and what each cost.
+
+    Says for every score that both hold the rank correlation over all images and within the
+    classes, and the share of a coreset chosen by the first that a coreset chosen by the second has
+    too. With --truth, how well each score tells flipped labels (area under the ROC).
+    """
+
+    scores: ScoresPath
+    """Scores of the full recipe."""
+    other: _Other
+    """Scores of the same data set by a cheaper recipe, or by another seed."""
+    score: str = "aum"
+    """Score to choose coresets by (CCS)."""
+    ipc: str = "10,50"
+    """Images per class of the coresets, with commas between."""
+    misratio: float | None = None
+    """Share of the hardest images of each class to cut first. Default: the study's Table 6 for
+    ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else it must be given."""
+    bins: int = 50
+    """Equal-width bins over the range of a class's scores."""
+    seed: int = 0
+    """Seed of the draws, the same for both."""
+    truth: Path | None = None
+    """CSV table of true labels, read as `coreset pack --labels` reads one."""
+    column: str = ""
+    """Column of that table that holds the true class, such as noisy_labels_0."""
+    data: Path | None = None
+    """Where the scored data set lies now, if it was moved."""
+
+    def __post_init__(self) -> None:
+        require_at_least("bins", self.bins, 1)
+        for ipc in self.ipcs:
+            require_at_least("ipc", ipc, 1)
+        if self.misratio is not None:
+            require_between("misratio", self.misratio, 0, 1)
+        if (self.truth is None) != (self.column == ""):
+            raise UsageError(
+                f"truth and column go together, got truth {self.truth} and column "
+                f"{self.column!r}; name both or neither"
+            )
+
+    @property
+    def ipcs(self) -> tuple[int, ...]:
+        """``ipc`` as numbers, in its order."""
+        words = [word.strip() for word in self.ipc.split(",")]
+        if not all(word.isdecimal() for word in words):
+            raise UsageError(f"ipc must be whole numbers such as 10,50, got {self.ipc}")
+        return tuple(dict.fromkeys(map(int, words)))
+
+    def run(self) -> Outcome:
+        """Correlate, choose coresets by both, find flipped labels, add the costs up.
+
+        Raises:
+            UsageError: One of both is no scores artifact, they are of different data sets, or the
+                table of true labels does not fit these.
+            StoreError: The scores are damaged, or an image has no value.
+        """
+        pair = Pair.open(self.scores, self.other, self.data)
+        flipped = (
+            None
+            if self.truth is None
+            else flipped_labels(pair.one.dataset, self.truth, self.column)
+        )
+        coresets = [
+            pair.coreset_overlap(
+                self.score, ipc, misratio=self.misratio, n_bins=self.bins, seed=self.seed
+            )
+            for ipc in self.ipcs
+        ]
+        shared = [name for name in pair.one.names if name in pair.other.names]
+        agreements = [pair.agreement(name, flipped) for name in shared]
+        costs = [cost_of(pair.one), cost_of(pair.other)]
+        lines = (
+            *agreement_table(agreements),
+            "",
+            *overlap_table(coresets),
+            "",
+            *cost_table(costs),
+            "",
+            f"{pair.ids.size:,} images scored by both; coresets by {self.score}, seed {self.seed}",
+            f"next: coreset select {self.other} SET --ipc {self.ipcs[0]}",
+        )
+        facts = {
+            "scores": [str(self.scores), str(self.other)],
+            "images": pair.ids.size,
+            "agreement": [without_nan(asdict(one)) for one in agreements],
+            "coresets": [asdict(one) for one in coresets],
+            "costs": [asdict(one) | {"path": str(one.path)} for one in costs],
+        }
+        if flipped is not None:
+            facts["flipped"] = int(flipped.sum())
+        return Outcome(lines, facts)
+
+
+Scores: TypeAlias = (
+    Annotated[Show, tyro.conf.subcommand("show")]
+    | Annotated[Suspects, tyro.conf.subcommand("suspects")]
+    | Annotated[Compare, tyro.conf.subcommand("compare")]
+)
+"""What the command line parses: one of the three."""
+
+
+def _spread_by_class(scored: Scored, values: NDArray[np.float32]) -> dict[str, Spread]:
+    """Spread of the values of the scored samples in each class."""
+    from kernels.strata import positions_by_class
+
+    classes = scored.dataset.classes
+    members = positions_by_class(scored.dataset.labels[scored.ids], len(classes))
+    return {name: Spread.of(values[at]) for name, at in zip(classes, members, strict=True)}
+
+
+def _said_of_predictions(suspects: Sequence[Suspect]) -> str:
+    if suspects[0].predicted_label is None:
+        return "no predictions were stored"
+    return f"{sum(bool(one.is_label_issue) for one in suspects):,} are predicted otherwise"

@@ -1,0 +1,99 @@
+"""Scoring by several processes: the scores of one, each sample once, kills that lose nothing."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from engine.generations import Generations
+from engine.ledger import RUNNING_NAME
+from engine.store import SCORES_NAME, read_columns
+from kernels.scores import SCORES
+from shards.atomic import temporary_name
+
+CHECKOUT = Path(__file__).parents[2]
+LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
+RUN = """
+import sys
+import engine.score_pass as score_pass
+from engine.cli import main
+score_pass.COMMIT_EVERY_SECONDS = score_pass.COMMIT_WITHIN_SECONDS = 0.0
+score_pass.BATCHES_PER_VOTE = 1
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start_ranks(*words, world=2):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        port = str(server.getsockname()[1])
+    job = os.environ | {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world),
+        "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, *map(str, words)],
+            cwd=CHECKOUT, env=job | {"RANK": str(rank)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+
+
+def ended(ranks):
+    said = [rank.communicate(timeout=200)[0] for rank in ranks]
+    return [rank.returncode for rank in ranks], said
+
+
+def columns_of(scores):
+    newest = Generations(scores).latest()
+    assert newest is not None
+    return read_columns(newest[1] / SCORES_NAME)
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_that_share_batches_give_the_scores_of_one_process(packed, tmp_path, done, world):
+    """A linear proxy has no batch statistics: gradients of halves add up to those of the whole."""
+    options = (*LINEAR, "--epochs", 3)
+    done("score", packed, tmp_path / "ALONE", *options, "--batch", 6 * world)
+    codes, said = ended(
+        start_ranks("score", packed, tmp_path / "RANKS", *options, "--batch", 6, world=world)
+    )
+    assert codes == [0] * world, said
+    assert f"rank {world - 1} of {world} is done with its part" in said[-1]
+    alone, together = columns_of(tmp_path / "ALONE"), columns_of(tmp_path / "RANKS")
+    assert (together["visits"] == 3).all()
+    for name in set(SCORES) - {"tdds"}:
+        # Logits and gradients are bfloat16 on a CPU that has it: 8 bits, rounded in each half.
+        np.testing.assert_allclose(together[name], alone[name], rtol=2e-2, atol=2e-3, err_msg=name)
+    np.testing.assert_array_equal(together["predicted"], alone["predicted"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ranks_that_are_killed_or_stopped_continue_to_the_same_bytes(
+    packed, tmp_path, stored_bytes, number
+):
+    options = ("--size", 33, "--epochs", 4, "--batch", 7, "--device", "cpu")
+    assert ended(start_ranks("score", packed, tmp_path / "WHOLE", *options))[0] == [0, 0]
+    command = ("score", packed, tmp_path / "SCORES", *options)
+    ranks = start_ranks(*command)
+    running = temporary_name(tmp_path / "SCORES") / RUNNING_NAME
+    while not running.exists():
+        assert all(rank.poll() is None for rank in ranks), ended(ranks)
+        time.sleep(0.01)
+    for rank in ranks:
+        rank.send_signal(number)
+    codes, said = ended(ranks)
+    assert codes == ([75, 75] if number == signal.SIGTERM else [-number, -number]), said
+    assert not (tmp_path / "SCORES").exists()
+    codes, said = ended(start_ranks(*command))
+    assert codes == [0, 0], said
+    assert stored_bytes(tmp_path / "SCORES") == stored_bytes(tmp_path / "WHOLE")
