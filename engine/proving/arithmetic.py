@@ -1,19 +1,24 @@
 """Proofs about arithmetic: on equal inputs and draws the device computes what the CPU computes."""
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from engine.decode.decoder import DecoderName
 from engine.decode.geometry import Geometry
 from engine.machine import Check
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from engine.proving.host_reads import HostReads
 from engine.proving.subject import Subject, judged
+from engine.proxy import convolutional_proxy
 from engine.seeding import generator_for
+from engine.training import Sgd, Trainer
 from kernels.augment import (
     color_jitter,
     cutmix,
@@ -24,6 +29,7 @@ from kernels.augment import (
     unit_range,
 )
 from kernels.dynamics import Dynamics
+from kernels.finite import FirstNonFinite
 
 Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -92,6 +98,30 @@ def _scores(n: int, device: torch.device) -> dict[str, np.ndarray]:
         dynamics.update(logits[order].to(device), labels[order].to(device), rows)
         dynamics.end_epoch(epoch)
     return dynamics.scores()
+
+
+def host_reads(subject: Subject) -> Iterator[Check]:
+    """Train and score one batch, and count what makes the host wait for the device."""
+    pixels = subject.pixels(Geometry(CROP_SIZE))
+    proxy = convolutional_proxy(
+        pixels, N_CLASSES, size=CROP_SIZE, crop_scale=0.5, batch=len(pixels), seed=0,
+        device=subject.device,
+    )  # fmt: skip
+    optimiser = Sgd(lr=0.1, weight_decay=0.0).build(proxy.network)
+    trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, subject.device)
+    ids = torch.arange(len(pixels), device=subject.device)
+    dynamics = Dynamics(len(pixels), subject.device)
+    guard = FirstNonFinite(len(pixels), subject.device)
+    ((inputs, _, _),) = proxy.examples(0)
+    with HostReads() as reads:
+        logits = trainer.step(inputs, partial(cross_entropy, target=ids % N_CLASSES))
+        guard.watch(dynamics.update(logits, ids % N_CLASSES, ids)[:, 0], ids, 0)
+    yield judged(
+        "host reads in a training batch",
+        ", ".join(sorted(set(reads.found))) or "none",
+        holds=not reads.found,
+        facts={"found": reads.found},
+    )
 
 
 def similarity(_subject: Subject) -> Iterator[Check]:

@@ -5,16 +5,25 @@ from functools import partial
 
 from engine.decode.decoder import DecoderName
 from engine.machine import Check
-from engine.proving.arithmetic import AUGMENTATIONS, augmentation, similarity, training_scores
+from engine.proving.arithmetic import (
+    AUGMENTATIONS,
+    augmentation,
+    host_reads,
+    similarity,
+    training_scores,
+)
 from engine.proving.decoding import exactly_once, kept_pixels, normalised_batches, pixel_contract
 from engine.proving.speeds import (
     COPY,
     DECODE,
+    FAST_SIDES,
     FORWARD,
     TRAIN,
     copying,
     decoding,
     embedding,
+    fast_step,
+    fast_training,
     projections,
     training,
 )
@@ -34,11 +43,13 @@ PROOFS: tuple[Proof, ...] = (
         for name, augment in AUGMENTATIONS.items()
     ),
     Proof("scores of a training", training_scores),
+    Proof("host reads in a training batch", host_reads),
     Proof("FAISS", similarity),
     Proof(DECODE, decoding),
     Proof(COPY, copying),
     Proof(FORWARD, embedding),
     Proof(TRAIN, training),
+    *(Proof(fast_step(side), partial(fast_training, side=side)) for side in FAST_SIDES),
 )
 
 

@@ -1,10 +1,12 @@
 """How fast the device is, part by part, and what that comes to for ImageNet."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from engine.batch import Batch
 from engine.decode.geometry import Geometry
+from engine.decode.pixels import Pixels
 from engine.decode.source import Source
 from engine.device import has_fast_bfloat16
 from engine.ledger import stopwatch
@@ -19,32 +22,54 @@ from engine.machine import Check, Verdict
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.models.networks import build_network, placed
 from engine.proving.subject import SIZE, Subject
-from engine.proxy import convolutional_proxy, stored_side
+from engine.proxy import convolutional_proxy, side_at, stored_side
+from engine.recipes import RECIPES
 from engine.training import Sgd, Trainer
 from kernels.augment import normalised
+from kernels.dynamics import Dynamics
 
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 SCORING_EPOCHS = 60
 BATCHES_PER_EPOCH = 16
 """Of decoding: enough for reading ahead to settle between the beginnings of epochs."""
+FAST_BATCHES = {"cpu": 64, "cuda": 1024}
+"""Images per step of the fast recipe: a CPU takes a minute for its own."""
 DECODE, COPY = "decode", "copy to the device"
 FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """A pass over the images of ImageNet, and the parts of which the slowest bounds it."""
+FAST = RECIPES["fast"]
+FAST_EPOCHS = Counter(
+    side_at(epoch, FAST.epochs, FAST.start_size, FAST.size) for epoch in range(FAST.epochs)
+)
+"""Epochs of the fast recipe by the side of their crops."""
+FAST_SIDES = tuple(sorted(FAST_EPOCHS))
 
-    name: str
+
+def fast_step(side: int) -> str:
+    """Name of the speed of the fast recipe's steps at one side."""
+    return f"fast recipe at {side} px"
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Epochs over the images of ImageNet, and the parts of which the slowest bounds them."""
+
     parts: Sequence[str]
     epochs: int = 1
 
 
-PASSES = (
-    Pass("decode once", (DECODE,)),
-    Pass("embed once", (DECODE, FORWARD)),
-    Pass("score from kept pixels", (COPY, TRAIN), SCORING_EPOCHS),
+PASSES: Mapping[str, Sequence[Span]] = MappingProxyType(
+    {
+        "decode once": (Span((DECODE,)),),
+        "embed once": (Span((DECODE, FORWARD)),),
+        "score from kept pixels": (Span((COPY, TRAIN), SCORING_EPOCHS),),
+        "score by the fast recipe": tuple(
+            Span((COPY, fast_step(side)), FAST_EPOCHS[side]) for side in FAST_SIDES
+        ),
+    }
 )
+"""What is projected: spans that follow one another."""
 
 
 def decoding(subject: Subject) -> Iterator[Check]:
@@ -112,6 +137,37 @@ def training(subject: Subject) -> Iterator[Check]:
     yield _speed(TRAIN, rate(step, subject), f"{SIZE} px, {precision}, not compiled")
 
 
+def fast_training(subject: Subject, side: int) -> Iterator[Check]:
+    """Time the steps of the fast recipe at one side as `score` runs them: compiled on a GPU."""
+    pixels = subject.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
+    batch = min(FAST.batch, FAST_BATCHES[subject.device.type])
+    resident = Pixels(
+        pixels.images, np.resize(pixels.labels, batch), np.resize(pixels.ids, batch),
+        rows=np.resize(np.arange(len(pixels)), batch),
+    )  # fmt: skip
+    n_classes = max(IMAGENET_CLASSES, len(subject.dataset.classes))
+    proxy = convolutional_proxy(
+        resident, n_classes, size=side, crop_scale=FAST.crop_scale, batch=batch, seed=0,
+        device=subject.device,
+    )  # fmt: skip
+    compiled = subject.device.type == "cuda"
+    if compiled:
+        proxy.network.compile(dynamic=False)
+    optimiser = Sgd(lr=FAST.lr, weight_decay=FAST.weight_decay).build(proxy.network)
+    trainer = Trainer(proxy.network, optimiser, lambda _: FAST.lr, subject.device)
+    dynamics = Dynamics(batch, subject.device, compiled=compiled)
+    rows = torch.arange(batch, device=subject.device)
+
+    def step() -> int:
+        for inputs, labels, _ in proxy.examples(trainer.steps):
+            logits = trainer.step(inputs, partial(cross_entropy, target=labels))
+            dynamics.update(logits, labels, rows)
+        return batch
+
+    how = "compiled" if compiled else "not compiled"
+    yield _speed(fast_step(side), rate(step, subject), f"batches of {batch}, {how}")
+
+
 def rate(step: Callable[[], int], subject: Subject) -> float:
     """Images per second of ``step``, which returns how many it did.
 
@@ -137,31 +193,44 @@ def _speed(name: str, per_second: float, what: str) -> Check:
     return Check(name, value, facts={"images_per_second": per_second, "what": what})
 
 
-def _rounded(per_second: float) -> str:
-    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"
-
-
 def projections(found: Sequence[Check]) -> Iterator[Check]:
     """Hours for ImageNet from the speeds among ``found``, if the parts of a pass overlap fully.
 
-    A projection is arithmetic, not a measurement: images x epochs / speed of the slowest part.
+    A projection is arithmetic, not a measurement: images x epochs / speed of the slowest part,
+    added up over spans.
     """
     speeds = {
         check.name: float(check.facts["images_per_second"])
         for check in found
         if "images_per_second" in check.facts
     }
-    for one in PASSES:
-        name = f"projection: {one.name}"
-        missing = [part for part in one.parts if part not in speeds]
+    for one, spans in PASSES.items():
+        name = f"projection: {one}"
+        missing = [part for span in spans for part in span.parts if part not in speeds]
         if missing:
             remedy = "see the row that failed"
-            yield Check(name, f"no speed of: {', '.join(missing)}", Verdict.WARN, remedy)
+            some = ", ".join(dict.fromkeys(missing))
+            yield Check(name, f"no speed of: {some}", Verdict.WARN, remedy)
             continue
-        bound = min(one.parts, key=speeds.__getitem__)
-        hours = IMAGENET_IMAGES * one.epochs / speeds[bound] / 3600
-        images = f"{IMAGENET_IMAGES:,} images"
-        images += f" x {one.epochs} epochs" if one.epochs > 1 else ""
-        value = f"{hours:,.2f} h = {images} / {_rounded(speeds[bound])} per s, bound by {bound}"
-        facts = {"hours": hours, "bound_by": bound, "epochs": one.epochs, "images": IMAGENET_IMAGES}
+        bounds = [min(span.parts, key=speeds.__getitem__) for span in spans]
+        terms = [
+            f"{_epochs(span)} / {_rounded(speeds[bound])} per s"
+            for span, bound in zip(spans, bounds, strict=True)
+        ]
+        hours = sum(
+            IMAGENET_IMAGES * span.epochs / speeds[bound] / 3600
+            for span, bound in zip(spans, bounds, strict=True)
+        )
+        bound_by = ", ".join(dict.fromkeys(bounds))
+        value = f"{hours:,.2f} h = {' + '.join(terms)}, bound by {bound_by}"
+        epochs = sum(span.epochs for span in spans)
+        facts = {"hours": hours, "bound_by": bound_by, "epochs": epochs, "images": IMAGENET_IMAGES}
         yield Check(name, value, facts=facts)
+
+
+def _epochs(span: Span) -> str:
+    return f"{IMAGENET_IMAGES:,} images" + (f" x {span.epochs} epochs" if span.epochs > 1 else "")
+
+
+def _rounded(per_second: float) -> str:
+    return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"

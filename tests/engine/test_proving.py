@@ -13,8 +13,18 @@ from engine.decode.decoder import DecoderName
 from engine.machine import Check, Verdict
 from engine.proving.arithmetic import AUGMENTATIONS, augmentation
 from engine.proving.decoding import compared, counted, differing_images, same_images
+from engine.proving.host_reads import HostReads
 from engine.proving.proofs import prove
-from engine.proving.speeds import COPY, DECODE, FORWARD, TRAIN, projections, rate
+from engine.proving.speeds import (
+    COPY,
+    DECODE,
+    FAST_SIDES,
+    FORWARD,
+    TRAIN,
+    fast_step,
+    projections,
+    rate,
+)
 from engine.proving.subject import Proof, subject_of
 from shards.dataset import Dataset
 from shards.errors import InterruptedRunError, UsageError
@@ -35,6 +45,7 @@ def batch_of(ids, labels):
 
 def speeds(**per_second):
     names = {"decode": DECODE, "copy": COPY, "forward": FORWARD, "train": TRAIN}
+    names |= {"fast_96": fast_step(96), "fast_128": fast_step(128)}
     return [
         Check(names[name], "", facts={"images_per_second": value})
         for name, value in per_second.items()
@@ -79,7 +90,8 @@ def test_every_proof_holds_where_the_device_is_the_cpu(subject):
         assert by_name[f"kept pixels, {where}"].facts == {"images": SAMPLES, "differing": 0}
     assert {f"augmentation: {name}" for name in AUGMENTATIONS} <= by_name.keys()
     assert by_name["FAISS"].value.startswith("skipped: ")
-    for speed in (DECODE, COPY, FORWARD, TRAIN):
+    assert by_name["host reads in a training batch"].value == "none"
+    for speed in (DECODE, COPY, FORWARD, TRAIN, *map(fast_step, FAST_SIDES)):
         assert by_name[speed].facts["images_per_second"] > 0
     assert by_name["projection: score from kept pixels"].facts["bound_by"] == TRAIN
     json.dumps([dict(check.facts) for check in found])
@@ -218,9 +230,14 @@ def test_the_first_call_is_not_timed_and_the_second_always_is(subject):
 def test_projections_divide_by_the_slowest_part_of_each_pass():
     found = {
         check.name: check
-        for check in projections(speeds(decode=12_000, copy=200_000, forward=3_000, train=6_000))
-    }
-    decode, embed, score = found.values()
+        for check in projections(
+            speeds(
+                decode=12_000, copy=200_000, forward=3_000, train=6_000, fast_96=40_000,
+                fast_128=25_000,
+            )
+        )
+    }  # fmt: skip
+    decode, embed, score, fast = found.values()
     assert (decode.facts["bound_by"], embed.facts["bound_by"]) == (DECODE, FORWARD)
     assert score.facts["bound_by"] == TRAIN
     assert decode.facts["hours"] == pytest.approx(1_281_167 / 12_000 / 3600)
@@ -229,10 +246,25 @@ def test_projections_divide_by_the_slowest_part_of_each_pass():
         "3.56 h = 1,281,167 images x 60 epochs / 6,000 per s, "
         "bound by ResNet-18 forward and backward"
     )
+    assert fast.facts["hours"] == pytest.approx(1_281_167 * (4 / 40_000 + 12 / 25_000) / 3600)
+    assert fast.value == (
+        "0.21 h = 1,281,167 images x 4 epochs / 40,000 per s + 1,281,167 images x 12 epochs / "
+        "25,000 per s, bound by fast recipe at 96 px, fast recipe at 128 px"
+    )
+
+
+def test_what_waits_for_a_device_is_counted():
+    with HostReads() as reads:
+        values = torch.ones(3)
+        values.sum().item()
+        values[values > 0]
+        torch.where(values > 0)
+        values + 1
+    assert reads.found == ["_local_scalar_dense", "index", "nonzero"]
 
 
 def test_what_was_not_measured_is_not_projected():
-    decode, embed, score = projections(speeds(decode=12_000, copy=1))
+    decode, embed, score, _ = projections(speeds(decode=12_000, copy=1))
     assert decode.verdict is Verdict.OK
     assert (embed.verdict, score.verdict) == (Verdict.WARN, Verdict.WARN)
     assert "hours" not in {**embed.facts, **score.facts}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from engine.proving.host_reads import HostReads
 from kernels.dynamics import SUMS, Dynamics
 from kernels.margins import margins
 from kernels.scores import SCORES
@@ -219,32 +219,6 @@ def test_half_precision_logits_accumulate_in_float32():
     assert_same_state(half, full)
     one_visit = margins(logits.float(), labels).numpy()
     np.testing.assert_allclose(half.scores()["aum_logit"], one_visit, rtol=1e-5)
-
-
-class HostReads(TorchDispatchMode):
-    """Names of the operations that wait for a device."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
-
-    def __init__(self):
-        super().__init__()
-        self.found = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket._qualified_op_name.partition("::")[2]
-        target = (kwargs or {}).get("device")
-        if name in self.WAITING or (target is not None and torch.device(target).type == "cpu"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def test_the_counter_of_host_reads_finds_what_waits():
-    with HostReads() as reads:
-        values = torch.ones(3)
-        values.sum().item()
-        values[values > 0]
-        torch.where(values > 0)
-    assert {"_local_scalar_dense", "nonzero"} <= set(reads.found)
 
 
 def test_a_batch_reads_nothing_back_from_the_device():
