@@ -18,6 +18,8 @@ from shards.errors import MachineError, UsageError
 
 MARGINS_NAME = "margins.zarr"
 """In a scores artifact, if it was asked for: float16 of shape (epochs, n)."""
+FEWEST_EPOCHS = 3
+"""With TDDS: two epochs have one change, which is its own mean."""
 _MARGIN = PRESENTED.index("probability_margin")
 
 
@@ -60,6 +62,27 @@ class MarginRecord:
         return {}
 
 
+def require_room_for_tdds(
+    n_samples: int, n_classes: int, epochs: int, device: torch.device
+) -> None:
+    """Say what memory TDDS takes, before anything else is done.
+
+    Raises:
+        UsageError: Too few epochs for any change to differ from their mean.
+        MachineError: The device has no room.
+    """
+    if epochs < FEWEST_EPOCHS:
+        raise UsageError(f"epochs must be at least {FEWEST_EPOCHS} with --tdds, got {epochs}")
+    needed = state_bytes(n_samples, n_classes, min(WINDOW_EPOCHS, epochs))
+    available = device_bytes(device)
+    fact = f"tdds keeps {needed / 1e9:.2f} GB on {device}"
+    if needed > available:
+        raise MachineError(
+            f"{fact}, which has {available / 1e9:.2f} GB available; leave out --tdds"
+        )
+    say(f"{fact}, and writes them at every commit")
+
+
 class TddsScore:
     """`kernels.tdds.Tdds` as part of a scoring."""
 
@@ -68,22 +91,8 @@ class TddsScore:
     def __init__(
         self, n_samples: int, n_classes: int, epochs: int, device: torch.device, *, compiled: bool
     ) -> None:
-        """Say what memory it takes, and begin.
-
-        Raises:
-            UsageError: Too few epochs for any change to differ from their mean.
-            MachineError: The device has no room.
-        """
-        if epochs < 3:
-            raise UsageError(f"epochs must be at least 3 with --tdds, got {epochs}")
+        """Begin, where ``require_room_for_tdds`` found room."""
         window = min(WINDOW_EPOCHS, epochs)
-        needed, available = state_bytes(n_samples, n_classes, window), device_bytes(device)
-        fact = f"tdds keeps {needed / 1e9:.2f} GB on {device}"
-        if needed > available:
-            raise MachineError(
-                f"{fact}, which has {available / 1e9:.2f} GB available; leave out --tdds"
-            )
-        say(f"{fact}, and writes them at every commit")
         self._tdds = Tdds(n_samples, n_classes, device, window=window, compiled=compiled)
 
     def begin_epoch(self, epoch: int) -> None:

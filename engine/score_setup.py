@@ -12,7 +12,7 @@ from engine.ledger import Meter
 from engine.proxy import Proxy, convolutional_proxy, linear_proxy, squares, stored_squares
 from engine.ranks import Ranks
 from engine.recipes import Recipe
-from engine.score_extras import MarginRecord, TddsScore
+from engine.score_extras import MarginRecord, TddsScore, require_room_for_tdds
 from engine.score_pass import Extra, ScorePass
 from engine.training import (
     CompileMode,
@@ -48,6 +48,27 @@ class Setup:
     seed: int
     device: torch.device
     ranks: Ranks
+
+    def check(self) -> None:
+        """Refuse, before anything is made, what cannot be done with this data set on this machine.
+
+        Raises:
+            UsageError: It has one class, or something is asked for that several ranks cannot keep.
+            MachineError: There is no room for TDDS.
+        """
+        n_classes = len(self.dataset.classes)
+        if n_classes < 2:
+            raise UsageError(
+                f"{self.dataset.path} has one class, and scores compare classes; pack at least two"
+            )
+        if (self.tdds or self.record_margins) and self.ranks.world > 1:
+            raise UsageError(
+                f"tdds and record_margins are kept by one process, these are {self.ranks.world}; "
+                "leave them out or start without torchrun"
+            )
+        if self.tdds:
+            epochs = self.recipe.epochs
+            require_room_for_tdds(len(self.dataset), n_classes, epochs, self.device)
 
     def inputs(self) -> dict[str, Path]:
         """Artifacts that the scores are made from, beside the data set, by role."""
@@ -174,9 +195,4 @@ class Setup:
             extras.append(TddsScore(n, n_classes, epochs, self.device, compiled=self._compiles))
         if self.record_margins:
             extras.append(MarginRecord(n, epochs, scratch, self.device))
-        if extras and self.ranks.world > 1:
-            raise UsageError(
-                f"tdds and record_margins are kept by one process, these are {self.ranks.world}; "
-                "leave them out or start without torchrun"
-            )
         return extras

@@ -162,10 +162,6 @@ class Score:
         from engine.score_setup import Setup
 
         dataset = Dataset.open(self.data)
-        if len(dataset.classes) < 2:
-            raise UsageError(
-                f"{self.data} has one class, and scores compare classes; pack at least two"
-            )
         with joined() as ranks:
             device = resolve_device(self.device)
             setup = Setup(
@@ -181,6 +177,7 @@ class Score:
                 device=device,
                 ranks=ranks,
             )
+            setup.check()
             with deterministic_kernels(device, wanted=self.deterministic):
                 return self._lead(setup) if ranks.leads else self._follow(setup)
 

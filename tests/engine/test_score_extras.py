@@ -1,0 +1,115 @@
+"""What a scoring keeps on request, and how it stops in the middle of an epoch."""
+
+import numpy as np
+import pytest
+
+from engine.generations import COMMIT_NAME, Generations
+from engine.score_extras import MARGINS_NAME
+from engine.scoring import last_commit
+from engine.store import SCORES_NAME, read_columns
+
+SMALL = ("--size", 17, "--epochs", 3, "--batch", 16)  # as the fixture `scored`
+
+
+def columns_of(scores):
+    newest = Generations(scores).latest()
+    assert newest is not None
+    return read_columns(newest[1] / SCORES_NAME)
+
+
+@pytest.fixture(scope="module")
+def with_extras(packed, work, one_thread):  # noqa: ARG001 - a fixture for its effect
+    from engine.cli import main
+
+    out = work / "EXTRAS"
+    words = ("score", packed, out, *SMALL, "--tdds", "--record-margins")
+    assert main([str(word) for word in words]) == 0
+    return out
+
+
+def test_the_record_of_margins_averages_to_aum_and_changes_no_score(with_extras, scored):
+    margins = read_columns(with_extras / MARGINS_NAME)["margins"]
+    assert (margins.shape, margins.dtype) == ((3, 60), np.dtype(np.float16))
+    found, plain = columns_of(with_extras), columns_of(scored)
+    np.testing.assert_allclose(margins.astype(np.float64).mean(0), found["aum"], atol=1e-3)
+    np.testing.assert_allclose(
+        margins.astype(np.float64).var(0), found["margin_variance"], atol=2e-3
+    )
+    assert set(found) == set(plain) | {"tdds"}
+    for name, values in plain.items():
+        np.testing.assert_array_equal(found[name], values)
+    assert np.isfinite(found["tdds"]).all()
+    assert (found["tdds"] >= 0).all()
+    assert found["tdds"].std() > 0
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_scoring_stops_between_two_batches_and_continues_to_the_same_bytes(  # noqa: PLR0917 - fixtures
+    packed, with_extras, tmp_path, interrupted, coreset, stored_bytes, monkeypatch
+):
+    command = ("score", packed, tmp_path / "SCORES", *SMALL, "--tdds", "--record-margins")
+    scratch = tmp_path / ".SCORES.partial"
+    with monkeypatch.context() as patch:
+        patch.setattr("engine.score_pass.COMMIT_WITHIN_SECONDS", 0.0)
+        interrupted(scratch / COMMIT_NAME, *command)
+    found = last_commit(scratch)
+    assert found is not None
+    position = found[0]
+    assert position.batch > 0, "the first commit is one in the middle of an epoch"
+    assert position.steps == 4 * position.epoch + position.batch
+    told = coreset(*command)
+    assert (told.code, told.err) == (
+        0,
+        "tdds keeps 0.00 GB on cpu, and writes them at every commit\n",
+    )
+    assert stored_bytes(tmp_path / "SCORES") == stored_bytes(with_extras)
+
+
+def test_too_few_epochs_for_tdds_are_refused(packed, tmp_path, refused):
+    said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL[:2], "--epochs", 2, "--tdds")
+    assert "epochs must be at least 3 with --tdds, got 2" in said
+
+
+def test_tdds_is_refused_with_its_memory_where_there_is_no_room(
+    packed, tmp_path, refused, monkeypatch
+):
+    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+    said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL, "--tdds", code=4)
+    assert "tdds keeps 0.00 GB on cpu, which has 0.00 GB available; leave out --tdds" in said
+
+
+def test_a_scoring_without_the_last_look_has_no_final_scores(packed, tmp_path, done):
+    done("score", packed, tmp_path / "S", *SMALL, "--no-final")
+    assert not {"loss_final", "entropy_final", "predicted"} & set(columns_of(tmp_path / "S"))
+
+
+def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
+    """By the weights that a scoring leaves: in eval mode on the centre of every image."""
+    import torch
+    from safetensors.torch import load_file
+    from torch.nn.functional import cross_entropy
+
+    from engine.decode.geometry import Geometry
+    from engine.decode.source import Source
+    from engine.device import half_precision
+    from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+    from engine.models.networks import build_network
+    from engine.training import WEIGHTS_NAME
+    from kernels.augment import normalised
+    from shards.dataset import Dataset
+
+    newest = Generations(scored).latest()
+    assert newest is not None
+    network = build_network("resnet18", 3, norm="batch", seed=1)
+    network.load_state_dict(load_file(newest[1] / WEIGHTS_NAME))
+    with Source(Dataset.open(packed), Geometry(19, 19)) as source:
+        (batch,) = source.epoch(60)
+    images = normalised(batch.images[..., 1:18, 1:18], IMAGENET_MEAN, IMAGENET_STD)
+    with torch.inference_mode(), half_precision(torch.device("cpu")):
+        logits = network.eval()(images).float()
+    found, p = columns_of(scored), logits.softmax(1)
+    loss = cross_entropy(logits, batch.labels, reduction="none").numpy()
+    np.testing.assert_allclose(found["loss_final"], loss, rtol=0.1, atol=0.05)
+    entropy = -(p * p.log()).nan_to_num(0).sum(1).numpy()
+    np.testing.assert_allclose(found["entropy_final"], entropy, rtol=0.1, atol=0.05)
+    assert (found["predicted"] == logits.argmax(1).numpy()).mean() > 0.95
