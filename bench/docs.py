@@ -17,6 +17,7 @@ from typing import Any
 import tyro
 
 from bench.decode_tables import DECODE_BLOCKS
+from bench.dynamics_tables import DYNAMICS_BLOCKS
 from bench.pack_tables import PACK_BLOCKS
 from bench.pixels_tables import PIXEL_BLOCKS
 from bench.record import read
@@ -25,6 +26,7 @@ from bench.robustness_table import (
     robustness_circumstances,
     robustness_summary,
 )
+from bench.score_scale_tables import SCORE_SCALE_BLOCKS
 from engine.tables import readable_seconds
 
 ROOT = Path(__file__).parent.parent
@@ -170,6 +172,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
         *PACK_BLOCKS,
         *DECODE_BLOCKS,
         *PIXEL_BLOCKS,
+        *DYNAMICS_BLOCKS,
+        *SCORE_SCALE_BLOCKS,
         robustness,
         robustness_circumstances,
         robustness_summary,

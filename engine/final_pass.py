@@ -10,10 +10,9 @@ from engine.progress import progress
 from engine.proxy import Proxy
 from engine.ranks import Ranks
 from engine.training import Trainer
-from kernels.margins import PRESENTED, presentations
+from kernels.margins import presentations
 
 PREDICTED = "predicted"
-_LOSS, _ENTROPY = PRESENTED.index("loss"), PRESENTED.index("entropy")
 
 
 @torch.inference_mode()
@@ -44,8 +43,8 @@ def final_scores(
             with half_precision(trainer.device):
                 logits = trainer.network(inputs).float()
             presented = presentations(logits, labels)
-            columns = (presented[:, _LOSS], presented[:, _ENTROPY], logits.argmax(1).float())
-            found[ids] = torch.stack((torch.ones_like(columns[0]), *columns), dim=1)
+            columns = (presented.loss, presented.entropy, logits.argmax(1).float())
+            found[ids] = torch.stack((torch.ones_like(presented.loss), *columns), dim=1)
             meter.images += len(ids)
             bar.advance(min(len(ids) * ranks.world, n - bar.done))
     ranks.add_up(found)

@@ -12,7 +12,7 @@ from torch import Tensor
 from engine.decode.pixels import device_bytes
 from engine.progress import say
 from engine.store import ROWS_PER_SCORE_CHUNK, RowWriter
-from kernels.margins import PRESENTED
+from kernels.margins import Presented
 from kernels.tdds import WINDOW_EPOCHS, Tdds, state_bytes
 from shards.errors import MachineError, UsageError
 
@@ -20,7 +20,6 @@ MARGINS_NAME = "margins.zarr"
 """In a scores artifact, if it was asked for: float16 of shape (epochs, n)."""
 FEWEST_EPOCHS = 3
 """With TDDS: two epochs have one change, which is its own mean."""
-_MARGIN = PRESENTED.index("probability_margin")
 
 
 class MarginRecord:
@@ -40,9 +39,9 @@ class MarginRecord:
     def begin_epoch(self, epoch: int) -> None:
         """Nothing to do: what is left of the last epoch was cleared at its end."""
 
-    def update(self, logits: Tensor, presented: Tensor, ids: Tensor) -> None:  # noqa: ARG002 - one of several
+    def update(self, logits: Tensor, presented: Presented, ids: Tensor) -> None:  # noqa: ARG002 - one of several
         """Keep the margins of a batch."""
-        self._margins[ids] = presented[:, _MARGIN].half()
+        self._margins[ids] = presented.probability_margin.half()
 
     def end_epoch(self, epoch: int) -> None:
         """Write the epoch's row; written again with the same values if the epoch is repeated."""
@@ -99,7 +98,7 @@ class TddsScore:
         """See ``Tdds.begin_epoch``."""
         self._tdds.begin_epoch(epoch)
 
-    def update(self, logits: Tensor, presented: Tensor, ids: Tensor) -> None:  # noqa: ARG002 - one of several
+    def update(self, logits: Tensor, presented: Presented, ids: Tensor) -> None:  # noqa: ARG002 - one of several
         """See ``Tdds.update``."""
         self._tdds.update(logits, ids)
 

@@ -20,7 +20,7 @@ from engine.stopping import Stop, deferred_stop
 from engine.training import Trainer
 from kernels.dynamics import Dynamics
 from kernels.finite import FirstNonFinite
-from kernels.margins import PRESENTED
+from kernels.margins import Presented
 from shards.errors import DataError
 
 COMMIT_EVERY_SECONDS = 30.0
@@ -33,7 +33,6 @@ HOPELESS = 20
 """Times the loss of guessing."""
 MOST_NAMED = 5
 _DYNAMICS = "dynamics"
-_LOSS = PRESENTED.index("loss")
 
 
 class DivergedError(DataError):
@@ -49,7 +48,7 @@ class Extra(Protocol):
         """Before the first batch of an epoch, or of what is left of it."""
         ...
 
-    def update(self, logits: Tensor, presented: Tensor, ids: Tensor) -> None:
+    def update(self, logits: Tensor, presented: Presented, ids: Tensor) -> None:
         """After each step."""
         ...
 
@@ -163,7 +162,7 @@ class ScorePass:
         presented = self.dynamics.update(logits, labels, ids)
         for extra in self.extras:
             extra.update(logits, presented, ids)
-        self._guard.watch(presented[:, _LOSS], ids, self.position.batch)
+        self._guard.watch(presented.loss, ids, self.position.batch)
 
     def _loss_of(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
         """Mean cross-entropy; among several processes this one's part of the mean of all.

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.margins import presentations
+from kernels.margins import Presented, presentations
 
 SUMS = (
     "visits",
@@ -67,7 +67,7 @@ def accumulate(
     labels_b: Int[Tensor, " b"],
     ids_b: Int[Tensor, " b"],
     counted: Counted,
-) -> Float[Tensor, "b k"]:
+) -> Presented:
     """Count one batch in place and return its `presentations`; one graph, no host synchronisation.
 
     Rows with a negative id are padding: their logits and labels may be anything.
@@ -75,28 +75,27 @@ def accumulate(
     place, sums, seen, recent = counted
     rows_b = torch.where(ids_b < 0, sums.shape[0] - 1, ids_b)
     # A padded row may carry label -1, which would be out of bounds for gather.
-    presented_bk = presentations(logits_bc, labels_b.clamp(min=0))
-    margin_b, logit_margin_b, right_b, el2n_b, loss_b, entropy_b, label_b = presented_bk.unbind(1)
+    one = presentations(logits_bc, labels_b.clamp(min=0))
     early, single = place[0].float(), place[1].float()
-    ones_b = torch.ones_like(right_b)
+    ones_b = torch.ones_like(one.right)
     columns = (
         ones_b,
         ones_b * early,
-        margin_b,
-        margin_b.square(),
-        logit_margin_b,
-        right_b,
-        loss_b,
-        entropy_b,
-        el2n_b * early,
-        el2n_b * single,
+        one.probability_margin,
+        one.probability_margin.square(),
+        one.logit_margin,
+        one.right,
+        one.loss,
+        one.entropy,
+        one.el2n * early,
+        one.el2n * single,
     )
     # Only the scratch row is added to twice, so the order of atomic additions reaches no score.
     sums.index_add_(0, rows_b, torch.stack(columns, dim=1))
-    seen[rows_b] = (_SEEN + _RIGHT * right_b).to(seen.dtype)
-    label_16_b = (label_b * _STEPS).round() - _HALF
+    seen[rows_b] = (_SEEN + _RIGHT * one.right).to(seen.dtype)
+    label_16_b = (one.label_probability * _STEPS).round() - _HALF
     recent[rows_b, place[2].expand_as(rows_b)] = label_16_b.to(recent.dtype)
-    return presented_bk
+    return one
 
 
 class Dynamics:
@@ -161,8 +160,8 @@ class Dynamics:
         logits_bc: Float[Tensor, "b c"],
         labels_b: Int[Tensor, " b"],
         ids_b: Int[Tensor, " b"],
-    ) -> Float[Tensor, "b k"]:
-        """Count one batch, in which an id stands at most once; see `presentations` for the result.
+    ) -> Presented:
+        """Count one batch, in which an id stands at most once.
 
         Rows with a negative id are padding: their logits and labels may be anything.
         """

@@ -115,7 +115,7 @@ def host_reads(subject: Subject) -> Iterator[Check]:
     ((inputs, _, _),) = proxy.examples(0)
     with HostReads() as reads:
         logits = trainer.step(inputs, partial(cross_entropy, target=ids % N_CLASSES))
-        guard.watch(dynamics.update(logits, ids % N_CLASSES, ids)[:, 0], ids, 0)
+        guard.watch(dynamics.update(logits, ids % N_CLASSES, ids).loss, ids, 0)
     yield judged(
         "host reads in a training batch",
         ", ".join(sorted(set(reads.found))) or "none",
