@@ -27,6 +27,7 @@ from bench.robustness_table import (
     robustness_summary,
 )
 from bench.score_scale_tables import SCORE_SCALE_BLOCKS
+from bench.score_tables import SCORE_BLOCKS
 from engine.tables import readable_seconds
 
 ROOT = Path(__file__).parent.parent
@@ -174,6 +175,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         *PIXEL_BLOCKS,
         *DYNAMICS_BLOCKS,
         *SCORE_SCALE_BLOCKS,
+        *SCORE_BLOCKS,
         robustness,
         robustness_circumstances,
         robustness_summary,

@@ -27,9 +27,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from engine.batch import Batch
+from engine.decode.decoder import available_cores
 from engine.decode.geometry import Geometry
 from engine.decode.order import PADDING, batches_of, epoch_ids
-from engine.decode.pixels import Pixels, epochs_source
+from engine.decode.pixels import Pixels, crop_rows, epochs_source
 from engine.decode.source import Source
 from engine.decode.stored_pixels import open_pixels
 from engine.feature_rows import FeatureRows
@@ -38,7 +39,7 @@ from engine.models.networks import LinearHead, build_network, memory_format_for,
 from engine.ranks import ALONE, Ranks
 from engine.seeding import generator_for
 from engine.training import Examples
-from kernels.augment import horizontal_flip, normalised, random_resized_crop
+from kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from shards.dataset import Dataset
 from shards.errors import UsageError
 
@@ -171,8 +172,9 @@ def convolutional_proxy(
             if ranks.world > 1 and (number + 1) * batch > len(source) // ranks.world:
                 part = without_padding(part)  # noqa: PLW2901 - the last batch of the epoch
             draws = generator_for(seed, epoch, number, ranks.rank)
-            images = part.images.to(device, non_blocking=True)
-            crops = random_resized_crop(images, side, draws, scale=(crop_scale, 1.0))
+            n, _, height, width = part.images.shape
+            boxes = draw_crops(n, height, width, draws, scale=(crop_scale, 1.0))
+            crops = crops_on(device, part.images, boxes, side)
             yield on_device(part, horizontal_flip(crops, draws))
 
     def originals() -> Examples:
@@ -182,6 +184,32 @@ def convolutional_proxy(
             yield on_device(part, images.to(device, non_blocking=True))
 
     return Proxy(network, examples, originals, source.undecodable)
+
+
+def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> Tensor:
+    """Crop squares and resize them, where the training runs.
+
+    On a CPU by ``kernels.resample``, fifteen times as fast there as the matrices that suit a GPU;
+    it rounds to whole levels.
+
+    Args:
+        device: Where the crops are wanted.
+        images: uint8 of shape (b, 3, h, w), stored channels last.
+        boxes: int64 of shape (b, 4) on the host: top, left, height, width.
+        side: Of the crops.
+
+    Returns:
+        Of shape (b, 3, side, side): uint8 on a CPU, float32 in 0..1 on a GPU.
+    """
+    if device.type != "cpu":
+        return resized_crops(images.to(device, non_blocking=True), boxes, side)
+    top, left, height, width = boxes.unbind(dim=1)
+    regions = torch.stack((left, top, left + width, top + height), dim=1).numpy()
+    squares = images.permute(0, 2, 3, 1).contiguous().numpy()
+    crops = np.empty((len(squares), side, side, 3), np.uint8)
+    rows = np.arange(len(squares))
+    crop_rows(squares, rows, regions, crops, workers=available_cores())
+    return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def last_batch(n: int, batch: int, world: int) -> int:

@@ -102,6 +102,8 @@ class CondensedSet:
 
 def subset_content(dataset: Dataset, ids: NDArray[np.int64]) -> str:
     """Content digest of some samples of a data set, in the order of ``ids``."""
+    if np.array_equal(ids, np.arange(len(dataset))):
+        return dataset.manifest.content  # the same, without a list of 1.28 million digests
     return content_digest(dataset.table(["content_hash"])["content_hash"].take(ids).to_pylist())
 
 

@@ -137,17 +137,7 @@ class Pixels:
     ) -> NDArray[np.uint8]:
         shape = (rows.size, self.size, self.size, 3)
         crops = self._memory.take(shape, np.dtype(np.uint8))
-        positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
-
-        def crop_some() -> None:
-            for position in positions:
-                image = images_nhwc[rows[position]]
-                region = cast("Box", tuple(boxes[position].tolist()))
-                resize(image, self.size, self.size, region=region, out=crops[position])
-
-        with ThreadPoolExecutor(self._workers, thread_name_prefix="crop") as threads:
-            for part in [threads.submit(crop_some) for _ in range(self._workers)]:
-                part.result()
+        crop_rows(images_nhwc, rows, boxes, crops, workers=self._workers)
         return crops
 
 
@@ -164,6 +154,37 @@ def central(images_nhwc: Tensor, size: int) -> Tensor:
     """View of the central squares, placed as ``Geometry`` places them."""
     start = round((images_nhwc.shape[1] - size) / 2.0)
     return images_nhwc[:, start : start + size, start : start + size]
+
+
+def crop_rows(
+    images_nhwc: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    boxes: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    *,
+    workers: int,
+) -> None:
+    """Resize a region of some images by ``kernels.resample``, in threads.
+
+    Args:
+        images_nhwc: uint8 of shape (n, h, w, 3).
+        rows: int64 of shape (b,), which of them.
+        boxes: int64 of shape (b, 4), the region of each: left, top, right, bottom.
+        out: uint8 of shape (b, s, s, 3) to write to.
+        workers: Threads.
+    """
+    size = out.shape[1]
+    positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
+
+    def crop_some() -> None:
+        for position in positions:
+            region = cast("Box", tuple(boxes[position].tolist()))
+            image = images_nhwc[rows[position]]
+            resize(image, size, size, region=region, out=out[position])
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="crop") as threads:
+        for part in [threads.submit(crop_some) for _ in range(workers)]:
+            part.result()
 
 
 def take_rows(values: Tensor, rows: NDArray[np.int64], memory: BatchMemory) -> Tensor:

@@ -16,6 +16,7 @@ from engine.feature_rows import Resident
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.proxy import (
     convolutional_proxy,
+    crops_on,
     last_batch,
     linear_proxy,
     side_at,
@@ -24,7 +25,8 @@ from engine.proxy import (
 from engine.ranks import Ranks
 from engine.seeding import generator_for
 from engine.training import Sgd, Trainer, cosine_schedule
-from kernels.augment import horizontal_flip, normalised, random_resized_crop
+from kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
+from kernels.resample import resize
 from shards.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -102,6 +104,18 @@ def test_the_shortest_last_batch_is_known_beforehand(world, batch):
     ]
     lengths = [len(list(proxy.examples(0))[-1][2]) for proxy in proxies]
     assert last_batch(N, batch, world) == min(lengths)
+
+
+def test_crops_on_a_cpu_are_within_a_level_of_those_on_a_gpu():
+    """By the code of the GPU, which runs on a CPU too."""
+    draws = generator_for(3)
+    images = torch.randint(0, 256, (6, 24, 24, 3), generator=draws, dtype=torch.uint8)
+    images = images.permute(0, 3, 1, 2)
+    boxes = draw_crops(6, 24, 24, draws, scale=(0.2, 1.0))
+    found = crops_on(CPU, images, boxes, 15)
+    assert found.dtype == torch.uint8
+    expected = resized_crops(images, boxes, 15) * 255
+    assert (found.float() - expected).abs().max() <= 1
 
 
 def proxy_alone(pixels, make):
@@ -197,7 +211,15 @@ def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
     examples = zip(convolutional(pixels).examples(2), order, strict=True)
     for number, ((inputs, _, ids), rows) in enumerate(examples):
         draws = generator_for(5, 2, number, 0)
-        crops = random_resized_crop(pixels.images[rows], SIZE, draws, scale=(0.3, 1.0))
+        boxes = draw_crops(len(rows), SIDE, SIDE, draws, scale=(0.3, 1.0))
+        crops = [
+            resize(
+                pixels.images[row].permute(1, 2, 0).numpy(), SIZE, SIZE,
+                region=(left, top, left + width, top + height),
+            )
+            for row, (top, left, height, width) in zip(rows, boxes.tolist(), strict=True)
+        ]  # fmt: skip
+        crops = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         flipped = horizontal_flip(crops, draws, p=0.5)
         assert torch.equal(inputs, normalised(flipped, IMAGENET_MEAN, IMAGENET_STD))
         assert ids.tolist() == IDS[rows].tolist()

@@ -1,0 +1,201 @@
+"""The scoring benchmark: both loops do what they are timed for; what its figures mean."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bench import record as recording
+from bench import score_tables
+from bench.contenders import Contender, Measured
+from bench.record import write
+from bench.score_loops import agreement_of, balanced_copy
+from bench.score_noise import areas_of, medians, without_places
+from bench.score_parts import PIPELINE, RESIDENT, Scoring, facts_of, rows_of
+from bench.score_usual import Usual, UsualLoop, opened, transform_of
+from kernels.scores import SCORES
+from shards.dataset import Dataset
+
+CIRCUMSTANCES = {
+    "hardware": {"processor": "some", "bfloat16": [], "cores": 2, "memory_gib": 8},
+    "versions": {"torch": "2"},
+    "date": "2026-01-01",
+    "commit": "abc",
+}
+
+
+def measured(name, *seconds):
+    contender = Contender(name=name, run=lambda _: None)
+    return Measured(contender=contender, seconds=seconds, complaints=("",) * (len(seconds) + 1))
+
+
+@pytest.fixture
+def folder(make_photos, tmp_path):
+    return make_photos(tmp_path / "photos", per_class=4)
+
+
+@pytest.fixture
+def usual(folder, tmp_path):
+    return Usual(
+        folder=folder,
+        scratch=tmp_path,
+        size=32,
+        epochs=2,
+        batch=5,
+        lr=0.01,
+        seed=0,
+        workers=0,
+    )
+
+
+def test_an_epoch_of_the_pipeline_trains_on_every_image_once():
+    scoring = Scoring.of_random(12, 32, 4, torch.device("cpu"))
+    scoring.train(scoring.proxy.examples(0))
+    scoring.dynamics.end_epoch(0)
+    assert scoring.trainer.steps == 3
+    assert (scoring.dynamics.visits() == 1).all()
+
+
+def test_the_share_is_the_median_of_the_shares_within_rounds():
+    rows = list(rows_of([measured(PIPELINE, 4.0, 2.0, 1.0), measured(RESIDENT, 2.0, 2.0, 0.8)], 8))
+    assert rows[0]["shares"] == [0.5, 1.0, 0.8]
+    assert rows[0]["share"] == 0.8
+    assert rows[0]["images_per_second"] == 4.0
+    assert "share" not in rows[1]
+
+
+def test_a_copy_holds_as_many_images_of_every_class(folder, tmp_path):
+    n_classes = sum(one.is_dir() for one in folder.iterdir())
+    assert balanced_copy(folder, tmp_path / "copy", 3) == 3 * n_classes
+    counts = {len(list(one.iterdir())) for one in (tmp_path / "copy").iterdir()}
+    assert counts == {3}
+
+
+def test_a_class_with_too_few_images_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="has 4 images, wanted 5"):
+        balanced_copy(folder, tmp_path / "copy", 5)
+
+
+def test_the_usual_loop_keeps_the_mean_margin_of_the_logits(usual):
+    loop = UsualLoop(usual)
+    batches = list(loop.loader)
+    loop.loader = batches
+    seen = []
+    loop.network.register_forward_hook(lambda _net, _in, logits: seen.append(logits.detach()))
+    assert [loop.epoch(), loop.epoch()] == [12, 12]
+    margins = {one: [] for one in range(12)}
+    for logits, (_, labels, ids) in zip(seen, batches * 2, strict=True):
+        for row, label, one in zip(logits.numpy(), labels.tolist(), ids.tolist(), strict=True):
+            margins[one].append(row[label] - np.delete(row, label).max())
+    expected = [np.mean(margins[one]) for one in range(12)]
+    assert list(loop.aum().values()) == pytest.approx(expected, rel=1e-4, abs=1e-5)
+
+
+def test_both_loops_name_images_alike(usual, photos, packed):
+    loop = UsualLoop(replace(usual, folder=photos, batch=20))
+    loop.epoch()
+    assert sorted(loop.aum()) == sorted(Dataset.open(packed).keys)
+
+
+def test_crops_of_the_usual_loop_are_normalised_squares():
+    transform = transform_of(32)
+    crop = transform(Image.new("RGB", (60, 90), (124, 116, 104)))
+    assert crop.shape == (3, 32, 32)
+    assert crop.abs().max() < 0.02  # that is ImageNet's mean colour
+
+
+@pytest.mark.slow
+def test_the_usual_loop_runs_in_a_process_of_its_own(usual):
+    with opened(replace(usual, workers=1), 1) as remote:
+        assert remote.epoch() == 12
+        assert len(remote.aum()) == 12
+
+
+def of_pairs(ours, theirs):
+    """Scores of two seeds of each loop, over four files."""
+    runs = {("ours", 0): ours[0], ("ours", 1): ours[1]}
+    runs |= {("usual", 0): theirs[0], ("usual", 1): theirs[1]}
+    return {run: dict(zip("abcd", values, strict=True)) for run, values in runs.items()}
+
+
+def test_loops_must_agree_like_the_seeds_of_one_of_them():
+    ascending, almost, reversed_ = [1, 2, 3, 4], [2, 1, 3, 4], [4, 3, 2, 1]
+    same = agreement_of(of_pairs([ascending, almost], [ascending, almost]))
+    assert same["means"] == pytest.approx(
+        {"seeds of ours": 0.8, "between loops": 0.9, "seeds of usual": 0.8}
+    )
+    assert same["met"]
+    apart = agreement_of(of_pairs([ascending, almost], [reversed_, reversed_]))
+    assert not apart["met"]
+
+
+def test_areas_are_those_of_the_hard_end():
+    from sklearn.metrics import roc_auc_score
+
+    draws = np.random.default_rng(0)
+    flipped = draws.random(50) < 0.3
+    columns = {name: draws.random(50, np.float32) for name in ("aum", "loss_mean")}
+    ids = np.arange(5, 50)
+    found = areas_of(columns, flipped, ids)
+    for name, values in columns.items():
+        hard = -values if SCORES[name].low_is_hard else values
+        assert found[name] == pytest.approx(roc_auc_score(flipped[ids], hard[ids]))
+
+
+def runs_of(*areas):
+    about = {"recipe": "linear@1", "proxy": "linear", "epochs": 2, "size": 64, "images": 9}
+    return [
+        about | {"seed": seed, "percent": 5, "wall_seconds": 1.0, "areas": {"aum": area}}
+        for seed, area in enumerate(areas)
+    ]
+
+
+def test_the_goal_is_for_the_median_of_the_seeds():
+    row = medians(5, runs_of(0.99, 0.5, 0.98), 0.98)
+    assert (row["areas"], row["seeds"], row["met"]) == ({"aum": 0.98}, [0, 1, 2], True)
+    assert not medians(5, runs_of(0.97, 0.5, 0.99), 0.98)["met"]
+
+
+def test_the_facts_of_a_command_are_its_last_json_line():
+    lines = ["auto picked something", '{"event": "progress"}', json.dumps({"images": 3})]
+    assert facts_of(lines) == {"images": 3}
+
+
+def test_records_of_a_comparison_leave_places_out():
+    costs = [{"path": "/somewhere", "recipe": "full@1", "wall_seconds": 2.0}]
+    facts = {"scores": ["/somewhere"], "images": 4, "flipped": 1, "agreement": [], "coresets": []}
+    assert "/somewhere" not in str(without_places(facts | {"costs": costs}))
+
+
+@pytest.fixture
+def recorded(tmp_path, monkeypatch):
+    """Records of ``noise``, where the tables read them."""
+    monkeypatch.setattr(recording, "RESULTS", tmp_path)
+    runs = runs_of(0.991, 0.993, 0.992)
+    rows = [*runs, medians(5, runs, 0.99)]
+    write("score", [{"bench": "score.noise", **one, **CIRCUMSTANCES} for one in rows])
+
+
+@pytest.mark.usefixtures("recorded")
+def test_tables_of_noise_show_the_median_and_every_seed():
+    median_row = score_tables.score_noise().splitlines()[2]
+    assert median_row == "| 5 % | linear@1, median of 3 seeds | 0.9920 | aum at least 0.99 |"
+    spread = score_tables.score_noise_spread()
+    assert "| 5 % | 0.9910 (seed 0) | 0.9930 (seed 1) | 0.9920 (seed 2) |" in spread
+
+
+@pytest.mark.usefixtures("recorded")
+def test_tables_of_the_pipeline_show_the_share_beside_its_goal():
+    timed = [
+        measured(PIPELINE, 2.0, 2.0),
+        measured(RESIDENT, 1.9, 1.8),
+        measured("flips", 0.1, 0.1),
+    ]
+    rows = [{"size": 96, **row} for row in rows_of(timed, 10)]
+    write("score", [{"bench": "score.pipeline", **row, **CIRCUMSTANCES} for row in rows])
+    table = score_tables.score_pipeline().splitlines()
+    assert table[2] == "| 96 px | 5 | 5 | 92.5% (90.0%-95.0%) | at least 95% |"
+    assert score_tables.score_parts().splitlines()[2] == "| flips | 10,000.0 |"
