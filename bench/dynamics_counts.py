@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 from bench.dynamics_parts import Row, Setting, resnet18, training
 from engine.device import resolve_device
 from engine.models.networks import build_network
+from engine.proving.host_reads import HostReads
 from engine.proxy import side_at
 from engine.recipes import RECIPES
 from kernels.dynamics import Dynamics
@@ -46,31 +47,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 OTHER = "other"
-
-
-class HostReads(TorchDispatchMode):
-    """Notes operators for which the host would wait for the device, or copy from it."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
-
-    def __init__(self) -> None:
-        """Start with none."""
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(
-        self,
-        func: OpOverload,
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> object:
-        """Note it, and let it run."""
-        name = func.overloadpacket.__name__
-        target = (kwargs or {}).get("device")
-        if name in self.WAITING or (target is not None and torch.device(target).type == "cpu"):
-            self.found.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 class Traffic(TorchDispatchMode):

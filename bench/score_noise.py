@@ -23,8 +23,7 @@ BACKBONE = "tf_efficientnet_lite0"
 SEEDS = (0, 1, 2)
 RECIPES_AT = 25
 """Percent of noise at which recipes are compared."""
-CONVOLUTIONAL = ("--size", 64, "--epochs", 10)
-FULL = ("--size", 64, "--epochs", 20)
+CONVOLUTIONAL = ("--size", 64, "--epochs", 6)
 FAST_BATCH = 256
 
 
@@ -59,6 +58,10 @@ class Noisy:
         options = ("--proxy", "linear", "--backbone", BACKBONE)
         return self.scores(percent, "linear", *options, seed=seed)
 
+    def convolutional(self, percent: int, seed: int = 0) -> Path:
+        """Scores by the full recipe, shortened."""
+        return self.scores(percent, "convolutional", *CONVOLUTIONAL, seed=seed)
+
     def areas(self, path: Path) -> dict[str, float]:
         """Area under the ROC of each score's hard end against "this label was flipped"."""
         scored = Scored.open(path)
@@ -84,8 +87,7 @@ def noise(setting: Setting) -> Iterator[Row]:
         runs = [_area_row(noisy, percent, noisy.linear(percent, seed), seed) for seed in SEEDS]
         yield from runs
         yield medians(percent, runs, goal)
-        path = noisy.scores(percent, "convolutional", *CONVOLUTIONAL)
-        yield _area_row(noisy, percent, path, 0)
+        yield _area_row(noisy, percent, noisy.convolutional(percent), 0)
 
 
 def _area_row(noisy: Noisy, percent: int, path: Path, seed: int) -> Row:
@@ -113,13 +115,13 @@ def medians(percent: int, runs: Sequence[Row], goal: float) -> Row:
 def recipes(setting: Setting) -> Iterator[Row]:
     """Full scores beside those of another seed, of the fast recipe and of the linear proxy."""
     noisy = Noisy(setting)
-    full = noisy.scores(RECIPES_AT, "full", *FULL)
+    full = noisy.convolutional(RECIPES_AT)
     fast = RECIPES["fast"]
     lr = fast.lr * FAST_BATCH / fast.batch  # 9,469 images are only nine batches of 1024
-    shortened = ("--recipe", "fast", "--size", 64, "--start-size", 48)
+    shortened = ("--recipe", "fast", *CONVOLUTIONAL, "--start-size", 48)
     scaled = ("--batch", FAST_BATCH, "--lr", lr)
     others = {
-        "full, another seed": noisy.scores(RECIPES_AT, "full", *FULL, seed=1),
+        "full, another seed": noisy.convolutional(RECIPES_AT, seed=1),
         "fast": noisy.scores(RECIPES_AT, "fast", *shortened, *scaled),
         "linear": noisy.linear(RECIPES_AT, 0),
     }

@@ -21,11 +21,11 @@ from engine.decode.pixels import Pixels
 from engine.device import resolve_device
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.models.networks import memory_format_for
-from engine.proxy import Proxy, convolutional_proxy, stored_side
+from engine.proxy import Proxy, convolutional_proxy, crops_on, stored_side
 from engine.recipes import RECIPES
 from engine.seeding import generator_for
 from engine.training import Sgd, Trainer
-from kernels.augment import horizontal_flip, normalised, random_resized_crop
+from kernels.augment import draw_crops, horizontal_flip, normalised
 from kernels.dynamics import Dynamics
 
 Row: TypeAlias = dict[str, Any]
@@ -159,12 +159,17 @@ def _parts(scoring: Scoring, size: int) -> list[Contender]:
     steps, draws = len(scoring.pixels) // scoring.batch, generator_for(0)
     layout = memory_format_for("batch", scoring.trainer.device)
     squares = next(iter(scoring.pixels.epoch(scoring.batch))).images.clone()
-    scale = (RECIPES["full"].crop_scale, 1.0)
-    crops = random_resized_crop(squares, size, draws, scale=scale)
+    scale, device = (RECIPES["full"].crop_scale, 1.0), scoring.trainer.device
+
+    def cropped() -> Tensor:
+        n, _, height, width = squares.shape
+        return crops_on(device, squares, draw_crops(n, height, width, draws, scale=scale), size)
+
+    crops = cropped()
     inputs, labels, ids = next(iter(scoring.proxy.examples(0)))
     logits = scoring.step(inputs, labels)
     each: dict[str, Callable[[], object]] = {
-        CROPS: lambda: random_resized_crop(squares, size, draws, scale=scale),
+        CROPS: cropped,
         FLIPS: lambda: horizontal_flip(crops, draws),
         NORMALISE: lambda: normalised(crops, IMAGENET_MEAN, IMAGENET_STD).contiguous(
             memory_format=layout

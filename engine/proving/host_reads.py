@@ -15,7 +15,7 @@ class HostReads(TorchDispatchMode):
 
     They are reads of one number (``item``, ``float``, ``if tensor``), sizes that depend on values
     (``nonzero``, boolean masks) and copies to the host. On a CPU no copy is one, but the rest shows
-    there as well, so a batch that reads nothing back on a CPU does not on a GPU.
+    there as well; tensors on ``meta``, which have no values, show the copies too.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ def _has_mask(args: Sequence[Any]) -> bool:
 
 
 def _leaves_the_device(args: Sequence[Any]) -> bool:
-    return any(isinstance(one, torch.Tensor) and one.device.type == "cuda" for one in args)
+    return any(isinstance(one, torch.Tensor) and one.device.type != "cpu" for one in args)
 
 
 def _is_on_the_host(result: object) -> bool:
