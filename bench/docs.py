@@ -38,6 +38,7 @@ DOCUMENTS = (
     "docs/performance.md",
     "docs/pixels.md",
     "docs/robustness.md",
+    "docs/scores.md",
 )
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 STUDY_CLASSES = 10
