@@ -82,7 +82,7 @@ def test_a_class_with_too_few_images_is_refused(folder, tmp_path):
 def test_the_usual_loop_keeps_the_mean_margin_of_the_logits(usual):
     loop = UsualLoop(usual)
     batches = list(loop.loader)
-    loop.loader = batches
+    loop.loader = batches  # pyright: ignore[reportAttributeAccessIssue] - the same batches twice
     seen = []
     loop.network.register_forward_hook(lambda _net, _in, logits: seen.append(logits.detach()))
     assert [loop.epoch(), loop.epoch()] == [12, 12]

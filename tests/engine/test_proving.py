@@ -259,7 +259,7 @@ def test_what_waits_for_a_device_is_counted():
         values.sum().item()
         values[values > 0]
         torch.where(values > 0)
-        values + 1
+        values.add(1)
     assert reads.found == ["_local_scalar_dense", "index", "nonzero"]
 
 

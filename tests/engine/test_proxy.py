@@ -50,7 +50,7 @@ def convolutional(pixels, **values):
 
 
 def linear(features, labels, **values):
-    settings = {"batch": 8, "seed": 5} | values
+    settings: dict[str, Any] = {"batch": 8, "seed": 5} | values
     rows = Resident([features], features.shape, CPU)
     return linear_proxy(rows, labels, 4, device=CPU, **settings)
 

@@ -4,6 +4,7 @@ from functools import partial
 from itertools import pairwise
 from statistics import pvariance, stdev
 from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
@@ -274,7 +275,8 @@ class Together:
     """Threads in place of processes, and an all-reduce among them."""
 
     def __init__(self, world):
-        self.tensors, self.barrier = [None] * world, Barrier(world)
+        self.tensors = [torch.empty(0)] * world
+        self.barrier = Barrier(world)
 
     def add_up(self, rank, tensor):
         self.tensors[rank] = tensor.clone()
@@ -343,6 +345,6 @@ def test_the_state_of_another_data_set_is_refused():
 
 @pytest.mark.parametrize("wrong", ["n_samples", "el2n_epochs", "window"])
 def test_sizes_below_one_are_refused(wrong):
-    sizes = {"n_samples": 5, "el2n_epochs": 1, "window": 1} | {wrong: 0}
+    sizes: dict[str, Any] = {"n_samples": 5, "el2n_epochs": 1, "window": 1} | {wrong: 0}
     with pytest.raises(ValueError, match=f"{wrong} must be at least 1, got 0"):
         Dynamics(device="cpu", **sizes)
