@@ -323,6 +323,7 @@ def killed_once_there(path, words):
     assert child.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow  # the next test kills at every rename
 def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
     packed, scored, done, stored_bytes
 ):
