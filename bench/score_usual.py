@@ -57,7 +57,7 @@ class UsualLoop:
     paths: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        from aum import AUMCalculator, DatasetWithIndex
+        from aum import AUMCalculator, DatasetWithIndex  # pyright: ignore[reportMissingImports] - a peer, where it is installed
         from torchvision.datasets import ImageFolder
         from torchvision.models import resnet18
 
