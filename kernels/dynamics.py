@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from kernels.margins import Presented, presentations
+from kernels.rows import restore, saved
 
 SUMS = (
     "visits",
@@ -217,7 +218,7 @@ class Dynamics:
 
     def state(self) -> dict[str, Tensor]:
         """All that a later process needs to go on, one row per sample, on the CPU."""
-        return {name: rows[:-1].to("cpu", copy=True) for name, rows in self._rows().items()}
+        return saved(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int, *, leads: bool = True) -> None:
         """Continue from the `state` after ``epochs`` ended epochs (copied, to this device).
@@ -230,13 +231,7 @@ class Dynamics:
         Raises:
             ValueError: A name, shape or type is not this state's.
         """
-        for name, rows in self._rows().items():
-            found = state.get(name)
-            expected = (rows.dtype, (self.n_samples, *rows.shape[1:]))
-            if found is None or (found.dtype, tuple(found.shape)) != expected:
-                what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
-                raise ValueError(f"{name} must be {expected[0]} {expected[1]}, got {what}")
-            rows[:-1].copy_(found)
+        restore(self._rows(), state)
         self.epochs = epochs
         if not leads:
             self._seen.zero_()

@@ -24,6 +24,8 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.rows import restore, saved
+
 DECAY = 0.9
 """Weight of the newest window; the default of the authors' code."""
 FLOOR = 1e-8
@@ -146,7 +148,7 @@ class Tdds:
 
     def state(self) -> dict[str, Tensor]:
         """All that a later process needs to go on, one row per sample, on the CPU."""
-        return {name: rows[:-1].to("cpu", copy=True) for name, rows in self._rows().items()}
+        return saved(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
         """Continue from a `state` (copied, to this device).
@@ -158,13 +160,7 @@ class Tdds:
         Raises:
             ValueError: A name, shape or type is not this state's.
         """
-        for name, rows in self._rows().items():
-            found = state.get(name)
-            expected = (rows.dtype, (self.n_samples, *rows.shape[1:]))
-            if found is None or (found.dtype, tuple(found.shape)) != expected:
-                what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
-                raise ValueError(f"{name} must be {expected[0]} {expected[1]}, got {what}")
-            rows[:-1].copy_(found)
+        restore(self._rows(), state)
         self.epochs = epochs
 
     def _rows(self) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from engine.coresets import write_coreset
 from engine.generations import COMMIT_NAME, Generations
 from engine.misratios import misratio_of_the_study
 from engine.provenance import Provenance
+from engine.scored import CCS_STREAM
 from engine.scoring import undecodable_of
 from engine.sets import SetInfo, open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
@@ -26,7 +27,7 @@ from shards.errors import StoreError, UsageError
 from shards.manifest import MANIFEST_NAME
 
 # Independent draws: with one stream, the random and the CCS coreset of a seed would share images.
-STREAMS = {"random": 0, "ccs": 1}
+STREAMS = {"random": 0, "ccs": CCS_STREAM}
 Source: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 
 
