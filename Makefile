@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 NEEDED_GIB := 10
+# Test files spread over two processes; `make test SPREAD=` runs one after the other.
+SPREAD ?= -n 2 --dist loadfile
 COMPILE := $(BIN)/uv pip compile pyproject.toml --extra offline --extra fid --extra dev --universal --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --python-version 3.11 --quiet
 
@@ -35,10 +37,10 @@ demo: setup  ## Run the whole path on embedded data: pack, score, select, distil
 	$(BIN)/coreset demo
 
 test: setup  ## The test suite without the slow tests, under five minutes on two cores.
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SPREAD) -m "not slow"
 
 test-all: setup  ## Every test.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SPREAD)
 
 lint: setup  ## Format, lint, types, import directions.
 	$(BIN)/ruff format --check
