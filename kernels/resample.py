@@ -33,8 +33,10 @@ from kernels.simd import (
     transpose_in,
     transpose_out,
 )
-from kernels.triangle import LONG_ONE, SHORT_ONE, Axis, axis_of, is_short
+from kernels.triangle import LONG_ONE, SHORT_ONE, Axis, axis_of, is_short, span_of
 
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom excluded."""
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Lanes: TypeAlias = Any
 """A vector of 32 uint16, which only kernels have."""
@@ -50,14 +52,14 @@ _GROUP = 3 * LANES
 
 
 class _Place(NamedTuple):
-    """What is resized to what; boxes are left, top, right, bottom."""
+    """What is resized to what."""
 
     channels: int
-    region: tuple[int, int, int, int]
+    region: Box
     """Of the image."""
     size: tuple[int, int]
     """Width and height that the region would be resized to."""
-    box: tuple[int, int, int, int]
+    box: Box
     """Of that: what is computed."""
 
 
@@ -77,8 +79,8 @@ def resize(
     width: int,
     height: int,
     *,
-    box: tuple[int, int, int, int] | None = None,
-    region: tuple[int, int, int, int] | None = None,
+    box: Box | None = None,
+    region: Box | None = None,
     out: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
     """Resize an image or a region of it, or compute a box of the resized image only.
@@ -92,7 +94,8 @@ def resize(
         box: (left, top, right, bottom) of the output pixels to compute, right and bottom excluded;
             the same values as this crop of the full result. None: all.
         region: (left, top, right, bottom) of the image: the result is that of a copy of the region,
-            pixels outside of it never enter. None: the whole image.
+            pixels outside of it never enter. None: the whole image. Where ``image_hwc`` is itself
+            a part of an image, which holds `reach`, the region may go beyond it.
         out: C-contiguous uint8 buffer of the result's shape to write to; a new array if None.
 
     Returns:
@@ -103,9 +106,11 @@ def resize(
     """
     _require_image(image_hwc)
     from_height, from_width, channels = image_hwc.shape
-    left, top, right, bottom = _checked_box("box", width, height, box)
-    x_0, y_0, x_1, y_1 = _checked_box("region", from_width, from_height, region)
-    shape = (bottom - top, right - left, channels)
+    box = _checked_box("box", width, height, box)
+    x_0, y_0, x_1, y_1 = region = region or (0, 0, from_width, from_height)
+    if not _is_inside(region, from_width, from_height):
+        _checked_box("region", from_width, from_height, reach(region, width, height, box))
+    shape = (box[3] - box[1], box[2] - box[0], channels)
     if out is None:
         out = np.empty(shape, np.uint8)
     _require_buffer(out, shape)
@@ -113,9 +118,23 @@ def resize(
     rows = _wide_rows(image_hwc)
     rows.flags.writeable = False
     short = is_short(y_1 - y_0, height) and is_short(x_1 - x_0, width)
-    place = _Place(channels, (x_0, y_0, x_1, y_1), (width, height), (left, top, right, bottom))
+    place = _Place(channels, region, (width, height), box)
     (_resample if short else _resample_long)(rows, place, out.reshape(len(out), -1))
     return out
+
+
+def reach(region: Box, width: int, height: int, box: Box) -> Box:
+    """The pixels of an image that enter when ``box`` of its resized ``region`` is computed.
+
+    The whole region where many pixels become one: then all of it is read.
+    """
+    left, top, right, bottom = region
+    n_columns, n_rows = right - left, bottom - top
+    if not (is_short(n_columns, width) and is_short(n_rows, height)):
+        return region
+    first, stop = span_of(n_columns, width, box[0], box[2])
+    above, below = span_of(n_rows, height, box[1], box[3])
+    return left + first, top + above, left + stop, top + below
 
 
 def warm_up() -> None:
@@ -139,17 +158,20 @@ def _require_image(image_hwc: NDArray[np.uint8]) -> None:
         )
 
 
-def _checked_box(
-    name: str, width: int, height: int, box: tuple[int, int, int, int] | None
-) -> tuple[int, int, int, int]:
+def _checked_box(name: str, width: int, height: int, box: Box | None) -> Box:
     if width < 1 or height < 1:
         raise ValueError(f"width and height must be at least 1, got {width} x {height}")
-    left, top, right, bottom = box or (0, 0, width, height)
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+    box = box or (0, 0, width, height)
+    if not _is_inside(box, width, height):
         raise ValueError(
             f"{name} must be (left, top, right, bottom) in {width} x {height} pixels, got {box}"
         )
-    return left, top, right, bottom
+    return box
+
+
+def _is_inside(box: Box, width: int, height: int) -> bool:
+    left, top, right, bottom = box
+    return 0 <= left < right <= width and 0 <= top < bottom <= height
 
 
 def _require_buffer(out: NDArray[np.uint8], shape: tuple[int, int, int]) -> None:

@@ -36,6 +36,18 @@ def _window(at: int, scale: float, n_in: int) -> tuple[int, int]:
     return max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), n_in)
 
 
+def span_of(n_in: int, n_out: int, begin: int, end: int) -> tuple[int, int]:
+    """Inputs that hold all which the outputs begin .. end-1 of `axis_of` are made of.
+
+    Up to two more than necessary: a window's length depends on where it lies.
+    """
+    scale = n_in / n_out
+    support = max(scale, 1.0)
+    taps = min(n_in, max(3, int(2 * support) + 2))
+    first, last = (max(int((at + 0.5) * scale - support + 0.5), 0) for at in (begin, end - 1))
+    return min(first, n_in - taps), min(last + taps, n_in)
+
+
 @inner
 def axis_of(n_in: int, n_out: int, begin: int, end: int, one: int) -> Axis:
     """The outputs begin .. end-1 of an axis, with weights whose sum is ``one``.

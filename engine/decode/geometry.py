@@ -21,6 +21,11 @@ class Placement(NamedTuple):
     height: int
     box: Box
 
+    def within(self, left: int, top: int) -> "Placement":
+        """The same in a part of the image that begins at ``left``, ``top``."""
+        x_0, y_0, x_1, y_1 = self.region
+        return self._replace(region=(x_0 - left, y_0 - top, x_1 - left, y_1 - top))
+
 
 @dataclass(frozen=True, slots=True)
 class Geometry:

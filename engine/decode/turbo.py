@@ -1,9 +1,10 @@
 """libjpeg-turbo: the fastest decoder on a CPU.
 
 Against torchvision on Pillow images (`docs/pixels.md`) decoded pixels are equal; after the resize
-(``kernels.resample``, which computes only the crop) the largest difference is 1. The fast way
-decodes at 1/2, 1/4 or 1/8 of the size where that still is as large as what is wanted, and with
-libjpeg-turbo's faster transform and upsampling.
+(``kernels.resample``, which computes only the crop) the largest difference is 1. Where a crop needs
+much less than the image, only that is decoded (`engine.decode.parts`). The fast way decodes at 1/2,
+1/4 or 1/8 of the size where that still is as large as what is wanted, and with libjpeg-turbo's
+faster transform and upsampling.
 """
 
 import numpy as np
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 
 from engine.decode.decoder import EncodedBatch, is_plain_jpeg
 from engine.decode.geometry import Box, Geometry, Placement
+from engine.decode.parts import decode_part, pays
 from engine.decode.pillow import decode_with_pillow
-from kernels.resample import resize
+from kernels.resample import reach, resize
 from shards.scratch import pixel_memory
 
 _FACTORS = (8, 4, 2)
@@ -71,6 +73,8 @@ def decode_jpeg(
     if region == box == (0, 0, *stored_size) and (width, height) == stored_size:
         simplejpeg.decode_jpeg(data, fastdct=fast, fastupsample=fast, buffer=into)
         return
+    if not fast and _decode_part(data, stored_size, placement, into):
+        return
     factor = _reduction(placement) if fast else 1
     least = (-(-side // factor) for side in stored_size)
     image = simplejpeg.decode_jpeg(
@@ -82,11 +86,31 @@ def decode_jpeg(
     )
     if factor > 1:
         region = _reduced(region, factor)
-    left, top, right, bottom = region
+    _fit(image, Placement(region, width, height, box), into)
+
+
+def _decode_part(
+    data: bytes, stored_size: tuple[int, int], placement: Placement, into: NDArray[np.uint8]
+) -> bool:
+    """Whether ``into`` was made out of a part of the image."""
+    left, top, right, bottom = part = reach(*placement)
+    if not pays(stored_size, part):
+        return False
+    n_columns, n_rows = right - left, bottom - top
+    n_bytes = 3 * n_columns * n_rows
+    image = pixel_memory(n_bytes)[:n_bytes].reshape(n_rows, n_columns, 3)
+    if not decode_part(data, part, image):
+        return False
+    _fit(image, placement.within(left, top), into)
+    return True
+
+
+def _fit(image: NDArray[np.uint8], placement: Placement, into: NDArray[np.uint8]) -> None:
+    (left, top, right, bottom), width, height, box = placement
     if (right - left, bottom - top) == (width, height):
         into[...] = image[top + box[1] : top + box[3], left + box[0] : left + box[2]]
     else:
-        resize(image, width, height, region=region, box=box, out=into)
+        resize(image, width, height, region=placement.region, box=box, out=into)
 
 
 def _reduction(placement: Placement) -> int:

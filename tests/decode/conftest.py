@@ -169,7 +169,7 @@ def real_images() -> list[Stored]:
     return found
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def images():
     """``encode`` and ``photo`` for tests, which cannot import this file."""
     return ImageMaker()

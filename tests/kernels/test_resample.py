@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kernels.resample import resize, warm_up
+from kernels.resample import reach, resize, warm_up
 
 sides = st.one_of(st.integers(1, 12), st.integers(1, 150))
 kinds = st.sampled_from(["noise", "black and white", "gradient", "constant"])
@@ -94,9 +94,7 @@ def test_the_own_size_changes_nothing():
 @given(sides, sides, sides, sides, st.data())
 def test_a_box_equals_the_crop_of_the_full_result(height, width, to_width, to_height, data):
     image = picture("noise", height, width)
-    left, top = data.draw(st.integers(0, to_width - 1)), data.draw(st.integers(0, to_height - 1))
-    right = data.draw(st.integers(left + 1, to_width))
-    bottom = data.draw(st.integers(top + 1, to_height))
+    left, top, right, bottom = drawn_box(data, to_width, to_height)
     np.testing.assert_array_equal(
         resize(image, to_width, to_height, box=(left, top, right, bottom)),
         resize(image, to_width, to_height)[top:bottom, left:right],
@@ -117,11 +115,39 @@ def test_every_pixel_alone_equals_that_of_the_full_result(side, to_side):
 @given(sides, sides, sides, sides, st.data())
 def test_a_region_gives_what_its_copy_gives(height, width, to_width, to_height, data):
     image = picture("noise", height, width)
-    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
+    left, top, right, bottom = drawn_box(data, width, height)
     np.testing.assert_array_equal(
         resize(image, to_width, to_height, region=(left, top, right, bottom)),
         resize(image[top:bottom, left:right], to_width, to_height),
+    )
+
+
+@settings(deadline=None)
+@given(sides, sides, sides, sides, st.data())
+def test_the_part_that_a_box_reaches_gives_what_the_image_gives(
+    height, width, to_width, to_height, data
+):
+    image = picture("noise", height, width)
+    region = drawn_box(data, width, height)
+    box = drawn_box(data, to_width, to_height)
+    left, top, right, bottom = reach(region, to_width, to_height, box)
+    x_0, y_0, x_1, y_1 = region
+    assert x_0 <= left < right <= x_1
+    assert y_0 <= top < bottom <= y_1
+    moved = (x_0 - left, y_0 - top, x_1 - left, y_1 - top)
+    np.testing.assert_array_equal(
+        resize(image[top:bottom, left:right], to_width, to_height, region=moved, box=box),
+        resize(image, to_width, to_height, region=region, box=box),
+    )
+
+
+def drawn_box(data, width, height):
+    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
+    return (
+        left,
+        top,
+        data.draw(st.integers(left + 1, width)),
+        data.draw(st.integers(top + 1, height)),
     )
 
 
@@ -175,6 +201,7 @@ RGB = picture("noise", 20, 30)
         (RGB, {"box": (-1, 0, 5, 8)}, "box must be"),
         (RGB, {"box": (4, 3, 4, 8)}, "box must be"),
         (RGB, {"region": (0, 0, 3, RGB.shape[0] + 1)}, "region must be"),
+        (RGB, {"region": (-9, 0, 21, 20), "box": (2, 0, 9, 8)}, "region must be"),
         (RGB, {"out": np.empty((10, 8, 3), np.uint8)}, r"out must be uint8 of shape \(8, 10, 3\)"),
         (RGB, {"out": np.empty((8, 10, 3), np.int8)}, "got int8"),
         (RGB, {"out": np.empty((8, 20, 3), np.uint8)[:, ::2]}, "C-contiguous"),
