@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from engine.device import half_precision
-from shards.errors import StoreError
+from shards.errors import StoreError, UsageError
 
-CompileMode: TypeAlias = Literal["auto", "on", "off"]
+CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
 Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
 """Batches of (network inputs, labels, ids)."""
 
@@ -186,13 +186,21 @@ def compile_where_it_pays(
     """Compile ``network`` in place if asked for or worth it; returns a note for people, or nothing.
 
     ``auto`` is on for a GPU; on a CPU only if the training is expected to take over 15 minutes.
+    ``graphs`` replays each step's kernels from a CUDA graph, which helps where launching them takes
+    longer than running them; `coreset doctor` times both.
+
+    Raises:
+        UsageError: ``graphs`` without a GPU.
     """
+    if mode == "graphs" and device.type != "cuda":
+        raise UsageError(f"CUDA graphs need a GPU, the device is {device}: choose --compile on")
     if mode == "off" or (mode == "auto" and not _pays(device, image_passes, size)):
         return ""
     if device.type == "cpu" and not _has_compiler():
         return "no C++ compiler here: training runs uncompiled"
     # A graph per size would soon be more than torch keeps; None makes one for all after the second.
-    network.compile(dynamic=None if sizes_vary else False)
+    how = "reduce-overhead" if mode == "graphs" else "default"
+    network.compile(mode=how, dynamic=None if sizes_vary else False)
     return ""
 
 

@@ -24,7 +24,7 @@ from engine.models.networks import build_network, placed
 from engine.proving.subject import SIZE, Subject
 from engine.proxy import convolutional_proxy, side_at, stored_side
 from engine.recipes import RECIPES
-from engine.training import Sgd, Trainer
+from engine.training import CompileMode, Sgd, Trainer, compile_where_it_pays
 from kernels.augment import normalised
 from kernels.dynamics import Dynamics
 
@@ -138,7 +138,21 @@ def training(subject: Subject) -> Iterator[Check]:
 
 
 def fast_training(subject: Subject, side: int) -> Iterator[Check]:
-    """Time the steps of the fast recipe at one side as `score` runs them: compiled on a GPU."""
+    """Time the steps of the fast recipe at one side as `score` runs them: compiled on a GPU.
+
+    There a second time with CUDA graphs, to see whether they help (``--compile graphs``).
+    """
+    modes: Mapping[CompileMode, str] = {"off": "not compiled"}
+    if subject.device.type == "cuda":
+        modes = {"on": "compiled", "graphs": "compiled, CUDA graphs"}
+    for mode, how in modes.items():
+        step, batch = _fast_steps(subject, side, mode)
+        name = fast_step(side) + (", CUDA graphs" if mode == "graphs" else "")
+        yield _speed(name, rate(step, subject), f"batches of {batch}, {how}")
+
+
+def _fast_steps(subject: Subject, side: int, mode: CompileMode) -> tuple[Callable[[], int], int]:
+    """A step and how many images it takes."""
     pixels = subject.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
     batch = min(FAST.batch, FAST_BATCHES[subject.device.type])
     resident = Pixels(
@@ -150,12 +164,10 @@ def fast_training(subject: Subject, side: int) -> Iterator[Check]:
         resident, n_classes, size=side, crop_scale=FAST.crop_scale, batch=batch, seed=0,
         device=subject.device,
     )  # fmt: skip
-    compiled = subject.device.type == "cuda"
-    if compiled:
-        proxy.network.compile(dynamic=False)
+    compile_where_it_pays(proxy.network, mode, subject.device, image_passes=0, size=side)
     optimiser = Sgd(lr=FAST.lr, weight_decay=FAST.weight_decay).build(proxy.network)
     trainer = Trainer(proxy.network, optimiser, lambda _: FAST.lr, subject.device)
-    dynamics = Dynamics(batch, subject.device, compiled=compiled)
+    dynamics = Dynamics(batch, subject.device, compiled=mode != "off")
     rows = torch.arange(batch, device=subject.device)
 
     def step() -> int:
@@ -164,8 +176,7 @@ def fast_training(subject: Subject, side: int) -> Iterator[Check]:
             dynamics.update(logits, labels, rows)
         return batch
 
-    how = "compiled" if compiled else "not compiled"
-    yield _speed(fast_step(side), rate(step, subject), f"batches of {batch}, {how}")
+    return step, batch
 
 
 def rate(step: Callable[[], int], subject: Subject) -> float:

@@ -99,8 +99,9 @@ class Score:
     """Frozen backbone of --proxy linear, as in `coreset embed`."""
     weights: Path | None = None
     """Weights of that backbone, if not on this machine."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes."""
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
+    """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
+    graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     decoder: DecoderChoice = "auto"

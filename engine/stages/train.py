@@ -54,8 +54,9 @@ class Train:
     """Other number of evaluations than about 100 (best is the best of them): stamped likewise."""
     data: Path | None = None
     """Where the data set of a coreset lies now, if it was moved."""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes."""
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
+    """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
+    graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU if there is one."""
     decoder: DecoderChoice = "auto"

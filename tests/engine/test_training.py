@@ -23,7 +23,7 @@ from engine.training import (
     evaluate,
     step_schedule,
 )
-from shards.errors import MachineError, StoreError
+from shards.errors import MachineError, StoreError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -346,6 +346,16 @@ def test_compilation_happens_on_request_and_for_long_trainings(mode, image_passe
     network = nn.Linear(2, 2)
     note = compile_where_it_pays(network, mode, CPU, image_passes=image_passes, size=size)
     assert (note, is_compiled(network)) == ("", compiled)
+
+
+def test_cuda_graphs_are_asked_for_on_a_gpu_and_refused_on_a_cpu(monkeypatch):
+    network, asked = nn.Linear(2, 2), []
+    with pytest.raises(UsageError, match="CUDA graphs need a GPU, the device is cpu"):
+        compile_where_it_pays(network, "graphs", CPU, image_passes=1, size=32)
+    monkeypatch.setattr(network, "compile", lambda **options: asked.append(options))
+    for mode in ("graphs", "auto"):
+        compile_where_it_pays(network, mode, torch.device("cuda"), image_passes=1, size=32)
+    assert [options["mode"] for options in asked] == ["reduce-overhead", "default"]
 
 
 def test_without_a_compiler_the_training_runs_uncompiled_and_says_so(monkeypatch, tmp_path):
