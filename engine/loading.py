@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import distributed
 
 from engine.batch import Batch
+from engine.decode import parts
 from engine.decode.crops import Crops
 from engine.decode.decoder import DecoderName, Normalisation, choose_decoder, reason_for
 from engine.decode.geometry import Geometry
@@ -257,6 +258,7 @@ def warm_up() -> None:
     """
     resample.warm_up()
     planes.warm_up()
+    parts.warm_up()
 
 
 def _ranks(rank: int | None, world: int | None) -> Ranks:

@@ -86,7 +86,8 @@ def test_batches_hold_the_same_with_and_without_the_decoder_of_parts(
     data, size = stored["4:2:0"], (WIDTH, HEIGHT)
     placement = geometry.place(*size, crop)
     outputs = np.zeros((2, geometry.size, geometry.size, 3), np.uint8)
-    monkeypatch.setattr(parts, "_LEAST_SAVED", 1)
+    monkeypatch.setattr(parts, "_LEAST_PIXELS", 1)
+    monkeypatch.setattr(parts, "_MOST_TAKEN", 1)
     taken: list[bool] = []
     monkeypatch.setattr(
         "engine.decode.turbo.decode_part",
@@ -119,9 +120,10 @@ def test_what_ends_early_is_noticed_unless_it_ends_below_the_part(stored, capfd)
         decode_jpeg(data, (WIDTH, HEIGHT), Geometry(64, 72).place(WIDTH, HEIGHT), into[:64, :64])
 
 
-def test_small_savings_do_not_pay(monkeypatch):
-    assert pays((500, 375), (86, 23, 414, 352))
-    assert not pays((224, 224), (14, 14, 210, 210))
+def test_a_part_is_decoded_alone_where_that_saves_much(monkeypatch):
+    assert pays((500, 375), (100, 50, 350, 300))
+    assert not pays((500, 375), (86, 23, 414, 352))  # 0.58 of it
+    assert not pays((341, 256), (50, 50, 80, 80))
     assert not pays((500, 375), (0, 0, 15, 375))
     monkeypatch.setattr(parts, "_codec", lambda: None)
-    assert not pays((500, 375), (86, 23, 414, 352))
+    assert not pays((500, 375), (100, 50, 350, 300))
