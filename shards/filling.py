@@ -1,13 +1,14 @@
 """A shard that several threads fill: blocks are made in any order and written in turn."""
 
-from collections.abc import Sequence
+from collections import defaultdict
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
+from shards.makers import Made
 from shards.manifest import ShardEntry
 from shards.plan import Plan
 from shards.records import Row, ShardRecord
-from shards.storing import Stored
 from shards.tar import ShardWriter, index_path, shard_name
 
 
@@ -20,21 +21,21 @@ class Filling:
         self._positions = plan.positions(shard)
         self._path = scratch / shard_name(shard)
         self._writer: ShardWriter | None = None
-        self._samples: list[Row] = []
+        self._samples = defaultdict[str, list[Any]](list)
         self._refused: list[Row] = []
-        self._made: dict[int, Sequence[Stored]] = {}
+        self._made: dict[int, Made] = {}
         self._n_written = 0
         self._writing = False
         self._turn = Lock()
 
-    def put(self, number: int, block: Sequence[Stored]) -> tuple[int, bool]:
+    def put(self, number: int, made: Made) -> tuple[int, bool]:
         """Take a block; write it and those after it whose turn it is, unless another thread does.
 
         Returns:
             How many blocks this call wrote, and whether the last one was among them.
         """
         with self._turn:
-            self._made[number] = block
+            self._made[number] = made
             if self._writing:
                 return 0, False
             self._writing = True
@@ -45,7 +46,7 @@ class Filling:
                 if ready is None:
                     self._writing = False
                     return written, self._n_written == len(self.blocks)
-            self._write(self.blocks[self._n_written], ready)
+            self._write(ready)
             self._n_written += 1
             written += 1
 
@@ -57,13 +58,14 @@ class Filling:
             name=self._path.name,
             first_position=self._positions.start,
             found=len(self._positions),
-            samples=len(self._samples),
+            samples=len(writer.samples),
             bytes=writer.size,
             index_bytes=index_path(self._path).stat().st_size,
             sha256=sha256,
         )
-        record = ShardRecord(entry=entry, samples=columns_of(self._samples), refused=self._refused)
-        self._samples, self._refused, self._writer = [], [], None  # fillings outlive their shards
+        record = ShardRecord(entry=entry, samples=dict(self._samples), refused=self._refused)
+        # Fillings outlive their shards.
+        self._samples, self._refused, self._writer = defaultdict(list), [], None
         return record
 
     def abandon(self) -> None:
@@ -76,21 +78,17 @@ class Filling:
             self._writer = ShardWriter(self._path)
         return self._writer
 
-    def _write(self, positions: range, block: Sequence[Stored]) -> None:
-        packed = [
-            (position, row, data)
-            for position, (row, data) in zip(positions, block, strict=True)
-            if data is not None
-        ]
-        members = self._opened().extend(
-            (position, row["format"], data, row["label"]) for position, row, data in packed
-        )
-        for (_, row, _), member in zip(packed, members, strict=True):
-            place = {"shard": self.shard, "member": member.name, "offset": member.offset}
-            self._samples.append(row | place)
-        self._refused += [row for row, data in block if data is None]
-
-
-def columns_of(rows: Sequence[Row]) -> dict[str, list[object]]:
-    """Rows of equal keys as lists by column: half the JSON, and a table at once."""
-    return {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    def _write(self, made: Made) -> None:
+        (positions, columns, refused), parts = made
+        self._refused += refused
+        if not positions:
+            return
+        facts = (columns[name] for name in ("format", "bytes", "label"))
+        members = self._opened().extend(parts, zip(positions, *facts, strict=True))
+        place: dict[str, list[Any]] = {
+            "shard": [self.shard] * len(members),
+            "member": [member.name for member in members],
+            "offset": [member.offset for member in members],
+        }
+        for name, values in (columns | place).items():
+            self._samples[name] += values

@@ -19,24 +19,32 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import NoReturn, Protocol, cast
+from typing import NamedTuple, NoReturn, Protocol, cast
 
 from shards.errors import MachineError
-from shards.plan import BLOCK_BYTES, Plan
-from shards.storing import Stored, store_samples
+from shards.plan import BLOCK_BYTES, BLOCK_SAMPLES, Plan
+from shards.storing import Block, store_block
+from shards.tar import MOST_ADDED
 
+_ROOM = BLOCK_BYTES + BLOCK_SAMPLES * MOST_ADDED
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
+
+
+class Made(NamedTuple):
+    """A block and its part of the shard."""
+
+    block: Block
+    parts: Sequence[bytes]
 
 
 class Maker(Protocol):
     """Makes one block at a time."""
 
-    def make(self, positions: range) -> list[Stored]:
-        """The stored form of some found files; errors are those of `shards.storing`."""
+    def make(self, positions: range) -> Made:
+        """Some found files as a shard holds them; errors are those of `shards.storing`."""
         ...
 
 
@@ -76,14 +84,10 @@ class _Here:
     def __init__(self, plan: Plan, stopped: Callable[[], bool]) -> None:
         self._plan, self._stopped = plan, stopped
 
-    def make(self, positions: range) -> list[Stored]:
+    def make(self, positions: range) -> Made:
         """See ``Maker.make``."""
-        block: list[Stored] = []
-        for stored in store_samples(self._plan, positions):
-            if self._stopped():
-                raise CancelledError
-            block.append(stored)
-        return block
+        parts: list[bytes] = []
+        return Made(store_block(self._plan, positions, parts.append, self._stopped), parts)
 
 
 class _Forked:
@@ -94,7 +98,7 @@ class _Forked:
 
     def __init__(self, plan: Plan, elder: Sequence["_Forked"]) -> None:
         self._plan = plan
-        self._memory = mmap.mmap(-1, BLOCK_BYTES)
+        self._memory = mmap.mmap(-1, _ROOM)
         self.pipe, theirs = Pipe()
         self._turn, self._exit_code = threading.Lock(), cast("int | None", None)
         gc.freeze()  # else the child's first collection copies the pages of every object
@@ -109,7 +113,7 @@ class _Forked:
         gc.unfreeze()
         theirs.close()
 
-    def make(self, positions: range) -> list[Stored]:
+    def make(self, positions: range) -> Made:
         """See ``Maker.make``.
 
         Raises:
@@ -122,7 +126,8 @@ class _Forked:
             raise self._loss(positions) from error
         if isinstance(answer, BaseException):
             raise answer
-        return [Stored(row, self._content(where)) for row, where in answer]
+        block, n_bytes, rest = answer
+        return Made(block, [self._memory[:n_bytes], *rest])
 
     def close(self) -> None:
         """End the process; a second time does nothing."""
@@ -139,9 +144,6 @@ class _Forked:
                 _, status = os.waitpid(self._process, 0)
                 self._exit_code = os.waitstatus_to_exitcode(status)
             return self._exit_code
-
-    def _content(self, where: slice | bytes | None) -> bytes | None:
-        return self._memory[where] if isinstance(where, slice) else where
 
     def _loss(self, positions: range) -> MachineError:
         code = self._ended()
@@ -174,17 +176,19 @@ def _work(
 
 def _answer(
     plan: Plan, memory: mmap.mmap, positions: range
-) -> list[tuple[object, slice | bytes | None]] | Exception:
-    answer: list[tuple[object, slice | bytes | None]] = []
-    at = 0
+) -> tuple[Block, int, list[bytes]] | Exception:
+    """A block, how many bytes of it are in ``memory``, and those that have no room there."""
+    filled, rest = 0, list[bytes]()
+
+    def put(part: bytes) -> None:
+        nonlocal filled
+        if rest or filled + len(part) > len(memory):
+            rest.append(part)
+        else:
+            memory[filled : filled + len(part)] = part
+            filled += len(part)
+
     try:
-        for row, data in store_samples(plan, positions):
-            where: slice | bytes | None = data
-            if data is not None and at + len(data) <= len(memory):
-                where = slice(at, at + len(data))
-                memory[where] = data
-                at += len(data)
-            answer.append((row, where))
+        return store_block(plan, positions, put), filled, rest
     except Exception as error:  # noqa: BLE001 - raised by the parent
         return error
-    return answer

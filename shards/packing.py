@@ -18,7 +18,7 @@ from typing import Protocol
 from shards.atomic import write_atomically
 from shards.errors import MachineError, UsageError
 from shards.filling import Filling
-from shards.makers import Maker, can_fork, makers_of
+from shards.makers import Made, Maker, can_fork, makers_of
 from shards.manifest import MANIFEST_NAME, Manifest
 from shards.memory import forget_code
 from shards.plan import Plan
@@ -32,7 +32,6 @@ from shards.records import (
     write_tables,
 )
 from shards.sources.base import Source
-from shards.storing import Stored
 
 SOURCE_STATE_NAME = "source-state.sha256"
 # Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
@@ -228,8 +227,8 @@ class _Packing:
     def _make(self, maker: Maker, filling: Filling, number: int) -> None:
         """Make one block; commit the shard if it was the last that was missing."""
         try:
-            block = self._made(maker, filling.blocks[number])
-            written, complete = filling.put(number, block)
+            made = self._made(maker, filling.blocks[number])
+            written, complete = filling.put(number, made)
             for _ in range(written):
                 self._room.release()
             if complete:
@@ -245,24 +244,22 @@ class _Packing:
             self._stop.set()
         self._room.release()
 
-    def _made(self, maker: Maker, positions: range) -> list[Stored]:
+    def _made(self, maker: Maker, positions: range) -> Made:
         try:
             if self._stop.is_set():
                 raise CancelledError
-            block = maker.make(positions)
-            self._tell(
-                positions, block
-            )  # before the next block is begun, which may be told to stop
+            made = maker.make(positions)
+            # Before the next block is begun, which may be told to stop.
+            self._tell(positions, refused=len(made.block.refused))
         finally:
             self._idle.put(maker)
-        return block
+        return made
 
-    def _tell(self, positions: range, block: Sequence[Stored]) -> None:
+    def _tell(self, positions: range, *, refused: int) -> None:
         source = self._plan.source
         n_bytes = int(source.row_sizes[source.rows[positions.start : positions.stop]].sum())
-        refused = sum(data is None for _, data in block)
         with self._turn:
-            self._observer.block(len(block), n_bytes, refused=refused)
+            self._observer.block(len(positions), n_bytes, refused=refused)
 
     def _commit(self, filling: Filling) -> None:
         record = filling.finish()

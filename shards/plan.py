@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from shards.sources.base import Source
 
-_BLOCK_SAMPLES = 128
+BLOCK_SAMPLES = 128
+"""Most samples of a block."""
 BLOCK_BYTES = 1 << 22
 """Most bytes of a block of several samples."""
 
@@ -71,7 +72,7 @@ class Plan:
         first, n_bytes = positions.start, 0
         for position, size in zip(positions, sizes.tolist(), strict=True):
             if position > first and (
-                position - first == _BLOCK_SAMPLES or n_bytes + size > BLOCK_BYTES
+                position - first == BLOCK_SAMPLES or n_bytes + size > BLOCK_BYTES
             ):
                 blocks.append(range(first, position))
                 first, n_bytes = position, 0

@@ -48,7 +48,8 @@ class ShardRecord:
 
     def commit(self, scratch: Path, shard: int) -> None:
         """Write the record; compact, because indented JSON takes ten times as long."""
-        write_atomically(record_path(scratch, shard), json.dumps(asdict(self)).encode())
+        document = {"entry": asdict(self.entry), "samples": self.samples, "refused": self.refused}
+        write_atomically(record_path(scratch, shard), json.dumps(document).encode())
 
     @staticmethod
     def read(scratch: Path, shard: int) -> "ShardRecord":

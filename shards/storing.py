@@ -1,7 +1,8 @@
-"""One found file becomes one stored sample, or a refusal."""
+"""Found files become stored samples, or refusals."""
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import Any, NamedTuple
 
 import xxhash
 
@@ -11,32 +12,68 @@ from shards.probe import Probe, Reason, Refusal, glance, misnamed, probe, refuse
 from shards.records import Row
 from shards.reencode import reencode
 from shards.sources.base import Sample, Source
+from shards.tar import sample_parts
 
 
-class Stored(NamedTuple):
-    """One sample as its shard will hold it, or what is known of a refused file."""
+class Block(NamedTuple):
+    """Consecutive found files, n of which are stored."""
 
+    positions: list[int]
+    """Of the n stored ones."""
+    samples: dict[str, list[Any]]
+    """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``, of n values;
+    content hashes are hexadecimal."""
+    refused: list[Row]
+    """Rows of ``QUARANTINE_SCHEMA``; content hashes are hexadecimal."""
+
+
+class _Stored(NamedTuple):
     row: Row
-    """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``; or of
-    ``QUARANTINE_SCHEMA``. Content hashes are hexadecimal."""
+    """Of ``Block.samples`` or ``Block.refused``."""
     data: bytes | None
     """None: refused."""
 
 
-def store_samples(plan: Plan, positions: range) -> Iterator[Stored]:
+def store_block(
+    plan: Plan,
+    positions: range,
+    put: Callable[[bytes], object],
+    stopped: Callable[[], bool] = lambda: False,
+) -> Block:
     """Make the stored form of consecutive found files, one by one.
 
     The bytes are read once: hashed, checked, kept or re-encoded from the same buffer.
 
+    Args:
+        plan: What is packed.
+        positions: Of the files.
+        put: Takes the samples' `sample_parts`, in order.
+        stopped: Asked before every sample whether to give up.
+
     Raises:
         UsageError: A file cannot be read, or changed after it was found.
         DataError: It cannot be packed, and the plan tolerates none such.
+        CancelledError: ``stopped`` says so.
     """
+    stored: list[int] = []
+    rows: list[Row] = []
+    refused: list[Row] = []
     for position, sample in zip(positions, plan.source.samples(positions), strict=True):
-        yield _store(plan, position, sample)
+        if stopped():
+            raise CancelledError
+        row, data = _store(plan, position, sample)
+        if data is None:
+            refused.append(row)
+            continue
+        for part in sample_parts(position, row["format"], data, row["label"]):
+            put(part)
+        stored.append(position)
+        rows.append(row)
+    columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+    return Block(stored, columns, refused)
 
 
-def _store(plan: Plan, position: int, sample: Sample) -> Stored:
+def _store(plan: Plan, position: int, sample: Sample) -> _Stored:
     source, source_hash = plan.source, None
     try:
         _refuse_unreadable(source, sample)
@@ -49,7 +86,7 @@ def _store(plan: Plan, position: int, sample: Sample) -> Stored:
                 f"{sample.name} of {source.place} cannot be packed ({refusal}); mend or remove it, "
                 "or list such files with --on-bad quarantine"
             ) from refusal
-        return Stored(_refused_row(source, sample, position, source_hash, refusal), None)
+        return _Stored(_refused_row(source, sample, position, source_hash, refusal), None)
     label = int(plan.labels[position])
     row = {
         "bytes": len(data),
@@ -65,7 +102,7 @@ def _store(plan: Plan, position: int, sample: Sample) -> Stored:
         "source_hash": source_hash,
         "flags": int(image.flags),
     }
-    return Stored(row, data)
+    return _Stored(row, data)
 
 
 def _refused_row(

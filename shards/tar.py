@@ -10,21 +10,22 @@ here walk headers and never extract, so a member name cannot reach the file syst
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import NamedTuple
 
 from shards.append import AppendFile
 from shards.atomic import sync_and_rename, temporary_name
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
+MOST_ADDED = 4 * BLOCK_BYTES
+"""Bytes of a sample in a tar beside those of its image, at most."""
 MEMBER_NAME = re.compile(r"\d{9}\.(?:jpg|png|webp|cls)")
 _SIZE, _CHECKSUM = slice(124, 135), slice(148, 156)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(NamedTuple):
     """One file in a tar: where its bytes lie."""
 
     name: str
@@ -84,6 +85,30 @@ def padded(size: int) -> int:
     return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
+def sample_parts(number: int, extension: str, image: bytes, label: int) -> tuple[bytes, ...]:
+    """The bytes of a sample in a tar, wherever it lies: header, image, and all that follows."""
+    image_name, label_name = _names(number, extension)
+    digits = b"%d" % label
+    filling = bytes(padded(len(image)) - len(image))
+    label_header = member_header(label_name, len(digits))
+    after = filling + label_header + digits.ljust(BLOCK_BYTES, b"\0")
+    return member_header(image_name, len(image)), image, after
+
+
+def _members(
+    number: int, extension: str, size: int, label: int, begin: int
+) -> tuple[Member, Member]:
+    """Image and label of a sample that begins at byte ``begin``."""
+    image_name, label_name = _names(number, extension)
+    image = Member(image_name, begin + BLOCK_BYTES, size)
+    after = image.offset + padded(size)
+    return image, Member(label_name, after + BLOCK_BYTES, len(str(label)))
+
+
+def _names(number: int, extension: str) -> tuple[str, str]:
+    return f"{number:09d}.{extension}", f"{number:09d}.cls"
+
+
 def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
     """DALI's index of a shard whose samples are (image, label) pairs."""
     lines = [f"v1.2 {len(samples)}"]
@@ -104,26 +129,25 @@ class ShardWriter:
 
     def add(self, number: int, extension: str, image: bytes, label: int) -> Member:
         """Append one sample and return the image member."""
-        return self.extend([(number, extension, image, label)])[0]
+        parts = sample_parts(number, extension, image, label)
+        return self.extend(parts, [(number, extension, len(image), label)])[0]
 
-    def extend(self, samples: Iterable[tuple[int, str, bytes, int]]) -> list[Member]:
-        """Append (number, extension, image, label) and return the image members."""
+    def extend(
+        self, parts: Iterable[bytes], samples: Iterable[tuple[int, str, int, int]]
+    ) -> list[Member]:
+        """Append samples, (number, extension, size, label), whose `sample_parts` are ``parts``.
+
+        Returns:
+            The image members.
+        """
+        for part in parts:
+            self._file.append(part)
         before = len(self.samples)
-        for number, extension, image, label in samples:
-            stem, digits = f"{number:09d}", b"%d" % label
-            image_member = Member(f"{stem}.{extension}", self.size + BLOCK_BYTES, len(image))
-            after = image_member.offset + padded(len(image))
-            label_member = Member(f"{stem}.cls", after + BLOCK_BYTES, len(digits))
-            self._file.append(member_header(image_member.name, len(image)))
-            self._file.append(image)
-            self._file.append(
-                bytes(after - image_member.offset - len(image))
-                + member_header(label_member.name, len(digits))
-                + digits.ljust(BLOCK_BYTES, b"\0")
-            )
-            self.size = label_member.offset + BLOCK_BYTES
-            self.samples.append((image_member, label_member))
-        return [image_member for image_member, _ in self.samples[before:]]
+        for number, extension, size, label in samples:
+            image, of_label = _members(number, extension, size, label, self.size)
+            self.size = of_label.offset + BLOCK_BYTES
+            self.samples.append((image, of_label))
+        return [image for image, _ in self.samples[before:]]
 
     def finish(self) -> str:
         """Write tar and index to the disk and name them; return the tar's sha256.

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,10 @@ import pytest
 from kernels.resample import warm_up
 from shards import makers
 from shards.errors import DataError, MachineError, UsageError
-from shards.makers import can_fork, makers_of
+from shards.makers import Made, can_fork, makers_of
 from shards.plan import Plan, Resize
 from shards.sources.folder import find_folder
+from shards.storing import Block
 
 
 def plan_of(src: Path, **changes: Any) -> Plan:
@@ -44,7 +46,7 @@ def src(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
 def test_processes_make_what_this_one_makes(
     src: Path, resize: Resize | None, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(makers, "BLOCK_BYTES", block_bytes)  # little has room in shared memory
+    monkeypatch.setattr(makers, "_ROOM", block_bytes)  # little has room in shared memory
     if resize:
         warm_up()
     plan = plan_of(src, resize=resize)
@@ -53,10 +55,11 @@ def test_processes_make_what_this_one_makes(
         makers_of(plan, 1, never, processes=False) as (here,),
         makers_of(plan, 2, never, processes=True) as (first, second),
     ):
-        expected = [here.make(block) for block in blocks]
-        assert [first.make(block) for block in blocks] == expected
-        assert [second.make(block) for block in blocks] == expected
-    assert sum(stored.data is None for block in expected for stored in block) == 1
+        expected = [joined(here.make(block)) for block in blocks]
+        assert [joined(first.make(block)) for block in blocks] == expected
+        assert [joined(second.make(block)) for block in blocks] == expected
+    assert [len(block.refused) for block, _ in expected] == [1, 0, 0]
+    assert [len(block.positions) for block, _ in expected] == [4, 1, len(plan.source) - 6]
 
 
 def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
@@ -67,7 +70,11 @@ def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
         os.utime(sorted(src.glob("*/*"))[1], (1, 1))
         with pytest.raises(UsageError, match="changed while it was being packed"):
             maker.make(range(1, 3))
-        assert len(maker.make(range(2, 4))) == 2
+        assert maker.make(range(2, 4)).block.positions == [2, 3]
+
+
+def joined(made: Made) -> tuple[Block, bytes]:
+    return made.block, b"".join(made.parts)
 
 
 def children() -> set[int]:
@@ -144,6 +151,6 @@ def test_a_process_with_another_thread_does_not_fork(monkeypatch: pytest.MonkeyP
 def test_a_stop_ends_a_block_under_way_here(src: Path):
     with (
         makers_of(plan_of(src), 1, lambda: True, processes=False) as (maker,),
-        pytest.raises(makers.CancelledError),
+        pytest.raises(CancelledError),
     ):
         maker.make(range(3))
