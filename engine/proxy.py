@@ -66,6 +66,8 @@ class Proxy:
     """This process's share of all images as they are, in order."""
     undecodable: dict[int, str] = field(default_factory=dict[int, str])
     """Samples that the examples left out so far, by id, and why."""
+    streamed: bool = False
+    """Images are decoded again in every epoch."""
 
 
 def stored_side(size: int) -> int:
@@ -183,7 +185,8 @@ def convolutional_proxy(
             images = part.images[..., edge : edge + size, edge : edge + size]
             yield on_device(part, images.to(device, non_blocking=True))
 
-    return Proxy(network, examples, originals, source.undecodable)
+    streamed = isinstance(source, Source)
+    return Proxy(network, examples, originals, source.undecodable, streamed)
 
 
 def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> Tensor:

@@ -102,6 +102,8 @@ class Setup:
         # What the leading rank leaves in scratch, the others find there.
         for makes in (self.ranks.leads, not self.ranks.leads):
             self.ranks.step(make if makes else int)
+        if made[0].streamed:
+            meter.notes["streamed"] = True
         one = ScorePass(
             proxy=made[0],
             trainer=self._trainer(made[0], meter),

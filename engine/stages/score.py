@@ -37,6 +37,10 @@ if TYPE_CHECKING:
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
 SMALLEST_SIZE = {"resnet18": 17, "linear": 8}
 _GO, _THERE = 0, 1
+_STREAMED = (
+    "images did not fit into memory and were decoded every epoch; faster: `coreset decode` once, "
+    "then --pixels, or on a CPU at least OMP_WAIT_POLICY=PASSIVE in the environment"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -297,6 +301,7 @@ class Score:
             (
                 *(told if self.proxy == "resnet18" and self.pixels is None else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
+                *([_STREAMED] if work.meter.notes.get("streamed") else []),
                 f"scores of {n:,} images by {self.stamp} {how}: {self.scores}",
                 *([lost] if n_lost else []),
                 f"next: coreset select {self.scores} SET --ipc 10",

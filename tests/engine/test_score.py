@@ -126,8 +126,11 @@ def test_images_that_do_not_fit_into_memory_give_the_same_bytes(
 ):
     monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
     streamed = scored.with_name("STREAMED")
-    done("score", packed, streamed, *SMALL)
+    told = done("score", packed, streamed, *SMALL)
     assert stored_bytes(streamed) == stored_bytes(scored)
+    assert any(
+        "were decoded every epoch; faster: `coreset decode` once" in line for line in told
+    )
 
 
 def test_provenance_and_ledger_account_for_the_scores(packed, scored):
