@@ -19,13 +19,14 @@ def pixel_memory(n_bytes: int) -> NDArray[np.uint8]:
     aligned memory).
     """
     if n_bytes > _KEPT_BYTES:
-        return _odd(n_bytes)
+        return odd_memory(n_bytes)
     there: NDArray[np.uint8] | None = getattr(_kept, "memory", None)
     if there is None or there.size < n_bytes:
-        there = _kept.memory = _odd(n_bytes)
+        there = _kept.memory = odd_memory(n_bytes)
     return there
 
 
-def _odd(n_bytes: int) -> NDArray[np.uint8]:
+def odd_memory(n_bytes: int) -> NDArray[np.uint8]:
+    """New memory at an odd address; see `pixel_memory`."""
     memory = np.empty(n_bytes + 1, np.uint8)
     return memory[1 - memory.ctypes.data % 2 :][:n_bytes]

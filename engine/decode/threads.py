@@ -26,6 +26,7 @@ from engine.decode.geometry import Geometry
 from engine.decode.pillow import decode_with_pillow
 from engine.decode.turbo import decode_exactly, decode_fast
 from kernels.planes import PLANE_ALIGNMENT, factors_of, normalised_planes
+from shards.scratch import odd_memory
 
 _PIXELS_BEGIN = 16
 """Beyond a multiple of 64 bytes: see `shards.scratch`. 5 % of loading images that need no resize
@@ -102,7 +103,9 @@ class ThreadedDecoder:
         reasons: dict[int, str],
     ) -> None:
         size = self._geometry.size
-        pixels = None if self._factors is None else np.empty((size, size, 3), np.uint8)
+        pixels = None
+        if self._factors is not None:
+            pixels = odd_memory(3 * size * size).reshape(size, size, 3)
         for position in positions:
             into = images[position] if pixels is None else pixels
             try:

@@ -128,9 +128,7 @@ def test_images_that_do_not_fit_into_memory_give_the_same_bytes(
     streamed = scored.with_name("STREAMED")
     told = done("score", packed, streamed, *SMALL)
     assert stored_bytes(streamed) == stored_bytes(scored)
-    assert any(
-        "were decoded every epoch; faster: `coreset decode` once" in line for line in told
-    )
+    assert any("were decoded every epoch; faster: `coreset decode` once" in line for line in told)
 
 
 def test_provenance_and_ledger_account_for_the_scores(packed, scored):
