@@ -58,6 +58,8 @@ class PackBench:
     """Samples of the data sets that are opened."""
     samples_per_shard: int = 2000
     """In the output of every contender; a shard is one thread's, so few of them balance badly."""
+    input: tuple[str, ...] = ()
+    """Only these of a part's inputs (imagenet, imagenette, tiny); records of the others stay."""
     cores: int = 2
     """Cores, and threads or processes of every contender."""
     copies: bool = False
@@ -95,6 +97,8 @@ class PackBench:
             yield from pack_parts.opening(setting, shards=self.shards, samples=self.samples)
             return
         for tree in self._trees(part, setting.work):
+            if self.input and tree.name not in self.input:
+                continue
             print(f"{part}, {tree.name}: {tree.note}", flush=True)
             yield from pack_parts.ROWS[part](tree, setting)
 
@@ -116,7 +120,11 @@ class PackBench:
         if self.dry:
             return
         there = read("pack") if (RESULTS / "pack.jsonl").is_file() else []
-        others = [one for one in there if one["bench"] != f"pack.{part}"]
+        others = [
+            one
+            for one in there
+            if one["bench"] != f"pack.{part}" or (self.input and one["input"] not in self.input)
+        ]
         print(f"written: {write('pack', [*others, *rows])}", flush=True)
 
 

@@ -51,9 +51,41 @@ def decode_part(data: bytes, part: Box, into: NDArray[np.uint8]) -> bool:
     Returns:
         Whether it could be decoded; if not, ``into`` is undefined and a complete decoder says why.
     """
-    codec, (left, top, right, bottom) = _codec(), part
-    if codec is None:
-        return False
+    codec = _codec()
+    return codec is not None and _decode(codec, data, part, into)
+
+
+def warm_up() -> None:
+    """Load the decoder, so that the first image does not wait for it."""
+    _codec()
+
+
+@cache
+def _codec() -> Any:  # noqa: ANN401 - a module without types, or None
+    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # damaged images are told by us
+    try:
+        from nvidia import nvimgcodec
+
+        works = _is_exact(nvimgcodec)
+    except (ImportError, AttributeError, TypeError, RuntimeError, OSError):
+        return None  # not here, or a version that lacks what is used
+    return nvimgcodec if works else None
+
+
+def _is_exact(codec: Any) -> bool:  # noqa: ANN401 - see _codec
+    """Whether this version decodes parts as simplejpeg decodes the whole."""
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    data = simplejpeg.encode_jpeg(noise, colorsubsampling="420")
+    left, top, right, bottom = part = (19, 37, 61, 80)
+    into = np.zeros((bottom - top, right - left, 3), np.uint8)
+    whole = simplejpeg.decode_jpeg(data)
+    return _decode(codec, data, part, into) and bool(
+        np.array_equal(into, whole[top:bottom, left:right])
+    )
+
+
+def _decode(codec: Any, data: bytes, part: Box, into: NDArray[np.uint8]) -> bool:  # noqa: ANN401
+    left, top, right, bottom = part
     stream = codec.CodeStream(data).get_sub_code_stream(0, codec.Region(top, left, bottom, right))
     image = _decoder(codec).decode(stream, image=codec.as_image(into), params=_parameters(codec))
     if image is None:
@@ -62,22 +94,6 @@ def decode_part(data: bytes, part: Box, into: NDArray[np.uint8]) -> bool:
     if pixels.ctypes.data != into.ctypes.data:  # it may prefer memory of its own
         into[...] = pixels
     return True
-
-
-def warm_up() -> None:
-    """Load the decoder, so that the first image does not wait for it."""
-    image = np.zeros((LEAST_SIDE, LEAST_SIDE, 3), np.uint8)
-    decode_part(simplejpeg.encode_jpeg(image), (0, 0, LEAST_SIDE, LEAST_SIDE), image)
-
-
-@cache
-def _codec() -> Any:  # noqa: ANN401 - a module without types, or None
-    os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # damaged images are told by us
-    try:
-        from nvidia import nvimgcodec
-    except ImportError:
-        return None
-    return nvimgcodec
 
 
 def _decoder(codec: Any) -> Any:  # noqa: ANN401 - see _codec

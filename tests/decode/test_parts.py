@@ -1,6 +1,7 @@
 """A part of a JPEG, decoded alone, beside the same part of the whole image."""
 
 import io
+from threading import local
 
 import numpy as np
 import pytest
@@ -126,4 +127,32 @@ def test_a_part_is_decoded_alone_where_that_saves_much(monkeypatch):
     assert not pays((341, 256), (50, 50, 80, 80))
     assert not pays((500, 375), (0, 0, 15, 375))
     monkeypatch.setattr(parts, "_codec", lambda: None)
+    assert not pays((500, 375), (100, 50, 350, 300))
+
+
+@pytest.fixture
+def _asked_anew():
+    parts._codec.cache_clear()
+    yield
+    parts._codec.cache_clear()
+
+
+@pytest.mark.usefixtures("_asked_anew")
+@pytest.mark.parametrize("lacks", ["Region", "as_image", "Decoder"])
+def test_a_version_without_what_is_used_is_not_used(monkeypatch, lacks):
+    from nvidia import nvimgcodec
+
+    monkeypatch.delattr(nvimgcodec, lacks)
+    monkeypatch.setattr(parts, "_of_thread", local())
+    assert not pays((500, 375), (100, 50, 350, 300))
+    assert not decode_part(b"", (0, 0, 16, 16), np.zeros((16, 16, 3), np.uint8))
+
+
+@pytest.mark.usefixtures("_asked_anew")
+def test_a_version_with_other_pixels_is_not_used(monkeypatch):
+    def one_off(codec, data, part, into):
+        return decode(codec, data, part, into) and into.put(0, into.flat[0] ^ 1) is None
+
+    decode = parts._decode
+    monkeypatch.setattr(parts, "_decode", one_off)
     assert not pays((500, 375), (100, 50, 350, 300))
