@@ -10,7 +10,7 @@ noticed.
 import os
 from functools import cache
 from threading import local
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import simplejpeg
@@ -18,6 +18,10 @@ from numpy.typing import NDArray
 
 from engine.decode.geometry import Box
 
+_Codec: TypeAlias = Any
+"""The module nvimgcodec, which has no types."""
+_Object: TypeAlias = Any
+"""One of its objects."""
 _LEAST_PIXELS = 120_000
 """Of an image; packings at 256 px lost up to 7 % (by hand)."""
 _MOST_TAKEN = 0.5
@@ -61,7 +65,7 @@ def warm_up() -> None:
 
 
 @cache
-def _codec() -> Any:  # noqa: ANN401 - a module without types, or None
+def _codec() -> _Codec | None:
     os.environ.setdefault("PYNVIMGCODEC_VERBOSITY", "0")  # damaged images are told by us
     try:
         from nvidia import nvimgcodec
@@ -72,7 +76,7 @@ def _codec() -> Any:  # noqa: ANN401 - a module without types, or None
     return nvimgcodec if works else None
 
 
-def _is_exact(codec: Any) -> bool:  # noqa: ANN401 - see _codec
+def _is_exact(codec: _Codec) -> bool:
     """Whether this version decodes parts as simplejpeg decodes the whole."""
     noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     data = simplejpeg.encode_jpeg(noise, colorsubsampling="420")
@@ -84,7 +88,7 @@ def _is_exact(codec: Any) -> bool:  # noqa: ANN401 - see _codec
     )
 
 
-def _decode(codec: Any, data: bytes, part: Box, into: NDArray[np.uint8]) -> bool:  # noqa: ANN401
+def _decode(codec: _Codec, data: bytes, part: Box, into: NDArray[np.uint8]) -> bool:
     left, top, right, bottom = part
     stream = codec.CodeStream(data).get_sub_code_stream(0, codec.Region(top, left, bottom, right))
     image = _decoder(codec).decode(stream, image=codec.as_image(into), params=_parameters(codec))
@@ -96,7 +100,7 @@ def _decode(codec: Any, data: bytes, part: Box, into: NDArray[np.uint8]) -> bool
     return True
 
 
-def _decoder(codec: Any) -> Any:  # noqa: ANN401 - see _codec
+def _decoder(codec: _Codec) -> _Object:
     """The decoder of this thread: made in 0.1 ms, works in the thread that asks, on the CPU."""
     there = getattr(_of_thread, "decoder", None)
     if there is None:
@@ -107,5 +111,5 @@ def _decoder(codec: Any) -> Any:  # noqa: ANN401 - see _codec
 
 
 @cache
-def _parameters(codec: Any) -> Any:  # noqa: ANN401 - see _codec
+def _parameters(codec: _Codec) -> _Object:
     return codec.DecodeParams(apply_exif_orientation=False)
