@@ -31,7 +31,7 @@ def inner(function: Function) -> Function:
     return cast("Function", njit(**cast("Untyped", options))(function))
 
 
-def _instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
+def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
     """Compile by a generator of LLVM code."""
     return intrinsic(function)
 
@@ -49,7 +49,7 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, kind, _VECTOR)
 
 
-@_instruction
+@instruction
 def lanes_of(_typing: Untyped, _number: Untyped) -> Untyped:
     """A vector of 32 times the same uint16."""
 
@@ -61,7 +61,7 @@ def lanes_of(_typing: Untyped, _number: Untyped) -> Untyped:
     return _LANES_TYPE(types.uint16), generate
 
 
-@_instruction
+@instruction
 def add_product(
     _typing: Untyped, total: Untyped, source: Untyped, _at: Untyped, weights: Untyped
 ) -> Untyped:
@@ -84,7 +84,7 @@ def add_product(
     return _LANES_TYPE(total, source, types.intp, weights), generate
 
 
-@_instruction
+@instruction
 def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Untyped:
     """``target[at : at + 32] = total``, of which a uint8 array gets the whole part, unchecked."""
     n_bits = target.dtype.bitwidth
@@ -100,7 +100,7 @@ def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Un
     return types.void(total, target, types.intp), generate
 
 
-@_instruction
+@instruction
 def transpose_in(
     _typing: Untyped, source: Untyped, _at: Untyped, _stride: Untyped,
     target: Untyped, _to: Untyped,
@@ -125,7 +125,7 @@ def transpose_in(
     return types.void(source, place, place, target, place), generate
 
 
-@_instruction
+@instruction
 def transpose_out(
     _typing: Untyped, source: Untyped, _at: Untyped,
     target: Untyped, _to: Untyped, _stride: Untyped,
@@ -152,7 +152,7 @@ def transpose_out(
     return types.void(source, place, target, place, place), generate
 
 
-@_instruction
+@instruction
 def stream_planes(
     _typing: Untyped, pixels: Untyped, _at: Untyped,
     factors: Untyped, planes: Untyped, _to: Untyped,
@@ -191,7 +191,7 @@ def stream_planes(
     return types.void(pixels, place, factors, planes, place), generate
 
 
-@_instruction
+@instruction
 def fence(_typing: Untyped) -> Untyped:
     """What was streamed is there for other threads."""
 

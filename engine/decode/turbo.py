@@ -2,7 +2,7 @@
 
 Against torchvision on Pillow images (`docs/pixels.md`) decoded pixels are equal; after the resize
 (``kernels.resample``, which computes only the crop) the largest difference is 1. Where a crop needs
-much less than the image, only that is decoded (`engine.decode.parts`). The fast way decodes at 1/2,
+less than the image, only that is decoded (`engine.decode.parts`). The fast way decodes at 1/2,
 1/4 or 1/8 of the size where that still is as large as what is wanted, and with libjpeg-turbo's
 faster transform and upsampling.
 """
@@ -93,15 +93,14 @@ def _decode_part(
     data: bytes, stored_size: tuple[int, int], placement: Placement, into: NDArray[np.uint8]
 ) -> bool:
     """Whether ``into`` was made out of a part of the image."""
-    left, top, right, bottom = part = reach(*placement)
+    part = reach(*placement)
     if not pays(stored_size, part):
         return False
-    n_columns, n_rows = right - left, bottom - top
-    n_bytes = 3 * n_columns * n_rows
-    image = pixel_memory(n_bytes)[:n_bytes].reshape(n_rows, n_columns, 3)
-    if not decode_part(data, part, image):
+    decoded = decode_part(data, part)
+    if decoded is None:
         return False
-    _fit(image, placement.within(left, top), into)
+    image, left = decoded
+    _fit(image, placement.within(left, part[1]), into)
     return True
 
 

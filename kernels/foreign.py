@@ -1,0 +1,92 @@
+"""C functions that kernels call, also those that leave by ``longjmp``, in LLVM code."""
+
+from typing import Any, TypeAlias
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from kernels.simd import instruction
+
+Untyped: TypeAlias = Any
+"""Objects of Numba and llvmlite, which have no types for pyright."""
+_BYTE, _INT, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_POINTER, _VOID = _BYTE.as_pointer(), ir.VoidType()
+
+
+@instruction
+def call(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
+    """Call the function at an address with a tuple of addresses and whole numbers.
+
+    Returns:
+        What it returns, as int64; of a C ``int`` the lower half.
+    """
+
+    def generate(
+        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
+    ) -> Untyped:
+        passed = [
+            builder.sext(one, _WORD) if one.type.width < _WORD.width else one
+            for one in cgutils.unpack_tuple(builder, args[1])
+        ]
+        kind = ir.FunctionType(_WORD, [_WORD] * len(passed))
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), passed)
+
+    return types.int64(types.int64, arguments), generate
+
+
+@instruction
+def returned(_typing: Untyped, _buffer: Untyped) -> Untyped:
+    """C's ``setjmp``: false now, and true when a jump to the buffer at this address comes back.
+
+    What the calling kernel changed between must not be used then.
+    """
+
+    def generate(
+        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
+    ) -> Untyped:
+        kind = ir.FunctionType(_INT, [_POINTER])
+        setjmp = cgutils.get_or_insert_function(builder.module, kind, "_setjmp")
+        setjmp.attributes.add("returns_twice")
+        came_back = builder.call(setjmp, [builder.inttoptr(args[0], _POINTER)])
+        return builder.icmp_signed("!=", came_back, _INT(0))
+
+    return types.boolean(types.int64), generate
+
+
+@instruction
+def jump(_typing: Untyped) -> Untyped:
+    """Address of ``void f(void **p)``, C's ``longjmp`` to the buffer at ``p[3]``."""
+
+    def fill(builder: Untyped, function: Untyped) -> None:
+        kind = ir.FunctionType(_VOID, [_POINTER, _INT])
+        longjmp = cgutils.get_or_insert_function(builder.module, kind, "longjmp")
+        pointers = builder.bitcast(function.args[0], _POINTER.as_pointer())
+        builder.call(longjmp, [builder.load(builder.gep(pointers, [_INT(3)])), _INT(1)])
+        builder.unreachable()
+
+    return types.int64(), _function("coreset_jump", fill)
+
+
+@instruction
+def ignore(_typing: Untyped) -> Untyped:
+    """Address of ``void f(void *p)``, which does nothing."""
+
+    def fill(builder: Untyped, _function: Untyped) -> None:
+        builder.ret_void()
+
+    return types.int64(), _function("coreset_ignore", fill)
+
+
+def _function(name: str, fill: Untyped) -> Untyped:
+    """What generates the address of a function of one pointer."""
+
+    def generate(
+        _context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
+    ) -> Untyped:
+        function = ir.Function(builder.module, ir.FunctionType(_VOID, [_POINTER]), name)
+        function.linkage = "internal"
+        fill(ir.IRBuilder(function.append_basic_block()), function)
+        return builder.ptrtoint(function, _WORD)
+
+    return generate

@@ -1,0 +1,162 @@
+"""libjpeg-turbo, row by row: part of a JPEG without the rest.
+
+libjpeg-turbo can leave out what lies beside a region (``jpeg_crop_scanline``), pass over the rows
+above it (``jpeg_skip_scanlines``) and stop below it; simplejpeg does not offer that. Its library is
+not open to others, Pillow's copy is: `Functions` are addresses in that. Names, numbers and
+offsets below are those of ``jpeglib.h``, which a library that differs refuses to work with
+(``jpeg_CreateDecompress`` compares version and size).
+"""
+
+import ctypes
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kernels.compiling import kernel
+from kernels.foreign import call, ignore, jump, returned
+from kernels.simd import inner
+
+Part: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom excluded."""
+Memory: TypeAlias = NDArray[np.int64]
+"""What C keeps here: ``struct jpeg_decompress_struct`` and, further on, what is named below."""
+VERSIONS = {62: 632, 80: 656}
+"""``JPEG_LIB_VERSION`` to the size of ``struct jpeg_decompress_struct`` in bytes."""
+_ERROR, _BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
+"""Bytes before ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and arguments."""
+_MEMORY_BYTES = 4096
+_CLIENT_DATA, _OUT_COLOR_SPACE, _OUTPUT_WIDTH = 24, 64, 136
+_JCS_RGB = 2
+_ERROR_EXIT, _OUTPUT_MESSAGE, _NUM_WARNINGS = 0, 16, 128
+_ROWS_AT_ONCE = 4
+_MARGIN = 2
+"""Columns: smoothing of the colours at the border of what is decoded lacks a neighbour."""
+MOST_ADDED = 2 * _MARGIN + 31
+"""Columns beside a part that are decoded too: libjpeg begins with a block, of up to 32."""
+
+
+class Functions(NamedTuple):
+    """Addresses of libjpeg's functions, by name, and what it says of itself."""
+
+    version: int
+    size: int
+    jpeg_std_error: int
+    jpeg_CreateDecompress: int  # noqa: N815 - its name
+    jpeg_mem_src: int
+    jpeg_read_header: int
+    jpeg_start_decompress: int
+    jpeg_crop_scanline: int
+    jpeg_skip_scanlines: int
+    jpeg_read_scanlines: int
+    jpeg_abort_decompress: int
+    jpeg_destroy_decompress: int
+
+
+class PartDecoder:
+    """Decodes parts of JPEGs, in one thread; its memory is libjpeg's from image to image."""
+
+    def __init__(self, library: ctypes.CDLL, version: int) -> None:
+        """Bind the functions of a library.
+
+        Args:
+            library: Has or links libjpeg.
+            version: One of `VERSIONS`; one that is not the library's decodes nothing.
+
+        Raises:
+            AttributeError: The library lacks a function.
+        """
+        addresses = (
+            ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in Functions._fields[2:]
+        )
+        self._functions = Functions._make((version, VERSIONS[version], *addresses))
+        self._destroy = library["jpeg_destroy_decompress"]
+        self._memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
+        self._address = ctypes.c_void_p(self._memory.ctypes.data)
+
+    def decode(self, data: bytes, part: Part, into: NDArray[np.uint8]) -> tuple[int, int]:
+        """Decode some rows and columns of a grey or colour JPEG as RGB; releases the interpreter.
+
+        Args:
+            data: The file. What is damaged below the part is not noticed.
+            part: Left, top, right, bottom in pixels, inside the image.
+            into: uint8 memory; filled from its beginning with rows top .. bottom - 1, each the RGB
+                pixels of the columns that are returned.
+
+        Returns:
+            The first column and how many there are: those of the part, and up to `MOST_ADDED` more.
+            None are returned (0, 0) if libjpeg refuses the file or warns of damage, or the rows
+            take more than ``into``.
+        """
+        return _decode(self._functions, np.frombuffer(data, np.uint8), part, into, self._memory)
+
+    def __del__(self) -> None:
+        """Give back what libjpeg holds."""
+        if hasattr(self, "_address") and self._memory[0]:
+            self._destroy(self._address)
+
+
+@kernel
+def _decode(
+    jpeg: Functions, data: NDArray[np.uint8], part: Part, into: NDArray[np.uint8], memory: Memory
+) -> tuple[int, int]:
+    """See `PartDecoder.decode`; every error of libjpeg comes back to the first line."""
+    image = memory.ctypes.data
+    if returned(image + _BUFFER):
+        call(jpeg.jpeg_destroy_decompress, (image,))
+        memory[0] = 0
+        return 0, 0
+    if memory[0] == 0:
+        _create(jpeg, memory)
+    call(jpeg.jpeg_mem_src, (image, data.ctypes.data, data.size))
+    call(jpeg.jpeg_read_header, (image, 1))
+    memory.view(np.uint32)[_OUT_COLOR_SPACE // 4] = _JCS_RGB
+    call(jpeg.jpeg_start_decompress, (image,))
+    first, n_columns = _crop(jpeg, part[0], part[2], memory)
+    if 3 * n_columns * (part[3] - part[1]) > into.size:
+        n_columns = 0
+    else:
+        call(jpeg.jpeg_skip_scanlines, (image, part[1]))
+        _read(jpeg, part[3] - part[1], 3 * n_columns, into, memory)
+    if memory[(_ERROR + _NUM_WARNINGS) // 8]:
+        n_columns = 0
+    call(jpeg.jpeg_abort_decompress, (image,))
+    return first, n_columns
+
+
+@inner
+def _create(jpeg: Functions, memory: Memory) -> None:
+    image = memory.ctypes.data
+    memory[0] = call(jpeg.jpeg_std_error, (image + _ERROR,))
+    memory[_CLIENT_DATA // 8] = image + _BUFFER
+    memory[(_ERROR + _ERROR_EXIT) // 8] = jump()
+    memory[(_ERROR + _OUTPUT_MESSAGE) // 8] = ignore()
+    call(jpeg.jpeg_CreateDecompress, (image, jpeg.version, jpeg.size))
+
+
+@inner
+def _crop(jpeg: Functions, left: int, right: int, memory: Memory) -> tuple[int, int]:
+    """Restrict what is decoded to blocks that hold these columns."""
+    image, words = memory.ctypes.data, memory.view(np.uint32)
+    width = int(words[_OUTPUT_WIDTH // 4])
+    first, stop = max(left - _MARGIN, 0), min(right + _MARGIN, width)
+    span = words[_SPAN // 4 :]
+    span[0], span[1] = first, stop - first
+    call(jpeg.jpeg_crop_scanline, (image, image + _SPAN, image + _SPAN + 4))
+    return int(span[0]), int(span[1])
+
+
+@inner
+def _read(
+    jpeg: Functions, n_rows: int, stride: int, into: NDArray[np.uint8], memory: Memory
+) -> None:
+    """Rows of ``stride`` bytes; fewer if libjpeg has no more, of which it warns."""
+    image, rows, done = memory.ctypes.data, memory[_ROWS // 8 :], 0
+    while done < n_rows:
+        n = min(n_rows - done, _ROWS_AT_ONCE)
+        for row in range(n):
+            rows[row] = into.ctypes.data + (done + row) * stride
+        n_read = call(jpeg.jpeg_read_scanlines, (image, image + _ROWS, n)) & 0xFFFFFFFF
+        if n_read == 0:
+            break
+        done += n_read

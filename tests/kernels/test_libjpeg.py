@@ -1,0 +1,56 @@
+"""libjpeg called from a kernel; its pixels are compared in tests/decode/test_parts.py."""
+
+import ctypes
+import gc
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import _imaging
+
+from kernels.libjpeg import MOST_ADDED, VERSIONS, PartDecoder
+
+
+@pytest.fixture(scope="module")
+def grey():
+    """A grey image of 64 x 48 pixels, and its file."""
+    pixels = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (48, 1, 1))
+    return simplejpeg.encode_jpeg(pixels, 100, "GRAY", "Gray")
+
+
+@pytest.fixture(params=VERSIONS)
+def decoder(request, grey):
+    made = PartDecoder(ctypes.CDLL(_imaging.__file__), request.param)
+    if made.decode(grey, (0, 0, 64, 48), np.empty(64 * 48 * 3, np.uint8)) == (0, 0):
+        pytest.skip(f"Pillow's libjpeg is not of version {request.param}")
+    return made
+
+
+def test_rows_lie_one_after_the_other(decoder, grey):
+    into = np.full(64 * 48 * 3, 255, np.uint8)
+    first, n = decoder.decode(grey, (30, 10, 40, 14), into)
+    assert first <= 30
+    assert 40 <= first + n <= 40 + MOST_ADDED
+    rows = into[: 4 * n * 3].reshape(4, n, 3)
+    whole = simplejpeg.decode_jpeg(grey)
+    np.testing.assert_array_equal(rows, whole[10:14, first : first + n])
+    assert (into[rows.size :] == 255).all()
+
+
+def test_nothing_is_written_where_there_is_no_room(decoder, grey):
+    into = np.full(100, 255, np.uint8)
+    assert decoder.decode(grey, (30, 10, 40, 14), into)[1] == 0
+    assert (into == 255).all()
+    assert decoder.decode(grey, (30, 10, 40, 11), np.empty(3 * 64, np.uint8))[1] > 0
+
+
+def test_what_ends_before_its_last_row_is_refused(decoder, grey):
+    into = np.empty(64 * 48 * 3, np.uint8)
+    assert decoder.decode(grey[: len(grey) - 40], (0, 0, 64, 48), into)[1] == 0
+    assert decoder.decode(grey, (0, 0, 64, 48), into) == (0, 64)
+
+
+def test_other_libraries_are_not_called():
+    with pytest.raises(AttributeError):
+        PartDecoder(ctypes.CDLL(None), next(iter(VERSIONS)))
+    gc.collect()  # also what was not finished ends quietly
