@@ -51,7 +51,7 @@ def ids_of(parts):
     return [sample for part in parts for sample in part.ids.tolist()]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     batch=st.integers(1, 30),
     world=st.integers(1, 3),

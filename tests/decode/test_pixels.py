@@ -28,7 +28,7 @@ def pixels(streamed):
     return resident(streamed)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     place=st.fixed_dictionaries(
         {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.decode.reader import JOINED_BYTES, JOINED_GAP, ShardReader, runs_of
@@ -47,7 +47,6 @@ def sizes_of_all_kinds(packed, images) -> Dataset:
 def test_bytes_come_back_in_the_order_asked_for(sizes_of_all_kinds, threads):
     alone = [read_alone(sizes_of_all_kinds, sample) for sample in range(60)]
 
-    @settings(deadline=None)
     @given(st.lists(st.integers(0, 59), max_size=90))
     def check(ids):
         assert reader.read(np.array(ids, dtype=np.int64)) == [alone[i] for i in ids]

@@ -34,7 +34,7 @@ def background_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith(names)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     place=st.fixed_dictionaries(
         {"batch": st.integers(1, 30), "epoch": st.integers(0, 3), "shuffle": st.booleans()}
@@ -57,7 +57,7 @@ def test_each_image_comes_once_with_its_id_and_label(numbered, place, workers, w
 
 
 @given(st.integers(1, 9), st.integers(0, 24))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_an_interrupted_epoch_continues_where_it_stopped(numbered, batch, start_batch):
     with Source(numbered, GEOMETRY, workers=2) as source:
         whole = list(source.epoch(batch, epoch=3, shuffle=True))
@@ -199,7 +199,7 @@ def test_more_than_a_few_undecodable_samples_stop_even_a_tolerant_source(packed,
 
 
 @given(st.integers(1, 9), st.integers(1, 4))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_padded_ranks_have_equally_many_whole_batches(numbered, batch, world):
     with Source(numbered, GEOMETRY, workers=2) as source:
         ranks = [

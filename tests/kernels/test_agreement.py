@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata, spearmanr
@@ -85,7 +85,6 @@ def test_a_million_ranks_lose_nothing_to_rounding():
     assert spearman(values, -values) == -1
 
 
-@settings(deadline=None)
 @given(two_scorings(n_classes=2))
 def test_the_area_under_the_roc_is_that_of_scikit_learn(scorings):
     from sklearn.metrics import roc_auc_score

@@ -111,7 +111,7 @@ def histories(n, epochs):
     return history
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     run=st.fixed_dictionaries(
         {
@@ -290,7 +290,7 @@ class Together:
             list(pool.map(part, range(len(self.tensors))))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.sampled_from([1, 2, 3]), st.integers(0, 5), st.sampled_from([None, 0, 2, 4]))
 def test_processes_that_share_an_epoch_agree_with_one_that_has_it_alone(world, seed, cut):
     """Threads meet in a barrier as processes do in an all-reduce; ``cut`` collects midway."""

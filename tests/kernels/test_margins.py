@@ -29,7 +29,7 @@ def by_definition(logits, label):
     }
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(LOGITS, st.data())
 def test_a_presentation_is_what_its_definitions_say(logits, data):
     label = data.draw(st.integers(0, len(logits) - 1))

@@ -40,7 +40,7 @@ def largest_difference(a, b):
     return np.abs(a.astype(int) - b.astype(int)).max()
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(kinds, sides, sides, st.tuples(sides, sides), st.integers(0, 99))
 def test_any_size_is_within_one_level_of_pillow(kind, height, width, target, seed):
     image = picture(kind, height, width, seed)
@@ -73,7 +73,6 @@ def test_the_mean_of_a_photo_sized_image_is_that_of_pillow():
     assert abs(shift) < 0.02
 
 
-@settings(deadline=None)
 @given(st.integers(0, 255), sides, sides, sides, sides)
 def test_constants_stay_constant(value, height, width, to_width, to_height):
     resized = resize(np.full((height, width, 3), value, np.uint8), to_width, to_height)
@@ -90,7 +89,6 @@ def test_the_own_size_changes_nothing():
     np.testing.assert_array_equal(resize(image, 67, 45), image)
 
 
-@settings(deadline=None)
 @given(sides, sides, sides, sides, st.data())
 def test_a_box_equals_the_crop_of_the_full_result(height, width, to_width, to_height, data):
     image = picture("noise", height, width)
@@ -111,7 +109,6 @@ def test_every_pixel_alone_equals_that_of_the_full_result(side, to_side):
         np.testing.assert_array_equal(alone[0, 0], full[top, left])
 
 
-@settings(deadline=None)
 @given(sides, sides, sides, sides, st.data())
 def test_a_region_gives_what_its_copy_gives(height, width, to_width, to_height, data):
     image = picture("noise", height, width)
@@ -122,7 +119,6 @@ def test_a_region_gives_what_its_copy_gives(height, width, to_width, to_height, 
     )
 
 
-@settings(deadline=None)
 @given(sides, sides, sides, sides, st.data())
 def test_the_part_that_a_box_reaches_gives_what_the_image_gives(
     height, width, to_width, to_height, data

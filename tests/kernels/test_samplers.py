@@ -19,7 +19,6 @@ def labelled_scores(sizes, seed):
     return generator.normal(size=labels.size).astype(np.float32), labels
 
 
-@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(5, 40), min_size=1, max_size=8),
     ipc=st.integers(1, 5),
@@ -48,7 +47,7 @@ def test_a_class_is_drawn_as_if_it_stood_alone():
 
 
 @given(st.randoms(use_true_random=False))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_order_of_other_classes_does_not_change_a_class(random):
     scores, labels = labelled_scores([20, 25, 30], seed=1)
     # Move the samples of classes 1 and 2 about, scores and labels alike; class 0 stays in place.

@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from kernels.dynamics import Dynamics
@@ -144,7 +144,6 @@ def forgotten_as_by_toneva(right):
     return forgotten_as_in_dual(right) if any(right) else len(right)
 
 
-@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=1, max_size=12))
 def test_forgetting_is_counted_as_in_each_repository(right):
     logits = torch.tensor([[[1.0, 0.0] if now else [0.0, 1.0]] for now in right])

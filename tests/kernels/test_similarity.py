@@ -32,7 +32,7 @@ def sample(seed, sizes, width, dtype=np.float32):
     return (generator.normal(size=(labels.size, width)) * 5).astype(dtype), labels
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), min_size=1, max_size=4),
     width=st.integers(1, 20),

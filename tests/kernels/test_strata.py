@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -30,7 +30,6 @@ def counts_one_at_a_time(sizes, budget):
     return counts
 
 
-@settings(deadline=None)  # the first example compiles
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.data())
 def test_counts_match_the_one_at_a_time_reference(sizes, data):
     budget = data.draw(st.integers(0, sum(sizes)))
@@ -146,7 +145,6 @@ def ccs_bins_by_definition(scores, budget, misratio, n_bins):
     return members, counts, n_cut
 
 
-@settings(deadline=None)
 @given(
     hnp.arrays(np.float32, st.integers(1, 120), elements=st.floats(-4, 4, width=16)),
     st.data(),

@@ -73,7 +73,7 @@ def assert_same_state(one, other):
     np.testing.assert_array_equal(one.scores()["tdds"], other.scores()["tdds"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     run=st.fixed_dictionaries(
         {

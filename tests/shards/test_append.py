@@ -13,7 +13,7 @@ from shards import append
 from shards.append import AppendFile
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 70_000), max_size=30))
 def test_what_is_appended_is_what_lies_there_and_what_was_seen(
     tmp_path_factory: pytest.TempPathFactory, sizes: list[int]

@@ -122,9 +122,7 @@ def test_a_sample_is_named_by_its_file_and_row(tmp_path: Path, rows: list[Row], 
     rows_per_group=st.integers(1, 100),
     only=st.none() | st.sets(st.sampled_from(CLASSES), min_size=1),
 )
-@settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60
-)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_every_wanted_row_is_read_back_whatever_the_row_groups(
     tmp_path: Path,
     images: list[tuple[bytes | None, int]],

@@ -189,7 +189,7 @@ def test_a_long_file_is_refused_by_its_length():
         refuse_long_file(MAX_FILE_BYTES + 1)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.sampled_from([JPEG, PNG, WEBP]), st.data())
 def test_damage_ends_in_an_answer_and_cuts_in_a_refusal(whole: bytes, data: st.DataObject):
     cut = data.draw(st.integers(0, len(whole) - 1))
