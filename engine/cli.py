@@ -177,8 +177,17 @@ def _stop_signals() -> Generator[None]:
             signal.signal(number, handler)
 
 
+class _WithoutPandas:
+    """Pandas is not installed: nothing here uses it, and pyarrow would import it, 0.9 s."""
+
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("coreset does without pandas", name=name)
+
+
 def run() -> None:
     """Entry point of the ``coreset`` script."""
+    sys.meta_path.insert(0, _WithoutPandas())
     with contextlib.suppress(BrokenPipeError):
         code = main(sys.argv[1:])
         sys.stdout.flush()

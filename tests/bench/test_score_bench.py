@@ -80,7 +80,6 @@ def test_a_class_with_too_few_images_is_refused(folder, tmp_path):
 
 
 def test_the_usual_loop_keeps_the_mean_margin_of_the_logits(usual):
-    pytest.importorskip("aum")
     loop = UsualLoop(usual)
     batches = list(loop.loader)
     loop.loader = batches  # pyright: ignore[reportAttributeAccessIssue] - the same batches twice
@@ -96,7 +95,6 @@ def test_the_usual_loop_keeps_the_mean_margin_of_the_logits(usual):
 
 
 def test_both_loops_name_images_alike(usual, photos, packed):
-    pytest.importorskip("aum")
     loop = UsualLoop(replace(usual, folder=photos, batch=20))
     loop.epoch()
     assert sorted(loop.aum()) == sorted(Dataset.open(packed).keys)

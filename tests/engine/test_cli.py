@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -160,6 +161,22 @@ def test_a_scheduler_signal_exits_75_and_says_how_to_continue(number):
         _, err = process.communicate(timeout=30)
     assert process.returncode == 75
     assert one_line(err) == f"coreset: interrupted by {number.name}; the same command continues"
+
+
+def test_commands_do_not_wait_for_pandas(photos, tmp_path):
+    (tmp_path / "pandas.py").write_text("raise SystemExit('pandas was imported')")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    by_itself = run_in(environment, "import pyarrow; pyarrow.array([1])")
+    assert "pandas was imported" in by_itself.stderr
+    command = f"import sys; sys.argv[1:] = ['pack', {str(photos)!r}, {str(tmp_path / 'out')!r}]"
+    packing = run_in(environment, f"{command}; from engine.cli import run; run()")
+    assert (packing.returncode, packing.stderr.count("pandas")) == (0, 0)
+
+
+def run_in(environment, code):
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_a_reader_that_goes_away_is_no_error():

@@ -18,12 +18,13 @@ def grey():
     return simplejpeg.encode_jpeg(pixels, 100, "GRAY", "Gray")
 
 
-@pytest.fixture(params=VERSIONS)
-def decoder(request, grey):
-    made = PartDecoder(ctypes.CDLL(_imaging.__file__), request.param)
-    if made.decode(grey, (0, 0, 64, 48), np.empty(64 * 48 * 3, np.uint8)) == (0, 0):
-        pytest.skip(f"Pillow's libjpeg is not of version {request.param}")
-    return made
+@pytest.fixture
+def decoder(grey):
+    """By the one version that is the library's; the others decode nothing."""
+    into = np.empty(64 * 48 * 3, np.uint8)
+    made = [PartDecoder(ctypes.CDLL(_imaging.__file__), version) for version in VERSIONS]
+    (works,) = [one for one in made if one.decode(grey, (0, 0, 64, 48), into) == (0, 64)]
+    return works
 
 
 def test_rows_lie_one_after_the_other(decoder, grey):
