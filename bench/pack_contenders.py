@@ -133,6 +133,16 @@ def limit(
     )
 
 
+def resizing(files: Sequence[Labelled], setting: Setting) -> Contender:
+    """The least loop that reads, resizes, hashes and writes."""
+    return Contender(
+        name="least loop",
+        run=lambda out: limits.resize_files(files, out, setting.threads, setting.samples_per_shard),
+        role="limit",
+        note="no tar, no tables; one file per shard",
+    )
+
+
 def copying(files: Sequence[Labelled], setting: Setting) -> Contender:
     """The bytes of all files written to the disk."""
     return Contender(

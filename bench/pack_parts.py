@@ -94,6 +94,8 @@ def resized(tree: Tree, setting: Setting) -> Iterator[Row]:
                 take_part.ffcv(tree, setting, partial(complaint_of_sizes, expected=long))
             ),
             take_part.limit("decode + encode", recode, contents, setting.threads),
+            take_part.limit("decode + resize + encode", limits.resize, contents, setting.threads),
+            take_part.resizing(tree.files(), setting),
         ]
         yield from _race("resized", tree, setting, entries)
 

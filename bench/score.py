@@ -4,6 +4,7 @@
 
 - ``pipeline``: images/s from decoded pixels beside the same step on one resident batch.
 - ``usual-loop``: speed and scores beside the usual torchvision loop in float32.
+- ``waiting``: what threads that spin or sleep while they wait cost.
 - ``noise``: area under the ROC of every score for finding labels that were flipped on purpose.
 - ``recipes``: what ``coreset scores compare`` says of cheaper recipes.
 
@@ -25,12 +26,19 @@ from bench.record import RESULTS, read, record, write
 from bench.score_loops import usual_loop
 from bench.score_noise import noise, recipes
 from bench.score_parts import Row, Setting, pipeline
+from bench.score_waiting import waiting
 from engine.progress import Display, choose_display
 
-Part: TypeAlias = Literal["pipeline", "usual-loop", "noise", "recipes"]
+Part: TypeAlias = Literal["pipeline", "usual-loop", "waiting", "noise", "recipes"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ROWS: Mapping[Part, Callable[[Setting], Iterator[Row]]] = MappingProxyType(
-    {"pipeline": pipeline, "usual-loop": usual_loop, "noise": noise, "recipes": recipes}
+    {
+        "pipeline": pipeline,
+        "usual-loop": usual_loop,
+        "waiting": waiting,
+        "noise": noise,
+        "recipes": recipes,
+    }
 )
 _ROOT = Path(__file__).parent.parent
 
@@ -52,7 +60,7 @@ class ScoreBench:
     sizes: tuple[int, ...] = (96, 128, 160)
     """Sides in pixels of the crops of ``pipeline``."""
     loop_images: int = 100
-    """Images per class of a turn of ``usual-loop``."""
+    """Images per class of a turn of ``usual-loop`` and ``waiting``."""
     score_images: int = 200
     """Images per class whose scores ``usual-loop`` compares."""
     score_epochs: int = 8

@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from bench.contenders import Contender, Measured, interleave
+from engine.decode.geometry import stored_side
 from engine.decode.pixels import Pixels
 from engine.device import resolve_device
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.models.networks import memory_format_for
-from engine.proxy import Proxy, convolutional_proxy, crops_on, stored_side
+from engine.proxy import Proxy, convolutional_proxy, crops_on
 from engine.recipes import RECIPES
 from engine.seeding import generator_for
 from engine.training import Sgd, Trainer

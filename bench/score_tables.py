@@ -5,6 +5,7 @@ from typing import Any
 
 from bench.record import read
 from bench.score_parts import PIPELINE, RESIDENT
+from bench.score_waiting import CHOSEN
 from engine.tables import readable_seconds
 
 Row = dict[str, Any]
@@ -69,6 +70,19 @@ def score_usual_agreement() -> str:
         + ", ".join(f"{mean:.3f} {kind}" for kind, mean in one["means"].items())
     )
     return _markdown(("pair", "Spearman"), found) + f"\n\n{about}."
+
+
+def score_waiting() -> str:
+    """Each way, and times the speed of the way that is not chosen."""
+    table = [
+        (
+            one["contender"],
+            f"{one['images_per_second']:,.1f}",
+            f"{one['speed_over'][other]:.2f}" if (other := CHOSEN.get(one["contender"])) else "",
+        )
+        for one in _of("waiting")
+    ]
+    return _markdown(("", "images/s", "chosen: times the other"), table)
 
 
 def score_noise() -> str:
@@ -160,6 +174,7 @@ SCORE_BLOCKS = (
     score_parts,
     score_usual_speed,
     score_usual_agreement,
+    score_waiting,
     score_noise,
     score_noise_spread,
     score_recipes,

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from engine.decode.geometry import stored_side
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.proxy import stored_side
 from engine.recipes import RECIPES
 
 _open: "list[UsualLoop]" = []
@@ -57,7 +57,7 @@ class UsualLoop:
     paths: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        from aum import AUMCalculator, DatasetWithIndex  # pyright: ignore[reportMissingImports] - a peer, where it is installed
+        from aum import AUMCalculator, DatasetWithIndex
         from torchvision.datasets import ImageFolder
         from torchvision.models import resnet18
 

@@ -12,12 +12,15 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Sequence
-from types import FrameType
-from typing import TYPE_CHECKING, NoReturn
+from importlib.machinery import ModuleSpec
+from types import FrameType, ModuleType
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
 
 if TYPE_CHECKING:
+    from importlib.abc import Loader
+
     from engine.config import Stage
 
 # verb: (arguments, module, class, what it does)
@@ -178,11 +181,19 @@ def _stop_signals() -> Generator[None]:
 
 
 class _WithoutPandas:
-    """Pandas is not installed: nothing here uses it, and pyarrow would import it, 0.9 s."""
+    """Importing pandas fails: nothing here uses it, and pyarrow would import it, 0.9 s.
 
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("coreset does without pandas", name=name)
+    Who only looks whether it is there (torch does) is told so.
+    """
+
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        return ModuleSpec(name, cast("Loader", self)) if name == "pandas" else None
+
+    def create_module(self, _spec: ModuleSpec) -> None:
+        """As every module is made."""
+
+    def exec_module(self, module: ModuleType) -> NoReturn:
+        raise ModuleNotFoundError("coreset does without pandas", name=module.__name__)
 
 
 def run() -> None:

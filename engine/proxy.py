@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from engine.batch import Batch
 from engine.decode.decoder import available_cores
-from engine.decode.geometry import Geometry
+from engine.decode.geometry import Geometry, stored_side
 from engine.decode.order import PADDING, batches_of, epoch_ids
 from engine.decode.pixels import Pixels, crop_rows, epochs_source
 from engine.decode.source import Source
@@ -68,11 +68,6 @@ class Proxy:
     """Samples that the examples left out so far, by id, and why."""
     streamed: bool = False
     """Images are decoded again in every epoch."""
-
-
-def stored_side(size: int) -> int:
-    """Side of the square from which crops of ``size`` are taken: 256 for 224."""
-    return round(size * 8 / 7)
 
 
 def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:

@@ -26,14 +26,30 @@ VERSIONS = {62: 632, 80: 656}
 _ERROR, _BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
 """Bytes before ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and arguments."""
 _MEMORY_BYTES = 4096
-_CLIENT_DATA, _OUT_COLOR_SPACE, _OUTPUT_WIDTH = 24, 64, 136
-_JCS_RGB = 2
+_CLIENT_DATA, _OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = (
+    24,
+    64,
+    96,
+    100,
+    136,
+)
+_JCS_RGB, _JDCT_IFAST = 2, 1
 _ERROR_EXIT, _OUTPUT_MESSAGE, _NUM_WARNINGS = 0, 16, 128
 _ROWS_AT_ONCE = 4
 _MARGIN = 2
 """Columns: smoothing of the colours at the border of what is decoded lacks a neighbour."""
 MOST_ADDED = 2 * _MARGIN + 31
 """Columns beside a part that are decoded too: libjpeg begins with a block, of up to 32."""
+
+
+class _Wanted(NamedTuple):
+    """A `Part`, and whether by coarser arithmetic."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+    coarse: bool
 
 
 class Functions(NamedTuple):
@@ -74,7 +90,9 @@ class PartDecoder:
         self._memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
         self._address = ctypes.c_void_p(self._memory.ctypes.data)
 
-    def decode(self, data: bytes, part: Part, into: NDArray[np.uint8]) -> tuple[int, int]:
+    def decode(
+        self, data: bytes, part: Part, into: NDArray[np.uint8], *, coarse: bool = False
+    ) -> tuple[int, int]:
         """Decode some rows and columns of a grey or colour JPEG as RGB; releases the interpreter.
 
         Args:
@@ -82,13 +100,15 @@ class PartDecoder:
             part: Left, top, right, bottom in pixels, inside the image.
             into: uint8 memory; filled from its beginning with rows top .. bottom - 1, each the RGB
                 pixels of the columns that are returned.
+            coarse: By libjpeg-turbo's faster transform and upsampling.
 
         Returns:
             The first column and how many there are: those of the part, and up to `MOST_ADDED` more.
             None are returned (0, 0) if libjpeg refuses the file or warns of damage, or the rows
             take more than ``into``.
         """
-        return _decode(self._functions, np.frombuffer(data, np.uint8), part, into, self._memory)
+        encoded, wanted = np.frombuffer(data, np.uint8), _Wanted(*part, coarse)
+        return _decode(self._functions, encoded, wanted, into, self._memory)
 
     def __del__(self) -> None:
         """Give back what libjpeg holds."""
@@ -98,7 +118,11 @@ class PartDecoder:
 
 @kernel
 def _decode(
-    jpeg: Functions, data: NDArray[np.uint8], part: Part, into: NDArray[np.uint8], memory: Memory
+    jpeg: Functions,
+    data: NDArray[np.uint8],
+    wanted: _Wanted,
+    into: NDArray[np.uint8],
+    memory: Memory,
 ) -> tuple[int, int]:
     """See `PartDecoder.decode`; every error of libjpeg comes back to the first line."""
     image = memory.ctypes.data
@@ -110,14 +134,18 @@ def _decode(
         _create(jpeg, memory)
     call(jpeg.jpeg_mem_src, (image, data.ctypes.data, data.size))
     call(jpeg.jpeg_read_header, (image, 1))
-    memory.view(np.uint32)[_OUT_COLOR_SPACE // 4] = _JCS_RGB
+    words = memory.view(np.uint32)
+    words[_OUT_COLOR_SPACE // 4] = _JCS_RGB
+    if wanted.coarse:
+        words[_DCT_METHOD // 4], words[_DO_FANCY_UPSAMPLING // 4] = _JDCT_IFAST, 0
     call(jpeg.jpeg_start_decompress, (image,))
-    first, n_columns = _crop(jpeg, part[0], part[2], memory)
-    if 3 * n_columns * (part[3] - part[1]) > into.size:
+    first, n_columns = _crop(jpeg, wanted.left, wanted.right, memory)
+    n_rows = wanted.bottom - wanted.top
+    if 3 * n_columns * n_rows > into.size:
         n_columns = 0
     else:
-        call(jpeg.jpeg_skip_scanlines, (image, part[1]))
-        _read(jpeg, part[3] - part[1], 3 * n_columns, into, memory)
+        call(jpeg.jpeg_skip_scanlines, (image, wanted.top))
+        _read(jpeg, n_rows, 3 * n_columns, into, memory)
     if memory[(_ERROR + _NUM_WARNINGS) // 8]:
         n_columns = 0
     call(jpeg.jpeg_abort_decompress, (image,))

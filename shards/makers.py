@@ -64,6 +64,9 @@ def makers_of(
         yield [_Here(plan, stopped)] * workers
         return
     forked: list[_Forked] = []
+    # What is there stays: else collections here look at all of it again and again, and the first
+    # one of a child copies its pages.
+    gc.freeze()
     try:
         for _ in range(workers):
             forked.append(_Forked(plan, forked))
@@ -71,6 +74,7 @@ def makers_of(
     finally:
         for maker in forked:
             maker.close()
+        gc.unfreeze()
 
 
 def can_fork() -> bool:
@@ -101,7 +105,6 @@ class _Forked:
         self._memory = mmap.mmap(-1, _ROOM)
         self.pipe, theirs = Pipe()
         self._turn, self._exit_code = threading.Lock(), cast("int | None", None)
-        gc.freeze()  # else the child's first collection copies the pages of every object
         with warnings.catch_warnings():
             # Python 3.12 warns of any other thread, also of those of NumPy's and Arrow's libraries,
             # which prepare for forks themselves.
@@ -110,7 +113,6 @@ class _Forked:
         if self._process == 0:
             # Pipes of its siblings would outlive their other ends here.
             _work(plan, self._memory, theirs, [self.pipe, *(one.pipe for one in elder)])
-        gc.unfreeze()
         theirs.close()
 
     def make(self, positions: range) -> Made:

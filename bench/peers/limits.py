@@ -12,11 +12,13 @@ from typing import TypeVar
 
 import numpy as np
 import simplejpeg
+import xxhash
 from numpy.typing import NDArray
 
-from bench.pack_inputs import QUALITY, Labelled
+from bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
 from shards.atomic import fsync_directory
-from shards.probe import probe
+from shards.probe import glance, probe
+from shards.reencode import reencode
 
 _Item = TypeVar("_Item")
 _ITEMS_PER_TASK = 200
@@ -63,6 +65,32 @@ def decode_and_encode(images: Sequence[bytes], pixels: Mapping[bytes, NDArray[np
         simplejpeg.encode_jpeg(pixels[data], QUALITY, "RGB", "420")
 
 
+def resize(images: Sequence[bytes]) -> None:
+    """What ``--store resized`` does to pixels; images that keep their bytes are checked."""
+    for data in images:
+        _resized(data)
+
+
+def resize_files(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: int) -> None:
+    """The least loop around `resize`: read, hash before and after, hash the output, write it."""
+
+    def resize_slice(numbered: Sequence[tuple[int, Labelled]]) -> None:
+        hasher = sha256()
+        with (out / f"{numbered[0][0]:09d}").open("wb", buffering=1 << 20) as sink:
+            for _, (path, _) in numbered:
+                data = path.read_bytes()
+                xxhash.xxh3_128_hexdigest(data)
+                stored = _resized(data)
+                xxhash.xxh3_128_hexdigest(stored)
+                hasher.update(stored)
+                sink.write(stored)
+            sink.flush()
+            os.fsync(sink.fileno())
+
+    on_threads(resize_slice, [*enumerate(files)], threads, files_per_shard)
+    fsync_directory(out)
+
+
 def copy(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: int) -> None:
     """Write the bytes of all files, one output per shard, through fsync: the disk's limit."""
 
@@ -75,6 +103,13 @@ def copy(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: in
 
     on_threads(copy_slice, [*enumerate(files)], threads, files_per_shard)
     fsync_directory(out)
+
+
+def _resized(data: bytes) -> bytes:
+    stored = reencode(data, glance(data), short_side=SHORT_SIDE, quality=QUALITY).data
+    if stored is data:
+        probe(data)
+    return stored
 
 
 def _pixel_bytes(data: bytes) -> int:

@@ -63,3 +63,8 @@ class Geometry:
         # Python's round, halves to even, as in torchvision.
         left, top = round((target_width - size) / 2.0), round((target_height - size) / 2.0)
         return Placement(whole, target_width, target_height, (left, top, left + size, top + size))
+
+
+def stored_side(size: int) -> int:
+    """Side of the square from which crops of ``size`` are taken: 256 for 224."""
+    return round(size * 8 / 7)

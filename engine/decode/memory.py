@@ -3,8 +3,15 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+RESIDENT_SHARE = 0.5
+"""Of the memory that is left: what decoded images may take."""
 UNIFIED = ("memory.max", "memory.current", "inactive_file")
 LEGACY = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+
+
+def decoded_bytes(n_images: int, side: int) -> int:
+    """Bytes of RGB squares of ``side`` pixels."""
+    return n_images * 3 * side**2
 
 
 def available_bytes(root: Path = Path("/")) -> int:

@@ -33,8 +33,15 @@ def pays(stored_size: tuple[int, int], part: Box) -> bool:
     return n_pixels >= _LEAST_PIXELS and n_taken <= _MOST_TAKEN * n_pixels and warm_up()
 
 
-def decode_part(data: bytes, part: Box) -> tuple[NDArray[np.uint8], int] | None:
+def decode_part(
+    data: bytes, part: Box, *, coarse: bool = False
+) -> tuple[NDArray[np.uint8], int] | None:
     """Decode ``part`` of a grey or colour JPEG, whose rotation flag is ignored. Thread safe.
+
+    Args:
+        data: The file.
+        part: What is needed.
+        coarse: By libjpeg-turbo's faster transform and upsampling.
 
     Returns:
         The rows of the part with its columns and some beside them, uint8 of shape (bottom - top,
@@ -46,7 +53,7 @@ def decode_part(data: bytes, part: Box) -> tuple[NDArray[np.uint8], int] | None:
         return None
     left, top, right, bottom = part
     memory = pixel_memory(3 * (bottom - top) * (right - left + MOST_ADDED))
-    first, n_columns = decoder.decode(data, part, memory)
+    first, n_columns = decoder.decode(data, part, memory, coarse=coarse)
     if n_columns == 0:
         return None
     n_rows = bottom - top

@@ -14,7 +14,7 @@ from engine.decode.ahead import ahead
 from engine.decode.crops import Crops
 from engine.decode.decoder import available_cores
 from engine.decode.geometry import Box
-from engine.decode.memory import available_bytes
+from engine.decode.memory import RESIDENT_SHARE, available_bytes, decoded_bytes
 from engine.decode.order import batches_of, epoch_ids
 from engine.decode.source import Boxes, Source, batch_of, padded
 from engine.decode.threads import BatchMemory
@@ -212,7 +212,7 @@ def put_rows(values: Tensor, rows: Tensor) -> None:
 
 def pixel_bytes(source: Source) -> int:
     """Bytes of all decoded images of a source."""
-    return len(source) * 3 * source.geometry.size**2
+    return decoded_bytes(len(source), source.geometry.size)
 
 
 def device_bytes(device: torch.device) -> int:
@@ -223,7 +223,7 @@ def device_bytes(device: torch.device) -> int:
 def resident(
     source: Source,
     *,
-    limit_share: float = 0.5,
+    limit_share: float = RESIDENT_SHARE,
     on_images: Callable[[int], object] | None = None,
 ) -> Pixels:
     """Decode every sample of ``source`` once; the source stays open and is the caller's to close.
@@ -271,7 +271,7 @@ def _put(images: Tensor, there: NDArray[np.bool_], rows: Tensor) -> None:
 def epochs_source(
     source: Source,
     *,
-    limit_share: float = 0.5,
+    limit_share: float = RESIDENT_SHARE,
     on_images: Callable[[int], object] | None = None,
 ) -> Source | Pixels:
     """Decode ``source`` into memory where it fits, else hand it back to be streamed."""

@@ -73,9 +73,9 @@ def decode_jpeg(
     if region == box == (0, 0, *stored_size) and (width, height) == stored_size:
         simplejpeg.decode_jpeg(data, fastdct=fast, fastupsample=fast, buffer=into)
         return
-    if not fast and _decode_part(data, stored_size, placement, into):
-        return
     factor = _reduction(placement) if fast else 1
+    if factor == 1 and _decode_part(data, stored_size, placement, into, coarse=fast):
+        return
     least = (-(-side // factor) for side in stored_size)
     image = simplejpeg.decode_jpeg(
         data,
@@ -90,13 +90,18 @@ def decode_jpeg(
 
 
 def _decode_part(
-    data: bytes, stored_size: tuple[int, int], placement: Placement, into: NDArray[np.uint8]
+    data: bytes,
+    stored_size: tuple[int, int],
+    placement: Placement,
+    into: NDArray[np.uint8],
+    *,
+    coarse: bool,
 ) -> bool:
     """Whether ``into`` was made out of a part of the image."""
     part = reach(*placement)
     if not pays(stored_size, part):
         return False
-    decoded = decode_part(data, part)
+    decoded = decode_part(data, part, coarse=coarse)
     if decoded is None:
         return False
     image, left = decoded

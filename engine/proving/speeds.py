@@ -13,7 +13,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from engine.batch import Batch
-from engine.decode.geometry import Geometry
+from engine.decode.geometry import Geometry, stored_side
 from engine.decode.pixels import Pixels
 from engine.decode.source import Source
 from engine.device import has_fast_bfloat16
@@ -22,7 +22,7 @@ from engine.machine import Check, Verdict
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.models.networks import build_network, placed
 from engine.proving.subject import SIZE, Subject
-from engine.proxy import convolutional_proxy, side_at, stored_side
+from engine.proxy import convolutional_proxy, side_at
 from engine.recipes import RECIPES
 from engine.training import CompileMode, Sgd, Trainer, compile_where_it_pays
 from kernels.augment import normalised

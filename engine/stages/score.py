@@ -17,11 +17,14 @@ from engine.config import (
     require_at_least,
     require_between,
 )
+from engine.decode.geometry import stored_side
+from engine.decode.memory import RESIDENT_SHARE, available_bytes, decoded_bytes
 from engine.ledger import Meter
 from engine.provenance import Provenance
 from engine.ranks import joined
 from engine.recipes import RECIPES, Recipe
 from engine.scoring import UNDECODABLE_NAME, finish, is_finished, undecodable_of
+from engine.waiting import sleep_while_waiting
 from shards.atomic import temporary_name
 from shards.dataset import Dataset
 from shards.errors import UsageError
@@ -39,7 +42,7 @@ SMALLEST_SIZE = {"resnet18": 17, "linear": 8}
 _GO, _THERE = 0, 1
 _STREAMED = (
     "images did not fit into memory and were decoded every epoch; faster: `coreset decode` once, "
-    "then --pixels, or on a CPU at least OMP_WAIT_POLICY=PASSIVE in the environment"
+    "then --pixels"
 )
 
 
@@ -163,10 +166,13 @@ class Score:
 
     def run(self) -> Outcome:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
+        dataset = Dataset.open(self.data)
+        if self._decodes_every_epoch(dataset):
+            sleep_while_waiting()
+
         from engine.device import deterministic_kernels, resolve_device
         from engine.score_setup import Setup
 
-        dataset = Dataset.open(self.data)
         with joined() as ranks:
             device = resolve_device(self.device)
             setup = Setup(
@@ -185,6 +191,13 @@ class Score:
             setup.check()
             with deterministic_kernels(device, wanted=self.deterministic):
                 return self._lead(setup) if ranks.leads else self._follow(setup)
+
+    def _decodes_every_epoch(self, dataset: Dataset) -> bool:
+        """What `engine.decode.pixels.epochs_source` will find, before torch is imported."""
+        if self.proxy == "linear" or self.pixels is not None or self.device == "cuda":
+            return False
+        needed = decoded_bytes(len(dataset), stored_side(self.used.size))
+        return needed > RESIDENT_SHARE * available_bytes()
 
     def _lead(self, setup: "Setup") -> Outcome:
         found: dict[str, Path] = {"data": self.data}

@@ -51,21 +51,24 @@ def span(rng: np.random.Generator, length: int) -> tuple[int, int]:
     return begin, begin + n
 
 
-def part_of(data: bytes, part) -> np.ndarray:
-    decoded = decode_part(data, part)
+def part_of(data: bytes, part, *, coarse: bool = False) -> np.ndarray:
+    decoded = decode_part(data, part, coarse=coarse)
     assert decoded is not None
     pixels, first = decoded
     return pixels[:, part[0] - first : part[2] - first]
 
 
+@pytest.mark.parametrize("coarse", [False, True], ids=["exact", "coarse"])
 @pytest.mark.parametrize("kind", [*KINDS, "4:40", "4:11"])
-def test_a_part_holds_the_pixels_of_the_whole_image(stored, kind):
-    whole, rng = simplejpeg.decode_jpeg(stored[kind]), np.random.default_rng(0)
+def test_a_part_holds_the_pixels_of_the_whole_image(stored, kind, coarse):
+    whole = simplejpeg.decode_jpeg(stored[kind], fastdct=coarse, fastupsample=coarse)
+    rng = np.random.default_rng(0)
     for _ in range(300):
         left, right = span(rng, WIDTH)
         top, bottom = span(rng, HEIGHT)
         np.testing.assert_array_equal(
-            part_of(stored[kind], (left, top, right, bottom)), whole[top:bottom, left:right]
+            part_of(stored[kind], (left, top, right, bottom), coarse=coarse),
+            whole[top:bottom, left:right],
         )
 
 
@@ -90,7 +93,7 @@ def test_batches_hold_the_same_with_and_without_the_decoder_of_parts(
     taken: list[object] = []
     monkeypatch.setattr(
         "engine.decode.turbo.decode_part",
-        lambda *those: taken.append(decode_part(*those)) or taken[-1],
+        lambda *those, **how: taken.append(decode_part(*those, **how)) or taken[-1],
     )
     decode_jpeg(data, size, placement, outputs[0])
     assert len(taken) == 1

@@ -168,9 +168,12 @@ def test_commands_do_not_wait_for_pandas(photos, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     by_itself = run_in(environment, "import pyarrow; pyarrow.array([1])")
     assert "pandas was imported" in by_itself.stderr
-    command = f"import sys; sys.argv[1:] = ['pack', {str(photos)!r}, {str(tmp_path / 'out')!r}]"
-    packing = run_in(environment, f"{command}; from engine.cli import run; run()")
-    assert (packing.returncode, packing.stderr.count("pandas")) == (0, 0)
+    data, scores = str(tmp_path / "data"), str(tmp_path / "scores")
+    training = ("--size", "17", "--epochs", "1", "--batch", "16", "--device", "cpu")
+    for words in (["pack", str(photos), data], ["score", data, scores, *training]):
+        code = f"import sys; sys.argv[1:] = {words!r}; from engine.cli import run; run()"
+        ended = run_in(environment, code)
+        assert (ended.returncode, ended.stderr.count("pandas")) == (0, 0), ended.stderr
 
 
 def run_in(environment, code):

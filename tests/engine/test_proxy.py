@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from engine.decode.geometry import stored_side
 from engine.decode.order import batches_of, epoch_ids
 from engine.decode.pixels import Pixels
 from engine.feature_rows import Resident
@@ -20,7 +21,6 @@ from engine.proxy import (
     last_batch,
     linear_proxy,
     side_at,
-    stored_side,
 )
 from engine.ranks import Ranks
 from engine.seeding import generator_for

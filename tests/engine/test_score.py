@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.decode.geometry import Geometry
+from engine.decode.geometry import Geometry, stored_side
 from engine.decode.pixels import resident
 from engine.decode.source import Source
 from engine.generations import COMMIT_NAME, Generations
 from engine.ledger import RUNNING_NAME, read_ledger
 from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.proxy import convolutional_proxy, stored_side
+from engine.proxy import convolutional_proxy
 from engine.stages.decode import Decode
 from engine.store import SCORES_NAME, read_columns
 from engine.training import Sgd, Trainer, cosine_schedule
