@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -21,6 +22,7 @@ COMMAND = "coreset pack, new process"
 CORESET = (sys.executable, "-m", "engine.cli")
 _DATA = "data"
 _BETON = "images.beton"
+_FILES_PER_TASK = 500
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,16 +135,6 @@ def limit(
     )
 
 
-def resizing(files: Sequence[Labelled], setting: Setting) -> Contender:
-    """The least loop that reads, resizes, hashes and writes."""
-    return Contender(
-        name="least loop",
-        run=lambda out: limits.resize_files(files, out, setting.threads, setting.samples_per_shard),
-        role="limit",
-        note="no tar, no tables; one file per shard",
-    )
-
-
 def copying(files: Sequence[Labelled], setting: Setting) -> Contender:
     """The bytes of all files written to the disk."""
     return Contender(
@@ -175,6 +167,26 @@ def resizer(
             )
     except MissingPeerError as error:
         yield Absent(name=peer.name, reason=str(error))
+
+
+@contextmanager
+def least_loop(tree: Tree, setting: Setting) -> Generator[Contender]:
+    """What resizes files and nothing more, in processes that each fill shards of their own."""
+    files = tree.files()
+    starts = range(0, len(files), _FILES_PER_TASK)
+    with pool_of(None, setting.threads, dict[str, str]) as (pool, _):
+
+        def run(out: Path) -> None:
+            slices = (files[at : at + _FILES_PER_TASK] for at in starts)
+            for _done in pool.map(partial(limits.resize_shard, out), slices, starts):
+                pass
+
+        yield Contender(
+            name="least loop",
+            run=run,
+            role="limit",
+            note="processes started before the clock; no list of files, no tables, no resuming",
+        )
 
 
 @contextmanager

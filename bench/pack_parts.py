@@ -95,7 +95,7 @@ def resized(tree: Tree, setting: Setting) -> Iterator[Row]:
             ),
             take_part.limit("decode + encode", recode, contents, setting.threads),
             take_part.limit("decode + resize + encode", limits.resize, contents, setting.threads),
-            take_part.resizing(tree.files(), setting),
+            stack.enter_context(take_part.least_loop(tree, setting)),
         ]
         yield from _race("resized", tree, setting, entries)
 

@@ -19,6 +19,7 @@ from bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
 from shards.atomic import fsync_directory
 from shards.probe import glance, probe
 from shards.reencode import reencode
+from shards.tar import ShardWriter, shard_name
 
 _Item = TypeVar("_Item")
 _ITEMS_PER_TASK = 200
@@ -71,24 +72,19 @@ def resize(images: Sequence[bytes]) -> None:
         _resized(data)
 
 
-def resize_files(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: int) -> None:
-    """The least loop around `resize`: read, hash before and after, hash the output, write it."""
+def resize_shard(out: Path, files: Sequence[Labelled], first: int) -> None:
+    """The least that fills a shard: read, hash before and after, resize, lay out, hash, write.
 
-    def resize_slice(numbered: Sequence[tuple[int, Labelled]]) -> None:
-        hasher = sha256()
-        with (out / f"{numbered[0][0]:09d}").open("wb", buffering=1 << 20) as sink:
-            for _, (path, _) in numbered:
-                data = path.read_bytes()
-                xxhash.xxh3_128_hexdigest(data)
-                stored = _resized(data)
-                xxhash.xxh3_128_hexdigest(stored)
-                hasher.update(stored)
-                sink.write(stored)
-            sink.flush()
-            os.fsync(sink.fileno())
-
-    on_threads(resize_slice, [*enumerate(files)], threads, files_per_shard)
-    fsync_directory(out)
+    No list of files is made or compared, and there are no tables and nothing to resume.
+    """
+    writer = ShardWriter(out / shard_name(first))
+    for number, (path, label) in enumerate(files, first):
+        data = path.read_bytes()
+        xxhash.xxh3_128_hexdigest(data)
+        stored = _resized(data)
+        xxhash.xxh3_128_hexdigest(stored)
+        writer.add(number, "jpg", stored, label)
+    writer.finish()
 
 
 def copy(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: int) -> None:
