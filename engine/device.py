@@ -9,12 +9,9 @@ from typing import Literal, TypeAlias
 import torch
 
 from shards.errors import MachineError
-from shards.memory import forget_code
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 
-_GPU_LIBRARIES = ("libcublas", "libnvJitLink", "libnvrtc", "libtorch_cuda")
-"""Loading them touches 170 MB of code, which a CPU never calls."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc malloc.h
 
 
@@ -32,7 +29,6 @@ def resolve_device(name: str) -> torch.device:
         )
     if name == "cpu":
         tune_malloc()
-        forget_code(*_GPU_LIBRARIES)
     return torch.device(name)
 
 

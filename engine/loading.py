@@ -143,7 +143,7 @@ class Loader:
             tolerant=tolerant,
         )
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
-            warm_up()
+            warm_up(floats=normalisation is not None)
 
     def __enter__(self) -> "Loader":
         return self
@@ -251,14 +251,18 @@ class Loader:
         )  # fmt: skip
 
 
-def warm_up() -> None:
+def warm_up(*, floats: bool = True) -> None:
     """Compile the kernels of the CPU decoders, so that no batch waits for it.
 
     Takes some seconds in the first process that ever does, a fraction of one in others.
+
+    Args:
+        floats: Also what normalised batches need.
     """
     resample.warm_up()
-    planes.warm_up()
     parts.warm_up()
+    if floats:
+        planes.warm_up()
 
 
 def _ranks(rank: int | None, world: int | None) -> Ranks:

@@ -27,15 +27,5 @@ def test_the_compiler_leaves_memory_and_still_compiles():
     assert njit(lambda x: x + 2)(1) == 3
 
 
-def test_several_libraries_are_dropped_at_once():
-    import pyarrow as pa
-
-    assert pa.array([1]).type == pa.int64()
-    before = resident_code("libarrow.so")
-    forget_code("libnobody", "libarrow")
-    assert resident_code("libarrow.so") < before
-    assert pa.array([1, 2]).type == pa.int64()
-
-
 def test_a_library_that_is_not_loaded_is_no_fault():
     forget_code("libnobody")
