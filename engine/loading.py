@@ -254,12 +254,13 @@ class Loader:
 def warm_up(*, floats: bool = True) -> None:
     """Compile the kernels of the CPU decoders, so that no batch waits for it.
 
+    An image of which more than 15 pixels become one may still wait for half a second, once.
     Takes some seconds in the first process that ever does, a fraction of one in others.
 
     Args:
         floats: Also what normalised batches need.
     """
-    resample.warm_up()
+    resample.warm_up(long=False)
     parts.warm_up()
     if floats:
         planes.warm_up()
