@@ -118,24 +118,26 @@ def making(
         UsageError: ``out``, or an interrupted run of it, was made by another configuration.
         LockedError: Another process is making ``out``.
     """
-    with lock(out):
-        meter = Meter(provenance.stage, provenance.config_digest, device)
-        pairs = [
-            (path, str(one["digest"])) for path, one in zip(inputs, provenance.inputs, strict=True)
-        ]
-        work = Work(out, temporary_name(out), provenance, meter, input_paths=pairs)
-        if out.exists():
-            _require_same_promise(out, provenance, "was made by another configuration")
-            work.done = True
-            yield work
-            return
-        _prepare(work, resumable=resumable)
-        try:
-            yield work
-        except BaseException:
-            _abandon(work, resumable=resumable)
-            raise
-        _publish(work)
+    meter = Meter(provenance.stage, provenance.config_digest, device)
+    pairs = [
+        (path, str(one["digest"])) for path, one in zip(inputs, provenance.inputs, strict=True)
+    ]
+    work = Work(out, temporary_name(out), provenance, meter, input_paths=pairs)
+    # What is there is whole, so any number of processes may find it at once.
+    if not out.exists():
+        with lock(out):
+            if not out.exists():
+                _prepare(work, resumable=resumable)
+                try:
+                    yield work
+                except BaseException:
+                    _abandon(work, resumable=resumable)
+                    raise
+                _publish(work)
+                return
+    _require_same_promise(out, provenance, "was made by another configuration")
+    work.done = True
+    yield work
 
 
 @contextmanager

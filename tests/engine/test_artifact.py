@@ -166,6 +166,15 @@ def test_a_second_process_is_refused_and_told_the_first(tmp_path):
         make(tmp_path / "another")
 
 
+def test_what_is_finished_is_found_by_any_number_at_once(tmp_path):
+    out = tmp_path / "scores"
+    make(out)
+    with lock(out):
+        assert make(out).done
+    with making(out, SCORES) as first, making(out, SCORES) as second:
+        assert (first.done, second.done) == (True, True)
+
+
 def test_a_killed_run_publishes_nothing_and_the_next_one_continues(tmp_path):
     out = tmp_path / "scores"
     with child_in_the_middle(out):
