@@ -1,15 +1,11 @@
 """C functions that kernels call, also those that leave by ``longjmp``, in LLVM code."""
 
-from typing import Any, TypeAlias
-
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from kernels.simd import instruction
+from kernels.simd import Untyped, instruction
 
-Untyped: TypeAlias = Any
-"""Objects of Numba and llvmlite, which have no types for pyright."""
 _BYTE, _INT, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _POINTER, _VOID = _BYTE.as_pointer(), ir.VoidType()
 

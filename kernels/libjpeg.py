@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from kernels.compiling import kernel
 from kernels.foreign import call, ignore, jump, returned
+from kernels.resample import Box
 from kernels.simd import inner
 
-Part: TypeAlias = tuple[int, int, int, int]
-"""Left, top, right, bottom in pixels; right and bottom excluded."""
 Memory: TypeAlias = NDArray[np.int64]
 """What C keeps here: ``struct jpeg_decompress_struct`` and, further on, what is named below."""
 VERSIONS = {62: 632, 80: 656}
@@ -43,7 +42,7 @@ MOST_ADDED = 2 * _MARGIN + 31
 
 
 class _Wanted(NamedTuple):
-    """A `Part`, and whether by coarser arithmetic."""
+    """A part, and whether by coarser arithmetic."""
 
     left: int
     top: int
@@ -91,7 +90,7 @@ class PartDecoder:
         self._address = ctypes.c_void_p(self._memory.ctypes.data)
 
     def decode(
-        self, data: bytes, part: Part, into: NDArray[np.uint8], *, coarse: bool = False
+        self, data: bytes, part: Box, into: NDArray[np.uint8], *, coarse: bool = False
     ) -> tuple[int, int]:
         """Decode some rows and columns of a grey or colour JPEG as RGB; releases the interpreter.
 
