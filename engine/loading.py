@@ -15,13 +15,14 @@ from torch import distributed
 
 from engine.batch import Batch
 from engine.decode import parts
+from engine.decode import squares as unscaled
 from engine.decode.crops import Crops
 from engine.decode.decoder import DecoderName, Normalisation, choose_decoder, reason_for
 from engine.decode.geometry import Geometry
 from engine.decode.order import batches_of, epoch_ids
 from engine.decode.source import Source
 from engine.ranks import Ranks
-from kernels import planes, resample
+from kernels import page_cache, planes, resample
 from shards.dataset import Dataset
 from shards.errors import UsageError
 
@@ -131,9 +132,10 @@ class Loader:
         picked = choose_decoder(decoder, str(self.device), exact=exact)
         self.decoder = reason_for(picked, str(self.device))
         """Which decoder was picked, and why."""
+        geometry = Geometry(size, resize)
         self._source = Source(
             self.dataset,
-            Geometry(size, resize),
+            geometry,
             decoder=decoder,
             device=str(self.device),
             workers=workers,
@@ -143,7 +145,7 @@ class Loader:
             tolerant=tolerant,
         )
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
-            warm_up(floats=normalisation is not None)
+            self._warm_up(geometry, floats=normalisation is not None)
 
     def __enter__(self) -> "Loader":
         return self
@@ -217,6 +219,12 @@ class Loader:
         self._go_to(self._epoch, self._next_batch)
         self._source.close()
 
+    def _warm_up(self, geometry: Geometry, *, floats: bool) -> None:
+        sizes = self.dataset.ints("width"), self.dataset.ints("height")
+        squares = self._crops is None and unscaled.has_squares(geometry, *sizes)
+        others = self._crops is not None or not geometry.squares(*sizes)[0].all()
+        warm_up(floats=floats, squares=squares, others=others)
+
     def _go_to(self, epoch: int, next_batch: int) -> None:
         if self._under_way is not None and (rest := self._under_way()) is not None:
             rest.close()
@@ -251,19 +259,25 @@ class Loader:
         )  # fmt: skip
 
 
-def warm_up(*, floats: bool = True) -> None:
+def warm_up(*, floats: bool = True, squares: bool = True, others: bool = True) -> None:
     """Compile the kernels of the CPU decoders, so that no batch waits for it.
 
     An image of which more than 15 pixels become one may still wait for half a second, once.
     Takes some seconds in the first process that ever does, a fraction of one in others.
 
     Args:
-        floats: Also what normalised batches need.
+        floats: What normalised batches need, instead of uint8.
+        squares: What images need that are not resampled.
+        others: What the others need.
     """
-    resample.warm_up(long=False)
-    parts.warm_up()
-    if floats:
-        planes.warm_up()
+    page_cache.warm_up()
+    if squares:
+        unscaled.warm_up(floats=floats)
+    if others:
+        resample.warm_up(long=False)
+        parts.warm_up()
+        if floats:
+            planes.warm_up()
 
 
 def _ranks(rank: int | None, world: int | None) -> Ranks:

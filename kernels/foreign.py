@@ -1,10 +1,14 @@
 """C functions that kernels call, also those that leave by ``longjmp``, in LLVM code."""
 
+from typing import Any
+
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numpy.typing import NDArray
 
-from kernels.simd import Untyped, instruction
+from kernels.simd import Untyped, inner, instruction
 
 _BYTE, _INT, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _POINTER, _VOID = _BYTE.as_pointer(), ir.VoidType()
@@ -48,6 +52,23 @@ def returned(_typing: Untyped, _buffer: Untyped) -> Untyped:
         return builder.icmp_signed("!=", came_back, _INT(0))
 
     return types.boolean(types.int64), generate
+
+
+@inner
+def address_of(array: NDArray[Any]) -> int:
+    """Where an array begins. Signed: Numba adds unsigned numbers to signed ones as floats."""
+    return np.int64(array.ctypes.data)  # pyright: ignore[reportReturnType] - Numba's int
+
+
+@instruction
+def next_number(_typing: Untyped, counter: Untyped) -> Untyped:
+    """Add 1 to the only number of an int64 array and return what it was, one thread at a time."""
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        place = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", place, _WORD(1), "monotonic")
+
+    return types.int64(counter), generate
 
 
 @instruction

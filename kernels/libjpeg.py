@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.compiling import kernel
-from kernels.foreign import call, ignore, jump, returned
+from kernels.foreign import address_of, call, ignore, jump, returned
 from kernels.resample import Box
 from kernels.simd import inner
 
@@ -22,17 +22,12 @@ Memory: TypeAlias = NDArray[np.int64]
 """What C keeps here: ``struct jpeg_decompress_struct`` and, further on, what is named below."""
 VERSIONS = {62: 632, 80: 656}
 """``JPEG_LIB_VERSION`` to the size of ``struct jpeg_decompress_struct`` in bytes."""
-_ERROR, _BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
+_ERROR, BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
 """Bytes before ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and arguments."""
 _MEMORY_BYTES = 4096
-_CLIENT_DATA, _OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = (
-    24,
-    64,
-    96,
-    100,
-    136,
-)
-_JCS_RGB, _JDCT_IFAST = 2, 1
+_CLIENT_DATA, _IMAGE_WIDTH, _IMAGE_HEIGHT, _JPEG_COLOR_SPACE = 24, 48, 52, 60
+_OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = 64, 96, 100, 136
+_JCS_GRAYSCALE, _JCS_RGB, _JCS_YCBCR, _JDCT_IFAST = 1, 2, 3, 1
 _ERROR_EXIT, _OUTPUT_MESSAGE, _NUM_WARNINGS = 0, 16, 128
 _ROWS_AT_ONCE = 4
 _MARGIN = 2
@@ -64,6 +59,7 @@ class Functions(NamedTuple):
     jpeg_crop_scanline: int
     jpeg_skip_scanlines: int
     jpeg_read_scanlines: int
+    jpeg_finish_decompress: int
     jpeg_abort_decompress: int
     jpeg_destroy_decompress: int
 
@@ -84,10 +80,11 @@ class PartDecoder:
         addresses = (
             ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in Functions._fields[2:]
         )
-        self._functions = Functions._make((version, VERSIONS[version], *addresses))
+        self.functions = Functions._make((version, VERSIONS[version], *addresses))
         self._destroy = library["jpeg_destroy_decompress"]
-        self._memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
-        self._address = ctypes.c_void_p(self._memory.ctypes.data)
+        self.memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
+        """What C keeps; of the thread that decodes alone."""
+        self._address = ctypes.c_void_p(self.memory.ctypes.data)
 
     def decode(
         self, data: bytes, part: Box, into: NDArray[np.uint8], *, coarse: bool = False
@@ -107,11 +104,11 @@ class PartDecoder:
             take more than ``into``.
         """
         encoded, wanted = np.frombuffer(data, np.uint8), _Wanted(*part, coarse)
-        return _decode(self._functions, encoded, wanted, into, self._memory)
+        return _decode(self.functions, encoded, wanted, into, self.memory)
 
     def __del__(self) -> None:
         """Give back what libjpeg holds."""
-        if hasattr(self, "_address") and self._memory[0]:
+        if hasattr(self, "_address") and self.memory[0]:
             self._destroy(self._address)
 
 
@@ -124,47 +121,65 @@ def _decode(
     memory: Memory,
 ) -> tuple[int, int]:
     """See `PartDecoder.decode`; every error of libjpeg comes back to the first line."""
-    image = memory.ctypes.data
-    if returned(image + _BUFFER):
+    image = address_of(memory)
+    if returned(image + BUFFER):
         call(jpeg.jpeg_destroy_decompress, (image,))
         memory[0] = 0
         return 0, 0
-    if memory[0] == 0:
-        _create(jpeg, memory)
-    call(jpeg.jpeg_mem_src, (image, data.ctypes.data, data.size))
-    call(jpeg.jpeg_read_header, (image, 1))
-    words = memory.view(np.uint32)
-    words[_OUT_COLOR_SPACE // 4] = _JCS_RGB
-    if wanted.coarse:
-        words[_DCT_METHOD // 4], words[_DO_FANCY_UPSAMPLING // 4] = _JDCT_IFAST, 0
-    call(jpeg.jpeg_start_decompress, (image,))
-    first, n_columns = _crop(jpeg, wanted.left, wanted.right, memory)
+    read_header(jpeg, address_of(data), data.size, memory)
+    begin(jpeg, wanted.coarse, memory)
+    first, n_columns = crop(jpeg, wanted.left, wanted.right, memory)
     n_rows = wanted.bottom - wanted.top
     if 3 * n_columns * n_rows > into.size:
         n_columns = 0
     else:
         call(jpeg.jpeg_skip_scanlines, (image, wanted.top))
-        _read(jpeg, n_rows, 3 * n_columns, into, memory)
-    if memory[(_ERROR + _NUM_WARNINGS) // 8]:
+        read_rows(jpeg, n_rows, 3 * n_columns, address_of(into), memory)
+    if warned(memory):
         n_columns = 0
     call(jpeg.jpeg_abort_decompress, (image,))
     return first, n_columns
 
 
 @inner
-def _create(jpeg: Functions, memory: Memory) -> None:
-    image = memory.ctypes.data
-    memory[0] = call(jpeg.jpeg_std_error, (image + _ERROR,))
-    memory[_CLIENT_DATA // 8] = image + _BUFFER
-    memory[(_ERROR + _ERROR_EXIT) // 8] = jump()
-    memory[(_ERROR + _OUTPUT_MESSAGE) // 8] = ignore()
-    call(jpeg.jpeg_CreateDecompress, (image, jpeg.version, jpeg.size))
+def read_header(jpeg: Functions, address: int, n_bytes: int, memory: Memory) -> None:
+    """Begin with the file at an address, after `returned` was called for ``BUFFER``."""
+    if memory[0] == 0:
+        _create(jpeg, memory)
+    image = address_of(memory)
+    call(jpeg.jpeg_mem_src, (image, address, n_bytes))
+    call(jpeg.jpeg_read_header, (image, 1))
 
 
 @inner
-def _crop(jpeg: Functions, left: int, right: int, memory: Memory) -> tuple[int, int]:
+def is_plain(width: int, height: int, memory: Memory) -> bool:
+    """Whether the header is that of a grey or colour image of this size, without inversion."""
+    words = memory.view(np.uint32)
+    size_fits = words[_IMAGE_WIDTH // 4] == width and words[_IMAGE_HEIGHT // 4] == height
+    return size_fits and _JCS_GRAYSCALE <= words[_JPEG_COLOR_SPACE // 4] <= _JCS_YCBCR
+
+
+@inner
+def warned(memory: Memory) -> bool:
+    """Whether libjpeg found damage since `read_header`."""
+    return memory[(_ERROR + _NUM_WARNINGS) // 8] != 0
+
+
+@inner
+def begin(jpeg: Functions, coarse: bool, memory: Memory) -> None:  # noqa: FBT001 - a kernel's
+    """Begin to decode to RGB what has a header."""
+    words = memory.view(np.uint32)
+    words[_OUT_COLOR_SPACE // 4] = _JCS_RGB
+    if coarse:
+        words[_DCT_METHOD // 4], words[_DO_FANCY_UPSAMPLING // 4] = _JDCT_IFAST, 0
+    call(jpeg.jpeg_start_decompress, (address_of(memory),))
+
+
+@inner
+def crop(jpeg: Functions, left: int, right: int, memory: Memory) -> tuple[int, int]:
     """Restrict what is decoded to blocks that hold these columns."""
-    image, words = memory.ctypes.data, memory.view(np.uint32)
+    # Signed: Numba adds unsigned numbers to signed ones as floats.
+    image, words = address_of(memory), memory.view(np.int32)
     width = int(words[_OUTPUT_WIDTH // 4])
     first, stop = max(left - _MARGIN, 0), min(right + _MARGIN, width)
     span = words[_SPAN // 4 :]
@@ -174,16 +189,24 @@ def _crop(jpeg: Functions, left: int, right: int, memory: Memory) -> tuple[int, 
 
 
 @inner
-def _read(
-    jpeg: Functions, n_rows: int, stride: int, into: NDArray[np.uint8], memory: Memory
-) -> None:
-    """Rows of ``stride`` bytes; fewer if libjpeg has no more, of which it warns."""
-    image, rows, done = memory.ctypes.data, memory[_ROWS // 8 :], 0
+def read_rows(jpeg: Functions, n_rows: int, stride: int, place: int, memory: Memory) -> None:
+    """Rows of ``stride`` bytes to an address; fewer if libjpeg has no more, of which it warns."""
+    image, rows, done = address_of(memory), memory[_ROWS // 8 :], 0
     while done < n_rows:
         n = min(n_rows - done, _ROWS_AT_ONCE)
         for row in range(n):
-            rows[row] = into.ctypes.data + (done + row) * stride
+            rows[row] = place + (done + row) * stride
         n_read = call(jpeg.jpeg_read_scanlines, (image, image + _ROWS, n)) & 0xFFFFFFFF
         if n_read == 0:
             break
         done += n_read
+
+
+@inner
+def _create(jpeg: Functions, memory: Memory) -> None:
+    image = address_of(memory)
+    memory[0] = call(jpeg.jpeg_std_error, (image + _ERROR,))
+    memory[_CLIENT_DATA // 8] = image + BUFFER
+    memory[(_ERROR + _ERROR_EXIT) // 8] = jump()
+    memory[(_ERROR + _OUTPUT_MESSAGE) // 8] = ignore()
+    call(jpeg.jpeg_CreateDecompress, (image, jpeg.version, jpeg.size))

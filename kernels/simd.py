@@ -181,14 +181,33 @@ def stream_planes(
             start = builder.mul(length, ir.Constant(length.type, channel))
             at = builder.add(start, args[4])
             place = _address(context, builder, signature.args[3], args[3], at)
-            place = builder.bitcast(place, values.type.as_pointer())
-            kept = builder.store(values, place, align=4 * n)
-            once = builder.module.add_metadata([ir.Constant(_INDEX, 1)])
-            kept.set_metadata("nontemporal", once)
+            _stream(builder, place, values)
         return context.get_dummy_value()
 
     place = types.intp
     return types.void(pixels, place, factors, planes, place), generate
+
+
+@instruction
+def stream_bytes(
+    _typing: Untyped, source: Untyped, _at: Untyped, target: Untyped, _to: Untyped
+) -> Untyped:
+    """``target[to : to + 32] = source[at : at + 32]`` of uint8, past the caches.
+
+    The place must lie on a multiple of 32 bytes (or the process dies), and `fence` must follow.
+    """
+    kind = ir.VectorType(_BYTE, LANES)
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        values = _loaded(
+            builder, _address(context, builder, signature.args[0], args[0], args[1]), kind
+        )
+        place = _address(context, builder, signature.args[2], args[2], args[3])
+        _stream(builder, place, values)
+        return context.get_dummy_value()
+
+    place = types.intp
+    return types.void(source, place, target, place), generate
 
 
 @instruction
@@ -264,3 +283,11 @@ def _loaded(builder: Untyped, place: Untyped, kind: Untyped) -> Untyped:
 
 def _keep(builder: Untyped, place: Untyped, values: Untyped) -> None:
     builder.store(values, builder.bitcast(place, values.type.as_pointer()), align=1)
+
+
+def _stream(builder: Untyped, place: Untyped, values: Untyped) -> None:
+    """Keep a vector, whose place is a multiple of its bytes, past the caches."""
+    n_bytes = values.type.count * (1 if values.type.element == _BYTE else 4)
+    place = builder.bitcast(place, values.type.as_pointer())
+    kept = builder.store(values, place, align=n_bytes)
+    kept.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INDEX, 1)]))

@@ -21,8 +21,11 @@ def ahead(items: Generator[T], depth: int) -> Generator[T]:
         pending: deque[Future[object]] = deque(
             thread.submit(next, items, _END) for _ in range(depth)
         )
-        while (item := pending.popleft().result()) is not _END:
+        while True:
+            # Before waiting, so that the thread need not wait for this one between two items.
             pending.append(thread.submit(next, items, _END))
+            if (item := pending.popleft().result()) is _END:
+                break
             yield cast("T", item)
     finally:
         thread.shutdown(cancel_futures=True)

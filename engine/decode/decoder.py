@@ -193,8 +193,6 @@ def make_decoder(
         from engine.decode.dali import DaliDecoder
 
         return DaliDecoder(geometry, device=device, workers=workers, normalisation=normalisation)
-    from engine.decode.threads import ThreadedDecoder, image_decoder
+    from engine.decode.threads import ThreadedDecoder
 
-    return ThreadedDecoder(
-        geometry, image_decoder(chosen), workers=workers, normalisation=normalisation
-    )
+    return ThreadedDecoder(geometry, chosen, workers=workers, normalisation=normalisation)

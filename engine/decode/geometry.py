@@ -7,10 +7,14 @@ The rules are those of torchvision's ``Resize(resize)`` followed by ``CenterCrop
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from shards.errors import UsageError
 
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom excluded."""
+Sizes: TypeAlias = NDArray[np.int64]
 
 
 class Placement(NamedTuple):
@@ -63,6 +67,24 @@ class Geometry:
         # Python's round, halves to even, as in torchvision.
         left, top = round((target_width - size) / 2.0), round((target_height - size) / 2.0)
         return Placement(whole, target_width, target_height, (left, top, left + size, top + size))
+
+    def squares(self, widths: Sizes, heights: Sizes) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
+        """Which images `place` cuts the output out of, without resampling; from where.
+
+        Args:
+            widths: Pixels of the stored images, int64 of shape (n,).
+            heights: The same.
+
+        Returns:
+            Of shape (n,): whether, and left and top of the square in pixels.
+        """
+        if self.resize is None:
+            taken = (widths == self.size) & (heights == self.size)
+        else:
+            taken = np.minimum(widths, heights) == self.resize
+        # Halves to even, as in `place`.
+        left, top = (np.rint((side - self.size) / 2).astype(np.int64) for side in (widths, heights))
+        return taken, left, top
 
 
 def stored_side(size: int) -> int:

@@ -11,6 +11,7 @@ from typing import NamedTuple, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from kernels.page_cache import all_cached
 from shards.dataset import Dataset
 from shards.errors import ManifestError
 from shards.ranges import OpenFiles
@@ -35,6 +36,14 @@ class Run(NamedTuple):
     starts: list[int]
     """Bytes from the beginning of the shard, ascending."""
     stops: list[int]
+
+
+class Places(NamedTuple):
+    """Bytes in open files, of samples: int64 of shape (n,)."""
+
+    descriptors: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
 
 def runs_of(
@@ -110,10 +119,12 @@ class ShardReader:
         Raises:
             ManifestError: As `read`; also when a sample is asked for, in any thread.
         """
+        places = self._places(ids)
+        if all_cached(places.descriptors, places.starts + places.lengths - 1):
+            return LateBytes(self, ids, places)
         order, runs = self._planned(ids)
-        return (
-            self._read_runs(order, runs, self._threads) if self._advise(runs) else _Late(self, ids)
-        )
+        self._advise(runs)
+        return self._read_runs(order, runs, self._threads)
 
     def read_one(self, sample: int) -> bytes:
         """Stored bytes of one sample id.
@@ -133,6 +144,18 @@ class ShardReader:
         """``shard:offset:key`` of a sample id, for messages."""
         shard = self._dataset.manifest.shards[self._shards[sample]].name
         return f"{shard}:{self._offsets[sample]}:{self._dataset.samples['key'][sample].as_py()}"
+
+    def _places(self, ids: NDArray[np.int64]) -> Places:
+        numbers, positions = np.unique(self._shards[ids], return_inverse=True)
+        descriptors = np.array([self._descriptor(number) for number in numbers.tolist()], np.int64)
+        return Places(descriptors[positions], self._offsets[ids], self._bytes[ids])
+
+    def _descriptor(self, shard: int) -> int:
+        """Descriptor of a shard that stays open; -1 if it cannot, of which the reading tells."""
+        with suppress(OSError), self._files.descriptor(shard):
+            pass
+        kept = self._files.kept(shard)
+        return -1 if kept is None else kept
 
     def _planned(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Run]]:
         """Positions in the order of the shards, and what is read together in that order."""
@@ -212,11 +235,13 @@ class ShardReader:
         return data
 
 
-class _Late(Sequence[bytes]):
+class LateBytes(Sequence[bytes]):
     """Samples that are read when they are asked for."""
 
-    def __init__(self, reader: ShardReader, ids: NDArray[np.int64]) -> None:
+    def __init__(self, reader: ShardReader, ids: NDArray[np.int64], places: Places) -> None:
         self._read_one, self._ids = reader.read_one, ids.tolist()
+        self.places = places
+        """For who reads them by other means."""
 
     def __len__(self) -> int:
         return len(self._ids)

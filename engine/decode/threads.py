@@ -7,8 +7,9 @@ again, because fresh pages cost as much as a fifth of decoding.
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,25 +25,14 @@ from engine.decode.decoder import (
 )
 from engine.decode.geometry import Geometry
 from engine.decode.pillow import decode_with_pillow
+from engine.decode.squares import squares_of
 from engine.decode.turbo import decode_exactly, decode_fast
 from kernels.planes import PLANE_ALIGNMENT, factors_of, normalised_planes
 from shards.scratch import odd_memory
 
-_PIXELS_BEGIN = 16
-"""Beyond a multiple of 64 bytes: see `shards.scratch`. 5 % of loading images that need no resize
-(by hand)."""
 ImageDecoder: TypeAlias = Callable[[EncodedBatch, int, Geometry, NDArray[np.uint8]], None]
 """Writes one image of a batch, by its position, to uint8 of shape (s, s, 3); ``ValueError`` if it
 cannot be decoded. Thread safe."""
-
-
-def image_decoder(name: DecoderName) -> ImageDecoder:
-    """The function behind a decoder that runs in threads."""
-    return {
-        DecoderName.TURBO: decode_exactly,
-        DecoderName.FAST: decode_fast,
-        DecoderName.PILLOW: _decode_by_pillow,
-    }[name]
 
 
 def _decode_by_pillow(
@@ -53,18 +43,26 @@ def _decode_by_pillow(
     into[...] = decode_with_pillow(batch.data[position], geometry, size, crop)
 
 
+_IMAGE_DECODERS: Mapping[DecoderName, ImageDecoder] = {
+    DecoderName.TURBO: decode_exactly,
+    DecoderName.FAST: decode_fast,
+    DecoderName.PILLOW: _decode_by_pillow,
+}
+
+
 class ThreadedDecoder:
     """Decodes on the CPU with ``workers`` threads."""
 
     def __init__(
         self,
         geometry: Geometry,
-        decode: ImageDecoder,
+        name: DecoderName,
         *,
         workers: int,
         normalisation: Normalisation | None = None,
     ) -> None:
-        self._geometry, self._decode_image, self._workers = geometry, decode, workers
+        self._geometry, self._name, self._workers = geometry, name, workers
+        self._decode_image = _IMAGE_DECODERS[name]
         self._factors = normalisation and factors_of(normalisation.mean, normalisation.std)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._memory = BatchMemory()
@@ -76,14 +74,10 @@ class ThreadedDecoder:
         shape = (n, 3, size, size) if planes else (n, size, size, 3)
         images = self._memory.take(shape, np.dtype(np.float32 if planes else np.uint8))
         reasons: dict[int, str] = {}
-        # One shared iterator, whose next is atomic: a thread that is done takes the next image.
-        positions = iter(range(n))
-        work = [
-            self._pool.submit(self._decode_some, batch, positions, images, reasons)
-            for _ in range(min(self._workers, n))
-        ]
-        for part in work:
-            part.result()
+        if left := self._decode_squares(batch, images):
+            # One shared iterator, whose next is atomic: a thread that is done takes the next image.
+            positions = iter(left)
+            self._in_threads(partial(self._decode_some, batch, positions, images, reasons), n)
         tensor = torch.from_numpy(images)
         images_bchw = tensor if planes else tensor.permute(0, 3, 1, 2)
         if reasons:
@@ -94,6 +88,25 @@ class ThreadedDecoder:
         """End the threads and forget the memory."""
         self._pool.shutdown()
         self._memory.forget()
+
+    def _in_threads(self, work: Callable[[], None], n: int) -> None:
+        """Let all threads do it together, this one among them, or as many as there are images."""
+        others = [self._pool.submit(work) for _ in range(min(self._workers, n) - 1)]
+        try:
+            work()
+        finally:
+            for one in others:
+                one.result()
+
+    def _decode_squares(self, batch: EncodedBatch, images: NDArray[Any]) -> Sequence[int]:
+        """Decode what needs no resampling; the positions of all that is left."""
+        pillow = self._name is DecoderName.PILLOW
+        squares = None if pillow else squares_of(batch, self._geometry)
+        if squares is None:
+            return range(len(batch))
+        coarse = self._name is DecoderName.FAST
+        self._in_threads(partial(squares.run, images, self._factors, coarse=coarse), len(batch))
+        return squares.left()
 
     def _decode_some(
         self,
@@ -145,6 +158,5 @@ class BatchMemory:
 def _shaped(
     array: NDArray[np.uint8], n_bytes: int, shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
-    first = _PIXELS_BEGIN if dtype == np.uint8 else 0
-    start = (first - array.ctypes.data) % PLANE_ALIGNMENT
+    start = -array.ctypes.data % PLANE_ALIGNMENT
     return array[start : start + n_bytes].view(dtype).reshape(shape)

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,6 +43,23 @@ def test_half_pixels_round_to_even_as_in_torchvision():
 def test_a_crop_is_squashed_to_the_square_whatever_the_geometry():
     expected = Placement((3, 4, 50, 60), 24, 24, (0, 0, 24, 24))
     assert Geometry(24, 48).place(500, 375, (3, 4, 50, 60)) == expected
+
+
+@given(
+    st.integers(1, 40),
+    st.none() | st.integers(0, 9),
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 60)), min_size=1),
+)
+def test_squares_are_the_placements_without_resampling(size, extra, sizes):
+    geometry = Geometry(size, None if extra is None else size + extra)
+    sizes += [(geometry.resize or size, 60), (60, geometry.resize or size), (size, size)]
+    columns = np.array(sizes).T
+    for stored, taken, *corner in zip(sizes, *geometry.squares(*columns), strict=True):
+        region, width, height, box = geometry.place(*stored)
+        assert region == (0, 0, *stored)
+        assert taken == ((width, height) == stored)
+        if taken:
+            assert box == (*corner, corner[0] + size, corner[1] + size)
 
 
 @pytest.mark.parametrize(("size", "resize"), [(64, 63), (0, None)])

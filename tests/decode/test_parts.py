@@ -8,7 +8,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from engine.decode import parts
+from engine.decode import libjpeg, parts
 from engine.decode.geometry import Geometry
 from engine.decode.parts import decode_part, pays
 from engine.decode.turbo import decode_jpeg
@@ -98,7 +98,7 @@ def test_batches_hold_the_same_with_and_without_the_decoder_of_parts(
     decode_jpeg(data, size, placement, outputs[0])
     assert len(taken) == 1
     assert taken[0] is not None
-    monkeypatch.setattr(parts, "_version", lambda: None)
+    monkeypatch.setattr(libjpeg, "_version", lambda: None)
     decode_jpeg(data, size, placement, outputs[1])
     assert len(taken) == 1
     np.testing.assert_array_equal(outputs[0], outputs[1])
@@ -155,29 +155,29 @@ def test_a_part_is_decoded_alone_where_that_saves_time(monkeypatch):
     assert pays((256, 256), (16, 16, 240, 240))
     assert not pays((500, 375), (0, 0, 450, 340))
     assert not pays((120, 120), (50, 50, 80, 80))
-    monkeypatch.setattr(parts, "_version", lambda: None)
+    monkeypatch.setattr(libjpeg, "_version", lambda: None)
     assert not pays((500, 375), (86, 23, 414, 352))
 
 
 @pytest.fixture
 def _asked_anew():
-    parts._version.cache_clear()
+    libjpeg._version.cache_clear()
     yield
-    parts._version.cache_clear()
+    libjpeg._version.cache_clear()
 
 
 @pytest.mark.usefixtures("_asked_anew")
 @pytest.mark.parametrize("library", ["", "none.so"], ids=["without libjpeg", "not there"])
 def test_without_the_library_nothing_is_decoded_in_parts(monkeypatch, library):
-    monkeypatch.setattr(parts, "_library", lambda: ctypes.CDLL(library or None))
+    monkeypatch.setattr(libjpeg, "_library", lambda: ctypes.CDLL(library or None))
     assert not pays((500, 375), (100, 50, 350, 300))
     assert decode_part(b"", (0, 0, 16, 16)) is None
 
 
 @pytest.mark.usefixtures("_asked_anew")
 def test_a_version_of_another_layout_is_not_used(monkeypatch):
-    monkeypatch.setattr(parts, "VERSIONS", (80,) if parts._version() == 62 else (62,))
-    parts._version.cache_clear()
+    monkeypatch.setattr(libjpeg, "VERSIONS", (80,) if libjpeg._version() == 62 else (62,))
+    libjpeg._version.cache_clear()
     assert not pays((500, 375), (100, 50, 350, 300))
 
 
@@ -188,6 +188,6 @@ def test_a_version_with_other_pixels_is_not_used(monkeypatch):
         into[:] ^= 1
         return found
 
-    decode = parts.PartDecoder.decode
-    monkeypatch.setattr(parts.PartDecoder, "decode", one_off)
+    decode = libjpeg.PartDecoder.decode
+    monkeypatch.setattr(libjpeg.PartDecoder, "decode", one_off)
     assert not pays((500, 375), (100, 50, 350, 300))

@@ -185,7 +185,7 @@ def test_fetched_bytes_come_in_the_order_asked_for(
 ):
     stored = stored_images(images)
     monkeypatch.setattr("resource.getrlimit", lambda _: (2 * descriptors, 2 * descriptors))
-    monkeypatch.setattr(ShardReader, "_advise", lambda *_: not cached)
+    monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: cached)
     with ShardReader(packed(stored)) as reader:
         ids = np.array([7, 0, 11, 7, 3])
         found = reader.fetch(ids)
@@ -200,9 +200,9 @@ def test_what_waits_in_storage_is_read_at_once_and_a_later_cut_is_refused_by_nam
 ):
     dataset = packed(stored_images(images))
     with ShardReader(dataset) as reader:
-        monkeypatch.setattr(ShardReader, "_advise", lambda *_: True)
+        monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: False)
         at_once = reader.fetch(np.arange(12))
-        monkeypatch.setattr(ShardReader, "_advise", lambda *_: False)
+        monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: True)
         late = reader.fetch(np.arange(12))
         os.truncate(dataset.shard_paths()[1], dataset.ints("offset")[6] + 10)
         assert late[:6] == at_once[:6]

@@ -11,7 +11,6 @@ from engine.decode.crops import Crops
 from engine.decode.geometry import Geometry
 from engine.decode.order import epoch_ids
 from engine.decode.pillow import decode_with_pillow
-from engine.decode.reader import ShardReader
 from engine.decode.source import Source
 from shards.errors import ManifestError, UsageError
 
@@ -167,20 +166,21 @@ def test_a_tolerant_source_goes_on_after_a_shard_that_ends_early(packed, images)
         assert source.undecodable[7].endswith("bytes")
 
 
+@pytest.mark.parametrize("geometry", [GEOMETRY, Geometry(20)], ids=["resized", "as stored"])
 @pytest.mark.parametrize("decoder", ["turbo", "dali"])
 @pytest.mark.parametrize("tolerant", [True, False])
 def test_a_shard_cut_between_looking_and_decoding_costs_its_samples_only(
-    packed, images, monkeypatch, decoder, tolerant
+    packed, images, monkeypatch, *, geometry, decoder, tolerant
 ):
     dataset = packed([images.jpeg(20, 20, seed=i) for i in range(9)])
     shard, end = dataset.shard_paths()[1], dataset.ints("offset")[7]
 
     def cut_it_and_say_it_is_cached(*_: object) -> bool:
         os.truncate(shard, end)
-        return False
+        return True
 
-    monkeypatch.setattr(ShardReader, "_advise", cut_it_and_say_it_is_cached)
-    with Source(dataset, GEOMETRY, decoder=decoder, tolerant=tolerant) as source:
+    monkeypatch.setattr("engine.decode.reader.all_cached", cut_it_and_say_it_is_cached)
+    with Source(dataset, geometry, decoder=decoder, tolerant=tolerant) as source:
         if not tolerant:
             with pytest.raises(ManifestError, match="has 0 of its"):
                 list(source.epoch(4))
