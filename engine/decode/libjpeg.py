@@ -10,7 +10,6 @@ from PIL import _imaging
 
 from kernels.libjpeg import VERSIONS, PartDecoder
 
-
 _of_thread = local()
 
 
