@@ -260,7 +260,7 @@ def step_cost(setting: Setting, size: int, batch: int) -> dict[str, int]:
         with FlopCounterMode(display=False) as flops, Traffic() as traffic:
             found.step()
         parameters = [*found.trainer.network.parameters()]
-        momentum = [entry["momentum_buffer"] for entry in found.trainer.optimiser.state.values()]
+        momentum = found.trainer.optimiser.state().values()
     return {
         "flops": int(flops.get_total_flops()),
         "n_bytes": traffic.n_bytes,

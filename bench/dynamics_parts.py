@@ -18,8 +18,9 @@ from bench.contenders import Contender, Measured, interleave
 from engine.device import resolve_device
 from engine.models.networks import build_network, memory_format_for, placed
 from engine.seeding import generator_for
+from engine.sgd import Sgd
 from engine.store import write_columns
-from engine.training import Sgd, Trainer
+from engine.training import Trainer
 from kernels.dynamics import Dynamics
 from shards.atomic import fsync_tree
 

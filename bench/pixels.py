@@ -41,7 +41,8 @@ from engine.feature_rows import Resident
 from engine.models.backbones import OFFLINE_BACKBONE, Backbone, load_backbone
 from engine.proxy import linear_proxy
 from engine.recipes import RECIPES
-from engine.training import Sgd, Trainer, cosine_schedule
+from engine.sgd import Sgd
+from engine.training import Trainer, cosine_schedule
 from kernels.augment import normalised
 from kernels.dynamics import Dynamics
 

@@ -16,7 +16,8 @@ from engine.device import resolve_device
 from engine.proxy import convolutional_proxy, squares
 from engine.recipes import RECIPES
 from engine.scored import Scored
-from engine.training import Sgd, Trainer
+from engine.sgd import Sgd
+from engine.training import Trainer
 from kernels.agreement import spearman
 from kernels.dynamics import Dynamics
 from shards.dataset import Dataset

@@ -25,7 +25,8 @@ from engine.models.networks import memory_format_for
 from engine.proxy import Proxy, convolutional_proxy, crops_on
 from engine.recipes import RECIPES
 from engine.seeding import generator_for
-from engine.training import Sgd, Trainer
+from engine.sgd import Sgd
+from engine.training import Trainer
 from kernels.augment import draw_crops, horizontal_flip, normalised
 from kernels.dynamics import Dynamics
 

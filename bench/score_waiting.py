@@ -24,7 +24,8 @@ from engine.decode.source import Source
 from engine.device import resolve_device
 from engine.proxy import Proxy, convolutional_proxy
 from engine.recipes import RECIPES
-from engine.training import Sgd, Trainer
+from engine.sgd import Sgd
+from engine.training import Trainer
 from engine.waiting import POLICY
 from shards.dataset import Dataset
 

@@ -19,10 +19,10 @@ from engine.ledger import Stopwatch, stopwatch
 from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from engine.models.networks import StudentName, build_network, memory_format_for, placed
 from engine.seeding import generator_for
+from engine.sgd import Sgd
 from engine.training import (
     Accuracy,
     CompileMode,
-    Sgd,
     Trainer,
     compile_where_it_pays,
     evaluate,

@@ -14,9 +14,9 @@ from engine.ranks import Ranks
 from engine.recipes import Recipe
 from engine.score_extras import MarginRecord, TddsScore, require_room_for_tdds
 from engine.score_pass import Extra, ScorePass
+from engine.sgd import Sgd
 from engine.training import (
     CompileMode,
-    Sgd,
     Trainer,
     compile_where_it_pays,
     cosine_schedule,

@@ -1,4 +1,4 @@
-"""A training step and what surrounds it: SGD, learning-rate schedule, evaluation, saving.
+"""A training step and what surrounds it: learning-rate schedule, evaluation, saving.
 
 Nothing here synchronises with the host per batch. Learning rates are set from the step number, and
 random draws come from generators seeded by place, so the state to save is weights, momentum, step.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.device import half_precision
+from engine.sgd import Optimiser
 from shards.errors import StoreError, UsageError
 
 CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
@@ -24,27 +25,6 @@ WEIGHTS_NAME, MOMENTUM_NAME = "model.safetensors", "optimiser.safetensors"
 # Image passes per second of ResNet-18 at 64 px on two CPU cores, and the seconds of training from
 # which a compilation of 30-40 s could repay itself there (it gains 0-5 %).
 _CPU_RATE_AT_64_PX, _LONG_TRAINING_SECONDS = 480.0, 900.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sgd:
-    """Stochastic gradient descent with momentum."""
-
-    lr: float
-    momentum: float = 0.9
-    weight_decay: float
-    """On all parameters."""
-    nesterov: bool = False
-
-    def build(self, network: nn.Module) -> torch.optim.SGD:
-        """Optimiser over all parameters of ``network``."""
-        return torch.optim.SGD(
-            network.parameters(),
-            lr=self.lr,
-            momentum=self.momentum,
-            weight_decay=self.weight_decay,
-            nesterov=self.nesterov,
-        )
 
 
 def cosine_schedule(
@@ -75,7 +55,7 @@ class Trainer:
     """One network in training."""
 
     network: nn.Module
-    optimiser: torch.optim.SGD
+    optimiser: Optimiser
     schedule: Callable[[int], float]
     """Learning rate at a step."""
     device: torch.device
@@ -86,14 +66,12 @@ class Trainer:
     def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         """One update; returns the detached logits of the forward pass before it."""
         self.network.train()
-        for group in self.optimiser.param_groups:
-            group["lr"] = self.schedule(self.steps)
         with half_precision(self.device):
             logits = (self.replica or self.network)(inputs)
         loss = loss_of(logits.float())
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.forget_gradients()
         loss.backward()
-        self.optimiser.step()
+        self.optimiser.step(self.schedule(self.steps))
         self.steps += 1
         return logits.detach()
 
@@ -108,9 +86,7 @@ class Trainer:
         from safetensors.torch import save_file
 
         self.save_weights(directory)
-        state = self.optimiser.state_dict()["state"]
-        momentum = {str(index): entry["momentum_buffer"] for index, entry in state.items()}
-        save_file(_contiguous(momentum), directory / MOMENTUM_NAME)
+        save_file(_contiguous(self.optimiser.state()), directory / MOMENTUM_NAME)
 
     def load(self, directory: Path, steps: int) -> None:
         """Continue from what ``save`` wrote after ``steps`` updates.
@@ -123,15 +99,12 @@ class Trainer:
 
         try:
             self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
-            momentum = load_file(directory / MOMENTUM_NAME)
-        except (RuntimeError, OSError, SafetensorError) as error:
+            self.optimiser.load_state(load_file(directory / MOMENTUM_NAME))
+        except (RuntimeError, OSError, SafetensorError, ValueError) as error:
             fact = " ".join(str(error).split())
             raise StoreError(
                 f"{directory} does not fit the network ({fact}); remove it and train again"
             ) from error
-        state = self.optimiser.state_dict()
-        state["state"] = {int(name): {"momentum_buffer": value} for name, value in momentum.items()}
-        self.optimiser.load_state_dict(state)
         self.steps = steps
 
 

@@ -18,7 +18,8 @@ from engine.proving.host_reads import HostReads
 from engine.proving.subject import Subject, judged
 from engine.proxy import convolutional_proxy
 from engine.seeding import generator_for
-from engine.training import Sgd, Trainer
+from engine.sgd import Sgd
+from engine.training import Trainer
 from kernels.augment import (
     color_jitter,
     cutmix,

@@ -24,7 +24,8 @@ from engine.models.networks import build_network, placed
 from engine.proving.subject import SIZE, Subject
 from engine.proxy import convolutional_proxy, side_at
 from engine.recipes import RECIPES
-from engine.training import CompileMode, Sgd, Trainer, compile_where_it_pays
+from engine.sgd import Sgd
+from engine.training import CompileMode, Trainer, compile_where_it_pays
 from kernels.augment import normalised
 from kernels.dynamics import Dynamics
 

@@ -24,7 +24,8 @@ from engine.proxy import (
 )
 from engine.ranks import Ranks
 from engine.seeding import generator_for
-from engine.training import Sgd, Trainer, cosine_schedule
+from engine.sgd import Sgd
+from engine.training import Trainer, cosine_schedule
 from kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from kernels.resample import resize
 from shards.errors import UsageError

@@ -21,9 +21,10 @@ from engine.generations import COMMIT_NAME, Generations
 from engine.ledger import RUNNING_NAME, read_ledger
 from engine.provenance import PROVENANCE_NAME, Provenance
 from engine.proxy import convolutional_proxy
+from engine.sgd import Sgd
 from engine.stages.decode import Decode
 from engine.store import SCORES_NAME, read_columns
-from engine.training import Sgd, Trainer, cosine_schedule
+from engine.training import Trainer, cosine_schedule
 from kernels.scores import SCORES
 from shards.atomic import temporary_name
 from shards.dataset import Dataset
