@@ -188,10 +188,10 @@ def _decode_one(  # noqa: PLR0917 - see above
     good = is_plain(square.width, square.height, memory.libjpeg)
     if good:
         begin(jpeg, how.coarse, memory.libjpeg)
-        _decode_rows(jpeg, square, how, out, factors, memory)
-        if square.top + how.size == square.height:
+        good = _decode_rows(jpeg, square, how, out, factors, memory)
+        if good and square.top + how.size == square.height:
             call(jpeg.jpeg_finish_decompress, (image,))  # notices a missing end
-        good = not warned(memory.libjpeg)
+        good = good and not warned(memory.libjpeg)
     call(jpeg.jpeg_abort_decompress, (image,))
     return good
 
@@ -204,10 +204,13 @@ def _decode_rows(  # noqa: PLR0917 - see above
     out: Pixels,
     factors: NDArray[np.float32] | None,
     memory: _Memory,
-) -> None:
+) -> bool:
+    """False where libjpeg would decode more columns than there is memory for."""
     first, n_columns = 0, square.width
     if how.size < square.width:
         first, n_columns = crop(jpeg, square.left, square.left + how.size, memory.libjpeg)
+        if n_columns > how.size + MOST_ADDED:
+            return False
     call(jpeg.jpeg_skip_scanlines, (address_of(memory.libjpeg), square.top))
     direct = factors is None and not how.stream and n_columns == how.size
     for top in range(0, how.size, _ROWS_AT_ONCE):
@@ -220,6 +223,7 @@ def _decode_rows(  # noqa: PLR0917 - see above
             _keep(memory.rows, span, factors, out)
     if how.stream:
         fence()
+    return True
 
 
 @inner

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from engine.models.networks import placed
+from engine.models.resnet import resnet18
 from engine.models.weights import load_by_name, load_by_position, read_weights, weights_digest
 from shards.errors import MachineError, UsageError
 
@@ -79,7 +80,7 @@ def weights_key(name: str, weights: Path | None) -> str:
 
 def _recipe(name: str) -> Recipe:
     if name == "resnet18":
-        return Recipe(build=_torchvision_resnet18, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return Recipe(build=_resnet18_features, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     if name == OFFLINE_BACKBONE:
         return Recipe(build=lambda: _timm(name), mean=HALF, std=HALF, by_position=True)
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
@@ -107,11 +108,9 @@ def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
     return timm.create_model(name, pretrained=False, num_classes=0, **settings)
 
 
-def _torchvision_resnet18() -> nn.Module:
-    from torchvision.models import resnet18
-
-    network = resnet18(weights=None)
-    network.fc = nn.Identity()  # pyright: ignore[reportAttributeAccessIssue] - the features before it
+def _resnet18_features() -> nn.Module:
+    network = resnet18(1000)
+    network.fc = nn.Identity()  # the features before it
     return network
 
 

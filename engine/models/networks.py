@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from engine.models.resnet import resnet18, resnet50
 from engine.seeding import seeded_initialisation
 
 Norm: TypeAlias = Literal["batch", "instance"]
@@ -28,12 +29,10 @@ def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -
     Convolutions start as N(0, sqrt(2 / (k * k * out_channels))), norms as 1 and 0 (torchvision's
     initialisation, which is also that of MinimaxDiffusion).
     """
-    import torchvision.models as zoo
-
-    build = {"resnet18": zoo.resnet18, "resnet50": zoo.resnet50}[name]
+    build = {"resnet18": resnet18, "resnet50": resnet50}[name]
     norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
     with seeded_initialisation(seed):
-        return build(weights=None, num_classes=n_classes, norm_layer=norm_layer)
+        return build(n_classes, norm_layer)
 
 
 def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:

@@ -15,7 +15,7 @@ from engine.models.networks import (
     memory_format_for,
     placed,
 )
-from engine.seeding import generator_for
+from engine.seeding import generator_for, seeded_initialisation
 from engine.stages.train import SMALLEST_SIZE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -42,17 +42,33 @@ def test_students_have_the_published_number_of_parameters(name, n_classes, param
     assert not list(network.buffers()), "instance norm keeps no running statistics"
 
 
-def test_the_proxy_is_torchvisions_resnet18_with_batch_norm():
-    from torchvision.models import resnet18
+@pytest.mark.parametrize("norm", ["batch", "instance"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_networks_have_the_bits_of_torchvisions(name, norm):
+    import torchvision.models as zoo
 
-    ours, theirs = build_network("resnet18", 10, norm="batch", seed=0), resnet18(num_classes=10)
-    assert {name: value.shape for name, value in ours.state_dict().items()} == {
-        name: value.shape for name, value in theirs.state_dict().items()
-    }
-    ours.load_state_dict(theirs.state_dict())
-    with torch.inference_mode():
-        batch = images(2, 64)
-        assert torch.equal(ours.eval()(batch), theirs.eval()(batch))
+    ours = build_network(name, 7, norm=norm, seed=3)
+    layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
+    with seeded_initialisation(3):
+        theirs = getattr(zoo, name)(num_classes=7, norm_layer=layer)
+    for one, other in zip(both(ours), both(theirs), strict=True):
+        assert one[0] == other[0]
+        assert torch.equal(one[1], other[1])
+    logits = [network(images(3, 64)) for network in (ours, theirs)]
+    assert torch.equal(*logits)
+    for one in logits:
+        one.square().sum().backward()
+    for one, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert torch.equal(one.grad, other.grad)
+    for one, other in zip(ours.buffers(), theirs.buffers(), strict=True):
+        assert torch.equal(one, other)
+
+
+def both(network):
+    """Parameters and buffers by name, in order."""
+    return [*network.named_parameters(), *network.named_buffers()]
 
 
 def test_instance_norm_is_torchs_with_an_affine_map():

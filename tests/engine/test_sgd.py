@@ -52,12 +52,13 @@ def test_training_uncompiled_leaves_the_compiler_alone():
     """Importing it costs every process a second and some 200 MB."""
     program = """
 import sys, torch
+from engine.models.networks import build_network
 from engine.sgd import Sgd
 from engine.training import Trainer
-network = torch.nn.Linear(3, 2)
+network = build_network("resnet18", 2, norm="batch", seed=0)
 optimiser = Sgd(lr=0.1, weight_decay=0.1).build(network)
 trainer = Trainer(network, optimiser, lambda _: 0.1, torch.device("cpu"))
-trainer.step(torch.ones(1, 3), torch.sum)
+trainer.step(torch.ones(2, 3, 64, 64), torch.sum)
 print("torch._dynamo" in sys.modules)
 """
     found = subprocess.run(
