@@ -64,13 +64,17 @@ def commit(
     """Commit weights, momentum and accumulators (by file name) as of ``position``."""
     from safetensors.torch import save_file
 
+    from engine.device import give_back_memory
+
     def write(directory: Path) -> None:
         trainer.save(directory)
         for name, state in parts.items():
             save_file(dict(state), directory / _file_of(name))
         write_atomically(directory / STATE_NAME, json_bytes(position.document()))
 
+    give_back_memory()  # what a batch needs; safetensors copies everything first
     Generations(scratch).commit(position.steps, write)
+    give_back_memory()
 
 
 def last_commit(scratch: Path) -> tuple[Position, Path] | None:
@@ -98,6 +102,9 @@ def finish(
     Raises:
         DataError: A score of a sample that was decoded in every epoch is not finite.
     """
+    from engine.device import give_back_memory
+
+    give_back_memory()  # of the last look
     shown = np.ones(len(scores["visits"]), np.bool_)
     shown[list(position.undecodable)] = False
     for name, values in scores.items():
