@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
@@ -134,6 +135,10 @@ def joined() -> Generator[Ranks]:
     import torch
     from torch import distributed
 
+    # DistributedDataParallel imports it. If that happens once there is a group, default arguments
+    # somewhere in it keep the group, and gloo's threads are alive when the interpreter ends: one
+    # process in some hundred was aborted then.
+    import_module("torch._dynamo")
     if torch.cuda.is_available():
         torch.cuda.set_device(_number("LOCAL_RANK", 0))
     # Words go through the host, tensors of a GPU from GPU to GPU.

@@ -28,8 +28,19 @@ score_pass.BATCHES_PER_VOTE = 1
 sys.exit(main(sys.argv[1:]))
 """
 
+JOIN = """
+from pathlib import Path
+import torch
+from engine.ranks import joined
+from engine.training import replica_of
+with joined() as ranks:
+    replica_of(torch.nn.Linear(2, 2), torch.device("cpu"))(torch.ones(1, 2)).sum().backward()
+names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+print([name for name in names if "gloo" in name])
+"""
 
-def start_ranks(*words, world=2):
+
+def start_ranks(*words, world=2, program=RUN):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         port = str(server.getsockname()[1])
@@ -39,7 +50,7 @@ def start_ranks(*words, world=2):
     }  # fmt: skip
     return [
         subprocess.Popen(
-            [sys.executable, "-c", RUN, *map(str, words)],
+            [sys.executable, "-c", program, *map(str, words)],
             cwd=CHECKOUT, env=job | {"RANK": str(rank)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
@@ -74,6 +85,13 @@ def test_ranks_that_share_batches_give_the_scores_of_one_process(packed, tmp_pat
         # Logits and gradients are bfloat16 on a CPU that has it: 8 bits, rounded in each half.
         np.testing.assert_allclose(together[name], alone[name], rtol=2e-2, atol=2e-3, err_msg=name)
     np.testing.assert_array_equal(together["predicted"], alone["predicted"])
+
+
+def test_no_thread_of_gloo_outlives_the_job():
+    """One that does may stumble over the end of the interpreter."""
+    codes, said = ended(start_ranks(program=JOIN))
+    assert codes == [0, 0], said
+    assert [one.strip() for one in said] == ["[]", "[]"]
 
 
 @pytest.mark.slow
