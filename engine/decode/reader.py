@@ -42,6 +42,7 @@ class Places(NamedTuple):
     """Bytes in open files, of samples: int64 of shape (n,)."""
 
     descriptors: NDArray[np.int64]
+    """-1 where the file does not stay open."""
     starts: NDArray[np.int64]
     lengths: NDArray[np.int64]
 
@@ -123,8 +124,9 @@ class ShardReader:
         if all_cached(places.descriptors, places.starts + places.lengths - 1):
             return LateBytes(self, ids, places)
         order, runs = self._planned(ids)
-        self._advise(runs)
-        return self._read_runs(order, runs, self._threads)
+        if self._advise(runs):
+            return self._read_runs(order, runs, self._threads)
+        return LateBytes(self, ids, places)  # of more shards than may be open
 
     def read_one(self, sample: int) -> bytes:
         """Stored bytes of one sample id.

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode.reader import JOINED_BYTES, JOINED_GAP, ShardReader, runs_of
+from engine.decode.reader import JOINED_BYTES, JOINED_GAP, LateBytes, ShardReader, runs_of
 from shards.dataset import Dataset
 from shards.errors import ManifestError
 
@@ -186,6 +186,7 @@ def test_fetched_bytes_come_in_the_order_asked_for(
     stored = stored_images(images)
     monkeypatch.setattr("resource.getrlimit", lambda _: (2 * descriptors, 2 * descriptors))
     monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: cached)
+    monkeypatch.setattr(ShardReader, "_advise", lambda *_: not cached)
     with ShardReader(packed(stored)) as reader:
         ids = np.array([7, 0, 11, 7, 3])
         found = reader.fetch(ids)
@@ -195,12 +196,23 @@ def test_fetched_bytes_come_in_the_order_asked_for(
         assert len(reader.fetch(ids[:0])) == 0
 
 
+def test_cached_samples_of_more_shards_than_may_be_open_are_read_late(packed, images, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _: (2, 2))
+    stored = stored_images(images)
+    with ShardReader(packed(stored)) as reader:
+        found = reader.fetch(np.arange(12))
+        assert isinstance(found, LateBytes)
+        assert set(found.places.descriptors[5:]) == {-1}
+        assert list(found) == [one.data for one in stored]
+
+
 def test_what_waits_in_storage_is_read_at_once_and_a_later_cut_is_refused_by_name(
     packed, images, monkeypatch
 ):
     dataset = packed(stored_images(images))
     with ShardReader(dataset) as reader:
         monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: False)
+        monkeypatch.setattr(ShardReader, "_advise", lambda *_: True)
         at_once = reader.fetch(np.arange(12))
         monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: True)
         late = reader.fetch(np.arange(12))
