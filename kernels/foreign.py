@@ -1,4 +1,11 @@
-"""C functions that kernels call, also those that leave by ``longjmp``, in LLVM code."""
+"""Call C functions from Numba kernels, including functions that exit through ``longjmp``.
+
+Numba counts the references of arrays, and releases each after its last use. A ``longjmp`` comes
+back to where a reference may already have been released, and releases it a second time. So a
+kernel that calls `returned`, and every function between it and the function that jumps, takes and
+holds only numbers, addresses and tuples of them: memory is read and written by `load_at` and
+`store_at`. A test looks for counted references in the compiled code.
+"""
 
 from typing import Any
 
@@ -39,7 +46,7 @@ def call(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
 def returned(_typing: Untyped, _buffer: Untyped) -> Untyped:
     """C's ``setjmp``: false now, and true when a jump to the buffer at this address comes back.
 
-    What the calling kernel changed between must not be used then.
+    The calling kernel must hold no arrays (see above), nor use then what it changed in between.
     """
 
     def generate(
@@ -58,6 +65,29 @@ def returned(_typing: Untyped, _buffer: Untyped) -> Untyped:
 def address_of(array: NDArray[Any]) -> int:
     """Where an array begins. Signed: Numba adds unsigned numbers to signed ones as floats."""
     return np.int64(array.ctypes.data)  # pyright: ignore[reportReturnType] - Numba's int
+
+
+@instruction
+def load_at(_typing: Untyped, _address: Untyped, kind: Untyped) -> Untyped:
+    """Read the number of a NumPy type at an address, which nothing checks."""
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        value = context.get_value_type(signature.return_type)
+        return builder.load(builder.inttoptr(args[0], value.as_pointer()), align=1)
+
+    return kind.instance_type(types.int64, kind), generate
+
+
+@instruction
+def store_at(_typing: Untyped, _address: Untyped, number: Untyped) -> Untyped:
+    """Write a number, in as many bytes as its type has, to an address, which nothing checks."""
+
+    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+        place = builder.inttoptr(args[0], args[1].type.as_pointer())
+        builder.store(args[1], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, number), generate
 
 
 @instruction

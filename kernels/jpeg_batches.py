@@ -22,6 +22,7 @@ from kernels.libjpeg import (
     PartDecoder,
     begin,
     crop,
+    destroy,
     is_plain,
     read_header,
     read_rows,
@@ -124,12 +125,20 @@ class _Memory(NamedTuple):
 class _Square(NamedTuple):
     """One image in memory."""
 
-    address: int
-    n_bytes: int
+    data: tuple[int, int]
+    """Address and bytes."""
     width: int
     height: int
     left: int
     top: int
+
+
+class _Places(NamedTuple):
+    """Addresses of what is written; no arrays, see `kernels.foreign`."""
+
+    out: int
+    rows: int
+    libjpeg: int
 
 
 def _streams(out: Pixels, size: int) -> bool:
@@ -152,6 +161,7 @@ def _decode_batch(  # noqa: PLR0917 - of a kernel; Numba cannot leave out what i
     memory: _Memory,
 ) -> None:
     """See `BatchDecoder.decode`."""
+    factors_at = None if factors is None else address_of(factors)
     while True:
         at = next_number(turns.taken)
         if at >= turns.done.size:
@@ -165,72 +175,61 @@ def _decode_batch(  # noqa: PLR0917 - of a kernel; Numba cannot leave out what i
                 continue
         width, height = int(squares.widths[at]), int(squares.heights[at])
         left, top = int(squares.lefts[at]), int(squares.tops[at])
-        square = _Square(address, n_bytes, width, height, left, top)
-        turns.done[at] = _decode_one(jpeg, square, how, out[at], factors, memory)
+        square = _Square((address, n_bytes), width, height, left, top)
+        image = address_of(out) + at * out.strides[0]
+        places = _Places(image, address_of(memory.rows), address_of(memory.libjpeg))
+        turns.done[at] = _decode_one(jpeg, square, how, places, factors_at)
 
 
-@kernel
-def _decode_one(  # noqa: PLR0917 - see above
-    jpeg: Functions,
-    square: _Square,
-    how: _How,
-    out: Pixels,
-    factors: NDArray[np.float32] | None,
-    memory: _Memory,
+@inner
+def _decode_one(
+    jpeg: Functions, square: _Square, how: _How, places: _Places, factors: int | None
 ) -> bool:
     """Whether it was decoded; every error of libjpeg comes back to the first line."""
-    image = address_of(memory.libjpeg)
-    if returned(image + BUFFER):
-        call(jpeg.jpeg_destroy_decompress, (image,))
-        memory.libjpeg[0] = 0
+    if returned(places.libjpeg + BUFFER):
+        destroy(jpeg, places.libjpeg)
         return False
-    read_header(jpeg, square.address, square.n_bytes, memory.libjpeg)
-    good = is_plain(square.width, square.height, memory.libjpeg)
+    read_header(jpeg, square.data, places.libjpeg)
+    good = is_plain(square.width, square.height, places.libjpeg)
     if good:
-        begin(jpeg, how.coarse, memory.libjpeg)
-        good = _decode_rows(jpeg, square, how, out, factors, memory)
+        begin(jpeg, how.coarse, places.libjpeg)
+        good = _decode_rows(jpeg, square, how, places, factors)
         if good and square.top + how.size == square.height:
-            call(jpeg.jpeg_finish_decompress, (image,))  # notices a missing end
-        good = good and not warned(memory.libjpeg)
-    call(jpeg.jpeg_abort_decompress, (image,))
+            call(jpeg.jpeg_finish_decompress, (places.libjpeg,))  # notices a missing end
+        good = good and not warned(places.libjpeg)
+    call(jpeg.jpeg_abort_decompress, (places.libjpeg,))
     return good
 
 
 @inner
-def _decode_rows(  # noqa: PLR0917 - see above
-    jpeg: Functions,
-    square: _Square,
-    how: _How,
-    out: Pixels,
-    factors: NDArray[np.float32] | None,
-    memory: _Memory,
+def _decode_rows(
+    jpeg: Functions, square: _Square, how: _How, places: _Places, factors: int | None
 ) -> bool:
     """False where libjpeg would decode more columns than there is memory for."""
     first, n_columns = 0, square.width
     if how.size < square.width:
-        first, n_columns = crop(jpeg, square.left, square.left + how.size, memory.libjpeg)
-        if n_columns > how.size + MOST_ADDED:
+        first, n_columns = crop(jpeg, square.left, square.left + how.size, places.libjpeg)
+        if not 0 < n_columns <= how.size + MOST_ADDED:
             return False
-    call(jpeg.jpeg_skip_scanlines, (address_of(memory.libjpeg), square.top))
+    call(jpeg.jpeg_skip_scanlines, (places.libjpeg, square.top))
     direct = factors is None and not how.stream and n_columns == how.size
     for top in range(0, how.size, _ROWS_AT_ONCE):
         n_rows = min(how.size - top, _ROWS_AT_ONCE)
-        place = address_of(out) + 3 * top * how.size if direct else address_of(memory.rows)
-        read_rows(jpeg, n_rows, 3 * n_columns, place, memory.libjpeg)
+        place = places.out + 3 * top * how.size if direct else places.rows
+        read_rows(jpeg, n_rows, 3 * n_columns, place, places.libjpeg)
         if not direct:
-            at, stride = 3 * (square.left - first), 3 * n_columns
-            span = Rows(at, stride, top * how.size, n_rows, how.size, how.stream)
-            _keep(memory.rows, span, factors, out)
+            source = places.rows + 3 * (square.left - first)
+            rows = Rows(source, 3 * n_columns, top * how.size, n_rows, how.size, how.stream)
+            _keep(rows, places.out, factors)
     if how.stream:
         fence()
     return True
 
 
 @inner
-def _keep(
-    decoded: NDArray[np.uint8], rows: Rows, factors: NDArray[np.float32] | None, out: Pixels
-) -> None:
+def _keep(rows: Rows, out: int, factors: int | None) -> None:
+    """Write decoded rows to a square at an address."""
     if factors is None:
-        keep_bytes(decoded, rows, out)
+        keep_bytes(rows, out)
     else:
-        keep_planes(decoded, rows, factors, out)
+        keep_planes(rows, factors, out, 4 * rows.n_columns * rows.n_columns)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.compiling import kernel
-from kernels.foreign import address_of, call, ignore, jump, returned
+from kernels.foreign import address_of, call, ignore, jump, load_at, returned, store_at
 from kernels.resample import Box
 from kernels.simd import inner
 
@@ -120,93 +120,114 @@ def _decode(
     into: NDArray[np.uint8],
     memory: Memory,
 ) -> tuple[int, int]:
-    """See `PartDecoder.decode`; every error of libjpeg comes back to the first line."""
-    image = address_of(memory)
-    if returned(image + BUFFER):
-        call(jpeg.jpeg_destroy_decompress, (image,))
-        memory[0] = 0
+    """See `PartDecoder.decode`; the caller keeps the arrays, whose addresses alone go on."""
+    source, target = (address_of(data), data.size), (address_of(into), into.size)
+    return _decode_part(jpeg, source, wanted, target, address_of(memory))
+
+
+@inner
+def _decode_part(
+    jpeg: Functions, data: tuple[int, int], wanted: _Wanted, into: tuple[int, int], memory: int
+) -> tuple[int, int]:
+    """Decode from and to (address, bytes); every error of libjpeg comes back to the first line."""
+    if returned(memory + BUFFER):
+        destroy(jpeg, memory)
         return 0, 0
-    read_header(jpeg, address_of(data), data.size, memory)
+    read_header(jpeg, data, memory)
     begin(jpeg, wanted.coarse, memory)
     first, n_columns = crop(jpeg, wanted.left, wanted.right, memory)
     n_rows = wanted.bottom - wanted.top
-    if 3 * n_columns * n_rows > into.size:
+    if 3 * n_columns * n_rows > into[1]:
         n_columns = 0
-    else:
-        call(jpeg.jpeg_skip_scanlines, (image, wanted.top))
-        read_rows(jpeg, n_rows, 3 * n_columns, address_of(into), memory)
+    elif n_columns > 0:
+        call(jpeg.jpeg_skip_scanlines, (memory, wanted.top))
+        read_rows(jpeg, n_rows, 3 * n_columns, into[0], memory)
     if warned(memory):
         n_columns = 0
-    call(jpeg.jpeg_abort_decompress, (image,))
+    call(jpeg.jpeg_abort_decompress, (memory,))
     return first, n_columns
 
 
+# What follows runs between `returned` and libjpeg: it takes the address of `Memory`, no array.
 @inner
-def read_header(jpeg: Functions, address: int, n_bytes: int, memory: Memory) -> None:
-    """Begin with the file at an address, after `returned` was called for ``BUFFER``."""
-    if memory[0] == 0:
+def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
+    """Begin with a file of (address, bytes), after `returned` was called for ``BUFFER``."""
+    if load_at(memory, np.int64) == 0:
         _create(jpeg, memory)
-    image = address_of(memory)
-    call(jpeg.jpeg_mem_src, (image, address, n_bytes))
-    call(jpeg.jpeg_read_header, (image, 1))
+    call(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
+    call(jpeg.jpeg_read_header, (memory, 1))
 
 
 @inner
-def is_plain(width: int, height: int, memory: Memory) -> bool:
+def is_plain(width: int, height: int, memory: int) -> bool:
     """Whether the header is that of a grey or colour image of this size, without inversion."""
-    words = memory.view(np.uint32)
-    size_fits = words[_IMAGE_WIDTH // 4] == width and words[_IMAGE_HEIGHT // 4] == height
-    return size_fits and _JCS_GRAYSCALE <= words[_JPEG_COLOR_SPACE // 4] <= _JCS_YCBCR
+    size_fits = (
+        _int_at(memory + _IMAGE_WIDTH) == width and _int_at(memory + _IMAGE_HEIGHT) == height
+    )
+    return size_fits and _JCS_GRAYSCALE <= _int_at(memory + _JPEG_COLOR_SPACE) <= _JCS_YCBCR
 
 
 @inner
-def warned(memory: Memory) -> bool:
+def warned(memory: int) -> bool:
     """Whether libjpeg found damage since `read_header`."""
-    return memory[(_ERROR + _NUM_WARNINGS) // 8] != 0
+    return load_at(memory + _ERROR + _NUM_WARNINGS, np.int64) != 0
 
 
 @inner
-def begin(jpeg: Functions, coarse: bool, memory: Memory) -> None:  # noqa: FBT001 - a kernel's
+def begin(jpeg: Functions, coarse: bool, memory: int) -> None:  # noqa: FBT001 - a kernel's
     """Begin to decode to RGB what has a header."""
-    words = memory.view(np.uint32)
-    words[_OUT_COLOR_SPACE // 4] = _JCS_RGB
+    store_at(memory + _OUT_COLOR_SPACE, np.int32(_JCS_RGB))
     if coarse:
-        words[_DCT_METHOD // 4], words[_DO_FANCY_UPSAMPLING // 4] = _JDCT_IFAST, 0
-    call(jpeg.jpeg_start_decompress, (address_of(memory),))
+        store_at(memory + _DCT_METHOD, np.int32(_JDCT_IFAST))
+        store_at(memory + _DO_FANCY_UPSAMPLING, np.int32(0))
+    call(jpeg.jpeg_start_decompress, (memory,))
 
 
 @inner
-def crop(jpeg: Functions, left: int, right: int, memory: Memory) -> tuple[int, int]:
-    """Restrict what is decoded to blocks that hold these columns."""
-    # Signed: Numba adds unsigned numbers to signed ones as floats.
-    image, words = address_of(memory), memory.view(np.int32)
-    width = int(words[_OUTPUT_WIDTH // 4])
-    first, stop = max(left - _MARGIN, 0), min(right + _MARGIN, width)
-    span = words[_SPAN // 4 :]
-    span[0], span[1] = first, stop - first
-    call(jpeg.jpeg_crop_scanline, (image, image + _SPAN, image + _SPAN + 4))
-    return int(span[0]), int(span[1])
+def crop(jpeg: Functions, left: int, right: int, memory: int) -> tuple[int, int]:
+    """Restrict what is decoded to blocks that hold these columns; 0 columns if it has none."""
+    first = max(left - _MARGIN, 0)
+    n = min(right + _MARGIN, _int_at(memory + _OUTPUT_WIDTH)) - first
+    if n <= 0:
+        return 0, 0
+    span = memory + _SPAN
+    store_at(span, np.int32(first))
+    store_at(span + 4, np.int32(n))
+    call(jpeg.jpeg_crop_scanline, (memory, span, span + 4))
+    return _int_at(span), _int_at(span + 4)
 
 
 @inner
-def read_rows(jpeg: Functions, n_rows: int, stride: int, place: int, memory: Memory) -> None:
+def read_rows(jpeg: Functions, n_rows: int, stride: int, place: int, memory: int) -> None:
     """Rows of ``stride`` bytes to an address; fewer if libjpeg has no more, of which it warns."""
-    image, rows, done = address_of(memory), memory[_ROWS // 8 :], 0
+    rows, done = memory + _ROWS, 0
     while done < n_rows:
         n = min(n_rows - done, _ROWS_AT_ONCE)
         for row in range(n):
-            rows[row] = place + (done + row) * stride
-        n_read = call(jpeg.jpeg_read_scanlines, (image, image + _ROWS, n)) & 0xFFFFFFFF
+            store_at(rows + 8 * row, place + (done + row) * stride)
+        n_read = call(jpeg.jpeg_read_scanlines, (memory, rows, n)) & 0xFFFFFFFF
         if n_read == 0:
             break
         done += n_read
 
 
 @inner
-def _create(jpeg: Functions, memory: Memory) -> None:
-    image = address_of(memory)
-    memory[0] = call(jpeg.jpeg_std_error, (image + _ERROR,))
-    memory[_CLIENT_DATA // 8] = image + BUFFER
-    memory[(_ERROR + _ERROR_EXIT) // 8] = jump()
-    memory[(_ERROR + _OUTPUT_MESSAGE) // 8] = ignore()
-    call(jpeg.jpeg_CreateDecompress, (image, jpeg.version, jpeg.size))
+def destroy(jpeg: Functions, memory: int) -> None:
+    """Give back what libjpeg holds, after an error; the next file begins anew."""
+    call(jpeg.jpeg_destroy_decompress, (memory,))
+    store_at(memory, np.int64(0))
+
+
+@inner
+def _create(jpeg: Functions, memory: int) -> None:
+    store_at(memory, call(jpeg.jpeg_std_error, (memory + _ERROR,)))
+    store_at(memory + _CLIENT_DATA, memory + BUFFER)
+    store_at(memory + _ERROR + _ERROR_EXIT, jump())
+    store_at(memory + _ERROR + _OUTPUT_MESSAGE, ignore())
+    call(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
+
+
+@inner
+def _int_at(address: int) -> int:
+    """A C ``int``. Signed: Numba adds unsigned numbers to signed ones as floats."""
+    return np.int64(load_at(address, np.int32))  # pyright: ignore[reportReturnType] - Numba's int

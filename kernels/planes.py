@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kernels.compiling import kernel
+from kernels.foreign import address_of, load_at, store_at
 from kernels.simd import LANES, fence, inner, stream_bytes, stream_planes
 
 PLANE_ALIGNMENT = 64
@@ -29,7 +30,7 @@ def normalised_planes(
     """
     flat, planes = image_hwc.reshape(-1), out_chw.reshape(3, -1)
     aligned = planes.ctypes.data % PLANE_ALIGNMENT == planes[0].nbytes % PLANE_ALIGNMENT == 0
-    _normalise(flat, Rows(0, 0, 0, 1, planes.shape[1], aligned), factors, planes)
+    _normalise(flat, planes.shape[1], aligned, factors, planes)
 
 
 def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
@@ -45,54 +46,70 @@ def warm_up() -> None:
 
 
 class Rows(NamedTuple):
-    """Rows of pixels that become rows of planes."""
+    """Rows of RGB pixels in uint8 that become rows of an image in a batch."""
 
-    at: int
-    """First number that is read, and from one row to the next."""
+    source: int
+    """Address of the first pixel that is read."""
     stride: int
+    """Bytes from there to the next row."""
     to: int
     """First pixel that is written; rows follow each other without gaps."""
     n_rows: int
     n_columns: int
     stream: bool
-    """Past the caches: all places must lie on multiples of 16 numbers, and a `fence` follow."""
+    """Past the caches: all places must lie on multiples of the alignment, and a `fence` follow."""
 
 
 @kernel
 def _normalise(
-    pixels: NDArray[np.uint8], rows: Rows, factors: NDArray[np.float32], planes: NDArray[np.float32]
+    pixels: NDArray[np.uint8],
+    n_pixels: int,
+    stream: bool,  # noqa: FBT001 - a kernel's
+    factors: NDArray[np.float32],
+    planes: NDArray[np.float32],
 ) -> None:
-    keep_planes(pixels, rows, factors, planes)
+    rows = Rows(address_of(pixels), 0, 0, 1, n_pixels, stream)
+    keep_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
     fence()
 
 
 @inner
-def keep_planes(
-    pixels: NDArray[np.uint8], rows: Rows, factors: NDArray[np.float32], planes: NDArray[np.float32]
-) -> None:
-    """Write RGB pixels, normalised, to planes of shape (3, h * w)."""
-    red, green, blue = planes[0], planes[1], planes[2]
+def keep_planes(rows: Rows, factors: int, planes: int, plane: int) -> None:
+    """Normalise by the factors at an address; planes of ``plane`` bytes lie at another."""
+    scales, shifts = _load_triple(factors), _load_triple(factors + 12)
     for row in range(rows.n_rows):
-        at, to = rows.at + row * rows.stride, rows.to + row * rows.n_columns
+        source = rows.source + row * rows.stride
+        target = planes + 4 * (rows.to + row * rows.n_columns)
         if rows.stream:
             for i in range(0, rows.n_columns, 16):
-                stream_planes(pixels, at + 3 * i, factors, planes, to + i)
+                stream_planes(source + 3 * i, factors, target + 4 * i, plane)
         else:
-            for i in range(rows.n_columns):
-                red[to + i] = np.float32(pixels[at + 3 * i]) * factors[0, 0] + factors[1, 0]
-                green[to + i] = np.float32(pixels[at + 3 * i + 1]) * factors[0, 1] + factors[1, 1]
-                blue[to + i] = np.float32(pixels[at + 3 * i + 2]) * factors[0, 2] + factors[1, 2]
+            for channel in range(3):
+                scale, shift = scales[channel], shifts[channel]
+                for i in range(rows.n_columns):
+                    pixel = np.float32(load_at(source + 3 * i + channel, np.uint8))
+                    store_at(target + channel * plane + 4 * i, pixel * scale + shift)
 
 
 @inner
-def keep_bytes(pixels: NDArray[np.uint8], rows: Rows, out: NDArray[np.uint8]) -> None:
-    """Write RGB pixels as they are; to stream, rows must lie on multiples of `BYTES_ALIGNMENT`."""
+def _load_triple(address: int) -> tuple[np.float32, np.float32, np.float32]:
+    """Three float32 at an address."""
+    return (
+        load_at(address, np.float32),
+        load_at(address + 4, np.float32),
+        load_at(address + 8, np.float32),
+    )
+
+
+@inner
+def keep_bytes(rows: Rows, out: int) -> None:
+    """Write pixels as they are to an address; to stream it needs `BYTES_ALIGNMENT`."""
     n = 3 * rows.n_columns
     for row in range(rows.n_rows):
-        at, to = rows.at + row * rows.stride, 3 * rows.to + row * n
+        source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n
         if rows.stream:
             for i in range(0, n, BYTES_ALIGNMENT):
-                stream_bytes(pixels, at + i, out, to + i)
+                stream_bytes(source + i, target + i)
         else:
             for i in range(n):
-                out[to + i] = pixels[at + i]
+                store_at(target + i, load_at(source + i, np.uint8))

@@ -154,60 +154,50 @@ def transpose_out(
 
 @instruction
 def stream_planes(
-    _typing: Untyped, pixels: Untyped, _at: Untyped,
-    factors: Untyped, planes: Untyped, _to: Untyped,
-) -> Untyped:  # fmt: skip
-    """16 RGB pixels as float32, times factors[0, c] plus factors[1, c], from ``planes[c, to]`` on.
+    _typing: Untyped, _pixels: Untyped, _factors: Untyped, _planes: Untyped, _stride: Untyped
+) -> Untyped:
+    """16 RGB pixels as float32, times factors[0, c] plus factors[1, c], to plane after plane.
 
-    Past the caches, which a batch of planes outgrows: without reading first what is overwritten.
-    The places must lie on multiples of 64 bytes (or the process dies), and `fence` must follow.
+    All are addresses; the planes begin ``stride`` bytes apart. Past the caches, which a batch of
+    planes outgrows: without reading first what is overwritten. The places must lie on multiples of
+    64 bytes (or the process dies), and `fence` must follow.
     """
     n, number = 16, ir.FloatType()
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+        pixels, factors, planes, stride = args
+        samples = _loaded(builder, _pointer(builder, pixels), ir.VectorType(_BYTE, 3 * n))
+        numbers = builder.inttoptr(factors, number.as_pointer())
+
         def factor(row: int, channel: int) -> Untyped:
-            at = ir.Constant(args[1].type, 3 * row + channel)
-            place = _address(context, builder, signature.args[2], args[2], at)
+            place = builder.gep(numbers, [ir.Constant(_INDEX, 3 * row + channel)])
             return _repeated(builder, builder.load(place), n)
 
-        flat = _address(context, builder, signature.args[0], args[0], args[1])
-        samples = _loaded(builder, flat, ir.VectorType(_BYTE, 3 * n))
-        length = context.make_array(signature.args[3])(context, builder, args[3]).shape
-        length = builder.extract_value(length, 1)
         for channel in range(3):
             own = builder.shuffle_vector(samples, samples, _indices([*range(channel, 3 * n, 3)]))
             values = builder.uitofp(own, ir.VectorType(number, n))
             values = builder.fadd(builder.fmul(values, factor(0, channel)), factor(1, channel))
-            start = builder.mul(length, ir.Constant(length.type, channel))
-            at = builder.add(start, args[4])
-            place = _address(context, builder, signature.args[3], args[3], at)
-            _stream(builder, place, values)
+            place = builder.add(planes, builder.mul(stride, ir.Constant(stride.type, channel)))
+            _stream(builder, _pointer(builder, place), values)
         return context.get_dummy_value()
 
-    place = types.intp
-    return types.void(pixels, place, factors, planes, place), generate
+    return types.void(*[types.int64] * 4), generate
 
 
 @instruction
-def stream_bytes(
-    _typing: Untyped, source: Untyped, _at: Untyped, target: Untyped, _to: Untyped
-) -> Untyped:
-    """``target[to : to + 32] = source[at : at + 32]`` of uint8, past the caches.
+def stream_bytes(_typing: Untyped, _source: Untyped, _target: Untyped) -> Untyped:
+    """Copy 32 bytes from an address to another, past the caches.
 
-    The place must lie on a multiple of 32 bytes (or the process dies), and `fence` must follow.
+    The target must lie on a multiple of 32 bytes (or the process dies), and `fence` must follow.
     """
     kind = ir.VectorType(_BYTE, LANES)
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
-        values = _loaded(
-            builder, _address(context, builder, signature.args[0], args[0], args[1]), kind
-        )
-        place = _address(context, builder, signature.args[2], args[2], args[3])
-        _stream(builder, place, values)
+    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+        values = _loaded(builder, _pointer(builder, args[0]), kind)
+        _stream(builder, _pointer(builder, args[1]), values)
         return context.get_dummy_value()
 
-    place = types.intp
-    return types.void(source, place, target, place), generate
+    return types.void(types.int64, types.int64), generate
 
 
 @instruction
@@ -275,6 +265,10 @@ def _address(
     context: Untyped, builder: Untyped, kind: Untyped, array: Untyped, at: Untyped
 ) -> Untyped:
     return builder.gep(context.make_array(kind)(context, builder, array).data, [at])
+
+
+def _pointer(builder: Untyped, address: Untyped) -> Untyped:
+    return builder.inttoptr(address, _BYTE.as_pointer())
 
 
 def _loaded(builder: Untyped, place: Untyped, kind: Untyped) -> Untyped:

@@ -147,6 +147,12 @@ def packed(tmp_path) -> Callable[..., Dataset]:
     return pack
 
 
+@pytest.fixture(scope="session", name="write_data_set")
+def give_write_data_set() -> Callable[..., Dataset]:
+    """``write_data_set(path, stored)`` for tests, which cannot import this file."""
+    return write_data_set
+
+
 @pytest.fixture(scope="session")
 def numbered(tmp_path_factory) -> Dataset:
     """23 flat grey 24x24 images whose brightness is ten times their id: pixels tell the id."""

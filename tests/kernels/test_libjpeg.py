@@ -3,12 +3,14 @@
 import ctypes
 import gc
 
+import numba
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import _imaging
 
-from kernels.libjpeg import MOST_ADDED, VERSIONS, PartDecoder
+from kernels import jpeg_batches, libjpeg
+from kernels.libjpeg import MOST_ADDED, VERSIONS, Functions, PartDecoder
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +57,35 @@ def test_other_libraries_are_not_called():
     with pytest.raises(AttributeError):
         PartDecoder(ctypes.CDLL(None), next(iter(VERSIONS)))
     gc.collect()  # also what was not finished ends quietly
+
+
+FUNCTIONS = Functions(*range(1, 14))
+SQUARE = jpeg_batches._Square((1, 1), 1, 1, 1, 1)
+HOW = jpeg_batches._How(1, stream=True, coarse=False)
+PLACES = jpeg_batches._Places(1, 1, 1)
+PART = libjpeg._Wanted(1, 1, 1, 1, coarse=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (libjpeg._decode_part, (FUNCTIONS, (1, 1), PART, (1, 1), 1)),
+        (jpeg_batches._decode_one, (FUNCTIONS, SQUARE, HOW, PLACES, None)),
+        (jpeg_batches._decode_one, (FUNCTIONS, SQUARE, HOW, PLACES, 1)),
+    ],
+    ids=["part", "bytes", "floats"],
+)
+def test_what_a_jump_comes_back_to_holds_no_counted_reference(function, arguments):
+    """A jump would release it twice; the code holds all functions that were compiled with it."""
+    function.compile(tuple(map(numba.typeof, arguments)))
+    for code in function.inspect_llvm().values():
+        assert "@_setjmp" in code
+        assert "NRT_incref" not in code
+        assert "NRT_decref" not in code
+
+
+def test_a_part_beside_the_image_is_refused(decoder, grey):
+    into = np.empty(64 * 48 * 3, np.uint8)
+    assert decoder.decode(grey, (70, 0, 80, 8), into)[1] == 0
+    assert decoder.decode(grey, (0, 50, 64, 60), into)[1] == 0
+    assert decoder.decode(grey, (0, 0, 64, 48), into) == (0, 64)

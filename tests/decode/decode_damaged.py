@@ -1,0 +1,52 @@
+"""Program for child processes, which damaged JPEGs may end: decode data sets by every fast way.
+
+``python decode_damaged.py TIMES SIZE FOLDER...`` decodes the images of each data set, all of
+``SIZE`` pixels a side, so many times by both kernels, then once by a loader.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import engine
+from engine.decode.decoder import EncodedBatch
+from engine.decode.geometry import Geometry
+from engine.decode.parts import decode_part
+from engine.decode.reader import ShardReader
+from engine.decode.squares import squares_of
+from kernels.planes import factors_of
+from shards.dataset import Dataset
+
+
+def decode_by_kernels(files: list[bytes], side: int) -> None:
+    for data in files:
+        decode_part(data, (side // 4, side // 4, side // 2, side // 2))
+    sides = np.full(len(files), side)
+    for size in (side, side // 2 + 1):
+        n_decoded = []
+        for floats in (False, True):
+            squares = squares_of(EncodedBatch(files, sides, sides), Geometry(size, side))
+            assert squares is not None
+            shape = (3, size, size) if floats else (size, size, 3)
+            images = np.empty((len(files), *shape), np.float32 if floats else np.uint8)
+            factors = factors_of((0.5,) * 3, (0.5,) * 3) if floats else None
+            squares.run(images, factors, coarse=floats)
+            n_decoded.append(len(files) - len(squares.left()))
+        assert n_decoded[0] == n_decoded[1]
+
+
+def main(times: int, side: int, folders: list[str]) -> None:
+    for folder in folders:
+        dataset = Dataset.open(Path(folder))
+        with ShardReader(dataset) as reader:
+            files = list(reader.fetch(np.arange(len(dataset))))
+        for _ in range(times):
+            decode_by_kernels(files, side)
+        with engine.loader(folder, batch=32, size=side, resize=side, workers=2) as loader:
+            for _ in loader:
+                pass
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:])

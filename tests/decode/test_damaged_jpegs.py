@@ -1,0 +1,97 @@
+"""Damaged JPEGs cost their images, never the process that decodes them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SIDE = 64
+SAVED = (
+    {},
+    {"progressive": True},
+    {"subsampling": 0},
+    {"restart_marker_rows": 1},
+    {"progressive": True, "subsampling": 1, "quality": 30},
+)
+FRAMES = {0xC0, 0xC2}
+WITHOUT_LENGTH = {0x00, 0x01, *range(0xD0, 0xDA), 0xFF}
+PER_SET = 500
+
+
+def segments(data: bytes) -> list[tuple[int, int]]:
+    """Begin and end of the segments of all markers that have a length."""
+    found, at = [], 2
+    while at + 4 <= len(data):
+        if data[at] != 0xFF or data[at + 1] in WITHOUT_LENGTH:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        found.append((at, min(end, len(data))))
+        at = end
+    return found
+
+
+def with_repeated_header(data: bytes) -> bytes:
+    """The file with its frame header once more before its end, which libjpeg meets last."""
+    begin, end = next(place for place in segments(data) if data[place[0] + 1] in FRAMES)
+    return data[:-2] + data[begin:end] + data[-2:]
+
+
+def mutated(data: bytes, rng: np.random.Generator) -> bytes:
+    """The file with one to three of: flipped bits, a segment moved or repeated, a cut tail."""
+    for _ in range(rng.integers(1, 4)):
+        places, kind = segments(data), rng.integers(4)
+        if kind == 0 or not places:
+            bits = np.frombuffer(data, np.uint8).copy()
+            where = rng.integers(2, bits.size, rng.integers(1, 17))
+            bits[where] ^= (1 << rng.integers(0, 8, where.size)).astype(np.uint8)
+            data = bits.tobytes()
+        elif kind == 1:
+            data = data[: rng.integers(4, len(data) + 1)]
+        else:
+            begin, end = places[rng.integers(len(places))]
+            to = rng.choice([len(data) - 2, *(place[0] for place in places)])
+            moved = data[begin:end]
+            data = data[:to] + moved + data[to:]
+            if kind == 2:
+                begin += end - begin if to <= begin else 0
+                data = data[:begin] + data[begin + len(moved) :]
+    return data
+
+
+def decode_in_child(times: int, folders: list[Path]) -> None:
+    """Decode data sets where the allocator checks, and overwrites, what is freed."""
+    child = subprocess.run(
+        [sys.executable, Path(__file__).with_name("decode_damaged.py"), str(times), str(SIDE)]
+        + [str(folder) for folder in folders],
+        env=os.environ
+        | {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
+        # Where the C library has its checks apart from itself; it goes on where it has not.
+        | {"LD_PRELOAD": "libc_malloc_debug.so.0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert child.returncode == 0, child.stderr
+
+
+def test_an_error_at_the_end_of_an_image_releases_nothing_twice(packed, images):
+    files = [with_repeated_header(images.jpeg(SIDE, SIDE, **how).data) for how in SAVED[:2]]
+    data_set = packed([images.Stored(data, SIDE, SIDE) for data in files])
+    decode_in_child(150, [data_set.path])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_mutated_jpegs_end_no_process(tmp_path, write_data_set, images, seed):
+    rng, folders = np.random.default_rng(seed), []
+    good = [images.jpeg(SIDE, SIDE, seed=i, **how).data for i, how in enumerate(SAVED)]
+    for number in range(10):
+        files = [mutated(good[i % len(good)], rng) for i in range(PER_SET)]
+        stored = [images.Stored(data, SIDE, SIDE) for data in files]
+        folders.append(tmp_path / str(number))
+        write_data_set(folders[-1], stored, samples_per_shard=100)
+    decode_in_child(1, folders)
