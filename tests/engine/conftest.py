@@ -1,13 +1,19 @@
 """The command line in process, and one small set of artifacts that the tests of stages share."""
 
+import json
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -33,6 +39,70 @@ def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
         patch.setenv("CORESET_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("OMP_NUM_THREADS", "1")  # children agree with `one_thread`
         yield
+
+
+@dataclass(frozen=True)
+class Fork:
+    """A program in a process of its own."""
+
+    pid: int
+    output: Path
+    ask: Callable[..., int]
+
+    @cached_property
+    def code(self) -> int:
+        """Exit code, negative for a signal; waits for the end."""
+        return self.ask(wait=self.pid)
+
+    @property
+    def said(self) -> str:
+        """What it printed until now."""
+        return self.output.read_text()
+
+
+@pytest.fixture(scope="session")
+def fork(
+    _private_cache: None, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[Callable[..., Fork]]:
+    """``fork(PROGRAM, *arguments, NAME="value")``: run Python code in a child, without imports."""
+    folder, numbers = tmp_path_factory.mktemp("forks"), count()
+    server = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("fork_server.py")],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def ask(**request: object) -> int:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        print(json.dumps(request), file=server.stdin, flush=True)
+        return int(server.stdout.readline())
+
+    def start(program: str, *arguments: object, **environment: str) -> Fork:
+        output, words = folder / str(next(numbers)), list(map(str, arguments))
+        env = os.environ | environment
+        pid = ask(program=program, arguments=words, env=env, output=str(output))
+        return Fork(pid, output, ask)
+
+    yield start
+    with server:
+        pass
+
+
+@pytest.fixture(scope="session")
+def start_ranks(fork: Callable[..., Fork]) -> Callable[..., list[Fork]]:
+    """``start_ranks(PROGRAM, *arguments, world=2)``: the same program in every rank of a job."""
+
+    def start(program: str, *arguments: object, world: int = 2) -> list[Fork]:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            port = str(server.getsockname()[1])
+        job = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world)}
+        return [fork(program, *arguments, **job, RANK=str(rank)) for rank in range(world)]
+
+    return start
 
 
 @pytest.fixture(scope="session")

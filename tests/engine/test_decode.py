@@ -1,8 +1,6 @@
 """Decoding once as a user sees it: the artifact, what survives a kill, what is refused."""
 
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -177,13 +175,11 @@ print(last - 1)
 
 
 def test_a_decoding_killed_before_any_of_its_renames_continues_to_the_same_bytes(
-    damaged, tmp_path, stored_bytes
+    damaged, tmp_path, fork, stored_bytes
 ):
-    command = [sys.executable, "-c", KILLED_BEFORE_EACH_RENAME, tmp_path, damaged]
-    child = subprocess.run(
-        list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True, check=True
-    )
-    n_renames = int(child.stdout)
+    child = fork(KILLED_BEFORE_EACH_RENAME, tmp_path, damaged)
+    assert child.code == 0, child.said
+    n_renames = int(child.said)
     assert n_renames >= 2 * N_CHUNKS  # per chunk: index, cost so far
     expected = stored_bytes(tmp_path / f"killed-{n_renames:02d}")
     kept: set[int] = set()

@@ -198,12 +198,12 @@ def committed_shards(scratch: Path) -> int:
 
 
 def test_a_run_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
-    make_photos: Callable[..., Path], tmp_path: Path
+    make_photos: Callable[..., Path], tmp_path: Path, fork: Callable[..., Any]
 ):
     src, folder = make_photos(tmp_path / "src", per_class=4), tmp_path / "out"
-    command = [sys.executable, "-c", KILLED_BEFORE_EACH_RENAME, str(src), str(folder)]
-    child = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
-    n_renames = int(child.stdout)
+    child = fork(KILLED_BEFORE_EACH_RENAME, src, folder)
+    assert child.code == 0, child.said
+    n_renames = int(child.said)
     assert n_renames > 2 * 4  # per shard: tar, index, record, cost so far
     expected = stored_files(folder / f"killed-{n_renames:02d}")
     assert len(expected) == 2 * 2 + 4

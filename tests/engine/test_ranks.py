@@ -1,11 +1,8 @@
 """Several processes of one job: the same bytes as one, and no silence when one of them fails."""
 
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,34 +10,7 @@ from engine.ranks import Ranks, joined
 from engine.stages.pack import Pack
 from shards.errors import MachineError, UsageError
 
-CHECKOUT = Path(__file__).parents[2]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def run_ranks(*words: object, world: int = 2, **environment: str) -> list[tuple[int, str]]:
-    """Exit code and output of ``coreset WORDS`` in each rank of a job."""
-    job = os.environ | {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(world),
-        "OMP_NUM_THREADS": "1",
-        **environment,
-    }
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "engine.cli", *map(str, words)],
-            cwd=CHECKOUT, env=job | {"RANK": str(rank)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    outputs = [rank.communicate(timeout=100)[0] for rank in ranks]
-    return list(zip([rank.returncode for rank in ranks], outputs, strict=True))
+PROGRAM = "import engine.cli; engine.cli.run()"
 
 
 def stored_files(data: Path) -> dict[str, bytes]:
@@ -48,21 +18,21 @@ def stored_files(data: Path) -> dict[str, bytes]:
 
 
 def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
-    make_photos: Callable[..., Path], tmp_path: Path
+    make_photos: Callable[..., Path], tmp_path: Path, start_ranks: Callable[..., Any]
 ):
     src = make_photos(tmp_path / "src", per_class=8)
     alone, together = tmp_path / "alone/DATA", tmp_path / "together/DATA"
     Pack(src=src, data=alone, samples_per_shard=5).run()
     words = ("pack", src, together, "--samples-per-shard", 5, "--workers", 1)
-    ranks = run_ranks(*words)
-    assert [code for code, _ in ranks] == [0, 0], ranks
-    assert "packed: 24 samples" in ranks[0][1]
+    ranks = start_ranks(PROGRAM, *words)
+    assert [rank.code for rank in ranks] == [0, 0], [rank.said for rank in ranks]
+    assert "packed: 24 samples" in ranks[0].said
     assert stored_files(together) == stored_files(alone)
     # Made by another configuration: the leading rank says so, the other one stops with it.
-    (code, said), (other_code, other_said) = run_ranks(*words, "--order", "source")
-    assert (code, other_code) == (2, 4)
-    assert "was made by another configuration" in said
-    assert "rank 0 of 2 failed" in other_said
+    ranks = start_ranks(PROGRAM, *words, "--order", "source")
+    assert [rank.code for rank in ranks] == [2, 4]
+    assert "was made by another configuration" in ranks[0].said
+    assert "rank 0 of 2 failed" in ranks[1].said
 
 
 def test_a_process_without_a_job_is_alone():

@@ -347,8 +347,8 @@ def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
 KILLED_BEFORE_EACH_RENAME = """
 import os, signal, sys
 from pathlib import Path
-import pyarrow.compute, pyarrow.dataset, safetensors.torch, torch, torch._dynamo, tyro, zarr
-import engine.final_pass, engine.score_pass, engine.score_setup, engine.stages.score, engine.store
+import torch
+import engine.score_pass
 from engine.cli import main
 
 folder, data, *options = sys.argv[1:]
@@ -381,16 +381,14 @@ print(last - 1)
 
 
 def test_a_scoring_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
-    packed, tmp_path, done, stored_bytes
+    packed, tmp_path, fork, done, stored_bytes
 ):
     # Committed after every batch.
     options = (*LINEAR, "--epochs", 1, "--batch", 30, "--record-margins")
     done("score", packed, tmp_path / "WHOLE", *options)  # the features are cached from here on
-    command = [sys.executable, "-c", KILLED_BEFORE_EACH_RENAME, tmp_path, packed, *options]
-    child = subprocess.run(
-        list(map(str, command)), cwd=CHECKOUT, capture_output=True, text=True, check=True
-    )
-    n_renames = int(child.stdout)
+    child = fork(KILLED_BEFORE_EACH_RENAME, tmp_path, packed, *options)
+    assert child.code == 0, child.said
+    n_renames = int(child.said)
     assert n_renames > 2 * 4  # per commit: state, generation, record, cost so far
     for last in range(n_renames):
         out = tmp_path / f"killed-{last:02d}"

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,7 +14,6 @@ from engine.store import SCORES_NAME, read_columns
 from kernels.scores import SCORES
 from shards.atomic import temporary_name
 
-CHECKOUT = Path(__file__).parents[2]
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
 RUN = """
 import sys
@@ -40,27 +36,8 @@ print([name for name in names if "gloo" in name])
 """
 
 
-def start_ranks(*words, world=2, program=RUN):
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        port = str(server.getsockname()[1])
-    job = os.environ | {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(world),
-        "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", program, *map(str, words)],
-            cwd=CHECKOUT, env=job | {"RANK": str(rank)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-
-
 def ended(ranks):
-    said = [rank.communicate(timeout=200)[0] for rank in ranks]
-    return [rank.returncode for rank in ranks], said
+    return [rank.code for rank in ranks], [rank.said for rank in ranks]
 
 
 def columns_of(scores):
@@ -70,12 +47,14 @@ def columns_of(scores):
 
 
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_ranks_that_share_batches_give_the_scores_of_one_process(packed, tmp_path, done, world):
+def test_ranks_that_share_batches_give_the_scores_of_one_process(
+    packed, tmp_path, done, start_ranks, world
+):
     """A linear proxy has no batch statistics: gradients of halves add up to those of the whole."""
     options = (*LINEAR, "--epochs", 3)
     done("score", packed, tmp_path / "ALONE", *options, "--batch", 6 * world)
     codes, said = ended(
-        start_ranks("score", packed, tmp_path / "RANKS", *options, "--batch", 6, world=world)
+        start_ranks(RUN, "score", packed, tmp_path / "RANKS", *options, "--batch", 6, world=world)
     )
     assert codes == [0] * world, said
     assert f"rank {world - 1} of {world} is done with its part" in said[-1]
@@ -87,9 +66,9 @@ def test_ranks_that_share_batches_give_the_scores_of_one_process(packed, tmp_pat
     np.testing.assert_array_equal(together["predicted"], alone["predicted"])
 
 
-def test_no_thread_of_gloo_outlives_the_job():
+def test_no_thread_of_gloo_outlives_the_job(start_ranks):
     """One that does may stumble over the end of the interpreter."""
-    codes, said = ended(start_ranks(program=JOIN))
+    codes, said = ended(start_ranks(JOIN))
     assert codes == [0, 0], said
     assert [one.strip() for one in said] == ["[]", "[]"]
 
@@ -97,21 +76,21 @@ def test_no_thread_of_gloo_outlives_the_job():
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_ranks_that_are_killed_or_stopped_continue_to_the_same_bytes(
-    packed, tmp_path, stored_bytes, number
+    packed, tmp_path, stored_bytes, start_ranks, number
 ):
     options = ("--size", 33, "--epochs", 4, "--batch", 7, "--device", "cpu")
-    assert ended(start_ranks("score", packed, tmp_path / "WHOLE", *options))[0] == [0, 0]
+    assert ended(start_ranks(RUN, "score", packed, tmp_path / "WHOLE", *options))[0] == [0, 0]
     command = ("score", packed, tmp_path / "SCORES", *options)
-    ranks = start_ranks(*command)
+    ranks = start_ranks(RUN, *command)
     running = temporary_name(tmp_path / "SCORES") / RUNNING_NAME
     while not running.exists():
-        assert all(rank.poll() is None for rank in ranks), ended(ranks)
+        assert all(Path("/proc", str(rank.pid), "cmdline").read_bytes() for rank in ranks)  # alive
         time.sleep(0.01)
     for rank in ranks:
-        rank.send_signal(number)
+        os.kill(rank.pid, number)
     codes, said = ended(ranks)
     assert codes == ([75, 75] if number == signal.SIGTERM else [-number, -number]), said
     assert not (tmp_path / "SCORES").exists()
-    codes, said = ended(start_ranks(*command))
+    codes, said = ended(start_ranks(RUN, *command))
     assert codes == [0, 0], said
     assert stored_bytes(tmp_path / "SCORES") == stored_bytes(tmp_path / "WHOLE")

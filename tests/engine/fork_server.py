@@ -1,0 +1,59 @@
+"""Server for tests: Python programs run in forks of one process that has imported what they need.
+
+A fresh interpreter takes seconds to import torch, a fork none. Reads a JSON object per line:
+``{"program", "arguments", "env", "output"}`` is answered by the id of the process that runs it, and
+``{"wait": id}`` by its exit code.
+"""
+
+import json
+import os
+import sys
+from importlib import import_module
+
+IMPORTED = (
+    "pyarrow.compute",
+    "pyarrow.dataset",
+    "safetensors.torch",
+    "torch._dynamo",
+    "torch.distributed",
+    "tyro",
+    "zarr",
+    "engine.final_pass",
+    "engine.score_pass",
+    "engine.score_setup",
+    "engine.stages.decode",
+    "engine.stages.pack",
+    "engine.stages.score",
+    "engine.store",
+)
+
+
+def run(request: dict) -> None:
+    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(output, stream)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.clear()
+    os.environ.update(request["env"])
+    sys.argv[1:] = request["arguments"]
+    exec(compile(request["program"], "<program>", "exec"), {"__name__": "__main__"})  # noqa: S102
+
+
+def serve() -> dict | None:
+    """Answer requests; return one in the process that is to run it, None when all are answered."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        elif (answer := os.fork()) == 0:
+            return request
+        sys.stdout.write(f"{answer}\n")
+        sys.stdout.flush()
+    return None
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        import_module(name)
+    if (todo := serve()) is not None:
+        run(todo)
