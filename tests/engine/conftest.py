@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from engine.cli import main
+from kernels.compiling import code_folder
 from shards.atomic import files_below
 from shards.dataset import Dataset
 
@@ -34,9 +35,15 @@ class Told:
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
-    """Keep features of tests out of the user's cache, and out of it in child processes too."""
+    """Keep features of tests out of the user's cache, and out of it in child processes too.
+
+    What is compiled already is taken along: children would spend seconds on it again.
+    """
+    private, compiled = tmp_path_factory.mktemp("cache"), code_folder()
+    if compiled is not None:
+        shutil.copytree(compiled, private / compiled.name)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CORESET_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("CORESET_CACHE", str(private))
         patch.setenv("OMP_NUM_THREADS", "1")  # children agree with `one_thread`
         yield
 

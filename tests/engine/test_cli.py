@@ -163,6 +163,18 @@ def test_a_scheduler_signal_exits_75_and_says_how_to_continue(number):
     assert one_line(err) == f"coreset: interrupted by {number.name}; the same command continues"
 
 
+RUN_EACH = """
+import sys
+from engine.cli import run
+for words in {commands!r}:
+    sys.argv[1:] = words
+    try:
+        run()
+    except SystemExit as stop:
+        assert not stop.code, words
+"""
+
+
 def test_commands_do_not_wait_for_pandas(photos, tmp_path):
     (tmp_path / "pandas.py").write_text("raise SystemExit('pandas was imported')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -170,10 +182,9 @@ def test_commands_do_not_wait_for_pandas(photos, tmp_path):
     assert "pandas was imported" in by_itself.stderr
     data, scores = str(tmp_path / "data"), str(tmp_path / "scores")
     training = ("--size", "17", "--epochs", "1", "--batch", "16", "--device", "cpu")
-    for words in (["pack", str(photos), data], ["score", data, scores, *training]):
-        code = f"import sys; sys.argv[1:] = {words!r}; from engine.cli import run; run()"
-        ended = run_in(environment, code)
-        assert (ended.returncode, ended.stderr.count("pandas")) == (0, 0), ended.stderr
+    commands = (["pack", str(photos), data], ["score", data, scores, *training])
+    ended = run_in(environment, RUN_EACH.format(commands=commands))
+    assert (ended.returncode, ended.stderr.count("pandas")) == (0, 0), ended.stderr
 
 
 def run_in(environment, code):

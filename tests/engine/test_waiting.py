@@ -11,10 +11,22 @@ import pytest
 from engine.waiting import POLICY, sleep_while_waiting
 
 ROOMY = 10**12
+# Where torch would be imported its OpenMP is loaded alone, which says what it found, and all ends.
 SCORE = """
-import sys
+import ctypes, os, sys
+from importlib.util import find_spec
+from pathlib import Path
 import engine.stages.score
 engine.stages.score.available_bytes = lambda: {available}
+(openmp,) = Path(find_spec("torch").origin).parent.glob("lib/libgomp*")
+
+class InsteadOfTorch:
+    def find_spec(self, name, *_):
+        if name == "torch":
+            ctypes.CDLL(str(openmp))
+            os._exit(0)
+
+sys.meta_path.insert(0, InsteadOfTorch())
 from engine.cli import main
 sys.exit(main({words!r}))
 """
@@ -32,7 +44,7 @@ def spins(packed, scores, available, *words, **environment):
         text=True,
         check=False,
     )
-    assert ended.returncode == 0 or "no usable GPU here" in ended.stderr, ended.stderr
+    assert ended.returncode == 0, ended.stderr
     (found,) = set(re.findall(r"GOMP_SPINCOUNT = '(\w+)'", ended.stderr))
     return found
 
