@@ -238,7 +238,7 @@ def val(make_photos: Callable[..., Path], work: Path) -> Path:
 @pytest.fixture(scope="session")
 def scored(packed: Path, work: Path, one_thread: None) -> Path:  # noqa: ARG001 - a fixture for its effect
     """Scores of ``packed`` by three epochs of a small ResNet-18; read only."""
-    small = ("--size", 17, "--epochs", 3, "--batch", 16)
+    small = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)
     return made(work / "SCORES", "score", packed, work / "SCORES", *small)
 
 

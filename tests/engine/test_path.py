@@ -16,7 +16,7 @@ SETS = ("random", "ccs", "kmeans")
 PATH = (
     ("pack", "photos/train", "DATA"),
     ("pack", "photos/val", "VAL"),
-    ("score", "DATA", "SCORES", "--size", 17, "--epochs", 2, "--batch", 30),
+    ("score", "DATA", "SCORES", "--size", 17, "--epochs", 2, "--batch", 30, "--lr", 0.01),
     ("select", "DATA", "random", "--ipc", 2),
     ("select", "SCORES", "ccs", "--ipc", 2, "--misratio", 0.3),
     ("distill", "DATA", "kmeans", "--ipc", 2, "--size", 16),

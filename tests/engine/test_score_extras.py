@@ -8,7 +8,7 @@ from engine.score_extras import MARGINS_NAME
 from engine.scoring import last_commit
 from engine.store import SCORES_NAME, read_columns
 
-SMALL = ("--size", 17, "--epochs", 3, "--batch", 16)  # as the fixture `scored`
+SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)  # as the fixture `scored`
 
 
 def columns_of(scores):

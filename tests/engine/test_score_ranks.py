@@ -78,7 +78,7 @@ def test_no_thread_of_gloo_outlives_the_job(start_ranks):
 def test_ranks_that_are_killed_or_stopped_continue_to_the_same_bytes(
     packed, tmp_path, stored_bytes, start_ranks, number
 ):
-    options = ("--size", 33, "--epochs", 4, "--batch", 7, "--device", "cpu")
+    options = ("--size", 33, "--epochs", 4, "--batch", 7, "--lr", 0.01, "--device", "cpu")
     assert ended(start_ranks(RUN, "score", packed, tmp_path / "WHOLE", *options))[0] == [0, 0]
     command = ("score", packed, tmp_path / "SCORES", *options)
     ranks = start_ranks(RUN, *command)
