@@ -77,6 +77,8 @@ def folder_cases() -> Iterator[Case]:
         ("a class is missing", "11 of 12 folders; the class list has 12", _without_class),
         ("a class is empty", "one of 12 folders holds nothing", _with_empty_class),
         ("a hidden folder", "an image in .cache beside the 12 class folders", _with_hidden),
+        ("a class of one bad file", "a web page instead of the only image of a class", _with_page),
+        ("side-cars", "Thumbs.db and a .json of the image's name in every class", _with_side_cars),
     )
     for fault, injected, prepare in cases:
         yield Case(row=20, fault=fault, injected=injected, kind="folder", prepare=prepare)
@@ -142,6 +144,21 @@ def _with_hidden(folder: Path) -> Inputs:
     (src / ".cache").mkdir()
     (src / ".cache" / "photo.JPEG").write_bytes(jpeg(99))
     return Inputs(place=src, expected=Expected(truths=photo_truths(), culprits=(".cache",)))
+
+
+def _with_page(folder: Path) -> Inputs:
+    src = write_photos(folder / "src", N)
+    next((src / class_name(ODD)).iterdir()).write_bytes(b"<html></html>")
+    expected = Expected(truths=photo_truths() | {ODD: None}, culprits=(class_name(ODD),))
+    return Inputs(place=src, expected=expected)
+
+
+def _with_side_cars(folder: Path) -> Inputs:
+    src = write_photos(folder / "src", N)
+    for image in sorted(src.glob("*/*")):
+        image.with_suffix(".json").write_text('{"seen": true}')
+        image.with_name("Thumbs.db").write_bytes(b"thumbnails")
+    return Inputs(place=src, expected=Expected(truths=photo_truths(), culprits=("Thumbs.db",)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

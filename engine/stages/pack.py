@@ -45,8 +45,8 @@ class Pack:
     """
 
     src: SourcePath
-    """Where the images are; every file is packed, listed as refused, or counted as left out where
-    its name says that it is no image."""
+    """Where the images are; every file is packed, listed as refused or, where its name says that
+    it is no image, counted as left out."""
     data: DataPath
     """Packed data set to make."""
     name: str = ""
@@ -81,8 +81,8 @@ class Pack:
     check: bool = True
     """Decode every image, so that no later stage meets a bad one; --no-check reads headers only."""
     on_bad: Literal["quarantine", "fail"] = "quarantine"
-    """List files that cannot be packed, up to max(10, 0.1 %) of all and max(2, 5 %) of a class; or
-    stop at the first."""
+    """List files that cannot be packed, up to max(10, 0.1 %) of all and max(2, 5 %) of a class, but
+    never all of a class; or stop at the first."""
     duplicates: Repeats = "error"
     """Two samples with one key: stop, or keep the first image found."""
     labels: Path | None = None
