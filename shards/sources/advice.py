@@ -61,9 +61,12 @@ def _image_names(folder: Path) -> set[str]:
 
 
 def _first_lines(path: Path) -> Iterator[list[str]]:
-    """Yield the words of the first lines that have some."""
-    with path.open("rb") as file:
-        text = file.read(_PEEKED_BYTES).decode("utf-8-sig", errors="replace")
+    """Yield the words of the first lines that have some; none of a file that cannot be read."""
+    try:
+        with path.open("rb") as file:
+            text = file.read(_PEEKED_BYTES).decode("utf-8-sig", errors="replace")
+    except OSError:
+        return
     for line in text.splitlines()[:_PEEKED_LINES]:
         words = [word for word in _BETWEEN_WORDS.split(line) if word]
         if words:

@@ -69,6 +69,7 @@ class PassedOver:
     """Hidden files and folders."""
     n_side_cars: int = 0
     first_side_car: str = ""
+    """Path below the source."""
 
     def without_side_cars(
         self, items: Iterable[Item], name_of: Callable[[Item], str]
@@ -131,7 +132,7 @@ def require_classes(
 
 
 def _splits(names: Sequence[str], holds_folders: Callable[[str], bool]) -> list[str]:
-    """Names of splits, or none where they may be those of classes."""
+    """Return the names of splits, or none where they may be names of classes."""
     named = sorted(name for name in names if split_of(name))
     words = [name for name in named if name.lower() in SPLIT_OF_WORD]
     if len(words) > 1:
