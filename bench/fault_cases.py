@@ -77,6 +77,8 @@ def folder_cases() -> Iterator[Case]:
         ("a class is missing", "11 of 12 folders; the class list has 12", _without_class),
         ("a class is empty", "one of 12 folders holds nothing", _with_empty_class),
         ("a hidden folder", "an image in .cache beside the 12 class folders", _with_hidden),
+        ("a class of one bad file", "a web page instead of the only image of a class", _with_page),
+        ("side-cars", "Thumbs.db and a .json of the image's name in every class", _with_side_cars),
     )
     for fault, injected, prepare in cases:
         yield Case(row=20, fault=fault, injected=injected, kind="folder", prepare=prepare)
@@ -113,12 +115,13 @@ def photo_truths(n: int = N) -> dict[int, Pixels | None]:
 
 def _with_odd(odd: OddImage, folder: Path) -> Inputs:
     src = write_photos(folder / "src", N)
-    place = src / class_name(ODD)
-    next(place.iterdir()).unlink()
+    # The photo stays: a class whose every file is refused would stop the packing.
     data = odd.make()
-    (place / odd.name).write_bytes(data)
+    (src / class_name(ODD) / odd.name).write_bytes(data)
     truths = photo_truths() | {ODD: odd.truth(data) if odd.truth else None}
-    return Inputs(place=src, expected=Expected(truths=truths, culprits=("odd",)))
+    beside = {ODD: rgb(jpeg(ODD))}
+    expected = Expected(truths=truths, beside=beside, culprits=("odd",))
+    return Inputs(place=src, expected=expected)
 
 
 def _without_class(folder: Path) -> Inputs:
@@ -143,6 +146,21 @@ def _with_hidden(folder: Path) -> Inputs:
     return Inputs(place=src, expected=Expected(truths=photo_truths(), culprits=(".cache",)))
 
 
+def _with_page(folder: Path) -> Inputs:
+    src = write_photos(folder / "src", N)
+    next((src / class_name(ODD)).iterdir()).write_bytes(b"<html></html>")
+    expected = Expected(truths=photo_truths() | {ODD: None}, culprits=(class_name(ODD),))
+    return Inputs(place=src, expected=expected)
+
+
+def _with_side_cars(folder: Path) -> Inputs:
+    src = write_photos(folder / "src", N)
+    for image in sorted(src.glob("*/*")):
+        image.with_suffix(".json").write_text('{"seen": true}')
+        image.with_name("Thumbs.db").write_bytes(b"thumbnails")
+    return Inputs(place=src, expected=Expected(truths=photo_truths(), culprits=("Thumbs.db",)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Members:
     """Twelve samples, of which ODD is ``odd`` (None: as it should be), in one shard or two."""
@@ -153,6 +171,8 @@ class _Members:
     """At the end of the last shard."""
     shards: int = 1
     interleaved: bool = False
+    beside: bool = False
+    """Whether a plain sample of ODD's label comes last, so that its class is not empty."""
     truth: Literal["own", "none", "before"] = "own"
     """What is right for ODD: its own pixels, nothing, or the pixels of the sample before it."""
 
@@ -162,6 +182,8 @@ def _with_members(members: _Members, folder: Path) -> Inputs:
     if members.odd is not None:
         samples[ODD] = list(members.odd())
     samples[-1] += members.after()
+    if members.beside:
+        samples[-1] += sample_members(ODD, "beside")
     if members.interleaved:
         samples = [[pair[0] for pair in samples], [pair[1] for pair in samples]]
     per_shard = len(samples) // members.shards
@@ -176,7 +198,9 @@ def _with_members(members: _Members, folder: Path) -> Inputs:
     truths = photo_truths()
     if members.truth != "own":
         truths[ODD] = None if members.truth == "none" else truths[ODD - 1]
-    return _shard_inputs(folder, tars, Expected(truths=truths, culprits=(members.culprit,)))
+    beside = {ODD: rgb(jpeg(ODD))} if members.beside else {}
+    expected = Expected(truths=truths, beside=beside, culprits=(members.culprit,))
+    return _shard_inputs(folder, tars, expected)
 
 
 def _with_pickle(extension: str, folder: Path) -> Inputs:
@@ -236,11 +260,13 @@ _FOREIGN: tuple[tuple[int, str, str, _Members], ...] = (
     (30, "path traversal", "../../etc/0005.jpg", _keyed("../../etc/0005")),
     (30, "absolute name", "/etc/0005.jpg", _keyed("/etc/0005")),
     (30, "symbolic link", "0005.jpg links to /etc/hostname",
-     _Members(odd=lambda: _instead_of_image(tarfile.SYMTYPE, "/etc/hostname"), truth="none")),
+     _Members(odd=lambda: _instead_of_image(tarfile.SYMTYPE, "/etc/hostname"), beside=True,
+              truth="none")),
     (30, "hard link", "0005.jpg links to 0004.jpg",
-     _Members(odd=lambda: _instead_of_image(tarfile.LNKTYPE, "0004.jpg"), truth="before")),
+     _Members(odd=lambda: _instead_of_image(tarfile.LNKTYPE, "0004.jpg"), beside=True,
+              truth="before")),
     (30, "device", "0005.jpg is a character device",
-     _Members(odd=lambda: _instead_of_image(tarfile.CHRTYPE), truth="none")),
+     _Members(odd=lambda: _instead_of_image(tarfile.CHRTYPE), beside=True, truth="none")),
     (30, "very long name", "a name of 4 MB", _Members(
         odd=lambda: sample_members(ODD, "k" * (4 << 20)), culprit="train-0000")),
 )  # fmt: skip

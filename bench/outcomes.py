@@ -65,6 +65,8 @@ class Expected:
 
     truths: Mapping[int, Pixels | None]
     """Pixels by label; None where there is nothing right to be found."""
+    beside: Mapping[int, Pixels] = field(default_factory=dict[int, Pixels])
+    """Pixels of a second image of a label, which may come too."""
     culprits: tuple[str, ...]
     """Words of which a message must have one to name the fault."""
     canary: Path | None = None
@@ -147,7 +149,7 @@ def read_found(folder: Path) -> list[Sample]:
 def judge(observed: Observed, expected: Expected) -> Judged:
     """The worst of what happened."""
     ran = observed.ran
-    right, wrong = _compared(observed.samples, expected.truths)
+    right, wrong = _compared(observed.samples, expected)
     intact = {label for label, truth in expected.truths.items() if truth is not None}
     lost = len(intact - right)
     named = any(word in ran.text for word in expected.culprits)
@@ -180,24 +182,27 @@ def _outcome(
     return next((outcome for outcome, is_so in facts if is_so), Outcome.RIGHT)
 
 
-def _compared(
-    samples: Sequence[Sample], truths: Mapping[int, Pixels | None]
-) -> tuple[set[int], int]:
+def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], int]:
     """Labels of which the right pixels came, and how many samples should not have come so."""
     right: set[int] = set()
+    beside = dict(expected.beside)
     wrong = 0
     for one in samples:
-        truth = truths.get(-1 if one.label is None else one.label)
-        fits = (
-            truth is not None and one.pixels is not None and one.label not in right
-            and one.pixels.shape == truth.shape
-            and np.abs(one.pixels.astype(int) - truth.astype(int)).mean() < _ALIKE_LEVELS
-        )  # fmt: skip
-        if fits and one.label is not None:
-            right.add(one.label)
+        label = -1 if one.label is None else one.label
+        if label not in right and _alike(one.pixels, expected.truths.get(label)):
+            right.add(label)
+        elif _alike(one.pixels, beside.get(label)):
+            del beside[label]
         else:
             wrong += 1
     return right, wrong
+
+
+def _alike(pixels: Pixels | None, truth: Pixels | None) -> bool:
+    return (
+        pixels is not None and truth is not None and pixels.shape == truth.shape
+        and np.abs(pixels.astype(int) - truth.astype(int)).mean() < _ALIKE_LEVELS
+    )  # fmt: skip
 
 
 def _is_hostile(key: str) -> bool:

@@ -70,6 +70,7 @@ class Places:
         only: tuple[str, ...] | None,
         duplicates: Repeats,
         data: Path,
+        one_class: bool = True,
     ) -> Source:
         """Find the samples of the source, to pack them into ``data`` if it is not there yet."""
         with _decompression_shown() as show:
@@ -77,6 +78,7 @@ class Places:
                 only=only,
                 class_names=class_list(self.class_names) if self.class_names else None,
                 truth=self.ground_truth,
+                one_class=one_class,
                 repeats=duplicates,
                 spool=spool_of(data),
                 room_to_pack=not data.exists(),

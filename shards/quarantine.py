@@ -1,6 +1,7 @@
 """Files that were found and not packed: how many are too many, and a list that a user can open.
 
-More than max(10, 0.1 %) of all files, or more than max(2, 5 %) of a class, stop the packing.
+More than max(10, 0.1 %) of all files, more than max(2, 5 %) of a class, or all of a class stop the
+packing.
 """
 
 import csv
@@ -25,8 +26,8 @@ def limit_of_all(n_found: int) -> int:
 
 
 def limit_of_class(n_found: int) -> int:
-    """Refused files that are tolerated in a class of ``n_found``."""
-    return max(2, n_found // 20)
+    """Return how many refused files are tolerated in a class of ``n_found``, never all of them."""
+    return min(max(2, n_found // 20), max(0, n_found - 1))
 
 
 def list_path(data: Path) -> Path:
@@ -63,9 +64,11 @@ def require_few(
     if len(rows) <= limit_of_all(n_found) and (refused <= allowed).all():
         return
     write_list(listed, rows)
-    worst = int(np.argmax(refused / allowed))
+    worst = int(np.argmax(refused / np.maximum(allowed, 0.5)))
+    first = next(row for row in rows if row["class"] == classes[worst])
     raise DataError(
         f"{len(rows):,} of {n_found:,} files cannot be packed (limit {limit_of_all(n_found):,}), "
         f"the worst class is {classes[worst]} with {refused[worst]:,} of {class_sizes[worst]:,} "
-        f"(limit {allowed[worst]:,}); replace or remove the files listed in {listed} and pack again"
+        f"(limit {allowed[worst]:,}), such as {first['source']} ({first['reason']}); replace or "
+        f"remove the files listed in {listed} and pack again"
     )

@@ -22,6 +22,7 @@ from shards.packing import pack
 from shards.plan import Plan
 from shards.quarantine import list_path
 from shards.sources.folder import find_folder
+from shards.sources.wanted import Wanted
 
 IMAGES_NAME = ".images"
 
@@ -92,7 +93,7 @@ class Distill:
                 _write_images(folder / name, self._centroids(pixels, label, name))
                 work.meter.images += len(pixels)
                 bar.advance(len(pixels))
-        _pack_images(folder, work.scratch, dataset.manifest.name)
+        _pack_images(folder, work.scratch, dataset)
         shutil.rmtree(folder)
         self._info(dataset).write(work.scratch)
         binds = {"identity": dataset.manifest.identity, "content": dataset.manifest.content}
@@ -153,14 +154,14 @@ def _write_images(folder: Path, images: NDArray[np.uint8]) -> None:
         Image.fromarray(image).save(folder / f"{number:05d}.png")
 
 
-def _pack_images(folder: Path, out: Path, name: str) -> None:
+def _pack_images(folder: Path, out: Path, dataset: Dataset) -> None:
     meter = Meter("distill", "")  # the images count once, as those that were clustered
-    found = find_folder(folder)
+    found = find_folder(folder, Wanted(only=dataset.classes))  # whatever they are called
     plan = Plan(
         source=found,
         labels=found.labels,
         samples_per_shard=2000,
-        name=name,
+        name=dataset.manifest.name,
         split="distilled",
         settings={"order": "source"},
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+
 from engine.accounting import Account, bound
 from engine.artifact import Work, making
 from engine.config import DataPath, Outcome, SourcePath, require_at_least
@@ -16,6 +18,7 @@ from engine.provenance import Provenance
 from engine.ranks import Ranks, joined
 from shards.atomic import sha256_of_file, temporary_name
 from shards.classes import class_list, recognise
+from shards.dataset import Dataset
 from shards.errors import DataError, UsageError
 from shards.manifest import Manifest, classes_digest
 from shards.packing import finish, pack_shards, prepare, thread_count
@@ -23,7 +26,7 @@ from shards.plan import Plan
 from shards.probe import MAX_PIXELS
 from shards.quarantine import list_path
 from shards.sources.base import Order, Repeats, Source
-from shards.sources.tars import split_of
+from shards.sources.names import split_of
 
 # Kinds of stored images that a user should hear of.
 UNUSUAL = frozenset({"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette"})
@@ -42,7 +45,8 @@ class Pack:
     """
 
     src: SourcePath
-    """Where the images are; every file is packed or listed as refused."""
+    """Where the images are; every file is packed, listed as refused or, where its name says that
+    it is no image, counted as left out."""
     data: DataPath
     """Packed data set to make."""
     name: str = ""
@@ -51,6 +55,9 @@ class Pack:
     """Split, such as train or val; default: the source's name."""
     classes: str = ""
     """Classes to take: imagenet100, imagenette, or a file with one name a line; default: all."""
+    one_class: bool = False
+    """Pack a source that holds a single class; else it is refused, since often one folder holds the
+    images of all classes."""
     class_names: str = ""
     """Names of integer labels in their order, for sources that have none: imagenet-1k or a file
     with one name a line."""
@@ -74,10 +81,10 @@ class Pack:
     check: bool = True
     """Decode every image, so that no later stage meets a bad one; --no-check reads headers only."""
     on_bad: Literal["quarantine", "fail"] = "quarantine"
-    """List files that cannot be packed, up to max(10, 0.1 %) of all and max(2, 5 %) of a class; or
-    stop at the first."""
+    """List files that cannot be packed, up to max(10, 0.1 %) of all and max(2, 5 %) of a class, but
+    never all of a class; or stop at the first."""
     duplicates: Repeats = "error"
-    """Two samples with one key: stop, or keep the first found."""
+    """Two samples with one key: stop, or keep the first image found."""
     labels: Path | None = None
     """CSV table that replaces the labels of the source; its first column names the image."""
     column: str = ""
@@ -116,7 +123,12 @@ class Pack:
         plans: list[Plan] = []
 
         def look() -> int:
-            found = self._places.find(only=self._only, duplicates=self.duplicates, data=self.data)
+            found = self._places.find(
+                only=self._only,
+                duplicates=self.duplicates,
+                data=self.data,
+                one_class=self.one_class,
+            )
             plans.append(self._plan(found))
             return 0
 
@@ -234,6 +246,13 @@ class Pack:
             lines.append(
                 f"warning: {manifest.n_quarantined:,} of {manifest.n_found:,} files were refused; "
                 f"see {self.data / 'quarantine.parquet'}"
+            )
+        sizes = np.bincount(Dataset.open(self.data).labels, minlength=len(manifest.classes))
+        if not sizes.all():
+            lines.append(
+                f"warning: {int((sizes == 0).sum()):,} of {sizes.size:,} classes have no samples, "
+                f"such as {manifest.classes[int(sizes.argmin())]}: none of the packed images has "
+                "their label"
             )
         unusual = [f"{n:,} {kind}" for kind, n in manifest.kinds.items() if kind in UNUSUAL]
         if unusual:

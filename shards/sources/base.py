@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from kernels.seeds import permutation
 from shards.errors import UsageError
-from shards.probe import Probe
+from shards.probe import FORMAT_OF_EXTENSION, Probe
+from shards.sources.names import PassedOver
 
 Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]
@@ -27,6 +28,7 @@ Strings: TypeAlias = Any  # pyarrow.LargeStringArray, which has no types
 compute: Any = pyarrow.compute
 _ROWS_AT_ONCE = 1 << 16
 _LINES_AT_ONCE = 1 << 10
+_IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
@@ -174,8 +176,9 @@ class Finder:
 
     place: Path
     repeats: Repeats = "error"
-    """What to do about two samples with one key: stop, or keep the first found."""
+    """What to do about two samples with one key: stop, or keep the first image found."""
     left_out: list[str] = field(default_factory=list[str])
+    passed_over: PassedOver = field(default_factory=PassedOver)
     classes: dict[str, int] = field(default_factory=dict[str, int])
     """Class names in the order found."""
     _chunks: list[Any] = field(default_factory=list[Any])
@@ -231,7 +234,7 @@ class Finder:
         Raises:
             UsageError: Nothing was added, or two samples have one key.
         """
-        if not self._chunks:
+        if not any(map(len, self._chunks)):
             raise UsageError(f"{self.place} holds no samples; name a folder or file that does")
         table = pa.concat_tables(self._chunks)
         self._chunks.clear()
@@ -256,7 +259,7 @@ class Finder:
             )
         if again.any():
             self.left_out.append(f"{int(again.sum()):,} samples whose key was there already")
-            table = table.filter(pa.array(~again))
+            table = table.take(pa.array(_first_images(table["name"], again)))
         return Found(self, table)
 
 
@@ -297,7 +300,7 @@ class Found:
             rows=np.arange(len(self.keys)),
             facts=facts,
             unreadable=self._unreadable_rows(finder.unreadable),
-            left_out=tuple(finder.left_out),
+            left_out=(*finder.left_out, *finder.passed_over.phrases(finder.place)),
         )
 
     def _unreadable_rows(self, by_key: Mapping[str, str]) -> dict[int, str]:
@@ -307,6 +310,20 @@ class Found:
             pa.array(by_key, pa.large_string()), value_set=self.keys
         ).to_pylist()
         return dict(zip(rows, by_key.values(), strict=True))
+
+
+def _first_images(names: Any, again: NDArray[np.bool_]) -> NDArray[np.int64]:  # noqa: ANN401 - pyarrow.ChunkedArray
+    """Rows to keep, one of each run of equal keys: the first named like an image, or the first.
+
+    Args:
+        names: Where each row was found, in the order of the keys.
+        again: Whether a row has the key of the row before.
+    """
+    images = compute.match_substring_regex(names, _IMAGE_NAME, ignore_case=True)
+    others = ~images.to_numpy().astype(np.bool_)
+    runs = np.cumsum(~again)
+    order = np.lexsort((others, runs))  # stable
+    return order[np.unique(runs, return_index=True)[1]]
 
 
 def _numbers(column: Any, kind: Any) -> NDArray[Any]:  # noqa: ANN401 - pyarrow.ChunkedArray

@@ -6,20 +6,20 @@ an image folder tree. Sample keys are those of ``shards.sources.folder`` for the
 packing a tar or its tree makes the same data set.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
 from shards.archive import REGULAR_FILE
 from shards.errors import DataError, UsageError
 from shards.sources.base import Finder, Source
-from shards.sources.folder import sample_key, visible_entries
+from shards.sources.folder import sample_key
+from shards.sources.names import OTHERS, require_classes, visible_entries
 from shards.sources.tars import (
-    SPLIT_OF_WORD,
     Member,
     add_members,
     in_threads,
-    note_hidden,
     range_contents,
     tars_of,
     visible_members,
@@ -73,8 +73,7 @@ def _tars_of_folder(finder: Finder, src: Path) -> list[_ClassTar]:
 
 
 def _add_tar(finder: Finder, src: Path, wanted: Wanted) -> None:
-    members, n_hidden = visible_members(src)
-    note_hidden(finder, n_hidden)
+    members, finder.passed_over.n_hidden = visible_members(src)
     nested = [member for member in members if member.extension == "tar"]
     if not nested:
         _add_tree(finder, members, wanted)
@@ -105,12 +104,17 @@ def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: Wanted) -
                 "one class; remove or rename one"
             )
         by_class[tar.class_name] = tar
+    if wanted.only is None:
+        require_classes(
+            sorted(by_class),
+            finder.place,
+            holds_folders=lambda _: False,  # known only after reading the tars
+            remedy=lambda name: f"name the tar of one split, such as {by_class[name].place}",
+        )
     chosen = [by_class[name] for name in wanted.chosen(by_class, finder.place)]
-    all_hidden = 0
     for tar, (members, n_hidden) in zip(chosen, in_threads(_members_of, chosen), strict=True):
+        finder.passed_over.n_hidden += n_hidden
         _add_class(finder, tar, members)
-        all_hidden += n_hidden
-    note_hidden(finder, all_hidden)
 
 
 def _members_of(tar: _ClassTar) -> tuple[list[Member], int]:
@@ -123,16 +127,19 @@ def _members_of(tar: _ClassTar) -> tuple[list[Member], int]:
 
 
 def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Member]) -> None:
-    if not members:
+    images = finder.passed_over.without_side_cars(
+        members, lambda member: f"{tar.place}/{member.name}"
+    )
+    if not images:
         raise UsageError(
-            f"class {tar.class_name} of {finder.place} holds no files; fill {tar.place} or remove "
-            "it"
+            f"class {tar.class_name} of {finder.place} holds no images; fill {tar.place} or remove "
+            f"it, or {OTHERS}"
         )
     own_folder = f"{tar.class_name}/"
-    prefix = own_folder if all(one.name.startswith(own_folder) for one in members) else ""
-    names = [member.name.removeprefix(prefix) for member in members]
+    prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
+    names = [image.name.removeprefix(prefix) for image in images]
     keys = [sample_key(f"{tar.class_name}/{name}") for name in names]
-    add_members(finder, [tar.class_name] * len(keys), keys, members, place=tar.place, file=tar.file)
+    add_members(finder, [tar.class_name] * len(keys), keys, images, place=tar.place, file=tar.file)
 
 
 def _add_tree(finder: Finder, members: Sequence[Member], wanted: Wanted) -> None:
@@ -149,11 +156,23 @@ def _add_tree(finder: Finder, members: Sequence[Member], wanted: Wanted) -> None
             f"{src} has neither class folders nor class tars; name a tar that holds one folder per "
             "class"
         )
-    _refuse_splits(by_class, src)
+    if wanted.only is None:
+        require_classes(
+            sorted(by_class),
+            src,
+            holds_folders=lambda name: any(
+                member.name.count("/") > depth + 1 for member in by_class[name]
+            ),
+            remedy=lambda _: "unpack it and name the folder of one split",
+        )
     for name in wanted.chosen(by_class, src):
-        chosen = by_class[name]
-        keys = [sample_key(member.name.split("/", depth)[depth]) for member in chosen]
-        add_members(finder, [name] * len(keys), keys, chosen, place=src.name)
+        images = finder.passed_over.without_side_cars(by_class[name], attrgetter("name"))
+        if not images:
+            raise UsageError(
+                f"class {name} of {src} holds no images; make the tar without it, or {OTHERS}"
+            )
+        keys = [sample_key(image.name.split("/", depth)[depth]) for image in images]
+        add_members(finder, [name] * len(keys), keys, images, place=src.name)
 
 
 def _class_of(member: Member, depth: int) -> str:
@@ -171,12 +190,3 @@ def _class_depth(members: Sequence[Member]) -> int:
         if len(here) != 1 or not any(len(folder) > depth + 1 for folder in folders):
             return depth
         depth += 1
-
-
-def _refuse_splits(by_class: Mapping[str, Sequence[Member]], src: Path) -> None:
-    names = sorted(by_class)
-    if all(name in SPLIT_OF_WORD for name in names):
-        raise UsageError(
-            f"{src} holds the splits {', '.join(names)} where class folders are expected; unpack "
-            "it and name the folder of one split"
-        )

@@ -1,12 +1,14 @@
 """Images of an ImageFolder tree: ``SRC/CLASS/.../FILE``, one class per folder below ``SRC``.
 
-Every regular file below a class folder is found, whatever it is called: what turns out not to be an
-image is refused later and listed, never passed over. Hidden names (``.DS_Store``) are no samples.
+Every regular file below a class folder is found: what turns out not to be an image is refused later
+and listed. Hidden files (``.DS_Store``) and side-cars (``Thumbs.db``, ``*_boxes.txt``, ``.xml``,
+``.json``) are no samples; they are passed over and counted.
 """
 
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from os.path import join
 from pathlib import Path
 
@@ -14,8 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UsageError
+from shards.sources.advice import what_to_name
 from shards.sources.base import Finder, Sample, Source
-from shards.sources.wanted import SPLIT_OF_WORD, Wanted
+from shards.sources.names import OTHERS, holds_folders, listed_entries, require_classes
+from shards.sources.wanted import Wanted
 
 
 def sample_key(name: str) -> str:
@@ -75,83 +79,67 @@ def find_folder(root: Path, wanted: Wanted | None = None) -> Source:
     Links are followed.
 
     Raises:
-        UsageError: ``root`` is missing or holds no class folder, a class is empty or asked for and
-            not there, two files have one sample key, or a name cannot be stored.
+        UsageError: ``root`` is missing or holds no class folder, holds splits instead or a single
+            class, a class is empty or asked for and not there, two files have one sample key, or a
+            name cannot be stored.
     """
     wanted = wanted or Wanted()
-    visible = visible_entries(root)
-    folders = wanted.chosen((entry.name for entry in visible if entry.is_dir()), root)
-    if not folders:
-        raise UsageError(
-            f"{root} has no class folder; name a folder that holds one folder per class"
-        )
-    _refuse_splits(root, folders)
     finder = Finder(place=root, repeats=wanted.repeats)
-    for folder in folders:
+    visible, finder.passed_over.n_hidden = listed_entries(root)
+    names = [entry.name for entry in visible if entry.is_dir()]
+    if not names:
+        raise UsageError(f"{root} has no class folder; {what_to_name(root, root)}")
+    for folder in _chosen(names, root, wanted):
         _add_class(finder, root, folder)
-    outside = sum(not entry.is_dir() for entry in visible)
+    outside = len(visible) - len(names)
     if outside:
         finder.left_out.append(f"{outside:,} files of {root} that lie in no class folder")
     found = finder.found()
     return found.source(FileContents(root, found.mtimes_ns))
 
 
-def _refuse_splits(root: Path, folders: Sequence[str]) -> None:
-    """Training and validation folders are no classes."""
-    if all(name.lower() in SPLIT_OF_WORD for name in folders) and any(
-        entry.is_dir() for name in folders for entry in visible_entries(root / name)
-    ):
-        raise UsageError(
-            f"{root} holds the splits {', '.join(folders)}, not classes; name one of them, such as "
-            f"{root / folders[0]}"
+def _chosen(names: Sequence[str], root: Path, wanted: Wanted) -> list[str]:
+    """Choose the class folders to take; the user's own list may call a class ``train``."""
+    if wanted.only is None:
+        require_classes(
+            sorted(names),
+            root,
+            holds_folders=lambda name: holds_folders(root / name),
+            remedy=lambda name: f"name one of them, such as {root / name}",
         )
+    return wanted.chosen(names, root, advice=lambda name: what_to_name(root, root / name))
 
 
 def _add_class(finder: Finder, root: Path, folder: str) -> None:
-    below = _files_below(root / folder, folder, ())
+    below = _files_below(finder, root / folder, folder, ())
     files = sorted(below, key=lambda file: (sample_key(file[0]), file[0]))
-    if not files:
-        raise UsageError(f"class {folder} of {root} holds no files; fill it or remove the folder")
-    names = [name for name, _ in files]
-    sizes = [status.st_size for _, status in files]
-    mtimes_ns = [status.st_mtime_ns for _, status in files]
+    images = finder.passed_over.without_side_cars(files, itemgetter(0))
+    if not images:
+        raise UsageError(
+            f"class {folder} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
+        )
+    names = [name for name, _ in images]
+    sizes = [status.st_size for _, status in images]
+    mtimes_ns = [status.st_mtime_ns for _, status in images]
     keys = [sample_key(name) for name in names]
-    finder.add([folder] * len(files), keys, names, sizes, mtimes_ns=mtimes_ns)
+    finder.add([folder] * len(images), keys, names, sizes, mtimes_ns=mtimes_ns)
 
 
 def _files_below(
-    folder: Path, name: str, parents: tuple[tuple[int, int], ...]
+    finder: Finder, folder: Path, name: str, parents: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, os.stat_result]]:
     """Yield (name below the root, status); ``parents`` are the folders above, to find a cycle."""
     status = folder.stat()
     here = status.st_dev, status.st_ino
     if here in parents:
         raise UsageError(f"{folder} links to a folder above itself; remove the link")
-    for entry in visible_entries(folder):
+    visible, n_hidden = listed_entries(folder)
+    finder.passed_over.n_hidden += n_hidden
+    for entry in visible:
         entry_name = f"{name}/{entry.name}"
         if entry.is_dir():
-            yield from _files_below(folder / entry.name, entry_name, (*parents, here))
+            yield from _files_below(finder, folder / entry.name, entry_name, (*parents, here))
         elif entry.is_file():
             yield entry_name, entry.stat()
         else:
             raise UsageError(f"{folder / entry.name} is a broken link or a device; remove it")
-
-
-def visible_entries(folder: Path) -> Sequence[os.DirEntry[str]]:
-    """Entries of a folder that are not hidden.
-
-    Raises:
-        UsageError: It is no folder, or may not be listed.
-    """
-    try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
-    except PermissionError as error:
-        raise UsageError(
-            f"{folder} cannot be listed; make it readable and run this again"
-        ) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        fact = "is not a folder" if folder.exists() else "does not exist"
-        raise UsageError(
-            f"{folder} {fact}; name a folder that holds one folder per class"
-        ) from error

@@ -12,14 +12,14 @@ from pathlib import Path
 from shards.errors import UsageError
 from shards.probe import FORMAT_OF_EXTENSION
 from shards.sources.base import Finder, Source
-from shards.sources.folder import FileContents, visible_entries
+from shards.sources.folder import FileContents
 from shards.sources.ground_truth import read_truth, stem_of
+from shards.sources.names import visible_entries
 from shards.sources.tars import (
     VALIDATION_NAME,
     Member,
     add_members,
     extension_of,
-    note_hidden,
     range_contents,
     visible_members,
 )
@@ -39,6 +39,8 @@ def is_validation_folder(src: Path) -> bool:
 def find_validation(src: Path, wanted: Wanted) -> Source:
     """Find the images of a flat folder or tar, labelled by ``wanted.truth``.
 
+    The images may also lie in the only folder of a folder (``val/images``).
+
     Raises:
         UsageError: ``wanted.truth`` is missing or no ground truth that can be used, an image has
             no label or a label no image, or a class asked for is not there.
@@ -49,12 +51,20 @@ def find_validation(src: Path, wanted: Wanted) -> Source:
             f"{src} holds images without class folders; name their labels with --ground-truth: "
             "ILSVRC2012_devkit_t12 (folder or tar.gz), or a file with a WordNet id per image"
         )
-    finder = Finder(place=src, repeats=wanted.repeats)
     if src.is_dir():
+        finder = Finder(place=_folder_of_images(src), repeats=wanted.repeats)
         return _find_in_folder(finder, wanted, wanted.truth)
-    members, n_hidden = visible_members(src)
-    note_hidden(finder, n_hidden)
+    finder = Finder(place=src, repeats=wanted.repeats)
+    members, finder.passed_over.n_hidden = visible_members(src)
     return _find_in_tar(finder, members, wanted, wanted.truth)
+
+
+def _folder_of_images(src: Path) -> Path:
+    """Return the folder itself, or its only folder if no image lies beside that."""
+    entries = visible_entries(src)
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    beside = any(extension_of(entry.name) in FORMAT_OF_EXTENSION for entry in entries)
+    return src / folders[0] if len(folders) == 1 and not beside else src
 
 
 def _find_in_folder(finder: Finder, wanted: Wanted, truth: Path) -> Source:

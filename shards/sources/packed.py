@@ -3,6 +3,7 @@
 Byte ranges are copied; what the sample table knows spares decoding, the content hash guards it.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ def find_packed(root: Path, wanted: Wanted | None = None) -> Source:
         ManifestError: Its sample table is damaged.
     """
     wanted, dataset = wanted or Wanted(), Dataset.open(root)
-    classes = sorted(wanted.chosen(dataset.classes, root))
+    # Whoever packed a single class wanted it.
+    classes = sorted(replace(wanted, one_class=True).chosen(dataset.classes, root))
     labels = [dataset.classes.index(name) for name in classes]
     table = dataset.table(_COLUMNS).filter(np.isin(dataset.labels, labels))
     table = table.take(compute.sort_indices(table["key"]))

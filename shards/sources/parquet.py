@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from shards.errors import UsageError
 from shards.sources.base import Finder, Source, compute
 from shards.sources.columns import RowClasses, listed_key, open_parquet, row_classes
+from shards.sources.names import split_of
 from shards.sources.ranged import RangeContents
 from shards.sources.spool import Image, Rows, blob_of, spooled, state_of
-from shards.sources.tars import split_of
 from shards.sources.wanted import Wanted
 
 IMAGE_COLUMNS = ("image", "img")

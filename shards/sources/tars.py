@@ -11,9 +11,8 @@ from shards.archive import REGULAR_FILE, safe_parts, scan
 from shards.errors import DataError, UsageError
 from shards.probe import FORMAT_OF_EXTENSION
 from shards.sources.base import Finder, Found
-from shards.sources.folder import visible_entries
+from shards.sources.names import is_hidden, visible_entries
 from shards.sources.ranged import RangeContents
-from shards.sources.wanted import SPLIT_OF_WORD
 
 TarLayout: TypeAlias = Literal["classes", "webdataset", "validation"]
 Item = TypeVar("Item")
@@ -56,7 +55,7 @@ def visible_members(
 ) -> tuple[list[Member], int]:
     """Members of the tar at bytes ``[start, end)`` of a file, and how many hidden ones there are.
 
-    Hidden is what has a part that begins with a dot, such as ``.DS_Store`` or ``._photo.jpg``.
+    Hidden is what has a hidden part, see `is_hidden`.
 
     Args:
         path: The file.
@@ -73,7 +72,7 @@ def visible_members(
             parts = safe_parts(entry.name)
         except DataError as error:
             raise DataError(f"{path}: {error}") from error
-        if any(part.startswith(".") for part in parts):
+        if any(map(is_hidden, parts)):
             n_hidden += 1
             continue
         members.append(Member("/".join(parts), entry.offset, entry.size, entry.kind))
@@ -124,23 +123,10 @@ def range_contents(found: Found, files: Sequence[Path]) -> RangeContents:
     return RangeContents(files, found.files, found.offsets)
 
 
-def note_hidden(finder: Finder, n_hidden: int) -> None:
-    """Tell the user of hidden members that were passed over."""
-    if n_hidden:
-        finder.left_out.append(f"{n_hidden:,} hidden members of {finder.place}")
-
-
 def tars_of(folder: Path) -> list[Path]:
     """Visible tars of a folder, also compressed ones, sorted by name."""
     names = [entry.name for entry in visible_entries(folder) if _TAR_NAME.search(entry.name)]
     return [folder / name for name in sorted(names)]
-
-
-def split_of(name: str) -> str | None:
-    """train, validation or test, if exactly one of them is a word of a file or folder name."""
-    words = re.split(r"[^a-z]+", name.lower())
-    splits = {SPLIT_OF_WORD[word] for word in words if word in SPLIT_OF_WORD}
-    return splits.pop() if len(splits) == 1 else None
 
 
 def tar_layout(src: Path) -> TarLayout | None:
@@ -169,7 +155,7 @@ def tar_layout(src: Path) -> TarLayout | None:
 def _peek(path: Path) -> list[str]:
     """Names of the first members, but for hidden ones."""
     names = (entry.name for entry in islice(scan(path), _PEEKED_MEMBERS))
-    return [name for name in names if not name.rpartition("/")[2].startswith(".")]
+    return [name for name in names if not is_hidden(name.rpartition("/")[2])]
 
 
 def _layout(names: Sequence[str]) -> TarLayout:

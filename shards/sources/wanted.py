@@ -10,12 +10,6 @@ from pathlib import Path
 from shards.errors import UsageError
 from shards.sources.base import Repeats
 
-SPLIT_OF_WORD = {
-    "train": "train", "training": "train", "test": "test",
-    "val": "validation", "valid": "validation", "validation": "validation",
-}  # fmt: skip
-"""What folders and files of a split are called."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
@@ -27,6 +21,9 @@ class Wanted:
     """Names of integer labels, for layouts that store no names."""
     truth: Path | None = None
     """Labels of the ILSVRC validation images: ground-truth file or development kit."""
+    one_class: bool = True
+    """Whether a source may hold a single class that ``only`` does not ask for; often it is a folder
+    that holds the images of all classes."""
     repeats: Repeats = "error"
     """What to do about two samples with one key."""
     spool: Path | None = None
@@ -37,11 +34,19 @@ class Wanted:
     on_spooled: Callable[[int, int], None] | None = None
     """Told how many bytes of how many are decompressed; never where nothing is to be."""
 
-    def chosen(self, names: Iterable[str], place: Path) -> list[str]:
-        """The classes to take of those that are there, in the order of their sample keys.
+    def chosen(
+        self, names: Iterable[str], place: Path, *, advice: Callable[[str], str] | None = None
+    ) -> list[str]:
+        """Choose the classes to take, in the order of their sample keys.
+
+        Args:
+            names: Classes of the source.
+            place: The source, for error messages.
+            advice: Says what to do if there is a single class, given its name.
 
         Raises:
-            UsageError: A class that is asked for is not there.
+            UsageError: A class that is asked for is missing, or there is a single class and
+                ``one_class`` does not allow it.
         """
         there = set(names)
         missing = sorted(set(self.only or ()) - there)
@@ -49,6 +54,12 @@ class Wanted:
             raise UsageError(
                 f"class {missing[0]} is not in {place} ({len(missing):,} of "
                 f"{len(self.only or ()):,} asked for are not); name another class list or source"
+            )
+        if self.only is None and not self.one_class and len(there) == 1:
+            name = there.pop()
+            how = advice(name) if advice else "name a source that tells the classes apart"
+            raise UsageError(
+                f"{place} holds a single class, {name}; {how}, or pack one class with --one-class"
             )
         return sorted(there if self.only is None else self.only, key=lambda name: f"{name}/")
 

@@ -16,7 +16,7 @@ from shards.archive import REGULAR_FILE, safe_parts, shown
 from shards.errors import DataError, UsageError
 from shards.probe import FORMAT_OF_EXTENSION
 from shards.sources.base import Finder, Source
-from shards.sources.folder import visible_entries
+from shards.sources.names import split_of, visible_entries
 from shards.sources.shard_labels import (
     INFO_NAMES,
     LABEL_LIMIT_BYTES,
@@ -33,9 +33,7 @@ from shards.sources.tars import (
     add_members,
     extension_of,
     in_threads,
-    note_hidden,
     range_contents,
-    split_of,
     tars_of,
     visible_members,
 )
@@ -142,14 +140,17 @@ def _note_others(finder: Finder, paths: Sequence[Path]) -> None:
 
 def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> None:
     seen: set[str] = set()
-    n_hidden = 0
+    empty: list[str] = []
     for file, shard in enumerate(in_threads(reader.read, paths)):
         place = paths[file].name
         add_members(finder, shard.classes, shard.keys, shard.images, place=place, file=file)
         seen |= shard.seen
-        n_hidden += sum(shard.hidden)
+        finder.passed_over.n_hidden += sum(shard.hidden)
+        if not shard.seen:
+            empty.append(place)
     reader.wanted.chosen(seen, finder.place)
-    note_hidden(finder, n_hidden)
+    if empty:
+        finder.left_out.append(f"{len(empty):,} shards without samples, such as {empty[0]}")
     unused = len(set(reader.names or ()) - seen)
     if unused:
         finder.left_out.append(f"{unused:,} classes of the class list, which have no samples")

@@ -66,6 +66,15 @@ def test_what_cannot_be_right_must_be_told():
     assert outcome(BOTH, truths=truths) is Outcome.WRONG
 
 
+def test_a_second_image_of_a_label_may_come_and_counts_for_nothing():
+    third = np.full((4, 6, 3), 220, np.uint8)
+    beside = {1: third}
+    assert outcome((*BOTH, sample(1, third)), beside=beside) is Outcome.RIGHT
+    assert outcome(BOTH, beside=beside) is Outcome.RIGHT
+    assert outcome((BOTH[0], sample(1, third)), beside=beside) is Outcome.LOSS
+    assert outcome((*BOTH, sample(1, third), sample(1, third)), beside=beside) is Outcome.WRONG
+
+
 def test_a_decoded_bomb_and_a_canary_count_before_all_else(tmp_path: Path):
     bomb = Sample(label=1, key="b", shape=(20_000, 20_000, 3), pixels=None)
     assert outcome((sample(0), bomb)) is Outcome.NO_GUARD

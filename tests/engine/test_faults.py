@@ -182,7 +182,7 @@ def test_deep_and_rotated_images_are_resized_with_the_pixels_that_they_show(
     src.mkdir(parents=True)
     (src / "deep.png").write_bytes(faults.deep_png())
     (src / "turned.jpg").write_bytes(faults.rotated_jpeg())
-    done("pack", src.parent, data, "--store", "resized", "--short-side", 72)
+    done("pack", src.parent, data, "--store", "resized", "--short-side", 72, "--one-class")
     for row in rows_of(data):
         with stored_image(data, row) as image:
             pixels = np.asarray(image.convert("RGB"), int)
@@ -292,7 +292,8 @@ def test_a_name_that_could_leave_its_folder_is_refused_and_nothing_is_written(
 def test_what_is_no_file_in_a_tar_is_listed_and_never_followed(
     tmp_path: Path, done: Callable[..., list[str]], kind: bytes, link: str, detail: str
 ):
-    odd = [TarMember("0001.jpg", kind=kind, link=link), faults.sample_members(1)[1]]
+    link_and_label = [TarMember("0001.jpg", kind=kind, link=link), faults.sample_members(1)[1]]
+    odd = [*link_and_label, *faults.sample_members(1, "plain")]
     done(*shard_of(tmp_path / "a.tar", odd))
     data = tmp_path / "DATA"
     (row,) = pq.read_table(data / QUARANTINE_NAME).to_pylist()
@@ -301,7 +302,7 @@ def test_what_is_no_file_in_a_tar_is_listed_and_never_followed(
         "not-a-file",
         detail,
     )
-    assert len(rows_of(data)) == 2
+    assert len(rows_of(data)) == 3
 
 
 @pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pth", "pt"])

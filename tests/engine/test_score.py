@@ -219,7 +219,7 @@ def test_a_data_set_of_one_class_is_refused(make_photos, tmp_path, done, refused
     src = make_photos(tmp_path / "src", per_class=2)
     for name in ("n02102040", "n02979186"):
         shutil.rmtree(src / name)
-    done("pack", src, tmp_path / "DATA")
+    done("pack", src, tmp_path / "DATA", "--one-class")
     said = refused(tmp_path, "score", tmp_path / "DATA", tmp_path / "SCORES")
     assert "has one class, and scores compare classes; pack at least two" in said
 

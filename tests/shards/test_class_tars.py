@@ -17,7 +17,8 @@ from shards.records import ShardRecord
 from shards.sources.base import Source
 from shards.sources.class_tars import find_class_tars
 from shards.sources.folder import find_folder
-from shards.sources.tars import split_of, tar_layout
+from shards.sources.names import split_of
+from shards.sources.tars import tar_layout
 from shards.sources.wanted import Wanted
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -246,7 +247,7 @@ def test_hidden_members_are_passed_over_and_counted(tmp_path: Path):
     assert len(found) == 4
     assert found.left_out == (
         f"1 files and folders of {src} that are no tars",
-        f"3 hidden members of {src}",
+        f"3 hidden files and folders of {src}",
     )
 
 
@@ -310,7 +311,9 @@ def test_an_empty_class_tar_is_refused_by_name(
     tmp_path: Path, empty: Files, write: Callable[[Path, dict[str, Files]], Path]
 ):
     src = write(tmp_path / "src.tar", TREE | {"n09999999": empty})
-    with pytest.raises(UsageError, match=r"class n09999999 .* holds no files; fill n09999999\.tar"):
+    with pytest.raises(
+        UsageError, match=r"class n09999999 .* holds no images; fill n09999999\.tar"
+    ):
         find_class_tars(src)
 
 
@@ -340,7 +343,7 @@ def test_a_link_in_place_of_a_class_tar_is_refused(tmp_path: Path):
 def test_splits_are_not_taken_for_classes(tmp_path: Path):
     tree = {"train/cat": some_files("cat"), "val/cat": some_files("cat")}
     src = write_tree_tar(tmp_path / "a.tar", tree, prefix="imagenette2/")
-    with pytest.raises(UsageError, match="holds the splits train, val where class folders"):
+    with pytest.raises(UsageError, match="holds the splits train, val, not classes"):
         find_class_tars(src)
 
 

@@ -38,6 +38,8 @@ def test_few_refused_files_are_tolerated(tmp_path: Path, counts: dict[str, int],
         ({"cat": 6, "dog": 5}, [500, 500], r"11 of 1,000 files cannot be packed \(limit 10\)"),
         ({"cat": 31}, [15_000, 15_000], r"31 of 30,000 files cannot be packed \(limit 30\)"),
         ({"dog": 11}, [10_000, 200], r"dog with 11 of 200 \(limit 10\)"),
+        ({"dog": 2}, [10, 2], r"dog with 2 of 2 \(limit 1\), such as dog/0.jpg \(truncated\)"),
+        ({"dog": 1}, [10, 1], r"dog with 1 of 1 \(limit 0\)"),
     ],
 )
 def test_too_many_refused_files_stop_the_packing_and_are_listed(

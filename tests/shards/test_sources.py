@@ -31,19 +31,22 @@ def test_a_sample_key_is_the_path_without_its_last_extension(name: str, key: str
 
 
 def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path: Path):
-    write(tmp_path, "b/2.jpg", "b/10.jpg", "a/deep/er/x.png", "a-b/1.txt", "B/1.jpg", "ä/ö.jpg")
+    write(tmp_path, "b/2.jpg", "b/10.jpg", "a/deep/er/x.png", "a-b/1.dat", "B/1.jpg", "ä/ö.jpg")
     write(tmp_path, "b/.DS_Store", ".git/config", "README")
     found = find_images(tmp_path)
     assert found.classes == ("B", "a", "a-b", "b", "ä")
     assert found.keys == sorted(found.keys, key=str.encode)
     assert set(found.names) == {
-        "B/1.jpg", "a-b/1.txt", "a/deep/er/x.png", "b/10.jpg", "b/2.jpg", "ä/ö.jpg",
+        "B/1.jpg", "a-b/1.dat", "a/deep/er/x.png", "b/10.jpg", "b/2.jpg", "ä/ö.jpg",
     }  # fmt: skip
     assert [found.classes[label] for label in found.labels] == [
         name.split("/")[0] for name in found.names
     ]
     assert found.sizes.tolist() == [len(name.encode()) for name in found.names]
-    assert found.left_out == (f"1 files of {tmp_path} that lie in no class folder",)
+    assert found.left_out == (
+        f"1 files of {tmp_path} that lie in no class folder",
+        f"2 hidden files and folders of {tmp_path}",
+    )
 
 
 def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path: Path):
@@ -87,7 +90,7 @@ def test_a_folder_without_class_folders_is_refused(tmp_path: Path):
 
 def test_an_empty_class_is_refused_by_name(tmp_path: Path):
     write(tmp_path, "cat/a.jpg", "dog/.keep")
-    with pytest.raises(UsageError, match=r"class dog .* holds no files"):
+    with pytest.raises(UsageError, match=r"class dog .* holds no images"):
         find_images(tmp_path)
 
 

@@ -324,7 +324,7 @@ def test_hidden_members_and_other_files_are_passed_over_and_counted(tmp_path: Pa
     assert found.keys == ["n01440764/a"]
     assert found.left_out == (
         f"1 files of {tmp_path} that are no shards",
-        f"2 hidden members of {tmp_path}",
+        f"2 hidden files and folders of {tmp_path}",
     )
 
 
