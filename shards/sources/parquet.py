@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 
 from shards.errors import UsageError
 from shards.sources.base import Finder, Source, compute
-from shards.sources.columns import RowClasses, listed_key, open_parquet, row_classes
+from shards.sources.columns import RowClasses, listed_key, row_classes
 from shards.sources.ranged import RangeContents
 from shards.sources.spool import Image, Rows, blob_of, spooled, state_of
 from shards.sources.tars import split_of
 from shards.sources.wanted import Wanted
+from shards.table_formats import open_parquet
 
 IMAGE_COLUMNS = ("image", "img")
 _ROWS_AT_ONCE = 64
