@@ -4,19 +4,20 @@ Made for noisy-label benchmarks, whose tables list a path and one column of labe
 """
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UsageError
-from shards.names import SEVERAL, SampleNames
+from shards.names import SEVERAL, UNKNOWN, SampleNames
 from shards.probe import Refusal, probe
 from shards.sources.base import Sample, Source
-from shards.tables import SEPARATORS, Table, read_table, wnids_in
+from shards.tables import SEPARATORS, Table, class_in, read_table
 
 NO_ROW = -1
-_NO_CLASS = -1
+_ROWS_AT_ONCE = 1 << 14
 
 
 def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
@@ -35,21 +36,13 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     names = SampleNames(source.row_keys.take(source.rows), source.row_names.take(source.rows))
     table = read_table(path, "labels table", names.known, asked=column)
     name_at, label_at = _columns(table, column)
-    rows = list(_named_rows(table, name_at, label_at))
-    positions = names.positions([name for _, name, _ in rows])
-    if SEVERAL in positions:
-        line, name, _ = rows[int(np.flatnonzero(positions == SEVERAL)[0])]
-        raise UsageError(
-            f"{table.where(line)}: {name!a} names several images of {source.place}; list their "
-            "sample keys"
-        )
     labels = np.full(len(source), NO_ROW, dtype=np.int64)
     label_of = {name: label for label, name in enumerate(source.classes)}
-    for (line, _, value), position in zip(rows, positions.tolist(), strict=True):
-        if position < 0:
-            continue
-        label = _label(value, label_of)
-        if label == _NO_CLASS:
+    for line, position, value in _rows_of_images(table, names, name_at, label_at):
+        label = label_of.get(value, label_of.get(class_in(value)))
+        if position == SEVERAL:
+            raise UsageError(f"{table.where(line)} names several images; list their sample keys")
+        if label is None:
             raise UsageError(
                 f"{table.where(line)}: {column} is {value!r}, which is no class folder of "
                 f"{source.place}; correct the table or choose another column"
@@ -61,7 +54,7 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
             )
         labels[position] = label
     if (labels == NO_ROW).all():
-        raise _nothing_named(table, name_at, rows[0][1] if rows else "", source)
+        raise _nothing_named(table, name_at, source)
     _require_rows(path, labels, source)
     return np.where(labels == NO_ROW, source.labels, labels)
 
@@ -81,22 +74,20 @@ def _columns(table: Table, column: str) -> tuple[int, int]:
     return name_at, there[0]
 
 
-def _named_rows(table: Table, name_at: int, label_at: int) -> Iterator[tuple[int, str, str]]:
-    """Yield (line number, image name, value)."""
-    for at, cells in table.rows():
-        if len(cells) > max(name_at, label_at):
-            yield at, cells[name_at], cells[label_at].strip()
+def _rows_of_images(
+    table: Table, names: SampleNames, name_at: int, label_at: int
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (line number, position of the image or ``SEVERAL``, value) of rows that name one."""
+    rows = ((at, cells) for at, cells in table.rows() if len(cells) > max(name_at, label_at))
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        positions = names.positions([cells[name_at] for _, cells in some]).tolist()
+        for (line, cells), position in zip(some, positions, strict=True):
+            if position != UNKNOWN:
+                yield line, position, cells[label_at].strip()
 
 
-def _label(value: str, label_of: dict[str, int]) -> int:
-    if value in label_of:
-        return label_of[value]
-    wnids = wnids_in([value])
-    return label_of.get(wnids.pop(), _NO_CLASS) if len(wnids) == 1 else _NO_CLASS
-
-
-def _nothing_named(table: Table, name_at: int, first: str, source: Source) -> UsageError:
-    sample = source.sample(0)
+def _nothing_named(table: Table, name_at: int, source: Source) -> UsageError:
+    sample, first = source.sample(0), next((cells[name_at] for _, cells in table.head[:1]), "")
     return UsageError(
         f"no row of {table.path} names an image of {source.place}: column "
         f"{table.header[name_at]!a} has {first!a}, looked for was {sample.key!a}, "

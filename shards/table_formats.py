@@ -155,7 +155,7 @@ def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
         return
     reader = csv.reader(lines, delimiter=separator)
     for cells in reader:
-        if any(cell.strip() for cell in cells):
+        if any(map(str.strip, cells)):
             yield Row(reader.line_num, cells)
 
 

@@ -214,6 +214,12 @@ def wnids_in(cells: Iterable[str]) -> set[str]:
     return {wnid for cell in cells for wnid in _WNID.findall(cell)}
 
 
+def class_in(text: str) -> str:
+    """Take the one WordNet id that stands in a text as the class, else the text."""
+    wnids = wnids_in([text])
+    return wnids.pop() if len(wnids) == 1 else text
+
+
 _OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
 _OF_SAMPLES = {name for rank in SAMPLE_COLUMNS for name in rank} | set(
     map(plain_name, LABEL_COLUMNS)

@@ -17,7 +17,7 @@ from shards.errors import DataError, UsageError
 from shards.sources.folder import sample_key
 from shards.sources.wanted import Wanted
 from shards.table_formats import is_text
-from shards.tables import LABEL_COLUMNS, plain_name
+from shards.tables import LABEL_COLUMNS, class_in, plain_name
 
 _ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 _Schema: TypeAlias = Any
@@ -76,8 +76,11 @@ def row_classes(file: _ParquetFile, path: Path, wanted: Wanted) -> RowClasses:
         found = _named(labels.cast(pa.int64()).to_numpy(), names, path, wanted)
     elif is_text(labels.type):
         encoded = labels.combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy().astype(np.int64)
-        found = RowClasses(encoded.dictionary.to_pylist(), codes)
+        classes = [class_in(text) for text in encoded.dictionary.to_pylist()]
+        names = list(dict.fromkeys(classes))
+        code_of = {name: code for code, name in enumerate(names)}
+        of_text = np.array([code_of[name] for name in classes], dtype=np.int64)
+        found = RowClasses(names, of_text[encoded.indices.to_numpy()])
     else:
         raise UsageError(
             f"column {name} of {path} holds {labels.type}; write labels as integers or text"

@@ -28,7 +28,7 @@ from shards.sources.columns import (
 from shards.sources.folder import FileContents
 from shards.sources.wanted import Wanted
 from shards.table_formats import is_text, open_parquet
-from shards.tables import Table, read_table, wnids_in
+from shards.tables import Table, class_in, read_table
 
 _SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".parquet"})
 _MISSING = (-1, 0)
@@ -173,8 +173,7 @@ class _Listed:
             raise UsageError(f"{self.table.where(line)} has no label; correct the table")
         if _INTEGER.fullmatch(label):
             return self.wanted.name_of(int(label), None, self.path)
-        wnids = wnids_in([label])
-        return sys.intern(wnids.pop() if len(wnids) == 1 else label)
+        return sys.intern(class_in(label))
 
     def _parquet_rows(self) -> Iterator[tuple[int, str, str]]:
         with open_parquet(self.path) as file:

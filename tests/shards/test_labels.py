@@ -98,7 +98,7 @@ def test_a_table_that_names_no_image_says_what_was_looked_for(source: Source):
 
 
 def test_a_file_name_of_several_images_is_refused(source: Source):
-    with pytest.raises(UsageError, match=r"line 2: '1\.JPEG' names several images"):
+    with pytest.raises(UsageError, match=r"line 2 names several images; list their"):
         labels_from(source, "path,noisy\n1.JPEG,cat\n")
 
 

@@ -294,6 +294,12 @@ def test_the_label_may_be_a_wordnet_id_inside_a_text(root: Path):
         header=("ImageId", "PredictionString"),
     )
     assert find_table(table).keys == ["n01440764/1", "n01443537/1"]
+    columns = {
+        "path": [f"images/{name}" for name in FILES[:3]],
+        "label": ["n01440764 tench", "n01440764", "n01443537 goldfish"],
+    }
+    pq.write_table(pa.table(columns), root / "list.parquet")
+    assert find_table(root / "list.parquet").keys == ["n01440764/1", "n01440764/2", "n01443537/a.b"]
 
 
 def test_a_table_without_a_header_of_more_than_two_columns_is_refused_with_what_was_seen(
