@@ -80,8 +80,7 @@ class Pack:
     duplicates: Repeats = "error"
     """Two samples with one key: stop, or keep the first found."""
     labels: Path | None = None
-    """Table that replaces the labels of the source (.csv, .tsv, .txt, .json, .parquet); another
-    column names the image by its sample key, its path, or a longer path that ends in one."""
+    """Table that replaces the labels of the source; another column names the image."""
     column: str = ""
     """Column of the table that holds the class, such as noisy_labels_25."""
     workers: int = 0
