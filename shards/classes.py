@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from shards.errors import MachineError, UsageError
-from shards.tables import CLASS_COLUMNS, NUMBER_COLUMNS, Table, read_table, wnids_in
+from shards.tables import (
+    CLASS_COLUMNS,
+    NUMBER_COLUMNS,
+    Table,
+    class_in,
+    plain_name,
+    read_table,
+    wnids_in,
+)
 
 IMAGENETTE_WNIDS = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -40,6 +48,7 @@ _NUMBER = re.compile(r"[0-9]{1,9}")
 _LAST_NUMBER = re.compile(r"(?:^|[\s,;:|])([0-9]{1,9})[\s,;:|]+$")
 _FIRST_NUMBER = re.compile(r"[\s,;:|]+([0-9]{1,9})(?:[\s,;:|]|$)")
 _NUMBER_AND_NAME = re.compile(r"(?P<number>[0-9]{1,9})[\s,;:|]+(?P<name>.*\S)")
+_UNNAMED = frozenset({"", "unnamed:0"})
 _NamesAndNumbers: TypeAlias = tuple[tuple[str, ...], list[tuple[int, ...]]]
 
 
@@ -156,23 +165,20 @@ def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
     """Names by the WordNet ids or the known column, and the columns of their numbers."""
     width = min(map(len, rows))
     integers = [at for at in range(width) if all(_NUMBER.fullmatch(row[at]) for row in rows)]
-    known = table.column(CLASS_COLUMNS)
-    wnids = _wnids(rows if known is None else [[row[known]] for row in rows if len(row) > known])
-    others = [at for at in range(max(map(len, rows))) if at not in integers]
-    if wnids and len(wnids) == len(rows):
-        names = wnids
-    elif known is not None and known not in integers and known < width:
-        names = tuple(row[known] for row in rows)
-    elif len(others) == 1 and others[0] < width:
-        names = tuple(row[others[0]] for row in rows)
-    else:
-        raise UsageError(
-            f"class list {table.path} has {table.described()}, which do not tell where the names "
-            "are; call that column class, or keep it alone"
-        )
-    numbered = table.column(NUMBER_COLUMNS)
-    chosen = integers if numbered not in integers else [numbered]
-    return names, [tuple(int(row[at]) for row in rows) for at in chosen]
+    texts = [at for at in range(max(map(len, rows))) if at not in integers]
+    known = [at for at in table.columns_named(CLASS_COLUMNS) if at in texts] or texts
+    names = _wnids(rows)
+    if not names and len(known) == 1 and known[0] < width:
+        names = tuple(class_in(row[known[0]]) for row in rows)
+    if not names:
+        raise table.ambiguous("the class names", "class")
+    numbered = [at for at in table.columns_named(NUMBER_COLUMNS) if at in integers] or integers
+    numbers = {at: tuple(int(row[at]) for row in rows) for at in numbered}
+    # The index that pandas saves counts the rows of a frame, which may have been sorted since.
+    unsure = [at for at in numbers if table.header and plain_name(table.header[at]) in _UNNAMED]
+    if any(list(numbers[at]) != sorted(numbers[at]) for at in unsure):
+        raise table.ambiguous("the labels", "label")
+    return names, [numbers[at] for at in numbers if at not in unsure]
 
 
 def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -33,7 +33,9 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
         UsageError: The table or the column is missing, a value is not a class, two rows contradict
             each other, an image has no row, or no row names an image.
     """
-    names = SampleNames(source.row_keys.take(source.rows), source.row_names.take(source.rows))
+    root = source.place if source.place.is_dir() else source.place.parent
+    keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
+    names = SampleNames(keys, sources, folder=root.resolve().name)
     table = read_table(path, "labels table", names.known, asked=column)
     name_at, label_at = _columns(table, column)
     labels = np.full(len(source), NO_ROW, dtype=np.int64)

@@ -23,17 +23,19 @@ class SampleNames:
     """Names of samples: sample keys and source paths, and whatever ends in one of these.
 
     A name is a source path or a sample key, with or without the extension of an image format; a
-    longer path whose end is one; or a file name without any folder that only one sample has. Of
-    several meanings the longest path counts, and a source path before a key.
+    longer path that ends in one, folder included; or a file name without any folder that only one
+    sample has. Of several meanings the longest path counts, and a source path before a key.
     """
 
-    def __init__(self, keys: Any, sources: Any) -> None:  # noqa: ANN401 - pyarrow strings
+    def __init__(self, keys: Any, sources: Any, *, folder: str = "") -> None:  # noqa: ANN401 - pyarrow strings
         """Bind the names.
 
         Args:
             keys: Sample keys, each once; strings of shape (n,), pyarrow Array or ChunkedArray.
             sources: Source paths, of the same shape.
+            folder: Name of the folder that the source paths begin in, if that is known.
         """
+        self._folder = folder
         self._keys, self._sources = _Index(keys), _Index(sources)
         self._depth = max(self._keys.depth, self._sources.depth)
 
@@ -46,7 +48,7 @@ class SampleNames:
         found = np.full(len(entries), UNKNOWN, np.int64)
         parts = list(map(_parts, entries))
         for depth in range(self._depth, 0, -1):
-            at = [one for one in _unknown(found) if len(parts[one]) >= depth]
+            at = [one for one in _unknown(found) if self._may_end(parts[one], depth)]
             ends = ["/".join(parts[one][-depth:]) for one in at]
             at, ends = _look_up(found, at, ends, self._sources)
             at, ends = _look_up(found, at, ends, self._keys)
@@ -61,6 +63,11 @@ class SampleNames:
         texts = [text for text in entries if text.strip() and not INTEGER.fullmatch(text)]
         found = self.positions(texts) != UNKNOWN
         return {text for text, is_name in zip(texts, found, strict=True) if is_name}
+
+    def _may_end(self, parts: Sequence[str], depth: int) -> bool:
+        """Whether some last parts of a path may be a name: one alone says nothing of its folder."""
+        within = len(parts) > 1 and parts[-2] == self._folder
+        return len(parts) >= depth and (depth > 1 or len(parts) == 1 or within)
 
     @cached_property
     def _files(self) -> "_Index":

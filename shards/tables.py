@@ -32,6 +32,9 @@ SAMPLE_COLUMNS = (
     ("path",),
     ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
     ("key", "samplekey"),
+)
+# Taken where no other column names samples: they may also count the rows.
+ID_COLUMNS = (
     ("imageid", "sampleid", "sample", "id", "ids"),
     ("idx", "index", "indices"),
 )
@@ -104,55 +107,46 @@ class Table:
         first = self.head[0]
         return f"no header, and {self.unit} {first.at} is {_shortened(first.cells)}"
 
-    def column(self, ranks: Iterable[Collection[str]]) -> int | None:
-        """Position of the column with a known name of the first rank that is there, if any is.
-
-        Raises:
-            UsageError: Several columns have a name of that rank.
-        """
+    def columns_named(self, ranks: Iterable[Collection[str]]) -> list[int]:
+        """Positions of the columns with a known name of the first rank that is there."""
         for rank in ranks:
             there = [at for at, name in enumerate(self.header) if plain_name(name) in rank]
-            if len(there) > 1:
-                raise self._ambiguous()
             if there:
-                return there[0]
-        return None
+                return there
+        return []
 
     def sample_column(self) -> int:
         """Position of the column that names samples.
 
         It is the one with a known name; else the one whose first cells name a sample, or look like
-        paths of images; else the only one. Integers alone name samples in a column of their own.
+        paths of images; else one of ids; else the only one.
 
         Raises:
             UsageError: There is none, or several may be meant.
         """
-        known = self.column(SAMPLE_COLUMNS)
-        if known is not None:
-            return known
-        for is_name in (self._names_sample, looks_like_path):
-            there = {
-                at
-                for row in self.head
-                for at, cell in enumerate(row.cells)
-                if is_name(cell) and not INTEGER.fullmatch(cell)
-            }
-            if len(there) == 1:
-                return there.pop()
-            if there:
-                raise self._ambiguous()
-        if max([len(self.header), *(len(row.cells) for row in self.head)], default=0) > 1:
-            raise self._ambiguous()
-        return 0
-
-    def _names_sample(self, cell: str) -> bool:
-        return cell in self.named
-
-    def _ambiguous(self) -> UsageError:
-        return UsageError(
-            f"{self.path} has {self.described()}, which do not tell where the names of the samples "
-            "are; call that column path, or keep it alone"
+        width = max([len(self.header), *(len(row.cells) for row in self.head)], default=0)
+        there = (
+            self.columns_named(SAMPLE_COLUMNS)
+            or self._columns_of(lambda cell: cell in self.named)
+            or self._columns_of(looks_like_path)
+            or self.columns_named(ID_COLUMNS)
+            or list(range(max(width, 1)))
         )
+        if len(there) > 1:
+            raise self.ambiguous("the names of the samples", "path")
+        return there[0]
+
+    def ambiguous(self, what: str, name: str) -> UsageError:
+        """Make the error of a table whose columns do not tell where something is."""
+        return UsageError(
+            f"{self.path} has {self.described()}, which do not tell where {what} are; call that "
+            f"column {name}, or keep it alone"
+        )
+
+    def _columns_of(self, holds: Callable[[str], bool]) -> list[int]:
+        """Positions of the columns in which a cell, which is no integer, holds something."""
+        cells = ((at, cell) for row in self.head for at, cell in enumerate(row.cells))
+        return sorted({at for at, cell in cells if holds(cell) and not INTEGER.fullmatch(cell)})
 
 
 def read_table(
@@ -221,7 +215,7 @@ def class_in(text: str) -> str:
 
 
 _OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
-_OF_SAMPLES = {name for rank in SAMPLE_COLUMNS for name in rank} | set(
+_OF_SAMPLES = {name for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS) for name in rank} | set(
     map(plain_name, LABEL_COLUMNS)
 )
 
@@ -305,7 +299,7 @@ class _Text:
             return False
         n_known = sum(map(self._is_known, first))
         below = [pair for row in rows[1:] for pair in zip(first, row.cells, strict=False)]
-        unlike = any(_is_entry(cell) and not _is_entry(above) for above, cell in below)
+        unlike = any(self._is_entry(cell) and not self._is_entry(above) for above, cell in below)
         if n_known == len(first) or (n_known and (unlike or not below)):
             return True
         if any(cell in named for cell in first) or (len(first) == 1 and not self._separated):
@@ -320,10 +314,10 @@ class _Text:
             f"separate columns by {SEPARATORS}"
         )
 
-
-def _is_entry(cell: str) -> bool:
-    """Test whether a cell cannot be the name of a column."""
-    return bool(looks_like_path(cell) or INTEGER.fullmatch(cell) or wnids_in([cell]))
+    def _is_entry(self, cell: str) -> bool:
+        """Test whether a cell cannot be the name of a column."""
+        is_path = not self.class_list and looks_like_path(cell)
+        return bool(is_path or INTEGER.fullmatch(cell) or wnids_in([cell]))
 
 
 def _shortened(cells: Sequence[str]) -> str:

@@ -74,6 +74,7 @@ PUBLISHED = {
     "excel.csv": "\ufeffwnid;name;label\r\n"
     + "".join(f"{w};kit fox;{n}\r\n" for n, w in NUMBERED[::-1]),
     "headless.csv": "".join(f"{n},{w}\n" for n, w in NUMBERED[::-1]),
+    "part_of_a_frame.csv": ",wnid\n" + "".join(f"{7 * n},{w}\n" for n, w in NUMBERED),
     "frame.csv": ",wnid\n" + "".join(f"{n},{w}\n" for n, w in NUMBERED),
     "names.tsv": "label\tclass_name\n" + "".join(f"{n}\t{w}\n" for n, w in NUMBERED[::-1]),
     "imagenet_class_index.json": json.dumps({n: [w, "tench"] for n, w in NUMBERED[::-1]}),
@@ -136,7 +137,9 @@ def test_names_of_several_words_stay_whole(tmp_path: Path, content: str, names: 
         ("x.txt", "15 n01558993\n45 n01692333\n", r"numbers \(15, 45"),
         ("x.csv", "wnid,a,b\nn02119789,0,1\nn02100735,1,0\n", r"the columns wnid, a, b, with num"),
         ("x.csv", "species\ncat\ndog\n", "begins with 'species', which may be a header or a class"),
-        ("x.csv", "a,b\ncat,felis\ndog,canis\n", "do not tell where the names are"),
+        ("x.csv", "apple\nbread/butter\n", "begins with 'apple', which may be a header or a class"),
+        ("x.csv", "a,b\ncat,felis\ndog,canis\n", "do not tell where the class names are"),
+        ("x.csv", ",class\n1,cat\n0,dog\n", "class, which do not tell where the labels are"),
         ("x.csv", "class,name\ncat,felis\ndog,canis\n", "class, name, which do not tell"),
         ("x.txt", "n02119789 kit fox\ncat\n", "not one WordNet id in every line"),
         ("x.txt", "{0: 'tench, Tinca tinca',\n 1: 'goldfish'}", "cannot be read as JSON"),

@@ -304,6 +304,7 @@ WAYS_TO_LIST = {
     "ids with a frame's index": ("x.csv", ",id\n0,1\n1,4\n"),
     "ids without a header": ("x.csv", "4\n1\n"),
     "a path before an id": ("x.csv", "id,path\n77,cat/2\n78,dog/1\n"),
+    "a path before a counter": ("x.csv", "id,img_fn,label\n0,cat/2.png,0\n1,dog/1.JPEG,1\n"),
     "a column of an own name": ("x.csv", "img_fn,y\ncat/2,0\ndog/1,1\n"),
     "semicolons": ("x.csv", "path;label\ncat/2;0\ndog/1;1\n"),
     "tabs": ("x.tsv", "path\tlabel\ncat/2\t0\ndog/1\t1\n"),
