@@ -296,7 +296,9 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("what", ["images cut", "images gone", "table gone", "table damaged"])
+@pytest.mark.parametrize(
+    "what", ["images cut", "images gone", "table gone", "table damaged", "table without hashes"]
+)
 def test_what_a_kill_left_is_spooled_again(
     tmp_path: Path, rows: list[Row], wanted: Wanted, what: str
 ):
@@ -310,6 +312,8 @@ def test_what_a_kill_left_is_spooled_again(
             images.unlink()
         case "table gone":
             table.unlink()
+        case "table without hashes":
+            pq.write_table(pq.read_table(table).drop_columns(["hash"]), table)
         case _:
             table.write_bytes(table.read_bytes()[:-9])
     (tmp_path / "spool" / f".{images.name}.partial").write_bytes(b"half")
