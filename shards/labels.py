@@ -3,83 +3,98 @@
 Made for noisy-label benchmarks, whose tables list a path and one column of labels per noise level.
 """
 
-import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.errors import UsageError
+from shards.names import SEVERAL, UNKNOWN, SampleNames
 from shards.probe import Refusal, probe
 from shards.sources.base import Sample, Source
+from shards.tables import SEPARATORS, Table, class_in, read_table
 
 NO_ROW = -1
+_ROWS_AT_ONCE = 1 << 14
 
 
 def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
-    """Label of every found file, int64 of shape (found,), by ``column`` of a CSV table.
+    """Label of every found file, int64 of shape (found,), by ``column`` of a table with a header.
 
-    The table has a header. Its first column names the image: by its sample key, by its path below
-    the source folder, or by a longer path whose last two parts are class folder and file
-    (``train/n02979186/x.JPEG``). Rows of other images are ignored. A file without a row keeps its
-    folder's label if it will be refused as an image anyway.
+    Another column names the image: by its sample key, by its path below the source folder, by a
+    longer path that ends in one of these (``/data/train/n02979186/x.JPEG``), or by the file name
+    alone if it is the only one. Rows of other images are ignored. A file without a row keeps its
+    folder's label if it will be refused as an image anyway. A label is a class name, or text with
+    the WordNet id of a class (``n02979186 111 108 293 400``).
 
     Raises:
         UsageError: The table or the column is missing, a value is not a class, two rows contradict
-            each other, or an image has no row.
+            each other, an image has no row, or no row names an image.
     """
-    names = source.names
-    positions = _positions_by_name(names, source.keys)
-    labels_of_classes = {name: label for label, name in enumerate(source.classes)}
+    root = source.place if source.place.is_dir() else source.place.parent
+    keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
+    names = SampleNames(keys, sources, folder=root.resolve().name)
+    table = read_table(path, "labels table", names.known, asked=column)
+    name_at, label_at = _columns(table, column)
     labels = np.full(len(source), NO_ROW, dtype=np.int64)
-    for line, name, value in _rows(path, column):
-        position = positions.get(name, positions.get(_last_two_parts(name)))
-        if position is None:
-            continue
-        label = labels_of_classes.get(value)
+    label_of = {name: label for label, name in enumerate(source.classes)}
+    for line, position, value in _rows_of_images(table, names, name_at, label_at):
+        label = label_of.get(value, label_of.get(class_in(value)))
+        if position == SEVERAL:
+            raise UsageError(f"{table.where(line)} names several images; list their sample keys")
         if label is None:
             raise UsageError(
-                f"{path} line {line}: {column} is {value!r}, which is no class folder of "
+                f"{table.where(line)}: {column} is {value!r}, which is no class folder of "
                 f"{source.place}; correct the table or choose another column"
             )
         if labels[position] not in (NO_ROW, label):
             raise UsageError(
-                f"{path} line {line} contradicts an earlier row of {names[position]}; "
-                "remove one of them"
+                f"{table.where(line)} contradicts an earlier row of "
+                f"{source.sample(position).name}; remove one of them"
             )
         labels[position] = label
+    if (labels == NO_ROW).all():
+        raise _nothing_named(table, name_at, source)
     _require_rows(path, labels, source)
     return np.where(labels == NO_ROW, source.labels, labels)
 
 
-def _positions_by_name(names: Sequence[str], keys: Sequence[str]) -> dict[str, int]:
-    by_source = {name: position for position, name in enumerate(names)}
-    return {key: position for position, key in enumerate(keys)} | by_source
+def _columns(table: Table, column: str) -> tuple[int, int]:
+    """Positions of the names and of the labels."""
+    there = [at for at, name in enumerate(table.header) if name == column]
+    name_at = table.sample_column() if len(table.header) > 1 else 0
+    if len(there) != 1 or there[0] == name_at:
+        others = [name for at, name in enumerate(table.header) if at != name_at]
+        remedy = (
+            f"choose one of {', '.join(others)}"
+            if others
+            else f"it has {table.described()}; write a header, and separate columns by {SEPARATORS}"
+        )
+        raise UsageError(f"{table.path} has no label column {column!r}; {remedy}")
+    return name_at, there[0]
 
 
-def _last_two_parts(name: str) -> str:
-    return "/".join(name.rsplit("/", 2)[-2:])
+def _rows_of_images(
+    table: Table, names: SampleNames, name_at: int, label_at: int
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (line number, position of the image or ``SEVERAL``, value) of rows that name one."""
+    rows = ((at, cells) for at, cells in table.rows() if len(cells) > max(name_at, label_at))
+    while some := list(islice(rows, _ROWS_AT_ONCE)):
+        positions = names.positions([cells[name_at] for _, cells in some]).tolist()
+        for (line, cells), position in zip(some, positions, strict=True):
+            if position != UNKNOWN:
+                yield line, position, cells[label_at].strip()
 
 
-def _rows(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
-    """Yield (line number, image name, value)."""
-    if not path.is_file():
-        raise UsageError(f"labels table {path} does not exist; name a CSV file")
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            if column not in header[1:]:
-                raise UsageError(
-                    f"{path} has no label column {column!r}; choose one of {', '.join(header[1:])}"
-                )
-            at = header.index(column, 1)
-            for row in reader:
-                if len(row) > at:
-                    yield reader.line_num, row[0].strip().replace("\\", "/"), row[at].strip()
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{path} cannot be read as CSV ({error}); save it as UTF-8 CSV") from error
+def _nothing_named(table: Table, name_at: int, source: Source) -> UsageError:
+    sample, first = source.sample(0), next((cells[name_at] for _, cells in table.head[:1]), "")
+    return UsageError(
+        f"no row of {table.path} names an image of {source.place}: column "
+        f"{table.header[name_at]!a} has {first!a}, looked for was {sample.key!a}, "
+        f"{sample.name!a} or a path that ends in one of these; correct the names"
+    )
 
 
 def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None:

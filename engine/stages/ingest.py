@@ -28,8 +28,10 @@ ListPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metava
 class Ingest:
     """Make a coreset of the samples that a list names.
 
-    LIST is a .npy array of sample ids, a .csv table whose first column names a sample, or a text
-    file of one sample a line: by id, sample key, source path, or a longer path that ends in one.
+    LIST is a .npy array of sample ids, a table (.csv, .tsv, .json, .parquet), or a text file of one
+    sample a line. A sample is named by id, sample key, source path, a longer path that ends in one,
+    or a file name that only one has; in a table, by the column path, key or id, or the only one
+    that names samples.
     """
 
     listed: ListPath

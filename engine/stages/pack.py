@@ -40,8 +40,8 @@ class Pack:
 
     SRC is a folder with one folder per class; ILSVRC2012_img_train.tar, or a folder of class tars;
     a folder or tar of the ILSVRC validation images (with --ground-truth); a folder of WebDataset
-    shards or of Hugging Face parquet files; a CSV or parquet list of paths and labels; or a packed
-    data set.
+    shards or of Hugging Face parquet files; a list of paths and labels (.csv, .tsv, .txt, .json,
+    .parquet); or a packed data set.
     """
 
     src: SourcePath
@@ -54,13 +54,14 @@ class Pack:
     split: str = ""
     """Split, such as train or val; default: the source's name."""
     classes: str = ""
-    """Classes to take: imagenet100, imagenette, or a file with one name a line; default: all."""
+    """Classes to take: imagenet100, imagenette, or a file that lists them, one a line or as a table
+    or JSON; default: all."""
     one_class: bool = False
     """Pack a source that holds a single class; else it is refused, since often one folder holds the
     images of all classes."""
     class_names: str = ""
-    """Names of integer labels in their order, for sources that have none: imagenet-1k or a file
-    with one name a line."""
+    """Names of integer labels, for sources that have none: imagenet-1k, or a file that lists them
+    in the order of the labels or with their numbers from 0."""
     ground_truth: Path | None = None
     """Labels of ILSVRC validation images: ILSVRC2012_devkit_t12 (folder or tar.gz), or a file that
     lists a WordNet id or sorted class number per image."""
@@ -86,7 +87,7 @@ class Pack:
     duplicates: Repeats = "error"
     """Two samples with one key: stop, or keep the first image found."""
     labels: Path | None = None
-    """CSV table that replaces the labels of the source; its first column names the image."""
+    """Table that replaces the labels of the source; another column names the image."""
     column: str = ""
     """Column of the table that holds the class, such as noisy_labels_25."""
     workers: int = 0
@@ -227,7 +228,7 @@ class Pack:
 
     @property
     def _only(self) -> tuple[str, ...] | None:
-        return tuple(sorted(class_list(self.classes))) if self.classes else None
+        return tuple(sorted(class_list(self.classes, ordered=False))) if self.classes else None
 
     def _finish(self, plan: Plan, work: Work) -> None:
         listed = list_path(self.data)

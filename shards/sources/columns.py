@@ -5,23 +5,20 @@ position in a class list.
 """
 
 import json
-import os
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shards.errors import DataError, UsageError
 from shards.sources.folder import sample_key
 from shards.sources.wanted import Wanted
+from shards.table_formats import is_text
+from shards.tables import LABEL_COLUMNS, class_in, plain_name
 
-LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
-_PAGE_BUFFER_BYTES = 1 << 20
 _ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 _Schema: TypeAlias = Any
 _Column: TypeAlias = Any
@@ -38,44 +35,22 @@ class RowClasses(NamedTuple):
     """The class list that integers were positions in."""
 
 
-@contextmanager
-def open_parquet(path: Path) -> Generator[_ParquetFile]:
-    """Open a parquet file for the length of a block that does nothing but read from it.
-
-    Raises:
-        UsageError: It is missing or may not be read.
-        DataError: It is damaged.
-    """
-    try:
-        # Column chunks are streamed: read whole, those of images would fill the memory.
-        with pq.ParquetFile(
-            path, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
-        ) as file:
-            yield file
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        # pyarrow's own text repeats the path.
-        fact = os.strerror(error.errno or 0)
-        raise UsageError(f"{path} cannot be read ({fact}); mend that") from error
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        fact = str(error).splitlines()[0]
-        raise DataError(
-            f"{path} is damaged or not a parquet file ({fact}); copy or download it again"
-        ) from error
-
-
 def label_column(columns: Sequence[str], place: Path) -> str:
-    """The first of ``LABEL_COLUMNS`` that is there.
+    """Take the first of ``LABEL_COLUMNS`` that is there, however it is written.
 
     Raises:
-        UsageError: None is.
+        UsageError: None is, or one is there twice.
     """
-    there = [name for name in LABEL_COLUMNS if name in columns]
-    if not there:
-        raise UsageError(
-            f"{place} has no label column ({', '.join(LABEL_COLUMNS)}), only "
-            f"{', '.join(columns) or 'no header'}; rename the column of the labels"
-        )
-    return there[0]
+    for name in map(plain_name, LABEL_COLUMNS):
+        there = [column for column in columns if plain_name(column) == name]
+        if len(there) > 1:
+            raise UsageError(f"{place} has the columns {', '.join(there)}; rename one of them")
+        if there:
+            return there[0]
+    raise UsageError(
+        f"{place} has no label column ({', '.join(LABEL_COLUMNS)}), only "
+        f"{', '.join(columns) or 'no header'}; rename the column of the labels"
+    )
 
 
 def row_classes(file: _ParquetFile, path: Path, wanted: Wanted) -> RowClasses:
@@ -94,13 +69,18 @@ def row_classes(file: _ParquetFile, path: Path, wanted: Wanted) -> RowClasses:
     _require_labels(labels, path)
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
+    if is_text(labels.type):  # views cannot be encoded
+        labels = labels.cast(pa.large_string())
     if pa.types.is_integer(labels.type):
         names = wanted.class_names or _stored_class_names(file.schema_arrow, name)
         found = _named(labels.cast(pa.int64()).to_numpy(), names, path, wanted)
     elif is_text(labels.type):
         encoded = labels.combine_chunks().dictionary_encode()
-        codes = encoded.indices.to_numpy().astype(np.int64)
-        found = RowClasses(encoded.dictionary.to_pylist(), codes)
+        classes = [class_in(text) for text in encoded.dictionary.to_pylist()]
+        names = list(dict.fromkeys(classes))
+        code_of = {name: code for code, name in enumerate(names)}
+        of_text = np.array([code_of[name] for name in classes], dtype=np.int64)
+        found = RowClasses(names, of_text[encoded.indices.to_numpy()])
     else:
         raise UsageError(
             f"column {name} of {path} holds {labels.type}; write labels as integers or text"
@@ -108,11 +88,6 @@ def row_classes(file: _ParquetFile, path: Path, wanted: Wanted) -> RowClasses:
     for class_name in found.names:
         require_class_name(class_name, path)
     return found
-
-
-def is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
-    """Whether a column of this type holds text."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def require_class_name(name: str, place: Path) -> None:
@@ -150,6 +125,16 @@ def listed_key(path: str, class_name: str) -> str:
     folders = parts[:-1]
     inside = folders[folders.index(class_name) + 1 :] if class_name in folders else []
     return sample_key("/".join([class_name, *inside, parts[-1]]))
+
+
+def whole_key(path: str, class_name: str) -> str:
+    """Sample key of a listed path: the class and all of the path.
+
+    >>> whole_key("../img/a/1.png", "cat")
+    'cat/img/a/1'
+    """
+    parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
+    return sample_key("/".join([class_name, *parts]))
 
 
 def _require_labels(labels: _Column, path: Path) -> None:

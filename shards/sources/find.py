@@ -46,5 +46,6 @@ def find(src: Path, wanted: Wanted) -> Source:
     if src.is_dir():
         return find_folder(src, wanted)
     raise UsageError(
-        f"{src} is neither a folder, a tar, a parquet file nor a list (.csv); name one of these"
+        f"{src} is neither a folder, a tar, a parquet file nor a list (.csv, .tsv, .txt, .json); "
+        "name one of these"
     )

@@ -19,8 +19,9 @@ from shards.probe import FORMAT_OF_EXTENSION
 from shards.sources.devkit import WNID, is_kit, kit_labels
 from shards.sources.tars import VALIDATION_NAME, extension_of
 from shards.sources.wanted import Wanted
+from shards.table_formats import text_rows
 
-_LIMIT_BYTES = 1 << 26
+_BREAK = re.compile(r"[,;|]")
 _INDEX = re.compile(r"\d{1,9}")
 _KAGGLE_HEADER = "imageid"
 
@@ -68,16 +69,8 @@ def read_truth(truth: Path, stems: Sequence[str], wanted: Wanted, place: Path) -
 
 def _lines(truth: Path) -> list[list[str]]:
     """Words of each line that has some; without Kaggle's header."""
-    with truth.open("rb") as file:
-        stored = file.read(_LIMIT_BYTES + 1)
-    try:
-        text = stored.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"ground truth {truth} is not UTF-8 text; save it as such") from error
-    if len(stored) > _LIMIT_BYTES:
-        raise UsageError(f"ground truth {truth} has more than {_LIMIT_BYTES:,} bytes; name another")
-    lines = [line.replace(",", " ").split() for line in text.splitlines()]
-    lines = [line for line in lines if line]
+    rows = text_rows(truth, "ground truth", "")
+    lines = [words for _, cells in rows if (words := _BREAK.sub(" ", cells[0]).split())]
     if lines and lines[0][0].lower() == _KAGGLE_HEADER:
         lines = lines[1:]
     if not lines:

@@ -4,13 +4,14 @@ Pages of parquet cannot be read at random, so the images are decompressed into a
 see ``shards.sources.spool``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
 
 The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
-src/datasets/features/image.py), or binary; it is one of ``IMAGE_COLUMNS``, or the only such one.
+src/datasets/features/image.py), or binary of any kind; it is one of ``IMAGE_COLUMNS``, or the
+only such one.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,11 +22,12 @@ from numpy.typing import NDArray
 
 from shards.errors import UsageError
 from shards.sources.base import Finder, Source, compute
-from shards.sources.columns import RowClasses, listed_key, open_parquet, row_classes
+from shards.sources.columns import RowClasses, listed_key, row_classes
 from shards.sources.names import split_of
 from shards.sources.ranged import RangeContents
 from shards.sources.spool import Image, Rows, blob_of, spooled, state_of
 from shards.sources.wanted import Wanted
+from shards.table_formats import open_parquet
 
 IMAGE_COLUMNS = ("image", "img")
 _ROWS_AT_ONCE = 64
@@ -39,8 +41,9 @@ def find_parquet(src: Path, wanted: Wanted) -> Source:
     """Spool the images of parquet files and list them, sorted by the bytes of their sample keys.
 
     A key is the class and the stem of the stored path, without the wnid that the Hub's imagenet-1k
-    appends to it, so that it is the key from a folder; or, where no path is stored, the class, the
-    stem of the parquet file and the row. Images of classes that are not wanted are not spooled.
+    appends to it, so that it is the key from a folder. Where no path is stored, or different images
+    would have one key by it, a key is the class, the stem of the parquet file and the row. Images
+    of classes that are not wanted are not spooled.
 
     Args:
         src: A parquet file, or a folder that holds those of one split, itself or in ``data``.
@@ -61,8 +64,13 @@ def find_parquet(src: Path, wanted: Wanted) -> Source:
     tables = [_Table.of(path, src, wanted) for path in files]
     finder = Finder(place=src, repeats=wanted.repeats)
     _choose(finder, tables, wanted)
-    for number, rows in enumerate(spooled(tables, wanted.spool, wanted)):
-        tables[number].add(finder, number, rows)
+    keyed = [
+        rows.append_column("key", [table.keys(rows)])
+        for table, rows in zip(tables, spooled(tables, wanted.spool, wanted), strict=True)
+    ]
+    shared = _shared_keys(keyed)
+    for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
+        table.add(finder, number, rows, shared)
     found = finder.found()
     blobs = [blob_of(table, wanted.spool) for table in tables]
     return found.source(RangeContents(blobs, found.files, found.offsets))
@@ -131,13 +139,18 @@ class _Table:
         rows = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
         return json.dumps([*self.state, self.column, rows]).encode()
 
-    def add(self, finder: Finder, number: int, rows: Rows) -> None:
-        """Add the spooled rows of this file, which has this number."""
+    def keys(self, rows: Rows) -> Any:  # noqa: ANN401 - pyarrow.LargeStringArray
+        """Sample keys of the spooled rows by their stored paths."""
+        places = zip(rows["row"].to_pylist(), rows["path"].to_pylist(), strict=True)
+        return pa.array((self._key(row, path) for row, path in places), pa.large_string())
+
+    def add(self, finder: Finder, number: int, rows: Rows, shared: Collection[str]) -> None:
+        """Add the spooled rows of this file, which has this number; ``shared`` keys name none."""
         columns = rows.to_pydict()
         names = [self.classes.names[code] for code in self.classes.codes[columns["row"]].tolist()]
         keys = [
-            self._key(*sample)
-            for sample in zip(names, columns["row"], columns["path"], strict=True)
+            self._key(row, None) if key in shared else key
+            for row, key in zip(columns["row"], columns["key"], strict=True)
         ]
         finder.add(
             names,
@@ -163,12 +176,21 @@ class _Table:
                 first = start
                 for batch in batches:
                     rows = _within(self.rows, first, first + batch.num_rows)
-                    yield from _read_images(rows, batch.column(0).take(pa.array(rows - first)))
+                    yield from _read_images(rows, batch.column(0), pa.array(rows - first))
                     first += batch.num_rows
 
-    def _key(self, class_name: str, row: int, path: str | None) -> str:
+    def _key(self, row: int, path: str | None) -> str:
+        class_name = self.classes.names[self.classes.codes[row]]
         key = listed_key(_WNID_SUFFIX.sub("", path), class_name) if path else ""
         return key or f"{class_name}/{self.path.stem}-{row:06d}"
+
+
+def _shared_keys(tables: Sequence[Rows]) -> frozenset[str]:
+    """Pick the keys that images of different bytes have."""
+    rows = pa.concat_tables([table.select(["key", "hash"]) for table in tables])
+    images = rows.group_by("key").aggregate([("hash", "count_distinct")])
+    several = compute.greater(images["hash_count_distinct"], 1)
+    return frozenset(images["key"].filter(several).to_pylist())
 
 
 def _choose(finder: Finder, tables: Sequence[_Table], wanted: Wanted) -> None:
@@ -185,14 +207,27 @@ def _choose(finder: Finder, tables: Sequence[_Table], wanted: Wanted) -> None:
         )
 
 
-def _read_images(rows: NDArray[np.int64], images: Any) -> Iterator[Image]:  # noqa: ANN401 - pyarrow.Array
+def _read_images(
+    rows: NDArray[np.int64],
+    images: Any,  # noqa: ANN401 - pyarrow.Array
+    at: Any,  # noqa: ANN401 - pyarrow.Array
+) -> Iterator[Image]:
     data, paths = images, [None] * len(rows)
     if pa.types.is_struct(images.type):
         data = compute.struct_field(images, "bytes")
         if images.type.get_field_index("path") >= 0:
-            paths = compute.struct_field(images, "path").to_pylist()
-    for row, value, path in zip(rows.tolist(), data, paths, strict=True):
+            paths = _plain(compute.struct_field(images, "path")).take(at).to_pylist()
+    for row, value, path in zip(rows.tolist(), _plain(data).take(at), paths, strict=True):
         yield Image(row, value.as_buffer() if value.is_valid else None, path)
+
+
+def _plain(column: Any) -> Any:  # noqa: ANN401 - pyarrow.Array
+    """Convert types that pyarrow cannot take rows of."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_binary_view(column.type):
+        return column.cast(pa.large_binary())
+    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def _image_columns(schema: _Schema) -> list[str]:
@@ -203,7 +238,17 @@ def _holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
     if pa.types.is_struct(kind):
         at = kind.get_field_index("bytes")
         return at >= 0 and _holds_images(kind.field(at).type)
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+    if pa.types.is_dictionary(kind):
+        return _holds_images(kind.value_type)
+    return any(
+        is_bytes(kind)
+        for is_bytes in (
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_binary_view,
+            pa.types.is_fixed_size_binary,
+        )
+    )
 
 
 def _image_column(schema: _Schema, path: Path) -> str:

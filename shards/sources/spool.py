@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from xxhash import xxh3_128_digest
 
 from shards.atomic import sync_and_rename, temporary_name, write_atomically
 from shards.errors import LockedError, MachineError, UsageError
@@ -32,6 +33,7 @@ _SPOOLED = pa.schema(
         ("size", pa.int64()),
         ("path", pa.large_string()),
         ("there", pa.bool_()),
+        ("hash", pa.binary(16)),
     ]
 )
 Rows: TypeAlias = Any  # pyarrow.Table, which has no types
@@ -82,7 +84,8 @@ class Origin(Protocol):
 def spooled(origins: Sequence[Origin], folder: Path, wanted: Wanted) -> Iterator[Rows]:
     """Yield a table for each file: ``row``, ``path``, whether an image is ``there``, and its range.
 
-    Ranges (``offset``, ``size``) are those of ``blob_of`` the file. Files that are spooled already,
+    Ranges (``offset``, ``size``) are those of ``blob_of`` the file, ``hash`` is the xxh3_128 of the
+    bytes. Files that are spooled already,
     as they are now, are not spooled again. ``wanted.on_spooled`` is told of the others as they are
     written, in estimated bytes.
 
@@ -136,11 +139,14 @@ def _committed(origin: Origin, folder: Path) -> Rows:
     """Rows of ``_SPOOLED`` if a file is spooled already as it is now, else None."""
     try:
         with pq.ParquetFile(_index_of(origin, folder)) as file:
-            rows = file.read()
+            rows = file.read(columns=_SPOOLED.names)
         state = state_of(blob_of(origin, folder))
     except (OSError, pa.ArrowException):
         return None
-    whole = state == (compute.sum(rows["size"]).as_py() or 0, origin.state[1])
+    whole = rows.column_names == _SPOOLED.names and state == (
+        compute.sum(rows["size"]).as_py() or 0,
+        origin.state[1],
+    )
     bound = (rows.schema.metadata or {}).get(_BINDING) == origin.binding
     return rows if whole and bound else None
 
@@ -180,7 +186,9 @@ def _write(origin: Origin, out: Any, account: _Account) -> Rows:  # noqa: ANN401
     offset = 0
     for image in origin.images():
         size = 0 if image.data is None else out.write(image.data)
-        row = (image.row, offset, size, image.path, image.data is not None)
+        there = image.data is not None
+        digest = xxh3_128_digest(image.data or b"")
+        row = (image.row, offset, size, image.path, there, digest)
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
         offset += size

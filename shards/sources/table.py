@@ -1,13 +1,12 @@
-"""A table that lists image files and their classes: CSV with a header, or parquet.
+"""A table that lists image files and their classes: CSV, TSV, parquet, JSON or lines of text.
 
-The path is the column ``path``, or else the first one; relative paths begin at the table's folder.
-Links are followed. For the label see ``shards.sources.columns``.
+For the column of the paths see ``shards.tables``, for the label ``shards.sources.columns``.
+Relative paths begin at the table's folder. Links are followed.
 """
 
-import csv
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -20,17 +19,18 @@ from numpy.typing import NDArray
 from shards.errors import UsageError
 from shards.sources.base import Finder, Source
 from shards.sources.columns import (
-    is_text,
     label_column,
     listed_key,
-    open_parquet,
     require_class_name,
     row_classes,
+    whole_key,
 )
 from shards.sources.folder import FileContents
 from shards.sources.wanted import Wanted
+from shards.table_formats import is_text, open_parquet
+from shards.tables import Table, class_in, read_table
 
-PATH_COLUMN = "path"
+_SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".parquet"})
 _MISSING = (-1, 0)
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")
 _Column: TypeAlias = Any  # pyarrow.ChunkedArray, which has no types
@@ -38,7 +38,7 @@ _Column: TypeAlias = Any  # pyarrow.ChunkedArray, which has no types
 
 class _Row(NamedTuple):
     at: int
-    """Line of a CSV file, row of a parquet file."""
+    """See ``shards.tables.Row``."""
     path: str
     class_name: str
 
@@ -46,7 +46,8 @@ class _Row(NamedTuple):
 def find_table(src: Path, wanted: Wanted | None = None) -> Source:
     """List the images that a table names, sorted by the UTF-8 bytes of their sample keys.
 
-    A key is that of the same file in a folder per class, see ``listed_key``. Rows of classes that
+    A key is that of the same file in a folder per class, see ``listed_key``; where different paths
+    would have one key, it is the class and the path. Rows of classes that
     are not wanted are passed over, and their files may be missing.
 
     Raises:
@@ -55,7 +56,7 @@ def find_table(src: Path, wanted: Wanted | None = None) -> Source:
         DataError: A parquet file is damaged.
     """
     wanted = wanted or Wanted()
-    listed = _Table(src, wanted)
+    listed = _Listed(read_table(src, "list", _Files(src.parent).found), wanted)
     rows = list(listed.rows())
     if not rows:
         raise UsageError(f"{src} lists no images; add rows of path and label")
@@ -66,7 +67,7 @@ def find_table(src: Path, wanted: Wanted | None = None) -> Source:
     finder = Finder(place=src, repeats=wanted.repeats)
     finder.add(
         [row.class_name for row in rows],
-        [listed_key(row.path, row.class_name) for row in rows],
+        _keys(rows),
         [row.path for row in rows],
         sizes.tolist(),
         mtimes_ns=mtimes_ns.tolist(),
@@ -77,20 +78,35 @@ def find_table(src: Path, wanted: Wanted | None = None) -> Source:
 
 def is_table(src: Path) -> bool:
     """Whether a file is a table by its extension."""
-    return src.suffix.lower() in {".csv", ".parquet"} and src.is_file()
+    return src.suffix.lower() in _SUFFIXES and src.is_file()
 
 
 @dataclass(frozen=True, slots=True)
-class _Table:
-    path: Path
+class _Files:
+    root: Path
+
+    def found(self, cells: Iterable[str]) -> set[str]:
+        """Pick the cells that name a file."""
+        return {cell for cell in cells if cell.strip() and self._is_file(cell.strip())}
+
+    def _is_file(self, name: str) -> bool:
+        try:
+            return (self.root / name).is_file()
+        except (OSError, ValueError):
+            return False
+
+
+@dataclass(frozen=True, slots=True)
+class _Listed:
+    table: Table
     wanted: Wanted
 
     def rows(self) -> Iterator[_Row]:
         """Yield the rows; every one has a path and a class that can begin a key."""
-        rows = self._csv_rows() if self._is_csv else self._parquet_rows()
+        rows = self._parquet_rows() if self.table.unit == "row" else self._text_rows()
         for at, path, class_name in rows:
             if not path:
-                raise UsageError(f"{self._where(at)} has no path; correct the table")
+                raise UsageError(f"{self.table.where(at)} has no path; correct the table")
             require_class_name(class_name, self.path)
             yield _Row(at, path.replace("\\", "/"), class_name)
 
@@ -101,8 +117,9 @@ class _Table:
             earlier = first.setdefault(row.path, row)
             if earlier.class_name != row.class_name:
                 raise UsageError(
-                    f"{self._where(row.at)} gives {row.path} the class {row.class_name}, "
-                    f"{self._unit} {earlier.at} the class {earlier.class_name}; remove one of them"
+                    f"{self.table.where(row.at)} gives {row.path} the class {row.class_name}, "
+                    f"{self.table.unit} {earlier.at} the class {earlier.class_name}; remove one of "
+                    "them"
                 )
 
     def sizes_and_times(self, rows: Sequence[_Row]) -> NDArray[np.int64]:
@@ -112,9 +129,9 @@ class _Table:
         if missing.size:
             first = rows[missing[0]]
             raise UsageError(
-                f"{self._where(first.at)}: {first.path} does not exist below {self.path.parent} "
-                f"({missing.size:,} of {len(rows):,} listed files do not); correct the table or "
-                "add the files"
+                f"{self.table.where(first.at)}: {first.path} does not exist below "
+                f"{self.path.parent} ({missing.size:,} of {len(rows):,} listed files do not); "
+                "correct the table or add the files"
             )
         return states
 
@@ -125,60 +142,64 @@ class _Table:
             return _MISSING
         except (OSError, ValueError) as error:
             raise UsageError(
-                f"{self._where(row.at)}: {row.path!a} cannot be read ({error}); mend that"
+                f"{self.table.where(row.at)}: {row.path!a} cannot be read ({error}); mend that"
             ) from error
         if not S_ISREG(status.st_mode):
             fact = "is a folder" if S_ISDIR(status.st_mode) else "is a device"
-            raise UsageError(f"{self._where(row.at)}: {row.path} {fact}; name image files")
+            raise UsageError(f"{self.table.where(row.at)}: {row.path} {fact}; name image files")
         return status.st_size, status.st_mtime_ns
 
-    def _csv_rows(self) -> Iterator[tuple[int, str, str]]:
-        try:
-            with self.path.open(newline="", encoding="utf-8-sig") as file:
-                reader = csv.reader(file)
-                header = [name.strip() for name in next(reader, [])]
-                label_at = header.index(label_column(header, self.path))
-                path_at = header.index(PATH_COLUMN) if PATH_COLUMN in header else 0
-                for row in reader:
-                    if row:
-                        label = row[label_at].strip() if len(row) > label_at else ""
-                        path = row[path_at].strip() if len(row) > path_at else ""
-                        yield reader.line_num, path, self._class_of(reader.line_num, label)
-        except OSError as error:
+    def _text_rows(self) -> Iterator[tuple[int, str, str]]:
+        path_at, label_at = self._columns()
+        for at, cells in self.table.rows():
+            label = cells[label_at].strip() if len(cells) > label_at else ""
+            path = cells[path_at].strip() if len(cells) > path_at else ""
+            yield at, path, self._class_of(at, label)
+
+    def _columns(self) -> tuple[int, int]:
+        """Positions of path and label; of two columns without a header, the other is the label."""
+        path_at = self.table.sample_column() if self.table.head else 0
+        widths = {len(cells) for _, cells in self.table.head}
+        if self.table.head and not self.table.header and widths == {2}:
+            return path_at, 1 - path_at
+        if self.table.head and not self.table.header:
             raise UsageError(
-                f"{self.path} cannot be read ({error.strerror}); name a readable CSV file"
-            ) from error
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise UsageError(
-                f"{self.path} cannot be read as CSV ({error}); save it as UTF-8 CSV"
-            ) from error
+                f"{self.path} has {self.table.described()}; write a header with path and label"
+            )
+        return path_at, self.table.header.index(label_column(self.table.header, self.path))
 
     def _class_of(self, line: int, label: str) -> str:
         if not label:
-            raise UsageError(f"{self._where(line)} has no label; correct the table")
+            raise UsageError(f"{self.table.where(line)} has no label; correct the table")
         if _INTEGER.fullmatch(label):
             return self.wanted.name_of(int(label), None, self.path)
-        return sys.intern(label)
+        return sys.intern(class_in(label))
 
     def _parquet_rows(self) -> Iterator[tuple[int, str, str]]:
         with open_parquet(self.path) as file:
-            columns = file.schema_arrow.names
-            name = PATH_COLUMN if PATH_COLUMN in columns else columns[0]
             classes = row_classes(file, self.path, self.wanted)
+            name = self.table.header[self.table.sample_column()]
             paths = _texts(file.read(columns=[name])[name], name, self.path)
         for row, (path, code) in enumerate(zip(paths, classes.codes.tolist(), strict=True)):
             yield row, path, classes.names[code]
 
     @property
-    def _is_csv(self) -> bool:
-        return self.path.suffix.lower() != ".parquet"
+    def path(self) -> Path:
+        return self.table.path
 
-    @property
-    def _unit(self) -> str:
-        return "line" if self._is_csv else "row"
 
-    def _where(self, at: int) -> str:
-        return f"{self.path} {self._unit} {at}"
+def _keys(rows: Sequence[_Row]) -> list[str]:
+    keys = [listed_key(row.path, row.class_name) for row in rows]
+    path_of: dict[str, str] = {}
+    shared = {
+        key
+        for key, row in zip(keys, rows, strict=True)
+        if path_of.setdefault(key, row.path) != row.path
+    }
+    return [
+        whole_key(row.path, row.class_name) if key in shared else key
+        for key, row in zip(keys, rows, strict=True)
+    ]
 
 
 def _texts(column: _Column, name: str, path: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """Class lists by name and from files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,117 @@ def test_a_file_lists_one_class_a_line(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("content", "fact"),
-    [(b"cat\ndog\ncat\n", "names cat twice"), (b"\n \n", "is empty"), (b"\xff\xfe", "not UTF-8")],
+    [
+        (b"cat\ndog\ncat\n", "names cat twice"),
+        (b"\n \n", "is empty"),
+        (b"\xff\xfe", "as UTF-8 text"),
+    ],
 )
 def test_a_class_list_that_says_nothing_clear_is_refused(tmp_path: Path, content: bytes, fact: str):
     path = tmp_path / "classes.txt"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=fact):
         class_list(str(path))
+
+
+TWELVE = tuple(f"c{label}" for label in range(12))
+WNIDS = ("n02119789", "n01440764", "n02100735")
+WORDS = ("kit fox, Vulpes macrotis", "tench, Tinca tinca", "English setter")
+NUMBERED = list(enumerate(WNIDS))
+PUBLISHED = {
+    "synset_words.txt": "".join(f"{w} {text}\n" for w, text in zip(WNIDS, WORDS, strict=True)),
+    "words_tab.txt": "".join(f"{w}\t{text}\n" for w, text in zip(WNIDS, WORDS, strict=True)),
+    "number_first.txt": "".join(f"{n} {w}\n" for n, w in NUMBERED[::-1]),
+    "clsloc_from_0.txt": "".join(f"{w} {n} kit_fox\n" for n, w in NUMBERED[::-1]),
+    "colon.txt": "".join(f"{n}: {w}\n" for n, w in NUMBERED[::-1]),
+    "index.csv": "index,wnid\n" + "".join(f"{n},{w}\n" for n, w in NUMBERED[::-1]),
+    "excel.csv": "\ufeffwnid;name;label\r\n"
+    + "".join(f"{w};kit fox;{n}\r\n" for n, w in NUMBERED[::-1]),
+    "headless.csv": "".join(f"{n},{w}\n" for n, w in NUMBERED[::-1]),
+    "part_of_a_frame.csv": ",wnid\n" + "".join(f"{7 * n},{w}\n" for n, w in NUMBERED),
+    "frame.csv": ",wnid\n" + "".join(f"{n},{w}\n" for n, w in NUMBERED),
+    "names.tsv": "label\tclass_name\n" + "".join(f"{n}\t{w}\n" for n, w in NUMBERED[::-1]),
+    "imagenet_class_index.json": json.dumps({n: [w, "tench"] for n, w in NUMBERED[::-1]}),
+    "id2label.json": json.dumps(dict(NUMBERED[::-1])),
+    "class_to_idx.json": json.dumps({w: n for n, w in NUMBERED[::-1]}),
+    "labels.json": json.dumps(dict(zip(WNIDS, WORDS, strict=True))),
+    "list.json": json.dumps(WNIDS),
+    "pairs.json": json.dumps(list(zip(WNIDS, WORDS, strict=True))),
+    "_info.json": json.dumps({"splits": {}, "class_names": WNIDS}),
+    "coco.json": json.dumps({"categories": [{"id": n, "name": w} for n, w in NUMBERED[::-1]]}),
+    "yolo.json": json.dumps({"names": dict(NUMBERED)}),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_forms_give_the_names_in_the_order_of_their_labels(tmp_path: Path, name: str):
+    (tmp_path / name).write_text(PUBLISHED[name])
+    assert class_list(str(tmp_path / name)) == WNIDS
+    assert set(class_list(str(tmp_path / name), ordered=False)) == set(WNIDS)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("x.txt", "".join(f"{name[1:]} {name}\n" for name in sorted(TWELVE))),
+        ("x.txt", "".join(f"{name} {name[1:]}\n" for name in sorted(TWELVE))),
+        ("x.json", json.dumps({name[1:]: name for name in sorted(TWELVE)})),
+        ("x.csv", "name,id\n" + "".join(f"{name},{name[1:]}\n" for name in sorted(TWELVE))),
+    ],
+)
+def test_text_order_of_numbers_does_not_permute_labels(tmp_path: Path, name: str, content: str):
+    (tmp_path / name).write_text(content)
+    assert class_list(str(tmp_path / name)) == TWELVE
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (
+            "Acura Integra Type R 2001\nAudi S4 2007\n",
+            ("Acura Integra Type R 2001", "Audi S4 2007"),
+        ),
+        ("0\n1\n2\n", ("0", "1", "2")),
+        ("file, file cabinet\nfolding chair\n", ("file, file cabinet", "folding chair")),
+        ("target shooting\nchess\n", ("target shooting", "chess")),
+        ("n02085620-Chihuahua\nn02085782-spaniel\n", ("n02085620-Chihuahua", "n02085782-spaniel")),
+        ("n01440764\ncat\n", ("n01440764", "cat")),
+        ("class\ncat\ndog\n", ("cat", "dog")),
+    ],
+)
+def test_names_of_several_words_stay_whole(tmp_path: Path, content: str, names: tuple[str, ...]):
+    (tmp_path / "x.txt").write_text(content)
+    assert class_list(str(tmp_path / "x.txt")) == names
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.txt", "n02119789 1 kit\nn02100735 2 setter\n", r"numbers \(1, 2 \.\.\.\) that are"),
+        ("x.txt", "15 n01558993\n45 n01692333\n", r"numbers \(15, 45"),
+        ("x.csv", "wnid,a,b\nn02119789,0,1\nn02100735,1,0\n", r"the columns wnid, a, b, with num"),
+        ("x.csv", "species\ncat\ndog\n", "begins with 'species', which may be a header or a class"),
+        ("x.csv", "apple\nbread/butter\n", "begins with 'apple', which may be a header or a class"),
+        ("x.csv", "a,b\ncat,felis\ndog,canis\n", "do not tell where the class names are"),
+        ("x.csv", ",class\n1,cat\n0,dog\n", "class, which do not tell where the labels are"),
+        ("x.csv", "class,name\ncat,felis\ndog,canis\n", "class, name, which do not tell"),
+        ("x.txt", "n02119789 kit fox\ncat\n", "not one WordNet id in every line"),
+        ("x.txt", "{0: 'tench, Tinca tinca',\n 1: 'goldfish'}", "cannot be read as JSON"),
+        ("x.json", '{"0": "cat", "0": "dog"}', "'0' twice in one map"),
+        ("x.json", "[" * 100_000, "cannot be read as JSON"),
+        ("x.json", "{}", "is empty"),
+    ],
+)  # fmt: skip
+def test_a_list_that_may_mean_two_orders_is_refused(
+    tmp_path: Path, name: str, content: str, message: str
+):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UsageError, match=message) as refusal:
+        class_list(str(tmp_path / name))
+    assert "\n" not in str(refusal.value)
+
+
+def test_numbers_do_not_matter_where_classes_are_only_chosen(tmp_path: Path):
+    (tmp_path / "map_clsloc.txt").write_text("n02119789 1 kit_fox\nn02100735 2 English_setter\n")
+    chosen = class_list(str(tmp_path / "map_clsloc.txt"), ordered=False)
+    assert chosen == ("n02119789", "n02100735")

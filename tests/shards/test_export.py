@@ -13,7 +13,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shards.errors import UsageError
+from shards.errors import DataError, UsageError
 from shards.export import ExportPlan, StoredSample, class_folder, image_name, standard_split
 from shards.layouts.image_folder import write_image_folder
 from shards.layouts.lists import ids_list, paths_list, read_list
@@ -250,11 +250,11 @@ def listed(tmp_path, content, name="list.txt"):
     return path
 
 
-@pytest.mark.parametrize("suffix", [".txt", ".npy", ""])
+@pytest.mark.parametrize("suffix", [".txt", ".npy", ".csv", ""])
 def test_ids_come_back_from_their_list(tmp_path, suffix):
-    path = listed(tmp_path, ids_list(np.array([1, 3, 4]), suffix), f"list{suffix}")
+    path = listed(tmp_path, ids_list(np.array([0, 3, 4]), suffix), f"list{suffix}")
     ids = read_list(path, SAMPLES)
-    assert (ids.dtype, ids.tolist()) == (np.int64, [1, 3, 4])
+    assert (ids.dtype, ids.tolist()) == (np.int64, [0, 3, 4])
 
 
 def test_lists_are_plain_text_and_plain_arrays():
@@ -296,6 +296,46 @@ def test_a_longer_path_counts_by_its_last_two_parts(tmp_path, entry):
     assert read_list(listed(tmp_path, entry), SAMPLES).tolist() == [1]
 
 
+WAYS_TO_LIST = {
+    "a frame with its index": ("x.csv", ",path,label\n0,cat/2.png,0\n1,dog/1.JPEG,1\n"),
+    "no header": ("x.csv", "cat/2.png\ndog/1.JPEG\n"),
+    "no header and a label": ("x.csv", "cat/2.png,0\ndog/1.JPEG,1\n"),
+    "a counter before the path": ("x.csv", "0,cat/2.png\n1,dog/1.JPEG\n"),
+    "ids with a frame's index": ("x.csv", ",id\n0,1\n1,4\n"),
+    "ids without a header": ("x.csv", "4\n1\n"),
+    "a path before an id": ("x.csv", "id,path\n77,cat/2\n78,dog/1\n"),
+    "a path before a counter": ("x.csv", "id,img_fn,label\n0,cat/2.png,0\n1,dog/1.JPEG,1\n"),
+    "a column of an own name": ("x.csv", "img_fn,y\ncat/2,0\ndog/1,1\n"),
+    "semicolons": ("x.csv", "path;label\ncat/2;0\ndog/1;1\n"),
+    "tabs": ("x.tsv", "path\tlabel\ncat/2\t0\ndog/1\t1\n"),
+    "bars": ("x.csv", "path|label\ncat/2|0\ndog/1|1\n"),
+    "a mark and Windows ends": ("x.csv", "\ufeffpath,label\r\ncat/2,0\r\n\r\ndog/1,1\r\n"),
+    "columns in text": ("x.txt", "path label\ncat/2 0\ndog/1 1\n"),
+    "lines of Caffe": ("x.txt", "cat/2.png 0\ndog/1.JPEG 1\n"),
+    "list": ("x.json", '["cat/2", "dog/1"]'),
+    "ids in a map": ("x.json", '{"ids": [1, 4]}'),
+    "map": ("x.json", '{"cat/2": 0, "dog/1": 1}'),
+    "records": ("x.json", '[{"path": "cat/2", "id": 7}, {"path": "dog/1", "id": 8}]'),
+    "frame": ("x.json", '{"path": {"0": "cat/2", "1": "dog/1"}, "label": {"0": 0, "1": 1}}'),
+    "array in text": ("x.txt", "[1, 4]"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_LIST)
+def test_every_way_to_write_a_list_names_the_same_samples(tmp_path, way):
+    name, content = WAYS_TO_LIST[way]
+    assert read_list(listed(tmp_path, content, name), SAMPLES).tolist() == [1, 4]
+
+
+def test_parquet_lists_are_read_by_their_columns_of_text_and_integers(tmp_path):
+    columns = {"image": [b"x", b"y"], "__index_level_0__": [7, 8], "path": ["cat/2", "dog/1"]}
+    pq.write_table(pa.table(columns), tmp_path / "x.parquet")
+    assert read_list(tmp_path / "x.parquet", SAMPLES).tolist() == [1, 4]
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="is damaged or not a parquet file"):
+        read_list(tmp_path / "x.parquet", SAMPLES)
+
+
 def test_blank_lines_windows_ends_and_a_byte_order_mark_are_no_entries(tmp_path):
     assert read_list(listed(tmp_path, b"\xef\xbb\xbf3\r\n\r\n  \r\n1\r\n"), SAMPLES).tolist() == [
         1,
@@ -316,8 +356,21 @@ BAD_LISTS = [
     ("list.txt", "1\n0\ncat/2\n", r"line 3 names sample 1 again \('cat/2', first in line 1\)"),
     ("list.txt", "", r"names no samples"),
     ("list.txt", "/\n", r"line 1: '/' is no id"),
-    ("list.txt", b"\xff\xfe1\n", r"cannot be read \('utf-8'"),
-    ("list.csv", "cat/1.JPEG\n", r"names no samples"),
+    ("list.txt", b"\xff\xfe1\n", r"cannot be read as text \('utf-8'"),
+    ("list.csv", "path\n", r"names no samples"),
+    ("list.csv", "path,label\ncat/1.JPEG,0\n,1\n", r"line 3 names no sample"),
+    ("list.csv", "0\n3\n", r"line 1 is 0, which may be sample 0 or the header of a column without"),
+    ("list.csv", ",0\n0,3\n1,4\n", r"the columns \(no name\), 0, which do not tell"),
+    ("list.csv", "a,b\n3,2\n4,1\n", r"the columns a, b, which do not tell"),
+    ("list.csv", "0,3\n1,4\n", r"has no header, and line 1 is '0, 3', which do not tell"),
+    ("list.csv", "a,b\ncat/1,dog/1\n", r"the columns a, b, which do not tell"),
+    ("list.csv", "path,path\ncat/1,cat/2\n", r"the columns path, path, which do not tell"),
+    ("list.csv", "cat\ndog\n", r"begins with 'cat', which may be a header or not"),
+    ("list.csv", "cat/9.JPEG\ncat/1.JPEG\n", r"line 1: 'cat/9\.JPEG' is no id"),
+    ("list.csv", "4\n" + '"' + "a" * 200_000, r"cannot be read as CSV"),
+    ("list.txt", "1.JPEG\n", r"'1\.JPEG' names several samples"),
+    ("list.json", '["cat/3"]', r"list\.json entry 1: 'cat/3' is no id"),
+    ("list.json", '["\\ud800"]', r"entry 1: '\?' is no id"),
     ("list.csv", "path\ncat/1.JPEG\n\nfish/1.JPEG,x\n", r"list\.csv line 4: 'fish/1\.JPEG' is no"),
     ("list.npy", b"1\n2\n", r"list\.npy cannot be read"),
     ("list.npy", b"", r"list\.npy cannot be read"),
@@ -351,12 +404,16 @@ def test_a_bad_array_is_refused_by_entry(tmp_path, array, message):
 
 def test_a_name_of_several_samples_is_refused(tmp_path):
     twice = pa.table({"key": ["cat/1", "cat/2"], "source": ["all.tar", "all.tar"]})
-    with pytest.raises(UsageError, match=r"mean several samples by their source; list sample ids"):
+    with pytest.raises(
+        UsageError, match=r"line 1: 'all\.tar' names several samples; list sample ids"
+    ):
         read_list(listed(tmp_path, "all.tar\n"), twice)
 
 
 def test_a_missing_list_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"none\.txt does not exist; name a \.txt, \.csv or \.npy"):
+    with pytest.raises(
+        UsageError, match=r"none\.txt does not exist; name a file \(\.csv, \.tsv, \.txt"
+    ):
         read_list(tmp_path / "none.txt", SAMPLES)
     with pytest.raises(UsageError, match="is not a file"):
         read_list(tmp_path, SAMPLES)

@@ -256,7 +256,7 @@ def test_a_gap_in_the_numbers_is_refused_although_the_counts_agree(
     [
         (b"", UsageError, "is empty"),
         (b"ImageId,PredictionString\n", UsageError, "is empty"),
-        (b"\xff\xfe", UsageError, "is not UTF-8 text"),
+        (b"\xff\xfe", UsageError, "save it as UTF-8 text"),
         (b"tench\nshark\n", DataError, "'tench' in label 1 where a WordNet id"),
         (b"n01440764\n5\n", DataError, "'5' in label 2 where a WordNet id"),
         (b"a n01440764\nb 5\n", DataError, "'5' in label 2 where a WordNet id"),

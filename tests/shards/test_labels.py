@@ -42,6 +42,66 @@ val/fish/1.JPEG,fish,fish
     }  # fmt: skip
 
 
+def test_absolute_paths_of_any_depth_keys_and_lone_names_match(source: Source):
+    place = source.place
+    table = f"""image_id,noisy
+{place}/cat/1.JPEG,dog
+/elsewhere/src/cat/2.png,dog
+C:\\data\\dog\\1.JPEG,cat
+{place}/dog/old/9.JPEG,cat
+"""
+    expected = {
+        "cat/1.JPEG": "dog", "cat/2.JPEG": "dog", "dog/1.JPEG": "cat", "dog/old/9.JPEG": "cat",
+    }  # fmt: skip
+    assert labels_from(source, table) == expected
+    lone = table.replace(f"{place}/dog/old/9.JPEG", "9").replace(
+        "/elsewhere/src/cat/2.png", "2.png"
+    )
+    assert labels_from(source, lone) == expected
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "path;noisy\n{}", "path\tnoisy\n{}", "path|noisy\n{}", "path noisy\n{}",
+        "\ufeffpath;x;noisy\r\n{}",
+    ],
+)  # fmt: skip
+def test_any_common_separator_is_told_by_the_header(source: Source, table: str):
+    header = table.partition("{")[0].strip().lstrip("\ufeff")
+    separator = next(one for one in ";\t| " if one in header)
+    filler = f"{separator}0" if "x" in header else ""
+    rows = "".join(f"{name}{filler}{separator}dog\n" for name in IMAGES)
+    assert set(labels_from(source, table.format(rows)).values()) == {"dog"}
+
+
+def test_the_column_of_names_need_not_be_the_first(source: Source):
+    rows = "".join(f"{n},cat,{name}\n" for n, name in enumerate(IMAGES))
+    assert set(labels_from(source, f",noisy,file name\n{rows}").values()) == {"cat"}
+
+
+def test_a_label_may_be_a_wordnet_id_inside_a_text(source: Source):
+    (source.place / "dog").rename(source.place / "n01440764")
+    renamed = find_images(source.place)
+    rows = "".join(f"{name},n01440764 1 2 3 4\n" for name in renamed.names)
+    labels = labels_from(renamed, f"ImageId,PredictionString\n{rows}", "PredictionString")
+    assert set(labels.values()) == {"n01440764"}
+
+
+def test_a_table_that_names_no_image_says_what_was_looked_for(source: Source):
+    table = WHOLE.replace("/", "-")
+    key = source.sample(0).key
+    with pytest.raises(UsageError) as refusal:
+        labels_from(source, table)
+    assert "no row of" in str(refusal.value)
+    assert f"column 'path' has 'cat-1.JPEG', looked for was {key!r}, " in str(refusal.value)
+
+
+def test_a_file_name_of_several_images_is_refused(source: Source):
+    with pytest.raises(UsageError, match=r"line 2 names several images; list their"):
+        labels_from(source, "path,noisy\n1.JPEG,cat\n")
+
+
 WHOLE = "path,noisy\n" + "".join(f"{name},{name[:3]}\n" for name in IMAGES)
 
 
@@ -50,7 +110,18 @@ WHOLE = "path,noisy\n" + "".join(f"{name},{name[:3]}\n" for name in IMAGES)
     [
         (WHOLE, "noisy_25", r"has no label column 'noisy_25'; choose one of noisy$"),
         (WHOLE, "path", "has no label column 'path'"),
-        ("", "noisy", "has no label column 'noisy'"),
+        ("", "noisy", "has no label column 'noisy'; it has no header and no rows; write"),
+        (
+            WHOLE.replace(",", "^"),
+            "noisy",
+            r"'noisy'; it has the columns path\^noisy; .* separate columns by comma, semicolon",
+        ),
+        (
+            WHOLE.replace("path,noisy\n", ""),
+            "noisy",
+            r"'noisy'; it has no header, and line 1 is 'cat/1.JPEG, cat'; write a header",
+        ),
+        (WHOLE.replace("path,", "noisy,"), "noisy", "has no label column 'noisy'"),
         (WHOLE.replace("1.JPEG,cat", "1.JPEG,fish"), "noisy", "line 2: noisy is 'fish'"),
         (WHOLE + "cat/1.JPEG,dog\n", "noisy", r"line 6 contradicts an earlier row of cat/1.JPEG"),
         (WHOLE.replace("dog/", "d/"), "noisy", r"2 of 4 files have none"),

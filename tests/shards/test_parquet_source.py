@@ -169,7 +169,15 @@ def test_the_key_is_that_of_the_folder_or_else_the_row(
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.binary(), pa.large_binary(), pa.struct([("bytes", pa.large_binary())])]
+    "kind",
+    [
+        pa.binary(),
+        pa.large_binary(),
+        pa.binary_view(),
+        pa.dictionary(pa.int32(), pa.binary()),
+        pa.struct([("bytes", pa.large_binary())]),
+        pa.struct([("bytes", pa.binary_view())]),
+    ],
 )
 def test_image_columns_of_other_types_are_read(tmp_path: Path, wanted: Wanted, kind: Any):
     images = [{"bytes": b"one"}, {"bytes": b""}] if pa.types.is_struct(kind) else [b"one", b""]
@@ -181,7 +189,13 @@ def test_image_columns_of_other_types_are_read(tmp_path: Path, wanted: Wanted, k
 
 
 @pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int8(), pa.string())]
+    "kind",
+    [
+        pa.string(),
+        pa.large_string(),
+        pa.string_view(),
+        pa.dictionary(pa.int8(), pa.string()),
+    ],
 )
 def test_labels_can_be_class_names(tmp_path: Path, wanted: Wanted, kind: Any):
     rows = [(b"a", "a.png", "tench"), (b"b", "b.png", "drake"), (b"c", "c.png", "tench")]
@@ -190,6 +204,40 @@ def test_labels_can_be_class_names(tmp_path: Path, wanted: Wanted, kind: Any):
     )
     assert source.classes == ("drake", "tench")
     assert source.keys == ["drake/b", "tench/a", "tench/c"]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.binary(3), pa.struct([("bytes", pa.binary(3)), ("path", pa.string_view())])]
+)
+def test_images_of_one_size_and_paths_of_views_are_read(tmp_path: Path, wanted: Wanted, kind: Any):
+    rows = [(b"one", "x.png", "cat"), (None, "y.png", "cat"), (b"two", "z.png", "dog")]
+    path = write_parquet(tmp_path / "a.parquet", rows, names=None, label=pa.string(), image=kind)
+    source = find_parquet(path, wanted)
+    stems = ("x", "y", "z") if pa.types.is_struct(kind) else ("a-000000", "a-000001", "a-000002")
+    assert [row[0::3] for row in contents(source)] == [
+        (f"cat/{stems[0]}", b"one"), (f"cat/{stems[1]}", b""), (f"dog/{stems[2]}", b"two"),
+    ]  # fmt: skip
+    assert list(source.unreadable) == [1]
+
+
+def test_rows_that_share_a_path_have_keys_from_their_position(tmp_path: Path, wanted: Wanted):
+    """Also across files; the keys of a class do not depend on which classes are taken."""
+    first: list[Row] = [(b"a", "image.jpg", 0), (b"b", "image.jpg", 0), (b"c", "image.jpg", 1)]
+    second: list[Row] = [(b"d", "image.jpg", 0), (b"e", "own.jpg", 0)]
+    write_parquet(tmp_path / "hub/0.parquet", first)
+    write_parquet(tmp_path / "hub/1.parquet", second)
+    source = find_parquet(tmp_path / "hub", wanted)
+    assert [row[0::3] for row in contents(source)] == [
+        ("n01440764/0-000000", b"a"), ("n01440764/0-000001", b"b"), ("n01440764/1-000000", b"d"),
+        ("n01440764/own", b"e"), ("n02102040/image", b"c"),
+    ]  # fmt: skip
+    some = find_parquet(tmp_path / "hub", replace(wanted, only=CLASSES[1:2]))
+    assert some.keys == ["n02102040/image"]
+
+
+def test_one_image_in_two_rows_is_still_a_repeat(tmp_path: Path, wanted: Wanted):
+    path = write_parquet(tmp_path / "x.parquet", [(b"a", "a.png", 0)] * 2)
+    assert "have the same sample key n01440764/a" in refusal(path, wanted)
 
 
 def test_given_class_names_prevail_over_stored_ones(tmp_path: Path, wanted: Wanted):
@@ -248,7 +296,9 @@ def damage(path: Path) -> None:
     path.write_bytes(data)
 
 
-@pytest.mark.parametrize("what", ["images cut", "images gone", "table gone", "table damaged"])
+@pytest.mark.parametrize(
+    "what", ["images cut", "images gone", "table gone", "table damaged", "table without hashes"]
+)
 def test_what_a_kill_left_is_spooled_again(
     tmp_path: Path, rows: list[Row], wanted: Wanted, what: str
 ):
@@ -262,6 +312,8 @@ def test_what_a_kill_left_is_spooled_again(
             images.unlink()
         case "table gone":
             table.unlink()
+        case "table without hashes":
+            pq.write_table(pq.read_table(table).drop_columns(["hash"]), table)
         case _:
             table.write_bytes(table.read_bytes()[:-9])
     (tmp_path / "spool" / f".{images.name}.partial").write_bytes(b"half")
@@ -498,9 +550,8 @@ def test_damaged_pages_are_named(tmp_path: Path, rows: list[Row], wanted: Wanted
 
 def test_missing_columns_are_named(tmp_path: Path, rows: list[Row], wanted: Wanted):
     path = write_parquet(tmp_path / "x.parquet", rows, column="y")
-    assert "has no label column (label, labels, fine_label, class), only image, y" in refusal(
-        path, wanted
-    )
+    assert "has no label column (label, labels, fine_label, class, " in refusal(path, wanted)
+    assert "), only image, y; rename" in refusal(path, wanted)
     pq.write_table(pa.table({"a": [b"x"], "b": [b"y"], "label": ["cat"]}), path)
     assert "has 2 columns of image bytes, none of them called image or img" in refusal(path, wanted)
     pq.write_table(pa.table({"image": [b"x"], "label": [1.5]}), path)

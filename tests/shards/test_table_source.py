@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from shards.errors import DataError, UsageError
 from shards.sources.base import Source
-from shards.sources.columns import listed_key
+from shards.sources.columns import listed_key, whole_key
 from shards.sources.folder import find_folder
 from shards.sources.table import find_table, is_table
 from shards.sources.wanted import Wanted
@@ -190,13 +190,12 @@ def test_a_row_that_leads_nowhere_is_refused_by_its_line(
 
 def test_a_table_that_cannot_be_read_is_refused(root: Path):
     table = root / "list.csv"
-    assert "list.csv cannot be read (No such file or directory)" in refusal(table)
+    assert "list.csv does not exist; name a file (.csv," in refusal(table)
     table.write_bytes(b"path,label\n\xff,cat\n")
     assert "cannot be read as CSV" in refusal(table)
     table.write_bytes(b"")
-    assert "has no label column (label, labels, fine_label, class), only no header" in refusal(
-        table
-    )
+    assert "has no label column (label, labels, fine_label, class, " in refusal(table)
+    assert "), only no header" in refusal(table)
     write_csv(table, header=("path", "species"))
     assert "only path, species; rename the column" in refusal(table)
     (root / "list.parquet").write_bytes(b"PAR1")
@@ -228,6 +227,12 @@ def test_a_key_never_leaves_its_class(parts: list[str], class_name: str):
     assert key.endswith("/x.y")
 
 
+@given(st.lists(part, max_size=6), st.sampled_from(["cat", "dog", "emu"]))
+def test_a_whole_key_never_leaves_its_class(parts: list[str], class_name: str):
+    key = whole_key("/".join([*parts, "x.y.jpg"]), class_name)
+    assert key.split("/") == [class_name, *(p for p in parts if p not in {"", ".", ".."}), "x.y"]
+
+
 @given(st.lists(st.sampled_from(["cat", "a", "b c"]), max_size=4), st.lists(part, max_size=4))
 @settings(suppress_health_check=[HealthCheck.too_slow])
 def test_what_stands_before_the_class_folder_does_not_change_the_key(
@@ -245,9 +250,84 @@ def test_a_path_without_a_file_has_no_key(path: str):
 
 
 def test_tables_are_told_by_their_extension(root: Path):
-    for name in ("list.csv", "LIST.CSV", "list.parquet", "list.txt"):
+    tables = ("list.csv", "LIST.CSV", "list.parquet", "list.tsv", "list.txt", "list.json")
+    for name in (*tables, "list.md"):
         (root / name).write_text("")
-    assert [is_table(root / name) for name in ("list.csv", "LIST.CSV", "list.parquet")] == [
-        True
-    ] * 3
-    assert not any(is_table(root / name) for name in ("list.txt", "gone.csv", "images"))
+    assert all(is_table(root / name) for name in tables)
+    assert not any(is_table(root / name) for name in ("list.md", "gone.csv", "images"))
+
+
+ROWS = [(f"images/{name}", class_of(name)) for name in FILES]
+WAYS = {
+    "headless.csv": "".join(f"{path},{label}\n" for path, label in ROWS),
+    "label_first.csv": "".join(f"{label},{path}\n" for path, label in ROWS),
+    "index.csv": ",path,label\n" + "".join(f"{n},{p},{c}\n" for n, (p, c) in enumerate(ROWS)),
+    "excel.csv": "\ufeffFile Name;Class\r\n" + "".join(f"{p};{c}\r\n" for p, c in ROWS),
+    "list.tsv": "image_path\ttarget\n" + "".join(f"{p}\t{c}\n" for p, c in ROWS),
+    "pipe.csv": "path|label\n" + "".join(f"{p}|{c}\n" for p, c in ROWS),
+    "tabs.txt": "".join(f"{p}\t{c}\n" for p, c in ROWS),
+    "map.json": json.dumps(dict(ROWS)),
+    "records.json": json.dumps([{"label": c, "path": p} for p, c in ROWS]),
+    "frame.json": json.dumps(
+        {"path": dict(enumerate(p for p, _ in ROWS)), "label": dict(enumerate(c for _, c in ROWS))}
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_every_way_to_write_a_list_gives_what_the_folder_gives(root: Path, name: str):
+    (root / name).write_text(WAYS[name], encoding="utf-8", newline="")
+    assert contents(find_table(root / name)) == contents(find_folder(root / "images"))
+
+
+def test_lines_of_caffe_hold_a_path_and_a_number(root: Path):
+    (root / "train.txt").write_text("images/cat/1.jpg 0\nimages/dog/1.jpg 1\n")
+    source = find_table(root / "train.txt", Wanted(class_names=CLASSES))
+    assert (source.keys, source.classes) == (["cat/1", "dog/1"], ("cat", "dog"))
+
+
+def test_the_label_may_be_a_wordnet_id_inside_a_text(root: Path):
+    table = write_csv(
+        root / "list.csv",
+        ("images/cat/1.jpg", "n01440764 111 108 293 400"),
+        ("images/dog/1.jpg", "n01443537 1 2 3 4 n01443537 5 6 7 8"),
+        header=("ImageId", "PredictionString"),
+    )
+    assert find_table(table).keys == ["n01440764/1", "n01443537/1"]
+    columns = {
+        "path": [f"images/{name}" for name in FILES[:3]],
+        "label": ["n01440764 tench", "n01440764", "n01443537 goldfish"],
+    }
+    pq.write_table(pa.table(columns), root / "list.parquet")
+    assert find_table(root / "list.parquet").keys == ["n01440764/1", "n01440764/2", "n01443537/a.b"]
+
+
+def test_a_table_without_a_header_of_more_than_two_columns_is_refused_with_what_was_seen(
+    root: Path,
+):
+    (root / "list.csv").write_text("images/cat/1.jpg,cat,0\nimages/dog/1.jpg,dog,1\n")
+    assert "has no header, and line 1 is 'images/cat/1.jpg, cat, 0'; write" in refusal(
+        root / "list.csv"
+    )
+
+
+def test_two_columns_of_paths_are_refused_with_their_names(root: Path):
+    table = write_csv(
+        root / "list.csv", ("images/a", "images/b", "cat"), header=("file", "image", "label")
+    )
+    assert "the columns file, image, label, which do not tell" in refusal(table)
+    twice = write_csv(
+        root / "list.csv", ("images/a", "cat", "dog"), header=("path", "label", "Label")
+    )
+    assert "has the columns label, Label; rename one" in refusal(twice)
+
+
+def test_different_files_of_one_key_get_it_from_their_paths(root: Path):
+    for folder in ("a", "b"):
+        (root / folder).mkdir()
+        (root / folder / "1.jpg").write_text(folder)
+    rows = [("a/1.jpg", "cat"), ("./b/1.jpg", "cat"), ("images/cat/2.JPEG", "cat")]
+    source = find_table(write_csv(root / "list.csv", *rows))
+    assert [row[0::3] for row in contents(source)] == [
+        ("cat/2", b"cat/2.JPEG"), ("cat/a/1", b"a"), ("cat/b/1", b"b"),
+    ]  # fmt: skip
