@@ -13,7 +13,7 @@ import tyro
 from numpy.typing import NDArray
 
 from engine.comparison import Pair, agreement_table, cost_of, cost_table, overlap_table
-from engine.config import Outcome, ScoresPath, require_at_least, require_between
+from engine.config import Outcome, ScoreName, ScoresPath, require_at_least, require_between
 from engine.scored import Scored, flipped_labels, hard_end, scores_beside
 from engine.spreads import Spread, binned, histogram, spread_table, without_nan
 from engine.suspects import (
@@ -40,7 +40,7 @@ class Show:
 
     source: _Source
     """Scores; or a packed data set with its scores beside it."""
-    score: str = "aum"
+    score: ScoreName = "aum"
     """Score to draw and to sum up by class."""
     classes: int = 10
     """Classes to show from the hard end and from the easy end."""
@@ -120,7 +120,7 @@ class Suspects:
 
     scores: ScoresPath
     """Scores of the data set in question."""
-    score: str = "aum"
+    score: ScoreName = "aum"
     """Score that tells them."""
     top: int = 100
     """Suspects to list."""
@@ -178,7 +178,7 @@ class Compare:
     """Scores of the full recipe."""
     other: _Other
     """Scores of the same data set by a cheaper recipe, or by another seed."""
-    score: str = "aum"
+    score: ScoreName = "aum"
     """Score to choose coresets by (CCS)."""
     ipc: str = "10,50"
     """Images per class of the coresets, with commas between."""

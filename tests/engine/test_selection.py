@@ -1,6 +1,7 @@
 """Selection as a user sees it: which ids, by which rule, and what is refused."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -297,6 +298,31 @@ def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, d
     chosen = chosen_ids(tmp_path / "SET")
     assert not set(chosen) & {7, 30}
     assert np.bincount(Dataset.open(packed).labels[chosen]).tolist() == [sizes.min()] * 3
+
+
+def test_a_random_coreset_leaves_out_what_could_not_be_decoded_too(packed, tmp_path, done, refused):
+    scores = write_scores(packed, tmp_path / "S", {"aum": np.zeros(60, np.float32)})
+    (scores / "undecodable.json").write_text('{"7": "truncated", "30": "truncated"}')
+    sizes = np.bincount(np.delete(Dataset.open(packed).labels, [7, 30]))
+    random = ("--method", "random", "--ipc")
+    done("select", scores, tmp_path / "SET", *random, sizes.min())
+    chosen = chosen_ids(tmp_path / "SET")
+    assert not set(chosen) & {7, 30}
+    assert np.bincount(Dataset.open(packed).labels[chosen]).tolist() == [sizes.min()] * 3
+    assert facts_of(tmp_path / "SET")["parameters"] == {"ipc": sizes.min()}
+    said = refused(tmp_path, "select", scores, tmp_path / "T", *random, sizes.min() + 1)
+    assert f"has {sizes.min()} images; lower --ipc" in said
+    # Drawn from all images it is another set: not one that is there already.
+    said = refused(tmp_path, "select", packed, tmp_path / "SET", *random, sizes.min())
+    assert "config.undecodable: " in said
+
+
+@pytest.mark.parametrize(
+    "words", [["select"], *(["scores", v] for v in ("show", "suspects", "compare"))]
+)
+def test_the_help_names_every_score(coreset, words):
+    shown = coreset(*words, "--help").out
+    assert all(re.search(rf"[{{, ]{name}[,}}]", shown) for name in SCORES)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e30])
