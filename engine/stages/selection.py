@@ -14,7 +14,7 @@ from engine.artifact import Work, making
 from engine.config import Outcome, ScoreName, SetPath, require_at_least, require_between
 from engine.coresets import write_coreset
 from engine.generations import COMMIT_NAME, Generations
-from engine.misratios import misratio_of_the_study
+from engine.misratios import Misratio, default_misratio
 from engine.provenance import Provenance
 from engine.scored import CCS_STREAM
 from engine.scoring import undecodable_of
@@ -54,7 +54,8 @@ class Select:
     """Score to stratify on (ccs); `coreset score --list` explains them."""
     misratio: float | None = None
     """Share of the hardest images of each class to cut first (ccs). Default: the study's Table 6
-    for ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else it must be given."""
+    for aum on ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else by IPC over class
+    size, a rule from that table: 0.9 where 1 of 128 images is chosen, 0.5 of 26, 0.3 of 10."""
     bins: int = 50
     """Equal-width bins over the range of a class's scores (ccs)."""
     seed: int = 0
@@ -81,15 +82,16 @@ class Select:
             )
         path = self.source if method == "ccs" else dataset.path
         lost = sorted(undecodable_of(self.source)) if scored else []
-        provenance = self._provenance(dataset, method, path, lost)
+        candidates = np.setdiff1d(np.arange(len(dataset)), np.array(lost, np.int64))
+        misratio = self._misratio(dataset, candidates.size) if method == "ccs" else Misratio(0.0)
+        provenance = self._provenance(method, path, lost, misratio.value)
         with making(self.condensed, provenance, inputs=[path]) as work:
             if not work.done:
-                candidates = np.setdiff1d(np.arange(len(dataset)), np.array(lost, np.int64))
                 chosen, lowered = self._choose(dataset, candidates, provenance.config)
                 self._write(work, dataset, chosen)
                 work.meter.images = len(dataset)
                 work.meter.notes["lowered_misratio_classes"] = len(lowered)
-        return self._outcome(dataset, work.done, method)
+        return self._outcome(dataset, work.done, method, misratio)
 
     def _inputs(self) -> tuple[Dataset, bool]:
         """The data set whose images are chosen, and whether ``source`` is a scores artifact."""
@@ -109,14 +111,24 @@ class Select:
         require_same_data(dataset, identity, f"the scores {self.source}")
         return dataset, True
 
+    def _misratio(self, dataset: Dataset, n_candidates: int) -> Misratio:
+        """The misratio that is given, or else the default for this data set."""
+        if self.misratio is not None:
+            return Misratio(self.misratio)
+        data, class_size = recognise(dataset.classes), n_candidates / len(dataset.classes)
+        default = default_misratio(self.score, data, self.ipc, class_size)
+        if default is None:
+            raise UsageError(
+                f"misratio has no default for score {self.score}; give --misratio (0.9 cuts most, "
+                "0.3 suits large ipc)"
+            )
+        return default
+
     def _provenance(
-        self, dataset: Dataset, method: str, path: Path, lost: Sequence[int]
+        self, method: str, path: Path, lost: Sequence[int], misratio: float
     ) -> Provenance:
         config: dict[str, Any] = {"method": method, "ipc": self.ipc, "seed": self.seed}
         if method == "ccs":
-            misratio = self.misratio
-            if misratio is None:
-                misratio = misratio_of_the_study(self.score, recognise(dataset.classes), self.ipc)
             config |= {"score": self.score, "misratio": misratio, "bins": self.bins}
         elif lost:  # the scores that tell them are no input of a random set
             config |= {"undecodable": digest_of({"ids": list(lost)})}
@@ -183,15 +195,22 @@ class Select:
             seed=self.seed,
         )
 
-    def _outcome(self, dataset: Dataset, done: bool, method: str) -> Outcome:  # noqa: FBT001 - a fact
+    def _outcome(self, dataset: Dataset, done: bool, method: str, misratio: Misratio) -> Outcome:  # noqa: FBT001 - a fact
         info = SetInfo.read(self.condensed)
         how = "are there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
         made = f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used})"
+        assumed = [misratio.assumption] if misratio.assumption else []
         return Outcome(
             (
+                *assumed,
                 f"{made} {how}: {self.condensed}",
                 f"next: coreset train {self.condensed} VAL RESULTS",
             ),
-            {"set": str(self.condensed), "images": sum(info.per_class), "method": method},
+            {
+                "set": str(self.condensed),
+                "images": sum(info.per_class),
+                "method": method,
+                "assumed": assumed,
+            },
         )
