@@ -192,11 +192,15 @@ class Train:
     ) -> Outcome:
         import numpy as np
 
+        from engine.report.accuracy import sample_std
+        from engine.report.verdict import plus_minus
+
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
         best = [row["top1_best"] for row in rows]
         what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {stamp}"
         last = np.mean([row["top1_last"] for row in rows])
-        accuracy = f"top-1 {np.mean(best):.1f} % +- {np.std(best):.1f} best, {last:.1f} % last"
+        spread = plus_minus(float(np.mean(best)), sample_std(best), "+-")
+        accuracy = f"top-1 {spread} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
         return Outcome(
             (
@@ -204,7 +208,7 @@ class Train:
                 f"{what}: {accuracy} ({count}): {self.results}",
                 f"next: coreset report {self.results} report.html",
             ),
-            {"results": str(self.results), "top1_best": best},
+            {"results": str(self.results), "protocol": stamp, "top1_best": best},
         )
 
 
