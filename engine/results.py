@@ -23,6 +23,7 @@ from engine.artifact import lock
 from engine.ledger import Line, append_lines, read_ledger
 from engine.sets import CondensedSet
 from shards.atomic import digest_of, json_bytes, write_atomically
+from shards.csv_cells import guarded
 from shards.dataset import Dataset
 from shards.errors import StoreError, UsageError
 
@@ -203,5 +204,6 @@ def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes
     table = pa.Table.from_pylist(rows, schema=_SCHEMAS[name])
     parquet, csv = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet, write_page_checksum=True)
-    pacsv.write_csv(table, csv)
+    shown = [{column: guarded(cell) for column, cell in row.items()} for row in rows]
+    pacsv.write_csv(pa.Table.from_pylist(shown, schema=_SCHEMAS[name]), csv)
     return parquet.getvalue(), csv.getvalue()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.csv_cells import unguarded
 from shards.errors import UsageError
 from shards.probe import Refusal, probe
 from shards.sources.base import Sample, Source
@@ -77,7 +78,8 @@ def _rows(path: Path, column: str) -> Iterator[tuple[int, str, str]]:
             at = header.index(column, 1)
             for row in reader:
                 if len(row) > at:
-                    yield reader.line_num, row[0].strip().replace("\\", "/"), row[at].strip()
+                    name, value = (unguarded(cell).strip() for cell in (row[0], row[at]))
+                    yield reader.line_num, name.replace("\\", "/"), value
     except (UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path} cannot be read as CSV ({error}); save it as UTF-8 CSV") from error
 

@@ -1,7 +1,5 @@
 """Tables for people (HTML and Markdown, from one description) and for machines (CSV)."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from engine.report.catalogue import method_order
 from engine.report.measures import METRICS, Measurement, SetCost
 from engine.report.verdict import plus_minus
 from engine.tables import readable_bytes, readable_seconds
+from shards.csv_cells import csv_table
 
 NOTHING = "-"
 
@@ -87,15 +86,10 @@ def cost_table(costs: Sequence[SetCost]) -> Table:
 
 def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Records of equal fields as CSV with a header; a number that does not exist stays empty."""
-    sink = io.StringIO()
-    if records:
-        writer = csv.DictWriter(sink, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {name: "" if _is_nan(value) else value for name, value in record.items()}
-            for record in records
-        )
-    return sink.getvalue().encode()
+    if not records:
+        return b""
+    rows = (["" if _is_nan(value) else value for value in one.values()] for one in records)
+    return csv_table(list(records[0]), rows)
 
 
 def markdown_bytes(table: Table) -> bytes:

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
+from shards.csv_cells import csv_table, unguarded
 from shards.errors import UsageError
 
 CSV_HEADER = ("path", "label", "key")
@@ -42,10 +43,7 @@ def paths_list(samples: _Table, suffix: str) -> bytes:
     """
     rows = samples.select(["source", "label", "key"]).to_pylist()
     if suffix == ".csv":
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([CSV_HEADER, *(tuple(row.values()) for row in rows)])
-        return file.getvalue().encode()
+        return csv_table(CSV_HEADER, (row.values() for row in rows))
     for row in rows:
         if _LINE_BREAKING.search(row["source"]):
             raise UsageError(
@@ -121,7 +119,7 @@ def _csv_entries(path: Path) -> Iterator[_Entry]:
         next(reader, None)
         for row in reader:
             if row and row[0].strip():
-                yield reader.line_num, row[0]
+                yield reader.line_num, unguarded(row[0])
 
 
 def _places(entries: Sequence[_Entry], samples: _Table) -> dict[str, int]:
