@@ -133,7 +133,7 @@ class Demo:
             return verdicts(comparisons(rows, catalogue(rows)))[0].sentence
         count = "two students" if self.repeats > 1 else "one student"
         apart = max(max(students) - min(students) for students in best.values())
-        noise = f": those of one lie up to {apart:.1f} points apart" if self.repeats > 1 else ""
+        noise = f": students of one differ by up to {apart:.1f} points" if self.repeats > 1 else ""
         return f"{count} of each method cannot tell which is best{noise}; take --repeats 3 or more"
 
 

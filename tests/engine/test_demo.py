@@ -95,8 +95,8 @@ def test_two_students_say_how_large_the_noise_is_and_that_they_cannot_tell(tmp_p
     )
     assert random.split() == ["random", "61.7", "+-", "0.4", "0.0"]
     assert verdict == (
-        "two students of each method cannot tell which is best: those of one lie up to 5.4 points "
-        "apart; take --repeats 3 or more"
+        "two students of each method cannot tell which is best: students of one differ by up to "
+        "5.4 points; take --repeats 3 or more"
     )
 
 
