@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, pstdev
+from statistics import fmean, stdev
 from typing import Any
 
 import tyro
@@ -28,6 +28,9 @@ from bench.robustness_table import (
 )
 from bench.score_scale_tables import SCORE_SCALE_BLOCKS
 from bench.score_tables import SCORE_BLOCKS
+from engine.report.accuracy import comparisons
+from engine.report.catalogue import catalogue
+from engine.report.verdict import verdicts
 from engine.tables import readable_seconds
 
 ROOT = Path(__file__).parent.parent
@@ -105,6 +108,14 @@ def first_path_accuracy() -> str:
     return _markdown(header, table)
 
 
+def first_path_verdicts() -> str:
+    """What these students can tell, in the words of the report."""
+    rows = [one | {"set_path": ""} for one in _of("first_path.students")]
+    compared = comparisons(rows, catalogue(rows))
+    told = zip(compared, verdicts(compared), strict=True)
+    return "\n".join(f"- IPC {one.setting.ipc}: {verdict.sentence}." for one, verdict in told)
+
+
 def first_path_metrics() -> str:
     """Representativeness and diversity of the four coresets."""
     rows = _of("first_path.metrics")
@@ -167,6 +178,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
         demo_output,
         demo_time,
         first_path_accuracy,
+        first_path_verdicts,
         first_path_metrics,
         first_path_flips,
         first_path_cost,
@@ -198,7 +210,7 @@ def _machine(one: Row) -> str:
 
 
 def _mean_std(values: Sequence[float]) -> str:
-    spread = f" ± {pstdev(values):.1f}" if len(values) > 1 else ""
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
     return f"{fmean(values):.1f}{spread}"
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from engine.costs import construction_cost, total_wall_seconds
 from engine.ledger import read_ledger
-from engine.misratios import misratio_of_the_study
+from engine.misratios import Misratio, default_misratio
 from engine.provenance import Provenance
 from engine.scored import Scored, ccs_ids, identity_of
 from engine.spreads import NUMBER_WIDTH, decimals
@@ -60,6 +60,8 @@ class CoresetOverlap:
 
     ipc: int
     misratio: float
+    assumption: str
+    """What the misratio rests on where it is neither given nor the study's; else empty."""
     share: float
     """Share of the first coreset's images that the second has too."""
     unrelated: float
@@ -132,40 +134,54 @@ class Pair:
             other_roc_area=None if flipped is None else _area(score, b, flipped[ids]),
         )
 
+    @property
+    def class_sizes(self) -> NDArray[np.int64]:
+        """Number of samples that both scored, by class."""
+        dataset = self.one.dataset
+        return np.bincount(dataset.labels[self.ids], minlength=len(dataset.classes))
+
     def coreset_overlap(
         self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
-    ) -> CoresetOverlap:
+    ) -> CoresetOverlap | None:
         """Choose by CCS from both, with one seed, and count what is chosen twice.
+
+        Nothing is chosen, and None returned, where no misratio is given and the score has none.
 
         Args:
             score: Score to stratify on.
             ipc: Images per class.
-            misratio: Share of the hardest of each class to cut first; None looks the study's up.
+            misratio: Share of the hardest of each class to cut first; None takes the default.
             n_bins: Equal-width bins over the range of a class's scores.
             seed: Of both draws.
 
         Raises:
-            UsageError: The score is not in both, a class is too small, or no misratio is known.
+            UsageError: The score is not in both, or a class is too small.
             StoreError: A sample has no value.
         """
         dataset, ids = self.one.dataset, self.ids
-        if misratio is None:
-            misratio = misratio_of_the_study(score, recognise(dataset.classes), ipc)
+        used = Misratio(misratio) if misratio is not None else self._default(score, ipc)
+        if used is None:
+            return None
         labels = dataset.labels[ids]
 
         def chosen(ease: NDArray[np.floating]) -> NDArray[np.int64]:
-            return ccs_ids(dataset, ids, ease, ipc, misratio=misratio, n_bins=n_bins, seed=seed)
+            return ccs_ids(dataset, ids, ease, ipc, misratio=used.value, n_bins=n_bins, seed=seed)
 
         first = chosen(self.one.easiness(score, ids))
         ease = self.other.easiness(score, ids)
         dealt = [shuffled_within_classes(ease, labels, deal) for deal in range(SHUFFLES)]
         return CoresetOverlap(
             ipc=ipc,
-            misratio=misratio,
+            misratio=used.value,
+            assumption=used.assumption,
             share=overlap(first, chosen(ease)),
             unrelated=float(np.mean([overlap(first, chosen(one)) for one in dealt])),
-            chance=float(np.mean(ipc / np.bincount(labels, minlength=len(dataset.classes)))),
+            chance=float(np.mean(ipc / self.class_sizes)),
         )
+
+    def _default(self, score: str, ipc: int) -> Misratio | None:
+        data = recognise(self.one.dataset.classes)
+        return default_misratio(score, data, ipc, float(self.class_sizes.mean()))
 
 
 def cost_of(scored: Scored) -> ScoringCost:

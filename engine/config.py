@@ -8,6 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import tyro
 
+from kernels.scores import SCORES
 from shards.errors import CoresetError, UsageError
 
 _Positional = tyro.conf.Positional
@@ -22,6 +23,8 @@ ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RES
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
 
 DecoderChoice: TypeAlias = Literal["auto", "dali", "turbo", "fast", "pillow"]
+ScoreName: TypeAlias = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(SCORES)}}}")]
+"""Name of a score; the help lists all of them. Which were stored, the scores artifact tells."""
 
 
 @dataclass(frozen=True, slots=True)

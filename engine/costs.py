@@ -21,8 +21,8 @@ class StageCost:
     """User and system time of the process and its children."""
     images: int
     """Image passes: an image seen in ten epochs counts ten times."""
-    peak_rss_bytes: int
-    """Largest of the runs."""
+    peak_rss_bytes: int | None
+    """Largest of the runs; None if it was measured in none of them."""
     device: str
     """Names of the devices, in order of use."""
 
@@ -50,6 +50,11 @@ def total_wall_seconds(costs: Iterable[StageCost]) -> float:
     return sum(cost.wall_seconds for cost in costs)
 
 
+def largest(peaks: Iterable[int | None]) -> int | None:
+    """Largest of the peaks that were measured; None if none was."""
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
 def _sum(artifact: str, stage: str, runs: list[Line]) -> StageCost:
     return StageCost(
         artifact=artifact,
@@ -59,6 +64,6 @@ def _sum(artifact: str, stage: str, runs: list[Line]) -> StageCost:
         wall_seconds=sum(run["wall_seconds"] for run in runs),
         cpu_seconds=sum(run["cpu_seconds"] for run in runs),
         images=sum(run["images"] for run in runs),
-        peak_rss_bytes=max(run["peak_rss_bytes"] for run in runs),
+        peak_rss_bytes=largest(run["peak_rss_bytes"] for run in runs),
         device=", ".join(dict.fromkeys(run["device"] for run in runs)),
     )

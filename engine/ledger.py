@@ -9,7 +9,9 @@ import os
 import resource
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +23,7 @@ from shards.atomic import write_atomically
 LEDGER_NAME = "ledger.jsonl"
 RUNNING_NAME = "ledger.running.json"
 Line = dict[str, Any]
+_one_of_several: ContextVar[bool] = ContextVar("one_of_several", default=False)
 
 
 def _cpu_seconds() -> float:
@@ -99,8 +102,23 @@ class Stopwatch:
         return time.perf_counter() - self.started
 
 
-def peak_rss_bytes() -> int:
-    """Largest resident set of this process so far."""
+@contextmanager
+def several_stages() -> Generator[None]:
+    """Leave peak memory out of the lines of stages that run one after the other in this process.
+
+    Its peak is that of the hungriest stage so far, whichever asks.
+    """
+    token = _one_of_several.set(True)
+    try:
+        yield
+    finally:
+        _one_of_several.reset(token)
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident set of this process so far; None within `several_stages`."""
+    if _one_of_several.get():
+        return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

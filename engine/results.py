@@ -3,7 +3,8 @@
 ``students.parquet`` (and ``.csv``): one row per trained student. ``metrics.parquet`` (and
 ``.csv``): one row per measured set and metric. ``lineage/<set digest>.json``: provenance and ledger
 of each set, so that a report can tell costs after the sets have gone. A row is never written twice:
-its key says what was run, and a run that finds its row does nothing.
+its key says what was run, and a run that finds its row does nothing. Students in another precision
+than float32 have other keys and stamps; rows that were written without it get it from ``runtime``.
 """
 
 import io
@@ -21,11 +22,14 @@ import pyarrow.parquet as pq
 from engine.artifact import lock
 from engine.ledger import Line, append_lines, read_ledger
 from engine.sets import CondensedSet
-from shards.atomic import json_bytes, write_atomically
+from shards.atomic import digest_of, json_bytes, write_atomically
+from shards.csv_cells import guarded
 from shards.dataset import Dataset
 from shards.errors import StoreError, UsageError
 
 STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
+PUBLISHED_PRECISION = "float32"
+"""Precision that a stamp and a key do not mention."""
 
 _SET_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("key", pa.string()),  # digest of everything that went in: one row per key
@@ -45,7 +49,7 @@ _SET_COLUMNS: list[tuple[str, pa.DataType]] = [
 STUDENTS_SCHEMA = pa.schema(
     [
         *_SET_COLUMNS,
-        ("protocol", pa.string()),  # name@version, +short where it is not comparable
+        ("protocol", pa.string()),  # name@version, +precision, +short where it is not comparable
         ("student", pa.string()),
         ("seed", pa.int64()),
         ("top1_best", pa.float64()),  # percent
@@ -105,7 +109,8 @@ class Results:
             ) from error
         if not read.schema.equals(_SCHEMAS[table]):
             raise StoreError(f"{file} is of another version; choose another RESULTS folder")
-        return read.to_pylist()
+        rows = read.to_pylist()
+        return [_with_precision(row) for row in rows] if table == STUDENTS else rows
 
     def keys(self, table: str) -> set[str]:
         """Keys of the rows that are there."""
@@ -168,10 +173,37 @@ class Results:
         }
 
 
+def stamp_in_precision(stamp: str, precision: str) -> str:
+    """Name the precision of a training in the stamp of its protocol: ``hard@1+bfloat16+short``."""
+    if precision == PUBLISHED_PRECISION:
+        return stamp
+    name, plus, changes = stamp.partition("+")
+    return f"{name}+{precision}{plus}{changes}"
+
+
+def key_in_precision(key: str, precision: str) -> str:
+    """Derive the key of a student from the digest of everything but its precision."""
+    if precision == PUBLISHED_PRECISION:
+        return key
+    return digest_of({"student": key, "precision": precision})
+
+
+def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
+    """Give a row that was written before stamps named the precision its stamp and its key."""
+    precision = json.loads(row["runtime"] or "{}").get("precision", PUBLISHED_PRECISION)
+    if precision == PUBLISHED_PRECISION or precision in row["protocol"].split("+"):
+        return row
+    return row | {
+        "protocol": stamp_in_precision(row["protocol"], precision),
+        "key": key_in_precision(row["key"], precision),
+    }
+
+
 def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes]:
     """The rows of a table as parquet and as CSV."""
     table = pa.Table.from_pylist(rows, schema=_SCHEMAS[name])
     parquet, csv = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet, write_page_checksum=True)
-    pacsv.write_csv(table, csv)
+    shown = [{column: guarded(cell) for column, cell in row.items()} for row in rows]
+    pacsv.write_csv(pa.Table.from_pylist(shown, schema=_SCHEMAS[name]), csv)
     return parquet.getvalue(), csv.getvalue()

@@ -1,7 +1,8 @@
 """A scores artifact as its readers see it: the newest commit, and the data set that it scored."""
 
 import contextlib
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from shards.sources.packed import find_packed
 VISITS, PREDICTED = "visits", "predicted"
 # The stream of `coreset select --method ccs`, so that the same seed picks the same images here.
 CCS_STREAM = 1
+USUAL_IPC = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +233,21 @@ def ccs_ids(
             f"{dataset.classes[error.class_index]} has {error.size} images; lower --ipc"
         ) from error
     return ids[picked.ids]
+
+
+def selection_hint(
+    scores: Path, dataset: Dataset, undecodable: Iterable[int], *, ipc: int = USUAL_IPC
+) -> str:
+    """Name the command that chooses a coreset of ``ipc`` images a class, or fewer if it must.
+
+    It works as it stands, unless a class has no image: then the command to look at the scores.
+    """
+    labels = np.delete(dataset.labels, list(undecodable))
+    smallest = int(np.bincount(labels, minlength=len(dataset.classes)).min())
+    place = shlex.quote(str(scores))
+    if not smallest:
+        return f"coreset scores show {place}"
+    return f"coreset select {place} SET --ipc {min(ipc, smallest)}"
 
 
 def listing() -> tuple[str, ...]:

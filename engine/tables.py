@@ -24,8 +24,10 @@ def _line(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) ->
     return "  ".join(cells).rstrip()
 
 
-def readable_bytes(n_bytes: float) -> str:
-    """A size in the unit that leaves it below 1024: ``1.5 GiB``."""
+def readable_bytes(n_bytes: float | None) -> str:
+    """A size in the unit that leaves it below 1024: ``1.5 GiB``; a dash for None."""
+    if n_bytes is None:
+        return "-"
     unit = 0
     while n_bytes >= 1024 and unit < len(_BINARY_UNITS) - 1:
         n_bytes /= 1024

@@ -3,15 +3,14 @@
 Bytes as found are compared (``source_hash``), so that a resized packing matches an original one.
 """
 
-import csv
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
+from shards.csv_cells import csv_table
 from shards.dataset import Dataset
 
 
@@ -56,15 +55,15 @@ def under_another_label(pairs: Pairs, dataset: Dataset, other: Dataset) -> NDArr
 
 def write_pairs(path: Path, pairs: Pairs, dataset: Dataset, other: Dataset) -> None:
     """List the pairs as CSV: id, key and class of both."""
-    text = StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("id", "key", "class", "other_id", "other_key", "other_class"))
     keys, other_keys = dataset.keys, other.keys
-    for first, second in zip(pairs.first.tolist(), pairs.second.tolist(), strict=True):
+
+    def described(first: int, second: int) -> tuple[object, ...]:
         here = (first, keys[first], dataset.classes[dataset.labels[first]])
-        there = (second, other_keys[second], other.classes[other.labels[second]])
-        writer.writerow(here + there)
-    write_atomically(path, text.getvalue().encode())
+        return (*here, second, other_keys[second], other.classes[other.labels[second]])
+
+    header = ("id", "key", "class", "other_id", "other_key", "other_class")
+    both = zip(pairs.first.tolist(), pairs.second.tolist(), strict=True)
+    write_atomically(path, csv_table(header, (described(*one) for one in both)))
 
 
 def _hashes(dataset: Dataset) -> NDArray[np.bytes_]:

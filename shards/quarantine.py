@@ -4,9 +4,7 @@ More than max(10, 0.1 %) of all files, more than max(2, 5 %) of a class, or all 
 packing.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.atomic import write_atomically
+from shards.csv_cells import csv_table
 from shards.dataset import QUARANTINE_SCHEMA
 from shards.errors import DataError
 
@@ -37,11 +36,9 @@ def list_path(data: Path) -> Path:
 
 def write_list(path: Path, rows: Sequence[Row]) -> None:
     """Write the refused files as CSV."""
-    text = StringIO(newline="")
-    writer = csv.DictWriter(text, QUARANTINE_SCHEMA.names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({**row, "content_hash": (row["content_hash"] or b"").hex()} for row in rows)
-    write_atomically(path, text.getvalue().encode())
+    names: Sequence[str] = QUARANTINE_SCHEMA.names
+    readable = ({**row, "content_hash": (row["content_hash"] or b"").hex()} for row in rows)
+    write_atomically(path, csv_table(names, ([row[name] for name in names] for row in readable)))
 
 
 def require_few(

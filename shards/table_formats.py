@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TextIO, TypeAlias, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shards.csv_cells import unguarded
 from shards.errors import DataError, UsageError
 
 SEPARATED = frozenset({".csv", ".tsv"})
@@ -144,6 +145,8 @@ def text_rows(path: Path, what: str, separator: str) -> Iterator[Row]:
 def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
     """Yield the rows that are not blank, split at blanks, at another separator, or ("") not at all.
 
+    Cells that were guarded against spreadsheets (`shards.csv_cells`) come as they were before.
+
     Raises:
         csv.Error: A cell is too long.
     """
@@ -156,7 +159,7 @@ def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
     reader = csv.reader(lines, delimiter=separator)
     for cells in reader:
         if any(map(str.strip, cells)):
-            yield Row(reader.line_num, cells)
+            yield Row(reader.line_num, list(map(unguarded, cells)))
 
 
 def unreadable(what: str, path: Path, error: Exception) -> UsageError:

@@ -1,16 +1,24 @@
-"""Accuracies of trained students, pooled over seeds, side by side where they are comparable."""
+"""Accuracies of trained students, pooled over seeds, side by side where they are comparable.
+
+Whether one method beats another is told by the interval of the difference of their means: paired
+(Student) where both have students of the same seeds, else Welch's.
+"""
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
 
 from engine.report.catalogue import ReportedSet, Row, method_order
+from kernels.intervals import paired_interval, welch_interval
 
 SHORT_SUFFIX = "+short"
+LEAST_STUDENTS = 3
+"""Students that a method needs to be compared: the spread of two says next to nothing."""
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
@@ -50,6 +58,8 @@ class Accuracy:
     """Last evaluation of each student."""
     digests: tuple[str, ...]
     """Sets that the students were trained on, each once."""
+    seeds: tuple[tuple[int, int], ...] = ()
+    """Seed of the set and of the student, of each student; empty if not known."""
 
     @property
     def n(self) -> int:
@@ -63,8 +73,8 @@ class Accuracy:
 
     @property
     def best_std(self) -> float:
-        """Population standard deviation of the best top-1 (``np.std``); 0 for one student."""
-        return float(np.std(self.best))
+        """Sample standard deviation of the best top-1; NaN for one student."""
+        return sample_std(self.best)
 
     @property
     def last_mean(self) -> float:
@@ -73,8 +83,30 @@ class Accuracy:
 
     @property
     def last_std(self) -> float:
-        """Population standard deviation of the last top-1."""
-        return float(np.std(self.last))
+        """Sample standard deviation of the last top-1; NaN for one student."""
+        return sample_std(self.last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Best top-1 of one method minus that of another, in points of a percent."""
+
+    mean: float
+    low: float
+    """Lower end of the interval; NaN where there are not enough students to tell."""
+    high: float
+    interval: str
+    """``paired`` or ``Welch``; empty where there are not enough students to tell."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there are enough students for an interval."""
+        return bool(self.interval)
+
+    @property
+    def beats(self) -> bool:
+        """Whether the whole interval lies above zero."""
+        return self.low > 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,19 +122,35 @@ class Comparison:
         return self.ranking[0]
 
     @property
-    def tied(self) -> tuple[Accuracy, ...]:
-        """Other methods within noise of the best."""
-        return tuple(other for other in self.ranking[1:] if within_noise(self.best, other))
+    def others(self) -> tuple[tuple[Accuracy, Difference], ...]:
+        """The other methods, each with how far the best leads it."""
+        return tuple((other, difference(self.best, other)) for other in self.ranking[1:])
 
     @property
-    def beaten(self) -> tuple[Accuracy, ...]:
-        """Methods that the best beats by more than the noise."""
-        return tuple(other for other in self.ranking[1:] if not within_noise(self.best, other))
+    def is_won(self) -> bool:
+        """Whether the best beats every other method."""
+        return all(lead.beats for _, lead in self.others)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether every method has enough students to be compared."""
+        return all(lead.is_known for _, lead in self.others)
 
 
-def within_noise(one: Accuracy, other: Accuracy) -> bool:
-    """Whether two means differ by no more than ``sqrt(std^2 + std^2)`` over their students."""
-    return abs(one.best_mean - other.best_mean) <= math.hypot(one.best_std, other.best_std)
+def difference(one: Accuracy, other: Accuracy) -> Difference:
+    """Compare the best top-1 of two methods; no interval with fewer than three students of one."""
+    mean = one.best_mean - other.best_mean
+    if min(one.n, other.n) < LEAST_STUDENTS:
+        return Difference(mean=mean, low=math.nan, high=math.nan, interval="")
+    paired = one.seeds == other.seeds and len(set(one.seeds)) == one.n
+    bounds = paired_interval if paired else welch_interval
+    low, high = bounds(np.array(one.best), np.array(other.best), CONFIDENCE)
+    return Difference(mean=mean, low=low, high=high, interval="paired" if paired else "Welch")
+
+
+def sample_std(values: Sequence[float]) -> float:
+    """Sample standard deviation, divided by n - 1; NaN for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
 def comparisons(students: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Comparison]:
@@ -133,6 +181,7 @@ def _pooled(method: str, rows: list[Row]) -> Accuracy:
         best=tuple(row["top1_best"] for row in ordered),
         last=tuple(row["top1_last"] for row in ordered),
         digests=tuple(dict.fromkeys(row["set_digest"] for row in ordered)),
+        seeds=tuple((row["set_seed"], row["seed"]) for row in ordered),
     )
 
 
@@ -152,8 +201,19 @@ def accuracy_records(compared: Iterable[Comparison]) -> list[dict[str, Any]]:
             "top1_best_std": accuracy.best_std,
             "top1_last_mean": accuracy.last_mean,
             "top1_last_std": accuracy.last_std,
-            "within_noise_of_best": within_noise(comparison.best, accuracy),
+            "within_noise_of_best": _within_noise(lead),
+            "behind_best": None if lead is None else lead.mean,
+            "behind_best_low": None if lead is None else lead.low,
+            "behind_best_high": None if lead is None else lead.high,
+            "interval": "" if lead is None else lead.interval,
         }
         for comparison in compared
-        for accuracy in comparison.ranking
+        for accuracy, lead in ((comparison.best, None), *comparison.others)
     ]
+
+
+def _within_noise(lead: Difference | None) -> bool | None:
+    """Whether a method is as good as the best as far as can be told; None if it cannot."""
+    if lead is None:
+        return True
+    return not lead.beats if lead.is_known else None

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from engine.report.accuracy import Accuracy, Comparison
 from engine.report.catalogue import BASELINE, method_order
 from engine.report.measures import PAIRS, Measurement
+from engine.report.verdict import percent
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -99,7 +100,8 @@ def accuracy_figure(compared: Sequence[Comparison], look: Look) -> Figure:
     return finished(
         figure,
         title=f"Best top-1 accuracy on {compared[0].setting.data}",
-        caption="Large marks are means with one standard deviation, small marks single students.",
+        caption="Large marks are means with one sample standard deviation, small marks single "
+        "students.",
         description=f"Dot plot of best top-1 accuracy by setting and method. {leads}.",
         height=height,
     )
@@ -112,10 +114,10 @@ def _add_accuracy(
     figure.add_scatter(
         x=[accuracy.best_mean],
         y=[name],
-        error_x={"array": [accuracy.best_std], "thickness": 2, "width": 5},
+        error_x=_error_bar(accuracy.best_std, thickness=2, width=5),
         mode="markers",
         marker={"color": colour, "size": 13, "symbol": look.symbol(ipc)},
-        hovertemplate=f"{accuracy.best_mean:.2f} ± {accuracy.best_std:.2f} %<extra></extra>",
+        hovertemplate=f"{percent(accuracy)}<extra></extra>",
         showlegend=False,
         row=row,
         col=1,
@@ -208,17 +210,21 @@ class Mark:
     ipc: int
     across: float
     up: float
-    spread: float | None = None
-    """Standard deviation of ``up``."""
+    spread: float = math.nan
+    """Standard deviation of ``up``; NaN if it is not known."""
+
+
+def _error_bar(deviation: float, **look: float) -> dict[str, Any] | None:
+    """Bar of one standard deviation; None where it is NaN."""
+    return None if math.isnan(deviation) else {"array": [deviation], **look}
 
 
 def _add_mark(figure: "go.Figure", mark: Mark, look: Look, **place: int) -> None:
     name = plain(f"{mark.method}, IPC {mark.ipc}")
-    spread = None if mark.spread is None else {"array": [mark.spread], "thickness": 1.5}
     figure.add_scatter(
         x=[mark.across],
         y=[mark.up],
-        error_y=spread,
+        error_y=_error_bar(mark.spread, thickness=1.5),
         mode="markers+text",
         text=[name],
         textposition="middle right",

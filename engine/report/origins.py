@@ -47,7 +47,7 @@ def _set_table(rows: Sequence[Row], sets: Iterable[ReportedSet]) -> Table:
                 Cell(text=one.kind),
                 Cell(text=str(one.seed), numeric=True),
                 Cell(text=", ".join(f"{name} {value}" for name, value in one.parameters.items())),
-                Cell(text=_bytes(stored.get(one.digest)), numeric=True),
+                Cell(text=readable_bytes(stored.get(one.digest)), numeric=True),
                 Cell(text=one.digest[:16]),
                 Cell(text=one.path),
             )
@@ -99,10 +99,6 @@ def _ledger(lines: Iterable[Line]) -> Table:
             for line in lines
         ),
     )
-
-
-def _bytes(count: int | None) -> str:
-    return NOTHING if count is None else readable_bytes(count)
 
 
 def _pairs(values: dict[str, object]) -> str:

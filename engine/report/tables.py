@@ -1,17 +1,17 @@
 """Tables for people (HTML and Markdown, from one description) and for machines (CSV)."""
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from engine.report.accuracy import Accuracy, Comparison, within_noise
+from engine.costs import largest
+from engine.report.accuracy import Accuracy, Comparison, Difference
 from engine.report.catalogue import method_order
 from engine.report.measures import METRICS, Measurement, SetCost
 from engine.report.verdict import plus_minus
 from engine.tables import readable_bytes, readable_seconds
+from shards.csv_cells import csv_table
 
 NOTHING = "-"
 
@@ -49,7 +49,7 @@ def accuracy_table(compared: Sequence[Comparison]) -> Table:
     methods = sorted({one.method for row in compared for one in row.ranking}, key=method_order)
     header = ("data", "validation", "protocol", "student", "training", "IPC", *methods)
     return Table(
-        caption="Top-1 accuracy in percent, mean ± standard deviation over students",
+        caption="Top-1 accuracy in percent, mean ± sample standard deviation over students",
         header=header,
         rows=tuple(_accuracy_row(comparison, methods) for comparison in compared),
     )
@@ -86,15 +86,10 @@ def cost_table(costs: Sequence[SetCost]) -> Table:
 
 def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Records of equal fields as CSV with a header; a number that does not exist stays empty."""
-    sink = io.StringIO()
-    if records:
-        writer = csv.DictWriter(sink, fieldnames=list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(
-            {name: "" if _is_nan(value) else value for name, value in record.items()}
-            for record in records
-        )
-    return sink.getvalue().encode()
+    if not records:
+        return b""
+    rows = (["" if _is_nan(value) else value for value in one.values()] for one in records)
+    return csv_table(list(records[0]), rows)
 
 
 def markdown_bytes(table: Table) -> bytes:
@@ -108,7 +103,8 @@ def markdown_bytes(table: Table) -> bytes:
 
 def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[Cell, ...]:
     setting = comparison.setting
-    by_method = {accuracy.method: accuracy for accuracy in comparison.ranking}
+    leads = {other.method: (other, lead) for other, lead in comparison.others}
+    by_method = leads | {comparison.best.method: (comparison.best, None)}
     return (
         _text(setting.data),
         _text(setting.val, f"{setting.n_val:,} images"),
@@ -120,12 +116,16 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[Cell,
     )
 
 
-def _accuracy_cell(accuracy: Accuracy | None, comparison: Comparison) -> Cell:
-    if accuracy is None:
+def _accuracy_cell(
+    entry: tuple[Accuracy, Difference | None] | None, comparison: Comparison
+) -> Cell:
+    if entry is None:
         return _number(NOTHING)
-    emphasis = ""
-    if len(comparison.ranking) > 1 and within_noise(comparison.best, accuracy):
-        emphasis = "best" if accuracy is comparison.best else "tied"
+    accuracy, lead = entry
+    if lead is None:
+        emphasis = "best" if len(comparison.ranking) > 1 and comparison.is_known else ""
+    else:
+        emphasis = "tied" if lead.is_known and not lead.beats else ""
     return Cell(
         text=plus_minus(accuracy.best_mean, accuracy.best_std),
         detail=f"last {plus_minus(accuracy.last_mean, accuracy.last_std)}, n = {accuracy.n}",
@@ -159,7 +159,7 @@ def _cost_rows(cost: SetCost) -> list[tuple[Cell, ...]]:
         readable_seconds(sum(stage.cpu_seconds for stage in stages)),
         f"{sum(stage.images for stage in stages):,}",
         "",
-        readable_bytes(max(stage.peak_rss_bytes for stage in stages)),
+        readable_bytes(largest(stage.peak_rss_bytes for stage in stages)),
     )
     total = ("", "", "total", *sums, "")
     numeric = (False, False, False, *(True for _ in sums), False)

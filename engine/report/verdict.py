@@ -1,10 +1,11 @@
-"""Which method is best, in words that do not claim more than the spread over students allows."""
+"""Which method is best, in words that follow the intervals of the differences between methods."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.report.accuracy import Accuracy, Comparison
+from engine.report.accuracy import LEAST_STUDENTS, Accuracy, Comparison
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,13 +36,18 @@ def headline(compared: Sequence[Comparison]) -> str:
         return f"{best.method} alone was trained: {percent(best)}"
     if len(compared) == 1:
         return _sentence(compared[0])
-    wins = Counter(one.best.method for one in contests if not one.tied)
+    wins = Counter(one.best.method for one in contests if one.is_won)
+    undecided = [one for one in contests if not one.is_won]
+    n_few = sum(not one.is_known for one in undecided)
     if not wins:
-        return "No method is clearly best: the leaders are within noise of each other"
+        reasons = ["the leaders are within noise of each other"] if n_few < len(undecided) else []
+        reasons += ["not enough students to tell"] if n_few else []
+        return f"No method is clearly best: {_and(reasons)}"
     told = ", ".join(f"{method} in {n}" for method, n in wins.most_common())
-    n_open = len(contests) - wins.total()
-    undecided = f", {n_open} within noise" if n_open else ""
-    return f"Best of {len(contests)} comparisons: {told}{undecided}"
+    n_noise = len(undecided) - n_few
+    told += f", {n_noise} within noise" if n_noise else ""
+    told += f", {n_few} with too few students to tell" if n_few else ""
+    return f"Best of {len(contests)} comparisons: {told}"
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -49,9 +55,9 @@ def percent(accuracy: Accuracy) -> str:
     return f"{plus_minus(accuracy.best_mean, accuracy.best_std)} %"
 
 
-def plus_minus(mean: float, std: float) -> str:
-    """``57.2 ± 0.5``."""
-    return f"{mean:.1f} ± {std:.1f}"
+def plus_minus(mean: float, std: float, sign: str = "±") -> str:
+    """``57.2 ± 0.5``; the mean alone where there is no deviation (NaN)."""
+    return f"{mean:.1f}" if math.isnan(std) else f"{mean:.1f} {sign} {std:.1f}"
 
 
 def _where(comparison: Comparison) -> str:
@@ -60,23 +66,31 @@ def _where(comparison: Comparison) -> str:
 
 
 def _sentence(comparison: Comparison) -> str:
-    best, tied, beaten = comparison.best, comparison.tied, comparison.beaten
-    told = [f"is within noise of {_listed(tied)}"] if tied else []
-    told += [f"beats {_listed(beaten)}"] if beaten else []
+    best, others = comparison.best, comparison.others
+    tied = [
+        f"{_named(other)} ({lead.low:.1f} to {lead.high:.1f})"
+        for other, lead in others
+        if lead.is_known and not lead.beats
+    ]
+    beaten = [
+        f"{_named(other)} (by {lead.low:.1f} to {lead.high:.1f})"
+        for other, lead in others
+        if lead.beats
+    ]
+    few = [_named(other) for other, lead in others if not lead.is_known]
+    told = [f"is within noise of {_and(tied)}"] if tied else []
+    told += [f"beats {_and(beaten)}"] if beaten else []
+    told += [f"leads {_and(few)}: not enough students to tell"] if few else []
     if not told:
         return f"{_named(best)}; no other method was trained"
     return f"{_named(best)} {', and '.join(told)}"
 
 
 def _caveat(comparison: Comparison) -> str:
-    single = [accuracy.method for accuracy in comparison.ranking if accuracy.n == 1]
-    caveats = [f"one student of {_and(single)}: spread unknown"] if single else []
+    few = [f"{one.method} {one.n}" for one in comparison.ranking if one.n < LEAST_STUDENTS]
+    caveats = [f"students: {', '.join(few)}; {LEAST_STUDENTS} are needed to compare"] if few else []
     caveats += ["a shortened protocol"] if comparison.setting.short else []
     return "; ".join(caveats)
-
-
-def _listed(accuracies: Sequence[Accuracy]) -> str:
-    return _and([_named(accuracy) for accuracy in accuracies])
 
 
 def _named(accuracy: Accuracy) -> str:

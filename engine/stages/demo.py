@@ -1,7 +1,7 @@
 """``coreset demo``: the whole path on scikit-learn's handwritten digits, nothing downloaded."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 
 from engine.config import Outcome, Stage, require_at_least
 from engine.costs import construction_cost, total_wall_seconds
-from engine.ledger import read_ledger
+from engine.ledger import read_ledger, several_stages
 from engine.progress import say
+from engine.report.accuracy import LEAST_STUDENTS, comparisons, sample_std
+from engine.report.catalogue import Row, catalogue
+from engine.report.verdict import plus_minus, verdicts
 from engine.results import STUDENTS, Results
 from shards.atomic import temporary_name
 
@@ -44,10 +47,13 @@ class Demo:
     def run(self) -> Outcome:
         """Write the digits as PNG files, run every verb on them, tell what came out."""
         write_digits(self.out / "images")
-        for stage in self._stages():
-            outcome = stage.run()
-            say(f"{type(stage).__name__.lower()}: {outcome.lines[0]}")
-        return self._outcome()
+        stamp = ""
+        with several_stages():
+            for stage in self._stages():
+                outcome = stage.run()
+                stamp = outcome.facts.get("protocol", stamp)
+                say(f"{type(stage).__name__.lower()}: {outcome.lines[0]}")
+        return self._outcome(stamp)
 
     def _stages(self) -> Iterator[Stage]:
         from engine.models.backbones import OFFLINE_BACKBONE
@@ -88,33 +94,47 @@ class Demo:
             repeats=self.repeats,
         )
 
-    def _outcome(self) -> Outcome:
+    def _outcome(self, stamp: str) -> Outcome:
         rows = [
             row
             for row in Results(self.out / "results").rows(STUDENTS)
-            if row["epochs"] == self.epochs and row["seed"] < self.repeats
+            if row["epochs"] == self.epochs
+            and row["seed"] < self.repeats
+            and row["protocol"] == stamp
         ]
         lines = [f"{'method':<10} {'top-1 %':>14} {'construction s':>16}"]
-        facts: dict[str, float] = {}
-        for method in METHODS:
-            best = [row["top1_best"] for row in rows if row["method"] == method]
+        best = {
+            method: [row["top1_best"] for row in rows if row["method"] == method]
+            for method in METHODS
+        }
+        means = {method: float(np.mean(students)) for method, students in best.items()}
+        for method, students in best.items():
             cost = total_wall_seconds(construction_cost(read_ledger(self.out / method)))
-            facts[method] = float(np.mean(best))
-            lines.append(
-                f"{method:<10} {np.mean(best):>7.1f} +- {np.std(best):<4.1f} {cost:>15.1f}"
-            )
-        title = f"{IPC} digits per class, hard@1+short, best top-1 of {self.repeats} students:"
+            spread = plus_minus(means[method], sample_std(students), "+-")
+            lines.append(f"{method:<10} {spread:>14} {cost:>16.1f}")
+        of = f"{self.repeats} students, mean +- sample deviation"
+        title = f"{IPC} digits per class, {stamp}, best top-1 of {of}:"
         return Outcome(
             (
                 "",
                 title,
                 *lines,
+                self._verdict(rows, best),
                 "",
                 f"the report with tables, plots and images: {self.out / 'report.html'}",
                 "next: coreset pack FOLDER DATA (your own images, one folder per class)",
             ),
-            {"top1_best": facts, "report": str(self.out / "report.html")},
+            {"top1_best": means, "report": str(self.out / "report.html")},
         )
+
+    def _verdict(self, rows: Sequence[Row], best: Mapping[str, Sequence[float]]) -> str:
+        """Say what so many students can tell; of few, how large the noise among them is."""
+        if self.repeats >= LEAST_STUDENTS:
+            return verdicts(comparisons(rows, catalogue(rows)))[0].sentence
+        count = "two students" if self.repeats > 1 else "one student"
+        apart = max(max(students) - min(students) for students in best.values())
+        noise = f": students of one differ by up to {apart:.1f} points" if self.repeats > 1 else ""
+        return f"{count} of each method cannot tell which is best{noise}; take --repeats 3 or more"
 
 
 def write_digits(folder: Path) -> None:

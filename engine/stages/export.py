@@ -47,6 +47,7 @@ class Export:
     imagefolder: a folder per class (torchvision, timm, Hugging Face). webdataset: tar shards with
     DALI's index and timm's _info.json. parquet: as on the Hugging Face Hub. paths, ids: a list of
     source paths (.csv: with labels and keys) or sample ids (.npy: an array), without the images.
+    In .csv an apostrophe stands before a name that a spreadsheet would run, such as =1+1.
     """
 
     source: SourcePath

@@ -304,8 +304,10 @@ class Score:
 
     def _outcome(self, work: Work, setup: "Setup") -> Outcome:
         from engine.decode.decoder import told_choice
+        from engine.scored import selection_hint
 
-        n, n_lost = len(setup.dataset), len(undecodable_of(self.scores))
+        undecodable = undecodable_of(self.scores)
+        n, n_lost = len(setup.dataset), len(undecodable)
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
@@ -317,7 +319,7 @@ class Score:
                 *([_STREAMED] if work.meter.notes.get("streamed") else []),
                 f"scores of {n:,} images by {self.stamp} {how}: {self.scores}",
                 *([lost] if n_lost else []),
-                f"next: coreset select {self.scores} SET --ipc 10",
+                f"next: {selection_hint(self.scores, setup.dataset, undecodable)}",
             ),
             {
                 "scores": str(self.scores),

@@ -13,8 +13,8 @@ import tyro
 from numpy.typing import NDArray
 
 from engine.comparison import Pair, agreement_table, cost_of, cost_table, overlap_table
-from engine.config import Outcome, ScoresPath, require_at_least, require_between
-from engine.scored import Scored, flipped_labels, hard_end, scores_beside
+from engine.config import Outcome, ScoreName, ScoresPath, require_at_least, require_between
+from engine.scored import Scored, flipped_labels, hard_end, scores_beside, selection_hint
 from engine.spreads import Spread, binned, histogram, spread_table, without_nan
 from engine.suspects import (
     Suspect,
@@ -29,6 +29,7 @@ from shards.manifest import MANIFEST_NAME
 
 BINS = 20
 SUSPECTS_SHOWN = 20
+USUAL_IPCS = (10, 50)
 
 _Source: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 _Other: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OTHER")]
@@ -40,7 +41,7 @@ class Show:
 
     source: _Source
     """Scores; or a packed data set with its scores beside it."""
-    score: str = "aum"
+    score: ScoreName = "aum"
     """Score to draw and to sum up by class."""
     classes: int = 10
     """Classes to show from the hard end and from the easy end."""
@@ -120,7 +121,7 @@ class Suspects:
 
     scores: ScoresPath
     """Scores of the data set in question."""
-    score: str = "aum"
+    score: ScoreName = "aum"
     """Score that tells them."""
     top: int = 100
     """Suspects to list."""
@@ -178,13 +179,13 @@ class Compare:
     """Scores of the full recipe."""
     other: _Other
     """Scores of the same data set by a cheaper recipe, or by another seed."""
-    score: str = "aum"
+    score: ScoreName = "aum"
     """Score to choose coresets by (CCS)."""
-    ipc: str = "10,50"
-    """Images per class of the coresets, with commas between."""
+    ipc: str | None = None
+    """Images per class of the coresets, with commas between. Default: 10,50, as far as every class
+    has so many."""
     misratio: float | None = None
-    """Share of the hardest images of each class to cut first. Default: the study's Table 6 for
-    ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else it must be given."""
+    """Share of the hardest images of each class to cut first. Default: as in `coreset select`."""
     bins: int = 50
     """Equal-width bins over the range of a class's scores."""
     seed: int = 0
@@ -211,6 +212,8 @@ class Compare:
     @property
     def ipcs(self) -> tuple[int, ...]:
         """``ipc`` as numbers, in its order."""
+        if self.ipc is None:
+            return USUAL_IPCS
         words = [word.strip() for word in self.ipc.split(",")]
         if not all(word.isdecimal() for word in words):
             raise UsageError(f"ipc must be whole numbers such as 10,50, got {self.ipc}")
@@ -230,24 +233,30 @@ class Compare:
             if self.truth is None
             else flipped_labels(pair.one.dataset, self.truth, self.column)
         )
-        coresets = [
+        smallest = int(pair.class_sizes.min())
+        overlaps = [
             pair.coreset_overlap(
                 self.score, ipc, misratio=self.misratio, n_bins=self.bins, seed=self.seed
             )
             for ipc in self.ipcs
+            if self.ipc is not None or ipc <= smallest
         ]
+        coresets = [one for one in overlaps if one is not None]
         shared = [name for name in pair.one.names if name in pair.other.names]
         agreements = [pair.agreement(name, flipped) for name in shared]
         costs = [cost_of(pair.one), cost_of(pair.other)]
+        lost = pair.other.undecodable
+        following = selection_hint(self.other, pair.other.dataset, lost, ipc=self.ipcs[0])
         lines = (
             *agreement_table(agreements),
             "",
-            *overlap_table(coresets),
+            *(overlap_table(coresets) if coresets else [self._no_coresets(smallest)]),
+            *(one.assumption for one in coresets if one.assumption),
             "",
             *cost_table(costs),
             "",
             f"{pair.ids.size:,} images scored by both; coresets by {self.score}, seed {self.seed}",
-            f"next: coreset select {self.other} SET --ipc {self.ipcs[0]}",
+            f"next: {following}",
         )
         facts = {
             "scores": [str(self.scores), str(self.other)],
@@ -259,6 +268,11 @@ class Compare:
         if flipped is not None:
             facts["flipped"] = int(flipped.sum())
         return Outcome(lines, facts)
+
+    def _no_coresets(self, smallest: int) -> str:
+        if smallest < min(self.ipcs):
+            return f"no coresets compared: the smallest class has {smallest} images; give --ipc"
+        return f"no coresets compared: score {self.score} has no default misratio; give --misratio"
 
 
 Scores: TypeAlias = (

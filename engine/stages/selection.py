@@ -1,7 +1,7 @@
 """``coreset select``: choose a coreset, class by class."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -11,16 +11,17 @@ import tyro
 from numpy.typing import NDArray
 
 from engine.artifact import Work, making
-from engine.config import Outcome, SetPath, require_at_least, require_between
+from engine.config import Outcome, ScoreName, SetPath, require_at_least, require_between
 from engine.coresets import write_coreset
 from engine.generations import COMMIT_NAME, Generations
-from engine.misratios import misratio_of_the_study
+from engine.misratios import Misratio, default_misratio
 from engine.provenance import Provenance
 from engine.scored import CCS_STREAM
 from engine.scoring import undecodable_of
 from engine.sets import SetInfo, open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from kernels.scores import SCORES
+from shards.atomic import digest_of
 from shards.classes import recognise
 from shards.dataset import Dataset
 from shards.errors import StoreError, UsageError
@@ -28,6 +29,7 @@ from shards.manifest import MANIFEST_NAME
 
 # Independent draws: with one stream, the random and the CCS coreset of a seed would share images.
 STREAMS = {"random": 0, "ccs": CCS_STREAM}
+_NO_PARAMETERS = {"seed", "method", "undecodable"}
 Source: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 
 
@@ -37,6 +39,7 @@ class Select:
 
     ccs: cut the misratio hardest of a class, lay equal-width bins over the other scores, share the
     budget over the bins (smallest first), draw at random within each. random: draw at random.
+    Images that the scoring could not decode are left out by both.
     """
 
     source: Source
@@ -47,11 +50,12 @@ class Select:
     """Images per class."""
     method: Literal["ccs", "random"] | None = None
     """Default: ccs for scores, random for a data set."""
-    score: str = "aum"
-    """Score to stratify on (ccs): aum, aum_logit, el2n, forgetting, correctness."""
+    score: ScoreName = "aum"
+    """Score to stratify on (ccs); `coreset score --list` explains them."""
     misratio: float | None = None
     """Share of the hardest images of each class to cut first (ccs). Default: the study's Table 6
-    for ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else it must be given."""
+    for aum on ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else by IPC over class
+    size, a rule from that table: 0.9 where 1 of 128 images is chosen, 0.5 of 26, 0.3 of 10."""
     bins: int = 50
     """Equal-width bins over the range of a class's scores (ccs)."""
     seed: int = 0
@@ -77,14 +81,17 @@ class Select:
                 f"{self.source} SCORES` first, or use --method random"
             )
         path = self.source if method == "ccs" else dataset.path
-        provenance = self._provenance(dataset, method, path)
+        lost = sorted(undecodable_of(self.source)) if scored else []
+        candidates = np.setdiff1d(np.arange(len(dataset)), np.array(lost, np.int64))
+        misratio = self._misratio(dataset, candidates.size) if method == "ccs" else Misratio(0.0)
+        provenance = self._provenance(method, path, lost, misratio.value)
         with making(self.condensed, provenance, inputs=[path]) as work:
             if not work.done:
-                chosen, lowered = self._choose(dataset, provenance.config)
+                chosen, lowered = self._choose(dataset, candidates, provenance.config)
                 self._write(work, dataset, chosen)
                 work.meter.images = len(dataset)
                 work.meter.notes["lowered_misratio_classes"] = len(lowered)
-        return self._outcome(dataset, work.done, method)
+        return self._outcome(dataset, work.done, method, misratio)
 
     def _inputs(self) -> tuple[Dataset, bool]:
         """The data set whose images are chosen, and whether ``source`` is a scores artifact."""
@@ -104,52 +111,60 @@ class Select:
         require_same_data(dataset, identity, f"the scores {self.source}")
         return dataset, True
 
-    def _provenance(self, dataset: Dataset, method: str, path: Path) -> Provenance:
+    def _misratio(self, dataset: Dataset, n_candidates: int) -> Misratio:
+        """The misratio that is given, or else the default for this data set."""
+        if self.misratio is not None:
+            return Misratio(self.misratio)
+        data, class_size = recognise(dataset.classes), n_candidates / len(dataset.classes)
+        default = default_misratio(self.score, data, self.ipc, class_size)
+        if default is None:
+            raise UsageError(
+                f"misratio has no default for score {self.score}; give --misratio (0.9 cuts most, "
+                "0.3 suits large ipc)"
+            )
+        return default
+
+    def _provenance(
+        self, method: str, path: Path, lost: Sequence[int], misratio: float
+    ) -> Provenance:
         config: dict[str, Any] = {"method": method, "ipc": self.ipc, "seed": self.seed}
         if method == "ccs":
-            misratio = self.misratio
-            if misratio is None:
-                misratio = misratio_of_the_study(self.score, recognise(dataset.classes), self.ipc)
             config |= {"score": self.score, "misratio": misratio, "bins": self.bins}
+        elif lost:  # the scores that tell them are no input of a random set
+            config |= {"undecodable": digest_of({"ids": list(lost)})}
         role = "scores" if method == "ccs" else "data"
         recorded = Provenance.read(path).as_input(role, path, self.condensed)
         return Provenance(kind="set", stage="select", config=config, inputs=(recorded,))
 
     def _choose(
-        self, dataset: Dataset, config: Mapping[str, Any]
+        self, dataset: Dataset, candidates: NDArray[np.int64], config: Mapping[str, Any]
     ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
+        """Draw among the candidates; returns ids, and the classes whose misratio was lowered."""
         from kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
         from kernels.scores import easiness
         from kernels.seeds import derived_seed
 
-        labels, n_classes = dataset.labels, len(dataset.classes)
+        labels, n_classes = dataset.labels[candidates], len(dataset.classes)
         seed = derived_seed(self.seed, STREAMS[config["method"]])
         try:
             if config["method"] == "random":
                 picked = random_coreset(labels, n_classes, self.ipc, seed)
             else:
-                scored = self._scored(dataset)
                 picked = ccs_coreset(
-                    easiness(self.score, self._scores(dataset, scored)),
-                    labels[scored],
+                    easiness(self.score, self._scores(dataset, candidates)),
+                    labels,
                     n_classes,
                     self.ipc,
                     misratio=config["misratio"],
                     n_bins=self.bins,
                     seed=seed,
                 )
-                return scored[picked.ids], picked.lowered
         except ClassTooSmallError as error:
             raise UsageError(
                 f"ipc must be at most the size of every class, got {self.ipc}, but class "
                 f"{dataset.classes[error.class_index]} has {error.size} images; lower --ipc"
             ) from error
-        return picked.ids, picked.lowered
-
-    def _scored(self, dataset: Dataset) -> NDArray[np.int64]:
-        """Ids of all but the samples that could not be decoded: nobody could train on them."""
-        lost = list(undecodable_of(self.source))
-        return np.setdiff1d(np.arange(len(dataset)), np.array(lost, np.int64))
+        return candidates[picked.ids], picked.lowered
 
     def _scores(self, dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         newest = Generations(self.source).latest()
@@ -176,19 +191,26 @@ class Select:
             dataset,
             chosen,
             method="random" if config["method"] == "random" else f"ccs-{self.score}",
-            parameters={name: config[name] for name in config if name not in {"seed", "method"}},
+            parameters={name: config[name] for name in config if name not in _NO_PARAMETERS},
             seed=self.seed,
         )
 
-    def _outcome(self, dataset: Dataset, done: bool, method: str) -> Outcome:  # noqa: FBT001 - a fact
+    def _outcome(self, dataset: Dataset, done: bool, method: str, misratio: Misratio) -> Outcome:  # noqa: FBT001 - a fact
         info = SetInfo.read(self.condensed)
         how = "are there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
         made = f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used})"
+        assumed = [misratio.assumption] if misratio.assumption else []
         return Outcome(
             (
+                *assumed,
                 f"{made} {how}: {self.condensed}",
                 f"next: coreset train {self.condensed} VAL RESULTS",
             ),
-            {"set": str(self.condensed), "images": sum(info.per_class), "method": method},
+            {
+                "set": str(self.condensed),
+                "images": sum(info.per_class),
+                "method": method,
+                "assumed": assumed,
+            },
         )

@@ -9,7 +9,7 @@ from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath,
 from engine.ledger import Meter, peak_rss_bytes
 from engine.progress import progress
 from engine.provenance import versions
-from engine.results import STUDENTS, Results
+from engine.results import STUDENTS, Results, key_in_precision, stamp_in_precision
 from engine.sets import CondensedSet, open_set, require_same_classes
 from shards.atomic import digest_of
 from shards.dataset import Dataset
@@ -29,7 +29,8 @@ class Train:
     """Train students from scratch on a condensed set under the hard-label protocol.
 
     Appends one row per student to RESULTS (students.parquet and .csv). A student whose row is there
-    already is not trained again, so an interrupted command continues with the next one.
+    already is not trained again, so an interrupted command continues with the next one. Training is
+    in bfloat16 where the device is fast at it: such rows are stamped hard@1+bfloat16.
     """
 
     condensed: SetPath
@@ -84,9 +85,11 @@ class Train:
             epochs=self.epochs, size=self.size, evaluations=self.evaluations
         )
         device = resolve_device(self.device)
-        results = Results(self.results)
+        results, runtime = Results(self.results), runtime_of(device)
+        precision = str(runtime["precision"])
+        stamp = stamp_in_precision(protocol.stamp, precision)
         keys = {
-            seed: self._key(condensed, val, protocol, seed)
+            seed: key_in_precision(self._key(condensed, val, protocol, seed), precision)
             for seed in range(self.seed, self.seed + self.repeats)
         }
         note = ""
@@ -97,12 +100,12 @@ class Train:
             common = {
                 **results.set_columns(condensed),
                 **results.val_columns(val),
-                "protocol": protocol.stamp,
+                "protocol": stamp,
                 "student": self.student,
                 "image_bytes": condensed.image_bytes,
                 "label_bytes": 0,
                 "device": str(device),
-                "runtime": json.dumps({**runtime_of(device), "versions": versions()}),
+                "runtime": json.dumps({**runtime, "versions": versions()}),
             }
             for seed, key in missing.items():
                 meter = Meter("train", key, str(device))
@@ -111,9 +114,10 @@ class Train:
                 note = result.note
                 row = common | {"key": key, "seed": seed} | _columns(protocol, result)
                 results.append(STUDENTS, [row], [meter.line()])
-        return self._outcome(results, set(keys.values()), protocol, len(missing), note)
+        return self._outcome(results, set(keys.values()), stamp, len(missing), note)
 
     def _key(self, condensed: CondensedSet, val: Dataset, protocol: "HardLabels", seed: int) -> str:
+        """Digest of everything that went in but the precision."""
         return digest_of(
             {
                 "set": condensed.provenance.digest,
@@ -184,15 +188,19 @@ class Train:
             )
 
     def _outcome(
-        self, results: Results, keys: set[str], protocol: "HardLabels", n_new: int, note: str
+        self, results: Results, keys: set[str], stamp: str, n_new: int, note: str
     ) -> Outcome:
         import numpy as np
 
+        from engine.report.accuracy import sample_std
+        from engine.report.verdict import plus_minus
+
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
         best = [row["top1_best"] for row in rows]
-        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {protocol.stamp}"
+        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {stamp}"
         last = np.mean([row["top1_last"] for row in rows])
-        accuracy = f"top-1 {np.mean(best):.1f} % +- {np.std(best):.1f} best, {last:.1f} % last"
+        spread = plus_minus(float(np.mean(best)), sample_std(best), "+-")
+        accuracy = f"top-1 {spread} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
         return Outcome(
             (
@@ -200,7 +208,7 @@ class Train:
                 f"{what}: {accuracy} ({count}): {self.results}",
                 f"next: coreset report {self.results} report.html",
             ),
-            {"results": str(self.results), "top1_best": best},
+            {"results": str(self.results), "protocol": stamp, "top1_best": best},
         )
 
 

@@ -1,6 +1,5 @@
 """Lists of samples as others keep them: ids or paths, a line each, in text, CSV or NumPy files."""
 
-import csv
 import io
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from shards.csv_cells import csv_table
 from shards.errors import UsageError
 from shards.names import SEVERAL, UNKNOWN, SampleNames
 from shards.tables import INTEGER, Table, read_table
@@ -44,10 +44,7 @@ def paths_list(samples: _Samples, suffix: str) -> bytes:
     """
     rows = samples.select(["source", "label", "key"]).to_pylist()
     if suffix == ".csv":
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerows([CSV_HEADER, *(tuple(row.values()) for row in rows)])
-        return file.getvalue().encode()
+        return csv_table(CSV_HEADER, (row.values() for row in rows))
     for row in rows:
         if _LINE_BREAKING.search(row["source"]):
             raise UsageError(

@@ -52,6 +52,16 @@ def test_runs_of_one_stage_of_one_artifact_are_summed():
     assert (score.artifact, select.artifact) == ("d2", "")
 
 
+def test_a_peak_that_was_not_measured_counts_for_nothing(tmp_path, capsys):
+    unknown = line("select", 0.5, peak_rss_bytes=None)
+    (both,) = construction_cost([unknown, line("select", 0.6)])
+    assert both.peak_rss_bytes == 2**30
+    assert construction_cost([unknown])[0].peak_rss_bytes is None
+    append_lines(tmp_path, [unknown])
+    assert main(["cost", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-2:] == ["-", "cpu"]
+
+
 def test_the_construction_cost_is_the_wall_time_of_the_distinct_lines():
     twice = [*SET_LINES, *SET_LINES]
     assert total_wall_seconds(construction_cost(twice)) == 10.0 + 20.0 + 40.0 + 0.5

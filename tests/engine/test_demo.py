@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from engine.results import METRICS, STUDENTS, Results
-from engine.stages.demo import METHODS, write_digits
+from engine.stages.demo import METHODS, Demo, write_digits
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +62,60 @@ def test_digits_of_a_killed_demo_are_written_again_and_finished_ones_are_left(tm
 def test_numbers_below_one_are_refused_before_anything_is_made(tmp_path, refused, field):
     said = refused(tmp_path, "demo", "--out", tmp_path / "demo-run", f"--{field}", 0)
     assert said == f"{field} must be at least 1, got 0"
+
+
+STAMP = "hard@1+short"
+
+
+def lines_of(out, accuracies, repeats):
+    """Lines of the demo for students of these accuracies."""
+    rows = [
+        {
+            "key": f"{method}-{seed}-{epochs}-{stamp}", "data": "digits", "method": method,
+            "ipc": 10, "set_kind": "coreset", "set_digest": method, "set_path": method,
+            "set_seed": 0, "parameters": "{}", "val": "v", "val_identity": "i", "n_val": 450,
+            "protocol": stamp, "student": "resnet18", "seed": seed, "top1_best": best + epochs - 30,
+            "top1_last": best, "epochs": epochs, "evaluations": 4, "size": 40,
+        }
+        for method, students in zip(METHODS, accuracies, strict=True)
+        for seed, best in enumerate(students)
+        for epochs, stamp in ((30, STAMP), (31, STAMP), (30, "hard@1+bfloat16+short"))
+    ]  # fmt: skip
+    Results(out / "results").append(STUDENTS, rows, [])
+    return Demo(out=out, repeats=repeats)._outcome(STAMP).lines[1:7]
+
+
+TWO = ((62.0, 61.4), (64.4, 59.0), (66.9, 70.3))
+
+
+def test_two_students_say_how_large_the_noise_is_and_that_they_cannot_tell(tmp_path):
+    title, _, random, *_, verdict = lines_of(tmp_path, TWO, 2)
+    assert title == (
+        f"10 digits per class, {STAMP}, best top-1 of 2 students, mean +- sample deviation:"
+    )
+    assert random.split() == ["random", "61.7", "+-", "0.4", "0.0"]
+    assert verdict == (
+        "two students of each method cannot tell which is best: students of one differ by up to "
+        "5.4 points; take --repeats 3 or more"
+    )
+
+
+def test_one_student_has_no_spread(tmp_path):
+    _, _, random, *_, verdict = lines_of(tmp_path, TWO, 1)
+    assert random.split() == ["random", "62.0", "0.0"]
+    assert verdict == (
+        "one student of each method cannot tell which is best; take --repeats 3 or more"
+    )
+
+
+def test_three_students_are_compared_by_the_interval(tmp_path):
+    *_, verdict = lines_of(
+        tmp_path, ((60.5, 61.0, 61.5), (61.0, 60.0, 62.5), (68.0, 69.0, 70.0)), 3
+    )
+    assert verdict == (
+        "kmeans 69.0 ± 1.0 beats ccs-aum 61.2 ± 1.3 (by 5.2 to 10.4) and random 61.0 ± 0.5 "
+        "(by 6.8 to 9.2)"
+    )
 
 
 @pytest.mark.slow

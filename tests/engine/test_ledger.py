@@ -12,6 +12,7 @@ from engine.ledger import (
     collect_interrupted,
     inherited_lines,
     read_ledger,
+    several_stages,
 )
 
 
@@ -30,6 +31,12 @@ def test_a_line_says_what_ran_where_and_how_much():
     assert measured["cores"] == len(os.sched_getaffinity(0))
     assert measured["peak_rss_bytes"] > 10 * 2**20  # the interpreter alone takes more
     assert datetime.fromisoformat(measured["started"]).utcoffset() is not None
+
+
+def test_stages_that_share_a_process_do_not_pass_its_peak_off_as_their_own():
+    with several_stages():
+        assert Meter("select", "digest").line()["peak_rss_bytes"] is None
+    assert Meter("select", "digest").line()["peak_rss_bytes"] > 0
 
 
 def test_lines_are_appended_in_order(tmp_path):

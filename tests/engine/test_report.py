@@ -11,20 +11,24 @@ import sys
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from statistics import stdev
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 from engine.artifact import making
 from engine.generations import Generations
 from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.report.accuracy import Accuracy, comparisons, within_noise
+from engine.report.accuracy import Accuracy, accuracy_records, comparisons, difference
 from engine.report.catalogue import catalogue
+from engine.report.figures import Look, accuracy_figure
 from engine.report.histograms import cut_of_class
 from engine.report.images import SIDE, evenly_spread, stored_image, thumbnail_uri
 from engine.report.measures import measurements
-from engine.report.tables import Cell, Table, csv_bytes, markdown_bytes
+from engine.report.tables import Cell, Table, accuracy_table, csv_bytes, markdown_bytes
 from engine.report.verdict import headline, verdicts
 from engine.results import METRICS, STUDENTS, Results
 from engine.sets import SetInfo, open_set
@@ -228,19 +232,20 @@ def records(html, table):
         return list(csv.DictReader(file))
 
 
-def test_accuracies_are_numpys_mean_and_population_deviation(page):
+def test_accuracies_are_the_mean_and_the_sample_deviation(page):
     row = next(one for one in records(page, "accuracy") if one["method"] == "random")
     assert float(row["top1_best_mean"]) == np.mean(RANDOM_BEST)
-    assert float(row["top1_best_std"]) == np.std(RANDOM_BEST)
+    assert float(row["top1_best_std"]) == pytest.approx(stdev(RANDOM_BEST))
     assert float(row["top1_last_mean"]) == np.mean(RANDOM_LAST)
-    assert float(row["top1_last_std"]) == np.std(RANDOM_LAST)
+    assert float(row["top1_last_std"]) == pytest.approx(stdev(RANDOM_LAST))
     assert (row["students"], row["ipc"], row["epochs"]) == ("3", str(IPC), "20")
 
 
 def test_the_page_shows_mean_deviation_and_number_of_students(page):
     text = " ".join(elements(page).text)
-    assert f"{np.mean(CCS_BEST):.1f} ± {np.std(CCS_BEST):.1f}" in text
-    assert f"last {np.mean(RANDOM_LAST):.1f} ± {np.std(RANDOM_LAST):.1f}, n = 3" in text
+    assert f"{np.mean(CCS_BEST):.1f} ± {stdev(CCS_BEST):.1f}" in text
+    assert f"last {np.mean(RANDOM_LAST):.1f} ± {stdev(RANDOM_LAST):.1f}, n = 3" in text
+    assert "mean ± sample standard deviation" in text
     assert "other epochs, image size or evaluations than its own" in text
 
 
@@ -248,9 +253,9 @@ def test_the_markdown_table_marks_the_best_and_those_within_noise(page):
     lines = page.with_name("report-accuracy.md").read_text().splitlines()
     header, rule, row = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines[2:])
     cells = dict(zip(header, row, strict=True))
-    assert cells["ccs-aum"].startswith("**57.2 ± 0.6**")
-    assert cells["kmeans"].startswith("*57.2 ± 0.6*")
-    assert cells["random"].startswith("45.0 ± 0.8")
+    assert cells["ccs-aum"].startswith("**57.2 ± 0.8**")
+    assert cells["kmeans"].startswith("*57.2 ± 0.8*")
+    assert cells["random"].startswith("45.0 ± 1.0")
     assert rule[header.index("IPC")] == "--:"
 
 
@@ -400,6 +405,18 @@ def test_results_without_lineage_say_that_the_cost_is_not_recorded(world, tmp_pa
     assert records(tmp_path / "report.html", "cost") == []
 
 
+def test_a_peak_that_was_not_measured_is_a_dash_and_empty_in_the_csv(world, tmp_path):
+    for path in (world.results / "lineage").iterdir():
+        recorded = json.loads(path.read_bytes())
+        for one in recorded["ledger"]:
+            one["peak_rss_bytes"] = None
+        path.write_bytes(json_bytes(recorded))
+    Report(results=world.results, html=tmp_path / "report.html").run()
+    assert {one["peak_rss_bytes"] for one in records(tmp_path / "report.html", "cost")} == {""}
+    lines = (tmp_path / "report-cost.md").read_text().splitlines()[4:]
+    assert all(line.split("|")[-3].strip(" *") == "-" for line in lines)
+
+
 def test_results_with_measured_sets_alone_make_a_report(world, tmp_path):
     (world.results / "students.parquet").unlink()
     outcome = Report(results=world.results, html=tmp_path / "report.html").run()
@@ -463,15 +480,30 @@ def test_sets_of_several_seeds_are_one_method_and_twins_of_one_seed_are_two():
     ]
 
 
-def accuracy(method, *best):
-    return Accuracy(method=method, best=best, last=best, digests=("a",))
+def accuracy(method, *best, seeds=()):
+    return Accuracy(method=method, best=best, last=best, digests=("a",), seeds=seeds)
 
 
-def test_within_noise_is_the_root_of_the_summed_squared_deviations():
-    one = accuracy("one", 49.0, 51.0)  # 50 +- 1
-    assert within_noise(one, accuracy("near", 50.0, 52.8))  # 51.4 +- 1.4: 1.4 <= 1.72
-    assert not within_noise(one, accuracy("far", 51.8, 52.2))  # 52.0 +- 0.2: 2.0 > 1.02
-    assert not within_noise(accuracy("single", 50.0), accuracy("other", 50.1))
+def test_the_interval_is_paired_where_the_seeds_are_the_same_and_else_that_of_welch():
+    one, other = (57.0, 58.0, 56.5), (55.0, 56.5, 54.2)
+    seeds = ((0, 0), (0, 1), (0, 2))
+    paired = difference(accuracy("a", *one, seeds=seeds), accuracy("b", *other, seeds=seeds))
+    expected: Any = stats.ttest_rel(one, other).confidence_interval()
+    assert (paired.low, paired.high) == pytest.approx(tuple(expected))
+    assert (paired.interval, paired.mean) == ("paired", pytest.approx(2 - 1 / 15))
+    for theirs in (((1, 0), (1, 1), (1, 2)), ((0, 0), (0, 1), (0, 3)), ()):
+        apart = difference(accuracy("a", *one, seeds=seeds), accuracy("b", *other, seeds=theirs))
+        expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval()
+        assert (apart.low, apart.high) == pytest.approx(tuple(expected))
+        assert apart.interval == "Welch"
+
+
+def test_two_students_of_either_cannot_tell():
+    three, two = accuracy("a", 60.0, 61.0, 62.0), accuracy("b", 10.0, 10.1)
+    for lead in (difference(three, two), difference(two, two)):
+        assert not lead.is_known
+        assert not lead.beats
+        assert math.isnan(lead.low)
 
 
 def compared(ipc_of_rows):
@@ -489,29 +521,64 @@ def compared(ipc_of_rows):
 
 
 def test_the_verdict_says_who_beats_whom_and_who_is_within_noise():
-    one, two = compared(
+    one, two, three = compared(
         [
-            ("random", 10, (44.0, 46.0)), ("ccs-aum", 10, (57.0, 58.0)),
-            ("kmeans", 10, (57.5, 56.5)),
-            ("random", 50, (60.0, 61.0)), ("ccs-aum", 50, (70.0,)),
+            ("random", 10, (44.0, 46.0, 45.0)), ("ccs-aum", 10, (57.0, 58.0, 57.5)),
+            ("kmeans", 10, (57.5, 56.5, 57.0)),
+            ("random", 50, (60.0, 61.0, 60.5)), ("ccs-aum", 50, (70.0,)),
+            ("kmeans", 50, (65.0, 65.0, 65.0)),
+            ("random", 99, (60.0, 61.0, 60.5)), ("ccs-aum", 99, (70.0, 71.0, 69.0)),
         ]
     )  # fmt: skip
-    first, second = verdicts([one, two])
+    first, second, third = verdicts([one, two, three])
     assert first.where == "d, IPC 10, hard@1, resnet18"
     assert first.sentence == (
-        "ccs-aum 57.5 ± 0.5 is within noise of kmeans 57.0 ± 0.5, and beats random 45.0 ± 1.0"
+        "ccs-aum 57.5 ± 0.5 is within noise of kmeans 57.0 ± 0.5 (-2.0 to 3.0), and beats "
+        "random 45.0 ± 1.0 (by 11.3 to 13.7)"
     )
-    assert second.sentence == "ccs-aum 70.0 ± 0.0 beats random 60.5 ± 0.5"
-    assert second.caveat == "one student of ccs-aum: spread unknown"
-    assert headline([one, two]) == "Best of 2 comparisons: ccs-aum in 1, 1 within noise"
+    assert first.caveat == ""
+    assert second.sentence == (
+        "ccs-aum 70.0 leads kmeans 65.0 ± 0.0 and random 60.5 ± 0.5: not enough students to tell"
+    )
+    assert second.caveat == "students: ccs-aum 1; 3 are needed to compare"
+    assert third.sentence == "ccs-aum 70.0 ± 1.0 beats random 60.5 ± 0.5 (by 7.3 to 11.7)"
+    assert headline([one, two, three]) == (
+        "Best of 3 comparisons: ccs-aum in 1, 1 within noise, 1 with too few students to tell"
+    )
     assert headline([two]) == second.sentence
-    assert headline([one, one]).startswith("No method is clearly best")
+    assert headline([one, one]) == (
+        "No method is clearly best: the leaders are within noise of each other"
+    )
+    assert headline([two, two]) == "No method is clearly best: not enough students to tell"
 
 
-def test_a_lone_method_is_not_called_best():
+def test_a_difference_that_two_students_each_make_is_no_victory():
+    (one,) = compared([("random", 10, (64.4, 59.0)), ("kmeans", 10, (66.9, 70.3))])
+    assert verdicts([one])[0].sentence == (
+        "kmeans 68.6 ± 2.4 leads random 61.7 ± 3.8: not enough students to tell"
+    )
+    test: Any = stats.ttest_ind((66.9, 70.3), (64.4, 59.0), equal_var=False)
+    assert test.pvalue > 0.15
+    (row,) = accuracy_table([one]).rows
+    assert [cell.emphasis for cell in row[-2:]] == ["", ""]
+    records = accuracy_records([one])
+    assert [one["within_noise_of_best"] for one in records] == [True, None]
+    assert records[1]["behind_best"] == pytest.approx(6.9)
+    assert math.isnan(records[1]["behind_best_low"])
+
+
+def test_a_lone_method_is_not_called_best_and_a_lone_student_has_no_spread():
     lone = compared([("random", 10, (44.0, 46.0))])
-    assert headline(lone) == "random alone was trained: 45.0 ± 1.0 %"
-    assert verdicts(lone)[0].sentence == "random 45.0 ± 1.0; no other method was trained"
+    assert headline(lone) == "random alone was trained: 45.0 ± 1.4 %"
+    assert verdicts(lone)[0].sentence == "random 45.0 ± 1.4; no other method was trained"
+    single = compared([("random", 10, (44.0,))])
+    assert headline(single) == "random alone was trained: 44.0 %"
+    (row,) = accuracy_table(single).rows
+    assert (row[-1].text, row[-1].detail) == ("44.0", "last 44.0, n = 1")
+    figure = json.loads(accuracy_figure(single, Look.of([("random", 10)])).json)
+    assert "array" not in figure["data"][0].get("error_x", {})
+    written = csv_bytes(accuracy_records(single)).decode().splitlines()
+    assert dict(zip(*csv.reader(written), strict=True))["top1_best_std"] == ""
 
 
 def test_students_of_other_length_or_validation_images_are_not_pooled():

@@ -112,6 +112,24 @@ def test_what_a_run_cost_is_in_the_ledger_once(results):
     assert read_ledger(results.path) == [line]
 
 
+def test_rows_get_their_precision_from_the_runtime_once(results):
+    old = [
+        student("a", runtime='{"precision": "bfloat16"}'),
+        student("a32", runtime='{"precision": "float32"}', protocol="hard@1"),
+        student("without", protocol="hard@1"),
+    ]
+    results.append(STUDENTS, old, [])
+    first, *others = results.rows(STUDENTS)
+    assert first["protocol"] == "hard@1+bfloat16+short"
+    assert first["key"] not in {"a", *(row["key"] for row in others)}
+    assert [(row["key"], row["protocol"]) for row in others] == [
+        ("a32", "hard@1"), ("without", "hard@1"),
+    ]  # fmt: skip
+    results.append(STUDENTS, [student("b")], [])  # writes what was read
+    assert results.rows(STUDENTS)[0] == first
+    assert results.rows(STUDENTS)[1:3] == others
+
+
 # faults
 
 

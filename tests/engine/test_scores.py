@@ -16,6 +16,7 @@ from scipy.stats import spearmanr
 
 from engine.artifact import making
 from engine.generations import Generations
+from engine.misratios import misratio_by_share
 from engine.provenance import Provenance
 from engine.scored import listing
 from engine.spreads import Spread, binned, histogram
@@ -482,9 +483,33 @@ def test_scores_of_different_data_sets_are_not_compared(scores, val, tmp_path, r
     )
 
 
-def test_the_misratio_must_be_given_where_the_study_has_none(scores, tmp_path, refused):
-    said = refused(tmp_path, "scores", "compare", scores, scores, "--ipc", 2)
-    assert "misratio is not known for score aum, data set of other classes, ipc 2" in said
+def test_correlations_need_no_misratio(scores, cheap, done, told, monkeypatch):
+    command = ("scores", "compare", scores, cheap)
+    facts = told(*command)
+    assert [one["ipc"] for one in facts["coresets"]] == [10]  # a class has 20 images, not 50
+    assert facts["coresets"][0]["misratio"] == misratio_by_share(10 / (59 / 3))
+    lines = done(*command)
+    assert (
+        "assumed: misratio 0, by a rule from the study's Table 6 for 10 of 20 images"
+        in " ".join(lines)
+    )
+    assert lines[-1] == f"next: coreset select {cheap} SET --ipc 10"
+    monkeypatch.setattr("engine.misratios._WITHOUT_DEFAULT", ("aum",))
+    without = told(*command)
+    assert without["agreement"] == facts["agreement"]
+    assert without["coresets"] == []
+    said = "no coresets compared: score aum has no default misratio; give --misratio"
+    assert said in done(*command)
+
+
+def test_correlations_of_small_classes_are_told_without_coresets(val, tmp_path, done, told):
+    scores = write_scores(val, tmp_path / "S", {"aum": np.arange(18, dtype=np.float32)})
+    facts = told("scores", "compare", scores, scores)
+    assert facts["coresets"] == []
+    assert facts["agreement"][0]["spearman"] == 1
+    lines = done("scores", "compare", scores, scores)
+    assert "no coresets compared: the smallest class has 6 images; give --ipc" in lines
+    assert lines[-1] == f"next: coreset select {scores} SET --ipc 6"
 
 
 # ---- what is refused everywhere

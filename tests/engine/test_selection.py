@@ -1,6 +1,8 @@
 """Selection as a user sees it: which ids, by which rule, and what is refused."""
 
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from PIL import Image
 from engine.artifact import making
 from engine.generations import Generations
 from engine.ledger import read_ledger
-from engine.misratios import misratio_of_the_study
+from engine.misratios import misratio_by_share
 from engine.provenance import Provenance
 from engine.stages.selection import STREAMS
 from engine.store import SCORES_NAME, read_columns, write_columns
@@ -192,17 +194,49 @@ def test_the_draw_depends_on_seed_and_method_alone(packed, scored, tmp_path, don
     assert len({tuple(ids) for ids in drawn.values()}) == len(drawn)
 
 
-def test_the_misratio_of_the_study_is_used_where_it_is_known(nette, tmp_path, done, refused):
+def test_the_misratio_of_the_study_is_used_where_it_is_known(nette, tmp_path, done):
     columns = {"aum": np.linspace(-1, 1, 120, dtype=np.float32), "el2n": np.ones(120, np.float32)}
     scores = write_scores(nette, tmp_path / "SCORES", columns)
-    done("select", scores, tmp_path / "SET", "--ipc", 10)
+    lines = done("select", scores, tmp_path / "SET", "--ipc", 10)
+    assert len(lines) == 2  # nothing is assumed
     assert facts_of(tmp_path / "SET")["parameters"]["misratio"] == 0.7
-    assert misratio_of_the_study("aum", "imagenette", 10) == 0.7
     assert read_ledger(tmp_path / "SET")[-1]["lowered_misratio_classes"] == 10
-    said = refused(tmp_path, "select", scores, tmp_path / "OTHER", "--ipc", 7)
-    assert "misratio is not known for score aum, data set imagenette, ipc 7; give --misr" in said
-    said = refused(tmp_path, "select", scores, tmp_path / "O", "--ipc", 10, "--score", "el2n")
-    assert "misratio is not known for score el2n, data set imagenette, ipc 10" in said
+
+
+@pytest.mark.parametrize("options", [("--ipc", 4), ("--ipc", 10, "--score", "el2n")])
+def test_a_misratio_that_the_study_does_not_have_is_assumed_and_said(
+    nette, tmp_path, done, options
+):
+    columns = {"aum": np.linspace(-1, 1, 120, dtype=np.float32), "el2n": np.ones(120, np.float32)}
+    scores = write_scores(nette, tmp_path / "SCORES", columns)
+    value = misratio_by_share(options[1] / 12)
+    for _ in range(2):  # also where the set is there already
+        said, *_ = done("select", scores, tmp_path / "SET", *options)
+        assert said == (
+            f"assumed: misratio {value:g}, by a rule from the study's Table 6 for {options[1]} of "
+            "12 images a class; --misratio sets another"
+        )
+    assert facts_of(tmp_path / "SET")["parameters"]["misratio"] == value
+
+
+def test_a_score_without_a_default_needs_a_misratio(scored, tmp_path, refused, done, monkeypatch):
+    monkeypatch.setattr("engine.misratios._WITHOUT_DEFAULT", ("aum",))
+    command = ("select", scored, tmp_path / "SET", "--ipc", 2)
+    said = refused(tmp_path, *command)
+    assert "misratio has no default for score aum; give --misratio" in said
+    done(*command, "--misratio", 0.3)
+    done("select", scored, tmp_path / "RANDOM", "--ipc", 2, "--method", "random")
+
+
+@pytest.mark.parametrize(("name", "ipc"), [("packed", 10), ("val", 6)])
+def test_what_score_names_next_works_as_typed(request, tmp_path, done, name, ipc):
+    request.getfixturevalue("monkeypatch").chdir(tmp_path)
+    data = request.getfixturevalue(name)
+    *_, hint = done("score", data, "my scores", "--size", 17, "--epochs", 1, "--batch", 16)
+    words = shlex.split(hint.removeprefix("next: coreset "))
+    assert words == ["select", "my scores", "SET", "--ipc", str(ipc)]
+    done(*words)
+    assert len(chosen_ids(tmp_path / "SET")) == 3 * ipc
 
 
 def test_the_same_command_again_does_nothing(scored, ccs_set, done):
@@ -227,7 +261,6 @@ def test_another_configuration_is_refused_with_the_difference(scored, ccs_set, r
         (("--ipc", 2, "--misratio", 1), "misratio must be in [0, 1), got 1.0"),
         (("--ipc", 2, "--misratio", -0.1), "misratio must be in [0, 1), got -0.1"),
         (("--ipc", 2, "--misratio", "nan"), "misratio must be in [0, 1), got nan"),
-        (("--ipc", 2), "misratio is not known for score aum, data set of other classes, ipc 2"),
         (("--ipc", 2, "--score", "beauty"), "score must be one of aum, aum_logit, "),
         (("--ipc", 2, "--misratio", 0, "--score", "visits"), "score must be one of aum, "),
         (
@@ -297,6 +330,31 @@ def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, d
     chosen = chosen_ids(tmp_path / "SET")
     assert not set(chosen) & {7, 30}
     assert np.bincount(Dataset.open(packed).labels[chosen]).tolist() == [sizes.min()] * 3
+
+
+def test_a_random_coreset_leaves_out_what_could_not_be_decoded_too(packed, tmp_path, done, refused):
+    scores = write_scores(packed, tmp_path / "S", {"aum": np.zeros(60, np.float32)})
+    (scores / "undecodable.json").write_text('{"7": "truncated", "30": "truncated"}')
+    sizes = np.bincount(np.delete(Dataset.open(packed).labels, [7, 30]))
+    random = ("--method", "random", "--ipc")
+    done("select", scores, tmp_path / "SET", *random, sizes.min())
+    chosen = chosen_ids(tmp_path / "SET")
+    assert not set(chosen) & {7, 30}
+    assert np.bincount(Dataset.open(packed).labels[chosen]).tolist() == [sizes.min()] * 3
+    assert facts_of(tmp_path / "SET")["parameters"] == {"ipc": sizes.min()}
+    said = refused(tmp_path, "select", scores, tmp_path / "T", *random, sizes.min() + 1)
+    assert f"has {sizes.min()} images; lower --ipc" in said
+    # Drawn from all images it is another set: not one that is there already.
+    said = refused(tmp_path, "select", packed, tmp_path / "SET", *random, sizes.min())
+    assert "config.undecodable: " in said
+
+
+@pytest.mark.parametrize(
+    "words", [["select"], *(["scores", v] for v in ("show", "suspects", "compare"))]
+)
+def test_the_help_names_every_score(coreset, words):
+    shown = coreset(*words, "--help").out
+    assert all(re.search(rf"[{{, ]{name}[,}}]", shown) for name in SCORES)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, 1e30])

@@ -3,13 +3,16 @@
 import csv
 import json
 import shutil
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 
 from engine.ledger import read_ledger
+from engine.protocols import HardLabels
 from engine.provenance import Provenance
 from engine.results import METRICS, STUDENTS, Results
+from shards.atomic import digest_of
 from shards.dataset import Dataset
 from shards.manifest import Manifest
 
@@ -18,6 +21,14 @@ TINY = ("--size", 33, "--epochs", 2, "--evaluations", 2)
 
 def students(results):
     return Results(results).rows(STUDENTS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _float32_everywhere():
+    """One arithmetic, so that stamps and accuracies are the same on every processor."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.device.has_fast_bfloat16", lambda _device: False)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +124,50 @@ def test_other_epochs_are_other_students(trained, inputs, tmp_path, done):
     told, _ = done("train", *inputs, results, *TINY, "--epochs", 1, "--repeats", 1)
     assert "(1 students, 1 of them new)" in told
     assert [row["epochs"] for row in students(results)] == [2, 2, 1]
+
+
+def test_another_precision_is_another_student(trained, inputs, tmp_path, done, monkeypatch):
+    results = shutil.copytree(trained, tmp_path / "RESULTS")
+    command = ("train", *inputs, results, *TINY, "--repeats", 1)
+    monkeypatch.setattr("engine.device.has_fast_bfloat16", lambda _device: True)
+    told, _ = done(*command)
+    assert told.startswith("random at IPC 2, resnet18, hard@1+bfloat16+short: top-1 ")
+    assert "(1 students, 1 of them new)" in told
+    assert "(1 students, 0 of them new)" in done(*command)[0]
+    *before, new = students(results)
+    assert before == students(trained)
+    assert json.loads(new["runtime"])["precision"] == "bfloat16"
+    assert (new["seed"], new["protocol"]) == (before[0]["seed"], "hard@1+bfloat16+short")
+    assert new["key"] not in {row["key"] for row in before}
+
+
+def test_a_student_of_before_stamps_named_the_precision_is_found_in_its_own(
+    trained, inputs, tmp_path, done, monkeypatch
+):
+    random_set, val = inputs
+    manifest = Manifest.read(val)
+    protocol = HardLabels.published(3, 2).shortened(epochs=2, size=33, evaluations=2)
+    key = digest_of(  # as it was then
+        {
+            "set": Provenance.read(random_set).digest,
+            "val": [manifest.identity, manifest.content],
+            "protocol": asdict(protocol),
+            "student": "resnet18",
+            "seed": 0,
+        }
+    )
+    runtime = json.dumps({"precision": "bfloat16", "threads": 1})
+    row = students(trained)[0]
+    assert (row["key"], row["protocol"]) == (key, "hard@1+short")  # float32 is what it was
+    results = tmp_path / "RESULTS"
+    Results(results).append(STUDENTS, [row | {"runtime": runtime}], [])
+    command = ("train", *inputs, results, *TINY, "--repeats", 1)
+    assert "1 of them new" in done(*command)[0]
+    monkeypatch.setattr("engine.device.has_fast_bfloat16", lambda _device: True)
+    assert "0 of them new" in done(*command)[0]
+    assert [one["protocol"] for one in students(results)] == [
+        "hard@1+bfloat16+short", "hard@1+short",
+    ]  # fmt: skip
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.
