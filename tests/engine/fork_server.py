@@ -14,6 +14,7 @@ IMPORTED = (
     "pyarrow.compute",
     "pyarrow.dataset",
     "safetensors.torch",
+    "simplejpeg",
     "torch._dynamo",
     "torch.distributed",
     "tyro",
