@@ -1,21 +1,15 @@
 """The reference decoder: Pillow, with torchvision's semantics, for every stored format.
 
 It defines what the fast decoders must come close to, and decodes what they do not take (PNG, WebP,
-CMYK). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
+CMYK, odd samplings). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
 """
-
-import warnings
-from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from engine.decode.geometry import Box, Geometry, Placement
-from shards.probe import pillow_fact
-from shards.reencode import DAMAGE, as_rgb
-
-FORMATS = ("JPEG", "PNG", "WEBP")
+from shards.pillow import as_rgb, opened
 
 
 def decode_with_pillow(
@@ -41,15 +35,9 @@ def decode_with_pillow(
     Raises:
         ValueError: Pillow cannot decode ``data``, or it has another size than ``stored_size``.
     """
-    # For good, not in catch_warnings, which is not thread safe; setting it again changes nothing.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            if stored_size is not None and image.size != stored_size:
-                raise ValueError(f"it has {image.size} pixels, the index says {stored_size}")
-            return _placed(as_rgb(image), geometry.place(*image.size, crop))
-    except DAMAGE as error:
-        raise ValueError(pillow_fact(error) or type(error).__name__) from error
+    with opened(data, stored_size) as image:
+        pixels = as_rgb(image)
+    return _placed(pixels, geometry.place(*pixels.size, crop))
 
 
 def _placed(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
