@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine.decode.enlarge import enlarged_box
 from engine.decode.geometry import Box, Geometry, Placement
 from shards.pillow import as_rgb, opened
+
+_MOST_RESIZED = 4
+"""Pixels that may be resized to cut a crop out of them, to those of the image and of the crop."""
 
 
 def decode_with_pillow(
@@ -21,7 +25,8 @@ def decode_with_pillow(
     """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
     Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
-    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits.
+    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits. Takes
+    memory in proportion to the image and the output.
 
     Args:
         data: A JPEG, PNG or WebP file.
@@ -44,6 +49,10 @@ def _placed(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
     region, width, height, box = placement
     if region != (0, 0, *image.size):
         image = image.crop(region)
+    left, top, right, bottom = box
+    n_needed = image.width * image.height + (right - left) * (bottom - top)
+    if width * height > _MOST_RESIZED * n_needed:
+        return enlarged_box(np.asarray(image), width, height, box)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(image.crop(box))
