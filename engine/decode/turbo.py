@@ -75,7 +75,9 @@ def decode_jpeg(
     if region == box == (0, 0, *stored_size) and (width, height) == stored_size:
         simplejpeg.decode_jpeg(data, fastdct=fast, fastupsample=fast, buffer=into)
         return
-    factor = _reduction(placement) if fast and _is_reducible(data) else 1
+    factor = _reduction(placement) if fast else 1
+    if factor > 1 and not _is_reducible(data):
+        factor = 1
     if factor == 1 and _decode_part(data, stored_size, placement, into, coarse=fast):
         return
     least = (-(-side // factor) for side in stored_size)
