@@ -1,5 +1,6 @@
 """Sizes, kinds, samplings and scans by the markers, beside what libjpeg-turbo and Pillow find."""
 
+from contextlib import suppress
 from io import BytesIO
 from itertools import product
 
@@ -133,3 +134,14 @@ def test_a_second_frame_header_does_not_change_the_size():
         with pytest.raises(Refusal) as caught:
             probe(doubled)
         assert caught.value.reason in {Reason.UNDECODABLE, Reason.TRUNCATED}
+
+
+def test_a_frame_of_any_other_kind_is_described_or_refused():
+    """One flipped bit makes a progressive frame a lossless one."""
+    for whole in (encoded(photo(0)), encoded(photo(0), progressive=True)):
+        at = max(whole.find(b"\xff\xc0"), whole.find(b"\xff\xc2"))
+        for marker in range(0xC0, 0x100):
+            changed = whole[: at + 1] + bytes((marker,)) + whole[at + 2 :]
+            with suppress(Refusal):
+                image = probe(changed)
+                assert (image.width, image.height) == photo(0).size
