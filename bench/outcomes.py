@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.peers.found import LIST_NAME
-from shards.probe import MAX_PIXELS
+from shards.refusal import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
 _LIMIT_SECONDS = 120.0

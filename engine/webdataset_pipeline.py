@@ -7,7 +7,6 @@ shard is counted against the manifest, and only members that `coreset pack` writ
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
-from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
 from tarfile import TarError
@@ -15,11 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from PIL import Image
 
-from engine.decode.pillow import FORMATS
 from shards.errors import ManifestError
 from shards.manifest import Manifest
-from shards.probe import pillow_fact
-from shards.reencode import DAMAGE, as_rgb
+from shards.pillow import as_rgb, opened
 from shards.tar import MEMBER_NAME
 
 if TYPE_CHECKING:
@@ -110,12 +107,12 @@ def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]
     for sample in samples:
         data = next(sample[kind] for kind in KINDS if kind in sample)
         try:
-            with Image.open(BytesIO(data), formats=FORMATS) as image:
+            with opened(data) as image:
                 pixels = as_rgb(image)
-        except DAMAGE as error:
-            url, fact = sample["__url__"], pillow_fact(error) or type(error).__name__
+        except ValueError as error:
+            url = sample["__url__"]
             raise ManifestError(
-                f"{sample['__key__']} in {url} cannot be decoded ({fact}); {_remedy(url)}"
+                f"{sample['__key__']} in {url} cannot be decoded ({error}); {_remedy(url)}"
             ) from error
         yield pixels, int(sample["cls"]), sample["__id__"]
 

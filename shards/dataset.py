@@ -36,6 +36,8 @@ class Flag(IntFlag):
     PALETTE = 64
     MISNAMED = 128
     """The file's extension is that of another format."""
+    ODD_SAMPLING = 256
+    """A JPEG whose colours are sampled as only Pillow reads it: 4:4:1, 4:1:0, 3 x 1 ..."""
 
 
 SAMPLES_SCHEMA = pa.schema(

@@ -8,27 +8,21 @@ Pixels are those of torchvision's ``Resize(short_side)`` on a Pillow image, with
 (`kernels.resample`), before the encoding.
 """
 
-import struct
-import warnings
-import zlib
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
 
 from shards.dataset import Flag
 from shards.errors import UsageError
-from shards.probe import Probe, Reason, Refusal, pillow_fact
+from shards.pillow import as_rgb, opened
+from shards.probe import Probe
+from shards.refusal import Reason, Refusal, refusing
 from shards.scratch import pixel_memory
 
 MAX_JPEG_SIDE = 65_500
 """``JPEG_MAX_DIMENSION`` of libjpeg-turbo (``jmorecfg.h``)."""
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError,
-          OverflowError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
-"""What Pillow raises on damaged files, as opposed to bugs of ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,13 +39,14 @@ class Reencoded:
     no palette and 8 bits; grey stays grey."""
 
 
+@refusing
 def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> Reencoded:
     """Bring an image to a short side of at most ``short_side`` pixels, as a JPEG.
 
-    A plain JPEG (grey or colour) that is small enough is returned as it is, byte by byte. PNG, WebP
-    and CMYK are encoded at any size. EXIF orientation is ignored, as by torchvision's
-    ``ImageFolder``, and lost: the stored image is turned like its pixels. The bytes depend on the
-    arguments and the version of libjpeg-turbo alone. Thread safe; releases the GIL.
+    A plain JPEG (grey or colour) that is small enough is returned as it is, byte by byte. PNG,
+    WebP, CMYK and odd samplings are encoded at any size. EXIF orientation is ignored, as by
+    torchvision's ``ImageFolder``, and lost: the stored image is turned like its pixels. The bytes
+    depend on the arguments and the version of libjpeg-turbo alone. Thread safe; releases the GIL.
 
     Args:
         data: A JPEG, PNG or WebP file.
@@ -68,16 +63,16 @@ def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> Ree
         return Reencoded(
             data=data, format="jpg", width=image.width, height=image.height, flags=image.flags
         )
-    pixels_hwc = resized_pixels(data, image, short_side=short_side)
-    height, width, _ = pixels_hwc.shape
+    width, height = target_size(image.width, image.height, short_side)
     if max(width, height) > MAX_JPEG_SIDE:
         limit = f"limit {MAX_JPEG_SIDE:,} a side as JPEG"
         raise Refusal(Reason.TOO_LARGE, f"{width} x {height} pixels, {limit}")
-    encoded = _encoded(pixels_hwc, quality)
+    encoded = _encoded(resized_pixels(data, image, short_side=short_side), quality)
     flags = image.flags & Flag.GREY
     return Reencoded(data=encoded, format="jpg", width=width, height=height, flags=flags)
 
 
+@refusing
 def resized_pixels(data: bytes, image: Probe, *, short_side: int) -> NDArray[np.uint8]:
     """Decode ``data`` and shrink it as `reencode` does: uint8, (h, w, 3), or (h, w, 1) if grey.
 
@@ -108,18 +103,6 @@ def target_size(width: int, height: int, short_side: int) -> tuple[int, int]:
     return int(short_side * width / height), short_side
 
 
-def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image as 8-bit RGB.
-
-    Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
-    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits.
-    """
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.uint32)
-        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
-    return image.convert("RGB")
-
-
 def _require_settings(short_side: int, quality: int) -> None:
     if short_side < 1:
         raise UsageError(f"short_side must be at least 1 pixel, got {short_side}")
@@ -128,28 +111,17 @@ def _require_settings(short_side: int, quality: int) -> None:
 
 
 def _is_plain_jpeg(image: Probe) -> bool:
-    return image.format == "jpg" and not image.flags & Flag.CMYK
+    return image.format == "jpg" and not image.flags & (Flag.CMYK | Flag.ODD_SAMPLING)
 
 
 def _decoded(data: bytes, image: Probe) -> NDArray[np.uint8]:
-    try:
-        if _is_plain_jpeg(image):
-            grey = bool(image.flags & Flag.GREY)
-            memory = pixel_memory(image.width * image.height * (1 if grey else 3))
-            colours = "GRAY" if grey else "RGB"
-            return simplejpeg.decode_jpeg(data, colours, buffer=memory, strict=True)
-        return _decoded_by_pillow(data, grey=bool(image.flags & Flag.GREY))
-    except DAMAGE as error:
-        fact = pillow_fact(error) or type(error).__name__
-        truncated = "truncated" in fact or "premature end" in fact.lower()
-        raise Refusal(Reason.TRUNCATED if truncated else Reason.UNDECODABLE, fact) from error
-
-
-def _decoded_by_pillow(data: bytes, *, grey: bool) -> NDArray[np.uint8]:
-    # For good, not in catch_warnings, which is not thread safe; setting it again changes nothing.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    with Image.open(BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
-        pixels_hwc = np.array(as_rgb(image))
+    grey = bool(image.flags & Flag.GREY)
+    if _is_plain_jpeg(image):
+        memory = pixel_memory(image.width * image.height * (1 if grey else 3))
+        colours = "GRAY" if grey else "RGB"
+        return simplejpeg.decode_jpeg(data, colours, buffer=memory, strict=True)
+    with opened(data, (image.width, image.height)) as opened_image:
+        pixels_hwc = np.array(as_rgb(opened_image))
     return pixels_hwc[:, :, :1].copy() if grey else pixels_hwc
 
 

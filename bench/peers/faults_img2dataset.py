@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from bench.peers.found import Found
-from shards.probe import MAX_PIXELS
+from shards.refusal import MAX_PIXELS
 
 
 def pack(src: Path, out: Path, found: Found) -> None:

@@ -16,6 +16,7 @@ from engine.decode.geometry import Box, Geometry, Placement
 from shards.errors import DataError, MachineError, UsageError
 
 FAST_COLOURS = frozenset({"Gray", "YCbCr", "RGB"})
+FAST_SAMPLINGS = frozenset({"Gray", "444", "422", "440", "420", "411"})
 
 
 class DecoderName(StrEnum):
@@ -65,13 +66,13 @@ def is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
     """Whether a fast decoder takes an image: a grey or colour JPEG of ``size`` (width, height).
 
     Reads the header (1 us), so that an image whose header was damaged into a decompression bomb is
-    never decoded. PNG, WebP and CMYK go to Pillow.
+    never decoded. PNG, WebP, CMYK and odd samplings of the colours go to Pillow.
     """
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-    except ValueError:
+        height, width, colours, sampling = simplejpeg.decode_jpeg_header(data)
+    except (ValueError, KeyError):  # KeyError: 4:4:1, which libjpeg-turbo knows and simplejpeg not
         return False
-    return colours in FAST_COLOURS and (width, height) == size
+    return colours in FAST_COLOURS and sampling in FAST_SAMPLINGS and (width, height) == size
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,21 +1,19 @@
 """The reference decoder: Pillow, with torchvision's semantics, for every stored format.
 
 It defines what the fast decoders must come close to, and decodes what they do not take (PNG, WebP,
-CMYK). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
+CMYK, odd samplings). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
 """
-
-import warnings
-from io import BytesIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from engine.decode.enlarge import enlarged_box
 from engine.decode.geometry import Box, Geometry, Placement
-from shards.probe import pillow_fact
-from shards.reencode import DAMAGE, as_rgb
+from shards.pillow import as_rgb, opened
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+_MOST_RESIZED = 4
+"""Pixels that may be resized to cut a crop out of them, to those of the image and of the crop."""
 
 
 def decode_with_pillow(
@@ -27,7 +25,8 @@ def decode_with_pillow(
     """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
     Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
-    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits.
+    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits. Takes
+    memory in proportion to the image and the output.
 
     Args:
         data: A JPEG, PNG or WebP file.
@@ -41,21 +40,19 @@ def decode_with_pillow(
     Raises:
         ValueError: Pillow cannot decode ``data``, or it has another size than ``stored_size``.
     """
-    # For good, not in catch_warnings, which is not thread safe; setting it again changes nothing.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    try:
-        with Image.open(BytesIO(data), formats=FORMATS) as image:
-            if stored_size is not None and image.size != stored_size:
-                raise ValueError(f"it has {image.size} pixels, the index says {stored_size}")
-            return _placed(as_rgb(image), geometry.place(*image.size, crop))
-    except DAMAGE as error:
-        raise ValueError(pillow_fact(error) or type(error).__name__) from error
+    with opened(data, stored_size) as image:
+        pixels = as_rgb(image)
+    return _placed(pixels, geometry.place(*pixels.size, crop))
 
 
 def _placed(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
     region, width, height, box = placement
     if region != (0, 0, *image.size):
         image = image.crop(region)
+    left, top, right, bottom = box
+    n_needed = image.width * image.height + (right - left) * (bottom - top)
+    if width * height > _MOST_RESIZED * n_needed:
+        return enlarged_box(np.asarray(image), width, height, box)
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(image.crop(box))

@@ -16,6 +16,8 @@ from engine.decode.geometry import Box, Geometry, Placement
 from engine.decode.parts import decode_part, pays
 from engine.decode.pillow import decode_with_pillow
 from kernels.resample import reach, resize
+from shards.jpeg_header import read_header
+from shards.refusal import Refusal
 from shards.scratch import pixel_memory
 
 _FACTORS = (8, 4, 2)
@@ -74,6 +76,8 @@ def decode_jpeg(
         simplejpeg.decode_jpeg(data, fastdct=fast, fastupsample=fast, buffer=into)
         return
     factor = _reduction(placement) if fast else 1
+    if factor > 1 and not _is_reducible(data):
+        factor = 1
     if factor == 1 and _decode_part(data, stored_size, placement, into, coarse=fast):
         return
     least = (-(-side // factor) for side in stored_size)
@@ -123,6 +127,18 @@ def _reduction(placement: Placement) -> int:
         if right - left >= factor * placement.width and bottom - top >= factor * placement.height:
             return factor
     return 1
+
+
+def _is_reducible(data: bytes) -> bool:
+    """Whether a JPEG has a transform that can be left out, and was not damaged since it was packed.
+
+    simplejpeg writes the pixels of a lossless one in full, whatever memory it took for fewer.
+    """
+    try:
+        read_header(data)
+    except Refusal:
+        return False
+    return True
 
 
 def _reduced(region: Box, factor: int) -> Box:

@@ -16,6 +16,7 @@ from engine.decode.geometry import Geometry
 from engine.decode.pillow import decode_with_pillow
 from engine.report.evidence import Evidence, FoundScores, FoundSet
 from shards.dataset import Dataset
+from shards.pillow import opened
 
 SIDE = 96
 """Pixels of a thumbnail."""
@@ -84,7 +85,7 @@ def thumbnail_uri(image: bytes) -> str:
     Raises:
         ValueError: The image cannot be decoded.
     """
-    with Image.open(io.BytesIO(image)) as header:
+    with opened(image) as header:
         side = min(SIDE, *header.size)
     square = Image.fromarray(decode_with_pillow(image, Geometry(side, side)))
     sink = io.BytesIO()

@@ -23,13 +23,15 @@ from shards.errors import DataError, UsageError
 from shards.manifest import Manifest, classes_digest
 from shards.packing import finish, pack_shards, prepare, thread_count
 from shards.plan import Plan
-from shards.probe import MAX_PIXELS
 from shards.quarantine import list_path
+from shards.refusal import MAX_PIXELS
 from shards.sources.base import Order, Repeats, Source
 from shards.sources.names import split_of
 
 # Kinds of stored images that a user should hear of.
-UNUSUAL = frozenset({"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette"})
+UNUSUAL = frozenset(
+    {"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette", "odd_sampling"}
+)
 _GO, _NOTHING_LEFT = 0, 1
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 

@@ -156,6 +156,12 @@ def test_an_image_too_long_for_jpeg_is_refused():
     assert caught.value.reason == Reason.TOO_LARGE
 
 
+def test_an_image_that_would_be_too_long_is_refused_before_it_is_decoded():
+    image = Probe("png", 10_000_000, 8, Flag(0))
+    with pytest.raises(Refusal, match="5000000 x 4 pixels, limit 65,500 a side"):
+        reencode(b"not a png", image, short_side=4, quality=90)
+
+
 @pytest.mark.parametrize(
     ("short_side", "quality", "fact"),
     [

@@ -1,0 +1,103 @@
+"""Files that only some decoders read, or that hold one up: packed, flagged or listed by name."""
+
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+from PIL import Image
+
+from bench import crafted, faults
+from shards.dataset import QUARANTINE_NAME, Dataset, Flag
+from shards.manifest import Manifest
+
+ODD = {"a/441.jpg": ((1, 4), (1, 1), (1, 1)), "b/410.jpg": ((4, 2), (1, 1), (1, 1))}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Two classes of six plain files, one of each sampled oddly; and one of 4,000 scans."""
+    root = tmp_path / "src"
+    for label, name in enumerate("ab"):
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            (root / name / f"{number}.jpg").write_bytes(faults.jpeg(6 * label + number))
+    for name, factors in ODD.items():
+        (root / name).write_bytes(crafted.sampled_jpeg(90, 70, factors))
+    (root / "a" / "scans.jpg").write_bytes(
+        crafted.many_scans(4000, 9000, crafted.ARITHMETIC_PROGRESSIVE)
+    )
+    return root
+
+
+def refused_of(data: Path) -> dict[str, tuple[str, str]]:
+    rows = pq.read_table(data / QUARANTINE_NAME).to_pylist()
+    return {row["source"]: (row["reason"], row["detail"]) for row in rows}
+
+
+def rows_of(data: Path) -> dict[str, dict[str, Any]]:
+    return {row["source"]: row for row in Dataset.open(data).samples.to_pylist()}
+
+
+@pytest.mark.parametrize("check", ["--check", "--no-check"])
+def test_odd_samplings_are_packed_and_flagged_and_many_scans_listed(
+    source: Path, tmp_path: Path, done: Callable[..., list[str]], check: str
+):
+    data = tmp_path / "DATA"
+    lines = done("pack", source, data, check)
+    assert "stored as they are, and flagged: 2 odd_sampling" in lines
+    assert refused_of(data) == {
+        "a/scans.jpg": ("too-many-scans", "more than 22 scans of 9000 x 9000 pixels")
+    }
+    assert Manifest.read(data).kinds["odd_sampling"] == 2
+    for name, row in rows_of(data).items():
+        assert (Flag.ODD_SAMPLING in Flag(row["flags"])) == (name in ODD)
+        assert (row["width"], row["height"]) == ((90, 70) if name in ODD else (96, 72))
+    done("verify", data, "--deep")
+
+
+def test_resized_storage_makes_plain_jpegs_of_odd_samplings(
+    source: Path, tmp_path: Path, done: Callable[..., list[str]]
+):
+    data = tmp_path / "DATA"
+    done("pack", source, data, "--store", "resized", "--short-side", 70, "--quality", 100)
+    rows = rows_of(data)
+    for name in ODD:
+        row = rows[name]
+        tar = (data / f"shard-{row['shard']:06d}.tar").read_bytes()
+        stored = tar[row["offset"] : row["offset"] + row["bytes"]]
+        assert simplejpeg.decode_jpeg_header(stored)[3] == "420"
+        with Image.open(BytesIO((source / name).read_bytes())) as image:
+            expected = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(simplejpeg.decode_jpeg(stored) - expected).mean() < 8
+        assert Flag(row["flags"]) == Flag(0)
+
+
+@pytest.mark.parametrize("store", ["original", "resized"])
+def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(
+    source: Path,
+    tmp_path: Path,
+    coreset: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    store: str,
+):
+    decode, bad = simplejpeg.decode_jpeg, (source / "b" / "3.jpg").read_bytes()
+
+    def fails(data: bytes, *rest: object, **options: object):
+        if data == bad:
+            raise RuntimeError("what no codec should raise")
+        return decode(data, *rest, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(simplejpeg, "decode_jpeg", fails)
+    data = tmp_path / "DATA"
+    told = coreset("pack", source, data, "--store", store, "--short-side", 64)
+    assert told.code == 0
+    assert refused_of(data)["b/3.jpg"] == (
+        "undecodable",
+        "RuntimeError: what no codec should raise",
+    )
+    assert len(rows_of(data)) == 13

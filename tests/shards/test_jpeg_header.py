@@ -1,0 +1,147 @@
+"""Sizes, kinds, samplings and scans by the markers, beside what libjpeg-turbo and Pillow find."""
+
+from contextlib import suppress
+from io import BytesIO
+from itertools import product
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from bench import crafted
+from bench.crafted import ARITHMETIC, ARITHMETIC_PROGRESSIVE, COMMENT, PROGRESSIVE, segment
+from bench.faults import encoded, photo
+from shards.dataset import Flag
+from shards.jpeg_header import MAX_SCANS, read_header
+from shards.probe import glance, probe
+from shards.refusal import MAX_SEGMENTS, Reason, Refusal
+
+COMMON = [
+    *(((h, v), (1, 1), (1, 1)) for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))),
+    ((2, 2), (1, 2), (1, 2)),
+    ((2, 2), (2, 1), (2, 1)),
+    *(((h, v),) * 3 for h, v in ((2, 1), (1, 2), (3, 1), (1, 3))),
+    ((1, 1),),
+    ((2, 2), (1, 1), (1, 1), (2, 2)),
+]
+
+
+def pillow_pixels(data):
+    with Image.open(BytesIO(data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
+@pytest.mark.parametrize("factors", COMMON, ids=str)
+def test_common_samplings_are_those_that_simplejpeg_decodes_like_pillow(factors):
+    data = crafted.sampled_jpeg(70, 50, factors)
+    assert Flag.ODD_SAMPLING not in probe(data).flags
+    if len(factors) < 4:  # CMYK is converted by Pillow alone
+        expected = pillow_pixels(data)
+        np.testing.assert_array_equal(simplejpeg.decode_jpeg(data, "RGB"), expected)
+
+
+@pytest.mark.parametrize("factors", crafted.odd_samplings(), ids=str)
+def test_other_legal_samplings_are_described_by_their_frame_header_and_flagged(factors):
+    data = crafted.sampled_jpeg(70, 50, factors)
+    assert (probe(data).width, probe(data).height) == (70, 50)
+    assert probe(data).flags == glance(data).flags == Flag.ODD_SAMPLING
+    assert pillow_pixels(data).shape == (50, 70, 3)
+
+
+def test_the_flag_tells_exactly_which_samplings_simplejpeg_does_not_know():
+    whole = crafted.sampled_jpeg(70, 50, ((1, 1),) * 3)
+    frame = whole.index(b"\xff\xc0") + 11
+    for factors in product(range(1, 5), repeat=6):
+        sampled = bytearray(whole)
+        sampled[frame : frame + 9 : 3] = (np.reshape(factors, (3, 2)) @ (16, 1)).tolist()
+        try:
+            known = simplejpeg.decode_jpeg_header(bytes(sampled))[3] != "441"
+        except (KeyError, ValueError):
+            known = False
+        assert (Flag.ODD_SAMPLING in read_header(bytes(sampled)).flags) != known, factors
+
+
+def test_a_cut_odd_sampling_and_one_that_nobody_decodes_are_refused():
+    data = crafted.sampled_jpeg(70, 50, ((1, 4), (1, 1), (1, 1)))
+    with pytest.raises(Refusal, match=r"^truncated: "):
+        probe(data[: len(data) * 2 // 3])
+    with pytest.raises(Refusal, match=r"^undecodable: "):
+        probe(crafted.sampled_jpeg(70, 50, ((3, 1), (2, 1), (1, 1))))
+
+
+@pytest.mark.parametrize("kind", [PROGRESSIVE, ARITHMETIC_PROGRESSIVE])
+def test_scans_of_a_progressive_jpeg_are_counted(kind):
+    assert Flag.PROGRESSIVE in probe(crafted.many_scans(MAX_SCANS, 64, kind)).flags
+    with pytest.raises(Refusal, match=rf"^too-many-scans: more than {MAX_SCANS} scans of 64 x 64"):
+        probe(crafted.many_scans(MAX_SCANS + 1, 64, kind))
+
+
+def test_a_large_image_may_have_fewer_scans():
+    read_header(crafted.many_scans(22, 9000, ARITHMETIC_PROGRESSIVE))
+    with pytest.raises(Refusal, match="more than 22 scans of 9000 x 9000 pixels"):
+        read_header(crafted.many_scans(23, 9000, ARITHMETIC_PROGRESSIVE))
+
+
+def test_a_component_of_a_sequential_jpeg_comes_once():
+    assert probe(crafted.many_scans(3, 64, ARITHMETIC)).flags == Flag(0)
+    with pytest.raises(Refusal, match=r"^too-many-scans: more than 3 scans"):
+        probe(crafted.many_scans(4, 64, ARITHMETIC))
+
+
+def test_what_only_looks_like_scans_is_not_counted():
+    whole = encoded(photo(0), progressive=True)
+    comment = segment(COMMENT, b"\xff\xda\0\x08" * 5000)
+    probe(whole[:2] + comment + whole[2:] + comment)
+
+
+def test_segments_and_bytes_between_them_are_counted():
+    comments = segment(COMMENT) * MAX_SEGMENTS
+    with pytest.raises(Refusal, match=r"^too-many-segments: more than 1,000 segments"):
+        probe(crafted.jpeg_with(comments))
+    probe(crafted.jpeg_with(comments[: len(comments) // 2]))
+    with pytest.raises(Refusal, match=r"^too-many-segments: more than 65,536 bytes between"):
+        probe(crafted.jpeg_with(b"\xff" * 100_000))
+    for filling in (b"\xff", b"\xff" * 2, b"\xff" * 3, b"\xff\x01", b"\xff\xd0\xff\xff\xff"):
+        probe(crafted.jpeg_with(filling))
+
+
+@pytest.mark.parametrize("stray", [b"\xff\x00", b"\xff\x02\x00\x02", b"\0"], ids=bytes.hex)
+def test_bytes_that_are_no_marker_are_refused_where_libjpeg_refuses_them(stray):
+    with pytest.raises(ValueError, match=r"."):
+        simplejpeg.decode_jpeg_header(crafted.jpeg_with(stray))
+    if stray != b"\0":  # whose first bytes would be no JPEG's
+        with pytest.raises(Refusal, match=r"^undecodable: no marker at byte 2"):
+            probe(crafted.jpeg_with(stray))
+
+
+@pytest.mark.parametrize("n_components", [1, 3])
+def test_a_lossless_jpeg_never_reaches_a_decoder_at_part_of_its_size(n_components):
+    """simplejpeg would write it in full into memory for an eighth."""
+    with pytest.raises(Refusal, match=r"^unsupported-format: lossless image/jpeg"):
+        probe(crafted.lossless_jpeg(100, 60, n_components))
+
+
+def test_a_second_frame_header_does_not_change_the_size():
+    whole = encoded(photo(0))
+    at = whole.index(b"\xff\xc0")
+    frame = whole[at : at + 19]
+    larger = frame[:5] + b"\x20\x00\x20\x00" + frame[9:]
+    for doubled in (
+        whole[:at] + frame + larger + whole[at + 19 :],
+        whole[:-2] + larger + whole[-2:],
+    ):
+        with pytest.raises(Refusal) as caught:
+            probe(doubled)
+        assert caught.value.reason in {Reason.UNDECODABLE, Reason.TRUNCATED}
+
+
+def test_a_frame_of_any_other_kind_is_described_or_refused():
+    """One flipped bit makes a progressive frame a lossless one."""
+    for whole in (encoded(photo(0)), encoded(photo(0), progressive=True)):
+        at = max(whole.find(b"\xff\xc0"), whole.find(b"\xff\xc2"))
+        for marker in range(0xC0, 0x100):
+            changed = whole[: at + 1] + bytes((marker,)) + whole[at + 2 :]
+            with suppress(Refusal):
+                image = probe(changed)
+                assert (image.width, image.height) == photo(0).size
