@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 IMPORTED = (
     "pyarrow.compute",
@@ -29,7 +30,7 @@ IMPORTED = (
 )
 
 
-def run(request: dict) -> None:
+def run(request: dict[str, Any]) -> None:
     output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(output, stream)
@@ -40,7 +41,7 @@ def run(request: dict) -> None:
     exec(compile(request["program"], "<program>", "exec"), {"__name__": "__main__"})  # noqa: S102
 
 
-def serve() -> dict | None:
+def serve() -> dict[str, Any] | None:
     """Answer requests; return one in the process that is to run it, None when all are answered."""
     for line in sys.stdin:
         request = json.loads(line)
