@@ -129,10 +129,11 @@ class FirstPath:
         newest = Generations(self._path(name)).latest()
         if newest is None:
             raise SystemExit(f"{name} holds no scores")
-        scores = read_columns(newest[1] / SCORES_NAME, SCORES)
+        stored = read_columns(newest[1] / SCORES_NAME)
         areas = {
-            one: float(roc_auc_score(flipped, -easiness(one, values)))
-            for one, values in scores.items()
+            one: float(roc_auc_score(flipped, -easiness(one, stored[one])))
+            for one in SCORES
+            if one in stored
         }
         config = json.loads((self._path(name) / "provenance.json").read_bytes())["config"]
         measured = {"artifact": name, "config": config, "flipped": int(flipped.sum())}

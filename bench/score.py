@@ -6,11 +6,12 @@
 - ``usual-loop``: speed and scores beside the usual torchvision loop in float32.
 - ``waiting``: what threads that spin or sleep while they wait cost.
 - ``noise``: area under the ROC of every score for finding labels that were flipped on purpose.
+- ``labels``: the same of out-of-fold scores, beside cleanlab on the same features.
 - ``recipes``: what ``coreset scores compare`` says of cheaper recipes.
 
 FOLDER of the data holds ``imagenette/train`` and ``labels/noisy_imagenette.csv``. The artifacts of
-``noise`` and ``recipes`` stay in the folder of the work and are not made again, so an interrupted
-run continues. Writes ``bench/results/score.jsonl``, keeping the records of parts that were not run.
+the last three stay in the folder of the work and are not made again, so an interrupted run
+continues. Writes ``bench/results/score.jsonl``, keeping the records of parts that were not run.
 """
 
 import os
@@ -23,13 +24,14 @@ from typing import Literal, TypeAlias, get_args
 import tyro
 
 from bench.record import RESULTS, read, record, write
+from bench.score_labels import labels
 from bench.score_loops import usual_loop
 from bench.score_noise import noise, recipes
 from bench.score_parts import Row, Setting, pipeline
 from bench.score_waiting import waiting
 from engine.progress import Display, choose_display
 
-Part: TypeAlias = Literal["pipeline", "usual-loop", "waiting", "noise", "recipes"]
+Part: TypeAlias = Literal["pipeline", "usual-loop", "waiting", "noise", "labels", "recipes"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ROWS: Mapping[Part, Callable[[Setting], Iterator[Row]]] = MappingProxyType(
     {
@@ -37,6 +39,7 @@ ROWS: Mapping[Part, Callable[[Setting], Iterator[Row]]] = MappingProxyType(
         "usual-loop": usual_loop,
         "waiting": waiting,
         "noise": noise,
+        "labels": labels,
         "recipes": recipes,
     }
 )

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench.record import read
+from bench.score_labels import OURS, THEIRS
 from bench.score_parts import PIPELINE, RESIDENT
 from bench.score_waiting import CHOSEN
 from engine.tables import readable_seconds
@@ -115,6 +116,49 @@ def score_noise_spread() -> str:
     return _markdown(header, table) + f"\n\nA scoring by the linear proxy took {cost}."
 
 
+def score_labels() -> str:
+    """Areas of out-of-fold confidence and of cleanlab's, by noise."""
+    rows = _of("labels")
+    table = [
+        (
+            f"{one['percent']} %",
+            f"{one['areas'][OURS]:.4f}",
+            f"{one['peer_areas'][THEIRS]:.4f}",
+            f"{one['worst_difference']:+.4f}",
+            f"at least {one['goal']}",
+            *(f"{one['areas'][name]:.4f}" for name in ("margin_oof", "el2n", "aum")),
+        )
+        for one in rows
+        if "seeds" in one
+    ]
+    header = ("flipped", f"`{OURS}`", "cleanlab", "worst difference", "goal")
+    lines = _markdown((*header, "`margin_oof`", "`el2n`", "`aum`"), table)
+    runs = [one for one in rows if "seed" in one]
+    peer = ", ".join(f"{name} {number}" for name, number in runs[0]["peer"].items())
+    about = (
+        f"Medians of {len({one['seed'] for one in runs})} seeds, {runs[0]['folds']} folds; {peer}"
+    )
+    return f"{lines}\n\n{about}; {_circumstances(runs[0])}"
+
+
+def score_labels_issues() -> str:
+    """How many of the labels that each takes for wrong are wrong, and of the wrong ones found."""
+    table = [
+        (
+            f"{one['percent']} %",
+            *(
+                f"{one[kind][name]:.1%}"
+                for kind in ("issues", "peer_issues")
+                for name in ("precision", "recall")
+            ),
+        )
+        for one in _of("labels")
+        if "seeds" in one
+    ]
+    header = ("precision", "recall", "precision of cleanlab", "recall of cleanlab")
+    return _markdown(("flipped", *header), table)
+
+
 def score_recipes() -> str:
     """Agreement of cheaper recipes with the full one, by score."""
     rows = _of("recipes")
@@ -159,7 +203,10 @@ def score_recipes_coresets() -> str:
 
 def score_circumstances() -> str:
     """Where it was measured."""
-    one = _of("noise")[0]
+    return _circumstances(_of("noise")[0])
+
+
+def _circumstances(one: Row) -> str:
     hardware, versions = one["hardware"], one["versions"]
     features = f", {', '.join(hardware['bfloat16'])}" if hardware["bfloat16"] else ""
     return (
@@ -177,6 +224,8 @@ SCORE_BLOCKS = (
     score_waiting,
     score_noise,
     score_noise_spread,
+    score_labels,
+    score_labels_issues,
     score_recipes,
     score_recipes_coresets,
     score_circumstances,

@@ -9,15 +9,14 @@ from engine.ledger import Meter
 from engine.progress import progress
 from engine.proxy import Proxy
 from engine.ranks import Ranks
+from engine.scoring import PREDICTED
 from engine.training import Trainer
 from kernels.margins import presentations
-
-PREDICTED = "predicted"
 
 
 @torch.inference_mode()
 def final_scores(
-    proxy: Proxy, trainer: Trainer, n: int, *, ranks: Ranks, meter: Meter
+    proxy: Proxy, trainer: Trainer, n: int, *, n_classes: int, ranks: Ranks, meter: Meter
 ) -> dict[str, NDArray[np.float32] | NDArray[np.int32]]:
     """Evaluate the proxy on all images without augmentation.
 
@@ -29,6 +28,7 @@ def final_scores(
         proxy: What was trained.
         trainer: Its network and device.
         n: Samples of the data set.
+        n_classes: Its classes.
         ranks: The processes that share the images; all get all results.
         meter: Counts the images.
 
@@ -41,7 +41,7 @@ def final_scores(
     with progress("score, final", n) as bar:
         for inputs, labels, ids in proxy.originals():
             with half_precision(trainer.device):
-                logits = trainer.network(inputs).float()
+                logits = trainer.network(inputs)[:, :n_classes].float()
             presented = presentations(logits, labels)
             columns = (presented.loss, presented.entropy, logits.argmax(1).float())
             found[ids] = torch.stack((torch.ones_like(presented.loss), *columns), dim=1)

@@ -3,7 +3,8 @@
 ``resnet18`` is the study's proxy: ResNet-18 with batch norm from scratch under the CCS ImageNet
 recipe (``train_imagenet.py``: SGD, momentum 0.9, weight decay 1e-4, cosine per iteration from 0.1
 to 1e-4, batch 256, 60 epochs, RandomResizedCrop, flip). ``linear`` is a linear classifier on
-standardised features of a frozen backbone: thousands of times cheaper.
+standardised features of a frozen backbone: thousands of times cheaper. With folds, a classifier per
+fold trains beside it on all samples but those of its fold, for which it can then be asked.
 
 Differences from CCS:
 
@@ -40,8 +41,13 @@ from engine.ranks import ALONE, Ranks
 from engine.seeding import generator_for
 from engine.training import Examples
 from kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
+from kernels.folds import stratified_folds
+from kernels.seeds import derived_seed
 from shards.dataset import Dataset
 from shards.errors import UsageError
+
+# Place of the folds under the seed of a run; epochs have the places 0, 1 and so on.
+FOLDS_STREAM = -1
 
 
 class EpochExamples(Protocol):
@@ -57,6 +63,16 @@ class EpochExamples(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Folds:
+    """A classifier per fold that must not train on the samples of its fold."""
+
+    of_samples: Tensor
+    """Fold of each sample, int64 of shape (n,) on the device."""
+    classifiers: nn.Linear
+    """Of the network, side by side: their logits follow those of the proxy itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proxy:
     """A network and the examples of an epoch."""
 
@@ -68,6 +84,7 @@ class Proxy:
     """Samples that the examples left out so far, by id, and why."""
     streamed: bool = False
     """Images are decoded again in every epoch."""
+    folds: Folds | None = None
 
 
 def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:
@@ -230,9 +247,10 @@ def linear_proxy(
     batch: int,
     seed: int,
     device: torch.device,
+    n_folds: int = 0,
     ranks: Ranks = ALONE,
 ) -> Proxy:
-    """Linear classifier on features that are standardised by column."""
+    """Linear classifier on features that are standardised by column, and one more per fold."""
     labels_n = torch.from_numpy(labels).to(device)
     share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
 
@@ -251,4 +269,9 @@ def linear_proxy(
         labels_b = torch.where(ids < 0, PADDING, labels_n[ids.clamp(min=0)])
         return features.rows(np.maximum(part, 0)), labels_b, ids
 
-    return Proxy(LinearHead(features.width, n_classes).to(device), examples, originals)
+    network = LinearHead(features.width, n_classes, n_folds).to(device)
+    if network.folds is None:
+        return Proxy(network, examples, originals)
+    of_samples = stratified_folds(labels, n_folds, derived_seed(seed, FOLDS_STREAM))
+    folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
+    return Proxy(network, examples, originals, folds=folds)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,6 +19,7 @@ from engine.stopping import Stop, deferred_stop
 from engine.training import Trainer
 from kernels.dynamics import Dynamics
 from kernels.finite import FirstNonFinite
+from kernels.folds import loss_of_folds
 from kernels.margins import Presented
 from shards.errors import DataError
 
@@ -40,7 +40,7 @@ class DivergedError(DataError):
 
 
 class Extra(Protocol):
-    """Something else that is accumulated in the same pass, on one process."""
+    """Something else that is accumulated in the same pass."""
 
     name: str
 
@@ -158,23 +158,37 @@ class ScorePass:
         self._end_epoch()
 
     def _step(self, inputs: Tensor, labels: Tensor, ids: Tensor) -> None:
-        logits = self.trainer.step(inputs, self._loss_of(labels))
+        logits = self.trainer.step(inputs, self._loss_of(labels, ids))[:, : self.n_classes]
         presented = self.dynamics.update(logits, labels, ids)
         for extra in self.extras:
             extra.update(logits, presented, ids)
         self._guard.watch(presented.loss, ids, self.position.batch)
 
-    def _loss_of(self, labels: Tensor) -> Callable[[Tensor], Tensor]:
+    def _loss_of(self, labels: Tensor, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Mean cross-entropy; among several processes this one's part of the mean of all.
 
         Gradients are averaged over processes, whose last batches may differ in size, down to one
-        row of padding (label -1), which counts for nothing.
+        row of padding (label -1), which counts for nothing. Of classifiers per fold the losses are
+        added up, which share no weights: each is trained as if alone.
         """
-        if self.ranks.world == 1:
-            return partial(cross_entropy, target=labels)
         together = self.batch * self.ranks.world
         rows = min(together, self.n - self.position.batch * together) / self.ranks.world
-        return lambda logits: cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / rows
+
+        def mean_loss(logits: Tensor) -> Tensor:
+            if self.ranks.world == 1:
+                return cross_entropy(logits, labels)
+            return cross_entropy(logits, labels, ignore_index=-1, reduction="sum") / rows
+
+        folds = self.proxy.folds
+        if folds is None:
+            return mean_loss
+
+        def with_folds(logits: Tensor) -> Tensor:
+            by_classifier = logits.unflatten(1, (-1, self.n_classes))
+            of_folds = loss_of_folds(by_classifier[:, 1:], labels, folds.of_samples[ids])
+            return mean_loss(by_classifier[:, 0]) + of_folds / rows
+
+        return with_folds
 
     def _has_to_commit(self, stop: Stop) -> bool:
         all_done = self._done == self.n  # the end of the epoch commits

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from engine.feature_rows import feature_rows
 from engine.features import FeatureSpec, cached_features, feature_store
 from engine.ledger import Meter
+from engine.out_of_fold import OutOfFold
 from engine.proxy import Proxy, convolutional_proxy, linear_proxy, squares, stored_squares
 from engine.ranks import Ranks
 from engine.recipes import Recipe
@@ -44,6 +46,8 @@ class Setup:
     el2n_epochs: int
     tdds: bool
     record_margins: bool
+    folds: int | None
+    """Classifiers of the linear proxy that each leave a part of the samples out; None: none."""
     compile: CompileMode
     seed: int
     device: torch.device
@@ -53,7 +57,8 @@ class Setup:
         """Refuse, before anything is made, what cannot be done with this data set on this machine.
 
         Raises:
-            UsageError: It has one class, or something is asked for that several ranks cannot keep.
+            UsageError: It has one class, or one with fewer images than folds, or something is asked
+                for that several ranks cannot keep.
             MachineError: There is no room for TDDS.
         """
         n_classes = len(self.dataset.classes)
@@ -61,6 +66,8 @@ class Setup:
             raise UsageError(
                 f"{self.dataset.path} has one class, and scores compare classes; pack at least two"
             )
+        if self.folds is not None:
+            self._require_images_for(self.folds)
         if (self.tdds or self.record_margins) and self.ranks.world > 1:
             raise UsageError(
                 f"tdds and record_margins are kept by one process, these are {self.ranks.world}; "
@@ -69,6 +76,18 @@ class Setup:
         if self.tdds:
             epochs = self.recipe.epochs
             require_room_for_tdds(len(self.dataset), n_classes, epochs, self.device)
+
+    def _require_images_for(self, folds: int) -> None:
+        """Refuse a class with images, but too few for one in every fold."""
+        dataset = self.dataset
+        sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
+        small = np.flatnonzero((sizes > 0) & (sizes < folds))
+        if small.size:
+            raise UsageError(
+                f"folds must be at most the size of every class, got {folds}, but class "
+                f"{dataset.classes[small[0]]} has {sizes[small[0]]} images; lower --folds or leave "
+                "it out"
+            )
 
     def inputs(self) -> dict[str, Path]:
         """Artifacts that the scores are made from, beside the data set, by role."""
@@ -108,7 +127,7 @@ class Setup:
             proxy=made[0],
             trainer=self._trainer(made[0], meter),
             dynamics=self._dynamics(),
-            extras=self._extras(scratch),
+            extras=self._extras(made[0], scratch, meter),
             epochs=self.recipe.epochs,
             batch=self.recipe.batch,
             n_classes=len(self.dataset.classes),
@@ -130,6 +149,7 @@ class Setup:
                 batch=recipe.batch,
                 seed=self.seed,
                 device=self.device,
+                n_folds=self.folds or 0,
                 ranks=self.ranks,
             )
         return convolutional_proxy(
@@ -190,11 +210,14 @@ class Setup:
     def _compiles(self) -> bool:
         return self.device.type == "cuda" and self.compile != "off"
 
-    def _extras(self, scratch: Path) -> list[Extra]:
+    def _extras(self, proxy: Proxy, scratch: Path, meter: Meter) -> list[Extra]:
         n, n_classes, epochs = len(self.dataset), len(self.dataset.classes), self.recipe.epochs
         extras: list[Extra] = []
         if self.tdds:
             extras.append(TddsScore(n, n_classes, epochs, self.device, compiled=self._compiles))
         if self.record_margins:
             extras.append(MarginRecord(n, epochs, scratch, self.device))
+        if proxy.folds is not None:
+            labels = self.dataset.labels
+            extras.append(OutOfFold(proxy, labels, n_classes, ranks=self.ranks, meter=meter))
         return extras

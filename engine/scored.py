@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from engine.generations import COMMIT_NAME, Generations
 from engine.provenance import Provenance
-from engine.scoring import undecodable_of
+from engine.scoring import ISSUE_OOF, PREDICTED, PREDICTED_OOF, undecodable_of
 from engine.sets import open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from engine.tables import aligned
@@ -24,7 +24,7 @@ from shards.labels import read_labels
 from shards.manifest import Manifest
 from shards.sources.packed import find_packed
 
-VISITS, PREDICTED = "visits", "predicted"
+VISITS = "visits"
 # The stream of `coreset select --method ccs`, so that the same seed picks the same images here.
 CCS_STREAM = 1
 USUAL_IPC = 10
@@ -92,8 +92,13 @@ class Scored:
 
     @property
     def predicted(self) -> NDArray[np.int32] | None:
-        """Class that the trained network predicts for each sample; None if it was not asked."""
-        return self.columns.get(PREDICTED)
+        """Class predicted for each sample, out of fold if there are folds; None if none was."""
+        return self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
+
+    @property
+    def label_issues(self) -> NDArray[np.bool_] | None:
+        """Labels that confident learning takes for wrong; None without folds."""
+        return self.columns.get(ISSUE_OOF)
 
     def values(self, score: str) -> NDArray[np.float32]:
         """One score of every sample, as stored: NaN where it was never taken.

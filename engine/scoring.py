@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from engine.training import Trainer
 
 STATE_NAME = "state.json"
+PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
+"""Columns beside the scores: predicted classes, and whether a label is taken for wrong."""
 UNDECODABLE_NAME = "undecodable.json"
 """In a scores artifact, if there are any: samples that could not be decoded, by id, and why."""
 

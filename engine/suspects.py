@@ -1,10 +1,9 @@
 """The images whose labels look wrong: hardest first, with what was given and what is predicted."""
 
-import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,12 +12,26 @@ from engine.scored import Scored
 from engine.spreads import NUMBER_WIDTH, decimals
 from engine.tables import aligned
 from shards.atomic import write_atomically
+from shards.csv_cells import csv_table
 from shards.errors import UsageError
 
-# Sample and file, then the columns of cleanlab's tables of label issues.
-CSV_COLUMNS = (
-    "sample", "source", "given_label", "predicted_label", "label_quality", "is_label_issue",
-)  # fmt: skip
+# How well each score finds wrong labels is measured in docs/scores.md.
+BEST_SCORES: Mapping[str, str] = MappingProxyType(
+    {
+        "confidence_oof": "by classifiers that never saw the label and cannot have memorised it",
+        "el2n": "of the first epochs, before wrong labels are memorised; better still is "
+        "`coreset score --proxy linear --folds 5`",
+        "aum": "el2n was not stored",
+    }
+)
+"""Scores that find wrong labels, best first for either proxy, and why; the first that is stored is
+the default."""
+
+COLUMNS = ("sample", "source", "given_label", "predicted_label")
+CLEANLAB_COLUMNS = ("label_quality", "is_label_issue")
+"""In the sense of ``cleanlab.classification.CleanLearning.get_label_issues``; with folds."""
+OWN_COLUMNS = ("share_harder", "predicted_otherwise")
+"""In their place without folds, where nothing is out of sample."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,15 +43,31 @@ class Suspect:
     """Path below the folder that was packed."""
     given_label: str
     predicted_label: str | None
-    """Class that the trained network sees; None if it was not asked."""
+    """Most probable class, out of fold where there are folds; None if none was predicted."""
     score: float
-    label_quality: float
+    share_harder: float
     """Share of the other images that are harder: 0 for the most suspicious, at most 1."""
+    predicted_otherwise: bool | None
+    """Whether another class is predicted; None if none was."""
+    label_quality: float | None
+    """Out-of-sample probability of the given label, 0 to 1; None without folds."""
+    is_label_issue: bool | None
+    """Whether confident learning takes the label for wrong; None without folds."""
 
-    @property
-    def is_label_issue(self) -> bool | None:
-        """Whether the network sees another class; None if it was not asked."""
-        return None if self.predicted_label is None else self.predicted_label != self.given_label
+
+def best_score(scored: Scored) -> str:
+    """Name the stored score that finds wrong labels best.
+
+    Raises:
+        UsageError: None of `BEST_SCORES` was stored.
+    """
+    for name in BEST_SCORES:
+        if name in scored.names:
+            return name
+    raise UsageError(
+        f"{scored.path} has none of the scores {', '.join(BEST_SCORES)}; choose a --score of "
+        f"{', '.join(scored.names)}, or score again"
+    )
 
 
 def find_suspects(
@@ -63,8 +92,8 @@ def find_suspects(
     else:
         chosen = chosen[:top]
     n_harder = np.searchsorted(np.sort(ease), ease[chosen])
-    qualities = n_harder / max(1, ease.size - 1)
-    return _described(scored, score, scored.ids[chosen], qualities)
+    shares = n_harder / max(1, ease.size - 1)
+    return _described(scored, score, scored.ids[chosen], shares)
 
 
 def _place_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -76,30 +105,26 @@ def _place_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _described(
-    scored: Scored, score: str, ids: NDArray[np.int64], qualities: NDArray[np.float64]
+    scored: Scored, score: str, ids: NDArray[np.int64], shares: NDArray[np.float64]
 ) -> list[Suspect]:
-    dataset, predicted = scored.dataset, scored.predicted
-    given = [dataset.classes[label] for label in dataset.labels[ids]]
-    seen = [None] * ids.size if predicted is None else [dataset.classes[c] for c in predicted[ids]]
-    columns = (
-        ids.tolist(),
-        dataset.table(["source"])["source"].take(ids).to_pylist(),
-        given,
-        seen,
-        scored.values(score)[ids].tolist(),
-        qualities.tolist(),
-    )
-    return [
-        Suspect(
-            sample=sample,
-            source=source,
-            given_label=label,
-            predicted_label=predicted_label,
-            score=value,
-            label_quality=quality,
-        )
-        for sample, source, label, predicted_label, value, quality in zip(*columns, strict=True)
-    ]
+    dataset, unknown = scored.dataset, [None] * ids.size
+    given, predicted = dataset.labels[ids], scored.predicted
+    seen = unknown if predicted is None else [dataset.classes[c] for c in predicted[ids]]
+    otherwise = unknown if predicted is None else (predicted[ids] != given).tolist()
+    quality, issues = scored.columns.get("confidence_oof"), scored.label_issues
+    columns = {
+        "sample": ids.tolist(),
+        "source": dataset.table(["source"])["source"].take(ids).to_pylist(),
+        "given_label": [dataset.classes[label] for label in given],
+        "predicted_label": seen,
+        "score": scored.values(score)[ids].tolist(),
+        "share_harder": shares.tolist(),
+        "predicted_otherwise": otherwise,
+        "label_quality": unknown if quality is None else quality[ids].tolist(),
+        "is_label_issue": unknown if issues is None else issues[ids].tolist(),
+    }
+    rows = zip(*columns.values(), strict=True)
+    return [Suspect(**dict(zip(columns, row, strict=True))) for row in rows]
 
 
 def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
@@ -131,21 +156,13 @@ def require_replaceable(path: Path) -> None:
 
 
 def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
-    """Write a CSV table of ``CSV_COLUMNS``; what was not predicted is an empty cell."""
-    text = StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CSV_COLUMNS)
-    writer.writerows(_csv_row(one) for one in suspects)
-    write_atomically(path, text.getvalue().encode())
+    """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; what is unknown is empty."""
+    out_of_fold = suspects[0].label_quality is not None
+    names = (*COLUMNS, *(CLEANLAB_COLUMNS if out_of_fold else OWN_COLUMNS))
+    rows = ([_cell(getattr(one, name)) for name in names] for one in suspects)
+    write_atomically(path, csv_table(names, rows))
 
 
-def _csv_row(one: Suspect) -> tuple[object, ...]:
-    quality = f"{one.label_quality:.7f}"  # tells the ranks of ten million images apart
-    return (
-        one.sample,
-        one.source,
-        one.given_label,
-        one.predicted_label,
-        quality,
-        one.is_label_issue,
-    )
+def _cell(value: object) -> object:
+    """Format a cell; seven digits tell the ranks of ten million images apart."""
+    return f"{value:.7g}" if isinstance(value, float) else value

@@ -123,9 +123,22 @@ SCORES: Mapping[str, ScoreMeaning] = MappingProxyType(
             low_is_hard=False,
             source="Zhang et al. 2024 (TDDS)",
         ),
+        "confidence_oof": ScoreMeaning(
+            "probability of the label by a classifier that did not train on the sample (out of "
+            "fold); on request",
+            "probability, 0 to 1",
+            low_is_hard=True,
+            source="Northcutt et al. 2021; cleanlab's self-confidence",
+        ),
+        "margin_oof": ScoreMeaning(
+            "the same classifier's probability of the label minus the largest other; on request",
+            "probability, -1 to 1",
+            low_is_hard=True,
+            source="Northcutt et al. 2021; cleanlab's normalized margin",
+        ),
     }
 )
-"""What a scoring can hold; `Dynamics.scores` gives all but the last three."""
+"""What a scoring can hold; `Dynamics.scores` gives all but the last five."""
 
 
 class _Negatable(Protocol):

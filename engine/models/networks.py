@@ -53,15 +53,21 @@ def placed(
 
 
 class LinearHead(nn.Module):
-    """A linear classifier on frozen features, standardised per column: the fast proxy."""
+    """A linear classifier on frozen features, standardised per column: the fast proxy.
 
-    def __init__(self, width: int, n_classes: int) -> None:
+    With folds, as many classifiers more, one per fold, side by side in one layer.
+    """
+
+    def __init__(self, width: int, n_classes: int, n_folds: int = 0) -> None:
         """Start from zero weights: a convex problem needs no random start."""
         super().__init__()
         self.linear = nn.Linear(width, n_classes)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.folds = nn.Linear(width, n_folds * n_classes) if n_folds else None
+        for layer in filter(None, (self.linear, self.folds)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, features_bd: torch.Tensor) -> torch.Tensor:
-        """Logits of shape (b, classes)."""
-        return self.linear(features_bd)
+        """Logits of shape (b, classes), followed in each row by those of fold 0, 1 and so on."""
+        logits = self.linear(features_bd)
+        return logits if self.folds is None else torch.cat((logits, self.folds(features_bd)), 1)

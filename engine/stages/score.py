@@ -94,6 +94,10 @@ class Score:
     and class on the device (2.6 GB for ImageNet) and in every commit."""
     record_margins: bool = False
     """Also every margin of every epoch, in margins.zarr: 2 bytes per image and epoch."""
+    folds: int | None = None
+    """Also scores out of this many folds, such as 5 (linear): confidence_oof and margin_oof, by so
+    many classifiers more, which are asked only for images that they did not train on. They find
+    wrong labels best: `coreset scores suspects`."""
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
     pixels: Path | None = None
@@ -123,6 +127,8 @@ class Score:
         for name in ("epochs", "batch"):
             require_at_least(name, getattr(used, name), 1)
         require_at_least("el2n_epochs", self.el2n_epochs, 1)
+        if self.folds is not None:
+            require_at_least("folds", self.folds, 2)
         require_at_least(f"size of --proxy {self.proxy}", used.size, SMALLEST_SIZE[self.proxy])
         self._require_what_the_proxy_reads()
         if not 0.01 <= used.crop_scale <= 1:
@@ -139,6 +145,8 @@ class Score:
             raise UsageError("pixels and start_size go with --proxy resnet18, got --proxy linear")
         if reads_features and self.recipe != "full":
             raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, got --proxy linear")
+        if self.folds is not None and not reads_features:
+            raise UsageError(f"folds go with --proxy linear, got --proxy {self.proxy}")
         if self.pixels is not None and self.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
         least = SMALLEST_SIZE[self.proxy]
@@ -183,6 +191,7 @@ class Score:
                 el2n_epochs=self.el2n_epochs,
                 tdds=self.tdds,
                 record_margins=self.record_margins,
+                folds=self.folds,
                 compile=self.compile,
                 seed=self.seed,
                 device=device,
@@ -259,8 +268,10 @@ class Score:
         one.run()
         scores = one.scores()
         if self.final:
-            n = len(setup.dataset)
-            scores |= final_scores(one.proxy, one.trainer, n, ranks=setup.ranks, meter=meter)
+            n, n_classes = len(setup.dataset), one.n_classes
+            scores |= final_scores(
+                one.proxy, one.trainer, n, n_classes=n_classes, ranks=setup.ranks, meter=meter
+            )
             one.share_undecodable()
         return one, scores
 
@@ -285,6 +296,7 @@ class Score:
             "deterministic",
         )  # fmt: skip
         config = setup.recipe.settings() | {name: getattr(self, name) for name in own}
+        config |= {} if self.folds is None else {"folds": self.folds}
         runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
         binds = {
             "identity": setup.dataset.manifest.identity,

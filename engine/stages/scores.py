@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
@@ -17,7 +17,9 @@ from engine.config import Outcome, ScoreName, ScoresPath, require_at_least, requ
 from engine.scored import Scored, flipped_labels, hard_end, scores_beside, selection_hint
 from engine.spreads import Spread, binned, histogram, spread_table, without_nan
 from engine.suspects import (
+    BEST_SCORES,
     Suspect,
+    best_score,
     find_suspects,
     require_replaceable,
     suspect_table,
@@ -117,18 +119,26 @@ class Show:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspects:
-    """List the images that are most likely mislabelled: those at the hard end of a score."""
+    """List the images that are most likely mislabelled: those at the hard end of a score.
+
+    Taken is confidence_oof where `coreset score --proxy linear --folds 5` made it: classifiers that
+    never saw a label cannot have memorised it. Else el2n, a mean over the first epochs, by either
+    proxy: later a proxy memorises wrong labels, and aum and loss_final suffer from it. Labels that
+    people mistook are harder to find than random flips, which docs/scores.md measures.
+    """
 
     scores: ScoresPath
     """Scores of the data set in question."""
-    score: ScoreName = "aum"
-    """Score that tells them."""
+    score: ScoreName | None = None
+    """Score that tells them. Default: the best for it that is stored, confidence_oof, else el2n."""
     top: int = 100
     """Suspects to list."""
     per_class: bool = False
     """List so many of every class, instead of all together."""
     csv: Path | None = None
-    """CSV file to list all of them in, with the columns of cleanlab's tables; replaced if there."""
+    """CSV file to list all of them in, replaced if there. With folds, label_quality and
+    is_label_issue are cleanlab's: the probability of the label, and whether confident learning
+    takes it for wrong; without, share_harder and predicted_otherwise stand there."""
     data: Path | None = None
     """Where the scored data set lies now, if it was moved."""
 
@@ -145,24 +155,31 @@ class Suspects:
             StoreError: The scores are damaged, or an image has no value.
         """
         scored = Scored.open(self.scores, self.data)
-        suspects = find_suspects(scored, self.score, self.top, per_class=self.per_class)
-        lines = list(suspect_table(self.score, suspects[:SUSPECTS_SHOWN]))
+        score = best_score(scored) if self.score is None else self.score
+        suspects = find_suspects(scored, score, self.top, per_class=self.per_class)
+        lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN]))
         if self.csv is not None:
             write_suspects(self.csv, suspects)
             lines.append(f"listed: {self.csv}")
         elif len(suspects) > SUSPECTS_SHOWN:
             lines.append(f"and {len(suspects) - SUSPECTS_SHOWN:,} more: --csv FILE lists all")
-        fact = f"{len(suspects):,} of {scored.ids.size:,} images, hardest by {self.score} first"
-        remedy = f"coreset select {self.scores} SET --ipc 10 --misratio 0.3"
+        if self.score is None:
+            lines.append(f"told by {score}: {BEST_SCORES[score]}")
+        fact = f"{len(suspects):,} of {scored.ids.size:,} images, hardest by {score} first"
+        lost = np.setdiff1d(np.arange(len(scored.dataset)), scored.ids)
+        remedy = selection_hint(self.scores, scored.dataset, lost.tolist())
         lines += [
             f"{fact}; {_said_of_predictions(suspects)}: {self.scores}",
-            f"next: correct their labels and pack again, or cut the hardest: {remedy}",
+            *_said_of_issues(scored),
+            f"next: correct their labels and pack again, or cut the hardest: {remedy} --misratio 0.3",
         ]
-        facts = {
+        facts: dict[str, Any] = {
             "scores": str(self.scores),
-            "score": self.score,
+            "score": score,
             "suspects": [asdict(one) for one in suspects],
         }
+        if scored.label_issues is not None:
+            facts["label_issues"] = int(scored.label_issues.sum())
         return Outcome(tuple(lines), facts)
 
 
@@ -293,6 +310,12 @@ def _spread_by_class(scored: Scored, values: NDArray[np.float32]) -> dict[str, S
 
 
 def _said_of_predictions(suspects: Sequence[Suspect]) -> str:
-    if suspects[0].predicted_label is None:
+    if suspects[0].predicted_otherwise is None:
         return "no predictions were stored"
-    return f"{sum(bool(one.is_label_issue) for one in suspects):,} are predicted otherwise"
+    return f"{sum(bool(one.predicted_otherwise) for one in suspects):,} are predicted otherwise"
+
+
+def _said_of_issues(scored: Scored) -> Iterator[str]:
+    issues = scored.label_issues
+    if issues is not None:
+        yield f"{issues.sum():,} of all {issues.size:,} labels are taken for wrong (is_label_issue)"

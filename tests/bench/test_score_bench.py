@@ -12,6 +12,7 @@ from bench import record as recording
 from bench import score_tables
 from bench.contenders import Contender, Measured
 from bench.record import write
+from bench.score_labels import Judged, medians_of_labels, row_of
 from bench.score_loops import agreement_of, balanced_copy
 from bench.score_noise import areas_of, medians, without_places
 from bench.score_parts import PIPELINE, RESIDENT, Scoring, facts_of, rows_of
@@ -159,6 +160,40 @@ def test_the_goal_is_for_the_median_of_the_seeds():
     assert not medians(5, runs_of(0.97, 0.5, 0.99), 0.98)["met"]
 
 
+FLIPPED = np.array([True, True, False, False])
+
+
+def label_rows(*areas):
+    """Rows of ``labels`` with these areas of ours and of cleanlab's, seed by seed."""
+    issues = np.array([True, False, True, False]), np.array([True, True, True, True])
+    for seed, (ours, theirs) in enumerate(areas):
+        of_ours = {"confidence_oof": ours, "margin_oof": 0.9, "el2n": 0.8, "aum": 0.7}
+        one, other = (
+            Judged(of_ours, issues[0], 2.0),
+            Judged({"self_confidence": theirs}, issues[1], 9.0),
+        )
+        yield row_of(25, seed, one, other, FLIPPED)
+
+
+def test_label_issues_are_weighed_by_precision_and_recall():
+    (row,) = label_rows((0.9, 0.9))
+    assert row["issues"] == {"found": 2, "precision": 0.5, "recall": 0.5}
+    assert row["peer_issues"] == {"found": 4, "precision": 0.5, "recall": 1.0}
+
+
+def test_out_of_fold_confidence_must_come_near_cleanlab_in_the_worst_run():
+    rows = list(label_rows((0.96, 0.9), (0.94, 0.944), (0.95, 0.9)))
+    assert [row["met"] for row in rows] == [True, True, True]
+    summed = medians_of_labels(25, rows)
+    assert (summed["areas"]["confidence_oof"], summed["peer_areas"]["self_confidence"]) == (
+        0.95,
+        0.9,
+    )
+    assert summed["worst_difference"] == pytest.approx(-0.004)
+    assert summed["met"]
+    assert not medians_of_labels(25, [*rows, *label_rows((0.9, 0.906))])["met"]
+
+
 def test_the_facts_of_a_command_are_its_last_json_line():
     lines = ["auto picked something", '{"event": "progress"}', json.dumps({"images": 3})]
     assert facts_of(lines) == {"images": 3}
@@ -185,6 +220,20 @@ def test_tables_of_noise_show_the_median_and_every_seed():
     assert median_row == "| 5 % | linear@1, median of 3 seeds | 0.9920 | aum at least 0.99 |"
     spread = score_tables.score_noise_spread()
     assert "| 5 % | 0.9910 (seed 0) | 0.9930 (seed 1) | 0.9920 (seed 2) |" in spread
+
+
+@pytest.mark.usefixtures("recorded")
+def test_tables_of_labels_show_both_and_the_worst_difference():
+    runs = list(label_rows((0.96, 0.9), (0.94, 0.944), (0.95, 0.9)))
+    rows = [*runs, medians_of_labels(25, runs)]
+    write("score", [{"bench": "score.labels", **one, **CIRCUMSTANCES} for one in rows])
+    table = score_tables.score_labels().splitlines()
+    row = "| 25 % | 0.9500 | 0.9000 | -0.0040 | at least -0.005 | 0.9000 | 0.8000 | 0.7000 |"
+    assert table[2] == row
+    assert table[-1].startswith("Medians of 3 seeds, 5 folds; cleanlab ")
+    assert table[-1].endswith("; 2 cores (some), 8 GiB, no GPU, torch 2, 2026-01-01, commit abc.")
+    issues = score_tables.score_labels_issues().splitlines()
+    assert issues[2] == "| 25 % | 50.0% | 50.0% | 50.0% | 100.0% |"
 
 
 @pytest.mark.usefixtures("recorded")

@@ -34,6 +34,7 @@ CHECKOUT = Path(__file__).parents[2]
 # As the fixture `scored`. Batches so small diverge by chance at the default rate.
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
+ON_REQUEST = {"tdds", "confidence_oof", "margin_oof"}
 
 
 def columns_of(scores):
@@ -48,7 +49,7 @@ def own_lines(artifact):
 
 def test_every_image_has_a_row_in_every_array_and_was_seen_once_per_epoch(scored):
     columns = columns_of(scored)
-    assert set(columns) == set(SCORES) - {"tdds"} | {"visits", "predicted"}
+    assert set(columns) == set(SCORES) - ON_REQUEST | {"visits", "predicted"}
     assert all(values.shape == (60,) for values in columns.values())
     types = {name: values.dtype for name, values in columns.items()}
     assert types.pop("predicted") == np.int32
@@ -384,7 +385,7 @@ def test_a_scoring_killed_before_any_of_its_renames_is_continued_to_the_same_byt
     packed, tmp_path, fork, done, stored_bytes
 ):
     # Committed after every batch.
-    options = (*LINEAR, "--epochs", 1, "--batch", 30, "--record-margins")
+    options = (*LINEAR, "--epochs", 1, "--batch", 30, "--record-margins", "--folds", 3)
     done("score", packed, tmp_path / "WHOLE", *options)  # the features are cached from here on
     child = fork(KILLED_BEFORE_EACH_RENAME, tmp_path, packed, *options)
     assert child.code == 0, child.said
@@ -504,11 +505,12 @@ def test_flipped_labels_are_found_by_a_linear_proxy_on_frozen_features(make_phot
     table = tmp_path / "labels.csv"
     table.write_text("\n".join(["path,noisy", *rows]))
     done("pack", src, tmp_path / "DATA", "--labels", table, "--column", "noisy")
-    done("score", tmp_path / "DATA", tmp_path / "SCORES", *LINEAR, "--epochs", 10, "--batch", 32)
+    options = (*LINEAR, "--epochs", 10, "--batch", 32, "--folds", 5)
+    done("score", tmp_path / "DATA", tmp_path / "SCORES", *options)
     dataset, columns = Dataset.open(tmp_path / "DATA"), columns_of(tmp_path / "SCORES")
     wrong = dataset.labels != dataset.ints("folder_label")
     assert wrong.sum() == len(flipped) == 9
-    for name in ("aum", "aum_logit"):
+    for name in ("aum", "aum_logit", "confidence_oof", "margin_oof"):
         assert roc_auc_score(wrong, -columns[name]) > 0.9
     assert roc_auc_score(wrong, columns["el2n"]) > 0.9
 

@@ -51,7 +51,7 @@ def test_ranks_that_share_batches_give_the_scores_of_one_process(
     packed, tmp_path, done, start_ranks, world
 ):
     """A linear proxy has no batch statistics: gradients of halves add up to those of the whole."""
-    options = (*LINEAR, "--epochs", 3)
+    options = (*LINEAR, "--epochs", 3, "--folds", 3)
     done("score", packed, tmp_path / "ALONE", *options, "--batch", 6 * world)
     codes, said = ended(
         start_ranks(RUN, "score", packed, tmp_path / "RANKS", *options, "--batch", 6, world=world)

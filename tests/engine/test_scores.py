@@ -41,7 +41,7 @@ def write_scores(data, out, columns, *, images=0, undecodable=None, config=None)
     )
     with making(out, provenance, inputs=[data]) as work:
         work.meter.images = images
-        visits = np.full(len(columns["aum"]), 3, np.int32)
+        visits = np.full(len(next(iter(columns.values()))), 3, np.int32)
         stored = {"visits": visits, **columns}
         generations = Generations(work.scratch)
         generations.commit(9, lambda folder: write_columns(folder / SCORES_NAME, stored, {}))
@@ -217,7 +217,7 @@ def test_real_scores_are_shown(scored, done):
 def test_suspects_are_the_hardest_with_their_labels(scores, columns, packed, told):
     dataset = Dataset.open(packed)
     rows = dataset.samples.to_pylist()
-    suspects = told("scores", "suspects", scores, "--top", 7)["suspects"]
+    suspects = told("scores", "suspects", scores, "--score", "aum", "--top", 7)["suspects"]
     expected = np.argsort(columns["aum"])[:7].tolist()
     assert [one["sample"] for one in suspects] == expected
     for rank, one in enumerate(suspects):
@@ -226,7 +226,9 @@ def test_suspects_are_the_hardest_with_their_labels(scores, columns, packed, tol
         assert one["given_label"] == row["class"]
         assert one["predicted_label"] == dataset.classes[columns["predicted"][row["id"]]]
         assert one["score"] == columns["aum"][row["id"]]
-        assert one["label_quality"] == pytest.approx(rank / 59)
+        assert one["share_harder"] == pytest.approx(rank / 59)
+        assert one["predicted_otherwise"] == (one["given_label"] != one["predicted_label"])
+        assert (one["label_quality"], one["is_label_issue"]) == (None, None)
 
 
 def test_the_hard_end_of_each_score_is_searched(scores, columns, told):
@@ -234,11 +236,11 @@ def test_the_hard_end_of_each_score_is_searched(scores, columns, told):
     assert [one["sample"] for one in suspects] == np.argsort(-columns["el2n"])[:3].tolist()
 
 
-def test_equally_hard_images_have_one_quality_and_come_by_id(scores, told):
+def test_equally_hard_images_have_one_share_and_come_by_id(scores, told):
     suspects = told("scores", "suspects", scores, "--score", "forgetting")["suspects"]
     assert [one["score"] for one in suspects] == [3.0] * 15 + [2.0] * 15 + [1.0] * 15 + [0.0] * 15
-    qualities = [one["label_quality"] for one in suspects]
-    assert qualities == pytest.approx([0] * 15 + [15 / 59] * 15 + [30 / 59] * 15 + [45 / 59] * 15)
+    shares = [one["share_harder"] for one in suspects]
+    assert shares == pytest.approx([0] * 15 + [15 / 59] * 15 + [30 / 59] * 15 + [45 / 59] * 15)
     for first in range(0, 60, 15):
         ids = [one["sample"] for one in suspects[first : first + 15]]
         assert ids == sorted(ids)
@@ -246,7 +248,8 @@ def test_equally_hard_images_have_one_quality_and_come_by_id(scores, told):
 
 def test_per_class_lists_the_hardest_of_every_class(scores, columns, packed, told):
     labels = Dataset.open(packed).labels
-    found = told("scores", "suspects", scores, "--top", 2, "--per-class")["suspects"]
+    options = ("--score", "aum", "--top", 2, "--per-class")
+    found = told("scores", "suspects", scores, *options)["suspects"]
     ids = [one["sample"] for one in found]
     expected = [
         np.flatnonzero(labels == c)[np.argsort(columns["aum"][labels == c])[:2]] for c in range(3)
@@ -255,30 +258,28 @@ def test_per_class_lists_the_hardest_of_every_class(scores, columns, packed, tol
     assert ids == sorted(ids, key=columns["aum"].__getitem__)
 
 
-def test_the_csv_has_all_suspects_with_the_columns_of_cleanlab(
-    scores, columns, packed, tmp_path, done
-):
+def test_without_folds_the_csv_has_columns_of_its_own(scores, columns, packed, tmp_path, done):
     listed = tmp_path / "suspects.csv"
-    lines = done("scores", "suspects", scores, "--top", 50, "--csv", listed)
+    lines = done("scores", "suspects", scores, "--score", "aum", "--top", 50, "--csv", listed)
     assert lines[21] == f"listed: {listed}"  # below a header and 20 rows
     with listed.open(newline="") as file:
         reader = csv.DictReader(file)
         rows = list(reader)
     assert reader.fieldnames == [
-        "sample", "source", "given_label", "predicted_label", "label_quality", "is_label_issue",
+        "sample", "source", "given_label", "predicted_label", "share_harder", "predicted_otherwise",
     ]  # fmt: skip
     assert [int(row["sample"]) for row in rows] == np.argsort(columns["aum"])[:50].tolist()
-    qualities = [float(row["label_quality"]) for row in rows]
-    assert qualities == pytest.approx([rank / 59 for rank in range(50)], abs=1e-7)
+    shares = [float(row["share_harder"]) for row in rows]
+    assert shares == pytest.approx([rank / 59 for rank in range(50)], abs=1e-7)
     labels, predicted = Dataset.open(packed).labels, columns["predicted"]
     for row in rows:
         differs = labels[int(row["sample"])] != predicted[int(row["sample"])]
-        assert row["is_label_issue"] == str(differs)
+        assert row["predicted_otherwise"] == str(differs)
         assert (row["given_label"] != row["predicted_label"]) == differs
 
 
 def test_the_terminal_shows_twenty_and_says_where_the_rest_is(scores, columns, done):
-    lines = done("scores", "suspects", scores, "--top", 50)
+    lines = done("scores", "suspects", scores, "--score", "aum", "--top", 50)
     shown = [int(line.split()[0]) for line in lines[1:21]]
     assert shown == np.argsort(columns["aum"])[:20].tolist()
     assert lines[21] == "and 30 more: --csv FILE lists all"
@@ -287,14 +288,90 @@ def test_the_terminal_shows_twenty_and_says_where_the_rest_is(scores, columns, d
     assert f"coreset select {scores} SET" in lines[23]
 
 
+@pytest.fixture(scope="session")
+def out_of_fold(columns):
+    """The columns with those of folds; photos 5 and 6 are taken for wrong."""
+    predicted = columns["predicted"].copy()
+    predicted[[5, 6]] = (predicted[[5, 6]] + 1) % 3
+    return columns | {
+        "confidence_oof": np.random.default_rng(8).permutation(
+            np.linspace(0, 1, N, dtype=np.float32)
+        ),
+        "margin_oof": np.linspace(1, -1, N, dtype=np.float32),
+        "predicted_oof": predicted,
+        "label_issue_oof": np.isin(np.arange(N), [5, 6]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("left_out", "best", "why"),
+    [
+        ((), "confidence_oof", "by classifiers that never saw the label"),
+        (("confidence_oof",), "el2n", "first epochs, before wrong labels are memorised"),
+        (("confidence_oof", "el2n"), "aum", "el2n was not stored"),
+    ],
+)
+def test_the_stored_score_that_finds_wrong_labels_best_is_the_default_and_says_why(  # noqa: PLR0917 - fixtures
+    packed, out_of_fold, tmp_path, told, done, left_out, best, why
+):
+    columns = {name: values for name, values in out_of_fold.items() if name not in left_out}
+    scores = write_scores(packed, tmp_path / "S", {"aum": columns["aum"]} | columns)
+    facts = told("scores", "suspects", scores)
+    ease = columns[best] if SCORES[best].low_is_hard else -columns[best]
+    assert facts["score"] == best
+    assert [one["sample"] for one in facts["suspects"]] == np.argsort(ease).tolist()
+    (line,) = [
+        line for line in done("scores", "suspects", scores) if line.startswith(f"told by {best}: ")
+    ]
+    assert why in line
+    chosen = done("scores", "suspects", scores, "--score", best)
+    assert not any(line.startswith("told by") for line in chosen)
+
+
+def test_scores_of_which_none_tells_wrong_labels_are_refused_with_those_there(
+    packed, columns, tmp_path, refused
+):
+    stored = {"forgetting": columns["forgetting"]}
+    scores = write_scores(packed, tmp_path / "S", stored)
+    said = refused(tmp_path, "scores", "suspects", scores)
+    assert f"{scores} has none of the scores confidence_oof, el2n, aum; choose a --score" in said
+    assert "of forgetting, or score again" in said
+
+
+@pytest.mark.parametrize("score", [None, "aum"])
+def test_with_folds_the_csv_has_the_columns_of_cleanlab_in_its_sense(
+    packed, out_of_fold, tmp_path, told, score
+):
+    scores, listed = write_scores(packed, tmp_path / "S", out_of_fold), tmp_path / "list.csv"
+    options = () if score is None else ("--score", score)
+    facts = told("scores", "suspects", scores, "--top", 60, "--csv", listed, *options)
+    assert facts["label_issues"] == 2
+    rows = list(csv.DictReader(listed.read_text().splitlines()))
+    assert list(rows[0]) == [
+        "sample", "source", "given_label", "predicted_label", "label_quality", "is_label_issue",
+    ]  # fmt: skip
+    order = np.argsort(out_of_fold["confidence_oof" if score is None else score])
+    assert [int(row["sample"]) for row in rows] == order.tolist()
+    classes = Dataset.open(packed).classes
+    for row, sample in zip(rows, order, strict=True):
+        assert float(row["label_quality"]) == pytest.approx(out_of_fold["confidence_oof"][sample])
+        assert row["is_label_issue"] == str(sample in {5, 6})
+        assert row["predicted_label"] == classes[out_of_fold["predicted_oof"][sample]]
+
+
+def test_the_number_of_labels_taken_for_wrong_is_told(packed, out_of_fold, tmp_path, done):
+    lines = done("scores", "suspects", write_scores(packed, tmp_path / "S", out_of_fold))
+    assert "2 of all 60 labels are taken for wrong (is_label_issue)" in lines
+
+
 def test_without_predictions_the_cells_are_empty(packed, columns, tmp_path, done):
     del (only := dict(columns))["predicted"]
     scores, listed = write_scores(packed, tmp_path / "S", only), tmp_path / "list.csv"
     lines = done("scores", "suspects", scores, "--top", 1, "--csv", listed)
     assert lines[1].split()[3] == "-"
-    assert "no predictions were stored" in lines[3]
+    assert any("; no predictions were stored: " in line for line in lines)
     (row,) = csv.DictReader(listed.read_text().splitlines())
-    assert (row["predicted_label"], row["is_label_issue"]) == ("", "")
+    assert (row["predicted_label"], row["predicted_otherwise"]) == ("", "")
 
 
 def test_a_csv_that_is_there_is_replaced(scores, tmp_path, done):

@@ -9,12 +9,13 @@ from kernels.scores import SCORES, easiness
 from kernels.tdds import Tdds
 
 OF_AN_EVALUATION = {"loss_final", "entropy_final"}
+OUT_OF_FOLD = {"confidence_oof", "margin_oof"}
 
 
 def test_the_table_names_exactly_the_scores_that_can_be_made():
     of_the_pass = set(Dynamics(1, "cpu").scores()) - {"visits"}
     on_request = set(Tdds(1, 2, "cpu").scores())
-    assert set(SCORES) == of_the_pass | on_request | OF_AN_EVALUATION
+    assert set(SCORES) == of_the_pass | on_request | OF_AN_EVALUATION | OUT_OF_FOLD
     assert not of_the_pass & on_request
 
 
@@ -38,7 +39,7 @@ def test_a_sample_that_was_learned_once_and_lost_is_the_hardest_by_every_score()
         dynamics.end_epoch(epoch)
         tdds.end_epoch(epoch)
     scores = dynamics.scores() | tdds.scores()
-    for name in set(SCORES) - OF_AN_EVALUATION:
+    for name in set(SCORES) - OF_AN_EVALUATION - OUT_OF_FOLD:
         easy, hard = easiness(name, scores[name])
         assert hard < easy, name
 

@@ -1,0 +1,121 @@
+"""Wrong labels found out of fold, beside cleanlab's usual way on the same frozen features."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from statistics import median
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
+from bench.score_parts import Row, Setting
+from engine.comparison import cost_of
+from engine.features import FeatureSpec, features_for
+from engine.ledger import stopwatch
+from engine.scored import Scored, flipped_labels
+from kernels.agreement import roc_area
+
+FOLDS = 5
+"""Cleanlab's own default (``CleanLearning(cv_n_folds=5)``)."""
+GOAL = -0.005
+"""Least difference of the areas, ours minus cleanlab's, in every run."""
+OURS, THEIRS = "confidence_oof", "self_confidence"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What one of both says of every label."""
+
+    areas: dict[str, float]
+    """Area under the ROC for flipped labels, by score."""
+    issues: NDArray[np.bool_]
+    """Labels taken for wrong, shape (n,)."""
+    seconds: float
+
+
+def labels(setting: Setting) -> Iterator[Row]:
+    """Areas of both by noise and seed, and the labels that both take for wrong."""
+    noisy = Noisy(setting)
+    for percent in AUM_GOALS:
+        runs: list[Row] = []
+        for seed in SEEDS:
+            options = ("--proxy", "linear", "--backbone", BACKBONE, "--folds", FOLDS)
+            scored = Scored.open(noisy.scores(percent, "folds", *options, seed=seed))
+            flipped = flipped_labels(scored.dataset, noisy.truth, "noisy_labels_0")
+            ours = _ours(scored, noisy)
+            row = row_of(percent, seed, ours, by_cleanlab(scored, flipped, seed), flipped)
+            runs.append(row)
+            yield row
+        yield medians_of_labels(percent, runs)
+
+
+def _ours(scored: Scored, noisy: Noisy) -> Judged:
+    issues = scored.label_issues
+    if issues is None:
+        raise ValueError(f"{scored.path} has no label issues; score it with --folds")
+    return Judged(noisy.areas(scored.path), issues, cost_of(scored).wall_seconds)
+
+
+def by_cleanlab(scored: Scored, flipped: NDArray[np.bool_], seed: int) -> Judged:
+    """Cleanlab as its image tutorials use it: logistic regression on features, cross-validated."""
+    from cleanlab.filter import find_label_issues
+    from cleanlab.rank import get_label_quality_scores
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+    features = features_for(scored.dataset, FeatureSpec(backbone=BACKBONE)).astype(np.float32)
+    given, clock = scored.dataset.labels, stopwatch()
+    folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
+    probabilities: Any = cross_val_predict(
+        LogisticRegression(max_iter=1000), features, given, cv=folds, method="predict_proba"
+    )
+    methods: tuple[Any, ...] = (THEIRS, "normalized_margin")
+    areas = {
+        method: roc_area(-get_label_quality_scores(given, probabilities, method=method), flipped)
+        for method in methods
+    }
+    return Judged(areas, find_label_issues(given, probabilities, n_jobs=1), clock.seconds)
+
+
+def row_of(
+    percent: int, seed: int, ours: Judged, theirs: Judged, flipped: NDArray[np.bool_]
+) -> Row:
+    """Both of one run, side by side."""
+    difference = ours.areas[OURS] - theirs.areas[THEIRS]
+    return {
+        "percent": percent,
+        "seed": seed,
+        "images": flipped.size,
+        "flipped": int(flipped.sum()),
+        "folds": FOLDS,
+        "areas": ours.areas,
+        "issues": _told(ours.issues, flipped),
+        "wall_seconds": ours.seconds,
+        "peer": {name: version(name) for name in ("cleanlab", "scikit-learn")},
+        "peer_areas": theirs.areas,
+        "peer_issues": _told(theirs.issues, flipped),
+        "peer_wall_seconds": round(theirs.seconds, 3),
+        "difference": difference,
+        "goal": GOAL,
+        "met": difference >= GOAL,
+    }
+
+
+def _told(issues: NDArray[np.bool_], flipped: NDArray[np.bool_]) -> dict[str, float]:
+    right = int((issues & flipped).sum())
+    return {
+        "found": int(issues.sum()),
+        "precision": right / max(1, int(issues.sum())),
+        "recall": right / max(1, int(flipped.sum())),
+    }
+
+
+def medians_of_labels(percent: int, runs: Sequence[Row]) -> Row:
+    """Medians over the runs' seeds; the goal is for the worst of them."""
+    row: Row = {"percent": percent, "seeds": [one["seed"] for one in runs], "folds": FOLDS}
+    for kind in ("areas", "issues", "peer_areas", "peer_issues"):
+        row[kind] = {name: median(one[kind][name] for one in runs) for name in runs[0][kind]}
+    worst = min(one["difference"] for one in runs)
+    return row | {"worst_difference": worst, "goal": GOAL, "met": worst >= GOAL}
