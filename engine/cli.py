@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
         _run_verb(words[0], words[1:], machine=machine)
     except CoresetError as error:
         return _refused(error, machine=machine)
-    except (MemoryError, OSError) as error:
+    except OSError as error:
         machine_error = _machine_error(error)
         if machine_error is None:
             raise
@@ -98,7 +98,12 @@ def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
 
     choose_display(Display.JSON if machine else Display.AUTO)
     with _stop_signals():
-        outcome = stage.run()
+        try:
+            outcome = stage.run()
+        except (MemoryError, RuntimeError) as error:
+            if (machine_error := _out_of_memory(error, stage)) is None:
+                raise
+            raise machine_error from error
     if machine:
         event = "done" if outcome.failure is None else "failed"
         print(json.dumps({"event": event, "verb": verb, "lines": outcome.lines, **outcome.facts}))
@@ -147,12 +152,30 @@ def _refused(error: CoresetError, *, machine: bool) -> int:
     return error.exit_code
 
 
-def _machine_error(error: OSError | MemoryError) -> MachineError | None:
+def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> MachineError | None:
+    """Name what would fit, by the fields that the verb has; None for any other error."""
+    fact, share = "out of memory", 0.5
+    if "torch" in sys.modules:  # not imported for this: it takes memory
+        from engine.device import memory_shortage
+
+        shortage = memory_shortage(error)
+        if shortage is None:
+            return None
+        fact, share = shortage
+    elif not isinstance(error, MemoryError):
+        return None
+    # A recipe fills in the fields that were not given.
+    batch = getattr(getattr(stage, "used", stage), "batch", None)
+    remedies = [f"use a smaller --{name}" for name in ("size", "samples") if hasattr(stage, name)]
+    if batch is not None and (fits := int(batch * share)) >= 1:
+        remedies.insert(0, f"--batch {1 << fits.bit_length() - 1} should fit")
+    return MachineError(f"{fact}; {', or '.join(remedies or ['end other programs'])}")
+
+
+def _machine_error(error: OSError) -> MachineError | None:
     """The error as a fault of the machine, or None if it is a bug of ours."""
     import errno
 
-    if isinstance(error, MemoryError):
-        return MachineError("out of memory; use a smaller --batch or --size")
     names = ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK")
     if errno.errorcode.get(error.errno or 0) in names:
         where = f" at {error.filename}" if error.filename else ""

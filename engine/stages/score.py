@@ -23,11 +23,11 @@ from engine.ledger import Meter
 from engine.provenance import Provenance
 from engine.ranks import joined
 from engine.recipes import RECIPES, Recipe
-from engine.scoring import UNDECODABLE_NAME, finish, is_finished, undecodable_of
+from engine.scoring import UNDECODABLE_NAME, finish, is_finished, last_commit, undecodable_of
 from engine.waiting import sleep_while_waiting
 from shards.atomic import temporary_name
 from shards.dataset import Dataset
-from shards.errors import UsageError
+from shards.errors import CoresetError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -242,9 +242,11 @@ class Score:
 
         try:
             done, scores = self._train(setup, work.scratch, work.meter)
-        except (UsageError, DivergedError):
-            # The remedy is another configuration: what was committed leads here again.
-            shutil.rmtree(work.scratch)
+        except (UsageError, DivergedError, MemoryError, RuntimeError) as error:
+            # The remedy is another configuration: what was committed leads here again. Out of
+            # memory, it is kept: it may have been another program that took too much.
+            if isinstance(error, CoresetError) or last_commit(work.scratch) is None:
+                shutil.rmtree(work.scratch)
             raise
         if done.position.undecodable:
             work.meter.notes["undecodable"] = len(done.position.undecodable)

@@ -27,6 +27,8 @@ class Fake:
     """How to end."""
     epochs: int = 1
     """At least 1."""
+    batch: int = 64
+    """Images per step."""
 
     def __post_init__(self) -> None:
         require_at_least("epochs", self.epochs, 1)

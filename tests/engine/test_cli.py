@@ -92,7 +92,7 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(arguments, said, capsys):
     [
         ("data", 3, "shard 3 is cut; pack again"),
         ("disk", 4, "No space left on device at some/file; nothing was half-written"),
-        ("memory", 4, "out of memory; use a smaller --batch"),
+        ("memory", 4, "out of memory; --batch 32 should fit"),
         ("key", 130, "interrupted; the same command continues"),
     ],
 )
