@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from engine.models.networks import placed
 from engine.models.resnet import resnet18
-from engine.models.weights import load_by_name, load_by_position, read_weights, weights_digest
+from engine.models.weights import (
+    by_own_names,
+    load_by_name,
+    load_by_position,
+    read_weights,
+    weights_digest,
+)
 from shards.errors import MachineError, UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -63,7 +69,8 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
     """
     recipe = _recipe(name)
     path = weights or _weights_at_hand(name)
-    network, state = recipe.build(), read_weights(path)
+    network = recipe.build()
+    state = by_own_names(network, read_weights(path))
     foreign_names = recipe.by_position and state.keys().isdisjoint(network.state_dict())
     load = load_by_position if foreign_names else load_by_name
     load(network, state, path)

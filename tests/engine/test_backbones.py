@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from argparse import Namespace  # noqa: TID251 - of other programs' checkpoints
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from engine.models.backbones import (
     load_backbone,
     weights_key,
 )
-from engine.models.weights import load_by_name, load_by_position, read_weights
+from engine.models.weights import by_own_names, load_by_name, load_by_position, read_weights
 from engine.seeding import generator_for
 from shards.atomic import sha256_of_file
 from shards.errors import MachineError, UsageError
@@ -169,7 +170,88 @@ def test_another_timm_model_takes_timms_normalisation(tmp_path):
         torch.testing.assert_close(backbone.features(BATCH), expected, atol=1e-4, rtol=1e-4)
 
 
+def small_state():
+    state = small_network().state_dict()
+    return {
+        name: torch.full_like(tensor, 1 + at) for at, (name, tensor) in enumerate(state.items())
+    }
+
+
+def prefixed(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def loaded(file):
+    network = small_network()
+    load_by_name(network, by_own_names(network, read_weights(file)), file)
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict_ema", "model_ema", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_checkpoints_are_unwrapped_as_timm_does(tmp_path, wrapper, prefix):
+    from timm.models import load_state_dict
+
+    file = tmp_path / "checkpoint.pth"
+    checkpoint = {"epoch": 3, "optimizer": {"state": {}}, "args": Namespace(lr=0.1)}
+    others = dict.fromkeys(("state_dict", "model"), prefixed(prefix, small_network().state_dict()))
+    torch.save(checkpoint | others | {wrapper: prefixed(prefix, small_state())}, file)
+    expected, found = load_state_dict(str(file)), loaded(file)
+    assert found.keys() <= expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    if wrapper != "model":  # beside which there is a "state_dict", read first
+        assert torch.equal(found["0.weight"], small_state()["0.weight"])
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "backbone.", "module.model.", "model._orig_mod.", "module.backbone."]
+)
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_names_of_networks_inside_others_are_found(tmp_path, prefix, save):
+    file = tmp_path / ("w.pth" if save is torch.save else "w.safetensors")
+    head = {"head.weight": torch.zeros(2), "model.head.bias": torch.zeros(2)}
+    save(prefixed(prefix, small_state()) | head, file)
+    found = loaded(file)
+    assert all(torch.equal(tensor, small_state()[name]) for name, tensor in found.items())
+
+
+def test_a_network_whose_own_names_begin_like_a_prefix_keeps_them():
+    network = nn.ModuleDict({"model": small_network()})
+    state = prefixed("model.", small_state())
+    assert by_own_names(network, state) == state
+    wrapped = prefixed("module.", state)
+    assert by_own_names(network, wrapped).keys() == state.keys()
+
+
+def test_wrapped_torchvision_weights_give_the_same_features(tmp_path, resnet18):
+    state = resnet18.state_dict()
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": prefixed("module.", state), "epoch": 90}, tmp_path / "ddp.pth")
+    plain, wrapped = (
+        load_backbone("resnet18", tmp_path / f"{one}.pth", CPU) for one in ("plain", "ddp")
+    )
+    own = plain.network.state_dict()
+    assert all(torch.equal(own[name], one) for name, one in wrapped.network.state_dict().items())
+
+
 # what is refused
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path):
+    endless: dict[str, Any] = {"epoch": 1}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="no flat dictionary of tensors"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_objects_beside_the_tensors_are_named(tmp_path):
+    torch.save({"model": small_state(), "folder": tmp_path}, tmp_path / "w.pth")
+    with pytest.raises(
+        UsageError, match=r"\(it holds pathlib\.PosixPath, .*save its state dict"
+    ) as caught:
+        read_weights(tmp_path / "w.pth")
+    assert str(caught.value).isprintable()
 
 
 def test_missing_weights_name_the_remedy(tmp_path, monkeypatch):
@@ -278,10 +360,20 @@ def test_a_cut_file_is_refused(tmp_path):
             read_weights(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, 3])
-def test_only_a_flat_dictionary_of_tensors_is_taken(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ([torch.zeros(1)], "none"),
+        (3, "none"),
+        ({"net": {"a": torch.zeros(1)}, "epoch\x1b[1m": 3}, r"'net', 'epoch\\x1b\[1m'"),
+        ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "'state_dict'"),
+    ],
+)
+def test_only_a_flat_dictionary_of_tensors_is_taken(tmp_path, content, names):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="no flat dictionary of tensors; convert it"):
+    with pytest.raises(
+        UsageError, match=rf"no flat dictionary of tensors, .* \(its names: {names}\)"
+    ):
         read_weights(tmp_path / "w.pth")
 
 
