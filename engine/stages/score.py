@@ -102,8 +102,9 @@ class Score:
     """Start weights, order and crops."""
     deterministic: bool = False
     """On a GPU use deterministic kernels alone, some slower; a CPU is always deterministic."""
-    backbone: str = "resnet18"
-    """Frozen backbone of --proxy linear, as in `coreset embed`."""
+    backbone: str = "auto"
+    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
+    this machine."""
     weights: Path | None = None
     """Weights of that backbone, if not on this machine."""
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
@@ -266,11 +267,20 @@ class Score:
             one.share_undecodable()
         return one, scores
 
+    @property
+    def _backbone(self) -> str:
+        """The backbone by name; with --proxy resnet18, which has none, what was always recorded."""
+        from engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
+
+        if self.backbone == "auto" and self.proxy != "linear":
+            return DEFAULT_BACKBONE
+        return choose_backbone(self.backbone, self.weights)
+
     def _features(self) -> "FeatureSpec":
         from engine.features import FeatureSpec
 
         return FeatureSpec(
-            backbone=self.backbone,
+            backbone=self._backbone,
             weights=self.weights,
             size=self.used.size,
             device=self.device,
@@ -283,10 +293,11 @@ class Score:
         from engine.device import runtime_of
 
         own = (
-            "el2n_epochs", "final", "tdds", "record_margins", "seed", "backbone", "decoder_exact",
+            "el2n_epochs", "final", "tdds", "record_margins", "seed", "decoder_exact",
             "deterministic",
         )  # fmt: skip
         config = setup.recipe.settings() | {name: getattr(self, name) for name in own}
+        config["backbone"] = setup.features.backbone
         runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
         binds = {
             "identity": setup.dataset.manifest.identity,
@@ -306,6 +317,7 @@ class Score:
 
     def _outcome(self, work: Work, setup: "Setup") -> Outcome:
         from engine.decode.decoder import told_choice
+        from engine.models.backbones import told_backbone
 
         n, n_lost = len(setup.dataset), len(undecodable_of(self.scores))
         listed = self.scores / UNDECODABLE_NAME
@@ -315,6 +327,7 @@ class Score:
         return Outcome(
             (
                 *(told if self.proxy == "resnet18" and self.pixels is None else ()),
+                *(told_backbone(self.backbone, self.weights) if self.proxy == "linear" else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
                 *([_STREAMED] if work.meter.notes.get("streamed") else []),
                 f"scores of {n:,} images by {self.stamp} {how}: {self.scores}",

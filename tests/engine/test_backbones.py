@@ -1,6 +1,7 @@
 """Frozen backbones: the right weights in the right places, and no code from a weights file."""
 
 import os
+import socket
 import zipfile
 from argparse import Namespace  # noqa: TID251 - of other programs' checkpoints
 from importlib.metadata import distribution
@@ -9,16 +10,20 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
+import engine.models.backbones
 from engine.models.backbones import (
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
     OFFLINE_BACKBONE,
     OFFLINE_PACKAGE,
+    choose_backbone,
     load_backbone,
+    told_backbone,
     weights_key,
 )
 from engine.models.weights import by_own_names, load_by_name, load_by_position, read_weights
@@ -145,6 +150,80 @@ def test_the_weights_in_torchs_folder_are_found(tmp_path, monkeypatch, resnet18)
     assert weights_key("resnet18", None) == sha256_of_file(folder / "resnet18-f37072fd.pth")
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """``here(place, ...)``: put weights at some places and none elsewhere; no network."""
+
+    def offline(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", "no-such-package")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "hub/models--timm--resnet18.a1_in1k"
+    places = {
+        "torchvision": tmp_path / "torch/hub/checkpoints/resnet18-f37072fd.pth",
+        "timm": folder / "snapshots" / commit / "model.safetensors",
+        "formerly timm": tmp_path / "torch/hub/checkpoints/resnet18_a1_0-d63eafa0.pth",
+        "resnet50": tmp_path / "torch/hub/checkpoints/resnet50-0676ba61.pth",
+    }
+
+    def put(*wanted: str) -> dict[str, Path]:
+        for place in wanted:
+            if place == "package":
+                monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", OFFLINE_PACKAGE)
+                continue
+            places[place].parent.mkdir(parents=True, exist_ok=True)
+            places[place].write_bytes(place.encode())
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs/main").write_text(commit)
+        return places | {"package": packaged_weights()}
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen", "taken"),
+    [
+        (("torchvision", "timm", "resnet50", "package"), "resnet18", "torchvision"),
+        (("timm", "resnet50", "package"), "resnet18", "timm"),
+        (("formerly timm", "package"), "resnet18", "formerly timm"),
+        (("resnet50", "package"), "resnet50", "resnet50"),
+        (("package",), OFFLINE_BACKBONE, "package"),
+    ],
+)
+def test_auto_is_a_backbone_whose_weights_are_here_and_said(here, there, chosen, taken):
+    file = here(*there)[taken]
+    assert choose_backbone("auto", None) == chosen
+    assert weights_key(chosen, None) == sha256_of_file(file)
+    (line,) = told_backbone("auto", None)
+    assert line.startswith(f"backbone {chosen}, weights {file}")
+    assert ("none of resnet18 on this machine" in line) is (chosen != "resnet18")
+
+
+def test_nothing_is_chosen_where_something_is_named_or_nothing_is_here(here, tmp_path):
+    here()
+    for named in (("resnet34", None), ("auto", tmp_path / "w.pth")):
+        assert choose_backbone(*named) == (named[0] if named[1] is None else "resnet18")
+        assert told_backbone(*named) == ()
+    with pytest.raises(MachineError, match=r"backbone auto: no weights .* or install the package"):
+        choose_backbone("auto", None)
+
+
+def test_weights_that_timm_downloaded_give_the_features_of_timms_model(here):
+    import timm
+
+    model: Any = timm.create_model("resnet18", pretrained=False)
+    file = here("timm")["timm"]
+    save_file(model.state_dict(), file)
+    with torch.inference_mode():
+        found = load_backbone("resnet18", None, CPU).features(BATCH)
+        expected = timm_model("resnet18", model.state_dict())(BATCH)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_mobilenet_with_tensorflows_padding_equals_timms():
     if not MOBILENET.is_file():
         pytest.skip(f"{MOBILENET} is not there; set CORESET_DATA to the folder of real data")
@@ -256,6 +335,7 @@ def test_objects_beside_the_tensors_are_named(tmp_path):
 
 def test_missing_weights_name_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     remedy = r"nothing is downloaded\); name a file with --weights, or use --backbone tf_eff"
     for name in ("resnet18", "resnet50"):
         with pytest.raises(MachineError, match=remedy):
