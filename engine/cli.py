@@ -107,7 +107,7 @@ def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
     if machine:
         event = "done" if outcome.failure is None else "failed"
         print(json.dumps({"event": event, "verb": verb, "lines": outcome.lines, **outcome.facts}))
-    else:
+    elif outcome.lines:
         print("\n".join(outcome.lines))
     if outcome.failure is not None:
         raise outcome.failure
