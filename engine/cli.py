@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, NoReturn, cast
 
+from engine.interrupts import INTERRUPTED, TEXT, end_on_interrupt
 from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "cost": ("SET", "cost", "Cost", "what it cost to construct a set, along its inputs"),
     "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
 }  # fmt: skip
-DONE, BUG, INTERRUPTED = 0, 1, 130
+DONE, BUG = 0, 1
 
 
 def overview() -> str:
@@ -85,7 +86,7 @@ def main(arguments: Sequence[str]) -> int:
             raise
         return _refused(machine_error, machine=machine)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print(TEXT, file=sys.stderr)
         return INTERRUPTED
     return DONE
 
@@ -186,18 +187,34 @@ def _machine_error(error: OSError) -> MachineError | None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Generator[None]:
-    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError`` while a stage runs."""
+    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError``, SIGINT into ``KeyboardInterrupt``.
+
+    The latter also where it was raised in an import that made another error of it, or in the middle
+    of which something else failed. A SIGINT that the caller of the process ignores stays ignored.
+    """
+    interrupts: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         name = signal.Signals(number).name
         raise InterruptedRunError(f"interrupted by {name}; the same command continues")
 
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    handlers = {signal.SIGTERM: stop, signal.SIGUSR1: stop}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        handlers[signal.SIGINT] = interrupt
     try:
-        before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, one) for number, one in handlers.items()}
     except ValueError:  # not the main thread: signals go elsewhere
         before = {}
     try:
         yield
+    except Exception as error:
+        if interrupts:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -221,6 +238,7 @@ class _WithoutPandas:
 
 def run() -> None:
     """Entry point of the ``coreset`` script."""
+    end_on_interrupt()
     sys.meta_path.insert(0, _WithoutPandas())
     with contextlib.suppress(BrokenPipeError):
         code = main(sys.argv[1:])

@@ -163,6 +163,52 @@ def test_a_scheduler_signal_exits_75_and_says_how_to_continue(number):
     assert one_line(err) == f"coreset: interrupted by {number.name}; the same command continues"
 
 
+ENDED = (130, "interrupted; the same command continues\n")
+# An import of one's own that waits, and before that catches everything, as packages do.
+WAITING_IMPORT = """
+import os, sys, time
+try:
+    os.write(1, b"importing\\n")
+    time.sleep(60)
+except BaseException:
+    raise ImportError("half imported") from None
+"""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_ctrl_c_while_a_verb_is_imported_ends_without_a_traceback(verb, tmp_path):
+    (tmp_path / "tyro.py").write_text(WAITING_IMPORT)  # what every verb imports first
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from engine.__main__ import run; run()"
+    )
+    assert ended_by_ctrl_c([sys.executable, "-c", code, verb]) == ENDED
+
+
+def test_ctrl_c_in_an_import_of_a_stage_that_makes_another_error_of_it_is_still_one(tmp_path):
+    (tmp_path / "half.py").write_text(WAITING_IMPORT)
+    command = [*FAKE_COMMAND, "--ending", "import"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    assert ended_by_ctrl_c(command, environment) == ENDED
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
+    (tmp_path / "half.py").write_text("print('importing', flush=True); import time; time.sleep(1)")
+    command = [*FAKE_COMMAND, "--ending", "import"]
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
+    assert ended_by_ctrl_c(ignoring, environment) == (0, "")
+
+
+def ended_by_ctrl_c(command, environment=None):
+    """Exit code and standard error of a command that gets SIGINT once it said something."""
+    with started(command, environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
 def test_commands_do_not_wait_for_pandas(photos, tmp_path):
     (tmp_path / "pandas.py").write_text("raise SystemExit('pandas was imported')")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
@@ -192,5 +238,6 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.returncode == 0
 
 
-def started(command):
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def started(command, environment=None):
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
