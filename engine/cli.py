@@ -243,6 +243,10 @@ def run() -> None:
     with contextlib.suppress(BrokenPipeError):
         code = main(sys.argv[1:])
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            # Not by sys.exit, of which `python -m` makes a death by SIGINT if the signal came while
+            # a string was executed, as a dataclass does when it is defined.
+            os._exit(code)
         sys.exit(code)
     os._exit(DONE)  # the reader of our output went away; nothing is left to say
 

@@ -14,6 +14,7 @@ from engine.cli import VERBS, main
 
 FAKE_FILE = Path(__file__).with_name("fake_stage.py")
 FAKE_COMMAND = [sys.executable, str(FAKE_FILE), "fake", "out"]
+FAKE_MODULE = [sys.executable, "-m", "fake_stage", "fake", "out"]
 
 
 @pytest.fixture
@@ -164,7 +165,11 @@ def test_a_scheduler_signal_exits_75_and_says_how_to_continue(number):
 
 
 ENDED = (130, "interrupted; the same command continues\n")
-# An import of one's own that waits, and before that catches everything, as packages do.
+# As dataclasses execute strings while they are defined.
+WAITING_STRING = """
+exec("print('importing', flush=True); import time; time.sleep(60)")
+"""
+# As packages catch whatever goes wrong in an import.
 WAITING_IMPORT = """
 import os, sys, time
 try:
@@ -184,19 +189,22 @@ def test_ctrl_c_while_a_verb_is_imported_ends_without_a_traceback(verb, tmp_path
     assert ended_by_ctrl_c([sys.executable, "-c", code, verb]) == ENDED
 
 
-def test_ctrl_c_in_an_import_of_a_stage_that_makes_another_error_of_it_is_still_one(tmp_path):
-    (tmp_path / "half.py").write_text(WAITING_IMPORT)
-    command = [*FAKE_COMMAND, "--ending", "import"]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    assert ended_by_ctrl_c(command, environment) == ENDED
+@pytest.mark.parametrize("module", [WAITING_IMPORT, WAITING_STRING], ids=["caught", "string"])
+def test_ctrl_c_in_an_import_of_a_stage_is_no_other_error(module, tmp_path):
+    (tmp_path / "half.py").write_text(module)
+    assert ended_by_ctrl_c([*FAKE_MODULE, "--ending", "import"], with_path(tmp_path)) == ENDED
 
 
 def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
     (tmp_path / "half.py").write_text("print('importing', flush=True); import time; time.sleep(1)")
-    command = [*FAKE_COMMAND, "--ending", "import"]
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
-    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *command]
-    assert ended_by_ctrl_c(ignoring, environment) == (0, "")
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *FAKE_MODULE, "--ending", "import"]
+    assert ended_by_ctrl_c(ignoring, with_path(tmp_path)) == (0, "")
+
+
+def with_path(folder):
+    """The environment, with a folder and that of the stage that ends as asked on Python's path."""
+    folders = (str(folder), str(FAKE_FILE.parent), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
 
 
 def ended_by_ctrl_c(command, environment=None):
