@@ -282,7 +282,7 @@ class Loader(IterableDataset[Batch]):
 
 
 def _joined(batches: Sequence[Batch], **_: object) -> Batch:
-    """Batches one after the other, of which a ``DataLoader`` takes one unless told otherwise."""
+    """Join batches for a ``DataLoader``, which takes one at a time unless told otherwise."""
     if len(batches) == 1:
         return batches[0]
     return Batch(

@@ -12,23 +12,23 @@ T = TypeVar("T")
 _END = object()
 
 
-class Process:
-    """The process that uses something with threads: one forked from it has none of them."""
+class OwningProcess:
+    """The process whose threads do some work; one forked from it has none of them."""
 
     def __init__(self) -> None:
         self._number = 0  # not in use yet
 
     @property
     def is_another(self) -> bool:
-        """Whether it is in use by the process that this one was forked from."""
+        """Tell whether the threads are those of the process that this one was forked from."""
         return self._number not in {0, os.getpid()}
 
     def enter(self) -> None:
-        """Use it in this process.
+        """Take the work for this process.
 
         Raises:
-            UsageError: It is in use by the process that this one was forked from, where the work
-                would be waited for without end.
+            UsageError: The process that this one was forked from has it; here it would be waited
+                for without end.
         """
         if self.is_another:
             raise UsageError(
@@ -45,7 +45,7 @@ def ahead(items: Generator[T], depth: int) -> Generator[T]:
     early (``break``, an exception, ``close``) the thread ends with the item it is at, and ``items``
     is closed. A consumer that goes on in a forked process is refused.
     """
-    process = Process()
+    process = OwningProcess()
     thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
     try:
         pending: deque[Future[object]] = deque(

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.decode.ahead import Process, ahead
+from engine.decode.ahead import OwningProcess, ahead
 from engine.decode.crops import Crops
 from engine.decode.decoder import (
     EncodedBatch,
@@ -108,7 +108,7 @@ class Source:
         self.undecodable: dict[int, str] = {}
         """Samples that were left out so far, by id, and why."""
         self._tolerant = tolerant
-        self._process = Process()
+        self._process = OwningProcess()
         self._decoder = make_decoder(
             decoder,
             geometry,

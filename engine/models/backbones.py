@@ -84,7 +84,7 @@ def choose_backbone(name: str, weights: Path | None) -> str:
 
 
 def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
-    """What ``auto`` comes to, as a line for people; none where anything was named."""
+    """Say what ``auto`` comes to, in a line for people; nothing where anything was named."""
     if name != AUTO or weights is not None:
         return ()
     chosen = choose_backbone(name, weights)
@@ -156,7 +156,7 @@ def _resnet18_features() -> nn.Module:
 
 
 def _weights_at_hand(name: str) -> Path:
-    """The weights file on this machine."""
+    """Find the weights file on this machine, or refuse."""
     found = _found_weights(name)
     if found is None:
         raise MachineError(_absent(name))
@@ -175,7 +175,7 @@ def _absent(name: str) -> str:
 
 
 def _found_weights(name: str) -> Path | None:
-    """In the package that carries them, or where torchvision or timm left them."""
+    """Look in the package that carries them, and where torchvision and timm left them."""
     packaged = _packaged_weights() if name == OFFLINE_BACKBONE else []
     checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
     torchvisions = checkpoints.glob(f"{name}-*.pth") if _RESNET.fullmatch(name) else []
@@ -192,7 +192,7 @@ def _packaged_weights() -> list[Path]:
 
 
 def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
-    """Where timm keeps what it downloads: the cache of Hugging Face, and formerly torch's."""
+    """Yield where timm keeps what it downloads: Hugging Face's cache, and formerly torch's."""
     import timm
     from huggingface_hub import try_to_load_from_cache
 

@@ -93,7 +93,7 @@ def _proofs(subject: "Subject") -> Iterable[Check]:
 
 
 def _shown(checks: Iterable[Check], table: list[str]) -> list[Check]:
-    """The checks, each shown as soon as it ends, or its line added to ``table``."""
+    """Show each check as soon as it ends, or add its line to ``table``; return them all."""
     found: list[Check] = []
     for check in checks:
         found.append(check)

@@ -212,6 +212,18 @@ def test_nothing_is_chosen_where_something_is_named_or_nothing_is_here(here, tmp
         choose_backbone("auto", None)
 
 
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+def test_files_of_torchvisions_residual_networks_fit_timms(name):
+    import timm
+    import torchvision
+
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name).state_dict()
+        ours: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    assert shapes == {one: tensor.shape for one, tensor in theirs.items() if "fc." not in one}
+
+
 def test_weights_that_timm_downloaded_give_the_features_of_timms_model(here):
     import timm
 
