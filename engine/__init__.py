@@ -2,12 +2,10 @@
 
 ``engine.loader`` and ``engine.as_webdataset`` are for training loops of others, together with the
 two classes that their options take. They are imported when they are asked for: most commands need
-no torch.
+no torch. The command line begins with this file, which therefore imports nothing.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
     from engine.decode.crops import Crops
     from engine.decode.decoder import Normalisation
@@ -26,7 +24,9 @@ _PLACES = {
 }
 
 
-def __getattr__(name: str) -> Any:  # noqa: ANN401 - as object.__getattribute__
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, attribute = _PLACES[name]

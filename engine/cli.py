@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, NoReturn, cast
 
+from engine.interrupts import INTERRUPTED, TEXT, end_on_interrupt
 from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "cost": ("SET", "cost", "Cost", "what it cost to construct a set, along its inputs"),
     "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
 }  # fmt: skip
-DONE, BUG, INTERRUPTED = 0, 1, 130
+DONE, BUG = 0, 1
 
 
 def overview() -> str:
@@ -79,13 +80,13 @@ def main(arguments: Sequence[str]) -> int:
         _run_verb(words[0], words[1:], machine=machine)
     except CoresetError as error:
         return _refused(error, machine=machine)
-    except (MemoryError, OSError) as error:
+    except OSError as error:
         machine_error = _machine_error(error)
         if machine_error is None:
             raise
         return _refused(machine_error, machine=machine)
     except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
+        print(TEXT, file=sys.stderr)
         return INTERRUPTED
     return DONE
 
@@ -98,11 +99,16 @@ def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
 
     choose_display(Display.JSON if machine else Display.AUTO)
     with _stop_signals():
-        outcome = stage.run()
+        try:
+            outcome = stage.run()
+        except (MemoryError, RuntimeError) as error:
+            if (machine_error := _out_of_memory(error, stage)) is None:
+                raise
+            raise machine_error from error
     if machine:
         event = "done" if outcome.failure is None else "failed"
         print(json.dumps({"event": event, "verb": verb, "lines": outcome.lines, **outcome.facts}))
-    else:
+    elif outcome.lines:
         print("\n".join(outcome.lines))
     if outcome.failure is not None:
         raise outcome.failure
@@ -147,12 +153,30 @@ def _refused(error: CoresetError, *, machine: bool) -> int:
     return error.exit_code
 
 
-def _machine_error(error: OSError | MemoryError) -> MachineError | None:
+def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> MachineError | None:
+    """Name what would fit, by the fields that the verb has; None for any other error."""
+    fact, share = "out of memory", 0.5
+    if "torch" in sys.modules:  # not imported for this: it takes memory
+        from engine.device import memory_shortage
+
+        shortage = memory_shortage(error)
+        if shortage is None:
+            return None
+        fact, share = shortage
+    elif not isinstance(error, MemoryError):
+        return None
+    # A recipe fills in the fields that were not given.
+    batch = getattr(getattr(stage, "used", stage), "batch", None)
+    remedies = [f"use a smaller --{name}" for name in ("size", "samples") if hasattr(stage, name)]
+    if batch is not None and (fits := int(batch * share)) >= 1:
+        remedies.insert(0, f"--batch {1 << fits.bit_length() - 1} should fit")
+    return MachineError(f"{fact}; {', or '.join(remedies or ['end other programs'])}")
+
+
+def _machine_error(error: OSError) -> MachineError | None:
     """The error as a fault of the machine, or None if it is a bug of ours."""
     import errno
 
-    if isinstance(error, MemoryError):
-        return MachineError("out of memory; use a smaller --batch or --size")
     names = ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK")
     if errno.errorcode.get(error.errno or 0) in names:
         where = f" at {error.filename}" if error.filename else ""
@@ -163,18 +187,34 @@ def _machine_error(error: OSError | MemoryError) -> MachineError | None:
 
 @contextlib.contextmanager
 def _stop_signals() -> Generator[None]:
-    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError`` while a stage runs."""
+    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError``, SIGINT into ``KeyboardInterrupt``.
+
+    The latter also where it was raised in an import that made another error of it, or in the middle
+    of which something else failed. A SIGINT that the caller of the process ignores stays ignored.
+    """
+    interrupts: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> NoReturn:
         name = signal.Signals(number).name
         raise InterruptedRunError(f"interrupted by {name}; the same command continues")
 
+    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    handlers = {signal.SIGTERM: stop, signal.SIGUSR1: stop}
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        handlers[signal.SIGINT] = interrupt
     try:
-        before = {one: signal.signal(one, stop) for one in (signal.SIGTERM, signal.SIGUSR1)}
+        before = {number: signal.signal(number, one) for number, one in handlers.items()}
     except ValueError:  # not the main thread: signals go elsewhere
         before = {}
     try:
         yield
+    except Exception as error:
+        if interrupts:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -198,10 +238,15 @@ class _WithoutPandas:
 
 def run() -> None:
     """Entry point of the ``coreset`` script."""
+    end_on_interrupt()
     sys.meta_path.insert(0, _WithoutPandas())
     with contextlib.suppress(BrokenPipeError):
         code = main(sys.argv[1:])
         sys.stdout.flush()
+        if code == INTERRUPTED:
+            # Not by sys.exit, of which `python -m` makes a death by SIGINT if the signal came while
+            # a string was executed, as a dataclass does when it is defined.
+            os._exit(code)
         sys.exit(code)
     os._exit(DONE)  # the reader of our output went away; nothing is left to say
 

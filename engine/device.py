@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Literal, TypeAlias
@@ -11,6 +12,18 @@ import torch
 from shards.errors import MachineError
 
 DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
+
+_SIZE = r"([\d.]+ (?:bytes|[KMGT]iB))"
+_GPU_SHORTAGE = re.compile(
+    rf"allocate {_SIZE}\. (GPU \d+) has a total capacity of {_SIZE} of which {_SIZE} is free\."
+    rf".*the allocated memory {_SIZE} is allocated by PyTorch,.* {_SIZE} is reserved by PyTorch",
+    re.DOTALL,
+)
+# What CUDA itself, cuBLAS, DALI and torch's allocator of the host say in a plain RuntimeError.
+_SHORTAGE = re.compile(
+    r"out of memory|can't allocate memory|ALLOC_FAILED|cudaErrorMemoryAllocation", re.IGNORECASE
+)
+_BYTES = {"bytes": 1.0, "KiB": 2.0**10, "MiB": 2.0**20, "GiB": 2.0**30, "TiB": 2.0**40}
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc malloc.h
 
@@ -55,6 +68,36 @@ def give_back_memory() -> None:
     malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if malloc_trim is not None:
         malloc_trim(0)
+
+
+def memory_shortage(error: Exception) -> tuple[str, float] | None:
+    """Tell errors of exhausted memory, of a GPU or the host, from others.
+
+    Returns:
+        What is missing, in words, and the share of a step's images that should fit; None for any
+        other error. The share is what was to be had beside what was wanted, by torch's numbers, but
+        at most a half: the allocation that fails is seldom the last one of a step.
+    """
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
+        isinstance(error, RuntimeError) and _SHORTAGE.search(text)
+    ):
+        return None
+    found = _GPU_SHORTAGE.search(text)
+    if found is None:
+        return "out of memory", 0.5
+    wanted, gpu, total, free, used, idle = found.groups()
+    ours = _bytes(used) + _bytes(idle)
+    share = min(0.5, (ours + _bytes(free)) / (_bytes(used) + _bytes(wanted)))
+    return (
+        f"{gpu} is out of memory: {wanted} more wanted, {free} of {total} free, {used} used here",
+        share,
+    )
+
+
+def _bytes(size: str) -> float:
+    number, unit = size.split()
+    return float(number) * _BYTES[unit]
 
 
 @contextmanager

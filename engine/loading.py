@@ -6,12 +6,14 @@ import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import distributed
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
 
 from engine.batch import Batch
 from engine.decode import parts
@@ -25,6 +27,11 @@ from engine.ranks import Ranks
 from kernels import page_cache, planes, resample
 from shards.dataset import Dataset
 from shards.errors import UsageError
+
+_WORKERS = (
+    "a loader decodes in threads of the process that opened it and cannot be handed to another; "
+    "leave num_workers at 0 and give the threads' number as workers of the loader"
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,14 +53,17 @@ class Order:
     world: int
 
 
-class Loader:
-    """Batches of a packed data set; a plain iterable and a context manager.
+class Loader(IterableDataset[Batch]):
+    """Batches of a packed data set; an iterable and a context manager.
 
     ``for batch in loader`` hands over the rest of the current epoch, in an order that depends on
     the options alone; the next ``for`` goes on with the next epoch. Over all ranks every sample
     comes exactly once an epoch. There is one position: a new iteration ends the one under way, and
     one that is left early goes on at the next batch. Reading and decoding happen ahead, in threads
-    that end with the iteration.
+    that end with the iteration, in the process that opened the loader.
+
+    ``DataLoader(loader)`` hands over the same batches to code that wants one of torch. It must have
+    no workers: this loader has threads instead.
     """
 
     def __init__(
@@ -153,6 +163,14 @@ class Loader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or sent to another process, such as a worker of a ``DataLoader``.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(_WORKERS)
+
     def __len__(self) -> int:
         """Batches of a whole epoch of this rank."""
         return self._n_batches
@@ -161,8 +179,12 @@ class Loader:
         """The rest of the current epoch.
 
         Raises:
+            UsageError: This is a worker of a ``DataLoader``, or (while iterating) another process
+                forked from one that uses the loader.
             ManifestError: (While iterating) samples cannot be read or decoded; they are named.
         """
+        if get_worker_info() is not None:
+            raise UsageError(_WORKERS)
         self._go_to(self._epoch, self._next_batch)
         rest = self._rest_of_epoch()
         # Weakly, so that an iteration that is left early ends when its loop does.
@@ -257,6 +279,22 @@ class Loader:
             order.n, seed=order.seed, epoch=epoch, shuffle=order.shuffle, rank=self._rank,
             world=order.world, block=order.block, pad_to=order.batch if order.pad else 0,
         )  # fmt: skip
+
+
+def _joined(batches: Sequence[Batch], **_: object) -> Batch:
+    """Join batches for a ``DataLoader``, which takes one at a time unless told otherwise."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        *(
+            torch.cat([getattr(one, name) for one in batches])
+            for name in ("images", "labels", "ids")
+        )
+    )
+
+
+# The documented way to tell a ``DataLoader`` about a type of one's own.
+default_collate_fn_map[Batch] = _joined
 
 
 def warm_up(*, floats: bool = True, squares: bool = True, others: bool = True) -> None:

@@ -77,22 +77,21 @@ class Check:
 CheckFunction: TypeAlias = Callable[[Path], Iterator[Check]]
 
 
-def findings(path: Path) -> list[Check]:
-    """Every check at ``path``, in the order of ``CHECKS``."""
-    return [found for check in CHECKS for found in _complete(check, path)]
+def findings(path: Path) -> Iterator[Check]:
+    """Run every check at ``path``, in the order of ``CHECKS``, and yield what each finds."""
+    for check in CHECKS:
+        yield from _complete(check, path)
 
 
-def _complete(check: CheckFunction, path: Path) -> list[Check]:
-    """Findings of one check; whatever it raises becomes the last one."""
-    found: list[Check] = []
+def _complete(check: CheckFunction, path: Path) -> Iterator[Check]:
+    """Yield the findings of one check; whatever it raises becomes the last one."""
     try:
-        found.extend(check(path))
+        yield from check(path)
     except InterruptedRunError:
         raise
     except Exception as error:  # noqa: BLE001 - a broken driver or package may raise anything
         name = check.__name__.removeprefix("check_").replace("_", " ")
-        found.append(_failure(name, error, "repair what the error names"))
-    return found
+        yield _failure(name, error, "repair what the error names")
 
 
 def _failure(name: str, error: Exception, remedy: str) -> Check:

@@ -64,7 +64,8 @@ class Progress:
         eta = f", {left:.0f} s left" if self.rate else ""
         done = f"{self.done:,} of {self.total:,} {self.unit}"
         rate = f"{self.rate:,.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
-        return f"{self.stage}: {done}, {rate}/s{eta}{notes}"
+        unit = self.unit.partition(" ")[0]  # of "shards at most"
+        return f"{self.stage}: {done}, {rate} {unit}/s{eta}{notes}"
 
     def show_line(self) -> None:
         """Print a line, or a JSON object, if the last one is long enough ago."""
@@ -77,6 +78,7 @@ class Progress:
                 "stage": self.stage,
                 "done": self.done,
                 "total": self.total,
+                "unit": self.unit,
             }
             print(json.dumps(record | self.notes), file=sys.stderr, flush=True)  # noqa: T201 - the display
         else:
@@ -95,6 +97,14 @@ def say(text: str) -> None:
     """Print one line beside the progress, as the demo's tour does."""
     if _display is Display.AUTO:
         print(text, file=sys.stderr, flush=True)  # noqa: T201 - the display
+
+
+def show(line: str) -> bool:
+    """Print a line of a verb's result as soon as it is known; False where machines read it."""
+    if _display is not Display.AUTO:
+        return False
+    print(line, flush=True)  # noqa: T201 - the display
+    return True
 
 
 @contextmanager

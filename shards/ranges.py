@@ -3,6 +3,7 @@
 import os
 import resource
 import threading
+import weakref
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,8 @@ from pathlib import Path
 class OpenFiles:
     """Files by number; opened once each, as far as the process may have open files.
 
-    A data set can have more shards than that: what does not fit is opened for one use.
+    A data set can have more shards than that: what does not fit is opened for one use. Whoever
+    drops this object without closing it leaves no file open.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -19,6 +21,7 @@ class OpenFiles:
         self._descriptors: dict[int, int] = {}
         self._lock = threading.Lock()
         self._max_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        weakref.finalize(self, _close_all, self._descriptors)
 
     @contextmanager
     def descriptor(self, number: int) -> Generator[int]:
@@ -47,8 +50,12 @@ class OpenFiles:
     def close(self) -> None:
         """Close all files; no read may be under way."""
         with self._lock:
-            while self._descriptors:
-                os.close(self._descriptors.popitem()[1])
+            _close_all(self._descriptors)
 
     def _open(self, number: int) -> int:
         return os.open(self.paths[number], os.O_RDONLY)
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])

@@ -58,6 +58,15 @@ def test_kernels_package_file_imports_nothing():
     assert not [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
 
 
+def test_ctrl_c_is_handled_before_the_command_line_is_imported():
+    first = "import sys; before = set(sys.modules); import engine.interrupts"
+    code = f"{first}; print(*sorted(set(sys.modules) - before))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not set(result.stdout.split()) & {"typing", "json", "contextlib", "engine.cli"}
+
+
 def test_no_module_is_named_like_one_of_the_standard_library():
     stems = {file: file.stem for name in PACKAGES for file in (CHECKOUT / name).rglob("*.py")}
     shadowing = [str(file) for file, stem in stems.items() if stem in sys.stdlib_module_names]

@@ -25,6 +25,7 @@ from torch import Tensor
 from engine.decode.decoder import EncodedBatch, Normalisation, UndecodableImagesError, is_plain_jpeg
 from engine.decode.geometry import Box, Geometry, Placement
 from engine.decode.pillow import decode_with_pillow
+from engine.device import memory_shortage
 from kernels.augment import normalised
 from shards.errors import MachineError
 
@@ -206,6 +207,8 @@ class DaliDecoder:
         except RuntimeError as error:
             del self._pipelines[crops]
             if len(positions) == 1:
+                if memory_shortage(error) is not None:  # not the image's fault, nor Pillow's work
+                    raise
                 logger.debug("DALI refuses an image: %s", error)
                 return positions
             middle = len(positions) // 2

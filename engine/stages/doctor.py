@@ -1,6 +1,6 @@
 """``coreset doctor``: what this machine has, whether it is fit, and what its device proves."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,8 +9,7 @@ import tyro
 
 from engine.config import Outcome, require_at_least, require_between
 from engine.machine import Check, Verdict, findings
-from engine.progress import progress
-from engine.tables import aligned
+from engine.progress import show
 from shards.dataset import Dataset
 from shards.errors import MachineError, UsageError
 
@@ -19,7 +18,8 @@ if TYPE_CHECKING:
 
 MOST_SAMPLES = 1000
 """All are compared at once: as float32 they take 0.6 GB, a few times over."""
-_HEADER = ("check", "value", "verdict", "remedy")
+_LINE = "{:<36}  {:<7}  {}"
+_HEADER = _LINE.format("check", "verdict", "value; remedy")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +46,7 @@ class Doctor:
         require_at_least("seconds", self.seconds, 0)
 
     def run(self) -> Outcome:
-        """Run every check; the outcome carries the failure, so that the table goes out first.
+        """Run every check and show its line as it ends; the outcome carries the failure.
 
         Raises:
             UsageError: ``path`` is not a folder, or ``data`` not a packed data set.
@@ -55,21 +55,21 @@ class Doctor:
         if not self.path.is_dir():
             raise UsageError(f"path {self.path} is not a folder; make it or name another one")
         subject = self._subject()
-        found = findings(self.path)
-        proofs = [] if subject is None else _proved(subject)
+        table = [] if show(_HEADER) else [_HEADER]  # what machines read comes at the end
+        found = _shown(findings(self.path), table)
+        proofs = [] if subject is None else _shown(_proofs(subject), table)
         failed = [check for check in (*found, *proofs) if check.verdict is Verdict.FAIL]
         facts = {"fit": not failed, "checks": _by_name(found)}
         if subject is not None:
             facts |= {"device": str(subject.device), "samples": subject.ids.size}
             facts |= {"seconds": subject.seconds, "proofs": _by_name(proofs)}
-        table = aligned(_HEADER, [_row(check) for check in (*found, *proofs)])
         if not failed:
             last = "this machine is fit; `coreset demo` tries it out"
             if subject is not None:
                 last = f"every proof holds on {subject.device}; projections are arithmetic"
             return Outcome((*table, last), facts)
         reasons = "; ".join(f"{check.name}: {check.value}, {check.remedy}" for check in failed)
-        return Outcome(table, facts, MachineError(f"this machine is unfit: {reasons}"))
+        return Outcome(tuple(table), facts, MachineError(f"this machine is unfit: {reasons}"))
 
     def _subject(self) -> "Subject | None":
         """What to prove, if anything: a device or data that are not there are told at once."""
@@ -86,16 +86,23 @@ class Doctor:
         return subject_of(dataset, device, samples=self.samples, seconds=self.seconds)
 
 
-def _proved(subject: "Subject") -> list[Check]:
-    from engine.proving.proofs import PROOFS, prove
+def _proofs(subject: "Subject") -> Iterable[Check]:
+    from engine.proving.proofs import prove
 
-    with progress("doctor", len(PROOFS), "proofs") as bar:
-        return prove(subject, bar.advance)
+    return prove(subject)
+
+
+def _shown(checks: Iterable[Check], table: list[str]) -> list[Check]:
+    """Show each check as soon as it ends, or add its line to ``table``; return them all."""
+    found: list[Check] = []
+    for check in checks:
+        found.append(check)
+        value = "; ".join(filter(None, (check.value, check.remedy)))
+        line = _LINE.format(check.name, check.verdict.value, value)
+        if not show(line):
+            table.append(line)
+    return found
 
 
 def _by_name(checks: Sequence[Check]) -> dict[str, dict[str, Any]]:
     return {check.name: asdict(check) for check in checks}
-
-
-def _row(check: Check) -> tuple[str, str, str, str]:
-    return check.name, check.value, check.verdict.value, check.remedy

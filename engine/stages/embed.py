@@ -21,11 +21,13 @@ class Embed:
     """Packed data set."""
     features: FeaturesPath
     """Directory to make."""
-    backbone: str = "resnet18"
-    """resnet18 (torchvision), tf_efficientnet_lite0 (weights by the extra `offline`),
+    backbone: str = "auto"
+    """auto: the first whose weights are on this machine: resnet18 (torchvision), resnet50,
+    tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
     mobilenetv2_100_same, or any timm model."""
     weights: Path | None = None
-    """File of weights (.safetensors or .pth); by default those on this machine."""
+    """File of weights or a checkpoint (.safetensors, .pth); by default what torchvision and timm
+    left on this machine. Nothing is downloaded."""
     size: int = 224
     """Images are squashed to a square of this many pixels."""
     batch: int = 64
@@ -47,10 +49,12 @@ class Embed:
         """Open the data set, run the backbone over it, publish the store."""
         from engine.decode.decoder import told_choice
         from engine.device import resolve_device
+        from engine.models.backbones import choose_backbone, told_backbone
 
         dataset = Dataset.open(self.data)
+        backbone = choose_backbone(self.backbone, self.weights)
         spec = FeatureSpec(
-            backbone=self.backbone,
+            backbone=backbone,
             weights=self.weights,
             size=self.size,
             batch=self.batch,
@@ -62,12 +66,13 @@ class Embed:
         work = embed(dataset, spec, self.features)
         device = resolve_device(self.device).type
         remember(self.features, dataset, spec)
-        same = f"--backbone {self.backbone}" + (f" --size {self.size}" if self.size != 224 else "")
+        same = f"--backbone {backbone}" + (f" --size {self.size}" if self.size != 224 else "")
         verb = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         return Outcome(
             (
                 *told_choice(self.decoder, device, exact=self.decoder_exact),
-                f"features of {len(dataset):,} images ({self.backbone}) {verb}: {self.features}",
+                *told_backbone(self.backbone, self.weights),
+                f"features of {len(dataset):,} images ({backbone}) {verb}: {self.features}",
                 f"next: coreset score {self.data} SCORES --proxy linear {same}",
             ),
             {"features": str(self.features), "images": len(dataset)},

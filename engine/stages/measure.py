@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,8 +39,8 @@ class Measure:
     """Packed validation set with the same classes: the reference."""
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
-    backbone: str = "resnet18"
-    """Frozen backbone, as in `coreset embed`."""
+    backbone: str = "auto"
+    """Frozen backbone, as in `coreset embed`; auto takes one whose weights are on this machine."""
     weights: Path | None = None
     """Weights of that backbone, if not on this machine."""
     size: int = 224
@@ -65,8 +65,13 @@ class Measure:
     def run(self) -> Outcome:
         """Get the features of set and reference, measure class by class, append the rows."""
         from engine.device import resolve_device
-        from engine.models.backbones import weights_key
+        from engine.models.backbones import AUTO, choose_backbone, told_backbone, weights_key
 
+        if self.backbone == AUTO:
+            chosen = choose_backbone(AUTO, self.weights)
+            outcome = replace(self, backbone=chosen).run()
+            told = told_backbone(AUTO, self.weights)
+            return replace(outcome, lines=(*told, *outcome.lines))
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results = Results(self.results)

@@ -23,11 +23,11 @@ from engine.ledger import Meter
 from engine.provenance import Provenance
 from engine.ranks import joined
 from engine.recipes import RECIPES, Recipe
-from engine.scoring import UNDECODABLE_NAME, finish, is_finished, undecodable_of
+from engine.scoring import UNDECODABLE_NAME, finish, is_finished, last_commit, undecodable_of
 from engine.waiting import sleep_while_waiting
 from shards.atomic import temporary_name
 from shards.dataset import Dataset
-from shards.errors import UsageError
+from shards.errors import CoresetError, UsageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -106,8 +106,9 @@ class Score:
     """Start weights, order and crops."""
     deterministic: bool = False
     """On a GPU use deterministic kernels alone, some slower; a CPU is always deterministic."""
-    backbone: str = "resnet18"
-    """Frozen backbone of --proxy linear, as in `coreset embed`."""
+    backbone: str = "auto"
+    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
+    this machine."""
     weights: Path | None = None
     """Weights of that backbone, if not on this machine."""
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
@@ -251,9 +252,11 @@ class Score:
 
         try:
             done, scores = self._train(setup, work.scratch, work.meter)
-        except (UsageError, DivergedError):
-            # The remedy is another configuration: what was committed leads here again.
-            shutil.rmtree(work.scratch)
+        except (UsageError, DivergedError, MemoryError, RuntimeError) as error:
+            # The remedy is another configuration: what was committed leads here again. Out of
+            # memory, it is kept: it may have been another program that took too much.
+            if isinstance(error, CoresetError) or last_commit(work.scratch) is None:
+                shutil.rmtree(work.scratch)
             raise
         if done.position.undecodable:
             work.meter.notes["undecodable"] = len(done.position.undecodable)
@@ -275,11 +278,20 @@ class Score:
             one.share_undecodable()
         return one, scores
 
+    @property
+    def _backbone(self) -> str:
+        """The backbone by name; with --proxy resnet18, which has none, what was always recorded."""
+        from engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
+
+        if self.backbone == "auto" and self.proxy != "linear":
+            return DEFAULT_BACKBONE
+        return choose_backbone(self.backbone, self.weights)
+
     def _features(self) -> "FeatureSpec":
         from engine.features import FeatureSpec
 
         return FeatureSpec(
-            backbone=self.backbone,
+            backbone=self._backbone,
             weights=self.weights,
             size=self.used.size,
             device=self.device,
@@ -292,11 +304,12 @@ class Score:
         from engine.device import runtime_of
 
         own = (
-            "el2n_epochs", "final", "tdds", "record_margins", "seed", "backbone", "decoder_exact",
+            "el2n_epochs", "final", "tdds", "record_margins", "seed", "decoder_exact",
             "deterministic",
         )  # fmt: skip
         config = setup.recipe.settings() | {name: getattr(self, name) for name in own}
         config |= {} if self.folds is None else {"folds": self.folds}
+        config["backbone"] = setup.features.backbone
         runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
         binds = {
             "identity": setup.dataset.manifest.identity,
@@ -316,6 +329,7 @@ class Score:
 
     def _outcome(self, work: Work, setup: "Setup") -> Outcome:
         from engine.decode.decoder import told_choice
+        from engine.models.backbones import told_backbone
         from engine.scored import selection_hint
 
         undecodable = undecodable_of(self.scores)
@@ -327,6 +341,7 @@ class Score:
         return Outcome(
             (
                 *(told if self.proxy == "resnet18" and self.pixels is None else ()),
+                *(told_backbone(self.backbone, self.weights) if self.proxy == "linear" else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
                 *([_STREAMED] if work.meter.notes.get("streamed") else []),
                 f"scores of {n:,} images by {self.stamp} {how}: {self.scores}",

@@ -167,11 +167,11 @@ class Suspects:
             lines.append(f"told by {score}: {BEST_SCORES[score]}")
         fact = f"{len(suspects):,} of {scored.ids.size:,} images, hardest by {score} first"
         lost = np.setdiff1d(np.arange(len(scored.dataset)), scored.ids)
-        remedy = selection_hint(self.scores, scored.dataset, lost.tolist())
+        cut = f"{selection_hint(self.scores, scored.dataset, lost.tolist())} --misratio 0.3"
         lines += [
             f"{fact}; {_said_of_predictions(suspects)}: {self.scores}",
             *_said_of_issues(scored),
-            f"next: correct their labels and pack again, or cut the hardest: {remedy} --misratio 0.3",
+            f"next: correct their labels and pack again, or cut the hardest: {cut}",
         ]
         facts: dict[str, Any] = {
             "scores": str(self.scores),

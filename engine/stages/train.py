@@ -175,7 +175,8 @@ class Train:
     ) -> "StudentResult":
         from engine.protocols import train_student
 
-        with progress(f"train seed {seed}", protocol.epochs, "epochs") as bar:
+        title = f"train {self.condensed.resolve().name}, seed {seed}"
+        with progress(title, protocol.epochs, "epochs") as bar:
             return train_student(
                 train_pixels,
                 val_pixels,

@@ -159,6 +159,20 @@ def test_a_bad_image_costs_itself_alone_also_with_crops(images, decoder_of, norm
     assert torch.equal(raised.value.images[good], after)
 
 
+def test_a_gpu_without_memory_is_no_fault_of_the_images(images, decoder_of, monkeypatch):
+    class Exhausted:
+        def build(self):
+            pass
+
+        def run(self, **_):
+            raise RuntimeError("CUDA runtime API error cudaErrorMemoryAllocation (2)")
+
+    decoder = decoder_of()
+    monkeypatch.setattr(decoder, "_defined_pipeline", lambda **_: Exhausted())
+    with pytest.raises(RuntimeError, match="cudaErrorMemoryAllocation"):
+        decoder.decode(batch_of([images.jpeg(50, 40, seed=i) for i in range(3)]))
+
+
 def test_batches_with_and_without_crops_may_alternate(images, decoder_of):
     stored = [images.jpeg(80 + i, 70, seed=i) for i in range(5)]
     crops, decoder = crops_of(stored), decoder_of()

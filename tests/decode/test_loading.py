@@ -1,7 +1,10 @@
+import copy
+import gc
 import json
 import subprocess
 import sys
 import threading
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import distributed
+from torch.utils.data import DataLoader
 
 import engine
 from engine.decode.decoder import Normalisation
@@ -267,6 +271,83 @@ def test_closing_ends_threads_and_closes_files_also_amid_an_epoch(numbered):
         assert background_threads() > before
     assert numbered.path not in {path.parent for path in open_files()}
     assert background_threads() <= before
+
+
+@pytest.mark.parametrize("taken", [0, 1, N])
+def test_a_loader_that_is_dropped_leaves_no_file_open_and_no_thread(numbered, taken):
+    before = background_threads()
+    for _ in range(3):
+        under_way = iter(Loader(numbered.path, batch=2, size=16, resize=16, workers=2))
+        list(islice(under_way, taken))
+        del under_way
+        gc.collect()
+        assert numbered.path not in {path.parent for path in open_files()}
+    for thread in background_threads() - before:
+        thread.join(timeout=60)
+    assert background_threads() <= before
+
+
+FORKED = """
+import os, sys
+from engine.loading import Loader
+
+def in_a_fork(loader, batches):
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        try:
+            print(sum(1 for _ in batches), "batches")
+        except Exception as error:
+            print(type(error).__name__, error)
+        loader.close()
+        sys.stdout.flush()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+loader = Loader(sys.argv[1], batch=2, size=16, resize=16, workers=2)
+in_a_fork(loader, loader)
+under_way = iter(loader)
+next(under_way)
+in_a_fork(loader, under_way)
+in_a_fork(loader, loader)
+print(sum(1 for _ in under_way), "batches")
+"""
+
+
+def test_a_forked_process_is_told_at_once_that_a_loader_in_use_is_not_its_own(numbered):
+    command = [sys.executable, "-c", FORKED, str(numbered.path)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=100)
+    unused, going_on, anew, parent = told.stdout.splitlines()
+    assert unused == "12 batches"
+    for child in (going_on, anew):
+        assert child.startswith("UsageError images are decoded by threads of process ")
+        assert child.endswith(" does not have; open a loader of its own there")
+    assert (parent, told.stderr) == ("11 batches", "")
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": None}, {"pin_memory": False}])
+def test_a_dataloader_of_torch_hands_over_the_same_batches(loader, options):
+    ours, expected = loader(seed=2), loader(seed=2)
+    through_torch = DataLoader(ours, num_workers=0, **options)
+    assert len(through_torch) == len(expected)
+    for _ in range(2):  # epochs
+        assert_same(list(through_torch), list(expected))
+
+
+def test_a_dataloader_of_torch_joins_as_many_batches_as_it_is_told(loader):
+    joined = list(DataLoader(loader(seed=2), batch_size=4))
+    assert [len(part.ids) for part in joined] == [16, 7]
+    assert ids_of(joined) == ids_of(loader(seed=2))
+    expected = torch.cat([part.images for part in loader(seed=2)])
+    assert torch.equal(torch.cat([part.images for part in joined]), expected)
+
+
+def test_workers_of_a_dataloader_are_refused_in_one_sentence(loader):
+    refusal = "cannot be handed to another; leave num_workers at 0"
+    with pytest.raises(UsageError, match=refusal):
+        next(iter(DataLoader(loader(), num_workers=1, multiprocessing_context="fork")))
+    with pytest.raises(UsageError, match=refusal):  # what starting a worker by "spawn" begins with
+        copy.copy(loader())
 
 
 def test_leaving_an_epoch_early_ends_the_threads_that_read_ahead(loader):

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Literal
 
 from engine.config import Outcome, SetPath, require_at_least
@@ -21,12 +22,14 @@ class Fake:
 
     out: SetPath
     """Where nothing is written."""
-    ending: Literal["done", "table", "data", "disk", "memory", "absent", "key", "bug", "wait"] = (
-        "done"
-    )
+    ending: Literal[
+        "done", "table", "data", "disk", "memory", "absent", "key", "bug", "wait", "import"
+    ] = "done"
     """How to end."""
     epochs: int = 1
     """At least 1."""
+    batch: int = 64
+    """Images per step."""
 
     def __post_init__(self) -> None:
         require_at_least("epochs", self.epochs, 1)
@@ -74,6 +77,11 @@ def _wait() -> Outcome:
     return _done()
 
 
+def _import() -> Outcome:
+    import_module("half")
+    return _done()
+
+
 ENDINGS: dict[str, Callable[[], Outcome]] = {
     "done": _done,
     "table": _table,
@@ -84,6 +92,7 @@ ENDINGS: dict[str, Callable[[], Outcome]] = {
     "key": _key,
     "bug": _bug,
     "wait": _wait,
+    "import": _import,
 }
 
 if __name__ == "__main__":

@@ -1,26 +1,32 @@
 """Frozen backbones: the right weights in the right places, and no code from a weights file."""
 
 import os
+import socket
 import zipfile
+from argparse import Namespace  # noqa: TID251 - of other programs' checkpoints
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
+import engine.models.backbones
 from engine.models.backbones import (
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
     OFFLINE_BACKBONE,
     OFFLINE_PACKAGE,
+    choose_backbone,
     load_backbone,
+    told_backbone,
     weights_key,
 )
-from engine.models.weights import load_by_name, load_by_position, read_weights
+from engine.models.weights import by_own_names, load_by_name, load_by_position, read_weights
 from engine.seeding import generator_for
 from shards.atomic import sha256_of_file
 from shards.errors import MachineError, UsageError
@@ -144,6 +150,92 @@ def test_the_weights_in_torchs_folder_are_found(tmp_path, monkeypatch, resnet18)
     assert weights_key("resnet18", None) == sha256_of_file(folder / "resnet18-f37072fd.pth")
 
 
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """``here(place, ...)``: put weights at some places and none elsewhere; no network."""
+
+    def offline(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket.socket, "connect", offline)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", "no-such-package")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = tmp_path / "hub/models--timm--resnet18.a1_in1k"
+    places = {
+        "torchvision": tmp_path / "torch/hub/checkpoints/resnet18-f37072fd.pth",
+        "timm": folder / "snapshots" / commit / "model.safetensors",
+        "formerly timm": tmp_path / "torch/hub/checkpoints/resnet18_a1_0-d63eafa0.pth",
+        "resnet50": tmp_path / "torch/hub/checkpoints/resnet50-0676ba61.pth",
+    }
+
+    def put(*wanted: str) -> dict[str, Path]:
+        for place in wanted:
+            if place == "package":
+                monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", OFFLINE_PACKAGE)
+                continue
+            places[place].parent.mkdir(parents=True, exist_ok=True)
+            places[place].write_bytes(place.encode())
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs/main").write_text(commit)
+        return places | {"package": packaged_weights()}
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("there", "chosen", "taken"),
+    [
+        (("torchvision", "timm", "resnet50", "package"), "resnet18", "torchvision"),
+        (("timm", "resnet50", "package"), "resnet18", "timm"),
+        (("formerly timm", "package"), "resnet18", "formerly timm"),
+        (("resnet50", "package"), "resnet50", "resnet50"),
+        (("package",), OFFLINE_BACKBONE, "package"),
+    ],
+)
+def test_auto_is_a_backbone_whose_weights_are_here_and_said(here, there, chosen, taken):
+    file = here(*there)[taken]
+    assert choose_backbone("auto", None) == chosen
+    assert weights_key(chosen, None) == sha256_of_file(file)
+    (line,) = told_backbone("auto", None)
+    assert line.startswith(f"backbone {chosen}, weights {file}")
+    assert ("none of resnet18 on this machine" in line) is (chosen != "resnet18")
+
+
+def test_nothing_is_chosen_where_something_is_named_or_nothing_is_here(here, tmp_path):
+    here()
+    for named in (("resnet34", None), ("auto", tmp_path / "w.pth")):
+        assert choose_backbone(*named) == (named[0] if named[1] is None else "resnet18")
+        assert told_backbone(*named) == ()
+    with pytest.raises(MachineError, match=r"backbone auto: no weights .* or install the package"):
+        choose_backbone("auto", None)
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet50"])
+def test_files_of_torchvisions_residual_networks_fit_timms(name):
+    import timm
+    import torchvision
+
+    with torch.device("meta"):
+        theirs = torchvision.models.get_model(name).state_dict()
+        ours: Any = timm.create_model(name, pretrained=False, num_classes=0)
+    shapes = {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    assert shapes == {one: tensor.shape for one, tensor in theirs.items() if "fc." not in one}
+
+
+def test_weights_that_timm_downloaded_give_the_features_of_timms_model(here):
+    import timm
+
+    model: Any = timm.create_model("resnet18", pretrained=False)
+    file = here("timm")["timm"]
+    save_file(model.state_dict(), file)
+    with torch.inference_mode():
+        found = load_backbone("resnet18", None, CPU).features(BATCH)
+        expected = timm_model("resnet18", model.state_dict())(BATCH)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
 def test_mobilenet_with_tensorflows_padding_equals_timms():
     if not MOBILENET.is_file():
         pytest.skip(f"{MOBILENET} is not there; set CORESET_DATA to the folder of real data")
@@ -169,11 +261,93 @@ def test_another_timm_model_takes_timms_normalisation(tmp_path):
         torch.testing.assert_close(backbone.features(BATCH), expected, atol=1e-4, rtol=1e-4)
 
 
+def small_state():
+    state = small_network().state_dict()
+    return {
+        name: torch.full_like(tensor, 1 + at) for at, (name, tensor) in enumerate(state.items())
+    }
+
+
+def prefixed(prefix, state):
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def loaded(file):
+    network = small_network()
+    load_by_name(network, by_own_names(network, read_weights(file)), file)
+    return network.state_dict()
+
+
+@pytest.mark.parametrize("wrapper", ["state_dict_ema", "model_ema", "state_dict", "model"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_checkpoints_are_unwrapped_as_timm_does(tmp_path, wrapper, prefix):
+    from timm.models import load_state_dict
+
+    file = tmp_path / "checkpoint.pth"
+    checkpoint = {"epoch": 3, "optimizer": {"state": {}}, "args": Namespace(lr=0.1)}
+    others = dict.fromkeys(("state_dict", "model"), prefixed(prefix, small_network().state_dict()))
+    torch.save(checkpoint | others | {wrapper: prefixed(prefix, small_state())}, file)
+    expected, found = load_state_dict(str(file)), loaded(file)
+    assert found.keys() <= expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    if wrapper != "model":  # beside which there is a "state_dict", read first
+        assert torch.equal(found["0.weight"], small_state()["0.weight"])
+
+
+@pytest.mark.parametrize(
+    "prefix", ["model.", "backbone.", "module.model.", "model._orig_mod.", "module.backbone."]
+)
+@pytest.mark.parametrize("save", [torch.save, save_file])
+def test_names_of_networks_inside_others_are_found(tmp_path, prefix, save):
+    file = tmp_path / ("w.pth" if save is torch.save else "w.safetensors")
+    head = {"head.weight": torch.zeros(2), "model.head.bias": torch.zeros(2)}
+    save(prefixed(prefix, small_state()) | head, file)
+    found = loaded(file)
+    assert all(torch.equal(tensor, small_state()[name]) for name, tensor in found.items())
+
+
+def test_a_network_whose_own_names_begin_like_a_prefix_keeps_them():
+    network = nn.ModuleDict({"model": small_network()})
+    state = prefixed("model.", small_state())
+    assert by_own_names(network, state) == state
+    wrapped = prefixed("module.", state)
+    assert by_own_names(network, wrapped).keys() == state.keys()
+
+
+def test_wrapped_torchvision_weights_give_the_same_features(tmp_path, resnet18):
+    state = resnet18.state_dict()
+    torch.save(state, tmp_path / "plain.pth")
+    torch.save({"state_dict": prefixed("module.", state), "epoch": 90}, tmp_path / "ddp.pth")
+    plain, wrapped = (
+        load_backbone("resnet18", tmp_path / f"{one}.pth", CPU) for one in ("plain", "ddp")
+    )
+    own = plain.network.state_dict()
+    assert all(torch.equal(own[name], one) for name, one in wrapped.network.state_dict().items())
+
+
 # what is refused
+
+
+def test_a_checkpoint_that_holds_itself_ends(tmp_path):
+    endless: dict[str, Any] = {"epoch": 1}
+    endless["model"] = endless
+    torch.save(endless, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match="no flat dictionary of tensors"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_objects_beside_the_tensors_are_named(tmp_path):
+    torch.save({"model": small_state(), "folder": tmp_path}, tmp_path / "w.pth")
+    with pytest.raises(
+        UsageError, match=r"\(it holds pathlib\.PosixPath, .*save its state dict"
+    ) as caught:
+        read_weights(tmp_path / "w.pth")
+    assert str(caught.value).isprintable()
 
 
 def test_missing_weights_name_the_remedy(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     remedy = r"nothing is downloaded\); name a file with --weights, or use --backbone tf_eff"
     for name in ("resnet18", "resnet50"):
         with pytest.raises(MachineError, match=remedy):
@@ -278,10 +452,20 @@ def test_a_cut_file_is_refused(tmp_path):
             read_weights(tmp_path / name)
 
 
-@pytest.mark.parametrize("content", [[torch.zeros(1)], {"state_dict": {"a": torch.zeros(1)}}, 3])
-def test_only_a_flat_dictionary_of_tensors_is_taken(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        ([torch.zeros(1)], "none"),
+        (3, "none"),
+        ({"net": {"a": torch.zeros(1)}, "epoch\x1b[1m": 3}, r"'net', 'epoch\\x1b\[1m'"),
+        ({"state_dict": {"a": torch.zeros(1), "b": 3}}, "'state_dict'"),
+    ],
+)
+def test_only_a_flat_dictionary_of_tensors_is_taken(tmp_path, content, names):
     torch.save(content, tmp_path / "w.pth")
-    with pytest.raises(UsageError, match="no flat dictionary of tensors; convert it"):
+    with pytest.raises(
+        UsageError, match=rf"no flat dictionary of tensors, .* \(its names: {names}\)"
+    ):
         read_weights(tmp_path / "w.pth")
 
 

@@ -14,6 +14,7 @@ from engine.cli import VERBS, main
 
 FAKE_FILE = Path(__file__).with_name("fake_stage.py")
 FAKE_COMMAND = [sys.executable, str(FAKE_FILE), "fake", "out"]
+FAKE_MODULE = [sys.executable, "-m", "fake_stage", "fake", "out"]
 
 
 @pytest.fixture
@@ -92,7 +93,7 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(arguments, said, capsys):
     [
         ("data", 3, "shard 3 is cut; pack again"),
         ("disk", 4, "No space left on device at some/file; nothing was half-written"),
-        ("memory", 4, "out of memory; use a smaller --batch"),
+        ("memory", 4, "out of memory; --batch 32 should fit"),
         ("key", 130, "interrupted; the same command continues"),
     ],
 )
@@ -163,6 +164,59 @@ def test_a_scheduler_signal_exits_75_and_says_how_to_continue(number):
     assert one_line(err) == f"coreset: interrupted by {number.name}; the same command continues"
 
 
+ENDED = (130, "interrupted; the same command continues\n")
+# As dataclasses execute strings while they are defined.
+WAITING_STRING = """
+exec("print('importing', flush=True); import time; time.sleep(60)")
+"""
+# As packages catch whatever goes wrong in an import.
+WAITING_IMPORT = """
+import os, sys, time
+try:
+    os.write(1, b"importing\\n")
+    time.sleep(60)
+except BaseException:
+    raise ImportError("half imported") from None
+"""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_ctrl_c_while_a_verb_is_imported_ends_without_a_traceback(verb, tmp_path):
+    (tmp_path / "tyro.py").write_text(WAITING_IMPORT)  # what every verb imports first
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from engine.__main__ import run; run()"
+    )
+    assert ended_by_ctrl_c([sys.executable, "-c", code, verb]) == ENDED
+
+
+@pytest.mark.parametrize("module", [WAITING_IMPORT, WAITING_STRING], ids=["caught", "string"])
+def test_ctrl_c_in_an_import_of_a_stage_is_no_other_error(module, tmp_path):
+    (tmp_path / "half.py").write_text(module)
+    assert ended_by_ctrl_c([*FAKE_MODULE, "--ending", "import"], with_path(tmp_path)) == ENDED
+
+
+def test_ctrl_c_stays_ignored_where_it_was(tmp_path):
+    (tmp_path / "half.py").write_text("print('importing', flush=True); import time; time.sleep(1)")
+    ignoring = ["sh", "-c", "trap '' INT; exec \"$@\"", "sh", *FAKE_MODULE, "--ending", "import"]
+    assert ended_by_ctrl_c(ignoring, with_path(tmp_path)) == (0, "")
+
+
+def with_path(folder):
+    """The environment, with a folder and that of the stage that ends as asked on Python's path."""
+    folders = (str(folder), str(FAKE_FILE.parent), os.environ.get("PYTHONPATH", ""))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(folders)}
+
+
+def ended_by_ctrl_c(command, environment=None):
+    """Exit code and standard error of a command that gets SIGINT once it said something."""
+    with started(command, environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
 RUN_EACH = """
 import sys
 from engine.cli import run
@@ -203,5 +257,6 @@ def test_a_reader_that_goes_away_is_no_error():
     assert process.returncode == 0
 
 
-def started(command):
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def started(command, environment=None):
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)

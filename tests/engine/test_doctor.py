@@ -102,7 +102,7 @@ def test_a_fit_machine_gets_an_aligned_table_and_exit_code_0(tmp_path, capsys):
     assert main(["doctor", "--path", str(tmp_path)]) == 0
     out, err = capsys.readouterr()
     header, *rows, last = out.splitlines()
-    assert header.split() == ["check", "value", "verdict", "remedy"]
+    assert header.split() == ["check", "verdict", "value;", "remedy"]
     column = header.index("verdict")
     assert {row[column:].split()[0] for row in rows} <= {"ok", "warn"}
     assert "fit" in last
@@ -123,6 +123,30 @@ def test_an_unfit_machine_gets_its_table_first_and_then_one_line_and_exit_code_4
     assert (error["event"], error["exit_code"]) == ("error", 4)
     assert err.startswith("coreset: this machine is unfit: memory: ")
     assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_every_check_is_shown_as_it_ends(tmp_path, capsys, monkeypatch, words):
+    shown = []
+
+    def look(name):
+        def check(_path):
+            shown.append(capsys.readouterr().out)
+            yield Check(name, "here")
+
+        return check
+
+    names = ["first", "second", "third"]
+    monkeypatch.setattr(engine.machine, "CHECKS", [look(name) for name in names])
+    assert main(["doctor", "--path", str(tmp_path), *words]) == 0
+    shown.append(capsys.readouterr().out)
+    if words:
+        record = json.loads(shown.pop())
+        assert [line.split()[0] for line in record["lines"][1:-1]] == names
+        assert list(record["checks"]) == names
+        assert shown == [""] * 3
+    else:
+        assert [text.splitlines()[0].split()[0] for text in shown] == ["check", *names]
 
 
 def test_a_path_that_is_no_folder_is_a_wrong_argument(tmp_path, capsys):

@@ -5,7 +5,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 
+import engine.models.backbones
 from engine.decode.geometry import Geometry
 from engine.decode.source import Source
 from engine.features import cache_directory
@@ -18,6 +20,7 @@ from shards.dataset import Dataset
 from shards.manifest import Manifest
 
 BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
+LINEAR = ("--proxy", "linear")
 
 
 @pytest.fixture(autouse=True)
@@ -106,13 +109,47 @@ def test_a_damaged_store_is_named_and_nothing_is_scored_on_it(packed, embedded, 
     assert not (tmp_path / "S").exists()
 
 
+@pytest.fixture
+def _no_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_no_downloads")
 def test_weights_that_are_not_on_the_machine_exit_4_with_the_remedy(
     packed, tmp_path, refused, monkeypatch
 ):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    said = refused(tmp_path, "embed", packed, tmp_path / "F", code=4)
+    named = ("--backbone", "resnet18")
+    said = refused(tmp_path, "embed", packed, tmp_path / "F", *named, code=4)
     assert said.startswith("backbone resnet18: no weights on this machine (nothing is downloaded)")
     assert "--backbone tf_efficientnet_lite0" in said
+    monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", "no-such-package")
+    for verb in (("embed", packed, tmp_path / "F"), ("score", packed, tmp_path / "S", *LINEAR)):
+        said = refused(tmp_path, *verb, code=4)
+        assert said.startswith("backbone auto: no weights on this machine (nothing is downloaded)")
+        assert "name a file with --weights, or install the package no-such-package" in said
+
+
+@pytest.mark.usefixtures("_no_downloads")
+def test_the_default_backbone_is_one_whose_weights_are_here_and_said(
+    packed, random_set, val, tmp_path, done
+):
+    size = ("--size", 32)
+    _, said, made, following = done("embed", packed, tmp_path / "F", *size)
+    assert said.startswith("backbone tf_efficientnet_lite0, weights /")
+    assert said.endswith("(none of resnet18 on this machine; a file of them goes to --weights)")
+    assert "images (tf_efficientnet_lite0) made in" in made
+    assert "--proxy linear --backbone tf_efficientnet_lite0" in following
+    scores = tmp_path / "SCORES"
+    lines = done("score", packed, scores, *LINEAR, "--epochs", 1, *size)
+    assert lines[0] == said
+    provenance = Provenance.read(scores)
+    assert provenance.config["backbone"] == "tf_efficientnet_lite0"
+    inputs = {one["role"]: one["digest"] for one in provenance.inputs}
+    assert inputs["features"] == Provenance.read(tmp_path / "F").digest  # found again
+    lines = done("measure", random_set, val, tmp_path / "RESULTS", *size)
+    assert lines[0] == said
+    assert "IPC 2, tf_efficientnet_lite0: " in lines[1]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from engine.features import FeatureSpec, cache_directory, features_for
 from engine.ledger import read_ledger
@@ -150,7 +151,9 @@ def test_arguments_out_of_range_are_refused(ccs_set, tmp_path, refused, options,
 
 def test_weights_that_are_not_on_the_machine_exit_4(ccs_set, val, tmp_path, refused, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    said = refused(tmp_path, "measure", ccs_set, val, tmp_path / "RESULTS", code=4)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    named = ("--backbone", "resnet18")
+    said = refused(tmp_path, "measure", ccs_set, val, tmp_path / "RESULTS", *named, code=4)
     assert "no weights on this machine" in said
 
 

@@ -54,6 +54,7 @@ def test_machines_get_a_json_object_per_interval(capsys):
     assert [record["done"] for record in records] == [2, 3]
     assert records[0]["event"] == "progress"
     assert (records[0]["stage"], records[0]["total"]) == ("score", 10)
+    assert records[0]["unit"] == "images"
 
 
 @pytest.mark.usefixtures("at_every_step")
@@ -99,4 +100,10 @@ def test_what_an_interrupted_run_finished_does_not_count_as_speed():
 def test_a_slow_rate_is_shown_with_its_fraction():
     bar = Progress("train", 10, "epochs", _started=time.monotonic() - 4)
     bar.advance(1)
-    assert "0.25/s" in bar.text()
+    assert ", 0.25 epochs/s, " in bar.text()
+
+
+def test_the_rate_is_in_the_unit_that_is_counted():
+    bar = Progress("retry", 90, "shards at most", _started=time.monotonic() - 1)
+    bar.advance(40)
+    assert bar.text().startswith("retry: 40 of 90 shards at most, 40 shards/s, ")

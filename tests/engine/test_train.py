@@ -8,6 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
+import engine.progress
 from engine.ledger import read_ledger
 from engine.protocols import HardLabels
 from engine.provenance import Provenance
@@ -63,6 +64,17 @@ def test_there_is_a_row_per_student_that_tells_what_was_trained(trained, random_
         assert row["label_bytes"] == 0
         assert row["device"] == "cpu"
         assert json.loads(row["runtime"])["threads"] == 1
+
+
+def test_progress_says_which_set_is_trained_and_counts_epochs(
+    inputs, tmp_path, coreset, monkeypatch
+):
+    monkeypatch.setattr(engine.progress, "LINE_EVERY_SECONDS", 0.0)
+    told = coreset("train", *inputs, tmp_path / "R", *TINY, "--repeats", 1, "--seed", 5)
+    first, second = told.err.splitlines()
+    assert first.startswith("train RANDOM, seed 5: 1 of 2 epochs, ")
+    assert " epochs/s, " in first
+    assert ", best " in second
 
 
 def test_accuracies_are_shares_of_the_validation_images(trained):
