@@ -12,7 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import json_bytes, remove_tree, rename_directory, tree_digests, write_atomically
+from shards.atomic import (
+    json_bytes,
+    new_directory,
+    remove_tree,
+    rename_directory,
+    tree_digests,
+    write_atomically,
+)
 from shards.errors import StoreError
 
 COMMIT_NAME = "commit.json"
@@ -30,9 +37,8 @@ class Generations:
         """Commit a state under a number that grows; ``write`` fills an empty directory."""
         name = f"gen-{number:06d}"
         scratch = self.directory / f".{name}.partial"
-        for leftover in (scratch, self.directory / name):
-            remove_tree(leftover)
-        scratch.mkdir()
+        remove_tree(self.directory / name)
+        new_directory(scratch)
         write(scratch)
         files = tree_digests(scratch)
         rename_directory(scratch, self.directory / name)

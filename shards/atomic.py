@@ -58,10 +58,33 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def new_file(path: Path) -> IO[bytes]:
+    """Create a file under a temporary name and open it for writing.
+
+    What is there is removed: a killed run left it. Of a symbolic link, which somebody else must
+    have made, the link goes and the file that it points to stays as it is.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def new_directory(path: Path) -> None:
+    """Make an empty directory under a temporary name, and those above it; see `new_file`."""
+    unlink_link(path)
+    if path.exists():
+        shutil.rmtree(path)
+    path.mkdir(parents=True)
+
+
+def unlink_link(path: Path) -> None:
+    """Remove a symbolic link from a name that is ours, so that nothing is written beyond it."""
+    if path.is_symlink():
+        path.unlink()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: readers see the old bytes or the new ones, never a mixture."""
-    scratch = temporary_name(path)
-    with scratch.open("wb") as file:
+    with new_file(temporary_name(path)) as file:
         file.write(data)
         sync_and_rename(file, path)
 
@@ -120,6 +143,7 @@ def remove_tree(path: Path) -> None:
     if not path.exists():
         return
     doomed = path.with_name(f".{path.name.lstrip('.')}.deleting")
+    unlink_link(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)

@@ -11,7 +11,13 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.atomic import sha256_of_file, sync_and_rename, temporary_name, write_atomically
+from shards.atomic import (
+    new_file,
+    sha256_of_file,
+    sync_and_rename,
+    temporary_name,
+    write_atomically,
+)
 from shards.dataset import (
     QUARANTINE_NAME,
     QUARANTINE_SCHEMA,
@@ -179,7 +185,7 @@ def _with_binary_hash(row: Row) -> Row:
 @contextmanager
 def _table_file(path: Path, schema: _Table) -> Generator[Callable[[_Table], None]]:
     """Yield a function that appends tables; what is in memory stays below two row groups."""
-    with temporary_name(path).open("wb") as file:
+    with new_file(temporary_name(path)) as file:
         waiting: list[_Table] = []
         with pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
 

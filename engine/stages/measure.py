@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.artifact import require_output
 from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
 from engine.features import FeatureSpec, features_for
 from engine.ledger import Meter
@@ -67,6 +68,7 @@ class Measure:
         from engine.device import resolve_device
         from engine.models.backbones import weights_key
 
+        require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results = Results(self.results)

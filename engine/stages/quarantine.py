@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import tyro
 
 from engine.accounting import Account, bound
-from engine.artifact import remaking
+from engine.artifact import output_folder, remaking
 from engine.config import DataPath, Outcome
 from engine.planning import plan_again, spool_of
 from engine.progress import progress
@@ -65,7 +65,8 @@ class Quarantine:
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown):,} more: --limit 0 shows all")
         if self.csv is not None:
-            write_list(self.csv, rows)
+            with output_folder(self.csv):
+                write_list(self.csv, rows)
             lines.append(f"listed: {self.csv}")
         lines.append(f"{len(rows):,} of {manifest.n_found:,} files of {self.data} were refused")
         if rows:

@@ -13,6 +13,8 @@ from shards.atomic import (
     files_below,
     fsync_directory,
     json_bytes,
+    new_directory,
+    new_file,
     remove_tree,
     rename_directory,
     sha256_of_file,
@@ -49,6 +51,53 @@ def test_a_write_that_fails_keeps_the_old_bytes(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_link_under_the_temporary_name_is_replaced_and_not_followed(tmp_path):
+    precious, path = tmp_path / "precious", tmp_path / "file"
+    precious.write_text("do not touch")
+    for target in (precious, tmp_path / "nothing"):
+        temporary_name(path).symlink_to(target)
+        write_atomically(path, b"new")
+        assert path.read_bytes() == b"new"
+        assert not path.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [path, precious]
+    assert precious.read_text() == "do not touch"
+
+
+def test_a_temporary_file_is_never_one_that_is_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("from a killed run")
+    (tmp_path / "second name").hardlink_to(path)
+    with new_file(path) as file:
+        file.write(b"new")
+    assert (tmp_path / "second name").read_text() == "from a killed run"
+
+
+def test_a_directory_under_a_temporary_name_is_new_and_empty(tmp_path):
+    elsewhere, scratch = tmp_path / "elsewhere", tmp_path / "deep" / "scratch"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("do not touch")
+    new_directory(scratch)
+    (scratch / "leftover").touch()
+    new_directory(scratch)
+    assert list(scratch.iterdir()) == []
+    scratch.rmdir()
+    scratch.symlink_to(elsewhere)
+    new_directory(scratch)
+    assert not scratch.is_symlink()
+    assert (elsewhere / "file").read_text() == "do not touch"
+
+
+def test_removing_a_tree_does_not_follow_a_link_in_its_way(tmp_path):
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    for folder in (tree, elsewhere):
+        folder.mkdir()
+        (folder / "file").touch()
+    (tmp_path / ".tree.deleting").symlink_to(elsewhere)
+    remove_tree(tree)
+    assert list(tmp_path.iterdir()) == [elsewhere]
+    assert (elsewhere / "file").exists()
 
 
 def test_a_reader_sees_one_of_the_contents_and_never_a_mixture(tmp_path):
