@@ -30,6 +30,7 @@ from shards.atomic import (
     exchange_directories,
     files_below,
     json_bytes,
+    make_directory,
     new_directory,
     rename_directory,
     temporary_name,
@@ -85,7 +86,7 @@ def output_folder(out: Path) -> Generator[None]:
         MachineError: This user may not write there, or nobody may.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(out.parent)
         yield
     except OSError as error:
         fact = f"{out} cannot be written ({error.strerror})"

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from engine.artifact import lock
 from engine.ledger import Line, append_lines, read_ledger
 from engine.sets import CondensedSet
-from shards.atomic import json_bytes, write_atomically
+from shards.atomic import json_bytes, make_directory, write_atomically
 from shards.dataset import Dataset
 from shards.errors import StoreError, UsageError
 
@@ -118,7 +118,7 @@ class Results:
         that leaves behind is made good by the same command again.
         """
         with lock(self.path, wait=True):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path)
             there = self.rows(table)
             known = {row["key"] for row in there}
             fresh = {row["key"]: dict(row) for row in rows if row["key"] not in known}
@@ -136,7 +136,7 @@ class Results:
         digest = condensed.provenance.digest
         with lock(self.path, wait=True):  # two runs on one set share the temporary name
             folder = self.path / LINEAGE
-            folder.mkdir(parents=True, exist_ok=True)
+            make_directory(folder)
             write_atomically(folder / f"{digest[:24]}.json", json_bytes(document))
 
     def lineage(self, set_digest: str) -> dict[str, Any] | None:

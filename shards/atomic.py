@@ -73,7 +73,15 @@ def new_directory(path: Path) -> None:
     unlink_link(path)
     if path.exists():
         shutil.rmtree(path)
-    path.mkdir(parents=True)
+    make_directory(path)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, unless they are there, and make their names durable."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_directory(folder.parent)
 
 
 def unlink_link(path: Path) -> None:

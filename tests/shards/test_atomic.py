@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards import atomic
 from shards.atomic import (
     digest_of,
+    exchange_directories,
     files_below,
     fsync_directory,
     json_bytes,
@@ -18,6 +20,7 @@ from shards.atomic import (
     remove_tree,
     rename_directory,
     sha256_of_file,
+    sync_and_rename,
     temporary_name,
     tree_digests,
     write_atomically,
@@ -135,6 +138,61 @@ def test_publishing_onto_a_directory_that_holds_something_is_refused(tmp_path):
     with pytest.raises(OSError, match="not empty"):
         rename_directory(tmp_path / "scratch", tmp_path / "final")
     assert (tmp_path / "final" / "file").read_text() == "final"
+
+
+# what a power cut leaves
+
+
+def test_a_written_file_survives_and_its_name_never_stands_for_half_of_it(tmp_path, disk):
+    path = tmp_path / "file"
+    for content in (b"old", b"new"):
+        write_atomically(path, content)
+        assert disk.naming("file").beside["file"] == content, "renamed before its bytes were synced"
+        assert disk.survivors() == {"file": content}
+
+
+def test_a_name_that_may_wait_becomes_durable_with_the_next_one(tmp_path, disk):
+    with new_file(temporary_name(tmp_path / "first")) as file:
+        file.write(b"1")
+        sync_and_rename(file, tmp_path / "first", last=False)
+    assert disk.naming("first").beside["first"] == b"1"
+    write_atomically(tmp_path / "second", b"2")
+    assert disk.survivors() == {"first": b"1", "second": b"2"}
+
+
+def test_a_published_directory_survives_with_all_files_whole_before_it_has_its_name(tmp_path, disk):
+    scratch, final = tmp_path / "scratch", tmp_path / "final"
+    (scratch / "deep" / "deeper").mkdir(parents=True)
+    (scratch / "file").write_bytes(b"1")
+    (scratch / "deep" / "deeper" / "file").write_bytes(b"2")
+    disk.settle()
+    (scratch / "deep" / "deeper" / "another").write_bytes(b"3")
+    (scratch / "file").write_bytes(b"4")
+    whole = {"file": b"4", "deep/deeper/file": b"2", "deep/deeper/another": b"3"}
+    rename_directory(scratch, final)
+    before = disk.naming("final").survivors
+    assert before == {f"scratch/{name}": content for name, content in whole.items()}
+    assert disk.survivors() == {f"final/{name}": content for name, content in whole.items()}
+
+
+def test_exchanged_directories_are_whole_before_and_keep_their_names(tmp_path, disk, monkeypatch):
+    class Libc:
+        def renameat2(self, *arguments):
+            failed = libc.renameat2(*arguments)
+            disk.named(tmp_path / "final")
+            return failed
+
+    libc = atomic._libc()
+    for name in ("scratch", "final"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "final" / "file").write_bytes(b"old")
+    disk.settle()
+    (tmp_path / "scratch" / "file").write_bytes(b"new")
+    monkeypatch.setattr(atomic, "_libc", Libc)
+    exchange_directories(tmp_path / "scratch", tmp_path / "final")
+    before = disk.naming("final").survivors
+    assert before == {"scratch/file": b"new", "final/file": b"old"}
+    assert disk.survivors() == {"scratch/file": b"old", "final/file": b"new"}
 
 
 def test_removing_a_tree_clears_what_an_earlier_killed_removal_left(tmp_path):
