@@ -58,13 +58,7 @@ class Scored:
         newest = Generations(path).latest()
         if newest is None:
             raise UsageError(f"{path} holds no finished scores; run `coreset score` again")
-        columns = read_columns(newest[1] / SCORES_NAME)
-        for values in columns.values():
-            if values.shape != (len(dataset),):
-                raise UsageError(
-                    f"{path} has {len(values)} scores, but {dataset.path} has {len(dataset)} "
-                    "images: made from another data set; score this one again"
-                )
+        columns = read_columns(newest[1] / SCORES_NAME, rows=len(dataset))
         return Scored(
             path=path,
             dataset=dataset,
@@ -136,7 +130,7 @@ def identity_of(path: Path) -> str:
         if path.exists():
             raise UsageError(f"{path} holds no scores; name the output of `coreset score`")
         raise UsageError(f"{path} does not exist; make it with `coreset score DATA {path}`")
-    return str(Provenance.read(path).binds["identity"])
+    return str(Provenance.read(path).binding("identity"))
 
 
 def scores_beside(data: Path) -> Path:

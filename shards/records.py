@@ -138,16 +138,22 @@ def write_tables(
     return manifest
 
 
-def read_table(path: Path) -> _Table:
-    """Read a table of a packed data set.
+def read_refused(data: Path) -> _Table:
+    """Read the table of refused files of a packed data set.
 
     Raises:
         ManifestError: It is missing or damaged.
     """
+    path = data / QUARANTINE_NAME
     try:
-        return pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+            table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
-        raise ManifestError(f"{path} cannot be read; run `coreset verify {path.parent}`") from error
+        raise ManifestError(f"{path} cannot be read; run `coreset verify {data}`") from error
+    if table.schema != QUARANTINE_SCHEMA:
+        raise ManifestError(f"{path} has other columns than a list of refused files; pack again")
+    return table
 
 
 def remove_records(scratch: Path) -> None:

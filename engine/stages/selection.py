@@ -100,7 +100,7 @@ class Select:
                 f"{self.source} {fact}; make one with `coreset score` or `coreset pack`"
             )
         dataset = open_source(self.source, self.data)
-        identity = str(Provenance.read(self.source).binds["identity"])
+        identity = str(Provenance.read(self.source).binding("identity"))
         require_same_data(dataset, identity, f"the scores {self.source}")
         return dataset, True
 
@@ -155,12 +155,8 @@ class Select:
         newest = Generations(self.source).latest()
         if newest is None:
             raise UsageError(f"{self.source} holds no finished scores; run `coreset score` again")
-        scores = read_columns(newest[1] / SCORES_NAME, [self.score])[self.score]
-        if scores.shape != (len(dataset),):
-            raise UsageError(
-                f"{self.source} has {len(scores)} scores, but {dataset.path} has {len(dataset)} "
-                "images: made from another data set; score this one again"
-            )
+        store = newest[1] / SCORES_NAME
+        scores = read_columns(store, [self.score], rows=len(dataset))[self.score]
         odd = ids[~np.isfinite(scores[ids])]
         if odd.size:
             raise StoreError(
