@@ -11,6 +11,7 @@ import shutil
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -26,6 +27,7 @@ from engine.ledger import (
 )
 from engine.provenance import PROVENANCE_NAME, Provenance, readable_difference
 from shards.atomic import (
+    COMMAND_NAME,
     digest_of,
     exchange_directories,
     files_below,
@@ -40,6 +42,8 @@ from shards.atomic import (
 )
 from shards.errors import LockedError, MachineError, UsageError
 
+COMMAND: ContextVar[str] = ContextVar("COMMAND", default="")
+"""The command line of this process, for whoever finds what it left unfinished."""
 _NO_SUCH_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -245,9 +249,11 @@ def _prepare(work: Work, *, resumable: bool) -> None:
                 leftover.unlink()
         collect_interrupted(scratch)
         work.resumed = True
-        return
-    new_directory(scratch)
-    write_atomically(scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+    else:
+        new_directory(scratch)
+        write_atomically(scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+    if command := COMMAND.get():
+        write_atomically(scratch / COMMAND_NAME, command.encode(errors="replace"))
 
 
 def _abandon(work: Work, *, resumable: bool) -> None:
@@ -265,6 +271,7 @@ def _publish(work: Work) -> None:
 
 def _finish(work: Work) -> None:
     """Complete provenance and ledger."""
+    (work.scratch / COMMAND_NAME).unlink(missing_ok=True)
     digest = work.provenance.digest or output_digest(work.scratch)
     work.provenance = replace(work.provenance, digest=digest)
     write_atomically(work.scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))

@@ -14,7 +14,7 @@ from os.path import relpath
 from pathlib import Path
 from typing import Any, cast
 
-from shards.atomic import digest_of, json_bytes
+from shards.atomic import digest_of, json_bytes, missing
 from shards.documents import build, parse
 from shards.errors import StoreError, UsageError
 
@@ -90,8 +90,10 @@ class Provenance:
         """
         path = artifact / PROVENANCE_NAME
         if not path.is_file():
-            fact = "has no provenance.json" if artifact.exists() else "does not exist"
-            raise UsageError(f"{artifact} {fact}; name the output of a finished coreset command")
+            remedy = "name the output of a finished coreset command"
+            if not artifact.exists():
+                raise missing(artifact, remedy)
+            raise UsageError(f"{artifact} has no provenance.json; {remedy}")
         return Provenance.parse(path)
 
     @staticmethod

@@ -17,6 +17,7 @@ from engine.sets import open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from engine.tables import aligned
 from kernels.scores import SCORES, easiness
+from shards.atomic import missing
 from shards.dataset import Dataset
 from shards.errors import CoresetError, StoreError, UsageError
 from shards.labels import read_labels
@@ -74,6 +75,8 @@ class Scored:
     @property
     def epochs(self) -> int:
         """Passes over the data behind the scores: the visits of a sample that was never lost."""
+        if VISITS not in self.columns:
+            raise StoreError(f"{self.path} holds no {VISITS}; score this data set again")
         return int(self.columns[VISITS].max())
 
     @cached_property
@@ -85,7 +88,13 @@ class Scored:
     @property
     def predicted(self) -> NDArray[np.int32] | None:
         """Class that the trained network predicts for each sample; None if it was not asked."""
-        return self.columns.get(PREDICTED)
+        found = self.columns.get(PREDICTED)
+        classes = len(self.dataset.classes)
+        if found is not None and not -1 <= found.min() <= found.max() < classes:
+            raise StoreError(
+                f"{self.path} has predictions that are no class of {classes}; score it again"
+            )
+        return found
 
     def values(self, score: str) -> NDArray[np.float32]:
         """One score of every sample, as stored: NaN where it was never taken.
@@ -129,7 +138,7 @@ def identity_of(path: Path) -> str:
     if not (path / COMMIT_NAME).is_file():
         if path.exists():
             raise UsageError(f"{path} holds no scores; name the output of `coreset score`")
-        raise UsageError(f"{path} does not exist; make it with `coreset score DATA {path}`")
+        raise missing(path, f"make it with `coreset score DATA {path}`")
     return str(Provenance.read(path).binding("identity"))
 
 

@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.provenance import Provenance, locate
-from shards.atomic import digest_of, json_bytes, sha256_of_file, write_atomically
+from shards.atomic import (
+    digest_of,
+    interruption,
+    json_bytes,
+    missing,
+    sha256_of_file,
+    write_atomically,
+)
 from shards.dataset import Dataset
 from shards.documents import build, parse
 from shards.errors import StoreError, UsageError
@@ -57,12 +64,10 @@ class SetInfo:
         """
         path = directory / SET_NAME
         if not path.is_file():
-            fact = (
-                "is not a condensed set (no set.json)" if directory.exists() else "does not exist"
-            )
-            raise UsageError(
-                f"{directory} {fact}; make one with `coreset select` or `coreset distill`"
-            )
+            remedy = "make one with `coreset select` or `coreset distill`"
+            if not directory.exists():
+                raise missing(directory, remedy)
+            raise UsageError(f"{directory} is not a condensed set (no set.json); {remedy}")
         try:
             info = build(SetInfo, parse(path.read_bytes()))
         except (OSError, ValueError) as error:
@@ -171,6 +176,8 @@ def open_source(artifact: Path, data: Path | None) -> Dataset:
         UsageError: It is not where it was and ``data`` does not say where it is.
     """
     directory = data or locate(artifact, "dataset")
+    if directory is not None and (fact := interruption(directory)):
+        raise UsageError(fact)
     if directory is None or not (directory / MANIFEST_NAME).is_file():
         raise UsageError(
             f"the data set of {artifact} is not at {directory} any more; name its place with --data"

@@ -13,11 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from shards.errors import MachineError
+from shards.errors import MachineError, UsageError
 
 Json: TypeAlias = Mapping[str, Any]
 # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <stdio.h>.
 _HERE, _EXCHANGE = -100, 2
+COMMAND_NAME = "command.txt"
+"""In the scratch directory of an artifact: the command line that makes it."""
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 
 
@@ -56,6 +58,23 @@ def fsync_tree(path: Path) -> None:
 def temporary_name(path: Path) -> Path:
     """Name beside ``path`` that no reader takes for a finished output."""
     return path.with_name(f".{path.name}.partial")
+
+
+def interruption(path: Path) -> str:
+    """Say that the making of ``path`` was interrupted, and how it goes on; empty if it was not."""
+    scratch = temporary_name(path)
+    if path.exists() or not scratch.is_dir():
+        return ""
+    command = scratch / COMMAND_NAME
+    typed = command.read_text("utf-8", "replace") if command.is_file() else ""
+    known = typed.isprintable() and not command.is_symlink()
+    how = f"continue with: {typed}" if typed and known else "run the same command again to continue"
+    return f"{path} is not finished: the command that makes it was interrupted; {how}"
+
+
+def missing(path: Path, remedy: str) -> UsageError:
+    """Make the error for an input that is not there: never made, or not to its end."""
+    return UsageError(interruption(path) or f"{path} does not exist; {remedy}")
 
 
 def new_file(path: Path) -> IO[bytes]:

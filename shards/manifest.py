@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import json_bytes
+from shards.atomic import json_bytes, missing
 from shards.documents import build, parse
 from shards.errors import ManifestError, UsageError
 from shards.tar import shard_name
@@ -81,10 +81,10 @@ class Manifest:
         """
         path = data / MANIFEST_NAME
         if not path.is_file():
-            fact = (
-                "is not a packed data set (no manifest.json)" if data.exists() else "does not exist"
-            )
-            raise UsageError(f"{data} {fact}; run `coreset pack SRC {data}` first")
+            remedy = f"run `coreset pack SRC {data}` first"
+            if not data.exists():
+                raise missing(data, remedy)
+            raise UsageError(f"{data} is not a packed data set (no manifest.json); {remedy}")
         try:
             document = parse(path.read_bytes())
             version = document.get("format"), document.get("format_version")

@@ -21,6 +21,7 @@ from engine.scoring import undecodable_of
 from engine.sets import SetInfo, open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from kernels.scores import SCORES
+from shards.atomic import missing
 from shards.classes import recognise
 from shards.dataset import Dataset
 from shards.errors import StoreError, UsageError
@@ -91,14 +92,10 @@ class Select:
         if (self.source / MANIFEST_NAME).is_file():
             return Dataset.open(self.source), False
         if not (self.source / COMMIT_NAME).is_file():
-            fact = (
-                "is neither scores nor a packed data set"
-                if self.source.exists()
-                else "does not exist"
-            )
-            raise UsageError(
-                f"{self.source} {fact}; make one with `coreset score` or `coreset pack`"
-            )
+            remedy = "make one with `coreset score` or `coreset pack`"
+            if not self.source.exists():
+                raise missing(self.source, remedy)
+            raise UsageError(f"{self.source} is neither scores nor a packed data set; {remedy}")
         dataset = open_source(self.source, self.data)
         identity = str(Provenance.read(self.source).binding("identity"))
         require_same_data(dataset, identity, f"the scores {self.source}")
