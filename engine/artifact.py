@@ -4,12 +4,14 @@ Every stage that makes a directory goes through ``making``, so that "the same co
 the same thing everywhere: finished, nothing to do; interrupted, continue; changed, refuse.
 """
 
+import errno
 import fcntl
 import os
 import shutil
 import socket
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
@@ -25,16 +27,25 @@ from engine.ledger import (
 )
 from engine.provenance import PROVENANCE_NAME, Provenance, readable_difference
 from shards.atomic import (
+    COMMAND_NAME,
     digest_of,
     exchange_directories,
     files_below,
     json_bytes,
+    make_directory,
+    new_directory,
     rename_directory,
     temporary_name,
     tree_digests,
+    unlink_link,
     write_atomically,
 )
-from shards.errors import LockedError, UsageError
+from shards.errors import LockedError, MachineError, UsageError
+
+COMMAND: ContextVar[str] = ContextVar("COMMAND", default="")
+"""The command line of this process, for whoever finds what it left unfinished."""
+_NO_SUCH_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(slots=True)
@@ -53,6 +64,43 @@ class Work:
     input_paths: Sequence[tuple[Path, str]] = ()
 
 
+def require_output(out: Path) -> None:
+    """Check before any work that something can be made at ``out``, or is there.
+
+    Raises:
+        UsageError: It is a link to nothing, or a file is where a folder above it should be.
+    """
+    if out.exists():
+        return
+    if out.is_symlink():
+        raise UsageError(
+            f"{out} is a symbolic link to nothing; remove it, or choose another output"
+        )
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UsageError(f"{out} cannot be made: {above} is a file; choose another output")
+
+
+@contextmanager
+def output_folder(out: Path) -> Generator[None]:
+    """Make the folder that ``out`` lies in, for the block to write there.
+
+    Raises:
+        UsageError: Nothing can have that name.
+        MachineError: This user may not write there, or nobody may.
+    """
+    try:
+        make_directory(out.parent)
+        yield
+    except OSError as error:
+        fact = f"{out} cannot be written ({error.strerror})"
+        if error.errno in _NO_SUCH_PLACE:
+            raise UsageError(f"{fact}; choose another output") from error
+        if error.errno in _NOT_WRITABLE:
+            raise MachineError(f"{fact}; make its folder writable, or choose another") from error
+        raise
+
+
 @contextmanager
 def lock(out: Path, *, wait: bool = False) -> Generator[None]:
     """Hold the exclusive right to write ``out``; released by the kernel also on ``kill -9``.
@@ -63,12 +111,15 @@ def lock(out: Path, *, wait: bool = False) -> Generator[None]:
 
     Raises:
         LockedError: Another process holds it; the message names it.
+        UsageError: Nothing can be written at ``out``, or its lock file is a symbolic link.
+        MachineError: The machine refuses to write there.
     """
-    out.parent.mkdir(parents=True, exist_ok=True)
+    require_output(out)
     path = out.with_name(f".{out.name}.lock")
-    file = _locked_file(path, wait=wait)
-    while file is None and wait:  # its holder removed it while we waited: lock the new one
+    with output_folder(out):
         file = _locked_file(path, wait=wait)
+        while file is None and wait:  # its holder removed it while we waited: lock the new one
+            file = _locked_file(path, wait=wait)
     if file is None:
         owner = path.read_text().strip() if path.is_file() else ""
         raise LockedError(
@@ -87,7 +138,10 @@ def lock(out: Path, *, wait: bool = False) -> Generator[None]:
 
 def _locked_file(path: Path, *, wait: bool) -> TextIO | None:
     """The lock file, locked; None if another process holds it, or removed it just now."""
-    file = path.open("a+")
+    if path.is_symlink():
+        raise UsageError(f"{path} is a symbolic link, which nothing here makes; remove it")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags, 0o666), "a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         # A lock on a file that its owner has removed guards nothing.
@@ -123,6 +177,7 @@ def making(
         (path, str(one["digest"])) for path, one in zip(inputs, provenance.inputs, strict=True)
     ]
     work = Work(out, temporary_name(out), provenance, meter, input_paths=pairs)
+    require_output(out)
     # What is there is whole, so any number of processes may find it at once.
     if not out.exists():
         with lock(out):
@@ -185,6 +240,7 @@ def _require_same_promise(
 
 def _prepare(work: Work, *, resumable: bool) -> None:
     scratch = work.scratch
+    unlink_link(scratch)
     if resumable and (scratch / PROVENANCE_NAME).is_file():
         fact = "is an interrupted run of another configuration"
         _require_same_promise(scratch, work.provenance, fact, runtime=True)
@@ -193,10 +249,11 @@ def _prepare(work: Work, *, resumable: bool) -> None:
                 leftover.unlink()
         collect_interrupted(scratch)
         work.resumed = True
-        return
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    write_atomically(scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+    else:
+        new_directory(scratch)
+        write_atomically(scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+    if command := COMMAND.get():
+        write_atomically(scratch / COMMAND_NAME, command.encode(errors="replace"))
 
 
 def _abandon(work: Work, *, resumable: bool) -> None:
@@ -214,6 +271,7 @@ def _publish(work: Work) -> None:
 
 def _finish(work: Work) -> None:
     """Complete provenance and ledger."""
+    (work.scratch / COMMAND_NAME).unlink(missing_ok=True)
     digest = work.provenance.digest or output_digest(work.scratch)
     work.provenance = replace(work.provenance, digest=digest)
     write_atomically(work.scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))

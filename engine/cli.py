@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Generator, Sequence
@@ -95,8 +96,10 @@ def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
     stage = _parse(verb, words)
     if stage is None:
         return
+    from engine.artifact import COMMAND
     from engine.progress import Display, choose_display
 
+    COMMAND.set(shlex.join(["coreset", verb, *words]))
     choose_display(Display.JSON if machine else Display.AUTO)
     with _stop_signals():
         try:

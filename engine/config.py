@@ -23,8 +23,10 @@ ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RES
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
 
 DecoderChoice: TypeAlias = Literal["auto", "dali", "turbo", "fast", "pillow"]
-ScoreName: TypeAlias = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(SCORES)}}}")]
+_ONE_OF_SCORES = tyro.conf.arg(metavar=f"{{{','.join(SCORES)}}}")
+ScoreName: TypeAlias = Annotated[str, _ONE_OF_SCORES]
 """Name of a score; the help lists all of them. Which were stored, the scores artifact tells."""
+ScoreNameOrNone: TypeAlias = Annotated[str | None, _ONE_OF_SCORES]
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from engine.ledger import Line, line_key
+from engine.ledger import Line, line_key, lines_with
+
+_SUMMED = ("stage", "wall_seconds", "cpu_seconds", "images", "peak_rss_bytes", "interrupted",
+           "device")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +41,7 @@ def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
     A line that came along two ways (a data set that is an input of scores and of the set) counts
     once.
     """
-    distinct = {line_key(line): line for line in lines}
+    distinct = {line_key(line): line for line in lines_with(lines, *_SUMMED)}
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in distinct.values():
         groups.setdefault((line.get("artifact", ""), line["stage"]), []).append(line)

@@ -24,7 +24,7 @@ from engine.decode.order import batches_of
 from engine.decode.pixels import device_bytes
 from engine.decode.threads import BatchMemory
 from engine.store import feature_chunk_rows, feature_chunks, feature_shape
-from shards.atomic import sync_and_rename, temporary_name
+from shards.atomic import new_file, sync_and_rename, temporary_name
 from shards.errors import MachineError
 
 FEATURE_ROWS_NAME = ".features.f16"
@@ -271,11 +271,10 @@ def _holds(path: Path, store: Path) -> bool:
 def _write(path: Path, store: Path) -> None:
     """Write the features of a store to a file, row after row, all of them or none."""
     scratch = temporary_name(path)
-    for leftover in (path, scratch):
-        leftover.unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
     _require_space(path.parent, *feature_shape(store))
     try:
-        with scratch.open("wb") as file:
+        with new_file(scratch) as file:
             for chunk in feature_chunks(store):
                 file.write(np.ascontiguousarray(chunk).data)
             sync_and_rename(file, path)

@@ -5,19 +5,41 @@ synced as a tree, renamed, and only then named by ``commit.json`` together with 
 its files. Two generations are kept while the training runs, one when it is finished.
 """
 
-import json
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import json_bytes, remove_tree, rename_directory, tree_digests, write_atomically
+from shards.atomic import (
+    json_bytes,
+    new_directory,
+    remove_tree,
+    rename_directory,
+    tree_digests,
+    write_atomically,
+)
+from shards.documents import build, parse
 from shards.errors import StoreError
 
 COMMIT_NAME = "commit.json"
 KEPT = 2
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    number: int
+    directory: str
+    files: Mapping[str, str]
+    """sha256 of every file, by relative name."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Commits:
+    """Contents of ``commit.json``, the newest generation first."""
+
+    generations: tuple[_Generation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +50,10 @@ class Generations:
 
     def commit(self, number: int, write: Callable[[Path], None]) -> None:
         """Commit a state under a number that grows; ``write`` fills an empty directory."""
-        name = f"gen-{number:06d}"
+        name = _name_of(number)
         scratch = self.directory / f".{name}.partial"
-        for leftover in (scratch, self.directory / name):
-            remove_tree(leftover)
-        scratch.mkdir()
+        remove_tree(self.directory / name)
+        new_directory(scratch)
         write(scratch)
         files = tree_digests(scratch)
         rename_directory(scratch, self.directory / name)
@@ -63,9 +84,14 @@ class Generations:
     def _entries(self) -> list[dict[str, Any]]:
         path = self.directory / COMMIT_NAME
         try:
-            return json.loads(path.read_bytes())["generations"] if path.is_file() else []
-        except (ValueError, KeyError, TypeError) as error:
+            if not path.is_file():
+                return []
+            commits = build(_Commits, parse(path.read_bytes())).generations
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
+        if any(one.directory != _name_of(one.number) for one in commits):
+            raise StoreError(f"{path} names other directories than a scoring makes; remove it")
+        return [asdict(one) for one in commits]
 
     def _record(self, entries: list[dict[str, Any]]) -> None:
         write_atomically(self.directory / COMMIT_NAME, json_bytes({"generations": entries}))
@@ -76,3 +102,7 @@ class Generations:
             for directory in sorted(self.directory.glob(pattern)):
                 if directory.name not in kept:
                     remove_tree(directory)
+
+
+def _name_of(number: int) -> str:
+    return f"gen-{number:06d}"

@@ -10,7 +10,7 @@ import resource
 import socket
 import time
 from collections.abc import Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,11 +19,16 @@ from typing import Any
 
 from engine.provenance import versions
 from shards.atomic import write_atomically
+from shards.documents import parse
 
 LEDGER_NAME = "ledger.jsonl"
 RUNNING_NAME = "ledger.running.json"
 Line = dict[str, Any]
 _one_of_several: ContextVar[bool] = ContextVar("one_of_several", default=False)
+_TEXTS = ("artifact", "stage", "config_digest", "started", "device", "host")
+_NUMBERS = ("wall_seconds", "cpu_seconds", "images", "images_per_second", "peak_rss_bytes",
+            "cores", "interrupted")  # fmt: skip
+_KINDS = dict.fromkeys(_TEXTS, (str,)) | dict.fromkeys(_NUMBERS, (int, float))
 
 
 def _cpu_seconds() -> float:
@@ -123,15 +128,24 @@ def peak_rss_bytes() -> int | None:
 
 
 def read_ledger(artifact: Path) -> list[Line]:
-    """Lines of an artifact's ledger; a line cut by a crash is left out."""
+    """Lines of an artifact's ledger; what is no such line, as one cut by a crash, is left out."""
     path = artifact / LEDGER_NAME
     lines: list[Line] = []
-    for text in path.read_text().splitlines() if path.is_file() else []:
-        try:
-            lines.append(json.loads(text))
-        except ValueError:
-            continue
-    return lines
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            lines.append(parse(text))
+    return lines_with(lines, "stage")
+
+
+def lines_with(lines: Iterable[Any], *fields: str) -> list[Line]:
+    """Those lines of a ledger that have some fields, and no field of a wrong type."""
+    return [
+        line
+        for line in lines
+        if isinstance(line, dict)
+        and all(name in line for name in fields)
+        and all(isinstance(line[name], kind) for name, kind in _KINDS.items() if name in line)
+    ]
 
 
 def inherited_lines(artifact: Path, digest: str) -> list[Line]:
@@ -158,7 +172,8 @@ def collect_interrupted(scratch: Path) -> None:
     """Turn what a killed run left in ``scratch`` into a ledger line."""
     path = scratch / RUNNING_NAME
     if path.is_file():
-        append_lines(scratch, [json.loads(path.read_text())])
+        with suppress(ValueError):  # a cost that cannot be read is not paid again
+            append_lines(scratch, lines_with([parse(path.read_bytes())], "stage"))
         path.unlink()
 
 

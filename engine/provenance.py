@@ -12,13 +12,17 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from os.path import relpath
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from shards.atomic import digest_of, json_bytes
+from shards.atomic import digest_of, json_bytes, missing
+from shards.documents import build, parse
 from shards.errors import StoreError, UsageError
 
 PROVENANCE_NAME = "provenance.json"
 FORMAT_VERSION = 1
+_INPUT = {"role": str, "path": str, "kind": str, "digest": str, "inputs": list}
+"""What later stages read of an input, however far back."""
+_LONGEST_LINEAGE = 100
 VERSIONED = ("coreset", "numpy", "numba", "torch", "torchvision", "timm", "nvidia-dali-cuda130",
              "faiss-gpu", "simplejpeg", "pillow", "pyarrow", "zarr")  # fmt: skip
 
@@ -86,21 +90,55 @@ class Provenance:
         """
         path = artifact / PROVENANCE_NAME
         if not path.is_file():
-            fact = "has no provenance.json" if artifact.exists() else "does not exist"
-            raise UsageError(f"{artifact} {fact}; name the output of a finished coreset command")
+            remedy = "name the output of a finished coreset command"
+            if not artifact.exists():
+                raise missing(artifact, remedy)
+            raise UsageError(f"{artifact} has no provenance.json; {remedy}")
         return Provenance.parse(path)
 
     @staticmethod
     def parse(path: Path) -> "Provenance":
         """Read a provenance file, finished or not."""
         try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
-            if document.pop("format_version") != FORMAT_VERSION:
+            document = parse(path.read_bytes())
+            if document.pop("format_version", None) != FORMAT_VERSION:
                 raise StoreError(f"{path} is of another version; make the artifact again")
-            document["inputs"] = tuple(document["inputs"])
-            return Provenance(**document)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            provenance = build(Provenance, document)
+            provenance.require_sound()
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); make the artifact again") from error
+        return provenance
+
+    def require_sound(self) -> None:
+        """Check the whole lineage, which later stages walk along.
+
+        Raises:
+            ValueError: An input is not described, or the lineage is longer than any real one.
+        """
+        pending: list[tuple[int, Any]] = [(1, one) for one in self.inputs]
+        while pending:
+            depth, one = pending.pop()
+            if depth > _LONGEST_LINEAGE:
+                raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
+            if not isinstance(one, dict) or not one.keys() >= _INPUT.keys():
+                raise ValueError("one of its inputs is not described")
+            known = cast("dict[str, Any]", one)
+            odd = [name for name, kind in _INPUT.items() if not isinstance(known[name], kind)]
+            if odd:
+                raise ValueError(f"{odd[0]} of one of its inputs is of another type")
+            pending += [(depth + 1, deeper) for deeper in known["inputs"]]
+
+    def binding(self, name: str) -> Any:  # noqa: ANN401 - of JSON
+        """One entry of ``binds``.
+
+        Raises:
+            StoreError: The artifact does not have it.
+        """
+        if name not in self.binds:
+            raise StoreError(
+                f"{PROVENANCE_NAME} of {self.kind} by {self.stage} names no {name}; make it again"
+            )
+        return self.binds[name]
 
     def as_input(self, role: str, artifact: Path, child: Path) -> dict[str, Any]:
         """Record this artifact as input ``role`` of ``child``, with its whole lineage.

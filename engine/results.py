@@ -10,6 +10,7 @@ than float32 have other keys and stamps; rows that were written without it get i
 import io
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
@@ -20,11 +21,12 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from engine.artifact import lock
-from engine.ledger import Line, append_lines, read_ledger
+from engine.ledger import Line, append_lines, lines_with, read_ledger
 from engine.sets import CondensedSet
-from shards.atomic import digest_of, json_bytes, write_atomically
+from shards.atomic import digest_of, json_bytes, make_directory, write_atomically
 from shards.csv_cells import guarded
 from shards.dataset import Dataset
+from shards.documents import parse
 from shards.errors import StoreError, UsageError
 
 STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
@@ -81,6 +83,12 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 _SCHEMAS = {STUDENTS: STUDENTS_SCHEMA, METRICS: METRICS_SCHEMA}
+_ALWAYS = tuple(name for name, _ in _SET_COLUMNS)
+_REQUIRED = {
+    STUDENTS: (*_ALWAYS, "protocol", "student", "seed", "top1_best", "top1_last", "epochs",
+               "evaluations", "size", "image_bytes"),
+    METRICS: (*_ALWAYS, "metric", "backbone", "weights"),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +120,23 @@ class Results:
         rows = read.to_pylist()
         return [_with_precision(row) for row in rows] if table == STUDENTS else rows
 
+    def complete_rows(self, table: str) -> list[dict[str, Any]]:
+        """All rows, for those who compare and show them.
+
+        Raises:
+            StoreError: As `rows`; or a row lacks what every run writes.
+        """
+        rows = self.rows(table)
+        for row in rows:
+            odd = [name for name in _REQUIRED[table] if row[name] is None]
+            odd += [name for name in ("parameters", "runtime") if not _is_object(row[name])]
+            if odd:
+                raise StoreError(
+                    f"{self.path / table}.parquet has no {odd[0]} in the row {row['key']}; "
+                    "restore it or move it away"
+                )
+        return rows
+
     def keys(self, table: str) -> set[str]:
         """Keys of the rows that are there."""
         return {row["key"] for row in self.rows(table)}
@@ -123,7 +148,7 @@ class Results:
         that leaves behind is made good by the same command again.
         """
         with lock(self.path, wait=True):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_directory(self.path)
             there = self.rows(table)
             known = {row["key"] for row in there}
             fresh = {row["key"]: dict(row) for row in rows if row["key"] not in known}
@@ -141,13 +166,22 @@ class Results:
         digest = condensed.provenance.digest
         with lock(self.path, wait=True):  # two runs on one set share the temporary name
             folder = self.path / LINEAGE
-            folder.mkdir(parents=True, exist_ok=True)
+            make_directory(folder)
             write_atomically(folder / f"{digest[:24]}.json", json_bytes(document))
 
     def lineage(self, set_digest: str) -> dict[str, Any] | None:
-        """Provenance and ledger of a set as recorded, or None."""
+        """Provenance and ledger of a set as recorded, or None.
+
+        Raises:
+            StoreError: The record is damaged.
+        """
         path = self.path / LINEAGE / f"{set_digest[:24]}.json"
-        return json.loads(path.read_bytes()) if path.is_file() else None
+        try:
+            kept = parse(path.read_bytes()) if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); remove it") from error
+        ledger = kept["ledger"] if kept and isinstance(kept.get("ledger"), list) else []
+        return kept and {**kept, "ledger": lines_with(ledger, "stage")}
 
     def set_columns(self, condensed: CondensedSet) -> dict[str, Any]:
         """Columns that describe a set, common to both tables."""
@@ -207,3 +241,11 @@ def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes
     shown = [{column: guarded(cell) for column, cell in row.items()} for row in rows]
     pacsv.write_csv(pa.Table.from_pylist(shown, schema=_SCHEMAS[name]), csv)
     return parquet.getvalue(), csv.getvalue()
+
+
+def _is_object(text: str | None) -> bool:
+    """Whether a cell holds a JSON object."""
+    with suppress(ValueError):
+        parse((text or "").encode())
+        return True
+    return False

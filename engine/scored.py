@@ -18,6 +18,7 @@ from engine.sets import open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from engine.tables import aligned
 from kernels.scores import SCORES, easiness
+from shards.atomic import missing
 from shards.dataset import Dataset
 from shards.errors import CoresetError, StoreError, UsageError
 from shards.labels import read_labels
@@ -60,13 +61,7 @@ class Scored:
         newest = Generations(path).latest()
         if newest is None:
             raise UsageError(f"{path} holds no finished scores; run `coreset score` again")
-        columns = read_columns(newest[1] / SCORES_NAME)
-        for values in columns.values():
-            if values.shape != (len(dataset),):
-                raise UsageError(
-                    f"{path} has {len(values)} scores, but {dataset.path} has {len(dataset)} "
-                    "images: made from another data set; score this one again"
-                )
+        columns = read_columns(newest[1] / SCORES_NAME, rows=len(dataset))
         return Scored(
             path=path,
             dataset=dataset,
@@ -82,6 +77,8 @@ class Scored:
     @property
     def epochs(self) -> int:
         """Passes over the data behind the scores: the visits of a sample that was never lost."""
+        if VISITS not in self.columns:
+            raise StoreError(f"{self.path} holds no {VISITS}; score this data set again")
         return int(self.columns[VISITS].max())
 
     @cached_property
@@ -92,8 +89,18 @@ class Scored:
 
     @property
     def predicted(self) -> NDArray[np.int32] | None:
-        """Class predicted for each sample, out of fold if there are folds; None if none was."""
-        return self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
+        """Class predicted for each sample, out of fold if there are folds; None if none was.
+
+        Raises:
+            StoreError: A prediction is no class of the data set.
+        """
+        found = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
+        classes = len(self.dataset.classes)
+        if found is not None and not -1 <= found.min() <= found.max() < classes:
+            raise StoreError(
+                f"{self.path} has predictions that are no class of {classes}; score it again"
+            )
+        return found
 
     @property
     def label_issues(self) -> NDArray[np.bool_] | None:
@@ -142,8 +149,8 @@ def identity_of(path: Path) -> str:
     if not (path / COMMIT_NAME).is_file():
         if path.exists():
             raise UsageError(f"{path} holds no scores; name the output of `coreset score`")
-        raise UsageError(f"{path} does not exist; make it with `coreset score DATA {path}`")
-    return str(Provenance.read(path).binds["identity"])
+        raise missing(path, f"make it with `coreset score DATA {path}`")
+    return str(Provenance.read(path).binding("identity"))
 
 
 def scores_beside(data: Path) -> Path:

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from engine.generations import Generations
 from engine.store import SCORES_NAME, write_columns
 from shards.atomic import json_bytes, write_atomically
-from shards.errors import DataError
+from shards.documents import parse
+from shards.errors import DataError, StoreError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,10 +28,20 @@ UNDECODABLE_NAME = "undecodable.json"
 
 
 def undecodable_of(scores: Path) -> dict[int, str]:
-    """What a scores artifact lists as undecodable."""
+    """What a scores artifact lists as undecodable.
+
+    Raises:
+        StoreError: The list is damaged.
+    """
     listed = scores / UNDECODABLE_NAME
-    there = json.loads(listed.read_bytes()) if listed.is_file() else {}
-    return {int(sample): str(reason) for sample, reason in there.items()}
+    try:
+        there = parse(listed.read_bytes()) if listed.is_file() else {}
+        lost = {int(sample): str(reason) for sample, reason in there.items()}
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{listed} cannot be read ({error}); score again") from error
+    if lost and not 0 <= min(lost) <= max(lost) < 1 << 62:
+        raise StoreError(f"{listed} cannot be read (a sample id is out of range); score again")
+    return lost
 
 
 @dataclass(slots=True, kw_only=True)

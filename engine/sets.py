@@ -4,7 +4,6 @@ Both kinds train and measure through ``CondensedSet``: a packed data set and, fo
 of the chosen samples in it.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,8 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.provenance import Provenance, locate
-from shards.atomic import digest_of, json_bytes, sha256_of_file, write_atomically
+from shards.atomic import (
+    digest_of,
+    interruption,
+    json_bytes,
+    missing,
+    sha256_of_file,
+    write_atomically,
+)
 from shards.dataset import Dataset
+from shards.documents import build, parse
 from shards.errors import StoreError, UsageError
 from shards.manifest import MANIFEST_NAME, content_digest
 
@@ -57,18 +64,18 @@ class SetInfo:
         """
         path = directory / SET_NAME
         if not path.is_file():
-            fact = (
-                "is not a condensed set (no set.json)" if directory.exists() else "does not exist"
-            )
-            raise UsageError(
-                f"{directory} {fact}; make one with `coreset select` or `coreset distill`"
-            )
+            remedy = "make one with `coreset select` or `coreset distill`"
+            if not directory.exists():
+                raise missing(directory, remedy)
+            raise UsageError(f"{directory} is not a condensed set (no set.json); {remedy}")
         try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
-            per_class = tuple(document.pop("per_class"))
-            info = SetInfo(**document, per_class=per_class)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            info = build(SetInfo, parse(path.read_bytes()))
+        except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
+        if len(info.per_class) != info.n_classes or min(info.per_class, default=-1) < 0:
+            raise StoreError(
+                f"{path}: per_class does not count {info.n_classes} classes; make the set again"
+            )
         if (info.format, info.format_version) != (FORMAT, FORMAT_VERSION):
             raise StoreError(f"{path} is of version {info.format_version}; make the set again")
         return info
@@ -121,22 +128,45 @@ def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
     info, provenance = SetInfo.read(path), Provenance.read(path)
     if (path / MANIFEST_NAME).is_file():
         dataset = Dataset.open(path)
-        return CondensedSet(path, info, provenance, dataset, np.arange(len(dataset)))
-    dataset = open_source(path, data)
-    require_same_data(dataset, info.source_identity, f"the coreset {path}")
-    return CondensedSet(path, info, provenance, dataset, _read_ids(path, provenance))
+        ids = np.arange(len(dataset))
+    else:
+        dataset = open_source(path, data)
+        require_same_data(dataset, info.source_identity, f"the coreset {path}")
+        ids = _read_ids(path, provenance, len(dataset))
+    per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
+    if tuple(per_class.tolist()) != info.per_class:
+        raise StoreError(
+            f"{path}: {SET_NAME} counts other images of the classes than there are; make it again"
+        )
+    return CondensedSet(path, info, provenance, dataset, ids)
 
 
-def _read_ids(path: Path, provenance: Provenance) -> NDArray[np.int64]:
+def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
+    """Ids of a coreset of a data set of ``n`` samples, int64 in ascending order.
+
+    Raises:
+        StoreError: They are not those that were made, or no ids of such a data set.
+    """
     try:
         files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
-    except OSError as error:
+        # Mapped: what the header promises is not read before it is known to be there.
+        ids = np.lib.format.open_memmap(path / IDS_NAME, mode="r")
+    except (OSError, EOFError, ValueError, OverflowError) as error:
         raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
+    if ids.dtype.kind != "i" or ids.ndim != 1 or not 0 < ids.size <= n:
+        raise StoreError(
+            f"{path / IDS_NAME} holds {ids.dtype} of shape {ids.shape}, expected 1 to {n} whole "
+            "numbers; make the set again"
+        )
+    if ids[0] < 0 or ids[-1] >= n or (ids[1:] <= ids[:-1]).any():
+        raise StoreError(
+            f"{path / IDS_NAME} must hold ascending ids in [0, {n}); make the set again"
+        )
     if digest_of(files) != provenance.digest:
         raise StoreError(
             f"{path}: {IDS_NAME} or {SET_NAME} is not the file that was made; make the set again"
         )
-    return np.load(path / IDS_NAME, allow_pickle=False).astype(np.int64)
+    return ids.astype(np.int64)
 
 
 def open_source(artifact: Path, data: Path | None) -> Dataset:
@@ -146,6 +176,8 @@ def open_source(artifact: Path, data: Path | None) -> Dataset:
         UsageError: It is not where it was and ``data`` does not say where it is.
     """
     directory = data or locate(artifact, "dataset")
+    if directory is not None and (fact := interruption(directory)):
+        raise UsageError(fact)
     if directory is None or not (directory / MANIFEST_NAME).is_file():
         raise UsageError(
             f"the data set of {artifact} is not at {directory} any more; name its place with --data"

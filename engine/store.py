@@ -19,6 +19,8 @@ SCORES_NAME = "scores.zarr"
 FEATURES_NAME = "features.zarr"
 ROWS_PER_SCORE_CHUNK = 131_072  # 1.28 M x 10 float32 commit in 0.2 s; 4,096-row chunks take 1.4 s
 FEATURE_CHUNK_BYTES = 16 << 20
+MOST_FEATURES = 1 << 16
+"""Of a sample: several times the widest backbone."""
 
 
 def write_columns(
@@ -42,12 +44,19 @@ def write_columns(
         array[:] = values
 
 
-def read_columns(path: Path, names: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
+def read_columns(
+    path: Path, names: Iterable[str] | None = None, *, rows: int | None = None
+) -> dict[str, NDArray[Any]]:
     """Read arrays of a group, all of them or those named.
+
+    Args:
+        path: Where the store lies.
+        names: The arrays; None: all.
+        rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
 
     Raises:
         UsageError: An array is not in the store.
-        StoreError: The store is missing or damaged.
+        StoreError: The store is missing or damaged, or has other rows.
     """
     with _opened(path) as group:
         there = sorted(group.array_keys())
@@ -55,7 +64,43 @@ def read_columns(path: Path, names: Iterable[str] | None = None) -> dict[str, ND
         for name in wanted:
             if name not in there:
                 raise UsageError(f"score must be one of {', '.join(there)} in {path}, got {name}")
-        return {name: np.asarray(group[name][...]) for name in wanted}
+        return {name: _read(path, group[name], name, rows) for name in wanted}
+
+
+def _read(path: Path, array: Any, name: str, rows: int | None) -> NDArray[Any]:  # noqa: ANN401 - zarr.Array
+    """All of a one-dimensional array, once it is known to be no larger than it should be."""
+    _require_plain(path, array, 1)
+    if rows is not None and array.shape[0] != rows:
+        raise StoreError(
+            f"{path}/{name} has {array.shape[0]} rows for {rows} images; remove it, score again"
+        )
+    return np.asarray(_readable(path, array)[...])
+
+
+def _require_plain(path: Path, array: Any, dimensions: int) -> None:  # noqa: ANN401 - zarr.Array
+    """Check that an array holds numbers and has the right number of dimensions."""
+    if array.dtype.kind not in "iuf" or len(array.shape) != dimensions:
+        form = f"{array.dtype} of shape {array.shape}"
+        raise StoreError(f"{path} holds {form}; remove it and make it again")
+
+
+def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
+    """The array, if its chunks are no larger than itself: zarr makes room for a whole chunk."""
+    if any(chunk > max(1, side) for chunk, side in zip(array.chunks, array.shape, strict=True)):
+        raise StoreError(
+            f"{path} has chunks of {array.chunks} for the shape {array.shape}; remove it and make "
+            "it again"
+        )
+    return array
+
+
+def _features_of(path: Path, group: Any) -> Any:  # noqa: ANN401 - zarr.Group, zarr.Array
+    """The features in a group, of which nothing has been read."""
+    array = group["features"]
+    _require_plain(path, array, 2)
+    if not 1 <= array.shape[1] <= MOST_FEATURES:
+        raise StoreError(f"{path} has {array.shape[1]} columns; remove it and make it again")
+    return array
 
 
 class RowWriter:
@@ -129,7 +174,7 @@ def read_features(path: Path) -> NDArray[np.float16]:
         StoreError: The store is missing or damaged, or a row was never written.
     """
     with _opened(path) as group:
-        features = np.asarray(group["features"][...])
+        features = np.asarray(_readable(path, _features_of(path, group))[...])
     _require_finite(path, features, 0)
     return features
 
@@ -141,7 +186,7 @@ def feature_shape(path: Path) -> tuple[int, int]:
         StoreError: The store is missing or its metadata are damaged.
     """
     with _opened(path) as group:
-        n_rows, width = group["features"].shape
+        n_rows, width = _features_of(path, group).shape
         return n_rows, width
 
 
@@ -157,7 +202,7 @@ def feature_chunks(path: Path) -> Iterator[NDArray[np.float16]]:
     """
     n_rows, width = feature_shape(path)
     with _opened(path) as group:
-        array = group["features"]
+        array = _readable(path, _features_of(path, group))
         for first in range(0, n_rows, feature_chunk_rows(width)):
             chunk = np.asarray(array[first : first + feature_chunk_rows(width)])
             _require_finite(path, chunk, first)
@@ -172,6 +217,11 @@ def _require_finite(path: Path, features: NDArray[np.float16], first_row: int) -
         )
 
 
+_DAMAGED = (
+    ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+
+
 @contextmanager
 def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
     """The group of a store; whatever zarr raises while it is used becomes ``StoreError``."""
@@ -179,7 +229,7 @@ def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
 
     try:
         yield zarr.open_group(path, mode=mode)
-    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except _DAMAGED as error:
         # Damaged metadata end in any of these: no codec protects zarr.json.
         raise StoreError(
             f"{path} cannot be read ({_fact(error)}); remove it and make it again"

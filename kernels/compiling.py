@@ -4,12 +4,14 @@ Numba's own cache compares the file of a function, not those of what it calls: a
 ``kernels/triangle.py`` it would go on running the old filter. Here everything that decides the
 machine code names the folder: the sources of all kernels and the versions of Python and Numba
 (which adds the processor and the arguments' types itself). Where that folder cannot be written,
-kernels are compiled anew in every process, in memory.
+kernels are compiled anew in every process, in memory; so they are where somebody else could write
+to it, because what lies there is loaded as code.
 """
 
 import hashlib
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
@@ -23,6 +25,7 @@ import numba.core.config
 Function = TypeVar("Function", bound=Callable[..., Any])
 _config: Any = numba.core.config
 _COMPILER = ("numba", "llvmlite", "numpy")
+_WRITABLE_BY_OTHERS = 0o022
 
 
 def kernel(function: Function) -> Function:
@@ -42,15 +45,39 @@ def kernel(function: Function) -> Function:
 
 
 def code_folder() -> Path | None:
-    """Folder of the compiled code of exactly these sources; None if it cannot be written."""
+    """Folder of the compiled code of exactly these sources; None if it cannot be used.
+
+    Numba's index files are pickles, so the folder must be safe from other users: it and the cache
+    that holds it belong to this user, and nobody else may write to them.
+    """
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     base = Path(os.environ.get("CORESET_CACHE") or user / "coreset")
     folder = base / f"kernels-{_sources_digest()[:24]}"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        base.parent.mkdir(parents=True, exist_ok=True)
+        for one in (base, folder):
+            one.mkdir(mode=0o700, exist_ok=True)
+            if not _is_private(one):
+                return None
     except (OSError, RuntimeError):  # no home directory
         return None
     return folder if os.access(folder, os.W_OK) else None
+
+
+@cache
+def _is_private(folder: Path) -> bool:
+    """Whether this user owns a folder and nobody else may write to it; warns once if not."""
+    found = folder.stat()
+    if found.st_uid == os.geteuid() and not found.st_mode & _WRITABLE_BY_OTHERS:
+        return True
+    warnings.warn(
+        f"{folder} belongs to another user or others may write to it, so compiled kernels are not "
+        f"kept there and every process compiles them anew; run `chmod go-w {folder}`, or set "
+        "CORESET_CACHE to a folder of your own",
+        RuntimeWarning,
+        stacklevel=4,
+    )
+    return False
 
 
 @cache

@@ -22,7 +22,7 @@ class AppendFile:
     """
 
     def __init__(self, path: Path, on_block: Callable[[memoryview], object]) -> None:
-        """Create ``path``, or empty it."""
+        """Create ``path``; what is there is removed, and a link is not followed."""
         self.path = path
         self._on_block = on_block
         self._descriptor = _open(path)
@@ -89,10 +89,12 @@ class AppendFile:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    path.unlink(missing_ok=True)
     try:
         return os.open(path, flags | os.O_DIRECT, 0o666)
     except OSError as error:
         if error.errno != errno.EINVAL:
             raise
+    path.unlink(missing_ok=True)  # the refused call has made it
     return os.open(path, flags, 0o666)

@@ -13,11 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias
 
-from shards.errors import MachineError
+from shards.errors import MachineError, UsageError
 
 Json: TypeAlias = Mapping[str, Any]
 # AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <stdio.h>.
 _HERE, _EXCHANGE = -100, 2
+COMMAND_NAME = "command.txt"
+"""In the scratch directory of an artifact: the command line that makes it."""
 _START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
 
 
@@ -58,10 +60,58 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.partial")
 
 
+def interruption(path: Path) -> str:
+    """Say that the making of ``path`` was interrupted, and how it goes on; empty if it was not."""
+    scratch = temporary_name(path)
+    if path.exists() or not scratch.is_dir():
+        return ""
+    command = scratch / COMMAND_NAME
+    typed = command.read_text("utf-8", "replace") if command.is_file() else ""
+    known = typed.isprintable() and not command.is_symlink()
+    how = f"continue with: {typed}" if typed and known else "run the same command again to continue"
+    return f"{path} is not finished: the command that makes it was interrupted; {how}"
+
+
+def missing(path: Path, remedy: str) -> UsageError:
+    """Make the error for an input that is not there: never made, or not to its end."""
+    return UsageError(interruption(path) or f"{path} does not exist; {remedy}")
+
+
+def new_file(path: Path) -> IO[bytes]:
+    """Create a file under a temporary name and open it for writing.
+
+    What is there is removed: a killed run left it. Of a symbolic link, which somebody else must
+    have made, the link goes and the file that it points to stays as it is.
+    """
+    path.unlink(missing_ok=True)
+    return path.open("xb")
+
+
+def new_directory(path: Path) -> None:
+    """Make an empty directory under a temporary name, and those above it; see `new_file`."""
+    unlink_link(path)
+    if path.exists():
+        shutil.rmtree(path)
+    make_directory(path)
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory and those above it, unless they are there, and make their names durable."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        fsync_directory(folder.parent)
+
+
+def unlink_link(path: Path) -> None:
+    """Remove a symbolic link from a name that is ours, so that nothing is written beyond it."""
+    if path.is_symlink():
+        path.unlink()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data``: readers see the old bytes or the new ones, never a mixture."""
-    scratch = temporary_name(path)
-    with scratch.open("wb") as file:
+    with new_file(temporary_name(path)) as file:
         file.write(data)
         sync_and_rename(file, path)
 
@@ -120,6 +170,7 @@ def remove_tree(path: Path) -> None:
     if not path.exists():
         return
     doomed = path.with_name(f".{path.name.lstrip('.')}.deleting")
+    unlink_link(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
     path.rename(doomed)
     shutil.rmtree(doomed)

@@ -175,7 +175,8 @@ def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
     numbered = [at for at in table.columns_named(NUMBER_COLUMNS) if at in integers] or integers
     numbers = {at: tuple(int(row[at]) for row in rows) for at in numbered}
     # The index that pandas saves counts the rows of a frame, which may have been sorted since.
-    unsure = [at for at in numbers if table.header and plain_name(table.header[at]) in _UNNAMED]
+    header = table.header and [*table.header, *[""] * width]  # which may be shorter than the rows
+    unsure = [at for at in numbers if header and plain_name(header[at]) in _UNNAMED]
     if any(list(numbers[at]) != sorted(numbers[at]) for at in unsure):
         raise table.ambiguous("the labels", "label")
     return names, [numbers[at] for at in numbers if at not in unsure]

@@ -6,14 +6,15 @@ The manifest is written last; a directory without one is not a data set.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from shards.atomic import json_bytes
+from shards.atomic import json_bytes, missing
+from shards.documents import build, parse
 from shards.errors import ManifestError, UsageError
+from shards.tar import shard_name
 
 FORMAT = "coreset-shards"
 FORMAT_VERSION = 2
@@ -80,25 +81,41 @@ class Manifest:
         """
         path = data / MANIFEST_NAME
         if not path.is_file():
-            fact = (
-                "is not a packed data set (no manifest.json)" if data.exists() else "does not exist"
-            )
-            raise UsageError(f"{data} {fact}; run `coreset pack SRC {data}` first")
+            remedy = f"run `coreset pack SRC {data}` first"
+            if not data.exists():
+                raise missing(data, remedy)
+            raise UsageError(f"{data} is not a packed data set (no manifest.json); {remedy}")
         try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
+            document = parse(path.read_bytes())
             version = document.get("format"), document.get("format_version")
             if version[0] is not None and version != (FORMAT, FORMAT_VERSION):
                 raise ManifestError(
                     f"{path} has format {version[0]} version {version[1]}, this program reads "
                     f"{FORMAT} version {FORMAT_VERSION}; pack the data set again"
                 )
-            shards = tuple(ShardEntry(**entry) for entry in document.pop("shards"))
-            classes = tuple(document.pop("classes"))
-            return Manifest(**document, classes=classes, shards=shards)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            manifest = build(Manifest, document)
+            manifest.require_sound()
+        except (OSError, ValueError) as error:
             raise ManifestError(
                 f"{path} cannot be read ({error}); pack the data set again"
             ) from error
+        return manifest
+
+    def require_sound(self) -> None:
+        """Check what every reader relies on: names and sizes of shards, and distinct classes.
+
+        Raises:
+            ValueError: Something is not as a packing writes it.
+        """
+        if self.n_samples < 1:
+            raise ValueError(f"n_samples is {self.n_samples}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have one name")
+        for number, shard in enumerate(self.shards):
+            if shard.name != shard_name(number):
+                raise ValueError(f"shard {number} is called {shard.name[:40]!r}")
+            if min(shard.samples, shard.bytes, shard.index_bytes, shard.found) < 0:
+                raise ValueError(f"{shard.name} has a size or a count below 0")
 
 
 @dataclass(slots=True)

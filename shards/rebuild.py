@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 
 from shards.atomic import fsync_directory
-from shards.dataset import QUARANTINE_NAME, Dataset, Table
+from shards.dataset import Dataset, Table
 from shards.errors import DataError, UsageError
 from shards.manifest import ShardEntry
 from shards.packing import Observer, pack_shards
 from shards.plan import Plan
-from shards.records import ShardRecord, read_table
+from shards.records import ShardRecord, read_refused
 from shards.sources.base import compute
 from shards.tar import index_path, shard_name
 
@@ -57,7 +57,7 @@ def retry_refused(
     Raises:
         UsageError: Other files of the source than the refused ones are not as they were.
     """
-    samples, refused = dataset.table(), read_table(dataset.path / QUARANTINE_NAME)
+    samples, refused = dataset.table(), read_refused(dataset.path)
     _require_same_samples(plan, samples, refused)
     per_shard = dataset.manifest.settings["samples_per_shard"]
     again = np.unique(refused["position"].to_numpy() // per_shard).tolist()

@@ -11,7 +11,13 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.atomic import sha256_of_file, sync_and_rename, temporary_name, write_atomically
+from shards.atomic import (
+    new_file,
+    sha256_of_file,
+    sync_and_rename,
+    temporary_name,
+    write_atomically,
+)
 from shards.dataset import (
     QUARANTINE_NAME,
     QUARANTINE_SCHEMA,
@@ -132,16 +138,22 @@ def write_tables(
     return manifest
 
 
-def read_table(path: Path) -> _Table:
-    """Read a table of a packed data set.
+def read_refused(data: Path) -> _Table:
+    """Read the table of refused files of a packed data set.
 
     Raises:
         ManifestError: It is missing or damaged.
     """
+    path = data / QUARANTINE_NAME
     try:
-        return pq.read_table(path)
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+            table.validate(full=True)
     except (OSError, pa.ArrowException) as error:
-        raise ManifestError(f"{path} cannot be read; run `coreset verify {path.parent}`") from error
+        raise ManifestError(f"{path} cannot be read; run `coreset verify {data}`") from error
+    if table.schema != QUARANTINE_SCHEMA:
+        raise ManifestError(f"{path} has other columns than a list of refused files; pack again")
+    return table
 
 
 def remove_records(scratch: Path) -> None:
@@ -179,7 +191,7 @@ def _with_binary_hash(row: Row) -> Row:
 @contextmanager
 def _table_file(path: Path, schema: _Table) -> Generator[Callable[[_Table], None]]:
     """Yield a function that appends tables; what is in memory stays below two row groups."""
-    with temporary_name(path).open("wb") as file:
+    with new_file(temporary_name(path)) as file:
         waiting: list[_Table] = []
         with pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
 

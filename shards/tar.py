@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from shards.append import AppendFile
-from shards.atomic import sync_and_rename, temporary_name
+from shards.atomic import new_file, sync_and_rename, temporary_name
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
@@ -159,7 +159,7 @@ class ShardWriter:
         self._file.sync()
         self._file.path.rename(self.path)
         index = index_path(self.path)
-        with temporary_name(index).open("wb") as file:
+        with new_file(temporary_name(index)) as file:
             file.write(index_bytes(self.samples))
             sync_and_rename(file, index, last=False)
         return self._hasher.hexdigest()

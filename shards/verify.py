@@ -14,11 +14,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
-import numpy as np
 import xxhash
 
 from shards.atomic import sha256_of_file
-from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset, Flag
+from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset, Flag, Table
 from shards.errors import DataError
 from shards.manifest import ShardEntry, classes_digest, content_digest, identity_digest
 from shards.probe import Probe, Refusal, probe
@@ -26,6 +25,8 @@ from shards.records import Row
 from shards.tar import Member, index_bytes, index_path, walk
 
 _NAMED_DAMAGES = 3
+_PLACE = ("member", "offset", "bytes")
+"""Columns that say what `shards.tar.Member` does."""
 
 
 class Depth(StrEnum):
@@ -34,7 +35,7 @@ class Depth(StrEnum):
     FAST = "fast"
     """Sizes and counts of all files, digests of the tables."""
     BYTES = "bytes"
-    """Also every byte of the shards: digests, headers, indices."""
+    """Also every byte of the shards: digests, headers, indices, the places that the rows name."""
     DEEP = "deep"
     """Also every image is decoded, and compared with its row in the table."""
 
@@ -71,8 +72,11 @@ def verify(
         _require_none(data, damages)
         return Verification(n_samples=len(dataset), n_shards=len(shards), bytes_read=0)
 
+    deep = depth is Depth.DEEP
+    rows = dataset.samples if deep else dataset.table(("key", *_PLACE))
+
     def check(shard: int) -> list[str]:
-        return list(_damages_of_shard(dataset, shard, deep=depth is Depth.DEEP))
+        return list(_damages_of_shard(dataset, rows, shard, deep=deep))
 
     with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
         checks = pool.map(check, range(len(shards)))
@@ -83,17 +87,15 @@ def verify(
     return Verification(
         n_samples=len(dataset),
         n_shards=len(shards),
-        bytes_read=sum(entry.bytes for entry in shards) * (2 if depth is Depth.DEEP else 1),
+        bytes_read=sum(entry.bytes for entry in shards) * (2 if deep else 1),
     )
 
 
 def _damages_of_sizes(dataset: Dataset) -> Iterator[str]:
-    """Compare counts with the table and sizes with the directory, which is listed once."""
+    """Compare sizes with the directory, which is listed once."""
     with os.scandir(dataset.path) as entries:
         there = {entry.name: entry.stat().st_size for entry in entries}
-    counts = np.bincount(dataset.ints("shard"), minlength=len(dataset.manifest.shards))
-    for entry, count in zip(dataset.manifest.shards, counts.tolist(), strict=True):
-        yield from _difference(SAMPLES_NAME, f"samples of {entry.name}", entry.samples, count)
+    for entry in dataset.manifest.shards:
         index = index_path(Path(entry.name)).name
         for name, size in ((entry.name, entry.bytes), (index, entry.index_bytes)):
             yield from _difference(name, "bytes", size, there.get(name, "no file"))
@@ -116,7 +118,6 @@ def _damages_of_tables(dataset: Dataset, depth: Depth) -> Iterator[str]:
     quarantine = dataset.path / QUARANTINE_NAME
     found = sha256_of_file(quarantine) if quarantine.is_file() else "no file"
     yield from _difference(QUARANTINE_NAME, "sha256", manifest.quarantine_sha256, found)
-    yield from _difference(SAMPLES_NAME, "rows", manifest.n_samples, dataset.labels.size)
     total = manifest.n_samples + manifest.n_quarantined
     yield from _difference("manifest.json", "packed + quarantined", manifest.n_found, total)
     classes = classes_digest(manifest.classes)
@@ -135,7 +136,7 @@ def _difference(file: str, what: str, expected: object, found: object) -> Iterat
         yield f"{file}: {what} expected {expected}, found {found}"
 
 
-def _damages_of_shard(dataset: Dataset, shard: int, *, deep: bool) -> Iterator[str]:
+def _damages_of_shard(dataset: Dataset, table: Table, shard: int, *, deep: bool) -> Iterator[str]:
     entry = dataset.manifest.shards[shard]
     path = dataset.path / entry.name
     if not path.is_file():
@@ -150,10 +151,19 @@ def _damages_of_shard(dataset: Dataset, shard: int, *, deep: bool) -> Iterator[s
     yield from _difference(entry.name, "bytes", entry.bytes, path.stat().st_size)
     yield from _difference(entry.name, "sha256", entry.sha256, sha256_of_file(path))
     yield from _damages_of_index(path, members)
+    first_id = sum(other.samples for other in dataset.manifest.shards[:shard])
+    rows: list[Row] = table.slice(first_id, entry.samples).to_pylist()
+    yield from _damages_of_places(path, rows, members[::2])
     if deep:
-        first_id = sum(other.samples for other in dataset.manifest.shards[:shard])
-        rows: list[Row] = dataset.samples.slice(first_id, entry.samples).to_pylist()
         yield from _damages_of_samples(path, rows, members)
+
+
+def _damages_of_places(path: Path, rows: Sequence[Row], images: Sequence[Member]) -> Iterator[str]:
+    """Compare where the table says that images lie with where they do."""
+    for row, image in zip(rows, images, strict=False):
+        place = f"{path.name}:{image.offset}:{row['key']}"
+        for column, found in zip(_PLACE, image, strict=True):
+            yield from _difference(place, column, row[column], found)
 
 
 def _damages_of_index(path: Path, members: Sequence[Member]) -> Iterator[str]:
@@ -171,7 +181,6 @@ def _damages_of_samples(
             place = f"{path.name}:{image.offset}:{row['key']}"
             data = _content(file, image)
             found_hash = xxhash.xxh3_128_hexdigest(data)
-            yield from _difference(place, "member", row["member"], image.name)
             yield from _difference(place, "hash", row["content_hash"].hex(), found_hash)
             yield from _difference(place, "label", b"%d" % row["label"], _content(file, label))
             yield from _damages_of_image(place, row, data)

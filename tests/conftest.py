@@ -1,6 +1,9 @@
 """Small synthetic photos in a folder per class, and their packed data set, for every test file."""
 
+import os
+import stat
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +82,87 @@ def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = tmp_path_factory.mktemp("packed") / "DATA"
     Pack(src=photos, data=data, samples_per_shard=16).run()
     return data
+
+
+@dataclass(frozen=True)
+class Naming:
+    """A file or directory got a name, and what a power cut in that moment would leave."""
+
+    path: Path
+    survivors: dict[str, bytes]
+    """Contents by name below the root."""
+    beside: dict[str, bytes | None]
+    """Contents by name in the directory of ``path``, had the names reached the disk by then; None
+    where no content ever reached it."""
+
+
+class Disk:
+    """What a power cut would leave below a directory: contents and names as of their last fsync.
+
+    POSIX promises no more. A file system may bring a rename to the disk at once, and the bytes of
+    the file later.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.namings: list[Naming] = []
+        self._contents: dict[int, bytes] = {}
+        self._names: dict[int, dict[str, int]] = {}
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring everything to the disk, as time does."""
+        for path in (self.root, *self.root.rglob("*")):
+            self._keep(path, path.lstat())
+
+    def synced(self, descriptor: int) -> None:
+        """A file or directory was synced."""
+        self._keep(Path(f"/proc/self/fd/{descriptor}"), os.fstat(descriptor))
+
+    def named(self, path: Path) -> None:
+        """A file or directory got the name ``path``."""
+        with os.scandir(path.parent) as entries:
+            inodes = {entry.name: entry.inode() for entry in entries}
+        beside = {name: self._contents.get(inode) for name, inode in inodes.items()}
+        self.namings.append(Naming(path, self.survivors(), beside))
+
+    def naming(self, name: str) -> Naming:
+        """The last time that a file or directory got this name."""
+        return [one for one in self.namings if one.path.name == name][-1]
+
+    def survivors(self) -> dict[str, bytes]:
+        """Files that are there after a power cut, with their contents, by name below the root."""
+        return dict(self._below(self.root.stat().st_ino, ""))
+
+    def _below(self, directory: int, prefix: str) -> list[tuple[str, bytes]]:
+        found: list[tuple[str, bytes]] = []
+        for name, inode in self._names.get(directory, {}).items():
+            found += self._below(inode, f"{prefix}{name}/")
+            if inode in self._contents:
+                found.append((f"{prefix}{name}", self._contents[inode]))
+        return found
+
+    def _keep(self, path: Path, found: os.stat_result) -> None:
+        if stat.S_ISDIR(found.st_mode):
+            with os.scandir(path) as entries:
+                self._names[found.st_ino] = {entry.name: entry.inode() for entry in entries}
+        elif stat.S_ISREG(found.st_mode):
+            self._contents[found.st_ino] = path.read_bytes()
+
+
+@pytest.fixture
+def disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    """A spy on what this process syncs and renames, and in which order, below ``tmp_path``."""
+    spy, fsync, rename = Disk(tmp_path), os.fsync, os.rename
+
+    def spied_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        spy.synced(descriptor)
+
+    def spied_rename(source: Path, target: Path) -> None:
+        rename(source, target)
+        spy.named(Path(target))
+
+    monkeypatch.setattr(os, "fsync", spied_fsync)
+    monkeypatch.setattr(os, "rename", spied_rename)
+    return spy

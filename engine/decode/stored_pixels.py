@@ -4,13 +4,12 @@
 ``pixels.json`` says what they are, and while they are made, which chunks are safely on the disk.
 """
 
-import json
 import mmap
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -26,6 +25,7 @@ from engine.decode.threads import BatchMemory
 from engine.provenance import Provenance
 from shards.atomic import fsync_file, json_bytes, start_writeback, write_atomically
 from shards.dataset import Dataset
+from shards.documents import build, parse
 from shards.errors import MachineError, StoreError, UsageError
 
 PIXELS_NAME, INDEX_NAME = "pixels.u8", "pixels.json"
@@ -100,14 +100,14 @@ class PixelsIndex:
             StoreError: The file is missing, damaged or of another version.
         """
         try:
-            document: dict[str, Any] = json.loads(path.read_bytes())
-            reasons = {int(sample): why for sample, why in document.pop("undecodable").items()}
-            geometry, chunks = Geometry(**document.pop("geometry")), tuple(document.pop("chunks"))
-            index = PixelsIndex(**document, geometry=geometry, chunks=chunks, undecodable=reasons)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            index = build(PixelsIndex, parse(path.read_bytes()))
+        except (OSError, ValueError, UsageError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
         if (index.format, index.format_version) != ("coreset-pixels", 1):
             raise StoreError(f"{path} is of another version; decode again")
+        least = min(index.n_samples, index.batch, index.batches_per_chunk, index.geometry.size)
+        if least < 1 or max(index.undecodable, default=0) >= index.n_samples:
+            raise StoreError(f"{path} has a number that is out of range; decode again")
         return index
 
 
@@ -267,7 +267,7 @@ def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:
     provenance = Provenance.read(path)
     if provenance.kind != "pixels":
         raise UsageError(f"{path} is not pixels, but {provenance.kind}; run `coreset decode` first")
-    there, here = str(provenance.binds["content"]), dataset.manifest.content
+    there, here = str(provenance.binding("content")), dataset.manifest.content
     if there != here:
         raise UsageError(
             f"{path} was decoded from other images than {dataset.path} holds (content {there[:12]} "
@@ -276,7 +276,7 @@ def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:
     index = PixelsIndex.read(path / INDEX_NAME)
     pixels = path / PIXELS_NAME
     there = pixels.stat().st_size if pixels.is_file() else 0
-    if there != index.n_bytes or index.done != index.n_samples:
+    if there != index.n_bytes or index.done != index.n_samples or index.n_samples != len(dataset):
         fact = f"has {there:,} of its {index.n_bytes:,} bytes"
         raise StoreError(f"{pixels} {fact}; remove {path}, decode again")
     return index

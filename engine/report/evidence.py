@@ -145,5 +145,6 @@ def _scores_behind(
     newest = Generations(directory).latest()
     if newest is None:
         raise UsageError(f"{directory} holds no finished scores")
-    values = read_columns(newest[1] / SCORES_NAME, [score])[score]
+    rows = len(condensed.dataset)
+    values = read_columns(newest[1] / SCORES_NAME, [score], rows=rows)[score]
     return FoundScores(score=score, digest=digest, dataset=condensed.dataset, values=values)

@@ -4,13 +4,15 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from engine.ledger import Line
+from engine.ledger import Line, lines_with
 from engine.report.catalogue import ReportedSet, Row
 from engine.report.tables import NOTHING, Cell, Table
 from engine.tables import readable_bytes, readable_seconds
 
 LEDGER_HEADER = ("started (UTC)", "stage", "wall time", "image passes", "images/s", "peak memory",
                  "device", "cores", "host")  # fmt: skip
+_SHOWN = ("started", "stage", "wall_seconds", "images", "images_per_second", "peak_rss_bytes",
+          "device", "cores", "host")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,7 @@ def _ledger(lines: Iterable[Line]) -> Table:
                 Cell(text=str(line["cores"]), numeric=True),
                 Cell(text=line["host"]),
             )
-            for line in lines
+            for line in lines_with(lines, *_SHOWN)
         ),
     )
 

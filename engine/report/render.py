@@ -64,7 +64,7 @@ def render(
         UsageError: There are no rows.
         StoreError: A table of the results cannot be read.
     """
-    students, metrics = results.rows(STUDENTS), results.rows(METRICS)
+    students, metrics = results.complete_rows(STUDENTS), results.complete_rows(METRICS)
     if not students and not metrics:
         fact = "holds no rows" if results.path.exists() else "does not exist"
         raise UsageError(

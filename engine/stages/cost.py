@@ -6,6 +6,7 @@ from engine.config import Outcome, SetPath
 from engine.costs import StageCost, construction_cost, total_wall_seconds
 from engine.ledger import read_ledger
 from engine.tables import aligned, readable_bytes, readable_seconds
+from shards.atomic import missing
 from shards.errors import UsageError
 
 _HEADER = ("stage", "runs", "wall time", "CPU time", "images", "images/s", "peak memory", "device")
@@ -22,10 +23,10 @@ class Cost:
         """Read the ledger of the artifact and sum it by stage."""
         costs = construction_cost(read_ledger(self.artifact))
         if not costs:
-            fact = "has no ledger" if self.artifact.exists() else "does not exist"
-            raise UsageError(
-                f"{self.artifact} {fact}; name the output of a finished coreset command"
-            )
+            remedy = "name the output of a finished coreset command"
+            if not self.artifact.exists():
+                raise missing(self.artifact, remedy)
+            raise UsageError(f"{self.artifact} has no ledger; {remedy}")
         total = total_wall_seconds(costs)
         lines = (
             *aligned(_HEADER, [_row(cost) for cost in costs]),

@@ -1,6 +1,5 @@
 """``coreset demo``: the whole path on scikit-learn's handwritten digits, nothing downloaded."""
 
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.artifact import output_folder, require_output
 from engine.config import Outcome, Stage, require_at_least
 from engine.costs import construction_cost, total_wall_seconds
 from engine.ledger import read_ledger, several_stages
@@ -16,7 +16,7 @@ from engine.report.accuracy import LEAST_STUDENTS, comparisons, sample_std
 from engine.report.catalogue import Row, catalogue
 from engine.report.verdict import plus_minus, verdicts
 from engine.results import STUDENTS, Results
-from shards.atomic import temporary_name
+from shards.atomic import new_directory, temporary_name
 
 IPC = 10
 PROXY_PIXELS, STUDENT_PIXELS = 32, 40
@@ -46,6 +46,7 @@ class Demo:
 
     def run(self) -> Outcome:
         """Write the digits as PNG files, run every verb on them, tell what came out."""
+        require_output(self.out)
         write_digits(self.out / "images")
         stamp = ""
         with several_stages():
@@ -144,13 +145,15 @@ def write_digits(folder: Path) -> None:
     """
     if folder.exists():
         return
+    scratch = temporary_name(folder)
+    with output_folder(folder):
+        new_directory(scratch)
+
     from sklearn.datasets import load_digits
 
     from kernels.seeds import permutation
 
     values, labels = load_digits(return_X_y=True)
-    scratch = temporary_name(folder)
-    shutil.rmtree(scratch, ignore_errors=True)
     images = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     for label in range(10):
         members = np.flatnonzero(labels == label)

@@ -17,7 +17,7 @@ from engine.ledger import LEDGER_NAME, RUNNING_NAME, Meter
 from engine.progress import Progress, progress
 from engine.provenance import PROVENANCE_NAME, Provenance
 from engine.sets import SET_NAME, open_set
-from shards.atomic import write_atomically
+from shards.atomic import COMMAND_NAME, missing, write_atomically
 from shards.dataset import Dataset
 from shards.errors import ManifestError, UsageError
 from shards.export import ExportPlan, StoredSample, standard_split
@@ -34,7 +34,7 @@ WRITERS: Mapping[str, Callable[[Iterable[StoredSample], Path, ExportPlan], None]
     "parquet": write_parquet,
 }
 SHARDED = ("webdataset", "parquet")
-OWN_NAMES = frozenset({PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME})
+OWN_NAMES = frozenset({PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME, COMMAND_NAME})
 READ_TOGETHER = 8  # enough to keep a disk busy; an image may take 256 MiB
 SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SET|DATA")]
 OutPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
@@ -82,12 +82,12 @@ class Export:
         if (self.source / MANIFEST_NAME).is_file():
             dataset = Dataset.open(self.source)
             return dataset, np.arange(len(dataset))
-        fact = (
-            "is neither a condensed set nor a packed data set"
-            if self.source.exists()
-            else "does not exist"
+        remedy = "make one with `coreset select` or `coreset pack`"
+        if not self.source.exists():
+            raise missing(self.source, remedy)
+        raise UsageError(
+            f"{self.source} is neither a condensed set nor a packed data set; {remedy}"
         )
-        raise UsageError(f"{self.source} {fact}; make one with `coreset select` or `coreset pack`")
 
     def _write_directory(self, dataset: Dataset, ids: NDArray[np.int64]) -> Outcome:
         config: dict[str, Any] = {"to": self.to}

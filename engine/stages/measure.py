@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from engine.artifact import require_output
 from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
 from engine.features import FeatureSpec, features_for
 from engine.ledger import Meter
@@ -72,6 +73,7 @@ class Measure:
             outcome = replace(self, backbone=chosen).run()
             told = told_backbone(AUTO, self.weights)
             return replace(outcome, lines=(*told, *outcome.lines))
+        require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results = Results(self.results)

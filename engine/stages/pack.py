@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from engine.accounting import Account, bound
-from engine.artifact import Work, making
+from engine.artifact import Work, making, require_output
 from engine.config import DataPath, Outcome, SourcePath, require_at_least
 from engine.ledger import Meter
 from engine.planning import Places, config_of, plan_of, spool_of
@@ -117,6 +117,7 @@ class Pack:
             MachineError: The disk is full or fails.
             LockedError: Another process is packing into ``data``.
         """
+        require_output(self.data)
         with joined() as ranks:
             plan = self._found(ranks)
             return self._lead(plan, ranks) if ranks.leads else self._follow(plan, ranks)

@@ -8,17 +8,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 import tyro
 
 from engine.accounting import Account, bound
-from engine.artifact import remaking
+from engine.artifact import output_folder, remaking
 from engine.config import DataPath, Outcome
 from engine.planning import plan_again, spool_of
 from engine.progress import progress
 from engine.tables import aligned
-from shards.dataset import QUARANTINE_NAME, Dataset
+from shards.dataset import Dataset
 from shards.manifest import Manifest
 from shards.packing import finish, thread_count
 from shards.quarantine import list_path, write_list
 from shards.rebuild import retry_refused
-from shards.records import read_table
+from shards.records import read_refused
 
 Action: TypeAlias = Annotated[
     Literal["show", "retry"], tyro.conf.Positional, tyro.conf.arg(metavar="show|retry")
@@ -58,14 +58,15 @@ class Quarantine:
         return self._show(manifest) if self.action == "show" else self._retry(manifest)
 
     def _show(self, manifest: Manifest) -> Outcome:
-        rows: list[dict[str, Any]] = read_table(self.data / QUARANTINE_NAME).to_pylist()
+        rows: list[dict[str, Any]] = read_refused(self.data).to_pylist()
         shown = rows[: self.limit] if self.limit else rows
         table = [(row["reason"], row["source"], row["detail"]) for row in shown]
         lines = list(aligned(("reason", "file", "detail"), table)) if table else []
         if len(shown) < len(rows):
             lines.append(f"and {len(rows) - len(shown):,} more: --limit 0 shows all")
         if self.csv is not None:
-            write_list(self.csv, rows)
+            with output_folder(self.csv):
+                write_list(self.csv, rows)
             lines.append(f"listed: {self.csv}")
         lines.append(f"{len(rows):,} of {manifest.n_found:,} files of {self.data} were refused")
         if rows:

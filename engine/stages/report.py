@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.artifact import output_folder, require_output
 from engine.config import HtmlPath, Outcome, ResultsPath, require_at_least
 from engine.results import Results
 from engine.tables import readable_bytes
@@ -40,6 +41,7 @@ class Report:
         """Read the rows and what lies behind them, render, write every file atomically."""
         from engine.report.render import render
 
+        require_output(self.html)
         if self.data is not None:
             Manifest.read(self.data)  # a mistyped path should not pass for a moved data set
         rendered = render(
@@ -48,14 +50,13 @@ class Report:
             images_per_row=self.images_per_row,
             data=self.data,
         )
-        self.html.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.html, rendered.html)
         tables = {
             self.html.with_name(f"{self.html.stem}{ending}"): table
             for ending, table in rendered.tables.items()
         }
-        for path, table in tables.items():
-            write_atomically(path, table)
+        with output_folder(self.html):
+            for path, content in {self.html: rendered.html, **tables}.items():
+                write_atomically(path, content)
         return Outcome(
             (
                 *(f"left out: {notice}" for notice in rendered.notices),

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.artifact import Work, making
+from engine.artifact import Work, making, require_output
 from engine.config import (
     DataPath,
     DecoderChoice,
@@ -175,6 +175,7 @@ class Score:
 
     def run(self) -> Outcome:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
+        require_output(self.scores)
         dataset = Dataset.open(self.data)
         if self._decodes_every_epoch(dataset):
             sleep_while_waiting()

@@ -13,7 +13,14 @@ import tyro
 from numpy.typing import NDArray
 
 from engine.comparison import Pair, agreement_table, cost_of, cost_table, overlap_table
-from engine.config import Outcome, ScoreName, ScoresPath, require_at_least, require_between
+from engine.config import (
+    Outcome,
+    ScoreName,
+    ScoreNameOrNone,
+    ScoresPath,
+    require_at_least,
+    require_between,
+)
 from engine.scored import Scored, flipped_labels, hard_end, scores_beside, selection_hint
 from engine.spreads import Spread, binned, histogram, spread_table, without_nan
 from engine.suspects import (
@@ -129,7 +136,7 @@ class Suspects:
 
     scores: ScoresPath
     """Scores of the data set in question."""
-    score: ScoreName | None = None
+    score: ScoreNameOrNone = None
     """Score that tells them. Default: the best for it that is stored, confidence_oof, else el2n."""
     top: int = 100
     """Suspects to list."""

@@ -21,7 +21,7 @@ from engine.scoring import undecodable_of
 from engine.sets import SetInfo, open_source, require_same_data
 from engine.store import SCORES_NAME, read_columns
 from kernels.scores import SCORES
-from shards.atomic import digest_of
+from shards.atomic import digest_of, missing
 from shards.classes import recognise
 from shards.dataset import Dataset
 from shards.errors import StoreError, UsageError
@@ -98,16 +98,12 @@ class Select:
         if (self.source / MANIFEST_NAME).is_file():
             return Dataset.open(self.source), False
         if not (self.source / COMMIT_NAME).is_file():
-            fact = (
-                "is neither scores nor a packed data set"
-                if self.source.exists()
-                else "does not exist"
-            )
-            raise UsageError(
-                f"{self.source} {fact}; make one with `coreset score` or `coreset pack`"
-            )
+            remedy = "make one with `coreset score` or `coreset pack`"
+            if not self.source.exists():
+                raise missing(self.source, remedy)
+            raise UsageError(f"{self.source} is neither scores nor a packed data set; {remedy}")
         dataset = open_source(self.source, self.data)
-        identity = str(Provenance.read(self.source).binds["identity"])
+        identity = str(Provenance.read(self.source).binding("identity"))
         require_same_data(dataset, identity, f"the scores {self.source}")
         return dataset, True
 
@@ -170,12 +166,8 @@ class Select:
         newest = Generations(self.source).latest()
         if newest is None:
             raise UsageError(f"{self.source} holds no finished scores; run `coreset score` again")
-        scores = read_columns(newest[1] / SCORES_NAME, [self.score])[self.score]
-        if scores.shape != (len(dataset),):
-            raise UsageError(
-                f"{self.source} has {len(scores)} scores, but {dataset.path} has {len(dataset)} "
-                "images: made from another data set; score this one again"
-            )
+        store = newest[1] / SCORES_NAME
+        scores = read_columns(store, [self.score], rows=len(dataset))[self.score]
         odd = ids[~np.isfinite(scores[ids])]
         if odd.size:
             raise StoreError(

@@ -9,7 +9,7 @@ from engine.artifact import Work, making
 from engine.config import DataPath, Outcome, require_at_least, shaping_fields
 from engine.progress import progress
 from engine.provenance import Provenance
-from shards.atomic import sync_and_rename, temporary_name
+from shards.atomic import new_file, sync_and_rename, temporary_name
 from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.manifest import Manifest
@@ -126,6 +126,6 @@ def _write_truth(synthetic: Synthetic, data: Path) -> None:
     positions = [position_of(key) for key in Dataset.open(data).keys]
     truth = pa.table(synthetic.truth()).take(positions)
     path = data / TRUTH_NAME
-    with temporary_name(path).open("wb") as file:
+    with new_file(temporary_name(path)) as file:
         pq.write_table(truth, file, compression="zstd")
         sync_and_rename(file, path)

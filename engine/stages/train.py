@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from engine.artifact import require_output
 from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
 from engine.ledger import Meter, peak_rss_bytes
 from engine.progress import progress
@@ -79,6 +80,7 @@ class Train:
         from engine.device import resolve_device, runtime_of
         from engine.protocols import HardLabels
 
+        require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         protocol = HardLabels.published(condensed.info.n_classes, condensed.info.ipc).shortened(

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.accounting import Account
-from engine.artifact import lock
+from engine.artifact import lock, output_folder, require_output
 from engine.config import DataPath, Outcome
 from engine.ledger import Meter
 from engine.planning import plan_again
 from engine.progress import progress
+from shards.atomic import new_directory
 from shards.dataset import Dataset
 from shards.errors import UsageError
 from shards.manifest import Manifest
@@ -64,6 +65,8 @@ class Verify:
             UsageError: ``data`` is not a packed data set, or its source is gone.
             DataError: Damage, named by file with what was expected and found.
         """
+        if self.pairs is not None:
+            require_output(self.pairs)
         lines = [self._repaired()] if self.repair else []
         whole = self._verified()
         counts = f"{whole.n_samples:,} samples in {whole.n_shards:,} shards"
@@ -94,8 +97,7 @@ class Verify:
         plan, _ = plan_again(self.data, self.src)
         scratch = self.data.with_name(f".{self.data.name}.repair.partial")
         with lock(self.data), progress("repair", len(plan.positions(number))) as bar:
-            shutil.rmtree(scratch, ignore_errors=True)
-            scratch.mkdir()
+            new_directory(scratch)
             try:
                 observer = Account(Meter("verify", ""), bar, None)
                 repair_shard(dataset, plan, number, scratch, observer=observer)
@@ -110,7 +112,8 @@ class Verify:
         if len(pairs):
             yield self._said_of(pairs, dataset, other)
         if self.pairs is not None:
-            write_pairs(self.pairs, pairs, dataset, other)
+            with output_folder(self.pairs):
+                write_pairs(self.pairs, pairs, dataset, other)
             yield f"listed: {len(pairs):,} pairs, {self.pairs}"
 
     def _said_of(self, pairs: Pairs, dataset: Dataset, other: Dataset) -> str:

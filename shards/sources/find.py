@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from shards.atomic import missing
 from shards.errors import UsageError
 from shards.manifest import MANIFEST_NAME
 from shards.sources.base import Source
@@ -31,7 +32,7 @@ def find(src: Path, wanted: Wanted) -> Source:
         MachineError: The disk has no room for what must be decompressed.
     """
     if not src.exists():
-        raise UsageError(f"{src} does not exist; name a folder or file that holds images")
+        raise missing(src, "name a folder or file that holds images")
     if (src / MANIFEST_NAME).is_file():
         return find_packed(src, wanted)
     if wanted.truth is not None or is_validation_folder(src):

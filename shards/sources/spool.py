@@ -18,7 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128_digest
 
-from shards.atomic import sync_and_rename, temporary_name, write_atomically
+from shards.atomic import (
+    new_file,
+    sync_and_rename,
+    temporary_name,
+    unlink_link,
+    write_atomically,
+)
 from shards.errors import LockedError, MachineError, UsageError
 from shards.sources.base import compute
 from shards.sources.wanted import Wanted
@@ -161,7 +167,7 @@ def _spool(origin: Origin, folder: Path, account: _Account) -> Rows:
     scratch = temporary_name(blob)
     account.written(origin, 0)
     try:
-        with scratch.open("wb") as out:
+        with new_file(scratch) as out:
             rows = _write(origin, out, account)
             out.flush()
             os.utime(out.fileno(), ns=(origin.state[1], origin.state[1]))
@@ -235,6 +241,7 @@ def _require_space(
 @contextmanager
 def _only_spooler(folder: Path) -> Generator[None]:
     """Keep other processes from spooling into the folder; released also on ``kill -9``."""
+    unlink_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:

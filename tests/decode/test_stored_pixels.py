@@ -143,6 +143,25 @@ def test_an_interrupted_writing_continues_after_its_last_whole_chunk(
         assert (halves / name).read_bytes() == (whole / name).read_bytes()
 
 
+def test_the_index_names_only_chunks_that_are_on_the_disk(numbered, tmp_path, monkeypatch, disk):
+    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 3 * IMAGE_BYTES)
+    with tolerant(numbered) as source:
+        index = write_pixels(source, tmp_path, lambda *_: None)
+    assert len(index.chunks) > 2
+    namings = [one for one in disk.namings if one.path.name == INDEX_NAME]
+    for n_chunks, naming in enumerate(namings, start=1):
+        recorded = json.loads(naming.beside[INDEX_NAME])["chunks"]
+        assert recorded == list(index.chunks[:n_chunks])
+        pixels, step = naming.beside[PIXELS_NAME], index.per_chunk * IMAGE_BYTES
+        there = [
+            xxhash.xxh3_128_hexdigest(pixels[at : at + step]) for at in range(0, len(pixels), step)
+        ]
+        assert there[:n_chunks] == recorded, "the index was written before its pixels"
+    survivors = disk.survivors()
+    assert survivors[INDEX_NAME] == index.to_bytes()
+    assert survivors[PIXELS_NAME] == (tmp_path / PIXELS_NAME).read_bytes()
+
+
 def test_pixels_that_vanished_after_they_were_recorded_are_not_continued(mixed, tmp_path):
     with tolerant(mixed) as source:
         write_pixels(source, tmp_path, lambda *_: None)

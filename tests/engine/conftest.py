@@ -167,7 +167,7 @@ def refused(coreset: Callable[..., Told]) -> Callable[..., str]:
 
 def listing(folder: Path) -> dict[str, tuple[int, int]]:
     """Everything below a folder, hidden or not, with size and time of its last change."""
-    found = {path: path.stat() for path in folder.rglob("*")}
+    found = {path: path.lstat() for path in folder.rglob("*")}
     return {
         path.relative_to(folder).as_posix(): (stat.st_size, stat.st_mtime_ns)
         for path, stat in found.items()

@@ -75,6 +75,15 @@ def test_an_artifact_appears_whole_with_provenance_digest_and_ledger(tmp_path):
     assert list(out.parent.iterdir()) == [out]
 
 
+def test_an_artifact_is_whole_on_the_disk_before_it_has_its_name(tmp_path, disk):
+    make(tmp_path / "scores")
+    names = {"file", PROVENANCE_NAME, LEDGER_NAME}
+    written = {name: (tmp_path / "scores" / name).read_bytes() for name in names}
+    before = disk.naming("scores").survivors
+    assert {name: before[f".scores.partial/{name}"] for name in names} == written
+    assert {name: disk.survivors()[f"scores/{name}"] for name in names} == written
+
+
 def test_the_same_command_again_has_nothing_to_do(tmp_path):
     make(tmp_path / "scores")
     before = tree_digests(tmp_path)

@@ -171,6 +171,29 @@ def test_what_kills_left_behind_does_not_stay_in_the_result(tmp_path):
     assert names(killed) == names(whole)
 
 
+def test_a_commit_is_recorded_when_all_its_files_are_on_the_disk(generations, disk):
+    for number in (1, 2, 3):
+        commit(generations, number)
+        folder = f"gen-{number:06d}"
+        expected = {
+            f"{folder}/weights": f"weights of epoch {number}".encode(),
+            f"{folder}/scores/zarr.json": b"{}",
+        }
+        naming = disk.naming(COMMIT_NAME)
+        assert expected.items() <= naming.survivors.items()
+        assert naming.beside[COMMIT_NAME] == (generations.directory / COMMIT_NAME).read_bytes()
+        assert expected.items() <= disk.survivors().items()
+        assert disk.survivors()[COMMIT_NAME] == naming.beside[COMMIT_NAME]
+
+
+def test_an_old_commit_is_removed_when_the_record_without_it_is_on_the_disk(generations, disk):
+    for number in (1, 2, 3):
+        commit(generations, number)
+    removed = disk.naming(".gen-000001.deleting").survivors
+    assert b"gen-000001" not in removed[COMMIT_NAME]
+    assert b"gen-000003" in removed[COMMIT_NAME]
+
+
 def test_finishing_twice_changes_nothing(generations):
     commit(generations, 1)
     commit(generations, 2)

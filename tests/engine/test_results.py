@@ -214,6 +214,22 @@ def test_a_lock_file_that_a_kill_left_blocks_nobody(results):
     assert keys_of(results) == ["a"]
 
 
+def test_rows_are_committed_by_the_parquet_when_all_else_is_on_the_disk(results, disk):
+    for key in "ab":
+        results.append(STUDENTS, [student(key)], [Meter("train", key).line()])
+        written = {
+            path.relative_to(results.path.parent).as_posix(): path.read_bytes()
+            for path in results.path.iterdir()
+        }
+        assert set(written) == {
+            "RESULTS/ledger.jsonl", "RESULTS/students.csv", "RESULTS/students.parquet"
+        }  # fmt: skip
+        assert disk.survivors().items() >= written.items()
+        naming = disk.naming("students.parquet")
+        assert naming.beside["students.parquet"] == written.pop("RESULTS/students.parquet")
+        assert naming.survivors.items() >= written.items()
+
+
 # two at once
 
 

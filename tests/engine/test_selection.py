@@ -377,7 +377,7 @@ def test_a_score_that_was_not_stored_is_refused_with_those_that_were(packed, tmp
 def test_scores_of_another_number_of_images_are_refused(packed, tmp_path, refused):
     scores = write_scores(packed, tmp_path / "SCORES", {"aum": np.zeros(59, np.float32)})
     command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
-    assert "has 59 scores, but" in refused(tmp_path, *command)
+    assert "aum has 59 rows for 60 images" in refused(tmp_path, *command, code=3)
 
 
 @pytest.mark.parametrize("damage", ["array cut", "array lost", "commit cut", "generation lost"])

@@ -1,5 +1,7 @@
 """Zarr stores: what was written comes back, and what was lost or damaged is never a number."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -162,6 +164,48 @@ def test_a_store_that_is_not_there_is_an_error(tmp_path):
         feature_shape(tmp_path / "none.zarr")
     with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
         next(feature_chunks(tmp_path / "none.zarr"))
+
+
+# metadata forged on purpose
+
+
+def forge(path, **changes):
+    document = json.loads(path.read_bytes()) | changes
+    path.write_text(json.dumps(document))
+
+
+def grid(*sides):
+    return {"name": "regular", "configuration": {"chunk_shape": list(sides)}}
+
+
+def test_columns_of_another_length_than_that_of_the_data_set_are_not_read(scores):
+    assert set(read_columns(scores, rows=300)) == {"aum", "el2n", "visits"}
+    with pytest.raises(StoreError, match="aum has 300 rows for 299 images"):
+        read_columns(scores, rows=299)
+    forge(scores / "el2n/zarr.json", shape=[10**12])
+    with pytest.raises(StoreError, match="el2n has 1000000000000 rows for 300 images"):
+        read_columns(scores, rows=300)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"chunk_grid": grid(10**12, WIDTH)}, "has chunks of"),
+        ({"chunk_grid": grid(N_ROWS, 10**12)}, "has chunks of"),
+        ({"shape": [N_ROWS, 10**9], "chunk_grid": grid(N_ROWS, 10**9)}, "1000000000 columns"),
+        ({"shape": [N_ROWS, 0]}, "0 columns|cannot be read"),
+        ({"shape": [N_ROWS], "chunk_grid": grid(N_ROWS)}, r"shape \(50,\)"),
+        ({"data_type": "string"}, "make it again"),
+    ],
+)
+def test_forged_features_are_refused_before_they_take_memory(tmp_path, matrix, changes, message):
+    path = tmp_path / "f.zarr"
+    RowWriter(path, N_ROWS, WIDTH, {}).write(0, matrix)
+    forge(path / "features/zarr.json", **changes)
+    with pytest.raises(StoreError, match=message):
+        read_features(path)
+    with pytest.raises(StoreError, match=message):
+        next(feature_chunks(path))
 
 
 # features

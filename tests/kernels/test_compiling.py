@@ -1,8 +1,10 @@
 """Compiled kernels on disk: used by the next process, and never after an edit of any kernel."""
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,8 +45,14 @@ def sources(tmp_path: Path) -> Path:
 
 def call(sources: Path, cache: Path) -> tuple[int, int]:
     """What the outer kernel makes of 5, and how often its code was found on disk."""
+    result, hits = map(int, run(sources, cache).stdout.split())
+    return result, hits
+
+
+def run(sources: Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Call the outer kernel in a process of its own."""
     environment = {"PATH": "", "CORESET_CACHE": str(cache)}
-    ran = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", CALL],
         cwd=sources.parent,
         env=environment,
@@ -52,8 +60,6 @@ def call(sources: Path, cache: Path) -> tuple[int, int]:
         text=True,
         check=True,
     )
-    result, hits = map(int, ran.stdout.split())
-    return result, hits
 
 
 def test_the_next_process_finds_the_code_and_an_edited_dependency_is_compiled_anew(
@@ -72,3 +78,61 @@ def test_without_a_folder_that_can_be_written_kernels_work_all_the_same(
     (tmp_path / "file").write_text("no folder")
     for _ in range(2):
         assert call(sources, tmp_path / "file") == (15, 0)
+
+
+def test_code_that_others_could_have_written_is_not_loaded_and_that_is_said_once(
+    sources: Path, tmp_path: Path
+):
+    cache = tmp_path / "cache"
+    assert call(sources, cache) == (15, 0)
+    cache.chmod(0o777)
+    ran = run(sources, cache)
+    assert ran.stdout.split() == ["15", "0"], "the code of the first process was loaded"
+    assert ran.stderr.count("compiled kernels are not kept there") == 1, "there are two kernels"
+    assert f"run `chmod go-w {cache}`" in ran.stderr
+
+
+def give_away(folder: Path) -> None:
+    os.chown(folder, 12345, -1)
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["cache", "its folder of kernels"])
+@pytest.mark.parametrize(
+    "expose",
+    [
+        lambda folder: folder.chmod(0o777),
+        lambda folder: folder.chmod(0o1777),
+        lambda folder: folder.chmod(0o770),
+        pytest.param(
+            give_away,
+            marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
+        ),
+    ],
+    ids=["all may write", "sticky", "the group may write", "of another user"],
+)
+def test_a_folder_that_another_user_could_write_to_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, expose: Callable[[Path], None]
+):
+    monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "one"))
+    folder = compiling.code_folder()
+    assert folder is not None
+    (tmp_path / "one").rename(tmp_path / "two")  # what is known of a folder is kept by its name
+    monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "two"))
+    exposed = (tmp_path / "two", tmp_path / "two" / folder.name)[which]
+    expose(exposed)
+    with pytest.warns(RuntimeWarning, match=rf"run `chmod go-w {exposed}`"):
+        assert compiling.code_folder() is None
+    assert compiling.code_folder() is None, "the second kernel does not warn again"
+
+
+def test_the_folders_of_the_cache_are_made_for_their_user_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "deep" / "cache"))
+    before = os.umask(0)
+    try:
+        folder = compiling.code_folder()
+    finally:
+        os.umask(before)
+    assert folder is not None
+    assert [one.stat().st_mode & 0o777 for one in (folder, folder.parent)] == [0o700, 0o700]

@@ -31,6 +31,20 @@ def test_what_is_appended_is_what_lies_there_and_what_was_seen(
     assert seen.hexdigest() == hashlib.sha256(b"".join(parts)).hexdigest()
 
 
+def test_a_link_in_the_place_of_the_file_is_replaced_and_not_followed(tmp_path: Path):
+    precious, path = tmp_path / "precious", tmp_path / "file"
+    precious.write_text("do not touch")
+    for target in (precious, tmp_path / "nothing"):
+        path.symlink_to(target)
+        file = AppendFile(path, len)
+        file.append(b"new")
+        file.sync()
+        assert path.read_bytes() == b"new"
+        path.unlink()
+    assert list(tmp_path.iterdir()) == [precious]
+    assert precious.read_text() == "do not touch"
+
+
 @pytest.mark.parametrize("where", ["open", "write"])
 def test_a_file_system_without_direct_writes_goes_through_the_page_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str

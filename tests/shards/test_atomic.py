@@ -8,14 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shards import atomic
 from shards.atomic import (
     digest_of,
+    exchange_directories,
     files_below,
     fsync_directory,
     json_bytes,
+    new_directory,
+    new_file,
     remove_tree,
     rename_directory,
     sha256_of_file,
+    sync_and_rename,
     temporary_name,
     tree_digests,
     write_atomically,
@@ -49,6 +54,53 @@ def test_a_write_that_fails_keeps_the_old_bytes(tmp_path):
     with pytest.raises(IsADirectoryError):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_link_under_the_temporary_name_is_replaced_and_not_followed(tmp_path):
+    precious, path = tmp_path / "precious", tmp_path / "file"
+    precious.write_text("do not touch")
+    for target in (precious, tmp_path / "nothing"):
+        temporary_name(path).symlink_to(target)
+        write_atomically(path, b"new")
+        assert path.read_bytes() == b"new"
+        assert not path.is_symlink()
+    assert sorted(tmp_path.iterdir()) == [path, precious]
+    assert precious.read_text() == "do not touch"
+
+
+def test_a_temporary_file_is_never_one_that_is_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("from a killed run")
+    (tmp_path / "second name").hardlink_to(path)
+    with new_file(path) as file:
+        file.write(b"new")
+    assert (tmp_path / "second name").read_text() == "from a killed run"
+
+
+def test_a_directory_under_a_temporary_name_is_new_and_empty(tmp_path):
+    elsewhere, scratch = tmp_path / "elsewhere", tmp_path / "deep" / "scratch"
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("do not touch")
+    new_directory(scratch)
+    (scratch / "leftover").touch()
+    new_directory(scratch)
+    assert list(scratch.iterdir()) == []
+    scratch.rmdir()
+    scratch.symlink_to(elsewhere)
+    new_directory(scratch)
+    assert not scratch.is_symlink()
+    assert (elsewhere / "file").read_text() == "do not touch"
+
+
+def test_removing_a_tree_does_not_follow_a_link_in_its_way(tmp_path):
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    for folder in (tree, elsewhere):
+        folder.mkdir()
+        (folder / "file").touch()
+    (tmp_path / ".tree.deleting").symlink_to(elsewhere)
+    remove_tree(tree)
+    assert list(tmp_path.iterdir()) == [elsewhere]
+    assert (elsewhere / "file").exists()
 
 
 def test_a_reader_sees_one_of_the_contents_and_never_a_mixture(tmp_path):
@@ -86,6 +138,61 @@ def test_publishing_onto_a_directory_that_holds_something_is_refused(tmp_path):
     with pytest.raises(OSError, match="not empty"):
         rename_directory(tmp_path / "scratch", tmp_path / "final")
     assert (tmp_path / "final" / "file").read_text() == "final"
+
+
+# what a power cut leaves
+
+
+def test_a_written_file_survives_and_its_name_never_stands_for_half_of_it(tmp_path, disk):
+    path = tmp_path / "file"
+    for content in (b"old", b"new"):
+        write_atomically(path, content)
+        assert disk.naming("file").beside["file"] == content, "renamed before its bytes were synced"
+        assert disk.survivors() == {"file": content}
+
+
+def test_a_name_that_may_wait_becomes_durable_with_the_next_one(tmp_path, disk):
+    with new_file(temporary_name(tmp_path / "first")) as file:
+        file.write(b"1")
+        sync_and_rename(file, tmp_path / "first", last=False)
+    assert disk.naming("first").beside["first"] == b"1"
+    write_atomically(tmp_path / "second", b"2")
+    assert disk.survivors() == {"first": b"1", "second": b"2"}
+
+
+def test_a_published_directory_survives_with_all_files_whole_before_it_has_its_name(tmp_path, disk):
+    scratch, final = tmp_path / "scratch", tmp_path / "final"
+    (scratch / "deep" / "deeper").mkdir(parents=True)
+    (scratch / "file").write_bytes(b"1")
+    (scratch / "deep" / "deeper" / "file").write_bytes(b"2")
+    disk.settle()
+    (scratch / "deep" / "deeper" / "another").write_bytes(b"3")
+    (scratch / "file").write_bytes(b"4")
+    whole = {"file": b"4", "deep/deeper/file": b"2", "deep/deeper/another": b"3"}
+    rename_directory(scratch, final)
+    before = disk.naming("final").survivors
+    assert before == {f"scratch/{name}": content for name, content in whole.items()}
+    assert disk.survivors() == {f"final/{name}": content for name, content in whole.items()}
+
+
+def test_exchanged_directories_are_whole_before_and_keep_their_names(tmp_path, disk, monkeypatch):
+    class Libc:
+        def renameat2(self, *arguments):
+            failed = libc.renameat2(*arguments)
+            disk.named(tmp_path / "final")
+            return failed
+
+    libc = atomic._libc()
+    for name in ("scratch", "final"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "final" / "file").write_bytes(b"old")
+    disk.settle()
+    (tmp_path / "scratch" / "file").write_bytes(b"new")
+    monkeypatch.setattr(atomic, "_libc", Libc)
+    exchange_directories(tmp_path / "scratch", tmp_path / "final")
+    before = disk.naming("final").survivors
+    assert before == {"scratch/file": b"new", "final/file": b"old"}
+    assert disk.survivors() == {"scratch/file": b"old", "final/file": b"new"}
 
 
 def test_removing_a_tree_clears_what_an_earlier_killed_removal_left(tmp_path):

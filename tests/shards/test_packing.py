@@ -4,10 +4,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME
 from shards.errors import UsageError
+from shards.manifest import MANIFEST_NAME
 from shards.packing import pack
 from shards.plan import Plan
 from shards.records import ShardRecord
@@ -108,3 +111,21 @@ def test_a_file_that_vanishes_stops_the_packing_by_name(small: Path, scratch: Pa
     (small / "n02102040" / "photo_006.JPEG").unlink()
     with pytest.raises(UsageError, match=r"photo_006.JPEG cannot be read \(No such file"):
         pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
+
+
+def test_a_record_commits_what_is_on_the_disk_and_the_manifest_comes_last(
+    small: Path, scratch: Path, disk: Any
+):
+    pack(plan_of(small), scratch, workers=1, listed=scratch / "list.csv", observer=Counting())
+    written = {path.name: path.read_bytes() for path in scratch.iterdir() if path.is_file()}
+    shards = [name for name in written if name.endswith(".tar")]
+    assert len(shards) == 6
+    for name in shards:
+        record = disk.naming(name.replace(".tar", ".json"))
+        for part in (name, name.replace(".tar", ".idx")):
+            assert record.beside[part] == written[part]
+    sealed = disk.naming(MANIFEST_NAME)
+    for name in (*shards, SAMPLES_NAME, QUARANTINE_NAME):
+        assert sealed.survivors[f"scratch/{name}"] == written[name]
+    survivors = disk.survivors()
+    assert {name: survivors[f"scratch/{name}"] for name in written} == written

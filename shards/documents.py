@@ -1,0 +1,89 @@
+"""JSON documents as dataclasses with every field checked: whatever was forged is one error."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from functools import cache
+from types import UnionType
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+Document = TypeVar("Document")
+_INT_LIMIT = 1 << 63
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: The text is no JSON object, or is nested too deeply.
+    """
+    try:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return _object(document)
+
+
+def build(kind: type[Document], document: object) -> Document:
+    """Make a dataclass of a JSON object.
+
+    Lists become tuples, objects become mappings or nested dataclasses, as the fields say.
+
+    Raises:
+        ValueError: A field is missing, unknown or of another type; the message names it.
+    """
+    document = _object(document)
+    hints, required = _fields_of(kind)
+    if document.keys() != hints.keys():
+        odd = sorted(document.keys() - hints.keys()) + sorted(required - document.keys())
+        if odd:
+            raise ValueError(f"{odd[0]} is {'missing' if odd[0] in required else 'no field of it'}")
+    return kind(**{name: _value(value, hints[name], name) for name, value in document.items()})
+
+
+@cache
+def _fields_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:  # noqa: ANN401 - a dataclass
+    """Type of every field by name, and the names of those without a default."""
+    hints = get_type_hints(kind)
+    own = [one for one in fields(kind) if one.init]
+    required = (one.name for one in own if one.default is one.default_factory is MISSING)
+    return {one.name: hints[one.name] for one in own}, frozenset(required)
+
+
+def _object(document: object) -> dict[str, Any]:
+    if isinstance(document, dict):
+        return cast("dict[str, Any]", document)
+    raise ValueError(f"an object was expected, not {_shown(document)}")
+
+
+def _value(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401 - of any type
+    """A value of JSON as its field has it."""
+    if type(value) is hint and (hint is not int or -_INT_LIMIT <= value < _INT_LIMIT):
+        return value
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or (origin is Literal and value in inner):
+        return value
+    if origin is UnionType:
+        return None if value is None else _value(value, inner[0], name)
+    if origin is tuple and isinstance(value, list):
+        return tuple([_value(one, inner[0], name) for one in value])
+    if origin is Mapping and isinstance(value, dict):
+        return {
+            _key(key, inner[0], name): _value(one, inner[1], name) for key, one in value.items()
+        }
+    if is_dataclass(hint):
+        return build(cast("type", hint), value)
+    raise ValueError(f"{name} has {_shown(value)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _key(key: str, hint: Any, name: str) -> Any:  # noqa: ANN401 - str or int
+    if hint is not int:
+        return key
+    if not key.isdecimal() or len(key) > 18:
+        raise ValueError(f"{name} has the key {key[:40]!r}, expected a number")
+    return int(key)
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."

@@ -1,0 +1,604 @@
+"""Artifacts forged on purpose, their digests made to fit: one line and an exit code, no traceback.
+
+Digests find accidents. What somebody else made can have any numbers in it, so every reader checks
+them, and nothing takes memory by what a header promises.
+"""
+
+import io
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from engine.artifact import making
+from engine.generations import Generations
+from engine.provenance import PROVENANCE_NAME, Provenance
+from engine.results import STUDENTS, STUDENTS_SCHEMA, Results
+from engine.sets import IDS_NAME, SET_NAME
+from engine.store import write_columns
+from shards.atomic import digest_of, sha256_of_file, tree_digests
+from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME
+from shards.manifest import MANIFEST_NAME, Manifest
+
+pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of forged metadata
+
+Json = dict[str, Any]
+DEEP = b"[" * 100_000
+HUGE = 1 << 62
+
+
+def edit(path: Path, change: Callable[[Json], object]) -> None:
+    document = json.loads(path.read_bytes())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def setting(*keys: Any, to: Any) -> Callable[[Json], None]:
+    """Set one value deep in a document."""
+
+    def change(document: Json) -> None:
+        inner: Any = document
+        for key in keys[:-1]:
+            inner = inner[key]
+        inner[keys[-1]] = to
+
+    return change
+
+
+@pytest.fixture
+def data(packed: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(packed, tmp_path / "DATA")
+
+
+@pytest.fixture
+def stopped(coreset: Callable[..., Any]) -> Callable[..., str]:
+    """Run a command that finds a forgery when it has begun to write; returns what it says."""
+
+    def run(*words: object) -> str:
+        told = coreset(*words)
+        assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
+        return told.err
+
+    return run
+
+
+@pytest.fixture
+def checked(tmp_path: Path, refused: Callable[..., str]) -> Callable[..., str]:
+    """Run a command that must find a forgery of data; returns what it says."""
+
+    def run(*words: object) -> str:
+        return refused(tmp_path, *words, code=3)
+
+    return run
+
+
+# data sets: manifest.json
+
+
+MANIFESTS: dict[str, Callable[[Json], object]] = {
+    "no shards": setting("shards", to=[]),
+    "a shard less": lambda document: document["shards"].pop(),
+    "a negative count": setting("n_samples", to=-1),
+    "a count of zero": setting("n_samples", to=0),
+    "a count as text": setting("n_samples", to="60"),
+    "a count that is true": setting("n_samples", to=True),
+    "a count beyond 64 bits": setting("n_samples", to=1 << 70),
+    "another count": setting("n_samples", to=61),
+    "a shard elsewhere": setting("shards", 0, "name", to="../../etc/passwd"),
+    "a shard of few bytes": setting("shards", 1, "bytes", to=600),
+    "a shard of negative bytes": setting("shards", 1, "bytes", to=-1),
+    "a shard of negative samples": setting("shards", 0, "samples", to=-HUGE),
+    "a shard of many samples": setting("shards", 0, "samples", to=HUGE),
+    "a shard that is a number": setting("shards", 0, to=1),
+    "a class less": lambda document: document["classes"].pop(),
+    "classes that are numbers": setting("classes", to=[1, 2, 3]),
+    "a class twice": setting("classes", 1, to="n01440764"),
+    "settings as a list": setting("settings", to=[]),
+    "a digest that is none": setting("identity", to=None),
+    "an unknown field": setting("more", to=1),
+    "a missing field": lambda document: document.pop("kinds"),
+}
+
+
+@pytest.mark.parametrize("name", MANIFESTS)
+def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], name: str):
+    edit(data / MANIFEST_NAME, MANIFESTS[name])
+    said = checked("select", data, data.with_name("SET"), "--ipc", 1)
+    assert str(data) in said
+    assert "pack" in said, "no remedy"
+    assert checked("verify", data, "--fast") == said
+
+
+@pytest.mark.parametrize("content", [DEEP, b"", b"3", b"null", b"\xff\xfe", b'{"shards": 1}'])
+def test_a_manifest_of_odd_bytes_is_refused(
+    data: Path, checked: Callable[..., str], content: bytes
+):
+    (data / MANIFEST_NAME).write_bytes(content)
+    assert "manifest.json cannot be read" in checked("verify", data)
+
+
+# data sets: samples.parquet
+
+
+def forge_table(data: Path, table: pa.Table) -> None:
+    """Put another table in the place of a data set's and make the manifest fit it."""
+    pq.write_table(table, data / SAMPLES_NAME)
+    digest = sha256_of_file(data / SAMPLES_NAME)
+    edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
+
+
+def with_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[row] = value
+        at, field = table.schema.get_field_index(column), table.schema.field(column)
+        return table.set_column(at, field, pa.array(values, field.type))
+
+    return change
+
+
+def with_bad_text(table: pa.Table) -> pa.Table:
+    raw = pa.array([b"\xff\xfe"] * len(table), pa.binary())
+    text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
+    return table.set_column(table.schema.get_field_index("key"), "key", text)
+
+
+# What is refused when the data set is opened, by the column that is named.
+TABLES: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
+    "offset before the shard": ("offset of sample 7 is -1", with_value("offset", 7, -1)),
+    "offset beyond the shard": ("offset of sample 7 is", with_value("offset", 7, HUGE)),
+    "offset that overflows": ("offset of sample 0 is", with_value("offset", 0, (1 << 63) - 1)),
+    "negative bytes": ("bytes of sample 20 is -5", with_value("bytes", 20, -5)),
+    "bytes beyond the shard": ("bytes of sample 20 is", with_value("bytes", 20, HUGE)),
+    "no such shard": ("shard of sample 59 is 4", with_value("shard", 59, 4)),
+    "negative shard": ("shard of sample 0 is -1", with_value("shard", 0, -1)),
+    "another shard": ("shard of sample 16 is 0", with_value("shard", 16, 0)),
+    "no such label": ("label of sample 3 is 3", with_value("label", 3, 3)),
+    "negative label": ("label of sample 3 is -1", with_value("label", 3, -1)),
+    "no label": ("label is not known", with_value("label", 3, None)),
+    "no offset": ("offset is not known", with_value("offset", 3, None)),
+    "rows less": ("rows expected 60, found 59", lambda table: table.slice(1)),
+    "no rows": ("rows expected 60, found 0", lambda table: table.slice(60)),
+    "rows more": ("rows expected 60, found 120", lambda table: pa.concat_tables([table] * 2)),
+    "no column": ("column bytes", lambda table: table.drop_columns(["bytes"])),
+    "no key column": ("column key", lambda table: table.drop_columns(["key"])),
+    "column of another type": (
+        "column label is not of type int64",
+        lambda table: table.set_column(
+            table.schema.get_field_index("label"), "label", table["label"].cast("double")
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_forged_table_is_refused_when_the_data_set_is_opened(
+    data: Path, checked: Callable[..., str], name: str
+):
+    expected, change = TABLES[name]
+    forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
+    said = checked("verify", data, "--fast")
+    assert said.startswith(f"{data / SAMPLES_NAME}: {expected}")
+    assert said.endswith("; restore the data set from a copy, or pack again")
+    assert checked("decode", data, data.with_name("PIXELS"), "--size", 8) == said
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (with_value("width", 5, 0), "width of sample 5 is 0"),
+        (with_value("height", 6, -3), "height of sample 6 is -3"),
+        (with_value("height", 6, None), "height is not known"),
+    ],
+)
+def test_an_image_without_sides_is_refused_by_what_reads_them(
+    data: Path, stopped: Callable[..., str], change: Callable[[pa.Table], pa.Table], expected: str
+):
+    forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
+    assert expected in stopped("decode", data, data.with_name("PIXELS"), "--size", 8)
+
+
+@pytest.mark.parametrize("change", [with_bad_text, with_value("key", 4, None)])
+def test_text_that_is_none_is_refused_by_what_reads_it(
+    data: Path, checked: Callable[..., str], change: Callable[[pa.Table], pa.Table]
+):
+    forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
+    assert SAMPLES_NAME in checked("verify", data)
+
+
+def test_a_table_that_is_no_parquet_is_refused(data: Path, checked: Callable[..., str]):
+    for content in (b"", b"PAR1", b"PAR1" * 100):
+        (data / SAMPLES_NAME).write_bytes(content)
+        digest = sha256_of_file(data / SAMPLES_NAME)
+        edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
+        assert SAMPLES_NAME in checked("verify", data, "--fast")
+
+
+def exchanged(column: str, one: int, other: int) -> Callable[[pa.Table], pa.Table]:
+    def change(table: pa.Table) -> pa.Table:
+        values = table[column].to_pylist()
+        values[one], values[other] = values[other], values[one]
+        return table.set_column(
+            table.schema.get_field_index(column), table.schema.field(column), [values]
+        )
+
+    return change
+
+
+# Within the shards, but not where the images lie: found by the walk along the members.
+@pytest.mark.parametrize("words", [(), ("--deep",)])
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (exchanged("offset", 17, 18), "offset expected"),
+        (exchanged("bytes", 17, 18), "bytes expected"),
+        (exchanged("member", 17, 18), "member expected"),
+        (with_value("offset", 17, 512), "offset expected 512, found"),
+        (with_value("bytes", 17, 0), "bytes expected 0, found"),
+    ],
+)
+def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
+    data: Path,
+    checked: Callable[..., str],
+    change: Callable[[pa.Table], pa.Table],
+    expected: str,
+    words: tuple[str, ...],
+):
+    table = pq.read_table(data / SAMPLES_NAME)
+    key = table["key"][17].as_py()
+    forge_table(data, change(table))
+    said = checked("verify", data, *words)
+    assert "shard-000001.tar:" in said
+    assert f":{key}: {expected}" in said
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", None])
+def test_a_forged_list_of_refused_files_is_refused(
+    data: Path, checked: Callable[..., str], content: bytes | None
+):
+    if content is None:
+        pq.write_table(pa.table({"position": [1]}), data / QUARANTINE_NAME)
+    else:
+        (data / QUARANTINE_NAME).write_bytes(content)
+    assert QUARANTINE_NAME in checked("quarantine", "show", data)
+
+
+# condensed sets
+
+
+@pytest.fixture
+def condensed(random_set: Path, packed: Path, tmp_path: Path) -> tuple[Path, tuple[object, ...]]:
+    """A coreset, and a command that opens it."""
+    path = shutil.copytree(random_set, tmp_path / "SET")
+    return path, ("export", path, tmp_path / "OUT", "--to", "ids", "--data", packed)
+
+
+def bless(path: Path) -> None:
+    """Make the digest of a coreset fit its files."""
+    files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
+    edit(path / PROVENANCE_NAME, setting("digest", to=digest_of(files)))
+
+
+def npy(array: Any, **header: object) -> bytes:
+    """An array as a file, and another header than is its own."""
+    sink = io.BytesIO()
+    facts: Json = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
+    np.lib.format.write_array_header_1_0(sink, facts | header)  # type: ignore[arg-type]
+    return sink.getvalue() + array.tobytes()
+
+
+def npz(array: Any) -> bytes:
+    sink = io.BytesIO()
+    np.savez(sink, array)
+    return sink.getvalue()
+
+
+IDS: dict[str, Callable[[Any], bytes]] = {
+    "a huge shape": lambda ids: npy(ids, shape=(1 << 40,)),
+    "a shape beyond 64 bits": lambda ids: npy(ids, shape=(1 << 80,)),
+    "a negative shape": lambda ids: npy(ids, shape=(-1,)),
+    "objects": lambda ids: npy(ids, descr="|O"),
+    "floats": lambda ids: npy(ids.astype(np.float64)),
+    "text": lambda ids: npy(ids.astype("U4")),
+    "a matrix": lambda ids: npy(ids.reshape(2, -1)),
+    "a single number": lambda ids: npy(ids[0]),
+    "no numbers": lambda ids: npy(ids[:0]),
+    "too many": lambda ids: npy(np.resize(ids, 61)),
+    "a negative id": lambda ids: npy(np.array([-1, *ids[1:]])),
+    "an id beyond the set": lambda ids: npy(np.array([*ids[:-1], 60])),
+    "an id twice": lambda ids: npy(np.array([ids[0], ids[0], *ids[2:]])),
+    "another order": lambda ids: npy(ids[::-1].copy()),
+    "an archive": npz,
+    "half a header": lambda ids: npy(ids)[:30],
+    "nothing": lambda _: b"",
+}
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_forged_ids_are_refused(
+    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
+):
+    path, command = condensed
+    (path / IDS_NAME).write_bytes(IDS[name](np.load(path / IDS_NAME)))
+    bless(path)
+    said = checked(*command)
+    assert str(path) in said
+    assert said.endswith(("make the set again", "make it again"))
+
+
+SETS: dict[str, Callable[[Json], object]] = {
+    "many classes": setting("n_classes", to=10**9),
+    "counts as text": setting("per_class", to=["2", "2", "2"]),
+    "negative counts": setting("per_class", to=[-2, 4, 4]),
+    "other counts": setting("per_class", to=[1, 2, 3]),
+    "no counts": setting("per_class", to=[]),
+    "counts in a list": setting("per_class", to=[[2], 2, 2]),
+    "no ipc": setting("ipc", to=None),
+    "a kind that is none": setting("kind", to="other"),
+    "parameters as text": setting("parameters", to="ipc"),
+    "a seed beyond 64 bits": setting("seed", to=1 << 64),
+}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_forged_description_of_a_set_is_refused(
+    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
+):
+    path, command = condensed
+    edit(path / SET_NAME, SETS[name])
+    bless(path)
+    assert SET_NAME in checked(*command)
+
+
+INPUT = {"role": "data", "path": "../DATA", "kind": "dataset", "digest": "d", "inputs": []}
+
+
+def lineage(length: int) -> list[Json]:
+    inputs: list[Json] = []
+    for _ in range(length):
+        inputs = [INPUT | {"inputs": inputs}]
+    return inputs
+
+
+PROVENANCES: dict[str, Callable[[Json], object]] = {
+    "inputs that are numbers": setting("inputs", to=[1]),
+    "an input without a digest": setting("inputs", to=[{"role": "data"}]),
+    "a path that is none": setting("inputs", to=[INPUT | {"path": None}]),
+    "inputs of an input as text": setting("inputs", to=[INPUT | {"inputs": "x"}]),
+    "an endless lineage": setting("inputs", to=lineage(300)),
+    "a configuration as a list": setting("config", to=[]),
+    "a digest that is a number": setting("digest", to=3),
+    "no version": lambda document: document.pop("format_version"),
+}
+
+
+@pytest.mark.parametrize("name", PROVENANCES)
+def test_a_forged_provenance_is_refused(
+    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
+):
+    path, command = condensed
+    edit(path / PROVENANCE_NAME, PROVENANCES[name])
+    assert PROVENANCE_NAME in checked(*command)
+
+
+@pytest.mark.parametrize("name", [SET_NAME, PROVENANCE_NAME])
+def test_a_description_nested_without_end_is_refused(
+    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
+):
+    path, command = condensed
+    (path / name).write_bytes(DEEP)
+    assert "nested too deeply" in checked(*command)
+
+
+# scores
+
+
+@pytest.fixture
+def scores(scored: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(scored, tmp_path / "SCORES")
+
+
+@pytest.fixture
+def score_command(packed: Path, tmp_path: Path) -> tuple[object, ...]:
+    """Reads the column aum of SCORES."""
+    chosen = ("--ipc", 1, "--misratio", 0, "--data", packed)
+    return ("select", tmp_path / "SCORES", tmp_path / "SET", *chosen)
+
+
+def bless_scores(scores: Path) -> None:
+    """Make the digests of the newest commit fit its files."""
+
+    def change(document: Json) -> None:
+        newest = document["generations"][0]
+        newest["files"] = tree_digests(scores / newest["directory"])
+
+    edit(scores / "commit.json", change)
+
+
+def chunks_of(rows: int) -> Json:
+    return {"name": "regular", "configuration": {"chunk_shape": [rows]}}
+
+
+ARRAYS: dict[str, Callable[[Json], object]] = {
+    "a huge shape": setting("shape", to=[10**12]),
+    "a shape beyond 64 bits": setting("shape", to=[1 << 70]),
+    "a negative shape": setting("shape", to=[-1]),
+    "rows less": setting("shape", to=[59]),
+    "no rows": setting("shape", to=[0]),
+    "a matrix": lambda document: document.update(
+        shape=[60, 1], chunk_grid={"name": "regular", "configuration": {"chunk_shape": [60, 1]}}
+    ),
+    "no dimension": setting("shape", to=[]),
+    "huge chunks": setting("chunk_grid", to=chunks_of(10**12)),
+    "chunks of nothing": setting("chunk_grid", to=chunks_of(0)),
+    "text": setting("data_type", to="string"),
+    "no type": setting("data_type", to="nothing"),
+    "no codec": setting("codecs", to=[]),
+    "an unknown codec": setting("codecs", to=[{"name": "run"}]),
+    "a group": lambda document: document.update(node_type="group"),
+}
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_forged_scores_are_refused(
+    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str], name: str
+):
+    (path,) = scores.glob("gen-*/scores.zarr/aum/zarr.json")
+    edit(path, ARRAYS[name])
+    bless_scores(scores)
+    said = checked(*score_command)
+    assert "scores.zarr" in said
+    assert "again" in said, "no remedy"
+
+
+COMMITS: dict[str, Callable[[Json], object]] = {
+    "a directory elsewhere": setting("generations", 0, "directory", to="../../.."),
+    "a directory that is a number": setting("generations", 0, "directory", to=1),
+    "a number that is none": setting("generations", 0, "number", to=None),
+    "files as a list": setting("generations", 0, "files", to=[]),
+    "generations as text": setting("generations", to="gen"),
+    "a generation that is none": setting("generations", 0, to=None),
+}
+
+
+@pytest.mark.parametrize("name", COMMITS)
+def test_a_forged_record_of_commits_is_refused(
+    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str], name: str
+):
+    edit(scores / "commit.json", COMMITS[name])
+    assert "commit.json" in checked(*score_command)
+
+
+@pytest.mark.parametrize(
+    "content", [DEEP, b"[]", b'{"x": "why"}', b"\xff", b'{"99999999999999999999": ""}']
+)
+def test_a_forged_list_of_undecodable_samples_is_refused(
+    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str], content: bytes
+):
+    (scores / "undecodable.json").write_bytes(content)
+    assert "undecodable.json cannot be read" in checked(*score_command)
+
+
+@pytest.mark.parametrize("value", [3, -2, 1 << 31])
+def test_predictions_of_no_class_are_refused(
+    packed: Path, tmp_path: Path, checked: Callable[..., str], value: int
+):
+    scores = tmp_path / "FORGED"
+    recorded = Provenance.read(packed).as_input("data", packed, scores)
+    binds = {"identity": Manifest.read(packed).identity}
+    made = Provenance(kind="scores", stage="score", config={}, binds=binds, inputs=(recorded,))
+    columns = {"aum": np.zeros(60, np.float32), "predicted": np.full(60, value)}
+    with making(scores, made, inputs=[packed]) as work:
+        Generations(work.scratch).commit(
+            1, lambda folder: write_columns(folder / "scores.zarr", columns, {})
+        )
+    assert "predictions that are no class of 3" in checked("scores", "suspects", scores)
+
+
+def test_scores_that_name_no_data_set_are_refused(
+    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str]
+):
+    edit(scores / PROVENANCE_NAME, setting("binds", to={}))
+    assert "names no identity" in checked(*score_command)
+    assert "names no identity" in checked("scores", "show", scores)
+
+
+# pixels
+
+
+PIXELS: dict[str, Callable[[Json], object]] = {
+    "no images": setting("n_samples", to=0),
+    "many images": setting("n_samples", to=10**12),
+    "no size": setting("geometry", "size", to=0),
+    "a huge size": setting("geometry", "size", to=1 << 40),
+    "an empty batch": setting("batch", to=0),
+    "chunks of no batches": setting("batches_per_chunk", to=-1),
+    "chunks less": setting("chunks", to=[]),
+    "a sample that is not there": setting("undecodable", to={"60": "why"}),
+    "a sample that is no number": setting("undecodable", to={"x": "why"}),
+}
+
+
+@pytest.fixture(scope="module")
+def pixels(packed: Path, work: Path) -> Path:
+    from engine.cli import main
+
+    path = work / "FORGED-PIXELS"
+    assert main(["decode", str(packed), str(path), "--size", "24"]) == 0
+    return path
+
+
+@pytest.mark.parametrize("name", PIXELS)
+def test_a_forged_index_of_pixels_is_refused(
+    pixels: Path, packed: Path, tmp_path: Path, stopped: Callable[..., str], name: str
+):
+    copy = shutil.copytree(pixels, tmp_path / "PIXELS")
+    edit(copy / "pixels.json", PIXELS[name])
+    command = ("score", packed, tmp_path / "SCORES", "--pixels", copy, "--size", 17)
+    assert "pixels." in stopped(*command, "--epochs", 1)
+
+
+# ledgers and results
+
+
+LINES = [b"3", b"[]", b"null", b"{}", b'{"stage": 1}', DEEP[:2000], b"\xff\xfe",
+         b'{"stage": "pack"}', b'{"stage": "pack", "wall_seconds": "x"}']  # fmt: skip
+
+
+def test_what_is_no_line_of_a_ledger_is_passed_over(
+    packed: Path, data: Path, done: Callable[..., list[str]]
+):
+    with (data / "ledger.jsonl").open("ab") as file:
+        file.write(b"\n".join(LINES) + b"\n")
+    said, expected = done("cost", data), done("cost", packed)
+    assert [line.replace(str(data), "") for line in said] == [
+        line.replace(str(packed), "") for line in expected
+    ]
+
+
+ROW: Mapping[str, Any] = {
+    "key": "k", "data": "photos", "method": "random", "ipc": 2, "set_kind": "coreset",
+    "set_digest": "d" * 64, "set_path": "../SET", "set_seed": 0, "parameters": "{}", "val": "v",
+    "val_path": "../VAL", "val_identity": "i" * 64, "n_val": 18, "protocol": "hard@1",
+    "student": "resnet18", "seed": 0, "top1_best": 50.0, "top1_last": 49.0, "top5_last": 90.0,
+    "epochs": 1, "evaluations": 1, "size": 64, "batch": 1, "steps": 1, "train_seconds": 1.0,
+    "evaluation_seconds": 1.0, "peak_rss_bytes": 1, "image_bytes": 1, "label_bytes": 0,
+    "device": "cpu", "runtime": "{}",
+}  # fmt: skip
+ROWS: dict[str, dict[str, Any]] = {
+    "parameters that are no JSON": {"parameters": "{"},
+    "parameters as a list": {"parameters": "[]"},
+    "parameters without end": {"parameters": DEEP.decode()},
+    "a runtime that is no JSON": {"runtime": "x"},
+    "no method": {"method": None},
+    "no ipc": {"ipc": None},
+    "no accuracy": {"top1_best": None},
+    "no digest": {"set_digest": None},
+    "no seed": {"set_seed": None},
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_forged_results_are_refused(tmp_path: Path, checked: Callable[..., str], name: str):
+    results = tmp_path / "RESULTS"
+    results.mkdir()
+    table = pa.Table.from_pylist([dict(ROW) | ROWS[name]], schema=STUDENTS_SCHEMA)
+    pq.write_table(table, results / "students.parquet", write_page_checksum=True)
+    said = checked("report", results, tmp_path / "report.html")
+    assert "students.parquet" in said
+
+
+@pytest.mark.parametrize("content", [DEEP, b"[]", b"{", b"\xff"])
+def test_a_forged_lineage_is_refused(tmp_path: Path, checked: Callable[..., str], content: bytes):
+    results = Results(tmp_path / "RESULTS")
+    results.append(STUDENTS, [ROW], [])
+    (results.path / "lineage").mkdir()
+    (results.path / "lineage" / f"{'d' * 24}.json").write_bytes(content)
+    said = checked("report", results.path, tmp_path / "report.html")
+    assert "lineage" in said

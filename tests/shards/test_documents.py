@@ -1,0 +1,105 @@
+"""JSON documents as dataclasses: what fits comes back, whatever does not is a ValueError."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shards.documents import build, parse
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int
+    resize: int | None = None
+
+
+@dataclass(frozen=True)
+class Outer:
+    name: str
+    kind: Literal["a", "b"]
+    inner: Inner
+    many: tuple[Inner, ...]
+    words: tuple[str, ...]
+    counts: Mapping[str, int]
+    reasons: Mapping[int, str]
+    anything: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+
+
+WHOLE = Outer(
+    "x", "a", Inner(1), (Inner(2, 3), Inner(4)), ("y", "z"), {"k": 5}, {6: "why"}, {"l": [None, 7]}
+)
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(WHOLE))) | changes
+
+
+def test_a_dataclass_survives_the_way_through_json_and_back():
+    assert build(Outer, parse(json.dumps(asdict(WHOLE)).encode())) == WHOLE
+
+
+def test_fields_with_a_default_may_be_missing():
+    whole = document()
+    del whole["version"], whole["anything"], whole["inner"]["resize"]
+    assert build(Outer, whole) == Outer(
+        **{name: getattr(WHOLE, name) for name in vars(WHOLE) if name != "anything"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": 1}, "name has 1, expected str"),
+        ({"version": True}, "version has True, expected int"),
+        ({"version": 1.0}, "version has 1.0, expected int"),
+        ({"version": 1 << 63}, "version has 9223372036854775808, expected int"),
+        ({"version": None}, "version has None"),
+        ({"kind": "c"}, "kind has 'c'"),
+        ({"kind": []}, r"kind has \[\]"),
+        ({"inner": 1}, "an object was expected, not 1"),
+        ({"inner": {"size": "1"}}, "size has '1', expected int"),
+        ({"inner": {}}, "size is missing"),
+        ({"many": [{"size": 1}, 2]}, "an object was expected, not 2"),
+        ({"many": {}}, r"many has \{\}"),
+        ({"words": "yz"}, "words has 'yz'"),
+        ({"counts": {"k": "5"}}, "counts has '5', expected int"),
+        ({"reasons": {"x": "why"}}, "reasons has the key 'x', expected a number"),
+        ({"reasons": {"9" * 5000: "why"}}, "reasons has the key '9+', expected a number"),
+        ({"anything": "x" * 1000}, r"anything has 'x{39}\.\.\.,"),
+        ({"more": 1}, "more is no field of it"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        build(Outer, document(**changes))
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"3", b"null", b"\xff", b"{", b"[" * 100_000, b'{"a":' * 100_000]
+)
+def test_what_is_no_object_is_refused(text: bytes):
+    with pytest.raises(ValueError, match=r"\S"):
+        parse(text)
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=3), inner)
+)
+
+
+@given(st.sampled_from(sorted(asdict(WHOLE))), values)
+def test_nothing_but_a_value_error_comes_of_any_value(name: str, value: Any):
+    try:
+        built = build(Outer, document(**{name: value}))
+    except ValueError:
+        return
+    assert json.loads(json.dumps(asdict(built)))[name] == document(**{name: value})[name] or (
+        name == "reasons" or value != value  # noqa: PLR0124 - NaN
+    )
