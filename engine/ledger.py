@@ -15,6 +15,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from engine.provenance import versions
@@ -26,9 +27,13 @@ RUNNING_NAME = "ledger.running.json"
 Line = dict[str, Any]
 _one_of_several: ContextVar[bool] = ContextVar("one_of_several", default=False)
 _TEXTS = ("artifact", "stage", "config_digest", "started", "device", "host")
-_NUMBERS = ("wall_seconds", "cpu_seconds", "images", "images_per_second", "peak_rss_bytes",
-            "cores", "interrupted")  # fmt: skip
-_KINDS = dict.fromkeys(_TEXTS, (str,)) | dict.fromkeys(_NUMBERS, (int, float))
+_NUMBERS = ("wall_seconds", "cpu_seconds", "images", "images_per_second", "cores",
+            "interrupted")  # fmt: skip
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_TEXTS, (str,)),
+    **dict.fromkeys(_NUMBERS, (int, float)),
+    "peak_rss_bytes": (int, NoneType),  # None where stages share a process
+}
 
 
 def _cpu_seconds() -> float:

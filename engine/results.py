@@ -224,7 +224,9 @@ def key_in_precision(key: str, precision: str) -> str:
 
 def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row that was written before stamps named the precision its stamp and its key."""
-    precision = json.loads(row["runtime"] or "{}").get("precision", PUBLISHED_PRECISION)
+    if not _is_object(row["runtime"]):
+        return row  # `complete_rows` refuses it
+    precision = json.loads(row["runtime"]).get("precision", PUBLISHED_PRECISION)
     if precision == PUBLISHED_PRECISION or precision in row["protocol"].split("+"):
         return row
     return row | {

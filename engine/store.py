@@ -78,8 +78,8 @@ def _read(path: Path, array: Any, name: str, rows: int | None) -> NDArray[Any]: 
 
 
 def _require_plain(path: Path, array: Any, dimensions: int) -> None:  # noqa: ANN401 - zarr.Array
-    """Check that an array holds numbers and has the right number of dimensions."""
-    if array.dtype.kind not in "iuf" or len(array.shape) != dimensions:
+    """Check that an array holds numbers or truth values and has the right number of dimensions."""
+    if array.dtype.kind not in "biuf" or len(array.shape) != dimensions:
         form = f"{array.dtype} of shape {array.shape}"
         raise StoreError(f"{path} holds {form}; remove it and make it again")
 

@@ -455,10 +455,13 @@ def test_decompression_is_told_from_nothing_to_all(tmp_path: Path, wanted: Wante
     assert (told[0], told[-1]) == ((0, total // 3), (total // 3, total // 3))
 
 
-def test_a_full_disk_leaves_nothing_half_written(tmp_path: Path, rows: list[Row], wanted: Wanted):
-    (tmp_path / "spool").mkdir()
-    # Writing to this device fails as on a full disk.
-    (tmp_path / "spool/.train-00000-of-00001.images.partial").symlink_to("/dev/full")
+FULL_DISK = Path("/dev/full")  # what is written to this device fails
+
+
+def test_a_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, rows: list[Row], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("shards.sources.spool.new_file", lambda _: FULL_DISK.open("wb"))
     with pytest.raises(
         MachineError, match=r"No space left on device; about [\d,]+ bytes are needed"
     ):
