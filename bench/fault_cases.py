@@ -5,7 +5,6 @@ Every sample has a label of its own, so that whatever comes out can be told apar
 ``webdataset.ShardWriter`` packs first.
 """
 
-import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from bench.fault_images import CRAFTED_IMAGES
 from bench.faults import (
     ODD_IMAGES,
     OddImage,
@@ -36,7 +36,7 @@ N = 12
 ODD = 5
 """Label of the one that is odd."""
 _SAMPLES_PER_SHARD = 6
-Kind: TypeAlias = Literal["folder", "shards", "packed"]
+Kind: TypeAlias = Literal["folder", "shards", "table", "packed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,7 @@ class Inputs:
     """What lies on the disk for one case."""
 
     place: Path
+    """Source, or packed data set."""
     expected: Expected
     tars: tuple[Path, ...] = ()
     options: tuple[str, ...] = ()
@@ -64,24 +65,11 @@ class Case:
 
 def image_cases() -> Iterator[Case]:
     """One odd file among plain ones in an image folder."""
-    for odd in ODD_IMAGES:
+    for odd in (*ODD_IMAGES, *CRAFTED_IMAGES):
         yield Case(
             row=odd.row, fault=odd.fault, injected=odd.made, kind="folder",
             prepare=partial(_with_odd, odd),
         )  # fmt: skip
-
-
-def folder_cases() -> Iterator[Case]:
-    """Image folders whose classes are not what they should be."""
-    cases: tuple[tuple[str, str, Callable[[Path], Inputs]], ...] = (
-        ("a class is missing", "11 of 12 folders; the class list has 12", _without_class),
-        ("a class is empty", "one of 12 folders holds nothing", _with_empty_class),
-        ("a hidden folder", "an image in .cache beside the 12 class folders", _with_hidden),
-        ("a class of one bad file", "a web page instead of the only image of a class", _with_page),
-        ("side-cars", "Thumbs.db and a .json of the image's name in every class", _with_side_cars),
-    )
-    for fault, injected, prepare in cases:
-        yield Case(row=20, fault=fault, injected=injected, kind="folder", prepare=prepare)
 
 
 def shard_cases() -> Iterator[Case]:
@@ -91,6 +79,14 @@ def shard_cases() -> Iterator[Case]:
             row=row, fault=fault, injected=injected, kind="shards",
             prepare=partial(_with_members, members),
         )  # fmt: skip
+    yield Case(
+        row=18, fault="a shard without members", injected="the only one", kind="shards",
+        prepare=partial(_with_empty_shard, 0),
+    )  # fmt: skip
+    yield Case(
+        row=18, fault="a shard without members, among others", injected="the second of two",
+        kind="shards", prepare=partial(_with_empty_shard, N),
+    )  # fmt: skip
     for extension in ("pyd", "pkl", "npy"):
         yield Case(
             row=31, fault=f"pickle in a .{extension} member", kind="shards",
@@ -122,43 +118,6 @@ def _with_odd(odd: OddImage, folder: Path) -> Inputs:
     beside = {ODD: rgb(jpeg(ODD))}
     expected = Expected(truths=truths, beside=beside, culprits=("odd",))
     return Inputs(place=src, expected=expected)
-
-
-def _without_class(folder: Path) -> Inputs:
-    src = write_photos(folder / "src", N)
-    shutil.rmtree(src / class_name(ODD))
-    names = write_class_names(folder / "classes.txt", N)
-    expected = Expected(truths=photo_truths() | {ODD: None}, culprits=(class_name(ODD),))
-    return Inputs(place=src, expected=expected, options=("--classes", str(names)))
-
-
-def _with_empty_class(folder: Path) -> Inputs:
-    src = write_photos(folder / "src", N)
-    next((src / class_name(ODD)).iterdir()).unlink()
-    expected = Expected(truths=photo_truths() | {ODD: None}, culprits=(class_name(ODD),))
-    return Inputs(place=src, expected=expected)
-
-
-def _with_hidden(folder: Path) -> Inputs:
-    src = write_photos(folder / "src", N)
-    (src / ".cache").mkdir()
-    (src / ".cache" / "photo.JPEG").write_bytes(jpeg(99))
-    return Inputs(place=src, expected=Expected(truths=photo_truths(), culprits=(".cache",)))
-
-
-def _with_page(folder: Path) -> Inputs:
-    src = write_photos(folder / "src", N)
-    next((src / class_name(ODD)).iterdir()).write_bytes(b"<html></html>")
-    expected = Expected(truths=photo_truths() | {ODD: None}, culprits=(class_name(ODD),))
-    return Inputs(place=src, expected=expected)
-
-
-def _with_side_cars(folder: Path) -> Inputs:
-    src = write_photos(folder / "src", N)
-    for image in sorted(src.glob("*/*")):
-        image.with_suffix(".json").write_text('{"seen": true}')
-        image.with_name("Thumbs.db").write_bytes(b"thumbnails")
-    return Inputs(place=src, expected=Expected(truths=photo_truths(), culprits=("Thumbs.db",)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +159,19 @@ def _with_members(members: _Members, folder: Path) -> Inputs:
         truths[ODD] = None if members.truth == "none" else truths[ODD - 1]
     beside = {ODD: rgb(jpeg(ODD))} if members.beside else {}
     expected = Expected(truths=truths, beside=beside, culprits=(members.culprit,))
+    return _shard_inputs(folder, tars, expected)
+
+
+def _with_empty_shard(n: int, folder: Path) -> Inputs:
+    """``n`` samples in the first shard, and one that holds nothing."""
+    members = [one for label in range(n) for one in sample_members(label)]
+    shards = [members, []] if members else [members]
+    tars = [
+        write_tar(folder / "src" / f"train-{number:04d}.tar", shard)
+        for number, shard in enumerate(shards)
+    ]
+    truths = photo_truths() if n else dict.fromkeys(range(N))
+    expected = Expected(truths=truths, culprits=("train-", str(folder / "src")))
     return _shard_inputs(folder, tars, expected)
 
 

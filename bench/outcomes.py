@@ -67,6 +67,8 @@ class Expected:
     """Pixels by label; None where there is nothing right to be found."""
     beside: Mapping[int, Pixels] = field(default_factory=dict[int, Pixels])
     """Pixels of a second image of a label, which may come too."""
+    both: bool = False
+    """Whether the second images must come."""
     culprits: tuple[str, ...]
     """Words of which a message must have one to name the fault."""
     canary: Path | None = None
@@ -149,9 +151,9 @@ def read_found(folder: Path) -> list[Sample]:
 def judge(observed: Observed, expected: Expected) -> Judged:
     """The worst of what happened."""
     ran = observed.ran
-    right, wrong = _compared(observed.samples, expected)
+    right, n_beside, wrong = _compared(observed.samples, expected)
     intact = {label for label, truth in expected.truths.items() if truth is not None}
-    lost = len(intact - right)
+    lost = len(intact - right) + (len(expected.beside) - n_beside if expected.both else 0)
     named = any(word in ran.text for word in expected.culprits)
     detail = f"{len(right)} of {len(intact)} right"
     detail += f", {wrong} wrong" if wrong else ""
@@ -182,8 +184,8 @@ def _outcome(
     return next((outcome for outcome, is_so in facts if is_so), Outcome.RIGHT)
 
 
-def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], int]:
-    """Labels of which the right pixels came, and how many samples should not have come so."""
+def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], int, int]:
+    """Labels of which the right pixels came, how many second images, and how many wrong samples."""
     right: set[int] = set()
     beside = dict(expected.beside)
     wrong = 0
@@ -195,7 +197,7 @@ def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], 
             del beside[label]
         else:
             wrong += 1
-    return right, wrong
+    return right, len(expected.beside) - len(beside), wrong
 
 
 def _alike(pixels: Pixels | None, truth: Pixels | None) -> bool:

@@ -10,7 +10,7 @@ outcome is told by what came out (``bench.outcomes``). Writes ``bench/results/ro
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any
 
 import tyro
 
-from bench import fault_contenders, fault_processes
-from bench.fault_cases import Case, Inputs, folder_cases, image_cases, packed_cases, shard_cases
+from bench import fault_contenders, fault_processes, fault_uses
+from bench.fault_cases import Case, Inputs, image_cases, packed_cases, shard_cases
+from bench.fault_folders import folder_cases
+from bench.fault_tables import table_cases
 from bench.outcomes import Judged, Observed, judge
 from bench.record import RESULTS, portable, read, record, write
 
@@ -36,7 +38,8 @@ class Robustness:
     peers: Path = Path("/tmp/peers")  # noqa: S108 - thrown away, and holds nothing of ours
     """Folder with a folder of packages per peer."""
     row: tuple[int, ...] = ()
-    """Rows of the fault matrix to run; all by default. Records of other rows are kept."""
+    """Rows of the fault matrix to run; all by default. Records of other rows are kept, and of
+    programs that are not installed."""
     contender: tuple[str, ...] = ("webdataset", "dali", "img2dataset", "coreset")
     """Who is to run."""
 
@@ -53,22 +56,33 @@ class Robustness:
         # Only now: it imports torch, whose memory a child would be charged for.
         circumstances = record("robustness", {"peers": versions})
         there = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
-        kept = {(one["fault"], one["contender"]): one for one in there}
-        kept |= {(one["fault"], one["contender"]): {**circumstances, **one} for one in rows}
-        print(f"written: {write('robustness', kept.values())}")
+        kept = merged(there, [{**circumstances, **one} for one in rows])
+        print(f"written: {write('robustness', kept)}")
 
     def _rows(self, img2dataset: Path | None) -> Iterator[dict[str, Any]]:
         contenders = _contenders(img2dataset)
         chosen = {name: contenders[name] for name in self.contender}
-        for case in chain(image_cases(), folder_cases(), shard_cases(), packed_cases()):
+        for case in chain(
+            image_cases(), folder_cases(), shard_cases(), packed_cases(), table_cases()
+        ):
             if not self.row or case.row in self.row:
                 for name, contender in chosen.items():
                     yield _named(case.row, case.fault, case.injected, name,
                                  _met(case, name, contender))  # fmt: skip
-        for one in fault_processes.CASES:
+        for one in (*fault_processes.CASES, *fault_uses.CASES):
             if not self.row or one.row in self.row:
                 for name in self.contender:
                     yield _named(one.row, one.fault, one.injected, name, _went(one, name))
+
+
+def merged(there: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Records with newer ones in their places; that a program is absent replaces none."""
+    kept = {(one["fault"], one["contender"]): one for one in there}
+    for one in rows:
+        place = one["fault"], one["contender"]
+        if one["outcome"] != NOT_INSTALLED or place not in kept:
+            kept[place] = one
+    return list(kept.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +103,8 @@ def _contenders(img2dataset: Path | None) -> dict[str, Contender | None]:
 
 def _met(case: Case, name: str, contender: Contender | None) -> _Cell:
     """What one contender does with one case, in an empty folder."""
+    if name != "coreset" and case.kind == "table":
+        return _Cell(outcome=DOES_NOT_APPLY, detail="its caller reads the list")
     if name == "img2dataset" and case.kind != "folder":
         return _Cell(outcome=DOES_NOT_APPLY, detail="it reads no shards")
     if contender is None:

@@ -37,14 +37,23 @@ def robustness_summary() -> str:
 
 
 def robustness_circumstances() -> str:
-    """With which versions, and where."""
-    one = read("robustness")[0]
-    peers = ", ".join(f"{name} {version}" for name, version in one["peers"].items())
+    """With which versions, and where; a program that was not there has the date of its records."""
+    rows = read("robustness")
+    one = max(rows, key=_date)
+    of_peer = {name: row for row in sorted(rows, key=_date) for name in row["peers"]}
+    peers = ", ".join(
+        f"{name} {row['peers'][name]}" + (f" ({row['date']})" if row["date"] < one["date"] else "")
+        for name, row in of_peer.items()
+    )
     versions = ", ".join(f"{name} {one['versions'][name]}" for name in ("python", "pillow"))
     return (
         f"{peers}, {versions}; {one['hardware']['cores']} cores, {one['date']}, "
         f"commit {one['commit']}."
     )
+
+
+def _date(one: Row) -> str:
+    return one["date"]
 
 
 def _count(rows: Iterable[Row], contender: str, outcome: str) -> int:

@@ -2,9 +2,11 @@
 
     python -m bench.peers.faults_webdataset write FOLDER SHARDS SAMPLES_PER_SHARD
     python -m bench.peers.faults_webdataset read FOUND TAR...
+    python -m bench.peers.faults_webdataset crop FOUND SIZE RESIZE TAR...
 
 ``write`` is the usual loop over an image folder; ``read`` the usual loop over its samples, which
-writes the pixels of each into FOUND. Nothing is caught: what ends a training ends this.
+writes the pixels of each into FOUND; ``crop`` the same with torchvision's central crop. Nothing is
+caught: what ends a training ends this.
 """
 
 import sys
@@ -36,9 +38,23 @@ def read(found: Found, tars: Sequence[str]) -> None:
         found.add(label, image, key=key)
 
 
+def crop(found: Found, size: int, resize: int, tars: Sequence[str]) -> None:
+    """Squares of ``size`` pixels from the middle, after the short side became ``resize`` pixels."""
+    import numpy as np
+    from torchvision.transforms import v2
+    from webdataset.compat import WebDataset
+
+    cut = v2.Compose([v2.Resize(resize, antialias=True), v2.CenterCrop(size)])
+    dataset: Any = WebDataset(list(tars), shardshuffle=False).decode("pilrgb")
+    for key, image, label in dataset.to_tuple("__key__", "jpg;jpeg;png", "cls"):
+        found.add(label, np.asarray(cut(image)), key=key)
+
+
 if __name__ == "__main__":
     verb, *words = sys.argv[1:]
     if verb == "write":
         write(Path(words[0]), Path(words[1]), int(words[2]))
+    elif verb == "crop":
+        crop(Found(Path(words[0])), int(words[1]), int(words[2]), words[3:])
     else:
         read(Found(Path(words[0])), words[1:])

@@ -7,11 +7,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
+from PIL import Image
 
-from bench.fault_cases import N, folder_cases, image_cases, packed_cases, shard_cases
+from bench import fault_uses
+from bench.fault_cases import Case, N, image_cases, packed_cases, shard_cases
 from bench.fault_contenders import coreset
+from bench.fault_folders import folder_cases
+from bench.fault_processes import CASES
+from bench.fault_tables import table_cases
+from bench.faults import encoded, jpeg
 from bench.outcomes import Expected, Observed, Outcome, Ran, Sample, judge, read_found, run
 from bench.peers.found import Found
+from bench.robustness import NOT_INSTALLED, merged
 
 WHOLE = np.full((4, 6, 3), 100, np.uint8)
 OTHER = np.full((4, 6, 3), 160, np.uint8)
@@ -75,6 +83,13 @@ def test_a_second_image_of_a_label_may_come_and_counts_for_nothing():
     assert outcome((*BOTH, sample(1, third), sample(1, third)), beside=beside) is Outcome.WRONG
 
 
+def test_a_second_image_that_must_come_is_a_loss_without_it():
+    third = np.full((4, 6, 3), 220, np.uint8)
+    beside: dict[str, Any] = {"beside": {1: third}, "both": True}
+    assert outcome((*BOTH, sample(1, third)), **beside) is Outcome.RIGHT
+    assert outcome(BOTH, **beside) is Outcome.LOSS
+
+
 def test_a_decoded_bomb_and_a_canary_count_before_all_else(tmp_path: Path):
     bomb = Sample(label=1, key="b", shape=(20_000, 20_000, 3), pixels=None)
     assert outcome((sample(0), bomb)) is Outcome.NO_GUARD
@@ -105,8 +120,9 @@ def test_samples_found_survive_what_comes_after_them(tmp_path: Path):
 
 
 def test_every_case_has_a_name_of_its_own_and_makes_its_inputs(tmp_path: Path):
-    cases = [*image_cases(), *folder_cases(), *shard_cases()]
-    names = [case.fault for case in [*cases, *packed_cases()]]
+    cases = [*image_cases(), *folder_cases(), *shard_cases(), *table_cases()]
+    processes = [*CASES, *fault_uses.CASES]
+    names = [case.fault for case in [*cases, *packed_cases(), *processes]]
     assert len(set(names)) == len(names)
     for number, case in enumerate(cases):
         if case.row == 16:
@@ -116,6 +132,38 @@ def test_every_case_has_a_name_of_its_own_and_makes_its_inputs(tmp_path: Path):
         inputs = case.prepare(folder)
         assert inputs.place.exists()
         assert len(inputs.expected.truths) >= N
+
+
+def test_a_square_of_a_column_is_that_of_the_whole_enlarged():
+    pixels = np.random.default_rng(0).integers(0, 256, (50, 1, 3), np.uint8)
+    data = encoded(Image.fromarray(pixels), "PNG")
+    by_rows = fault_uses.square_of_column(data, 14, 16).astype(int)
+    assert np.abs(by_rows - fault_uses.square_of(data, 14, 16)).max() <= 1
+
+
+def test_a_repeated_frame_header_is_an_error_behind_the_last_row():
+    whole, odd = jpeg(), fault_uses.with_repeated_frame()
+    assert odd.startswith(whole[:-2])
+    assert odd.count(b"\xff\xc0") == whole.count(b"\xff\xc0") + 1
+    with pytest.raises(ValueError, match="two SOF markers"):
+        simplejpeg.decode_jpeg(odd)
+
+
+def test_the_absence_of_a_program_replaces_no_record():
+    def row(outcome: str, contender: str = "a") -> dict[str, str]:
+        return {"fault": "f", "contender": contender, "outcome": outcome}
+
+    there = [row("right"), row(NOT_INSTALLED, "b")]
+    new = [row(NOT_INSTALLED), row("crash", "b"), row(NOT_INSTALLED, "c")]
+    assert merged(there, new) == [there[0], *new[1:]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", [*table_cases(), *folder_cases()], ids=lambda case: case.fault)
+def test_lists_and_folders_are_packed_rightly_or_refused_by_name(case: Case, tmp_path: Path):
+    inputs = case.prepare(tmp_path)
+    found = judge(coreset(case, inputs, tmp_path), inputs.expected).outcome
+    assert found in {Outcome.RIGHT, Outcome.NAMED}
 
 
 @pytest.mark.slow
