@@ -36,7 +36,7 @@ SHUFFLES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Agreement:
-    """How far both agree on one score; NaN where nothing can be said."""
+    """Agreement of both scorings on one score; NaN where nothing can be said."""
 
     score: str
     spearman: float
@@ -61,7 +61,7 @@ class CoresetOverlap:
     ipc: int
     misratio: float
     assumption: str
-    """What the misratio rests on where it is neither given nor the study's; else empty."""
+    """Source of the misratio where it is neither given nor the study's; else empty."""
     share: float
     """Share of the first coreset's images that the second has too."""
     unrelated: float

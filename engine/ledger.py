@@ -143,7 +143,7 @@ def read_ledger(artifact: Path) -> list[Line]:
 
 
 def lines_with(lines: Iterable[Any], *fields: str) -> list[Line]:
-    """Those lines of a ledger that have some fields, and no field of a wrong type."""
+    """Keep the lines of a ledger that have some fields, and no field of a wrong type."""
     return [
         line
         for line in lines

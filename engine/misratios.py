@@ -28,7 +28,7 @@ _CLASS_SIZE = 1281
 
 @dataclass(frozen=True, slots=True)
 class Misratio:
-    """A misratio, and what it rests on."""
+    """Misratio, and what it rests on."""
 
     value: float
     assumption: str = ""

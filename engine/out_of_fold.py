@@ -25,7 +25,7 @@ from kernels.margins import Presented, presentations
 
 
 class OutOfFold:
-    """The classifiers of a proxy's folds as part of a scoring, on any number of processes."""
+    """Classifiers of a proxy's folds as part of a scoring, on any number of processes."""
 
     name = "folds"
 

@@ -121,7 +121,7 @@ class Results:
         return [_with_precision(row) for row in rows] if table == STUDENTS else rows
 
     def complete_rows(self, table: str) -> list[dict[str, Any]]:
-        """All rows, for those who compare and show them.
+        """Read all rows, for those who compare and show them.
 
         Raises:
             StoreError: As `rows`; or a row lacks what every run writes.
@@ -129,7 +129,7 @@ class Results:
         rows = self.rows(table)
         for row in rows:
             odd = [name for name in _REQUIRED[table] if row[name] is None]
-            odd += [name for name in ("parameters", "runtime") if not _is_object(row[name])]
+            odd += [name for name in ("parameters", "runtime") if _object_in(row[name]) is None]
             if odd:
                 raise StoreError(
                     f"{self.path / table}.parquet has no {odd[0]} in the row {row['key']}; "
@@ -224,9 +224,8 @@ def key_in_precision(key: str, precision: str) -> str:
 
 def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row that was written before stamps named the precision its stamp and its key."""
-    if not _is_object(row["runtime"]):
-        return row  # `complete_rows` refuses it
-    precision = json.loads(row["runtime"]).get("precision", PUBLISHED_PRECISION)
+    runtime = _object_in(row["runtime"]) or {}  # a damaged one is refused by `complete_rows`
+    precision = runtime.get("precision", PUBLISHED_PRECISION)
     if precision == PUBLISHED_PRECISION or precision in row["protocol"].split("+"):
         return row
     return row | {
@@ -245,9 +244,8 @@ def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes
     return parquet.getvalue(), csv.getvalue()
 
 
-def _is_object(text: str | None) -> bool:
-    """Whether a cell holds a JSON object."""
+def _object_in(text: str | None) -> dict[str, Any] | None:
+    """Parse the JSON object in a cell; None where there is none."""
     with suppress(ValueError):
-        parse((text or "").encode())
-        return True
-    return False
+        return parse((text or "").encode())
+    return None

@@ -28,7 +28,7 @@ UNDECODABLE_NAME = "undecodable.json"
 
 
 def undecodable_of(scores: Path) -> dict[int, str]:
-    """What a scores artifact lists as undecodable.
+    """Read what a scores artifact lists as undecodable.
 
     Raises:
         StoreError: The list is damaged.

@@ -68,7 +68,7 @@ def read_columns(
 
 
 def _read(path: Path, array: Any, name: str, rows: int | None) -> NDArray[Any]:  # noqa: ANN401 - zarr.Array
-    """All of a one-dimensional array, once it is known to be no larger than it should be."""
+    """Read a one-dimensional array, once it is known to be no larger than it should be."""
     _require_plain(path, array, 1)
     if rows is not None and array.shape[0] != rows:
         raise StoreError(
@@ -85,7 +85,7 @@ def _require_plain(path: Path, array: Any, dimensions: int) -> None:  # noqa: AN
 
 
 def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
-    """The array, if its chunks are no larger than itself: zarr makes room for a whole chunk."""
+    """Return an array whose chunks are no larger: zarr makes room for a whole chunk."""
     if any(chunk > max(1, side) for chunk, side in zip(array.chunks, array.shape, strict=True)):
         raise StoreError(
             f"{path} has chunks of {array.chunks} for the shape {array.shape}; remove it and make "
@@ -95,7 +95,7 @@ def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
 
 
 def _features_of(path: Path, group: Any) -> Any:  # noqa: ANN401 - zarr.Group, zarr.Array
-    """The features in a group, of which nothing has been read."""
+    """Find the features in a group, without reading them."""
     array = group["features"]
     _require_plain(path, array, 2)
     if not 1 <= array.shape[1] <= MOST_FEATURES:

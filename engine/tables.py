@@ -25,7 +25,7 @@ def _line(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) ->
 
 
 def readable_bytes(n_bytes: float | None) -> str:
-    """A size in the unit that leaves it below 1024: ``1.5 GiB``; a dash for None."""
+    """Format a size in the unit that leaves it below 1024: ``1.5 GiB``; a dash for None."""
     if n_bytes is None:
         return "-"
     unit = 0

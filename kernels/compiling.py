@@ -66,7 +66,7 @@ def code_folder() -> Path | None:
 
 @cache
 def _is_private(folder: Path) -> bool:
-    """Whether this user owns a folder and nobody else may write to it; warns once if not."""
+    """Tell whether this user owns a folder and nobody else may write to it; warns once if not."""
     found = folder.stat()
     if found.st_uid == os.geteuid() and not found.st_mode & _WRITABLE_BY_OTHERS:
         return True

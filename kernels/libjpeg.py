@@ -120,7 +120,7 @@ def _decode(
     into: NDArray[np.uint8],
     memory: Memory,
 ) -> tuple[int, int]:
-    """See `PartDecoder.decode`; the caller keeps the arrays, whose addresses alone go on."""
+    """Decode as `PartDecoder.decode`; the caller keeps the arrays, whose addresses alone go on."""
     source, target = (address_of(data), data.size), (address_of(into), into.size)
     return _decode_part(jpeg, source, wanted, target, address_of(memory))
 
@@ -229,5 +229,5 @@ def _create(jpeg: Functions, memory: int) -> None:
 
 @inner
 def _int_at(address: int) -> int:
-    """A C ``int``. Signed: Numba adds unsigned numbers to signed ones as floats."""
+    """Read a C ``int``. Signed: Numba adds unsigned numbers to signed ones as floats."""
     return np.int64(load_at(address, np.int32))  # pyright: ignore[reportReturnType] - Numba's int

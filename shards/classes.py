@@ -183,7 +183,7 @@ def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
 
 
 def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """The WordNet id of every row; empty unless each has exactly one."""
+    """Find the WordNet id of every row; empty unless each has exactly one."""
     found = [wnids_in(row) for row in rows]
     return tuple(wnids.pop() for wnids in found) if all(len(one) == 1 for one in found) else ()
 

@@ -21,7 +21,7 @@ class _Lines(list[str]):
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
-    """A CSV file of these rows in UTF-8; None is an empty cell."""
+    """Encode a CSV file of these rows in UTF-8; None is an empty cell."""
     lines = _Lines()
     # With this end of a line a carriage return in a cell is quoted; written is a line feed alone.
     writer = csv.writer(lines, lineterminator="\r\n")
@@ -31,12 +31,12 @@ def csv_table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
 
 
 def guarded(cell: object) -> object:
-    """The cell with an apostrophe in front if a spreadsheet would run it, else as it is."""
+    """Put an apostrophe in front of a cell if a spreadsheet would run it."""
     if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
         return f"'{cell}"
     return cell
 
 
 def unguarded(cell: str) -> str:
-    """The text that `guarded` made this cell of."""
+    """Return the text that `guarded` made this cell of."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -128,7 +128,7 @@ class Dataset:
 
     @contextmanager
     def _table_file(self) -> Generator[Table]:
-        """The sample table, open; whatever pyarrow raises in the block becomes ManifestError."""
+        """Open the sample table; whatever pyarrow raises in the block becomes ManifestError."""
         try:
             with pq.ParquetFile(self.path / SAMPLES_NAME) as file:  # `read_table` imports much more
                 yield file
@@ -220,7 +220,7 @@ class Dataset:
         return self.table(["key"])["key"].to_pylist()
 
     def ints(self, column: str) -> NDArray[np.int64]:
-        """An integer column in id order, int64; read once.
+        """Read an integer column in id order, int64; read once.
 
         Raises:
             ManifestError: As `table`; or an image has no width or height.

@@ -53,7 +53,7 @@ _MOST_EQUAL = {3: 3, 4: 2}
 
 
 class JpegHeader(NamedTuple):
-    """What the headers of a JPEG promise."""
+    """Facts in the headers of a JPEG."""
 
     width: int
     height: int
@@ -146,7 +146,7 @@ def _frame(marker: int, content: bytes) -> _Frame:
 
 @lru_cache(maxsize=64)
 def _is_common(sampling: bytes) -> bool:
-    """Whether the TurboJPEG API, and so simplejpeg, knows the factors of the components."""
+    """Tell whether the TurboJPEG API, and so simplejpeg, knows the factors of the components."""
     if len(sampling) not in _MOST_EQUAL:
         return True
     factors = [divmod(byte, 16) for byte in sampling]

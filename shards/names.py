@@ -65,7 +65,7 @@ class SampleNames:
         return {text for text, is_name in zip(texts, found, strict=True) if is_name}
 
     def _may_end(self, parts: Sequence[str], depth: int) -> bool:
-        """Whether some last parts of a path may be a name: one alone says nothing of its folder."""
+        """Tell whether the last parts of a path may be a name: one alone names no folder."""
         within = len(parts) > 1 and parts[-2] == self._folder
         return len(parts) >= depth and (depth > 1 or len(parts) == 1 or within)
 

@@ -42,7 +42,7 @@ def opened(
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
-    """A Pillow image as 8-bit RGB.
+    """Convert a Pillow image to 8-bit RGB.
 
     Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
     Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits.

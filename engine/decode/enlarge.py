@@ -17,7 +17,7 @@ _PRECISION_BITS = 22
 
 
 class _Taps(NamedTuple):
-    """Which input positions n outputs are made of, and how much of each, k = taps."""
+    """Return the input positions of n outputs, and the weight of each, k = taps."""
 
     positions_nk: NDArray[np.int64]
     weights_nk: NDArray[np.int64]

@@ -130,7 +130,7 @@ def _reduction(placement: Placement) -> int:
 
 
 def _is_reducible(data: bytes) -> bool:
-    """Whether a JPEG has a transform that can be left out, and was not damaged since it was packed.
+    """Tell whether a JPEG can be reduced while decoding, and was not damaged since it was packed.
 
     simplejpeg writes the pixels of a lossless one in full, whatever memory it took for fewer.
     """

@@ -100,12 +100,12 @@ class Difference:
 
     @property
     def is_known(self) -> bool:
-        """Whether there are enough students for an interval."""
+        """Tell whether there are enough students for an interval."""
         return bool(self.interval)
 
     @property
     def beats(self) -> bool:
-        """Whether the whole interval lies above zero."""
+        """Tell whether the whole interval lies above zero."""
         return self.low > 0
 
 
@@ -123,17 +123,17 @@ class Comparison:
 
     @property
     def others(self) -> tuple[tuple[Accuracy, Difference], ...]:
-        """The other methods, each with how far the best leads it."""
+        """Compare every other method with the best."""
         return tuple((other, difference(self.best, other)) for other in self.ranking[1:])
 
     @property
     def is_won(self) -> bool:
-        """Whether the best beats every other method."""
+        """Tell whether the best beats every other method."""
         return all(lead.beats for _, lead in self.others)
 
     @property
     def is_known(self) -> bool:
-        """Whether every method has enough students to be compared."""
+        """Tell whether every method has enough students to be compared."""
         return all(lead.is_known for _, lead in self.others)
 
 
@@ -213,7 +213,7 @@ def accuracy_records(compared: Iterable[Comparison]) -> list[dict[str, Any]]:
 
 
 def _within_noise(lead: Difference | None) -> bool | None:
-    """Whether a method is as good as the best as far as can be told; None if it cannot."""
+    """Tell whether a method may be as good as the best; None with too few students to tell."""
     if lead is None:
         return True
     return not lead.beats if lead.is_known else None

@@ -108,7 +108,7 @@ class Select:
         return dataset, True
 
     def _misratio(self, dataset: Dataset, n_candidates: int) -> Misratio:
-        """The misratio that is given, or else the default for this data set."""
+        """Return the misratio that is given, or else the default for this data set."""
         if self.misratio is not None:
             return Misratio(self.misratio)
         data, class_size = recognise(dataset.classes), n_candidates / len(dataset.classes)

@@ -91,7 +91,7 @@ def read_list(path: Path, samples: _Samples) -> NDArray[np.int64]:
 
 
 def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
-    """What entries are counted by, and (number, text) of each."""
+    """Read what entries are counted by, and (number, text) of each."""
     if path.suffix == ".npy" and path.is_file():
         return "entry", _array_entries(path)
     table = read_table(path, "list", names.known)
