@@ -18,7 +18,7 @@ from typing import Any
 
 import tyro
 
-from bench import fault_contenders, fault_processes, fault_uses
+from bench import fault_contenders, fault_forgeries, fault_processes, fault_uses
 from bench.fault_cases import Case, Inputs, image_cases, packed_cases, shard_cases
 from bench.fault_folders import folder_cases
 from bench.fault_tables import table_cases
@@ -69,7 +69,7 @@ class Robustness:
                 for name, contender in chosen.items():
                     yield _named(case.row, case.fault, case.injected, name,
                                  _met(case, name, contender))  # fmt: skip
-        for one in (*fault_processes.CASES, *fault_uses.CASES):
+        for one in (*fault_processes.CASES, *fault_uses.CASES, *fault_forgeries.CASES):
             if not self.row or one.row in self.row:
                 for name in self.contender:
                     yield _named(one.row, one.fault, one.injected, name, _went(one, name))

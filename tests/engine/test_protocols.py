@@ -20,7 +20,7 @@ from engine.protocols import (
     training_input,
 )
 from engine.seeding import generator_for
-from engine.training import evaluate
+from engine.training import Accuracy, evaluate
 from kernels.augment import (
     color_jitter,
     cutmix,
@@ -33,7 +33,8 @@ from kernels.augment import (
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-SIZE, EPOCHS = 33, 16
+SIZE = 33
+EPOCHS = 32  # of 16, two of five seeds learn too little
 
 
 def stripes(per_class, seed, size=SIZE):
@@ -246,15 +247,12 @@ def test_a_student_tells_every_epoch_and_the_best_so_far(student):
     assert result.evaluation_seconds > 0 < result.train_seconds
 
 
-def test_the_best_accuracy_is_kept_when_it_falls():
-    # With the validation labels turned round, learning leads from one half to nothing.
-    val = stripes(20, seed=1)
-    turned = Pixels(val.images, 1 - val.labels, val.ids)
-    result = train_student(
-        stripes(8, seed=0), turned, short(EPOCHS), "resnet18", seed=2, device=CPU
-    )
-    assert result.last.top1 <= 20
-    assert result.best >= 40
+def test_the_best_accuracy_is_kept_when_it_falls(monkeypatch):
+    measured = iter([Accuracy(50, 100), Accuracy(80, 90), Accuracy(20, 70)])
+    monkeypatch.setattr("engine.protocols.evaluate", lambda *_: next(measured))
+    images = stripes(1, seed=0)
+    result = train_student(images, images, short(3), "resnet18", seed=2, device=CPU)
+    assert (result.best, result.last) == (80, Accuracy(20, 70))
 
 
 def test_the_rate_falls_to_a_fifth_at_the_steps_of_both_epochs():
@@ -265,18 +263,20 @@ def test_the_rate_falls_to_a_fifth_at_the_steps_of_both_epochs():
     assert [rate(2 * 1666 - 1), rate(2 * 1666)] == pytest.approx([0.002, 0.0004])
 
 
-def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student():
-    def trained(seed):
-        accuracies = []
-        result = train_student(
-            stripes(3, seed=0), stripes(40, seed=1), short(2), "resnet18", seed=seed, device=CPU,
-            on_epoch=lambda _, best: accuracies.append(best),
-        )  # fmt: skip
-        return accuracies, result.last
+def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student(monkeypatch):
+    trained = []
 
-    first = trained(0)
-    assert trained(0) == first
-    assert any(trained(seed) != first for seed in (1, 2))
+    def spied(network, *arguments):
+        trained.append(torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone())
+        return evaluate(network, *arguments)
+
+    monkeypatch.setattr("engine.protocols.evaluate", spied)
+    images = stripes(3, seed=0)
+    for seed in (0, 0, 1):
+        train_student(images, images, short(1), "resnet18", seed=seed, device=CPU)
+    first, again, other = trained
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():

@@ -234,7 +234,7 @@ def test_a_score_without_a_default_needs_a_misratio(scored, tmp_path, refused, d
 def test_what_score_names_next_works_as_typed(request, tmp_path, done, name, ipc):
     request.getfixturevalue("monkeypatch").chdir(tmp_path)
     data = request.getfixturevalue(name)
-    *_, hint = done("score", data, "my scores", "--size", 17, "--epochs", 1, "--batch", 16)
+    *_, hint = done("score", data, "my scores", "--size", 17, "--epochs", 1, "--lr", 0.01)
     words = shlex.split(hint.removeprefix("next: coreset "))
     assert words == ["select", "my scores", "SET", "--ipc", str(ipc)]
     done(*words)
