@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
-from bench.score_parts import Row, Setting
-from engine.comparison import cost_of
-from engine.features import FeatureSpec, features_for
-from engine.ledger import stopwatch
-from engine.scored import Scored, flipped_labels
-from kernels.agreement import roc_area
+from coreset.bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
+from coreset.bench.score_parts import Row, Setting
+from coreset.engine.artifacts.ledger import stopwatch
+from coreset.engine.condensed.comparison import cost_of
+from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.engine.scoring.score_table import Scored, flipped_labels
+from coreset.kernels.rank_correlation import roc_area
 
 FOLDS = 5
 """Cleanlab's own default (``CleanLearning(cv_n_folds=5)``)."""

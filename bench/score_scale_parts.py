@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench.pack_contenders import CORESET, words
-from bench.pack_open import CLASSES
-from bench.score_scale_inputs import WIDTH, cache_in, write_features, write_records
-from bench.score_scale_memory import Watched, tree_bytes, watch
-from engine.generations import Generations
-from engine.store import SCORES_NAME
-from shards.atomic import temporary_name
+from coreset.bench.pack_contenders import CORESET, words
+from coreset.bench.pack_open import CLASSES
+from coreset.bench.score_scale_inputs import WIDTH, cache_in, write_features, write_records
+from coreset.bench.score_scale_memory import Watched, tree_bytes, watch
+from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.store import SCORES_NAME
+from coreset.shards.format.files import temporary_name
 
 Row: TypeAlias = dict[str, Any]
 

@@ -19,8 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.margins import Presented, presentations
-from kernels.rows import restore, saved
+from coreset.kernels.margins import Presented, presentations
 
 SUMS = (
     "visits",
@@ -100,7 +99,7 @@ def accumulate(
 
 
 class Dynamics:
-    """Streaming accumulators of `kernels.scores.SCORES`, one row per sample id.
+    """Streaming accumulators of `coreset.kernels.scores.SCORES`, one row per sample id.
 
     ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
     ``end_epoch``; ``state`` and ``load_state`` anywhere. Equal histories give equal bytes.
@@ -256,7 +255,7 @@ class Dynamics:
         return float(self._sums[:-1, SUMS.index("loss")].double().sum())
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """All scores of `kernels.scores` that the pass itself gives, and ``visits``.
+        """All scores of `coreset.kernels.scores` that the pass itself gives, and ``visits``.
 
         float32 of shape (n,) in id order; waits for the device. After `end_epoch`, on the leading
         process. Means are over presentations, so sums (CCS's AUM and EL2N) are ``score * visits``
@@ -300,3 +299,48 @@ class Dynamics:
 def _or_nan(counts: NDArray[np.float32]) -> NDArray[np.float32]:
     """Counts, NaN instead of 0."""
     return np.where(counts > 0, counts, np.float32(np.nan))
+
+
+def saved(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU without the last row, which is scratch."""
+    return {name: one[:-1].to("cpu", copy=True) for name, one in rows.items()}
+
+
+def restore(rows: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy what `saved` returned back into ``rows``; other names in ``state`` are left alone.
+
+    Raises:
+        ValueError: A name, shape or type is not that of ``rows``.
+    """
+    for name, one in rows.items():
+        found, expected = state.get(name), (one.dtype, (len(one) - 1, *one.shape[1:]))
+        if found is None or (found.dtype, tuple(found.shape)) != expected:
+            what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
+            raise ValueError(f"{name} must be {expected[0]} {expected[1]}, got {what}")
+        one[:-1].copy_(found)
+
+
+class FirstNonFinite:
+    """Remembers which samples made the first batch with a NaN or an infinity, and its number.
+
+    One bad update makes every later number bad, so only the first batch tells anything. Watching
+    does not wait for the device; `found` does.
+    """
+
+    def __init__(self, batch: int, device: torch.device | str) -> None:
+        """Start with nothing found; ``batch`` is the most rows of a batch."""
+        self._number = torch.full((), -1, dtype=torch.int64, device=device)
+        self._ids = torch.full((batch,), -1, dtype=torch.int64, device=device)
+
+    def watch(self, values_b: Float[Tensor, " b"], ids_b: Int[Tensor, " b"], number: int) -> None:
+        """Look at a number per sample of batch ``number``; padding (a negative id) is skipped."""
+        bad_b = ~torch.isfinite(values_b) & (ids_b >= 0)
+        first = bad_b.any() & (self._number < 0)
+        self._number.copy_(torch.where(first, number, self._number))
+        kept = self._ids[: len(ids_b)]
+        kept.copy_(torch.where(first, torch.where(bad_b, ids_b, -1), kept))
+
+    def found(self) -> tuple[int, list[int]] | None:
+        """Number of the first bad batch and the samples that were bad in it; waits."""
+        number = int(self._number)
+        return None if number < 0 else (number, [i for i in self._ids.tolist() if i >= 0])

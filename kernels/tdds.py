@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.rows import restore, saved
+from coreset.kernels.dynamics import restore, saved
 
 DECAY = 0.9
 """Weight of the newest window; the default of the authors' code."""

@@ -2,12 +2,16 @@
 
 from dataclasses import asdict, dataclass
 
-from engine.config import Outcome, SetPath
-from engine.costs import StageCost, construction_cost, total_wall_seconds
-from engine.ledger import read_ledger
-from engine.tables import aligned, readable_bytes, readable_seconds
-from shards.atomic import missing
-from shards.errors import UsageError
+from coreset.engine.artifacts.ledger import (
+    StageCost,
+    construction_cost,
+    read_ledger,
+    total_wall_seconds,
+)
+from coreset.engine.runtime.stage import Outcome, SetPath
+from coreset.engine.runtime.tables import aligned, readable_bytes, readable_seconds
+from coreset.shards.errors import UsageError
+from coreset.shards.format.files import missing
 
 _HEADER = ("stage", "runs", "wall time", "CPU time", "images", "images/s", "peak memory", "device")
 

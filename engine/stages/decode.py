@@ -4,8 +4,10 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from engine.artifact import Work, making
-from engine.config import (
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import Work, making
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import (
     DataPath,
     DecoderChoice,
     Outcome,
@@ -13,15 +15,13 @@ from engine.config import (
     require_at_least,
     shaping_fields,
 )
-from engine.progress import progress
-from engine.provenance import Provenance
-from engine.tables import readable_bytes
-from shards.atomic import sha256_of_file, temporary_name
-from shards.dataset import Dataset
-from shards.errors import MachineError
+from coreset.engine.runtime.tables import readable_bytes
+from coreset.shards.errors import MachineError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import sha256_of_file, temporary_name
 
 if TYPE_CHECKING:
-    from engine.decode.geometry import Geometry
+    from coreset.engine.data.geometry import Geometry
 
 # `decoder` and `decoder_exact` shape the pixels by the decoder that they come to.
 NOT_SHAPING = ("device", "decoder", "decoder_exact", "workers")
@@ -65,9 +65,9 @@ class Decode:
             ManifestError: Too many images cannot be decoded.
             MachineError: The disk has no room for the pixels, or a decoder is missing.
         """
-        from engine.decode.decoder import choose_decoder, reason_for
-        from engine.decode.stored_pixels import PixelsIndex
-        from engine.device import resolve_device
+        from coreset.engine.data.decoders.choose import choose_decoder, reason_for
+        from coreset.engine.data.image_cache import PixelsIndex
+        from coreset.engine.runtime.device import resolve_device
 
         dataset = Dataset.open(self.data)
         device = resolve_device(self.device).type
@@ -96,13 +96,13 @@ class Decode:
 
     @property
     def _geometry(self) -> "Geometry":
-        from engine.decode.geometry import Geometry
+        from coreset.engine.data.geometry import Geometry
 
         return Geometry(self.size, None if self.squash else self.size)
 
     def _require_space(self, n_bytes: int) -> None:
         """Check before anything is written that what is left to decode fits on the disk."""
-        from engine.decode.stored_pixels import PIXELS_NAME
+        from coreset.engine.data.image_cache import PIXELS_NAME
 
         begun = temporary_name(self.pixels) / PIXELS_NAME
         there = begun.stat().st_size if begun.is_file() else 0
@@ -115,8 +115,8 @@ class Decode:
             )
 
     def _decode(self, work: Work, dataset: Dataset, device: str) -> None:
-        from engine.decode.source import Source
-        from engine.decode.stored_pixels import INDEX_NAME, begun, write_pixels
+        from coreset.engine.data.image_cache import INDEX_NAME, begun, write_pixels
+        from coreset.engine.data.stream import Source
 
         stored_bytes, before = dataset.ints("bytes"), begun(work.scratch)
         with (
@@ -146,7 +146,7 @@ class Decode:
         work.provenance = replace(work.provenance, digest=sha256_of_file(work.scratch / INDEX_NAME))
 
     def _outcome(self, work: Work, reason: str) -> Outcome:
-        from engine.decode.stored_pixels import INDEX_NAME, PixelsIndex
+        from coreset.engine.data.image_cache import INDEX_NAME, PixelsIndex
 
         listed = self.pixels / INDEX_NAME
         index = PixelsIndex.read(listed)

@@ -9,20 +9,26 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.accounting import Account
-from engine.artifact import Work, making
-from engine.config import DataPath, Outcome, SetPath, require_at_least, shaping_fields
-from engine.ledger import Meter
-from engine.progress import progress
-from engine.provenance import Provenance
-from engine.sets import SetInfo
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.packing import pack
-from shards.plan import Plan
-from shards.quarantine import list_path
-from shards.sources.folder import find_folder
-from shards.sources.wanted import Wanted
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.pack_inputs import Account
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import Work, making
+from coreset.engine.condensed.condensed_set import SetInfo
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import (
+    DataPath,
+    Outcome,
+    SetPath,
+    require_at_least,
+    shaping_fields,
+)
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.packing.pack import pack
+from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.quarantine import list_path
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import Wanted
 
 IMAGES_NAME = ".images"
 
@@ -101,9 +107,9 @@ class Distill:
 
     def _pixels_by_class(self, dataset: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Decode one class after the other: uint8 of shape (n, size, size, 3)."""
-        from engine.decode.geometry import Geometry
-        from engine.decode.pixels import resident
-        from engine.decode.source import Source
+        from coreset.engine.data.geometry import Geometry
+        from coreset.engine.data.images import resident
+        from coreset.engine.data.stream import Source
 
         labels = dataset.labels
         for label in range(len(dataset.classes)):
@@ -116,7 +122,7 @@ class Distill:
     def _centroids(self, pixels: NDArray[np.uint8], label: int, name: str) -> NDArray[np.uint8]:
         from sklearn.cluster import KMeans
 
-        from kernels.seeds import derived_seed
+        from coreset.kernels.seeds import derived_seed
 
         seed = derived_seed(self.seed, label) % 2**32
         rows = pixels.reshape(len(pixels), -1)

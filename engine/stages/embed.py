@@ -4,9 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.config import DataPath, DecoderChoice, FeaturesPath, Outcome, require_at_least
-from engine.features import FeatureSpec, embed, remember
-from shards.dataset import Dataset
+from coreset.engine.models.features import FeatureSpec, embed, remember
+from coreset.engine.runtime.stage import (
+    DataPath,
+    DecoderChoice,
+    FeaturesPath,
+    Outcome,
+    require_at_least,
+)
+from coreset.shards.format.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +53,9 @@ class Embed:
 
     def run(self) -> Outcome:
         """Open the data set, run the backbone over it, publish the store."""
-        from engine.decode.decoder import told_choice
-        from engine.device import resolve_device
-        from engine.models.backbones import choose_backbone, told_backbone
+        from coreset.engine.data.decoders.choose import told_choice
+        from coreset.engine.models.backbones import choose_backbone, told_backbone
+        from coreset.engine.runtime.device import resolve_device
 
         dataset = Dataset.open(self.data)
         backbone = choose_backbone(self.backbone, self.weights)

@@ -10,22 +10,22 @@ import tyro
 import xxhash
 from numpy.typing import NDArray
 
-from engine.artifact import Work, lock, making
-from engine.config import Outcome, require_at_least
-from engine.decode.reader import ShardReader
-from engine.ledger import LEDGER_NAME, RUNNING_NAME, Meter
-from engine.progress import Progress, progress
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.sets import SET_NAME, open_set
-from shards.atomic import COMMAND_NAME, missing, write_atomically
-from shards.dataset import Dataset
-from shards.errors import ManifestError, UsageError
-from shards.export import ExportPlan, StoredSample, standard_split
-from shards.layouts.image_folder import write_image_folder
-from shards.layouts.lists import ids_list, paths_list
-from shards.layouts.parquet import write_parquet
-from shards.layouts.webdataset import write_webdataset
-from shards.manifest import MANIFEST_NAME
+from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, Meter
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import Work, lock, making
+from coreset.engine.condensed.condensed_set import SET_NAME, open_set
+from coreset.engine.data.reader import ShardReader
+from coreset.engine.runtime.progress import Progress, progress
+from coreset.engine.runtime.stage import Outcome, require_at_least
+from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.export.image_folder import write_image_folder
+from coreset.shards.export.lists import ids_list, paths_list
+from coreset.shards.export.names import ExportPlan, StoredSample, standard_split
+from coreset.shards.export.parquet import write_parquet
+from coreset.shards.export.webdataset import write_webdataset
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 Layout: TypeAlias = Literal["imagefolder", "webdataset", "parquet", "paths", "ids"]
 WRITERS: Mapping[str, Callable[[Iterable[StoredSample], Path, ExportPlan], None]] = {

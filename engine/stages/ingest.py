@@ -10,14 +10,13 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from engine.artifact import making
-from engine.config import Outcome, SetPath, require_at_least
-from engine.coresets import write_coreset
-from engine.provenance import Provenance
-from engine.sets import SetInfo
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.layouts.lists import read_list
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import making
+from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
+from coreset.engine.runtime.stage import Outcome, SetPath, require_at_least
+from coreset.shards.errors import UsageError
+from coreset.shards.export.lists import read_list
+from coreset.shards.format.dataset import Dataset
 
 DIGEST_CHARACTERS = 12
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")

@@ -7,11 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from engine.config import Outcome
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.tables import aligned, readable_bytes
-from shards.atomic import files_below
-from shards.errors import StoreError, UsageError
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.runtime.stage import Outcome
+from coreset.engine.runtime.tables import aligned, readable_bytes
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.files import files_below
 
 RESULT_TABLES = {"students.parquet": "train", "metrics.parquet": "measure"}
 DIGEST_CHARACTERS = 12

@@ -8,25 +8,31 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.accounting import Account, bound
-from engine.artifact import Work, making, require_output
-from engine.config import DataPath, Outcome, SourcePath, require_at_least
-from engine.ledger import Meter
-from engine.planning import Places, config_of, plan_of, spool_of
-from engine.progress import progress
-from engine.provenance import Provenance
-from engine.ranks import Ranks, joined
-from shards.atomic import sha256_of_file, temporary_name
-from shards.classes import class_list, recognise
-from shards.dataset import Dataset
-from shards.errors import DataError, UsageError
-from shards.manifest import Manifest, classes_digest
-from shards.packing import finish, pack_shards, prepare, thread_count
-from shards.plan import Plan
-from shards.quarantine import list_path
-from shards.refusal import MAX_PIXELS
-from shards.sources.base import Order, Repeats, Source
-from shards.sources.names import split_of
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.pack_inputs import (
+    Account,
+    Places,
+    bound,
+    config_of,
+    plan_of,
+    spool_of,
+)
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import Work, making, require_output
+from coreset.engine.runtime.distributed import Ranks, joined
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import DataPath, Outcome, SourcePath, require_at_least
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.classes import class_list, recognise
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import sha256_of_file, temporary_name
+from coreset.shards.format.manifest import Manifest, classes_digest
+from coreset.shards.images.refusal import MAX_PIXELS
+from coreset.shards.packing.pack import finish, pack_shards, prepare, thread_count
+from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.quarantine import list_path
+from coreset.shards.sources.base import Order, Repeats, Source
+from coreset.shards.sources.names import split_of
 
 # Kinds of stored images that a user should hear of.
 UNUSUAL = frozenset(

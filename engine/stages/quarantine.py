@@ -7,18 +7,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from engine.accounting import Account, bound
-from engine.artifact import output_folder, remaking
-from engine.config import DataPath, Outcome
-from engine.planning import plan_again, spool_of
-from engine.progress import progress
-from engine.tables import aligned
-from shards.dataset import Dataset
-from shards.manifest import Manifest
-from shards.packing import finish, thread_count
-from shards.quarantine import list_path, write_list
-from shards.rebuild import retry_refused
-from shards.records import read_refused
+from coreset.engine.artifacts.pack_inputs import Account, bound, plan_again, spool_of
+from coreset.engine.artifacts.writer import output_folder, remaking
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import DataPath, Outcome
+from coreset.engine.runtime.tables import aligned
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.records import read_refused
+from coreset.shards.packing.pack import finish, thread_count
+from coreset.shards.packing.quarantine import list_path, write_list
+from coreset.shards.packing.repair import retry_refused
 
 Action: TypeAlias = Annotated[
     Literal["show", "retry"], tyro.conf.Positional, tyro.conf.arg(metavar="show|retry")

@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.artifact import output_folder, require_output
-from engine.config import HtmlPath, Outcome, ResultsPath, require_at_least
-from engine.results import Results
-from engine.tables import readable_bytes
-from shards.atomic import write_atomically
-from shards.errors import UsageError
-from shards.manifest import Manifest
+from coreset.engine.artifacts.writer import output_folder, require_output
+from coreset.engine.evaluation.results import Results
+from coreset.engine.runtime.stage import HtmlPath, Outcome, ResultsPath, require_at_least
+from coreset.engine.runtime.tables import readable_bytes
+from coreset.shards.errors import UsageError
+from coreset.shards.format.files import write_atomically
+from coreset.shards.format.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +39,7 @@ class Report:
 
     def run(self) -> Outcome:
         """Read the rows and what lies behind them, render, write every file atomically."""
-        from engine.report.render import render
+        from coreset.engine.report.page import render
 
         require_output(self.html)
         if self.data is not None:

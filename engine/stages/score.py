@@ -8,8 +8,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.artifact import Work, making, require_output
-from engine.config import (
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import Work, making, require_output
+from coreset.engine.data.geometry import stored_side
+from coreset.engine.runtime.distributed import joined
+from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
+from coreset.engine.runtime.openmp import sleep_while_waiting
+from coreset.engine.runtime.stage import (
     DataPath,
     DecoderChoice,
     Outcome,
@@ -17,24 +23,24 @@ from engine.config import (
     require_at_least,
     require_between,
 )
-from engine.decode.geometry import stored_side
-from engine.decode.memory import RESIDENT_SHARE, available_bytes, decoded_bytes
-from engine.ledger import Meter
-from engine.provenance import Provenance
-from engine.ranks import joined
-from engine.recipes import RECIPES, Recipe
-from engine.scoring import UNDECODABLE_NAME, finish, is_finished, last_commit, undecodable_of
-from engine.waiting import sleep_while_waiting
-from shards.atomic import temporary_name
-from shards.dataset import Dataset
-from shards.errors import CoresetError, UsageError
+from coreset.engine.scoring.checkpoint import (
+    UNDECODABLE_NAME,
+    finish,
+    is_finished,
+    last_commit,
+    undecodable_of,
+)
+from coreset.engine.scoring.recipes import RECIPES, Recipe
+from coreset.shards.errors import CoresetError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import temporary_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engine.features import FeatureSpec
-    from engine.score_pass import ScorePass
-    from engine.score_setup import Setup
+    from coreset.engine.models.features import FeatureSpec
+    from coreset.engine.scoring.run import ScorePass
+    from coreset.engine.scoring.setup import Setup
 
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
@@ -180,8 +186,8 @@ class Score:
         if self._decodes_every_epoch(dataset):
             sleep_while_waiting()
 
-        from engine.device import deterministic_kernels, resolve_device
-        from engine.score_setup import Setup
+        from coreset.engine.runtime.device import deterministic_kernels, resolve_device
+        from coreset.engine.scoring.setup import Setup
 
         with joined() as ranks:
             device = resolve_device(self.device)
@@ -204,7 +210,7 @@ class Score:
                 return self._lead(setup) if ranks.leads else self._follow(setup)
 
     def _decodes_every_epoch(self, dataset: Dataset) -> bool:
-        """What `engine.decode.pixels.epochs_source` will find, before torch is imported."""
+        """What `coreset.engine.data.images.epochs_source` will find, before torch is imported."""
         if self.proxy == "linear" or self.pixels is not None or self.device == "cuda":
             return False
         needed = decoded_bytes(len(dataset), stored_side(self.used.size))
@@ -249,7 +255,7 @@ class Score:
         return Outcome((f"rank {ranks.rank} of {ranks.world} is done with its part",))
 
     def _score(self, work: Work, setup: "Setup") -> None:
-        from engine.score_pass import DivergedError
+        from coreset.engine.scoring.run import DivergedError
 
         try:
             done, scores = self._train(setup, work.scratch, work.meter)
@@ -266,7 +272,7 @@ class Score:
     def _train(
         self, setup: "Setup", scratch: Path, meter: Meter
     ) -> "tuple[ScorePass, dict[str, NDArray[Any]]]":
-        from engine.final_pass import final_scores
+        from coreset.engine.scoring.run import final_scores
 
         one = setup.begin(scratch, meter)
         one.run()
@@ -282,14 +288,14 @@ class Score:
     @property
     def _backbone(self) -> str:
         """The backbone by name; with --proxy resnet18, which has none, what was always recorded."""
-        from engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
+        from coreset.engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
 
         if self.backbone == "auto" and self.proxy != "linear":
             return DEFAULT_BACKBONE
         return choose_backbone(self.backbone, self.weights)
 
     def _features(self) -> "FeatureSpec":
-        from engine.features import FeatureSpec
+        from coreset.engine.models.features import FeatureSpec
 
         return FeatureSpec(
             backbone=self._backbone,
@@ -302,7 +308,7 @@ class Score:
         )
 
     def _provenance(self, setup: "Setup", inputs: Mapping[str, Path]) -> Provenance:
-        from engine.device import runtime_of
+        from coreset.engine.runtime.device import runtime_of
 
         own = (
             "el2n_epochs", "final", "tdds", "record_margins", "seed", "decoder_exact",
@@ -329,9 +335,9 @@ class Score:
         )
 
     def _outcome(self, work: Work, setup: "Setup") -> Outcome:
-        from engine.decode.decoder import told_choice
-        from engine.models.backbones import told_backbone
-        from engine.scored import selection_hint
+        from coreset.engine.data.decoders.choose import told_choice
+        from coreset.engine.models.backbones import told_backbone
+        from coreset.engine.scoring.score_table import selection_hint
 
         undecodable = undecodable_of(self.scores)
         n, n_lost = len(setup.dataset), len(undecodable)
@@ -365,7 +371,7 @@ class ScoreList:
 
     def run(self) -> Outcome:
         """Make the table."""
-        from engine.scored import listing
-        from kernels.scores import SCORES
+        from coreset.engine.scoring.score_table import listing
+        from coreset.kernels.scores import SCORES
 
         return Outcome(listing(), {"scores": {name: asdict(one) for name, one in SCORES.items()}})

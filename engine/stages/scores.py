@@ -12,8 +12,15 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from engine.comparison import Pair, agreement_table, cost_of, cost_table, overlap_table
-from engine.config import (
+from coreset.engine.condensed.comparison import (
+    Pair,
+    agreement_table,
+    cost_of,
+    cost_table,
+    overlap_table,
+)
+from coreset.engine.runtime.spreads import Spread, binned, histogram, spread_table, without_nan
+from coreset.engine.runtime.stage import (
     Outcome,
     ScoreName,
     ScoreNameOrNone,
@@ -21,9 +28,14 @@ from engine.config import (
     require_at_least,
     require_between,
 )
-from engine.scored import Scored, flipped_labels, hard_end, scores_beside, selection_hint
-from engine.spreads import Spread, binned, histogram, spread_table, without_nan
-from engine.suspects import (
+from coreset.engine.scoring.score_table import (
+    Scored,
+    flipped_labels,
+    hard_end,
+    scores_beside,
+    selection_hint,
+)
+from coreset.engine.scoring.suspects import (
     BEST_SCORES,
     Suspect,
     best_score,
@@ -32,9 +44,9 @@ from engine.suspects import (
     suspect_table,
     write_suspects,
 )
-from kernels.scores import SCORES, easiness
-from shards.errors import UsageError
-from shards.manifest import MANIFEST_NAME
+from coreset.kernels.scores import SCORES, easiness
+from coreset.shards.errors import UsageError
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 BINS = 20
 SUSPECTS_SHOWN = 20
@@ -309,7 +321,7 @@ Scores: TypeAlias = (
 
 def _spread_by_class(scored: Scored, values: NDArray[np.float32]) -> dict[str, Spread]:
     """Spread of the values of the scored samples in each class."""
-    from kernels.strata import positions_by_class
+    from coreset.kernels.samplers import positions_by_class
 
     classes = scored.dataset.classes
     members = positions_by_class(scored.dataset.labels[scored.ids], len(classes))

@@ -10,22 +10,28 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from engine.artifact import Work, making
-from engine.config import Outcome, ScoreName, SetPath, require_at_least, require_between
-from engine.coresets import write_coreset
-from engine.generations import COMMIT_NAME, Generations
-from engine.misratios import Misratio, default_misratio
-from engine.provenance import Provenance
-from engine.scored import CCS_STREAM
-from engine.scoring import undecodable_of
-from engine.sets import SetInfo, open_source, require_same_data
-from engine.store import SCORES_NAME, read_columns
-from kernels.scores import SCORES
-from shards.atomic import digest_of, missing
-from shards.classes import recognise
-from shards.dataset import Dataset
-from shards.errors import StoreError, UsageError
-from shards.manifest import MANIFEST_NAME
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Generations
+from coreset.engine.artifacts.origin import open_source, require_same_data
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.artifacts.writer import Work, making
+from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
+from coreset.engine.condensed.misratio import Misratio, default_misratio
+from coreset.engine.condensed.selection import CCS_STREAM
+from coreset.engine.runtime.stage import (
+    Outcome,
+    ScoreName,
+    SetPath,
+    require_at_least,
+    require_between,
+)
+from coreset.engine.scoring.checkpoint import undecodable_of
+from coreset.kernels.scores import SCORES
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.classes import recognise
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import digest_of, missing
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 # Independent draws: with one stream, the random and the CCS coreset of a seed would share images.
 STREAMS = {"random": 0, "ccs": CCS_STREAM}
@@ -136,9 +142,9 @@ class Select:
         self, dataset: Dataset, candidates: NDArray[np.int64], config: Mapping[str, Any]
     ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         """Draw among the candidates; returns ids, and the classes whose misratio was lowered."""
-        from kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
-        from kernels.scores import easiness
-        from kernels.seeds import derived_seed
+        from coreset.kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
+        from coreset.kernels.scores import easiness
+        from coreset.kernels.seeds import derived_seed
 
         labels, n_classes = dataset.labels[candidates], len(dataset.classes)
         seed = derived_seed(self.seed, STREAMS[config["method"]])

@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.accounting import Account, bound
-from engine.artifact import Work, making
-from engine.config import DataPath, Outcome, require_at_least, shaping_fields
-from engine.progress import progress
-from engine.provenance import Provenance
-from shards.atomic import new_file, sync_and_rename, temporary_name
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.manifest import Manifest
-from shards.packing import pack, thread_count
-from shards.plan import Plan
-from shards.quarantine import list_path
-from shards.sources.made import position_of, synthetic_source
-from shards.synthetic import Synthetic
+from coreset.engine.artifacts.pack_inputs import Account, bound
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import Work, making
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import DataPath, Outcome, require_at_least, shaping_fields
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.packing.pack import pack, thread_count
+from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.quarantine import list_path
+from coreset.shards.sources.synthetic import Synthetic
+from coreset.shards.sources.synthetic_source import position_of, synthetic_source
 
 TRUTH_NAME = "truth.parquet"
 

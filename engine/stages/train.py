@@ -5,21 +5,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.artifact import require_output
-from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
-from engine.ledger import Meter, peak_rss_bytes
-from engine.progress import progress
-from engine.provenance import versions
-from engine.results import STUDENTS, Results, key_in_precision, stamp_in_precision
-from engine.sets import CondensedSet, open_set, require_same_classes
-from shards.atomic import digest_of
-from shards.dataset import Dataset
+from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
+from coreset.engine.artifacts.provenance import versions
+from coreset.engine.artifacts.writer import require_output
+from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
+from coreset.engine.evaluation.results import (
+    STUDENTS,
+    Results,
+    key_in_precision,
+    stamp_in_precision,
+)
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import (
+    DecoderChoice,
+    Outcome,
+    ResultsPath,
+    SetPath,
+    ValPath,
+    require_at_least,
+)
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import digest_of
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.decode.source import EpochSource
-    from engine.protocols import HardLabels, StudentResult
+    from coreset.engine.data.stream import EpochSource
+    from coreset.engine.evaluation.protocols.hard import HardLabels, StudentResult
 
 # The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
 SMALLEST_SIZE = 33
@@ -77,8 +89,8 @@ class Train:
 
     def run(self) -> Outcome:
         """Open set and validation set, train every student that has no row yet, append its row."""
-        from engine.device import resolve_device, runtime_of
-        from engine.protocols import HardLabels
+        from coreset.engine.evaluation.protocols.hard import HardLabels
+        from coreset.engine.runtime.device import resolve_device, runtime_of
 
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
@@ -138,9 +150,9 @@ class Train:
         device: "torch.device",
     ) -> "tuple[EpochSource, EpochSource]":
         """The set, resident on the device; the validation images, resident if they fit."""
-        from engine.decode.geometry import Geometry
-        from engine.decode.pixels import epochs_source, resident
-        from engine.decode.source import Source
+        from coreset.engine.data.geometry import Geometry
+        from coreset.engine.data.images import epochs_source, resident
+        from coreset.engine.data.stream import Source
 
         geometry = Geometry(protocol.size, protocol.size)
         chosen = Source(
@@ -175,7 +187,7 @@ class Train:
         seed: int,
         device: "torch.device",
     ) -> "StudentResult":
-        from engine.protocols import train_student
+        from coreset.engine.evaluation.protocols.hard import train_student
 
         title = f"train {self.condensed.resolve().name}, seed {seed}"
         with progress(title, protocol.epochs, "epochs") as bar:
@@ -195,8 +207,8 @@ class Train:
     ) -> Outcome:
         import numpy as np
 
-        from engine.report.accuracy import sample_std
-        from engine.report.verdict import plus_minus
+        from coreset.engine.report.results import sample_std
+        from coreset.engine.report.verdict import plus_minus
 
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
         best = [row["top1_best"] for row in rows]

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from kernels.seeds import permutation
-from shards.errors import UsageError
-from shards.probe import FORMAT_OF_EXTENSION, Probe
-from shards.sources.names import PassedOver
+from coreset.kernels.seeds import permutation
+from coreset.shards.errors import UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
+from coreset.shards.sources.names import PassedOver
 
 Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]

@@ -11,12 +11,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.archive import REGULAR_FILE
-from shards.errors import DataError, UsageError
-from shards.sources.base import Finder, Source
-from shards.sources.folder import sample_key
-from shards.sources.names import OTHERS, require_classes, visible_entries
-from shards.sources.tars import (
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.folder import sample_key
+from coreset.shards.sources.names import OTHERS, require_classes, visible_entries
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.tar_scan import REGULAR_FILE
+from coreset.shards.sources.tars import (
     Member,
     add_members,
     in_threads,
@@ -24,7 +25,6 @@ from shards.sources.tars import (
     tars_of,
     visible_members,
 )
-from shards.sources.wanted import Wanted
 
 
 class _ClassTar(NamedTuple):

@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.errors import DataError, UsageError
-from shards.sources.folder import sample_key
-from shards.sources.wanted import Wanted
-from shards.table_formats import is_text
-from shards.tables import LABEL_COLUMNS, class_in, plain_name
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.sources.folder import sample_key
+from coreset.shards.sources.options import Wanted
+from coreset.shards.tables.formats import is_text
+from coreset.shards.tables.table import LABEL_COLUMNS, class_in, plain_name
 
 _ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 _Schema: TypeAlias = Any

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
-from shards.sources.advice import what_to_name
-from shards.sources.base import Finder, Sample, Source
-from shards.sources.names import OTHERS, holds_folders, listed_entries, require_classes
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.advice import what_to_name
+from coreset.shards.sources.base import Finder, Sample, Source
+from coreset.shards.sources.names import OTHERS, holds_folders, listed_entries, require_classes
+from coreset.shards.sources.options import Wanted
 
 
 def sample_key(name: str) -> str:

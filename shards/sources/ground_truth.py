@@ -1,6 +1,6 @@
 """Labels of the ILSVRC2012 validation images, in the forms in which they are passed around.
 
-- The development kit: see ``shards.sources.devkit``.
+- The development kit: see ``coreset.shards.sources.devkit``.
 - A WordNet id a line, in the order of the images.
 - ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``, whose
   prediction begins with the WordNet id); names with or without extension.
@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shards.errors import DataError, UsageError
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.devkit import WNID, is_kit, kit_labels
-from shards.sources.tars import VALIDATION_NAME, extension_of
-from shards.sources.wanted import Wanted
-from shards.table_formats import text_rows
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.devkit import WNID, is_kit, kit_labels
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.tars import VALIDATION_NAME, extension_of
+from coreset.shards.tables.formats import text_rows
 
 _BREAK = re.compile(r"[,;|]")
 _INDEX = re.compile(r"\d{1,9}")

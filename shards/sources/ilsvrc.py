@@ -2,20 +2,21 @@
 
 ``ILSVRC2012_img_val.tar`` and the folder unpacked from it hold ``ILSVRC2012_val_00000001.JPEG``
 and so on, without classes; ``shards.sources.ground_truth`` reads those. Sample keys are those of
-``shards.sources.folder`` for the same images sorted into a folder per WordNet id.
+``coreset.shards.sources.folder`` for the same images sorted into a folder per WordNet id.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shards.errors import UsageError
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.base import Finder, Source
-from shards.sources.folder import FileContents
-from shards.sources.ground_truth import read_truth, stem_of
-from shards.sources.names import visible_entries
-from shards.sources.tars import (
+from coreset.shards.errors import UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.folder import FileContents
+from coreset.shards.sources.ground_truth import read_truth, stem_of
+from coreset.shards.sources.names import visible_entries
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.tars import (
     VALIDATION_NAME,
     Member,
     add_members,
@@ -23,7 +24,6 @@ from shards.sources.tars import (
     range_contents,
     visible_members,
 )
-from shards.sources.wanted import Wanted
 
 
 def is_validation_folder(src: Path) -> bool:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.dataset import Dataset, Flag
-from shards.probe import Probe
-from shards.sources.base import Finder, Source, Stored, compute
-from shards.sources.ranged import RangeContents
-from shards.sources.wanted import Wanted
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.probe import Probe
+from coreset.shards.sources.base import Finder, Source, Stored, compute
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.ranged import RangeContents
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
             "content_hash", "format", "width", "height", "flags")  # fmt: skip

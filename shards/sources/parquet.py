@@ -1,7 +1,7 @@
 """Parquet files as the Hugging Face Hub keeps image data sets: image bytes and labels in columns.
 
 Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
-see ``shards.sources.spool``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
+see ``coreset.shards.sources.staging``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
 
 The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
 src/datasets/features/image.py), or binary of any kind; it is one of ``IMAGE_COLUMNS``, or the
@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
-from shards.sources.base import Finder, Source, compute
-from shards.sources.columns import RowClasses, listed_key, row_classes
-from shards.sources.names import split_of
-from shards.sources.ranged import RangeContents
-from shards.sources.spool import Image, Rows, blob_of, spooled, state_of
-from shards.sources.wanted import Wanted
-from shards.table_formats import open_parquet
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.base import Finder, Source, compute
+from coreset.shards.sources.columns import RowClasses, listed_key, row_classes
+from coreset.shards.sources.names import split_of
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.staging import Image, Rows, blob_of, spooled, state_of
+from coreset.shards.tables.formats import open_parquet
 
 IMAGE_COLUMNS = ("image", "img")
 _ROWS_AT_ONCE = 64

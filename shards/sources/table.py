@@ -1,6 +1,6 @@
 """A table that lists image files and their classes: CSV, TSV, parquet, JSON or lines of text.
 
-For the column of the paths see ``shards.tables``, for the label ``shards.sources.columns``.
+For the column of the paths see ``shards.tables.table``, for the label ``shards.sources.columns``.
 Relative paths begin at the table's folder. Links are followed.
 """
 
@@ -16,19 +16,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
-from shards.sources.base import Finder, Source
-from shards.sources.columns import (
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.columns import (
     label_column,
     listed_key,
     require_class_name,
     row_classes,
     whole_key,
 )
-from shards.sources.folder import FileContents
-from shards.sources.wanted import Wanted
-from shards.table_formats import is_text, open_parquet
-from shards.tables import Table, class_in, read_table
+from coreset.shards.sources.folder import FileContents
+from coreset.shards.sources.options import Wanted
+from coreset.shards.tables.formats import is_text, open_parquet
+from coreset.shards.tables.table import Table, class_in, read_table
 
 _SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".parquet"})
 _MISSING = (-1, 0)
@@ -38,7 +38,7 @@ _Column: TypeAlias = Any  # pyarrow.ChunkedArray, which has no types
 
 class _Row(NamedTuple):
     at: int
-    """See ``shards.tables.Row``."""
+    """See ``coreset.shards.tables.table.Row``."""
     path: str
     class_name: str
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.archive import REGULAR_FILE, safe_parts, shown
-from shards.errors import DataError, UsageError
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.base import Finder, Source
-from shards.sources.names import split_of, visible_entries
-from shards.sources.shard_labels import (
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.names import split_of, visible_entries
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.shard_labels import (
     INFO_NAMES,
     LABEL_LIMIT_BYTES,
     LabelError,
@@ -28,7 +28,8 @@ from shards.sources.shard_labels import (
     parse_json,
     read_info,
 )
-from shards.sources.tars import (
+from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, shown
+from coreset.shards.sources.tars import (
     Member,
     add_members,
     extension_of,
@@ -37,7 +38,6 @@ from shards.sources.tars import (
     tars_of,
     visible_members,
 )
-from shards.sources.wanted import Wanted
 
 READ_EXTENSIONS = frozenset({*FORMAT_OF_EXTENSION, "cls", "json", "txt", "npy"})
 _MAKE_AGAIN = "make the shard again"

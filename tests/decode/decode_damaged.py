@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-import engine
-from engine.decode import source
-from engine.decode.decoder import EncodedBatch
-from engine.decode.geometry import Geometry
-from engine.decode.parts import decode_part
-from engine.decode.reader import ShardReader
-from engine.decode.squares import squares_of
-from kernels.planes import factors_of
-from shards.dataset import Dataset
+import coreset
+from coreset.engine.data import stream as source
+from coreset.engine.data.decoders.base import EncodedBatch
+from coreset.engine.data.decoders.batched import squares_of
+from coreset.engine.data.decoders.regions import decode_part
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
+from coreset.kernels.jpeg.normalise import factors_of
+from coreset.shards.format.dataset import Dataset
 
 
 def decode_by_kernels(files: list[bytes], side: int) -> None:
@@ -45,7 +45,7 @@ def main(times: int, side: int, folders: list[str]) -> None:
             files = list(reader.fetch(np.arange(len(dataset))))
         for _ in range(times):
             decode_by_kernels(files, side)
-        with engine.loader(folder, batch=32, size=side, resize=side, workers=2) as loader:
+        with coreset.loader(folder, batch=32, size=side, resize=side, workers=2) as loader:
             for _ in loader:
                 pass
 

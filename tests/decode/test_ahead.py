@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode.ahead import ahead
+from coreset.engine.data.prefetch import ahead
 
 
 def generated(n, log=None, fail_at=None):

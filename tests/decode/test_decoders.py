@@ -9,20 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.decode.contract import TOLERANCES
-from engine.decode.decoder import (
+from coreset.engine.data.decoders.base import (
     DecoderName,
     EncodedBatch,
     Normalisation,
     UndecodableImagesError,
+)
+from coreset.engine.data.decoders.choose import (
     choose_decoder,
     make_decoder,
     reason_for,
     told_choice,
 )
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from shards.errors import MachineError, UsageError
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.decoders.tolerances import TOLERANCES
+from coreset.engine.data.geometry import Geometry
+from coreset.shards.errors import MachineError, UsageError
 
 DECODERS = ["turbo", "dali", "pillow"]
 GEOMETRIES = [Geometry(64, 72), Geometry(48, 48), Geometry(56), Geometry(100, 110)]

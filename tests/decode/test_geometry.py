@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.decode.geometry import Geometry, Placement
-from shards.errors import UsageError
+from coreset.engine.data.geometry import Geometry, Placement
+from coreset.shards.errors import UsageError
 
 lengths = st.integers(1, 700)
 

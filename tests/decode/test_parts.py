@@ -8,10 +8,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from engine.decode import libjpeg, parts
-from engine.decode.geometry import Geometry
-from engine.decode.parts import decode_part, pays
-from engine.decode.turbo import decode_jpeg
+from coreset.engine.data.decoders import libjpeg
+from coreset.engine.data.decoders import regions as parts
+from coreset.engine.data.decoders.regions import decode_part, pays
+from coreset.engine.data.decoders.turbo import decode_jpeg
+from coreset.engine.data.geometry import Geometry
 
 WIDTH, HEIGHT = 301, 227
 KINDS = {
@@ -92,7 +93,7 @@ def test_batches_hold_the_same_with_and_without_the_decoder_of_parts(
     monkeypatch.setattr(parts, "_MOST_TAKEN", 1)
     taken: list[object] = []
     monkeypatch.setattr(
-        "engine.decode.turbo.decode_part",
+        "coreset.engine.data.decoders.turbo.decode_part",
         lambda *those, **how: taken.append(decode_part(*those, **how)) or taken[-1],
     )
     decode_jpeg(data, size, placement, outputs[0])

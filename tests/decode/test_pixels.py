@@ -6,13 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.decode.crops import Crops
-from engine.decode.geometry import Geometry
-from engine.decode.memory import available_bytes
-from engine.decode.pixels import Pixels, epochs_source, pixel_bytes, resident
-from engine.decode.source import Source
-from kernels.resample import resize
-from shards.errors import MachineError, ManifestError, UsageError
+from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.images import Pixels, epochs_source, pixel_bytes, resident
+from coreset.engine.data.stream import Source
+from coreset.engine.runtime.limits import available_bytes
+from coreset.kernels.jpeg.resize import resize
+from coreset.shards.errors import MachineError, ManifestError, UsageError
 
 GEOMETRY = Geometry(16, 20)
 
@@ -124,7 +123,7 @@ def test_a_size_that_the_images_do_not_have_is_refused(noise, size):
 
 def test_crops_on_a_gpu_are_left_to_the_augmentation(noise):
     pixels = Pixels(*noise[:3], device=torch.device("cuda:0"))
-    with pytest.raises(UsageError, match=r"batches are for cuda:0; .* kernels\.augment"):
+    with pytest.raises(UsageError, match=r"batches are for cuda:0; .*kernels\.augment"):
         pixels.epoch(4, crops=Crops())
 
 

@@ -7,12 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.decode.crops import Crops
-from engine.decode.geometry import Geometry
-from engine.decode.order import epoch_ids
-from engine.decode.pillow import decode_with_pillow
-from engine.decode.source import Source
-from shards.errors import ManifestError, UsageError
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.order import epoch_ids
+from coreset.engine.data.stream import Source
+from coreset.shards.errors import ManifestError, UsageError
 
 GEOMETRY = Geometry(16, 16)
 BRIGHTNESS_PER_ID = 10
@@ -179,7 +178,7 @@ def test_a_shard_cut_between_looking_and_decoding_costs_its_samples_only(
         os.truncate(shard, end)
         return True
 
-    monkeypatch.setattr("engine.decode.reader.all_cached", cut_it_and_say_it_is_cached)
+    monkeypatch.setattr("coreset.engine.data.reader.all_cached", cut_it_and_say_it_is_cached)
     with Source(dataset, geometry, decoder=decoder, tolerant=tolerant) as source:
         if not tolerant:
             with pytest.raises(ManifestError, match="has 0 of its"):

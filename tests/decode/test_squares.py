@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from engine.decode import libjpeg, squares
-from engine.decode.decoder import (
+from coreset.engine.data.decoders import batched as squares
+from coreset.engine.data.decoders import libjpeg
+from coreset.engine.data.decoders.base import (
     DecoderName,
     EncodedBatch,
     Normalisation,
     UndecodableImagesError,
-    make_decoder,
 )
-from engine.decode.geometry import Geometry
-from engine.decode.reader import ShardReader
-from engine.decode.squares import has_squares, squares_of
-from engine.decode.threads import ThreadedDecoder
-from kernels.jpeg_batches import MOST_BYTES
+from coreset.engine.data.decoders.batched import has_squares, squares_of
+from coreset.engine.data.decoders.choose import make_decoder
+from coreset.engine.data.decoders.threads import ThreadedDecoder
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
+from coreset.kernels.jpeg.batch import MOST_BYTES
 
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KINDS = [

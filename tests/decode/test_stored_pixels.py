@@ -8,12 +8,11 @@ import pytest
 import torch
 import xxhash
 
-from engine.artifact import making
-from engine.decode import stored_pixels
-from engine.decode.crops import Crops
-from engine.decode.geometry import Geometry
-from engine.decode.source import Source
-from engine.decode.stored_pixels import (
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import making
+from coreset.engine.data import image_cache as stored_pixels
+from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.image_cache import (
     INDEX_NAME,
     PIXELS_NAME,
     PixelsIndex,
@@ -23,8 +22,8 @@ from engine.decode.stored_pixels import (
     verify_pixels,
     write_pixels,
 )
-from engine.provenance import Provenance
-from shards.errors import StoreError, UsageError
+from coreset.engine.data.stream import Source
+from coreset.shards.errors import StoreError, UsageError
 
 SQUARE, SQUASHED = Geometry(16, 16), Geometry(16)
 IMAGE_BYTES = 3 * 16 * 16

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from engine.config import Outcome, SetPath, require_at_least
-from shards.errors import DataError, MachineError
+from coreset.engine.runtime.stage import Outcome, SetPath, require_at_least
+from coreset.shards.errors import DataError, MachineError
 
 MODULE = "fake"
 ENTRY = ("SET", MODULE, "Fake", "end as asked")
@@ -96,8 +96,8 @@ ENDINGS: dict[str, Callable[[], Outcome]] = {
 }
 
 if __name__ == "__main__":
-    from engine.cli import VERBS, run
+    from coreset.engine.cli import VERBS, run
 
     VERBS["fake"] = ENTRY
-    sys.modules[f"engine.stages.{MODULE}"] = sys.modules["__main__"]
+    sys.modules[f"coreset.engine.stages.{MODULE}"] = sys.modules["__main__"]
     run()

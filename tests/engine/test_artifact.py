@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.artifact import lock, making, output_digest
-from engine.ledger import LEDGER_NAME, RUNNING_NAME, read_ledger
-from engine.provenance import PROVENANCE_NAME, Provenance
-from shards.atomic import temporary_name, tree_digests
-from shards.errors import LockedError, UsageError
+from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, read_ledger
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import lock, making, output_digest
+from coreset.shards.errors import LockedError, UsageError
+from coreset.shards.format.files import temporary_name, tree_digests
 
 CHECKOUT = Path(__file__).parents[2]
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60}, runtime={"threads": 2})
@@ -22,8 +22,8 @@ SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60}, runtime
 SLOW_CHILD = """
 import sys, time
 from pathlib import Path
-from engine.artifact import making
-from engine.provenance import Provenance
+from coreset.engine.artifacts.writer import making
+from coreset.engine.artifacts.provenance import Provenance
 
 provenance = Provenance(kind="scores", stage="score", config={"epochs": 60}, runtime={"threads": 2})
 with making(Path(sys.argv[1]), provenance, resumable=sys.argv[2] == "resumable") as work:

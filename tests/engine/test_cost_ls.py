@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.artifact import making
-from engine.cli import main
-from engine.costs import construction_cost, total_wall_seconds
-from engine.ledger import append_lines
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.tables import aligned, readable_bytes, readable_seconds
+from coreset.engine.artifacts.ledger import append_lines, construction_cost, total_wall_seconds
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import making
+from coreset.engine.cli import main
+from coreset.engine.runtime.tables import aligned, readable_bytes, readable_seconds
 
 SCORES = Provenance(kind="scores", stage="score", config={})
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.decode.geometry import Geometry
-from engine.decode.pixels import resident
-from engine.decode.source import Source
-from engine.ledger import read_ledger
-from engine.provenance import Provenance
-from kernels.seeds import derived_seed
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.images import resident
+from coreset.engine.data.stream import Source
+from coreset.kernels.seeds import derived_seed
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 
 def decoded(data, size):

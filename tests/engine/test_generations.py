@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from engine.generations import COMMIT_NAME, Generations
-from shards.atomic import tree_digests
-from shards.errors import StoreError
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Generations
+from coreset.shards.errors import StoreError
+from coreset.shards.format.files import tree_digests
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.artifact import lock, making
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.stages.demo import write_digits
-from shards.errors import MachineError, UsageError
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import lock, making
+from coreset.engine.stages.demo import write_digits
+from coreset.shards.errors import MachineError, UsageError
 
 Refused = Callable[..., str]
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60})

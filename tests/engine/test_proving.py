@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.batch import Batch
-from engine.decode.decoder import DecoderName
-from engine.machine import Check, Verdict
-from engine.proving.arithmetic import AUGMENTATIONS, augmentation
-from engine.proving.decoding import compared, counted, differing_images, same_images
-from engine.proving.host_reads import HostReads
-from engine.proving.proofs import prove
-from engine.proving.speeds import (
+from coreset.engine.data.batch import Batch
+from coreset.engine.data.decoders.base import DecoderName
+from coreset.engine.doctor.arithmetic import AUGMENTATIONS, HostReads, augmentation
+from coreset.engine.doctor.check import Proof, subject_of
+from coreset.engine.doctor.checks import prove
+from coreset.engine.doctor.decoding import compared, counted, differing_images, same_images
+from coreset.engine.doctor.machine import Check, Verdict
+from coreset.engine.doctor.speeds import (
     COPY,
     DECODE,
     FAST_SIDES,
@@ -25,9 +25,8 @@ from engine.proving.speeds import (
     projections,
     rate,
 )
-from engine.proving.subject import Proof, subject_of
-from shards.dataset import Dataset
-from shards.errors import InterruptedRunError, UsageError
+from coreset.shards.errors import InterruptedRunError, UsageError
+from coreset.shards.format.dataset import Dataset
 
 CPU = torch.device("cpu")
 SAMPLES = 5

@@ -10,25 +10,25 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from engine.decode.geometry import stored_side
-from engine.decode.order import batches_of, epoch_ids
-from engine.decode.pixels import Pixels
-from engine.feature_rows import Resident
-from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.proxy import (
+from coreset.engine.data.geometry import stored_side
+from coreset.engine.data.images import Pixels
+from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.feature_rows import Resident
+from coreset.engine.runtime.distributed import Ranks
+from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.scoring.proxy import (
     convolutional_proxy,
     crops_on,
     last_batch,
     linear_proxy,
     side_at,
 )
-from engine.ranks import Ranks
-from engine.seeding import generator_for
-from engine.sgd import Sgd
-from engine.training import Trainer, cosine_schedule
-from kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
-from kernels.resample import resize
-from shards.errors import UsageError
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
+from coreset.kernels.jpeg.resize import resize
+from coreset.shards.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

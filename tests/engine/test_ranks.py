@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.ranks import Ranks, joined
-from engine.stages.pack import Pack
-from shards.errors import MachineError, UsageError
+from coreset.engine.runtime.distributed import Ranks, joined
+from coreset.engine.stages.pack import Pack
+from coreset.shards.errors import MachineError, UsageError
 
-PROGRAM = "import engine.cli; engine.cli.run()"
+PROGRAM = "import coreset.engine.cli; coreset.engine.cli.run()"
 
 
 def stored_files(data: Path) -> dict[str, bytes]:

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from engine.artifact import making
-from engine.generations import Generations
-from engine.misratios import misratio_by_share
-from engine.provenance import Provenance
-from engine.scored import listing
-from engine.spreads import Spread, binned, histogram
-from engine.store import SCORES_NAME, write_columns
-from kernels.scores import SCORES
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, write_columns
+from coreset.engine.artifacts.writer import making
+from coreset.engine.condensed.misratio import misratio_by_share
+from coreset.engine.runtime.spreads import Spread, binned, histogram
+from coreset.engine.scoring.score_table import listing
+from coreset.kernels.scores import SCORES
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
 N = 60  # of `packed`: 20 of each of 3 classes
@@ -487,7 +487,7 @@ def test_the_costs_are_those_of_the_ledgers(scores, cheap, told):
 @pytest.fixture
 def flipped(photos, tmp_path):
     """Photos packed with 9 wrong labels; the table of the true ones; the wrong samples."""
-    from engine.stages.pack import Pack
+    from coreset.engine.stages.pack import Pack
 
     rows = sorted(path.relative_to(photos) for path in photos.rglob("*.*"))
     classes = sorted({path.parts[0] for path in rows})
@@ -571,7 +571,7 @@ def test_correlations_need_no_misratio(scores, cheap, done, told, monkeypatch):
         in " ".join(lines)
     )
     assert lines[-1] == f"next: coreset select {cheap} SET --ipc 10"
-    monkeypatch.setattr("engine.misratios._WITHOUT_DEFAULT", ("aum",))
+    monkeypatch.setattr("coreset.engine.condensed.misratio._WITHOUT_DEFAULT", ("aum",))
     without = told(*command)
     assert without["agreement"] == facts["agreement"]
     assert without["coresets"] == []
@@ -711,7 +711,7 @@ def test_the_listing_has_a_row_for_every_score():
 
 WITHOUT_TORCH = """
 import sys
-from engine.cli import main
+from coreset.engine.cli import main
 
 scores, out = sys.argv[1:]
 for words in (

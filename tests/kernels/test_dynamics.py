@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.proving.host_reads import HostReads
-from kernels.dynamics import SUMS, Dynamics
-from kernels.margins import margins
-from kernels.scores import SCORES
+from coreset.engine.doctor.arithmetic import HostReads
+from coreset.kernels.dynamics import SUMS, Dynamics
+from coreset.kernels.margins import margins
+from coreset.kernels.scores import SCORES
 
 assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5)
 NOT_OF_THE_PASS = {"loss_final", "entropy_final", "tdds", "confidence_oof", "margin_oof"}

@@ -1,6 +1,6 @@
 import torch
 
-from kernels.finite import FirstNonFinite
+from coreset.kernels.dynamics import FirstNonFinite
 
 IDS = torch.tensor([7, 3, -1, 5])
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.margins import Presented, margins, presentations
+from coreset.kernels.margins import Presented, margins, presentations
 
 LOGITS = st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=9)
 

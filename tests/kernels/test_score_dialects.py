@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.dynamics import Dynamics
-from kernels.margins import presentations
-from kernels.scores import easiness
-from kernels.strata import ccs_draw
+from coreset.kernels.dynamics import Dynamics
+from coreset.kernels.margins import presentations
+from coreset.kernels.samplers import ccs_draw
+from coreset.kernels.scores import easiness
 
 
 def scores_of(logits, labels, **options):

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
-from shards.errors import DataError, UsageError
-from shards.manifest import Manifest
-from shards.packing import pack
-from shards.plan import Plan
-from shards.records import ShardRecord
-from shards.sources.base import Source
-from shards.sources.class_tars import find_class_tars
-from shards.sources.folder import find_folder
-from shards.sources.names import split_of
-from shards.sources.tars import tar_layout
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.records import ShardRecord
+from coreset.shards.packing.pack import pack
+from coreset.shards.packing.plan import Plan
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.class_tars import find_class_tars
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.names import split_of
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.tars import tar_layout
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 LINKS = {

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.stages.export import Export
-from engine.stages.pack import Pack
-from shards.errors import DataError, UsageError
-from shards.manifest import Manifest
-from shards.sources.find import find
-from shards.sources.wanted import Wanted
+from coreset.engine.stages.export import Export
+from coreset.engine.stages.pack import Pack
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.sources.detect import find
+from coreset.shards.sources.options import Wanted
 
 
 def class_tars(photos: Path, out: Path) -> Path:

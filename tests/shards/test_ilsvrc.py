@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from shards.classes import class_list
-from shards.errors import DataError, UsageError
-from shards.sources.base import Source
-from shards.sources.folder import find_folder
-from shards.sources.ilsvrc import find_validation, is_validation_folder
-from shards.sources.tars import tar_layout
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.classes import class_list
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.ilsvrc import find_validation, is_validation_folder
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.tars import tar_layout
 
 WNIDS = class_list("imagenet-1k")
 N_IMAGES = 12

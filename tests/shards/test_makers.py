@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from kernels.resample import warm_up
-from shards import makers
-from shards.errors import DataError, MachineError, UsageError
-from shards.makers import Made, can_fork, makers_of
-from shards.plan import Plan, Resize
-from shards.sources.folder import find_folder
-from shards.storing import Block
+from coreset.kernels.jpeg.resize import warm_up
+from coreset.shards.errors import DataError, MachineError, UsageError
+from coreset.shards.packing import workers as makers
+from coreset.shards.packing.encode import Block
+from coreset.shards.packing.plan import Plan, Resize
+from coreset.shards.packing.workers import Made, can_fork, makers_of
+from coreset.shards.sources.folder import find_folder
 
 
 def plan_of(src: Path, **changes: Any) -> Plan:
@@ -104,9 +104,9 @@ def test_no_process_is_left_after_an_error(src: Path):
 FORK_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from shards.makers import makers_of
-from shards.plan import Plan
-from shards.sources.folder import find_folder
+from coreset.shards.packing.workers import makers_of
+from coreset.shards.packing.plan import Plan
+from coreset.shards.sources.folder import find_folder
 source = find_folder(Path(sys.argv[1]))
 plan = Plan(
     source=source, labels=source.labels, samples_per_shard=9, name="", split="", settings={}

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.errors import DataError, LockedError, MachineError, UsageError
-from shards.export import ExportPlan, StoredSample
-from shards.layouts.parquet import write_parquet as export_parquet
-from shards.sources.base import Source
-from shards.sources.folder import find_folder
-from shards.sources.parquet import find_parquet, is_parquet, parquet_files
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
+from coreset.shards.export.names import ExportPlan, StoredSample
+from coreset.shards.export.parquet import write_parquet as export_parquet
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.parquet import find_parquet, is_parquet, parquet_files
 
 CLASSES = ("n01440764", "n02102040", "n03000684")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -461,7 +461,7 @@ FULL_DISK = Path("/dev/full")  # what is written to this device fails
 def test_a_full_disk_leaves_nothing_half_written(
     tmp_path: Path, rows: list[Row], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("shards.sources.spool.new_file", lambda _: FULL_DISK.open("wb"))
+    monkeypatch.setattr("coreset.shards.sources.staging.new_file", lambda _: FULL_DISK.open("wb"))
     with pytest.raises(
         MachineError, match=r"No space left on device; about [\d,]+ bytes are needed"
     ):

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import UsageError
-from shards.sources.advice import what_to_name
-from shards.sources.folder import find_folder
-from shards.sources.names import is_hidden, is_side_car, require_classes
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.advice import what_to_name
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.names import is_hidden, is_side_car, require_classes
+from coreset.shards.sources.options import Wanted
 
 
 def write(root: Path, *names: str) -> Path:

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.seeds import permutation
-from shards.errors import UsageError
-from shards.sources.folder import find_folder as find_images
-from shards.sources.folder import sample_key
+from coreset.kernels.seeds import permutation
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.folder import find_folder as find_images
+from coreset.shards.sources.folder import sample_key
 
 
 def write(root: Path, *names: str) -> Path:

@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.errors import DataError, UsageError
-from shards.sources.base import Source
-from shards.sources.columns import listed_key, whole_key
-from shards.sources.folder import find_folder
-from shards.sources.table import find_table, is_table
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.columns import listed_key, whole_key
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.table import find_table, is_table
 
 CLASSES = ("cat", "dog", "emu")
 FILES = (

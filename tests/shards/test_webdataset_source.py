@@ -11,15 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.dataset import Dataset
-from shards.errors import DataError, UsageError
-from shards.export import ExportPlan, StoredSample
-from shards.layouts.webdataset import write_webdataset
-from shards.sources.base import Source
-from shards.sources.folder import find_folder
-from shards.sources.tars import tar_layout
-from shards.sources.wanted import Wanted
-from shards.sources.webdataset import find_webdataset
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.export.names import ExportPlan, StoredSample
+from coreset.shards.export.webdataset import write_webdataset
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.tars import tar_layout
+from coreset.shards.sources.webdataset import find_webdataset
 
 NAMES = ("n01440764", "n02102040", "n02979186")
 NAMED = Wanted(class_names=NAMES)
