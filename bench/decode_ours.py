@@ -50,7 +50,7 @@ def fast(task: Task) -> Generator[Epoch]:
 @contextmanager
 def decoded(task: Task) -> Generator[Epoch]:
     """What ``coreset decode`` made, in another order every epoch."""
-    from coreset.engine.data.image_cache import open_pixels
+    from coreset.engine.data.image_cache import open_cache
     from coreset.engine.runtime.progress import Display, choose_display
     from coreset.engine.stages.decode import Decode
 
@@ -59,7 +59,7 @@ def decoded(task: Task) -> Generator[Epoch]:
         choose_display(Display.QUIET)
         side = SIZE if task.crop == "whole" else SHORT_SIDE
         Decode(data=task.data, pixels=path, size=side, workers=task.threads).run()
-    pixels = open_pixels(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
+    pixels = open_cache(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
     numbers = count()
     yield lambda: _numbered(pixels.epoch(BATCH, epoch=next(numbers), shuffle=True))
     pixels.close()

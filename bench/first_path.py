@@ -19,7 +19,7 @@ from typing import Any
 import tyro
 
 from coreset.bench.record import record, write
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
@@ -125,7 +125,7 @@ class FirstPath:
 
         samples = Dataset.open(self._path("noisy"))
         flipped = samples.labels != samples.ints("folder_label")
-        newest = Generations(self._path(name)).latest()
+        newest = Checkpoints(self._path(name)).latest()
         if newest is None:
             raise SystemExit(f"{name} holds no scores")
         stored = read_columns(newest[1] / SCORES_NAME)

@@ -13,9 +13,9 @@ from coreset.bench.contenders import Contender, interleave, measurements
 from coreset.bench.score_parts import Row, Setting, coreset
 from coreset.bench.score_usual import Remote, Usual, opened
 from coreset.engine.runtime.device import resolve_device
-from coreset.engine.scoring.proxy import convolutional_proxy, squares
+from coreset.engine.scoring.proxy import convolutional_proxy, training_images
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.scoring.score_table import Scored
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.training.sgd import Sgd
 from coreset.engine.training.trainer import Trainer
 from coreset.kernels.dynamics import Dynamics
@@ -114,7 +114,7 @@ class Ours:
 
     def _load(self) -> None:
         recipe = self._recipe
-        pixels = squares(
+        pixels = training_images(
             self._dataset, recipe.size, self._device, decoder="auto", exact=False, workers=0
         )
         self._proxy = convolutional_proxy(
@@ -188,5 +188,5 @@ def _trained(usual: Remote, epochs: int) -> dict[str, float]:
 
 
 def _ours_by_key(path: Path) -> dict[str, float]:
-    scored = Scored.open(path)
+    scored = ScoreTable.open(path)
     return dict(zip(scored.dataset.keys, scored.values(SCORE).tolist(), strict=True))

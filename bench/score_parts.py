@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy
 
 from coreset.bench.contenders import Contender, Measured, interleave
 from coreset.engine.data.geometry import stored_side
-from coreset.engine.data.images import Pixels
+from coreset.engine.data.images import DecodedImages
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import memory_format_for
 from coreset.engine.runtime.device import resolve_device
@@ -66,7 +66,7 @@ class Setting:
 class Scoring:
     """What one process of ``coreset score`` holds, on random decoded pixels."""
 
-    pixels: Pixels
+    pixels: DecodedImages
     proxy: Proxy
     trainer: Trainer
     dynamics: Dynamics
@@ -79,7 +79,7 @@ class Scoring:
         draws = generator_for(0)
         levels = torch.randint(256, (images, side, side, 3), dtype=torch.uint8, generator=draws)
         labels = np.arange(images) % CLASSES
-        pixels = Pixels(levels.permute(0, 3, 1, 2), labels, np.arange(images))
+        pixels = DecodedImages(levels.permute(0, 3, 1, 2), labels, np.arange(images))
         proxy = convolutional_proxy(
             pixels,
             CLASSES,

@@ -12,7 +12,7 @@ from coreset.bench.pack_open import CLASSES, write_dataset
 from coreset.engine.artifacts.pack_inputs import bound
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, RowWriter, feature_chunk_rows
-from coreset.engine.artifacts.writer import making
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.models.backbones import weights_key
 from coreset.engine.models.features import FeatureSpec, remember
 from coreset.shards.format.dataset import Dataset
@@ -75,7 +75,7 @@ def write_features(out: Path, dataset: Dataset, seed: int) -> FeatureSpec:
     provenance = Provenance(
         kind="features", stage="embed", config=config, binds={"content": content, "width": WIDTH}
     )
-    with making(out, provenance) as work:
+    with create_artifact(out, provenance) as work:
         _write_rows(work.scratch / FEATURES_NAME, dataset.labels, seed)
     remember(out, dataset, spec)
     return spec

@@ -19,8 +19,8 @@ from coreset.bench.contenders import Contender, interleave, measurements
 from coreset.bench.score_loops import balanced_copy
 from coreset.bench.score_parts import Row, Setting, coreset
 from coreset.engine.data.geometry import Geometry, stored_side
-from coreset.engine.data.images import resident
-from coreset.engine.data.stream import Source
+from coreset.engine.data.images import load_into_memory
+from coreset.engine.data.stream import ImageStream
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.openmp import POLICY
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
@@ -46,9 +46,9 @@ class _Training:
 
     def __init__(self, data: Path, *, streamed: bool) -> None:
         device, recipe, side = resolve_device("cpu"), RECIPES["full"], stored_side(SIZE)
-        source = Source(Dataset.open(data), Geometry(side, side))
+        source = ImageStream(Dataset.open(data), Geometry(side, side))
         self._proxy: Proxy = convolutional_proxy(
-            source if streamed else resident(source),
+            source if streamed else load_into_memory(source),
             len(source.dataset.classes),
             size=SIZE,
             crop_scale=recipe.crop_scale,

@@ -43,7 +43,7 @@ class _Commits:
 
 
 @dataclass(frozen=True, slots=True)
-class Generations:
+class Checkpoints:
     """The generations in one directory."""
 
     directory: Path

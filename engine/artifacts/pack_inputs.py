@@ -20,7 +20,7 @@ from coreset.shards.packing.labels import read_labels
 from coreset.shards.packing.plan import Plan, Resize
 from coreset.shards.sources.base import Repeats, Source
 from coreset.shards.sources.detect import find
-from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.options import SourceOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class Places:
     ) -> Source:
         """Find the samples of the source, to pack them into ``data`` if it is not there yet."""
         with _decompression_shown() as show:
-            wanted = Wanted(
+            wanted = SourceOptions(
                 only=only,
                 class_names=class_list(self.class_names) if self.class_names else None,
                 truth=self.ground_truth,
@@ -100,7 +100,7 @@ def plan_of(
     name: str,
     split: str,
     labels: Path | None,
-    tolerant: bool = True,
+    skip_damaged: bool = True,
 ) -> Plan:
     """The plan by the settings that a manifest records.
 
@@ -126,7 +126,7 @@ def plan_of(
         settings=settings,
         check=settings["checked"],
         resize=resize,
-        tolerant=tolerant,
+        skip_damaged=skip_damaged,
     )
 
 

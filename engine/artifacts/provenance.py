@@ -70,9 +70,9 @@ class Provenance:
     @property
     def config_digest(self) -> str:
         """sha256 of stage, configuration and inputs: what a ledger line and a result row cite."""
-        return digest_of(self.promise())
+        return digest_of(self.fingerprint())
 
-    def promise(self) -> dict[str, Any]:
+    def fingerprint(self) -> dict[str, Any]:
         """What must be equal for two runs to make the same artifact."""
         return {
             "stage": self.stage,
@@ -172,7 +172,7 @@ class Provenance:
 def readable_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name every leaf in which two promises differ, as ``config.epochs: 60 there, 30 here``."""
     # Through JSON: what is read back has lists where the configuration has tuples.
-    before, after = (_leaves(json.loads(json_bytes(promise))) for promise in (old, new))
+    before, after = (_leaves(json.loads(json_bytes(fingerprint))) for fingerprint in (old, new))
     changed = [
         f"{name}: {before.get(name, 'absent')} there, {after.get(name, 'absent')} here"
         for name in sorted(before.keys() | after.keys())

@@ -1,7 +1,8 @@
 """Making an artifact: lock, resume or refuse, write beside the final name, publish, account for it.
 
-Every stage that makes a directory goes through ``making``, so that "the same command again" means
-the same thing everywhere: finished, nothing to do; interrupted, continue; changed, refuse.
+Every stage that makes a directory goes through ``create_artifact``, so that "the same command
+again" means the same thing everywhere: finished, nothing to do; interrupted, continue; changed,
+refuse.
 """
 
 import errno
@@ -49,7 +50,7 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(slots=True)
-class Work:
+class ArtifactWriter:
     """An artifact in the making."""
 
     out: Path
@@ -154,15 +155,15 @@ def _locked_file(path: Path, *, wait: bool) -> TextIO | None:
 
 
 @contextmanager
-def making(
+def create_artifact(
     out: Path,
     provenance: Provenance,
     *,
     inputs: Sequence[Path] = (),
     device: str = "cpu",
     resumable: bool = False,
-) -> Generator[Work]:
-    """Yield a ``Work`` whose scratch directory becomes ``out`` if the block succeeds.
+) -> Generator[ArtifactWriter]:
+    """Yield a ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
     If ``out`` exists and was made by the same configuration from the same inputs, ``work.done`` is
     set and the block should return at once. ``inputs`` are the directories of
@@ -176,7 +177,7 @@ def making(
     pairs = [
         (path, str(one["digest"])) for path, one in zip(inputs, provenance.inputs, strict=True)
     ]
-    work = Work(out, temporary_name(out), provenance, meter, input_paths=pairs)
+    work = ArtifactWriter(out, temporary_name(out), provenance, meter, input_paths=pairs)
     require_output(out)
     # What is there is whole, so any number of processes may find it at once.
     if not out.exists():
@@ -190,14 +191,14 @@ def making(
                     raise
                 _publish(work)
                 return
-    _require_same_promise(out, provenance, "was made by another configuration")
+    _require_same_fingerprint(out, provenance, "was made by another configuration")
     work.done = True
     yield work
 
 
 @contextmanager
-def remaking(out: Path, provenance: Provenance) -> Generator[Work]:
-    """Yield a ``Work`` whose scratch directory takes the place of ``out`` in one step.
+def replace_artifact(out: Path, provenance: Provenance) -> Generator[ArtifactWriter]:
+    """Yield a ``ArtifactWriter`` whose scratch directory takes the place of ``out`` in one step.
 
     The ledger goes on. If the block sets ``work.done``, ``out`` stays as it is.
 
@@ -208,7 +209,7 @@ def remaking(out: Path, provenance: Provenance) -> Generator[Work]:
     with lock(out):
         meter = Meter(provenance.stage, provenance.config_digest)
         scratch = out.with_name(f".{out.name}.remade.partial")
-        work = Work(out, scratch, provenance, meter)
+        work = ArtifactWriter(out, scratch, provenance, meter)
         _prepare(work, resumable=False)
         try:
             yield work
@@ -220,11 +221,11 @@ def remaking(out: Path, provenance: Provenance) -> Generator[Work]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _require_same_promise(
+def _require_same_fingerprint(
     directory: Path, provenance: Provenance, fact: str, *, runtime: bool = False
 ) -> None:
     there = Provenance.read(directory)
-    old, new = there.promise(), provenance.promise()
+    old, new = there.fingerprint(), provenance.fingerprint()
     if runtime:
         old, new = (
             old | {"runtime": dict(there.runtime)},
@@ -238,12 +239,12 @@ def _require_same_promise(
         )
 
 
-def _prepare(work: Work, *, resumable: bool) -> None:
+def _prepare(work: ArtifactWriter, *, resumable: bool) -> None:
     scratch = work.scratch
     unlink_link(scratch)
     if resumable and (scratch / PROVENANCE_NAME).is_file():
         fact = "is an interrupted run of another configuration"
-        _require_same_promise(scratch, work.provenance, fact, runtime=True)
+        _require_same_fingerprint(scratch, work.provenance, fact, runtime=True)
         for leftover in sorted(scratch.glob(".*.partial")):  # of a kill during a write
             if leftover.is_file():
                 leftover.unlink()
@@ -256,7 +257,7 @@ def _prepare(work: Work, *, resumable: bool) -> None:
         write_atomically(scratch / COMMAND_NAME, command.encode(errors="replace"))
 
 
-def _abandon(work: Work, *, resumable: bool) -> None:
+def _abandon(work: ArtifactWriter, *, resumable: bool) -> None:
     if resumable:
         with suppress(OSError):  # a full disk: the error on its way out is the one to report
             work.meter.checkpoint(work.scratch)
@@ -264,12 +265,12 @@ def _abandon(work: Work, *, resumable: bool) -> None:
         shutil.rmtree(work.scratch, ignore_errors=True)
 
 
-def _publish(work: Work) -> None:
+def _publish(work: ArtifactWriter) -> None:
     _finish(work)
     rename_directory(work.scratch, work.out)
 
 
-def _finish(work: Work) -> None:
+def _finish(work: ArtifactWriter) -> None:
     """Complete provenance and ledger."""
     (work.scratch / COMMAND_NAME).unlink(missing_ok=True)
     digest = work.provenance.digest or output_digest(work.scratch)

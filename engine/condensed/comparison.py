@@ -18,7 +18,7 @@ from coreset.engine.condensed.misratio import Misratio, default_misratio
 from coreset.engine.condensed.selection import ccs_ids
 from coreset.engine.runtime.spreads import NUMBER_WIDTH, decimals
 from coreset.engine.runtime.tables import aligned, readable_seconds
-from coreset.engine.scoring.score_table import Scored, identity_of
+from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.rank_correlation import (
     overlap,
     roc_area,
@@ -91,8 +91,8 @@ class ScoringCost:
 class Pair:
     """Two scorings of one data set, and the samples that both could train on."""
 
-    one: Scored
-    other: Scored
+    one: ScoreTable
+    other: ScoreTable
     ids: NDArray[np.int64]
 
     @staticmethod
@@ -109,8 +109,8 @@ class Pair:
                 f"{one} scores the data set {identities[0][:12]} and {other} the data set "
                 f"{identities[1][:12]}; compare scores of one data set"
             )
-        first = Scored.open(one, data)
-        second = Scored.open(other, first.dataset.path)
+        first = ScoreTable.open(one, data)
+        second = ScoreTable.open(other, first.dataset.path)
         return Pair(one=first, other=second, ids=np.intersect1d(first.ids, second.ids))
 
     def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> Agreement:
@@ -184,7 +184,7 @@ class Pair:
         return default_misratio(score, data, ipc, float(self.class_sizes.mean()))
 
 
-def cost_of(scored: Scored) -> ScoringCost:
+def cost_of(scored: ScoreTable) -> ScoringCost:
     """What a scores artifact cost, by its ledger."""
     costs = construction_cost(read_ledger(scored.path))
     own = [cost for cost in costs if not cost.artifact]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.origin import open_source, require_same_data
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import Work
+from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.documents import build, parse
@@ -177,7 +177,7 @@ def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
 
 
 def write_coreset(
-    work: Work,
+    work: ArtifactWriter,
     dataset: Dataset,
     ids: NDArray[np.int64],
     *,

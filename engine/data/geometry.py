@@ -70,7 +70,9 @@ class Geometry:
         left, top = round((target_width - size) / 2.0), round((target_height - size) / 2.0)
         return Placement(whole, target_width, target_height, (left, top, left + size, top + size))
 
-    def squares(self, widths: Sizes, heights: Sizes) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
+    def needs_no_resize(
+        self, widths: Sizes, heights: Sizes
+    ) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
         """Which images `place` cuts the output out of, without resampling; from where.
 
         Args:

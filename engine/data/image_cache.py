@@ -23,13 +23,13 @@ from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import (
     DECODE_BATCH,
-    Pixels,
+    DecodedImages,
     central,
     device_bytes,
     put_rows,
     take_rows,
 )
-from coreset.engine.data.stream import Source
+from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.documents import build, parse
@@ -118,8 +118,8 @@ class PixelsIndex:
         return index
 
 
-def write_pixels(
-    source: Source, folder: Path, on_chunk: Callable[[int, int], object]
+def write_cache(
+    source: ImageStream, folder: Path, on_chunk: Callable[[int, int], object]
 ) -> PixelsIndex:
     """Decode every sample of a data set into ``folder``, after the chunks that are there already.
 
@@ -192,7 +192,7 @@ def _rows(batch: Batch, first: int, n: int) -> NDArray[np.uint8]:
     return rows
 
 
-def open_pixels(
+def open_cache(
     path: Path,
     dataset: Dataset,
     *,
@@ -202,7 +202,7 @@ def open_pixels(
     limit_share: float = 0.5,
     verify: bool = False,
     workers: int = 0,
-) -> Pixels:
+) -> DecodedImages:
     """Open what ``coreset decode`` made of ``dataset``, or of a pack of the same images.
 
     On the host they are a memory map. On a GPU they are resident where they fit, else mapped too.
@@ -224,14 +224,14 @@ def open_pixels(
     """
     index = _checked_index(path, dataset)
     if verify:
-        verify_pixels(path)
+        verify_cache(path)
     chosen = np.arange(index.n_samples) if ids is None else ids
     mapped, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
     rows: NDArray[np.int64] | None = chosen
     side = size or index.geometry.size
     if target.type == "cuda" and chosen.size * 3 * side**2 <= limit_share * device_bytes(target):
         mapped, rows = loaded(central(mapped, side), chosen, target), None
-    return Pixels(
+    return DecodedImages(
         mapped.permute(0, 3, 1, 2),
         dataset.labels[chosen],
         chosen,
@@ -253,7 +253,7 @@ def loaded(images_nhwc: Tensor, rows: NDArray[np.int64], device: torch.device) -
     return resident
 
 
-def verify_pixels(path: Path) -> None:
+def verify_cache(path: Path) -> None:
     """Compare every chunk with its digest.
 
     Raises:

@@ -13,8 +13,8 @@ from coreset.engine.data.batch import Batch
 from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.geometry import Box, Crops
 from coreset.engine.data.order import batches_of, epoch_ids
-from coreset.engine.data.prefetch import ahead
-from coreset.engine.data.stream import Boxes, Source, batch_of, padded
+from coreset.engine.data.prefetch import prefetch
+from coreset.engine.data.stream import Boxes, ImageStream, batch_of, padded
 from coreset.engine.runtime.limits import (
     RESIDENT_SHARE,
     available_bytes,
@@ -27,7 +27,7 @@ from coreset.shards.errors import MachineError, UsageError
 DECODE_BATCH = 256
 
 
-class Pixels:
+class DecodedImages:
     """Decoded samples that hand over the same batches as the source they came from, bit for bit.
 
     All but those of random crops, which are taken from the decoded square here.
@@ -114,7 +114,7 @@ class Pixels:
             return crops and crops.boxes(ids, sides, sides, seed=seed, epoch=epoch)
 
         batches = self._batches(batches_of(order, batch, start_batch), boxes, pad=pad)
-        return batches if self.images.is_cuda else ahead(batches, 1)
+        return batches if self.images.is_cuda else prefetch(batches, 1)
 
     def _batches(
         self, wanted: Iterator[NDArray[np.int64]], boxes: Boxes, *, pad: bool
@@ -213,7 +213,7 @@ def put_rows(values: Tensor, rows: Tensor) -> None:
         np.copyto(rows.numpy(), values.numpy())
 
 
-def pixel_bytes(source: Source) -> int:
+def pixel_bytes(source: ImageStream) -> int:
     """Bytes of all decoded images of a source."""
     return decoded_bytes(len(source), source.geometry.size)
 
@@ -223,12 +223,12 @@ def device_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
-def resident(
-    source: Source,
+def load_into_memory(
+    source: ImageStream,
     *,
     limit_share: float = RESIDENT_SHARE,
     on_images: Callable[[int], object] | None = None,
-) -> Pixels:
+) -> DecodedImages:
     """Decode every sample of ``source`` once; the source stays open and is the caller's to close.
 
     Args:
@@ -259,7 +259,7 @@ def resident(
         if on_images is not None:
             on_images(int(there.sum()))
     images = images_nhwc.permute(0, 3, 1, 2)
-    return Pixels(images, source.labels, source.ids, undecodable=source.undecodable)
+    return DecodedImages(images, source.labels, source.ids, undecodable=source.undecodable)
 
 
 def _put(images: Tensor, there: NDArray[np.bool_], rows: Tensor) -> None:
@@ -271,13 +271,13 @@ def _put(images: Tensor, there: NDArray[np.bool_], rows: Tensor) -> None:
         rows[torch.from_numpy(there).to(rows.device)] = images_bhwc
 
 
-def epochs_source(
-    source: Source,
+def cache_if_fits(
+    source: ImageStream,
     *,
     limit_share: float = RESIDENT_SHARE,
     on_images: Callable[[int], object] | None = None,
-) -> Source | Pixels:
+) -> ImageStream | DecodedImages:
     """Decode ``source`` into memory where it fits, else hand it back to be streamed."""
     if pixel_bytes(source) > limit_share * device_bytes(source.device):
         return source
-    return resident(source, limit_share=limit_share, on_images=on_images)
+    return load_into_memory(source, limit_share=limit_share, on_images=on_images)

@@ -19,11 +19,11 @@ from coreset.engine.data.batch import Batch
 from coreset.engine.data.decoders import batched as unscaled
 from coreset.engine.data.decoders import regions as parts
 from coreset.engine.data.decoders.base import DecoderName, Normalisation
-from coreset.engine.data.decoders.choose import choose_decoder, reason_for
+from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.order import batches_of, epoch_ids
-from coreset.engine.data.stream import Source
-from coreset.engine.runtime.distributed import Ranks
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.runtime.distributed import Distributed
 from coreset.kernels.jpeg import ffi
 from coreset.kernels.jpeg import normalise as planes
 from coreset.kernels.jpeg import resize as resample
@@ -88,7 +88,7 @@ class Loader(IterableDataset[Batch]):
         exact: bool = False,
         device: str = "auto",
         workers: int = 0,
-        tolerant: bool = True,
+        skip_damaged: bool = True,
     ) -> None:
         """Open a packed data set and compile what its decoder needs (`warm_up`).
 
@@ -114,7 +114,8 @@ class Loader(IterableDataset[Batch]):
             device: Where batches are handed over: auto, cpu, cuda or cuda:N; auto takes the current
                 GPU where there is one.
             workers: Decoding threads; 0 means one per core.
-            tolerant: Leave out samples that turn out to be damaged and list them in `undecodable`,
+            skip_damaged: Leave out samples that turn out to be damaged and list them in
+            `undecodable`,
                 up to ten or 0.1 %, instead of raising.
 
         Raises:
@@ -142,10 +143,10 @@ class Loader(IterableDataset[Batch]):
         self._under_way: weakref.ref[Generator[Batch]] | None = None
         self.device = _device(device)
         picked = choose_decoder(decoder, str(self.device), exact=exact)
-        self.decoder = reason_for(picked, str(self.device))
+        self.decoder = decoder_reason(picked, str(self.device))
         """Which decoder was picked, and why."""
         geometry = Geometry(size, resize)
-        self._source = Source(
+        self._source = ImageStream(
             self.dataset,
             geometry,
             decoder=decoder,
@@ -154,7 +155,7 @@ class Loader(IterableDataset[Batch]):
             ids=chosen,
             exact=exact,
             normalisation=normalisation,
-            tolerant=tolerant,
+            skip_damaged=skip_damaged,
         )
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
             self._warm_up(geometry, floats=normalisation is not None)
@@ -246,7 +247,7 @@ class Loader(IterableDataset[Batch]):
     def _warm_up(self, geometry: Geometry, *, floats: bool) -> None:
         sizes = self.dataset.ints("width"), self.dataset.ints("height")
         squares = self._crops is None and unscaled.has_squares(geometry, *sizes)
-        others = self._crops is not None or not geometry.squares(*sizes)[0].all()
+        others = self._crops is not None or not geometry.needs_no_resize(*sizes)[0].all()
         warm_up(floats=floats, squares=squares, others=others)
 
     def _go_to(self, epoch: int, next_batch: int) -> None:
@@ -320,25 +321,25 @@ def warm_up(*, floats: bool = True, squares: bool = True, others: bool = True) -
             planes.warm_up()
 
 
-def _ranks(rank: int | None, world: int | None) -> Ranks:
+def _ranks(rank: int | None, world: int | None) -> Distributed:
     if rank is None and world is None:
         return _initialised_ranks()
     if rank is None or world is None:
         raise UsageError(
             f"rank and world go together, got {rank} and {world}; give both, or neither"
         )
-    return Ranks(rank, world)
+    return Distributed(rank, world)
 
 
-def _initialised_ranks() -> Ranks:
+def _initialised_ranks() -> Distributed:
     if distributed.is_available() and distributed.is_initialized():
-        return Ranks(distributed.get_rank(), distributed.get_world_size())
+        return Distributed(distributed.get_rank(), distributed.get_world_size())
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
         raise UsageError(
             f"WORLD_SIZE is {processes}, but torch.distributed is not initialised, so that every "
             "process would read everything; initialise it first, or give rank and world"
         )
-    return Ranks()
+    return Distributed()
 
 
 def _device(name: str) -> torch.device:

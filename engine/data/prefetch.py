@@ -38,7 +38,7 @@ class OwningProcess:
         self._number = os.getpid()
 
 
-def ahead(items: Generator[T], depth: int) -> Generator[T]:
+def prefetch(items: Generator[T], depth: int) -> Generator[T]:
     """Yield ``items`` in order while one thread computes up to ``depth`` of them in advance.
 
     An exception in ``items`` is raised here, after the items before it. When the consumer stops

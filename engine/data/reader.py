@@ -28,7 +28,7 @@ decoding of 10 kB images by a twentieth."""
 _SHARD = attrgetter("shard")
 
 
-class Run(NamedTuple):
+class ReadRun(NamedTuple):
     """Neighbours in one shard that are read together: sample ids, and where each lies."""
 
     shard: int
@@ -38,7 +38,7 @@ class Run(NamedTuple):
     stops: list[int]
 
 
-class Places(NamedTuple):
+class ByteRanges(NamedTuple):
     """Bytes in open files, of samples: int64 of shape (n,)."""
 
     descriptors: NDArray[np.int64]
@@ -52,7 +52,7 @@ def runs_of(
     shards: NDArray[np.int64],
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
-) -> list[Run]:
+) -> list[ReadRun]:
     """Join samples, in ascending order of (shard, start), that lie close together.
 
     A run holds one sample, or as many as fit in ``JOINED_BYTES`` with gaps up to ``JOINED_GAP``.
@@ -67,7 +67,7 @@ def runs_of(
             run_shard, run_start = shard, start
         last_stop = stop
     bounds = pairwise([*firsts, len(ids)])
-    return [Run(where[a], ids[a:b], begins[a:b], ends[a:b]) for a, b in bounds]
+    return [ReadRun(where[a], ids[a:b], begins[a:b], ends[a:b]) for a, b in bounds]
 
 
 class ShardReader:
@@ -122,11 +122,11 @@ class ShardReader:
         """
         places = self._places(ids)
         if all_cached(places.descriptors, places.starts + places.lengths - 1):
-            return LateBytes(self, ids, places)
+            return LazyBytes(self, ids, places)
         order, runs = self._planned(ids)
         if self._advise(runs):
             return self._read_runs(order, runs, self._threads)
-        return LateBytes(self, ids, places)  # of more shards than may be open
+        return LazyBytes(self, ids, places)  # of more shards than may be open
 
     def read_one(self, sample: int) -> bytes:
         """Stored bytes of one sample id.
@@ -147,10 +147,10 @@ class ShardReader:
         shard = self._dataset.manifest.shards[self._shards[sample]].name
         return f"{shard}:{self._offsets[sample]}:{self._dataset.samples['key'][sample].as_py()}"
 
-    def _places(self, ids: NDArray[np.int64]) -> Places:
+    def _places(self, ids: NDArray[np.int64]) -> ByteRanges:
         numbers, positions = np.unique(self._shards[ids], return_inverse=True)
         descriptors = np.array([self._descriptor(number) for number in numbers.tolist()], np.int64)
-        return Places(descriptors[positions], self._offsets[ids], self._bytes[ids])
+        return ByteRanges(descriptors[positions], self._offsets[ids], self._bytes[ids])
 
     def _descriptor(self, shard: int) -> int:
         """Descriptor of a shard that stays open; -1 if it cannot, of which the reading tells."""
@@ -159,14 +159,14 @@ class ShardReader:
         kept = self._files.kept(shard)
         return -1 if kept is None else kept
 
-    def _planned(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[Run]]:
+    def _planned(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[ReadRun]]:
         """Positions in the order of the shards, and what is read together in that order."""
         order = np.lexsort((self._offsets[ids], self._shards[ids]))
         samples = ids[order]
         starts = self._offsets[samples]
         return order, runs_of(samples, self._shards[samples], starts, starts + self._bytes[samples])
 
-    def _advise(self, runs: Sequence[Run]) -> bool:
+    def _advise(self, runs: Sequence[ReadRun]) -> bool:
         """Set all reads that have to wait on their way; whether there are any."""
         waits = False
         for shard, of_shard in groupby(runs, _SHARD):
@@ -179,7 +179,7 @@ class ShardReader:
         return waits
 
     def _read_runs(
-        self, order: NDArray[np.int64], runs: Sequence[Run], threads: int
+        self, order: NDArray[np.int64], runs: Sequence[ReadRun], threads: int
     ) -> list[bytes]:
         """Bytes of all samples in the order asked for; of several faults the first is raised."""
         n_parts = min(threads, len(runs))
@@ -193,7 +193,7 @@ class ShardReader:
             found[position] = data
         return found
 
-    def _read_part(self, runs: Sequence[Run]) -> list[bytes]:
+    def _read_part(self, runs: Sequence[ReadRun]) -> list[bytes]:
         found: list[bytes] = []
         for shard, of_shard in groupby(runs, _SHARD):
             with self._opened(shard) as descriptor:
@@ -212,7 +212,7 @@ class ShardReader:
                 f"run `coreset verify {self._dataset.path}`"
             ) from error
 
-    def _read_run(self, descriptor: int, run: Run) -> list[bytes]:
+    def _read_run(self, descriptor: int, run: ReadRun) -> list[bytes]:
         if len(run.samples) > 1 and (found := _joined(descriptor, run)):
             return found
         # One by one, also to tell which sample of a run is at fault.
@@ -237,10 +237,10 @@ class ShardReader:
         return data
 
 
-class LateBytes(Sequence[bytes]):
+class LazyBytes(Sequence[bytes]):
     """Samples that are read when they are asked for."""
 
-    def __init__(self, reader: ShardReader, ids: NDArray[np.int64], places: Places) -> None:
+    def __init__(self, reader: ShardReader, ids: NDArray[np.int64], places: ByteRanges) -> None:
         self._read_one, self._ids = reader.read_one, ids.tolist()
         self.places = places
         """For who reads them by other means."""
@@ -266,7 +266,7 @@ def _is_cached(descriptor: int, at: int) -> bool:
         return False
 
 
-def _joined(descriptor: int, run: Run) -> list[bytes]:
+def _joined(descriptor: int, run: ReadRun) -> list[bytes]:
     """Bytes of a run's samples by one read; none if it fails or comes short."""
     first, length = run.starts[0], run.stops[-1] - run.starts[0]
     with suppress(OSError):

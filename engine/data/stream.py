@@ -13,7 +13,7 @@ from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, Undec
 from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.order import PADDING, batches_of, epoch_ids
-from coreset.engine.data.prefetch import OwningProcess, ahead
+from coreset.engine.data.prefetch import OwningProcess, prefetch
 from coreset.engine.data.reader import ShardReader
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -26,7 +26,7 @@ Boxes: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.int64] | None]
 
 
 class EpochSource(Protocol):
-    """What training and features read: a ``Source`` or its resident ``Pixels``, bit-equal."""
+    """What training and features read: a ``ImageStream`` or its resident ``Pixels``, bit-equal."""
 
     @property
     def ids(self) -> NDArray[np.int64]:
@@ -59,7 +59,7 @@ class EpochSource(Protocol):
         ...
 
 
-class Source:
+class ImageStream:
     """Streams the samples of a packed data set, or of a subset; a context manager."""
 
     def __init__(
@@ -73,7 +73,7 @@ class Source:
         ids: NDArray[np.int64] | None = None,
         exact: bool = False,
         normalisation: Normalisation | None = None,
-        tolerant: bool = False,
+        skip_damaged: bool = False,
     ) -> None:
         """Open the data set for reading.
 
@@ -86,7 +86,7 @@ class Source:
             ids: int64 of shape (n,), the samples to read (a coreset); None means all.
             exact: Pixels equal to the reference.
             normalisation: Hand over float32 instead of uint8.
-            tolerant: Leave out samples that cannot be read or decoded, and list them in
+            skip_damaged: Leave out samples that cannot be read or decoded, and list them in
                 ``undecodable``, instead of raising.
 
         Raises:
@@ -102,7 +102,7 @@ class Source:
         self._widths, self._heights = dataset.ints("width"), dataset.ints("height")
         self.undecodable: dict[int, str] = {}
         """Samples that were left out so far, by id, and why."""
-        self._tolerant = tolerant
+        self._skip_damaged = skip_damaged
         self._process = OwningProcess()
         self._decoder = make_decoder(
             decoder,
@@ -114,7 +114,7 @@ class Source:
         )
         self._reader = ShardReader(dataset)
 
-    def __enter__(self) -> "Source":
+    def __enter__(self) -> "ImageStream":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -187,8 +187,8 @@ class Source:
             sizes = self._widths[some], self._heights[some]
             return crops and crops.boxes(some, *sizes, seed=seed, epoch=epoch)
 
-        encoded = ahead(self._encoded(batches_of(ids, batch, start_batch), boxes), ENCODED_AHEAD)
-        return ahead(self._decoded(encoded, pad=pad), DECODED_AHEAD)
+        encoded = prefetch(self._encoded(batches_of(ids, batch, start_batch), boxes), ENCODED_AHEAD)
+        return prefetch(self._decoded(encoded, pad=pad), DECODED_AHEAD)
 
     def _encoded(
         self, batches: Iterator[NDArray[np.int64]], boxes: Boxes
@@ -200,7 +200,7 @@ class Source:
             try:
                 data = self._reader.fetch(ids)
             except ManifestError:
-                if not self._tolerant:
+                if not self._skip_damaged:
                     raise
                 kept, data = self._readable(ids)
                 ids = ids[kept]
@@ -240,12 +240,12 @@ class Source:
         try:
             return self._decoder.decode(batch), ids
         except ManifestError:  # met by the decoder, which read the bytes
-            if not self._tolerant:
+            if not self._skip_damaged:
                 raise
             kept, data = self._readable(ids)
             return self._images(ids[kept], batch.part(kept, data))
         except UndecodableImagesError as error:
-            if not self._tolerant:
+            if not self._skip_damaged:
                 raise self._names_of_undecodable(ids, error) from error
             for position, reason in error.reasons.items():
                 self._leave_out(int(ids[position]), reason)

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreset.engine.data.decoders.base import DecoderName
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.doctor.check import Subject, judged
+from coreset.engine.doctor.check import Context, result
 from coreset.engine.doctor.machine import Check
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.seeding import generator_for
@@ -29,7 +29,7 @@ from coreset.kernels.augment import (
     random_resized_crop,
     unit_range,
 )
-from coreset.kernels.dynamics import Dynamics, FirstNonFinite
+from coreset.kernels.dynamics import Dynamics, NonFiniteGuard
 
 Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -52,7 +52,7 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
 )
 
 
-def augmentation(subject: Subject, name: str, augment: Augmentation) -> Iterator[Check]:
+def augmentation(subject: Context, name: str, augment: Augmentation) -> Iterator[Check]:
     """Augment the same images with the same draws on the CPU and on the device."""
     ids = subject.ids[: subject.batch]
     with subject.source(Geometry(CROP_SIZE), ids, DecoderName.TURBO) as source:
@@ -62,7 +62,7 @@ def augmentation(subject: Subject, name: str, augment: Augmentation) -> Iterator
         for device in (torch.device("cpu"), subject.device)
     )
     largest = float((found - expected).abs().max())
-    yield judged(
+    yield result(
         f"augmentation: {name}",
         f"largest difference {largest:.1g}",
         holds=largest <= AUGMENTATION_TOLERANCE,
@@ -70,14 +70,14 @@ def augmentation(subject: Subject, name: str, augment: Augmentation) -> Iterator
     )
 
 
-def training_scores(subject: Subject) -> Iterator[Check]:
+def training_scores(subject: Context) -> Iterator[Check]:
     """Accumulate the scores of the same logits on the CPU and on the device."""
     expected, found = (
         _scores(subject.ids.size, device) for device in (torch.device("cpu"), subject.device)
     )
     largest = {name: float(np.abs(found[name] - expected[name]).max()) for name in expected}
     worst = max(largest, key=largest.__getitem__)
-    yield judged(
+    yield result(
         "scores of a training",
         f"largest difference {largest[worst]:.1g} ({worst})",
         # A comparison with NaN is false: scores that are missing on one side do not pass.
@@ -100,7 +100,7 @@ def _scores(n: int, device: torch.device) -> dict[str, np.ndarray]:
     return dynamics.scores()
 
 
-def host_reads(subject: Subject) -> Iterator[Check]:
+def host_reads(subject: Context) -> Iterator[Check]:
     """Train and score one batch, and count what makes the host wait for the device."""
     pixels = subject.pixels(Geometry(CROP_SIZE))
     proxy = convolutional_proxy(
@@ -111,12 +111,12 @@ def host_reads(subject: Subject) -> Iterator[Check]:
     trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, subject.device)
     ids = torch.arange(len(pixels), device=subject.device)
     dynamics = Dynamics(len(pixels), subject.device)
-    guard = FirstNonFinite(len(pixels), subject.device)
+    guard = NonFiniteGuard(len(pixels), subject.device)
     ((inputs, _, _),) = proxy.examples(0)
     with HostReads() as reads:
         logits = trainer.step(inputs, partial(cross_entropy, target=ids % N_CLASSES))
         guard.watch(dynamics.update(logits, ids % N_CLASSES, ids).loss, ids, 0)
-    yield judged(
+    yield result(
         "host reads in a training batch",
         ", ".join(sorted(set(reads.found))) or "none",
         holds=not reads.found,
@@ -124,7 +124,7 @@ def host_reads(subject: Subject) -> Iterator[Check]:
     )
 
 
-def similarity(_subject: Subject) -> Iterator[Check]:
+def similarity(_subject: Context) -> Iterator[Check]:
     """Say what is not proved, and why: FAISS has no GPU path here."""
     yield Check("FAISS", "skipped: similarity is searched on the CPU, whatever the device")
 

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.images import Pixels, resident
-from coreset.engine.data.stream import Source
+from coreset.engine.data.images import DecodedImages, load_into_memory
+from coreset.engine.data.stream import ImageStream
 from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.runtime.device import memory_shortage
 from coreset.shards.errors import DataError, InterruptedRunError, UsageError
@@ -24,7 +24,7 @@ REPORT = "report it with the output of --json"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class Context:
     """A device and the samples that it is tried on."""
 
     dataset: Dataset
@@ -41,19 +41,19 @@ class Subject:
 
     def source(
         self, geometry: Geometry, ids: NDArray[np.int64] | None = None, decoder: str = "auto"
-    ) -> Source:
+    ) -> ImageStream:
         """Samples (all of ``ids`` by default) decoded for the device as stages decode them."""
         chosen = self.ids if ids is None else ids
         device = str(self.device)
-        return Source(self.dataset, geometry, decoder=decoder, device=device, ids=chosen)
+        return ImageStream(self.dataset, geometry, decoder=decoder, device=device, ids=chosen)
 
-    def pixels(self, geometry: Geometry) -> Pixels:
+    def pixels(self, geometry: Geometry) -> DecodedImages:
         """One batch of decoded images that lies on the device."""
         with self.source(geometry, self.ids[: self.batch]) as source:
-            return resident(source)
+            return load_into_memory(source)
 
 
-def subject_of(dataset: Dataset, device: torch.device, *, samples: int, seconds: float) -> Subject:
+def context_of(dataset: Dataset, device: torch.device, *, samples: int, seconds: float) -> Context:
     """Take up to ``samples`` samples, spread evenly over the data set.
 
     Raises:
@@ -63,18 +63,18 @@ def subject_of(dataset: Dataset, device: torch.device, *, samples: int, seconds:
     if n == 0:
         raise UsageError(f"{dataset.path} has no samples; name a data set that has some")
     ids = np.arange(min(n, samples), dtype=np.int64) * n // min(n, samples)
-    return Subject(dataset=dataset, device=device, ids=ids, seconds=seconds)
+    return Context(dataset=dataset, device=device, ids=ids, seconds=seconds)
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
+class DeviceCheck:
     """One thing to find out about a subject."""
 
     name: str
     """What its failure is called, should it break down before it finds anything."""
     run: "ProofFunction"
 
-    def findings(self, subject: Subject) -> Iterator[Check]:
+    def findings(self, subject: Context) -> Iterator[Check]:
         """Yield what is found; whatever is raised becomes the last finding.
 
         Raises:
@@ -95,10 +95,10 @@ class Proof:
             yield Check(self.name, fact, Verdict.FAIL, remedy, facts)
 
 
-ProofFunction: TypeAlias = Callable[[Subject], Iterator[Check]]
+ProofFunction: TypeAlias = Callable[[Context], Iterator[Check]]
 
 
-def judged(
+def result(
     name: str, value: str, *, holds: bool, facts: Mapping[str, Any], remedy: str = REPORT
 ) -> Check:
     """A finding that is ok or a failure."""

@@ -11,7 +11,7 @@ from coreset.engine.doctor.arithmetic import (
     similarity,
     training_scores,
 )
-from coreset.engine.doctor.check import Proof, Subject
+from coreset.engine.doctor.check import Context, DeviceCheck
 from coreset.engine.doctor.decoding import (
     exactly_once,
     kept_pixels,
@@ -35,30 +35,30 @@ from coreset.engine.doctor.speeds import (
 )
 
 DECODERS = (DecoderName.DALI, DecoderName.TURBO)
-PROOFS: tuple[Proof, ...] = (
+PROOFS: tuple[DeviceCheck, ...] = (
     *(
-        Proof(f"{what} of {decoder}", partial(proof, decoder=decoder))
+        DeviceCheck(f"{what} of {decoder}", partial(proof, decoder=decoder))
         for decoder in DECODERS
         for what, proof in (("pixels", pixel_contract), ("normalised batches", normalised_batches))
     ),
-    Proof("ids", exactly_once),
-    Proof("kept pixels", kept_pixels),
+    DeviceCheck("ids", exactly_once),
+    DeviceCheck("kept pixels", kept_pixels),
     *(
-        Proof(f"augmentation: {name}", partial(augmentation, name=name, augment=augment))
+        DeviceCheck(f"augmentation: {name}", partial(augmentation, name=name, augment=augment))
         for name, augment in AUGMENTATIONS.items()
     ),
-    Proof("scores of a training", training_scores),
-    Proof("host reads in a training batch", host_reads),
-    Proof("FAISS", similarity),
-    Proof(DECODE, decoding),
-    Proof(COPY, copying),
-    Proof(FORWARD, embedding),
-    Proof(TRAIN, training),
-    *(Proof(fast_step(side), partial(fast_training, side=side)) for side in FAST_SIDES),
+    DeviceCheck("scores of a training", training_scores),
+    DeviceCheck("host reads in a training batch", host_reads),
+    DeviceCheck("FAISS", similarity),
+    DeviceCheck(DECODE, decoding),
+    DeviceCheck(COPY, copying),
+    DeviceCheck(FORWARD, embedding),
+    DeviceCheck(TRAIN, training),
+    *(DeviceCheck(fast_step(side), partial(fast_training, side=side)) for side in FAST_SIDES),
 )
 
 
-def prove(subject: Subject) -> Iterator[Check]:
+def prove(subject: Context) -> Iterator[Check]:
     """Run every proof and yield what it finds; then the projections from all of that.
 
     Raises:

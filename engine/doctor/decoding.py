@@ -14,10 +14,10 @@ from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.decoders.tolerances import TOLERANCES
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.image_cache import loaded
-from coreset.engine.data.images import Pixels, resident
+from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.reader import ShardReader
-from coreset.engine.data.stream import Source
-from coreset.engine.doctor.check import REPORT, SIZE, Subject, judged
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.doctor.check import REPORT, SIZE, Context, result
 from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.kernels.augment import normalised
@@ -33,7 +33,7 @@ NORMALISED_TOLERANCE = 1e-4
 """Of values of a few units; one level is 0.017."""
 
 
-def pixel_contract(subject: Subject, decoder: DecoderName) -> Iterator[Check]:
+def pixel_contract(subject: Context, decoder: DecoderName) -> Iterator[Check]:
     """Compare a decoder with Pillow, with the central crop and with random resized crops."""
     whole = _encoded(subject)
     boxes = Crops().boxes(subject.ids, whole.widths, whole.heights, seed=0, epoch=0)
@@ -75,7 +75,7 @@ def compared(
     return Check(name, value, Verdict.FAIL, remedy, facts)
 
 
-def normalised_batches(subject: Subject, decoder: DecoderName) -> Iterator[Check]:
+def normalised_batches(subject: Context, decoder: DecoderName) -> Iterator[Check]:
     """Compare the float32 batches of a decoder with its uint8 ones, normalised on the CPU."""
     whole, device = _encoded(subject), str(subject.device)
     ready = make_decoder(decoder, PHOTOS, device=device, workers=0, normalisation=IMAGENET)
@@ -83,7 +83,7 @@ def normalised_batches(subject: Subject, decoder: DecoderName) -> Iterator[Check
         found = ready.decode(whole).cpu()
     images = torch.from_numpy(_decoded(decoder, whole, device)).permute(0, 3, 1, 2)
     largest = float((found - normalised(images, IMAGENET.mean, IMAGENET.std)).abs().max())
-    yield judged(
+    yield result(
         f"normalised batches of {decoder}",
         f"largest difference {largest:.1g}",
         holds=largest <= NORMALISED_TOLERANCE,
@@ -91,7 +91,7 @@ def normalised_batches(subject: Subject, decoder: DecoderName) -> Iterator[Check
     )
 
 
-def exactly_once(subject: Subject) -> Iterator[Check]:
+def exactly_once(subject: Context) -> Iterator[Check]:
     """Visit the samples in shuffled epochs of 1, 2 and 3 ranks, and count them."""
     with subject.source(SMALL) as source:
         for world in WORLDS:
@@ -122,10 +122,10 @@ def counted(
     }
     faults = {fault: n for fault, n in facts.items() if n and fault != "samples"}
     value = ", ".join(f"{n} {fault}" for fault, n in faults.items())
-    return judged(name, value or f"{ids.size} samples once each", holds=not faults, facts=facts)
+    return result(name, value or f"{ids.size} samples once each", holds=not faults, facts=facts)
 
 
-def kept_pixels(subject: Subject) -> Iterator[Check]:
+def kept_pixels(subject: Context) -> Iterator[Check]:
     """Compare an epoch of kept pixels with one decoded anew, and the ways to keep them."""
     with subject.source(Geometry(SIZE)) as source:
         anew = _shuffled(source)
@@ -137,20 +137,20 @@ def kept_pixels(subject: Subject) -> Iterator[Check]:
         yield same_images(f"kept pixels, {where}", kept[where], kept[first], coarse=False)
 
 
-def _shuffled(source: Source | Pixels) -> list[Batch]:
+def _shuffled(source: ImageStream | DecodedImages) -> list[Batch]:
     return list(source.epoch(ODD_BATCH, seed=1, shuffle=True))
 
 
-def _keepers(source: Source) -> dict[str, Pixels]:
+def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
     """The ways to have decoded images on a device again and again."""
-    there = resident(source)
+    there = load_into_memory(source)
     here = there.images.cpu()
     rows, labels, ids = np.arange(len(source)), source.labels, source.ids
     copied = loaded(here.permute(0, 2, 3, 1), rows, source.device).permute(0, 3, 1, 2)
     return {
         "decoded on the device": there,
-        "copied to the device": Pixels(copied, labels, ids),
-        "left on the host": Pixels(here, labels, ids, device=source.device),
+        "copied to the device": DecodedImages(copied, labels, ids),
+        "left on the host": DecodedImages(here, labels, ids, device=source.device),
     }
 
 
@@ -190,7 +190,7 @@ def _nearly_equal(one: Batch, other: Batch) -> bool:
     return near and torch.equal(one.ids, other.ids) and torch.equal(one.labels, other.labels)
 
 
-def _encoded(subject: Subject) -> EncodedBatch:
+def _encoded(subject: Context) -> EncodedBatch:
     with ShardReader(subject.dataset) as reader:
         data = reader.read(subject.ids)
     sizes = (subject.dataset.ints(side)[subject.ids] for side in ("width", "height"))

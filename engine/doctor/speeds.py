@@ -15,9 +15,9 @@ from torch.nn.functional import cross_entropy
 from coreset.engine.artifacts.ledger import stopwatch
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
-from coreset.engine.data.images import Pixels
-from coreset.engine.data.stream import Source
-from coreset.engine.doctor.check import SIZE, Subject
+from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.doctor.check import SIZE, Context
 from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import build_network, placed
@@ -73,7 +73,7 @@ PASSES: Mapping[str, Sequence[Span]] = MappingProxyType(
 """What is projected: spans that follow one another."""
 
 
-def decoding(subject: Subject) -> Iterator[Check]:
+def decoding(subject: Context) -> Iterator[Check]:
     """Time reading and decoding, to where batches are handed over."""
     ids = np.resize(subject.ids, BATCHES_PER_EPOCH * subject.batch)
     with (
@@ -85,12 +85,12 @@ def decoding(subject: Subject) -> Iterator[Check]:
     yield _speed(DECODE, per_second, f"{SIZE} px, files of {mean_bytes / 1000:,.0f} kB")
 
 
-def _endless(source: Source, subject: Subject) -> Generator[Batch]:
+def _endless(source: ImageStream, subject: Context) -> Generator[Batch]:
     for epoch in count():
         yield from source.epoch(subject.batch, epoch=epoch, shuffle=True)
 
 
-def copying(subject: Subject) -> Iterator[Check]:
+def copying(subject: Context) -> Iterator[Check]:
     """Time the copy of kept pixels from the host's memory (pinned, for a GPU) to the device."""
     side = stored_side(SIZE)
     images = subject.pixels(Geometry(side)).images.cpu()
@@ -104,7 +104,7 @@ def copying(subject: Subject) -> Iterator[Check]:
     yield _speed(COPY, rate(step, subject), f"uint8, {side} px")
 
 
-def embedding(subject: Subject) -> Iterator[Check]:
+def embedding(subject: Context) -> Iterator[Check]:
     """Time the forward pass as `embed` computes it, in float32, on pixels on the device."""
     network = build_network("resnet18", IMAGENET_CLASSES, norm="batch", seed=0).eval()
     network = placed(network, subject.device, torch.channels_last)
@@ -118,7 +118,7 @@ def embedding(subject: Subject) -> Iterator[Check]:
     yield _speed(FORWARD, rate(step, subject), f"{SIZE} px, float32")
 
 
-def training(subject: Subject) -> Iterator[Check]:
+def training(subject: Context) -> Iterator[Check]:
     """Time the steps of `score`, crops included, on pixels on the device, not compiled."""
     pixels = subject.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
     n_classes = max(IMAGENET_CLASSES, len(subject.dataset.classes))
@@ -138,7 +138,7 @@ def training(subject: Subject) -> Iterator[Check]:
     yield _speed(TRAIN, rate(step, subject), f"{SIZE} px, {precision}, not compiled")
 
 
-def fast_training(subject: Subject, side: int) -> Iterator[Check]:
+def fast_training(subject: Context, side: int) -> Iterator[Check]:
     """Time the steps of the fast recipe at one side as `score` runs them: compiled on a GPU.
 
     There a second time with CUDA graphs, to see whether they help (``--compile graphs``).
@@ -152,11 +152,11 @@ def fast_training(subject: Subject, side: int) -> Iterator[Check]:
         yield _speed(name, rate(step, subject), f"batches of {batch}, {how}")
 
 
-def _fast_steps(subject: Subject, side: int, mode: CompileMode) -> tuple[Callable[[], int], int]:
+def _fast_steps(subject: Context, side: int, mode: CompileMode) -> tuple[Callable[[], int], int]:
     """A step and how many images it takes."""
     pixels = subject.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
     batch = min(FAST.batch, FAST_BATCHES[subject.device.type])
-    resident = Pixels(
+    resident = DecodedImages(
         pixels.images, np.resize(pixels.labels, batch), np.resize(pixels.ids, batch),
         rows=np.resize(np.arange(len(pixels)), batch),
     )  # fmt: skip
@@ -180,7 +180,7 @@ def _fast_steps(subject: Subject, side: int, mode: CompileMode) -> tuple[Callabl
     return step, batch
 
 
-def rate(step: Callable[[], int], subject: Subject) -> float:
+def rate(step: Callable[[], int], subject: Context) -> float:
     """Images per second of ``step``, which returns how many it did.
 
     Runs for ``subject.seconds``, and once at least; the call before, which allocates, is not timed.

@@ -23,14 +23,14 @@ from coreset.engine.artifacts.store import (
     feature_shape,
     read_features,
 )
-from coreset.engine.artifacts.writer import Work, making
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.progress import progress
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.files import digest_of, fsync_tree, write_atomically
 
 if TYPE_CHECKING:
-    from coreset.engine.data.stream import Source
+    from coreset.engine.data.stream import ImageStream
     from coreset.engine.models.backbones import Backbone
 
 PROGRESS_NAME = "rows.json"
@@ -138,7 +138,7 @@ def _cache_entry(config: dict[str, object]) -> Path:
 
 def embed(
     dataset: Dataset, spec: FeatureSpec, out: Path, ids: NDArray[np.int64] | None = None
-) -> Work:
+) -> ArtifactWriter:
     """Make the features artifact ``out``; an interrupted run continues at its last whole chunk.
 
     Features depend on the stored bytes alone, so the artifact binds to their content digest and
@@ -156,15 +156,17 @@ def embed(
         runtime=runtime_of(device),
         binds={"content": config["content"]},
     )
-    with making(out, provenance, device=str(device), resumable=True) as work:
+    with create_artifact(out, provenance, device=str(device), resumable=True) as work:
         if not work.done:
             _fill(work, dataset, spec, chosen)
     return work
 
 
-def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> None:
+def _fill(
+    work: ArtifactWriter, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]
+) -> None:
     from coreset.engine.data.geometry import Geometry
-    from coreset.engine.data.stream import Source
+    from coreset.engine.data.stream import ImageStream
     from coreset.engine.models.backbones import load_backbone
     from coreset.engine.runtime.device import resolve_device
 
@@ -182,7 +184,7 @@ def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64
         for first in range(done, len(ids), feature_chunk_rows(width)):
             part = ids[first : first + feature_chunk_rows(width)]
             blocks: list[NDArray[np.float16]] = []
-            with Source(
+            with ImageStream(
                 dataset,
                 Geometry(spec.size, None),
                 decoder=spec.decoder,
@@ -205,7 +207,7 @@ def _fill(work: Work, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64
 
 
 def _feature_blocks(
-    source: "Source", backbone: "Backbone", batch: int
+    source: "ImageStream", backbone: "Backbone", batch: int
 ) -> Iterator[NDArray[np.float16]]:
     import torch
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, locate
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set
@@ -248,7 +248,7 @@ def _scores_behind(
     directory = locate(condensed.path, "scores")
     if directory is None or Provenance.read(directory).digest != digest:
         raise UsageError(f"{directory} does not hold the scores of this set any more")
-    newest = Generations(directory).latest()
+    newest = Checkpoints(directory).latest()
     if newest is None:
         raise UsageError(f"{directory} holds no finished scores")
     rows = len(condensed.dataset)

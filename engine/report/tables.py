@@ -110,8 +110,8 @@ def markdown_bytes(table: Table) -> bytes:
 
 def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[Cell, ...]:
     setting = comparison.setting
-    leads = {other.method: (other, lead) for other, lead in comparison.others}
-    by_method = leads | {comparison.best.method: (comparison.best, None)}
+    is_main = {other.method: (other, lead) for other, lead in comparison.others}
+    by_method = is_main | {comparison.best.method: (comparison.best, None)}
     return (
         _text(setting.data),
         _text(setting.val, f"{setting.n_val:,} images"),

@@ -19,18 +19,18 @@ _FAILED = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class Distributed:
     """This process among ``world``."""
 
     rank: int = 0
     world: int = 1
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this process does what only one may do."""
         return self.rank == 0
 
-    def step(self, part: Callable[[], int]) -> list[int]:
+    def run_on_all(self, part: Callable[[], int]) -> list[int]:
         """Do this rank's part of a step, then wait for the others.
 
         Args:
@@ -57,15 +57,15 @@ class Ranks:
             )
         return words
 
-    def follow(self) -> list[int]:
+    def wait(self) -> list[int]:
         """Take part in a step in which this rank has nothing to do."""
-        return self.step(int)
+        return self.run_on_all(int)
 
     def any(self, mine: bool) -> bool:  # noqa: FBT001 - a vote
         """Whether any rank says so; every rank has to ask."""
-        return 1 in self.step(lambda: int(mine))
+        return 1 in self.run_on_all(lambda: int(mine))
 
-    def add_up(self, tensor: "Tensor") -> None:
+    def all_reduce(self, tensor: "Tensor") -> None:
         """Replace a tensor, on every rank, by its sum over all of them.
 
         Raises:
@@ -77,7 +77,7 @@ class Ranks:
             with _told_if_gone(self.world):
                 distributed.all_reduce(tensor)
 
-    def texts(self, mine: str) -> list[str]:
+    def all_gather_text(self, mine: str) -> list[str]:
         """The texts that all ranks give, in their order."""
         if self.world == 1:
             return [mine]
@@ -85,7 +85,7 @@ class Ranks:
         from torch import distributed
 
         data = mine.encode()
-        longest = max(self.step(lambda: len(data)))
+        longest = max(self.run_on_all(lambda: len(data)))
         padded = torch.tensor(list(data.ljust(longest)), dtype=torch.uint8)
         found = [torch.empty_like(padded) for _ in range(self.world)]
         with _told_if_gone(self.world):
@@ -104,7 +104,7 @@ class Ranks:
         return [int(one) for one in words]
 
 
-ALONE = Ranks()
+ALONE = Distributed()
 
 
 @contextmanager
@@ -118,7 +118,7 @@ def _told_if_gone(world: int) -> Generator[None]:
 
 
 @contextmanager
-def joined() -> Generator[Ranks]:
+def join() -> Generator[Distributed]:
     """Join the other processes of a torchrun job (``RANK``, ``WORLD_SIZE``); alone without one.
 
     Raises:
@@ -130,7 +130,7 @@ def joined() -> Generator[Ranks]:
             f"RANK must be in [0, WORLD_SIZE = {world}), got {rank}; start by torchrun"
         )
     if world == 1:
-        yield Ranks()
+        yield Distributed()
         return
     import torch
     from torch import distributed
@@ -144,7 +144,7 @@ def joined() -> Generator[Ranks]:
     # Words go through the host, tensors of a GPU from GPU to GPU.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield Ranks(rank, world)
+        yield Distributed(rank, world)
     finally:
         distributed.destroy_process_group()
 

@@ -6,7 +6,7 @@ import sys
 POLICY = "OMP_WAIT_POLICY"
 
 
-def sleep_while_waiting() -> None:
+def use_passive_wait() -> None:
     """Leave the cores to others, such as a decoder, between two parallel regions of torch.
 
     By default threads of libgomp wait busily for milliseconds, which is faster where nobody else

@@ -30,7 +30,7 @@ class Stop:
 
 
 @contextmanager
-def deferred_stop() -> Generator[Stop]:
+def defer_signals() -> Generator[Stop]:
     """Take note of SIGTERM and SIGUSR1 in the block instead of raising wherever it is.
 
     A signal that nobody acted on raises when the block has ended without an error.

@@ -18,7 +18,7 @@ _HEADER = ("min", "25 %", "median", "75 %", "max", "mean")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
+class Summary:
     """Quartiles and mean of the finite ones of some numbers; NaN where there are none."""
 
     n: int
@@ -33,12 +33,12 @@ class Spread:
     mean: float
 
     @staticmethod
-    def of(values: NDArray[Any]) -> "Spread":
+    def of(values: NDArray[Any]) -> "Summary":
         """Sum some numbers up; quartiles by linear interpolation."""
         finite = values[np.isfinite(values)].astype(np.float64)
         quartiles = np.percentile(finite, (0, 25, 50, 75, 100)) if finite.size else [math.nan] * 5
         low, lower, median, upper, high = (float(one) for one in quartiles)
-        return Spread(
+        return Summary(
             n=values.size,
             not_finite=values.size - finite.size,
             low=low,
@@ -67,7 +67,7 @@ class Spread:
 
 
 def spread_table(
-    first: str, second: str, rows: Mapping[str, tuple[str, Spread]]
+    first: str, second: str, rows: Mapping[str, tuple[str, Summary]]
 ) -> tuple[str, ...]:
     """Lines of a table: a name, something said of it, and the spread of its numbers."""
     header = (first, second, *(name.rjust(NUMBER_WIDTH) for name in _HEADER), "NaN")

@@ -30,7 +30,7 @@ ScoreNameOrNone: TypeAlias = Annotated[str | None, _ONE_OF_SCORES]
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Result:
     """What a verb says at its end."""
 
     lines: tuple[str, ...]
@@ -46,7 +46,7 @@ class Stage(Protocol):
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Do it."""
         ...
 

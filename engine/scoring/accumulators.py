@@ -12,7 +12,7 @@ from torch import Tensor
 from coreset.engine.artifacts.store import ROWS_PER_SCORE_CHUNK, RowWriter
 from coreset.engine.data.images import device_bytes
 from coreset.engine.runtime.progress import say
-from coreset.kernels.margins import Presented
+from coreset.kernels.margins import SampleStats
 from coreset.kernels.tdds import WINDOW_EPOCHS, Tdds, state_bytes
 from coreset.shards.errors import MachineError, UsageError
 
@@ -39,7 +39,7 @@ class MarginRecord:
     def begin_epoch(self, epoch: int) -> None:
         """Nothing to do: what is left of the last epoch was cleared at its end."""
 
-    def update(self, logits: Tensor, presented: Presented, ids: Tensor) -> None:  # noqa: ARG002 - one of several
+    def update(self, logits: Tensor, presented: SampleStats, ids: Tensor) -> None:  # noqa: ARG002 - one of several
         """Keep the margins of a batch."""
         self._margins[ids] = presented.probability_margin.half()
 
@@ -98,7 +98,7 @@ class TddsScore:
         """See ``Tdds.begin_epoch``."""
         self._tdds.begin_epoch(epoch)
 
-    def update(self, logits: Tensor, presented: Presented, ids: Tensor) -> None:  # noqa: ARG002 - one of several
+    def update(self, logits: Tensor, presented: SampleStats, ids: Tensor) -> None:  # noqa: ARG002 - one of several
         """See ``Tdds.update``."""
         self._tdds.update(logits, ids)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.shards.errors import DataError, StoreError
 from coreset.shards.format.documents import parse
@@ -86,13 +86,13 @@ def commit(
         write_atomically(directory / STATE_NAME, json_bytes(position.document()))
 
     give_back_memory()  # what a batch needs; safetensors copies everything first
-    Generations(scratch).commit(position.steps, write)
+    Checkpoints(scratch).commit(position.steps, write)
     give_back_memory()
 
 
 def last_commit(scratch: Path) -> tuple[Position, Path] | None:
     """The newest commit and where it lies, if there is any."""
-    newest = Generations(scratch).latest()
+    newest = Checkpoints(scratch).latest()
     return newest and (Position.read(newest[1]), newest[1])
 
 
@@ -134,7 +134,7 @@ def finish(
 
     if position.undecodable:
         write_atomically(scratch / UNDECODABLE_NAME, json_bytes(named(position.undecodable)))
-    Generations(scratch).commit(position.steps + 1, write)
+    Checkpoints(scratch).commit(position.steps + 1, write)
     is_finished(scratch)
 
 
@@ -142,7 +142,7 @@ def is_finished(scratch: Path) -> bool:
     """Whether `finish` got as far as its commit; then nothing else is left there."""
     from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME
 
-    generations = Generations(scratch)
+    generations = Checkpoints(scratch)
     newest = generations.latest()
     if newest is None or not (newest[1] / SCORES_NAME).exists():
         return False

@@ -15,13 +15,13 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Meter
-from coreset.engine.runtime.distributed import Ranks
+from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED_OOF
 from coreset.engine.scoring.proxy import Proxy
 from coreset.kernels.folds import held_out_logits
 from coreset.kernels.label_issues import class_thresholds, label_issues
-from coreset.kernels.margins import Presented, presentations
+from coreset.kernels.margins import SampleStats, per_sample_stats
 
 
 class OutOfFold:
@@ -30,7 +30,13 @@ class OutOfFold:
     name = "folds"
 
     def __init__(
-        self, proxy: Proxy, labels: NDArray[np.int64], n_classes: int, *, ranks: Ranks, meter: Meter
+        self,
+        proxy: Proxy,
+        labels: NDArray[np.int64],
+        n_classes: int,
+        *,
+        ranks: Distributed,
+        meter: Meter,
     ) -> None:
         """Begin; ``proxy`` has folds, ``labels`` are those of all samples, shape (n,)."""
         if proxy.folds is None:
@@ -45,7 +51,7 @@ class OutOfFold:
     def begin_epoch(self, epoch: int) -> None:
         """Nothing to do."""
 
-    def update(self, logits: Tensor, presented: Presented, ids: Tensor) -> None:
+    def update(self, logits: Tensor, presented: SampleStats, ids: Tensor) -> None:
         """Nothing to do: the training step trains all classifiers."""
 
     @torch.inference_mode()
@@ -54,7 +60,7 @@ class OutOfFold:
         loss = torch.zeros(1, dtype=torch.float64, device=self._folds.of_samples.device)
         for logits, labels, _ in self._held_out():
             loss += cross_entropy(logits, labels, reduction="sum")
-        self._ranks.add_up(loss)
+        self._ranks.all_reduce(loss)
         if loss.cpu()[0] < self._lowest:
             self._lowest = loss.cpu()[0]
             for name, one in self._folds.classifiers.state_dict().items():
@@ -86,18 +92,18 @@ class OutOfFold:
         found, issues = torch.zeros((n, 3), device=device), torch.zeros(n, device=device)
         with progress("score, out of fold", 2 * n) as bar:
             for logits, labels, ids in self._held_out():
-                presented = presentations(logits, labels)
+                presented = per_sample_stats(logits, labels)
                 columns = (presented.label_probability, presented.probability_margin)
                 found[ids] = torch.stack((*columns, logits.argmax(1).float()), dim=1)
                 bar.advance(min(len(ids) * self._ranks.world, n - bar.done))
-            self._ranks.add_up(found)
+            self._ranks.all_reduce(found)
             confidence, margin, predicted = found.cpu().numpy().T.copy()
             thresholds = class_thresholds(confidence, self._given, self._n_classes)
             thresholds_c = torch.from_numpy(thresholds).to(device)
             for logits, labels, ids in self._held_out():
                 issues[ids] = label_issues(logits.softmax(1), labels, thresholds_c).float()
                 bar.advance(min(len(ids) * self._ranks.world, 2 * n - bar.done))
-            self._ranks.add_up(issues)
+            self._ranks.all_reduce(issues)
         return {
             "confidence_oof": confidence,
             "margin_oof": margin,

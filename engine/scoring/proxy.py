@@ -29,14 +29,14 @@ from torch import Tensor, nn
 
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
-from coreset.engine.data.image_cache import open_pixels
-from coreset.engine.data.images import Pixels, crop_rows, epochs_source
+from coreset.engine.data.image_cache import open_cache
+from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows
 from coreset.engine.data.order import PADDING, batches_of, epoch_ids
-from coreset.engine.data.stream import Source
+from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.models.networks import LinearHead, build_network, memory_format_for, placed
-from coreset.engine.runtime.distributed import ALONE, Ranks
+from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores
 from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.training.trainer import Examples
@@ -101,36 +101,36 @@ def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:
     return min(size, max(start_size, 32 * round(linear / 32)))
 
 
-def squares(
+def training_images(
     dataset: Dataset, size: int, device: torch.device, *, decoder: str, exact: bool, workers: int
-) -> Source | Pixels:
+) -> ImageStream | DecodedImages:
     """Images to take crops of ``size`` from: decoded into memory if they fit, else at each epoch.
 
     Those that cannot be decoded are left out.
     """
     side = stored_side(size)
-    source = Source(
+    source = ImageStream(
         dataset,
         Geometry(side, side),
         decoder=decoder,
         device=device.type,
         workers=workers,
         exact=exact,
-        tolerant=True,
+        skip_damaged=True,
     )
-    pixels = epochs_source(source)
+    pixels = cache_if_fits(source)
     if pixels is not source:
         source.close()
     return pixels
 
 
-def stored_squares(path: Path, dataset: Dataset, size: int, device: torch.device) -> Pixels:
+def cached_images(path: Path, dataset: Dataset, size: int, device: torch.device) -> DecodedImages:
     """Images to take crops of ``size`` from, as ``coreset decode`` left them in ``path``.
 
     Raises:
         UsageError: They are smaller than the crops, or of another data set.
     """
-    pixels = open_pixels(path, dataset, device=device.type)
+    pixels = open_cache(path, dataset, device=device.type)
     if pixels.size < size:
         raise UsageError(
             f"size must be at most {pixels.size} (side of the images in {path}), got {size}; "
@@ -140,7 +140,7 @@ def stored_squares(path: Path, dataset: Dataset, size: int, device: torch.device
 
 
 def convolutional_proxy(
-    source: Source | Pixels,
+    source: ImageStream | DecodedImages,
     n_classes: int,
     *,
     size: int,
@@ -150,7 +150,7 @@ def convolutional_proxy(
     device: torch.device,
     epochs: int = 1,
     start_size: int = 0,
-    ranks: Ranks = ALONE,
+    ranks: Distributed = ALONE,
 ) -> Proxy:
     """ResNet-18 on random crops of ``source``, whose images have at least side ``size``.
 
@@ -197,7 +197,7 @@ def convolutional_proxy(
             images = part.images[..., edge : edge + size, edge : edge + size]
             yield on_device(part, images.to(device, non_blocking=True))
 
-    streamed = isinstance(source, Source)
+    streamed = isinstance(source, ImageStream)
     return Proxy(network, examples, originals, source.undecodable, streamed)
 
 
@@ -220,10 +220,10 @@ def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> 
         return resized_crops(images.to(device, non_blocking=True), boxes, side)
     top, left, height, width = boxes.unbind(dim=1)
     regions = torch.stack((left, top, left + width, top + height), dim=1).numpy()
-    squares = images.permute(0, 2, 3, 1).contiguous().numpy()
-    crops = np.empty((len(squares), side, side, 3), np.uint8)
-    rows = np.arange(len(squares))
-    crop_rows(squares, rows, regions, crops, workers=available_cores())
+    training_images = images.permute(0, 2, 3, 1).contiguous().numpy()
+    crops = np.empty((len(training_images), side, side, 3), np.uint8)
+    rows = np.arange(len(training_images))
+    crop_rows(training_images, rows, regions, crops, workers=available_cores())
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
@@ -248,7 +248,7 @@ def linear_proxy(
     seed: int,
     device: torch.device,
     n_folds: int = 0,
-    ranks: Ranks = ALONE,
+    ranks: Distributed = ALONE,
 ) -> Proxy:
     """Linear classifier on features that are standardised by column, and one more per fold."""
     labels_n = torch.from_numpy(labels).to(device)

@@ -14,15 +14,15 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Meter, Stopwatch, stopwatch
 from coreset.engine.runtime.device import half_precision
-from coreset.engine.runtime.distributed import Ranks
+from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.runtime.progress import Progress, progress
-from coreset.engine.runtime.signals import Stop, deferred_stop
+from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.scoring.checkpoint import PREDICTED, Position, commit, last_commit, part_of
 from coreset.engine.scoring.proxy import Proxy
 from coreset.engine.training.trainer import Trainer
-from coreset.kernels.dynamics import Dynamics, FirstNonFinite
+from coreset.kernels.dynamics import Dynamics, NonFiniteGuard
 from coreset.kernels.folds import loss_of_folds
-from coreset.kernels.margins import Presented, presentations
+from coreset.kernels.margins import SampleStats, per_sample_stats
 from coreset.shards.errors import DataError
 
 COMMIT_EVERY_SECONDS = 30.0
@@ -50,7 +50,7 @@ class Extra(Protocol):
         """Before the first batch of an epoch, or of what is left of it."""
         ...
 
-    def update(self, logits: Tensor, presented: Presented, ids: Tensor) -> None:
+    def update(self, logits: Tensor, presented: SampleStats, ids: Tensor) -> None:
         """After each step."""
         ...
 
@@ -85,14 +85,14 @@ class ScorePass:
     n_classes: int
     scratch: Path
     meter: Meter
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Distributed = field(default_factory=Distributed)
     position: Position = field(default_factory=Position)
-    _guard: FirstNonFinite = field(init=False)
+    _guard: NonFiniteGuard = field(init=False)
     _losses: float = 0.0
     _since_commit: Stopwatch = field(default_factory=stopwatch)
 
     def __post_init__(self) -> None:
-        self._guard = FirstNonFinite(self.batch, self.trainer.device)
+        self._guard = NonFiniteGuard(self.batch, self.trainer.device)
 
     def scores(self) -> dict[str, NDArray[Any]]:
         """All scores of the pass, float32 of shape (n,), at its end; of the leading process."""
@@ -114,7 +114,7 @@ class ScorePass:
         self.position, directory = found
         self.trainer.load(directory, self.position.steps)
         state = part_of(directory, _DYNAMICS)
-        self.dynamics.load_state(state, self.position.epoch, leads=self.ranks.leads)
+        self.dynamics.load_state(state, self.position.epoch, is_main=self.ranks.is_main)
         for extra in self.extras:
             extra.load_state(part_of(directory, extra.name), self.position.epoch)
         self.proxy.undecodable.update(self.position.undecodable)
@@ -126,7 +126,7 @@ class ScorePass:
             InterruptedRunError: A signal asked to stop; everything so far is committed.
             DataError: The training diverged, or samples were not seen once per epoch.
         """
-        with deferred_stop() as stop, progress("score", self.epochs * self.n) as bar:
+        with defer_signals() as stop, progress("score", self.epochs * self.n) as bar:
             bar.resume(min(self.epochs * self.n, self.position.epoch * self.n + self._done))
             while self.position.epoch < self.epochs:
                 self._epoch(stop, bar)
@@ -197,12 +197,12 @@ class ScorePass:
         if all_done or (self.ranks.world > 1 and self.position.batch % BATCHES_PER_VOTE):
             return False
         overdue = self._since_commit.seconds >= COMMIT_WITHIN_SECONDS
-        return self.ranks.any(stop.asked or (self.ranks.leads and overdue))
+        return self.ranks.any(stop.asked or (self.ranks.is_main and overdue))
 
     def _commit_midway(self, stop: Stop) -> None:
-        self.ranks.step(self._check_losses)
+        self.ranks.run_on_all(self._check_losses)
         ranks = self.ranks
-        self.dynamics.collect(self.position.epoch, ranks.add_up, leads=ranks.leads)
+        self.dynamics.collect(self.position.epoch, ranks.all_reduce, is_main=ranks.is_main)
         self.share_undecodable()
         self._commit()
         if ranks.any(stop.asked):
@@ -210,13 +210,13 @@ class ScorePass:
 
     def _end_epoch(self) -> None:
         epoch, ranks = self.position.epoch, self.ranks
-        ranks.step(self._check_losses)
-        self.dynamics.end_epoch(epoch, ranks.add_up, leads=ranks.leads)
+        ranks.run_on_all(self._check_losses)
+        self.dynamics.end_epoch(epoch, ranks.all_reduce, is_main=ranks.is_main)
         for extra in self.extras:
             extra.end_epoch(epoch)
         self.position.epoch, self.position.batch = epoch + 1, 0
         self.share_undecodable()
-        ranks.step(self._check_epoch)
+        ranks.run_on_all(self._check_epoch)
 
     def _check_losses(self) -> int:
         """Refuse a loss that is not finite; every rank looks at its own."""
@@ -234,7 +234,7 @@ class ScorePass:
 
     def _check_epoch(self) -> int:
         """Refuse an epoch that missed a sample or learned nothing; the leading rank knows."""
-        if not self.ranks.leads:
+        if not self.ranks.is_main:
             return 0
         missed = self.dynamics.visits() != self.position.epoch
         missed[list(self.proxy.undecodable)] = False
@@ -260,13 +260,13 @@ class ScorePass:
         from json import dumps, loads
 
         lost = self.proxy.undecodable
-        for text in self.ranks.texts(dumps(lost)):
+        for text in self.ranks.all_gather_text(dumps(lost)):
             lost.update({int(sample): reason for sample, reason in loads(text).items()})
         self.position.undecodable = dict(lost)
 
     def _commit(self) -> None:
         self.position.steps = self.trainer.steps
-        if self.ranks.leads:
+        if self.ranks.is_main:
             extras = {extra.name: extra.state() for extra in self.extras}
             states = {_DYNAMICS: self.dynamics.state(), **extras}
             commit(self.scratch, self.position, self.trainer, states)
@@ -276,7 +276,7 @@ class ScorePass:
 
 @torch.inference_mode()
 def final_scores(
-    proxy: Proxy, trainer: Trainer, n: int, *, n_classes: int, ranks: Ranks, meter: Meter
+    proxy: Proxy, trainer: Trainer, n: int, *, n_classes: int, ranks: Distributed, meter: Meter
 ) -> dict[str, NDArray[np.float32] | NDArray[np.int32]]:
     """Evaluate the proxy on all images without augmentation.
 
@@ -302,12 +302,12 @@ def final_scores(
         for inputs, labels, ids in proxy.originals():
             with half_precision(trainer.device):
                 logits = trainer.network(inputs)[:, :n_classes].float()
-            presented = presentations(logits, labels)
+            presented = per_sample_stats(logits, labels)
             columns = (presented.loss, presented.entropy, logits.argmax(1).float())
             found[ids] = torch.stack((torch.ones_like(presented.loss), *columns), dim=1)
             meter.images += len(ids)
             bar.advance(min(len(ids) * ranks.world, n - bar.done))
-    ranks.add_up(found)
+    ranks.all_reduce(found)
     seen, loss, entropy, predicted = found.cpu().numpy().T
     absent = np.where(seen > 0, np.float32(0), np.float32(np.nan))
     return {

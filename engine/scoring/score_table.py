@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Generations
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.origin import open_source, require_same_data
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
@@ -30,7 +30,7 @@ USUAL_IPC = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
+class ScoreTable:
     """A finished scores artifact with its data set; columns are in memory, 60 bytes a sample."""
 
     path: Path
@@ -41,7 +41,7 @@ class Scored:
     """Samples that nobody could train on, and why; their values mean nothing."""
 
     @staticmethod
-    def open(path: Path, data: Path | None = None) -> "Scored":
+    def open(path: Path, data: Path | None = None) -> "ScoreTable":
         """Read the newest undamaged commit of ``path`` and open the data set behind it.
 
         Args:
@@ -56,11 +56,11 @@ class Scored:
         identity = identity_of(path)
         dataset = open_source(path, data)
         require_same_data(dataset, identity, f"the scores {path}")
-        newest = Generations(path).latest()
+        newest = Checkpoints(path).latest()
         if newest is None:
             raise UsageError(f"{path} holds no finished scores; run `coreset score` again")
         columns = read_columns(newest[1] / SCORES_NAME, rows=len(dataset))
-        return Scored(
+        return ScoreTable(
             path=path,
             dataset=dataset,
             columns=columns,

@@ -10,15 +10,15 @@ import torch
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.models.feature_rows import feature_rows
 from coreset.engine.models.features import FeatureSpec, cached_features, feature_store
-from coreset.engine.runtime.distributed import Ranks
+from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.scoring.accumulators import MarginRecord, TddsScore, require_room_for_tdds
 from coreset.engine.scoring.out_of_fold import OutOfFold
 from coreset.engine.scoring.proxy import (
     Proxy,
+    cached_images,
     convolutional_proxy,
     linear_proxy,
-    squares,
-    stored_squares,
+    training_images,
 )
 from coreset.engine.scoring.recipes import Recipe
 from coreset.engine.scoring.run import Extra, ScorePass
@@ -35,8 +35,8 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
-    from coreset.engine.data.images import Pixels
-    from coreset.engine.data.stream import Source
+    from coreset.engine.data.images import DecodedImages
+    from coreset.engine.data.stream import ImageStream
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Setup:
     compile: CompileMode
     seed: int
     device: torch.device
-    ranks: Ranks
+    ranks: Distributed
 
     def check(self) -> None:
         """Refuse, before anything is made, what cannot be done with this data set on this machine.
@@ -125,8 +125,8 @@ class Setup:
             return 0
 
         # What the leading rank leaves in scratch, the others find there.
-        for makes in (self.ranks.leads, not self.ranks.leads):
-            self.ranks.step(make if makes else int)
+        for makes in (self.ranks.is_main, not self.ranks.is_main):
+            self.ranks.run_on_all(make if makes else int)
         if made[0].streamed:
             meter.notes["streamed"] = True
         one = ScorePass(
@@ -171,11 +171,11 @@ class Setup:
             ranks=self.ranks,
         )
 
-    def _images(self) -> "Source | Pixels":
+    def _images(self) -> "ImageStream | DecodedImages":
         if self.pixels is not None:
-            return stored_squares(self.pixels, self.dataset, self.recipe.size, self.device)
+            return cached_images(self.pixels, self.dataset, self.recipe.size, self.device)
         decoding = self.features
-        return squares(
+        return training_images(
             self.dataset,
             self.recipe.size,
             self.device,

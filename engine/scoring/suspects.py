@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.runtime.spreads import NUMBER_WIDTH, decimals
 from coreset.engine.runtime.tables import aligned
-from coreset.engine.scoring.score_table import Scored
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically
 from coreset.shards.tables.csv_cells import csv_table
@@ -55,7 +55,7 @@ class Suspect:
     """Whether confident learning takes the label for wrong; None without folds."""
 
 
-def best_score(scored: Scored) -> str:
+def best_score(scored: ScoreTable) -> str:
     """Name the stored score that finds wrong labels best.
 
     Raises:
@@ -71,7 +71,7 @@ def best_score(scored: Scored) -> str:
 
 
 def find_suspects(
-    scored: Scored, score: str, top: int, *, per_class: bool = False
+    scored: ScoreTable, score: str, top: int, *, per_class: bool = False
 ) -> list[Suspect]:
     """The ``top`` images at the hard end of a score, hardest first; equals by sample id.
 
@@ -105,7 +105,7 @@ def _place_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _described(
-    scored: Scored, score: str, ids: NDArray[np.int64], shares: NDArray[np.float64]
+    scored: ScoreTable, score: str, ids: NDArray[np.int64], shares: NDArray[np.float64]
 ) -> list[Suspect]:
     dataset, unknown = scored.dataset, [None] * ids.size
     given, predicted = dataset.labels[ids], scored.predicted

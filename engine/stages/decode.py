@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import Work, making
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.stage import (
     DataPath,
     DecoderChoice,
-    Outcome,
     PixelsPath,
+    Result,
     require_at_least,
     shaping_fields,
 )
@@ -57,7 +57,7 @@ class Decode:
     def __post_init__(self) -> None:
         require_at_least("size", self.size, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Open the data set, check the disk, decode chunk by chunk, publish the pixels.
 
         Raises:
@@ -65,7 +65,7 @@ class Decode:
             ManifestError: Too many images cannot be decoded.
             MachineError: The disk has no room for the pixels, or a decoder is missing.
         """
-        from coreset.engine.data.decoders.choose import choose_decoder, reason_for
+        from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
         from coreset.engine.data.image_cache import PixelsIndex
         from coreset.engine.runtime.device import resolve_device
 
@@ -87,12 +87,12 @@ class Decode:
         )
         if not self.pixels.exists():
             self._require_space(PixelsIndex.of(len(dataset), self._geometry).n_bytes)
-        with making(
+        with create_artifact(
             self.pixels, provenance, inputs=[self.data], device=device, resumable=True
         ) as work:
             if not work.done:
                 self._decode(work, dataset, device)
-        return self._outcome(work, reason_for(chosen, device))
+        return self._outcome(work, decoder_reason(chosen, device))
 
     @property
     def _geometry(self) -> "Geometry":
@@ -114,20 +114,20 @@ class Decode:
                 "free some space, or choose a smaller --size or another output"
             )
 
-    def _decode(self, work: Work, dataset: Dataset, device: str) -> None:
-        from coreset.engine.data.image_cache import INDEX_NAME, begun, write_pixels
-        from coreset.engine.data.stream import Source
+    def _decode(self, work: ArtifactWriter, dataset: Dataset, device: str) -> None:
+        from coreset.engine.data.image_cache import INDEX_NAME, begun, write_cache
+        from coreset.engine.data.stream import ImageStream
 
         stored_bytes, before = dataset.ints("bytes"), begun(work.scratch)
         with (
-            Source(
+            ImageStream(
                 dataset,
                 self._geometry,
                 decoder=self.decoder,
                 device=device,
                 workers=self.workers,
                 exact=self.decoder_exact,
-                tolerant=True,
+                skip_damaged=True,
             ) as source,
             progress("decode", len(dataset)) as bar,
         ):
@@ -140,12 +140,12 @@ class Decode:
                 work.meter.checkpoint(work.scratch)
                 bar.advance(n, undecodable=len(source.undecodable))
 
-            index = write_pixels(source, work.scratch, on_chunk)
+            index = write_cache(source, work.scratch, on_chunk)
         work.meter.notes["undecodable"] = len(index.undecodable)
         # It holds the digest of every chunk: no need to read them all again.
         work.provenance = replace(work.provenance, digest=sha256_of_file(work.scratch / INDEX_NAME))
 
-    def _outcome(self, work: Work, reason: str) -> Outcome:
+    def _outcome(self, work: ArtifactWriter, reason: str) -> Result:
         from coreset.engine.data.image_cache import INDEX_NAME, PixelsIndex
 
         listed = self.pixels / INDEX_NAME
@@ -155,7 +155,7 @@ class Decode:
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         what = f"{self.size} x {self.size}, {readable_bytes(index.n_bytes)}"
         crops = round(self.size * 7 / 8)  # the side that score would decode to itself
-        return Outcome(
+        return Result(
             (
                 reason,
                 f"pixels of {index.n_samples:,} images ({what}) {how}: {self.pixels}",

@@ -19,7 +19,7 @@ from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_st
 from coreset.engine.report.sets import Row, catalogue
 from coreset.engine.report.verdict import plus_minus, verdicts
 from coreset.engine.runtime.progress import say
-from coreset.engine.runtime.stage import Outcome, Stage, require_at_least
+from coreset.engine.runtime.stage import Result, Stage, require_at_least
 from coreset.shards.format.files import new_directory, temporary_name
 
 IPC = 10
@@ -48,7 +48,7 @@ class Demo:
         require_at_least("epochs", self.epochs, 1)
         require_at_least("repeats", self.repeats, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Write the digits as PNG files, run every verb on them, tell what came out."""
         require_output(self.out)
         write_digits(self.out / "images")
@@ -99,7 +99,7 @@ class Demo:
             repeats=self.repeats,
         )
 
-    def _outcome(self, stamp: str) -> Outcome:
+    def _outcome(self, stamp: str) -> Result:
         rows = [
             row
             for row in Results(self.out / "results").rows(STUDENTS)
@@ -119,7 +119,7 @@ class Demo:
             lines.append(f"{method:<10} {spread:>14} {cost:>16.1f}")
         of = f"{self.repeats} students, mean +- sample deviation"
         title = f"{IPC} digits per class, {stamp}, best top-1 of {of}:"
-        return Outcome(
+        return Result(
             (
                 "",
                 title,

@@ -9,7 +9,7 @@ from coreset.engine.runtime.stage import (
     DataPath,
     DecoderChoice,
     FeaturesPath,
-    Outcome,
+    Result,
     require_at_least,
 )
 from coreset.shards.format.dataset import Dataset
@@ -51,9 +51,9 @@ class Embed:
         require_at_least("size", self.size, 8)
         require_at_least("batch", self.batch, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Open the data set, run the backbone over it, publish the store."""
-        from coreset.engine.data.decoders.choose import told_choice
+        from coreset.engine.data.decoders.choose import decoder_notice
         from coreset.engine.models.backbones import choose_backbone, told_backbone
         from coreset.engine.runtime.device import resolve_device
 
@@ -74,9 +74,9 @@ class Embed:
         remember(self.features, dataset, spec)
         same = f"--backbone {backbone}" + (f" --size {self.size}" if self.size != 224 else "")
         verb = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        return Outcome(
+        return Result(
             (
-                *told_choice(self.decoder, device, exact=self.decoder_exact),
+                *decoder_notice(self.decoder, device, exact=self.decoder_exact),
                 *told_backbone(self.backbone, self.weights),
                 f"features of {len(dataset):,} images ({backbone}) {verb}: {self.features}",
                 f"next: coreset score {self.data} SCORES --proxy linear {same}",

@@ -14,7 +14,7 @@ from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.runtime.stage import (
     DecoderChoice,
-    Outcome,
+    Result,
     ResultsPath,
     SetPath,
     ValPath,
@@ -70,7 +70,7 @@ class Measure:
         require_at_least("size", self.size, 8)
         require_at_least("batch", self.batch, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Get the features of set and reference, measure class by class, append the rows."""
         from coreset.engine.models.backbones import (
             AUTO,
@@ -153,7 +153,7 @@ class Measure:
         means = measured.means().items()
         return {short: None if math.isnan(value) else value for short, value in means}
 
-    def _outcome(self, results: Results, keys: set[str]) -> Outcome:
+    def _outcome(self, results: Results, keys: set[str]) -> Result:
         rows: list[dict[str, Any]] = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
         shown = ", ".join(
@@ -161,7 +161,7 @@ class Measure:
             for name, value in values.items()
         )
         what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
-        return Outcome(
+        return Result(
             (
                 f"{what}: {shown}: {self.results}",
                 f"next: coreset report {self.results} report.html",

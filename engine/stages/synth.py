@@ -6,9 +6,9 @@ from typing import Literal
 
 from coreset.engine.artifacts.pack_inputs import Account, bound
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import Work, making
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Outcome, require_at_least, shaping_fields
+from coreset.engine.runtime.stage import DataPath, Result, require_at_least, shaping_fields
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
@@ -57,7 +57,7 @@ class Synth:
         if self.size != "imagenet" and not self.size.isdecimal():
             raise UsageError(f"size must be imagenet or a number of pixels, got {self.size}")
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Generate and pack in threads, write the truth in id order, publish.
 
         Raises:
@@ -68,7 +68,7 @@ class Synth:
         provenance = Provenance(
             kind="dataset", stage="synth", config=shaping_fields(self, without=("workers",))
         )
-        with making(self.data, provenance, resumable=True) as work:
+        with create_artifact(self.data, provenance, resumable=True) as work:
             if not work.done:
                 self._fill(work, synthetic)
         manifest = Manifest.read(self.data)
@@ -76,7 +76,7 @@ class Synth:
         per_core = "" if work.done else f", {self._per_core(work):,.0f} images/s per core"
         made = f"{manifest.n_samples:,} images of {len(manifest.classes):,} classes {how}{per_core}"
         place = f"{self.data} (truth: {self.data / TRUTH_NAME})"
-        return Outcome(
+        return Result(
             (f"{made}: {place}", f"next: coreset score {self.data} SCORES"),
             {"data": str(self.data), "samples": manifest.n_samples},
         )
@@ -92,10 +92,10 @@ class Synth:
             size=size,
         )
 
-    def _per_core(self, work: Work) -> float:
+    def _per_core(self, work: ArtifactWriter) -> float:
         return work.meter.images / work.meter.wall_seconds / thread_count(self.workers)
 
-    def _fill(self, work: Work, synthetic: Synthetic) -> None:
+    def _fill(self, work: ArtifactWriter, synthetic: Synthetic) -> None:
         source = synthetic_source(synthetic).in_order("shuffled", self.seed)
         plan = Plan(
             source=source,

@@ -18,7 +18,7 @@ from coreset.engine.evaluation.results import (
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.stage import (
     DecoderChoice,
-    Outcome,
+    Result,
     ResultsPath,
     SetPath,
     ValPath,
@@ -87,7 +87,7 @@ class Train:
             if value is not None:
                 require_at_least(name, value, least)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
         from coreset.engine.evaluation.protocols.hard import HardLabels
         from coreset.engine.runtime.device import resolve_device, runtime_of
@@ -151,11 +151,11 @@ class Train:
     ) -> "tuple[EpochSource, EpochSource]":
         """The set, resident on the device; the validation images, resident if they fit."""
         from coreset.engine.data.geometry import Geometry
-        from coreset.engine.data.images import epochs_source, resident
-        from coreset.engine.data.stream import Source
+        from coreset.engine.data.images import cache_if_fits, load_into_memory
+        from coreset.engine.data.stream import ImageStream
 
         geometry = Geometry(protocol.size, protocol.size)
-        chosen = Source(
+        chosen = ImageStream(
             condensed.dataset,
             geometry,
             decoder=self.decoder,
@@ -165,8 +165,8 @@ class Train:
             ids=condensed.ids,
         )
         with chosen:
-            train_pixels = resident(chosen)
-        validation = Source(
+            train_pixels = load_into_memory(chosen)
+        validation = ImageStream(
             val,
             geometry,
             decoder=self.decoder,
@@ -174,7 +174,7 @@ class Train:
             device=device.type,
             workers=self.workers,
         )
-        val_pixels = epochs_source(validation)
+        val_pixels = cache_if_fits(validation)
         if val_pixels is not validation:
             validation.close()
         return train_pixels, val_pixels
@@ -204,7 +204,7 @@ class Train:
 
     def _outcome(
         self, results: Results, keys: set[str], stamp: str, n_new: int, note: str
-    ) -> Outcome:
+    ) -> Result:
         import numpy as np
 
         from coreset.engine.report.results import sample_std
@@ -217,7 +217,7 @@ class Train:
         spread = plus_minus(float(np.mean(best)), sample_std(best), "+-")
         accuracy = f"top-1 {spread} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
-        return Outcome(
+        return Result(
             (
                 *filter(None, [note]),
                 f"{what}: {accuracy} ({count}): {self.results}",

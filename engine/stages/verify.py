@@ -9,7 +9,7 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.pack_inputs import Account, plan_again
 from coreset.engine.artifacts.writer import lock, output_folder, require_output
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Outcome
+from coreset.engine.runtime.stage import DataPath, Result
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_directory
@@ -65,7 +65,7 @@ class Verify:
         if self.src is not None and not self.repair:
             raise UsageError("src is used by --repair only; name the shard to build again")
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Mend what is to be mended, check, look for images that occur twice.
 
         Raises:
@@ -82,7 +82,7 @@ class Verify:
         facts = {"data": str(self.data), "samples": whole.n_samples}
         if not self.fast:
             lines += self._twice()
-        return Outcome(tuple(lines), facts)
+        return Result(tuple(lines), facts)
 
     @property
     def _depth(self) -> Depth:

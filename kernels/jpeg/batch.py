@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg.ffi import address_of, call, next_number, returned
+from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, setjmp
 from coreset.kernels.jpeg.libjpeg import (
     BUFFER,
     MOST_ADDED,
@@ -47,7 +47,7 @@ Pixels: TypeAlias = NDArray[Any]
 """uint8 where nothing is to be normalised, or float32."""
 
 
-class Squares(NamedTuple):
+class CropBatch(NamedTuple):
     """Files of a batch, and where the square of each lies: int64 of shape (b,)."""
 
     descriptors: NDArray[np.int64]
@@ -64,7 +64,7 @@ class Squares(NamedTuple):
     tops: NDArray[np.int64]
 
 
-class Turns(NamedTuple):
+class WorkQueue(NamedTuple):
     """What the threads at a batch share."""
 
     taken: NDArray[np.int64]
@@ -92,8 +92,8 @@ class BatchDecoder:
 
     def decode(
         self,
-        squares: Squares,
-        turns: Turns,
+        squares: CropBatch,
+        turns: WorkQueue,
         out: Pixels,
         factors: NDArray[np.float32] | None = None,
         *,
@@ -159,8 +159,8 @@ def _streams(out: Pixels, size: int) -> bool:
 def _decode_batch(  # noqa: PLR0917 - of a kernel; Numba cannot leave out what is None in a tuple
     jpeg: Functions,
     pread: int,
-    squares: Squares,
-    turns: Turns,
+    squares: CropBatch,
+    turns: WorkQueue,
     how: _How,
     out: Pixels,
     factors: NDArray[np.float32] | None,
@@ -169,7 +169,7 @@ def _decode_batch(  # noqa: PLR0917 - of a kernel; Numba cannot leave out what i
     """See `BatchDecoder.decode`."""
     factors_at = None if factors is None else address_of(factors)
     while True:
-        at = next_number(turns.taken)
+        at = fetch_add(turns.taken)
         if at >= turns.done.size:
             break
         address, n_bytes = int(squares.starts[at]), int(squares.lengths[at])
@@ -177,7 +177,7 @@ def _decode_batch(  # noqa: PLR0917 - of a kernel; Numba cannot leave out what i
             continue
         if squares.descriptors[at] != IN_MEMORY:
             start, address = address, address_of(memory.encoded)
-            if call(pread, (squares.descriptors[at], address, n_bytes, start)) != n_bytes:
+            if call_c(pread, (squares.descriptors[at], address, n_bytes, start)) != n_bytes:
                 continue
         width, height = int(squares.widths[at]), int(squares.heights[at])
         left, top = int(squares.lefts[at]), int(squares.tops[at])
@@ -192,7 +192,7 @@ def _decode_one(
     jpeg: Functions, square: _Square, how: _How, places: _Places, factors: int | None
 ) -> bool:
     """Whether it was decoded; every error of libjpeg comes back to the first line."""
-    if returned(places.libjpeg + BUFFER):
+    if setjmp(places.libjpeg + BUFFER):
         destroy(jpeg, places.libjpeg)
         return False
     read_header(jpeg, square.data, places.libjpeg)
@@ -201,9 +201,9 @@ def _decode_one(
         begin(jpeg, how.coarse, places.libjpeg)
         good = _decode_rows(jpeg, square, how, places, factors)
         if good and square.top + how.size == square.height:
-            call(jpeg.jpeg_finish_decompress, (places.libjpeg,))  # notices a missing end
+            call_c(jpeg.jpeg_finish_decompress, (places.libjpeg,))  # notices a missing end
         good = good and not warned(places.libjpeg)
-    call(jpeg.jpeg_abort_decompress, (places.libjpeg,))
+    call_c(jpeg.jpeg_abort_decompress, (places.libjpeg,))
     return good
 
 
@@ -217,7 +217,7 @@ def _decode_rows(
         first, n_columns = crop(jpeg, square.left, square.left + how.size, places.libjpeg)
         if not 0 < n_columns <= how.size + MOST_ADDED:
             return False
-    call(jpeg.jpeg_skip_scanlines, (places.libjpeg, square.top))
+    call_c(jpeg.jpeg_skip_scanlines, (places.libjpeg, square.top))
     direct = factors is None and not how.stream and n_columns == how.size
     for top in range(0, how.size, _ROWS_AT_ONCE):
         n_rows = min(how.size - top, _ROWS_AT_ONCE)

@@ -2,7 +2,7 @@
 
 Numba counts the references of arrays, and releases each after its last use. A ``longjmp`` comes
 back to where a reference may already have been released, and releases it a second time. So a
-kernel that calls `returned`, and every function between it and the function that jumps, takes and
+kernel that calls `setjmp`, and every function between it and the function that jumps, takes and
 holds only numbers, addresses and tuples of them: memory is read and written by `load_at` and
 `store_at`. A test looks for counted references in the compiled code.
 """
@@ -25,7 +25,7 @@ _POINTER, _VOID = _BYTE.as_pointer(), ir.VoidType()
 
 
 @instruction
-def call(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
+def call_c(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
     """Call the function at an address with a tuple of addresses and whole numbers.
 
     Returns:
@@ -46,7 +46,7 @@ def call(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
 
 
 @instruction
-def returned(_typing: Untyped, _buffer: Untyped) -> Untyped:
+def setjmp(_typing: Untyped, _buffer: Untyped) -> Untyped:
     """C's ``setjmp``: false now, and true when a jump to the buffer at this address comes back.
 
     The calling kernel must hold no arrays (see above), nor use then what it changed in between.
@@ -94,7 +94,7 @@ def store_at(_typing: Untyped, _address: Untyped, number: Untyped) -> Untyped:
 
 
 @instruction
-def next_number(_typing: Untyped, counter: Untyped) -> Untyped:
+def fetch_add(_typing: Untyped, counter: Untyped) -> Untyped:
     """Add 1 to the only number of an int64 array and return what it was, one thread at a time."""
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
@@ -105,7 +105,7 @@ def next_number(_typing: Untyped, counter: Untyped) -> Untyped:
 
 
 @instruction
-def jump(_typing: Untyped) -> Untyped:
+def longjmp_address(_typing: Untyped) -> Untyped:
     """Address of ``void f(void **p)``, C's ``longjmp`` to the buffer at ``p[3]``."""
 
     def fill(builder: Untyped, function: Untyped) -> None:
@@ -119,7 +119,7 @@ def jump(_typing: Untyped) -> Untyped:
 
 
 @instruction
-def ignore(_typing: Untyped) -> Untyped:
+def noop(_typing: Untyped) -> Untyped:
     """Address of ``void f(void *p)``, which does nothing."""
 
     def fill(builder: Untyped, _function: Untyped) -> None:
@@ -178,6 +178,6 @@ def _all_cached(
     vector = address_of(memory)
     memory[0], memory[1] = vector + 16, 1  # struct iovec, and where the byte goes
     for descriptor, offset in zip(descriptors, offsets):  # noqa: B905 - Numba has no strict
-        if call(preadv2, (descriptor, vector, 1, offset, flags)) != 1:
+        if call_c(preadv2, (descriptor, vector, 1, offset, flags)) != 1:
             return False
     return True

@@ -14,7 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg.ffi import address_of, call, ignore, jump, load_at, returned, store_at
+from coreset.kernels.jpeg.ffi import (
+    address_of,
+    call_c,
+    load_at,
+    longjmp_address,
+    noop,
+    setjmp,
+    store_at,
+)
 from coreset.kernels.jpeg.resize import Box
 from coreset.kernels.jpeg.simd import inner
 
@@ -130,7 +138,7 @@ def _decode_part(
     jpeg: Functions, data: tuple[int, int], wanted: _Wanted, into: tuple[int, int], memory: int
 ) -> tuple[int, int]:
     """Decode from and to (address, bytes); every error of libjpeg comes back to the first line."""
-    if returned(memory + BUFFER):
+    if setjmp(memory + BUFFER):
         destroy(jpeg, memory)
         return 0, 0
     read_header(jpeg, data, memory)
@@ -140,22 +148,22 @@ def _decode_part(
     if 3 * n_columns * n_rows > into[1]:
         n_columns = 0
     elif n_columns > 0:
-        call(jpeg.jpeg_skip_scanlines, (memory, wanted.top))
+        call_c(jpeg.jpeg_skip_scanlines, (memory, wanted.top))
         read_rows(jpeg, n_rows, 3 * n_columns, into[0], memory)
     if warned(memory):
         n_columns = 0
-    call(jpeg.jpeg_abort_decompress, (memory,))
+    call_c(jpeg.jpeg_abort_decompress, (memory,))
     return first, n_columns
 
 
-# What follows runs between `returned` and libjpeg: it takes the address of `Memory`, no array.
+# What follows runs between `setjmp` and libjpeg: it takes the address of `Memory`, no array.
 @inner
 def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
-    """Begin with a file of (address, bytes), after `returned` was called for ``BUFFER``."""
+    """Begin with a file of (address, bytes), after `setjmp` was called for ``BUFFER``."""
     if load_at(memory, np.int64) == 0:
         _create(jpeg, memory)
-    call(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
-    call(jpeg.jpeg_read_header, (memory, 1))
+    call_c(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
+    call_c(jpeg.jpeg_read_header, (memory, 1))
 
 
 @inner
@@ -180,7 +188,7 @@ def begin(jpeg: Functions, coarse: bool, memory: int) -> None:  # noqa: FBT001 -
     if coarse:
         store_at(memory + _DCT_METHOD, np.int32(_JDCT_IFAST))
         store_at(memory + _DO_FANCY_UPSAMPLING, np.int32(0))
-    call(jpeg.jpeg_start_decompress, (memory,))
+    call_c(jpeg.jpeg_start_decompress, (memory,))
 
 
 @inner
@@ -193,7 +201,7 @@ def crop(jpeg: Functions, left: int, right: int, memory: int) -> tuple[int, int]
     span = memory + _SPAN
     store_at(span, np.int32(first))
     store_at(span + 4, np.int32(n))
-    call(jpeg.jpeg_crop_scanline, (memory, span, span + 4))
+    call_c(jpeg.jpeg_crop_scanline, (memory, span, span + 4))
     return _int_at(span), _int_at(span + 4)
 
 
@@ -205,7 +213,7 @@ def read_rows(jpeg: Functions, n_rows: int, stride: int, place: int, memory: int
         n = min(n_rows - done, _ROWS_AT_ONCE)
         for row in range(n):
             store_at(rows + 8 * row, place + (done + row) * stride)
-        n_read = call(jpeg.jpeg_read_scanlines, (memory, rows, n)) & 0xFFFFFFFF
+        n_read = call_c(jpeg.jpeg_read_scanlines, (memory, rows, n)) & 0xFFFFFFFF
         if n_read == 0:
             break
         done += n_read
@@ -214,17 +222,17 @@ def read_rows(jpeg: Functions, n_rows: int, stride: int, place: int, memory: int
 @inner
 def destroy(jpeg: Functions, memory: int) -> None:
     """Give back what libjpeg holds, after an error; the next file begins anew."""
-    call(jpeg.jpeg_destroy_decompress, (memory,))
+    call_c(jpeg.jpeg_destroy_decompress, (memory,))
     store_at(memory, np.int64(0))
 
 
 @inner
 def _create(jpeg: Functions, memory: int) -> None:
-    store_at(memory, call(jpeg.jpeg_std_error, (memory + _ERROR,)))
+    store_at(memory, call_c(jpeg.jpeg_std_error, (memory + _ERROR,)))
     store_at(memory + _CLIENT_DATA, memory + BUFFER)
-    store_at(memory + _ERROR + _ERROR_EXIT, jump())
-    store_at(memory + _ERROR + _OUTPUT_MESSAGE, ignore())
-    call(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
+    store_at(memory + _ERROR + _ERROR_EXIT, longjmp_address())
+    store_at(memory + _ERROR + _OUTPUT_MESSAGE, noop())
+    call_c(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
 
 
 @inner

@@ -47,7 +47,7 @@ class _Stored(NamedTuple):
     """None: refused."""
 
 
-def store_block(
+def encode_block(
     plan: Plan,
     positions: range,
     put: Callable[[bytes], object],
@@ -94,7 +94,7 @@ def _store(plan: Plan, position: int, sample: Sample) -> _Stored:
         source_hash = xxhash.xxh3_128_hexdigest(data)
         data, image = _stored(plan, sample, data, source_hash)
     except Refusal as refusal:
-        if not plan.tolerant:
+        if not plan.skip_damaged:
             raise DataError(
                 f"{sample.name} of {source.place} cannot be packed ({refusal}); mend or remove it, "
                 "or list such files with --on-bad quarantine"

@@ -28,8 +28,8 @@ from coreset.shards.format.records import (
 from coreset.shards.images.probe import MAX_FILE_BYTES
 from coreset.shards.packing.plan import Plan
 from coreset.shards.packing.quarantine import require_few
-from coreset.shards.packing.shard_builder import Filling
-from coreset.shards.packing.workers import Made, Maker, can_fork, forget_code, makers_of
+from coreset.shards.packing.shard_builder import ShardBuilder
+from coreset.shards.packing.workers import EncodedBlock, Worker, can_fork, forget_code, workers_of
 from coreset.shards.sources.base import Source
 
 SOURCE_STATE_NAME = "source-state.sha256"
@@ -175,7 +175,7 @@ class _Packing:
     def __init__(self, plan: Plan, scratch: Path, observer: Observer, workers: int) -> None:
         self._plan, self._scratch, self._observer = plan, scratch, observer
         self._workers = workers
-        self._idle = SimpleQueue[Maker]()
+        self._idle = SimpleQueue[Worker]()
         self._room = Semaphore(_BLOCKS_PER_WORKER * workers)
         self._stop = Event()
         self._failure: BaseException | None = None
@@ -183,12 +183,12 @@ class _Packing:
 
     def pack(self, shards: Sequence[int], *, processes: bool) -> None:
         """Write and commit shards."""
-        fillings: list[Filling] = []
+        fillings: list[ShardBuilder] = []
         # One process more than may work at once fills the gaps between question and answer.
         n_makers = self._workers + processes
         try:
             with (
-                makers_of(self._plan, n_makers, self._stop.is_set, processes=processes) as makers,
+                workers_of(self._plan, n_makers, self._stop.is_set, processes=processes) as makers,
                 # Twice as many threads as may make blocks at once: the others wait for the disk.
                 ThreadPoolExecutor(2 * self._workers, thread_name_prefix="pack") as pool,
             ):
@@ -211,19 +211,19 @@ class _Packing:
                 filling.abandon()
 
     def _in_turns(
-        self, shards: Sequence[int], fillings: list[Filling]
-    ) -> Iterator[tuple[Filling, int]]:
+        self, shards: Sequence[int], fillings: list[ShardBuilder]
+    ) -> Iterator[tuple[ShardBuilder, int]]:
         """Blocks of the first shards in turns, then of the next ones."""
         for first in range(0, len(shards), self._workers):
             group = [
-                Filling(self._plan, shard, self._scratch)
+                ShardBuilder(self._plan, shard, self._scratch)
                 for shard in shards[first : first + self._workers]
             ]
             fillings += group
             for number in range(max(len(filling.blocks) for filling in group)):
                 yield from ((one, number) for one in group if number < len(one.blocks))
 
-    def _make(self, maker: Maker, filling: Filling, number: int) -> None:
+    def _make(self, maker: Worker, filling: ShardBuilder, number: int) -> None:
         """Make one block; commit the shard if it was the last that was missing."""
         try:
             made = self._made(maker, filling.blocks[number])
@@ -243,7 +243,7 @@ class _Packing:
             self._stop.set()
         self._room.release()
 
-    def _made(self, maker: Maker, positions: range) -> Made:
+    def _made(self, maker: Worker, positions: range) -> EncodedBlock:
         try:
             if self._stop.is_set():
                 raise CancelledError
@@ -260,7 +260,7 @@ class _Packing:
         with self._turn:
             self._observer.block(len(positions), n_bytes, refused=refused)
 
-    def _commit(self, filling: Filling) -> None:
+    def _commit(self, filling: ShardBuilder) -> None:
         record = filling.finish()
         record.commit(self._scratch, filling.shard)
         with self._turn:

@@ -43,7 +43,7 @@ class Plan:
     """Decode every image; else only its header is read."""
     resize: Resize | None = None
     """Re-encode to this size; None keeps the bytes as they are."""
-    tolerant: bool = True
+    skip_damaged: bool = True
     """List files that cannot be packed, up to a limit; else the first one stops the packing."""
 
     @property

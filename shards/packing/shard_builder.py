@@ -9,10 +9,10 @@ from coreset.shards.format.manifest import ShardEntry
 from coreset.shards.format.records import Row, ShardRecord
 from coreset.shards.format.tar import ShardWriter, index_path, shard_name
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.workers import Made
+from coreset.shards.packing.workers import EncodedBlock
 
 
-class Filling:
+class ShardBuilder:
     """One shard in the making; opened by its first block."""
 
     def __init__(self, plan: Plan, shard: int, scratch: Path) -> None:
@@ -23,12 +23,12 @@ class Filling:
         self._writer: ShardWriter | None = None
         self._samples = defaultdict[str, list[Any]](list)
         self._refused: list[Row] = []
-        self._made: dict[int, Made] = {}
+        self._made: dict[int, EncodedBlock] = {}
         self._n_written = 0
         self._writing = False
         self._turn = Lock()
 
-    def put(self, number: int, made: Made) -> tuple[int, bool]:
+    def put(self, number: int, made: EncodedBlock) -> tuple[int, bool]:
         """Take a block; write it and those after it whose turn it is, unless another thread does.
 
         Returns:
@@ -78,7 +78,7 @@ class Filling:
             self._writer = ShardWriter(self._path)
         return self._writer
 
-    def _write(self, made: Made) -> None:
+    def _write(self, made: EncodedBlock) -> None:
         (positions, columns, refused), parts = made
         self._refused += refused
         if not positions:

@@ -27,32 +27,32 @@ from typing import NamedTuple, NoReturn, Protocol, cast
 
 from coreset.shards.errors import MachineError
 from coreset.shards.format.tar import MOST_ADDED
-from coreset.shards.packing.encode import Block, store_block
+from coreset.shards.packing.encode import Block, encode_block
 from coreset.shards.packing.plan import BLOCK_BYTES, BLOCK_SAMPLES, Plan
 
 _ROOM = BLOCK_BYTES + BLOCK_SAMPLES * MOST_ADDED
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of <sys/prctl.h>
 
 
-class Made(NamedTuple):
+class EncodedBlock(NamedTuple):
     """A block and its part of the shard."""
 
     block: Block
     parts: Sequence[bytes]
 
 
-class Maker(Protocol):
+class Worker(Protocol):
     """Makes one block at a time."""
 
-    def make(self, positions: range) -> Made:
+    def make(self, positions: range) -> EncodedBlock:
         """Some found files as a shard holds them; errors are those of `shards.packing.encode`."""
         ...
 
 
 @contextmanager
-def makers_of(
+def workers_of(
     plan: Plan, workers: int, stopped: Callable[[], bool], *, processes: bool
-) -> Generator[Sequence[Maker]]:
+) -> Generator[Sequence[Worker]]:
     """As many makers as there are workers, in processes if ``processes``; gone after the block.
 
     Args:
@@ -89,10 +89,10 @@ class _Here:
     def __init__(self, plan: Plan, stopped: Callable[[], bool]) -> None:
         self._plan, self._stopped = plan, stopped
 
-    def make(self, positions: range) -> Made:
+    def make(self, positions: range) -> EncodedBlock:
         """See ``Maker.make``."""
         parts: list[bytes] = []
-        return Made(store_block(self._plan, positions, parts.append, self._stopped), parts)
+        return EncodedBlock(encode_block(self._plan, positions, parts.append, self._stopped), parts)
 
 
 class _Forked:
@@ -116,7 +116,7 @@ class _Forked:
             _work(plan, self._memory, theirs, [self.pipe, *(one.pipe for one in elder)])
         theirs.close()
 
-    def make(self, positions: range) -> Made:
+    def make(self, positions: range) -> EncodedBlock:
         """See ``Maker.make``.
 
         Raises:
@@ -130,7 +130,7 @@ class _Forked:
         if isinstance(answer, BaseException):
             raise answer
         block, n_bytes, rest = answer
-        return Made(block, [self._memory[:n_bytes], *rest])
+        return EncodedBlock(block, [self._memory[:n_bytes], *rest])
 
     def close(self) -> None:
         """End the process; a second time does nothing."""
@@ -192,7 +192,7 @@ def _answer(
             filled += len(part)
 
     try:
-        return store_block(plan, positions, put), filled, rest
+        return encode_block(plan, positions, put), filled, rest
     except Exception as error:  # noqa: BLE001 - raised by the parent
         return error
 

@@ -9,7 +9,7 @@ from coreset.shards.sources.base import Source
 from coreset.shards.sources.class_tars import find_class_tars
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation, is_validation_folder
-from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.options import SourceOptions
 from coreset.shards.sources.packed import find_packed
 from coreset.shards.sources.parquet import find_parquet, is_parquet
 from coreset.shards.sources.table import find_table, is_table
@@ -23,7 +23,7 @@ _FINDER_OF_TARS = {
 }
 
 
-def find(src: Path, wanted: Wanted) -> Source:
+def find(src: Path, wanted: SourceOptions) -> Source:
     """Find the samples of any source.
 
     Raises:

@@ -17,7 +17,7 @@ from pathlib import Path
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 from coreset.shards.sources.devkit import WNID, is_kit, kit_labels
-from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.options import SourceOptions
 from coreset.shards.sources.tars import VALIDATION_NAME, extension_of
 from coreset.shards.tables.formats import text_rows
 
@@ -32,7 +32,9 @@ def stem_of(name: str) -> str:
     return file.rpartition(".")[0] if extension_of(file) in FORMAT_OF_EXTENSION else file
 
 
-def read_truth(truth: Path, stems: Sequence[str], wanted: Wanted, place: Path) -> dict[str, str]:
+def read_truth(
+    truth: Path, stems: Sequence[str], wanted: SourceOptions, place: Path
+) -> dict[str, str]:
     """Class of every image.
 
     Args:
@@ -78,7 +80,7 @@ def _lines(truth: Path) -> list[list[str]]:
     return lines
 
 
-def _by_name(lines: Sequence[Sequence[str]], truth: Path, wanted: Wanted) -> dict[str, str]:
+def _by_name(lines: Sequence[Sequence[str]], truth: Path, wanted: SourceOptions) -> dict[str, str]:
     with_indices = _INDEX.fullmatch(lines[0][1]) is not None
     if with_indices and wanted.class_names is None:
         raise UsageError(

@@ -12,7 +12,7 @@ from coreset.shards.sources.base import Repeats
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class SourceOptions:
     """How a source is to be read."""
 
     only: tuple[str, ...] | None = None

@@ -13,7 +13,7 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
 from coreset.shards.sources.base import Finder, Source, Stored, compute
-from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.options import SourceOptions
 from coreset.shards.sources.ranged import RangeContents
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
@@ -37,14 +37,14 @@ class _TableFacts:
         return Stored(self._hashes[row].as_py(), image)
 
 
-def find_packed(root: Path, wanted: Wanted | None = None) -> Source:
+def find_packed(root: Path, wanted: SourceOptions | None = None) -> Source:
     """Find the samples of a packed data set.
 
     Raises:
         UsageError: ``root`` is not a packed data set, or a class asked for is not in it.
         ManifestError: Its sample table is damaged.
     """
-    wanted, dataset = wanted or Wanted(), Dataset.open(root)
+    wanted, dataset = wanted or SourceOptions(), Dataset.open(root)
     # Whoever packed a single class wanted it.
     classes = sorted(replace(wanted, one_class=True).chosen(dataset.classes, root))
     labels = [dataset.classes.index(name) for name in classes]

@@ -27,7 +27,7 @@ from coreset.shards.format.files import (
     write_atomically,
 )
 from coreset.shards.sources.base import compute
-from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.options import SourceOptions
 
 # What ``coreset.shards.packing.pack`` counts for a sample besides its bytes.
 _PACKED_EXTRA_BYTES = 2400
@@ -54,7 +54,7 @@ class Image(NamedTuple):
     path: str | None
 
 
-class Origin(Protocol):
+class StagedFile(Protocol):
     """A file whose images can only be read one after the other."""
 
     @property
@@ -87,7 +87,7 @@ class Origin(Protocol):
         ...
 
 
-def spooled(origins: Sequence[Origin], folder: Path, wanted: Wanted) -> Iterator[Rows]:
+def staged(origins: Sequence[StagedFile], folder: Path, wanted: SourceOptions) -> Iterator[Rows]:
     """Yield a table for each file: ``row``, ``path``, whether an image is ``there``, and its range.
 
     Ranges (``offset``, ``size``) are those of ``blob_of`` the file, ``hash`` is the xxh3_128 of the
@@ -109,7 +109,7 @@ def spooled(origins: Sequence[Origin], folder: Path, wanted: Wanted) -> Iterator
             yield _spool(origin, folder, account) if rows is None else rows
 
 
-def blob_of(origin: Origin, folder: Path) -> Path:
+def blob_of(origin: StagedFile, folder: Path) -> Path:
     """File that the images of a file are spooled into."""
     return folder / f"{origin.path.stem}.images"
 
@@ -128,20 +128,20 @@ class _Account:
     on_spooled: Callable[[int, int], None] | None
     finished: int = 0
 
-    def written(self, origin: Origin, size: int) -> None:
+    def written(self, origin: StagedFile, size: int) -> None:
         if self.on_spooled is not None and self.total:
             self.on_spooled(self.finished + min(size, origin.image_bytes), self.total)
 
-    def finish(self, origin: Origin) -> None:
+    def finish(self, origin: StagedFile) -> None:
         self.written(origin, origin.image_bytes)
         self.finished += origin.image_bytes
 
 
-def _index_of(origin: Origin, folder: Path) -> Path:
+def _index_of(origin: StagedFile, folder: Path) -> Path:
     return folder / f"{origin.path.stem}.rows.parquet"
 
 
-def _committed(origin: Origin, folder: Path) -> Rows:
+def _committed(origin: StagedFile, folder: Path) -> Rows:
     """Rows of ``_SPOOLED`` if a file is spooled already as it is now, else None."""
     try:
         with pq.ParquetFile(_index_of(origin, folder)) as file:
@@ -157,7 +157,7 @@ def _committed(origin: Origin, folder: Path) -> Rows:
     return rows if whole and bound else None
 
 
-def _spool(origin: Origin, folder: Path, account: _Account) -> Rows:
+def _spool(origin: StagedFile, folder: Path, account: _Account) -> Rows:
     """Write the images of a file, then the table that commits them.
 
     The written file takes the modification time of the other: an interrupted packing is bound to
@@ -187,7 +187,7 @@ def _spool(origin: Origin, folder: Path, account: _Account) -> Rows:
     return rows
 
 
-def _write(origin: Origin, out: Any, account: _Account) -> Rows:  # noqa: ANN401 - IO[bytes], which takes any buffer
+def _write(origin: StagedFile, out: Any, account: _Account) -> Rows:  # noqa: ANN401 - IO[bytes], which takes any buffer
     columns: dict[str, list[Any]] = {name: [] for name in _SPOOLED.names}
     offset = 0
     for image in origin.images():
@@ -204,7 +204,7 @@ def _write(origin: Origin, out: Any, account: _Account) -> Rows:  # noqa: ANN401
     return rows.replace_schema_metadata({_BINDING: origin.binding})
 
 
-def _require_unchanged(origin: Origin) -> None:
+def _require_unchanged(origin: StagedFile) -> None:
     state = None
     with suppress(OSError):
         state = state_of(origin.path)
@@ -215,7 +215,11 @@ def _require_unchanged(origin: Origin) -> None:
 
 
 def _require_space(
-    origins: Sequence[Origin], missing: Sequence[Origin], folder: Path, *, room_to_pack: bool
+    origins: Sequence[StagedFile],
+    missing: Sequence[StagedFile],
+    folder: Path,
+    *,
+    room_to_pack: bool,
 ) -> None:
     """Check before the long part that what is to be spooled fits, and all of it packed beside it.
 

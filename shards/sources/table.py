@@ -26,7 +26,7 @@ from coreset.shards.sources.columns import (
     whole_key,
 )
 from coreset.shards.sources.folder import FileContents
-from coreset.shards.sources.options import Wanted
+from coreset.shards.sources.options import SourceOptions
 from coreset.shards.tables.formats import is_text, open_parquet
 from coreset.shards.tables.table import Table, class_in, read_table
 
@@ -43,7 +43,7 @@ class _Row(NamedTuple):
     class_name: str
 
 
-def find_table(src: Path, wanted: Wanted | None = None) -> Source:
+def find_table(src: Path, wanted: SourceOptions | None = None) -> Source:
     """List the images that a table names, sorted by the UTF-8 bytes of their sample keys.
 
     A key is that of the same file in a folder per class, see ``listed_key``; where different paths
@@ -55,7 +55,7 @@ def find_table(src: Path, wanted: Wanted | None = None) -> Source:
             label has no name, two rows give one path different labels, or two files have one key.
         DataError: A parquet file is damaged.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or SourceOptions()
     listed = _Listed(read_table(src, "list", _Files(src.parent).found), wanted)
     rows = list(listed.rows())
     if not rows:
@@ -99,7 +99,7 @@ class _Files:
 @dataclass(frozen=True, slots=True)
 class _Listed:
     table: Table
-    wanted: Wanted
+    wanted: SourceOptions
 
     def rows(self) -> Iterator[_Row]:
         """Yield the rows; every one has a path and a class that can begin a key."""

@@ -12,8 +12,8 @@ import numpy as np
 import coreset
 from coreset.engine.data import stream as source
 from coreset.engine.data.decoders.base import EncodedBatch
-from coreset.engine.data.decoders.batched import squares_of
-from coreset.engine.data.decoders.regions import decode_part
+from coreset.engine.data.decoders.batched import crop_batch
+from coreset.engine.data.decoders.regions import decode_region
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.reader import ShardReader
 from coreset.kernels.jpeg.normalise import factors_of
@@ -22,12 +22,12 @@ from coreset.shards.format.dataset import Dataset
 
 def decode_by_kernels(files: list[bytes], side: int) -> None:
     for data in files:
-        decode_part(data, (side // 4, side // 4, side // 2, side // 2))
+        decode_region(data, (side // 4, side // 4, side // 2, side // 2))
     sides = np.full(len(files), side)
     for size in (side, side // 2 + 1):
         n_decoded = []
         for floats in (False, True):
-            squares = squares_of(EncodedBatch(files, sides, sides), Geometry(size, side))
+            squares = crop_batch(EncodedBatch(files, sides, sides), Geometry(size, side))
             assert squares is not None
             shape = (3, size, size) if floats else (size, size, 3)
             images = np.empty((len(files), *shape), np.float32 if floats else np.uint8)

@@ -22,7 +22,7 @@ from coreset.engine.data.decoders.base import Normalisation
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.loader import Loader
 from coreset.engine.data.order import epoch_ids
-from coreset.engine.data.stream import Source
+from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import MachineError, ManifestError, UsageError
 
 N = 23
@@ -182,11 +182,11 @@ def test_a_damaged_image_amid_a_batch_costs_that_image_only(loader, packed, imag
     assert [part.ids.tolist() for part in parts] == [[0, 1, 2, 3], [4, 6, 7], [8, 9, 10, 11]]
     assert list(one.undecodable) == [5]
     good = np.delete(np.arange(12), 5)
-    with Source(dataset, Geometry(16, 16), ids=good) as source:
+    with ImageStream(dataset, Geometry(16, 16), ids=good) as source:
         (expected,) = source.epoch(12)
     assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
     assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
-    strict = loader(dataset.path, shuffle=False, tolerant=False)
+    strict = loader(dataset.path, shuffle=False, skip_damaged=False)
     with pytest.raises(ManifestError, match=r"class2/image5 \(.*cannot be decoded"):
         list(strict)
 

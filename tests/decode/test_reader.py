@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coreset.engine.data.reader import JOINED_BYTES, JOINED_GAP, LateBytes, ShardReader, runs_of
+from coreset.engine.data.reader import JOINED_BYTES, JOINED_GAP, LazyBytes, ShardReader, runs_of
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import Dataset
 
@@ -201,7 +201,7 @@ def test_cached_samples_of_more_shards_than_may_be_open_are_read_late(packed, im
     stored = stored_images(images)
     with ShardReader(packed(stored)) as reader:
         found = reader.fetch(np.arange(12))
-        assert isinstance(found, LateBytes)
+        assert isinstance(found, LazyBytes)
         assert set(found.places.descriptors[5:]) == {-1}
         assert list(found) == [one.data for one in stored]
 

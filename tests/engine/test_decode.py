@@ -11,7 +11,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data import image_cache as stored_pixels
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_pixels
+from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_cache
 from coreset.engine.data.reader import ShardReader
 from coreset.engine.stages.decode import Decode
 from coreset.shards.errors import MachineError, UsageError
@@ -56,7 +56,7 @@ def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path
     assert outcome.facts == {
         "pixels": str(pixels), "images": 60, "bytes": 60 * 3 * 19 * 19, "undecodable": 0,
     }  # fmt: skip
-    verify_pixels(pixels)
+    verify_cache(pixels)
 
 
 @pytest.mark.parametrize(("squash", "geometry"), [(False, Geometry(19, 19)), (True, Geometry(19))])

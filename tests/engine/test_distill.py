@@ -10,8 +10,8 @@ from PIL import Image
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.images import resident
-from coreset.engine.data.stream import Source
+from coreset.engine.data.images import load_into_memory
+from coreset.engine.data.stream import ImageStream
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
@@ -19,8 +19,8 @@ from coreset.shards.format.manifest import Manifest
 
 def decoded(data, size):
     """Pixels of every image, uint8 (n, size, size, 3), and the labels."""
-    with Source(Dataset.open(data), Geometry(size, size)) as source:
-        return resident(source).images.permute(0, 2, 3, 1).numpy(), source.labels
+    with ImageStream(Dataset.open(data), Geometry(size, size)) as source:
+        return load_into_memory(source).images.permute(0, 2, 3, 1).numpy(), source.labels
 
 
 def images_by_class(condensed):

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import write_columns
-from coreset.engine.artifacts.writer import making
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import IDS_NAME, SET_NAME
 from coreset.engine.evaluation.results import STUDENTS, STUDENTS_SCHEMA, Results
 from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME
@@ -494,8 +494,8 @@ def test_predictions_of_no_class_are_refused(
     binds = {"identity": Manifest.read(packed).identity}
     made = Provenance(kind="scores", stage="score", config={}, binds=binds, inputs=(recorded,))
     columns = {"aum": np.zeros(60, np.float32), "predicted": np.full(60, value)}
-    with making(scores, made, inputs=[packed]) as work:
-        Generations(work.scratch).commit(
+    with create_artifact(scores, made, inputs=[packed]) as work:
+        Checkpoints(work.scratch).commit(
             1, lambda folder: write_columns(folder / "scores.zarr", columns, {})
         )
     assert "predictions that are no class of 3" in checked("scores", "suspects", scores)

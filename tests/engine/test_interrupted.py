@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import COMMAND, making
+from coreset.engine.artifacts.writer import COMMAND, create_artifact
 from coreset.engine.stages.pack import Pack
 from coreset.shards.format.files import COMMAND_NAME, temporary_name
 
@@ -45,7 +45,7 @@ def interrupt(out: Path, command: str) -> None:
     """Leave what a resumable command leaves when Ctrl-C stops it."""
     token = COMMAND.set(command)
     try:
-        with pytest.raises(KeyboardInterrupt), making(out, SCORES, resumable=True):
+        with pytest.raises(KeyboardInterrupt), create_artifact(out, SCORES, resumable=True):
             raise KeyboardInterrupt
     finally:
         COMMAND.reset(token)

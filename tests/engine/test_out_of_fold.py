@@ -9,7 +9,7 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Generations
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.models.features import FeatureSpec, features_for
@@ -27,7 +27,7 @@ COLUMNS = {"confidence_oof", "margin_oof", "predicted_oof", "label_issue_oof"}
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreset.engine.data.images import Pixels
+from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import batches_of, epoch_ids
 from coreset.engine.evaluation.protocols.hard import (
     HardLabels,
@@ -45,7 +45,7 @@ def stripes(per_class, seed, size=SIZE):
     band = (np.arange(size) // 3 % 2)[:, None] * 180
     images += np.where(labels[:, None, None, None] == 0, band[None, :, :, None], band.T[..., None])
     images_nhwc = torch.from_numpy(images.astype(np.uint8))
-    return Pixels(images_nhwc.permute(0, 3, 1, 2), labels, np.arange(2 * per_class))
+    return DecodedImages(images_nhwc.permute(0, 3, 1, 2), labels, np.arange(2 * per_class))
 
 
 def short(epochs, **values):

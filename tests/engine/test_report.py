@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns, write_columns
-from coreset.engine.artifacts.writer import making
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, open_set
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.figures import Look, accuracy_figure
@@ -85,9 +85,9 @@ def write_scores(data, out):
     )
     values = np.random.default_rng(3).uniform(-1, 1, len(CLASSES) * PER_CLASS).astype(np.float32)
     columns = {"aum": values, "el2n": -values}
-    with making(out, provenance, inputs=[data]) as work:
+    with create_artifact(out, provenance, inputs=[data]) as work:
         work.meter.images = 360
-        generations = Generations(work.scratch)
+        generations = Checkpoints(work.scratch)
         generations.commit(10, lambda folder: write_columns(folder / SCORES_NAME, columns, {}))
 
 
@@ -337,7 +337,7 @@ def test_the_histogram_counts_every_image_and_marks_the_chosen_ones(page, built)
 
 
 def stored_scores(world):
-    newest = Generations(world.scores).latest()
+    newest = Checkpoints(world.scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)["aum"]
 
@@ -367,9 +367,9 @@ def test_moved_sets_and_scores_are_named_and_the_rest_is_shown(world, tmp_path):
     shutil.rmtree(world.scores)
     shutil.move(world.random, tmp_path / "elsewhere")
     outcome = Report(results=world.results, html=tmp_path / "report.html").run()
-    left_out = [line for line in outcome.lines if line.startswith("left out:")]
-    assert ["its images are" in line for line in left_out] == [True, False]
-    assert ["its scores are" in line for line in left_out] == [False, True]
+    skipped = [line for line in outcome.lines if line.startswith("left out:")]
+    assert ["its images are" in line for line in skipped] == [True, False]
+    assert ["its scores are" in line for line in skipped] == [False, True]
     found = elements(tmp_path / "report.html")
     assert len(found.of("img")) == len(CLASSES) * 2 * IPC  # ccs without scores, and kmeans
     assert len(records(tmp_path / "report.html", "accuracy")) == 3

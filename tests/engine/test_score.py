@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Generations
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.ledger import RUNNING_NAME, read_ledger
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.data.geometry import Geometry, stored_side
-from coreset.engine.data.images import resident
-from coreset.engine.data.stream import Source
+from coreset.engine.data.images import load_into_memory
+from coreset.engine.data.stream import ImageStream
 from coreset.engine.scoring.proxy import convolutional_proxy
 from coreset.engine.stages.decode import Decode
 from coreset.engine.training.sgd import Sgd
@@ -38,7 +38,7 @@ ON_REQUEST = {"tdds", "confidence_oof", "margin_oof"}
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 
@@ -66,8 +66,8 @@ def logits_by_epoch(data, *, size, epochs, batch):
     """Train the same proxy in this test and keep what the command throws away: all logits."""
     dataset, device = Dataset.open(data), torch.device("cpu")
     side = stored_side(size)
-    with Source(dataset, Geometry(side, side)) as source:
-        pixels = resident(source)
+    with ImageStream(dataset, Geometry(side, side)) as source:
+        pixels = load_into_memory(source)
     proxy = convolutional_proxy(
         pixels, 3, size=size, crop_scale=0.08, batch=batch, seed=0, device=device
     )
@@ -334,7 +334,7 @@ def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
     command = ("score", packed, out, *SMALL)
     killed_once_there(temporary_name(out) / RUNNING_NAME, command)
     assert not out.exists()
-    assert Generations(temporary_name(out)).latest() is not None
+    assert Checkpoints(temporary_name(out)).latest() is not None
     done(*command)
     assert stored_bytes(out) == stored_bytes(scored)
     first, second = own_lines(out)

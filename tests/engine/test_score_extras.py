@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Generations
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.scoring.accumulators import MARGINS_NAME
 from coreset.engine.scoring.checkpoint import last_commit
@@ -12,7 +12,7 @@ SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)  # as the fix
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 
@@ -92,7 +92,7 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     from torch.nn.functional import cross_entropy
 
     from coreset.engine.data.geometry import Geometry
-    from coreset.engine.data.stream import Source
+    from coreset.engine.data.stream import ImageStream
     from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
     from coreset.engine.models.networks import build_network
     from coreset.engine.runtime.device import half_precision
@@ -100,11 +100,11 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     from coreset.kernels.augment import normalised
     from coreset.shards.format.dataset import Dataset
 
-    newest = Generations(scored).latest()
+    newest = Checkpoints(scored).latest()
     assert newest is not None
     network = build_network("resnet18", 3, norm="batch", seed=1)
     network.load_state_dict(load_file(newest[1] / WEIGHTS_NAME))
-    with Source(Dataset.open(packed), Geometry(19, 19)) as source:
+    with ImageStream(Dataset.open(packed), Geometry(19, 19)) as source:
         (batch,) = source.epoch(60)
     images = normalised(batch.images[..., 1:18, 1:18], IMAGENET_MEAN, IMAGENET_STD)
     with torch.inference_mode(), half_precision(torch.device("cpu")):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import RUNNING_NAME
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.kernels.scores import SCORES
@@ -27,9 +27,9 @@ sys.exit(main(sys.argv[1:]))
 JOIN = """
 from pathlib import Path
 import torch
-from coreset.engine.runtime.distributed import joined
+from coreset.engine.runtime.distributed import join
 from coreset.engine.training.trainer import replica_of
-with joined() as ranks:
+with join() as ranks:
     replica_of(torch.nn.Linear(2, 2), torch.device("cpu"))(torch.ones(1, 2)).sum().backward()
 names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 print([name for name in names if "gloo" in name])
@@ -41,7 +41,7 @@ def ended(ranks):
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 

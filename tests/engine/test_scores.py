@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, write_columns
-from coreset.engine.artifacts.writer import making
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.misratio import misratio_by_share
-from coreset.engine.runtime.spreads import Spread, binned, histogram
+from coreset.engine.runtime.spreads import Summary, binned, histogram
 from coreset.engine.scoring.score_table import listing
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
@@ -39,11 +39,11 @@ def write_scores(data, out, columns, *, images=0, undecodable=None, config=None)
         binds={"identity": Manifest.read(data).identity},
         inputs=(recorded,),
     )
-    with making(out, provenance, inputs=[data]) as work:
+    with create_artifact(out, provenance, inputs=[data]) as work:
         work.meter.images = images
         visits = np.full(len(next(iter(columns.values()))), 3, np.int32)
         stored = {"visits": visits, **columns}
-        generations = Generations(work.scratch)
+        generations = Checkpoints(work.scratch)
         generations.commit(9, lambda folder: write_columns(folder / SCORES_NAME, stored, {}))
         if undecodable:
             (work.scratch / "undecodable.json").write_text(json.dumps(undecodable))
@@ -304,7 +304,7 @@ def out_of_fold(columns):
 
 
 @pytest.mark.parametrize(
-    ("left_out", "best", "why"),
+    ("skipped", "best", "why"),
     [
         ((), "confidence_oof", "by classifiers that never saw the label"),
         (("confidence_oof",), "el2n", "first epochs, before wrong labels are memorised"),
@@ -312,9 +312,9 @@ def out_of_fold(columns):
     ],
 )
 def test_the_stored_score_that_finds_wrong_labels_best_is_the_default_and_says_why(  # noqa: PLR0917 - fixtures
-    packed, out_of_fold, tmp_path, told, done, left_out, best, why
+    packed, out_of_fold, tmp_path, told, done, skipped, best, why
 ):
-    columns = {name: values for name, values in out_of_fold.items() if name not in left_out}
+    columns = {name: values for name, values in out_of_fold.items() if name not in skipped}
     scores = write_scores(packed, tmp_path / "S", {"aum": columns["aum"]} | columns)
     facts = told("scores", "suspects", scores)
     ease = columns[best] if SCORES[best].low_is_hard else -columns[best]
@@ -693,7 +693,7 @@ def test_a_single_image_among_a_million_shows():
 
 
 def test_infinite_numbers_are_counted_and_left_out():
-    spread = Spread.of(np.array([1, math.inf, 3, math.nan, -math.inf], np.float32))
+    spread = Summary.of(np.array([1, math.inf, 3, math.nan, -math.inf], np.float32))
     assert (spread.n, spread.not_finite, spread.low, spread.high, spread.mean) == (5, 3, 1, 3, 2)
     assert sum(binned(np.array([1, math.inf, 3]), 4)[0]) == 2
     assert replace(spread, mean=math.nan).facts()["mean"] is None

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coreset.engine.artifacts.checkpoints import Generations
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns, write_columns
-from coreset.engine.artifacts.writer import making
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.misratio import misratio_by_share
 from coreset.engine.stages.selection import STREAMS
 from coreset.kernels.scores import SCORES
@@ -37,7 +37,7 @@ def facts_of(condensed):
 
 
 def stored_score(scores, name):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME, [name])[name]
 
@@ -52,8 +52,8 @@ def write_scores(data, out, columns):
         binds={"identity": Manifest.read(data).identity},
         inputs=(recorded,),
     )
-    with making(out, provenance, inputs=[data]) as work:
-        generations = Generations(work.scratch)
+    with create_artifact(out, provenance, inputs=[data]) as work:
+        generations = Checkpoints(work.scratch)
         generations.commit(1, lambda folder: write_columns(folder / SCORES_NAME, columns, {}))
     return out
 

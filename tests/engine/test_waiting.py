@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from coreset.engine.runtime.openmp import POLICY, sleep_while_waiting
+from coreset.engine.runtime.openmp import POLICY, use_passive_wait
 
 ROOMY = 10**12
 # Where torch would be imported its OpenMP is loaded alone, which says what it found, and all ends.
@@ -67,5 +67,5 @@ def test_a_policy_of_the_user_stays(packed, tmp_path):
 def test_nothing_happens_where_torch_has_begun(monkeypatch):
     importlib.import_module("torch")
     monkeypatch.delenv(POLICY, raising=False)
-    sleep_while_waiting()
+    use_passive_wait()
     assert POLICY not in os.environ

@@ -279,7 +279,7 @@ class Together:
         self.tensors = [torch.empty(0)] * world
         self.barrier = Barrier(world)
 
-    def add_up(self, rank, tensor):
+    def all_reduce(self, rank, tensor):
         self.tensors[rank] = tensor.clone()
         self.barrier.wait()
         total = torch.stack(self.tensors).sum(0, dtype=tensor.dtype)
@@ -301,15 +301,15 @@ def test_processes_that_share_an_epoch_agree_with_one_that_has_it_alone(world, s
     together = Together(world)
 
     def run(rank):
-        mine, add_up = ranks[rank], partial(together.add_up, rank)
+        mine, all_reduce = ranks[rank], partial(together.all_reduce, rank)
         for epoch, batches in enumerate(epochs):
             mine.begin_epoch(epoch)
             for at, batch in enumerate(batches):
                 if epoch == cut and at == 3:
-                    mine.collect(epoch, add_up, leads=rank == 0)
+                    mine.collect(epoch, all_reduce, is_main=rank == 0)
                 if at % world == rank:
                     mine.update(*(torch.from_numpy(part) for part in batch))
-            mine.end_epoch(epoch, add_up, leads=rank == 0)
+            mine.end_epoch(epoch, all_reduce, is_main=rank == 0)
 
     together.run(run)
     assert_same_state(ranks[0], alone)

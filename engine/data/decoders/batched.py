@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from coreset.engine.data.decoders.base import EncodedBatch
 from coreset.engine.data.decoders.libjpeg import decoder_of_thread
 from coreset.engine.data.geometry import Geometry, Sizes
-from coreset.engine.data.reader import LateBytes, Places
-from coreset.kernels.jpeg.batch import IN_MEMORY, MOST_BYTES, BatchDecoder, Squares, Turns
+from coreset.engine.data.reader import ByteRanges, LazyBytes
+from coreset.kernels.jpeg.batch import IN_MEMORY, MOST_BYTES, BatchDecoder, CropBatch, WorkQueue
 from coreset.kernels.jpeg.normalise import factors_of
 
 _LEAST_SHARE = 0.5
@@ -23,12 +23,12 @@ _LEAST_SHARE = 0.5
 _of_thread = local()
 
 
-class SquareDecoding:
+class BatchDecode:
     """The squares of one batch, which any number of threads decode together."""
 
-    def __init__(self, squares: Squares, size: int) -> None:
+    def __init__(self, squares: CropBatch, size: int) -> None:
         self._squares, self._size = squares, size
-        self._turns = Turns(np.zeros(1, np.int64), np.zeros(squares.starts.size, np.bool_))
+        self._turns = WorkQueue(np.zeros(1, np.int64), np.zeros(squares.starts.size, np.bool_))
 
     def run(
         self, images: NDArray[Any], factors: NDArray[np.float32] | None, *, coarse: bool
@@ -52,20 +52,20 @@ class SquareDecoding:
         return np.flatnonzero(~self._turns.done).tolist()
 
 
-def squares_of(batch: EncodedBatch, geometry: Geometry) -> SquareDecoding | None:
+def crop_batch(batch: EncodedBatch, geometry: Geometry) -> BatchDecode | None:
     """The squares of a batch, if it has enough."""
-    taken, lefts, tops = geometry.squares(batch.widths, batch.heights)
+    taken, lefts, tops = geometry.needs_no_resize(batch.widths, batch.heights)
     if batch.crops is not None or not _enough(taken):
         return None
-    places = batch.data.places if isinstance(batch.data, LateBytes) else _in_memory(batch.data)
+    places = batch.data.places if isinstance(batch.data, LazyBytes) else _in_memory(batch.data)
     lengths = np.where(taken & (places.lengths <= MOST_BYTES), places.lengths, 0)
     places = places._replace(lengths=lengths)
-    return SquareDecoding(Squares(*places, batch.widths, batch.heights, lefts, tops), geometry.size)
+    return BatchDecode(CropBatch(*places, batch.widths, batch.heights, lefts, tops), geometry.size)
 
 
 def has_squares(geometry: Geometry, widths: Sizes, heights: Sizes) -> bool:
     """Whether images of these sizes (pixels, shape (n,)) are decoded here."""
-    taken, _, _ = geometry.squares(widths, heights)
+    taken, _, _ = geometry.needs_no_resize(widths, heights)
     return _enough(taken)
 
 
@@ -74,7 +74,7 @@ def warm_up(*, floats: bool) -> None:
     sides = np.full(1, 32)
     pixels = np.zeros((1, 3, 32, 32), np.float32) if floats else np.zeros((1, 32, 32, 3), np.uint8)
     nothing = EncodedBatch([b""], sides, sides)
-    if (decoding := squares_of(nothing, Geometry(32))) is not None:
+    if (decoding := crop_batch(nothing, Geometry(32))) is not None:
         decoding.run(pixels, factors_of((0,) * 3, (1,) * 3) if floats else None, coarse=False)
 
 
@@ -82,12 +82,12 @@ def _enough(taken: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(taken) >= max(1, _LEAST_SHARE * taken.size))
 
 
-def _in_memory(data: Sequence[bytes]) -> Places:
+def _in_memory(data: Sequence[bytes]) -> ByteRanges:
     """Addresses, which hold as long as the bytes are kept."""
     lengths = np.array([len(one) for one in data])
     views = [np.frombuffer(one or b"-", np.uint8) for one in data]
     starts = np.array([view.__array_interface__["data"][0] for view in views])
-    return Places(np.full(lengths.size, IN_MEMORY), starts, lengths)
+    return ByteRanges(np.full(lengths.size, IN_MEMORY), starts, lengths)
 
 
 def _decoder(size: int) -> BatchDecoder | None:

@@ -32,7 +32,7 @@ def choose_decoder(name: str, device: str, *, exact: bool = False) -> DecoderNam
     return DecoderName.DALI if torch.device(device).type == "cuda" else DecoderName.TURBO
 
 
-def reason_for(chosen: DecoderName, device: str) -> str:
+def decoder_reason(chosen: DecoderName, device: str) -> str:
     """What was picked and why, for people."""
     reasons = {
         DecoderName.DALI: f"decodes on {device}, in hardware where the GPU has JPEG engines",
@@ -43,10 +43,10 @@ def reason_for(chosen: DecoderName, device: str) -> str:
     return f"decoder {chosen}: {reasons[chosen]}"
 
 
-def told_choice(name: str, device: str, *, exact: bool) -> tuple[str, ...]:
+def decoder_notice(name: str, device: str, *, exact: bool) -> tuple[str, ...]:
     """What ``auto`` comes to, as a line for people; none where it was named."""
     chosen = choose_decoder(name, device, exact=exact)
-    return (reason_for(chosen, device),) if name == DecoderName.AUTO else ()
+    return (decoder_reason(chosen, device),) if name == DecoderName.AUTO else ()
 
 
 def make_decoder(

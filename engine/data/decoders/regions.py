@@ -20,14 +20,14 @@ _MOST_TAKEN = 0.8
 photographs (by hand, one thread)."""
 
 
-def pays(stored_size: tuple[int, int], part: Box) -> bool:
+def worth_cropping(stored_size: tuple[int, int], part: Box) -> bool:
     """Whether a part of an image of ``stored_size`` (width, height) is decoded faster alone."""
     left, top, right, bottom = part
     n_pixels, n_taken = stored_size[0] * stored_size[1], (right - left) * (bottom - top)
     return n_pixels >= _LEAST_PIXELS and n_taken <= _MOST_TAKEN * n_pixels and warm_up()
 
 
-def decode_part(
+def decode_region(
     data: bytes, part: Box, *, coarse: bool = False
 ) -> tuple[NDArray[np.uint8], int] | None:
     """Decode ``part`` of a grey or colour JPEG, whose rotation flag is ignored. Thread safe.

@@ -22,7 +22,7 @@ from coreset.engine.data.decoders.base import (
     Normalisation,
     UndecodableImagesError,
 )
-from coreset.engine.data.decoders.batched import squares_of
+from coreset.engine.data.decoders.batched import crop_batch
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import decode_exactly, decode_fast
 from coreset.engine.data.geometry import Geometry
@@ -100,7 +100,7 @@ class ThreadedDecoder:
     def _decode_squares(self, batch: EncodedBatch, images: NDArray[Any]) -> Sequence[int]:
         """Decode what needs no resampling; the positions of all that is left."""
         pillow = self._name is DecoderName.PILLOW
-        squares = None if pillow else squares_of(batch, self._geometry)
+        squares = None if pillow else crop_batch(batch, self._geometry)
         if squares is None:
             return range(len(batch))
         coarse = self._name is DecoderName.FAST

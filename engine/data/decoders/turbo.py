@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.data.decoders.base import EncodedBatch, is_plain_jpeg
 from coreset.engine.data.decoders.pillow import decode_with_pillow
-from coreset.engine.data.decoders.regions import decode_part, pays
+from coreset.engine.data.decoders.regions import decode_region, worth_cropping
 from coreset.engine.data.geometry import Box, Geometry, Placement
 from coreset.kernels.jpeg.buffers import pixel_memory
 from coreset.kernels.jpeg.resize import reach, resize
@@ -103,9 +103,9 @@ def _decode_part(
 ) -> bool:
     """Whether ``into`` was made out of a part of the image."""
     part = reach(*placement)
-    if not pays(stored_size, part):
+    if not worth_cropping(stored_size, part):
         return False
-    decoded = decode_part(data, part, coarse=coarse)
+    decoded = decode_region(data, part, coarse=coarse)
     if decoded is None:
         return False
     image, left = decoded
