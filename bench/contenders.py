@@ -35,7 +35,7 @@ class Contender:
     """What is wrong with the output in the folder; empty if it is what it should be."""
     note: str = ""
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Versions of packages that ``bench.record`` does not know."""
+    """Versions of packages that ``coreset.bench.record`` does not know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +123,7 @@ def _run(contender: Contender, out: Path, clock: Callable[[], float]) -> tuple[f
 def measurements(
     measured: Sequence[Measured], *, images: int, source_bytes: int
 ) -> list[dict[str, Any]]:
-    """One mapping per contender, for ``bench.record.record``.
+    """One mapping per contender, for ``coreset.bench.record.record``.
 
     Rates are those of the source: images and bytes that were read, whatever was written; without
     images (0) there are none. A contender with a wrong output has ``failed`` and no speed: doing

@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from bench.faults import encoded, photo
+from coreset.bench.faults import encoded, photo
 
 Factors = tuple[tuple[int, int], ...]
 """Horizontal and vertical sampling factor of each component."""

@@ -1,7 +1,7 @@
 """How fast images come out of the loaders of ``coreset`` and of others, and what limits them.
 
     bench/peers/setup.sh
-    python -m bench.decode [--data FOLDER] [--peers FOLDER] [--part original-float ...]
+    python -m coreset.bench.decode [--data FOLDER] [--peers FOLDER] [--part original-float ...]
 
 FOLDER of the data holds ``imagenet-sample`` and ``imagenette/train``. Every loader has a process of
 its own, has warmed up, and hands over batches of 256 squares of 224 pixels from a warm page cache;
@@ -23,16 +23,16 @@ from typing import Literal, TypeAlias, get_args
 
 import tyro
 
-from bench.decode_contenders import Processes
-from bench.decode_inputs import Inputs
-from bench.decode_parts import RaceName, Row, Setting, line, races, thread_counts
-from bench.decode_process import memory, starts
-from bench.record import RESULTS, read, record, write
-from engine.progress import Display, choose_display
+from coreset.bench.decode_contenders import Processes
+from coreset.bench.decode_inputs import Inputs
+from coreset.bench.decode_parts import RaceName, Row, Setting, line, races, thread_counts
+from coreset.bench.decode_process import memory, starts
+from coreset.bench.record import RESULTS, read, record, write
+from coreset.engine.runtime.progress import Display, choose_display
 
 Part: TypeAlias = RaceName | Literal["threads", "start", "memory"]
 PARTS: tuple[Part, ...] = (*get_args(RaceName), "threads", "start", "memory")
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

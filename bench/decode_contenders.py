@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import decode_ours
-from bench.contenders import Absent, Contender, Role
-from bench.decode_inputs import Input, difference
-from bench.peers import (
+from coreset.bench import decode_ours
+from coreset.bench.contenders import Absent, Contender, Role
+from coreset.bench.decode_inputs import Input, difference
+from coreset.bench.peers import (
     dali_loader,
     ffcv_loader,
     limits,
@@ -26,8 +26,8 @@ from bench.peers import (
     torchvision_loader,
     webdataset_loader,
 )
-from bench.peers.loaders import BATCH, SIZE, Opener, Task
-from bench.peers.pools import MissingPeerError, pool_of
+from coreset.bench.peers.loaders import BATCH, SIZE, Opener, Task
+from coreset.bench.peers.pools import MissingPeerError, pool_of
 
 OURS, FAST, DECODED = "coreset", "coreset, fast", "coreset, decoded pixels"
 PARTS = "simplejpeg + torch, threads"
@@ -50,7 +50,7 @@ class Entrant:
     reopened: bool = False
     """Made anew after each of its turns, because an idle one works on."""
     our_crops: bool = False
-    """Random crops are those of ``engine.decode.crops``, which can be taken again."""
+    """Random crops are those of ``coreset.engine.data.geometry``, which can be taken again."""
     note: str = ""
 
 
@@ -63,7 +63,7 @@ ENTRANTS: Mapping[str, Entrant] = {
             versions=decode_ours.versions,
             role="ours",
             our_crops=True,
-            note="engine.loader, shuffled",
+            note="coreset.loader, shuffled",
         ),
         Entrant(
             name=FAST,
@@ -71,7 +71,7 @@ ENTRANTS: Mapping[str, Entrant] = {
             versions=decode_ours.versions,
             role="ours",
             our_crops=True,
-            note="engine.loader, decoder fast, shuffled",
+            note="coreset.loader, decoder fast, shuffled",
         ),
         Entrant(
             name=DECODED,
@@ -191,7 +191,7 @@ class Racer:
     _error: str = ""
 
     def contender(self) -> Contender:
-        """For ``bench.contenders.interleave``."""
+        """For ``coreset.bench.contenders.interleave``."""
         return Contender(
             name=self.name,
             run=self._run,

@@ -10,13 +10,12 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.pack_contenders import CORESET, words
-from bench.pack_inputs import QUALITY, Tree, repeated_tree
-from bench.peers.loaders import SHORT_SIDE, SIZE, Crop, Pixels, Task
-from engine.decode.crops import Crops
-from engine.decode.geometry import Box, Geometry
-from engine.decode.pillow import decode_with_pillow
-from shards.dataset import Dataset
+from coreset.bench.pack_contenders import CORESET, words
+from coreset.bench.pack_inputs import QUALITY, Tree, repeated_tree
+from coreset.bench.peers.loaders import SHORT_SIDE, SIZE, Crop, Pixels, Task
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Box, Crops, Geometry
+from coreset.shards.format.dataset import Dataset
 
 InputName: TypeAlias = Literal["imagenet", "packed256", "imagenette"]
 _SHARDS_PER_THREAD = 4

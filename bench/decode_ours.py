@@ -6,7 +6,7 @@ from functools import partial
 from itertools import count
 from typing import Any
 
-from bench.peers.loaders import (
+from coreset.bench.peers.loaders import (
     BATCH,
     MEAN,
     SHORT_SIDE,
@@ -17,7 +17,7 @@ from bench.peers.loaders import (
     Task,
     versions_of,
 )
-from shards.dataset import Dataset
+from coreset.shards.format.dataset import Dataset
 
 
 def versions() -> dict[str, str]:
@@ -25,17 +25,17 @@ def versions() -> dict[str, str]:
     return versions_of(
         [],
         [
-            "engine.decode.stored_pixels",
-            "engine.decode.threads",
-            "engine.loading",
-            "engine.stages.decode",
+            "coreset.engine.data.image_cache",
+            "coreset.engine.data.decoders.threads",
+            "coreset.engine.data.loader",
+            "coreset.engine.stages.decode",
         ],
     )
 
 
 @contextmanager
 def exact(task: Task) -> Generator[Epoch]:
-    """``engine.loader`` in another order every epoch; compiled when it yields."""
+    """``coreset.loader`` in another order every epoch; compiled when it yields."""
     with _loader(task, "turbo") as epoch:
         yield epoch
 
@@ -50,16 +50,16 @@ def fast(task: Task) -> Generator[Epoch]:
 @contextmanager
 def decoded(task: Task) -> Generator[Epoch]:
     """What ``coreset decode`` made, in another order every epoch."""
-    from engine.decode.stored_pixels import open_pixels
-    from engine.progress import Display, choose_display
-    from engine.stages.decode import Decode
+    from coreset.engine.data.image_cache import open_cache
+    from coreset.engine.runtime.progress import Display, choose_display
+    from coreset.engine.stages.decode import Decode
 
     path = task.folder / "pixels"
     if not path.exists():
         choose_display(Display.QUIET)
         side = SIZE if task.crop == "whole" else SHORT_SIDE
         Decode(data=task.data, pixels=path, size=side, workers=task.threads).run()
-    pixels = open_pixels(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
+    pixels = open_cache(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
     numbers = count()
     yield lambda: _numbered(pixels.epoch(BATCH, epoch=next(numbers), shuffle=True))
     pixels.close()
@@ -67,9 +67,9 @@ def decoded(task: Task) -> Generator[Epoch]:
 
 @contextmanager
 def _loader(task: Task, decoder: str) -> Generator[Epoch]:
-    from engine.decode.crops import Crops
-    from engine.decode.decoder import Normalisation
-    from engine.loading import Loader
+    from coreset.engine.data.decoders.base import Normalisation
+    from coreset.engine.data.geometry import Crops
+    from coreset.engine.data.loader import Loader
 
     with Loader(
         task.data,

@@ -1,4 +1,4 @@
-"""The parts of ``bench.decode``: who races on what, and what is to be reached."""
+"""The parts of ``coreset.bench.decode``: who races on what, and what is to be reached."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from bench.contenders import Absent, Contender, interleave, measurements
-from bench.decode_contenders import (
+from coreset.bench.contenders import Absent, Contender, interleave, measurements
+from coreset.bench.decode_contenders import (
     DECODE,
     DECODED,
     ENTRANTS,
@@ -20,8 +20,8 @@ from bench.decode_contenders import (
     decode_limit,
     racer,
 )
-from bench.decode_inputs import Input, InputName, Inputs
-from bench.peers.loaders import Crop, Pixels
+from coreset.bench.decode_inputs import Input, InputName, Inputs
+from coreset.bench.peers.loaders import Crop, Pixels
 
 Row: TypeAlias = dict[str, Any]
 RaceName: TypeAlias = Literal[

@@ -10,14 +10,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench.contenders import Absent
-from bench.decode_contenders import ENTRANTS, FAST, OURS, Entrant, racer, reason_of
-from bench.decode_inputs import InputName
-from bench.decode_parts import Row, Setting
-from bench.pack_memory import family_of
-from bench.peers import loaders
-from bench.peers.loaders import Start, Task
-from bench.peers.pools import pool_of
+from coreset.bench.contenders import Absent
+from coreset.bench.decode_contenders import ENTRANTS, FAST, OURS, Entrant, racer, reason_of
+from coreset.bench.decode_inputs import InputName
+from coreset.bench.decode_parts import Row, Setting
+from coreset.bench.pack_memory import family_of
+from coreset.bench.peers import loaders
+from coreset.bench.peers.loaders import Start, Task
+from coreset.bench.peers.pools import pool_of
 
 STARTS = 3
 FIRST_BATCH_SECONDS = 0.1

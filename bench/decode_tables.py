@@ -1,10 +1,10 @@
-"""Tables of the recorded loading, for ``bench.docs``: one function per block."""
+"""Tables of the recorded loading, for ``coreset.bench.docs``: one function per block."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bench.decode_parts import BEST, RACES
-from bench.record import read
+from coreset.bench.decode_parts import BEST, RACES
+from coreset.bench.record import read
 
 Row = dict[str, Any]
 _WORK = {

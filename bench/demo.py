@@ -1,6 +1,6 @@
 """How long the demo takes from nothing, and what it prints.
 
-    python -m bench.demo
+    python -m coreset.bench.demo
 
 Runs ``coreset demo`` in a fresh folder with an empty feature cache, as a user would, and writes
 ``bench/results/demo.jsonl`` (one run: the demo's own table already tells the spread over students).
@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench.record import record, write
+from coreset.bench.record import record, write
 
 
 def main() -> None:
@@ -22,7 +22,7 @@ def main() -> None:
         out = Path(folder)
         started = time.perf_counter()
         finished = subprocess.run(
-            [sys.executable, "-m", "engine.cli", "demo", "--out", str(out / "demo-run")],
+            [sys.executable, "-m", "coreset.engine.cli", "demo", "--out", str(out / "demo-run")],
             env=os.environ | {"CORESET_CACHE": str(out / "cache")},
             stdout=subprocess.PIPE,
             text=True,

@@ -1,6 +1,6 @@
 """Figures in README.md and docs/ come from ``bench/results/*.jsonl``, and from nowhere else.
 
-    python -m bench.docs [--check]
+    python -m coreset.bench.docs [--check]
 
 A block between ``<!-- bench:NAME -->`` and ``<!-- /bench -->`` is replaced by what the function
 NAME below makes of the recorded results.
@@ -16,24 +16,24 @@ from typing import Any
 
 import tyro
 
-from bench.decode_tables import DECODE_BLOCKS
-from bench.dynamics_tables import DYNAMICS_BLOCKS
-from bench.pack_tables import PACK_BLOCKS
-from bench.pixels_tables import PIXEL_BLOCKS
-from bench.record import read
-from bench.robustness_table import (
+from coreset.bench.decode_tables import DECODE_BLOCKS
+from coreset.bench.dynamics_tables import DYNAMICS_BLOCKS
+from coreset.bench.pack_tables import PACK_BLOCKS
+from coreset.bench.pixels_tables import PIXEL_BLOCKS
+from coreset.bench.record import read
+from coreset.bench.robustness_table import (
     robustness,
     robustness_circumstances,
     robustness_summary,
 )
-from bench.score_scale_tables import SCORE_SCALE_BLOCKS
-from bench.score_tables import SCORE_BLOCKS
-from engine.report.accuracy import comparisons
-from engine.report.catalogue import catalogue
-from engine.report.verdict import verdicts
-from engine.tables import readable_seconds
+from coreset.bench.score_scale_tables import SCORE_SCALE_BLOCKS
+from coreset.bench.score_tables import SCORE_BLOCKS
+from coreset.engine.report.results import comparisons
+from coreset.engine.report.sets import catalogue
+from coreset.engine.report.verdict import verdicts
+from coreset.engine.runtime.tables import readable_seconds
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (
     "README.md",
     "docs/first-results.md",
@@ -63,7 +63,9 @@ class Docs:
             before = path.read_text()
             after = BLOCK.sub(_replaced, before)
             if self.check and after != before:
-                sys.exit(f"{name} is out of step with bench/results: run python -m bench.docs")
+                sys.exit(
+                    f"{name} is out of step with bench/results: run python -m coreset.bench.docs"
+                )
             if after != before:
                 path.write_text(after)
 

@@ -1,6 +1,6 @@
 """What accumulating all scores costs, and what is left of the way to a GPU.
 
-    python -m bench.dynamics [--part step peers ...]
+    python -m coreset.bench.dynamics [--part step peers ...]
 
 - ``step``: ``Dynamics.update`` beside the training step whose logits it takes.
 - ``peers``: samples per second beside the package ``aum``, on the same logits.
@@ -20,14 +20,14 @@ from typing import Literal, TypeAlias, get_args
 
 import tyro
 
-from bench.dynamics_counts import arithmetic, compiled_graph, host_reads, profiled
-from bench.dynamics_parts import Row, Setting, epoch_costs, step_share
-from bench.dynamics_peers import peers
-from bench.record import RESULTS, read, record, write
+from coreset.bench.dynamics_counts import arithmetic, compiled_graph, host_reads, profiled
+from coreset.bench.dynamics_parts import Row, Setting, epoch_costs, step_share
+from coreset.bench.dynamics_peers import peers
+from coreset.bench.record import RESULTS, read, record, write
 
 Part: TypeAlias = Literal["step", "peers", "epoch", "graph", "profile", "arithmetic"]
 PARTS: tuple[Part, ...] = get_args(Part)
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 def _graph(setting: Setting) -> Iterator[Row]:

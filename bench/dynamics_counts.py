@@ -19,13 +19,13 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bench.dynamics_parts import Row, Setting, resnet18, training
-from engine.device import resolve_device
-from engine.models.networks import build_network
-from engine.proving.host_reads import HostReads
-from engine.proxy import side_at
-from engine.recipes import RECIPES
-from kernels.dynamics import Dynamics
+from coreset.bench.dynamics_parts import Row, Setting, resnet18, training
+from coreset.engine.doctor.arithmetic import HostReads
+from coreset.engine.models.networks import build_network
+from coreset.engine.runtime.device import resolve_device
+from coreset.engine.scoring.proxy import side_at
+from coreset.engine.scoring.recipes import RECIPES
+from coreset.kernels.dynamics import Dynamics
 
 SIZES = (96, 128, 160, 192, 224)
 PROFILED_SIZES, PROFILED_STEPS = (64, 128), 3

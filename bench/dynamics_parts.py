@@ -14,15 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bench.contenders import Contender, Measured, interleave
-from engine.device import resolve_device
-from engine.models.networks import build_network, memory_format_for, placed
-from engine.seeding import generator_for
-from engine.sgd import Sgd
-from engine.store import write_columns
-from engine.training import Trainer
-from kernels.dynamics import Dynamics
-from shards.atomic import fsync_tree
+from coreset.bench.contenders import Contender, Measured, interleave
+from coreset.engine.artifacts.store import write_columns
+from coreset.engine.models.networks import build_network, memory_format_for, placed
+from coreset.engine.runtime.device import resolve_device
+from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer
+from coreset.kernels.dynamics import Dynamics
+from coreset.shards.format.files import fsync_tree
 
 Row: TypeAlias = dict[str, Any]
 Batch: TypeAlias = tuple[Tensor, Tensor, Any]

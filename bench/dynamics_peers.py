@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bench.contenders import Absent, Contender, interleave, measurements
-from bench.dynamics_parts import (
+from coreset.bench.contenders import Absent, Contender, interleave, measurements
+from coreset.bench.dynamics_parts import (
     COMPILED,
     EAGER,
     Batch,
@@ -22,10 +22,10 @@ from bench.dynamics_parts import (
     Update,
     all_batches,
 )
-from engine.device import resolve_device
-from engine.seeding import generator_for
-from kernels.dynamics import SUMS, Dynamics
-from kernels.margins import margins
+from coreset.engine.runtime.device import resolve_device
+from coreset.engine.runtime.seeding import generator_for
+from coreset.kernels.dynamics import SUMS, Dynamics
+from coreset.kernels.margins import margins
 
 AUM, AUM_COMPILED, PEER = "AUM alone, eager", "AUM alone, compiled", "aum"
 LARGEST = "largest logit only"

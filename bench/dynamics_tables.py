@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
-from bench.dynamics_counts import GROUPS, OTHER
-from bench.record import read
+from coreset.bench.dynamics_counts import GROUPS, OTHER
+from coreset.bench.record import read
 
 Row = dict[str, Any]
 _SECONDS_PER_MINUTE = 60

@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from bench.fault_images import CRAFTED_IMAGES
-from bench.faults import (
+from coreset.bench.fault_images import CRAFTED_IMAGES
+from coreset.bench.faults import (
     ODD_IMAGES,
     OddImage,
     TarMember,
@@ -28,9 +28,9 @@ from bench.faults import (
     write_photos,
     write_tar,
 )
-from bench.outcomes import Expected, Pixels, run
+from coreset.bench.outcomes import Expected, Pixels, run
 
-CORESET = (sys.executable, "-m", "engine.cli")
+CORESET = (sys.executable, "-m", "coreset.engine.cli")
 N = 12
 """Samples of every case."""
 ODD = 5

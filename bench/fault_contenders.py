@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from bench.fault_cases import CORESET, Case, Inputs
-from bench.outcomes import Observed, Ran, Sample, read_found, run
-from shards.dataset import Dataset
-from shards.reencode import as_rgb
+from coreset.bench.fault_cases import CORESET, Case, Inputs
+from coreset.bench.outcomes import Observed, Ran, Sample, read_found, run
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.packing.encode import as_rgb
 
 _SAMPLES_PER_SHARD = 6
 
@@ -72,7 +72,7 @@ def img2dataset(packages: Path) -> Callable[[Case, Inputs, Path], Observed]:
 
     def meet(_case: Case, inputs: Inputs, work: Path) -> Observed:
         found = work / "found"
-        module = "bench.peers.faults_img2dataset"
+        module = "coreset.bench.peers.faults_img2dataset"
         words = [packages, inputs.place, work / "out", found]
         quiet = {"NO_ALBUMENTATIONS_UPDATE": "1", "TQDM_DISABLE": "1"}
         ran = run([sys.executable, "-m", module, *words], env=quiet)
@@ -98,7 +98,7 @@ def versions() -> dict[str, str]:
 
 def _read_by(peer: str, tars: Sequence[Path], work: Path) -> Observed:
     found = work / "found"
-    ran = run([sys.executable, "-m", f"bench.peers.faults_{peer}", "read", found, *tars])
+    ran = run([sys.executable, "-m", f"coreset.bench.peers.faults_{peer}", "read", found, *tars])
     return Observed(ran=ran, samples=read_found(found))
 
 
@@ -118,5 +118,5 @@ def write_shards(src: Path, shards: Path, samples_per_shard: int) -> Ran:
 
 def shards_command(src: Path, shards: Path, samples_per_shard: int) -> list[str | Path]:
     """Command of ``write_shards``."""
-    module = "bench.peers.faults_webdataset"
+    module = "coreset.bench.peers.faults_webdataset"
     return [sys.executable, "-m", module, "write", src, shards, str(samples_per_shard)]

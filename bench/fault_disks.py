@@ -5,9 +5,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bench.fault_cases import ODD, N
-from bench.fault_contenders import shards_command, write_shards
-from bench.fault_findings import (
+from coreset.bench.fault_cases import ODD, N
+from coreset.bench.fault_contenders import shards_command, write_shards
+from coreset.bench.fault_findings import (
     MANY,
     PER_SHARD,
     Finding,
@@ -18,8 +18,8 @@ from bench.fault_findings import (
     refusal,
     shard_refusal,
 )
-from bench.faults import class_name, write_photos
-from bench.outcomes import Outcome, run
+from coreset.bench.faults import class_name, write_photos
+from coreset.bench.outcomes import Outcome, run
 
 FULL_MB = 3
 # Root may read everything: these two rights are taken from it.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from bench.fault_cases import CORESET, N
-from bench.outcomes import Outcome, read_found, run
-from engine.cli import BUG
+from coreset.bench.fault_cases import CORESET, N
+from coreset.bench.outcomes import Outcome, read_found, run
+from coreset.engine.cli import BUG
 
 Command: TypeAlias = Sequence[str | Path]
 Finding: TypeAlias = tuple[Outcome, str]
@@ -73,7 +73,7 @@ def readable(shards: Path, work: Path) -> Readable:
     """Read all shards of a folder with webdataset's plain loop."""
     found = Path(tempfile.mkdtemp(dir=work))
     words = ["read", found, *sorted(shards.glob("*.tar"))]
-    ran = run([sys.executable, "-m", "bench.peers.faults_webdataset", *words])
+    ran = run([sys.executable, "-m", "coreset.bench.peers.faults_webdataset", *words])
     return Readable(len(read_found(found)), ran.code == 0, ran.text)
 
 

@@ -4,9 +4,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.fault_cases import ODD, Case, Inputs, N, photo_truths
-from bench.faults import class_name, encoded, jpeg, photo, write_class_names, write_photos
-from bench.outcomes import Expected
+from coreset.bench.fault_cases import ODD, Case, Inputs, N, photo_truths
+from coreset.bench.faults import class_name, encoded, jpeg, photo, write_class_names, write_photos
+from coreset.bench.outcomes import Expected
 
 
 def folder_cases() -> Iterator[Case]:

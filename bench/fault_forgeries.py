@@ -13,26 +13,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.fault_cases import CORESET, N
-from bench.fault_findings import Command, Finding, ProcessCase, last_line, pack
-from bench.faults import write_photos
-from bench.outcomes import Outcome, run
-from engine.cli import BUG
-from shards.atomic import sha256_of_file
-from shards.dataset import SAMPLES_NAME, Dataset
-from shards.manifest import MANIFEST_NAME
+from coreset.bench.fault_cases import CORESET, N
+from coreset.bench.fault_findings import Command, Finding, ProcessCase, last_line, pack
+from coreset.bench.faults import write_photos
+from coreset.bench.outcomes import Outcome, run
+from coreset.engine.cli import BUG
+from coreset.shards.format.dataset import SAMPLES_NAME, Dataset
+from coreset.shards.format.files import sha256_of_file
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 _LOADERS = {
     "dropped": """
 import os
 for _ in range(15):
-    next(iter(engine.loader(DATA, batch=4)))
+    next(iter(coreset.loader(DATA, batch=4)))
 print("open files:", len(os.listdir("/proc/self/fd")))
 assert len(os.listdir("/proc/self/fd")) < 30
 """,
     "forked": """
 import os
-loader = engine.loader(DATA, batch=4)
+loader = coreset.loader(DATA, batch=4)
 next(iter(loader))
 child = os.fork()
 if not child:
@@ -41,7 +41,7 @@ assert os.waitpid(child, 0)[1] == 0
 """,
     "workers": """
 from torch.utils.data import DataLoader
-next(iter(DataLoader(engine.loader(DATA), num_workers=2)))
+next(iter(DataLoader(coreset.loader(DATA), num_workers=2)))
 """,
 }
 

@@ -1,6 +1,6 @@
-"""What ``engine.loader`` does with a packed data set; run as a program by ``bench.robustness``.
+"""What ``loader`` does with a packed data set; run as a program by ``coreset.bench.robustness``.
 
-    python -m bench.fault_loading FOUND SIZE RESIZE EPOCHS DATA
+    python -m coreset.bench.fault_loading FOUND SIZE RESIZE EPOCHS DATA
 
 The samples of the last epoch are written into FOUND, and those that were left out are printed.
 """
@@ -8,15 +8,15 @@ The samples of the last epoch are written into FOUND, and those that were left o
 import sys
 from pathlib import Path
 
-import engine
-from bench.peers.found import Found
-from shards.dataset import Dataset
+import coreset
+from coreset.bench.peers.found import Found
+from coreset.shards.format.dataset import Dataset
 
 
 def load(found: Found, size: int, resize: int, epochs: int, data: str) -> None:
     """Iterate over some epochs in one thread."""
     keys = Dataset.open(Path(data)).keys
-    with engine.loader(data, batch=4, size=size, resize=resize, device="cpu", workers=1) as loader:
+    with coreset.loader(data, batch=4, size=size, resize=resize, device="cpu", workers=1) as loader:
         for _ in range(epochs - 1):
             for _ in loader:
                 pass

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import fault_disks
-from bench.fault_cases import CORESET, ODD, N
-from bench.fault_contenders import shards_command, write_shards
-from bench.fault_findings import (
+from coreset.bench import fault_disks
+from coreset.bench.fault_cases import CORESET, ODD, N
+from coreset.bench.fault_contenders import shards_command, write_shards
+from coreset.bench.fault_findings import (
     MANY,
     PER_SHARD,
     Command,
@@ -22,8 +22,8 @@ from bench.fault_findings import (
     readable,
     refusal,
 )
-from bench.faults import FAILING_FILE, class_name, write_photos
-from bench.outcomes import Outcome, kill_group, run
+from coreset.bench.faults import FAILING_FILE, class_name, write_photos
+from coreset.bench.outcomes import Outcome, kill_group, run
 
 _KILLS = 12
 _POLL_SECONDS = 0.002

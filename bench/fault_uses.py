@@ -12,13 +12,13 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from bench.fault_cases import CORESET, ODD, N
-from bench.fault_contenders import write_shards
-from bench.fault_findings import Finding, ProcessCase, last_line, pack
-from bench.faults import Pixels, class_name, encoded, jpeg, write_photos
-from bench.outcomes import Expected, Observed, Outcome, judge, read_found, run
-from shards.csv_cells import unguarded
-from shards.dataset import Dataset
+from coreset.bench.fault_cases import CORESET, ODD, N
+from coreset.bench.fault_contenders import write_shards
+from coreset.bench.fault_findings import Finding, ProcessCase, last_line, pack
+from coreset.bench.faults import Pixels, class_name, encoded, jpeg, write_photos
+from coreset.bench.outcomes import Expected, Observed, Outcome, judge, read_found, run
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.tables.csv_cells import unguarded
 
 _FORMULA = '=HYPERLINK("example.org")'
 _GROWTH_MB = 200
@@ -111,7 +111,7 @@ def _by_coreset(odd: Loaded, src: Path, work: Path) -> Observed:
     if packed.code:
         return Observed(ran=packed, samples=[])
     numbers = (str(number) for number in (odd.size, odd.resize, odd.epochs))
-    return _read(["bench.fault_loading", work / "found", *numbers, work / "DATA"], work)
+    return _read(["coreset.bench.fault_loading", work / "found", *numbers, work / "DATA"], work)
 
 
 def _by_webdataset(odd: Loaded, src: Path, work: Path) -> Observed:
@@ -121,7 +121,7 @@ def _by_webdataset(odd: Loaded, src: Path, work: Path) -> Observed:
         return Observed(ran=written, samples=[])
     tars = sorted((work / "shards").glob("*.tar"))
     words = ["crop", work / "found", str(odd.size), str(odd.resize), *tars]
-    return _read(["bench.peers.faults_webdataset", *words], work)
+    return _read(["coreset.bench.peers.faults_webdataset", *words], work)
 
 
 def _read(words: Sequence[str | Path], work: Path) -> Observed:

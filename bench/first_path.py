@@ -1,6 +1,6 @@
 """The whole path on ImageNette: what a shortened study says, and what every step costs.
 
-    python -m bench.first_path [--data FOLDER] [--work FOLDER] [--student-seeds-at-50 1]
+    python -m coreset.bench.first_path [--data FOLDER] [--work FOLDER] [--student-seeds-at-50 1]
 
 FOLDER holds ``imagenette/train``, ``imagenette/val`` and ``labels/noisy_imagenette.csv``. Every
 step is a ``coreset`` command; a step whose output is there is not repeated, so an interrupted run
@@ -18,14 +18,13 @@ from typing import Any
 
 import tyro
 
-from bench.record import record, write
-from engine.costs import construction_cost
-from engine.generations import Generations
-from engine.ledger import read_ledger
-from engine.results import METRICS, STUDENTS, Results
-from engine.store import SCORES_NAME, read_columns
-from kernels.scores import SCORES, easiness
-from shards.dataset import Dataset
+from coreset.bench.record import record, write
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.ledger import construction_cost, read_ledger
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.kernels.scores import SCORES, easiness
+from coreset.shards.format.dataset import Dataset
 
 STUDY_CELLS = ("ImageNette", "hard", "ResNet-18")
 BACKBONE = "tf_efficientnet_lite0"
@@ -70,7 +69,7 @@ class FirstPath:
         return self.work / name
 
     def _coreset(self, *words: object) -> None:
-        command = [sys.executable, "-m", "engine.cli", *map(str, words)]
+        command = [sys.executable, "-m", "coreset.engine.cli", *map(str, words)]
         print("$ coreset", *words, flush=True)
         subprocess.run(command, check=True)
 
@@ -126,7 +125,7 @@ class FirstPath:
 
         samples = Dataset.open(self._path("noisy"))
         flipped = samples.labels != samples.ints("folder_label")
-        newest = Generations(self._path(name)).latest()
+        newest = Checkpoints(self._path(name)).latest()
         if newest is None:
             raise SystemExit(f"{name} holds no scores")
         stored = read_columns(newest[1] / SCORES_NAME)
@@ -144,7 +143,7 @@ def _without_paths(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in {"set_path", "val_path"}}
 
 
-def _cost(one: Any) -> dict[str, Any]:  # noqa: ANN401 - engine.costs.StageCost
+def _cost(one: Any) -> dict[str, Any]:  # noqa: ANN401 - coreset.engine.artifacts.ledger.StageCost
     return {
         name: getattr(one, name) for name in ("wall_seconds", "cpu_seconds", "images", "device")
     }

@@ -1,6 +1,6 @@
 """What a reader or a packer made of a faulty input, told by what came out, never by its name.
 
-A sample is known by its label, which is its own in every input of ``bench.fault_cases``.
+A sample is known by its label, which is its own in every input of ``coreset.bench.fault_cases``.
 """
 
 import json
@@ -17,8 +17,8 @@ from threading import Timer
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.peers.found import LIST_NAME
-from shards.refusal import MAX_PIXELS
+from coreset.bench.peers.found import LIST_NAME
+from coreset.shards.images.refusal import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
 _LIMIT_SECONDS = 120.0
@@ -134,7 +134,7 @@ def kill_group(leader: int) -> None:
 
 
 def read_found(folder: Path) -> list[Sample]:
-    """Samples that a peer wrote through ``bench.peers.found``."""
+    """Samples that a peer wrote through ``coreset.bench.peers.found``."""
     path = folder / LIST_NAME
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [

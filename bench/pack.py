@@ -1,6 +1,6 @@
 """How fast packing is beside what others do with the same images, and beside what limits it.
 
-    python -m bench.pack [--data FOLDER] [--peers FOLDER] [--part original resized ...]
+    python -m coreset.bench.pack [--data FOLDER] [--peers FOLDER] [--part original resized ...]
 
 FOLDER of the data holds ``imagenet-sample`` and ``imagenette/train``. All contenders of a part take
 turns on the same cores (``bench.contenders``), read the same files through a warm page cache, and
@@ -21,16 +21,16 @@ from typing import Literal, TypeAlias
 
 import tyro
 
-from bench import pack_parts
-from bench.pack_contenders import Setting
-from bench.pack_inputs import Tree, repeated_tree, tiny_tree
-from bench.pack_parts import Row
-from bench.record import RESULTS, read, record, write
-from engine.progress import Display, choose_display
+from coreset.bench import pack_parts
+from coreset.bench.pack_contenders import Setting
+from coreset.bench.pack_inputs import Tree, repeated_tree, tiny_tree
+from coreset.bench.pack_parts import Row
+from coreset.bench.record import RESULTS, read, record, write
+from coreset.engine.runtime.progress import Display, choose_display
 
 Part: TypeAlias = Literal["original", "nocheck", "resized", "memory", "open"]
 PARTS: tuple[Part, ...] = ("original", "nocheck", "resized", "memory", "open")
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

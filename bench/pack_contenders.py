@@ -1,4 +1,4 @@
-"""Who takes part in ``bench.pack``: ``coreset pack``, its peers, and the limits of both."""
+"""Who takes part in ``coreset.bench.pack``: ``coreset pack``, its peers, and the limits of both."""
 
 import subprocess
 import sys
@@ -9,17 +9,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench.contenders import Absent, Contender
-from bench.pack_inputs import Labelled, Tree
-from bench.peers import ffcv_writer, limits, shard_writer
-from bench.peers.pools import MissingPeerError, pool_of
-from engine.progress import Display, choose_display
-from engine.stages.pack import Pack
+from coreset.bench.contenders import Absent, Contender
+from coreset.bench.pack_inputs import Labelled, Tree
+from coreset.bench.peers import ffcv_writer, limits, shard_writer
+from coreset.bench.peers.pools import MissingPeerError, pool_of
+from coreset.engine.runtime.progress import Display, choose_display
+from coreset.engine.stages.pack import Pack
 
 Complaint: TypeAlias = Callable[[Path], str]
 OURS = "coreset pack"
 COMMAND = "coreset pack, new process"
-CORESET = (sys.executable, "-m", "engine.cli")
+CORESET = (sys.executable, "-m", "coreset.engine.cli")
 _DATA = "data"
 _BETON = "images.beton"
 _FILES_PER_TASK = 500

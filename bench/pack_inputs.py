@@ -1,4 +1,4 @@
-"""What ``bench.pack`` packs, and what an output must hold to count as packed."""
+"""What ``coreset.bench.pack`` packs, and what an output must hold to count as packed."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.probe import glance
+from coreset.shards.images.probe import glance
 
 SHORT_SIDE = 256
 QUALITY = 90

@@ -12,10 +12,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.atomic import sha256_of_file
-from shards.dataset import QUARANTINE_NAME, QUARANTINE_SCHEMA, SAMPLES_NAME, SAMPLES_SCHEMA
-from shards.manifest import MANIFEST_NAME, DatasetDigests, Manifest, ShardEntry, classes_digest
-from shards.tar import BLOCK_BYTES, END, index_path, padded, shard_name
+from coreset.shards.format.dataset import (
+    QUARANTINE_NAME,
+    QUARANTINE_SCHEMA,
+    SAMPLES_NAME,
+    SAMPLES_SCHEMA,
+)
+from coreset.shards.format.files import sha256_of_file
+from coreset.shards.format.manifest import (
+    MANIFEST_NAME,
+    DatasetDigests,
+    Manifest,
+    ShardEntry,
+    classes_digest,
+)
+from coreset.shards.format.tar import BLOCK_BYTES, END, index_path, padded, shard_name
 
 CLASSES = 1000
 _IMAGE_BYTES = 110_000  # the mean of ImageNet

@@ -8,10 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench import pack_contenders as take_part
-from bench.contenders import Absent, Contender, interleave, measurements
-from bench.pack_contenders import CORESET, OURS, Resizer, Setting, words
-from bench.pack_inputs import (
+from coreset.bench import pack_contenders as take_part
+from coreset.bench.contenders import Absent, Contender, interleave, measurements
+from coreset.bench.pack_contenders import CORESET, OURS, Resizer, Setting, words
+from coreset.bench.pack_inputs import (
     QUALITY,
     SHORT_SIDE,
     Tree,
@@ -22,10 +22,10 @@ from bench.pack_inputs import (
     sizes_at,
     sizes_of_tars,
 )
-from bench.pack_memory import watch
-from bench.pack_open import write_dataset
-from bench.peers import ffcv_writer, img2dataset_resize, limits, pillow_resize, shard_writer
-from shards.dataset import Dataset
+from coreset.bench.pack_memory import watch
+from coreset.bench.pack_open import write_dataset
+from coreset.bench.peers import ffcv_writer, img2dataset_resize, limits, pillow_resize, shard_writer
+from coreset.shards.format.dataset import Dataset
 
 Row: TypeAlias = dict[str, Any]
 # Times the speed of another contender that `coreset pack` is to reach.

@@ -1,9 +1,9 @@
-"""Tables of the recorded packing, for ``bench.docs``: one function per block."""
+"""Tables of the recorded packing, for ``coreset.bench.docs``: one function per block."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.record import read
+from coreset.bench.record import read
 
 Row = dict[str, Any]
 _OURS = "coreset pack"

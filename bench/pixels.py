@@ -1,6 +1,6 @@
 """How far each decoder is from Pillow with torchvision, and what that does further down.
 
-    python -m bench.pixels [--data FOLDER] [--part pixels rounding features scores]
+    python -m coreset.bench.pixels [--data FOLDER] [--part pixels rounding features scores]
 
 FOLDER holds ``imagenet-sample`` and ``imagenette/train``. The reference is made by
 ``torchvision.transforms.v2`` on Pillow images, not by code of this project. Nothing is timed.
@@ -19,7 +19,7 @@ import tyro
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from bench.pixels_images import (
+from coreset.bench.pixels_images import (
     BATCH,
     REGIONS,
     SEED,
@@ -33,18 +33,18 @@ from bench.pixels_images import (
     reference,
     resized_exactly,
 )
-from bench.record import RESULTS, read, record, write
-from engine.decode.contract import TOLERANCES
-from engine.decode.decoder import DecoderName
-from engine.decode.geometry import Geometry
-from engine.feature_rows import Resident
-from engine.models.backbones import OFFLINE_BACKBONE, Backbone, load_backbone
-from engine.proxy import linear_proxy
-from engine.recipes import RECIPES
-from engine.sgd import Sgd
-from engine.training import Trainer, cosine_schedule
-from kernels.augment import normalised
-from kernels.dynamics import Dynamics
+from coreset.bench.record import RESULTS, read, record, write
+from coreset.engine.data.decoders.base import DecoderName
+from coreset.engine.data.decoders.tolerances import TOLERANCES
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.models.backbones import OFFLINE_BACKBONE, Backbone, load_backbone
+from coreset.engine.models.feature_rows import Resident
+from coreset.engine.scoring.proxy import linear_proxy
+from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.kernels.augment import normalised
+from coreset.kernels.dynamics import Dynamics
 
 Part: TypeAlias = Literal["pixels", "rounding", "features", "scores"]
 PARTS: tuple[Part, ...] = ("pixels", "rounding", "features", "scores")

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import interpolate
 
-from engine.decode.crops import Crops
-from engine.decode.decoder import DecoderName, EncodedBatch, make_decoder
-from engine.decode.geometry import Box, Geometry
-from kernels.seeds import permutation
-from shards.probe import glance
-from shards.reencode import reencode
+from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
+from coreset.engine.data.decoders.choose import make_decoder
+from coreset.engine.data.geometry import Box, Crops, Geometry
+from coreset.kernels.seeds import permutation
+from coreset.shards.images.probe import glance
+from coreset.shards.packing.encode import reencode
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Boxes: TypeAlias = NDArray[np.int64] | None

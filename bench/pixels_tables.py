@@ -1,10 +1,10 @@
-"""Tables of the recorded pixel contract, for ``bench.docs``: one function per block."""
+"""Tables of the recorded pixel contract, for ``coreset.bench.docs``: one function per block."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.record import read
-from engine.decode.contract import TOLERANCES
+from coreset.bench.record import read
+from coreset.engine.data.decoders.tolerances import TOLERANCES
 
 Row = dict[str, Any]
 _RESIZED = "imagenet, packed resized"

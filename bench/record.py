@@ -12,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engine.machine import check_gpu
-from engine.provenance import versions
+from coreset.engine.artifacts.provenance import versions
+from coreset.engine.doctor.machine import check_gpu
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def hardware() -> dict[str, Any]:
@@ -35,7 +35,7 @@ def hardware() -> dict[str, Any]:
 
 def commit() -> str:
     """Commit of the checkout, with ``+`` if the tree differs from it."""
-    root = Path(__file__).parent.parent
+    root = Path(__file__).resolve().parent.parent
     git = ["git", "-C", str(root)]
     try:
         name = subprocess.run(

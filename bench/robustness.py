@@ -1,6 +1,6 @@
 """What packers and readers make of faulty data: every row of the fault matrix about packing.
 
-    python -m bench.robustness [--peers FOLDER] [--row 6 7 ...]
+    python -m coreset.bench.robustness [--peers FOLDER] [--row 6 7 ...]
 
 Each fault is made anew for each contender, which meets it in a process of its own: ``coreset``
 through its command line, webdataset's ``ShardWriter`` and reader, DALI on a CPU, and img2dataset if
@@ -18,12 +18,12 @@ from typing import Any
 
 import tyro
 
-from bench import fault_contenders, fault_forgeries, fault_processes, fault_uses
-from bench.fault_cases import Case, Inputs, image_cases, packed_cases, shard_cases
-from bench.fault_folders import folder_cases
-from bench.fault_tables import table_cases
-from bench.outcomes import Judged, Observed, judge
-from bench.record import RESULTS, portable, read, record, write
+from coreset.bench import fault_contenders, fault_forgeries, fault_processes, fault_uses
+from coreset.bench.fault_cases import Case, Inputs, image_cases, packed_cases, shard_cases
+from coreset.bench.fault_folders import folder_cases
+from coreset.bench.fault_tables import table_cases
+from coreset.bench.outcomes import Judged, Observed, judge
+from coreset.bench.record import RESULTS, portable, read, record, write
 
 Contender = Callable[[Case, Inputs, Path], Observed]
 DOES_NOT_APPLY = "does not apply"

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.outcomes import Outcome
-from bench.record import read
+from coreset.bench.outcomes import Outcome
+from coreset.bench.record import read
 
 Row = dict[str, Any]
 _CONTENDERS = ("webdataset", "dali", "img2dataset", "coreset")

@@ -1,6 +1,6 @@
 """What ``coreset score`` is worth as a whole: its speed, and what its scores find.
 
-    python -m bench.score [--data FOLDER] [--work FOLDER] [--part pipeline usual-loop ...]
+    python -m coreset.bench.score [--data FOLDER] [--work FOLDER] [--part pipeline usual-loop ...]
 
 - ``pipeline``: images/s from decoded pixels beside the same step on one resident batch.
 - ``usual-loop``: speed and scores beside the usual torchvision loop in float32.
@@ -23,13 +23,13 @@ from typing import Literal, TypeAlias, get_args
 
 import tyro
 
-from bench.record import RESULTS, read, record, write
-from bench.score_labels import labels
-from bench.score_loops import usual_loop
-from bench.score_noise import noise, recipes
-from bench.score_parts import Row, Setting, pipeline
-from bench.score_waiting import waiting
-from engine.progress import Display, choose_display
+from coreset.bench.record import RESULTS, read, record, write
+from coreset.bench.score_labels import labels
+from coreset.bench.score_loops import usual_loop
+from coreset.bench.score_noise import noise, recipes
+from coreset.bench.score_parts import Row, Setting, pipeline
+from coreset.bench.score_waiting import waiting
+from coreset.engine.runtime.progress import Display, choose_display
 
 Part: TypeAlias = Literal["pipeline", "usual-loop", "waiting", "noise", "labels", "recipes"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -43,7 +43,7 @@ ROWS: Mapping[Part, Callable[[Setting], Iterator[Row]]] = MappingProxyType(
         "recipes": recipes,
     }
 )
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

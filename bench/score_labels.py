@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
-from bench.score_parts import Row, Setting
-from engine.comparison import cost_of
-from engine.features import FeatureSpec, features_for
-from engine.ledger import stopwatch
-from engine.scored import Scored, flipped_labels
-from kernels.agreement import roc_area
+from coreset.bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
+from coreset.bench.score_parts import Row, Setting
+from coreset.engine.artifacts.ledger import stopwatch
+from coreset.engine.condensed.comparison import cost_of
+from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
+from coreset.kernels.rank_correlation import roc_area
 
 FOLDS = 5
 """Cleanlab's own default (``CleanLearning(cv_n_folds=5)``)."""
@@ -42,7 +42,7 @@ def labels(setting: Setting) -> Iterator[Row]:
         runs: list[Row] = []
         for seed in SEEDS:
             options = ("--proxy", "linear", "--backbone", BACKBONE, "--folds", FOLDS)
-            scored = Scored.open(noisy.scores(percent, "folds", *options, seed=seed))
+            scored = ScoreTable.open(noisy.scores(percent, "folds", *options, seed=seed))
             flipped = flipped_labels(scored.dataset, noisy.truth, "noisy_labels_0")
             ours = _ours(scored, noisy)
             row = row_of(percent, seed, ours, by_cleanlab(scored, flipped, seed), flipped)
@@ -51,14 +51,14 @@ def labels(setting: Setting) -> Iterator[Row]:
         yield medians_of_labels(percent, runs)
 
 
-def _ours(scored: Scored, noisy: Noisy) -> Judged:
+def _ours(scored: ScoreTable, noisy: Noisy) -> Judged:
     issues = scored.label_issues
     if issues is None:
         raise ValueError(f"{scored.path} has no label issues; score it with --folds")
     return Judged(noisy.areas(scored.path), issues, cost_of(scored).wall_seconds)
 
 
-def by_cleanlab(scored: Scored, flipped: NDArray[np.bool_], seed: int) -> Judged:
+def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Judged:
     """Cleanlab as its image tutorials use it: logistic regression on features, cross-validated."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores

@@ -9,18 +9,18 @@ from pathlib import Path
 import numpy as np
 from torch.nn.functional import cross_entropy
 
-from bench.contenders import Contender, interleave, measurements
-from bench.score_parts import Row, Setting, coreset
-from bench.score_usual import Remote, Usual, opened
-from engine.device import resolve_device
-from engine.proxy import convolutional_proxy, squares
-from engine.recipes import RECIPES
-from engine.scored import Scored
-from engine.sgd import Sgd
-from engine.training import Trainer
-from kernels.agreement import spearman
-from kernels.dynamics import Dynamics
-from shards.dataset import Dataset
+from coreset.bench.contenders import Contender, interleave, measurements
+from coreset.bench.score_parts import Row, Setting, coreset
+from coreset.bench.score_usual import Remote, Usual, opened
+from coreset.engine.runtime.device import resolve_device
+from coreset.engine.scoring.proxy import convolutional_proxy, training_images
+from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.scoring.score_table import ScoreTable
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer
+from coreset.kernels.dynamics import Dynamics
+from coreset.kernels.rank_correlation import spearman
+from coreset.shards.format.dataset import Dataset
 
 USUAL, OURS, FROM_MEMORY = "usual loop", "ours, decoding included", "ours, decoded before"
 SPEED_GOAL = 2.5
@@ -114,7 +114,7 @@ class Ours:
 
     def _load(self) -> None:
         recipe = self._recipe
-        pixels = squares(
+        pixels = training_images(
             self._dataset, recipe.size, self._device, decoder="auto", exact=False, workers=0
         )
         self._proxy = convolutional_proxy(
@@ -188,5 +188,5 @@ def _trained(usual: Remote, epochs: int) -> dict[str, float]:
 
 
 def _ours_by_key(path: Path) -> dict[str, float]:
-    scored = Scored.open(path)
+    scored = ScoreTable.open(path)
     return dict(zip(scored.dataset.keys, scored.values(SCORE).tolist(), strict=True))

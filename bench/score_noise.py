@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.score_parts import Row, Setting, coreset
-from engine.comparison import cost_of
-from engine.provenance import Provenance
-from engine.recipes import RECIPES
-from engine.scored import Scored, flipped_labels
-from kernels.agreement import roc_area
-from kernels.scores import easiness
+from coreset.bench.score_parts import Row, Setting, coreset
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.condensed.comparison import cost_of
+from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
+from coreset.kernels.rank_correlation import roc_area
+from coreset.kernels.scores import easiness
 
 AUM_GOALS = {5: 0.99, 25: 0.95, 50: 0.84}
 """Least area under the ROC of the linear proxy's AUM, median of the seeds, by percent of noise."""
@@ -64,7 +64,7 @@ class Noisy:
 
     def areas(self, path: Path) -> dict[str, float]:
         """Area under the ROC of each score's hard end against "this label was flipped"."""
-        scored = Scored.open(path)
+        scored = ScoreTable.open(path)
         flipped = flipped_labels(scored.dataset, self.truth, "noisy_labels_0")
         columns = {name: scored.values(name) for name in scored.names}
         return areas_of(columns, flipped, scored.ids)
@@ -91,7 +91,7 @@ def noise(setting: Setting) -> Iterator[Row]:
 
 
 def _area_row(noisy: Noisy, percent: int, path: Path, seed: int) -> Row:
-    config, scored = Provenance.read(path).config, Scored.open(path)
+    config, scored = Provenance.read(path).config, ScoreTable.open(path)
     cost = cost_of(scored)
     return {
         "percent": percent,

@@ -16,19 +16,19 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from bench.contenders import Contender, Measured, interleave
-from engine.decode.geometry import stored_side
-from engine.decode.pixels import Pixels
-from engine.device import resolve_device
-from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.models.networks import memory_format_for
-from engine.proxy import Proxy, convolutional_proxy, crops_on
-from engine.recipes import RECIPES
-from engine.seeding import generator_for
-from engine.sgd import Sgd
-from engine.training import Trainer
-from kernels.augment import draw_crops, horizontal_flip, normalised
-from kernels.dynamics import Dynamics
+from coreset.bench.contenders import Contender, Measured, interleave
+from coreset.engine.data.geometry import stored_side
+from coreset.engine.data.images import DecodedImages
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.networks import memory_format_for
+from coreset.engine.runtime.device import resolve_device
+from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, crops_on
+from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer
+from coreset.kernels.augment import draw_crops, horizontal_flip, normalised
+from coreset.kernels.dynamics import Dynamics
 
 Row: TypeAlias = dict[str, Any]
 Example: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -49,7 +49,7 @@ CLASSES = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setting:
-    """Sizes, and where to work; `bench.score.ScoreBench` explains them."""
+    """Sizes, and where to work; `coreset.bench.score.ScoreBench` explains them."""
 
     data: Path
     work: Path
@@ -66,7 +66,7 @@ class Setting:
 class Scoring:
     """What one process of ``coreset score`` holds, on random decoded pixels."""
 
-    pixels: Pixels
+    pixels: DecodedImages
     proxy: Proxy
     trainer: Trainer
     dynamics: Dynamics
@@ -79,7 +79,7 @@ class Scoring:
         draws = generator_for(0)
         levels = torch.randint(256, (images, side, side, 3), dtype=torch.uint8, generator=draws)
         labels = np.arange(images) % CLASSES
-        pixels = Pixels(levels.permute(0, 3, 1, 2), labels, np.arange(images))
+        pixels = DecodedImages(levels.permute(0, 3, 1, 2), labels, np.arange(images))
         proxy = convolutional_proxy(
             pixels,
             CLASSES,
@@ -97,7 +97,7 @@ class Scoring:
         return Scoring(pixels, proxy, trainer, dynamics, batch)
 
     def train(self, examples: Iterable[Example]) -> None:
-        """Update and accumulate, as ``engine.score_pass.ScorePass`` does per batch."""
+        """Update and accumulate, as ``coreset.engine.scoring.run.ScorePass`` does per batch."""
         for inputs, labels, ids in examples:
             self.accumulate(self.step(inputs, labels), labels, ids)
 
@@ -202,7 +202,7 @@ def _timed(contenders: list[Contender], setting: Setting) -> list[Measured]:
 
 def coreset(*words: object) -> dict[str, Any]:
     """Run a command; the facts that it ends with."""
-    command = [sys.executable, "-m", "engine.cli", *map(str, words), "--json"]
+    command = [sys.executable, "-m", "coreset.engine.cli", *map(str, words), "--json"]
     print("$ coreset", *words, flush=True)
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return facts_of(done.stdout.splitlines())

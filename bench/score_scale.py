@@ -1,6 +1,6 @@
 """How time, memory and store of ``coreset score`` grow with the data set.
 
-    python -m bench.score_scale [--part pixels linear]
+    python -m coreset.bench.score_scale [--part pixels linear]
 
 - ``pixels``: synthetic images of few pixels through ``synth``, ``decode`` and ``score`` with
   ResNet-18.
@@ -19,15 +19,15 @@ from typing import Literal, TypeAlias, get_args
 
 import tyro
 
-from bench.record import RESULTS, read, record, write
-from bench.score_scale_parts import Row, Setting, linear, pixels
+from coreset.bench.record import RESULTS, read, record, write
+from coreset.bench.score_scale_parts import Row, Setting, linear, pixels
 
 Part: TypeAlias = Literal["pixels", "linear"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ROWS: Mapping[Part, Callable[[Setting], Iterator[Row]]] = MappingProxyType(
     {"pixels": pixels, "linear": linear}
 )
-_ROOT = Path(__file__).parent.parent
+_ROOT = Path(__file__).resolve().parent.parent
 _NAME = "score_scale"
 
 

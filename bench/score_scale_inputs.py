@@ -8,15 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.pack_open import CLASSES, write_dataset
-from engine.accounting import bound
-from engine.artifact import making
-from engine.features import FeatureSpec, remember
-from engine.models.backbones import weights_key
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.store import FEATURES_NAME, RowWriter, feature_chunk_rows
-from shards.atomic import json_bytes, write_atomically
-from shards.dataset import Dataset
+from coreset.bench.pack_open import CLASSES, write_dataset
+from coreset.engine.artifacts.pack_inputs import bound
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.store import FEATURES_NAME, RowWriter, feature_chunk_rows
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.models.backbones import weights_key
+from coreset.engine.models.features import FeatureSpec, remember
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import json_bytes, write_atomically
 
 CACHE = "CORESET_CACHE"
 RECORDS_PER_SHARD = 2000
@@ -59,12 +59,12 @@ def write_features(out: Path, dataset: Dataset, seed: int) -> FeatureSpec:
     the artifact names are a file of a few words: there is no network behind it.
 
     Returns:
-        What to ask ``engine.features`` for.
+        What to ask ``coreset.engine.models.features`` for.
     """
     weights = out.with_name(f"{out.name}.pth")
     weights.write_text(f"normal features, seed {seed}\n")
     spec = FeatureSpec(backbone="resnet18", weights=weights)
-    # What `engine.features` expects of a cached artifact; another one it would replace.
+    # What `engine.models.features` expects of a cached artifact; another one it would replace.
     content = dataset.manifest.content
     config = {
         "backbone": spec.backbone,
@@ -75,7 +75,7 @@ def write_features(out: Path, dataset: Dataset, seed: int) -> FeatureSpec:
     provenance = Provenance(
         kind="features", stage="embed", config=config, binds={"content": content, "width": WIDTH}
     )
-    with making(out, provenance) as work:
+    with create_artifact(out, provenance) as work:
         _write_rows(work.scratch / FEATURES_NAME, dataset.labels, seed)
     remember(out, dataset, spec)
     return spec

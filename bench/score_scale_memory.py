@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.pack_memory import family_of
+from coreset.bench.pack_memory import family_of
 
 _EVERY_SECONDS = 0.2  # a look at a process of 1,500 maps takes some 10 ms
 # The lines that are read, of the twenty that smaps has for each map.

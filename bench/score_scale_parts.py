@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bench.pack_contenders import CORESET, words
-from bench.pack_open import CLASSES
-from bench.score_scale_inputs import WIDTH, cache_in, write_features, write_records
-from bench.score_scale_memory import Watched, tree_bytes, watch
-from engine.generations import Generations
-from engine.store import SCORES_NAME
-from shards.atomic import temporary_name
+from coreset.bench.pack_contenders import CORESET, words
+from coreset.bench.pack_open import CLASSES
+from coreset.bench.score_scale_inputs import WIDTH, cache_in, write_features, write_records
+from coreset.bench.score_scale_memory import Watched, tree_bytes, watch
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.store import SCORES_NAME
+from coreset.shards.format.files import temporary_name
 
 Row: TypeAlias = dict[str, Any]
 
@@ -99,7 +99,7 @@ def _rounded(watched: Watched) -> Row:
 def _left(out: Path) -> Row:
     """Bytes of an artifact, and of the scores in it."""
     left = {"artifact_bytes": tree_bytes(out)}
-    newest = Generations(out).latest() if out.name == _SCORES and out.is_dir() else None
+    newest = Checkpoints(out).latest() if out.name == _SCORES and out.is_dir() else None
     return left | ({} if newest is None else {"scores_bytes": tree_bytes(newest[1] / SCORES_NAME)})
 
 

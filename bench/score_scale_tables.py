@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any
 
-from bench.record import read
+from coreset.bench.record import read
 
 Row = dict[str, Any]
 

@@ -3,11 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench.record import read
-from bench.score_labels import OURS, THEIRS
-from bench.score_parts import PIPELINE, RESIDENT
-from bench.score_waiting import CHOSEN
-from engine.tables import readable_seconds
+from coreset.bench.record import read
+from coreset.bench.score_labels import OURS, THEIRS
+from coreset.bench.score_parts import PIPELINE, RESIDENT
+from coreset.bench.score_waiting import CHOSEN
+from coreset.engine.runtime.tables import readable_seconds
 
 Row = dict[str, Any]
 SHOWN = ("aum", "aum_logit", "el2n", "forgetting_toneva", "loss_mean", "dual", "loss_final")

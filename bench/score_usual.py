@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
-from engine.decode.geometry import stored_side
-from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.recipes import RECIPES
+from coreset.engine.data.geometry import stored_side
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.scoring.recipes import RECIPES
 
 _open: "list[UsualLoop]" = []
 """The loop of this process, if it is one of a pool of `opened`."""

@@ -15,19 +15,19 @@ from tempfile import TemporaryDirectory
 
 from torch.nn.functional import cross_entropy
 
-from bench.contenders import Contender, interleave, measurements
-from bench.score_loops import balanced_copy
-from bench.score_parts import Row, Setting, coreset
-from engine.decode.geometry import Geometry, stored_side
-from engine.decode.pixels import resident
-from engine.decode.source import Source
-from engine.device import resolve_device
-from engine.proxy import Proxy, convolutional_proxy
-from engine.recipes import RECIPES
-from engine.sgd import Sgd
-from engine.training import Trainer
-from engine.waiting import POLICY
-from shards.dataset import Dataset
+from coreset.bench.contenders import Contender, interleave, measurements
+from coreset.bench.score_loops import balanced_copy
+from coreset.bench.score_parts import Row, Setting, coreset
+from coreset.engine.data.geometry import Geometry, stored_side
+from coreset.engine.data.images import load_into_memory
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.runtime.device import resolve_device
+from coreset.engine.runtime.openmp import POLICY
+from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
+from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer
+from coreset.shards.format.dataset import Dataset
 
 SIZE = 96
 STREAMED, RESIDENT = "decoded every epoch", "decoded before"
@@ -46,9 +46,9 @@ class _Training:
 
     def __init__(self, data: Path, *, streamed: bool) -> None:
         device, recipe, side = resolve_device("cpu"), RECIPES["full"], stored_side(SIZE)
-        source = Source(Dataset.open(data), Geometry(side, side))
+        source = ImageStream(Dataset.open(data), Geometry(side, side))
         self._proxy: Proxy = convolutional_proxy(
-            source if streamed else resident(source),
+            source if streamed else load_into_memory(source),
             len(source.dataset.classes),
             size=SIZE,
             crop_scale=recipe.crop_scale,

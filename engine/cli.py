@@ -17,13 +17,13 @@ from importlib.machinery import ModuleSpec
 from types import FrameType, ModuleType
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from engine.interrupts import INTERRUPTED, TEXT, end_on_interrupt
-from shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
+from coreset.engine.runtime.interrupts import INTERRUPTED, TEXT, end_on_interrupt
+from coreset.shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
 
-    from engine.config import Stage
+    from coreset.engine.runtime.stage import Stage
 
 # verb: (arguments, module, class, what it does)
 VERBS: dict[str, tuple[str, str, str, str]] = {
@@ -96,8 +96,8 @@ def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
     stage = _parse(verb, words)
     if stage is None:
         return
-    from engine.artifact import COMMAND
-    from engine.progress import Display, choose_display
+    from coreset.engine.artifacts.writer import COMMAND
+    from coreset.engine.runtime.progress import Display, choose_display
 
     COMMAND.set(shlex.join(["coreset", verb, *words]))
     choose_display(Display.JSON if machine else Display.AUTO)
@@ -123,7 +123,7 @@ def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
     _, module, name, _ = VERBS[verb]
     import tyro
 
-    stage_class = getattr(importlib.import_module(f"engine.stages.{module}"), name)
+    stage_class = getattr(importlib.import_module(f"coreset.engine.stages.{module}"), name)
     if "--list" in words and hasattr(stage_class, "listed"):
         return stage_class.listed()
     boxed = io.StringIO()
@@ -160,7 +160,7 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
     """Name what would fit, by the fields that the verb has; None for any other error."""
     fact, share = "out of memory", 0.5
     if "torch" in sys.modules:  # not imported for this: it takes memory
-        from engine.device import memory_shortage
+        from coreset.engine.runtime.device import memory_shortage
 
         shortage = memory_shortage(error)
         if shortage is None:

@@ -1,3 +1,1 @@
 """Pure numerics of coreset: arrays in, arrays out; no files, no clock, no configuration."""
-
-__version__ = "0"

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from kernels.crops import TRIES, boxes_from
+from coreset.kernels.crops import TRIES, boxes_from
 
 GREY_WEIGHTS = (0.299, 0.587, 0.114)
 """Share of R, G and B in luma (ITU-R BT.601)."""

@@ -12,7 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from kernels.seeds import GOLDEN_GAMMA, splitmix64
+from coreset.kernels.seeds import GOLDEN_GAMMA, splitmix64
 
 TRIES = 10
 DRAWS = 2 * TRIES + 2

@@ -19,8 +19,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.margins import Presented, presentations
-from kernels.rows import restore, saved
+from coreset.kernels.margins import SampleStats, per_sample_stats
 
 SUMS = (
     "visits",
@@ -40,7 +39,7 @@ ROWS_PER_FOLD = 1 << 17
 _SEEN, _RIGHT = 1, 2
 _STEPS, _HALF = 65535, 32768
 
-AddUp: TypeAlias = Callable[[Tensor], None]
+AllReduce: TypeAlias = Callable[[Tensor], None]
 """Replaces a tensor, on every process, by its sum over all of them."""
 
 
@@ -68,15 +67,15 @@ def accumulate(
     labels_b: Int[Tensor, " b"],
     ids_b: Int[Tensor, " b"],
     counted: Counted,
-) -> Presented:
-    """Count one batch in place and return its `presentations`; one graph, no host synchronisation.
+) -> SampleStats:
+    """Count one batch in place and return its statistics; one graph, no host synchronisation.
 
     Rows with a negative id are padding: their logits and labels may be anything.
     """
     place, sums, seen, recent = counted
     rows_b = torch.where(ids_b < 0, sums.shape[0] - 1, ids_b)
     # A padded row may carry label -1, which would be out of bounds for gather.
-    one = presentations(logits_bc, labels_b.clamp(min=0))
+    one = per_sample_stats(logits_bc, labels_b.clamp(min=0))
     early, single = place[0].float(), place[1].float()
     ones_b = torch.ones_like(one.right)
     columns = (
@@ -100,7 +99,7 @@ def accumulate(
 
 
 class Dynamics:
-    """Streaming accumulators of `kernels.scores.SCORES`, one row per sample id.
+    """Streaming accumulators of `coreset.kernels.scores.SCORES`, one row per sample id.
 
     ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
     ``end_epoch``; ``state`` and ``load_state`` anywhere. Equal histories give equal bytes.
@@ -161,47 +160,49 @@ class Dynamics:
         logits_bc: Float[Tensor, "b c"],
         labels_b: Int[Tensor, " b"],
         ids_b: Int[Tensor, " b"],
-    ) -> Presented:
+    ) -> SampleStats:
         """Count one batch, in which an id stands at most once.
 
         Rows with a negative id are padding: their logits and labels may be anything.
         """
         return self._accumulate(logits_bc, labels_b, ids_b, self._counted)
 
-    def end_epoch(self, epoch: int, add_up: AddUp = _nothing, *, leads: bool = True) -> None:
+    def end_epoch(
+        self, epoch: int, all_reduce: AllReduce = _nothing, *, is_main: bool = True
+    ) -> None:
         """`collect`, and fold the epoch into the scores that need a sample's history.
 
         Every process ends with the same history.
         """
-        self._add_up(epoch, add_up)
+        self._all_reduce(epoch, all_reduce)
         for start in range(0, self.n_samples, ROWS_PER_FOLD):
             self._fold(slice(start, start + ROWS_PER_FOLD), epoch + 1)
         self._seen.zero_()
-        if not leads:
+        if not is_main:
             self._sums.zero_()
         self.epochs = epoch + 1
 
-    def collect(self, epoch: int, add_up: AddUp, *, leads: bool) -> None:
+    def collect(self, epoch: int, all_reduce: AllReduce, *, is_main: bool) -> None:
         """Bring what all processes have seen so far to the leading one, whose `state` is whole.
 
         Args:
             epoch: As given to ``begin_epoch``.
-            add_up: Adds up a tensor over all processes: three times, 13 to 43 bytes a sample.
-            leads: Whether this process keeps what was seen; the others start again from nothing.
+            all_reduce: Adds up a tensor over all processes: three times, 13 to 43 bytes a sample.
+            is_main: Whether this process keeps what was seen; the others start again from nothing.
         """
-        self._add_up(epoch, add_up)
-        if not leads:
+        self._all_reduce(epoch, all_reduce)
+        if not is_main:
             self._seen.zero_()
             self._sums.zero_()
 
-    def _add_up(self, epoch: int, add_up: AddUp) -> None:
+    def _all_reduce(self, epoch: int, all_reduce: AllReduce) -> None:
         for rows in (self._sums, self._seen, self._recent):
             rows[-1].zero_()  # padding
         column = self._recent[:, epoch % self.window]
         mine = torch.where(self._seen > 0, column, 0)
         # As bytes: NCCL adds no 16-bit integers, and a sample was shown by one process only.
         for tensor in (self._sums, self._seen, mine.view(torch.uint8)):
-            add_up(tensor)
+            all_reduce(tensor)
         column.copy_(mine)
 
     def _fold(self, rows: slice, epochs: int) -> None:
@@ -218,22 +219,22 @@ class Dynamics:
 
     def state(self) -> dict[str, Tensor]:
         """All that a later process needs to go on, one row per sample, on the CPU."""
-        return saved(self._rows())
+        return save_rows(self._rows())
 
-    def load_state(self, state: Mapping[str, Tensor], epochs: int, *, leads: bool = True) -> None:
+    def load_state(self, state: Mapping[str, Tensor], epochs: int, *, is_main: bool = True) -> None:
         """Continue from the `state` after ``epochs`` ended epochs (copied, to this device).
 
         Args:
             state: Of the leading process.
             epochs: Ended epochs; the one under way, if any, is begun again with ``begin_epoch``.
-            leads: Whether this process is the leading one.
+            is_main: Whether this process is the leading one.
 
         Raises:
             ValueError: A name, shape or type is not this state's.
         """
-        restore(self._rows(), state)
+        load_rows(self._rows(), state)
         self.epochs = epochs
-        if not leads:
+        if not is_main:
             self._seen.zero_()
             self._sums.zero_()
 
@@ -256,7 +257,7 @@ class Dynamics:
         return float(self._sums[:-1, SUMS.index("loss")].double().sum())
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """All scores of `kernels.scores` that the pass itself gives, and ``visits``.
+        """All scores of `coreset.kernels.scores` that the pass itself gives, and ``visits``.
 
         float32 of shape (n,) in id order; waits for the device. After `end_epoch`, on the leading
         process. Means are over presentations, so sums (CCS's AUM and EL2N) are ``score * visits``
@@ -300,3 +301,48 @@ class Dynamics:
 def _or_nan(counts: NDArray[np.float32]) -> NDArray[np.float32]:
     """Counts, NaN instead of 0."""
     return np.where(counts > 0, counts, np.float32(np.nan))
+
+
+def save_rows(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the CPU without the last row, which is scratch."""
+    return {name: one[:-1].to("cpu", copy=True) for name, one in rows.items()}
+
+
+def load_rows(rows: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
+    """Copy what `save_rows` returned back into ``rows``; other names in ``state`` are left alone.
+
+    Raises:
+        ValueError: A name, shape or type is not that of ``rows``.
+    """
+    for name, one in rows.items():
+        found, expected = state.get(name), (one.dtype, (len(one) - 1, *one.shape[1:]))
+        if found is None or (found.dtype, tuple(found.shape)) != expected:
+            what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
+            raise ValueError(f"{name} must be {expected[0]} {expected[1]}, got {what}")
+        one[:-1].copy_(found)
+
+
+class NonFiniteGuard:
+    """Remembers which samples made the first batch with a NaN or an infinity, and its number.
+
+    One bad update makes every later number bad, so only the first batch tells anything. Watching
+    does not wait for the device; `found` does.
+    """
+
+    def __init__(self, batch: int, device: torch.device | str) -> None:
+        """Start with nothing found; ``batch`` is the most rows of a batch."""
+        self._number = torch.full((), -1, dtype=torch.int64, device=device)
+        self._ids = torch.full((batch,), -1, dtype=torch.int64, device=device)
+
+    def watch(self, values_b: Float[Tensor, " b"], ids_b: Int[Tensor, " b"], number: int) -> None:
+        """Look at a number per sample of batch ``number``; padding (a negative id) is skipped."""
+        bad_b = ~torch.isfinite(values_b) & (ids_b >= 0)
+        first = bad_b.any() & (self._number < 0)
+        self._number.copy_(torch.where(first, number, self._number))
+        kept = self._ids[: len(ids_b)]
+        kept.copy_(torch.where(first, torch.where(bad_b, ids_b, -1), kept))
+
+    def found(self) -> tuple[int, list[int]] | None:
+        """Number of the first bad batch and the samples that were bad in it; waits."""
+        number = int(self._number)
+        return None if number < 0 else (number, [i for i in self._ids.tolist() if i >= 0])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kernels.seeds import random_keys
+from coreset.kernels.seeds import random_keys
 
 
 def stratified_folds(labels: Int[np.ndarray, " n"], n_folds: int, seed: int) -> NDArray[np.int64]:

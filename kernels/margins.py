@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Presented(NamedTuple):
+class SampleStats(NamedTuple):
     """A batch of samples shown once; all float32 of shape (b,), whatever the logits are."""
 
     probability_margin: Float[Tensor, " b"]
@@ -52,7 +52,7 @@ def margins(values_bc: Float[Tensor, "b c"], labels_b: Int[Tensor, " b"]) -> Flo
     return label_value_b1[:, 0] - others_bc.amax(dim=1)
 
 
-def presentations(logits_bc: Float[Tensor, "b c"], labels_b: Int[Tensor, " b"]) -> Presented:
+def per_sample_stats(logits_bc: Float[Tensor, "b c"], labels_b: Int[Tensor, " b"]) -> SampleStats:
     """Everything that is scored of a batch; takes at least two classes.
 
     No host synchronisation, one graph.
@@ -81,7 +81,7 @@ def presentations(logits_bc: Float[Tensor, "b c"], labels_b: Int[Tensor, " b"]) 
     rest_squares_b = squares_b + (n_top_b - label_exp_b.square())
     other_b = torch.where(is_top_b & (n_top_b == 1), next_b, top_b)
     total_b, log_total_b = sum_b + n_top_b, (sum_b + (n_top_b - 1)).log1p()
-    return Presented(
+    return SampleStats(
         probability_margin=(label_exp_b - (other_b - top_b).exp()) / total_b,
         logit_margin=label_b - other_b,
         right=(first_top_b == labels_b).float(),

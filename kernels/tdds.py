@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kernels.rows import restore, saved
+from coreset.kernels.dynamics import load_rows, save_rows
 
 DECAY = 0.9
 """Weight of the newest window; the default of the authors' code."""
@@ -148,7 +148,7 @@ class Tdds:
 
     def state(self) -> dict[str, Tensor]:
         """All that a later process needs to go on, one row per sample, on the CPU."""
-        return saved(self._rows())
+        return save_rows(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
         """Continue from a `state` (copied, to this device).
@@ -160,7 +160,7 @@ class Tdds:
         Raises:
             ValueError: A name, shape or type is not this state's.
         """
-        restore(self._rows(), state)
+        load_rows(self._rows(), state)
         self.epochs = epochs
 
     def _rows(self) -> dict[str, Tensor]:

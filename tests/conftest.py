@@ -77,7 +77,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``photos`` packed into 4 shards; read only."""
-    from engine.stages.pack import Pack
+    from coreset.engine.stages.pack import Pack
 
     data = tmp_path_factory.mktemp("packed") / "DATA"
     Pack(src=photos, data=data, samples_per_shard=16).run()

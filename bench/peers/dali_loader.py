@@ -1,7 +1,7 @@
 """DALI on a CPU, with its own readers of shards and of files.
 
 DALI is a dependency of the project: nothing to install. A pipeline goes on prefetching after its
-last batch, so ``bench.decode`` has it made anew after each of its turns.
+last batch, so ``coreset.bench.decode`` has it made anew after each of its turns.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bench.peers.loaders import BATCH, MEAN, SHORT_SIDE, SIZE, STD, Epoch, Numbered, Task
-from shards.tar import index_path
+from coreset.bench.peers.loaders import BATCH, MEAN, SHORT_SIDE, SIZE, STD, Epoch, Numbered, Task
+from coreset.shards.format.tar import index_path
 
 _READER = {"name": "reader", "pad_last_batch": True}
 """Every epoch begins with a batch of its own; what fills up the last one is dropped here."""

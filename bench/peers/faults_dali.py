@@ -1,6 +1,6 @@
-"""What DALI on a CPU does with shards; run as a program by ``bench.robustness``.
+"""What DALI on a CPU does with shards; run as a program by ``coreset.bench.robustness``.
 
-    python -m bench.peers.faults_dali read FOUND TAR...
+    python -m coreset.bench.peers.faults_dali read FOUND TAR...
 
 The usual pipeline: WebDataset reader without index files, image decoder with its defaults, batches
 of four until the epoch that the reader announces is over. Nothing is caught.
@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from bench.peers.found import Found
+from coreset.bench.peers.found import Found
 
 BATCH = 4
 

@@ -1,8 +1,8 @@
-"""What img2dataset does with a list of files; run as a program by ``bench.robustness``.
+"""What img2dataset does with a list of files; run as a program by ``coreset.bench.robustness``.
 
     uv pip install --target FOLDER/img2dataset img2dataset 'opencv-python-headless<5' \
         'albumentations<2' albucore==0.0.23
-    python -m bench.peers.faults_img2dataset PEERS/img2dataset SRC OUT FOUND
+    python -m coreset.bench.peers.faults_img2dataset PEERS/img2dataset SRC OUT FOUND
 
 The whole package; files are named by ``file://`` and keep their size, so that pixels can be
 compared. Its output is read back: what it packed, and what its table says of the rest (to stderr).
@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image
 
-from bench.peers.found import Found
-from shards.refusal import MAX_PIXELS
+from coreset.bench.peers.found import Found
+from coreset.shards.images.refusal import MAX_PIXELS
 
 
 def pack(src: Path, out: Path, found: Found) -> None:

@@ -1,8 +1,8 @@
-"""What plain webdataset does with a folder or with shards; run by ``bench.robustness``.
+"""What plain webdataset does with a folder or with shards; run by ``coreset.bench.robustness``.
 
-    python -m bench.peers.faults_webdataset write FOLDER SHARDS SAMPLES_PER_SHARD
-    python -m bench.peers.faults_webdataset read FOUND TAR...
-    python -m bench.peers.faults_webdataset crop FOUND SIZE RESIZE TAR...
+    python -m coreset.bench.peers.faults_webdataset write FOLDER SHARDS SAMPLES_PER_SHARD
+    python -m coreset.bench.peers.faults_webdataset read FOUND TAR...
+    python -m coreset.bench.peers.faults_webdataset crop FOUND SIZE RESIZE TAR...
 
 ``write`` is the usual loop over an image folder; ``read`` the usual loop over its samples, which
 writes the pixels of each into FOUND; ``crop`` the same with torchvision's central crop. Nothing is
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.peers.found import Found
+from coreset.bench.peers.found import Found
 
 
 def write(src: Path, out: Path, samples_per_shard: int) -> None:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from bench.peers import ffcv_writer
-from bench.peers.loaders import BATCH, MEAN, SHORT_SIDE, SIZE, STD, Epoch, Numbered, Task
+from coreset.bench.peers import ffcv_writer
+from coreset.bench.peers.loaders import BATCH, MEAN, SHORT_SIDE, SIZE, STD, Epoch, Numbered, Task
 
 
 def versions() -> dict[str, str]:

@@ -17,8 +17,8 @@ from typing import Any
 
 import simplejpeg
 
-from bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled, Size
-from shards.atomic import fsync_directory, fsync_file
+from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled, Size
+from coreset.shards.format.files import fsync_directory, fsync_file
 
 LONG_SIDE = round(SHORT_SIDE * 4 / 3)
 

@@ -15,11 +15,11 @@ import simplejpeg
 import xxhash
 from numpy.typing import NDArray
 
-from bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
-from shards.atomic import fsync_directory
-from shards.probe import glance, probe
-from shards.reencode import reencode
-from shards.tar import ShardWriter, shard_name
+from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
+from coreset.shards.format.files import fsync_directory
+from coreset.shards.format.tar import ShardWriter, shard_name
+from coreset.shards.images.probe import glance, probe
+from coreset.shards.packing.encode import reencode
 
 _Item = TypeVar("_Item")
 _ITEMS_PER_TASK = 200

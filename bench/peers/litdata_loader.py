@@ -9,8 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loaders import Epoch, Numbered, Task, versions_of
-from bench.peers.transforms import DecodeSample, loader_options, stored_samples, transform_of
+from coreset.bench.peers.loaders import Epoch, Numbered, Task, versions_of
+from coreset.bench.peers.transforms import (
+    DecodeSample,
+    loader_options,
+    stored_samples,
+    transform_of,
+)
 
 
 def versions() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What ``bench.decode`` asks every loader for, and what the loader's process does with it.
+"""What ``coreset.bench.decode`` asks every loader for, and what the loader's process does with it.
 
 A loader is a context manager made from a ``Task``; it gives a function that starts an epoch. One
 process holds one loader at a time, which stays open from round to round.

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import simplejpeg
 
-from bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
-from shards.atomic import fsync_directory, fsync_file
-from shards.probe import probe
+from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
+from coreset.shards.format.files import fsync_directory, fsync_file
+from coreset.shards.images.probe import probe
 
 _FILES_PER_TASK = 50
 Reencode = Callable[[Sequence[Path], int, int], list[bytes]]

@@ -12,7 +12,7 @@ from typing import Any
 
 import simplejpeg
 
-from bench.peers.loaders import (
+from coreset.bench.peers.loaders import (
     MEAN,
     SHORT_SIDE,
     SIZE,

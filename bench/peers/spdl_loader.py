@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
-from bench.peers.loaders import (
+from coreset.bench.peers.loaders import (
     MEAN,
     SHORT_SIDE,
     SIZE,

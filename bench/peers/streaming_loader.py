@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loaders import BATCH, Epoch, Numbered, Task, versions_of
-from bench.peers.transforms import DecodeSample, loader_options, stored_samples, transform_of
+from coreset.bench.peers.loaders import BATCH, Epoch, Numbered, Task, versions_of
+from coreset.bench.peers.transforms import (
+    DecodeSample,
+    loader_options,
+    stored_samples,
+    transform_of,
+)
 
 
 def versions() -> dict[str, str]:

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench.peers.loaders import Epoch, Numbered, Task, in_threads, numbered, versions_of
-from bench.peers.transforms import loader_options, transform_of
+from coreset.bench.peers.loaders import Epoch, Numbered, Task, in_threads, numbered, versions_of
+from coreset.bench.peers.transforms import loader_options, transform_of
 
 
 def versions() -> dict[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image
 
-from bench.peers.loaders import BATCH, MEAN, SHORT_SIDE, SIZE, STD, Task
+from coreset.bench.peers.loaders import BATCH, MEAN, SHORT_SIDE, SIZE, STD, Task
 
 Transform = Callable[[Any], Any]
 

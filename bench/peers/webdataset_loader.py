@@ -8,8 +8,8 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from bench.peers.loaders import BATCH, Epoch, Numbered, Task, versions_of
-from bench.peers.transforms import loader_options, transform_of
+from coreset.bench.peers.loaders import BATCH, Epoch, Numbered, Task, versions_of
+from coreset.bench.peers.transforms import loader_options, transform_of
 
 
 def versions() -> dict[str, str]:

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.models.networks import placed
-from engine.models.resnet import resnet18
-from engine.models.weights import (
+from coreset.engine.models.networks import placed
+from coreset.engine.models.resnet import resnet18
+from coreset.engine.models.weights import (
     by_own_names,
     load_by_name,
     load_by_position,
     read_weights,
     weights_digest,
 )
-from shards.errors import MachineError, UsageError
+from coreset.shards.errors import MachineError, UsageError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from engine.models.resnet import resnet18, resnet50
-from engine.seeding import seeded_initialisation
+from coreset.engine.models.resnet import resnet18, resnet50
+from coreset.engine.runtime.seeding import seeded_initialisation
 
 Norm: TypeAlias = Literal["batch", "instance"]
 StudentName: TypeAlias = Literal["resnet18", "resnet50"]

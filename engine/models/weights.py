@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from shards.atomic import sha256_of_file
-from shards.errors import UsageError
+from coreset.shards.errors import UsageError
+from coreset.shards.format.files import sha256_of_file
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 """Where checkpoints keep their state dict, averaged weights first, as timm reads them."""

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from engine.report.accuracy import Accuracy, Comparison
-from engine.report.catalogue import BASELINE, method_order
-from engine.report.measures import PAIRS, Measurement
-from engine.report.verdict import percent
+from coreset.engine.report.results import PAIRS, Accuracy, Comparison, Measurement
+from coreset.engine.report.sets import BASELINE, method_order
+from coreset.engine.report.verdict import percent
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

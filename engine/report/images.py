@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from engine.report.evidence import Evidence, FoundScores, FoundSet
-from shards.dataset import Dataset
-from shards.pillow import opened
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.report.sets import Evidence, FoundScores, FoundSet
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.images.pillow import opened
 
 SIDE = 96
 """Pixels of a thumbnail."""

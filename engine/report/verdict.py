@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from engine.report.accuracy import LEAST_STUDENTS, Accuracy, Comparison
+from coreset.engine.report.results import LEAST_STUDENTS, Accuracy, Comparison
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

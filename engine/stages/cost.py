@@ -2,12 +2,16 @@
 
 from dataclasses import asdict, dataclass
 
-from engine.config import Outcome, SetPath
-from engine.costs import StageCost, construction_cost, total_wall_seconds
-from engine.ledger import read_ledger
-from engine.tables import aligned, readable_bytes, readable_seconds
-from shards.atomic import missing
-from shards.errors import UsageError
+from coreset.engine.artifacts.ledger import (
+    StageCost,
+    construction_cost,
+    read_ledger,
+    total_wall_seconds,
+)
+from coreset.engine.runtime.stage import Result, SetPath
+from coreset.engine.runtime.tables import aligned, readable_bytes, readable_seconds
+from coreset.shards.errors import UsageError
+from coreset.shards.format.files import missing
 
 _HEADER = ("stage", "runs", "wall time", "CPU time", "images", "images/s", "peak memory", "device")
 
@@ -19,7 +23,7 @@ class Cost:
     artifact: SetPath
     """A condensed set; a packed data set, scores or features will do."""
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Read the ledger of the artifact and sum it by stage."""
         costs = construction_cost(read_ledger(self.artifact))
         if not costs:
@@ -32,7 +36,7 @@ class Cost:
             *aligned(_HEADER, [_row(cost) for cost in costs]),
             f"construction cost of {self.artifact}: {readable_seconds(total)} wall time",
         )
-        return Outcome(lines, {"wall_seconds": total, "stages": [_facts(cost) for cost in costs]})
+        return Result(lines, {"wall_seconds": total, "stages": [_facts(cost) for cost in costs]})
 
 
 def _row(cost: StageCost) -> tuple[str, ...]:

@@ -4,24 +4,24 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from engine.artifact import Work, making
-from engine.config import (
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import (
     DataPath,
     DecoderChoice,
-    Outcome,
     PixelsPath,
+    Result,
     require_at_least,
     shaping_fields,
 )
-from engine.progress import progress
-from engine.provenance import Provenance
-from engine.tables import readable_bytes
-from shards.atomic import sha256_of_file, temporary_name
-from shards.dataset import Dataset
-from shards.errors import MachineError
+from coreset.engine.runtime.tables import readable_bytes
+from coreset.shards.errors import MachineError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import sha256_of_file, temporary_name
 
 if TYPE_CHECKING:
-    from engine.decode.geometry import Geometry
+    from coreset.engine.data.geometry import Geometry
 
 # `decoder` and `decoder_exact` shape the pixels by the decoder that they come to.
 NOT_SHAPING = ("device", "decoder", "decoder_exact", "workers")
@@ -57,7 +57,7 @@ class Decode:
     def __post_init__(self) -> None:
         require_at_least("size", self.size, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Open the data set, check the disk, decode chunk by chunk, publish the pixels.
 
         Raises:
@@ -65,9 +65,9 @@ class Decode:
             ManifestError: Too many images cannot be decoded.
             MachineError: The disk has no room for the pixels, or a decoder is missing.
         """
-        from engine.decode.decoder import choose_decoder, reason_for
-        from engine.decode.stored_pixels import PixelsIndex
-        from engine.device import resolve_device
+        from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
+        from coreset.engine.data.image_cache import PixelsIndex
+        from coreset.engine.runtime.device import resolve_device
 
         dataset = Dataset.open(self.data)
         device = resolve_device(self.device).type
@@ -87,22 +87,22 @@ class Decode:
         )
         if not self.pixels.exists():
             self._require_space(PixelsIndex.of(len(dataset), self._geometry).n_bytes)
-        with making(
+        with create_artifact(
             self.pixels, provenance, inputs=[self.data], device=device, resumable=True
         ) as work:
             if not work.done:
                 self._decode(work, dataset, device)
-        return self._outcome(work, reason_for(chosen, device))
+        return self._outcome(work, decoder_reason(chosen, device))
 
     @property
     def _geometry(self) -> "Geometry":
-        from engine.decode.geometry import Geometry
+        from coreset.engine.data.geometry import Geometry
 
         return Geometry(self.size, None if self.squash else self.size)
 
     def _require_space(self, n_bytes: int) -> None:
         """Check before anything is written that what is left to decode fits on the disk."""
-        from engine.decode.stored_pixels import PIXELS_NAME
+        from coreset.engine.data.image_cache import PIXELS_NAME
 
         begun = temporary_name(self.pixels) / PIXELS_NAME
         there = begun.stat().st_size if begun.is_file() else 0
@@ -114,20 +114,20 @@ class Decode:
                 "free some space, or choose a smaller --size or another output"
             )
 
-    def _decode(self, work: Work, dataset: Dataset, device: str) -> None:
-        from engine.decode.source import Source
-        from engine.decode.stored_pixels import INDEX_NAME, begun, write_pixels
+    def _decode(self, work: ArtifactWriter, dataset: Dataset, device: str) -> None:
+        from coreset.engine.data.image_cache import INDEX_NAME, begun, write_cache
+        from coreset.engine.data.stream import ImageStream
 
         stored_bytes, before = dataset.ints("bytes"), begun(work.scratch)
         with (
-            Source(
+            ImageStream(
                 dataset,
                 self._geometry,
                 decoder=self.decoder,
                 device=device,
                 workers=self.workers,
                 exact=self.decoder_exact,
-                tolerant=True,
+                skip_damaged=True,
             ) as source,
             progress("decode", len(dataset)) as bar,
         ):
@@ -140,13 +140,13 @@ class Decode:
                 work.meter.checkpoint(work.scratch)
                 bar.advance(n, undecodable=len(source.undecodable))
 
-            index = write_pixels(source, work.scratch, on_chunk)
+            index = write_cache(source, work.scratch, on_chunk)
         work.meter.notes["undecodable"] = len(index.undecodable)
         # It holds the digest of every chunk: no need to read them all again.
         work.provenance = replace(work.provenance, digest=sha256_of_file(work.scratch / INDEX_NAME))
 
-    def _outcome(self, work: Work, reason: str) -> Outcome:
-        from engine.decode.stored_pixels import INDEX_NAME, PixelsIndex
+    def _outcome(self, work: ArtifactWriter, reason: str) -> Result:
+        from coreset.engine.data.image_cache import INDEX_NAME, PixelsIndex
 
         listed = self.pixels / INDEX_NAME
         index = PixelsIndex.read(listed)
@@ -155,7 +155,7 @@ class Decode:
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         what = f"{self.size} x {self.size}, {readable_bytes(index.n_bytes)}"
         crops = round(self.size * 7 / 8)  # the side that score would decode to itself
-        return Outcome(
+        return Result(
             (
                 reason,
                 f"pixels of {index.n_samples:,} images ({what}) {how}: {self.pixels}",

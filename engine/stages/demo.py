@@ -7,16 +7,20 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.artifact import output_folder, require_output
-from engine.config import Outcome, Stage, require_at_least
-from engine.costs import construction_cost, total_wall_seconds
-from engine.ledger import read_ledger, several_stages
-from engine.progress import say
-from engine.report.accuracy import LEAST_STUDENTS, comparisons, sample_std
-from engine.report.catalogue import Row, catalogue
-from engine.report.verdict import plus_minus, verdicts
-from engine.results import STUDENTS, Results
-from shards.atomic import new_directory, temporary_name
+from coreset.engine.artifacts.ledger import (
+    construction_cost,
+    read_ledger,
+    several_stages,
+    total_wall_seconds,
+)
+from coreset.engine.artifacts.writer import output_folder, require_output
+from coreset.engine.evaluation.results import STUDENTS, Results
+from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_std
+from coreset.engine.report.sets import Row, catalogue
+from coreset.engine.report.verdict import plus_minus, verdicts
+from coreset.engine.runtime.progress import say
+from coreset.engine.runtime.stage import Result, Stage, require_at_least
+from coreset.shards.format.files import new_directory, temporary_name
 
 IPC = 10
 PROXY_PIXELS, STUDENT_PIXELS = 32, 40
@@ -44,7 +48,7 @@ class Demo:
         require_at_least("epochs", self.epochs, 1)
         require_at_least("repeats", self.repeats, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Write the digits as PNG files, run every verb on them, tell what came out."""
         require_output(self.out)
         write_digits(self.out / "images")
@@ -57,13 +61,13 @@ class Demo:
         return self._outcome(stamp)
 
     def _stages(self) -> Iterator[Stage]:
-        from engine.models.backbones import OFFLINE_BACKBONE
-        from engine.stages.distill import Distill
-        from engine.stages.measure import Measure
-        from engine.stages.pack import Pack
-        from engine.stages.report import Report
-        from engine.stages.score import Score
-        from engine.stages.selection import Select
+        from coreset.engine.models.backbones import OFFLINE_BACKBONE
+        from coreset.engine.stages.distill import Distill
+        from coreset.engine.stages.measure import Measure
+        from coreset.engine.stages.pack import Pack
+        from coreset.engine.stages.report import Report
+        from coreset.engine.stages.score import Score
+        from coreset.engine.stages.selection import Select
 
         out = self.out
         train, val, results = out / "train", out / "val", out / "results"
@@ -83,7 +87,7 @@ class Demo:
         yield Report(results=results, html=out / "report.html")
 
     def _train(self, condensed: Path, val: Path, results: Path) -> Stage:
-        from engine.stages.train import Train
+        from coreset.engine.stages.train import Train
 
         return Train(
             condensed=condensed,
@@ -95,7 +99,7 @@ class Demo:
             repeats=self.repeats,
         )
 
-    def _outcome(self, stamp: str) -> Outcome:
+    def _outcome(self, stamp: str) -> Result:
         rows = [
             row
             for row in Results(self.out / "results").rows(STUDENTS)
@@ -115,7 +119,7 @@ class Demo:
             lines.append(f"{method:<10} {spread:>14} {cost:>16.1f}")
         of = f"{self.repeats} students, mean +- sample deviation"
         title = f"{IPC} digits per class, {stamp}, best top-1 of {of}:"
-        return Outcome(
+        return Result(
             (
                 "",
                 title,
@@ -151,7 +155,7 @@ def write_digits(folder: Path) -> None:
 
     from sklearn.datasets import load_digits
 
-    from kernels.seeds import permutation
+    from coreset.kernels.seeds import permutation
 
     values, labels = load_digits(return_X_y=True)
     images = np.rint(values.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)

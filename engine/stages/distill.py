@@ -9,20 +9,26 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.accounting import Account
-from engine.artifact import Work, making
-from engine.config import DataPath, Outcome, SetPath, require_at_least, shaping_fields
-from engine.ledger import Meter
-from engine.progress import progress
-from engine.provenance import Provenance
-from engine.sets import SetInfo
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.packing import pack
-from shards.plan import Plan
-from shards.quarantine import list_path
-from shards.sources.folder import find_folder
-from shards.sources.wanted import Wanted
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.pack_inputs import Account
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.condensed.condensed_set import SetInfo
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import (
+    DataPath,
+    Result,
+    SetPath,
+    require_at_least,
+    shaping_fields,
+)
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.packing.pack import pack
+from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.quarantine import list_path
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import SourceOptions
 
 IMAGES_NAME = ".images"
 
@@ -54,7 +60,7 @@ class Distill:
         require_at_least("ipc", self.ipc, 1)
         require_at_least("size", self.size, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Decode class by class, cluster, write the centroids as PNG, pack and publish them."""
         dataset = Dataset.open(self.data)
         self._require_large_classes(dataset)
@@ -64,11 +70,11 @@ class Distill:
             config=shaping_fields(self, without=("workers",)),
             inputs=(Provenance.read(self.data).as_input("data", self.data, self.condensed),),
         )
-        with making(self.condensed, provenance, inputs=[self.data]) as work:
+        with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
             if not work.done:
                 self._fill(work, dataset)
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        return Outcome(
+        return Result(
             (
                 f"{self.ipc * len(dataset.classes):,} {self.method} images {how}: {self.condensed}",
                 f"next: coreset train {self.condensed} VAL RESULTS",
@@ -85,7 +91,7 @@ class Distill:
                 f"{dataset.classes[smallest]} has {sizes[smallest]} images; lower --ipc"
             )
 
-    def _fill(self, work: Work, dataset: Dataset) -> None:
+    def _fill(self, work: ArtifactWriter, dataset: Dataset) -> None:
         folder = work.scratch / IMAGES_NAME
         with progress("distill", len(dataset)) as bar:
             for label, pixels in self._pixels_by_class(dataset):
@@ -101,22 +107,22 @@ class Distill:
 
     def _pixels_by_class(self, dataset: Dataset) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """Decode one class after the other: uint8 of shape (n, size, size, 3)."""
-        from engine.decode.geometry import Geometry
-        from engine.decode.pixels import resident
-        from engine.decode.source import Source
+        from coreset.engine.data.geometry import Geometry
+        from coreset.engine.data.images import load_into_memory
+        from coreset.engine.data.stream import ImageStream
 
         labels = dataset.labels
         for label in range(len(dataset.classes)):
             ids = np.flatnonzero(labels == label)
             geometry = Geometry(self.size, self.size)
-            with Source(dataset, geometry, workers=self.workers, ids=ids) as source:
-                images_nchw = resident(source).images
+            with ImageStream(dataset, geometry, workers=self.workers, ids=ids) as source:
+                images_nchw = load_into_memory(source).images
             yield label, images_nchw.permute(0, 2, 3, 1).contiguous().numpy()
 
     def _centroids(self, pixels: NDArray[np.uint8], label: int, name: str) -> NDArray[np.uint8]:
         from sklearn.cluster import KMeans
 
-        from kernels.seeds import derived_seed
+        from coreset.kernels.seeds import derived_seed
 
         seed = derived_seed(self.seed, label) % 2**32
         rows = pixels.reshape(len(pixels), -1)
@@ -156,7 +162,7 @@ def _write_images(folder: Path, images: NDArray[np.uint8]) -> None:
 
 def _pack_images(folder: Path, out: Path, dataset: Dataset) -> None:
     meter = Meter("distill", "")  # the images count once, as those that were clustered
-    found = find_folder(folder, Wanted(only=dataset.classes))  # whatever they are called
+    found = find_folder(folder, SourceOptions(only=dataset.classes))  # whatever they are called
     plan = Plan(
         source=found,
         labels=found.labels,

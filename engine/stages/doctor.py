@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from engine.config import Outcome, require_at_least, require_between
-from engine.machine import Check, Verdict, findings
-from engine.progress import show
-from shards.dataset import Dataset
-from shards.errors import MachineError, UsageError
+from coreset.engine.doctor.machine import Check, Verdict, findings
+from coreset.engine.runtime.progress import show
+from coreset.engine.runtime.stage import Result, require_at_least, require_between
+from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
-    from engine.proving.subject import Subject
+    from coreset.engine.doctor.check import Context
 
 MOST_SAMPLES = 1000
 """All are compared at once: as float32 they take 0.6 GB, a few times over."""
@@ -45,7 +45,7 @@ class Doctor:
         require_between("samples", self.samples, 1, MOST_SAMPLES + 1)
         require_at_least("seconds", self.seconds, 0)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Run every check and show its line as it ends; the outcome carries the failure.
 
         Raises:
@@ -67,27 +67,27 @@ class Doctor:
             last = "this machine is fit; `coreset demo` tries it out"
             if subject is not None:
                 last = f"every proof holds on {subject.device}; projections are arithmetic"
-            return Outcome((*table, last), facts)
+            return Result((*table, last), facts)
         reasons = "; ".join(f"{check.name}: {check.value}, {check.remedy}" for check in failed)
-        return Outcome(tuple(table), facts, MachineError(f"this machine is unfit: {reasons}"))
+        return Result(tuple(table), facts, MachineError(f"this machine is unfit: {reasons}"))
 
-    def _subject(self) -> "Subject | None":
+    def _subject(self) -> "Context | None":
         """What to prove, if anything: a device or data that are not there are told at once."""
         if self.data is None and self.device == "auto":
             return None
-        from engine.device import resolve_device
+        from coreset.engine.runtime.device import resolve_device
 
         device = resolve_device(self.device)
         if self.data is None:
             raise UsageError(f"device {self.device} is proved on DATA; name a packed data set")
-        from engine.proving.subject import subject_of
+        from coreset.engine.doctor.check import context_of
 
         dataset = Dataset.open(self.data)
-        return subject_of(dataset, device, samples=self.samples, seconds=self.seconds)
+        return context_of(dataset, device, samples=self.samples, seconds=self.seconds)
 
 
-def _proofs(subject: "Subject") -> Iterable[Check]:
-    from engine.proving.proofs import prove
+def _proofs(subject: "Context") -> Iterable[Check]:
+    from coreset.engine.doctor.checks import prove
 
     return prove(subject)
 

@@ -4,9 +4,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.config import DataPath, DecoderChoice, FeaturesPath, Outcome, require_at_least
-from engine.features import FeatureSpec, embed, remember
-from shards.dataset import Dataset
+from coreset.engine.models.features import FeatureSpec, embed, remember
+from coreset.engine.runtime.stage import (
+    DataPath,
+    DecoderChoice,
+    FeaturesPath,
+    Result,
+    require_at_least,
+)
+from coreset.shards.format.dataset import Dataset
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +51,11 @@ class Embed:
         require_at_least("size", self.size, 8)
         require_at_least("batch", self.batch, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Open the data set, run the backbone over it, publish the store."""
-        from engine.decode.decoder import told_choice
-        from engine.device import resolve_device
-        from engine.models.backbones import choose_backbone, told_backbone
+        from coreset.engine.data.decoders.choose import decoder_notice
+        from coreset.engine.models.backbones import choose_backbone, told_backbone
+        from coreset.engine.runtime.device import resolve_device
 
         dataset = Dataset.open(self.data)
         backbone = choose_backbone(self.backbone, self.weights)
@@ -68,9 +74,9 @@ class Embed:
         remember(self.features, dataset, spec)
         same = f"--backbone {backbone}" + (f" --size {self.size}" if self.size != 224 else "")
         verb = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        return Outcome(
+        return Result(
             (
-                *told_choice(self.decoder, device, exact=self.decoder_exact),
+                *decoder_notice(self.decoder, device, exact=self.decoder_exact),
                 *told_backbone(self.backbone, self.weights),
                 f"features of {len(dataset):,} images ({backbone}) {verb}: {self.features}",
                 f"next: coreset score {self.data} SCORES --proxy linear {same}",

@@ -10,22 +10,22 @@ import tyro
 import xxhash
 from numpy.typing import NDArray
 
-from engine.artifact import Work, lock, making
-from engine.config import Outcome, require_at_least
-from engine.decode.reader import ShardReader
-from engine.ledger import LEDGER_NAME, RUNNING_NAME, Meter
-from engine.progress import Progress, progress
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.sets import SET_NAME, open_set
-from shards.atomic import COMMAND_NAME, missing, write_atomically
-from shards.dataset import Dataset
-from shards.errors import ManifestError, UsageError
-from shards.export import ExportPlan, StoredSample, standard_split
-from shards.layouts.image_folder import write_image_folder
-from shards.layouts.lists import ids_list, paths_list
-from shards.layouts.parquet import write_parquet
-from shards.layouts.webdataset import write_webdataset
-from shards.manifest import MANIFEST_NAME
+from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, Meter
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, lock
+from coreset.engine.condensed.condensed_set import SET_NAME, open_set
+from coreset.engine.data.reader import ShardReader
+from coreset.engine.runtime.progress import Progress, progress
+from coreset.engine.runtime.stage import Result, require_at_least
+from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.export.image_folder import write_image_folder
+from coreset.shards.export.lists import ids_list, paths_list
+from coreset.shards.export.names import ExportPlan, StoredSample, standard_split
+from coreset.shards.export.parquet import write_parquet
+from coreset.shards.export.webdataset import write_webdataset
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 Layout: TypeAlias = Literal["imagefolder", "webdataset", "parquet", "paths", "ids"]
 WRITERS: Mapping[str, Callable[[Iterable[StoredSample], Path, ExportPlan], None]] = {
@@ -68,7 +68,7 @@ class Export:
                 f"out {self.out} lies in source {self.source}; choose a place outside it"
             )
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Find the samples, write them all or nothing, say what reads them."""
         dataset, ids = self._samples()
         if self.to in WRITERS:
@@ -89,19 +89,19 @@ class Export:
             f"{self.source} is neither a condensed set nor a packed data set; {remedy}"
         )
 
-    def _write_directory(self, dataset: Dataset, ids: NDArray[np.int64]) -> Outcome:
+    def _write_directory(self, dataset: Dataset, ids: NDArray[np.int64]) -> Result:
         config: dict[str, Any] = {"to": self.to}
         if self.to in SHARDED:
             config["samples_per_shard"] = self.samples_per_shard
         role = "set" if (self.source / SET_NAME).is_file() else "data"
         recorded = Provenance.read(self.source).as_input(role, self.source, self.out)
         provenance = Provenance(kind="export", stage="export", config=config, inputs=(recorded,))
-        with making(self.out, provenance, inputs=[self.source]) as work:
+        with create_artifact(self.out, provenance, inputs=[self.source]) as work:
             if not work.done:
                 self._fill(work, dataset, ids)
         return self._outcome(dataset, ids, done=work.done)
 
-    def _fill(self, work: Work, dataset: Dataset, ids: NDArray[np.int64]) -> None:
+    def _fill(self, work: ArtifactWriter, dataset: Dataset, ids: NDArray[np.int64]) -> None:
         plan = ExportPlan(
             name=dataset.manifest.name,
             split=standard_split(dataset.manifest.split),
@@ -117,7 +117,7 @@ class Export:
         binds = {"identity": dataset.manifest.identity, "content": dataset.manifest.content}
         work.provenance = replace(work.provenance, binds=binds)
 
-    def _write_list(self, dataset: Dataset, ids: NDArray[np.int64]) -> Outcome:
+    def _write_list(self, dataset: Dataset, ids: NDArray[np.int64]) -> Result:
         suffix = self.out.suffix
         if self.to == "ids":
             content = ids_list(ids, suffix)
@@ -133,7 +133,7 @@ class Export:
                 )
         return self._outcome(dataset, ids, done=done)
 
-    def _outcome(self, dataset: Dataset, ids: NDArray[np.int64], *, done: bool) -> Outcome:
+    def _outcome(self, dataset: Dataset, ids: NDArray[np.int64], *, done: bool) -> Result:
         how = "are there already" if done else "written"
         what = self.to if self.to in WRITERS else f"a list of {self.to}"
         empty = np.flatnonzero(
@@ -149,7 +149,7 @@ class Export:
                 f"{dataset.classes[empty[0]]}; torchvision needs allow_empty=True to read them",
             )
         lines.append(f"next: {self._next(standard_split(dataset.manifest.split), dataset)}")
-        return Outcome(tuple(lines), {"out": str(self.out), "images": ids.size, "to": self.to})
+        return Result(tuple(lines), {"out": str(self.out), "images": ids.size, "to": self.to})
 
     def _next(self, split: str, dataset: Dataset) -> str:
         out = str(self.out)

@@ -10,14 +10,13 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from engine.artifact import making
-from engine.config import Outcome, SetPath, require_at_least
-from engine.coresets import write_coreset
-from engine.provenance import Provenance
-from engine.sets import SetInfo
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.layouts.lists import read_list
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
+from coreset.engine.runtime.stage import Result, SetPath, require_at_least
+from coreset.shards.errors import UsageError
+from coreset.shards.export.lists import read_list
+from coreset.shards.format.dataset import Dataset
 
 DIGEST_CHARACTERS = 12
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
@@ -54,7 +53,7 @@ class Ingest:
                 f"method must be letters, digits and . + _ -, got {self.method!a}; name it shortly"
             )
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Find the samples, check the counts of the classes, publish the ids."""
         dataset = Dataset.open(self.data)
         ids = read_list(self.listed, dataset.table(["key", "source"]))
@@ -66,7 +65,7 @@ class Ingest:
         provenance = Provenance(
             kind="set", stage="ingest", config=self._config(ids), inputs=(recorded,)
         )
-        with making(self.condensed, provenance, inputs=[self.data]) as work:
+        with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
             if not work.done:
                 parameters = {"ipc": int(per_class.max()), "ids": _digest(ids)}
                 parameters |= {} if equal else {"allow_short": True}
@@ -80,7 +79,7 @@ class Ingest:
         """The ids and not the name of the list: the same samples make the same set."""
         return {"method": self.method, "seed": self.seed, "ids": _digest(ids)}
 
-    def _outcome(self, dataset: Dataset, *, done: bool) -> Outcome:
+    def _outcome(self, dataset: Dataset, *, done: bool) -> Result:
         info = SetInfo.read(self.condensed)
         n_images, fewest = sum(info.per_class), min(info.per_class)
         how = "are there already" if done else "taken"
@@ -90,7 +89,7 @@ class Ingest:
             f"{made} {how}: {self.condensed}",
             f"next: coreset train {self.condensed} VAL RESULTS",
         )
-        return Outcome(lines, {"set": str(self.condensed), "images": n_images})
+        return Result(lines, {"set": str(self.condensed), "images": n_images})
 
 
 def _digest(ids: NDArray[np.int64]) -> str:

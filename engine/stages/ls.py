@@ -7,11 +7,11 @@ from typing import Annotated
 
 import tyro
 
-from engine.config import Outcome
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.tables import aligned, readable_bytes
-from shards.atomic import files_below
-from shards.errors import StoreError, UsageError
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.runtime.stage import Result
+from coreset.engine.runtime.tables import aligned, readable_bytes
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.files import files_below
 
 RESULT_TABLES = {"students.parquet": "train", "metrics.parquet": "measure"}
 DIGEST_CHARACTERS = 12
@@ -39,7 +39,7 @@ class List:
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = Path()
     """Folder to look into; default: the current one."""
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Read the provenance of every directory at most two levels below ``folder``."""
         if not self.folder.is_dir():
             raise UsageError(f"{self.folder} is not a folder; name one that holds artifacts")
@@ -48,8 +48,8 @@ class List:
         ]
         facts = {"artifacts": [asdict(artifact) for artifact in found]}
         if not found:
-            return Outcome((f"no artifacts in {self.folder}; `coreset demo` makes some",), facts)
-        return Outcome(aligned(_HEADER, [_row(artifact) for artifact in found]), facts)
+            return Result((f"no artifacts in {self.folder}; `coreset demo` makes some",), facts)
+        return Result(aligned(_HEADER, [_row(artifact) for artifact in found]), facts)
 
 
 def _folders(root: Path) -> Iterator[Path]:

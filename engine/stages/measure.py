@@ -6,16 +6,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.artifact import require_output
-from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
-from engine.features import FeatureSpec, features_for
-from engine.ledger import Meter
-from engine.provenance import versions
-from engine.results import METRICS, Results
-from engine.sets import CondensedSet, open_set, require_same_classes
-from shards.atomic import digest_of
-from shards.dataset import Dataset
-from shards.errors import DataError
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.provenance import versions
+from coreset.engine.artifacts.writer import require_output
+from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
+from coreset.engine.evaluation.results import METRICS, Results
+from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.engine.runtime.stage import (
+    DecoderChoice,
+    Result,
+    ResultsPath,
+    SetPath,
+    ValPath,
+    require_at_least,
+)
+from coreset.shards.errors import DataError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import digest_of
 
 METRIC_NAMES = {
     "r1": "representativeness_r1@1",
@@ -63,10 +70,15 @@ class Measure:
         require_at_least("size", self.size, 8)
         require_at_least("batch", self.batch, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Get the features of set and reference, measure class by class, append the rows."""
-        from engine.device import resolve_device
-        from engine.models.backbones import AUTO, choose_backbone, told_backbone, weights_key
+        from coreset.engine.models.backbones import (
+            AUTO,
+            choose_backbone,
+            told_backbone,
+            weights_key,
+        )
+        from coreset.engine.runtime.device import resolve_device
 
         if self.backbone == AUTO:
             chosen = choose_backbone(AUTO, self.weights)
@@ -114,7 +126,7 @@ class Measure:
 
     def _values(self, condensed: CondensedSet, val: Dataset) -> dict[str, float | None]:
         """By short name; None where a metric does not exist (pairs, at one image a class)."""
-        from kernels.similarity import coverage
+        from coreset.kernels.coverage import coverage
 
         spec = FeatureSpec(
             backbone=self.backbone,
@@ -141,7 +153,7 @@ class Measure:
         means = measured.means().items()
         return {short: None if math.isnan(value) else value for short, value in means}
 
-    def _outcome(self, results: Results, keys: set[str]) -> Outcome:
+    def _outcome(self, results: Results, keys: set[str]) -> Result:
         rows: list[dict[str, Any]] = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
         shown = ", ".join(
@@ -149,7 +161,7 @@ class Measure:
             for name, value in values.items()
         )
         what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
-        return Outcome(
+        return Result(
             (
                 f"{what}: {shown}: {self.results}",
                 f"next: coreset report {self.results} report.html",

@@ -8,25 +8,31 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.accounting import Account, bound
-from engine.artifact import Work, making, require_output
-from engine.config import DataPath, Outcome, SourcePath, require_at_least
-from engine.ledger import Meter
-from engine.planning import Places, config_of, plan_of, spool_of
-from engine.progress import progress
-from engine.provenance import Provenance
-from engine.ranks import Ranks, joined
-from shards.atomic import sha256_of_file, temporary_name
-from shards.classes import class_list, recognise
-from shards.dataset import Dataset
-from shards.errors import DataError, UsageError
-from shards.manifest import Manifest, classes_digest
-from shards.packing import finish, pack_shards, prepare, thread_count
-from shards.plan import Plan
-from shards.quarantine import list_path
-from shards.refusal import MAX_PIXELS
-from shards.sources.base import Order, Repeats, Source
-from shards.sources.names import split_of
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.pack_inputs import (
+    Account,
+    Places,
+    bound,
+    config_of,
+    plan_of,
+    spool_of,
+)
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
+from coreset.engine.runtime.distributed import Distributed, join
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import DataPath, Result, SourcePath, require_at_least
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.classes import class_list, recognise
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import sha256_of_file, temporary_name
+from coreset.shards.format.manifest import Manifest, classes_digest
+from coreset.shards.images.refusal import MAX_PIXELS
+from coreset.shards.packing.pack import finish, pack_shards, prepare, thread_count
+from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.quarantine import list_path
+from coreset.shards.sources.base import Order, Repeats, Source
+from coreset.shards.sources.names import split_of
 
 # Kinds of stored images that a user should hear of.
 UNUSUAL = frozenset(
@@ -108,7 +114,7 @@ class Pack:
         if self.data.resolve().is_relative_to(self.src.resolve()):
             raise UsageError(f"data {self.data} lies in src {self.src}; choose a place outside it")
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Find the files, pack them shard by shard, publish the data set and account for it.
 
         Raises:
@@ -118,11 +124,11 @@ class Pack:
             LockedError: Another process is packing into ``data``.
         """
         require_output(self.data)
-        with joined() as ranks:
+        with join() as ranks:
             plan = self._found(ranks)
-            return self._lead(plan, ranks) if ranks.leads else self._follow(plan, ranks)
+            return self._lead(plan, ranks) if ranks.is_main else self._follow(plan, ranks)
 
-    def _found(self, ranks: Ranks) -> Plan:
+    def _found(self, ranks: Distributed) -> Plan:
         """Find the source, the leading rank first: it may have to decompress it for all."""
         plans: list[Plan] = []
 
@@ -136,49 +142,49 @@ class Pack:
             plans.append(self._plan(found))
             return 0
 
-        if ranks.leads:
-            ranks.step(look)
-            ranks.follow()
+        if ranks.is_main:
+            ranks.run_on_all(look)
+            ranks.wait()
         else:
-            ranks.follow()
-            ranks.step(look)
+            ranks.wait()
+            ranks.run_on_all(look)
         return plans[0]
 
-    def _lead(self, plan: Plan, ranks: Ranks) -> Outcome:
+    def _lead(self, plan: Plan, ranks: Distributed) -> Result:
         provenance = Provenance(kind="dataset", stage="pack", config=config_of(plan))
         with ExitStack() as stack:
-            works: list[Work] = []
+            works: list[ArtifactWriter] = []
 
             def start() -> int:
-                work = stack.enter_context(making(self.data, provenance, resumable=True))
+                work = stack.enter_context(create_artifact(self.data, provenance, resumable=True))
                 work.meter.notes["places"] = self._places.recorded(self.data)
                 works.append(work)
                 return _NOTHING_LEFT if work.done or not prepare(plan, work.scratch) else _GO
 
-            went_on = ranks.step(start)[0] == _GO
+            went_on = ranks.run_on_all(start)[0] == _GO
             (work,) = works
             if went_on:
                 work.meter.notes["ranks"] = ranks.world
-                ranks.step(lambda: self._pack_part(plan, work.scratch, work.meter, ranks))
+                ranks.run_on_all(lambda: self._pack_part(plan, work.scratch, work.meter, ranks))
             if not work.done:
                 self._finish(plan, work)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
         manifest = Manifest.read(self.data)
         lines = self._summary(manifest, plan.source, was_there=work.done)
         counts = {"samples": manifest.n_samples, "quarantined": manifest.n_quarantined}
-        return Outcome(
+        return Result(
             tuple(lines), {"data": str(self.data), **counts, "kinds": dict(manifest.kinds)}
         )
 
-    def _follow(self, plan: Plan, ranks: Ranks) -> Outcome:
+    def _follow(self, plan: Plan, ranks: Distributed) -> Result:
         """Pack this rank's shards into the leading rank's folder."""
-        if ranks.follow()[0] == _GO:
+        if ranks.wait()[0] == _GO:
             scratch = temporary_name(self.data)
             meter = Meter("pack", "")
-            ranks.step(lambda: self._pack_part(plan, scratch, meter, ranks))
-        return Outcome((f"rank {ranks.rank} of {ranks.world} is done with its part",))
+            ranks.run_on_all(lambda: self._pack_part(plan, scratch, meter, ranks))
+        return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
 
-    def _pack_part(self, plan: Plan, scratch: Path, meter: Meter, ranks: Ranks) -> int:
+    def _pack_part(self, plan: Plan, scratch: Path, meter: Meter, ranks: Distributed) -> int:
         """Pack every shard whose number is this rank's modulo the number of ranks."""
         shards = range(ranks.rank, plan.n_shards, ranks.world)
         with progress("pack", sum(len(plan.positions(shard)) for shard in shards)) as bar:
@@ -187,7 +193,7 @@ class Pack:
                 scratch,
                 shards,
                 workers=thread_count(self.workers),
-                observer=Account(meter, bar, scratch if ranks.leads else None),
+                observer=Account(meter, bar, scratch if ranks.is_main else None),
             )
         return 0
 
@@ -200,7 +206,7 @@ class Pack:
             name=self.name or recognise(found.classes) or by_place,
             split=self.split or (place.name if place.name in SPLITS else split_in(place.stem)),
             labels=self.labels,
-            tolerant=self.on_bad == "quarantine",
+            skip_damaged=self.on_bad == "quarantine",
         )
 
     @property
@@ -233,7 +239,7 @@ class Pack:
     def _only(self) -> tuple[str, ...] | None:
         return tuple(sorted(class_list(self.classes, ordered=False))) if self.classes else None
 
-    def _finish(self, plan: Plan, work: Work) -> None:
+    def _finish(self, plan: Plan, work: ArtifactWriter) -> None:
         listed = list_path(self.data)
         try:
             manifest = finish(plan, work.scratch, listed)
@@ -245,7 +251,7 @@ class Pack:
         work.provenance = bound(work.provenance, manifest)
 
     def _summary(self, manifest: Manifest, source: Source, *, was_there: bool) -> list[str]:
-        lines = [f"left out: {what}" for what in source.left_out]
+        lines = [f"left out: {what}" for what in source.skipped]
         if manifest.n_quarantined:
             lines.append(
                 f"warning: {manifest.n_quarantined:,} of {manifest.n_found:,} files were refused; "

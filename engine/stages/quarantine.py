@@ -7,18 +7,17 @@ from typing import Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from engine.accounting import Account, bound
-from engine.artifact import output_folder, remaking
-from engine.config import DataPath, Outcome
-from engine.planning import plan_again, spool_of
-from engine.progress import progress
-from engine.tables import aligned
-from shards.dataset import Dataset
-from shards.manifest import Manifest
-from shards.packing import finish, thread_count
-from shards.quarantine import list_path, write_list
-from shards.rebuild import retry_refused
-from shards.records import read_refused
+from coreset.engine.artifacts.pack_inputs import Account, bound, plan_again, spool_of
+from coreset.engine.artifacts.writer import output_folder, replace_artifact
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import DataPath, Result
+from coreset.engine.runtime.tables import aligned
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.records import read_refused
+from coreset.shards.packing.pack import finish, thread_count
+from coreset.shards.packing.quarantine import list_path, write_list
+from coreset.shards.packing.repair import retry_refused
 
 Action: TypeAlias = Annotated[
     Literal["show", "retry"], tyro.conf.Positional, tyro.conf.arg(metavar="show|retry")
@@ -46,7 +45,7 @@ class Quarantine:
     workers: int = 0
     """Threads of a retry; 0 is one per core."""
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Show or retry.
 
         Raises:
@@ -57,7 +56,7 @@ class Quarantine:
         manifest = Manifest.read(self.data)
         return self._show(manifest) if self.action == "show" else self._retry(manifest)
 
-    def _show(self, manifest: Manifest) -> Outcome:
+    def _show(self, manifest: Manifest) -> Result:
         rows: list[dict[str, Any]] = read_refused(self.data).to_pylist()
         shown = rows[: self.limit] if self.limit else rows
         table = [(row["reason"], row["source"], row["detail"]) for row in shown]
@@ -71,15 +70,15 @@ class Quarantine:
         lines.append(f"{len(rows):,} of {manifest.n_found:,} files of {self.data} were refused")
         if rows:
             lines.append(f"next: mend them, then coreset quarantine retry {self.data}")
-        return Outcome(tuple(lines), {"data": str(self.data), "refused": len(rows)})
+        return Result(tuple(lines), {"data": str(self.data), "refused": len(rows)})
 
-    def _retry(self, before: Manifest) -> Outcome:
+    def _retry(self, before: Manifest) -> Result:
         if not before.n_quarantined:
-            return Outcome((f"no file of {self.data} was refused: nothing to retry",))
+            return Result((f"no file of {self.data} was refused: nothing to retry",))
         plan, provenance = plan_again(self.data, self.src)
         dataset = Dataset.open(self.data)
         with (
-            remaking(self.data, provenance) as work,
+            replace_artifact(self.data, provenance) as work,
             progress("retry", before.n_quarantined, "shards at most") as bar,
         ):
             more = retry_refused(
@@ -99,4 +98,4 @@ class Quarantine:
         lines = [f"{fact}, {after.n_quarantined:,} are refused still: {self.data}"]
         if more:
             lines.append("the data set has a new identity: score it again")
-        return Outcome(tuple(lines), {"data": str(self.data), "packed": more})
+        return Result(tuple(lines), {"data": str(self.data), "packed": more})

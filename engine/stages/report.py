@@ -3,13 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.artifact import output_folder, require_output
-from engine.config import HtmlPath, Outcome, ResultsPath, require_at_least
-from engine.results import Results
-from engine.tables import readable_bytes
-from shards.atomic import write_atomically
-from shards.errors import UsageError
-from shards.manifest import Manifest
+from coreset.engine.artifacts.writer import output_folder, require_output
+from coreset.engine.evaluation.results import Results
+from coreset.engine.runtime.stage import HtmlPath, Result, ResultsPath, require_at_least
+from coreset.engine.runtime.tables import readable_bytes
+from coreset.shards.errors import UsageError
+from coreset.shards.format.files import write_atomically
+from coreset.shards.format.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,9 +37,9 @@ class Report:
         if self.html.suffix.lower() not in {".html", ".htm"}:
             raise UsageError(f"html must end in .html, got {self.html}; name a file to write")
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Read the rows and what lies behind them, render, write every file atomically."""
-        from engine.report.render import render
+        from coreset.engine.report.page import render
 
         require_output(self.html)
         if self.data is not None:
@@ -57,7 +57,7 @@ class Report:
         with output_folder(self.html):
             for path, content in {self.html: rendered.html, **tables}.items():
                 write_atomically(path, content)
-        return Outcome(
+        return Result(
             (
                 *(f"left out: {notice}" for notice in rendered.notices),
                 *(f"table: {path}" for path in tables),

@@ -8,33 +8,39 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.artifact import Work, making, require_output
-from engine.config import (
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
+from coreset.engine.data.geometry import stored_side
+from coreset.engine.runtime.distributed import join
+from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
+from coreset.engine.runtime.openmp import use_passive_wait
+from coreset.engine.runtime.stage import (
     DataPath,
     DecoderChoice,
-    Outcome,
+    Result,
     ScoresPath,
     require_at_least,
     require_between,
 )
-from engine.decode.geometry import stored_side
-from engine.decode.memory import RESIDENT_SHARE, available_bytes, decoded_bytes
-from engine.ledger import Meter
-from engine.provenance import Provenance
-from engine.ranks import joined
-from engine.recipes import RECIPES, Recipe
-from engine.scoring import UNDECODABLE_NAME, finish, is_finished, last_commit, undecodable_of
-from engine.waiting import sleep_while_waiting
-from shards.atomic import temporary_name
-from shards.dataset import Dataset
-from shards.errors import CoresetError, UsageError
+from coreset.engine.scoring.checkpoint import (
+    UNDECODABLE_NAME,
+    finish,
+    is_finished,
+    last_commit,
+    undecodable_of,
+)
+from coreset.engine.scoring.recipes import RECIPES, Recipe
+from coreset.shards.errors import CoresetError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import temporary_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from engine.features import FeatureSpec
-    from engine.score_pass import ScorePass
-    from engine.score_setup import Setup
+    from coreset.engine.models.features import FeatureSpec
+    from coreset.engine.scoring.run import ScorePass
+    from coreset.engine.scoring.setup import Setup
 
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
@@ -173,17 +179,17 @@ class Score:
         """What --list asks for, which needs no paths."""
         return ScoreList()
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
         require_output(self.scores)
         dataset = Dataset.open(self.data)
         if self._decodes_every_epoch(dataset):
-            sleep_while_waiting()
+            use_passive_wait()
 
-        from engine.device import deterministic_kernels, resolve_device
-        from engine.score_setup import Setup
+        from coreset.engine.runtime.device import deterministic_kernels, resolve_device
+        from coreset.engine.scoring.setup import Setup
 
-        with joined() as ranks:
+        with join() as ranks:
             device = resolve_device(self.device)
             setup = Setup(
                 dataset=dataset,
@@ -201,29 +207,29 @@ class Score:
             )
             setup.check()
             with deterministic_kernels(device, wanted=self.deterministic):
-                return self._lead(setup) if ranks.leads else self._follow(setup)
+                return self._lead(setup) if ranks.is_main else self._follow(setup)
 
     def _decodes_every_epoch(self, dataset: Dataset) -> bool:
-        """What `engine.decode.pixels.epochs_source` will find, before torch is imported."""
+        """What `coreset.engine.data.images.cache_if_fits` will find, before torch is imported."""
         if self.proxy == "linear" or self.pixels is not None or self.device == "cuda":
             return False
         needed = decoded_bytes(len(dataset), stored_side(self.used.size))
         return needed > RESIDENT_SHARE * available_bytes()
 
-    def _lead(self, setup: "Setup") -> Outcome:
+    def _lead(self, setup: "Setup") -> Result:
         found: dict[str, Path] = {"data": self.data}
 
         def find() -> int:
             found.update(setup.inputs())
             return 0
 
-        setup.ranks.step(find)
+        setup.ranks.run_on_all(find)
         with ExitStack() as stack:
-            works: list[Work] = []
+            works: list[ArtifactWriter] = []
 
             def start() -> int:
                 provenance = self._provenance(setup, found)
-                work = making(
+                work = create_artifact(
                     self.scores,
                     provenance,
                     inputs=list(found.values()),
@@ -233,23 +239,23 @@ class Score:
                 works.append(stack.enter_context(work))
                 return _THERE if works[0].done or is_finished(works[0].scratch) else _GO
 
-            goes_on = setup.ranks.step(start)[0] == _GO
+            goes_on = setup.ranks.run_on_all(start)[0] == _GO
             (work,) = works
             if goes_on:
                 work.meter.bytes_read = setup.bytes_read()
                 self._score(work, setup)
         return self._outcome(work, setup)
 
-    def _follow(self, setup: "Setup") -> Outcome:
+    def _follow(self, setup: "Setup") -> Result:
         """Train along with the leading rank, which keeps what comes out."""
         ranks = setup.ranks
-        ranks.follow()
-        if ranks.follow()[0] == _GO:
+        ranks.wait()
+        if ranks.wait()[0] == _GO:
             self._train(setup, temporary_name(self.scores), Meter("score", ""))
-        return Outcome((f"rank {ranks.rank} of {ranks.world} is done with its part",))
+        return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
 
-    def _score(self, work: Work, setup: "Setup") -> None:
-        from engine.score_pass import DivergedError
+    def _score(self, work: ArtifactWriter, setup: "Setup") -> None:
+        from coreset.engine.scoring.run import DivergedError
 
         try:
             done, scores = self._train(setup, work.scratch, work.meter)
@@ -266,7 +272,7 @@ class Score:
     def _train(
         self, setup: "Setup", scratch: Path, meter: Meter
     ) -> "tuple[ScorePass, dict[str, NDArray[Any]]]":
-        from engine.final_pass import final_scores
+        from coreset.engine.scoring.run import final_scores
 
         one = setup.begin(scratch, meter)
         one.run()
@@ -282,14 +288,14 @@ class Score:
     @property
     def _backbone(self) -> str:
         """The backbone by name; with --proxy resnet18, which has none, what was always recorded."""
-        from engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
+        from coreset.engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
 
         if self.backbone == "auto" and self.proxy != "linear":
             return DEFAULT_BACKBONE
         return choose_backbone(self.backbone, self.weights)
 
     def _features(self) -> "FeatureSpec":
-        from engine.features import FeatureSpec
+        from coreset.engine.models.features import FeatureSpec
 
         return FeatureSpec(
             backbone=self._backbone,
@@ -302,7 +308,7 @@ class Score:
         )
 
     def _provenance(self, setup: "Setup", inputs: Mapping[str, Path]) -> Provenance:
-        from engine.device import runtime_of
+        from coreset.engine.runtime.device import runtime_of
 
         own = (
             "el2n_epochs", "final", "tdds", "record_margins", "seed", "decoder_exact",
@@ -328,18 +334,18 @@ class Score:
             ),
         )
 
-    def _outcome(self, work: Work, setup: "Setup") -> Outcome:
-        from engine.decode.decoder import told_choice
-        from engine.models.backbones import told_backbone
-        from engine.scored import selection_hint
+    def _outcome(self, work: ArtifactWriter, setup: "Setup") -> Result:
+        from coreset.engine.data.decoders.choose import decoder_notice
+        from coreset.engine.models.backbones import told_backbone
+        from coreset.engine.scoring.score_table import selection_hint
 
         undecodable = undecodable_of(self.scores)
         n, n_lost = len(setup.dataset), len(undecodable)
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        told = told_choice(self.decoder, setup.device.type, exact=self.decoder_exact)
-        return Outcome(
+        told = decoder_notice(self.decoder, setup.device.type, exact=self.decoder_exact)
+        return Result(
             (
                 *(told if self.proxy == "resnet18" and self.pixels is None else ()),
                 *(told_backbone(self.backbone, self.weights) if self.proxy == "linear" else ()),
@@ -363,9 +369,9 @@ class Score:
 class ScoreList:
     """What every score is."""
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Make the table."""
-        from engine.scored import listing
-        from kernels.scores import SCORES
+        from coreset.engine.scoring.score_table import listing
+        from coreset.kernels.scores import SCORES
 
-        return Outcome(listing(), {"scores": {name: asdict(one) for name, one in SCORES.items()}})
+        return Result(listing(), {"scores": {name: asdict(one) for name, one in SCORES.items()}})

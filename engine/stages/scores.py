@@ -12,18 +12,30 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from engine.comparison import Pair, agreement_table, cost_of, cost_table, overlap_table
-from engine.config import (
-    Outcome,
+from coreset.engine.condensed.comparison import (
+    Pair,
+    agreement_table,
+    cost_of,
+    cost_table,
+    overlap_table,
+)
+from coreset.engine.runtime.spreads import Summary, binned, histogram, spread_table, without_nan
+from coreset.engine.runtime.stage import (
+    Result,
     ScoreName,
     ScoreNameOrNone,
     ScoresPath,
     require_at_least,
     require_between,
 )
-from engine.scored import Scored, flipped_labels, hard_end, scores_beside, selection_hint
-from engine.spreads import Spread, binned, histogram, spread_table, without_nan
-from engine.suspects import (
+from coreset.engine.scoring.score_table import (
+    ScoreTable,
+    flipped_labels,
+    hard_end,
+    scores_beside,
+    selection_hint,
+)
+from coreset.engine.scoring.suspects import (
     BEST_SCORES,
     Suspect,
     best_score,
@@ -32,9 +44,9 @@ from engine.suspects import (
     suspect_table,
     write_suspects,
 )
-from kernels.scores import SCORES, easiness
-from shards.errors import UsageError
-from shards.manifest import MANIFEST_NAME
+from coreset.kernels.scores import SCORES, easiness
+from coreset.shards.errors import UsageError
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 BINS = 20
 SUSPECTS_SHOWN = 20
@@ -60,7 +72,7 @@ class Show:
     def __post_init__(self) -> None:
         require_at_least("classes", self.classes, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Sum up every score, draw one.
 
         Raises:
@@ -69,7 +81,7 @@ class Show:
         """
         scored = self._opened()
         ids, values = scored.ids, scored.values(self.score)[scored.ids]
-        spreads = {name: Spread.of(scored.columns[name][ids]) for name in scored.names}
+        spreads = {name: Summary.of(scored.columns[name][ids]) for name in scored.names}
         counts, edges = binned(values, BINS)
         by_class = _spread_by_class(scored, values)
         lines = (
@@ -99,14 +111,14 @@ class Show:
             "histogram": {"counts": counts, "edges": edges},
             "classes": {name: spread.facts() for name, spread in by_class.items()},
         }
-        return Outcome(lines, facts)
+        return Result(lines, facts)
 
-    def _opened(self) -> Scored:
+    def _opened(self) -> ScoreTable:
         if (self.source / MANIFEST_NAME).is_file():
-            return Scored.open(scores_beside(self.source), self.source)
-        return Scored.open(self.source, self.data)
+            return ScoreTable.open(scores_beside(self.source), self.source)
+        return ScoreTable.open(self.source, self.data)
 
-    def _class_table(self, by_class: dict[str, Spread]) -> Iterator[str]:
+    def _class_table(self, by_class: dict[str, Summary]) -> Iterator[str]:
         """Yield the classes by their mean, hardest first; of many, those at both ends."""
 
         def ease(name: str) -> float:
@@ -154,14 +166,14 @@ class Suspects:
         if self.csv is not None:
             require_replaceable(self.csv)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Order the images by the score, list the hardest.
 
         Raises:
             UsageError: There are no such scores, or their data set is not where it was.
             StoreError: The scores are damaged, or an image has no value.
         """
-        scored = Scored.open(self.scores, self.data)
+        scored = ScoreTable.open(self.scores, self.data)
         score = best_score(scored) if self.score is None else self.score
         suspects = find_suspects(scored, score, self.top, per_class=self.per_class)
         lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN]))
@@ -187,7 +199,7 @@ class Suspects:
         }
         if scored.label_issues is not None:
             facts["label_issues"] = int(scored.label_issues.sum())
-        return Outcome(tuple(lines), facts)
+        return Result(tuple(lines), facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -243,7 +255,7 @@ class Compare:
             raise UsageError(f"ipc must be whole numbers such as 10,50, got {self.ipc}")
         return tuple(dict.fromkeys(map(int, words)))
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Correlate, choose coresets by both, find flipped labels, add the costs up.
 
         Raises:
@@ -291,7 +303,7 @@ class Compare:
         }
         if flipped is not None:
             facts["flipped"] = int(flipped.sum())
-        return Outcome(lines, facts)
+        return Result(lines, facts)
 
     def _no_coresets(self, smallest: int) -> str:
         if smallest < min(self.ipcs):
@@ -307,13 +319,13 @@ Scores: TypeAlias = (
 """What the command line parses: one of the three."""
 
 
-def _spread_by_class(scored: Scored, values: NDArray[np.float32]) -> dict[str, Spread]:
+def _spread_by_class(scored: ScoreTable, values: NDArray[np.float32]) -> dict[str, Summary]:
     """Spread of the values of the scored samples in each class."""
-    from kernels.strata import positions_by_class
+    from coreset.kernels.samplers import positions_by_class
 
     classes = scored.dataset.classes
     members = positions_by_class(scored.dataset.labels[scored.ids], len(classes))
-    return {name: Spread.of(values[at]) for name, at in zip(classes, members, strict=True)}
+    return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
 
 
 def _said_of_predictions(suspects: Sequence[Suspect]) -> str:
@@ -322,7 +334,7 @@ def _said_of_predictions(suspects: Sequence[Suspect]) -> str:
     return f"{sum(bool(one.predicted_otherwise) for one in suspects):,} are predicted otherwise"
 
 
-def _said_of_issues(scored: Scored) -> Iterator[str]:
+def _said_of_issues(scored: ScoreTable) -> Iterator[str]:
     issues = scored.label_issues
     if issues is not None:
         yield f"{issues.sum():,} of all {issues.size:,} labels are taken for wrong (is_label_issue)"

@@ -10,22 +10,28 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from engine.artifact import Work, making
-from engine.config import Outcome, ScoreName, SetPath, require_at_least, require_between
-from engine.coresets import write_coreset
-from engine.generations import COMMIT_NAME, Generations
-from engine.misratios import Misratio, default_misratio
-from engine.provenance import Provenance
-from engine.scored import CCS_STREAM
-from engine.scoring import undecodable_of
-from engine.sets import SetInfo, open_source, require_same_data
-from engine.store import SCORES_NAME, read_columns
-from kernels.scores import SCORES
-from shards.atomic import digest_of, missing
-from shards.classes import recognise
-from shards.dataset import Dataset
-from shards.errors import StoreError, UsageError
-from shards.manifest import MANIFEST_NAME
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.origin import open_source, require_same_data
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
+from coreset.engine.condensed.misratio import Misratio, default_misratio
+from coreset.engine.condensed.selection import CCS_STREAM
+from coreset.engine.runtime.stage import (
+    Result,
+    ScoreName,
+    SetPath,
+    require_at_least,
+    require_between,
+)
+from coreset.engine.scoring.checkpoint import undecodable_of
+from coreset.kernels.scores import SCORES
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.classes import recognise
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import digest_of, missing
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 # Independent draws: with one stream, the random and the CCS coreset of a seed would share images.
 STREAMS = {"random": 0, "ccs": CCS_STREAM}
@@ -71,7 +77,7 @@ class Select:
         if self.misratio is not None:
             require_between("misratio", self.misratio, 0, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Find labels and scores, draw, publish the ids with their provenance."""
         dataset, scored = self._inputs()
         method = self.method or ("ccs" if scored else "random")
@@ -85,7 +91,7 @@ class Select:
         candidates = np.setdiff1d(np.arange(len(dataset)), np.array(lost, np.int64))
         misratio = self._misratio(dataset, candidates.size) if method == "ccs" else Misratio(0.0)
         provenance = self._provenance(method, path, lost, misratio.value)
-        with making(self.condensed, provenance, inputs=[path]) as work:
+        with create_artifact(self.condensed, provenance, inputs=[path]) as work:
             if not work.done:
                 chosen, lowered = self._choose(dataset, candidates, provenance.config)
                 self._write(work, dataset, chosen)
@@ -136,9 +142,9 @@ class Select:
         self, dataset: Dataset, candidates: NDArray[np.int64], config: Mapping[str, Any]
     ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         """Draw among the candidates; returns ids, and the classes whose misratio was lowered."""
-        from kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
-        from kernels.scores import easiness
-        from kernels.seeds import derived_seed
+        from coreset.kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
+        from coreset.kernels.scores import easiness
+        from coreset.kernels.seeds import derived_seed
 
         labels, n_classes = dataset.labels[candidates], len(dataset.classes)
         seed = derived_seed(self.seed, STREAMS[config["method"]])
@@ -163,7 +169,7 @@ class Select:
         return candidates[picked.ids], picked.lowered
 
     def _scores(self, dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        newest = Generations(self.source).latest()
+        newest = Checkpoints(self.source).latest()
         if newest is None:
             raise UsageError(f"{self.source} holds no finished scores; run `coreset score` again")
         store = newest[1] / SCORES_NAME
@@ -176,7 +182,7 @@ class Select:
             )
         return scores[ids]
 
-    def _write(self, work: Work, dataset: Dataset, chosen: NDArray[np.int64]) -> None:
+    def _write(self, work: ArtifactWriter, dataset: Dataset, chosen: NDArray[np.int64]) -> None:
         config = work.provenance.config
         write_coreset(
             work,
@@ -187,13 +193,13 @@ class Select:
             seed=self.seed,
         )
 
-    def _outcome(self, dataset: Dataset, done: bool, method: str, misratio: Misratio) -> Outcome:  # noqa: FBT001 - a fact
+    def _outcome(self, dataset: Dataset, done: bool, method: str, misratio: Misratio) -> Result:  # noqa: FBT001 - a fact
         info = SetInfo.read(self.condensed)
         how = "are there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
         made = f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used})"
         assumed = [misratio.assumption] if misratio.assumption else []
-        return Outcome(
+        return Result(
             (
                 *assumed,
                 f"{made} {how}: {self.condensed}",

@@ -4,20 +4,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from engine.accounting import Account, bound
-from engine.artifact import Work, making
-from engine.config import DataPath, Outcome, require_at_least, shaping_fields
-from engine.progress import progress
-from engine.provenance import Provenance
-from shards.atomic import new_file, sync_and_rename, temporary_name
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.manifest import Manifest
-from shards.packing import pack, thread_count
-from shards.plan import Plan
-from shards.quarantine import list_path
-from shards.sources.made import position_of, synthetic_source
-from shards.synthetic import Synthetic
+from coreset.engine.artifacts.pack_inputs import Account, bound
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import DataPath, Result, require_at_least, shaping_fields
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.packing.pack import pack, thread_count
+from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.quarantine import list_path
+from coreset.shards.sources.synthetic import Synthetic
+from coreset.shards.sources.synthetic_source import position_of, synthetic_source
 
 TRUTH_NAME = "truth.parquet"
 
@@ -57,7 +57,7 @@ class Synth:
         if self.size != "imagenet" and not self.size.isdecimal():
             raise UsageError(f"size must be imagenet or a number of pixels, got {self.size}")
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Generate and pack in threads, write the truth in id order, publish.
 
         Raises:
@@ -68,7 +68,7 @@ class Synth:
         provenance = Provenance(
             kind="dataset", stage="synth", config=shaping_fields(self, without=("workers",))
         )
-        with making(self.data, provenance, resumable=True) as work:
+        with create_artifact(self.data, provenance, resumable=True) as work:
             if not work.done:
                 self._fill(work, synthetic)
         manifest = Manifest.read(self.data)
@@ -76,7 +76,7 @@ class Synth:
         per_core = "" if work.done else f", {self._per_core(work):,.0f} images/s per core"
         made = f"{manifest.n_samples:,} images of {len(manifest.classes):,} classes {how}{per_core}"
         place = f"{self.data} (truth: {self.data / TRUTH_NAME})"
-        return Outcome(
+        return Result(
             (f"{made}: {place}", f"next: coreset score {self.data} SCORES"),
             {"data": str(self.data), "samples": manifest.n_samples},
         )
@@ -92,10 +92,10 @@ class Synth:
             size=size,
         )
 
-    def _per_core(self, work: Work) -> float:
+    def _per_core(self, work: ArtifactWriter) -> float:
         return work.meter.images / work.meter.wall_seconds / thread_count(self.workers)
 
-    def _fill(self, work: Work, synthetic: Synthetic) -> None:
+    def _fill(self, work: ArtifactWriter, synthetic: Synthetic) -> None:
         source = synthetic_source(synthetic).in_order("shuffled", self.seed)
         plan = Plan(
             source=source,

@@ -5,21 +5,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from engine.artifact import require_output
-from engine.config import DecoderChoice, Outcome, ResultsPath, SetPath, ValPath, require_at_least
-from engine.ledger import Meter, peak_rss_bytes
-from engine.progress import progress
-from engine.provenance import versions
-from engine.results import STUDENTS, Results, key_in_precision, stamp_in_precision
-from engine.sets import CondensedSet, open_set, require_same_classes
-from shards.atomic import digest_of
-from shards.dataset import Dataset
+from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
+from coreset.engine.artifacts.provenance import versions
+from coreset.engine.artifacts.writer import require_output
+from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
+from coreset.engine.evaluation.results import (
+    STUDENTS,
+    Results,
+    key_in_precision,
+    stamp_in_precision,
+)
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import (
+    DecoderChoice,
+    Result,
+    ResultsPath,
+    SetPath,
+    ValPath,
+    require_at_least,
+)
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import digest_of
 
 if TYPE_CHECKING:
     import torch
 
-    from engine.decode.source import EpochSource
-    from engine.protocols import HardLabels, StudentResult
+    from coreset.engine.data.stream import EpochSource
+    from coreset.engine.evaluation.protocols.hard import HardLabels, StudentResult
 
 # The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
 SMALLEST_SIZE = 33
@@ -75,10 +87,10 @@ class Train:
             if value is not None:
                 require_at_least(name, value, least)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
-        from engine.device import resolve_device, runtime_of
-        from engine.protocols import HardLabels
+        from coreset.engine.evaluation.protocols.hard import HardLabels
+        from coreset.engine.runtime.device import resolve_device, runtime_of
 
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
@@ -138,12 +150,12 @@ class Train:
         device: "torch.device",
     ) -> "tuple[EpochSource, EpochSource]":
         """The set, resident on the device; the validation images, resident if they fit."""
-        from engine.decode.geometry import Geometry
-        from engine.decode.pixels import epochs_source, resident
-        from engine.decode.source import Source
+        from coreset.engine.data.geometry import Geometry
+        from coreset.engine.data.images import cache_if_fits, load_into_memory
+        from coreset.engine.data.stream import ImageStream
 
         geometry = Geometry(protocol.size, protocol.size)
-        chosen = Source(
+        chosen = ImageStream(
             condensed.dataset,
             geometry,
             decoder=self.decoder,
@@ -153,8 +165,8 @@ class Train:
             ids=condensed.ids,
         )
         with chosen:
-            train_pixels = resident(chosen)
-        validation = Source(
+            train_pixels = load_into_memory(chosen)
+        validation = ImageStream(
             val,
             geometry,
             decoder=self.decoder,
@@ -162,7 +174,7 @@ class Train:
             device=device.type,
             workers=self.workers,
         )
-        val_pixels = epochs_source(validation)
+        val_pixels = cache_if_fits(validation)
         if val_pixels is not validation:
             validation.close()
         return train_pixels, val_pixels
@@ -175,7 +187,7 @@ class Train:
         seed: int,
         device: "torch.device",
     ) -> "StudentResult":
-        from engine.protocols import train_student
+        from coreset.engine.evaluation.protocols.hard import train_student
 
         title = f"train {self.condensed.resolve().name}, seed {seed}"
         with progress(title, protocol.epochs, "epochs") as bar:
@@ -192,11 +204,11 @@ class Train:
 
     def _outcome(
         self, results: Results, keys: set[str], stamp: str, n_new: int, note: str
-    ) -> Outcome:
+    ) -> Result:
         import numpy as np
 
-        from engine.report.accuracy import sample_std
-        from engine.report.verdict import plus_minus
+        from coreset.engine.report.results import sample_std
+        from coreset.engine.report.verdict import plus_minus
 
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
         best = [row["top1_best"] for row in rows]
@@ -205,7 +217,7 @@ class Train:
         spread = plus_minus(float(np.mean(best)), sample_std(best), "+-")
         accuracy = f"top-1 {spread} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
-        return Outcome(
+        return Result(
             (
                 *filter(None, [note]),
                 f"{what}: {accuracy} ({count}): {self.results}",

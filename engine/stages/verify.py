@@ -5,20 +5,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.accounting import Account
-from engine.artifact import lock, output_folder, require_output
-from engine.config import DataPath, Outcome
-from engine.ledger import Meter
-from engine.planning import plan_again
-from engine.progress import progress
-from shards.atomic import new_directory
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.manifest import Manifest
-from shards.overlap import Pairs, copies, shared, under_another_label, write_pairs
-from shards.packing import thread_count
-from shards.rebuild import repair_shard, shard_number
-from shards.verify import Depth, Verification, verify
+from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.artifacts.pack_inputs import Account, plan_again
+from coreset.engine.artifacts.writer import lock, output_folder, require_output
+from coreset.engine.runtime.progress import progress
+from coreset.engine.runtime.stage import DataPath, Result
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import new_directory
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.packing.pack import thread_count
+from coreset.shards.packing.repair import repair_shard, shard_number
+from coreset.shards.verify import (
+    Depth,
+    Pairs,
+    Verification,
+    copies,
+    shared,
+    under_another_label,
+    verify,
+    write_pairs,
+)
 
 DEPTH_SAID = {
     Depth.FAST: "sizes and counts only: leave out --fast to read every byte",
@@ -58,7 +65,7 @@ class Verify:
         if self.src is not None and not self.repair:
             raise UsageError("src is used by --repair only; name the shard to build again")
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """Mend what is to be mended, check, look for images that occur twice.
 
         Raises:
@@ -75,7 +82,7 @@ class Verify:
         facts = {"data": str(self.data), "samples": whole.n_samples}
         if not self.fast:
             lines += self._twice()
-        return Outcome(tuple(lines), facts)
+        return Result(tuple(lines), facts)
 
     @property
     def _depth(self) -> Depth:

@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.devkit import WNID
-from shards.sources.ground_truth import stem_of
-from shards.sources.names import holds_folders, visible_entries
-from shards.sources.tars import extension_of
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.devkit import WNID
+from coreset.shards.sources.ground_truth import stem_of
+from coreset.shards.sources.names import holds_folders, visible_entries
+from coreset.shards.sources.tars import extension_of
 
 _LIST_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 _MOST_LISTS = 100

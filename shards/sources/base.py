@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
-from kernels.seeds import permutation
-from shards.errors import UsageError
-from shards.probe import FORMAT_OF_EXTENSION, Probe
-from shards.sources.names import PassedOver
+from coreset.kernels.seeds import permutation
+from coreset.shards.errors import UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
+from coreset.shards.sources.names import PassedOver
 
 Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]
@@ -97,7 +97,7 @@ class Source:
     facts: Facts | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict[int, str])
     """What stands in place of a file, such as a link in a tar, by row."""
-    left_out: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
     """What was passed over, for the user: one phrase each."""
 
     def __len__(self) -> int:
@@ -177,7 +177,7 @@ class Finder:
     place: Path
     repeats: Repeats = "error"
     """What to do about two samples with one key: stop, or keep the first image found."""
-    left_out: list[str] = field(default_factory=list[str])
+    skipped: list[str] = field(default_factory=list[str])
     passed_over: PassedOver = field(default_factory=PassedOver)
     classes: dict[str, int] = field(default_factory=dict[str, int])
     """Class names in the order found."""
@@ -258,7 +258,7 @@ class Finder:
                 f"in {self.place}, or keep the first with --duplicates first"
             )
         if again.any():
-            self.left_out.append(f"{int(again.sum()):,} samples whose key was there already")
+            self.skipped.append(f"{int(again.sum()):,} samples whose key was there already")
             table = table.take(pa.array(_first_images(table["name"], again)))
         return Found(self, table)
 
@@ -300,7 +300,7 @@ class Found:
             rows=np.arange(len(self.keys)),
             facts=facts,
             unreadable=self._unreadable_rows(finder.unreadable),
-            left_out=(*finder.left_out, *finder.passed_over.phrases(finder.place)),
+            skipped=(*finder.skipped, *finder.passed_over.phrases(finder.place)),
         )
 
     def _unreadable_rows(self, by_key: Mapping[str, str]) -> dict[int, str]:

@@ -11,12 +11,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
-from shards.archive import REGULAR_FILE
-from shards.errors import DataError, UsageError
-from shards.sources.base import Finder, Source
-from shards.sources.folder import sample_key
-from shards.sources.names import OTHERS, require_classes, visible_entries
-from shards.sources.tars import (
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.folder import sample_key
+from coreset.shards.sources.names import OTHERS, require_classes, visible_entries
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.tar_scan import REGULAR_FILE
+from coreset.shards.sources.tars import (
     Member,
     add_members,
     in_threads,
@@ -24,7 +25,6 @@ from shards.sources.tars import (
     tars_of,
     visible_members,
 )
-from shards.sources.wanted import Wanted
 
 
 class _ClassTar(NamedTuple):
@@ -39,7 +39,7 @@ class _ClassTar(NamedTuple):
     end: int | None = None
 
 
-def find_class_tars(src: Path, wanted: Wanted | None = None) -> Source:
+def find_class_tars(src: Path, wanted: SourceOptions | None = None) -> Source:
     """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
 
     Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
@@ -51,7 +51,7 @@ def find_class_tars(src: Path, wanted: Wanted | None = None) -> Source:
             one sample key.
         DataError: A tar is damaged or cut, or a member has a name that no file should have.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or SourceOptions()
     finder = Finder(place=src, repeats=wanted.repeats)
     if src.is_dir():
         tars = _tars_of_folder(finder, src)
@@ -68,11 +68,11 @@ def _tars_of_folder(finder: Finder, src: Path) -> list[_ClassTar]:
     paths = tars_of(src)
     others = len(visible_entries(src)) - len(paths)
     if others:
-        finder.left_out.append(f"{others:,} files and folders of {src} that are no tars")
+        finder.skipped.append(f"{others:,} files and folders of {src} that are no tars")
     return [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(paths)]
 
 
-def _add_tar(finder: Finder, src: Path, wanted: Wanted) -> None:
+def _add_tar(finder: Finder, src: Path, wanted: SourceOptions) -> None:
     members, finder.passed_over.n_hidden = visible_members(src)
     nested = [member for member in members if member.extension == "tar"]
     if not nested:
@@ -80,7 +80,7 @@ def _add_tar(finder: Finder, src: Path, wanted: Wanted) -> None:
         return
     if len(members) > len(nested):
         others = len(members) - len(nested)
-        finder.left_out.append(f"{others:,} members of {src} that are no class tars")
+        finder.skipped.append(f"{others:,} members of {src} that are no class tars")
     _add_class_tars(finder, [_nested(src, member) for member in nested], wanted)
 
 
@@ -95,7 +95,7 @@ def _nested(src: Path, member: Member) -> _ClassTar:
     return _ClassTar(class_name, member.name, src, 0, member.offset, end)
 
 
-def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: Wanted) -> None:
+def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: SourceOptions) -> None:
     by_class: dict[str, _ClassTar] = {}
     for tar in tars:
         if tar.class_name in by_class:
@@ -142,7 +142,7 @@ def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Member]) -> Non
     add_members(finder, [tar.class_name] * len(keys), keys, images, place=tar.place, file=tar.file)
 
 
-def _add_tree(finder: Finder, members: Sequence[Member], wanted: Wanted) -> None:
+def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) -> None:
     src = finder.place
     depth = _class_depth(members)
     by_class: dict[str, list[Member]] = {}
@@ -150,7 +150,7 @@ def _add_tree(finder: Finder, members: Sequence[Member], wanted: Wanted) -> None
         by_class.setdefault(_class_of(member, depth), []).append(member)
     outside = by_class.pop("", [])
     if outside:
-        finder.left_out.append(f"{len(outside):,} files of {src} that lie in no class folder")
+        finder.skipped.append(f"{len(outside):,} files of {src} that lie in no class folder")
     if not by_class:
         raise UsageError(
             f"{src} has neither class folders nor class tars; name a tar that holds one folder per "

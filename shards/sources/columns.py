@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.errors import DataError, UsageError
-from shards.sources.folder import sample_key
-from shards.sources.wanted import Wanted
-from shards.table_formats import is_text
-from shards.tables import LABEL_COLUMNS, class_in, plain_name
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.sources.folder import sample_key
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.tables.formats import is_text
+from coreset.shards.tables.table import LABEL_COLUMNS, class_in, plain_name
 
 _ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 _Schema: TypeAlias = Any
@@ -53,7 +53,7 @@ def label_column(columns: Sequence[str], place: Path) -> str:
     )
 
 
-def row_classes(file: _ParquetFile, path: Path, wanted: Wanted) -> RowClasses:
+def row_classes(file: _ParquetFile, path: Path, wanted: SourceOptions) -> RowClasses:
     """Class of every row by the label column of an open parquet file; reads that column alone.
 
     Integers are positions in ``wanted.class_names``, else in the names that Hugging Face
@@ -160,7 +160,7 @@ def _stored_class_names(schema: _Schema, column: str) -> tuple[str, ...] | None:
 
 
 def _named(
-    labels: NDArray[np.int64], names: Sequence[str] | None, path: Path, wanted: Wanted
+    labels: NDArray[np.int64], names: Sequence[str] | None, path: Path, wanted: SourceOptions
 ) -> RowClasses:
     if names is not None:
         _require_range(labels, len(names), path)

@@ -12,8 +12,8 @@ import zlib
 from io import BytesIO
 from pathlib import Path
 
-from shards.errors import DataError, UsageError
-from shards.sources.matlab import MatlabError, struct_fields
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.sources.matlab import MatlabError, struct_fields
 
 TRUTH_NAME = "ILSVRC2012_validation_ground_truth.txt"
 META_NAME = "meta.mat"

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
-from shards.sources.advice import what_to_name
-from shards.sources.base import Finder, Sample, Source
-from shards.sources.names import OTHERS, holds_folders, listed_entries, require_classes
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.advice import what_to_name
+from coreset.shards.sources.base import Finder, Sample, Source
+from coreset.shards.sources.names import OTHERS, holds_folders, listed_entries, require_classes
+from coreset.shards.sources.options import SourceOptions
 
 
 def sample_key(name: str) -> str:
@@ -73,7 +73,7 @@ def _read_file(path: str, size: int) -> tuple[os.stat_result, bytes]:
     return status, data
 
 
-def find_folder(root: Path, wanted: Wanted | None = None) -> Source:
+def find_folder(root: Path, wanted: SourceOptions | None = None) -> Source:
     """List the files of an ImageFolder tree, sorted by the UTF-8 bytes of their sample keys.
 
     Links are followed.
@@ -83,7 +83,7 @@ def find_folder(root: Path, wanted: Wanted | None = None) -> Source:
             class, a class is empty or asked for and not there, two files have one sample key, or a
             name cannot be stored.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or SourceOptions()
     finder = Finder(place=root, repeats=wanted.repeats)
     visible, finder.passed_over.n_hidden = listed_entries(root)
     names = [entry.name for entry in visible if entry.is_dir()]
@@ -93,12 +93,12 @@ def find_folder(root: Path, wanted: Wanted | None = None) -> Source:
         _add_class(finder, root, folder)
     outside = len(visible) - len(names)
     if outside:
-        finder.left_out.append(f"{outside:,} files of {root} that lie in no class folder")
+        finder.skipped.append(f"{outside:,} files of {root} that lie in no class folder")
     found = finder.found()
     return found.source(FileContents(root, found.mtimes_ns))
 
 
-def _chosen(names: Sequence[str], root: Path, wanted: Wanted) -> list[str]:
+def _chosen(names: Sequence[str], root: Path, wanted: SourceOptions) -> list[str]:
     """Choose the class folders to take; the user's own list may call a class ``train``."""
     if wanted.only is None:
         require_classes(

@@ -1,6 +1,6 @@
 """Labels of the ILSVRC2012 validation images, in the forms in which they are passed around.
 
-- The development kit: see ``shards.sources.devkit``.
+- The development kit: see ``coreset.shards.sources.devkit``.
 - A WordNet id a line, in the order of the images.
 - ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``, whose
   prediction begins with the WordNet id); names with or without extension.
@@ -14,12 +14,12 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shards.errors import DataError, UsageError
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.devkit import WNID, is_kit, kit_labels
-from shards.sources.tars import VALIDATION_NAME, extension_of
-from shards.sources.wanted import Wanted
-from shards.table_formats import text_rows
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.devkit import WNID, is_kit, kit_labels
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.tars import VALIDATION_NAME, extension_of
+from coreset.shards.tables.formats import text_rows
 
 _BREAK = re.compile(r"[,;|]")
 _INDEX = re.compile(r"\d{1,9}")
@@ -32,7 +32,9 @@ def stem_of(name: str) -> str:
     return file.rpartition(".")[0] if extension_of(file) in FORMAT_OF_EXTENSION else file
 
 
-def read_truth(truth: Path, stems: Sequence[str], wanted: Wanted, place: Path) -> dict[str, str]:
+def read_truth(
+    truth: Path, stems: Sequence[str], wanted: SourceOptions, place: Path
+) -> dict[str, str]:
     """Class of every image.
 
     Args:
@@ -78,7 +80,7 @@ def _lines(truth: Path) -> list[list[str]]:
     return lines
 
 
-def _by_name(lines: Sequence[Sequence[str]], truth: Path, wanted: Wanted) -> dict[str, str]:
+def _by_name(lines: Sequence[Sequence[str]], truth: Path, wanted: SourceOptions) -> dict[str, str]:
     with_indices = _INDEX.fullmatch(lines[0][1]) is not None
     if with_indices and wanted.class_names is None:
         raise UsageError(

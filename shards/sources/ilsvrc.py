@@ -2,20 +2,21 @@
 
 ``ILSVRC2012_img_val.tar`` and the folder unpacked from it hold ``ILSVRC2012_val_00000001.JPEG``
 and so on, without classes; ``shards.sources.ground_truth`` reads those. Sample keys are those of
-``shards.sources.folder`` for the same images sorted into a folder per WordNet id.
+``coreset.shards.sources.folder`` for the same images sorted into a folder per WordNet id.
 """
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from shards.errors import UsageError
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.base import Finder, Source
-from shards.sources.folder import FileContents
-from shards.sources.ground_truth import read_truth, stem_of
-from shards.sources.names import visible_entries
-from shards.sources.tars import (
+from coreset.shards.errors import UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.folder import FileContents
+from coreset.shards.sources.ground_truth import read_truth, stem_of
+from coreset.shards.sources.names import visible_entries
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.tars import (
     VALIDATION_NAME,
     Member,
     add_members,
@@ -23,7 +24,6 @@ from shards.sources.tars import (
     range_contents,
     visible_members,
 )
-from shards.sources.wanted import Wanted
 
 
 def is_validation_folder(src: Path) -> bool:
@@ -36,7 +36,7 @@ def is_validation_folder(src: Path) -> bool:
     return any(VALIDATION_NAME.fullmatch(entry.name) for entry in entries)
 
 
-def find_validation(src: Path, wanted: Wanted) -> Source:
+def find_validation(src: Path, wanted: SourceOptions) -> Source:
     """Find the images of a flat folder or tar, labelled by ``wanted.truth``.
 
     The images may also lie in the only folder of a folder (``val/images``).
@@ -67,7 +67,7 @@ def _folder_of_images(src: Path) -> Path:
     return src / folders[0] if len(folders) == 1 and not beside else src
 
 
-def _find_in_folder(finder: Finder, wanted: Wanted, truth: Path) -> Source:
+def _find_in_folder(finder: Finder, wanted: SourceOptions, truth: Path) -> Source:
     src = finder.place
     images = _images(finder, [entry.name for entry in visible_entries(src)])
     chosen = _labelled(images, wanted, truth, src)
@@ -89,7 +89,9 @@ def _status(path: Path) -> os.stat_result:
     return path.stat()
 
 
-def _find_in_tar(finder: Finder, members: Sequence[Member], wanted: Wanted, truth: Path) -> Source:
+def _find_in_tar(
+    finder: Finder, members: Sequence[Member], wanted: SourceOptions, truth: Path
+) -> Source:
     src = finder.place
     by_name = {member.name: member for member in members}
     images = _images(finder, [member.name for member in members])
@@ -112,13 +114,15 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
             )
         images[stem_of(name)] = name
     if len(names) > len(paths):
-        finder.left_out.append(f"{len(names) - len(paths):,} files of {finder.place}, no images")
+        finder.skipped.append(f"{len(names) - len(paths):,} files of {finder.place}, no images")
     if not images:
         raise UsageError(f"{finder.place} holds no images; name a folder or tar that does")
     return images
 
 
-def _labelled(images: Mapping[str, str], wanted: Wanted, truth: Path, src: Path) -> dict[str, str]:
+def _labelled(
+    images: Mapping[str, str], wanted: SourceOptions, truth: Path, src: Path
+) -> dict[str, str]:
     """Class by stem, of the images to take."""
     classes = read_truth(truth, tuple(images), wanted, src)
     wanted.chosen(classes.values(), src)

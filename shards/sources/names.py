@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from shards.errors import UsageError
+from coreset.shards.errors import UsageError
 
 Item = TypeVar("Item")
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from shards.dataset import Dataset, Flag
-from shards.probe import Probe
-from shards.sources.base import Finder, Source, Stored, compute
-from shards.sources.ranged import RangeContents
-from shards.sources.wanted import Wanted
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.probe import Probe
+from coreset.shards.sources.base import Finder, Source, Stored, compute
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.ranged import RangeContents
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
             "content_hash", "format", "width", "height", "flags")  # fmt: skip
@@ -36,14 +37,14 @@ class _TableFacts:
         return Stored(self._hashes[row].as_py(), image)
 
 
-def find_packed(root: Path, wanted: Wanted | None = None) -> Source:
+def find_packed(root: Path, wanted: SourceOptions | None = None) -> Source:
     """Find the samples of a packed data set.
 
     Raises:
         UsageError: ``root`` is not a packed data set, or a class asked for is not in it.
         ManifestError: Its sample table is damaged.
     """
-    wanted, dataset = wanted or Wanted(), Dataset.open(root)
+    wanted, dataset = wanted or SourceOptions(), Dataset.open(root)
     # Whoever packed a single class wanted it.
     classes = sorted(replace(wanted, one_class=True).chosen(dataset.classes, root))
     labels = [dataset.classes.index(name) for name in classes]

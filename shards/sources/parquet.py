@@ -1,7 +1,7 @@
 """Parquet files as the Hugging Face Hub keeps image data sets: image bytes and labels in columns.
 
 Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
-see ``shards.sources.spool``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
+see ``coreset.shards.sources.staging``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
 
 The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
 src/datasets/features/image.py), or binary of any kind; it is one of ``IMAGE_COLUMNS``, or the
@@ -20,14 +20,14 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
-from shards.sources.base import Finder, Source, compute
-from shards.sources.columns import RowClasses, listed_key, row_classes
-from shards.sources.names import split_of
-from shards.sources.ranged import RangeContents
-from shards.sources.spool import Image, Rows, blob_of, spooled, state_of
-from shards.sources.wanted import Wanted
-from shards.table_formats import open_parquet
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.base import Finder, Source, compute
+from coreset.shards.sources.columns import RowClasses, listed_key, row_classes
+from coreset.shards.sources.names import split_of
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.staging import Image, Rows, blob_of, staged, state_of
+from coreset.shards.tables.formats import open_parquet
 
 IMAGE_COLUMNS = ("image", "img")
 _ROWS_AT_ONCE = 64
@@ -37,7 +37,7 @@ _WNID_SUFFIX = re.compile(r"_n\d{8}(?=\.[^./]*$|$)")
 _Schema: TypeAlias = Any  # pyarrow.Schema, which has no types
 
 
-def find_parquet(src: Path, wanted: Wanted) -> Source:
+def find_parquet(src: Path, wanted: SourceOptions) -> Source:
     """Spool the images of parquet files and list them, sorted by the bytes of their sample keys.
 
     A key is the class and the stem of the stored path, without the wnid that the Hub's imagenet-1k
@@ -66,7 +66,7 @@ def find_parquet(src: Path, wanted: Wanted) -> Source:
     _choose(finder, tables, wanted)
     keyed = [
         rows.append_column("key", [table.keys(rows)])
-        for table, rows in zip(tables, spooled(tables, wanted.spool, wanted), strict=True)
+        for table, rows in zip(tables, staged(tables, wanted.spool, wanted), strict=True)
     ]
     shared = _shared_keys(keyed)
     for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
@@ -117,7 +117,7 @@ class _Table:
     state: tuple[int, int]
 
     @staticmethod
-    def of(path: Path, src: Path, wanted: Wanted) -> "_Table":
+    def of(path: Path, src: Path, wanted: SourceOptions) -> "_Table":
         """Read schema, labels and sizes; no image."""
         with open_parquet(path) as file:
             column = _image_column(file.schema_arrow, path)
@@ -193,7 +193,7 @@ def _shared_keys(tables: Sequence[Rows]) -> frozenset[str]:
     return frozenset(images["key"].filter(several).to_pylist())
 
 
-def _choose(finder: Finder, tables: Sequence[_Table], wanted: Wanted) -> None:
+def _choose(finder: Finder, tables: Sequence[_Table], wanted: SourceOptions) -> None:
     """Require the classes that are asked for; note names that have no images."""
     there = {name for table in tables for name in table.classes.names}
     listed = {name for table in tables for name in table.classes.listed}
@@ -201,7 +201,7 @@ def _choose(finder: Finder, tables: Sequence[_Table], wanted: Wanted) -> None:
         raise UsageError(f"{finder.place} holds no rows; name parquet files that do")
     wanted.chosen(there, finder.place)
     if wanted.only is None and listed > there:
-        finder.left_out.append(
+        finder.skipped.append(
             f"{len(listed - there):,} of {len(listed):,} class names, which no row of "
             f"{finder.place} has"
         )

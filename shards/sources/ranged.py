@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
-from shards.ranges import OpenFiles
-from shards.sources.base import Sample
+from coreset.shards.errors import UsageError
+from coreset.shards.format.ranges import OpenFiles
+from coreset.shards.sources.base import Sample
 
 
 class RangeContents:

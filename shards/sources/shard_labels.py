@@ -11,15 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
-from shards.errors import DataError
+from coreset.shards.errors import DataError
 
 Fields: TypeAlias = dict[str, Any]
 
+
 INFO_NAMES = ("_info.json", "info.json")
+
+
 LABEL_LIMIT_BYTES = {"cls": 32, "json": 1 << 20}
+
+
 _INFO_LIMIT_BYTES = 1 << 26
+
+
 _NUMBER_FIELDS = ("label", "cls")
+
+
 _NAME_FIELDS = ("wnid", "class")
+
+
 _INTEGER = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
 
 

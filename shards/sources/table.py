@@ -1,6 +1,6 @@
 """A table that lists image files and their classes: CSV, TSV, parquet, JSON or lines of text.
 
-For the column of the paths see ``shards.tables``, for the label ``shards.sources.columns``.
+For the column of the paths see ``shards.tables.table``, for the label ``shards.sources.columns``.
 Relative paths begin at the table's folder. Links are followed.
 """
 
@@ -16,19 +16,19 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from shards.errors import UsageError
-from shards.sources.base import Finder, Source
-from shards.sources.columns import (
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.columns import (
     label_column,
     listed_key,
     require_class_name,
     row_classes,
     whole_key,
 )
-from shards.sources.folder import FileContents
-from shards.sources.wanted import Wanted
-from shards.table_formats import is_text, open_parquet
-from shards.tables import Table, class_in, read_table
+from coreset.shards.sources.folder import FileContents
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.tables.formats import is_text, open_parquet
+from coreset.shards.tables.table import Table, class_in, read_table
 
 _SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".parquet"})
 _MISSING = (-1, 0)
@@ -38,12 +38,12 @@ _Column: TypeAlias = Any  # pyarrow.ChunkedArray, which has no types
 
 class _Row(NamedTuple):
     at: int
-    """See ``shards.tables.Row``."""
+    """See ``coreset.shards.tables.table.Row``."""
     path: str
     class_name: str
 
 
-def find_table(src: Path, wanted: Wanted | None = None) -> Source:
+def find_table(src: Path, wanted: SourceOptions | None = None) -> Source:
     """List the images that a table names, sorted by the UTF-8 bytes of their sample keys.
 
     A key is that of the same file in a folder per class, see ``listed_key``; where different paths
@@ -55,7 +55,7 @@ def find_table(src: Path, wanted: Wanted | None = None) -> Source:
             label has no name, two rows give one path different labels, or two files have one key.
         DataError: A parquet file is damaged.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or SourceOptions()
     listed = _Listed(read_table(src, "list", _Files(src.parent).found), wanted)
     rows = list(listed.rows())
     if not rows:
@@ -99,7 +99,7 @@ class _Files:
 @dataclass(frozen=True, slots=True)
 class _Listed:
     table: Table
-    wanted: Wanted
+    wanted: SourceOptions
 
     def rows(self) -> Iterator[_Row]:
         """Yield the rows; every one has a path and a class that can begin a key."""

@@ -7,12 +7,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
-from shards.archive import REGULAR_FILE, safe_parts, scan
-from shards.errors import DataError, UsageError
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.base import Finder, Found
-from shards.sources.names import is_hidden, visible_entries
-from shards.sources.ranged import RangeContents
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.base import Finder, Found
+from coreset.shards.sources.names import is_hidden, visible_entries
+from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, scan
 
 TarLayout: TypeAlias = Literal["classes", "webdataset", "validation"]
 Item = TypeVar("Item")

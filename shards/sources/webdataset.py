@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.archive import REGULAR_FILE, safe_parts, shown
-from shards.errors import DataError, UsageError
-from shards.probe import FORMAT_OF_EXTENSION
-from shards.sources.base import Finder, Source
-from shards.sources.names import split_of, visible_entries
-from shards.sources.shard_labels import (
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.sources.base import Finder, Source
+from coreset.shards.sources.names import split_of, visible_entries
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.shard_labels import (
     INFO_NAMES,
     LABEL_LIMIT_BYTES,
     LabelError,
@@ -28,7 +28,8 @@ from shards.sources.shard_labels import (
     parse_json,
     read_info,
 )
-from shards.sources.tars import (
+from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, shown
+from coreset.shards.sources.tars import (
     Member,
     add_members,
     extension_of,
@@ -37,7 +38,6 @@ from shards.sources.tars import (
     tars_of,
     visible_members,
 )
-from shards.sources.wanted import Wanted
 
 READ_EXTENSIONS = frozenset({*FORMAT_OF_EXTENSION, "cls", "json", "txt", "npy"})
 _MAKE_AGAIN = "make the shard again"
@@ -91,7 +91,7 @@ class _Shard:
     """Number of hidden members."""
 
 
-def find_webdataset(src: Path, wanted: Wanted | None = None) -> Source:
+def find_webdataset(src: Path, wanted: SourceOptions | None = None) -> Source:
     """Find the samples of one shard or of a folder of shards of one split.
 
     A sample has one image (jpg, jpeg, png or webp), and a label: an integer (member ``cls``, or
@@ -106,7 +106,7 @@ def find_webdataset(src: Path, wanted: Wanted | None = None) -> Source:
         DataError: A shard is damaged, cut or missing, a sample is incomplete or its label is no
             class, or a member is of a kind that is not read.
     """
-    wanted = wanted or Wanted()
+    wanted = wanted or SourceOptions()
     paths = tars_of(src) if src.is_dir() else [src]
     if not paths:
         raise UsageError(f"{src} holds no tar; name a folder of WebDataset shards")
@@ -135,7 +135,7 @@ def _note_others(finder: Finder, paths: Sequence[Path]) -> None:
     indices = {path.with_suffix(".idx").name for path in paths}
     others = names - indices - {path.name for path in paths} - set(INFO_NAMES)
     if others:
-        finder.left_out.append(f"{len(others):,} files of {finder.place} that are no shards")
+        finder.skipped.append(f"{len(others):,} files of {finder.place} that are no shards")
 
 
 def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> None:
@@ -150,10 +150,10 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
             empty.append(place)
     reader.wanted.chosen(seen, finder.place)
     if empty:
-        finder.left_out.append(f"{len(empty):,} shards without samples, such as {empty[0]}")
+        finder.skipped.append(f"{len(empty):,} shards without samples, such as {empty[0]}")
     unused = len(set(reader.names or ()) - seen)
     if unused:
-        finder.left_out.append(f"{unused:,} classes of the class list, which have no samples")
+        finder.skipped.append(f"{unused:,} classes of the class list, which have no samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ class _Reader:
     """Reads whole shards; thread safe."""
 
     place: Path
-    wanted: Wanted
+    wanted: SourceOptions
     info: ShardInfo
 
     @property

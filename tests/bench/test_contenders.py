@@ -11,11 +11,11 @@ import PIL
 import pytest
 from PIL import Image
 
-from bench import pack_tables
-from bench import record as recording
-from bench.contenders import Absent, Contender, interleave, measurements
-from bench.pack_contenders import words
-from bench.pack_inputs import (
+from coreset.bench import pack_tables
+from coreset.bench import record as recording
+from coreset.bench.contenders import Absent, Contender, interleave, measurements
+from coreset.bench.pack_contenders import words
+from coreset.bench.pack_inputs import (
     complaint_of_bytes,
     complaint_of_sizes,
     fingerprint,
@@ -25,15 +25,15 @@ from bench.pack_inputs import (
     sizes_of_tars,
     tiny_tree,
 )
-from bench.pack_memory import watch
-from bench.pack_open import write_dataset
-from bench.peers import img2dataset_resize, pillow_resize
-from bench.peers.pools import MissingPeerError, pool_of
-from bench.peers.shard_writer import check_in_full, no_check, write_files
-from bench.record import write
-from shards.dataset import Dataset
-from shards.manifest import content_digest, identity_digest
-from shards.probe import Refusal, probe
+from coreset.bench.pack_memory import watch
+from coreset.bench.pack_open import write_dataset
+from coreset.bench.peers import img2dataset_resize, pillow_resize
+from coreset.bench.peers.pools import MissingPeerError, pool_of
+from coreset.bench.peers.shard_writer import check_in_full, no_check, write_files
+from coreset.bench.record import write
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import content_digest, identity_digest
+from coreset.shards.images.probe import Refusal, probe
 
 
 class Clock:

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench import decode_tables
-from bench import record as recording
-from bench.contenders import Absent
-from bench.decode_contenders import Entrant, Racer
-from bench.decode_inputs import difference
-from bench.decode_parts import BEST, RACES, reached
-from bench.decode_process import memory_bytes
-from bench.peers.loaders import (
+from coreset.bench import decode_tables
+from coreset.bench import record as recording
+from coreset.bench.contenders import Absent
+from coreset.bench.decode_contenders import Entrant, Racer
+from coreset.bench.decode_inputs import difference
+from coreset.bench.decode_parts import BEST, RACES, reached
+from coreset.bench.decode_process import memory_bytes
+from coreset.bench.peers.loaders import (
     MEAN,
     SIZE,
     STD,
@@ -29,7 +29,7 @@ from bench.peers.loaders import (
     sum_of_words,
     time_to_first_batch,
 )
-from bench.record import write
+from coreset.bench.record import write
 
 
 @pytest.fixture

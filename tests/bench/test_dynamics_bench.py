@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench import docs, dynamics_tables
-from bench import record as recording
-from bench.contenders import Absent, Contender
-from bench.dynamics_counts import (
+from coreset.bench import docs, dynamics_tables
+from coreset.bench import record as recording
+from coreset.bench.contenders import Absent, Contender
+from coreset.bench.dynamics_counts import (
     GROUPS,
     OTHER,
     Traffic,
@@ -21,10 +21,10 @@ from bench.dynamics_counts import (
     host_reads,
     step_cost,
 )
-from bench.dynamics_parts import Setting, epoch_costs, training
-from bench.dynamics_peers import aum_package, complaint_of, peers
-from bench.record import write
-from engine.proving.host_reads import HostReads
+from coreset.bench.dynamics_parts import Setting, epoch_costs, training
+from coreset.bench.dynamics_peers import aum_package, complaint_of, peers
+from coreset.bench.record import write
+from coreset.engine.doctor.arithmetic import HostReads
 
 # A package with the interface of aum 1.0.2: sums and counts by id, one margin per sample.
 PEER = """

@@ -10,16 +10,16 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from bench import fault_uses
-from bench.fault_cases import Case, N, image_cases, packed_cases, shard_cases
-from bench.fault_contenders import coreset
-from bench.fault_folders import folder_cases
-from bench.fault_processes import CASES
-from bench.fault_tables import table_cases
-from bench.faults import encoded, jpeg
-from bench.outcomes import Expected, Observed, Outcome, Ran, Sample, judge, read_found, run
-from bench.peers.found import Found
-from bench.robustness import NOT_INSTALLED, merged
+from coreset.bench import fault_uses
+from coreset.bench.fault_cases import Case, N, image_cases, packed_cases, shard_cases
+from coreset.bench.fault_contenders import coreset
+from coreset.bench.fault_folders import folder_cases
+from coreset.bench.fault_processes import CASES
+from coreset.bench.fault_tables import table_cases
+from coreset.bench.faults import encoded, jpeg
+from coreset.bench.outcomes import Expected, Observed, Outcome, Ran, Sample, judge, read_found, run
+from coreset.bench.peers.found import Found
+from coreset.bench.robustness import NOT_INSTALLED, merged
 
 WHOLE = np.full((4, 6, 3), 100, np.uint8)
 OTHER = np.full((4, 6, 3), 160, np.uint8)

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import record as recording
-from bench.record import commit, hardware, portable, read, record, write
-from engine.provenance import versions
+from coreset.bench import record as recording
+from coreset.bench.record import commit, hardware, portable, read, record, write
+from coreset.engine.artifacts.provenance import versions
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_records_come_back_and_replace_those_before(results):
 
 @pytest.mark.usefixtures("results")
 def test_places_of_this_machine_are_named_not_recorded():
-    checkout = Path(recording.__file__).parents[1]
+    checkout = Path(recording.__file__).resolve().parents[1]
     said = f"{np.__file__}:7: in {os.__file__}, {checkout}/bench and {tempfile.gettempdir()}/x/DATA"
     write("said", [{"said": said}])
     (one,) = read("said")

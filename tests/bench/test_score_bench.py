@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from bench import record as recording
-from bench import score_tables
-from bench.contenders import Contender, Measured
-from bench.record import write
-from bench.score_labels import Judged, medians_of_labels, row_of
-from bench.score_loops import agreement_of, balanced_copy
-from bench.score_noise import areas_of, medians, without_places
-from bench.score_parts import PIPELINE, RESIDENT, Scoring, facts_of, rows_of
-from bench.score_usual import Usual, UsualLoop, opened, transform_of
-from kernels.scores import SCORES
-from shards.dataset import Dataset
+from coreset.bench import record as recording
+from coreset.bench import score_tables
+from coreset.bench.contenders import Contender, Measured
+from coreset.bench.record import write
+from coreset.bench.score_labels import Judged, medians_of_labels, row_of
+from coreset.bench.score_loops import agreement_of, balanced_copy
+from coreset.bench.score_noise import areas_of, medians, without_places
+from coreset.bench.score_parts import PIPELINE, RESIDENT, Scoring, facts_of, rows_of
+from coreset.bench.score_usual import Usual, UsualLoop, opened, transform_of
+from coreset.kernels.scores import SCORES
+from coreset.shards.format.dataset import Dataset
 
 CIRCUMSTANCES = {
     "hardware": {"processor": "some", "bfloat16": [], "cores": 2, "memory_gib": 8},

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import record as recording
-from bench import score_scale_tables
-from bench.record import write
-from bench.score_scale_inputs import CACHE, WIDTH, cache_in, write_features, write_records
-from bench.score_scale_memory import memory_in, tree_bytes, watch
-from bench.score_scale_parts import Setting, linear
-from engine.features import features_for
-from engine.provenance import Provenance
-from shards.dataset import Dataset
+from coreset.bench import record as recording
+from coreset.bench import score_scale_tables
+from coreset.bench.record import write
+from coreset.bench.score_scale_inputs import CACHE, WIDTH, cache_in, write_features, write_records
+from coreset.bench.score_scale_memory import memory_in, tree_bytes, watch
+from coreset.bench.score_scale_parts import Setting, linear
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.models.features import features_for
+from coreset.shards.format.dataset import Dataset
 
 SMAPS = b"""\
 5600-5700 r-xp 00002000 fe:00 11                         /usr/lib/lib with spaces.so

@@ -15,8 +15,8 @@ import pytest
 import xxhash
 from PIL import Image
 
-from shards.dataset import SAMPLES_NAME, SAMPLES_SCHEMA, Dataset
-from shards.manifest import (
+from coreset.shards.format.dataset import SAMPLES_NAME, SAMPLES_SCHEMA, Dataset
+from coreset.shards.format.manifest import (
     MANIFEST_NAME,
     Manifest,
     ShardEntry,

@@ -9,25 +9,25 @@ from pathlib import Path
 
 import numpy as np
 
-import engine
-from engine.decode import source
-from engine.decode.decoder import EncodedBatch
-from engine.decode.geometry import Geometry
-from engine.decode.parts import decode_part
-from engine.decode.reader import ShardReader
-from engine.decode.squares import squares_of
-from kernels.planes import factors_of
-from shards.dataset import Dataset
+import coreset
+from coreset.engine.data import stream as source
+from coreset.engine.data.decoders.base import EncodedBatch
+from coreset.engine.data.decoders.batched import crop_batch
+from coreset.engine.data.decoders.regions import decode_region
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
+from coreset.kernels.jpeg.normalise import factors_of
+from coreset.shards.format.dataset import Dataset
 
 
 def decode_by_kernels(files: list[bytes], side: int) -> None:
     for data in files:
-        decode_part(data, (side // 4, side // 4, side // 2, side // 2))
+        decode_region(data, (side // 4, side // 4, side // 2, side // 2))
     sides = np.full(len(files), side)
     for size in (side, side // 2 + 1):
         n_decoded = []
         for floats in (False, True):
-            squares = squares_of(EncodedBatch(files, sides, sides), Geometry(size, side))
+            squares = crop_batch(EncodedBatch(files, sides, sides), Geometry(size, side))
             assert squares is not None
             shape = (3, size, size) if floats else (size, size, 3)
             images = np.empty((len(files), *shape), np.float32 if floats else np.uint8)
@@ -45,7 +45,7 @@ def main(times: int, side: int, folders: list[str]) -> None:
             files = list(reader.fetch(np.arange(len(dataset))))
         for _ in range(times):
             decode_by_kernels(files, side)
-        with engine.loader(folder, batch=32, size=side, resize=side, workers=2) as loader:
+        with coreset.loader(folder, batch=32, size=side, resize=side, workers=2) as loader:
             for _ in loader:
                 pass
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode.ahead import ahead
+from coreset.engine.data.prefetch import prefetch
 
 
 def generated(n, log=None, fail_at=None):
@@ -26,19 +26,19 @@ def threads_ahead():
 
 @given(st.integers(0, 20), st.integers(1, 5))
 def test_items_come_in_order_and_once(n, depth):
-    assert list(ahead(ahead(generated(n), depth), depth)) == list(range(n))
+    assert list(prefetch(prefetch(generated(n), depth), depth)) == list(range(n))
 
 
 def test_an_exception_comes_after_the_items_before_it():
     seen = []
     with pytest.raises(ValueError, match="item 3"):
-        seen.extend(ahead(generated(9, fail_at=3), 2))
+        seen.extend(prefetch(generated(9, fail_at=3), 2))
     assert seen == [0, 1, 2]
 
 
 def test_leaving_early_ends_the_threads_and_closes_the_items():
     log = []
-    for item in ahead(ahead(generated(100, log), 2), 2):
+    for item in prefetch(prefetch(generated(100, log), 2), 2):
         if item == 3:
             break
     assert log[-1] == "closed"
@@ -48,7 +48,7 @@ def test_leaving_early_ends_the_threads_and_closes_the_items():
 
 def test_nothing_is_drawn_before_the_first_item_is_asked_for():
     log = []
-    ahead(generated(3, log), 2).close()
+    prefetch(generated(3, log), 2).close()
     assert log == []
 
 
@@ -61,7 +61,7 @@ def test_leaving_early_computes_only_the_item_under_way():
             under_way.set()
             release.wait(timeout=60)
 
-    items = ahead(slow_after_the_first(), 5)
+    items = prefetch(slow_after_the_first(), 5)
     next(items)
     assert under_way.wait(timeout=60)
     threading.Timer(0.5, release.set).start()

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.decode import dali
-from engine.decode.dali import DaliDecoder, define_pipeline, regions_of
-from engine.decode.decoder import EncodedBatch, Normalisation, UndecodableImagesError
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from kernels.augment import normalised
-from kernels.crops import crop_boxes
+from coreset.engine.data.decoders import dali
+from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
+from coreset.engine.data.decoders.dali import DaliDecoder, define_pipeline, regions_of
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
+from coreset.kernels.augment import normalised
+from coreset.kernels.crops import crop_boxes
 
 LARGEST, MEAN, EDGE = 1, 0.25, 1
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -9,20 +9,22 @@ import pytest
 import torch
 from PIL import Image
 
-from engine.decode.contract import TOLERANCES
-from engine.decode.decoder import (
+from coreset.engine.data.decoders.base import (
     DecoderName,
     EncodedBatch,
     Normalisation,
     UndecodableImagesError,
-    choose_decoder,
-    make_decoder,
-    reason_for,
-    told_choice,
 )
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from shards.errors import MachineError, UsageError
+from coreset.engine.data.decoders.choose import (
+    choose_decoder,
+    decoder_notice,
+    decoder_reason,
+    make_decoder,
+)
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.decoders.tolerances import TOLERANCES
+from coreset.engine.data.geometry import Geometry
+from coreset.shards.errors import MachineError, UsageError
 
 DECODERS = ["turbo", "dali", "pillow"]
 GEOMETRIES = [Geometry(64, 72), Geometry(48, 48), Geometry(56), Geometry(100, 110)]
@@ -159,9 +161,9 @@ def test_the_smallest_and_the_longest_images_decode(images, name, geometry, size
 
 @pytest.mark.parametrize("value", [True, False])
 def test_what_auto_picked_is_told_and_what_was_named_is_not(value):
-    told = told_choice("auto", "cpu", exact=value)
-    assert told == (reason_for(DecoderName.PILLOW if value else DecoderName.TURBO, "cpu"),)
-    assert told_choice("pillow", "cpu", exact=value) == ()
+    told = decoder_notice("auto", "cpu", exact=value)
+    assert told == (decoder_reason(DecoderName.PILLOW if value else DecoderName.TURBO, "cpu"),)
+    assert decoder_notice("pillow", "cpu", exact=value) == ()
 
 
 def variants(images):

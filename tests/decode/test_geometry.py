@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.decode.geometry import Geometry, Placement
-from shards.errors import UsageError
+from coreset.engine.data.geometry import Geometry, Placement
+from coreset.shards.errors import UsageError
 
 lengths = st.integers(1, 700)
 
@@ -54,7 +54,7 @@ def test_squares_are_the_placements_without_resampling(size, extra, sizes):
     geometry = Geometry(size, None if extra is None else size + extra)
     sizes += [(geometry.resize or size, 60), (60, geometry.resize or size), (size, size)]
     columns = np.array(sizes).T
-    for stored, taken, *corner in zip(sizes, *geometry.squares(*columns), strict=True):
+    for stored, taken, *corner in zip(sizes, *geometry.needs_no_resize(*columns), strict=True):
         region, width, height, box = geometry.place(*stored)
         assert region == (0, 0, *stored)
         assert taken == ((width, height) == stored)

@@ -17,13 +17,13 @@ from PIL import Image
 from torch import distributed
 from torch.utils.data import DataLoader
 
-import engine
-from engine.decode.decoder import Normalisation
-from engine.decode.geometry import Geometry
-from engine.decode.order import epoch_ids
-from engine.decode.source import Source
-from engine.loading import Loader
-from shards.errors import MachineError, ManifestError, UsageError
+import coreset
+from coreset.engine.data.decoders.base import Normalisation
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.loader import Loader
+from coreset.engine.data.order import epoch_ids
+from coreset.engine.data.stream import ImageStream
+from coreset.shards.errors import MachineError, ManifestError, UsageError
 
 N = 23
 BRIGHTNESS_PER_ID = 10
@@ -94,7 +94,7 @@ def test_equal_seeds_repeat_and_different_seeds_differ(loader):
 
 
 @pytest.mark.parametrize("taken", range(7))
-@pytest.mark.parametrize("options", [{}, {"block": 2, "crops": engine.Crops()}, {"pad": True}])
+@pytest.mark.parametrize("options", [{}, {"block": 2, "crops": coreset.Crops()}, {"pad": True}])
 def test_a_restored_loader_hands_over_the_same_remaining_batches(loader, options, taken):
     whole, interrupted, restored = (loader(seed=3, **options) for _ in range(3))
     expected = [*whole, *whole, *whole]
@@ -182,11 +182,11 @@ def test_a_damaged_image_amid_a_batch_costs_that_image_only(loader, packed, imag
     assert [part.ids.tolist() for part in parts] == [[0, 1, 2, 3], [4, 6, 7], [8, 9, 10, 11]]
     assert list(one.undecodable) == [5]
     good = np.delete(np.arange(12), 5)
-    with Source(dataset, Geometry(16, 16), ids=good) as source:
+    with ImageStream(dataset, Geometry(16, 16), ids=good) as source:
         (expected,) = source.epoch(12)
     assert torch.equal(torch.cat([part.images for part in parts]), expected.images)
     assert torch.equal(torch.cat([part.labels for part in parts]), expected.labels)
-    strict = loader(dataset.path, shuffle=False, tolerant=False)
+    strict = loader(dataset.path, shuffle=False, skip_damaged=False)
     with pytest.raises(ManifestError, match=r"class2/image5 \(.*cannot be decoded"):
         list(strict)
 
@@ -246,10 +246,10 @@ def test_normalised_batches_are_float32_of_the_same_pixels(loader):
 
 def test_crops_differ_from_epoch_to_epoch(loader, packed, images):
     dataset = packed([images.jpeg(60, 50, seed=i) for i in range(3)])
-    one = loader(dataset.path, shuffle=False, crops=engine.Crops())
+    one = loader(dataset.path, shuffle=False, crops=coreset.Crops())
     (first,), (second,) = one, one
     assert not torch.equal(first.images, second.images)
-    again = loader(dataset.path, shuffle=False, crops=engine.Crops())
+    again = loader(dataset.path, shuffle=False, crops=coreset.Crops())
     assert_same(list(again), [first])
 
 
@@ -289,7 +289,7 @@ def test_a_loader_that_is_dropped_leaves_no_file_open_and_no_thread(numbered, ta
 
 FORKED = """
 import os, sys
-from engine.loading import Loader
+from coreset.engine.data.loader import Loader
 
 def in_a_fork(loader, batches):
     sys.stdout.flush()
@@ -405,8 +405,8 @@ def test_one_of_several_processes_without_torch_distributed_is_refused(loader, m
 
 
 def test_the_package_offers_both_faces_without_importing_torch():
-    assert engine.loader is Loader
+    assert coreset.loader is Loader
     with pytest.raises(AttributeError, match="no attribute 'loaders'"):
-        _ = engine.loaders
+        _ = coreset.loaders
     code = "import sys, engine; sys.exit(bool({'torch', 'webdataset', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

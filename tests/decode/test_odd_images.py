@@ -11,21 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from bench import crafted
-from engine.decode.contract import TOLERANCES
-from engine.decode.decoder import DecoderName, EncodedBatch, make_decoder
-from engine.decode.enlarge import enlarged_box
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from engine.decode.source import Source
-from engine.report.images import thumbnail_uri
+from coreset.bench import crafted
+from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
+from coreset.engine.data.decoders.choose import make_decoder
+from coreset.engine.data.decoders.enlarge import enlarged_box
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.decoders.tolerances import TOLERANCES
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.report.images import thumbnail_uri
 
 # Peak memory that one decode adds to what an ordinary one took.
 GROWTH = """
 import resource, sys
 from pathlib import Path
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.decoders.pillow import decode_with_pillow
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -128,7 +129,7 @@ def test_odd_samplings_have_the_pixels_of_pillow_in_every_decoder(images, name, 
 
 def test_a_data_set_with_odd_samplings_is_read(images, packed):
     stored = [sampled(images, factors) for factors in crafted.odd_samplings()]
-    with Source(packed(stored), Geometry(32, 40)) as source:
+    with ImageStream(packed(stored), Geometry(32, 40)) as source:
         (batch,) = source.epoch(len(stored))
     for row, one in zip(batch.images, stored, strict=True):
         expected = torch.from_numpy(decode_with_pillow(one.data, Geometry(32, 40)))

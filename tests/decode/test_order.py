@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode.order import PADDING, WINDOW_BLOCKS, batches_of, epoch_ids
-from shards.errors import UsageError
+from coreset.engine.data.order import PADDING, WINDOW_BLOCKS, batches_of, epoch_ids
+from coreset.shards.errors import UsageError
 
 sizes = st.integers(0, 300)
 worlds = st.integers(1, 9)

@@ -8,10 +8,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from engine.decode import libjpeg, parts
-from engine.decode.geometry import Geometry
-from engine.decode.parts import decode_part, pays
-from engine.decode.turbo import decode_jpeg
+from coreset.engine.data.decoders import libjpeg
+from coreset.engine.data.decoders import regions as parts
+from coreset.engine.data.decoders.regions import decode_region, worth_cropping
+from coreset.engine.data.decoders.turbo import decode_jpeg
+from coreset.engine.data.geometry import Geometry
 
 WIDTH, HEIGHT = 301, 227
 KINDS = {
@@ -52,7 +53,7 @@ def span(rng: np.random.Generator, length: int) -> tuple[int, int]:
 
 
 def part_of(data: bytes, part, *, coarse: bool = False) -> np.ndarray:
-    decoded = decode_part(data, part, coarse=coarse)
+    decoded = decode_region(data, part, coarse=coarse)
     assert decoded is not None
     pixels, first = decoded
     return pixels[:, part[0] - first : part[2] - first]
@@ -92,8 +93,8 @@ def test_batches_hold_the_same_with_and_without_the_decoder_of_parts(
     monkeypatch.setattr(parts, "_MOST_TAKEN", 1)
     taken: list[object] = []
     monkeypatch.setattr(
-        "engine.decode.turbo.decode_part",
-        lambda *those, **how: taken.append(decode_part(*those, **how)) or taken[-1],
+        "coreset.engine.data.decoders.turbo.decode_region",
+        lambda *those, **how: taken.append(decode_region(*those, **how)) or taken[-1],
     )
     decode_jpeg(data, size, placement, outputs[0])
     assert len(taken) == 1
@@ -115,8 +116,8 @@ def test_the_rotation_flag_is_ignored(images):
 def test_what_ends_early_is_noticed_unless_it_ends_below_the_part(stored, capfd):
     data = stored["4:2:0"]
     cut, into = data[: len(data) // 2], np.zeros((64, 64, 3), np.uint8)
-    assert decode_part(cut, (0, 0, 50, HEIGHT)) is None
-    assert decode_part(b"<html>", (0, 0, 50, 20)) is None
+    assert decode_region(cut, (0, 0, 50, HEIGHT)) is None
+    assert decode_region(b"<html>", (0, 0, 50, 20)) is None
     np.testing.assert_array_equal(
         part_of(cut, (0, 0, 50, 20)), simplejpeg.decode_jpeg(data)[:20, :50]
     )
@@ -135,7 +136,7 @@ def test_damage_anywhere_costs_the_image_alone(stored, kind, capfd):
         damaged = bytearray(data)
         for at in rng.integers(2, len(data) if number % 2 else 700, 3):
             damaged[at] = rng.integers(256)
-        refused += decode_part(bytes(damaged), part) is None
+        refused += decode_region(bytes(damaged), part) is None
         np.testing.assert_array_equal(part_of(data, part), expected)
     assert refused > 20
     assert capfd.readouterr() == ("", "")
@@ -147,16 +148,16 @@ def test_a_part_outside_of_the_image_is_refused(stored):
         (WIDTH + 50, 0, WIDTH + 60, 5),
         (0, HEIGHT, 5, HEIGHT + 5),
     ):
-        assert decode_part(stored["4:2:0"], part) is None
+        assert decode_region(stored["4:2:0"], part) is None
 
 
 def test_a_part_is_decoded_alone_where_that_saves_time(monkeypatch):
-    assert pays((500, 375), (86, 23, 414, 352))  # 0.58 of it
-    assert pays((256, 256), (16, 16, 240, 240))
-    assert not pays((500, 375), (0, 0, 450, 340))
-    assert not pays((120, 120), (50, 50, 80, 80))
+    assert worth_cropping((500, 375), (86, 23, 414, 352))  # 0.58 of it
+    assert worth_cropping((256, 256), (16, 16, 240, 240))
+    assert not worth_cropping((500, 375), (0, 0, 450, 340))
+    assert not worth_cropping((120, 120), (50, 50, 80, 80))
     monkeypatch.setattr(libjpeg, "_version", lambda: None)
-    assert not pays((500, 375), (86, 23, 414, 352))
+    assert not worth_cropping((500, 375), (86, 23, 414, 352))
 
 
 @pytest.fixture
@@ -170,15 +171,15 @@ def _asked_anew():
 @pytest.mark.parametrize("library", ["", "none.so"], ids=["without libjpeg", "not there"])
 def test_without_the_library_nothing_is_decoded_in_parts(monkeypatch, library):
     monkeypatch.setattr(libjpeg, "_library", lambda: ctypes.CDLL(library or None))
-    assert not pays((500, 375), (100, 50, 350, 300))
-    assert decode_part(b"", (0, 0, 16, 16)) is None
+    assert not worth_cropping((500, 375), (100, 50, 350, 300))
+    assert decode_region(b"", (0, 0, 16, 16)) is None
 
 
 @pytest.mark.usefixtures("_asked_anew")
 def test_a_version_of_another_layout_is_not_used(monkeypatch):
     monkeypatch.setattr(libjpeg, "VERSIONS", (80,) if libjpeg._version() == 62 else (62,))
     libjpeg._version.cache_clear()
-    assert not pays((500, 375), (100, 50, 350, 300))
+    assert not worth_cropping((500, 375), (100, 50, 350, 300))
 
 
 @pytest.mark.usefixtures("_asked_anew")
@@ -190,4 +191,4 @@ def test_a_version_with_other_pixels_is_not_used(monkeypatch):
 
     decode = libjpeg.PartDecoder.decode
     monkeypatch.setattr(libjpeg.PartDecoder, "decode", one_off)
-    assert not pays((500, 375), (100, 50, 350, 300))
+    assert not worth_cropping((500, 375), (100, 50, 350, 300))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
 
 WHOLE = Geometry(40, 40)
 

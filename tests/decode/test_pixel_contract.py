@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.pixels_images import Images, decoded, reference
-from engine.decode.contract import TOLERANCES, Tolerance
-from engine.decode.crops import Crops
-from engine.decode.decoder import DecoderName
-from engine.decode.geometry import Geometry
+from coreset.bench.pixels_images import Images, decoded, reference
+from coreset.engine.data.decoders.base import DecoderName
+from coreset.engine.data.decoders.tolerances import TOLERANCES, Tolerance
+from coreset.engine.data.geometry import Crops, Geometry
 
 DECODERS = list(TOLERANCES)
 SIZES = [(500, 375), (333, 500), (256, 256), (180, 420), (90, 70)]

@@ -6,26 +6,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.decode.crops import Crops
-from engine.decode.geometry import Geometry
-from engine.decode.memory import available_bytes
-from engine.decode.pixels import Pixels, epochs_source, pixel_bytes, resident
-from engine.decode.source import Source
-from kernels.resample import resize
-from shards.errors import MachineError, ManifestError, UsageError
+from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.images import DecodedImages, cache_if_fits, load_into_memory, pixel_bytes
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.runtime.limits import available_bytes
+from coreset.kernels.jpeg.resize import resize
+from coreset.shards.errors import MachineError, ManifestError, UsageError
 
 GEOMETRY = Geometry(16, 20)
 
 
 @pytest.fixture(scope="module")
 def streamed(numbered):
-    with Source(numbered, GEOMETRY, ids=np.arange(22, 2, -1)) as source:
+    with ImageStream(numbered, GEOMETRY, ids=np.arange(22, 2, -1)) as source:
         yield source
 
 
 @pytest.fixture(scope="module")
 def pixels(streamed):
-    return resident(streamed)
+    return load_into_memory(streamed)
 
 
 @settings(max_examples=20)
@@ -66,8 +65,8 @@ def one_damaged(packed, images):
 @pytest.mark.parametrize("pad", [False, True])
 def test_samples_that_cannot_be_decoded_are_left_out_as_in_the_source(one_damaged, batch, pad):
     ids = np.array([8, 4, 2, 4, 0])
-    with Source(one_damaged, GEOMETRY, tolerant=True, ids=ids) as source:
-        pixels = resident(source)
+    with ImageStream(one_damaged, GEOMETRY, skip_damaged=True, ids=ids) as source:
+        pixels = load_into_memory(source)
         for epoch in range(2):
             place: dict[str, Any] = {"batch": batch, "epoch": epoch, "shuffle": True, "pad": pad}
             for a, b in zip(source.epoch(**place), pixels.epoch(**place), strict=True):
@@ -79,10 +78,10 @@ def test_samples_that_cannot_be_decoded_are_left_out_as_in_the_source(one_damage
 
 def test_a_sample_that_cannot_be_decoded_stops_a_strict_source(one_damaged):
     with (
-        Source(one_damaged, GEOMETRY) as source,
+        ImageStream(one_damaged, GEOMETRY) as source,
         pytest.raises(ManifestError, match="class1/image4"),
     ):
-        resident(source)
+        load_into_memory(source)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +95,7 @@ def noise():
 @pytest.mark.parametrize("size", [None, 8])
 def test_random_crops_are_the_boxes_of_the_law_resized(noise, size):
     images, labels, ids, rows = noise
-    pixels, law = Pixels(images, labels, ids, rows=rows, size=size, workers=3), Crops()
+    pixels, law = DecodedImages(images, labels, ids, rows=rows, size=size, workers=3), Crops()
     for part in pixels.epoch(5, crops=law, epoch=2, seed=9, shuffle=True):
         sides = np.full(len(part.ids), 20)
         boxes = law.boxes(part.ids.numpy(), sides, sides, seed=9, epoch=2).tolist()
@@ -111,7 +110,7 @@ def test_a_size_takes_the_central_square_of_torchvision(noise, size):
     from torchvision.transforms.functional import center_crop
 
     images, labels, ids, rows = noise
-    (part,) = Pixels(images, labels, ids, rows=rows, size=size).epoch(12)
+    (part,) = DecodedImages(images, labels, ids, rows=rows, size=size).epoch(12)
     assert torch.equal(part.images, center_crop(images[rows], [size, size]))
     assert part.images.is_contiguous(memory_format=torch.channels_last)
 
@@ -119,18 +118,18 @@ def test_a_size_takes_the_central_square_of_torchvision(noise, size):
 @pytest.mark.parametrize("size", [-1, 0, 21])
 def test_a_size_that_the_images_do_not_have_is_refused(noise, size):
     with pytest.raises(UsageError, match=rf"size must be in \[1, 20\] .* got {size}; decode"):
-        Pixels(*noise[:3], size=size)
+        DecodedImages(*noise[:3], size=size)
 
 
 def test_crops_on_a_gpu_are_left_to_the_augmentation(noise):
-    pixels = Pixels(*noise[:3], device=torch.device("cuda:0"))
-    with pytest.raises(UsageError, match=r"batches are for cuda:0; .* kernels\.augment"):
+    pixels = DecodedImages(*noise[:3], device=torch.device("cuda:0"))
+    with pytest.raises(UsageError, match=r"batches are for cuda:0; .*kernels\.augment"):
         pixels.epoch(4, crops=Crops())
 
 
 def test_batches_are_copies(noise):
     images = noise[0].clone()
-    for part in Pixels(images, *noise[1:3]).epoch(4):
+    for part in DecodedImages(images, *noise[1:3]).epoch(4):
         part.images.zero_()
     assert torch.equal(images, noise[0])
 
@@ -145,8 +144,8 @@ def test_resident_pixels_keep_ids_labels_and_layout(streamed, pixels):
 
 def test_decoding_reports_every_image(numbered):
     counts = []
-    with Source(numbered, GEOMETRY) as source:
-        resident(source, on_images=counts.append)
+    with ImageStream(numbered, GEOMETRY) as source:
+        load_into_memory(source, on_images=counts.append)
     assert sum(counts) == 23
 
 
@@ -154,12 +153,12 @@ def test_pixels_that_do_not_fit_are_refused_before_decoding(streamed):
     with pytest.raises(
         MachineError, match=r"20 images of 16 pixels need .* GB, .*choose a smaller"
     ):
-        resident(streamed, limit_share=1e-9)
+        load_into_memory(streamed, limit_share=1e-9)
 
 
 def test_what_does_not_fit_is_streamed(streamed):
-    assert isinstance(epochs_source(streamed), Pixels)
-    assert epochs_source(streamed, limit_share=1e-9) is streamed
+    assert isinstance(cache_if_fits(streamed), DecodedImages)
+    assert cache_if_fits(streamed, limit_share=1e-9) is streamed
 
 
 def machine(root, cgroup, **files):

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.decode.reader import JOINED_BYTES, JOINED_GAP, LateBytes, ShardReader, runs_of
-from shards.dataset import Dataset
-from shards.errors import ManifestError
+from coreset.engine.data.reader import JOINED_BYTES, JOINED_GAP, LazyBytes, ShardReader, runs_of
+from coreset.shards.errors import ManifestError
+from coreset.shards.format.dataset import Dataset
 
 NEAR = st.integers(0, 3 * 1024)
 GAPS = st.one_of(NEAR, st.integers(JOINED_GAP - 2, JOINED_GAP + 2), st.just(2 * JOINED_BYTES))
@@ -185,7 +185,7 @@ def test_fetched_bytes_come_in_the_order_asked_for(
 ):
     stored = stored_images(images)
     monkeypatch.setattr("resource.getrlimit", lambda _: (2 * descriptors, 2 * descriptors))
-    monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: cached)
+    monkeypatch.setattr("coreset.engine.data.reader.all_cached", lambda *_: cached)
     monkeypatch.setattr(ShardReader, "_advise", lambda *_: not cached)
     with ShardReader(packed(stored)) as reader:
         ids = np.array([7, 0, 11, 7, 3])
@@ -201,7 +201,7 @@ def test_cached_samples_of_more_shards_than_may_be_open_are_read_late(packed, im
     stored = stored_images(images)
     with ShardReader(packed(stored)) as reader:
         found = reader.fetch(np.arange(12))
-        assert isinstance(found, LateBytes)
+        assert isinstance(found, LazyBytes)
         assert set(found.places.descriptors[5:]) == {-1}
         assert list(found) == [one.data for one in stored]
 
@@ -211,10 +211,10 @@ def test_what_waits_in_storage_is_read_at_once_and_a_later_cut_is_refused_by_nam
 ):
     dataset = packed(stored_images(images))
     with ShardReader(dataset) as reader:
-        monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: False)
+        monkeypatch.setattr("coreset.engine.data.reader.all_cached", lambda *_: False)
         monkeypatch.setattr(ShardReader, "_advise", lambda *_: True)
         at_once = reader.fetch(np.arange(12))
-        monkeypatch.setattr("engine.decode.reader.all_cached", lambda *_: True)
+        monkeypatch.setattr("coreset.engine.data.reader.all_cached", lambda *_: True)
         late = reader.fetch(np.arange(12))
         os.truncate(dataset.shard_paths()[1], dataset.ints("offset")[6] + 10)
         assert late[:6] == at_once[:6]

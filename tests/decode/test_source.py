@@ -7,12 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.decode.crops import Crops
-from engine.decode.geometry import Geometry
-from engine.decode.order import epoch_ids
-from engine.decode.pillow import decode_with_pillow
-from engine.decode.source import Source
-from shards.errors import ManifestError, UsageError
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.order import epoch_ids
+from coreset.engine.data.stream import ImageStream
+from coreset.shards.errors import ManifestError, UsageError
 
 GEOMETRY = Geometry(16, 16)
 BRIGHTNESS_PER_ID = 10
@@ -44,7 +43,7 @@ def background_threads():
 )
 def test_each_image_comes_once_with_its_id_and_label(numbered, place, workers, world, decoder):
     seen = []
-    with Source(numbered, GEOMETRY, decoder=decoder, workers=workers) as source:
+    with ImageStream(numbered, GEOMETRY, decoder=decoder, workers=workers) as source:
         for rank in range(world):
             for part in source.epoch(**place, seed=2, rank=rank, world=world):
                 assert torch.equal(ids_by_pixels(part), part.ids)
@@ -58,7 +57,7 @@ def test_each_image_comes_once_with_its_id_and_label(numbered, place, workers, w
 @given(st.integers(1, 9), st.integers(0, 24))
 @settings(max_examples=20)
 def test_an_interrupted_epoch_continues_where_it_stopped(numbered, batch, start_batch):
-    with Source(numbered, GEOMETRY, workers=2) as source:
+    with ImageStream(numbered, GEOMETRY, workers=2) as source:
         whole = list(source.epoch(batch, epoch=3, shuffle=True))
         rest = list(source.epoch(batch, epoch=3, shuffle=True, start_batch=start_batch))
     assert [part.ids.tolist() for part in rest] == [
@@ -69,14 +68,14 @@ def test_an_interrupted_epoch_continues_where_it_stopped(numbered, batch, start_
 
 
 def test_the_order_is_that_of_epoch_ids(numbered):
-    with Source(numbered, GEOMETRY) as source:
+    with ImageStream(numbered, GEOMETRY) as source:
         seen = torch.cat([part.ids for part in source.epoch(4, epoch=5, seed=6, shuffle=True)])
     np.testing.assert_array_equal(seen, epoch_ids(23, seed=6, epoch=5))
 
 
 def test_a_subset_keeps_the_ids_of_the_data_set(numbered):
     coreset = np.array([20, 3, 11, 4])
-    with Source(numbered, GEOMETRY, ids=coreset) as source:
+    with ImageStream(numbered, GEOMETRY, ids=coreset) as source:
         (part,) = source.epoch(10)
         assert len(source) == 4
         np.testing.assert_array_equal(source.labels, coreset % 3)
@@ -95,11 +94,11 @@ def test_a_subset_keeps_the_ids_of_the_data_set(numbered):
 )
 def test_ids_of_another_data_set_are_refused(numbered, ids, message):
     with pytest.raises(UsageError, match=message):
-        Source(numbered, GEOMETRY, ids=ids)
+        ImageStream(numbered, GEOMETRY, ids=ids)
 
 
 def test_leaving_an_epoch_early_ends_its_threads(numbered):
-    with Source(numbered, GEOMETRY, workers=2) as source:
+    with ImageStream(numbered, GEOMETRY, workers=2) as source:
         for _ in source.epoch(2):
             break
         assert [t for t in background_threads() if t.name.startswith("ahead")] == []
@@ -108,7 +107,7 @@ def test_leaving_an_epoch_early_ends_its_threads(numbered):
 
 
 def test_two_epochs_at_once_do_not_disturb_each_other(numbered):
-    with Source(numbered, GEOMETRY, decoder="dali", workers=2) as source:
+    with ImageStream(numbered, GEOMETRY, decoder="dali", workers=2) as source:
         pairs = zip(source.epoch(5), source.epoch(5, seed=1, shuffle=True), strict=True)
         for one, other in pairs:
             assert torch.equal(ids_by_pixels(one), one.ids)
@@ -122,11 +121,11 @@ def test_a_corrupt_member_is_named_alone_and_after_the_good_batches(packed, imag
     dataset = packed(stored)
     offset = dataset.ints("offset")[5]
     seen = []
-    with Source(dataset, GEOMETRY, decoder=decoder, workers=2) as source:
+    with ImageStream(dataset, GEOMETRY, decoder=decoder, workers=2) as source:
         message = rf"^shard-000001\.tar:{offset}:class2/image5 \(.*cannot be decoded; run `coreset"
         with pytest.raises(ManifestError, match=message):
             seen.extend(ids_of(source.epoch(2)))
-    with Source(dataset, GEOMETRY, decoder=decoder, ids=np.array([4, 6, 7])) as source:
+    with ImageStream(dataset, GEOMETRY, decoder=decoder, ids=np.array([4, 6, 7])) as source:
         (rest,) = source.epoch(3)
     assert seen == [0, 1, 2, 3]
     assert rest.ids.tolist() == [4, 6, 7]
@@ -143,7 +142,7 @@ def test_a_tolerant_source_leaves_out_what_is_corrupt_and_nothing_else(
     ).permute(0, 3, 1, 2)
     stored[4] = images.Stored(stored[4].data[:500], 40, 30)
     damaged = packed(stored)
-    with Source(damaged, GEOMETRY, decoder=decoder, tolerant=True) as source:
+    with ImageStream(damaged, GEOMETRY, decoder=decoder, skip_damaged=True) as source:
         for _ in range(2):
             parts = list(source.epoch(3, pad=pad))
             ids = torch.cat([part.ids for part in parts])
@@ -160,7 +159,7 @@ def test_a_tolerant_source_goes_on_after_a_shard_that_ends_early(packed, images)
     dataset = packed([images.jpeg(20, 20, seed=i) for i in range(9)])
     shard = dataset.shard_paths()[1]
     shard.write_bytes(shard.read_bytes()[: dataset.ints("offset")[7]])
-    with Source(dataset, GEOMETRY, tolerant=True) as source:
+    with ImageStream(dataset, GEOMETRY, skip_damaged=True) as source:
         assert list(ids_of(source.epoch(4))) == [0, 1, 2, 3, 4, 5, 6]
         assert sorted(source.undecodable) == [7, 8]
         assert source.undecodable[7].endswith("bytes")
@@ -168,9 +167,9 @@ def test_a_tolerant_source_goes_on_after_a_shard_that_ends_early(packed, images)
 
 @pytest.mark.parametrize("geometry", [GEOMETRY, Geometry(20)], ids=["resized", "as stored"])
 @pytest.mark.parametrize("decoder", ["turbo", "dali"])
-@pytest.mark.parametrize("tolerant", [True, False])
+@pytest.mark.parametrize("skip_damaged", [True, False])
 def test_a_shard_cut_between_looking_and_decoding_costs_its_samples_only(
-    packed, images, monkeypatch, *, geometry, decoder, tolerant
+    packed, images, monkeypatch, *, geometry, decoder, skip_damaged
 ):
     dataset = packed([images.jpeg(20, 20, seed=i) for i in range(9)])
     shard, end = dataset.shard_paths()[1], dataset.ints("offset")[7]
@@ -179,9 +178,9 @@ def test_a_shard_cut_between_looking_and_decoding_costs_its_samples_only(
         os.truncate(shard, end)
         return True
 
-    monkeypatch.setattr("engine.decode.reader.all_cached", cut_it_and_say_it_is_cached)
-    with Source(dataset, geometry, decoder=decoder, tolerant=tolerant) as source:
-        if not tolerant:
+    monkeypatch.setattr("coreset.engine.data.reader.all_cached", cut_it_and_say_it_is_cached)
+    with ImageStream(dataset, geometry, decoder=decoder, skip_damaged=skip_damaged) as source:
+        if not skip_damaged:
             with pytest.raises(ManifestError, match="has 0 of its"):
                 list(source.epoch(4))
             return
@@ -192,7 +191,7 @@ def test_a_shard_cut_between_looking_and_decoding_costs_its_samples_only(
 def test_more_than_a_few_undecodable_samples_stop_even_a_tolerant_source(packed, images):
     broken = images.Stored(b"<html>", 20, 20)
     with (
-        Source(packed([broken] * 12), GEOMETRY, tolerant=True) as source,
+        ImageStream(packed([broken] * 12), GEOMETRY, skip_damaged=True) as source,
         pytest.raises(ManifestError, match="11 samples cannot be read"),
     ):
         list(source.epoch(4))
@@ -201,7 +200,7 @@ def test_more_than_a_few_undecodable_samples_stop_even_a_tolerant_source(packed,
 @given(st.integers(1, 9), st.integers(1, 4))
 @settings(max_examples=15)
 def test_padded_ranks_have_equally_many_whole_batches(numbered, batch, world):
-    with Source(numbered, GEOMETRY, workers=2) as source:
+    with ImageStream(numbered, GEOMETRY, workers=2) as source:
         ranks = [
             list(source.epoch(batch, shuffle=True, rank=rank, world=world, pad=True))
             for rank in range(world)
@@ -220,7 +219,7 @@ def test_crops_depend_on_the_sample_and_the_epoch_but_not_on_its_batch(packed, i
     dataset = packed([images.jpeg(90, 60, seed=i) for i in range(7)])
 
     def pixels(batch, epoch, **options):
-        with Source(dataset, GEOMETRY, workers=2) as source:
+        with ImageStream(dataset, GEOMETRY, workers=2) as source:
             parts = list(source.epoch(batch, epoch=epoch, crops=Crops(), **options))
         ids = torch.cat([part.ids for part in parts])
         return torch.cat([part.images for part in parts])[ids.argsort()]
@@ -239,7 +238,7 @@ def test_members_of_other_formats_come_in_their_places(packed, images):
         images.encode(photo, "WEBP", lossless=True),
         images.jpeg(16, 16),
     ]
-    with Source(packed(stored), GEOMETRY) as source:
+    with ImageStream(packed(stored), GEOMETRY) as source:
         (part,) = source.epoch(4)
     for position in (1, 2):
         np.testing.assert_array_equal(part.images[position].permute(1, 2, 0), np.asarray(photo))
@@ -252,7 +251,7 @@ def test_a_cut_shard_is_refused_in_the_middle_of_an_epoch(packed, images):
     shard.write_bytes(shard.read_bytes()[:600])
     seen = []
     with (
-        Source(dataset, GEOMETRY) as source,
+        ImageStream(dataset, GEOMETRY) as source,
         pytest.raises(ManifestError, match=r"shard-000001\.tar"),
     ):
         seen.extend(ids_of(source.epoch(3)))

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from engine.decode import libjpeg, squares
-from engine.decode.decoder import (
+from coreset.engine.data.decoders import batched as squares
+from coreset.engine.data.decoders import libjpeg
+from coreset.engine.data.decoders.base import (
     DecoderName,
     EncodedBatch,
     Normalisation,
     UndecodableImagesError,
-    make_decoder,
 )
-from engine.decode.geometry import Geometry
-from engine.decode.reader import ShardReader
-from engine.decode.squares import has_squares, squares_of
-from engine.decode.threads import ThreadedDecoder
-from kernels.jpeg_batches import MOST_BYTES
+from coreset.engine.data.decoders.batched import crop_batch, has_squares
+from coreset.engine.data.decoders.choose import make_decoder
+from coreset.engine.data.decoders.threads import ThreadedDecoder
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
+from coreset.kernels.jpeg.batch import MOST_BYTES
 
 NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 KINDS = [
@@ -71,9 +72,9 @@ def one_by_one(monkeypatch):
 def left(monkeypatch):
     """Positions that were not decoded as squares, batch by batch."""
     found = []
-    theirs = squares.SquareDecoding.left
+    theirs = squares.BatchDecode.left
     monkeypatch.setattr(
-        squares.SquareDecoding, "left", lambda self: found.append(theirs(self)) or found[-1]
+        squares.BatchDecode, "left", lambda self: found.append(theirs(self)) or found[-1]
     )
     return found
 
@@ -138,11 +139,11 @@ def test_a_batch_of_few_squares_is_decoded_one_by_one(images):
     assert not has_squares(Geometry(40), sizes[:0], sizes[:0])
     stored = [images.jpeg(40, 40)] * 2
     batch = batch_of(stored)
-    assert squares_of(batch, Geometry(40)) is not None
-    assert squares_of(batch.part([], []), Geometry(40)) is None
+    assert crop_batch(batch, Geometry(40)) is not None
+    assert crop_batch(batch.part([], []), Geometry(40)) is None
     crops = np.array([[0, 0, 20, 20]] * 2)
     cropped = EncodedBatch(batch.data, batch.widths, batch.heights, crops)
-    assert squares_of(cropped, Geometry(40)) is None
+    assert crop_batch(cropped, Geometry(40)) is None
 
 
 @pytest.mark.parametrize("normalisation", [None, NORMALISATION], ids=["uint8", "float32"])

@@ -8,23 +8,22 @@ import pytest
 import torch
 import xxhash
 
-from engine.artifact import making
-from engine.decode import stored_pixels
-from engine.decode.crops import Crops
-from engine.decode.geometry import Geometry
-from engine.decode.source import Source
-from engine.decode.stored_pixels import (
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.data import image_cache as stored_pixels
+from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.image_cache import (
     INDEX_NAME,
     PIXELS_NAME,
     PixelsIndex,
     begun,
     loaded,
-    open_pixels,
-    verify_pixels,
-    write_pixels,
+    open_cache,
+    verify_cache,
+    write_cache,
 )
-from engine.provenance import Provenance
-from shards.errors import StoreError, UsageError
+from coreset.engine.data.stream import ImageStream
+from coreset.shards.errors import StoreError, UsageError
 
 SQUARE, SQUASHED = Geometry(16, 16), Geometry(16)
 IMAGE_BYTES = 3 * 16 * 16
@@ -42,13 +41,16 @@ def decoded(dataset, path, geometry=SQUARE, **options):
     """A finished artifact, as the command makes it."""
     binds = {"content": dataset.manifest.content}
     provenance = Provenance(kind="pixels", stage="decode", config={}, binds=binds)
-    with making(path, provenance) as work, tolerant(dataset, geometry, **options) as source:
-        write_pixels(source, work.scratch, lambda *_: None)
+    with (
+        create_artifact(path, provenance) as work,
+        skip_damaged(dataset, geometry, **options) as source,
+    ):
+        write_cache(source, work.scratch, lambda *_: None)
     return path
 
 
-def tolerant(dataset, geometry=SQUARE, **options):
-    return Source(dataset, geometry, tolerant=True, workers=2, **options)
+def skip_damaged(dataset, geometry=SQUARE, **options):
+    return ImageStream(dataset, geometry, skip_damaged=True, workers=2, **options)
 
 
 def assert_same_batches(one, other):
@@ -62,8 +64,8 @@ def assert_same_batches(one, other):
 @pytest.mark.parametrize("geometry", [SQUARE, SQUASHED])
 def test_epochs_of_the_pixels_are_those_of_decoding_bit_for_bit(mixed, tmp_path, decoder, geometry):
     path = decoded(mixed, tmp_path / "PIXELS", geometry, decoder=decoder)
-    pixels = open_pixels(path, mixed)
-    with tolerant(mixed, geometry, decoder=decoder) as source:
+    pixels = open_cache(path, mixed)
+    with skip_damaged(mixed, geometry, decoder=decoder) as source:
         places: list[dict[str, Any]] = [
             {"batch": 4},
             {"batch": 3, "shuffle": True, "epoch": 2, "seed": 7},
@@ -81,7 +83,7 @@ def test_epochs_of_the_pixels_are_those_of_decoding_bit_for_bit(mixed, tmp_path,
 def test_row_i_of_the_file_is_the_image_of_sample_i_and_black_if_it_has_none(mixed, tmp_path):
     path = decoded(mixed, tmp_path / "PIXELS")
     rows = np.fromfile(path / PIXELS_NAME, np.uint8).reshape(11, 16, 16, 3)
-    with tolerant(mixed) as source:
+    with skip_damaged(mixed) as source:
         for part in source.epoch(1):
             np.testing.assert_array_equal(rows[part.ids.tolist()], part.images.permute(0, 2, 3, 1))
     assert not rows[4].any()
@@ -129,15 +131,15 @@ def test_an_interrupted_writing_continues_after_its_last_whole_chunk(
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     whole.mkdir()
     halves.mkdir()
-    with tolerant(mixed) as source:
-        write_pixels(source, whole, lambda *_: None)
+    with skip_damaged(mixed) as source:
+        write_cache(source, whole, lambda *_: None)
     seen = []
-    with tolerant(mixed) as source, pytest.raises(KeyboardInterrupt):
-        write_pixels(source, halves, stopped_after(n_chunks, seen))
+    with skip_damaged(mixed) as source, pytest.raises(KeyboardInterrupt):
+        write_cache(source, halves, stopped_after(n_chunks, seen))
     with (halves / PIXELS_NAME).open("ab") as file:
         file.write(b"half a chunk")
-    with tolerant(mixed) as source:
-        write_pixels(source, halves, stopped_after(0, seen))
+    with skip_damaged(mixed) as source:
+        write_cache(source, halves, stopped_after(0, seen))
     assert seen == [(0, 3), (3, 3), (6, 3), (9, 2)]
     for name in (PIXELS_NAME, INDEX_NAME):
         assert (halves / name).read_bytes() == (whole / name).read_bytes()
@@ -145,8 +147,8 @@ def test_an_interrupted_writing_continues_after_its_last_whole_chunk(
 
 def test_the_index_names_only_chunks_that_are_on_the_disk(numbered, tmp_path, monkeypatch, disk):
     monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 3 * IMAGE_BYTES)
-    with tolerant(numbered) as source:
-        index = write_pixels(source, tmp_path, lambda *_: None)
+    with skip_damaged(numbered) as source:
+        index = write_cache(source, tmp_path, lambda *_: None)
     assert len(index.chunks) > 2
     namings = [one for one in disk.namings if one.path.name == INDEX_NAME]
     for n_chunks, naming in enumerate(namings, start=1):
@@ -163,8 +165,8 @@ def test_the_index_names_only_chunks_that_are_on_the_disk(numbered, tmp_path, mo
 
 
 def test_pixels_that_vanished_after_they_were_recorded_are_not_continued(mixed, tmp_path):
-    with tolerant(mixed) as source:
-        write_pixels(source, tmp_path, lambda *_: None)
+    with skip_damaged(mixed) as source:
+        write_cache(source, tmp_path, lambda *_: None)
     with (tmp_path / PIXELS_NAME).open("r+b") as file:
         file.truncate(5)
     with pytest.raises(StoreError, match=r"lost pixels that were on the disk; remove .*run again"):
@@ -178,27 +180,27 @@ def path(numbered, tmp_path):
 
 def test_a_subset_is_read_in_the_order_of_its_ids(numbered, path):
     ids = np.array([20, 3, 7, 3])
-    pixels = open_pixels(path, numbered, ids=ids)
-    with Source(numbered, SQUARE, ids=ids) as source:
+    pixels = open_cache(path, numbered, ids=ids)
+    with ImageStream(numbered, SQUARE, ids=ids) as source:
         assert_same_batches(source.epoch(3), pixels.epoch(3))
     np.testing.assert_array_equal(pixels.labels, numbered.labels[ids])
 
 
 def test_a_smaller_size_is_the_central_square(mixed, tmp_path):
     path = decoded(mixed, tmp_path / "PIXELS", Geometry(20, 20))
-    with tolerant(mixed, Geometry(16, 20)) as source:
-        assert_same_batches(source.epoch(4), open_pixels(path, mixed, size=16).epoch(4))
+    with skip_damaged(mixed, Geometry(16, 20)) as source:
+        assert_same_batches(source.epoch(4), open_cache(path, mixed, size=16).epoch(4))
 
 
 def test_crops_are_taken_from_the_stored_square(numbered, path):
-    (batch,) = open_pixels(path, numbered, size=8).epoch(23, crops=Crops(), epoch=1)
+    (batch,) = open_cache(path, numbered, size=8).epoch(23, crops=Crops(), epoch=1)
     assert batch.images.shape == (23, 3, 8, 8)
     brightness = (10 * batch.ids)[:, None, None, None]
     assert (batch.images.int() - brightness).abs().max() <= 2
 
 
 def test_rows_that_are_copied_to_a_device_are_those_of_the_file(numbered, path):
-    pixels = open_pixels(path, numbered)
+    pixels = open_cache(path, numbered)
     rows = np.arange(22, -1, -2)
     images_nhwc = pixels.images.permute(0, 2, 3, 1)
     assert torch.equal(loaded(images_nhwc, rows, torch.device("cpu")), images_nhwc[rows])
@@ -208,9 +210,9 @@ def test_rows_that_are_copied_to_a_device_are_those_of_the_file(numbered, path):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("limit_share", [0.5, 0.0])
 def test_on_a_gpu_batches_are_those_of_the_host(numbered, path, limit_share):
-    there = open_pixels(path, numbered, device="cuda", size=12, limit_share=limit_share)
+    there = open_cache(path, numbered, device="cuda", size=12, limit_share=limit_share)
     assert there.images.is_cuda == (limit_share > 0)
-    here = open_pixels(path, numbered, size=12)
+    here = open_cache(path, numbered, size=12)
     for a, b in zip(there.epoch(5, shuffle=True), here.epoch(5, shuffle=True), strict=True):
         assert a.images.is_cuda
         assert torch.equal(a.images.cpu(), b.images)
@@ -219,12 +221,12 @@ def test_on_a_gpu_batches_are_those_of_the_host(numbered, path, limit_share):
 def test_what_is_written_to_the_pixels_does_not_reach_a_file_that_may_be_read_only(numbered, path):
     (path / PIXELS_NAME).chmod(0o444)
     before = (path / PIXELS_NAME).read_bytes()
-    open_pixels(path, numbered).images.zero_()
+    open_cache(path, numbered).images.zero_()
     assert (path / PIXELS_NAME).read_bytes() == before
 
 
 def test_batches_are_not_overwritten_while_they_are_held(numbered, path):
-    pixels = open_pixels(path, numbered)
+    pixels = open_cache(path, numbered)
     held = list(pixels.epoch(2, shuffle=True))
     copies = [batch.images.clone() for batch in held]
     for _ in range(3):
@@ -234,44 +236,44 @@ def test_batches_are_not_overwritten_while_they_are_held(numbered, path):
 
 def test_pixels_of_other_images_are_refused(mixed, path):
     with pytest.raises(UsageError, match=r"decoded from other images .* run `coreset decode"):
-        open_pixels(path, mixed)
+        open_cache(path, mixed)
 
 
 def test_what_is_not_pixels_is_refused(numbered, tmp_path):
-    with making(tmp_path / "S", Provenance(kind="scores", stage="score", config={})):
+    with create_artifact(tmp_path / "S", Provenance(kind="scores", stage="score", config={})):
         pass
     with pytest.raises(UsageError, match="is not pixels, but scores; run `coreset decode` first"):
-        open_pixels(tmp_path / "S", numbered)
+        open_cache(tmp_path / "S", numbered)
     with pytest.raises(UsageError, match="does not exist"):
-        open_pixels(tmp_path / "no", numbered)
+        open_cache(tmp_path / "no", numbered)
 
 
 def test_a_size_beyond_the_decoded_one_is_refused(numbered, path):
     with pytest.raises(UsageError, match=r"size must be in \[1, 16\] .* got 17; decode them at"):
-        open_pixels(path, numbered, size=17)
+        open_cache(path, numbered, size=17)
 
 
 def test_a_cut_file_is_refused(numbered, path):
     with (path / PIXELS_NAME).open("r+b") as file:
         file.truncate(22 * IMAGE_BYTES)
     with pytest.raises(StoreError, match=r"has 16,896 of its 17,664 bytes; remove"):
-        open_pixels(path, numbered)
+        open_cache(path, numbered)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"chunks": 1, "undecodable": 2}'])
 def test_an_unreadable_index_is_refused(numbered, path, text):
     (path / INDEX_NAME).write_text(text)
     with pytest.raises(StoreError, match=r"pixels\.json cannot be read"):
-        open_pixels(path, numbered)
+        open_cache(path, numbered)
 
 
 def test_a_changed_byte_is_found_on_request(numbered, tmp_path, monkeypatch):
     monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 5 * IMAGE_BYTES)
     path = decoded(numbered, tmp_path / "PIXELS")
-    verify_pixels(path)
+    verify_cache(path)
     with (path / PIXELS_NAME).open("r+b") as file:
         file.seek(12 * IMAGE_BYTES)
         file.write(b"\xff")
-    open_pixels(path, numbered)
+    open_cache(path, numbered)
     with pytest.raises(StoreError, match="damaged in row 10 or in the 4 after it; remove"):
-        open_pixels(path, numbered, verify=True)
+        open_cache(path, numbered, verify=True)

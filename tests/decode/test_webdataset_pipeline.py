@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import engine
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from engine.decode.reader import ShardReader
-from engine.webdataset_pipeline import as_webdataset
-from shards.errors import ManifestError, UsageError
+import coreset
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
+from coreset.engine.data.webdataset import as_webdataset
+from coreset.shards.errors import ManifestError, UsageError
 
 N = 23
 
@@ -31,7 +31,7 @@ def members_of(shard):
 def test_stored_bytes_labels_and_ids_are_ours(numbered):
     with ShardReader(numbered) as reader:
         ours = reader.read(np.arange(N))
-    theirs = list(engine.as_webdataset(numbered.path, decode=False))
+    theirs = list(coreset.as_webdataset(numbered.path, decode=False))
     assert [sample["jpg"] for sample in theirs] == ours
     assert [int(sample["cls"]) for sample in theirs] == numbered.labels.tolist()
     assert [sample["__id__"] for sample in theirs] == list(range(N))
@@ -59,8 +59,8 @@ def test_decoded_images_of_every_kind_are_ours(packed, images):
 
 
 def test_ids_count_the_packed_samples_where_some_were_refused(make_photos, tmp_path):
-    from engine.stages.pack import Pack
-    from shards.dataset import Dataset
+    from coreset.engine.stages.pack import Pack
+    from coreset.shards.format.dataset import Dataset
 
     photos = make_photos(tmp_path / "photos", per_class=4)
     next(photos.rglob("*.png")).write_bytes(b"not an image")

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import main
-from kernels.compiling import code_folder
-from shards.atomic import files_below
-from shards.dataset import Dataset
+from coreset.engine.cli import main
+from coreset.kernels.jit import code_folder
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import files_below
 
 
 @dataclass(frozen=True, slots=True)

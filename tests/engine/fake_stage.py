@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from engine.config import Outcome, SetPath, require_at_least
-from shards.errors import DataError, MachineError
+from coreset.engine.runtime.stage import Result, SetPath, require_at_least
+from coreset.shards.errors import DataError, MachineError
 
 MODULE = "fake"
 ENTRY = ("SET", MODULE, "Fake", "end as asked")
@@ -34,55 +34,55 @@ class Fake:
     def __post_init__(self) -> None:
         require_at_least("epochs", self.epochs, 1)
 
-    def run(self) -> Outcome:
+    def run(self) -> Result:
         """End as asked."""
         return ENDINGS[self.ending]()
 
 
-def _done() -> Outcome:
-    return Outcome(("made it", "next: `coreset ls`"), {"images": 7})
+def _done() -> Result:
+    return Result(("made it", "next: `coreset ls`"), {"images": 7})
 
 
-def _table() -> Outcome:
-    return Outcome(("a table",), {"fit": False}, MachineError("the machine is unfit"))
+def _table() -> Result:
+    return Result(("a table",), {"fit": False}, MachineError("the machine is unfit"))
 
 
-def _data() -> Outcome:
+def _data() -> Result:
     raise DataError("shard 3 is cut;\n   pack again")
 
 
-def _disk() -> Outcome:
+def _disk() -> Result:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
 
 
-def _memory() -> Outcome:
+def _memory() -> Result:
     raise MemoryError
 
 
-def _absent() -> Outcome:
+def _absent() -> Result:
     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "some/file")
 
 
-def _key() -> Outcome:
+def _key() -> Result:
     raise KeyboardInterrupt
 
 
-def _bug() -> Outcome:
+def _bug() -> Result:
     raise ZeroDivisionError("a bug of ours")
 
 
-def _wait() -> Outcome:
+def _wait() -> Result:
     print("waiting", flush=True)  # noqa: T201 - tells the test that the signal may come
     time.sleep(60)
     return _done()
 
 
-def _import() -> Outcome:
+def _import() -> Result:
     import_module("half")
     return _done()
 
 
-ENDINGS: dict[str, Callable[[], Outcome]] = {
+ENDINGS: dict[str, Callable[[], Result]] = {
     "done": _done,
     "table": _table,
     "data": _data,
@@ -96,8 +96,8 @@ ENDINGS: dict[str, Callable[[], Outcome]] = {
 }
 
 if __name__ == "__main__":
-    from engine.cli import VERBS, run
+    from coreset.engine.cli import VERBS, run
 
     VERBS["fake"] = ENTRY
-    sys.modules[f"engine.stages.{MODULE}"] = sys.modules["__main__"]
+    sys.modules[f"coreset.engine.stages.{MODULE}"] = sys.modules["__main__"]
     run()

@@ -20,13 +20,13 @@ IMPORTED = (
     "torch.distributed",
     "tyro",
     "zarr",
-    "engine.final_pass",
-    "engine.score_pass",
-    "engine.score_setup",
-    "engine.stages.decode",
-    "engine.stages.pack",
-    "engine.stages.score",
-    "engine.store",
+    "coreset.engine.scoring.run",
+    "coreset.engine.scoring.run",
+    "coreset.engine.scoring.setup",
+    "coreset.engine.stages.decode",
+    "coreset.engine.stages.pack",
+    "coreset.engine.stages.score",
+    "coreset.engine.artifacts.store",
 )
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from engine.artifact import lock, making, output_digest
-from engine.ledger import LEDGER_NAME, RUNNING_NAME, read_ledger
-from engine.provenance import PROVENANCE_NAME, Provenance
-from shards.atomic import temporary_name, tree_digests
-from shards.errors import LockedError, UsageError
+from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, read_ledger
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import create_artifact, lock, output_digest
+from coreset.shards.errors import LockedError, UsageError
+from coreset.shards.format.files import temporary_name, tree_digests
 
 CHECKOUT = Path(__file__).parents[2]
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60}, runtime={"threads": 2})
@@ -22,11 +22,11 @@ SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60}, runtime
 SLOW_CHILD = """
 import sys, time
 from pathlib import Path
-from engine.artifact import making
-from engine.provenance import Provenance
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.artifacts.provenance import Provenance
 
 provenance = Provenance(kind="scores", stage="score", config={"epochs": 60}, runtime={"threads": 2})
-with making(Path(sys.argv[1]), provenance, resumable=sys.argv[2] == "resumable") as work:
+with create_artifact(Path(sys.argv[1]), provenance, resumable=sys.argv[2] == "resumable") as work:
     (work.scratch / "half").write_text("from the killed run")
     work.meter.images = 30
     work.meter.checkpoint(work.scratch)
@@ -36,7 +36,7 @@ with making(Path(sys.argv[1]), provenance, resumable=sys.argv[2] == "resumable")
 
 
 def make(out, provenance=SCORES, content="content", **options):
-    with making(out, provenance, **options) as work:
+    with create_artifact(out, provenance, **options) as work:
         if not work.done:
             (work.scratch / "file").write_text(content)
     return work
@@ -48,7 +48,7 @@ def fail_after_writing(out, **options):
 
 
 def make_half(out, **options):
-    with making(out, SCORES, **options) as work:
+    with create_artifact(out, SCORES, **options) as work:
         (work.scratch / "half").write_text("half")
         raise RuntimeError("on purpose")
 
@@ -138,7 +138,7 @@ def test_an_error_keeps_the_scratch_of_a_resumable_stage_and_its_cost(tmp_path):
     out = tmp_path / "scores"
     fail_after_writing(out, resumable=True)
     assert not out.exists()
-    with making(out, SCORES, resumable=True) as work:
+    with create_artifact(out, SCORES, resumable=True) as work:
         assert work.resumed
         assert (work.scratch / "half").read_text() == "half"
     assert [line["interrupted"] for line in read_ledger(out)] == [True, False]
@@ -180,7 +180,7 @@ def test_what_is_finished_is_found_by_any_number_at_once(tmp_path):
     make(out)
     with lock(out):
         assert make(out).done
-    with making(out, SCORES) as first, making(out, SCORES) as second:
+    with create_artifact(out, SCORES) as first, create_artifact(out, SCORES) as second:
         assert (first.done, second.done) == (True, True)
 
 

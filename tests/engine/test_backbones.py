@@ -14,8 +14,8 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-import engine.models.backbones
-from engine.models.backbones import (
+import coreset.engine.models.backbones
+from coreset.engine.models.backbones import (
     HALF,
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -26,10 +26,10 @@ from engine.models.backbones import (
     told_backbone,
     weights_key,
 )
-from engine.models.weights import by_own_names, load_by_name, load_by_position, read_weights
-from engine.seeding import generator_for
-from shards.atomic import sha256_of_file
-from shards.errors import MachineError, UsageError
+from coreset.engine.models.weights import by_own_names, load_by_name, load_by_position, read_weights
+from coreset.engine.runtime.seeding import generator_for
+from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.format.files import sha256_of_file
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -160,7 +160,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", "no-such-package")
+    monkeypatch.setattr("coreset.engine.models.backbones.OFFLINE_PACKAGE", "no-such-package")
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = tmp_path / "hub/models--timm--resnet18.a1_in1k"
     places = {
@@ -173,7 +173,9 @@ def here(tmp_path, monkeypatch):
     def put(*wanted: str) -> dict[str, Path]:
         for place in wanted:
             if place == "package":
-                monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", OFFLINE_PACKAGE)
+                monkeypatch.setattr(
+                    coreset.engine.models.backbones, "OFFLINE_PACKAGE", OFFLINE_PACKAGE
+                )
                 continue
             places[place].parent.mkdir(parents=True, exist_ok=True)
             places[place].write_bytes(place.encode())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import VERBS, main
+from coreset.engine.cli import VERBS, main
 
 FAKE_FILE = Path(__file__).with_name("fake_stage.py")
 FAKE_COMMAND = [sys.executable, str(FAKE_FILE), "fake", "out"]
@@ -20,11 +20,11 @@ FAKE_MODULE = [sys.executable, "-m", "fake_stage", "fake", "out"]
 @pytest.fixture
 def _fake(monkeypatch):
     """Make ``coreset fake`` a verb."""
-    spec = importlib.util.spec_from_file_location("engine.stages.fake", FAKE_FILE)
+    spec = importlib.util.spec_from_file_location("coreset.engine.stages.fake", FAKE_FILE)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "engine.stages.fake", module)
+    monkeypatch.setitem(sys.modules, "coreset.engine.stages.fake", module)
     spec.loader.exec_module(module)
     monkeypatch.setitem(VERBS, "fake", module.ENTRY)
 
@@ -183,9 +183,8 @@ except BaseException:
 @pytest.mark.parametrize("verb", VERBS)
 def test_ctrl_c_while_a_verb_is_imported_ends_without_a_traceback(verb, tmp_path):
     (tmp_path / "tyro.py").write_text(WAITING_IMPORT)  # what every verb imports first
-    code = (
-        f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from engine.__main__ import run; run()"
-    )
+    path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
+    code = f"{path}; from coreset.__main__ import run; run()"
     assert ended_by_ctrl_c([sys.executable, "-c", code, verb]) == ENDED
 
 
@@ -219,7 +218,7 @@ def ended_by_ctrl_c(command, environment=None):
 
 RUN_EACH = """
 import sys
-from engine.cli import run
+from coreset.engine.cli import run
 for words in {commands!r}:
     sys.argv[1:] = words
     try:
@@ -248,7 +247,7 @@ def run_in(environment, code):
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    late = "import time; time.sleep(0.2); from engine.cli import run; run()"
+    late = "import time; time.sleep(0.2); from coreset.engine.cli import run; run()"
     with started([sys.executable, "-c", late, "--help"]) as process:
         assert process.stdout is not None
         assert process.stderr is not None

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.cli import VERBS, main
+from coreset.engine.cli import VERBS, main
 
 SURFACE = Path(__file__).with_name("cli_surface.txt")
 REMEDY = f"if that is intended, run `.venv/bin/python {Path(*Path(__file__).parts[-3:])}`"
@@ -23,7 +23,7 @@ def existing_verbs():
 
 
 def has_module(name):
-    return importlib.util.find_spec(f"engine.stages.{name}") is not None
+    return importlib.util.find_spec(f"coreset.engine.stages.{name}") is not None
 
 
 def actions(verb):

@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.artifact import making
-from engine.cli import main
-from engine.costs import construction_cost, total_wall_seconds
-from engine.ledger import append_lines
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.tables import aligned, readable_bytes, readable_seconds
+from coreset.engine.artifacts.ledger import append_lines, construction_cost, total_wall_seconds
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.cli import main
+from coreset.engine.runtime.tables import aligned, readable_bytes, readable_seconds
 
 SCORES = Provenance(kind="scores", stage="score", config={})
 
@@ -99,7 +98,7 @@ def test_cost_gives_machines_the_same_numbers(tmp_path, capsys):
 
 
 def test_cost_of_an_artifact_that_was_just_made_is_its_own_run(tmp_path, capsys):
-    with making(tmp_path / "scores", SCORES) as work:
+    with create_artifact(tmp_path / "scores", SCORES) as work:
         work.meter.images = 12
     assert main(["cost", str(tmp_path / "scores")]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[0] == "score"
@@ -118,7 +117,7 @@ def listing(folder, capsys):
 
 def test_ls_lists_artifacts_two_levels_deep_by_name(tmp_path, capsys):
     for name in ("b", "a", "runs/c", "runs/too/deep"):
-        with making(tmp_path / name, replace(SCORES, config={"name": name})) as work:
+        with create_artifact(tmp_path / name, replace(SCORES, config={"name": name})) as work:
             (work.scratch / "file").write_bytes(bytes(1000))
     found = listing(tmp_path, capsys)
     assert [one["name"] for one in found] == ["a", "b", "runs/c"]
@@ -129,7 +128,7 @@ def test_ls_lists_artifacts_two_levels_deep_by_name(tmp_path, capsys):
 
 
 def test_ls_prints_the_first_12_digits_of_a_digest(tmp_path, capsys):
-    with making(tmp_path / "a", SCORES):
+    with create_artifact(tmp_path / "a", SCORES):
         pass
     assert main(["ls", str(tmp_path)]) == 0
     header, row = capsys.readouterr().out.splitlines()
@@ -150,7 +149,7 @@ def test_ls_knows_results_by_their_tables(tmp_path, capsys):
 
 
 def test_ls_leaves_out_runs_in_the_making(tmp_path, capsys):
-    with pytest.raises(RuntimeError), making(tmp_path / "a", SCORES, resumable=True):
+    with pytest.raises(RuntimeError), create_artifact(tmp_path / "a", SCORES, resumable=True):
         raise RuntimeError
     assert listing(tmp_path, capsys) == []
 

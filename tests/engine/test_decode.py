@@ -6,18 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.decode import stored_pixels
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from engine.decode.reader import ShardReader
-from engine.decode.stored_pixels import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_pixels
-from engine.ledger import read_ledger
-from engine.provenance import Provenance
-from engine.stages.decode import Decode
-from shards.atomic import sha256_of_file, temporary_name
-from shards.dataset import Dataset
-from shards.errors import MachineError, UsageError
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.data import image_cache as stored_pixels
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_cache
+from coreset.engine.data.reader import ShardReader
+from coreset.engine.stages.decode import Decode
+from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import sha256_of_file, temporary_name
+from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
 CHUNK_BYTES, N_CHUNKS = 26_500, 3  # 24, 24 and 12 images of 19 pixels
@@ -56,7 +56,7 @@ def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path
     assert outcome.facts == {
         "pixels": str(pixels), "images": 60, "bytes": 60 * 3 * 19 * 19, "undecodable": 0,
     }  # fmt: skip
-    verify_pixels(pixels)
+    verify_cache(pixels)
 
 
 @pytest.mark.parametrize(("squash", "geometry"), [(False, Geometry(19, 19)), (True, Geometry(19))])
@@ -140,10 +140,11 @@ def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, w
 KILLED_BEFORE_EACH_RENAME = f"""
 import os, signal, sys
 from pathlib import Path
-import engine.device, engine.decode.source
-from engine.decode import stored_pixels, threads
-from engine.stages.decode import Decode
-from kernels.resample import warm_up
+import coreset.engine.runtime.device, coreset.engine.data.stream
+from coreset.engine.data import image_cache as stored_pixels
+from coreset.engine.data.decoders import threads
+from coreset.engine.stages.decode import Decode
+from coreset.kernels.jpeg.resize import warm_up
 
 folder, data = map(Path, sys.argv[1:])
 stored_pixels.CHUNK_BYTES = {CHUNK_BYTES}

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.results import METRICS, STUDENTS, Results
-from engine.stages.demo import METHODS, Demo, write_digits
+from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.stages.demo import METHODS, Demo, write_digits
 
 
 @pytest.fixture(scope="module")

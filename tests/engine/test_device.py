@@ -6,7 +6,7 @@ import pytest
 
 PROGRAM = """
 from pathlib import Path
-from engine.device import give_back_memory, tune_malloc
+from coreset.engine.runtime.device import give_back_memory, tune_malloc
 def resident():
     return int(Path("/proc/self/statm").read_text().split()[1])
 tune_malloc()

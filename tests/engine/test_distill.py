@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.decode.geometry import Geometry
-from engine.decode.pixels import resident
-from engine.decode.source import Source
-from engine.ledger import read_ledger
-from engine.provenance import Provenance
-from kernels.seeds import derived_seed
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.images import load_into_memory
+from coreset.engine.data.stream import ImageStream
+from coreset.kernels.seeds import derived_seed
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 
 def decoded(data, size):
     """Pixels of every image, uint8 (n, size, size, 3), and the labels."""
-    with Source(Dataset.open(data), Geometry(size, size)) as source:
-        return resident(source).images.permute(0, 2, 3, 1).numpy(), source.labels
+    with ImageStream(Dataset.open(data), Geometry(size, size)) as source:
+        return load_into_memory(source).images.permute(0, 2, 3, 1).numpy(), source.labels
 
 
 def images_by_class(condensed):

@@ -7,10 +7,9 @@ import shutil
 import pytest
 import torch
 
-import engine.machine
-from engine.cli import main
-from engine.limits import available_memory_bytes, memory_limit_bytes, quota_cores
-from engine.machine import (
+import coreset.engine.doctor.machine
+from coreset.engine.cli import main
+from coreset.engine.doctor.machine import (
     Check,
     Verdict,
     check_cores,
@@ -22,13 +21,16 @@ from engine.machine import (
     driver_version,
     findings,
 )
+from coreset.engine.runtime.limits import available_memory_bytes, memory_limit_bytes, quota_cores
 
 GIB = 2**30
 
 
 @pytest.fixture
 def _few_packages(monkeypatch):
-    monkeypatch.setattr(engine.machine, "PACKAGES", {"numpy": "numpy", "PIL": "pillow"})
+    monkeypatch.setattr(
+        coreset.engine.doctor.machine, "PACKAGES", {"numpy": "numpy", "PIL": "pillow"}
+    )
 
 
 def written(path, text):
@@ -66,9 +68,9 @@ def test_a_folder_that_cannot_be_written_is_a_failure(tmp_path):
 def test_too_little_of_something_is_told_with_a_remedy(
     check, limit, verdict, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(engine.machine, limit, 0)
+    monkeypatch.setattr(coreset.engine.doctor.machine, limit, 0)
     (enough,) = check(tmp_path)
-    monkeypatch.setattr(engine.machine, limit, 2**62)
+    monkeypatch.setattr(coreset.engine.doctor.machine, limit, 2**62)
     (too_little,) = check(tmp_path)
     assert (enough.verdict, enough.remedy) == (Verdict.OK, "")
     assert too_little.verdict is verdict
@@ -78,7 +80,7 @@ def test_too_little_of_something_is_told_with_a_remedy(
 
 def test_a_package_that_does_not_import_is_a_failure(tmp_path, monkeypatch):
     packages = {"numpy": "numpy", "no_such_module": "no-such-package"}
-    monkeypatch.setattr(engine.machine, "PACKAGES", packages)
+    monkeypatch.setattr("coreset.engine.doctor.machine.PACKAGES", packages)
     python, numpy, missing = check_packages(tmp_path)
     assert (python.name, python.verdict, numpy.verdict) == ("python", Verdict.OK, Verdict.OK)
     assert (missing.name, missing.verdict) == ("no-such-package", Verdict.FAIL)
@@ -90,7 +92,7 @@ def test_a_check_that_breaks_down_is_a_finding_and_stops_no_other(tmp_path, monk
         yield Check("first", "fine")
         raise RuntimeError("the driver\nanswered nothing")
 
-    monkeypatch.setattr(engine.machine, "CHECKS", (check_broken_driver, check_cores))
+    monkeypatch.setattr("coreset.engine.doctor.machine.CHECKS", (check_broken_driver, check_cores))
     first, broken, cores = findings(tmp_path)
     assert (first.name, cores.name) == ("first", "cores")
     assert (broken.name, broken.verdict) == ("broken driver", Verdict.FAIL)
@@ -113,7 +115,7 @@ def test_a_fit_machine_gets_an_aligned_table_and_exit_code_0(tmp_path, capsys):
 def test_an_unfit_machine_gets_its_table_first_and_then_one_line_and_exit_code_4(
     tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(engine.machine, "NEEDED_MEMORY_BYTES", 2**62)
+    monkeypatch.setattr("coreset.engine.doctor.machine.NEEDED_MEMORY_BYTES", 2**62)
     assert main(["doctor", "--path", str(tmp_path), "--json"]) == 4
     out, err = capsys.readouterr()
     record, error = map(json.loads, out.splitlines())
@@ -137,7 +139,7 @@ def test_every_check_is_shown_as_it_ends(tmp_path, capsys, monkeypatch, words):
         return check
 
     names = ["first", "second", "third"]
-    monkeypatch.setattr(engine.machine, "CHECKS", [look(name) for name in names])
+    monkeypatch.setattr("coreset.engine.doctor.machine.CHECKS", [look(name) for name in names])
     assert main(["doctor", "--path", str(tmp_path), *words]) == 0
     shown.append(capsys.readouterr().out)
     if words:

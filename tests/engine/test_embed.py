@@ -7,17 +7,16 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-import engine.models.backbones
-from engine.decode.geometry import Geometry
-from engine.decode.source import Source
-from engine.features import cache_directory
-from engine.ledger import read_ledger
-from engine.models.backbones import load_backbone
-from engine.provenance import Provenance
-from engine.store import FEATURES_NAME, read_features
-from kernels.augment import normalised
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import FEATURES_NAME, read_features
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.models.backbones import load_backbone
+from coreset.engine.models.features import cache_directory
+from coreset.kernels.augment import normalised
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
 LINEAR = ("--proxy", "linear")
@@ -45,7 +44,7 @@ def test_the_row_of_an_id_is_what_the_backbone_says_of_that_image_alone(packed, 
     features = read_features(embedded / FEATURES_NAME)
     assert (features.shape, features.dtype) == ((60, 1280), np.float16)
     chosen = np.array([41, 3, 59, 0])
-    with Source(dataset, Geometry(64), ids=chosen) as source, torch.inference_mode():
+    with ImageStream(dataset, Geometry(64), ids=chosen) as source, torch.inference_mode():
         for sample, part in zip(chosen, source.epoch(1), strict=True):
             images = normalised(part.images, backbone.mean, backbone.std)
             alone = backbone.features(images)[0].numpy()
@@ -123,7 +122,7 @@ def test_weights_that_are_not_on_the_machine_exit_4_with_the_remedy(
     said = refused(tmp_path, "embed", packed, tmp_path / "F", *named, code=4)
     assert said.startswith("backbone resnet18: no weights on this machine (nothing is downloaded)")
     assert "--backbone tf_efficientnet_lite0" in said
-    monkeypatch.setattr(engine.models.backbones, "OFFLINE_PACKAGE", "no-such-package")
+    monkeypatch.setattr("coreset.engine.models.backbones.OFFLINE_PACKAGE", "no-such-package")
     for verb in (("embed", packed, tmp_path / "F"), ("score", packed, tmp_path / "S", *LINEAR)):
         said = refused(tmp_path, *verb, code=4)
         assert said.startswith("backbone auto: no weights on this machine (nothing is downloaded)")

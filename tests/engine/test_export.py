@@ -14,16 +14,16 @@ import pytest
 import tyro
 from PIL import Image
 
-from engine.ledger import read_ledger
-from engine.provenance import Provenance
-from engine.sets import open_set
-from engine.stages.distill import Distill
-from engine.stages.export import Export, stored_samples
-from engine.stages.pack import Pack
-from shards.atomic import temporary_name
-from shards.dataset import Dataset
-from shards.errors import ManifestError, StoreError, UsageError
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.condensed.condensed_set import open_set
+from coreset.engine.stages.distill import Distill
+from coreset.engine.stages.export import Export, stored_samples
+from coreset.engine.stages.pack import Pack
+from coreset.shards.errors import ManifestError, StoreError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import temporary_name
+from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -269,7 +269,7 @@ def test_a_list_is_written_once_and_never_over_another(packed, random_set, tmp_p
 
 
 def test_a_moved_data_set_is_named_by_data(packed, tmp_path):
-    from engine.stages.selection import Select
+    from coreset.engine.stages.selection import Select
 
     data = shutil.copytree(packed, tmp_path / "DATA")
     Select(source=data, condensed=tmp_path / "SET", ipc=1).run()
@@ -324,7 +324,7 @@ def test_a_damaged_coreset_is_refused(random_set, tmp_path):
 IMPORTS = """
 import sys
 from pathlib import Path
-from engine.stages.export import Export
+from coreset.engine.stages.export import Export
 for to in ("imagefolder", "webdataset", "parquet", "paths", "ids"):
     Export(source=Path(sys.argv[1]), out=Path(sys.argv[2]) / to, to=to).run()
 assert not {"torch", "webdataset", "timm"} & set(sys.modules)

@@ -18,11 +18,11 @@ from typing import Any
 
 import pytest
 
-from bench import faults
-from shards.atomic import temporary_name
+from coreset.bench import faults
+from coreset.shards.format.files import temporary_name
 
 CHECKOUT = Path(__file__).parents[2]
-CORESET = (sys.executable, "-m", "engine.cli")
+CORESET = (sys.executable, "-m", "coreset.engine.cli")
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
 Told = Any
 
@@ -45,7 +45,7 @@ def stored_files(data: Path) -> dict[str, bytes]:
 KILLED_AT_RANDOM = """
 import os, random, signal, sys, time
 from pathlib import Path
-from engine.stages.pack import Pack
+from coreset.engine.stages.pack import Pack
 
 src, folder, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 

@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from bench import faults
-from bench.faults import ODD_IMAGES, OddImage, TarMember
-from shards.dataset import QUARANTINE_NAME, Dataset, Flag
-from shards.manifest import Manifest
+from coreset.bench import faults
+from coreset.bench.faults import ODD_IMAGES, OddImage, TarMember
+from coreset.shards.format.dataset import QUARANTINE_NAME, Dataset
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.images.flags import Flag
 
 CHECKOUT = Path(__file__).parents[2]
-CORESET = (sys.executable, "-m", "engine.cli")
+CORESET = (sys.executable, "-m", "coreset.engine.cli")
 Told = Any
 
 

@@ -13,8 +13,9 @@ from hypothesis.extra.numpy import arrays
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from engine.artifact import output_digest
-from engine.feature_rows import (
+from coreset.engine.artifacts.store import RowWriter, feature_chunk_rows
+from coreset.engine.artifacts.writer import output_digest
+from coreset.engine.models.feature_rows import (
     FEATURE_ROWS_NAME,
     RESIDENT_BYTES,
     SPARE_BYTES,
@@ -24,9 +25,8 @@ from engine.feature_rows import (
     feature_rows,
     resident_limit,
 )
-from engine.store import RowWriter, feature_chunk_rows
-from shards.atomic import temporary_name
-from shards.errors import MachineError, StoreError, UsageError
+from coreset.shards.errors import MachineError, StoreError, UsageError
+from coreset.shards.format.files import temporary_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -62,7 +62,7 @@ def store_of(path, table):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 700 rows of ``WIDTH``: four in a store of ``N``, the last of them short."""
-    monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", 700 * WIDTH * 2)
+    monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", 700 * WIDTH * 2)
 
 
 @pytest.fixture
@@ -120,9 +120,9 @@ def test_one_row_says_nothing_and_two_are_opposite(tmp_path, limit_bytes, n):
 def test_rows_do_not_depend_on_the_chunks_of_the_store(tmp_path, monkeypatch, limit_bytes):
     found: list[np.ndarray] = []
     for rows in (1000, 64):
-        monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", rows * WIDTH * 2)
+        monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", rows * WIDTH * 2)
         store = store_of(tmp_path / str(rows) / "f.zarr", table_of())
-        monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", 700 * WIDTH * 2)
+        monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", 700 * WIDTH * 2)
         found.append(all_rows(opened(store, limit_bytes)))
     np.testing.assert_array_equal(found[0], found[1])
 
@@ -207,9 +207,9 @@ def test_the_limit_is_the_bytes_of_the_rows_in_float32(store):
 
 def test_by_default_a_cpu_gives_a_quarter_of_what_is_free_and_a_gib_at_most(monkeypatch, store):
     for free, limit in [(4 * 4 * N * WIDTH, 4 * N * WIDTH), (400 << 30, RESIDENT_BYTES)]:
-        monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda free=free: free)
+        monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda free=free: free)
         assert resident_limit(CPU) == limit
-    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 4 * 4 * N * WIDTH - 4)
+    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 4 * 4 * N * WIDTH - 4)
     assert isinstance(feature_rows(store, CPU, scratch=store.parent), Mapped)
 
 
@@ -343,7 +343,7 @@ def largest_tensor(store, limit_bytes):
 
 def test_mapped_rows_never_take_the_memory_of_all_rows(tmp_path, monkeypatch):
     n, width, step = 40_000, 64, 500
-    monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", step * width * 2)
+    monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", step * width * 2)
     table = np.random.default_rng(0).normal(size=(n, width)).astype(np.float16)
     store = store_of(tmp_path / "f.zarr", table)
     assert largest_tensor(store, 1 << 30) == 4 * n * width, "of resident rows all are seen"

@@ -8,17 +8,23 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from engine.artifact import output_digest
-from engine.decode.geometry import Geometry
-from engine.decode.source import Source
-from engine.features import FeatureSpec, cached_features, embed, features_for, remember
-from engine.ledger import read_ledger
-from engine.models.backbones import OFFLINE_BACKBONE, load_backbone
-from engine.provenance import Provenance
-from engine.store import FEATURES_NAME, read_features
-from shards.atomic import temporary_name
-from shards.dataset import Dataset
-from shards.errors import ManifestError, StoreError, UsageError
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import FEATURES_NAME, read_features
+from coreset.engine.artifacts.writer import output_digest
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
+from coreset.engine.models.features import (
+    FeatureSpec,
+    cached_features,
+    embed,
+    features_for,
+    remember,
+)
+from coreset.shards.errors import ManifestError, StoreError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import temporary_name
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,7 +36,9 @@ SOME = np.array([40, 3, 17])
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", ROWS_PER_CHUNK * WIDTH * 2)
+    monkeypatch.setattr(
+        "coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", ROWS_PER_CHUNK * WIDTH * 2
+    )
     return tmp_path / "cache"
 
 
@@ -44,7 +52,7 @@ def expected(dataset):
     """Features by the network itself, in float32."""
     cpu = torch.device("cpu")
     backbone = load_backbone(OFFLINE_BACKBONE, None, cpu)
-    with Source(dataset, Geometry(32, None)) as source:
+    with ImageStream(dataset, Geometry(32, None)) as source:
         images = torch.cat([part.images for part in source.epoch(60)])
     with torch.inference_mode():
         return backbone.network((images.float() / 255 - 0.5) / 0.5).float().numpy()

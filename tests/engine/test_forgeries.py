@@ -16,15 +16,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.artifact import making
-from engine.generations import Generations
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.results import STUDENTS, STUDENTS_SCHEMA, Results
-from engine.sets import IDS_NAME, SET_NAME
-from engine.store import write_columns
-from shards.atomic import digest_of, sha256_of_file, tree_digests
-from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME
-from shards.manifest import MANIFEST_NAME, Manifest
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.store import write_columns
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.condensed.condensed_set import IDS_NAME, SET_NAME
+from coreset.engine.evaluation.results import STUDENTS, STUDENTS_SCHEMA, Results
+from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME
+from coreset.shards.format.files import digest_of, sha256_of_file, tree_digests
+from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of forged metadata
 
@@ -494,8 +494,8 @@ def test_predictions_of_no_class_are_refused(
     binds = {"identity": Manifest.read(packed).identity}
     made = Provenance(kind="scores", stage="score", config={}, binds=binds, inputs=(recorded,))
     columns = {"aum": np.zeros(60, np.float32), "predicted": np.full(60, value)}
-    with making(scores, made, inputs=[packed]) as work:
-        Generations(work.scratch).commit(
+    with create_artifact(scores, made, inputs=[packed]) as work:
+        Checkpoints(work.scratch).commit(
             1, lambda folder: write_columns(folder / "scores.zarr", columns, {})
         )
     assert "predictions that are no class of 3" in checked("scores", "suspects", scores)
@@ -527,7 +527,7 @@ PIXELS: dict[str, Callable[[Json], object]] = {
 
 @pytest.fixture(scope="module")
 def pixels(packed: Path, work: Path) -> Path:
-    from engine.cli import main
+    from coreset.engine.cli import main
 
     path = work / "FORGED-PIXELS"
     assert main(["decode", str(packed), str(path), "--size", "24"]) == 0

@@ -5,9 +5,9 @@ import csv
 import numpy as np
 import pytest
 
-from engine.report.tables import csv_bytes
-from engine.results import STUDENTS, Results
-from shards.dataset import Dataset
+from coreset.engine.evaluation.results import STUDENTS, Results
+from coreset.engine.report.tables import csv_bytes
+from coreset.shards.format.dataset import Dataset
 
 NAMES = ("=HYPERLINK(1)", "@SUM", "-x")
 

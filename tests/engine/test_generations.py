@@ -6,14 +6,14 @@ import re
 
 import pytest
 
-from engine.generations import COMMIT_NAME, Generations
-from shards.atomic import tree_digests
-from shards.errors import StoreError
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.shards.errors import StoreError
+from coreset.shards.format.files import tree_digests
 
 
 @pytest.fixture
 def generations(tmp_path):
-    return Generations(tmp_path)
+    return Checkpoints(tmp_path)
 
 
 def commit(generations, epoch, content=None):
@@ -143,22 +143,22 @@ def test_a_finished_training_keeps_one_commit_whenever_it_committed(tmp_path):
     trees = []
     for name, epochs in {"often": (1, 2, 3, 4), "seldom": (2, 4), "once": (4,)}.items():
         (tmp_path / name).mkdir()
-        generations = Generations(tmp_path / name)
+        generations = Checkpoints(tmp_path / name)
         for epoch in epochs:
             commit(generations, epoch)
         generations.finish()
         trees.append(tree_digests(tmp_path / name))
     assert trees[0] == trees[1] == trees[2]
-    assert read_latest(Generations(tmp_path / "often"))[0] == 4
+    assert read_latest(Checkpoints(tmp_path / "often"))[0] == 4
 
 
 def test_what_kills_left_behind_does_not_stay_in_the_result(tmp_path):
-    whole = Generations(tmp_path / "whole")
+    whole = Checkpoints(tmp_path / "whole")
     whole.directory.mkdir()
     commit(whole, 4)
     whole.finish()
 
-    killed = Generations(tmp_path / "killed")
+    killed = Checkpoints(tmp_path / "killed")
     killed.directory.mkdir()
     commit(killed, 1)
     with pytest.raises(KeyboardInterrupt):

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import tyro
 
-from engine.ledger import read_ledger
-from engine.provenance import Provenance
-from engine.sets import SetInfo, open_set
-from engine.stages.export import Export
-from engine.stages.ingest import Ingest
-from engine.stages.pack import Pack
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.condensed.condensed_set import SetInfo, open_set
+from coreset.engine.stages.export import Export
+from coreset.engine.stages.ingest import Ingest
+from coreset.engine.stages.pack import Pack
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 
 def ingest(listed, condensed, data, *options):

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.artifact import COMMAND, making
-from engine.provenance import Provenance
-from engine.stages.pack import Pack
-from shards.atomic import COMMAND_NAME, temporary_name
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import COMMAND, create_artifact
+from coreset.engine.stages.pack import Pack
+from coreset.shards.format.files import COMMAND_NAME, temporary_name
 
 # Words that read the artifact X; DATA and VAL are whole, SET is a coreset of DATA.
 READERS = {
@@ -45,7 +45,7 @@ def interrupt(out: Path, command: str) -> None:
     """Leave what a resumable command leaves when Ctrl-C stops it."""
     token = COMMAND.set(command)
     try:
-        with pytest.raises(KeyboardInterrupt), making(out, SCORES, resumable=True):
+        with pytest.raises(KeyboardInterrupt), create_artifact(out, SCORES, resumable=True):
             raise KeyboardInterrupt
     finally:
         COMMAND.reset(token)

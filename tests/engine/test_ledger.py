@@ -4,7 +4,7 @@ import json
 import os
 from datetime import datetime
 
-from engine.ledger import (
+from coreset.engine.artifacts.ledger import (
     LEDGER_NAME,
     RUNNING_NAME,
     Meter,

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 
-from engine.features import FeatureSpec, cache_directory, features_for
-from engine.ledger import read_ledger
-from engine.models.backbones import weights_key
-from engine.provenance import Provenance
-from engine.results import METRICS, STUDENTS, Results
-from engine.sets import open_set
-from shards.dataset import Dataset
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.condensed.condensed_set import open_set
+from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.models.backbones import weights_key
+from coreset.engine.models.features import FeatureSpec, cache_directory, features_for
+from coreset.shards.format.dataset import Dataset
 
 BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
 NAMES = [
@@ -52,7 +52,7 @@ def by_numpy(condensed, val):
 @pytest.fixture(scope="module")
 def measured(ccs_set, val, work, one_thread):  # noqa: ARG001 - a fixture for its effect
     """Results of measuring the CCS coreset; read only."""
-    from engine.cli import main
+    from coreset.engine.cli import main
 
     command = ("measure", ccs_set, val, work / "MEASURED", *BACKBONE)
     assert main([str(word) for word in command]) == 0

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.cli import VERBS
-from engine.device import memory_shortage
+from coreset.engine.cli import VERBS
+from coreset.engine.runtime.device import memory_shortage
 
 GPU_TEXT = (
     "CUDA out of memory. Tried to allocate {wanted}. GPU 1 has a total capacity of 79.15 GiB of "
@@ -80,7 +80,7 @@ def test_every_verb_ends_in_one_line_and_code_4_when_a_gpu_has_no_memory_left(
     verb, coreset, monkeypatch
 ):
     _, module, *_ = VERBS[verb]
-    stages = vars(importlib.import_module(f"engine.stages.{module}"))
+    stages = vars(importlib.import_module(f"coreset.engine.stages.{module}"))
     for stage in stages.values():  # also the actions of a verb, such as `scores show`
         if isinstance(stage, type) and hasattr(stage, "run"):
             monkeypatch.setattr(stage, "run", exhausted)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from engine.misratios import default_misratio, misratio_by_share
-from kernels.scores import SCORES
+from coreset.engine.condensed.misratio import default_misratio, misratio_by_share
+from coreset.kernels.scores import SCORES
 
 MISRATIOS = (0.1, 0.3, 0.5, 0.7, 0.9)
 TABLE_6 = [

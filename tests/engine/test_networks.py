@@ -8,15 +8,15 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from engine.models.networks import (
+from coreset.engine.models.networks import (
     LinearHead,
     build_network,
     instance_norm,
     memory_format_for,
     placed,
 )
-from engine.seeding import generator_for, seeded_initialisation
-from engine.stages.train import SMALLEST_SIZE
+from coreset.engine.runtime.seeding import generator_for, seeded_initialisation
+from coreset.engine.stages.train import SMALLEST_SIZE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

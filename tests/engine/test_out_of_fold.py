@@ -9,15 +9,15 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from torch.nn.functional import cross_entropy
 
-from engine.features import FeatureSpec, features_for
-from engine.generations import COMMIT_NAME, Generations
-from engine.provenance import Provenance
-from engine.proxy import FOLDS_STREAM
-from engine.store import SCORES_NAME, read_columns
-from engine.training import cosine_schedule
-from kernels.folds import stratified_folds
-from kernels.seeds import derived_seed, permutation
-from shards.dataset import Dataset
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.engine.scoring.proxy import FOLDS_STREAM
+from coreset.engine.training.trainer import cosine_schedule
+from coreset.kernels.folds import stratified_folds
+from coreset.kernels.seeds import derived_seed, permutation
+from coreset.shards.format.dataset import Dataset
 
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
 EPOCHS, BATCH, FOLDS = 6, 16, 4
@@ -27,7 +27,7 @@ COLUMNS = {"confidence_oof", "margin_oof", "predicted_oof", "label_issue_oof"}
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 
@@ -35,7 +35,7 @@ def columns_of(scores):
 @pytest.fixture(scope="module")
 def flipped(packed, tmp_path_factory, one_thread):  # noqa: ARG001 - a fixture for its effect
     """``packed`` with every fourth label wrong."""
-    from engine.cli import main
+    from coreset.engine.cli import main
 
     folder, dataset = tmp_path_factory.mktemp("flipped"), Dataset.open(packed)
     rows = [
@@ -52,13 +52,13 @@ def flipped(packed, tmp_path_factory, one_thread):  # noqa: ARG001 - a fixture f
 def in_float32():
     """The arithmetic of a machine without fast bfloat16."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.device.has_fast_bfloat16", lambda _: False)
+        patch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _: False)
         yield
 
 
 @pytest.fixture(scope="module")
 def with_folds(flipped, in_float32):  # noqa: ARG001 - a fixture for its effect
-    from engine.cli import main
+    from coreset.engine.cli import main
 
     out = flipped.with_name("FOLDS")
     assert main(["score", *map(str, (flipped, out, *COMMAND, "--folds", FOLDS))]) == 0
@@ -144,7 +144,7 @@ def test_a_scoring_with_folds_that_was_stopped_continues_to_the_same_bytes(  # n
     out = flipped.with_name("STOPPED")
     command = ("score", flipped, out, *COMMAND, "--folds", FOLDS)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.score_pass.COMMIT_EVERY_SECONDS", 0.0)
+        patch.setattr("coreset.engine.scoring.run.COMMIT_EVERY_SECONDS", 0.0)
         interrupted(out.with_name(f".{out.name}.partial") / COMMIT_NAME, *command)
     done(*command)
     assert stored_bytes(out) == stored_bytes(with_folds)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from engine.artifact import lock, making
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.stages.demo import write_digits
-from shards.errors import MachineError, UsageError
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import create_artifact, lock
+from coreset.engine.stages.demo import write_digits
+from coreset.shards.errors import MachineError, UsageError
 
 Refused = Callable[..., str]
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60})
@@ -122,7 +122,7 @@ def precious(tmp_path: Path) -> Path:
 
 
 def make(out: Path, *, resumable: bool = False) -> None:
-    with making(out, SCORES, resumable=resumable) as work:
+    with create_artifact(out, SCORES, resumable=resumable) as work:
         (work.scratch / "file").write_text("content")
 
 

@@ -18,15 +18,16 @@ import pytest
 import xxhash
 from PIL import Image
 
-from engine.ledger import read_ledger
-from engine.provenance import Provenance
-from engine.stages.pack import Pack
-from kernels.seeds import permutation
-from shards.atomic import temporary_name
-from shards.dataset import QUARANTINE_NAME, SAMPLES_SCHEMA, Dataset, Flag
-from shards.errors import DataError, LockedError, MachineError, UsageError
-from shards.manifest import MANIFEST_NAME, Manifest
-from shards.probe import MAX_FILE_BYTES
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.stages.pack import Pack
+from coreset.kernels.seeds import permutation
+from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
+from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_SCHEMA, Dataset
+from coreset.shards.format.files import temporary_name
+from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.probe import MAX_FILE_BYTES
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -162,7 +163,7 @@ def test_another_order_seed_keeps_the_samples_and_changes_the_identity(
 KILLED_BEFORE_EACH_RENAME = """
 import os, signal, sys
 from pathlib import Path
-from engine.stages.pack import Pack
+from coreset.engine.stages.pack import Pack
 
 src, folder = map(Path, sys.argv[1:])
 rename = Path.rename
@@ -405,7 +406,7 @@ def test_files_beside_the_class_folders_are_mentioned(
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from engine.artifact import lock
+from coreset.engine.artifacts.writer import lock
 with lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -449,5 +450,6 @@ def test_an_output_inside_the_source_is_refused(photos: Path):
 
 
 def test_packing_and_verifying_import_no_torch():
-    code = "import sys, engine.stages.pack, engine.stages.verify; sys.exit('torch' in sys.modules)"
+    stages = "coreset.engine.stages.pack, coreset.engine.stages.verify"
+    code = f"import sys, {stages}; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)

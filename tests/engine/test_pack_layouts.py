@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.faults import jpeg
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.bench.faults import jpeg
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 WNIDS = tuple(f"n0{number:07d}" for number in range(1, 201))
 Done = Callable[..., list[str]]

@@ -11,9 +11,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from bench import crafted, faults
-from shards.dataset import QUARANTINE_NAME, Dataset, Flag
-from shards.manifest import Manifest
+from coreset.bench import crafted, faults
+from coreset.shards.format.dataset import QUARANTINE_NAME, Dataset
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.images.flags import Flag
 
 ODD = {"a/441.jpg": ((1, 4), (1, 1), (1, 1)), "b/410.jpg": ((4, 2), (1, 1), (1, 1))}
 

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.stages.pack import Pack
-from engine.stages.verify import Verify
-from shards.dataset import Dataset, Flag
-from shards.errors import DataError, UsageError
-from shards.manifest import Manifest
+from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.verify import Verify
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.images.flags import Flag
 
 SHORT_SIDE = 32
 

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from engine.cli import VERBS
-from engine.ledger import read_ledger
-from engine.results import METRICS, STUDENTS, Results
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.cli import VERBS
+from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 
 BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
 TINY = ("--size", 33, "--epochs", 1, "--evaluations", 1, "--repeats", 1)
@@ -29,7 +29,7 @@ PATH = (
 @pytest.fixture(scope="module")
 def walked(make_photos, tmp_path_factory, one_thread):  # noqa: ARG001 - a fixture for its effect
     """A folder in which every verb has run once, with relative paths; read only."""
-    from engine.cli import main
+    from coreset.engine.cli import main
 
     folder = tmp_path_factory.mktemp("path")
     make_photos(folder / "photos" / "train", per_class=10)

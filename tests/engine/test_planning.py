@@ -7,15 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-import engine.progress
-from engine.planning import Places, spool_of
-from engine.progress import Display, choose_display
-from shards.sources.base import Source
+from coreset.engine.artifacts.pack_inputs import Places, spool_of
+from coreset.engine.runtime.progress import Display, choose_display
+from coreset.shards.sources.base import Source
 
 
 @pytest.fixture(autouse=True)
 def _every_step_as_json(monkeypatch):
-    monkeypatch.setattr(engine.progress, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("coreset.engine.runtime.progress.LINE_EVERY_SECONDS", 0.0)
     choose_display(Display.JSON)
     yield
     choose_display(Display.AUTO)

@@ -7,8 +7,7 @@ import time
 
 import pytest
 
-import engine.progress
-from engine.progress import Display, Progress, choose_display, progress
+from coreset.engine.runtime.progress import Display, Progress, choose_display, progress
 
 
 @pytest.fixture(autouse=True)
@@ -19,7 +18,7 @@ def _default_display():
 
 @pytest.fixture
 def at_every_step(monkeypatch):
-    monkeypatch.setattr(engine.progress, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("coreset.engine.runtime.progress.LINE_EVERY_SECONDS", 0.0)
 
 
 def advance_by_three():

@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from engine.decode.order import batches_of, epoch_ids
-from engine.decode.pixels import Pixels
-from engine.device import half_precision
-from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.models.networks import build_network
-from engine.protocols import (
+from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.evaluation.protocols.hard import (
     HardLabels,
     _train_epoch,
     _trainer,
@@ -19,9 +16,12 @@ from engine.protocols import (
     train_student,
     training_input,
 )
-from engine.seeding import generator_for
-from engine.training import Accuracy, evaluate
-from kernels.augment import (
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.networks import build_network
+from coreset.engine.runtime.device import half_precision
+from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.training.trainer import Accuracy, evaluate
+from coreset.kernels.augment import (
     color_jitter,
     cutmix,
     horizontal_flip,
@@ -45,7 +45,7 @@ def stripes(per_class, seed, size=SIZE):
     band = (np.arange(size) // 3 % 2)[:, None] * 180
     images += np.where(labels[:, None, None, None] == 0, band[None, :, :, None], band.T[..., None])
     images_nhwc = torch.from_numpy(images.astype(np.uint8))
-    return Pixels(images_nhwc.permute(0, 3, 1, 2), labels, np.arange(2 * per_class))
+    return DecodedImages(images_nhwc.permute(0, 3, 1, 2), labels, np.arange(2 * per_class))
 
 
 def short(epochs, **values):
@@ -249,7 +249,9 @@ def test_a_student_tells_every_epoch_and_the_best_so_far(student):
 
 def test_the_best_accuracy_is_kept_when_it_falls(monkeypatch):
     measured = iter([Accuracy(50, 100), Accuracy(80, 90), Accuracy(20, 70)])
-    monkeypatch.setattr("engine.protocols.evaluate", lambda *_: next(measured))
+    monkeypatch.setattr(
+        "coreset.engine.evaluation.protocols.hard.evaluate", lambda *_: next(measured)
+    )
     images = stripes(1, seed=0)
     result = train_student(images, images, short(3), "resnet18", seed=2, device=CPU)
     assert (result.best, result.last) == (80, Accuracy(20, 70))
@@ -270,7 +272,7 @@ def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student(monkey
         trained.append(torch.nn.utils.parameters_to_vector(network.parameters()).detach().clone())
         return evaluate(network, *arguments)
 
-    monkeypatch.setattr("engine.protocols.evaluate", spied)
+    monkeypatch.setattr("coreset.engine.evaluation.protocols.hard.evaluate", spied)
     images = stripes(3, seed=0)
     for seed in (0, 0, 1):
         train_student(images, images, short(1), "resnet18", seed=seed, device=CPU)

@@ -5,15 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from engine.provenance import (
+from coreset.engine.artifacts.provenance import (
     FORMAT_VERSION,
     PROVENANCE_NAME,
     Provenance,
     readable_difference,
     versions,
 )
-from shards.atomic import json_bytes
-from shards.errors import StoreError, UsageError
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.files import json_bytes
 
 DATA = Provenance(
     kind="dataset",

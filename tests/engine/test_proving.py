@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from engine.batch import Batch
-from engine.decode.decoder import DecoderName
-from engine.machine import Check, Verdict
-from engine.proving.arithmetic import AUGMENTATIONS, augmentation
-from engine.proving.decoding import compared, counted, differing_images, same_images
-from engine.proving.host_reads import HostReads
-from engine.proving.proofs import prove
-from engine.proving.speeds import (
+from coreset.engine.data.batch import Batch
+from coreset.engine.data.decoders.base import DecoderName
+from coreset.engine.doctor.arithmetic import AUGMENTATIONS, HostReads, augmentation
+from coreset.engine.doctor.check import DeviceCheck, context_of
+from coreset.engine.doctor.checks import prove
+from coreset.engine.doctor.decoding import compared, counted, differing_images, same_images
+from coreset.engine.doctor.machine import Check, Verdict
+from coreset.engine.doctor.speeds import (
     COPY,
     DECODE,
     FAST_SIDES,
@@ -25,9 +25,8 @@ from engine.proving.speeds import (
     projections,
     rate,
 )
-from engine.proving.subject import Proof, subject_of
-from shards.dataset import Dataset
-from shards.errors import InterruptedRunError, UsageError
+from coreset.shards.errors import InterruptedRunError, UsageError
+from coreset.shards.format.dataset import Dataset
 
 CPU = torch.device("cpu")
 SAMPLES = 5
@@ -35,7 +34,7 @@ SAMPLES = 5
 
 @pytest.fixture
 def subject(packed):
-    return subject_of(Dataset.open(packed), CPU, samples=SAMPLES, seconds=0)
+    return context_of(Dataset.open(packed), CPU, samples=SAMPLES, seconds=0)
 
 
 def batch_of(ids, labels):
@@ -56,7 +55,7 @@ def test_samples_are_spread_evenly_over_the_data_set(packed):
     dataset = Dataset.open(packed)
     n = len(dataset)
     some, all_of_them = (
-        subject_of(dataset, CPU, samples=samples, seconds=0).ids for samples in (7, 10 * n)
+        context_of(dataset, CPU, samples=samples, seconds=0).ids for samples in (7, 10 * n)
     )
     assert some.size == 7
     assert set(np.diff(some)) <= {n // 7, n // 7 + 1}
@@ -68,7 +67,7 @@ def test_a_data_set_without_samples_is_refused(packed):
     dataset = Dataset.open(packed)
     empty = Dataset(dataset.path, replace(dataset.manifest, n_samples=0))
     with pytest.raises(UsageError, match="has no samples; name a data set that has some"):
-        subject_of(empty, CPU, samples=4, seconds=0)
+        context_of(empty, CPU, samples=4, seconds=0)
 
 
 @pytest.mark.usefixtures("one_thread")
@@ -100,7 +99,7 @@ def test_data_that_cannot_be_read_fail_by_name_and_the_table_stays_complete(pack
     damaged = shutil.copytree(packed, tmp_path / "DATA")
     for shard in damaged.glob("*.tar"):
         shard.unlink()
-    subject = subject_of(Dataset.open(damaged), CPU, samples=SAMPLES, seconds=0)
+    subject = context_of(Dataset.open(damaged), CPU, samples=SAMPLES, seconds=0)
     found = {check.name: check for check in prove(subject)}
     for name in ("pixels of dali", "ids", "kept pixels", "augmentation: flip", DECODE, TRAIN):
         assert found[name].verdict is Verdict.FAIL
@@ -119,7 +118,7 @@ def test_what_a_proof_raises_comes_after_what_it_found(subject):
         yield Check("first", "fine")
         raise RuntimeError("CUDA error:\nunspecified launch failure")
 
-    first, failure = Proof("driver", broken).findings(subject)
+    first, failure = DeviceCheck("driver", broken).findings(subject)
     assert (first.name, failure.name) == ("first", "driver")
     assert failure.verdict is Verdict.FAIL
     assert failure.value == "CUDA error: unspecified launch failure"
@@ -133,7 +132,7 @@ def test_a_signal_ends_the_proofs(subject):
         yield
 
     with pytest.raises(InterruptedRunError):
-        list(Proof("any", stopped).findings(subject))
+        list(DeviceCheck("any", stopped).findings(subject))
 
 
 @pytest.mark.parametrize(

@@ -10,25 +10,25 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from engine.decode.geometry import stored_side
-from engine.decode.order import batches_of, epoch_ids
-from engine.decode.pixels import Pixels
-from engine.feature_rows import Resident
-from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from engine.proxy import (
+from coreset.engine.data.geometry import stored_side
+from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.feature_rows import Resident
+from coreset.engine.runtime.distributed import Distributed
+from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.scoring.proxy import (
     convolutional_proxy,
     crops_on,
     last_batch,
     linear_proxy,
     side_at,
 )
-from engine.ranks import Ranks
-from engine.seeding import generator_for
-from engine.sgd import Sgd
-from engine.training import Trainer, cosine_schedule
-from kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
-from kernels.resample import resize
-from shards.errors import UsageError
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
+from coreset.kernels.jpeg.resize import resize
+from coreset.shards.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -42,7 +42,7 @@ LABELS = np.arange(N) % 4
 def pixels():
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (N, SIDE, SIDE, 3), dtype=np.uint8))
-    return Pixels(images.permute(0, 3, 1, 2), np.arange(N) % 4, IDS)
+    return DecodedImages(images.permute(0, 3, 1, 2), np.arange(N) % 4, IDS)
 
 
 def convolutional(pixels, **values):
@@ -78,7 +78,7 @@ def test_ranks_share_an_epoch_in_equally_many_batches_without_padding_but_for_th
 ):
     shares = []
     for rank in range(world):
-        settings = {"batch": batch, "ranks": Ranks(rank, world)}
+        settings = {"batch": batch, "ranks": Distributed(rank, world)}
         proxy = (
             convolutional(pixels, **settings)
             if make == "convolutional"
@@ -101,7 +101,8 @@ def test_ranks_share_an_epoch_in_equally_many_batches_without_padding_but_for_th
 @pytest.mark.parametrize(("world", "batch"), [(1, 8), (1, 37), (2, 6), (3, 12), (3, 6), (5, 9)])
 def test_the_shortest_last_batch_is_known_beforehand(world, batch):
     proxies = [
-        linear(feature_table(), LABELS, batch=batch, ranks=Ranks(r, world)) for r in range(world)
+        linear(feature_table(), LABELS, batch=batch, ranks=Distributed(r, world))
+        for r in range(world)
     ]
     lengths = [len(list(proxy.examples(0))[-1][2]) for proxy in proxies]
     assert last_batch(N, batch, world) == min(lengths)
@@ -235,7 +236,7 @@ def test_crops_grow_with_the_epochs_and_every_image_is_still_shown(pixels):
 
 
 def test_images_that_cannot_be_decoded_are_not_shown_and_are_told(pixels):
-    lost = Pixels(pixels.images, pixels.labels, pixels.ids, undecodable={103: "cut"})
+    lost = DecodedImages(pixels.images, pixels.labels, pixels.ids, undecodable={103: "cut"})
     proxy = convolutional(lost)
     assert sorted(ids_of(proxy, 0)) == [one for one in IDS.tolist() if one != 103]
     assert proxy.undecodable == {103: "cut"}

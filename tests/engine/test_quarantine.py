@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from engine.ledger import read_ledger
-from engine.stages.pack import Pack
-from engine.stages.quarantine import Quarantine
-from engine.stages.verify import Verify
-from shards.errors import UsageError
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.quarantine import Quarantine
+from coreset.engine.stages.verify import Verify
+from coreset.shards.errors import UsageError
+from coreset.shards.format.manifest import Manifest
 
 BAD = "n02102040/photo_003.jpg"
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from engine.ranks import Ranks, joined
-from engine.stages.pack import Pack
-from shards.errors import MachineError, UsageError
+from coreset.engine.runtime.distributed import Distributed, join
+from coreset.engine.stages.pack import Pack
+from coreset.shards.errors import MachineError, UsageError
 
-PROGRAM = "import engine.cli; engine.cli.run()"
+PROGRAM = "import coreset.engine.cli; coreset.engine.cli.run()"
 
 
 def stored_files(data: Path) -> dict[str, bytes]:
@@ -36,17 +36,17 @@ def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
 
 
 def test_a_process_without_a_job_is_alone():
-    with joined() as ranks:
-        assert ranks == Ranks(0, 1)
-        assert ranks.leads
-        assert ranks.step(lambda: 7) == [7]
+    with join() as ranks:
+        assert ranks == Distributed(0, 1)
+        assert ranks.is_main
+        assert ranks.run_on_all(lambda: 7) == [7]
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("0", "0")])
 def test_a_contradictory_job_is_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
-    with pytest.raises(UsageError, match="torchrun"), joined():
+    with pytest.raises(UsageError, match="torchrun"), join():
         pass
 
 
@@ -55,4 +55,4 @@ def test_the_own_error_of_a_rank_comes_out_as_it_is():
         raise MachineError("the disk is full")
 
     with pytest.raises(MachineError, match="the disk is full"):
-        Ranks().step(fail)
+        Distributed().run_on_all(fail)

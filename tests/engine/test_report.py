@@ -19,27 +19,32 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from engine.artifact import making
-from engine.generations import Generations
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.report.accuracy import Accuracy, accuracy_records, comparisons, difference
-from engine.report.catalogue import catalogue
-from engine.report.figures import Look, accuracy_figure
-from engine.report.histograms import cut_of_class
-from engine.report.images import SIDE, evenly_spread, stored_image, thumbnail_uri
-from engine.report.measures import measurements
-from engine.report.tables import Cell, Table, accuracy_table, csv_bytes, markdown_bytes
-from engine.report.verdict import headline, verdicts
-from engine.results import METRICS, STUDENTS, Results
-from engine.sets import SetInfo, open_set
-from engine.stages.pack import Pack
-from engine.stages.report import Report
-from engine.stages.selection import Select
-from engine.store import SCORES_NAME, read_columns, write_columns
-from shards.atomic import digest_of, json_bytes
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.manifest import Manifest
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns, write_columns
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.condensed.condensed_set import SetInfo, open_set
+from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.report.figures import Look, accuracy_figure
+from coreset.engine.report.images import SIDE, evenly_spread, stored_image, thumbnail_uri
+from coreset.engine.report.results import (
+    Accuracy,
+    accuracy_records,
+    comparisons,
+    difference,
+    measurements,
+)
+from coreset.engine.report.score_figures import cut_of_class
+from coreset.engine.report.sets import catalogue
+from coreset.engine.report.tables import Cell, Table, accuracy_table, csv_bytes, markdown_bytes
+from coreset.engine.report.verdict import headline, verdicts
+from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.report import Report
+from coreset.engine.stages.selection import Select
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import digest_of, json_bytes
+from coreset.shards.format.manifest import Manifest
 
 HOSTILE = '<script>alert("x")<'
 CLASSES = (HOSTILE, "beta", "gamma")
@@ -80,9 +85,9 @@ def write_scores(data, out):
     )
     values = np.random.default_rng(3).uniform(-1, 1, len(CLASSES) * PER_CLASS).astype(np.float32)
     columns = {"aum": values, "el2n": -values}
-    with making(out, provenance, inputs=[data]) as work:
+    with create_artifact(out, provenance, inputs=[data]) as work:
         work.meter.images = 360
-        generations = Generations(work.scratch)
+        generations = Checkpoints(work.scratch)
         generations.commit(10, lambda folder: write_columns(folder / SCORES_NAME, columns, {}))
 
 
@@ -332,7 +337,7 @@ def test_the_histogram_counts_every_image_and_marks_the_chosen_ones(page, built)
 
 
 def stored_scores(world):
-    newest = Generations(world.scores).latest()
+    newest = Checkpoints(world.scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)["aum"]
 
@@ -362,9 +367,9 @@ def test_moved_sets_and_scores_are_named_and_the_rest_is_shown(world, tmp_path):
     shutil.rmtree(world.scores)
     shutil.move(world.random, tmp_path / "elsewhere")
     outcome = Report(results=world.results, html=tmp_path / "report.html").run()
-    left_out = [line for line in outcome.lines if line.startswith("left out:")]
-    assert ["its images are" in line for line in left_out] == [True, False]
-    assert ["its scores are" in line for line in left_out] == [False, True]
+    skipped = [line for line in outcome.lines if line.startswith("left out:")]
+    assert ["its images are" in line for line in skipped] == [True, False]
+    assert ["its scores are" in line for line in skipped] == [False, True]
     found = elements(tmp_path / "report.html")
     assert len(found.of("img")) == len(CLASSES) * 2 * IPC  # ccs without scores, and kmeans
     assert len(records(tmp_path / "report.html", "accuracy")) == 3
@@ -658,7 +663,7 @@ def test_a_large_image_becomes_the_central_square_as_jpeg(tmp_path):
 
 def test_a_report_needs_no_torch(built, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from engine.stages.report import Report; "
+        "import sys; from pathlib import Path; from coreset.engine.stages.report import Report; "
         "Report(results=Path(sys.argv[1]), html=Path(sys.argv[2])).run(); "
         "assert 'torch' not in sys.modules"
     )

@@ -12,18 +12,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.ledger import Meter, read_ledger
-from engine.results import METRICS, METRICS_SCHEMA, STUDENTS, STUDENTS_SCHEMA, Results
-from engine.sets import open_set
-from engine.stages.selection import Select
-from shards.dataset import Dataset
-from shards.errors import StoreError
+from coreset.engine.artifacts.ledger import Meter, read_ledger
+from coreset.engine.condensed.condensed_set import open_set
+from coreset.engine.evaluation.results import (
+    METRICS,
+    METRICS_SCHEMA,
+    STUDENTS,
+    STUDENTS_SCHEMA,
+    Results,
+)
+from coreset.engine.stages.selection import Select
+from coreset.shards.errors import StoreError
+from coreset.shards.format.dataset import Dataset
 
 CHECKOUT = Path(__file__).parents[2]
 APPENDING_CHILD = """
 import sys
 from pathlib import Path
-from engine.results import STUDENTS, Results
+from coreset.engine.evaluation.results import STUDENTS, Results
 
 results = Results(Path(sys.argv[1]))
 for seed in range(5):

@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 import torch
 
-from engine.decode.geometry import Geometry, stored_side
-from engine.decode.pixels import resident
-from engine.decode.source import Source
-from engine.generations import COMMIT_NAME, Generations
-from engine.ledger import RUNNING_NAME, read_ledger
-from engine.provenance import PROVENANCE_NAME, Provenance
-from engine.proxy import convolutional_proxy
-from engine.sgd import Sgd
-from engine.stages.decode import Decode
-from engine.store import SCORES_NAME, read_columns
-from engine.training import Trainer, cosine_schedule
-from kernels.scores import SCORES
-from shards.atomic import temporary_name
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.ledger import RUNNING_NAME, read_ledger
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.data.geometry import Geometry, stored_side
+from coreset.engine.data.images import load_into_memory
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.scoring.proxy import convolutional_proxy
+from coreset.engine.stages.decode import Decode
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.kernels.scores import SCORES
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import temporary_name
+from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
 # As the fixture `scored`. Batches so small diverge by chance at the default rate.
@@ -38,7 +38,7 @@ ON_REQUEST = {"tdds", "confidence_oof", "margin_oof"}
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 
@@ -66,8 +66,8 @@ def logits_by_epoch(data, *, size, epochs, batch):
     """Train the same proxy in this test and keep what the command throws away: all logits."""
     dataset, device = Dataset.open(data), torch.device("cpu")
     side = stored_side(size)
-    with Source(dataset, Geometry(side, side)) as source:
-        pixels = resident(source)
+    with ImageStream(dataset, Geometry(side, side)) as source:
+        pixels = load_into_memory(source)
     proxy = convolutional_proxy(
         pixels, 3, size=size, crop_scale=0.08, batch=batch, seed=0, device=device
     )
@@ -126,7 +126,7 @@ def test_scores_are_those_of_the_recorded_logits_by_definition(packed, tmp_path,
 def test_images_that_do_not_fit_into_memory_give_the_same_bytes(
     packed, scored, done, monkeypatch, stored_bytes
 ):
-    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
     streamed = scored.with_name("STREAMED")
     told = done("score", packed, streamed, *SMALL)
     assert stored_bytes(streamed) == stored_bytes(scored)
@@ -277,7 +277,7 @@ def test_an_image_that_cannot_be_decoded_costs_its_own_score_only(
 ):
     command = ["score", damaged, tmp_path / "SCORES", *SMALL]
     if way == "streamed":
-        monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+        monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
     if way == "pixels":
         Decode(data=damaged, pixels=tmp_path / "PIXELS", size=19).run()
         command += ["--pixels", tmp_path / "PIXELS"]
@@ -308,9 +308,9 @@ def test_a_training_that_diverges_leaves_nothing_and_a_smaller_rate_may_follow(
 # Commits after every epoch, so that there is something to kill between two of them.
 EAGER = """
 import sys
-import engine.score_pass
-from engine.cli import main
-engine.score_pass.COMMIT_EVERY_SECONDS = 0.0
+import coreset.engine.scoring.run
+from coreset.engine.cli import main
+coreset.engine.scoring.run.COMMIT_EVERY_SECONDS = 0.0
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -334,7 +334,7 @@ def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
     command = ("score", packed, out, *SMALL)
     killed_once_there(temporary_name(out) / RUNNING_NAME, command)
     assert not out.exists()
-    assert Generations(temporary_name(out)).latest() is not None
+    assert Checkpoints(temporary_name(out)).latest() is not None
     done(*command)
     assert stored_bytes(out) == stored_bytes(scored)
     first, second = own_lines(out)
@@ -349,11 +349,12 @@ KILLED_BEFORE_EACH_RENAME = """
 import os, signal, sys
 from pathlib import Path
 import torch
-import engine.score_pass
-from engine.cli import main
+import coreset.engine.scoring.run
+from coreset.engine.cli import main
 
 folder, data, *options = sys.argv[1:]
-engine.score_pass.COMMIT_EVERY_SECONDS = engine.score_pass.COMMIT_WITHIN_SECONDS = 0.0
+run = coreset.engine.scoring.run
+run.COMMIT_EVERY_SECONDS = run.COMMIT_WITHIN_SECONDS = 0.0
 rename = Path.rename
 
 def score_until(last):
@@ -410,7 +411,7 @@ def stopped(packed, tmp_path, interrupted, monkeypatch):
     """A scoring that a scheduler stopped after a commit: its command."""
     command = ("score", packed, tmp_path / "SCORES", *LINEAR, "--epochs", 400)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.score_pass.COMMIT_EVERY_SECONDS", 0.0)
+        patch.setattr("coreset.engine.scoring.run.COMMIT_EVERY_SECONDS", 0.0)
         said = interrupted(tmp_path / ".SCORES.partial" / COMMIT_NAME, *command)
     assert said == "coreset: interrupted by SIGTERM; the same command continues\n"
     return command
@@ -451,7 +452,7 @@ def stopped_on_damage(damaged, tmp_path, interrupted, monkeypatch):
     """A scoring of a damaged data set that was stopped after its first epoch: its command."""
     command = ("score", damaged, tmp_path / "SCORES", *SMALL, "--epochs", 6)
     with monkeypatch.context() as patch:
-        patch.setattr("engine.score_pass.COMMIT_EVERY_SECONDS", 0.0)
+        patch.setattr("coreset.engine.scoring.run.COMMIT_EVERY_SECONDS", 0.0)
         interrupted(tmp_path / ".SCORES.partial" / COMMIT_NAME, *command)
     return command
 

@@ -3,23 +3,23 @@
 import numpy as np
 import pytest
 
-from engine.generations import COMMIT_NAME, Generations
-from engine.score_extras import MARGINS_NAME
-from engine.scoring import last_commit
-from engine.store import SCORES_NAME, read_columns
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.scoring.accumulators import MARGINS_NAME
+from coreset.engine.scoring.checkpoint import last_commit
 
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)  # as the fixture `scored`
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 
 
 @pytest.fixture(scope="module")
 def with_extras(packed, work, one_thread):  # noqa: ARG001 - a fixture for its effect
-    from engine.cli import main
+    from coreset.engine.cli import main
 
     out = work / "EXTRAS"
     words = ("score", packed, out, *SMALL, "--tdds", "--record-margins")
@@ -52,7 +52,7 @@ def test_a_scoring_stops_between_two_batches_and_continues_to_the_same_bytes(  #
     command = ("score", packed, tmp_path / "SCORES", *SMALL, "--tdds", "--record-margins")
     scratch = tmp_path / ".SCORES.partial"
     with monkeypatch.context() as patch:
-        patch.setattr("engine.score_pass.COMMIT_WITHIN_SECONDS", 0.0)
+        patch.setattr("coreset.engine.scoring.run.COMMIT_WITHIN_SECONDS", 0.0)
         interrupted(scratch / COMMIT_NAME, *command)
     found = last_commit(scratch)
     assert found is not None
@@ -75,7 +75,7 @@ def test_too_few_epochs_for_tdds_are_refused(packed, tmp_path, refused):
 def test_tdds_is_refused_with_its_memory_where_there_is_no_room(
     packed, tmp_path, refused, monkeypatch
 ):
-    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
     said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL, "--tdds", code=4)
     assert "tdds keeps 0.00 GB on cpu, which has 0.00 GB available; leave out --tdds" in said
 
@@ -91,20 +91,20 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     from safetensors.torch import load_file
     from torch.nn.functional import cross_entropy
 
-    from engine.decode.geometry import Geometry
-    from engine.decode.source import Source
-    from engine.device import half_precision
-    from engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-    from engine.models.networks import build_network
-    from engine.training import WEIGHTS_NAME
-    from kernels.augment import normalised
-    from shards.dataset import Dataset
+    from coreset.engine.data.geometry import Geometry
+    from coreset.engine.data.stream import ImageStream
+    from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+    from coreset.engine.models.networks import build_network
+    from coreset.engine.runtime.device import half_precision
+    from coreset.engine.training.trainer import WEIGHTS_NAME
+    from coreset.kernels.augment import normalised
+    from coreset.shards.format.dataset import Dataset
 
-    newest = Generations(scored).latest()
+    newest = Checkpoints(scored).latest()
     assert newest is not None
     network = build_network("resnet18", 3, norm="batch", seed=1)
     network.load_state_dict(load_file(newest[1] / WEIGHTS_NAME))
-    with Source(Dataset.open(packed), Geometry(19, 19)) as source:
+    with ImageStream(Dataset.open(packed), Geometry(19, 19)) as source:
         (batch,) = source.epoch(60)
     images = normalised(batch.images[..., 1:18, 1:18], IMAGENET_MEAN, IMAGENET_STD)
     with torch.inference_mode(), half_precision(torch.device("cpu")):

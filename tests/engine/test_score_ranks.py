@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.generations import Generations
-from engine.ledger import RUNNING_NAME
-from engine.store import SCORES_NAME, read_columns
-from kernels.scores import SCORES
-from shards.atomic import temporary_name
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.ledger import RUNNING_NAME
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.kernels.scores import SCORES
+from coreset.shards.format.files import temporary_name
 
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
 RUN = """
 import sys
-import engine.score_pass as score_pass
-from engine.cli import main
+import coreset.engine.scoring.run as score_pass
+from coreset.engine.cli import main
 score_pass.COMMIT_EVERY_SECONDS = score_pass.COMMIT_WITHIN_SECONDS = 0.0
 score_pass.BATCHES_PER_VOTE = 1
 sys.exit(main(sys.argv[1:]))
@@ -27,9 +27,9 @@ sys.exit(main(sys.argv[1:]))
 JOIN = """
 from pathlib import Path
 import torch
-from engine.ranks import joined
-from engine.training import replica_of
-with joined() as ranks:
+from coreset.engine.runtime.distributed import join
+from coreset.engine.training.trainer import replica_of
+with join() as ranks:
     replica_of(torch.nn.Linear(2, 2), torch.device("cpu"))(torch.ones(1, 2)).sum().backward()
 names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
 print([name for name in names if "gloo" in name])
@@ -41,7 +41,7 @@ def ended(ranks):
 
 
 def columns_of(scores):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME)
 

@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from engine.artifact import making
-from engine.generations import Generations
-from engine.misratios import misratio_by_share
-from engine.provenance import Provenance
-from engine.scored import listing
-from engine.spreads import Spread, binned, histogram
-from engine.store import SCORES_NAME, write_columns
-from kernels.scores import SCORES
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, write_columns
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.condensed.misratio import misratio_by_share
+from coreset.engine.runtime.spreads import Summary, binned, histogram
+from coreset.engine.scoring.score_table import listing
+from coreset.kernels.scores import SCORES
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
 N = 60  # of `packed`: 20 of each of 3 classes
@@ -39,11 +39,11 @@ def write_scores(data, out, columns, *, images=0, undecodable=None, config=None)
         binds={"identity": Manifest.read(data).identity},
         inputs=(recorded,),
     )
-    with making(out, provenance, inputs=[data]) as work:
+    with create_artifact(out, provenance, inputs=[data]) as work:
         work.meter.images = images
         visits = np.full(len(next(iter(columns.values()))), 3, np.int32)
         stored = {"visits": visits, **columns}
-        generations = Generations(work.scratch)
+        generations = Checkpoints(work.scratch)
         generations.commit(9, lambda folder: write_columns(folder / SCORES_NAME, stored, {}))
         if undecodable:
             (work.scratch / "undecodable.json").write_text(json.dumps(undecodable))
@@ -304,7 +304,7 @@ def out_of_fold(columns):
 
 
 @pytest.mark.parametrize(
-    ("left_out", "best", "why"),
+    ("skipped", "best", "why"),
     [
         ((), "confidence_oof", "by classifiers that never saw the label"),
         (("confidence_oof",), "el2n", "first epochs, before wrong labels are memorised"),
@@ -312,9 +312,9 @@ def out_of_fold(columns):
     ],
 )
 def test_the_stored_score_that_finds_wrong_labels_best_is_the_default_and_says_why(  # noqa: PLR0917 - fixtures
-    packed, out_of_fold, tmp_path, told, done, left_out, best, why
+    packed, out_of_fold, tmp_path, told, done, skipped, best, why
 ):
-    columns = {name: values for name, values in out_of_fold.items() if name not in left_out}
+    columns = {name: values for name, values in out_of_fold.items() if name not in skipped}
     scores = write_scores(packed, tmp_path / "S", {"aum": columns["aum"]} | columns)
     facts = told("scores", "suspects", scores)
     ease = columns[best] if SCORES[best].low_is_hard else -columns[best]
@@ -487,7 +487,7 @@ def test_the_costs_are_those_of_the_ledgers(scores, cheap, told):
 @pytest.fixture
 def flipped(photos, tmp_path):
     """Photos packed with 9 wrong labels; the table of the true ones; the wrong samples."""
-    from engine.stages.pack import Pack
+    from coreset.engine.stages.pack import Pack
 
     rows = sorted(path.relative_to(photos) for path in photos.rglob("*.*"))
     classes = sorted({path.parts[0] for path in rows})
@@ -571,7 +571,7 @@ def test_correlations_need_no_misratio(scores, cheap, done, told, monkeypatch):
         in " ".join(lines)
     )
     assert lines[-1] == f"next: coreset select {cheap} SET --ipc 10"
-    monkeypatch.setattr("engine.misratios._WITHOUT_DEFAULT", ("aum",))
+    monkeypatch.setattr("coreset.engine.condensed.misratio._WITHOUT_DEFAULT", ("aum",))
     without = told(*command)
     assert without["agreement"] == facts["agreement"]
     assert without["coresets"] == []
@@ -693,7 +693,7 @@ def test_a_single_image_among_a_million_shows():
 
 
 def test_infinite_numbers_are_counted_and_left_out():
-    spread = Spread.of(np.array([1, math.inf, 3, math.nan, -math.inf], np.float32))
+    spread = Summary.of(np.array([1, math.inf, 3, math.nan, -math.inf], np.float32))
     assert (spread.n, spread.not_finite, spread.low, spread.high, spread.mean) == (5, 3, 1, 3, 2)
     assert sum(binned(np.array([1, math.inf, 3]), 4)[0]) == 2
     assert replace(spread, mean=math.nan).facts()["mean"] is None
@@ -711,7 +711,7 @@ def test_the_listing_has_a_row_for_every_score():
 
 WITHOUT_TORCH = """
 import sys
-from engine.cli import main
+from coreset.engine.cli import main
 
 scores, out = sys.argv[1:]
 for words in (

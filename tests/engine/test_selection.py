@@ -12,18 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.artifact import making
-from engine.generations import Generations
-from engine.ledger import read_ledger
-from engine.misratios import misratio_by_share
-from engine.provenance import Provenance
-from engine.stages.selection import STREAMS
-from engine.store import SCORES_NAME, read_columns, write_columns
-from kernels.scores import SCORES
-from kernels.seeds import derived_seed, random_keys
-from shards.classes import IMAGENETTE_WNIDS
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns, write_columns
+from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.condensed.misratio import misratio_by_share
+from coreset.engine.stages.selection import STREAMS
+from coreset.kernels.scores import SCORES
+from coreset.kernels.seeds import derived_seed, random_keys
+from coreset.shards.format.classes import IMAGENETTE_WNIDS
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
 
@@ -37,7 +37,7 @@ def facts_of(condensed):
 
 
 def stored_score(scores, name):
-    newest = Generations(scores).latest()
+    newest = Checkpoints(scores).latest()
     assert newest is not None
     return read_columns(newest[1] / SCORES_NAME, [name])[name]
 
@@ -52,8 +52,8 @@ def write_scores(data, out, columns):
         binds={"identity": Manifest.read(data).identity},
         inputs=(recorded,),
     )
-    with making(out, provenance, inputs=[data]) as work:
-        generations = Generations(work.scratch)
+    with create_artifact(out, provenance, inputs=[data]) as work:
+        generations = Checkpoints(work.scratch)
         generations.commit(1, lambda folder: write_columns(folder / SCORES_NAME, columns, {}))
     return out
 
@@ -68,7 +68,7 @@ def nette(tmp_path_factory):
         for number in range(12):
             pixels = rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(folder / "src" / name / f"{number}.png")
-    from engine.stages.pack import Pack
+    from coreset.engine.stages.pack import Pack
 
     Pack(src=folder / "src", data=folder / "DATA").run()
     return folder / "DATA"
@@ -222,7 +222,7 @@ def test_a_misratio_that_the_study_does_not_have_is_assumed_and_said(
 
 
 def test_a_score_without_a_default_needs_a_misratio(scored, tmp_path, refused, done, monkeypatch):
-    monkeypatch.setattr("engine.misratios._WITHOUT_DEFAULT", ("aum",))
+    monkeypatch.setattr("coreset.engine.condensed.misratio._WITHOUT_DEFAULT", ("aum",))
     command = ("select", scored, tmp_path / "SET", "--ipc", 2)
     said = refused(tmp_path, *command)
     assert "misratio has no default for score aum; give --misratio" in said
@@ -402,7 +402,7 @@ def test_damaged_scores_are_refused(scored, packed, tmp_path, refused, damage):
 # Every verb that promises to do without torch, in one interpreter.
 WITHOUT_TORCH = """
 import sys
-from engine.cli import main
+from coreset.engine.cli import main
 
 scores, data, out = sys.argv[1:]
 for words in (

@@ -7,21 +7,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from engine.sets import (
+from coreset.engine.artifacts.origin import open_source, require_same_data
+from coreset.engine.condensed.condensed_set import (
     IDS_NAME,
     SET_NAME,
     SetInfo,
     open_set,
-    open_source,
     require_same_classes,
-    require_same_data,
-    subset_content,
 )
-from engine.stages.pack import Pack
-from engine.stages.selection import Select
-from shards.dataset import Dataset
-from shards.errors import StoreError, UsageError
-from shards.manifest import content_digest
+from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.selection import Select
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.dataset import Dataset, subset_content
+from coreset.shards.format.manifest import content_digest
 
 INFO = SetInfo(
     kind="coreset",

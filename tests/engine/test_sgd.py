@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from engine.sgd import Sgd
+from coreset.engine.training.sgd import Sgd
 
 
 def network_of():
@@ -52,9 +52,9 @@ def test_training_uncompiled_leaves_the_compiler_alone():
     """Importing it costs every process a second and some 200 MB."""
     program = """
 import sys, torch
-from engine.models.networks import build_network
-from engine.sgd import Sgd
-from engine.training import Trainer
+from coreset.engine.models.networks import build_network
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer
 network = build_network("resnet18", 2, norm="batch", seed=0)
 optimiser = Sgd(lr=0.1, weight_decay=0.1).build(network)
 trainer = Trainer(network, optimiser, lambda _: 0.1, torch.device("cpu"))

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from engine.store import (
+from coreset.engine.artifacts.store import (
     FEATURE_CHUNK_BYTES,
     RowWriter,
     feature_chunk_rows,
@@ -15,8 +15,8 @@ from engine.store import (
     read_features,
     write_columns,
 )
-from shards.atomic import tree_digests
-from shards.errors import StoreError, UsageError
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.files import tree_digests
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of damaged files
 
@@ -39,7 +39,7 @@ def scores(tmp_path, columns):
 @pytest.fixture
 def small_chunks(monkeypatch):
     """Chunks of 16 rows: an array of 50 has four, the last of them short."""
-    monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", 16 * WIDTH * 2)
+    monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", 16 * WIDTH * 2)
 
 
 @pytest.fixture
@@ -92,7 +92,7 @@ def test_an_unknown_column_names_the_known_ones(scores):
 
 
 def test_a_lost_chunk_is_nan_and_never_a_score(tmp_path, monkeypatch, columns):
-    monkeypatch.setattr("engine.store.ROWS_PER_SCORE_CHUNK", 100)
+    monkeypatch.setattr("coreset.engine.artifacts.store.ROWS_PER_SCORE_CHUNK", 100)
     write_columns(tmp_path / "scores.zarr", columns, {})
     (tmp_path / "scores.zarr/aum/c/1").unlink()
     aum = read_columns(tmp_path / "scores.zarr", ["aum"])["aum"]
@@ -103,7 +103,7 @@ def test_a_lost_chunk_is_nan_and_never_a_score(tmp_path, monkeypatch, columns):
 
 def test_a_chunk_of_nan_and_a_chunk_of_zeros_are_on_disk(tmp_path, monkeypatch):
     # Left out as empty, they would look like lost ones.
-    monkeypatch.setattr("engine.store.ROWS_PER_SCORE_CHUNK", 2)
+    monkeypatch.setattr("coreset.engine.artifacts.store.ROWS_PER_SCORE_CHUNK", 2)
     values = np.array([np.nan, np.nan, 0, 0], np.float32)
     write_columns(tmp_path / "s.zarr", {"aum": values, "visits": np.zeros(4, np.int64)}, {})
     chunks = sorted(path.as_posix() for path in (tmp_path / "s.zarr").glob("*/c/*"))
@@ -296,7 +296,7 @@ def test_chunks_of_features_have_the_rows_of_today_whatever_the_store_has(
     tmp_path, matrix, monkeypatch, rows
 ):
     path = write_features(tmp_path / "f.zarr", matrix)
-    monkeypatch.setattr("engine.store.FEATURE_CHUNK_BYTES", rows * WIDTH * 2)
+    monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", rows * WIDTH * 2)
     chunks = list(feature_chunks(path))
     assert {len(chunk) for chunk in chunks[:-1]} <= {rows}
     np.testing.assert_array_equal(np.concatenate(chunks), matrix)

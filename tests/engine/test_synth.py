@@ -6,11 +6,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from engine.stages.synth import TRUTH_NAME, Synth
-from engine.stages.verify import Verify
-from shards.dataset import Dataset
-from shards.errors import UsageError
-from shards.synthetic import Synthetic
+from coreset.engine.stages.synth import TRUTH_NAME, Synth
+from coreset.engine.stages.verify import Verify
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.sources.synthetic import Synthetic
 
 
 def make(data: Path, **options: object) -> Dataset:

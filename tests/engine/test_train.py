@@ -8,14 +8,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-import engine.progress
-from engine.ledger import read_ledger
-from engine.protocols import HardLabels
-from engine.provenance import Provenance
-from engine.results import METRICS, STUDENTS, Results
-from shards.atomic import digest_of
-from shards.dataset import Dataset
-from shards.manifest import Manifest
+from coreset.engine.artifacts.ledger import read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.evaluation.protocols.hard import HardLabels
+from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import digest_of
+from coreset.shards.format.manifest import Manifest
 
 TINY = ("--size", 33, "--epochs", 2, "--evaluations", 2)
 
@@ -28,7 +27,7 @@ def students(results):
 def _float32_everywhere():
     """One arithmetic, so that stamps and accuracies are the same on every processor."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.device.has_fast_bfloat16", lambda _device: False)
+        patch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: False)
         yield
 
 
@@ -41,7 +40,7 @@ def inputs(random_set, val):
 @pytest.fixture(scope="module")
 def trained(inputs, work, one_thread):  # noqa: ARG001 - a fixture for its effect
     """Results of two students on two random photos a class; read only."""
-    from engine.cli import main
+    from coreset.engine.cli import main
 
     command = ("train", *inputs, work / "RESULTS", *TINY, "--repeats", 2)
     assert main([str(word) for word in command]) == 0
@@ -69,7 +68,7 @@ def test_there_is_a_row_per_student_that_tells_what_was_trained(trained, random_
 def test_progress_says_which_set_is_trained_and_counts_epochs(
     inputs, tmp_path, coreset, monkeypatch
 ):
-    monkeypatch.setattr(engine.progress, "LINE_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr("coreset.engine.runtime.progress.LINE_EVERY_SECONDS", 0.0)
     told = coreset("train", *inputs, tmp_path / "R", *TINY, "--repeats", 1, "--seed", 5)
     first, second = told.err.splitlines()
     assert first.startswith("train RANDOM, seed 5: 1 of 2 epochs, ")
@@ -141,7 +140,7 @@ def test_other_epochs_are_other_students(trained, inputs, tmp_path, done):
 def test_another_precision_is_another_student(trained, inputs, tmp_path, done, monkeypatch):
     results = shutil.copytree(trained, tmp_path / "RESULTS")
     command = ("train", *inputs, results, *TINY, "--repeats", 1)
-    monkeypatch.setattr("engine.device.has_fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
     told, _ = done(*command)
     assert told.startswith("random at IPC 2, resnet18, hard@1+bfloat16+short: top-1 ")
     assert "(1 students, 1 of them new)" in told
@@ -175,7 +174,7 @@ def test_a_student_of_before_stamps_named_the_precision_is_found_in_its_own(
     Results(results).append(STUDENTS, [row | {"runtime": runtime}], [])
     command = ("train", *inputs, results, *TINY, "--repeats", 1)
     assert "1 of them new" in done(*command)[0]
-    monkeypatch.setattr("engine.device.has_fast_bfloat16", lambda _device: True)
+    monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
     assert "0 of them new" in done(*command)[0]
     assert [one["protocol"] for one in students(results)] == [
         "hard@1+bfloat16+short", "hard@1+short",
@@ -201,14 +200,14 @@ def test_validation_images_that_do_not_fit_into_memory_are_streamed(
     trained, inputs, tmp_path, done, monkeypatch
 ):
     few = 2 * 6 * 3 * 33**2 + 1  # half of it holds the six of the set, not the 18 of val
-    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: few)
+    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: few)
     done("train", *inputs, tmp_path / "RESULTS", *TINY, "--repeats", 1)
     (row,) = students(tmp_path / "RESULTS")
     assert row["top1_last"] == students(trained)[0]["top1_last"]
 
 
 def test_a_set_that_does_not_fit_into_memory_is_refused(inputs, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr("engine.decode.pixels.available_bytes", lambda: 1000)
+    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
     said = refused(tmp_path, "train", *inputs, tmp_path / "R", *TINY, code=4)
     assert "6 images of 33 pixels need" in said
 

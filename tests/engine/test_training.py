@@ -9,11 +9,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from engine.device import half_precision, has_fast_bfloat16, resolve_device, runtime_of
-from engine.models.networks import placed
-from engine.seeding import generator_for, seeded_initialisation
-from engine.sgd import Optimiser, Sgd
-from engine.training import (
+from coreset.engine.models.networks import placed
+from coreset.engine.runtime.device import (
+    half_precision,
+    has_fast_bfloat16,
+    resolve_device,
+    runtime_of,
+)
+from coreset.engine.runtime.seeding import generator_for, seeded_initialisation
+from coreset.engine.training.sgd import Optimiser, Sgd
+from coreset.engine.training.trainer import (
     MOMENTUM_NAME,
     WEIGHTS_NAME,
     Accuracy,
@@ -23,7 +28,7 @@ from engine.training import (
     evaluate,
     step_schedule,
 )
-from shards.errors import MachineError, StoreError, UsageError
+from coreset.shards.errors import MachineError, StoreError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from engine.waiting import POLICY, sleep_while_waiting
+from coreset.engine.runtime.openmp import POLICY, use_passive_wait
 
 ROOMY = 10**12
 # Where torch would be imported its OpenMP is loaded alone, which says what it found, and all ends.
@@ -16,8 +16,8 @@ SCORE = """
 import ctypes, os, sys
 from importlib.util import find_spec
 from pathlib import Path
-import engine.stages.score
-engine.stages.score.available_bytes = lambda: {available}
+import coreset.engine.stages.score
+coreset.engine.stages.score.available_bytes = lambda: {available}
 (openmp,) = Path(find_spec("torch").origin).parent.glob("lib/libgomp*")
 
 class InsteadOfTorch:
@@ -27,7 +27,7 @@ class InsteadOfTorch:
             os._exit(0)
 
 sys.meta_path.insert(0, InsteadOfTorch())
-from engine.cli import main
+from coreset.engine.cli import main
 sys.exit(main({words!r}))
 """
 
@@ -67,5 +67,5 @@ def test_a_policy_of_the_user_stays(packed, tmp_path):
 def test_nothing_happens_where_torch_has_begun(monkeypatch):
     importlib.import_module("torch")
     monkeypatch.delenv(POLICY, raising=False)
-    sleep_while_waiting()
+    use_passive_wait()
     assert POLICY not in os.environ

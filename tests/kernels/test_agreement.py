@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata, spearmanr
 
-from kernels.agreement import (
+from coreset.kernels.rank_correlation import (
     overlap,
     ranks,
     roc_area,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from kernels.augment import (
+from coreset.kernels.augment import (
     color_jitter,
     cutmix,
     draw_crops,

@@ -9,25 +9,25 @@ from pathlib import Path
 
 import pytest
 
-from kernels import compiling
+from coreset.kernels import jit as compiling
 
 INNER = """
-from kernels.compiling import kernel
+from coreset.kernels.jit import kernel
 
 @kernel
 def factor() -> int:
     return 3
 """
 OUTER = """
-from kernels.compiling import kernel
-from kernels.inner import factor
+from coreset.kernels.jit import kernel
+from coreset.kernels.inner import factor
 
 @kernel
 def tripled(number: int) -> int:
     return number * factor()
 """
 CALL = """
-from kernels.outer import tripled
+from coreset.kernels.outer import tripled
 print(tripled(5), sum(tripled.stats.cache_hits.values()))
 """
 
@@ -35,8 +35,9 @@ print(tripled(5), sum(tripled.stats.cache_hits.values()))
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
     """Two kernels, one of which calls the other."""
-    folder = tmp_path / "sources" / "kernels"
+    folder = tmp_path / "sources" / "coreset" / "kernels"
     folder.mkdir(parents=True)
+    (folder.parent / "__init__.py").touch()
     shutil.copy(compiling.__file__, folder)
     for name, text in (("__init__", ""), ("inner", INNER), ("outer", OUTER)):
         (folder / f"{name}.py").write_text(text)
@@ -54,7 +55,7 @@ def run(sources: Path, cache: Path) -> subprocess.CompletedProcess[str]:
     environment = {"PATH": "", "CORESET_CACHE": str(cache)}
     return subprocess.run(
         [sys.executable, "-c", CALL],
-        cwd=sources.parent,
+        cwd=sources.parents[1],
         env=environment,
         capture_output=True,
         text=True,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.crops import crop_boxes
+from coreset.kernels.crops import crop_boxes
 
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 DRAWS = 4000

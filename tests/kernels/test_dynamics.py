@@ -12,10 +12,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.proving.host_reads import HostReads
-from kernels.dynamics import SUMS, Dynamics
-from kernels.margins import margins
-from kernels.scores import SCORES
+from coreset.engine.doctor.arithmetic import HostReads
+from coreset.kernels.dynamics import SUMS, Dynamics
+from coreset.kernels.margins import margins
+from coreset.kernels.scores import SCORES
 
 assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5)
 NOT_OF_THE_PASS = {"loss_final", "entropy_final", "tdds", "confidence_oof", "margin_oof"}
@@ -279,7 +279,7 @@ class Together:
         self.tensors = [torch.empty(0)] * world
         self.barrier = Barrier(world)
 
-    def add_up(self, rank, tensor):
+    def all_reduce(self, rank, tensor):
         self.tensors[rank] = tensor.clone()
         self.barrier.wait()
         total = torch.stack(self.tensors).sum(0, dtype=tensor.dtype)
@@ -301,15 +301,15 @@ def test_processes_that_share_an_epoch_agree_with_one_that_has_it_alone(world, s
     together = Together(world)
 
     def run(rank):
-        mine, add_up = ranks[rank], partial(together.add_up, rank)
+        mine, all_reduce = ranks[rank], partial(together.all_reduce, rank)
         for epoch, batches in enumerate(epochs):
             mine.begin_epoch(epoch)
             for at, batch in enumerate(batches):
                 if epoch == cut and at == 3:
-                    mine.collect(epoch, add_up, leads=rank == 0)
+                    mine.collect(epoch, all_reduce, is_main=rank == 0)
                 if at % world == rank:
                     mine.update(*(torch.from_numpy(part) for part in batch))
-            mine.end_epoch(epoch, add_up, leads=rank == 0)
+            mine.end_epoch(epoch, all_reduce, is_main=rank == 0)
 
     together.run(run)
     assert_same_state(ranks[0], alone)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import cross_entropy
 
-from kernels.folds import held_out_logits, loss_of_folds, stratified_folds
-from kernels.seeds import random_keys
+from coreset.kernels.folds import held_out_logits, loss_of_folds, stratified_folds
+from coreset.kernels.seeds import random_keys
 
 LABELS = st.lists(st.integers(0, 4), max_size=60).map(lambda labels: np.array(labels, np.int64))
 

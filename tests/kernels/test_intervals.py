@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from kernels.intervals import paired_interval, welch_interval
+from coreset.kernels.intervals import paired_interval, welch_interval
 
 numbers = st.integers(0, 100)
 samples = st.lists(numbers, min_size=2, max_size=8).map(lambda values: np.array(values, np.float64))

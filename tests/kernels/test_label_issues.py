@@ -5,7 +5,7 @@ from cleanlab.filter import find_label_issues
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.label_issues import class_thresholds, label_issues
+from coreset.kernels.label_issues import class_thresholds, label_issues
 
 
 def noisy(seed, n=200, n_classes=5, absent=None):

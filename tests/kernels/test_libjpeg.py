@@ -9,8 +9,9 @@ import pytest
 import simplejpeg
 from PIL import _imaging
 
-from kernels import jpeg_batches, libjpeg
-from kernels.libjpeg import MOST_ADDED, VERSIONS, Functions, PartDecoder
+from coreset.kernels.jpeg import batch as jpeg_batches
+from coreset.kernels.jpeg import libjpeg
+from coreset.kernels.jpeg.libjpeg import MOST_ADDED, VERSIONS, Functions, PartDecoder
 
 
 @pytest.fixture(scope="module")

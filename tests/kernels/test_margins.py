@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.margins import Presented, margins, presentations
+from coreset.kernels.margins import SampleStats, margins, per_sample_stats
 
 LOGITS = st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=9)
 
@@ -33,16 +33,16 @@ def by_definition(logits, label):
 @given(LOGITS, st.data())
 def test_a_presentation_is_what_its_definitions_say(logits, data):
     label = data.draw(st.integers(0, len(logits) - 1))
-    found = presentations(torch.tensor([logits]), torch.tensor([label]))
+    found = per_sample_stats(torch.tensor([logits]), torch.tensor([label]))
     expected = by_definition(logits, label)
-    assert set(expected) == set(Presented._fields)
+    assert set(expected) == set(SampleStats._fields)
     for name, value in found._asdict().items():
         assert value.item() == pytest.approx(expected[name], rel=1e-4, abs=2e-5), name
 
 
 def test_a_sample_of_which_the_network_is_certain_keeps_its_digits():
     logits = torch.tensor([[30.0, 0.0, 1.0]])
-    found = presentations(logits, torch.tensor([0]))
+    found = per_sample_stats(logits, torch.tensor([0]))
     rest = math.exp(-30) + math.exp(-29)
     assert found.loss.item() == pytest.approx(rest, rel=1e-5)
     assert found.el2n.item() == pytest.approx(
@@ -52,7 +52,7 @@ def test_a_sample_of_which_the_network_is_certain_keeps_its_digits():
 
 @pytest.mark.parametrize(("label", "right"), [(0, 1), (1, 0), (2, 0)])
 def test_a_tie_counts_for_the_lowest_class_as_argmax_does(label, right):
-    found = presentations(torch.tensor([[2.0, 2.0, 2.0]]), torch.tensor([label]))
+    found = per_sample_stats(torch.tensor([[2.0, 2.0, 2.0]]), torch.tensor([label]))
     assert found.right == right
 
 
@@ -63,7 +63,7 @@ def test_the_margin_of_all_negative_logits_is_not_measured_against_zero():
 def test_margins_are_those_of_presentations():
     logits = 3 * torch.randn((50, 7), generator=torch.Generator())
     labels = torch.arange(50) % 7
-    presented = presentations(logits, labels)
+    presented = per_sample_stats(logits, labels)
     assert torch.equal(margins(logits, labels), presented.logit_margin)
     of_softmax = margins(logits.softmax(1), labels)
     torch.testing.assert_close(of_softmax, presented.probability_margin)

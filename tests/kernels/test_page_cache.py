@@ -3,7 +3,7 @@ import os
 import numpy as np
 import pytest
 
-from kernels.page_cache import all_cached
+from coreset.kernels.jpeg.ffi import all_cached
 
 
 @pytest.fixture

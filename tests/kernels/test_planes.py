@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from kernels.planes import PLANE_ALIGNMENT, factors_of, normalised_planes
+from coreset.kernels.jpeg.normalise import PLANE_ALIGNMENT, factors_of, normalised_planes
 
 
 @pytest.mark.parametrize("offset", [0, 1])

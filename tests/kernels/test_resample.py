@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from kernels.resample import reach, resize, warm_up
+from coreset.kernels.jpeg.resize import reach, resize, warm_up
 
 sides = st.one_of(st.integers(1, 12), st.integers(1, 150))
 kinds = st.sampled_from(["noise", "black and white", "gradient", "constant"])

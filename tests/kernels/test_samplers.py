@@ -5,9 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
-from kernels.seeds import derived_seed
-from kernels.strata import ccs_draw
+from coreset.kernels.samplers import ClassTooSmallError, ccs_coreset, ccs_draw, random_coreset
+from coreset.kernels.seeds import derived_seed
 
 SEED = 5
 ccs = partial(ccs_coreset, misratio=0.3, n_bins=10, seed=SEED)

@@ -12,10 +12,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.dynamics import Dynamics
-from kernels.margins import presentations
-from kernels.scores import easiness
-from kernels.strata import ccs_draw
+from coreset.kernels.dynamics import Dynamics
+from coreset.kernels.margins import per_sample_stats
+from coreset.kernels.samplers import ccs_draw
+from coreset.kernels.scores import easiness
 
 
 def scores_of(logits, labels, **options):
@@ -237,7 +237,7 @@ def gradient_norms(logits, labels, batch, reduction):
 def test_el2n_is_the_norm_of_the_gradient_of_a_samples_own_loss_in_any_batch():
     """Of the mean over a batch, as in DeepCore's GraNd, a short last batch has larger ones."""
     logits, labels = recorded(n_epochs=1, n=10)
-    el2n = presentations(logits[0], labels).el2n
+    el2n = per_sample_stats(logits[0], labels).el2n
     for batch in (4, 10):
         torch.testing.assert_close(gradient_norms(logits[0], labels, batch, "sum"), el2n)
     of_mean = gradient_norms(logits[0], labels, 4, "mean")

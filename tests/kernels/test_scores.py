@@ -4,9 +4,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.dynamics import Dynamics
-from kernels.scores import SCORES, easiness
-from kernels.tdds import Tdds
+from coreset.kernels.dynamics import Dynamics
+from coreset.kernels.scores import SCORES, easiness
+from coreset.kernels.tdds import Tdds
 
 OF_AN_EVALUATION = {"loss_final", "entropy_final"}
 OUT_OF_FOLD = {"confidence_oof", "margin_oof"}

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernels.seeds import GOLDEN_GAMMA, derived_seed, permutation, random_keys, splitmix64
+from coreset.kernels.seeds import GOLDEN_GAMMA, derived_seed, permutation, random_keys, splitmix64
 
 
 @pytest.mark.parametrize(

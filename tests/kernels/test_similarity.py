@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.similarity import coverage, l2_normalised
+from coreset.kernels.coverage import coverage, l2_normalised
 
 
 def cosine(a, b):

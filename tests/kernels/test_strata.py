@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from kernels.strata import bin_of, ccs_draw, n_hardest, positions_by_class, stratum_counts
+from coreset.kernels.samplers import bin_of, ccs_draw, n_hardest, positions_by_class, stratum_counts
 
 any_finite = st.floats(allow_nan=False, allow_infinity=False)
 score_arrays = st.one_of(

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.tdds import DECAY, FLOOR, LOG_STEP, Tdds, state_bytes
+from coreset.kernels.tdds import DECAY, FLOOR, LOG_STEP, Tdds, state_bytes
 
 BATCH = 4
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards import append
-from shards.append import AppendFile
+from coreset.shards.format import append
+from coreset.shards.format.append import AppendFile
 
 
 @settings(max_examples=30)

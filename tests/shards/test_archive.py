@@ -16,9 +16,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from shards.archive import RECORD_LIMIT_BYTES, Entry, safe_parts, scan, shown
-from shards.errors import DataError
-from shards.tar import BLOCK_BYTES, END, padded
+from coreset.shards.errors import DataError
+from coreset.shards.format.tar import BLOCK_BYTES, END, padded
+from coreset.shards.sources.tar_scan import RECORD_LIMIT_BYTES, Entry, safe_parts, scan, shown
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 CHECKSUM = range(148, 156)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards import atomic
-from shards.atomic import (
+from coreset.shards.format import files as atomic
+from coreset.shards.format.files import (
     digest_of,
     exchange_directories,
     files_below,

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.dataset import Dataset
-from shards.errors import DataError, UsageError
-from shards.manifest import Manifest
-from shards.packing import pack
-from shards.plan import Plan
-from shards.records import ShardRecord
-from shards.sources.base import Source
-from shards.sources.class_tars import find_class_tars
-from shards.sources.folder import find_folder
-from shards.sources.names import split_of
-from shards.sources.tars import tar_layout
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.records import ShardRecord
+from coreset.shards.packing.pack import pack
+from coreset.shards.packing.plan import Plan
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.class_tars import find_class_tars
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.names import split_of
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.tars import tar_layout
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 LINKS = {
@@ -192,17 +192,17 @@ def test_only_the_classes_asked_for_are_found(
     tmp_path: Path, write: Callable[[Path, dict[str, Files]], Path]
 ):
     src = write(tmp_path / "src.tar", TREE)
-    chosen = find_class_tars(src, Wanted(only=CLASSES[::2]))
+    chosen = find_class_tars(src, SourceOptions(only=CLASSES[::2]))
     assert chosen.classes == CLASSES[::2]
     assert chosen.class_sizes().tolist() == [3, 3]
     with pytest.raises(UsageError, match=r"class n00000000 is not in .*src\.tar"):
-        find_class_tars(src, Wanted(only=("n00000000",)))
+        find_class_tars(src, SourceOptions(only=("n00000000",)))
 
 
 def test_a_damaged_class_that_is_not_asked_for_is_not_read(tmp_path: Path):
     src = write_folder_of_tars(tmp_path / "tars", TREE)
     (src / "n02102040.tar").write_bytes(b"no tar")
-    assert len(find_class_tars(src, Wanted(only=("n01440764", "n02979186")))) == 6
+    assert len(find_class_tars(src, SourceOptions(only=("n01440764", "n02979186")))) == 6
 
 
 @pytest.mark.parametrize("kind", LINKS)
@@ -245,7 +245,7 @@ def test_hidden_members_are_passed_over_and_counted(tmp_path: Path):
     (src / "README").write_text("about")
     found = find_class_tars(src)
     assert len(found) == 4
-    assert found.left_out == (
+    assert found.skipped == (
         f"1 files and folders of {src} that are no tars",
         f"3 hidden files and folders of {src}",
     )
@@ -256,7 +256,7 @@ def test_files_outside_class_folders_are_counted(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_bytes(files))
     found = find_class_tars(tmp_path / "a.tar")
     assert found.keys == ["cat/1", "dog/2"]
-    assert found.left_out == (f"1 files of {tmp_path / 'a.tar'} that lie in no class folder",)
+    assert found.skipped == (f"1 files of {tmp_path / 'a.tar'} that lie in no class folder",)
 
 
 def test_one_class_in_a_tar_keeps_its_name(tmp_path: Path):
@@ -322,7 +322,7 @@ def test_two_images_of_one_key_are_refused_or_the_first_is_kept(tmp_path: Path):
     (tmp_path / "a.tar").write_bytes(tar_bytes({"n01.tar": inner}))
     with pytest.raises(UsageError, match=r"n01.tar/x.JPEG and n01.tar/x.png .* key n01/x"):
         find_class_tars(tmp_path / "a.tar")
-    kept = find_class_tars(tmp_path / "a.tar", Wanted(repeats="first"))
+    kept = find_class_tars(tmp_path / "a.tar", SourceOptions(repeats="first"))
     assert contents(kept) == [b"1"]
 
 

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from shards.classes import IMAGENET_100_WNIDS, IMAGENETTE_WNIDS, class_list, recognise
-from shards.errors import UsageError
-from shards.manifest import classes_digest
+from coreset.shards.errors import UsageError
+from coreset.shards.format.classes import (
+    IMAGENET_100_WNIDS,
+    IMAGENETTE_WNIDS,
+    class_list,
+    recognise,
+)
+from coreset.shards.format.manifest import classes_digest
 
 
 def test_imagenette_is_recognised_whatever_the_order():

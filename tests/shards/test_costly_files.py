@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from bench import crafted
-from bench.crafted import (
+from coreset.bench import crafted
+from coreset.bench.crafted import (
     ARITHMETIC,
     ARITHMETIC_PROGRESSIVE,
     BASELINE,
@@ -23,12 +23,12 @@ from bench.crafted import (
     riff,
     segment,
 )
-from bench.faults import encoded, jpeg, photo, png_bomb
-from engine.decode.geometry import Geometry
-from engine.decode.pillow import decode_with_pillow
-from shards.pillow import opened
-from shards.probe import probe
-from shards.refusal import Reason, Refusal
+from coreset.bench.faults import encoded, jpeg, photo, png_bomb
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
+from coreset.shards.images.pillow import opened
+from coreset.shards.images.probe import probe
+from coreset.shards.images.refusal import Reason, Refusal
 
 MEGABYTE = 1 << 20
 RESTART = segment(0xDD, b"\0\1")

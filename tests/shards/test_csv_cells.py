@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.csv_cells import csv_table, guarded, unguarded
+from coreset.shards.tables.csv_cells import csv_table, guarded, unguarded
 
 SOURCES = Path(__file__).parents[2]
 # Where CSV is made; anybody else passes rows to `csv_table`, or cells through `guarded`.
-WRITERS = {"shards/csv_cells.py", "engine/results.py"}
+WRITERS = {"shards/tables/csv_cells.py", "engine/evaluation/results.py"}
 odd = st.text(st.sampled_from("'=+-@\t\r\n,\"a1.e"), max_size=6) | st.text(max_size=6)
 
 

@@ -13,13 +13,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shards.errors import DataError, UsageError
-from shards.export import ExportPlan, StoredSample, class_folder, image_name, standard_split
-from shards.layouts.image_folder import write_image_folder
-from shards.layouts.lists import ids_list, paths_list, read_list
-from shards.layouts.parquet import parquet_file, write_parquet
-from shards.layouts.webdataset import write_webdataset
-from shards.tar import walk
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.export.image_folder import write_image_folder
+from coreset.shards.export.lists import ids_list, paths_list, read_list
+from coreset.shards.export.names import (
+    ExportPlan,
+    StoredSample,
+    class_folder,
+    image_name,
+    standard_split,
+)
+from coreset.shards.export.parquet import parquet_file, write_parquet
+from coreset.shards.export.webdataset import write_webdataset
+from coreset.shards.format.tar import walk
 
 SAMPLES = pa.table(
     {

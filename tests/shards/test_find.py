@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from engine.stages.export import Export
-from engine.stages.pack import Pack
-from shards.errors import DataError, UsageError
-from shards.manifest import Manifest
-from shards.sources.find import find
-from shards.sources.wanted import Wanted
+from coreset.engine.stages.export import Export
+from coreset.engine.stages.pack import Pack
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.sources.detect import find
+from coreset.shards.sources.options import SourceOptions
 
 
 def class_tars(photos: Path, out: Path) -> Path:
@@ -132,21 +132,21 @@ def test_a_subset_of_the_classes_is_that_of_the_folder(
 
 def test_what_is_no_source_is_refused(photos: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="does not exist"):
-        find(tmp_path / "nowhere", Wanted())
+        find(tmp_path / "nowhere", SourceOptions())
     text = tmp_path / "notes.md"
     text.write_text("nothing")
     with pytest.raises(UsageError, match="neither a folder, a tar"):
-        find(text, Wanted())
+        find(text, SourceOptions())
     broken = tmp_path / "broken.tar"
     broken.write_bytes(class_tars(photos, tmp_path).read_bytes()[:5000])
     with pytest.raises((DataError, UsageError), match=r"broken\.tar"):
-        find(broken, Wanted())
+        find(broken, SourceOptions())
     with pytest.raises(UsageError, match="class n09999999 is not in"):
-        find(photos, Wanted(only=("n01440764", "n09999999")))
+        find(photos, SourceOptions(only=("n01440764", "n09999999")))
 
 
 def test_splits_are_no_classes(make_photos: Callable[..., Path], tmp_path: Path):
     for split in ("train", "val"):
         make_photos(tmp_path / "src" / split, per_class=1)
     with pytest.raises(UsageError, match="holds the splits train, val, not classes"):
-        find(tmp_path / "src", Wanted())
+        find(tmp_path / "src", SourceOptions())

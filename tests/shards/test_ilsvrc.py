@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from scipy.io import savemat
 
-from shards.classes import class_list
-from shards.errors import DataError, UsageError
-from shards.sources.base import Source
-from shards.sources.folder import find_folder
-from shards.sources.ilsvrc import find_validation, is_validation_folder
-from shards.sources.tars import tar_layout
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.classes import class_list
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.ilsvrc import find_validation, is_validation_folder
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.tars import tar_layout
 
 WNIDS = class_list("imagenet-1k")
 N_IMAGES = 12
@@ -132,8 +132,8 @@ TRUTHS: dict[str, Callable[[Path], Path]] = {
 every_truth = pytest.mark.parametrize("truth", TRUTHS.values(), ids=TRUTHS.keys())
 
 
-def wanted(truth: Path | None, only: tuple[str, ...] | None = None) -> Wanted:
-    return Wanted(truth=truth, class_names=WNIDS, only=only)
+def wanted(truth: Path | None, only: tuple[str, ...] | None = None) -> SourceOptions:
+    return SourceOptions(truth=truth, class_names=WNIDS, only=only)
 
 
 def contents(source: Source) -> list[bytes]:
@@ -208,7 +208,7 @@ def test_numbers_without_the_kit_are_refused(folder: Path, tmp_path: Path):
 def test_positions_without_class_names_are_refused(folder: Path, tmp_path: Path):
     truth = TRUTHS["Caffe"](tmp_path / "val.txt")
     with pytest.raises(UsageError, match="--class-names imagenet-1k"):
-        find_validation(folder, Wanted(truth=truth))
+        find_validation(folder, SourceOptions(truth=truth))
 
 
 def test_a_position_that_is_no_class_is_refused(folder: Path, tmp_path: Path):
@@ -358,7 +358,7 @@ def test_nothing_of_the_kit_is_extracted(folder: Path, tmp_path: Path):
 def test_other_files_are_counted(folder: Path, tmp_path: Path):
     write_files(folder, {"LOC_val_solution.csv": b"x", ".DS_Store": b"y"})
     found = find_validation(folder, wanted(kit_folder(tmp_path / "kit")))
-    assert found.left_out == (f"1 files of {folder}, no images",)
+    assert found.skipped == (f"1 files of {folder}, no images",)
     assert len(found) == N_IMAGES
 
 

@@ -9,13 +9,13 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from bench import crafted
-from bench.crafted import ARITHMETIC, ARITHMETIC_PROGRESSIVE, COMMENT, PROGRESSIVE, segment
-from bench.faults import encoded, photo
-from shards.dataset import Flag
-from shards.jpeg_header import MAX_SCANS, read_header
-from shards.probe import glance, probe
-from shards.refusal import MAX_SEGMENTS, Reason, Refusal
+from coreset.bench import crafted
+from coreset.bench.crafted import ARITHMETIC, ARITHMETIC_PROGRESSIVE, COMMENT, PROGRESSIVE, segment
+from coreset.bench.faults import encoded, photo
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.jpeg_header import MAX_SCANS, read_header
+from coreset.shards.images.probe import glance, probe
+from coreset.shards.images.refusal import MAX_SEGMENTS, Reason, Refusal
 
 COMMON = [
     *(((h, v), (1, 1), (1, 1)) for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))),

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import UsageError
-from shards.labels import read_labels
-from shards.sources.base import Source
-from shards.sources.folder import find_folder as find_images
+from coreset.shards.errors import UsageError
+from coreset.shards.packing.labels import read_labels
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.folder import find_folder as find_images
 
 IMAGES = ("cat/1.JPEG", "cat/2.JPEG", "dog/1.JPEG", "dog/old/9.JPEG")
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from kernels.resample import warm_up
-from shards import makers
-from shards.errors import DataError, MachineError, UsageError
-from shards.makers import Made, can_fork, makers_of
-from shards.plan import Plan, Resize
-from shards.sources.folder import find_folder
-from shards.storing import Block
+from coreset.kernels.jpeg.resize import warm_up
+from coreset.shards.errors import DataError, MachineError, UsageError
+from coreset.shards.packing import workers as makers
+from coreset.shards.packing.encode import Block
+from coreset.shards.packing.plan import Plan, Resize
+from coreset.shards.packing.workers import EncodedBlock, can_fork, workers_of
+from coreset.shards.sources.folder import find_folder
 
 
 def plan_of(src: Path, **changes: Any) -> Plan:
@@ -52,8 +52,8 @@ def test_processes_make_what_this_one_makes(
     plan = plan_of(src, resize=resize)
     blocks = [range(5), range(5, 6), range(6, len(plan.source))]
     with (
-        makers_of(plan, 1, never, processes=False) as (here,),
-        makers_of(plan, 2, never, processes=True) as (first, second),
+        workers_of(plan, 1, never, processes=False) as (here,),
+        workers_of(plan, 2, never, processes=True) as (first, second),
     ):
         expected = [joined(here.make(block)) for block in blocks]
         assert [joined(first.make(block)) for block in blocks] == expected
@@ -63,8 +63,8 @@ def test_processes_make_what_this_one_makes(
 
 
 def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
-    plan = plan_of(src, tolerant=False)
-    with makers_of(plan, 1, never, processes=True) as (maker,):
+    plan = plan_of(src, skip_damaged=False)
+    with workers_of(plan, 1, never, processes=True) as (maker,):
         with pytest.raises(DataError, match=r"cannot be packed \(not-an-image"):
             maker.make(range(3))
         os.utime(sorted(src.glob("*/*"))[1], (1, 1))
@@ -73,7 +73,7 @@ def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
         assert maker.make(range(2, 4)).block.positions == [2, 3]
 
 
-def joined(made: Made) -> tuple[Block, bytes]:
+def joined(made: EncodedBlock) -> tuple[Block, bytes]:
     return made.block, b"".join(made.parts)
 
 
@@ -84,7 +84,7 @@ def children() -> set[int]:
 
 def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
     before, plan = children(), plan_of(src)
-    with makers_of(plan, 1, never, processes=True) as (maker,):
+    with workers_of(plan, 1, never, processes=True) as (maker,):
         (child,) = children() - before
         os.kill(child, signal.SIGKILL)
         for _ in range(2):  # another thread may ask before all have heard of it
@@ -95,7 +95,7 @@ def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
 
 def test_no_process_is_left_after_an_error(src: Path):
     before = children()
-    with suppress(KeyboardInterrupt), makers_of(plan_of(src), 3, never, processes=True):
+    with suppress(KeyboardInterrupt), workers_of(plan_of(src), 3, never, processes=True):
         assert len(children() - before) == 3
         raise KeyboardInterrupt
     assert children() <= before
@@ -104,14 +104,14 @@ def test_no_process_is_left_after_an_error(src: Path):
 FORK_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from shards.makers import makers_of
-from shards.plan import Plan
-from shards.sources.folder import find_folder
+from coreset.shards.packing.workers import workers_of
+from coreset.shards.packing.plan import Plan
+from coreset.shards.sources.folder import find_folder
 source = find_folder(Path(sys.argv[1]))
 plan = Plan(
     source=source, labels=source.labels, samples_per_shard=9, name="", split="", settings={}
 )
-with makers_of(plan, 2, lambda: False, processes=True):
+with workers_of(plan, 2, lambda: False, processes=True):
     print(open("/proc/thread-self/children").read(), flush=True)
     time.sleep(60)
 """
@@ -150,7 +150,7 @@ def test_a_process_with_another_thread_does_not_fork(monkeypatch: pytest.MonkeyP
 
 def test_a_stop_ends_a_block_under_way_here(src: Path):
     with (
-        makers_of(plan_of(src), 1, lambda: True, processes=False) as (maker,),
+        workers_of(plan_of(src), 1, lambda: True, processes=False) as (maker,),
         pytest.raises(CancelledError),
     ):
         maker.make(range(3))

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from shards.dataset import Dataset
-from shards.errors import ManifestError, UsageError
-from shards.manifest import Manifest, classes_digest, content_digest, identity_digest
+from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import Manifest, classes_digest, content_digest, identity_digest
 
 
 @pytest.fixture

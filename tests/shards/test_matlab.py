@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import savemat
 
-from shards.sources.matlab import MatlabError, Value, struct_fields
+from coreset.shards.sources.matlab import MatlabError, Value, struct_fields
 
 texts = st.text(
     st.characters(min_codepoint=33, exclude_categories=["Cs"], max_codepoint=0xFFFF),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from shards.memory import forget_code
+from coreset.shards.packing.workers import forget_code
 
 
 def resident_code(library: str) -> int:

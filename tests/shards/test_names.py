@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shards.names import SEVERAL, UNKNOWN, SampleNames
+from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
 
 part = st.sampled_from(["cat", "dog", "old", "1", "1.jpg", "2.b", "x y"])
 path = st.lists(part, min_size=1, max_size=4).map("/".join)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME
-from shards.errors import UsageError
-from shards.manifest import MANIFEST_NAME
-from shards.packing import pack
-from shards.plan import Plan
-from shards.records import ShardRecord
-from shards.sources.folder import find_folder as find_images
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME
+from coreset.shards.format.manifest import MANIFEST_NAME
+from coreset.shards.format.records import ShardRecord
+from coreset.shards.packing.pack import pack
+from coreset.shards.packing.plan import Plan
+from coreset.shards.sources.folder import find_folder as find_images
 
 
 class StopHereError(Exception):

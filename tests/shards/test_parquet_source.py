@@ -14,13 +14,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.errors import DataError, LockedError, MachineError, UsageError
-from shards.export import ExportPlan, StoredSample
-from shards.layouts.parquet import write_parquet as export_parquet
-from shards.sources.base import Source
-from shards.sources.folder import find_folder
-from shards.sources.parquet import find_parquet, is_parquet, parquet_files
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
+from coreset.shards.export.names import ExportPlan, StoredSample
+from coreset.shards.export.parquet import write_parquet as export_parquet
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.parquet import find_parquet, is_parquet, parquet_files
 
 CLASSES = ("n01440764", "n02102040", "n03000684")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -88,8 +88,8 @@ def written(spool: Path) -> dict[str, int]:
 
 
 @pytest.fixture
-def wanted(tmp_path: Path) -> Wanted:
-    return Wanted(spool=tmp_path / "spool")
+def wanted(tmp_path: Path) -> SourceOptions:
+    return SourceOptions(spool=tmp_path / "spool")
 
 
 @pytest.fixture
@@ -99,16 +99,18 @@ def rows(tmp_path: Path) -> list[Row]:
 
 @pytest.mark.parametrize("n_files", [1, 4])
 def test_parquet_files_give_what_the_folder_gives(
-    tmp_path: Path, rows: list[Row], wanted: Wanted, n_files: int
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions, n_files: int
 ):
     source = find_parquet(write_split(tmp_path / "hub", rows, n_files), wanted)
     folder = find_folder(tmp_path / "folder")
     assert contents(source) == contents(folder)
     assert source.classes == folder.classes == CLASSES
-    assert source.left_out == ()
+    assert source.skipped == ()
 
 
-def test_a_sample_is_named_by_its_file_and_row(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_a_sample_is_named_by_its_file_and_row(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+):
     write_split(tmp_path / "hub/data", rows, 2)
     source = find_parquet(tmp_path / "hub", wanted)
     at = source.keys.index("n01440764/n01440764_3")
@@ -135,7 +137,7 @@ def test_every_wanted_row_is_read_back_whatever_the_row_groups(
     chosen = None if only is None or not only <= there else tuple(sorted(only))
     spool = tmp_path / "spool"
     shutil.rmtree(spool, ignore_errors=True)
-    source = find_parquet(path, Wanted(spool=spool, only=chosen))
+    source = find_parquet(path, SourceOptions(spool=spool, only=chosen))
     expected = sorted(
         (f"{CLASSES[label]}/some-{row:06d}", data or b"")
         for row, (data, label) in enumerate(images)
@@ -161,7 +163,7 @@ def test_every_wanted_row_is_read_back_whatever_the_row_groups(
     ],
 )
 def test_the_key_is_that_of_the_folder_or_else_the_row(
-    tmp_path: Path, wanted: Wanted, path: str | None, key: str
+    tmp_path: Path, wanted: SourceOptions, path: str | None, key: str
 ):
     assert find_parquet(
         write_parquet(tmp_path / "one.parquet", [(b"x", path, 0)]), wanted
@@ -179,7 +181,7 @@ def test_the_key_is_that_of_the_folder_or_else_the_row(
         pa.struct([("bytes", pa.binary_view())]),
     ],
 )
-def test_image_columns_of_other_types_are_read(tmp_path: Path, wanted: Wanted, kind: Any):
+def test_image_columns_of_other_types_are_read(tmp_path: Path, wanted: SourceOptions, kind: Any):
     images = [{"bytes": b"one"}, {"bytes": b""}] if pa.types.is_struct(kind) else [b"one", b""]
     table = pa.table({"picture": pa.array(images, kind), "labels": ["cat", "dog"]})
     pq.write_table(table, tmp_path / "x.parquet")
@@ -197,7 +199,7 @@ def test_image_columns_of_other_types_are_read(tmp_path: Path, wanted: Wanted, k
         pa.dictionary(pa.int8(), pa.string()),
     ],
 )
-def test_labels_can_be_class_names(tmp_path: Path, wanted: Wanted, kind: Any):
+def test_labels_can_be_class_names(tmp_path: Path, wanted: SourceOptions, kind: Any):
     rows = [(b"a", "a.png", "tench"), (b"b", "b.png", "drake"), (b"c", "c.png", "tench")]
     source = find_parquet(
         write_parquet(tmp_path / "x.parquet", rows, names=None, label=kind), wanted
@@ -209,7 +211,9 @@ def test_labels_can_be_class_names(tmp_path: Path, wanted: Wanted, kind: Any):
 @pytest.mark.parametrize(
     "kind", [pa.binary(3), pa.struct([("bytes", pa.binary(3)), ("path", pa.string_view())])]
 )
-def test_images_of_one_size_and_paths_of_views_are_read(tmp_path: Path, wanted: Wanted, kind: Any):
+def test_images_of_one_size_and_paths_of_views_are_read(
+    tmp_path: Path, wanted: SourceOptions, kind: Any
+):
     rows = [(b"one", "x.png", "cat"), (None, "y.png", "cat"), (b"two", "z.png", "dog")]
     path = write_parquet(tmp_path / "a.parquet", rows, names=None, label=pa.string(), image=kind)
     source = find_parquet(path, wanted)
@@ -220,7 +224,9 @@ def test_images_of_one_size_and_paths_of_views_are_read(tmp_path: Path, wanted: 
     assert list(source.unreadable) == [1]
 
 
-def test_rows_that_share_a_path_have_keys_from_their_position(tmp_path: Path, wanted: Wanted):
+def test_rows_that_share_a_path_have_keys_from_their_position(
+    tmp_path: Path, wanted: SourceOptions
+):
     """Also across files; the keys of a class do not depend on which classes are taken."""
     first: list[Row] = [(b"a", "image.jpg", 0), (b"b", "image.jpg", 0), (b"c", "image.jpg", 1)]
     second: list[Row] = [(b"d", "image.jpg", 0), (b"e", "own.jpg", 0)]
@@ -235,12 +241,12 @@ def test_rows_that_share_a_path_have_keys_from_their_position(tmp_path: Path, wa
     assert some.keys == ["n02102040/image"]
 
 
-def test_one_image_in_two_rows_is_still_a_repeat(tmp_path: Path, wanted: Wanted):
+def test_one_image_in_two_rows_is_still_a_repeat(tmp_path: Path, wanted: SourceOptions):
     path = write_parquet(tmp_path / "x.parquet", [(b"a", "a.png", 0)] * 2)
     assert "have the same sample key n01440764/a" in refusal(path, wanted)
 
 
-def test_given_class_names_prevail_over_stored_ones(tmp_path: Path, wanted: Wanted):
+def test_given_class_names_prevail_over_stored_ones(tmp_path: Path, wanted: SourceOptions):
     path = write_parquet(
         tmp_path / "x.parquet", [(b"a", "a_n01440764.JPEG", 1)], names=["goldfish", "tench"]
     )
@@ -249,15 +255,15 @@ def test_given_class_names_prevail_over_stored_ones(tmp_path: Path, wanted: Want
     assert find_parquet(path, named).keys == ["n01440764/a"]
 
 
-def test_class_names_without_a_row_are_told(tmp_path: Path, wanted: Wanted):
+def test_class_names_without_a_row_are_told(tmp_path: Path, wanted: SourceOptions):
     path = write_parquet(tmp_path / "x.parquet", [(b"a", "a.png", 1)])
     source = find_parquet(path, wanted)
     assert source.classes == ("n02102040",)
-    assert source.left_out == (f"2 of 3 class names, which no row of {path} has",)
-    assert find_parquet(path, replace(wanted, only=("n02102040",))).left_out == ()
+    assert source.skipped == (f"2 of 3 class names, which no row of {path} has",)
+    assert find_parquet(path, replace(wanted, only=("n02102040",))).skipped == ()
 
 
-def test_a_second_call_spools_nothing_again(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_a_second_call_spools_nothing_again(tmp_path: Path, rows: list[Row], wanted: SourceOptions):
     hub = write_split(tmp_path / "hub", rows, 3)
     first = find_parquet(hub, wanted)
     before = written(tmp_path / "spool")
@@ -268,7 +274,7 @@ def test_a_second_call_spools_nothing_again(tmp_path: Path, rows: list[Row], wan
 
 
 def test_a_killed_spool_continues_with_the_file_that_is_missing(
-    tmp_path: Path, rows: list[Row], wanted: Wanted
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
 ):
     hub = write_split(tmp_path / "hub", rows, 3)
     whole = (hub / "train-00001-of-00003.parquet").read_bytes()
@@ -300,7 +306,7 @@ def damage(path: Path) -> None:
     "what", ["images cut", "images gone", "table gone", "table damaged", "table without hashes"]
 )
 def test_what_a_kill_left_is_spooled_again(
-    tmp_path: Path, rows: list[Row], wanted: Wanted, what: str
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions, what: str
 ):
     hub = write_split(tmp_path / "hub", rows, 1)
     expected = contents(find_parquet(hub, wanted))
@@ -322,7 +328,7 @@ def test_what_a_kill_left_is_spooled_again(
 
 
 def test_a_changed_file_is_spooled_anew_and_changes_the_state(
-    tmp_path: Path, rows: list[Row], wanted: Wanted
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
 ):
     hub = write_split(tmp_path / "hub", rows, 2)
     before, inodes = find_parquet(hub, wanted).state_sha256(), written(tmp_path / "spool")
@@ -335,18 +341,20 @@ def test_a_changed_file_is_spooled_anew_and_changes_the_state(
     assert {data for _, _, _, data in contents(source)} >= {data for data, _, _ in changed}
 
 
-def test_another_choice_of_classes_is_spooled_anew(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_another_choice_of_classes_is_spooled_anew(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+):
     hub = write_split(tmp_path / "hub", rows, 2)
     some = find_parquet(hub, replace(wanted, only=CLASSES[1:2]))
     size = sum(path.stat().st_size for path in (tmp_path / "spool").glob("*.images"))
     assert size == sum(len(row[0] or b"") for row in rows if row[2] == 1)
-    folder = find_folder(tmp_path / "folder", Wanted(only=CLASSES[1:2]))
+    folder = find_folder(tmp_path / "folder", SourceOptions(only=CLASSES[1:2]))
     assert contents(some) == contents(folder)
     assert contents(find_parquet(hub, wanted)) == contents(find_folder(tmp_path / "folder"))
 
 
 def test_a_file_without_wanted_rows_is_committed_too(
-    tmp_path: Path, rows: list[Row], wanted: Wanted
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
 ):
     write_parquet(tmp_path / "hub/0.parquet", rows[:7])
     write_parquet(tmp_path / "hub/1.parquet", rows[7:])
@@ -357,14 +365,18 @@ def test_a_file_without_wanted_rows_is_committed_too(
     assert written(tmp_path / "spool") == before
 
 
-def test_a_lost_spool_does_not_change_the_state(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_a_lost_spool_does_not_change_the_state(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+):
     hub = write_split(tmp_path / "hub", rows, 2)
     before = find_parquet(hub, wanted).state_sha256()
     shutil.rmtree(tmp_path / "spool")
     assert find_parquet(hub, wanted).state_sha256() == before
 
 
-def test_two_spoolers_of_one_folder_are_kept_apart(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_two_spoolers_of_one_folder_are_kept_apart(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+):
     (tmp_path / "spool").mkdir()
     other = os.open(tmp_path / "spool", os.O_RDONLY)
     try:
@@ -376,7 +388,7 @@ def test_two_spoolers_of_one_folder_are_kept_apart(tmp_path: Path, rows: list[Ro
 
 
 def test_what_is_spooled_can_be_found_by_several_at_once(
-    tmp_path: Path, rows: list[Row], wanted: Wanted
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
 ):
     hub = write_split(tmp_path / "hub", rows, 2)
     first = contents(find_parquet(hub, wanted))
@@ -388,7 +400,7 @@ def test_what_is_spooled_can_be_found_by_several_at_once(
         os.close(other)
 
 
-def needed_bytes(hub: Path, wanted: Wanted) -> int:
+def needed_bytes(hub: Path, wanted: SourceOptions) -> int:
     with pytest.raises(MachineError) as caught:
         find_parquet(hub, wanted)
     match = re.search(r"needs ([\d,]+) bytes in .*, [\d,]+ are free; ", str(caught.value))
@@ -397,7 +409,7 @@ def needed_bytes(hub: Path, wanted: Wanted) -> int:
 
 
 def test_too_little_space_is_told_before_anything_is_written(
-    tmp_path: Path, rows: list[Row], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions, monkeypatch: pytest.MonkeyPatch
 ):
     hub, free = write_split(tmp_path / "hub", rows, 2), 100
     usage = shutil.disk_usage(tmp_path)
@@ -420,7 +432,7 @@ def test_too_little_space_is_told_before_anything_is_written(
 def test_nothing_to_decompress_needs_no_space(
     tmp_path: Path,
     rows: list[Row],
-    wanted: Wanted,
+    wanted: SourceOptions,
     monkeypatch: pytest.MonkeyPatch,
     room_to_pack: bool,
 ):
@@ -432,7 +444,9 @@ def test_nothing_to_decompress_needs_no_space(
 
 
 @pytest.mark.parametrize("image", [IMAGE, pa.binary()])
-def test_decompression_is_told_from_nothing_to_all(tmp_path: Path, wanted: Wanted, image: Any):
+def test_decompression_is_told_from_nothing_to_all(
+    tmp_path: Path, wanted: SourceOptions, image: Any
+):
     # One image many times: the file holds it once, so that all of it is more than was estimated.
     rows: list[Row] = [(b"0123456789" * 99, f"{at}.png", at % 3) for at in range(40)]
     for number in range(3):
@@ -459,9 +473,9 @@ FULL_DISK = Path("/dev/full")  # what is written to this device fails
 
 
 def test_a_full_disk_leaves_nothing_half_written(
-    tmp_path: Path, rows: list[Row], wanted: Wanted, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr("shards.sources.spool.new_file", lambda _: FULL_DISK.open("wb"))
+    monkeypatch.setattr("coreset.shards.sources.staging.new_file", lambda _: FULL_DISK.open("wb"))
     with pytest.raises(
         MachineError, match=r"No space left on device; about [\d,]+ bytes are needed"
     ):
@@ -469,14 +483,14 @@ def test_a_full_disk_leaves_nothing_half_written(
     assert written(tmp_path / "spool") == {}
 
 
-def refusal(src: Path, wanted: Wanted) -> str:
+def refusal(src: Path, wanted: SourceOptions) -> str:
     with pytest.raises((UsageError, DataError)) as caught:
         find_parquet(src, wanted)
     assert "\n" not in str(caught.value)
     return f"{type(caught.value).__name__}: {caught.value}"
 
 
-def test_mixed_splits_are_refused_by_name(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_mixed_splits_are_refused_by_name(tmp_path: Path, rows: list[Row], wanted: SourceOptions):
     write_split(tmp_path / "hub/data", rows, 1)
     write_split(tmp_path / "hub/data", rows, 2, "validation")
     assert "holds the splits train, validation; move or link" in refusal(tmp_path / "hub", wanted)
@@ -488,20 +502,22 @@ def test_mixed_splits_are_refused_by_name(tmp_path: Path, rows: list[Row], wante
     "names", [("train.parquet", "test.parquet"), ("a-train-1.parquet", "a-val-1.parquet")]
 )
 def test_splits_are_told_without_numbers(
-    tmp_path: Path, rows: list[Row], wanted: Wanted, names: Iterable[str]
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions, names: Iterable[str]
 ):
     for name in names:
         write_parquet(tmp_path / "hub" / name, rows)
     assert "holds the splits" in refusal(tmp_path / "hub", wanted)
 
 
-def test_a_missing_file_of_a_split_is_refused(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_a_missing_file_of_a_split_is_refused(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+):
     hub = write_split(tmp_path / "hub", rows, 4)
     (hub / "train-00002-of-00004.parquet").unlink()
     assert "lacks train-00002-of-00004.parquet (1 of 4 files are missing)" in refusal(hub, wanted)
 
 
-def test_one_sample_in_two_files_is_refused(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_one_sample_in_two_files_is_refused(tmp_path: Path, rows: list[Row], wanted: SourceOptions):
     write_parquet(tmp_path / "hub/0.parquet", rows)
     write_parquet(tmp_path / "hub/1.parquet", rows[3:4])
     assert "0.parquet:3 and 1.parquet:0" in refusal(tmp_path / "hub", wanted)
@@ -521,7 +537,11 @@ def test_one_sample_in_two_files_is_refused(tmp_path: Path, rows: list[Row], wan
     ],
 )  # fmt: skip
 def test_a_label_without_a_class_is_refused(
-    tmp_path: Path, wanted: Wanted, label: int | None, names: Sequence[str] | None, message: str
+    tmp_path: Path,
+    wanted: SourceOptions,
+    label: int | None,
+    names: Sequence[str] | None,
+    message: str,
 ):
     rows = [(b"a", "a.png", 0), (b"b", "b.png", label)]
     path = write_parquet(tmp_path / "x.parquet", rows, names=names)
@@ -530,28 +550,30 @@ def test_a_label_without_a_class_is_refused(
     assert not (tmp_path / "spool").exists()
 
 
-def test_a_class_that_is_not_there_is_refused(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_a_class_that_is_not_there_is_refused(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+):
     hub = write_split(tmp_path / "hub", rows, 2)
     assert "class cat is not in" in refusal(hub, replace(wanted, only=("cat",)))
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PAR1", b"no parquet at all", None])
 def test_a_damaged_file_is_named(
-    tmp_path: Path, rows: list[Row], wanted: Wanted, damaged: bytes | None
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions, damaged: bytes | None
 ):
     path = write_parquet(tmp_path / "x.parquet", rows)
     path.write_bytes(path.read_bytes()[:-20] if damaged is None else damaged)
     assert refusal(path, wanted).startswith(f"DataError: {path} is damaged or not a parquet file")
 
 
-def test_damaged_pages_are_named(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_damaged_pages_are_named(tmp_path: Path, rows: list[Row], wanted: SourceOptions):
     path = write_parquet(tmp_path / "x.parquet", rows)
     damage(path)
     assert refusal(path, wanted).startswith(f"DataError: {path} is damaged")
     assert written(tmp_path / "spool") == {}
 
 
-def test_missing_columns_are_named(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_missing_columns_are_named(tmp_path: Path, rows: list[Row], wanted: SourceOptions):
     path = write_parquet(tmp_path / "x.parquet", rows, column="y")
     assert "has no label column (label, labels, fine_label, class, " in refusal(path, wanted)
     assert "), only image, y; rename" in refusal(path, wanted)
@@ -561,7 +583,7 @@ def test_missing_columns_are_named(tmp_path: Path, rows: list[Row], wanted: Want
     assert "column label of" in refusal(path, wanted)
 
 
-def test_an_empty_place_is_refused(tmp_path: Path, wanted: Wanted):
+def test_an_empty_place_is_refused(tmp_path: Path, wanted: SourceOptions):
     assert "holds no parquet files" in refusal(tmp_path, wanted)
     assert "gone.parquet cannot be read (No such file or directory); mend" in refusal(
         tmp_path / "gone.parquet", wanted
@@ -571,7 +593,7 @@ def test_an_empty_place_is_refused(tmp_path: Path, wanted: Wanted):
 
 def test_a_spool_folder_is_needed(tmp_path: Path, rows: list[Row]):
     with pytest.raises(ValueError, match="spool must be a folder"):
-        find_parquet(write_split(tmp_path / "hub", rows, 1), Wanted())
+        find_parquet(write_split(tmp_path / "hub", rows, 1), SourceOptions())
 
 
 def test_parquet_images_are_told_from_other_places(tmp_path: Path, rows: list[Row]):
@@ -585,7 +607,9 @@ def test_parquet_images_are_told_from_other_places(tmp_path: Path, rows: list[Ro
     assert not is_parquet(tmp_path / "list.parquet")
 
 
-def test_exported_parquet_files_are_read_back(tmp_path: Path, rows: list[Row], wanted: Wanted):
+def test_exported_parquet_files_are_read_back(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+):
     plan = ExportPlan(
         name="x", split="train", classes=CLASSES, n_samples=len(rows), samples_per_shard=8
     )

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.dataset import Flag
-from shards.probe import (
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.probe import (
     MAX_FILE_BYTES,
     Probe,
     Reason,

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shards.errors import DataError
-from shards.quarantine import require_few
+from coreset.shards.errors import DataError
+from coreset.shards.packing.quarantine import require_few
 
 
 def refused(**classes: int) -> list[dict[str, object]]:

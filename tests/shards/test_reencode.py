@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.dataset import Flag
-from shards.errors import UsageError
-from shards.probe import Probe, Reason, Refusal, probe
-from shards.reencode import reencode, resized_pixels, target_size
+from coreset.shards.errors import UsageError
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.probe import Probe, Reason, Refusal, probe
+from coreset.shards.packing.encode import reencode, resized_pixels, target_size
 
 RNG = np.random.default_rng(0)
 SMOOTH = Image.fromarray(RNG.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((200, 150))

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from shards.errors import UsageError
-from shards.sources.advice import what_to_name
-from shards.sources.folder import find_folder
-from shards.sources.names import is_hidden, is_side_car, require_classes
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.advice import what_to_name
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.names import is_hidden, is_side_car, require_classes
+from coreset.shards.sources.options import SourceOptions
 
 
 def write(root: Path, *names: str) -> Path:
@@ -52,8 +52,8 @@ def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path: 
     hidden = ["cat/.DS_Store", "@eaDir/cat/1.jpg", "dog/@eaDir/3.jpg/SMALL.jpg", "__MACOSX/a/._b"]
     found = find_folder(write(tmp_path / "full", *images, *beside, *hidden))
     assert (found.keys, found.names, found.classes) == (plain.keys, plain.names, plain.classes)
-    assert plain.left_out == ()
-    hidden_line, side_car_line = found.left_out
+    assert plain.skipped == ()
+    hidden_line, side_car_line = found.skipped
     assert hidden_line == f"4 hidden files and folders of {tmp_path / 'full'}"
     assert side_car_line.startswith(
         f"{len(beside)} files of {tmp_path / 'full'} that are no images"
@@ -65,15 +65,15 @@ def test_a_class_of_side_cars_alone_is_refused_by_name(tmp_path: Path):
     src = write(tmp_path, "cat/1.jpg", "docs/a.xml", "docs/b.txt")
     with pytest.raises(UsageError, match=r"class docs of .* holds no images; .* with --classes"):
         find_folder(src)
-    assert find_folder(src, Wanted(only=("cat",))).keys == ["cat/1"]
+    assert find_folder(src, SourceOptions(only=("cat",))).keys == ["cat/1"]
 
 
 @pytest.mark.parametrize("other", ["1.bin", "1.gif", "1", "1.heic"])
 def test_of_two_files_with_one_key_the_image_is_kept(tmp_path: Path, other: str):
     src = write(tmp_path, f"cat/{other}", "cat/1.png", "cat/2.jpg", "dog/1.jpeg", "dog/1.webp")
-    found = find_folder(src, Wanted(repeats="first"))
+    found = find_folder(src, SourceOptions(repeats="first"))
     assert found.names == ["cat/1.png", "cat/2.jpg", "dog/1.jpeg"]
-    assert found.left_out == ("2 samples whose key was there already",)
+    assert found.skipped == ("2 samples whose key was there already",)
     assert found.sizes.tolist() == [len(name) for name in found.names]
 
 
@@ -141,7 +141,9 @@ def test_classes_that_the_user_lists_may_be_called_anything(tmp_path: Path):
     src = write(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "images/3.jpg", "masks/3.jpg")
     with pytest.raises(UsageError, match="holds the splits train, val, not classes"):
         find_folder(src)
-    found = find_folder(src, Wanted(only=("images", "masks", "train", "val"), one_class=False))
+    found = find_folder(
+        src, SourceOptions(only=("images", "masks", "train", "val"), one_class=False)
+    )
     assert found.keys == ["images/3", "masks/3", "train/a/1", "val/a/2"]
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from kernels.seeds import permutation
-from shards.errors import UsageError
-from shards.sources.folder import find_folder as find_images
-from shards.sources.folder import sample_key
+from coreset.kernels.seeds import permutation
+from coreset.shards.errors import UsageError
+from coreset.shards.sources.folder import find_folder as find_images
+from coreset.shards.sources.folder import sample_key
 
 
 def write(root: Path, *names: str) -> Path:
@@ -43,7 +43,7 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path:
         name.split("/")[0] for name in found.names
     ]
     assert found.sizes.tolist() == [len(name.encode()) for name in found.names]
-    assert found.left_out == (
+    assert found.skipped == (
         f"1 files of {tmp_path} that lie in no class folder",
         f"2 hidden files and folders of {tmp_path}",
     )

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.dataset import Flag
-from shards.errors import UsageError
-from shards.probe import probe
-from shards.synthetic import MAX_SIDE, MIN_SIDE, Synthetic
+from coreset.shards.errors import UsageError
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.probe import probe
+from coreset.shards.sources.synthetic import MAX_SIDE, MIN_SIDE, Synthetic
 
 # Of 300 files of ImageNet's training set, one from each of 300 classes, as published (ILSVRC 2012).
 REAL_MEAN_BYTES = 110_814

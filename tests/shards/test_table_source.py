@@ -12,12 +12,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shards.errors import DataError, UsageError
-from shards.sources.base import Source
-from shards.sources.columns import listed_key, whole_key
-from shards.sources.folder import find_folder
-from shards.sources.table import find_table, is_table
-from shards.sources.wanted import Wanted
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.columns import listed_key, whole_key
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.table import find_table, is_table
 
 CLASSES = ("cat", "dog", "emu")
 FILES = (
@@ -53,7 +53,7 @@ def contents(source: Source) -> list[tuple[str, str, int, bytes]]:
     ]
 
 
-def refusal(src: Path, wanted: Wanted | None = None) -> str:
+def refusal(src: Path, wanted: SourceOptions | None = None) -> str:
     with pytest.raises((UsageError, DataError)) as caught:
         find_table(src, wanted)
     assert "\n" not in str(caught.value)
@@ -91,10 +91,10 @@ def test_integers_of_parquet_lists_have_the_names_of_their_schema(root: Path):
 def test_integers_are_positions_in_the_class_names(root: Path):
     rows = [(f"images/{name}", ("emu", "cat", "dog").index(class_of(name))) for name in FILES]
     table = write_csv(root / "list.csv", *rows)
-    source = find_table(table, Wanted(class_names=("emu", "cat", "dog")))
+    source = find_table(table, SourceOptions(class_names=("emu", "cat", "dog")))
     assert contents(source) == contents(find_folder(root / "images"))
     assert "integer labels without names; name a class list with --class-names" in refusal(table)
-    short = Wanted(class_names=("emu", "cat"))
+    short = SourceOptions(class_names=("emu", "cat"))
     assert re.search(r"label 2 of .* is not in \[0, 2\)", refusal(table, short))
 
 
@@ -126,9 +126,9 @@ def test_rows_of_other_classes_are_passed_over_with_their_files(root: Path):
         *((f"images/{name}", class_of(name)) for name in FILES),
         ("images/emu/gone.jpg", "emu"),
     )
-    some = Wanted(only=("cat", "dog"))
+    some = SourceOptions(only=("cat", "dog"))
     assert contents(find_table(table, some)) == contents(find_folder(root / "images", some))
-    assert "class cow is not in" in refusal(table, Wanted(only=("cow",)))
+    assert "class cow is not in" in refusal(table, SourceOptions(only=("cow",)))
 
 
 def test_links_are_followed(root: Path):
@@ -156,9 +156,9 @@ def test_a_file_that_is_written_again_is_refused_and_changes_the_state(root: Pat
 def test_one_row_twice_is_a_repeated_key(root: Path):
     table = write_csv(root / "list.csv", *[("images/cat/1.jpg", "cat")] * 2)
     assert "have the same sample key cat/1" in refusal(table)
-    first = find_table(table, Wanted(repeats="first"))
+    first = find_table(table, SourceOptions(repeats="first"))
     assert first.keys == ["cat/1"]
-    assert first.left_out == ("1 samples whose key was there already",)
+    assert first.skipped == ("1 samples whose key was there already",)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_every_way_to_write_a_list_gives_what_the_folder_gives(root: Path, name:
 
 def test_lines_of_caffe_hold_a_path_and_a_number(root: Path):
     (root / "train.txt").write_text("images/cat/1.jpg 0\nimages/dog/1.jpg 1\n")
-    source = find_table(root / "train.txt", Wanted(class_names=CLASSES))
+    source = find_table(root / "train.txt", SourceOptions(class_names=CLASSES))
     assert (source.keys, source.classes) == (["cat/1", "dog/1"], ("cat", "dog"))
 
 

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from shards.classes import class_list
-from shards.errors import CoresetError, UsageError
-from shards.layouts.lists import read_list
-from shards.sources.table import find_table
-from shards.tables import read_table
+from coreset.shards.errors import CoresetError, UsageError
+from coreset.shards.export.lists import read_list
+from coreset.shards.format.classes import class_list
+from coreset.shards.sources.table import find_table
+from coreset.shards.tables.table import read_table
 
 SAMPLES = pa.table({"key": ["cat/1", "dog/1"], "source": ["cat/1.jpg", "dog/1.jpg"]})
 words = st.sampled_from(

@@ -8,9 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.atomic import sha256_of_file
-from shards.dataset import Dataset
-from shards.tar import BLOCK_BYTES, Member, ShardWriter, index_path, member_header, walk
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import sha256_of_file
+from coreset.shards.format.tar import (
+    BLOCK_BYTES,
+    Member,
+    ShardWriter,
+    index_path,
+    member_header,
+    walk,
+)
 
 
 def write_shard(path: Path, images: list[bytes]) -> str:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from engine.stages.pack import Pack
-from engine.stages.verify import Verify
-from shards.atomic import sha256_of_file
-from shards.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
-from shards.errors import DataError, ManifestError, UsageError
-from shards.manifest import MANIFEST_NAME, Manifest
-from shards.tar import walk
+from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.verify import Verify
+from coreset.shards.errors import DataError, ManifestError, UsageError
+from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
+from coreset.shards.format.files import sha256_of_file
+from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
+from coreset.shards.format.tar import walk
 
 Damage = Callable[[Path], None]
 

@@ -11,18 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.dataset import Dataset
-from shards.errors import DataError, UsageError
-from shards.export import ExportPlan, StoredSample
-from shards.layouts.webdataset import write_webdataset
-from shards.sources.base import Source
-from shards.sources.folder import find_folder
-from shards.sources.tars import tar_layout
-from shards.sources.wanted import Wanted
-from shards.sources.webdataset import find_webdataset
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.export.names import ExportPlan, StoredSample
+from coreset.shards.export.webdataset import write_webdataset
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.sources.base import Source
+from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.tars import tar_layout
+from coreset.shards.sources.webdataset import find_webdataset
 
 NAMES = ("n01440764", "n02102040", "n02979186")
-NAMED = Wanted(class_names=NAMES)
+NAMED = SourceOptions(class_names=NAMES)
 Members = Sequence[tuple[str, bytes]]
 
 
@@ -72,7 +72,7 @@ def test_shards_of_imagenet_are_found_as_the_image_folder(tmp_path: Path):
     assert found.labels.tolist() == expected.labels.tolist()
     assert contents(found) == contents(expected)
     assert found.names[0] == "imagenet1k-train-0000.tar/n01440764_0.jpg"
-    assert found.left_out == ()
+    assert found.skipped == ()
 
 
 def test_webdataset_reads_the_same_samples(tmp_path: Path):
@@ -123,7 +123,7 @@ def test_exported_shards_of_this_project_are_read_with_their_class_names(
     )
     write_webdataset(images, tmp_path, plan)
     found = find_webdataset(tmp_path)
-    assert found.left_out == ()
+    assert found.skipped == ()
     assert labelled(found) == {
         f"{one.class_name}/{one.sample_id:09d}": (one.class_name, one.image) for one in images
     }
@@ -168,15 +168,15 @@ def test_integers_without_names_are_refused_with_what_to_name(tmp_path: Path):
 def test_classes_without_samples_are_told(tmp_path: Path):
     found = find_webdataset(write_shard(tmp_path / "a.tar", sample("a", 1)), NAMED)
     assert found.classes == ("n02102040",)
-    assert found.left_out == ("2 classes of the class list, which have no samples",)
+    assert found.skipped == ("2 classes of the class list, which have no samples",)
 
 
 def test_only_the_classes_asked_for_are_found(tmp_path: Path):
     path = write_shard(tmp_path / "a.tar", [*sample("a", 0), *sample("b", 1)])
-    found = find_webdataset(path, Wanted(class_names=NAMES, only=("n02102040",)))
+    found = find_webdataset(path, SourceOptions(class_names=NAMES, only=("n02102040",)))
     assert found.keys == ["n02102040/b"]
     with pytest.raises(UsageError, match="class n02979186 is not in"):
-        find_webdataset(path, Wanted(class_names=NAMES, only=("n02979186",)))
+        find_webdataset(path, SourceOptions(class_names=NAMES, only=("n02979186",)))
 
 
 @pytest.mark.parametrize(
@@ -228,9 +228,9 @@ def test_a_repeated_key_is_refused_or_the_first_is_kept(tmp_path: Path, members:
     path = write_shard(tmp_path / "a.tar", members)
     with pytest.raises(UsageError, match=r"a\.tar/a\.jpg and a\.tar/a\.\w+ .* key n01440764/a;"):
         find_webdataset(path, NAMED)
-    kept = find_webdataset(path, Wanted(class_names=NAMES, repeats="first"))
+    kept = find_webdataset(path, SourceOptions(class_names=NAMES, repeats="first"))
     assert labelled(kept)["n01440764/a"] == ("n01440764", b"image a")
-    assert "1 samples whose key was there already" in kept.left_out
+    assert "1 samples whose key was there already" in kept.skipped
 
 
 def test_a_key_repeated_in_another_shard_is_refused_with_both_places(tmp_path: Path):
@@ -320,9 +320,9 @@ def test_hidden_members_and_other_files_are_passed_over_and_counted(tmp_path: Pa
     write_shard(tmp_path / "0.tar", [*sample("a", 0), ("._a.jpg", b"x"), (".x/b.pkl", b"y")])
     (tmp_path / "0.idx").write_text("v1.2 1")
     (tmp_path / "README.md").write_text("about")
-    found = find_webdataset(tmp_path, Wanted(class_names=NAMES[:1]))
+    found = find_webdataset(tmp_path, SourceOptions(class_names=NAMES[:1]))
     assert found.keys == ["n01440764/a"]
-    assert found.left_out == (
+    assert found.skipped == (
         f"1 files of {tmp_path} that are no shards",
         f"2 hidden files and folders of {tmp_path}",
     )

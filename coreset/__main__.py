@@ -1,0 +1,10 @@
+"""Entry point of the ``coreset`` script, and of ``python -m coreset``."""
+
+from coreset.engine.runtime.interrupts import end_on_interrupt
+
+end_on_interrupt()  # before the imports of the next line, which take most of a tenth of a second
+
+from coreset.engine.cli import run  # noqa: E402
+
+if __name__ == "__main__":
+    run()

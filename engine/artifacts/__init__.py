@@ -1,0 +1,1 @@
+"""Artifacts on disk: provenance, ledger, checkpoints, columns."""

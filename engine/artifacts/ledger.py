@@ -1,0 +1,254 @@
+"""``ledger.jsonl``: one JSON line per stage run, what it cost; the one place that reads the clock.
+
+An artifact's ledger holds its own lines and those of its inputs (marked with the input's digest),
+so the construction cost of a set is the sum over its own file, also after the set was mailed.
+"""
+
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+from coreset.engine.artifacts.provenance import versions
+from coreset.shards.format.documents import parse
+from coreset.shards.format.files import write_atomically
+
+LEDGER_NAME = "ledger.jsonl"
+RUNNING_NAME = "ledger.running.json"
+Line = dict[str, Any]
+_one_of_several: ContextVar[bool] = ContextVar("one_of_several", default=False)
+_TEXTS = ("artifact", "stage", "config_digest", "started", "device", "host")
+_NUMBERS = ("wall_seconds", "cpu_seconds", "images", "images_per_second", "cores",
+            "interrupted")  # fmt: skip
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(_TEXTS, (str,)),
+    **dict.fromkeys(_NUMBERS, (int, float)),
+    "peak_rss_bytes": (int, NoneType),  # None where stages share a process
+}
+
+
+def _cpu_seconds() -> float:
+    own, children = (
+        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
+    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+@dataclass(slots=True)
+class Meter:
+    """Measures one stage run from its construction to ``line()``."""
+
+    stage: str
+    config_digest: str
+    device: str = "cpu"
+    images: int = 0
+    """Image passes: an image seen in ten epochs counts ten times."""
+    bytes_read: int = 0
+    bytes_written: int = 0
+    notes: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Further measurements of the stage, such as seconds by part."""
+    _started: float = field(default_factory=time.time)
+    _wall: float = field(default_factory=time.perf_counter)
+    _cpu: float = field(default_factory=_cpu_seconds)
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since this meter was made."""
+        return time.perf_counter() - self._wall
+
+    def line(self, *, interrupted: bool = False) -> Line:
+        """The ledger line as of now."""
+        wall = self.wall_seconds
+        return {
+            "stage": self.stage,
+            "config_digest": self.config_digest,
+            "started": datetime.fromtimestamp(self._started, UTC).isoformat(
+                timespec="milliseconds"
+            ),
+            "wall_seconds": round(wall, 3),
+            "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
+            "images": self.images,
+            "images_per_second": round(self.images / wall, 1) if wall > 0 else 0.0,
+            "bytes_read": self.bytes_read,
+            "bytes_written": self.bytes_written,
+            "peak_rss_bytes": peak_rss_bytes(),
+            "device": self.device,
+            "cores": len(os.sched_getaffinity(0)),
+            "host": socket.gethostname(),
+            "interrupted": interrupted,
+            "versions": versions(),
+            **self.notes,
+        }
+
+    def checkpoint(self, scratch: Path) -> None:
+        """Leave the cost so far in ``scratch``, so that a killed run is still paid for."""
+        document = json.dumps(self.line(interrupted=True)) + "\n"
+        write_atomically(scratch / RUNNING_NAME, document.encode())
+
+
+def stopwatch() -> "Stopwatch":
+    """Start a stopwatch."""
+    return Stopwatch(time.perf_counter())
+
+
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Seconds since it was started, for parts of a stage."""
+
+    started: float
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+
+@contextmanager
+def several_stages() -> Generator[None]:
+    """Leave peak memory out of the lines of stages that run one after the other in this process.
+
+    Its peak is that of the hungriest stage so far, whichever asks.
+    """
+    token = _one_of_several.set(True)
+    try:
+        yield
+    finally:
+        _one_of_several.reset(token)
+
+
+def peak_rss_bytes() -> int | None:
+    """Largest resident set of this process so far; None within `several_stages`."""
+    if _one_of_several.get():
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def read_ledger(artifact: Path) -> list[Line]:
+    """Lines of an artifact's ledger; what is no such line, as one cut by a crash, is left out."""
+    path = artifact / LEDGER_NAME
+    lines: list[Line] = []
+    for text in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            lines.append(parse(text))
+    return lines_with(lines, "stage")
+
+
+def lines_with(lines: Iterable[Any], *fields: str) -> list[Line]:
+    """Keep the lines of a ledger that have some fields, and no field of a wrong type."""
+    return [
+        line
+        for line in lines
+        if isinstance(line, dict)
+        and all(name in line for name in fields)
+        and all(isinstance(line[name], kind) for name, kind in _KINDS.items() if name in line)
+    ]
+
+
+def inherited_lines(artifact: Path, digest: str) -> list[Line]:
+    """Lines of an input for its child's ledger: its own lines get the input's digest."""
+    return [{"artifact": digest, **line} for line in read_ledger(artifact)]
+
+
+def append_lines(artifact: Path, lines: Iterable[Line]) -> None:
+    """Append lines that are not yet there to the ledger of ``artifact``."""
+    known = {line_key(line) for line in read_ledger(artifact)}
+    path = artifact / LEDGER_NAME
+    cut = path.is_file() and path.read_bytes()[-1:] not in {b"", b"\n"}
+    with path.open("a") as file:
+        file.write("\n" if cut else "")  # what a crash cut off must not swallow the next line
+        for line in lines:
+            if line_key(line) not in known:
+                known.add(line_key(line))
+                file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def collect_interrupted(scratch: Path) -> None:
+    """Turn what a killed run left in ``scratch`` into a ledger line."""
+    path = scratch / RUNNING_NAME
+    if path.is_file():
+        with suppress(ValueError):  # a cost that cannot be read is not paid again
+            append_lines(scratch, lines_with([parse(path.read_bytes())], "stage"))
+        path.unlink()
+
+
+def line_key(line: Line) -> tuple[Any, ...]:
+    """What tells one stage run from another: a line inherited along two ways counts once."""
+    return line.get("stage"), line.get("config_digest"), line.get("started"), line.get("host")
+
+
+_SUMMED = ("stage", "wall_seconds", "cpu_seconds", "images", "peak_rss_bytes", "interrupted",
+           "device")  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCost:
+    """Cost of one stage of one artifact over all its runs, the interrupted ones included."""
+
+    artifact: str
+    """Digest of the input that the stage made; empty for the artifact that holds the ledger."""
+    stage: str
+    runs: int
+    interrupted: int
+    """Runs that were stopped before their end; their time was spent all the same."""
+    wall_seconds: float
+    cpu_seconds: float
+    """User and system time of the process and its children."""
+    images: int
+    """Image passes: an image seen in ten epochs counts ten times."""
+    peak_rss_bytes: int | None
+    """Largest of the runs; None if it was measured in none of them."""
+    device: str
+    """Names of the devices, in order of use."""
+
+    @property
+    def images_per_second(self) -> float:
+        """Image passes per wall second; 0 if no time passed."""
+        return self.images / self.wall_seconds if self.wall_seconds > 0 else 0.0
+
+
+def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
+    """Sum the distinct lines of a ledger by (artifact, stage), in the order of the ledger.
+
+    A line that came along two ways (a data set that is an input of scores and of the set) counts
+    once.
+    """
+    distinct = {line_key(line): line for line in lines_with(lines, *_SUMMED)}
+    groups: dict[tuple[str, str], list[Line]] = {}
+    for line in distinct.values():
+        groups.setdefault((line.get("artifact", ""), line["stage"]), []).append(line)
+    return [_sum(artifact, stage, runs) for (artifact, stage), runs in groups.items()]
+
+
+def total_wall_seconds(costs: Iterable[StageCost]) -> float:
+    """The construction cost: wall time of all stages, one after the other."""
+    return sum(cost.wall_seconds for cost in costs)
+
+
+def largest(peaks: Iterable[int | None]) -> int | None:
+    """Largest of the peaks that were measured; None if none was."""
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _sum(artifact: str, stage: str, runs: list[Line]) -> StageCost:
+    return StageCost(
+        artifact=artifact,
+        stage=stage,
+        runs=len(runs),
+        interrupted=sum(bool(run["interrupted"]) for run in runs),
+        wall_seconds=sum(run["wall_seconds"] for run in runs),
+        cpu_seconds=sum(run["cpu_seconds"] for run in runs),
+        images=sum(run["images"] for run in runs),
+        peak_rss_bytes=largest(run["peak_rss_bytes"] for run in runs),
+        device=", ".join(dict.fromkeys(run["device"] for run in runs)),
+    )

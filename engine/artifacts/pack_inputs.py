@@ -1,0 +1,215 @@
+"""The plan of a packing: from a command's fields, or from what a packed data set remembers."""
+
+import math
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from os.path import relpath
+from pathlib import Path
+from typing import Any
+
+from coreset.engine.artifacts.ledger import Meter, read_ledger
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.runtime.progress import Progress, progress
+from coreset.shards.errors import UsageError
+from coreset.shards.format.classes import class_list
+from coreset.shards.format.files import sha256_of_file
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.records import ShardRecord
+from coreset.shards.packing.labels import read_labels
+from coreset.shards.packing.plan import Plan, Resize
+from coreset.shards.sources.base import Repeats, Source
+from coreset.shards.sources.detect import find
+from coreset.shards.sources.options import SourceOptions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """What a packing reads; the ledger keeps it, so that it can be read again.
+
+    Paths are no part of what the result promises: a copied source gives the same bytes.
+    """
+
+    src: Path
+    class_names: str = ""
+    """Name or file of a class list."""
+    ground_truth: Path | None = None
+    labels: Path | None = None
+
+    def recorded(self, data: Path) -> dict[str, str]:
+        """Paths relative to the data set, for a ledger line."""
+        files = {"src": self.src, "ground_truth": self.ground_truth, "labels": self.labels}
+        if Path(self.class_names).is_file():
+            files["class_names"] = Path(self.class_names)
+        kept = {name: _relative(path, data) for name, path in files.items() if path is not None}
+        return {"class_names": self.class_names} | kept
+
+    @staticmethod
+    def remembered(data: Path, src: Path | None) -> "Places":
+        """The places of a packed data set; ``src`` says where its source lies now.
+
+        Raises:
+            UsageError: It was not packed from a source, or its source is not where it was.
+        """
+        lines = [line["places"] for line in read_ledger(data) if "places" in line]
+        if not lines:
+            raise UsageError(f"{data} was not packed from a source; make it again")
+        kept: dict[str, str] = lines[-1]
+        paths = {name: data / kept[name] for name in ("ground_truth", "labels") if name in kept}
+        names = kept.get("class_names", "")
+        place = src or data / kept["src"]
+        if not place.exists():
+            raise UsageError(f"the source of {data} is not at {place} any more; name it with --src")
+        beside = data / names
+        return Places(
+            src=place, class_names=str(beside) if names and beside.is_file() else names, **paths
+        )
+
+    def find(
+        self,
+        *,
+        only: tuple[str, ...] | None,
+        duplicates: Repeats,
+        data: Path,
+        one_class: bool = True,
+    ) -> Source:
+        """Find the samples of the source, to pack them into ``data`` if it is not there yet."""
+        with _decompression_shown() as show:
+            wanted = SourceOptions(
+                only=only,
+                class_names=class_list(self.class_names) if self.class_names else None,
+                truth=self.ground_truth,
+                one_class=one_class,
+                repeats=duplicates,
+                spool=spool_of(data),
+                room_to_pack=not data.exists(),
+                on_spooled=show,
+            )
+            return find(self.src, wanted)
+
+
+def spool_of(data: Path) -> Path:
+    """Folder beside a packed data set for the decompressed images of its source."""
+    return data.with_name(f".{data.name}.spool")
+
+
+def plan_of(
+    found: Source,
+    settings: Mapping[str, Any],
+    *,
+    name: str,
+    split: str,
+    labels: Path | None,
+    skip_damaged: bool = True,
+) -> Plan:
+    """The plan by the settings that a manifest records.
+
+    Raises:
+        UsageError: The table of labels does not fit the source, or is not the one recorded.
+    """
+    source = found.in_order(settings["order"], settings["order_seed"] or 0)
+    table = settings["labels"]
+    of_position = source.labels
+    if table is not None:
+        if labels is None or sha256_of_file(labels) != table["sha256"]:
+            raise UsageError(f"labels table {labels} is not the one that was packed with")
+        of_position = read_labels(labels, table["column"], source)
+    resize = None
+    if settings["store"] == "resized":
+        resize = Resize(short_side=settings["short_side"], quality=settings["quality"])
+    return Plan(
+        source=source,
+        labels=of_position,
+        samples_per_shard=settings["samples_per_shard"],
+        name=name,
+        split=split,
+        settings=settings,
+        check=settings["checked"],
+        resize=resize,
+        skip_damaged=skip_damaged,
+    )
+
+
+def config_of(plan: Plan) -> dict[str, Any]:
+    """What shapes the bytes: paths, threads and modification times do not."""
+    return {
+        "name": plan.name,
+        "split": plan.split,
+        **plan.settings,
+        "n_found": len(plan.source),
+        "source_sha256": plan.source.list_sha256(),
+    }
+
+
+def plan_again(data: Path, src: Path | None) -> tuple[Plan, Provenance]:
+    """The plan of a packed data set on its source as it is now, and the provenance that it has.
+
+    Raises:
+        UsageError: The source is gone, or the data set was not packed from one.
+    """
+    manifest, provenance = Manifest.read(data), Provenance.read(data)
+    places = Places.remembered(data, src)
+    settings = dict(manifest.settings)
+    only = manifest.classes if settings["classes"] else None
+    found = places.find(only=only, duplicates=settings["duplicates"], data=data)
+    plan = plan_of(found, settings, name=manifest.name, split=manifest.split, labels=places.labels)
+    return plan, replace(provenance, config=config_of(plan))
+
+
+@contextmanager
+def _decompression_shown() -> Generator[Callable[[int, int], None]]:
+    """Show what is decompressed in the block; nothing for sources that are read as they are."""
+    with ExitStack() as stack:
+        bars: list[Progress] = []
+
+        def show(done_bytes: int, all_bytes: int) -> None:
+            if not bars:
+                display = progress("decompress", _megabytes(all_bytes), "MB")
+                bars.append(stack.enter_context(display))
+            bars[0].advance(_megabytes(done_bytes) - bars[0].done)
+
+        yield show
+
+
+def _megabytes(n_bytes: int) -> int:
+    return math.ceil(n_bytes / 1e6)
+
+
+def _relative(path: Path, data: Path) -> str:
+    return relpath(path.resolve(), data.resolve())
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Passes on what the packing reports to the display and the ledger."""
+
+    meter: Meter
+    bar: Progress
+    scratch: Path | None
+    """Where to leave the cost so far; None on ranks whose cost the leading rank does not keep."""
+
+    def block(self, found: int, source_bytes: int, *, refused: int) -> None:
+        """Count files that were read."""
+        self.meter.images += found
+        self.meter.bytes_read += source_bytes
+        self._show(found, refused=refused)
+
+    def shard(self, record: ShardRecord, *, resumed: bool) -> None:
+        """Count a shard; what was spent so far survives a kill from here on."""
+        if resumed:
+            self._show(record.entry.found, refused=len(record.refused))
+        else:
+            self.meter.bytes_written += record.entry.bytes + record.entry.index_bytes
+            if self.scratch is not None:
+                self.meter.checkpoint(self.scratch)
+
+    def _show(self, found: int, *, refused: int) -> None:
+        quarantined = int(self.bar.notes.get("quarantined", 0)) + refused
+        self.bar.advance(found, quarantined=quarantined)
+
+
+def bound(provenance: Provenance, manifest: Manifest) -> Provenance:
+    """The provenance of a packed data set, with what later stages check."""
+    names = ("identity", "content", "classes_sha256")
+    binds = {name: getattr(manifest, name) for name in names}
+    return replace(provenance, binds=binds, digest=manifest.digest)

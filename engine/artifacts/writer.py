@@ -1,0 +1,295 @@
+"""Making an artifact: lock, resume or refuse, write beside the final name, publish, account for it.
+
+Every stage that makes a directory goes through ``create_artifact``, so that "the same command
+again" means the same thing everywhere: finished, nothing to do; interrupted, continue; changed,
+refuse.
+"""
+
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TextIO
+
+from coreset.engine.artifacts.ledger import (
+    LEDGER_NAME,
+    RUNNING_NAME,
+    Meter,
+    append_lines,
+    collect_interrupted,
+    inherited_lines,
+    read_ledger,
+)
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance, readable_difference
+from coreset.shards.errors import LockedError, MachineError, UsageError
+from coreset.shards.format.files import (
+    COMMAND_NAME,
+    digest_of,
+    exchange_directories,
+    files_below,
+    json_bytes,
+    make_directory,
+    new_directory,
+    rename_directory,
+    temporary_name,
+    tree_digests,
+    unlink_link,
+    write_atomically,
+)
+
+COMMAND: ContextVar[str] = ContextVar("COMMAND", default="")
+"""The command line of this process, for whoever finds what it left unfinished."""
+_NO_SUCH_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
+_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+@dataclass(slots=True)
+class ArtifactWriter:
+    """An artifact in the making."""
+
+    out: Path
+    scratch: Path
+    """Directory to write into; it becomes ``out`` when the block ends without an error."""
+    provenance: Provenance
+    meter: Meter
+    done: bool = False
+    """The artifact existed already, made by the same configuration from the same inputs."""
+    resumed: bool = False
+    """``scratch`` holds what an interrupted run of the same configuration had committed."""
+    input_paths: Sequence[tuple[Path, str]] = ()
+
+
+def require_output(out: Path) -> None:
+    """Check before any work that something can be made at ``out``, or is there.
+
+    Raises:
+        UsageError: It is a link to nothing, or a file is where a folder above it should be.
+    """
+    if out.exists():
+        return
+    if out.is_symlink():
+        raise UsageError(
+            f"{out} is a symbolic link to nothing; remove it, or choose another output"
+        )
+    above = next(folder for folder in out.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise UsageError(f"{out} cannot be made: {above} is a file; choose another output")
+
+
+@contextmanager
+def output_folder(out: Path) -> Generator[None]:
+    """Make the folder that ``out`` lies in, for the block to write there.
+
+    Raises:
+        UsageError: Nothing can have that name.
+        MachineError: This user may not write there, or nobody may.
+    """
+    try:
+        make_directory(out.parent)
+        yield
+    except OSError as error:
+        fact = f"{out} cannot be written ({error.strerror})"
+        if error.errno in _NO_SUCH_PLACE:
+            raise UsageError(f"{fact}; choose another output") from error
+        if error.errno in _NOT_WRITABLE:
+            raise MachineError(f"{fact}; make its folder writable, or choose another") from error
+        raise
+
+
+@contextmanager
+def lock(out: Path, *, wait: bool = False) -> Generator[None]:
+    """Hold the exclusive right to write ``out``; released by the kernel also on ``kill -9``.
+
+    Args:
+        out: What is to be written.
+        wait: Wait for another holder instead of refusing (for writes that take a moment).
+
+    Raises:
+        LockedError: Another process holds it; the message names it.
+        UsageError: Nothing can be written at ``out``, or its lock file is a symbolic link.
+        MachineError: The machine refuses to write there.
+    """
+    require_output(out)
+    path = out.with_name(f".{out.name}.lock")
+    with output_folder(out):
+        file = _locked_file(path, wait=wait)
+        while file is None and wait:  # its holder removed it while we waited: lock the new one
+            file = _locked_file(path, wait=wait)
+    if file is None:
+        owner = path.read_text().strip() if path.is_file() else ""
+        raise LockedError(
+            f"{out} is being written by {owner or 'another process'}; "
+            "wait for it or choose another output"
+        )
+    with file:
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def _locked_file(path: Path, *, wait: bool) -> TextIO | None:
+    """The lock file, locked; None if another process holds it, or removed it just now."""
+    if path.is_symlink():
+        raise UsageError(f"{path} is a symbolic link, which nothing here makes; remove it")
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags, 0o666), "a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        # A lock on a file that its owner has removed guards nothing.
+        if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass  # any other error, such as a file system without locks, would never go away
+    file.close()
+    return None
+
+
+@contextmanager
+def create_artifact(
+    out: Path,
+    provenance: Provenance,
+    *,
+    inputs: Sequence[Path] = (),
+    device: str = "cpu",
+    resumable: bool = False,
+) -> Generator[ArtifactWriter]:
+    """Yield a ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
+
+    If ``out`` exists and was made by the same configuration from the same inputs, ``work.done`` is
+    set and the block should return at once. ``inputs`` are the directories of
+    ``provenance.inputs``, in the same order; their ledger lines are inherited.
+
+    Raises:
+        UsageError: ``out``, or an interrupted run of it, was made by another configuration.
+        LockedError: Another process is making ``out``.
+    """
+    meter = Meter(provenance.stage, provenance.config_digest, device)
+    pairs = [
+        (path, str(one["digest"])) for path, one in zip(inputs, provenance.inputs, strict=True)
+    ]
+    work = ArtifactWriter(out, temporary_name(out), provenance, meter, input_paths=pairs)
+    require_output(out)
+    # What is there is whole, so any number of processes may find it at once.
+    if not out.exists():
+        with lock(out):
+            if not out.exists():
+                _prepare(work, resumable=resumable)
+                try:
+                    yield work
+                except BaseException:
+                    _abandon(work, resumable=resumable)
+                    raise
+                _publish(work)
+                return
+    _require_same_fingerprint(out, provenance, "was made by another configuration")
+    work.done = True
+    yield work
+
+
+@contextmanager
+def replace_artifact(out: Path, provenance: Provenance) -> Generator[ArtifactWriter]:
+    """Yield a ``ArtifactWriter`` whose scratch directory takes the place of ``out`` in one step.
+
+    The ledger goes on. If the block sets ``work.done``, ``out`` stays as it is.
+
+    Raises:
+        LockedError: Another process is writing to ``out``.
+        MachineError: The file system cannot swap directories.
+    """
+    with lock(out):
+        meter = Meter(provenance.stage, provenance.config_digest)
+        scratch = out.with_name(f".{out.name}.remade.partial")
+        work = ArtifactWriter(out, scratch, provenance, meter)
+        _prepare(work, resumable=False)
+        try:
+            yield work
+            if not work.done:
+                append_lines(scratch, read_ledger(out))
+                _finish(work)
+                exchange_directories(scratch, out)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _require_same_fingerprint(
+    directory: Path, provenance: Provenance, fact: str, *, runtime: bool = False
+) -> None:
+    there = Provenance.read(directory)
+    old, new = there.fingerprint(), provenance.fingerprint()
+    if runtime:
+        old, new = (
+            old | {"runtime": dict(there.runtime)},
+            new | {"runtime": dict(provenance.runtime)},
+        )
+    difference = readable_difference(old, new)
+    if difference:
+        raise UsageError(
+            f"{directory} {fact} ({difference}); repeat that configuration, or remove it, "
+            "or choose another output"
+        )
+
+
+def _prepare(work: ArtifactWriter, *, resumable: bool) -> None:
+    scratch = work.scratch
+    unlink_link(scratch)
+    if resumable and (scratch / PROVENANCE_NAME).is_file():
+        fact = "is an interrupted run of another configuration"
+        _require_same_fingerprint(scratch, work.provenance, fact, runtime=True)
+        for leftover in sorted(scratch.glob(".*.partial")):  # of a kill during a write
+            if leftover.is_file():
+                leftover.unlink()
+        collect_interrupted(scratch)
+        work.resumed = True
+    else:
+        new_directory(scratch)
+        write_atomically(scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+    if command := COMMAND.get():
+        write_atomically(scratch / COMMAND_NAME, command.encode(errors="replace"))
+
+
+def _abandon(work: ArtifactWriter, *, resumable: bool) -> None:
+    if resumable:
+        with suppress(OSError):  # a full disk: the error on its way out is the one to report
+            work.meter.checkpoint(work.scratch)
+    else:
+        shutil.rmtree(work.scratch, ignore_errors=True)
+
+
+def _publish(work: ArtifactWriter) -> None:
+    _finish(work)
+    rename_directory(work.scratch, work.out)
+
+
+def _finish(work: ArtifactWriter) -> None:
+    """Complete provenance and ledger."""
+    (work.scratch / COMMAND_NAME).unlink(missing_ok=True)
+    digest = work.provenance.digest or output_digest(work.scratch)
+    work.provenance = replace(work.provenance, digest=digest)
+    write_atomically(work.scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
+    inherited = [
+        line for path, digest in work.input_paths for line in inherited_lines(path, digest)
+    ]
+    meter = work.meter
+    meter.bytes_written = meter.bytes_written or sum(
+        file.stat().st_size for file in files_below(work.scratch)
+    )
+    append_lines(work.scratch, [*inherited, meter.line()])
+    (work.scratch / RUNNING_NAME).unlink(missing_ok=True)  # only now: a kill here pays once
+
+
+def output_digest(directory: Path) -> str:
+    """Digest over every file of an artifact but its provenance and its ledger."""
+    skipped = {PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME}
+    return digest_of(
+        {name: sha for name, sha in tree_digests(directory).items() if name not in skipped}
+    )

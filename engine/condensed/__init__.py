@@ -1,0 +1,1 @@
+"""Condensed sets: coresets and distilled sets."""

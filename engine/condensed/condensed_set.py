@@ -1,0 +1,214 @@
+"""A condensed set on disk: ``set.json`` beside ``ids.npy`` (a coreset) or beside packed shards.
+
+Both kinds train and measure through ``CondensedSet``: a packed data set and, for a coreset, the ids
+of the chosen samples in it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.engine.artifacts.origin import open_source, require_same_data
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import ArtifactWriter
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.dataset import Dataset, subset_content
+from coreset.shards.format.documents import build, parse
+from coreset.shards.format.files import (
+    digest_of,
+    json_bytes,
+    missing,
+    sha256_of_file,
+    write_atomically,
+)
+from coreset.shards.format.manifest import MANIFEST_NAME
+
+SET_NAME = "set.json"
+IDS_NAME = "ids.npy"
+FORMAT = "coreset-set"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetInfo:
+    """Contents of ``set.json``."""
+
+    kind: Literal["coreset", "distilled"]
+    method: str
+    """Name in tables: random, ccs-aum, kmeans ..."""
+    parameters: Mapping[str, Any]
+    seed: int
+    source_name: str
+    source_identity: str
+    source_content: str
+    n_classes: int
+    ipc: int
+    per_class: tuple[int, ...]
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    def write(self, directory: Path) -> None:
+        """Write ``set.json``."""
+        write_atomically(directory / SET_NAME, json_bytes(asdict(self)))
+
+    @staticmethod
+    def read(directory: Path) -> "SetInfo":
+        """Read ``set.json``.
+
+        Raises:
+            UsageError: ``directory`` is not a condensed set.
+            StoreError: The file cannot be parsed or is of another version.
+        """
+        path = directory / SET_NAME
+        if not path.is_file():
+            remedy = "make one with `coreset select` or `coreset distill`"
+            if not directory.exists():
+                raise missing(directory, remedy)
+            raise UsageError(f"{directory} is not a condensed set (no set.json); {remedy}")
+        try:
+            info = build(SetInfo, parse(path.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
+        if len(info.per_class) != info.n_classes or min(info.per_class, default=-1) < 0:
+            raise StoreError(
+                f"{path}: per_class does not count {info.n_classes} classes; make the set again"
+            )
+        if (info.format, info.format_version) != (FORMAT, FORMAT_VERSION):
+            raise StoreError(f"{path} is of version {info.format_version}; make the set again")
+        return info
+
+
+@dataclass(frozen=True, slots=True)
+class CondensedSet:
+    """A condensed set with its images: ``ids`` into ``dataset`` (all of it for a distilled set)."""
+
+    path: Path
+    info: SetInfo
+    provenance: Provenance
+    dataset: Dataset
+    ids: NDArray[np.int64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every image of the set."""
+        return self.dataset.labels[self.ids]
+
+    @property
+    def image_bytes(self) -> int:
+        """Stored bytes of the images: the storage budget of the set."""
+        return int(self.dataset.ints("bytes")[self.ids].sum())
+
+    @property
+    def content(self) -> str:
+        """Digest of the stored bytes of the images, in order."""
+        return subset_content(self.dataset, self.ids)
+
+
+def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
+    """Open a condensed set together with the data set that holds its images.
+
+    Args:
+        path: The set.
+        data: Where the source of a coreset lies now, if it was moved.
+
+    Raises:
+        UsageError: Not a set; or its source is not where it was, or is another data set.
+        StoreError: ``set.json`` or ``ids.npy`` is damaged.
+    """
+    info, provenance = SetInfo.read(path), Provenance.read(path)
+    if (path / MANIFEST_NAME).is_file():
+        dataset = Dataset.open(path)
+        ids = np.arange(len(dataset))
+    else:
+        dataset = open_source(path, data)
+        require_same_data(dataset, info.source_identity, f"the coreset {path}")
+        ids = _read_ids(path, provenance, len(dataset))
+    per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
+    if tuple(per_class.tolist()) != info.per_class:
+        raise StoreError(
+            f"{path}: {SET_NAME} counts other images of the classes than there are; make it again"
+        )
+    return CondensedSet(path, info, provenance, dataset, ids)
+
+
+def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
+    """Ids of a coreset of a data set of ``n`` samples, int64 in ascending order.
+
+    Raises:
+        StoreError: They are not those that were made, or no ids of such a data set.
+    """
+    try:
+        files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
+        # Mapped: what the header promises is not read before it is known to be there.
+        ids = np.lib.format.open_memmap(path / IDS_NAME, mode="r")
+    except (OSError, EOFError, ValueError, OverflowError) as error:
+        raise StoreError(f"{path} cannot be read ({error}); make the set again") from error
+    if ids.dtype.kind != "i" or ids.ndim != 1 or not 0 < ids.size <= n:
+        raise StoreError(
+            f"{path / IDS_NAME} holds {ids.dtype} of shape {ids.shape}, expected 1 to {n} whole "
+            "numbers; make the set again"
+        )
+    if ids[0] < 0 or ids[-1] >= n or (ids[1:] <= ids[:-1]).any():
+        raise StoreError(
+            f"{path / IDS_NAME} must hold ascending ids in [0, {n}); make the set again"
+        )
+    if digest_of(files) != provenance.digest:
+        raise StoreError(
+            f"{path}: {IDS_NAME} or {SET_NAME} is not the file that was made; make the set again"
+        )
+    return ids.astype(np.int64)
+
+
+def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
+    """Raise ``UsageError`` unless set and validation data have the same class list in one order."""
+    here, there = condensed.dataset.classes, val.classes
+    if here == there:
+        return
+    odd = sorted(set(here) ^ set(there))
+    fact = f"{odd[0]} is in one of them only" if odd else "the same classes in another order"
+    raise UsageError(
+        f"{condensed.path} has {len(here)} classes and {val.path} has {len(there)}: {fact}; "
+        "pack both from folders with the same class names"
+    )
+
+
+def write_coreset(
+    work: ArtifactWriter,
+    dataset: Dataset,
+    ids: NDArray[np.int64],
+    *,
+    method: str,
+    parameters: Mapping[str, Any],
+    seed: int,
+) -> None:
+    """Fill an artifact in the making with ``ids.npy`` and ``set.json``, and bind it to the data.
+
+    Args:
+        work: The artifact in the making.
+        dataset: What the ids point into.
+        ids: Chosen sample ids, int64 in ascending order.
+        method: Name in tables.
+        parameters: What shaped the choice, without the seed.
+        seed: Seed of the draw.
+    """
+    per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
+    info = SetInfo(
+        kind="coreset",
+        method=method,
+        parameters=parameters,
+        seed=seed,
+        source_name=dataset.manifest.name,
+        source_identity=dataset.manifest.identity,
+        source_content=dataset.manifest.content,
+        n_classes=len(dataset.classes),
+        ipc=int(per_class.max()),
+        per_class=tuple(per_class.tolist()),
+    )
+    np.save(work.scratch / IDS_NAME, ids, allow_pickle=False)
+    info.write(work.scratch)
+    binds = {"identity": dataset.manifest.identity, "content": dataset.manifest.content}
+    work.provenance = replace(work.provenance, binds=binds)

@@ -1,0 +1,1 @@
+"""From shards to batches of pixels: order, reading, decoding, caching."""

@@ -1,0 +1,1 @@
+"""Decoders: stored bytes in, batches of uint8 or float32 pixels out."""

@@ -1,0 +1,128 @@
+"""From stored size to batch size: what is cut, resized and cut again, computed without decoding.
+
+The rules are those of torchvision's ``Resize(resize)`` followed by ``CenterCrop(size)``
+(torchvision/transforms/functional.py, ``_compute_resized_output_size`` and ``center_crop``).
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.kernels.crops import crop_boxes
+from coreset.kernels.seeds import derived_seed
+from coreset.shards.errors import UsageError
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom excluded."""
+Sizes: TypeAlias = NDArray[np.int64]
+
+
+class Placement(NamedTuple):
+    """A region of the stored image is resized to ``width`` x ``height``, of which ``box`` stays."""
+
+    region: Box
+    width: int
+    height: int
+    box: Box
+
+    def within(self, left: int, top: int) -> "Placement":
+        """The same in a part of the image that begins at ``left``, ``top``."""
+        x_0, y_0, x_1, y_1 = self.region
+        return self._replace(region=(x_0 - left, y_0 - top, x_1 - left, y_1 - top))
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Square output of ``size`` pixels; bilinear with antialiasing."""
+
+    size: int
+    resize: int | None = None
+    """Length of the short side before the central ``size`` x ``size`` crop; None squashes the whole
+    image to the square."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UsageError(f"size must be at least 1 pixel, got {self.size}")
+        if self.resize is not None and self.resize < self.size:
+            raise UsageError(
+                f"resize must be at least size ({self.size}), got {self.resize}: "
+                "the crop would reach beyond the image"
+            )
+
+    def place(self, width: int, height: int, crop: Box | None = None) -> Placement:
+        """Where the output comes from in an image of ``width`` x ``height`` pixels.
+
+        Args:
+            width: Pixels of the stored image.
+            height: Pixels of the stored image.
+            crop: Region to squash to the square instead, as in random resized crops.
+        """
+        size, whole = self.size, (0, 0, width, height)
+        if crop is not None or self.resize is None:
+            return Placement(crop or whole, size, size, (0, 0, size, size))
+        longest = int(self.resize * max(width, height) / min(width, height))
+        target_width, target_height = (
+            (self.resize, longest) if width <= height else (longest, self.resize)
+        )
+        # Python's round, halves to even, as in torchvision.
+        left, top = round((target_width - size) / 2.0), round((target_height - size) / 2.0)
+        return Placement(whole, target_width, target_height, (left, top, left + size, top + size))
+
+    def needs_no_resize(
+        self, widths: Sizes, heights: Sizes
+    ) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
+        """Which images `place` cuts the output out of, without resampling; from where.
+
+        Args:
+            widths: Pixels of the stored images, int64 of shape (n,).
+            heights: The same.
+
+        Returns:
+            Of shape (n,): whether, and left and top of the square in pixels.
+        """
+        if self.resize is None:
+            taken = (widths == self.size) & (heights == self.size)
+        else:
+            taken = np.minimum(widths, heights) == self.resize
+        # Halves to even, as in `place`.
+        left, top = (np.rint((side - self.size) / 2).astype(np.int64) for side in (widths, heights))
+        return taken, left, top
+
+
+def stored_side(size: int) -> int:
+    """Side of the square from which crops of ``size`` are taken: 256 for 224."""
+    return round(size * 8 / 7)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crops:
+    """The law of torchvision's ``RandomResizedCrop``."""
+
+    scale: tuple[float, float] = (0.08, 1.0)
+    """Share of the area, uniform between the two."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height, its logarithm uniform between the two."""
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in (("scale", self.scale), ("ratio", self.ratio)):
+            if not 0 < low <= high:
+                raise UsageError(f"{name} must be 0 < low <= high, got {low} and {high}")
+        if self.scale[1] > 1:
+            raise UsageError(f"scale must end at 1 at most, got {self.scale[1]}")
+
+    def boxes(
+        self,
+        ids: NDArray[np.int64],
+        widths: NDArray[np.int64],
+        heights: NDArray[np.int64],
+        *,
+        seed: int,
+        epoch: int,
+    ) -> NDArray[np.int64]:
+        """The region of each image, int64 of shape (b, 4): left, top, right, bottom.
+
+        A pure function of (seed, epoch, id, size): neither the batch nor the rank matters.
+        """
+        return crop_boxes(ids, widths, heights, derived_seed(seed, epoch), self.scale, self.ratio)

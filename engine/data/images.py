@@ -1,0 +1,283 @@
+"""Decode once, keep the pixels: all images of a source in one uint8 tensor for every epoch."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from coreset.engine.data.batch import Batch
+from coreset.engine.data.buffers import BatchMemory
+from coreset.engine.data.geometry import Box, Crops
+from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.data.prefetch import prefetch
+from coreset.engine.data.stream import Boxes, ImageStream, batch_of, padded
+from coreset.engine.runtime.limits import (
+    RESIDENT_SHARE,
+    available_bytes,
+    available_cores,
+    decoded_bytes,
+)
+from coreset.kernels.jpeg.resize import resize
+from coreset.shards.errors import MachineError, UsageError
+
+DECODE_BATCH = 256
+
+
+class DecodedImages:
+    """Decoded samples that hand over the same batches as the source they came from, bit for bit.
+
+    All but those of random crops, which are taken from the decoded square here.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: NDArray[np.int64],
+        ids: NDArray[np.int64],
+        *,
+        rows: NDArray[np.int64] | None = None,
+        undecodable: Mapping[int, str] | None = None,
+        size: int | None = None,
+        device: torch.device | None = None,
+        workers: int = 0,
+    ) -> None:
+        """Keep decoded images.
+
+        Args:
+            images: uint8 of shape (m, 3, s, s), stored channels last, on any device.
+            labels: int64 of shape (n,).
+            ids: int64 of shape (n,), sample ids of the data set.
+            rows: int64 of shape (n,), where in ``images`` each of ``ids`` is; None: in their order.
+            undecodable: Samples without pixels, by id, and why; batches leave them out.
+            size: Side of the batches' images: the central square of those kept; None: all of it.
+            device: Where batches are handed over; None: where ``images`` are.
+            workers: Threads that take random crops; 0 means one per core.
+
+        Raises:
+            UsageError: ``size`` is larger than the images.
+        """
+        self.images = images
+        self.labels = labels
+        self.ids = ids
+        self.undecodable = dict(undecodable or {})
+        """Samples that are left out, by id, and why."""
+        self.size = _checked_size(size, images.shape[-1])
+        self._rows = np.arange(ids.size) if rows is None else rows
+        self._there = ~np.isin(ids, list(self.undecodable))
+        self._device = device or images.device
+        self._workers = workers or available_cores()
+        self._memory = BatchMemory()
+
+    def __len__(self) -> int:
+        return self.ids.size
+
+    def close(self) -> None:
+        """Drop the pixels."""
+        self.images = self.images[:0].clone()
+        self._memory.forget()
+
+    def epoch(
+        self,
+        batch: int,
+        *,
+        epoch: int = 0,
+        seed: int = 0,
+        shuffle: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        start_batch: int = 0,
+        crops: Crops | None = None,
+        pad: bool = False,
+        block: int = 0,
+    ) -> Iterator[Batch]:
+        """See ``Source.epoch``; ``crops`` are regions of the decoded square.
+
+        Raises:
+            UsageError: Sizes or rank are out of range, or crops are asked for on a GPU.
+        """
+        if crops is not None and self._device.type == "cuda":
+            raise UsageError(
+                f"crops are taken on a CPU, these batches are for {self._device}; leave them out "
+                "and crop the batches with coreset.kernels.augment.random_resized_crop"
+            )
+        order = epoch_ids(
+            len(self), seed=seed, epoch=epoch, shuffle=shuffle, rank=rank, world=world, block=block,
+            pad_to=batch if pad else 0,
+        )  # fmt: skip
+
+        def boxes(ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+            sides = np.full(ids.size, self.images.shape[-1])
+            return crops and crops.boxes(ids, sides, sides, seed=seed, epoch=epoch)
+
+        batches = self._batches(batches_of(order, batch, start_batch), boxes, pad=pad)
+        return batches if self.images.is_cuda else prefetch(batches, 1)
+
+    def _batches(
+        self, wanted: Iterator[NDArray[np.int64]], boxes: Boxes, *, pad: bool
+    ) -> Generator[Batch]:
+        for positions in wanted:
+            kept = positions[positions >= 0]
+            kept = kept[self._there[kept]]
+            if pad or kept.size:
+                images = self._images(self._rows[kept], boxes(self.ids[kept]))
+                part = batch_of(images.to(self._device), self.labels[kept], self.ids[kept])
+                yield padded(part, positions.size) if pad else part
+
+    def _images(self, rows: NDArray[np.int64], boxes: NDArray[np.int64] | None) -> Tensor:
+        images_nhwc = self.images.permute(0, 2, 3, 1)
+        if boxes is None:
+            images_bhwc = take_rows(central(images_nhwc, self.size), rows, self._memory)
+        else:
+            images_bhwc = torch.from_numpy(self._cropped(images_nhwc.numpy(), rows, boxes))
+        return images_bhwc.permute(0, 3, 1, 2)
+
+    def _cropped(
+        self, images_nhwc: NDArray[np.uint8], rows: NDArray[np.int64], boxes: NDArray[np.int64]
+    ) -> NDArray[np.uint8]:
+        shape = (rows.size, self.size, self.size, 3)
+        crops = self._memory.take(shape, np.dtype(np.uint8))
+        crop_rows(images_nhwc, rows, boxes, crops, workers=self._workers)
+        return crops
+
+
+def _checked_size(size: int | None, side: int) -> int:
+    if size is not None and not 1 <= size <= side:
+        raise UsageError(
+            f"size must be in [1, {side}] (side of the decoded images), got {size}; "
+            "decode them at a larger size"
+        )
+    return size or side
+
+
+def central(images_nhwc: Tensor, size: int) -> Tensor:
+    """View of the central squares, placed as ``Geometry`` places them."""
+    start = round((images_nhwc.shape[1] - size) / 2.0)
+    return images_nhwc[:, start : start + size, start : start + size]
+
+
+def crop_rows(
+    images_nhwc: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    boxes: NDArray[np.int64],
+    out: NDArray[np.uint8],
+    *,
+    workers: int,
+) -> None:
+    """Resize a region of some images by ``coreset.kernels.jpeg.resize``, in threads.
+
+    Args:
+        images_nhwc: uint8 of shape (n, h, w, 3).
+        rows: int64 of shape (b,), which of them.
+        boxes: int64 of shape (b, 4), the region of each: left, top, right, bottom.
+        out: uint8 of shape (b, s, s, 3) to write to.
+        workers: Threads.
+    """
+    size = out.shape[1]
+    positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
+
+    def crop_some() -> None:
+        for position in positions:
+            region = cast("Box", tuple(boxes[position].tolist()))
+            image = images_nhwc[rows[position]]
+            resize(image, size, size, region=region, out=out[position])
+
+    with ThreadPoolExecutor(workers, thread_name_prefix="crop") as threads:
+        for part in [threads.submit(crop_some) for _ in range(workers)]:
+            part.result()
+
+
+def take_rows(values: Tensor, rows: NDArray[np.int64], memory: BatchMemory) -> Tensor:
+    """Copy rows of a tensor, on a CPU into ``memory``.
+
+    There by NumPy, on one thread, at the speed of memory: torch's threads wait for one another as
+    soon as other threads want the cores too.
+    """
+    if values.is_cuda:
+        return values.index_select(0, torch.from_numpy(rows).to(values.device))
+    source = values.numpy()
+    taken = memory.take((rows.size, *source.shape[1:]), source.dtype)
+    for position, row in enumerate(rows):
+        taken[position] = source[row]
+    return torch.from_numpy(taken)
+
+
+def put_rows(values: Tensor, rows: Tensor) -> None:
+    """Copy contiguous values over contiguous rows; as in ``take_rows``, on one thread on a CPU."""
+    if rows.is_cuda:
+        rows.copy_(values)
+    else:
+        np.copyto(rows.numpy(), values.numpy())
+
+
+def pixel_bytes(source: ImageStream) -> int:
+    """Bytes of all decoded images of a source."""
+    return decoded_bytes(len(source), source.geometry.size)
+
+
+def device_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+
+
+def load_into_memory(
+    source: ImageStream,
+    *,
+    limit_share: float = RESIDENT_SHARE,
+    on_images: Callable[[int], object] | None = None,
+) -> DecodedImages:
+    """Decode every sample of ``source`` once; the source stays open and is the caller's to close.
+
+    Args:
+        source: What to decode; its device holds the pixels.
+        limit_share: Share of the available memory that may be taken.
+        on_images: Called with the number of images after each decoded batch.
+
+    Raises:
+        MachineError: The pixels need more than ``limit_share`` of the available memory.
+        ManifestError: A sample cannot be read or decoded, and the source is not tolerant.
+    """
+    needed, available = pixel_bytes(source), device_bytes(source.device)
+    if needed > limit_share * available:
+        raise MachineError(
+            f"{len(source)} images of {source.geometry.size} pixels need {needed / 1e9:.2f} GB, "
+            f"but {limit_share:.0%} of {available / 1e9:.2f} GB available on {source.device} may "
+            "be used; choose a smaller size or stream the images"
+        )
+    size = source.geometry.size
+    images_nhwc = torch.zeros((len(source), size, size, 3), dtype=torch.uint8, device=source.device)
+    n_batch = max(1, min(DECODE_BATCH, len(source)))
+    wanted, batches = batches_of(source.ids, n_batch), source.epoch(n_batch, pad=True)
+    done = 0
+    for ids, batch in zip(wanted, batches, strict=True):
+        there = np.isin(ids, batch.ids.cpu().numpy())
+        _put(batch.images, there, images_nhwc[done : done + ids.size])
+        done += ids.size
+        if on_images is not None:
+            on_images(int(there.sum()))
+    images = images_nhwc.permute(0, 3, 1, 2)
+    return DecodedImages(images, source.labels, source.ids, undecodable=source.undecodable)
+
+
+def _put(images: Tensor, there: NDArray[np.bool_], rows: Tensor) -> None:
+    """Write the images of a padded batch to those of its rows that are there."""
+    images_bhwc = images.permute(0, 2, 3, 1)[: int(there.sum())]
+    if there.all():
+        put_rows(images_bhwc, rows)
+    else:
+        rows[torch.from_numpy(there).to(rows.device)] = images_bhwc
+
+
+def cache_if_fits(
+    source: ImageStream,
+    *,
+    limit_share: float = RESIDENT_SHARE,
+    on_images: Callable[[int], object] | None = None,
+) -> ImageStream | DecodedImages:
+    """Decode ``source`` into memory where it fits, else hand it back to be streamed."""
+    if pixel_bytes(source) > limit_share * device_bytes(source.device):
+        return source
+    return load_into_memory(source, limit_share=limit_share, on_images=on_images)

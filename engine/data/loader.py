@@ -1,0 +1,355 @@
+"""The torch face: batches of a packed data set for anybody's training loop, resumable anywhere."""
+
+import hashlib
+import os
+import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import distributed
+from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data._utils.collate import default_collate_fn_map
+
+from coreset.engine.data.batch import Batch
+from coreset.engine.data.decoders import batched as unscaled
+from coreset.engine.data.decoders import regions as parts
+from coreset.engine.data.decoders.base import DecoderName, Normalisation
+from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
+from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.data.stream import ImageStream
+from coreset.engine.runtime.distributed import Distributed
+from coreset.kernels.jpeg import ffi
+from coreset.kernels.jpeg import normalise as planes
+from coreset.kernels.jpeg import resize as resample
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+
+_WORKERS = (
+    "a loader decodes in threads of the process that opened it and cannot be handed to another; "
+    "leave num_workers at 0 and give the threads' number as workers of the loader"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """All that decides which sample comes when; a state goes on under an equal one alone."""
+
+    version: int = 1
+    data_set: str
+    """``identity`` of the manifest."""
+    ids: str
+    """sha256 of the sample ids that are read; ``all`` if no choice was made."""
+    n: int
+    """Samples that are read."""
+    batch: int
+    seed: int
+    shuffle: bool
+    block: int
+    pad: bool
+    world: int
+
+
+class Loader(IterableDataset[Batch]):
+    """Batches of a packed data set; an iterable and a context manager.
+
+    ``for batch in loader`` hands over the rest of the current epoch, in an order that depends on
+    the options alone; the next ``for`` goes on with the next epoch. Over all ranks every sample
+    comes exactly once an epoch. There is one position: a new iteration ends the one under way, and
+    one that is left early goes on at the next batch. Reading and decoding happen ahead, in threads
+    that end with the iteration, in the process that opened the loader.
+
+    ``DataLoader(loader)`` hands over the same batches to code that wants one of torch. It must have
+    no workers: this loader has threads instead.
+    """
+
+    def __init__(
+        self,
+        data: str | Path,
+        *,
+        batch: int = 256,
+        size: int = 224,
+        resize: int | None = 256,
+        crops: Crops | None = None,
+        normalisation: Normalisation | None = None,
+        shuffle: bool = True,
+        block: int = 0,
+        seed: int = 0,
+        pad: bool = False,
+        ids: Sequence[int] | NDArray[np.int64] | None = None,
+        rank: int | None = None,
+        world: int | None = None,
+        decoder: str = "auto",
+        exact: bool = False,
+        device: str = "auto",
+        workers: int = 0,
+        skip_damaged: bool = True,
+    ) -> None:
+        """Open a packed data set and compile what its decoder needs (`warm_up`).
+
+        Args:
+            data: Directory that `coreset pack` made.
+            batch: Images per batch and rank; the last batch may be short.
+            size: Pixels of the square images.
+            resize: Short side in pixels before the central crop; None squashes the whole image.
+            crops: Random resized crops instead, other ones every epoch.
+            normalisation: Hand over float32, normalised, instead of uint8.
+            shuffle: A new order every epoch instead of that of ``ids``.
+            block: Shuffle blocks of so many neighbours, for disks that cannot seek
+                (`coreset.engine.data.order.epoch_ids`); 0 shuffles globally.
+            seed: Of order and crops.
+            pad: Fill every batch up with rows of id and label -1, so that all ranks have equally
+                many batches of one size.
+            ids: Samples to read, e.g. ``ids.npy`` of a coreset; None means all.
+            rank: This process among ``world``; None asks ``torch.distributed``, and is the only
+                one where that is not initialised.
+            world: Processes.
+            decoder: One of ``DecoderName``; `decoder` tells what was picked.
+            exact: Pixels equal to the reference, several times slower.
+            device: Where batches are handed over: auto, cpu, cuda or cuda:N; auto takes the current
+                GPU where there is one.
+            workers: Decoding threads; 0 means one per core.
+            skip_damaged: Leave out samples that turn out to be damaged and list them in
+            `undecodable`,
+                up to ten or 0.1 %, instead of raising.
+
+        Raises:
+            UsageError: An option is out of range, or ``data`` is not a packed data set.
+            ManifestError: The data set is damaged.
+            MachineError: The device or decoder is not available.
+        """
+        self.dataset = Dataset.open(Path(data))
+        chosen = None if ids is None else np.asarray(ids)
+        ranks = _ranks(rank, world)
+        self._rank, self._crops = ranks.rank, crops
+        self._order = Order(
+            data_set=self.dataset.manifest.identity,
+            ids="all" if chosen is None else hashlib.sha256(chosen.tobytes()).hexdigest(),
+            n=len(self.dataset) if chosen is None else chosen.size,
+            batch=batch,
+            seed=seed,
+            shuffle=shuffle,
+            block=block,
+            pad=pad,
+            world=ranks.world,
+        )
+        self._n_batches = sum(1 for _ in batches_of(self._positions(epoch=0), batch))
+        self._epoch, self._next_batch = 0, 0
+        self._under_way: weakref.ref[Generator[Batch]] | None = None
+        self.device = _device(device)
+        picked = choose_decoder(decoder, str(self.device), exact=exact)
+        self.decoder = decoder_reason(picked, str(self.device))
+        """Which decoder was picked, and why."""
+        geometry = Geometry(size, resize)
+        self._source = ImageStream(
+            self.dataset,
+            geometry,
+            decoder=decoder,
+            device=str(self.device),
+            workers=workers,
+            ids=chosen,
+            exact=exact,
+            normalisation=normalisation,
+            skip_damaged=skip_damaged,
+        )
+        if picked in {DecoderName.TURBO, DecoderName.FAST}:
+            self._warm_up(geometry, floats=normalisation is not None)
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """Refuse to be copied or sent to another process, such as a worker of a ``DataLoader``.
+
+        Raises:
+            UsageError: Always.
+        """
+        raise UsageError(_WORKERS)
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch of this rank."""
+        return self._n_batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The rest of the current epoch.
+
+        Raises:
+            UsageError: This is a worker of a ``DataLoader``, or (while iterating) another process
+                forked from one that uses the loader.
+            ManifestError: (While iterating) samples cannot be read or decoded; they are named.
+        """
+        if get_worker_info() is not None:
+            raise UsageError(_WORKERS)
+        self._go_to(self._epoch, self._next_batch)
+        rest = self._rest_of_epoch()
+        # Weakly, so that an iteration that is left early ends when its loop does.
+        self._under_way = weakref.ref(rest)
+        return rest
+
+    @property
+    def epoch(self) -> int:
+        """Epoch of the next batch, from 0."""
+        return self._epoch
+
+    @property
+    def undecodable(self) -> dict[int, str]:
+        """Samples left out so far, by id, and why; also those found while reading ahead."""
+        return dict(self._source.undecodable)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start another epoch; the current one goes on where it is.
+
+        For loops written for torch's ``DistributedSampler``; others need not call it.
+        """
+        if epoch != self._epoch:
+            self._go_to(epoch, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position after the last batch handed out, as a dict fit for JSON.
+
+        Ranks in step have equal states, so that of one serves all.
+        """
+        return {**asdict(self._order), "epoch": self._epoch, "next_batch": self._next_batch}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was called; the remaining batches are the same.
+
+        Raises:
+            UsageError: The state is that of another order: another data set, seed, batch size ...
+        """
+        for name, value in asdict(self._order).items():
+            if state.get(name) != value:
+                raise UsageError(
+                    f"{name} is {state.get(name)} in the state, {value} in this loader; make the "
+                    "loader with the options that it had when the state was saved"
+                )
+        place = state.get("epoch"), state.get("next_batch")
+        if not all(isinstance(number, int) and number >= 0 for number in place):
+            raise UsageError(
+                f"epoch and next_batch must be numbers from 0 on, got {place[0]} and {place[1]}; "
+                "the state is not one of a loader"
+            )
+        self._go_to(int(state["epoch"]), int(state["next_batch"]))
+
+    def close(self) -> None:
+        """End an iteration under way and all threads, and close the shards."""
+        self._go_to(self._epoch, self._next_batch)
+        self._source.close()
+
+    def _warm_up(self, geometry: Geometry, *, floats: bool) -> None:
+        sizes = self.dataset.ints("width"), self.dataset.ints("height")
+        squares = self._crops is None and unscaled.has_squares(geometry, *sizes)
+        others = self._crops is not None or not geometry.needs_no_resize(*sizes)[0].all()
+        warm_up(floats=floats, squares=squares, others=others)
+
+    def _go_to(self, epoch: int, next_batch: int) -> None:
+        if self._under_way is not None and (rest := self._under_way()) is not None:
+            rest.close()
+        self._under_way = None
+        self._epoch, self._next_batch = epoch, next_batch
+
+    def _rest_of_epoch(self) -> Generator[Batch]:
+        order, epoch, number = self._order, self._epoch, self._next_batch
+        positions: NDArray[np.int64] | None = None
+        for part in self._source.epoch(
+            order.batch, epoch=epoch, seed=order.seed, shuffle=order.shuffle, rank=self._rank,
+            world=order.world, start_batch=number, crops=self._crops, pad=order.pad,
+            block=order.block,
+        ):  # fmt: skip
+            if self._source.undecodable and not order.pad:
+                # Batches of which every sample was left out do not come, but count.
+                positions = self._positions(epoch) if positions is None else positions
+                rest = self._source.ids[positions[number * order.batch :]]
+                number += int(np.argmax(rest == int(part.ids[0]))) // order.batch
+            number += 1
+            # Before the batch is handed over: a state saved while it is in use is past it.
+            ended = number >= self._n_batches
+            self._epoch, self._next_batch = (epoch + 1, 0) if ended else (epoch, number)
+            yield part
+        self._epoch, self._next_batch = epoch + 1, 0
+
+    def _positions(self, epoch: int) -> NDArray[np.int64]:
+        order = self._order
+        return epoch_ids(
+            order.n, seed=order.seed, epoch=epoch, shuffle=order.shuffle, rank=self._rank,
+            world=order.world, block=order.block, pad_to=order.batch if order.pad else 0,
+        )  # fmt: skip
+
+
+def _joined(batches: Sequence[Batch], **_: object) -> Batch:
+    """Join batches for a ``DataLoader``, which takes one at a time unless told otherwise."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        *(
+            torch.cat([getattr(one, name) for one in batches])
+            for name in ("images", "labels", "ids")
+        )
+    )
+
+
+# The documented way to tell a ``DataLoader`` about a type of one's own.
+default_collate_fn_map[Batch] = _joined
+
+
+def warm_up(*, floats: bool = True, squares: bool = True, others: bool = True) -> None:
+    """Compile the kernels of the CPU decoders, so that no batch waits for it.
+
+    An image of which more than 15 pixels become one may still wait for half a second, once.
+    Takes some seconds in the first process that ever does, a fraction of one in others.
+
+    Args:
+        floats: What normalised batches need, instead of uint8.
+        squares: What images need that are not resampled.
+        others: What the others need.
+    """
+    ffi.warm_up()
+    if squares:
+        unscaled.warm_up(floats=floats)
+    if others:
+        resample.warm_up(long=False)
+        parts.warm_up()
+        if floats:
+            planes.warm_up()
+
+
+def _ranks(rank: int | None, world: int | None) -> Distributed:
+    if rank is None and world is None:
+        return _initialised_ranks()
+    if rank is None or world is None:
+        raise UsageError(
+            f"rank and world go together, got {rank} and {world}; give both, or neither"
+        )
+    return Distributed(rank, world)
+
+
+def _initialised_ranks() -> Distributed:
+    if distributed.is_available() and distributed.is_initialized():
+        return Distributed(distributed.get_rank(), distributed.get_world_size())
+    if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":
+        raise UsageError(
+            f"WORLD_SIZE is {processes}, but torch.distributed is not initialised, so that every "
+            "process would read everything; initialise it first, or give rank and world"
+        )
+    return Distributed()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, got {name}") from error
+    if device == torch.device("cuda") and torch.cuda.is_available():
+        # By number: which GPU is current is a thread's own, and batches are made in other threads.
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

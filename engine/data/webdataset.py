@@ -1,0 +1,134 @@
+"""The shards as a pipeline of the package ``webdataset`` that notices a shard that is not whole.
+
+``webdataset`` takes a tar that was cut between two members for a shorter one, without a word
+(`docs/robustness.md`), and its decoders run code in members that are named like pickles. Here each
+shard is counted against the manifest, and only members that `coreset pack` writes are read.
+"""
+
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from tarfile import TarError
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from PIL import Image
+
+from coreset.shards.errors import ManifestError
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.tar import MEMBER_NAME
+from coreset.shards.images.pillow import as_rgb, opened
+
+if TYPE_CHECKING:
+    from webdataset.compat import FluidWrapper
+
+Sample: TypeAlias = dict[str, Any]
+KINDS = ("jpg", "png", "webp")
+
+
+def as_webdataset(
+    data: str | Path, *, shuffle: int = 0, seed: int = 0, decode: bool = True
+) -> "FluidWrapper":
+    """Read a packed data set through ``webdataset``.
+
+    Shards are split by node and by worker of a ``DataLoader``; together they read every sample
+    once. The pipeline has the methods of ``webdataset.WebDataset``: ``map_tuple``, ``batched`` ...
+
+    Args:
+        data: Directory that `coreset pack` made.
+        shuffle: Samples in the shuffle buffer, behind a permutation of the shards; 0 keeps the
+            stored order.
+        seed: Of the shuffle. Each iteration is an epoch with an order of its own; workers of a
+            ``DataLoader`` count theirs only with ``persistent_workers=True``.
+        decode: Yield (RGB ``PIL.Image``, label, sample id) tuples. Without it dicts of
+            ``webdataset``, to be decoded by its own stages: the stored bytes as ``jpg``, ``png`` or
+            ``webp``, the label's digits as ``cls``, ``__key__`` (the member's nine digits),
+            ``__id__`` (the sample id, int) and ``__url__``.
+
+    Raises:
+        UsageError: ``data`` is not a packed data set.
+        ManifestError: (While iterating) a shard is missing, damaged, or holds another number of
+            samples than the manifest says; or an image cannot be decoded.
+    """
+    from webdataset.compat import FluidWrapper
+    from webdataset.filters import detshuffle
+    from webdataset.pipeline import DataPipeline
+    from webdataset.shardlists import SimpleShardList, split_by_node, split_by_worker
+
+    shards = _shards(Path(data))
+    stages = (
+        SimpleShardList(list(shards)),
+        # Before the split, where the order must be the same in every process.
+        detshuffle(len(shards), len(shards), seed) if shuffle else None,
+        split_by_node,
+        split_by_worker,
+        WholeShards(shards),
+        detshuffle(shuffle, seed=seed) if shuffle else None,
+        decoded if decode else None,
+    )
+    return FluidWrapper(DataPipeline(*stages))  # which passes over None
+
+
+@dataclass(frozen=True, slots=True)
+class WholeShards:
+    """Stage that reads the samples of shards, and counts those of each shard at its end."""
+
+    shards: Mapping[str, tuple[int, int]]
+    """First sample id and samples of each shard, by path."""
+
+    def __call__(self, urls: Iterable[Mapping[str, str]]) -> Generator[Sample]:
+        """Samples of one shard after the other, complete with ``__id__``."""
+        for url in (entry["url"] for entry in urls):
+            try:
+                yield from self._samples(url)
+            except (OSError, TarError, ValueError) as error:
+                raise ManifestError(
+                    f"{url} cannot be read ({type(error).__name__}); {_remedy(url)}"
+                ) from error
+
+    def _samples(self, url: str) -> Generator[Sample]:
+        from webdataset.tariterators import group_by_keys, tar_file_expander
+
+        first_id, expected = self.shards[url]
+        found = 0
+        with Path(url).open("rb") as stream:  # webdataset does not close the files that it opens
+            source = {"url": url, "stream": stream}
+            for sample in group_by_keys(tar_file_expander([source], select_files=_is_ours)):
+                if "cls" not in sample:  # cut between an image and its label
+                    break
+                yield sample | {"__id__": first_id + found}
+                found += 1
+        if found != expected:
+            raise ManifestError(f"{url} holds {found} of its {expected} samples; {_remedy(url)}")
+
+
+def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]]:
+    """Stage from samples to image, label and id; pixels are those of ``decode_with_pillow``."""
+    for sample in samples:
+        data = next(sample[kind] for kind in KINDS if kind in sample)
+        try:
+            with opened(data) as image:
+                pixels = as_rgb(image)
+        except ValueError as error:
+            url = sample["__url__"]
+            raise ManifestError(
+                f"{sample['__key__']} in {url} cannot be decoded ({error}); {_remedy(url)}"
+            ) from error
+        yield pixels, int(sample["cls"]), sample["__id__"]
+
+
+def _shards(data: Path) -> dict[str, tuple[int, int]]:
+    entries = Manifest.read(data).shards
+    first_ids = accumulate((entry.samples for entry in entries), initial=0)
+    return {
+        str(data / entry.name): (first, entry.samples)
+        for entry, first in zip(entries, first_ids, strict=False)
+    }
+
+
+def _is_ours(name: str) -> bool:
+    return MEMBER_NAME.fullmatch(name) is not None
+
+
+def _remedy(url: str) -> str:
+    return f"run `coreset verify {Path(url).parent}`"

@@ -1,1 +1,0 @@
-"""Where pixels come in: one order, one reader, two decoders."""

@@ -1,0 +1,1 @@
+"""Checks of a machine: its device against the CPU, its speeds."""

@@ -1,0 +1,1 @@
+"""Students, protocols and results."""

@@ -1,0 +1,246 @@
+"""Features of frozen backbones, made in one place and cached by content digest and backbone.
+
+A cached entry is a features artifact like any other (``coreset embed`` makes the same directory),
+kept under ``CORESET_CACHE`` (default: the user's cache directory). Images are squashed to a square
+of ``size`` as in ManifoldGD's ``representativeness_diversity.py``, from which the metrics come.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.store import (
+    FEATURES_NAME,
+    RowWriter,
+    feature_chunk_rows,
+    feature_shape,
+    read_features,
+)
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.runtime.progress import progress
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.dataset import Dataset, subset_content
+from coreset.shards.format.files import digest_of, fsync_tree, write_atomically
+
+if TYPE_CHECKING:
+    from coreset.engine.data.stream import ImageStream
+    from coreset.engine.models.backbones import Backbone
+
+PROGRESS_NAME = "rows.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureSpec:
+    """Which features, and how they are made."""
+
+    backbone: str
+    weights: Path | None = None
+    size: int = 224
+    batch: int = 64
+    device: str = "auto"
+    decoder: str = "auto"
+    exact: bool = False
+    """Pixels equal to Pillow's."""
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+
+def cache_directory() -> Path:
+    """Where features are kept between runs."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "coreset"
+    return Path(os.environ.get("CORESET_CACHE", default))
+
+
+def features_for(
+    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
+) -> NDArray[np.float16]:
+    """Features of some samples (all by default), from the cache or made now; float16 (m, d).
+
+    Raises:
+        MachineError: The backbone's weights are not on this machine.
+        StoreError: The cached features are damaged.
+    """
+    return read_features(feature_store(dataset, spec, ids))
+
+
+def feature_store(
+    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
+) -> Path:
+    """The store that `features_for` reads, for those who read it in parts.
+
+    Raises:
+        MachineError: The backbone's weights are not on this machine.
+        StoreError: It is damaged.
+    """
+    store = cached_features(dataset, spec, ids) / FEATURES_NAME
+    rows, n = feature_shape(store)[0], len(dataset) if ids is None else len(ids)
+    if rows != n:  # the shape is in zarr.json, which no codec protects
+        raise StoreError(f"{store} has {rows} rows for {n} images; remove it and make it again")
+    return store
+
+
+def cached_features(
+    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
+) -> Path:
+    """Directory of the cached features artifact, made now if it is not there."""
+    chosen = np.arange(len(dataset)) if ids is None else ids
+    config = _config(dataset, spec, chosen)
+    entry = _cache_entry(config)
+    _drop_stale_link(entry, config)
+    embed(dataset, spec, entry, chosen)
+    return entry
+
+
+def remember(features: Path, dataset: Dataset, spec: FeatureSpec) -> None:
+    """Let the cache find a features artifact of the whole data set that lies elsewhere."""
+    config = _config(dataset, spec, np.arange(len(dataset)))
+    entry = _cache_entry(config)
+    _drop_stale_link(entry, config)
+    if not entry.exists():
+        entry.parent.mkdir(parents=True, exist_ok=True)
+        entry.symlink_to(features.resolve())
+
+
+def _drop_stale_link(entry: Path, config: dict[str, object]) -> None:
+    """Forget an artifact of ``coreset embed`` that was removed or made anew from other images."""
+    if not entry.is_symlink():
+        return
+    there = entry / PROVENANCE_NAME
+    if not there.is_file() or Provenance.parse(there).config != config:
+        entry.unlink()
+
+
+def _config(dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> dict[str, object]:
+    from coreset.engine.models.backbones import weights_key
+
+    # Pixels of the other decoders are within a level of each other: they share their features.
+    decoder = "pillow" if spec.exact else spec.decoder
+    other = {"decoder": decoder} if decoder in {"fast", "pillow"} else {}
+    return {
+        "backbone": spec.backbone,
+        "weights": weights_key(spec.backbone, spec.weights),
+        "size": spec.size,
+        "content": subset_content(dataset, ids),
+        **other,
+    }
+
+
+def _cache_entry(config: dict[str, object]) -> Path:
+    return cache_directory() / f"features-{digest_of(config)[:24]}"
+
+
+def embed(
+    dataset: Dataset, spec: FeatureSpec, out: Path, ids: NDArray[np.int64] | None = None
+) -> ArtifactWriter:
+    """Make the features artifact ``out``; an interrupted run continues at its last whole chunk.
+
+    Features depend on the stored bytes alone, so the artifact binds to their content digest and
+    names no input: relabelled packs of the same images share it.
+    """
+    from coreset.engine.runtime.device import resolve_device, runtime_of
+
+    device = resolve_device(spec.device)
+    chosen = np.arange(len(dataset)) if ids is None else ids
+    config = _config(dataset, spec, chosen)
+    provenance = Provenance(
+        kind="features",
+        stage="embed",
+        config=config,
+        runtime=runtime_of(device),
+        binds={"content": config["content"]},
+    )
+    with create_artifact(out, provenance, device=str(device), resumable=True) as work:
+        if not work.done:
+            _fill(work, dataset, spec, chosen)
+    return work
+
+
+def _fill(
+    work: ArtifactWriter, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]
+) -> None:
+    from coreset.engine.data.geometry import Geometry
+    from coreset.engine.data.stream import ImageStream
+    from coreset.engine.models.backbones import load_backbone
+    from coreset.engine.runtime.device import resolve_device
+
+    device = resolve_device(spec.device)
+    backbone = load_backbone(spec.backbone, spec.weights, device)
+    width = _width(backbone, spec.size)
+    store = work.scratch / FEATURES_NAME
+    attributes = {"backbone": spec.backbone, **work.provenance.binds}
+    done_path = work.scratch / PROGRESS_NAME
+    resume = done_path.is_file()
+    done = int(json.loads(done_path.read_bytes())["rows"]) if resume else 0
+    rows = RowWriter(store, len(ids), width, attributes, resume=resume)
+    with progress("embed", len(ids)) as bar:
+        bar.resume(done)
+        for first in range(done, len(ids), feature_chunk_rows(width)):
+            part = ids[first : first + feature_chunk_rows(width)]
+            blocks: list[NDArray[np.float16]] = []
+            with ImageStream(
+                dataset,
+                Geometry(spec.size, None),
+                decoder=spec.decoder,
+                exact=spec.exact,
+                device=device.type,
+                workers=spec.workers,
+                ids=part,
+            ) as source:
+                for block in _feature_blocks(source, backbone, spec.batch):
+                    blocks.append(block)
+                    bar.advance(len(block))
+            rows.write(first, _finite(np.concatenate(blocks), part, backbone))
+            fsync_tree(store)
+            write_atomically(done_path, json.dumps({"rows": first + len(part)}).encode())
+            work.meter.images += len(part)
+            work.meter.checkpoint(work.scratch)
+    done_path.unlink()
+    work.meter.bytes_read = int(dataset.ints("bytes")[ids].sum())
+    work.provenance = replace(work.provenance, binds={**work.provenance.binds, "width": width})
+
+
+def _feature_blocks(
+    source: "ImageStream", backbone: "Backbone", batch: int
+) -> Iterator[NDArray[np.float16]]:
+    import torch
+
+    from coreset.kernels.augment import normalised
+
+    with torch.inference_mode():
+        for part in source.epoch(batch):
+            images = normalised(part.images, backbone.mean, backbone.std)
+            # float32: in bfloat16 the cosine of two images moves, and with it every metric.
+            yield backbone.features(images).half().cpu().numpy()
+
+
+def _finite(
+    features: NDArray[np.float16], ids: NDArray[np.int64], backbone: "Backbone"
+) -> NDArray[np.float16]:
+    """The features, if they are finite: refused before they are published, not when read."""
+    odd = ~np.isfinite(features).all(axis=1)
+    if odd.any():
+        raise UsageError(
+            f"features of sample {ids[odd.argmax()]} by backbone {backbone.name} are not finite in "
+            "float16; use other weights or another backbone"
+        )
+    return features
+
+
+def _width(backbone: "Backbone", size: int) -> int:
+    import torch
+
+    probe = torch.zeros(1, 3, size, size, device=next(backbone.network.parameters()).device)
+    try:
+        with torch.inference_mode():
+            return int(backbone.features(probe).shape[1])
+    except AssertionError as error:  # timm's, of networks for one size alone
+        raise UsageError(
+            f"backbone {backbone.name} does not take --size {size}: {error}"
+        ) from error

@@ -1,0 +1,334 @@
+"""Accuracies of trained students, pooled over seeds, side by side where they are comparable.
+
+Whether one method beats another is told by the interval of the difference of their means: paired
+(Student) where both have students of the same seeds, else Welch's.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from coreset.engine.artifacts.ledger import StageCost, construction_cost, total_wall_seconds
+from coreset.engine.evaluation.results import Results
+from coreset.engine.report.sets import ReportedSet, Row, method_order
+from coreset.kernels.intervals import paired_interval, welch_interval
+
+SHORT_SUFFIX = "+short"
+LEAST_STUDENTS = 3
+"""Students that a method needs to be compared: the spread of two says next to nothing."""
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Setting:
+    """What must be equal for accuracies to be comparable."""
+
+    data: str
+    val: str
+    val_identity: str
+    n_val: int
+    protocol: str
+    student: str
+    ipc: int
+    epochs: int
+    size: int
+    evaluations: int
+
+    @property
+    def short(self) -> bool:
+        """Whether the protocol was shortened: not comparable with published numbers."""
+        return self.protocol.endswith(SHORT_SUFFIX)
+
+    @property
+    def pixels_and_evaluations(self) -> str:
+        """Image size and number of evaluations, in words."""
+        return f"{self.size} px, {self.evaluations} evaluations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accuracy:
+    """Top-1 accuracies in percent of the students of one method in one setting, by seed."""
+
+    method: str
+    best: tuple[float, ...]
+    """Best of the evaluations of each student."""
+    last: tuple[float, ...]
+    """Last evaluation of each student."""
+    digests: tuple[str, ...]
+    """Sets that the students were trained on, each once."""
+    seeds: tuple[tuple[int, int], ...] = ()
+    """Seed of the set and of the student, of each student; empty if not known."""
+
+    @property
+    def n(self) -> int:
+        """Students."""
+        return len(self.best)
+
+    @property
+    def best_mean(self) -> float:
+        """Mean best top-1."""
+        return float(np.mean(self.best))
+
+    @property
+    def best_std(self) -> float:
+        """Sample standard deviation of the best top-1; NaN for one student."""
+        return sample_std(self.best)
+
+    @property
+    def last_mean(self) -> float:
+        """Mean last top-1."""
+        return float(np.mean(self.last))
+
+    @property
+    def last_std(self) -> float:
+        """Sample standard deviation of the last top-1; NaN for one student."""
+        return sample_std(self.last)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Best top-1 of one method minus that of another, in points of a percent."""
+
+    mean: float
+    low: float
+    """Lower end of the interval; NaN where there are not enough students to tell."""
+    high: float
+    interval: str
+    """``paired`` or ``Welch``; empty where there are not enough students to tell."""
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether there are enough students for an interval."""
+        return bool(self.interval)
+
+    @property
+    def beats(self) -> bool:
+        """Tell whether the whole interval lies above zero."""
+        return self.low > 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Methods in one setting, the best mean best top-1 first."""
+
+    setting: Setting
+    ranking: tuple[Accuracy, ...]
+
+    @property
+    def best(self) -> Accuracy:
+        """The method with the highest mean best top-1."""
+        return self.ranking[0]
+
+    @property
+    def others(self) -> tuple[tuple[Accuracy, Difference], ...]:
+        """Compare every other method with the best."""
+        return tuple((other, difference(self.best, other)) for other in self.ranking[1:])
+
+    @property
+    def is_won(self) -> bool:
+        """Tell whether the best beats every other method."""
+        return all(lead.beats for _, lead in self.others)
+
+    @property
+    def is_known(self) -> bool:
+        """Tell whether every method has enough students to be compared."""
+        return all(lead.is_known for _, lead in self.others)
+
+
+def difference(one: Accuracy, other: Accuracy) -> Difference:
+    """Compare the best top-1 of two methods; no interval with fewer than three students of one."""
+    mean = one.best_mean - other.best_mean
+    if min(one.n, other.n) < LEAST_STUDENTS:
+        return Difference(mean=mean, low=math.nan, high=math.nan, interval="")
+    paired = one.seeds == other.seeds and len(set(one.seeds)) == one.n
+    bounds = paired_interval if paired else welch_interval
+    low, high = bounds(np.array(one.best), np.array(other.best), CONFIDENCE)
+    return Difference(mean=mean, low=low, high=high, interval="paired" if paired else "Welch")
+
+
+def sample_std(values: Sequence[float]) -> float:
+    """Sample standard deviation, divided by n - 1; NaN for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def comparisons(students: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Comparison]:
+    """Group the rows of ``students`` by setting and method, in the order of the settings."""
+    groups: dict[Setting, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    for row in students:
+        groups[setting_of(row)][sets[row["set_digest"]].method].append(row)
+    return [
+        Comparison(
+            setting=setting,
+            ranking=tuple(
+                sorted((_pooled(name, rows) for name, rows in methods.items()), key=_rank)
+            ),
+        )
+        for setting, methods in sorted(groups.items(), key=lambda item: astuple(item[0]))
+    ]
+
+
+def setting_of(row: Row) -> Setting:
+    """The setting of one trained student."""
+    return Setting(**{field.name: row[field.name] for field in fields(Setting)})
+
+
+def _pooled(method: str, rows: list[Row]) -> Accuracy:
+    ordered = sorted(rows, key=lambda row: (row["set_seed"], row["seed"], row["key"]))
+    return Accuracy(
+        method=method,
+        best=tuple(row["top1_best"] for row in ordered),
+        last=tuple(row["top1_last"] for row in ordered),
+        digests=tuple(dict.fromkeys(row["set_digest"] for row in ordered)),
+        seeds=tuple((row["set_seed"], row["seed"]) for row in ordered),
+    )
+
+
+def _rank(accuracy: Accuracy) -> tuple[Any, ...]:
+    return -accuracy.best_mean, *method_order(accuracy.method)
+
+
+def accuracy_records(compared: Iterable[Comparison]) -> list[dict[str, Any]]:
+    """One flat record per setting and method, for the CSV file; accuracies in percent."""
+    return [
+        {
+            **asdict(comparison.setting),
+            "method": accuracy.method,
+            "students": accuracy.n,
+            "sets": len(accuracy.digests),
+            "top1_best_mean": accuracy.best_mean,
+            "top1_best_std": accuracy.best_std,
+            "top1_last_mean": accuracy.last_mean,
+            "top1_last_std": accuracy.last_std,
+            "within_noise_of_best": _within_noise(lead),
+            "behind_best": None if lead is None else lead.mean,
+            "behind_best_low": None if lead is None else lead.low,
+            "behind_best_high": None if lead is None else lead.high,
+            "interval": "" if lead is None else lead.interval,
+        }
+        for comparison in compared
+        for accuracy, lead in ((comparison.best, None), *comparison.others)
+    ]
+
+
+def _within_noise(lead: Difference | None) -> bool | None:
+    """Tell whether a method may be as good as the best; None with too few students to tell."""
+    if lead is None:
+        return True
+    return not lead.beats if lead.is_known else None
+
+
+PAIRS = (("r1", "d1"), ("r2", "d2"))
+
+
+METRICS = tuple(name for pair in PAIRS for name in pair)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """The metrics of one set against one validation set by the features of one backbone."""
+
+    measured: ReportedSet
+    val: str
+    backbone: str
+    weights: str
+    version: str
+    values: dict[str, float] = field(default_factory=dict[str, float])
+    """By r1, d1, r2, d2; NaN where a metric does not exist."""
+
+    def value(self, metric: str) -> float:
+        """A metric, NaN if it was not measured."""
+        return self.values.get(metric, math.nan)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetCost:
+    """Construction cost of one set, stage by stage along its inputs."""
+
+    paid: ReportedSet
+    stages: tuple[StageCost, ...]
+
+    @property
+    def wall_seconds(self) -> float:
+        """Wall time of all stages, one after the other."""
+        return total_wall_seconds(self.stages)
+
+
+def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Measurement]:
+    """Join the metric rows of each set, validation set, backbone and metric version."""
+    found: dict[tuple[str, ...], Measurement] = {}
+    for row in metrics:
+        name, _, version = row["metric"].partition("@")
+        key = (row["set_digest"], row["val_identity"], row["backbone"], row["weights"], version)
+        if key not in found:
+            found[key] = Measurement(
+                measured=sets[row["set_digest"]],
+                val=row["val"],
+                backbone=row["backbone"],
+                weights=row["weights"],
+                version=version,
+            )
+        found[key].values[name.rpartition("_")[2]] = (
+            math.nan if row["value"] is None else row["value"]
+        )
+    order = list(sets)
+    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key))]
+
+
+def set_costs(results: Results, sets: Iterable[ReportedSet]) -> list[SetCost]:
+    """Cost of every set whose ledger RESULTS keeps; stages of the inputs come first."""
+    costs: list[SetCost] = []
+    for one in sets:
+        recorded = results.lineage(one.digest)
+        if recorded is not None and recorded["ledger"]:
+            costs.append(SetCost(paid=one, stages=tuple(construction_cost(recorded["ledger"]))))
+    return costs
+
+
+def metric_records(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """One flat record per set, validation set and backbone, for the CSV file."""
+    return [
+        {
+            **_set_columns(one.measured),
+            "val": one.val,
+            "backbone": one.backbone,
+            "weights": one.weights,
+            "version": one.version,
+            **{metric: one.value(metric) for metric in METRICS},
+        }
+        for one in measured
+    ]
+
+
+def cost_records(costs: Iterable[SetCost]) -> list[dict[str, Any]]:
+    """One flat record per set and stage, for the CSV file."""
+    return [
+        {
+            **_set_columns(cost.paid),
+            "stage": stage.stage,
+            "runs": stage.runs,
+            "interrupted": stage.interrupted,
+            "wall_seconds": stage.wall_seconds,
+            "cpu_seconds": stage.cpu_seconds,
+            "image_passes": stage.images,
+            "images_per_second": stage.images_per_second,
+            "peak_rss_bytes": stage.peak_rss_bytes,
+            "device": stage.device,
+            "set_wall_seconds": cost.wall_seconds,
+        }
+        for cost in costs
+        for stage in cost.stages
+    ]
+
+
+def _set_columns(one: ReportedSet) -> dict[str, Any]:
+    return {
+        "data": one.data,
+        "method": one.method,
+        "ipc": one.ipc,
+        "set_seed": one.seed,
+        "set_digest": one.digest,
+    }

@@ -1,0 +1,1 @@
+"""The process and its machine: device, ranks, signals, progress, limits."""

@@ -1,0 +1,1 @@
+"""Scores from training dynamics: proxy, run, checkpoints, score table."""

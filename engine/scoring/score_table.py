@@ -1,0 +1,229 @@
+"""A scores artifact as its readers see it: the newest commit, and the data set that it scored."""
+
+import contextlib
+import shlex
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.origin import open_source, require_same_data
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.runtime.tables import aligned
+from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED, PREDICTED_OOF, undecodable_of
+from coreset.kernels.scores import SCORES, easiness
+from coreset.shards.errors import CoresetError, StoreError, UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import missing
+from coreset.shards.format.manifest import Manifest
+from coreset.shards.packing.labels import read_labels
+from coreset.shards.sources.packed import find_packed
+
+VISITS = "visits"
+USUAL_IPC = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreTable:
+    """A finished scores artifact with its data set; columns are in memory, 60 bytes a sample."""
+
+    path: Path
+    dataset: Dataset
+    columns: Mapping[str, NDArray[Any]]
+    """All that the store holds by name, each of shape (n,) in id order."""
+    undecodable: Mapping[int, str]
+    """Samples that nobody could train on, and why; their values mean nothing."""
+
+    @staticmethod
+    def open(path: Path, data: Path | None = None) -> "ScoreTable":
+        """Read the newest undamaged commit of ``path`` and open the data set behind it.
+
+        Args:
+            path: Scores artifact.
+            data: Where the scored data set lies now, if it was moved.
+
+        Raises:
+            UsageError: ``path`` is no scores artifact, or its data set is not where it was, is
+                another one, or has another number of samples.
+            StoreError: The scores are damaged.
+        """
+        identity = identity_of(path)
+        dataset = open_source(path, data)
+        require_same_data(dataset, identity, f"the scores {path}")
+        newest = Checkpoints(path).latest()
+        if newest is None:
+            raise UsageError(f"{path} holds no finished scores; run `coreset score` again")
+        columns = read_columns(newest[1] / SCORES_NAME, rows=len(dataset))
+        return ScoreTable(
+            path=path,
+            dataset=dataset,
+            columns=columns,
+            undecodable=undecodable_of(path),
+        )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The scores in the store, in the order of `coreset.kernels.scores.SCORES`."""
+        return tuple(name for name in SCORES if name in self.columns)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the data behind the scores: the visits of a sample that was never lost."""
+        if VISITS not in self.columns:
+            raise StoreError(f"{self.path} holds no {VISITS}; score this data set again")
+        return int(self.columns[VISITS].max())
+
+    @cached_property
+    def ids(self) -> NDArray[np.int64]:
+        """Ids of all samples but the undecodable ones, ascending."""
+        lost = np.array(list(self.undecodable), np.int64)
+        return np.setdiff1d(np.arange(len(self.dataset)), lost)
+
+    @property
+    def predicted(self) -> NDArray[np.int32] | None:
+        """Class predicted for each sample, out of fold if there are folds; None if none was.
+
+        Raises:
+            StoreError: A prediction is no class of the data set.
+        """
+        found = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
+        classes = len(self.dataset.classes)
+        if found is not None and not -1 <= found.min() <= found.max() < classes:
+            raise StoreError(
+                f"{self.path} has predictions that are no class of {classes}; score it again"
+            )
+        return found
+
+    @property
+    def label_issues(self) -> NDArray[np.bool_] | None:
+        """Labels that confident learning takes for wrong; None without folds."""
+        return self.columns.get(ISSUE_OOF)
+
+    def values(self, score: str) -> NDArray[np.float32]:
+        """One score of every sample, as stored: NaN where it was never taken.
+
+        Raises:
+            UsageError: The store does not hold it; those that it holds are named.
+        """
+        if score not in self.names:
+            fact = "was not stored" if score in SCORES else "is no score"
+            raise UsageError(
+                f"score must be one of {', '.join(self.names)} in {self.path}, got {score}, which "
+                f"{fact}; choose one of these, or score again (`coreset score --list` has them all)"
+            )
+        return self.columns[score]
+
+    def easiness(self, score: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """A score of some samples, turned so that low is hard.
+
+        Raises:
+            UsageError: The store does not hold it.
+            StoreError: One of the samples has no value.
+        """
+        values = self.values(score)
+        odd = ids[~np.isfinite(values[ids])]
+        if odd.size:
+            key = self.dataset.keys[odd[0]]
+            raise StoreError(
+                f"{self.path} has {values[odd[0]]} as {score} of {key} ({odd.size} are not "
+                "finite); choose another --score, or score this data set again"
+            )
+        return easiness(score, values[ids])
+
+
+def identity_of(path: Path) -> str:
+    """Identity of the data set that a scores artifact was made from.
+
+    Raises:
+        UsageError: ``path`` is no scores artifact.
+        StoreError: Its provenance is damaged.
+    """
+    if not (path / COMMIT_NAME).is_file():
+        if path.exists():
+            raise UsageError(f"{path} holds no scores; name the output of `coreset score`")
+        raise missing(path, f"make it with `coreset score DATA {path}`")
+    return str(Provenance.read(path).binding("identity"))
+
+
+def scores_beside(data: Path) -> Path:
+    """The scores artifact that was made from a packed data set and lies in the same folder.
+
+    Raises:
+        UsageError: There is none, or there are several.
+    """
+    identity, folder = Manifest.read(data).identity, data.resolve().parent
+    candidates = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
+    found = [one for one in candidates if _scores_of(one, identity)]
+    if not found:
+        raise UsageError(
+            f"no scores of {data} lie beside it; name them, or make some with "
+            f"`coreset score {data} SCORES`"
+        )
+    if len(found) > 1:
+        named = ", ".join(map(str, found))
+        raise UsageError(f"{len(found)} scores of {data} lie beside it; name one of {named}")
+    return found[0]
+
+
+def _scores_of(path: Path, identity: str) -> bool:
+    with contextlib.suppress(CoresetError):
+        return identity_of(path) == identity
+    return False
+
+
+def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
+    """Where a data set's labels differ from the true ones, bool of shape (n,) in id order.
+
+    Args:
+        dataset: Packed data set.
+        table: CSV table of true labels, read as `coreset pack --labels` reads one.
+        column: Column with the true class names.
+
+    Raises:
+        UsageError: The table does not fit the data set; or no label differs, or all of them do.
+    """
+    source = find_packed(dataset.path)
+    differs = read_labels(table, column, source) != source.labels
+    by_key = dict(zip(source.keys, differs.tolist(), strict=True))
+    flipped = np.array([by_key[key] for key in dataset.keys], np.bool_)
+    if flipped.all() or not flipped.any():
+        raise UsageError(
+            f"{column} of {table} differs from {flipped.sum():,} of the {len(dataset):,} labels of "
+            f"{dataset.path}, so there is nothing to tell apart; choose another column or data set"
+        )
+    return flipped
+
+
+def selection_hint(
+    scores: Path, dataset: Dataset, undecodable: Iterable[int], *, ipc: int = USUAL_IPC
+) -> str:
+    """Name the command that chooses a coreset of ``ipc`` images a class, or fewer if it must.
+
+    It works as it stands, unless a class has no image: then the command to look at the scores.
+    """
+    labels = np.delete(dataset.labels, list(undecodable))
+    smallest = int(np.bincount(labels, minlength=len(dataset.classes)).min())
+    place = shlex.quote(str(scores))
+    if not smallest:
+        return f"coreset scores show {place}"
+    return f"coreset select {place} SET --ipc {min(ipc, smallest)}"
+
+
+def listing() -> tuple[str, ...]:
+    """Lines of a table of all scores that `coreset score` can make."""
+    header = ("score", "hard end", "unit", "what it is", "source")
+    rows = [
+        (name, hard_end(name), one.unit, one.summary, one.source) for name, one in SCORES.items()
+    ]
+    return aligned(header, rows)
+
+
+def hard_end(score: str) -> str:
+    """Which end of a score marks hard samples: low or high."""
+    return "low" if SCORES[score].low_is_hard else "high"

@@ -1,0 +1,188 @@
+"""A training step and what surrounds it: learning-rate schedule, evaluation, saving.
+
+Nothing here synchronises with the host per batch. Learning rates are set from the step number, and
+random draws come from generators seeded by place, so the state to save is weights, momentum, step.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import cos, pi
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from coreset.engine.runtime.device import half_precision
+from coreset.engine.training.sgd import Optimiser
+from coreset.shards.errors import StoreError, UsageError
+
+CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
+Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
+"""Batches of (network inputs, labels, ids)."""
+
+WEIGHTS_NAME, MOMENTUM_NAME = "model.safetensors", "optimiser.safetensors"
+# Image passes per second of ResNet-18 at 64 px on two CPU cores, and the seconds of training from
+# which a compilation of 30-40 s could repay itself there (it gains 0-5 %).
+_CPU_RATE_AT_64_PX, _LONG_TRAINING_SECONDS = 480.0, 900.0
+
+
+def cosine_schedule(
+    lr: float, min_lr: float, total_steps: int, warmup_steps: int = 0
+) -> Callable[[int], float]:
+    """Cosine per iteration from ``lr`` at step 0 to ``min_lr`` at the end (CCS, ``train.py``).
+
+    With ``warmup_steps`` the rate first rises linearly from nothing, and the cosine takes the rest.
+    """
+
+    def rate(step: int) -> float:
+        if step < warmup_steps:
+            return lr * (step + 1) / warmup_steps
+        share = (step - warmup_steps) / (total_steps - warmup_steps)
+        return min_lr + (lr - min_lr) * (1 + cos(pi * share)) / 2
+
+    return rate
+
+
+def step_schedule(lr: float, drops: Iterable[int], factor: float) -> Callable[[int], float]:
+    """``lr`` times ``factor`` for every drop (in steps) already passed."""
+    ordered = tuple(drops)
+    return lambda step: lr * factor ** sum(step >= drop for drop in ordered)
+
+
+@dataclass(slots=True)
+class Trainer:
+    """One network in training."""
+
+    network: nn.Module
+    optimiser: Optimiser
+    schedule: Callable[[int], float]
+    """Learning rate at a step."""
+    device: torch.device
+    steps: int = 0
+    replica: nn.Module | None = None
+    """The network as it runs here where several processes train it together."""
+
+    def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
+        """One update; returns the detached logits of the forward pass before it."""
+        self.network.train()
+        with half_precision(self.device):
+            logits = (self.replica or self.network)(inputs)
+        loss = loss_of(logits.float())
+        self.optimiser.forget_gradients()
+        loss.backward()
+        self.optimiser.step(self.schedule(self.steps))
+        self.steps += 1
+        return logits.detach()
+
+    def save_weights(self, directory: Path) -> None:
+        """Write the weights as safetensors."""
+        from safetensors.torch import save_file
+
+        save_file(_contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
+
+    def save(self, directory: Path) -> None:
+        """Write weights and momentum as safetensors."""
+        from safetensors.torch import save_file
+
+        self.save_weights(directory)
+        save_file(_contiguous(self.optimiser.state()), directory / MOMENTUM_NAME)
+
+    def load(self, directory: Path, steps: int) -> None:
+        """Continue from what ``save`` wrote after ``steps`` updates.
+
+        Raises:
+            StoreError: The files do not fit this network.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
+            self.optimiser.load_state(load_file(directory / MOMENTUM_NAME))
+        except (RuntimeError, OSError, SafetensorError, ValueError) as error:
+            fact = " ".join(str(error).split())
+            raise StoreError(
+                f"{directory} does not fit the network ({fact}); remove it and train again"
+            ) from error
+        self.steps = steps
+
+
+def replica_of(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network as one of several processes trains it: gradients are averaged over them.
+
+    Its buffers (running statistics of batch norm) are those of the leading process.
+    """
+    from torch.nn.parallel import DistributedDataParallel
+
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(network, device_ids=devices)
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """Shares of correctly classified images, in percent."""
+
+    top1: float
+    top5: float
+
+
+@torch.inference_mode()
+def evaluate(network: nn.Module, examples: Examples, device: torch.device) -> Accuracy:
+    """Top-1 and top-5 accuracy (top-5 of fewer than five classes: all of them), one host sync."""
+    network.eval()
+    hits = torch.zeros(2, dtype=torch.int64, device=device)
+    seen = 0
+    for inputs, labels, _ in examples:
+        with half_precision(device):
+            logits = network(inputs)
+        ranked = logits.float().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+        hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
+        seen += len(labels)
+    top1, top5 = (100.0 * count / max(seen, 1) for count in hits.tolist())
+    return Accuracy(top1, top5)
+
+
+def compile_where_it_pays(
+    network: nn.Module,
+    mode: CompileMode,
+    device: torch.device,
+    *,
+    image_passes: float,
+    size: int,
+    sizes_vary: bool = False,
+) -> str:
+    """Compile ``network`` in place if asked for or worth it; returns a note for people, or nothing.
+
+    ``auto`` is on for a GPU; on a CPU only if the training is expected to take over 15 minutes.
+    ``graphs`` replays each step's kernels from a CUDA graph, which helps where launching them takes
+    longer than running them; `coreset doctor` times both.
+
+    Raises:
+        UsageError: ``graphs`` without a GPU.
+    """
+    if mode == "graphs" and device.type != "cuda":
+        raise UsageError(f"CUDA graphs need a GPU, the device is {device}: choose --compile on")
+    if mode == "off" or (mode == "auto" and not _pays(device, image_passes, size)):
+        return ""
+    if device.type == "cpu" and not _has_compiler():
+        return "no C++ compiler here: training runs uncompiled"
+    # A graph per size would soon be more than torch keeps; None makes one for all after the second.
+    how = "reduce-overhead" if mode == "graphs" else "default"
+    network.compile(mode=how, dynamic=None if sizes_vary else False)
+    return ""
+
+
+def _pays(device: torch.device, image_passes: float, size: int) -> bool:
+    seconds = image_passes * (size / 64) ** 2 / _CPU_RATE_AT_64_PX
+    return device.type == "cuda" or seconds > _LONG_TRAINING_SECONDS
+
+
+def _has_compiler() -> bool:
+    from shutil import which
+
+    return any(which(name) for name in ("c++", "g++", "clang++"))

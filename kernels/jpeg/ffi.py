@@ -1,0 +1,183 @@
+"""Call C functions from Numba kernels, including functions that exit through ``longjmp``.
+
+Numba counts the references of arrays, and releases each after its last use. A ``longjmp`` comes
+back to where a reference may already have been released, and releases it a second time. So a
+kernel that calls `setjmp`, and every function between it and the function that jumps, takes and
+holds only numbers, addresses and tuples of them: memory is read and written by `load_at` and
+`store_at`. A test looks for counted references in the compiled code.
+"""
+
+import ctypes
+import os
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numpy.typing import NDArray
+
+from coreset.kernels.jit import kernel
+from coreset.kernels.jpeg.simd import Untyped, inner, instruction
+
+_BYTE, _INT, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
+_POINTER, _VOID = _BYTE.as_pointer(), ir.VoidType()
+
+
+@instruction
+def call_c(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
+    """Call the function at an address with a tuple of addresses and whole numbers.
+
+    Returns:
+        What it returns, as int64; of a C ``int`` the lower half.
+    """
+
+    def generate(
+        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
+    ) -> Untyped:
+        passed = [
+            builder.sext(one, _WORD) if one.type.width < _WORD.width else one
+            for one in cgutils.unpack_tuple(builder, args[1])
+        ]
+        kind = ir.FunctionType(_WORD, [_WORD] * len(passed))
+        return builder.call(builder.inttoptr(args[0], kind.as_pointer()), passed)
+
+    return types.int64(types.int64, arguments), generate
+
+
+@instruction
+def setjmp(_typing: Untyped, _buffer: Untyped) -> Untyped:
+    """C's ``setjmp``: false now, and true when a jump to the buffer at this address comes back.
+
+    The calling kernel must hold no arrays (see above), nor use then what it changed in between.
+    """
+
+    def generate(
+        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
+    ) -> Untyped:
+        kind = ir.FunctionType(_INT, [_POINTER])
+        setjmp = cgutils.get_or_insert_function(builder.module, kind, "_setjmp")
+        setjmp.attributes.add("returns_twice")
+        came_back = builder.call(setjmp, [builder.inttoptr(args[0], _POINTER)])
+        return builder.icmp_signed("!=", came_back, _INT(0))
+
+    return types.boolean(types.int64), generate
+
+
+@inner
+def address_of(array: NDArray[Any]) -> int:
+    """Where an array begins. Signed: Numba adds unsigned numbers to signed ones as floats."""
+    return np.int64(array.ctypes.data)  # pyright: ignore[reportReturnType] - Numba's int
+
+
+@instruction
+def load_at(_typing: Untyped, _address: Untyped, kind: Untyped) -> Untyped:
+    """Read the number of a NumPy type at an address, which nothing checks."""
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        value = context.get_value_type(signature.return_type)
+        return builder.load(builder.inttoptr(args[0], value.as_pointer()), align=1)
+
+    return kind.instance_type(types.int64, kind), generate
+
+
+@instruction
+def store_at(_typing: Untyped, _address: Untyped, number: Untyped) -> Untyped:
+    """Write a number, in as many bytes as its type has, to an address, which nothing checks."""
+
+    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+        place = builder.inttoptr(args[0], args[1].type.as_pointer())
+        builder.store(args[1], place, align=1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, number), generate
+
+
+@instruction
+def fetch_add(_typing: Untyped, counter: Untyped) -> Untyped:
+    """Add 1 to the only number of an int64 array and return what it was, one thread at a time."""
+
+    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+        place = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.atomic_rmw("add", place, _WORD(1), "monotonic")
+
+    return types.int64(counter), generate
+
+
+@instruction
+def longjmp_address(_typing: Untyped) -> Untyped:
+    """Address of ``void f(void **p)``, C's ``longjmp`` to the buffer at ``p[3]``."""
+
+    def fill(builder: Untyped, function: Untyped) -> None:
+        kind = ir.FunctionType(_VOID, [_POINTER, _INT])
+        longjmp = cgutils.get_or_insert_function(builder.module, kind, "longjmp")
+        pointers = builder.bitcast(function.args[0], _POINTER.as_pointer())
+        builder.call(longjmp, [builder.load(builder.gep(pointers, [_INT(3)])), _INT(1)])
+        builder.unreachable()
+
+    return types.int64(), _function("coreset_jump", fill)
+
+
+@instruction
+def noop(_typing: Untyped) -> Untyped:
+    """Address of ``void f(void *p)``, which does nothing."""
+
+    def fill(builder: Untyped, _function: Untyped) -> None:
+        builder.ret_void()
+
+    return types.int64(), _function("coreset_ignore", fill)
+
+
+def _function(name: str, fill: Untyped) -> Untyped:
+    """What generates the address of a function of one pointer."""
+
+    def generate(
+        _context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
+    ) -> Untyped:
+        function = ir.Function(builder.module, ir.FunctionType(_VOID, [_POINTER]), name)
+        function.linkage = "internal"
+        fill(ir.IRBuilder(function.append_basic_block()), function)
+        return builder.ptrtoint(function, _WORD)
+
+    return generate
+
+
+def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
+    """Whether one byte of each of some files can be read without waiting for storage.
+
+    Thread safe; other Python threads run meanwhile. The first call compiles.
+
+    Args:
+        descriptors: Open files, shape (n,).
+        offsets: Of the byte, shape (n,).
+
+    Returns:
+        False also where the file system does not tell, where a file ends before, or is not open.
+    """
+    return bool(_all_cached(_preadv2(), os.RWF_NOWAIT, descriptors, offsets, np.empty(3, np.int64)))
+
+
+def warm_up() -> None:
+    """Compile, so that the first batch does not wait for it."""
+    all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def _preadv2() -> int:
+    return ctypes.cast(ctypes.CDLL(None)["preadv2"], ctypes.c_void_p).value or 0
+
+
+@kernel
+def _all_cached(
+    preadv2: int,
+    flags: int,
+    descriptors: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    memory: NDArray[np.int64],
+) -> bool:
+    """``memory`` is the caller's: Numba frees its own after its last use, which C's are not."""
+    vector = address_of(memory)
+    memory[0], memory[1] = vector + 16, 1  # struct iovec, and where the byte goes
+    for descriptor, offset in zip(descriptors, offsets):  # noqa: B905 - Numba has no strict
+        if call_c(preadv2, (descriptor, vector, 1, offset, flags)) != 1:
+            return False
+    return True

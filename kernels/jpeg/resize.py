@@ -1,0 +1,307 @@
+"""Antialiased bilinear resampling of uint8 images, as Pillow defines it, eight times as fast.
+
+The filter is that of Pillow's ``Image.resize(size, BILINEAR)`` (``src/libImaging/Resample.c``,
+``precompute_coeffs``): output x is a triangle of half-width ``support = max(scale, 1)`` around
+``centre = (x + 0.5) * scale`` with ``scale = input / output``, cut at the borders and normalised.
+
+Deliberate differences from Pillow, which together move a pixel by at most 1 level:
+
+- vertical pass first, over the columns that are needed, and 8 fraction bits between the passes,
+  where Pillow goes horizontally first and rounds to whole levels between;
+- integer weights of 16 bits (24 where more than about 30 pixels become one, and for inputs of 1 or
+  2 pixels) with an exact sum: constants stay constant.
+
+Both passes add contiguous runs of numbers, which is what SIMD units are fast at: columns in the
+vertical pass and, after a transposition of 32 output rows, rows in the horizontal pass. Integers
+only: the same bytes on every machine and for every box. Measured in turns on one thread of a Xeon
+with AVX-512, 500x375 to 341x256: 0.11 ms, Pillow 0.98 ms, ``torch.nn.functional.interpolate`` on
+uint8 0.36 ms.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.kernels.jit import kernel
+from coreset.kernels.jpeg.simd import (
+    LANES,
+    add_product,
+    inner,
+    lanes_of,
+    store,
+    transpose_in,
+    transpose_out,
+)
+from coreset.kernels.jpeg.triangle import LONG_ONE, SHORT_ONE, Axis, axis_of, is_short, span_of
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels; right and bottom excluded."""
+Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
+Lanes: TypeAlias = Any
+"""A vector of 32 uint16, which only kernels have."""
+
+_STRIP = 384
+"""Samples of a row that the vertical pass filters at a time; 32 rows of them stay in the L1."""
+_STRIP_STRIDE = _STRIP + LANES
+"""Off a power of two, where the rows would share cache sets."""
+_TILE = 64
+"""Output pixels of the horizontal pass between two transpositions."""
+_GROUP = 3 * LANES
+"""Samples that are summed at once: sums wait for each other, and RGB comes in threes."""
+
+
+class _Place(NamedTuple):
+    """What is resized to what."""
+
+    channels: int
+    region: Box
+    """Of the image."""
+    size: tuple[int, int]
+    """Width and height that the region would be resized to."""
+    box: Box
+    """Of that: what is computed."""
+
+
+class _Runs(NamedTuple):
+    """Where the runs of samples that are weighted and added lie in a flat array."""
+
+    base: int
+    """Index of the run of input position 0."""
+    stride: int
+    """From the run of one input position to that of the next."""
+    n: int
+    """Samples of a run."""
+
+
+def resize(
+    image_hwc: NDArray[np.uint8],
+    width: int,
+    height: int,
+    *,
+    box: Box | None = None,
+    region: Box | None = None,
+    out: NDArray[np.uint8] | None = None,
+) -> NDArray[np.uint8]:
+    """Resize an image or a region of it, or compute a box of the resized image only.
+
+    Thread safe; other Python threads run meanwhile. The first call compiles (`warm_up`).
+
+    Args:
+        image_hwc: uint8 of shape (h, w, c) with any number of channels; copied if not contiguous.
+        width: Columns of the resized image.
+        height: Rows of the resized image.
+        box: (left, top, right, bottom) of the output pixels to compute, right and bottom excluded;
+            the same values as this crop of the full result. None: all.
+        region: (left, top, right, bottom) of the image: the result is that of a copy of the region,
+            pixels outside of it never enter. None: the whole image. Where ``image_hwc`` is itself
+            a part of an image, which holds `reach`, the region may go beyond it.
+        out: C-contiguous uint8 buffer of the result's shape to write to; a new array if None.
+
+    Returns:
+        uint8 of shape (bottom - top, right - left, c), within 1 level of Pillow.
+
+    Raises:
+        ValueError: An argument of another type or shape, or a box or region outside its image.
+    """
+    _require_image(image_hwc)
+    from_height, from_width, channels = image_hwc.shape
+    box = _checked_box("box", width, height, box)
+    x_0, y_0, x_1, y_1 = region = region or (0, 0, from_width, from_height)
+    if not _is_inside(region, from_width, from_height):
+        _checked_box("region", from_width, from_height, reach(region, width, height, box))
+    shape = (box[3] - box[1], box[2] - box[0], channels)
+    if out is None:
+        out = np.empty(shape, np.uint8)
+    _require_buffer(out, shape)
+    # Read-only views of a plain array: one type, so one compilation, for whatever the caller has.
+    rows = _wide_rows(image_hwc)
+    rows.flags.writeable = False
+    short = is_short(y_1 - y_0, height) and is_short(x_1 - x_0, width)
+    place = _Place(channels, region, (width, height), box)
+    (_resample if short else _resample_long)(rows, place, out.reshape(len(out), -1))
+    return out
+
+
+def reach(region: Box, width: int, height: int, box: Box) -> Box:
+    """The pixels of an image that enter when ``box`` of its resized ``region`` is computed.
+
+    The whole region where many pixels become one: then all of it is read.
+    """
+    left, top, right, bottom = region
+    n_columns, n_rows = right - left, bottom - top
+    if not (is_short(n_columns, width) and is_short(n_rows, height)):
+        return region
+    first, stop = span_of(n_columns, width, box[0], box[2])
+    above, below = span_of(n_rows, height, box[1], box[3])
+    return left + first, top + above, left + stop, top + below
+
+
+def warm_up(*, long: bool = True) -> None:
+    """Compile (3 s, or a tenth of that from disk), so that the first image does not wait for it.
+
+    Args:
+        long: Also what a few images need, of which more than 15 pixels become one (0.6 s).
+    """
+    for side in (3, 1) if long else (3,):  # one by each kernel
+        resize(np.zeros((side, side, 1), np.uint8), side, side)
+
+
+def _wide_rows(image_hwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Rows of samples that hold a vector, for which the narrowest images are filled up."""
+    rows = np.ascontiguousarray(image_hwc).reshape(image_hwc.shape[0], -1)
+    missing = LANES - rows.shape[1]
+    return np.pad(rows, ((0, 0), (0, missing))) if missing > 0 else rows
+
+
+def _require_image(image_hwc: NDArray[np.uint8]) -> None:
+    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.size == 0:
+        raise ValueError(
+            "image_hwc must be uint8 of shape (h, w, c) without a zero, "
+            f"got {image_hwc.dtype} of shape {image_hwc.shape}"
+        )
+
+
+def _checked_box(name: str, width: int, height: int, box: Box | None) -> Box:
+    if width < 1 or height < 1:
+        raise ValueError(f"width and height must be at least 1, got {width} x {height}")
+    box = box or (0, 0, width, height)
+    if not _is_inside(box, width, height):
+        raise ValueError(
+            f"{name} must be (left, top, right, bottom) in {width} x {height} pixels, got {box}"
+        )
+    return box
+
+
+def _is_inside(box: Box, width: int, height: int) -> bool:
+    left, top, right, bottom = box
+    return 0 <= left < right <= width and 0 <= top < bottom <= height
+
+
+def _require_buffer(out: NDArray[np.uint8], shape: tuple[int, int, int]) -> None:
+    if out.dtype != np.uint8 or out.shape != shape:
+        raise ValueError(f"out must be uint8 of shape {shape}, got {out.dtype} of {out.shape}")
+    if not (out.flags.c_contiguous and out.flags.writeable):
+        raise ValueError("out must be C-contiguous and writeable; pass a whole array or batch[i]")
+
+
+@kernel
+def _resample(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -> None:
+    """Rows of ``image`` and ``out`` are pixels times channels."""
+    channels, region, size, box = place
+    horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], SHORT_ONE)
+    vertical = axis_of(region[3] - region[1], size[1], box[1], box[3], SHORT_ONE)
+    begin = region[0] * channels
+    first = min(begin + horizontal.starts[0] * channels, image.shape[1] - LANES)
+    stop = begin + (horizontal.starts[-1] + horizontal.weights.shape[1]) * channels
+    n_samples = max(stop - first, LANES)
+    strip = np.empty(LANES * _STRIP_STRIDE, np.uint16)
+    columns = np.empty((n_samples + 7) * LANES, np.uint16)
+    spare = np.empty((LANES if out.shape[0] % LANES else 0, out.shape[1]), np.uint8)
+    for top in range(0, out.shape[0], LANES):
+        rows = _part(vertical, top, LANES)
+        for left in range(0, n_samples, _STRIP):
+            at = max(0, min(left, n_samples - _STRIP))
+            base = region[1] * image.shape[1] + first + at
+            runs = _Runs(base, image.shape[1], min(_STRIP, n_samples))
+            _filter(image.reshape(-1), runs, rows, strip, _STRIP_STRIDE)
+            for i in range(0, runs.n, 8):
+                transpose_in(strip, i, _STRIP_STRIDE, columns, (at + i) * LANES)
+        n_rows = rows.starts.size
+        block = out[top : top + LANES] if n_rows == LANES else spare
+        _filter_columns(columns, (begin - first) * LANES, channels, horizontal, block)
+        for row in range(n_rows if n_rows < LANES else 0):
+            for i in range(out.shape[1]):
+                out[top + row, i] = spare[row, i]
+
+
+@inner
+def _filter_columns(
+    columns: NDArray[np.uint16], base: int, channels: int, axis: Axis, block: NDArray[np.uint8]
+) -> None:
+    """The horizontal pass over 32 rows, which lie side by side in ``columns``."""
+    stride, n_pixels = channels * LANES, axis.starts.size
+    tile = np.empty(_TILE * stride, np.uint8)
+    for left in range(0, n_pixels, _TILE):
+        at = max(0, min(left, n_pixels - _TILE))
+        pixels = _part(axis, at, _TILE)
+        _filter(columns, _Runs(base, stride, stride), pixels, tile, stride)
+        _store_tile(tile, pixels.starts.size * channels, block, at * channels)
+
+
+@inner
+def _part(axis: Axis, begin: int, n: int) -> Axis:
+    end = min(begin + n, axis.starts.size)
+    return Axis(axis.starts[begin:end], axis.weights[begin:end])
+
+
+@inner
+def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride: int) -> None:
+    """Add weighted runs: parts of rows in the vertical pass, of columns in the horizontal pass.
+
+    target[j * to_stride + i] = sum over k of
+    weights[j, k] * source[base + (starts[j] + k) * stride + i], for i = 0 .. n-1.
+    Sums have 8 fraction bits, which a uint16 target keeps and a uint8 target rounds away. The last
+    vector of a run overlaps the one before.
+    """
+    rounding = _rounding(axis.weights.shape[1], target)
+    for j in range(axis.starts.size):
+        weights, to = axis.weights[j], j * to_stride
+        at, i = runs.base + axis.starts[j] * runs.stride, 0
+        while i + _GROUP <= runs.n:
+            a, b, c = rounding, rounding, rounding
+            for k in range(weights.size):
+                weight, place = lanes_of(weights[k]), at + k * runs.stride + i
+                a = add_product(a, source, place, weight)
+                b = add_product(b, source, place + LANES, weight)
+                c = add_product(c, source, place + 2 * LANES, weight)
+            store(a, target, to + i)
+            store(b, target, to + i + LANES)
+            store(c, target, to + i + 2 * LANES)
+            i += _GROUP
+        while i < runs.n:
+            i, total = min(i, runs.n - LANES), rounding
+            for k in range(weights.size):
+                total = add_product(total, source, at + k * runs.stride + i, lanes_of(weights[k]))
+            store(total, target, to + i)
+            i += LANES
+
+
+@inner
+def _rounding(n_taps: int, target: Samples) -> Lanes:
+    """Half a level if a fraction is cut off, and what ``n_taps`` high products lose on average."""
+    return lanes_of(n_taps // 2 + (128 if target.itemsize == 1 else 0))
+
+
+@inner
+def _store_tile(tile: NDArray[np.uint8], n: int, block: NDArray[np.uint8], left: int) -> None:
+    """Vectors of ``tile`` become 32 rows of ``block``, 16 samples at a time."""
+    for i in range(0, n if n >= 16 else 0, 16):
+        at = min(i, n - 16)
+        transpose_out(tile, at * LANES, block.reshape(-1), left + at, block.shape[1])
+    for i in range(n if n < 16 else 0):
+        for row in range(LANES):
+            block[row, left + i] = tile[i * LANES + row]
+
+
+@kernel
+def _resample_long(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -> None:
+    """`_resample` with 24-bit weights and 64-bit sums, row by row; compiled when it is needed."""
+    channels, region, size, box = place
+    horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], LONG_ONE)
+    vertical = axis_of(region[3] - region[1], size[1], box[1], box[3], LONG_ONE)
+    begin, sums = region[0] * channels, np.empty((region[2] - region[0]) * channels, np.uint64)
+    for j in range(out.shape[0]):
+        sums[:] = 1 << 15  # half of what the shift leaves of a level: 8 fraction bits stay
+        for k in range(vertical.weights.shape[1]):
+            row = image[region[1] + vertical.starts[j] + k]
+            weight = np.uint64(vertical.weights[j, k])
+            for i in range(sums.size):
+                sums[i] += np.uint64(row[begin + i]) * weight
+        sums >>= np.uint64(16)
+        for i in range(out.shape[1]):
+            total = np.uint64(1 << 31)
+            for k in range(horizontal.weights.shape[1]):
+                at = (horizontal.starts[i // channels] + k) * channels + i % channels
+                total += sums[at] * np.uint64(horizontal.weights[i // channels, k])
+            out[j, i] = total >> np.uint64(32)

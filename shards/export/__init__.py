@@ -1,0 +1,1 @@
+"""From a packed data set to layouts that other programs read."""

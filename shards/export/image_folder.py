@@ -1,0 +1,53 @@
+"""``OUT/CLASS/STEM.EXTENSION``: what torchvision, timm and Hugging Face call an image folder."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from coreset.shards.errors import UsageError
+from coreset.shards.export.names import ExportPlan, StoredSample, class_folder, image_name
+
+CLASSES_NAME = "classes.txt"
+
+
+def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
+    """Write one file per sample, and ``classes.txt`` with the class list, one name a line.
+
+    timm sorts classes in another order (``class10`` after ``class9``); ``classes.txt`` is a class
+    map that it takes. A class without samples has an empty folder, so that torchvision refuses the
+    folder, or gives the right labels with ``allow_empty=True``, instead of shifting the labels.
+
+    Raises:
+        UsageError: A class name or a key cannot be a file name, or two samples would have the same.
+    """
+    classes = [class_folder(name) for name in plan.classes]
+    (out / CLASSES_NAME).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
+    for name in classes:
+        _make_folder(out / name)
+    root = out.resolve()
+    for sample in samples:
+        name = image_name(sample)
+        path = (root / name).resolve()
+        if not path.is_relative_to(root):
+            raise UsageError(f"sample key {sample.key!a} leads to {path}, outside of {out}")
+        _write_new(path, sample)
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir()
+    except FileExistsError as error:
+        raise UsageError(
+            f"class {path.name} has the name of another class or of {CLASSES_NAME} on this file "
+            "system; rename it and pack again"
+        ) from error
+
+
+def _write_new(path: Path, sample: StoredSample) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(sample.image)
+    except FileExistsError as error:  # a file system that takes a.jpg and A.jpg for one name
+        raise UsageError(
+            f"two samples of class {sample.class_name} would be called {path.name} on this file "
+            "system; choose another place or use --to webdataset"
+        ) from error

@@ -1,0 +1,198 @@
+"""Class lists: those of well-known data sets, by which protocols are looked up, and those of files.
+
+The class lists of ImageNet's subsets are in sorted WordNet-id order, as everywhere here.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeAlias
+
+from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.tables.table import (
+    CLASS_COLUMNS,
+    NUMBER_COLUMNS,
+    Table,
+    class_in,
+    plain_name,
+    read_table,
+    wnids_in,
+)
+
+IMAGENETTE_WNIDS = (
+    "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
+    "n03394916", "n03417042", "n03425413", "n03445777", "n03888257",
+)  # fmt: skip
+# Tian et al., Contrastive Multiview Coding (ECCV 2020), imagenet100.txt, sorted.
+IMAGENET_100_WNIDS = (
+    "n01558993", "n01692333", "n01729322", "n01735189", "n01749939", "n01773797", "n01820546",
+    "n01855672", "n01978455", "n01980166", "n01983481", "n02009229", "n02018207", "n02085620",
+    "n02086240", "n02086910", "n02087046", "n02089867", "n02089973", "n02090622", "n02091831",
+    "n02093428", "n02099849", "n02100583", "n02104029", "n02105505", "n02106550", "n02107142",
+    "n02108089", "n02109047", "n02113799", "n02113978", "n02114855", "n02116738", "n02119022",
+    "n02123045", "n02138441", "n02172182", "n02231487", "n02259212", "n02326432", "n02396427",
+    "n02483362", "n02488291", "n02701002", "n02788148", "n02804414", "n02859443", "n02869837",
+    "n02877765", "n02974003", "n03017168", "n03032252", "n03062245", "n03085013", "n03259280",
+    "n03379051", "n03424325", "n03492542", "n03494278", "n03530642", "n03584829", "n03594734",
+    "n03637318", "n03642806", "n03764736", "n03775546", "n03777754", "n03785016", "n03787032",
+    "n03794056", "n03837869", "n03891251", "n03903868", "n03930630", "n03947888", "n04026417",
+    "n04067472", "n04099969", "n04111531", "n04127249", "n04136333", "n04229816", "n04238763",
+    "n04336792", "n04418357", "n04429376", "n04435653", "n04485082", "n04493381", "n04517823",
+    "n04589890", "n04592741", "n07714571", "n07715103", "n07753275", "n07831146", "n07836838",
+    "n13037406", "n13040303",
+)  # fmt: skip
+_WNID = re.compile(r"n\d{8}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_LAST_NUMBER = re.compile(r"(?:^|[\s,;:|])([0-9]{1,9})[\s,;:|]+$")
+_FIRST_NUMBER = re.compile(r"[\s,;:|]+([0-9]{1,9})(?:[\s,;:|]|$)")
+_NUMBER_AND_NAME = re.compile(r"(?P<number>[0-9]{1,9})[\s,;:|]+(?P<name>.*\S)")
+_UNNAMED = frozenset({"", "unnamed:0"})
+_NamesAndNumbers: TypeAlias = tuple[tuple[str, ...], list[tuple[int, ...]]]
+
+
+def recognise(classes: Sequence[str]) -> str | None:
+    """Name of the data set with this class list: imagenette, imagenet-100, imagenet-1k, or None.
+
+    The order of ``classes`` does not matter. Any 1000 WordNet ids count as ImageNet-1K.
+    """
+    ordered = tuple(sorted(classes))
+    if ordered == IMAGENETTE_WNIDS:
+        return "imagenette"
+    if ordered == IMAGENET_100_WNIDS:
+        return "imagenet-100"
+    if len(ordered) == 1000 and all(_WNID.fullmatch(name) for name in ordered):
+        return "imagenet-1k"
+    return None
+
+
+def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
+    """Class names by the name of a data set or by a file.
+
+    A file has one class a line, row or entry (``shards.tables.table``). Where each has one WordNet
+    id (``n01440764 tench``), this is the name; else it is the line, or the column with a known
+    name. Numbers beside the names are their labels, from 0.
+
+    Args:
+        name: imagenette, imagenet-100, imagenet-1k (also without the hyphen), or a file.
+        ordered: Return the names in the order of their labels; otherwise numbers are not looked at.
+
+    Raises:
+        UsageError: There is no such list or file; or the file is empty, names a class twice, or
+            does not tell which are the names or the labels.
+        MachineError: The list of ImageNet-1K needs timm, which is not installed.
+    """
+    known = name.lower().replace("-", "").replace("_", "")
+    if known == "imagenette":
+        return IMAGENETTE_WNIDS
+    if known == "imagenet100":
+        return IMAGENET_100_WNIDS
+    if known in {"imagenet", "imagenet1k"}:
+        return _classes_of_file(_timm_synsets(), ordered=ordered)
+    path = Path(name)
+    if not path.is_file():
+        raise UsageError(
+            f"class list {name} is neither imagenette, imagenet-100 or imagenet-1k nor a file; "
+            "name one of these"
+        )
+    return _classes_of_file(path, ordered=ordered)
+
+
+def _classes_of_file(path: Path, *, ordered: bool) -> tuple[str, ...]:
+    table = read_table(path, "class list", class_list=True)
+    rows = [[cell.strip() for cell in cells] for _, cells in table.rows()]
+    if not rows:
+        raise UsageError(f"class list {path} is empty; write one class name a line")
+    single = len(table.header) <= 1 and all(len(row) == 1 for row in rows)
+    names, numbers = _lines(path, [row[0] for row in rows]) if single else _columns(table, rows)
+    repeated = [name for name, n in Counter(names).items() if n > 1]
+    if repeated or "" in names:
+        fact = f"names {repeated[0]} twice" if repeated else "has a row without a name"
+        raise UsageError(f"class list {path} {fact}; remove one line")
+    if not ordered:
+        return names
+    if numbers:
+        return _in_order(table, names, numbers)
+    if single and table.may_have_header and not wnids_in(rows[0]):
+        raise UsageError(
+            f"class list {path} begins with {names[0]!a}, which may be a header or a class; write "
+            "the header class above it, or save the list as .txt"
+        )
+    return names
+
+
+def _in_order(
+    table: Table, names: Sequence[str], numbers: Sequence[tuple[int, ...]]
+) -> tuple[str, ...]:
+    """Names in the order of their numbers; several columns of the same numbers say the same."""
+    if len(set(numbers)) > 1 or sorted(numbers[0]) != list(range(len(names))):
+        seen = ", ".join(str(number) for column in numbers for number in column[:3])
+        raise UsageError(
+            f"class list {table.path} has {table.described()}, with numbers ({seen} ...) that are "
+            f"not one label from 0 to {len(names) - 1} for each name; leave the numbers out and "
+            "list the names in the order of the labels"
+        )
+    return tuple(name for _, name in sorted(zip(numbers[0], names, strict=True)))
+
+
+def _lines(path: Path, lines: Sequence[str]) -> _NamesAndNumbers:
+    """Names of lines, and the numbers that stand directly before or after all of them."""
+    wnids = _wnids([[line] for line in lines])
+    if wnids:
+        parts = [line.split(wnid, 1) for line, wnid in zip(lines, wnids, strict=True)]
+        before = [_LAST_NUMBER.search(part[0]) for part in parts]
+        after = [_FIRST_NUMBER.match(part[1]) for part in parts]
+        columns = [[match[1] for match in side if match] for side in (before, after)]
+        return wnids, [tuple(map(int, column)) for column in columns if len(column) == len(lines)]
+    mixed = [line for line in lines if wnids_in([line]) and not _WNID.fullmatch(line)]
+    if mixed:
+        raise UsageError(
+            f"class list {path} has {mixed[0][:60]!a}, but not one WordNet id in every line; write "
+            "one name a line"
+        )
+    # The number is looked for from both ends, the second time in the reversed line.
+    for step in (1, -1):
+        matches = [match for line in lines if (match := _NUMBER_AND_NAME.fullmatch(line[::step]))]
+        numbers = tuple(int(match["number"][::step]) for match in matches)
+        n = len(lines)
+        if sorted(numbers) in (list(range(n)), list(range(1, n + 1))):
+            return tuple(match["name"][::step] for match in matches), [numbers]
+    return tuple(lines), []
+
+
+def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
+    """Names by the WordNet ids or the known column, and the columns of their numbers."""
+    width = min(map(len, rows))
+    integers = [at for at in range(width) if all(_NUMBER.fullmatch(row[at]) for row in rows)]
+    texts = [at for at in range(max(map(len, rows))) if at not in integers]
+    known = [at for at in table.columns_named(CLASS_COLUMNS) if at in texts] or texts
+    names = _wnids(rows)
+    if not names and len(known) == 1 and known[0] < width:
+        names = tuple(class_in(row[known[0]]) for row in rows)
+    if not names:
+        raise table.ambiguous("the class names", "class")
+    numbered = [at for at in table.columns_named(NUMBER_COLUMNS) if at in integers] or integers
+    numbers = {at: tuple(int(row[at]) for row in rows) for at in numbered}
+    # The index that pandas saves counts the rows of a frame, which may have been sorted since.
+    header = table.header and [*table.header, *[""] * width]  # which may be shorter than the rows
+    unsure = [at for at in numbers if header and plain_name(header[at]) in _UNNAMED]
+    if any(list(numbers[at]) != sorted(numbers[at]) for at in unsure):
+        raise table.ambiguous("the labels", "label")
+    return names, [numbers[at] for at in numbers if at not in unsure]
+
+
+def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Find the WordNet id of every row; empty unless each has exactly one."""
+    found = [wnids_in(row) for row in rows]
+    return tuple(wnids.pop() for wnids in found) if all(len(one) == 1 for one in found) else ()
+
+
+def _timm_synsets() -> Path:
+    """The sorted WordNet ids that timm ships; importing timm would import torch."""
+    spec = find_spec("timm")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / "data/_info/imagenet_synsets.txt"
+        if path.is_file():
+            return path
+    raise MachineError("the class list of ImageNet-1K comes with timm, which is not installed")

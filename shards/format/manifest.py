@@ -1,0 +1,166 @@
+"""``manifest.json``: what a packed data set holds, and the two digests that all else binds to.
+
+``identity`` covers the ordered (sample key, label) list: scores and coresets bind to it.
+``content`` covers the stored bytes in the same order: features and decoded pixels bind to it.
+The manifest is written last; a directory without one is not a data set.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.format.documents import build, parse
+from coreset.shards.format.files import json_bytes, missing
+from coreset.shards.format.tar import shard_name
+
+FORMAT = "coreset-shards"
+FORMAT_VERSION = 2
+MANIFEST_NAME = "manifest.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One tar file: positions ``first_position`` .. ``first_position + found - 1`` of the found."""
+
+    name: str
+    first_position: int
+    found: int
+    """Found samples of the range: packed + quarantined."""
+    samples: int
+    """Packed samples."""
+    bytes: int
+    index_bytes: int
+    """Bytes of the index beside it."""
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Contents of ``manifest.json``."""
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    """Class list; a label is a position in it."""
+    settings: Mapping[str, Any]
+    """What shaped the bytes: order, order seed, samples per shard, label replacement."""
+    n_found: int
+    n_samples: int
+    n_quarantined: int
+    kinds: Mapping[str, int]
+    """Samples by stored format (jpg, png, webp) and by flag (cmyk, grey, misnamed ...)."""
+    shards: tuple[ShardEntry, ...]
+    identity: str
+    content: str
+    classes_sha256: str
+    samples_sha256: str
+    """sha256 of ``samples.parquet``."""
+    quarantine_sha256: str
+    format: str = field(default=FORMAT)
+    format_version: int = field(default=FORMAT_VERSION)
+
+    def to_bytes(self) -> bytes:
+        """Canonical JSON."""
+        return json_bytes(asdict(self))
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the manifest itself: the name of this data set in a lineage."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @staticmethod
+    def read(data: Path) -> "Manifest":
+        """Read the manifest of the packed data set ``data``.
+
+        Raises:
+            UsageError: ``data`` does not exist or is not a packed data set.
+            ManifestError: The manifest cannot be parsed or is of another format version.
+        """
+        path = data / MANIFEST_NAME
+        if not path.is_file():
+            remedy = f"run `coreset pack SRC {data}` first"
+            if not data.exists():
+                raise missing(data, remedy)
+            raise UsageError(f"{data} is not a packed data set (no manifest.json); {remedy}")
+        try:
+            document = parse(path.read_bytes())
+            version = document.get("format"), document.get("format_version")
+            if version[0] is not None and version != (FORMAT, FORMAT_VERSION):
+                raise ManifestError(
+                    f"{path} has format {version[0]} version {version[1]}, this program reads "
+                    f"{FORMAT} version {FORMAT_VERSION}; pack the data set again"
+                )
+            manifest = build(Manifest, document)
+            manifest.require_sound()
+        except (OSError, ValueError) as error:
+            raise ManifestError(
+                f"{path} cannot be read ({error}); pack the data set again"
+            ) from error
+        return manifest
+
+    def require_sound(self) -> None:
+        """Check what every reader relies on: names and sizes of shards, and distinct classes.
+
+        Raises:
+            ValueError: Something is not as a packing writes it.
+        """
+        if self.n_samples < 1:
+            raise ValueError(f"n_samples is {self.n_samples}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("two classes have one name")
+        for number, shard in enumerate(self.shards):
+            if shard.name != shard_name(number):
+                raise ValueError(f"shard {number} is called {shard.name[:40]!r}")
+            if min(shard.samples, shard.bytes, shard.index_bytes, shard.found) < 0:
+                raise ValueError(f"{shard.name} has a size or a count below 0")
+
+
+@dataclass(slots=True)
+class DatasetDigests:
+    """Both digests of a data set, shard by shard in id order."""
+
+    samples: int = 0
+    _identity: Any = field(default_factory=hashlib.sha256)
+    _content: Any = field(default_factory=hashlib.sha256)
+
+    def add(
+        self, keys: Sequence[str], labels: Sequence[int], content_hashes: Sequence[bytes]
+    ) -> None:
+        """Append samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
+        self.samples += len(keys)
+        lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
+        self._identity.update("".join(lines).encode())
+        self._content.update(b"".join(content_hashes))
+
+    @property
+    def identity(self) -> str:
+        """sha256 over the lines of keys and labels."""
+        return self._identity.hexdigest()
+
+    @property
+    def content(self) -> str:
+        """sha256 over the content hashes."""
+        return self._content.hexdigest()
+
+
+def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
+    """sha256 over ``key TAB label NEWLINE`` in id order."""
+    digests = DatasetDigests()
+    digests.add(keys, labels, ())
+    return digests.identity
+
+
+def content_digest(content_hashes: Iterable[bytes]) -> str:
+    """sha256 over the 16-byte content hashes of the stored images in id order."""
+    hasher = hashlib.sha256()
+    for content_hash in content_hashes:
+        hasher.update(content_hash)
+    return hasher.hexdigest()
+
+
+def classes_digest(classes: Sequence[str]) -> str:
+    """sha256 over the class names, one a line."""
+    return hashlib.sha256("".join(f"{name}\n" for name in classes).encode()).hexdigest()

@@ -1,0 +1,207 @@
+"""Shards as plain POSIX ustar files at known offsets, and the index that DALI reads beside them.
+
+Per sample one image member that keeps its true format, then its label as ASCII decimal:
+``000000042.jpg``, ``000000042.cls``. Times, owners and modes are constant, so equal samples give
+equal bytes. The index has the text format v1.2 of NVIDIA/DALI ``tools/wds2idx.py``: a first line
+``v1.2 SAMPLES``, then a line per sample with ``extension offset size member`` per member. Readers
+here walk headers and never extract, so a member name cannot reach the file system.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+from coreset.shards.format.append import AppendFile
+from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+
+BLOCK_BYTES = 512
+END = bytes(2 * BLOCK_BYTES)
+MOST_ADDED = 4 * BLOCK_BYTES
+"""Bytes of a sample in a tar beside those of its image, at most."""
+MEMBER_NAME = re.compile(r"\d{9}\.(?:jpg|png|webp|cls)")
+_SIZE, _CHECKSUM = slice(124, 135), slice(148, 156)
+
+
+class Member(NamedTuple):
+    """One file in a tar: where its bytes lie."""
+
+    name: str
+    offset: int
+    size: int
+
+    @property
+    def index_entry(self) -> str:
+        """The member's four words in DALI's index."""
+        return f"{self.name.rpartition('.')[2]} {self.offset} {self.size} {self.name}"
+
+
+def shard_name(number: int) -> str:
+    """File name of a shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def index_path(shard: Path) -> Path:
+    """Index file of a shard."""
+    return shard.with_suffix(".idx")
+
+
+def _blank_header() -> bytes:
+    """POSIX header of a regular file without name and size: mode 0644, owner 0, time 0."""
+    fields = [
+        bytes(100),  # name
+        b"0000644\0",  # mode
+        b"0000000\0" * 2,  # user, group
+        bytes(12),  # size
+        b"00000000000\0",  # time
+        b" " * 8,  # checksum, counted as blanks
+        b"0",  # regular file
+        bytes(100),  # link target
+        b"ustar\0" + b"00",
+        bytes(64),  # names of user and group
+        b"0000000\0" * 2,  # device
+    ]
+    return b"".join(fields).ljust(BLOCK_BYTES, b"\0")
+
+
+_BLANK_HEADER = _blank_header()
+_BLANK_SUM = sum(_BLANK_HEADER)
+
+
+def member_header(name: str, size: int) -> bytes:
+    """POSIX header of a regular file: mode 0644, owner 0, time 0."""
+    header = bytearray(_BLANK_HEADER)
+    name_bytes, size_bytes = name.encode(), b"%011o" % size
+    header[: len(name_bytes)] = name_bytes
+    header[_SIZE] = size_bytes
+    header[_CHECKSUM] = b"%06o\0 " % (_BLANK_SUM + sum(name_bytes) + sum(size_bytes))
+    return bytes(header)
+
+
+def padded(size: int) -> int:
+    """Bytes that ``size`` bytes of content take in a tar: whole blocks."""
+    return -(-size // BLOCK_BYTES) * BLOCK_BYTES
+
+
+def sample_parts(number: int, extension: str, image: bytes, label: int) -> tuple[bytes, ...]:
+    """The bytes of a sample in a tar, wherever it lies: header, image, and all that follows."""
+    image_name, label_name = _names(number, extension)
+    digits = b"%d" % label
+    filling = bytes(padded(len(image)) - len(image))
+    label_header = member_header(label_name, len(digits))
+    after = filling + label_header + digits.ljust(BLOCK_BYTES, b"\0")
+    return member_header(image_name, len(image)), image, after
+
+
+def _members(
+    number: int, extension: str, size: int, label: int, begin: int
+) -> tuple[Member, Member]:
+    """Image and label of a sample that begins at byte ``begin``."""
+    image_name, label_name = _names(number, extension)
+    image = Member(image_name, begin + BLOCK_BYTES, size)
+    after = image.offset + padded(size)
+    return image, Member(label_name, after + BLOCK_BYTES, len(str(label)))
+
+
+def _names(number: int, extension: str) -> tuple[str, str]:
+    return f"{number:09d}.{extension}", f"{number:09d}.cls"
+
+
+def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
+    """DALI's index of a shard whose samples are (image, label) pairs."""
+    lines = [f"v1.2 {len(samples)}"]
+    lines += [f"{image.index_entry} {label.index_entry}" for image, label in samples]
+    return ("\n".join(lines) + "\n").encode()
+
+
+class ShardWriter:
+    """Streams samples into a temporary file; ``finish`` gives tar and index their names."""
+
+    def __init__(self, path: Path) -> None:
+        """Start a shard that will be called ``path``."""
+        self.path = path
+        self.size = 0
+        self.samples: list[tuple[Member, Member]] = []
+        self._hasher = sha256()
+        self._file = AppendFile(temporary_name(path), self._hasher.update)
+
+    def add(self, number: int, extension: str, image: bytes, label: int) -> Member:
+        """Append one sample and return the image member."""
+        parts = sample_parts(number, extension, image, label)
+        return self.extend(parts, [(number, extension, len(image), label)])[0]
+
+    def extend(
+        self, parts: Iterable[bytes], samples: Iterable[tuple[int, str, int, int]]
+    ) -> list[Member]:
+        """Append samples, (number, extension, size, label), whose `sample_parts` are ``parts``.
+
+        Returns:
+            The image members.
+        """
+        for part in parts:
+            self._file.append(part)
+        before = len(self.samples)
+        for number, extension, size, label in samples:
+            image, of_label = _members(number, extension, size, label, self.size)
+            self.size = of_label.offset + BLOCK_BYTES
+            self.samples.append((image, of_label))
+        return [image for image, _ in self.samples[before:]]
+
+    def finish(self) -> str:
+        """Write tar and index to the disk and name them; return the tar's sha256.
+
+        The names become durable with what is written next to them and commits them.
+        """
+        self._file.append(END)
+        self.size += len(END)
+        self._file.sync()
+        self._file.path.rename(self.path)
+        index = index_path(self.path)
+        with new_file(temporary_name(index)) as file:
+            file.write(index_bytes(self.samples))
+            sync_and_rename(file, index, last=False)
+        return self._hasher.hexdigest()
+
+    def abandon(self) -> None:
+        """Remove the temporary file, also on a full disk where closing it fails."""
+        self._file.path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self._file.close()
+
+
+def walk(path: Path) -> Iterator[Member]:
+    """Yield the members of a tar by its headers alone, up to the end mark.
+
+    Raises:
+        ValueError: A header is cut, damaged or of a kind that no shard holds, a member runs over
+            the end of the file, or the end mark is missing. The message has the offset.
+    """
+    file_bytes = path.stat().st_size
+    offset = 0
+    with path.open("rb") as file:
+        while True:
+            file.seek(offset)
+            header = file.read(BLOCK_BYTES)
+            if header == END[:BLOCK_BYTES]:
+                break
+            member = _parse(header, offset)
+            offset = member.offset + padded(member.size)
+            if offset > file_bytes:
+                raise ValueError(f"member {member.name} is cut at byte {file_bytes:,}")
+            yield member
+    if file_bytes != offset + len(END):
+        raise ValueError(f"end mark at byte {offset:,} of {file_bytes:,}")
+
+
+def _parse(header: bytes, offset: int) -> Member:
+    if len(header) < BLOCK_BYTES:
+        raise ValueError(f"header at byte {offset:,} is cut")
+    name = header[:100].rstrip(b"\0").decode("ascii", "replace")
+    size = header[124:135]
+    if not MEMBER_NAME.fullmatch(name) or not re.fullmatch(rb"[0-7]{11}", size):
+        raise ValueError(f"header at byte {offset:,} is not one of a sample")
+    if header != member_header(name, int(size, 8)):
+        raise ValueError(f"header at byte {offset:,} is damaged")
+    return Member(name, offset + BLOCK_BYTES, int(size, 8))

@@ -1,0 +1,254 @@
+"""What an image file is, found out before it is stored: format, size and flags, or a refusal.
+
+The format is told by content, never by name. Dimensions come from the header, before a pixel is
+decoded, because neither DALI nor libjpeg-turbo guards against decompression bombs. Then the image
+is decoded in full: a file that passes here cannot break a batch later. JPEG is decoded by
+simplejpeg (releases the GIL) with recoverable errors as errors; PNG, WebP and JPEGs with a sampling
+of colours that simplejpeg does not know by Pillow. Stored as they are, and flagged: CMYK, 16 bits
+per channel, such samplings, a format that the extension denies. Refused: animations, formats that
+the decoders of this project do not read, and files that are small but hold a decoder up for long.
+"""
+
+import struct
+import zlib
+from dataclasses import dataclass, replace
+
+import simplejpeg
+
+from coreset.shards.images.exif import exif_flag
+from coreset.shards.images.flags import Flag
+from coreset.shards.images.jpeg_header import read_header
+from coreset.shards.images.pillow import opened
+from coreset.shards.images.refusal import (
+    MAX_FILE_BYTES,
+    MAX_SEGMENTS,
+    Reason,
+    Refusal,
+    refusing,
+    require_few,
+    require_size,
+)
+
+FORMAT_OF_EXTENSION = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_MOST_IDAT = MAX_FILE_BYTES >> 12
+"""Chunks with pixels of a PNG, which Pillow reads in Python; libpng writes 8 KiB into each."""
+_REDUCTION = 8
+# Content of other kinds, by its first bytes, for the refusal to name.
+_FOREIGN = (
+    (b"GIF8", "image/gif"),
+    (b"BM", "image/bmp"),
+    (b"II*\0", "image/tiff"),
+    (b"MM\0*", "image/tiff"),
+    (b"\0\0\0\x0cJXL ", "image/jxl"),
+    (b"\xff\x0a", "image/jxl"),
+    (b"\0\0\0\x0cjP  ", "image/jp2"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A valid image."""
+
+    format: str
+    """jpg, png or webp: also the extension of its member."""
+    width: int
+    height: int
+    flags: Flag
+
+
+@refusing
+def probe(data: bytes) -> Probe:
+    """Identify and decode one image file.
+
+    Raises:
+        Refusal: The file is not an image that every decoder of this project reads in full.
+    """
+    image = _described(data)
+    if _is_plain_jpeg(image):
+        _require_same(image, decode_jpeg(data), reduced=_REDUCTION)
+    else:
+        reader = {"jpg": "JPEG"}.get(image.format, image.format.upper())
+        with opened(data, (image.width, image.height), (reader,)) as opened_image:
+            opened_image.load()
+    return image
+
+
+@refusing
+def glance(data: bytes) -> Probe:
+    """Identify one image file by its header, without decoding a pixel (of PNG: all checksums).
+
+    Raises:
+        Refusal: The header says that the file is not an image, or not one that is packed.
+    """
+    image = _described(data)
+    if _is_plain_jpeg(image):
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+        _require_same(image, (int(width), int(height)))
+    return image
+
+
+@refusing
+def decode_jpeg(data: bytes) -> tuple[int, int]:
+    """Decode a JPEG at 1/8 of its size: reads every bit of the file in two thirds of the time.
+
+    libjpeg-turbo finds damage while it reads markers and Huffman codes, before any scaling; the
+    inverse cosine transform cannot fail. A test compares the verdicts with those at full size.
+    Never for a lossless JPEG, which has no transform: simplejpeg would write beyond its memory.
+
+    Returns:
+        Width and height of what was decoded.
+
+    Raises:
+        Refusal: libjpeg-turbo warns of damage, recoverable or not.
+    """
+    pixels = simplejpeg.decode_jpeg(
+        data, "RGB", min_height=1, min_width=1, min_factor=_REDUCTION, strict=True
+    )
+    return pixels.shape[1], pixels.shape[0]
+
+
+def misnamed(image: Probe, name: str) -> Probe:
+    """The image with ``Flag.MISNAMED`` if the extension of ``name`` is that of another format."""
+    extension = name.rpartition(".")[2].lower()
+    other = FORMAT_OF_EXTENSION.get(extension, image.format) != image.format
+    return replace(image, flags=image.flags | Flag.MISNAMED) if other else image
+
+
+def refuse_long_file(size: int) -> None:
+    """Refuse a file by its length, before it is read.
+
+    Raises:
+        Refusal: It is longer than ``MAX_FILE_BYTES``.
+    """
+    if size > MAX_FILE_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"{size:,} bytes, limit {MAX_FILE_BYTES:,}")
+
+
+def _foreign(data: bytes) -> Refusal:
+    for magic, kind in _FOREIGN:
+        if data.startswith(magic):
+            return Refusal(Reason.UNSUPPORTED_FORMAT, kind)
+    if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"}:
+        return Refusal(Reason.UNSUPPORTED_FORMAT, "image/heif")
+    text = data[:256].lstrip().lower()
+    if text.startswith((b"<!doctype html", b"<html")):
+        return Refusal(Reason.NOT_AN_IMAGE, "text/html")
+    return Refusal(Reason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
+
+
+def _described(data: bytes) -> Probe:
+    if not data:
+        raise Refusal(Reason.EMPTY, "0 bytes")
+    if data.startswith(b"\xff\xd8\xff"):
+        return Probe("jpg", *read_header(data))
+    if data.startswith(_PNG_SIGNATURE):
+        return _png_header(data)
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return _webp_header(data)
+    raise _foreign(data)
+
+
+def _is_plain_jpeg(image: Probe) -> bool:
+    return image.format == "jpg" and Flag.ODD_SAMPLING not in image.flags
+
+
+def _require_same(image: Probe, size: tuple[int, int], *, reduced: int = 1) -> None:
+    """Compare our reading of the size with the decoder's: another one might guard nothing."""
+    if size != (-(-image.width // reduced), -(-image.height // reduced)):
+        fact = f"{image.width} x {image.height} pixels, to the decoder {size[0]} x {size[1]}"
+        raise Refusal(Reason.UNDECODABLE, fact)
+
+
+def _png_header(data: bytes) -> Probe:
+    """Check every chunk's length and checksum (PNG, third edition, 5.3).
+
+    Pillow passes over a missing end chunk and over checksums after the pixels.
+    """
+    chunks = _png_chunks(data)
+    (kind, header), kinds = chunks[0], [kind for kind, _ in chunks]
+    if kind != b"IHDR" or len(header) != 13 or kinds.count(b"IHDR") > 1:
+        raise Refusal(Reason.UNDECODABLE, "the first chunk is not the only IHDR")
+    require_few(kinds.count(b"iCCP"), 1, "colour profiles")  # a megabyte is unpacked for each
+    width, height, depth, colour = struct.unpack_from(">IIBB", header)
+    require_size(width, height)
+    if b"acTL" in kinds:
+        raise Refusal(Reason.UNSUPPORTED_FORMAT, "animated image/png")
+    flags = Flag.DEEP if depth > 8 else Flag(0)
+    flags |= {0: Flag.GREY, 3: Flag.PALETTE, 4: Flag.GREY | Flag.ALPHA, 6: Flag.ALPHA}.get(
+        colour, Flag(0)
+    )
+    for kind, content in chunks:
+        flags |= Flag.ALPHA if kind == b"tRNS" else Flag(0)
+        flags |= exif_flag(content) if kind == b"eXIf" else Flag(0)
+    return Probe("png", width, height, flags)
+
+
+def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Type and content of each chunk but those of the pixels."""
+    chunks: list[tuple[bytes, bytes]] = []
+    at, n_idat = len(_PNG_SIGNATURE), 0
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        kind, end = data[at + 4 : at + 8], at + 8 + length
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(memoryview(data)[at + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            raise Refusal(Reason.UNDECODABLE, f"chunk {kind!r} at byte {at} fails its checksum")
+        if kind == b"IDAT":
+            n_idat += 1
+            require_few(n_idat, _MOST_IDAT, "chunks of pixels")
+        else:
+            chunks.append((kind, data[at + 8 : end]))
+            require_few(len(chunks), MAX_SEGMENTS, "chunks")
+        if kind == b"IEND":
+            return chunks
+        at = end + 4
+    raise Refusal(Reason.TRUNCATED, f"ends at byte {len(data)}, before the end chunk")
+
+
+def _webp_header(data: bytes) -> Probe:
+    """Read the first chunk (RFC 9649, sections 2.5 to 2.7)."""
+    riff_bytes = int.from_bytes(data[4:8], "little") + 8
+    if riff_bytes > len(data) or len(data) < 30:
+        raise Refusal(Reason.TRUNCATED, f"{len(data):,} bytes of {riff_bytes:,}")
+    width, height, flags = _webp_size(data)
+    require_size(width, height)
+    exif = _webp_exif(data, riff_bytes)
+    if flags & Flag.EXIF_ROTATED:
+        flags = (flags & ~Flag.EXIF_ROTATED) | exif_flag(exif)
+    return Probe("webp", width, height, flags)
+
+
+def _webp_size(data: bytes) -> tuple[int, int, Flag]:
+    """Width, height, and flags; EXIF_ROTATED stands for an Exif chunk that is still to be read."""
+    kind = data[12:16]
+    if kind == b"VP8X":
+        if data[20] & 0x02:
+            raise Refusal(Reason.UNSUPPORTED_FORMAT, "animated image/webp")
+        flags = Flag.ALPHA if data[20] & 0x10 else Flag(0)
+        flags |= Flag.EXIF_ROTATED if data[20] & 0x08 else Flag(0)
+        width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+        return width, height, flags
+    if kind == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        alpha = Flag.ALPHA if bits >> 28 & 1 else Flag(0)
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, alpha
+    if kind == b"VP8 ":
+        width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
+        return width, height, Flag(0)
+    raise Refusal(Reason.UNDECODABLE, f"unknown first chunk {kind!r}")
+
+
+def _webp_exif(data: bytes, end: int) -> bytes:
+    """Read all chunks up to ``end``; the content of the first with an Exif block, or nothing."""
+    exif, at, n = b"", 12, 0
+    while at + 8 <= end:
+        n += 1
+        require_few(n, MAX_SEGMENTS, "chunks")
+        length = int.from_bytes(data[at + 4 : at + 8], "little")
+        if data[at : at + 4] == b"EXIF":
+            exif = exif or data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
+        at += 8 + length + length % 2
+    return exif

@@ -1,1 +1,0 @@
-"""One module per layout of other programs: what it looks like and how it is written."""

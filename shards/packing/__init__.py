@@ -1,0 +1,1 @@
+"""From samples of a source to a packed data set."""

@@ -1,0 +1,120 @@
+"""Making parts of a packed data set again from its source: a damaged shard, or refused samples."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.dataset import Dataset, Table
+from coreset.shards.format.files import fsync_directory
+from coreset.shards.format.manifest import ShardEntry
+from coreset.shards.format.records import ShardRecord, read_refused
+from coreset.shards.format.tar import index_path, shard_name
+from coreset.shards.packing.pack import Observer, pack_shards
+from coreset.shards.packing.plan import Plan
+from coreset.shards.sources.base import compute
+
+
+def repair_shard(
+    dataset: Dataset, plan: Plan, shard: int, scratch: Path, *, observer: Observer
+) -> None:
+    """Pack one shard anew in ``scratch``; if it is what was packed, put it in its place.
+
+    Raises:
+        DataError: The shard comes out different: the source is not what it was.
+    """
+    entry = dataset.manifest.shards[shard]
+    pack_shards(plan, scratch, [shard], workers=1, observer=observer)
+    found = ShardRecord.read(scratch, shard).entry
+    if found != entry:
+        raise DataError(
+            f"{entry.name} built again from {plan.source.place} has sha256 {found.sha256[:12]}, "
+            f"{entry.sha256[:12]} was packed: the source has changed; pack it again as another "
+            "data set"
+        )
+    for path in (scratch / entry.name, index_path(scratch / entry.name)):
+        path.rename(dataset.path / path.name)
+    fsync_directory(dataset.path)
+
+
+def retry_refused(
+    dataset: Dataset, plan: Plan, scratch: Path, *, workers: int, observer: Observer
+) -> int:
+    """Pack the shards with refused samples anew in ``scratch``, and link the others there.
+
+    Args:
+        dataset: What was packed.
+        plan: The same plan on the source as it is now.
+        scratch: Directory that only this call writes to; records of all shards are left in it.
+        workers: Threads.
+        observer: Is told of every file and shard packed anew.
+
+    Returns:
+        How many more samples are packed than before.
+
+    Raises:
+        UsageError: Other files of the source than the refused ones are not as they were.
+    """
+    samples, refused = dataset.table(), read_refused(dataset.path)
+    _require_same_samples(plan, samples, refused)
+    per_shard = dataset.manifest.settings["samples_per_shard"]
+    again = np.unique(refused["position"].to_numpy() // per_shard).tolist()
+    first_id = 0
+    for shard, entry in enumerate(dataset.manifest.shards):
+        if shard not in again:
+            _link_shard(dataset.path, scratch, entry, shard, samples.slice(first_id, entry.samples))
+        first_id += entry.samples
+    pack_shards(plan, scratch, again, workers=workers, observer=observer)
+    packed = sum(ShardRecord.read(scratch, shard).entry.samples for shard in again)
+    return packed - sum(dataset.manifest.shards[shard].samples for shard in again)
+
+
+def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: Table) -> None:
+    """Give an unchanged shard a second name in ``scratch``, and its record."""
+    for path in (data / entry.name, index_path(data / entry.name)):
+        os.link(path, scratch / path.name)
+    columns: dict[str, list[Any]] = rows.drop_columns(["id"]).to_pydict()
+    for name in ("content_hash", "source_hash"):
+        columns[name] = [content_hash.hex() for content_hash in columns[name]]
+    ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
+
+
+def _require_same_samples(plan: Plan, samples: Table, refused: Table) -> None:
+    """Keys by position, and sizes of what was stored untouched."""
+    members = compute.utf8_slice_codeunits(samples["member"], 0, 9)
+    positions = np.concatenate(
+        [compute.cast(members, "int64").to_numpy(), refused["position"].to_numpy()]
+    )
+    keys = samples["key"].to_pylist() + refused["key"].to_pylist()
+    source = plan.source
+    if len(source) != len(keys):
+        raise UsageError(
+            f"{source.place} holds {len(source):,} files, {len(keys):,} were found when it was "
+            "packed; pack it again as another data set"
+        )
+    now = source.row_keys.take(source.rows[positions]).to_pylist()
+    changed = next((then for then, key in zip(keys, now, strict=True) if then != key), None)
+    if changed is None and plan.resize is None:
+        stored = samples["bytes"].to_numpy()
+        differs = source.sizes[positions[: stored.size]] != stored
+        changed = keys[int(np.flatnonzero(differs)[0])] if differs.any() else None
+    if changed is not None:
+        raise UsageError(
+            f"{changed} of {source.place} is not as it was packed, and only refused files may "
+            "change; pack it again as another data set"
+        )
+
+
+def shard_number(dataset: Dataset, name: str) -> int:
+    """Number of a shard by its file name or by its number.
+
+    Raises:
+        UsageError: The data set has no such shard.
+    """
+    names = [entry.name for entry in dataset.manifest.shards]
+    wanted = shard_name(int(name)) if name.isdecimal() else Path(name).name
+    if wanted not in names:
+        raise UsageError(f"{dataset.path} has no shard {name}; it has {names[0]} to {names[-1]}")
+    return names.index(wanted)

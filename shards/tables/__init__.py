@@ -1,0 +1,1 @@
+"""Tables and lists of others: CSV, parquet, JSON, plain lines."""

@@ -1,0 +1,239 @@
+"""Rows of text, parquet and JSON files, read without a judgement of what they mean."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO, TypeAlias, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from coreset.shards.errors import DataError, UsageError
+from coreset.shards.tables.csv_cells import unguarded
+
+SEPARATED = frozenset({".csv", ".tsv"})
+_LIST_KEYS = ("class_names", "classes", "names", "categories", "ids", "indices", "paths", "samples")
+_HEAD_CHARACTERS = 1 << 16
+_LINE_CHARACTERS = 1 << 20
+_JSON_BYTES = 1 << 28
+_PAGE_BUFFER_BYTES = 1 << 20
+_ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
+
+
+class Row(NamedTuple):
+    """One row that is not blank."""
+
+    at: int
+    """Line of a text file from 1, row of a parquet file from 0, entry of a JSON file from 1."""
+    cells: Sequence[str]
+
+
+Columns: TypeAlias = tuple[str, ...]
+Rows: TypeAlias = Callable[[], Iterator[Row]]
+
+
+@contextmanager
+def open_parquet(path: Path) -> Generator[_ParquetFile]:
+    """Open a parquet file for the length of a block that does nothing but read from it.
+
+    Raises:
+        UsageError: It is missing or may not be read.
+        DataError: It is damaged.
+    """
+    try:
+        # Column chunks are streamed: read whole, those of images would fill the memory.
+        with pq.ParquetFile(
+            path, buffer_size=_PAGE_BUFFER_BYTES, pre_buffer=False, page_checksum_verification=True
+        ) as file:
+            yield file
+    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+        # pyarrow's own text repeats the path.
+        fact = os.strerror(error.errno or 0)
+        raise UsageError(f"{path} cannot be read ({fact}); mend that") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        fact = str(error).splitlines()[0]
+        raise DataError(
+            f"{path} is damaged or not a parquet file ({fact}); copy or download it again"
+        ) from error
+
+
+def is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
+    """Test whether a column of this type holds text."""
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )
+
+
+def parquet_rows(path: Path) -> tuple[Columns, Rows]:
+    """Read names and rows of the columns of text and integers; null is an empty cell.
+
+    Raises:
+        UsageError: The file may not be read.
+        DataError: It is damaged, which may also show later.
+    """
+    with open_parquet(path) as file:
+        columns = [field.name for field in file.schema_arrow if _is_scalar(field.type)]
+
+    def rows() -> Iterator[Row]:
+        number = 0
+        with open_parquet(path) as file:
+            for batch in file.iter_batches(columns=columns, use_threads=False):
+                for values in zip(*(_cells(column) for column in batch.columns), strict=True):
+                    yield Row(number, values)
+                    number += 1
+
+    return tuple(columns), rows
+
+
+def json_rows(path: Path, what: str) -> tuple[Columns, Rows]:
+    """Read the header, if there is one, and the rows of a list, of a map or of a frame of pandas.
+
+    Raises:
+        UsageError: The file cannot be read, or holds none of these.
+    """
+    try:
+        with path.open("rb") as file:
+            stored = file.read(_JSON_BYTES)
+        # A file that is longer is cut, and then no whole document.
+        document = json.loads(stored.decode("utf-8-sig"), object_pairs_hook=_unrepeated)
+        header, rows = _json_rows(document)
+    except OSError as error:
+        raise _not_opened(what, path, error) from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{what} {path} cannot be read as JSON ({error}); write a list, a map, or one entry a "
+            "line in a .txt file"
+        ) from error
+    return header, lambda: iter(rows)
+
+
+def text_head(path: Path, what: str) -> str:
+    """Read the first lines of a text file.
+
+    Raises:
+        UsageError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            text = file.read(_HEAD_CHARACTERS)
+    except OSError as error:
+        raise _not_opened(what, path, error) from error
+    except UnicodeDecodeError as error:
+        raise unreadable(what, path, error) from error
+    whole, line_break, _ = text.rpartition("\n")
+    return whole + line_break if line_break and len(text) == _HEAD_CHARACTERS else text
+
+
+def text_rows(path: Path, what: str, separator: str) -> Iterator[Row]:
+    """Yield the rows of a text file as ``split_rows`` does.
+
+    Raises:
+        UsageError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            yield from split_rows(_lines(file), separator)
+    except OSError as error:
+        raise _not_opened(what, path, error) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise unreadable(what, path, error) from error
+
+
+def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
+    """Yield the rows that are not blank, split at blanks, at another separator, or ("") not at all.
+
+    Cells that were guarded against spreadsheets (`shards.tables.csv_cells`) come as they were
+    before.
+
+    Raises:
+        csv.Error: A cell is too long.
+    """
+    if separator in {"", " "}:
+        for number, line in enumerate(lines, 1):
+            text = line.rstrip("\r\n")
+            if text.strip():
+                yield Row(number, text.split() if separator else [text])
+        return
+    reader = csv.reader(lines, delimiter=separator)
+    for cells in reader:
+        if any(map(str.strip, cells)):
+            yield Row(reader.line_num, list(map(unguarded, cells)))
+
+
+def unreadable(what: str, path: Path, error: Exception) -> UsageError:
+    """Make the error of a file that is not the text it should be."""
+    kind = "CSV" if path.suffix.lower() in SEPARATED else "text"
+    return UsageError(f"{what} {path} cannot be read as {kind} ({error}); save it as UTF-8 text")
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(_LINE_CHARACTERS + 1):
+        if len(line) > _LINE_CHARACTERS:
+            raise csv.Error(f"a line of more than {_LINE_CHARACTERS:,} characters")
+        yield line
+
+
+def _not_opened(what: str, path: Path, error: OSError) -> UsageError:
+    return UsageError(f"{what} {path} cannot be read ({error.strerror}); mend that")
+
+
+def _is_scalar(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return is_text(kind) or pa.types.is_integer(kind)
+
+
+def _cells(column: Any) -> list[str]:  # noqa: ANN401 - pyarrow.Array
+    return ["" if value is None else str(value) for value in column.to_pylist()]
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!a} twice in one map")
+    return found
+
+
+def _json_rows(document: object) -> tuple[Columns, list[Row]]:
+    """Header and rows of a list, of a map, or of a frame as pandas writes it."""
+    if isinstance(document, dict):
+        return _map_rows(cast("dict[str, object]", document))
+    entries = _as_list(document)
+    if entries and all(isinstance(entry, dict) for entry in entries):
+        records = cast("list[dict[str, object]]", entries)
+        header = tuple(dict.fromkeys(name for record in records for name in record))
+        return header, _numbered([record.get(name) for name in header] for record in records)
+    return (), _numbered(map(_as_list, entries))
+
+
+def _map_rows(fields: dict[str, object]) -> tuple[Columns, list[Row]]:
+    columns = list(fields.values())
+    if columns and all(isinstance(column, dict) for column in columns):
+        frame = cast("list[dict[str, object]]", columns)
+        if any(column.keys() != frame[0].keys() for column in frame):
+            raise ValueError("maps with different entries")
+        return tuple(fields), _numbered([column[at] for column in frame] for at in frame[0])
+    listed = [name for name in _LIST_KEYS if isinstance(fields.get(name), list)]
+    if listed:
+        return _json_rows(fields[listed[0]])
+    return (), _numbered([key, *_as_list(value)] for key, value in fields.items())
+
+
+def _as_list(value: object) -> list[object]:
+    return cast("list[object]", value) if isinstance(value, list) else [value]
+
+
+def _numbered(rows: Iterable[Sequence[object]]) -> list[Row]:
+    found = (Row(at, [_text(value) for value in row]) for at, row in enumerate(rows, 1))
+    return [row for row in found if any(cell.strip() for cell in row.cells)]
+
+
+def _text(value: object) -> str:
+    """Write a scalar as text; lone surrogates, which Arrow cannot hold, as question marks."""
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        return ""
+    return str(value).encode(errors="replace").decode()

@@ -1,0 +1,324 @@
+"""One reader of tables and lists: CSV with any common separator, parquet, JSON, or plain lines.
+
+Columns are found by known names, else by what their cells hold. A first row that names a sample is
+a sample, not a header. What can be read in two ways is refused with the columns that were seen.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import islice
+from pathlib import Path
+from typing import TypeAlias
+
+from coreset.shards.errors import UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.tables.formats import (
+    SEPARATED,
+    Row,
+    Rows,
+    json_rows,
+    parquet_rows,
+    split_rows,
+    text_head,
+    text_rows,
+    unreadable,
+)
+
+# A column that ranks before another one is taken where both are there.
+SAMPLE_COLUMNS = (
+    ("path",),
+    ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
+    ("key", "samplekey"),
+)
+# Taken where no other column names samples: they may also count the rows.
+ID_COLUMNS = (
+    ("imageid", "sampleid", "sample", "id", "ids"),
+    ("idx", "index", "indices"),
+)
+LABEL_COLUMNS = (
+    "label", "labels", "fine_label", "class", "class_name", "category", "target", "wnid", "synset",
+    "prediction_string",
+)  # fmt: skip
+CLASS_COLUMNS = (
+    ("wnid", "synset", "synsetid"),
+    ("class", "classes", "classname", "classnames", "name", "names", "category", "categories"),
+    ("label", "labels"),
+)
+NUMBER_COLUMNS = (
+    ("label", "labels", "labelid", "target", "classid", "classidx", "classindex", "classlabel"),
+    ("index", "idx", "id"),
+)
+INTEGER = re.compile(r"\s*[0-9]{1,18}\s*")
+_WNID = re.compile(r"(?<![\w-])n\d{8}(?![\w-])")
+_FOLDER = re.compile(r"[/\\]")
+_ORDER_OF = {".tsv": "\t,;|"}
+_ANY_SEPARATOR = ",;\t|"
+SEPARATORS = "comma, semicolon, tab or |"
+_HEAD_ROWS = 50
+Named: TypeAlias = Callable[[Iterable[str]], Collection[str]]
+"""Picks out of some cells those that name a sample."""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose header, if it has one, is told from its rows."""
+
+    path: Path
+    unit: str
+    """What ``Row.at`` counts: line, row or entry."""
+    header: tuple[str, ...]
+    """Names of the columns; empty where the file has none."""
+    head: tuple[Row, ...]
+    """The first rows."""
+    named: Collection[str]
+    """Cells of the first rows that name a sample."""
+    read: Rows
+
+    def rows(self) -> Iterator[Row]:
+        """Yield the rows that are not blank, without the header.
+
+        Raises:
+            UsageError: The file cannot be read as what it seems to be.
+            DataError: A parquet file is damaged.
+        """
+        rows = self.read()
+        if self.header and self.unit == "line":
+            next(rows, None)
+        return rows
+
+    @property
+    def may_have_header(self) -> bool:
+        """Whether the first row is none by default, in a file that should have a header."""
+        return not self.header and self.path.suffix.lower() in SEPARATED
+
+    def where(self, at: int) -> str:
+        """Name a row for a message."""
+        return f"{self.path} {self.unit} {at}"
+
+    def described(self) -> str:
+        """Say which columns were seen, for a message."""
+        if self.header:
+            return f"the columns {', '.join(name or '(no name)' for name in self.header)}"
+        if not self.head:
+            return "no header and no rows"
+        first = self.head[0]
+        return f"no header, and {self.unit} {first.at} is {_shortened(first.cells)}"
+
+    def columns_named(self, ranks: Iterable[Collection[str]]) -> list[int]:
+        """Positions of the columns with a known name of the first rank that is there."""
+        for rank in ranks:
+            there = [at for at, name in enumerate(self.header) if plain_name(name) in rank]
+            if there:
+                return there
+        return []
+
+    def sample_column(self) -> int:
+        """Position of the column that names samples.
+
+        It is the one with a known name; else the one whose first cells name a sample, or look like
+        paths of images; else one of ids; else the only one.
+
+        Raises:
+            UsageError: There is none, or several may be meant.
+        """
+        width = max([len(self.header), *(len(row.cells) for row in self.head)], default=0)
+        there = (
+            self.columns_named(SAMPLE_COLUMNS)
+            or self._columns_of(lambda cell: cell in self.named)
+            or self._columns_of(looks_like_path)
+            or self.columns_named(ID_COLUMNS)
+            or list(range(max(width, 1)))
+        )
+        if len(there) > 1:
+            raise self.ambiguous("the names of the samples", "path")
+        return there[0]
+
+    def ambiguous(self, what: str, name: str) -> UsageError:
+        """Make the error of a table whose columns do not tell where something is."""
+        return UsageError(
+            f"{self.path} has {self.described()}, which do not tell where {what} are; call that "
+            f"column {name}, or keep it alone"
+        )
+
+    def _columns_of(self, holds: Callable[[str], bool]) -> list[int]:
+        """Positions of the columns in which a cell, which is no integer, holds something."""
+        cells = ((at, cell) for row in self.head for at, cell in enumerate(row.cells))
+        return sorted({at for at, cell in cells if holds(cell) and not INTEGER.fullmatch(cell)})
+
+
+def read_table(
+    path: Path,
+    what: str,
+    named: Named = lambda _: (),
+    *,
+    asked: str = "",
+    class_list: bool = False,
+) -> Table:
+    """Open a table or list by its extension: ``.parquet``, ``.json``, else text in UTF-8.
+
+    ``.csv`` and ``.tsv`` have separators; other text is one entry a line, unless its first line has
+    known columns or names a sample only when it is separated.
+
+    Args:
+        path: The file.
+        what: What it is called in messages.
+        named: Picks out of some cells those that name a sample.
+        asked: Name of a column that is asked for, which makes the first row a header.
+        class_list: The names are those of classes; a header has to have known names.
+
+    Raises:
+        UsageError: It is missing or cannot be read, or its first row may be a header or not.
+        DataError: A parquet file is damaged.
+    """
+    if not path.is_file():
+        fact = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{what} {path} {fact}; name a file (.csv, .tsv, .txt, .json, .parquet)")
+    if path.suffix.lower() == ".parquet":
+        return _with_head(path, "row", *parquet_rows(path), named)
+    text = text_head(path, what)
+    if path.suffix.lower() == ".json" or (
+        text.lstrip()[:1] in {"{", "["} and path.suffix.lower() not in SEPARATED
+    ):
+        return _with_head(path, "entry", *json_rows(path, what), named)
+    return _Text(path, what, named, asked, class_list).table(text)
+
+
+def _with_head(path: Path, unit: str, header: tuple[str, ...], rows: Rows, named: Named) -> Table:
+    head = tuple(islice(rows(), _HEAD_ROWS))
+    known = named({cell for row in head for cell in row.cells})
+    return Table(path, unit, header, head, known, rows)
+
+
+def plain_name(column: str) -> str:
+    """Normalise the name of a column: ``Image_ID`` and ``imageId`` are one name."""
+    return re.sub(r"[\s_-]+", "", column.lower())
+
+
+def looks_like_path(cell: str) -> bool:
+    """Test for a folder or the extension of an image format in a cell."""
+    extension = cell.strip().rpartition(".")[2].lower()
+    return bool(_FOLDER.search(cell)) or ("." in cell and extension in FORMAT_OF_EXTENSION)
+
+
+def wnids_in(cells: Iterable[str]) -> set[str]:
+    """WordNet ids (n01440764) that stand as words of their own in some cells."""
+    return {wnid for cell in cells for wnid in _WNID.findall(cell)}
+
+
+def class_in(text: str) -> str:
+    """Take the one WordNet id that stands in a text as the class, else the text."""
+    wnids = wnids_in([text])
+    return wnids.pop() if len(wnids) == 1 else text
+
+
+_OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
+_OF_SAMPLES = {name for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS) for name in rank} | set(
+    map(plain_name, LABEL_COLUMNS)
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """A text file whose separator and header are not known yet."""
+
+    path: Path
+    what: str
+    named: Named
+    asked: str
+    class_list: bool
+
+    def table(self, text: str) -> Table:
+        """Read the file as what its beginning shows."""
+        readings = {separator: self._first_rows(text, separator) for separator in self._separators}
+        cells = {cell for rows in readings.values() for row in rows for cell in row.cells}
+        named = self.named(cells)
+        separator = self._choose(readings, named)
+        rows = readings[separator]
+        header: tuple[str, ...] = ()
+        if rows and self._is_header(rows, named):
+            header = tuple(cell.strip() for cell in rows[0].cells)
+            rows = rows[1:]
+        return Table(
+            self.path,
+            "line",
+            header,
+            rows,
+            named,
+            lambda: text_rows(self.path, self.what, separator),
+        )
+
+    @property
+    def _separated(self) -> bool:
+        return self.path.suffix.lower() in SEPARATED
+
+    @property
+    def _separators(self) -> tuple[str, ...]:
+        """Candidates in the order of preference; none ("") is one entry a line."""
+        several = (*_ORDER_OF.get(self.path.suffix.lower(), _ANY_SEPARATOR), " ")
+        return several if self._separated else ("", *several)
+
+    def _first_rows(self, text: str, separator: str) -> tuple[Row, ...]:
+        rows = split_rows(StringIO(text, newline=""), separator)
+        try:
+            return tuple(islice(rows, _HEAD_ROWS))
+        except csv.Error as error:
+            if separator != self._separators[0]:
+                return ()
+            raise unreadable(self.what, self.path, error) from error
+
+    def _choose(self, readings: Mapping[str, Sequence[Row]], named: Collection[str]) -> str:
+        """Take the separator by which the first row has most names that are known."""
+
+        def fits(separator: str) -> tuple[int, bool]:
+            cells = readings[separator][0].cells if readings[separator] else ()
+            known, found = sum(map(self._is_known, cells)), sum(cell in named for cell in cells)
+            sure = self._separated and separator != " "
+            return known + found if sure or found or known == len(cells) else 0, sure and (
+                len(cells) > 1
+            )
+
+        return max(self._separators, key=fits)
+
+    def _is_known(self, cell: str) -> bool:
+        names = _OF_CLASSES if self.class_list else _OF_SAMPLES
+        return plain_name(cell) in names or cell.strip() == self.asked != ""
+
+    def _is_header(self, rows: Sequence[Row], named: Collection[str]) -> bool:
+        """Tell a header by its names, or by what stands below it.
+
+        Raises:
+            UsageError: It may also be a row.
+        """
+        first = rows[0].cells
+        if self.asked and self.asked in map(str.strip, first):
+            return True
+        if any(map(looks_like_path, first)) or wnids_in(first):
+            return False
+        n_known = sum(map(self._is_known, first))
+        below = [pair for row in rows[1:] for pair in zip(first, row.cells, strict=False)]
+        unlike = any(self._is_entry(cell) and not self._is_entry(above) for above, cell in below)
+        if n_known == len(first) or (n_known and (unlike or not below)):
+            return True
+        if any(cell in named for cell in first) or (len(first) == 1 and not self._separated):
+            return False
+        if all(map(str.strip, first)) and any(map(INTEGER.fullmatch, first)):
+            return False
+        if unlike or self.class_list or (n_known and any(cell in named for _, cell in below)):
+            return unlike or not self.class_list
+        raise UsageError(
+            f"{self.what} {self.path} begins with {_shortened(first)}, which may be a header or "
+            "not; write a header of known names above it, such as path, label or class, and "
+            f"separate columns by {SEPARATORS}"
+        )
+
+    def _is_entry(self, cell: str) -> bool:
+        """Test whether a cell cannot be the name of a column."""
+        is_path = not self.class_list and looks_like_path(cell)
+        return bool(is_path or INTEGER.fullmatch(cell) or wnids_in([cell]))
+
+
+def _shortened(cells: Sequence[str]) -> str:
+    return ascii(", ".join(f"{cell:.60}" for cell in cells[:20]))
