@@ -34,15 +34,7 @@ from coreset.engine.report.verdict import verdicts
 from coreset.engine.runtime.tables import readable_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
-DOCUMENTS = (
-    "README.md",
-    "docs/first-results.md",
-    "docs/packing.md",
-    "docs/performance.md",
-    "docs/pixels.md",
-    "docs/robustness.md",
-    "docs/scores.md",
-)
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/pixels.md")
 BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n).*?(<!-- /bench -->)", re.DOTALL)
 STUDY_CLASSES = 10
 PUBLISHED_NAME = {"random": "Random", "ccs-aum": "AUM"}

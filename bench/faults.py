@@ -33,7 +33,7 @@ class OddImage:
     """One file that is not a plain JPEG."""
 
     row: int
-    """Of the fault matrix (docs/robustness.md)."""
+    """Of the fault matrix (docs/benchmarks.md)."""
     fault: str
     made: str
     """How."""

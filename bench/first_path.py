@@ -5,7 +5,7 @@
 FOLDER holds ``imagenette/train``, ``imagenette/val`` and ``labels/noisy_imagenette.csv``. Every
 step is a ``coreset`` command; a step whose output is there is not repeated, so an interrupted run
 continues (the ledger keeps what the first run cost). Writes ``bench/results/first_path.jsonl``,
-from which ``python -m bench.first_results`` makes docs/first-results.md.
+from which ``python -m bench.first_results`` makes docs/benchmarks.md.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """The shards as a pipeline of the package ``webdataset`` that notices a shard that is not whole.
 
 ``webdataset`` takes a tar that was cut between two members for a shorter one, without a word
-(`docs/robustness.md`), and its decoders run code in members that are named like pickles. Here each
+(`docs/benchmarks.md`), and its decoders run code in members that are named like pickles. Here each
 shard is counted against the manifest, and only members that `coreset pack` writes are read.
 """
 

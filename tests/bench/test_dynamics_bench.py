@@ -331,7 +331,7 @@ def test_a_projection_is_arithmetic_on_what_was_counted():
 
 @pytest.mark.usefixtures("recorded")
 def test_every_block_of_the_page_can_be_made():
-    page = (docs.ROOT / "docs" / "scores.md").read_text()
+    page = (docs.ROOT / "docs" / "benchmarks.md").read_text()
     named = re.findall(r"<!-- bench:(dynamics_\w+) -->", page)
     assert sorted(named) == sorted(one.__name__ for one in dynamics_tables.DYNAMICS_BLOCKS)
     for block in dynamics_tables.DYNAMICS_BLOCKS:
