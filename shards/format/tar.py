@@ -14,8 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from coreset.shards.format.append import AppendFile
-from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+from coreset.shards.format.files import AppendFile, new_file, sync_and_rename, temporary_name
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
@@ -156,8 +155,7 @@ class ShardWriter:
         """
         self._file.append(END)
         self.size += len(END)
-        self._file.sync()
-        self._file.path.rename(self.path)
+        self._file.publish(self.path)
         index = index_path(self.path)
         with new_file(temporary_name(index)) as file:
             file.write(index_bytes(self.samples))

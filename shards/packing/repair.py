@@ -8,7 +8,7 @@ import numpy as np
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.dataset import Dataset, Table
-from coreset.shards.format.files import fsync_directory
+from coreset.shards.format.files import replace_files
 from coreset.shards.format.manifest import ShardEntry
 from coreset.shards.format.records import ShardRecord, read_refused
 from coreset.shards.format.tar import index_path, shard_name
@@ -34,9 +34,7 @@ def repair_shard(
             f"{entry.sha256[:12]} was packed: the source has changed; pack it again as another "
             "data set"
         )
-    for path in (scratch / entry.name, index_path(scratch / entry.name)):
-        path.rename(dataset.path / path.name)
-    fsync_directory(dataset.path)
+    replace_files((scratch / entry.name, index_path(scratch / entry.name)), dataset.path)
 
 
 def retry_refused(
