@@ -19,7 +19,7 @@ from coreset.shards.errors import DataError, MachineError, UsageError
 from coreset.shards.packing import workers as makers
 from coreset.shards.packing.encode import Block
 from coreset.shards.packing.plan import Plan, Resize
-from coreset.shards.packing.workers import EncodedBlock, can_fork, workers_of
+from coreset.shards.packing.workers import EncodedBlock, can_fork, start_workers
 from coreset.shards.sources.folder import find_folder
 
 
@@ -46,31 +46,31 @@ def src(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
 def test_processes_make_what_this_one_makes(
     src: Path, resize: Resize | None, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(makers, "_ROOM", block_bytes)  # little has room in shared memory
+    monkeypatch.setattr(makers, "_SHARED_BYTES", block_bytes)  # little has room in shared memory
     if resize:
         warm_up()
     plan = plan_of(src, resize=resize)
     blocks = [range(5), range(5, 6), range(6, len(plan.source))]
     with (
-        workers_of(plan, 1, never, processes=False) as (here,),
-        workers_of(plan, 2, never, processes=True) as (first, second),
+        start_workers(plan, 1, never, processes=False) as (here,),
+        start_workers(plan, 2, never, processes=True) as (first, second),
     ):
-        expected = [joined(here.make(block)) for block in blocks]
-        assert [joined(first.make(block)) for block in blocks] == expected
-        assert [joined(second.make(block)) for block in blocks] == expected
+        expected = [joined(here.encode(block)) for block in blocks]
+        assert [joined(first.encode(block)) for block in blocks] == expected
+        assert [joined(second.encode(block)) for block in blocks] == expected
     assert [len(block.refused) for block, _ in expected] == [1, 0, 0]
     assert [len(block.positions) for block, _ in expected] == [4, 1, len(plan.source) - 6]
 
 
 def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
     plan = plan_of(src, skip_damaged=False)
-    with workers_of(plan, 1, never, processes=True) as (maker,):
+    with start_workers(plan, 1, never, processes=True) as (maker,):
         with pytest.raises(DataError, match=r"cannot be packed \(not-an-image"):
-            maker.make(range(3))
+            maker.encode(range(3))
         os.utime(sorted(src.glob("*/*"))[1], (1, 1))
         with pytest.raises(UsageError, match="changed while it was being packed"):
-            maker.make(range(1, 3))
-        assert maker.make(range(2, 4)).block.positions == [2, 3]
+            maker.encode(range(1, 3))
+        assert maker.encode(range(2, 4)).block.positions == [2, 3]
 
 
 def joined(made: EncodedBlock) -> tuple[Block, bytes]:
@@ -84,18 +84,18 @@ def children() -> set[int]:
 
 def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
     before, plan = children(), plan_of(src)
-    with workers_of(plan, 1, never, processes=True) as (maker,):
+    with start_workers(plan, 1, never, processes=True) as (maker,):
         (child,) = children() - before
         os.kill(child, signal.SIGKILL)
         for _ in range(2):  # another thread may ask before all have heard of it
             with pytest.raises(MachineError, match=r"by SIGKILL between .*; if memory"):
-                maker.make(range(4))
+                maker.encode(range(4))
     assert children() <= before
 
 
 def test_no_process_is_left_after_an_error(src: Path):
     before = children()
-    with suppress(KeyboardInterrupt), workers_of(plan_of(src), 3, never, processes=True):
+    with suppress(KeyboardInterrupt), start_workers(plan_of(src), 3, never, processes=True):
         assert len(children() - before) == 3
         raise KeyboardInterrupt
     assert children() <= before
@@ -104,14 +104,14 @@ def test_no_process_is_left_after_an_error(src: Path):
 FORK_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from coreset.shards.packing.workers import workers_of
+from coreset.shards.packing.workers import start_workers
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.folder import find_folder
 source = find_folder(Path(sys.argv[1]))
 plan = Plan(
     source=source, labels=source.labels, samples_per_shard=9, name="", split="", settings={}
 )
-with workers_of(plan, 2, lambda: False, processes=True):
+with start_workers(plan, 2, lambda: False, processes=True):
     print(open("/proc/thread-self/children").read(), flush=True)
     time.sleep(60)
 """
@@ -150,7 +150,7 @@ def test_a_process_with_another_thread_does_not_fork(monkeypatch: pytest.MonkeyP
 
 def test_a_stop_ends_a_block_under_way_here(src: Path):
     with (
-        workers_of(plan_of(src), 1, lambda: True, processes=False) as (maker,),
+        start_workers(plan_of(src), 1, lambda: True, processes=False) as (maker,),
         pytest.raises(CancelledError),
     ):
-        maker.make(range(3))
+        maker.encode(range(3))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from coreset.shards.packing.workers import forget_code
+from coreset.shards.packing.workers import evict_code
 
 
 def resident_code(library: str) -> int:
@@ -22,10 +22,10 @@ def test_the_compiler_leaves_memory_and_still_compiles():
 
     assert njit(lambda x: x + 1)(1) == 2
     before = resident_code("libllvmlite")
-    forget_code("libllvmlite")
+    evict_code("libllvmlite")
     assert resident_code("libllvmlite") < before / 2
     assert njit(lambda x: x + 2)(1) == 3
 
 
 def test_a_library_that_is_not_loaded_is_no_fault():
-    forget_code("libnobody")
+    evict_code("libnobody")
