@@ -29,6 +29,7 @@ from coreset.shards.format.tar import walk
 
 SAMPLES = pa.table(
     {
+        "id": [0, 1, 2, 3, 4],
         "key": ["cat/1", "cat/2", "dog/old/9", "dog/a b", "dog/1"],
         "source": ["cat/1.JPEG", "cat/2.png", "dog/old/9.JPEG", "dog/a b.jpg", "dog/1.JPEG"],
         "label": [0, 0, 1, 1, 1],
@@ -258,15 +259,16 @@ def listed(tmp_path, content, name="list.txt"):
 
 @pytest.mark.parametrize("suffix", [".txt", ".npy", ".csv", ""])
 def test_ids_come_back_from_their_list(tmp_path, suffix):
-    path = listed(tmp_path, ids_list(np.array([0, 3, 4]), suffix), f"list{suffix}")
+    path = listed(tmp_path, ids_list(SAMPLES.take([0, 3, 4]), suffix), f"list{suffix}")
     ids = read_list(path, SAMPLES)
     assert (ids.dtype, ids.tolist()) == (np.int64, [0, 3, 4])
 
 
 def test_lists_are_plain_text_and_plain_arrays():
-    ids = np.array([1, 30])
-    assert ids_list(ids, ".txt") == b"1\n30\n"
-    assert np.load(io.BytesIO(ids_list(ids, ".npy")), allow_pickle=False).tolist() == [1, 30]
+    some = pa.table({"id": [1, 30]})
+    assert ids_list(some, ".txt") == b"1\n30\n"
+    array = np.load(io.BytesIO(ids_list(some, ".npy")), allow_pickle=False)
+    assert (array.dtype, array.tolist()) == (np.int64, [1, 30])
     assert paths_list(SAMPLES.take([3, 1]), ".txt") == b"dog/a b.jpg\ncat/2.png\n"
     rows = csv.DictReader(io.StringIO(paths_list(SAMPLES.take([2]), ".csv").decode()))
     assert list(rows) == [{"path": "dog/old/9.JPEG", "label": "1", "key": "dog/old/9"}]
