@@ -36,7 +36,7 @@ def _choices() -> Any:  # noqa: ANN401 - a Literal, which has no type
     return Literal[tuple(FORMATS)]
 
 
-_FORMATS_HELP = "; ".join(f"{name}: {row.description}" for name, row in FORMATS.items())
+_FORMATS_HELP = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items())
 FormatName: TypeAlias = Annotated[
     str,
     tyro.conf.arg(constructor_factory=_choices, help=f"Format. {_FORMATS_HELP}."),

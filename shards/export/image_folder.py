@@ -60,7 +60,7 @@ def _write_new(path: Path, sample: StoredSample) -> None:
 
 
 IMAGE_FOLDER = ImageFormat(
-    description="a folder per class (torchvision, timm, Hugging Face)",
+    summary="a folder per class (torchvision, timm, Hugging Face)",
     write=write_image_folder,
     reader='torchvision.datasets.ImageFolder("{out}")',
     class_folders=True,

@@ -56,12 +56,12 @@ def paths_list(samples: ArrowTable, suffix: str) -> bytes:
 
 
 PATHS = ListFormat(
-    description="a list of source paths (.csv: with labels and keys)",
+    summary="a list of source paths (.csv: with labels and keys)",
     columns=("source", "label", "key"),
     content=paths_list,
 )
 IDS = ListFormat(
-    description="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list
+    summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list
 )
 
 

@@ -54,7 +54,7 @@ class ExportPlan:
 class ImageFormat:
     """Export format of images: a directory."""
 
-    description: str
+    summary: str
     write: Callable[[Iterable[StoredSample], Path, ExportPlan], None]
     """Write samples, which come one by one, into an empty directory."""
     reader: str
@@ -69,7 +69,7 @@ class ImageFormat:
 class ListFormat:
     """Export format without images: a file that lists the samples."""
 
-    description: str
+    summary: str
     columns: tuple[str, ...]
     """Columns of the sample table that are listed."""
     content: Callable[[ArrowTable, str], bytes]

@@ -81,7 +81,7 @@ def _row_groups(samples: Iterator[StoredSample]) -> Iterator[list[StoredSample]]
 
 
 PARQUET = ImageFormat(
-    description="as on the Hugging Face Hub",
+    summary="as on the Hugging Face Hub",
     write=write_parquet,
     reader='datasets.load_dataset("{out}", split="{split}")',
     sharded=True,

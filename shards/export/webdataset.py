@@ -52,7 +52,7 @@ def _write_shard(samples: Iterator[StoredSample], path: Path) -> None:
 
 
 WEBDATASET = ImageFormat(
-    description="tar shards with DALI's index and timm's _info.json",
+    summary="tar shards with DALI's index and timm's _info.json",
     write=write_webdataset,
     reader='timm.data.create_dataset("wds/", root="{out}", split="{split}")',
     sharded=True,

@@ -330,9 +330,9 @@ def write_toy(samples, out, plan):
 def test_a_format_is_added_by_a_row_of_the_registry(
     packed, random_set, tmp_path, coreset, monkeypatch
 ):
-    toy = ImageFormat(description="toy", write=write_toy, reader='toy.read("{out}", "{split}")')
+    toy = ImageFormat(summary="toy", write=write_toy, reader='toy.read("{out}", "{split}")')
     keys = ListFormat(
-        description="keys", columns=("key",), content=lambda rows, _: repr(rows["key"]).encode()
+        summary="keys", columns=("key",), content=lambda rows, _: repr(rows["key"]).encode()
     )
     for name, row in (("toy", toy), ("keys", keys)):
         monkeypatch.setitem(FORMATS, name, row)

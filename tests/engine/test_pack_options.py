@@ -20,17 +20,8 @@ from coreset.shards.images.flags import Flag
 SHORT_SIDE = 32
 
 
-def stored_images(dataset: Dataset) -> list[tuple[dict[str, Any], bytes]]:
-    """Rows of the sample table with the bytes that they point at."""
-    shards = [path.read_bytes() for path in dataset.shard_paths()]
-    return [
-        (row, shards[row["shard"]][row["offset"] : row["offset"] + row["bytes"]])
-        for row in dataset.samples.to_pylist()
-    ]
-
-
 def test_resized_images_are_small_jpegs_of_the_same_samples(
-    photos: Path, packed: Path, tmp_path: Path
+    photos: Path, packed: Path, tmp_path: Path, stored_samples: Callable[..., Any]
 ):
     data = tmp_path / "DATA"
     Pack(src=photos, data=data, store="resized", short_side=SHORT_SIDE, samples_per_shard=16).run()
@@ -39,7 +30,7 @@ def test_resized_images_are_small_jpegs_of_the_same_samples(
     assert resized.manifest.content != original.manifest.content
     Verify(data=data, deep=True).run()
     for (before, source), (row, content) in zip(
-        stored_images(original), stored_images(resized), strict=True
+        stored_samples(packed), stored_samples(data), strict=True
     ):
         image = Image.open(io.BytesIO(content))
         assert (row["key"], row["source_hash"]) == (before["key"], before["content_hash"])
@@ -108,25 +99,28 @@ def test_the_first_of_two_files_with_one_key_may_be_kept(
     assert Manifest.read(tmp_path / "DATA").n_samples == 9
 
 
-def test_known_class_lists_are_taken_by_name(photos: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match=r"class n03000684 is not in .* \(7 of 10 asked for"):
-        Pack(src=photos, data=tmp_path / "DATA", classes="imagenette").run()
-    with pytest.raises(UsageError, match="neither imagenette, imagenet-100 or imagenet-1k nor"):
-        Pack(src=photos, data=tmp_path / "DATA", classes="imagenet21k").run()
-
-
 @pytest.mark.parametrize(
-    ("options", "fact"),
+    ("options", "message"),
     [({"quality": 0}, r"quality must be in \[1, 100\], got 0"),
      ({"short_side": 0}, "short_side must be at least 1"),
-     ({"labels": Path("none.csv"), "column": "x"}, "none.csv does not exist")],
+     ({"samples_per_shard": 0}, "samples_per_shard must be at least 1, got 0"),
+     ({"workers": -1}, r"workers must be 0 \(one per core\) or more, got -1"),
+     ({"column": "noisy"}, "labels and column go together"),
+     ({"labels": Path("x.csv")}, "labels and column go together"),
+     ({"labels": Path("none.csv"), "column": "x"}, "none.csv does not exist"),
+     ({"data": "inside"}, "lies in src"),
+     ({"classes": "imagenette"}, r"class n03000684 is not in .* \(7 of 10 asked for"),
+     ({"classes": "imagenet21k"}, "neither imagenette, imagenet-100 or imagenet-1k nor")],
 )  # fmt: skip
-def test_options_out_of_range_leave_nothing(
-    photos: Path, tmp_path: Path, options: dict[str, object], fact: str
+def test_options_that_do_not_fit_are_refused(
+    photos: Path, tmp_path: Path, options: dict[str, Any], message: str
 ):
-    with pytest.raises(UsageError, match=fact):
-        Pack(src=photos, data=tmp_path / "DATA", **options).run()  # pyright: ignore[reportArgumentType]
-    assert list(tmp_path.iterdir()) == []
+    fields: dict[str, Any] = {"data": tmp_path / "DATA"} | options
+    if options == {"data": "inside"}:
+        fields["data"] = photos / "DATA"
+    with pytest.raises(UsageError, match=message):
+        Pack(src=photos, **fields).run()
+    assert not fields["data"].exists()
 
 
 @pytest.mark.parametrize(

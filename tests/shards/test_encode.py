@@ -1,3 +1,5 @@
+"""Re-encoding of images: pixels, descriptions, sizes and refusals."""
+
 from io import BytesIO
 
 import numpy as np
