@@ -42,9 +42,7 @@ def rows_of(data: Path) -> list[dict[str, Any]]:
     return Dataset.open(data).samples.to_pylist()
 
 
-def test_the_table_is_what_the_folder_holds(
-    photos: Path, packed: Path, stored_samples: Callable[..., Any]
-):
+def test_the_table_is_what_the_folder_holds(photos, packed, stored_samples):
     files = sorted(
         (path.relative_to(photos).with_suffix("").as_posix(), path) for path in photos.glob("*/*")
     )
@@ -130,7 +128,7 @@ def test_names_and_splits_are_taken_from_folders(photos: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_copied_source_and_any_number_of_threads_give_the_same_bytes(
-    photos: Path, packed: Path, tmp_path: Path, stored_bytes: Callable[..., Any], workers: int
+    photos, packed, tmp_path, stored_bytes, workers
 ):
     src = tmp_path / "elsewhere" / "train"
     shutil.copytree(photos, src, copy_function=shutil.copyfile)  # times differ
@@ -143,9 +141,7 @@ def test_source_order_is_key_order(photos: Path, tmp_path: Path):
     assert keys == sorted(keys)
 
 
-def test_another_order_seed_keeps_the_samples_and_changes_the_identity(
-    photos: Path, packed: Path, tmp_path: Path
-):
+def test_another_order_seed_keeps_the_samples_and_changes_the_identity(photos, packed, tmp_path):
     other = pack(photos, tmp_path / "DATA", order_seed=1)
     assert {row["key"] for row in rows_of(other)} == {row["key"] for row in rows_of(packed)}
     assert Manifest.read(other).identity != Manifest.read(packed).identity
@@ -163,7 +159,7 @@ def largest_file(size: int) -> Generator[None]:
 
 
 def test_a_full_disk_keeps_what_was_committed_and_the_same_command_continues(
-    make_photos: Callable[..., Path], tmp_path: Path, stored_bytes: Callable[..., Any]
+    make_photos, tmp_path, stored_bytes
 ):
     src, data = make_photos(tmp_path / "src", per_class=4), tmp_path / "DATA"
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
@@ -232,9 +228,7 @@ def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tm
     )
 
 
-def test_a_changed_source_is_refused_after_packing(
-    make_photos: Callable[..., Path], tmp_path: Path
-):
+def test_a_changed_source_is_refused_after_packing(make_photos, tmp_path):
     src = make_photos(tmp_path / "src", per_class=3)
     data = pack(src, tmp_path / "DATA")
     shutil.copyfile(src / "n01440764/photo_000.png", src / "n01440764/photo_900.png")
@@ -259,7 +253,7 @@ def with_bad(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_refused_files_are_listed_and_every_found_file_is_accounted_for(
-    with_bad: Path, tmp_path: Path, refused_files: Callable[..., Any]
+    with_bad, tmp_path, refused_files
 ):
     data = tmp_path / "DATA"
     lines = Pack(src=with_bad, data=data, samples_per_shard=4).run().lines
@@ -313,9 +307,7 @@ def test_labels_of_a_table_replace_those_of_the_folders(photos: Path, tmp_path: 
     assert Manifest.read(data).settings["labels"] == {"sha256": sha256, "column": "noisy"}
 
 
-def test_files_beside_the_class_folders_are_mentioned(
-    make_photos: Callable[..., Path], tmp_path: Path
-):
+def test_files_beside_the_class_folders_are_mentioned(make_photos, tmp_path):
     src = make_photos(tmp_path / "src", per_class=1)
     (src / "README.txt").write_text("about")
     lines = Pack(src=src, data=tmp_path / "DATA").run().lines
@@ -332,9 +324,7 @@ with lock(Path(sys.argv[1])):
 """
 
 
-def test_an_output_that_another_process_writes_is_refused_with_its_number(
-    photos: Path, tmp_path: Path
-):
+def test_an_output_that_another_process_writes_is_refused_with_its_number(photos, tmp_path):
     data = tmp_path / "DATA"
     command = [sys.executable, "-c", HOLD_LOCK, str(data)]
     with subprocess.Popen(

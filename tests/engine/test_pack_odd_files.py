@@ -45,7 +45,7 @@ def packed_as(stored_samples: Callable[..., Any], refused_files: Callable[..., A
 
 @pytest.mark.parametrize("check", ["--check", "--no-check"])
 def test_odd_samplings_are_packed_and_flagged_and_many_scans_listed(
-    source: Path, tmp_path: Path, done: Callable[..., list[str]], packed_as: PackedAs, check: str
+    source, tmp_path, done, packed_as, check
 ):
     data = tmp_path / "DATA"
     lines = done("pack", source, data, check)
@@ -61,9 +61,7 @@ def test_odd_samplings_are_packed_and_flagged_and_many_scans_listed(
     done("verify", data, "--deep")
 
 
-def test_resized_storage_makes_plain_jpegs_of_odd_samplings(
-    source: Path, tmp_path: Path, done: Callable[..., list[str]], packed_as: PackedAs
-):
+def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, done, packed_as):
     data = tmp_path / "DATA"
     done("pack", source, data, "--store", "resized", "--short-side", 70, "--quality", 100)
     samples, _ = packed_as(data)
@@ -78,12 +76,7 @@ def test_resized_storage_makes_plain_jpegs_of_odd_samplings(
 
 @pytest.mark.parametrize("store", ["original", "resized"])
 def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(  # noqa: PLR0917 - fixtures
-    source: Path,
-    tmp_path: Path,
-    coreset: Callable[..., Any],
-    packed_as: PackedAs,
-    monkeypatch: pytest.MonkeyPatch,
-    store: str,
+    source, tmp_path, coreset, packed_as, monkeypatch, store
 ):
     decode, bad = simplejpeg.decode_jpeg, (source / "b" / "3.jpg").read_bytes()
 

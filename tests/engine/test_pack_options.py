@@ -21,7 +21,7 @@ SHORT_SIDE = 32
 
 
 def test_resized_images_are_small_jpegs_of_the_same_samples(
-    photos: Path, packed: Path, tmp_path: Path, stored_samples: Callable[..., Any]
+    photos, packed, tmp_path, stored_samples
 ):
     data = tmp_path / "DATA"
     Pack(src=photos, data=data, store="resized", short_side=SHORT_SIDE, samples_per_shard=16).run()
@@ -47,9 +47,7 @@ def test_resized_images_are_small_jpegs_of_the_same_samples(
         assert difference.mean() < 12  # chroma is subsampled, and the photographs are noisy
 
 
-def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(
-    photos: Path, packed: Path, tmp_path: Path
-):
+def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(photos, packed, tmp_path):
     for name, src in (("once", photos), ("again", packed)):
         Pack(src=src, data=tmp_path / name, store="resized", short_side=SHORT_SIDE, name="x").run()
     once, again = (Manifest.read(tmp_path / name) for name in ("once", "again"))
@@ -57,9 +55,7 @@ def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(
     assert (once.identity, once.content) == (again.identity, again.content)
 
 
-def test_a_damaged_file_is_found_also_where_it_is_small_enough_to_stay(
-    make_photos: Callable[..., Path], tmp_path: Path
-):
+def test_a_damaged_file_is_found_also_where_it_is_small_enough_to_stay(make_photos, tmp_path):
     src = make_photos(tmp_path / "src", per_class=8)
     path = src / "n01440764/photo_006.JPEG"
     path.write_bytes(path.read_bytes()[:-200])
@@ -87,9 +83,7 @@ def test_the_first_bad_file_may_stop_the_packing(make_photos: Callable[..., Path
     assert not (tmp_path / "DATA").exists()
 
 
-def test_the_first_of_two_files_with_one_key_may_be_kept(
-    make_photos: Callable[..., Path], tmp_path: Path
-):
+def test_the_first_of_two_files_with_one_key_may_be_kept(make_photos, tmp_path):
     src = make_photos(tmp_path / "src", per_class=3)
     shutil.copy(src / "n02102040/photo_002.JPEG", src / "n02102040/photo_002.jpg")
     with pytest.raises(UsageError, match="--duplicates first"):
@@ -112,9 +106,7 @@ def test_the_first_of_two_files_with_one_key_may_be_kept(
      ({"classes": "imagenette"}, r"class n03000684 is not in .* \(7 of 10 asked for"),
      ({"classes": "imagenet21k"}, "neither imagenette, imagenet-100 or imagenet-1k nor")],
 )  # fmt: skip
-def test_options_that_do_not_fit_are_refused(
-    photos: Path, tmp_path: Path, options: dict[str, Any], message: str
-):
+def test_options_that_do_not_fit_are_refused(photos, tmp_path, options, message):
     fields: dict[str, Any] = {"data": tmp_path / "DATA"} | options
     if options == {"data": "inside"}:
         fields["data"] = photos / "DATA"
@@ -128,9 +120,7 @@ def test_options_that_do_not_fit_are_refused(
     [("ILSVRC2012_img_train", "train"), ("my-val-images", "validation"), ("photos", "photos"),
      ("val", "val")],
 )  # fmt: skip
-def test_the_split_is_told_by_the_name_of_the_source(
-    photos: Path, tmp_path: Path, name: str, split: str
-):
+def test_the_split_is_told_by_the_name_of_the_source(photos, tmp_path, name, split):
     shutil.copytree(photos, tmp_path / "copy" / name)
     Pack(src=tmp_path / "copy" / name, data=tmp_path / "DATA").run()
     assert Manifest.read(tmp_path / "DATA").split == split

@@ -128,9 +128,7 @@ WHOLE = "path,noisy\n" + "".join(f"{name},{name[:3]}\n" for name in IMAGES)
         (WHOLE.replace("cat/2", "cat/3"), "noisy", r"cat/2.JPEG has no row .* \(1 of 4 files"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(
-    source: Source, table: str, column: str, message: str
-):
+def test_a_table_that_does_not_fit_is_refused(source, table, column, message):
     with pytest.raises(UsageError, match=message):
         labels_from(source, table, column)
 

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -78,9 +77,7 @@ def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos: Path, s
 
 
 @pytest.mark.parametrize("damage", ["short tar", "no index", "half a record"])
-def test_a_committed_shard_that_was_damaged_is_packed_again(
-    small: Path, scratch: Path, damage: str
-):
+def test_a_committed_shard_that_was_damaged_is_packed_again(small, scratch, damage):
     plan, listed = plan_of(small), scratch / "list.csv"
     with pytest.raises(StopHereError):
         pack(plan, scratch, workers=1, listed=listed, observer=Counting(stop_after=9))
@@ -97,9 +94,7 @@ def test_a_committed_shard_that_was_damaged_is_packed_again(
     assert "shard-000001.tar" in again.fresh
 
 
-def test_a_file_that_changes_after_it_was_found_stops_the_packing_by_name(
-    small: Path, scratch: Path
-):
+def test_a_file_that_changes_after_it_was_found_stops_the_packing_by_name(small, scratch):
     plan = plan_of(small)
     os.utime(small / "n02102040" / "photo_006.JPEG", (1, 1))
     with pytest.raises(UsageError, match=r"photo_006.JPEG changed while it was being packed"):
@@ -113,9 +108,7 @@ def test_a_file_that_vanishes_stops_the_packing_by_name(small: Path, scratch: Pa
         pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
 
 
-def test_a_record_commits_what_is_on_the_disk_and_the_manifest_comes_last(
-    small: Path, scratch: Path, disk: Any
-):
+def test_a_record_commits_what_is_on_the_disk_and_the_manifest_comes_last(small, scratch, disk):
     pack(plan_of(small), scratch, workers=1, listed=scratch / "list.csv", observer=Counting())
     written = {path.name: path.read_bytes() for path in scratch.iterdir() if path.is_file()}
     shards = [name for name in written if name.endswith(".tar")]

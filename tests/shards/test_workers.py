@@ -44,9 +44,7 @@ def src(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("resize", [None, Resize(short_side=20, quality=80)])
 @pytest.mark.parametrize("block_bytes", [1 << 22, 2000])
-def test_processes_encode_as_threads_do(
-    src: Path, resize: Resize | None, block_bytes: int, monkeypatch: pytest.MonkeyPatch
-):
+def test_processes_encode_as_threads_do(src, resize, block_bytes, monkeypatch):
     monkeypatch.setattr(workers, "_SHARED_BYTES", block_bytes)  # too few for most images
     if resize:
         warm_up()
@@ -141,9 +139,7 @@ def is_running(process: int) -> bool:
 @pytest.mark.parametrize(
     ("threads", "torch", "safe"), [(1, False, True), (2, False, False), (1, True, False)]
 )
-def test_a_process_forks_only_without_other_threads_and_torch(
-    monkeypatch: pytest.MonkeyPatch, threads: int, torch: bool, safe: bool
-):
+def test_a_process_forks_only_without_other_threads_and_torch(monkeypatch, threads, torch, safe):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     if torch:
         monkeypatch.setitem(sys.modules, "torch", sys)
