@@ -114,7 +114,9 @@ def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], n
     assert checked("verify", data, "--fast") == said
 
 
-@pytest.mark.parametrize("content", [DEEP, b"", b"3", b"null", b"\xff\xfe", b'{"shards": 1}'])
+@pytest.mark.parametrize(
+    "content", [DEEP, b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b'{"shards": 1}']
+)
 def test_a_manifest_of_odd_bytes_is_refused(data, checked, content):
     (data / MANIFEST_NAME).write_bytes(content)
     assert "manifest.json cannot be read" in checked("verify", data)

@@ -1,4 +1,4 @@
-"""Faults that only show from inside: sources that change under way, and a stop in the middle."""
+"""Faults inside a packing: sources that change meanwhile, stops, and the order of commits."""
 
 import os
 from collections.abc import Callable
@@ -94,17 +94,15 @@ def test_a_committed_shard_that_was_damaged_is_packed_again(small, scratch, dama
     assert "shard-000001.tar" in again.fresh
 
 
-def test_a_file_that_changes_after_it_was_found_stops_the_packing_by_name(small, scratch):
-    plan = plan_of(small)
-    os.utime(small / "n02102040" / "photo_006.JPEG", (1, 1))
-    with pytest.raises(UsageError, match=r"photo_006.JPEG changed while it was being packed"):
-        pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
-
-
-def test_a_file_that_vanishes_stops_the_packing_by_name(small: Path, scratch: Path):
-    plan = plan_of(small)
-    (small / "n02102040" / "photo_006.JPEG").unlink()
-    with pytest.raises(UsageError, match=r"photo_006.JPEG cannot be read \(No such file"):
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_a_file_that_changes_or_vanishes_stops_the_packing_by_name(small, scratch, vanishes):
+    plan, path = plan_of(small), small / "n02102040" / "photo_006.JPEG"
+    if vanishes:
+        path.unlink()
+    else:
+        os.utime(path, (1, 1))
+    message = r"cannot be read \(No such file" if vanishes else "changed while it was being packed"
+    with pytest.raises(UsageError, match=rf"photo_006.JPEG {message}"):
         pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
 
 
