@@ -94,6 +94,26 @@ def test_a_committed_shard_that_was_damaged_is_packed_again(small, scratch, dama
     assert "shard-000001.tar" in again.fresh
 
 
+@pytest.mark.parametrize("limits", [(3, 1 << 22), (128, 9_000)])
+def test_the_division_into_blocks_changes_no_byte(small, scratch, tmp_path, monkeypatch, limits):
+    samples, n_bytes = limits
+    whole, plan = tmp_path / "whole", plan_of(small, samples_per_shard=8)
+    whole.mkdir()
+    pack(plan, whole, workers=1, listed=whole / "list.csv", observer=Counting())
+    monkeypatch.setattr("coreset.shards.packing.plan.MAX_BLOCK_SAMPLES", samples)
+    monkeypatch.setattr("coreset.shards.packing.plan.MAX_BLOCK_BYTES", n_bytes)
+    blocks, sizes = plan.blocks(0), plan.sizes(plan.positions(0))
+    assert len(blocks) > 1
+    assert [position for block in blocks for position in block] == list(plan.positions(0))
+    for block in blocks:
+        assert len(block) <= samples
+        assert len(block) == 1 or sizes[block.start : block.stop].sum() <= n_bytes
+    pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
+    assert {path.name: path.read_bytes() for path in scratch.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+
+
 @pytest.mark.parametrize("vanishes", [True, False])
 def test_a_file_that_changes_or_vanishes_stops_the_packing_by_name(small, scratch, vanishes):
     plan, path = plan_of(small), small / "n02102040" / "photo_006.JPEG"
