@@ -1,4 +1,4 @@
-"""Names for the types of pyarrow, which has no annotations: whatever is one of them, is `Any`."""
+"""Aliases for the types of pyarrow, which has no annotations."""
 
 from typing import Any, TypeAlias
 

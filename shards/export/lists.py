@@ -60,9 +60,7 @@ PATHS = ListFormat(
     columns=("source", "label", "key"),
     content=paths_list,
 )
-IDS = ListFormat(
-    summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list
-)
+IDS = ListFormat(summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list)
 
 
 def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:

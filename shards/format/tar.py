@@ -47,25 +47,17 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".idx")
 
 
-def _blank_header() -> bytes:
-    """Make the header of a regular file without name, size and checksum."""
-    fields = [
+_BLANK_HEADER = b"".join(
+    [
         bytes(100),  # name
-        b"0000644\0",  # mode
-        b"0000000\0" * 2,  # user, group
-        bytes(12),  # size
-        b"00000000000\0",  # time
+        b"0000644\0" + b"0000000\0" * 2,  # mode, user, group
+        bytes(12) + b"00000000000\0",  # size, time
         b" " * 8,  # checksum, counted as blanks
-        b"0",  # regular file
-        bytes(100),  # link target
-        b"ustar\0" + b"00",
-        bytes(64),  # names of user and group
+        b"0" + bytes(100),  # regular file, link target
+        b"ustar\0" + b"00" + bytes(64),  # format, names of user and group
         b"0000000\0" * 2,  # device
     ]
-    return b"".join(fields).ljust(BLOCK_BYTES, b"\0")
-
-
-_BLANK_HEADER = _blank_header()
+).ljust(BLOCK_BYTES, b"\0")
 _BLANK_SUM = sum(_BLANK_HEADER)
 
 

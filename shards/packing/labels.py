@@ -102,7 +102,7 @@ def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None
     missing = np.flatnonzero(labels == NO_ROW)
     for position in missing:
         sample = source.sample(int(position))
-        if _is_image(source, sample):
+        if sample.row not in source.unreadable and _is_image(source, sample):
             raise UsageError(
                 f"{sample.name} has no row in {path} ({missing.size:,} of {len(source):,} files "
                 "have none); add the rows or remove the files"
@@ -110,8 +110,6 @@ def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None
 
 
 def _is_image(source: Source, sample: Sample) -> bool:
-    if sample.row in source.unreadable:
-        return False
     try:
         probe(source.contents.read(sample))
     except Refusal:
