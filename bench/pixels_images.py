@@ -90,7 +90,7 @@ def read_images(name: str, folder: Path, n: int | None = None) -> Images:
 
 def packed_small(images: Images) -> Images:
     """The images as ``coreset pack --store resized`` stores them by default."""
-    data = [reencode(one, glance(one), short_side=256, quality=90).data for one in images.data]
+    data = [reencode(one, glance(one), short_side=256, quality=90)[0] for one in images.data]
     return _sized(f"{images.name}, packed resized", data, images.labels)
 
 

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,6 +83,30 @@ def packed(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = tmp_path_factory.mktemp("packed") / "DATA"
     Pack(src=photos, data=data, samples_per_shard=16).run()
     return data
+
+
+@pytest.fixture(scope="session")
+def stored_samples() -> Callable[[Path], list[tuple[dict[str, Any], bytes]]]:
+    """``stored_samples(data)``: row and stored bytes of every sample, read by shard and offset."""
+    from coreset.shards.format.dataset import Dataset
+
+    def read(data: Path) -> list[tuple[dict[str, Any], bytes]]:
+        dataset = Dataset.open(data)
+        shards = [path.read_bytes() for path in dataset.shard_paths()]
+        return [
+            (row, shards[row["shard"]][row["offset"] : row["offset"] + row["bytes"]])
+            for row in dataset.samples.to_pylist()
+        ]
+
+    return read
+
+
+@pytest.fixture(scope="session")
+def refused_files() -> Callable[[Path], list[dict[str, Any]]]:
+    """``refused_files(data)``: rows of the files that could not be packed."""
+    from coreset.shards.format.records import read_refused
+
+    return lambda data: read_refused(data).to_pylist()
 
 
 @dataclass(frozen=True)

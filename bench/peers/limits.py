@@ -102,7 +102,7 @@ def copy(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: in
 
 
 def _resized(data: bytes) -> bytes:
-    stored = reencode(data, glance(data), short_side=SHORT_SIDE, quality=QUALITY).data
+    stored = reencode(data, glance(data), short_side=SHORT_SIDE, quality=QUALITY)[0]
     if stored is data:
         probe(data)
     return stored

@@ -1,6 +1,6 @@
-"""``coreset export``: a set or a data set in the layouts that other programs read."""
+"""``coreset export``: write a set or a data set in the formats of other programs."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -18,22 +18,29 @@ from coreset.engine.data.reader import ShardReader
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.stage import Result, require_at_least
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.export.image_folder import write_image_folder
-from coreset.shards.export.lists import ids_list, paths_list
-from coreset.shards.export.names import ExportPlan, StoredSample, standard_split
-from coreset.shards.export.parquet import write_parquet
-from coreset.shards.export.webdataset import write_webdataset
+from coreset.shards.export.formats import FORMATS
+from coreset.shards.export.names import (
+    ExportPlan,
+    ImageFormat,
+    ListFormat,
+    StoredSample,
+    standard_split,
+)
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
 from coreset.shards.format.manifest import MANIFEST_NAME
 
-Layout: TypeAlias = Literal["imagefolder", "webdataset", "parquet", "paths", "ids"]
-WRITERS: Mapping[str, Callable[[Iterable[StoredSample], Path, ExportPlan], None]] = {
-    "imagefolder": write_image_folder,
-    "webdataset": write_webdataset,
-    "parquet": write_parquet,
-}
-SHARDED = ("webdataset", "parquet")
+
+def _choices() -> Any:  # noqa: ANN401 - a Literal, which has no type
+    """Return the names of the formats as a type, when the command line is parsed."""
+    return Literal[tuple(FORMATS)]
+
+
+_FORMATS_HELP = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items())
+FormatName: TypeAlias = Annotated[
+    str,
+    tyro.conf.arg(constructor_factory=_choices, help=f"Format. {_FORMATS_HELP}."),
+]
 OWN_NAMES = frozenset({PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME, COMMAND_NAME})
 READ_TOGETHER = 8  # enough to keep a disk busy; an image may take 256 MiB
 SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SET|DATA")]
@@ -42,20 +49,16 @@ OutPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
-    """Write the images of a set or a data set, as they are stored, for other programs.
+    """Write the stored images of a set or a data set for other programs, or a list of them.
 
-    imagefolder: a folder per class (torchvision, timm, Hugging Face). webdataset: tar shards with
-    DALI's index and timm's _info.json. parquet: as on the Hugging Face Hub. paths, ids: a list of
-    source paths (.csv: with labels and keys) or sample ids (.npy: an array), without the images.
-    In .csv an apostrophe stands before a name that a spreadsheet would run, such as =1+1.
+    In .csv files an apostrophe stands before a name that a spreadsheet would run, such as =1+1.
     """
 
     source: SourcePath
     """A condensed set (only its images) or a packed data set (all of them)."""
     out: OutPath
     """Directory to make; for paths and ids, a file."""
-    to: Layout
-    """Layout to write."""
+    to: FormatName
     data: Path | None = None
     """Where the data set of a coreset lies now, if it was moved."""
     samples_per_shard: int = 2000
@@ -71,9 +74,19 @@ class Export:
     def run(self) -> Result:
         """Find the samples, write them all or nothing, say what reads them."""
         dataset, ids = self._samples()
-        if self.to in WRITERS:
-            return self._write_directory(dataset, ids)
-        return self._write_list(dataset, ids)
+        export_format, lines = FORMATS[self.to], list[str]()
+        if isinstance(export_format, ListFormat):
+            done, output = self._write_list(dataset, ids, export_format), f"a list of {self.to}"
+            reader = f"coreset ingest {self.out} SET --data {dataset.path}"
+        else:
+            done, output = self._write_directory(dataset, ids, export_format), self.to
+            split = standard_split(dataset.manifest.split)
+            reader = export_format.reader.format(out=self.out, split=split)
+            lines += _empty_classes(dataset, ids) if export_format.class_folders else []
+        state = "are there already" if done else "written"
+        images = f"{ids.size:,} images of {len(dataset.classes):,} classes"
+        lines += [f"{images} {state} as {output}: {self.out}", f"next: {reader}"]
+        return Result(tuple(lines), {"out": str(self.out), "images": ids.size, "to": self.to})
 
     def _samples(self) -> tuple[Dataset, NDArray[np.int64]]:
         if (self.source / SET_NAME).is_file():
@@ -89,19 +102,28 @@ class Export:
             f"{self.source} is neither a condensed set nor a packed data set; {remedy}"
         )
 
-    def _write_directory(self, dataset: Dataset, ids: NDArray[np.int64]) -> Result:
+    def _write_directory(
+        self, dataset: Dataset, ids: NDArray[np.int64], export_format: ImageFormat
+    ) -> bool:
+        """Write the images; return whether an earlier run did."""
         config: dict[str, Any] = {"to": self.to}
-        if self.to in SHARDED:
+        if export_format.sharded:
             config["samples_per_shard"] = self.samples_per_shard
         role = "set" if (self.source / SET_NAME).is_file() else "data"
         recorded = Provenance.read(self.source).as_input(role, self.source, self.out)
         provenance = Provenance(kind="export", stage="export", config=config, inputs=(recorded,))
         with create_artifact(self.out, provenance, inputs=[self.source]) as work:
             if not work.done:
-                self._fill(work, dataset, ids)
-        return self._outcome(dataset, ids, done=work.done)
+                self._fill(work, dataset, ids, export_format)
+        return work.done
 
-    def _fill(self, work: ArtifactWriter, dataset: Dataset, ids: NDArray[np.int64]) -> None:
+    def _fill(
+        self,
+        work: ArtifactWriter,
+        dataset: Dataset,
+        ids: NDArray[np.int64],
+        export_format: ImageFormat,
+    ) -> None:
         plan = ExportPlan(
             name=dataset.manifest.name,
             split=standard_split(dataset.manifest.split),
@@ -109,20 +131,20 @@ class Export:
             n_samples=ids.size,
             samples_per_shard=self.samples_per_shard,
         )
-        if self.to == "imagefolder":
+        if export_format.class_folders:
             _require_free_names(dataset.classes)
         with progress("export", ids.size) as bar:
             samples = _counted(stored_samples(dataset, ids), work.meter, bar)
-            WRITERS[self.to](samples, work.scratch, plan)
+            export_format.write(samples, work.scratch, plan)
         binds = {"identity": dataset.manifest.identity, "content": dataset.manifest.content}
         work.provenance = replace(work.provenance, binds=binds)
 
-    def _write_list(self, dataset: Dataset, ids: NDArray[np.int64]) -> Result:
-        suffix = self.out.suffix
-        if self.to == "ids":
-            content = ids_list(ids, suffix)
-        else:
-            content = paths_list(dataset.table(["source", "label", "key"]).take(ids), suffix)
+    def _write_list(
+        self, dataset: Dataset, ids: NDArray[np.int64], export_format: ListFormat
+    ) -> bool:
+        """Write the list; return whether an earlier run did."""
+        rows = dataset.table(export_format.columns).take(ids)
+        content = export_format.content(rows, self.out.suffix)
         with lock(self.out):
             done = self.out.exists()
             if not done:
@@ -131,37 +153,7 @@ class Export:
                 raise UsageError(
                     f"{self.out} exists with other content; remove it or choose another output"
                 )
-        return self._outcome(dataset, ids, done=done)
-
-    def _outcome(self, dataset: Dataset, ids: NDArray[np.int64], *, done: bool) -> Result:
-        how = "are there already" if done else "written"
-        what = self.to if self.to in WRITERS else f"a list of {self.to}"
-        empty = np.flatnonzero(
-            np.bincount(dataset.labels[ids], minlength=len(dataset.classes)) == 0
-        )
-        lines = [
-            f"{ids.size:,} images of {len(dataset.classes):,} classes {how} as {what}: {self.out}"
-        ]
-        if empty.size and self.to == "imagefolder":
-            lines.insert(
-                0,
-                f"warning: {empty.size} classes have no images, such as "
-                f"{dataset.classes[empty[0]]}; torchvision needs allow_empty=True to read them",
-            )
-        lines.append(f"next: {self._next(standard_split(dataset.manifest.split), dataset)}")
-        return Result(tuple(lines), {"out": str(self.out), "images": ids.size, "to": self.to})
-
-    def _next(self, split: str, dataset: Dataset) -> str:
-        out = str(self.out)
-        match self.to:
-            case "imagefolder":
-                return f'torchvision.datasets.ImageFolder("{out}")'
-            case "webdataset":
-                return f'timm.data.create_dataset("wds/", root="{out}", split="{split}")'
-            case "parquet":
-                return f'datasets.load_dataset("{out}", split="{split}")'
-            case _:
-                return f"coreset ingest {out} SET --data {dataset.path}"
+        return done
 
 
 def stored_samples(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[StoredSample]:
@@ -209,3 +201,14 @@ def _require_free_names(classes: Iterable[str]) -> None:
             f"class {taken[0]} has the name of a file that every export holds; use --to "
             "webdataset, or rename it and pack again"
         )
+
+
+def _empty_classes(dataset: Dataset, ids: NDArray[np.int64]) -> list[str]:
+    sizes = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
+    if sizes.all():
+        return []
+    warning = (
+        f"warning: {int((sizes == 0).sum())} classes have no images, such as "
+        f"{dataset.classes[int(sizes.argmin())]}; torchvision needs allow_empty=True to read them"
+    )
+    return [warning]

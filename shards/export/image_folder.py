@@ -1,19 +1,25 @@
-"""``OUT/CLASS/STEM.EXTENSION``: what torchvision, timm and Hugging Face call an image folder."""
+"""Image folder, ``OUT/CLASS/STEM.EXTENSION``, for torchvision, timm and Hugging Face."""
 
 from collections.abc import Iterable
 from pathlib import Path
 
 from coreset.shards.errors import UsageError
-from coreset.shards.export.names import ExportPlan, StoredSample, class_folder, image_name
+from coreset.shards.export.names import (
+    ExportPlan,
+    ImageFormat,
+    StoredSample,
+    class_folder,
+    image_name,
+)
 
 CLASSES_NAME = "classes.txt"
 
 
 def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
-    """Write one file per sample, and ``classes.txt`` with the class list, one name a line.
+    """Write one file per sample, and ``classes.txt`` with the class names, one a line.
 
-    timm sorts classes in another order (``class10`` after ``class9``); ``classes.txt`` is a class
-    map that it takes. A class without samples has an empty folder, so that torchvision refuses the
+    timm sorts classes in another order (``class10`` after ``class9``) but accepts ``classes.txt``
+    as its class map. A class without samples has an empty folder, so that torchvision refuses the
     folder, or gives the right labels with ``allow_empty=True``, instead of shifting the labels.
 
     Raises:
@@ -46,8 +52,16 @@ def _write_new(path: Path, sample: StoredSample) -> None:
     try:
         with path.open("xb") as file:
             file.write(sample.image)
-    except FileExistsError as error:  # a file system that takes a.jpg and A.jpg for one name
+    except FileExistsError as error:  # on some file systems a.jpg and A.jpg are one name
         raise UsageError(
             f"two samples of class {sample.class_name} would be called {path.name} on this file "
             "system; choose another place or use --to webdataset"
         ) from error
+
+
+IMAGE_FOLDER = ImageFormat(
+    summary="a folder per class (torchvision, timm, Hugging Face)",
+    write=write_image_folder,
+    reader='torchvision.datasets.ImageFolder("{out}")',
+    class_folders=True,
+)

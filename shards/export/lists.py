@@ -1,46 +1,47 @@
-"""Lists of samples as others keep them: ids or paths, a line each, in text, CSV or NumPy files."""
+"""Lists of sample ids or source paths in text, CSV and NumPy files."""
 
 import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
+from coreset.shards.export.names import ListFormat
 from coreset.shards.tables.csv_cells import csv_table
 from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import INTEGER, Table, read_table
 
 CSV_HEADER = ("path", "label", "key")
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
-_Samples: TypeAlias = Any  # pyarrow.Table, which has no types
 _Entry: TypeAlias = tuple[int, str]
 
 
-def ids_list(ids: NDArray[np.int64], suffix: str) -> bytes:
-    """Content of a list of ids: ``.npy`` is an int64 array, any other suffix one id a line.
+def ids_list(samples: ArrowTable, suffix: str) -> bytes:
+    """Write the ids of samples: ``.npy`` is an int64 array, any other suffix one id a line.
 
-    ``.csv`` has a header, without which the first id might be one.
+    ``.csv`` has a header, since its first line may be taken for one.
     """
+    ids: list[int] = samples["id"].to_pylist()
     if suffix == ".npy":
         file = io.BytesIO()
-        np.save(file, ids, allow_pickle=False)
+        np.save(file, np.array(ids, np.int64), allow_pickle=False)
         return file.getvalue()
-    lines = [*(["id"] if suffix == ".csv" else []), *ids.tolist()]
-    return "".join(f"{line}\n" for line in lines).encode()
+    header = "id\n" if suffix == ".csv" else ""
+    return (header + "".join(f"{sample}\n" for sample in ids)).encode()
 
 
-def paths_list(samples: _Samples, suffix: str) -> bytes:
-    """Content of a list of source paths, in the order of the rows of a sample table.
+def paths_list(samples: ArrowTable, suffix: str) -> bytes:
+    """Write the source paths of samples: ``.csv`` is a table, any other suffix one path a line.
 
-    ``.csv`` is a table of path, label (position in the class list) and sample key; any other suffix
-    is one path a line.
+    The table has the columns path, label (position in the class list) and sample key.
 
     Raises:
-        UsageError: A path holds a line break, which a line cannot.
+        UsageError: A path holds a line break.
     """
     rows = samples.select(["source", "label", "key"]).to_pylist()
     if suffix == ".csv":
@@ -54,13 +55,21 @@ def paths_list(samples: _Samples, suffix: str) -> bytes:
     return "".join(f"{row['source']}\n" for row in rows).encode()
 
 
-def read_list(path: Path, samples: _Samples) -> NDArray[np.int64]:
-    """Ids of the samples that a list names, int64 in ascending order.
+PATHS = ListFormat(
+    summary="a list of source paths (.csv: with labels and keys)",
+    columns=("source", "label", "key"),
+    content=paths_list,
+)
+IDS = ListFormat(summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list)
+
+
+def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
+    """Return the ids of the samples that a list names, int64 in ascending order.
 
     ``.npy`` holds ids; ``shards.tables.table`` reads anything else. An entry is a sample id, a
     sample key, a source path, a longer path that ends in one of these (``train/n02979186/x.JPEG``),
-    or the name of a file that only one sample has; a path also matches by the sample key that it
-    has, so that an image which was stored under another extension is found.
+    or a file name that only one sample has. A path also matches by its sample key, so that an
+    image that was stored with another extension is found.
 
     Args:
         path: The list.
@@ -74,12 +83,12 @@ def read_list(path: Path, samples: _Samples) -> NDArray[np.int64]:
     unit, entries = _entries(path, names)
     if not entries:
         raise UsageError(f"{path} names no samples; list an id, a sample key or a path a line")
-    texts = [text for _, text in entries]
-    named = iter(names.positions([text for text in texts if not INTEGER.fullmatch(text)]).tolist())
+    texts = [text for _, text in entries if not INTEGER.fullmatch(text)]
+    positions = iter(names.positions(texts).tolist())
     first: dict[int, int] = {}
     for number, text in entries:
         place = f"{path} {unit} {number}"
-        sample = int(text) if INTEGER.fullmatch(text) else next(named)
+        sample = int(text) if INTEGER.fullmatch(text) else next(positions)
         _require_sample(sample, text, len(samples), place)
         if sample in first:
             raise UsageError(
@@ -91,7 +100,7 @@ def read_list(path: Path, samples: _Samples) -> NDArray[np.int64]:
 
 
 def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
-    """Read what entries are counted by, and (number, text) of each."""
+    """Read the entries' unit (line, row, entry), and number and text of each."""
     if path.suffix == ".npy" and path.is_file():
         return "entry", _array_entries(path)
     table = read_table(path, "list", names.known)
@@ -119,7 +128,7 @@ def _array_entries(path: Path) -> list[_Entry]:
 
 
 def _require_no_header(table: Table, entries: Sequence[_Entry]) -> None:
-    """Refuse 0 above other ids in a CSV file, which pandas writes above a column without a name."""
+    """Refuse 0 above other ids in a CSV file: pandas names a column so that has no name."""
     zero_first = len(entries) > 1 and entries[0][1].strip() == "0"
     if table.may_have_header and zero_first and all(INTEGER.fullmatch(text) for _, text in entries):
         raise UsageError(

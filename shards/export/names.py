@@ -1,25 +1,27 @@
-"""What other programs get: stored samples as they are, under names that cannot leave the output.
+"""Interface of the export formats, and names of files that cannot leave the output.
 
-Class names and sample keys come from the data and are hostile until checked. The layouts
-themselves are in ``coreset.shards.export``, one module each; they take samples from any reader.
+Class names and sample keys come from the data and are hostile until checked.
 """
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
+from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
 
 MAX_NAME_BYTES = 255  # of one file name, on every file system in use
-# Names that Hugging Face datasets recognises; whatever else a split is called is trained on.
+# Names that Hugging Face datasets recognises; any other split counts as train.
 _SPLITS = {"val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
-# Hidden names (".." among them) are passed over by loaders; the others no file name can hold.
+# Loaders ignore hidden names (".." among them); no file name can hold the other characters.
 _UNFIT = re.compile(r"^\.|[\x00-\x1f\x7f/\ud800-\udfff]|^$")
 _REMEDY = "use --to webdataset, which names files by sample id, or rename it and pack again"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredSample:
-    """One image on its way out."""
+    """One image with its stored bytes."""
 
     sample_id: int
     key: str
@@ -28,15 +30,13 @@ class StoredSample:
     extension: str
     """jpg, png or webp, by content."""
     image: bytes
-    """As stored: nothing is decoded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportPlan:
-    """What is about to be written."""
+    """Description of the exported images."""
 
     name: str
-    """Name of the data set."""
     split: str
     """train, validation or test."""
     classes: tuple[str, ...]
@@ -50,8 +50,34 @@ class ExportPlan:
         return [self.samples_per_shard] * whole + [rest] * bool(rest)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageFormat:
+    """Export format of images: a directory."""
+
+    summary: str
+    write: Callable[[Iterable[StoredSample], Path, ExportPlan], None]
+    """Write samples, which come one by one, into an empty directory."""
+    reader: str
+    """Python code that reads the directory ``{out}`` with the split ``{split}``."""
+    sharded: bool = False
+    """Divided into files of ``samples_per_shard`` samples."""
+    class_folders: bool = False
+    """Class names are names in the output; torchvision refuses a class without images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFormat:
+    """Export format without images: a file that lists the samples."""
+
+    summary: str
+    columns: tuple[str, ...]
+    """Columns of the sample table that are listed."""
+    content: Callable[[ArrowTable, str], bytes]
+    """Make the content from the rows and the suffix of the file."""
+
+
 def standard_split(split: str) -> str:
-    """train, validation or test: the names that loaders know, for any name of a split.
+    """Return train, validation or test, the names that loaders know, for any name of a split.
 
     >>> standard_split("val"), standard_split("imagenette")
     ('validation', 'train')
@@ -60,7 +86,7 @@ def standard_split(split: str) -> str:
 
 
 def class_folder(name: str) -> str:
-    """Return the class name if it can be a folder name.
+    """Return the class name, checked to be a folder name.
 
     Raises:
         UsageError: It is empty, hidden, a path, too long or holds control characters.
@@ -71,12 +97,12 @@ def class_folder(name: str) -> str:
 
 
 def image_name(sample: StoredSample) -> str:
-    """Path of an image in a folder per class: ``CLASS/STEM.EXTENSION``.
+    """Return the path of an image in a folder per class: ``CLASS/STEM.EXTENSION``.
 
     The stem is the sample key below its class folder, with ``/`` written as ``%2F`` and ``%`` as
-    ``%25``, since loaders name the class by the folder that directly holds the image. A sample
-    whose label is not that of its folder keeps its whole key, with a ``/`` before it. The stems of
-    different keys are different: what was escaped can be read back.
+    ``%25``, since loaders take the folder that directly holds an image for its class. A sample
+    whose label is not that of its folder keeps its whole key, with a ``/`` before it. Different
+    keys have different stems, and the key can be read back.
 
     Raises:
         UsageError: The key or the class name is not a relative path of plain names.
@@ -100,5 +126,5 @@ def _is_too_long(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """A name in ASCII and not at full length, for messages."""
+    """Write a name for a message: in ASCII and not at full length."""
     return ascii(name if len(name) <= 80 else f"{name[:80]}...")

@@ -1,4 +1,4 @@
-"""Plain WebDataset shards with DALI's index, and the ``_info.json`` that timm's reader asks for.
+"""WebDataset shards with DALI's index, and the ``_info.json`` of timm's reader.
 
 Members are named by sample id, so keys and class names of the data never become file names. The
 fields of ``_info.json`` are those that ``timm/data/readers/reader_wds.py`` reads.
@@ -8,16 +8,11 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
-from coreset.shards.export.names import ExportPlan, StoredSample
+from coreset.shards.export.names import ExportPlan, ImageFormat, StoredSample
 from coreset.shards.format.files import json_bytes
 from coreset.shards.format.tar import ShardWriter
 
 INFO_NAME = "_info.json"
-
-
-def shard_file(split: str, number: int) -> str:
-    """File name of an exported shard."""
-    return f"{split}-{number:06d}.tar"
 
 
 def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
@@ -26,9 +21,9 @@ def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPla
     Members are ``000000042.jpg`` and ``000000042.cls``: the sample id, and the label as a number.
     """
     remaining = iter(samples)
-    for number, length in enumerate(plan.shard_lengths):
-        _write_shard(islice(remaining, length), out / shard_file(plan.split, number))
-    filenames = [shard_file(plan.split, number) for number in range(len(plan.shard_lengths))]
+    filenames = [f"{plan.split}-{number:06d}.tar" for number in range(len(plan.shard_lengths))]
+    for name, length in zip(filenames, plan.shard_lengths, strict=True):
+        _write_shard(islice(remaining, length), out / name)
     info = {
         "name": plan.name,
         "num_classes": len(plan.classes),
@@ -54,3 +49,11 @@ def _write_shard(samples: Iterator[StoredSample], path: Path) -> None:
     except BaseException:
         writer.abandon()
         raise
+
+
+WEBDATASET = ImageFormat(
+    summary="tar shards with DALI's index and timm's _info.json",
+    write=write_webdataset,
+    reader='timm.data.create_dataset("wds/", root="{out}", split="{split}")',
+    sharded=True,
+)

@@ -1,6 +1,6 @@
-"""Class lists: those of well-known data sets, by which protocols are looked up, and those of files.
+"""Class lists of well-known data sets, and class lists in files.
 
-The class lists of ImageNet's subsets are in sorted WordNet-id order, as everywhere here.
+Those of ImageNet's subsets are in sorted order of the WordNet ids, as everywhere in this project.
 """
 
 import re
@@ -53,9 +53,9 @@ _NamesAndNumbers: TypeAlias = tuple[tuple[str, ...], list[tuple[int, ...]]]
 
 
 def recognise(classes: Sequence[str]) -> str | None:
-    """Name of the data set with this class list: imagenette, imagenet-100, imagenet-1k, or None.
+    """Return imagenette, imagenet-100 or imagenet-1k if these are its classes in any order.
 
-    The order of ``classes`` does not matter. Any 1000 WordNet ids count as ImageNet-1K.
+    Any 1000 WordNet ids count as ImageNet-1K.
     """
     ordered = tuple(sorted(classes))
     if ordered == IMAGENETTE_WNIDS:
@@ -68,19 +68,19 @@ def recognise(classes: Sequence[str]) -> str | None:
 
 
 def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
-    """Class names by the name of a data set or by a file.
+    """Return the class names of a well-known data set or of a file.
 
-    A file has one class a line, row or entry (``shards.tables.table``). Where each has one WordNet
-    id (``n01440764 tench``), this is the name; else it is the line, or the column with a known
-    name. Numbers beside the names are their labels, from 0.
+    A file has one class a line, row or entry (``shards.tables.table``). The name is its WordNet id
+    if each has one (``n01440764 tench``), else the whole line, or the column with a known name.
+    Numbers beside the names are labels from 0.
 
     Args:
         name: imagenette, imagenet-100, imagenet-1k (also without the hyphen), or a file.
-        ordered: Return the names in the order of their labels; otherwise numbers are not looked at.
+        ordered: Return the names in the order of their labels; otherwise numbers are ignored.
 
     Raises:
         UsageError: There is no such list or file; or the file is empty, names a class twice, or
-            does not tell which are the names or the labels.
+            leaves open which are the names or the labels.
         MachineError: The list of ImageNet-1K needs timm, which is not installed.
     """
     known = name.lower().replace("-", "").replace("_", "")
@@ -108,8 +108,8 @@ def _classes_of_file(path: Path, *, ordered: bool) -> tuple[str, ...]:
     names, numbers = _lines(path, [row[0] for row in rows]) if single else _columns(table, rows)
     repeated = [name for name, n in Counter(names).items() if n > 1]
     if repeated or "" in names:
-        fact = f"names {repeated[0]} twice" if repeated else "has a row without a name"
-        raise UsageError(f"class list {path} {fact}; remove one line")
+        problem = f"names {repeated[0]} twice" if repeated else "has a row without a name"
+        raise UsageError(f"class list {path} {problem}; remove one line")
     if not ordered:
         return names
     if numbers:
@@ -125,7 +125,7 @@ def _classes_of_file(path: Path, *, ordered: bool) -> tuple[str, ...]:
 def _in_order(
     table: Table, names: Sequence[str], numbers: Sequence[tuple[int, ...]]
 ) -> tuple[str, ...]:
-    """Names in the order of their numbers; several columns of the same numbers say the same."""
+    """Sort names by their numbers; several columns of numbers must be equal."""
     if len(set(numbers)) > 1 or sorted(numbers[0]) != list(range(len(names))):
         seen = ", ".join(str(number) for column in numbers for number in column[:3])
         raise UsageError(
@@ -137,7 +137,7 @@ def _in_order(
 
 
 def _lines(path: Path, lines: Sequence[str]) -> _NamesAndNumbers:
-    """Names of lines, and the numbers that stand directly before or after all of them."""
+    """Split lines into names, and the numbers directly before or after all of them."""
     wnids = _wnids([[line] for line in lines])
     if wnids:
         parts = [line.split(wnid, 1) for line, wnid in zip(lines, wnids, strict=True)]
@@ -151,7 +151,7 @@ def _lines(path: Path, lines: Sequence[str]) -> _NamesAndNumbers:
             f"class list {path} has {mixed[0][:60]!a}, but not one WordNet id in every line; write "
             "one name a line"
         )
-    # The number is looked for from both ends, the second time in the reversed line.
+    # The number may be at either end, the second time the start of the reversed line.
     for step in (1, -1):
         matches = [match for line in lines if (match := _NUMBER_AND_NAME.fullmatch(line[::step]))]
         numbers = tuple(int(match["number"][::step]) for match in matches)
@@ -162,7 +162,7 @@ def _lines(path: Path, lines: Sequence[str]) -> _NamesAndNumbers:
 
 
 def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
-    """Names by the WordNet ids or the known column, and the columns of their numbers."""
+    """Find the names by WordNet ids or the known column, and the columns of their numbers."""
     width = min(map(len, rows))
     integers = [at for at in range(width) if all(_NUMBER.fullmatch(row[at]) for row in rows)]
     texts = [at for at in range(max(map(len, rows))) if at not in integers]
@@ -184,12 +184,12 @@ def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
 
 def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     """Find the WordNet id of every row; empty unless each has exactly one."""
-    found = [wnids_in(row) for row in rows]
-    return tuple(wnids.pop() for wnids in found) if all(len(one) == 1 for one in found) else ()
+    of_rows = [wnids_in(row) for row in rows]
+    return tuple(ids.pop() for ids in of_rows) if all(len(ids) == 1 for ids in of_rows) else ()
 
 
 def _timm_synsets() -> Path:
-    """The sorted WordNet ids that timm ships; importing timm would import torch."""
+    """Find the file of sorted WordNet ids in timm, whose import would import torch."""
     spec = find_spec("timm")
     for place in (spec.submodule_search_locations or []) if spec else []:
         path = Path(place) / "data/_info/imagenet_synsets.txt"

@@ -1,31 +1,26 @@
-"""A packed data set as its readers see it: manifest and sample table, checked."""
+"""A packed data set for reading: its manifest and sample table, checked when it is opened."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from coreset.shards.arrow import ArrowColumn, ArrowTable, ParquetFile
 from coreset.shards.errors import ManifestError
-from coreset.shards.format.files import (
-    sha256_of_file,
-)
+from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest, content_digest
 
 SAMPLES_NAME = "samples.parquet"
 QUARANTINE_NAME = "quarantine.parquet"
-_RANGES = ("shard", "bytes", "offset", "label")
-_SIDES = ("width", "height")
-_ROWS_AT_ONCE = 1 << 17
-
-Table: TypeAlias = Any  # pyarrow.Table, which has no types
-
+_CHECKED_COLUMNS = ("shard", "bytes", "offset", "label")
+_ROWS_PER_BATCH = 1 << 17
 
 SAMPLES_SCHEMA = pa.schema(
     [
@@ -63,10 +58,10 @@ QUARANTINE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Dataset:
-    """A packed data set: ``manifest``, and one row of the sample table per sample id.
+    """A packed data set: its manifest, and a sample table with one row per sample id.
 
-    Columns are read from the disk when they are asked for, so that opening 1.28 million samples
-    takes no longer than checking the table's digest.
+    Columns are read when they are asked for, so that opening 1.28 million samples takes no longer
+    than checking the table's digest.
     """
 
     path: Path
@@ -79,7 +74,7 @@ class Dataset:
         Raises:
             UsageError: ``path`` is not a packed data set.
             ManifestError: The sample table is missing or not the one that the manifest describes,
-                or names places that are not in the shards.
+                or a row names bytes outside its shard.
         """
         manifest = Manifest.read(path)
         table_path = path / SAMPLES_NAME
@@ -88,83 +83,81 @@ class Dataset:
                 f"{table_path} is not the table that manifest.json describes; pack again"
             )
         dataset = Dataset(path, manifest)
-        dataset._require_sound()
+        dataset._check_table()
         return dataset
 
     def __len__(self) -> int:
         return self.manifest.n_samples
 
-    def table(self, columns: Sequence[str] | None = None) -> Table:
-        """Some columns of the sample table, or all, in id order; read anew at each call.
+    def table(self, columns: Sequence[str] | None = None) -> ArrowTable:
+        """Read columns of the sample table, or all, in id order; nothing is cached.
 
         Raises:
             ManifestError: The table is damaged, or lacks a value.
         """
-        names = None if columns is None else list(columns)
         with self._table_file() as file:
-            table = file.read(columns=names)
+            table = file.read(columns=None if columns is None else list(columns))
             table.validate(full=True)
         for name in table.column_names:
-            if table[name].null_count:
-                raise self._unsound(f"{name} is not known of every sample")
+            self._require_values(table[name], name)
         return table
 
     @contextmanager
-    def _table_file(self) -> Generator[Table]:
-        """Open the sample table; whatever pyarrow raises in the block becomes ManifestError."""
+    def _table_file(self) -> Generator[ParquetFile]:
+        """Open the sample table; errors of pyarrow in the block become ManifestError."""
         try:
             with pq.ParquetFile(self.path / SAMPLES_NAME) as file:  # `read_table` imports much more
                 yield file
         except (pa.ArrowException, OSError) as error:
-            raise self._unsound(" ".join(str(error).split())) from error
+            raise self._damage(" ".join(str(error).split())) from error
 
-    def _unsound(self, fact: str) -> ManifestError:
-        return ManifestError(
-            f"{self.path / SAMPLES_NAME}: {fact}; restore the data set from a copy, or pack again"
-        )
+    def _damage(self, message: str) -> ManifestError:
+        remedy = "restore the data set from a copy, or pack again"
+        return ManifestError(f"{self.path / SAMPLES_NAME}: {message}; {remedy}")
 
-    def _require_sound(self) -> None:
-        """Check the table's form, and that every row names a place in a shard and a class.
+    def _require_values(self, column: ArrowColumn, name: str) -> None:
+        if column.null_count:
+            raise self._damage(f"{name} is not known of every sample")
+
+    def _check_table(self) -> None:
+        """Check the table's columns and rows, and that every row names a place in its shard.
 
         Raises:
             ManifestError: A row does not, or the table is not of this data set.
         """
         with self._table_file() as file:
-            columns = {field.name: field.type for field in file.schema_arrow}
+            types = {field.name: field.type for field in file.schema_arrow}
             for field in SAMPLES_SCHEMA:
-                if columns.get(field.name) != field.type:
-                    raise self._unsound(f"column {field.name} is not of type {field.type}")
-            if file.metadata.num_rows != len(self):
-                fact = f"rows expected {len(self)}, found {file.metadata.num_rows}"
-                raise self._unsound(fact)
-            expected = self._shards_of_rows()
-            first = 0
-            for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(_RANGES), use_threads=False):
-                rows = {name: self._numbers(batch.column(name), name) for name in _RANGES}
-                self._require_in_range(first, rows, expected[first : first + len(batch)])
+                if types.get(field.name) != field.type:
+                    raise self._damage(f"column {field.name} is not of type {field.type}")
+            n_rows = file.metadata.num_rows
+            if n_rows != len(self):
+                raise self._damage(f"rows expected {len(self)}, found {n_rows}")
+            shards, first, columns = self._shards_of_rows(), 0, list(_CHECKED_COLUMNS)
+            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns, use_threads=False):
+                for name in columns:
+                    self._require_values(batch.column(name), name)
+                rows = {name: np.from_dlpack(batch.column(name)) for name in columns}
+                self._check_rows(first, rows, shards[first : first + len(batch)])
                 first += len(batch)
 
     def _shards_of_rows(self) -> NDArray[np.int32]:
-        """Number of the shard that each sample id lies in: rows are in the order of the shards."""
+        """Return the shard number of every sample id: rows are in the order of the shards."""
         counts = np.array([entry.samples for entry in self.manifest.shards], np.int64)
         if int(counts.sum()) == len(self):
             return np.repeat(np.arange(counts.size, dtype=np.int32), counts)
-        found = np.bincount(self.ints("shard").clip(0, counts.size), minlength=counts.size + 1)
-        for entry, count in zip(self.manifest.shards, found.tolist(), strict=False):
-            if count != entry.samples:
-                fact = f"samples of {entry.name} expected {entry.samples}, found {count}"
-                raise self._unsound(fact)
-        raise self._unsound(f"{len(self)} samples lie in {counts.sum()} places of the shards")
+        rows = np.bincount(self.ints("shard").clip(0, counts.size), minlength=counts.size + 1)
+        for entry, n_rows in zip(self.manifest.shards, rows.tolist(), strict=False):
+            if n_rows != entry.samples:
+                raise self._damage(
+                    f"samples of {entry.name} expected {entry.samples}, found {n_rows}"
+                )
+        raise self._damage(f"{len(self)} samples lie in {counts.sum()} places of the shards")
 
-    def _numbers(self, column: Table, name: str) -> NDArray[Any]:
-        if column.null_count:
-            raise self._unsound(f"{name} is not known of every sample")
-        return np.from_dlpack(column)
-
-    def _require_in_range(
+    def _check_rows(
         self, first: int, rows: Mapping[str, NDArray[Any]], shards: NDArray[np.int32]
     ) -> None:
-        """Check rows from id ``first`` on; their shards are to be ``shards``."""
+        """Check rows from id ``first`` on, which belong to ``shards``."""
         ends, n_bytes = self._shard_bytes[shards], rows["bytes"]
         # As unsigned numbers the negative ones are the largest.
         wrong = {
@@ -173,23 +166,23 @@ class Dataset:
             "offset": rows["offset"].view("u8") > (ends - n_bytes).view("u8"),
             "label": rows["label"].view("u8") >= len(self.classes),
         }
-        for name, rows_wrong in wrong.items():
-            if rows_wrong.any():
-                row = int(rows_wrong.argmax())
-                raise self._unsound(f"{name} of sample {first + row} is {rows[name][row]}")
+        for name, is_wrong in wrong.items():
+            if is_wrong.any():
+                row = int(is_wrong.argmax())
+                raise self._damage(f"{name} of sample {first + row} is {rows[name][row]}")
 
     @cached_property
     def _shard_bytes(self) -> NDArray[np.int64]:
         return np.array([entry.bytes for entry in self.manifest.shards], np.int64)
 
     @cached_property
-    def samples(self) -> Table:
-        """The whole sample table, kept in memory once asked for (about 200 bytes a sample)."""
+    def samples(self) -> ArrowTable:
+        """The whole sample table, kept in memory after the first use (about 200 bytes a sample)."""
         return self.table()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class list."""
+        """Class names in label order."""
         return self.manifest.classes
 
     @property
@@ -203,18 +196,18 @@ class Dataset:
         return self.table(["key"])["key"].to_pylist()
 
     def ints(self, column: str) -> NDArray[np.int64]:
-        """Read an integer column in id order, int64; read once.
+        """Return an integer column in id order, int64, cached.
 
         Raises:
-            ManifestError: As `table`; or an image has no width or height.
+            ManifestError: As `table`; or a width or height is not positive.
         """
         if column not in self._ints:
             values = self.table([column])[column].combine_chunks()
             # By `to_numpy` pyarrow would import pandas where it is installed: 35 MB and 0.9 s.
             numbers = np.from_dlpack(values).astype(np.int64)
-            if column in _SIDES and numbers.min() < 1:
+            if column in {"width", "height"} and numbers.min() < 1:
                 row = int(numbers.argmin())
-                raise self._unsound(f"{column} of sample {row} is {numbers[row]}")
+                raise self._damage(f"{column} of sample {row} is {numbers[row]}")
             self._ints[column] = numbers
         return self._ints[column]
 
@@ -228,7 +221,7 @@ class Dataset:
 
 
 def subset_content(dataset: Dataset, ids: NDArray[np.int64]) -> str:
-    """Content digest of some samples of a data set, in the order of ``ids``."""
+    """Return the content digest of some samples of a data set, in the order of ``ids``."""
     if np.array_equal(ids, np.arange(len(dataset))):
         return dataset.manifest.content  # the same, without a list of 1.28 million digests
     return content_digest(dataset.table(["content_hash"])["content_hash"].take(ids).to_pylist())

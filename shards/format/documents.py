@@ -1,4 +1,4 @@
-"""JSON documents as dataclasses with every field checked: whatever was forged is one error."""
+"""JSON documents as dataclasses with every field checked: any forged value is a `ValueError`."""
 
 import json
 from collections.abc import Mapping
@@ -25,29 +25,29 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def build(kind: type[Document], document: object) -> Document:
-    """Make a dataclass of a JSON object.
+    """Build a dataclass from a JSON object.
 
-    Lists become tuples, objects become mappings or nested dataclasses, as the fields say.
+    Lists become tuples, objects become mappings or nested dataclasses, by the types of the fields.
 
     Raises:
         ValueError: A field is missing, unknown or of another type; the message names it.
     """
     document = _object(document)
     hints, required = _fields_of(kind)
-    if document.keys() != hints.keys():
-        odd = sorted(document.keys() - hints.keys()) + sorted(required - document.keys())
-        if odd:
-            raise ValueError(f"{odd[0]} is {'missing' if odd[0] in required else 'no field of it'}")
+    for name in sorted(document.keys() - hints.keys()):
+        raise ValueError(f"{name} is no field of it")
+    for name in sorted(required - document.keys()):
+        raise ValueError(f"{name} is missing")
     return kind(**{name: _value(value, hints[name], name) for name, value in document.items()})
 
 
 @cache
 def _fields_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:  # noqa: ANN401 - a dataclass
-    """Type of every field by name, and the names of those without a default."""
+    """Return the type of every field by name, and the names of those without a default."""
     hints = get_type_hints(kind)
-    own = [one for one in fields(kind) if one.init]
-    required = (one.name for one in own if one.default is one.default_factory is MISSING)
-    return {one.name: hints[one.name] for one in own}, frozenset(required)
+    init = [field for field in fields(kind) if field.init]
+    required = (field.name for field in init if field.default is field.default_factory is MISSING)
+    return {field.name: hints[field.name] for field in init}, frozenset(required)
 
 
 def _object(document: object) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _object(document: object) -> dict[str, Any]:
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401 - of any type
-    """Convert a value of JSON to the type of its field."""
+    """Convert a JSON value to the type of its field."""
     if type(value) is hint and (hint is not int or -_INT_LIMIT <= value < _INT_LIMIT):
         return value
     origin, inner = get_origin(hint), get_args(hint)
@@ -66,11 +66,9 @@ def _value(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401 - of any ty
     if origin is UnionType:
         return None if value is None else _value(value, inner[0], name)
     if origin is tuple and isinstance(value, list):
-        return tuple([_value(one, inner[0], name) for one in value])
+        return tuple([_value(item, inner[0], name) for item in value])
     if origin is Mapping and isinstance(value, dict):
-        return {
-            _key(key, inner[0], name): _value(one, inner[1], name) for key, one in value.items()
-        }
+        return {_key(k, inner[0], name): _value(v, inner[1], name) for k, v in value.items()}
     if is_dataclass(hint):
         return build(cast("type", hint), value)
     raise ValueError(f"{name} has {_shown(value)}, expected {getattr(hint, '__name__', hint)}")

@@ -1,14 +1,17 @@
-"""All or nothing on disk: temporary name, fsync, rename, fsync of the directory.
+"""Durable files: written under a temporary name, synced, renamed, and their directory synced.
 
 A killed run leaves nothing that looks finished. Everything this project writes goes through here.
 """
 
 import ctypes
+import errno
+import fcntl
 import hashlib
 import json
+import mmap
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -16,35 +19,29 @@ from typing import IO, Any, TypeAlias
 from coreset.shards.errors import MachineError, UsageError
 
 Json: TypeAlias = Mapping[str, Any]
-# AT_FDCWD and RENAME_EXCHANGE of <fcntl.h> and <stdio.h>.
-_HERE, _EXCHANGE = -100, 2
 COMMAND_NAME = "command.txt"
 """In the scratch directory of an artifact: the command line that makes it."""
-_START_WRITING = 2  # SYNC_FILE_RANGE_WRITE
+_AT_FDCWD, _RENAME_EXCHANGE, _SYNC_FILE_RANGE_WRITE = -100, 2, 2  # <fcntl.h> and <stdio.h>
+_BUFFER_BYTES = 1 << 22
+_ALIGNMENT = 4096  # at least the block size of the common disks and file systems
 
 
 def fsync_directory(path: Path) -> None:
-    """Make the names in ``path`` durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Make the names in a directory durable."""
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def fsync_file(path: Path) -> None:
-    """Make the bytes of ``path`` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
+    """Make the bytes of a file durable."""
+    _fsync(path, os.O_RDONLY)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def files_below(path: Path) -> Iterator[Path]:
-    """Yield the files below a directory in sorted order of their relative names."""
-    found = (entry for entry in path.rglob("*") if entry.is_file())
-    yield from sorted(found, key=lambda file: file.as_posix())
 
 
 def fsync_tree(path: Path) -> None:
@@ -55,40 +52,45 @@ def fsync_tree(path: Path) -> None:
         fsync_directory(directory)
 
 
+def files_below(path: Path) -> Iterator[Path]:
+    """Yield the files below a directory in sorted order of their relative names."""
+    yield from sorted((e for e in path.rglob("*") if e.is_file()), key=lambda file: file.as_posix())
+
+
 def temporary_name(path: Path) -> Path:
-    """Name beside ``path`` that no reader takes for a finished output."""
+    """Return a name beside ``path`` that no reader takes for a finished output."""
     return path.with_name(f".{path.name}.partial")
 
 
 def interruption(path: Path) -> str:
-    """Say that the making of ``path`` was interrupted, and how it goes on; empty if it was not."""
+    """Say that the making of ``path`` was interrupted and how to continue; empty if it was not."""
     scratch = temporary_name(path)
     if path.exists() or not scratch.is_dir():
         return ""
     command = scratch / COMMAND_NAME
-    typed = command.read_text("utf-8", "replace") if command.is_file() else ""
-    known = typed.isprintable() and not command.is_symlink()
-    how = f"continue with: {typed}" if typed and known else "run the same command again to continue"
-    return f"{path} is not finished: the command that makes it was interrupted; {how}"
+    line = command.read_text("utf-8", "replace") if command.is_file() else ""
+    trusted = line and line.isprintable() and not command.is_symlink()
+    remedy = f"continue with: {line}" if trusted else "run the same command again to continue"
+    return f"{path} is not finished: the command that makes it was interrupted; {remedy}"
 
 
 def missing(path: Path, remedy: str) -> UsageError:
-    """Make the error for an input that is not there: never made, or not to its end."""
+    """Make the error for an input that does not exist or was interrupted."""
     return UsageError(interruption(path) or f"{path} does not exist; {remedy}")
 
 
 def new_file(path: Path) -> IO[bytes]:
     """Create a file under a temporary name and open it for writing.
 
-    What is there is removed: a killed run left it. Of a symbolic link, which somebody else must
-    have made, the link goes and the file that it points to stays as it is.
+    What a killed run left is removed. A symbolic link under the name, which somebody else must
+    have made, is removed too and never followed.
     """
     path.unlink(missing_ok=True)
     return path.open("xb")
 
 
 def new_directory(path: Path) -> None:
-    """Make an empty directory under a temporary name, and those above it; see `new_file`."""
+    """Make an empty directory and its parents, by the rules of `new_file`."""
     unlink_link(path)
     if path.exists():
         shutil.rmtree(path)
@@ -96,30 +98,30 @@ def new_directory(path: Path) -> None:
 
 
 def make_directory(path: Path) -> None:
-    """Make a directory and those above it, unless they are there, and make their names durable."""
-    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    """Make a directory and its parents if they do not exist, and make their names durable."""
+    created = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
-    for folder in missing:
+    for folder in created:
         fsync_directory(folder.parent)
 
 
 def unlink_link(path: Path) -> None:
-    """Remove a symbolic link from a name that is ours, so that nothing is written beyond it."""
+    """Remove a symbolic link from a name that belongs to this project."""
     if path.is_symlink():
         path.unlink()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data``: readers see the old bytes or the new ones, never a mixture."""
+    """Replace the content of ``path``: readers see the old bytes or the new, never a mixture."""
     with new_file(temporary_name(path)) as file:
         file.write(data)
         sync_and_rename(file, path)
 
 
 def sync_and_rename(file: IO[bytes], path: Path, *, last: bool = True) -> None:
-    """Give an open temporary file, written under ``file.name``, its final name.
+    """Sync an open temporary file and give it its final name.
 
-    With ``last`` False the name is durable only with the next file of the same directory.
+    With ``last`` False, the name becomes durable with the next file of the same directory.
     """
     file.flush()
     os.fsync(file.fileno())
@@ -128,41 +130,34 @@ def sync_and_rename(file: IO[bytes], path: Path, *, last: bool = True) -> None:
         fsync_directory(path.parent)
 
 
-def start_writeback(file: IO[bytes], offset: int, n_bytes: int) -> None:
-    """Ask the kernel to begin writing a range to the disk, and do not wait (``sync_file_range``).
-
-    Only a hint: where it is refused, the fsync that follows does everything.
-    """
-    _libc().sync_file_range(
-        file.fileno(), ctypes.c_int64(offset), ctypes.c_int64(n_bytes), _START_WRITING
-    )
-
-
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+def replace_files(files: Iterable[Path], directory: Path) -> None:
+    """Move synced files into a directory, over those of the same names."""
+    for file in files:
+        file.rename(directory / file.name)
+    fsync_directory(directory)
 
 
 def rename_directory(scratch: Path, path: Path) -> None:
-    """Sync a finished scratch tree and give it its final name."""
+    """Sync a finished directory tree and give it its final name."""
     fsync_tree(scratch)
     scratch.rename(path)
     fsync_directory(path.parent)
 
 
-def exchange_directories(one: Path, other: Path) -> None:
-    """Swap two directories of one file system in a single step (Linux ``renameat2``).
+def exchange_directories(scratch: Path, path: Path) -> None:
+    """Sync ``scratch`` and swap it with ``path`` in a single step (Linux ``renameat2``).
 
     Raises:
         MachineError: The file system cannot.
     """
-    fsync_tree(one)
-    if _libc().renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE):
+    fsync_tree(scratch)
+    names = os.fsencode(scratch), os.fsencode(path)
+    if _libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
         raise MachineError(
-            f"the file system of {other} cannot swap folders ({os.strerror(ctypes.get_errno())}); "
+            f"the file system of {path} cannot swap folders ({os.strerror(ctypes.get_errno())}); "
             "make it again under another name"
         )
-    fsync_directory(other.parent)
+    fsync_directory(path.parent)
 
 
 def remove_tree(path: Path) -> None:
@@ -176,22 +171,122 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def start_writeback(file: IO[bytes], offset: int, n_bytes: int) -> None:
+    """Ask the kernel to begin writing a range to the disk (``sync_file_range``), without waiting.
+
+    It is a hint: where the kernel refuses it, the later fsync does all the work.
+    """
+    begin, length = ctypes.c_int64(offset), ctypes.c_int64(n_bytes)
+    _libc().sync_file_range(file.fileno(), begin, length, _SYNC_FILE_RANGE_WRITE)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+class AppendFile:
+    """One large file, appended in large blocks past the page cache (``O_DIRECT``).
+
+    What a packer writes is not read again soon; in the page cache every byte would cost a copy and
+    a fresh page, and push out what others read. File systems without direct writes get cached ones.
+    """
+
+    def __init__(self, path: Path, on_block: Callable[[memoryview], object]) -> None:
+        """Create ``path`` by the rules of `new_file`; ``on_block`` gets all bytes in order."""
+        self.path = path
+        self._on_block = on_block
+        self._descriptor = _open_direct(path)
+        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)  # aligned to pages
+        self._view = memoryview(self._buffer)
+        self._filled = self._size = 0
+
+    def append(self, part: bytes) -> None:
+        """Append bytes, written when a block is full.
+
+        Raises:
+            OSError: The disk is full or fails.
+        """
+        done = 0
+        while done < len(part):
+            n = min(len(part) - done, _BUFFER_BYTES - self._filled)
+            self._view[self._filled : self._filled + n] = memoryview(part)[done : done + n]
+            self._filled += n
+            done += n
+            if self._filled == _BUFFER_BYTES:
+                self._flush()
+
+    def publish(self, path: Path) -> None:
+        """Write the rest, sync, close and rename; the name becomes durable with a later file.
+
+        Raises:
+            OSError: The disk is full or fails.
+        """
+        size = self._size + self._filled
+        self._flush()
+        os.ftruncate(self._descriptor, size)  # the last block was written whole
+        os.fsync(self._descriptor)
+        self.close()
+        self.path.rename(path)
+
+    def close(self) -> None:
+        """Close without writing the rest; a second call does nothing."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+            self._view.release()
+            self._buffer.close()
+
+    def _flush(self) -> None:
+        self._on_block(self._view[: self._filled])
+        whole = -(-self._filled // _ALIGNMENT) * _ALIGNMENT
+        self._view[self._filled : whole] = bytes(whole - self._filled)
+        written = 0
+        while written < whole:
+            written += self._write(self._view[written:whole])
+        self._size += self._filled
+        self._filled = 0
+
+    def _write(self, block: memoryview) -> int:
+        try:
+            return os.write(self._descriptor, block)
+        except OSError as error:
+            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+                raise
+        # Some file systems refuse only now, or once a short write has lost the alignment.
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        return os.write(self._descriptor, block)
+
+
+def _open_direct(path: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    path.unlink(missing_ok=True)
+    try:
+        return os.open(path, flags | os.O_DIRECT, 0o666)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    path.unlink(missing_ok=True)  # the refused call has made it
+    return os.open(path, flags, 0o666)
+
+
 def json_bytes(document: Json) -> bytes:
-    """Canonical, readable JSON: sorted keys, two blanks, one newline at the end."""
+    """Write canonical, readable JSON: sorted keys, two blanks, one newline at the end."""
     return (json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
+def digest_of(document: Json) -> str:
+    """Return the sha256 of a JSON document in its canonical form."""
+    return hashlib.sha256(json_bytes(document)).hexdigest()
+
+
 def sha256_of_file(path: Path) -> str:
-    """Hexadecimal sha256 of a file's bytes."""
+    """Return the sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_digests(path: Path) -> dict[str, str]:
-    """sha256 of every file below ``path``, by relative name."""
+    """Return the sha256 of every file below ``path``, by relative name."""
     return {file.relative_to(path).as_posix(): sha256_of_file(file) for file in files_below(path)}
-
-
-def digest_of(document: Json) -> str:
-    """sha256 of a JSON document in its canonical form."""
-    return hashlib.sha256(json_bytes(document)).hexdigest()

@@ -1,7 +1,7 @@
-"""``manifest.json``: what a packed data set holds, and the two digests that all else binds to.
+"""Manifest of a packed data set, ``manifest.json``, and its two digests.
 
-``identity`` covers the ordered (sample key, label) list: scores and coresets bind to it.
-``content`` covers the stored bytes in the same order: features and decoded pixels bind to it.
+``identity`` covers the ordered (sample key, label) list: scores and coresets depend on it.
+``content`` covers the stored bytes in the same order: features and decoded pixels depend on it.
 The manifest is written last; a directory without one is not a data set.
 """
 
@@ -23,17 +23,16 @@ MANIFEST_NAME = "manifest.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardEntry:
-    """One tar file: positions ``first_position`` .. ``first_position + found - 1`` of the found."""
+    """One tar file, of the source files ``first_position`` .. ``first_position + found - 1``."""
 
     name: str
     first_position: int
     found: int
-    """Found samples of the range: packed + quarantined."""
+    """Packed and refused."""
     samples: int
-    """Packed samples."""
+    """Packed."""
     bytes: int
     index_bytes: int
-    """Bytes of the index beside it."""
     sha256: str
 
 
@@ -44,9 +43,9 @@ class Manifest:
     name: str
     split: str
     classes: tuple[str, ...]
-    """Class list; a label is a position in it."""
+    """In label order."""
     settings: Mapping[str, Any]
-    """What shaped the bytes: order, order seed, samples per shard, label replacement."""
+    """Options that shaped the bytes: order, order seed, samples per shard, label replacement."""
     n_found: int
     n_samples: int
     n_quarantined: int
@@ -57,18 +56,17 @@ class Manifest:
     content: str
     classes_sha256: str
     samples_sha256: str
-    """sha256 of ``samples.parquet``."""
     quarantine_sha256: str
-    format: str = field(default=FORMAT)
-    format_version: int = field(default=FORMAT_VERSION)
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON."""
+        """Write the manifest as canonical JSON."""
         return json_bytes(asdict(self))
 
     @property
     def digest(self) -> str:
-        """sha256 of the manifest itself: the name of this data set in a lineage."""
+        """Sha256 of the manifest itself, by which a lineage names the data set."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @staticmethod
@@ -94,18 +92,17 @@ class Manifest:
                     f"{FORMAT} version {FORMAT_VERSION}; pack the data set again"
                 )
             manifest = build(Manifest, document)
-            manifest.require_sound()
+            manifest.check_values()
         except (OSError, ValueError) as error:
-            raise ManifestError(
-                f"{path} cannot be read ({error}); pack the data set again"
-            ) from error
+            remedy = "pack the data set again"
+            raise ManifestError(f"{path} cannot be read ({error}); {remedy}") from error
         return manifest
 
-    def require_sound(self) -> None:
-        """Check what every reader relies on: names and sizes of shards, and distinct classes.
+    def check_values(self) -> None:
+        """Check counts, classes and shards, on which every reader relies.
 
         Raises:
-            ValueError: Something is not as a packing writes it.
+            ValueError: A value is not one that packing writes.
         """
         if self.n_samples < 1:
             raise ValueError(f"n_samples is {self.n_samples}")
@@ -120,7 +117,7 @@ class Manifest:
 
 @dataclass(slots=True)
 class DatasetDigests:
-    """Both digests of a data set, shard by shard in id order."""
+    """Both digests of a data set, updated shard by shard in id order."""
 
     samples: int = 0
     _identity: Any = field(default_factory=hashlib.sha256)
@@ -129,7 +126,7 @@ class DatasetDigests:
     def add(
         self, keys: Sequence[str], labels: Sequence[int], content_hashes: Sequence[bytes]
     ) -> None:
-        """Append samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
+        """Add samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
         self.samples += len(keys)
         lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
         self._identity.update("".join(lines).encode())
@@ -137,30 +134,27 @@ class DatasetDigests:
 
     @property
     def identity(self) -> str:
-        """sha256 over the lines of keys and labels."""
+        """Sha256 over the lines of keys and labels."""
         return self._identity.hexdigest()
 
     @property
     def content(self) -> str:
-        """sha256 over the content hashes."""
+        """Sha256 over the content hashes."""
         return self._content.hexdigest()
 
 
 def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
-    """sha256 over ``key TAB label NEWLINE`` in id order."""
+    """Return the sha256 over ``key TAB label NEWLINE`` in id order."""
     digests = DatasetDigests()
     digests.add(keys, labels, ())
     return digests.identity
 
 
 def content_digest(content_hashes: Iterable[bytes]) -> str:
-    """sha256 over the 16-byte content hashes of the stored images in id order."""
-    hasher = hashlib.sha256()
-    for content_hash in content_hashes:
-        hasher.update(content_hash)
-    return hasher.hexdigest()
+    """Return the sha256 over the 16-byte content hashes of the stored images in id order."""
+    return hashlib.sha256(b"".join(content_hashes)).hexdigest()
 
 
 def classes_digest(classes: Sequence[str]) -> str:
-    """sha256 over the class names, one a line."""
+    """Return the sha256 over the class names, one a line."""
     return hashlib.sha256("".join(f"{name}\n" for name in classes).encode()).hexdigest()

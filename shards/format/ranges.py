@@ -10,10 +10,10 @@ from pathlib import Path
 
 
 class OpenFiles:
-    """Files by number; opened once each, as far as the process may have open files.
+    """Files by number, opened once each and read from any thread.
 
-    A data set can have more shards than that: what does not fit is opened for one use. Whoever
-    drops this object without closing it leaves no file open.
+    A data set can have more shards than a process may open: the rest is opened for one use each.
+    An object that is dropped without `close` leaves no file open.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -25,35 +25,32 @@ class OpenFiles:
 
     @contextmanager
     def descriptor(self, number: int) -> Generator[int]:
-        """Descriptor of a file for the length of the block.
+        """Yield the descriptor of a file, valid in the block.
 
         Raises:
             OSError: The file cannot be opened.
         """
         with self._lock:
-            descriptor = self._descriptors.get(number)
-            if descriptor is None and len(self._descriptors) < self._max_open:
-                descriptor = self._descriptors[number] = self._open(number)
-        if descriptor is not None:
-            yield descriptor
+            kept = self._descriptors.get(number)
+            if kept is None and len(self._descriptors) < self._max_open:
+                kept = self._descriptors[number] = os.open(self.paths[number], os.O_RDONLY)
+        if kept is not None:
+            yield kept
             return
-        descriptor = self._open(number)
+        descriptor = os.open(self.paths[number], os.O_RDONLY)
         try:
             yield descriptor
         finally:
             os.close(descriptor)
 
     def kept(self, number: int) -> int | None:
-        """Descriptor of a file that stays open, by the shortest way; None if it is not."""
+        """Return the descriptor of a file that stays open, else None, without the lock."""
         return self._descriptors.get(number)
 
     def close(self) -> None:
         """Close all files; no read may be under way."""
         with self._lock:
             _close_all(self._descriptors)
-
-    def _open(self, number: int) -> int:
-        return os.open(self.paths[number], os.O_RDONLY)
 
 
 def _close_all(descriptors: dict[int, int]) -> None:

@@ -1,4 +1,4 @@
-"""The record that commits a shard, and the tables and the manifest that all records become."""
+"""Shard records: one commits each shard, and all of them become the tables and the manifest."""
 
 import json
 from collections import Counter
@@ -6,11 +6,12 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coreset.shards.arrow import ArrowSchema, ArrowTable, ParquetWriter
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import (
     QUARANTINE_NAME,
@@ -36,7 +37,6 @@ from coreset.shards.format.tar import index_path, shard_name
 from coreset.shards.images.flags import Flag
 
 Row = dict[str, Any]
-_Table: TypeAlias = Any  # pyarrow.Table, which has no types
 # Fixed, so that equal rows give equal files whatever the defaults of a pyarrow version.
 _ROWS_PER_GROUP = 1 << 15
 _COMPRESSION = "zstd"
@@ -44,7 +44,7 @@ _COMPRESSION = "zstd"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShardRecord:
-    """What one shard holds; its file, written last, commits the shard."""
+    """Contents of one shard; the record's file is written last and commits the shard."""
 
     entry: ShardEntry
     samples: dict[str, list[Any]]
@@ -53,7 +53,7 @@ class ShardRecord:
     """Rows of ``QUARANTINE_SCHEMA``; content hashes are hexadecimal."""
 
     def commit(self, scratch: Path, shard: int) -> None:
-        """Write the record; compact, because indented JSON takes ten times as long."""
+        """Write the record, as compact JSON: indented JSON takes ten times as long."""
         document = {"entry": asdict(self.entry), "samples": self.samples, "refused": self.refused}
         write_atomically(record_path(scratch, shard), json.dumps(document).encode())
 
@@ -66,12 +66,12 @@ class ShardRecord:
 
 
 def record_path(scratch: Path, shard: int) -> Path:
-    """File that commits a shard: ``shard-000003.json``."""
+    """Return the file that commits a shard: ``shard-000003.json``."""
     return (scratch / shard_name(shard)).with_suffix(".json")
 
 
 def is_committed(scratch: Path, shard: int) -> bool:
-    """Whether record, tar and index are there with the recorded sizes."""
+    """Test whether record, tar and index exist with the recorded sizes."""
     try:
         record = ShardRecord.read(scratch, shard)
         tar = scratch / record.entry.name
@@ -87,9 +87,12 @@ def read_records(scratch: Path, n_shards: int) -> Iterator[ShardRecord]:
 
 
 def refused_rows(scratch: Path, n_shards: int) -> list[Row]:
-    """Rows of ``QUARANTINE_SCHEMA`` of all shards, in pack order."""
+    """Return the rows of ``QUARANTINE_SCHEMA`` of all shards, in pack order."""
     rows = [row for record in read_records(scratch, n_shards) for row in record.refused]
-    return [_with_binary_hash(row) for row in rows]
+    for row in rows:
+        if row["content_hash"] is not None:
+            row["content_hash"] = bytes.fromhex(row["content_hash"])
+    return rows
 
 
 def write_tables(
@@ -102,10 +105,7 @@ def write_tables(
     classes: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Manifest:
-    """Turn the records of a packing into both tables and, last, the manifest.
-
-    ``refused`` are the rows that ``refused_rows`` found.
-    """
+    """Write the tables of samples and ``refused`` files and, last, the manifest."""
     shards: list[ShardEntry] = []
     digests, kinds = DatasetDigests(), Counter[str]()
     with _table_file(scratch / SAMPLES_NAME, SAMPLES_SCHEMA) as write:
@@ -138,7 +138,7 @@ def write_tables(
     return manifest
 
 
-def read_refused(data: Path) -> _Table:
+def read_refused(data: Path) -> ArrowTable:
     """Read the table of refused files of a packed data set.
 
     Raises:
@@ -157,16 +157,14 @@ def read_refused(data: Path) -> _Table:
 
 
 def remove_records(scratch: Path) -> None:
-    """Remove what a finished data set does not need."""
+    """Remove the records, which a finished data set does not need."""
     for path in scratch.glob("shard-*.json"):
         path.unlink()
 
 
-def _sample_table(record: ShardRecord, first_id: int) -> _Table:
-    """Table of one shard; ids are ranks of the packed, which lie in pack order already."""
-    columns: dict[str, Any] = record.samples | {
-        "id": range(first_id, first_id + record.entry.samples)
-    }
+def _sample_table(record: ShardRecord, first_id: int) -> ArrowTable:
+    ids = range(first_id, first_id + record.entry.samples)
+    columns: dict[str, Any] = record.samples | {"id": ids}
     for name in ("content_hash", "source_hash"):
         columns[name] = [bytes.fromhex(text) for text in columns.get(name, ())]
     return pa.table(
@@ -176,26 +174,21 @@ def _sample_table(record: ShardRecord, first_id: int) -> _Table:
 
 
 def _kinds(columns: Mapping[str, list[Any]]) -> Counter[str]:
-    """Samples by stored format and by flag, as the manifest counts them."""
+    """Count samples by stored format and by flag."""
     kinds = Counter[str](columns.get("format", ()))
     for flags, n in Counter[int](columns.get("flags", ())).items():
         kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})
     return kinds
 
 
-def _with_binary_hash(row: Row) -> Row:
-    text = row["content_hash"]
-    return row | {"content_hash": None if text is None else bytes.fromhex(text)}
-
-
 @contextmanager
-def _table_file(path: Path, schema: _Table) -> Generator[Callable[[_Table], None]]:
-    """Yield a function that appends tables; what is in memory stays below two row groups."""
+def _table_file(path: Path, schema: ArrowSchema) -> Generator[Callable[[ArrowTable], None]]:
+    """Yield a function that appends tables; at most two row groups are in memory."""
     with new_file(temporary_name(path)) as file:
-        waiting: list[_Table] = []
+        waiting: list[ArrowTable] = []
         with pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
 
-            def write(table: _Table) -> None:
+            def write(table: ArrowTable) -> None:
                 waiting.append(table)
                 if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
                     _write_groups(writer, waiting, whole=True)
@@ -205,8 +198,8 @@ def _table_file(path: Path, schema: _Table) -> Generator[Callable[[_Table], None
         sync_and_rename(file, path)
 
 
-def _write_groups(writer: _Table, waiting: list[_Table], *, whole: bool) -> None:
-    """Write what waits in groups of a fixed size; with ``whole``, leave a shorter rest waiting."""
+def _write_groups(writer: ParquetWriter, waiting: list[ArrowTable], *, whole: bool) -> None:
+    """Write waiting rows in groups of a fixed size; with ``whole``, keep an incomplete one."""
     if not waiting:
         return
     table = pa.concat_tables(waiting).combine_chunks()

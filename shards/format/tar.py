@@ -1,10 +1,10 @@
-"""Shards as plain POSIX ustar files at known offsets, and the index that DALI reads beside them.
+"""Shards: POSIX ustar files, and the index of each that DALI reads.
 
-Per sample one image member that keeps its true format, then its label as ASCII decimal:
-``000000042.jpg``, ``000000042.cls``. Times, owners and modes are constant, so equal samples give
-equal bytes. The index has the text format v1.2 of NVIDIA/DALI ``tools/wds2idx.py``: a first line
-``v1.2 SAMPLES``, then a line per sample with ``extension offset size member`` per member. Readers
-here walk headers and never extract, so a member name cannot reach the file system.
+A sample is an image member in its true format and a label in ASCII decimal: ``000000042.jpg``,
+``000000042.cls``. Times, owners and modes are constant, so equal samples give equal bytes. The
+index has the text format v1.2 of NVIDIA/DALI ``tools/wds2idx.py``: a first line ``v1.2 SAMPLES``,
+then a line per sample with ``extension offset size member`` for each member. Readers walk the
+headers and never extract, so a member name cannot reach the file system.
 """
 
 import re
@@ -14,19 +14,18 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from coreset.shards.format.append import AppendFile
-from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+from coreset.shards.format.files import AppendFile, new_file, sync_and_rename, temporary_name
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
 MOST_ADDED = 4 * BLOCK_BYTES
-"""Bytes of a sample in a tar beside those of its image, at most."""
+"""Most bytes of a sample in a tar beside those of its image."""
 MEMBER_NAME = re.compile(r"\d{9}\.(?:jpg|png|webp|cls)")
 _SIZE, _CHECKSUM = slice(124, 135), slice(148, 156)
 
 
 class Member(NamedTuple):
-    """One file in a tar: where its bytes lie."""
+    """Place of one file's bytes in a tar."""
 
     name: str
     offset: int
@@ -34,44 +33,36 @@ class Member(NamedTuple):
 
     @property
     def index_entry(self) -> str:
-        """The member's four words in DALI's index."""
+        """Four words of DALI's index."""
         return f"{self.name.rpartition('.')[2]} {self.offset} {self.size} {self.name}"
 
 
 def shard_name(number: int) -> str:
-    """File name of a shard."""
+    """Return the file name of a shard."""
     return f"shard-{number:06d}.tar"
 
 
 def index_path(shard: Path) -> Path:
-    """Index file of a shard."""
+    """Return the index file of a shard."""
     return shard.with_suffix(".idx")
 
 
-def _blank_header() -> bytes:
-    """POSIX header of a regular file without name and size: mode 0644, owner 0, time 0."""
-    fields = [
+_BLANK_HEADER = b"".join(
+    [
         bytes(100),  # name
-        b"0000644\0",  # mode
-        b"0000000\0" * 2,  # user, group
-        bytes(12),  # size
-        b"00000000000\0",  # time
+        b"0000644\0" + b"0000000\0" * 2,  # mode, user, group
+        bytes(12) + b"00000000000\0",  # size, time
         b" " * 8,  # checksum, counted as blanks
-        b"0",  # regular file
-        bytes(100),  # link target
-        b"ustar\0" + b"00",
-        bytes(64),  # names of user and group
+        b"0" + bytes(100),  # regular file, link target
+        b"ustar\0" + b"00" + bytes(64),  # format, names of user and group
         b"0000000\0" * 2,  # device
     ]
-    return b"".join(fields).ljust(BLOCK_BYTES, b"\0")
-
-
-_BLANK_HEADER = _blank_header()
+).ljust(BLOCK_BYTES, b"\0")
 _BLANK_SUM = sum(_BLANK_HEADER)
 
 
 def member_header(name: str, size: int) -> bytes:
-    """POSIX header of a regular file: mode 0644, owner 0, time 0."""
+    """Make the POSIX header of a regular file: mode 0644, owner 0, time 0."""
     header = bytearray(_BLANK_HEADER)
     name_bytes, size_bytes = name.encode(), b"%011o" % size
     header[: len(name_bytes)] = name_bytes
@@ -81,12 +72,12 @@ def member_header(name: str, size: int) -> bytes:
 
 
 def padded(size: int) -> int:
-    """Bytes that ``size`` bytes of content take in a tar: whole blocks."""
+    """Round a size up to whole blocks, which it takes in a tar."""
     return -(-size // BLOCK_BYTES) * BLOCK_BYTES
 
 
 def sample_parts(number: int, extension: str, image: bytes, label: int) -> tuple[bytes, ...]:
-    """The bytes of a sample in a tar, wherever it lies: header, image, and all that follows."""
+    """Make the bytes of a sample, the same at any offset: header, image, and the rest."""
     image_name, label_name = _names(number, extension)
     digits = b"%d" % label
     filling = bytes(padded(len(image)) - len(image))
@@ -98,7 +89,7 @@ def sample_parts(number: int, extension: str, image: bytes, label: int) -> tuple
 def _members(
     number: int, extension: str, size: int, label: int, begin: int
 ) -> tuple[Member, Member]:
-    """Image and label of a sample that begins at byte ``begin``."""
+    """Return the image and label members of a sample that begins at byte ``begin``."""
     image_name, label_name = _names(number, extension)
     image = Member(image_name, begin + BLOCK_BYTES, size)
     after = image.offset + padded(size)
@@ -110,14 +101,14 @@ def _names(number: int, extension: str) -> tuple[str, str]:
 
 
 def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
-    """DALI's index of a shard whose samples are (image, label) pairs."""
+    """Write DALI's index of a shard whose samples are (image, label) pairs."""
     lines = [f"v1.2 {len(samples)}"]
     lines += [f"{image.index_entry} {label.index_entry}" for image, label in samples]
     return ("\n".join(lines) + "\n").encode()
 
 
 class ShardWriter:
-    """Streams samples into a temporary file; ``finish`` gives tar and index their names."""
+    """Writer of one shard under a temporary name; `finish` renames tar and index."""
 
     def __init__(self, path: Path) -> None:
         """Start a shard that will be called ``path``."""
@@ -143,21 +134,20 @@ class ShardWriter:
         for part in parts:
             self._file.append(part)
         before = len(self.samples)
-        for number, extension, size, label in samples:
-            image, of_label = _members(number, extension, size, label, self.size)
-            self.size = of_label.offset + BLOCK_BYTES
-            self.samples.append((image, of_label))
+        for sample in samples:
+            members = _members(*sample, begin=self.size)
+            self.size = members[1].offset + BLOCK_BYTES
+            self.samples.append(members)
         return [image for image, _ in self.samples[before:]]
 
     def finish(self) -> str:
-        """Write tar and index to the disk and name them; return the tar's sha256.
+        """Sync and rename tar and index; return the tar's sha256.
 
-        The names become durable with what is written next to them and commits them.
+        The names become durable with the next file of the same directory.
         """
         self._file.append(END)
         self.size += len(END)
-        self._file.sync()
-        self._file.path.rename(self.path)
+        self._file.publish(self.path)
         index = index_path(self.path)
         with new_file(temporary_name(index)) as file:
             file.write(index_bytes(self.samples))
@@ -165,7 +155,7 @@ class ShardWriter:
         return self._hasher.hexdigest()
 
     def abandon(self) -> None:
-        """Remove the temporary file, also on a full disk where closing it fails."""
+        """Remove the temporary file; on a full disk closing it may fail."""
         self._file.path.unlink(missing_ok=True)
         with suppress(OSError):
             self._file.close()

@@ -1,8 +1,7 @@
-"""Found files become stored samples, or refusals."""
+"""Encode source files for a shard: read, check, resize, or refuse them."""
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,35 +15,24 @@ from coreset.shards.format.records import Row
 from coreset.shards.format.tar import sample_parts
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.pillow import as_rgb, opened
-from coreset.shards.images.probe import (
-    Probe,
-    glance,
-    misnamed,
-    probe,
-    refuse_long_file,
-)
+from coreset.shards.images.probe import Probe, glance, misnamed, probe, refuse_long_file
 from coreset.shards.images.refusal import Reason, Refusal, refusing
-from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.plan import Plan, Resize
 from coreset.shards.sources.base import Sample, Source
+
+MAX_JPEG_SIDE = 65_500
+"""``JPEG_MAX_DIMENSION`` of libjpeg-turbo (``jmorecfg.h``)."""
 
 
 class Block(NamedTuple):
-    """Consecutive found files, n of which are stored."""
+    """Rows of consecutive source files; content hashes are hexadecimal."""
 
     positions: list[int]
-    """Of the n stored ones."""
+    """Of the stored files."""
     samples: dict[str, list[Any]]
-    """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``, of n values;
-    content hashes are hexadecimal."""
+    """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``."""
     refused: list[Row]
-    """Rows of ``QUARANTINE_SCHEMA``; content hashes are hexadecimal."""
-
-
-class _Stored(NamedTuple):
-    row: Row
-    """Of ``Block.samples`` or ``Block.refused``."""
-    data: bytes | None
-    """None: refused."""
+    """Rows of ``QUARANTINE_SCHEMA``."""
 
 
 def encode_block(
@@ -53,20 +41,18 @@ def encode_block(
     put: Callable[[bytes], object],
     stopped: Callable[[], bool] = lambda: False,
 ) -> Block:
-    """Make the stored form of consecutive found files, one by one.
-
-    The bytes are read once: hashed, checked, kept or re-encoded from the same buffer.
+    """Encode consecutive source files one by one; each is read once.
 
     Args:
-        plan: What is packed.
+        plan: The packing.
         positions: Of the files.
         put: Takes the samples' `sample_parts`, in order.
-        stopped: Asked before every sample whether to give up.
+        stopped: Called before every sample; True gives up.
 
     Raises:
-        UsageError: A file cannot be read, or changed after it was found.
-        DataError: It cannot be packed, and the plan tolerates none such.
-        CancelledError: ``stopped`` says so.
+        UsageError: A file cannot be read, or changed since the source was listed.
+        DataError: A file cannot be packed, and the plan tolerates none.
+        CancelledError: ``stopped`` returned True.
     """
     stored: list[int] = []
     rows: list[Row] = []
@@ -74,7 +60,7 @@ def encode_block(
     for position, sample in zip(positions, plan.source.samples(positions), strict=True):
         if stopped():
             raise CancelledError
-        row, data = _store(plan, position, sample)
+        row, data = _encode(plan, position, sample)
         if data is None:
             refused.append(row)
             continue
@@ -86,20 +72,23 @@ def encode_block(
     return Block(stored, columns, refused)
 
 
-def _store(plan: Plan, position: int, sample: Sample) -> _Stored:
+def _encode(plan: Plan, position: int, sample: Sample) -> tuple[Row, bytes | None]:
+    """Return the row and the stored bytes of a file; None for the bytes if it is refused."""
     source, source_hash = plan.source, None
     try:
-        _refuse_unreadable(source, sample)
-        data = source.contents.read(sample)
-        source_hash = xxhash.xxh3_128_hexdigest(data)
-        data, image = _stored(plan, sample, data, source_hash)
+        data = _read(source, sample)
+        source_hash = content_hash = xxhash.xxh3_128_hexdigest(data)
+        image = _identify(plan, sample, data, source_hash)
+        if plan.resize is not None:
+            data, image = _resize(plan.resize, data, image, check=plan.check)
+            content_hash = xxhash.xxh3_128_hexdigest(data)
     except Refusal as refusal:
         if not plan.skip_damaged:
             raise DataError(
                 f"{sample.name} of {source.place} cannot be packed ({refusal}); mend or remove it, "
                 "or list such files with --on-bad quarantine"
             ) from refusal
-        return _Stored(_refused_row(source, sample, position, source_hash, refusal), None)
+        return _refused_row(plan, position, sample, source_hash, refusal), None
     label = int(plan.labels[position])
     row = {
         "bytes": len(data),
@@ -111,21 +100,28 @@ def _store(plan: Plan, position: int, sample: Sample) -> _Stored:
         "source": sample.name,
         "width": image.width,
         "height": image.height,
-        "content_hash": source_hash if plan.resize is None else xxhash.xxh3_128_hexdigest(data),
+        "content_hash": content_hash,
         "source_hash": source_hash,
         "flags": int(image.flags),
     }
-    return _Stored(row, data)
+    return row, data
+
+
+def _read(source: Source, sample: Sample) -> bytes:
+    if sample.row in source.unreadable:
+        raise Refusal(Reason.NOT_A_FILE, source.unreadable[sample.row])
+    refuse_long_file(sample.size)
+    return source.contents.read(sample)
 
 
 def _refused_row(
-    source: Source, sample: Sample, position: int, source_hash: str | None, refusal: Refusal
+    plan: Plan, position: int, sample: Sample, source_hash: str | None, refusal: Refusal
 ) -> Row:
     return {
         "position": position,
         "source": sample.name,
         "key": sample.key,
-        "class": source.classes[sample.label],
+        "class": plan.source.classes[sample.label],
         "bytes": sample.size,
         "content_hash": source_hash,
         "reason": str(refusal.reason),
@@ -133,144 +129,107 @@ def _refused_row(
     }
 
 
-def _refuse_unreadable(source: Source, sample: Sample) -> None:
-    if sample.row in source.unreadable:
-        raise Refusal(Reason.NOT_A_FILE, source.unreadable[sample.row])
-    refuse_long_file(sample.size)
-
-
-def _stored(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> tuple[bytes, Probe]:
-    """The bytes to store and what they are."""
-    image = _examined(plan, sample, data, content_hash)
-    if plan.resize is None:
-        return data, image
-    size, quality = plan.resize.short_side, plan.resize.quality
-    stored = reencode(data, image, short_side=size, quality=quality)
-    if plan.check and stored.data is data:  # small enough as it is, so not decoded yet
-        probe(data)
-    return stored.data, Probe(stored.format, stored.width, stored.height, stored.flags)
-
-
-def _examined(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Probe:
-    facts = plan.source.facts
-    if facts is not None:
-        known = facts.stored(sample.row)
+def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Probe:
+    """Probe an image, or take what a packed source recorded of it."""
+    if plan.source.facts is not None:
+        known = plan.source.facts.stored(sample.row)
         if known.content_hash.hex() != content_hash:
             raise DataError(
                 f"{sample.name} in {plan.source.place} is not what was packed there; run "
                 f"`coreset verify {plan.source.place}`"
             )
         return known.image
-    # What is resized is decoded in full anyway.
+    # Resizing decodes the image in full anyway.
     image = probe(data) if plan.check and plan.resize is None else glance(data)
     return misnamed(image, sample.name)
 
 
-MAX_JPEG_SIDE = 65_500
-"""``JPEG_MAX_DIMENSION`` of libjpeg-turbo (``jmorecfg.h``)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reencoded:
-    """An image as it is stored: what ``probe`` would say of ``data``, without a scan."""
-
-    data: bytes
-    format: str
-    """Always jpg."""
-    width: int
-    height: int
-    flags: Flag
-    """What is true of ``data``, not of the source: a re-encoded image has no EXIF block, no alpha,
-    no palette and 8 bits; grey stays grey."""
+def _resize(resize: Resize, data: bytes, image: Probe, *, check: bool) -> tuple[bytes, Probe]:
+    stored = reencode(data, image, short_side=resize.short_side, quality=resize.quality)
+    if check and stored[0] is data:  # small enough as it is, so not decoded yet
+        probe(data)
+    return stored
 
 
 @refusing
-def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> Reencoded:
-    """Bring an image to a short side of at most ``short_side`` pixels, as a JPEG.
+def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tuple[bytes, Probe]:
+    """Re-encode an image as a JPEG whose short side has at most ``short_side`` pixels.
 
-    A plain JPEG (grey or colour) that is small enough is returned as it is, byte by byte. PNG,
-    WebP, CMYK and odd samplings are encoded at any size. EXIF orientation is ignored, as by
-    torchvision's ``ImageFolder``, and lost: the stored image is turned like its pixels. The bytes
-    depend on the arguments and the version of libjpeg-turbo alone. Thread safe; releases the GIL.
+    A plain JPEG (grey or colour) that is small enough is returned unchanged. PNG, WebP, CMYK and
+    unusual chroma sampling are re-encoded at any size. EXIF orientation is ignored, as in
+    torchvision's ``ImageFolder``, and lost, as are alpha, palette and depth; grey stays grey. The
+    bytes depend on the arguments and the version of libjpeg-turbo alone. Thread safe; releases
+    the GIL.
 
     Args:
         data: A JPEG, PNG or WebP file.
-        image: What `coreset.shards.images.probe.probe` found in ``data``.
+        image: The result of `coreset.shards.images.probe.probe` on ``data``.
         short_side: Pixels, at least 1; smaller images are not enlarged.
         quality: Of libjpeg, 1 .. 100; chroma is subsampled 4:2:0.
+
+    Returns:
+        The bytes and their probe; a flag of the source's name stays.
 
     Raises:
         UsageError: ``short_side`` or ``quality`` outside its range.
         Refusal: ``data`` cannot be decoded, or is too long for a JPEG.
     """
-    _require_settings(short_side, quality)
+    if short_side < 1:
+        raise UsageError(f"short_side must be at least 1 pixel, got {short_side}")
+    if not 1 <= quality <= 100:
+        raise UsageError(f"quality must be in [1, 100], got {quality}")
     if min(image.width, image.height) <= short_side and _is_plain_jpeg(image):
-        return Reencoded(
-            data=data, format="jpg", width=image.width, height=image.height, flags=image.flags
-        )
+        return data, image
     width, height = target_size(image.width, image.height, short_side)
     if max(width, height) > MAX_JPEG_SIDE:
         limit = f"limit {MAX_JPEG_SIDE:,} a side as JPEG"
         raise Refusal(Reason.TOO_LARGE, f"{width} x {height} pixels, {limit}")
-    encoded = _encoded(resized_pixels(data, image, short_side=short_side), quality)
-    flags = image.flags & Flag.GREY
-    return Reencoded(data=encoded, format="jpg", width=width, height=height, flags=flags)
+    pixels_hwc = resized_pixels(data, image, short_side=short_side)
+    colours = ("GRAY", "Gray") if pixels_hwc.shape[2] == 1 else ("RGB", "420")
+    encoded = simplejpeg.encode_jpeg(pixels_hwc, quality, *colours)
+    return encoded, Probe("jpg", width, height, image.flags & Flag.GREY)
 
 
 @refusing
 def resized_pixels(data: bytes, image: Probe, *, short_side: int) -> NDArray[np.uint8]:
     """Decode ``data`` and shrink it as `reencode` does: uint8, (h, w, 3), or (h, w, 1) if grey.
 
-    The pixels hold until this thread calls it again.
+    The pixels are valid until the next call in this thread.
 
     Raises:
         Refusal: ``data`` cannot be decoded.
     """
-    # Numba takes a second to import, which only those pay who resize.
+    # Numba takes a second to import, which only resizing needs.
     from coreset.kernels.jpeg.resize import resize
 
-    pixels_hwc = _decoded(data, image)
+    pixels_hwc = _decode(data, image)
     height, width, _ = pixels_hwc.shape
     target = target_size(width, height, short_side)
     return pixels_hwc if target == (width, height) else resize(pixels_hwc, *target)
 
 
 def target_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Width and height by the rule of torchvision's ``Resize(short_side)``, never enlarged.
+    """Return width and height by the rule of torchvision's ``Resize(short_side)``, never enlarged.
 
     The long side is rounded down: ``int(short_side * long / short)``.
     """
-    short = min(width, height)
-    if short <= short_side:
+    if min(width, height) <= short_side:
         return width, height
     if width <= height:
         return short_side, int(short_side * height / width)
     return int(short_side * width / height), short_side
 
 
-def _require_settings(short_side: int, quality: int) -> None:
-    if short_side < 1:
-        raise UsageError(f"short_side must be at least 1 pixel, got {short_side}")
-    if not 1 <= quality <= 100:
-        raise UsageError(f"quality must be in [1, 100], got {quality}")
-
-
 def _is_plain_jpeg(image: Probe) -> bool:
     return image.format == "jpg" and not image.flags & (Flag.CMYK | Flag.ODD_SAMPLING)
 
 
-def _decoded(data: bytes, image: Probe) -> NDArray[np.uint8]:
-    grey = bool(image.flags & Flag.GREY)
+def _decode(data: bytes, image: Probe) -> NDArray[np.uint8]:
+    is_grey = bool(image.flags & Flag.GREY)
     if _is_plain_jpeg(image):
-        memory = pixel_memory(image.width * image.height * (1 if grey else 3))
-        colours = "GRAY" if grey else "RGB"
+        memory = pixel_memory(image.width * image.height * (1 if is_grey else 3))
+        colours = "GRAY" if is_grey else "RGB"
         return simplejpeg.decode_jpeg(data, colours, buffer=memory, strict=True)
     with opened(data, (image.width, image.height)) as opened_image:
         pixels_hwc = np.array(as_rgb(opened_image))
-    return pixels_hwc[:, :, :1].copy() if grey else pixels_hwc
-
-
-def _encoded(pixels_hwc: NDArray[np.uint8], quality: int) -> bytes:
-    if pixels_hwc.shape[2] == 1:
-        return simplejpeg.encode_jpeg(pixels_hwc, quality, "GRAY", "Gray")
-    return simplejpeg.encode_jpeg(pixels_hwc, quality, "RGB", "420")
+    return pixels_hwc[:, :, :1].copy() if is_grey else pixels_hwc

@@ -1,6 +1,6 @@
-"""Labels from a table instead of the folders: the files stay where they are, their classes change.
+"""Labels from a table instead of the folders, such as the tables of noisy-label benchmarks.
 
-Made for noisy-label benchmarks, whose tables list a path and one column of labels per noise level.
+These list a path and one column of labels per noise level.
 """
 
 from collections.abc import Iterator
@@ -17,17 +17,17 @@ from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import SEPARATORS, Table, class_in, read_table
 
 NO_ROW = -1
-_ROWS_AT_ONCE = 1 << 14
+_ROWS_PER_BATCH = 1 << 14
 
 
 def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
-    """Label of every found file, int64 of shape (found,), by ``column`` of a table with a header.
+    """Return the label of every file, int64 of shape (files,), by ``column`` of a table.
 
     Another column names the image: by its sample key, by its path below the source folder, by a
-    longer path that ends in one of these (``/data/train/n02979186/x.JPEG``), or by the file name
-    alone if it is the only one. Rows of other images are ignored. A file without a row keeps its
-    folder's label if it will be refused as an image anyway. A label is a class name, or text with
-    the WordNet id of a class (``n02979186 111 108 293 400``).
+    longer path that ends in one of these (``/data/train/n02979186/x.JPEG``), or by a file name
+    that occurs once. Rows of other images are ignored. A file without a row keeps its folder's
+    label if it is no image and will be refused. A label is a class name, or text with the WordNet
+    id of a class (``n02979186 111 108 293 400``).
 
     Raises:
         UsageError: The table or the column is missing, a value is not a class, two rows contradict
@@ -37,10 +37,10 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
     names = SampleNames(keys, sources, folder=root.resolve().name)
     table = read_table(path, "labels table", names.known, asked=column)
-    name_at, label_at = _columns(table, column)
+    name_column, label_column = _columns(table, column)
     labels = np.full(len(source), NO_ROW, dtype=np.int64)
     label_of = {name: label for label, name in enumerate(source.classes)}
-    for line, position, value in _rows_of_images(table, names, name_at, label_at):
+    for line, position, value in _rows_of_images(table, names, name_column, label_column):
         label = label_of.get(value, label_of.get(class_in(value)))
         if position == SEVERAL:
             raise UsageError(f"{table.where(line)} names several images; list their sample keys")
@@ -56,43 +56,44 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
             )
         labels[position] = label
     if (labels == NO_ROW).all():
-        raise _nothing_named(table, name_at, source)
+        raise _no_image_named(table, name_column, source)
     _require_rows(path, labels, source)
     return np.where(labels == NO_ROW, source.labels, labels)
 
 
 def _columns(table: Table, column: str) -> tuple[int, int]:
-    """Positions of the names and of the labels."""
-    there = [at for at, name in enumerate(table.header) if name == column]
-    name_at = table.sample_column() if len(table.header) > 1 else 0
-    if len(there) != 1 or there[0] == name_at:
-        others = [name for at, name in enumerate(table.header) if at != name_at]
+    """Return the positions of the columns of names and of labels."""
+    label_columns = [at for at, name in enumerate(table.header) if name == column]
+    name_column = table.sample_column() if len(table.header) > 1 else 0
+    if len(label_columns) != 1 or label_columns[0] == name_column:
+        choices = [name for at, name in enumerate(table.header) if at != name_column]
         remedy = (
-            f"choose one of {', '.join(others)}"
-            if others
+            f"choose one of {', '.join(choices)}"
+            if choices
             else f"it has {table.described()}; write a header, and separate columns by {SEPARATORS}"
         )
         raise UsageError(f"{table.path} has no label column {column!r}; {remedy}")
-    return name_at, there[0]
+    return name_column, label_columns[0]
 
 
 def _rows_of_images(
-    table: Table, names: SampleNames, name_at: int, label_at: int
+    table: Table, names: SampleNames, name_column: int, label_column: int
 ) -> Iterator[tuple[int, int, str]]:
     """Yield (line number, position of the image or ``SEVERAL``, value) of rows that name one."""
-    rows = ((at, cells) for at, cells in table.rows() if len(cells) > max(name_at, label_at))
-    while some := list(islice(rows, _ROWS_AT_ONCE)):
-        positions = names.positions([cells[name_at] for _, cells in some]).tolist()
-        for (line, cells), position in zip(some, positions, strict=True):
+    width = max(name_column, label_column) + 1
+    rows = ((line, cells) for line, cells in table.rows() if len(cells) >= width)
+    while batch := list(islice(rows, _ROWS_PER_BATCH)):
+        positions = names.positions([cells[name_column] for _, cells in batch]).tolist()
+        for (line, cells), position in zip(batch, positions, strict=True):
             if position != UNKNOWN:
-                yield line, position, cells[label_at].strip()
+                yield line, position, cells[label_column].strip()
 
 
-def _nothing_named(table: Table, name_at: int, source: Source) -> UsageError:
-    sample, first = source.sample(0), next((cells[name_at] for _, cells in table.head[:1]), "")
+def _no_image_named(table: Table, name_column: int, source: Source) -> UsageError:
+    sample, first = source.sample(0), next((cells[name_column] for _, cells in table.head[:1]), "")
     return UsageError(
         f"no row of {table.path} names an image of {source.place}: column "
-        f"{table.header[name_at]!a} has {first!a}, looked for was {sample.key!a}, "
+        f"{table.header[name_column]!a} has {first!a}, looked for was {sample.key!a}, "
         f"{sample.name!a} or a path that ends in one of these; correct the names"
     )
 
@@ -101,7 +102,7 @@ def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None
     missing = np.flatnonzero(labels == NO_ROW)
     for position in missing:
         sample = source.sample(int(position))
-        if _is_image(source, sample):
+        if sample.row not in source.unreadable and _is_image(source, sample):
             raise UsageError(
                 f"{sample.name} has no row in {path} ({missing.size:,} of {len(source):,} files "
                 "have none); add the rows or remove the files"
@@ -109,8 +110,6 @@ def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None
 
 
 def _is_image(source: Source, sample: Sample) -> bool:
-    if sample.row in source.unreadable:
-        return False
     try:
         probe(source.contents.read(sample))
     except Refusal:

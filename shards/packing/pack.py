@@ -1,9 +1,9 @@
-"""From found files to shards: several filled at once, committed one by one.
+"""Pack source files into shards: several are built at once and committed one by one.
 
-A shard owns a fixed range of found positions, so its bytes depend on nothing but its own files:
-workers, interruptions and repetitions end in the same bytes. Tar and index get their names when
-they are whole; then the shard's record (``shards.format.records``) commits it. At the end the
-records become the tables and the manifest, and are removed.
+A shard owns a fixed range of positions, so its bytes depend on its own files alone: any number of
+workers, interruptions and repetitions gives the same bytes. Complete tars and indices are renamed;
+then the shard's record (``shards.format.records``) commits it. At the end the records become the
+tables and the manifest, and are removed.
 """
 
 import os
@@ -29,7 +29,7 @@ from coreset.shards.images.probe import MAX_FILE_BYTES
 from coreset.shards.packing.plan import Plan
 from coreset.shards.packing.quarantine import require_few
 from coreset.shards.packing.shard_builder import ShardBuilder
-from coreset.shards.packing.workers import EncodedBlock, Worker, can_fork, forget_code, workers_of
+from coreset.shards.packing.workers import EncodedBlock, Worker, can_fork, evict_code, start_workers
 from coreset.shards.sources.base import Source
 
 SOURCE_STATE_NAME = "source-state.sha256"
@@ -39,31 +39,31 @@ _BLOCKS_PER_WORKER = 8
 
 
 class Observer(Protocol):
-    """Is told what happens, one call at a time; an exception from it stops the packing."""
+    """Progress of a packing, one call at a time; an exception from a method stops the packing."""
 
     def block(self, found: int, source_bytes: int, *, refused: int) -> None:
-        """Some files were read, of which some were refused."""
+        """Count files that were read, some of which were refused."""
         ...
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
-        """A shard is committed, now or (``resumed``) by an interrupted run."""
+        """Count a shard that was committed now or, if ``resumed``, by an interrupted run."""
         ...
 
 
 def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Observer) -> Manifest:
-    """Fill ``scratch`` with a packed data set, or continue what an interrupted run left there.
+    """Make a packed data set in ``scratch``, or continue an interrupted packing.
 
     Args:
-        plan: What to pack.
+        plan: The packing.
         scratch: Directory that only this call writes to.
         workers: Threads or processes.
-        listed: CSV file to list the refused files in, if they are too many.
-        observer: Is told of every file and shard.
+        listed: CSV file that lists the refused files if they are too many.
+        observer: Notified of every file and shard.
 
     Raises:
-        UsageError: A source file cannot be read, or changed after it was found.
+        UsageError: A source file cannot be read, or changed since the source was listed.
         DataError: More files were refused than the limits allow.
-        MachineError: The disk is full or fails; what was committed is kept.
+        MachineError: The disk is full or fails; committed shards are kept.
     """
     if prepare(plan, scratch):
         pack_shards(plan, scratch, range(plan.n_shards), workers=workers, observer=observer)
@@ -71,7 +71,10 @@ def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Obs
 
 
 def prepare(plan: Plan, scratch: Path) -> bool:
-    """Clear what a kill left and bind ``scratch`` to the source; whether shards may be missing.
+    """Remove partial files and bind ``scratch`` to the source.
+
+    Returns:
+        Whether shards may be missing.
 
     Raises:
         UsageError: The source was written again since the interrupted packing in ``scratch``.
@@ -87,7 +90,7 @@ def prepare(plan: Plan, scratch: Path) -> bool:
 def pack_shards(
     plan: Plan, scratch: Path, shards: Sequence[int], *, workers: int, observer: Observer
 ) -> None:
-    """Write and commit those of ``shards`` that are not committed yet; see ``pack``."""
+    """Write and commit those of ``shards`` that are not committed yet, as `pack` does."""
     uncommitted: list[int] = []
     for shard in shards:
         if is_committed(scratch, shard):
@@ -99,14 +102,14 @@ def pack_shards(
         from coreset.kernels.jpeg.resize import warm_up
 
         warm_up()
-        forget_code("libllvmlite")  # the compiler has done its work: 60 MB
+        evict_code("libllvmlite")  # the compiler has done its work: 60 MB
     # Decoding needs the interpreter often enough for processes to be faster; copying does not.
     processes = plan.decodes and workers > 1 and can_fork()
     _Packing(plan, scratch, observer, workers).pack(uncommitted, processes=processes)
 
 
 def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
-    """Turn the records of all shards into tables and manifest; see ``pack``."""
+    """Write tables and manifest from the records of all shards, as `pack` does."""
     if (scratch / MANIFEST_NAME).is_file():
         manifest = Manifest.read(scratch)
     else:
@@ -127,7 +130,7 @@ def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
 
 
 def thread_count(workers: int) -> int:
-    """Threads to use: ``workers``, or for 0 one per core that this process may run on.
+    """Return the number of threads: ``workers``, or for 0 one per core of this process.
 
     Raises:
         UsageError: ``workers`` is negative.
@@ -138,7 +141,7 @@ def thread_count(workers: int) -> int:
 
 
 def _pin_source(source: Source, scratch: Path) -> None:
-    """Bind an interrupted packing to the files as they were, down to their modification times."""
+    """Record the state of the files, modification times included, and refuse another one."""
     path, state = scratch / SOURCE_STATE_NAME, source.state_sha256()
     if not path.exists():
         write_atomically(path, state.encode())
@@ -150,11 +153,10 @@ def _pin_source(source: Source, scratch: Path) -> None:
 
 
 def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
-    """Check before the long part that what is left to pack fits on the disk."""
+    """Check before the long part that the uncommitted shards fit on the disk."""
     needed = 0
     for shard in shards:
-        positions = plan.positions(shard)
-        sizes = plan.source.row_sizes[plan.source.rows[positions.start : positions.stop]]
+        sizes = plan.sizes(plan.positions(shard))
         needed += int(sizes[sizes <= MAX_FILE_BYTES].sum()) + _EXTRA_BYTES_PER_SAMPLE * sizes.size
     free = shutil.disk_usage(scratch).free
     if needed > free:
@@ -165,106 +167,106 @@ def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
 
 
 class _Packing:
-    """State shared by the threads of one packing; each gets blocks made and writes them in turn.
+    """Threads of one packing: each has a block encoded, then writes the blocks that are next.
 
-    As many shards as there are workers are filled at once, block by block in turns, so that the
-    last ones keep all threads busy too. A block gets its room in memory before it is begun, in the
-    order of writing: those that wait for their turn cannot keep the one whose turn it is waiting.
+    As many shards as workers are built at once, one block of each in turn, so that the last shards
+    keep all threads busy too. A block is admitted to memory in the order of writing before it is
+    encoded: waiting blocks cannot keep out the block that they wait for.
     """
 
     def __init__(self, plan: Plan, scratch: Path, observer: Observer, workers: int) -> None:
         self._plan, self._scratch, self._observer = plan, scratch, observer
         self._workers = workers
         self._idle = SimpleQueue[Worker]()
-        self._room = Semaphore(_BLOCKS_PER_WORKER * workers)
+        self._admitted = Semaphore(_BLOCKS_PER_WORKER * workers)
         self._stop = Event()
         self._failure: BaseException | None = None
-        self._turn = Lock()
+        self._lock = Lock()
 
     def pack(self, shards: Sequence[int], *, processes: bool) -> None:
         """Write and commit shards."""
-        fillings: list[ShardBuilder] = []
-        # One process more than may work at once fills the gaps between question and answer.
-        n_makers = self._workers + processes
+        builders: list[ShardBuilder] = []
+        n_workers = self._workers + processes  # an extra process hides the delay of the pipes
         try:
             with (
-                workers_of(self._plan, n_makers, self._stop.is_set, processes=processes) as makers,
-                # Twice as many threads as may make blocks at once: the others wait for the disk.
+                start_workers(
+                    self._plan, n_workers, self._stop.is_set, processes=processes
+                ) as workers,
+                # Twice as many threads as may encode blocks at once: the others wait for the disk.
                 ThreadPoolExecutor(2 * self._workers, thread_name_prefix="pack") as pool,
             ):
-                for maker in makers:
-                    self._idle.put(maker)
-                try:
-                    for filling, number in self._in_turns(shards, fillings):
-                        self._room.acquire()
-                        maker = self._idle.get()  # here, so that blocks are begun in their order
-                        if self._stop.is_set():
-                            break
-                        pool.submit(self._make, maker, filling, number)
-                except BaseException:
-                    self._stop.set()
-                    raise
+                for worker in workers:
+                    self._idle.put(worker)
+                self._submit(pool, shards, builders)
             if self._failure is not None:
                 raise self._failure
         finally:
-            for filling in fillings:
-                filling.abandon()
+            for builder in builders:
+                builder.abandon()
 
-    def _in_turns(
-        self, shards: Sequence[int], fillings: list[ShardBuilder]
+    def _submit(
+        self, pool: ThreadPoolExecutor, shards: Sequence[int], builders: list[ShardBuilder]
+    ) -> None:
+        """Submit all blocks in the order of writing, and keep the builders of their shards."""
+        try:
+            for builder, number in self._blocks(shards, builders):
+                self._admitted.acquire()
+                worker = self._idle.get()  # in this thread, so that blocks begin in order
+                if self._stop.is_set():
+                    return
+                pool.submit(self._run, worker, builder, number)
+        except BaseException:
+            self._stop.set()
+            raise
+
+    def _blocks(
+        self, shards: Sequence[int], builders: list[ShardBuilder]
     ) -> Iterator[tuple[ShardBuilder, int]]:
-        """Blocks of the first shards in turns, then of the next ones."""
+        """Yield the blocks of the first shards in turn, then of the next ones."""
         for first in range(0, len(shards), self._workers):
             group = [
                 ShardBuilder(self._plan, shard, self._scratch)
                 for shard in shards[first : first + self._workers]
             ]
-            fillings += group
-            for number in range(max(len(filling.blocks) for filling in group)):
-                yield from ((one, number) for one in group if number < len(one.blocks))
+            builders += group
+            for number in range(max(len(builder.blocks) for builder in group)):
+                yield from ((b, number) for b in group if number < len(b.blocks))
 
-    def _make(self, maker: Worker, filling: ShardBuilder, number: int) -> None:
-        """Make one block; commit the shard if it was the last that was missing."""
+    def _run(self, worker: Worker, builder: ShardBuilder, number: int) -> None:
+        """Encode and write one block; commit the shard if it is complete."""
         try:
-            made = self._made(maker, filling.blocks[number])
-            written, complete = filling.put(number, made)
+            block = self._encode(worker, builder.blocks[number])
+            written, complete = builder.put(number, block)
             for _ in range(written):
-                self._room.release()
+                self._admitted.release()
             if complete:
-                self._commit(filling)
+                record = builder.finish()
+                record.commit(self._scratch, builder.shard)
+                with self._lock:
+                    self._observer.shard(record, resumed=False)
         except BaseException as error:  # noqa: BLE001 - raised by ``pack``, in its thread
             self._fail(error)
 
-    def _fail(self, error: BaseException) -> None:
-        """Keep the first error, stop the threads, and wake the one that hands out blocks."""
-        with self._turn:
-            if not self._stop.is_set():
-                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
-            self._stop.set()
-        self._room.release()
-
-    def _made(self, maker: Worker, positions: range) -> EncodedBlock:
+    def _encode(self, worker: Worker, positions: range) -> EncodedBlock:
         try:
             if self._stop.is_set():
                 raise CancelledError
-            made = maker.make(positions)
-            # Before the next block is begun, which may be told to stop.
-            self._tell(positions, refused=len(made.block.refused))
+            encoded = worker.encode(positions)
+            # Before the worker is idle again, because the observer may stop the packing.
+            n_bytes = int(self._plan.sizes(positions).sum())
+            with self._lock:
+                self._observer.block(len(positions), n_bytes, refused=len(encoded.block.refused))
         finally:
-            self._idle.put(maker)
-        return made
+            self._idle.put(worker)
+        return encoded
 
-    def _tell(self, positions: range, *, refused: int) -> None:
-        source = self._plan.source
-        n_bytes = int(source.row_sizes[source.rows[positions.start : positions.stop]].sum())
-        with self._turn:
-            self._observer.block(len(positions), n_bytes, refused=refused)
-
-    def _commit(self, filling: ShardBuilder) -> None:
-        record = filling.finish()
-        record.commit(self._scratch, filling.shard)
-        with self._turn:
-            self._observer.shard(record, resumed=False)
+    def _fail(self, error: BaseException) -> None:
+        """Keep the first error, stop the threads, and wake the one that submits blocks."""
+        with self._lock:
+            if not self._stop.is_set():
+                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
+            self._stop.set()
+        self._admitted.release()
 
     def _disk_error(self, error: OSError) -> MachineError:
         free = shutil.disk_usage(self._scratch).free

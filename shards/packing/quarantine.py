@@ -1,12 +1,11 @@
-"""Files that were found and not packed: how many are too many, and a list that a user can open.
+"""Quarantine: limits of refused files, and a list of them that a user can open.
 
 More than max(10, 0.1 %) of all files, more than max(2, 5 %) of a class, or all of a class stop the
 packing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +13,12 @@ from numpy.typing import NDArray
 from coreset.shards.errors import DataError
 from coreset.shards.format.dataset import QUARANTINE_SCHEMA
 from coreset.shards.format.files import write_atomically
+from coreset.shards.format.records import Row
 from coreset.shards.tables.csv_cells import csv_table
-
-Row: TypeAlias = Mapping[str, Any]
 
 
 def limit_of_all(n_found: int) -> int:
-    """Refused files that are tolerated among all found."""
+    """Return how many refused files are tolerated among ``n_found``."""
     return max(10, n_found // 1000)
 
 
@@ -30,14 +28,14 @@ def limit_of_class(n_found: int) -> int:
 
 
 def list_path(data: Path) -> Path:
-    """Where the refused files of a packing that failed are listed: beside the output."""
+    """Return the list of the refused files of a failed packing, beside its output."""
     return data.with_name(f"{data.name}.quarantine.csv")
 
 
 def write_list(path: Path, rows: Sequence[Row]) -> None:
     """Write the refused files as CSV."""
     names: Sequence[str] = QUARANTINE_SCHEMA.names
-    readable = ({**row, "content_hash": (row["content_hash"] or b"").hex()} for row in rows)
+    readable = (row | {"content_hash": (row["content_hash"] or b"").hex()} for row in rows)
     write_atomically(path, csv_table(names, ([row[name] for name in names] for row in readable)))
 
 
@@ -49,11 +47,11 @@ def require_few(
     Args:
         rows: Refused files, as in ``QUARANTINE_SCHEMA``.
         classes: Class list.
-        class_sizes: Found files per class, int64 of shape (classes,).
-        listed: Where the refused files are listed, for the message.
+        class_sizes: Files per class, packed or refused, int64 of shape (classes,).
+        listed: File that lists the refused files if they are too many.
 
     Raises:
-        DataError: A limit is passed; the list has been written.
+        DataError: A limit is exceeded; the list has been written.
     """
     n_found = int(class_sizes.sum())
     refused = np.array([sum(row["class"] == name for row in rows) for name in classes])

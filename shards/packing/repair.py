@@ -1,4 +1,4 @@
-"""Making parts of a packed data set again from its source: a damaged shard, or refused samples."""
+"""Repair a packed data set from its source: a damaged shard, or refused files."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import Dataset, Table
-from coreset.shards.format.files import fsync_directory
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import replace_files
 from coreset.shards.format.manifest import ShardEntry
 from coreset.shards.format.records import ShardRecord, read_refused
 from coreset.shards.format.tar import index_path, shard_name
@@ -20,45 +21,43 @@ from coreset.shards.sources.base import compute
 def repair_shard(
     dataset: Dataset, plan: Plan, shard: int, scratch: Path, *, observer: Observer
 ) -> None:
-    """Pack one shard anew in ``scratch``; if it is what was packed, put it in its place.
+    """Pack one shard again in ``scratch`` and, if it is equal, replace the damaged one.
 
     Raises:
-        DataError: The shard comes out different: the source is not what it was.
+        DataError: The new shard differs, because the source has changed.
     """
     entry = dataset.manifest.shards[shard]
     pack_shards(plan, scratch, [shard], workers=1, observer=observer)
-    found = ShardRecord.read(scratch, shard).entry
-    if found != entry:
+    built = ShardRecord.read(scratch, shard).entry
+    if built != entry:
         raise DataError(
-            f"{entry.name} built again from {plan.source.place} has sha256 {found.sha256[:12]}, "
+            f"{entry.name} built again from {plan.source.place} has sha256 {built.sha256[:12]}, "
             f"{entry.sha256[:12]} was packed: the source has changed; pack it again as another "
             "data set"
         )
-    for path in (scratch / entry.name, index_path(scratch / entry.name)):
-        path.rename(dataset.path / path.name)
-    fsync_directory(dataset.path)
+    replace_files((scratch / entry.name, index_path(scratch / entry.name)), dataset.path)
 
 
 def retry_refused(
     dataset: Dataset, plan: Plan, scratch: Path, *, workers: int, observer: Observer
 ) -> int:
-    """Pack the shards with refused samples anew in ``scratch``, and link the others there.
+    """Pack the shards with refused files again in ``scratch``, and link the others there.
 
     Args:
-        dataset: What was packed.
-        plan: The same plan on the source as it is now.
-        scratch: Directory that only this call writes to; records of all shards are left in it.
+        dataset: The packed data set.
+        plan: Its plan on the source as it is now.
+        scratch: Directory that only this call writes to; the records of all shards stay in it.
         workers: Threads.
-        observer: Is told of every file and shard packed anew.
+        observer: Notified of every file and shard that is packed again.
 
     Returns:
-        How many more samples are packed than before.
+        The number of samples that were refused before and are packed now.
 
     Raises:
-        UsageError: Other files of the source than the refused ones are not as they were.
+        UsageError: A file that was not refused has changed.
     """
     samples, refused = dataset.table(), read_refused(dataset.path)
-    _require_same_samples(plan, samples, refused)
+    _require_unchanged(plan, samples, refused)
     per_shard = dataset.manifest.settings["samples_per_shard"]
     again = np.unique(refused["position"].to_numpy() // per_shard).tolist()
     first_id = 0
@@ -71,8 +70,8 @@ def retry_refused(
     return packed - sum(dataset.manifest.shards[shard].samples for shard in again)
 
 
-def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: Table) -> None:
-    """Give an unchanged shard a second name in ``scratch``, and its record."""
+def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: ArrowTable) -> None:
+    """Link an unchanged shard into ``scratch`` and write its record."""
     for path in (data / entry.name, index_path(data / entry.name)):
         os.link(path, scratch / path.name)
     columns: dict[str, list[Any]] = rows.drop_columns(["id"]).to_pydict()
@@ -81,8 +80,8 @@ def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: 
     ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
 
 
-def _require_same_samples(plan: Plan, samples: Table, refused: Table) -> None:
-    """Keys by position, and sizes of what was stored untouched."""
+def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> None:
+    """Compare the source's keys by position, and the sizes of files that were stored unchanged."""
     members = compute.utf8_slice_codeunits(samples["member"], 0, 9)
     positions = np.concatenate(
         [compute.cast(members, "int64").to_numpy(), refused["position"].to_numpy()]
@@ -94,8 +93,8 @@ def _require_same_samples(plan: Plan, samples: Table, refused: Table) -> None:
             f"{source.place} holds {len(source):,} files, {len(keys):,} were found when it was "
             "packed; pack it again as another data set"
         )
-    now = source.row_keys.take(source.rows[positions]).to_pylist()
-    changed = next((then for then, key in zip(keys, now, strict=True) if then != key), None)
+    current = source.row_keys.take(source.rows[positions]).to_pylist()
+    changed = next((key for key, new in zip(keys, current, strict=True) if key != new), None)
     if changed is None and plan.resize is None:
         stored = samples["bytes"].to_numpy()
         differs = source.sizes[positions[: stored.size]] != stored
@@ -108,13 +107,13 @@ def _require_same_samples(plan: Plan, samples: Table, refused: Table) -> None:
 
 
 def shard_number(dataset: Dataset, name: str) -> int:
-    """Number of a shard by its file name or by its number.
+    """Return the number of the shard with this file name or number.
 
     Raises:
         UsageError: The data set has no such shard.
     """
     names = [entry.name for entry in dataset.manifest.shards]
-    wanted = shard_name(int(name)) if name.isdecimal() else Path(name).name
-    if wanted not in names:
+    file_name = shard_name(int(name)) if name.isdecimal() else Path(name).name
+    if file_name not in names:
         raise UsageError(f"{dataset.path} has no shard {name}; it has {names[0]} to {names[-1]}")
-    return names.index(wanted)
+    return names.index(file_name)

@@ -1,4 +1,4 @@
-"""A shard that several threads fill: blocks are made in any order and written in turn."""
+"""Shard that several threads build: blocks are encoded in any order and written in theirs."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -13,7 +13,7 @@ from coreset.shards.packing.workers import EncodedBlock
 
 
 class ShardBuilder:
-    """One shard in the making; opened by its first block."""
+    """Builder of one shard; its file is created by the first block."""
 
     def __init__(self, plan: Plan, shard: int, scratch: Path) -> None:
         self.shard = shard
@@ -23,36 +23,36 @@ class ShardBuilder:
         self._writer: ShardWriter | None = None
         self._samples = defaultdict[str, list[Any]](list)
         self._refused: list[Row] = []
-        self._made: dict[int, EncodedBlock] = {}
+        self._waiting: dict[int, EncodedBlock] = {}
         self._n_written = 0
         self._writing = False
-        self._turn = Lock()
+        self._lock = Lock()
 
-    def put(self, number: int, made: EncodedBlock) -> tuple[int, bool]:
-        """Take a block; write it and those after it whose turn it is, unless another thread does.
+    def put(self, number: int, block: EncodedBlock) -> tuple[int, bool]:
+        """Take a block; write the blocks that are next, unless another thread is writing.
 
         Returns:
-            How many blocks this call wrote, and whether the last one was among them.
+            The number of blocks that this call wrote, and whether the shard is complete with them.
         """
-        with self._turn:
-            self._made[number] = made
+        with self._lock:
+            self._waiting[number] = block
             if self._writing:
                 return 0, False
             self._writing = True
         written = 0
         while True:
-            with self._turn:
-                ready = self._made.pop(self._n_written, None)
-                if ready is None:
+            with self._lock:
+                following = self._waiting.pop(self._n_written, None)
+                if following is None:
                     self._writing = False
                     return written, self._n_written == len(self.blocks)
-            self._write(ready)
+            self._write(following)
             self._n_written += 1
             written += 1
 
     def finish(self) -> ShardRecord:
-        """Make the shard durable under its name; its record is still to be committed."""
-        writer = self._opened()
+        """Make the complete shard durable under its name; the caller commits the record."""
+        writer = self._open()
         sha256 = writer.finish()
         entry = ShardEntry(
             name=self._path.name,
@@ -64,31 +64,31 @@ class ShardBuilder:
             sha256=sha256,
         )
         record = ShardRecord(entry=entry, samples=dict(self._samples), refused=self._refused)
-        # Fillings outlive their shards.
+        # Builders outlive their shards.
         self._samples, self._refused, self._writer = defaultdict(list), [], None
         return record
 
     def abandon(self) -> None:
-        """Remove what was written; a finished shard stays."""
+        """Remove an unfinished shard; a finished one stays."""
         if self._writer is not None:
             self._writer.abandon()
 
-    def _opened(self) -> ShardWriter:
+    def _open(self) -> ShardWriter:
         if self._writer is None:
             self._writer = ShardWriter(self._path)
         return self._writer
 
-    def _write(self, made: EncodedBlock) -> None:
-        (positions, columns, refused), parts = made
+    def _write(self, block: EncodedBlock) -> None:
+        (positions, columns, refused), parts = block
         self._refused += refused
         if not positions:
             return
-        facts = (columns[name] for name in ("format", "bytes", "label"))
-        members = self._opened().extend(parts, zip(positions, *facts, strict=True))
-        place: dict[str, list[Any]] = {
+        described = (columns[name] for name in ("format", "bytes", "label"))
+        members = self._open().extend(parts, zip(positions, *described, strict=True))
+        places: dict[str, list[Any]] = {
             "shard": [self.shard] * len(members),
             "member": [member.name for member in members],
             "offset": [member.offset for member in members],
         }
-        for name, values in (columns | place).items():
+        for name, values in (columns | places).items():
             self._samples[name] += values

@@ -21,6 +21,8 @@ from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export, stored_samples
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import ManifestError, StoreError, UsageError
+from coreset.shards.export.formats import FORMATS
+from coreset.shards.export.names import ImageFormat, ListFormat
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest
@@ -46,25 +48,31 @@ def stored(dataset, ids=None):
     ]
 
 
-@pytest.fixture(scope="module")
-def folder(packed, tmp_path_factory):
-    out = tmp_path_factory.mktemp("folder") / "OUT"
-    export(packed, out, "imagefolder")
-    return out
+every_image_format = pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet"])
 
 
 @pytest.fixture(scope="module")
-def shards(packed, tmp_path_factory):
-    out = tmp_path_factory.mktemp("shards") / "OUT"
-    export(packed, out, "webdataset", samples_per_shard=25)
-    return out
+def exported(packed, tmp_path_factory):
+    """Folder of exports of ``packed`` in all image formats."""
+    place = tmp_path_factory.mktemp("exported")
+    for to in ("imagefolder", "webdataset", "parquet"):
+        export(packed, place / to, to, samples_per_shard=25)
+    return place
 
 
-@pytest.fixture(scope="module")
-def tables(packed, tmp_path_factory):
-    out = tmp_path_factory.mktemp("tables") / "OUT"
-    export(packed, out, "parquet", samples_per_shard=25)
-    return out
+@pytest.fixture
+def folder(exported):
+    return exported / "imagefolder"
+
+
+@pytest.fixture
+def shards(exported):
+    return exported / "webdataset"
+
+
+@pytest.fixture
+def tables(exported):
+    return exported / "parquet"
 
 
 @pytest.fixture(scope="module")
@@ -83,21 +91,24 @@ def relabelled(photos, tmp_path_factory):
     return place / "DATA"
 
 
+def files_of(images):
+    return sorted((label, Path(path).read_bytes()) for path, label in images.samples)
+
+
 # a folder per class
 
 
 def test_torchvision_reads_the_packed_images_under_their_labels(packed, folder):
     from torchvision.datasets import ImageFolder
 
-    found, dataset = ImageFolder(str(folder)), Dataset.open(packed)
-    assert tuple(found.classes) == dataset.classes
-    there = sorted((label, Path(path).read_bytes()) for path, label in found.samples)
-    assert there == sorted(stored(dataset))
+    images, dataset = ImageFolder(str(folder)), Dataset.open(packed)
+    assert tuple(images.classes) == dataset.classes
+    assert files_of(images) == sorted(stored(dataset))
 
 
 def test_files_are_named_as_they_were_in_the_source_but_for_the_extension(photos, folder):
-    here = {path.relative_to(folder).with_suffix("") for path in folder.glob("*/*")}
-    assert here == {path.relative_to(photos).with_suffix("") for path in photos.glob("*/*")}
+    names = {path.relative_to(folder).with_suffix("") for path in folder.glob("*/*")}
+    assert names == {path.relative_to(photos).with_suffix("") for path in photos.glob("*/*")}
     assert {path.suffix for path in folder.glob("*/*")} == {".jpg", ".png", ".webp"}
 
 
@@ -122,9 +133,8 @@ def test_relabelled_images_lie_in_the_folder_of_their_label_and_none_is_lost(rel
     assert lines[0].startswith("warning: 1 classes have no images, such as n02979186; torchvision ")
     with pytest.raises(FileNotFoundError, match="n02979186"):
         ImageFolder(str(tmp_path / "OUT"))
-    found = ImageFolder(str(tmp_path / "OUT"), allow_empty=True)
-    there = sorted((label, Path(path).read_bytes()) for path, label in found.samples)
-    assert there == sorted(stored(Dataset.open(relabelled)))
+    images = ImageFolder(str(tmp_path / "OUT"), allow_empty=True)
+    assert files_of(images) == sorted(stored(Dataset.open(relabelled)))
     assert (tmp_path / "OUT" / "n01440764" / "%2Fn02102040%2Fphoto_000.png").is_file()
 
 
@@ -135,14 +145,14 @@ def test_webdataset_reads_id_image_and_label(packed, shards):
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     dataset = Dataset.open(packed)
-    found = []
+    samples = []
     for path in sorted(shards.glob("*.tar")):
         with path.open("rb") as stream:  # webdataset does not close the files that it opens
-            found += group_by_keys(tar_file_expander([{"url": path.name, "stream": stream}]))
-    assert [int(one["__key__"]) for one in found] == list(range(len(dataset)))
-    images = [next(one[kind] for kind in ("jpg", "png", "webp") if kind in one) for one in found]
-    there = [(int(one["cls"]), image) for one, image in zip(found, images, strict=True)]
-    assert there == stored(dataset)
+            samples += group_by_keys(tar_file_expander([{"url": path.name, "stream": stream}]))
+    assert [int(sample["__key__"]) for sample in samples] == list(range(len(dataset)))
+    images = [next(s[kind] for kind in ("jpg", "png", "webp") if kind in s) for s in samples]
+    labels = [int(sample["cls"]) for sample in samples]
+    assert list(zip(labels, images, strict=True)) == stored(dataset)
 
 
 # webdataset leaves the tar files that it opens to the garbage collector.
@@ -154,12 +164,9 @@ def test_timm_finds_the_shards_by_the_info_and_reads_every_image(packed, shards)
     reader = ReaderWds(str(shards), split="train")
     assert reader.split_info.shard_lengths == (25, 25, 10)
     assert reader.split_info.num_samples == reader.num_samples == 60
-    found = [(label, image.size) for image, label in reader]
+    images = [(label, image.size) for image, label in reader]
     rows = Dataset.open(packed).samples.to_pylist()
-    assert found == [(row["label"], (row["width"], row["height"])) for row in rows]
-
-
-def test_the_info_names_the_classes(packed, shards):
+    assert images == [(row["label"], (row["width"], row["height"])) for row in rows]
     info = json.loads((shards / "_info.json").read_bytes())
     assert tuple(info["class_names"]) == Dataset.open(packed).classes
     assert info["num_classes"] == 3
@@ -184,74 +191,68 @@ def test_parquet_rows_are_the_stored_images(packed, tables):
 # sets, all or nothing
 
 
-@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet", "paths", "ids"])
+@every_image_format
 def test_a_coreset_exports_only_its_images(random_set, tmp_path, to):
     lines = export(random_set, tmp_path / "OUT", to)
-    assert lines[0].startswith("6 images of 3 classes written as ")
-    condensed = open_set(random_set)
+    assert lines[0] == f"6 images of 3 classes written as {to}: {tmp_path / 'OUT'}"
     match to:
         case "imagefolder":
-            n_found = len(list((tmp_path / "OUT").glob("*/*")))
+            n_images = len(list((tmp_path / "OUT").glob("*/*")))
         case "webdataset":
             info = json.loads((tmp_path / "OUT" / "_info.json").read_bytes())
-            n_found = info["splits"]["train"]["num_samples"]
-        case "parquet":
-            n_found = len(pq.read_table(tmp_path / "OUT" / "data"))
-        case "paths":
-            sources = condensed.dataset.samples["source"].take(condensed.ids).to_pylist()
-            assert (tmp_path / "OUT").read_text().splitlines() == sources
-            n_found = len(sources)
+            n_images = info["splits"]["train"]["num_samples"]
         case _:
-            ids = np.loadtxt(tmp_path / "OUT", dtype=np.int64)
-            assert ids.tolist() == condensed.ids.tolist()
-            n_found = ids.size
-    assert n_found == 6
+            n_images = len(pq.read_table(tmp_path / "OUT" / "data"))
+    assert n_images == 6
+
+
+def test_a_coreset_is_listed_by_paths_or_ids(random_set, tmp_path):
+    condensed = open_set(random_set)
+    sources = condensed.dataset.samples["source"].take(condensed.ids).to_pylist()
+    for to, expected in (("paths", sources), ("ids", [str(sample) for sample in condensed.ids])):
+        lines = export(random_set, tmp_path / to, to)
+        assert lines[0].startswith(f"6 images of 3 classes written as a list of {to}: ")
+        assert (tmp_path / to).read_text().splitlines() == expected
 
 
 def test_a_distilled_set_exports_its_own_images(packed, tmp_path):
     Distill(data=packed, condensed=tmp_path / "SET", ipc=2, size=8).run()
     export(tmp_path / "SET", tmp_path / "OUT", "imagefolder")
-    found = sorted((tmp_path / "OUT").glob("*/*"))
-    assert [path.name for path in found] == ["00000.png", "00001.png"] * 3
-    there = sorted(path.read_bytes() for path in found)
-    assert there == sorted(image for _, image in stored(Dataset.open(tmp_path / "SET")))
+    files = sorted((tmp_path / "OUT").glob("*/*"))
+    assert [path.name for path in files] == ["00000.png", "00001.png"] * 3
+    images = sorted(path.read_bytes() for path in files)
+    assert images == sorted(image for _, image in stored(Dataset.open(tmp_path / "SET")))
 
 
-@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet"])
-def test_the_same_export_is_done_already_and_another_is_refused(packed, random_set, tmp_path, to):
-    export(random_set, tmp_path / "OUT", to)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "OUT").rglob("*")}
-    assert "are there already as" in export(random_set, tmp_path / "OUT", to)[0]
-    with pytest.raises(UsageError, match="was made by another configuration"):
-        export(packed, tmp_path / "OUT", to)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "OUT").rglob("*")} == before
-
-
-@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet"])
-def test_two_exports_are_equal_byte_for_byte(random_set, tmp_path, stored_bytes, to):
-    for name in ("ONE", "TWO"):
+@every_image_format
+def test_an_export_is_made_once_and_twice_alike_and_another_is_refused(
+    packed, random_set, tmp_path, stored_bytes, to
+):
+    out = tmp_path / "OUT"
+    for name in ("OUT", "AGAIN"):
         export(random_set, tmp_path / name, to)
-    assert stored_bytes(tmp_path / "ONE") == stored_bytes(tmp_path / "TWO")
+    assert stored_bytes(out) == stored_bytes(tmp_path / "AGAIN")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert "are there already as" in export(random_set, out, to)[0]
+    with pytest.raises(UsageError, match="was made by another configuration"):
+        export(packed, out, to)
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_the_export_knows_its_lineage_and_its_cost(random_set, tmp_path):
     export(random_set, tmp_path / "OUT", "parquet")
     provenance = Provenance.read(tmp_path / "OUT")
     assert (provenance.kind, provenance.inputs[0]["role"]) == ("export", "set")
-    assert [one["kind"] for one in provenance.lineage()] == ["set", "dataset"]
+    assert [ancestor["kind"] for ancestor in provenance.lineage()] == ["set", "dataset"]
     assert [line["stage"] for line in read_ledger(tmp_path / "OUT")] == ["pack", "select", "export"]
     assert read_ledger(tmp_path / "OUT")[-1]["images"] == 6
 
 
-@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet"])
-def test_a_damaged_image_is_named_and_nothing_is_left(packed, tmp_path, to):
-    data = shutil.copytree(packed, tmp_path / "DATA")
-    row = Dataset.open(data).samples.slice(20, 1).to_pylist()[0]
-    with (data / "shard-000001.tar").open("r+b") as file:
-        file.seek(row["offset"] + row["bytes"] // 2)
-        file.write(b"\0damage\0")
-    with pytest.raises(ManifestError, match=f":{row['key']} is not the image that was packed"):
-        export(data, tmp_path / "OUT", to)
+@every_image_format
+def test_a_damaged_image_is_named_and_nothing_is_left(damaged, tmp_path, to):
+    key = Dataset.open(damaged).keys[20]
+    with pytest.raises(ManifestError, match=f":{key} is not the image that was packed"):
+        export(damaged, tmp_path / "OUT", to)
     assert not (tmp_path / "OUT").exists()
     assert not temporary_name(tmp_path / "OUT").exists()
 
@@ -283,10 +284,10 @@ def test_a_moved_data_set_is_named_by_data(packed, tmp_path):
 def test_samples_come_in_the_order_asked_for(packed):
     dataset = Dataset.open(packed)
     ids = np.array([59, 3, 17, 0, 44, 8, 9, 10, 11, 58])
-    found = list(stored_samples(dataset, ids))
-    assert [one.sample_id for one in found] == ids.tolist()
-    assert [(one.label, one.image) for one in found] == stored(dataset, ids)
-    assert [one.key for one in found] == [dataset.keys[sample] for sample in ids]
+    samples = list(stored_samples(dataset, ids))
+    assert [sample.sample_id for sample in samples] == ids.tolist()
+    assert [(sample.label, sample.image) for sample in samples] == stored(dataset, ids)
+    assert [sample.key for sample in samples] == [dataset.keys[sample_id] for sample_id in ids]
 
 
 def test_a_class_that_is_called_like_a_file_of_the_artifact_is_refused(photos, tmp_path):
@@ -319,6 +320,33 @@ def test_a_damaged_coreset_is_refused(random_set, tmp_path):
     np.save(copy / "ids.npy", np.arange(6))
     with pytest.raises(StoreError, match="is not the file that was made"):
         export(copy, tmp_path / "OUT", "ids", data=open_set(random_set).dataset.path)
+
+
+def write_toy(samples, out, plan):
+    for sample in samples:
+        (out / f"{plan.split}-{sample.sample_id}.{sample.extension}").write_bytes(sample.image)
+
+
+def test_a_format_is_added_by_a_row_of_the_registry(
+    packed, random_set, tmp_path, coreset, monkeypatch
+):
+    toy = ImageFormat(summary="toy", write=write_toy, reader='toy.read("{out}", "{split}")')
+    keys = ListFormat(
+        summary="keys", columns=("key",), content=lambda rows, _: repr(rows["key"]).encode()
+    )
+    for name, row in (("toy", toy), ("keys", keys)):
+        monkeypatch.setitem(FORMATS, name, row)
+    out = tmp_path / "OUT"
+    assert coreset("export", random_set, out, "--to", "toy").out.splitlines() == [
+        f"6 images of 3 classes written as toy: {out}",
+        f'next: toy.read("{out}", "train")',
+    ]
+    condensed = open_set(random_set)
+    images = {path.read_bytes() for path in out.glob("train-*")}
+    assert images == {image for _, image in stored(condensed.dataset, condensed.ids)}
+    coreset("export", packed, tmp_path / "keys.txt", "--to", "keys")
+    assert Dataset.open(packed).keys[0] in (tmp_path / "keys.txt").read_text()
+    assert "'toy', 'keys'" in coreset("export", packed, out, "--to", "none").err
 
 
 IMPORTS = """

@@ -1,7 +1,7 @@
-"""Artifacts forged on purpose, their digests made to fit: one line and an exit code, no traceback.
+"""Forged artifacts whose digests fit: one line of error and an exit code, no traceback.
 
-Digests find accidents. What somebody else made can have any numbers in it, so every reader checks
-them, and nothing takes memory by what a header promises.
+Digests find accidents. Files of others can hold any numbers, so every reader checks them, and no
+reader allocates memory by a header alone.
 """
 
 import io
@@ -42,11 +42,10 @@ def edit(path: Path, change: Callable[[Json], object]) -> None:
 def setting(*keys: Any, to: Any) -> Callable[[Json], None]:
     """Set one value deep in a document."""
 
-    def change(document: Json) -> None:
-        inner: Any = document
+    def change(document: Any) -> None:
         for key in keys[:-1]:
-            inner = inner[key]
-        inner[keys[-1]] = to
+            document = document[key]
+        document[keys[-1]] = to
 
     return change
 
@@ -115,10 +114,10 @@ def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], n
     assert checked("verify", data, "--fast") == said
 
 
-@pytest.mark.parametrize("content", [DEEP, b"", b"3", b"null", b"\xff\xfe", b'{"shards": 1}'])
-def test_a_manifest_of_odd_bytes_is_refused(
-    data: Path, checked: Callable[..., str], content: bytes
-):
+@pytest.mark.parametrize(
+    "content", [DEEP, b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b'{"shards": 1}']
+)
+def test_a_manifest_of_odd_bytes_is_refused(data, checked, content):
     (data / MANIFEST_NAME).write_bytes(content)
     assert "manifest.json cannot be read" in checked("verify", data)
 
@@ -134,19 +133,29 @@ def forge_table(data: Path, table: pa.Table) -> None:
 
 
 def with_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
-    def change(table: pa.Table) -> pa.Table:
-        values = table[column].to_pylist()
-        values[row] = value
-        at, field = table.schema.get_field_index(column), table.schema.field(column)
-        return table.set_column(at, field, pa.array(values, field.type))
+    return lambda table: with_values(
+        table, column, [value if at == row else v for at, v in enumerate(table[column].to_pylist())]
+    )
 
-    return change
+
+def exchanged(column: str, *rows: int) -> Callable[[pa.Table], pa.Table]:
+    return lambda table: with_values(
+        table,
+        column,
+        [table[column][sum(rows) - at if at in rows else at].as_py() for at in range(len(table))],
+    )
+
+
+def with_values(table: pa.Table, column: str, values: Any) -> pa.Table:
+    at, field = table.schema.get_field_index(column), table.schema.field(column)
+    return table.set_column(
+        at, column, pa.array(values, values.type if isinstance(values, pa.Array) else field.type)
+    )
 
 
 def with_bad_text(table: pa.Table) -> pa.Table:
     raw = pa.array([b"\xff\xfe"] * len(table), pa.binary())
-    text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
-    return table.set_column(table.schema.get_field_index("key"), "key", text)
+    return with_values(table, "key", pa.Array.from_buffers(pa.string(), len(raw), raw.buffers()))
 
 
 # What is refused when the data set is opened, by the column that is named.
@@ -170,17 +179,13 @@ TABLES: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
     "no key column": ("column key", lambda table: table.drop_columns(["key"])),
     "column of another type": (
         "column label is not of type int64",
-        lambda table: table.set_column(
-            table.schema.get_field_index("label"), "label", table["label"].cast("double")
-        ),
+        lambda table: with_values(table, "label", table["label"].cast("double").combine_chunks()),
     ),
 }
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_forged_table_is_refused_when_the_data_set_is_opened(
-    data: Path, checked: Callable[..., str], name: str
-):
+def test_a_forged_table_is_refused_when_the_data_set_is_opened(data, checked, name):
     expected, change = TABLES[name]
     forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
     said = checked("verify", data, "--fast")
@@ -197,17 +202,13 @@ def test_a_forged_table_is_refused_when_the_data_set_is_opened(
         (with_value("height", 6, None), "height is not known"),
     ],
 )
-def test_an_image_without_sides_is_refused_by_what_reads_them(
-    data: Path, stopped: Callable[..., str], change: Callable[[pa.Table], pa.Table], expected: str
-):
+def test_an_image_without_sides_is_refused_by_what_reads_them(data, stopped, change, expected):
     forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
     assert expected in stopped("decode", data, data.with_name("PIXELS"), "--size", 8)
 
 
 @pytest.mark.parametrize("change", [with_bad_text, with_value("key", 4, None)])
-def test_text_that_is_none_is_refused_by_what_reads_it(
-    data: Path, checked: Callable[..., str], change: Callable[[pa.Table], pa.Table]
-):
+def test_text_that_is_none_is_refused_by_what_reads_it(data, checked, change):
     forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
     assert SAMPLES_NAME in checked("verify", data)
 
@@ -218,17 +219,6 @@ def test_a_table_that_is_no_parquet_is_refused(data: Path, checked: Callable[...
         digest = sha256_of_file(data / SAMPLES_NAME)
         edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
         assert SAMPLES_NAME in checked("verify", data, "--fast")
-
-
-def exchanged(column: str, one: int, other: int) -> Callable[[pa.Table], pa.Table]:
-    def change(table: pa.Table) -> pa.Table:
-        values = table[column].to_pylist()
-        values[one], values[other] = values[other], values[one]
-        return table.set_column(
-            table.schema.get_field_index(column), table.schema.field(column), [values]
-        )
-
-    return change
 
 
 # Within the shards, but not where the images lie: found by the walk along the members.
@@ -244,11 +234,7 @@ def exchanged(column: str, one: int, other: int) -> Callable[[pa.Table], pa.Tabl
     ],
 )
 def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
-    data: Path,
-    checked: Callable[..., str],
-    change: Callable[[pa.Table], pa.Table],
-    expected: str,
-    words: tuple[str, ...],
+    data, checked, change, expected, words
 ):
     table = pq.read_table(data / SAMPLES_NAME)
     key = table["key"][17].as_py()
@@ -259,9 +245,7 @@ def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", None])
-def test_a_forged_list_of_refused_files_is_refused(
-    data: Path, checked: Callable[..., str], content: bytes | None
-):
+def test_a_forged_list_of_refused_files_is_refused(data, checked, content):
     if content is None:
         pq.write_table(pa.table({"position": [1]}), data / QUARANTINE_NAME)
     else:
@@ -321,9 +305,7 @@ IDS: dict[str, Callable[[Any], bytes]] = {
 
 
 @pytest.mark.parametrize("name", IDS)
-def test_forged_ids_are_refused(
-    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
-):
+def test_forged_ids_are_refused(condensed, checked, name):
     path, command = condensed
     (path / IDS_NAME).write_bytes(IDS[name](np.load(path / IDS_NAME)))
     bless(path)
@@ -344,16 +326,6 @@ SETS: dict[str, Callable[[Json], object]] = {
     "parameters as text": setting("parameters", to="ipc"),
     "a seed beyond 64 bits": setting("seed", to=1 << 64),
 }
-
-
-@pytest.mark.parametrize("name", SETS)
-def test_a_forged_description_of_a_set_is_refused(
-    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
-):
-    path, command = condensed
-    edit(path / SET_NAME, SETS[name])
-    bless(path)
-    assert SET_NAME in checked(*command)
 
 
 INPUT = {"role": "data", "path": "../DATA", "kind": "dataset", "digest": "d", "inputs": []}
@@ -378,19 +350,20 @@ PROVENANCES: dict[str, Callable[[Json], object]] = {
 }
 
 
-@pytest.mark.parametrize("name", PROVENANCES)
-def test_a_forged_provenance_is_refused(
-    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
-):
+DOCUMENTS = [(SET_NAME, name) for name in SETS] + [(PROVENANCE_NAME, name) for name in PROVENANCES]
+
+
+@pytest.mark.parametrize(("document", "name"), DOCUMENTS)
+def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, name):
     path, command = condensed
-    edit(path / PROVENANCE_NAME, PROVENANCES[name])
-    assert PROVENANCE_NAME in checked(*command)
+    edit(path / document, (SETS | PROVENANCES)[name])
+    if document == SET_NAME:
+        bless(path)
+    assert document in checked(*command)
 
 
 @pytest.mark.parametrize("name", [SET_NAME, PROVENANCE_NAME])
-def test_a_description_nested_without_end_is_refused(
-    condensed: tuple[Path, tuple[object, ...]], checked: Callable[..., str], name: str
-):
+def test_a_description_nested_without_end_is_refused(condensed, checked, name):
     path, command = condensed
     (path / name).write_bytes(DEEP)
     assert "nested too deeply" in checked(*command)
@@ -446,9 +419,7 @@ ARRAYS: dict[str, Callable[[Json], object]] = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_forged_scores_are_refused(
-    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str], name: str
-):
+def test_forged_scores_are_refused(scores, score_command, checked, name):
     (path,) = scores.glob("gen-*/scores.zarr/aum/zarr.json")
     edit(path, ARRAYS[name])
     bless_scores(scores)
@@ -468,9 +439,7 @@ COMMITS: dict[str, Callable[[Json], object]] = {
 
 
 @pytest.mark.parametrize("name", COMMITS)
-def test_a_forged_record_of_commits_is_refused(
-    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str], name: str
-):
+def test_a_forged_record_of_commits_is_refused(scores, score_command, checked, name):
     edit(scores / "commit.json", COMMITS[name])
     assert "commit.json" in checked(*score_command)
 
@@ -478,17 +447,13 @@ def test_a_forged_record_of_commits_is_refused(
 @pytest.mark.parametrize(
     "content", [DEEP, b"[]", b'{"x": "why"}', b"\xff", b'{"99999999999999999999": ""}']
 )
-def test_a_forged_list_of_undecodable_samples_is_refused(
-    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str], content: bytes
-):
+def test_a_forged_list_of_undecodable_samples_is_refused(scores, score_command, checked, content):
     (scores / "undecodable.json").write_bytes(content)
     assert "undecodable.json cannot be read" in checked(*score_command)
 
 
 @pytest.mark.parametrize("value", [3, -2, 1 << 31])
-def test_predictions_of_no_class_are_refused(
-    packed: Path, tmp_path: Path, checked: Callable[..., str], value: int
-):
+def test_predictions_of_no_class_are_refused(packed, tmp_path, checked, value):
     scores = tmp_path / "FORGED"
     recorded = Provenance.read(packed).as_input("data", packed, scores)
     binds = {"identity": Manifest.read(packed).identity}
@@ -501,9 +466,7 @@ def test_predictions_of_no_class_are_refused(
     assert "predictions that are no class of 3" in checked("scores", "suspects", scores)
 
 
-def test_scores_that_name_no_data_set_are_refused(
-    scores: Path, score_command: tuple[object, ...], checked: Callable[..., str]
-):
+def test_scores_that_name_no_data_set_are_refused(scores, score_command, checked):
     edit(scores / PROVENANCE_NAME, setting("binds", to={}))
     assert "names no identity" in checked(*score_command)
     assert "names no identity" in checked("scores", "show", scores)
@@ -535,9 +498,7 @@ def pixels(packed: Path, work: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", PIXELS)
-def test_a_forged_index_of_pixels_is_refused(
-    pixels: Path, packed: Path, tmp_path: Path, stopped: Callable[..., str], name: str
-):
+def test_a_forged_index_of_pixels_is_refused(pixels, packed, tmp_path, stopped, name):
     copy = shutil.copytree(pixels, tmp_path / "PIXELS")
     edit(copy / "pixels.json", PIXELS[name])
     command = ("score", packed, tmp_path / "SCORES", "--pixels", copy, "--size", 17)
@@ -551,9 +512,7 @@ LINES = [b"3", b"[]", b"null", b"{}", b'{"stage": 1}', DEEP[:2000], b"\xff\xfe",
          b'{"stage": "pack"}', b'{"stage": "pack", "wall_seconds": "x"}']  # fmt: skip
 
 
-def test_what_is_no_line_of_a_ledger_is_passed_over(
-    packed: Path, data: Path, done: Callable[..., list[str]]
-):
+def test_what_is_no_line_of_a_ledger_is_passed_over(packed, data, done):
     with (data / "ledger.jsonl").open("ab") as file:
         file.write(b"\n".join(LINES) + b"\n")
     said, expected = done("cost", data), done("cost", packed)

@@ -7,7 +7,6 @@ import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -61,7 +60,7 @@ def test_its_splits_are_no_classes(tiny_imagenet: Path, tmp_path: Path, refused:
 
 
 def test_its_validation_images_are_packed_by_the_command_that_the_refusal_names(
-    tiny_imagenet: Path, tmp_path: Path, refused: Refused, done: Done
+    tiny_imagenet, tmp_path, refused, done
 ):
     said = refused(tmp_path, "pack", tiny_imagenet / "val", tmp_path / "DATA")
     assert said.startswith(f"{tiny_imagenet / 'val'} holds a single class, images; ")
@@ -138,9 +137,7 @@ SOURCES = (folder, tree_tar, class_tar_folder, tar_of_tars, webdataset, parquet,
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_single_class_is_packed_only_when_asked_for(
-    tmp_path: Path, refused: Refused, done: Done, source: Callable[[Path], Path]
-):
+def test_a_single_class_is_packed_only_when_asked_for(tmp_path, refused, done, source):
     src, data = source(tmp_path), tmp_path / "DATA"
     said = refused(tmp_path, "pack", src, data)
     assert said.startswith(f"{src} holds a single class, cat; ")
@@ -166,9 +163,7 @@ def test_a_packed_single_class_is_verified_and_retried_without_the_flag(tmp_path
 # Splits beside other folders, in tars too.
 
 
-def test_splits_beside_another_folder_are_refused(
-    make_photos: Callable[..., Path], tmp_path: Path, refused: Refused
-):
+def test_splits_beside_another_folder_are_refused(make_photos, tmp_path, refused):
     for name in ("train", "val", "extra"):
         make_photos(tmp_path / "src" / name, per_class=1)
     said = refused(tmp_path, "pack", tmp_path / "src", tmp_path / "DATA")
@@ -215,9 +210,7 @@ def test_tars_with_side_cars_are_those_of_their_images(tmp_path: Path, done: Don
 # Nothing ends empty without a word.
 
 
-def test_a_class_whose_every_file_is_refused_stops_the_packing(
-    make_photos: Callable[..., Path], tmp_path: Path, coreset: Callable[..., Any]
-):
+def test_a_class_whose_every_file_is_refused_stops_the_packing(make_photos, tmp_path, coreset):
     src, data = make_photos(tmp_path / "src", per_class=4), tmp_path / "DATA"
     shutil.rmtree(src / "n02102040")
     (src / "n02102040").mkdir()
@@ -231,9 +224,7 @@ def test_a_class_whose_every_file_is_refused_stops_the_packing(
     assert coreset("pack", src, data).code == 0
 
 
-def test_a_class_that_a_table_leaves_without_samples_is_told(
-    make_photos: Callable[..., Path], tmp_path: Path, done: Done
-):
+def test_a_class_that_a_table_leaves_without_samples_is_told(make_photos, tmp_path, done):
     src, labels = make_photos(tmp_path / "src", per_class=2), tmp_path / "labels.csv"
     rows = [(path.relative_to(src), path.parent.name) for path in sorted(src.glob("*/*"))]
     moved = [(path, "n01440764" if name == "n02979186" else name) for path, name in rows]
@@ -268,9 +259,7 @@ def test_a_shard_without_members_among_others_is_told(tmp_path: Path, done: Done
     assert Manifest.read(tmp_path / "DATA").n_samples == 3
 
 
-def test_a_side_car_never_replaces_its_image(
-    make_photos: Callable[..., Path], tmp_path: Path, done: Done
-):
+def test_a_side_car_never_replaces_its_image(make_photos, tmp_path, done):
     src = make_photos(tmp_path / "src", per_class=2)
     for number in range(2):
         image = next((src / "n02102040").glob(f"photo_00{number}.*"))

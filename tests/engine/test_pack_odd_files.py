@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from PIL import Image
 
 from coreset.bench import crafted, faults
-from coreset.shards.format.dataset import QUARANTINE_NAME, Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import Flag
 
+PackedAs = Callable[[Path], tuple[dict[str, tuple[dict[str, Any], bytes]], dict[str, Any]]]
 ODD = {"a/441.jpg": ((1, 4), (1, 1), (1, 1)), "b/410.jpg": ((4, 2), (1, 1), (1, 1))}
 
 
@@ -35,42 +34,39 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def refused_of(data: Path) -> dict[str, tuple[str, str]]:
-    rows = pq.read_table(data / QUARANTINE_NAME).to_pylist()
-    return {row["source"]: (row["reason"], row["detail"]) for row in rows}
-
-
-def rows_of(data: Path) -> dict[str, dict[str, Any]]:
-    return {row["source"]: row for row in Dataset.open(data).samples.to_pylist()}
+@pytest.fixture
+def packed_as(stored_samples: Callable[..., Any], refused_files: Callable[..., Any]) -> PackedAs:
+    """Samples (row, bytes) and refusals (reason, detail) of a data set by their sources."""
+    return lambda data: (
+        {row["source"]: (row, stored) for row, stored in stored_samples(data)},
+        {row["source"]: (row["reason"], row["detail"]) for row in refused_files(data)},
+    )
 
 
 @pytest.mark.parametrize("check", ["--check", "--no-check"])
 def test_odd_samplings_are_packed_and_flagged_and_many_scans_listed(
-    source: Path, tmp_path: Path, done: Callable[..., list[str]], check: str
+    source, tmp_path, done, packed_as, check
 ):
     data = tmp_path / "DATA"
     lines = done("pack", source, data, check)
     assert "stored as they are, and flagged: 2 odd_sampling" in lines
-    assert refused_of(data) == {
+    samples, refused = packed_as(data)
+    assert refused == {
         "a/scans.jpg": ("too-many-scans", "more than 22 scans of 9000 x 9000 pixels")
     }
     assert Manifest.read(data).kinds["odd_sampling"] == 2
-    for name, row in rows_of(data).items():
+    for name, (row, _) in samples.items():
         assert (Flag.ODD_SAMPLING in Flag(row["flags"])) == (name in ODD)
         assert (row["width"], row["height"]) == ((90, 70) if name in ODD else (96, 72))
     done("verify", data, "--deep")
 
 
-def test_resized_storage_makes_plain_jpegs_of_odd_samplings(
-    source: Path, tmp_path: Path, done: Callable[..., list[str]]
-):
+def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, done, packed_as):
     data = tmp_path / "DATA"
     done("pack", source, data, "--store", "resized", "--short-side", 70, "--quality", 100)
-    rows = rows_of(data)
+    samples, _ = packed_as(data)
     for name in ODD:
-        row = rows[name]
-        tar = (data / f"shard-{row['shard']:06d}.tar").read_bytes()
-        stored = tar[row["offset"] : row["offset"] + row["bytes"]]
+        row, stored = samples[name]
         assert simplejpeg.decode_jpeg_header(stored)[3] == "420"
         with Image.open(BytesIO((source / name).read_bytes())) as image:
             expected = np.asarray(image.convert("RGB")).astype(int)
@@ -79,12 +75,8 @@ def test_resized_storage_makes_plain_jpegs_of_odd_samplings(
 
 
 @pytest.mark.parametrize("store", ["original", "resized"])
-def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(
-    source: Path,
-    tmp_path: Path,
-    coreset: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
-    store: str,
+def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(  # noqa: PLR0917 - fixtures
+    source, tmp_path, coreset, packed_as, monkeypatch, store
 ):
     decode, bad = simplejpeg.decode_jpeg, (source / "b" / "3.jpg").read_bytes()
 
@@ -95,10 +87,7 @@ def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", fails)
     data = tmp_path / "DATA"
-    told = coreset("pack", source, data, "--store", store, "--short-side", 64)
-    assert told.code == 0
-    assert refused_of(data)["b/3.jpg"] == (
-        "undecodable",
-        "RuntimeError: what no codec should raise",
-    )
-    assert len(rows_of(data)) == 13
+    assert coreset("pack", source, data, "--store", store, "--short-side", 64).code == 0
+    samples, refused = packed_as(data)
+    assert refused["b/3.jpg"] == ("undecodable", "RuntimeError: what no codec should raise")
+    assert len(samples) == 13

@@ -20,17 +20,8 @@ from coreset.shards.images.flags import Flag
 SHORT_SIDE = 32
 
 
-def stored_images(dataset: Dataset) -> list[tuple[dict[str, Any], bytes]]:
-    """Rows of the sample table with the bytes that they point at."""
-    shards = [path.read_bytes() for path in dataset.shard_paths()]
-    return [
-        (row, shards[row["shard"]][row["offset"] : row["offset"] + row["bytes"]])
-        for row in dataset.samples.to_pylist()
-    ]
-
-
 def test_resized_images_are_small_jpegs_of_the_same_samples(
-    photos: Path, packed: Path, tmp_path: Path
+    photos, packed, tmp_path, stored_samples
 ):
     data = tmp_path / "DATA"
     Pack(src=photos, data=data, store="resized", short_side=SHORT_SIDE, samples_per_shard=16).run()
@@ -39,7 +30,7 @@ def test_resized_images_are_small_jpegs_of_the_same_samples(
     assert resized.manifest.content != original.manifest.content
     Verify(data=data, deep=True).run()
     for (before, source), (row, content) in zip(
-        stored_images(original), stored_images(resized), strict=True
+        stored_samples(packed), stored_samples(data), strict=True
     ):
         image = Image.open(io.BytesIO(content))
         assert (row["key"], row["source_hash"]) == (before["key"], before["content_hash"])
@@ -56,9 +47,7 @@ def test_resized_images_are_small_jpegs_of_the_same_samples(
         assert difference.mean() < 12  # chroma is subsampled, and the photographs are noisy
 
 
-def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(
-    photos: Path, packed: Path, tmp_path: Path
-):
+def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(photos, packed, tmp_path):
     for name, src in (("once", photos), ("again", packed)):
         Pack(src=src, data=tmp_path / name, store="resized", short_side=SHORT_SIDE, name="x").run()
     once, again = (Manifest.read(tmp_path / name) for name in ("once", "again"))
@@ -66,9 +55,7 @@ def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(
     assert (once.identity, once.content) == (again.identity, again.content)
 
 
-def test_a_damaged_file_is_found_also_where_it_is_small_enough_to_stay(
-    make_photos: Callable[..., Path], tmp_path: Path
-):
+def test_a_damaged_file_is_found_also_where_it_is_small_enough_to_stay(make_photos, tmp_path):
     src = make_photos(tmp_path / "src", per_class=8)
     path = src / "n01440764/photo_006.JPEG"
     path.write_bytes(path.read_bytes()[:-200])
@@ -96,9 +83,7 @@ def test_the_first_bad_file_may_stop_the_packing(make_photos: Callable[..., Path
     assert not (tmp_path / "DATA").exists()
 
 
-def test_the_first_of_two_files_with_one_key_may_be_kept(
-    make_photos: Callable[..., Path], tmp_path: Path
-):
+def test_the_first_of_two_files_with_one_key_may_be_kept(make_photos, tmp_path):
     src = make_photos(tmp_path / "src", per_class=3)
     shutil.copy(src / "n02102040/photo_002.JPEG", src / "n02102040/photo_002.jpg")
     with pytest.raises(UsageError, match="--duplicates first"):
@@ -108,25 +93,26 @@ def test_the_first_of_two_files_with_one_key_may_be_kept(
     assert Manifest.read(tmp_path / "DATA").n_samples == 9
 
 
-def test_known_class_lists_are_taken_by_name(photos: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match=r"class n03000684 is not in .* \(7 of 10 asked for"):
-        Pack(src=photos, data=tmp_path / "DATA", classes="imagenette").run()
-    with pytest.raises(UsageError, match="neither imagenette, imagenet-100 or imagenet-1k nor"):
-        Pack(src=photos, data=tmp_path / "DATA", classes="imagenet21k").run()
-
-
 @pytest.mark.parametrize(
-    ("options", "fact"),
+    ("options", "message"),
     [({"quality": 0}, r"quality must be in \[1, 100\], got 0"),
      ({"short_side": 0}, "short_side must be at least 1"),
-     ({"labels": Path("none.csv"), "column": "x"}, "none.csv does not exist")],
+     ({"samples_per_shard": 0}, "samples_per_shard must be at least 1, got 0"),
+     ({"workers": -1}, r"workers must be 0 \(one per core\) or more, got -1"),
+     ({"column": "noisy"}, "labels and column go together"),
+     ({"labels": Path("x.csv")}, "labels and column go together"),
+     ({"labels": Path("none.csv"), "column": "x"}, "none.csv does not exist"),
+     ({"data": "inside"}, "lies in src"),
+     ({"classes": "imagenette"}, r"class n03000684 is not in .* \(7 of 10 asked for"),
+     ({"classes": "imagenet21k"}, "neither imagenette, imagenet-100 or imagenet-1k nor")],
 )  # fmt: skip
-def test_options_out_of_range_leave_nothing(
-    photos: Path, tmp_path: Path, options: dict[str, object], fact: str
-):
-    with pytest.raises(UsageError, match=fact):
-        Pack(src=photos, data=tmp_path / "DATA", **options).run()  # pyright: ignore[reportArgumentType]
-    assert list(tmp_path.iterdir()) == []
+def test_options_that_do_not_fit_are_refused(photos, tmp_path, options, message):
+    fields: dict[str, Any] = {"data": tmp_path / "DATA"} | options
+    if options == {"data": "inside"}:
+        fields["data"] = photos / "DATA"
+    with pytest.raises(UsageError, match=message):
+        Pack(src=photos, **fields).run()
+    assert not fields["data"].exists()
 
 
 @pytest.mark.parametrize(
@@ -134,9 +120,7 @@ def test_options_out_of_range_leave_nothing(
     [("ILSVRC2012_img_train", "train"), ("my-val-images", "validation"), ("photos", "photos"),
      ("val", "val")],
 )  # fmt: skip
-def test_the_split_is_told_by_the_name_of_the_source(
-    photos: Path, tmp_path: Path, name: str, split: str
-):
+def test_the_split_is_told_by_the_name_of_the_source(photos, tmp_path, name, split):
     shutil.copytree(photos, tmp_path / "copy" / name)
     Pack(src=tmp_path / "copy" / name, data=tmp_path / "DATA").run()
     assert Manifest.read(tmp_path / "DATA").split == split

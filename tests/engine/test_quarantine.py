@@ -65,9 +65,7 @@ def test_a_retry_gives_what_packing_the_mended_source_gives(source: Path, tmp_pa
 
 
 @pytest.mark.parametrize("change", ["rewritten", "removed", "added"])
-def test_a_source_that_changed_elsewhere_is_refused_and_nothing_is_lost(
-    source: Path, tmp_path: Path, change: str
-):
+def test_a_source_that_changed_elsewhere_is_refused_and_nothing_is_lost(source, tmp_path, change):
     data = pack(source, tmp_path / "DATA")
     before = stored_files(data)
     shutil.copy(tmp_path / "whole.jpg", source / BAD)

@@ -153,9 +153,7 @@ def test_names_of_several_words_stay_whole(tmp_path: Path, content: str, names: 
         ("x.json", "{}", "is empty"),
     ],
 )  # fmt: skip
-def test_a_list_that_may_mean_two_orders_is_refused(
-    tmp_path: Path, name: str, content: str, message: str
-):
+def test_a_list_that_may_mean_two_orders_is_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content)
     with pytest.raises(UsageError, match=message) as refusal:
         class_list(str(tmp_path / name))

@@ -1,3 +1,5 @@
+"""Labels from tables: how rows name images, and tables that are refused."""
+
 import os
 from pathlib import Path
 
@@ -29,35 +31,21 @@ def labels_from(source: Source, table: str, column: str = "noisy") -> dict[str, 
     return {name: source.classes[label] for name, label in zip(source.names, labels, strict=True)}
 
 
-def test_rows_match_by_key_by_path_and_by_the_last_two_parts(source: Source):
-    table = """path,noisy,other
-train/cat/1.JPEG,dog,cat
-cat/2,dog,cat
-dog/1.JPEG,cat,cat
-dog/old/9.JPEG,cat,cat
-val/fish/1.JPEG,fish,fish
-"""
-    assert labels_from(source, table) == {
-        "cat/1.JPEG": "dog", "cat/2.JPEG": "dog", "dog/1.JPEG": "cat", "dog/old/9.JPEG": "cat",
-    }  # fmt: skip
-
-
-def test_absolute_paths_of_any_depth_keys_and_lone_names_match(source: Source):
-    place = source.place
-    table = f"""image_id,noisy
-{place}/cat/1.JPEG,dog
-/elsewhere/src/cat/2.png,dog
-C:\\data\\dog\\1.JPEG,cat
-{place}/dog/old/9.JPEG,cat
-"""
-    expected = {
-        "cat/1.JPEG": "dog", "cat/2.JPEG": "dog", "dog/1.JPEG": "cat", "dog/old/9.JPEG": "cat",
-    }  # fmt: skip
-    assert labels_from(source, table) == expected
-    lone = table.replace(f"{place}/dog/old/9.JPEG", "9").replace(
-        "/elsewhere/src/cat/2.png", "2.png"
-    )
-    assert labels_from(source, lone) == expected
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train/cat/1.JPEG", "cat/2", "dog/1.JPEG", "dog/old/9.JPEG"),
+        ("{}/cat/1.JPEG", "/elsewhere/src/cat/2.png", r"C:\data\dog\1.JPEG", "{}/dog/old/9.JPEG"),
+        ("{}/cat/1.JPEG", "2.png", "dog/1", "9"),
+    ],
+    ids=["keys and parts of paths", "paths of any depth", "lone names"],
+)
+def test_rows_name_images_by_keys_paths_and_lone_file_names(source: Source, names: tuple[str, ...]):
+    new = ("dog", "dog", "cat", "cat")
+    rows = [f"{n},{label},x\n" for n, label in zip(names, new, strict=True)]
+    table = "".join(["image_id,noisy,other\n", *rows, "val/fish/3.JPEG,fish,fish\n"])
+    labels = labels_from(source, table.replace("{}", str(source.place)))
+    assert labels == dict(zip(IMAGES, new, strict=True))
 
 
 @pytest.mark.parametrize(
@@ -97,11 +85,6 @@ def test_a_table_that_names_no_image_says_what_was_looked_for(source: Source):
     assert f"column 'path' has 'cat-1.JPEG', looked for was {key!r}, " in str(refusal.value)
 
 
-def test_a_file_name_of_several_images_is_refused(source: Source):
-    with pytest.raises(UsageError, match=r"line 2 names several images; list their"):
-        labels_from(source, "path,noisy\n1.JPEG,cat\n")
-
-
 WHOLE = "path,noisy\n" + "".join(f"{name},{name[:3]}\n" for name in IMAGES)
 
 
@@ -125,12 +108,11 @@ WHOLE = "path,noisy\n" + "".join(f"{name},{name[:3]}\n" for name in IMAGES)
         (WHOLE.replace("1.JPEG,cat", "1.JPEG,fish"), "noisy", "line 2: noisy is 'fish'"),
         (WHOLE + "cat/1.JPEG,dog\n", "noisy", r"line 6 contradicts an earlier row of cat/1.JPEG"),
         (WHOLE.replace("dog/", "d/"), "noisy", r"2 of 4 files have none"),
+        ("path,noisy\n1.JPEG,cat\n", "noisy", r"line 2 names several images; list their"),
         (WHOLE.replace("cat/2", "cat/3"), "noisy", r"cat/2.JPEG has no row .* \(1 of 4 files"),
     ],
 )
-def test_a_table_that_does_not_fit_is_refused(
-    source: Source, table: str, column: str, message: str
-):
+def test_a_table_that_does_not_fit_is_refused(source, table, column, message):
     with pytest.raises(UsageError, match=message):
         labels_from(source, table, column)
 
@@ -145,13 +127,10 @@ def test_a_file_that_is_no_image_needs_no_row(source: Source):
     assert labels["cat/page.jpg"] == "cat"
 
 
-def test_a_missing_table_is_refused(source: Source):
-    with pytest.raises(UsageError, match=r"labels table .* does not exist"):
-        read_labels(source.place / "none.csv", "noisy", source)
-
-
-def test_a_table_that_is_no_text_is_refused(source: Source):
+def test_a_table_that_is_missing_or_no_text_is_refused(source: Source):
     path = source.place.parent / "labels.csv"
+    with pytest.raises(UsageError, match=r"labels table .* does not exist"):
+        read_labels(path, "noisy", source)
     path.write_bytes(b"path,noisy\n\xff\xfe,\x00\n")
     with pytest.raises(UsageError, match="cannot be read as CSV"):
         read_labels(path, "noisy", source)

@@ -1,10 +1,9 @@
-"""Faults that only show from inside: sources that change under way, and a stop in the middle."""
+"""Faults inside a packing: sources that change meanwhile, stops, and the order of commits."""
 
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -78,9 +77,7 @@ def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos: Path, s
 
 
 @pytest.mark.parametrize("damage", ["short tar", "no index", "half a record"])
-def test_a_committed_shard_that_was_damaged_is_packed_again(
-    small: Path, scratch: Path, damage: str
-):
+def test_a_committed_shard_that_was_damaged_is_packed_again(small, scratch, damage):
     plan, listed = plan_of(small), scratch / "list.csv"
     with pytest.raises(StopHereError):
         pack(plan, scratch, workers=1, listed=listed, observer=Counting(stop_after=9))
@@ -97,25 +94,39 @@ def test_a_committed_shard_that_was_damaged_is_packed_again(
     assert "shard-000001.tar" in again.fresh
 
 
-def test_a_file_that_changes_after_it_was_found_stops_the_packing_by_name(
-    small: Path, scratch: Path
-):
-    plan = plan_of(small)
-    os.utime(small / "n02102040" / "photo_006.JPEG", (1, 1))
-    with pytest.raises(UsageError, match=r"photo_006.JPEG changed while it was being packed"):
+@pytest.mark.parametrize("limits", [(3, 1 << 22), (128, 9_000)])
+def test_the_division_into_blocks_changes_no_byte(small, scratch, tmp_path, monkeypatch, limits):
+    samples, n_bytes = limits
+    whole, plan = tmp_path / "whole", plan_of(small, samples_per_shard=8)
+    whole.mkdir()
+    pack(plan, whole, workers=1, listed=whole / "list.csv", observer=Counting())
+    monkeypatch.setattr("coreset.shards.packing.plan.MAX_BLOCK_SAMPLES", samples)
+    monkeypatch.setattr("coreset.shards.packing.plan.MAX_BLOCK_BYTES", n_bytes)
+    blocks, sizes = plan.blocks(0), plan.sizes(plan.positions(0))
+    assert len(blocks) > 1
+    assert [position for block in blocks for position in block] == list(plan.positions(0))
+    for block in blocks:
+        assert len(block) <= samples
+        assert len(block) == 1 or sizes[block.start : block.stop].sum() <= n_bytes
+    pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
+    assert {path.name: path.read_bytes() for path in scratch.iterdir()} == {
+        path.name: path.read_bytes() for path in whole.iterdir()
+    }
+
+
+@pytest.mark.parametrize("vanishes", [True, False])
+def test_a_file_that_changes_or_vanishes_stops_the_packing_by_name(small, scratch, vanishes):
+    plan, path = plan_of(small), small / "n02102040" / "photo_006.JPEG"
+    if vanishes:
+        path.unlink()
+    else:
+        os.utime(path, (1, 1))
+    message = r"cannot be read \(No such file" if vanishes else "changed while it was being packed"
+    with pytest.raises(UsageError, match=rf"photo_006.JPEG {message}"):
         pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
 
 
-def test_a_file_that_vanishes_stops_the_packing_by_name(small: Path, scratch: Path):
-    plan = plan_of(small)
-    (small / "n02102040" / "photo_006.JPEG").unlink()
-    with pytest.raises(UsageError, match=r"photo_006.JPEG cannot be read \(No such file"):
-        pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
-
-
-def test_a_record_commits_what_is_on_the_disk_and_the_manifest_comes_last(
-    small: Path, scratch: Path, disk: Any
-):
+def test_a_record_commits_what_is_on_the_disk_and_the_manifest_comes_last(small, scratch, disk):
     pack(plan_of(small), scratch, workers=1, listed=scratch / "list.csv", observer=Counting())
     written = {path.name: path.read_bytes() for path in scratch.iterdir() if path.is_file()}
     shards = [name for name in written if name.endswith(".tar")]

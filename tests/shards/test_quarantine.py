@@ -42,9 +42,7 @@ def test_few_refused_files_are_tolerated(tmp_path: Path, counts: dict[str, int],
         ({"dog": 1}, [10, 1], r"dog with 1 of 1 \(limit 0\)"),
     ],
 )
-def test_too_many_refused_files_stop_the_packing_and_are_listed(
-    tmp_path: Path, counts: dict[str, int], sizes: list[int], message: str
-):
+def test_too_many_refused_files_stop_the_packing_and_are_listed(tmp_path, counts, sizes, message):
     listed = tmp_path / "list.csv"
     with pytest.raises(DataError, match=message) as caught:
         require_few(refused(**counts), ["cat", "dog"], np.array(sizes), listed)

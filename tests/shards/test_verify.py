@@ -8,7 +8,7 @@ import pytest
 
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.verify import Verify
-from coreset.shards.errors import DataError, ManifestError, UsageError
+from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
 from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
@@ -40,32 +40,61 @@ def recount(data: Path) -> None:
     (data / MANIFEST_NAME).write_text(json.dumps(document))
 
 
-@pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_whole_data_set_is_called_whole(packed: Path, deep: bool, workers: int):
-    (line,) = Verify(data=packed, deep=deep, workers=workers).run().lines
-    assert "is whole: 60 samples in 4 shards" in line
+def test_a_whole_data_set_is_called_whole_at_every_depth(packed: Path, workers: int):
+    n_bytes = sum(path.stat().st_size for path in packed.glob("*.tar"))
+    for fast, deep, passes in ((True, False, 0), (False, False, 1), (False, True, 2)):
+        (line,) = Verify(data=packed, workers=workers, fast=fast, deep=deep).run().lines
+        assert f"is whole: 60 samples in 4 shards, {passes * n_bytes:,} bytes read; " in line
+        assert ("sizes and counts only" in line) is fast
 
 
-def test_a_fast_check_reads_no_shard(packed: Path):
-    (line,) = Verify(data=packed, fast=True).run().lines
-    assert "is whole: 60 samples in 4 shards, 0 bytes read; sizes and counts only" in line
+NO_INDEX = r"shard-000000.idx: expected the index"
+# Damage, what a fast check says, and what a full one says if that differs.
+DAMAGES: dict[str, tuple[Damage, str, str]] = {
+    "cut": (
+        lambda d: cut_after_samples(d / "shard-000002.tar", 5),
+        r"shard-000002.tar: bytes expected \d+, found \d+",
+        r"header at byte .* is cut; shard-000002.tar: samples expected 16, found 5;",
+    ),
+    "missing": (
+        lambda d: (d / "shard-000003.tar").unlink(),
+        r"shard-000003.tar: bytes expected \d+, found no file",
+        r"shard-000003.tar: expected 12 samples, found no file",
+    ),
+    "no index": (
+        lambda d: (d / "shard-000000.idx").unlink(),
+        r"shard-000000.idx: bytes expected",
+        NO_INDEX,
+    ),
+    "no quarantine": (
+        lambda d: (d / QUARANTINE_NAME).unlink(), r"sha256 expected \w+, found no file", ""
+    ),
+    "quarantine": (
+        lambda d: flip(d / QUARANTINE_NAME, 9), r"quarantine.parquet: sha256 expected \w+", ""
+    ),
+    "count": (recount, r"samples of shard-000000.tar expected 17, found 16", ""),
+    "table": (lambda d: flip(d / SAMPLES_NAME, 0), SAMPLES_NAME, ""),
+    "manifest": (lambda d: flip(d / MANIFEST_NAME, 0), MANIFEST_NAME, ""),
+    "flip": (
+        lambda d: flip(d / "shard-000001.tar", 700),
+        "",
+        r"shard-000001.tar: sha256 expected \w+, found \w+",
+    ),
+    "index": (lambda d: flip(d / "shard-000000.idx", 9), "", NO_INDEX),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda d: cut_after_samples(d / "shard-000002.tar", 5),
-         r"shard-000002.tar: bytes expected \d+, found \d+"),
-        (lambda d: (d / "shard-000003.tar").unlink(),
-         r"shard-000003.tar: bytes expected \d+, found no file"),
-        (lambda d: (d / "shard-000000.idx").unlink(), r"shard-000000.idx: bytes expected"),
-        (recount, r"samples of shard-000000.tar expected 17, found 16"),
-    ],
-)  # fmt: skip
-def test_a_fast_check_finds_what_sizes_and_counts_show(copy: Path, damage: Damage, message: str):
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_named_with_what_was_expected_and_found(copy: Path, name: str):
+    damage, fast, full = DAMAGES[name]
     damage(copy)
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=full or fast):
+        Verify(data=copy).run()
+    if not fast:  # neither sizes nor counts show it
+        Verify(data=copy, fast=True).run()
+        return
+    with pytest.raises(DataError, match=fast):
         Verify(data=copy, fast=True).run()
 
 
@@ -84,9 +113,7 @@ def repaired(copy: Path, photos: Path, shard: str) -> tuple[str, ...]:
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "1"])
-def test_a_damaged_shard_is_built_again_from_the_source(
-    copy: Path, packed: Path, photos: Path, name: str
-):
+def test_a_damaged_shard_is_built_again_from_the_source(copy, packed, photos, name):
     flip(copy / "shard-000001.tar", 700)
     (copy / "shard-000001.idx").unlink()
     first, second = repaired(copy, photos, name)
@@ -128,41 +155,6 @@ def test_images_that_occur_twice_are_told(make_photos: Callable[..., Path], tmp_
     (row,) = csv.DictReader(listed.read_text().splitlines())
     assert (row["key"], row["other_key"]) == ("n01440764/photo_002", "n01440764/photo_902")
     assert len(Verify(data=tmp_path / "DATA-b").run().lines) == 1
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (
-            lambda d: flip(d / "shard-000001.tar", 700),
-            r"shard-000001.tar: sha256 expected \w+, found \w+",
-        ),
-        (
-            lambda d: cut_after_samples(d / "shard-000002.tar", 5),
-            r"header at byte .* is cut; shard-000002.tar: samples expected 16, found 5;",
-        ),
-        (
-            lambda d: (d / "shard-000003.tar").unlink(),
-            r"shard-000003.tar: expected 12 samples, found no file",
-        ),
-        (lambda d: (d / "shard-000000.idx").unlink(), r"shard-000000.idx: expected the index"),
-        (lambda d: flip(d / "shard-000000.idx", 9), r"shard-000000.idx: expected the index"),
-        (lambda d: (d / QUARANTINE_NAME).unlink(), r"sha256 expected \w+, found no file"),
-        (lambda d: flip(d / QUARANTINE_NAME, 9), r"quarantine.parquet: sha256 expected \w+"),
-    ],
-    ids=["flip", "cut", "missing", "no-index", "index", "no-quarantine", "quarantine"],
-)
-def test_damage_is_named_with_what_was_expected_and_found(copy: Path, damage: Damage, message: str):
-    damage(copy)
-    with pytest.raises(DataError, match=message):
-        Verify(data=copy).run()
-
-
-@pytest.mark.parametrize("name", [SAMPLES_NAME, MANIFEST_NAME])
-def test_a_damaged_table_or_manifest_is_named(copy: Path, name: str):
-    flip(copy / name, 0)
-    with pytest.raises(ManifestError, match=name):
-        Verify(data=copy).run()
 
 
 def test_many_damages_are_counted(copy: Path):

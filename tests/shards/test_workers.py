@@ -1,4 +1,4 @@
-"""Blocks made in forked processes: the same as here, and their ends."""
+"""Workers in forked processes: the same blocks as in threads, and how the processes end."""
 
 import os
 import signal
@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from numba import njit
 
 from coreset.kernels.jpeg.resize import warm_up
 from coreset.shards.errors import DataError, MachineError, UsageError
-from coreset.shards.packing import workers as makers
+from coreset.shards.packing import workers
 from coreset.shards.packing.encode import Block
 from coreset.shards.packing.plan import Plan, Resize
-from coreset.shards.packing.workers import EncodedBlock, can_fork, workers_of
+from coreset.shards.packing.workers import EncodedBlock, can_fork, evict_code, start_workers
 from coreset.shards.sources.folder import find_folder
 
 
@@ -43,38 +44,36 @@ def src(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("resize", [None, Resize(short_side=20, quality=80)])
 @pytest.mark.parametrize("block_bytes", [1 << 22, 2000])
-def test_processes_make_what_this_one_makes(
-    src: Path, resize: Resize | None, block_bytes: int, monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(makers, "_ROOM", block_bytes)  # little has room in shared memory
+def test_processes_encode_as_threads_do(src, resize, block_bytes, monkeypatch):
+    monkeypatch.setattr(workers, "_SHARED_BYTES", block_bytes)  # too few for most images
     if resize:
         warm_up()
     plan = plan_of(src, resize=resize)
     blocks = [range(5), range(5, 6), range(6, len(plan.source))]
     with (
-        workers_of(plan, 1, never, processes=False) as (here,),
-        workers_of(plan, 2, never, processes=True) as (first, second),
+        start_workers(plan, 1, never, processes=False) as (thread,),
+        start_workers(plan, 2, never, processes=True) as (first, second),
     ):
-        expected = [joined(here.make(block)) for block in blocks]
-        assert [joined(first.make(block)) for block in blocks] == expected
-        assert [joined(second.make(block)) for block in blocks] == expected
+        expected = [joined(thread.encode(block)) for block in blocks]
+        assert [joined(first.encode(block)) for block in blocks] == expected
+        assert [joined(second.encode(block)) for block in blocks] == expected
     assert [len(block.refused) for block, _ in expected] == [1, 0, 0]
     assert [len(block.positions) for block, _ in expected] == [4, 1, len(plan.source) - 6]
 
 
 def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
     plan = plan_of(src, skip_damaged=False)
-    with workers_of(plan, 1, never, processes=True) as (maker,):
+    with start_workers(plan, 1, never, processes=True) as (worker,):
         with pytest.raises(DataError, match=r"cannot be packed \(not-an-image"):
-            maker.make(range(3))
+            worker.encode(range(3))
         os.utime(sorted(src.glob("*/*"))[1], (1, 1))
         with pytest.raises(UsageError, match="changed while it was being packed"):
-            maker.make(range(1, 3))
-        assert maker.make(range(2, 4)).block.positions == [2, 3]
+            worker.encode(range(1, 3))
+        assert worker.encode(range(2, 4)).block.positions == [2, 3]
 
 
-def joined(made: EncodedBlock) -> tuple[Block, bytes]:
-    return made.block, b"".join(made.parts)
+def joined(encoded: EncodedBlock) -> tuple[Block, bytes]:
+    return encoded.block, b"".join(encoded.parts)
 
 
 def children() -> set[int]:
@@ -84,18 +83,18 @@ def children() -> set[int]:
 
 def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
     before, plan = children(), plan_of(src)
-    with workers_of(plan, 1, never, processes=True) as (maker,):
+    with start_workers(plan, 1, never, processes=True) as (worker,):
         (child,) = children() - before
         os.kill(child, signal.SIGKILL)
         for _ in range(2):  # another thread may ask before all have heard of it
             with pytest.raises(MachineError, match=r"by SIGKILL between .*; if memory"):
-                maker.make(range(4))
+                worker.encode(range(4))
     assert children() <= before
 
 
 def test_no_process_is_left_after_an_error(src: Path):
     before = children()
-    with suppress(KeyboardInterrupt), workers_of(plan_of(src), 3, never, processes=True):
+    with suppress(KeyboardInterrupt), start_workers(plan_of(src), 3, never, processes=True):
         assert len(children() - before) == 3
         raise KeyboardInterrupt
     assert children() <= before
@@ -104,14 +103,14 @@ def test_no_process_is_left_after_an_error(src: Path):
 FORK_AND_WAIT = """
 import sys, time
 from pathlib import Path
-from coreset.shards.packing.workers import workers_of
+from coreset.shards.packing.workers import start_workers
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.folder import find_folder
 source = find_folder(Path(sys.argv[1]))
 plan = Plan(
     source=source, labels=source.labels, samples_per_shard=9, name="", split="", settings={}
 )
-with workers_of(plan, 2, lambda: False, processes=True):
+with start_workers(plan, 2, lambda: False, processes=True):
     print(open("/proc/thread-self/children").read(), flush=True)
     time.sleep(60)
 """
@@ -137,20 +136,41 @@ def is_running(process: int) -> bool:
         return False
 
 
-def test_a_process_with_another_thread_does_not_fork(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("threads", "torch", "safe"), [(1, False, True), (2, False, False), (1, True, False)]
+)
+def test_a_process_forks_only_without_other_threads_and_torch(monkeypatch, threads, torch, safe):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    assert can_fork()
-    monkeypatch.setattr(threading, "active_count", lambda: 2)
-    assert not can_fork()
-    monkeypatch.setattr(threading, "active_count", lambda: 1)
-    monkeypatch.setitem(sys.modules, "torch", sys)
-    assert not can_fork()
+    if torch:
+        monkeypatch.setitem(sys.modules, "torch", sys)
+    monkeypatch.setattr(threading, "active_count", lambda: threads)
+    assert can_fork() is safe
 
 
-def test_a_stop_ends_a_block_under_way_here(src: Path):
+def test_a_stop_ends_the_current_block_of_a_thread(src: Path):
     with (
-        workers_of(plan_of(src), 1, lambda: True, processes=False) as (maker,),
+        start_workers(plan_of(src), 1, lambda: True, processes=False) as (worker,),
         pytest.raises(CancelledError),
     ):
-        maker.make(range(3))
+        worker.encode(range(3))
+
+
+def resident_code(library: str) -> int:
+    """Kilobytes of a library's executable pages in memory."""
+    total, counts = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        fields = line.split()
+        if "-" in fields[0] and len(fields) >= 5:
+            counts = fields[1] == "r-xp" and library in fields[-1]
+        elif counts and fields[0] == "Rss:":
+            total += int(fields[1])
+    return total
+
+
+def test_the_evicted_compiler_leaves_memory_and_still_compiles():
+    assert njit(lambda x: x + 1)(1) == 2
+    before = resident_code("libllvmlite")
+    evict_code("libnobody")  # which is not loaded
+    evict_code("libllvmlite")
+    assert resident_code("libllvmlite") < before / 2
+    assert njit(lambda x: x + 2)(1) == 3
