@@ -6,8 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.devkit import WNID
-from coreset.shards.sources.ground_truth import stem_of
+from coreset.shards.sources.ground_truth import WNID, stem_of
 from coreset.shards.sources.names import holds_folders, visible_entries
 from coreset.shards.sources.tars import extension_of
 
