@@ -1,26 +1,23 @@
-"""Found samples, whatever they lie in: a row each, sorted by sample key, and how to read its bytes.
+"""A source: samples in pack order, how to read their bytes, and the options it was searched with.
 
-Finders (one per layout) fill a ``Finder``; packing sees a ``Source``. A sample takes about 120
-bytes of memory: names are Arrow strings, the rest are numbers.
+Every format fills a ``Finder`` and returns a ``Source``; packing sees no more than that. A sample
+takes about 120 bytes of memory: names are Arrow strings, the rest are numbers.
 """
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
 from coreset.kernels.seeds import permutation
 from coreset.shards.errors import UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
-from coreset.shards.sources.names import PassedOver
+from coreset.shards.images.probe import Probe
 
 Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]
@@ -28,9 +25,6 @@ Strings: TypeAlias = Any  # pyarrow.LargeStringArray, which has no types
 compute: Any = pyarrow.compute
 _ROWS_AT_ONCE = 1 << 16
 _LINES_AT_ONCE = 1 << 10
-_IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
-# Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
-_UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Stored(NamedTuple):
@@ -170,169 +164,79 @@ class Source:
             yield from zip(keys, names, sizes, strict=True)
 
 
-@dataclass(slots=True, kw_only=True)
-class Finder:
-    """Collects samples class by class or file by file, then sorts them into a ``Source``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """How a source is to be read."""
 
-    place: Path
+    only: tuple[str, ...] | None = None
+    """Classes to take, all of which must be there; None takes all."""
+    class_names: tuple[str, ...] | None = None
+    """Names of integer labels, for layouts that store no names."""
+    truth: Path | None = None
+    """Labels of the ILSVRC validation images: ground-truth file or development kit."""
+    one_class: bool = True
+    """Whether a source may hold a single class that ``only`` does not ask for; often it is a folder
+    that holds the images of all classes."""
     repeats: Repeats = "error"
-    """What to do about two samples with one key: stop, or keep the first image found."""
-    skipped: list[str] = field(default_factory=list[str])
-    passed_over: PassedOver = field(default_factory=PassedOver)
-    classes: dict[str, int] = field(default_factory=dict[str, int])
-    """Class names in the order found."""
-    _chunks: list[Any] = field(default_factory=list[Any])
-    unreadable: dict[str, str] = field(default_factory=dict[str, str])
+    """What to do about two samples with one key."""
+    spool: Path | None = None
+    """Folder for the decompressed images of sources that cannot be read at random."""
+    room_to_pack: bool = True
+    """Whether all of the source will be packed on the disk of ``spool``, which must then have room
+    for both at once."""
+    on_spooled: Callable[[int, int], None] | None = None
+    """Told how many bytes of how many are decompressed; never where nothing is to be."""
 
-    def add(
-        self,
-        class_names: Sequence[str],
-        keys: Sequence[str],
-        names: Sequence[str],
-        sizes: Sequence[int],
-        *,
-        mtimes_ns: Sequence[int] = (),
-        files: Sequence[int] = (),
-        offsets: Sequence[int] = (),
-    ) -> None:
-        """Add samples: files of their own (``mtimes_ns``), or byte ranges (``files``, ``offsets``).
+    def chosen(
+        self, names: Iterable[str], place: Path, *, advice: Callable[[str], str] | None = None
+    ) -> list[str]:
+        """Choose the classes to take, in the order of their sample keys.
 
         Args:
-            class_names: Class of each sample.
-            keys: Sample keys.
-            names: Where each was found, for people.
-            sizes: Bytes.
-            mtimes_ns: Modification times.
-            files: Numbers of the files that hold the samples.
-            offsets: Where in them the bytes begin.
+            names: Classes of the source.
+            place: The source, for error messages.
+            advice: Says what to do if there is a single class, given its name.
 
         Raises:
-            UsageError: A name cannot be stored.
+            UsageError: A class that is asked for is missing, or there is a single class and
+                ``one_class`` does not allow it.
         """
-        nothing = [0] * len(keys)
-        for name in [*keys, *names]:
-            _require_storable(name)
-        codes = [self.classes.setdefault(one, len(self.classes)) for one in class_names]
-        columns = {
-            "key": pa.array(keys, pa.large_string()),
-            "name": pa.array(names, pa.large_string()),
-            "size": pa.array(sizes, pa.int64()),
-            "code": pa.array(codes, pa.int32()),
-            "mtime": pa.array(mtimes_ns or nothing, pa.int64()),
-            "file": pa.array(files or nothing, pa.int32()),
-            "offset": pa.array(offsets or nothing, pa.int64()),
-        }
-        self._chunks.append(pa.table(columns))
-
-    def refuse(self, key: str, what: str) -> None:
-        """Note that what was added under ``key`` is no readable file."""
-        self.unreadable[key] = what
-
-    def found(self) -> "Found":
-        """Sort what was added by the UTF-8 bytes of its keys.
-
-        Raises:
-            UsageError: Nothing was added, or two samples have one key.
-        """
-        if not any(map(len, self._chunks)):
-            raise UsageError(f"{self.place} holds no samples; name a folder or file that does")
-        table = pa.concat_tables(self._chunks)
-        self._chunks.clear()
-        order = compute.sort_indices(table["key"])  # stable: equal keys stay in the order found
-        if not bool(
-            compute.all(compute.equal(order, pa.array(np.arange(len(table), dtype=np.uint64))))
-        ):
-            table = table.take(order)
-        return self._without_repeats(table)
-
-    def _without_repeats(self, table: Any) -> "Found":  # noqa: ANN401 - pyarrow.Table
-        keys = table["key"].combine_chunks()
-        again = np.concatenate(
-            [[False], compute.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)]
-        )
-        if again.any() and self.repeats == "error":
-            at = int(np.flatnonzero(again)[0])
-            first, second = (table["name"][row].as_py() for row in (at - 1, at))
+        there = set(names)
+        missing = sorted(set(self.only or ()) - there)
+        if missing:
             raise UsageError(
-                f"{first} and {second} have the same sample key {keys[at]}; rename or remove one "
-                f"in {self.place}, or keep the first with --duplicates first"
+                f"class {missing[0]} is not in {place} ({len(missing):,} of "
+                f"{len(self.only or ()):,} asked for are not); name another class list or source"
             )
-        if again.any():
-            self.skipped.append(f"{int(again.sum()):,} samples whose key was there already")
-            table = table.take(pa.array(_first_images(table["name"], again)))
-        return Found(self, table)
+        if self.only is None and not self.one_class and len(there) == 1:
+            name = there.pop()
+            how = advice(name) if advice else "name a source that tells the classes apart"
+            raise UsageError(
+                f"{place} holds a single class, {name}; {how}, or pack one class with --one-class"
+            )
+        return sorted(there if self.only is None else self.only, key=lambda name: f"{name}/")
 
+    def takes(self, name: str) -> bool:
+        """Whether samples of a class are taken."""
+        return self.only is None or name in self.only
 
-class Found:
-    """Sorted samples of a finder, until it is known how to read them."""
+    def name_of(self, label: int, there: Sequence[str] | None, place: Path) -> str:
+        """Class name of an integer label, by ``class_names`` or the names that the source holds.
 
-    def __init__(self, finder: Finder, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
-        self._finder = finder
-        self.keys = table["key"].combine_chunks()
-        self.names = table["name"].combine_chunks()
-        self.sizes = _numbers(table["size"], np.int64)
-        self.mtimes_ns = _numbers(table["mtime"], np.int64)
-        self.files = _numbers(table["file"], np.int32)
-        self.offsets = _numbers(table["offset"], np.int64)
-        self.codes = _numbers(table["code"], np.int32)
-
-    def source(
-        self,
-        contents: Contents,
-        *,
-        classes: Sequence[str] | None = None,
-        facts: Facts | None = None,
-    ) -> Source:
-        """The source; its class list is ``classes`` or the sorted names of what was found."""
-        finder = self._finder
-        found = list(finder.classes)
-        ordered = sorted(found) if classes is None else list(classes)
-        label_of = {name: label for label, name in enumerate(ordered)}
-        labels = np.array([label_of[name] for name in found], dtype=np.int64)[self.codes]
-        return Source(
-            place=finder.place,
-            classes=tuple(ordered),
-            row_keys=self.keys,
-            row_names=self.names,
-            row_sizes=self.sizes,
-            row_labels=labels,
-            contents=contents,
-            rows=np.arange(len(self.keys)),
-            facts=facts,
-            unreadable=self._unreadable_rows(finder.unreadable),
-            skipped=(*finder.skipped, *finder.passed_over.phrases(finder.place)),
-        )
-
-    def _unreadable_rows(self, by_key: Mapping[str, str]) -> dict[int, str]:
-        if not by_key:
-            return {}
-        rows = compute.index_in(
-            pa.array(by_key, pa.large_string()), value_set=self.keys
-        ).to_pylist()
-        return dict(zip(rows, by_key.values(), strict=True))
-
-
-def _first_images(names: Any, again: NDArray[np.bool_]) -> NDArray[np.int64]:  # noqa: ANN401 - pyarrow.ChunkedArray
-    """Rows to keep, one of each run of equal keys: the first named like an image, or the first.
-
-    Args:
-        names: Where each row was found, in the order of the keys.
-        again: Whether a row has the key of the row before.
-    """
-    images = compute.match_substring_regex(names, _IMAGE_NAME, ignore_case=True)
-    others = ~images.to_numpy().astype(np.bool_)
-    runs = np.cumsum(~again)
-    order = np.lexsort((others, runs))  # stable
-    return order[np.unique(runs, return_index=True)[1]]
-
-
-def _numbers(column: Any, kind: Any) -> NDArray[Any]:  # noqa: ANN401 - pyarrow.ChunkedArray
-    return column.to_numpy().astype(kind, copy=False)
-
-
-def _require_storable(name: str) -> None:
-    if _UNSTORABLE.search(name):
-        raise UsageError(f"file name {name!a} holds control characters or is not UTF-8; rename it")
+        Raises:
+            UsageError: There are no names, or the label is not a position in them.
+        """
+        names = self.class_names or there
+        if names is None:
+            raise UsageError(
+                f"{place} holds integer labels without names; name a class list with --class-names"
+            )
+        if not 0 <= label < len(names):
+            raise UsageError(
+                f"label {label} of {place} is not in [0, {len(names)}), the range of the class "
+                "list; name the right list with --class-names"
+            )
+        return names[label]
 
 
 def _sha256(lines: Iterable[str]) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.base import Finder, Source
-from coreset.shards.sources.folder import sample_key
-from coreset.shards.sources.names import OTHERS, require_classes, visible_entries
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.advice import OTHERS, require_classes
+from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import sample_key, visible_entries
 from coreset.shards.sources.tar_scan import REGULAR_FILE
 from coreset.shards.sources.tars import (
     Member,
@@ -39,7 +39,7 @@ class _ClassTar(NamedTuple):
     end: int | None = None
 
 
-def find_class_tars(src: Path, wanted: SourceOptions | None = None) -> Source:
+def find_class_tars(src: Path, options: SourceOptions | None = None) -> Source:
     """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
 
     Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
@@ -51,14 +51,14 @@ def find_class_tars(src: Path, wanted: SourceOptions | None = None) -> Source:
             one sample key.
         DataError: A tar is damaged or cut, or a member has a name that no file should have.
     """
-    wanted = wanted or SourceOptions()
-    finder = Finder(place=src, repeats=wanted.repeats)
+    options = options or SourceOptions()
+    finder = Finder(place=src, repeats=options.repeats)
     if src.is_dir():
         tars = _tars_of_folder(finder, src)
-        _add_class_tars(finder, tars, wanted)
+        _add_class_tars(finder, tars, options)
         files = [tar.path for tar in tars]
     else:
-        _add_tar(finder, src, wanted)
+        _add_tar(finder, src, options)
         files = [src]
     found = finder.found()
     return found.source(range_contents(found, files))
@@ -72,16 +72,16 @@ def _tars_of_folder(finder: Finder, src: Path) -> list[_ClassTar]:
     return [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(paths)]
 
 
-def _add_tar(finder: Finder, src: Path, wanted: SourceOptions) -> None:
+def _add_tar(finder: Finder, src: Path, options: SourceOptions) -> None:
     members, finder.passed_over.n_hidden = visible_members(src)
     nested = [member for member in members if member.extension == "tar"]
     if not nested:
-        _add_tree(finder, members, wanted)
+        _add_tree(finder, members, options)
         return
     if len(members) > len(nested):
         others = len(members) - len(nested)
         finder.skipped.append(f"{others:,} members of {src} that are no class tars")
-    _add_class_tars(finder, [_nested(src, member) for member in nested], wanted)
+    _add_class_tars(finder, [_nested(src, member) for member in nested], options)
 
 
 def _nested(src: Path, member: Member) -> _ClassTar:
@@ -95,7 +95,7 @@ def _nested(src: Path, member: Member) -> _ClassTar:
     return _ClassTar(class_name, member.name, src, 0, member.offset, end)
 
 
-def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: SourceOptions) -> None:
+def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], options: SourceOptions) -> None:
     by_class: dict[str, _ClassTar] = {}
     for tar in tars:
         if tar.class_name in by_class:
@@ -104,14 +104,14 @@ def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: SourceOpt
                 "one class; remove or rename one"
             )
         by_class[tar.class_name] = tar
-    if wanted.only is None:
+    if options.only is None:
         require_classes(
             sorted(by_class),
             finder.place,
             holds_folders=lambda _: False,  # known only after reading the tars
             remedy=lambda name: f"name the tar of one split, such as {by_class[name].place}",
         )
-    chosen = [by_class[name] for name in wanted.chosen(by_class, finder.place)]
+    chosen = [by_class[name] for name in options.chosen(by_class, finder.place)]
     for tar, (members, n_hidden) in zip(chosen, in_threads(_members_of, chosen), strict=True):
         finder.passed_over.n_hidden += n_hidden
         _add_class(finder, tar, members)
@@ -142,7 +142,7 @@ def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Member]) -> Non
     add_members(finder, [tar.class_name] * len(keys), keys, images, place=tar.place, file=tar.file)
 
 
-def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) -> None:
+def _add_tree(finder: Finder, members: Sequence[Member], options: SourceOptions) -> None:
     src = finder.place
     depth = _class_depth(members)
     by_class: dict[str, list[Member]] = {}
@@ -156,7 +156,7 @@ def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) 
             f"{src} has neither class folders nor class tars; name a tar that holds one folder per "
             "class"
         )
-    if wanted.only is None:
+    if options.only is None:
         require_classes(
             sorted(by_class),
             src,
@@ -165,7 +165,7 @@ def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) 
             ),
             remedy=lambda _: "unpack it and name the folder of one split",
         )
-    for name in wanted.chosen(by_class, src):
+    for name in options.chosen(by_class, src):
         images = finder.passed_over.without_side_cars(by_class[name], attrgetter("name"))
         if not images:
             raise UsageError(

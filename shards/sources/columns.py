@@ -14,8 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.folder import sample_key
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.base import SourceOptions
 from coreset.shards.tables.formats import is_text
 from coreset.shards.tables.table import LABEL_COLUMNS, class_in, plain_name
 
@@ -53,10 +52,10 @@ def label_column(columns: Sequence[str], place: Path) -> str:
     )
 
 
-def row_classes(file: _ParquetFile, path: Path, wanted: SourceOptions) -> RowClasses:
+def row_classes(file: _ParquetFile, path: Path, options: SourceOptions) -> RowClasses:
     """Class of every row by the label column of an open parquet file; reads that column alone.
 
-    Integers are positions in ``wanted.class_names``, else in the names that Hugging Face
+    Integers are positions in ``options.class_names``, else in the names that Hugging Face
     ``datasets`` keeps in the schema.
 
     Raises:
@@ -72,8 +71,8 @@ def row_classes(file: _ParquetFile, path: Path, wanted: SourceOptions) -> RowCla
     if is_text(labels.type):  # views cannot be encoded
         labels = labels.cast(pa.large_string())
     if pa.types.is_integer(labels.type):
-        names = wanted.class_names or _stored_class_names(file.schema_arrow, name)
-        found = _named(labels.cast(pa.int64()).to_numpy(), names, path, wanted)
+        names = options.class_names or _stored_class_names(file.schema_arrow, name)
+        found = _named(labels.cast(pa.int64()).to_numpy(), names, path, options)
     elif is_text(labels.type):
         encoded = labels.combine_chunks().dictionary_encode()
         classes = [class_in(text) for text in encoded.dictionary.to_pylist()]
@@ -103,40 +102,6 @@ def require_class_name(name: str, place: Path) -> None:
         )
 
 
-def listed_key(path: str, class_name: str) -> str:
-    """Sample key of a listed path: from the folder on that is called like the class.
-
-    It is then the key that the file has in a folder per class. Where no folder of the path is
-    called so, the key is the class and the stem. What stands before ``..`` does not count.
-
-    >>> listed_key("/data/train/n01440764/n01440764_10026.JPEG", "n01440764")
-    'n01440764/n01440764_10026'
-    >>> listed_key("img/1.png", "cat")
-    'cat/1'
-
-    Returns:
-        The key; empty if ``path`` names no file.
-    """
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", "."}]
-    if ".." in parts:
-        parts = parts[len(parts) - parts[::-1].index("..") :]
-    if not parts:
-        return ""
-    folders = parts[:-1]
-    inside = folders[folders.index(class_name) + 1 :] if class_name in folders else []
-    return sample_key("/".join([class_name, *inside, parts[-1]]))
-
-
-def whole_key(path: str, class_name: str) -> str:
-    """Sample key of a listed path: the class and all of the path.
-
-    >>> whole_key("../img/a/1.png", "cat")
-    'cat/img/a/1'
-    """
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
-    return sample_key("/".join([class_name, *parts]))
-
-
 def _require_labels(labels: _Column, path: Path) -> None:
     if labels.null_count:
         row = int(np.flatnonzero(labels.is_null().to_numpy())[0])
@@ -160,12 +125,12 @@ def _stored_class_names(schema: _Schema, column: str) -> tuple[str, ...] | None:
 
 
 def _named(
-    labels: NDArray[np.int64], names: Sequence[str] | None, path: Path, wanted: SourceOptions
+    labels: NDArray[np.int64], names: Sequence[str] | None, path: Path, options: SourceOptions
 ) -> RowClasses:
     if names is not None:
         _require_range(labels, len(names), path)
     there, codes = np.unique(labels, return_inverse=True)
-    found = [wanted.name_of(label, names, path) for label in there.tolist()]
+    found = [options.name_of(label, names, path) for label in there.tolist()]
     twice = sorted({name for name in found if found.count(name) > 1})
     if twice:
         raise UsageError(

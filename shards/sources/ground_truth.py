@@ -22,12 +22,11 @@ from io import BytesIO
 from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.options import SourceOptions
-from coreset.shards.sources.tars import VALIDATION_NAME, extension_of
+from coreset.shards.sources.base import SourceOptions
+from coreset.shards.sources.names import WNID, stem_of
+from coreset.shards.sources.tars import VALIDATION_NAME
 from coreset.shards.tables.formats import text_rows
 
-WNID = re.compile(r"n\d{8}")
 KIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
 _KIT_CLASSES = "meta.mat"
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -41,21 +40,15 @@ _INDEX = re.compile(r"\d{1,9}")
 _KAGGLE_HEADER = "imageid"
 
 
-def stem_of(name: str) -> str:
-    """Name of an image without folders and without the extension of an image format."""
-    file = name.rpartition("/")[2]
-    return file.rpartition(".")[0] if extension_of(file) in FORMAT_OF_EXTENSION else file
-
-
 def read_truth(
-    truth: Path, stems: Sequence[str], wanted: SourceOptions, place: Path
+    truth: Path, stems: Sequence[str], options: SourceOptions, place: Path
 ) -> dict[str, str]:
     """Class of every image.
 
     Args:
         truth: Development kit or text file.
         stems: Names of the images without extension, sorted.
-        wanted: Has the names of Caffe's integer labels.
+        options: Has the names of Caffe's integer labels.
         place: Where the images lie, for error messages.
 
     Raises:
@@ -71,7 +64,7 @@ def read_truth(
     lines = _lines(truth)
     first = lines[0]
     if len(first) > 1:
-        by_stem = _by_name(lines, truth, wanted)
+        by_stem = _by_name(lines, truth, options)
         _require_same(by_stem, stems, truth, place)
         return by_stem
     if _INDEX.fullmatch(first[0]):
@@ -95,9 +88,9 @@ def _lines(truth: Path) -> list[list[str]]:
     return lines
 
 
-def _by_name(lines: Sequence[Sequence[str]], truth: Path, wanted: SourceOptions) -> dict[str, str]:
+def _by_name(lines: Sequence[Sequence[str]], truth: Path, options: SourceOptions) -> dict[str, str]:
     with_indices = _INDEX.fullmatch(lines[0][1]) is not None
-    if with_indices and wanted.class_names is None:
+    if with_indices and options.class_names is None:
         raise UsageError(
             f"ground truth {truth} holds positions in the sorted WordNet ids; name these with "
             "--class-names imagenet-1k"
@@ -112,7 +105,9 @@ def _by_name(lines: Sequence[Sequence[str]], truth: Path, wanted: SourceOptions)
         if with_indices and not _INDEX.fullmatch(label):
             raise _unlike(f"{label:.60}", number, truth, "an integer")
         by_stem[stem] = (
-            wanted.name_of(int(label), None, truth) if with_indices else _wnid(label, number, truth)
+            options.name_of(int(label), None, truth)
+            if with_indices
+            else _wnid(label, number, truth)
         )
     return by_stem
 

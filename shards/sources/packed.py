@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
-from coreset.shards.sources.base import Finder, Source, Stored, compute
-from coreset.shards.sources.options import SourceOptions
-from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.base import Source, SourceOptions, Stored, compute
+from coreset.shards.sources.contents import RangeContents
+from coreset.shards.sources.finder import Finder
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
             "content_hash", "format", "width", "height", "flags")  # fmt: skip
@@ -37,20 +38,25 @@ class _TableFacts:
         return Stored(self._hashes[row].as_py(), image)
 
 
-def find_packed(root: Path, wanted: SourceOptions | None = None) -> Source:
+def is_packed(src: Path) -> bool:
+    """Test for the manifest of a packed data set."""
+    return (src / MANIFEST_NAME).is_file()
+
+
+def find_packed(root: Path, options: SourceOptions | None = None) -> Source:
     """Find the samples of a packed data set.
 
     Raises:
         UsageError: ``root`` is not a packed data set, or a class asked for is not in it.
         ManifestError: Its sample table is damaged.
     """
-    wanted, dataset = wanted or SourceOptions(), Dataset.open(root)
+    options, dataset = options or SourceOptions(), Dataset.open(root)
     # Whoever packed a single class wanted it.
-    classes = sorted(replace(wanted, one_class=True).chosen(dataset.classes, root))
+    classes = sorted(replace(options, one_class=True).chosen(dataset.classes, root))
     labels = [dataset.classes.index(name) for name in classes]
     table = dataset.table(_COLUMNS).filter(np.isin(dataset.labels, labels))
     table = table.take(compute.sort_indices(table["key"]))
-    finder = Finder(place=root, repeats=wanted.repeats)
+    finder = Finder(place=root, repeats=options.repeats)
     for batch in table.to_batches(_ROWS_AT_ONCE):
         rows = batch.to_pydict()
         finder.add(

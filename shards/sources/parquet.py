@@ -1,7 +1,7 @@
 """Parquet files as the Hugging Face Hub keeps image data sets: image bytes and labels in columns.
 
 Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
-see ``coreset.shards.sources.staging``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
+see ``coreset.shards.sources.staging``. Whoever packs removes it (``shutil.rmtree(options.spool)``).
 
 The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
 src/datasets/features/image.py), or binary of any kind; it is one of ``IMAGE_COLUMNS``, or the
@@ -21,11 +21,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.base import Finder, Source, compute
-from coreset.shards.sources.columns import RowClasses, listed_key, row_classes
-from coreset.shards.sources.names import split_of
-from coreset.shards.sources.options import SourceOptions
-from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.advice import require_one_split
+from coreset.shards.sources.base import Source, SourceOptions, compute
+from coreset.shards.sources.columns import RowClasses, row_classes
+from coreset.shards.sources.contents import RangeContents
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import listed_key, split_of
 from coreset.shards.sources.staging import Image, Rows, blob_of, staged, state_of
 from coreset.shards.tables.formats import open_parquet
 
@@ -37,7 +38,7 @@ _WNID_SUFFIX = re.compile(r"_n\d{8}(?=\.[^./]*$|$)")
 _Schema: TypeAlias = Any  # pyarrow.Schema, which has no types
 
 
-def find_parquet(src: Path, wanted: SourceOptions) -> Source:
+def find_parquet(src: Path, options: SourceOptions) -> Source:
     """Spool the images of parquet files and list them, sorted by the bytes of their sample keys.
 
     A key is the class and the stem of the stored path, without the wnid that the Hub's imagenet-1k
@@ -47,7 +48,7 @@ def find_parquet(src: Path, wanted: SourceOptions) -> Source:
 
     Args:
         src: A parquet file, or a folder that holds those of one split, itself or in ``data``.
-        wanted: What to take; ``spool`` is needed, and made if it is missing.
+        options: What to take; ``spool`` is needed, and made if it is missing.
 
     Raises:
         UsageError: There are no such files or columns, files of several splits, or some of a
@@ -57,22 +58,22 @@ def find_parquet(src: Path, wanted: SourceOptions) -> Source:
         MachineError: The disk is too small or full; what was spooled is kept.
         LockedError: Another process is spooling into the same folder.
     """
-    if wanted.spool is None:
+    if options.spool is None:
         raise ValueError("spool must be a folder to decompress parquet files into, got None")
     files = parquet_files(src)
     _require_one_split(src, files)
-    tables = [_Table.of(path, src, wanted) for path in files]
-    finder = Finder(place=src, repeats=wanted.repeats)
-    _choose(finder, tables, wanted)
+    tables = [_Table.of(path, src, options) for path in files]
+    finder = Finder(place=src, repeats=options.repeats)
+    _choose(finder, tables, options)
     keyed = [
         rows.append_column("key", [table.keys(rows)])
-        for table, rows in zip(tables, staged(tables, wanted.spool, wanted), strict=True)
+        for table, rows in zip(tables, staged(tables, options.spool, options), strict=True)
     ]
     shared = _shared_keys(keyed)
     for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
         table.add(finder, number, rows, shared)
     found = finder.found()
-    blobs = [blob_of(table, wanted.spool) for table in tables]
+    blobs = [blob_of(table, options.spool) for table in tables]
     return found.source(RangeContents(blobs, found.files, found.offsets))
 
 
@@ -117,12 +118,12 @@ class _Table:
     state: tuple[int, int]
 
     @staticmethod
-    def of(path: Path, src: Path, wanted: SourceOptions) -> "_Table":
+    def of(path: Path, src: Path, options: SourceOptions) -> "_Table":
         """Read schema, labels and sizes; no image."""
         with open_parquet(path) as file:
             column = _image_column(file.schema_arrow, path)
-            classes = row_classes(file, path, wanted)
-            takes = np.array([wanted.takes(name) for name in classes.names], dtype=np.bool_)
+            classes = row_classes(file, path, options)
+            takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
             rows = np.flatnonzero(takes[classes.codes])
             image_bytes = _uncompressed_bytes(file.metadata, rows)
         name = path.relative_to(src).as_posix() if path != src else path.name
@@ -193,14 +194,14 @@ def _shared_keys(tables: Sequence[Rows]) -> frozenset[str]:
     return frozenset(images["key"].filter(several).to_pylist())
 
 
-def _choose(finder: Finder, tables: Sequence[_Table], wanted: SourceOptions) -> None:
+def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) -> None:
     """Require the classes that are asked for; note names that have no images."""
     there = {name for table in tables for name in table.classes.names}
     listed = {name for table in tables for name in table.classes.listed}
     if not there:
         raise UsageError(f"{finder.place} holds no rows; name parquet files that do")
-    wanted.chosen(there, finder.place)
-    if wanted.only is None and listed > there:
+    options.chosen(there, finder.place)
+    if options.only is None and listed > there:
         finder.skipped.append(
             f"{len(listed - there):,} of {len(listed):,} class names, which no row of "
             f"{finder.place} has"
@@ -294,12 +295,7 @@ def _require_one_split(src: Path, files: Sequence[Path]) -> None:
         raise UsageError(f"{src} holds no parquet files; name a folder or file that does")
     if not src.is_dir():
         return
-    splits = sorted({_split(path.stem) for path in files})
-    if len(splits) > 1:
-        raise UsageError(
-            f"{files[0].parent} holds the splits {', '.join(name or '(none)' for name in splits)}; "
-            "move or link the files of one split into a folder of their own and name that"
-        )
+    require_one_split(files[0].parent, (_split(path.stem) for path in files))
     numbered = [match for path in files if (match := _NUMBERED.fullmatch(path.stem))]
     for match in numbered[:1]:
         numbers = {int(other["number"]) for other in numbered}

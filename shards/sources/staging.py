@@ -26,8 +26,7 @@ from coreset.shards.format.files import (
     unlink_link,
     write_atomically,
 )
-from coreset.shards.sources.base import compute
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.base import SourceOptions, compute
 
 # What ``coreset.shards.packing.pack`` counts for a sample besides its bytes.
 _PACKED_EXTRA_BYTES = 2400
@@ -87,12 +86,12 @@ class StagedFile(Protocol):
         ...
 
 
-def staged(origins: Sequence[StagedFile], folder: Path, wanted: SourceOptions) -> Iterator[Rows]:
+def staged(origins: Sequence[StagedFile], folder: Path, options: SourceOptions) -> Iterator[Rows]:
     """Yield a table for each file: ``row``, ``path``, whether an image is ``there``, and its range.
 
     Ranges (``offset``, ``size``) are those of ``blob_of`` the file, ``hash`` is the xxh3_128 of the
     bytes. Files that are spooled already,
-    as they are now, are not spooled again. ``wanted.on_spooled`` is told of the others as they are
+    as they are now, are not spooled again. ``options.on_spooled`` is told of the others as they are
     written, in estimated bytes.
 
     Raises:
@@ -101,9 +100,9 @@ def staged(origins: Sequence[StagedFile], folder: Path, wanted: SourceOptions) -
         LockedError: Another process is spooling into the same folder.
     """
     missing = [origin for origin in origins if _committed(origin, folder) is None]
-    account = _Account(sum(origin.image_bytes for origin in missing), wanted.on_spooled)
+    account = _Account(sum(origin.image_bytes for origin in missing), options.on_spooled)
     with _only_spooler(folder) if missing else nullcontext():
-        _require_space(origins, missing, folder, room_to_pack=wanted.room_to_pack)
+        _require_space(origins, missing, folder, room_to_pack=options.room_to_pack)
         for origin in origins:
             rows = _committed(origin, folder)
             yield _spool(origin, folder, account) if rows is None else rows

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from coreset.shards.sources.base import Finder, Sample, Source
+from coreset.shards.sources.base import Sample, Source
+from coreset.shards.sources.finder import Finder
 from coreset.shards.sources.synthetic import Synthetic
 
 # Bytes of an image, for the check of the disk; what is generated is known only afterwards.

@@ -17,16 +17,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.base import Finder, Source
-from coreset.shards.sources.columns import (
-    label_column,
-    listed_key,
-    require_class_name,
-    row_classes,
-    whole_key,
-)
-from coreset.shards.sources.folder import FileContents
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.columns import label_column, require_class_name, row_classes
+from coreset.shards.sources.contents import FileContents
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.tables.formats import is_text, open_parquet
 from coreset.shards.tables.table import Table, class_in, read_table
 
@@ -43,7 +38,7 @@ class _Row(NamedTuple):
     class_name: str
 
 
-def find_table(src: Path, wanted: SourceOptions | None = None) -> Source:
+def find_table(src: Path, options: SourceOptions | None = None) -> Source:
     """List the images that a table names, sorted by the UTF-8 bytes of their sample keys.
 
     A key is that of the same file in a folder per class, see ``listed_key``; where different paths
@@ -55,16 +50,16 @@ def find_table(src: Path, wanted: SourceOptions | None = None) -> Source:
             label has no name, two rows give one path different labels, or two files have one key.
         DataError: A parquet file is damaged.
     """
-    wanted = wanted or SourceOptions()
-    listed = _Listed(read_table(src, "list", _Files(src.parent).found), wanted)
+    options = options or SourceOptions()
+    listed = _Listed(read_table(src, "list", _Files(src.parent).found), options)
     rows = list(listed.rows())
     if not rows:
         raise UsageError(f"{src} lists no images; add rows of path and label")
     listed.require_agreement(rows)
-    chosen = set(wanted.chosen({row.class_name for row in rows}, src))
+    chosen = set(options.chosen({row.class_name for row in rows}, src))
     rows = [row for row in rows if row.class_name in chosen]
     sizes, mtimes_ns = listed.sizes_and_times(rows).T
-    finder = Finder(place=src, repeats=wanted.repeats)
+    finder = Finder(place=src, repeats=options.repeats)
     finder.add(
         [row.class_name for row in rows],
         _keys(rows),
@@ -99,7 +94,7 @@ class _Files:
 @dataclass(frozen=True, slots=True)
 class _Listed:
     table: Table
-    wanted: SourceOptions
+    options: SourceOptions
 
     def rows(self) -> Iterator[_Row]:
         """Yield the rows; every one has a path and a class that can begin a key."""
@@ -172,12 +167,12 @@ class _Listed:
         if not label:
             raise UsageError(f"{self.table.where(line)} has no label; correct the table")
         if _INTEGER.fullmatch(label):
-            return self.wanted.name_of(int(label), None, self.path)
+            return self.options.name_of(int(label), None, self.path)
         return sys.intern(class_in(label))
 
     def _parquet_rows(self) -> Iterator[tuple[int, str, str]]:
         with open_parquet(self.path) as file:
-            classes = row_classes(file, self.path, self.wanted)
+            classes = row_classes(file, self.path, self.options)
             name = self.table.header[self.table.sample_column()]
             paths = _texts(file.read(columns=[name])[name], name, self.path)
         for row, (path, code) in enumerate(zip(paths, classes.codes.tolist(), strict=True)):

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.base import Finder, Found
-from coreset.shards.sources.names import is_hidden, visible_entries
-from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.contents import RangeContents
+from coreset.shards.sources.finder import Finder, Found
+from coreset.shards.sources.names import extension_of, is_hidden, is_image_name, visible_entries
 from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, scan
 
 TarLayout: TypeAlias = Literal["classes", "webdataset", "validation"]
@@ -42,12 +41,6 @@ class Member(NamedTuple):
     def extension(self) -> str:
         """In lower case, without the dot; empty if there is none."""
         return extension_of(self.name)
-
-
-def extension_of(name: str) -> str:
-    """Extension of a path in lower case, without the dot; empty if there is none."""
-    _, dot, extension = name.rpartition("/")[2].rpartition(".")
-    return extension.lower() if dot else ""
 
 
 def visible_members(
@@ -164,7 +157,7 @@ def _layout(names: Sequence[str]) -> TarLayout:
         return "webdataset" if labelled else "validation"
     keys = [name.rpartition(".")[0] for name in names]
     pairs = list(zip(keys, map(extension_of, names), strict=True))
-    images = {key for key, extension in pairs if extension in FORMAT_OF_EXTENSION}
+    images = {name.rpartition(".")[0] for name in names if is_image_name(name)}
     labels = {key for key, extension in pairs if extension in {"json", "txt", "npy"}}
     with_numbers = any(extension == "cls" for _, extension in pairs)
     return "webdataset" if with_numbers or images & labels else "classes"

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.base import Finder, Source
-from coreset.shards.sources.names import split_of, visible_entries
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.advice import require_one_split
+from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import extension_of, split_of, visible_entries
 from coreset.shards.sources.shard_labels import (
     INFO_NAMES,
     LABEL_LIMIT_BYTES,
@@ -32,7 +33,6 @@ from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, shown
 from coreset.shards.sources.tars import (
     Member,
     add_members,
-    extension_of,
     in_threads,
     range_contents,
     tars_of,
@@ -91,12 +91,12 @@ class _Shard:
     """Number of hidden members."""
 
 
-def find_webdataset(src: Path, wanted: SourceOptions | None = None) -> Source:
+def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
     """Find the samples of one shard or of a folder of shards of one split.
 
     A sample has one image (jpg, jpeg, png or webp), and a label: an integer (member ``cls``, or
     field ``label`` or ``cls`` of member ``json``), or a name (field ``wnid`` or ``class``). Names
-    of integers are ``wanted.class_names``, or ``class_names`` of ``_info.json`` beside the shards.
+    of integers are ``options.class_names``, or ``class_names`` of ``_info.json`` beside the shards.
     Sample keys become CLASS/LAST PART OF THE KEY, which for ImageNet are those of the image folder;
     of a key that has its class as a folder, all that follows the class is kept.
 
@@ -106,28 +106,19 @@ def find_webdataset(src: Path, wanted: SourceOptions | None = None) -> Source:
         DataError: A shard is damaged, cut or missing, a sample is incomplete or its label is no
             class, or a member is of a kind that is not read.
     """
-    wanted = wanted or SourceOptions()
+    options = options or SourceOptions()
     paths = tars_of(src) if src.is_dir() else [src]
     if not paths:
         raise UsageError(f"{src} holds no tar; name a folder of WebDataset shards")
-    _refuse_several_splits(src, paths)
-    finder = Finder(place=src, repeats=wanted.repeats)
+    require_one_split(src, filter(None, (split_of(path.stem) for path in paths)))
+    finder = Finder(place=src, repeats=options.repeats)
     info = read_info(src if src.is_dir() else src.parent)
     if src.is_dir():
         info.require_all(src, [path.name for path in paths])
         _note_others(finder, paths)
-    _add_shards(finder, _Reader(src, wanted, info), paths)
+    _add_shards(finder, _Reader(src, options, info), paths)
     found = finder.found()
     return found.source(range_contents(found, paths))
-
-
-def _refuse_several_splits(src: Path, paths: Sequence[Path]) -> None:
-    splits = sorted({split_of(path.stem) or "" for path in paths} - {""})
-    if len(splits) > 1:
-        raise UsageError(
-            f"{src} holds shards of several splits ({', '.join(splits)}); move or link those of "
-            "one split into a folder of their own"
-        )
 
 
 def _note_others(finder: Finder, paths: Sequence[Path]) -> None:
@@ -148,7 +139,7 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
         finder.passed_over.n_hidden += sum(shard.hidden)
         if not shard.seen:
             empty.append(place)
-    reader.wanted.chosen(seen, finder.place)
+    reader.options.chosen(seen, finder.place)
     if empty:
         finder.skipped.append(f"{len(empty):,} shards without samples, such as {empty[0]}")
     unused = len(set(reader.names or ()) - seen)
@@ -161,13 +152,13 @@ class _Reader:
     """Reads whole shards; thread safe."""
 
     place: Path
-    wanted: SourceOptions
+    options: SourceOptions
     info: ShardInfo
 
     @property
     def names(self) -> tuple[str, ...] | None:
         """Names of integer labels."""
-        return self.wanted.class_names or self.info.class_names
+        return self.options.class_names or self.info.class_names
 
     def read(self, path: Path) -> _Shard:
         """Group the members of a shard into samples, and find their classes.
@@ -184,7 +175,7 @@ class _Reader:
             for sample in samples:
                 image, name = sample.image, self._class_name(sample, file.fileno())
                 shard.seen.add(name)
-                if self.wanted.takes(name):
+                if self.options.takes(name):
                     shard.classes.append(name)
                     shard.keys.append(_sample_key(name, sample.key))
                     shard.images.append(image)
@@ -203,7 +194,7 @@ class _Reader:
                     f"{n_classes - 1:,}",
                     "name the right list with --class-names or make the shard again",
                 )
-            name = self.wanted.name_of(number, self.info.class_names, self.place)
+            name = self.options.name_of(number, self.info.class_names, self.place)
         if name is None:
             raise sample.error(
                 f"no label among its members ({', '.join(sample.parts)}); expected is an integer "

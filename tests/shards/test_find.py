@@ -16,8 +16,8 @@ from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import UsageError
 from coreset.shards.format.manifest import Manifest
+from coreset.shards.sources.base import SourceOptions
 from coreset.shards.sources.detect import find
-from coreset.shards.sources.options import SourceOptions
 
 
 def class_tars(photos: Path, out: Path) -> Path:

@@ -14,11 +14,10 @@ import pytest
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list
-from coreset.shards.sources.base import Source
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ground_truth import ilsvrc_wnids
-from coreset.shards.sources.ilsvrc import find_validation, is_validation_folder
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.ilsvrc import find_validation, is_validation
 from coreset.shards.sources.tars import tar_layout
 
 WNIDS = class_list("imagenet-1k")
@@ -150,7 +149,7 @@ def test_labelled_images_are_found_as_the_sorted_folder(
     expected = find_folder(tmp_path / "sorted")
     named = truth(tmp_path / "truth")
     assert tar_layout(tar) == "validation"
-    assert is_validation_folder(folder)
+    assert is_validation(folder)
     for src in (folder, tar):
         found = find_validation(src, wanted(named))
         assert found.keys == expected.keys
@@ -334,8 +333,8 @@ def test_a_cut_tar_of_images_is_noticed(tar: Path, tmp_path: Path):
 
 
 def test_a_folder_of_classes_is_no_validation_folder(photos: Path, tmp_path: Path):
-    assert not is_validation_folder(photos)
-    assert not is_validation_folder(tmp_path)
-    assert not is_validation_folder(tmp_path / "nowhere")
+    assert not is_validation(photos)
+    assert not is_validation(tmp_path)
+    assert not is_validation(tmp_path / "nowhere")
     write_files(tmp_path, {"ILSVRC2012_val_00000001.JPEG": b"x", "n01440764/a.JPEG": b"y"})
-    assert not is_validation_folder(tmp_path)
+    assert not is_validation(tmp_path)

@@ -18,12 +18,14 @@ from PIL import Image
 
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import CoresetError, DataError, UsageError
-from coreset.shards.sources.base import Source
+from coreset.shards.sources import detect
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.class_tars import find_class_tars
-from coreset.shards.sources.detect import find
+from coreset.shards.sources.contents import FileContents
+from coreset.shards.sources.detect import Format, find
+from coreset.shards.sources.finder import Finder
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation
-from coreset.shards.sources.options import SourceOptions
 from coreset.shards.sources.packed import find_packed
 from coreset.shards.sources.parquet import find_parquet
 from coreset.shards.sources.synthetic import Synthetic
@@ -380,3 +382,26 @@ def test_class_names_beside_the_shards_name_their_integers(tmp_path: Path):
     src = write_folder(tmp_path / "src", shards(FILES))
     write(src / "_info.json", json.dumps({"class_names": CLASSES}).encode())
     assert contents(find(src, SourceOptions())) == EXPECTED
+
+
+def find_pairs(src: Path, options: SourceOptions) -> Source:
+    """A format of its own: pairs of files, ``NAME.class`` and ``NAME.picture``."""
+    finder = Finder(place=src, repeats=options.repeats)
+    for path in sorted(src.glob("*.picture")):
+        name, status = path.with_suffix(".class").read_text(), path.stat()
+        finder.add(
+            [name], [f"{name}/{path.stem}"], [path.name], [status.st_size],
+            mtimes_ns=[status.st_mtime_ns],
+        )  # fmt: skip
+    found = finder.found()
+    return found.source(FileContents(src, found.mtimes_ns))
+
+
+def test_a_format_is_added_by_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pairs = Format(lambda src, _: any(src.glob("*.picture")), find_pairs)
+    monkeypatch.setattr(detect, "FORMATS", [pairs, *detect.FORMATS])
+    for name, data in flat(FILES).items():
+        write(tmp_path / "src" / name.replace(".JPEG", ".picture"), data)
+        write(tmp_path / "src" / name.replace(".JPEG", ".class"), name.split("_")[0].encode())
+    Pack(src=tmp_path / "src", data=tmp_path / "DATA").run()
+    assert contents(find_packed(tmp_path / "DATA")) == EXPECTED

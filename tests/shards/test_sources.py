@@ -7,7 +7,7 @@ import pytest
 from coreset.kernels.seeds import permutation
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.folder import find_folder as find_images
-from coreset.shards.sources.folder import sample_key
+from coreset.shards.sources.names import sample_key
 
 
 def write(root: Path, *names: str) -> Path:

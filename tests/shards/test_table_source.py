@@ -12,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.base import Source
-from coreset.shards.sources.columns import listed_key, whole_key
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.sources.table import find_table, is_table
 
 CLASSES = ("cat", "dog", "emu")

@@ -1,7 +1,9 @@
-"""Samples that are byte ranges of a few large files: tars, packed shards, spooled tables."""
+"""Read the bytes of found samples: whole files, or byte ranges of a few large files."""
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os.path import join
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,51 @@ from numpy.typing import NDArray
 from coreset.shards.errors import UsageError
 from coreset.shards.format.ranges import OpenFiles
 from coreset.shards.sources.base import Sample
+
+
+@dataclass(frozen=True, slots=True)
+class FileContents:
+    """Samples that are files of their own; reads one whole file at a time."""
+
+    root: Path
+    mtimes_ns: NDArray[np.int64]
+    """By row."""
+
+    def read(self, sample: Sample) -> bytes:
+        """See ``Contents.read``."""
+        path = join(self.root, sample.name)  # noqa: PTH118 - a Path costs 20 us an image
+        expected = sample.size, int(self.mtimes_ns[sample.row])
+        try:
+            status, data = _read_file(path, expected[0])
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be read ({error.strerror}); mend that, and the same command "
+                "continues"
+            ) from error
+        if (status.st_size, status.st_mtime_ns) != expected or len(data) != expected[0]:
+            raise UsageError(
+                f"{path} changed while it was being packed; pack again when nothing writes to "
+                f"{self.root}"
+            )
+        return data
+
+    def state(self) -> Iterator[str]:
+        """See ``Contents.state``."""
+        return (f"{mtime}\n" for mtime in self.mtimes_ns.tolist())
+
+
+def _read_file(path: str, size: int) -> tuple[os.stat_result, bytes]:
+    """Status of a file and its bytes, one more than ``size`` if it has grown."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        status = os.fstat(descriptor)
+        data = os.read(descriptor, size + 1)
+        # A signal or a network file system may cut a read short.
+        while len(data) < size and (more := os.read(descriptor, size - len(data))):
+            data += more
+    finally:
+        os.close(descriptor)
+    return status, data
 
 
 class RangeContents:
