@@ -28,7 +28,7 @@ _LINES_AT_ONCE = 1 << 10
 
 
 class Stored(NamedTuple):
-    """What a packed source knows of a sample already."""
+    """Content hash and header of an image that was packed before."""
 
     content_hash: bytes
     """xxh3_128 of the bytes."""
@@ -36,10 +36,10 @@ class Stored(NamedTuple):
 
 
 class Facts(Protocol):
-    """What is known of samples before they are read; spares decoding them again."""
+    """Content hashes and headers of samples, which spare decoding them again."""
 
     def stored(self, row: int) -> Stored:
-        """What is known of one sample."""
+        """Return hash and header of the sample of a row."""
         ...
 
 
@@ -49,18 +49,17 @@ class Sample(NamedTuple):
     row: int
     key: str
     name: str
-    """Where it was found, for people: a path, or a path in a tar."""
+    """Place for messages: a path, or a path in a tar."""
     size: int
-    """Bytes."""
     label: int
-    """Label by the source: position in the class list."""
+    """Position in the class list, by the source itself."""
 
 
 class Contents(Protocol):
-    """The bytes of found samples; thread safe, also in a forked process."""
+    """Reader of the bytes of samples; safe in threads and in forked processes."""
 
     def read(self, sample: Sample) -> bytes:
-        """Bytes of one sample.
+        """Return the bytes of one sample.
 
         Raises:
             UsageError: They cannot be read, or changed since they were found.
@@ -68,41 +67,40 @@ class Contents(Protocol):
         ...
 
     def state(self) -> Iterator[str]:
-        """What changes when a file is written again: sizes and modification times, as lines."""
+        """Yield lines that change when a file is written again: sizes and modification times."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Found samples in pack order. Arrays are in row order, which is that of the sample keys."""
+    """Samples in pack order. Arrays are in row order, which is that of the sample keys."""
 
     place: Path
-    """What was searched."""
+    """File or folder that was searched."""
     classes: tuple[str, ...]
     """Sorted class names; a label is a position in it."""
     row_keys: Strings
     row_names: Strings
     row_sizes: NDArray[np.int64]
-    """Bytes, shape (found,)."""
     row_labels: NDArray[np.int64]
     contents: Contents
     rows: NDArray[np.int64]
     """Row of each position in pack order."""
     facts: Facts | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict[int, str])
-    """What stands in place of a file, such as a link in a tar, by row."""
+    """Kind of what stands in place of a file, such as a link in a tar, by row."""
     skipped: tuple[str, ...] = ()
-    """What was passed over, for the user: one phrase each."""
+    """Phrases that tell the user what was passed over."""
 
     def __len__(self) -> int:
         return self.rows.size
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position in pack order."""
+        """Return the sample at a position in pack order."""
         return next(self.samples(range(position, position + 1)))
 
     def samples(self, positions: range) -> Iterator[Sample]:
-        """The samples at consecutive positions in pack order."""
+        """Yield the samples at consecutive positions in pack order."""
         rows = self.rows[positions.start : positions.stop]
         columns = (
             rows.tolist(),
@@ -115,41 +113,41 @@ class Source:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Label by the source of each position, int64."""
+        """Labels by the source in pack order, int64."""
         return self.row_labels[self.rows]
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each position, int64."""
+        """Bytes of the samples in pack order, int64."""
         return self.row_sizes[self.rows]
 
     @property
     def keys(self) -> list[str]:
-        """Sample key of each position."""
+        """Sample keys in pack order."""
         return self.row_keys.take(self.rows).to_pylist()
 
     @property
     def names(self) -> list[str]:
-        """Name of each position."""
+        """Names in pack order."""
         return self.row_names.take(self.rows).to_pylist()
 
     def class_sizes(self) -> NDArray[np.int64]:
-        """Found samples per class, int64 of shape (classes,)."""
+        """Count the samples of each class, int64 of shape (classes,)."""
         return np.bincount(self.row_labels, minlength=len(self.classes)).astype(np.int64)
 
     def list_sha256(self) -> str:
-        """Digest of keys, names and sizes: stays the same when the source is copied."""
+        """Return the digest of keys, names and sizes, which a copy of the source shares."""
         return _sha256("\t".join(map(str, row)) + "\n" for row in self._keys_names_sizes())
 
     def state_sha256(self) -> str:
-        """Digest of names, sizes and modification times: changes when a file is written again."""
+        """Return the digest of the list and of modification times: it sees a rewritten file."""
         hasher = hashlib.sha256(self.list_sha256().encode())
         for line in self.contents.state():
             hasher.update(line.encode())
         return hasher.hexdigest()
 
     def in_order(self, order: Order, order_seed: int) -> "Source":
-        """The same samples sorted by key, or permuted so that readers see mixed classes."""
+        """Return the same samples sorted by key, or permuted so that readers see mixed classes."""
         n = len(self.row_keys)
         rows = np.arange(n) if order == "source" else permutation(n, order_seed)
         return replace(self, rows=rows)
@@ -166,7 +164,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceOptions:
-    """How a source is to be read."""
+    """Options of a search, which mean the same for every layout."""
 
     only: tuple[str, ...] | None = None
     """Classes to take, all of which must be there; None takes all."""
@@ -175,17 +173,15 @@ class SourceOptions:
     truth: Path | None = None
     """Labels of the ILSVRC validation images: ground-truth file or development kit."""
     one_class: bool = True
-    """Whether a source may hold a single class that ``only`` does not ask for; often it is a folder
-    that holds the images of all classes."""
+    """Accept a single class that ``only`` does not ask for; it may be a folder of all images."""
     repeats: Repeats = "error"
-    """What to do about two samples with one key."""
+    """Refuse two samples of one key, or keep the first."""
     spool: Path | None = None
     """Folder for the decompressed images of sources that cannot be read at random."""
     room_to_pack: bool = True
-    """Whether all of the source will be packed on the disk of ``spool``, which must then have room
-    for both at once."""
+    """Require room on the disk of ``spool`` for packing all of the source beside the spool."""
     on_spooled: Callable[[int, int], None] | None = None
-    """Told how many bytes of how many are decompressed; never where nothing is to be."""
+    """Callback of decompressed bytes and their total; never called if there is nothing to do."""
 
     def chosen(
         self, names: Iterable[str], place: Path, *, advice: Callable[[str], str] | None = None
@@ -201,32 +197,33 @@ class SourceOptions:
             UsageError: A class that is asked for is missing, or there is a single class and
                 ``one_class`` does not allow it.
         """
-        there = set(names)
-        missing = sorted(set(self.only or ()) - there)
+        existing = set(names)
+        missing = sorted(set(self.only or ()) - existing)
         if missing:
             raise UsageError(
                 f"class {missing[0]} is not in {place} ({len(missing):,} of "
                 f"{len(self.only or ()):,} asked for are not); name another class list or source"
             )
-        if self.only is None and not self.one_class and len(there) == 1:
-            name = there.pop()
-            how = advice(name) if advice else "name a source that tells the classes apart"
+        if self.only is None and not self.one_class and len(existing) == 1:
+            name = existing.pop()
+            remedy = advice(name) if advice else "name a source that tells the classes apart"
             raise UsageError(
-                f"{place} holds a single class, {name}; {how}, or pack one class with --one-class"
+                f"{place} holds a single class, {name}; {remedy}, or pack one class with "
+                "--one-class"
             )
-        return sorted(there if self.only is None else self.only, key=lambda name: f"{name}/")
+        return sorted(existing if self.only is None else self.only, key=lambda name: f"{name}/")
 
     def takes(self, name: str) -> bool:
-        """Whether samples of a class are taken."""
+        """Test whether samples of a class are taken."""
         return self.only is None or name in self.only
 
-    def name_of(self, label: int, there: Sequence[str] | None, place: Path) -> str:
-        """Class name of an integer label, by ``class_names`` or the names that the source holds.
+    def name_of(self, label: int, stored_names: Sequence[str] | None, place: Path) -> str:
+        """Return the class of an integer label, by ``class_names`` or the names of the source.
 
         Raises:
             UsageError: There are no names, or the label is not a position in them.
         """
-        names = self.class_names or there
+        names = self.class_names or stored_names
         if names is None:
             raise UsageError(
                 f"{place} holds integer labels without names; name a class list with --class-names"

@@ -28,11 +28,11 @@ from coreset.shards.sources.tars import (
 
 
 class _ClassTar(NamedTuple):
-    """The tar of one class: a file, or a member of one."""
+    """Tar of one class: a file, or a member of one."""
 
     class_name: str
     place: str
-    """Name of the tar below the source, for people."""
+    """Name of the tar below the source, for messages."""
     path: Path
     file: int
     start: int = 0
@@ -44,7 +44,7 @@ def find_class_tars(src: Path, options: SourceOptions | None = None) -> Source:
 
     Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
     Of a tree, the folders above the class folders are (``./``, ``train/``). Links and devices are
-    found as what packing refuses.
+    found, and refused by packing.
 
     Raises:
         UsageError: There is no class, one is empty or asked for and not there, or two images have
@@ -60,15 +60,15 @@ def find_class_tars(src: Path, options: SourceOptions | None = None) -> Source:
     else:
         _add_tar(finder, src, options)
         files = [src]
-    found = finder.found()
-    return found.source(range_contents(found, files))
+    samples = finder.sorted()
+    return samples.source(range_contents(samples, files))
 
 
 def _tars_of_folder(finder: Finder, src: Path) -> list[_ClassTar]:
     paths = tars_of(src)
-    others = len(visible_entries(src)) - len(paths)
-    if others:
-        finder.skipped.append(f"{others:,} files and folders of {src} that are no tars")
+    n_others = len(visible_entries(src)) - len(paths)
+    if n_others:
+        finder.skipped.append(f"{n_others:,} files and folders of {src} that are no tars")
     return [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(paths)]
 
 
@@ -79,8 +79,8 @@ def _add_tar(finder: Finder, src: Path, options: SourceOptions) -> None:
         _add_tree(finder, members, options)
         return
     if len(members) > len(nested):
-        others = len(members) - len(nested)
-        finder.skipped.append(f"{others:,} members of {src} that are no class tars")
+        n_others = len(members) - len(nested)
+        finder.skipped.append(f"{n_others:,} members of {src} that are no class tars")
     _add_class_tars(finder, [_nested(src, member) for member in nested], options)
 
 
@@ -176,13 +176,13 @@ def _add_tree(finder: Finder, members: Sequence[Member], options: SourceOptions)
 
 
 def _class_of(member: Member, depth: int) -> str:
-    """The class folder at a depth; empty for a file that lies in none."""
+    """Return the class folder at a depth; empty for a file that lies in none."""
     parts = member.name.split("/", depth + 1)
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
 def _class_depth(members: Sequence[Member]) -> int:
-    """Folders above the class folders: those that are alone and hold folders."""
+    """Count the folders above the class folders: those that are alone and hold folders."""
     folders = {tuple(member.name.split("/")[:-1]) for member in members}
     depth = 0
     while True:

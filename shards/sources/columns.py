@@ -1,4 +1,4 @@
-"""Columns of tables that hold images or list them: which class a row has, and which sample key.
+"""Label columns of tables that hold images or list them.
 
 The label is the first of ``LABEL_COLUMNS`` that is there: a class name, or an integer, which is a
 position in a class list.
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import SourceOptions
 from coreset.shards.tables.formats import is_text
-from coreset.shards.tables.table import LABEL_COLUMNS, class_in, plain_name
+from coreset.shards.tables.vocabulary import LABEL_COLUMNS, class_in, plain_name
 
 _ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 _Schema: TypeAlias = Any
@@ -24,28 +24,28 @@ _Column: TypeAlias = Any
 
 
 class RowClasses(NamedTuple):
-    """Class of every row of a parquet file."""
+    """Classes of the rows of a parquet file."""
 
     names: list[str]
-    """Class names that occur, each once."""
+    """Each class name that occurs, once."""
     codes: NDArray[np.int64]
-    """Position in ``names`` of each row."""
+    """Position in ``names`` by row."""
     listed: tuple[str, ...] = ()
-    """The class list that integers were positions in."""
+    """Class list in which integer labels are positions."""
 
 
 def label_column(columns: Sequence[str], place: Path) -> str:
-    """Take the first of ``LABEL_COLUMNS`` that is there, however it is written.
+    """Choose the first of ``LABEL_COLUMNS`` that a table has, in any spelling.
 
     Raises:
-        UsageError: None is, or one is there twice.
+        UsageError: It has none, or one of them twice.
     """
     for name in map(plain_name, LABEL_COLUMNS):
-        there = [column for column in columns if plain_name(column) == name]
-        if len(there) > 1:
-            raise UsageError(f"{place} has the columns {', '.join(there)}; rename one of them")
-        if there:
-            return there[0]
+        spellings = [column for column in columns if plain_name(column) == name]
+        if len(spellings) > 1:
+            raise UsageError(f"{place} has the columns {', '.join(spellings)}; rename one of them")
+        if spellings:
+            return spellings[0]
     raise UsageError(
         f"{place} has no label column ({', '.join(LABEL_COLUMNS)}), only "
         f"{', '.join(columns) or 'no header'}; rename the column of the labels"
@@ -53,7 +53,7 @@ def label_column(columns: Sequence[str], place: Path) -> str:
 
 
 def row_classes(file: _ParquetFile, path: Path, options: SourceOptions) -> RowClasses:
-    """Class of every row by the label column of an open parquet file; reads that column alone.
+    """Read the classes of all rows from the label column of an open parquet file.
 
     Integers are positions in ``options.class_names``, else in the names that Hugging Face
     ``datasets`` keeps in the schema.
@@ -72,25 +72,25 @@ def row_classes(file: _ParquetFile, path: Path, options: SourceOptions) -> RowCl
         labels = labels.cast(pa.large_string())
     if pa.types.is_integer(labels.type):
         names = options.class_names or _stored_class_names(file.schema_arrow, name)
-        found = _named(labels.cast(pa.int64()).to_numpy(), names, path, options)
+        classes = _named(labels.cast(pa.int64()).to_numpy(), names, path, options)
     elif is_text(labels.type):
         encoded = labels.combine_chunks().dictionary_encode()
-        classes = [class_in(text) for text in encoded.dictionary.to_pylist()]
-        names = list(dict.fromkeys(classes))
+        class_of_text = [class_in(text) for text in encoded.dictionary.to_pylist()]
+        names = list(dict.fromkeys(class_of_text))
         code_of = {name: code for code, name in enumerate(names)}
-        of_text = np.array([code_of[name] for name in classes], dtype=np.int64)
-        found = RowClasses(names, of_text[encoded.indices.to_numpy()])
+        of_text = np.array([code_of[name] for name in class_of_text], dtype=np.int64)
+        classes = RowClasses(names, of_text[encoded.indices.to_numpy()])
     else:
         raise UsageError(
             f"column {name} of {path} holds {labels.type}; write labels as integers or text"
         )
-    for class_name in found.names:
+    for class_name in classes.names:
         require_class_name(class_name, path)
-    return found
+    return classes
 
 
 def require_class_name(name: str, place: Path) -> None:
-    """Stop if a class name could not be the first part of a sample key.
+    """Refuse a class name that cannot be the first part of a sample key.
 
     Raises:
         UsageError: It is empty, a path, or a special name of folders.
@@ -112,7 +112,7 @@ def _require_labels(labels: _Column, path: Path) -> None:
 
 
 def _stored_class_names(schema: _Schema, column: str) -> tuple[str, ...] | None:
-    """Names of a ``ClassLabel`` column in the metadata that Hugging Face ``datasets`` writes.
+    """Read the names of a ``ClassLabel`` column as Hugging Face ``datasets`` stores them.
 
     The layout is that of ``datasets``, src/datasets/arrow_writer.py: JSON under ``huggingface``.
     """
@@ -129,14 +129,14 @@ def _named(
 ) -> RowClasses:
     if names is not None:
         _require_range(labels, len(names), path)
-    there, codes = np.unique(labels, return_inverse=True)
-    found = [options.name_of(label, names, path) for label in there.tolist()]
-    twice = sorted({name for name in found if found.count(name) > 1})
+    numbers, codes = np.unique(labels, return_inverse=True)
+    classes = [options.name_of(label, names, path) for label in numbers.tolist()]
+    twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
         raise UsageError(
             f"class {twice[0]} of {path} stands for two labels; name the classes with --class-names"
         )
-    return RowClasses(found, codes.astype(np.int64), tuple(names or ()))
+    return RowClasses(classes, codes.astype(np.int64), tuple(names or ()))
 
 
 def _require_range(labels: NDArray[np.int64], n_classes: int, path: Path) -> None:

@@ -26,11 +26,11 @@ class Finder:
 
     place: Path
     repeats: Repeats = "error"
-    """What to do about two samples with one key: stop, or keep the first image found."""
+    """Refuse two samples of one key, or keep the first image."""
     skipped: list[str] = field(default_factory=list[str])
     passed_over: PassedOver = field(default_factory=PassedOver)
     classes: dict[str, int] = field(default_factory=dict[str, int])
-    """Class names in the order found."""
+    """Labels of the class names, in the order they were added."""
     _chunks: list[Any] = field(default_factory=list[Any])
     unreadable: dict[str, str] = field(default_factory=dict[str, str])
 
@@ -50,11 +50,11 @@ class Finder:
         Args:
             class_names: Class of each sample.
             keys: Sample keys.
-            names: Where each was found, for people.
+            names: Their places, for messages.
             sizes: Bytes.
             mtimes_ns: Modification times.
             files: Numbers of the files that hold the samples.
-            offsets: Where in them the bytes begin.
+            offsets: First byte of each in its file.
 
         Raises:
             UsageError: A name cannot be stored.
@@ -62,7 +62,7 @@ class Finder:
         nothing = [0] * len(keys)
         for name in [*keys, *names]:
             _require_storable(name)
-        codes = [self.classes.setdefault(one, len(self.classes)) for one in class_names]
+        codes = [self.classes.setdefault(name, len(self.classes)) for name in class_names]
         columns = {
             "key": pa.array(keys, pa.large_string()),
             "name": pa.array(names, pa.large_string()),
@@ -74,12 +74,12 @@ class Finder:
         }
         self._chunks.append(pa.table(columns))
 
-    def refuse(self, key: str, what: str) -> None:
-        """Note that what was added under ``key`` is no readable file."""
-        self.unreadable[key] = what
+    def reject(self, key: str, kind: str) -> None:
+        """Record that the sample of a key is no readable file, but a link or device."""
+        self.unreadable[key] = kind
 
-    def found(self) -> "Found":
-        """Sort what was added by the UTF-8 bytes of its keys.
+    def sorted(self) -> "SortedSamples":
+        """Sort the samples by the UTF-8 bytes of their keys.
 
         Raises:
             UsageError: Nothing was added, or two samples have one key.
@@ -95,26 +95,26 @@ class Finder:
             table = table.take(order)
         return self._without_repeats(table)
 
-    def _without_repeats(self, table: Any) -> "Found":  # noqa: ANN401 - pyarrow.Table
+    def _without_repeats(self, table: Any) -> "SortedSamples":  # noqa: ANN401 - pyarrow.Table
         keys = table["key"].combine_chunks()
-        again = np.concatenate(
+        repeated = np.concatenate(
             [[False], compute.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)]
         )
-        if again.any() and self.repeats == "error":
-            at = int(np.flatnonzero(again)[0])
+        if repeated.any() and self.repeats == "error":
+            at = int(np.flatnonzero(repeated)[0])
             first, second = (table["name"][row].as_py() for row in (at - 1, at))
             raise UsageError(
                 f"{first} and {second} have the same sample key {keys[at]}; rename or remove one "
                 f"in {self.place}, or keep the first with --duplicates first"
             )
-        if again.any():
-            self.skipped.append(f"{int(again.sum()):,} samples whose key was there already")
-            table = table.take(pa.array(_first_images(table["name"], again)))
-        return Found(self, table)
+        if repeated.any():
+            self.skipped.append(f"{int(repeated.sum()):,} samples whose key was there already")
+            table = table.take(pa.array(_first_images(table["name"], repeated)))
+        return SortedSamples(self, table)
 
 
-class Found:
-    """Sorted samples of a finder, until it is known how to read them."""
+class SortedSamples:
+    """Samples sorted by key, whose reader is not known yet."""
 
     def __init__(self, finder: Finder, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
         self._finder = finder
@@ -133,12 +133,12 @@ class Found:
         classes: Sequence[str] | None = None,
         facts: Facts | None = None,
     ) -> Source:
-        """The source; its class list is ``classes`` or the sorted names of what was found."""
+        """Return the source; its class list is ``classes`` or the sorted names of the samples."""
         finder = self._finder
-        found = list(finder.classes)
-        ordered = sorted(found) if classes is None else list(classes)
+        names = list(finder.classes)
+        ordered = sorted(names) if classes is None else list(classes)
         label_of = {name: label for label, name in enumerate(ordered)}
-        labels = np.array([label_of[name] for name in found], dtype=np.int64)[self.codes]
+        labels = np.array([label_of[name] for name in names], dtype=np.int64)[self.codes]
         return Source(
             place=finder.place,
             classes=tuple(ordered),
@@ -162,17 +162,17 @@ class Found:
         return dict(zip(rows, by_key.values(), strict=True))
 
 
-def _first_images(names: Any, again: NDArray[np.bool_]) -> NDArray[np.int64]:  # noqa: ANN401 - pyarrow.ChunkedArray
-    """Rows to keep, one of each run of equal keys: the first named like an image, or the first.
+def _first_images(names: Any, repeated: NDArray[np.bool_]) -> NDArray[np.int64]:  # noqa: ANN401 - pyarrow.ChunkedArray
+    """Choose one row of each run of equal keys: the first named like an image, or the first.
 
     Args:
-        names: Where each row was found, in the order of the keys.
-        again: Whether a row has the key of the row before.
+        names: Names of the rows, in the order of the keys.
+        repeated: True where a row has the key of the row before.
     """
     images = compute.match_substring_regex(names, _IMAGE_NAME, ignore_case=True)
-    others = ~images.to_numpy().astype(np.bool_)
-    runs = np.cumsum(~again)
-    order = np.lexsort((others, runs))  # stable
+    no_images = ~images.to_numpy().astype(np.bool_)
+    runs = np.cumsum(~repeated)
+    order = np.lexsort((no_images, runs))  # stable
     return order[np.unique(runs, return_index=True)[1]]
 
 

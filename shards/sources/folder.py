@@ -39,8 +39,8 @@ def find_folder(root: Path, options: SourceOptions | None = None) -> Source:
     outside = len(visible) - len(names)
     if outside:
         finder.skipped.append(f"{outside:,} files of {root} that lie in no class folder")
-    found = finder.found()
-    return found.source(FileContents(root, found.mtimes_ns))
+    samples = finder.sorted()
+    return samples.source(FileContents(root, samples.mtimes_ns))
 
 
 def _chosen(names: Sequence[str], root: Path, options: SourceOptions) -> list[str]:

@@ -43,7 +43,7 @@ _KAGGLE_HEADER = "imageid"
 def read_truth(
     truth: Path, stems: Sequence[str], options: SourceOptions, place: Path
 ) -> dict[str, str]:
-    """Class of every image.
+    """Read the class of every image.
 
     Args:
         truth: Development kit or text file.
@@ -78,7 +78,7 @@ def read_truth(
 
 
 def _lines(truth: Path) -> list[list[str]]:
-    """Words of each line that has some; without Kaggle's header."""
+    """Read the words of each line that has some, without Kaggle's header."""
     rows = text_rows(truth, "ground truth", "")
     lines = [words for _, cells in rows if (words := _BREAK.sub(" ", cells[0]).split())]
     if lines and lines[0][0].lower() == _KAGGLE_HEADER:
@@ -118,9 +118,9 @@ def _wnid(word: str, number: int, truth: Path) -> str:
     return word
 
 
-def _unlike(found: str, number: int, truth: Path, expected: str) -> DataError:
+def _unlike(word: str, number: int, truth: Path, expected: str) -> DataError:
     return DataError(
-        f"ground truth {truth} has {found!r} in label {number:,} where {expected} is expected; "
+        f"ground truth {truth} has {word!r} in label {number:,} where {expected} is expected; "
         "mend that line or name ILSVRC2012_devkit_t12"
     )
 
@@ -128,7 +128,7 @@ def _unlike(found: str, number: int, truth: Path, expected: str) -> DataError:
 def _in_order(
     labels: Sequence[str], stems: Sequence[str], truth: Path, place: Path
 ) -> dict[str, str]:
-    """Labels of images that come in the order of their names, 1, 2, 3 ... without a gap."""
+    """Label images in the order of their names, whose numbers must be 1, 2, 3 ... without a gap."""
     if len(labels) != len(stems):
         raise UsageError(
             f"ground truth {truth} has {len(labels):,} labels for the {len(stems):,} images of "

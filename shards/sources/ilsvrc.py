@@ -1,4 +1,4 @@
-"""The ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
+"""ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
 
 ``ILSVRC2012_img_val.tar`` and the folder unpacked from it hold ``ILSVRC2012_val_00000001.JPEG``
 and so on, without classes; ``shards.sources.ground_truth`` reads those. Sample keys are those of
@@ -78,8 +78,8 @@ def _find_in_folder(finder: Finder, options: SourceOptions, truth: Path) -> Sour
         [status.st_size for status in statuses],
         mtimes_ns=[status.st_mtime_ns for status in statuses],
     )
-    found = finder.found()
-    return found.source(FileContents(src, found.mtimes_ns))
+    samples = finder.sorted()
+    return samples.source(FileContents(src, samples.mtimes_ns))
 
 
 def _status(path: Path) -> os.stat_result:
@@ -97,12 +97,12 @@ def _find_in_tar(
     chosen = _labelled(images, options, truth, src)
     some = [by_name[images[stem]] for stem in chosen]
     add_members(finder, list(chosen.values()), _keys(chosen), some, place=src.name)
-    found = finder.found()
-    return found.source(range_contents(found, [src]))
+    samples = finder.sorted()
+    return samples.source(range_contents(samples, [src]))
 
 
 def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
-    """Path of each image by its stem, in the order of the stems."""
+    """Map the stems of the images, in order, to their paths."""
     images: dict[str, str] = {}
     paths = [name for name in names if is_image_name(name)]
     for name in sorted(paths, key=stem_of):
@@ -122,7 +122,7 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
 def _labelled(
     images: Mapping[str, str], options: SourceOptions, truth: Path, src: Path
 ) -> dict[str, str]:
-    """Class by stem, of the images to take."""
+    """Map the stems of the images to take to their classes."""
     classes = read_truth(truth, tuple(images), options, src)
     options.chosen(classes.values(), src)
     return {stem: name for stem, name in classes.items() if options.takes(name)}

@@ -1,6 +1,6 @@
-"""A packed data set as a source: a subset of its classes, or the same images in another form.
+"""Packed data set as a source: a subset of its classes, or the same images in another form.
 
-Byte ranges are copied; what the sample table knows spares decoding, the content hash guards it.
+Byte ranges are copied. The sample table spares decoding, and the content hash guards it.
 """
 
 from dataclasses import replace
@@ -23,7 +23,7 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 class _TableFacts:
-    """What the sample table says of each row."""
+    """Content hashes and headers of the images in the sample table."""
 
     def __init__(self, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
         self._hashes, self._formats = (
@@ -32,7 +32,7 @@ class _TableFacts:
         self._numbers = {name: table[name].to_numpy() for name in ("width", "height", "flags")}
 
     def stored(self, row: int) -> Stored:
-        """See ``Facts.stored``."""
+        """Return hash and header of the sample of a row."""
         width, height, flags = (int(column[row]) for column in self._numbers.values())
         image = Probe(self._formats[row].as_py(), width, height, Flag(flags))
         return Stored(self._hashes[row].as_py(), image)
@@ -67,6 +67,6 @@ def find_packed(root: Path, options: SourceOptions | None = None) -> Source:
             files=rows["shard"],
             offsets=rows["offset"],
         )
-    found = finder.found()
-    contents = RangeContents(dataset.shard_paths(), found.files, found.offsets)
-    return found.source(contents, classes=classes, facts=_TableFacts(table))
+    samples = finder.sorted()
+    contents = RangeContents(dataset.shard_paths(), samples.files, samples.offsets)
+    return samples.source(contents, classes=classes, facts=_TableFacts(table))

@@ -1,8 +1,9 @@
-"""WebDataset shards made elsewhere: images with integer or named labels, read where they lie.
+"""WebDataset shards made elsewhere, with integer or named labels, read where they lie.
 
 Members belong to the sample that is their name up to the first dot of the file name, as in
-``base_plus_ext`` of webdataset's ``tariterators.py``. Unlike there, members of one sample need not
-be adjacent, and what is damaged, incomplete or repeated stops the reading instead of being lost.
+``base_plus_ext`` of webdataset's ``tariterators.py``. Unlike
+there, members of one sample need not be adjacent, and a damaged, incomplete or repeated sample is
+an error instead of being lost.
 Nothing is decoded but integers and JSON: a shard with a member of another kind, such as ``.pyd``,
 which webdataset would unpickle, is refused.
 """
@@ -51,10 +52,10 @@ class _Sample:
     key: str
     parts: dict[str, Member] = field(default_factory=dict[str, Member])
 
-    def error(self, found: str, remedy: str = _MAKE_AGAIN) -> DataError:
+    def error(self, fault: str, remedy: str = _MAKE_AGAIN) -> DataError:
         offset = next(iter(self.parts.values())).offset
         return DataError(
-            f"{self.shard} has sample {shown(self.key)} at byte {offset:,} with {found}; {remedy}"
+            f"{self.shard} has sample {shown(self.key)} at byte {offset:,} with {fault}; {remedy}"
         )
 
     @property
@@ -62,33 +63,33 @@ class _Sample:
         images = [part for part in self.parts.values() if part.extension in FORMAT_OF_EXTENSION]
         if len(images) == 1:
             return images[0]
-        there = ", ".join(self.parts)
+        members = ", ".join(self.parts)
         number = f"{len(images)} images" if images else "no image"
-        raise self.error(f"{number} among its members ({there}) where one is expected")
+        raise self.error(f"{number} among its members ({members}) where one is expected")
 
     def read(self, descriptor: int, extension: str) -> bytes:
-        """Bytes of a label member; empty if there is none."""
+        """Read a label member; empty if the sample has none."""
         part = self.parts.get(extension)
         if part is None:
             return b""
         limit = LABEL_LIMIT_BYTES[extension]
         if part.kind != REGULAR_FILE or not 0 < part.size <= limit:
-            what = f"{part.size:,} bytes" if part.kind == REGULAR_FILE else f"a {part.kind}"
-            raise self.error(f"{what} in {extension} where 1 to {limit:,} bytes are expected")
+            fault = f"{part.size:,} bytes" if part.kind == REGULAR_FILE else f"a {part.kind}"
+            raise self.error(f"{fault} in {extension} where 1 to {limit:,} bytes are expected")
         return os.pread(descriptor, part.size, part.offset)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What a shard adds to the source."""
+    """Samples of a shard that go into the source."""
 
     classes: list[str] = field(default_factory=list[str])
     keys: list[str] = field(default_factory=list[str])
     images: list[Member] = field(default_factory=list[Member])
     seen: set[str] = field(default_factory=set[str])
-    """Classes, also those that are not wanted."""
+    """Classes, also those that are not taken."""
     hidden: list[int] = field(default_factory=list[int])
-    """Number of hidden members."""
+    """Count of hidden members, in a list of one."""
 
 
 def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
@@ -117,16 +118,16 @@ def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
         info.require_all(src, [path.name for path in paths])
         _note_others(finder, paths)
     _add_shards(finder, _Reader(src, options, info), paths)
-    found = finder.found()
-    return found.source(range_contents(found, paths))
+    samples = finder.sorted()
+    return samples.source(range_contents(samples, paths))
 
 
 def _note_others(finder: Finder, paths: Sequence[Path]) -> None:
     names = {entry.name for entry in visible_entries(finder.place)}
     indices = {path.with_suffix(".idx").name for path in paths}
-    others = names - indices - {path.name for path in paths} - set(INFO_NAMES)
-    if others:
-        finder.skipped.append(f"{len(others):,} files of {finder.place} that are no shards")
+    unknown = names - indices - {path.name for path in paths} - set(INFO_NAMES)
+    if unknown:
+        finder.skipped.append(f"{len(unknown):,} files of {finder.place} that are no shards")
 
 
 def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> None:
@@ -149,7 +150,7 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads whole shards; thread safe."""
+    """Reader of whole shards; thread safe."""
 
     place: Path
     options: SourceOptions
@@ -165,7 +166,7 @@ class _Reader:
 
         Raises:
             UsageError: The integer labels have no names.
-            DataError: See ``find_webdataset``.
+            DataError: As of ``find_webdataset``.
         """
         members, n_hidden = visible_members(path)
         samples = _samples(path, members)
@@ -212,10 +213,10 @@ class _Reader:
 
 
 def _samples(path: Path, members: Sequence[Member]) -> list[_Sample]:
-    """Members grouped by key, samples in the order of their first members.
+    """Group members by key, samples in the order of their first members.
 
-    A member whose extension its sample has already begins another sample of the same key: what
-    shards joined by mistake look like. ``Finder`` then tells of both.
+    A member whose extension its sample has already begins another sample of the same key, as in
+    shards joined by mistake. ``Finder`` then refuses both.
     """
     latest: dict[str, _Sample] = {}
     samples: list[_Sample] = []
@@ -248,7 +249,7 @@ def _sample_key(class_name: str, key: str) -> str:
 
 
 def _required_name(name: str, sample: _Sample) -> str:
-    """The class name, which becomes a folder where a data set is exported."""
+    """Refuse a class name that no exported folder could have."""
     try:
         safe = len(safe_parts(name)) == 1 and not name.startswith(".")
     except DataError:

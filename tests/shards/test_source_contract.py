@@ -393,8 +393,8 @@ def find_pairs(src: Path, options: SourceOptions) -> Source:
             [name], [f"{name}/{path.stem}"], [path.name], [status.st_size],
             mtimes_ns=[status.st_mtime_ns],
         )  # fmt: skip
-    found = finder.found()
-    return found.source(FileContents(src, found.mtimes_ns))
+    samples = finder.sorted()
+    return samples.source(FileContents(src, samples.mtimes_ns))
 
 
 def test_a_format_is_added_by_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
