@@ -18,9 +18,8 @@ from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import ShardRecord
 from coreset.shards.packing.labels import read_labels
 from coreset.shards.packing.plan import Plan, Resize
-from coreset.shards.sources.base import Repeats, Source
+from coreset.shards.sources.base import Repeats, Source, SourceOptions
 from coreset.shards.sources.detect import find
-from coreset.shards.sources.options import SourceOptions
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

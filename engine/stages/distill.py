@@ -27,8 +27,8 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.packing.pack import pack
 from coreset.shards.packing.plan import Plan
 from coreset.shards.packing.quarantine import list_path
+from coreset.shards.sources.base import SourceOptions
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.options import SourceOptions
 
 IMAGES_NAME = ".images"
 

@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import MachineError, UsageError
-from coreset.shards.tables.table import (
+from coreset.shards.tables.table import Table, read_table
+from coreset.shards.tables.vocabulary import (
     CLASS_COLUMNS,
     NUMBER_COLUMNS,
-    Table,
     class_in,
     plain_name,
-    read_table,
     wnids_in,
 )
 

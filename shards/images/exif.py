@@ -1,4 +1,4 @@
-"""The one fact of an Exif block that matters here: whether the image is to be turned."""
+"""Read the orientation out of an Exif block."""
 
 import struct
 
@@ -9,7 +9,7 @@ _UPRIGHT = 1
 
 
 def exif_flag(tiff: bytes) -> Flag:
-    """``Flag.EXIF_ROTATED`` if the first directory of an Exif block (TIFF 6.0) turns the image.
+    """Return ``Flag.EXIF_ROTATED`` if the first directory of a block (TIFF 6.0) turns the image.
 
     Damaged blocks are common and harmless: they count as upright (Pillow's reader would warn).
     """

@@ -1,10 +1,10 @@
-"""What a decoder must know about a stored image."""
+"""Flags of stored images."""
 
 from enum import IntFlag
 
 
 class Flag(IntFlag):
-    """What a decoder must know about a stored image before it decodes it."""
+    """Properties that a decoder must know before it decodes an image."""
 
     GREY = 1
     CMYK = 2
@@ -18,4 +18,4 @@ class Flag(IntFlag):
     MISNAMED = 128
     """The file's extension is that of another format."""
     ODD_SAMPLING = 256
-    """A JPEG whose colours are sampled as only Pillow reads it: 4:4:1, 4:1:0, 3 x 1 ..."""
+    """JPEG whose colours are sampled as only Pillow reads it: 4:4:1, 4:1:0, 3 x 1 ..."""

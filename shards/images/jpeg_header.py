@@ -1,4 +1,4 @@
-"""What the markers of a JPEG say (ITU T.81, annex B): size, kind, sampling, and how many scans.
+"""Read the markers of a JPEG (ITU T.81, annex B): size, kind, sampling and number of scans.
 
 A decoder's work is bounded by pixels and bytes only while scans are few: a progressive file, or one
 whose components come apart, may run over all its blocks again and again for 11 bytes a scan. The
@@ -22,9 +22,9 @@ from coreset.shards.images.refusal import (
 )
 
 MAX_SCANS = 100
-"""Of one progressive JPEG. Encoders write 10, optimisers some 20; nvImageCodec takes up to 256."""
+"""Limit of a progressive JPEG. Encoders write 10, optimisers some 20; nvImageCodec takes 256."""
 MAX_SCANNED_PIXELS = 20 * MAX_PIXELS
-"""Of all scans of a progressive JPEG together: large images may have fewer."""
+"""Limit of all scans of a progressive JPEG together: large images may have fewer."""
 
 # Start-of-frame markers (table B.1) without DHT, JPG and DAC, which lie between them.
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -53,7 +53,7 @@ _MOST_EQUAL = {3: 3, 4: 2}
 
 
 class JpegHeader(NamedTuple):
-    """Facts in the headers of a JPEG."""
+    """Size and flags in the headers of a JPEG."""
 
     width: int
     height: int
@@ -65,7 +65,7 @@ class _Frame(NamedTuple):
     height: int
     n_components: int
     bits: int
-    """Of `Flag`, as a number: those of Python's flags take a microsecond to join."""
+    """Bits of `Flag` as a number: joining Python's flags takes a microsecond."""
 
 
 def read_header(data: bytes) -> JpegHeader:
@@ -117,8 +117,8 @@ def _segments(data: bytes) -> Generator[tuple[int, int, int]]:
             yield marker, at + 4, at + 2 + length
         at += 2 + length
         if marker == _SCAN:
-            found = _AFTER_SCAN.search(data, at)
-            at = found.start() if found else len(data)
+            match = _AFTER_SCAN.search(data, at)
+            at = match.start() if match else len(data)
     require_few(MAX_SEGMENTS + 1, MAX_SEGMENTS, "segments")
 
 
@@ -146,7 +146,7 @@ def _frame(marker: int, content: bytes) -> _Frame:
 
 @lru_cache(maxsize=64)
 def _is_common(sampling: bytes) -> bool:
-    """Tell whether the TurboJPEG API, and so simplejpeg, knows the factors of the components."""
+    """Test whether the TurboJPEG API, and so simplejpeg, knows the factors of the components."""
     if len(sampling) not in _MOST_EQUAL:
         return True
     factors = [divmod(byte, 16) for byte in sampling]

@@ -1,4 +1,4 @@
-"""Images that Pillow reads: whatever is wrong with one is one kind of error."""
+"""Open images with Pillow, with one kind of error for whatever is wrong with them."""
 
 import re
 import warnings
@@ -38,7 +38,7 @@ def opened(
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(_fact(error)) from error
+        raise ValueError(_message(error)) from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -58,8 +58,8 @@ def _require_size(image: Image.Image, size: tuple[int, int] | None) -> None:
         raise ValueError(f"it has {image.size} pixels, the index says {size}")
 
 
-def _fact(error: Exception) -> str:
-    """Pillow's message without the address of the buffer, which differs from run to run."""
+def _message(error: Exception) -> str:
+    """Return Pillow's message without the address of the buffer, which differs from run to run."""
     text = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()
     if isinstance(error, OSError | SyntaxError | ValueError) and text:
         return text

@@ -1,8 +1,8 @@
-"""What an image file is, found out before it is stored: format, size and flags, or a refusal.
+"""Identify an image file before it is stored: format, size and flags, or a refusal.
 
-The format is told by content, never by name. Dimensions come from the header, before a pixel is
-decoded, because neither DALI nor libjpeg-turbo guards against decompression bombs. Then the image
-is decoded in full: a file that passes here cannot break a batch later. JPEG is decoded by
+The format follows from the content, never from the name. Dimensions come from the header, before a
+pixel is decoded, because neither DALI nor libjpeg-turbo guards against decompression bombs. Then
+the image is decoded in full: a file that passes here cannot break a batch later. JPEG is decoded by
 simplejpeg (releases the GIL) with recoverable errors as errors; PNG, WebP and JPEGs with a sampling
 of colours that simplejpeg does not know by Pillow. Stored as they are, and flagged: CMYK, 16 bits
 per channel, such samplings, a format that the extension denies. Refused: animations, formats that
@@ -35,8 +35,8 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_IDAT = MAX_FILE_BYTES >> 12
 """Chunks with pixels of a PNG, which Pillow reads in Python; libpng writes 8 KiB into each."""
 _REDUCTION = 8
-# Content of other kinds, by its first bytes, for the refusal to name.
-_FOREIGN = (
+# First bytes of other formats, which the refusal names.
+_OTHER_FORMATS = (
     (b"GIF8", "image/gif"),
     (b"BM", "image/bmp"),
     (b"II*\0", "image/tiff"),
@@ -49,7 +49,7 @@ _FOREIGN = (
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A valid image."""
+    """Format, size and flags of a valid image."""
 
     format: str
     """jpg, png or webp: also the extension of its member."""
@@ -110,10 +110,10 @@ def decode_jpeg(data: bytes) -> tuple[int, int]:
 
 
 def misnamed(image: Probe, name: str) -> Probe:
-    """The image with ``Flag.MISNAMED`` if the extension of ``name`` is that of another format."""
+    """Add ``Flag.MISNAMED`` if the extension of ``name`` is that of another format."""
     extension = name.rpartition(".")[2].lower()
-    other = FORMAT_OF_EXTENSION.get(extension, image.format) != image.format
-    return replace(image, flags=image.flags | Flag.MISNAMED) if other else image
+    is_other = FORMAT_OF_EXTENSION.get(extension, image.format) != image.format
+    return replace(image, flags=image.flags | Flag.MISNAMED) if is_other else image
 
 
 def refuse_long_file(size: int) -> None:
@@ -126,8 +126,8 @@ def refuse_long_file(size: int) -> None:
         raise Refusal(Reason.TOO_LARGE, f"{size:,} bytes, limit {MAX_FILE_BYTES:,}")
 
 
-def _foreign(data: bytes) -> Refusal:
-    for magic, kind in _FOREIGN:
+def _not_packed(data: bytes) -> Refusal:
+    for magic, kind in _OTHER_FORMATS:
         if data.startswith(magic):
             return Refusal(Reason.UNSUPPORTED_FORMAT, kind)
     if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"}:
@@ -147,7 +147,7 @@ def _described(data: bytes) -> Probe:
         return _png_header(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_header(data)
-    raise _foreign(data)
+    raise _not_packed(data)
 
 
 def _is_plain_jpeg(image: Probe) -> bool:
@@ -155,10 +155,10 @@ def _is_plain_jpeg(image: Probe) -> bool:
 
 
 def _require_same(image: Probe, size: tuple[int, int], *, reduced: int = 1) -> None:
-    """Compare our reading of the size with the decoder's: another one might guard nothing."""
+    """Refuse an image whose size the decoder reads differently: our limits would guard nothing."""
     if size != (-(-image.width // reduced), -(-image.height // reduced)):
-        fact = f"{image.width} x {image.height} pixels, to the decoder {size[0]} x {size[1]}"
-        raise Refusal(Reason.UNDECODABLE, fact)
+        detail = f"{image.width} x {image.height} pixels, to the decoder {size[0]} x {size[1]}"
+        raise Refusal(Reason.UNDECODABLE, detail)
 
 
 def _png_header(data: bytes) -> Probe:

@@ -1,7 +1,7 @@
-"""Why a file is not packed, and the limits beyond which none is.
+"""Reasons why files are not packed, and the limits of those that are.
 
-Whatever a codec raises on a file is the refusal of that file: nothing that one file does may end a
-packing, a check or a run that reads thousands of others.
+Whatever a codec raises on a file refuses that file alone: one file must not end a packing, a check
+or a run that reads thousands of others.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ _Result = TypeVar("_Result")
 
 
 class Reason(StrEnum):
-    """Why a file was not packed; stable, written to ``quarantine.parquet``."""
+    """Reason why a file was not packed; stable, written to ``quarantine.parquet``."""
 
     EMPTY = "empty"
     NOT_A_FILE = "not-a-file"
@@ -37,7 +37,7 @@ class Reason(StrEnum):
 
 
 class Refusal(Exception):  # noqa: N818 - not a fault of the program: the file is listed and packing goes on
-    """A file that is not packed."""
+    """File that is not packed."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -65,7 +65,7 @@ def refusing(codec: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Resu
 
 
 def require_size(width: int, height: int) -> None:
-    """Check what a header says before a decoder takes memory for it.
+    """Check the size in a header before a decoder takes memory for it.
 
     Raises:
         Refusal: No pixels, or more than ``MAX_PIXELS``.
@@ -88,6 +88,6 @@ def require_few(n: int, limit: int, what: str) -> None:
 
 def _refusal(error: Exception) -> Refusal:
     # The messages of codecs are ValueErrors; other types tell what their text does not.
-    fact = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
-    truncated = "truncated" in fact or "premature end of jpeg file" in fact.lower()
-    return Refusal(Reason.TRUNCATED if truncated else Reason.UNDECODABLE, fact)
+    detail = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+    truncated = "truncated" in detail or "premature end of jpeg file" in detail.lower()
+    return Refusal(Reason.TRUNCATED if truncated else Reason.UNDECODABLE, detail)

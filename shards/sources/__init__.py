@@ -1,1 +1,1 @@
-"""Where samples come from: one module per layout, all of them found as one ``Source``."""
+"""Sources of samples: one module per layout, each of which returns a ``Source``."""

@@ -1,26 +1,23 @@
-"""Found samples, whatever they lie in: a row each, sorted by sample key, and how to read its bytes.
+"""A source: samples in pack order, how to read their bytes, and the options it was searched with.
 
-Finders (one per layout) fill a ``Finder``; packing sees a ``Source``. A sample takes about 120
-bytes of memory: names are Arrow strings, the rest are numbers.
+Every format fills a ``Finder`` and returns a ``Source``; packing sees no more than that. A sample
+takes about 120 bytes of memory: names are Arrow strings, the rest are numbers.
 """
 
 import hashlib
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute
 from numpy.typing import NDArray
 
 from coreset.kernels.seeds import permutation
 from coreset.shards.errors import UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
-from coreset.shards.sources.names import PassedOver
+from coreset.shards.images.probe import Probe
 
 Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]
@@ -28,13 +25,10 @@ Strings: TypeAlias = Any  # pyarrow.LargeStringArray, which has no types
 compute: Any = pyarrow.compute
 _ROWS_AT_ONCE = 1 << 16
 _LINES_AT_ONCE = 1 << 10
-_IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
-# Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
-_UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Stored(NamedTuple):
-    """What a packed source knows of a sample already."""
+    """Content hash and header of an image that was packed before."""
 
     content_hash: bytes
     """xxh3_128 of the bytes."""
@@ -42,10 +36,10 @@ class Stored(NamedTuple):
 
 
 class Facts(Protocol):
-    """What is known of samples before they are read; spares decoding them again."""
+    """Content hashes and headers of samples, which spare decoding them again."""
 
     def stored(self, row: int) -> Stored:
-        """What is known of one sample."""
+        """Return hash and header of the sample of a row."""
         ...
 
 
@@ -55,18 +49,17 @@ class Sample(NamedTuple):
     row: int
     key: str
     name: str
-    """Where it was found, for people: a path, or a path in a tar."""
+    """Place for messages: a path, or a path in a tar."""
     size: int
-    """Bytes."""
     label: int
-    """Label by the source: position in the class list."""
+    """Position in the class list, by the source itself."""
 
 
 class Contents(Protocol):
-    """The bytes of found samples; thread safe, also in a forked process."""
+    """Reader of the bytes of samples; safe in threads and in forked processes."""
 
     def read(self, sample: Sample) -> bytes:
-        """Bytes of one sample.
+        """Return the bytes of one sample.
 
         Raises:
             UsageError: They cannot be read, or changed since they were found.
@@ -74,41 +67,40 @@ class Contents(Protocol):
         ...
 
     def state(self) -> Iterator[str]:
-        """What changes when a file is written again: sizes and modification times, as lines."""
+        """Yield lines that change when a file is written again: sizes and modification times."""
         ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Found samples in pack order. Arrays are in row order, which is that of the sample keys."""
+    """Samples in pack order. Arrays are in row order, which is that of the sample keys."""
 
     place: Path
-    """What was searched."""
+    """File or folder that was searched."""
     classes: tuple[str, ...]
     """Sorted class names; a label is a position in it."""
     row_keys: Strings
     row_names: Strings
     row_sizes: NDArray[np.int64]
-    """Bytes, shape (found,)."""
     row_labels: NDArray[np.int64]
     contents: Contents
     rows: NDArray[np.int64]
     """Row of each position in pack order."""
     facts: Facts | None = None
     unreadable: Mapping[int, str] = field(default_factory=dict[int, str])
-    """What stands in place of a file, such as a link in a tar, by row."""
+    """Kind of what stands in place of a file, such as a link in a tar, by row."""
     skipped: tuple[str, ...] = ()
-    """What was passed over, for the user: one phrase each."""
+    """Phrases that tell the user what was passed over."""
 
     def __len__(self) -> int:
         return self.rows.size
 
     def sample(self, position: int) -> Sample:
-        """The sample at a position in pack order."""
+        """Return the sample at a position in pack order."""
         return next(self.samples(range(position, position + 1)))
 
     def samples(self, positions: range) -> Iterator[Sample]:
-        """The samples at consecutive positions in pack order."""
+        """Yield the samples at consecutive positions in pack order."""
         rows = self.rows[positions.start : positions.stop]
         columns = (
             rows.tolist(),
@@ -121,41 +113,41 @@ class Source:
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Label by the source of each position, int64."""
+        """Labels by the source in pack order, int64."""
         return self.row_labels[self.rows]
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Bytes of each position, int64."""
+        """Bytes of the samples in pack order, int64."""
         return self.row_sizes[self.rows]
 
     @property
     def keys(self) -> list[str]:
-        """Sample key of each position."""
+        """Sample keys in pack order."""
         return self.row_keys.take(self.rows).to_pylist()
 
     @property
     def names(self) -> list[str]:
-        """Name of each position."""
+        """Names in pack order."""
         return self.row_names.take(self.rows).to_pylist()
 
     def class_sizes(self) -> NDArray[np.int64]:
-        """Found samples per class, int64 of shape (classes,)."""
+        """Count the samples of each class, int64 of shape (classes,)."""
         return np.bincount(self.row_labels, minlength=len(self.classes)).astype(np.int64)
 
     def list_sha256(self) -> str:
-        """Digest of keys, names and sizes: stays the same when the source is copied."""
+        """Return the digest of keys, names and sizes, which a copy of the source shares."""
         return _sha256("\t".join(map(str, row)) + "\n" for row in self._keys_names_sizes())
 
     def state_sha256(self) -> str:
-        """Digest of names, sizes and modification times: changes when a file is written again."""
+        """Return the digest of the list and of modification times: it sees a rewritten file."""
         hasher = hashlib.sha256(self.list_sha256().encode())
         for line in self.contents.state():
             hasher.update(line.encode())
         return hasher.hexdigest()
 
     def in_order(self, order: Order, order_seed: int) -> "Source":
-        """The same samples sorted by key, or permuted so that readers see mixed classes."""
+        """Return the same samples sorted by key, or permuted so that readers see mixed classes."""
         n = len(self.row_keys)
         rows = np.arange(n) if order == "source" else permutation(n, order_seed)
         return replace(self, rows=rows)
@@ -170,169 +162,78 @@ class Source:
             yield from zip(keys, names, sizes, strict=True)
 
 
-@dataclass(slots=True, kw_only=True)
-class Finder:
-    """Collects samples class by class or file by file, then sorts them into a ``Source``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceOptions:
+    """Options of a search, which mean the same for every layout."""
 
-    place: Path
+    only: tuple[str, ...] | None = None
+    """Classes to take, all of which must be there; None takes all."""
+    class_names: tuple[str, ...] | None = None
+    """Names of integer labels, for layouts that store no names."""
+    truth: Path | None = None
+    """Labels of the ILSVRC validation images: ground-truth file or development kit."""
+    one_class: bool = True
+    """Accept a single class that ``only`` does not ask for; it may be a folder of all images."""
     repeats: Repeats = "error"
-    """What to do about two samples with one key: stop, or keep the first image found."""
-    skipped: list[str] = field(default_factory=list[str])
-    passed_over: PassedOver = field(default_factory=PassedOver)
-    classes: dict[str, int] = field(default_factory=dict[str, int])
-    """Class names in the order found."""
-    _chunks: list[Any] = field(default_factory=list[Any])
-    unreadable: dict[str, str] = field(default_factory=dict[str, str])
+    """Refuse two samples of one key, or keep the first."""
+    spool: Path | None = None
+    """Folder for the decompressed images of sources that cannot be read at random."""
+    room_to_pack: bool = True
+    """Require room on the disk of ``spool`` for packing all of the source beside the spool."""
+    on_spooled: Callable[[int, int], None] | None = None
+    """Callback of decompressed bytes and their total; never called if there is nothing to do."""
 
-    def add(
-        self,
-        class_names: Sequence[str],
-        keys: Sequence[str],
-        names: Sequence[str],
-        sizes: Sequence[int],
-        *,
-        mtimes_ns: Sequence[int] = (),
-        files: Sequence[int] = (),
-        offsets: Sequence[int] = (),
-    ) -> None:
-        """Add samples: files of their own (``mtimes_ns``), or byte ranges (``files``, ``offsets``).
+    def chosen(
+        self, names: Iterable[str], place: Path, *, advice: Callable[[str], str] | None = None
+    ) -> list[str]:
+        """Choose the classes to take, in the order of their sample keys.
 
         Args:
-            class_names: Class of each sample.
-            keys: Sample keys.
-            names: Where each was found, for people.
-            sizes: Bytes.
-            mtimes_ns: Modification times.
-            files: Numbers of the files that hold the samples.
-            offsets: Where in them the bytes begin.
+            names: Classes of the source.
+            place: The source, for error messages.
+            advice: Says what to do if there is a single class, given its name.
 
         Raises:
-            UsageError: A name cannot be stored.
+            UsageError: A class that is asked for is missing, or there is a single class and
+                ``one_class`` does not allow it.
         """
-        nothing = [0] * len(keys)
-        for name in [*keys, *names]:
-            _require_storable(name)
-        codes = [self.classes.setdefault(one, len(self.classes)) for one in class_names]
-        columns = {
-            "key": pa.array(keys, pa.large_string()),
-            "name": pa.array(names, pa.large_string()),
-            "size": pa.array(sizes, pa.int64()),
-            "code": pa.array(codes, pa.int32()),
-            "mtime": pa.array(mtimes_ns or nothing, pa.int64()),
-            "file": pa.array(files or nothing, pa.int32()),
-            "offset": pa.array(offsets or nothing, pa.int64()),
-        }
-        self._chunks.append(pa.table(columns))
-
-    def refuse(self, key: str, what: str) -> None:
-        """Note that what was added under ``key`` is no readable file."""
-        self.unreadable[key] = what
-
-    def found(self) -> "Found":
-        """Sort what was added by the UTF-8 bytes of its keys.
-
-        Raises:
-            UsageError: Nothing was added, or two samples have one key.
-        """
-        if not any(map(len, self._chunks)):
-            raise UsageError(f"{self.place} holds no samples; name a folder or file that does")
-        table = pa.concat_tables(self._chunks)
-        self._chunks.clear()
-        order = compute.sort_indices(table["key"])  # stable: equal keys stay in the order found
-        if not bool(
-            compute.all(compute.equal(order, pa.array(np.arange(len(table), dtype=np.uint64))))
-        ):
-            table = table.take(order)
-        return self._without_repeats(table)
-
-    def _without_repeats(self, table: Any) -> "Found":  # noqa: ANN401 - pyarrow.Table
-        keys = table["key"].combine_chunks()
-        again = np.concatenate(
-            [[False], compute.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)]
-        )
-        if again.any() and self.repeats == "error":
-            at = int(np.flatnonzero(again)[0])
-            first, second = (table["name"][row].as_py() for row in (at - 1, at))
+        existing = set(names)
+        missing = sorted(set(self.only or ()) - existing)
+        if missing:
             raise UsageError(
-                f"{first} and {second} have the same sample key {keys[at]}; rename or remove one "
-                f"in {self.place}, or keep the first with --duplicates first"
+                f"class {missing[0]} is not in {place} ({len(missing):,} of "
+                f"{len(self.only or ()):,} asked for are not); name another class list or source"
             )
-        if again.any():
-            self.skipped.append(f"{int(again.sum()):,} samples whose key was there already")
-            table = table.take(pa.array(_first_images(table["name"], again)))
-        return Found(self, table)
+        if self.only is None and not self.one_class and len(existing) == 1:
+            name = existing.pop()
+            remedy = advice(name) if advice else "name a source that tells the classes apart"
+            raise UsageError(
+                f"{place} holds a single class, {name}; {remedy}, or pack one class with "
+                "--one-class"
+            )
+        return sorted(existing if self.only is None else self.only, key=lambda name: f"{name}/")
 
+    def takes(self, name: str) -> bool:
+        """Test whether samples of a class are taken."""
+        return self.only is None or name in self.only
 
-class Found:
-    """Sorted samples of a finder, until it is known how to read them."""
+    def name_of(self, label: int, stored_names: Sequence[str] | None, place: Path) -> str:
+        """Return the class of an integer label, by ``class_names`` or the names of the source.
 
-    def __init__(self, finder: Finder, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
-        self._finder = finder
-        self.keys = table["key"].combine_chunks()
-        self.names = table["name"].combine_chunks()
-        self.sizes = _numbers(table["size"], np.int64)
-        self.mtimes_ns = _numbers(table["mtime"], np.int64)
-        self.files = _numbers(table["file"], np.int32)
-        self.offsets = _numbers(table["offset"], np.int64)
-        self.codes = _numbers(table["code"], np.int32)
-
-    def source(
-        self,
-        contents: Contents,
-        *,
-        classes: Sequence[str] | None = None,
-        facts: Facts | None = None,
-    ) -> Source:
-        """The source; its class list is ``classes`` or the sorted names of what was found."""
-        finder = self._finder
-        found = list(finder.classes)
-        ordered = sorted(found) if classes is None else list(classes)
-        label_of = {name: label for label, name in enumerate(ordered)}
-        labels = np.array([label_of[name] for name in found], dtype=np.int64)[self.codes]
-        return Source(
-            place=finder.place,
-            classes=tuple(ordered),
-            row_keys=self.keys,
-            row_names=self.names,
-            row_sizes=self.sizes,
-            row_labels=labels,
-            contents=contents,
-            rows=np.arange(len(self.keys)),
-            facts=facts,
-            unreadable=self._unreadable_rows(finder.unreadable),
-            skipped=(*finder.skipped, *finder.passed_over.phrases(finder.place)),
-        )
-
-    def _unreadable_rows(self, by_key: Mapping[str, str]) -> dict[int, str]:
-        if not by_key:
-            return {}
-        rows = compute.index_in(
-            pa.array(by_key, pa.large_string()), value_set=self.keys
-        ).to_pylist()
-        return dict(zip(rows, by_key.values(), strict=True))
-
-
-def _first_images(names: Any, again: NDArray[np.bool_]) -> NDArray[np.int64]:  # noqa: ANN401 - pyarrow.ChunkedArray
-    """Rows to keep, one of each run of equal keys: the first named like an image, or the first.
-
-    Args:
-        names: Where each row was found, in the order of the keys.
-        again: Whether a row has the key of the row before.
-    """
-    images = compute.match_substring_regex(names, _IMAGE_NAME, ignore_case=True)
-    others = ~images.to_numpy().astype(np.bool_)
-    runs = np.cumsum(~again)
-    order = np.lexsort((others, runs))  # stable
-    return order[np.unique(runs, return_index=True)[1]]
-
-
-def _numbers(column: Any, kind: Any) -> NDArray[Any]:  # noqa: ANN401 - pyarrow.ChunkedArray
-    return column.to_numpy().astype(kind, copy=False)
-
-
-def _require_storable(name: str) -> None:
-    if _UNSTORABLE.search(name):
-        raise UsageError(f"file name {name!a} holds control characters or is not UTF-8; rename it")
+        Raises:
+            UsageError: There are no names, or the label is not a position in them.
+        """
+        names = self.class_names or stored_names
+        if names is None:
+            raise UsageError(
+                f"{place} holds integer labels without names; name a class list with --class-names"
+            )
+        if not 0 <= label < len(names):
+            raise UsageError(
+                f"label {label} of {place} is not in [0, {len(names)}), the range of the class "
+                "list; name the right list with --class-names"
+            )
+        return names[label]
 
 
 def _sha256(lines: Iterable[str]) -> str:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.base import Finder, Source
-from coreset.shards.sources.folder import sample_key
-from coreset.shards.sources.names import OTHERS, require_classes, visible_entries
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.advice import OTHERS, require_classes
+from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import sample_key, visible_entries
 from coreset.shards.sources.tar_scan import REGULAR_FILE
 from coreset.shards.sources.tars import (
     Member,
@@ -28,60 +28,60 @@ from coreset.shards.sources.tars import (
 
 
 class _ClassTar(NamedTuple):
-    """The tar of one class: a file, or a member of one."""
+    """Tar of one class: a file, or a member of one."""
 
     class_name: str
     place: str
-    """Name of the tar below the source, for people."""
+    """Name of the tar below the source, for messages."""
     path: Path
     file: int
     start: int = 0
     end: int | None = None
 
 
-def find_class_tars(src: Path, wanted: SourceOptions | None = None) -> Source:
+def find_class_tars(src: Path, options: SourceOptions | None = None) -> Source:
     """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
 
     Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
     Of a tree, the folders above the class folders are (``./``, ``train/``). Links and devices are
-    found as what packing refuses.
+    found, and refused by packing.
 
     Raises:
         UsageError: There is no class, one is empty or asked for and not there, or two images have
             one sample key.
         DataError: A tar is damaged or cut, or a member has a name that no file should have.
     """
-    wanted = wanted or SourceOptions()
-    finder = Finder(place=src, repeats=wanted.repeats)
+    options = options or SourceOptions()
+    finder = Finder(place=src, repeats=options.repeats)
     if src.is_dir():
         tars = _tars_of_folder(finder, src)
-        _add_class_tars(finder, tars, wanted)
+        _add_class_tars(finder, tars, options)
         files = [tar.path for tar in tars]
     else:
-        _add_tar(finder, src, wanted)
+        _add_tar(finder, src, options)
         files = [src]
-    found = finder.found()
-    return found.source(range_contents(found, files))
+    samples = finder.sorted()
+    return samples.source(range_contents(samples, files))
 
 
 def _tars_of_folder(finder: Finder, src: Path) -> list[_ClassTar]:
     paths = tars_of(src)
-    others = len(visible_entries(src)) - len(paths)
-    if others:
-        finder.skipped.append(f"{others:,} files and folders of {src} that are no tars")
+    n_others = len(visible_entries(src)) - len(paths)
+    if n_others:
+        finder.skipped.append(f"{n_others:,} files and folders of {src} that are no tars")
     return [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(paths)]
 
 
-def _add_tar(finder: Finder, src: Path, wanted: SourceOptions) -> None:
+def _add_tar(finder: Finder, src: Path, options: SourceOptions) -> None:
     members, finder.passed_over.n_hidden = visible_members(src)
     nested = [member for member in members if member.extension == "tar"]
     if not nested:
-        _add_tree(finder, members, wanted)
+        _add_tree(finder, members, options)
         return
     if len(members) > len(nested):
-        others = len(members) - len(nested)
-        finder.skipped.append(f"{others:,} members of {src} that are no class tars")
-    _add_class_tars(finder, [_nested(src, member) for member in nested], wanted)
+        n_others = len(members) - len(nested)
+        finder.skipped.append(f"{n_others:,} members of {src} that are no class tars")
+    _add_class_tars(finder, [_nested(src, member) for member in nested], options)
 
 
 def _nested(src: Path, member: Member) -> _ClassTar:
@@ -95,7 +95,7 @@ def _nested(src: Path, member: Member) -> _ClassTar:
     return _ClassTar(class_name, member.name, src, 0, member.offset, end)
 
 
-def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: SourceOptions) -> None:
+def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], options: SourceOptions) -> None:
     by_class: dict[str, _ClassTar] = {}
     for tar in tars:
         if tar.class_name in by_class:
@@ -104,14 +104,14 @@ def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], wanted: SourceOpt
                 "one class; remove or rename one"
             )
         by_class[tar.class_name] = tar
-    if wanted.only is None:
+    if options.only is None:
         require_classes(
             sorted(by_class),
             finder.place,
             holds_folders=lambda _: False,  # known only after reading the tars
             remedy=lambda name: f"name the tar of one split, such as {by_class[name].place}",
         )
-    chosen = [by_class[name] for name in wanted.chosen(by_class, finder.place)]
+    chosen = [by_class[name] for name in options.chosen(by_class, finder.place)]
     for tar, (members, n_hidden) in zip(chosen, in_threads(_members_of, chosen), strict=True):
         finder.passed_over.n_hidden += n_hidden
         _add_class(finder, tar, members)
@@ -142,7 +142,7 @@ def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Member]) -> Non
     add_members(finder, [tar.class_name] * len(keys), keys, images, place=tar.place, file=tar.file)
 
 
-def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) -> None:
+def _add_tree(finder: Finder, members: Sequence[Member], options: SourceOptions) -> None:
     src = finder.place
     depth = _class_depth(members)
     by_class: dict[str, list[Member]] = {}
@@ -156,7 +156,7 @@ def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) 
             f"{src} has neither class folders nor class tars; name a tar that holds one folder per "
             "class"
         )
-    if wanted.only is None:
+    if options.only is None:
         require_classes(
             sorted(by_class),
             src,
@@ -165,7 +165,7 @@ def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) 
             ),
             remedy=lambda _: "unpack it and name the folder of one split",
         )
-    for name in wanted.chosen(by_class, src):
+    for name in options.chosen(by_class, src):
         images = finder.passed_over.without_side_cars(by_class[name], attrgetter("name"))
         if not images:
             raise UsageError(
@@ -176,13 +176,13 @@ def _add_tree(finder: Finder, members: Sequence[Member], wanted: SourceOptions) 
 
 
 def _class_of(member: Member, depth: int) -> str:
-    """The class folder at a depth; empty for a file that lies in none."""
+    """Return the class folder at a depth; empty for a file that lies in none."""
     parts = member.name.split("/", depth + 1)
     return parts[depth] if len(parts) > depth + 1 else ""
 
 
 def _class_depth(members: Sequence[Member]) -> int:
-    """Folders above the class folders: those that are alone and hold folders."""
+    """Count the folders above the class folders: those that are alone and hold folders."""
     folders = {tuple(member.name.split("/")[:-1]) for member in members}
     depth = 0
     while True:

@@ -1,4 +1,4 @@
-"""Columns of tables that hold images or list them: which class a row has, and which sample key.
+"""Label columns of tables that hold images or list them.
 
 The label is the first of ``LABEL_COLUMNS`` that is there: a class name, or an integer, which is a
 position in a class list.
@@ -14,10 +14,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.folder import sample_key
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.base import SourceOptions
 from coreset.shards.tables.formats import is_text
-from coreset.shards.tables.table import LABEL_COLUMNS, class_in, plain_name
+from coreset.shards.tables.vocabulary import LABEL_COLUMNS, class_in, plain_name
 
 _ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 _Schema: TypeAlias = Any
@@ -25,38 +24,38 @@ _Column: TypeAlias = Any
 
 
 class RowClasses(NamedTuple):
-    """Class of every row of a parquet file."""
+    """Classes of the rows of a parquet file."""
 
     names: list[str]
-    """Class names that occur, each once."""
+    """Each class name that occurs, once."""
     codes: NDArray[np.int64]
-    """Position in ``names`` of each row."""
+    """Position in ``names`` by row."""
     listed: tuple[str, ...] = ()
-    """The class list that integers were positions in."""
+    """Class list in which integer labels are positions."""
 
 
 def label_column(columns: Sequence[str], place: Path) -> str:
-    """Take the first of ``LABEL_COLUMNS`` that is there, however it is written.
+    """Choose the first of ``LABEL_COLUMNS`` that a table has, in any spelling.
 
     Raises:
-        UsageError: None is, or one is there twice.
+        UsageError: It has none, or one of them twice.
     """
     for name in map(plain_name, LABEL_COLUMNS):
-        there = [column for column in columns if plain_name(column) == name]
-        if len(there) > 1:
-            raise UsageError(f"{place} has the columns {', '.join(there)}; rename one of them")
-        if there:
-            return there[0]
+        spellings = [column for column in columns if plain_name(column) == name]
+        if len(spellings) > 1:
+            raise UsageError(f"{place} has the columns {', '.join(spellings)}; rename one of them")
+        if spellings:
+            return spellings[0]
     raise UsageError(
         f"{place} has no label column ({', '.join(LABEL_COLUMNS)}), only "
         f"{', '.join(columns) or 'no header'}; rename the column of the labels"
     )
 
 
-def row_classes(file: _ParquetFile, path: Path, wanted: SourceOptions) -> RowClasses:
-    """Class of every row by the label column of an open parquet file; reads that column alone.
+def row_classes(file: _ParquetFile, path: Path, options: SourceOptions) -> RowClasses:
+    """Read the classes of all rows from the label column of an open parquet file.
 
-    Integers are positions in ``wanted.class_names``, else in the names that Hugging Face
+    Integers are positions in ``options.class_names``, else in the names that Hugging Face
     ``datasets`` keeps in the schema.
 
     Raises:
@@ -72,26 +71,26 @@ def row_classes(file: _ParquetFile, path: Path, wanted: SourceOptions) -> RowCla
     if is_text(labels.type):  # views cannot be encoded
         labels = labels.cast(pa.large_string())
     if pa.types.is_integer(labels.type):
-        names = wanted.class_names or _stored_class_names(file.schema_arrow, name)
-        found = _named(labels.cast(pa.int64()).to_numpy(), names, path, wanted)
+        names = options.class_names or _stored_class_names(file.schema_arrow, name)
+        classes = _named(labels.cast(pa.int64()).to_numpy(), names, path, options)
     elif is_text(labels.type):
         encoded = labels.combine_chunks().dictionary_encode()
-        classes = [class_in(text) for text in encoded.dictionary.to_pylist()]
-        names = list(dict.fromkeys(classes))
+        class_of_text = [class_in(text) for text in encoded.dictionary.to_pylist()]
+        names = list(dict.fromkeys(class_of_text))
         code_of = {name: code for code, name in enumerate(names)}
-        of_text = np.array([code_of[name] for name in classes], dtype=np.int64)
-        found = RowClasses(names, of_text[encoded.indices.to_numpy()])
+        of_text = np.array([code_of[name] for name in class_of_text], dtype=np.int64)
+        classes = RowClasses(names, of_text[encoded.indices.to_numpy()])
     else:
         raise UsageError(
             f"column {name} of {path} holds {labels.type}; write labels as integers or text"
         )
-    for class_name in found.names:
+    for class_name in classes.names:
         require_class_name(class_name, path)
-    return found
+    return classes
 
 
 def require_class_name(name: str, place: Path) -> None:
-    """Stop if a class name could not be the first part of a sample key.
+    """Refuse a class name that cannot be the first part of a sample key.
 
     Raises:
         UsageError: It is empty, a path, or a special name of folders.
@@ -101,40 +100,6 @@ def require_class_name(name: str, place: Path) -> None:
             f"class {name!a} of {place} cannot begin a sample key; name the classes otherwise "
             "with --class-names, or in the table"
         )
-
-
-def listed_key(path: str, class_name: str) -> str:
-    """Sample key of a listed path: from the folder on that is called like the class.
-
-    It is then the key that the file has in a folder per class. Where no folder of the path is
-    called so, the key is the class and the stem. What stands before ``..`` does not count.
-
-    >>> listed_key("/data/train/n01440764/n01440764_10026.JPEG", "n01440764")
-    'n01440764/n01440764_10026'
-    >>> listed_key("img/1.png", "cat")
-    'cat/1'
-
-    Returns:
-        The key; empty if ``path`` names no file.
-    """
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", "."}]
-    if ".." in parts:
-        parts = parts[len(parts) - parts[::-1].index("..") :]
-    if not parts:
-        return ""
-    folders = parts[:-1]
-    inside = folders[folders.index(class_name) + 1 :] if class_name in folders else []
-    return sample_key("/".join([class_name, *inside, parts[-1]]))
-
-
-def whole_key(path: str, class_name: str) -> str:
-    """Sample key of a listed path: the class and all of the path.
-
-    >>> whole_key("../img/a/1.png", "cat")
-    'cat/img/a/1'
-    """
-    parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", ".", ".."}]
-    return sample_key("/".join([class_name, *parts]))
 
 
 def _require_labels(labels: _Column, path: Path) -> None:
@@ -147,7 +112,7 @@ def _require_labels(labels: _Column, path: Path) -> None:
 
 
 def _stored_class_names(schema: _Schema, column: str) -> tuple[str, ...] | None:
-    """Names of a ``ClassLabel`` column in the metadata that Hugging Face ``datasets`` writes.
+    """Read the names of a ``ClassLabel`` column as Hugging Face ``datasets`` stores them.
 
     The layout is that of ``datasets``, src/datasets/arrow_writer.py: JSON under ``huggingface``.
     """
@@ -160,18 +125,18 @@ def _stored_class_names(schema: _Schema, column: str) -> tuple[str, ...] | None:
 
 
 def _named(
-    labels: NDArray[np.int64], names: Sequence[str] | None, path: Path, wanted: SourceOptions
+    labels: NDArray[np.int64], names: Sequence[str] | None, path: Path, options: SourceOptions
 ) -> RowClasses:
     if names is not None:
         _require_range(labels, len(names), path)
-    there, codes = np.unique(labels, return_inverse=True)
-    found = [wanted.name_of(label, names, path) for label in there.tolist()]
-    twice = sorted({name for name in found if found.count(name) > 1})
+    numbers, codes = np.unique(labels, return_inverse=True)
+    classes = [options.name_of(label, names, path) for label in numbers.tolist()]
+    twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
         raise UsageError(
             f"class {twice[0]} of {path} stands for two labels; name the classes with --class-names"
         )
-    return RowClasses(found, codes.astype(np.int64), tuple(names or ()))
+    return RowClasses(classes, codes.astype(np.int64), tuple(names or ()))
 
 
 def _require_range(labels: NDArray[np.int64], n_classes: int, path: Path) -> None:

@@ -1,51 +1,59 @@
-"""Which layout a source has, told by what lies there; then the finder of that layout."""
+"""Detect the layout of a source and find its samples.
 
+A new format is one module and one row of ``FORMATS``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
-from coreset.shards.format.manifest import MANIFEST_NAME
-from coreset.shards.sources.base import Source
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.class_tars import find_class_tars
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.ilsvrc import find_validation, is_validation_folder
-from coreset.shards.sources.options import SourceOptions
-from coreset.shards.sources.packed import find_packed
+from coreset.shards.sources.ilsvrc import find_validation, is_validation
+from coreset.shards.sources.packed import find_packed, is_packed
 from coreset.shards.sources.parquet import find_parquet, is_parquet
 from coreset.shards.sources.table import find_table, is_table
 from coreset.shards.sources.tars import tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
-_FINDER_OF_TARS = {
-    "classes": find_class_tars,
-    "webdataset": find_webdataset,
-    "validation": find_validation,
-}
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """A layout that a source may have."""
+
+    matches: Callable[[Path, SourceOptions], bool]
+    """Test whether a file or folder has it. Only names and the heads of files are read."""
+    find: Callable[[Path, SourceOptions], Source]
 
 
-def find(src: Path, wanted: SourceOptions) -> Source:
-    """Find the samples of any source.
+FORMATS: list[Format] = [
+    Format(lambda src, _: is_packed(src), find_packed),
+    Format(lambda src, options: options.truth is not None or is_validation(src), find_validation),
+    Format(lambda src, _: is_parquet(src), find_parquet),
+    Format(lambda src, _: is_table(src), find_table),
+    Format(lambda src, _: tar_layout(src) == "webdataset", find_webdataset),
+    Format(lambda src, _: tar_layout(src) == "classes", find_class_tars),
+    Format(lambda src, _: src.is_dir(), find_folder),
+]
+"""The first that matches is taken."""
+
+
+def find(src: Path, options: SourceOptions) -> Source:
+    """Find the samples of a source of any layout.
 
     Raises:
-        UsageError: ``src`` is missing, of no known layout, or not what ``wanted`` asks for.
+        UsageError: ``src`` is missing, of no known layout, or not what the options ask for.
         DataError: A file of it is damaged.
         MachineError: The disk has no room for what must be decompressed.
     """
     if not src.exists():
         raise missing(src, "name a folder or file that holds images")
-    if (src / MANIFEST_NAME).is_file():
-        return find_packed(src, wanted)
-    if wanted.truth is not None or is_validation_folder(src):
-        return find_validation(src, wanted)
-    if is_parquet(src):
-        return find_parquet(src, wanted)
-    if is_table(src):
-        return find_table(src, wanted)
-    tars = tar_layout(src)
-    if tars is not None:
-        return _FINDER_OF_TARS[tars](src, wanted)
-    if src.is_dir():
-        return find_folder(src, wanted)
+    for layout in FORMATS:
+        if layout.matches(src, options):
+            return layout.find(src, options)
     raise UsageError(
         f"{src} is neither a folder, a tar, a parquet file nor a list (.csv, .tsv, .txt, .json); "
         "name one of these"

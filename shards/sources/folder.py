@@ -7,73 +7,18 @@ and listed. Hidden files (``.DS_Store``) and side-cars (``Thumbs.db``, ``*_boxes
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
-from os.path import join
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.advice import what_to_name
-from coreset.shards.sources.base import Finder, Sample, Source
-from coreset.shards.sources.names import OTHERS, holds_folders, listed_entries, require_classes
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.advice import OTHERS, holds_folders, require_classes, what_to_name
+from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.contents import FileContents
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import listed_entries, sample_key
 
 
-def sample_key(name: str) -> str:
-    """Sample key of a file below the source folder: its path without the last extension."""
-    folder, _, file = name.rpartition("/")
-    return f"{folder}/{file.rpartition('.')[0] or file}"
-
-
-@dataclass(frozen=True, slots=True)
-class FileContents:
-    """Samples that are files of their own; reads one whole file at a time."""
-
-    root: Path
-    mtimes_ns: NDArray[np.int64]
-    """By row."""
-
-    def read(self, sample: Sample) -> bytes:
-        """See ``Contents.read``."""
-        path = join(self.root, sample.name)  # noqa: PTH118 - a Path costs 20 us an image
-        expected = sample.size, int(self.mtimes_ns[sample.row])
-        try:
-            status, data = _read_file(path, expected[0])
-        except OSError as error:
-            raise UsageError(
-                f"{path} cannot be read ({error.strerror}); mend that, and the same command "
-                "continues"
-            ) from error
-        if (status.st_size, status.st_mtime_ns) != expected or len(data) != expected[0]:
-            raise UsageError(
-                f"{path} changed while it was being packed; pack again when nothing writes to "
-                f"{self.root}"
-            )
-        return data
-
-    def state(self) -> Iterator[str]:
-        """See ``Contents.state``."""
-        return (f"{mtime}\n" for mtime in self.mtimes_ns.tolist())
-
-
-def _read_file(path: str, size: int) -> tuple[os.stat_result, bytes]:
-    """Status of a file and its bytes, one more than ``size`` if it has grown."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        status = os.fstat(descriptor)
-        data = os.read(descriptor, size + 1)
-        # A signal or a network file system may cut a read short.
-        while len(data) < size and (more := os.read(descriptor, size - len(data))):
-            data += more
-    finally:
-        os.close(descriptor)
-    return status, data
-
-
-def find_folder(root: Path, wanted: SourceOptions | None = None) -> Source:
+def find_folder(root: Path, options: SourceOptions | None = None) -> Source:
     """List the files of an ImageFolder tree, sorted by the UTF-8 bytes of their sample keys.
 
     Links are followed.
@@ -83,31 +28,31 @@ def find_folder(root: Path, wanted: SourceOptions | None = None) -> Source:
             class, a class is empty or asked for and not there, two files have one sample key, or a
             name cannot be stored.
     """
-    wanted = wanted or SourceOptions()
-    finder = Finder(place=root, repeats=wanted.repeats)
+    options = options or SourceOptions()
+    finder = Finder(place=root, repeats=options.repeats)
     visible, finder.passed_over.n_hidden = listed_entries(root)
     names = [entry.name for entry in visible if entry.is_dir()]
     if not names:
         raise UsageError(f"{root} has no class folder; {what_to_name(root, root)}")
-    for folder in _chosen(names, root, wanted):
+    for folder in _chosen(names, root, options):
         _add_class(finder, root, folder)
     outside = len(visible) - len(names)
     if outside:
         finder.skipped.append(f"{outside:,} files of {root} that lie in no class folder")
-    found = finder.found()
-    return found.source(FileContents(root, found.mtimes_ns))
+    samples = finder.sorted()
+    return samples.source(FileContents(root, samples.mtimes_ns))
 
 
-def _chosen(names: Sequence[str], root: Path, wanted: SourceOptions) -> list[str]:
+def _chosen(names: Sequence[str], root: Path, options: SourceOptions) -> list[str]:
     """Choose the class folders to take; the user's own list may call a class ``train``."""
-    if wanted.only is None:
+    if options.only is None:
         require_classes(
             sorted(names),
             root,
             holds_folders=lambda name: holds_folders(root / name),
             remedy=lambda name: f"name one of them, such as {root / name}",
         )
-    return wanted.chosen(names, root, advice=lambda name: what_to_name(root, root / name))
+    return options.chosen(names, root, advice=lambda name: what_to_name(root, root / name))
 
 
 def _add_class(finder: Finder, root: Path, folder: str) -> None:

@@ -1,7 +1,7 @@
-"""Parquet files as the Hugging Face Hub keeps image data sets: image bytes and labels in columns.
+"""Parquet files of image bytes and labels, as the Hugging Face Hub keeps image data sets.
 
 Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
-see ``coreset.shards.sources.staging``. Whoever packs removes it (``shutil.rmtree(wanted.spool)``).
+see ``coreset.shards.sources.staging``. The stage that packs them removes it.
 
 The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
 src/datasets/features/image.py), or binary of any kind; it is one of ``IMAGE_COLUMNS``, or the
@@ -21,11 +21,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.base import Finder, Source, compute
-from coreset.shards.sources.columns import RowClasses, listed_key, row_classes
-from coreset.shards.sources.names import split_of
-from coreset.shards.sources.options import SourceOptions
-from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.advice import require_one_split
+from coreset.shards.sources.base import Source, SourceOptions, compute
+from coreset.shards.sources.columns import RowClasses, row_classes
+from coreset.shards.sources.contents import RangeContents
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import listed_key, split_of
 from coreset.shards.sources.staging import Image, Rows, blob_of, staged, state_of
 from coreset.shards.tables.formats import open_parquet
 
@@ -35,19 +36,19 @@ _NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9
 # Of the wnid that the Hub's imagenet-1k appends to the name of every ILSVRC file.
 _WNID_SUFFIX = re.compile(r"_n\d{8}(?=\.[^./]*$|$)")
 _Schema: TypeAlias = Any  # pyarrow.Schema, which has no types
+_Column: TypeAlias = Any
 
 
-def find_parquet(src: Path, wanted: SourceOptions) -> Source:
+def find_parquet(src: Path, options: SourceOptions) -> Source:
     """Spool the images of parquet files and list them, sorted by the bytes of their sample keys.
 
     A key is the class and the stem of the stored path, without the wnid that the Hub's imagenet-1k
     appends to it, so that it is the key from a folder. Where no path is stored, or different images
     would have one key by it, a key is the class, the stem of the parquet file and the row. Images
-    of classes that are not wanted are not spooled.
+    of classes that are not taken are not spooled.
 
-    Args:
-        src: A parquet file, or a folder that holds those of one split, itself or in ``data``.
-        wanted: What to take; ``spool`` is needed, and made if it is missing.
+    ``src`` is a file, or a folder that holds those of one split, itself or in ``data``. The folder
+    ``options.spool`` must be named; it is made if it is missing.
 
     Raises:
         UsageError: There are no such files or columns, files of several splits, or some of a
@@ -57,29 +58,27 @@ def find_parquet(src: Path, wanted: SourceOptions) -> Source:
         MachineError: The disk is too small or full; what was spooled is kept.
         LockedError: Another process is spooling into the same folder.
     """
-    if wanted.spool is None:
+    if options.spool is None:
         raise ValueError("spool must be a folder to decompress parquet files into, got None")
     files = parquet_files(src)
     _require_one_split(src, files)
-    tables = [_Table.of(path, src, wanted) for path in files]
-    finder = Finder(place=src, repeats=wanted.repeats)
-    _choose(finder, tables, wanted)
+    tables = [_Table.of(path, src, options) for path in files]
+    finder = Finder(place=src, repeats=options.repeats)
+    _choose(finder, tables, options)
     keyed = [
         rows.append_column("key", [table.keys(rows)])
-        for table, rows in zip(tables, staged(tables, wanted.spool, wanted), strict=True)
+        for table, rows in zip(tables, staged(tables, options.spool, options), strict=True)
     ]
     shared = _shared_keys(keyed)
-    for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
-        table.add(finder, number, rows, shared)
-    found = finder.found()
-    blobs = [blob_of(table, wanted.spool) for table in tables]
-    return found.source(RangeContents(blobs, found.files, found.offsets))
+    for number, rows in enumerate(keyed):
+        tables[number].add(finder, number, rows, shared)
+    samples = finder.sorted()
+    blobs = [blob_of(table, options.spool) for table in tables]
+    return samples.source(RangeContents(blobs, samples.files, samples.offsets))
 
 
 def is_parquet(src: Path) -> bool:
-    """Whether ``src`` is a parquet file with a column of images, or a folder with one.
-
-    Looks at the schema of one file.
+    """Test for a parquet file with a column of images, or a folder of such; reads one schema.
 
     Raises:
         DataError: That file is damaged.
@@ -92,7 +91,7 @@ def is_parquet(src: Path) -> bool:
 
 
 def parquet_files(src: Path) -> list[Path]:
-    """The file itself; or the visible parquet files of a folder, or else of its folder ``data``."""
+    """List the file itself, or the visible parquet files of a folder or of its folder ``data``."""
     if not src.is_dir():
         return [src]
     for folder in (src, src / "data"):
@@ -104,25 +103,24 @@ def parquet_files(src: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True)
 class _Table:
-    """One parquet file and what is taken of it, to be spooled: an ``Origin``."""
+    """Parquet file and the rows to take of it; a ``StagedFile``."""
 
     path: Path
     name: str
-    """Path below the source."""
     column: str
     classes: RowClasses
     rows: NDArray[np.int64]
-    """Rows of wanted classes, ascending."""
+    """Rows of the classes to take, ascending."""
     image_bytes: int
     state: tuple[int, int]
 
     @staticmethod
-    def of(path: Path, src: Path, wanted: SourceOptions) -> "_Table":
+    def of(path: Path, src: Path, options: SourceOptions) -> "_Table":
         """Read schema, labels and sizes; no image."""
         with open_parquet(path) as file:
             column = _image_column(file.schema_arrow, path)
-            classes = row_classes(file, path, wanted)
-            takes = np.array([wanted.takes(name) for name in classes.names], dtype=np.bool_)
+            classes = row_classes(file, path, options)
+            takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
             rows = np.flatnonzero(takes[classes.codes])
             image_bytes = _uncompressed_bytes(file.metadata, rows)
         name = path.relative_to(src).as_posix() if path != src else path.name
@@ -130,12 +128,12 @@ class _Table:
 
     @property
     def n_images(self) -> int:
-        """See ``Origin``."""
+        """Images to spool."""
         return self.rows.size
 
     @property
     def binding(self) -> bytes:
-        """See ``Origin``; the state is that of the file, the rows those of the wanted classes."""
+        """State of the file, column and rows, which the spooled bytes depend on."""
         rows = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
         return json.dumps([*self.state, self.column, rows]).encode()
 
@@ -145,13 +143,11 @@ class _Table:
         return pa.array((self._key(row, path) for row, path in places), pa.large_string())
 
     def add(self, finder: Finder, number: int, rows: Rows, shared: Collection[str]) -> None:
-        """Add the spooled rows of this file, which has this number; ``shared`` keys name none."""
+        """Add the spooled rows of file ``number``; ``shared`` keys are replaced by row keys."""
         columns = rows.to_pydict()
         names = [self.classes.names[code] for code in self.classes.codes[columns["row"]].tolist()]
-        keys = [
-            self._key(row, None) if key in shared else key
-            for row, key in zip(columns["row"], columns["key"], strict=True)
-        ]
+        pairs = zip(columns["row"], columns["key"], strict=True)
+        keys = [self._key(row, None) if key in shared else key for row, key in pairs]
         finder.add(
             names,
             keys,
@@ -160,21 +156,20 @@ class _Table:
             files=[number] * len(keys),
             offsets=columns["offset"],
         )
-        for key, there in zip(keys, columns["there"], strict=True):
-            if not there:
-                finder.refuse(key, "no image bytes")
+        for key, has_bytes in zip(keys, columns["there"], strict=True):
+            if not has_bytes:
+                finder.reject(key, "no image bytes")
 
     def images(self) -> Iterator[Image]:
-        """Yield the wanted rows; row groups without one are not read."""
+        """Yield the rows to take; row groups without one are not read."""
         with open_parquet(self.path) as file:
             for group, start, stop in _row_groups(file.metadata):
                 if not _within(self.rows, start, stop).size:
                     continue
-                batches = file.iter_batches(
-                    _ROWS_AT_ONCE, row_groups=[group], columns=[self.column], use_threads=False
-                )
                 first = start
-                for batch in batches:
+                for batch in file.iter_batches(
+                    _ROWS_AT_ONCE, row_groups=[group], columns=[self.column], use_threads=False
+                ):
                     rows = _within(self.rows, first, first + batch.num_rows)
                     yield from _read_images(rows, batch.column(0), pa.array(rows - first))
                     first += batch.num_rows
@@ -193,25 +188,21 @@ def _shared_keys(tables: Sequence[Rows]) -> frozenset[str]:
     return frozenset(images["key"].filter(several).to_pylist())
 
 
-def _choose(finder: Finder, tables: Sequence[_Table], wanted: SourceOptions) -> None:
+def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) -> None:
     """Require the classes that are asked for; note names that have no images."""
-    there = {name for table in tables for name in table.classes.names}
+    existing = {name for table in tables for name in table.classes.names}
     listed = {name for table in tables for name in table.classes.listed}
-    if not there:
+    if not existing:
         raise UsageError(f"{finder.place} holds no rows; name parquet files that do")
-    wanted.chosen(there, finder.place)
-    if wanted.only is None and listed > there:
+    options.chosen(existing, finder.place)
+    if options.only is None and listed > existing:
         finder.skipped.append(
-            f"{len(listed - there):,} of {len(listed):,} class names, which no row of "
+            f"{len(listed - existing):,} of {len(listed):,} class names, which no row of "
             f"{finder.place} has"
         )
 
 
-def _read_images(
-    rows: NDArray[np.int64],
-    images: Any,  # noqa: ANN401 - pyarrow.Array
-    at: Any,  # noqa: ANN401 - pyarrow.Array
-) -> Iterator[Image]:
+def _read_images(rows: NDArray[np.int64], images: _Column, at: _Column) -> Iterator[Image]:
     data, paths = images, [None] * len(rows)
     if pa.types.is_struct(images.type):
         data = compute.struct_field(images, "bytes")
@@ -221,7 +212,7 @@ def _read_images(
         yield Image(row, value.as_buffer() if value.is_valid else None, path)
 
 
-def _plain(column: Any) -> Any:  # noqa: ANN401 - pyarrow.Array
+def _plain(column: _Column) -> _Column:
     """Convert types that pyarrow cannot take rows of."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -240,26 +231,20 @@ def _holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
         return at >= 0 and _holds_images(kind.field(at).type)
     if pa.types.is_dictionary(kind):
         return _holds_images(kind.value_type)
-    return any(
-        is_bytes(kind)
-        for is_bytes in (
-            pa.types.is_binary,
-            pa.types.is_large_binary,
-            pa.types.is_binary_view,
-            pa.types.is_fixed_size_binary,
-        )
-    )
+    types = pa.types
+    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
+    return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
 
 
 def _image_column(schema: _Schema, path: Path) -> str:
-    there = _image_columns(schema)
-    named = [name for name in IMAGE_COLUMNS if name in there]
-    if not named and len(there) != 1:
-        raise UsageError(
-            f"{path} has {len(there)} columns of image bytes, none of them called "
-            f"{' or '.join(IMAGE_COLUMNS)}; rename the column of the images"
-        )
-    return named[0] if named else there[0]
+    columns = _image_columns(schema)
+    named = [name for name in IMAGE_COLUMNS if name in columns]
+    if named or len(columns) == 1:
+        return (named or columns)[0]
+    raise UsageError(
+        f"{path} has {len(columns)} columns of image bytes, none of them called "
+        f"{' or '.join(IMAGE_COLUMNS)}; rename the column of the images"
+    )
 
 
 def _row_groups(metadata: Any) -> Iterator[tuple[int, int, int]]:  # noqa: ANN401 - pyarrow.parquet.FileMetaData
@@ -277,10 +262,10 @@ def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]
 
 
 def _uncompressed_bytes(metadata: Any, rows: NDArray[np.int64]) -> int:  # noqa: ANN401 - pyarrow.parquet.FileMetaData
-    """Bytes of some rows, taken as equally large within each row group.
+    """Estimate the bytes of some rows, which count as equally large within a row group.
 
-    Other columns count too, which are small: what pyarrow says of one column alone ends the process
-    where the file is damaged (C++ exceptions that it does not catch).
+    Other columns, which are small, count too: asking pyarrow for one column ends the process if the
+    file is damaged (C++ exceptions that it does not catch).
     """
     total = 0
     for group, start, stop in _row_groups(metadata):
@@ -294,26 +279,22 @@ def _require_one_split(src: Path, files: Sequence[Path]) -> None:
         raise UsageError(f"{src} holds no parquet files; name a folder or file that does")
     if not src.is_dir():
         return
-    splits = sorted({_split(path.stem) for path in files})
-    if len(splits) > 1:
-        raise UsageError(
-            f"{files[0].parent} holds the splits {', '.join(name or '(none)' for name in splits)}; "
-            "move or link the files of one split into a folder of their own and name that"
-        )
+    require_one_split(files[0].parent, (_split(path.stem) for path in files))
     numbered = [match for path in files if (match := _NUMBERED.fullmatch(path.stem))]
-    for match in numbered[:1]:
-        numbers = {int(other["number"]) for other in numbered}
-        missing = sorted(set(range(int(match["count"]))) - numbers)
-        if missing:
-            width = len(match["number"])
-            raise UsageError(
-                f"{files[0].parent} lacks {match['split']}-{missing[0]:0{width}d}-of-"
-                f"{match['count']}.parquet ({len(missing):,} of {int(match['count']):,} files are "
-                "missing); add them, or rename the files if these are all that is wanted"
-            )
+    if not numbered:
+        return
+    numbers, first = {int(match["number"]) for match in numbered}, numbered[0]
+    missing = sorted(set(range(int(first["count"]))) - numbers)
+    if missing:
+        width = len(first["number"])
+        raise UsageError(
+            f"{files[0].parent} lacks {first['split']}-{missing[0]:0{width}d}-of-"
+            f"{first['count']}.parquet ({len(missing):,} of {int(first['count']):,} files are "
+            "missing); add them, or rename the files if these are all that is wanted"
+        )
 
 
 def _split(stem: str) -> str:
-    """Split by the name of a file: before its number, or else a word that names one."""
-    numbered = _NUMBERED.fullmatch(stem)
-    return numbered["split"] if numbered else split_of(stem) or ""
+    """Return the split that a file name tells: the part before its number, or else a word."""
+    match = _NUMBERED.fullmatch(stem)
+    return match["split"] if match else split_of(stem) or ""

@@ -1,7 +1,7 @@
-"""Labels as WebDataset shards hold them, and ``_info.json`` beside the shards.
+"""Parse the labels in WebDataset shards, and ``_info.json`` beside the shards.
 
 The fields of ``_info.json`` are those that ``timm/data/readers/reader_wds.py`` reads (splits with
-``filenames`` and ``shard_lengths``), and ``class_names``, which ``shards.layouts.webdataset`` adds.
+``filenames`` and ``shard_lengths``), and ``class_names``, which ``shards.export.webdataset`` adds.
 """
 
 import json
@@ -15,34 +15,23 @@ from coreset.shards.errors import DataError
 
 Fields: TypeAlias = dict[str, Any]
 
-
 INFO_NAMES = ("_info.json", "info.json")
-
-
 LABEL_LIMIT_BYTES = {"cls": 32, "json": 1 << 20}
-
-
 _INFO_LIMIT_BYTES = 1 << 26
-
-
 _NUMBER_FIELDS = ("label", "cls")
-
-
 _NAME_FIELDS = ("wnid", "class")
-
-
 _INTEGER = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
 
 
 class LabelError(Exception):
-    """Bytes that are no label; says what was found where what is expected."""
+    """Bytes that are no label; the text says what stands where what is expected."""
 
 
 def integer(stored: bytes) -> int:
-    """Value of an ASCII decimal, with blanks around it at most.
+    """Parse an ASCII decimal, which may have blanks around it.
 
     Raises:
-        LabelError: It is none.
+        LabelError: The bytes are something else.
     """
     match = _INTEGER.fullmatch(stored)
     if match is None:
@@ -51,10 +40,10 @@ def integer(stored: bytes) -> int:
 
 
 def parse_json(stored: bytes) -> Fields:
-    """Fields of a JSON object.
+    """Parse a JSON object.
 
     Raises:
-        LabelError: It is none.
+        LabelError: The bytes are something else.
     """
     try:
         fields: object = json.loads(stored)
@@ -64,10 +53,10 @@ def parse_json(stored: bytes) -> Fields:
 
 
 def number_in(fields: Fields) -> int | None:
-    """The integer label of a sample, if it has one.
+    """Return the integer label of a sample, if it has one.
 
     Raises:
-        LabelError: The field is there and holds something else.
+        LabelError: The field holds something else.
     """
     for name in _NUMBER_FIELDS:
         if name in fields:
@@ -79,10 +68,10 @@ def number_in(fields: Fields) -> int | None:
 
 
 def name_in(fields: Fields) -> str | None:
-    """The class name of a sample, if it has one.
+    """Return the class name of a sample, if it has one.
 
     Raises:
-        LabelError: The field is there and holds something else.
+        LabelError: The field holds something else.
     """
     for name in _NAME_FIELDS:
         if name in fields:
@@ -95,21 +84,21 @@ def name_in(fields: Fields) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class ShardInfo:
-    """What ``_info.json`` says of the shards beside it, as far as it says anything."""
+    """Content of ``_info.json``: class names and shard lengths, as far as it has them."""
 
     path: Path
     class_names: tuple[str, ...] | None = None
     splits: tuple[Mapping[str, int], ...] = ()
     """Samples by the file name of the shard, per split."""
 
-    def require_all(self, folder: Path, there: Sequence[str]) -> None:
-        """Require the shards of a split to be all there, or none of them.
+    def require_all(self, folder: Path, shards: Sequence[str]) -> None:
+        """Refuse a folder that holds some of the listed shards of a split and lacks others.
 
         Raises:
             DataError: Some are missing.
         """
         for lengths in self.splits:
-            missing = sorted(set(lengths) - set(there))
+            missing = sorted(set(lengths) - set(shards))
             if 0 < len(missing) < len(lengths):
                 raise DataError(
                     f"{folder} lacks {len(missing):,} of the {len(lengths):,} shards that "
@@ -117,10 +106,10 @@ class ShardInfo:
                 )
 
     def require_length(self, shard: Path, n_samples: int) -> None:
-        """Require a shard to hold as many samples as is said.
+        """Refuse a shard that holds more or fewer samples than listed.
 
         Raises:
-            DataError: It holds more or fewer.
+            DataError: It does.
         """
         for lengths in self.splits:
             expected = lengths.get(shard.name, n_samples)
@@ -132,10 +121,10 @@ class ShardInfo:
 
 
 def read_info(folder: Path) -> ShardInfo:
-    """Read ``_info.json`` or ``info.json`` of a folder; says nothing if neither is there.
+    """Read ``_info.json`` or ``info.json`` of a folder; empty if it has neither.
 
     Raises:
-        DataError: It is no JSON object, or a field that is read is not what it should be.
+        DataError: It is no JSON object, or a field of it has a wrong type.
     """
     path = next((folder / name for name in INFO_NAMES if (folder / name).is_file()), None)
     if path is None:

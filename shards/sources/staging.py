@@ -1,8 +1,8 @@
-"""Images of files that cannot be read at random, written once into files that can.
+"""Copy images out of files that cannot be read at random into files that can.
 
-The images of a file go, as they are, into one file below a spool folder, and are byte ranges of it
-from then on. A table of the ranges beside it, written last, commits that file: what a kill left is
-continued with the next one. Whoever packs removes the folder when it is done.
+The images of one file go unchanged into one file in a spool folder, and are byte ranges of it from
+then on. A table of the ranges, written last, commits that file: after a kill the next one follows.
+The stage that packs the images removes the folder.
 """
 
 import fcntl
@@ -26,8 +26,7 @@ from coreset.shards.format.files import (
     unlink_link,
     write_atomically,
 )
-from coreset.shards.sources.base import compute
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.base import SourceOptions, compute
 
 # What ``coreset.shards.packing.pack`` counts for a sample besides its bytes.
 _PACKED_EXTRA_BYTES = 2400
@@ -50,26 +49,26 @@ class Image(NamedTuple):
 
     row: int
     data: Any
-    """Its bytes as a buffer; None if there are none."""
+    """Buffer of the file; None if there is none."""
     path: str | None
 
 
 class StagedFile(Protocol):
-    """A file whose images can only be read one after the other."""
+    """File whose images can only be read one after the other."""
 
     @property
     def path(self) -> Path:
-        """The file; its stem is unlike that of the other files of its source."""
+        """Path, whose stem no other file of the source has."""
         ...
 
     @property
     def state(self) -> tuple[int, int]:
-        """Its bytes and modification time (ns) when it was looked at."""
+        """Size in bytes and modification time (ns) when the file was looked at."""
         ...
 
     @property
     def binding(self) -> bytes:
-        """What the spooled bytes depend on; other spooled bytes are not taken."""
+        """Fingerprint of all that the spooled bytes depend on; others are not used."""
         ...
 
     @property
@@ -79,7 +78,7 @@ class StagedFile(Protocol):
 
     @property
     def image_bytes(self) -> int:
-        """Their estimated bytes."""
+        """Estimated bytes of the images to spool."""
         ...
 
     def images(self) -> Iterator[Image]:
@@ -87,152 +86,150 @@ class StagedFile(Protocol):
         ...
 
 
-def staged(origins: Sequence[StagedFile], folder: Path, wanted: SourceOptions) -> Iterator[Rows]:
-    """Yield a table for each file: ``row``, ``path``, whether an image is ``there``, and its range.
+def staged(files: Sequence[StagedFile], folder: Path, options: SourceOptions) -> Iterator[Rows]:
+    """Yield a table for each file: row, path, whether it has an image (``there``), range and hash.
 
     Ranges (``offset``, ``size``) are those of ``blob_of`` the file, ``hash`` is the xxh3_128 of the
-    bytes. Files that are spooled already,
-    as they are now, are not spooled again. ``wanted.on_spooled`` is told of the others as they are
-    written, in estimated bytes.
+    bytes. Files that are spooled already, as they are now, are not spooled again. Progress of the
+    others goes to ``options.on_spooled``, in estimated bytes.
 
     Raises:
         UsageError: A file is written to.
         MachineError: The disk is too small or full; what was spooled is kept.
         LockedError: Another process is spooling into the same folder.
     """
-    missing = [origin for origin in origins if _committed(origin, folder) is None]
-    account = _Account(sum(origin.image_bytes for origin in missing), wanted.on_spooled)
+    missing = [file for file in files if _committed(file, folder) is None]
+    account = _Account(sum(file.image_bytes for file in missing), options.on_spooled)
     with _only_spooler(folder) if missing else nullcontext():
-        _require_space(origins, missing, folder, room_to_pack=wanted.room_to_pack)
-        for origin in origins:
-            rows = _committed(origin, folder)
-            yield _spool(origin, folder, account) if rows is None else rows
+        _require_space(files, missing, folder, room_to_pack=options.room_to_pack)
+        for file in files:
+            rows = _committed(file, folder)
+            yield _spool(file, folder, account) if rows is None else rows
 
 
-def blob_of(origin: StagedFile, folder: Path) -> Path:
-    """File that the images of a file are spooled into."""
-    return folder / f"{origin.path.stem}.images"
+def blob_of(file: StagedFile, folder: Path) -> Path:
+    """Return the file that the images of a file are spooled into."""
+    return folder / f"{file.path.stem}.images"
 
 
 def state_of(path: Path) -> tuple[int, int]:
-    """Bytes and modification time (ns) of a file."""
+    """Return size in bytes and modification time (ns) of a file."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
 
 
 @dataclass(slots=True)
 class _Account:
-    """Tells how much of the estimated bytes is written; ends at their sum, however far off."""
+    """Progress in estimated bytes, which ends at their sum however far off they are."""
 
     total: int
     on_spooled: Callable[[int, int], None] | None
     finished: int = 0
 
-    def written(self, origin: StagedFile, size: int) -> None:
+    def written(self, file: StagedFile, size: int) -> None:
         if self.on_spooled is not None and self.total:
-            self.on_spooled(self.finished + min(size, origin.image_bytes), self.total)
+            self.on_spooled(self.finished + min(size, file.image_bytes), self.total)
 
-    def finish(self, origin: StagedFile) -> None:
-        self.written(origin, origin.image_bytes)
-        self.finished += origin.image_bytes
-
-
-def _index_of(origin: StagedFile, folder: Path) -> Path:
-    return folder / f"{origin.path.stem}.rows.parquet"
+    def finish(self, file: StagedFile) -> None:
+        self.written(file, file.image_bytes)
+        self.finished += file.image_bytes
 
 
-def _committed(origin: StagedFile, folder: Path) -> Rows:
-    """Rows of ``_SPOOLED`` if a file is spooled already as it is now, else None."""
+def _index_of(file: StagedFile, folder: Path) -> Path:
+    return folder / f"{file.path.stem}.rows.parquet"
+
+
+def _committed(file: StagedFile, folder: Path) -> Rows:
+    """Return the rows of a file that is spooled already as it is now, else None."""
     try:
-        with pq.ParquetFile(_index_of(origin, folder)) as file:
-            rows = file.read(columns=_SPOOLED.names)
-        state = state_of(blob_of(origin, folder))
+        with pq.ParquetFile(_index_of(file, folder)) as index:
+            rows = index.read(columns=_SPOOLED.names)
+        state = state_of(blob_of(file, folder))
     except (OSError, pa.ArrowException):
         return None
     whole = rows.column_names == _SPOOLED.names and state == (
         compute.sum(rows["size"]).as_py() or 0,
-        origin.state[1],
+        file.state[1],
     )
-    bound = (rows.schema.metadata or {}).get(_BINDING) == origin.binding
+    bound = (rows.schema.metadata or {}).get(_BINDING) == file.binding
     return rows if whole and bound else None
 
 
-def _spool(origin: StagedFile, folder: Path, account: _Account) -> Rows:
+def _spool(file: StagedFile, folder: Path, account: _Account) -> Rows:
     """Write the images of a file, then the table that commits them.
 
-    The written file takes the modification time of the other: an interrupted packing is bound to
-    it, also if the spool folder was lost and is made again.
+    The spooled file takes the modification time of the fileal, so that an interrupted packing
+    continues after the spool folder was lost and is made again.
     """
-    blob = blob_of(origin, folder)
+    blob = blob_of(file, folder)
     scratch = temporary_name(blob)
-    account.written(origin, 0)
+    account.written(file, 0)
     try:
         with new_file(scratch) as out:
-            rows = _write(origin, out, account)
+            rows = _write(file, out, account)
             out.flush()
-            os.utime(out.fileno(), ns=(origin.state[1], origin.state[1]))
+            os.utime(out.fileno(), ns=(file.state[1], file.state[1]))
             sync_and_rename(out, blob)
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink)
-        write_atomically(_index_of(origin, folder), sink.getvalue().to_pybytes())
+        write_atomically(_index_of(file, folder), sink.getvalue().to_pybytes())
     except OSError as error:
         free = shutil.disk_usage(folder).free
         raise MachineError(
-            f"{blob} cannot be written ({error.strerror}; about {origin.image_bytes:,} bytes are "
+            f"{blob} cannot be written ({error.strerror}; about {file.image_bytes:,} bytes are "
             f"needed, {free:,} are free); mend that, and the same command continues"
         ) from error
     finally:
         scratch.unlink(missing_ok=True)
-    account.finish(origin)
+    account.finish(file)
     return rows
 
 
-def _write(origin: StagedFile, out: Any, account: _Account) -> Rows:  # noqa: ANN401 - IO[bytes], which takes any buffer
+def _write(file: StagedFile, out: Any, account: _Account) -> Rows:  # noqa: ANN401 - IO[bytes], which takes any buffer
     columns: dict[str, list[Any]] = {name: [] for name in _SPOOLED.names}
     offset = 0
-    for image in origin.images():
-        size = 0 if image.data is None else out.write(image.data)
-        there = image.data is not None
+    for image in file.images():
+        has_bytes = image.data is not None
+        size = out.write(image.data) if has_bytes else 0
         digest = xxh3_128_digest(image.data or b"")
-        row = (image.row, offset, size, image.path, there, digest)
+        row = (image.row, offset, size, image.path, has_bytes, digest)
         for column, value in zip(columns.values(), row, strict=True):
             column.append(value)
         offset += size
-        account.written(origin, offset)
-    _require_unchanged(origin)
+        account.written(file, offset)
+    _require_unchanged(file)
     rows = pa.table(columns, schema=_SPOOLED)
-    return rows.replace_schema_metadata({_BINDING: origin.binding})
+    return rows.replace_schema_metadata({_BINDING: file.binding})
 
 
-def _require_unchanged(origin: StagedFile) -> None:
+def _require_unchanged(file: StagedFile) -> None:
     state = None
     with suppress(OSError):
-        state = state_of(origin.path)
-    if state != origin.state:
+        state = state_of(file.path)
+    if state != file.state:
         raise UsageError(
-            f"{origin.path} changed while it was read; pack again when nothing writes to it"
+            f"{file.path} changed while it was read; pack again when nothing writes to it"
         )
 
 
 def _require_space(
-    origins: Sequence[StagedFile],
+    files: Sequence[StagedFile],
     missing: Sequence[StagedFile],
     folder: Path,
     *,
     room_to_pack: bool,
 ) -> None:
-    """Check before the long part that what is to be spooled fits, and all of it packed beside it.
+    """Refuse a disk without room for the spooled images and all of them packed beside these.
 
-    Shards that an interrupted packing has written already are counted as if they were not there,
-    which matters only where the spooled files were lost since; with nothing to spool, packing
-    itself checks what it needs.
+    Shards that an interrupted packing has written already count as missing, which matters only if
+    the spooled files were lost since. With nothing to spool, packing itself checks its need.
     """
     if not missing:
         return
-    needed = sum(origin.image_bytes for origin in missing)
+    needed = sum(file.image_bytes for file in missing)
     what = "decompressing parquet files"
     if room_to_pack:
-        needed += sum(one.image_bytes + _PACKED_EXTRA_BYTES * one.n_images for one in origins)
+        needed += sum(f.image_bytes + _PACKED_EXTRA_BYTES * f.n_images for f in files)
         what += " and packing them"
     free = shutil.disk_usage(folder).free
     if needed > free:

@@ -32,7 +32,7 @@ Floats: TypeAlias = NDArray[np.float32]
 
 MIN_SIDE, MAX_SIDE = 8, 2048
 
-# What a derived seed is for.
+# Purposes of derived seeds.
 _TRUE_LABEL, _FLIP, _OTHER_LABEL, _DIFFICULTY, _TEXTURE, _CLASS, _IMAGE = range(7)
 
 _CANVAS_CELLS, _LAYOUT_CELLS, _MOTIF_CELLS, _CLUTTER_CELLS = 32, 4, 8, 8
@@ -51,7 +51,7 @@ _TEXTURE_DEVIATION = 32  # standard deviation of the texture tile, in steps of i
 
 @dataclass(frozen=True, slots=True)
 class _Encoding:
-    """A kind of JPEG file, and the texture that makes its bytes per pixel those of the sample."""
+    """Kind of JPEG file, and the texture that makes its bytes per pixel those of the sample."""
 
     quality: int
     chroma_step: int
@@ -95,14 +95,13 @@ class _Draws(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synthetic:
-    """A synthetic data set; arrays are read-only, of shape (images,)."""
+    """Synthetic data set; arrays are read-only, of shape (images,)."""
 
     images: int
     classes: int
     seed: int = 0
-    """Seed of the images: sets that differ in it show the same classes."""
+    """Of the images: sets that differ in it show the same classes."""
     class_seed: int = 0
-    """Seed of the classes' layouts and motifs."""
     label_noise: float = 0.05
     """Share of labels that are flipped to another class, each other class equally likely."""
     size: int | Literal["imagenet"] = "imagenet"
@@ -122,12 +121,12 @@ class Synthetic:
             UsageError: A value is out of its range.
         """
         _require(self.classes >= 2, f"classes must be 2 or more, got {self.classes}")
-        fact = f"images must be at least one a class ({self.classes}), got {self.images}"
-        _require(self.images >= self.classes, fact)
-        fact = f"label_noise must be in [0, 1), got {self.label_noise}"
-        _require(0 <= self.label_noise < 1, fact)
-        fact = f"size must be imagenet or {MIN_SIDE} to {MAX_SIDE} pixels, got {self.size}"
-        _require(self.size == "imagenet" or MIN_SIDE <= self.size <= MAX_SIDE, fact)
+        message = f"images must be at least one a class ({self.classes}), got {self.images}"
+        _require(self.images >= self.classes, message)
+        message = f"label_noise must be in [0, 1), got {self.label_noise}"
+        _require(0 <= self.label_noise < 1, message)
+        message = f"size must be imagenet or {MIN_SIDE} to {MAX_SIDE} pixels, got {self.size}"
+        _require(self.size == "imagenet" or MIN_SIDE <= self.size <= MAX_SIDE, message)
         true_labels = permutation(self.images, derived_seed(self.seed, _TRUE_LABEL)) % self.classes
         difficulty = _uniforms(self.images, derived_seed(self.seed, _DIFFICULTY)) ** 2
         for name, array in (
@@ -151,7 +150,7 @@ class Synthetic:
         return [f"{names[label]}/{at:09}" for at, label in enumerate(self.labels.tolist())]
 
     def truth(self) -> dict[str, list[str] | NDArray[np.generic]]:
-        """Columns of the true table, one row per position; ``flipped`` is bool."""
+        """Return the columns of the true table, one row per position; ``flipped`` is bool."""
         return {
             "key": self.keys,
             "true_label": self.true_labels,
@@ -161,7 +160,7 @@ class Synthetic:
         }
 
     def jpeg(self, position: int) -> bytes:
-        """JPEG file of the image at ``position``; may be called from any thread.
+        """Encode the JPEG file of the image at ``position``; thread safe.
 
         Raises:
             UsageError: ``position`` is not in [0, images).
@@ -169,18 +168,17 @@ class Synthetic:
         quality, (luma, *chroma) = self._planes(position)
         cb, cr = chroma or (None, None)
         # With halved chroma, libjpeg-turbo reads odd luma planes up to the next even height and
-        # width (tjCompressFromYUVPlanes), past the end of the array: that must be ours, and set.
+        # width (tjCompressFromYUVPlanes), past the end of the array: pad it.
         luma = np.concatenate([luma, luma[-1:], luma[-1:]])[: len(luma)]
         return simplejpeg.encode_jpeg_yuv_planes(luma, cb, cr, quality)
 
     def _planes(self, position: int) -> tuple[int, list[NDArray[np.uint8]]]:
-        """JPEG quality, and Y', Cb and Cr or Y' alone, uint8 of shape (rows, columns)."""
+        """Return JPEG quality, and Y', Cb and Cr or Y' alone, uint8 of shape (rows, columns)."""
         if not 0 <= position < self.images:
             raise UsageError(f"position must be in [0, {self.images}), got {position}")
         n_clutter = 3 * _CLUTTER_CELLS**2
-        numbers = _uniforms(
-            n_clutter + len(_Draws._fields), derived_seed(self.seed, _IMAGE, position)
-        )
+        seed = derived_seed(self.seed, _IMAGE, position)
+        numbers = _uniforms(n_clutter + len(_Draws._fields), seed)
         draws = _Draws(*numbers[n_clutter:].tolist())
         clutter = (numbers[:n_clutter] * 2 - 1).astype(np.float32)
         canvas = self._canvas(position, draws, clutter.reshape(3, _CLUTTER_CELLS, -1))
@@ -191,10 +189,10 @@ class Synthetic:
         return encoding.quality, planes
 
     def _canvas(self, position: int, draws: _Draws, clutter: Floats) -> Floats:
-        """Low-frequency content, float32 of shape (3, cells, cells) in [0, 255]."""
+        """Draw the low-frequency content, float32 of shape (3, cells, cells) in [0, 255]."""
         label, difficulty = int(self.true_labels[position]), self.difficulty[position]
-        other = (label + 1 + int(draws.distractor * (self.classes - 1))) % self.classes
-        own, distractor = self._class_pattern(label), self._class_pattern(other)
+        distracting = (label + 1 + int(draws.distractor * (self.classes - 1))) % self.classes
+        own, distractor = self._class_pattern(label), self._class_pattern(distracting)
         pattern = own + difficulty * np.float32(_MAX_DISTRACTION) * (distractor - own)
         layout, motif = np.split(pattern, [3 * _LAYOUT_CELLS**2])
         canvas = _LAYOUT_SWING * _shifted(layout.reshape(3, _LAYOUT_CELLS, -1), draws)
@@ -206,11 +204,10 @@ class Synthetic:
         return np.clip(canvas + np.float32(128), 0, 255)
 
     def _class_pattern(self, label: int) -> Floats:
-        """Layout and motif of a class, end to end, float32 in [-1, 1)."""
+        """Draw layout and motif of a class, end to end, float32 in [-1, 1)."""
         n = 3 * (_LAYOUT_CELLS**2 + _MOTIF_CELLS**2)
-        return (_uniforms(n, derived_seed(self.class_seed, _CLASS, label)) * 2 - 1).astype(
-            np.float32
-        )
+        uniforms = _uniforms(n, derived_seed(self.class_seed, _CLASS, label))
+        return (uniforms * 2 - 1).astype(np.float32)
 
     def _flipped(self, true_labels: NDArray[np.int64]) -> NDArray[np.int64]:
         n_flips = round(self.label_noise * self.images)
@@ -228,12 +225,12 @@ def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - reads like an
 
 
 def _uniforms(n: int, seed: int) -> NDArray[np.float64]:
-    """Uniform in [0, 1): the upper 53 bits of each key, exact in float64."""
+    """Draw uniform numbers in [0, 1): the upper 53 bits of each key, exact in float64."""
     return (random_keys(n, seed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _imagenet_shape(draws: _Draws) -> tuple[int, int]:
-    """Height and width."""
+    """Draw height and width."""
     upto = np.cumsum(_COMMON_SHARES)
     if draws.shape < upto[-1]:
         width, height = _COMMON_SHAPES[int(np.searchsorted(upto, draws.shape, side="right"))]
@@ -244,21 +241,21 @@ def _imagenet_shape(draws: _Draws) -> tuple[int, int]:
 
 
 def _shifted(layout: Floats, draws: _Draws) -> Floats:
-    """Layout on the canvas, out of centre by up to half of ``_MAX_SHIFT`` cells."""
+    """Place the layout on the canvas, out of centre by up to half of ``_MAX_SHIFT`` cells."""
     large = _enlarged(layout, _CANVAS_CELLS + _MAX_SHIFT, _CANVAS_CELLS + _MAX_SHIFT)
     top, left = (int(u * (_MAX_SHIFT + 1)) for u in (draws.shift_down, draws.shift_right))
     return large[:, top : top + _CANVAS_CELLS, left : left + _CANVAS_CELLS]
 
 
 def _repeated(motif: Floats, draws: _Draws) -> Floats:
-    """Motif over the whole canvas, in a random phase."""
+    """Repeat the motif over the whole canvas, in a random phase."""
     phase = (int(draws.motif_row * _MOTIF_CELLS), int(draws.motif_column * _MOTIF_CELLS))
     repeats = _CANVAS_CELLS // _MOTIF_CELLS
     return np.tile(np.roll(motif, phase, axis=(1, 2)), (1, repeats, repeats))
 
 
 def _enlarged(cells: Floats, height: int, width: int) -> Floats:
-    """Bilinear enlargement of (..., rows, columns), corners on corners."""
+    """Enlarge (..., rows, columns) bilinearly, corners on corners."""
     wide = np.ascontiguousarray(_stretched(cells.swapaxes(-1, -2), width).swapaxes(-1, -2))
     return _stretched(wide, height)
 
@@ -294,7 +291,7 @@ def _plane(
 
 @cache
 def _texture_tile() -> NDArray[np.int8]:
-    """White noise under its sums over 2 x 2 pixels, int8 of shape (MAX_SIDE, MAX_SIDE)."""
+    """Draw white noise under its sums over 2 x 2 pixels, int8 of shape (MAX_SIDE, MAX_SIDE)."""
     # Two sums of four uniform bytes from each key: nearly normal, with standard deviation 147.8.
     numbers = random_keys(MAX_SIDE**2 // 2, _TEXTURE).astype("<u8").view(np.uint8)
     white = numbers.reshape(MAX_SIDE, MAX_SIDE, 4).sum(axis=2, dtype=np.int32) - 510

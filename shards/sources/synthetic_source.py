@@ -1,11 +1,12 @@
-"""Synthetic images as a source: every sample is generated when it is read."""
+"""Source of synthetic images, which are generated when they are read."""
 
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from coreset.shards.sources.base import Finder, Sample, Source
+from coreset.shards.sources.base import Sample, Source
+from coreset.shards.sources.finder import Finder
 from coreset.shards.sources.synthetic import Synthetic
 
 # Bytes of an image, for the check of the disk; what is generated is known only afterwards.
@@ -16,27 +17,27 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 class _Generated:
-    """Generates samples; a key ends in the position among the synthetic images."""
+    """Generator of samples, whose keys end in their positions among the synthetic images."""
 
     def __init__(self, synthetic: Synthetic) -> None:
         self._synthetic = synthetic
 
     def read(self, sample: Sample) -> bytes:
-        """See ``Contents.read``."""
+        """Generate one sample."""
         return self._synthetic.jpeg(position_of(sample.key))
 
     def state(self) -> Iterator[str]:
-        """See ``Contents.state``: nothing here can change."""
+        """Yield nothing: synthetic images cannot change."""
         return iter(())
 
 
 def position_of(key: str) -> int:
-    """Position among the synthetic images of a sample key."""
+    """Return the position among the synthetic images that a sample key names."""
     return int(key.rpartition("/")[2])
 
 
 def synthetic_source(synthetic: Synthetic) -> Source:
-    """All images of a synthetic set, as samples of their observed classes."""
+    """Return all images of a synthetic set as samples of their observed classes."""
     finder = Finder(place=Path("synthetic images"))
     keys, classes = synthetic.keys, np.array(synthetic.class_names)
     size = _bytes_per_image(synthetic)
@@ -45,8 +46,8 @@ def synthetic_source(synthetic: Synthetic) -> Source:
         names = [f"{key}.jpg" for key in some]
         of_class = classes[synthetic.labels[first : first + len(some)]].tolist()
         finder.add(of_class, some, names, [size] * len(some))
-    found = finder.found()
-    return found.source(_Generated(synthetic), classes=synthetic.class_names)
+    samples = finder.sorted()
+    return samples.source(_Generated(synthetic), classes=synthetic.class_names)
 
 
 def _bytes_per_image(synthetic: Synthetic) -> int:

@@ -1,6 +1,6 @@
-"""A table that lists image files and their classes: CSV, TSV, parquet, JSON or lines of text.
+"""Table that lists image files and their classes: CSV, TSV, parquet, JSON or lines of text.
 
-For the column of the paths see ``shards.tables.table``, for the label ``shards.sources.columns``.
+``shards.tables.table`` chooses the column of the paths, ``shards.sources.columns`` the label.
 Relative paths begin at the table's folder. Links are followed.
 """
 
@@ -17,18 +17,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.base import Finder, Source
-from coreset.shards.sources.columns import (
-    label_column,
-    listed_key,
-    require_class_name,
-    row_classes,
-    whole_key,
-)
-from coreset.shards.sources.folder import FileContents
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.columns import label_column, require_class_name, row_classes
+from coreset.shards.sources.contents import FileContents
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.tables.formats import is_text, open_parquet
-from coreset.shards.tables.table import Table, class_in, read_table
+from coreset.shards.tables.table import Table, read_table
+from coreset.shards.tables.vocabulary import class_in
 
 _SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".parquet"})
 _MISSING = (-1, 0)
@@ -38,33 +34,32 @@ _Column: TypeAlias = Any  # pyarrow.ChunkedArray, which has no types
 
 class _Row(NamedTuple):
     at: int
-    """See ``coreset.shards.tables.table.Row``."""
     path: str
     class_name: str
 
 
-def find_table(src: Path, wanted: SourceOptions | None = None) -> Source:
+def find_table(src: Path, options: SourceOptions | None = None) -> Source:
     """List the images that a table names, sorted by the UTF-8 bytes of their sample keys.
 
     A key is that of the same file in a folder per class, see ``listed_key``; where different paths
     would have one key, it is the class and the path. Rows of classes that
-    are not wanted are passed over, and their files may be missing.
+    are not taken are passed over, and their files may be missing.
 
     Raises:
         UsageError: The table or a listed file is missing, a column is missing or holds nothing, a
             label has no name, two rows give one path different labels, or two files have one key.
         DataError: A parquet file is damaged.
     """
-    wanted = wanted or SourceOptions()
-    listed = _Listed(read_table(src, "list", _Files(src.parent).found), wanted)
+    options = options or SourceOptions()
+    listed = _Listed(read_table(src, "list", _Files(src.parent).named_by), options)
     rows = list(listed.rows())
     if not rows:
         raise UsageError(f"{src} lists no images; add rows of path and label")
     listed.require_agreement(rows)
-    chosen = set(wanted.chosen({row.class_name for row in rows}, src))
+    chosen = set(options.chosen({row.class_name for row in rows}, src))
     rows = [row for row in rows if row.class_name in chosen]
     sizes, mtimes_ns = listed.sizes_and_times(rows).T
-    finder = Finder(place=src, repeats=wanted.repeats)
+    finder = Finder(place=src, repeats=options.repeats)
     finder.add(
         [row.class_name for row in rows],
         _keys(rows),
@@ -72,12 +67,12 @@ def find_table(src: Path, wanted: SourceOptions | None = None) -> Source:
         sizes.tolist(),
         mtimes_ns=mtimes_ns.tolist(),
     )
-    found = finder.found()
-    return found.source(FileContents(src.parent, found.mtimes_ns))
+    samples = finder.sorted()
+    return samples.source(FileContents(src.parent, samples.mtimes_ns))
 
 
 def is_table(src: Path) -> bool:
-    """Whether a file is a table by its extension."""
+    """Test by its extension whether a file is a table."""
     return src.suffix.lower() in _SUFFIXES and src.is_file()
 
 
@@ -85,7 +80,7 @@ def is_table(src: Path) -> bool:
 class _Files:
     root: Path
 
-    def found(self, cells: Iterable[str]) -> set[str]:
+    def named_by(self, cells: Iterable[str]) -> set[str]:
         """Pick the cells that name a file."""
         return {cell for cell in cells if cell.strip() and self._is_file(cell.strip())}
 
@@ -99,7 +94,7 @@ class _Files:
 @dataclass(frozen=True, slots=True)
 class _Listed:
     table: Table
-    wanted: SourceOptions
+    options: SourceOptions
 
     def rows(self) -> Iterator[_Row]:
         """Yield the rows; every one has a path and a class that can begin a key."""
@@ -111,7 +106,7 @@ class _Listed:
             yield _Row(at, path.replace("\\", "/"), class_name)
 
     def require_agreement(self, rows: Sequence[_Row]) -> None:
-        """Refuse a path with two labels; a row that is there twice is a repeated key."""
+        """Refuse a path with two labels; one row twice is a repeated key instead."""
         first: dict[str, _Row] = {}
         for row in rows:
             earlier = first.setdefault(row.path, row)
@@ -123,7 +118,7 @@ class _Listed:
                 )
 
     def sizes_and_times(self, rows: Sequence[_Row]) -> NDArray[np.int64]:
-        """Bytes and modification time (ns) of each listed file, shape (rows, 2)."""
+        """Look up bytes and modification time (ns) of each listed file, shape (rows, 2)."""
         states = np.array([self._size_and_time(row) for row in rows], dtype=np.int64)
         missing = np.flatnonzero(states[:, 0] == _MISSING[0])
         if missing.size:
@@ -157,7 +152,7 @@ class _Listed:
             yield at, path, self._class_of(at, label)
 
     def _columns(self) -> tuple[int, int]:
-        """Positions of path and label; of two columns without a header, the other is the label."""
+        """Return the columns of path and label; of two without a header, the other is the label."""
         path_at = self.table.sample_column() if self.table.head else 0
         widths = {len(cells) for _, cells in self.table.head}
         if self.table.head and not self.table.header and widths == {2}:
@@ -172,12 +167,12 @@ class _Listed:
         if not label:
             raise UsageError(f"{self.table.where(line)} has no label; correct the table")
         if _INTEGER.fullmatch(label):
-            return self.wanted.name_of(int(label), None, self.path)
+            return self.options.name_of(int(label), None, self.path)
         return sys.intern(class_in(label))
 
     def _parquet_rows(self) -> Iterator[tuple[int, str, str]]:
         with open_parquet(self.path) as file:
-            classes = row_classes(file, self.path, self.wanted)
+            classes = row_classes(file, self.path, self.options)
             name = self.table.header[self.table.sample_column()]
             paths = _texts(file.read(columns=[name])[name], name, self.path)
         for row, (path, code) in enumerate(zip(paths, classes.codes.tolist(), strict=True)):

@@ -1,4 +1,4 @@
-"""What one header of a tar says, in the formats v7, ustar, GNU and pax.
+"""Parse one header of a tar, in the formats v7, ustar, GNU and pax.
 
 Sources: POSIX.1-2017 ``pax``, "ustar Interchange Format" and "pax Extended Header"; GNU tar 1.35
 manual, "Basic Tar Format". A number that does not parse raises ValueError with a phrase that
@@ -48,12 +48,12 @@ _SHOWN_BYTES = 100
 
 
 def _text(stored: bytes) -> bytes:
-    """The bytes before the first NUL."""
+    """Return the bytes before the first NUL."""
     return stored.partition(b"\0")[0]
 
 
 def stored_name(header: bytes) -> bytes:
-    """The member's name in the header itself, with the prefix that ustar keeps apart."""
+    """Return the member's name in the header, with the prefix that ustar keeps apart."""
     name, magic = _text(header[_NAME]), header[_MAGIC]
     if magic.startswith(b"ustar") and magic != _GNU_MAGIC and header[_PREFIX.start]:
         return _text(header[_PREFIX]) + b"/" + name
@@ -61,12 +61,12 @@ def stored_name(header: bytes) -> bytes:
 
 
 def checksum(header: bytes) -> int:
-    """Sum of the bytes, the checksum itself counted as blanks."""
+    """Sum the bytes, the checksum itself counted as blanks."""
     return sum(header) - sum(header[CHECKSUM]) + _BLANK_CHECKSUM
 
 
 def has_right_checksum(header: bytes) -> bool:
-    """Whether the stored checksum is that of the bytes."""
+    """Test whether the stored checksum is that of the bytes."""
     try:
         stored = number(header[CHECKSUM])
     except ValueError:
@@ -79,7 +79,7 @@ def has_right_checksum(header: bytes) -> bool:
 
 
 def number(stored: bytes) -> int:
-    """A header's number: octal digits, or base 256 if the first bit is set."""
+    """Parse a header's number: octal digits, or base 256 if the first bit is set."""
     if stored[0] & 0x80:
         if stored[0] & 0x40:
             raise ValueError(f"negative ({stored!r})")
@@ -91,21 +91,21 @@ def number(stored: bytes) -> int:
 
 
 def decimal(digits: bytes) -> int:
-    """A pax record's number."""
+    """Parse a pax record's number."""
     if not re.fullmatch(rb"\d{1,19}", digits):
         raise ValueError(f"{digits[:_SHOWN_BYTES]!r} instead of decimal digits")
     return int(digits)
 
 
 def records_of(flag: bytes, stored: bytes) -> dict[bytes, bytes]:
-    """What an extension header says of names and sizes, by pax key."""
+    """Return names and sizes of an extension header, by pax key."""
     if flag == _GNU_LINK:
         return {}
     return {PAX_NAME: _text(stored)} if flag == _GNU_NAME else _pax_records(stored)
 
 
 def _pax_records(stored: bytes) -> dict[bytes, bytes]:
-    """Of records ``LENGTH KEY=VALUE``, each with a line feed, those on names and sizes."""
+    """Parse records ``LENGTH KEY=VALUE``, each with a line feed; keep names and sizes."""
     records: dict[bytes, bytes] = {}
     at = 0
     while at < len(stored) and stored[at]:

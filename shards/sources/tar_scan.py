@@ -1,4 +1,4 @@
-"""Scanner of tar files made elsewhere: where the bytes of each regular member lie.
+"""Scanner of tar files made elsewhere, which locates the bytes of each regular member.
 
 Reads the v7, ustar, GNU and pax headers that GNU tar, bsdtar, Python's tarfile and webdataset's
 ShardWriter write (``shards/sources/tar_headers.py``). Only headers are read; nothing is extracted
@@ -45,14 +45,14 @@ _UNSAFE_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    r"""One member of a tar.
+    r"""Member of a tar.
 
     Attributes:
         name: As stored, ``/`` between parts. A byte that is not UTF-8 stands as the four
             characters ``\xNN``, so every name can be printed and encoded; it may still be
             hostile, see ``safe_parts``.
-        offset: Of its bytes in the file, also for a tar nested in another.
-        size: In bytes; 0 for all but regular files.
+        offset: First byte in the file, also for a tar nested in another.
+        size: Bytes; 0 for all but regular files.
         kind: ``REGULAR_FILE``, or in words what it is instead.
     """
 
@@ -73,8 +73,8 @@ def scan(
 
     Args:
         path: The file; for a tar stored inside a tar, the outer one.
-        start: Where the tar starts.
-        end: Where it ends; None is the end of the file.
+        start: First byte of the tar.
+        end: End of the tar; None is the end of the file.
         header_limit: Headers of any kind above which the tar is refused.
 
     Raises:
@@ -117,7 +117,7 @@ def safe_parts(name: str) -> tuple[str, ...]:
 
 
 def shown(name: str) -> str:
-    """A name as error messages show it: escaped, on one line, about 100 characters at most."""
+    """Quote a name for error messages: escaped, on one line, about 100 characters at most."""
     return repr(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
 
 
@@ -127,7 +127,7 @@ class _Scanner:
     descriptor: int
     start: int
     end: int
-    # What pax records say of all members that follow, and what was said of the next member alone.
+    # Pax records of all members that follow, and those of the next member alone.
     shared: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     announced: dict[bytes, bytes] | None = None
 
@@ -147,7 +147,7 @@ class _Scanner:
         self._check_end(offset)
 
     def _header(self, offset: int) -> bytes:
-        """The block at ``offset``: zeros, or a header with the right checksum."""
+        """Read the block at ``offset``: zeros, or a header with the right checksum."""
         header = self._read(offset, max(0, min(BLOCK_BYTES, self.end - offset)))
         whole = len(header) == BLOCK_BYTES
         if whole and (tar_headers.has_right_checksum(header) or not any(header)):
@@ -164,7 +164,7 @@ class _Scanner:
         )
 
     def _member(self, header: bytes, offset: int) -> tuple[Entry | None, int]:
-        """A member (None if it is passed over) and where the next header starts."""
+        """Return a member (None if it is passed over) and the offset of the next header."""
         flag = header[tar_headers.FLAG]
         pax = {**self.shared, **(self.announced or {})}
         self.announced = None
@@ -197,7 +197,7 @@ class _Scanner:
         return entry, content + padded(size)
 
     def _extend(self, header: bytes, offset: int) -> int:
-        """Keep what an extension header says; return where the next header starts."""
+        """Keep the records of an extension header; return the offset of the next header."""
         size = self._size(header, offset, None)
         content = offset + BLOCK_BYTES
         self._require(content, size, "the name or pax record")
@@ -229,7 +229,7 @@ class _Scanner:
             ) from None
 
     def _after_hole_map(self, header: bytes, offset: int) -> int:
-        """Where the data of GNU tar's sparse file start: after the blocks with further holes."""
+        """Return the offset of a GNU sparse file's data, after the blocks with further holes."""
         more = header[tar_headers.SPARSE_CONTINUES]
         while more:
             self._require(offset, BLOCK_BYTES, "the map of holes")
@@ -270,8 +270,8 @@ class _Scanner:
             return self._cut("before a whole tar header")
         return self._error(f"has no tar header at byte {self.start:,}; name a plain tar file")
 
-    def _cut(self, found: str) -> DataError:
-        return self._error(f"ends at byte {self.end:,}, {found}; {_COPY_AGAIN}")
+    def _cut(self, detail: str) -> DataError:
+        return self._error(f"ends at byte {self.end:,}, {detail}; {_COPY_AGAIN}")
 
     def _error(self, finding: str) -> DataError:
         where = f"{self.path} (tar from byte {self.start:,})" if self.start else str(self.path)

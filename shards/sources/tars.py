@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.base import Finder, Found
-from coreset.shards.sources.names import is_hidden, visible_entries
-from coreset.shards.sources.ranged import RangeContents
+from coreset.shards.sources.contents import RangeContents
+from coreset.shards.sources.finder import Finder, SortedSamples
+from coreset.shards.sources.names import extension_of, is_hidden, is_image_name, visible_entries
 from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, scan
 
 TarLayout: TypeAlias = Literal["classes", "webdataset", "validation"]
@@ -33,34 +32,28 @@ class Member(NamedTuple):
     name: str
     """Safe to print and to build sample keys from; ``/`` between parts, no ``./`` before them."""
     offset: int
-    """Of its bytes, in the file."""
+    """First byte in the file."""
     size: int
     kind: str
     """``REGULAR_FILE``, or in words what it is instead."""
 
     @property
     def extension(self) -> str:
-        """In lower case, without the dot; empty if there is none."""
+        """Extension in lower case, without the dot; empty if there is none."""
         return extension_of(self.name)
-
-
-def extension_of(name: str) -> str:
-    """Extension of a path in lower case, without the dot; empty if there is none."""
-    _, dot, extension = name.rpartition("/")[2].rpartition(".")
-    return extension.lower() if dot else ""
 
 
 def visible_members(
     path: Path, *, start: int = 0, end: int | None = None
 ) -> tuple[list[Member], int]:
-    """Members of the tar at bytes ``[start, end)`` of a file, and how many hidden ones there are.
+    """List the members of the tar at bytes ``[start, end)`` of a file, and count hidden ones.
 
-    Hidden is what has a hidden part, see `is_hidden`.
+    A member is hidden if a part of its name is, see `is_hidden`.
 
     Args:
         path: The file.
-        start: Where the tar begins.
-        end: Where it ends; None is the end of the file.
+        start: First byte of the tar.
+        end: End of the tar; None is the end of the file.
 
     Raises:
         DataError: The tar is damaged or cut, or a member has a name that no file should have.
@@ -80,7 +73,7 @@ def visible_members(
 
 
 def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
-    """Results of reading many tars, in the order of ``items``; few are kept in memory at once."""
+    """Read many tars in threads and yield the results in order, a few in memory at once."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="scan") as pool:
         for first in range(0, len(items), _SCANNED_AT_ONCE):
             yield from pool.map(function, items[first : first + _SCANNED_AT_ONCE])
@@ -115,24 +108,24 @@ def add_members(
     )
     for key, member in zip(keys, members, strict=True):
         if member.kind != REGULAR_FILE:
-            finder.refuse(key, member.kind)
+            finder.reject(key, member.kind)
 
 
-def range_contents(found: Found, files: Sequence[Path]) -> RangeContents:
-    """How to read samples that ``add_members`` added."""
-    return RangeContents(files, found.files, found.offsets)
+def range_contents(samples: SortedSamples, files: Sequence[Path]) -> RangeContents:
+    """Make the reader of samples that ``add_members`` added."""
+    return RangeContents(files, samples.files, samples.offsets)
 
 
 def tars_of(folder: Path) -> list[Path]:
-    """Visible tars of a folder, also compressed ones, sorted by name."""
+    """List the visible tars of a folder, also compressed ones, sorted by name."""
     names = [entry.name for entry in visible_entries(folder) if _TAR_NAME.search(entry.name)]
     return [folder / name for name in sorted(names)]
 
 
 def tar_layout(src: Path) -> TarLayout | None:
-    """Which finder reads a tar or a folder of tars, told by the first members of the first tar.
+    """Detect the layout of a tar or of a folder of tars by the first members of the first tar.
 
-    None if ``src`` is neither. A folder that holds a folder counts as an image folder.
+    Returns None if ``src`` is neither. A folder that holds a folder counts as an image folder.
 
     Raises:
         UsageError: A folder holds a tar that is to be named itself.
@@ -153,7 +146,7 @@ def tar_layout(src: Path) -> TarLayout | None:
 
 
 def _peek(path: Path) -> list[str]:
-    """Names of the first members, but for hidden ones."""
+    """Read the names of the first members that are not hidden."""
     names = (entry.name for entry in islice(scan(path), _PEEKED_MEMBERS))
     return [name for name in names if not is_hidden(name.rpartition("/")[2])]
 
@@ -164,14 +157,14 @@ def _layout(names: Sequence[str]) -> TarLayout:
         return "webdataset" if labelled else "validation"
     keys = [name.rpartition(".")[0] for name in names]
     pairs = list(zip(keys, map(extension_of, names), strict=True))
-    images = {key for key, extension in pairs if extension in FORMAT_OF_EXTENSION}
+    images = {name.rpartition(".")[0] for name in names if is_image_name(name)}
     labels = {key for key, extension in pairs if extension in {"json", "txt", "npy"}}
     with_numbers = any(extension == "cls" for _, extension in pairs)
     return "webdataset" if with_numbers or images & labels else "classes"
 
 
 def _are_numbered(tars: Sequence[Path]) -> bool:
-    """Whether these are the shards 0, 1, 2 ... of one series rather than named classes."""
+    """Test for the shards 0, 1, 2 ... of one series, as opposed to named classes."""
     matches = [_NUMBERED.fullmatch(tar.stem) for tar in tars]
     series = {match[1] for match in matches if match}
     numbers = sorted(int(match[2]) for match in matches if match)

@@ -1,8 +1,9 @@
-"""WebDataset shards made elsewhere: images with integer or named labels, read where they lie.
+"""WebDataset shards made elsewhere, with integer or named labels, read where they lie.
 
 Members belong to the sample that is their name up to the first dot of the file name, as in
-``base_plus_ext`` of webdataset's ``tariterators.py``. Unlike there, members of one sample need not
-be adjacent, and what is damaged, incomplete or repeated stops the reading instead of being lost.
+``base_plus_ext`` of webdataset's ``tariterators.py``. Unlike
+there, members of one sample need not be adjacent, and a damaged, incomplete or repeated sample is
+an error instead of being lost.
 Nothing is decoded but integers and JSON: a shard with a member of another kind, such as ``.pyd``,
 which webdataset would unpickle, is refused.
 """
@@ -14,9 +15,10 @@ from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.base import Finder, Source
-from coreset.shards.sources.names import split_of, visible_entries
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.advice import require_one_split
+from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.names import extension_of, split_of, visible_entries
 from coreset.shards.sources.shard_labels import (
     INFO_NAMES,
     LABEL_LIMIT_BYTES,
@@ -32,7 +34,6 @@ from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, shown
 from coreset.shards.sources.tars import (
     Member,
     add_members,
-    extension_of,
     in_threads,
     range_contents,
     tars_of,
@@ -51,10 +52,10 @@ class _Sample:
     key: str
     parts: dict[str, Member] = field(default_factory=dict[str, Member])
 
-    def error(self, found: str, remedy: str = _MAKE_AGAIN) -> DataError:
+    def error(self, fault: str, remedy: str = _MAKE_AGAIN) -> DataError:
         offset = next(iter(self.parts.values())).offset
         return DataError(
-            f"{self.shard} has sample {shown(self.key)} at byte {offset:,} with {found}; {remedy}"
+            f"{self.shard} has sample {shown(self.key)} at byte {offset:,} with {fault}; {remedy}"
         )
 
     @property
@@ -62,41 +63,41 @@ class _Sample:
         images = [part for part in self.parts.values() if part.extension in FORMAT_OF_EXTENSION]
         if len(images) == 1:
             return images[0]
-        there = ", ".join(self.parts)
+        members = ", ".join(self.parts)
         number = f"{len(images)} images" if images else "no image"
-        raise self.error(f"{number} among its members ({there}) where one is expected")
+        raise self.error(f"{number} among its members ({members}) where one is expected")
 
     def read(self, descriptor: int, extension: str) -> bytes:
-        """Bytes of a label member; empty if there is none."""
+        """Read a label member; empty if the sample has none."""
         part = self.parts.get(extension)
         if part is None:
             return b""
         limit = LABEL_LIMIT_BYTES[extension]
         if part.kind != REGULAR_FILE or not 0 < part.size <= limit:
-            what = f"{part.size:,} bytes" if part.kind == REGULAR_FILE else f"a {part.kind}"
-            raise self.error(f"{what} in {extension} where 1 to {limit:,} bytes are expected")
+            fault = f"{part.size:,} bytes" if part.kind == REGULAR_FILE else f"a {part.kind}"
+            raise self.error(f"{fault} in {extension} where 1 to {limit:,} bytes are expected")
         return os.pread(descriptor, part.size, part.offset)
 
 
 @dataclass(frozen=True, slots=True)
 class _Shard:
-    """What a shard adds to the source."""
+    """Samples of a shard that go into the source."""
 
     classes: list[str] = field(default_factory=list[str])
     keys: list[str] = field(default_factory=list[str])
     images: list[Member] = field(default_factory=list[Member])
     seen: set[str] = field(default_factory=set[str])
-    """Classes, also those that are not wanted."""
+    """Classes, also those that are not taken."""
     hidden: list[int] = field(default_factory=list[int])
-    """Number of hidden members."""
+    """Count of hidden members, in a list of one."""
 
 
-def find_webdataset(src: Path, wanted: SourceOptions | None = None) -> Source:
+def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
     """Find the samples of one shard or of a folder of shards of one split.
 
     A sample has one image (jpg, jpeg, png or webp), and a label: an integer (member ``cls``, or
     field ``label`` or ``cls`` of member ``json``), or a name (field ``wnid`` or ``class``). Names
-    of integers are ``wanted.class_names``, or ``class_names`` of ``_info.json`` beside the shards.
+    of integers are ``options.class_names``, or ``class_names`` of ``_info.json`` beside the shards.
     Sample keys become CLASS/LAST PART OF THE KEY, which for ImageNet are those of the image folder;
     of a key that has its class as a folder, all that follows the class is kept.
 
@@ -106,36 +107,27 @@ def find_webdataset(src: Path, wanted: SourceOptions | None = None) -> Source:
         DataError: A shard is damaged, cut or missing, a sample is incomplete or its label is no
             class, or a member is of a kind that is not read.
     """
-    wanted = wanted or SourceOptions()
+    options = options or SourceOptions()
     paths = tars_of(src) if src.is_dir() else [src]
     if not paths:
         raise UsageError(f"{src} holds no tar; name a folder of WebDataset shards")
-    _refuse_several_splits(src, paths)
-    finder = Finder(place=src, repeats=wanted.repeats)
+    require_one_split(src, filter(None, (split_of(path.stem) for path in paths)))
+    finder = Finder(place=src, repeats=options.repeats)
     info = read_info(src if src.is_dir() else src.parent)
     if src.is_dir():
         info.require_all(src, [path.name for path in paths])
         _note_others(finder, paths)
-    _add_shards(finder, _Reader(src, wanted, info), paths)
-    found = finder.found()
-    return found.source(range_contents(found, paths))
-
-
-def _refuse_several_splits(src: Path, paths: Sequence[Path]) -> None:
-    splits = sorted({split_of(path.stem) or "" for path in paths} - {""})
-    if len(splits) > 1:
-        raise UsageError(
-            f"{src} holds shards of several splits ({', '.join(splits)}); move or link those of "
-            "one split into a folder of their own"
-        )
+    _add_shards(finder, _Reader(src, options, info), paths)
+    samples = finder.sorted()
+    return samples.source(range_contents(samples, paths))
 
 
 def _note_others(finder: Finder, paths: Sequence[Path]) -> None:
     names = {entry.name for entry in visible_entries(finder.place)}
     indices = {path.with_suffix(".idx").name for path in paths}
-    others = names - indices - {path.name for path in paths} - set(INFO_NAMES)
-    if others:
-        finder.skipped.append(f"{len(others):,} files of {finder.place} that are no shards")
+    unknown = names - indices - {path.name for path in paths} - set(INFO_NAMES)
+    if unknown:
+        finder.skipped.append(f"{len(unknown):,} files of {finder.place} that are no shards")
 
 
 def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> None:
@@ -148,7 +140,7 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
         finder.passed_over.n_hidden += sum(shard.hidden)
         if not shard.seen:
             empty.append(place)
-    reader.wanted.chosen(seen, finder.place)
+    reader.options.chosen(seen, finder.place)
     if empty:
         finder.skipped.append(f"{len(empty):,} shards without samples, such as {empty[0]}")
     unused = len(set(reader.names or ()) - seen)
@@ -158,23 +150,23 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reads whole shards; thread safe."""
+    """Reader of whole shards; thread safe."""
 
     place: Path
-    wanted: SourceOptions
+    options: SourceOptions
     info: ShardInfo
 
     @property
     def names(self) -> tuple[str, ...] | None:
         """Names of integer labels."""
-        return self.wanted.class_names or self.info.class_names
+        return self.options.class_names or self.info.class_names
 
     def read(self, path: Path) -> _Shard:
         """Group the members of a shard into samples, and find their classes.
 
         Raises:
             UsageError: The integer labels have no names.
-            DataError: See ``find_webdataset``.
+            DataError: As of ``find_webdataset``.
         """
         members, n_hidden = visible_members(path)
         samples = _samples(path, members)
@@ -184,7 +176,7 @@ class _Reader:
             for sample in samples:
                 image, name = sample.image, self._class_name(sample, file.fileno())
                 shard.seen.add(name)
-                if self.wanted.takes(name):
+                if self.options.takes(name):
                     shard.classes.append(name)
                     shard.keys.append(_sample_key(name, sample.key))
                     shard.images.append(image)
@@ -203,7 +195,7 @@ class _Reader:
                     f"{n_classes - 1:,}",
                     "name the right list with --class-names or make the shard again",
                 )
-            name = self.wanted.name_of(number, self.info.class_names, self.place)
+            name = self.options.name_of(number, self.info.class_names, self.place)
         if name is None:
             raise sample.error(
                 f"no label among its members ({', '.join(sample.parts)}); expected is an integer "
@@ -221,10 +213,10 @@ class _Reader:
 
 
 def _samples(path: Path, members: Sequence[Member]) -> list[_Sample]:
-    """Members grouped by key, samples in the order of their first members.
+    """Group members by key, samples in the order of their first members.
 
-    A member whose extension its sample has already begins another sample of the same key: what
-    shards joined by mistake look like. ``Finder`` then tells of both.
+    A member whose extension its sample has already begins another sample of the same key, as in
+    shards joined by mistake. ``Finder`` then refuses both.
     """
     latest: dict[str, _Sample] = {}
     samples: list[_Sample] = []
@@ -257,7 +249,7 @@ def _sample_key(class_name: str, key: str) -> str:
 
 
 def _required_name(name: str, sample: _Sample) -> str:
-    """The class name, which becomes a folder where a data set is exported."""
+    """Refuse a class name that no exported folder could have."""
     try:
         safe = len(safe_parts(name)) == 1 and not name.startswith(".")
     except DataError:

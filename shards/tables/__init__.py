@@ -1,1 +1,1 @@
-"""Tables and lists of others: CSV, parquet, JSON, plain lines."""
+"""Tables and lists made elsewhere: CSV, parquet, JSON, plain lines."""

@@ -1,8 +1,8 @@
-"""CSV as it is written everywhere here: no cell that a spreadsheet would run as a formula.
+"""CSV files without cells that a spreadsheet would run as formulas (CWE 1236).
 
-A spreadsheet runs text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return (CWE
-1236), and class names and paths come from strangers. Such text gets an apostrophe in front, numbers
-do not. The way back: take one apostrophe off text that begins with apostrophes and one of these.
+A spreadsheet runs text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return, and
+class names and paths are not ours. Such text gets an apostrophe in front, numbers do not. Reading
+takes one apostrophe off text that begins with apostrophes and one of these characters.
 """
 
 import csv
@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)")
 
 
 class _Lines(list[str]):
-    """File of a CSV writer, which writes line by line."""
+    """Output of a CSV writer, which writes line by line."""
 
     def write(self, line: str) -> None:
         self.append(line)
@@ -23,7 +23,7 @@ class _Lines(list[str]):
 def csv_table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
     """Encode a CSV file of these rows in UTF-8; None is an empty cell."""
     lines = _Lines()
-    # With this end of a line a carriage return in a cell is quoted; written is a line feed alone.
+    # With this line ending the writer quotes carriage returns. The file has line feeds alone.
     writer = csv.writer(lines, lineterminator="\r\n")
     writer.writerow(map(guarded, header))
     writer.writerows(map(guarded, row) for row in rows)
@@ -38,5 +38,5 @@ def guarded(cell: object) -> object:
 
 
 def unguarded(cell: str) -> str:
-    """Return the text that `guarded` made this cell of."""
+    """Undo `guarded`."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

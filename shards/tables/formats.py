@@ -1,4 +1,4 @@
-"""Rows of text, parquet and JSON files, read without a judgement of what they mean."""
+"""Read the rows of text, parquet and JSON files, whatever they mean."""
 
 import csv
 import json
@@ -24,7 +24,7 @@ _ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 
 
 class Row(NamedTuple):
-    """One row that is not blank."""
+    """Row that is not blank."""
 
     at: int
     """Line of a text file from 1, row of a parquet file from 0, entry of a JSON file from 1."""
@@ -51,12 +51,12 @@ def open_parquet(path: Path) -> Generator[_ParquetFile]:
             yield file
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
         # pyarrow's own text repeats the path.
-        fact = os.strerror(error.errno or 0)
-        raise UsageError(f"{path} cannot be read ({fact}); mend that") from error
+        reason = os.strerror(error.errno or 0)
+        raise UsageError(f"{path} cannot be read ({reason}); mend that") from error
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        fact = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise DataError(
-            f"{path} is damaged or not a parquet file ({fact}); copy or download it again"
+            f"{path} is damaged or not a parquet file ({reason}); copy or download it again"
         ) from error
 
 
@@ -145,8 +145,7 @@ def text_rows(path: Path, what: str, separator: str) -> Iterator[Row]:
 def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
     """Yield the rows that are not blank, split at blanks, at another separator, or ("") not at all.
 
-    Cells that were guarded against spreadsheets (`shards.tables.csv_cells`) come as they were
-    before.
+    Cells that were guarded against spreadsheets come unguarded, see `shards.tables.csv_cells`.
 
     Raises:
         csv.Error: A cell is too long.
@@ -190,16 +189,16 @@ def _cells(column: Any) -> list[str]:  # noqa: ANN401 - pyarrow.Array
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"{twice!a} twice in one map")
-    return found
+    return fields
 
 
 def _json_rows(document: object) -> tuple[Columns, list[Row]]:
-    """Header and rows of a list, of a map, or of a frame as pandas writes it."""
+    """Return header and rows of a list, of a map, or of a frame as pandas writes it."""
     if isinstance(document, dict):
         return _map_rows(cast("dict[str, object]", document))
     entries = _as_list(document)
@@ -228,8 +227,8 @@ def _as_list(value: object) -> list[object]:
 
 
 def _numbered(rows: Iterable[Sequence[object]]) -> list[Row]:
-    found = (Row(at, [_text(value) for value in row]) for at, row in enumerate(rows, 1))
-    return [row for row in found if any(cell.strip() for cell in row.cells)]
+    numbered = (Row(at, [_text(value) for value in row]) for at, row in enumerate(rows, 1))
+    return [row for row in numbered if any(cell.strip() for cell in row.cells)]
 
 
 def _text(value: object) -> str:

@@ -1,4 +1,4 @@
-"""Find samples by what tables and lists of others call them."""
+"""Match entries of tables and lists with samples."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.tables.table import INTEGER
+from coreset.shards.tables.vocabulary import INTEGER
 
 UNKNOWN, SEVERAL = -1, -2
 _ROWS_AT_ONCE = 1 << 16
@@ -20,7 +20,7 @@ compute: Any = pyarrow.compute  # which has no types
 
 
 class SampleNames:
-    """Names of samples: sample keys and source paths, and whatever ends in one of these.
+    """Matcher of names with samples, by sample keys and source paths.
 
     A name is a source path or a sample key, with or without the extension of an image format; a
     longer path that ends in one, folder included; or a file name without any folder that only one
@@ -28,56 +28,56 @@ class SampleNames:
     """
 
     def __init__(self, keys: Any, sources: Any, *, folder: str = "") -> None:  # noqa: ANN401 - pyarrow strings
-        """Bind the names.
+        """Index the names.
 
         Args:
             keys: Sample keys, each once; strings of shape (n,), pyarrow Array or ChunkedArray.
             sources: Source paths, of the same shape.
-            folder: Name of the folder that the source paths begin in, if that is known.
+            folder: Name of the folder in which the source paths begin, if known.
         """
         self._folder = folder
         self._keys, self._sources = _Index(keys), _Index(sources)
         self._depth = max(self._keys.depth, self._sources.depth)
 
     def positions(self, entries: Sequence[str]) -> NDArray[np.int64]:
-        """Position of the sample that each entry names.
+        """Return the position of the sample that each entry names.
 
         Returns:
             int64 of shape (entries,); ``UNKNOWN``, or ``SEVERAL`` where several are named.
         """
-        found = np.full(len(entries), UNKNOWN, np.int64)
+        positions = np.full(len(entries), UNKNOWN, np.int64)
         parts = list(map(_parts, entries))
         for depth in range(self._depth, 0, -1):
-            at = [one for one in _unknown(found) if self._may_end(parts[one], depth)]
-            ends = ["/".join(parts[one][-depth:]) for one in at]
-            at, ends = _look_up(found, at, ends, self._sources)
-            at, ends = _look_up(found, at, ends, self._keys)
-            _look_up(found, at, list(map(_stem, ends)), self._keys)
-        alone = [one for one in _unknown(found) if len(parts[one]) == 1]
+            at = [entry for entry in _unknown(positions) if self._may_end(parts[entry], depth)]
+            ends = ["/".join(parts[entry][-depth:]) for entry in at]
+            at, ends = _look_up(positions, at, ends, self._sources)
+            at, ends = _look_up(positions, at, ends, self._keys)
+            _look_up(positions, at, list(map(_stem, ends)), self._keys)
+        alone = [entry for entry in _unknown(positions) if len(parts[entry]) == 1]
         if alone:
-            _look_up(found, alone, [_stem(parts[one][0]) for one in alone], self._files)
-        return found
+            _look_up(positions, alone, [_stem(parts[entry][0]) for entry in alone], self._files)
+        return positions
 
     def known(self, entries: Iterable[str]) -> set[str]:
         """Pick the entries that name a sample; integers alone never do."""
         texts = [text for text in entries if text.strip() and not INTEGER.fullmatch(text)]
-        found = self.positions(texts) != UNKNOWN
-        return {text for text, is_name in zip(texts, found, strict=True) if is_name}
+        is_known = self.positions(texts) != UNKNOWN
+        return {text for text, known in zip(texts, is_known, strict=True) if known}
 
     def _may_end(self, parts: Sequence[str], depth: int) -> bool:
-        """Tell whether the last parts of a path may be a name: one alone names no folder."""
+        """Test whether the last parts of a path may be a name: one alone names no folder."""
         within = len(parts) > 1 and parts[-2] == self._folder
         return len(parts) >= depth and (depth > 1 or len(parts) == 1 or within)
 
     @cached_property
     def _files(self) -> "_Index":
-        """Last parts of the keys."""
+        """Index of the last parts of the keys."""
         pattern = {"pattern": "^.*/", "replacement": ""}
         return _Index(compute.replace_substring_regex(self._keys.names, **pattern))
 
 
 class _Index:
-    """Rows of names, as sorted hashes: 16 bytes a name."""
+    """Index of names as sorted hashes, 16 bytes a name."""
 
     def __init__(self, names: Any) -> None:  # noqa: ANN401 - pyarrow strings
         self.names = _normalised(names)
@@ -87,19 +87,19 @@ class _Index:
 
     @property
     def depth(self) -> int:
-        """Parts of the deepest path."""
+        """Count of parts of the deepest path."""
         return 1 + (compute.max(compute.count_substring(self.names, "/")).as_py() or 0)
 
     def rows(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Row of each name, ``UNKNOWN`` or ``SEVERAL``."""
-        wanted = np.fromiter(map(_hash, names), np.uint64, len(names))
-        first, end = (np.searchsorted(self._hashes, wanted, side) for side in ("left", "right"))
-        there = np.flatnonzero(end > first)
+        """Return the row of each name, ``UNKNOWN`` or ``SEVERAL``."""
+        hashes = np.fromiter(map(_hash, names), np.uint64, len(names))
+        first, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
+        matches = np.flatnonzero(end > first)
         rows = np.full(len(names), UNKNOWN, np.int64)
-        candidates = self._order[first[there]]
-        asked = pa.array(names, pa.large_string()).take(there)
+        candidates = self._order[first[matches]]
+        asked = pa.array(names, pa.large_string()).take(matches)
         same = compute.equal(self.names.take(candidates), asked).to_numpy(zero_copy_only=False)
-        rows[there] = np.where(same, candidates, UNKNOWN)
+        rows[matches] = np.where(same, candidates, UNKNOWN)
         rows[(rows != UNKNOWN) & (end > first + 1)] = SEVERAL
         return rows
 
@@ -109,22 +109,22 @@ def _hash(name: str) -> int:
 
 
 def _look_up(
-    found: NDArray[np.int64], at: list[int], names: list[str], index: _Index
+    positions: NDArray[np.int64], at: list[int], names: list[str], index: _Index
 ) -> tuple[list[int], list[str]]:
-    """Fill in the samples of the entries at some places by their names; return the others."""
+    """Fill in the samples of some entries by their names; return the entries without one."""
     if not at:
         return at, names
-    found[at] = index.rows(names)
-    missing = _unknown(found[at])
-    return [at[one] for one in missing], [names[one] for one in missing]
+    positions[at] = index.rows(names)
+    missing = _unknown(positions[at])
+    return [at[entry] for entry in missing], [names[entry] for entry in missing]
 
 
-def _unknown(found: NDArray[np.int64]) -> list[int]:
-    return np.flatnonzero(found == UNKNOWN).tolist()
+def _unknown(positions: NDArray[np.int64]) -> list[int]:
+    return np.flatnonzero(positions == UNKNOWN).tolist()
 
 
 def _normalised(column: Any) -> Any:  # noqa: ANN401 - pyarrow strings
-    """Write paths as the parts of entries are joined."""
+    """Join the parts of each path as those of entries are joined."""
     whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     names = whole.cast(pa.large_string())
     odd = compute.match_substring_regex(names, _ODD)

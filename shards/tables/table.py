@@ -1,11 +1,10 @@
-"""One reader of tables and lists: CSV with any common separator, parquet, JSON, or plain lines.
+"""Reader of tables and lists: CSV with any common separator, parquet, JSON, or plain lines.
 
-Columns are found by known names, else by what their cells hold. A first row that names a sample is
-a sample, not a header. What can be read in two ways is refused with the columns that were seen.
+Columns are chosen by known names, else by their cells. A first row that names a sample is a sample,
+not a header. A table that can be read in two ways is refused with the columns that were seen.
 """
 
 import csv
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 from coreset.shards.tables.formats import (
     SEPARATED,
     Row,
@@ -26,34 +24,17 @@ from coreset.shards.tables.formats import (
     text_rows,
     unreadable,
 )
+from coreset.shards.tables.vocabulary import (
+    ID_COLUMNS,
+    INTEGER,
+    OF_CLASSES,
+    OF_SAMPLES,
+    SAMPLE_COLUMNS,
+    looks_like_path,
+    plain_name,
+    wnids_in,
+)
 
-# A column that ranks before another one is taken where both are there.
-SAMPLE_COLUMNS = (
-    ("path",),
-    ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
-    ("key", "samplekey"),
-)
-# Taken where no other column names samples: they may also count the rows.
-ID_COLUMNS = (
-    ("imageid", "sampleid", "sample", "id", "ids"),
-    ("idx", "index", "indices"),
-)
-LABEL_COLUMNS = (
-    "label", "labels", "fine_label", "class", "class_name", "category", "target", "wnid", "synset",
-    "prediction_string",
-)  # fmt: skip
-CLASS_COLUMNS = (
-    ("wnid", "synset", "synsetid"),
-    ("class", "classes", "classname", "classnames", "name", "names", "category", "categories"),
-    ("label", "labels"),
-)
-NUMBER_COLUMNS = (
-    ("label", "labels", "labelid", "target", "classid", "classidx", "classindex", "classlabel"),
-    ("index", "idx", "id"),
-)
-INTEGER = re.compile(r"\s*[0-9]{1,18}\s*")
-_WNID = re.compile(r"(?<![\w-])n\d{8}(?![\w-])")
-_FOLDER = re.compile(r"[/\\]")
 _ORDER_OF = {".tsv": "\t,;|"}
 _ANY_SEPARATOR = ",;\t|"
 SEPARATORS = "comma, semicolon, tab or |"
@@ -64,15 +45,15 @@ Named: TypeAlias = Callable[[Iterable[str]], Collection[str]]
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A table whose header, if it has one, is told from its rows."""
+    """Table whose header, if it has one, is told apart from its rows."""
 
     path: Path
     unit: str
-    """What ``Row.at`` counts: line, row or entry."""
+    """Unit of ``Row.at``: line, row or entry."""
     header: tuple[str, ...]
     """Names of the columns; empty where the file has none."""
     head: tuple[Row, ...]
-    """The first rows."""
+    """First rows."""
     named: Collection[str]
     """Cells of the first rows that name a sample."""
     read: Rows
@@ -91,11 +72,11 @@ class Table:
 
     @property
     def may_have_header(self) -> bool:
-        """Whether the first row is none by default, in a file that should have a header."""
+        """Test for a file that should have a header, but whose first row was read as data."""
         return not self.header and self.path.suffix.lower() in SEPARATED
 
     def where(self, at: int) -> str:
-        """Name a row for a message."""
+        """Format the place of a row for a message."""
         return f"{self.path} {self.unit} {at}"
 
     def described(self) -> str:
@@ -108,15 +89,15 @@ class Table:
         return f"no header, and {self.unit} {first.at} is {_shortened(first.cells)}"
 
     def columns_named(self, ranks: Iterable[Collection[str]]) -> list[int]:
-        """Positions of the columns with a known name of the first rank that is there."""
+        """Return the columns with a known name of the first rank that the table has."""
         for rank in ranks:
-            there = [at for at, name in enumerate(self.header) if plain_name(name) in rank]
-            if there:
-                return there
+            columns = [at for at, name in enumerate(self.header) if plain_name(name) in rank]
+            if columns:
+                return columns
         return []
 
     def sample_column(self) -> int:
-        """Position of the column that names samples.
+        """Choose the column that names samples.
 
         It is the one with a known name; else the one whose first cells name a sample, or look like
         paths of images; else one of ids; else the only one.
@@ -125,16 +106,16 @@ class Table:
             UsageError: There is none, or several may be meant.
         """
         width = max([len(self.header), *(len(row.cells) for row in self.head)], default=0)
-        there = (
+        columns = (
             self.columns_named(SAMPLE_COLUMNS)
             or self._columns_of(lambda cell: cell in self.named)
             or self._columns_of(looks_like_path)
             or self.columns_named(ID_COLUMNS)
             or list(range(max(width, 1)))
         )
-        if len(there) > 1:
+        if len(columns) > 1:
             raise self.ambiguous("the names of the samples", "path")
-        return there[0]
+        return columns[0]
 
     def ambiguous(self, what: str, name: str) -> UsageError:
         """Make the error of a table whose columns do not tell where something is."""
@@ -144,7 +125,7 @@ class Table:
         )
 
     def _columns_of(self, holds: Callable[[str], bool]) -> list[int]:
-        """Positions of the columns in which a cell, which is no integer, holds something."""
+        """Return the columns in which a cell that is no integer passes a test."""
         cells = ((at, cell) for row in self.head for at, cell in enumerate(row.cells))
         return sorted({at for at, cell in cells if holds(cell) and not INTEGER.fullmatch(cell)})
 
@@ -164,7 +145,7 @@ def read_table(
 
     Args:
         path: The file.
-        what: What it is called in messages.
+        what: Name of the kind of file, for messages.
         named: Picks out of some cells those that name a sample.
         asked: Name of a column that is asked for, which makes the first row a header.
         class_list: The names are those of classes; a header has to have known names.
@@ -174,8 +155,8 @@ def read_table(
         DataError: A parquet file is damaged.
     """
     if not path.is_file():
-        fact = "is not a file" if path.exists() else "does not exist"
-        raise UsageError(f"{what} {path} {fact}; name a file (.csv, .tsv, .txt, .json, .parquet)")
+        reason = "is not a file" if path.exists() else "does not exist"
+        raise UsageError(f"{what} {path} {reason}; name a file (.csv, .tsv, .txt, .json, .parquet)")
     if path.suffix.lower() == ".parquet":
         return _with_head(path, "row", *parquet_rows(path), named)
     text = text_head(path, what)
@@ -192,37 +173,9 @@ def _with_head(path: Path, unit: str, header: tuple[str, ...], rows: Rows, named
     return Table(path, unit, header, head, known, rows)
 
 
-def plain_name(column: str) -> str:
-    """Normalise the name of a column: ``Image_ID`` and ``imageId`` are one name."""
-    return re.sub(r"[\s_-]+", "", column.lower())
-
-
-def looks_like_path(cell: str) -> bool:
-    """Test for a folder or the extension of an image format in a cell."""
-    extension = cell.strip().rpartition(".")[2].lower()
-    return bool(_FOLDER.search(cell)) or ("." in cell and extension in FORMAT_OF_EXTENSION)
-
-
-def wnids_in(cells: Iterable[str]) -> set[str]:
-    """WordNet ids (n01440764) that stand as words of their own in some cells."""
-    return {wnid for cell in cells for wnid in _WNID.findall(cell)}
-
-
-def class_in(text: str) -> str:
-    """Take the one WordNet id that stands in a text as the class, else the text."""
-    wnids = wnids_in([text])
-    return wnids.pop() if len(wnids) == 1 else text
-
-
-_OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
-_OF_SAMPLES = {name for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS) for name in rank} | set(
-    map(plain_name, LABEL_COLUMNS)
-)
-
-
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A text file whose separator and header are not known yet."""
+    """Text file whose separator and header are not known yet."""
 
     path: Path
     what: str
@@ -274,20 +227,19 @@ class _Text:
 
         def fits(separator: str) -> tuple[int, bool]:
             cells = readings[separator][0].cells if readings[separator] else ()
-            known, found = sum(map(self._is_known, cells)), sum(cell in named for cell in cells)
+            n_known, n_named = sum(map(self._is_known, cells)), sum(map(named.__contains__, cells))
             sure = self._separated and separator != " "
-            return known + found if sure or found or known == len(cells) else 0, sure and (
-                len(cells) > 1
-            )
+            counts = sure or n_named or n_known == len(cells)
+            return n_known + n_named if counts else 0, sure and len(cells) > 1
 
         return max(self._separators, key=fits)
 
     def _is_known(self, cell: str) -> bool:
-        names = _OF_CLASSES if self.class_list else _OF_SAMPLES
+        names = OF_CLASSES if self.class_list else OF_SAMPLES
         return plain_name(cell) in names or cell.strip() == self.asked != ""
 
     def _is_header(self, rows: Sequence[Row], named: Collection[str]) -> bool:
-        """Tell a header by its names, or by what stands below it.
+        """Test for a header by its names, or by the rows below it.
 
         Raises:
             UsageError: It may also be a row.

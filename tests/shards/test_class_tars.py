@@ -9,16 +9,13 @@ import numpy as np
 import pytest
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import ShardRecord
 from coreset.shards.packing.pack import pack
 from coreset.shards.packing.plan import Plan
-from coreset.shards.sources.base import Source
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.class_tars import find_class_tars
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.names import split_of
-from coreset.shards.sources.options import SourceOptions
 from coreset.shards.sources.tars import tar_layout
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
@@ -146,38 +143,6 @@ def test_every_format_of_tarfile_is_read(tmp_path: Path, tar_format: int):
     require_equal(find_class_tars(tmp_path / "a.tar"), find_folder(unpacked))
 
 
-@every_layout
-def test_packing_tars_makes_the_data_set_of_the_unpacked_folder(
-    photos: Path,
-    packed: Path,
-    tmp_path: Path,
-    write: Callable[[Path, dict[str, Files]], Path],
-):
-    tree = {
-        folder.name: {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
-        for folder in sorted(photos.iterdir())
-    }
-    source = find_class_tars(write(tmp_path / "src.tar", tree)).in_order("shuffled", 0)
-    expected = Manifest.read(packed)
-    plan = Plan(
-        source=source,
-        labels=source.labels,
-        samples_per_shard=16,
-        name=expected.name,
-        split=expected.split,
-        settings={},
-    )
-    (tmp_path / "out").mkdir()
-    made = pack(plan, tmp_path / "out", workers=2, listed=tmp_path / "list.csv", observer=Silent())
-    assert (made.identity, made.content) == (expected.identity, expected.content)
-    assert [shard.sha256 for shard in made.shards] == [shard.sha256 for shard in expected.shards]
-    columns = [name for name in Dataset.open(packed).samples.column_names if name != "source"]
-    ours, theirs = (
-        Dataset.open(path).samples.select(columns) for path in (tmp_path / "out", packed)
-    )
-    assert ours.equals(theirs)
-
-
 def test_names_say_in_which_tar_an_image_lies(tmp_path: Path):
     nested = find_class_tars(write_tar_of_tars(tmp_path / "a.tar", TREE))
     assert nested.names[0] == "n01440764.tar/n01440764_0.JPEG"
@@ -185,18 +150,6 @@ def test_names_say_in_which_tar_an_image_lies(tmp_path: Path):
     assert folder.names == nested.names
     tree = find_class_tars(write_tree_tar(tmp_path / "tree.tar", TREE, prefix="./train/"))
     assert tree.names[0] == "tree.tar/train/n01440764/n01440764_0.JPEG"
-
-
-@every_layout
-def test_only_the_classes_asked_for_are_found(
-    tmp_path: Path, write: Callable[[Path, dict[str, Files]], Path]
-):
-    src = write(tmp_path / "src.tar", TREE)
-    chosen = find_class_tars(src, SourceOptions(only=CLASSES[::2]))
-    assert chosen.classes == CLASSES[::2]
-    assert chosen.class_sizes().tolist() == [3, 3]
-    with pytest.raises(UsageError, match=r"class n00000000 is not in .*src\.tar"):
-        find_class_tars(src, SourceOptions(only=("n00000000",)))
 
 
 def test_a_damaged_class_that_is_not_asked_for_is_not_read(tmp_path: Path):
@@ -317,15 +270,6 @@ def test_an_empty_class_tar_is_refused_by_name(
         find_class_tars(src)
 
 
-def test_two_images_of_one_key_are_refused_or_the_first_is_kept(tmp_path: Path):
-    inner = tar_bytes({"x.JPEG": b"1", "x.png": b"2"})
-    (tmp_path / "a.tar").write_bytes(tar_bytes({"n01.tar": inner}))
-    with pytest.raises(UsageError, match=r"n01.tar/x.JPEG and n01.tar/x.png .* key n01/x"):
-        find_class_tars(tmp_path / "a.tar")
-    kept = find_class_tars(tmp_path / "a.tar", SourceOptions(repeats="first"))
-    assert contents(kept) == [b"1"]
-
-
 def test_two_tars_of_one_class_are_refused(tmp_path: Path):
     inner = tar_bytes(some_files("n01"))
     (tmp_path / "a.tar").write_bytes(tar_bytes({"x/n01.tar": inner, "y/n01.tar": inner}))
@@ -345,20 +289,6 @@ def test_splits_are_not_taken_for_classes(tmp_path: Path):
     src = write_tree_tar(tmp_path / "a.tar", tree, prefix="imagenette2/")
     with pytest.raises(UsageError, match="holds the splits train, val, not classes"):
         find_class_tars(src)
-
-
-def test_a_tar_of_images_alone_is_refused(tmp_path: Path):
-    (tmp_path / "a.tar").write_bytes(tar_bytes(some_files("n01")))
-    with pytest.raises(UsageError, match="neither class folders nor class tars"):
-        find_class_tars(tmp_path / "a.tar")
-
-
-def test_a_tar_that_changes_after_it_was_searched_is_noticed(tmp_path: Path):
-    src = write_tar_of_tars(tmp_path / "a.tar", TREE)
-    found = find_class_tars(src)
-    src.write_bytes(src.read_bytes() + bytes(512))
-    with pytest.raises(UsageError, match="changed while it was being packed"):
-        found.contents.read(found.sample(0))
 
 
 def peeked(path: Path, names: Iterable[str]) -> str | None:

@@ -14,10 +14,10 @@ import pytest
 
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
-from coreset.shards.errors import DataError, UsageError
+from coreset.shards.errors import UsageError
 from coreset.shards.format.manifest import Manifest
+from coreset.shards.sources.base import SourceOptions
 from coreset.shards.sources.detect import find
-from coreset.shards.sources.options import SourceOptions
 
 
 def class_tars(photos: Path, out: Path) -> Path:
@@ -128,21 +128,6 @@ def test_a_subset_of_the_classes_is_that_of_the_folder(
     assert there.classes == ("n01440764", "n02979186")
     assert there.identity == expected.identity
     assert there.shards == expected.shards
-
-
-def test_what_is_no_source_is_refused(photos: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="does not exist"):
-        find(tmp_path / "nowhere", SourceOptions())
-    text = tmp_path / "notes.md"
-    text.write_text("nothing")
-    with pytest.raises(UsageError, match="neither a folder, a tar"):
-        find(text, SourceOptions())
-    broken = tmp_path / "broken.tar"
-    broken.write_bytes(class_tars(photos, tmp_path).read_bytes()[:5000])
-    with pytest.raises((DataError, UsageError), match=r"broken\.tar"):
-        find(broken, SourceOptions())
-    with pytest.raises(UsageError, match="class n09999999 is not in"):
-        find(photos, SourceOptions(only=("n01440764", "n09999999")))
 
 
 def test_splits_are_no_classes(make_photos: Callable[..., Path], tmp_path: Path):

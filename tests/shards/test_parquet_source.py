@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
 from coreset.shards.export.names import ExportPlan, StoredSample
 from coreset.shards.export.parquet import write_parquet as export_parquet
-from coreset.shards.sources.base import Source
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.options import SourceOptions
 from coreset.shards.sources.parquet import find_parquet, is_parquet, parquet_files
 
 CLASSES = ("n01440764", "n02102040", "n03000684")
@@ -95,17 +94,6 @@ def wanted(tmp_path: Path) -> SourceOptions:
 @pytest.fixture
 def rows(tmp_path: Path) -> list[Row]:
     return write_folder(tmp_path / "folder")
-
-
-@pytest.mark.parametrize("n_files", [1, 4])
-def test_parquet_files_give_what_the_folder_gives(
-    tmp_path: Path, rows: list[Row], wanted: SourceOptions, n_files: int
-):
-    source = find_parquet(write_split(tmp_path / "hub", rows, n_files), wanted)
-    folder = find_folder(tmp_path / "folder")
-    assert contents(source) == contents(folder)
-    assert source.classes == folder.classes == CLASSES
-    assert source.skipped == ()
 
 
 def test_a_sample_is_named_by_its_file_and_row(
@@ -517,14 +505,6 @@ def test_a_missing_file_of_a_split_is_refused(
     assert "lacks train-00002-of-00004.parquet (1 of 4 files are missing)" in refusal(hub, wanted)
 
 
-def test_one_sample_in_two_files_is_refused(tmp_path: Path, rows: list[Row], wanted: SourceOptions):
-    write_parquet(tmp_path / "hub/0.parquet", rows)
-    write_parquet(tmp_path / "hub/1.parquet", rows[3:4])
-    assert "0.parquet:3 and 1.parquet:0" in refusal(tmp_path / "hub", wanted)
-    first = find_parquet(tmp_path / "hub", replace(wanted, repeats="first"))
-    assert contents(first) == contents(find_folder(tmp_path / "folder"))
-
-
 @pytest.mark.parametrize(
     ("label", "names", "message"),
     [
@@ -548,13 +528,6 @@ def test_a_label_without_a_class_is_refused(
     found = refusal(path, wanted)
     assert re.search(message, found)
     assert not (tmp_path / "spool").exists()
-
-
-def test_a_class_that_is_not_there_is_refused(
-    tmp_path: Path, rows: list[Row], wanted: SourceOptions
-):
-    hub = write_split(tmp_path / "hub", rows, 2)
-    assert "class cat is not in" in refusal(hub, replace(wanted, only=("cat",)))
 
 
 @pytest.mark.parametrize("damaged", [b"", b"PAR1", b"no parquet at all", None])

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,10 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.base import Source
-from coreset.shards.sources.columns import listed_key, whole_key
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.options import SourceOptions
+from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.sources.table import find_table, is_table
 
 CLASSES = ("cat", "dog", "emu")
@@ -142,23 +140,6 @@ def test_a_table_of_another_system_is_read(root: Path):
     (root / "list.csv").write_text(text, encoding="utf-8", newline="")
     source = find_table(root / "list.csv")
     assert (source.keys, source.names) == (["cat/1"], ["images/cat/1.jpg"])
-
-
-def test_a_file_that_is_written_again_is_refused_and_changes_the_state(root: Path):
-    table = write_csv(root / "list.csv", ("images/cat/1.jpg", "cat"))
-    source = find_table(table)
-    os.utime(root / "images/cat/1.jpg", (1, 1))
-    assert find_table(table).state_sha256() != source.state_sha256()
-    with pytest.raises(UsageError, match="changed while it was being packed"):
-        source.contents.read(source.sample(0))
-
-
-def test_one_row_twice_is_a_repeated_key(root: Path):
-    table = write_csv(root / "list.csv", *[("images/cat/1.jpg", "cat")] * 2)
-    assert "have the same sample key cat/1" in refusal(table)
-    first = find_table(table, SourceOptions(repeats="first"))
-    assert first.keys == ["cat/1"]
-    assert first.skipped == ("1 samples whose key was there already",)
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ from coreset.shards.errors import DataError, UsageError
 from coreset.shards.export.names import ExportPlan, StoredSample
 from coreset.shards.export.webdataset import write_webdataset
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.sources.base import Source
+from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.options import SourceOptions
 from coreset.shards.sources.tars import tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
@@ -171,14 +170,6 @@ def test_classes_without_samples_are_told(tmp_path: Path):
     assert found.skipped == ("2 classes of the class list, which have no samples",)
 
 
-def test_only_the_classes_asked_for_are_found(tmp_path: Path):
-    path = write_shard(tmp_path / "a.tar", [*sample("a", 0), *sample("b", 1)])
-    found = find_webdataset(path, SourceOptions(class_names=NAMES, only=("n02102040",)))
-    assert found.keys == ["n02102040/b"]
-    with pytest.raises(UsageError, match="class n02979186 is not in"):
-        find_webdataset(path, SourceOptions(class_names=NAMES, only=("n02979186",)))
-
-
 @pytest.mark.parametrize(
     ("key", "sample_key"),
     [
@@ -231,13 +222,6 @@ def test_a_repeated_key_is_refused_or_the_first_is_kept(tmp_path: Path, members:
     kept = find_webdataset(path, SourceOptions(class_names=NAMES, repeats="first"))
     assert labelled(kept)["n01440764/a"] == ("n01440764", b"image a")
     assert "1 samples whose key was there already" in kept.skipped
-
-
-def test_a_key_repeated_in_another_shard_is_refused_with_both_places(tmp_path: Path):
-    for number in range(2):
-        write_shard(tmp_path / f"{number}.tar", sample("x/a", 0))
-    with pytest.raises(UsageError, match=r"0\.tar/x/a\.jpg and 1\.tar/x/a\.jpg have the same"):
-        find_webdataset(tmp_path, NAMED)
 
 
 BROKEN = {
@@ -349,7 +333,7 @@ def test_a_changed_byte_of_a_header_is_noticed(tmp_path: Path):
 def test_shards_of_two_splits_are_refused(tmp_path: Path):
     write_shard(tmp_path / "imagenet1k-train-0000.tar", sample("a", 0))
     write_shard(tmp_path / "imagenet1k-validation-00.tar", sample("b", 0))
-    with pytest.raises(UsageError, match=r"several splits \(train, validation\); move or link"):
+    with pytest.raises(UsageError, match="holds the splits train, validation; move or link"):
         find_webdataset(tmp_path, NAMED)
 
 
