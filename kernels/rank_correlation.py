@@ -1,6 +1,7 @@
 """Agreement of two scorings: rank correlation over all samples or by class, and common samples."""
 
 import warnings
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -16,7 +17,8 @@ def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) ->
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)
-        return float(spearmanr(first, second).statistic)
+        result: Any = spearmanr(first, second)
+    return float(result.statistic)
 
 
 def spearman_by_class(
