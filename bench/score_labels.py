@@ -15,7 +15,6 @@ from coreset.engine.artifacts.ledger import stopwatch
 from coreset.engine.condensed.comparison import cost_of
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
-from coreset.kernels.rank_correlation import roc_area
 
 FOLDS = 5
 """Cleanlab's own default (``CleanLearning(cv_n_folds=5)``)."""
@@ -63,6 +62,7 @@ def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Ju
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     features = features_for(scored.dataset, FeatureSpec(backbone=BACKBONE)).astype(np.float32)
@@ -72,10 +72,10 @@ def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Ju
         LogisticRegression(max_iter=1000), features, given, cv=folds, method="predict_proba"
     )
     methods: tuple[Any, ...] = (THEIRS, "normalized_margin")
-    areas = {
-        method: roc_area(-get_label_quality_scores(given, probabilities, method=method), flipped)
-        for method in methods
+    scores = {
+        method: get_label_quality_scores(given, probabilities, method=method) for method in methods
     }
+    areas = {method: float(roc_auc_score(flipped, -scores[method])) for method in methods}
     return Judged(areas, find_label_issues(given, probabilities, n_jobs=1), clock.seconds)
 
 

@@ -14,7 +14,6 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.comparison import cost_of
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
-from coreset.kernels.rank_correlation import roc_area
 from coreset.kernels.scores import easiness
 
 AUM_GOALS = {5: 0.99, 25: 0.95, 50: 0.84}
@@ -74,8 +73,10 @@ def areas_of(
     columns: dict[str, NDArray[np.float32]], flipped: NDArray[np.bool_], ids: NDArray[np.int64]
 ) -> dict[str, float]:
     """Area under the ROC of each score's hard end, over the samples ``ids`` alone."""
+    from sklearn.metrics import roc_auc_score
+
     return {
-        name: roc_area(-easiness(name, values[ids]), flipped[ids])
+        name: float(roc_auc_score(flipped[ids], -easiness(name, values[ids])))
         for name, values in columns.items()
     }
 

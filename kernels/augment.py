@@ -1,9 +1,9 @@
 """Training augmentations of whole batches, on the device where the images are.
 
-Every random parameter is drawn on the CPU from the generator that is passed in and then moved, so a
-GPU and a CPU see the same draws. Images are RGB in 0..1, shape (b, 3, h, w), before normalisation;
-uint8 is taken where said. Arithmetic is float32 whatever the type of the images, also under
-autocast, and results have the images' type. Nothing is modified in place.
+Random parameters are drawn on the CPU from the given generator and then moved, so a GPU and a CPU
+see the same draws. Images are RGB in 0..1 of shape (b, 3, h, w), before normalisation; some
+functions also take uint8. Arithmetic is float32 whatever the type of the images, also under
+autocast, and results have the type of the images. Nothing is modified in place.
 
 Shape suffixes: b = images, h = rows, w = columns, s = output side.
 """
@@ -34,17 +34,17 @@ _EIGENVECTORS = (
 
 @dataclass(frozen=True, slots=True)
 class CutMix:
-    """Mixed images and what their loss needs: share * L(y) + (1 - share) * L(y[partner])."""
+    """Mixed images, with the loss share * L(y) + (1 - share) * L(y[partner])."""
 
     images: Shaped[Tensor, "b 3 h w"]
     partner: Int[Tensor, " b"]
-    """Which image of the batch the pasted box came from; on the images' device."""
+    """Position in the batch of the image whose box was pasted; on the images' device."""
     share: float
-    """Exact area fraction that is still the image's own."""
+    """Exact fraction of the area that is not pasted."""
 
 
 def unit_range(images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
-    """uint8 as float32 in 0..1; float images as they are."""
+    """Convert uint8 to float32 in 0..1; return float images as they are."""
     return images.float().div(255) if images.dtype == torch.uint8 else images
 
 
@@ -54,7 +54,7 @@ def normalised(
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
 ) -> Float[Tensor, "b 3 h w"]:
-    """(images - mean) / std per channel, of ``dtype``; images are uint8, or float in 0..1."""
+    """Return (images - mean) / std per channel; images are uint8, or float in 0..1."""
     mean_311, std_311 = (_per_channel(values, images.device) for values in (mean, std))
     return ((unit_range(images).float() - mean_311) / std_311).to(dtype)
 
@@ -68,14 +68,13 @@ def draw_crops(
     scale: tuple[float, float] = (0.5, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Int[Tensor, "b 4"]:
-    """Boxes (top, left, height, width) by the law of torchvision's ``RandomResizedCrop``.
+    """Draw boxes (top, left, height, width) with the distribution of `crops.crop_boxes`.
 
-    Area uniform in ``scale``, logarithm of the aspect ratio uniform in ``ratio``; of ten tries the
-    first that fits; else the largest central box within ``ratio``. All tries are drawn at once, so
-    the stream of random numbers differs from torchvision's, the law does not.
+    All tries are drawn at once, so the random numbers differ from those of torchvision's
+    ``RandomResizedCrop``; the distribution does not.
     """
     draws = [_uniform((n, draw), 0, 1, generator) for draw in (TRIES, TRIES, 2)]
-    # Rows are drawn before columns here, columns placed before rows there.
+    # The row of a box is drawn before its column; `boxes_from` takes the column first.
     uniforms = torch.cat((*draws[:2], draws[2].flip(1)), dim=1).numpy()
     sizes = np.full(n, width), np.full(n, height)
     boxes = torch.from_numpy(boxes_from(uniforms, *sizes, scale, ratio))
@@ -93,10 +92,10 @@ def resized_crops(
     """Crop each image to its box and resize it bilinearly to size x size.
 
     Equal to cropping and ``torch.nn.functional.interpolate(mode="bilinear", antialias=antialias)``
-    image by image: pixels outside the box never enter. Bilinear resizing is linear and separable,
-    so each image is multiplied by one matrix per axis (a row of it is the triangle filter around
-    one output pixel). Unlike ``grid_sample`` that filter widens where the box is larger than
-    ``size``, so that reducing does not alias; where it enlarges, ``antialias`` changes nothing.
+    image by image. Bilinear resizing is linear and separable, so each image is multiplied by one
+    matrix per axis, whose rows are triangle filters around the output pixels. Unlike in
+    ``grid_sample``, the filter widens where the box is larger than ``size``, so that reducing does
+    not alias.
 
     Args:
         images: uint8 (result float32 in 0..1) or float (result of the same type).
@@ -125,7 +124,7 @@ def random_resized_crop(
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
     antialias: bool = True,
 ) -> Float[Tensor, "b 3 s s"]:
-    """`draw_crops` of one box per image, then `resized_crops`."""
+    """Draw one box per image by `draw_crops` and cut it by `resized_crops`."""
     n, _, height, width = images.shape
     boxes = draw_crops(n, height, width, generator, scale=scale, ratio=ratio)
     return resized_crops(images, boxes, size, antialias=antialias)
@@ -142,15 +141,13 @@ def horizontal_flip(
 def color_jitter(
     images: Float[Tensor, "b 3 h w"], generator: torch.Generator, *, strength: float = 0.4
 ) -> Float[Tensor, "b 3 h w"]:
-    """Change brightness, contrast and saturation of each image, each by a strength of its own.
+    """Change brightness, contrast and saturation of each image by random strengths.
 
-    Each of the three moves the image by a, uniform in (-strength, strength), towards a reference:
-    (1 - a) * image + a * reference, with black, the mean of the grey image, and the grey image.
-    This is the jitter of MinimaxDiffusion (``data.py``), which goes back to fb.resnet.torch; it
-    is not torchvision's, and the result is not clamped to 0..1. There the three come in random
-    order. As nothing is clamped and the grey weights sum to 1, any order gives the same image:
-    (1 - brightness) * ((1 - contrast) * ((1 - saturation) * image + saturation * grey)
-    + contrast * mean grey), which is one pass over the pixels.
+    Each change is (1 - a) * image + a * reference with a uniform in (-strength, strength). The
+    references are black, the mean of the grey image, and the grey image. This is the jitter of
+    MinimaxDiffusion (``data.py``), from fb.resnet.torch, not torchvision's: the result is not
+    clamped to 0..1. There the changes come in random order; as nothing is clamped and the grey
+    weights sum to 1, any order gives the same image, so here it is one pass over the pixels.
     """
     amounts_b3 = _uniform((len(images), 3), -strength, strength, generator).float()
     amounts_b3111 = amounts_b3.to(images.device, non_blocking=True)[:, :, None, None, None]
@@ -181,9 +178,9 @@ def cutmix(
 ) -> CutMix:
     """Paste one box, at the same place in the whole batch, from a permutation of the batch.
 
-    Yun et al. 2019 and the box of their code (clovaai/CutMix-PyTorch, ``train.py``): 1 - lambda of
-    the area with lambda ~ Beta(alpha, alpha), the image's shape, a uniform centre, cut off at the
-    border; ``share`` is 1 - the area really pasted. An image may be its own partner.
+    Yun et al. 2019; the box is that of their code (clovaai/CutMix-PyTorch, ``train.py``). It has
+    1 - lambda of the area, with lambda ~ Beta(alpha, alpha), the shape of the image and a uniform
+    centre, and is cut off at the border. An image may be its own partner.
     """
     n, _, height, width = images.shape
     cut = math.sqrt(1 - _beta(alpha, generator))
@@ -217,10 +214,10 @@ def _triangle_filters(
     *,
     antialias: bool,
 ) -> Float[Tensor, "b s pixels"]:
-    """Weights of one axis' ``pixels`` in each of ``size`` outputs over [start, start + length).
+    """Compute the weights of ``pixels`` in each of ``size`` outputs over [start, start + length).
 
-    Rows sum to 1. Leaving out the pixels beyond the box and dividing by the sum of the rest is the
-    same as repeating the box's border pixel.
+    Rows sum to 1. Leaving out the pixels beyond the box and dividing by the sum of the rest equals
+    repeating the border pixel of the box.
     """
     steps_b11 = (lengths_b / size)[:, None, None]
     starts_b11 = starts_b[:, None, None]
@@ -235,7 +232,7 @@ def _triangle_filters(
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:
-    """One draw of Beta(alpha, alpha); torch's own beta sampler takes no generator."""
+    """Draw from Beta(alpha, alpha); torch's own beta sampler takes no generator."""
     seed = int(torch.randint(2**62, (1,), generator=generator))
     return float(np.random.default_rng(seed).beta(alpha, alpha))
 

@@ -1,11 +1,12 @@
-"""How well a condensed set covers real images, and how little it repeats itself, by features.
+"""Representativeness and diversity of a condensed set, by class, on L2-normalised features.
 
-Per class, on L2-normalised features, so that an inner product is a cosine. S = the set's samples of
-a class, V = the reference's (validation images: a coreset inside its own reference has r1 = 1).
+S are the samples of a class in the set, V those in the reference. The reference should be
+validation images: a coreset inside its own reference has r1 = 1.
 
-Two pairs of definitions. (r1, d1) is the code of ManifoldGD (``representativeness_diversity.py``),
-but class by class, where that pools all classes. (r2, d2) reverses the direction, from the
-reference to the set, which is what "covers" means, and takes means, which one outlier cannot move.
+There are two pairs of definitions. (r1, d1) is the code of ManifoldGD
+(``representativeness_diversity.py``), but class by class, where ManifoldGD pools all classes.
+(r2, d2) goes from the reference to the set, which is what "covers" means, and takes means, which a
+single outlier hardly moves.
 """
 
 from dataclasses import dataclass
@@ -31,15 +32,15 @@ class Coverage:
     """Diversity: 1 - mean over pairs of S of their cosine; NaN for a single image."""
 
     def means(self) -> dict[str, float]:
-        """Mean over classes of r1, d1, r2, d2; classes of one image are left out of d1 and d2."""
+        """Average r1, d1, r2, d2 over classes; d1 and d2 without classes of one image."""
         return {name: _mean_of_numbers(getattr(self, name)) for name in ("r1", "d1", "r2", "d2")}
 
 
 def l2_normalised(features: Float[np.ndarray, "n d"]) -> NDArray[np.float32]:
-    """Features divided by their Euclidean length, float32 and contiguous.
+    """Divide features by their Euclidean length; float32 and contiguous.
 
     Raises:
-        ValueError: A row that is not finite or has length zero (its direction does not exist).
+        ValueError: A row is not finite or has length zero, so it has no direction.
     """
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
     bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
@@ -60,9 +61,9 @@ def coverage(
 ) -> Coverage:
     """Measure a condensed set against a reference, class by class.
 
-    Features need not be normalised. Nearest neighbours are FAISS's exact inner-product search in
-    float32; their cosines are then taken in float64, so that the number of threads shows in no
-    result. Memory stays O((m + n) d): no matrix of all pairs.
+    Features need not be normalised. FAISS finds exact nearest neighbours in float32; their cosines
+    are computed again in float64, so that no result depends on the number of threads. Memory is
+    O((m + n) d): there is no matrix of all pairs.
 
     Raises:
         ValueError: Widths that differ, a row without direction, a label outside 0 .. n_classes-1,
@@ -109,7 +110,7 @@ def _rows_by_class(
 def _neighbours(
     queries: NDArray[np.float32], base: NDArray[np.float32], k: int
 ) -> NDArray[np.int64]:
-    """Positions in ``base`` of the k largest inner products with each query."""
+    """Return the positions in ``base`` of the k largest inner products with each query."""
     import faiss
 
     _, positions = faiss.knn(queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
@@ -117,7 +118,7 @@ def _neighbours(
 
 
 def _cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Row by row; float64, and within [-1, 1] in spite of float32 lengths."""
+    """Compute cosines row by row in float64, clipped to [-1, 1] because lengths are float32."""
     return np.clip(np.einsum("nd,nd->n", left, right, dtype=np.float64), -1.0, 1.0)
 
 
@@ -128,15 +129,15 @@ def _nearest_cosines(
 
 
 def _nearest_pair_distance(rows: NDArray[np.float32]) -> float:
-    """1 - the largest cosine of two different rows (copies of one row count as two)."""
+    """Return 1 - the largest cosine of two rows; copies of a row count as different rows."""
     if len(rows) < 2:
         return float("nan")
-    # The nearest is the row itself or a copy that ties with it; in a tie either has the cosine 1.
+    # The nearest is the row itself or a copy of it; if copies tie, either has the cosine 1.
     return 1.0 - float(_cosines(rows, rows[_neighbours(rows, rows, 2)[:, 1]]).max())
 
 
 def _mean_distance(rows: NDArray[np.float32]) -> float:
-    """1 - the mean cosine over pairs: |sum of rows|^2 holds every pair twice and each row once."""
+    """Return 1 - the mean cosine over pairs, from |sum of rows|^2 = 2 * pairs + rows."""
     n = len(rows)
     if n < 2:
         return float("nan")

@@ -1,8 +1,8 @@
-"""Random resized crops: where each image is cut, as a pure function of a seed, its id and size.
+"""Boxes of random resized crops, as a pure function of a seed and an image's id and size.
 
-The law is that of torchvision's ``RandomResizedCrop.get_params`` (torchvision/transforms/
-transforms.py); the random numbers come from splitmix64 by counter instead of a generator, so that
-neither the batch, the rank nor the decoder changes a box.
+The distribution is that of torchvision's ``RandomResizedCrop.get_params`` (torchvision/transforms/
+transforms.py). The random numbers come from splitmix64 by counter, so that a box depends neither on
+the batch nor on the process or the decoder.
 
 Shape suffixes: b = images, t = tries, 2 = horizontal and vertical.
 """
@@ -16,10 +16,10 @@ from coreset.kernels.seeds import GOLDEN_GAMMA, splitmix64
 
 TRIES = 10
 DRAWS = 2 * TRIES + 2
-"""Uniform numbers of one image: areas, aspect ratios, then the place of the crop."""
+"""Uniform numbers of one image: areas, aspect ratios, then the position of the crop."""
 
 
-def crop_boxes(  # noqa: PLR0917 - three columns, then the law
+def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
     ids: NDArray[np.int64],
     widths: NDArray[np.int64],
     heights: NDArray[np.int64],
@@ -29,15 +29,15 @@ def crop_boxes(  # noqa: PLR0917 - three columns, then the law
 ) -> NDArray[np.int64]:
     """Draw one box per image; a row depends on ``seed`` and its own id and size alone.
 
-    Area uniform in ``scale``, logarithm of the aspect ratio uniform in ``ratio``; of ten tries the
-    first that fits, at a uniform place; else the largest central box within ``ratio``. Unlike
-    torchvision's, a box is never empty: the central one has at least one pixel a side.
+    The area is uniform in ``scale``, the logarithm of the aspect ratio uniform in ``ratio``. The
+    first of ten tries that fits is placed uniformly; if none fits, the box is the largest central
+    one within ``ratio``. Unlike torchvision's, it has at least one pixel a side.
 
     Args:
         ids: Sample ids, shape (b,); equal ids of equal size get equal boxes.
         widths: Pixels, at least 1, shape (b,).
         heights: Pixels, at least 1, shape (b,).
-        seed: Of the epoch.
+        seed: Seed of the epoch.
         scale: Smallest and largest share of the image's area, 0 < low <= high <= 1.
         ratio: Smallest and largest width over height, 0 < low <= high.
 
@@ -58,7 +58,7 @@ def boxes_from(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """The boxes of `crop_boxes` for numbers in [0, 1) of any source, shape (b, ``DRAWS``)."""
+    """Compute the boxes of `crop_boxes` from numbers in [0, 1), shape (b, ``DRAWS``)."""
     images_2b = np.stack([widths, heights])
     areas_bt = _between(*scale, uniforms[:, :TRIES]) * images_2b.prod(axis=0)[:, None]
     aspects_bt = np.exp(_between(math.log(ratio[0]), math.log(ratio[1]), uniforms[:, TRIES:-2]))
@@ -74,7 +74,7 @@ def boxes_from(
 
 
 def _uniforms(ids: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Uniform numbers in [0, 1) of 53 bits, ``DRAWS`` in each row."""
+    """Draw uniform numbers in [0, 1) of 53 bits, ``DRAWS`` in each row."""
     start = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
     streams = splitmix64(start ^ ids.astype(np.uint64))[:, None]
     counters = np.arange(DRAWS, dtype=np.uint64) * GOLDEN_GAMMA
@@ -86,7 +86,7 @@ def _between(low: float, high: float, uniforms: NDArray[np.float64]) -> NDArray[
 
 
 def _central_sizes(images_2b: NDArray[np.int64], ratio: tuple[float, float]) -> NDArray[np.float64]:
-    """Width and height of the largest box whose width over height lies within ``ratio``."""
+    """Return width and height of the largest box whose width over height lies in ``ratio``."""
     widths, heights = images_2b
     longest_2b = np.rint(np.stack([heights * ratio[1], widths / ratio[0]]))
     return np.minimum(images_2b, np.maximum(longest_2b, 1))

@@ -1,9 +1,10 @@
 """Training-dynamics scores, accumulated on the device while a proxy network trains.
 
-A presentation (a sample shown once an epoch, in train mode, before that batch's step) gives a few
-numbers (`kernels.margins`). Sums take them batch by batch; what needs a sample's history is folded
-in at the end of an epoch. The state is 72 bytes a sample with the usual window of ten epochs (92 MB
-for ImageNet), not the history of logits (154 GB). Nothing waits for the device between epochs.
+A presentation is a sample shown once an epoch, in train mode, before the step of its batch. Its
+statistics (`kernels.margins`) are added to sums batch by batch; scores that need the history of a
+sample are updated at the end of an epoch. The state is 72 bytes a sample with the usual window of
+ten epochs (92 MB for ImageNet) instead of the history of logits (154 GB). Nothing waits for the
+device between epochs.
 
 Processes that share an epoch keep a state each: `Dynamics.end_epoch` adds up what they saw.
 
@@ -22,17 +23,9 @@ from torch import Tensor
 from coreset.kernels.margins import SampleStats, per_sample_stats
 
 SUMS = (
-    "visits",
-    "early_visits",
-    "probability_margin",
-    "probability_margin_squared",
-    "logit_margin",
-    "right",
-    "loss",
-    "entropy",
-    "el2n_early",
-    "el2n_single",
-)
+    "visits", "early_visits", "probability_margin", "probability_margin_squared", "logit_margin",
+    "right", "loss", "entropy", "el2n_early", "el2n_single",
+)  # fmt: skip
 """Columns of the sums, in order; all float32 (counts are exact up to 2^24)."""
 WINDOW_EPOCHS, EL2N_EPOCHS = 10, 10
 ROWS_PER_FOLD = 1 << 17
@@ -44,22 +37,20 @@ AllReduce: TypeAlias = Callable[[Tensor], None]
 
 
 def _nothing(_: Tensor) -> None:
-    """Add up over one process."""
+    """Sum over a single process."""
 
 
 class Counted(NamedTuple):
-    """What a batch changes: a row per sample and one of scratch, where padding goes."""
+    """Tensors that a batch changes: a row per sample, and a last row for padding."""
 
     place: Int[Tensor, " 3"]
-    """Whether the epoch is early, whether it is that of ``el2n_single``, and its column in
-    ``recent``: a tensor, so that a compiled graph serves all epochs."""
+    """Is the epoch early, is it that of ``el2n_single``, and its column in ``recent``."""
     sums: Float[Tensor, "n_plus_1 k"]
     """Columns of `SUMS`."""
     seen: Int[Tensor, " n_plus_1"]
-    """This epoch: 0, or `_SEEN`, plus `_RIGHT` if the prediction was the label."""
+    """In this epoch: 0, or `_SEEN`, plus `_RIGHT` if the prediction was the label."""
     recent: Int[Tensor, "n_plus_1 j"]
-    """Probability of the label in the last epochs, int16: 65535 steps from -32768, so that it is
-    at most 8e-6 off."""
+    """Probability of the label in the last epochs, int16 in 65535 steps: at most 8e-6 off."""
 
 
 def accumulate(
@@ -75,27 +66,20 @@ def accumulate(
     place, sums, seen, recent = counted
     rows_b = torch.where(ids_b < 0, sums.shape[0] - 1, ids_b)
     # A padded row may carry label -1, which would be out of bounds for gather.
-    one = per_sample_stats(logits_bc, labels_b.clamp(min=0))
+    stats = per_sample_stats(logits_bc, labels_b.clamp(min=0))
     early, single = place[0].float(), place[1].float()
-    ones_b = torch.ones_like(one.right)
+    ones_b = torch.ones_like(stats.right)
+    margin_b = stats.probability_margin
     columns = (
-        ones_b,
-        ones_b * early,
-        one.probability_margin,
-        one.probability_margin.square(),
-        one.logit_margin,
-        one.right,
-        one.loss,
-        one.entropy,
-        one.el2n * early,
-        one.el2n * single,
-    )
-    # Only the scratch row is added to twice, so the order of atomic additions reaches no score.
+        ones_b, ones_b * early, margin_b, margin_b.square(), stats.logit_margin,
+        stats.right, stats.loss, stats.entropy, stats.el2n * early, stats.el2n * single,
+    )  # fmt: skip
+    # Only the row of padding is added to twice, so no score depends on the order of additions.
     sums.index_add_(0, rows_b, torch.stack(columns, dim=1))
-    seen[rows_b] = (_SEEN + _RIGHT * one.right).to(seen.dtype)
-    label_16_b = (one.label_probability * _STEPS).round() - _HALF
+    seen[rows_b] = (_SEEN + _RIGHT * stats.right).to(seen.dtype)
+    label_16_b = (stats.label_probability * _STEPS).round() - _HALF
     recent[rows_b, place[2].expand_as(rows_b)] = label_16_b.to(recent.dtype)
-    return one
+    return stats
 
 
 class Dynamics:
@@ -126,11 +110,8 @@ class Dynamics:
         Raises:
             ValueError: A number below 1.
         """
-        for name, value in (
-            ("n_samples", n_samples),
-            ("el2n_epochs", el2n_epochs),
-            ("window", window),
-        ):
+        sizes = {"n_samples": n_samples, "el2n_epochs": el2n_epochs, "window": window}
+        for name, value in sizes.items():
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self.n_samples, self.el2n_epochs, self.window = n_samples, el2n_epochs, window
@@ -150,7 +131,7 @@ class Dynamics:
         self._spread = torch.zeros((rows, 2), device=device)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Say which epoch the next batches belong to; the first is 0."""
+        """Set the epoch of the next batches; the first is 0."""
         early, single = epoch < self.el2n_epochs, epoch == self.el2n_epochs - 1
         place = torch.tensor([early, single, epoch % self.window], dtype=torch.int64)
         self._counted.place.copy_(place, non_blocking=True)
@@ -218,7 +199,7 @@ class Dynamics:
         self._spread[rows] += torch.stack((spread_n, doubt_n * spread_n), dim=1)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a later process needs to go on, one row per sample, on the CPU."""
+        """Copy the state to the CPU, one row per sample, without the row of padding."""
         return save_rows(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int, *, is_main: bool = True) -> None:
@@ -227,7 +208,7 @@ class Dynamics:
         Args:
             state: Of the leading process.
             epochs: Ended epochs; the one under way, if any, is begun again with ``begin_epoch``.
-            is_main: Whether this process is the leading one.
+            is_main: Whether this process is the leading stats.
 
         Raises:
             ValueError: A name, shape or type is not this state's.
@@ -249,41 +230,38 @@ class Dynamics:
         }
 
     def visits(self) -> NDArray[np.int64]:
-        """Presentations of each sample so far, int64 of shape (n,); of the leading process."""
+        """Count the presentations of each sample, int64 of shape (n,); on the main process."""
         return self._sums[:-1, SUMS.index("visits")].cpu().numpy().astype(np.int64)
 
     def total_loss(self) -> float:
-        """Loss of all presentations so far, in nats; of the leading process."""
+        """Sum the loss of all presentations in nats; on the main process."""
         return float(self._sums[:-1, SUMS.index("loss")].double().sum())
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """All scores of `coreset.kernels.scores` that the pass itself gives, and ``visits``.
+        """Compute ``visits`` and all scores of `coreset.kernels.scores` that training gives.
 
-        float32 of shape (n,) in id order; waits for the device. After `end_epoch`, on the leading
-        process. Means are over presentations, so sums (CCS's AUM and EL2N) are ``score * visits``
-        or ``score * min(visits, el2n_epochs)``: the same ranks and the same bins.
+        float32 of shape (n,) in id order; waits for the device. Call it after `end_epoch`, on the
+        main process. Means are over presentations; CCS sums its AUM and EL2N, which gives the same
+        ranks and the same bins.
 
-        NaN: every score of a sample that was never presented; ``el2n`` of one that was not
-        presented in an early epoch; ``el2n_single``, ``dyn_unc`` and ``dual`` of one that missed an
-        epoch, and of all before ``el2n_epochs`` or ``window`` epochs have ended.
+        NaN: every score of a sample that was never presented; ``el2n`` of a sample that was not
+        presented in an early epoch; ``el2n_single``, ``dyn_unc`` and ``dual`` of a sample that
+        missed an epoch, and of all samples before ``el2n_epochs`` or ``window`` epochs have ended.
         """
         sums = dict(zip(SUMS, self._sums[:-1].cpu().numpy().T.copy(), strict=True))
-        forgetting, spread = (
-            self._forgetting[:-1].float().cpu().numpy(),
-            self._spread[:-1].cpu().numpy(),
-        )
+        forgetting = self._forgetting[:-1].float().cpu().numpy()
+        spread = self._spread[:-1].cpu().numpy()
         visits, right = sums["visits"], sums["right"]
         seen, early = _or_nan(visits), _or_nan(sums["early_visits"])
-        absent, faithful = 0 * seen, visits == self.epochs
-        windows = _or_nan(faithful * np.float32(max(0, self.epochs - self.window + 1)))
-        single = _or_nan((faithful & (self.epochs >= self.el2n_epochs)).astype(np.float32))
+        absent, complete = 0 * seen, visits == self.epochs
+        windows = _or_nan(complete * np.float32(max(0, self.epochs - self.window + 1)))
+        single = _or_nan((complete & (self.epochs >= self.el2n_epochs)).astype(np.float32))
         mean = {name: column / seen for name, column in sums.items()}
+        variance = mean["probability_margin_squared"] - mean["probability_margin"] ** 2
         scores = {
             "aum": mean["probability_margin"],
             "aum_logit": mean["logit_margin"],
-            "margin_variance": np.maximum(
-                mean["probability_margin_squared"] - mean["probability_margin"] ** 2, absent
-            ),
+            "margin_variance": np.maximum(variance, absent),
             "el2n": sums["el2n_early"] / early,
             "el2n_single": sums["el2n_single"] / single,
             "forgetting": forgetting + absent,
@@ -299,50 +277,24 @@ class Dynamics:
 
 
 def _or_nan(counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Counts, NaN instead of 0."""
+    """Replace 0 by NaN."""
     return np.where(counts > 0, counts, np.float32(np.nan))
 
 
 def save_rows(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies on the CPU without the last row, which is scratch."""
-    return {name: one[:-1].to("cpu", copy=True) for name, one in rows.items()}
+    """Copy tensors to the CPU without their last row, which is padding."""
+    return {name: tensor[:-1].to("cpu", copy=True) for name, tensor in rows.items()}
 
 
 def load_rows(rows: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy what `save_rows` returned back into ``rows``; other names in ``state`` are left alone.
+    """Copy a state from `save_rows` back into ``rows``; other names in ``state`` are ignored.
 
     Raises:
         ValueError: A name, shape or type is not that of ``rows``.
     """
-    for name, one in rows.items():
-        found, expected = state.get(name), (one.dtype, (len(one) - 1, *one.shape[1:]))
-        if found is None or (found.dtype, tuple(found.shape)) != expected:
-            what = "nothing" if found is None else f"{found.dtype} {tuple(found.shape)}"
-            raise ValueError(f"{name} must be {expected[0]} {expected[1]}, got {what}")
-        one[:-1].copy_(found)
-
-
-class NonFiniteGuard:
-    """Remembers which samples made the first batch with a NaN or an infinity, and its number.
-
-    One bad update makes every later number bad, so only the first batch tells anything. Watching
-    does not wait for the device; `found` does.
-    """
-
-    def __init__(self, batch: int, device: torch.device | str) -> None:
-        """Start with nothing found; ``batch`` is the most rows of a batch."""
-        self._number = torch.full((), -1, dtype=torch.int64, device=device)
-        self._ids = torch.full((batch,), -1, dtype=torch.int64, device=device)
-
-    def watch(self, values_b: Float[Tensor, " b"], ids_b: Int[Tensor, " b"], number: int) -> None:
-        """Look at a number per sample of batch ``number``; padding (a negative id) is skipped."""
-        bad_b = ~torch.isfinite(values_b) & (ids_b >= 0)
-        first = bad_b.any() & (self._number < 0)
-        self._number.copy_(torch.where(first, number, self._number))
-        kept = self._ids[: len(ids_b)]
-        kept.copy_(torch.where(first, torch.where(bad_b, ids_b, -1), kept))
-
-    def found(self) -> tuple[int, list[int]] | None:
-        """Number of the first bad batch and the samples that were bad in it; waits."""
-        number = int(self._number)
-        return None if number < 0 else (number, [i for i in self._ids.tolist() if i >= 0])
+    for name, tensor in rows.items():
+        saved, shape = state.get(name), (len(tensor) - 1, *tensor.shape[1:])
+        if saved is None or (saved.dtype, tuple(saved.shape)) != (tensor.dtype, shape):
+            kind = "nothing" if saved is None else f"{saved.dtype} {tuple(saved.shape)}"
+            raise ValueError(f"{name} must be {tensor.dtype} {shape}, got {kind}")
+        tensor[:-1].copy_(saved)

@@ -1,7 +1,6 @@
-"""Cross-validation in one training: a classifier per fold, side by side, blind to its own fold.
+"""Cross-validation in one training, with a classifier per fold that does not see its fold.
 
-Their logits stand side by side in a row, so that one pass over the data trains all of them; the
-classifier of a sample's own fold has never trained on that sample.
+The logits of all classifiers form one row, so that one pass over the data trains all of them.
 
 Shape suffixes: b = batch, k = folds, c = classes, n = samples.
 """
@@ -17,9 +16,7 @@ from coreset.kernels.seeds import random_keys
 
 
 def stratified_folds(labels: Int[np.ndarray, " n"], n_folds: int, seed: int) -> NDArray[np.int64]:
-    """Deal samples into folds, class by class in the order of random keys.
-
-    A sample's place in that order depends on the seed, its id and the samples of its class alone.
+    """Assign samples to folds in turn, class by class in the order of random keys.
 
     Args:
         labels: Class of each sample id, 0 and up.
@@ -27,8 +24,8 @@ def stratified_folds(labels: Int[np.ndarray, " n"], n_folds: int, seed: int) -> 
         seed: The only source of randomness.
 
     Returns:
-        Fold 0 .. n_folds-1 of each sample. Folds differ by at most one sample in size, and by at
-        most one of every class.
+        Fold 0 .. n_folds-1 of each sample. Folds differ in size by at most one sample, over all and
+        within each class.
 
     Raises:
         ValueError: ``n_folds`` below 1.
@@ -43,14 +40,14 @@ def stratified_folds(labels: Int[np.ndarray, " n"], n_folds: int, seed: int) -> 
 def loss_of_folds(
     logits_bkc: Float[Tensor, "b k c"], labels_b: Int[Tensor, " b"], folds_b: Int[Tensor, " b"]
 ) -> Float[Tensor, ""]:
-    """Cross-entropy of every classifier on the samples of other folds, summed.
+    """Sum the cross-entropy of every classifier on the samples of other folds.
 
-    Divided by the share ``(k - 1) / k`` of samples that a classifier sees, so that over the rows of
-    a batch it is the sum over classifiers of what each expects of a mean.
+    The sum is divided by ``(k - 1) / k``, the share of samples that a classifier sees. Divided by
+    the batch size, it is in expectation the sum of the mean losses of the classifiers.
 
     Args:
-        logits_bkc: Of every classifier, two at least.
-        labels_b: -1 for padding, which counts for nothing.
+        logits_bkc: Logits of at least two classifiers.
+        labels_b: Class of each sample; -1 is padding.
         folds_b: Fold of each sample.
     """
     n_folds = logits_bkc.shape[1]
@@ -58,12 +55,12 @@ def loss_of_folds(
     losses_bk = cross_entropy(
         logits_bkc.flatten(0, 1), labels_of_rows, ignore_index=-1, reduction="none"
     ).unflatten(0, (-1, n_folds))
-    others_bk = folds_b[:, None] != torch.arange(n_folds, device=folds_b.device)
-    return (losses_bk * others_bk).sum() * (n_folds / (n_folds - 1))
+    is_trained_bk = folds_b[:, None] != torch.arange(n_folds, device=folds_b.device)
+    return (losses_bk * is_trained_bk).sum() * (n_folds / (n_folds - 1))
 
 
 def held_out_logits(
     logits_bkc: Float[Tensor, "b k c"], folds_b: Int[Tensor, " b"]
 ) -> Float[Tensor, "b c"]:
-    """Logits of each sample by the classifier of its own fold, which has not trained on it."""
+    """Select the logits of each sample's own fold, whose classifier has not trained on it."""
     return logits_bkc[torch.arange(len(folds_b), device=folds_b.device), folds_b]

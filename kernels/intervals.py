@@ -1,4 +1,4 @@
-"""Confidence intervals of the difference of two means: Welch's, and Student's of pairs.
+"""Confidence intervals of the difference of two means: Welch's, and Student's for pairs.
 
 Source: Welch, "The generalization of 'Student's' problem when several different population
 variances are involved" (1947), with Satterthwaite's degrees of freedom.
@@ -11,13 +11,13 @@ from jaxtyping import Float
 
 
 def welch_interval(
-    one: Float[np.ndarray, " n"], other: Float[np.ndarray, " m"], confidence: float = 0.95
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " m"], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Bound ``mean(one) - mean(other)`` of two independent samples of unequal variances.
+    """Bound ``mean(first) - mean(second)`` of two independent samples of unequal variances.
 
     Args:
-        one: At least two values.
-        other: At least two values.
+        first: At least two values.
+        second: At least two values.
         confidence: Probability that the interval holds the true difference.
 
     Returns:
@@ -26,23 +26,23 @@ def welch_interval(
     Raises:
         ValueError: A sample has fewer than two values.
     """
-    parts = [_variance(values) / values.size for values in (one, other)]
+    parts = [_variance(values) / values.size for values in (first, second)]
     error = sum(parts)
     squares = sum(
-        part**2 / (values.size - 1) for part, values in zip(parts, (one, other), strict=True)
+        part**2 / (values.size - 1) for part, values in zip(parts, (first, second), strict=True)
     )
     freedom = error**2 / squares if squares > 0 else 1.0
-    return _around(float(one.mean() - other.mean()), sqrt(error), freedom, confidence)
+    return _around(float(first.mean() - second.mean()), sqrt(error), freedom, confidence)
 
 
 def paired_interval(
-    one: Float[np.ndarray, " n"], other: Float[np.ndarray, " n"], confidence: float = 0.95
+    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Bound ``mean(one - other)`` of values that belong together pair by pair.
+    """Bound ``mean(first - second)`` of paired values.
 
     Args:
-        one: At least two values.
-        other: As many, in the same order.
+        first: At least two values.
+        second: As many, in the same order.
         confidence: Probability that the interval holds the true difference.
 
     Returns:
@@ -51,9 +51,9 @@ def paired_interval(
     Raises:
         ValueError: Fewer than two pairs, or not as many values in both.
     """
-    if one.shape != other.shape:
-        raise ValueError(f"pairs need as many values in both, got {one.size} and {other.size}")
-    differences = one - other
+    if first.shape != second.shape:
+        raise ValueError(f"pairs need as many values in both, got {first.size} and {second.size}")
+    differences = first - second
     error = sqrt(_variance(differences) / differences.size)
     return _around(float(differences.mean()), error, differences.size - 1, confidence)
 

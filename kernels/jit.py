@@ -1,11 +1,11 @@
-"""The one way to compile a kernel, kept on disk so that only the first process compiles.
+"""Compile kernels by Numba and keep the machine code on disk for later processes.
 
-Numba's own cache compares the file of a function, not those of what it calls: after an edit of
-``kernels/jpeg/triangle.py`` it would go on running the old filter. Here everything that decides the
-machine code names the folder: the sources of all kernels and the versions of Python and Numba
-(which adds the processor and the arguments' types itself). Where that folder cannot be written,
-kernels are compiled anew in every process, in memory; so they are where somebody else could write
-to it, because what lies there is loaded as code.
+Numba's own cache compares the file of a function, not the files of the functions that it calls:
+after an edit of ``kernels/jpeg/triangle.py`` it would still run the old filter. Here the name of
+the folder is a digest of the sources of all kernels and the versions of Python and Numba. (Numba
+itself adds the processor and the types of the arguments.) Where the folder cannot be written, every
+process compiles in memory. The same holds where another user could write to it, because its files
+are loaded as code.
 """
 
 import hashlib
@@ -28,14 +28,14 @@ _WRITABLE_BY_OTHERS = 0o022
 
 
 def kernel(function: Function) -> Function:
-    """Compile on the first call: releases the interpreter, takes the code from disk if it is there.
+    """Compile on the first call, or load the code from disk; calls release the interpreter.
 
     Raises:
-        numba.TypingError: On a call with arguments of other types than the kernel can take.
+        numba.TypingError: A call has arguments of types that the kernel cannot take.
     """
     folder, before = code_folder(), _config.CACHE_DIR
     options: dict[str, Any] = {"nogil": True, "cache": folder is not None}
-    # Numba asks for the folder here only; others in this process keep theirs.
+    # Numba reads this setting here only; other packages in this process keep their own.
     _config.CACHE_DIR = before if folder is None else str(folder)
     try:
         return cast("Function", numba.njit(**options)(function))
@@ -44,19 +44,19 @@ def kernel(function: Function) -> Function:
 
 
 def code_folder() -> Path | None:
-    """Folder of the compiled code of exactly these sources; None if it cannot be used.
+    """Return the folder for the compiled code of these sources; None if it cannot be used.
 
-    Numba's index files are pickles, so the folder must be safe from other users: it and the cache
-    that holds it belong to this user, and nobody else may write to them.
+    Numba's index files are pickles, so the folder and the cache above it must belong to this user,
+    and nobody else may write to them.
     """
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     base = Path(os.environ.get("CORESET_CACHE") or user / "coreset")
     folder = base / f"kernels-{_sources_digest()[:24]}"
     try:
         base.parent.mkdir(parents=True, exist_ok=True)
-        for one in (base, folder):
-            one.mkdir(mode=0o700, exist_ok=True)
-            if not _is_private(one):
+        for directory in (base, folder):
+            directory.mkdir(mode=0o700, exist_ok=True)
+            if not _is_private(directory):
                 return None
     except (OSError, RuntimeError):  # no home directory
         return None
@@ -65,9 +65,9 @@ def code_folder() -> Path | None:
 
 @cache
 def _is_private(folder: Path) -> bool:
-    """Tell whether this user owns a folder and nobody else may write to it; warns once if not."""
-    found = folder.stat()
-    if found.st_uid == os.geteuid() and not found.st_mode & _WRITABLE_BY_OTHERS:
+    """Test whether this user owns a folder and nobody else may write to it; warn once if not."""
+    status = folder.stat()
+    if status.st_uid == os.geteuid() and not status.st_mode & _WRITABLE_BY_OTHERS:
         return True
     warnings.warn(
         f"{folder} belongs to another user or others may write to it, so compiled kernels are not "

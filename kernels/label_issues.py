@@ -1,11 +1,11 @@
-"""Confident learning: which labels are taken for wrong, from out-of-sample probabilities.
+"""Confident learning: find wrong labels from out-of-sample probabilities.
 
 Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR
-2021, section 3.1. The threshold of a class is the mean probability that the samples labelled with
-it get for it. A sample whose probabilities reach a threshold is counted for the class that it most
-likely belongs to; if that is not the class of its label, the label is an issue. Same result as
-``cleanlab.filter.find_label_issues(filter_by="confident_learning")``, one batch at a time: what is
-kept between batches is a number per class.
+2021, section 3.1. The threshold of a class is the mean probability of that class over the samples
+labelled with it. A sample with a probability above a threshold is assigned to its most likely
+class; if that is not its label, the label is an issue. The result is that of
+``cleanlab.filter.find_label_issues(filter_by="confident_learning")``, but batch by batch, with one
+number per class between batches.
 
 Shape suffixes: b = batch, c = classes, n = samples.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 TOLERANCE = 1e-6
-"""Of every comparison of probabilities; cleanlab's."""
+"""Tolerance of every comparison of probabilities, as in cleanlab."""
 
 
 def class_thresholds(
@@ -32,7 +32,7 @@ def class_thresholds(
 
     Returns:
         float64 of shape (n_classes,), at least twice the tolerance; infinite for a class without
-        samples, which nothing is taken for.
+        samples, to which no sample is assigned.
     """
     counts = np.bincount(labels, minlength=n_classes)
     sums = np.bincount(labels, weights=confidence, minlength=n_classes)
@@ -45,15 +45,15 @@ def label_issues(
     labels_b: Int[Tensor, " b"],
     thresholds_c: Float[Tensor, " c"],
 ) -> Bool[Tensor, " b"]:
-    """Mark labels of a batch that confident learning takes for wrong.
+    """Mark the wrong labels of a batch.
 
-    Like cleanlab and unlike the paper, a sample that reaches several thresholds is counted for its
-    largest probability of all, and a label that is within `TOLERANCE` of the largest is no issue.
+    As in cleanlab and unlike the paper, a sample above several thresholds is assigned to the class
+    of its largest probability, and a label within `TOLERANCE` of the largest is no issue.
 
     Args:
         probabilities_bc: Out-of-sample probabilities.
-        labels_b: Class of each label.
-        thresholds_c: Of `class_thresholds`.
+        labels_b: Class of each sample.
+        thresholds_c: Result of `class_thresholds`.
     """
     reached_bc = probabilities_bc >= thresholds_c - TOLERANCE
     n_reached_b, predicted_b = reached_bc.sum(dim=1), probabilities_bc.argmax(dim=1)

@@ -1,7 +1,9 @@
-"""Class-balanced coresets: exactly IPC images of every class, at random or by CCS.
+"""Samplers of class-balanced coresets: exactly IPC images of every class, at random or by CCS.
 
-The draw of a class depends on the seed, the class index and the class's own samples in id order,
-on nothing of the other classes; so it may be checked, or made, one class at a time.
+Every sampler is a function ``(values, labels, n_classes, ipc, seed, *, parameters) -> Selection``;
+``values`` (scores, features) are missing where it needs none. The draw of a class depends on the
+seed, the class index and the class's own samples alone. `ccs_draw` is CCS within one class: cut the
+hardest, stratify the rest, share the budget over the strata.
 """
 
 import math
@@ -12,14 +14,14 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.seeds import derived_seed, random_keys
+from coreset.kernels.seeds import derived_seed, permutation, random_keys
 
 
 class ClassTooSmallError(ValueError):
     """A class has fewer samples than were asked for per class."""
 
     def __init__(self, class_index: int, size: int, ipc: int) -> None:
-        """Keep the numbers, so that a caller can name the class in its own words."""
+        """Keep the numbers for callers that name the class."""
         super().__init__(
             f"ipc must be at most the size of every class, got {ipc}, "
             f"but class {class_index} has {size} samples; lower ipc or leave the class out"
@@ -38,11 +40,11 @@ class Selection:
     n_cut: NDArray[np.int64]
     """Hardest samples left out, per class (zeros for a random coreset)."""
     lowered: tuple[int, ...]
-    """Classes that had to cut fewer than misratio asks, to leave IPC samples."""
+    """Classes in which fewer samples were cut than misratio asks, to leave IPC samples."""
 
 
 def random_coreset(labels: Int[np.ndarray, " n"], n_classes: int, ipc: int, seed: int) -> Selection:
-    """Uniform draw of IPC samples of each class, without replacement.
+    """Draw IPC samples of each class uniformly, without replacement.
 
     Args:
         labels: Class 0 .. n_classes-1 of each sample id.
@@ -55,7 +57,7 @@ def random_coreset(labels: Int[np.ndarray, " n"], n_classes: int, ipc: int, seed
         ValueError: A label or ``ipc`` outside its range.
     """
     ids = [
-        members[np.argsort(random_keys(members.size, derived_seed(seed, c)), kind="stable")[:ipc]]
+        members[permutation(members.size, derived_seed(seed, c))[:ipc]]
         for c, members in enumerate(_classes(labels, n_classes, ipc))
     ]
     return Selection(
@@ -68,14 +70,14 @@ def ccs_coreset(
     labels: Int[np.ndarray, " n"],
     n_classes: int,
     ipc: int,
+    seed: int,
     *,
     misratio: float,
     n_bins: int,
-    seed: int,
 ) -> Selection:
-    """Class-wise CCS: `coreset.kernels.samplers.ccs_draw` of IPC samples within each class.
+    """Draw IPC samples of each class by CCS.
 
-    Cut and bins are the class's own (algorithm 1 of "Rethinking dataset distillation for
+    Each class is cut and binned on its own (algorithm 1 of "Rethinking dataset distillation for
     classification", 2026), where CCS cuts and bins the whole data set at once.
 
     Args:
@@ -83,9 +85,9 @@ def ccs_coreset(
         labels: Class 0 .. n_classes-1 of each sample id.
         n_classes: Classes to draw from; every one must have IPC samples.
         ipc: Images per class, at least 1.
+        seed: The only source of randomness.
         misratio: Share of the hardest samples of a class to cut, in [0, 1).
         n_bins: Equal-width bins over the remaining scores of a class.
-        seed: The only source of randomness.
 
     Raises:
         ClassTooSmallError: A class has fewer than ``ipc`` samples.
@@ -103,18 +105,18 @@ def ccs_coreset(
         for c, members in enumerate(classes)
     ]
     ids = [members[draw.positions] for members, draw in zip(classes, draws, strict=True)]
-    asked = [n_hardest(members.size, misratio) for members in classes]
+    full_cuts = [n_hardest(members.size, misratio) for members in classes]
     return Selection(
         ids=np.sort(np.concatenate(ids)),
         n_cut=np.array([draw.n_cut for draw in draws], dtype=np.int64),
-        lowered=tuple(c for c, draw in enumerate(draws) if draw.n_cut < asked[c]),
+        lowered=tuple(c for c, draw in enumerate(draws) if draw.n_cut < full_cuts[c]),
     )
 
 
 def _classes(
     labels: Int[np.ndarray, " n"], n_classes: int, ipc: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Sample ids of each class, once every class is known to have enough of them."""
+    """Return the sample ids of each class, or raise if a class has fewer than IPC."""
     if n_classes < 1:
         raise ValueError(f"n_classes must be at least 1, got {n_classes}")
     if ipc < 1:
@@ -128,27 +130,27 @@ def _classes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Draw:
-    """What `ccs_draw` picked."""
+    """Result of `ccs_draw`."""
 
     positions: NDArray[np.int64]
     """Positions into the scores, ascending, without repeats."""
     n_cut: int
-    """Hardest samples that were left out; less than misratio asks where the budget needed them."""
+    """Hardest samples that were cut; fewer than misratio asks where the budget needs them."""
 
 
 def positions_by_class(
     labels: Int[np.ndarray, " n"], n_classes: int
 ) -> tuple[NDArray[np.int64], ...]:
-    """Positions of each class 0 .. n_classes-1, ascending; empty arrays for absent classes.
+    """Return the positions of each class 0 .. n_classes-1, ascending; empty for absent classes.
 
     Raises:
         ValueError: A label outside 0 .. n_classes-1.
     """
-    foreign = np.flatnonzero((labels < 0) | (labels >= n_classes))
-    if foreign.size:
+    unknown = np.flatnonzero((labels < 0) | (labels >= n_classes))
+    if unknown.size:
         raise ValueError(
-            f"labels must be in 0 .. {n_classes - 1}, got {labels[foreign[0]]} "
-            f"at position {foreign[0]}; check the class list"
+            f"labels must be in 0 .. {n_classes - 1}, got {labels[unknown[0]]} "
+            f"at position {unknown[0]}; check the class list"
         )
     order = np.argsort(labels, kind="stable").astype(np.int64)
     ends = np.cumsum(np.bincount(labels, minlength=n_classes))
@@ -166,10 +168,10 @@ def require_finite(scores: Float[np.ndarray, " n"]) -> None:
 
 
 def bin_of(scores: Float[np.ndarray, " n"], n_bins: int) -> Int[np.ndarray, " n"]:
-    """Bin 0 .. n_bins-1 of each score: equal widths over [min, max], the last bin closed.
+    """Return the bin 0 .. n_bins-1 of each score: equal widths over [min, max], last bin closed.
 
-    Every score lies in exactly one bin, whatever its sign or magnitude; the bin grows with the
-    score; equal scores share bin 0. Arithmetic in float64.
+    Every score lies in one bin, whatever its sign or magnitude. If all scores are equal, they lie
+    in bin 0. Arithmetic is float64.
 
     Raises:
         ValueError: n_bins below 1, no scores, or a score that is not finite.
@@ -205,7 +207,7 @@ def _fill_smallest_first(
 
 
 def stratum_counts(sizes: Int[np.ndarray, " strata"], budget: int) -> Int[np.ndarray, " strata"]:
-    """Share a budget of samples over strata: smallest first, each at most an even part of the rest.
+    """Share a budget over strata: smallest first, each at most an even part of the rest.
 
     Equal sizes keep their order. The counts sum to ``budget`` exactly. With fewer samples than
     strata the even part is 0 until ``budget`` strata are left: the most populated get one each.
@@ -224,9 +226,9 @@ def stratum_counts(sizes: Int[np.ndarray, " strata"], budget: int) -> Int[np.nda
 
 
 def n_hardest(n: int, misratio: float) -> int:
-    """Samples of n that a misratio cuts: rounded down, after rounding to a millionth of a sample.
+    """Return how many of n samples a misratio cuts, rounded down.
 
-    The second rounding keeps 0.29 * 100 = 28.999999999999996 at 29, where a bare int() gives 28.
+    A first rounding to a millionth of a sample makes 29 of 0.29 * 100 = 28.999999999999996.
 
     Raises:
         ValueError: misratio outside [0, 1).
@@ -239,11 +241,11 @@ def n_hardest(n: int, misratio: float) -> int:
 def ccs_draw(
     scores: Float[np.ndarray, " n"], budget: int, *, misratio: float, n_bins: int, seed: int
 ) -> Draw:
-    """Pick exactly ``budget`` samples that cover the range of scores but for its hard end.
+    """Draw exactly ``budget`` samples that cover the range of scores except its hard end.
 
-    The ``n_hardest`` lowest scores are cut (ties: the lower position goes first), but never so many
-    that fewer than ``budget`` remain; the rest is binned by `bin_of`, shared by `stratum_counts`
-    and drawn uniformly without replacement in each bin (the smallest `random_keys`).
+    The `n_hardest` lowest scores are cut (of ties, the lower position first), but at least
+    ``budget`` samples are kept. These are binned by `bin_of`; `stratum_counts` shares the budget
+    over the bins, and each bin is drawn uniformly without replacement (smallest `random_keys`).
 
     Args:
         scores: Low is hard (`coreset.kernels.scores.easiness`); unit-free.

@@ -1,7 +1,7 @@
-"""The per-sample scores of one training pass: what each means and which end of it is hard.
+"""Table of the per-sample scores: meaning, unit, and which end is hard.
 
-Selection code orients a score with `easiness` instead of knowing names, so a score of another pass
-(entropy, a concept margin) needs one more row in `SCORES` and nothing else.
+Selection code orients a score by `easiness` and knows no names, so a new score needs only a row in
+`SCORES`.
 """
 
 from collections.abc import Mapping
@@ -12,16 +12,16 @@ from typing import Protocol, Self, TypeVar
 
 @dataclass(frozen=True, slots=True)
 class ScoreMeaning:
-    """How to read one score."""
+    """Meaning of one score."""
 
     summary: str
-    """One line, fit for `--help` and for a table's caption."""
+    """One line for `--help` and for captions of tables."""
     unit: str
     """Unit and range."""
     low_is_hard: bool
-    """True where a low value marks a hard (or mislabelled) sample."""
+    """A low value marks a hard (or mislabelled) sample."""
     source: str
-    """Where it is defined."""
+    """Paper that defines it."""
 
 
 _EPOCHS = "count, 0 to the epochs"
@@ -138,7 +138,7 @@ SCORES: Mapping[str, ScoreMeaning] = MappingProxyType(
         ),
     }
 )
-"""What a scoring can hold; `Dynamics.scores` gives all but the last five."""
+"""Scores by name; `Dynamics.scores` gives all but the last five."""
 
 
 class _Negatable(Protocol):
@@ -149,7 +149,7 @@ _Scores = TypeVar("_Scores", bound=_Negatable)
 
 
 def easiness(name: str, scores: _Scores) -> _Scores:
-    """Scores turned so that low is hard, as the samplers take them.
+    """Orient scores so that low is hard, as samplers expect.
 
     Args:
         name: A key of `SCORES`.

@@ -1,4 +1,4 @@
-"""TDDS of every sample while a network trains: how unevenly its softmax moves from epoch to epoch.
+"""TDDS, accumulated while a network trains: how unevenly the softmax changes between epochs.
 
 Zhang, Du, Li, Xie and Zhou, "Spanning training progress: temporal dual-depth scoring (TDDS) for
 enhanced dataset pruning", CVPR 2024; the authors' code is zhangxin-xd/Dataset-Pruning-TDDS,
@@ -8,8 +8,8 @@ enhanced dataset pruning", CVPR 2024; the authors' code is zhangxin-xd/Dataset-P
     s_k = Euclidean norm of d_{k+1} .. d_{k+J-1}, less their mean                 k = 0 .. T-J
     score = sum over k of 0.9 * 0.1^(T-J-k) * s_k
 
-The score is an exponential moving average, so it streams: there is no record of T x n x C logits.
-What remains is the previous epoch's distribution, C numbers a sample (`state_bytes`).
+The score is an exponential moving average, so no record of T x n x C logits is needed. The state
+holds the distribution of the previous epoch, C numbers a sample (`state_bytes`).
 
 Shape suffixes: b = batch, c = classes, n = samples, j = changes in a window, one less than epochs.
 """
@@ -34,19 +34,19 @@ WINDOW_EPOCHS = 10
 _STEPS, _HALF = 65535, 32768
 _LOG_FLOOR = math.log(FLOOR)
 LOG_STEP = -_LOG_FLOOR / _STEPS
-"""Nats between two logarithms that the state tells apart: a change is at most half of it off."""
+"""Resolution of the stored logarithms in nats: a change is off by at most half of it."""
 
 
 class Moved(NamedTuple):
-    """What a batch changes: a row per sample and one of scratch, where padding goes."""
+    """State that a batch changes: a row per sample, and a last row for padding."""
 
     column: Int[Tensor, ""]
-    """Where in ``changes`` the epoch's go: a tensor, so that a compiled graph serves all epochs."""
+    """Column of the epoch in ``changes``; a tensor, so that one graph serves all epochs."""
     visits: Int[Tensor, " n_plus_1"]
     """Presentations, int32."""
     logs: Int[Tensor, "n_plus_1 c"]
-    """log(p + 1e-8) of the last presentation, int16 in steps of `LOG_STEP`. As large as a float16
-    of p and never more than 1.4e-4 nats off, where that would be 1.4 at p = 3e-8."""
+    """log(p + 1e-8) of the last presentation, int16 in steps of `LOG_STEP`: at most 1.4e-4 nats
+    off, where a float16 of p would be 1.4 nats off at p = 3e-8."""
     changes: Float[Tensor, "n_plus_1 j"]
     """d of the last epochs, in nats."""
 
@@ -68,17 +68,17 @@ def note_change(logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"], moved
 
 
 def state_bytes(n_samples: int, n_classes: int, window: int = WINDOW_EPOCHS) -> int:
-    """Bytes that a `Tdds` keeps on its device: 2.6 GB for ImageNet (1,281,167 x 1,000)."""
+    """Return the bytes that `Tdds` keeps on its device: 2.6 GB for ImageNet."""
     floats_and_counts = 4 * (window - 1) + 4 + 4
     return (n_samples + 1) * (2 * n_classes + floats_and_counts)
 
 
 class Tdds:
-    """The streaming score of one process that is shown every sample once an epoch.
+    """Streaming TDDS of one process that sees every sample once an epoch.
 
-    ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
-    ``end_epoch``; ``state`` and ``load_state`` anywhere. Equal histories give equal bytes. It does
-    not add up over processes: a sample's last softmax would lie with another one.
+    Call ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
+    ``end_epoch``; ``state`` and ``load_state`` anywhere. Equal histories give equal bytes. Several
+    processes cannot share an epoch: the last softmax of a sample would lie in another process.
     """
 
     def __init__(
@@ -97,17 +97,14 @@ class Tdds:
             n_classes: Columns of the logits.
             device: Where the logits will be; see `state_bytes` for the memory there.
             window: J, in epochs (10 in the authors' code).
-            compiled: Compile `note_change` to one graph, for a GPU; gains next to nothing on a CPU.
+            compiled: Compile `note_change` to one graph, for a GPU.
 
         Raises:
             ValueError: n_samples below 1, n_classes below 2 or window below 3.
         """
         # One change, between two epochs, equals its mean: with a window of 2 every score is 0.
-        for name, value, least in (
-            ("n_samples", n_samples, 1),
-            ("n_classes", n_classes, 2),
-            ("window", window, 3),
-        ):
+        sizes = {"n_samples": (n_samples, 1), "n_classes": (n_classes, 2), "window": (window, 3)}
+        for name, (value, least) in sizes.items():
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         self.n_samples, self.window = n_samples, window
@@ -124,8 +121,8 @@ class Tdds:
         self._average = torch.zeros(rows, device=device)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Say which epoch the next batches belong to; the first is 0."""
-        # The first epoch changes nothing yet; what it writes is replaced before a window is whole.
+        """Set the epoch of the next batches; the first is 0."""
+        # The first epoch has no change; its column is overwritten before a window is complete.
         column = torch.tensor(epoch % (self.window - 1), dtype=torch.int64)
         self._moved.column.copy_(column, non_blocking=True)
 
@@ -137,7 +134,7 @@ class Tdds:
         self._note_change(logits_bc, ids_b, self._moved)
 
     def end_epoch(self, epoch: int) -> None:
-        """Fold the window that ends with this epoch, if it is whole, into the moving average."""
+        """Add the window that ends with this epoch, if it is complete, to the moving average."""
         self.epochs = epoch + 1
         if self.epochs < self.window:
             return
@@ -147,7 +144,7 @@ class Tdds:
         self._average.mul_(1 - DECAY).add_(spread_n, alpha=DECAY)
 
     def state(self) -> dict[str, Tensor]:
-        """All that a later process needs to go on, one row per sample, on the CPU."""
+        """Copy the state to the CPU, one row per sample, without the row of padding."""
         return save_rows(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
@@ -173,10 +170,10 @@ class Tdds:
         }
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """``tdds``, float32 of shape (n,) in id order; high is hard. Waits for the device.
+        """Return ``tdds``, float32 of shape (n,) in id order; high is hard. Waits for the device.
 
-        The authors pick the number of epochs (their T) by the share they keep; here it is the
-        number of ended epochs. NaN: a sample that missed an epoch, and all before ``window`` epochs
+        The authors choose the number of epochs T by the share they keep; here T is the number of
+        ended epochs. NaN: a sample that missed an epoch, and all samples before ``window`` epochs
         have ended.
         """
         complete = (self._moved.visits == self.epochs) & (self.epochs >= self.window)

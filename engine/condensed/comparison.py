@@ -21,7 +21,6 @@ from coreset.engine.runtime.tables import aligned, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.rank_correlation import (
     overlap,
-    roc_area,
     shuffled_within_classes,
     spearman,
     spearman_by_class,
@@ -202,7 +201,9 @@ def _area(score: str, values: NDArray[np.float32], flipped: NDArray[np.bool_]) -
     """Area under the ROC of the hard end for flipped labels; NaN without both kinds."""
     if flipped.all() or not flipped.any():
         return math.nan
-    return roc_area(-easiness(score, values), flipped)
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(flipped, -easiness(score, values)))
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.kernels.seeds import derived_seed, permutation, random_keys
+from coreset.kernels.seeds import OrderStream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 
 PADDING = -1
@@ -106,10 +106,10 @@ def batches_of(
 
 
 def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.int64]:
-    place_of_block = permutation(-(-n // block), derived_seed(seed, 0))
+    place_of_block = permutation(-(-n // block), derived_seed(seed, OrderStream.BLOCKS))
     block_by_block = np.argsort(place_of_block[np.arange(n) // block], kind="stable")[share]
     windows = np.arange(block_by_block.size) // (WINDOW_BLOCKS * block)
-    keys = random_keys(n, derived_seed(seed, 1))[share]
+    keys = random_keys(n, derived_seed(seed, OrderStream.SAMPLES))[share]
     return block_by_block[np.lexsort((keys, windows))].astype(np.int64)
 
 

@@ -29,7 +29,8 @@ from coreset.kernels.augment import (
     random_resized_crop,
     unit_range,
 )
-from coreset.kernels.dynamics import Dynamics, NonFiniteGuard
+from coreset.kernels.dynamics import Dynamics
+from coreset.kernels.margins import NonFiniteGuard
 
 Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -115,7 +116,7 @@ def host_reads(subject: Context) -> Iterator[Check]:
     ((inputs, _, _),) = proxy.examples(0)
     with HostReads() as reads:
         logits = trainer.step(inputs, partial(cross_entropy, target=ids % N_CLASSES))
-        guard.watch(dynamics.update(logits, ids % N_CLASSES, ids).loss, ids, 0)
+        guard.check(dynamics.update(logits, ids % N_CLASSES, ids).loss, ids, 0)
     yield result(
         "host reads in a training batch",
         ", ".join(sorted(set(reads.found))) or "none",

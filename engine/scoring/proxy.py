@@ -42,12 +42,9 @@ from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.training.trainer import Examples
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from coreset.kernels.folds import stratified_folds
-from coreset.kernels.seeds import derived_seed
+from coreset.kernels.seeds import ScoringStream, derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-
-# Place of the folds under the seed of a run; epochs have the places 0, 1 and so on.
-FOLDS_STREAM = -1
 
 
 class EpochExamples(Protocol):
@@ -272,6 +269,6 @@ def linear_proxy(
     network = LinearHead(features.width, n_classes, n_folds).to(device)
     if network.folds is None:
         return Proxy(network, examples, originals)
-    of_samples = stratified_folds(labels, n_folds, derived_seed(seed, FOLDS_STREAM))
+    of_samples = stratified_folds(labels, n_folds, derived_seed(seed, ScoringStream.FOLDS))
     folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
     return Proxy(network, examples, originals, folds=folds)

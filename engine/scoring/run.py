@@ -20,9 +20,9 @@ from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.scoring.checkpoint import PREDICTED, Position, commit, last_commit, part_of
 from coreset.engine.scoring.proxy import Proxy
 from coreset.engine.training.trainer import Trainer
-from coreset.kernels.dynamics import Dynamics, NonFiniteGuard
+from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.folds import loss_of_folds
-from coreset.kernels.margins import SampleStats, per_sample_stats
+from coreset.kernels.margins import NonFiniteGuard, SampleStats, per_sample_stats
 from coreset.shards.errors import DataError
 
 COMMIT_EVERY_SECONDS = 30.0
@@ -164,7 +164,7 @@ class ScorePass:
         presented = self.dynamics.update(logits, labels, ids)
         for extra in self.extras:
             extra.update(logits, presented, ids)
-        self._guard.watch(presented.loss, ids, self.position.batch)
+        self._guard.check(presented.loss, ids, self.position.batch)
 
     def _loss_of(self, labels: Tensor, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Mean cross-entropy; among several processes this one's part of the mean of all.
@@ -220,7 +220,7 @@ class ScorePass:
 
     def _check_losses(self) -> int:
         """Refuse a loss that is not finite; every rank looks at its own."""
-        found = self._guard.found()
+        found = self._guard.first()
         if found is not None:
             batch, samples = found
             some = ", ".join(map(str, samples[:MOST_NAMED]))

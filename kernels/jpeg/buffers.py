@@ -1,4 +1,4 @@
-"""Memory that a thread decodes one image after the other into."""
+"""Pixel buffers that a thread reuses from image to image."""
 
 from threading import local
 
@@ -6,27 +6,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 _KEPT_BYTES = 1 << 22
-"""Pixels of larger images get memory of their own: a data set has few of them."""
+"""Larger images get a new buffer: a data set has few of them."""
 _kept = local()
 
 
 def pixel_memory(n_bytes: int) -> NDArray[np.uint8]:
-    """Memory for the pixels of an image, at an odd address, until this thread asks again.
+    """Return a buffer at an odd address, valid until this thread asks for the next one.
 
     libjpeg-turbo writes rows that begin on a multiple of 32 bytes past the caches
-    (``simd/x86_64/jdcolext-avx2.asm``), from where who reads them next has to fetch them. Odd
-    addresses save 90 of 1,540 us of decoding and resampling a photograph (by hand, in turns with
-    aligned memory).
+    (``simd/x86_64/jdcolext-avx2.asm``), so the next reader has to fetch them from memory. An odd
+    address keeps them in the cache.
     """
     if n_bytes > _KEPT_BYTES:
         return odd_memory(n_bytes)
-    there: NDArray[np.uint8] | None = getattr(_kept, "memory", None)
-    if there is None or there.size < n_bytes:
-        there = _kept.memory = odd_memory(n_bytes)
-    return there
+    buffer: NDArray[np.uint8] | None = getattr(_kept, "buffer", None)
+    if buffer is None or buffer.size < n_bytes:
+        buffer = _kept.buffer = odd_memory(n_bytes)
+    return buffer
 
 
 def odd_memory(n_bytes: int) -> NDArray[np.uint8]:
-    """New memory at an odd address; see `pixel_memory`."""
+    """Allocate memory at an odd address; `pixel_memory` says why."""
     memory = np.empty(n_bytes + 1, np.uint8)
     return memory[1 - memory.ctypes.data % 2 :][:n_bytes]

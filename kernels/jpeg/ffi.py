@@ -1,10 +1,9 @@
 """Call C functions from Numba kernels, including functions that exit through ``longjmp``.
 
-Numba counts the references of arrays, and releases each after its last use. A ``longjmp`` comes
-back to where a reference may already have been released, and releases it a second time. So a
-kernel that calls `setjmp`, and every function between it and the function that jumps, takes and
-holds only numbers, addresses and tuples of them: memory is read and written by `load_at` and
-`store_at`. A test looks for counted references in the compiled code.
+Numba counts the references of arrays, and releases each after its last use. After a ``longjmp`` it
+may release a reference a second time. So a kernel that calls `setjmp`, and every function between
+it and the function that jumps, holds only numbers, addresses and tuples of them, and reads and
+writes memory by `load_at` and `store_at`. A test looks for counted references in the compiled code.
 """
 
 import ctypes
@@ -29,15 +28,15 @@ def call_c(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
     """Call the function at an address with a tuple of addresses and whole numbers.
 
     Returns:
-        What it returns, as int64; of a C ``int`` the lower half.
+        Its result as int64; for a C ``int`` only the lower half counts.
     """
 
     def generate(
         _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
     ) -> Untyped:
         passed = [
-            builder.sext(one, _WORD) if one.type.width < _WORD.width else one
-            for one in cgutils.unpack_tuple(builder, args[1])
+            builder.sext(number, _WORD) if number.type.width < _WORD.width else number
+            for number in cgutils.unpack_tuple(builder, args[1])
         ]
         kind = ir.FunctionType(_WORD, [_WORD] * len(passed))
         return builder.call(builder.inttoptr(args[0], kind.as_pointer()), passed)
@@ -47,9 +46,10 @@ def call_c(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
 
 @instruction
 def setjmp(_typing: Untyped, _buffer: Untyped) -> Untyped:
-    """C's ``setjmp``: false now, and true when a jump to the buffer at this address comes back.
+    """Call C's ``setjmp``: return False now, and True after a jump to the buffer at this address.
 
-    The calling kernel must hold no arrays (see above), nor use then what it changed in between.
+    The calling kernel must hold no arrays (see above), and after a jump must not use variables that
+    it changed in between.
     """
 
     def generate(
@@ -66,13 +66,13 @@ def setjmp(_typing: Untyped, _buffer: Untyped) -> Untyped:
 
 @inner
 def address_of(array: NDArray[Any]) -> int:
-    """Where an array begins. Signed: Numba adds unsigned numbers to signed ones as floats."""
+    """Return the address of an array, signed: Numba adds unsigned to signed numbers as floats."""
     return np.int64(array.ctypes.data)  # pyright: ignore[reportReturnType] - Numba's int
 
 
 @instruction
 def load_at(_typing: Untyped, _address: Untyped, kind: Untyped) -> Untyped:
-    """Read the number of a NumPy type at an address, which nothing checks."""
+    """Read a number of a NumPy type at an address, unchecked."""
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         value = context.get_value_type(signature.return_type)
@@ -83,7 +83,7 @@ def load_at(_typing: Untyped, _address: Untyped, kind: Untyped) -> Untyped:
 
 @instruction
 def store_at(_typing: Untyped, _address: Untyped, number: Untyped) -> Untyped:
-    """Write a number, in as many bytes as its type has, to an address, which nothing checks."""
+    """Write a number, in as many bytes as its type has, to an address, unchecked."""
 
     def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         place = builder.inttoptr(args[0], args[1].type.as_pointer())
@@ -95,7 +95,7 @@ def store_at(_typing: Untyped, _address: Untyped, number: Untyped) -> Untyped:
 
 @instruction
 def fetch_add(_typing: Untyped, counter: Untyped) -> Untyped:
-    """Add 1 to the only number of an int64 array and return what it was, one thread at a time."""
+    """Add 1 atomically to the only number of an int64 array and return the number before."""
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place = context.make_array(signature.args[0])(context, builder, args[0]).data
@@ -106,7 +106,7 @@ def fetch_add(_typing: Untyped, counter: Untyped) -> Untyped:
 
 @instruction
 def longjmp_address(_typing: Untyped) -> Untyped:
-    """Address of ``void f(void **p)``, C's ``longjmp`` to the buffer at ``p[3]``."""
+    """Return the address of ``void f(void **p)``, which jumps to the buffer at ``p[3]``."""
 
     def fill(builder: Untyped, function: Untyped) -> None:
         kind = ir.FunctionType(_VOID, [_POINTER, _INT])
@@ -115,21 +115,21 @@ def longjmp_address(_typing: Untyped) -> Untyped:
         builder.call(longjmp, [builder.load(builder.gep(pointers, [_INT(3)])), _INT(1)])
         builder.unreachable()
 
-    return types.int64(), _function("coreset_jump", fill)
+    return types.int64(), _function("coreset_longjmp", fill)
 
 
 @instruction
 def noop(_typing: Untyped) -> Untyped:
-    """Address of ``void f(void *p)``, which does nothing."""
+    """Return the address of ``void f(void *p)``, which does nothing."""
 
     def fill(builder: Untyped, _function: Untyped) -> None:
         builder.ret_void()
 
-    return types.int64(), _function("coreset_ignore", fill)
+    return types.int64(), _function("coreset_noop", fill)
 
 
 def _function(name: str, fill: Untyped) -> Untyped:
-    """What generates the address of a function of one pointer."""
+    """Generate code for a function of one pointer, and for its address."""
 
     def generate(
         _context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
@@ -143,22 +143,22 @@ def _function(name: str, fill: Untyped) -> Untyped:
 
 
 def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
-    """Whether one byte of each of some files can be read without waiting for storage.
+    """Test in one call whether one byte of each of many files is in the page cache.
 
-    Thread safe; other Python threads run meanwhile. The first call compiles.
+    Thread safe; releases the interpreter. The first call compiles.
 
     Args:
         descriptors: Open files, shape (n,).
-        offsets: Of the byte, shape (n,).
+        offsets: Position of the byte in each file, shape (n,).
 
     Returns:
-        False also where the file system does not tell, where a file ends before, or is not open.
+        False also where the file system cannot say, a file ends before the byte, or is not open.
     """
     return bool(_all_cached(_preadv2(), os.RWF_NOWAIT, descriptors, offsets, np.empty(3, np.int64)))
 
 
 def warm_up() -> None:
-    """Compile, so that the first batch does not wait for it."""
+    """Compile `all_cached` before the first batch needs it."""
     all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
@@ -174,9 +174,9 @@ def _all_cached(
     offsets: NDArray[np.int64],
     memory: NDArray[np.int64],
 ) -> bool:
-    """``memory`` is the caller's: Numba frees its own after its last use, which C's are not."""
+    """Read into ``memory`` of the caller: Numba frees its own before C has used it."""
     vector = address_of(memory)
-    memory[0], memory[1] = vector + 16, 1  # struct iovec, and where the byte goes
+    memory[0], memory[1] = vector + 16, 1  # struct iovec, and the place of the byte
     for descriptor, offset in zip(descriptors, offsets):  # noqa: B905 - Numba has no strict
         if call_c(preadv2, (descriptor, vector, 1, offset, flags)) != 1:
             return False

@@ -1,10 +1,10 @@
-"""libjpeg-turbo, row by row: part of a JPEG without the rest.
+"""Decode a region of a JPEG by calling libjpeg-turbo row by row.
 
-libjpeg-turbo can leave out what lies beside a region (``jpeg_crop_scanline``), pass over the rows
-above it (``jpeg_skip_scanlines``) and stop below it; simplejpeg does not offer that. Its library is
-not open to others, Pillow's copy is: `Functions` are addresses in that. Names, numbers and
-offsets below are those of ``jpeglib.h``, which a library that differs refuses to work with
-(``jpeg_CreateDecompress`` compares version and size).
+libjpeg-turbo can skip the columns beside a region (``jpeg_crop_scanline``) and the rows above it
+(``jpeg_skip_scanlines``), and stop below it. simplejpeg does not offer that and hides its copy of
+the library; the functions of Pillow's copy can be called. Names, numbers and offsets below are
+those of ``jpeglib.h``: ``jpeg_CreateDecompress`` compares version and size and refuses a library
+with others.
 """
 
 import ctypes
@@ -27,11 +27,11 @@ from coreset.kernels.jpeg.resize import Box
 from coreset.kernels.jpeg.simd import inner
 
 Memory: TypeAlias = NDArray[np.int64]
-"""What C keeps here: ``struct jpeg_decompress_struct`` and, further on, what is named below."""
+"""``struct jpeg_decompress_struct``, followed by the structures at the offsets below."""
 VERSIONS = {62: 632, 80: 656}
 """``JPEG_LIB_VERSION`` to the size of ``struct jpeg_decompress_struct`` in bytes."""
 _ERROR, BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
-"""Bytes before ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and arguments."""
+"""Offsets of ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and two arguments."""
 _MEMORY_BYTES = 4096
 _CLIENT_DATA, _IMAGE_WIDTH, _IMAGE_HEIGHT, _JPEG_COLOR_SPACE = 24, 48, 52, 60
 _OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = 64, 96, 100, 136
@@ -39,13 +39,13 @@ _JCS_GRAYSCALE, _JCS_RGB, _JCS_YCBCR, _JDCT_IFAST = 1, 2, 3, 1
 _ERROR_EXIT, _OUTPUT_MESSAGE, _NUM_WARNINGS = 0, 16, 128
 _ROWS_AT_ONCE = 4
 _MARGIN = 2
-"""Columns: smoothing of the colours at the border of what is decoded lacks a neighbour."""
+"""Columns added on each side, because the smoothing of colours needs a neighbour."""
 MOST_ADDED = 2 * _MARGIN + 31
-"""Columns beside a part that are decoded too: libjpeg begins with a block, of up to 32."""
+"""Most columns that are decoded beside a region: libjpeg starts at a block of up to 32."""
 
 
-class _Wanted(NamedTuple):
-    """A part, and whether by coarser arithmetic."""
+class _Region(NamedTuple):
+    """A region in pixels, and whether to decode it with coarser arithmetic."""
 
     left: int
     top: int
@@ -55,7 +55,7 @@ class _Wanted(NamedTuple):
 
 
 class Functions(NamedTuple):
-    """Addresses of libjpeg's functions, by name, and what it says of itself."""
+    """Version of libjpeg, size of its structure, and addresses of its functions."""
 
     version: int
     size: int
@@ -72,15 +72,16 @@ class Functions(NamedTuple):
     jpeg_destroy_decompress: int
 
 
-class PartDecoder:
-    """Decodes parts of JPEGs, in one thread; its memory is libjpeg's from image to image."""
+class RegionDecoder:
+    """Decoder of regions for one thread; it reuses its memory from image to image."""
 
     def __init__(self, library: ctypes.CDLL, version: int) -> None:
         """Bind the functions of a library.
 
         Args:
-            library: Has or links libjpeg.
-            version: One of `VERSIONS`; one that is not the library's decodes nothing.
+            library: A library that contains or links libjpeg.
+            version: One of `VERSIONS`. With a version that is not the library's, every image is
+                refused.
 
         Raises:
             AttributeError: The library lacks a function.
@@ -91,31 +92,30 @@ class PartDecoder:
         self.functions = Functions._make((version, VERSIONS[version], *addresses))
         self._destroy = library["jpeg_destroy_decompress"]
         self.memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
-        """What C keeps; of the thread that decodes alone."""
+        """State of libjpeg, for the decoding thread alone."""
         self._address = ctypes.c_void_p(self.memory.ctypes.data)
 
     def decode(
-        self, data: bytes, part: Box, into: NDArray[np.uint8], *, coarse: bool = False
+        self, data: bytes, box: Box, into: NDArray[np.uint8], *, coarse: bool = False
     ) -> tuple[int, int]:
-        """Decode some rows and columns of a grey or colour JPEG as RGB; releases the interpreter.
+        """Decode a region of a grey or colour JPEG as RGB; releases the interpreter.
 
         Args:
-            data: The file. What is damaged below the part is not noticed.
-            part: Left, top, right, bottom in pixels, inside the image.
-            into: uint8 memory; filled from its beginning with rows top .. bottom - 1, each the RGB
-                pixels of the columns that are returned.
-            coarse: By libjpeg-turbo's faster transform and upsampling.
+            data: The file. Damage below the region is not noticed.
+            box: Left, top, right, bottom of the region in pixels, inside the image.
+            into: uint8 memory, filled from its start with rows top .. bottom - 1.
+            coarse: Use libjpeg-turbo's faster transform and upsampling.
 
         Returns:
-            The first column and how many there are: those of the part, and up to `MOST_ADDED` more.
-            None are returned (0, 0) if libjpeg refuses the file or warns of damage, or the rows
-            take more than ``into``.
+            First column and number of columns of the rows: those of the region and up to
+            `MOST_ADDED` more. (0, 0) if libjpeg refuses the file or warns of damage, or if ``into``
+            is too small.
         """
-        encoded, wanted = np.frombuffer(data, np.uint8), _Wanted(*part, coarse)
-        return _decode(self.functions, encoded, wanted, into, self.memory)
+        encoded, region = np.frombuffer(data, np.uint8), _Region(*box, coarse)
+        return _decode(self.functions, encoded, region, into, self.memory)
 
     def __del__(self) -> None:
-        """Give back what libjpeg holds."""
+        """Free the memory of libjpeg."""
         if hasattr(self, "_address") and self.memory[0]:
             self._destroy(self._address)
 
@@ -124,31 +124,31 @@ class PartDecoder:
 def _decode(
     jpeg: Functions,
     data: NDArray[np.uint8],
-    wanted: _Wanted,
+    region: _Region,
     into: NDArray[np.uint8],
     memory: Memory,
 ) -> tuple[int, int]:
-    """Decode as `PartDecoder.decode`; the caller keeps the arrays, whose addresses alone go on."""
+    """Decode as `RegionDecoder.decode`; the caller keeps the arrays alive."""
     source, target = (address_of(data), data.size), (address_of(into), into.size)
-    return _decode_part(jpeg, source, wanted, target, address_of(memory))
+    return _decode_region(jpeg, source, region, target, address_of(memory))
 
 
 @inner
-def _decode_part(
-    jpeg: Functions, data: tuple[int, int], wanted: _Wanted, into: tuple[int, int], memory: int
+def _decode_region(
+    jpeg: Functions, data: tuple[int, int], region: _Region, into: tuple[int, int], memory: int
 ) -> tuple[int, int]:
-    """Decode from and to (address, bytes); every error of libjpeg comes back to the first line."""
+    """Decode from and to (address, bytes); an error of libjpeg jumps back to the first line."""
     if setjmp(memory + BUFFER):
         destroy(jpeg, memory)
         return 0, 0
     read_header(jpeg, data, memory)
-    begin(jpeg, wanted.coarse, memory)
-    first, n_columns = crop(jpeg, wanted.left, wanted.right, memory)
-    n_rows = wanted.bottom - wanted.top
+    begin(jpeg, region.coarse, memory)
+    first, n_columns = crop_columns(jpeg, region.left, region.right, memory)
+    n_rows = region.bottom - region.top
     if 3 * n_columns * n_rows > into[1]:
         n_columns = 0
     elif n_columns > 0:
-        call_c(jpeg.jpeg_skip_scanlines, (memory, wanted.top))
+        call_c(jpeg.jpeg_skip_scanlines, (memory, region.top))
         read_rows(jpeg, n_rows, 3 * n_columns, into[0], memory)
     if warned(memory):
         n_columns = 0
@@ -156,10 +156,10 @@ def _decode_part(
     return first, n_columns
 
 
-# What follows runs between `setjmp` and libjpeg: it takes the address of `Memory`, no array.
+# The functions below run between `setjmp` and libjpeg: they take the address of `Memory`, no array.
 @inner
 def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
-    """Begin with a file of (address, bytes), after `setjmp` was called for ``BUFFER``."""
+    """Read the header of a file (address, bytes); `setjmp` has filled ``BUFFER`` before."""
     if load_at(memory, np.int64) == 0:
         _create(jpeg, memory)
     call_c(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
@@ -168,7 +168,7 @@ def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
 
 @inner
 def is_plain(width: int, height: int, memory: int) -> bool:
-    """Whether the header is that of a grey or colour image of this size, without inversion."""
+    """Test whether the header is that of a grey or colour image of this size, not of CMYK."""
     size_fits = (
         _int_at(memory + _IMAGE_WIDTH) == width and _int_at(memory + _IMAGE_HEIGHT) == height
     )
@@ -177,13 +177,13 @@ def is_plain(width: int, height: int, memory: int) -> bool:
 
 @inner
 def warned(memory: int) -> bool:
-    """Whether libjpeg found damage since `read_header`."""
+    """Test whether libjpeg has warned of damage since `read_header`."""
     return load_at(memory + _ERROR + _NUM_WARNINGS, np.int64) != 0
 
 
 @inner
 def begin(jpeg: Functions, coarse: bool, memory: int) -> None:  # noqa: FBT001 - a kernel's
-    """Begin to decode to RGB what has a header."""
+    """Start decoding to RGB, after the header."""
     store_at(memory + _OUT_COLOR_SPACE, np.int32(_JCS_RGB))
     if coarse:
         store_at(memory + _DCT_METHOD, np.int32(_JDCT_IFAST))
@@ -192,8 +192,8 @@ def begin(jpeg: Functions, coarse: bool, memory: int) -> None:  # noqa: FBT001 -
 
 
 @inner
-def crop(jpeg: Functions, left: int, right: int, memory: int) -> tuple[int, int]:
-    """Restrict what is decoded to blocks that hold these columns; 0 columns if it has none."""
+def crop_columns(jpeg: Functions, left: int, right: int, memory: int) -> tuple[int, int]:
+    """Restrict decoding to the blocks of some columns; return the first and how many, or 0, 0."""
     first = max(left - _MARGIN, 0)
     n = min(right + _MARGIN, _int_at(memory + _OUTPUT_WIDTH)) - first
     if n <= 0:
@@ -206,13 +206,13 @@ def crop(jpeg: Functions, left: int, right: int, memory: int) -> tuple[int, int]
 
 
 @inner
-def read_rows(jpeg: Functions, n_rows: int, stride: int, place: int, memory: int) -> None:
-    """Rows of ``stride`` bytes to an address; fewer if libjpeg has no more, of which it warns."""
+def read_rows(jpeg: Functions, n_rows: int, stride: int, target: int, memory: int) -> None:
+    """Decode rows of ``stride`` bytes to an address; libjpeg warns if it has fewer."""
     rows, done = memory + _ROWS, 0
     while done < n_rows:
         n = min(n_rows - done, _ROWS_AT_ONCE)
         for row in range(n):
-            store_at(rows + 8 * row, place + (done + row) * stride)
+            store_at(rows + 8 * row, target + (done + row) * stride)
         n_read = call_c(jpeg.jpeg_read_scanlines, (memory, rows, n)) & 0xFFFFFFFF
         if n_read == 0:
             break
@@ -221,7 +221,7 @@ def read_rows(jpeg: Functions, n_rows: int, stride: int, place: int, memory: int
 
 @inner
 def destroy(jpeg: Functions, memory: int) -> None:
-    """Give back what libjpeg holds, after an error; the next file begins anew."""
+    """Free the memory of libjpeg after an error; the next file creates it anew."""
     call_c(jpeg.jpeg_destroy_decompress, (memory,))
     store_at(memory, np.int64(0))
 

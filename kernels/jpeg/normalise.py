@@ -1,4 +1,4 @@
-"""Pixels as batches hold them: uint8, or normalised float32 with a plane per channel."""
+"""Write decoded pixels to a batch: as uint8, or normalised to float32 planes per channel."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from coreset.kernels.jpeg.ffi import address_of, load_at, store_at
 from coreset.kernels.jpeg.simd import LANES, fence, inner, stream_bytes, stream_planes
 
 PLANE_ALIGNMENT = 64
-"""Bytes on whose multiples planes are written past the caches, at twice the speed."""
+"""Alignment in bytes with which planes are written past the caches."""
 BYTES_ALIGNMENT = LANES
-"""The same of rows of uint8."""
+"""Alignment in bytes with which rows of uint8 are written past the caches."""
 
 
 def normalised_planes(
@@ -21,7 +21,7 @@ def normalised_planes(
 ) -> None:
     """Write ``pixel * factors[0, c] + factors[1, c]`` of an image to planes.
 
-    Thread safe; other Python threads run meanwhile. The first call compiles.
+    Thread safe; releases the interpreter. The first call compiles.
 
     Args:
         image_hwc: uint8 of shape (h, w, 3), C-contiguous.
@@ -34,30 +34,30 @@ def normalised_planes(
 
 
 def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
-    """Factors by which uint8 pixels become ``(pixel / 255 - mean) / std``: float32 (2, 3)."""
+    """Return the factors that turn uint8 into ``(pixel / 255 - mean) / std``, float32 (2, 3)."""
     spread = np.asarray(std, np.float64)
     return np.stack([1 / (255 * spread), -np.asarray(mean) / spread]).astype(np.float32)
 
 
 def warm_up() -> None:
-    """Compile, so that the first image does not wait for it."""
+    """Compile before the first image needs it."""
     image, planes = np.zeros((1, 1, 3), np.uint8), np.empty((3, 1, 1), np.float32)
     normalised_planes(image, factors_of((0, 0, 0), (1, 1, 1)), planes)
 
 
 class Rows(NamedTuple):
-    """Rows of RGB pixels in uint8 that become rows of an image in a batch."""
+    """Rows of RGB pixels in uint8, and their place in an image of a batch."""
 
     source: int
     """Address of the first pixel that is read."""
     stride: int
-    """Bytes from there to the next row."""
+    """Bytes from one row to the next."""
     to: int
-    """First pixel that is written; rows follow each other without gaps."""
+    """Number of the first pixel that is written; rows follow each other without gaps."""
     n_rows: int
     n_columns: int
     stream: bool
-    """Past the caches: all places must lie on multiples of the alignment, and a `fence` follow."""
+    """Write past the caches: all targets must be aligned, and a `fence` must follow."""
 
 
 @kernel
@@ -69,13 +69,13 @@ def _normalise(
     planes: NDArray[np.float32],
 ) -> None:
     rows = Rows(address_of(pixels), 0, 0, 1, n_pixels, stream)
-    keep_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
+    write_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
     fence()
 
 
 @inner
-def keep_planes(rows: Rows, factors: int, planes: int, plane: int) -> None:
-    """Normalise by the factors at an address; planes of ``plane`` bytes lie at another."""
+def write_planes(rows: Rows, factors: int, planes: int, plane: int) -> None:
+    """Normalise rows by the factors at an address to planes of ``plane`` bytes at another."""
     scales, shifts = _load_triple(factors), _load_triple(factors + 12)
     for row in range(rows.n_rows):
         source = rows.source + row * rows.stride
@@ -93,7 +93,7 @@ def keep_planes(rows: Rows, factors: int, planes: int, plane: int) -> None:
 
 @inner
 def _load_triple(address: int) -> tuple[np.float32, np.float32, np.float32]:
-    """Three float32 at an address."""
+    """Read three float32 at an address."""
     return (
         load_at(address, np.float32),
         load_at(address + 4, np.float32),
@@ -102,8 +102,8 @@ def _load_triple(address: int) -> tuple[np.float32, np.float32, np.float32]:
 
 
 @inner
-def keep_bytes(rows: Rows, out: int) -> None:
-    """Write pixels as they are to an address; to stream it needs `BYTES_ALIGNMENT`."""
+def write_bytes(rows: Rows, out: int) -> None:
+    """Copy rows to the image at an address; streaming needs `BYTES_ALIGNMENT`."""
     n = 3 * rows.n_columns
     for row in range(rows.n_rows):
         source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n

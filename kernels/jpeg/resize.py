@@ -1,4 +1,4 @@
-"""Antialiased bilinear resampling of uint8 images, as Pillow defines it, eight times as fast.
+"""Antialiased bilinear resizing of uint8 images, within 1 level of Pillow.
 
 The filter is that of Pillow's ``Image.resize(size, BILINEAR)`` (``src/libImaging/Resample.c``,
 ``precompute_coeffs``): output x is a triangle of half-width ``support = max(scale, 1)`` around
@@ -6,16 +6,14 @@ The filter is that of Pillow's ``Image.resize(size, BILINEAR)`` (``src/libImagin
 
 Deliberate differences from Pillow, which together move a pixel by at most 1 level:
 
-- vertical pass first, over the columns that are needed, and 8 fraction bits between the passes,
-  where Pillow goes horizontally first and rounds to whole levels between;
-- integer weights of 16 bits (24 where more than about 30 pixels become one, and for inputs of 1 or
-  2 pixels) with an exact sum: constants stay constant.
+- The vertical pass comes first, over the needed columns only, and keeps 8 fraction bits. Pillow
+  starts with the horizontal pass and rounds to whole levels after it.
+- Weights are integers of 16 bits with an exact sum, so constants stay constant. Where more than
+  about 30 pixels become one, and for inputs of 1 or 2 pixels, they have 24 bits.
 
-Both passes add contiguous runs of numbers, which is what SIMD units are fast at: columns in the
-vertical pass and, after a transposition of 32 output rows, rows in the horizontal pass. Integers
-only: the same bytes on every machine and for every box. Measured in turns on one thread of a Xeon
-with AVX-512, 500x375 to 341x256: 0.11 ms, Pillow 0.98 ms, ``torch.nn.functional.interpolate`` on
-uint8 0.36 ms.
+Both passes add contiguous runs of numbers, which suits SIMD units: parts of rows in the vertical
+pass and, after a transposition of 32 output rows, columns in the horizontal pass. All arithmetic is
+integer: the same bytes on every machine and for every box.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -28,7 +26,7 @@ from coreset.kernels.jpeg.simd import (
     LANES,
     add_product,
     inner,
-    lanes_of,
+    splat,
     store,
     transpose_in,
     transpose_out,
@@ -39,37 +37,34 @@ Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom excluded."""
 Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 Lanes: TypeAlias = Any
-"""A vector of 32 uint16, which only kernels have."""
+"""A vector of 32 uint16, which exists in kernels only."""
 
 _STRIP = 384
-"""Samples of a row that the vertical pass filters at a time; 32 rows of them stay in the L1."""
+"""Samples of a row that the vertical pass filters at a time; 32 such rows fit in the L1 cache."""
 _STRIP_STRIDE = _STRIP + LANES
-"""Off a power of two, where the rows would share cache sets."""
+"""No power of two, or the rows would share cache sets."""
 _TILE = 64
 """Output pixels of the horizontal pass between two transpositions."""
 _GROUP = 3 * LANES
-"""Samples that are summed at once: sums wait for each other, and RGB comes in threes."""
+"""Samples that are summed at once, in three independent sums."""
 
 
-class _Place(NamedTuple):
-    """What is resized to what."""
+class _Job(NamedTuple):
+    """One resize: a region of the image to a size, of which a box is computed."""
 
     channels: int
     region: Box
-    """Of the image."""
     size: tuple[int, int]
-    """Width and height that the region would be resized to."""
     box: Box
-    """Of that: what is computed."""
 
 
 class _Runs(NamedTuple):
-    """Where the runs of samples that are weighted and added lie in a flat array."""
+    """Runs of samples in a flat array that are weighted and added."""
 
     base: int
     """Index of the run of input position 0."""
     stride: int
-    """From the run of one input position to that of the next."""
+    """Distance from the run of one input position to the next."""
     n: int
     """Samples of a run."""
 
@@ -85,17 +80,15 @@ def resize(
 ) -> NDArray[np.uint8]:
     """Resize an image or a region of it, or compute a box of the resized image only.
 
-    Thread safe; other Python threads run meanwhile. The first call compiles (`warm_up`).
+    Thread safe; releases the interpreter. The first call compiles (`warm_up`).
 
     Args:
         image_hwc: uint8 of shape (h, w, c) with any number of channels; copied if not contiguous.
         width: Columns of the resized image.
         height: Rows of the resized image.
-        box: (left, top, right, bottom) of the output pixels to compute, right and bottom excluded;
-            the same values as this crop of the full result. None: all.
-        region: (left, top, right, bottom) of the image: the result is that of a copy of the region,
-            pixels outside of it never enter. None: the whole image. Where ``image_hwc`` is itself
-            a part of an image, which holds `reach`, the region may go beyond it.
+        box: Output pixels to compute, equal to this crop of the full result. None: all.
+        region: Part of the image to resize as if it were a copy. None: the whole image. Where
+            ``image_hwc`` is itself the `reach` of a larger image, the region may go beyond it.
         out: C-contiguous uint8 buffer of the result's shape to write to; a new array if None.
 
     Returns:
@@ -118,15 +111,15 @@ def resize(
     rows = _wide_rows(image_hwc)
     rows.flags.writeable = False
     short = is_short(y_1 - y_0, height) and is_short(x_1 - x_0, width)
-    place = _Place(channels, region, (width, height), box)
-    (_resample if short else _resample_long)(rows, place, out.reshape(len(out), -1))
+    job = _Job(channels, region, (width, height), box)
+    (_resample if short else _resample_long)(rows, job, out.reshape(len(out), -1))
     return out
 
 
 def reach(region: Box, width: int, height: int, box: Box) -> Box:
-    """The pixels of an image that enter when ``box`` of its resized ``region`` is computed.
+    """Return the box of pixels from which ``box`` of the resized ``region`` is computed.
 
-    The whole region where many pixels become one: then all of it is read.
+    Where many pixels become one, this is the whole region.
     """
     left, top, right, bottom = region
     n_columns, n_rows = right - left, bottom - top
@@ -138,17 +131,17 @@ def reach(region: Box, width: int, height: int, box: Box) -> Box:
 
 
 def warm_up(*, long: bool = True) -> None:
-    """Compile (3 s, or a tenth of that from disk), so that the first image does not wait for it.
+    """Compile before the first image needs it.
 
     Args:
-        long: Also what a few images need, of which more than 15 pixels become one (0.6 s).
+        long: Compile also the kernel for 24-bit weights, which few images need.
     """
-    for side in (3, 1) if long else (3,):  # one by each kernel
+    for side in (3, 1) if long else (3,):  # a side of 1 needs 24 bits
         resize(np.zeros((side, side, 1), np.uint8), side, side)
 
 
 def _wide_rows(image_hwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Rows of samples that hold a vector, for which the narrowest images are filled up."""
+    """Return the rows of an image, padded to at least one vector."""
     rows = np.ascontiguousarray(image_hwc).reshape(image_hwc.shape[0], -1)
     missing = LANES - rows.shape[1]
     return np.pad(rows, ((0, 0), (0, missing))) if missing > 0 else rows
@@ -186,9 +179,9 @@ def _require_buffer(out: NDArray[np.uint8], shape: tuple[int, int, int]) -> None
 
 
 @kernel
-def _resample(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -> None:
-    """Rows of ``image`` and ``out`` are pixels times channels."""
-    channels, region, size, box = place
+def _resample(image: NDArray[np.uint8], job: _Job, out: NDArray[np.uint8]) -> None:
+    """Resize with 16-bit weights; rows of ``image`` and ``out`` are pixels times channels."""
+    channels, region, size, box = job
     horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], SHORT_ONE)
     vertical = axis_of(region[3] - region[1], size[1], box[1], box[3], SHORT_ONE)
     begin = region[0] * channels
@@ -199,7 +192,7 @@ def _resample(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -
     columns = np.empty((n_samples + 7) * LANES, np.uint16)
     spare = np.empty((LANES if out.shape[0] % LANES else 0, out.shape[1]), np.uint8)
     for top in range(0, out.shape[0], LANES):
-        rows = _part(vertical, top, LANES)
+        rows = _slice_axis(vertical, top, LANES)
         for left in range(0, n_samples, _STRIP):
             at = max(0, min(left, n_samples - _STRIP))
             base = region[1] * image.shape[1] + first + at
@@ -219,18 +212,18 @@ def _resample(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -
 def _filter_columns(
     columns: NDArray[np.uint16], base: int, channels: int, axis: Axis, block: NDArray[np.uint8]
 ) -> None:
-    """The horizontal pass over 32 rows, which lie side by side in ``columns``."""
+    """Run the horizontal pass over 32 rows, which lie side by side in ``columns``."""
     stride, n_pixels = channels * LANES, axis.starts.size
     tile = np.empty(_TILE * stride, np.uint8)
     for left in range(0, n_pixels, _TILE):
         at = max(0, min(left, n_pixels - _TILE))
-        pixels = _part(axis, at, _TILE)
+        pixels = _slice_axis(axis, at, _TILE)
         _filter(columns, _Runs(base, stride, stride), pixels, tile, stride)
         _store_tile(tile, pixels.starts.size * channels, block, at * channels)
 
 
 @inner
-def _part(axis: Axis, begin: int, n: int) -> Axis:
+def _slice_axis(axis: Axis, begin: int, n: int) -> Axis:
     end = min(begin + n, axis.starts.size)
     return Axis(axis.starts[begin:end], axis.weights[begin:end])
 
@@ -251,10 +244,10 @@ def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride
         while i + _GROUP <= runs.n:
             a, b, c = rounding, rounding, rounding
             for k in range(weights.size):
-                weight, place = lanes_of(weights[k]), at + k * runs.stride + i
-                a = add_product(a, source, place, weight)
-                b = add_product(b, source, place + LANES, weight)
-                c = add_product(c, source, place + 2 * LANES, weight)
+                weight, sample = splat(weights[k]), at + k * runs.stride + i
+                a = add_product(a, source, sample, weight)
+                b = add_product(b, source, sample + LANES, weight)
+                c = add_product(c, source, sample + 2 * LANES, weight)
             store(a, target, to + i)
             store(b, target, to + i + LANES)
             store(c, target, to + i + 2 * LANES)
@@ -262,20 +255,20 @@ def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride
         while i < runs.n:
             i, total = min(i, runs.n - LANES), rounding
             for k in range(weights.size):
-                total = add_product(total, source, at + k * runs.stride + i, lanes_of(weights[k]))
+                total = add_product(total, source, at + k * runs.stride + i, splat(weights[k]))
             store(total, target, to + i)
             i += LANES
 
 
 @inner
 def _rounding(n_taps: int, target: Samples) -> Lanes:
-    """Half a level if a fraction is cut off, and what ``n_taps`` high products lose on average."""
-    return lanes_of(n_taps // 2 + (128 if target.itemsize == 1 else 0))
+    """Return what truncation loses: half a level, and the mean loss of ``n_taps`` products."""
+    return splat(n_taps // 2 + (128 if target.itemsize == 1 else 0))
 
 
 @inner
 def _store_tile(tile: NDArray[np.uint8], n: int, block: NDArray[np.uint8], left: int) -> None:
-    """Vectors of ``tile`` become 32 rows of ``block``, 16 samples at a time."""
+    """Transpose vectors of ``tile`` to 32 rows of ``block``, 16 samples at a time."""
     for i in range(0, n if n >= 16 else 0, 16):
         at = min(i, n - 16)
         transpose_out(tile, at * LANES, block.reshape(-1), left + at, block.shape[1])
@@ -285,14 +278,14 @@ def _store_tile(tile: NDArray[np.uint8], n: int, block: NDArray[np.uint8], left:
 
 
 @kernel
-def _resample_long(image: NDArray[np.uint8], place: _Place, out: NDArray[np.uint8]) -> None:
-    """`_resample` with 24-bit weights and 64-bit sums, row by row; compiled when it is needed."""
-    channels, region, size, box = place
+def _resample_long(image: NDArray[np.uint8], job: _Job, out: NDArray[np.uint8]) -> None:
+    """Resize with 24-bit weights and 64-bit sums, row by row."""
+    channels, region, size, box = job
     horizontal = axis_of(region[2] - region[0], size[0], box[0], box[2], LONG_ONE)
     vertical = axis_of(region[3] - region[1], size[1], box[1], box[3], LONG_ONE)
     begin, sums = region[0] * channels, np.empty((region[2] - region[0]) * channels, np.uint64)
     for j in range(out.shape[0]):
-        sums[:] = 1 << 15  # half of what the shift leaves of a level: 8 fraction bits stay
+        sums[:] = 1 << 15  # rounds at the shift, which leaves 8 fraction bits
         for k in range(vertical.weights.shape[1]):
             row = image[region[1] + vertical.starts[j] + k]
             weight = np.uint64(vertical.weights[j, k])

@@ -1,8 +1,8 @@
-"""Vectors of 32 uint16 as values of Numba kernels, and what is done with them, in LLVM code.
+"""Vectors of 32 uint16 as values of Numba kernels, with operations on them in LLVM code.
 
-Numba has no vectors and leaves them to LLVM's loop vectoriser, which takes half the registers'
-width and handles loops over 96 samples as if they were thousands. Here a kernel says itself what is
-one vector; LLVM splits it for processors whose registers are narrower.
+Numba has no vectors and relies on LLVM's loop vectoriser, which uses half the registers' width and
+treats loops over 96 samples as if they were thousands. Here the kernel itself handles whole
+vectors; LLVM splits them for processors with narrower registers.
 """
 
 from collections.abc import Callable
@@ -18,21 +18,21 @@ Untyped: TypeAlias = Any
 Function = TypeVar("Function", bound=Callable[..., Untyped])
 
 LANES = 32
-"""Numbers in a vector: 512 bits, the widest registers there are."""
+"""Numbers in a vector of 512 bits, the width of the widest registers."""
 _PART_BITS = 128
-"""Within parts of so many bits, shuffles are cheap on every processor."""
+"""Shuffles within parts of this width are cheap on every processor."""
 _BYTE, _WORD, _INDEX = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _VECTOR = ir.VectorType(_WORD, LANES)
 
 
 def inner(function: Function) -> Function:
-    """Compile for other kernels: no ways in from Python and C, a third less time."""
+    """Compile for other kernels only, without entry points for Python and C: a third less time."""
     options = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
     return cast("Function", njit(**cast("Untyped", options))(function))
 
 
 def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
-    """Compile by a generator of LLVM code."""
+    """Define an operation of kernels by a generator of LLVM code."""
     return intrinsic(function)
 
 
@@ -50,13 +50,13 @@ class _LanesModel(models.PrimitiveModel):
 
 
 @instruction
-def lanes_of(_typing: Untyped, _number: Untyped) -> Untyped:
-    """A vector of 32 times the same uint16."""
+def splat(_typing: Untyped, _number: Untyped) -> Untyped:
+    """Repeat a uint16 32 times."""
 
     def generate(
         _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
     ) -> Untyped:
-        return _repeated(builder, args[0], LANES)
+        return _splat(builder, args[0], LANES)
 
     return _LANES_TYPE(types.uint16), generate
 
@@ -65,20 +65,20 @@ def lanes_of(_typing: Untyped, _number: Untyped) -> Untyped:
 def add_product(
     _typing: Untyped, total: Untyped, source: Untyped, _at: Untyped, weights: Untyped
 ) -> Untyped:
-    """``total + (source[at : at + 32] * weights >> 16)``; uint8 samples get 8 fraction bits first.
+    """Return ``total + (source[at : at + 32] * weights >> 16)``, without a check of bounds.
 
-    Nothing checks that ``source`` goes on so far.
+    uint8 samples get 8 fraction bits first.
     """
     n_bits = source.dtype.bitwidth
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place = _address(context, builder, signature.args[1], args[1], args[2])
-        samples = _loaded(builder, place, ir.VectorType(ir.IntType(n_bits), LANES))
+        samples = _load(builder, place, ir.VectorType(ir.IntType(n_bits), LANES))
         if n_bits == 8:
-            samples = builder.shl(builder.zext(samples, _VECTOR), _all(_VECTOR, 8))
+            samples = builder.shl(builder.zext(samples, _VECTOR), _filled(_VECTOR, 8))
         wide = ir.VectorType(_INDEX, LANES)
         product = builder.mul(builder.zext(samples, wide), builder.zext(args[3], wide))
-        high = builder.trunc(builder.lshr(product, _all(wide, 16)), _VECTOR)  # one instruction
+        high = builder.trunc(builder.lshr(product, _filled(wide, 16)), _VECTOR)  # one instruction
         return builder.add(args[0], high)
 
     return _LANES_TYPE(total, source, types.intp, weights), generate
@@ -86,15 +86,15 @@ def add_product(
 
 @instruction
 def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Untyped:
-    """``target[at : at + 32] = total``, of which a uint8 array gets the whole part, unchecked."""
+    """Set ``target[at : at + 32] = total``, unchecked; a uint8 target drops 8 fraction bits."""
     n_bits = target.dtype.bitwidth
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place, values = _address(context, builder, signature.args[1], args[1], args[2]), args[0]
         if n_bits == 8:
-            values = builder.lshr(values, _all(_VECTOR, 8))
+            values = builder.lshr(values, _filled(_VECTOR, 8))
             values = builder.trunc(values, ir.VectorType(_BYTE, LANES))
-        _keep(builder, place, values)
+        _store(builder, place, values)
         return context.get_dummy_value()
 
     return types.void(total, target, types.intp), generate
@@ -105,7 +105,7 @@ def transpose_in(
     _typing: Untyped, source: Untyped, _at: Untyped, _stride: Untyped,
     target: Untyped, _to: Untyped,
 ) -> Untyped:  # fmt: skip
-    """32 rows of 8 uint16, ``stride`` apart, become 8 vectors of 32 from ``target[to]`` on."""
+    """Transpose 32 rows of 8 uint16, ``stride`` apart, to 8 vectors from ``target[to]`` on."""
     n = _PART_BITS // 16
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
@@ -113,12 +113,14 @@ def transpose_in(
             step = builder.mul(args[2], ir.Constant(args[2].type, row))
             at = builder.add(args[1], step)
             place = _address(context, builder, signature.args[0], args[0], at)
-            return _loaded(builder, place, ir.VectorType(_WORD, n))
+            return _load(builder, place, ir.VectorType(_WORD, n))
 
-        vectors = [_joined(builder, [part(row) for row in range(i, LANES, n)]) for i in range(n)]
-        for number, vector in enumerate(_interleaved(builder, vectors)):
+        vectors = [
+            _concatenated(builder, [part(row) for row in range(i, LANES, n)]) for i in range(n)
+        ]
+        for number, vector in enumerate(_transposed(builder, vectors)):
             at = builder.add(args[4], ir.Constant(args[4].type, number * LANES))
-            _keep(builder, _address(context, builder, signature.args[3], args[3], at), vector)
+            _store(builder, _address(context, builder, signature.args[3], args[3], at), vector)
         return context.get_dummy_value()
 
     place = types.intp
@@ -130,22 +132,22 @@ def transpose_out(
     _typing: Untyped, source: Untyped, _at: Untyped,
     target: Untyped, _to: Untyped, _stride: Untyped,
 ) -> Untyped:  # fmt: skip
-    """16 vectors of 32 uint8 from ``source[at]`` on become 32 rows of 16, ``stride`` apart."""
+    """Transpose 16 vectors of 32 uint8 from ``source[at]`` on to 32 rows, ``stride`` apart."""
     n = _PART_BITS // 8
 
     def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def vector(number: int) -> Untyped:
             at = builder.add(args[1], ir.Constant(args[1].type, number * LANES))
             place = _address(context, builder, signature.args[0], args[0], at)
-            return _loaded(builder, place, ir.VectorType(_BYTE, LANES))
+            return _load(builder, place, ir.VectorType(_BYTE, LANES))
 
-        rows = _interleaved(builder, [vector(number) for number in range(n)])
+        rows = _transposed(builder, [vector(number) for number in range(n)])
         for row in range(LANES):
             step = builder.mul(args[4], ir.Constant(args[4].type, row))
             at = builder.add(args[3], step)
             first = row // n * n
-            part = builder.shuffle_vector(rows[row % n], rows[row % n], _run(first, n))
-            _keep(builder, _address(context, builder, signature.args[2], args[2], at), part)
+            part = builder.shuffle_vector(rows[row % n], rows[row % n], _consecutive(first, n))
+            _store(builder, _address(context, builder, signature.args[2], args[2], at), part)
         return context.get_dummy_value()
 
     place = types.intp
@@ -156,22 +158,22 @@ def transpose_out(
 def stream_planes(
     _typing: Untyped, _pixels: Untyped, _factors: Untyped, _planes: Untyped, _stride: Untyped
 ) -> Untyped:
-    """16 RGB pixels as float32, times factors[0, c] plus factors[1, c], to plane after plane.
+    """Write 16 RGB pixels as float32 ``pixel * factors[0, c] + factors[1, c]`` to three planes.
 
-    All are addresses; the planes begin ``stride`` bytes apart. Past the caches, which a batch of
-    planes outgrows: without reading first what is overwritten. The places must lie on multiples of
-    64 bytes (or the process dies), and `fence` must follow.
+    All arguments are addresses; the planes begin ``stride`` bytes apart. The stores bypass the
+    caches, which a batch of planes exceeds. The targets must be multiples of 64 bytes (or the
+    process dies), and `fence` must follow.
     """
     n, number = 16, ir.FloatType()
 
     def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         pixels, factors, planes, stride = args
-        samples = _loaded(builder, _pointer(builder, pixels), ir.VectorType(_BYTE, 3 * n))
+        samples = _load(builder, _pointer(builder, pixels), ir.VectorType(_BYTE, 3 * n))
         numbers = builder.inttoptr(factors, number.as_pointer())
 
         def factor(row: int, channel: int) -> Untyped:
             place = builder.gep(numbers, [ir.Constant(_INDEX, 3 * row + channel)])
-            return _repeated(builder, builder.load(place), n)
+            return _splat(builder, builder.load(place), n)
 
         for channel in range(3):
             own = builder.shuffle_vector(samples, samples, _indices([*range(channel, 3 * n, 3)]))
@@ -188,12 +190,12 @@ def stream_planes(
 def stream_bytes(_typing: Untyped, _source: Untyped, _target: Untyped) -> Untyped:
     """Copy 32 bytes from an address to another, past the caches.
 
-    The target must lie on a multiple of 32 bytes (or the process dies), and `fence` must follow.
+    The target must be a multiple of 32 bytes (or the process dies), and `fence` must follow.
     """
     kind = ir.VectorType(_BYTE, LANES)
 
     def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
-        values = _loaded(builder, _pointer(builder, args[0]), kind)
+        values = _load(builder, _pointer(builder, args[0]), kind)
         _stream(builder, _pointer(builder, args[1]), values)
         return context.get_dummy_value()
 
@@ -202,7 +204,7 @@ def stream_bytes(_typing: Untyped, _source: Untyped, _target: Untyped) -> Untype
 
 @instruction
 def fence(_typing: Untyped) -> Untyped:
-    """What was streamed is there for other threads."""
+    """Make streamed stores visible to other threads."""
 
     def generate(
         context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
@@ -213,11 +215,10 @@ def fence(_typing: Untyped) -> Untyped:
     return types.void(), generate
 
 
-def _interleaved(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:
-    """Transpose, part by part: n vectors whose parts have n numbers.
+def _transposed(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:
+    """Transpose n vectors part by part, where each part has n numbers.
 
-    Interleaving vector i with vector i + n/2, log2(n) times, is a transposition. Element by
-    element, the whole resize takes twice as long.
+    Interleaving vector i with vector i + n/2, log2(n) times, is a transposition.
     """
     n, size = len(vectors), vectors[0].type.count
     turns = [k // 2 + k % 2 * size for k in range(n)]
@@ -234,15 +235,15 @@ def _interleaved(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:
     return vectors
 
 
-def _repeated(builder: Untyped, number: Untyped, n: int) -> Untyped:
+def _splat(builder: Untyped, number: Untyped, n: int) -> Untyped:
     nothing = ir.Constant(ir.VectorType(number.type, n), ir.Undefined)
     first = builder.insert_element(nothing, number, ir.Constant(_INDEX, 0))
     return builder.shuffle_vector(first, nothing, _indices([0] * n))
 
 
-def _joined(builder: Untyped, parts: list[Untyped]) -> Untyped:
+def _concatenated(builder: Untyped, parts: list[Untyped]) -> Untyped:
     while len(parts) > 1:
-        both = _run(0, 2 * parts[0].type.count)
+        both = _consecutive(0, 2 * parts[0].type.count)
         parts = [
             builder.shuffle_vector(parts[i], parts[i + 1], both) for i in range(0, len(parts), 2)
         ]
@@ -253,11 +254,11 @@ def _indices(numbers: list[int]) -> Untyped:
     return ir.Constant(ir.VectorType(_INDEX, len(numbers)), numbers)
 
 
-def _run(first: int, n: int) -> Untyped:
+def _consecutive(first: int, n: int) -> Untyped:
     return _indices([*range(first, first + n)])
 
 
-def _all(kind: Untyped, number: int) -> Untyped:
+def _filled(kind: Untyped, number: int) -> Untyped:
     return ir.Constant(kind, [number] * LANES)
 
 
@@ -271,17 +272,17 @@ def _pointer(builder: Untyped, address: Untyped) -> Untyped:
     return builder.inttoptr(address, _BYTE.as_pointer())
 
 
-def _loaded(builder: Untyped, place: Untyped, kind: Untyped) -> Untyped:
+def _load(builder: Untyped, place: Untyped, kind: Untyped) -> Untyped:
     return builder.load(builder.bitcast(place, kind.as_pointer()), align=1)
 
 
-def _keep(builder: Untyped, place: Untyped, values: Untyped) -> None:
+def _store(builder: Untyped, place: Untyped, values: Untyped) -> None:
     builder.store(values, builder.bitcast(place, values.type.as_pointer()), align=1)
 
 
 def _stream(builder: Untyped, place: Untyped, values: Untyped) -> None:
-    """Keep a vector, whose place is a multiple of its bytes, past the caches."""
+    """Store a vector past the caches, at an address that is a multiple of its bytes."""
     n_bytes = values.type.count * (1 if values.type.element == _BYTE else 4)
     place = builder.bitcast(place, values.type.as_pointer())
-    kept = builder.store(values, place, align=n_bytes)
-    kept.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INDEX, 1)]))
+    stored = builder.store(values, place, align=n_bytes)
+    stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INDEX, 1)]))

@@ -1,28 +1,22 @@
-"""The triangle filter of Pillow's bilinear resize along one axis, in integers with an exact sum."""
+"""Triangle filter of Pillow's bilinear resize along one axis, in integers with an exact sum."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.kernels.jpeg.simd import (
-    inner,
-)
+from coreset.kernels.jpeg.simd import inner
 
 SHORT_ONE = 65535
 """Sum of weights of 16 bits."""
-
-
 LONG_ONE = 1 << 24
 """Sum of weights of 24 bits."""
-
-
 _MOST_SHORT_SCALE = 15
-"""Up to here, 31 taps, the errors of 16-bit weights and sums stay within a quarter of a level."""
+"""Up to this scale (31 taps) the errors of 16-bit weights and sums stay below a quarter level."""
 
 
 class Axis(NamedTuple):
-    """How output positions of one axis are made of input positions."""
+    """Weights of the input positions in each output position of one axis."""
 
     starts: NDArray[np.int64]
     """First input position of each output."""
@@ -31,21 +25,21 @@ class Axis(NamedTuple):
 
 
 def is_short(n_in: int, n_out: int) -> bool:
-    """Whether weights of 16 bits are exact enough for an axis."""
+    """Test whether weights of 16 bits are exact enough for an axis."""
     return n_in >= 3 and n_in <= _MOST_SHORT_SCALE * n_out
 
 
 @inner
 def _window(at: int, scale: float, n_in: int) -> tuple[int, int]:
-    """First and one past the last input that output ``at`` is made of, as Pillow rounds them."""
+    """Return the first and one past the last input of output ``at``, rounded as in Pillow."""
     centre, support = (at + 0.5) * scale, max(scale, 1.0)
     return max(int(centre - support + 0.5), 0), min(int(centre + support + 0.5), n_in)
 
 
 def span_of(n_in: int, n_out: int, begin: int, end: int) -> tuple[int, int]:
-    """Inputs that hold all which the outputs begin .. end-1 of `axis_of` are made of.
+    """Return the range of inputs that the outputs begin .. end-1 of `axis_of` need.
 
-    Up to two more than necessary: a window's length depends on where it lies.
+    It may hold up to two inputs more: the length of a window depends on its position.
     """
     scale = n_in / n_out
     support = max(scale, 1.0)
@@ -56,7 +50,7 @@ def span_of(n_in: int, n_out: int, begin: int, end: int) -> tuple[int, int]:
 
 @inner
 def axis_of(n_in: int, n_out: int, begin: int, end: int, one: int) -> Axis:
-    """The outputs begin .. end-1 of an axis, with weights whose sum is ``one``.
+    """Compute the weights of the outputs begin .. end-1 of an axis; each sum is ``one``.
 
     Every output has the same number of taps, whatever the box: windows that the border cuts are
     moved inside and get weights of 0.

@@ -176,6 +176,13 @@ def test_without_the_library_nothing_is_decoded_in_parts(monkeypatch, library):
 
 
 @pytest.mark.usefixtures("_asked_anew")
+def test_the_environment_can_switch_region_decoding_off(monkeypatch):
+    monkeypatch.setenv(libjpeg.SWITCH, "0")
+    assert not worth_cropping((500, 375), (100, 50, 350, 300))
+    assert decode_region(b"", (0, 0, 16, 16)) is None
+
+
+@pytest.mark.usefixtures("_asked_anew")
 def test_a_version_of_another_layout_is_not_used(monkeypatch):
     monkeypatch.setattr(libjpeg, "VERSIONS", (80,) if libjpeg._version() == 62 else (62,))
     libjpeg._version.cache_clear()
@@ -189,6 +196,6 @@ def test_a_version_with_other_pixels_is_not_used(monkeypatch):
         into[:] ^= 1
         return found
 
-    decode = libjpeg.PartDecoder.decode
-    monkeypatch.setattr(libjpeg.PartDecoder, "decode", one_off)
+    decode = libjpeg.RegionDecoder.decode
+    monkeypatch.setattr(libjpeg.RegionDecoder, "decode", one_off)
     assert not worth_cropping((500, 375), (100, 50, 350, 300))

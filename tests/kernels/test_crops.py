@@ -34,7 +34,7 @@ def by_torchvision(n, width, height, *, scale=SCALE, ratio=RATIO):
 
 
 def features_of(boxes):
-    """What a law may get wrong: place, size, area and aspect ratio."""
+    """Place, size, area and aspect ratio."""
     left, top, right, bottom = boxes.T
     width, height = right - left, bottom - top
     return {
@@ -53,7 +53,7 @@ def largest_gap(a, b):
 
 @pytest.mark.parametrize("scale", [SCALE, (0.5, 1.0)])
 @pytest.mark.parametrize(("width", "height"), [(224, 224), (500, 375), (90, 500), (7, 5)])
-def test_boxes_follow_the_law_of_torchvision(width, height, scale):
+def test_boxes_are_distributed_as_in_torchvision(width, height, scale):
     ours = features_of(boxes_of(np.arange(DRAWS), width, height, seed=5, scale=scale))
     theirs = features_of(by_torchvision(DRAWS, width, height, scale=scale))
     gaps = {name: largest_gap(ours[name], theirs[name]) for name in ours}

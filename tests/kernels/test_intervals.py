@@ -24,29 +24,29 @@ def scipy_interval(test: Any, confidence: float = 0.95) -> tuple[float, float]:
 
 
 @given(samples, samples)
-def test_welch_is_that_of_scipy(one, other):
-    if one.std() + other.std() == 0:
-        expected = (one.mean() - other.mean(),) * 2
+def test_welch_is_that_of_scipy(first, second):
+    if first.std() + second.std() == 0:
+        expected = (first.mean() - second.mean(),) * 2
     else:
-        expected = scipy_interval(stats.ttest_ind(one, other, equal_var=False))
-    assert welch_interval(one, other) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        expected = scipy_interval(stats.ttest_ind(first, second, equal_var=False))
+    assert welch_interval(first, second) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 @given(pairs)
 def test_paired_is_that_of_scipy(both):
-    one, other = both
-    if np.ptp(one - other) == 0:
-        expected = (one[0] - other[0],) * 2
+    first, second = both
+    if np.ptp(first - second) == 0:
+        expected = (first[0] - second[0],) * 2
     else:
-        expected = scipy_interval(stats.ttest_rel(one, other))
-    assert paired_interval(one, other) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+        expected = scipy_interval(stats.ttest_rel(first, second))
+    assert paired_interval(first, second) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
 def test_another_confidence_is_another_interval():
-    one, other = np.array([1.0, 2.0, 4.0]), np.array([0.5, 2.5, 2.0])
-    expected = scipy_interval(stats.ttest_rel(one, other), 0.8)
-    assert paired_interval(one, other, 0.8) == pytest.approx(expected)
-    assert welch_interval(one, other, 0.8)[0] > welch_interval(one, other)[0]
+    first, second = np.array([1.0, 2.0, 4.0]), np.array([0.5, 2.5, 2.0])
+    expected = scipy_interval(stats.ttest_rel(first, second), 0.8)
+    assert paired_interval(first, second, 0.8) == pytest.approx(expected)
+    assert welch_interval(first, second, 0.8)[0] > welch_interval(first, second)[0]
 
 
 def test_equal_values_have_an_interval_without_width():
@@ -64,10 +64,10 @@ def test_equal_means_are_told_apart_in_few_of_many_draws():
 
 
 def test_a_single_value_has_no_interval():
-    one, two = np.array([1.0]), np.array([1.0, 2.0])
+    first, two = np.array([1.0]), np.array([1.0, 2.0])
     with pytest.raises(ValueError, match="at least two values of each, got 1"):
-        welch_interval(one, two)
+        welch_interval(first, two)
     with pytest.raises(ValueError, match="at least two values of each, got 1"):
-        paired_interval(one, one)
+        paired_interval(first, first)
     with pytest.raises(ValueError, match="as many values in both, got 1 and 2"):
-        paired_interval(one, two)
+        paired_interval(first, two)

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreset.kernels.margins import SampleStats, margins, per_sample_stats
+from coreset.kernels.margins import NonFiniteGuard, SampleStats, margins, per_sample_stats
 
 LOGITS = st.lists(st.floats(-60, 60, width=32), min_size=2, max_size=9)
 
@@ -94,3 +94,32 @@ def test_the_margin_of_probabilities_is_that_of_cleanlab_on_a_scale_from_minus_o
         labels.numpy(), probabilities.numpy(), method="normalized_margin"
     )
     np.testing.assert_allclose(margins(probabilities, labels), 2 * theirs - 1, atol=1e-6)
+
+
+IDS = torch.tensor([7, 3, -1, 5])
+
+
+def test_no_batch_is_recorded_while_all_is_finite_but_for_padding():
+    guard = NonFiniteGuard(4, "cpu")
+    guard.check(torch.tensor([0.0, 1e30, torch.nan, -2.0]), IDS, 0)
+    assert guard.first() is None
+
+
+def test_the_first_bad_batch_is_recorded_with_its_bad_samples_alone():
+    guard = NonFiniteGuard(4, "cpu")
+    guard.check(torch.zeros(4), IDS, 0)
+    guard.check(torch.tensor([torch.nan, 1.0, torch.inf, -torch.inf]), IDS, 6)
+    guard.check(torch.full((4,), torch.nan), IDS, 7)
+    assert guard.first() == (6, [7, 5])
+
+
+def test_a_short_batch_may_be_the_bad_one():
+    guard = NonFiniteGuard(4, "cpu")
+    guard.check(torch.tensor([1.0, torch.nan]), torch.tensor([9, 8]), 2)
+    assert guard.first() == (2, [8])
+
+
+def test_checking_reads_nothing_back_from_the_device():
+    # A tensor on `meta` has no values: item() or nonzero() would raise here.
+    guard = NonFiniteGuard(2, "meta")
+    guard.check(torch.empty(2, device="meta"), torch.empty(2, dtype=torch.int64, device="meta"), 0)

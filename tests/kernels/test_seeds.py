@@ -3,7 +3,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coreset.kernels.seeds import GOLDEN_GAMMA, derived_seed, permutation, random_keys, splitmix64
+from coreset.kernels.seeds import (
+    GOLDEN_GAMMA,
+    OrderStream,
+    ScoringStream,
+    SelectionStream,
+    SyntheticStream,
+    derived_seed,
+    permutation,
+    random_keys,
+    splitmix64,
+)
 
 
 @pytest.mark.parametrize(
@@ -58,3 +68,11 @@ def test_derived_seeds_differ_by_run_by_place_and_by_depth():
 
 def test_the_path_of_a_derived_seed_is_ordered():
     assert derived_seed(0, 1, 2) != derived_seed(0, 2, 1)
+
+
+def test_streams_keep_the_numbers_that_draws_on_disk_depend_on():
+    assert [*SelectionStream] == [0, 1]
+    assert [*ScoringStream] == [-1]
+    assert [*OrderStream] == [0, 1]
+    assert [*SyntheticStream] == [0, 1, 2, 3, 4, 5, 6]
+    assert derived_seed(0, SyntheticStream.IMAGE, 3) == derived_seed(0, 6, 3)

@@ -49,7 +49,7 @@ class BatchDecode:
 
     def left(self) -> list[int]:
         """Positions of the images that were not decoded, also of those that are no squares."""
-        return np.flatnonzero(~self._turns.done).tolist()
+        return np.flatnonzero(~self._turns.decoded).tolist()
 
 
 def crop_batch(batch: EncodedBatch, geometry: Geometry) -> BatchDecode | None:

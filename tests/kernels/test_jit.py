@@ -1,4 +1,4 @@
-"""Compiled kernels on disk: used by the next process, and never after an edit of any kernel."""
+"""Compiled kernels on disk: the next process loads them, but never after an edit of any kernel."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ def factor() -> int:
 """
 OUTER = """
 from coreset.kernels.jit import kernel
-from coreset.kernels.inner import factor
+from coreset.kernels.jpeg.inner import factor
 
 @kernel
 def tripled(number: int) -> int:
@@ -34,18 +34,23 @@ print(tripled(5), sum(tripled.stats.cache_hits.values()))
 
 @pytest.fixture
 def sources(tmp_path: Path) -> Path:
-    """Two kernels, one of which calls the other."""
+    """Two kernels, one of which calls the other, in a folder below."""
     folder = tmp_path / "sources" / "coreset" / "kernels"
-    folder.mkdir(parents=True)
+    (folder / "jpeg").mkdir(parents=True)
     (folder.parent / "__init__.py").touch()
     shutil.copy(compiling.__file__, folder)
-    for name, text in (("__init__", ""), ("inner", INNER), ("outer", OUTER)):
+    for name, text in (
+        ("__init__", ""),
+        ("jpeg/__init__", ""),
+        ("jpeg/inner", INNER),
+        ("outer", OUTER),
+    ):
         (folder / f"{name}.py").write_text(text)
     return folder
 
 
 def call(sources: Path, cache: Path) -> tuple[int, int]:
-    """What the outer kernel makes of 5, and how often its code was found on disk."""
+    """Return the outer kernel's result for 5, and how often its code was loaded from disk."""
     result, hits = map(int, run(sources, cache).stdout.split())
     return result, hits
 
@@ -68,7 +73,7 @@ def test_the_next_process_finds_the_code_and_an_edited_dependency_is_compiled_an
 ):
     cache = tmp_path / "cache"
     assert [call(sources, cache) for _ in range(2)] == [(15, 0), (15, 1)]
-    inner = sources / "inner.py"
+    inner = sources / "jpeg" / "inner.py"
     inner.write_text(inner.read_text().replace("3", "4"))
     assert [call(sources, cache) for _ in range(2)] == [(20, 0), (20, 1)]
 

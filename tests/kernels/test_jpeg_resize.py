@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from coreset.kernels.jpeg.normalise import PLANE_ALIGNMENT, factors_of, normalised_planes
 from coreset.kernels.jpeg.resize import reach, resize, warm_up
 
 sides = st.one_of(st.integers(1, 12), st.integers(1, 150))
@@ -101,7 +102,7 @@ def test_a_box_equals_the_crop_of_the_full_result(height, width, to_width, to_he
 
 @pytest.mark.parametrize(("side", "to_side"), [(47, 28), (90, 53), (130, 8), (500, 31)])
 def test_every_pixel_alone_equals_that_of_the_full_result(side, to_side):
-    """Windows of 3 and 4 taps, or about 32, alternate: one arithmetic must hold for the axis."""
+    """Windows of 3 and 4 taps, or about 32, alternate: one kernel must do the whole axis."""
     image = picture("noise", side, side)
     full = resize(image, to_side, to_side)
     for top, left in np.ndindex(to_side, to_side):
@@ -120,7 +121,7 @@ def test_a_region_gives_what_its_copy_gives(height, width, to_width, to_height, 
 
 
 @given(sides, sides, sides, sides, st.data())
-def test_the_part_that_a_box_reaches_gives_what_the_image_gives(
+def test_the_reach_of_a_box_gives_the_result_of_the_whole_image(
     height, width, to_width, to_height, data
 ):
     image = picture("noise", height, width)
@@ -203,6 +204,21 @@ RGB = picture("noise", 20, 30)
         (RGB, {"out": np.empty((8, 20, 3), np.uint8)[:, ::2]}, "C-contiguous"),
     ],
 )
-def test_what_cannot_be_resized_is_refused(image, options, fact):
+def test_wrong_arguments_are_refused(image, options, fact):
     with pytest.raises(ValueError, match=fact):
         resize(image, **({"width": 10, "height": 8} | options))
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (7, 5), (4, 4), (64, 33), (64, 64)])
+def test_planes_are_the_normalised_channels_of_one_image_of_a_batch(height, width, offset):
+    """At an offset of 0, sizes that are multiples of 16 are written past the caches."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    image = picture("noise", height, width)
+    memory = np.full(image.size + 64, 9, np.float32)
+    start = 16 - memory.ctypes.data % PLANE_ALIGNMENT // 4 + offset
+    planes = memory[start : start + image.size].reshape(3, height, width)
+    normalised_planes(image, factors_of(mean, std), planes)
+    np.testing.assert_allclose(planes, ((image / 255 - mean) / std).transpose(2, 0, 1), atol=1e-6)
+    assert (memory[:start] == 9).all()
+    assert (memory[start + image.size :] == 9).all()

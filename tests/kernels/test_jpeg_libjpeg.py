@@ -1,0 +1,167 @@
+"""Calls of C from kernels: libjpeg (tests/decode compares its pixels) and the page cache."""
+
+import ctypes
+import gc
+import os
+import re
+from pathlib import Path
+
+import numba
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import _imaging
+
+from coreset.kernels.jpeg import batch, libjpeg
+from coreset.kernels.jpeg.ffi import all_cached
+from coreset.kernels.jpeg.libjpeg import MOST_ADDED, VERSIONS, Functions, RegionDecoder
+
+
+@pytest.fixture(scope="module")
+def grey():
+    """A grey image of 64 x 48 pixels, and its file."""
+    pixels = np.tile(np.arange(64, dtype=np.uint8)[None, :, None], (48, 1, 1))
+    return simplejpeg.encode_jpeg(pixels, 100, "GRAY", "Gray")
+
+
+@pytest.fixture
+def decoder(grey):
+    """By the one version that is the library's; the others decode nothing."""
+    into = np.empty(64 * 48 * 3, np.uint8)
+    decoders = [RegionDecoder(ctypes.CDLL(_imaging.__file__), version) for version in VERSIONS]
+    (usable,) = [d for d in decoders if d.decode(grey, (0, 0, 64, 48), into) == (0, 64)]
+    return usable
+
+
+def test_rows_lie_one_after_the_other(decoder, grey):
+    into = np.full(64 * 48 * 3, 255, np.uint8)
+    first, n = decoder.decode(grey, (30, 10, 40, 14), into)
+    assert first <= 30
+    assert 40 <= first + n <= 40 + MOST_ADDED
+    rows = into[: 4 * n * 3].reshape(4, n, 3)
+    whole = simplejpeg.decode_jpeg(grey)
+    np.testing.assert_array_equal(rows, whole[10:14, first : first + n])
+    assert (into[rows.size :] == 255).all()
+
+
+def test_nothing_is_written_to_memory_that_is_too_small(decoder, grey):
+    into = np.full(100, 255, np.uint8)
+    assert decoder.decode(grey, (30, 10, 40, 14), into)[1] == 0
+    assert (into == 255).all()
+    assert decoder.decode(grey, (30, 10, 40, 11), np.empty(3 * 64, np.uint8))[1] > 0
+
+
+def test_a_file_that_ends_before_its_last_row_is_refused(decoder, grey):
+    into = np.empty(64 * 48 * 3, np.uint8)
+    assert decoder.decode(grey[: len(grey) - 40], (0, 0, 64, 48), into)[1] == 0
+    assert decoder.decode(grey, (0, 0, 64, 48), into) == (0, 64)
+
+
+def test_a_library_without_libjpeg_is_refused():
+    with pytest.raises(AttributeError):
+        RegionDecoder(ctypes.CDLL(None), next(iter(VERSIONS)))
+    gc.collect()  # a decoder that was never ready is deleted without an error
+
+
+FUNCTIONS = Functions(*range(1, 14))
+CROP = batch._Crop((1, 1), 1, 1, 1, 1)
+MODE = batch._Mode(1, stream=True, coarse=False)
+ADDRESSES = batch._Addresses(1, 1, 1)
+REGION = libjpeg._Region(1, 1, 1, 1, coarse=True)
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (libjpeg._decode_region, (FUNCTIONS, (1, 1), REGION, (1, 1), 1)),
+        (batch._decode_one, (FUNCTIONS, CROP, MODE, ADDRESSES, None)),
+        (batch._decode_one, (FUNCTIONS, CROP, MODE, ADDRESSES, 1)),
+    ],
+    ids=["region", "bytes", "floats"],
+)
+def test_functions_that_a_jump_returns_to_hold_no_counted_reference(function, arguments):
+    """A jump would release it twice; the code includes all functions that are called."""
+    function.compile(tuple(map(numba.typeof, arguments)))
+    for code in function.inspect_llvm().values():
+        assert "@_setjmp" in code
+        assert "NRT_incref" not in code
+        assert "NRT_decref" not in code
+
+
+def test_a_region_beside_the_image_is_refused(decoder, grey):
+    into = np.empty(64 * 48 * 3, np.uint8)
+    assert decoder.decode(grey, (70, 0, 80, 8), into)[1] == 0
+    assert decoder.decode(grey, (0, 50, 64, 60), into)[1] == 0
+    assert decoder.decode(grey, (0, 0, 64, 48), into) == (0, 64)
+
+
+@pytest.fixture
+def descriptor(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(100))
+    with path.open("rb") as file:
+        yield file.fileno()
+
+
+def test_bytes_that_were_just_written_are_cached(descriptor):
+    assert all_cached(np.full(3, descriptor), np.array([0, 99, 50]))
+    assert all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+@pytest.mark.parametrize(("opened", "offset"), [(True, 100), (True, 10_000), (False, 0)])
+def test_a_byte_that_cannot_be_read_is_not_cached(descriptor, opened, offset):
+    descriptors = np.array([descriptor, descriptor if opened else -1, descriptor])
+    assert not all_cached(descriptors, np.array([0, offset, 1]))
+
+
+def test_bytes_that_were_dropped_from_memory_are_not_cached(tmp_path):
+    def dropped(name: str) -> int:
+        path = tmp_path / name
+        path.write_bytes(os.urandom(1 << 20))
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        return descriptor
+
+    # Two files, because a test of one may start reading it.
+    probe, descriptor = dropped("a"), dropped("b")
+    try:
+        os.preadv(probe, [bytearray(1)], 1 << 19, os.RWF_NOWAIT)
+    except BlockingIOError:
+        assert not all_cached(np.full(1, descriptor), np.full(1, 1 << 19))
+    except OSError as error:
+        pytest.skip(f"this file system cannot say ({error.strerror})")
+    else:
+        pytest.skip("this file system keeps pages that it is told to drop")
+    finally:
+        os.close(probe)
+        os.close(descriptor)
+
+
+KERNELS = Path(libjpeg.__file__).resolve().parents[1]
+
+
+def test_no_other_kernel_calls_c_or_handles_vectors():
+    tools = re.compile(
+        r"^\s*(?:import|from) (?:ctypes|llvmlite|cffi|numba\.extending)\b", re.MULTILINE
+    )
+    sources = {source for source in KERNELS.rglob("*.py") if tools.search(source.read_text())}
+    assert sources, "the pattern finds nothing"
+    assert {source.parent for source in sources} == {KERNELS / "jpeg"}
+
+
+def test_the_readme_lists_what_other_rooms_import():
+    table = re.findall(
+        r"^\| `(\w+)` \| (.+?) \|", (KERNELS / "jpeg" / "README.md").read_text(), re.MULTILINE
+    )
+    listed = {(module, name) for module, names in table for name in re.findall(r"`(\w+)`", names)}
+    imports = re.compile(r"from coreset\.kernels\.jpeg\.(\w+) import (\([^)]+\)|[^\n]+)")
+    used = {
+        (module, name)
+        for room in ("engine", "shards", "bench")
+        for source in (KERNELS.parent / room).rglob("*.py")
+        for module, names in imports.findall(source.read_text())
+        for name in re.findall(r"\w+", names)
+    }
+    assert used
+    assert used <= listed
