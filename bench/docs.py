@@ -21,7 +21,7 @@ from coreset.bench.dynamics_tables import DYNAMICS_BLOCKS
 from coreset.bench.pack_tables import PACK_BLOCKS
 from coreset.bench.pixels_tables import PIXEL_BLOCKS
 from coreset.bench.record import read
-from coreset.bench.robustness_table import (
+from coreset.bench.robustness.summary import (
     robustness,
     robustness_circumstances,
     robustness_summary,

@@ -10,16 +10,25 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from coreset.bench import fault_uses
-from coreset.bench.fault_cases import Case, N, image_cases, packed_cases, shard_cases
-from coreset.bench.fault_contenders import coreset
-from coreset.bench.fault_folders import folder_cases
-from coreset.bench.fault_processes import CASES
-from coreset.bench.fault_tables import table_cases
-from coreset.bench.faults import encoded, jpeg
-from coreset.bench.outcomes import Expected, Observed, Outcome, Ran, Sample, judge, read_found, run
 from coreset.bench.peers.found import Found
-from coreset.bench.robustness import NOT_INSTALLED, merged
+from coreset.bench.robustness import uses
+from coreset.bench.robustness.cases import Case, N, image_cases, packed_cases, shard_cases
+from coreset.bench.robustness.contenders import coreset
+from coreset.bench.robustness.faults import encoded, jpeg
+from coreset.bench.robustness.folders import folder_cases
+from coreset.bench.robustness.outcomes import (
+    Expected,
+    Observed,
+    Outcome,
+    Ran,
+    Sample,
+    judge,
+    read_found,
+    run,
+)
+from coreset.bench.robustness.processes import CASES
+from coreset.bench.robustness.scoreboard import NOT_INSTALLED, merged
+from coreset.bench.robustness.tables import table_cases
 
 WHOLE = np.full((4, 6, 3), 100, np.uint8)
 OTHER = np.full((4, 6, 3), 160, np.uint8)
@@ -121,7 +130,7 @@ def test_samples_found_survive_what_comes_after_them(tmp_path: Path):
 
 def test_every_case_has_a_name_of_its_own_and_makes_its_inputs(tmp_path: Path):
     cases = [*image_cases(), *folder_cases(), *shard_cases(), *table_cases()]
-    processes = [*CASES, *fault_uses.CASES]
+    processes = [*CASES, *uses.CASES]
     names = [case.fault for case in [*cases, *packed_cases(), *processes]]
     assert len(set(names)) == len(names)
     for number, case in enumerate(cases):
@@ -137,12 +146,12 @@ def test_every_case_has_a_name_of_its_own_and_makes_its_inputs(tmp_path: Path):
 def test_a_square_of_a_column_is_that_of_the_whole_enlarged():
     pixels = np.random.default_rng(0).integers(0, 256, (50, 1, 3), np.uint8)
     data = encoded(Image.fromarray(pixels), "PNG")
-    by_rows = fault_uses.square_of_column(data, 14, 16).astype(int)
-    assert np.abs(by_rows - fault_uses.square_of(data, 14, 16)).max() <= 1
+    by_rows = uses.square_of_column(data, 14, 16).astype(int)
+    assert np.abs(by_rows - uses.square_of(data, 14, 16)).max() <= 1
 
 
 def test_a_repeated_frame_header_is_an_error_behind_the_last_row():
-    whole, odd = jpeg(), fault_uses.with_repeated_frame()
+    whole, odd = jpeg(), uses.with_repeated_frame()
     assert odd.startswith(whole[:-2])
     assert odd.count(b"\xff\xc0") == whole.count(b"\xff\xc0") + 1
     with pytest.raises(ValueError, match="two SOF markers"):

@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from coreset.bench.fault_images import CRAFTED_IMAGES
-from coreset.bench.faults import (
+from coreset.bench.robustness.faults import (
     ODD_IMAGES,
     OddImage,
     TarMember,
@@ -28,7 +27,8 @@ from coreset.bench.faults import (
     write_photos,
     write_tar,
 )
-from coreset.bench.outcomes import Expected, Pixels, run
+from coreset.bench.robustness.images import CRAFTED_IMAGES
+from coreset.bench.robustness.outcomes import Expected, Pixels, run
 
 CORESET = (sys.executable, "-m", "coreset.engine.cli")
 N = 12

@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from coreset.bench.outcomes import Outcome
 from coreset.bench.record import read
+from coreset.bench.robustness.outcomes import Outcome
 
 Row = dict[str, Any]
 _CONTENDERS = ("webdataset", "dali", "img2dataset", "coreset")

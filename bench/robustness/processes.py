@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from coreset.bench import fault_disks
-from coreset.bench.fault_cases import CORESET, ODD, N
-from coreset.bench.fault_contenders import shards_command, write_shards
-from coreset.bench.fault_findings import (
+from coreset.bench.robustness import disks
+from coreset.bench.robustness.cases import CORESET, ODD, N
+from coreset.bench.robustness.contenders import shards_command, write_shards
+from coreset.bench.robustness.faults import FAILING_FILE, class_name, write_photos
+from coreset.bench.robustness.findings import (
     MANY,
     PER_SHARD,
     Command,
@@ -22,8 +23,7 @@ from coreset.bench.fault_findings import (
     readable,
     refusal,
 )
-from coreset.bench.faults import FAILING_FILE, class_name, write_photos
-from coreset.bench.outcomes import Outcome, kill_group, run
+from coreset.bench.robustness.outcomes import Outcome, kill_group, run
 
 _KILLS = 12
 _POLL_SECONDS = 0.002
@@ -232,21 +232,21 @@ CASES: tuple[ProcessCase, ...] = (
         coreset=_failing_source_coreset, webdataset=_failing_source_webdataset,
     ),
     ProcessCase(
-        row=24, fault="disk full while packing", injected=f"a disk of {fault_disks.FULL_MB} MB",
-        coreset=fault_disks.full_disk_coreset, webdataset=fault_disks.full_disk_webdataset,
+        row=24, fault="disk full while packing", injected=f"a disk of {disks.FULL_MB} MB",
+        coreset=disks.full_disk_coreset, webdataset=disks.full_disk_webdataset,
         needs_root=True,
     ),
     ProcessCase(
         row=25, fault="too many open files", injected="two may be open beside the three streams",
-        coreset=fault_disks.few_files_coreset, webdataset=fault_disks.few_files_webdataset,
+        coreset=disks.few_files_coreset, webdataset=disks.few_files_webdataset,
     ),
     ProcessCase(
         row=25, fault="a file that may not be read", injected="mode 0, without root's rights",
-        coreset=fault_disks.forbidden_coreset, webdataset=fault_disks.forbidden_webdataset,
+        coreset=disks.forbidden_coreset, webdataset=disks.forbidden_webdataset,
     ),
     ProcessCase(
         row=25, fault="read-only disk", injected="the output's disk is mounted read-only",
-        coreset=fault_disks.read_only_coreset, webdataset=fault_disks.read_only_webdataset,
+        coreset=disks.read_only_coreset, webdataset=disks.read_only_webdataset,
         needs_root=True,
     ),
     ProcessCase(

@@ -5,10 +5,10 @@
 Each fault is made anew for each contender, which meets it in a process of its own: ``coreset``
 through its command line, webdataset's ``ShardWriter`` and reader, DALI on a CPU, and img2dataset if
 its whole package is in FOLDER/img2dataset (``bench/peers/faults_img2dataset.py`` says how). The
-outcome is told by what came out (``bench.outcomes``). Writes ``bench/results/robustness.jsonl``.
+outcome is judged by the output (``bench.robustness.outcomes``). Writes
+``bench/results/robustness.jsonl``.
 """
 
-import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,14 +16,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from coreset.bench import fault_contenders, fault_forgeries, fault_processes, fault_uses
-from coreset.bench.fault_cases import Case, Inputs, image_cases, packed_cases, shard_cases
-from coreset.bench.fault_folders import folder_cases
-from coreset.bench.fault_tables import table_cases
-from coreset.bench.outcomes import Judged, Observed, judge
 from coreset.bench.record import RESULTS, portable, read, record, write
+from coreset.bench.robustness import contenders, forgeries, processes, uses
+from coreset.bench.robustness.cases import Case, Inputs, image_cases, packed_cases, shard_cases
+from coreset.bench.robustness.folders import folder_cases
+from coreset.bench.robustness.outcomes import Judged, Observed, judge
+from coreset.bench.robustness.tables import table_cases
 
 Contender = Callable[[Case, Inputs, Path], Observed]
 DOES_NOT_APPLY = "does not apply"
@@ -46,8 +44,8 @@ class Robustness:
     def run(self) -> None:
         """Run every case and record it."""
         packages = self.peers / "img2dataset"
-        installed = fault_contenders.img2dataset_version(packages)
-        versions = fault_contenders.versions() | ({"img2dataset": installed} if installed else {})
+        installed = contenders.img2dataset_version(packages)
+        versions = contenders.versions() | ({"img2dataset": installed} if installed else {})
         rows: list[dict[str, Any]] = []
         for row in self._rows(packages if installed else None):
             print(f"{row['row']:>3} {row['fault']:<30} {row['contender']:<12} {row['outcome']}"
@@ -60,8 +58,8 @@ class Robustness:
         print(f"written: {write('robustness', kept)}")
 
     def _rows(self, img2dataset: Path | None) -> Iterator[dict[str, Any]]:
-        contenders = _contenders(img2dataset)
-        chosen = {name: contenders[name] for name in self.contender}
+        known = _contenders(img2dataset)
+        chosen = {name: known[name] for name in self.contender}
         for case in chain(
             image_cases(), folder_cases(), shard_cases(), packed_cases(), table_cases()
         ):
@@ -69,7 +67,7 @@ class Robustness:
                 for name, contender in chosen.items():
                     yield _named(case.row, case.fault, case.injected, name,
                                  _met(case, name, contender))  # fmt: skip
-        for one in (*fault_processes.CASES, *fault_uses.CASES, *fault_forgeries.CASES):
+        for one in (*processes.CASES, *uses.CASES, *forgeries.CASES):
             if not self.row or one.row in self.row:
                 for name in self.contender:
                     yield _named(one.row, one.fault, one.injected, name, _went(one, name))
@@ -94,10 +92,10 @@ class _Cell:
 
 def _contenders(img2dataset: Path | None) -> dict[str, Contender | None]:
     return {
-        "webdataset": fault_contenders.webdataset,
-        "dali": fault_contenders.dali,
-        "img2dataset": fault_contenders.img2dataset(img2dataset) if img2dataset else None,
-        "coreset": fault_contenders.coreset,
+        "webdataset": contenders.webdataset,
+        "dali": contenders.dali,
+        "img2dataset": contenders.img2dataset(img2dataset) if img2dataset else None,
+        "coreset": contenders.coreset,
     }
 
 
@@ -127,7 +125,7 @@ def _cell(judged: Judged, observed: Observed) -> _Cell:
     return _Cell(outcome=judged.outcome, detail=judged.detail, facts=facts)
 
 
-def _went(one: fault_processes.ProcessCase, name: str) -> _Cell:
+def _went(one: processes.ProcessCase, name: str) -> _Cell:
     run = {"coreset": one.coreset, "webdataset": one.webdataset}.get(name)
     if run is None:
         other = NOT_MEASURED if name == "img2dataset" and one.packs else DOES_NOT_APPLY
@@ -149,7 +147,3 @@ def _named(row: int, fault: str, injected: str, contender: str, cell: _Cell) -> 
         "detail": cell.detail,
         **cell.facts,
     }
-
-
-if __name__ == "__main__":
-    sys.exit(tyro.cli(Robustness).run())

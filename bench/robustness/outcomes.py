@@ -1,6 +1,6 @@
-"""What a reader or a packer made of a faulty input, told by what came out, never by its name.
+"""Outcome of a faulty input in a reader or packer, judged by its output alone.
 
-A sample is known by its label, which is its own in every input of ``coreset.bench.fault_cases``.
+Every sample of ``coreset.bench.robustness.cases`` has a label of its own, which identifies it.
 """
 
 import json

@@ -12,11 +12,11 @@ from typing import TypeAlias
 import numpy as np
 from PIL import Image
 
-from coreset.bench.fault_cases import CORESET, ODD, N
-from coreset.bench.fault_contenders import write_shards
-from coreset.bench.fault_findings import Finding, ProcessCase, last_line, pack
-from coreset.bench.faults import Pixels, class_name, encoded, jpeg, write_photos
-from coreset.bench.outcomes import Expected, Observed, Outcome, judge, read_found, run
+from coreset.bench.robustness.cases import CORESET, ODD, N
+from coreset.bench.robustness.contenders import write_shards
+from coreset.bench.robustness.faults import Pixels, class_name, encoded, jpeg, write_photos
+from coreset.bench.robustness.findings import Finding, ProcessCase, last_line, pack
+from coreset.bench.robustness.outcomes import Expected, Observed, Outcome, judge, read_found, run
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.tables.csv_cells import unguarded
 
@@ -111,7 +111,9 @@ def _by_coreset(odd: Loaded, src: Path, work: Path) -> Observed:
     if packed.code:
         return Observed(ran=packed, samples=[])
     numbers = (str(number) for number in (odd.size, odd.resize, odd.epochs))
-    return _read(["coreset.bench.fault_loading", work / "found", *numbers, work / "DATA"], work)
+    return _read(
+        ["coreset.bench.robustness.loading", work / "found", *numbers, work / "DATA"], work
+    )
 
 
 def _by_webdataset(odd: Loaded, src: Path, work: Path) -> Observed:

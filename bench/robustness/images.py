@@ -5,14 +5,20 @@ import zlib
 
 import numpy as np
 
-from coreset.bench import crafted
-from coreset.bench.crafted import ARITHMETIC, ARITHMETIC_PROGRESSIVE, COMMENT, chunk, segment
-from coreset.bench.faults import OddImage, Pixels, photo, rgb
+from coreset.bench.robustness import crafted
+from coreset.bench.robustness.crafted import (
+    ARITHMETIC,
+    ARITHMETIC_PROGRESSIVE,
+    COMMENT,
+    chunk,
+    segment,
+)
+from coreset.bench.robustness.faults import OddImage, Pixels, photo, rgb
 
 _SIZE = 96, 72
 _MEGABYTE = 1 << 20
 _TOO_MANY = 20_000
-"""Scans that a decoder does not end within the limit of time of `coreset.bench.outcomes`."""
+"""Scans that a decoder does not end within the limit of time of `outcomes.run`."""
 
 
 def _sampled(first: tuple[int, int]) -> bytes:

@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coreset.bench.fault_cases import CORESET, N
-from coreset.bench.fault_findings import Command, Finding, ProcessCase, last_line, pack
-from coreset.bench.faults import write_photos
-from coreset.bench.outcomes import Outcome, run
+from coreset.bench.robustness.cases import CORESET, N
+from coreset.bench.robustness.faults import write_photos
+from coreset.bench.robustness.findings import Command, Finding, ProcessCase, last_line, pack
+from coreset.bench.robustness.outcomes import Outcome, run
 from coreset.engine.cli import BUG
 from coreset.shards.format.dataset import SAMPLES_NAME, Dataset
 from coreset.shards.format.files import sha256_of_file

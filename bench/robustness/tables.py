@@ -9,9 +9,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coreset.bench.fault_cases import Case, Inputs, N, photo_truths
-from coreset.bench.faults import class_name, jpeg, rgb, sample_members, write_photos, write_tar
-from coreset.bench.outcomes import Expected
+from coreset.bench.robustness.cases import Case, Inputs, N, photo_truths
+from coreset.bench.robustness.faults import (
+    class_name,
+    jpeg,
+    rgb,
+    sample_members,
+    write_photos,
+    write_tar,
+)
+from coreset.bench.robustness.outcomes import Expected
 
 _NAME = "list"
 """Of every list; a message that has it names the fault."""

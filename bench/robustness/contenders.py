@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coreset.bench.fault_cases import CORESET, Case, Inputs
-from coreset.bench.outcomes import Observed, Ran, Sample, read_found, run
+from coreset.bench.robustness.cases import CORESET, Case, Inputs
+from coreset.bench.robustness.outcomes import Observed, Ran, Sample, read_found, run
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.packing.encode import as_rgb
 

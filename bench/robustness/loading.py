@@ -1,6 +1,6 @@
 """What ``loader`` does with a packed data set; run as a program by ``coreset.bench.robustness``.
 
-    python -m coreset.bench.fault_loading FOUND SIZE RESIZE EPOCHS DATA
+    python -m coreset.bench.robustness.loading FOUND SIZE RESIZE EPOCHS DATA
 
 The samples of the last epoch are written into FOUND, and those that were left out are printed.
 """

@@ -4,9 +4,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from coreset.bench.fault_cases import ODD, Case, Inputs, N, photo_truths
-from coreset.bench.faults import class_name, encoded, jpeg, photo, write_class_names, write_photos
-from coreset.bench.outcomes import Expected
+from coreset.bench.robustness.cases import ODD, Case, Inputs, N, photo_truths
+from coreset.bench.robustness.faults import (
+    class_name,
+    encoded,
+    jpeg,
+    photo,
+    write_class_names,
+    write_photos,
+)
+from coreset.bench.robustness.outcomes import Expected
 
 
 def folder_cases() -> Iterator[Case]:

@@ -1,7 +1,7 @@
 """Image files that no encoder writes, made byte by byte: odd samplings, and work for hours.
 
-Shared by the scoreboard and the tests, like `bench.faults`. Layouts are those of ITU T.81 (JPEG),
-the PNG specification and RFC 9649 (WebP).
+Shared by the scoreboard and the tests. Layouts are those of ITU T.81 (JPEG), the PNG specification
+and RFC 9649 (WebP).
 """
 
 import struct
@@ -11,7 +11,7 @@ from itertools import product
 
 import numpy as np
 
-from coreset.bench.faults import encoded, photo
+from coreset.bench.robustness.faults import encoded, photo
 
 Factors = tuple[tuple[int, int], ...]
 """Horizontal and vertical sampling factor of each component."""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
 
-from coreset.bench.fault_cases import CORESET, N
-from coreset.bench.outcomes import Outcome, read_found, run
+from coreset.bench.robustness.cases import CORESET, N
+from coreset.bench.robustness.outcomes import Outcome, read_found, run
 from coreset.engine.cli import BUG
 
 Command: TypeAlias = Sequence[str | Path]

@@ -5,9 +5,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from coreset.bench.fault_cases import ODD, N
-from coreset.bench.fault_contenders import shards_command, write_shards
-from coreset.bench.fault_findings import (
+from coreset.bench.robustness.cases import ODD, N
+from coreset.bench.robustness.contenders import shards_command, write_shards
+from coreset.bench.robustness.faults import class_name, write_photos
+from coreset.bench.robustness.findings import (
     MANY,
     PER_SHARD,
     Finding,
@@ -18,8 +19,7 @@ from coreset.bench.fault_findings import (
     refusal,
     shard_refusal,
 )
-from coreset.bench.faults import class_name, write_photos
-from coreset.bench.outcomes import Outcome, run
+from coreset.bench.robustness.outcomes import Outcome, run
 
 FULL_MB = 3
 # Root may read everything: these two rights are taken from it.
