@@ -129,7 +129,7 @@ def _dangling(work: Path) -> Path:
 
 def _loaded(program: str, words: tuple[str, ...], work: Path) -> Finding:
     data = str(_packed(work))
-    ran = run([sys.executable, "-c", f"import engine\nDATA = {data!r}\n{_LOADERS[program]}"])
+    ran = run([sys.executable, "-c", f"import coreset\nDATA = {data!r}\n{_LOADERS[program]}"])
     if ran.code == 0:
         return Outcome.RIGHT, last_line(ran.text)
     named = any(word in ran.text for word in words)
