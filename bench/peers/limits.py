@@ -15,7 +15,7 @@ import simplejpeg
 import xxhash
 from numpy.typing import NDArray
 
-from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
+from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled
 from coreset.shards.format.files import fsync_directory
 from coreset.shards.format.tar import ShardWriter, shard_name
 from coreset.shards.images.probe import glance, probe

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import simplejpeg
 
-from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
+from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled
 from coreset.shards.format.files import fsync_directory, fsync_file
 from coreset.shards.images.probe import probe
 

@@ -1,4 +1,4 @@
-"""What packers and readers make of faulty data: every row of the fault matrix about packing.
+"""Scoreboard of packers and readers that meet faulty data: the fault matrix about packing.
 
     python -m coreset.bench.robustness [--peers FOLDER] [--row 6 7 ...]
 
@@ -10,20 +10,23 @@ outcome is judged by the output (``bench.robustness.outcomes``). Writes
 """
 
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from coreset.bench.record import RESULTS, portable, read, record, write
+from coreset.bench.docs import Block, Table
+from coreset.bench.harness import RESULTS, Row, portable, read, record, write
 from coreset.bench.robustness import contenders, forgeries, processes, uses
 from coreset.bench.robustness.cases import Case, Inputs, image_cases, packed_cases, shard_cases
 from coreset.bench.robustness.folders import folder_cases
-from coreset.bench.robustness.outcomes import Judged, Observed, judge
+from coreset.bench.robustness.outcomes import Judged, Observed, Outcome, judge
 from coreset.bench.robustness.tables import table_cases
 
 Contender = Callable[[Case, Inputs, Path], Observed]
+CONTENDERS = ("webdataset", "dali", "img2dataset", "coreset")
 DOES_NOT_APPLY = "does not apply"
 NOT_INSTALLED = "not installed here"
 NOT_MEASURED = "not measured"
@@ -38,7 +41,7 @@ class Robustness:
     row: tuple[int, ...] = ()
     """Rows of the fault matrix to run; all by default. Records of other rows are kept, and of
     programs that are not installed."""
-    contender: tuple[str, ...] = ("webdataset", "dali", "img2dataset", "coreset")
+    contender: tuple[str, ...] = CONTENDERS
     """Who is to run."""
 
     def run(self) -> None:
@@ -46,7 +49,7 @@ class Robustness:
         packages = self.peers / "img2dataset"
         installed = contenders.img2dataset_version(packages)
         versions = contenders.versions() | ({"img2dataset": installed} if installed else {})
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
         for row in self._rows(packages if installed else None):
             print(f"{row['row']:>3} {row['fault']:<30} {row['contender']:<12} {row['outcome']}"
                   f" ({row['detail']})", flush=True)  # fmt: skip
@@ -57,7 +60,7 @@ class Robustness:
         kept = merged(there, [{**circumstances, **one} for one in rows])
         print(f"written: {write('robustness', kept)}")
 
-    def _rows(self, img2dataset: Path | None) -> Iterator[dict[str, Any]]:
+    def _rows(self, img2dataset: Path | None) -> Iterator[Row]:
         known = _contenders(img2dataset)
         chosen = {name: known[name] for name in self.contender}
         for case in chain(
@@ -73,7 +76,7 @@ class Robustness:
                     yield _named(one.row, one.fault, one.injected, name, _went(one, name))
 
 
-def merged(there: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def merged(there: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
     """Records with newer ones in their places; that a program is absent replaces none."""
     kept = {(one["fault"], one["contender"]): one for one in there}
     for one in rows:
@@ -87,7 +90,7 @@ def merged(there: Iterable[dict[str, Any]], rows: Iterable[dict[str, Any]]) -> l
 class _Cell:
     outcome: str
     detail: str = ""
-    facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    facts: Mapping[str, Any] = field(default_factory=Row)
 
 
 def _contenders(img2dataset: Path | None) -> dict[str, Contender | None]:
@@ -137,7 +140,7 @@ def _went(one: processes.ProcessCase, name: str) -> _Cell:
     return _Cell(outcome=outcome, detail=detail)
 
 
-def _named(row: int, fault: str, injected: str, contender: str, cell: _Cell) -> dict[str, Any]:
+def _named(row: int, fault: str, injected: str, contender: str, cell: _Cell) -> Row:
     return {
         "row": row,
         "fault": fault,
@@ -147,3 +150,62 @@ def _named(row: int, fault: str, injected: str, contender: str, cell: _Cell) -> 
         "detail": cell.detail,
         **cell.facts,
     }
+
+
+_ERRORS = (Outcome.NAMED, Outcome.NAMELESS)
+_SPEAKS_FOR_ITSELF = (Outcome.RIGHT, Outcome.TOLD, Outcome.RUNS_CODE, Outcome.HOSTILE)
+
+
+def _faults() -> Iterator[Row]:
+    """Return what each contender did with each fault."""
+    records = read("robustness")
+    cells = {(each["fault"], each["contender"]): _outcome(each) for each in records}
+    faults = {each["fault"]: each for each in records}
+    for fault in sorted(faults.values(), key=lambda each: each["row"]):
+        yield fault | {name: cells[fault["fault"], name] for name in CONTENDERS}
+
+
+def _outcome(row: Row) -> str:
+    outcome, detail = row["outcome"], row["detail"]
+    if row["contender"] == "coreset" and outcome in _ERRORS and "exit_code" in row:
+        return f"{outcome} (exit {row['exit_code']})"
+    if outcome in _SPEAKS_FOR_ITSELF and "exit_code" in row:
+        return outcome
+    return f"{outcome} ({detail})" if detail else outcome
+
+
+def _counts() -> Iterator[Row]:
+    """Return how often each outcome came."""
+    records = read("robustness")
+    counted = Counter((each["contender"], each["outcome"]) for each in records)
+    for outcome in dict.fromkeys([*map(str, Outcome), *(each["outcome"] for each in records)]):
+        counts = {name: counted[name, outcome] for name in CONTENDERS}
+        if any(counts.values()):
+            yield {"outcome": outcome, **counts}
+
+
+def _circumstances() -> str:
+    """List versions and place; a program that was absent has the date of its records."""
+    rows = sorted(read("robustness"), key=lambda row: row["date"])
+    newest = next(row for row in rows if row["date"] == rows[-1]["date"])
+    of_peer = {name: row for row in rows for name in row["peers"]}
+    peers = ", ".join(
+        f"{name} {row['peers'][name]}"
+        + (f" ({row['date']})" if row["date"] < newest["date"] else "")
+        for name, row in of_peer.items()
+    )
+    text = (
+        "{of_peers}, python {versions[python]}, pillow {versions[pillow]}; {hardware[cores]} "
+        "cores, {date}, commit {commit}."
+    )
+    return text.format_map(newest | {"of_peers": peers})
+
+
+_BY_CONTENDER = {name: f"{{{name}}}" for name in CONTENDERS}
+BLOCKS: Mapping[str, Block] = {
+    "robustness": Table(
+        _faults, {"row": "{row}", "fault": "**{fault}**: {injected}", **_BY_CONTENDER}
+    ),
+    "robustness_summary": Table(_counts, {"outcome": "{outcome}", **_BY_CONTENDER}),
+    "robustness_circumstances": _circumstances,
+}

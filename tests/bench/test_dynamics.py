@@ -1,6 +1,5 @@
-"""The benchmark of the accumulation: what is counted, who has failed, and its tables."""
+"""Accumulation benchmark: what is counted, and who has failed."""
 
-import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -9,9 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from coreset.bench import docs, dynamics_tables
-from coreset.bench import record as recording
-from coreset.bench.contenders import Absent, Contender
 from coreset.bench.dynamics_counts import (
     GROUPS,
     OTHER,
@@ -21,9 +17,9 @@ from coreset.bench.dynamics_counts import (
     host_reads,
     step_cost,
 )
-from coreset.bench.dynamics_parts import Setting, epoch_costs, training
-from coreset.bench.dynamics_peers import aum_package, complaint_of, peers
-from coreset.bench.record import write
+from coreset.bench.dynamics_peers import aum_error, aum_package, peers
+from coreset.bench.dynamics_timing import Setting, epoch_costs, training
+from coreset.bench.harness import Absent, Contender
 from coreset.engine.doctor.arithmetic import HostReads
 
 # A package with the interface of aum 1.0.2: sums and counts by id, one margin per sample.
@@ -81,7 +77,7 @@ def peer_of(setting):
         for logits, labels, ids in batches:
             for row, label, one in zip(logits.tolist(), labels.tolist(), ids.tolist(), strict=True):
                 expected[one] = row[label] - max(v for c, v in enumerate(row) if c != label)
-        return complaint_of(
+        return aum_error(
             np.array([found[one] for one in shown]), np.array([expected[one] for one in shown])
         )
 
@@ -96,21 +92,21 @@ def test_a_peer_whose_aum_differs_has_failed(setting, install, offset, right):
     assert peer.versions == {"aum": "1.0.2"}
     for _ in range(2):
         peer.run(Path())
-        assert (peer.complaint(Path()) == "") is right
+        assert (peer.check(Path()) == "") is right
 
 
 def test_a_peer_that_cannot_be_imported_is_absent_with_the_reason(setting, monkeypatch):
     monkeypatch.setitem(sys.modules, "aum", None)  # Python's way to say that there is none
     peer = peer_of(setting)
     assert isinstance(peer, Absent)
-    assert "import of aum halted" in peer.measured()["absent"]
+    assert "import of aum halted" in peer.row()["absent"]
 
 
 def test_an_aum_that_is_far_or_missing_is_a_complaint():
     expected = np.array([1.0, -2.0, 30.0])
-    assert complaint_of(expected.astype(np.float32), expected) == ""
-    assert "1 samples" in complaint_of(np.array([1.0, -2.1, 30.0]), expected)
-    assert "nan" in complaint_of(np.array([1.0, np.nan, 30.0]), expected)
+    assert aum_error(expected.astype(np.float32), expected) == ""
+    assert "1 samples" in aum_error(np.array([1.0, -2.1, 30.0]), expected)
+    assert "nan" in aum_error(np.array([1.0, np.nan, 30.0]), expected)
 
 
 @pytest.mark.slow
@@ -209,131 +205,3 @@ def test_passes_are_loops_over_the_classes_in_generated_code():
 def test_an_event_belongs_to_what_it_is_done_for(names, group):
     assert group_of(names) == group
     assert group in {*GROUPS, OTHER}
-
-
-CIRCUMSTANCES = {
-    "hardware": {"processor": "some", "cores": 2, "memory_gib": 8, "bfloat16": ["amx_bf16"]},
-    "versions": {"torch": "2"},
-    "date": "2026-01-01",
-    "commit": "abc",
-    "samples": 1_000_000,
-    "classes": 1000,
-    "batch": 100,
-    "threads": 2,
-}
-TIMES = {"median_ms": 2.0, "min_ms": 1.0, "max_ms": 3.0}
-COST = {
-    "name": "arithmetic",
-    "bytes_per_image": 48_000_000,
-    "bytes_per_step": 0,
-    "pixel_bytes": 49_152,
-    "parameter_bytes": 4,
-    "optimiser_bytes": 4,
-}
-VENDOR = {"gpu": "X1", "peak_flops": 1e15, "peak_bytes": 4e12, "shares": [0.2, 0.4]}
-RECORDS = (
-    ("step", {"name": "training step", **TIMES}),
-    ("step", {"name": "all scores, eager", "share": 0.0123, "goal": 0.02, **TIMES}),
-    ("peers", {"contender": "aum", "role": "peer", "absent": "ImportError: no"}),
-    (
-        "peers",
-        {
-            "contender": "AUM alone, eager",
-            "role": "ours",
-            "seconds": [0.1, 0.3, 0.2],
-            "images": 1000,
-            "images_per_second": 5000.0,
-            "speed_over": {"aum": 21.04},
-            "goal": 20.0,
-        },
-    ),
-    (
-        "epoch",
-        {
-            "name": "end of the epoch",
-            "failed": "",
-            "microseconds_per_sample": 0.5,
-            "state_bytes": 72_000_000,
-            "bytes_goal": 1e8,
-            "reference_bytes": 120_000_000_000,
-            **TIMES,
-        },
-    ),
-    (
-        "graph",
-        {
-            "name": "compiled accumulation",
-            "passes": 2,
-            "graphs": 1,
-            "graphs_with_short_batch": 2,
-            "kernels": 7,
-            "functions": 1,
-            "fallbacks": [],
-            "graph_breaks": 0,
-        },
-    ),
-    ("graph", {"name": "waits of the accumulation", "host_reads": []}),
-    ("graph", {"name": "waits of the training step", "host_reads": ["nonzero"]}),
-    ("graph", {"name": "compiled network", "graphs": 1, "graph_breaks": 0}),
-    (
-        "profile",
-        {
-            "size": 64,
-            "steps": 2,
-            "wall_seconds": 3.0,
-            "seconds_by_group": {"matrix arithmetic": 3.0, "norm": 1.0},
-        },
-    ),
-    ("arithmetic", {"size": 128, "flops_per_image": 3_000_000_000, **COST}),
-    (
-        "arithmetic",
-        {"name": "projection", "recipe": "fast@1", "sizes": [128] * 10, **VENDOR},
-    ),
-)
-
-
-@pytest.fixture
-def recorded(tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "RESULTS", tmp_path)
-    write(
-        "dynamics", [{"bench": f"dynamics.{part}"} | CIRCUMSTANCES | row for part, row in RECORDS]
-    )
-
-
-@pytest.mark.usefixtures("recorded")
-def test_tables_tell_shares_speeds_counts_and_absences():
-    assert "| all scores, eager | 2.00 (1.00-3.00) | 1.23% | at most 2% |" in (
-        dynamics_tables.dynamics_step()
-    )
-    absent, ours = dynamics_tables.dynamics_peers().splitlines()[2:]
-    assert absent == "| aum (peer) | ImportError: no |  |  |  |"
-    assert ours == "| AUM alone, eager (ours) | 5,000 | 20.000 (10.000-30.000) | 21.0 | 20 |"
-    assert "| end of the epoch | 0.00 (0.00-0.00) | 0.50 |" in dynamics_tables.dynamics_epoch()
-    assert "is 72.0 MB (goal: under 100 MB)" in dynamics_tables.dynamics_state()
-    graph = dynamics_tables.dynamics_graph()
-    assert "| passes over the logits | 2 | at most 3 |" in graph
-    assert "| host synchronisations of the training step, per batch | 1 | 0 |" in graph
-    profile = dynamics_tables.dynamics_profile()
-    assert "| matrix arithmetic | 75.0% |" in profile
-    assert "| all but matrix arithmetic | 25.0% |" in profile
-    assert "| the whole step, profiled | 1.50 s |" in profile
-
-
-@pytest.mark.usefixtures("recorded")
-def test_a_projection_is_arithmetic_on_what_was_counted():
-    # A million images, ten epochs, 3 GFLOP and 48 MB each: 3e16 FLOP are 150 s at 0.2 PFLOP/s,
-    # 4.8e14 bytes 120 s at 4 TB/s.
-    table = dynamics_tables.dynamics_projection().splitlines()
-    assert table[2] == "| fast@1 | 10 x 128 px | 3e+16 | 2 | 1 | 2 |"
-    assert "| 128 px | 3.00 | 48 | 62 | 49.2 | 49 |" in dynamics_tables.dynamics_arithmetic()
-    assert "1000 TFLOP/s" in dynamics_tables.dynamics_assumed()
-
-
-@pytest.mark.usefixtures("recorded")
-def test_every_block_of_the_page_can_be_made():
-    page = (docs.ROOT / "docs" / "scores.md").read_text()
-    named = re.findall(r"<!-- bench:(dynamics_\w+) -->", page)
-    assert sorted(named) == sorted(one.__name__ for one in dynamics_tables.DYNAMICS_BLOCKS)
-    for block in dynamics_tables.DYNAMICS_BLOCKS:
-        assert block()
-        assert docs.BLOCKS[block.__name__] is block

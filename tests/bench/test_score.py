@@ -1,36 +1,26 @@
-"""The scoring benchmark: both loops do what they are timed for; what its figures mean."""
+"""Scoring benchmark: both loops do what they are timed for; what its figures mean."""
 
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from coreset.bench import record as recording
-from coreset.bench import score_tables
-from coreset.bench.contenders import Contender, Measured
-from coreset.bench.record import write
+from coreset.bench.harness import Contender, Measured
 from coreset.bench.score_labels import Judged, medians_of_labels, row_of
-from coreset.bench.score_loops import agreement_of, balanced_copy
-from coreset.bench.score_noise import areas_of, medians, without_places
-from coreset.bench.score_parts import PIPELINE, RESIDENT, Scoring, facts_of, rows_of
+from coreset.bench.score_loops import agreement_of
+from coreset.bench.score_noise import areas_of, medians, without_paths
+from coreset.bench.score_pipeline import PIPELINE, RESIDENT, rows_of
+from coreset.bench.score_training import last_json, random_images, training
 from coreset.bench.score_usual import Usual, UsualLoop, opened, transform_of
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
 
-CIRCUMSTANCES = {
-    "hardware": {"processor": "some", "bfloat16": [], "cores": 2, "memory_gib": 8},
-    "versions": {"torch": "2"},
-    "date": "2026-01-01",
-    "commit": "abc",
-}
-
 
 def measured(name, *seconds):
     contender = Contender(name=name, run=lambda _: None)
-    return Measured(contender=contender, seconds=seconds, complaints=("",) * (len(seconds) + 1))
+    return Measured(contender=contender, seconds=seconds, errors=("",) * (len(seconds) + 1))
 
 
 @pytest.fixture
@@ -53,9 +43,8 @@ def usual(folder, tmp_path):
 
 
 def test_an_epoch_of_the_pipeline_trains_on_every_image_once():
-    scoring = Scoring.of_random(12, 32, 4, torch.device("cpu"))
-    scoring.train(scoring.proxy.examples(0))
-    scoring.dynamics.end_epoch(0)
+    scoring = training(random_images(12, 32), 12, 1000, size=32, batch=4)
+    scoring.epoch()
     assert scoring.trainer.steps == 3
     assert (scoring.dynamics.visits() == 1).all()
 
@@ -66,18 +55,6 @@ def test_the_share_is_the_median_of_the_shares_within_rounds():
     assert rows[0]["share"] == 0.8
     assert rows[0]["images_per_second"] == 4.0
     assert "share" not in rows[1]
-
-
-def test_a_copy_holds_as_many_images_of_every_class(folder, tmp_path):
-    n_classes = sum(one.is_dir() for one in folder.iterdir())
-    assert balanced_copy(folder, tmp_path / "copy", 3) == 3 * n_classes
-    counts = {len(list(one.iterdir())) for one in (tmp_path / "copy").iterdir()}
-    assert counts == {3}
-
-
-def test_a_class_with_too_few_images_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="has 4 images, wanted 5"):
-        balanced_copy(folder, tmp_path / "copy", 5)
 
 
 def test_the_usual_loop_keeps_the_mean_margin_of_the_logits(usual):
@@ -196,55 +173,10 @@ def test_out_of_fold_confidence_must_come_near_cleanlab_in_the_worst_run():
 
 def test_the_facts_of_a_command_are_its_last_json_line():
     lines = ["auto picked something", '{"event": "progress"}', json.dumps({"images": 3})]
-    assert facts_of(lines) == {"images": 3}
+    assert last_json(lines) == {"images": 3}
 
 
 def test_records_of_a_comparison_leave_places_out():
     costs = [{"path": "/somewhere", "recipe": "full@1", "wall_seconds": 2.0}]
     facts = {"scores": ["/somewhere"], "images": 4, "flipped": 1, "agreement": [], "coresets": []}
-    assert "/somewhere" not in str(without_places(facts | {"costs": costs}))
-
-
-@pytest.fixture
-def recorded(tmp_path, monkeypatch):
-    """Records of ``noise``, where the tables read them."""
-    monkeypatch.setattr(recording, "RESULTS", tmp_path)
-    runs = runs_of(0.991, 0.993, 0.992)
-    rows = [*runs, medians(5, runs, 0.99)]
-    write("score", [{"bench": "score.noise", **one, **CIRCUMSTANCES} for one in rows])
-
-
-@pytest.mark.usefixtures("recorded")
-def test_tables_of_noise_show_the_median_and_every_seed():
-    median_row = score_tables.score_noise().splitlines()[2]
-    assert median_row == "| 5 % | linear@1, median of 3 seeds | 0.9920 | aum at least 0.99 |"
-    spread = score_tables.score_noise_spread()
-    assert "| 5 % | 0.9910 (seed 0) | 0.9930 (seed 1) | 0.9920 (seed 2) |" in spread
-
-
-@pytest.mark.usefixtures("recorded")
-def test_tables_of_labels_show_both_and_the_worst_difference():
-    runs = list(label_rows((0.96, 0.9), (0.94, 0.944), (0.95, 0.9)))
-    rows = [*runs, medians_of_labels(25, runs)]
-    write("score", [{"bench": "score.labels", **one, **CIRCUMSTANCES} for one in rows])
-    table = score_tables.score_labels().splitlines()
-    row = "| 25 % | 0.9500 | 0.9000 | -0.0040 | at least -0.005 | 0.9000 | 0.8000 | 0.7000 |"
-    assert table[2] == row
-    assert table[-1].startswith("Medians of 3 seeds, 5 folds; cleanlab ")
-    assert table[-1].endswith("; 2 cores (some), 8 GiB, no GPU, torch 2, 2026-01-01, commit abc.")
-    issues = score_tables.score_labels_issues().splitlines()
-    assert issues[2] == "| 25 % | 50.0% | 50.0% | 50.0% | 100.0% |"
-
-
-@pytest.mark.usefixtures("recorded")
-def test_tables_of_the_pipeline_show_the_share_beside_its_goal():
-    timed = [
-        measured(PIPELINE, 2.0, 2.0),
-        measured(RESIDENT, 1.9, 1.8),
-        measured("flips", 0.1, 0.1),
-    ]
-    rows = [{"size": 96, **row} for row in rows_of(timed, 10)]
-    write("score", [{"bench": "score.pipeline", **row, **CIRCUMSTANCES} for row in rows])
-    table = score_tables.score_pipeline().splitlines()
-    assert table[2] == "| 96 px | 5 | 5 | 92.5% (90.0%-95.0%) | at least 95% |"
-    assert score_tables.score_parts().splitlines()[2] == "| flips | 10,000.0 |"
+    assert "/somewhere" not in str(without_paths(facts | {"costs": costs}))

@@ -1,6 +1,5 @@
-"""What ``bench.dynamics`` times: updates beside a training step, an epoch and its commit."""
+"""Time of the accumulation: updates beside a training step, an epoch and its commit."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coreset.bench.contenders import Contender, Measured, interleave
+from coreset.bench.harness import Contender, Measured, Row, interleave_in_scratch
 from coreset.engine.artifacts.store import write_columns
 from coreset.engine.models.networks import build_network, memory_format_for, placed
 from coreset.engine.runtime.device import resolve_device
@@ -24,7 +23,6 @@ from coreset.engine.training.trainer import Trainer
 from coreset.kernels.dynamics import Dynamics
 from coreset.shards.format.files import fsync_tree
 
-Row: TypeAlias = dict[str, Any]
 Batch: TypeAlias = tuple[Tensor, Tensor, Any]
 """Logits of shape (b, classes), labels of shape (b,), ids of shape (b,) or as a list."""
 Update: TypeAlias = Callable[[Tensor, Tensor, Any], object]
@@ -51,12 +49,12 @@ class Setting:
     work: Path
 
     def facts(self) -> Row:
-        """What a record says about the sizes."""
+        """Return the sizes for a record."""
         sizes = {name: value for name, value in asdict(self).items() if isinstance(value, int)}
         return sizes | {"threads": torch.get_num_threads()}
 
     def batches(self, dtype: torch.dtype, at_most: int | None = None) -> list[Batch]:
-        """Batches of an epoch: random logits and labels, and each id once, shuffled."""
+        """Make batches of an epoch: random logits and labels, and each id once, shuffled."""
         draws = generator_for(0)
         shape = (self.batch, self.classes)
         logits = [(3 * torch.randn(shape, generator=draws)).to(dtype) for _ in range(BUFFERS)]
@@ -77,12 +75,12 @@ class Training:
     labels: Tensor
 
     def step(self) -> Tensor:
-        """One update; returns the logits before it."""
+        """Update the weights; return the logits before."""
         return self.trainer.step(self.images, partial(cross_entropy, target=self.labels))
 
 
 def training(network: nn.Module, device: torch.device, *, batch: int, size: int) -> Training:
-    """``network`` and a batch, on ``device``; on ``meta`` nothing is computed."""
+    """Put a batch beside ``network`` on ``device``; on ``meta`` nothing is computed."""
     draws = generator_for(0)
     images = torch.randn((batch, 3, size, size), generator=draws).to(device)
     labels = torch.randint(2, (batch,), generator=draws).to(device)
@@ -94,13 +92,13 @@ def training(network: nn.Module, device: torch.device, *, batch: int, size: int)
 
 
 def resnet18(setting: Setting, device: torch.device) -> nn.Module:
-    """The proxy as ``coreset score`` makes it."""
+    """Build the proxy as ``coreset score`` does."""
     network = build_network("resnet18", setting.classes, norm="batch", seed=0)
     return placed(network, device, memory_format_for("batch", device))
 
 
 def step_share(setting: Setting) -> Iterator[Row]:
-    """Time of the accumulation of a batch over that of the training step, on the CPU."""
+    """Compare the time of accumulating a batch with that of the training step, on the CPU."""
     device = resolve_device("cpu")
     network = resnet18(setting, device)
     step = training(network, device, batch=setting.batch, size=setting.size).step
@@ -111,8 +109,7 @@ def step_share(setting: Setting) -> Iterator[Row]:
         dynamics = Dynamics(setting.samples, device, compiled=name == COMPILED)
         run = partial(all_batches, dynamics.update, batches)
         contenders.append(Contender(name=name, run=run, role="ours"))
-    with tempfile.TemporaryDirectory(dir=setting.work) as work:
-        train, *ours = interleave(contenders, repeats=setting.repeats, work=Path(work))
+    train, *ours = interleave_in_scratch(contenders, repeats=setting.repeats, work=setting.work)
     per_step = [seconds / STEPS_PER_TURN for seconds in train.seconds]
     yield setting.facts() | {"name": STEP, "logits": str(dtype), **_milliseconds(per_step)}
     for one in ours:
@@ -129,20 +126,18 @@ def _often(step: Callable[[], object], times: int, _out: Path) -> None:
 
 
 def _milliseconds(seconds: Sequence[float]) -> Row:
-    found = sorted(1e3 * one for one in seconds)
-    return {"rounds": len(found), "median_ms": median(found), "min_ms": found[0]} | {
-        "max_ms": found[-1]
-    }
+    ms = [1e3 * each for each in seconds]
+    return {"rounds": len(ms), "median_ms": median(ms), "min_ms": min(ms), "max_ms": max(ms)}
 
 
 def all_batches(update: Update, batches: Sequence[Batch], _out: Path) -> None:
-    """Count them in turn."""
+    """Update with each batch in turn."""
     for logits, labels, ids in batches:
         update(logits, labels, ids)
 
 
 def epoch_costs(setting: Setting) -> Iterator[Row]:
-    """Seconds of one epoch's accumulation, of its end, of its commit and of the scores' store."""
+    """Time one epoch's accumulation, its end, its commit and the writing of the scores."""
     device = resolve_device("cpu")
     few = training(resnet18(setting, device), device, batch=2, size=setting.size)
     batches = setting.batches(few.step().dtype)
@@ -164,14 +159,13 @@ def epoch_costs(setting: Setting) -> Iterator[Row]:
     contenders = [
         Contender(name=EAGER, run=partial(all_batches, eager.update, batches)),
         Contender(name=COMPILED, run=partial(all_batches, compiled.update, batches)),
-        Contender(name="end of the epoch", run=end, complaint=partial(_unlike_epochs, compiled)),
-        Contender(name="commit of the state", run=save, complaint=partial(_unlike, compiled)),
+        Contender(name="end of the epoch", run=end, check=partial(_visits_error, compiled)),
+        Contender(name="commit of the state", run=save, check=partial(_state_error, compiled)),
         Contender(name="scores and their store", run=store),
     ]
-    with tempfile.TemporaryDirectory(dir=setting.work) as work:
-        found = interleave(contenders, repeats=setting.repeats, work=Path(work))
+    measured = interleave_in_scratch(contenders, repeats=setting.repeats, work=setting.work)
     state_bytes = sum(rows.nbytes for rows in compiled.state().values())
-    for one in found:
+    for one in measured:
         yield setting.facts() | _epoch_row(one, setting, len(batches), state_bytes)
 
 
@@ -181,7 +175,7 @@ def _epoch_row(one: Measured, setting: Setting, n_batches: int, state_bytes: int
     return {
         "name": one.contender.name,
         "batches": n_batches,
-        "failed": next(filter(None, one.complaints), ""),
+        "failed": one.failed,
         "microseconds_per_sample": 1e6 * one.median_seconds / n,
         **_milliseconds(one.seconds),
         "state_bytes": state_bytes,
@@ -190,13 +184,13 @@ def _epoch_row(one: Measured, setting: Setting, n_batches: int, state_bytes: int
     }
 
 
-def _unlike_epochs(dynamics: Dynamics, _out: Path) -> str:
+def _visits_error(dynamics: Dynamics, _out: Path) -> str:
     visits = dynamics.visits()
     odd = np.flatnonzero(visits != dynamics.epochs)
     return f"{odd.size} samples were not counted once per epoch" if odd.size else ""
 
 
-def _unlike(dynamics: Dynamics, out: Path) -> str:
+def _state_error(dynamics: Dynamics, out: Path) -> str:
     from safetensors.torch import load_file
 
     stored = load_file(out / "dynamics.safetensors")

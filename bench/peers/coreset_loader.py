@@ -1,4 +1,4 @@
-"""The loaders of ``coreset``, asked for the same as its peers."""
+"""Loaders of ``coreset``, with the tasks of its peers."""
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from coreset.shards.format.dataset import Dataset
 
 
 def versions() -> dict[str, str]:
-    """Import what the loaders need; the versions are those of the record."""
+    """Import what the loaders need; the record holds the versions."""
     return versions_of(
         [],
         [
@@ -35,21 +35,21 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def exact(task: Task) -> Generator[Epoch]:
-    """``coreset.loader`` in another order every epoch; compiled when it yields."""
+    """Yield ``coreset.loader`` in another order every epoch, with compiled kernels."""
     with _loader(task, "turbo") as epoch:
         yield epoch
 
 
 @contextmanager
 def fast(task: Task) -> Generator[Epoch]:
-    """The same with coarser arithmetic."""
+    """Yield the same with coarser arithmetic."""
     with _loader(task, "fast") as epoch:
         yield epoch
 
 
 @contextmanager
 def decoded(task: Task) -> Generator[Epoch]:
-    """What ``coreset decode`` made, in another order every epoch."""
+    """Yield pixels that ``coreset decode`` made, in another order every epoch."""
     from coreset.engine.data.image_cache import open_cache
     from coreset.engine.runtime.progress import Display, choose_display
     from coreset.engine.stages.decode import Decode
