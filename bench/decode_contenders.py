@@ -100,7 +100,7 @@ ENTRANTS: Mapping[str, Entrant] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Processes:
-    """A process per loader, started when it is first needed and kept until the end."""
+    """Processes of loaders, each started when it is first needed and kept until the end."""
 
     peers: Path
     """Folder with a folder of packages per peer."""

@@ -36,7 +36,7 @@ _open: list[Training] = []
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a training gets its images, how its threads wait, and who runs beside it."""
+    """Source of a training's images, waiting of its threads, and company."""
 
     name: str
     threads: str

@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """``StreamingDataset`` and ``StreamingDataLoader``."""
+    """Yield ``StreamingDataset`` and ``StreamingDataLoader``."""
     import torch
     from litdata import (  # type: ignore[import-not-found]
         StreamingDataLoader,

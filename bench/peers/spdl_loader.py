@@ -39,7 +39,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def in_threads(task: Task) -> Generator[Epoch]:
-    """Its pipeline; it has no random resized crop."""
+    """Yield its pipeline; it has no random resized crop."""
     import torch
     from spdl.pipeline import PipelineBuilder  # type: ignore[import-not-found]
 

@@ -25,7 +25,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """``StreamingDataset``."""
+    """Yield ``StreamingDataset``."""
     import torch
     from streaming import MDSWriter, StreamingDataset  # type: ignore[import-not-found]
     from streaming.base.util import clean_stale_shared_memory  # type: ignore[import-not-found]

@@ -21,19 +21,19 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """``ImageFolder`` with its default loader."""
+    """Yield ``ImageFolder`` with its default loader."""
     yield _image_folder(task, {})
 
 
 @contextmanager
 def io_in_workers(task: Task) -> Generator[Epoch]:
-    """``ImageFolder`` with the decoder of ``torchvision.io``."""
+    """Yield ``ImageFolder`` with the decoder of ``torchvision.io``."""
     yield _image_folder(task, {"loader": _decoded})
 
 
 @contextmanager
 def io_in_threads(task: Task) -> Generator[Epoch]:
-    """The decoder of ``torchvision.io`` and the transforms in threads."""
+    """Yield the decoder of ``torchvision.io`` and the transforms in threads."""
     import torch
 
     torch.set_num_threads(1)  # the threads of the pool are the parallelism

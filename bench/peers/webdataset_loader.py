@@ -19,7 +19,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """The usual pipeline."""
+    """Yield the usual pipeline."""
     import torch
     from torch.utils.data import DataLoader
     from webdataset.compat import WebDataset

@@ -41,7 +41,7 @@ Kind: TypeAlias = Literal["folder", "shards", "table", "packed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What lies on the disk for one case."""
+    """Files of one case, and what is expected of them."""
 
     place: Path
     """Source, or packed data set."""
@@ -64,7 +64,7 @@ class Case:
 
 
 def image_cases() -> Iterator[Case]:
-    """One odd file among plain ones in an image folder."""
+    """Yield cases of one odd file among plain ones in an image folder."""
     for odd in (*ODD_IMAGES, *CRAFTED_IMAGES):
         yield Case(
             row=odd.row, fault=odd.fault, injected=odd.made, kind="folder",
@@ -73,7 +73,7 @@ def image_cases() -> Iterator[Case]:
 
 
 def shard_cases() -> Iterator[Case]:
-    """Shards by other writers: keys, labels and members that are not as they should be."""
+    """Yield cases of shards by other writers, with odd keys, labels and members."""
     for row, fault, injected, members in _FOREIGN:
         yield Case(
             row=row, fault=fault, injected=injected, kind="shards",
@@ -96,7 +96,7 @@ def shard_cases() -> Iterator[Case]:
 
 
 def packed_cases() -> Iterator[Case]:
-    """Damage to a data set that ``coreset`` packed; ``coreset verify`` beside readers of shards."""
+    """Yield cases of damage to a packed data set: ``coreset verify`` beside readers of shards."""
     for row, fault, injected, damage in _DAMAGES:
         yield Case(
             row=row, fault=fault, injected=injected, kind="packed",
@@ -105,7 +105,7 @@ def packed_cases() -> Iterator[Case]:
 
 
 def photo_truths(n: int = N) -> dict[int, Pixels | None]:
-    """Pixels of ``write_photos`` and ``sample_members``."""
+    """Return the pixels of ``write_photos`` and ``sample_members``."""
     return {label: rgb(jpeg(label)) for label in range(n)}
 
 
@@ -163,7 +163,7 @@ def _with_members(members: _Members, folder: Path) -> Inputs:
 
 
 def _with_empty_shard(n: int, folder: Path) -> Inputs:
-    """``n`` samples in the first shard, and one that holds nothing."""
+    """Write ``n`` samples into the first shard, and a shard without members."""
     members = [one for label in range(n) for one in sample_members(label)]
     shards = [members, []] if members else [members]
     tars = [
@@ -256,7 +256,7 @@ def _damaged(damage: Callable[[Path], None], folder: Path) -> Inputs:
 
 
 def _offsets(path: Path) -> list[tuple[int, int, int]]:
-    """Offset of header, offset of content and size of every member."""
+    """Return offset of header, offset of content and size of every member."""
     with tarfile.open(path) as tar:
         return [(one.offset, one.offset_data, one.size) for one in tar]
 
@@ -272,7 +272,7 @@ def _flip(path: Path, at: int) -> None:
 
 
 def _swap_for_quiet(path: Path) -> None:
-    """A flip that no decoder can see, in the first image that has room for one."""
+    """Flip a bit that no decoder warns of, in the first image that has one."""
     _, start, size = _offsets(path)[0]
     content = path.read_bytes()
     wrong = quietly_wrong_jpeg(content[start : start + size])

@@ -1,4 +1,4 @@
-"""Who meets the faulty inputs: each in a process of its own, with a limit of time."""
+"""Contenders of the scoreboard: each in a process of its own, with a limit of time."""
 
 import re
 import sys
@@ -19,7 +19,7 @@ _SAMPLES_PER_SHARD = 6
 
 
 def coreset(case: Case, inputs: Inputs, work: Path) -> Observed:
-    """``coreset pack``, or ``coreset verify`` of what was packed before it was damaged."""
+    """Run ``coreset pack``, or ``coreset verify`` of what was packed before it was damaged."""
     if case.kind == "packed":
         ran = run([*CORESET, "verify", inputs.place])
         return Observed(ran=ran, samples=[] if ran.code else packed_samples(inputs.place))
@@ -35,7 +35,7 @@ def coreset(case: Case, inputs: Inputs, work: Path) -> Observed:
 
 
 def packed_samples(data: Path) -> list[Sample]:
-    """Every sample of a packed data set, decoded as the engine does; the class tells which."""
+    """Decode every sample of a packed data set; its class tells which sample it is."""
     dataset = Dataset.open(data)
     return [_packed_sample(data, row) for row in dataset.samples.to_pylist()]
 
@@ -52,7 +52,7 @@ def _packed_sample(data: Path, row: Mapping[str, object]) -> Sample:
 
 
 def webdataset(case: Case, inputs: Inputs, work: Path) -> Observed:
-    """``ShardWriter`` in the usual loop where a folder is given, then the usual reading loop."""
+    """Write a folder with ``ShardWriter`` in the usual loop, then read with the usual loop."""
     written, tars = _tars(case, inputs, work)
     if written is not None and written.code:
         return Observed(ran=written, samples=[])
@@ -60,7 +60,7 @@ def webdataset(case: Case, inputs: Inputs, work: Path) -> Observed:
 
 
 def dali(case: Case, inputs: Inputs, work: Path) -> Observed:
-    """DALI's reader of WebDataset shards; of a folder, those that ``ShardWriter`` makes."""
+    """Read shards with DALI; of a folder, those that ``ShardWriter`` makes."""
     written, tars = _tars(case, inputs, work)
     if written is not None and written.code:
         return Observed(ran=written, samples=[])
@@ -68,7 +68,7 @@ def dali(case: Case, inputs: Inputs, work: Path) -> Observed:
 
 
 def img2dataset(packages: Path) -> Callable[[Case, Inputs, Path], Observed]:
-    """The packer of files and addresses; it reads no shards."""
+    """Return the packer of files and addresses; it reads no shards."""
 
     def meet(_case: Case, inputs: Inputs, work: Path) -> Observed:
         found = work / "found"
@@ -82,7 +82,7 @@ def img2dataset(packages: Path) -> Callable[[Case, Inputs, Path], Observed]:
 
 
 def img2dataset_version(packages: Path) -> str | None:
-    """Version of the whole package if it can be imported from there, else None."""
+    """Return the version of the whole package, None if it cannot be imported from there."""
     code = (
         f"import sys; sys.path.append({str(packages)!r}); import img2dataset;"
         "from importlib.metadata import version; print('version', version('img2dataset'))"
@@ -92,7 +92,7 @@ def img2dataset_version(packages: Path) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of the peers that are dependencies."""
+    """Return versions of the peers that are dependencies."""
     return {"webdataset": version("webdataset"), "dali": version("nvidia-dali-cuda130")}
 
 
@@ -112,11 +112,11 @@ def _tars(case: Case, inputs: Inputs, work: Path) -> tuple[Ran | None, Sequence[
 
 
 def write_shards(src: Path, shards: Path, samples_per_shard: int) -> Ran:
-    """``ShardWriter`` in the usual loop."""
+    """Run ``ShardWriter`` in the usual loop."""
     return run(shards_command(src, shards, samples_per_shard))
 
 
 def shards_command(src: Path, shards: Path, samples_per_shard: int) -> list[str | Path]:
-    """Command of ``write_shards``."""
+    """Return the command of ``write_shards``."""
     module = "coreset.bench.peers.faults_webdataset"
     return [sys.executable, "-m", module, "write", src, shards, str(samples_per_shard)]

@@ -24,7 +24,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def odd_samplings() -> list[Factors]:
-    """Factors of three components that libjpeg decodes and the TurboJPEG API does not know."""
+    """List factors of three components that libjpeg decodes and the TurboJPEG API rejects."""
     known = {(1, 1), (2, 1), (1, 2), (2, 2), (4, 1)}
     firsts: list[Factors] = [
         ((h, v), (1, 1), (1, 1))
@@ -45,12 +45,12 @@ def odd_samplings() -> list[Factors]:
 
 
 def segment(marker: int, content: bytes = b"") -> bytes:
-    """One segment of a JPEG."""
+    """Return one segment of a JPEG."""
     return bytes((0xFF, marker)) + struct.pack(">H", len(content) + 2) + content
 
 
 def sampled_jpeg(width: int, height: int, factors: Factors, seed: int = 0) -> bytes:
-    """Random blocks, three coefficients each, in one scan of all components."""
+    """Encode random blocks of three coefficients in one scan of all components."""
     rng = np.random.default_rng(seed)
     unit = [8 * max(column) for column in zip(*factors, strict=True)]
     n_units = -(-width // unit[0]) * -(-height // unit[1])
@@ -68,7 +68,7 @@ def sampled_jpeg(width: int, height: int, factors: Factors, seed: int = 0) -> by
 
 
 def many_scans(n: int, side: int, kind: int = PROGRESSIVE) -> bytes:
-    """``n`` scans over all blocks of ``side`` x ``side`` pixels, which say that each is empty.
+    """Encode ``n`` scans over ``side`` x ``side`` pixels, which say that each block is empty.
 
     Huffman codes take two bytes for 16,384 blocks, arithmetic ones none.
     """
@@ -88,7 +88,7 @@ def many_scans(n: int, side: int, kind: int = PROGRESSIVE) -> bytes:
 
 
 def lossless_jpeg(width: int, height: int, n_components: int = 3) -> bytes:
-    """Pixels of one colour, each predicted from its neighbour (annex H)."""
+    """Encode pixels of one colour, each predicted from its neighbour (annex H)."""
     components = range(1, n_components + 1)
     scan = _scan(components, 1, 0) + _bits("0" * (width * height * n_components))
     frame = ((1, 1),) * n_components
@@ -96,25 +96,25 @@ def lossless_jpeg(width: int, height: int, n_components: int = 3) -> bytes:
 
 
 def jpeg_with(segments: bytes) -> bytes:
-    """A plain JPEG that begins with ``segments``."""
+    """Return a plain JPEG that begins with ``segments``."""
     whole = encoded(photo(1000))
     return whole[:2] + segments + whole[2:]
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    """One chunk of a PNG."""
+    """Return one chunk of a PNG."""
     checksum = zlib.crc32(kind + content).to_bytes(4, "big")
     return struct.pack(">I", len(content)) + kind + content + checksum
 
 
 def png_with(chunks: bytes) -> bytes:
-    """A plain PNG with ``chunks`` behind its header."""
+    """Return a plain PNG with ``chunks`` behind its header."""
     whole = encoded(photo(1000), "PNG")
     return whole[:33] + chunks + whole[33:]
 
 
 def webp_with(chunks: bytes) -> bytes:
-    """A plain WebP with ``chunks`` behind its pixels, in the extended layout."""
+    """Return a plain WebP with ``chunks`` behind its pixels, in the extended layout."""
     image = photo(1000)
     pixels = encoded(image, "WEBP")[12:]
     size = b"".join((side - 1).to_bytes(3, "little") for side in image.size)
@@ -123,7 +123,7 @@ def webp_with(chunks: bytes) -> bytes:
 
 
 def riff(kind: bytes, content: bytes = b"") -> bytes:
-    """One chunk of a WebP."""
+    """Return one chunk of a WebP."""
     return kind + struct.pack("<I", len(content)) + content + bytes(len(content) % 2)
 
 
@@ -140,13 +140,13 @@ def _scan(components: Sequence[int], first: int, last: int) -> bytes:
 
 
 def _huffman(kind: int, symbols: Sequence[int], lengths: dict[int, int]) -> bytes:
-    """A table of codes: symbols in their order, and how many have each length."""
+    """Return a table of codes: symbols in their order, and how many have each length."""
     counts = bytes(lengths.get(length, 0) for length in range(1, 17))
     return segment(_DHT, bytes((kind << 4,)) + counts + bytes(symbols))
 
 
 def _coded(value: int, length: int) -> str:
-    """Size of a coefficient by a code of ``length`` bits, then its bits (F.1.2.1)."""
+    """Return the size of a coefficient by a code of ``length`` bits, then its bits (F.1.2.1)."""
     size = abs(value).bit_length()
     bits = f"{value if value > 0 else value + (1 << size) - 1:0{size}b}" if size else ""
     return f"{size:0{length}b}{bits}"

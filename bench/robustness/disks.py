@@ -1,4 +1,4 @@
-"""Faults of the machine under a packing: a full or read-only disk, too many files, no rights."""
+"""Faults of the machine while packing: full or read-only disk, too many files, no rights."""
 
 import subprocess
 from collections.abc import Generator
@@ -41,7 +41,7 @@ def small_disk(place: Path, megabytes: int) -> Generator[None]:
 
 
 def full_disk_coreset(work: Path) -> Finding:
-    """Refused for want of space, then repeated with more of it."""
+    """Pack onto a full disk, then again with more space."""
     src, whole = write_photos(work / "src", 2 * MANY), work / "WHOLE"
     run(pack(src, whole))
     with small_disk(work / "disk", FULL_MB):
@@ -55,7 +55,7 @@ def full_disk_coreset(work: Path) -> Finding:
 
 
 def full_disk_webdataset(work: Path) -> Finding:
-    """What is left under final names, and how it reads."""
+    """Write shards onto a full disk, then read what is left under final names."""
     src = write_photos(work / "src", 2 * MANY)
     with small_disk(work / "disk", FULL_MB):
         shards = work / "disk" / "shards"
@@ -70,26 +70,26 @@ def full_disk_webdataset(work: Path) -> Finding:
 
 
 def few_files_coreset(work: Path) -> Finding:
-    """The limit is below what is needed."""
+    """Pack with fewer open files than are needed."""
     src = write_photos(work / "src", N)
     return refusal([*_FEW_FILES, *pack(src, work / "DATA")], work / "DATA", ("open files",))
 
 
 def few_files_webdataset(work: Path) -> Finding:
-    """The limit is below what is needed."""
+    """Write shards with fewer open files than are needed."""
     src, shards = _photos_and_shards(work)
     command = [*_FEW_FILES, *shards_command(src, shards, N)]
     return shard_refusal(command, shards, work, ("open files",))
 
 
 def forbidden_coreset(work: Path) -> Finding:
-    """One file of the source may not be read."""
+    """Pack a source with a file that may not be read."""
     src, odd = _with_forbidden(write_photos(work / "src", N))
     return refusal([*_WITHOUT_RIGHTS, *pack(src, work / "DATA")], work / "DATA", (odd,))
 
 
 def forbidden_webdataset(work: Path) -> Finding:
-    """One file of the source may not be read."""
+    """Write shards of a source with a file that may not be read."""
     src, shards = _photos_and_shards(work)
     src, odd = _with_forbidden(src)
     command = [*_WITHOUT_RIGHTS, *shards_command(src, shards, N)]
@@ -97,7 +97,7 @@ def forbidden_webdataset(work: Path) -> Finding:
 
 
 def read_only_coreset(work: Path) -> Finding:
-    """The output lies on a disk mounted read-only."""
+    """Pack onto a disk mounted read-only."""
     src = write_photos(work / "src", N)
     with small_disk(work / "disk", FULL_MB):
         _remount(work / "disk", "ro")
@@ -106,7 +106,7 @@ def read_only_coreset(work: Path) -> Finding:
 
 
 def read_only_webdataset(work: Path) -> Finding:
-    """The output lies on a disk mounted read-only."""
+    """Write shards onto a disk mounted read-only."""
     src = write_photos(work / "src", N)
     with small_disk(work / "disk", FULL_MB):
         shards = work / "disk" / "shards"

@@ -30,7 +30,7 @@ _ZEROS_PER_BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OddImage:
-    """One file that is not a plain JPEG."""
+    """File that is not a plain JPEG."""
 
     row: int
     """Of the fault matrix (docs/robustness.md)."""
@@ -45,7 +45,7 @@ class OddImage:
 
 
 def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
-    """A colour gradient with a patch and noise; every seed differs in all of them."""
+    """Draw a colour gradient with a patch and noise; every seed differs in all of them."""
     rng = np.random.default_rng(seed)
     across = np.linspace(0, 1, width)[None, :, None]
     down = np.linspace(0, 1, height)[:, None, None]
@@ -57,38 +57,38 @@ def photo(seed: int, width: int = 96, height: int = 72) -> Image.Image:
 
 
 def encoded(image: Image.Image, kind: str = "JPEG", **options: Any) -> bytes:  # noqa: ANN401 - Pillow's
-    """An image file."""
+    """Encode an image file."""
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def rgb(data: bytes) -> Pixels:
-    """Pixels as Pillow converts them, EXIF orientation ignored."""
+    """Decode pixels as Pillow converts them, EXIF orientation ignored."""
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def scaled_16_bit(data: bytes) -> Pixels:
-    """Upper bytes of 16-bit grey, which ``convert("RGB")`` would saturate."""
+    """Decode the upper bytes of 16-bit grey, which ``convert("RGB")`` would saturate."""
     with Image.open(io.BytesIO(data)) as image:
         grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
 
 def jpeg(seed: int = 1000) -> bytes:
-    """A plain baseline JPEG."""
+    """Return a plain baseline JPEG."""
     return encoded(photo(seed), quality=92)
 
 
 def cut_jpeg() -> bytes:
-    """The first two thirds of a JPEG."""
+    """Return the first two thirds of a JPEG."""
     whole = jpeg()
     return whole[: len(whole) * 2 // 3]
 
 
 def garbage_jpeg() -> bytes:
-    """A JPEG with 40 random bytes, none a marker, in the middle of its scan."""
+    """Return a JPEG with 40 random bytes, none a marker, in the middle of its scan."""
     whole = jpeg()
     middle = (whole.index(_START_OF_SCAN) + len(whole)) // 2
     noise = np.random.default_rng(1).integers(0, 255, 40, dtype=np.uint8).tobytes()
@@ -96,7 +96,7 @@ def garbage_jpeg() -> bytes:
 
 
 def quietly_wrong_jpeg(whole: bytes | None = None) -> bytes:
-    """A JPEG with one flipped bit that libjpeg-turbo decodes without a warning, to other pixels."""
+    """Flip one bit that libjpeg-turbo decodes without a warning, to other pixels."""
     whole = whole or jpeg()
     pixels = rgb(whole).astype(int)
     for at in range(whole.index(_START_OF_SCAN) + 40, len(whole) - 2):
@@ -112,20 +112,20 @@ def quietly_wrong_jpeg(whole: bytes | None = None) -> bytes:
 
 
 def rotated_jpeg() -> bytes:
-    """A JPEG whose EXIF block says that it is to be turned by 90 degrees."""
+    """Return a JPEG whose EXIF block says that it is to be turned by 90 degrees."""
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
     return encoded(photo(1000), exif=exif, quality=92)
 
 
 def deep_png() -> bytes:
-    """A 16-bit grey PNG: a ramp over the whole range."""
+    """Return a 16-bit grey PNG: a ramp over the whole range."""
     ramp = np.linspace(0, 65535, 72 * 96).astype(np.uint16).reshape(72, 96)
     return encoded(Image.fromarray(ramp), "PNG")
 
 
 def png_bomb(side: int = 20_000) -> bytes:
-    """A grey PNG of ``side`` x ``side`` black pixels (20,000: 0.4 MB for 400 MB), built in 1 MB.
+    """Build a grey PNG of ``side`` x ``side`` black pixels in 1 MB (20,000: 0.4 MB for 400 MB).
 
     A deflate stream repeats after a full flush, so one block of zeros is compressed and copied.
     """
@@ -146,14 +146,14 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def lying_jpeg(side: int = 16_000) -> bytes:
-    """A small JPEG whose frame header says ``side`` x ``side``."""
+    """Return a small JPEG whose frame header says ``side`` x ``side``."""
     whole = jpeg()
     frame = whole.index(_START_OF_FRAME)
     return whole[: frame + 5] + struct.pack(">HH", side, side) + whole[frame + 9 :]
 
 
 def jpeg_bomb(side: int = 16_000) -> bytes:
-    """A real JPEG of ``side`` x ``side`` black pixels."""
+    """Return a real JPEG of ``side`` x ``side`` black pixels."""
     return simplejpeg.encode_jpeg(np.zeros((side, side, 1), np.uint8), 90, "GRAY", "Gray")
 
 
@@ -227,12 +227,12 @@ ODD_IMAGES: tuple[OddImage, ...] = (
 
 
 def class_name(label: int) -> str:
-    """Class of a label; they sort as their numbers do."""
+    """Return the class of a label; classes sort as their numbers do."""
     return f"c{label:02d}"
 
 
 def write_photos(root: Path, n: int, *, first_seed: int = 0) -> Path:
-    """``n`` plain JPEGs, each the only one of its class, so that a label tells which one it is."""
+    """Write ``n`` plain JPEGs, each the only one of its class, so that a label identifies it."""
     for label in range(n):
         folder = root / class_name(label)
         folder.mkdir(parents=True)
@@ -242,7 +242,7 @@ def write_photos(root: Path, n: int, *, first_seed: int = 0) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class TarMember:
-    """What is to be put into a tar, by whatever name."""
+    """Member of a tar, of any name."""
 
     name: str
     content: bytes = b""
@@ -251,14 +251,14 @@ class TarMember:
 
 
 def sample_members(label: int, key: str = "", *, cls: bytes | None = None) -> list[TarMember]:
-    """Image and label of one sample; ``cls`` replaces the right label."""
+    """Return image and label of one sample; ``cls`` replaces the right label."""
     key = key or f"{label:04d}"
     number = b"%d" % label if cls is None else cls
     return [TarMember(f"{key}.jpg", jpeg(label)), TarMember(f"{key}.cls", number)]
 
 
 def write_tar(path: Path, members: Iterable[TarMember]) -> Path:
-    """A tar as Python's ``tarfile`` writes it, which checks no name."""
+    """Write a tar with Python's ``tarfile``, which checks no name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
         for member in members:
@@ -270,11 +270,11 @@ def write_tar(path: Path, members: Iterable[TarMember]) -> Path:
 
 
 def write_class_names(path: Path, n: int) -> Path:
-    """A class list for ``write_photos`` and ``sample_members``."""
+    """Write a class list for ``write_photos`` and ``sample_members``."""
     path.write_text("".join(f"{class_name(label)}\n" for label in range(n)))
     return path
 
 
 def pickle_that_touches(canary: Path) -> bytes:
-    """Bytes that create ``canary`` when they are unpickled."""
+    """Return bytes that create ``canary`` when they are unpickled."""
     return f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()

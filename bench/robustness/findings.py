@@ -1,4 +1,4 @@
-"""What the cases about the packing process share: commands, and what they leave behind.
+"""Commands of the cases about the packing process, and checks of what they leave behind.
 
 Where others write shards with ``webdataset.ShardWriter``, a reader then tells what they left: a
 shard under its final name that reads to its end without an error counts as whole.
@@ -29,7 +29,7 @@ PER_SHARD = 60
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessCase:
-    """One fault, and what each does with it."""
+    """Fault of a process, and how each contender meets it."""
 
     row: int
     fault: str
@@ -41,13 +41,13 @@ class ProcessCase:
     needs_root: bool = False
 
     def cannot_run(self) -> str | None:
-        """Why it cannot be run here, if so."""
+        """Return why it cannot be run here, None if it can."""
         without_root = self.needs_root and os.geteuid()
         return "needs root, to mount a small file system" if without_root else None
 
 
 class Readable(NamedTuple):
-    """What the plain reader finds in shards."""
+    """Samples that the plain reader finds in shards."""
 
     samples: int
     ended_well: bool
@@ -55,13 +55,13 @@ class Readable(NamedTuple):
 
 
 def pack(src: Path, data: Path, *options: str) -> Command:
-    """Command that packs ``src`` under one name, whatever it is called."""
+    """Return the command that packs ``src`` under one name, whatever it is called."""
     return [*CORESET, "pack", src, data, "--name", "src",
             "--samples-per-shard", str(PER_SHARD), *options]  # fmt: skip
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file but the ledger, which alone holds times."""
+    """Return sha256 of every file but the ledger, which alone holds times."""
     return {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.iterdir())
@@ -78,7 +78,7 @@ def readable(shards: Path, work: Path) -> Readable:
 
 
 def refusal(command: Command, data: Path, names: Sequence[str]) -> Finding:
-    """How ``coreset`` refuses: the exit code, its one line, and that nothing has the final name."""
+    """Test how ``coreset`` refuses: exit code, its one line, and nothing under the final name."""
     ran = run(command)
     there = "DATA exists" if data.exists() else "no DATA"
     said = last_line(ran.text)
@@ -91,7 +91,7 @@ def refusal(command: Command, data: Path, names: Sequence[str]) -> Finding:
 
 
 def shard_refusal(command: Command, shards: Path, work: Path, names: Sequence[str]) -> Finding:
-    """How ``ShardWriter`` ends, and whether what it leaves passes for whole."""
+    """Test how ``ShardWriter`` ends, and whether what it leaves passes for whole."""
     ran = run(command)
     left = len(list(shards.glob("*.tar")))
     facts = f"exit {ran.code}, {left} shards left"
@@ -107,6 +107,6 @@ def shard_refusal(command: Command, shards: Path, work: Path, names: Sequence[st
 
 
 def last_line(text: str) -> str:
-    """The last line that is not empty."""
+    """Return the last line that is not empty."""
     lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""

@@ -17,7 +17,7 @@ from coreset.bench.robustness.outcomes import Expected
 
 
 def folder_cases() -> Iterator[Case]:
-    """One fault of a folder each."""
+    """Yield cases of image folders."""
     cases: tuple[tuple[str, str, Callable[[Path], Inputs]], ...] = (
         ("a class is missing", "11 of 12 folders; the class list has 12", _without_class),
         ("a class is empty", "one of 12 folders holds nothing", _with_empty_class),

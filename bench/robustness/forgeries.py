@@ -87,7 +87,7 @@ def _verified(forge: Callable[[Path], None], words: tuple[str, ...], work: Path)
 
 
 def _promised_ids(work: Path) -> Finding:
-    """A header that promises 8 TB, in a file of a few bytes."""
+    """Write a header that promises 8 TB into a file of a few bytes."""
     data, ids = _packed(work), work / "SET" / "ids.npy"
     run([*CORESET, "select", data, ids.parent, "--ipc", "1"])
     promised = np.lib.format.header_data_from_array_1_0(np.zeros(1, np.int64))

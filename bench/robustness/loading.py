@@ -1,4 +1,4 @@
-"""What ``loader`` does with a packed data set; run as a program by ``coreset.bench.robustness``.
+"""``loader`` over a packed data set; a program of ``coreset.bench.robustness``.
 
     python -m coreset.bench.robustness.loading FOUND SIZE RESIZE EPOCHS DATA
 

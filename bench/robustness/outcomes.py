@@ -48,7 +48,7 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """How a process ended."""
+    """End of a process."""
 
     code: int
     """Exit code; minus the signal's number if one ended it."""
@@ -61,7 +61,7 @@ class Ran:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """What there is to be found."""
+    """Samples that a right reader delivers."""
 
     truths: Mapping[int, Pixels | None]
     """Pixels by label; None where there is nothing right to be found."""
@@ -77,7 +77,7 @@ class Expected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One sample that was delivered."""
+    """Sample that was delivered."""
 
     label: int | None
     key: str
@@ -87,7 +87,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observed:
-    """What one contender did."""
+    """Behaviour of one contender."""
 
     ran: Ran
     samples: Sequence[Sample]
@@ -134,7 +134,7 @@ def kill_group(leader: int) -> None:
 
 
 def read_found(folder: Path) -> list[Sample]:
-    """Samples that a peer wrote through ``coreset.bench.peers.found``."""
+    """Read samples that a peer wrote through ``coreset.bench.peers.found``."""
     path = folder / LIST_NAME
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [
@@ -149,7 +149,7 @@ def read_found(folder: Path) -> list[Sample]:
 
 
 def judge(observed: Observed, expected: Expected) -> Judged:
-    """The worst of what happened."""
+    """Return the worst of what happened."""
     ran = observed.ran
     right, n_beside, wrong = _compared(observed.samples, expected)
     intact = {label for label, truth in expected.truths.items() if truth is not None}
@@ -185,7 +185,7 @@ def _outcome(
 
 
 def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], int, int]:
-    """Labels of which the right pixels came, how many second images, and how many wrong samples."""
+    """Return labels with right pixels, the count of second images, and of wrong samples."""
     right: set[int] = set()
     beside = dict(expected.beside)
     wrong = 0

@@ -84,7 +84,7 @@ def _killed_webdataset(work: Path) -> Finding:
 
 
 def _with_failing_file(work: Path) -> Path:
-    """Photos, one of which links to a file whose every read fails."""
+    """Write photos, one of which links to a file whose every read fails."""
     src = write_photos(work / "src", N)
     next((src / class_name(ODD)).iterdir()).unlink()
     (src / class_name(ODD) / "odd.JPEG").symlink_to(FAILING_FILE)
@@ -107,7 +107,7 @@ def _failing_source_webdataset(work: Path) -> Finding:
 
 
 def _both(first: Command, second: Command) -> list[int]:
-    """Exit codes of two programs started together."""
+    """Return the exit codes of two programs started together."""
     running = [
         subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for command in (first, second)
@@ -143,7 +143,7 @@ def _two_sources(work: Path, n_first: int, n_second: int) -> tuple[Path, Path]:
 
 
 def _of_two_sources(shards: Path, work: Path, *sources: Path) -> tuple[list[int], str]:
-    """How many images of each source lie in the shards."""
+    """Count the images of each source in the shards."""
     samples, ended_well, _ = readable(shards, work)
     stored = b"".join(path.read_bytes() for path in sorted(shards.glob("*.tar")))
     counts = [

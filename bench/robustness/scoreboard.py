@@ -77,7 +77,7 @@ class Robustness:
 
 
 def merged(there: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
-    """Records with newer ones in their places; that a program is absent replaces none."""
+    """Replace records by newer ones; the absence of a program replaces none."""
     kept = {(one["fault"], one["contender"]): one for one in there}
     for one in rows:
         place = one["fault"], one["contender"]
@@ -103,7 +103,7 @@ def _contenders(img2dataset: Path | None) -> dict[str, Contender | None]:
 
 
 def _met(case: Case, name: str, contender: Contender | None) -> _Cell:
-    """What one contender does with one case, in an empty folder."""
+    """Run one contender on one case, in an empty folder."""
     if name != "coreset" and case.kind == "table":
         return _Cell(outcome=DOES_NOT_APPLY, detail="its caller reads the list")
     if name == "img2dataset" and case.kind != "folder":

@@ -25,7 +25,7 @@ _NAME = "list"
 
 
 def table_cases() -> Iterator[Case]:
-    """One list each, which `coreset pack` gets as its source or by an option."""
+    """Yield cases of lists, which ``coreset pack`` gets as its source or by an option."""
     cases: tuple[tuple[str, str, Callable[[Path], Inputs]], ...] = (
         ("a list without a header", "paths and classes, comma", _without_header),
         ("a list from a spreadsheet", "semicolons, byte order mark, CRLF", _from_spreadsheet),
@@ -52,7 +52,7 @@ def _from_spreadsheet(folder: Path) -> Inputs:
 
 
 def _photos(folder: Path) -> list[tuple[str, str]]:
-    """Paths below ``folder`` and classes of photos."""
+    """Write photos; return their paths below ``folder`` and their classes."""
     paths = sorted(write_photos(folder / "src", N).glob("*/*"))
     return [(str(path.relative_to(folder)), path.parent.name) for path in paths]
 
@@ -79,7 +79,7 @@ def _numbered_from_1(folder: Path) -> Inputs:
 
 
 def _with_class_names(folder: Path, extension: str, text: str) -> Inputs:
-    """A shard of integer labels, and their names."""
+    """Write a shard of integer labels, and their names."""
     members = [one for label in range(N) for one in sample_members(label)]
     write_tar(folder / "src" / "train-0000.tar", members)
     names = folder / f"{_NAME}.{extension}"

@@ -30,7 +30,7 @@ _EVERY_OTHER = range(1, N, 2)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loaded:
-    """An odd image among plain ones, and the squares that are cut out of all of them."""
+    """Odd image among plain ones, and the squares that are cut out of all of them."""
 
     name: str
     make: Callable[[], bytes]
@@ -46,13 +46,13 @@ Reader: TypeAlias = Callable[[Loaded, Path, Path], Observed]
 
 
 def tall_png() -> bytes:
-    """A PNG of one column whose pixels are random."""
+    """Return a PNG of one column of random pixels."""
     pixels = np.random.default_rng(3).integers(0, 256, (_TALL, 1, 3), np.uint8)
     return encoded(Image.fromarray(pixels), "PNG")
 
 
 def square_of_column(data: bytes, size: int, resize: int) -> Pixels:
-    """The central square of one column of pixels enlarged ``resize`` times, row by row."""
+    """Return the central square of one column enlarged ``resize`` times, row by row."""
     with Image.open(BytesIO(data)) as image:
         column = np.asarray(image)[:, 0]
     first = (resize * len(column) - size) // 2
@@ -63,7 +63,7 @@ def square_of_column(data: bytes, size: int, resize: int) -> Pixels:
 
 
 def square_of(data: bytes, size: int, resize: int) -> Pixels:
-    """The central square after the short side became ``resize`` pixels, by Pillow."""
+    """Return the central square after the short side became ``resize`` pixels, by Pillow."""
     with Image.open(BytesIO(data)) as image:
         width, height = (resize * side // min(image.size) for side in image.size)
         whole = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
@@ -72,7 +72,7 @@ def square_of(data: bytes, size: int, resize: int) -> Pixels:
 
 
 def with_repeated_frame() -> bytes:
-    """A JPEG with its frame header once more before its end, where libjpeg gives up."""
+    """Return a JPEG with a second frame header before its end, where libjpeg gives up."""
     whole = jpeg()
     begin = whole.index(b"\xff\xc0")
     end = begin + 2 + int.from_bytes(whole[begin + 2 : begin + 4], "big")
@@ -132,7 +132,7 @@ def _read(words: Sequence[str | Path], work: Path) -> Observed:
 
 
 def _saved_frame(work: Path) -> Finding:
-    """A list as ``DataFrame.to_csv`` writes it, with the index as its first column."""
+    """Ingest a list as ``DataFrame.to_csv`` writes it, with the index as its first column."""
     data = work / "DATA"
     run(pack(write_photos(work / "src", N), data))
     names = [f"{class_name(label)}/photo-{label:02d}.JPEG" for label in _EVERY_OTHER]
@@ -142,7 +142,7 @@ def _saved_frame(work: Path) -> Finding:
 
 
 def _formula(work: Path) -> Finding:
-    """A class whose name a spreadsheet runs, to a list and back."""
+    """Export and ingest a class whose name a spreadsheet runs."""
     src, listed = write_photos(work / "src", N), work / "list.csv"
     (src / class_name(ODD)).rename(src / _FORMULA)
     run(pack(src, work / "DATA"))
@@ -159,7 +159,7 @@ def _formula(work: Path) -> Finding:
 
 
 def _ingested(work: Path, names: Sequence[str]) -> Finding:
-    """Whether the samples of ``list.csv`` are those of these source names."""
+    """Test whether the samples of ``list.csv`` are those of these source names."""
     words = [work / "list.csv", work / "SET", "--data", work / "DATA", "--allow-short"]
     ran = run([*CORESET, "ingest", *words])
     if ran.code:
