@@ -39,13 +39,13 @@ class Contender:
 
     name: str
     run: Callable[[Path], object]
-    """Does the whole work once, through the fsync of its output, into an empty folder."""
+    """Does the whole work once, through fsync, into an empty folder."""
     role: Role = "peer"
     check: Callable[[Path], str] = lambda _out: ""
     """Returns the error of the output in the folder; empty if the output is right."""
     note: str = ""
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Versions of packages that ``record`` does not know."""
+    """Of packages that ``record`` does not know."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,8 +66,7 @@ class Measured:
 
     contender: Contender
     seconds: tuple[float, ...]
-    errors: tuple[str, ...]
-    """One per round, the warm-up included."""
+    errors: tuple[str, ...]  # one per round, the warm-up included
 
     @property
     def median_seconds(self) -> float:
@@ -98,7 +97,7 @@ def interleave(
     Args:
         contenders: In the order of their turns.
         repeats: Timed rounds.
-        work: Existing folder; each run gets an empty one in it, removed after the check.
+        work: Existing folder; each run gets an empty one in it.
         clock: Seconds.
         tell: Prints one line per run.
     """
@@ -143,10 +142,9 @@ def _run(contender: Contender, out: Path, clock: Callable[[], float]) -> tuple[f
 
 
 def measurements(measured: Sequence[Measured], *, images: int, source_bytes: int) -> list[Row]:
-    """Return one row per contender.
+    """Return one row per contender; one with a wrong output has ``failed`` and no speed.
 
-    Rates are those of the images and bytes that were read, whatever was written; without images (0)
-    there are none. A contender with a wrong output has ``failed`` and no speed.
+    Rates are those of the images and bytes that were read; without images (0) there are none.
     """
     return [_measurement(one, measured, images, source_bytes) for one in measured]
 

@@ -19,18 +19,16 @@ from coreset.bench.peers.loaders import (
 )
 from coreset.shards.format.dataset import Dataset
 
-
-def versions() -> dict[str, str]:
-    """Import what the loaders need; the record holds the versions."""
-    return versions_of(
-        [],
-        [
-            "coreset.engine.data.image_cache",
-            "coreset.engine.data.decoders.threads",
-            "coreset.engine.data.loader",
-            "coreset.engine.stages.decode",
-        ],
-    )
+versions = partial(
+    versions_of,
+    [],
+    [
+        "coreset.engine.data.image_cache",
+        "coreset.engine.data.decoders.threads",
+        "coreset.engine.data.loader",
+        "coreset.engine.stages.decode",
+    ],
+)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,7 @@ from coreset.bench.peers.transforms import (
     transform_of,
 )
 
-
-def versions() -> dict[str, str]:
-    """Import LitData; its version."""
-    return versions_of(["litdata"], ["litdata"])
+versions = partial(versions_of, ["litdata"], ["litdata"])
 
 
 @contextmanager

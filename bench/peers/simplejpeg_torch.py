@@ -23,10 +23,7 @@ from coreset.bench.peers.loaders import (
     versions_of,
 )
 
-
-def versions() -> dict[str, str]:
-    """Import torch; version of simplejpeg."""
-    return versions_of(["simplejpeg"], ["torch", "torchvision.transforms.v2"])
+versions = partial(versions_of, ["simplejpeg"], ["torch", "torchvision.transforms.v2"])
 
 
 @contextmanager

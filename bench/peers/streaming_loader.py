@@ -6,6 +6,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,7 @@ from coreset.bench.peers.transforms import (
     transform_of,
 )
 
-
-def versions() -> dict[str, str]:
-    """Import Streaming; its version."""
-    return versions_of(["mosaicml-streaming"], ["streaming"])
+versions = partial(versions_of, ["mosaicml-streaming"], ["streaming"])
 
 
 @contextmanager

@@ -13,10 +13,9 @@ from typing import Any
 from coreset.bench.peers.loaders import Epoch, Numbered, Task, in_threads, numbered, versions_of
 from coreset.bench.peers.transforms import loader_options, transform_of
 
-
-def versions() -> dict[str, str]:
-    """Import torchvision; versions of it and of Pillow."""
-    return versions_of(["torchvision", "pillow"], ["torchvision.io", "torchvision.transforms.v2"])
+versions = partial(
+    versions_of, ["torchvision", "pillow"], ["torchvision.io", "torchvision.transforms.v2"]
+)
 
 
 @contextmanager

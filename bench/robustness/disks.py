@@ -6,18 +6,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from coreset.bench.robustness.cases import ODD, N
-from coreset.bench.robustness.contenders import shards_command, write_shards
+from coreset.bench.robustness.contenders import write_shards
 from coreset.bench.robustness.faults import class_name, write_photos
 from coreset.bench.robustness.findings import (
     MANY,
     PER_SHARD,
     Finding,
+    Packer,
     digests,
     last_line,
+    output_of,
     pack,
     readable,
     refusal,
-    shard_refusal,
+    refused,
 )
 from coreset.bench.robustness.outcomes import Outcome, run
 
@@ -69,63 +71,28 @@ def full_disk_webdataset(work: Path) -> Finding:
     return (Outcome.NAMED if "shard-" in last_line(ran.text) else Outcome.NAMELESS), facts
 
 
-def few_files_coreset(work: Path) -> Finding:
+def few_files(packer: Packer, work: Path) -> Finding:
     """Pack with fewer open files than are needed."""
     src = write_photos(work / "src", N)
-    return refusal([*_FEW_FILES, *pack(src, work / "DATA")], work / "DATA", ("open files",))
+    return refused(packer, src, output_of(packer, work), work, ("open files",), prefix=_FEW_FILES)
 
 
-def few_files_webdataset(work: Path) -> Finding:
-    """Write shards with fewer open files than are needed."""
-    src, shards = _photos_and_shards(work)
-    command = [*_FEW_FILES, *shards_command(src, shards, N)]
-    return shard_refusal(command, shards, work, ("open files",))
-
-
-def forbidden_coreset(work: Path) -> Finding:
+def forbidden(packer: Packer, work: Path) -> Finding:
     """Pack a source with a file that may not be read."""
-    src, odd = _with_forbidden(write_photos(work / "src", N))
-    return refusal([*_WITHOUT_RIGHTS, *pack(src, work / "DATA")], work / "DATA", (odd,))
+    src = write_photos(work / "src", N)
+    odd = next((src / class_name(ODD)).iterdir())
+    odd.chmod(0)
+    return refused(packer, src, output_of(packer, work), work, (odd.name,), prefix=_WITHOUT_RIGHTS)
 
 
-def forbidden_webdataset(work: Path) -> Finding:
-    """Write shards of a source with a file that may not be read."""
-    src, shards = _photos_and_shards(work)
-    src, odd = _with_forbidden(src)
-    command = [*_WITHOUT_RIGHTS, *shards_command(src, shards, N)]
-    return shard_refusal(command, shards, work, (odd,))
-
-
-def read_only_coreset(work: Path) -> Finding:
+def read_only(packer: Packer, work: Path) -> Finding:
     """Pack onto a disk mounted read-only."""
     src = write_photos(work / "src", N)
     with small_disk(work / "disk", FULL_MB):
+        out = output_of(packer, work / "disk")
         _remount(work / "disk", "ro")
-        data = work / "disk" / "DATA"
-        return refusal(pack(src, data), data, ("/disk/",))
-
-
-def read_only_webdataset(work: Path) -> Finding:
-    """Write shards onto a disk mounted read-only."""
-    src = write_photos(work / "src", N)
-    with small_disk(work / "disk", FULL_MB):
-        shards = work / "disk" / "shards"
-        shards.mkdir()
-        _remount(work / "disk", "ro")
-        return shard_refusal(shards_command(src, shards, N), shards, work, ("/disk/",))
+        return refused(packer, src, out, work, ("/disk/",))
 
 
 def _remount(place: Path, option: str) -> None:
     subprocess.run(["/bin/mount", "-o", f"remount,{option}", place], check=True)
-
-
-def _photos_and_shards(work: Path) -> tuple[Path, Path]:
-    shards = work / "shards"
-    shards.mkdir()
-    return write_photos(work / "src", N), shards
-
-
-def _with_forbidden(src: Path) -> tuple[Path, str]:
-    odd = next((src / class_name(ODD)).iterdir())
-    odd.chmod(0)
-    return src, odd.name

@@ -11,15 +11,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from coreset.bench.robustness.cases import CORESET, N
+from coreset.bench.robustness.contenders import shards_command
 from coreset.bench.robustness.outcomes import Outcome, read_found, run
 from coreset.engine.cli import BUG
 
 Command: TypeAlias = Sequence[str | Path]
 Finding: TypeAlias = tuple[Outcome, str]
 """Outcome, and the facts that it was told by."""
+Packer: TypeAlias = Literal["coreset", "webdataset"]
 Meet: TypeAlias = Callable[[Path], Finding]
 """Meets the fault in an empty folder."""
 MANY = 600
@@ -75,6 +77,23 @@ def readable(shards: Path, work: Path) -> Readable:
     words = ["read", found, *sorted(shards.glob("*.tar"))]
     ran = run([sys.executable, "-m", "coreset.bench.peers.faults_webdataset", *words])
     return Readable(len(read_found(found)), ran.code == 0, ran.text)
+
+
+def output_of(packer: Packer, place: Path) -> Path:
+    """Return where a packer writes below ``place``; ``ShardWriter`` wants an existing folder."""
+    if packer == "coreset":
+        return place / "DATA"
+    (place / "shards").mkdir()
+    return place / "shards"
+
+
+def refused(
+    packer: Packer, src: Path, out: Path, work: Path, names: Sequence[str], *, prefix: Command = ()
+) -> Finding:
+    """Run a packer on ``N`` photos, which it should refuse by one of ``names``."""
+    if packer == "coreset":
+        return refusal([*prefix, *pack(src, out)], out, names)
+    return shard_refusal([*prefix, *shards_command(src, out, N)], out, work, names)
 
 
 def refusal(command: Command, data: Path, names: Sequence[str]) -> Finding:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.bench.peers.found import LIST_NAME
+from coreset.bench.processes import WITH_PARENT
 from coreset.shards.images.refusal import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
@@ -113,7 +114,7 @@ def run(
     """Run a program in a process of its own and see how it ends."""
     with tempfile.TemporaryFile() as said:
         with subprocess.Popen(
-            command, stdout=said, stderr=said, umask=umask,
+            [*WITH_PARENT, *command], stdout=said, stderr=said, umask=umask,
             env={**os.environ, **(env or {})}, start_new_session=True,
         ) as process:  # fmt: skip
             killed: list[int] = []

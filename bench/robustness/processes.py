@@ -3,10 +3,12 @@
 import shutil
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from coreset.bench.processes import WITH_PARENT
 from coreset.bench.robustness import disks
 from coreset.bench.robustness.cases import CORESET, ODD, N
 from coreset.bench.robustness.contenders import shards_command, write_shards
@@ -35,11 +37,18 @@ _ENVIRONMENTS = (
 )
 
 
+def _started(command: Command) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [*WITH_PARENT, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
 def _kill_at_random(command: Command, seen: Path, rng: np.random.Generator) -> bool:
-    """Kill a program some time after the folder ``seen`` has a file; whether it still ran."""
-    with subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-    ) as process:
+    """Kill a program some time after the folder ``seen`` has a file; tell if it still ran."""
+    with _started(command) as process:
         while process.poll() is None and not (seen.is_dir() and any(seen.iterdir())):
             time.sleep(_POLL_SECONDS)
         time.sleep(rng.uniform(0, _LONGEST_WAIT_SECONDS))
@@ -108,11 +117,7 @@ def _failing_source_webdataset(work: Path) -> Finding:
 
 def _both(first: Command, second: Command) -> list[int]:
     """Return the exit codes of two programs started together."""
-    running = [
-        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        for command in (first, second)
-    ]
-    return [process.wait() for process in running]
+    return [process.wait() for process in [_started(first), _started(second)]]
 
 
 def _rivals_coreset(work: Path) -> Finding:
@@ -238,15 +243,18 @@ CASES: tuple[ProcessCase, ...] = (
     ),
     ProcessCase(
         row=25, fault="too many open files", injected="two may be open beside the three streams",
-        coreset=disks.few_files_coreset, webdataset=disks.few_files_webdataset,
+        coreset=partial(disks.few_files, "coreset"),
+        webdataset=partial(disks.few_files, "webdataset"),
     ),
     ProcessCase(
         row=25, fault="a file that may not be read", injected="mode 0, without root's rights",
-        coreset=disks.forbidden_coreset, webdataset=disks.forbidden_webdataset,
+        coreset=partial(disks.forbidden, "coreset"),
+        webdataset=partial(disks.forbidden, "webdataset"),
     ),
     ProcessCase(
         row=25, fault="read-only disk", injected="the output's disk is mounted read-only",
-        coreset=disks.read_only_coreset, webdataset=disks.read_only_webdataset,
+        coreset=partial(disks.read_only, "coreset"),
+        webdataset=partial(disks.read_only, "webdataset"),
         needs_root=True,
     ),
     ProcessCase(
