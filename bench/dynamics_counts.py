@@ -68,8 +68,12 @@ class Traffic(TorchDispatchMode):
         """Add the tensors of an operator, unless it is a view or reserves memory."""
         result = func(*args, **(kwargs or {}))
         if not func.is_view and not func.overloadpacket.__name__.startswith(("empty", "new_empty")):
-            moved = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)]
-            self.n_bytes += sum(one.numel() * one.element_size() for one in moved)
+            moved = [
+                tensor
+                for tensor in tree_leaves((args, kwargs, result))
+                if isinstance(tensor, Tensor)
+            ]
+            self.n_bytes += sum(tensor.numel() * tensor.element_size() for tensor in moved)
         return result
 
 
@@ -265,6 +269,6 @@ def step_cost(setting: Setting, size: int, batch: int) -> dict[str, int]:
     return {
         "flops": int(flops.get_total_flops()),
         "n_bytes": traffic.n_bytes,
-        "parameter_bytes": sum(one.nbytes for one in parameters),
-        "optimiser_bytes": sum(one.nbytes for one in momentum),
+        "parameter_bytes": sum(tensor.nbytes for tensor in parameters),
+        "optimiser_bytes": sum(tensor.nbytes for tensor in momentum),
     }

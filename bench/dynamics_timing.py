@@ -112,10 +112,10 @@ def step_share(setting: Setting) -> Iterator[Row]:
     train, *ours = interleave_in_scratch(contenders, repeats=setting.repeats, work=setting.work)
     per_step = [seconds / STEPS_PER_TURN for seconds in train.seconds]
     yield setting.facts() | {"name": STEP, "logits": str(dtype), **_milliseconds(per_step)}
-    for one in ours:
-        each = [seconds / len(batches) for seconds in one.seconds]
+    for timed in ours:
+        each = [seconds / len(batches) for seconds in timed.seconds]
         shares = [update / whole for update, whole in zip(each, per_step, strict=True)]
-        row = setting.facts() | {"name": one.contender.name, "logits": str(dtype)}
+        row = setting.facts() | {"name": timed.contender.name, "logits": str(dtype)}
         row |= _milliseconds(each) | {"share": median(shares), "shares": shares}
         yield row | {"goal": SHARE_GOAL, "updates_per_turn": len(batches)}
 
@@ -165,19 +165,19 @@ def epoch_costs(setting: Setting) -> Iterator[Row]:
     ]
     measured = interleave_in_scratch(contenders, repeats=setting.repeats, work=setting.work)
     state_bytes = sum(rows.nbytes for rows in compiled.state().values())
-    for one in measured:
-        yield setting.facts() | _epoch_row(one, setting, len(batches), state_bytes)
+    for timed in measured:
+        yield setting.facts() | _epoch_row(timed, setting, len(batches), state_bytes)
 
 
-def _epoch_row(one: Measured, setting: Setting, n_batches: int, state_bytes: int) -> Row:
+def _epoch_row(timed: Measured, setting: Setting, n_batches: int, state_bytes: int) -> Row:
     n = setting.samples
     reference = n * setting.classes * REFERENCE_EPOCHS * REFERENCE_BYTES_PER_LOGIT
     return {
-        "name": one.contender.name,
+        "name": timed.contender.name,
         "batches": n_batches,
-        "failed": one.failed,
-        "microseconds_per_sample": 1e6 * one.median_seconds / n,
-        **_milliseconds(one.seconds),
+        "failed": timed.failed,
+        "microseconds_per_sample": 1e6 * timed.median_seconds / n,
+        **_milliseconds(timed.seconds),
         "state_bytes": state_bytes,
         "bytes_goal": BYTES_GOAL,
         "reference_bytes": reference,

@@ -101,7 +101,7 @@ def interleave(
         clock: Seconds.
         tell: Prints one line per run.
     """
-    runs: dict[str, list[tuple[float, str]]] = {one.name: [] for one in contenders}
+    runs: dict[str, list[tuple[float, str]]] = {contender.name: [] for contender in contenders}
     if len(runs) != len(contenders):
         raise ValueError(f"contenders must have different names, got {[*runs]} for some of them")
     for turn in range(repeats + 1):
@@ -146,22 +146,22 @@ def measurements(measured: Sequence[Measured], *, images: int, source_bytes: int
 
     Rates are those of the images and bytes that were read; without images (0) there are none.
     """
-    return [_measurement(one, measured, images, source_bytes) for one in measured]
+    return [_measurement(each, measured, images, source_bytes) for each in measured]
 
 
 def _measurement(
-    one: Measured, everyone: Sequence[Measured], images: int, source_bytes: int
+    timed: Measured, everyone: Sequence[Measured], images: int, source_bytes: int
 ) -> Row:
-    contender, seconds = one.contender, one.median_seconds
+    contender, seconds = timed.contender, timed.median_seconds
     row: Row = {
         "contender": contender.name,
         "role": contender.role,
         "note": contender.note,
         "peer_versions": dict(contender.versions),
-        "seconds": [round(each, 4) for each in one.seconds],
+        "seconds": [round(each, 4) for each in timed.seconds],
     }
-    if one.failed:
-        return row | {"failed": one.failed}
+    if timed.failed:
+        return row | {"failed": timed.failed}
     if images:
         row |= {
             "images": images,
@@ -169,13 +169,13 @@ def _measurement(
             "images_per_second": round(images / seconds, 1),
             "mb_per_second": round(source_bytes / seconds / 1e6, 1),
         }
-    others = (other for other in everyone if other is not one and not other.failed)
+    others = (other for other in everyone if other is not timed and not other.failed)
     return row | {
         "median_seconds": round(seconds, 4),
-        "min_seconds": round(min(one.seconds), 4),
-        "max_seconds": round(max(one.seconds), 4),
+        "min_seconds": round(min(timed.seconds), 4),
+        "max_seconds": round(max(timed.seconds), 4),
         "speed_over": {
-            other.contender.name: round(median(one.ratios_over(other)), 3) for other in others
+            other.contender.name: round(median(timed.ratios_over(other)), 3) for other in others
         },
     }
 
@@ -189,10 +189,10 @@ def rows_of_all(
     source_bytes: int = 0,
 ) -> list[Row]:
     """Run those that can run by turns; return a row of each, the absent last."""
-    present = [one for one in entries if isinstance(one, Contender)]
+    present = [entry for entry in entries if isinstance(entry, Contender)]
     measured = interleave(present, repeats=repeats, work=work)
     rows = measurements(measured, images=images, source_bytes=source_bytes)
-    return [*rows, *(one.row() for one in entries if isinstance(one, Absent))]
+    return [*rows, *(entry.row() for entry in entries if isinstance(entry, Absent))]
 
 
 def hardware() -> Row:
@@ -255,24 +255,24 @@ def run_parts(
         records = list(_printed(record(f"{name}.{part}", row) for row in rows()))
         if not dry:
             kept = [
-                one
-                for one in (read(name) if (RESULTS / f"{name}.jsonl").is_file() else [])
-                if one["bench"] != f"{name}.{part}" or not replaces(one)
+                row
+                for row in (read(name) if (RESULTS / f"{name}.jsonl").is_file() else [])
+                if row["bench"] != f"{name}.{part}" or not replaces(row)
             ]
             print(f"written: {write(name, [*kept, *records])}", flush=True)
 
 
 def _printed(records: Iterable[Row]) -> Iterator[Row]:
-    for one in records:
-        print({key: one[key] for key in one if key not in _UNPRINTED}, flush=True)
-        yield one
+    for row in records:
+        print({key: row[key] for key in row if key not in _UNPRINTED}, flush=True)
+        yield row
 
 
 def write(name: str, records: Iterable[Mapping[str, Any]]) -> Path:
     """Replace ``bench/results/NAME.jsonl`` by these records, without paths of this machine."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.jsonl"
-    path.write_text("".join(portable(json.dumps(one)) + "\n" for one in records))
+    path.write_text("".join(portable(json.dumps(row)) + "\n" for row in records))
     return path
 
 
@@ -297,4 +297,4 @@ def read(name: str) -> list[Row]:
 
 def records_of(bench: str) -> list[Row]:
     """Return the records of one part, such as ``pack.original``."""
-    return [one for one in read(bench.partition(".")[0]) if one["bench"] == bench]
+    return [row for row in read(bench.partition(".")[0]) if row["bench"] == bench]

@@ -199,11 +199,13 @@ def _row_groups(bounds: np.ndarray, digests: DatasetDigests) -> Iterator[dict[st
         shards = np.searchsorted(bounds, ids, side="right") - 1
         labels = ids * 7919 % CLASSES  # shuffled classes, as a pack has them
         hashes = [rng.bytes(16) for _ in ids]
-        keys = [f"n{label:08d}/n{label:08d}_{one}" for one, label in zip(ids, labels, strict=True)]
+        keys = [
+            f"n{label:08d}/n{label:08d}_{sample}" for sample, label in zip(ids, labels, strict=True)
+        ]
         digests.add(keys, labels.tolist(), hashes)
         yield {
             "id": ids,
-            "member": [f"{one:09d}.jpg" for one in ids],
+            "member": [f"{sample:09d}.jpg" for sample in ids],
             "shard": shards.astype(np.int32),
             "offset": (ids - bounds[shards]) * _SAMPLE_BYTES + BLOCK_BYTES,
             "bytes": np.full(len(ids), _IMAGE_BYTES),

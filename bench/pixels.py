@@ -84,10 +84,10 @@ class PixelsBench:
 
     def _rounding(self) -> Iterator[Row]:
         images, geometry = self._originals(), Geometry(FEATURE_SIZE)
-        found = {"reference": reference(images, geometry)}
-        found |= {name: decoded(name, geometry, images) for name in DECODERS[:2]}
-        exact = np.stack([resized_exactly(one, FEATURE_SIZE) for one in images.data])
-        for name, pixels in found.items():
+        decodings = {"reference": reference(images, geometry)}
+        decodings |= {name: decoded(name, geometry, images) for name in DECODERS[:2]}
+        exact = np.stack([resized_exactly(data, FEATURE_SIZE) for data in images.data])
+        for name, pixels in decodings.items():
             levels = np.abs(pixels - exact)[:, EDGE:-EDGE, EDGE:-EDGE]
             row = {"input": images.name, "images": len(images), "decoder": name}
             yield {**row, "largest": float(levels.max()), "mean": float(levels.mean())}
@@ -98,8 +98,8 @@ class PixelsBench:
         expected = features_of(reference(originals, geometry), backbone)
         for images in (originals, packed_small(originals)):
             for name in DECODERS:
-                found = features_of(decoded(name, geometry, images), backbone)
-                yield {"input": images.name, "decoder": name, **cosines(found, expected)}
+                features = features_of(decoded(name, geometry, images), backbone)
+                yield {"input": images.name, "decoder": name, **cosines(features, expected)}
         other = np.roll(expected, 1, axis=0)
         yield {"input": originals.name, "decoder": "another image", **cosines(other, expected)}
 

@@ -149,8 +149,8 @@ def _with_members(members: _Members, folder: Path) -> Inputs:
     tars = [
         write_tar(
             folder / "src" / f"train-{shard:04d}.tar",
-            (one for sample in samples[shard * per_shard : (shard + 1) * per_shard]
-             for one in sample),
+            (member for sample in samples[shard * per_shard : (shard + 1) * per_shard]
+             for member in sample),
         )
         for shard in range(members.shards)
     ]  # fmt: skip
@@ -164,7 +164,7 @@ def _with_members(members: _Members, folder: Path) -> Inputs:
 
 def _with_empty_shard(n: int, folder: Path) -> Inputs:
     """Write ``n`` samples into the first shard, and a shard without members."""
-    members = [one for label in range(n) for one in sample_members(label)]
+    members = [member for label in range(n) for member in sample_members(label)]
     shards = [members, []] if members else [members]
     tars = [
         write_tar(folder / "src" / f"train-{number:04d}.tar", shard)
@@ -178,7 +178,7 @@ def _with_empty_shard(n: int, folder: Path) -> Inputs:
 def _with_pickle(extension: str, folder: Path) -> Inputs:
     canary = folder / "canary"
     member = TarMember(f"{ODD:04d}.{extension}", pickle_that_touches(canary))
-    samples = [one for label in range(N) for one in sample_members(label)]
+    samples = [member for label in range(N) for member in sample_members(label)]
     tars = [write_tar(folder / "src" / "train-0000.tar", _after_odd(samples, member))]
     culprit = f"{ODD:04d}.{extension}"
     expected = Expected(truths=photo_truths(), culprits=(culprit,), canary=canary)
@@ -258,7 +258,7 @@ def _damaged(damage: Callable[[Path], None], folder: Path) -> Inputs:
 def _offsets(path: Path) -> list[tuple[int, int, int]]:
     """Return offset of header, offset of content and size of every member."""
     with tarfile.open(path) as tar:
-        return [(one.offset, one.offset_data, one.size) for one in tar]
+        return [(member.offset, member.offset_data, member.size) for member in tar]
 
 
 def _cut_at(path: Path, end: int) -> None:

@@ -30,8 +30,8 @@ def coreset(case: Case, inputs: Inputs, work: Path) -> Observed:
         left = [f"left {data.name}"] if data.exists() else []
         return Observed(ran=ran, samples=[], notes=left)
     listed = run([*CORESET, "quarantine", "show", data])
-    told = Ran(code=0, text=ran.text + listed.text, peak_mb=ran.peak_mb)
-    return Observed(ran=told, samples=packed_samples(data))
+    reported = Ran(code=0, text=ran.text + listed.text, peak_mb=ran.peak_mb)
+    return Observed(ran=reported, samples=packed_samples(data))
 
 
 def packed_samples(data: Path) -> list[Sample]:

@@ -170,19 +170,22 @@ def _outcome(
 ) -> Outcome:
     ran = observed.ran
     nothing_right = any(truth is None for truth in expected.truths.values())
-    facts = (
+    signs = (
         (Outcome.RUNS_CODE, expected.canary is not None and expected.canary.exists()),
         (Outcome.HANG, not ran.in_time),
         (Outcome.CRASH, ran.code < 0),
-        (Outcome.NO_GUARD, any(np.prod(one.shape) > 3 * MAX_PIXELS for one in observed.samples)),
+        (
+            Outcome.NO_GUARD,
+            any(np.prod(sample.shape) > 3 * MAX_PIXELS for sample in observed.samples),
+        ),
         (Outcome.WRONG, wrong > 0),
         (Outcome.NAMED, ran.code != 0 and named),
         (Outcome.NAMELESS, ran.code != 0),
-        (Outcome.HOSTILE, any(_is_hostile(one.key) for one in observed.samples)),
+        (Outcome.HOSTILE, any(_is_hostile(sample.key) for sample in observed.samples)),
         (Outcome.TOLD, named and (lost > 0 or nothing_right)),
         (Outcome.LOSS, lost > 0 or nothing_right),
     )
-    return next((outcome for outcome, is_so in facts if is_so), Outcome.RIGHT)
+    return next((outcome for outcome, is_so in signs if is_so), Outcome.RIGHT)
 
 
 def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], int, int]:
@@ -190,11 +193,11 @@ def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], 
     right: set[int] = set()
     beside = dict(expected.beside)
     wrong = 0
-    for one in samples:
-        label = -1 if one.label is None else one.label
-        if label not in right and _alike(one.pixels, expected.truths.get(label)):
+    for sample in samples:
+        label = -1 if sample.label is None else sample.label
+        if label not in right and _alike(sample.pixels, expected.truths.get(label)):
             right.add(label)
-        elif _alike(one.pixels, beside.get(label)):
+        elif _alike(sample.pixels, beside.get(label)):
             del beside[label]
         else:
             wrong += 1

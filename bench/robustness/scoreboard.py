@@ -56,8 +56,8 @@ class Robustness:
             rows.append(row)
         # Only now: it imports torch, whose memory a child would be charged for.
         circumstances = record("robustness", {"peers": versions})
-        there = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
-        kept = merged(there, [{**circumstances, **one} for one in rows])
+        recorded = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
+        kept = merged(recorded, [{**circumstances, **row} for row in rows])
         print(f"written: {write('robustness', kept)}")
 
     def _rows(self, img2dataset: Path | None) -> Iterator[Row]:
@@ -70,19 +70,19 @@ class Robustness:
                 for name, contender in chosen.items():
                     yield _named(case.row, case.fault, case.injected, name,
                                  _met(case, name, contender))  # fmt: skip
-        for one in (*processes.CASES, *uses.CASES, *forgeries.CASES):
-            if not self.row or one.row in self.row:
+        for case in (*processes.CASES, *uses.CASES, *forgeries.CASES):
+            if not self.row or case.row in self.row:
                 for name in self.contender:
-                    yield _named(one.row, one.fault, one.injected, name, _went(one, name))
+                    yield _named(case.row, case.fault, case.injected, name, _went(case, name))
 
 
-def merged(there: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
+def merged(recorded: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
     """Replace records by newer ones; the absence of a program replaces none."""
-    kept = {(one["fault"], one["contender"]): one for one in there}
-    for one in rows:
-        place = one["fault"], one["contender"]
-        if one["outcome"] != NOT_INSTALLED or place not in kept:
-            kept[place] = one
+    kept = {(row["fault"], row["contender"]): row for row in recorded}
+    for row in rows:
+        place = row["fault"], row["contender"]
+        if row["outcome"] != NOT_INSTALLED or place not in kept:
+            kept[place] = row
     return list(kept.values())
 
 
@@ -128,12 +128,12 @@ def _cell(judged: Judged, observed: Observed) -> _Cell:
     return _Cell(outcome=judged.outcome, detail=judged.detail, facts=facts)
 
 
-def _went(one: processes.ProcessCase, name: str) -> _Cell:
-    run = {"coreset": one.coreset, "webdataset": one.webdataset}.get(name)
+def _went(case: processes.ProcessCase, name: str) -> _Cell:
+    run = {"coreset": case.coreset, "webdataset": case.webdataset}.get(name)
     if run is None:
-        other = NOT_MEASURED if name == "img2dataset" and one.packs else DOES_NOT_APPLY
-        return _Cell(outcome=other)
-    if (reason := one.cannot_run()) is not None:
+        unmet = NOT_MEASURED if name == "img2dataset" and case.packs else DOES_NOT_APPLY
+        return _Cell(outcome=unmet)
+    if (reason := case.cannot_run()) is not None:
         return _Cell(outcome=NOT_MEASURED, detail=reason)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         outcome, detail = run(Path(folder))
