@@ -1,6 +1,5 @@
-"""What ``bench.decode`` reads: packed data sets, the files they were packed from, and the truth."""
+"""Inputs of ``coreset.bench.decode``: packed data sets, their source files, reference pixels."""
 
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,9 +9,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.bench.pack_contenders import CORESET, words
-from coreset.bench.pack_inputs import QUALITY, Tree, repeated_tree
+from coreset.bench.inputs import QUALITY, Tree, repeated_tree
 from coreset.bench.peers.loaders import SHORT_SIDE, SIZE, Crop, Pixels, Task
+from coreset.bench.processes import options, run_coreset
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Box, Crops, Geometry
 from coreset.shards.format.dataset import Dataset
@@ -24,7 +23,7 @@ _SHARDS_PER_THREAD = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Input:
-    """Images that a race is about."""
+    """Images of a race."""
 
     name: InputName
     tree: Tree
@@ -34,7 +33,7 @@ class Input:
 
     @property
     def note(self) -> str:
-        """What the images are."""
+        """Description of the images."""
         size = self.dataset.ints("bytes").mean() / 1000
         return f"{self.tree.note}; {size:.1f} kB each as packed"
 
@@ -52,7 +51,7 @@ class Input:
         return [shards[at][start : start + n] for at, start, n in zip(*columns, strict=True)]
 
     def task(self, crop: Crop, pixels: Pixels, threads: int, *, epochs: int = 1) -> Task:
-        """What is asked of the loaders."""
+        """Return the task of the loaders."""
         return Task(
             data=self.dataset.path,
             tree=self.tree.path,
@@ -65,7 +64,7 @@ class Input:
         )
 
     def reference(self, ids: Sequence[int], crop: Crop) -> NDArray[np.float32]:
-        """What Pillow and torchvision's rules make of stored images, float32 (n, s, s, 3)."""
+        """Decode stored images with Pillow by torchvision's rules, float32 (n, s, s, 3)."""
         geometry = Geometry(SIZE, SHORT_SIDE if crop == "centre" else None)
         boxes = self._first_crops(ids) if crop == "random" else [None] * len(ids)
         images = [
@@ -75,7 +74,7 @@ class Input:
         return np.stack(images).astype(np.float32)
 
     def _first_crops(self, ids: Sequence[int]) -> list[Box]:
-        """The random crops that ``coreset`` takes in epoch 0 of seed 0."""
+        """Draw the random crops that ``coreset`` takes in epoch 0 of seed 0."""
         chosen = np.array(ids)
         sizes = (self.dataset.ints(name)[chosen] for name in ("width", "height"))
         return [tuple(box) for box in Crops().boxes(chosen, *sizes, seed=0, epoch=0).tolist()]
@@ -83,7 +82,7 @@ class Input:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """Makes inputs when they are first asked for."""
+    """Inputs that are made when they are first asked for."""
 
     data: Path
     """Folder with ``imagenet-sample`` and ``imagenette/train``."""
@@ -96,7 +95,7 @@ class Inputs:
     _made: dict[InputName, Input] = field(default_factory=dict[InputName, Input])
 
     def get(self, name: InputName) -> Input:
-        """The input of that name."""
+        """Return the input of that name."""
         if name not in self._made:
             self._made[name] = self._make(name)
         return self._made[name]
@@ -121,14 +120,13 @@ class Inputs:
         path = self.work / name
         per_shard = -(-len(tree.files()) // (_SHARDS_PER_THREAD * self.threads))
         settings = {"samples_per_shard": per_shard, "workers": self.threads, **stored}
-        command = [*CORESET, "pack", str(tree.path), str(path), *words(settings)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        run_coreset("pack", tree.path, path, *options(settings))
         return Dataset.open(path)
 
 
-def difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, float]:
-    """Largest and mean absolute difference of two batches, in levels."""
-    distance = np.abs(found - expected)
+def difference(pixels: NDArray[np.float32], expected: NDArray[np.float32]) -> dict[str, float]:
+    """Return the largest and the mean absolute difference of two batches, in levels."""
+    distance = np.abs(pixels - expected)
     return {
         "pixels_max": round(float(distance.max()), 2),
         "pixels_mean": round(float(distance.mean()), 3),

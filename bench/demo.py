@@ -1,39 +1,58 @@
-"""How long the demo takes from nothing, and what it prints.
+"""Time of the demo from nothing, and what it prints.
 
     python -m coreset.bench.demo
 
 Runs ``coreset demo`` in a fresh folder with an empty feature cache, as a user would, and writes
-``bench/results/demo.jsonl`` (one run: the demo's own table already tells the spread over students).
+``bench/results/demo.jsonl`` (one run: the demo's own table shows the spread over students).
 """
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
-from coreset.bench.record import record, write
+from coreset.bench.docs import Block, machine
+from coreset.bench.harness import Row, read, record, write
+from coreset.bench.processes import CORESET
+from coreset.engine.runtime.tables import readable_seconds
 
 
 def main() -> None:
     """Run the demo once and record wall time, output and the report's size."""
     with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder)
+        run = Path(folder, "demo-run")
         started = time.perf_counter()
         finished = subprocess.run(
-            [sys.executable, "-m", "coreset.engine.cli", "demo", "--out", str(out / "demo-run")],
-            env=os.environ | {"CORESET_CACHE": str(out / "cache")},
+            [*CORESET, "demo", "--out", str(run)],
+            env=os.environ | {"CORESET_CACHE": f"{folder}/cache"},
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
         measured = {
             "wall_seconds": round(time.perf_counter() - started, 1),
-            "output": finished.stdout.replace(str(out) + "/", "").strip(),
-            "report_bytes": (out / "demo-run" / "report.html").stat().st_size,
+            "output": finished.stdout.replace(f"{folder}/", "").strip(),
+            "report_bytes": (run / "report.html").stat().st_size,
         }
     print(f"written: {write('demo', [record('demo', measured)])}")
+
+
+def _recorded() -> Row:
+    (row,) = read("demo")
+    return row
+
+
+def _time() -> str:
+    row = _recorded()
+    return f"{readable_seconds(row['wall_seconds'])} on {machine(row)}."
+
+
+BLOCKS: Mapping[str, Block] = {
+    "demo_output": lambda: f"```\n{_recorded()['output']}\n```",
+    "demo_time": _time,
+}
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What ``bench.dynamics`` counts: graphs, kernels, passes, waits, operations, bytes, self times.
+"""Counts of the accumulation: graphs, kernels, passes, waits, operations, bytes, self times.
 
-Bytes that operators move are those of every operator's tensors, each read and written once: what a
-step would move if no operator were fused with its neighbour and no cache helped.
+Bytes that operators move are those of every operator's tensors, each read and written once: a step
+moves so many if no operator is fused with its neighbour and no cache helps.
 """
 
 import re
@@ -19,7 +19,8 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from coreset.bench.dynamics_parts import Row, Setting, resnet18, training
+from coreset.bench.dynamics_timing import Setting, resnet18, training
+from coreset.bench.harness import Row
 from coreset.engine.doctor.arithmetic import HostReads
 from coreset.engine.models.networks import build_network
 from coreset.engine.runtime.device import resolve_device
@@ -50,7 +51,7 @@ OTHER = "other"
 
 
 class Traffic(TorchDispatchMode):
-    """Adds up the bytes of the tensors that operators read and write, and their elements."""
+    """Counter of the bytes of the tensors that operators read and write."""
 
     def __init__(self) -> None:
         """Start with nothing moved."""
@@ -64,16 +65,20 @@ class Traffic(TorchDispatchMode):
         args: tuple[object, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> object:
-        """Add its tensors, unless it only looks at them in another way, or reserves memory."""
+        """Add the tensors of an operator, unless it is a view or reserves memory."""
         result = func(*args, **(kwargs or {}))
         if not func.is_view and not func.overloadpacket.__name__.startswith(("empty", "new_empty")):
-            moved = [one for one in tree_leaves((args, kwargs, result)) if isinstance(one, Tensor)]
-            self.n_bytes += sum(one.numel() * one.element_size() for one in moved)
+            moved = [
+                tensor
+                for tensor in tree_leaves((args, kwargs, result))
+                if isinstance(tensor, Tensor)
+            ]
+            self.n_bytes += sum(tensor.numel() * tensor.element_size() for tensor in moved)
         return result
 
 
 def compiled_graph(setting: Setting) -> Row:
-    """Graphs, kernels and passes over the logits of ``Dynamics(compiled=True)``.
+    """Count graphs, kernels and passes over the logits of ``Dynamics(compiled=True)``.
 
     Batches of two epochs, and of two that end with a short one, as those of a training do.
     """
@@ -95,15 +100,15 @@ def compiled_graph(setting: Setting) -> Row:
     metrics.reset()
     with config.patch(force_disable_caches=True):
         _, (code,) = run_and_get_code(epochs, full)
-    found: Row = {"name": "compiled accumulation", "kernels": metrics.generated_kernel_count}
-    found |= {"graphs": counters["stats"]["unique_graphs"], **code_counts(code, setting.classes)}
+    counts: Row = {"name": "compiled accumulation", "kernels": metrics.generated_kernel_count}
+    counts |= {"graphs": counters["stats"]["unique_graphs"], **code_counts(code, setting.classes)}
     epochs([*full, *short])
-    found |= {"graphs_with_short_batch": counters["stats"]["unique_graphs"]}
-    return setting.facts() | found | {"graph_breaks": sum(counters["graph_break"].values())}
+    counts |= {"graphs_with_short_batch": counters["stats"]["unique_graphs"]}
+    return setting.facts() | counts | {"graph_breaks": sum(counters["graph_break"].values())}
 
 
 def code_counts(code: str, classes: int) -> Row:
-    """What the code that Inductor generated for a CPU holds.
+    """Count functions, passes and fallbacks of the code that Inductor generated for a CPU.
 
     A pass over the logits is a loop over the classes in it, known by its bound, which must be that
     of nothing else; the remainder that does not fill a vector belongs to the loop before it.
@@ -118,7 +123,7 @@ def code_counts(code: str, classes: int) -> Row:
 
 
 def host_reads(setting: Setting) -> Iterator[Row]:
-    """Waits and graph breaks per batch, of the accumulation and of the training step.
+    """Count waits and graph breaks per batch, of the accumulation and of the training step.
 
     On tensors without values (``meta``), where an operator that needs one raises.
     """
@@ -154,19 +159,19 @@ def _network_graphs(setting: Setting) -> Row:
 
 
 def profiled(setting: Setting) -> Iterator[Row]:
-    """Self time of the operators of a training step with its accumulation, by kind, on the CPU."""
+    """Profile a training step with its accumulation on the CPU: self time by kind of work."""
     from torch.profiler import ProfilerActivity, profile
 
     for size in PROFILED_SIZES:
         work = _step_and_accumulation(setting, size)
         work()
-        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as found:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
             started = perf_counter()
             for _ in range(PROFILED_STEPS):
                 work()
             wall = perf_counter() - started
         facts = {"name": "profile", "steps": PROFILED_STEPS, "wall_seconds": wall}
-        yield setting.facts() | {"size": size} | facts | _by_group(found.events() or ())
+        yield setting.facts() | {"size": size} | facts | _by_group(profiler.events() or ())
 
 
 def _step_and_accumulation(setting: Setting, size: int) -> Callable[[], None]:
@@ -206,7 +211,7 @@ def _names_around(event: FunctionEvent | None) -> list[str]:
 
 
 def group_of(names: Sequence[str]) -> str:
-    """Kind of work of an event, given its name and those of the events around it, outwards.
+    """Return the kind of work of an event, given its name and those of the events around it.
 
     A copy counts as one, whatever asked for it: casts to bfloat16 are not matrix arithmetic.
     """
@@ -220,7 +225,7 @@ def group_of(names: Sequence[str]) -> str:
 
 
 def arithmetic(setting: Setting) -> Iterator[Row]:
-    """Operations and bytes of the training step per image, and per step, at several sizes."""
+    """Count operations and bytes of the training step per image, and per step, by size."""
     for size in SIZES:
         few, more = (step_cost(setting, size, batch) for batch in (2, 4))
         per_image = {name: (more[name] - few[name]) // 2 for name in ("flops", "n_bytes")}
@@ -245,7 +250,7 @@ def arithmetic(setting: Setting) -> Iterator[Row]:
 
 
 def step_cost(setting: Setting, size: int, batch: int) -> dict[str, int]:
-    """Floating-point operations (two per multiply-add) and bytes of one whole training step.
+    """Count floating-point operations (two per multiply-add) and bytes of a training step.
 
     Of matrix arithmetic, as ``FlopCounterMode`` counts. In the precisions of a GPU: autocast to
     bfloat16 with float32 weights.
@@ -255,15 +260,15 @@ def step_cost(setting: Setting, size: int, batch: int) -> dict[str, int]:
 
     with FakeTensorMode():
         network = build_network("resnet18", setting.classes, norm="batch", seed=0)
-        found = training(network, torch.device("cpu"), batch=batch, size=size)
-        found.step()  # makes the optimiser's buffers
+        few = training(network, torch.device("cpu"), batch=batch, size=size)
+        few.step()  # makes the optimiser's buffers
         with FlopCounterMode(display=False) as flops, Traffic() as traffic:
-            found.step()
-        parameters = [*found.trainer.network.parameters()]
-        momentum = found.trainer.optimiser.state().values()
+            few.step()
+        parameters = [*few.trainer.network.parameters()]
+        momentum = few.trainer.optimiser.state().values()
     return {
         "flops": int(flops.get_total_flops()),
         "n_bytes": traffic.n_bytes,
-        "parameter_bytes": sum(one.nbytes for one in parameters),
-        "optimiser_bytes": sum(one.nbytes for one in momentum),
+        "parameter_bytes": sum(tensor.nbytes for tensor in parameters),
+        "optimiser_bytes": sum(tensor.nbytes for tensor in momentum),
     }

@@ -1,4 +1,4 @@
-"""Accumulating the AUM, and all scores, beside the package ``aum`` on the same logits."""
+"""Accumulation of the AUM and of all scores beside the package ``aum``, on the same logits."""
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,16 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.bench.contenders import Absent, Contender, interleave, measurements
-from coreset.bench.dynamics_parts import (
-    COMPILED,
-    EAGER,
-    Batch,
-    Row,
-    Setting,
-    Update,
-    all_batches,
-)
+from coreset.bench.dynamics_timing import COMPILED, EAGER, Batch, Setting, Update, all_batches
+from coreset.bench.harness import Absent, Contender, Row, rows_of_all
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.seeding import generator_for
 from coreset.kernels.dynamics import SUMS, Dynamics
@@ -35,7 +27,7 @@ UPDATES_PER_TURN = 1000
 
 
 class AumAlone:
-    """The least that gives the AUM of logits: a margin, a sum and a count."""
+    """Smallest accumulator of the AUM of logits: a margin, a sum and a count."""
 
     def __init__(self, n_samples: int, *, compiled: bool) -> None:
         """Start with nothing seen."""
@@ -49,42 +41,42 @@ class AumAlone:
 
 def add_margins(sums: Tensor, counts: Tensor, logits: Tensor, labels: Tensor, ids: Tensor) -> None:
     """Add the margins of a batch to the rows of its ids."""
-    found = margins(logits, labels)
-    sums.index_add_(0, ids, found)
-    counts.index_add_(0, ids, torch.ones_like(found))
+    batch = margins(logits, labels)
+    sums.index_add_(0, ids, batch)
+    counts.index_add_(0, ids, torch.ones_like(batch))
 
 
 def peers(setting: Setting) -> Iterator[Row]:
-    """Samples per second of everybody, on the same float32 logits; AUM checked against NumPy's."""
+    """Time every accumulator on the same float32 logits; check the AUM against NumPy's."""
     resolve_device("cpu")
     batches = setting.batches(torch.float32, UPDATES_PER_TURN)
     shown = np.concatenate([ids.numpy() for _, _, ids in batches])
     expected = np.concatenate([_margins(logits, labels) for logits, labels, _ in batches])
 
     def check(aum_of: Callable[[], NDArray[Any]], _out: Path) -> str:
-        return complaint_of(aum_of(), expected)
+        return aum_error(aum_of(), expected)
 
-    contenders = [
+    entries: list[Contender | Absent] = [
         Contender(
             name=name,
             run=partial(all_batches, update, batches),
-            complaint=partial(check, aum_of),
+            check=partial(check, aum_of),
             role="ours",
         )
         for name, update, aum_of in _accumulators(setting.samples, shown)
     ]
     one_pass = partial(all_batches, _largest, batches)
-    contenders.append(Contender(name=LARGEST, run=one_pass, role="limit"))
+    entries.append(Contender(name=LARGEST, run=one_pass, role="limit"))
     with tempfile.TemporaryDirectory(dir=setting.work) as work:
         ids = torch.randperm(setting.samples, generator=generator_for(1)).tolist()
-        peer = aum_package(Path(work), batches, ids, check)
-        if isinstance(peer, Absent):
-            yield setting.facts() | peer.measured()
-        else:
-            contenders.append(peer)
-        found = interleave(contenders, repeats=setting.repeats, work=Path(work))
-    size = batches[0][0].nbytes // len(batches[0][0])
-    for row in measurements(found, images=len(shown), source_bytes=len(shown) * size):
+        rows = rows_of_all(
+            [*entries, aum_package(Path(work), batches, ids, check)],
+            repeats=setting.repeats,
+            work=Path(work),
+            images=len(shown),
+            source_bytes=len(shown) * batches[0][0][0].nbytes,
+        )
+    for row in rows:
         yield setting.facts() | row | {"goal": GOALS.get(row["contender"])}
 
 
@@ -111,15 +103,15 @@ def _accumulators(
 
 
 def _margins(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
-    """Margins by their definition."""
+    """Compute margins by their definition."""
     values, rows = logits.double().numpy().copy(), np.arange(len(labels))
     own = values[rows, labels.numpy()].copy()
     values[rows, labels.numpy()] = -np.inf
     return own - values.max(axis=1)
 
 
-def complaint_of(aum: NDArray[Any], expected: NDArray[np.float64]) -> str:
-    """What is wrong with the AUM of the samples that were shown; empty if nothing."""
+def aum_error(aum: NDArray[Any], expected: NDArray[np.float64]) -> str:
+    """Return the error of the AUM of the samples that were shown; empty if it is right."""
     # A running float32 sum of equal margins is off by half a unit in the last place per addition.
     far = np.flatnonzero(~np.isclose(aum, expected, rtol=1e-5, atol=1e-5))
     if not far.size:
@@ -133,13 +125,13 @@ def aum_package(
     ids: Sequence[int],
     check: Callable[[Callable[[], NDArray[Any]], Path], str],
 ) -> Contender | Absent:
-    """The calculator of the AUM paper's package; ids are made into lists before the clock.
+    """Return the calculator of the AUM paper's package; lists of ids are made before the clock.
 
     Args:
         work: Where it may write.
         batches: In the order of every turn.
         ids: Of all samples, in the order of a first epoch.
-        check: Makes a complaint of the AUM of the samples in ``batches``.
+        check: Checks the AUM of the samples in ``batches``.
     """
     try:
         package, version = import_module(PEER), metadata.version(PEER)
@@ -151,13 +143,14 @@ def aum_package(
     listed = [(logits, labels, ids.tolist()) for logits, labels, ids in batches]
 
     def aum_of() -> NDArray[Any]:
-        shown = [one for _, _, ids in listed for one in ids]
-        return np.array([calculator.sums[one] / calculator.counts[one] for one in shown])
+        shown = [sample for _, _, ids in listed for sample in ids]
+        sums, counts = calculator.sums, calculator.counts
+        return np.array([sums[sample] / counts[sample] for sample in shown])
 
     return Contender(
         name=PEER,
         run=partial(all_batches, calculator.update, listed),
-        complaint=partial(check, aum_of),
+        check=partial(check, aum_of),
         versions={PEER: version},
         note="its dicts hold all samples, as they do from the second epoch on",
     )

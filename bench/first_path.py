@@ -1,28 +1,34 @@
-"""The whole path on ImageNette: what a shortened study says, and what every step costs.
+"""Whole path on ImageNette: results of a shortened study, and the cost of every step.
 
     python -m coreset.bench.first_path [--data FOLDER] [--work FOLDER] [--student-seeds-at-50 1]
 
 FOLDER holds ``imagenette/train``, ``imagenette/val`` and ``labels/noisy_imagenette.csv``. Every
-step is a ``coreset`` command; a step whose output is there is not repeated, so an interrupted run
-continues (the ledger keeps what the first run cost). Writes ``bench/results/first_path.jsonl``,
-from which ``python -m bench.first_results`` makes docs/benchmarks.md.
+step is a ``coreset`` command; a step whose output exists is not repeated, so an interrupted run
+continues (the ledger keeps the cost of the first run). Writes ``bench/results/first_path.jsonl``.
 """
 
 import csv
 import json
 import subprocess
-import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import tyro
 
-from coreset.bench.record import record, write
+from coreset.bench.docs import Block, Table, machine, markdown
+from coreset.bench.harness import Row, record, records_of, write
+from coreset.bench.processes import CORESET
 from coreset.engine.artifacts.checkpoints import Checkpoints
-from coreset.engine.artifacts.ledger import construction_cost, read_ledger
+from coreset.engine.artifacts.ledger import StageCost, construction_cost, read_ledger
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.report.results import comparisons
+from coreset.engine.report.sets import catalogue
+from coreset.engine.report.verdict import verdicts
+from coreset.engine.runtime.tables import readable_seconds
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.format.dataset import Dataset
 
@@ -69,9 +75,8 @@ class FirstPath:
         return self.work / name
 
     def _coreset(self, *words: object) -> None:
-        command = [sys.executable, "-m", "coreset.engine.cli", *map(str, words)]
         print("$ coreset", *words, flush=True)
-        subprocess.run(command, check=True)
+        subprocess.run([*CORESET, *map(str, words)], check=True)
 
     def _score(self, data: str, scores: str, *more: object) -> None:
         self._coreset("score", self._path(data), self._path(scores), *more)
@@ -91,7 +96,7 @@ class FirstPath:
         shortened = ("--epochs", epochs, "--size", SIZE, "--evaluations", EVALUATIONS)
         self._coreset("train", *paths, *shortened, "--repeats", seeds)
 
-    def _records(self) -> list[dict[str, Any]]:
+    def _records(self) -> list[Row]:
         results = Results(self._path("results"))
         records = [
             record("first_path.students", _without_paths(row)) for row in results.rows(STUDENTS)
@@ -99,17 +104,17 @@ class FirstPath:
         records += [
             record("first_path.metrics", _without_paths(row)) for row in results.rows(METRICS)
         ]
-        records += [record("first_path.published", one) for one in self._published()]
+        records += [record("first_path.published", cell) for cell in self._published()]
         records += [self._flip_record(name) for name in ("noisy-scores", "noisy-linear")]
         for name in ("random-10", "ccs-10", "random-50", "ccs-50", "noisy-linear"):
             records += [
-                record("first_path.cost", {"artifact": name, "stage": one.stage, **_cost(one)})
-                for one in construction_cost(read_ledger(self._path(name)))
+                record("first_path.cost", {"artifact": name, "stage": cost.stage, **_cost(cost)})
+                for cost in construction_cost(read_ledger(self._path(name)))
             ]
         return records
 
-    def _published(self) -> list[dict[str, Any]]:
-        """The study's cells for the same data set, protocol, student and methods."""
+    def _published(self) -> list[Row]:
+        """Return the study's cells for the same data set, protocol, student and methods."""
         with self.reference.open(newline="") as file:
             rows = [
                 row
@@ -119,8 +124,8 @@ class FirstPath:
             ]
         return [row | {name: float(row[name]) for name in ("ipc", "mean", "std")} for row in rows]
 
-    def _flip_record(self, name: str) -> dict[str, Any]:
-        """Area under the ROC of each score against "this label was flipped"."""
+    def _flip_record(self, name: str) -> Row:
+        """Return the area under the ROC of each score for flipped labels."""
         from sklearn.metrics import roc_auc_score
 
         samples = Dataset.open(self._path("noisy"))
@@ -130,23 +135,131 @@ class FirstPath:
             raise SystemExit(f"{name} holds no scores")
         stored = read_columns(newest[1] / SCORES_NAME)
         areas = {
-            one: float(roc_auc_score(flipped, -easiness(one, stored[one])))
-            for one in SCORES
-            if one in stored
+            score: float(roc_auc_score(flipped, -easiness(score, stored[score])))
+            for score in SCORES
+            if score in stored
         }
         config = json.loads((self._path(name) / "provenance.json").read_bytes())["config"]
         measured = {"artifact": name, "config": config, "flipped": int(flipped.sum())}
         return record("first_path.flips", measured | {"images": len(samples), "auc": areas})
 
 
-def _without_paths(row: dict[str, Any]) -> dict[str, Any]:
+def _without_paths(row: Mapping[str, Any]) -> Row:
     return {name: value for name, value in row.items() if name not in {"set_path", "val_path"}}
 
 
-def _cost(one: Any) -> dict[str, Any]:  # noqa: ANN401 - coreset.engine.artifacts.ledger.StageCost
-    return {
-        name: getattr(one, name) for name in ("wall_seconds", "cpu_seconds", "images", "device")
-    }
+def _cost(cost: StageCost) -> Row:
+    names = ("wall_seconds", "cpu_seconds", "images", "device")
+    return {name: getattr(cost, name) for name in names}
+
+
+STUDY_CLASSES = 10
+PUBLISHED_NAME = {"random": "Random", "ccs-aum": "AUM"}
+
+
+def _of(part: str) -> list[Row]:
+    return records_of(f"first_path.{part}")
+
+
+def _accuracy() -> Iterator[Row]:
+    """Return accuracy of random and CCS-AUM coresets beside the study's."""
+    published = {(row["method"], int(row["ipc"])): row for row in _of("published")}
+    students = _of("students")
+    for ipc in PUBLISHED_EPOCHS:
+        for method in PUBLISHED_NAME:
+            rows = [row for row in students if (row["method"], row["ipc"]) == (method, ipc)]
+            yield published[PUBLISHED_NAME[method], ipc] | {
+                "method": method,
+                "ipc": ipc,
+                "best": _mean_std([row["top1_best"] for row in rows]),
+                "last": _mean_std([row["top1_last"] for row in rows]),
+                "n": len(rows),
+                "epochs": rows[0]["epochs"],
+            }
+
+
+def _mean_std(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{fmean(values):.1f}{spread}"
+
+
+def _verdicts() -> str:
+    rows = [row | {"set_path": ""} for row in _of("students")]
+    compared = comparisons(rows, catalogue(rows))
+    pairs = zip(compared, verdicts(compared), strict=True)
+    return "\n".join(f"- IPC {each.setting.ipc}: {verdict.sentence}." for each, verdict in pairs)
+
+
+def _metrics() -> str:
+    rows = _of("metrics")
+    names = sorted({row["metric"] for row in rows})
+    sets = sorted({(row["ipc"], row["method"]) for row in rows})
+    values = {(row["ipc"], row["method"], row["metric"]): row["value"] for row in rows}
+    lines = [
+        (method, str(ipc), *(f"{values[ipc, method, name]:.3f}" for name in names))
+        for ipc, method in sets
+    ]
+    return markdown(("method", "IPC", *(name.partition("@")[0] for name in names)), lines)
+
+
+def _flips() -> str:
+    rows = _of("flips")
+    columns = {"proxy": "{config[proxy]}", "epochs": "{config[epochs]}"}
+    columns |= {score: f"{{auc[{score}]:.3f}}" for score in rows[0]["auc"]}
+    return Table(lambda: rows, columns)()
+
+
+def _costs() -> Iterator[Row]:
+    """Return wall time of every stage of two artifacts, and of one student."""
+    for row in _of("cost"):
+        if row["artifact"] in {"ccs-10", "noisy-linear"}:
+            yield _cost_row(row["artifact"], row["stage"], row["wall_seconds"], row["images"])
+    students = _of("students")
+    for ipc in PUBLISHED_EPOCHS:
+        rows = [row for row in students if row["ipc"] == ipc]
+        trained = rows[0]["epochs"] * ipc * STUDY_CLASSES
+        evaluated = rows[0]["evaluations"] * rows[0]["n_val"]
+        for stage, kind, passes in (
+            ("train", "train", trained),
+            ("evaluate", "evaluation", evaluated),
+        ):
+            seconds = fmean(row[f"{kind}_seconds"] for row in rows)
+            yield _cost_row(f"a student at IPC {ipc}", stage, seconds, passes)
+
+
+def _cost_row(what: str, stage: str, seconds: float, passes: int) -> Row:
+    time = readable_seconds(seconds)
+    return {"what": what, "stage": stage, "time": time, "passes": passes, "rate": passes / seconds}
+
+
+BLOCKS: Mapping[str, Block] = {
+    "first_path_accuracy": Table(
+        _accuracy,
+        {
+            "method": "{method}",
+            "IPC": "{ipc}",
+            "best top-1 %": "{best}",
+            "last top-1 %": "{last}",
+            "students": "{n}",
+            "epochs": "{epochs}",
+            "the study %": "{mean:.1f} ± {std:.1f}",
+        },
+    ),
+    "first_path_verdicts": _verdicts,
+    "first_path_metrics": _metrics,
+    "first_path_flips": _flips,
+    "first_path_cost": Table(
+        _costs,
+        {
+            "what": "{what}",
+            "stage": "{stage}",
+            "wall time": "{time}",
+            "image passes": "{passes:,}",
+            "images/s": "{rate:,.0f}",
+        },
+    ),
+    "first_path_machine": lambda: f"Measured on {machine(_of('students')[0])}.",
+}
 
 
 if __name__ == "__main__":

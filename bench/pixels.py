@@ -1,4 +1,4 @@
-"""How far each decoder is from Pillow with torchvision, and what that does further down.
+"""Distance of each decoder from Pillow with torchvision, and its effect on features and scores.
 
     python -m coreset.bench.pixels [--data FOLDER] [--part pixels rounding features scores]
 
@@ -7,48 +7,41 @@ FOLDER holds ``imagenet-sample`` and ``imagenette/train``. The reference is made
 Writes ``bench/results/pixels.jsonl``, keeping the records of parts that were not run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
 import tyro
 from numpy.typing import NDArray
-from torch.nn.functional import cross_entropy
 
+from coreset.bench.docs import Block, Cell, Table, text_of
+from coreset.bench.harness import Row, records_of, run_parts
 from coreset.bench.pixels_images import (
-    BATCH,
     REGIONS,
     SEED,
     WHOLE,
     Images,
     Pixels,
     Transform,
+    aum,
     decoded,
+    features_of,
     packed_small,
     read_images,
     reference,
     resized_exactly,
 )
-from coreset.bench.record import RESULTS, read, record, write
 from coreset.engine.data.decoders.base import DecoderName
 from coreset.engine.data.decoders.tolerances import TOLERANCES
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.models.backbones import OFFLINE_BACKBONE, Backbone, load_backbone
-from coreset.engine.models.feature_rows import Resident
-from coreset.engine.scoring.proxy import linear_proxy
-from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer, cosine_schedule
-from coreset.kernels.augment import normalised
-from coreset.kernels.dynamics import Dynamics
+from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
 
 Part: TypeAlias = Literal["pixels", "rounding", "features", "scores"]
-PARTS: tuple[Part, ...] = ("pixels", "rounding", "features", "scores")
-Row: TypeAlias = dict[str, Any]
+PARTS: tuple[Part, ...] = get_args(Part)
 DECODERS = (DecoderName.TURBO, DecoderName.DALI, DecoderName.FAST, DecoderName.PILLOW)
 EDGE = TOLERANCES[DecoderName.DALI].edge
 FEATURE_SIZE, SCORE_SIZE = 224, 128
@@ -71,26 +64,14 @@ class PixelsBench:
     """Record nothing."""
 
     def run(self) -> None:
-        """Run the parts in turn, print and record what came out."""
+        """Run the parts in turn, print and record the results."""
         rows = {
             "pixels": self._pixels,
             "rounding": self._rounding,
             "features": self._features,
             "scores": self._scores,
         }
-        for part in self.part:
-            found: list[Row] = []
-            for row in rows[part]():
-                print(row, flush=True)
-                found.append(record(f"pixels.{part}", row))
-            self._keep(part, found)
-
-    def _keep(self, part: Part, rows: list[Row]) -> None:
-        if self.dry:
-            return
-        there = read("pixels") if (RESULTS / "pixels.jsonl").is_file() else []
-        others = [one for one in there if one["bench"] != f"pixels.{part}"]
-        print(f"written: {write('pixels', [*others, *rows])}", flush=True)
+        run_parts("pixels", {part: rows[part] for part in self.part}, dry=self.dry)
 
     def _pixels(self) -> Iterator[Row]:
         originals = self._originals()
@@ -103,10 +84,10 @@ class PixelsBench:
 
     def _rounding(self) -> Iterator[Row]:
         images, geometry = self._originals(), Geometry(FEATURE_SIZE)
-        found = {"reference": reference(images, geometry)}
-        found |= {name: decoded(name, geometry, images) for name in DECODERS[:2]}
-        exact = np.stack([resized_exactly(one, FEATURE_SIZE) for one in images.data])
-        for name, pixels in found.items():
+        decodings = {"reference": reference(images, geometry)}
+        decodings |= {name: decoded(name, geometry, images) for name in DECODERS[:2]}
+        exact = np.stack([resized_exactly(data, FEATURE_SIZE) for data in images.data])
+        for name, pixels in decodings.items():
             levels = np.abs(pixels - exact)[:, EDGE:-EDGE, EDGE:-EDGE]
             row = {"input": images.name, "images": len(images), "decoder": name}
             yield {**row, "largest": float(levels.max()), "mean": float(levels.mean())}
@@ -117,8 +98,8 @@ class PixelsBench:
         expected = features_of(reference(originals, geometry), backbone)
         for images in (originals, packed_small(originals)):
             for name in DECODERS:
-                found = features_of(decoded(name, geometry, images), backbone)
-                yield {"input": images.name, "decoder": name, **cosines(found, expected)}
+                features = features_of(decoded(name, geometry, images), backbone)
+                yield {"input": images.name, "decoder": name, **cosines(features, expected)}
         other = np.roll(expected, 1, axis=0)
         yield {"input": originals.name, "decoder": "another image", **cosines(other, expected)}
 
@@ -146,22 +127,22 @@ class PixelsBench:
 
 
 def pixel_row(originals: Images, stored: Images, transform: Transform) -> Row:
-    """Each decoder on ``stored`` beside the reference on ``originals``."""
+    """Compare each decoder on ``stored`` with the reference on ``originals``."""
     chosen = np.minimum(originals.widths, originals.heights) >= transform.smallest
     originals, stored = originals.where(chosen), stored.where(chosen)
     geometry, boxes = transform.geometry, transform.boxes(originals)
     expected = reference(originals, geometry, boxes)
-    found: Row = {}
+    decoders: Row = {}
     for name in DECODERS:
         pixels = decoded(name, geometry, stored, boxes)
         judged = asdict(TOLERANCES[name].difference(pixels, expected))
-        found[name] = {"judged": judged, **zones(pixels, expected)}
+        decoders[name] = {"judged": judged, **zones(pixels, expected)}
     row = {"input": stored.name, "images": len(stored), "transform": transform.name}
-    return {**row, "decoders": found}
+    return {**row, "decoders": decoders}
 
 
 def zones(pixels: Pixels, expected: Pixels) -> Row:
-    """How the differences are distributed: over all pixels, and by how far they are inside."""
+    """Return the spread of differences over all pixels, over the inside and over the edge."""
     levels = np.abs(pixels.astype(np.int16) - expected)
     inside = np.zeros(levels.shape[1:3], np.bool_)
     inside[EDGE:-EDGE, EDGE:-EDGE] = True
@@ -173,52 +154,136 @@ def zones(pixels: Pixels, expected: Pixels) -> Row:
 
 
 def spread(levels: NDArray[np.int16]) -> Row:
-    """Largest, mean, and share of values beyond some bounds."""
+    """Return the largest, the mean, and the share of values beyond some bounds."""
     shares = {f"over_{bound}": float((levels > bound).mean()) for bound in (0, 1, 4, 16)}
     return {"largest": int(levels.max()), "mean": float(levels.mean()), **shares}
 
 
-def features_of(pixels: Pixels, backbone: Backbone) -> NDArray[np.float16]:
-    """Features as ``coreset embed`` makes them, of shape (n, d)."""
-    with torch.inference_mode():
-        parts = [
-            backbone.features(normalised(part.permute(0, 3, 1, 2), backbone.mean, backbone.std))
-            for part in torch.from_numpy(pixels).split(BATCH)
-        ]
-    return torch.cat(parts).half().numpy()
-
-
-def cosines(found: NDArray[np.float16], expected: NDArray[np.float16]) -> Row:
-    """Cosine between the features of each image."""
-    one, other = found.astype(np.float64), expected.astype(np.float64)
-    lengths = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
-    cosine = (one * other).sum(1) / lengths
+def cosines(features: NDArray[np.float16], expected: NDArray[np.float16]) -> Row:
+    """Compute the cosine between the features of each image."""
+    a, b = features.astype(np.float64), expected.astype(np.float64)
+    cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
     return {
-        "images": len(found),
+        "images": len(features),
         "size": FEATURE_SIZE,
         "min_cosine": float(cosine.min()),
         "mean_cosine": float(cosine.mean()),
     }
 
 
-def aum(features: NDArray[np.float16], labels: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
-    """AUM as ``coreset score --proxy linear`` accumulates it by default, of shape (n,)."""
-    recipe, device = RECIPES["linear"], torch.device("cpu")
-    n_classes = int(labels.max()) + 1
-    rows = Resident([features], features.shape, device)
-    proxy = linear_proxy(rows, labels, n_classes, batch=recipe.batch, seed=seed, device=device)
-    steps = recipe.epochs * -(-len(labels) // recipe.batch)
-    optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(proxy.network)
-    schedule = cosine_schedule(recipe.lr, recipe.min_lr, steps)
-    trainer = Trainer(proxy.network, optimiser, schedule, device)
-    dynamics = Dynamics(len(labels), device)
-    for epoch in range(recipe.epochs):
-        dynamics.begin_epoch(epoch)
-        for inputs, targets, ids in proxy.examples(epoch):
-            logits = trainer.step(inputs, partial(cross_entropy, target=targets))
-            dynamics.update(logits, targets, ids)
-        dynamics.end_epoch(epoch)
-    return dynamics.scores()["aum"]
+_RESIZED = "imagenet, packed resized"
+
+
+def _of(part: str) -> list[Row]:
+    return records_of(f"pixels.{part}")
+
+
+def _contract() -> list[Row]:
+    return [row for row in _of("pixels") if row["input"] != _RESIZED]
+
+
+def _name(decoder: str) -> str:
+    return "pillow (exact)" if decoder == "pillow" else decoder
+
+
+def _tolerances() -> Iterator[Row]:
+    """Return the promise for each decoder, beside the worst that was measured."""
+    for name, tolerance in TOLERANCES.items():
+        judged = [row["decoders"][name]["judged"] for row in _contract()]
+        row = {
+            bound: f"{getattr(tolerance, bound):.3g} ({max(each[bound] for each in judged):.3g})"
+            for bound in ("largest", "largest_at_edge", "mean")
+        }
+        outer = f"{row['largest_at_edge']} in the outer {tolerance.edge} pixels"
+        yield row | {"decoder": _name(name), "outer": outer if tolerance.edge else "the same"}
+
+
+def _difference_table(rows: Sequence[Row]) -> str:
+    """Render largest / mean difference and the share of values that differ, by decoder."""
+    columns: dict[str, Cell] = {"images": "{input}", "transform": "{transform}"}
+    for name in rows[0]["decoders"]:
+        columns[_name(name)] = partial(_difference, name)
+    return Table(lambda: rows, columns)()
+
+
+def _difference(decoder: str, row: Row) -> str:
+    levels = row["decoders"][decoder]["all"]
+    text = "{largest} / {mean:.2f} / {share}" if levels["largest"] else "0"
+    return text.format_map(levels | {"share": _percent(levels["over_0"])})
+
+
+def _percent(share: float) -> str:
+    if share == 0:
+        return "0"
+    return f"{share:.1%}" if share >= 0.0005 else "< 0.1%"
+
+
+def _edges() -> Iterable[Row]:
+    for row in _contract():
+        dali = row["decoders"]["dali"]
+        over = {f"over_{bound}": _percent(dali["edge"][f"over_{bound}"]) for bound in (1, 4, 16)}
+        zones_ = {
+            zone: text_of("{largest} / {mean:.2f}", dali[zone]) for zone in ("inside", "edge")
+        }
+        yield row | zones_ | over
+
+
+def _named(part: str) -> Iterable[Row]:
+    return (row | {"decoder": _name(row["decoder"])} for row in _of(part))
+
+
+def _circumstances() -> str:
+    row = _of("pixels")[0]
+    names = ("simplejpeg", "nvidia-dali-cuda130", "pillow", "torchvision", "torch")
+    used = ", ".join(f"{name} {row['versions'][name]}" for name in names if name in row["versions"])
+    counts = {row["input"]: row["images"] for row in _contract()}
+    images = ", ".join(f"{name} {n}" for name, n in counts.items())
+    return f"Images: {images}. {used}; {row['date']}, commit {row['commit']}."
+
+
+BLOCKS: Mapping[str, Block] = {
+    "pixels_tolerances": Table(
+        _tolerances,
+        {
+            "decoder": "{decoder}",
+            "largest": "{largest}",
+            "at the edge": "{outer}",
+            "mean of an image": "{mean}",
+        },
+    ),
+    "pixels_differences": lambda: _difference_table(_contract()),
+    "pixels_resized": lambda: _difference_table(
+        [row for row in _of("pixels") if row["input"] == _RESIZED]
+    ),
+    "pixels_edge": Table(
+        _edges,
+        {
+            "images": "{input}",
+            "transform": "{transform}",
+            "inside": "{inside}",
+            "outer 2 pixels": "{edge}",
+            **{f"of these over {bound}": f"{{over_{bound}}}" for bound in (1, 4, 16)},
+        },
+    ),
+    "pixels_rounding": Table(
+        partial(_named, "rounding"),
+        {"pixels of": "{decoder}", "largest": "{largest:.2f}", "mean": "{mean:.3f}"},
+    ),
+    "pixels_features": Table(
+        partial(_named, "features"),
+        {
+            "images": "{input}",
+            "decoder": "{decoder}",
+            "smallest cosine": "{min_cosine:.5f}",
+            "mean cosine": "{mean_cosine:.6f}",
+        },
+    ),
+    "pixels_scores": Table(
+        lambda: sorted(_named("scores"), key=lambda row: -row["spearman"]),
+        {"decoder": "{decoder}", "Spearman rank correlation": "{spearman:.5f}"},
+    ),
+    "pixels_circumstances": _circumstances,
+}
 
 
 if __name__ == "__main__":

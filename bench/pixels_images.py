@@ -1,8 +1,9 @@
-"""What the pixel contract is measured on: images, transforms, the reference and the decoders."""
+"""Images, transforms, decoders, features and scores of the pixel contract."""
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -11,11 +12,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import interpolate
+from torch.nn.functional import cross_entropy, interpolate
 
 from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
 from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.geometry import Box, Crops, Geometry
+from coreset.engine.models.backbones import Backbone
+from coreset.engine.models.feature_rows import Resident
+from coreset.engine.scoring.proxy import linear_proxy
+from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.training.sgd import Sgd
+from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.kernels.augment import normalised
+from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.seeds import permutation
 from coreset.shards.images.probe import glance
 from coreset.shards.packing.encode import reencode
@@ -39,7 +48,7 @@ class Images:
         return len(self.data)
 
     def where(self, chosen: NDArray[np.bool_]) -> "Images":
-        """Some of the images."""
+        """Select some of the images."""
         data = [one for one, keep in zip(self.data, chosen, strict=True) if keep]
         columns = {name: getattr(self, name)[chosen] for name in ("widths", "heights", "labels")}
         return Images(name=self.name, data=data, **columns)
@@ -47,7 +56,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class Transform:
-    """From a stored image to a square."""
+    """Transform of a stored image to a square."""
 
     name: str
     geometry: Geometry
@@ -58,13 +67,13 @@ class Transform:
 
 
 def central_boxes(images: Images) -> NDArray[np.int64]:
-    """The central 224 x 224 pixels, which need no resize."""
+    """Return the central 224 x 224 pixels, which need no resize."""
     left, top = (images.widths - 224) // 2, (images.heights - 224) // 2
     return np.stack([left, top, left + 224, top + 224], axis=1)
 
 
 def random_boxes(images: Images) -> NDArray[np.int64]:
-    """One random resized crop of each image."""
+    """Draw a random resized crop of each image."""
     ids = np.arange(len(images), dtype=np.int64)
     return Crops().boxes(ids, images.widths, images.heights, seed=SEED, epoch=0)
 
@@ -81,15 +90,15 @@ REGIONS = (
 
 
 def read_images(name: str, folder: Path, n: int | None = None) -> Images:
-    """The images in the class folders of ``folder``, or ``n`` of them drawn with a fixed seed."""
-    there = sorted(folder.glob("*/*"))
-    files = [there[row] for row in np.sort(permutation(len(there), SEED)[:n])]
+    """Read the images in class folders, or ``n`` of them drawn with a fixed seed."""
+    paths = sorted(folder.glob("*/*"))
+    files = [paths[row] for row in np.sort(permutation(len(paths), SEED)[:n])]
     classes = np.array([file.parent.name for file in files])
     return _sized(name, [file.read_bytes() for file in files], np.unique_inverse(classes)[1])
 
 
 def packed_small(images: Images) -> Images:
-    """The images as ``coreset pack --store resized`` stores them by default."""
+    """Encode the images as ``coreset pack --store resized`` does by default."""
     data = [reencode(one, glance(one), short_side=256, quality=90)[0] for one in images.data]
     return _sized(f"{images.name}, packed resized", data, images.labels)
 
@@ -100,14 +109,14 @@ def _sized(name: str, data: Sequence[bytes], labels: NDArray[np.int64]) -> Image
 
 
 def reference(images: Images, geometry: Geometry, boxes: Boxes = None) -> Pixels:
-    """What torchvision makes of the images, uint8 of shape (n, s, s, 3)."""
+    """Decode and transform the images with torchvision, uint8 of shape (n, s, s, 3)."""
     regions = [None] * len(images) if boxes is None else map(tuple, boxes.tolist())
     pairs = zip(images.data, regions, strict=True)
     return np.stack([reference_pixels(one, geometry, region) for one, region in pairs])
 
 
 def reference_pixels(data: bytes, geometry: Geometry, region: Box | None = None) -> Pixels:
-    """What torchvision makes of one image, or of a region of it; uint8 of shape (s, s, 3)."""
+    """Decode and transform one image or a region of it with torchvision, uint8 (s, s, 3)."""
     from torchvision.transforms.v2 import functional
 
     size = [geometry.size, geometry.size]
@@ -124,7 +133,7 @@ def reference_pixels(data: bytes, geometry: Geometry, region: Box | None = None)
 
 
 def resized_exactly(data: bytes, size: int) -> NDArray[np.float32]:
-    """The squash to ``size`` in floating point, never rounded to a level; shape (s, s, 3)."""
+    """Squash to ``size`` in floating point, never rounded to a level; shape (s, s, 3)."""
     with Image.open(BytesIO(data)) as opened:
         pixels_hwc = np.array(opened.convert("RGB"))
     image_1chw = torch.from_numpy(pixels_hwc).permute(2, 0, 1)[None].double()
@@ -133,7 +142,7 @@ def resized_exactly(data: bytes, size: int) -> NDArray[np.float32]:
 
 
 def decoded(name: DecoderName, geometry: Geometry, images: Images, boxes: Boxes = None) -> Pixels:
-    """What a decoder makes of the images, uint8 of shape (n, s, s, 3)."""
+    """Decode the images with one of our decoders, uint8 of shape (n, s, s, 3)."""
     pixels = np.empty((len(images), geometry.size, geometry.size, 3), np.uint8)
     exact = name is DecoderName.PILLOW
     with closing(make_decoder(name, geometry, device="cpu", workers=0, exact=exact)) as decoder:
@@ -144,3 +153,33 @@ def decoded(name: DecoderName, geometry: Geometry, images: Images, boxes: Boxes 
             batch = decoder.decode(EncodedBatch(images.data[some], *sizes, crops))
             pixels[some] = batch.permute(0, 2, 3, 1).numpy()
     return pixels
+
+
+def features_of(pixels: Pixels, backbone: Backbone) -> NDArray[np.float16]:
+    """Compute features as ``coreset embed`` does, of shape (n, d)."""
+    with torch.inference_mode():
+        parts = [
+            backbone.features(normalised(part.permute(0, 3, 1, 2), backbone.mean, backbone.std))
+            for part in torch.from_numpy(pixels).split(BATCH)
+        ]
+    return torch.cat(parts).half().numpy()
+
+
+def aum(features: NDArray[np.float16], labels: NDArray[np.int64], seed: int) -> NDArray[np.float32]:
+    """Compute AUM as ``coreset score --proxy linear`` does by default, of shape (n,)."""
+    recipe, device = RECIPES["linear"], torch.device("cpu")
+    n_classes = int(labels.max()) + 1
+    rows = Resident([features], features.shape, device)
+    proxy = linear_proxy(rows, labels, n_classes, batch=recipe.batch, seed=seed, device=device)
+    steps = recipe.epochs * -(-len(labels) // recipe.batch)
+    optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(proxy.network)
+    schedule = cosine_schedule(recipe.lr, recipe.min_lr, steps)
+    trainer = Trainer(proxy.network, optimiser, schedule, device)
+    dynamics = Dynamics(len(labels), device)
+    for epoch in range(recipe.epochs):
+        dynamics.begin_epoch(epoch)
+        for inputs, targets, ids in proxy.examples(epoch):
+            logits = trainer.step(inputs, partial(cross_entropy, target=targets))
+            dynamics.update(logits, targets, ids)
+        dynamics.end_epoch(epoch)
+    return dynamics.scores()["aum"]

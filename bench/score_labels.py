@@ -1,4 +1,4 @@
-"""Wrong labels found out of fold, beside cleanlab's usual way on the same frozen features."""
+"""Wrong labels found by out-of-fold scores, beside cleanlab on the same frozen features."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.bench.harness import Row
 from coreset.bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
-from coreset.bench.score_parts import Row, Setting
+from coreset.bench.score_training import Setting
 from coreset.engine.artifacts.ledger import stopwatch
 from coreset.engine.condensed.comparison import cost_of
 from coreset.engine.models.features import FeatureSpec, features_for
@@ -25,7 +26,7 @@ OURS, THEIRS = "confidence_oof", "self_confidence"
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """What one of both says of every label."""
+    """Judgement of every label by one contender."""
 
     areas: dict[str, float]
     """Area under the ROC for flipped labels, by score."""
@@ -35,7 +36,7 @@ class Judged:
 
 
 def labels(setting: Setting) -> Iterator[Row]:
-    """Areas of both by noise and seed, and the labels that both take for wrong."""
+    """Yield areas of both by noise and seed, and the labels that both take for wrong."""
     noisy = Noisy(setting)
     for percent in AUM_GOALS:
         runs: list[Row] = []
@@ -58,7 +59,7 @@ def _ours(scored: ScoreTable, noisy: Noisy) -> Judged:
 
 
 def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Judged:
-    """Cleanlab as its image tutorials use it: logistic regression on features, cross-validated."""
+    """Judge labels as cleanlab's image tutorials do: cross-validated logistic regression."""
     from cleanlab.filter import find_label_issues
     from cleanlab.rank import get_label_quality_scores
     from sklearn.linear_model import LogisticRegression
@@ -82,7 +83,7 @@ def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Ju
 def row_of(
     percent: int, seed: int, ours: Judged, theirs: Judged, flipped: NDArray[np.bool_]
 ) -> Row:
-    """Both of one run, side by side."""
+    """Return both judgements of one run."""
     difference = ours.areas[OURS] - theirs.areas[THEIRS]
     return {
         "percent": percent,
@@ -91,11 +92,11 @@ def row_of(
         "flipped": int(flipped.sum()),
         "folds": FOLDS,
         "areas": ours.areas,
-        "issues": _told(ours.issues, flipped),
+        "issues": _rates(ours.issues, flipped),
         "wall_seconds": ours.seconds,
         "peer": {name: version(name) for name in ("cleanlab", "scikit-learn")},
         "peer_areas": theirs.areas,
-        "peer_issues": _told(theirs.issues, flipped),
+        "peer_issues": _rates(theirs.issues, flipped),
         "peer_wall_seconds": round(theirs.seconds, 3),
         "difference": difference,
         "goal": GOAL,
@@ -103,7 +104,7 @@ def row_of(
     }
 
 
-def _told(issues: NDArray[np.bool_], flipped: NDArray[np.bool_]) -> dict[str, float]:
+def _rates(issues: NDArray[np.bool_], flipped: NDArray[np.bool_]) -> dict[str, float]:
     right = int((issues & flipped).sum())
     return {
         "found": int(issues.sum()),
@@ -113,9 +114,9 @@ def _told(issues: NDArray[np.bool_], flipped: NDArray[np.bool_]) -> dict[str, fl
 
 
 def medians_of_labels(percent: int, runs: Sequence[Row]) -> Row:
-    """Medians over the runs' seeds; the goal is for the worst of them."""
-    row: Row = {"percent": percent, "seeds": [one["seed"] for one in runs], "folds": FOLDS}
+    """Return medians over seeds; the goal is for the worst of them."""
+    row: Row = {"percent": percent, "seeds": [run["seed"] for run in runs], "folds": FOLDS}
     for kind in ("areas", "issues", "peer_areas", "peer_issues"):
-        row[kind] = {name: median(one[kind][name] for one in runs) for name in runs[0][kind]}
-    worst = min(one["difference"] for one in runs)
+        row[kind] = {name: median(run[kind][name] for run in runs) for name in runs[0][kind]}
+    worst = min(run["difference"] for run in runs)
     return row | {"worst_difference": worst, "goal": GOAL, "met": worst >= GOAL}

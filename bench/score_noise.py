@@ -1,4 +1,4 @@
-"""Whether scores find labels that were flipped on purpose, and what cheaper recipes keep."""
+"""Scores as finders of labels that were flipped on purpose, and the worth of cheaper recipes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.bench.score_parts import Row, Setting, coreset
+from coreset.bench.harness import Row
+from coreset.bench.score_training import Setting, coreset
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.comparison import cost_of
 from coreset.engine.scoring.recipes import RECIPES
@@ -28,17 +29,17 @@ FAST_BATCH = 256
 
 @dataclass(frozen=True, slots=True)
 class Noisy:
-    """ImageNette with fastai's noisy labels, and the scores of it that are made once."""
+    """ImageNette with fastai's noisy labels, and its scores, each made once."""
 
     setting: Setting
 
     @property
     def truth(self) -> Path:
-        """Table with a column per share of noise."""
+        """Table with a column per percent of noise."""
         return self.setting.data / "labels" / "noisy_imagenette.csv"
 
     def data(self, percent: int) -> Path:
-        """The data set, packed unless it is there."""
+        """Pack the data set unless it exists."""
         path = self.setting.work / f"noisy-{percent}"
         column = f"noisy_labels_{percent}"
         train = self.setting.data / "imagenette" / "train"
@@ -46,23 +47,23 @@ class Noisy:
         return path
 
     def scores(self, percent: int, name: str, *options: object, seed: int = 0) -> Path:
-        """Scores of the data set, made unless they are there."""
+        """Score the data set unless the scores exist."""
         path = self.setting.work / f"noisy-{percent}-{name}-{seed}"
         data = self.data(percent)
         coreset("score", data, path, *options, "--seed", seed, "--device", "cpu")
         return path
 
     def linear(self, percent: int, seed: int) -> Path:
-        """Scores by the linear proxy as its recipe says."""
+        """Score with the linear proxy by its recipe."""
         options = ("--proxy", "linear", "--backbone", BACKBONE)
         return self.scores(percent, "linear", *options, seed=seed)
 
     def convolutional(self, percent: int, seed: int = 0) -> Path:
-        """Scores by the full recipe, shortened."""
+        """Score by the full recipe, shortened."""
         return self.scores(percent, "convolutional", *CONVOLUTIONAL, seed=seed)
 
     def areas(self, path: Path) -> dict[str, float]:
-        """Area under the ROC of each score's hard end against "this label was flipped"."""
+        """Return the area under the ROC of each score's hard end for flipped labels."""
         scored = ScoreTable.open(path)
         flipped = flipped_labels(scored.dataset, self.truth, "noisy_labels_0")
         columns = {name: scored.values(name) for name in scored.names}
@@ -72,7 +73,7 @@ class Noisy:
 def areas_of(
     columns: dict[str, NDArray[np.float32]], flipped: NDArray[np.bool_], ids: NDArray[np.int64]
 ) -> dict[str, float]:
-    """Area under the ROC of each score's hard end, over the samples ``ids`` alone."""
+    """Return the area under the ROC of each score's hard end, over the samples ``ids`` alone."""
     from sklearn.metrics import roc_auc_score
 
     return {
@@ -82,7 +83,7 @@ def areas_of(
 
 
 def noise(setting: Setting) -> Iterator[Row]:
-    """Areas of every score by noise and proxy; of the linear proxy by seed, and their medians."""
+    """Yield areas of every score by noise and proxy; of the linear proxy by seed and as median."""
     noisy = Noisy(setting)
     for percent, goal in AUM_GOALS.items():
         runs = [_area_row(noisy, percent, noisy.linear(percent, seed), seed) for seed in SEEDS]
@@ -105,16 +106,16 @@ def _area_row(noisy: Noisy, percent: int, path: Path, seed: int) -> Row:
 
 
 def medians(percent: int, runs: Sequence[Row], goal: float) -> Row:
-    """The median over the runs' seeds of every score's area, beside AUM's goal."""
-    areas = {name: median(one["areas"][name] for one in runs) for name in runs[0]["areas"]}
+    """Return the median over seeds of every score's area, beside AUM's goal."""
+    areas = {name: median(run["areas"][name] for run in runs) for name in runs[0]["areas"]}
     about = {name: runs[0][name] for name in ("recipe", "proxy", "epochs", "size", "images")}
-    seeds = [one["seed"] for one in runs]
+    seeds = [run["seed"] for run in runs]
     met = areas["aum"] >= goal
     return {"percent": percent, "seeds": seeds, **about, "areas": areas, "goal": goal, "met": met}
 
 
 def recipes(setting: Setting) -> Iterator[Row]:
-    """Full scores beside those of another seed, of the fast recipe and of the linear proxy."""
+    """Compare full scores with those of another seed, the fast recipe and the linear proxy."""
     noisy = Noisy(setting)
     full = noisy.convolutional(RECIPES_AT)
     fast = RECIPES["fast"]
@@ -128,14 +129,15 @@ def recipes(setting: Setting) -> Iterator[Row]:
     }
     truth = ("--truth", noisy.truth, "--column", "noisy_labels_0")
     for name, other in others.items():
-        facts = coreset("scores", "compare", full, other, *truth)
-        yield {"name": name, "percent": RECIPES_AT, **without_places(facts)}
+        compared = coreset("scores", "compare", full, other, *truth)
+        yield {"name": name, "percent": RECIPES_AT, **without_paths(compared)}
 
 
-def without_places(facts: dict[str, Any]) -> Row:
-    """What ``coreset scores compare`` says, but for where the scores lie."""
-    left = {name: facts[name] for name in ("images", "flipped", "agreement", "coresets")}
+def without_paths(compared: dict[str, Any]) -> Row:
+    """Return the data of ``coreset scores compare`` without the paths of the scores."""
+    kept = {name: compared[name] for name in ("images", "flipped", "agreement", "coresets")}
     costs = [
-        {name: value for name, value in one.items() if name != "path"} for one in facts["costs"]
+        {name: value for name, value in cost.items() if name != "path"}
+        for cost in compared["costs"]
     ]
-    return left | {"costs": costs}
+    return kept | {"costs": costs}

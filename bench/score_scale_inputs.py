@@ -1,14 +1,11 @@
-"""A packed data set of many records without pixels, and features for it that no network made."""
+"""Packed data set of many records without pixels, and random features for it."""
 
-import os
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.bench.pack_open import CLASSES, write_dataset
+from coreset.bench.inputs import CLASSES, write_dataset
 from coreset.engine.artifacts.pack_inputs import bound
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, RowWriter, feature_chunk_rows
@@ -18,26 +15,11 @@ from coreset.engine.models.features import FeatureSpec, remember
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import json_bytes, write_atomically
 
-CACHE = "CORESET_CACHE"
 RECORDS_PER_SHARD = 2000
 WIDTH = 512
 """Features of a record, as many as ResNet-18 has."""
 SEPARATION = 0.2
 """Spread of the centres of the classes; that of the records around them is 1 in each column."""
-
-
-@contextmanager
-def cache_in(directory: Path) -> Generator[None]:
-    """Keep cached features in ``directory``, here and in processes that are started from here."""
-    before = os.environ.get(CACHE)
-    os.environ[CACHE] = str(directory)
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[CACHE]
-        else:
-            os.environ[CACHE] = before
 
 
 def write_records(data: Path, records: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""The loop that everybody writes: ``ImageFolder``, ``DataLoader``, float32, the package ``aum``.
+"""Usual training loop: ``ImageFolder``, ``DataLoader``, float32, the package ``aum``.
 
 It takes its crops from the square that our proxy takes them from, and trains by the same recipe, so
 that only the way of doing it differs. It runs in a process of its own (``opened``), whose memory
@@ -6,11 +6,10 @@ allocator nobody has tuned and whose threads nobody else uses.
 """
 
 from collections.abc import Generator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import ceil
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +18,18 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
+from coreset.bench.processes import pool_of
 from coreset.engine.data.geometry import stored_side
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.scoring.recipes import RECIPES
 
 _open: "list[UsualLoop]" = []
-"""The loop of this process, if it is one of a pool of `opened`."""
+"""The loop of this process, if it is one of a pool."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usual:
-    """What the loop trains on, and for how long."""
+    """Images and schedule of the loop."""
 
     folder: Path
     """One folder of images per class."""
@@ -83,7 +83,7 @@ class UsualLoop:
         self.calculator = AUMCalculator(str(task.scratch), compressed=True)
 
     def epoch(self) -> int:
-        """Train on every image once; how many there were."""
+        """Train on every image once; return how many there were."""
         self.network.train()
         seen = 0
         for images, labels, ids in self.loader:
@@ -98,14 +98,14 @@ class UsualLoop:
         return seen
 
     def aum(self) -> dict[str, float]:
-        """AUM (of logits) by class folder and file, without the file's ending."""
+        """Return the AUM (of logits) by class folder and file, without the file's ending."""
         sums, counts = self.calculator.sums, self.calculator.counts
         keys = [Path(path).relative_to(self.task.folder).with_suffix("") for path in self.paths]
         return {str(key): sums[i] / counts[i] for i, key in enumerate(keys)}
 
 
 def transform_of(size: int) -> Any:  # noqa: ANN401 - torchvision's transforms are untyped
-    """The square of our proxy (8/7 of the crop), its random crop and flip, as torchvision does."""
+    """Return torchvision's square of our proxy (8/7 of the crop), random crop and flip."""
     from torchvision import transforms as t
 
     side = stored_side(size)
@@ -129,20 +129,19 @@ class Remote:
     pool: ProcessPoolExecutor
 
     def epoch(self) -> int:
-        """See `UsualLoop.epoch`."""
-        asked: Future[int] = self.pool.submit(_epoch)
-        return asked.result()
+        """Run ``UsualLoop.epoch`` there."""
+        return self.pool.submit(_epoch).result()
 
     def aum(self) -> dict[str, float]:
-        """See `UsualLoop.aum`."""
+        """Run ``UsualLoop.aum`` there."""
         return self.pool.submit(_aum).result()
 
 
 @contextmanager
 def opened(task: Usual, threads: int) -> Generator[Remote]:
-    """Start the loop in a fresh process with so many threads."""
-    context = get_context("spawn")  # fork after threads hangs
-    with ProcessPoolExecutor(1, context, _begin, (task, threads)) as pool:
+    """Yield the loop in a fresh process with so many threads."""
+    with pool_of(None) as (pool, _):
+        pool.submit(_begin, task, threads).result()
         yield Remote(pool)
 
 

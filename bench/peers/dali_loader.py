@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def over_shards(task: Task) -> Generator[Epoch]:
-    """Its reader of WebDataset shards, with the index files that the shards come with."""
+    """Yield its reader of WebDataset shards, with the index files of the shards."""
     shards = sorted(task.data.glob("*.tar"))
 
     def reader() -> Any:  # noqa: ANN401 - a node of DALI's graph
@@ -43,7 +43,7 @@ def over_shards(task: Task) -> Generator[Epoch]:
 
 @contextmanager
 def over_files(task: Task) -> Generator[Epoch]:
-    """Its reader of files."""
+    """Yield its reader of files."""
 
     def reader() -> Any:  # noqa: ANN401 - a node of DALI's graph
         return _fn().readers.file(files=[str(path) for path in task.files], **_READER)[0]

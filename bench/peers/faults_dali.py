@@ -1,4 +1,4 @@
-"""What DALI on a CPU does with shards; run as a program by ``coreset.bench.robustness``.
+"""DALI on a CPU reading faulty shards; a program of ``coreset.bench.robustness``.
 
     python -m coreset.bench.peers.faults_dali read FOUND TAR...
 
@@ -18,7 +18,7 @@ BATCH = 4
 
 
 def read(found: Found, tars: Sequence[str]) -> None:
-    """Labels come as the bytes of the member ``cls``."""
+    """Read images and labels, the bytes of the member ``cls``."""
     # By name: "DALI in one module" is about the product, and nobody imports this program.
     fn = import_module("nvidia.dali.fn")
     pipeline: Any = import_module("nvidia.dali.pipeline").Pipeline(

@@ -1,4 +1,4 @@
-"""What img2dataset does with a list of files; run as a program by ``coreset.bench.robustness``.
+"""img2dataset packing a list of files; a program of ``coreset.bench.robustness``.
 
     uv pip install --target FOLDER/img2dataset img2dataset 'opencv-python-headless<5' \
         'albumentations<2' albucore==0.0.23
@@ -24,7 +24,7 @@ from coreset.shards.images.refusal import MAX_PIXELS
 
 
 def pack(src: Path, out: Path, found: Found) -> None:
-    """The label travels as the caption."""
+    """Pack the folder; the label travels as the caption."""
     from img2dataset import download  # type: ignore[import-not-found]
 
     listed = out.with_suffix(".csv")
@@ -59,7 +59,7 @@ def _rows(out: Path) -> Iterator[dict[str, Any]]:
 
 
 def _pixels(path: Path) -> NDArray[np.uint8]:
-    """Of an image too large to be compared, only the shape: this look is no part of the peer."""
+    """Return the pixels, or only the shape of an image that is too large to be compared."""
     Image.MAX_IMAGE_PIXELS = None
     with Image.open(path) as image:
         if image.width * image.height > MAX_PIXELS:

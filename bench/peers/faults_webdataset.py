@@ -1,4 +1,4 @@
-"""What plain webdataset does with a folder or with shards; run by ``coreset.bench.robustness``.
+"""Plain webdataset over a folder or shards; a program of ``coreset.bench.robustness``.
 
     python -m coreset.bench.peers.faults_webdataset write FOLDER SHARDS SAMPLES_PER_SHARD
     python -m coreset.bench.peers.faults_webdataset read FOUND TAR...
@@ -18,7 +18,7 @@ from coreset.bench.peers.found import Found
 
 
 def write(src: Path, out: Path, samples_per_shard: int) -> None:
-    """Labels are positions among the sorted folders; hidden ones are not left out by the loop."""
+    """Write shards; labels are positions among the sorted folders, hidden ones included."""
     from webdataset.writer import ShardWriter
 
     folders = sorted(entry for entry in src.iterdir() if entry.is_dir())
@@ -39,7 +39,7 @@ def read(found: Found, tars: Sequence[str]) -> None:
 
 
 def crop(found: Found, size: int, resize: int, tars: Sequence[str]) -> None:
-    """Squares of ``size`` pixels from the middle, after the short side became ``resize`` pixels."""
+    """Cut squares of ``size`` pixels from the middle, with a short side of ``resize`` pixels."""
     import numpy as np
     from torchvision.transforms import v2
     from webdataset.compat import WebDataset

@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 
 @contextmanager
 def jpegs(task: Task) -> Generator[Epoch]:
-    """From JPEGs."""
+    """Yield a loader of JPEGs."""
     path = task.folder / "jpg.beton"
     if not path.exists():
         labelled = [(file, position) for position, file in enumerate(task.files)]
@@ -37,7 +37,7 @@ def jpegs(task: Task) -> Generator[Epoch]:
 
 @contextmanager
 def raw(task: Task) -> Generator[Epoch]:
-    """From pixels."""
+    """Yield a loader of pixels."""
     path = task.folder / "raw.beton"
     if not path.exists():
         _write_raw(task, path)

@@ -17,7 +17,7 @@ from typing import Any
 
 import simplejpeg
 
-from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled, Size
+from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled, Size
 from coreset.shards.format.files import fsync_directory, fsync_file
 
 LONG_SIDE = round(SHORT_SIDE * 4 / 3)

@@ -13,7 +13,7 @@ LIST_NAME = "samples.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A folder with ``samples.jsonl`` and an array of pixels per sample."""
+    """Folder with ``samples.jsonl`` and an array of pixels per sample."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""The resizer of img2dataset (OpenCV, area interpolation), one image at a time in processes.
+"""Resizer of img2dataset (OpenCV, area interpolation), one image at a time in processes.
 
     uv pip install --target FOLDER/img2dataset --no-deps img2dataset 'opencv-python-headless<5' \
         'albumentations<2' albucore==0.0.23 pydantic pydantic-core annotated-types \
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def reencode(paths: Sequence[Path], short_side: int, quality: int) -> list[bytes]:
-    """JPEGs whose short side is at most ``short_side``."""
+    """Return JPEGs whose short side is at most ``short_side``."""
     resizer = _resizer(short_side, quality)
     encoded: list[bytes] = []
     for path in paths:

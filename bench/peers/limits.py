@@ -1,4 +1,4 @@
-"""What no packing of the same images can beat: one part of the work, on the same threads.
+"""Limits of packing: one part of the work alone, on the same threads.
 
 Every limit but the copy works from memory.
 """
@@ -15,7 +15,7 @@ import simplejpeg
 import xxhash
 from numpy.typing import NDArray
 
-from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
+from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled
 from coreset.shards.format.files import fsync_directory
 from coreset.shards.format.tar import ShardWriter, shard_name
 from coreset.shards.images.probe import glance, probe
@@ -46,13 +46,13 @@ def decode(images: Sequence[bytes]) -> None:
 
 
 def check(images: Sequence[bytes]) -> None:
-    """The check of ``coreset pack``."""
+    """Check images as ``coreset pack`` does."""
     for data in images:
         probe(data)
 
 
 def digest(images: Sequence[bytes]) -> None:
-    """The sha256 that the manifest records of every shard."""
+    """Compute the sha256 that the manifest records of every shard."""
     hasher = sha256()
     for data in images:
         hasher.update(data)
@@ -67,13 +67,13 @@ def decode_and_encode(images: Sequence[bytes], pixels: Mapping[bytes, NDArray[np
 
 
 def resize(images: Sequence[bytes]) -> None:
-    """What ``--store resized`` does to pixels; images that keep their bytes are checked."""
+    """Re-encode as ``--store resized`` does; images that keep their bytes are checked."""
     for data in images:
         _resized(data)
 
 
 def resize_shard(out: Path, files: Sequence[Labelled], first: int) -> None:
-    """The least that fills a shard: read, hash before and after, resize, lay out, hash, write.
+    """Fill a shard with the least work: read, hash, resize, hash, lay out, write.
 
     No list of files is made or compared, and there are no tables and nothing to resume.
     """

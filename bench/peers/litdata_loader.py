@@ -6,6 +6,7 @@
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,12 @@ from coreset.bench.peers.transforms import (
     transform_of,
 )
 
-
-def versions() -> dict[str, str]:
-    """Import LitData; its version."""
-    return versions_of(["litdata"], ["litdata"])
+versions = partial(versions_of, ["litdata"], ["litdata"])
 
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """``StreamingDataset`` and ``StreamingDataLoader``."""
+    """Yield ``StreamingDataset`` and ``StreamingDataLoader``."""
     import torch
     from litdata import (  # type: ignore[import-not-found]
         StreamingDataLoader,

@@ -1,4 +1,4 @@
-"""What ``coreset.bench.decode`` asks every loader for, and what the loader's process does with it.
+"""Task of the loaders of ``coreset.bench.decode``, and the session of a loader's process.
 
 A loader is a context manager made from a ``Task``; it gives a function that starts an epoch. One
 process holds one loader at a time, which stays open from round to round.
@@ -35,7 +35,7 @@ Epoch: TypeAlias = Callable[[], Iterator[Numbered]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """What every loader of a race has to hand over, in batches of 256 squares of 224 pixels."""
+    """Images that every loader of a race hands over, in batches of 256 squares of 224 pixels."""
 
     data: Path
     """Packed data set: shards of WebDataset with index files."""
@@ -57,7 +57,7 @@ Opener: TypeAlias = Callable[[Task], AbstractContextManager[Epoch]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivered:
-    """One turn."""
+    """Counts and sum of one turn."""
 
     images: int
     distinct: int
@@ -71,7 +71,7 @@ class Delivered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """How long the first batch of a process takes, once everything is imported."""
+    """Time to the first batch of a process, once everything is imported."""
 
     open_seconds: float
     """Making the loader, and compiling for those that do so beforehand."""
@@ -79,7 +79,7 @@ class Start:
 
 
 class Session:
-    """The loader of this process."""
+    """Loader of this process."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -106,7 +106,7 @@ class Session:
         self._stack.close()
 
     def run(self) -> Delivered:
-        """One turn: the epochs of the task, every byte of them touched."""
+        """Run the epochs of the task and read every byte of them."""
         images, total, kind = 0, 0, ""
         ids: set[int] = set()
         epochs = 0 if self._wanted is None else self._wanted[1].epochs
@@ -122,7 +122,7 @@ class Session:
         )
 
     def first_pixels(self) -> tuple[list[int], NDArray[np.float32]]:
-        """Sample ids and levels (0 to 255) of the first images of the first epoch."""
+        """Return sample ids and levels (0 to 255) of the first images of the first epoch."""
         if self._first is None:
             raise ValueError("there was no epoch yet; run one")
         return self._first
@@ -132,27 +132,27 @@ _SESSION = Session()
 
 
 def open_loader(opener: Opener, task: Task) -> None:
-    """`Session.open` of this process."""
+    """Call ``Session.open`` of this process."""
     _SESSION.open(opener, task)
 
 
 def reopen_loader() -> None:
-    """`Session.reopen` of this process."""
+    """Call ``Session.reopen`` of this process."""
     _SESSION.reopen()
 
 
 def close_loader() -> None:
-    """`Session.close` of this process."""
+    """Call ``Session.close`` of this process."""
     _SESSION.close()
 
 
 def run_turn() -> Delivered:
-    """`Session.run` of this process."""
+    """Call ``Session.run`` of this process."""
     return _SESSION.run()
 
 
 def first_pixels() -> tuple[list[int], NDArray[np.float32]]:
-    """`Session.first_pixels` of this process."""
+    """Call ``Session.first_pixels`` of this process."""
     return _SESSION.first_pixels()
 
 
@@ -180,7 +180,7 @@ def sum_of_words(array: NDArray[Any]) -> int:
 
 
 def levels(images: NDArray[Any]) -> NDArray[np.float32]:
-    """Images of any loader as float32 of shape (n, s, s, 3), in levels from 0 to 255."""
+    """Return images of any loader as float32 (n, s, s, 3), in levels from 0 to 255."""
     last = images if images.shape[-1] == 3 else images.transpose(0, 2, 3, 1)
     if last.dtype == np.uint8:
         return last.astype(np.float32)
@@ -188,7 +188,7 @@ def levels(images: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def numbered(batches: Iterable[Any], n: int) -> Iterator[Numbered]:
-    """Batches of a loader that keeps the order, with their sample ids."""
+    """Number the batches of a loader that keeps the order."""
     at = 0
     for batch in batches:
         yield batch, range(at, min(n, at + len(batch)))
@@ -229,7 +229,7 @@ def in_threads(task: Task, decode: Callable[[Path, Any], None]) -> Iterator[Numb
 
 
 def batches_of_ids(n: int) -> list[range]:
-    """0 .. n-1 in batches; the last may be short."""
+    """Split 0 .. n-1 into batches; the last may be short."""
     return [range(at, min(at + BATCH, n)) for at in range(0, n, BATCH)]
 
 

@@ -12,12 +12,12 @@ from PIL import Image
 
 
 def versions() -> dict[str, str]:
-    """Version of Pillow."""
+    """Return the version of Pillow."""
     return {"pillow": version("pillow")}
 
 
 def reencode(paths: Sequence[Path], short_side: int, quality: int) -> list[bytes]:
-    """JPEGs whose short side is at most ``short_side``."""
+    """Return JPEGs whose short side is at most ``short_side``."""
     return [_reencode(path, short_side, quality) for path in paths]
 
 

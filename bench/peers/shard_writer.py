@@ -11,7 +11,7 @@ from pathlib import Path
 
 import simplejpeg
 
-from coreset.bench.pack_inputs import QUALITY, SHORT_SIDE, Labelled
+from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled
 from coreset.shards.format.files import fsync_directory, fsync_file
 from coreset.shards.images.probe import probe
 
@@ -21,7 +21,7 @@ Reencode = Callable[[Sequence[Path], int, int], list[bytes]]
 
 
 def versions() -> dict[str, str]:
-    """Version of webdataset."""
+    """Return the version of webdataset."""
     return {"webdataset": version("webdataset")}
 
 
@@ -30,12 +30,12 @@ def no_check(_data: bytes) -> None:
 
 
 def check_as_ours(data: bytes) -> None:
-    """The same check as ``coreset pack`` makes: every bit of the file is read."""
+    """Check as ``coreset pack`` does: read every bit of the file."""
     probe(data)
 
 
 def check_in_full(data: bytes) -> None:
-    """What a user would write: decode at full size, with recoverable damage as an error."""
+    """Decode at full size as a user would, with recoverable damage as an error."""
     simplejpeg.decode_jpeg(data, "RGB", strict=True)
 
 

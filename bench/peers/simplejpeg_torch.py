@@ -1,4 +1,4 @@
-"""The parts without the whole: simplejpeg and torch's antialiased uint8 resize, in threads.
+"""Parts of ``coreset``: simplejpeg and torch's antialiased uint8 resize, in threads.
 
 What somebody would write in an hour with the decoder that ``coreset`` has. Both are dependencies of
 the project: nothing to install.
@@ -23,10 +23,7 @@ from coreset.bench.peers.loaders import (
     versions_of,
 )
 
-
-def versions() -> dict[str, str]:
-    """Import torch; version of simplejpeg."""
-    return versions_of(["simplejpeg"], ["torch", "torchvision.transforms.v2"])
+versions = partial(versions_of, ["simplejpeg"], ["torch", "torchvision.transforms.v2"])
 
 
 @contextmanager

@@ -29,17 +29,17 @@ _FILTERS = {
 
 def versions() -> dict[str, str]:
     """Import SPDL; versions of it and of FFmpeg's codecs."""
-    found = versions_of(["spdl"], ["spdl.io", "spdl.pipeline"])
+    packages = versions_of(["spdl"], ["spdl.io", "spdl.pipeline"])
     try:
         ffmpeg = import_module("spdl.io.utils").get_ffmpeg_versions()
     except RuntimeError as error:  # what is missing is not a package
         raise ImportError("FFmpeg's shared libraries are not installed") from error
-    return found | {"libavcodec": ".".join(map(str, ffmpeg["libavcodec"]))}
+    return packages | {"libavcodec": ".".join(map(str, ffmpeg["libavcodec"]))}
 
 
 @contextmanager
 def in_threads(task: Task) -> Generator[Epoch]:
-    """Its pipeline; it has no random resized crop."""
+    """Yield its pipeline; it has no random resized crop."""
     import torch
     from spdl.pipeline import PipelineBuilder  # type: ignore[import-not-found]
 
@@ -67,7 +67,7 @@ def _batch(task: Task, ids: range) -> Any:  # noqa: ANN401 - a tensor
     import torch
 
     buffer = spdl.io.load_image_batch(
-        [str(task.files[one]) for one in ids],
+        [str(task.files[sample]) for sample in ids],
         width=None,
         height=None,
         pix_fmt=None,
@@ -76,6 +76,6 @@ def _batch(task: Task, ids: range) -> Any:  # noqa: ANN401 - a tensor
     images = torch.from_numpy(spdl.io.to_numpy(buffer)).permute(0, 3, 1, 2)
     if task.pixels == "uint8":
         return images
-    mean, std = (255 * torch.tensor(one)[:, None, None] for one in (MEAN, STD))
+    mean, std = (255 * torch.tensor(channel)[:, None, None] for channel in (MEAN, STD))
     normalised = torch.empty(images.shape)
     return torch.sub(images, mean, out=normalised).div_(std)

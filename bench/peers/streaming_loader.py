@@ -6,6 +6,7 @@
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,12 @@ from coreset.bench.peers.transforms import (
     transform_of,
 )
 
-
-def versions() -> dict[str, str]:
-    """Import Streaming; its version."""
-    return versions_of(["mosaicml-streaming"], ["streaming"])
+versions = partial(versions_of, ["mosaicml-streaming"], ["streaming"])
 
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """``StreamingDataset``."""
+    """Yield ``StreamingDataset``."""
     import torch
     from streaming import MDSWriter, StreamingDataset  # type: ignore[import-not-found]
     from streaming.base.util import clean_stale_shared_memory  # type: ignore[import-not-found]

@@ -13,27 +13,26 @@ from typing import Any
 from coreset.bench.peers.loaders import Epoch, Numbered, Task, in_threads, numbered, versions_of
 from coreset.bench.peers.transforms import loader_options, transform_of
 
-
-def versions() -> dict[str, str]:
-    """Import torchvision; versions of it and of Pillow."""
-    return versions_of(["torchvision", "pillow"], ["torchvision.io", "torchvision.transforms.v2"])
+versions = partial(
+    versions_of, ["torchvision", "pillow"], ["torchvision.io", "torchvision.transforms.v2"]
+)
 
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """``ImageFolder`` with its default loader."""
+    """Yield ``ImageFolder`` with its default loader."""
     yield _image_folder(task, {})
 
 
 @contextmanager
 def io_in_workers(task: Task) -> Generator[Epoch]:
-    """``ImageFolder`` with the decoder of ``torchvision.io``."""
+    """Yield ``ImageFolder`` with the decoder of ``torchvision.io``."""
     yield _image_folder(task, {"loader": _decoded})
 
 
 @contextmanager
 def io_in_threads(task: Task) -> Generator[Epoch]:
-    """The decoder of ``torchvision.io`` and the transforms in threads."""
+    """Yield the decoder of ``torchvision.io`` and the transforms in threads."""
     import torch
 
     torch.set_num_threads(1)  # the threads of the pool are the parallelism

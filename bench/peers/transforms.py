@@ -13,7 +13,7 @@ Transform = Callable[[Any], Any]
 
 
 def transform_of(task: Task) -> Transform:
-    """From a Pillow image or a uint8 tensor to a tensor of shape (3, s, s)."""
+    """Return the transform of a Pillow image or uint8 tensor to a tensor (3, s, s)."""
     import torch
     from torchvision.transforms import v2
 
@@ -36,13 +36,13 @@ class DecodeSample:
     transform: Transform
 
     def __call__(self, sample: dict[str, Any]) -> tuple[Any, int]:
-        """Image and sample id of ``{"id": ..., "image": stored bytes}``."""
+        """Return image and sample id of ``{"id": ..., "image": stored bytes}``."""
         with Image.open(BytesIO(sample["image"])) as image:
             return self.transform(image.convert("RGB")), sample["id"]
 
 
 def loader_options(task: Task) -> dict[str, Any]:
-    """Of torch's ``DataLoader``: workers, forked as by default on Linux, that stay."""
+    """Return options of torch's ``DataLoader``: forked workers that stay from epoch to epoch."""
     return {
         "batch_size": BATCH,
         "num_workers": task.threads,
@@ -52,5 +52,5 @@ def loader_options(task: Task) -> dict[str, Any]:
 
 
 def stored_samples(task: Task) -> Sequence[tuple[int, str]]:
-    """Sample ids and paths, for loaders that write a file format of their own first."""
+    """List sample ids and paths, for loaders that first write a file format of their own."""
     return [(position, str(path)) for position, path in enumerate(task.files)]

@@ -6,20 +6,18 @@ its documentation advises.
 
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from coreset.bench.peers.loaders import BATCH, Epoch, Numbered, Task, versions_of
 from coreset.bench.peers.transforms import loader_options, transform_of
 
-
-def versions() -> dict[str, str]:
-    """Import webdataset; its version."""
-    return versions_of(["webdataset"], ["webdataset.compat"])
+versions = partial(versions_of, ["webdataset"], ["webdataset.compat"])
 
 
 @contextmanager
 def pillow_in_workers(task: Task) -> Generator[Epoch]:
-    """The usual pipeline."""
+    """Yield the usual pipeline."""
     import torch
     from torch.utils.data import DataLoader
     from webdataset.compat import WebDataset

@@ -1,7 +1,5 @@
-"""The loading benchmark: what counts as delivered, who is beaten, and its tables."""
+"""Loading benchmark: what counts as delivered, and targets."""
 
-import mmap
-import os
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -9,13 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from coreset.bench import decode_tables
-from coreset.bench import record as recording
-from coreset.bench.contenders import Absent
 from coreset.bench.decode_contenders import Entrant, Racer
 from coreset.bench.decode_inputs import difference
-from coreset.bench.decode_parts import BEST, RACES, reached
-from coreset.bench.decode_process import memory_bytes
+from coreset.bench.decode_races import BEST, RACES, reached
 from coreset.bench.peers.loaders import (
     MEAN,
     SIZE,
@@ -29,7 +23,6 @@ from coreset.bench.peers.loaders import (
     sum_of_words,
     time_to_first_batch,
 )
-from coreset.bench.record import write
 
 
 @pytest.fixture
@@ -186,7 +179,7 @@ class Here:
 
 
 def racer_with(task, *epochs):
-    entrant = Entrant(name="other", open=loader_of([]), versions=dict)
+    entrant = Entrant(loader_of([]), dict)
     pool: Any = Here(list(epochs))
     return Racer(entrant=entrant, name="other", task=task, pool=pool, versions={})
 
@@ -197,11 +190,11 @@ def epoch_of(task, ids, shift=0):
     return session.run()
 
 
-def complaints_of(racer, turns):
+def errors_of(racer, turns):
     contender, found = racer.contender(), []
     for _ in range(turns):
         contender.run(None)
-        found.append(contender.complaint(None))
+        found.append(contender.check(None))
     return found
 
 
@@ -209,7 +202,7 @@ def test_a_loader_that_drops_or_repeats_an_image_has_failed(task):
     whole = epoch_of(task, range(300))
     repeated = epoch_of(task, [0, *range(299)])
     racer = racer_with(task, whole, epoch_of(task, range(299)), repeated, whole)
-    first, dropped, twice, again = complaints_of(racer, 4)
+    first, dropped, twice, again = errors_of(racer, 4)
     assert first == again == ""
     assert "expected 300 images" in dropped
     assert "expected 300 images" in twice
@@ -217,55 +210,14 @@ def test_a_loader_that_drops_or_repeats_an_image_has_failed(task):
 
 def test_an_epoch_of_other_pixels_than_the_first_is_a_failure(task):
     racer = racer_with(task, epoch_of(task, range(300)), epoch_of(task, range(300), shift=1))
-    first, other = complaints_of(racer, 2)
+    first, other = errors_of(racer, 2)
     assert first == ""
     assert "differ" in other
 
 
 def test_what_a_peer_raises_is_its_failure_and_not_the_end(task):
     racer = racer_with(task, RuntimeError("no such\nthing"))
-    assert complaints_of(racer, 1) == ["RuntimeError: no such"]
-
-
-def row(name, role, rate, **facts):
-    seconds = 1000 / rate
-    return {
-        "bench": "decode.rrc-original",
-        "input": "imagenet",
-        "input_note": "some",
-        "crop": "random",
-        "pixels": "float32",
-        "contender": name,
-        "role": role,
-        "threads": 2,
-        "images": 1000,
-        "images_per_second": rate,
-        "seconds": [seconds],
-        "median_seconds": seconds,
-        "min_seconds": seconds,
-        "max_seconds": seconds,
-        "peer_versions": {},
-        **facts,
-    }
-
-
-@pytest.fixture
-def raced():
-    over = {"slow": 4.0, "quick": 2.0, "parts": 1.5, "decode": 0.9}
-    ours = row("coreset", "ours", 2000, speed_over=over, pixels_max=1.0, pixels_mean=0.16)
-    others = [
-        row("slow", "peer", 500),
-        row("quick", "peer", 1000),
-        row("parts", "ours", 1300),
-        row("decode", "limit", 2200),
-        {
-            name: value
-            for name, value in row("gone", "peer", 1).items()
-            if "seconds" not in name and not name.startswith("images")
-        }
-        | Absent(name="gone", reason="No module named 'gone'").measured(),
-    ]
-    return [ours, *others]
+    assert errors_of(racer, 1) == ["RuntimeError: no such"]
 
 
 def test_the_best_peer_is_the_fastest_of_others(raced):
@@ -278,31 +230,3 @@ def test_the_first_of_every_race_is_ours_and_has_a_goal():
     for race in (race for some in RACES.values() for race in some):
         assert race.entrants[0].startswith("coreset")
         assert race.targets
-
-
-def test_tables_tell_goals_speeds_and_absences(raced, tmp_path, monkeypatch):
-    monkeypatch.setattr(recording, "RESULTS", tmp_path)
-    raced[0] |= reached(raced, raced[0], {BEST: 1.2, "decode": 0.85})
-    circumstances = {
-        "hardware": {"processor": "some", "cores": 2, "memory_gib": 8},
-        "versions": {"torch": "2"},
-        "date": "2026-01-01",
-        "commit": "abc",
-    }
-    write("decode", [one | circumstances for one in raced])
-    goals = decode_tables.decode_goals().splitlines()
-    assert goals[2].endswith("| coreset | 2,000 | quick (peer) | 1,000 | 2.00 | 1.20 |")
-    assert goals[3].endswith("| coreset | 2,000 | decode (limit) | 2,200 | 0.90 | 0.85 |")
-    table = decode_tables.decode_random()
-    assert "| coreset | 2,000 | 0.50 (0.50-0.50) |  | 0.90 | 1 / 0.16 |" in table
-    assert "| gone | absent: No module named 'gone' |" in table
-    assert "1 rounds by turns (some, 2 cores, 8 GiB)" in decode_tables.decode_circumstances()
-
-
-def test_memory_of_this_process_grows_by_what_it_writes():
-    before = memory_bytes([os.getpid()])
-    with mmap.mmap(
-        -1, 64_000_000, flags=mmap.MAP_PRIVATE
-    ) as fresh:  # never memory that was freed before
-        fresh[:: mmap.PAGESIZE] = bytes(len(range(0, len(fresh), mmap.PAGESIZE)))
-        assert memory_bytes([os.getpid()]) - before == pytest.approx(64_000_000, rel=0.05)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from coreset.bench import crafted
+from coreset.bench.robustness import crafted
 from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
 from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.decoders.enlarge import enlarged_box

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from coreset.bench import faults
+from coreset.bench.robustness import faults
 from coreset.shards.format.files import temporary_name
 
 CHECKOUT = Path(__file__).parents[2]

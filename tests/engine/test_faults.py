@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from coreset.bench import faults
-from coreset.bench.faults import ODD_IMAGES, OddImage, TarMember
+from coreset.bench.robustness import faults
+from coreset.bench.robustness.faults import ODD_IMAGES, OddImage, TarMember
 from coreset.shards.format.dataset import QUARANTINE_NAME, Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import Flag

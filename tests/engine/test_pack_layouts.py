@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from coreset.bench.faults import jpeg
+from coreset.bench.robustness.faults import jpeg
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from coreset.bench import crafted
-from coreset.bench.crafted import (
+from coreset.bench.robustness import crafted
+from coreset.bench.robustness.crafted import (
     ARITHMETIC,
     ARITHMETIC_PROGRESSIVE,
     BASELINE,
@@ -23,7 +23,7 @@ from coreset.bench.crafted import (
     riff,
     segment,
 )
-from coreset.bench.faults import encoded, jpeg, photo, png_bomb
+from coreset.bench.robustness.faults import encoded, jpeg, photo, png_bomb
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
 from coreset.shards.images.pillow import opened

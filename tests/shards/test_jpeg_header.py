@@ -9,9 +9,15 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from coreset.bench import crafted
-from coreset.bench.crafted import ARITHMETIC, ARITHMETIC_PROGRESSIVE, COMMENT, PROGRESSIVE, segment
-from coreset.bench.faults import encoded, photo
+from coreset.bench.robustness import crafted
+from coreset.bench.robustness.crafted import (
+    ARITHMETIC,
+    ARITHMETIC_PROGRESSIVE,
+    COMMENT,
+    PROGRESSIVE,
+    segment,
+)
+from coreset.bench.robustness.faults import encoded, photo
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.jpeg_header import MAX_SCANS, read_header
 from coreset.shards.images.probe import glance, probe

@@ -1,0 +1,218 @@
+"""Processes of contenders, which end with the benchmark, and the memory that they use.
+
+Memory is the proportional set size (``Pss`` of /proc/PID/smaps): what n processes share counts 1/n
+in each, so the sum over processes is what the machine needs for them.
+"""
+
+import ctypes
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager, suppress
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from coreset.bench.harness import Row
+
+WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
+"""Prefix of a command that is killed when this process ends, however it ends."""
+CORESET = (*WITH_PARENT, sys.executable, "-m", "coreset.engine.cli")
+_PR_SET_PDEATHSIG = 1
+_PROC = Path("/proc")
+# The lines that are read, of the twenty that smaps has for each map.
+_LINES = re.compile(rb"^(?:[0-9a-f]+-[0-9a-f]+ .*|(?:Pss|Anonymous): .*)$", re.MULTILINE)
+
+
+class MissingPeerError(Exception):
+    """A peer cannot be imported here."""
+
+
+@contextmanager
+def pool_of(
+    folder: Path | None,
+    workers: int = 1,
+    versions: Callable[[], dict[str, str]] = dict[str, str],
+    environment: Mapping[str, str | None] | None = None,
+) -> Generator[tuple[ProcessPoolExecutor, dict[str, str]]]:
+    """Yield spawned processes that have imported a peer, and the versions of its packages.
+
+    Args:
+        folder: Its packages, beside those of the project; None if it needs no others.
+        workers: Processes.
+        versions: Imports the peer in a process and returns versions by package name.
+        environment: Variables of the processes that differ from this one's; None unsets one.
+
+    Raises:
+        MissingPeerError: It cannot be imported; the message says why.
+    """
+    context = get_context("spawn")  # fork after threads hangs
+    arguments = (os.getpid(), str(folder or ""))
+    with ProcessPoolExecutor(workers, context, _enter, arguments) as pool:
+        try:
+            with environment_of(environment or {}):  # a task starts its process
+                tasks = [pool.submit(versions) for _ in range(workers)]
+            imported = [task.result() for task in tasks]
+        except (ImportError, OSError) as error:
+            raise MissingPeerError(f"{type(error).__name__}: {error}") from error
+        yield pool, imported[0]
+
+
+def _enter(parent: int, folder: str) -> None:
+    end_with_parent(parent)
+    if folder:
+        sys.path.insert(0, folder)
+    # Progress bars and a look for newer versions are nobody's work here.
+    os.environ |= {"TQDM_DISABLE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
+
+
+def end_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, however the parent ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@contextmanager
+def environment_of(changes: Mapping[str, str | None]) -> Generator[None]:
+    """Change environment variables for a while, here and for processes started meanwhile."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set_environment(changes)
+    try:
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+
+
+def options(fields: Mapping[str, Any]) -> list[str]:
+    """Return fields of a stage as options of its command line."""
+    words: list[str] = []
+    for name, value in fields.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{option}" if value else f"--no-{option}")
+        else:
+            words += [f"--{option}", str(value)]
+    return words
+
+
+def run_coreset(*words: object) -> None:
+    """Run a ``coreset`` command and drop what it prints."""
+    command = [*CORESET, *map(str, words)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def watch(
+    command: Sequence[str], look: Callable[[Sequence[int]], Mapping[str, int]], every: float
+) -> Row:
+    """Run a command to its end and look at its processes every so many seconds.
+
+    Args:
+        command: Program and arguments; what it prints is dropped.
+        look: Measures the command and its descendants, given their process ids.
+        every: Seconds between two looks.
+
+    Returns:
+        The largest of each measure, ``looks``, ``wall_seconds``, and ``failed``: exit code and last
+        line of its errors, empty if it ended with 0.
+    """
+    peaks: dict[str, int] = defaultdict(int)
+    looks, started = 0, time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [*WITH_PARENT, *command], stdout=subprocess.DEVNULL, stderr=errors
+        )
+        while process.poll() is None:
+            for name, value in look(family_of(process.pid)).items():
+                peaks[name] = max(peaks[name], value)
+            looks += 1
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(every)
+        wall_seconds = round(time.perf_counter() - started, 2)
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines() or ["no message"]
+    failed = f"exit code {process.returncode}: {lines[-1]}" if process.returncode else ""
+    return {**peaks, "looks": looks, "wall_seconds": wall_seconds, "failed": failed}
+
+
+def family_of(pid: int) -> list[int]:
+    """Return a process and all that descend from it."""
+    children: dict[int, list[int]] = defaultdict(list)
+    for status in _PROC.glob("[0-9]*/stat"):
+        with suppress(OSError):
+            # The name, in brackets, may hold anything: count fields from its end.
+            parent = status.read_text().rpartition(")")[2].split()[1]
+            children[int(parent)].append(int(status.parent.name))
+    family = [pid]
+    for member in family:
+        family += children[member]
+    return family
+
+
+def rollup_bytes(pids: Sequence[int], *kinds: str) -> int:
+    """Return memory of processes, of kinds such as ``Pss`` or ``Pss_Anon``."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError):  # it may end between two lines of this
+            for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
+                kind, _, size = line.partition(":")
+                total += int(size.split()[0]) * 1024 if kind in kinds else 0
+    return total
+
+
+class Memory(NamedTuple):
+    """Bytes of memory, with the pages of mapped data files apart: a cache of the kernel."""
+
+    total: int
+    data: int
+    """Of ``total``, pages of mapped data files that are still the file's."""
+    anonymous: int
+    """Of ``total``, pages of no file, and what a private map changed of its file."""
+
+
+def memory_of(pid: int, data: Path) -> Memory:
+    """Return the memory of one process; nothing once it is gone."""
+    with suppress(OSError):
+        return memory_in((_PROC / str(pid) / "smaps").read_bytes(), data)
+    return Memory(0, 0, 0)
+
+
+def memory_in(smaps: bytes, data: Path) -> Memory:
+    """Return the memory that ``smaps`` of /proc/PID lists; files below ``data`` are data."""
+    below, inside, share, total, of_data, anonymous = os.fsencode(data) + b"/", False, 0, 0, 0, 0
+    for line in _LINES.findall(smaps):  # of each map in this order: header, Pss, Anonymous
+        if line.startswith(b"Pss:"):
+            share = int(line.split()[1]) * 1024
+            total += share
+        elif line.startswith(b"Anonymous:"):
+            changed = min(share, int(line.split()[1]) * 1024)
+            anonymous += changed
+            of_data += (share - changed) * inside
+        else:
+            # Addresses, rights, offset, device, inode, and the path if there is one.
+            inside = b"".join(line.split(maxsplit=5)[5:]).startswith(below)
+    return Memory(total, of_data, anonymous)
+
+
+def tree_bytes(directory: Path) -> int:
+    """Return the bytes of all files below a directory, as far as they stay meanwhile."""
+    total = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):
+                total += (Path(folder) / name).stat().st_size
+    return total
