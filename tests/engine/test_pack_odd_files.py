@@ -10,7 +10,6 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from coreset.bench import crafted, faults
 from coreset.bench.robustness import crafted, faults
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import Flag
