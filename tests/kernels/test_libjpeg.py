@@ -1,4 +1,4 @@
-"""libjpeg called from a kernel; its pixels are compared in tests/decode/test_parts.py."""
+"""libjpeg called from a kernel; its pixels are compared in tests/data/test_regions.py."""
 
 import ctypes
 import gc
