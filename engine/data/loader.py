@@ -5,7 +5,6 @@ import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,6 +20,7 @@ from coreset.engine.data.decoders import regions as parts
 from coreset.engine.data.decoders.base import DecoderName, Normalisation
 from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
 from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.image_set import Ids, Images, open_images
 from coreset.engine.data.order import batches_of, epoch_ids
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.runtime.distributed import Distributed
@@ -28,7 +28,6 @@ from coreset.kernels.jpeg import ffi
 from coreset.kernels.jpeg import normalise as planes
 from coreset.kernels.jpeg import resize as resample
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
 
 _WORKERS = (
     "a loader decodes in threads of the process that opened it and cannot be handed to another; "
@@ -70,7 +69,7 @@ class Loader(IterableDataset[Batch]):
 
     def __init__(
         self,
-        data: str | Path,
+        data: Images,
         *,
         batch: int = 256,
         size: int = 224,
@@ -81,7 +80,7 @@ class Loader(IterableDataset[Batch]):
         block: int = 0,
         seed: int = 0,
         pad: bool = False,
-        ids: Sequence[int] | NDArray[np.int64] | None = None,
+        ids: Ids | None = None,
         rank: int | None = None,
         world: int | None = None,
         decoder: str = "auto",
@@ -93,7 +92,8 @@ class Loader(IterableDataset[Batch]):
         """Open a packed data set and compile what its decoder needs (`warm_up`).
 
         Args:
-            data: Directory that `coreset pack` made.
+            data: Directory of a packed data set, or an open set, of which the ids of its data set
+                are read. ``coreset.loader`` also takes the directory of a condensed set.
             batch: Images per batch and rank; the last batch may be short.
             size: Pixels of the square images.
             resize: Short side in pixels before the central crop; None squashes the whole image.
@@ -105,7 +105,7 @@ class Loader(IterableDataset[Batch]):
             seed: Of order and crops.
             pad: Fill every batch up with rows of id and label -1, so that all ranks have equally
                 many batches of one size.
-            ids: Samples to read, e.g. ``ids.npy`` of a coreset; None means all.
+            ids: Samples to read, int64 of shape (n,); None means all.
             rank: This process among ``world``; None asks ``torch.distributed``, and is the only
                 one where that is not initialised.
             world: Processes.
@@ -114,17 +114,15 @@ class Loader(IterableDataset[Batch]):
             device: Where batches are handed over: auto, cpu, cuda or cuda:N; auto takes the current
                 GPU where there is one.
             workers: Decoding threads; 0 means one per core.
-            skip_damaged: Leave out samples that turn out to be damaged and list them in
-            `undecodable`,
-                up to ten or 0.1 %, instead of raising.
+            skip_damaged: Leave out samples that turn out to be damaged, up to ten or 0.1 %, and
+                list them in `undecodable`, instead of raising.
 
         Raises:
             UsageError: An option is out of range, or ``data`` is not a packed data set.
             ManifestError: The data set is damaged.
             MachineError: The device or decoder is not available.
         """
-        self.dataset = Dataset.open(Path(data))
-        chosen = None if ids is None else np.asarray(ids)
+        self.dataset, chosen = open_images(data, ids)
         ranks = _ranks(rank, world)
         self._rank, self._crops = ranks.rank, crops
         self._order = Order(
@@ -193,6 +191,11 @@ class Loader(IterableDataset[Batch]):
         # Weakly, so that an iteration that is left early ends when its loop does.
         self._under_way = weakref.ref(rest)
         return rest
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a position in them."""
+        return self.dataset.classes
 
     @property
     def epoch(self) -> int:

@@ -12,10 +12,11 @@ from coreset.engine.data.batch import Batch
 from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
 from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data.image_set import require_ids
 from coreset.engine.data.order import PADDING, batches_of, epoch_ids
 from coreset.engine.data.prefetch import OwningProcess, prefetch
 from coreset.engine.data.reader import ShardReader
-from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import Dataset
 
 ENCODED_AHEAD, DECODED_AHEAD = 2, 1
@@ -97,7 +98,7 @@ class ImageStream:
         self.geometry = geometry
         self.device = torch.device(device)
         self.ids = np.arange(len(dataset), dtype=np.int64) if ids is None else ids
-        _require_ids(self.ids, len(dataset))
+        require_ids(self.ids, len(dataset))
         self._all_labels = dataset.labels
         self._widths, self._heights = dataset.ints("width"), dataset.ints("height")
         self.undecodable: dict[int, str] = {}
@@ -291,15 +292,3 @@ def padded(batch: Batch, n: int) -> Batch:
         torch.cat((batch.labels, rows)),
         torch.cat((batch.ids, rows)),
     )
-
-
-def _require_ids(ids: NDArray[np.int64], n: int) -> None:
-    if ids.ndim != 1 or ids.dtype != np.int64:
-        raise UsageError(
-            f"ids must be int64 of one dimension, got {ids.dtype} of shape {ids.shape}"
-        )
-    if ids.size and (ids.min() < 0 or ids.max() >= n):
-        raise UsageError(
-            f"ids must be in [0, {n}) (samples of the data set), got {ids.min()} .. {ids.max()}: "
-            "the selection was made from another data set"
-        )

@@ -402,11 +402,3 @@ def test_one_of_several_processes_without_torch_distributed_is_refused(loader, m
     with pytest.raises(UsageError, match=r"WORLD_SIZE is 2, but torch\.distributed is not"):
         loader()
     assert len(loader(rank=1, world=2)) == 3
-
-
-def test_the_package_offers_both_faces_without_importing_torch():
-    assert coreset.loader is Loader
-    with pytest.raises(AttributeError, match="no attribute 'loaders'"):
-        _ = coreset.loaders
-    code = "import sys, engine; sys.exit(bool({'torch', 'webdataset', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
