@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from coreset.bench.contenders import Contender, Measured, interleave
 from coreset.engine.data.geometry import stored_side
 from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import memory_format_for
 from coreset.engine.runtime.device import resolve_device
@@ -160,7 +161,7 @@ def _parts(scoring: Scoring, size: int) -> list[Contender]:
     """Each part of the pipeline on its own, as often as an epoch needs it."""
     steps, draws = len(scoring.pixels) // scoring.batch, generator_for(0)
     layout = memory_format_for("batch", scoring.trainer.device)
-    squares = next(iter(scoring.pixels.epoch(scoring.batch))).images.clone()
+    squares = next(iter(scoring.pixels.epoch(BatchOrder(batch=scoring.batch)))).images.clone()
     scale, device = (RECIPES["full"].crop_scale, 1.0), scoring.trainer.device
 
     def cropped() -> Tensor:
@@ -181,7 +182,7 @@ def _parts(scoring: Scoring, size: int) -> list[Contender]:
     }
 
     def rows(_: Path) -> None:
-        for _batch in scoring.pixels.epoch(scoring.batch, shuffle=True):
+        for _batch in scoring.pixels.epoch(BatchOrder(batch=scoring.batch, shuffle=True)):
             pass
 
     often = {name: partial(_often, work, steps) for name, work in each.items()}

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreset.engine.data.decoders.base import DecoderName
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.doctor.check import Context, result
 from coreset.engine.doctor.machine import Check
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
@@ -56,7 +57,7 @@ def augmentation(subject: Context, name: str, augment: Augmentation) -> Iterator
     """Augment the same images with the same draws on the CPU and on the device."""
     ids = subject.ids[: subject.batch]
     with subject.source(Geometry(CROP_SIZE), ids, DecoderName.TURBO) as source:
-        images = next(source.epoch(ids.size)).images
+        images = next(source.epoch(BatchOrder(batch=ids.size))).images
     expected, found = (
         augment(images.to(device), generator_for(0)).cpu()
         for device in (torch.device("cpu"), subject.device)

@@ -16,6 +16,7 @@ from coreset.engine.artifacts.ledger import stopwatch
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.doctor.check import SIZE, Context
 from coreset.engine.doctor.machine import Check, Verdict
@@ -87,7 +88,7 @@ def decoding(subject: Context) -> Iterator[Check]:
 
 def _endless(source: ImageStream, subject: Context) -> Generator[Batch]:
     for epoch in count():
-        yield from source.epoch(subject.batch, epoch=epoch, shuffle=True)
+        yield from source.epoch(BatchOrder(batch=subject.batch, epoch=epoch, shuffle=True))
 
 
 def copying(subject: Context) -> Iterator[Check]:

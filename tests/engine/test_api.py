@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from multiprocessing.reduction import ForkingPickler
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,14 @@ def test_names_are_imported_when_they_are_asked_for():
 
 def test_a_loader_reads_the_images_of_a_coreset_directory(packed, ccs_set):
     chosen = np.load(ccs_set / "ids.npy")
-    options = {"batch": 4, "size": 16, "resize": 16, "device": "cpu", "workers": 1, "seed": 3}
+    options: dict[str, Any] = {
+        "batch": 4,
+        "size": 16,
+        "resize": 16,
+        "device": "cpu",
+        "workers": 1,
+        "seed": 3,
+    }
     with (
         coreset.loader(ccs_set, **options) as loader,
         coreset.loader(str(packed), ids=chosen, **options) as expected,
@@ -101,7 +109,8 @@ def test_workers_of_a_dataloader_read_a_map_style_data_set(packed, workers):
 def test_a_map_style_data_set_can_be_sent_to_another_process(packed):
     data = coreset.as_dataset(packed)
     expected, label = data[5]
-    image, same = ForkingPickler.loads(ForkingPickler.dumps(data))[5]
+    pickler: Any = ForkingPickler
+    image, same = pickler.loads(pickler.dumps(data))[5]
     assert same == label
     assert torch.equal(image, expected)
 

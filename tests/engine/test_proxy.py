@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.data.geometry import stored_side
 from coreset.engine.data.images import DecodedImages
-from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import Resident
 from coreset.engine.runtime.distributed import Distributed
@@ -209,7 +209,7 @@ def test_the_order_and_the_crops_depend_on_seed_and_epoch_alone(pixels):
 
 
 def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
-    order = batches_of(epoch_ids(N, seed=5, epoch=2), 8)
+    order = BatchOrder(batch=8, seed=5, epoch=2, shuffle=True).batches(N)
     examples = zip(convolutional(pixels).examples(2), order, strict=True)
     for number, ((inputs, _, ids), rows) in enumerate(examples):
         draws = generator_for(5, 2, number, 0)
@@ -217,9 +217,9 @@ def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
         crops = [
             resize(
                 pixels.images[row].permute(1, 2, 0).numpy(), SIZE, SIZE,
-                region=(left, top, left + width, top + height),
+                region=tuple(box),
             )
-            for row, (top, left, height, width) in zip(rows, boxes.tolist(), strict=True)
+            for row, box in zip(rows, boxes.tolist(), strict=True)
         ]  # fmt: skip
         crops = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         flipped = horizontal_flip(crops, draws, p=0.5)

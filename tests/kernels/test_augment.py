@@ -78,17 +78,23 @@ def test_crops_equal_crop_then_interpolate_image_by_image(height, width, size, a
     expected = torch.cat(
         [
             interpolate(
-                image[None, :, top : top + h, left : left + w],
+                image[None, :, top:bottom, left:right],
                 (size, size),
                 mode="bilinear",
                 align_corners=False,
                 antialias=antialias,
             )
-            for image, (top, left, h, w) in zip(images, boxes.tolist(), strict=True)
+            for image, (left, top, right, bottom) in zip(images, boxes.tolist(), strict=True)
         ]
     )
     got = resized_crops(images, boxes, size, antialias=antialias)
     torch.testing.assert_close(got, expected, atol=1e-3, rtol=0)
+
+
+def places_of(boxes):
+    """Boxes as torchvision's functions have them: top, left, height, width."""
+    left, top, right, bottom = boxes.unbind(dim=1)
+    return torch.stack((top, left, bottom - top, right - left), dim=1)
 
 
 def test_crops_equal_torchvision_resized_crop():
@@ -98,7 +104,7 @@ def test_crops_equal_torchvision_resized_crop():
     boxes = draw_crops(6, 40, 50, seeded(2), scale=(0.1, 1.0))
     expected = [
         tv.resized_crop(image, *box, size=[24, 24], antialias=True)
-        for image, box in zip(images, boxes.tolist(), strict=True)
+        for image, box in zip(images, places_of(boxes).tolist(), strict=True)
     ]
     got = resized_crops(images, boxes, 24)
     torch.testing.assert_close(got, torch.stack(expected), atol=1e-3, rtol=0)
@@ -115,7 +121,7 @@ def test_pixels_outside_the_box_never_enter():
     images = torch.full((1, 3, 20, 20), torch.nan)
     images[:, :, 4:9, 6:16] = 0.5
     poisoned = torch.nan_to_num(images, nan=1e6)
-    crop = resized_crops(poisoned, torch.tensor([[4, 6, 5, 10]]), 13)
+    crop = resized_crops(poisoned, torch.tensor([[6, 4, 16, 9]]), 13)
     torch.testing.assert_close(crop, torch.full((1, 3, 13, 13), 0.5))
 
 
@@ -146,7 +152,7 @@ def test_crop_parameters_follow_torchvisions_law(height, width):
     from torchvision.transforms import RandomResizedCrop
 
     n = 1500
-    ours = draw_crops(n, height, width, seeded(4), scale=(0.3, 1.0)).double()
+    ours = places_of(draw_crops(n, height, width, seeded(4), scale=(0.3, 1.0))).double()
     image = torch.empty((3, height, width))
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(4)
@@ -164,10 +170,8 @@ def test_crop_parameters_follow_torchvisions_law(height, width):
 
 def test_boxes_lie_inside_and_their_areas_are_uniform():
     boxes = draw_crops(4000, 1000, 1000, seeded(5), scale=(0.2, 0.5)).double()
-    tops, lefts, heights, widths = boxes.unbind(dim=1)
-    assert boxes.min() >= 0
-    assert (tops + heights).max() <= 1000
-    assert (lefts + widths).max() <= 1000
+    _, _, heights, widths = places_of(boxes).unbind(dim=1)
+    assert 0 <= boxes.min() <= boxes.max() <= 1000
     areas = (heights * widths / 1e6).numpy()
     assert ks_distance(areas, uniform_law(0.2, 0.5)) < beyond_chance(4000)
     log_ratios = (widths / heights).log().numpy()
@@ -177,13 +181,13 @@ def test_boxes_lie_inside_and_their_areas_are_uniform():
 
 def test_every_corner_is_reached_and_none_is_beyond():
     boxes = draw_crops(3000, 4, 4, seeded(6), scale=(0.25, 0.25), ratio=(1.0, 1.0))
-    assert boxes[:, 2:].unique().tolist() == [2]
+    assert (boxes[:, 2:] - boxes[:, :2]).unique().tolist() == [2]
     places = torch.bincount(boxes[:, 0] * 3 + boxes[:, 1], minlength=9)
     assert ((places - 3000 / 9).abs() < 5 * math.sqrt(3000 / 9)).all()
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "box"), [(10, 100, (0, 43, 10, 13)), (100, 10, (43, 0, 13, 10))]
+    ("height", "width", "box"), [(10, 100, (43, 0, 56, 10)), (100, 10, (0, 43, 10, 56))]
 )
 def test_the_largest_central_box_is_taken_where_no_try_fits(height, width, box):
     boxes = draw_crops(20, height, width, seeded(7), scale=(0.9, 1.0))

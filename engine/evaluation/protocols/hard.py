@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Stopwatch, stopwatch
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import EpochSource
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import StudentName, build_network, memory_format_for, placed
@@ -211,7 +212,7 @@ def _train_epoch(
     epoch: int,
 ) -> None:
     draws = generator_for(seed, epoch)
-    for part in train.epoch(protocol.batch, epoch=epoch, seed=seed, shuffle=True):
+    for part in train.epoch(BatchOrder(batch=protocol.batch, epoch=epoch, seed=seed, shuffle=True)):
         images = part.images.to(trainer.device, non_blocking=True)
         labels = part.labels.to(trainer.device, non_blocking=True)
         mixed, partner_labels = training_input(images, labels, protocol.size, draws)
@@ -231,7 +232,7 @@ def _train_epoch(
 def _evaluation_examples(
     val: EpochSource, layout: torch.memory_format, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for part in val.epoch(256):
+    for part in val.epoch(BatchOrder(batch=256)):
         images = part.images.to(device, non_blocking=True)
         inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
         labels = part.labels.to(device, non_blocking=True)
