@@ -25,6 +25,7 @@ from coreset.engine.models.networks import build_network
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.scoring.proxy import side_at
 from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.training.trainer import momentum_of
 from coreset.kernels.dynamics import Dynamics
 
 SIZES = (96, 128, 160, 192, 224)
@@ -260,7 +261,7 @@ def step_cost(setting: Setting, size: int, batch: int) -> dict[str, int]:
         with FlopCounterMode(display=False) as flops, Traffic() as traffic:
             found.step()
         parameters = [*found.trainer.network.parameters()]
-        momentum = found.trainer.optimiser.state().values()
+        momentum = momentum_of(found.trainer.optimiser).values()
     return {
         "flops": int(flops.get_total_flops()),
         "n_bytes": traffic.n_bytes,

@@ -16,8 +16,7 @@ from coreset.engine.runtime.device import resolve_device
 from coreset.engine.scoring.proxy import convolutional_proxy, training_images
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.rank_correlation import spearman
 from coreset.shards.format.dataset import Dataset
@@ -127,7 +126,7 @@ class Ours:
             device=self._device,
         )
         network = self._proxy.network
-        optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(network)
+        optimiser = sgd(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self._trainer = Trainer(network, optimiser, lambda _: recipe.lr, self._device)
 
 

@@ -26,8 +26,7 @@ from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, crops_on
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised
 from coreset.kernels.dynamics import Dynamics
 
@@ -90,7 +89,7 @@ class Scoring:
             seed=0,
             device=device,
         )
-        optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(proxy.network)
+        optimiser = sgd(proxy.network, lr=recipe.lr, weight_decay=recipe.weight_decay)
         # A rate that random labels survive; it changes no time.
         trainer = Trainer(proxy.network, optimiser, lambda _: 0.01, device)
         dynamics = Dynamics(images, device)

@@ -25,8 +25,7 @@ from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.openmp import POLICY
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.shards.format.dataset import Dataset
 
 SIZE = 96
@@ -56,7 +55,7 @@ class _Training:
             seed=0,
             device=device,
         )
-        optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(self._proxy.network)
+        optimiser = sgd(self._proxy.network, lr=recipe.lr, weight_decay=recipe.weight_decay)
         self._trainer = Trainer(self._proxy.network, optimiser, lambda _: 0.01, device)
         self._epoch = 0
 

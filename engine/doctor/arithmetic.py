@@ -19,8 +19,7 @@ from coreset.engine.doctor.machine import Check
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.scoring.proxy import convolutional_proxy
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.augment import (
     color_jitter,
     cutmix,
@@ -108,7 +107,7 @@ def host_reads(subject: Context) -> Iterator[Check]:
         pixels, N_CLASSES, size=CROP_SIZE, crop_scale=0.5, batch=len(pixels), seed=0,
         device=subject.device,
     )  # fmt: skip
-    optimiser = Sgd(lr=0.1, weight_decay=0.0).build(proxy.network)
+    optimiser = sgd(proxy.network, lr=0.1, weight_decay=0.0)
     trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, subject.device)
     ids = torch.arange(len(pixels), device=subject.device)
     dynamics = Dynamics(len(pixels), subject.device)

@@ -24,8 +24,7 @@ from coreset.engine.scoring.proxy import (
     linear_proxy,
     side_at,
 )
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import UsageError
@@ -299,8 +298,8 @@ def test_the_linear_proxy_learns_separable_features():
     labels = np.arange(200) % 4
     features = (rng.normal(size=(200, 6)) + 4 * np.eye(4, 6)[labels]).astype(np.float16)
     proxy = linear(features, labels, batch=32)
-    sgd = Sgd(lr=0.1, weight_decay=0.0)
-    trainer = Trainer(proxy.network, sgd.build(proxy.network), cosine_schedule(0.1, 0, 70), CPU)
+    optimiser = sgd(proxy.network, lr=0.1, weight_decay=0.0)
+    trainer = Trainer(proxy.network, optimiser, cosine_schedule(0.1, 0, 70), CPU)
     for epoch in range(10):
         for inputs, labels_b, _ in proxy.examples(epoch):
             trainer.step(inputs, lambda logits, y=labels_b: cross_entropy(logits, y))

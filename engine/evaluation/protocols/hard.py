@@ -20,13 +20,13 @@ from coreset.engine.data.stream import EpochSource
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import StudentName, build_network, memory_format_for, placed
 from coreset.engine.runtime.seeding import generator_for
-from coreset.engine.training.sgd import Sgd
 from coreset.engine.training.trainer import (
     Accuracy,
     CompileMode,
     Trainer,
     compile_where_it_pays,
     evaluate,
+    sgd,
     step_schedule,
 )
 from coreset.kernels.augment import (
@@ -196,10 +196,10 @@ def _trainer(
     network: nn.Module, protocol: HardLabels, n_images: int, device: torch.device
 ) -> Trainer:
     steps_per_epoch = -(-n_images // protocol.batch)
-    sgd = Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay)
+    optimiser = sgd(network, lr=protocol.lr, weight_decay=protocol.weight_decay)
     drops = (epoch * steps_per_epoch for epoch in protocol.drops)
     schedule = step_schedule(protocol.lr, drops, LR_FACTOR)
-    return Trainer(network, sgd.build(network), schedule, device)
+    return Trainer(network, optimiser, schedule, device)
 
 
 def _train_epoch(
