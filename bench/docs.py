@@ -31,7 +31,7 @@ from coreset.bench.score_tables import SCORE_BLOCKS
 from coreset.engine.report.results import comparisons
 from coreset.engine.report.sets import catalogue
 from coreset.engine.report.verdict import verdicts
-from coreset.engine.runtime.tables import readable_seconds
+from coreset.engine.runtime.text import readable_seconds
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = (

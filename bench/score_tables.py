@@ -7,7 +7,7 @@ from coreset.bench.record import read
 from coreset.bench.score_labels import OURS, THEIRS
 from coreset.bench.score_parts import PIPELINE, RESIDENT
 from coreset.bench.score_waiting import CHOSEN
-from coreset.engine.runtime.tables import readable_seconds
+from coreset.engine.runtime.text import readable_seconds
 
 Row = dict[str, Any]
 SHOWN = ("aum", "aum_logit", "el2n", "forgetting_toneva", "loss_mean", "dual", "loss_final")

@@ -10,7 +10,6 @@ from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.images import DecodedImages, cache_if_fits, load_into_memory, pixel_bytes
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
-from coreset.engine.runtime.limits import available_bytes
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import MachineError, ManifestError, UsageError
 
@@ -162,64 +161,3 @@ def test_pixels_that_do_not_fit_are_refused_before_decoding(streamed):
 def test_what_does_not_fit_is_streamed(streamed):
     assert isinstance(cache_if_fits(streamed), DecodedImages)
     assert cache_if_fits(streamed, limit_share=1e-9) is streamed
-
-
-def machine(root, cgroup, **files):
-    """A made-up /proc and /sys with 1000 kB available."""
-    contents = {
-        "proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 1000 kB\n",
-        "proc/self/cgroup": cgroup,
-    }
-    for name, text in (contents | files).items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-def unified(group, limit, used, droppable):
-    folder = f"sys/fs/cgroup{group}"
-    return {
-        f"{folder}/memory.max": limit,
-        f"{folder}/memory.current": used,
-        f"{folder}/memory.stat": f"anon 1\ninactive_file {droppable}\n",
-    }
-
-
-def test_without_limits_the_kernels_estimate_counts(tmp_path):
-    files = unified("/job", "max", "5", "0")
-    assert available_bytes(machine(tmp_path, "0::/job\n", **files)) == 1_024_000
-
-
-def test_a_cgroup_limit_counts_and_its_droppable_cache_is_free(tmp_path):
-    files = unified("/job", "500000", "400000", "150000")
-    assert available_bytes(machine(tmp_path, "0::/job\n", **files)) == 250_000
-
-
-def test_the_limit_of_a_parent_group_counts(tmp_path):
-    files = unified("/a/b", "500000", "0", "0") | unified("/a", "70000", "10000", "0")
-    assert available_bytes(machine(tmp_path, "0::/a/b\n", **files)) == 60_000
-
-
-def test_a_group_that_the_container_cannot_see_falls_back_to_its_root(tmp_path):
-    files = unified("", "300000", "0", "0")
-    assert available_bytes(machine(tmp_path, "0::/host/path\n", **files)) == 300_000
-
-
-def test_limits_of_cgroup_version_1_count(tmp_path):
-    folder = "sys/fs/cgroup/memory/job"
-    files = {
-        f"{folder}/memory.limit_in_bytes": "200000",
-        f"{folder}/memory.usage_in_bytes": "150000",
-        f"{folder}/memory.stat": "total_inactive_file 20000\n",
-    }
-    cgroup = "5:cpu:/\n4:memory:/job\n0::/\n"
-    assert available_bytes(machine(tmp_path, cgroup, **files)) == 70_000
-
-
-def test_a_group_over_its_limit_has_nothing_left(tmp_path):
-    files = unified("/job", "1000", "5000", "0")
-    assert available_bytes(machine(tmp_path, "0::/job\n", **files)) == 0
-
-
-def test_this_machine_has_memory_left():
-    assert available_bytes() > 0
