@@ -26,6 +26,7 @@ from coreset.engine.models.networks import build_network
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.scoring.proxy import side_at
 from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.training.trainer import momentum_of
 from coreset.kernels.dynamics import Dynamics
 
 SIZES = (96, 128, 160, 192, 224)
@@ -265,7 +266,7 @@ def step_cost(setting: Setting, size: int, batch: int) -> dict[str, int]:
         with FlopCounterMode(display=False) as flops, Traffic() as traffic:
             few.step()
         parameters = [*few.trainer.network.parameters()]
-        momentum = few.trainer.optimiser.state().values()
+        momentum = momentum_of(few.trainer.optimiser).values()
     return {
         "flops": int(flops.get_total_flops()),
         "n_bytes": traffic.n_bytes,

@@ -18,8 +18,7 @@ from coreset.engine.artifacts.store import write_columns
 from coreset.engine.models.networks import build_network, memory_format_for, placed
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.seeding import generator_for
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.dynamics import Dynamics
 from coreset.shards.format.files import fsync_tree
 
@@ -85,7 +84,7 @@ def training(network: nn.Module, device: torch.device, *, batch: int, size: int)
     images = torch.randn((batch, 3, size, size), generator=draws).to(device)
     labels = torch.randint(2, (batch,), generator=draws).to(device)
     images = images.contiguous(memory_format=memory_format_for("batch", device))
-    optimiser = Sgd(lr=LR, weight_decay=1e-4).build(network)
+    optimiser = sgd(network, lr=LR, weight_decay=1e-4)
     # Autocast knows no ``meta``; where it is the CPU's it leaves such tensors alone.
     runs_on = torch.device("cpu") if device.type == "meta" else device
     return Training(Trainer(network, optimiser, lambda _: LR, runs_on), images, labels)

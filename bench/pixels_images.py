@@ -21,8 +21,7 @@ from coreset.engine.models.backbones import Backbone
 from coreset.engine.models.feature_rows import Resident
 from coreset.engine.scoring.proxy import linear_proxy
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
 from coreset.kernels.augment import normalised
 from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.seeds import permutation
@@ -172,7 +171,7 @@ def aum(features: NDArray[np.float16], labels: NDArray[np.int64], seed: int) -> 
     rows = Resident([features], features.shape, device)
     proxy = linear_proxy(rows, labels, n_classes, batch=recipe.batch, seed=seed, device=device)
     steps = recipe.epochs * -(-len(labels) // recipe.batch)
-    optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(proxy.network)
+    optimiser = sgd(proxy.network, lr=recipe.lr, weight_decay=recipe.weight_decay)
     schedule = cosine_schedule(recipe.lr, recipe.min_lr, steps)
     trainer = Trainer(proxy.network, optimiser, schedule, device)
     dynamics = Dynamics(len(labels), device)

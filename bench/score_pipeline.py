@@ -11,6 +11,7 @@ from torch import Tensor
 from coreset.bench.harness import Contender, Measured, Row, interleave_in_scratch
 from coreset.bench.score_training import CLASSES, Setting, Training, random_images, training
 from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import memory_format_for
 from coreset.engine.runtime.seeding import generator_for
@@ -81,7 +82,7 @@ def _parts(
     """Return each part of the pipeline on its own, as often as an epoch needs it."""
     draws, device = generator_for(0), scoring.trainer.device
     layout = memory_format_for("batch", device)
-    squares = next(iter(pixels.epoch(batch))).images.clone()
+    squares = next(iter(pixels.epoch(BatchOrder(batch=batch)))).images.clone()
     scale = (RECIPES["full"].crop_scale, 1.0)
 
     def cropped() -> Tensor:
@@ -102,7 +103,7 @@ def _parts(
     }
 
     def take_rows(_: Path) -> None:
-        for _batch in pixels.epoch(batch, shuffle=True):
+        for _batch in pixels.epoch(BatchOrder(batch=batch, shuffle=True)):
             pass
 
     often = {name: partial(_often, part, steps) for name, part in parts.items()}

@@ -22,8 +22,7 @@ from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.dynamics import Dynamics
 
 Example: TypeAlias = tuple[Tensor, Tensor, Tensor]
@@ -103,7 +102,7 @@ def training(
         seed=0,
         device=device,
     )
-    optimiser = Sgd(lr=lr, weight_decay=recipe.weight_decay).build(proxy.network)
+    optimiser = sgd(proxy.network, lr=lr, weight_decay=recipe.weight_decay)
     trainer = Trainer(proxy.network, optimiser, lambda _: lr, device)
     return Training(proxy, trainer, Dynamics(n_images, device))
 

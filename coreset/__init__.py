@@ -1,36 +1,49 @@
 """Which few images of a data set are worth training on, and do they beat synthetic ones?
 
-What other programs use of coreset is named here and imported when it is asked for: most of it needs
-no torch. The command line begins with this file, which therefore imports nothing.
+Other programs use the names in ``__all__``. Each is imported when it is first asked for: reading
+scores and choosing images need no torch. The command line starts with this file, which therefore
+imports nothing.
 """
 
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
+    from coreset.engine.api.images import as_dataset, loader
+    from coreset.engine.api.scores import scores, select
+    from coreset.engine.condensed.condensed_set import open_set
     from coreset.engine.data.decoders.base import Normalisation
     from coreset.engine.data.geometry import Crops
-    from coreset.engine.data.loader import Loader
     from coreset.engine.data.webdataset import as_webdataset
 
-    loader = Loader
+__all__ = [
+    "Crops",
+    "Normalisation",
+    "as_dataset",
+    "as_webdataset",
+    "loader",
+    "open_set",
+    "scores",
+    "select",
+]
 
-__all__ = ["Crops", "Normalisation", "as_webdataset", "loader"]
-
-_PLACES = {
-    "Crops": ("coreset.engine.data.geometry", "Crops"),
-    "Normalisation": ("coreset.engine.data.decoders.base", "Normalisation"),
-    "as_webdataset": ("coreset.engine.data.webdataset", "as_webdataset"),
-    "loader": ("coreset.engine.data.loader", "Loader"),
+_MODULES = {
+    "Crops": "coreset.engine.data.geometry",
+    "Normalisation": "coreset.engine.data.decoders.base",
+    "as_dataset": "coreset.engine.api.images",
+    "as_webdataset": "coreset.engine.data.webdataset",
+    "loader": "coreset.engine.api.images",
+    "open_set": "coreset.engine.condensed.condensed_set",
+    "scores": "coreset.engine.api.scores",
+    "select": "coreset.engine.api.scores",
 }
 
 
 def __getattr__(name: str) -> object:
     from importlib import import_module
 
-    if name not in _PLACES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, attribute = _PLACES[name]
-    return getattr(import_module(module), attribute)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*globals(), *__all__})

@@ -68,7 +68,7 @@ def draw_crops(
     scale: tuple[float, float] = (0.5, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Int[Tensor, "b 4"]:
-    """Draw boxes (top, left, height, width) with the distribution of `crops.crop_boxes`.
+    """Draw boxes (left, top, right, bottom) by the law of torchvision's ``RandomResizedCrop``.
 
     All tries are drawn at once, so the random numbers differ from those of torchvision's
     ``RandomResizedCrop``; the distribution does not.
@@ -77,9 +77,7 @@ def draw_crops(
     # The row of a box is drawn before its column; `boxes_from` takes the column first.
     uniforms = torch.cat((*draws[:2], draws[2].flip(1)), dim=1).numpy()
     sizes = np.full(n, width), np.full(n, height)
-    boxes = torch.from_numpy(boxes_from(uniforms, *sizes, scale, ratio))
-    left, top, right, bottom = boxes.unbind(dim=1)
-    return torch.stack((top, left, bottom - top, right - left), dim=1)
+    return torch.from_numpy(boxes_from(uniforms, *sizes, scale, ratio))
 
 
 def resized_crops(
@@ -99,15 +97,15 @@ def resized_crops(
 
     Args:
         images: uint8 (result float32 in 0..1) or float (result of the same type).
-        boxes: top, left, height, width in pixels, inside the images; any device.
+        boxes: left, top, right, bottom in pixels, inside the images; any device.
         size: Output side in pixels.
         antialias: Widen the filter when reducing, as torchvision does by default.
     """
     values = unit_range(images)
     n, _, height, width = images.shape
-    tops, lefts, heights, widths = boxes.to(images.device, non_blocking=True).float().unbind(dim=1)
-    rows_bsh = _triangle_filters(tops, heights, height, size, antialias=antialias)
-    columns_bsw = _triangle_filters(lefts, widths, width, size, antialias=antialias)
+    left, top, right, bottom = boxes.to(images.device, non_blocking=True).float().unbind(dim=1)
+    rows_bsh = _triangle_filters(top, bottom - top, height, size, antialias=antialias)
+    columns_bsw = _triangle_filters(left, right - left, width, size, antialias=antialias)
     with torch.autocast(images.device.type, enabled=False):
         # Channels beside rows: one large product per image instead of three.
         narrowed = values.float().reshape(n, 3 * height, width) @ columns_bsw.mT

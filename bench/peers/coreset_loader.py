@@ -17,6 +17,7 @@ from coreset.bench.peers.loaders import (
     Task,
     versions_of,
 )
+from coreset.engine.data.order import BatchOrder
 from coreset.shards.format.dataset import Dataset
 
 versions = partial(
@@ -59,7 +60,9 @@ def decoded(task: Task) -> Generator[Epoch]:
         Decode(data=task.data, pixels=path, size=side, workers=task.threads).run()
     pixels = open_cache(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
     numbers = count()
-    yield lambda: _numbered(pixels.epoch(BATCH, epoch=next(numbers), shuffle=True))
+    yield lambda: _numbered(
+        pixels.epoch(BatchOrder(batch=BATCH, epoch=next(numbers), shuffle=True))
+    )
     pixels.close()
 
 

@@ -16,8 +16,7 @@ from coreset.engine.artifacts.ledger import construction_cost, read_ledger, tota
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.misratio import Misratio, default_misratio
 from coreset.engine.condensed.selection import ccs_ids
-from coreset.engine.runtime.spreads import NUMBER_WIDTH, decimals
-from coreset.engine.runtime.tables import aligned, readable_seconds
+from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.rank_correlation import (
     overlap,

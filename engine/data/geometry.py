@@ -121,7 +121,7 @@ class Crops:
         seed: int,
         epoch: int,
     ) -> NDArray[np.int64]:
-        """The region of each image, int64 of shape (b, 4): left, top, right, bottom.
+        """Draw the box of each image, int64 of shape (b, 4): left, top, right, bottom.
 
         A pure function of (seed, epoch, id, size): neither the batch nor the rank matters.
         """

@@ -29,6 +29,7 @@ from coreset.engine.data.images import (
     put_rows,
     take_rows,
 )
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -137,7 +138,7 @@ def write_cache(
     index = index or PixelsIndex.of(len(source), source.geometry)
     source.undecodable.update(index.undecodable)
     start = len(index.chunks) * index.batches_per_chunk
-    batches = source.epoch(index.batch, start_batch=start, pad=True)
+    batches = source.epoch(BatchOrder(batch=index.batch, start=start, pad=True))
     with path.open("r+b" if index.chunks else "wb") as file:
         file.truncate(index.done * index.image_bytes)
         file.seek(0, 2)

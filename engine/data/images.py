@@ -11,10 +11,10 @@ from torch import Tensor
 
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.buffers import BatchMemory
-from coreset.engine.data.geometry import Box, Crops
-from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.data.geometry import Box
+from coreset.engine.data.order import PADDING, BatchOrder, batches_of
 from coreset.engine.data.prefetch import prefetch
-from coreset.engine.data.stream import Boxes, ImageStream, batch_of, padded
+from coreset.engine.data.stream import ImageStream, batch_of, padded
 from coreset.engine.runtime.limits import (
     RESIDENT_SHARE,
     available_bytes,
@@ -67,7 +67,7 @@ class DecodedImages:
         """Samples that are left out, by id, and why."""
         self.size = _checked_size(size, images.shape[-1])
         self._rows = np.arange(ids.size) if rows is None else rows
-        self._there = ~np.isin(ids, list(self.undecodable))
+        self._is_decoded = ~np.isin(ids, list(self.undecodable))
         self._device = device or images.device
         self._workers = workers or available_cores()
         self._memory = BatchMemory()
@@ -80,52 +80,29 @@ class DecodedImages:
         self.images = self.images[:0].clone()
         self._memory.forget()
 
-    def epoch(
-        self,
-        batch: int,
-        *,
-        epoch: int = 0,
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        start_batch: int = 0,
-        crops: Crops | None = None,
-        pad: bool = False,
-        block: int = 0,
-    ) -> Iterator[Batch]:
-        """See ``Source.epoch``; ``crops`` are regions of the decoded square.
+    def epoch(self, order: BatchOrder) -> Iterator[Batch]:
+        """Read one epoch as ``ImageStream.epoch`` does; crops are taken from the decoded square.
 
         Raises:
-            UsageError: Sizes or rank are out of range, or crops are asked for on a GPU.
+            UsageError: Crops are asked for on a GPU.
         """
-        if crops is not None and self._device.type == "cuda":
+        if order.crops is not None and self._device.type == "cuda":
             raise UsageError(
                 f"crops are taken on a CPU, these batches are for {self._device}; leave them out "
                 "and crop the batches with coreset.kernels.augment.random_resized_crop"
             )
-        order = epoch_ids(
-            len(self), seed=seed, epoch=epoch, shuffle=shuffle, rank=rank, world=world, block=block,
-            pad_to=batch if pad else 0,
-        )  # fmt: skip
-
-        def boxes(ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
-            sides = np.full(ids.size, self.images.shape[-1])
-            return crops and crops.boxes(ids, sides, sides, seed=seed, epoch=epoch)
-
-        batches = self._batches(batches_of(order, batch, start_batch), boxes, pad=pad)
+        batches = self._batches(order)
         return batches if self.images.is_cuda else prefetch(batches, 1)
 
-    def _batches(
-        self, wanted: Iterator[NDArray[np.int64]], boxes: Boxes, *, pad: bool
-    ) -> Generator[Batch]:
-        for positions in wanted:
-            kept = positions[positions >= 0]
-            kept = kept[self._there[kept]]
-            if pad or kept.size:
-                images = self._images(self._rows[kept], boxes(self.ids[kept]))
-                part = batch_of(images.to(self._device), self.labels[kept], self.ids[kept])
-                yield padded(part, positions.size) if pad else part
+    def _batches(self, order: BatchOrder) -> Generator[Batch]:
+        for positions in order.batches(len(self)):
+            kept = positions[positions != PADDING]
+            kept = kept[self._is_decoded[kept]]
+            if order.pad or kept.size:
+                ids, sides = self.ids[kept], np.full(kept.size, self.images.shape[-1])
+                images = self._images(self._rows[kept], order.boxes(ids, sides, sides))
+                batch = batch_of(images.to(self._device), self.labels[kept], ids)
+                yield padded(batch, positions.size) if order.pad else batch
 
     def _images(self, rows: NDArray[np.int64], boxes: NDArray[np.int64] | None) -> Tensor:
         images_nhwc = self.images.permute(0, 2, 3, 1)
@@ -250,7 +227,10 @@ def load_into_memory(
     size = source.geometry.size
     images_nhwc = torch.zeros((len(source), size, size, 3), dtype=torch.uint8, device=source.device)
     n_batch = max(1, min(DECODE_BATCH, len(source)))
-    wanted, batches = batches_of(source.ids, n_batch), source.epoch(n_batch, pad=True)
+    wanted, batches = (
+        batches_of(source.ids, n_batch),
+        source.epoch(BatchOrder(batch=n_batch, pad=True)),
+    )
     done = 0
     for ids, batch in zip(wanted, batches, strict=True):
         there = np.isin(ids, batch.ids.cpu().numpy())

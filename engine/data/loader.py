@@ -1,11 +1,10 @@
 """The torch face: batches of a packed data set for anybody's training loop, resumable anywhere."""
 
-import hashlib
 import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any, NoReturn
 
 import numpy as np
@@ -21,38 +20,19 @@ from coreset.engine.data.decoders import regions as parts
 from coreset.engine.data.decoders.base import DecoderName, Normalisation
 from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
 from coreset.engine.data.geometry import Crops, Geometry
-from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.data.image_set import Ids, Images, open_images
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.runtime.distributed import Distributed
 from coreset.kernels.jpeg import ffi
 from coreset.kernels.jpeg import normalise as planes
 from coreset.kernels.jpeg import resize as resample
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
 
 _WORKERS = (
     "a loader decodes in threads of the process that opened it and cannot be handed to another; "
     "leave num_workers at 0 and give the threads' number as workers of the loader"
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """All that decides which sample comes when; a state goes on under an equal one alone."""
-
-    version: int = 1
-    data_set: str
-    """``identity`` of the manifest."""
-    ids: str
-    """sha256 of the sample ids that are read; ``all`` if no choice was made."""
-    n: int
-    """Samples that are read."""
-    batch: int
-    seed: int
-    shuffle: bool
-    block: int
-    pad: bool
-    world: int
 
 
 class Loader(IterableDataset[Batch]):
@@ -70,7 +50,7 @@ class Loader(IterableDataset[Batch]):
 
     def __init__(
         self,
-        data: str | Path,
+        data: Images,
         *,
         batch: int = 256,
         size: int = 224,
@@ -81,7 +61,7 @@ class Loader(IterableDataset[Batch]):
         block: int = 0,
         seed: int = 0,
         pad: bool = False,
-        ids: Sequence[int] | NDArray[np.int64] | None = None,
+        ids: Ids | None = None,
         rank: int | None = None,
         world: int | None = None,
         decoder: str = "auto",
@@ -93,7 +73,8 @@ class Loader(IterableDataset[Batch]):
         """Open a packed data set and compile what its decoder needs (`warm_up`).
 
         Args:
-            data: Directory that `coreset pack` made.
+            data: Directory of a packed data set, or an open set, of which the ids of its data set
+                are read. ``coreset.loader`` also takes the directory of a condensed set.
             batch: Images per batch and rank; the last batch may be short.
             size: Pixels of the square images.
             resize: Short side in pixels before the central crop; None squashes the whole image.
@@ -105,7 +86,7 @@ class Loader(IterableDataset[Batch]):
             seed: Of order and crops.
             pad: Fill every batch up with rows of id and label -1, so that all ranks have equally
                 many batches of one size.
-            ids: Samples to read, e.g. ``ids.npy`` of a coreset; None means all.
+            ids: Samples to read, int64 of shape (n,); None means all.
             rank: This process among ``world``; None asks ``torch.distributed``, and is the only
                 one where that is not initialised.
             world: Processes.
@@ -114,31 +95,29 @@ class Loader(IterableDataset[Batch]):
             device: Where batches are handed over: auto, cpu, cuda or cuda:N; auto takes the current
                 GPU where there is one.
             workers: Decoding threads; 0 means one per core.
-            skip_damaged: Leave out samples that turn out to be damaged and list them in
-            `undecodable`,
-                up to ten or 0.1 %, instead of raising.
+            skip_damaged: Leave out samples that turn out to be damaged, up to ten or 0.1 %, and
+                list them in `undecodable`, instead of raising.
 
         Raises:
             UsageError: An option is out of range, or ``data`` is not a packed data set.
             ManifestError: The data set is damaged.
             MachineError: The device or decoder is not available.
         """
-        self.dataset = Dataset.open(Path(data))
-        chosen = None if ids is None else np.asarray(ids)
+        self.dataset, chosen = open_images(data, ids)
         ranks = _ranks(rank, world)
-        self._rank, self._crops = ranks.rank, crops
-        self._order = Order(
-            data_set=self.dataset.manifest.identity,
-            ids="all" if chosen is None else hashlib.sha256(chosen.tobytes()).hexdigest(),
-            n=len(self.dataset) if chosen is None else chosen.size,
+        self._order = BatchOrder(
             batch=batch,
             seed=seed,
             shuffle=shuffle,
             block=block,
             pad=pad,
+            crops=crops,
+            rank=ranks.rank,
             world=ranks.world,
         )
-        self._n_batches = sum(1 for _ in batches_of(self._positions(epoch=0), batch))
+        self._ids_digest = "all" if chosen is None else sha256(chosen.tobytes()).hexdigest()
+        self._n = len(self.dataset) if chosen is None else chosen.size
+        self._n_batches = -(-self._order.positions(self._n).size // batch)
         self._epoch, self._next_batch = 0, 0
         self._under_way: weakref.ref[Generator[Batch]] | None = None
         self.device = _device(device)
@@ -146,7 +125,7 @@ class Loader(IterableDataset[Batch]):
         self.decoder = decoder_reason(picked, str(self.device))
         """Which decoder was picked, and why."""
         geometry = Geometry(size, resize)
-        self._source = ImageStream(
+        self._stream = ImageStream(
             self.dataset,
             geometry,
             decoder=decoder,
@@ -195,6 +174,11 @@ class Loader(IterableDataset[Batch]):
         return rest
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a position in them."""
+        return self.dataset.classes
+
+    @property
     def epoch(self) -> int:
         """Epoch of the next batch, from 0."""
         return self._epoch
@@ -202,7 +186,7 @@ class Loader(IterableDataset[Batch]):
     @property
     def undecodable(self) -> dict[int, str]:
         """Samples left out so far, by id, and why; also those found while reading ahead."""
-        return dict(self._source.undecodable)
+        return dict(self._stream.undecodable)
 
     def set_epoch(self, epoch: int) -> None:
         """Start another epoch; the current one goes on where it is.
@@ -217,7 +201,18 @@ class Loader(IterableDataset[Batch]):
 
         Ranks in step have equal states, so that of one serves all.
         """
-        return {**asdict(self._order), "epoch": self._epoch, "next_batch": self._next_batch}
+        return {**self._fixed_state(), "epoch": self._epoch, "next_batch": self._next_batch}
+
+    def _fixed_state(self) -> dict[str, Any]:
+        """Return all that decides which sample comes when; only an equal state can be loaded."""
+        order = ("batch", "seed", "shuffle", "block", "pad", "world")
+        return {
+            "version": 1,
+            "data_set": self.dataset.manifest.identity,
+            "ids": self._ids_digest,
+            "n": self._n,
+            **{name: getattr(self._order, name) for name in order},
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called; the remaining batches are the same.
@@ -225,7 +220,7 @@ class Loader(IterableDataset[Batch]):
         Raises:
             UsageError: The state is that of another order: another data set, seed, batch size ...
         """
-        for name, value in asdict(self._order).items():
+        for name, value in self._fixed_state().items():
             if state.get(name) != value:
                 raise UsageError(
                     f"{name} is {state.get(name)} in the state, {value} in this loader; make the "
@@ -242,12 +237,12 @@ class Loader(IterableDataset[Batch]):
     def close(self) -> None:
         """End an iteration under way and all threads, and close the shards."""
         self._go_to(self._epoch, self._next_batch)
-        self._source.close()
+        self._stream.close()
 
     def _warm_up(self, geometry: Geometry, *, floats: bool) -> None:
         sizes = self.dataset.ints("width"), self.dataset.ints("height")
-        squares = self._crops is None and unscaled.has_squares(geometry, *sizes)
-        others = self._crops is not None or not geometry.needs_no_resize(*sizes)[0].all()
+        squares = self._order.crops is None and unscaled.has_squares(geometry, *sizes)
+        others = self._order.crops is not None or not geometry.needs_no_resize(*sizes)[0].all()
         warm_up(floats=floats, squares=squares, others=others)
 
     def _go_to(self, epoch: int, next_batch: int) -> None:
@@ -257,31 +252,21 @@ class Loader(IterableDataset[Batch]):
         self._epoch, self._next_batch = epoch, next_batch
 
     def _rest_of_epoch(self) -> Generator[Batch]:
-        order, epoch, number = self._order, self._epoch, self._next_batch
+        epoch, number = self._epoch, self._next_batch
+        order = replace(self._order, epoch=epoch, start=number)
         positions: NDArray[np.int64] | None = None
-        for part in self._source.epoch(
-            order.batch, epoch=epoch, seed=order.seed, shuffle=order.shuffle, rank=self._rank,
-            world=order.world, start_batch=number, crops=self._crops, pad=order.pad,
-            block=order.block,
-        ):  # fmt: skip
-            if self._source.undecodable and not order.pad:
+        for batch in self._stream.epoch(order):
+            if self._stream.undecodable and not order.pad:
                 # Batches of which every sample was left out do not come, but count.
-                positions = self._positions(epoch) if positions is None else positions
-                rest = self._source.ids[positions[number * order.batch :]]
-                number += int(np.argmax(rest == int(part.ids[0]))) // order.batch
+                positions = order.positions(self._n) if positions is None else positions
+                rest = self._stream.ids[positions[number * order.batch :]]
+                number += int(np.argmax(rest == int(batch.ids[0]))) // order.batch
             number += 1
             # Before the batch is handed over: a state saved while it is in use is past it.
             ended = number >= self._n_batches
             self._epoch, self._next_batch = (epoch + 1, 0) if ended else (epoch, number)
-            yield part
+            yield batch
         self._epoch, self._next_batch = epoch + 1, 0
-
-    def _positions(self, epoch: int) -> NDArray[np.int64]:
-        order = self._order
-        return epoch_ids(
-            order.n, seed=order.seed, epoch=epoch, shuffle=order.shuffle, rank=self._rank,
-            world=order.world, block=order.block, pad_to=order.batch if order.pad else 0,
-        )  # fmt: skip
 
 
 def _joined(batches: Sequence[Batch], **_: object) -> Batch:

@@ -1,7 +1,7 @@
-"""Which sample comes when: a pure function of (epoch, seed, rank, world size, position).
+"""Order of samples: a pure function of (epoch, seed, rank, world size, position).
 
-Exactly-once, shuffling, sharing among ranks and continuation in the middle of an epoch are solved
-here, without a file, so that no decoder has to know about them.
+It shuffles, shares samples among ranks exactly once, and continues in the middle of an epoch,
+without a file, so that no decoder has to know about them.
 
 A block shuffle is for storage that is slow to seek. Blocks of neighbours are permuted, and then
 the samples of every window of 16 consecutive blocks. With blocks of a 16th of a batch, each batch
@@ -18,91 +18,102 @@ quality:
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.engine.data.geometry import Crops
 from coreset.kernels.seeds import OrderStream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 
 PADDING = -1
-"""Stands where a batch has a row without a sample."""
+"""Id and label of a row without a sample."""
 WINDOW_BLOCKS = 16
 """Blocks whose samples are mixed by a block shuffle."""
 
 
-def epoch_ids(
-    n: int,
-    *,
-    seed: int,
-    epoch: int,
-    shuffle: bool = True,
-    rank: int = 0,
-    world: int = 1,
-    block: int = 0,
-    pad_to: int = 0,
-) -> NDArray[np.int64]:
-    """Positions 0 .. n-1 in the order in which one rank visits them during one epoch.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOrder:
+    """Which samples one rank reads in one epoch, in which batches, and how they are cropped.
 
-    Over all ranks every position occurs exactly once; the shares differ in length by one at most.
+    Over all ranks every sample comes exactly once; the shares differ in length by one at most.
 
     - Shuffled, ranks take every ``world``-th position of one permutation, so that batch k of all
-      ranks together holds the same positions as batch k of one process with a ``world`` times
-      larger batch.
+      ranks together holds the same samples as batch k of one process with a ``world`` times larger
+      batch.
     - Unshuffled, ranks take contiguous ranges, so that each reads its own shards.
     - Shuffled by blocks, ranks take contiguous ranges of the permuted blocks, so that each reads
       its own, and windows begin anew in each.
 
-    Args:
-        n: Positions.
-        seed: Seed of the run.
-        epoch: Together with ``seed``, decides the order when shuffled.
-        shuffle: Permute; without it positions ascend.
-        rank: This process.
-        world: Processes.
-        block: Neighbours per block of a block shuffle; 0 shuffles globally. Without ``shuffle`` it
-            means nothing.
-        pad_to: Batch size up to which ``PADDING`` is appended, so that all ranks have the same
-            number of whole batches; 0 appends nothing.
-
-    Returns:
-        int64 of shape (n / world,), rounded up or down; with ``pad_to``, of the multiple of
-        ``pad_to`` that holds the largest share.
-
     Raises:
-        UsageError: ``rank`` is not in [0, world), or ``block`` or ``pad_to`` is below 0.
+        UsageError: A number is out of range.
     """
-    if not 0 <= rank < world:
-        raise UsageError(f"rank must be in [0, {world}) (world size), got {rank}")
-    if block < 0 or pad_to < 0:
-        raise UsageError(
-            f"block and pad_to must be at least 0 (which means none), got {block} and {pad_to}"
-        )
-    share = slice(n * rank // world, n * (rank + 1) // world)
-    if not shuffle:
-        ids = np.arange(share.start, share.stop, dtype=np.int64)
-    elif block:
-        ids = _block_shuffled(n, block, share, derived_seed(seed, epoch))
-    else:
-        ids = permutation(n, derived_seed(seed, epoch))[rank::world]
-    return _padded(ids, largest_share=-(-n // world), multiple=pad_to) if pad_to else ids
+
+    batch: int
+    """Images per batch and rank; the last batch may be short."""
+    epoch: int = 0
+    """Together with ``seed``, decides the order when shuffled, and the crops."""
+    seed: int = 0
+    shuffle: bool = False
+    """A permutation of all samples instead of their order."""
+    rank: int = 0
+    world: int = 1
+    """Processes."""
+    start: int = 0
+    """First batch to read, to continue an interrupted epoch."""
+    crops: Crops | None = None
+    """Random resized crops instead of the geometry's central one."""
+    pad: bool = False
+    """Fill every batch up with rows of id and label -1, so that all ranks have equally many."""
+    block: int = 0
+    """Shuffle blocks of so many neighbours, and samples among a few blocks, for disks that cannot
+    seek; 0 shuffles globally."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rank < self.world:
+            raise UsageError(f"rank must be in [0, {self.world}) (world size), got {self.rank}")
+        for name, least in (("batch", 1), ("start", 0), ("block", 0)):
+            if getattr(self, name) < least:
+                raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def positions(self, n: int) -> NDArray[np.int64]:
+        """Return the positions 0 .. n-1 that this rank visits in this epoch, in order.
+
+        Returns:
+            int64 of shape (n / world,), rounded up or down; padded, of the multiple of ``batch``
+            that holds the largest share, with ``PADDING`` at its end.
+        """
+        rank, world = self.rank, self.world
+        share = slice(n * rank // world, n * (rank + 1) // world)
+        seed = derived_seed(self.seed, self.epoch)
+        if not self.shuffle:
+            positions = np.arange(share.start, share.stop, dtype=np.int64)
+        elif self.block:
+            positions = _block_shuffled(n, self.block, share, seed)
+        else:
+            positions = permutation(n, seed)[rank::world]
+        if not self.pad:
+            return positions
+        largest_share = -(-n // world)
+        missing = -(-largest_share // self.batch) * self.batch - positions.size
+        return np.append(positions, np.full(missing, PADDING))
+
+    def batches(self, n: int) -> Iterator[NDArray[np.int64]]:
+        """Cut ``positions(n)`` into batches from batch ``start`` on."""
+        return batches_of(self.positions(n), self.batch, self.start)
+
+    def boxes(
+        self, ids: NDArray[np.int64], widths: NDArray[np.int64], heights: NDArray[np.int64]
+    ) -> NDArray[np.int64] | None:
+        """Return the box to crop of each image, of shape (b, 4); None without random crops."""
+        crops, seed, epoch = self.crops, self.seed, self.epoch
+        return crops and crops.boxes(ids, widths, heights, seed=seed, epoch=epoch)
 
 
-def batches_of(
-    ids: NDArray[np.int64], batch_size: int, start_batch: int = 0
-) -> Iterator[NDArray[np.int64]]:
-    """Cut ``ids`` into batches from batch number ``start_batch`` on; the last one may be short.
-
-    Raises:
-        UsageError: ``batch_size`` is below 1, or ``start_batch`` below 0.
-    """
-    if batch_size < 1 or start_batch < 0:
-        raise UsageError(
-            f"batch must be at least 1 and start_batch at least 0, got {batch_size} and "
-            f"{start_batch}"
-        )
-    starts = range(start_batch * batch_size, ids.size, batch_size)
-    return (ids[start : start + batch_size] for start in starts)
+def batches_of(ids: NDArray[np.int64], batch: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
+    """Cut ``ids`` into batches from batch number ``start`` on; the last one may be short."""
+    return (ids[first : first + batch] for first in range(start * batch, ids.size, batch))
 
 
 def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.int64]:
@@ -111,8 +122,3 @@ def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.i
     windows = np.arange(block_by_block.size) // (WINDOW_BLOCKS * block)
     keys = random_keys(n, derived_seed(seed, OrderStream.SAMPLES))[share]
     return block_by_block[np.lexsort((keys, windows))].astype(np.int64)
-
-
-def _padded(ids: NDArray[np.int64], *, largest_share: int, multiple: int) -> NDArray[np.int64]:
-    missing = -(-largest_share // multiple) * multiple - ids.size
-    return np.append(ids, np.full(missing, PADDING))

@@ -1,7 +1,7 @@
 """Decoded batches of a packed data set, in an order fixed by the seed, read and decoded ahead."""
 
-from collections.abc import Callable, Generator, Iterator
-from typing import Protocol, TypeAlias
+from collections.abc import Generator, Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -11,18 +11,18 @@ from torch import Tensor
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
 from coreset.engine.data.decoders.choose import make_decoder
-from coreset.engine.data.geometry import Crops, Geometry
-from coreset.engine.data.order import PADDING, batches_of, epoch_ids
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.image_set import require_ids
+from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.prefetch import OwningProcess, prefetch
 from coreset.engine.data.reader import ShardReader
-from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import Dataset
 
 ENCODED_AHEAD, DECODED_AHEAD = 2, 1
 """Batches; decoded ones take the more memory."""
 MOST_LEFT_OUT = 10
 """Samples that may be left out, or 0.1 % of all if that is more."""
-Boxes: TypeAlias = Callable[[NDArray[np.int64]], NDArray[np.int64] | None]
 
 
 class EpochSource(Protocol):
@@ -40,18 +40,8 @@ class EpochSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def epoch(
-        self,
-        batch: int,
-        *,
-        epoch: int = 0,
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        start_batch: int = 0,
-    ) -> Iterator[Batch]:
-        """See ``Source.epoch``."""
+    def epoch(self, order: BatchOrder) -> Iterator[Batch]:
+        """Read the batches of one epoch, as ``ImageStream.epoch`` does."""
         ...
 
     def close(self) -> None:
@@ -97,7 +87,7 @@ class ImageStream:
         self.geometry = geometry
         self.device = torch.device(device)
         self.ids = np.arange(len(dataset), dtype=np.int64) if ids is None else ids
-        _require_ids(self.ids, len(dataset))
+        require_ids(self.ids, len(dataset))
         self._all_labels = dataset.labels
         self._widths, self._heights = dataset.ints("width"), dataset.ints("height")
         self.undecodable: dict[int, str] = {}
@@ -135,68 +125,28 @@ class ImageStream:
         self._decoder.close()
         self._reader.close()
 
-    def epoch(
-        self,
-        batch: int,
-        *,
-        epoch: int = 0,
-        seed: int = 0,
-        shuffle: bool = False,
-        rank: int = 0,
-        world: int = 1,
-        start_batch: int = 0,
-        crops: Crops | None = None,
-        pad: bool = False,
-        block: int = 0,
-    ) -> Iterator[Batch]:
-        """One rank's share of one epoch; every sample occurs exactly once over all ranks.
+    def epoch(self, order: BatchOrder) -> Iterator[Batch]:
+        """Read one rank's share of one epoch; every sample comes exactly once over all ranks.
 
-        Bytes are read, and batches decoded, ahead by two background threads. The last batch may be
-        short. Leaving the loop early ends the threads.
-
-        Args:
-            batch: Images per batch and rank.
-            epoch: Together with ``seed``, decides the order when shuffled.
-            seed: Seed of the run.
-            shuffle: A global permutation instead of the order of ``ids``.
-            rank: This process.
-            world: Processes.
-            start_batch: First batch to yield, to continue an interrupted epoch.
-            crops: Random resized crops instead of the geometry's.
-            pad: Fill every batch up with rows of id and label -1, also for ranks whose share is
-                shorter and for samples that were left out.
-            block: Shuffle blocks of so many neighbours, and samples among a few blocks, for disks
-                that cannot seek (`coreset.engine.data.order`); 0 shuffles globally.
+        Bytes are read, and batches decoded, ahead by two background threads. Leaving the loop early
+        ends the threads.
 
         Returns:
             An iterator of batches on ``device``; ``Batch.ids`` are the data set's sample ids.
 
         Raises:
-            UsageError: Sizes or rank are out of range, or this process was forked from one that
-                uses the source.
+            UsageError: This process was forked from one that uses the stream.
             ManifestError: (While iterating) a sample cannot be read or decoded; it is named.
         """
         self._process.enter()
-        order = epoch_ids(
-            len(self), seed=seed, epoch=epoch, shuffle=shuffle, rank=rank, world=world, block=block,
-            pad_to=batch if pad else 0,
-        )  # fmt: skip
-        ids = np.where(order < 0, PADDING, self.ids[order])
+        encoded = prefetch(self._encoded(order), ENCODED_AHEAD)
+        return prefetch(self._decoded(encoded, pad=order.pad), DECODED_AHEAD)
 
-        def boxes(some: NDArray[np.int64]) -> NDArray[np.int64] | None:
-            sizes = self._widths[some], self._heights[some]
-            return crops and crops.boxes(some, *sizes, seed=seed, epoch=epoch)
-
-        encoded = prefetch(self._encoded(batches_of(ids, batch, start_batch), boxes), ENCODED_AHEAD)
-        return prefetch(self._decoded(encoded, pad=pad), DECODED_AHEAD)
-
-    def _encoded(
-        self, batches: Iterator[NDArray[np.int64]], boxes: Boxes
-    ) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
-        """Yield the rows wanted, the ids that were read, and what was read."""
-        for wanted in batches:
+    def _encoded(self, order: BatchOrder) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
+        """Yield the rows wanted, the ids that were read, and the stored bytes."""
+        for positions in order.batches(len(self)):
             self._process.enter()
-            ids = wanted[wanted != PADDING]
+            ids = self.ids[positions[positions != PADDING]]
             try:
                 data = self._reader.fetch(ids)
             except ManifestError:
@@ -205,7 +155,7 @@ class ImageStream:
                 kept, data = self._readable(ids)
                 ids = ids[kept]
             sizes = self._widths[ids], self._heights[ids]
-            yield wanted.size, ids, EncodedBatch(data, *sizes, boxes(ids))
+            yield positions.size, ids, EncodedBatch(data, *sizes, order.boxes(ids, *sizes))
 
     def _readable(self, ids: NDArray[np.int64]) -> tuple[list[int], list[bytes]]:
         """Positions of the samples that can be read, and their bytes; the others are left out."""
@@ -291,15 +241,3 @@ def padded(batch: Batch, n: int) -> Batch:
         torch.cat((batch.labels, rows)),
         torch.cat((batch.ids, rows)),
     )
-
-
-def _require_ids(ids: NDArray[np.int64], n: int) -> None:
-    if ids.ndim != 1 or ids.dtype != np.int64:
-        raise UsageError(
-            f"ids must be int64 of one dimension, got {ids.dtype} of shape {ids.shape}"
-        )
-    if ids.size and (ids.min() < 0 or ids.max() >= n):
-        raise UsageError(
-            f"ids must be in [0, {n}) (samples of the data set), got {ids.min()} .. {ids.max()}: "
-            "the selection was made from another data set"
-        )

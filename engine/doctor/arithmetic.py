@@ -13,13 +13,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from coreset.engine.data.decoders.base import DecoderName
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.doctor.check import Context, result
 from coreset.engine.doctor.machine import Check
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.scoring.proxy import convolutional_proxy
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer
+from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.augment import (
     color_jitter,
     cutmix,
@@ -57,7 +57,7 @@ def augmentation(subject: Context, name: str, augment: Augmentation) -> Iterator
     """Augment the same images with the same draws on the CPU and on the device."""
     ids = subject.ids[: subject.batch]
     with subject.source(Geometry(CROP_SIZE), ids, DecoderName.TURBO) as source:
-        images = next(source.epoch(ids.size)).images
+        images = next(source.epoch(BatchOrder(batch=ids.size))).images
     expected, found = (
         augment(images.to(device), generator_for(0)).cpu()
         for device in (torch.device("cpu"), subject.device)
@@ -108,7 +108,7 @@ def host_reads(subject: Context) -> Iterator[Check]:
         pixels, N_CLASSES, size=CROP_SIZE, crop_scale=0.5, batch=len(pixels), seed=0,
         device=subject.device,
     )  # fmt: skip
-    optimiser = Sgd(lr=0.1, weight_decay=0.0).build(proxy.network)
+    optimiser = sgd(proxy.network, lr=0.1, weight_decay=0.0)
     trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, subject.device)
     ids = torch.arange(len(pixels), device=subject.device)
     dynamics = Dynamics(len(pixels), subject.device)

@@ -15,6 +15,7 @@ from coreset.engine.data.decoders.tolerances import TOLERANCES
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.image_cache import loaded
 from coreset.engine.data.images import DecodedImages, load_into_memory
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.reader import ShardReader
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.doctor.check import REPORT, SIZE, Context, result
@@ -99,7 +100,7 @@ def exactly_once(subject: Context) -> Iterator[Check]:
                 batch
                 for rank in range(world)
                 for batch in source.epoch(
-                    ODD_BATCH, epoch=world, shuffle=True, rank=rank, world=world
+                    BatchOrder(batch=ODD_BATCH, epoch=world, shuffle=True, rank=rank, world=world)
                 )
             ]
             yield counted(f"ids, ranks: {world}", batches, subject.ids, source.labels)
@@ -138,7 +139,7 @@ def kept_pixels(subject: Context) -> Iterator[Check]:
 
 
 def _shuffled(source: ImageStream | DecodedImages) -> list[Batch]:
-    return list(source.epoch(ODD_BATCH, seed=1, shuffle=True))
+    return list(source.epoch(BatchOrder(batch=ODD_BATCH, seed=1, shuffle=True)))
 
 
 def _keepers(source: ImageStream) -> dict[str, DecodedImages]:

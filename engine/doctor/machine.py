@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.runtime.limits import available_memory_bytes, memory_limit_bytes, quota_cores
-from coreset.engine.runtime.tables import readable_bytes
+from coreset.engine.runtime.text import readable_bytes
 from coreset.shards.errors import InterruptedRunError
 from coreset.shards.format.files import rename_directory, write_atomically
 

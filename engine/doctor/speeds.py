@@ -16,6 +16,7 @@ from coreset.engine.artifacts.ledger import stopwatch
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.doctor.check import SIZE, Context
 from coreset.engine.doctor.machine import Check, Verdict
@@ -24,8 +25,7 @@ from coreset.engine.models.networks import build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
 from coreset.engine.scoring.proxy import convolutional_proxy, side_at
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import CompileMode, Trainer, compile_where_it_pays
+from coreset.engine.training.trainer import CompileMode, Trainer, compile_where_it_pays, sgd
 from coreset.kernels.augment import normalised
 from coreset.kernels.dynamics import Dynamics
 
@@ -87,7 +87,7 @@ def decoding(subject: Context) -> Iterator[Check]:
 
 def _endless(source: ImageStream, subject: Context) -> Generator[Batch]:
     for epoch in count():
-        yield from source.epoch(subject.batch, epoch=epoch, shuffle=True)
+        yield from source.epoch(BatchOrder(batch=subject.batch, epoch=epoch, shuffle=True))
 
 
 def copying(subject: Context) -> Iterator[Check]:
@@ -126,7 +126,7 @@ def training(subject: Context) -> Iterator[Check]:
         pixels, n_classes, size=SIZE, crop_scale=0.08, batch=subject.batch, seed=0,
         device=subject.device,
     )  # fmt: skip
-    optimiser = Sgd(lr=0.1, weight_decay=1e-4).build(proxy.network)
+    optimiser = sgd(proxy.network, lr=0.1, weight_decay=1e-4)
     trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, subject.device)
 
     def step() -> int:
@@ -166,7 +166,7 @@ def _fast_steps(subject: Context, side: int, mode: CompileMode) -> tuple[Callabl
         device=subject.device,
     )  # fmt: skip
     compile_where_it_pays(proxy.network, mode, subject.device, image_passes=0, size=side)
-    optimiser = Sgd(lr=FAST.lr, weight_decay=FAST.weight_decay).build(proxy.network)
+    optimiser = sgd(proxy.network, lr=FAST.lr, weight_decay=FAST.weight_decay)
     trainer = Trainer(proxy.network, optimiser, lambda _: FAST.lr, subject.device)
     dynamics = Dynamics(batch, subject.device, compiled=mode != "off")
     rows = torch.arange(batch, device=subject.device)

@@ -24,6 +24,7 @@ from coreset.engine.artifacts.store import (
     read_features,
 )
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.runtime.progress import progress
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, subset_content
@@ -214,7 +215,7 @@ def _feature_blocks(
     from coreset.kernels.augment import normalised
 
     with torch.inference_mode():
-        for part in source.epoch(batch):
+        for part in source.epoch(BatchOrder(batch=batch)):
             images = normalised(part.images, backbone.mean, backbone.std)
             # float32: in bfloat16 the cosine of two images moves, and with it every metric.
             yield backbone.features(images).half().cpu().numpy()

@@ -17,7 +17,7 @@ from coreset.engine.report.results import (
 )
 from coreset.engine.report.sets import ReportedSet, Row, method_order
 from coreset.engine.report.verdict import plus_minus
-from coreset.engine.runtime.tables import readable_bytes, readable_seconds
+from coreset.engine.runtime.text import readable_bytes, readable_seconds
 from coreset.shards.tables.csv_cells import csv_table
 
 NOTHING = "-"

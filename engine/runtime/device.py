@@ -132,7 +132,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 def runtime_of(device: torch.device) -> dict[str, object]:
-    """What may change the last bits of a training: a resumed run must agree in all of it."""
+    """Return what may change the last bits of a training; a resumed run must agree in all of it."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     return {
         "device": name,

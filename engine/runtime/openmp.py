@@ -1,4 +1,4 @@
-"""How torch's threads wait for each other, which OpenMP reads but once: when torch is imported."""
+"""Wait policy of OpenMP's threads, which OpenMP reads once: when torch is imported."""
 
 import os
 import sys
@@ -6,12 +6,15 @@ import sys
 POLICY = "OMP_WAIT_POLICY"
 
 
-def use_passive_wait() -> None:
-    """Leave the cores to others, such as a decoder, between two parallel regions of torch.
+def use_passive_wait(device: str) -> None:
+    """Let torch's threads sleep between two parallel regions, unless work runs on a GPU alone.
 
-    By default threads of libgomp wait busily for milliseconds, which is faster where nobody else
-    has work, and takes the cores from whoever has. Nothing happens where torch is imported already,
-    or where the user has chosen (``OMP_WAIT_POLICY``, OpenMP 5.0 section 6.7).
+    By default threads of libgomp wait busily for milliseconds and so take the cores from decoders
+    and from other programs. Nothing happens where torch is imported already, or where the user has
+    chosen (``OMP_WAIT_POLICY``, OpenMP 5.0 section 6.7).
+
+    Args:
+        device: Device that was asked for: auto, cpu or cuda.
     """
-    if "torch" not in sys.modules:
+    if device != "cuda" and "torch" not in sys.modules:
         os.environ.setdefault(POLICY, "PASSIVE")

@@ -31,7 +31,7 @@ from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.image_cache import open_cache
 from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows
-from coreset.engine.data.order import PADDING, batches_of, epoch_ids
+from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows
@@ -175,11 +175,11 @@ def convolutional_proxy(
 
     def examples(epoch: int, start_batch: int = 0) -> Examples:
         side = side_at(epoch, epochs, start_size, size)
-        parts = source.epoch(
-            batch, epoch=epoch, seed=seed, shuffle=True, start_batch=start_batch,
+        order = BatchOrder(
+            batch=batch, epoch=epoch, seed=seed, shuffle=True, start=start_batch,
             pad=ranks.world > 1, **share,
         )  # fmt: skip
-        for number, part in enumerate(parts, start_batch):
+        for number, part in enumerate(source.epoch(order), start_batch):
             if ranks.world > 1 and (number + 1) * batch > len(source) // ranks.world:
                 part = without_padding(part)  # noqa: PLW2901 - the last batch of the epoch
             draws = generator_for(seed, epoch, number, ranks.rank)
@@ -189,7 +189,7 @@ def convolutional_proxy(
             yield on_device(part, horizontal_flip(crops, draws))
 
     def originals() -> Examples:
-        for part in source.epoch(batch, **share):
+        for part in source.epoch(BatchOrder(batch=batch, **share)):
             edge = (part.images.shape[-1] - size) // 2
             images = part.images[..., edge : edge + size, edge : edge + size]
             yield on_device(part, images.to(device, non_blocking=True))
@@ -207,7 +207,7 @@ def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> 
     Args:
         device: Where the crops are wanted.
         images: uint8 of shape (b, 3, h, w), stored channels last.
-        boxes: int64 of shape (b, 4) on the host: top, left, height, width.
+        boxes: int64 of shape (b, 4) on the host: left, top, right, bottom.
         side: Of the crops.
 
     Returns:
@@ -215,12 +215,9 @@ def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> 
     """
     if device.type != "cpu":
         return resized_crops(images.to(device, non_blocking=True), boxes, side)
-    top, left, height, width = boxes.unbind(dim=1)
-    regions = torch.stack((left, top, left + width, top + height), dim=1).numpy()
-    training_images = images.permute(0, 2, 3, 1).contiguous().numpy()
-    crops = np.empty((len(training_images), side, side, 3), np.uint8)
-    rows = np.arange(len(training_images))
-    crop_rows(training_images, rows, regions, crops, workers=available_cores())
+    images_bhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
+    crops, rows = np.empty((len(images), side, side, 3), np.uint8), np.arange(len(images))
+    crop_rows(images_bhwc, rows, boxes.numpy(), crops, workers=available_cores())
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
@@ -252,14 +249,15 @@ def linear_proxy(
     share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
 
     def examples(epoch: int, start_batch: int = 0) -> Examples:
-        padded_to = batch if ranks.world > 1 else 0
-        order = epoch_ids(len(labels), seed=seed, epoch=epoch, pad_to=padded_to, **share)
-        for part in batches_of(order, batch, start_batch):
+        order = BatchOrder(
+            batch=batch, epoch=epoch, seed=seed, shuffle=True, start=start_batch,
+            pad=ranks.world > 1, **share,
+        )  # fmt: skip
+        for part in order.batches(len(labels)):
             yield at(part[: max(1, (part != PADDING).sum())])
 
     def originals() -> Examples:
-        mine = epoch_ids(len(labels), seed=seed, epoch=0, shuffle=False, **share)
-        return (at(part) for part in batches_of(mine, batch))
+        return (at(part) for part in BatchOrder(batch=batch, **share).batches(len(labels)))
 
     def at(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         ids = torch.from_numpy(part).to(device)

@@ -22,13 +22,13 @@ from coreset.engine.scoring.proxy import (
 )
 from coreset.engine.scoring.recipes import Recipe
 from coreset.engine.scoring.run import Extra, ScorePass
-from coreset.engine.training.sgd import Sgd
 from coreset.engine.training.trainer import (
     CompileMode,
     Trainer,
     compile_where_it_pays,
     cosine_schedule,
     replica_of,
+    sgd,
 )
 from coreset.kernels.dynamics import WINDOW_EPOCHS, Dynamics
 from coreset.shards.errors import UsageError
@@ -190,7 +190,7 @@ class Setup:
         schedule = cosine_schedule(
             recipe.lr, recipe.min_lr, recipe.epochs * per_epoch, round(recipe.warmup * per_epoch)
         )
-        optimiser = Sgd(lr=recipe.lr, weight_decay=recipe.weight_decay).build(proxy.network)
+        optimiser = sgd(proxy.network, lr=recipe.lr, weight_decay=recipe.weight_decay)
         meter.notes["note"] = compile_where_it_pays(
             proxy.network,
             self.compile,

@@ -8,8 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.runtime.spreads import NUMBER_WIDTH, decimals
-from coreset.engine.runtime.tables import aligned
+from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically

@@ -9,7 +9,7 @@ from coreset.engine.artifacts.ledger import (
     total_wall_seconds,
 )
 from coreset.engine.runtime.stage import Result, SetPath
-from coreset.engine.runtime.tables import aligned, readable_bytes, readable_seconds
+from coreset.engine.runtime.text import aligned, readable_bytes, readable_seconds
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
 

@@ -15,7 +15,7 @@ from coreset.engine.runtime.stage import (
     require_at_least,
     shaping_fields,
 )
-from coreset.engine.runtime.tables import readable_bytes
+from coreset.engine.runtime.text import readable_bytes
 from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from coreset.engine.models.features import FeatureSpec, embed, remember
+from coreset.engine.runtime.openmp import use_passive_wait
 from coreset.engine.runtime.stage import (
     DataPath,
     DecoderChoice,
@@ -53,6 +54,7 @@ class Embed:
 
     def run(self) -> Result:
         """Open the data set, run the backbone over it, publish the store."""
+        use_passive_wait(self.device)
         from coreset.engine.data.decoders.choose import decoder_notice
         from coreset.engine.models.backbones import choose_backbone, told_backbone
         from coreset.engine.runtime.device import resolve_device

@@ -11,7 +11,7 @@ from coreset.engine.artifacts.pack_inputs import Account, bound, plan_again, spo
 from coreset.engine.artifacts.writer import output_folder, replace_artifact
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.stage import DataPath, Result
-from coreset.engine.runtime.tables import aligned
+from coreset.engine.runtime.text import aligned
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import read_refused

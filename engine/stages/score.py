@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
-from coreset.engine.data.geometry import stored_side
 from coreset.engine.runtime.distributed import join
-from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
 from coreset.engine.runtime.openmp import use_passive_wait
 from coreset.engine.runtime.stage import (
     DataPath,
@@ -183,8 +181,7 @@ class Score:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
         require_output(self.scores)
         dataset = Dataset.open(self.data)
-        if self._decodes_every_epoch(dataset):
-            use_passive_wait()
+        use_passive_wait(self.device)
 
         from coreset.engine.runtime.device import deterministic_kernels, resolve_device
         from coreset.engine.scoring.setup import Setup
@@ -208,13 +205,6 @@ class Score:
             setup.check()
             with deterministic_kernels(device, wanted=self.deterministic):
                 return self._lead(setup) if ranks.is_main else self._follow(setup)
-
-    def _decodes_every_epoch(self, dataset: Dataset) -> bool:
-        """What `coreset.engine.data.images.cache_if_fits` will find, before torch is imported."""
-        if self.proxy == "linear" or self.pixels is not None or self.device == "cuda":
-            return False
-        needed = decoded_bytes(len(dataset), stored_side(self.used.size))
-        return needed > RESIDENT_SHARE * available_bytes()
 
     def _lead(self, setup: "Setup") -> Result:
         found: dict[str, Path] = {"data": self.data}

@@ -19,7 +19,6 @@ from coreset.engine.condensed.comparison import (
     cost_table,
     overlap_table,
 )
-from coreset.engine.runtime.spreads import Summary, binned, histogram, spread_table, without_nan
 from coreset.engine.runtime.stage import (
     Result,
     ScoreName,
@@ -28,6 +27,7 @@ from coreset.engine.runtime.stage import (
     require_at_least,
     require_between,
 )
+from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
 from coreset.engine.scoring.score_table import (
     ScoreTable,
     flipped_labels,

@@ -15,6 +15,7 @@ from coreset.engine.evaluation.results import (
     key_in_precision,
     stamp_in_precision,
 )
+from coreset.engine.runtime.openmp import use_passive_wait
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.stage import (
     DecoderChoice,
@@ -89,6 +90,7 @@ class Train:
 
     def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
+        use_passive_wait(self.device)
         from coreset.engine.evaluation.protocols.hard import HardLabels
         from coreset.engine.runtime.device import resolve_device, runtime_of
 

@@ -1,10 +1,10 @@
-"""A training step and what surrounds it: learning-rate schedule, evaluation, saving.
+"""Training step of a network, with learning-rate schedules, evaluation and saving.
 
 Nothing here synchronises with the host per batch. Learning rates are set from the step number, and
 random draws come from generators seeded by place, so the state to save is weights, momentum, step.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from coreset.engine.runtime.device import half_precision
-from coreset.engine.training.sgd import Optimiser
 from coreset.shards.errors import StoreError, UsageError
 
 CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
@@ -50,12 +49,57 @@ def step_schedule(lr: float, drops: Iterable[int], factor: float) -> Callable[[i
     return lambda step: lr * factor ** sum(step >= drop for drop in ordered)
 
 
+def sgd(
+    network: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+) -> torch.optim.SGD:
+    """Return the optimiser of all parameters of ``network``, in one group."""
+    return torch.optim.SGD(
+        network.parameters(),
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+    )
+
+
+def momentum_of(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
+    """Return the momentum by the number of its parameter, without those never updated."""
+    buffers = [
+        optimiser.state.get(parameter, {}).get("momentum_buffer")
+        for parameter in optimiser.param_groups[0]["params"]
+    ]
+    return {str(at): buffer for at, buffer in enumerate(buffers) if buffer is not None}
+
+
+def load_momentum(optimiser: torch.optim.SGD, momentum: Mapping[str, Tensor]) -> None:
+    """Continue from ``momentum_of`` an optimiser, on the device of the parameters.
+
+    Raises:
+        ValueError: It is that of another network.
+    """
+    optimiser.state.clear()
+    for at, parameter in enumerate(optimiser.param_groups[0]["params"]):
+        buffer = momentum.get(str(at))
+        if buffer is None:
+            continue
+        if buffer.shape != parameter.shape:
+            raise ValueError(
+                f"momentum {at} is {tuple(buffer.shape)}, not {tuple(parameter.shape)}"
+            )
+        optimiser.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+
+
 @dataclass(slots=True)
 class Trainer:
     """One network in training."""
 
     network: nn.Module
-    optimiser: Optimiser
+    optimiser: torch.optim.SGD
     schedule: Callable[[int], float]
     """Learning rate at a step."""
     device: torch.device
@@ -69,9 +113,10 @@ class Trainer:
         with half_precision(self.device):
             logits = (self.replica or self.network)(inputs)
         loss = loss_of(logits.float())
-        self.optimiser.forget_gradients()
+        self.optimiser.zero_grad()
         loss.backward()
-        self.optimiser.step(self.schedule(self.steps))
+        self.optimiser.param_groups[0]["lr"] = self.schedule(self.steps)
+        self.optimiser.step()
         self.steps += 1
         return logits.detach()
 
@@ -86,7 +131,7 @@ class Trainer:
         from safetensors.torch import save_file
 
         self.save_weights(directory)
-        save_file(_contiguous(self.optimiser.state()), directory / MOMENTUM_NAME)
+        save_file(_contiguous(momentum_of(self.optimiser)), directory / MOMENTUM_NAME)
 
     def load(self, directory: Path, steps: int) -> None:
         """Continue from what ``save`` wrote after ``steps`` updates.
@@ -99,11 +144,11 @@ class Trainer:
 
         try:
             self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
-            self.optimiser.load_state(load_file(directory / MOMENTUM_NAME))
+            load_momentum(self.optimiser, load_file(directory / MOMENTUM_NAME))
         except (RuntimeError, OSError, SafetensorError, ValueError) as error:
-            fact = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise StoreError(
-                f"{directory} does not fit the network ({fact}); remove it and train again"
+                f"{directory} does not fit the network ({reason}); remove it and train again"
             ) from error
         self.steps = steps
 

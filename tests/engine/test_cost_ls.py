@@ -11,7 +11,7 @@ from coreset.engine.artifacts.ledger import append_lines, construction_cost, tot
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.cli import main
-from coreset.engine.runtime.tables import aligned, readable_bytes, readable_seconds
+from coreset.engine.runtime.text import aligned, readable_bytes, readable_seconds
 
 SCORES = Provenance(kind="scores", stage="score", config={})
 

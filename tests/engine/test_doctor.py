@@ -21,7 +21,6 @@ from coreset.engine.doctor.machine import (
     driver_version,
     findings,
 )
-from coreset.engine.runtime.limits import available_memory_bytes, memory_limit_bytes, quota_cores
 
 GIB = 2**30
 
@@ -221,42 +220,3 @@ def test_the_driver_version_is_read_from_both_kinds_of_module(text, tmp_path):
 
 def test_without_a_driver_there_is_no_version(tmp_path):
     assert driver_version(tmp_path / "nothing") is None
-
-
-def test_the_tightest_group_of_version_2_counts(tmp_path):
-    own = written(tmp_path / "own", "0::/job/step\n")
-    groups = tmp_path / "groups"
-    written(groups / "job" / "step" / "memory.max", "max\n")
-    written(groups / "job" / "memory.max", f"{4 * GIB}\n")
-    written(groups / "job" / "step" / "cpu.max", "150000 100000\n")
-    written(groups / "job" / "cpu.max", "max 100000\n")
-    assert memory_limit_bytes(groups, own) == 4 * GIB
-    assert quota_cores(groups, own) == 1.5
-
-
-def test_groups_of_version_1_count_also_where_the_path_is_the_hosts(tmp_path):
-    own = written(tmp_path / "own", "4:memory:/docker/abc\n3:cpu,cpuacct:/docker/abc\n")
-    groups = tmp_path / "groups"
-    written(groups / "memory" / "memory.limit_in_bytes", f"{8 * GIB}\n")
-    written(groups / "cpu" / "cpu.cfs_quota_us", "200000\n")
-    written(groups / "cpu" / "cpu.cfs_period_us", "100000\n")
-    assert memory_limit_bytes(groups, own) == 8 * GIB
-    assert quota_cores(groups, own) == 2.0
-
-
-def test_no_limit_is_none(tmp_path):
-    own = written(tmp_path / "own", "4:memory:/\n3:cpu,cpuacct:/\n0::/\n")
-    groups = tmp_path / "groups"
-    written(groups / "memory" / "memory.limit_in_bytes", "9223372036854771712\n")
-    written(groups / "cpu" / "cpu.cfs_quota_us", "-1\n")
-    written(groups / "cpu" / "cpu.cfs_period_us", "100000\n")
-    written(groups / "cpu.max", "max 100000\n")
-    assert memory_limit_bytes(groups, own) is None
-    assert quota_cores(groups, own) is None
-    assert memory_limit_bytes(tmp_path / "no groups", tmp_path / "nothing") is None
-
-
-def test_available_memory_is_the_kernels_estimate(tmp_path):
-    text = "MemTotal:       32000 kB\nMemFree:         100 kB\nMemAvailable:   16000 kB\n"
-    assert available_memory_bytes(written(tmp_path / "meminfo", text)) == 16_000 * 1024
-    assert available_memory_bytes(tmp_path / "nothing") is None

@@ -11,6 +11,7 @@ from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import load_backbone
 from coreset.engine.models.features import cache_directory
@@ -45,7 +46,7 @@ def test_the_row_of_an_id_is_what_the_backbone_says_of_that_image_alone(packed, 
     assert (features.shape, features.dtype) == ((60, 1280), np.float16)
     chosen = np.array([41, 3, 59, 0])
     with ImageStream(dataset, Geometry(64), ids=chosen) as source, torch.inference_mode():
-        for sample, part in zip(chosen, source.epoch(1), strict=True):
+        for sample, part in zip(chosen, source.epoch(BatchOrder(batch=1)), strict=True):
             images = normalised(part.images, backbone.mean, backbone.std)
             alone = backbone.features(images)[0].numpy()
             ranked = features.astype(np.float64) @ alone

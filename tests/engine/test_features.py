@@ -13,6 +13,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import output_digest
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
 from coreset.engine.models.features import (
@@ -53,7 +54,7 @@ def expected(dataset):
     cpu = torch.device("cpu")
     backbone = load_backbone(OFFLINE_BACKBONE, None, cpu)
     with ImageStream(dataset, Geometry(32, None)) as source:
-        images = torch.cat([part.images for part in source.epoch(60)])
+        images = torch.cat([part.images for part in source.epoch(BatchOrder(batch=60))])
     with torch.inference_mode():
         return backbone.network((images.float() / 255 - 0.5) / 0.5).float().numpy()
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from coreset.engine.data.images import DecodedImages
-from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.evaluation.protocols.hard import (
     HardLabels,
     _train_epoch,
@@ -168,7 +168,8 @@ def plain_epoch(network, optimiser, train, protocol, *, seed, epoch):
     draws = generator_for(seed, epoch)
     losses = []
     network.train()
-    for rows in batches_of(epoch_ids(len(train), seed=seed, epoch=epoch), protocol.batch):
+    order = BatchOrder(batch=protocol.batch, seed=seed, epoch=epoch, shuffle=True)
+    for rows in order.batches(len(train)):
         images, labels = train.images[rows], torch.from_numpy(train.labels)[rows]
         mixed, partner_labels = training_input(images, labels, protocol.size, draws)
         with half_precision(CPU):

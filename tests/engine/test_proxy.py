@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.data.geometry import stored_side
 from coreset.engine.data.images import DecodedImages
-from coreset.engine.data.order import batches_of, epoch_ids
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import Resident
 from coreset.engine.runtime.distributed import Distributed
@@ -24,8 +24,7 @@ from coreset.engine.scoring.proxy import (
     linear_proxy,
     side_at,
 )
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import UsageError
@@ -209,7 +208,7 @@ def test_the_order_and_the_crops_depend_on_seed_and_epoch_alone(pixels):
 
 
 def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
-    order = batches_of(epoch_ids(N, seed=5, epoch=2), 8)
+    order = BatchOrder(batch=8, seed=5, epoch=2, shuffle=True).batches(N)
     examples = zip(convolutional(pixels).examples(2), order, strict=True)
     for number, ((inputs, _, ids), rows) in enumerate(examples):
         draws = generator_for(5, 2, number, 0)
@@ -217,9 +216,9 @@ def test_inputs_are_what_the_kernels_make_of_the_images_one_by_one(pixels):
         crops = [
             resize(
                 pixels.images[row].permute(1, 2, 0).numpy(), SIZE, SIZE,
-                region=(left, top, left + width, top + height),
+                region=tuple(box),
             )
-            for row, (top, left, height, width) in zip(rows, boxes.tolist(), strict=True)
+            for row, box in zip(rows, boxes.tolist(), strict=True)
         ]  # fmt: skip
         crops = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
         flipped = horizontal_flip(crops, draws, p=0.5)
@@ -299,8 +298,8 @@ def test_the_linear_proxy_learns_separable_features():
     labels = np.arange(200) % 4
     features = (rng.normal(size=(200, 6)) + 4 * np.eye(4, 6)[labels]).astype(np.float16)
     proxy = linear(features, labels, batch=32)
-    sgd = Sgd(lr=0.1, weight_decay=0.0)
-    trainer = Trainer(proxy.network, sgd.build(proxy.network), cosine_schedule(0.1, 0, 70), CPU)
+    optimiser = sgd(proxy.network, lr=0.1, weight_decay=0.0)
+    trainer = Trainer(proxy.network, optimiser, cosine_schedule(0.1, 0, 70), CPU)
     for epoch in range(10):
         for inputs, labels_b, _ in proxy.examples(epoch):
             trainer.step(inputs, lambda logits, y=labels_b: cross_entropy(logits, y))

@@ -23,8 +23,7 @@ from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.scoring.proxy import convolutional_proxy
 from coreset.engine.stages.decode import Decode
-from coreset.engine.training.sgd import Sgd
-from coreset.engine.training.trainer import Trainer, cosine_schedule
+from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
@@ -72,7 +71,7 @@ def logits_by_epoch(data, *, size, epochs, batch):
         pixels, 3, size=size, crop_scale=0.08, batch=batch, seed=0, device=device
     )
     steps = epochs * math.ceil(len(dataset) / batch)
-    optimiser = Sgd(lr=0.01, weight_decay=1e-4).build(proxy.network)
+    optimiser = sgd(proxy.network, lr=0.01, weight_decay=1e-4)
     trainer = Trainer(proxy.network, optimiser, cosine_schedule(0.01, 1e-4, steps), device)
     history = [[[] for _ in range(epochs)] for _ in range(len(dataset))]
     for epoch in range(epochs):

@@ -5,6 +5,7 @@ import pytest
 
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.scoring.accumulators import MARGINS_NAME
 from coreset.engine.scoring.checkpoint import last_commit
 
@@ -105,7 +106,7 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     network = build_network("resnet18", 3, norm="batch", seed=1)
     network.load_state_dict(load_file(newest[1] / WEIGHTS_NAME))
     with ImageStream(Dataset.open(packed), Geometry(19, 19)) as source:
-        (batch,) = source.epoch(60)
+        (batch,) = source.epoch(BatchOrder(batch=60))
     images = normalised(batch.images[..., 1:18, 1:18], IMAGENET_MEAN, IMAGENET_STD)
     with torch.inference_mode(), half_precision(torch.device("cpu")):
         logits = network.eval()(images).float()

@@ -19,7 +19,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.misratio import misratio_by_share
-from coreset.engine.runtime.spreads import Summary, binned, histogram
+from coreset.engine.runtime.text import Summary, binned, histogram
 from coreset.engine.scoring.score_table import listing
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset

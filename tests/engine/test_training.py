@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -17,7 +18,6 @@ from coreset.engine.runtime.device import (
     runtime_of,
 )
 from coreset.engine.runtime.seeding import generator_for, seeded_initialisation
-from coreset.engine.training.sgd import Optimiser, Sgd
 from coreset.engine.training.trainer import (
     MOMENTUM_NAME,
     WEIGHTS_NAME,
@@ -26,6 +26,9 @@ from coreset.engine.training.trainer import (
     compile_where_it_pays,
     cosine_schedule,
     evaluate,
+    load_momentum,
+    momentum_of,
+    sgd,
     step_schedule,
 )
 from coreset.shards.errors import MachineError, StoreError, UsageError
@@ -59,8 +62,8 @@ def small_network(layout=torch.contiguous_format) -> Any:
 
 def small_trainer(layout=torch.contiguous_format, *, nesterov=False) -> Any:
     network = small_network(layout)
-    sgd = Sgd(lr=0.1, weight_decay=1e-2, nesterov=nesterov)
-    return Trainer(network, sgd.build(network), cosine_schedule(0.1, 1e-3, 10), CPU)
+    optimiser = sgd(network, lr=0.1, weight_decay=1e-2, nesterov=nesterov)
+    return Trainer(network, optimiser, cosine_schedule(0.1, 1e-3, 10), CPU)
 
 
 def train(trainer, steps):
@@ -73,7 +76,7 @@ def train(trainer, steps):
 
 
 def state_of(trainer):
-    momentum = trainer.optimiser.state().values()
+    momentum = momentum_of(trainer.optimiser).values()
     return [*trainer.network.state_dict().values(), *momentum]
 
 
@@ -105,9 +108,9 @@ def test_steps_equal_the_update_by_hand(nesterov):
     rng = np.random.default_rng(0)
     inputs, labels = rng.normal(size=(4, 5, 3)), rng.integers(3, size=(4, 5))
     network = Scaled()
-    sgd = Sgd(lr=0.3, weight_decay=0.01, momentum=0.8, nesterov=nesterov)
+    optimiser = sgd(network, lr=0.3, weight_decay=0.01, momentum=0.8, nesterov=nesterov)
     schedule = step_schedule(0.3, [2, 3], 0.5)
-    trainer = Trainer(network, sgd.build(network), schedule, CPU)
+    trainer = Trainer(network, optimiser, schedule, CPU)
     for x, y in zip(inputs, labels, strict=True):
         labels_b = torch.from_numpy(y)
         trainer.step(
@@ -125,7 +128,7 @@ def test_steps_equal_the_update_by_hand(nesterov):
 
 def test_the_logits_of_a_step_are_those_before_it_and_carry_no_graph():
     network = Scaled()
-    trainer = Trainer(network, Sgd(lr=1.0, weight_decay=0.0).build(network), lambda _: 1.0, CPU)
+    trainer = Trainer(network, sgd(network, lr=1.0, weight_decay=0.0), lambda _: 1.0, CPU)
     inputs = torch.tensor([[1.0, 2.0, 3.0]])
     logits = trainer.step(inputs, lambda logits: cross_entropy(logits, torch.tensor([0])))
     torch.testing.assert_close(logits, torch.tensor([[-1.0, 0.0, 3.0]]))
@@ -194,7 +197,9 @@ def test_the_drops_are_those_of_torch():
 def test_each_step_uses_the_rate_of_its_number(monkeypatch):
     trainer = small_trainer()
     rates: list[float] = []
-    monkeypatch.setattr(Optimiser, "step", lambda _, lr: rates.append(lr))
+    monkeypatch.setattr(
+        torch.optim.SGD, "step", lambda optimiser: rates.append(optimiser.param_groups[0]["lr"])
+    )
     train(trainer, range(3))
     assert rates == [trainer.schedule(step) for step in range(3)]
 
@@ -222,7 +227,7 @@ def test_without_the_momentum_the_continued_training_would_differ(tmp_path):
     train(first, range(3))
     first.save(tmp_path)
     second.load(tmp_path, 3)
-    second.optimiser.load_state({})
+    load_momentum(second.optimiser, {})
     train(second, [3])
     assert not torch.equal(whole.network[0].weight, second.network[0].weight)
 
@@ -265,6 +270,31 @@ def test_a_saved_training_that_does_not_fit_is_refused_in_one_line(tmp_path, dam
     with pytest.raises(StoreError, match=r"does not fit the network \(.*\); remove it") as caught:
         trainer.load(tmp_path, 1)
     assert "\n" not in str(caught.value)
+
+
+def test_momentum_is_stored_by_the_number_of_its_parameter(tmp_path):
+    """What a checkpoint of any version holds: a resumed training must find it by these names."""
+    network = small_network()
+    network[3].requires_grad_(False)
+    optimiser = sgd(network, lr=0.1, weight_decay=0.0)
+    trainer = Trainer(network, optimiser, lambda _: 0.1, CPU)
+    train(trainer, range(1))
+    trainer.save(tmp_path)
+    stored = load_file(tmp_path / MOMENTUM_NAME)
+    parameters = list(network.parameters())
+    trained = [at for at, parameter in enumerate(parameters) if parameter.requires_grad]
+    assert sorted(stored, key=int) == list(map(str, trained))
+    for at in trained:
+        assert torch.equal(stored[str(at)], parameters[at].grad)  # after one step
+
+
+def test_the_momentum_of_another_network_is_refused():
+    network, other = nn.Linear(5, 4), nn.Linear(5, 3)
+    optimiser = sgd(network, lr=0.1, weight_decay=0.0)
+    network(torch.ones(2, 5)).sum().backward()
+    optimiser.step()
+    with pytest.raises(ValueError, match=r"momentum 0 is \(4, 5\), not \(3, 5\)"):
+        load_momentum(sgd(other, lr=0.1, weight_decay=0.0), momentum_of(optimiser))
 
 
 # evaluation

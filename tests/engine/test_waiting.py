@@ -6,18 +6,13 @@ import re
 import subprocess
 import sys
 
-import pytest
-
 from coreset.engine.runtime.openmp import POLICY, use_passive_wait
 
-ROOMY = 10**12
 # Where torch would be imported its OpenMP is loaded alone, which says what it found, and all ends.
-SCORE = """
+RUN = """
 import ctypes, os, sys
 from importlib.util import find_spec
 from pathlib import Path
-import coreset.engine.stages.score
-coreset.engine.stages.score.available_bytes = lambda: {available}
 (openmp,) = Path(find_spec("torch").origin).parent.glob("lib/libgomp*")
 
 class InsteadOfTorch:
@@ -32,10 +27,9 @@ sys.exit(main({words!r}))
 """
 
 
-def spins(packed, scores, available, *words, **environment):
-    """How often a thread of `coreset score` looks for work before it sleeps."""
-    command = ["score", str(packed), str(scores), "--size", "17", "--epochs", "1", *words]
-    code = SCORE.format(available=available, words=command)
+def spins(*words, **environment):
+    """Return how often a thread of a command looks for work before it sleeps."""
+    code = RUN.format(words=[str(word) for word in words])
     inherited = {name: value for name, value in os.environ.items() if name != POLICY}
     ended = subprocess.run(
         [sys.executable, "-c", code],
@@ -49,23 +43,29 @@ def spins(packed, scores, available, *words, **environment):
     return found
 
 
-@pytest.mark.parametrize(
-    ("available", "words", "sleeps"),
-    [(1000, (), True), (ROOMY, (), False), (1000, ("--device", "cuda"), False)],
-    ids=["decoded every epoch", "decoded into memory", "on a GPU"],
-)
-def test_threads_sleep_where_images_are_decoded_beside_them(
-    packed, tmp_path, available, words, sleeps
-):
-    assert (spins(packed, tmp_path / "SCORES", available, *words) == "0") == sleeps
+def score(packed, tmp_path):
+    return ("score", packed, tmp_path / "SCORES", "--size", 17, "--epochs", 1)
+
+
+def test_threads_sleep_in_every_training_on_a_cpu(packed, random_set, val, tmp_path):
+    for words in (
+        score(packed, tmp_path),
+        ("train", random_set, val, tmp_path / "RESULTS"),
+        ("embed", packed, tmp_path / "FEATURES"),
+    ):
+        assert spins(*words) == "0"
+
+
+def test_threads_wait_busily_beside_a_gpu(packed, tmp_path):
+    assert spins(*score(packed, tmp_path), "--device", "cuda") != "0"
 
 
 def test_a_policy_of_the_user_stays(packed, tmp_path):
-    assert spins(packed, tmp_path / "SCORES", 1000, OMP_WAIT_POLICY="ACTIVE") != "0"
+    assert spins(*score(packed, tmp_path), OMP_WAIT_POLICY="ACTIVE") != "0"
 
 
 def test_nothing_happens_where_torch_has_begun(monkeypatch):
     importlib.import_module("torch")
     monkeypatch.delenv(POLICY, raising=False)
-    use_passive_wait()
+    use_passive_wait("cpu")
     assert POLICY not in os.environ

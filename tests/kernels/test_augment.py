@@ -54,6 +54,12 @@ def beyond_chance(n):
 # normalised
 
 
+def places_of(boxes):
+    """Boxes as torchvision's functions have them: top, left, height, width."""
+    left, top, right, bottom = boxes.unbind(dim=1)
+    return torch.stack((top, left, bottom - top, right - left), dim=1)
+
+
 def test_normalised_equals_torchvision():
     from torchvision.transforms.v2 import functional as tv
 
@@ -78,13 +84,13 @@ def test_crops_equal_crop_then_interpolate_image_by_image(height, width, size, a
     expected = torch.cat(
         [
             interpolate(
-                image[None, :, top : top + h, left : left + w],
+                image[None, :, top:bottom, left:right],
                 (size, size),
                 mode="bilinear",
                 align_corners=False,
                 antialias=antialias,
             )
-            for image, (top, left, h, w) in zip(images, boxes.tolist(), strict=True)
+            for image, (left, top, right, bottom) in zip(images, boxes.tolist(), strict=True)
         ]
     )
     got = resized_crops(images, boxes, size, antialias=antialias)
@@ -95,7 +101,7 @@ def test_pixels_outside_the_box_never_enter():
     images = torch.full((1, 3, 20, 20), torch.nan)
     images[:, :, 4:9, 6:16] = 0.5
     poisoned = torch.nan_to_num(images, nan=1e6)
-    crop = resized_crops(poisoned, torch.tensor([[4, 6, 5, 10]]), 13)
+    crop = resized_crops(poisoned, torch.tensor([[6, 4, 16, 9]]), 13)
     torch.testing.assert_close(crop, torch.full((1, 3, 13, 13), 0.5))
 
 
@@ -122,7 +128,7 @@ def test_crop_parameters_are_distributed_as_in_torchvision(height, width):
     from torchvision.transforms import RandomResizedCrop
 
     n = 1500
-    ours = draw_crops(n, height, width, seeded(4), scale=(0.3, 1.0)).double()
+    ours = places_of(draw_crops(n, height, width, seeded(4), scale=(0.3, 1.0))).double()
     image = torch.empty((3, height, width))
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(4)
@@ -139,7 +145,7 @@ def test_crop_parameters_are_distributed_as_in_torchvision(height, width):
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "box"), [(10, 100, (0, 43, 10, 13)), (100, 10, (43, 0, 13, 10))]
+    ("height", "width", "box"), [(10, 100, (43, 0, 56, 10)), (100, 10, (0, 43, 10, 56))]
 )
 def test_the_largest_central_box_is_taken_where_no_try_fits(height, width, box):
     boxes = draw_crops(20, height, width, seeded(7), scale=(0.9, 1.0))

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Stopwatch, stopwatch
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import EpochSource
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import StudentName, build_network, memory_format_for, placed
 from coreset.engine.runtime.seeding import generator_for
-from coreset.engine.training.sgd import Sgd
 from coreset.engine.training.trainer import (
     Accuracy,
     CompileMode,
     Trainer,
     compile_where_it_pays,
     evaluate,
+    sgd,
     step_schedule,
 )
 from coreset.kernels.augment import (
@@ -195,10 +196,10 @@ def _trainer(
     network: nn.Module, protocol: HardLabels, n_images: int, device: torch.device
 ) -> Trainer:
     steps_per_epoch = -(-n_images // protocol.batch)
-    sgd = Sgd(lr=protocol.lr, weight_decay=protocol.weight_decay)
+    optimiser = sgd(network, lr=protocol.lr, weight_decay=protocol.weight_decay)
     drops = (epoch * steps_per_epoch for epoch in protocol.drops)
     schedule = step_schedule(protocol.lr, drops, LR_FACTOR)
-    return Trainer(network, sgd.build(network), schedule, device)
+    return Trainer(network, optimiser, schedule, device)
 
 
 def _train_epoch(
@@ -211,7 +212,7 @@ def _train_epoch(
     epoch: int,
 ) -> None:
     draws = generator_for(seed, epoch)
-    for part in train.epoch(protocol.batch, epoch=epoch, seed=seed, shuffle=True):
+    for part in train.epoch(BatchOrder(batch=protocol.batch, epoch=epoch, seed=seed, shuffle=True)):
         images = part.images.to(trainer.device, non_blocking=True)
         labels = part.labels.to(trainer.device, non_blocking=True)
         mixed, partner_labels = training_input(images, labels, protocol.size, draws)
@@ -231,7 +232,7 @@ def _train_epoch(
 def _evaluation_examples(
     val: EpochSource, layout: torch.memory_format, device: torch.device
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for part in val.epoch(256):
+    for part in val.epoch(BatchOrder(batch=256)):
         images = part.images.to(device, non_blocking=True)
         inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
         labels = part.labels.to(device, non_blocking=True)

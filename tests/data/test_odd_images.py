@@ -18,6 +18,7 @@ from coreset.engine.data.decoders.enlarge import enlarged_box
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.tolerances import TOLERANCES
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.report.images import thumbnail_uri
 
@@ -130,7 +131,7 @@ def test_odd_samplings_have_the_pixels_of_pillow_in_every_decoder(images, name, 
 def test_a_data_set_with_odd_samplings_is_read(images, packed):
     stored = [sampled(images, factors) for factors in crafted.odd_samplings()]
     with ImageStream(packed(stored), Geometry(32, 40)) as source:
-        (batch,) = source.epoch(len(stored))
+        (batch,) = source.epoch(BatchOrder(batch=len(stored)))
     for row, one in zip(batch.images, stored, strict=True):
         expected = torch.from_numpy(decode_with_pillow(one.data, Geometry(32, 40)))
         assert torch.equal(row.permute(1, 2, 0), expected)

@@ -1,12 +1,13 @@
 from itertools import chain
 from math import comb
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coreset.engine.data.order import PADDING, WINDOW_BLOCKS, batches_of, epoch_ids
+from coreset.engine.data.order import PADDING, WINDOW_BLOCKS, BatchOrder, batches_of
 from coreset.shards.errors import UsageError
 
 sizes = st.integers(0, 300)
@@ -14,8 +15,13 @@ worlds = st.integers(1, 9)
 blocks = st.integers(0, 40)
 
 
+def positions(n, **settings):
+    options: dict[str, Any] = {"batch": 4, "shuffle": True}
+    return BatchOrder(**options | settings).positions(n)
+
+
 def shares_of(n, world, **settings):
-    return [epoch_ids(n, rank=rank, world=world, **settings) for rank in range(world)]
+    return [positions(n, rank=rank, world=world, **settings) for rank in range(world)]
 
 
 @given(sizes, worlds, st.booleans(), blocks, st.integers(0, 2**64))
@@ -28,8 +34,8 @@ def test_every_position_is_visited_once_over_all_ranks(n, world, shuffle, block,
 
 @given(sizes, worlds, st.integers(1, 7))
 def test_a_shuffled_batch_of_all_ranks_is_the_batch_of_one_process(n, world, batch):
-    alone = batches_of(epoch_ids(n, seed=1, epoch=2), batch * world)
-    shares = [epoch_ids(n, seed=1, epoch=2, rank=rank, world=world) for rank in range(world)]
+    alone = batches_of(positions(n, seed=1, epoch=2), batch * world)
+    shares = [positions(n, seed=1, epoch=2, rank=rank, world=world) for rank in range(world)]
     together = [list(batches_of(share, batch)) for share in shares]
     for step, expected in enumerate(alone):
         parts = [part[step] for part in together if step < len(part)]
@@ -38,14 +44,14 @@ def test_a_shuffled_batch_of_all_ranks_is_the_batch_of_one_process(n, world, bat
 
 @pytest.mark.parametrize("block", [0, 4])
 def test_order_depends_on_epoch_and_seed_and_nothing_else(block):
-    first = epoch_ids(100, seed=3, epoch=1, block=block)
-    np.testing.assert_array_equal(first, epoch_ids(100, seed=3, epoch=1, block=block))
-    assert not np.array_equal(first, epoch_ids(100, seed=3, epoch=2, block=block))
-    assert not np.array_equal(first, epoch_ids(100, seed=4, epoch=1, block=block))
+    first = positions(100, seed=3, epoch=1, block=block)
+    np.testing.assert_array_equal(first, positions(100, seed=3, epoch=1, block=block))
+    assert not np.array_equal(first, positions(100, seed=3, epoch=2, block=block))
+    assert not np.array_equal(first, positions(100, seed=4, epoch=1, block=block))
 
 
 def test_unshuffled_order_is_ascending():
-    np.testing.assert_array_equal(epoch_ids(7, seed=5, epoch=9, shuffle=False), np.arange(7))
+    np.testing.assert_array_equal(positions(7, seed=5, epoch=9, shuffle=False), np.arange(7))
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
@@ -60,18 +66,18 @@ def test_a_window_of_a_block_shuffle_is_16_whole_blocks(block, n_blocks, data):
 
 @given(sizes, st.integers(1, 40), st.integers(0, 99))
 def test_neighbours_of_a_block_come_less_than_two_windows_apart(n, block, seed):
-    place = np.argsort(epoch_ids(n, seed=seed, epoch=0, block=block))
+    place = np.argsort(positions(n, seed=seed, epoch=0, block=block))
     for start in range(0, n, block):
         assert np.ptp(place[start : start + block]) < 2 * WINDOW_BLOCKS * block
 
 
 def test_blocks_and_the_samples_of_a_window_come_in_all_orders_equally_often():
-    orders = [tuple(epoch_ids(4, seed=0, epoch=epoch, block=2)) for epoch in range(2400)]
+    orders = [tuple(positions(4, seed=0, epoch=epoch, block=2)) for epoch in range(2400)]
     counts = np.unique(orders, axis=0, return_counts=True)[1]
     assert counts.size == 24
     chi_square = ((counts - 100) ** 2 / 100).sum()
     assert chi_square < 49.7  # 0.1 % of fair draws exceed it at 23 degrees of freedom
-    first_blocks = [epoch_ids(96, seed=0, epoch=epoch, block=2)[0] // 2 for epoch in range(4800)]
+    first_blocks = [positions(96, seed=0, epoch=epoch, block=2)[0] // 2 for epoch in range(4800)]
     assert np.bincount(first_blocks, minlength=48).min() > 60  # 100 +- 10 are expected
 
 
@@ -79,7 +85,7 @@ def test_rows_of_a_batch_share_a_block_as_often_as_stated():
     n, block, batch = 4096, 4, 32
     same = []
     for epoch in range(4):
-        for ids in batches_of(epoch_ids(n, seed=1, epoch=epoch, block=block), batch):
+        for ids in batches_of(positions(n, seed=1, epoch=epoch, block=block), batch):
             from_block = np.unique(ids // block, return_counts=True)[1].tolist()
             same.append(sum(comb(rows, 2) for rows in from_block) / comb(batch, 2))
     stated, error = (block - 1) / (WINDOW_BLOCKS * block - 1), np.std(same) / len(same) ** 0.5
@@ -94,7 +100,7 @@ def test_a_batch_of_a_set_in_source_order_has_as_many_classes_as_stated(block):
     found = [
         np.unique(ids // per_class).size
         for epoch in range(8)
-        for ids in batches_of(epoch_ids(n, seed=2, epoch=epoch, block=block), batch)
+        for ids in batches_of(positions(n, seed=2, epoch=epoch, block=block), batch)
     ]
     pool = WINDOW_BLOCKS * per_class if block else n
     absent = comb(pool - per_class, batch) / comb(pool, batch)  # a class that the pool has
@@ -106,7 +112,7 @@ def test_a_batch_of_a_set_in_source_order_has_as_many_classes_as_stated(block):
 @given(sizes, worlds, st.booleans(), blocks, st.integers(1, 50))
 def test_padding_gives_all_ranks_as_many_whole_batches(n, world, shuffle, block, batch):
     settings = {"seed": 3, "epoch": 0, "shuffle": shuffle, "block": block}
-    padded = shares_of(n, world, pad_to=batch, **settings)
+    padded = shares_of(n, world, batch=batch, pad=True, **settings)
     largest = max(map(len, shares_of(n, world, **settings)))
     assert {len(share) for share in padded} == {-(-largest // batch) * batch}
     for short, long in zip(shares_of(n, world, **settings), padded, strict=True):
@@ -117,26 +123,25 @@ def test_padding_gives_all_ranks_as_many_whole_batches(n, world, shuffle, block,
 
 @given(sizes, st.integers(1, 40), st.integers(0, 12), blocks)
 def test_an_epoch_continues_at_any_batch(n, batch, start, block):
-    ids = epoch_ids(n, seed=0, epoch=0, block=block)
+    ids = positions(n, seed=0, epoch=0, block=block)
     whole = [part.tolist() for part in batches_of(ids, batch)]
-    assert [part.tolist() for part in batches_of(ids, batch, start)] == whole[start:]
+    rest = BatchOrder(batch=batch, start=start, shuffle=True, block=block).batches(n)
+    assert [part.tolist() for part in rest] == whole[start:]
     assert list(chain.from_iterable(whole)) == ids.tolist()
     assert all(len(part) == batch for part in whole[:-1])
 
 
-@pytest.mark.parametrize(("rank", "world"), [(2, 2), (-1, 1), (0, 0)])
-def test_a_rank_outside_the_world_is_refused(rank, world):
-    with pytest.raises(UsageError, match="rank must be in"):
-        epoch_ids(4, seed=0, epoch=0, rank=rank, world=world)
-
-
-@pytest.mark.parametrize("settings", [{"block": -1}, {"pad_to": -2}])
-def test_negative_blocks_and_batches_are_refused(settings):
-    with pytest.raises(UsageError, match="block and pad_to must be at least 0"):
-        epoch_ids(4, seed=0, epoch=0, **settings)
-
-
-@pytest.mark.parametrize(("batch", "start"), [(0, 0), (4, -1)])
-def test_empty_batches_and_negative_starts_are_refused(batch, start):
-    with pytest.raises(UsageError, match="batch must be at least 1"):
-        batches_of(np.arange(4), batch, start)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch": 4, "rank": 2, "world": 2}, r"rank must be in \[0, 2\) \(world size\), got 2"),
+        ({"batch": 4, "rank": -1}, "rank must be in"),
+        ({"batch": 4, "world": 0}, "rank must be in"),
+        ({"batch": 4, "block": -1}, "block must be at least 0, got -1"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"batch": 4, "start": -1}, "start must be at least 0, got -1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(settings, message):
+    with pytest.raises(UsageError, match=message):
+        BatchOrder(**settings)

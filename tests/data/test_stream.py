@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Crops, Geometry
-from coreset.engine.data.order import epoch_ids
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import ManifestError, UsageError
 
@@ -45,7 +45,7 @@ def test_each_image_comes_once_with_its_id_and_label(numbered, place, workers, w
     seen = []
     with ImageStream(numbered, GEOMETRY, decoder=decoder, workers=workers) as source:
         for rank in range(world):
-            for part in source.epoch(**place, seed=2, rank=rank, world=world):
+            for part in source.epoch(BatchOrder(**place, seed=2, rank=rank, world=world)):
                 assert torch.equal(ids_by_pixels(part), part.ids)
                 assert torch.equal(part.labels, part.ids % 3)
                 assert part.labels.dtype == part.ids.dtype == torch.int64
@@ -58,8 +58,8 @@ def test_each_image_comes_once_with_its_id_and_label(numbered, place, workers, w
 @settings(max_examples=20)
 def test_an_interrupted_epoch_continues_where_it_stopped(numbered, batch, start_batch):
     with ImageStream(numbered, GEOMETRY, workers=2) as source:
-        whole = list(source.epoch(batch, epoch=3, shuffle=True))
-        rest = list(source.epoch(batch, epoch=3, shuffle=True, start_batch=start_batch))
+        whole = list(source.epoch(BatchOrder(batch=batch, epoch=3, shuffle=True)))
+        rest = list(source.epoch(BatchOrder(batch=batch, epoch=3, shuffle=True, start=start_batch)))
     assert [part.ids.tolist() for part in rest] == [
         part.ids.tolist() for part in whole[start_batch:]
     ]
@@ -67,16 +67,17 @@ def test_an_interrupted_epoch_continues_where_it_stopped(numbered, batch, start_
         assert torch.equal(one.images, other.images)
 
 
-def test_the_order_is_that_of_epoch_ids(numbered):
+def test_the_order_is_that_of_the_batch_order(numbered):
+    order = BatchOrder(batch=4, epoch=5, seed=6, shuffle=True)
     with ImageStream(numbered, GEOMETRY) as source:
-        seen = torch.cat([part.ids for part in source.epoch(4, epoch=5, seed=6, shuffle=True)])
-    np.testing.assert_array_equal(seen, epoch_ids(23, seed=6, epoch=5))
+        seen = torch.cat([part.ids for part in source.epoch(order)])
+    np.testing.assert_array_equal(seen, order.positions(23))
 
 
 def test_a_subset_keeps_the_ids_of_the_data_set(numbered):
     coreset = np.array([20, 3, 11, 4])
     with ImageStream(numbered, GEOMETRY, ids=coreset) as source:
-        (part,) = source.epoch(10)
+        (part,) = source.epoch(BatchOrder(batch=10))
         assert len(source) == 4
         np.testing.assert_array_equal(source.labels, coreset % 3)
     np.testing.assert_array_equal(part.ids, coreset)
@@ -99,16 +100,20 @@ def test_ids_of_another_data_set_are_refused(numbered, ids, message):
 
 def test_leaving_an_epoch_early_ends_its_threads(numbered):
     with ImageStream(numbered, GEOMETRY, workers=2) as source:
-        for _ in source.epoch(2):
+        for _ in source.epoch(BatchOrder(batch=2)):
             break
         assert [t for t in background_threads() if t.name.startswith("ahead")] == []
-        assert sum(len(part.ids) for part in source.epoch(2)) == 23
+        assert sum(len(part.ids) for part in source.epoch(BatchOrder(batch=2))) == 23
     assert background_threads() == []
 
 
 def test_two_epochs_at_once_do_not_disturb_each_other(numbered):
     with ImageStream(numbered, GEOMETRY, decoder="dali", workers=2) as source:
-        pairs = zip(source.epoch(5), source.epoch(5, seed=1, shuffle=True), strict=True)
+        pairs = zip(
+            source.epoch(BatchOrder(batch=5)),
+            source.epoch(BatchOrder(batch=5, seed=1, shuffle=True)),
+            strict=True,
+        )
         for one, other in pairs:
             assert torch.equal(ids_by_pixels(one), one.ids)
             assert torch.equal(ids_by_pixels(other), other.ids)
@@ -124,9 +129,9 @@ def test_a_corrupt_member_is_named_alone_and_after_the_good_batches(packed, imag
     with ImageStream(dataset, GEOMETRY, decoder=decoder, workers=2) as source:
         message = rf"^shard-000001\.tar:{offset}:class2/image5 \(.*cannot be decoded; run `coreset"
         with pytest.raises(ManifestError, match=message):
-            seen.extend(ids_of(source.epoch(2)))
+            seen.extend(ids_of(source.epoch(BatchOrder(batch=2))))
     with ImageStream(dataset, GEOMETRY, decoder=decoder, ids=np.array([4, 6, 7])) as source:
-        (rest,) = source.epoch(3)
+        (rest,) = source.epoch(BatchOrder(batch=3))
     assert seen == [0, 1, 2, 3]
     assert rest.ids.tolist() == [4, 6, 7]
 
@@ -144,7 +149,7 @@ def test_a_tolerant_source_leaves_out_what_is_corrupt_and_nothing_else(
     damaged = packed(stored)
     with ImageStream(damaged, GEOMETRY, decoder=decoder, skip_damaged=True) as source:
         for _ in range(2):
-            parts = list(source.epoch(3, pad=pad))
+            parts = list(source.epoch(BatchOrder(batch=3, pad=pad)))
             ids = torch.cat([part.ids for part in parts])
             assert ids[ids >= 0].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
             assert [len(part.ids) for part in parts] == ([3, 3, 3] if pad else [3, 2, 3])
@@ -160,7 +165,7 @@ def test_a_tolerant_source_goes_on_after_a_shard_that_ends_early(packed, images)
     shard = dataset.shard_paths()[1]
     shard.write_bytes(shard.read_bytes()[: dataset.ints("offset")[7]])
     with ImageStream(dataset, GEOMETRY, skip_damaged=True) as source:
-        assert list(ids_of(source.epoch(4))) == [0, 1, 2, 3, 4, 5, 6]
+        assert list(ids_of(source.epoch(BatchOrder(batch=4)))) == [0, 1, 2, 3, 4, 5, 6]
         assert sorted(source.undecodable) == [7, 8]
         assert source.undecodable[7].endswith("bytes")
 
@@ -182,9 +187,9 @@ def test_a_shard_cut_between_looking_and_decoding_costs_its_samples_only(
     with ImageStream(dataset, geometry, decoder=decoder, skip_damaged=skip_damaged) as source:
         if not skip_damaged:
             with pytest.raises(ManifestError, match="has 0 of its"):
-                list(source.epoch(4))
+                list(source.epoch(BatchOrder(batch=4)))
             return
-        assert list(ids_of(source.epoch(4))) == [0, 1, 2, 3, 4, 5, 6]
+        assert list(ids_of(source.epoch(BatchOrder(batch=4)))) == [0, 1, 2, 3, 4, 5, 6]
         assert sorted(source.undecodable) == [7, 8]
 
 
@@ -194,7 +199,7 @@ def test_more_than_a_few_undecodable_samples_stop_even_a_tolerant_source(packed,
         ImageStream(packed([broken] * 12), GEOMETRY, skip_damaged=True) as source,
         pytest.raises(ManifestError, match="11 samples cannot be read"),
     ):
-        list(source.epoch(4))
+        list(source.epoch(BatchOrder(batch=4)))
 
 
 @given(st.integers(1, 9), st.integers(1, 4))
@@ -202,7 +207,11 @@ def test_more_than_a_few_undecodable_samples_stop_even_a_tolerant_source(packed,
 def test_padded_ranks_have_equally_many_whole_batches(numbered, batch, world):
     with ImageStream(numbered, GEOMETRY, workers=2) as source:
         ranks = [
-            list(source.epoch(batch, shuffle=True, rank=rank, world=world, pad=True))
+            list(
+                source.epoch(
+                    BatchOrder(batch=batch, shuffle=True, rank=rank, world=world, pad=True)
+                )
+            )
             for rank in range(world)
         ]
     assert len({len(parts) for parts in ranks}) == 1
@@ -220,7 +229,9 @@ def test_crops_depend_on_the_sample_and_the_epoch_but_not_on_its_batch(packed, i
 
     def pixels(batch, epoch, **options):
         with ImageStream(dataset, GEOMETRY, workers=2) as source:
-            parts = list(source.epoch(batch, epoch=epoch, crops=Crops(), **options))
+            parts = list(
+                source.epoch(BatchOrder(batch=batch, epoch=epoch, crops=Crops(), **options))
+            )
         ids = torch.cat([part.ids for part in parts])
         return torch.cat([part.images for part in parts])[ids.argsort()]
 
@@ -239,7 +250,7 @@ def test_members_of_other_formats_come_in_their_places(packed, images):
         images.jpeg(16, 16),
     ]
     with ImageStream(packed(stored), GEOMETRY) as source:
-        (part,) = source.epoch(4)
+        (part,) = source.epoch(BatchOrder(batch=4))
     for position in (1, 2):
         np.testing.assert_array_equal(part.images[position].permute(1, 2, 0), np.asarray(photo))
     assert torch.equal(part.images[0], part.images[3])
@@ -254,5 +265,5 @@ def test_a_cut_shard_is_refused_in_the_middle_of_an_epoch(packed, images):
         ImageStream(dataset, GEOMETRY) as source,
         pytest.raises(ManifestError, match=r"shard-000001\.tar"),
     ):
-        seen.extend(ids_of(source.epoch(3)))
+        seen.extend(ids_of(source.epoch(BatchOrder(batch=3))))
     assert seen == [0, 1, 2]

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.images import DecodedImages, cache_if_fits, load_into_memory, pixel_bytes
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
-from coreset.engine.runtime.limits import available_bytes
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import MachineError, ManifestError, UsageError
 
@@ -34,7 +34,7 @@ def pixels(streamed):
             "batch": st.integers(1, 25),
             "epoch": st.integers(0, 3),
             "seed": st.integers(0, 3),
-            "start_batch": st.integers(0, 3),
+            "start": st.integers(0, 3),
             "shuffle": st.booleans(),
             "pad": st.booleans(),
             "block": st.integers(0, 3),
@@ -44,8 +44,8 @@ def pixels(streamed):
 )
 def test_resident_batches_equal_streamed_batches(streamed, pixels, place, world):
     for rank in range(world):
-        one = streamed.epoch(**place, rank=rank, world=world)
-        other = pixels.epoch(**place, rank=rank, world=world)
+        one = streamed.epoch(BatchOrder(**place, rank=rank, world=world))
+        other = pixels.epoch(BatchOrder(**place, rank=rank, world=world))
         for a, b in zip(one, other, strict=True):
             assert torch.equal(a.images, b.images)
             assert a.images.stride() == b.images.stride()
@@ -69,7 +69,9 @@ def test_samples_that_cannot_be_decoded_are_left_out_as_in_the_source(one_damage
         pixels = load_into_memory(source)
         for epoch in range(2):
             place: dict[str, Any] = {"batch": batch, "epoch": epoch, "shuffle": True, "pad": pad}
-            for a, b in zip(source.epoch(**place), pixels.epoch(**place), strict=True):
+            for a, b in zip(
+                source.epoch(BatchOrder(**place)), pixels.epoch(BatchOrder(**place)), strict=True
+            ):
                 assert torch.equal(a.images, b.images)
                 assert torch.equal(a.ids, b.ids)
     assert list(pixels.undecodable) == [4]
@@ -96,7 +98,7 @@ def noise():
 def test_random_crops_are_the_boxes_of_the_law_resized(noise, size):
     images, labels, ids, rows = noise
     pixels, law = DecodedImages(images, labels, ids, rows=rows, size=size, workers=3), Crops()
-    for part in pixels.epoch(5, crops=law, epoch=2, seed=9, shuffle=True):
+    for part in pixels.epoch(BatchOrder(batch=5, crops=law, epoch=2, seed=9, shuffle=True)):
         sides = np.full(len(part.ids), 20)
         boxes = law.boxes(part.ids.numpy(), sides, sides, seed=9, epoch=2).tolist()
         for image, one, box in zip(part.images, part.ids.tolist(), boxes, strict=True):
@@ -110,7 +112,7 @@ def test_a_size_takes_the_central_square_of_torchvision(noise, size):
     from torchvision.transforms.functional import center_crop
 
     images, labels, ids, rows = noise
-    (part,) = DecodedImages(images, labels, ids, rows=rows, size=size).epoch(12)
+    (part,) = DecodedImages(images, labels, ids, rows=rows, size=size).epoch(BatchOrder(batch=12))
     assert torch.equal(part.images, center_crop(images[rows], [size, size]))
     assert part.images.is_contiguous(memory_format=torch.channels_last)
 
@@ -124,12 +126,12 @@ def test_a_size_that_the_images_do_not_have_is_refused(noise, size):
 def test_crops_on_a_gpu_are_left_to_the_augmentation(noise):
     pixels = DecodedImages(*noise[:3], device=torch.device("cuda:0"))
     with pytest.raises(UsageError, match=r"batches are for cuda:0; .*kernels\.augment"):
-        pixels.epoch(4, crops=Crops())
+        pixels.epoch(BatchOrder(batch=4, crops=Crops()))
 
 
 def test_batches_are_copies(noise):
     images = noise[0].clone()
-    for part in DecodedImages(images, *noise[1:3]).epoch(4):
+    for part in DecodedImages(images, *noise[1:3]).epoch(BatchOrder(batch=4)):
         part.images.zero_()
     assert torch.equal(images, noise[0])
 
@@ -159,64 +161,3 @@ def test_pixels_that_do_not_fit_are_refused_before_decoding(streamed):
 def test_what_does_not_fit_is_streamed(streamed):
     assert isinstance(cache_if_fits(streamed), DecodedImages)
     assert cache_if_fits(streamed, limit_share=1e-9) is streamed
-
-
-def machine(root, cgroup, **files):
-    """A made-up /proc and /sys with 1000 kB available."""
-    contents = {
-        "proc/meminfo": "MemTotal: 9000 kB\nMemAvailable: 1000 kB\n",
-        "proc/self/cgroup": cgroup,
-    }
-    for name, text in (contents | files).items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
-    return root
-
-
-def unified(group, limit, used, droppable):
-    folder = f"sys/fs/cgroup{group}"
-    return {
-        f"{folder}/memory.max": limit,
-        f"{folder}/memory.current": used,
-        f"{folder}/memory.stat": f"anon 1\ninactive_file {droppable}\n",
-    }
-
-
-def test_without_limits_the_kernels_estimate_counts(tmp_path):
-    files = unified("/job", "max", "5", "0")
-    assert available_bytes(machine(tmp_path, "0::/job\n", **files)) == 1_024_000
-
-
-def test_a_cgroup_limit_counts_and_its_droppable_cache_is_free(tmp_path):
-    files = unified("/job", "500000", "400000", "150000")
-    assert available_bytes(machine(tmp_path, "0::/job\n", **files)) == 250_000
-
-
-def test_the_limit_of_a_parent_group_counts(tmp_path):
-    files = unified("/a/b", "500000", "0", "0") | unified("/a", "70000", "10000", "0")
-    assert available_bytes(machine(tmp_path, "0::/a/b\n", **files)) == 60_000
-
-
-def test_a_group_that_the_container_cannot_see_falls_back_to_its_root(tmp_path):
-    files = unified("", "300000", "0", "0")
-    assert available_bytes(machine(tmp_path, "0::/host/path\n", **files)) == 300_000
-
-
-def test_limits_of_cgroup_version_1_count(tmp_path):
-    folder = "sys/fs/cgroup/memory/job"
-    files = {
-        f"{folder}/memory.limit_in_bytes": "200000",
-        f"{folder}/memory.usage_in_bytes": "150000",
-        f"{folder}/memory.stat": "total_inactive_file 20000\n",
-    }
-    cgroup = "5:cpu:/\n4:memory:/job\n0::/\n"
-    assert available_bytes(machine(tmp_path, cgroup, **files)) == 70_000
-
-
-def test_a_group_over_its_limit_has_nothing_left(tmp_path):
-    files = unified("/job", "1000", "5000", "0")
-    assert available_bytes(machine(tmp_path, "0::/job\n", **files)) == 0
-
-
-def test_this_machine_has_memory_left():
-    assert available_bytes() > 0

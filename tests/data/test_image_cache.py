@@ -22,6 +22,7 @@ from coreset.engine.data.image_cache import (
     verify_cache,
     write_cache,
 )
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import StoreError, UsageError
 
@@ -71,11 +72,13 @@ def test_epochs_of_the_pixels_are_those_of_decoding_bit_for_bit(mixed, tmp_path,
             {"batch": 3, "shuffle": True, "epoch": 2, "seed": 7},
             {"batch": 2, "shuffle": True, "pad": True, "rank": 1, "world": 3},
             {"batch": 1},
-            {"batch": 1, "pad": True, "start_batch": 3},
+            {"batch": 1, "pad": True, "start": 3},
             {"batch": 4, "shuffle": True, "block": 2},
         ]
         for place in places:
-            assert_same_batches(source.epoch(**place), pixels.epoch(**place))
+            assert_same_batches(
+                source.epoch(BatchOrder(**place)), pixels.epoch(BatchOrder(**place))
+            )
         assert pixels.undecodable == source.undecodable
     assert list(pixels.undecodable) == [4]
 
@@ -84,7 +87,7 @@ def test_row_i_of_the_file_is_the_image_of_sample_i_and_black_if_it_has_none(mix
     path = decoded(mixed, tmp_path / "PIXELS")
     rows = np.fromfile(path / PIXELS_NAME, np.uint8).reshape(11, 16, 16, 3)
     with skip_damaged(mixed) as source:
-        for part in source.epoch(1):
+        for part in source.epoch(BatchOrder(batch=1)):
             np.testing.assert_array_equal(rows[part.ids.tolist()], part.images.permute(0, 2, 3, 1))
     assert not rows[4].any()
 
@@ -182,18 +185,23 @@ def test_a_subset_is_read_in_the_order_of_its_ids(numbered, path):
     ids = np.array([20, 3, 7, 3])
     pixels = open_cache(path, numbered, ids=ids)
     with ImageStream(numbered, SQUARE, ids=ids) as source:
-        assert_same_batches(source.epoch(3), pixels.epoch(3))
+        assert_same_batches(source.epoch(BatchOrder(batch=3)), pixels.epoch(BatchOrder(batch=3)))
     np.testing.assert_array_equal(pixels.labels, numbered.labels[ids])
 
 
 def test_a_smaller_size_is_the_central_square(mixed, tmp_path):
     path = decoded(mixed, tmp_path / "PIXELS", Geometry(20, 20))
     with skip_damaged(mixed, Geometry(16, 20)) as source:
-        assert_same_batches(source.epoch(4), open_cache(path, mixed, size=16).epoch(4))
+        assert_same_batches(
+            source.epoch(BatchOrder(batch=4)),
+            open_cache(path, mixed, size=16).epoch(BatchOrder(batch=4)),
+        )
 
 
 def test_crops_are_taken_from_the_stored_square(numbered, path):
-    (batch,) = open_cache(path, numbered, size=8).epoch(23, crops=Crops(), epoch=1)
+    (batch,) = open_cache(path, numbered, size=8).epoch(
+        BatchOrder(batch=23, crops=Crops(), epoch=1)
+    )
     assert batch.images.shape == (23, 3, 8, 8)
     brightness = (10 * batch.ids)[:, None, None, None]
     assert (batch.images.int() - brightness).abs().max() <= 2
@@ -213,7 +221,11 @@ def test_on_a_gpu_batches_are_those_of_the_host(numbered, path, limit_share):
     there = open_cache(path, numbered, device="cuda", size=12, limit_share=limit_share)
     assert there.images.is_cuda == (limit_share > 0)
     here = open_cache(path, numbered, size=12)
-    for a, b in zip(there.epoch(5, shuffle=True), here.epoch(5, shuffle=True), strict=True):
+    for a, b in zip(
+        there.epoch(BatchOrder(batch=5, shuffle=True)),
+        here.epoch(BatchOrder(batch=5, shuffle=True)),
+        strict=True,
+    ):
         assert a.images.is_cuda
         assert torch.equal(a.images.cpu(), b.images)
 
@@ -227,10 +239,10 @@ def test_what_is_written_to_the_pixels_does_not_reach_a_file_that_may_be_read_on
 
 def test_batches_are_not_overwritten_while_they_are_held(numbered, path):
     pixels = open_cache(path, numbered)
-    held = list(pixels.epoch(2, shuffle=True))
+    held = list(pixels.epoch(BatchOrder(batch=2, shuffle=True)))
     copies = [batch.images.clone() for batch in held]
     for _ in range(3):
-        list(pixels.epoch(2))
+        list(pixels.epoch(BatchOrder(batch=2)))
     assert all(torch.equal(batch.images, copy) for batch, copy in zip(held, copies, strict=True))
 
 

@@ -1,4 +1,4 @@
-"""How numbers are spread: quartiles as rows of a table, and a histogram of bars, for a terminal."""
+"""Tables, quantities, quartiles and histograms as text for a terminal."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.runtime.tables import aligned
-
+_BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 NUMBER_WIDTH = 9
 """Characters of a number of three digits, -1.23e-05 included."""
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
@@ -17,9 +16,50 @@ _FULL, _ASCII = "█", "#"
 _HEADER = ("min", "25 %", "median", "75 %", "max", "mean")
 
 
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """Lay out a table whose columns are as wide as their widest cell; numbers to the right.
+
+    A column is one of numbers if every cell below its header starts with a digit.
+    """
+    columns = list(zip(header, *rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numeric = [bool(rows) and all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
+    return tuple(_line(row, widths, numeric) for row in (header, *rows))
+
+
+def _line(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    cells = (
+        cell.rjust(width) if right else cell.ljust(width)
+        for cell, width, right in zip(row, widths, numeric, strict=True)
+    )
+    return "  ".join(cells).rstrip()
+
+
+def readable_bytes(n_bytes: float | None) -> str:
+    """Format a size in the unit that leaves it below 1024: ``1.5 GiB``; a dash for None."""
+    if n_bytes is None:
+        return "-"
+    unit = 0
+    while n_bytes >= 1024 and unit < len(_BINARY_UNITS) - 1:
+        n_bytes /= 1024
+        unit += 1
+    return f"{n_bytes:.0f} B" if unit == 0 else f"{n_bytes:.1f} {_BINARY_UNITS[unit]}"
+
+
+def readable_seconds(seconds: float) -> str:
+    """Format a duration: ``0.42 s``, ``12.3 s``, ``3 min 05 s``, ``2 h 07 min``."""
+    if seconds < 59.95:  # what would be rounded up to a minute is one
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
+    if seconds < 3599.5:
+        minutes, rest = divmod(round(seconds), 60)
+        return f"{minutes} min {rest:02} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02} min"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """Quartiles and mean of the finite ones of some numbers; NaN where there are none."""
+    """Quartiles and mean of the finite numbers among some; NaN where there are none."""
 
     n: int
     """All numbers."""
@@ -34,10 +74,10 @@ class Summary:
 
     @staticmethod
     def of(values: NDArray[Any]) -> "Summary":
-        """Sum some numbers up; quartiles by linear interpolation."""
+        """Summarise numbers; quartiles by linear interpolation."""
         finite = values[np.isfinite(values)].astype(np.float64)
         quartiles = np.percentile(finite, (0, 25, 50, 75, 100)) if finite.size else [math.nan] * 5
-        low, lower, median, upper, high = (float(one) for one in quartiles)
+        low, lower, median, upper, high = map(float, quartiles)
         return Summary(
             n=values.size,
             not_finite=values.size - finite.size,
@@ -50,11 +90,11 @@ class Summary:
         )
 
     def facts(self) -> dict[str, Any]:
-        """For JSON, by field."""
+        """Return the fields for JSON."""
         return without_nan(asdict(self))
 
     def cells(self) -> tuple[str, ...]:
-        """Minimum, quartiles, maximum, mean, and how many were not finite."""
+        """Format minimum, quartiles, maximum, mean, and how many were not finite."""
         numbers = (
             self.low,
             self.lower_quartile,
@@ -69,13 +109,13 @@ class Summary:
 def spread_table(
     first: str, second: str, rows: Mapping[str, tuple[str, Summary]]
 ) -> tuple[str, ...]:
-    """Lines of a table: a name, something said of it, and the spread of its numbers."""
+    """Lay out a table of summaries: name, description, quartiles."""
     header = (first, second, *(name.rjust(NUMBER_WIDTH) for name in _HEADER), "NaN")
     return aligned(header, [(name, said, *one.cells()) for name, (said, one) in rows.items()])
 
 
 def without_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Facts with None for NaN, which JSON does not have."""
+    """Replace NaN, which JSON does not have, by None."""
     return {
         name: None if isinstance(fact, float) and math.isnan(fact) else fact
         for name, fact in facts.items()
@@ -83,17 +123,17 @@ def without_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def short(number: float) -> str:
-    """Three digits, to the right of a column; a dash for NaN."""
+    """Format three digits for the right of a column; a dash for NaN."""
     return ("-" if math.isnan(number) else f"{number:.3g}").rjust(NUMBER_WIDTH)
 
 
 def decimals(number: float) -> str:
-    """Four decimals, to the right of a column; a dash for NaN."""
+    """Format four decimals for the right of a column; a dash for NaN."""
     return ("-" if math.isnan(number) else f"{number:.4f}").rjust(NUMBER_WIDTH)
 
 
 def binned(values: NDArray[Any], n_bins: int) -> tuple[list[int], list[float]]:
-    """Count the finite ones of some numbers in bins of equal width over their range.
+    """Count the finite numbers in bins of equal width over their range.
 
     Returns:
         Counts, and the edges of the bins, one more; equal numbers lie in the middle bin of some.
@@ -129,7 +169,7 @@ def histogram(
 
 
 def bar(length: float, *, blocks: bool) -> str:
-    """A bar of so many characters; rounded up, so that a single image shows."""
+    """Draw a bar of ``length`` characters, rounded up, so that a single image shows."""
     if not blocks:
         return _ASCII * math.ceil(length)
     whole, eighths = divmod(math.ceil(length * 8), 8)
