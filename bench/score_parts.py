@@ -97,7 +97,7 @@ class Scoring:
         return Scoring(pixels, proxy, trainer, dynamics, batch)
 
     def train(self, examples: Iterable[Example]) -> None:
-        """Update and accumulate, as ``coreset.engine.scoring.run.ScorePass`` does per batch."""
+        """Update and accumulate, as ``coreset.engine.scoring.run.ScoringRun`` does per batch."""
         for inputs, labels, ids in examples:
             self.accumulate(self.step(inputs, labels), labels, ids)
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from coreset.engine.models.features import FeatureSpec
-    from coreset.engine.scoring.run import ScorePass
+    from coreset.engine.scoring.run import ScoringRun
     from coreset.engine.scoring.setup import Setup
 
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
@@ -271,7 +271,7 @@ class Score:
 
     def _train(
         self, setup: "Setup", scratch: Path, meter: Meter
-    ) -> "tuple[ScorePass, dict[str, NDArray[Any]]]":
+    ) -> "tuple[ScoringRun, dict[str, NDArray[Any]]]":
         from coreset.engine.scoring.run import final_scores
 
         one = setup.begin(scratch, meter)

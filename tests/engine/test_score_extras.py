@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+import torch
 
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.store import SCORES_NAME, read_columns
-from coreset.engine.scoring.accumulators import MARGINS_NAME
+from coreset.engine.scoring import score_table
+from coreset.engine.scoring.accumulators import ACCUMULATORS, MARGINS_NAME
 from coreset.engine.scoring.checkpoint import last_commit
+from coreset.engine.scoring.score_table import ScoreTable
+from coreset.kernels.scores import SCORES, ScoreMeaning
 
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)  # as the fixture `scored`
 
@@ -67,6 +71,58 @@ def test_a_scoring_stops_between_two_batches_and_continues_to_the_same_bytes(  #
     assert stored_bytes(tmp_path / "SCORES") == stored_bytes(with_extras)
 
 
+class LargestLogit:
+    """A toy accumulator: the largest logit that a sample ever had."""
+
+    def __init__(self, context):
+        self.largest = torch.full((len(context.dataset),), -torch.inf, device=context.device)
+        self.epochs = []
+
+    def begin_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+    def update(self, batch):
+        largest = torch.maximum(self.largest[batch.ids], batch.logits.float().amax(1))
+        self.largest[batch.ids] = largest
+
+    def end_epoch(self, epoch):
+        assert self.epochs[-1] == epoch
+
+    def state(self):
+        return {"largest": self.largest.cpu()}
+
+    def load_state(self, state, epochs):
+        self.largest.copy_(state["largest"])
+        self.epochs = list(range(epochs))
+
+    def scores(self):
+        return {"largest_logit": self.largest.numpy()}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_accumulator_that_is_registered_in_one_place_is_scored_saved_and_resumed(  # noqa: PLR0917 - fixtures
+    packed, scored, tmp_path, done, interrupted, monkeypatch, stored_bytes
+):
+    meaning = ScoreMeaning("largest logit", "logit, unbounded", low_is_hard=True, source="a test")
+    monkeypatch.setitem(ACCUMULATORS, "toy", LargestLogit)
+    monkeypatch.setattr(score_table, "SCORES", {**SCORES, "largest_logit": meaning})
+    done("score", packed, tmp_path / "SCORES", *SMALL)
+    columns, plain = columns_of(tmp_path / "SCORES"), columns_of(scored)
+    assert set(columns) == set(plain) | {"largest_logit"}
+    for name, values in plain.items():
+        np.testing.assert_array_equal(columns[name], values)
+    assert np.isfinite(columns["largest_logit"]).all()
+    assert "largest_logit" in ScoreTable.open(tmp_path / "SCORES").names
+    with monkeypatch.context() as patch:
+        patch.setattr("coreset.engine.scoring.run.COMMIT_WITHIN_SECONDS", 0.0)
+        interrupted(
+            tmp_path / ".AGAIN.partial" / COMMIT_NAME, "score", packed, tmp_path / "AGAIN", *SMALL
+        )
+    assert list(tmp_path.glob(".AGAIN.partial/gen-*/toy.safetensors"))
+    done("score", packed, tmp_path / "AGAIN", *SMALL)
+    assert stored_bytes(tmp_path / "AGAIN") == stored_bytes(tmp_path / "SCORES")
+
+
 def test_too_few_epochs_for_tdds_are_refused(packed, tmp_path, refused):
     said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL[:2], "--epochs", 2, "--tdds")
     assert "epochs must be at least 3 with --tdds, got 2" in said
@@ -87,7 +143,6 @@ def test_a_scoring_without_the_last_look_has_no_final_scores(packed, tmp_path, d
 
 def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     """By the weights that a scoring leaves: in eval mode on the centre of every image."""
-    import torch
     from safetensors.torch import load_file
     from torch.nn.functional import cross_entropy
 
