@@ -21,7 +21,7 @@ import tyro
 from coreset.bench.record import record, write
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.format.dataset import Dataset
@@ -128,7 +128,7 @@ class FirstPath:
         newest = Checkpoints(self._path(name)).latest()
         if newest is None:
             raise SystemExit(f"{name} holds no scores")
-        stored = read_columns(newest[1] / SCORES_NAME)
+        stored = Columns(newest[1] / SCORES_NAME)
         areas = {
             one: float(roc_auc_score(flipped, -easiness(one, stored[one])))
             for one in SCORES

@@ -4,7 +4,7 @@ Zarr v3 groups, one row per sample id, ``crc32c`` after the compressor (a flippe
 read), fill value NaN and every chunk written (a lost chunk reads as NaN, never as a score).
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.errors import StoreError
 from coreset.shards.format.files import remove_tree
 
 SCORES_NAME = "scores.zarr"
@@ -44,27 +44,41 @@ def write_columns(
         array[:] = values
 
 
-def read_columns(
-    path: Path, names: Iterable[str] | None = None, *, rows: int | None = None
-) -> dict[str, NDArray[Any]]:
-    """Read arrays of a group, all of them or those named.
+class Columns(Mapping[str, NDArray[Any]]):
+    """Columns of a store by name, each of shape (n,) and read when it is first asked for."""
 
-    Args:
-        path: Where the store lies.
-        names: The arrays; None: all.
-        rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
+    def __init__(self, path: Path, *, rows: int | None = None) -> None:
+        """Open a store.
 
-    Raises:
-        UsageError: An array is not in the store.
-        StoreError: The store is missing or damaged, or has other rows.
-    """
-    with _opened(path) as group:
-        there = sorted(group.array_keys())
-        wanted = there if names is None else list(names)
-        for name in wanted:
-            if name not in there:
-                raise UsageError(f"score must be one of {', '.join(there)} in {path}, got {name}")
-        return {name: _read(path, group[name], name, rows) for name in wanted}
+        Args:
+            path: Where the store lies.
+            rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
+
+        Raises:
+            StoreError: The store is missing or damaged. Reading a column raises it too, also where
+                the column has other rows.
+        """
+        self._path, self._rows = path, rows
+        with _opened(path) as group:
+            self._names = sorted(group.array_keys())
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._columns:
+            with _opened(self._path) as group:
+                self._columns[name] = _read(self._path, group[name], name, self._rows)
+        return self._columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _read(path: Path, array: Any, name: str, rows: int | None) -> NDArray[Any]:  # noqa: ANN401 - zarr.Array

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.scoring import score_table
 from coreset.engine.scoring.accumulators import ACCUMULATORS, MARGINS_NAME
 from coreset.engine.scoring.checkpoint import last_commit
@@ -13,12 +12,6 @@ from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import SCORES, ScoreMeaning
 
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)  # as the fixture `scored`
-
-
-def columns_of(scores):
-    newest = Checkpoints(scores).latest()
-    assert newest is not None
-    return read_columns(newest[1] / SCORES_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +29,7 @@ def test_the_record_of_margins_averages_to_aum_and_changes_no_score(with_extras,
 
     margins = np.asarray(zarr.open_group(with_extras / MARGINS_NAME, mode="r")["margins"])
     assert (margins.shape, margins.dtype) == ((3, 60), np.dtype(np.float16))
-    found, plain = columns_of(with_extras), columns_of(scored)
+    found, plain = ScoreTable.open(with_extras).columns, ScoreTable.open(scored).columns
     np.testing.assert_allclose(margins.astype(np.float64).mean(0), found["aum"], atol=1e-3)
     np.testing.assert_allclose(
         margins.astype(np.float64).var(0), found["margin_variance"], atol=2e-3
@@ -107,7 +100,7 @@ def test_an_accumulator_that_is_registered_in_one_place_is_scored_saved_and_resu
     monkeypatch.setitem(ACCUMULATORS, "toy", LargestLogit)
     monkeypatch.setattr(score_table, "SCORES", {**SCORES, "largest_logit": meaning})
     done("score", packed, tmp_path / "SCORES", *SMALL)
-    columns, plain = columns_of(tmp_path / "SCORES"), columns_of(scored)
+    columns, plain = ScoreTable.open(tmp_path / "SCORES").columns, ScoreTable.open(scored).columns
     assert set(columns) == set(plain) | {"largest_logit"}
     for name, values in plain.items():
         np.testing.assert_array_equal(columns[name], values)
@@ -138,7 +131,9 @@ def test_tdds_is_refused_with_its_memory_where_there_is_no_room(
 
 def test_a_scoring_without_the_last_look_has_no_final_scores(packed, tmp_path, done):
     done("score", packed, tmp_path / "S", *SMALL, "--no-final")
-    assert not {"loss_final", "entropy_final", "predicted"} & set(columns_of(tmp_path / "S"))
+    assert not {"loss_final", "entropy_final", "predicted"} & set(
+        ScoreTable.open(tmp_path / "S").columns
+    )
 
 
 def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
@@ -164,7 +159,7 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     images = normalised(batch.images[..., 1:18, 1:18], IMAGENET_MEAN, IMAGENET_STD)
     with torch.inference_mode(), half_precision(torch.device("cpu")):
         logits = network.eval()(images).float()
-    found, p = columns_of(scored), logits.softmax(1)
+    found, p = ScoreTable.open(scored).columns, logits.softmax(1)
     loss = cross_entropy(logits, batch.labels, reduction="none").numpy()
     np.testing.assert_allclose(found["loss_final"], loss, rtol=0.1, atol=0.05)
     entropy = -(p * p.log()).nan_to_num(0).sum(1).numpy()
