@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from coreset.engine.models.networks import placed
-from coreset.engine.models.resnet import resnet18
 from coreset.engine.models.weights import (
     by_own_names,
     load_by_name,
@@ -150,7 +149,9 @@ def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
 
 
 def _resnet18_features() -> nn.Module:
-    network = resnet18(1000)
+    from torchvision.models import resnet18
+
+    network: Any = resnet18(weights=None)
     network.fc = nn.Identity()  # the features before it
     return network
 
