@@ -1,8 +1,9 @@
 """Reader of scores artifacts: the columns of the newest commit, and the data set they belong to."""
 
 import contextlib
+import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.origin import open_source, require_same_data
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
+from coreset.engine.runtime.spreads import Summary, spread_table
 from coreset.engine.runtime.tables import aligned
 from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED, PREDICTED_OOF, undecodable_of
 from coreset.kernels.scores import SCORES, easiness
@@ -142,6 +144,32 @@ class ScoreTable:
                 "finite); choose another --score, or score this data set again"
             )
         return easiness(score, values[ids])
+
+    def summary_by_class(self, score: str) -> dict[str, Summary]:
+        """Summarise a score of the decodable samples class by class."""
+        from coreset.kernels.samplers import positions_by_class
+
+        classes, values = self.dataset.classes, self.values(score)[self.ids]
+        members = positions_by_class(self.dataset.labels[self.ids], len(classes))
+        return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
+
+
+def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> Iterator[str]:
+    """Yield the classes by their mean, hardest first; of many, only ``ends`` at either end."""
+
+    def ease(name: str) -> float:
+        mean = easiness(score, by_class[name].mean)
+        return math.inf if math.isnan(mean) else mean  # no image of the class was scored
+
+    names = sorted(by_class, key=ease)
+    n_between = max(0, len(names) - 2 * ends)
+    shown = names[:ends] + names[ends + n_between :]
+    rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in shown}
+    table = spread_table("class, hardest first", "images", rows)
+    yield from table[: 1 + ends]
+    if n_between:
+        yield f"... {n_between:,} classes between ..."
+    yield from table[1 + ends :]
 
 
 def identity_of(path: Path) -> str:
