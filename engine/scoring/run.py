@@ -19,7 +19,13 @@ from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.scoring.accumulators import Accumulator, EpochState, ScoredBatch
-from coreset.engine.scoring.checkpoint import PREDICTED, Position, commit, last_commit, part_of
+from coreset.engine.scoring.checkpoint import (
+    PREDICTED,
+    Position,
+    accumulator_state,
+    commit,
+    last_commit,
+)
 from coreset.engine.scoring.proxy import Proxy
 from coreset.engine.training.trainer import Trainer
 from coreset.kernels.dynamics import Dynamics, NonFiniteGuard
@@ -28,13 +34,13 @@ from coreset.kernels.margins import per_sample_stats
 from coreset.shards.errors import DataError
 
 COMMIT_EVERY_SECONDS = 30.0
-"""At ends of epochs, at the least."""
+"""Between checkpoints at ends of epochs, at least."""
 COMMIT_WITHIN_SECONDS = 300.0
-"""In the middle of an epoch, too."""
+"""Between checkpoints within an epoch, at least."""
 BATCHES_PER_VOTE = 32
-"""After which several ranks agree whether to stop: a vote waits for all of them."""
+"""Several processes agree this often whether to stop: a vote waits for all of them."""
 HOPELESS = 20
-"""Times the loss of guessing."""
+"""Times the loss of guessing, from which a training counts as diverged."""
 MOST_NAMED = 5
 
 
@@ -70,12 +76,12 @@ class ScoringRun:
     def scores(self) -> dict[str, NDArray[Any]]:
         """Return all columns of the run at its end, shape (n,); those of the main process count."""
         columns: dict[str, NDArray[Any]] = {}
-        for part in self._parts.values():
-            columns |= part.scores()
+        for accumulator in self._all.values():
+            columns |= accumulator.scores()
         return columns
 
     @property
-    def _parts(self) -> dict[str, EpochState]:
+    def _all(self) -> dict[str, EpochState]:
         return {"dynamics": self.dynamics, **self.accumulators}
 
     @property
@@ -90,12 +96,12 @@ class ScoringRun:
             return
         self.position, directory = newest
         self.trainer.load(directory, self.position.steps)
-        for name, part in self._parts.items():
-            part.load_state(part_of(directory, name), self.position.epoch)
+        for name, accumulator in self._all.items():
+            accumulator.load_state(accumulator_state(directory, name), self.position.epoch)
         self.proxy.undecodable.update(self.position.undecodable)
 
     def run(self) -> None:
-        """Train from where it stands to the end; the last state is committed.
+        """Train from the current position to the end; the last state is committed.
 
         Raises:
             InterruptedRunError: A signal asked to stop; everything so far is committed.
@@ -106,7 +112,7 @@ class ScoringRun:
             while self.position.epoch < self.epochs:
                 self._epoch(stop, bar)
                 stopping = self.ranks.any(stop.asked)
-                # The state of the last epoch is kept too: an evaluation comes after it.
+                # The last epoch is committed too: an evaluation follows.
                 last = self.position.epoch == self.epochs
                 if last or stopping or self._since_commit.seconds >= COMMIT_EVERY_SECONDS:
                     self._commit()
@@ -115,13 +121,13 @@ class ScoringRun:
 
     @property
     def _done(self) -> int:
-        """Images of the epoch under way that were trained on, by all processes."""
+        """Trained images of the epoch under way, of all processes."""
         return min(self.n, self.position.batch * self.batch * self.ranks.world)
 
     def _epoch(self, stop: Stop, bar: Progress) -> None:
         epoch = self.position.epoch
-        for part in self._parts.values():
-            part.begin_epoch(epoch)
+        for accumulator in self._all.values():
+            accumulator.begin_epoch(epoch)
         self._losses = self.dynamics.total_loss() if self.position.batch == 0 else math.nan
         shown = f"{epoch + 1} of {self.epochs}"
         for inputs, labels, ids in self.proxy.examples(epoch, self.position.batch):
@@ -143,11 +149,11 @@ class ScoringRun:
         self._guard.watch(stats.loss, ids, self.position.batch)
 
     def _loss_of(self, labels: Tensor, ids: Tensor) -> Callable[[Tensor], Tensor]:
-        """Mean cross-entropy; among several processes this one's part of the mean of all.
+        """Return the loss: mean cross-entropy over the batches of all processes.
 
         Gradients are averaged over processes, whose last batches may differ in size, down to one
-        row of padding (label -1), which counts for nothing. Of classifiers per fold the losses are
-        added up, which share no weights: each is trained as if alone.
+        row of padding (label -1), which counts for nothing. Classifiers of folds share no weights,
+        so their losses are added up: each trains as if alone.
         """
         together = self.batch * self.ranks.world
         rows = min(together, self.n - self.position.batch * together) / self.ranks.world
@@ -186,8 +192,8 @@ class ScoringRun:
     def _end_epoch(self) -> None:
         epoch = self.position.epoch
         self.ranks.run_on_all(self._check_losses)
-        for part in self._parts.values():
-            part.end_epoch(epoch)
+        for accumulator in self._all.values():
+            accumulator.end_epoch(epoch)
         self.position.epoch, self.position.batch = epoch + 1, 0
         self.share_undecodable()
         self.ranks.run_on_all(self._check_epoch)
@@ -228,7 +234,7 @@ class ScoringRun:
         return 0
 
     def share_undecodable(self) -> None:
-        """Let every rank know what any of them could not decode."""
+        """Tell every process which samples any of them could not decode."""
         lost = self.proxy.undecodable
         for text in self.ranks.all_gather_text(dumps(lost)):
             lost.update({int(sample): reason for sample, reason in loads(text).items()})
@@ -237,7 +243,7 @@ class ScoringRun:
     def _commit(self) -> None:
         self.position.steps = self.trainer.steps
         if self.ranks.is_main:
-            states = {name: part.state() for name, part in self._parts.items()}
+            states = {name: accumulator.state() for name, accumulator in self._all.items()}
             commit(self.scratch, self.position, self.trainer, states)
             self.meter.checkpoint(self.scratch)
         self._since_commit = stopwatch()

@@ -1,4 +1,4 @@
-"""What a scoring is made of: the proxy, its trainer and the accumulators, as a recipe says."""
+"""Setup of a scoring: the proxy, its trainer and the accumulators, as a recipe says."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,30 +47,30 @@ FEWEST_TDDS_EPOCHS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """All that a scoring needs to begin or go on, the same on every rank."""
+    """Parameters of a scoring, the same on every process."""
 
     dataset: Dataset
     recipe: Recipe
     pixels: Path | None
-    """What ``coreset decode`` made, read instead of decoding."""
+    """Output of ``coreset decode``, read instead of decoding."""
     features: FeatureSpec
     """How images are decoded, and the frozen backbone of the linear proxy."""
     el2n_epochs: int
     tdds: bool
     record_margins: bool
     folds: int | None
-    """Classifiers of the linear proxy that each leave a part of the samples out; None: none."""
+    """Number of classifiers of the linear proxy that each leave a part of the samples out."""
     compile: CompileMode
     seed: int
     device: torch.device
     ranks: Distributed
 
     def check(self) -> None:
-        """Refuse, before anything is made, what cannot be done with this data set on this machine.
+        """Refuse a scoring that this data set or this machine does not allow.
 
         Raises:
-            UsageError: It has one class, or one with fewer images than folds, or something is asked
-                for that several ranks cannot keep.
+            UsageError: The data set has one class, or a class with fewer images than folds, or
+                several processes are to keep what only one can.
             MachineError: There is no room for TDDS.
         """
         n_classes = len(self.dataset.classes)
@@ -117,7 +117,7 @@ class Setup:
             )
 
     def inputs(self) -> dict[str, Path]:
-        """Artifacts that the scores are made from, beside the data set, by role."""
+        """Return the artifacts that the scores depend on, beside the data set, by role."""
         if self.pixels is not None:
             return {"pixels": self.pixels}
         if self.recipe.proxy == "resnet18":
@@ -125,7 +125,7 @@ class Setup:
         return {"features": cached_features(self.dataset, self.features)}
 
     def bytes_read(self) -> int:
-        """Bytes of what is read, once."""
+        """Return the size of the input in bytes."""
         from coreset.engine.data.image_cache import PIXELS_NAME
 
         if self.pixels is not None:
