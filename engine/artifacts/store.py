@@ -1,7 +1,8 @@
 """Zarr stores of scores and features; the only module that imports zarr.
 
-Zarr v3 groups, one row per sample id, ``crc32c`` after the compressor (a flipped bit is found, not
-read), fill value NaN and every chunk written (a lost chunk reads as NaN, never as a score).
+The stores are Zarr v3 groups with one row per sample id. ``crc32c`` after the compressor finds a
+flipped bit. The fill value is NaN and every chunk is written, so that a lost chunk reads as NaN and
+never as a score.
 """
 
 from collections.abc import Generator, Iterator, Mapping
@@ -20,7 +21,7 @@ FEATURES_NAME = "features.zarr"
 ROWS_PER_SCORE_CHUNK = 131_072  # 1.28 M x 10 float32 commit in 0.2 s; 4,096-row chunks take 1.4 s
 FEATURE_CHUNK_BYTES = 16 << 20
 MOST_FEATURES = 1 << 16
-"""Of a sample: several times the widest backbone."""
+"""Columns of a store of features, at most: several times the widest backbone."""
 
 
 def write_columns(
@@ -51,7 +52,7 @@ class Columns(Mapping[str, NDArray[Any]]):
         """Open a store.
 
         Args:
-            path: Where the store lies.
+            path: Directory of the store.
             rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
 
         Raises:
@@ -82,7 +83,7 @@ class Columns(Mapping[str, NDArray[Any]]):
 
 
 def _read(path: Path, array: Any, name: str, rows: int | None) -> NDArray[Any]:  # noqa: ANN401 - zarr.Array
-    """Read a one-dimensional array, once it is known to be no larger than it should be."""
+    """Read a one-dimensional array after a check of its size."""
     _require_plain(path, array, 1)
     if rows is not None and array.shape[0] != rows:
         raise StoreError(
@@ -99,7 +100,7 @@ def _require_plain(path: Path, array: Any, dimensions: int) -> None:  # noqa: AN
 
 
 def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
-    """Return an array whose chunks are no larger: zarr makes room for a whole chunk."""
+    """Check that chunks are no larger than the array: zarr allocates whole chunks."""
     if any(chunk > max(1, side) for chunk, side in zip(array.chunks, array.shape, strict=True)):
         raise StoreError(
             f"{path} has chunks of {array.chunks} for the shape {array.shape}; remove it and make "
@@ -109,7 +110,7 @@ def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
 
 
 def _features_of(path: Path, group: Any) -> Any:  # noqa: ANN401 - zarr.Group, zarr.Array
-    """Find the features in a group, without reading them."""
+    """Return the array of features in a group, without reading it."""
     array = group["features"]
     _require_plain(path, array, 2)
     if not 1 <= array.shape[1] <= MOST_FEATURES:
@@ -134,13 +135,13 @@ class RowWriter:
         """Create the store ``path``, or continue one.
 
         Args:
-            path: Where the store lies; what is there is replaced unless ``resume``.
+            path: Directory of the store; an existing one is replaced unless ``resume``.
             n_rows: Rows of the whole array.
             width: Columns.
             attributes: Attributes of the group.
-            name: Of the array.
+            name: Name of the array.
             chunks: Rows and columns of a chunk; None: whole rows, about 16 MiB of them.
-            resume: Continue the store that is there, some chunks of which are written.
+            resume: Continue an existing store, some chunks of which are written.
 
         Raises:
             StoreError: The store to continue cannot be read or has another shape.
@@ -177,7 +178,7 @@ class RowWriter:
 
 
 def feature_chunk_rows(width: int) -> int:
-    """Rows of one chunk of float16 features of ``width``: about 16 MiB."""
+    """Return the rows of one chunk of float16 features of ``width``: about 16 MiB."""
     return max(1, FEATURE_CHUNK_BYTES // (2 * width))
 
 
@@ -194,7 +195,7 @@ def read_features(path: Path) -> NDArray[np.float16]:
 
 
 def feature_shape(path: Path) -> tuple[int, int]:
-    """Rows and columns of a store of features, of which only the metadata are read.
+    """Return rows and columns of a store of features, from its metadata alone.
 
     Raises:
         StoreError: The store is missing or its metadata are damaged.
@@ -238,18 +239,14 @@ _DAMAGED = (
 
 @contextmanager
 def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
-    """The group of a store; whatever zarr raises while it is used becomes ``StoreError``."""
+    """Open the group of a store; any error that zarr raises becomes a ``StoreError``."""
     import zarr
 
     try:
         yield zarr.open_group(path, mode=mode)
     except _DAMAGED as error:
         # Damaged metadata end in any of these: no codec protects zarr.json.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(
-            f"{path} cannot be read ({_fact(error)}); remove it and make it again"
+            f"{path} cannot be read ({reason}); remove it and make it again"
         ) from error
-
-
-def _fact(error: Exception) -> str:
-    """First line of what zarr says, or the kind of error where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -52,7 +52,7 @@ class Embed:
         require_at_least("batch", self.batch, 1)
 
     def run(self) -> Result:
-        """Open the data set, run the backbone over it, publish the store."""
+        """Open the data set, compute its features, publish the store."""
         from coreset.engine.data.decoders.choose import decoder_notice
         from coreset.engine.models.backbones import choose_backbone, told_backbone
         from coreset.engine.runtime.device import resolve_device
