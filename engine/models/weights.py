@@ -16,9 +16,9 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.files import sha256_of_file
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-"""Where checkpoints keep their state dict, averaged weights first, as timm reads them."""
+"""Keys of state dicts in checkpoints, averaged weights first, as timm reads them."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-"""What data-parallel and compiled networks, and networks inside others, put before names."""
+"""Prefixes that data-parallel, compiled and enclosing networks put before names."""
 _PREFIX = re.compile("|".join(f"^{re.escape(prefix)}" for prefix in PREFIXES))
 _MOST_NESTED = 4
 # Options of the training script in timm's checkpoints, read as a plain record.
@@ -104,9 +104,9 @@ def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) 
     }
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if name in state else "nothing"
+            saved = tuple(state[name].shape) if name in state else "nothing"
             raise UsageError(
-                f"weights {source} has {found} for {name}, the network needs {tuple(tensor.shape)};"
+                f"weights {source} has {saved} for {name}, the network needs {tuple(tensor.shape)};"
                 " name the file of this very backbone"
             )
     network.load_state_dict({name: state[name] for name in own}, strict=False)

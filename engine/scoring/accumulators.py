@@ -76,7 +76,7 @@ class Accumulator(EpochState, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingContext:
-    """What an accumulator may need to know of the training that it accompanies."""
+    """Facts of a training that accumulators are made from."""
 
     dataset: Dataset
     proxy: Proxy
@@ -142,7 +142,7 @@ class TddsScore:
 
 
 class OutOfFold:
-    """What classifiers say of samples that they have not trained on, on any number of processes.
+    """Scores of samples by classifiers that have not trained on them, on any number of processes.
 
     A classifier per fold trains beside the linear proxy, on the same features. In the end a linear
     classifier of many features has memorised wrong labels and says little of others. So early

@@ -18,7 +18,7 @@ from coreset.shards.errors import CoresetError, UsageError
 from coreset.shards.format.files import temporary_name
 
 _TRAIN, _FINISHED = 0, 1
-"""What the main process tells the others before they begin."""
+"""Words of the main process to the others before they begin."""
 
 
 def lead(

@@ -83,7 +83,7 @@ class Proxy:
     undecodable: dict[int, str] = field(default_factory=dict[int, str])
     """Samples that were skipped so far, by id, and why."""
     streamed: bool = False
-    """Whether images are decoded again in every epoch."""
+    """Images are decoded again in every epoch."""
     folds: Folds | None = None
 
 

@@ -18,7 +18,7 @@ SMALLEST_SIZE: Mapping[ProxyName, int] = {"resnet18": 17, "linear": 8}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a proxy is trained; `coreset score --help` explains the fields."""
+    """Training settings of a proxy; `coreset score --help` explains the fields."""
 
     name: RecipeName
     version: int

@@ -121,10 +121,10 @@ class ScoreTable:
             UsageError: The store does not hold it; those that it holds are named.
         """
         if score not in self.names:
-            fact = "was not stored" if score in SCORES else "is no score"
+            why = "was not stored" if score in SCORES else "is no score"
             raise UsageError(
                 f"score must be one of {', '.join(self.names)} in {self.path}, got {score}, which "
-                f"{fact}; choose one of these, or score again (`coreset score --list` has them all)"
+                f"{why}; choose one of these, or score again (`coreset score --list` has them all)"
             )
         return self.columns[score]
 

@@ -54,7 +54,7 @@ class Setup:
     pixels: Path | None
     """Output of ``coreset decode``, read instead of decoding."""
     features: FeatureSpec
-    """How images are decoded, and the frozen backbone of the linear proxy."""
+    """Options of decoding, and the frozen backbone of the linear proxy."""
     el2n_epochs: int
     tdds: bool
     record_margins: bool

@@ -1,6 +1,5 @@
 """Features as a user sees them: the numbers, who finds them again, what is refused."""
 
-
 import numpy as np
 import pytest
 import torch
