@@ -16,7 +16,7 @@ from pathlib import Path
 from coreset.bench.docs import Block, machine
 from coreset.bench.harness import Row, read, record, write
 from coreset.bench.processes import CORESET
-from coreset.engine.runtime.tables import readable_seconds
+from coreset.engine.runtime.text import readable_seconds
 
 
 def main() -> None:

@@ -23,12 +23,12 @@ from coreset.bench.harness import Row, record, records_of, write
 from coreset.bench.processes import CORESET
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import StageCost, construction_cost, read_ledger
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.results import comparisons
 from coreset.engine.report.sets import catalogue
 from coreset.engine.report.verdict import verdicts
-from coreset.engine.runtime.tables import readable_seconds
+from coreset.engine.runtime.text import readable_seconds
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.format.dataset import Dataset
 
@@ -133,7 +133,7 @@ class FirstPath:
         newest = Checkpoints(self._path(name)).latest()
         if newest is None:
             raise SystemExit(f"{name} holds no scores")
-        stored = read_columns(newest[1] / SCORES_NAME)
+        stored = Columns(newest[1] / SCORES_NAME)
         areas = {
             score: float(roc_auc_score(flipped, -easiness(score, stored[score])))
             for score in SCORES

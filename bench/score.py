@@ -33,7 +33,7 @@ from coreset.bench.score_pipeline import PIPELINE, RESIDENT, pipeline
 from coreset.bench.score_training import Setting
 from coreset.bench.score_waiting import CHOSEN, busy, waiting
 from coreset.engine.runtime.progress import Display, choose_display
-from coreset.engine.runtime.tables import readable_seconds
+from coreset.engine.runtime.text import readable_seconds
 
 Part: TypeAlias = Literal["pipeline", "usual-loop", "waiting", "busy", "noise", "labels", "recipes"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -6,7 +6,7 @@ sample are updated at the end of an epoch. The state is 72 bytes a sample with t
 ten epochs (92 MB for ImageNet) instead of the history of logits (154 GB). Nothing waits for the
 device between epochs.
 
-Processes that share an epoch keep a state each: `Dynamics.end_epoch` adds up what they saw.
+Processes that share an epoch keep a state each; `Dynamics.end_epoch` adds the states up.
 
 Shape suffixes: b = batch, c = classes, n = samples, k = columns, j = window.
 """
@@ -97,6 +97,8 @@ class Dynamics:
         el2n_epochs: int = EL2N_EPOCHS,
         window: int = WINDOW_EPOCHS,
         compiled: bool = False,
+        all_reduce: AllReduce = _nothing,
+        is_main: bool = True,
     ) -> None:
         """Start with nothing seen.
 
@@ -106,6 +108,9 @@ class Dynamics:
             el2n_epochs: EL2N counts the presentations of epochs 0 .. el2n_epochs - 1 (10 in CCS).
             window: Epochs over which Dyn-Unc and DUAL take deviations (10 in both papers).
             compiled: Compile `accumulate` to one graph; pays on a GPU and for many classes.
+            all_reduce: Add up a tensor over all processes that share an epoch. It is called three
+                times an epoch and `collect`, with 13 to 43 bytes a sample.
+            is_main: Whether this process keeps the sums; the others start again from nothing.
 
         Raises:
             ValueError: A number below 1.
@@ -117,6 +122,7 @@ class Dynamics:
         self.n_samples, self.el2n_epochs, self.window = n_samples, el2n_epochs, window
         self.epochs = 0
         """Ended epochs."""
+        self._sum_over_processes, self._is_main = all_reduce, is_main
         self._accumulate = torch.compile(accumulate, fullgraph=True) if compiled else accumulate
         rows = n_samples + 1
         self._counted = Counted(
@@ -148,42 +154,37 @@ class Dynamics:
         """
         return self._accumulate(logits_bc, labels_b, ids_b, self._counted)
 
-    def end_epoch(
-        self, epoch: int, all_reduce: AllReduce = _nothing, *, is_main: bool = True
-    ) -> None:
+    def end_epoch(self, epoch: int) -> None:
         """`collect`, and fold the epoch into the scores that need a sample's history.
 
         Every process ends with the same history.
         """
-        self._all_reduce(epoch, all_reduce)
+        self._all_reduce(epoch)
         for start in range(0, self.n_samples, ROWS_PER_FOLD):
             self._fold(slice(start, start + ROWS_PER_FOLD), epoch + 1)
         self._seen.zero_()
-        if not is_main:
+        if not self._is_main:
             self._sums.zero_()
         self.epochs = epoch + 1
 
-    def collect(self, epoch: int, all_reduce: AllReduce, *, is_main: bool) -> None:
-        """Bring what all processes have seen so far to the leading one, whose `state` is whole.
+    def collect(self, epoch: int) -> None:
+        """Add up in the middle of an epoch, so that the `state` of the main process is whole."""
+        self._all_reduce(epoch)
+        self._forget_unless_main()
 
-        Args:
-            epoch: As given to ``begin_epoch``.
-            all_reduce: Adds up a tensor over all processes: three times, 13 to 43 bytes a sample.
-            is_main: Whether this process keeps what was seen; the others start again from nothing.
-        """
-        self._all_reduce(epoch, all_reduce)
-        if not is_main:
+    def _forget_unless_main(self) -> None:
+        if not self._is_main:
             self._seen.zero_()
             self._sums.zero_()
 
-    def _all_reduce(self, epoch: int, all_reduce: AllReduce) -> None:
+    def _all_reduce(self, epoch: int) -> None:
         for rows in (self._sums, self._seen, self._recent):
             rows[-1].zero_()  # padding
         column = self._recent[:, epoch % self.window]
         mine = torch.where(self._seen > 0, column, 0)
         # As bytes: NCCL adds no 16-bit integers, and a sample was shown by one process only.
         for tensor in (self._sums, self._seen, mine.view(torch.uint8)):
-            all_reduce(tensor)
+            self._sum_over_processes(tensor)
         column.copy_(mine)
 
     def _fold(self, rows: slice, epochs: int) -> None:
@@ -202,22 +203,19 @@ class Dynamics:
         """Copy the state to the CPU, one row per sample, without the row of padding."""
         return save_rows(self._rows())
 
-    def load_state(self, state: Mapping[str, Tensor], epochs: int, *, is_main: bool = True) -> None:
+    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
         """Continue from the `state` after ``epochs`` ended epochs (copied, to this device).
 
         Args:
-            state: Of the leading process.
+            state: Of the main process.
             epochs: Ended epochs; the one under way, if any, is begun again with ``begin_epoch``.
-            is_main: Whether this process is the leading stats.
 
         Raises:
             ValueError: A name, shape or type is not this state's.
         """
         load_rows(self._rows(), state)
         self.epochs = epochs
-        if not is_main:
-            self._seen.zero_()
-            self._sums.zero_()
+        self._forget_unless_main()
 
     def _rows(self) -> dict[str, Tensor]:
         return {

@@ -1,8 +1,8 @@
-"""Commits of a long training: ``gen-000007/`` directories and ``commit.json``, which readers trust.
+"""Checkpoints of a long training: directories ``gen-000007/``, listed by ``commit.json``.
 
-A generation is numbered by the updates of the training. It is written as ``.gen-000007.partial``,
-synced as a tree, renamed, and only then named by ``commit.json`` together with the digests of all
-its files. Two generations are kept while the training runs, one when it is finished.
+A checkpoint is numbered by the updates of the training. It is written as ``.gen-000007.partial``,
+synced as a tree and renamed. Only then ``commit.json`` names it, with the digests of all its files.
+Two checkpoints are kept while the training runs, one when it is finished.
 """
 
 import logging
@@ -37,19 +37,19 @@ class _Generation:
 
 @dataclass(frozen=True, slots=True)
 class _Commits:
-    """Contents of ``commit.json``, the newest generation first."""
+    """Content of ``commit.json``, the newest checkpoint first."""
 
     generations: tuple[_Generation, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoints:
-    """The generations in one directory."""
+    """Checkpoints in one directory."""
 
     directory: Path
 
     def commit(self, number: int, write: Callable[[Path], None]) -> None:
-        """Commit a state under a number that grows; ``write`` fills an empty directory."""
+        """Commit a state; ``write`` fills an empty directory, ``number`` is higher each time."""
         name = _name_of(number)
         scratch = self.directory / f".{name}.partial"
         remove_tree(self.directory / name)
@@ -61,10 +61,10 @@ class Checkpoints:
         self._record([entry, *(old for old in self._entries() if old["number"] < number)][:KEPT])
 
     def latest(self) -> tuple[int, Path] | None:
-        """Number and directory of the newest undamaged generation; None if nothing is committed.
+        """Return number and directory of the newest undamaged checkpoint; None if there is none.
 
         Raises:
-            StoreError: Every committed generation is damaged.
+            StoreError: Every checkpoint is damaged.
         """
         entries = self._entries()
         for older, entry in enumerate(entries, start=1):
@@ -78,7 +78,7 @@ class Checkpoints:
         return None
 
     def finish(self) -> None:
-        """Keep the newest generation alone: the result must not depend on when it committed."""
+        """Keep only the newest checkpoint, so that the result does not depend on commit times."""
         self._record(self._entries()[:1])
 
     def _entries(self) -> list[dict[str, Any]]:
@@ -89,15 +89,15 @@ class Checkpoints:
             commits = build(_Commits, parse(path.read_bytes())).generations
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
-        if any(one.directory != _name_of(one.number) for one in commits):
+        if any(commit.directory != _name_of(commit.number) for commit in commits):
             raise StoreError(f"{path} names other directories than a scoring makes; remove it")
-        return [asdict(one) for one in commits]
+        return [asdict(commit) for commit in commits]
 
     def _record(self, entries: list[dict[str, Any]]) -> None:
         write_atomically(self.directory / COMMIT_NAME, json_bytes({"generations": entries}))
         kept = {str(entry["directory"]) for entry in entries}
-        # With those of killed commits (``.gen-*``), which may have numbers that are not committed
-        # again: the result must not depend on a kill.
+        # Leftovers of killed commits (``.gen-*``) too: their numbers may never be committed again,
+        # and the result must not depend on a kill.
         for pattern in ("gen-*", ".gen-*"):
             for directory in sorted(self.directory.glob(pattern)):
                 if directory.name not in kept:

@@ -1,4 +1,4 @@
-"""``ledger.jsonl``: one JSON line per stage run, what it cost; the one place that reads the clock.
+"""Cost of stage runs in ``ledger.jsonl``, one JSON line a run; the only reader of the clock.
 
 An artifact's ledger holds its own lines and those of its inputs (marked with the input's digest),
 so the construction cost of a set is the sum over its own file, also after the set was mailed.
@@ -45,7 +45,7 @@ def _cpu_seconds() -> float:
 
 @dataclass(slots=True)
 class Meter:
-    """Measures one stage run from its construction to ``line()``."""
+    """Measurement of one stage run, from the construction of the meter to ``line()``."""
 
     stage: str
     config_digest: str
@@ -66,7 +66,7 @@ class Meter:
         return time.perf_counter() - self._wall
 
     def line(self, *, interrupted: bool = False) -> Line:
-        """The ledger line as of now."""
+        """Return the ledger line as of now."""
         wall = self.wall_seconds
         return {
             "stage": self.stage,
@@ -90,7 +90,7 @@ class Meter:
         }
 
     def checkpoint(self, scratch: Path) -> None:
-        """Leave the cost so far in ``scratch``, so that a killed run is still paid for."""
+        """Write the cost so far to ``scratch``, so that a killed run is still paid for."""
         document = json.dumps(self.line(interrupted=True)) + "\n"
         write_atomically(scratch / RUNNING_NAME, document.encode())
 
@@ -102,7 +102,7 @@ def stopwatch() -> "Stopwatch":
 
 @dataclass(frozen=True, slots=True)
 class Stopwatch:
-    """Seconds since it was started, for parts of a stage."""
+    """Stopwatch for parts of a stage."""
 
     started: float
 
@@ -114,9 +114,9 @@ class Stopwatch:
 
 @contextmanager
 def several_stages() -> Generator[None]:
-    """Leave peak memory out of the lines of stages that run one after the other in this process.
+    """Leave peak memory out of the lines of stages that share this process.
 
-    Its peak is that of the hungriest stage so far, whichever asks.
+    The peak of a process is that of its hungriest stage so far.
     """
     token = _one_of_several.set(True)
     try:
@@ -126,14 +126,14 @@ def several_stages() -> Generator[None]:
 
 
 def peak_rss_bytes() -> int | None:
-    """Largest resident set of this process so far; None within `several_stages`."""
+    """Return the largest resident set of this process so far; None within `several_stages`."""
     if _one_of_several.get():
         return None
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def read_ledger(artifact: Path) -> list[Line]:
-    """Lines of an artifact's ledger; what is no such line, as one cut by a crash, is left out."""
+    """Read the lines of an artifact's ledger without damaged ones, such as one cut by a crash."""
     path = artifact / LEDGER_NAME
     lines: list[Line] = []
     for text in path.read_bytes().splitlines() if path.is_file() else []:
@@ -154,17 +154,17 @@ def lines_with(lines: Iterable[Any], *fields: str) -> list[Line]:
 
 
 def inherited_lines(artifact: Path, digest: str) -> list[Line]:
-    """Lines of an input for its child's ledger: its own lines get the input's digest."""
+    """Return the lines of an input for its child's ledger, with the input's digest."""
     return [{"artifact": digest, **line} for line in read_ledger(artifact)]
 
 
 def append_lines(artifact: Path, lines: Iterable[Line]) -> None:
-    """Append lines that are not yet there to the ledger of ``artifact``."""
+    """Append lines to the ledger of ``artifact``, except those that it has."""
     known = {line_key(line) for line in read_ledger(artifact)}
     path = artifact / LEDGER_NAME
     cut = path.is_file() and path.read_bytes()[-1:] not in {b"", b"\n"}
     with path.open("a") as file:
-        file.write("\n" if cut else "")  # what a crash cut off must not swallow the next line
+        file.write("\n" if cut else "")  # a line that a crash cut must not swallow the next one
         for line in lines:
             if line_key(line) not in known:
                 known.add(line_key(line))
@@ -174,16 +174,16 @@ def append_lines(artifact: Path, lines: Iterable[Line]) -> None:
 
 
 def collect_interrupted(scratch: Path) -> None:
-    """Turn what a killed run left in ``scratch`` into a ledger line."""
+    """Turn the cost that a killed run left in ``scratch`` into a ledger line."""
     path = scratch / RUNNING_NAME
     if path.is_file():
-        with suppress(ValueError):  # a cost that cannot be read is not paid again
+        with suppress(ValueError):  # an unreadable cost is lost
             append_lines(scratch, lines_with([parse(path.read_bytes())], "stage"))
         path.unlink()
 
 
 def line_key(line: Line) -> tuple[Any, ...]:
-    """What tells one stage run from another: a line inherited along two ways counts once."""
+    """Return what identifies a stage run, so that a line inherited along two ways counts once."""
     return line.get("stage"), line.get("config_digest"), line.get("started"), line.get("host")
 
 
@@ -193,21 +193,21 @@ _SUMMED = ("stage", "wall_seconds", "cpu_seconds", "images", "peak_rss_bytes", "
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageCost:
-    """Cost of one stage of one artifact over all its runs, the interrupted ones included."""
+    """Cost of one stage of one artifact over all its runs, interrupted ones included."""
 
     artifact: str
-    """Digest of the input that the stage made; empty for the artifact that holds the ledger."""
+    """Digest of the input that the stage made; empty for the owner of the ledger."""
     stage: str
     runs: int
     interrupted: int
-    """Runs that were stopped before their end; their time was spent all the same."""
+    """Runs that were stopped before their end; their time counts too."""
     wall_seconds: float
     cpu_seconds: float
     """User and system time of the process and its children."""
     images: int
-    """Image passes: an image seen in ten epochs counts ten times."""
+    """Image passes, as in `Meter`."""
     peak_rss_bytes: int | None
-    """Largest of the runs; None if it was measured in none of them."""
+    """Largest of the runs; None if none measured it."""
     device: str
     """Names of the devices, in order of use."""
 
@@ -220,8 +220,8 @@ class StageCost:
 def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
     """Sum the distinct lines of a ledger by (artifact, stage), in the order of the ledger.
 
-    A line that came along two ways (a data set that is an input of scores and of the set) counts
-    once.
+    A line that was inherited along two ways (a data set that is an input of scores and of the set)
+    counts once.
     """
     distinct = {line_key(line): line for line in lines_with(lines, *_SUMMED)}
     groups: dict[tuple[str, str], list[Line]] = {}
@@ -231,12 +231,12 @@ def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
 
 
 def total_wall_seconds(costs: Iterable[StageCost]) -> float:
-    """The construction cost: wall time of all stages, one after the other."""
+    """Return the construction cost: the wall time of all stages, one after the other."""
     return sum(cost.wall_seconds for cost in costs)
 
 
 def largest(peaks: Iterable[int | None]) -> int | None:
-    """Largest of the peaks that were measured; None if none was."""
+    """Return the largest measured peak; None if none was measured."""
     return max((peak for peak in peaks if peak is not None), default=None)
 
 

@@ -5,9 +5,7 @@ from pathlib import Path
 from coreset.engine.artifacts.provenance import locate
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.files import (
-    interruption,
-)
+from coreset.shards.format.files import interruption
 from coreset.shards.format.manifest import MANIFEST_NAME
 
 
@@ -15,11 +13,11 @@ def open_source(artifact: Path, data: Path | None) -> Dataset:
     """Open the data set that an artifact was made from.
 
     Raises:
-        UsageError: It is not where it was and ``data`` does not say where it is.
+        UsageError: The data set was moved and ``data`` does not name its place.
     """
     directory = data or locate(artifact, "dataset")
-    if directory is not None and (fact := interruption(directory)):
-        raise UsageError(fact)
+    if directory is not None and (message := interruption(directory)):
+        raise UsageError(message)
     if directory is None or not (directory / MANIFEST_NAME).is_file():
         raise UsageError(
             f"the data set of {artifact} is not at {directory} any more; name its place with --data"
@@ -28,7 +26,7 @@ def open_source(artifact: Path, data: Path | None) -> Dataset:
 
 
 def require_same_data(dataset: Dataset, identity: str, what: str) -> None:
-    """Raise ``UsageError`` unless ``dataset`` is the one that ``what`` was made from."""
+    """Raise ``UsageError`` unless ``what`` was made from ``dataset``."""
     if dataset.manifest.identity != identity:
         raise UsageError(
             f"{dataset.path} has identity {dataset.manifest.identity[:12]}, but {what} was made "

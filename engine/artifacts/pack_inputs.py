@@ -1,4 +1,4 @@
-"""The plan of a packing: from a command's fields, or from what a packed data set remembers."""
+"""Inputs of a packing: its plan, from a command's fields or a packed data set, and its report."""
 
 import math
 from collections.abc import Callable, Generator, Mapping
@@ -24,9 +24,9 @@ from coreset.shards.sources.detect import find
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """What a packing reads; the ledger keeps it, so that it can be read again.
+    """Paths that a packing reads; the ledger keeps them, so that the source can be read again.
 
-    Paths are no part of what the result promises: a copied source gives the same bytes.
+    They are no part of the fingerprint: a copied source gives the same bytes.
     """
 
     src: Path
@@ -36,7 +36,7 @@ class Places:
     labels: Path | None = None
 
     def recorded(self, data: Path) -> dict[str, str]:
-        """Paths relative to the data set, for a ledger line."""
+        """Return paths relative to the data set, for a ledger line."""
         files = {"src": self.src, "ground_truth": self.ground_truth, "labels": self.labels}
         if Path(self.class_names).is_file():
             files["class_names"] = Path(self.class_names)
@@ -45,10 +45,14 @@ class Places:
 
     @staticmethod
     def remembered(data: Path, src: Path | None) -> "Places":
-        """The places of a packed data set; ``src`` says where its source lies now.
+        """Read the places of a packed data set from its ledger.
+
+        Args:
+            data: Packed data set.
+            src: Where its source lies now, if it was moved.
 
         Raises:
-            UsageError: It was not packed from a source, or its source is not where it was.
+            UsageError: The data set was not packed from a source, or its source was moved.
         """
         lines = [line["places"] for line in read_ledger(data) if "places" in line]
         if not lines:
@@ -72,9 +76,9 @@ class Places:
         data: Path,
         one_class: bool = True,
     ) -> Source:
-        """Find the samples of the source, to pack them into ``data`` if it is not there yet."""
+        """Find the samples of the source, to pack them into ``data`` unless that exists."""
         with _decompression_shown() as show:
-            wanted = SourceOptions(
+            options = SourceOptions(
                 only=only,
                 class_names=class_list(self.class_names) if self.class_names else None,
                 truth=self.ground_truth,
@@ -84,16 +88,16 @@ class Places:
                 room_to_pack=not data.exists(),
                 on_spooled=show,
             )
-            return find(self.src, wanted)
+            return find(self.src, options)
 
 
 def spool_of(data: Path) -> Path:
-    """Folder beside a packed data set for the decompressed images of its source."""
+    """Return the folder beside a packed data set for decompressed images of its source."""
     return data.with_name(f".{data.name}.spool")
 
 
 def plan_of(
-    found: Source,
+    samples: Source,
     settings: Mapping[str, Any],
     *,
     name: str,
@@ -101,12 +105,12 @@ def plan_of(
     labels: Path | None,
     skip_damaged: bool = True,
 ) -> Plan:
-    """The plan by the settings that a manifest records.
+    """Make the plan for samples by the settings that a manifest records.
 
     Raises:
-        UsageError: The table of labels does not fit the source, or is not the one recorded.
+        UsageError: The table of labels does not fit the source, or is not the recorded one.
     """
-    source = found.in_order(settings["order"], settings["order_seed"] or 0)
+    source = samples.in_order(settings["order"], settings["order_seed"] or 0)
     table = settings["labels"]
     of_position = source.labels
     if table is not None:
@@ -130,7 +134,7 @@ def plan_of(
 
 
 def config_of(plan: Plan) -> dict[str, Any]:
-    """What shapes the bytes: paths, threads and modification times do not."""
+    """Return what shapes the bytes, unlike paths, threads and modification times."""
     return {
         "name": plan.name,
         "split": plan.split,
@@ -141,7 +145,7 @@ def config_of(plan: Plan) -> dict[str, Any]:
 
 
 def plan_again(data: Path, src: Path | None) -> tuple[Plan, Provenance]:
-    """The plan of a packed data set on its source as it is now, and the provenance that it has.
+    """Plan a packed data set again from its source; returns the plan and its provenance.
 
     Raises:
         UsageError: The source is gone, or the data set was not packed from one.
@@ -150,14 +154,14 @@ def plan_again(data: Path, src: Path | None) -> tuple[Plan, Provenance]:
     places = Places.remembered(data, src)
     settings = dict(manifest.settings)
     only = manifest.classes if settings["classes"] else None
-    found = places.find(only=only, duplicates=settings["duplicates"], data=data)
-    plan = plan_of(found, settings, name=manifest.name, split=manifest.split, labels=places.labels)
+    source = places.find(only=only, duplicates=settings["duplicates"], data=data)
+    plan = plan_of(source, settings, name=manifest.name, split=manifest.split, labels=places.labels)
     return plan, replace(provenance, config=config_of(plan))
 
 
 @contextmanager
 def _decompression_shown() -> Generator[Callable[[int, int], None]]:
-    """Show what is decompressed in the block; nothing for sources that are read as they are."""
+    """Show the progress of decompression in the block, if there is any."""
     with ExitStack() as stack:
         bars: list[Progress] = []
 
@@ -180,12 +184,12 @@ def _relative(path: Path, data: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """Passes on what the packing reports to the display and the ledger."""
+    """Observer of a packing that reports its progress to the display and the ledger."""
 
     meter: Meter
     bar: Progress
     scratch: Path | None
-    """Where to leave the cost so far; None on ranks whose cost the leading rank does not keep."""
+    """Directory for the cost so far; None on ranks whose cost the main process does not keep."""
 
     def block(self, found: int, source_bytes: int, *, refused: int) -> None:
         """Count files that were read."""
@@ -194,7 +198,7 @@ class Account:
         self._show(found, refused=refused)
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
-        """Count a shard; what was spent so far survives a kill from here on."""
+        """Count a shard; its cost survives a kill from here on."""
         if resumed:
             self._show(record.entry.found, refused=len(record.refused))
         else:
@@ -208,7 +212,7 @@ class Account:
 
 
 def bound(provenance: Provenance, manifest: Manifest) -> Provenance:
-    """The provenance of a packed data set, with what later stages check."""
+    """Add to the provenance of a packed data set what later stages check."""
     names = ("identity", "content", "classes_sha256")
     binds = {name: getattr(manifest, name) for name in names}
     return replace(provenance, binds=binds, digest=manifest.digest)

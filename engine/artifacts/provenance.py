@@ -1,7 +1,7 @@
-"""``provenance.json``: how an artifact was made, and out of what.
+"""Provenance of an artifact in ``provenance.json``: its configuration and its inputs.
 
 It holds no times and no absolute paths, so that the same run gives the same bytes. Each input is
-recorded with its own provenance, so that a set that was mailed still knows its whole lineage.
+recorded with its own provenance, so that a set that was mailed still has its whole lineage.
 """
 
 import json
@@ -21,7 +21,7 @@ from coreset.shards.format.files import digest_of, json_bytes, missing
 PROVENANCE_NAME = "provenance.json"
 FORMAT_VERSION = 1
 _INPUT = {"role": str, "path": str, "kind": str, "digest": str, "inputs": list}
-"""What later stages read of an input, however far back."""
+"""Fields of an input, however far back, that later stages read."""
 _LONGEST_LINEAGE = 100
 VERSIONED = ("coreset", "numpy", "numba", "torch", "torchvision", "timm", "nvidia-dali-cuda130",
              "faiss-gpu", "simplejpeg", "pillow", "pyarrow", "zarr")  # fmt: skip
@@ -29,22 +29,22 @@ VERSIONED = ("coreset", "numpy", "numba", "torch", "torchvision", "timm", "nvidi
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of what can change a number, from package metadata (nothing is imported)."""
-    found = {"python": platform.python_version()}
+    """Return versions of what can change a number, from package metadata, without imports."""
+    known = {"python": platform.python_version()}
     for name in VERSIONED:
         try:
-            found[name] = version(name)
+            known[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            known[name] = "absent"
+    return known
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """How one artifact was made.
+    """Record of how one artifact was made.
 
-    ``config`` is what shapes the result; ``runtime`` (device, threads) may change its last bits, so
-    a resumed training must agree in both. ``binds`` names what later stages check: ``identity`` and
+    ``config`` shapes the result; ``runtime`` (device, threads) may change its last bits, so a
+    resumed training must agree in both. ``binds`` is what later stages check: ``identity`` and
     ``content`` of the data set, backbone, and so on.
     """
 
@@ -60,7 +60,7 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=versions)
 
     def document(self) -> dict[str, Any]:
-        """The JSON document."""
+        """Return the JSON document."""
         return {
             "format_version": FORMAT_VERSION,
             **{name: getattr(self, name) for name in self.__slots__},
@@ -69,15 +69,15 @@ class Provenance:
 
     @property
     def config_digest(self) -> str:
-        """sha256 of stage, configuration and inputs: what a ledger line and a result row cite."""
+        """sha256 of stage, configuration and inputs, which ledger lines and result rows cite."""
         return digest_of(self.fingerprint())
 
     def fingerprint(self) -> dict[str, Any]:
-        """What must be equal for two runs to make the same artifact."""
+        """Return what must be equal for two runs to make the same artifact."""
         return {
             "stage": self.stage,
             "config": dict(self.config),
-            "inputs": {one["role"]: one["digest"] for one in self.inputs},
+            "inputs": {entry["role"]: entry["digest"] for entry in self.inputs},
         }
 
     @staticmethod
@@ -110,26 +110,26 @@ class Provenance:
         return provenance
 
     def require_sound(self) -> None:
-        """Check the whole lineage, which later stages walk along.
+        """Check the whole lineage, which later stages follow.
 
         Raises:
             ValueError: An input is not described, or the lineage is longer than any real one.
         """
-        pending: list[tuple[int, Any]] = [(1, one) for one in self.inputs]
+        pending: list[tuple[int, Any]] = [(1, entry) for entry in self.inputs]
         while pending:
-            depth, one = pending.pop()
+            depth, entry = pending.pop()
             if depth > _LONGEST_LINEAGE:
                 raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
-            if not isinstance(one, dict) or not one.keys() >= _INPUT.keys():
+            if not isinstance(entry, dict) or not entry.keys() >= _INPUT.keys():
                 raise ValueError("one of its inputs is not described")
-            known = cast("dict[str, Any]", one)
-            odd = [name for name, kind in _INPUT.items() if not isinstance(known[name], kind)]
-            if odd:
-                raise ValueError(f"{odd[0]} of one of its inputs is of another type")
-            pending += [(depth + 1, deeper) for deeper in known["inputs"]]
+            fields = cast("dict[str, Any]", entry)
+            wrong = [name for name, kind in _INPUT.items() if not isinstance(fields[name], kind)]
+            if wrong:
+                raise ValueError(f"{wrong[0]} of one of its inputs is of another type")
+            pending += [(depth + 1, parent) for parent in fields["inputs"]]
 
     def binding(self, name: str) -> Any:  # noqa: ANN401 - of JSON
-        """One entry of ``binds``.
+        """Return one entry of ``binds``.
 
         Raises:
             StoreError: The artifact does not have it.
@@ -143,35 +143,32 @@ class Provenance:
     def as_input(self, role: str, artifact: Path, child: Path) -> dict[str, Any]:
         """Record this artifact as input ``role`` of ``child``, with its whole lineage.
 
-        Features are found again by content through the cache; their place says nothing.
+        Features have no path: the cache finds them by content.
         """
-        cached = self.kind == "features"
+        cached, document = self.kind == "features", self.document()
+        kept = ("kind", "stage", "config", "binds", "digest", "inputs")
         return {
             "role": role,
             "path": "" if cached else relpath(artifact.resolve(), child.resolve()),
-            **{
-                name: self.document()[name]
-                for name in ("kind", "stage", "config", "binds", "digest")
-            },
-            "inputs": list(self.inputs),
+            **{name: document[name] for name in kept},
         }
 
     def lineage(self) -> Iterator[Mapping[str, Any]]:
         """Yield every input, nearest first, through the whole lineage."""
         pending = list(self.inputs)
         while pending:
-            one = pending.pop(0)
-            yield one
-            pending.extend(one["inputs"])
+            entry = pending.pop(0)
+            yield entry
+            pending.extend(entry["inputs"])
 
     def ancestor(self, kind: str) -> Mapping[str, Any] | None:
-        """Nearest input of a kind, or None."""
-        return next((one for one in self.lineage() if one["kind"] == kind), None)
+        """Return the nearest input of a kind, or None."""
+        return next((entry for entry in self.lineage() if entry["kind"] == kind), None)
 
 
 def readable_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Name every leaf in which two promises differ, as ``config.epochs: 60 there, 30 here``."""
-    # Through JSON: what is read back has lists where the configuration has tuples.
+    """Name every leaf in which fingerprints differ, as ``config.epochs: 60 there, 30 here``."""
+    # Through JSON, which makes lists of the configuration's tuples.
     before, after = (_leaves(json.loads(json_bytes(fingerprint))) for fingerprint in (old, new))
     changed = [
         f"{name}: {before.get(name, 'absent')} there, {after.get(name, 'absent')} here"
@@ -192,12 +189,12 @@ def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def locate(artifact: Path, kind: str) -> Path | None:
-    """Directory of the nearest input of a kind, found along the recorded relative paths."""
-    pending = [(artifact, one) for one in Provenance.read(artifact).inputs]
+    """Find the directory of the nearest input of a kind, along the recorded relative paths."""
+    pending = [(artifact, entry) for entry in Provenance.read(artifact).inputs]
     while pending:
-        base, one = pending.pop(0)
-        directory = (base / str(one["path"])).resolve()
-        if one["kind"] == kind:
+        base, entry = pending.pop(0)
+        directory = (base / str(entry["path"])).resolve()
+        if entry["kind"] == kind:
             return directory
-        pending.extend((directory, deeper) for deeper in one["inputs"])
+        pending.extend((directory, parent) for parent in entry["inputs"])
     return None

@@ -1,10 +1,11 @@
 """Zarr stores of scores and features; the only module that imports zarr.
 
-Zarr v3 groups, one row per sample id, ``crc32c`` after the compressor (a flipped bit is found, not
-read), fill value NaN and every chunk written (a lost chunk reads as NaN, never as a score).
+The stores are Zarr v3 groups with one row per sample id. ``crc32c`` after the compressor finds a
+flipped bit. The fill value is NaN and every chunk is written, so that a lost chunk reads as NaN and
+never as a score.
 """
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.errors import StoreError
 from coreset.shards.format.files import remove_tree
 
 SCORES_NAME = "scores.zarr"
@@ -20,7 +21,7 @@ FEATURES_NAME = "features.zarr"
 ROWS_PER_SCORE_CHUNK = 131_072  # 1.28 M x 10 float32 commit in 0.2 s; 4,096-row chunks take 1.4 s
 FEATURE_CHUNK_BYTES = 16 << 20
 MOST_FEATURES = 1 << 16
-"""Of a sample: several times the widest backbone."""
+"""Columns of a store of features, at most: several times the widest backbone."""
 
 
 def write_columns(
@@ -44,31 +45,45 @@ def write_columns(
         array[:] = values
 
 
-def read_columns(
-    path: Path, names: Iterable[str] | None = None, *, rows: int | None = None
-) -> dict[str, NDArray[Any]]:
-    """Read arrays of a group, all of them or those named.
+class Columns(Mapping[str, NDArray[Any]]):
+    """Columns of a store by name, each of shape (n,) and read when it is first asked for."""
 
-    Args:
-        path: Where the store lies.
-        names: The arrays; None: all.
-        rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
+    def __init__(self, path: Path, *, rows: int | None = None) -> None:
+        """Open a store.
 
-    Raises:
-        UsageError: An array is not in the store.
-        StoreError: The store is missing or damaged, or has other rows.
-    """
-    with _opened(path) as group:
-        there = sorted(group.array_keys())
-        wanted = there if names is None else list(names)
-        for name in wanted:
-            if name not in there:
-                raise UsageError(f"score must be one of {', '.join(there)} in {path}, got {name}")
-        return {name: _read(path, group[name], name, rows) for name in wanted}
+        Args:
+            path: Directory of the store.
+            rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
+
+        Raises:
+            StoreError: The store is missing or damaged. Reading a column raises it too, also where
+                the column has other rows.
+        """
+        self._path, self._rows = path, rows
+        with _opened(path) as group:
+            self._names = sorted(group.array_keys())
+        self._columns: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._columns:
+            with _opened(self._path) as group:
+                self._columns[name] = _read(self._path, group[name], name, self._rows)
+        return self._columns[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _read(path: Path, array: Any, name: str, rows: int | None) -> NDArray[Any]:  # noqa: ANN401 - zarr.Array
-    """Read a one-dimensional array, once it is known to be no larger than it should be."""
+    """Read a one-dimensional array after a check of its size."""
     _require_plain(path, array, 1)
     if rows is not None and array.shape[0] != rows:
         raise StoreError(
@@ -85,7 +100,7 @@ def _require_plain(path: Path, array: Any, dimensions: int) -> None:  # noqa: AN
 
 
 def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
-    """Return an array whose chunks are no larger: zarr makes room for a whole chunk."""
+    """Check that chunks are no larger than the array: zarr allocates whole chunks."""
     if any(chunk > max(1, side) for chunk, side in zip(array.chunks, array.shape, strict=True)):
         raise StoreError(
             f"{path} has chunks of {array.chunks} for the shape {array.shape}; remove it and make "
@@ -95,7 +110,7 @@ def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
 
 
 def _features_of(path: Path, group: Any) -> Any:  # noqa: ANN401 - zarr.Group, zarr.Array
-    """Find the features in a group, without reading them."""
+    """Return the array of features in a group, without reading it."""
     array = group["features"]
     _require_plain(path, array, 2)
     if not 1 <= array.shape[1] <= MOST_FEATURES:
@@ -120,13 +135,13 @@ class RowWriter:
         """Create the store ``path``, or continue one.
 
         Args:
-            path: Where the store lies; what is there is replaced unless ``resume``.
+            path: Directory of the store; an existing one is replaced unless ``resume``.
             n_rows: Rows of the whole array.
             width: Columns.
             attributes: Attributes of the group.
-            name: Of the array.
+            name: Name of the array.
             chunks: Rows and columns of a chunk; None: whole rows, about 16 MiB of them.
-            resume: Continue the store that is there, some chunks of which are written.
+            resume: Continue an existing store, some chunks of which are written.
 
         Raises:
             StoreError: The store to continue cannot be read or has another shape.
@@ -163,7 +178,7 @@ class RowWriter:
 
 
 def feature_chunk_rows(width: int) -> int:
-    """Rows of one chunk of float16 features of ``width``: about 16 MiB."""
+    """Return the rows of one chunk of float16 features of ``width``: about 16 MiB."""
     return max(1, FEATURE_CHUNK_BYTES // (2 * width))
 
 
@@ -180,7 +195,7 @@ def read_features(path: Path) -> NDArray[np.float16]:
 
 
 def feature_shape(path: Path) -> tuple[int, int]:
-    """Rows and columns of a store of features, of which only the metadata are read.
+    """Return rows and columns of a store of features, from its metadata alone.
 
     Raises:
         StoreError: The store is missing or its metadata are damaged.
@@ -224,18 +239,14 @@ _DAMAGED = (
 
 @contextmanager
 def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
-    """The group of a store; whatever zarr raises while it is used becomes ``StoreError``."""
+    """Open the group of a store; any error that zarr raises becomes a ``StoreError``."""
     import zarr
 
     try:
         yield zarr.open_group(path, mode=mode)
     except _DAMAGED as error:
         # Damaged metadata end in any of these: no codec protects zarr.json.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise StoreError(
-            f"{path} cannot be read ({_fact(error)}); remove it and make it again"
+            f"{path} cannot be read ({reason}); remove it and make it again"
         ) from error
-
-
-def _fact(error: Exception) -> str:
-    """First line of what zarr says, or the kind of error where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0]

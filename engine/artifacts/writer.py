@@ -1,8 +1,8 @@
-"""Making an artifact: lock, resume or refuse, write beside the final name, publish, account for it.
+"""Writer of artifacts: lock, resume or refuse, write to a scratch directory, publish, account.
 
-Every stage that makes a directory goes through ``create_artifact``, so that "the same command
-again" means the same thing everywhere: finished, nothing to do; interrupted, continue; changed,
-refuse.
+Every stage that makes a directory uses ``create_artifact``. So the same command again does the same
+everywhere: nothing if it had finished, continue if it was interrupted, refuse if its configuration
+changed.
 """
 
 import errno
@@ -44,32 +44,32 @@ from coreset.shards.format.files import (
 )
 
 COMMAND: ContextVar[str] = ContextVar("COMMAND", default="")
-"""The command line of this process, for whoever finds what it left unfinished."""
+"""Command line of this process; an interrupted artifact keeps it as its remedy."""
 _NO_SUCH_PLACE = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP}
 _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @dataclass(slots=True)
 class ArtifactWriter:
-    """An artifact in the making."""
+    """Artifact that is being written."""
 
     out: Path
     scratch: Path
-    """Directory to write into; it becomes ``out`` when the block ends without an error."""
+    """Directory to write into; becomes ``out`` when the block ends without an error."""
     provenance: Provenance
     meter: Meter
     done: bool = False
-    """The artifact existed already, made by the same configuration from the same inputs."""
+    """The artifact exists, made by the same configuration from the same inputs."""
     resumed: bool = False
-    """``scratch`` holds what an interrupted run of the same configuration had committed."""
+    """``scratch`` holds the commits of an interrupted run of the same configuration."""
     input_paths: Sequence[tuple[Path, str]] = ()
 
 
 def require_output(out: Path) -> None:
-    """Check before any work that something can be made at ``out``, or is there.
+    """Check before any work that ``out`` exists or can be made.
 
     Raises:
-        UsageError: It is a link to nothing, or a file is where a folder above it should be.
+        UsageError: ``out`` is a link to nothing, or a file is where a folder above it should be.
     """
     if out.exists():
         return
@@ -84,21 +84,21 @@ def require_output(out: Path) -> None:
 
 @contextmanager
 def output_folder(out: Path) -> Generator[None]:
-    """Make the folder that ``out`` lies in, for the block to write there.
+    """Make the folder of ``out`` for the block to write into.
 
     Raises:
-        UsageError: Nothing can have that name.
-        MachineError: This user may not write there, or nobody may.
+        UsageError: No file can have that name.
+        MachineError: The folder is not writable.
     """
     try:
         make_directory(out.parent)
         yield
     except OSError as error:
-        fact = f"{out} cannot be written ({error.strerror})"
+        message = f"{out} cannot be written ({error.strerror})"
         if error.errno in _NO_SUCH_PLACE:
-            raise UsageError(f"{fact}; choose another output") from error
+            raise UsageError(f"{message}; choose another output") from error
         if error.errno in _NOT_WRITABLE:
-            raise MachineError(f"{fact}; make its folder writable, or choose another") from error
+            raise MachineError(f"{message}; make its folder writable, or choose another") from error
         raise
 
 
@@ -107,19 +107,19 @@ def lock(out: Path, *, wait: bool = False) -> Generator[None]:
     """Hold the exclusive right to write ``out``; released by the kernel also on ``kill -9``.
 
     Args:
-        out: What is to be written.
+        out: Output to lock.
         wait: Wait for another holder instead of refusing (for writes that take a moment).
 
     Raises:
-        LockedError: Another process holds it; the message names it.
+        LockedError: Another process holds the lock; the message names it.
         UsageError: Nothing can be written at ``out``, or its lock file is a symbolic link.
-        MachineError: The machine refuses to write there.
+        MachineError: The folder is not writable.
     """
     require_output(out)
     path = out.with_name(f".{out.name}.lock")
     with output_folder(out):
         file = _locked_file(path, wait=wait)
-        while file is None and wait:  # its holder removed it while we waited: lock the new one
+        while file is None and wait:  # the holder removed it while we waited: lock the new one
             file = _locked_file(path, wait=wait)
     if file is None:
         owner = path.read_text().strip() if path.is_file() else ""
@@ -138,7 +138,7 @@ def lock(out: Path, *, wait: bool = False) -> Generator[None]:
 
 
 def _locked_file(path: Path, *, wait: bool) -> TextIO | None:
-    """The lock file, locked; None if another process holds it, or removed it just now."""
+    """Open and lock the lock file; None if another process holds it, or removed it just now."""
     if path.is_symlink():
         raise UsageError(f"{path} is a symbolic link, which nothing here makes; remove it")
     flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -163,7 +163,7 @@ def create_artifact(
     device: str = "cpu",
     resumable: bool = False,
 ) -> Generator[ArtifactWriter]:
-    """Yield a ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
+    """Yield an ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
     If ``out`` exists and was made by the same configuration from the same inputs, ``work.done`` is
     set and the block should return at once. ``inputs`` are the directories of
@@ -174,12 +174,11 @@ def create_artifact(
         LockedError: Another process is making ``out``.
     """
     meter = Meter(provenance.stage, provenance.config_digest, device)
-    pairs = [
-        (path, str(one["digest"])) for path, one in zip(inputs, provenance.inputs, strict=True)
-    ]
+    digests = (str(entry["digest"]) for entry in provenance.inputs)
+    pairs = list(zip(inputs, digests, strict=True))
     work = ArtifactWriter(out, temporary_name(out), provenance, meter, input_paths=pairs)
     require_output(out)
-    # What is there is whole, so any number of processes may find it at once.
+    # An existing artifact is whole, so any number of processes may find it at once.
     if not out.exists():
         with lock(out):
             if not out.exists():
@@ -198,9 +197,9 @@ def create_artifact(
 
 @contextmanager
 def replace_artifact(out: Path, provenance: Provenance) -> Generator[ArtifactWriter]:
-    """Yield a ``ArtifactWriter`` whose scratch directory takes the place of ``out`` in one step.
+    """Yield an ``ArtifactWriter`` whose scratch directory replaces ``out`` in one step.
 
-    The ledger goes on. If the block sets ``work.done``, ``out`` stays as it is.
+    The ledger continues. If the block sets ``work.done``, ``out`` stays as it is.
 
     Raises:
         LockedError: Another process is writing to ``out``.
@@ -222,19 +221,15 @@ def replace_artifact(out: Path, provenance: Provenance) -> Generator[ArtifactWri
 
 
 def _require_same_fingerprint(
-    directory: Path, provenance: Provenance, fact: str, *, runtime: bool = False
+    directory: Path, provenance: Provenance, message: str, *, runtime: bool = False
 ) -> None:
-    there = Provenance.read(directory)
-    old, new = there.fingerprint(), provenance.fingerprint()
-    if runtime:
-        old, new = (
-            old | {"runtime": dict(there.runtime)},
-            new | {"runtime": dict(provenance.runtime)},
-        )
-    difference = readable_difference(old, new)
-    if difference:
+    old, new = (
+        record.fingerprint() | ({"runtime": dict(record.runtime)} if runtime else {})
+        for record in (Provenance.read(directory), provenance)
+    )
+    if difference := readable_difference(old, new):
         raise UsageError(
-            f"{directory} {fact} ({difference}); repeat that configuration, or remove it, "
+            f"{directory} {message} ({difference}); repeat that configuration, or remove it, "
             "or choose another output"
         )
 
@@ -243,8 +238,8 @@ def _prepare(work: ArtifactWriter, *, resumable: bool) -> None:
     scratch = work.scratch
     unlink_link(scratch)
     if resumable and (scratch / PROVENANCE_NAME).is_file():
-        fact = "is an interrupted run of another configuration"
-        _require_same_fingerprint(scratch, work.provenance, fact, runtime=True)
+        message = "is an interrupted run of another configuration"
+        _require_same_fingerprint(scratch, work.provenance, message, runtime=True)
         for leftover in sorted(scratch.glob(".*.partial")):  # of a kill during a write
             if leftover.is_file():
                 leftover.unlink()
@@ -288,7 +283,7 @@ def _finish(work: ArtifactWriter) -> None:
 
 
 def output_digest(directory: Path) -> str:
-    """Digest over every file of an artifact but its provenance and its ledger."""
+    """Compute the digest over every file of an artifact but its provenance and its ledger."""
     skipped = {PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME}
     return digest_of(
         {name: sha for name, sha in tree_digests(directory).items() if name not in skipped}

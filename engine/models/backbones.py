@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from coreset.engine.models.networks import placed
-from coreset.engine.models.resnet import resnet18
 from coreset.engine.models.weights import (
     by_own_names,
     load_by_name,
@@ -36,20 +35,20 @@ AUTO = "auto"
 DEFAULT_BACKBONE = "resnet18"
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
-"""What ``auto`` may come to; the first whose weights are on this machine."""
+"""Backbones that ``auto`` tries; it takes the first whose weights are on this machine."""
 # Whose files torchvision and timm name and fill alike.
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How a backbone is built, and what its weights expect."""
+    """Constructor of a backbone, and the normalisation that its weights expect."""
 
     build: Callable[[], nn.Module]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     by_position: bool = False
-    """The weights at hand bear other names, in timm's order."""
+    """The weights on this machine have other names, in timm's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +67,10 @@ class Backbone:
 
 
 def choose_backbone(name: str, weights: Path | None) -> str:
-    """Resolve ``auto``: the first of ``CHOICES`` whose weights are here; given some, resnet18.
+    """Resolve ``auto``: the first of ``CHOICES`` with weights here, or resnet18 for given weights.
 
     Raises:
-        MachineError: None is here.
+        MachineError: No weights are on this machine.
     """
     if name != AUTO:
         return name
@@ -84,7 +83,7 @@ def choose_backbone(name: str, weights: Path | None) -> str:
 
 
 def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
-    """Say what ``auto`` comes to, in a line for people; nothing where anything was named."""
+    """Return a line on the backbone that ``auto`` took; nothing where something was named."""
     if name != AUTO or weights is not None:
         return ()
     chosen = choose_backbone(name, weights)
@@ -105,8 +104,8 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
     path = weights or _weights_at_hand(name)
     network = recipe.build()
     state = by_own_names(network, read_weights(path))
-    foreign_names = recipe.by_position and state.keys().isdisjoint(network.state_dict())
-    load = load_by_position if foreign_names else load_by_name
+    has_other_names = recipe.by_position and state.keys().isdisjoint(network.state_dict())
+    load = load_by_position if has_other_names else load_by_name
     load(network, state, path)
     network = network.eval().requires_grad_(requires_grad=False)
     network = placed(network, device, torch.channels_last)
@@ -114,8 +113,8 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
 
 
 def weights_key(name: str, weights: Path | None) -> str:
-    """sha256 of the weights that ``load_backbone`` would take; refuses what it would refuse."""
-    _recipe(name)  # an unknown name is not a matter of missing weights
+    """Return the sha256 of the weights that ``load_backbone`` would take; raises as it does."""
+    _recipe(name)  # refuses an unknown name before missing weights
     return weights_digest(weights or _weights_at_hand(name))
 
 
@@ -150,17 +149,19 @@ def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
 
 
 def _resnet18_features() -> nn.Module:
-    network = resnet18(1000)
+    from torchvision.models import resnet18
+
+    network: Any = resnet18(weights=None)
     network.fc = nn.Identity()  # the features before it
     return network
 
 
 def _weights_at_hand(name: str) -> Path:
     """Find the weights file on this machine, or refuse."""
-    found = _found_weights(name)
-    if found is None:
+    path = _found_weights(name)
+    if path is None:
         raise MachineError(_absent(name))
-    return found
+    return path
 
 
 def _absent(name: str) -> str:
@@ -175,12 +176,12 @@ def _absent(name: str) -> str:
 
 
 def _found_weights(name: str) -> Path | None:
-    """Look in the package that carries them, and where torchvision and timm left them."""
+    """Look in the package of weights, and where torchvision and timm keep downloads."""
     packaged = _packaged_weights() if name == OFFLINE_BACKBONE else []
     checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
     torchvisions = checkpoints.glob(f"{name}-*.pth") if _RESNET.fullmatch(name) else []
-    found = chain(packaged, sorted(torchvisions), _timm_downloads(name, checkpoints))
-    return next((path for path in found if path.is_file()), None)
+    paths = chain(packaged, sorted(torchvisions), _timm_downloads(name, checkpoints))
+    return next((path for path in paths if path.is_file()), None)
 
 
 def _packaged_weights() -> list[Path]:
@@ -192,7 +193,7 @@ def _packaged_weights() -> list[Path]:
 
 
 def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
-    """Yield where timm keeps what it downloads: Hugging Face's cache, and formerly torch's."""
+    """Yield where timm keeps downloads: in Hugging Face's cache, and formerly in torch's."""
     import timm
     from huggingface_hub import try_to_load_from_cache
 

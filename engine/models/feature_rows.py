@@ -1,4 +1,4 @@
-"""Rows of frozen features, standardised by column: what the linear proxy is trained on.
+"""Rows of frozen features, standardised by column: the inputs of the linear proxy.
 
 Small features are held on the device. Larger ones are copied once from their store, whose chunks
 of 16 MiB are no place to pick rows from, to a plain file of float16 that is mapped into memory:
@@ -28,15 +28,15 @@ from coreset.shards.errors import MachineError
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 
 FEATURE_ROWS_NAME = ".features.f16"
-"""The mapped file; whoever gave the directory removes it before an artifact is made of it."""
+"""The mapped file; the owner of the directory removes it before it publishes an artifact."""
 RESIDENT_BYTES = 1 << 30
-"""What resident features may take of a CPU's memory at most: mapped rows are there in 1 us each."""
+"""Most of a CPU's memory that resident features may take: a mapped row takes 1 us anyway."""
 RESIDENT_SHARE = 0.25
 """Share of a device's free memory that resident features may take."""
 SMALLEST_SPREAD = 1e-6
-"""A column that spreads less is constant; divided by its spread, it would be rounding errors."""
+"""A column with less spread counts as constant: divided by it, rounding errors would remain."""
 SPARE_BYTES = 1 << 24
-"""To be left on the disk."""
+"""Free space to leave on the disk."""
 _MOMENTS_ROWS = 1024  # in float64, 4 MB of 512 columns: they stay in a core's cache
 
 
@@ -49,7 +49,7 @@ class FeatureRows(Protocol):
     """Features of a sample."""
 
     def rows(self, ids: NDArray[np.int64]) -> Tensor:
-        """Rows of some samples, int64 of shape (b,); float32 of shape (b, d) on the device.
+        """Return rows of some samples, float32 of shape (b, d) on the device.
 
         Raises:
             IndexError: An id is not in [0, n).
@@ -57,7 +57,7 @@ class FeatureRows(Protocol):
         ...
 
     def in_order(self, batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-        """Ids and rows of all samples, ``batch`` at a time; the last batch may be short.
+        """Yield ids and rows of all samples, ``batch`` at a time; the last batch may be short.
 
         Raises:
             UsageError: ``batch`` is below 1.
@@ -65,7 +65,7 @@ class FeatureRows(Protocol):
         ...
 
     def close(self) -> None:
-        """Drop the features; a file stays where it is."""
+        """Drop the features; a file stays."""
         ...
 
 
@@ -76,7 +76,7 @@ def feature_rows(
 
     Args:
         store: Zarr store of features, float16 of shape (n, d).
-        device: Where rows are handed over.
+        device: Device of the rows.
         scratch: Directory of the mapped file, ``FEATURE_ROWS_NAME``. One that holds these features
             already is used as it is, so that a resumed run writes nothing. Of several processes on
             one directory, one must have made the file before the others open it.
@@ -97,13 +97,13 @@ def feature_rows(
 
 
 def resident_limit(device: torch.device) -> int:
-    """Bytes that resident features may take on a device as it is now."""
+    """Return the bytes that resident features may take on a device at present."""
     share = int(RESIDENT_SHARE * device_bytes(device))
     return share if device.type == "cuda" else min(RESIDENT_BYTES, share)
 
 
 class Resident:
-    """All rows on the device, standardised once (4 n d bytes, and a chunk while they are read)."""
+    """All rows on the device, standardised once (4 n d bytes, and one chunk while reading)."""
 
     def __init__(
         self, chunks: Iterable[NDArray[np.float16]], shape: tuple[int, int], device: torch.device
@@ -160,7 +160,7 @@ class Mapped:
         return torch.sub(sent, self._columns.mean).div_(self._columns.spread)
 
     def _standardised(self, half: NDArray[np.float16]) -> NDArray[np.float32]:
-        """The same arithmetic by NumPy: two torch threads on busy cores take ten times longer."""
+        """Standardise with NumPy: two torch threads on busy cores take ten times longer."""
         rows = self._memory.take(half.shape, np.dtype(np.float32))
         np.copyto(rows, half)
         rows -= self._columns.mean.numpy()
@@ -172,14 +172,14 @@ class Mapped:
         return _in_order(self, batch)
 
     def close(self) -> None:
-        """Drop the map; the file stays where it is."""
+        """Drop the map; the file stays."""
         self._table = np.empty((0, self.width), np.float16)
         self._memory.forget()
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What standardises: float32 of shape (d,) on the device."""
+    """Mean and spread of each column: float32 of shape (d,) on the device."""
 
     mean: Tensor
     spread: Tensor
@@ -201,7 +201,7 @@ class Moments:
 
     @staticmethod
     def none(width: int) -> "Moments":
-        """Of no row yet."""
+        """Return the moments of no row."""
         return Moments(0, np.zeros(width), np.zeros(width))
 
     def add(self, rows: NDArray[np.float16]) -> None:
@@ -222,7 +222,7 @@ class Moments:
         spread = np.sqrt(self.squares / max(1, self.n - 1))
         spread = np.where(spread > SMALLEST_SPREAD, spread, 1.0)
         mean, spread = (
-            torch.from_numpy(one.astype(np.float32)).to(device) for one in (self.mean, spread)
+            torch.from_numpy(column.astype(np.float32)).to(device) for column in (self.mean, spread)
         )
         return Columns(mean, spread)
 
@@ -233,7 +233,7 @@ def _in_order(features: FeatureRows, batch: int) -> Iterator[tuple[NDArray[np.in
 
 
 def _taken(table: NDArray[Any], ids: NDArray[np.int64], memory: BatchMemory) -> NDArray[Any]:
-    """Copy rows into memory that is used again once nobody holds them."""
+    """Copy rows into memory that is reused once it is free."""
     _require_in_range(ids, len(table))
     rows = memory.take((ids.size, table.shape[1]), table.dtype)
     # "raise" would gather into memory of NumPy's own first; the ids are in range.
@@ -247,15 +247,15 @@ def _require_in_range(ids: NDArray[np.int64], n: int) -> None:
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
-    """The rows of a file, read only; a plain array, which is indexed faster than a memmap."""
+    """Map the rows of a file, read only; a plain array is indexed faster than a memmap."""
     return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
 
 
 def _holds(path: Path, store: Path) -> bool:
-    """Whether a file has the features of the store, bit for bit: it could be short, or of others.
+    """Test whether a file has the features of the store, bit for bit.
 
-    Costs the pass over the store that writing does, and nothing is written; what is used has then
-    passed the store's checksums.
+    This takes the same pass over the store as writing, so that all features in use have passed the
+    store's checksums.
     """
     shape = feature_shape(store)
     if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:

@@ -1,4 +1,4 @@
-"""Features of frozen backbones, made in one place and cached by content digest and backbone.
+"""Features of frozen backbones, cached by the digest of the images and the backbone.
 
 A cached entry is a features artifact like any other (``coreset embed`` makes the same directory),
 kept under ``CORESET_CACHE`` (default: the user's cache directory). Images are squashed to a square
@@ -39,7 +39,7 @@ PROGRESS_NAME = "rows.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeatureSpec:
-    """Which features, and how they are made."""
+    """Backbone and settings that features are made with."""
 
     backbone: str
     weights: Path | None = None
@@ -54,7 +54,7 @@ class FeatureSpec:
 
 
 def cache_directory() -> Path:
-    """Where features are kept between runs."""
+    """Return the directory that keeps features between runs."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "coreset"
     return Path(os.environ.get("CORESET_CACHE", default))
 
@@ -62,7 +62,7 @@ def cache_directory() -> Path:
 def features_for(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> NDArray[np.float16]:
-    """Features of some samples (all by default), from the cache or made now; float16 (m, d).
+    """Return features of some samples (all by default), cached or made now; float16 (m, d).
 
     Raises:
         MachineError: The backbone's weights are not on this machine.
@@ -74,11 +74,11 @@ def features_for(
 def feature_store(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> Path:
-    """The store that `features_for` reads, for those who read it in parts.
+    """Return the store that `features_for` reads, for readers of parts of it.
 
     Raises:
         MachineError: The backbone's weights are not on this machine.
-        StoreError: It is damaged.
+        StoreError: The store is damaged.
     """
     store = cached_features(dataset, spec, ids) / FEATURES_NAME
     rows, n = feature_shape(store)[0], len(dataset) if ids is None else len(ids)
@@ -90,7 +90,7 @@ def feature_store(
 def cached_features(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> Path:
-    """Directory of the cached features artifact, made now if it is not there."""
+    """Return the directory of the cached features artifact, which is made if it does not exist."""
     chosen = np.arange(len(dataset)) if ids is None else ids
     config = _config(dataset, spec, chosen)
     entry = _cache_entry(config)
@@ -100,7 +100,7 @@ def cached_features(
 
 
 def remember(features: Path, dataset: Dataset, spec: FeatureSpec) -> None:
-    """Let the cache find a features artifact of the whole data set that lies elsewhere."""
+    """Link a features artifact of the whole data set from the cache."""
     config = _config(dataset, spec, np.arange(len(dataset)))
     entry = _cache_entry(config)
     _drop_stale_link(entry, config)
@@ -110,11 +110,11 @@ def remember(features: Path, dataset: Dataset, spec: FeatureSpec) -> None:
 
 
 def _drop_stale_link(entry: Path, config: dict[str, object]) -> None:
-    """Forget an artifact of ``coreset embed`` that was removed or made anew from other images."""
+    """Remove the link to an artifact that was removed or made again from other images."""
     if not entry.is_symlink():
         return
-    there = entry / PROVENANCE_NAME
-    if not there.is_file() or Provenance.parse(there).config != config:
+    path = entry / PROVENANCE_NAME
+    if not path.is_file() or Provenance.parse(path).config != config:
         entry.unlink()
 
 
@@ -123,13 +123,13 @@ def _config(dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> dict
 
     # Pixels of the other decoders are within a level of each other: they share their features.
     decoder = "pillow" if spec.exact else spec.decoder
-    other = {"decoder": decoder} if decoder in {"fast", "pillow"} else {}
+    own_pixels = {"decoder": decoder} if decoder in {"fast", "pillow"} else {}
     return {
         "backbone": spec.backbone,
         "weights": weights_key(spec.backbone, spec.weights),
         "size": spec.size,
         "content": subset_content(dataset, ids),
-        **other,
+        **own_pixels,
     }
 
 
@@ -142,8 +142,8 @@ def embed(
 ) -> ArtifactWriter:
     """Make the features artifact ``out``; an interrupted run continues at its last whole chunk.
 
-    Features depend on the stored bytes alone, so the artifact binds to their content digest and
-    names no input: relabelled packs of the same images share it.
+    Features depend on the stored bytes alone, so the artifact binds to their content digest and has
+    no input: relabelled packs of the same images share it.
     """
     from coreset.engine.runtime.device import resolve_device, runtime_of
 
@@ -224,7 +224,7 @@ def _feature_blocks(
 def _finite(
     features: NDArray[np.float16], ids: NDArray[np.int64], backbone: "Backbone"
 ) -> NDArray[np.float16]:
-    """The features, if they are finite: refused before they are published, not when read."""
+    """Refuse features that are not finite before they are published."""
     odd = ~np.isfinite(features).all(axis=1)
     if odd.any():
         raise UsageError(

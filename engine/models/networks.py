@@ -1,9 +1,9 @@
-"""Networks that are trained here: the proxy (batch norm) and the students (instance norm).
+"""Networks that are trained here: torchvision's ResNets and the linear head.
 
-The layouts are torchvision's; the hard-label protocol of MinimaxDiffusion
-(``train_models/resnet.py``) is the same network with every norm replaced by ``GroupNorm(channels,
-channels)``, that is instance norm with an affine map and no running statistics, so that training
-and evaluation behave alike.
+The proxy has batch norm. Students have instance norm, as in the hard-label protocol of
+MinimaxDiffusion (``train_models/resnet.py``): every norm is ``GroupNorm(channels, channels)``, that
+is instance norm with an affine map and no running statistics, so that training and evaluation
+behave alike.
 """
 
 from typing import Literal, TypeAlias
@@ -11,7 +11,6 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
-from coreset.engine.models.resnet import resnet18, resnet50
 from coreset.engine.runtime.seeding import seeded_initialisation
 
 Norm: TypeAlias = Literal["batch", "instance"]
@@ -19,36 +18,39 @@ StudentName: TypeAlias = Literal["resnet18", "resnet50"]
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:
-    """Instance norm with an affine map: one group per channel."""
+    """Make instance norm with an affine map: one group per channel."""
     return nn.GroupNorm(channels, channels)
 
 
 def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -> nn.Module:
-    """Randomly initialised network for ``n_classes``; the weights depend on ``seed`` alone.
+    """Initialise a network for ``n_classes``; the weights depend on ``seed`` alone.
 
     Convolutions start as N(0, sqrt(2 / (k * k * out_channels))), norms as 1 and 0 (torchvision's
     initialisation, which is also that of MinimaxDiffusion).
     """
+    # Imported late: torchvision imports torch's compiler, which takes seconds and some 200 MB.
+    from torchvision.models import resnet18, resnet50
+
     build = {"resnet18": resnet18, "resnet50": resnet50}[name]
     norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
     with seeded_initialisation(seed):
-        return build(n_classes, norm_layer)
+        return build(weights=None, num_classes=n_classes, norm_layer=norm_layer)
 
 
 def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:
-    """Layout of images and weights in which this network is fastest.
+    """Choose the layout of images and weights in which a network is fastest.
 
     Channels last everywhere, except for instance norm on a CPU: GroupNorm does 139 images/s there
     in NCHW but 54 in channels last (128 px, bfloat16, two cores).
     """
-    slow_there = norm == "instance" and device.type == "cpu"
-    return torch.contiguous_format if slow_there else torch.channels_last
+    groups_on_cpu = norm == "instance" and device.type == "cpu"
+    return torch.contiguous_format if groups_on_cpu else torch.channels_last
 
 
 def placed(
     network: nn.Module, device: torch.device, memory_format: torch.memory_format
 ) -> nn.Module:
-    """The network on a device, its weights in a layout."""
+    """Move a network to a device, and its weights to a layout."""
     return network.to(device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
 
 

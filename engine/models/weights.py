@@ -1,7 +1,7 @@
-"""Weights from files: safetensors as they are, ``.pth`` through the one converter.
+"""Reader of weights from ``.safetensors`` and ``.pth`` files.
 
 Checkpoints of training scripts hold the state dict among other things, and wrappers of a network
-put prefixes before its names; both are unwrapped.
+put prefixes before its names; both are removed.
 """
 
 import re
@@ -16,12 +16,12 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.files import sha256_of_file
 
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-"""Where checkpoints keep their state dict, averaged weights first, as timm reads them."""
+"""Keys of state dicts in checkpoints, averaged weights first, as timm reads them."""
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-"""What data-parallel and compiled networks, and networks inside others, put before names."""
+"""Prefixes that data-parallel, compiled and enclosing networks put before names."""
 _PREFIX = re.compile("|".join(f"^{re.escape(prefix)}" for prefix in PREFIXES))
 _MOST_NESTED = 4
-# Options of the script, in timm's own checkpoints: read as a plain record of them.
+# Options of the training script in timm's checkpoints, read as a plain record.
 _HARMLESS = ((SimpleNamespace, "argparse.Namespace"),)
 
 
@@ -38,14 +38,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = _state_of(path)
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
-        fact = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
-            fact = f"it holds {code[1]}, which only code could make; save its state dict alone"
+            reason = f"it holds {code[1]}, which only code could make; save its state dict alone"
         raise UsageError(
-            f"weights {path} cannot be read as tensors ({fact}); name a .safetensors or .pth file"
+            f"weights {path} cannot be read as tensors ({reason}); name a .safetensors or .pth file"
         ) from error
     tensors = _unwrapped(state)
-    if isinstance(tensors, Mapping) and all(isinstance(one, Tensor) for one in tensors.values()):
+    if isinstance(tensors, Mapping) and all(
+        isinstance(value, Tensor) for value in tensors.values()
+    ):
         return {str(name): value for name, value in tensors.items()}
     names = ", ".join(map(repr, list(state)[:5])) if isinstance(state, Mapping) else "none"
     raise UsageError(
@@ -58,7 +60,7 @@ def _unwrapped(state: object) -> object:
     for _ in range(_MOST_NESTED):  # a hostile file may hold itself
         if isinstance(state, Mapping):
             inner = (state.get(name) for name in WRAPPERS)
-            state = next((one for one in inner if isinstance(one, Mapping)), state)
+            state = next((value for value in inner if isinstance(value, Mapping)), state)
     return state
 
 
@@ -72,9 +74,9 @@ def _state_of(path: Path) -> object:
 
 
 def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Take ``PREFIXES`` off the names of a state dict, as many as make the network know the most.
+    """Remove ``PREFIXES`` from the names of a state dict until most are names of the network.
 
-    Names that the network knows as they are stay: it may begin them like a prefix itself.
+    Names of the network stay: its own may begin with a prefix too.
     """
     own = network.state_dict().keys()
     best = shorter = state
@@ -86,7 +88,7 @@ def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str
 
 
 def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights whose names must fit; head layers that the network lacks are left out.
+    """Load weights by name; layers that the network lacks, such as a head, are skipped.
 
     Batch norm's count of batches may be missing, as it is in files from before torch 0.4.1 (among
     them torchvision's ImageNet weights); evaluation does not use it.
@@ -102,30 +104,29 @@ def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) 
     }
     for name, tensor in own.items():
         if name not in state or state[name].shape != tensor.shape:
-            found = tuple(state[name].shape) if name in state else "nothing"
+            saved = tuple(state[name].shape) if name in state else "nothing"
             raise UsageError(
-                f"weights {source} has {found} for {name}, the network needs {tuple(tensor.shape)};"
+                f"weights {source} has {saved} for {name}, the network needs {tuple(tensor.shape)};"
                 " name the file of this very backbone"
             )
     network.load_state_dict({name: state[name] for name in own}, strict=False)
 
 
 def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights whose order, but not whose names, are those of the network.
+    """Load weights that have the network's order but other names.
 
     Raises:
         UsageError: The number of tensors or a shape differs.
     """
     own = network.state_dict()
     shapes = [tuple(tensor.shape) for tensor in own.values()]
-    found = [tuple(tensor.shape) for tensor in state.values()]
-    if shapes != found[: len(shapes)]:
+    if shapes != [tuple(tensor.shape) for tensor in state.values()][: len(shapes)]:
         raise UsageError(f"weights {source} does not fit this backbone; name the file of this one")
     network.load_state_dict(dict(zip(own, state.values(), strict=False)))
 
 
 def weights_digest(path: Path) -> str:
-    """sha256 of a weights file: part of the key under which features are cached.
+    """Return the sha256 of a weights file, a part of the key under which features are cached.
 
     Raises:
         UsageError: The file does not exist.

@@ -1,119 +1,283 @@
-"""What a scoring keeps beside its sums on request, on one process: every margin, and TDDS."""
+"""Accumulators: what a scoring gathers from the logits of every training step.
 
-from collections.abc import Mapping
+To add one, write a class with the methods of `Accumulator` and name it in `ACCUMULATORS`; describe
+the scores that it returns in ``coreset.kernels.scores.SCORES``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
+from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.store import ROWS_PER_SCORE_CHUNK, RowWriter
-from coreset.engine.data.images import device_bytes
-from coreset.engine.runtime.progress import say
-from coreset.kernels.margins import SampleStats
-from coreset.kernels.tdds import WINDOW_EPOCHS, Tdds, state_bytes
-from coreset.shards.errors import MachineError, UsageError
+from coreset.engine.runtime.distributed import Distributed
+from coreset.engine.runtime.progress import progress
+from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED_OOF
+from coreset.engine.scoring.proxy import Proxy
+from coreset.kernels.folds import held_out_logits
+from coreset.kernels.label_issues import class_thresholds, label_issues
+from coreset.kernels.margins import SampleStats, per_sample_stats
+from coreset.kernels.tdds import WINDOW_EPOCHS, Tdds
+from coreset.shards.format.dataset import Dataset
 
 MARGINS_NAME = "margins.zarr"
 """In a scores artifact, if it was asked for: float16 of shape (epochs, n)."""
-FEWEST_EPOCHS = 3
-"""With TDDS: two epochs have one change, which is its own mean."""
+
+
+class ScoredBatch(NamedTuple):
+    """One batch as a training step saw it, b samples of c classes."""
+
+    logits: Tensor
+    """Shape (b, c), before the update of the weights."""
+    labels: Tensor
+    ids: Tensor
+    """Sample ids; -1 for padding, which only several processes have."""
+    stats: SampleStats
+
+
+class EpochState(Protocol):
+    """Per-sample state that a training builds up epoch by epoch and a checkpoint keeps."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Prepare for an epoch, or for what is left of it after a resume."""
+        ...
+
+    def end_epoch(self, epoch: int) -> None:
+        """Fold the epoch in."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the tensors that a checkpoint keeps, on the CPU."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
+        """Continue from a `state` after ``epochs`` ended epochs."""
+        ...
+
+    def scores(self) -> Mapping[str, NDArray[Any]]:
+        """Return columns of shape (n,) by name, once the training has ended."""
+        ...
+
+
+class Accumulator(EpochState, Protocol):
+    """Epoch state that takes every batch."""
+
+    def update(self, batch: ScoredBatch) -> None:
+        """Take in one batch."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingContext:
+    """Facts of a training that accumulators are made from."""
+
+    dataset: Dataset
+    proxy: Proxy
+    epochs: int
+    device: torch.device
+    compiled: bool
+    tdds: bool
+    record_margins: bool
+    scratch: Path
+    """Directory that becomes the scores artifact."""
+    meter: Meter
+    ranks: Distributed
 
 
 class MarginRecord:
     """The probability margin of every sample in every epoch, NaN where it was not presented."""
-
-    name = "margins"
 
     def __init__(self, n_samples: int, epochs: int, scratch: Path, device: torch.device) -> None:
         """Continue the record in ``scratch``, or begin one (2 bytes a sample and epoch)."""
         path = scratch / MARGINS_NAME
         chunks = (1, min(ROWS_PER_SCORE_CHUNK, n_samples))
         self._store = RowWriter(
-            path, epochs, n_samples, {}, name=self.name, chunks=chunks, resume=path.exists()
+            path, epochs, n_samples, {}, name="margins", chunks=chunks, resume=path.exists()
         )
         self._margins = torch.full((n_samples,), torch.nan, dtype=torch.float16, device=device)
 
     def begin_epoch(self, epoch: int) -> None:
-        """Nothing to do: what is left of the last epoch was cleared at its end."""
+        """Do nothing: `end_epoch` cleared the margins."""
 
-    def update(self, logits: Tensor, presented: SampleStats, ids: Tensor) -> None:  # noqa: ARG002 - one of several
+    def update(self, batch: ScoredBatch) -> None:
         """Keep the margins of a batch."""
-        self._margins[ids] = presented.probability_margin.half()
+        self._margins[batch.ids] = batch.stats.probability_margin.half()
 
     def end_epoch(self, epoch: int) -> None:
-        """Write the epoch's row; written again with the same values if the epoch is repeated."""
+        """Write the epoch's row; a repeated epoch writes the same values again."""
         self._store.write(epoch, self._margins.cpu().numpy()[None])
         self._margins.fill_(torch.nan)
 
     def state(self) -> dict[str, Tensor]:
-        """The margins of the epoch under way."""
-        return {self.name: self._margins.to("cpu", copy=True)}
+        """Return the margins of the epoch under way."""
+        return {"margins": self._margins.to("cpu", copy=True)}
 
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:  # noqa: ARG002 - one of several
+    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:  # noqa: ARG002 - Accumulator
         """Continue the epoch under way."""
-        self._margins.copy_(state[self.name])
+        self._margins.copy_(state["margins"])
 
     def scores(self) -> dict[str, NDArray[Any]]:
-        """None: the record lies beside the scores."""
+        """Return none: the record lies beside the scores."""
         return {}
 
 
-def require_room_for_tdds(
-    n_samples: int, n_classes: int, epochs: int, device: torch.device
-) -> None:
-    """Say what memory TDDS takes, before anything else is done.
-
-    Raises:
-        UsageError: Too few epochs for any change to differ from their mean.
-        MachineError: The device has no room.
-    """
-    if epochs < FEWEST_EPOCHS:
-        raise UsageError(f"epochs must be at least {FEWEST_EPOCHS} with --tdds, got {epochs}")
-    needed = state_bytes(n_samples, n_classes, min(WINDOW_EPOCHS, epochs))
-    available = device_bytes(device)
-    fact = f"tdds keeps {needed / 1e9:.2f} GB on {device}"
-    if needed > available:
-        raise MachineError(
-            f"{fact}, which has {available / 1e9:.2f} GB available; leave out --tdds"
-        )
-    say(f"{fact}, and writes them at every commit")
-
-
 class TddsScore:
-    """`coreset.kernels.tdds.Tdds` as part of a scoring."""
+    """`coreset.kernels.tdds.Tdds` as an `Accumulator`."""
 
-    name = "tdds"
+    def __init__(self, tdds: Tdds) -> None:
+        self._tdds = tdds
+        self.begin_epoch, self.end_epoch = tdds.begin_epoch, tdds.end_epoch
+        self.state, self.load_state, self.scores = tdds.state, tdds.load_state, tdds.scores
+
+    def update(self, batch: ScoredBatch) -> None:
+        """Take in one batch."""
+        self._tdds.update(batch.logits, batch.ids)
+
+
+class OutOfFold:
+    """Scores of samples by classifiers that have not trained on them, on any number of processes.
+
+    A classifier per fold trains beside the linear proxy, on the same features. In the end a linear
+    classifier of many features has memorised wrong labels and says little of others. So early
+    stopping keeps the classifiers of the epoch with the lowest cross-entropy of held-out labels.
+    """
 
     def __init__(
-        self, n_samples: int, n_classes: int, epochs: int, device: torch.device, *, compiled: bool
+        self,
+        proxy: Proxy,
+        labels: NDArray[np.int64],
+        n_classes: int,
+        *,
+        ranks: Distributed,
+        meter: Meter,
     ) -> None:
-        """Begin, where ``require_room_for_tdds`` found room."""
-        window = min(WINDOW_EPOCHS, epochs)
-        self._tdds = Tdds(n_samples, n_classes, device, window=window, compiled=compiled)
+        """Begin; ``proxy`` has folds, ``labels`` are those of all samples, shape (n,)."""
+        if proxy.folds is None:
+            raise ValueError("the proxy has no folds; make it with some")
+        self._folds, self._originals = proxy.folds, proxy.originals
+        self._given, self._n_classes = labels, n_classes
+        self._ranks, self._meter = ranks, meter
+        weights = self._folds.classifiers.state_dict()
+        self._best = {name: tensor.clone() for name, tensor in weights.items()}
+        self._lowest = torch.tensor(torch.inf, dtype=torch.float64)
 
     def begin_epoch(self, epoch: int) -> None:
-        """See ``Tdds.begin_epoch``."""
-        self._tdds.begin_epoch(epoch)
+        """Do nothing."""
 
-    def update(self, logits: Tensor, presented: SampleStats, ids: Tensor) -> None:  # noqa: ARG002 - one of several
-        """See ``Tdds.update``."""
-        self._tdds.update(logits, ids)
+    def update(self, batch: ScoredBatch) -> None:
+        """Do nothing: the training step trains all classifiers."""
 
-    def end_epoch(self, epoch: int) -> None:
-        """See ``Tdds.end_epoch``."""
-        self._tdds.end_epoch(epoch)
+    @torch.inference_mode()
+    def end_epoch(self, epoch: int) -> None:  # noqa: ARG002 - Accumulator
+        """Keep the classifiers if the loss of held-out labels is the lowest so far."""
+        loss = torch.zeros(1, dtype=torch.float64, device=self._folds.of_samples.device)
+        for logits, labels, _ in self._held_out():
+            loss += cross_entropy(logits, labels, reduction="sum")
+        self._ranks.all_reduce(loss)
+        if loss.cpu()[0] < self._lowest:
+            self._lowest = loss.cpu()[0]
+            for name, tensor in self._folds.classifiers.state_dict().items():
+                self._best[name].copy_(tensor)
 
     def state(self) -> dict[str, Tensor]:
-        """See ``Tdds.state``."""
-        return self._tdds.state()
+        """Return the classifiers that were kept, and their loss."""
+        return {name: tensor.cpu() for name, tensor in self._best.items()} | {"loss": self._lowest}
 
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
-        """See ``Tdds.load_state``."""
-        self._tdds.load_state(state, epochs)
+    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:  # noqa: ARG002 - Accumulator
+        """Continue from a commit."""
+        self._lowest = state["loss"]
+        for name, tensor in self._best.items():
+            tensor.copy_(state[name])
 
-    def scores(self) -> dict[str, NDArray[np.float32]]:
-        """See ``Tdds.scores``."""
-        return self._tdds.scores()
+    @torch.inference_mode()
+    def scores(self) -> dict[str, NDArray[Any]]:
+        """Ask for every sample the classifier that was kept of its fold.
+
+        The kept classifiers stay in the network. The arithmetic is float32 on any device:
+        probabilities near 0 tell the suspects apart. A second pass finds the label issues, whose
+        thresholds need all samples; no probabilities are kept.
+
+        Returns:
+            ``confidence_oof`` and ``margin_oof`` of `kernels.scores.SCORES`, float32 of shape (n,);
+            ``predicted_oof``, the likeliest class, int32; ``label_issue_oof``, bool.
+        """
+        self._folds.classifiers.load_state_dict(self._best)
+        n, device = len(self._given), self._folds.of_samples.device
+        columns, issues = torch.zeros((n, 3), device=device), torch.zeros(n, device=device)
+        with progress("score, out of fold", 2 * n) as bar:
+            for logits, labels, ids in self._held_out():
+                stats = per_sample_stats(logits, labels)
+                predicted = logits.argmax(1).float()
+                columns[ids] = torch.stack(
+                    (stats.label_probability, stats.probability_margin, predicted), dim=1
+                )
+                bar.advance(min(len(ids) * self._ranks.world, n - bar.done))
+            self._ranks.all_reduce(columns)
+            confidence, margin, predicted = columns.cpu().numpy().T.copy()
+            thresholds = class_thresholds(confidence, self._given, self._n_classes)
+            thresholds_c = torch.from_numpy(thresholds).to(device)
+            for logits, labels, ids in self._held_out():
+                issues[ids] = label_issues(logits.softmax(1), labels, thresholds_c).float()
+                bar.advance(min(len(ids) * self._ranks.world, 2 * n - bar.done))
+            self._ranks.all_reduce(issues)
+        return {
+            "confidence_oof": confidence,
+            "margin_oof": margin,
+            PREDICTED_OOF: predicted.astype(np.int32),
+            ISSUE_OOF: issues.cpu().numpy() > 0,
+        }
+
+    def _held_out(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield out-of-fold logits, labels and ids of this process's share of the samples."""
+        for inputs, labels, ids in self._originals():
+            by_classifier = self._folds.classifiers(inputs).unflatten(1, (-1, self._n_classes))
+            yield held_out_logits(by_classifier, self._folds.of_samples[ids]), labels, ids
+            self._meter.images += len(ids)
+
+
+def _tdds(context: TrainingContext) -> Accumulator | None:
+    if not context.tdds:
+        return None
+    dataset, window = context.dataset, min(WINDOW_EPOCHS, context.epochs)
+    tdds = Tdds(
+        len(dataset),
+        len(dataset.classes),
+        context.device,
+        window=window,
+        compiled=context.compiled,
+    )
+    return TddsScore(tdds)
+
+
+def _margin_record(context: TrainingContext) -> Accumulator | None:
+    if not context.record_margins:
+        return None
+    return MarginRecord(len(context.dataset), context.epochs, context.scratch, context.device)
+
+
+def _out_of_fold(context: TrainingContext) -> Accumulator | None:
+    if context.proxy.folds is None:
+        return None
+    labels, n_classes = context.dataset.labels, len(context.dataset.classes)
+    return OutOfFold(context.proxy, labels, n_classes, ranks=context.ranks, meter=context.meter)
+
+
+ACCUMULATORS: dict[str, Callable[[TrainingContext], Accumulator | None]] = {
+    "tdds": _tdds,
+    "margins": _margin_record,
+    "folds": _out_of_fold,
+}
+"""Makers by the name of the accumulator's file in a checkpoint; None: not asked for."""
+
+
+def accumulators_for(context: TrainingContext) -> dict[str, Accumulator]:
+    """Make the accumulators that a training is asked for."""
+    made = {name: make(context) for name, make in ACCUMULATORS.items()}
+    return {name: accumulator for name, accumulator in made.items() if accumulator is not None}

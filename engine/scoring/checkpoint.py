@@ -1,8 +1,8 @@
-"""What a scoring keeps: generations of its state while it runs, and the scores it ends with."""
+"""Checkpoints of a scoring run, and the scores that it publishes."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,72 +35,71 @@ def undecodable_of(scores: Path) -> dict[int, str]:
     """
     listed = scores / UNDECODABLE_NAME
     try:
-        there = parse(listed.read_bytes()) if listed.is_file() else {}
-        lost = {int(sample): str(reason) for sample, reason in there.items()}
+        document = parse(listed.read_bytes()) if listed.is_file() else {}
+        undecodable = {int(sample): str(reason) for sample, reason in document.items()}
     except (OSError, ValueError) as error:
         raise StoreError(f"{listed} cannot be read ({error}); score again") from error
-    if lost and not 0 <= min(lost) <= max(lost) < 1 << 62:
+    if undecodable and not 0 <= min(undecodable) <= max(undecodable) < 1 << 62:
         raise StoreError(f"{listed} cannot be read (a sample id is out of range); score again")
-    return lost
+    return undecodable
 
 
 @dataclass(slots=True, kw_only=True)
 class Position:
-    """Where a training stands: the next batch, and the samples that were left out so far."""
+    """Progress of a training: the next batch, and the samples that could not be decoded so far."""
 
     epoch: int = 0
     """Ended epochs."""
     batch: int = 0
-    """Batches of the next epoch that were trained on already."""
+    """Trained batches of the epoch under way."""
     steps: int = 0
     undecodable: dict[int, str] = field(default_factory=dict[int, str])
 
     def document(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        lost = named(self.undecodable)
-        return {"epoch": self.epoch, "batch": self.batch, "steps": self.steps, "undecodable": lost}
+        """Return the JSON document."""
+        return asdict(self) | {"undecodable": named(self.undecodable)}
 
     @staticmethod
     def read(directory: Path) -> "Position":
-        """Where the training of a generation stood."""
-        found = json.loads((directory / STATE_NAME).read_bytes())
-        lost = {int(sample): reason for sample, reason in found.pop("undecodable").items()}
-        return Position(**found, undecodable=lost)
+        """Read the position of a checkpoint."""
+        document = json.loads((directory / STATE_NAME).read_bytes())
+        lost = {int(sample): reason for sample, reason in document["undecodable"].items()}
+        return Position(**document | {"undecodable": lost})
 
 
 def commit(
     scratch: Path,
     position: Position,
     trainer: "Trainer",
-    parts: Mapping[str, Mapping[str, "Tensor"]],
+    accumulators: Mapping[str, Mapping[str, "Tensor"]],
 ) -> None:
-    """Commit weights, momentum and accumulators (by file name) as of ``position``."""
+    """Commit weights, momentum and the states of accumulators, by name, as of ``position``."""
     from safetensors.torch import save_file
 
     from coreset.engine.runtime.device import give_back_memory
 
     def write(directory: Path) -> None:
         trainer.save(directory)
-        for name, state in parts.items():
-            save_file(dict(state), directory / _file_of(name))
+        for name, state in accumulators.items():
+            save_file(dict(state), directory / f"{name}.safetensors")
         write_atomically(directory / STATE_NAME, json_bytes(position.document()))
 
-    give_back_memory()  # what a batch needs; safetensors copies everything first
+    give_back_memory()  # of the batches; safetensors copies everything first
     Checkpoints(scratch).commit(position.steps, write)
     give_back_memory()
 
 
 def last_commit(scratch: Path) -> tuple[Position, Path] | None:
-    """The newest commit and where it lies, if there is any."""
+    """Return the newest checkpoint and its directory, if there is any."""
     newest = Checkpoints(scratch).latest()
     return newest and (Position.read(newest[1]), newest[1])
 
 
-def part_of(directory: Path, name: str) -> dict[str, "Tensor"]:
-    """An accumulator of a commit."""
+def accumulator_state(directory: Path, name: str) -> dict[str, "Tensor"]:
+    """Read the state of an accumulator from a checkpoint."""
     from safetensors.torch import load_file
 
-    return load_file(directory / _file_of(name))
+    return load_file(directory / f"{name}.safetensors")
 
 
 def finish(
@@ -110,18 +109,18 @@ def finish(
     scores: Mapping[str, NDArray[Any]],
     attributes: Mapping[str, Any],
 ) -> None:
-    """Commit what a scoring leaves: the scores and the weights of the proxy.
+    """Commit the results of a scoring: the scores and the weights of the proxy.
 
     Raises:
         DataError: A score of a sample that was decoded in every epoch is not finite.
     """
     from coreset.engine.runtime.device import give_back_memory
 
-    give_back_memory()  # of the last look
-    shown = np.ones(len(scores["visits"]), np.bool_)
-    shown[list(position.undecodable)] = False
+    give_back_memory()  # of the final evaluation
+    decodable = np.ones(len(scores["visits"]), np.bool_)
+    decodable[list(position.undecodable)] = False
     for name, values in scores.items():
-        odd = np.flatnonzero(shown & ~np.isfinite(values))
+        odd = np.flatnonzero(decodable & ~np.isfinite(values))
         if odd.size:
             raise DataError(
                 f"score {name} of sample {odd[0]} is {values[odd[0]]} after {position.epoch} "
@@ -139,22 +138,18 @@ def finish(
 
 
 def is_finished(scratch: Path) -> bool:
-    """Whether `finish` got as far as its commit; then nothing else is left there."""
+    """Test whether `finish` committed; if so, remove everything else."""
     from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME
 
-    generations = Checkpoints(scratch)
-    newest = generations.latest()
+    checkpoints = Checkpoints(scratch)
+    newest = checkpoints.latest()
     if newest is None or not (newest[1] / SCORES_NAME).exists():
         return False
-    generations.finish()
+    checkpoints.finish()
     (scratch / FEATURE_ROWS_NAME).unlink(missing_ok=True)
     return True
 
 
 def named(undecodable: Mapping[int, str]) -> dict[str, str]:
-    """Samples and reasons as JSON has them, by id."""
+    """Return the JSON form of undecodable samples, by id."""
     return {str(sample): undecodable[sample] for sample in sorted(undecodable)}
-
-
-def _file_of(part: str) -> str:
-    return f"{part}.safetensors"

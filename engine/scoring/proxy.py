@@ -1,4 +1,4 @@
-"""Proxies: what is trained to score the images, and the examples that it is trained on.
+"""Proxies: the networks that are trained to score images, and their training examples.
 
 ``resnet18`` is the study's proxy: ResNet-18 with batch norm from scratch under the CCS ImageNet
 recipe (``train_imagenet.py``: SGD, momentum 0.9, weight decay 1e-4, cosine per iteration from 0.1
@@ -10,8 +10,8 @@ Differences from CCS:
 
 - Images are resized to 8/7 of ``size`` and cut to their central square before the random crop
   (torchvision crops from the whole photograph), so that all of them fit one tensor and the crop
-  runs on the device; crops follow torchvision's law of area and aspect ratio. Pixels that were
-  decoded before (``coreset decode``) may have any side from ``size`` on.
+  runs on the device; crops follow torchvision's law of area and aspect ratio. Pixels of ``coreset
+  decode`` may have any side from ``size`` on.
 - Crops may begin smaller and grow (``side_at``), which CCS's do not: progressive resizing (Howard's
   DAWNBench entry of fast.ai, 2018), by the schedule of FFCV's ImageNet recipe
   (libffcv/ffcv-imagenet, ``train_imagenet.py``, ``get_resolution``). Off unless asked for.
@@ -48,25 +48,25 @@ from coreset.shards.format.dataset import Dataset
 
 
 class EpochExamples(Protocol):
-    """This process's share of an epoch, from a batch on.
+    """One process's share of an epoch, from a batch on.
 
-    Several processes get equally many batches; where one has no image left for the last, it gets a
-    row of padding, of label and id -1.
+    All processes get the same number of batches. One that has no image left for the last batch gets
+    a row of padding with label and id -1.
     """
 
     def __call__(self, epoch: int, start_batch: int = 0) -> Examples:
-        """Batches in an order that depends on seed and epoch alone."""
+        """Yield batches in an order that depends on seed and epoch alone."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Folds:
-    """A classifier per fold that must not train on the samples of its fold."""
+    """Classifiers of folds; each must not train on the samples of its fold."""
 
     of_samples: Tensor
     """Fold of each sample, int64 of shape (n,) on the device."""
     classifiers: nn.Linear
-    """Of the network, side by side: their logits follow those of the proxy itself."""
+    """Classifiers side by side in one layer; their logits follow those of the proxy itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,16 @@ class Proxy:
     network: nn.Module
     examples: EpochExamples
     originals: Callable[[], Examples]
-    """This process's share of all images as they are, in order."""
+    """This process's share of all images in order, without augmentation."""
     undecodable: dict[int, str] = field(default_factory=dict[int, str])
-    """Samples that the examples left out so far, by id, and why."""
+    """Samples that were skipped so far, by id, and why."""
     streamed: bool = False
     """Images are decoded again in every epoch."""
     folds: Folds | None = None
 
 
 def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:
-    """Side in pixels of the training crops of an epoch.
+    """Return the side in pixels of the training crops of an epoch.
 
     ``start_size`` in epoch 0, ``size`` from half of the epochs on, between them linear and rounded
     to a multiple of 32, so that few sizes have to be compiled. ``start_size`` 0: always ``size``.
@@ -101,12 +101,12 @@ def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:
 def training_images(
     dataset: Dataset, size: int, device: torch.device, *, decoder: str, exact: bool, workers: int
 ) -> ImageStream | DecodedImages:
-    """Images to take crops of ``size`` from: decoded into memory if they fit, else at each epoch.
+    """Open images to crop ``size`` from: decoded into memory if they fit, else in each epoch.
 
-    Those that cannot be decoded are left out.
+    Images that cannot be decoded are skipped.
     """
     side = stored_side(size)
-    source = ImageStream(
+    stream = ImageStream(
         dataset,
         Geometry(side, side),
         decoder=decoder,
@@ -115,25 +115,25 @@ def training_images(
         exact=exact,
         skip_damaged=True,
     )
-    pixels = cache_if_fits(source)
-    if pixels is not source:
-        source.close()
-    return pixels
+    images = cache_if_fits(stream)
+    if images is not stream:
+        stream.close()
+    return images
 
 
 def cached_images(path: Path, dataset: Dataset, size: int, device: torch.device) -> DecodedImages:
-    """Images to take crops of ``size`` from, as ``coreset decode`` left them in ``path``.
+    """Open the images that ``coreset decode`` left in ``path``, to crop ``size`` from.
 
     Raises:
-        UsageError: They are smaller than the crops, or of another data set.
+        UsageError: The images are smaller than the crops, or of another data set.
     """
-    pixels = open_cache(path, dataset, device=device.type)
-    if pixels.size < size:
+    images = open_cache(path, dataset, device=device.type)
+    if images.size < size:
         raise UsageError(
-            f"size must be at most {pixels.size} (side of the images in {path}), got {size}; "
+            f"size must be at most {images.size} (side of the images in {path}), got {size}; "
             f"choose a smaller --size, or decode with --size {stored_side(size)}"
         )
-    return pixels
+    return images
 
 
 def convolutional_proxy(
@@ -149,12 +149,12 @@ def convolutional_proxy(
     start_size: int = 0,
     ranks: Distributed = ALONE,
 ) -> Proxy:
-    """ResNet-18 on random crops of ``source``, whose images have at least side ``size``.
+    """Build ResNet-18 on random crops of ``source``, whose images have at least side ``size``.
 
     In epoch e of ``epochs`` the crops have side ``side_at(e, epochs, start_size, size)``.
 
     Raises:
-        UsageError: A batch would be one image of one pixel to the last batch norm.
+        UsageError: The last batch norm would get a batch of one pixel.
     """
     smallest = side_at(0, epochs, start_size, size)
     if smallest <= 32 and last_batch(len(source), batch, ranks.world) == 1:
@@ -199,36 +199,37 @@ def convolutional_proxy(
 
 
 def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Crop squares and resize them, where the training runs.
+    """Crop squares and resize them on the device.
 
     On a CPU by ``kernels.jpeg.resize``, fifteen times as fast there as the matrices that suit a
     GPU; it rounds to whole levels.
 
     Args:
-        device: Where the crops are wanted.
+        device: Device of the training.
         images: uint8 of shape (b, 3, h, w), stored channels last.
         boxes: int64 of shape (b, 4) on the host: left, top, right, bottom.
-        side: Of the crops.
+        side: Side of the crops in pixels.
 
     Returns:
-        Of shape (b, 3, side, side): uint8 on a CPU, float32 in 0..1 on a GPU.
+        Crops of shape (b, 3, side, side): uint8 on a CPU, float32 in 0..1 on a GPU.
     """
     if device.type != "cpu":
         return resized_crops(images.to(device, non_blocking=True), boxes, side)
-    images_bhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
-    crops, rows = np.empty((len(images), side, side, 3), np.uint8), np.arange(len(images))
-    crop_rows(images_bhwc, rows, boxes.numpy(), crops, workers=available_cores())
+    images_nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
+    crops = np.empty((len(images_nhwc), side, side, 3), np.uint8)
+    rows = np.arange(len(images_nhwc))
+    crop_rows(images_nhwc, rows, boxes.numpy(), crops, workers=available_cores())
     return torch.from_numpy(crops).permute(0, 3, 1, 2)
 
 
 def last_batch(n: int, batch: int, world: int) -> int:
-    """Rows of the shortest last batch of an epoch over ``world`` processes."""
+    """Return the rows of the shortest last batch of an epoch over ``world`` processes."""
     batches = -(-n // (world * batch))
     return max(1, n // world - (batches - 1) * batch)
 
 
 def without_padding(batch: Batch) -> Batch:
-    """The batch without its rows of padding, of which one stays where there is nothing else."""
+    """Return a batch without its padding; of nothing but padding, one row stays."""
     n = max(1, int((batch.ids >= 0).sum()))
     return Batch(batch.images[:n], batch.labels[:n], batch.ids[:n])
 
@@ -244,7 +245,7 @@ def linear_proxy(
     n_folds: int = 0,
     ranks: Distributed = ALONE,
 ) -> Proxy:
-    """Linear classifier on features that are standardised by column, and one more per fold."""
+    """Build a linear classifier on standardised features, and one more per fold."""
     labels_n = torch.from_numpy(labels).to(device)
     share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
 

@@ -1,10 +1,11 @@
-"""The training whose logits are scored on the way: epochs, checks, commits, and a good end."""
+"""Training of a proxy whose logits are scored on the way: epochs, checks, checkpoints."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from json import dumps, loads
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,78 +15,56 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Meter, Stopwatch, stopwatch
 from coreset.engine.runtime.device import half_precision
-from coreset.engine.runtime.distributed import Distributed
+from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals
-from coreset.engine.scoring.checkpoint import PREDICTED, Position, commit, last_commit, part_of
+from coreset.engine.scoring.accumulators import Accumulator, EpochState, ScoredBatch
+from coreset.engine.scoring.checkpoint import (
+    PREDICTED,
+    Position,
+    accumulator_state,
+    commit,
+    last_commit,
+)
 from coreset.engine.scoring.proxy import Proxy
 from coreset.engine.training.trainer import Trainer
 from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.folds import loss_of_folds
-from coreset.kernels.margins import NonFiniteGuard, SampleStats, per_sample_stats
+from coreset.kernels.margins import NonFiniteGuard, per_sample_stats
 from coreset.shards.errors import DataError
 
 COMMIT_EVERY_SECONDS = 30.0
-"""At ends of epochs, at the least."""
+"""Between checkpoints at ends of epochs, at least."""
 COMMIT_WITHIN_SECONDS = 300.0
-"""In the middle of an epoch, too."""
+"""Between checkpoints within an epoch, at least."""
 BATCHES_PER_VOTE = 32
-"""After which several ranks agree whether to stop: a vote waits for all of them."""
+"""Several processes agree this often whether to stop: a vote waits for all of them."""
 HOPELESS = 20
-"""Times the loss of guessing."""
+"""Times the loss of guessing, from which a training counts as diverged."""
 MOST_NAMED = 5
-_DYNAMICS = "dynamics"
 
 
 class DivergedError(DataError):
-    """A training that the same configuration cannot mend."""
-
-
-class Extra(Protocol):
-    """Something else that is accumulated in the same pass."""
-
-    name: str
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Before the first batch of an epoch, or of what is left of it."""
-        ...
-
-    def update(self, logits: Tensor, presented: SampleStats, ids: Tensor) -> None:
-        """After each step."""
-        ...
-
-    def end_epoch(self, epoch: int) -> None:
-        """After the last batch."""
-        ...
-
-    def state(self) -> dict[str, Tensor]:
-        """What a commit keeps."""
-        ...
-
-    def load_state(self, state: dict[str, Tensor], epochs: int) -> None:
-        """Continue from a commit."""
-        ...
-
-    def scores(self) -> Mapping[str, NDArray[Any]]:
-        """What it adds to the scores, at the end."""
-        ...
+    """A training that diverged: the same configuration would diverge again."""
 
 
 @dataclass(slots=True, kw_only=True)
-class ScorePass:
-    """Trains a proxy for ``epochs`` epochs, scores every sample, and can be continued anywhere."""
+class ScoringRun:
+    """Training of a proxy that scores every sample and can be continued after any batch."""
 
     proxy: Proxy
     trainer: Trainer
     dynamics: Dynamics
-    extras: Sequence[Extra] = ()
+    """Gives the statistics of each batch to all accumulators, and visits and loss to the checks."""
+    accumulators: Mapping[str, Accumulator] = field(default_factory=dict[str, Accumulator])
+    """All others, by the name of their file in a checkpoint."""
     epochs: int
     batch: int
     """Images per step and process."""
     n_classes: int
     scratch: Path
     meter: Meter
-    ranks: Distributed = field(default_factory=Distributed)
+    ranks: Distributed = ALONE
     position: Position = field(default_factory=Position)
     _guard: NonFiniteGuard = field(init=False)
     _losses: float = 0.0
@@ -95,11 +74,15 @@ class ScorePass:
         self._guard = NonFiniteGuard(self.batch, self.trainer.device)
 
     def scores(self) -> dict[str, NDArray[Any]]:
-        """All scores of the pass, float32 of shape (n,), at its end; of the leading process."""
-        found: dict[str, NDArray[Any]] = dict(self.dynamics.scores())
-        for extra in self.extras:
-            found |= extra.scores()
-        return found
+        """Return all columns of the run at its end, shape (n,); those of the main process count."""
+        columns: dict[str, NDArray[Any]] = {}
+        for accumulator in self._all.values():
+            columns |= accumulator.scores()
+        return columns
+
+    @property
+    def _all(self) -> dict[str, EpochState]:
+        return {"dynamics": self.dynamics, **self.accumulators}
 
     @property
     def n(self) -> int:
@@ -107,20 +90,18 @@ class ScorePass:
         return self.dynamics.n_samples
 
     def resume(self) -> None:
-        """Load the last commit, if there is any."""
-        found = last_commit(self.scratch)
-        if found is None:
+        """Load the last checkpoint, if there is any."""
+        newest = last_commit(self.scratch)
+        if newest is None:
             return
-        self.position, directory = found
+        self.position, directory = newest
         self.trainer.load(directory, self.position.steps)
-        state = part_of(directory, _DYNAMICS)
-        self.dynamics.load_state(state, self.position.epoch, is_main=self.ranks.is_main)
-        for extra in self.extras:
-            extra.load_state(part_of(directory, extra.name), self.position.epoch)
+        for name, accumulator in self._all.items():
+            accumulator.load_state(accumulator_state(directory, name), self.position.epoch)
         self.proxy.undecodable.update(self.position.undecodable)
 
     def run(self) -> None:
-        """Train from where it stands to the end; the last state is committed.
+        """Train from the current position to the end; the last state is committed.
 
         Raises:
             InterruptedRunError: A signal asked to stop; everything so far is committed.
@@ -131,7 +112,7 @@ class ScorePass:
             while self.position.epoch < self.epochs:
                 self._epoch(stop, bar)
                 stopping = self.ranks.any(stop.asked)
-                # The state of the last epoch is kept too: an evaluation comes after it.
+                # The last epoch is committed too: an evaluation follows.
                 last = self.position.epoch == self.epochs
                 if last or stopping or self._since_commit.seconds >= COMMIT_EVERY_SECONDS:
                     self._commit()
@@ -140,13 +121,13 @@ class ScorePass:
 
     @property
     def _done(self) -> int:
-        """Images of the epoch under way that were trained on, by all processes."""
+        """Trained images of the epoch under way, of all processes."""
         return min(self.n, self.position.batch * self.batch * self.ranks.world)
 
     def _epoch(self, stop: Stop, bar: Progress) -> None:
         epoch = self.position.epoch
-        for part in (self.dynamics, *self.extras):
-            part.begin_epoch(epoch)
+        for accumulator in self._all.values():
+            accumulator.begin_epoch(epoch)
         self._losses = self.dynamics.total_loss() if self.position.batch == 0 else math.nan
         shown = f"{epoch + 1} of {self.epochs}"
         for inputs, labels, ids in self.proxy.examples(epoch, self.position.batch):
@@ -161,17 +142,18 @@ class ScorePass:
 
     def _step(self, inputs: Tensor, labels: Tensor, ids: Tensor) -> None:
         logits = self.trainer.step(inputs, self._loss_of(labels, ids))[:, : self.n_classes]
-        presented = self.dynamics.update(logits, labels, ids)
-        for extra in self.extras:
-            extra.update(logits, presented, ids)
-        self._guard.check(presented.loss, ids, self.position.batch)
+        stats = self.dynamics.update(logits, labels, ids)
+        batch = ScoredBatch(logits, labels, ids, stats)
+        for accumulator in self.accumulators.values():
+            accumulator.update(batch)
+        self._guard.check(stats.loss, ids, self.position.batch)
 
     def _loss_of(self, labels: Tensor, ids: Tensor) -> Callable[[Tensor], Tensor]:
-        """Mean cross-entropy; among several processes this one's part of the mean of all.
+        """Return the loss: mean cross-entropy over the batches of all processes.
 
         Gradients are averaged over processes, whose last batches may differ in size, down to one
-        row of padding (label -1), which counts for nothing. Of classifiers per fold the losses are
-        added up, which share no weights: each is trained as if alone.
+        row of padding (label -1), which counts for nothing. Classifiers of folds share no weights,
+        so their losses are added up: each trains as if alone.
         """
         together = self.batch * self.ranks.world
         rows = min(together, self.n - self.position.batch * together) / self.ranks.world
@@ -201,28 +183,26 @@ class ScorePass:
 
     def _commit_midway(self, stop: Stop) -> None:
         self.ranks.run_on_all(self._check_losses)
-        ranks = self.ranks
-        self.dynamics.collect(self.position.epoch, ranks.all_reduce, is_main=ranks.is_main)
+        self.dynamics.collect(self.position.epoch)
         self.share_undecodable()
         self._commit()
-        if ranks.any(stop.asked):
+        if self.ranks.any(stop.asked):
             raise stop.error()
 
     def _end_epoch(self) -> None:
-        epoch, ranks = self.position.epoch, self.ranks
-        ranks.run_on_all(self._check_losses)
-        self.dynamics.end_epoch(epoch, ranks.all_reduce, is_main=ranks.is_main)
-        for extra in self.extras:
-            extra.end_epoch(epoch)
+        epoch = self.position.epoch
+        self.ranks.run_on_all(self._check_losses)
+        for accumulator in self._all.values():
+            accumulator.end_epoch(epoch)
         self.position.epoch, self.position.batch = epoch + 1, 0
         self.share_undecodable()
-        ranks.run_on_all(self._check_epoch)
+        self.ranks.run_on_all(self._check_epoch)
 
     def _check_losses(self) -> int:
-        """Refuse a loss that is not finite; every rank looks at its own."""
-        found = self._guard.first()
-        if found is not None:
-            batch, samples = found
+        """Refuse a loss that is not finite; every rank checks its own."""
+        first = self._guard.first()
+        if first is not None:
+            batch, samples = first
             some = ", ".join(map(str, samples[:MOST_NAMED]))
             more = f" and {len(samples) - MOST_NAMED} more" if len(samples) > MOST_NAMED else ""
             raise DivergedError(
@@ -233,7 +213,7 @@ class ScorePass:
         return 0
 
     def _check_epoch(self) -> int:
-        """Refuse an epoch that missed a sample or learned nothing; the leading rank knows."""
+        """Refuse an epoch that missed a sample or learned nothing; the main process knows."""
         if not self.ranks.is_main:
             return 0
         missed = self.dynamics.visits() != self.position.epoch
@@ -243,10 +223,8 @@ class ScorePass:
                 f"{int(missed.sum())} images were not seen once per epoch, sample "
                 f"{int(missed.argmax())} the first; run `coreset verify` first"
             )
-        loss, chance = (
-            (self.dynamics.total_loss() - self._losses) / self.n,
-            math.log(self.n_classes),
-        )
+        loss = (self.dynamics.total_loss() - self._losses) / self.n
+        chance = math.log(self.n_classes)
         # Guessing costs log(classes). A first epoch may be a few times worse, and mend.
         if self.position.epoch > 1 and loss > HOPELESS * chance:
             raise DivergedError(
@@ -256,9 +234,7 @@ class ScorePass:
         return 0
 
     def share_undecodable(self) -> None:
-        """Let every rank know what any of them could not decode."""
-        from json import dumps, loads
-
+        """Tell every process which samples any of them could not decode."""
         lost = self.proxy.undecodable
         for text in self.ranks.all_gather_text(dumps(lost)):
             lost.update({int(sample): reason for sample, reason in loads(text).items()})
@@ -267,8 +243,7 @@ class ScorePass:
     def _commit(self) -> None:
         self.position.steps = self.trainer.steps
         if self.ranks.is_main:
-            extras = {extra.name: extra.state() for extra in self.extras}
-            states = {_DYNAMICS: self.dynamics.state(), **extras}
+            states = {name: accumulator.state() for name, accumulator in self._all.items()}
             commit(self.scratch, self.position, self.trainer, states)
             self.meter.checkpoint(self.scratch)
         self._since_commit = stopwatch()
@@ -296,19 +271,20 @@ def final_scores(
         ``loss_final`` and ``entropy_final`` in nats, float32 of shape (n,), NaN for samples that
         could not be decoded, and ``predicted``, the class of the largest logit, int32, -1 for them.
     """
-    found = torch.zeros((n, 4), device=trainer.device)  # zero where another process sees the sample
+    # Zero where another process sees the sample.
+    columns = torch.zeros((n, 4), device=trainer.device)
     trainer.network.eval()
     with progress("score, final", n) as bar:
         for inputs, labels, ids in proxy.originals():
             with half_precision(trainer.device):
                 logits = trainer.network(inputs)[:, :n_classes].float()
-            presented = per_sample_stats(logits, labels)
-            columns = (presented.loss, presented.entropy, logits.argmax(1).float())
-            found[ids] = torch.stack((torch.ones_like(presented.loss), *columns), dim=1)
+            stats, predicted = per_sample_stats(logits, labels), logits.argmax(1).float()
+            seen = torch.ones_like(stats.loss)
+            columns[ids] = torch.stack((seen, stats.loss, stats.entropy, predicted), dim=1)
             meter.images += len(ids)
             bar.advance(min(len(ids) * ranks.world, n - bar.done))
-    ranks.all_reduce(found)
-    seen, loss, entropy, predicted = found.cpu().numpy().T
+    ranks.all_reduce(columns)
+    seen, loss, entropy, predicted = columns.cpu().numpy().T
     absent = np.where(seen > 0, np.float32(0), np.float32(np.nan))
     return {
         "loss_final": loss + absent,

@@ -1,8 +1,9 @@
-"""A scores artifact as its readers see it: the newest commit, and the data set that it scored."""
+"""Reader of scores artifacts: the columns of the newest commit, and the data set they belong to."""
 
 import contextlib
+import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,8 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.origin import open_source, require_same_data
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
-from coreset.engine.runtime.text import aligned
+from coreset.engine.artifacts.store import SCORES_NAME, Columns
+from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED, PREDICTED_OOF, undecodable_of
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
@@ -31,41 +32,46 @@ USUAL_IPC = 10
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreTable:
-    """A finished scores artifact with its data set; columns are in memory, 60 bytes a sample."""
+    """A finished scores artifact with its data set; columns are read when they are asked for."""
 
     path: Path
     dataset: Dataset
-    columns: Mapping[str, NDArray[Any]]
-    """All that the store holds by name, each of shape (n,) in id order."""
-    undecodable: Mapping[int, str]
-    """Samples that nobody could train on, and why; their values mean nothing."""
 
     @staticmethod
     def open(path: Path, data: Path | None = None) -> "ScoreTable":
-        """Read the newest undamaged commit of ``path`` and open the data set behind it.
+        """Open a scores artifact and the data set behind it.
 
         Args:
             path: Scores artifact.
             data: Where the scored data set lies now, if it was moved.
 
         Raises:
-            UsageError: ``path`` is no scores artifact, or its data set is not where it was, is
-                another one, or has another number of samples.
-            StoreError: The scores are damaged.
+            UsageError: ``path`` is no scores artifact, or its data set is not where it was or is
+                another one.
+            StoreError: The provenance of the scores is damaged.
         """
         identity = identity_of(path)
         dataset = open_source(path, data)
         require_same_data(dataset, identity, f"the scores {path}")
-        newest = Checkpoints(path).latest()
+        return ScoreTable(path=path, dataset=dataset)
+
+    @cached_property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """Columns of the newest undamaged commit by name, each of shape (n,) in id order.
+
+        Raises:
+            UsageError: There is no commit.
+            StoreError: The store is damaged.
+        """
+        newest = Checkpoints(self.path).latest()
         if newest is None:
-            raise UsageError(f"{path} holds no finished scores; run `coreset score` again")
-        columns = read_columns(newest[1] / SCORES_NAME, rows=len(dataset))
-        return ScoreTable(
-            path=path,
-            dataset=dataset,
-            columns=columns,
-            undecodable=undecodable_of(path),
-        )
+            raise UsageError(f"{self.path} holds no finished scores; run `coreset score` again")
+        return Columns(newest[1] / SCORES_NAME, rows=len(self.dataset))
+
+    @cached_property
+    def undecodable(self) -> Mapping[int, str]:
+        """Samples that could not be decoded, and why; their values mean nothing."""
+        return undecodable_of(self.path)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -74,7 +80,7 @@ class ScoreTable:
 
     @property
     def epochs(self) -> int:
-        """Passes over the data behind the scores: the visits of a sample that was never lost."""
+        """Epochs behind the scores: the visits of a sample that was decoded every time."""
         if VISITS not in self.columns:
             raise StoreError(f"{self.path} holds no {VISITS}; score this data set again")
         return int(self.columns[VISITS].max())
@@ -92,13 +98,15 @@ class ScoreTable:
         Raises:
             StoreError: A prediction is no class of the data set.
         """
-        found = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
-        classes = len(self.dataset.classes)
-        if found is not None and not -1 <= found.min() <= found.max() < classes:
+        name = next((name for name in (PREDICTED_OOF, PREDICTED) if name in self.columns), None)
+        if name is None:
+            return None
+        predicted, classes = self.columns[name], len(self.dataset.classes)
+        if not -1 <= predicted.min() <= predicted.max() < classes:
             raise StoreError(
                 f"{self.path} has predictions that are no class of {classes}; score it again"
             )
-        return found
+        return predicted
 
     @property
     def label_issues(self) -> NDArray[np.bool_] | None:
@@ -106,21 +114,21 @@ class ScoreTable:
         return self.columns.get(ISSUE_OOF)
 
     def values(self, score: str) -> NDArray[np.float32]:
-        """One score of every sample, as stored: NaN where it was never taken.
+        """Return one score of every sample, as stored: NaN where there is none.
 
         Raises:
             UsageError: The store does not hold it; those that it holds are named.
         """
         if score not in self.names:
-            fact = "was not stored" if score in SCORES else "is no score"
+            why = "was not stored" if score in SCORES else "is no score"
             raise UsageError(
                 f"score must be one of {', '.join(self.names)} in {self.path}, got {score}, which "
-                f"{fact}; choose one of these, or score again (`coreset score --list` has them all)"
+                f"{why}; choose one of these, or score again (`coreset score --list` has them all)"
             )
         return self.columns[score]
 
     def easiness(self, score: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """A score of some samples, turned so that low is hard.
+        """Return a score of some samples, turned so that low is hard.
 
         Raises:
             UsageError: The store does not hold it.
@@ -136,9 +144,35 @@ class ScoreTable:
             )
         return easiness(score, values[ids])
 
+    def summary_by_class(self, score: str) -> dict[str, Summary]:
+        """Summarise a score of the decodable samples class by class."""
+        from coreset.kernels.samplers import positions_by_class
+
+        classes, values = self.dataset.classes, self.values(score)[self.ids]
+        members = positions_by_class(self.dataset.labels[self.ids], len(classes))
+        return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
+
+
+def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> Iterator[str]:
+    """Yield the classes by their mean, hardest first; of many, only ``ends`` at either end."""
+
+    def ease(name: str) -> float:
+        mean = easiness(score, by_class[name].mean)
+        return math.inf if math.isnan(mean) else mean  # no image of the class was scored
+
+    names = sorted(by_class, key=ease)
+    n_between = max(0, len(names) - 2 * ends)
+    shown = names[:ends] + names[ends + n_between :]
+    rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in shown}
+    table = spread_table("class, hardest first", "images", rows)
+    yield from table[: 1 + ends]
+    if n_between:
+        yield f"... {n_between:,} classes between ..."
+    yield from table[1 + ends :]
+
 
 def identity_of(path: Path) -> str:
-    """Identity of the data set that a scores artifact was made from.
+    """Return the identity of the data set that a scores artifact was made from.
 
     Raises:
         UsageError: ``path`` is no scores artifact.
@@ -152,33 +186,33 @@ def identity_of(path: Path) -> str:
 
 
 def scores_beside(data: Path) -> Path:
-    """The scores artifact that was made from a packed data set and lies in the same folder.
+    """Find the scores artifact that was made from a packed data set and lies in the same folder.
 
     Raises:
         UsageError: There is none, or there are several.
     """
     identity, folder = Manifest.read(data).identity, data.resolve().parent
-    candidates = sorted(one for one in folder.iterdir() if not one.name.startswith("."))
-    found = [one for one in candidates if _scores_of(one, identity)]
-    if not found:
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    scores = [path for path in paths if _is_made_from(identity, path)]
+    if not scores:
         raise UsageError(
             f"no scores of {data} lie beside it; name them, or make some with "
             f"`coreset score {data} SCORES`"
         )
-    if len(found) > 1:
-        named = ", ".join(map(str, found))
-        raise UsageError(f"{len(found)} scores of {data} lie beside it; name one of {named}")
-    return found[0]
+    if len(scores) > 1:
+        names = ", ".join(map(str, scores))
+        raise UsageError(f"{len(scores)} scores of {data} lie beside it; name one of {names}")
+    return scores[0]
 
 
-def _scores_of(path: Path, identity: str) -> bool:
+def _is_made_from(identity: str, path: Path) -> bool:
     with contextlib.suppress(CoresetError):
         return identity_of(path) == identity
     return False
 
 
 def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
-    """Where a data set's labels differ from the true ones, bool of shape (n,) in id order.
+    """Find the labels of a data set that differ from the true ones, bool of shape (n,).
 
     Args:
         dataset: Packed data set.
@@ -216,14 +250,15 @@ def selection_hint(
 
 
 def listing() -> tuple[str, ...]:
-    """Lines of a table of all scores that `coreset score` can make."""
+    """Return the lines of a table of all scores that `coreset score` can make."""
     header = ("score", "hard end", "unit", "what it is", "source")
     rows = [
-        (name, hard_end(name), one.unit, one.summary, one.source) for name, one in SCORES.items()
+        (name, hard_end(name), score.unit, score.summary, score.source)
+        for name, score in SCORES.items()
     ]
     return aligned(header, rows)
 
 
 def hard_end(score: str) -> str:
-    """Which end of a score marks hard samples: low or high."""
+    """Return the end of a score that marks hard samples: low or high."""
     return "low" if SCORES[score].low_is_hard else "high"

@@ -1,4 +1,4 @@
-"""What a scoring is made of: the proxy, its trainer and the accumulators, as a recipe says."""
+"""Setup of a scoring: the proxy, its trainer and the accumulators, as a recipe says."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,11 +8,12 @@ import numpy as np
 import torch
 
 from coreset.engine.artifacts.ledger import Meter
+from coreset.engine.data.images import device_bytes
 from coreset.engine.models.feature_rows import feature_rows
 from coreset.engine.models.features import FeatureSpec, cached_features, feature_store
 from coreset.engine.runtime.distributed import Distributed
-from coreset.engine.scoring.accumulators import MarginRecord, TddsScore, require_room_for_tdds
-from coreset.engine.scoring.out_of_fold import OutOfFold
+from coreset.engine.runtime.progress import say
+from coreset.engine.scoring.accumulators import TrainingContext, accumulators_for
 from coreset.engine.scoring.proxy import (
     Proxy,
     cached_images,
@@ -21,7 +22,7 @@ from coreset.engine.scoring.proxy import (
     training_images,
 )
 from coreset.engine.scoring.recipes import Recipe
-from coreset.engine.scoring.run import Extra, ScorePass
+from coreset.engine.scoring.run import ScoringRun
 from coreset.engine.training.trainer import (
     CompileMode,
     Trainer,
@@ -31,40 +32,45 @@ from coreset.engine.training.trainer import (
     sgd,
 )
 from coreset.kernels.dynamics import WINDOW_EPOCHS, Dynamics
-from coreset.shards.errors import UsageError
+from coreset.kernels.tdds import WINDOW_EPOCHS as TDDS_WINDOW
+from coreset.kernels.tdds import state_bytes
+from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
     from coreset.engine.data.images import DecodedImages
     from coreset.engine.data.stream import ImageStream
 
+FEWEST_TDDS_EPOCHS = 3
+"""Two epochs have one change, which is its own mean."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Setup:
-    """All that a scoring needs to begin or go on, the same on every rank."""
+    """Parameters of a scoring, the same on every process."""
 
     dataset: Dataset
     recipe: Recipe
     pixels: Path | None
-    """What ``coreset decode`` made, read instead of decoding."""
+    """Output of ``coreset decode``, read instead of decoding."""
     features: FeatureSpec
-    """How images are decoded, and the frozen backbone of the linear proxy."""
+    """Options of decoding, and the frozen backbone of the linear proxy."""
     el2n_epochs: int
     tdds: bool
     record_margins: bool
     folds: int | None
-    """Classifiers of the linear proxy that each leave a part of the samples out; None: none."""
+    """Number of classifiers of the linear proxy that each leave a part of the samples out."""
     compile: CompileMode
     seed: int
     device: torch.device
     ranks: Distributed
 
     def check(self) -> None:
-        """Refuse, before anything is made, what cannot be done with this data set on this machine.
+        """Refuse a scoring that this data set or this machine does not allow.
 
         Raises:
-            UsageError: It has one class, or one with fewer images than folds, or something is asked
-                for that several ranks cannot keep.
+            UsageError: The data set has one class, or a class with fewer images than folds, or
+                several processes are to keep what only one can.
             MachineError: There is no room for TDDS.
         """
         n_classes = len(self.dataset.classes)
@@ -80,8 +86,23 @@ class Setup:
                 "leave them out or start without torchrun"
             )
         if self.tdds:
-            epochs = self.recipe.epochs
-            require_room_for_tdds(len(self.dataset), n_classes, epochs, self.device)
+            self._require_room_for_tdds(n_classes)
+
+    def _require_room_for_tdds(self, n_classes: int) -> None:
+        """Report the memory that TDDS takes, or refuse."""
+        epochs, device = self.recipe.epochs, self.device
+        if epochs < FEWEST_TDDS_EPOCHS:
+            raise UsageError(
+                f"epochs must be at least {FEWEST_TDDS_EPOCHS} with --tdds, got {epochs}"
+            )
+        needed = state_bytes(len(self.dataset), n_classes, min(TDDS_WINDOW, epochs))
+        available = device_bytes(device)
+        size = f"tdds keeps {needed / 1e9:.2f} GB on {device}"
+        if needed > available:
+            raise MachineError(
+                f"{size}, which has {available / 1e9:.2f} GB available; leave out --tdds"
+            )
+        say(f"{size}, and writes them at every commit")
 
     def _require_images_for(self, folds: int) -> None:
         """Refuse a class with images, but too few for one in every fold."""
@@ -96,7 +117,7 @@ class Setup:
             )
 
     def inputs(self) -> dict[str, Path]:
-        """Artifacts that the scores are made from, beside the data set, by role."""
+        """Return the artifacts that the scores depend on, beside the data set, by role."""
         if self.pixels is not None:
             return {"pixels": self.pixels}
         if self.recipe.proxy == "resnet18":
@@ -104,15 +125,15 @@ class Setup:
         return {"features": cached_features(self.dataset, self.features)}
 
     def bytes_read(self) -> int:
-        """Bytes of what is read, once."""
+        """Return the size of the input in bytes."""
         from coreset.engine.data.image_cache import PIXELS_NAME
 
         if self.pixels is not None:
             return (self.pixels / PIXELS_NAME).stat().st_size
         return int(self.dataset.ints("bytes").sum())
 
-    def begin(self, scratch: Path, meter: Meter) -> ScorePass:
-        """The scoring from its last commit in ``scratch`` on, or from the start.
+    def begin(self, scratch: Path, meter: Meter) -> ScoringRun:
+        """Make the run that continues from its last checkpoint in ``scratch``, or starts.
 
         Raises:
             UsageError: The data set and the recipe do not go together.
@@ -124,16 +145,17 @@ class Setup:
             made.append(self._proxy(scratch))
             return 0
 
-        # What the leading rank leaves in scratch, the others find there.
+        # What the main process leaves in scratch, the others find there.
         for makes in (self.ranks.is_main, not self.ranks.is_main):
             self.ranks.run_on_all(make if makes else int)
-        if made[0].streamed:
+        (proxy,) = made
+        if proxy.streamed:
             meter.notes["streamed"] = True
-        one = ScorePass(
-            proxy=made[0],
-            trainer=self._trainer(made[0], meter),
+        run = ScoringRun(
+            proxy=proxy,
+            trainer=self._trainer(proxy, meter),
             dynamics=self._dynamics(),
-            extras=self._extras(made[0], scratch, meter),
+            accumulators=accumulators_for(self._context(proxy, scratch, meter)),
             epochs=self.recipe.epochs,
             batch=self.recipe.batch,
             n_classes=len(self.dataset.classes),
@@ -141,8 +163,8 @@ class Setup:
             meter=meter,
             ranks=self.ranks,
         )
-        one.resume()
-        return one
+        run.resume()
+        return run
 
     def _proxy(self, scratch: Path) -> Proxy:
         recipe, n_classes = self.recipe, len(self.dataset.classes)
@@ -210,20 +232,24 @@ class Setup:
             el2n_epochs=min(self.el2n_epochs, epochs),
             window=min(WINDOW_EPOCHS, epochs),
             compiled=self._compiles,
+            all_reduce=self.ranks.all_reduce,
+            is_main=self.ranks.is_main,
         )
 
     @property
     def _compiles(self) -> bool:
         return self.device.type == "cuda" and self.compile != "off"
 
-    def _extras(self, proxy: Proxy, scratch: Path, meter: Meter) -> list[Extra]:
-        n, n_classes, epochs = len(self.dataset), len(self.dataset.classes), self.recipe.epochs
-        extras: list[Extra] = []
-        if self.tdds:
-            extras.append(TddsScore(n, n_classes, epochs, self.device, compiled=self._compiles))
-        if self.record_margins:
-            extras.append(MarginRecord(n, epochs, scratch, self.device))
-        if proxy.folds is not None:
-            labels = self.dataset.labels
-            extras.append(OutOfFold(proxy, labels, n_classes, ranks=self.ranks, meter=meter))
-        return extras
+    def _context(self, proxy: Proxy, scratch: Path, meter: Meter) -> TrainingContext:
+        return TrainingContext(
+            dataset=self.dataset,
+            proxy=proxy,
+            epochs=self.recipe.epochs,
+            device=self.device,
+            compiled=self._compiles,
+            tdds=self.tdds,
+            record_margins=self.record_margins,
+            scratch=scratch,
+            meter=meter,
+            ranks=self.ranks,
+        )

@@ -1,6 +1,6 @@
-"""The images whose labels look wrong: hardest first, with what was given and what is predicted."""
+"""Images whose labels look wrong: hardest first, with the given and the predicted label."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -47,56 +47,56 @@ class Suspect:
     share_harder: float
     """Share of the other images that are harder: 0 for the most suspicious, at most 1."""
     predicted_otherwise: bool | None
-    """Whether another class is predicted; None if none was."""
+    """Another class is predicted; None if none was."""
     label_quality: float | None
     """Out-of-sample probability of the given label, 0 to 1; None without folds."""
     is_label_issue: bool | None
-    """Whether confident learning takes the label for wrong; None without folds."""
+    """Confident learning takes the label for wrong; None without folds."""
 
 
-def best_score(scored: ScoreTable) -> str:
+def best_score(table: ScoreTable) -> str:
     """Name the stored score that finds wrong labels best.
 
     Raises:
         UsageError: None of `BEST_SCORES` was stored.
     """
     for name in BEST_SCORES:
-        if name in scored.names:
+        if name in table.names:
             return name
     raise UsageError(
-        f"{scored.path} has none of the scores {', '.join(BEST_SCORES)}; choose a --score of "
-        f"{', '.join(scored.names)}, or score again"
+        f"{table.path} has none of the scores {', '.join(BEST_SCORES)}; choose a --score of "
+        f"{', '.join(table.names)}, or score again"
     )
 
 
 def find_suspects(
-    scored: ScoreTable, score: str, top: int, *, per_class: bool = False
+    table: ScoreTable, score: str, top: int, *, per_class: bool = False
 ) -> list[Suspect]:
-    """The ``top`` images at the hard end of a score, hardest first; equals by sample id.
+    """Return the ``top`` images at the hard end of a score, hardest first; equals by sample id.
 
     Args:
-        scored: Scores with their data set.
-        score: Score that tells them.
-        top: How many, at least 1.
-        per_class: So many of every class, instead of all together.
+        table: Scores with their data set.
+        score: Score to order by.
+        top: Number of images, at least 1.
+        per_class: Take ``top`` of every class instead of ``top`` in all.
 
     Raises:
         UsageError: The score was not stored.
         StoreError: An image has no value.
     """
-    ease = scored.easiness(score, scored.ids)
+    ease = table.easiness(score, table.ids)
     chosen = np.argsort(ease, kind="stable")
     if per_class:
-        chosen = chosen[_place_in_class(scored.dataset.labels[scored.ids[chosen]]) < top]
+        chosen = chosen[_place_in_class(table.dataset.labels[table.ids[chosen]]) < top]
     else:
         chosen = chosen[:top]
     n_harder = np.searchsorted(np.sort(ease), ease[chosen])
     shares = n_harder / max(1, ease.size - 1)
-    return _described(scored, score, scored.ids[chosen], shares)
+    return _described(table, score, table.ids[chosen], shares)
 
 
 def _place_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """How many of the same class come before each position."""
+    """Count the samples of the same class before each position."""
     order = np.argsort(labels, kind="stable")
     place = np.empty(labels.size, np.int64)
     place[order] = np.arange(labels.size) - np.searchsorted(labels[order], labels[order])
@@ -104,19 +104,19 @@ def _place_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _described(
-    scored: ScoreTable, score: str, ids: NDArray[np.int64], shares: NDArray[np.float64]
+    table: ScoreTable, score: str, ids: NDArray[np.int64], shares: NDArray[np.float64]
 ) -> list[Suspect]:
-    dataset, unknown = scored.dataset, [None] * ids.size
-    given, predicted = dataset.labels[ids], scored.predicted
+    dataset, unknown = table.dataset, [None] * ids.size
+    given, predicted = dataset.labels[ids], table.predicted
     seen = unknown if predicted is None else [dataset.classes[c] for c in predicted[ids]]
     otherwise = unknown if predicted is None else (predicted[ids] != given).tolist()
-    quality, issues = scored.columns.get("confidence_oof"), scored.label_issues
+    quality, issues = table.columns.get("confidence_oof"), table.label_issues
     columns = {
         "sample": ids.tolist(),
         "source": dataset.table(["source"])["source"].take(ids).to_pylist(),
         "given_label": [dataset.classes[label] for label in given],
         "predicted_label": seen,
-        "score": scored.values(score)[ids].tolist(),
+        "score": table.values(score)[ids].tolist(),
         "share_harder": shares.tolist(),
         "predicted_otherwise": otherwise,
         "label_quality": unknown if quality is None else quality[ids].tolist(),
@@ -127,19 +127,34 @@ def _described(
 
 
 def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
-    """Lines of a table for a terminal; a dash for what was not predicted."""
+    """Return the lines of a table for a terminal, with a dash where nothing was predicted."""
     header = ("sample", "source", "given", "predicted", score.rjust(NUMBER_WIDTH))
     rows = [
         (
-            str(one.sample),
-            one.source,
-            one.given_label,
-            one.predicted_label or "-",
-            decimals(one.score),
+            str(suspect.sample),
+            suspect.source,
+            suspect.given_label,
+            suspect.predicted_label or "-",
+            decimals(suspect.score),
         )
-        for one in suspects
+        for suspect in suspects
     ]
     return aligned(header, rows)
+
+
+def predictions_line(suspects: Sequence[Suspect]) -> str:
+    """Count the suspects of which another class is predicted."""
+    if suspects[0].predicted_otherwise is None:
+        return "no predictions were stored"
+    n_otherwise = sum(bool(suspect.predicted_otherwise) for suspect in suspects)
+    return f"{n_otherwise:,} are predicted otherwise"
+
+
+def label_issue_lines(table: ScoreTable) -> Iterator[str]:
+    """Count the labels that confident learning takes for wrong; nothing without folds."""
+    issues = table.label_issues
+    if issues is not None:
+        yield f"{issues.sum():,} of all {issues.size:,} labels are taken for wrong (is_label_issue)"
 
 
 def require_replaceable(path: Path) -> None:
@@ -155,10 +170,10 @@ def require_replaceable(path: Path) -> None:
 
 
 def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
-    """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; what is unknown is empty."""
+    """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty."""
     out_of_fold = suspects[0].label_quality is not None
     names = (*COLUMNS, *(CLEANLAB_COLUMNS if out_of_fold else OWN_COLUMNS))
-    rows = ([_cell(getattr(one, name)) for name in names] for one in suspects)
+    rows = ([_cell(getattr(suspect, name)) for name in names] for suspect in suspects)
     write_atomically(path, csv_table(names, rows))
 
 

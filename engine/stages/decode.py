@@ -1,4 +1,4 @@
-"""``coreset decode``: the whole data set decoded once, for work that reads it many times."""
+"""``coreset decode``: decode a whole data set once, for work that reads it many times."""
 
 import shutil
 from dataclasses import dataclass, replace
@@ -101,13 +101,13 @@ class Decode:
         return Geometry(self.size, None if self.squash else self.size)
 
     def _require_space(self, n_bytes: int) -> None:
-        """Check before anything is written that what is left to decode fits on the disk."""
+        """Check before anything is written that the rest of the pixels fits on the disk."""
         from coreset.engine.data.image_cache import PIXELS_NAME
 
         begun = temporary_name(self.pixels) / PIXELS_NAME
-        there = begun.stat().st_size if begun.is_file() else 0
-        disk = next(one for one in self.pixels.absolute().parents if one.exists())
-        needed, free = n_bytes - there + SPARE_BYTES, shutil.disk_usage(disk).free
+        written = begun.stat().st_size if begun.is_file() else 0
+        disk = next(folder for folder in self.pixels.absolute().parents if folder.exists())
+        needed, free = n_bytes - written + SPARE_BYTES, shutil.disk_usage(disk).free
         if needed > free:
             raise MachineError(
                 f"pixels of --size {self.size} need {needed:,} bytes in {disk}, {free:,} are free; "

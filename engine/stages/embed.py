@@ -53,7 +53,7 @@ class Embed:
         require_at_least("batch", self.batch, 1)
 
     def run(self) -> Result:
-        """Open the data set, run the backbone over it, publish the store."""
+        """Open the data set, compute its features, publish the store."""
         use_passive_wait(self.device)
         from coreset.engine.data.decoders.choose import decoder_notice
         from coreset.engine.models.backbones import choose_backbone, told_backbone

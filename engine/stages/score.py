@@ -1,16 +1,14 @@
-"""``coreset score``: train a proxy and gather every training-dynamics score in the same pass."""
+"""``coreset score``: train a proxy and take every score from its training."""
 
 import math
-import shutil
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
+from coreset.engine.artifacts.writer import ArtifactWriter, require_output
 from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.openmp import use_passive_wait
 from coreset.engine.runtime.stage import (
@@ -21,29 +19,15 @@ from coreset.engine.runtime.stage import (
     require_at_least,
     require_between,
 )
-from coreset.engine.scoring.checkpoint import (
-    UNDECODABLE_NAME,
-    finish,
-    is_finished,
-    last_commit,
-    undecodable_of,
-)
-from coreset.engine.scoring.recipes import RECIPES, Recipe
-from coreset.shards.errors import CoresetError, UsageError
+from coreset.engine.scoring.checkpoint import UNDECODABLE_NAME, undecodable_of
+from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe
+from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.files import temporary_name
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from coreset.engine.models.features import FeatureSpec
-    from coreset.engine.scoring.run import ScorePass
     from coreset.engine.scoring.setup import Setup
 
-# From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
-# bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
-SMALLEST_SIZE = {"resnet18": 17, "linear": 8}
-_GO, _THERE = 0, 1
 _STREAMED = (
     "images did not fit into memory and were decoded every epoch; faster: `coreset decode` once, "
     "then --pixels"
@@ -54,10 +38,10 @@ _STREAMED = (
 class Score:
     """Train a proxy on the data set and score every image in the same pass.
 
-    Writes every score of `coreset score --list`, one row per sample id; images that cannot be
-    decoded are listed in undecodable.json. Commits at epoch ends, at most every 30 s, within an
-    epoch every 5 min and when SIGTERM or SIGUSR1 asks to stop; the same command continues from the
-    last commit and ends in the same bytes. Under torchrun the processes train together.
+    Writes every score of `coreset score --list`, one row per sample id, and lists images that
+    cannot be decoded in undecodable.json. Commits at ends of epochs (at most every 30 s), within an
+    epoch every 5 min, and on SIGTERM or SIGUSR1. The same command continues from the last commit
+    and ends in the same bytes. Under torchrun the processes train together.
     """
 
     data: DataPath
@@ -92,16 +76,15 @@ class Score:
     el2n_epochs: int = 10
     """el2n is the mean over this many first epochs, el2n_single that of the last of them."""
     final: bool = True
-    """Look once more at every image at the end: loss_final, entropy_final and the prediction."""
+    """Evaluate every image once at the end: loss_final, entropy_final and the prediction."""
     tdds: bool = False
     """Also the score tdds, which needs the last epoch's softmax of every image: 2 bytes per image
     and class on the device (2.6 GB for ImageNet) and in every commit."""
     record_margins: bool = False
     """Also every margin of every epoch, in margins.zarr: 2 bytes per image and epoch."""
     folds: int | None = None
-    """Also scores out of this many folds, such as 5 (linear): confidence_oof and margin_oof, by so
-    many classifiers more, which are asked only for images that they did not train on. They find
-    wrong labels best: `coreset scores suspects`."""
+    """Train so many more classifiers, such as 5, each on all images but its fold's (linear). Scores
+    confidence_oof and margin_oof find wrong labels best: `coreset scores suspects`."""
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
     pixels: Path | None = None
@@ -162,19 +145,13 @@ class Score:
 
     @property
     def used(self) -> Recipe:
-        """The recipe, with what was given instead."""
+        """Recipe with the values that were given."""
         recipe = RECIPES[self.recipe if self.proxy == "resnet18" else "linear"]
         return recipe.changed({name: getattr(self, name) for name in recipe.settings()})
 
-    @property
-    def stamp(self) -> str:
-        """Name and version of the recipe, and whether it was changed."""
-        used = self.used
-        return used.stamp + ("" if used == RECIPES[used.name] else "+changed")
-
     @classmethod
     def listed(cls) -> "ScoreList":
-        """What --list asks for, which needs no paths."""
+        """Return the stage of --list, which needs no paths."""
         return ScoreList()
 
     def run(self) -> Result:
@@ -207,77 +184,21 @@ class Score:
                 return self._lead(setup) if ranks.is_main else self._follow(setup)
 
     def _lead(self, setup: "Setup") -> Result:
-        found: dict[str, Path] = {"data": self.data}
+        from coreset.engine.scoring.job import lead
 
-        def find() -> int:
-            found.update(setup.inputs())
-            return 0
-
-        setup.ranks.run_on_all(find)
-        with ExitStack() as stack:
-            works: list[ArtifactWriter] = []
-
-            def start() -> int:
-                provenance = self._provenance(setup, found)
-                work = create_artifact(
-                    self.scores,
-                    provenance,
-                    inputs=list(found.values()),
-                    device=str(setup.device),
-                    resumable=True,
-                )
-                works.append(stack.enter_context(work))
-                return _THERE if works[0].done or is_finished(works[0].scratch) else _GO
-
-            goes_on = setup.ranks.run_on_all(start)[0] == _GO
-            (work,) = works
-            if goes_on:
-                work.meter.bytes_read = setup.bytes_read()
-                self._score(work, setup)
+        provenance_of = partial(self._provenance, setup)
+        work = lead(setup, self.scores, self.data, provenance_of, final=self.final)
         return self._outcome(work, setup)
 
     def _follow(self, setup: "Setup") -> Result:
-        """Train along with the leading rank, which keeps what comes out."""
-        ranks = setup.ranks
-        ranks.wait()
-        if ranks.wait()[0] == _GO:
-            self._train(setup, temporary_name(self.scores), Meter("score", ""))
-        return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
+        from coreset.engine.scoring.job import follow
 
-    def _score(self, work: ArtifactWriter, setup: "Setup") -> None:
-        from coreset.engine.scoring.run import DivergedError
-
-        try:
-            done, scores = self._train(setup, work.scratch, work.meter)
-        except (UsageError, DivergedError, MemoryError, RuntimeError) as error:
-            # The remedy is another configuration: what was committed leads here again. Out of
-            # memory, it is kept: it may have been another program that took too much.
-            if isinstance(error, CoresetError) or last_commit(work.scratch) is None:
-                shutil.rmtree(work.scratch)
-            raise
-        if done.position.undecodable:
-            work.meter.notes["undecodable"] = len(done.position.undecodable)
-        finish(work.scratch, done.position, done.trainer, scores, work.provenance.binds)
-
-    def _train(
-        self, setup: "Setup", scratch: Path, meter: Meter
-    ) -> "tuple[ScorePass, dict[str, NDArray[Any]]]":
-        from coreset.engine.scoring.run import final_scores
-
-        one = setup.begin(scratch, meter)
-        one.run()
-        scores = one.scores()
-        if self.final:
-            n, n_classes = len(setup.dataset), one.n_classes
-            scores |= final_scores(
-                one.proxy, one.trainer, n, n_classes=n_classes, ranks=setup.ranks, meter=meter
-            )
-            one.share_undecodable()
-        return one, scores
+        follow(setup, self.scores, final=self.final)
+        return Result((f"rank {setup.ranks.rank} of {setup.ranks.world} is done with its part",))
 
     @property
     def _backbone(self) -> str:
-        """The backbone by name; with --proxy resnet18, which has none, what was always recorded."""
+        """Name of the backbone; with --proxy resnet18, which has none, the default is recorded."""
         from coreset.engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
 
         if self.backbone == "auto" and self.proxy != "linear":
@@ -308,14 +229,12 @@ class Score:
         config |= {} if self.folds is None else {"folds": self.folds}
         config["backbone"] = setup.features.backbone
         runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
-        binds = {
-            "identity": setup.dataset.manifest.identity,
-            "n_samples": len(setup.dataset),
-        }
+        dataset = setup.dataset
+        binds = {"identity": dataset.manifest.identity, "n_samples": len(dataset)}
         return Provenance(
             kind="scores",
             stage="score",
-            config=config | {"recipe": self.stamp},
+            config=config | {"recipe": self.used.stamp},
             runtime=runtime | {"decoder": self.decoder, "compile": self.compile},
             binds=binds,
             inputs=tuple(
@@ -341,7 +260,7 @@ class Score:
                 *(told_backbone(self.backbone, self.weights) if self.proxy == "linear" else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
                 *([_STREAMED] if work.meter.notes.get("streamed") else []),
-                f"scores of {n:,} images by {self.stamp} {how}: {self.scores}",
+                f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",
                 *([lost] if n_lost else []),
                 f"next: {selection_hint(self.scores, setup.dataset, undecodable)}",
             ),
@@ -349,7 +268,7 @@ class Score:
                 "scores": str(self.scores),
                 "images": n,
                 "epochs": setup.recipe.epochs,
-                "recipe": self.stamp,
+                "recipe": self.used.stamp,
                 "undecodable": n_lost,
             },
         )
@@ -357,11 +276,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class ScoreList:
-    """What every score is."""
+    """List of all scores and what they mean."""
 
     def run(self) -> Result:
         """Make the table."""
         from coreset.engine.scoring.score_table import listing
         from coreset.kernels.scores import SCORES
 
-        return Result(listing(), {"scores": {name: asdict(one) for name, one in SCORES.items()}})
+        scores = {name: asdict(score) for name, score in SCORES.items()}
+        return Result(listing(), {"scores": scores})

@@ -1,16 +1,12 @@
-"""``coreset scores``: look at scores, list the likely mislabelled, weigh a cheaper recipe."""
+"""``coreset scores``: show scores, list likely wrong labels, compare with a cheaper recipe."""
 
-import math
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
-import numpy as np
 import tyro
-from numpy.typing import NDArray
 
 from coreset.engine.condensed.comparison import (
     Pair,
@@ -30,6 +26,7 @@ from coreset.engine.runtime.stage import (
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
 from coreset.engine.scoring.score_table import (
     ScoreTable,
+    class_table,
     flipped_labels,
     hard_end,
     scores_beside,
@@ -37,14 +34,15 @@ from coreset.engine.scoring.score_table import (
 )
 from coreset.engine.scoring.suspects import (
     BEST_SCORES,
-    Suspect,
     best_score,
     find_suspects,
+    label_issue_lines,
+    predictions_line,
     require_replaceable,
     suspect_table,
     write_suspects,
 )
-from coreset.kernels.scores import SCORES, easiness
+from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.manifest import MANIFEST_NAME
 
@@ -63,7 +61,7 @@ class Show:
     source: _Source
     """Scores; or a packed data set with its scores beside it."""
     score: ScoreName = "aum"
-    """Score to draw and to sum up by class."""
+    """Score to draw and to summarise by class."""
     classes: int = 10
     """Classes to show from the hard end and from the easy end."""
     data: Path | None = None
@@ -73,19 +71,19 @@ class Show:
         require_at_least("classes", self.classes, 1)
 
     def run(self) -> Result:
-        """Sum up every score, draw one.
+        """Summarise every score, draw one.
 
         Raises:
             UsageError: There are no such scores, or their data set is not where it was.
             StoreError: The scores are damaged.
         """
-        scored = self._opened()
-        ids, values = scored.ids, scored.values(self.score)[scored.ids]
-        spreads = {name: Summary.of(scored.columns[name][ids]) for name in scored.names}
+        table = self._opened()
+        ids, values = table.ids, table.values(self.score)[table.ids]
+        summaries = {name: Summary.of(table.columns[name][ids]) for name in table.names}
         counts, edges = binned(values, BINS)
-        by_class = _spread_by_class(scored, values)
+        by_class = table.summary_by_class(self.score)
         lines = (
-            *spread_table("score", "hard", {n: (hard_end(n), s) for n, s in spreads.items()}),
+            *spread_table("score", "hard", {n: (hard_end(n), s) for n, s in summaries.items()}),
             "",
             f"{self.score}: {SCORES[self.score].summary} ({SCORES[self.score].unit})",
             *histogram(
@@ -95,21 +93,21 @@ class Show:
                 encoding=sys.stdout.encoding or "utf-8",  # None: text in memory
             ),
             "",
-            *self._class_table(by_class),
+            *class_table(self.score, by_class, ends=self.classes),
             "",
-            f"{ids.size:,} images scored over {scored.epochs:,} epochs: {scored.path}",
-            f"next: coreset scores suspects {scored.path}",
+            f"{ids.size:,} images scored over {table.epochs:,} epochs: {table.path}",
+            f"next: coreset scores suspects {table.path}",
         )
         facts = {
-            "scores": str(scored.path),
-            "data": str(scored.dataset.path),
+            "scores": str(table.path),
+            "data": str(table.dataset.path),
             "images": ids.size,
-            "undecodable": len(scored.undecodable),
-            "epochs": scored.epochs,
-            "summary": {n: {"hard_end": hard_end(n), **s.facts()} for n, s in spreads.items()},
+            "undecodable": len(table.undecodable),
+            "epochs": table.epochs,
+            "summary": {n: {"hard_end": hard_end(n), **s.facts()} for n, s in summaries.items()},
             "score": self.score,
             "histogram": {"counts": counts, "edges": edges},
-            "classes": {name: spread.facts() for name, spread in by_class.items()},
+            "classes": {name: summary.facts() for name, summary in by_class.items()},
         }
         return Result(lines, facts)
 
@@ -118,46 +116,29 @@ class Show:
             return ScoreTable.open(scores_beside(self.source), self.source)
         return ScoreTable.open(self.source, self.data)
 
-    def _class_table(self, by_class: dict[str, Summary]) -> Iterator[str]:
-        """Yield the classes by their mean, hardest first; of many, those at both ends."""
-
-        def ease(name: str) -> float:
-            mean = easiness(self.score, by_class[name].mean)
-            return math.inf if math.isnan(mean) else mean  # no image of the class was scored
-
-        names = sorted(by_class, key=ease)
-        n_between = max(0, len(names) - 2 * self.classes)
-        shown = names[: self.classes] + names[self.classes + n_between :]
-        rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in shown}
-        table = spread_table("class, hardest first", "images", rows)
-        yield from table[: 1 + self.classes]
-        if n_between:
-            yield f"... {n_between:,} classes between ..."
-        yield from table[1 + self.classes :]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Suspects:
     """List the images that are most likely mislabelled: those at the hard end of a score.
 
-    Taken is confidence_oof where `coreset score --proxy linear --folds 5` made it: classifiers that
-    never saw a label cannot have memorised it. Else el2n, a mean over the first epochs, by either
-    proxy: later a proxy memorises wrong labels, and aum and loss_final suffer from it. Labels that
-    people mistook are harder to find than random flips, which docs/scores.md measures.
+    The score is confidence_oof where `coreset score --proxy linear --folds 5` made it: classifiers
+    that never saw a label cannot have memorised it. Else it is el2n, a mean over the first epochs:
+    later a proxy memorises wrong labels, which spoils aum and loss_final. Labels that people
+    mistook are harder to find than random flips, which docs/scores.md measures.
     """
 
     scores: ScoresPath
     """Scores of the data set in question."""
     score: ScoreNameOrNone = None
-    """Score that tells them. Default: the best for it that is stored, confidence_oof, else el2n."""
+    """Score to order by. Default: the best that is stored, confidence_oof, else el2n."""
     top: int = 100
     """Suspects to list."""
     per_class: bool = False
-    """List so many of every class, instead of all together."""
+    """List --top of every class instead of --top in all."""
     csv: Path | None = None
-    """CSV file to list all of them in, replaced if there. With folds, label_quality and
+    """CSV file to list all of them in; replaced if it exists. With folds, label_quality and
     is_label_issue are cleanlab's: the probability of the label, and whether confident learning
-    takes it for wrong; without, share_harder and predicted_otherwise stand there."""
+    takes it for wrong; without folds, share_harder and predicted_otherwise stand in their place."""
     data: Path | None = None
     """Where the scored data set lies now, if it was moved."""
 
@@ -173,9 +154,9 @@ class Suspects:
             UsageError: There are no such scores, or their data set is not where it was.
             StoreError: The scores are damaged, or an image has no value.
         """
-        scored = ScoreTable.open(self.scores, self.data)
-        score = best_score(scored) if self.score is None else self.score
-        suspects = find_suspects(scored, score, self.top, per_class=self.per_class)
+        table = ScoreTable.open(self.scores, self.data)
+        score = best_score(table) if self.score is None else self.score
+        suspects = find_suspects(table, score, self.top, per_class=self.per_class)
         lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN]))
         if self.csv is not None:
             write_suspects(self.csv, suspects)
@@ -184,31 +165,30 @@ class Suspects:
             lines.append(f"and {len(suspects) - SUSPECTS_SHOWN:,} more: --csv FILE lists all")
         if self.score is None:
             lines.append(f"told by {score}: {BEST_SCORES[score]}")
-        fact = f"{len(suspects):,} of {scored.ids.size:,} images, hardest by {score} first"
-        lost = np.setdiff1d(np.arange(len(scored.dataset)), scored.ids)
-        cut = f"{selection_hint(self.scores, scored.dataset, lost.tolist())} --misratio 0.3"
+        count = f"{len(suspects):,} of {table.ids.size:,} images, hardest by {score} first"
+        cut = f"{selection_hint(self.scores, table.dataset, table.undecodable)} --misratio 0.3"
         lines += [
-            f"{fact}; {_said_of_predictions(suspects)}: {self.scores}",
-            *_said_of_issues(scored),
+            f"{count}; {predictions_line(suspects)}: {self.scores}",
+            *label_issue_lines(table),
             f"next: correct their labels and pack again, or cut the hardest: {cut}",
         ]
         facts: dict[str, Any] = {
             "scores": str(self.scores),
             "score": score,
-            "suspects": [asdict(one) for one in suspects],
+            "suspects": [asdict(suspect) for suspect in suspects],
         }
-        if scored.label_issues is not None:
-            facts["label_issues"] = int(scored.label_issues.sum())
+        if table.label_issues is not None:
+            facts["label_issues"] = int(table.label_issues.sum())
         return Result(tuple(lines), facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compare:
-    """Weigh cheaper scores against full ones: how far they agree, choose alike, and what each cost.
+    """Compare cheaper scores with full ones: rank correlation, overlap of coresets, cost.
 
-    Says for every score that both hold the rank correlation over all images and within the
-    classes, and the share of a coreset chosen by the first that a coreset chosen by the second has
-    too. With --truth, how well each score tells flipped labels (area under the ROC).
+    Shows for every score that both hold the rank correlation over all images and within the
+    classes, and which share of a coreset chosen by the first is in one chosen by the second too.
+    With --truth, also how well each score finds flipped labels (area under the ROC).
     """
 
     scores: ScoresPath
@@ -264,11 +244,8 @@ class Compare:
             StoreError: The scores are damaged, or an image has no value.
         """
         pair = Pair.open(self.scores, self.other, self.data)
-        flipped = (
-            None
-            if self.truth is None
-            else flipped_labels(pair.one.dataset, self.truth, self.column)
-        )
+        truth, dataset = self.truth, pair.one.dataset
+        flipped = None if truth is None else flipped_labels(dataset, truth, self.column)
         smallest = int(pair.class_sizes.min())
         overlaps = [
             pair.coreset_overlap(
@@ -277,17 +254,16 @@ class Compare:
             for ipc in self.ipcs
             if self.ipc is not None or ipc <= smallest
         ]
-        coresets = [one for one in overlaps if one is not None]
+        coresets = [coreset for coreset in overlaps if coreset is not None]
         shared = [name for name in pair.one.names if name in pair.other.names]
         agreements = [pair.agreement(name, flipped) for name in shared]
         costs = [cost_of(pair.one), cost_of(pair.other)]
-        lost = pair.other.undecodable
-        following = selection_hint(self.other, pair.other.dataset, lost, ipc=self.ipcs[0])
+        following = selection_hint(self.other, dataset, pair.other.undecodable, ipc=self.ipcs[0])
         lines = (
             *agreement_table(agreements),
             "",
             *(overlap_table(coresets) if coresets else [self._no_coresets(smallest)]),
-            *(one.assumption for one in coresets if one.assumption),
+            *(coreset.assumption for coreset in coresets if coreset.assumption),
             "",
             *cost_table(costs),
             "",
@@ -297,9 +273,9 @@ class Compare:
         facts = {
             "scores": [str(self.scores), str(self.other)],
             "images": pair.ids.size,
-            "agreement": [without_nan(asdict(one)) for one in agreements],
-            "coresets": [asdict(one) for one in coresets],
-            "costs": [asdict(one) | {"path": str(one.path)} for one in costs],
+            "agreement": [without_nan(asdict(agreement)) for agreement in agreements],
+            "coresets": [asdict(coreset) for coreset in coresets],
+            "costs": [asdict(cost) | {"path": str(cost.path)} for cost in costs],
         }
         if flipped is not None:
             facts["flipped"] = int(flipped.sum())
@@ -316,25 +292,4 @@ Scores: TypeAlias = (
     | Annotated[Suspects, tyro.conf.subcommand("suspects")]
     | Annotated[Compare, tyro.conf.subcommand("compare")]
 )
-"""What the command line parses: one of the three."""
-
-
-def _spread_by_class(scored: ScoreTable, values: NDArray[np.float32]) -> dict[str, Summary]:
-    """Spread of the values of the scored samples in each class."""
-    from coreset.kernels.samplers import positions_by_class
-
-    classes = scored.dataset.classes
-    members = positions_by_class(scored.dataset.labels[scored.ids], len(classes))
-    return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
-
-
-def _said_of_predictions(suspects: Sequence[Suspect]) -> str:
-    if suspects[0].predicted_otherwise is None:
-        return "no predictions were stored"
-    return f"{sum(bool(one.predicted_otherwise) for one in suspects):,} are predicted otherwise"
-
-
-def _said_of_issues(scored: ScoreTable) -> Iterator[str]:
-    issues = scored.label_issues
-    if issues is not None:
-        yield f"{issues.sum():,} of all {issues.size:,} labels are taken for wrong (is_label_issue)"
+"""Subcommands of ``coreset scores``."""

@@ -10,10 +10,9 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.origin import open_source, require_same_data
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
 from coreset.engine.condensed.misratio import Misratio, default_misratio
@@ -26,8 +25,9 @@ from coreset.engine.runtime.stage import (
     require_between,
 )
 from coreset.engine.scoring.checkpoint import undecodable_of
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import SCORES
-from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import recognise
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of, missing
@@ -143,7 +143,6 @@ class Select:
     ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
         """Draw among the candidates; returns ids, and the classes whose misratio was lowered."""
         from coreset.kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
-        from coreset.kernels.scores import easiness
         from coreset.kernels.seeds import derived_seed
 
         labels, n_classes = dataset.labels[candidates], len(dataset.classes)
@@ -153,7 +152,7 @@ class Select:
                 picked = random_coreset(labels, n_classes, self.ipc, seed)
             else:
                 picked = ccs_coreset(
-                    easiness(self.score, self._scores(dataset, candidates)),
+                    ScoreTable(path=self.source, dataset=dataset).easiness(self.score, candidates),
                     labels,
                     n_classes,
                     self.ipc,
@@ -167,20 +166,6 @@ class Select:
                 f"{dataset.classes[error.class_index]} has {error.size} images; lower --ipc"
             ) from error
         return candidates[picked.ids], picked.lowered
-
-    def _scores(self, dataset: Dataset, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        newest = Checkpoints(self.source).latest()
-        if newest is None:
-            raise UsageError(f"{self.source} holds no finished scores; run `coreset score` again")
-        store = newest[1] / SCORES_NAME
-        scores = read_columns(store, [self.score], rows=len(dataset))[self.score]
-        odd = ids[~np.isfinite(scores[ids])]
-        if odd.size:
-            raise StoreError(
-                f"{self.source} has {scores[odd[0]]} as {self.score} of {dataset.keys[odd[0]]} "
-                f"({odd.size} are not finite); score this data set again"
-            )
-        return scores[ids]
 
     def _write(self, work: ArtifactWriter, dataset: Dataset, chosen: NDArray[np.int64]) -> None:
         config = work.provenance.config

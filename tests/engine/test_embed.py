@@ -1,7 +1,5 @@
 """Features as a user sees them: the numbers, who finds them again, what is refused."""
 
-import shutil
-
 import numpy as np
 import pytest
 import torch
@@ -75,13 +73,6 @@ def test_the_next_command_that_it_names_finds_the_features_again(packed, embedde
     assert cached_names() == []
     recorded = Provenance.read(tmp_path / "S").inputs[1]
     assert recorded["digest"] == Provenance.read(embedded).digest
-
-
-def test_removed_features_are_made_again_when_they_are_needed(packed, embedded, tmp_path, done):
-    shutil.rmtree(embedded)
-    scoring = ("--proxy", "linear", *BACKBONE, "--epochs", 1)
-    done("score", packed, tmp_path / "S", *scoring)
-    assert len(cached_names()) == 1
 
 
 def test_provenance_and_ledger_account_for_the_features(packed, embedded):

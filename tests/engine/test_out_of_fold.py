@@ -9,10 +9,10 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.training.trainer import cosine_schedule
 from coreset.kernels.folds import stratified_folds
 from coreset.kernels.seeds import ScoringStream, derived_seed, permutation
@@ -23,12 +23,6 @@ EPOCHS, BATCH, FOLDS = 6, 16, 4
 # A rate at which the classifiers soon know the training samples by heart.
 COMMAND = (*LINEAR, "--epochs", EPOCHS, "--batch", BATCH, "--lr", 0.1)
 COLUMNS = {"confidence_oof", "margin_oof", "predicted_oof", "label_issue_oof"}
-
-
-def columns_of(scores):
-    newest = Checkpoints(scores).latest()
-    assert newest is not None
-    return read_columns(newest[1] / SCORES_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +85,7 @@ def trained_apart(features, labels, folds):
 
 
 def test_scores_are_those_of_classifiers_trained_apart_and_of_cleanlab(flipped, with_folds):
-    dataset, columns = Dataset.open(flipped), columns_of(with_folds)
+    dataset, columns = Dataset.open(flipped), ScoreTable.open(with_folds).columns
     spec = FeatureSpec(backbone="tf_efficientnet_lite0", size=64)
     features = features_for(dataset, spec).astype(np.float64)
     features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0, ddof=1), 1e-6)
@@ -114,7 +108,7 @@ def test_scores_are_those_of_classifiers_trained_apart_and_of_cleanlab(flipped, 
 @pytest.mark.usefixtures("in_float32")
 def test_folds_change_no_other_score(flipped, with_folds, tmp_path, done):
     done("score", flipped, tmp_path / "PLAIN", *COMMAND)
-    plain, found = columns_of(tmp_path / "PLAIN"), columns_of(with_folds)
+    plain, found = ScoreTable.open(tmp_path / "PLAIN").columns, ScoreTable.open(with_folds).columns
     assert set(found) - set(plain) == COLUMNS
     for name, values in plain.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
@@ -126,7 +120,7 @@ def test_suspects_are_told_by_what_is_out_of_fold(with_folds, coreset):
     told = coreset("scores", "suspects", with_folds, "--top", 15, "--json")
     facts = json.loads(told.out)
     assert facts["score"] == "confidence_oof"
-    assert facts["label_issues"] == columns_of(with_folds)["label_issue_oof"].sum()
+    assert facts["label_issues"] == ScoreTable.open(with_folds).columns["label_issue_oof"].sum()
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.

@@ -21,7 +21,7 @@ from scipy import stats
 
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Columns, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, open_set
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
@@ -339,7 +339,7 @@ def test_the_histogram_counts_every_image_and_marks_the_chosen_ones(page, built)
 def stored_scores(world):
     newest = Checkpoints(world.scores).latest()
     assert newest is not None
-    return read_columns(newest[1] / SCORES_NAME)["aum"]
+    return Columns(newest[1] / SCORES_NAME)["aum"]
 
 
 def test_the_cut_lies_between_the_last_cut_and_the_first_kept():

@@ -17,11 +17,11 @@ import torch
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.ledger import RUNNING_NAME, read_ledger
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.scoring.proxy import convolutional_proxy
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.decode import Decode
 from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
 from coreset.kernels.scores import SCORES
@@ -36,18 +36,12 @@ LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 
 ON_REQUEST = {"tdds", "confidence_oof", "margin_oof"}
 
 
-def columns_of(scores):
-    newest = Checkpoints(scores).latest()
-    assert newest is not None
-    return read_columns(newest[1] / SCORES_NAME)
-
-
 def own_lines(artifact):
     return [line for line in read_ledger(artifact) if "artifact" not in line]
 
 
 def test_every_image_has_a_row_in_every_array_and_was_seen_once_per_epoch(scored):
-    columns = columns_of(scored)
+    columns = ScoreTable.open(scored).columns
     assert set(columns) == set(SCORES) - ON_REQUEST | {"visits", "predicted"}
     assert all(values.shape == (60,) for values in columns.values())
     types = {name: values.dtype for name, values in columns.items()}
@@ -116,7 +110,7 @@ def test_scores_are_those_of_the_recorded_logits_by_definition(packed, tmp_path,
     scores = tmp_path / "SCORES"
     done("score", packed, scores, *SMALL, "--el2n-epochs", 2)
     history, labels = logits_by_epoch(packed, size=17, epochs=3, batch=16)
-    columns = columns_of(scores)
+    columns = ScoreTable.open(scores).columns
     for sample, (rows, label) in enumerate(zip(history, labels, strict=True)):
         for name, value in scores_by_definition(rows, label, el2n_epochs=2).items():
             assert columns[name][sample] == pytest.approx(value, rel=1e-4, abs=1e-5), name
@@ -207,7 +201,7 @@ def test_a_batch_of_one_image_trains_where_the_last_stage_sees_more_than_a_pixel
     src = make_photos(tmp_path / "src", per_class=1)
     done("pack", src, tmp_path / "DATA")
     done("score", tmp_path / "DATA", tmp_path / "SCORES", *SMALL, "--batch", 2, "--size", 33)
-    assert (columns_of(tmp_path / "SCORES")["visits"] == 3).all()
+    assert (ScoreTable.open(tmp_path / "SCORES").columns["visits"] == 3).all()
 
 
 def test_what_is_no_packed_data_set_is_refused(photos, tmp_path, refused):
@@ -234,8 +228,8 @@ def pixels(packed, work):
 def test_scores_from_decoded_pixels_are_those_from_decoding(packed, pixels, scored, done):
     out = scored.with_name("FROM_PIXELS")
     done("score", packed, out, *SMALL, "--pixels", pixels)
-    expected = columns_of(scored)
-    for name, values in columns_of(out).items():
+    expected = ScoreTable.open(scored).columns
+    for name, values in ScoreTable.open(out).columns.items():
         np.testing.assert_array_equal(values, expected[name], err_msg=name)
     inputs = Provenance.read(out).inputs
     assert [one["role"] for one in inputs] == ["data", "pixels"]
@@ -247,7 +241,7 @@ def test_scores_from_decoded_pixels_are_those_from_decoding(packed, pixels, scor
 def test_pixels_larger_than_scoring_would_decode_to_are_cropped_from(packed, tmp_path, done):
     Decode(data=packed, pixels=tmp_path / "PIXELS", size=40, squash=True).run()
     done("score", packed, tmp_path / "SCORES", *SMALL, "--pixels", tmp_path / "PIXELS")
-    assert (columns_of(tmp_path / "SCORES")["visits"] == 3).all()
+    assert (ScoreTable.open(tmp_path / "SCORES").columns["visits"] == 3).all()
 
 
 def test_pixels_smaller_than_the_crops_are_refused(packed, pixels, tmp_path, refused):
@@ -267,7 +261,7 @@ def test_crops_that_grow_are_part_of_the_configuration(packed, scored, tmp_path,
     done("score", packed, tmp_path / "SCORES", *SMALL, *larger)
     assert Provenance.read(tmp_path / "SCORES").config["start_size"] == 17
     assert Provenance.read(scored).config["start_size"] == 0
-    assert (columns_of(tmp_path / "SCORES")["visits"] == 4).all()
+    assert (ScoreTable.open(tmp_path / "SCORES").columns["visits"] == 4).all()
 
 
 @pytest.mark.parametrize("way", ["resident", "streamed", "pixels"])
@@ -285,7 +279,7 @@ def test_an_image_that_cannot_be_decoded_costs_its_own_score_only(
     assert told == f"1 of them could not be decoded: no score, or of fewer epochs, see {listed}"
     assert list(json.loads(listed.read_bytes())) == ["20"]
     lost = np.arange(60) == 20
-    for name, values in columns_of(tmp_path / "SCORES").items():
+    for name, values in ScoreTable.open(tmp_path / "SCORES").columns.items():
         absent = {"visits": 0, "predicted": -1}.get(name, np.nan)
         np.testing.assert_array_equal(values[lost], absent)
         assert np.isfinite(values[~lost]).all()
@@ -465,7 +459,7 @@ def test_an_image_that_is_mended_after_an_interruption_is_still_told(
     done(*stopped_on_damage)
     listed = json.loads((tmp_path / "SCORES" / "undecodable.json").read_bytes())
     assert list(listed) == ["20"]
-    columns, lost = columns_of(tmp_path / "SCORES"), np.arange(60) == 20
+    columns, lost = ScoreTable.open(tmp_path / "SCORES").columns, np.arange(60) == 20
     assert 0 < columns["visits"][lost] < 6
     assert (columns["visits"][~lost] == 6).all()
     assert np.isfinite(columns["aum"]).all()
@@ -507,7 +501,7 @@ def test_flipped_labels_are_found_by_a_linear_proxy_on_frozen_features(make_phot
     done("pack", src, tmp_path / "DATA", "--labels", table, "--column", "noisy")
     options = (*LINEAR, "--epochs", 10, "--batch", 32, "--folds", 5)
     done("score", tmp_path / "DATA", tmp_path / "SCORES", *options)
-    dataset, columns = Dataset.open(tmp_path / "DATA"), columns_of(tmp_path / "SCORES")
+    dataset, columns = Dataset.open(tmp_path / "DATA"), ScoreTable.open(tmp_path / "SCORES").columns
     wrong = dataset.labels != dataset.ints("folder_label")
     assert wrong.sum() == len(flipped) == 9
     for name in ("aum", "aum_logit", "confidence_oof", "margin_oof"):

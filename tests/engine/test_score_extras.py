@@ -2,20 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.scoring.accumulators import MARGINS_NAME
+from coreset.engine.scoring import score_table
+from coreset.engine.scoring.accumulators import ACCUMULATORS, MARGINS_NAME
 from coreset.engine.scoring.checkpoint import last_commit
+from coreset.engine.scoring.score_table import ScoreTable
+from coreset.kernels.scores import SCORES, ScoreMeaning
 
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)  # as the fixture `scored`
-
-
-def columns_of(scores):
-    newest = Checkpoints(scores).latest()
-    assert newest is not None
-    return read_columns(newest[1] / SCORES_NAME)
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +30,7 @@ def test_the_record_of_margins_averages_to_aum_and_changes_no_score(with_extras,
 
     margins = np.asarray(zarr.open_group(with_extras / MARGINS_NAME, mode="r")["margins"])
     assert (margins.shape, margins.dtype) == ((3, 60), np.dtype(np.float16))
-    found, plain = columns_of(with_extras), columns_of(scored)
+    found, plain = ScoreTable.open(with_extras).columns, ScoreTable.open(scored).columns
     np.testing.assert_allclose(margins.astype(np.float64).mean(0), found["aum"], atol=1e-3)
     np.testing.assert_allclose(
         margins.astype(np.float64).var(0), found["margin_variance"], atol=2e-3
@@ -68,6 +65,58 @@ def test_a_scoring_stops_between_two_batches_and_continues_to_the_same_bytes(  #
     assert stored_bytes(tmp_path / "SCORES") == stored_bytes(with_extras)
 
 
+class LargestLogit:
+    """A toy accumulator: the largest logit that a sample ever had."""
+
+    def __init__(self, context):
+        self.largest = torch.full((len(context.dataset),), -torch.inf, device=context.device)
+        self.epochs = []
+
+    def begin_epoch(self, epoch):
+        self.epochs.append(epoch)
+
+    def update(self, batch):
+        largest = torch.maximum(self.largest[batch.ids], batch.logits.float().amax(1))
+        self.largest[batch.ids] = largest
+
+    def end_epoch(self, epoch):
+        assert self.epochs[-1] == epoch
+
+    def state(self):
+        return {"largest": self.largest.cpu()}
+
+    def load_state(self, state, epochs):
+        self.largest.copy_(state["largest"])
+        self.epochs = list(range(epochs))
+
+    def scores(self):
+        return {"largest_logit": self.largest.numpy()}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_accumulator_that_is_registered_in_one_place_is_scored_saved_and_resumed(  # noqa: PLR0917 - fixtures
+    packed, scored, tmp_path, done, interrupted, monkeypatch, stored_bytes
+):
+    meaning = ScoreMeaning("largest logit", "logit, unbounded", low_is_hard=True, source="a test")
+    monkeypatch.setitem(ACCUMULATORS, "toy", LargestLogit)
+    monkeypatch.setattr(score_table, "SCORES", {**SCORES, "largest_logit": meaning})
+    done("score", packed, tmp_path / "SCORES", *SMALL)
+    columns, plain = ScoreTable.open(tmp_path / "SCORES").columns, ScoreTable.open(scored).columns
+    assert set(columns) == set(plain) | {"largest_logit"}
+    for name, values in plain.items():
+        np.testing.assert_array_equal(columns[name], values)
+    assert np.isfinite(columns["largest_logit"]).all()
+    assert "largest_logit" in ScoreTable.open(tmp_path / "SCORES").names
+    with monkeypatch.context() as patch:
+        patch.setattr("coreset.engine.scoring.run.COMMIT_WITHIN_SECONDS", 0.0)
+        interrupted(
+            tmp_path / ".AGAIN.partial" / COMMIT_NAME, "score", packed, tmp_path / "AGAIN", *SMALL
+        )
+    assert list(tmp_path.glob(".AGAIN.partial/gen-*/toy.safetensors"))
+    done("score", packed, tmp_path / "AGAIN", *SMALL)
+    assert stored_bytes(tmp_path / "AGAIN") == stored_bytes(tmp_path / "SCORES")
+
+
 def test_too_few_epochs_for_tdds_are_refused(packed, tmp_path, refused):
     said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL[:2], "--epochs", 2, "--tdds")
     assert "epochs must be at least 3 with --tdds, got 2" in said
@@ -83,12 +132,13 @@ def test_tdds_is_refused_with_its_memory_where_there_is_no_room(
 
 def test_a_scoring_without_the_last_look_has_no_final_scores(packed, tmp_path, done):
     done("score", packed, tmp_path / "S", *SMALL, "--no-final")
-    assert not {"loss_final", "entropy_final", "predicted"} & set(columns_of(tmp_path / "S"))
+    assert not {"loss_final", "entropy_final", "predicted"} & set(
+        ScoreTable.open(tmp_path / "S").columns
+    )
 
 
 def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     """By the weights that a scoring leaves: in eval mode on the centre of every image."""
-    import torch
     from safetensors.torch import load_file
     from torch.nn.functional import cross_entropy
 
@@ -110,7 +160,7 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
     images = normalised(batch.images[..., 1:18, 1:18], IMAGENET_MEAN, IMAGENET_STD)
     with torch.inference_mode(), half_precision(torch.device("cpu")):
         logits = network.eval()(images).float()
-    found, p = columns_of(scored), logits.softmax(1)
+    found, p = ScoreTable.open(scored).columns, logits.softmax(1)
     loss = cross_entropy(logits, batch.labels, reduction="none").numpy()
     np.testing.assert_allclose(found["loss_final"], loss, rtol=0.1, atol=0.05)
     entropy = -(p * p.log()).nan_to_num(0).sum(1).numpy()

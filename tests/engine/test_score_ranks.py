@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import RUNNING_NAME
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.files import temporary_name
 
@@ -40,12 +39,6 @@ def ended(ranks):
     return [rank.code for rank in ranks], [rank.said for rank in ranks]
 
 
-def columns_of(scores):
-    newest = Checkpoints(scores).latest()
-    assert newest is not None
-    return read_columns(newest[1] / SCORES_NAME)
-
-
 @pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_ranks_that_share_batches_give_the_scores_of_one_process(
     packed, tmp_path, done, start_ranks, world
@@ -58,7 +51,10 @@ def test_ranks_that_share_batches_give_the_scores_of_one_process(
     )
     assert codes == [0] * world, said
     assert f"rank {world - 1} of {world} is done with its part" in said[-1]
-    alone, together = columns_of(tmp_path / "ALONE"), columns_of(tmp_path / "RANKS")
+    alone, together = (
+        ScoreTable.open(tmp_path / "ALONE").columns,
+        ScoreTable.open(tmp_path / "RANKS").columns,
+    )
     assert (together["visits"] == 3).all()
     for name in set(SCORES) - {"tdds"}:
         # Logits and gradients are bfloat16 on a CPU that has it: 8 bits, rounded in each half.

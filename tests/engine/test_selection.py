@@ -15,7 +15,7 @@ from PIL import Image
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Columns, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.misratio import misratio_by_share
 from coreset.engine.stages.selection import STREAMS
@@ -39,7 +39,7 @@ def facts_of(condensed):
 def stored_score(scores, name):
     newest = Checkpoints(scores).latest()
     assert newest is not None
-    return read_columns(newest[1] / SCORES_NAME, [name])[name]
+    return Columns(newest[1] / SCORES_NAME)[name]
 
 
 def write_scores(data, out, columns):
@@ -319,7 +319,7 @@ def test_scores_that_are_not_finite_are_refused_with_the_image_named(packed, tmp
     command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
     key = Dataset.open(packed).keys[7]
     said = refused(tmp_path, *command, code=3)
-    assert f"has nan as aum of {key} (2 are not finite); score this data set again" in said
+    assert f"has nan as aum of {key} (2 are not finite); choose another --score" in said
 
 
 def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, done):

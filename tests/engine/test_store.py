@@ -7,15 +7,15 @@ import pytest
 
 from coreset.engine.artifacts.store import (
     FEATURE_CHUNK_BYTES,
+    Columns,
     RowWriter,
     feature_chunk_rows,
     feature_chunks,
     feature_shape,
-    read_columns,
     read_features,
     write_columns,
 )
-from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.errors import StoreError
 from coreset.shards.format.files import tree_digests
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of damaged files
@@ -64,16 +64,16 @@ def flip(path, position):
 
 
 def test_columns_come_back_with_their_types(scores, columns):
-    read = read_columns(scores)
+    read = Columns(scores)
     assert list(read) == ["aum", "el2n", "visits"]
     for name, values in columns.items():
         assert read[name].dtype == values.dtype
         np.testing.assert_array_equal(read[name], values)
 
 
-def test_only_the_columns_asked_for_are_read(scores, columns):
+def test_only_columns_that_are_asked_for_are_read(scores, columns):
     (scores / "visits/c/0").write_text("damaged")
-    np.testing.assert_array_equal(read_columns(scores, ["aum"])["aum"], columns["aum"])
+    np.testing.assert_array_equal(Columns(scores)["aum"], columns["aum"])
 
 
 def test_the_same_columns_give_the_same_bytes_in_any_order(tmp_path, scores, columns):
@@ -83,19 +83,20 @@ def test_the_same_columns_give_the_same_bytes_in_any_order(tmp_path, scores, col
 
 def test_no_row_at_all_is_a_store_too(tmp_path):
     write_columns(tmp_path / "empty.zarr", {"aum": np.empty(0, np.float32)}, {})
-    assert read_columns(tmp_path / "empty.zarr")["aum"].shape == (0,)
+    assert Columns(tmp_path / "empty.zarr")["aum"].shape == (0,)
 
 
-def test_an_unknown_column_names_the_known_ones(scores):
-    with pytest.raises(UsageError, match=r"one of aum, el2n, visits in .*, got concept_aum"):
-        read_columns(scores, ["aum", "concept_aum"])
+def test_an_unknown_column_is_no_key(scores):
+    assert "concept_aum" not in Columns(scores)
+    with pytest.raises(KeyError, match="concept_aum"):
+        Columns(scores)["concept_aum"]
 
 
 def test_a_lost_chunk_is_nan_and_never_a_score(tmp_path, monkeypatch, columns):
     monkeypatch.setattr("coreset.engine.artifacts.store.ROWS_PER_SCORE_CHUNK", 100)
     write_columns(tmp_path / "scores.zarr", columns, {})
     (tmp_path / "scores.zarr/aum/c/1").unlink()
-    aum = read_columns(tmp_path / "scores.zarr", ["aum"])["aum"]
+    aum = Columns(tmp_path / "scores.zarr")["aum"]
     assert np.isnan(aum[100:200]).all()
     np.testing.assert_array_equal(aum[:100], columns["aum"][:100])
     np.testing.assert_array_equal(aum[200:], columns["aum"][200:])
@@ -118,9 +119,9 @@ def test_a_flipped_bit_anywhere_in_a_chunk_is_found(scores):
     for position in [*range(0, size, 97), *range(size - 5, size)]:
         flip(chunk, position)
         with pytest.raises(StoreError, match=r"scores\.zarr .*make it again"):
-            read_columns(scores, ["aum"])
+            Columns(scores)["aum"]
         flip(chunk, position)
-    read_columns(scores, ["aum"])
+    Columns(scores)["aum"]
 
 
 @pytest.mark.parametrize("keep", [0, 3, 100])
@@ -128,7 +129,7 @@ def test_a_cut_chunk_is_found(scores, keep):
     chunk = scores / "aum/c/0"
     chunk.write_bytes(chunk.read_bytes()[:keep])
     with pytest.raises(StoreError, match="make it again"):
-        read_columns(scores, ["aum"])
+        Columns(scores)["aum"]
 
 
 def test_damaged_metadata_never_end_in_another_error(scores):
@@ -139,8 +140,8 @@ def test_damaged_metadata_never_end_in_another_error(scores):
     for position in range(0, metadata.stat().st_size, 5):
         flip(metadata, position)
         try:
-            read_columns(scores, ["aum"])
-        except (StoreError, UsageError):
+            Columns(scores)["aum"]
+        except (StoreError, KeyError):
             found += 1
         flip(metadata, position)
     assert found > 100
@@ -152,12 +153,12 @@ def test_a_store_without_its_metadata_is_an_error(scores, content):
     if content is not None:
         (scores / "zarr.json").write_bytes(content)
     with pytest.raises(StoreError, match=r"scores\.zarr cannot be read"):
-        read_columns(scores, ["aum"])
+        Columns(scores)["aum"]
 
 
 def test_a_store_that_is_not_there_is_an_error(tmp_path):
     with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
-        read_columns(tmp_path / "none.zarr")
+        Columns(tmp_path / "none.zarr")
     with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
         read_features(tmp_path / "none.zarr")
     with pytest.raises(StoreError, match=r"none\.zarr cannot be read"):
@@ -179,12 +180,12 @@ def grid(*sides):
 
 
 def test_columns_of_another_length_than_that_of_the_data_set_are_not_read(scores):
-    assert set(read_columns(scores, rows=300)) == {"aum", "el2n", "visits"}
+    assert set(Columns(scores, rows=300)) == {"aum", "el2n", "visits"}
     with pytest.raises(StoreError, match="aum has 300 rows for 299 images"):
-        read_columns(scores, rows=299)
+        Columns(scores, rows=299)["aum"]
     forge(scores / "el2n/zarr.json", shape=[10**12])
     with pytest.raises(StoreError, match="el2n has 1000000000000 rows for 300 images"):
-        read_columns(scores, rows=300)
+        Columns(scores, rows=300)["el2n"]
 
 
 @pytest.mark.parametrize(

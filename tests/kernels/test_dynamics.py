@@ -281,19 +281,22 @@ def test_processes_that_share_an_epoch_agree_with_one_that_has_it_alone(world, s
     """Threads meet in a barrier as processes do in an all-reduce; ``cut`` collects midway."""
     _, epochs = recorded_run(n=31, n_classes=4, n_epochs=5, seed=seed)
     make = partial(Dynamics, 31, "cpu", el2n_epochs=3, window=2)
-    alone, ranks = replay(make(), epochs), [make() for _ in range(world)]
-    together = Together(world)
+    alone, together = replay(make(), epochs), Together(world)
+    ranks = [
+        make(all_reduce=partial(together.all_reduce, rank), is_main=rank == 0)
+        for rank in range(world)
+    ]
 
     def run(rank):
-        mine, all_reduce = ranks[rank], partial(together.all_reduce, rank)
+        mine = ranks[rank]
         for epoch, batches in enumerate(epochs):
             mine.begin_epoch(epoch)
             for at, batch in enumerate(batches):
                 if epoch == cut and at == 3:
-                    mine.collect(epoch, all_reduce, is_main=rank == 0)
+                    mine.collect(epoch)
                 if at % world == rank:
                     mine.update(*(torch.from_numpy(part) for part in batch))
-            mine.end_epoch(epoch, all_reduce, is_main=rank == 0)
+            mine.end_epoch(epoch)
 
     together.run(run)
     assert_same_state(ranks[0], alone)
