@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.misratio import Misratio, default_misratio
-from coreset.engine.condensed.selection import ccs_ids
+from coreset.engine.condensed.selection import Candidates, CcsParameters, draw_coreset
 from coreset.engine.runtime.spreads import NUMBER_WIDTH, decimals
 from coreset.engine.runtime.tables import aligned, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
@@ -164,18 +164,24 @@ class Pair:
             return None
         labels = dataset.labels[ids]
 
-        def chosen(ease: NDArray[np.floating]) -> NDArray[np.int64]:
-            return ccs_ids(dataset, ids, ease, ipc, misratio=used.value, n_bins=n_bins, seed=seed)
+        candidates = Candidates(dataset=dataset, ids=ids, score=score)
+        parameters = CcsParameters(misratio=used.value, bins=n_bins)
+
+        def chosen(easiness: NDArray[np.floating]) -> NDArray[np.int64]:
+            drawn, _ = draw_coreset(
+                "ccs", candidates, easiness, ipc=ipc, seed=seed, parameters=parameters
+            )
+            return drawn
 
         first = chosen(self.one.easiness(score, ids))
-        ease = self.other.easiness(score, ids)
-        dealt = [shuffled_within_classes(ease, labels, deal) for deal in range(SHUFFLES)]
+        second = self.other.easiness(score, ids)
+        shuffled = [shuffled_within_classes(second, labels, deal) for deal in range(SHUFFLES)]
         return CoresetOverlap(
             ipc=ipc,
             misratio=used.value,
             assumption=used.assumption,
-            share=overlap(first, chosen(ease)),
-            unrelated=float(np.mean([overlap(first, chosen(one)) for one in dealt])),
+            share=overlap(first, chosen(second)),
+            unrelated=float(np.mean([overlap(first, chosen(scores)) for scores in shuffled])),
             chance=float(np.mean(ipc / self.class_sizes)),
         )
 

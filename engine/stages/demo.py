@@ -14,6 +14,7 @@ from coreset.engine.artifacts.ledger import (
     total_wall_seconds,
 )
 from coreset.engine.artifacts.writer import output_folder, require_output
+from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_std
 from coreset.engine.report.sets import Row, catalogue
@@ -76,7 +77,12 @@ class Demo:
             yield Pack(src=out / "images" / split, data=out / split, name="digits", split=split)
         yield Score(data=train, scores=out / "scores", size=PROXY_PIXELS, epochs=6, crop_scale=0.5)
         yield Select(source=train, condensed=out / "random", ipc=IPC)
-        yield Select(source=out / "scores", condensed=out / "ccs-aum", ipc=IPC, misratio=0.7)
+        yield Select(
+            source=out / "scores",
+            condensed=out / "ccs-aum",
+            ipc=IPC,
+            parameters=CcsParameters(misratio=0.7),
+        )
         yield Distill(data=train, condensed=out / "kmeans", ipc=IPC, size=8)
         for path in sets:
             yield self._train(path, val, results)
