@@ -11,13 +11,17 @@ from typing import Any, Literal, Protocol, get_type_hints
 import tyro
 
 
-class Entry(Protocol):
+class Described(Protocol):
     """Record of a registry."""
 
     @property
     def summary(self) -> str:
-        """What the entry does, in one sentence for the help."""
+        """What the entry does, for the help."""
         ...
+
+
+class Entry(Described, Protocol):
+    """Record with parameters of its own."""
 
     @property
     def parameters(self) -> type[Any]:
@@ -30,7 +34,9 @@ class NoParameters:
     """Parameters of an entry that has none."""
 
 
-def choice_of(registry: Mapping[str, Entry], default: str, *, optional: bool = False) -> object:
+def choice_of(
+    registry: Mapping[str, Described], default: str = "", *, optional: bool = False
+) -> object:
     """Annotate a ``str`` field whose values are the names in a registry.
 
     Args:
