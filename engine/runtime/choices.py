@@ -34,14 +34,12 @@ class NoParameters:
     """Parameters of an entry that has none."""
 
 
-def choice_of(
-    registry: Mapping[str, Described], default: str = "", *, optional: bool = False
-) -> object:
-    """Annotate a ``str`` field whose values are the names in a registry.
+def choice_of(registry: Mapping[str, Described], *, default: str, optional: bool = False) -> object:
+    """Annotate a field whose values are the names in a registry.
 
     Args:
         registry: Entries by name.
-        default: Last sentence of the help: what is chosen without the field.
+        default: Name that the field has without a word, or a sentence on how it is found.
         optional: Accept None.
     """
     summaries = " ".join(f"{name}: {entry.summary}." for name, entry in registry.items())
@@ -50,9 +48,8 @@ def choice_of(
         known: Any = Literal[tuple(registry)]  # pyright: ignore[reportInvalidTypeForm] - at run time
         return known | None if optional else known
 
-    hint = "(optional)" if optional else None
     return tyro.conf.arg(
-        help=f"{summaries} {default}".strip(), help_behavior_hint=hint, constructor_factory=names
+        help=summaries, help_behavior_hint=f"(default: {default})", constructor_factory=names
     )
 
 

@@ -55,7 +55,7 @@ class Select:
     """Images per class."""
     method: Annotated[
         str | None,
-        choice_of(SAMPLERS, "Default: ccs for scores, random for a data set.", optional=True),
+        choice_of(SAMPLERS, default="ccs for scores, random for a data set", optional=True),
     ] = None
     score: ScoreName = "aum"
     """Score to stratify on (ccs); `coreset score --list` explains them."""

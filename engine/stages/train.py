@@ -55,7 +55,7 @@ class Train:
     """Packed validation set with the same classes."""
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
-    protocol: Annotated[str, choice_of(PROTOCOLS)] = "hard"
+    protocol: Annotated[str, choice_of(PROTOCOLS, default="hard")] = "hard"
     student: Literal["resnet18", "resnet50"] = "resnet18"
     """Network to train."""
     repeats: int = 3

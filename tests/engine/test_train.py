@@ -282,8 +282,14 @@ def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, 
 
         stamp: str = "toy@1"
         norm = "batch"
-        batch = property(lambda _: 6)
-        optimiser = property(lambda _: Sgd(lr=0.01, weight_decay=0.0))
+
+        @property
+        def batch(self):
+            return 6
+
+        @property
+        def optimiser(self):
+            return Sgd(lr=0.01, weight_decay=0.0)
 
         @classmethod
         def published(cls, n_classes, ipc):
