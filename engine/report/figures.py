@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from coreset.engine.report.results import PAIRS, Accuracy, Comparison, Measurement
+from coreset.engine.evaluation.metrics import METRICS, PAIRS
+from coreset.engine.report.results import Accuracy, Comparison, Measurement
 from coreset.engine.report.sets import BASELINE, method_order
 from coreset.engine.report.verdict import percent
 
@@ -26,12 +27,6 @@ SHORTEST_SECONDS = 1e-3
 PANEL_GAP = 66
 """Pixels between panels, for tick labels and the next title."""
 GRID_COLOUR = "rgba(128, 128, 128, 0.25)"
-AXIS_NAMES = {
-    "r1": "R1, worst match of the set",
-    "d1": "D1, 1 - cosine of the nearest pair",
-    "r2": "R2, mean match of the validation images",
-    "d2": "D2, 1 - mean cosine of pairs",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,8 +145,8 @@ def coverage_figure(measured: Sequence[Measurement], look: Look) -> Figure:
                 up=one.value(up),
             )
             _add_mark(figure, mark, look, row=1, col=column)
-        figure.update_xaxes(title_text=f"{AXIS_NAMES[across]} (cosine)", row=1, col=column)
-        figure.update_yaxes(title_text=AXIS_NAMES[up], row=1, col=column)
+        figure.update_xaxes(title_text=f"{METRICS[across].axis} (cosine)", row=1, col=column)
+        figure.update_yaxes(title_text=METRICS[up].axis, row=1, col=column)
     missing = sum(math.isnan(one.value("d1")) for one in measured)
     note = f" {missing} sets of one image per class have no diversity and no mark." * bool(missing)
     return finished(

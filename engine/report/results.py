@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from coreset.engine.artifacts.ledger import StageCost, construction_cost, total_wall_seconds
+from coreset.engine.evaluation.metrics import METRICS
 from coreset.engine.evaluation.results import Results
 from coreset.engine.report.sets import ReportedSet, Row, method_order
 from coreset.kernels.intervals import paired_interval, welch_interval
@@ -221,12 +222,6 @@ def _within_noise(lead: Difference | None) -> bool | None:
     return not lead.beats if lead.is_known else None
 
 
-PAIRS = (("r1", "d1"), ("r2", "d2"))
-
-
-METRICS = tuple(name for pair in PAIRS for name in pair)
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """The metrics of one set against one validation set by the features of one backbone."""
@@ -237,7 +232,7 @@ class Measurement:
     weights: str
     version: str
     values: dict[str, float] = field(default_factory=dict[str, float])
-    """By r1, d1, r2, d2; NaN where a metric does not exist."""
+    """By metric; NaN where one does not exist."""
 
     def value(self, metric: str) -> float:
         """A metric, NaN if it was not measured."""
@@ -259,9 +254,10 @@ class SetCost:
 
 def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Measurement]:
     """Join the metric rows of each set, validation set, backbone and metric version."""
+    short = {metric.name: short for short, metric in METRICS.items()}
     found: dict[tuple[str, ...], Measurement] = {}
     for row in metrics:
-        name, _, version = row["metric"].partition("@")
+        name, _, version = str(row["metric"]).partition("@")
         key = (row["set_digest"], row["val_identity"], row["backbone"], row["weights"], version)
         if key not in found:
             found[key] = Measurement(
@@ -271,9 +267,8 @@ def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> lis
                 weights=row["weights"],
                 version=version,
             )
-        found[key].values[name.rpartition("_")[2]] = (
-            math.nan if row["value"] is None else row["value"]
-        )
+        value = math.nan if row["value"] is None else row["value"]
+        found[key].values[short.get(name, name)] = value
     order = list(sets)
     return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key))]
 
