@@ -13,6 +13,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
+from coreset.engine.condensed.condensed_set import class_too_small
 from coreset.engine.condensed.misratio import default_misratio
 from coreset.engine.runtime.choices import NoParameters
 from coreset.engine.runtime.stage import require_at_least, require_between
@@ -182,8 +183,5 @@ def draw_coreset(
     try:
         selection = sampler.draw(candidates, values, ipc, stream, parameters)
     except ClassTooSmallError as error:
-        raise UsageError(
-            f"ipc must be at most the size of every class, got {ipc}, but class "
-            f"{candidates.dataset.classes[error.class_index]} has {error.size} images; lower --ipc"
-        ) from error
+        raise class_too_small(candidates.dataset, error.class_index, error.size, ipc) from error
     return candidates.ids[selection.ids], selection.lowered

@@ -14,6 +14,7 @@ from coreset.engine.artifacts.ledger import (
     total_wall_seconds,
 )
 from coreset.engine.artifacts.writer import output_folder, require_output
+from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_std
@@ -83,7 +84,9 @@ class Demo:
             ipc=IPC,
             parameters=CcsParameters(misratio=0.7),
         )
-        yield Distill(data=train, condensed=out / "kmeans", ipc=IPC, size=8)
+        yield Distill(
+            data=train, condensed=out / "kmeans", ipc=IPC, parameters=KmeansParameters(size=8)
+        )
         for path in sets:
             yield self._train(path, val, results)
         for path in sets:

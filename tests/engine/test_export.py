@@ -17,6 +17,7 @@ from PIL import Image
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
+from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export, stored_samples
 from coreset.engine.stages.pack import Pack
@@ -209,7 +210,9 @@ def test_a_coreset_exports_only_its_images(random_set, tmp_path, to):
 
 
 def test_a_distilled_set_exports_its_own_images(packed, tmp_path):
-    Distill(data=packed, condensed=tmp_path / "SET", ipc=2, size=8).run()
+    Distill(
+        data=packed, condensed=tmp_path / "SET", ipc=2, parameters=KmeansParameters(size=8)
+    ).run()
     export(tmp_path / "SET", tmp_path / "OUT", "imagefolder")
     found = sorted((tmp_path / "OUT").glob("*/*"))
     assert [path.name for path in found] == ["00000.png", "00001.png"] * 3
