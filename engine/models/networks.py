@@ -11,11 +11,12 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from coreset.engine.models.convnet import convnet
 from coreset.engine.models.resnet import resnet18, resnet50
 from coreset.engine.runtime.seeding import seeded_initialisation
 
 Norm: TypeAlias = Literal["batch", "instance"]
-StudentName: TypeAlias = Literal["resnet18", "resnet50"]
+StudentName: TypeAlias = Literal["resnet18", "resnet50", "convnet"]
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:
@@ -29,7 +30,7 @@ def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -
     Convolutions start as N(0, sqrt(2 / (k * k * out_channels))), norms as 1 and 0 (torchvision's
     initialisation, which is also that of MinimaxDiffusion).
     """
-    build = {"resnet18": resnet18, "resnet50": resnet50}[name]
+    build = {"resnet18": resnet18, "resnet50": resnet50, "convnet": convnet}[name]
     norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
     with seeded_initialisation(seed):
         return build(n_classes, norm_layer)

@@ -56,8 +56,8 @@ class Train:
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
     protocol: Annotated[str, choice_of(PROTOCOLS, default="hard")] = "hard"
-    student: Literal["resnet18", "resnet50"] = "resnet18"
-    """Network to train."""
+    student: Literal["resnet18", "resnet50", "convnet"] = "resnet18"
+    """Network to train; convnet: three small convolutions, a student of seconds."""
     repeats: int = 3
     """Students, with seeds seed, seed + 1, ..."""
     seed: int = 0
