@@ -33,14 +33,14 @@ NORMALISED_TOLERANCE = 1e-4
 """Of values of a few units; one level is 0.017."""
 
 
-def pixel_contract(subject: Context, decoder: DecoderName) -> Iterator[Check]:
+def pixel_contract(context: Context, decoder: DecoderName) -> Iterator[Check]:
     """Compare a decoder with Pillow, with the central crop and with random resized crops."""
-    whole = _encoded(subject)
-    boxes = Crops().boxes(subject.ids, whole.widths, whole.heights, seed=0, epoch=0)
+    whole = _encoded(context)
+    boxes = Crops().boxes(context.ids, whole.widths, whole.heights, seed=0, epoch=0)
     for what, batch in (("central", whole), ("random", replace(whole, crops=boxes))):
-        images = _decoded(decoder, batch, str(subject.device))
+        images = _decoded(decoder, batch, str(context.device))
         expected = _decoded(DecoderName.PILLOW, batch, "cpu")
-        on_gpu = decoder is DecoderName.DALI and subject.device.type == "cuda"
+        on_gpu = decoder is DecoderName.DALI and context.device.type == "cuda"
         yield compared(
             f"pixels of {decoder}, {what} crops", images, expected, decoder, coarse=on_gpu
         )
@@ -75,9 +75,9 @@ def compared(
     return Check(name, value, Verdict.FAIL, remedy, facts)
 
 
-def normalised_batches(subject: Context, decoder: DecoderName) -> Iterator[Check]:
+def normalised_batches(context: Context, decoder: DecoderName) -> Iterator[Check]:
     """Compare the float32 batches of a decoder with its uint8 ones, normalised on the CPU."""
-    whole, device = _encoded(subject), str(subject.device)
+    whole, device = _encoded(context), str(context.device)
     ready = make_decoder(decoder, PHOTOS, device=device, workers=0, normalisation=IMAGENET)
     with closing(ready):
         found = ready.decode(whole).cpu()
@@ -91,9 +91,9 @@ def normalised_batches(subject: Context, decoder: DecoderName) -> Iterator[Check
     )
 
 
-def exactly_once(subject: Context) -> Iterator[Check]:
+def exactly_once(context: Context) -> Iterator[Check]:
     """Visit the samples in shuffled epochs of 1, 2 and 3 ranks, and count them."""
-    with subject.source(SMALL) as source:
+    with context.source(SMALL) as source:
         for world in WORLDS:
             batches = [
                 batch
@@ -102,7 +102,7 @@ def exactly_once(subject: Context) -> Iterator[Check]:
                     ODD_BATCH, epoch=world, shuffle=True, rank=rank, world=world
                 )
             ]
-            yield counted(f"ids, ranks: {world}", batches, subject.ids, source.labels)
+            yield counted(f"ids, ranks: {world}", batches, context.ids, source.labels)
 
 
 def counted(
@@ -125,12 +125,12 @@ def counted(
     return result(name, value or f"{ids.size} samples once each", holds=not faults, facts=facts)
 
 
-def kept_pixels(subject: Context) -> Iterator[Check]:
+def kept_pixels(context: Context) -> Iterator[Check]:
     """Compare an epoch of kept pixels with one decoded anew, and the ways to keep them."""
-    with subject.source(Geometry(SIZE)) as source:
+    with context.source(Geometry(SIZE)) as source:
         anew = _shuffled(source)
         kept = {where: _shuffled(pixels) for where, pixels in _keepers(source).items()}
-    on_gpu = subject.device.type == "cuda"
+    on_gpu = context.device.type == "cuda"
     first, *others = kept
     yield same_images(f"kept pixels, {first}", kept[first], anew, coarse=on_gpu)
     for where in others:
@@ -190,10 +190,10 @@ def _nearly_equal(one: Batch, other: Batch) -> bool:
     return near and torch.equal(one.ids, other.ids) and torch.equal(one.labels, other.labels)
 
 
-def _encoded(subject: Context) -> EncodedBatch:
-    with ShardReader(subject.dataset) as reader:
-        data = reader.read(subject.ids)
-    sizes = (subject.dataset.ints(side)[subject.ids] for side in ("width", "height"))
+def _encoded(context: Context) -> EncodedBatch:
+    with ShardReader(context.dataset) as reader:
+        data = reader.read(context.ids)
+    sizes = (context.dataset.ints(side)[context.ids] for side in ("width", "height"))
     return EncodedBatch(data, *sizes)
 
 

@@ -11,7 +11,11 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from coreset.engine.evaluation.metrics import METRICS, PAIRS
-from coreset.engine.report.results import Accuracy, Comparison, Measurement
+from coreset.engine.report.measures import Measurement
+from coreset.engine.report.results import (
+    Accuracy,
+    Comparison,
+)
 from coreset.engine.report.sets import BASELINE, method_order
 from coreset.engine.report.verdict import percent
 

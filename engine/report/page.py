@@ -16,16 +16,18 @@ from coreset.engine.report.figures import (
     coverage_figure,
 )
 from coreset.engine.report.images import data_grids
-from coreset.engine.report.results import (
-    Comparison,
+from coreset.engine.report.measures import (
     Measurement,
     SetCost,
-    accuracy_records,
-    comparisons,
     cost_records,
     measurements,
     metric_records,
     set_costs,
+)
+from coreset.engine.report.results import (
+    Comparison,
+    accuracy_records,
+    comparisons,
 )
 from coreset.engine.report.score_figures import score_figure
 from coreset.engine.report.sets import ReportedSet, catalogue, gather

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, locate
-from coreset.engine.artifacts.store import SCORES_NAME, read_columns
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -181,7 +180,7 @@ class Evidence:
 
 
 def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
-    """Whether a set was selected on this score of this scores artifact."""
+    """Test whether a set was selected on this score of this scores artifact."""
     ancestor = found.condensed.provenance.ancestor("scores")
     same = ancestor is not None and ancestor["digest"] == scores.digest
     return same and found.condensed.info.parameters.get("score") == scores.score
@@ -248,9 +247,7 @@ def _scores_behind(
     directory = locate(condensed.path, "scores")
     if directory is None or Provenance.read(directory).digest != digest:
         raise UsageError(f"{directory} does not hold the scores of this set any more")
-    newest = Checkpoints(directory).latest()
-    if newest is None:
-        raise UsageError(f"{directory} holds no finished scores")
-    rows = len(condensed.dataset)
-    values = read_columns(newest[1] / SCORES_NAME, [score], rows=rows)[score]
-    return FoundScores(score=score, digest=digest, dataset=condensed.dataset, values=values)
+    table = ScoreTable.open(directory, condensed.dataset.path)
+    return FoundScores(
+        score=score, digest=digest, dataset=condensed.dataset, values=table.values(score)
+    )

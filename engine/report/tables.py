@@ -8,12 +8,11 @@ from typing import Any
 
 from coreset.engine.artifacts.ledger import Line, largest, lines_with
 from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.report.measures import Measurement, SetCost
 from coreset.engine.report.results import (
     Accuracy,
     Comparison,
     Difference,
-    Measurement,
-    SetCost,
 )
 from coreset.engine.report.sets import ReportedSet, Row, method_order
 from coreset.engine.report.verdict import plus_minus

@@ -28,12 +28,12 @@ from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.figures import Look, accuracy_figure
 from coreset.engine.report.images import SIDE, evenly_spread, stored_image, thumbnail_uri
+from coreset.engine.report.measures import measurements
 from coreset.engine.report.results import (
     Accuracy,
     accuracy_records,
     comparisons,
     difference,
-    measurements,
 )
 from coreset.engine.report.score_figures import cut_of_class
 from coreset.engine.report.sets import catalogue
