@@ -165,13 +165,13 @@ def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
 
 def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
     """Raise ``UsageError`` unless set and validation data have the same class list in one order."""
-    here, there = condensed.dataset.classes, val.classes
-    if here == there:
+    own, classes = condensed.dataset.classes, val.classes
+    if own == classes:
         return
-    odd = sorted(set(here) ^ set(there))
-    fact = f"{odd[0]} is in one of them only" if odd else "the same classes in another order"
+    odd = sorted(set(own) ^ set(classes))
+    difference = f"{odd[0]} is in one of them only" if odd else "the same classes in another order"
     raise UsageError(
-        f"{condensed.path} has {len(here)} classes and {val.path} has {len(there)}: {fact}; "
+        f"{condensed.path} has {len(own)} classes and {val.path} has {len(classes)}: {difference}; "
         "pack both from folders with the same class names"
     )
 

@@ -166,7 +166,7 @@ class HostReads(TorchDispatchMode):
 
 
 def _has_mask(args: Sequence[Any]) -> bool:
-    """Whether an index is a boolean mask, whose number of true values decides a size."""
+    """Test whether an index is a boolean mask, whose number of true values decides a size."""
     return any(one is not None and one.dtype in {torch.bool, torch.uint8} for one in args[1])
 
 

@@ -108,7 +108,7 @@ def exactly_once(context: Context) -> Iterator[Check]:
 def counted(
     name: str, batches: list[Batch], ids: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> Check:
-    """Whether each of ``ids`` (sorted, shape (n,)) came once and with its label (shape (n,))."""
+    """Check that each of ``ids`` (sorted, shape (n,)) came once with its label (shape (n,))."""
     seen = np.concatenate([batch.ids.cpu().numpy() for batch in batches])
     seen_labels = np.concatenate([batch.labels.cpu().numpy() for batch in batches])
     known = np.isin(seen, ids)
@@ -142,22 +142,22 @@ def _shuffled(source: ImageStream | DecodedImages) -> list[Batch]:
 
 
 def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
-    """The ways to have decoded images on a device again and again."""
-    there = load_into_memory(source)
-    here = there.images.cpu()
+    """List the ways to have decoded images on a device again and again."""
+    resident = load_into_memory(source)
+    on_host = resident.images.cpu()
     rows, labels, ids = np.arange(len(source)), source.labels, source.ids
-    copied = loaded(here.permute(0, 2, 3, 1), rows, source.device).permute(0, 3, 1, 2)
+    copied = loaded(on_host.permute(0, 2, 3, 1), rows, source.device).permute(0, 3, 1, 2)
     return {
-        "decoded on the device": there,
+        "decoded on the device": resident,
         "copied to the device": DecodedImages(copied, labels, ids),
-        "left on the host": DecodedImages(here, labels, ids, device=source.device),
+        "left on the host": DecodedImages(on_host, labels, ids, device=source.device),
     }
 
 
 def same_images(
     name: str, found: Sequence[Batch], expected: Sequence[Batch], *, coarse: bool
 ) -> Check:
-    """Whether two epochs are bit-equal.
+    """Compare two epochs, which must be bit-equal.
 
     ``coarse`` softens a failure to a warning if ids and labels agree and the pixels nearly do: a
     GPU decodes part of each batch by its JPEG engines and part by its cores, so that a file in
@@ -176,7 +176,7 @@ def same_images(
 
 
 def differing_images(one: Batch, other: Batch) -> int:
-    """How many rows of two batches differ in a pixel, the label or the id."""
+    """Count the rows of two batches that differ in a pixel, the label or the id."""
     differ = (one.images != other.images).flatten(1).any(1)
     differ |= (one.ids != other.ids) | (one.labels != other.labels)
     return int(differ.sum())

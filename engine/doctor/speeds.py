@@ -1,4 +1,4 @@
-"""How fast the device is, part by part, and what that comes to for ImageNet."""
+"""Speeds of the device, part by part, and their projection to ImageNet."""
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence

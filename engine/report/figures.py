@@ -40,7 +40,7 @@ class Figure:
     title: str
     caption: str
     description: str
-    """What a reader who cannot see it should know."""
+    """Text for a reader who cannot see it."""
     json: str
     """Plotly's data and layout, safe inside a script element."""
     height: int
@@ -55,11 +55,11 @@ class Look:
 
     @staticmethod
     def of(pairs: Iterable[tuple[str, int]]) -> "Look":
-        """The look of these (method, IPC) pairs."""
-        told = list(pairs)
-        methods = {method for method, _ in told} - {BASELINE}
+        """Choose the look of these (method, IPC) pairs."""
+        listed = list(pairs)
+        methods = {method for method, _ in listed} - {BASELINE}
         return Look(
-            tuple(sorted(methods, key=method_order)), tuple(sorted({ipc for _, ipc in told}))
+            tuple(sorted(methods, key=method_order)), tuple(sorted({ipc for _, ipc in listed}))
         )
 
     def colour(self, method: str) -> str:
@@ -281,5 +281,5 @@ def finished(
 
 
 def plain(text: str) -> str:
-    """The text that plotly, which reads a few HTML tags, shows as it is."""
+    """Escape text for plotly, which reads a few HTML tags."""
     return escape(text, quote=False)

@@ -13,7 +13,7 @@ from coreset.engine.report.sets import ReportedSet, Row
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
-    """The metrics of one set against one validation set by the features of one backbone."""
+    """Metrics of one set against one validation set by the features of one backbone."""
 
     measured: ReportedSet
     val: str

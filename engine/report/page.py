@@ -1,4 +1,4 @@
-"""The report as bytes: gather, tabulate, draw, and fill the page."""
+"""Page of the report: gather, tabulate, draw, and fill the template."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ TEMPLATE_NAME, STYLE_NAME, SCRIPT_NAME = "report.html.j2", "report.css", "report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """The finished files."""
+    """Finished files of a report."""
 
     html: bytes
     tables: Mapping[str, bytes]

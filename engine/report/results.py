@@ -23,7 +23,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Setting:
-    """What must be equal for accuracies to be comparable."""
+    """Conditions that must be equal for accuracies to be comparable."""
 
     data: str
     val: str
@@ -38,7 +38,7 @@ class Setting:
 
     @property
     def short(self) -> bool:
-        """Whether the protocol was shortened: not comparable with published numbers."""
+        """Test whether the protocol was shortened: not comparable with published numbers."""
         return self.protocol.endswith(SHORT_SUFFIX)
 
     @property
@@ -118,7 +118,7 @@ class Comparison:
 
     @property
     def best(self) -> Accuracy:
-        """The method with the highest mean best top-1."""
+        """Method with the highest mean best top-1."""
         return self.ranking[0]
 
     @property
@@ -170,7 +170,7 @@ def comparisons(students: Iterable[Row], sets: Mapping[str, ReportedSet]) -> lis
 
 
 def setting_of(row: Row) -> Setting:
-    """The setting of one trained student."""
+    """Read the setting of one trained student."""
     return Setting(**{field.name: row[field.name] for field in fields(Setting)})
 
 

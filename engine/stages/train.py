@@ -153,7 +153,7 @@ class Train:
         protocol: "Protocol",
         device: "torch.device",
     ) -> "tuple[EpochSource, EpochSource]":
-        """The set, resident on the device; the validation images, resident if they fit."""
+        """Decode the set onto the device, and the validation images if they fit."""
         from coreset.engine.data.geometry import Geometry
         from coreset.engine.data.images import cache_if_fits, load_into_memory
         from coreset.engine.data.stream import ImageStream
