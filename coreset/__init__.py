@@ -7,8 +7,8 @@ imports nothing.
 
 TYPE_CHECKING = False  # typing's, without its import
 if TYPE_CHECKING:
-    from coreset.engine.api.images import as_dataset, loader
-    from coreset.engine.api.scores import scores, select
+    from coreset.api.images import as_dataset, loader
+    from coreset.api.scores import scores, select
     from coreset.engine.condensed.condensed_set import open_set
     from coreset.engine.data.decoders.base import Normalisation
     from coreset.engine.data.geometry import Crops
@@ -28,12 +28,12 @@ __all__ = [
 _MODULES = {
     "Crops": "coreset.engine.data.geometry",
     "Normalisation": "coreset.engine.data.decoders.base",
-    "as_dataset": "coreset.engine.api.images",
+    "as_dataset": "coreset.api.images",
     "as_webdataset": "coreset.engine.data.webdataset",
-    "loader": "coreset.engine.api.images",
+    "loader": "coreset.api.images",
     "open_set": "coreset.engine.condensed.condensed_set",
-    "scores": "coreset.engine.api.scores",
-    "select": "coreset.engine.api.scores",
+    "scores": "coreset.api.scores",
+    "select": "coreset.api.scores",
 }
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.misratio import Misratio, default_misratio
-from coreset.engine.condensed.selection import ccs_ids
+from coreset.engine.condensed.selection import Candidates, CcsParameters, draw_coreset
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.rank_correlation import (
@@ -42,19 +42,19 @@ class Agreement:
     spearman_within_class: float
     """Mean over the classes."""
     roc_area: float | None = None
-    """Of the first scoring's hard end, for finding flipped labels; None without the truth."""
+    """Area under the ROC of the first scoring's hard end for flipped labels; None if not known."""
     other_roc_area: float | None = None
-    """The same of the second."""
+    """Area of the second scoring."""
 
     @property
     def numbers(self) -> tuple[float | None, ...]:
-        """All of them, in the order of a table."""
+        """Return all numbers in the order of a table."""
         return self.spearman, self.spearman_within_class, self.roc_area, self.other_roc_area
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CoresetOverlap:
-    """How far two coresets of the same size, seed and misratio are the same."""
+    """Overlap of two coresets of the same size, seed and misratio."""
 
     ipc: int
     misratio: float
@@ -63,7 +63,7 @@ class CoresetOverlap:
     share: float
     """Share of the first coreset's images that the second has too."""
     unrelated: float
-    """The same share where the second's scores are dealt anew within every class. Above ``chance``:
+    """The same share where the second's scores are shuffled within every class. Above ``chance``:
     with one seed both coresets take the samples of the smallest random keys, bin by bin."""
     chance: float
     """The same share for two independent draws: IPC over the size of the class, on average."""
@@ -71,14 +71,14 @@ class CoresetOverlap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoringCost:
-    """What the ledger of a scores artifact says."""
+    """Cost of a scores artifact by its ledger."""
 
     path: Path
     recipe: str
     """Stamp of the recipe."""
     epochs: int
     wall_seconds: float
-    """Of the scoring itself, interrupted runs included."""
+    """Time of the scoring itself, interrupted runs included."""
     images: int
     """Image passes of the scoring."""
     wall_seconds_with_inputs: float
@@ -123,11 +123,11 @@ class Pair:
         dataset = self.one.dataset
         a, b, labels = both[0][ids], both[1][ids], dataset.labels[ids]
         by_class = spearman_by_class(a, b, labels, len(dataset.classes))
-        told = by_class[~np.isnan(by_class)]
+        known = by_class[~np.isnan(by_class)]
         return Agreement(
             score=score,
             spearman=spearman(a, b),
-            spearman_within_class=float(told.mean()) if told.size else math.nan,
+            spearman_within_class=float(known.mean()) if known.size else math.nan,
             roc_area=None if flipped is None else _area(score, a, flipped[ids]),
             other_roc_area=None if flipped is None else _area(score, b, flipped[ids]),
         )
@@ -162,18 +162,24 @@ class Pair:
             return None
         labels = dataset.labels[ids]
 
-        def chosen(ease: NDArray[np.floating]) -> NDArray[np.int64]:
-            return ccs_ids(dataset, ids, ease, ipc, misratio=used.value, n_bins=n_bins, seed=seed)
+        candidates = Candidates(dataset=dataset, ids=ids, score=score)
+        parameters = CcsParameters(misratio=used.value, bins=n_bins)
+
+        def chosen(easiness: NDArray[np.floating]) -> NDArray[np.int64]:
+            drawn, _ = draw_coreset(
+                "ccs", candidates, easiness, ipc=ipc, seed=seed, parameters=parameters
+            )
+            return drawn
 
         first = chosen(self.one.easiness(score, ids))
-        ease = self.other.easiness(score, ids)
-        dealt = [shuffled_within_classes(ease, labels, deal) for deal in range(SHUFFLES)]
+        second = self.other.easiness(score, ids)
+        shuffled = [shuffled_within_classes(second, labels, deal) for deal in range(SHUFFLES)]
         return CoresetOverlap(
             ipc=ipc,
             misratio=used.value,
             assumption=used.assumption,
-            share=overlap(first, chosen(ease)),
-            unrelated=float(np.mean([overlap(first, chosen(one)) for one in dealt])),
+            share=overlap(first, chosen(second)),
+            unrelated=float(np.mean([overlap(first, chosen(scores)) for scores in shuffled])),
             chance=float(np.mean(ipc / self.class_sizes)),
         )
 
@@ -183,7 +189,7 @@ class Pair:
 
 
 def cost_of(scored: ScoreTable) -> ScoringCost:
-    """What a scores artifact cost, by its ledger."""
+    """Read what a scores artifact cost from its ledger."""
     costs = construction_cost(read_ledger(scored.path))
     own = [cost for cost in costs if not cost.artifact]
     return ScoringCost(

@@ -4,7 +4,7 @@ Both kinds train and measure through ``CondensedSet``: a packed data set and, fo
 of the chosen samples in it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -165,14 +165,22 @@ def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
 
 def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
     """Raise ``UsageError`` unless set and validation data have the same class list in one order."""
-    here, there = condensed.dataset.classes, val.classes
-    if here == there:
+    own, classes = condensed.dataset.classes, val.classes
+    if own == classes:
         return
-    odd = sorted(set(here) ^ set(there))
-    fact = f"{odd[0]} is in one of them only" if odd else "the same classes in another order"
+    odd = sorted(set(own) ^ set(classes))
+    difference = f"{odd[0]} is in one of them only" if odd else "the same classes in another order"
     raise UsageError(
-        f"{condensed.path} has {len(here)} classes and {val.path} has {len(there)}: {fact}; "
+        f"{condensed.path} has {len(own)} classes and {val.path} has {len(classes)}: {difference}; "
         "pack both from folders with the same class names"
+    )
+
+
+def class_too_small(dataset: Dataset, label: int, size: int, ipc: int) -> UsageError:
+    """Make the error of a class that has too few images."""
+    return UsageError(
+        f"ipc must be at most the size of every class, got {ipc}, but class "
+        f"{dataset.classes[label]} has {size} images; lower --ipc"
     )
 
 
@@ -195,20 +203,43 @@ def write_coreset(
         parameters: What shaped the choice, without the seed.
         seed: Seed of the draw.
     """
-    per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
-    info = SetInfo(
+    np.save(work.scratch / IDS_NAME, ids, allow_pickle=False)
+    per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes)).tolist()
+    write_info(
+        work,
+        dataset,
         kind="coreset",
         method=method,
         parameters=parameters,
         seed=seed,
-        source_name=dataset.manifest.name,
-        source_identity=dataset.manifest.identity,
-        source_content=dataset.manifest.content,
-        n_classes=len(dataset.classes),
-        ipc=int(per_class.max()),
-        per_class=tuple(per_class.tolist()),
+        per_class=per_class,
     )
-    np.save(work.scratch / IDS_NAME, ids, allow_pickle=False)
+
+
+def write_info(
+    work: ArtifactWriter,
+    dataset: Dataset,
+    *,
+    kind: Literal["coreset", "distilled"],
+    method: str,
+    parameters: Mapping[str, Any],
+    seed: int,
+    per_class: Sequence[int],
+) -> None:
+    """Write ``set.json`` into an artifact in the making, and bind it to the data it condenses."""
+    manifest = dataset.manifest
+    info = SetInfo(
+        kind=kind,
+        method=method,
+        parameters=parameters,
+        seed=seed,
+        source_name=manifest.name,
+        source_identity=manifest.identity,
+        source_content=manifest.content,
+        n_classes=len(dataset.classes),
+        ipc=max(per_class),
+        per_class=tuple(per_class),
+    )
     info.write(work.scratch)
-    binds = {"identity": dataset.manifest.identity, "content": dataset.manifest.content}
+    binds = {"identity": manifest.identity, "content": manifest.content}
     work.provenance = replace(work.provenance, binds=binds)

@@ -1,4 +1,4 @@
-"""The misratio (share of the hardest images of a class that are cut) where none is given.
+"""Default misratio: the share of the hardest images of a class that CCS cuts.
 
 From the study's Table 6, hard labels, AUM: the best of 0.1, 0.3, 0.5, 0.7, 0.9 for each data set
 and IPC, used there for every protocol and student. It was picked on the accuracy that is then

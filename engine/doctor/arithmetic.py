@@ -53,14 +53,14 @@ AUGMENTATIONS: Mapping[str, Augmentation] = MappingProxyType(
 )
 
 
-def augmentation(subject: Context, name: str, augment: Augmentation) -> Iterator[Check]:
+def augmentation(context: Context, name: str, augment: Augmentation) -> Iterator[Check]:
     """Augment the same images with the same draws on the CPU and on the device."""
-    ids = subject.ids[: subject.batch]
-    with subject.source(Geometry(CROP_SIZE), ids, DecoderName.TURBO) as source:
+    ids = context.ids[: context.batch]
+    with context.source(Geometry(CROP_SIZE), ids, DecoderName.TURBO) as source:
         images = next(source.epoch(BatchOrder(batch=ids.size))).images
     expected, found = (
         augment(images.to(device), generator_for(0)).cpu()
-        for device in (torch.device("cpu"), subject.device)
+        for device in (torch.device("cpu"), context.device)
     )
     largest = float((found - expected).abs().max())
     yield result(
@@ -71,10 +71,10 @@ def augmentation(subject: Context, name: str, augment: Augmentation) -> Iterator
     )
 
 
-def training_scores(subject: Context) -> Iterator[Check]:
+def training_scores(context: Context) -> Iterator[Check]:
     """Accumulate the scores of the same logits on the CPU and on the device."""
     expected, found = (
-        _scores(subject.ids.size, device) for device in (torch.device("cpu"), subject.device)
+        _scores(context.ids.size, device) for device in (torch.device("cpu"), context.device)
     )
     largest = {name: float(np.abs(found[name] - expected[name]).max()) for name in expected}
     worst = max(largest, key=largest.__getitem__)
@@ -101,18 +101,18 @@ def _scores(n: int, device: torch.device) -> dict[str, np.ndarray]:
     return dynamics.scores()
 
 
-def host_reads(subject: Context) -> Iterator[Check]:
+def host_reads(context: Context) -> Iterator[Check]:
     """Train and score one batch, and count what makes the host wait for the device."""
-    pixels = subject.pixels(Geometry(CROP_SIZE))
+    pixels = context.pixels(Geometry(CROP_SIZE))
     proxy = convolutional_proxy(
         pixels, N_CLASSES, size=CROP_SIZE, crop_scale=0.5, batch=len(pixels), seed=0,
-        device=subject.device,
+        device=context.device,
     )  # fmt: skip
     optimiser = sgd(proxy.network, lr=0.1, weight_decay=0.0)
-    trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, subject.device)
-    ids = torch.arange(len(pixels), device=subject.device)
-    dynamics = Dynamics(len(pixels), subject.device)
-    guard = NonFiniteGuard(len(pixels), subject.device)
+    trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, context.device)
+    ids = torch.arange(len(pixels), device=context.device)
+    dynamics = Dynamics(len(pixels), context.device)
+    guard = NonFiniteGuard(len(pixels), context.device)
     ((inputs, _, _),) = proxy.examples(0)
     with HostReads() as reads:
         logits = trainer.step(inputs, partial(cross_entropy, target=ids % N_CLASSES))
@@ -125,7 +125,7 @@ def host_reads(subject: Context) -> Iterator[Check]:
     )
 
 
-def similarity(_subject: Context) -> Iterator[Check]:
+def similarity(_context: Context) -> Iterator[Check]:
     """Say what is not proved, and why: FAISS has no GPU path here."""
     yield Check("FAISS", "skipped: similarity is searched on the CPU, whatever the device")
 
@@ -167,7 +167,7 @@ class HostReads(TorchDispatchMode):
 
 
 def _has_mask(args: Sequence[Any]) -> bool:
-    """Whether an index is a boolean mask, whose number of true values decides a size."""
+    """Test whether an index is a boolean mask, whose number of true values decides a size."""
     return any(one is not None and one.dtype in {torch.bool, torch.uint8} for one in args[1])
 
 

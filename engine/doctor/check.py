@@ -1,4 +1,4 @@
-"""What is under proof: a device, and a few hundred samples of a packed data set to prove it on."""
+"""Checks of a device on a few hundred samples of a packed data set."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -68,31 +68,31 @@ def context_of(dataset: Dataset, device: torch.device, *, samples: int, seconds:
 
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
-    """One thing to find out about a subject."""
+    """One thing to find out about a context."""
 
     name: str
-    """What its failure is called, should it break down before it finds anything."""
+    """Name of its failure, should it break down before it finds anything."""
     run: "ProofFunction"
 
-    def findings(self, subject: Context) -> Iterator[Check]:
+    def findings(self, context: Context) -> Iterator[Check]:
         """Yield what is found; whatever is raised becomes the last finding.
 
         Raises:
             InterruptedRunError: Nothing is found out any more.
         """
         try:
-            yield from self.run(subject)
+            yield from self.run(context)
         except InterruptedRunError:
             raise
         except Exception as error:  # noqa: BLE001 - a broken driver or package may raise anything
-            fact = " ".join(str(error).split()) or type(error).__name__
+            message = " ".join(str(error).split()) or type(error).__name__
             remedy = REPORT
             if isinstance(error, DataError):
-                remedy = f"run `coreset verify {subject.dataset.path}`"
+                remedy = f"run `coreset verify {context.dataset.path}`"
             elif (shortage := memory_shortage(error)) is not None:
-                fact, remedy = shortage[0], "end other programs on it, or use fewer --samples"
+                message, remedy = shortage[0], "end other programs on it, or use fewer --samples"
             facts = {"error": type(error).__name__}
-            yield Check(self.name, fact, Verdict.FAIL, remedy, facts)
+            yield Check(self.name, message, Verdict.FAIL, remedy, facts)
 
 
 ProofFunction: TypeAlias = Callable[[Context], Iterator[Check]]

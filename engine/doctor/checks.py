@@ -58,7 +58,7 @@ PROOFS: tuple[DeviceCheck, ...] = (
 )
 
 
-def prove(subject: Context) -> Iterator[Check]:
+def prove(context: Context) -> Iterator[Check]:
     """Run every proof and yield what it finds; then the projections from all of that.
 
     Raises:
@@ -66,7 +66,7 @@ def prove(subject: Context) -> Iterator[Check]:
     """
     found: list[Check] = []
     for proof in PROOFS:
-        for check in proof.findings(subject):
+        for check in proof.findings(context):
             found.append(check)
             yield check
     yield from projections(found)

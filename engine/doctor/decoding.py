@@ -34,14 +34,14 @@ NORMALISED_TOLERANCE = 1e-4
 """Of values of a few units; one level is 0.017."""
 
 
-def pixel_contract(subject: Context, decoder: DecoderName) -> Iterator[Check]:
+def pixel_contract(context: Context, decoder: DecoderName) -> Iterator[Check]:
     """Compare a decoder with Pillow, with the central crop and with random resized crops."""
-    whole = _encoded(subject)
-    boxes = Crops().boxes(subject.ids, whole.widths, whole.heights, seed=0, epoch=0)
+    whole = _encoded(context)
+    boxes = Crops().boxes(context.ids, whole.widths, whole.heights, seed=0, epoch=0)
     for what, batch in (("central", whole), ("random", replace(whole, crops=boxes))):
-        images = _decoded(decoder, batch, str(subject.device))
+        images = _decoded(decoder, batch, str(context.device))
         expected = _decoded(DecoderName.PILLOW, batch, "cpu")
-        on_gpu = decoder is DecoderName.DALI and subject.device.type == "cuda"
+        on_gpu = decoder is DecoderName.DALI and context.device.type == "cuda"
         yield compared(
             f"pixels of {decoder}, {what} crops", images, expected, decoder, coarse=on_gpu
         )
@@ -76,9 +76,9 @@ def compared(
     return Check(name, value, Verdict.FAIL, remedy, facts)
 
 
-def normalised_batches(subject: Context, decoder: DecoderName) -> Iterator[Check]:
+def normalised_batches(context: Context, decoder: DecoderName) -> Iterator[Check]:
     """Compare the float32 batches of a decoder with its uint8 ones, normalised on the CPU."""
-    whole, device = _encoded(subject), str(subject.device)
+    whole, device = _encoded(context), str(context.device)
     ready = make_decoder(decoder, PHOTOS, device=device, workers=0, normalisation=IMAGENET)
     with closing(ready):
         found = ready.decode(whole).cpu()
@@ -92,9 +92,9 @@ def normalised_batches(subject: Context, decoder: DecoderName) -> Iterator[Check
     )
 
 
-def exactly_once(subject: Context) -> Iterator[Check]:
+def exactly_once(context: Context) -> Iterator[Check]:
     """Visit the samples in shuffled epochs of 1, 2 and 3 ranks, and count them."""
-    with subject.source(SMALL) as source:
+    with context.source(SMALL) as source:
         for world in WORLDS:
             batches = [
                 batch
@@ -103,13 +103,13 @@ def exactly_once(subject: Context) -> Iterator[Check]:
                     BatchOrder(batch=ODD_BATCH, epoch=world, shuffle=True, rank=rank, world=world)
                 )
             ]
-            yield counted(f"ids, ranks: {world}", batches, subject.ids, source.labels)
+            yield counted(f"ids, ranks: {world}", batches, context.ids, source.labels)
 
 
 def counted(
     name: str, batches: list[Batch], ids: NDArray[np.int64], labels: NDArray[np.int64]
 ) -> Check:
-    """Whether each of ``ids`` (sorted, shape (n,)) came once and with its label (shape (n,))."""
+    """Check that each of ``ids`` (sorted, shape (n,)) came once with its label (shape (n,))."""
     seen = np.concatenate([batch.ids.cpu().numpy() for batch in batches])
     seen_labels = np.concatenate([batch.labels.cpu().numpy() for batch in batches])
     known = np.isin(seen, ids)
@@ -126,12 +126,12 @@ def counted(
     return result(name, value or f"{ids.size} samples once each", holds=not faults, facts=facts)
 
 
-def kept_pixels(subject: Context) -> Iterator[Check]:
+def kept_pixels(context: Context) -> Iterator[Check]:
     """Compare an epoch of kept pixels with one decoded anew, and the ways to keep them."""
-    with subject.source(Geometry(SIZE)) as source:
+    with context.source(Geometry(SIZE)) as source:
         anew = _shuffled(source)
         kept = {where: _shuffled(pixels) for where, pixels in _keepers(source).items()}
-    on_gpu = subject.device.type == "cuda"
+    on_gpu = context.device.type == "cuda"
     first, *others = kept
     yield same_images(f"kept pixels, {first}", kept[first], anew, coarse=on_gpu)
     for where in others:
@@ -143,22 +143,22 @@ def _shuffled(source: ImageStream | DecodedImages) -> list[Batch]:
 
 
 def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
-    """The ways to have decoded images on a device again and again."""
-    there = load_into_memory(source)
-    here = there.images.cpu()
+    """List the ways to have decoded images on a device again and again."""
+    resident = load_into_memory(source)
+    on_host = resident.images.cpu()
     rows, labels, ids = np.arange(len(source)), source.labels, source.ids
-    copied = loaded(here.permute(0, 2, 3, 1), rows, source.device).permute(0, 3, 1, 2)
+    copied = loaded(on_host.permute(0, 2, 3, 1), rows, source.device).permute(0, 3, 1, 2)
     return {
-        "decoded on the device": there,
+        "decoded on the device": resident,
         "copied to the device": DecodedImages(copied, labels, ids),
-        "left on the host": DecodedImages(here, labels, ids, device=source.device),
+        "left on the host": DecodedImages(on_host, labels, ids, device=source.device),
     }
 
 
 def same_images(
     name: str, found: Sequence[Batch], expected: Sequence[Batch], *, coarse: bool
 ) -> Check:
-    """Whether two epochs are bit-equal.
+    """Compare two epochs, which must be bit-equal.
 
     ``coarse`` softens a failure to a warning if ids and labels agree and the pixels nearly do: a
     GPU decodes part of each batch by its JPEG engines and part by its cores, so that a file in
@@ -177,7 +177,7 @@ def same_images(
 
 
 def differing_images(one: Batch, other: Batch) -> int:
-    """How many rows of two batches differ in a pixel, the label or the id."""
+    """Count the rows of two batches that differ in a pixel, the label or the id."""
     differ = (one.images != other.images).flatten(1).any(1)
     differ |= (one.ids != other.ids) | (one.labels != other.labels)
     return int(differ.sum())
@@ -191,10 +191,10 @@ def _nearly_equal(one: Batch, other: Batch) -> bool:
     return near and torch.equal(one.ids, other.ids) and torch.equal(one.labels, other.labels)
 
 
-def _encoded(subject: Context) -> EncodedBatch:
-    with ShardReader(subject.dataset) as reader:
-        data = reader.read(subject.ids)
-    sizes = (subject.dataset.ints(side)[subject.ids] for side in ("width", "height"))
+def _encoded(context: Context) -> EncodedBatch:
+    with ShardReader(context.dataset) as reader:
+        data = reader.read(context.ids)
+    sizes = (context.dataset.ints(side)[context.ids] for side in ("width", "height"))
     return EncodedBatch(data, *sizes)
 
 

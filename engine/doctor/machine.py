@@ -1,4 +1,4 @@
-"""What this machine has, and whether it is fit: one function per side of it.
+"""Checks of this machine, one function per side of it.
 
 Each function of ``CHECKS`` yields its findings; one that breaks down is itself a finding, so that
 the table of ``coreset doctor`` is always complete.
@@ -53,7 +53,7 @@ PACKAGES = {
 
 
 class Verdict(StrEnum):
-    """What a finding means for the machine."""
+    """Meaning of a finding for the machine."""
 
     OK = "ok"
     WARN = "warn"
@@ -70,7 +70,7 @@ class Check:
     value: str
     verdict: Verdict = Verdict.OK
     remedy: str = ""
-    """What to do about a verdict that is not ok."""
+    """Remedy of a verdict that is not ok."""
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The value for machines: plain numbers in the unit that the name says."""
 
@@ -96,8 +96,8 @@ def _complete(check: CheckFunction, path: Path) -> Iterator[Check]:
 
 
 def _failure(name: str, error: Exception, remedy: str) -> Check:
-    fact = " ".join(str(error).split()) or type(error).__name__
-    return Check(name, fact, Verdict.FAIL, remedy, {"error": type(error).__name__})
+    message = " ".join(str(error).split()) or type(error).__name__
+    return Check(name, message, Verdict.FAIL, remedy, {"error": type(error).__name__})
 
 
 def check_cores(_path: Path) -> Iterator[Check]:
@@ -151,7 +151,7 @@ def check_open_files(_path: Path) -> Iterator[Check]:
 
 
 def check_file_system(path: Path) -> Iterator[Check]:
-    """Whether what crash safety rests on works at ``path``; leaves nothing there."""
+    """Test at ``path`` the operations that crash safety rests on; leave nothing behind."""
     try:
         with tempfile.TemporaryDirectory(prefix=".coreset-doctor-", dir=path) as name:
             folder = Path(name)
@@ -239,7 +239,7 @@ def driver_version(file: Path = DRIVER_FILE) -> str | None:
 
 
 def check_compiler(_path: Path) -> Iterator[Check]:
-    """What ``torch.compile`` needs: C++ on a CPU, C and Python.h on a GPU."""
+    """Look for what ``torch.compile`` needs: C++ on a CPU, C and Python.h on a GPU."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     parts = {
         "C compiler": _first_program(os.environ.get("CC"), "cc", "gcc", "clang"),
@@ -260,7 +260,7 @@ def _first_program(*names: str | None) -> str | None:
 
 
 def check_choices(_path: Path) -> Iterator[Check]:
-    """What ``--device auto``, ``--decoder auto`` and the training precision come to here."""
+    """Resolve ``--device auto``, ``--decoder auto`` and the training precision here."""
     from coreset.engine.data.decoders.choose import choose_decoder
     from coreset.engine.runtime.device import has_fast_bfloat16, resolve_device
 

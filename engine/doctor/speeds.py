@@ -1,4 +1,4 @@
-"""How fast the device is, part by part, and what that comes to for ImageNet."""
+"""Speeds of the device, part by part, and their projection to ImageNet."""
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -73,103 +73,103 @@ PASSES: Mapping[str, Sequence[Span]] = MappingProxyType(
 """What is projected: spans that follow one another."""
 
 
-def decoding(subject: Context) -> Iterator[Check]:
+def decoding(context: Context) -> Iterator[Check]:
     """Time reading and decoding, to where batches are handed over."""
-    ids = np.resize(subject.ids, BATCHES_PER_EPOCH * subject.batch)
+    ids = np.resize(context.ids, BATCHES_PER_EPOCH * context.batch)
     with (
-        subject.source(Geometry(SIZE), ids) as source,
-        closing(_endless(source, subject)) as endless,
+        context.source(Geometry(SIZE), ids) as source,
+        closing(_endless(source, context)) as endless,
     ):
-        per_second = rate(lambda: len(next(endless).ids), subject)
-    mean_bytes = round(float(subject.dataset.ints("bytes")[subject.ids].mean()))
+        per_second = rate(lambda: len(next(endless).ids), context)
+    mean_bytes = round(float(context.dataset.ints("bytes")[context.ids].mean()))
     yield _speed(DECODE, per_second, f"{SIZE} px, files of {mean_bytes / 1000:,.0f} kB")
 
 
-def _endless(source: ImageStream, subject: Context) -> Generator[Batch]:
+def _endless(source: ImageStream, context: Context) -> Generator[Batch]:
     for epoch in count():
-        yield from source.epoch(BatchOrder(batch=subject.batch, epoch=epoch, shuffle=True))
+        yield from source.epoch(BatchOrder(batch=context.batch, epoch=epoch, shuffle=True))
 
 
-def copying(subject: Context) -> Iterator[Check]:
+def copying(context: Context) -> Iterator[Check]:
     """Time the copy of kept pixels from the host's memory (pinned, for a GPU) to the device."""
     side = stored_side(SIZE)
-    images = subject.pixels(Geometry(side)).images.cpu()
-    if subject.device.type == "cuda":
+    images = context.pixels(Geometry(side)).images.cpu()
+    if context.device.type == "cuda":
         images = images.pin_memory()
 
     def step() -> int:
-        images.to(subject.device, non_blocking=True, copy=True)
+        images.to(context.device, non_blocking=True, copy=True)
         return len(images)
 
-    yield _speed(COPY, rate(step, subject), f"uint8, {side} px")
+    yield _speed(COPY, rate(step, context), f"uint8, {side} px")
 
 
-def embedding(subject: Context) -> Iterator[Check]:
+def embedding(context: Context) -> Iterator[Check]:
     """Time the forward pass as `embed` computes it, in float32, on pixels on the device."""
     network = build_network("resnet18", IMAGENET_CLASSES, norm="batch", seed=0).eval()
-    network = placed(network, subject.device, torch.channels_last)
-    images = subject.pixels(Geometry(SIZE)).images
+    network = placed(network, context.device, torch.channels_last)
+    images = context.pixels(Geometry(SIZE)).images
 
     @torch.inference_mode()
     def step() -> int:
         network(normalised(images, IMAGENET_MEAN, IMAGENET_STD))
         return len(images)
 
-    yield _speed(FORWARD, rate(step, subject), f"{SIZE} px, float32")
+    yield _speed(FORWARD, rate(step, context), f"{SIZE} px, float32")
 
 
-def training(subject: Context) -> Iterator[Check]:
+def training(context: Context) -> Iterator[Check]:
     """Time the steps of `score`, crops included, on pixels on the device, not compiled."""
-    pixels = subject.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
-    n_classes = max(IMAGENET_CLASSES, len(subject.dataset.classes))
+    pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
+    n_classes = max(IMAGENET_CLASSES, len(context.dataset.classes))
     proxy = convolutional_proxy(
-        pixels, n_classes, size=SIZE, crop_scale=0.08, batch=subject.batch, seed=0,
-        device=subject.device,
+        pixels, n_classes, size=SIZE, crop_scale=0.08, batch=context.batch, seed=0,
+        device=context.device,
     )  # fmt: skip
     optimiser = sgd(proxy.network, lr=0.1, weight_decay=1e-4)
-    trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, subject.device)
+    trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, context.device)
 
     def step() -> int:
         for inputs, labels, _ in proxy.examples(trainer.steps):
             trainer.step(inputs, partial(cross_entropy, target=labels))
         return len(pixels)
 
-    precision = "bfloat16" if has_fast_bfloat16(subject.device) else "float32"
-    yield _speed(TRAIN, rate(step, subject), f"{SIZE} px, {precision}, not compiled")
+    precision = "bfloat16" if has_fast_bfloat16(context.device) else "float32"
+    yield _speed(TRAIN, rate(step, context), f"{SIZE} px, {precision}, not compiled")
 
 
-def fast_training(subject: Context, side: int) -> Iterator[Check]:
+def fast_training(context: Context, side: int) -> Iterator[Check]:
     """Time the steps of the fast recipe at one side as `score` runs them: compiled on a GPU.
 
     There a second time with CUDA graphs, to see whether they help (``--compile graphs``).
     """
     modes: Mapping[CompileMode, str] = {"off": "not compiled"}
-    if subject.device.type == "cuda":
+    if context.device.type == "cuda":
         modes = {"on": "compiled", "graphs": "compiled, CUDA graphs"}
     for mode, how in modes.items():
-        step, batch = _fast_steps(subject, side, mode)
+        step, batch = _fast_steps(context, side, mode)
         name = fast_step(side) + (", CUDA graphs" if mode == "graphs" else "")
-        yield _speed(name, rate(step, subject), f"batches of {batch}, {how}")
+        yield _speed(name, rate(step, context), f"batches of {batch}, {how}")
 
 
-def _fast_steps(subject: Context, side: int, mode: CompileMode) -> tuple[Callable[[], int], int]:
+def _fast_steps(context: Context, side: int, mode: CompileMode) -> tuple[Callable[[], int], int]:
     """A step and how many images it takes."""
-    pixels = subject.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
-    batch = min(FAST.batch, FAST_BATCHES[subject.device.type])
+    pixels = context.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
+    batch = min(FAST.batch, FAST_BATCHES[context.device.type])
     resident = DecodedImages(
         pixels.images, np.resize(pixels.labels, batch), np.resize(pixels.ids, batch),
         rows=np.resize(np.arange(len(pixels)), batch),
     )  # fmt: skip
-    n_classes = max(IMAGENET_CLASSES, len(subject.dataset.classes))
+    n_classes = max(IMAGENET_CLASSES, len(context.dataset.classes))
     proxy = convolutional_proxy(
         resident, n_classes, size=side, crop_scale=FAST.crop_scale, batch=batch, seed=0,
-        device=subject.device,
+        device=context.device,
     )  # fmt: skip
-    compile_where_it_pays(proxy.network, mode, subject.device, image_passes=0, size=side)
+    compile_where_it_pays(proxy.network, mode, context.device, image_passes=0, size=side)
     optimiser = sgd(proxy.network, lr=FAST.lr, weight_decay=FAST.weight_decay)
-    trainer = Trainer(proxy.network, optimiser, lambda _: FAST.lr, subject.device)
-    dynamics = Dynamics(batch, subject.device, compiled=mode != "off")
-    rows = torch.arange(batch, device=subject.device)
+    trainer = Trainer(proxy.network, optimiser, lambda _: FAST.lr, context.device)
+    dynamics = Dynamics(batch, context.device, compiled=mode != "off")
+    rows = torch.arange(batch, device=context.device)
 
     def step() -> int:
         for inputs, labels, _ in proxy.examples(trainer.steps):
@@ -180,17 +180,17 @@ def _fast_steps(subject: Context, side: int, mode: CompileMode) -> tuple[Callabl
     return step, batch
 
 
-def rate(step: Callable[[], int], subject: Context) -> float:
+def rate(step: Callable[[], int], context: Context) -> float:
     """Images per second of ``step``, which returns how many it did.
 
-    Runs for ``subject.seconds``, and once at least; the call before, which allocates, is not timed.
+    Runs for ``context.seconds``, and once at least; the call before, which allocates, is not timed.
     """
     step()
-    _settle(subject.device)
+    _settle(context.device)
     watch, images = stopwatch(), 0
-    while images == 0 or watch.seconds < subject.seconds:
+    while images == 0 or watch.seconds < context.seconds:
         images += step()
-    _settle(subject.device)
+    _settle(context.device)
     return images / watch.seconds
 
 

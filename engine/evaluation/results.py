@@ -98,7 +98,7 @@ class Results:
     path: Path
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """All rows of ``students`` or ``metrics``; empty if there are none yet.
+        """Read all rows of ``students`` or ``metrics``; empty if there are none yet.
 
         Raises:
             StoreError: The table cannot be read or is of another version.
@@ -111,9 +111,9 @@ class Results:
         try:
             read = pq.read_table(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            fact = " ".join(str(error).split())
+            message = " ".join(str(error).split())
             raise StoreError(
-                f"{file} cannot be read ({fact}); restore it or move it away"
+                f"{file} cannot be read ({message}); restore it or move it away"
             ) from error
         if not read.schema.equals(_SCHEMAS[table]):
             raise StoreError(f"{file} is of another version; choose another RESULTS folder")
@@ -149,10 +149,10 @@ class Results:
         """
         with lock(self.path, wait=True):
             make_directory(self.path)
-            there = self.rows(table)
-            known = {row["key"] for row in there}
+            existing = self.rows(table)
+            known = {row["key"] for row in existing}
             fresh = {row["key"]: dict(row) for row in rows if row["key"] not in known}
-            parquet, csv = _encoded([*there, *fresh.values()], table)
+            parquet, csv = _encoded([*existing, *fresh.values()], table)
             append_lines(self.path, ledger)
             write_atomically(self.path / f"{table}.csv", csv)
             write_atomically(self.path / f"{table}.parquet", parquet)
@@ -235,7 +235,7 @@ def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes]:
-    """The rows of a table as parquet and as CSV."""
+    """Encode the rows of a table as parquet and as CSV."""
     table = pa.Table.from_pylist(rows, schema=_SCHEMAS[name])
     parquet, csv = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet, write_page_checksum=True)

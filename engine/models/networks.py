@@ -11,10 +11,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import nn
 
+from coreset.engine.models.convnet import convnet
 from coreset.engine.runtime.seeding import seeded_initialisation
 
 Norm: TypeAlias = Literal["batch", "instance"]
-StudentName: TypeAlias = Literal["resnet18", "resnet50"]
+StudentName: TypeAlias = Literal["resnet18", "resnet50", "convnet"]
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:
@@ -31,10 +32,10 @@ def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -
     # Imported late: torchvision imports torch's compiler, which takes seconds and some 200 MB.
     from torchvision.models import resnet18, resnet50
 
-    build = {"resnet18": resnet18, "resnet50": resnet50}[name]
+    build = {"resnet18": resnet18, "resnet50": resnet50, "convnet": convnet}[name]
     norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
     with seeded_initialisation(seed):
-        return build(weights=None, num_classes=n_classes, norm_layer=norm_layer)
+        return build(num_classes=n_classes, norm_layer=norm_layer)
 
 
 def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:

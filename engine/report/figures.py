@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from coreset.engine.report.results import PAIRS, Accuracy, Comparison, Measurement
+from coreset.engine.evaluation.metrics import METRICS, PAIRS
+from coreset.engine.report.measures import Measurement
+from coreset.engine.report.results import (
+    Accuracy,
+    Comparison,
+)
 from coreset.engine.report.sets import BASELINE, method_order
 from coreset.engine.report.verdict import percent
 
@@ -26,12 +31,6 @@ SHORTEST_SECONDS = 1e-3
 PANEL_GAP = 66
 """Pixels between panels, for tick labels and the next title."""
 GRID_COLOUR = "rgba(128, 128, 128, 0.25)"
-AXIS_NAMES = {
-    "r1": "R1, worst match of the set",
-    "d1": "D1, 1 - cosine of the nearest pair",
-    "r2": "R2, mean match of the validation images",
-    "d2": "D2, 1 - mean cosine of pairs",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +40,7 @@ class Figure:
     title: str
     caption: str
     description: str
-    """What a reader who cannot see it should know."""
+    """Text for a reader who cannot see it."""
     json: str
     """Plotly's data and layout, safe inside a script element."""
     height: int
@@ -56,11 +55,11 @@ class Look:
 
     @staticmethod
     def of(pairs: Iterable[tuple[str, int]]) -> "Look":
-        """The look of these (method, IPC) pairs."""
-        told = list(pairs)
-        methods = {method for method, _ in told} - {BASELINE}
+        """Choose the look of these (method, IPC) pairs."""
+        listed = list(pairs)
+        methods = {method for method, _ in listed} - {BASELINE}
         return Look(
-            tuple(sorted(methods, key=method_order)), tuple(sorted({ipc for _, ipc in told}))
+            tuple(sorted(methods, key=method_order)), tuple(sorted({ipc for _, ipc in listed}))
         )
 
     def colour(self, method: str) -> str:
@@ -150,8 +149,8 @@ def coverage_figure(measured: Sequence[Measurement], look: Look) -> Figure:
                 up=one.value(up),
             )
             _add_mark(figure, mark, look, row=1, col=column)
-        figure.update_xaxes(title_text=f"{AXIS_NAMES[across]} (cosine)", row=1, col=column)
-        figure.update_yaxes(title_text=AXIS_NAMES[up], row=1, col=column)
+        figure.update_xaxes(title_text=f"{METRICS[across].axis} (cosine)", row=1, col=column)
+        figure.update_yaxes(title_text=METRICS[up].axis, row=1, col=column)
     missing = sum(math.isnan(one.value("d1")) for one in measured)
     note = f" {missing} sets of one image per class have no diversity and no mark." * bool(missing)
     return finished(
@@ -282,5 +281,5 @@ def finished(
 
 
 def plain(text: str) -> str:
-    """The text that plotly, which reads a few HTML tags, shows as it is."""
+    """Escape text for plotly, which reads a few HTML tags."""
     return escape(text, quote=False)

@@ -1,4 +1,4 @@
-"""The report as bytes: gather, tabulate, draw, and fill the page."""
+"""Page of the report: gather, tabulate, draw, and fill the template."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,16 +16,18 @@ from coreset.engine.report.figures import (
     coverage_figure,
 )
 from coreset.engine.report.images import data_grids
-from coreset.engine.report.results import (
-    Comparison,
+from coreset.engine.report.measures import (
     Measurement,
     SetCost,
-    accuracy_records,
-    comparisons,
     cost_records,
     measurements,
     metric_records,
     set_costs,
+)
+from coreset.engine.report.results import (
+    Comparison,
+    accuracy_records,
+    comparisons,
 )
 from coreset.engine.report.score_figures import score_figure
 from coreset.engine.report.sets import ReportedSet, catalogue, gather
@@ -46,7 +48,7 @@ TEMPLATE_NAME, STYLE_NAME, SCRIPT_NAME = "report.html.j2", "report.css", "report
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rendered:
-    """The finished files."""
+    """Finished files of a report."""
 
     html: bytes
     tables: Mapping[str, bytes]

@@ -7,13 +7,11 @@ Whether one method beats another is told by the interval of the difference of th
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
 
-from coreset.engine.artifacts.ledger import StageCost, construction_cost, total_wall_seconds
-from coreset.engine.evaluation.results import Results
 from coreset.engine.report.sets import ReportedSet, Row, method_order
 from coreset.kernels.intervals import paired_interval, welch_interval
 
@@ -25,7 +23,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Setting:
-    """What must be equal for accuracies to be comparable."""
+    """Conditions that must be equal for accuracies to be comparable."""
 
     data: str
     val: str
@@ -40,7 +38,7 @@ class Setting:
 
     @property
     def short(self) -> bool:
-        """Whether the protocol was shortened: not comparable with published numbers."""
+        """Test whether the protocol was shortened: not comparable with published numbers."""
         return self.protocol.endswith(SHORT_SUFFIX)
 
     @property
@@ -120,7 +118,7 @@ class Comparison:
 
     @property
     def best(self) -> Accuracy:
-        """The method with the highest mean best top-1."""
+        """Method with the highest mean best top-1."""
         return self.ranking[0]
 
     @property
@@ -172,7 +170,7 @@ def comparisons(students: Iterable[Row], sets: Mapping[str, ReportedSet]) -> lis
 
 
 def setting_of(row: Row) -> Setting:
-    """The setting of one trained student."""
+    """Read the setting of one trained student."""
     return Setting(**{field.name: row[field.name] for field in fields(Setting)})
 
 
@@ -219,116 +217,3 @@ def _within_noise(lead: Difference | None) -> bool | None:
     if lead is None:
         return True
     return not lead.beats if lead.is_known else None
-
-
-PAIRS = (("r1", "d1"), ("r2", "d2"))
-
-
-METRICS = tuple(name for pair in PAIRS for name in pair)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measurement:
-    """The metrics of one set against one validation set by the features of one backbone."""
-
-    measured: ReportedSet
-    val: str
-    backbone: str
-    weights: str
-    version: str
-    values: dict[str, float] = field(default_factory=dict[str, float])
-    """By r1, d1, r2, d2; NaN where a metric does not exist."""
-
-    def value(self, metric: str) -> float:
-        """A metric, NaN if it was not measured."""
-        return self.values.get(metric, math.nan)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SetCost:
-    """Construction cost of one set, stage by stage along its inputs."""
-
-    paid: ReportedSet
-    stages: tuple[StageCost, ...]
-
-    @property
-    def wall_seconds(self) -> float:
-        """Wall time of all stages, one after the other."""
-        return total_wall_seconds(self.stages)
-
-
-def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Measurement]:
-    """Join the metric rows of each set, validation set, backbone and metric version."""
-    found: dict[tuple[str, ...], Measurement] = {}
-    for row in metrics:
-        name, _, version = row["metric"].partition("@")
-        key = (row["set_digest"], row["val_identity"], row["backbone"], row["weights"], version)
-        if key not in found:
-            found[key] = Measurement(
-                measured=sets[row["set_digest"]],
-                val=row["val"],
-                backbone=row["backbone"],
-                weights=row["weights"],
-                version=version,
-            )
-        found[key].values[name.rpartition("_")[2]] = (
-            math.nan if row["value"] is None else row["value"]
-        )
-    order = list(sets)
-    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key))]
-
-
-def set_costs(results: Results, sets: Iterable[ReportedSet]) -> list[SetCost]:
-    """Cost of every set whose ledger RESULTS keeps; stages of the inputs come first."""
-    costs: list[SetCost] = []
-    for one in sets:
-        recorded = results.lineage(one.digest)
-        if recorded is not None and recorded["ledger"]:
-            costs.append(SetCost(paid=one, stages=tuple(construction_cost(recorded["ledger"]))))
-    return costs
-
-
-def metric_records(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
-    """One flat record per set, validation set and backbone, for the CSV file."""
-    return [
-        {
-            **_set_columns(one.measured),
-            "val": one.val,
-            "backbone": one.backbone,
-            "weights": one.weights,
-            "version": one.version,
-            **{metric: one.value(metric) for metric in METRICS},
-        }
-        for one in measured
-    ]
-
-
-def cost_records(costs: Iterable[SetCost]) -> list[dict[str, Any]]:
-    """One flat record per set and stage, for the CSV file."""
-    return [
-        {
-            **_set_columns(cost.paid),
-            "stage": stage.stage,
-            "runs": stage.runs,
-            "interrupted": stage.interrupted,
-            "wall_seconds": stage.wall_seconds,
-            "cpu_seconds": stage.cpu_seconds,
-            "image_passes": stage.images,
-            "images_per_second": stage.images_per_second,
-            "peak_rss_bytes": stage.peak_rss_bytes,
-            "device": stage.device,
-            "set_wall_seconds": cost.wall_seconds,
-        }
-        for cost in costs
-        for stage in cost.stages
-    ]
-
-
-def _set_columns(one: ReportedSet) -> dict[str, Any]:
-    return {
-        "data": one.data,
-        "method": one.method,
-        "ipc": one.ipc,
-        "set_seed": one.seed,
-        "set_digest": one.digest,
-    }

@@ -67,7 +67,7 @@ def score_figure(
 
 
 def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) -> float:
-    """Where the misratio cuts a class, in easiness: between the last cut and the first kept.
+    """Find where the misratio cuts a class, in easiness: between the last cut and the first kept.
 
     Args:
         easiness: Scores of the class, low = hard.
@@ -84,7 +84,7 @@ def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) ->
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Panel:
-    """The histogram of one class."""
+    """Draw the histogram of one class."""
 
     figure: "go.Figure"
     label: int

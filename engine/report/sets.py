@@ -1,4 +1,4 @@
-"""The condensed sets that results speak of, and the names that tell them apart.
+"""Condensed sets of the results, and the names that tell them apart.
 
 A table has one column per method. Where one method was run in several ways on the same data at the
 same IPC (two misratios, two proxies), pooling them would hide the difference, so the name of the
@@ -46,7 +46,7 @@ class ReportedSet:
 
 
 def catalogue(rows: Iterable[Row]) -> dict[str, ReportedSet]:
-    """The sets of all rows by digest, sorted by data, method (baseline first), IPC and seed."""
+    """Collect the sets of all rows by digest: by data, method (baseline first), IPC and seed."""
     by_digest = {row["set_digest"]: _described(row) for row in rows}
     sets = _with_seeds_told_apart(_with_methods_told_apart(list(by_digest.values())))
     ordered = sorted(
@@ -150,12 +150,12 @@ class FoundScores:
 
     @property
     def easiness(self) -> NDArray[np.float32]:
-        """The score turned so that low is hard."""
+        """Turn the score so that low is hard."""
         return easiness(self.score, self.values)
 
     @property
     def low_is_hard(self) -> bool:
-        """Whether the hard end of the score is its low end."""
+        """Test whether the hard end of the score is its low end."""
         return SCORES[self.score].low_is_hard
 
 
@@ -180,7 +180,7 @@ class Evidence:
 
 
 def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
-    """Whether a set was selected on this score of this scores artifact."""
+    """Test whether a set was selected on this score of this scores artifact."""
     ancestor = found.condensed.provenance.ancestor("scores")
     same = ancestor is not None and ancestor["digest"] == scores.digest
     return same and found.condensed.info.parameters.get("score") == scores.score
@@ -234,7 +234,7 @@ def _opened(results: Path, reported: ReportedSet, data: Path | None) -> Condense
 def _scores_behind(
     condensed: CondensedSet, known: dict[tuple[str, str], FoundScores]
 ) -> FoundScores | None:
-    """The scores that a coreset was chosen by; None if it was chosen without."""
+    """Open the scores that a coreset was chosen by; None if it was chosen without."""
     recorded, score = (
         condensed.provenance.ancestor("scores"),
         condensed.info.parameters.get("score"),

@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from coreset.engine.artifacts.ledger import Line, largest, lines_with
+from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.report.measures import Measurement, SetCost
 from coreset.engine.report.results import (
-    METRICS,
     Accuracy,
     Comparison,
     Difference,
-    Measurement,
-    SetCost,
 )
 from coreset.engine.report.sets import ReportedSet, Row, method_order
 from coreset.engine.report.verdict import plus_minus
@@ -66,7 +65,7 @@ def metric_table(measured: Sequence[Measurement]) -> Table:
     """Measured sets down, metrics across."""
     return Table(
         caption="Representativeness and diversity, mean over classes; higher is better",
-        header=("data", "set", "validation", "backbone", *(name.upper() for name in METRICS)),
+        header=("data", "set", "validation", "backbone", *map(_metric_title, METRICS)),
         rows=tuple(
             (
                 _text(one.measured.data),
@@ -78,6 +77,12 @@ def metric_table(measured: Sequence[Measurement]) -> Table:
             for one in measured
         ),
     )
+
+
+def _metric_title(short: str) -> str:
+    notes = [] if METRICS[short].by_class else ["whole set"]
+    notes += [] if METRICS[short].higher_is_better else ["low is good"]
+    return f"{short.upper()} ({', '.join(notes)})" if notes else short.upper()
 
 
 def cost_table(costs: Sequence[SetCost]) -> Table:

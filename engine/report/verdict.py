@@ -1,4 +1,4 @@
-"""Which method is best, in words that follow the intervals of the differences between methods."""
+"""Verdicts: which method is best, in words that follow the intervals of the differences."""
 
 import math
 from collections import Counter
@@ -10,13 +10,13 @@ from coreset.engine.report.results import LEAST_STUDENTS, Accuracy, Comparison
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """The answer of one comparison."""
+    """Answer of one comparison."""
 
     where: str
     """Data, IPC, protocol and student."""
     sentence: str
     caveat: str
-    """What weakens it; may be empty."""
+    """Weakness of the comparison; may be empty."""
 
 
 def verdicts(compared: Sequence[Comparison]) -> list[Verdict]:
@@ -27,7 +27,7 @@ def verdicts(compared: Sequence[Comparison]) -> list[Verdict]:
 
 
 def headline(compared: Sequence[Comparison]) -> str:
-    """The answer of all comparisons in one line."""
+    """Sum all comparisons up in one line."""
     if not compared:
         return "No student was trained yet"
     contests = [one for one in compared if len(one.ranking) > 1]
@@ -43,11 +43,11 @@ def headline(compared: Sequence[Comparison]) -> str:
         reasons = ["the leaders are within noise of each other"] if n_few < len(undecided) else []
         reasons += ["not enough students to tell"] if n_few else []
         return f"No method is clearly best: {_and(reasons)}"
-    told = ", ".join(f"{method} in {n}" for method, n in wins.most_common())
+    parts = ", ".join(f"{method} in {n}" for method, n in wins.most_common())
     n_noise = len(undecided) - n_few
-    told += f", {n_noise} within noise" if n_noise else ""
-    told += f", {n_few} with too few students to tell" if n_few else ""
-    return f"Best of {len(contests)} comparisons: {told}"
+    parts += f", {n_noise} within noise" if n_noise else ""
+    parts += f", {n_few} with too few students to tell" if n_few else ""
+    return f"Best of {len(contests)} comparisons: {parts}"
 
 
 def percent(accuracy: Accuracy) -> str:
@@ -78,12 +78,12 @@ def _sentence(comparison: Comparison) -> str:
         if lead.beats
     ]
     few = [_named(other) for other, lead in others if not lead.is_known]
-    told = [f"is within noise of {_and(tied)}"] if tied else []
-    told += [f"beats {_and(beaten)}"] if beaten else []
-    told += [f"leads {_and(few)}: not enough students to tell"] if few else []
-    if not told:
+    parts = [f"is within noise of {_and(tied)}"] if tied else []
+    parts += [f"beats {_and(beaten)}"] if beaten else []
+    parts += [f"leads {_and(few)}: not enough students to tell"] if few else []
+    if not parts:
         return f"{_named(best)}; no other method was trained"
-    return f"{_named(best)} {', and '.join(told)}"
+    return f"{_named(best)} {', and '.join(parts)}"
 
 
 def _caveat(comparison: Comparison) -> str:

@@ -1,4 +1,4 @@
-"""``coreset doctor``: what this machine has, whether it is fit, and what its device proves."""
+"""``coreset doctor``: check the machine, and compare its device with the CPU."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -54,25 +54,25 @@ class Doctor:
         """
         if not self.path.is_dir():
             raise UsageError(f"path {self.path} is not a folder; make it or name another one")
-        subject = self._subject()
+        context = self._context()
         table = [] if show(_HEADER) else [_HEADER]  # what machines read comes at the end
-        found = _shown(findings(self.path), table)
-        proofs = [] if subject is None else _shown(_proofs(subject), table)
-        failed = [check for check in (*found, *proofs) if check.verdict is Verdict.FAIL]
-        facts = {"fit": not failed, "checks": _by_name(found)}
-        if subject is not None:
-            facts |= {"device": str(subject.device), "samples": subject.ids.size}
-            facts |= {"seconds": subject.seconds, "proofs": _by_name(proofs)}
+        checks = _shown(findings(self.path), table)
+        proofs = [] if context is None else _shown(_prove(context), table)
+        failed = [check for check in (*checks, *proofs) if check.verdict is Verdict.FAIL]
+        facts = {"fit": not failed, "checks": _by_name(checks)}
+        if context is not None:
+            facts |= {"device": str(context.device), "samples": context.ids.size}
+            facts |= {"seconds": context.seconds, "proofs": _by_name(proofs)}
         if not failed:
             last = "this machine is fit; `coreset demo` tries it out"
-            if subject is not None:
-                last = f"every proof holds on {subject.device}; projections are arithmetic"
+            if context is not None:
+                last = f"every proof holds on {context.device}; projections are arithmetic"
             return Result((*table, last), facts)
         reasons = "; ".join(f"{check.name}: {check.value}, {check.remedy}" for check in failed)
         return Result(tuple(table), facts, MachineError(f"this machine is unfit: {reasons}"))
 
-    def _subject(self) -> "Context | None":
-        """What to prove, if anything: a device or data that are not there are told at once."""
+    def _context(self) -> "Context | None":
+        """Open what is to be proved, or return None; a missing device or data set is an error."""
         if self.data is None and self.device == "auto":
             return None
         from coreset.engine.runtime.device import resolve_device
@@ -86,22 +86,22 @@ class Doctor:
         return context_of(dataset, device, samples=self.samples, seconds=self.seconds)
 
 
-def _proofs(subject: "Context") -> Iterable[Check]:
+def _prove(context: "Context") -> Iterable[Check]:
     from coreset.engine.doctor.checks import prove
 
-    return prove(subject)
+    return prove(context)
 
 
 def _shown(checks: Iterable[Check], table: list[str]) -> list[Check]:
     """Show each check as soon as it ends, or add its line to ``table``; return them all."""
-    found: list[Check] = []
+    shown: list[Check] = []
     for check in checks:
-        found.append(check)
+        shown.append(check)
         value = "; ".join(filter(None, (check.value, check.remedy)))
         line = _LINE.format(check.name, check.verdict.value, value)
         if not show(line):
             table.append(line)
-    return found
+    return shown
 
 
 def _by_name(checks: Sequence[Check]) -> dict[str, dict[str, Any]]:

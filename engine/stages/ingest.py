@@ -4,7 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import tyro
@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
+from coreset.engine.condensed.importers.registry import importer_of
 from coreset.engine.runtime.stage import Result, SetPath, require_at_least
 from coreset.shards.errors import UsageError
-from coreset.shards.export.lists import read_list
 from coreset.shards.format.dataset import Dataset
 
 DIGEST_CHARACTERS = 12
@@ -56,14 +56,18 @@ class Ingest:
     def run(self) -> Result:
         """Find the samples, check the counts of the classes, publish the ids."""
         dataset = Dataset.open(self.data)
-        ids = read_list(self.listed, dataset.table(["key", "source"]))
+        ids = importer_of(self.listed).read(self.listed, dataset)
         per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
         equal = per_class.min() == per_class.max()
         if not (equal or self.allow_short):
             raise _unequal(self.listed, dataset, per_class)
         recorded = Provenance.read(self.data).as_input("data", self.data, self.condensed)
         provenance = Provenance(
-            kind="set", stage="ingest", config=self._config(ids), inputs=(recorded,)
+            kind="set",
+            stage="ingest",
+            # The ids and not the name of the list: the same samples make the same set.
+            config={"method": self.method, "seed": self.seed, "ids": _digest(ids)},
+            inputs=(recorded,),
         )
         with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
             if not work.done:
@@ -73,13 +77,9 @@ class Ingest:
                     work, dataset, ids, method=self.method, parameters=parameters, seed=self.seed
                 )
                 work.meter.images = ids.size
-        return self._outcome(dataset, done=work.done)
+        return self._result(dataset, done=work.done)
 
-    def _config(self, ids: NDArray[np.int64]) -> dict[str, Any]:
-        """The ids and not the name of the list: the same samples make the same set."""
-        return {"method": self.method, "seed": self.seed, "ids": _digest(ids)}
-
-    def _outcome(self, dataset: Dataset, *, done: bool) -> Result:
+    def _result(self, dataset: Dataset, *, done: bool) -> Result:
         info = SetInfo.read(self.condensed)
         n_images, fewest = sum(info.per_class), min(info.per_class)
         how = "are there already" if done else "taken"

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +11,8 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
+from coreset.engine.evaluation import metrics
+from coreset.engine.evaluation.metrics import FeaturePair, Metric
 from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.runtime.stage import (
@@ -23,13 +26,6 @@ from coreset.engine.runtime.stage import (
 from coreset.shards.errors import DataError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
-
-METRIC_NAMES = {
-    "r1": "representativeness_r1@1",
-    "d1": "diversity_d1@1",
-    "r2": "representativeness_r2@1",
-    "d2": "diversity_d2@1",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,100 +67,109 @@ class Measure:
         require_at_least("batch", self.batch, 1)
 
     def run(self) -> Result:
-        """Get the features of set and reference, measure class by class, append the rows."""
-        from coreset.engine.models.backbones import (
-            AUTO,
-            choose_backbone,
-            told_backbone,
-            weights_key,
-        )
-        from coreset.engine.runtime.device import resolve_device
+        """Get the features of set and reference, compute every metric, append the rows."""
+        from coreset.engine.models.backbones import AUTO, choose_backbone, told_backbone
 
         if self.backbone == AUTO:
-            chosen = choose_backbone(AUTO, self.weights)
-            outcome = replace(self, backbone=chosen).run()
-            told = told_backbone(AUTO, self.weights)
-            return replace(outcome, lines=(*told, *outcome.lines))
+            result = replace(self, backbone=choose_backbone(AUTO, self.weights)).run()
+            return replace(result, lines=(*told_backbone(AUTO, self.weights), *result.lines))
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results = Results(self.results)
-        weights = weights_key(self.backbone, self.weights)
-        keys = {name: self._key(condensed, val, weights, name) for name in METRIC_NAMES.values()}
-        if not set(keys.values()) <= results.keys(METRICS):
-            device = str(resolve_device(self.device))
-            meter = Meter("measure", next(iter(keys.values())), device)
-            values = self._values(condensed, val)
-            results.record_lineage(condensed)
-            common = {
-                **results.set_columns(condensed),
-                **results.val_columns(val),
-                "backbone": f"{self.backbone}@{self.size}",
-                "weights": weights,
-                "n_classes": condensed.info.n_classes,
-                "runtime": json.dumps({"versions": versions()}),
-            }
-            rows = [
-                common | {"key": keys[name], "metric": name, "value": values[short]}
-                for short, name in METRIC_NAMES.items()
-            ]
-            meter.images = len(condensed.ids) + len(val)
-            results.append(METRICS, rows, [meter.line()])
-        return self._outcome(results, set(keys.values()))
+        columns = {
+            metric: self._columns(condensed, val, metric) for metric in metrics.METRICS.values()
+        }
+        keys = [row["key"] for row in columns.values()]
+        if not set(keys) <= results.keys(METRICS):
+            self._measure(results, condensed, val, columns)
+        return self._result(results, set(keys))
 
-    def _key(self, condensed: CondensedSet, val: Dataset, weights: str, metric: str) -> str:
-        return digest_of(
-            {
-                "set": condensed.provenance.digest,
-                "val": [val.manifest.identity, val.manifest.content],
-                "backbone": f"{self.backbone}@{self.size}",
-                "weights": weights,
-                "size": self.size,
-                "metric": metric,
-            }
-        )
+    def _measure(
+        self,
+        results: Results,
+        condensed: CondensedSet,
+        val: Dataset,
+        columns: Mapping[Metric, dict[str, Any]],
+    ) -> None:
+        """Compute all metrics and append their rows."""
+        from coreset.engine.runtime.device import resolve_device
 
-    def _values(self, condensed: CondensedSet, val: Dataset) -> dict[str, float | None]:
-        """By short name; None where a metric does not exist (pairs, at one image a class)."""
-        from coreset.kernels.coverage import coverage
+        device = str(resolve_device(self.device))
+        meter = Meter("measure", next(iter(columns.values()))["key"], device)
+        specs = {metric: self._spec(metric) for metric in columns}
+        pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
+        try:
+            values = {metric: metric.measure(pairs[spec]) for metric, spec in specs.items()}
+        except ValueError as error:
+            raise DataError(f"{self.condensed} against {self.val}: {error}") from error
+        results.record_lineage(condensed)
+        common = {
+            **results.set_columns(condensed),
+            **results.val_columns(val),
+            "n_classes": condensed.info.n_classes,
+            "runtime": json.dumps({"versions": versions()}),
+        }
+        rows = [
+            common | row | {"value": None if math.isnan(values[metric]) else values[metric]}
+            for metric, row in columns.items()
+        ]
+        meter.images = len(condensed.ids) + len(val)
+        results.append(METRICS, rows, [meter.line()])
 
-        spec = FeatureSpec(
-            backbone=self.backbone,
-            weights=self.weights,
-            size=self.size,
+    def _columns(self, condensed: CondensedSet, val: Dataset, metric: Metric) -> dict[str, Any]:
+        """Return the columns of one metric's row, and the key that they and the inputs give."""
+        from coreset.engine.models.backbones import weights_key
+
+        spec = self._spec(metric)
+        columns = {
+            "metric": metric.stamp,
+            "backbone": f"{spec.backbone}@{spec.size}",
+            "weights": weights_key(spec.backbone, spec.weights),
+        }
+        inputs = {
+            "set": condensed.provenance.digest,
+            "val": [val.manifest.identity, val.manifest.content],
+            "size": spec.size,
+        }
+        return {"key": digest_of(inputs | columns), **columns}
+
+    def _spec(self, metric: Metric) -> FeatureSpec:
+        """Return the features that a metric needs."""
+        backbone, size = metric.backbone or (self.backbone, self.size)
+        return FeatureSpec(
+            backbone=backbone,
+            weights=None if metric.backbone else self.weights,
+            size=size,
             batch=self.batch,
             device=self.device,
             decoder=self.decoder,
             exact=self.decoder_exact,
             workers=self.workers,
         )
-        set_features = features_for(condensed.dataset, spec, condensed.ids)
-        val_features = features_for(val, spec)
-        try:
-            measured = coverage(
-                set_features,
-                condensed.labels,
-                val_features,
-                val.labels,
-                condensed.info.n_classes,
-            )
-        except ValueError as error:
-            raise DataError(f"{self.condensed} against {self.val}: {error}") from error
-        means = measured.means().items()
-        return {short: None if math.isnan(value) else value for short, value in means}
 
-    def _outcome(self, results: Results, keys: set[str]) -> Result:
-        rows: list[dict[str, Any]] = [row for row in results.rows(METRICS) if row["key"] in keys]
+    def _result(self, results: Results, keys: set[str]) -> Result:
+        rows = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
         shown = ", ".join(
-            f"{name.split('@')[0]} {'-' if value is None else f'{value:.4f}'}"
-            for name, value in values.items()
+            f"{stamp.partition('@')[0]} {'-' if value is None else f'{value:.4f}'}"
+            for stamp, value in values.items()
         )
-        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
+        title = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
         return Result(
             (
-                f"{what}: {shown}: {self.results}",
+                f"{title}: {shown}: {self.results}",
                 f"next: coreset report {self.results} report.html",
             ),
             {"results": str(self.results), **values},
         )
+
+
+def _features(condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> FeaturePair:
+    return FeaturePair(
+        set_features=features_for(condensed.dataset, spec, condensed.ids),
+        set_labels=condensed.labels,
+        reference_features=features_for(val, spec),
+        reference_labels=val.labels,
+        n_classes=condensed.info.n_classes,
+    )

@@ -1,199 +1,203 @@
 """``coreset select``: choose a coreset, class by class."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
-from numpy.typing import NDArray
 
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME
-from coreset.engine.artifacts.origin import open_source, require_same_data
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.artifacts.store import FEATURES_NAME, read_features
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
-from coreset.engine.condensed.misratio import Misratio, default_misratio
-from coreset.engine.condensed.selection import CCS_STREAM
-from coreset.engine.runtime.stage import (
-    Result,
-    ScoreName,
-    SetPath,
-    require_at_least,
-    require_between,
+from coreset.engine.condensed.selection import (
+    SAMPLERS,
+    Candidates,
+    Sampler,
+    Values,
+    draw_coreset,
 )
-from coreset.engine.scoring.checkpoint import undecodable_of
+from coreset.engine.runtime.choices import (
+    choice_of,
+    default_parameters,
+    own_parameters,
+    parameters_of,
+)
+from coreset.engine.runtime.stage import Result, ScoreName, SetPath, require_at_least
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
-from coreset.shards.format.classes import recognise
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of, missing
 from coreset.shards.format.manifest import MANIFEST_NAME
 
-# Independent draws: with one stream, the random and the CCS coreset of a seed would share images.
-STREAMS = {"random": 0, "ccs": CCS_STREAM}
-_NO_PARAMETERS = {"seed", "method", "undecodable"}
-Source: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
+SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
+USUAL_BY_SCORES, USUAL = "ccs", "random"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Select:
     """Choose exactly --ipc images of every class.
 
-    ccs: cut the misratio hardest of a class, lay equal-width bins over the other scores, share the
-    budget over the bins (smallest first), draw at random within each. random: draw at random.
-    Images that the scoring could not decode are left out by both.
+    Images that the scoring could not decode are left out.
     """
 
-    source: Source
+    source: SourcePath
     """Scores (ccs, random) or a packed data set (random)."""
     condensed: SetPath
     """Directory to make: a list of sample ids and how it came about."""
     ipc: int
     """Images per class."""
-    method: Literal["ccs", "random"] | None = None
-    """Default: ccs for scores, random for a data set."""
+    method: Annotated[
+        str | None,
+        choice_of(SAMPLERS, default="ccs for scores, random for a data set", optional=True),
+    ] = None
     score: ScoreName = "aum"
     """Score to stratify on (ccs); `coreset score --list` explains them."""
-    misratio: float | None = None
-    """Share of the hardest images of each class to cut first (ccs). Default: the study's Table 6
-    for aum on ImageNette, ImageNet-100 and ImageNet-1K at IPC 10 and 50; else by IPC over class
-    size, a rule from that table: 0.9 where 1 of 128 images is chosen, 0.5 of 26, 0.3 of 10."""
-    bins: int = 50
-    """Equal-width bins over the range of a class's scores (ccs)."""
     seed: int = 0
     """Seed of the draw; every class has its own stream."""
     data: Path | None = None
     """Where the scored data set lies now, if it was moved."""
+    parameters: Annotated[Any, parameters_of(SAMPLERS)] = field(
+        default_factory=partial(default_parameters, SAMPLERS)
+    )
 
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
-        require_at_least("bins", self.bins, 1)
+        for sampler in SAMPLERS.values():
+            own_parameters(sampler, self.parameters)
         if self.score not in SCORES:
             raise UsageError(f"score must be one of {', '.join(SCORES)}, got {self.score}")
-        if self.misratio is not None:
-            require_between("misratio", self.misratio, 0, 1)
 
     def run(self) -> Result:
         """Find labels and scores, draw, publish the ids with their provenance."""
-        dataset, scored = self._inputs()
-        method = self.method or ("ccs" if scored else "random")
-        if method == "ccs" and not scored:
+        dataset, table = self._inputs()
+        method = self.method or (USUAL_BY_SCORES if table else USUAL)
+        sampler = SAMPLERS[method]
+        if sampler.needs == "scores" and table is None:
             raise UsageError(
-                f"method ccs needs scores, {self.source} is a data set; run `coreset score "
-                f"{self.source} SCORES` first, or use --method random"
+                f"method {method} needs scores, {self.source} is a data set; run `coreset score "
+                f"{self.source} SCORES` first, or use --method {USUAL}"
             )
-        path = self.source if method == "ccs" else dataset.path
-        lost = sorted(undecodable_of(self.source)) if scored else []
-        candidates = np.setdiff1d(np.arange(len(dataset)), np.array(lost, np.int64))
-        misratio = self._misratio(dataset, candidates.size) if method == "ccs" else Misratio(0.0)
-        provenance = self._provenance(method, path, lost, misratio.value)
-        with create_artifact(self.condensed, provenance, inputs=[path]) as work:
+        ids = np.arange(len(dataset)) if table is None else table.ids
+        candidates = Candidates(dataset=dataset, ids=ids, score=self.score)
+        given = own_parameters(sampler, self.parameters)
+        parameters, assumption = sampler.complete(given, candidates, self.ipc)
+        recorded = self._recorded(sampler, parameters)
+        inputs = self._input_paths(sampler, parameters, dataset)
+        provenance = self._provenance(method, recorded, inputs, table)
+        with create_artifact(self.condensed, provenance, inputs=list(inputs.values())) as work:
             if not work.done:
-                chosen, lowered = self._choose(dataset, candidates, provenance.config)
-                self._write(work, dataset, chosen)
+                chosen, lowered = draw_coreset(
+                    method,
+                    candidates,
+                    self._values(sampler, candidates, table, parameters),
+                    ipc=self.ipc,
+                    seed=self.seed,
+                    parameters=parameters,
+                )
+                name = f"{method}-{self.score}" if sampler.needs == "scores" else method
+                write_coreset(
+                    work, dataset, chosen, method=name, parameters=recorded, seed=self.seed
+                )
                 work.meter.images = len(dataset)
                 work.meter.notes["lowered_misratio_classes"] = len(lowered)
-        return self._outcome(dataset, work.done, method, misratio)
+        return self._result(dataset, assumption, done=work.done)
 
-    def _inputs(self) -> tuple[Dataset, bool]:
-        """The data set whose images are chosen, and whether ``source`` is a scores artifact."""
+    def _inputs(self) -> tuple[Dataset, ScoreTable | None]:
+        """Open the data set whose images are chosen, and the scores if ``source`` holds some."""
         if (self.source / MANIFEST_NAME).is_file():
-            return Dataset.open(self.source), False
+            return Dataset.open(self.source), None
         if not (self.source / COMMIT_NAME).is_file():
             remedy = "make one with `coreset score` or `coreset pack`"
             if not self.source.exists():
                 raise missing(self.source, remedy)
             raise UsageError(f"{self.source} is neither scores nor a packed data set; {remedy}")
-        dataset = open_source(self.source, self.data)
-        identity = str(Provenance.read(self.source).binding("identity"))
-        require_same_data(dataset, identity, f"the scores {self.source}")
-        return dataset, True
+        table = ScoreTable.open(self.source, self.data)
+        return table.dataset, table
 
-    def _misratio(self, dataset: Dataset, n_candidates: int) -> Misratio:
-        """Return the misratio that is given, or else the default for this data set."""
-        if self.misratio is not None:
-            return Misratio(self.misratio)
-        data, class_size = recognise(dataset.classes), n_candidates / len(dataset.classes)
-        default = default_misratio(self.score, data, self.ipc, class_size)
-        if default is None:
-            raise UsageError(
-                f"misratio has no default for score {self.score}; give --misratio (0.9 cuts most, "
-                "0.3 suits large ipc)"
-            )
-        return default
+    def _recorded(self, sampler: Sampler, parameters: object) -> dict[str, Any]:
+        """Return what shapes the choice, without the seed, by name."""
+        score = {"score": self.score} if sampler.needs == "scores" else {}
+        shaping = {
+            one.name: getattr(parameters, one.name)
+            for one in fields(sampler.parameters)
+            if one.name != "features"  # an input
+        }
+        return {"ipc": self.ipc, **score, **shaping}
+
+    def _input_paths(
+        self, sampler: Sampler, parameters: object, dataset: Dataset
+    ) -> dict[str, Path]:
+        """Return the artifacts that the choice depends on, by role."""
+        if sampler.needs == "scores":
+            return {"scores": self.source}
+        if sampler.needs == "features":
+            return {"data": dataset.path, "features": _features_of(parameters)}
+        return {"data": dataset.path}
 
     def _provenance(
-        self, method: str, path: Path, lost: Sequence[int], misratio: float
+        self,
+        method: str,
+        recorded: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        table: ScoreTable | None,
     ) -> Provenance:
-        config: dict[str, Any] = {"method": method, "ipc": self.ipc, "seed": self.seed}
-        if method == "ccs":
-            config |= {"score": self.score, "misratio": misratio, "bins": self.bins}
-        elif lost:  # the scores that tell them are no input of a random set
-            config |= {"undecodable": digest_of({"ids": list(lost)})}
-        role = "scores" if method == "ccs" else "data"
-        recorded = Provenance.read(path).as_input(role, path, self.condensed)
-        return Provenance(kind="set", stage="select", config=config, inputs=(recorded,))
-
-    def _choose(
-        self, dataset: Dataset, candidates: NDArray[np.int64], config: Mapping[str, Any]
-    ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
-        """Draw among the candidates; returns ids, and the classes whose misratio was lowered."""
-        from coreset.kernels.samplers import ClassTooSmallError, ccs_coreset, random_coreset
-        from coreset.kernels.seeds import derived_seed
-
-        labels, n_classes = dataset.labels[candidates], len(dataset.classes)
-        seed = derived_seed(self.seed, STREAMS[config["method"]])
-        try:
-            if config["method"] == "random":
-                picked = random_coreset(labels, n_classes, self.ipc, seed)
-            else:
-                picked = ccs_coreset(
-                    ScoreTable(path=self.source, dataset=dataset).easiness(self.score, candidates),
-                    labels,
-                    n_classes,
-                    self.ipc,
-                    misratio=config["misratio"],
-                    n_bins=self.bins,
-                    seed=seed,
-                )
-        except ClassTooSmallError as error:
-            raise UsageError(
-                f"ipc must be at most the size of every class, got {self.ipc}, but class "
-                f"{dataset.classes[error.class_index]} has {error.size} images; lower --ipc"
-            ) from error
-        return candidates[picked.ids], picked.lowered
-
-    def _write(self, work: ArtifactWriter, dataset: Dataset, chosen: NDArray[np.int64]) -> None:
-        config = work.provenance.config
-        write_coreset(
-            work,
-            dataset,
-            chosen,
-            method="random" if config["method"] == "random" else f"ccs-{self.score}",
-            parameters={name: config[name] for name in config if name not in _NO_PARAMETERS},
-            seed=self.seed,
+        config = {"method": method, "seed": self.seed, **recorded}
+        if table is not None and table.undecodable and "scores" not in inputs:
+            # The scores that tell them are no input of this set.
+            config |= {"undecodable": digest_of({"ids": sorted(table.undecodable)})}
+        recorded_inputs = (
+            Provenance.read(path).as_input(role, path, self.condensed)
+            for role, path in inputs.items()
         )
+        return Provenance(kind="set", stage="select", config=config, inputs=tuple(recorded_inputs))
 
-    def _outcome(self, dataset: Dataset, done: bool, method: str, misratio: Misratio) -> Result:  # noqa: FBT001 - a fact
+    def _values(
+        self,
+        sampler: Sampler,
+        candidates: Candidates,
+        table: ScoreTable | None,
+        parameters: object,
+    ) -> Values:
+        """Read what the sampler needs of each candidate."""
+        if sampler.needs == "scores" and table is not None:
+            return table.easiness(self.score, candidates.ids)
+        if sampler.needs == "features":
+            path, dataset = _features_of(parameters), candidates.dataset
+            if Provenance.read(path).binding("content") != dataset.manifest.content:
+                raise UsageError(
+                    f"{path} holds features of other images than {dataset.path}; make them with "
+                    f"`coreset embed {dataset.path} FEATURES`"
+                )
+            return read_features(path / FEATURES_NAME)[candidates.ids]
+        return None
+
+    def _result(self, dataset: Dataset, assumption: str, *, done: bool) -> Result:
         info = SetInfo.read(self.condensed)
+        n_images = sum(info.per_class)
         how = "are there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
-        made = f"{sum(info.per_class):,} of {len(dataset):,} images ({info.method}, {used})"
-        assumed = [misratio.assumption] if misratio.assumption else []
-        return Result(
-            (
-                *assumed,
-                f"{made} {how}: {self.condensed}",
-                f"next: coreset train {self.condensed} VAL RESULTS",
-            ),
-            {
-                "set": str(self.condensed),
-                "images": sum(info.per_class),
-                "method": method,
-                "assumed": assumed,
-            },
+        made = f"{n_images:,} of {len(dataset):,} images ({info.method}, {used}) {how}"
+        assumed = [assumption] if assumption else []
+        lines = (
+            *assumed,
+            f"{made}: {self.condensed}",
+            f"next: coreset train {self.condensed} VAL RESULTS",
         )
+        method = Provenance.read(self.condensed).config["method"]
+        record = {"set": str(self.condensed), "images": n_images, "method": method}
+        return Result(lines, {**record, "assumed": assumed})
+
+
+def _features_of(parameters: object) -> Path:
+    """Return the features that a sampler by features is given."""
+    path = getattr(parameters, "features", None)
+    if path is None:
+        raise UsageError("this method needs --features; make them with `coreset embed`")
+    return path

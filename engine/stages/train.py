@@ -3,18 +3,20 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
+from coreset.engine.evaluation.protocols.registry import PROTOCOLS
 from coreset.engine.evaluation.results import (
     STUDENTS,
     Results,
     key_in_precision,
     stamp_in_precision,
 )
+from coreset.engine.runtime.choices import choice_of
 from coreset.engine.runtime.openmp import use_passive_wait
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.stage import (
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     import torch
 
     from coreset.engine.data.stream import EpochSource
-    from coreset.engine.evaluation.protocols.hard import HardLabels, StudentResult
+    from coreset.engine.evaluation.protocols.base import Protocol
+    from coreset.engine.evaluation.students import StudentResult
 
 # The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
 SMALLEST_SIZE = 33
@@ -40,7 +43,7 @@ SMALLEST_SIZE = 33
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Train:
-    """Train students from scratch on a condensed set under the hard-label protocol.
+    """Train students from scratch on a condensed set under an evaluation protocol.
 
     Appends one row per student to RESULTS (students.parquet and .csv). A student whose row is there
     already is not trained again, so an interrupted command continues with the next one. Training is
@@ -53,10 +56,9 @@ class Train:
     """Packed validation set with the same classes."""
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
-    protocol: Literal["hard"] = "hard"
-    """Hard labels: SGD, CutMix, instance norm; epochs by IPC and number of classes."""
-    student: Literal["resnet18", "resnet50"] = "resnet18"
-    """Network to train."""
+    protocol: Annotated[str, choice_of(PROTOCOLS, default="hard")] = "hard"
+    student: Literal["resnet18", "resnet50", "convnet"] = "resnet18"
+    """Network to train; convnet: three small convolutions, a student of seconds."""
     repeats: int = 3
     """Students, with seeds seed, seed + 1, ..."""
     seed: int = 0
@@ -91,13 +93,15 @@ class Train:
     def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
         use_passive_wait(self.device)
-        from coreset.engine.evaluation.protocols.hard import HardLabels
         from coreset.engine.runtime.device import resolve_device, runtime_of
 
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
-        protocol = HardLabels.published(condensed.info.n_classes, condensed.info.ipc).shortened(
+        published = (
+            PROTOCOLS[self.protocol].load().published(condensed.info.n_classes, condensed.info.ipc)
+        )
+        protocol = published.shortened(
             epochs=self.epochs, size=self.size, evaluations=self.evaluations
         )
         device = resolve_device(self.device)
@@ -132,7 +136,7 @@ class Train:
                 results.append(STUDENTS, [row], [meter.line()])
         return self._outcome(results, set(keys.values()), stamp, len(missing), note)
 
-    def _key(self, condensed: CondensedSet, val: Dataset, protocol: "HardLabels", seed: int) -> str:
+    def _key(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol", seed: int) -> str:
         """Digest of everything that went in but the precision."""
         return digest_of(
             {
@@ -148,10 +152,10 @@ class Train:
         self,
         condensed: CondensedSet,
         val: Dataset,
-        protocol: "HardLabels",
+        protocol: "Protocol",
         device: "torch.device",
     ) -> "tuple[EpochSource, EpochSource]":
-        """The set, resident on the device; the validation images, resident if they fit."""
+        """Decode the set onto the device, and the validation images if they fit."""
         from coreset.engine.data.geometry import Geometry
         from coreset.engine.data.images import cache_if_fits, load_into_memory
         from coreset.engine.data.stream import ImageStream
@@ -185,11 +189,11 @@ class Train:
         self,
         train_pixels: "EpochSource",
         val_pixels: "EpochSource",
-        protocol: "HardLabels",
+        protocol: "Protocol",
         seed: int,
         device: "torch.device",
     ) -> "StudentResult":
-        from coreset.engine.evaluation.protocols.hard import train_student
+        from coreset.engine.evaluation.students import train_student
 
         title = f"train {self.condensed.resolve().name}, seed {seed}"
         with progress(title, protocol.epochs, "epochs") as bar:
@@ -229,7 +233,7 @@ class Train:
         )
 
 
-def _columns(protocol: "HardLabels", result: "StudentResult") -> dict[str, Any]:
+def _columns(protocol: "Protocol", result: "StudentResult") -> dict[str, Any]:
     return {
         "top1_best": result.best,
         "top1_last": result.last.top1,

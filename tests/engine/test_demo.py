@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
-from coreset.engine.stages.demo import METHODS, Demo, write_digits
+from coreset.engine.stages.demo import METHODS, STUDENT, STUDENT_PIXELS, Demo, write_digits
 
 
 @pytest.fixture(scope="module")
@@ -71,15 +71,22 @@ def lines_of(out, accuracies, repeats):
     """Lines of the demo for students of these accuracies."""
     rows = [
         {
-            "key": f"{method}-{seed}-{epochs}-{stamp}", "data": "digits", "method": method,
-            "ipc": 10, "set_kind": "coreset", "set_digest": method, "set_path": method,
-            "set_seed": 0, "parameters": "{}", "val": "v", "val_identity": "i", "n_val": 450,
-            "protocol": stamp, "student": "resnet18", "seed": seed, "top1_best": best + epochs - 30,
-            "top1_last": best, "epochs": epochs, "evaluations": 4, "size": 40,
+            "key": f"{method}-{seed}-{epochs}-{stamp}-{student}", "data": "digits",
+            "method": method, "ipc": 10, "set_kind": "coreset", "set_digest": method,
+            "set_path": method, "set_seed": 0, "parameters": "{}", "val": "v",
+            "val_identity": "i", "n_val": 450,
+            "protocol": stamp, "student": student, "seed": seed,
+            "top1_best": best + epochs - 30 + (student != STUDENT),
+            "top1_last": best, "epochs": epochs, "evaluations": 4, "size": STUDENT_PIXELS,
         }
         for method, students in zip(METHODS, accuracies, strict=True)
         for seed, best in enumerate(students)
-        for epochs, stamp in ((30, STAMP), (31, STAMP), (30, "hard@1+bfloat16+short"))
+        for epochs, stamp, student in (
+            (30, STAMP, STUDENT),
+            (31, STAMP, STUDENT),
+            (30, "hard@1+bfloat16+short", STUDENT),
+            (30, STAMP, "resnet18"),
+        )
     ]  # fmt: skip
     Results(out / "results").append(STUDENTS, rows, [])
     return Demo(out=out, repeats=repeats)._outcome(STAMP).lines[1:7]

@@ -2,13 +2,18 @@
 
 import io
 import json
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.condensed.methods.base import Method
+from coreset.engine.condensed.methods.registry import METHODS
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
@@ -132,3 +137,26 @@ def test_more_centroids_than_different_images_are_refused(tmp_path, done, refuse
     said = refused(tmp_path, *command, "--ipc", 3)
     assert "got 3, but class fish has 2 at size 8; lower --ipc or raise --size" in said
     done(*command, "--ipc", 2)
+
+
+def test_a_method_is_registered_in_one_place(packed, tmp_path, coreset, done, monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class GreyParameters:
+        shade: Annotated[int, tyro.conf.arg(help="Level of every pixel.")] = 128
+
+    def grey(task, parameters):
+        for label in range(len(task.dataset.classes)):
+            task.advance(1)
+            yield label, np.full((task.ipc, 4, 6, 3), parameters.shade + label, np.uint8)
+
+    toy = Method(summary="one grey", images=grey, parameters=GreyParameters)
+    monkeypatch.setitem(METHODS, "grey", toy)
+    assert "Level of every pixel." in coreset("distill", "--help").out
+    out = tmp_path / "SET"
+    done("distill", packed, out, "--ipc", 2, "--method", "grey", "--shade", 9)
+    for label, images in enumerate(images_by_class(out).values()):
+        assert (images == 9 + label).all()
+        assert images.shape == (2, 4, 6, 3)
+    facts = json.loads((out / "set.json").read_text())
+    assert (facts["method"], facts["parameters"]) == ("grey", {"ipc": 2, "shade": 9})
+    assert read_ledger(out)[-1]["images"] == 3

@@ -17,6 +17,7 @@ from PIL import Image
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
+from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export, stored_samples
 from coreset.engine.stages.pack import Pack
@@ -216,7 +217,9 @@ def test_a_coreset_is_listed_by_paths_or_ids(random_set, tmp_path):
 
 
 def test_a_distilled_set_exports_its_own_images(packed, tmp_path):
-    Distill(data=packed, condensed=tmp_path / "SET", ipc=2, size=8).run()
+    Distill(
+        data=packed, condensed=tmp_path / "SET", ipc=2, parameters=KmeansParameters(size=8)
+    ).run()
     export(tmp_path / "SET", tmp_path / "OUT", "imagefolder")
     files = sorted((tmp_path / "OUT").glob("*/*"))
     assert [path.name for path in files] == ["00000.png", "00001.png"] * 3

@@ -10,6 +10,7 @@ import tyro
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import SetInfo, open_set
+from coreset.engine.condensed.importers.registry import IMPORTERS, Importer
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.ingest import Ingest
 from coreset.engine.stages.pack import Pack
@@ -172,3 +173,16 @@ def test_the_set_of_a_moved_data_set_opens_by_its_identity(packed, tmp_path):
     )
     data.rename(tmp_path / "MOVED")
     assert len(open_set(tmp_path / "SET", data=tmp_path / "MOVED").ids) == 3
+
+
+def test_an_importer_is_registered_in_one_place(packed, tmp_path, monkeypatch):
+    toy = Importer(
+        accepts=lambda path: path.suffix == ".toy",
+        read=lambda path, _: np.array(path.read_text().split("+"), np.int64),
+    )
+    monkeypatch.setitem(IMPORTERS, "toy", toy)
+    ids = ids_of_classes(packed, (1, 1, 1))
+    (tmp_path / "chosen.toy").write_text("+".join(map(str, sorted(ids))))
+    ingest(tmp_path / "chosen.toy", tmp_path / "SET", packed)
+    assert open_set(tmp_path / "SET").ids.tolist() == sorted(ids)
+    ingest(write_list(tmp_path / "ids.txt", ids), tmp_path / "LISTED", packed)

@@ -1,5 +1,6 @@
 """Measuring a set as a user sees it: values against NumPy, rows once, and what is refused."""
 
+import csv
 import json
 import shutil
 
@@ -10,6 +11,8 @@ from huggingface_hub import constants
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
+from coreset.engine.evaluation.metrics import METRICS as REGISTRY
+from coreset.engine.evaluation.metrics import Metric
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.models.backbones import weights_key
 from coreset.engine.models.features import FeatureSpec, cache_directory, features_for
@@ -57,6 +60,12 @@ def measured(ccs_set, val, work, one_thread):  # noqa: ARG001 - a fixture for it
     command = ("measure", ccs_set, val, work / "MEASURED", *BACKBONE)
     assert main([str(word) for word in command]) == 0
     return work / "MEASURED"
+
+
+@pytest.fixture
+def inputs(ccs_set, val):
+    """SET and VAL of most commands below."""
+    return ccs_set, val
 
 
 def test_values_are_the_cosines_that_numpy_finds(measured, ccs_set, val):
@@ -165,3 +174,27 @@ def test_a_validation_set_of_other_classes_is_refused(
     done("pack", src, tmp_path / "VAL")
     command = ("measure", ccs_set, tmp_path / "VAL", tmp_path / "RESULTS", *BACKBONE)
     assert "n02979186 is in one of them only" in refused(tmp_path, *command)
+
+
+@pytest.mark.parametrize("backbone", [None, ("tf_efficientnet_lite0", 32)])
+def test_a_metric_is_registered_in_one_place(inputs, tmp_path, done, monkeypatch, backbone):
+    def spread(features):
+        assert features.set_features.shape[1] == features.reference_features.shape[1] == 1280
+        return float(len(features.set_labels) / len(features.reference_labels))
+
+    toy = Metric(
+        stamp="spread@3", axis="Spread", measure=spread, backbone=backbone, by_class=False,
+        higher_is_better=False,
+    )  # fmt: skip
+    monkeypatch.setitem(REGISTRY, "sp", toy)
+    results = tmp_path / "RESULTS"
+    line, _ = done("measure", *inputs, results, *BACKBONE)
+    assert ", spread 0.3333: " in line
+    row = metrics(results)[-1]
+    assert (row["metric"], row["value"]) == ("spread@3", 6 / 18)
+    assert row["backbone"] == f"tf_efficientnet_lite0@{32 if backbone else 64}"
+    done("report", results, tmp_path / "report.html")
+    with (tmp_path / "report-metrics.csv").open() as file:
+        shown = {(one["version"], one["sp"]) for one in csv.DictReader(file)}
+    assert shown == {("1", ""), ("3", repr(6 / 18))}
+    assert "SP (whole set, low is good)" in (tmp_path / "report-metrics.md").read_text()

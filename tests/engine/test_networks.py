@@ -34,6 +34,7 @@ def images(n, size, seed=0):
         ("resnet18", 100, 11_227_812),
         ("resnet18", 1000, 11_689_512),
         ("resnet50", 10, 23_528_522),
+        ("convnet", 10, 24_714),  # by hand: three convolutions of 32 channels, 512 features
     ],
 )
 def test_students_have_the_published_number_of_parameters(name, n_classes, parameters):

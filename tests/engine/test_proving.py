@@ -33,7 +33,7 @@ SAMPLES = 5
 
 
 @pytest.fixture
-def subject(packed):
+def context(packed):
     return context_of(Dataset.open(packed), CPU, samples=SAMPLES, seconds=0)
 
 
@@ -71,8 +71,8 @@ def test_a_data_set_without_samples_is_refused(packed):
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_every_proof_holds_where_the_device_is_the_cpu(subject):
-    found = list(prove(subject))
+def test_every_proof_holds_where_the_device_is_the_cpu(context):
+    found = list(prove(context))
     by_name = {check.name: check for check in found}
     assert len(by_name) == len(found)
     assert [check for check in found if check.verdict is not Verdict.OK] == []
@@ -99,8 +99,8 @@ def test_data_that_cannot_be_read_fail_by_name_and_the_table_stays_complete(pack
     damaged = shutil.copytree(packed, tmp_path / "DATA")
     for shard in damaged.glob("*.tar"):
         shard.unlink()
-    subject = context_of(Dataset.open(damaged), CPU, samples=SAMPLES, seconds=0)
-    found = {check.name: check for check in prove(subject)}
+    context = context_of(Dataset.open(damaged), CPU, samples=SAMPLES, seconds=0)
+    found = {check.name: check for check in prove(context)}
     for name in ("pixels of dali", "ids", "kept pixels", "augmentation: flip", DECODE, TRAIN):
         assert found[name].verdict is Verdict.FAIL
         assert ".tar cannot be opened" in found[name].value
@@ -113,12 +113,12 @@ def test_data_that_cannot_be_read_fail_by_name_and_the_table_stays_complete(pack
     )
 
 
-def test_what_a_proof_raises_comes_after_what_it_found(subject):
-    def broken(_subject):
+def test_what_a_proof_raises_comes_after_what_it_found(context):
+    def broken(_context):
         yield Check("first", "fine")
         raise RuntimeError("CUDA error:\nunspecified launch failure")
 
-    first, failure = DeviceCheck("driver", broken).findings(subject)
+    first, failure = DeviceCheck("driver", broken).findings(context)
     assert (first.name, failure.name) == ("first", "driver")
     assert failure.verdict is Verdict.FAIL
     assert failure.value == "CUDA error: unspecified launch failure"
@@ -126,13 +126,13 @@ def test_what_a_proof_raises_comes_after_what_it_found(subject):
     assert failure.remedy
 
 
-def test_a_signal_ends_the_proofs(subject):
-    def stopped(_subject):
+def test_a_signal_ends_the_proofs(context):
+    def stopped(_context):
         raise InterruptedRunError("interrupted by SIGTERM")
         yield
 
     with pytest.raises(InterruptedRunError):
-        list(DeviceCheck("any", stopped).findings(subject))
+        list(DeviceCheck("any", stopped).findings(context))
 
 
 @pytest.mark.parametrize(
@@ -201,26 +201,26 @@ def test_epochs_are_bit_equal_or_on_a_gpu_near(off, ids, coarse, verdict):
     assert check.facts["images"] == 2
 
 
-def test_an_augmentation_that_differs_between_devices_fails(subject):
+def test_an_augmentation_that_differs_between_devices_fails(context):
     calls = []
 
     def drifting(images, _draws):
         calls.append(None)
         return images.float() / 255 + 0.001 * len(calls)
 
-    (check,) = augmentation(subject, "drift", drifting)
+    (check,) = augmentation(context, "drift", drifting)
     assert check.verdict is Verdict.FAIL
     assert check.facts["largest"] == pytest.approx(0.001, rel=1e-3)
 
 
-def test_the_first_call_is_not_timed_and_the_second_always_is(subject):
+def test_the_first_call_is_not_timed_and_the_second_always_is(context):
     calls = []
 
     def step():
         calls.append(None)
         return 1_000_000_000
 
-    assert rate(step, subject) > 1_000_000  # one call took less than 1000 s
+    assert rate(step, context) > 1_000_000  # one call took less than 1000 s
     assert len(calls) == 2
 
 

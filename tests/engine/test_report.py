@@ -24,15 +24,16 @@ from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, Columns, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, open_set
+from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.figures import Look, accuracy_figure
 from coreset.engine.report.images import SIDE, evenly_spread, stored_image, thumbnail_uri
+from coreset.engine.report.measures import measurements
 from coreset.engine.report.results import (
     Accuracy,
     accuracy_records,
     comparisons,
     difference,
-    measurements,
 )
 from coreset.engine.report.score_figures import cut_of_class
 from coreset.engine.report.sets import catalogue
@@ -166,7 +167,8 @@ def build_world(root):
     Pack(src=root / "images", data=data, name="tiny").run()
     write_scores(data, root / "scores")
     ccs, random = root / "sets" / "ccs", root / "sets" / "random"
-    Select(source=root / "scores", condensed=ccs, ipc=IPC, misratio=0.5, bins=4).run()
+    chosen = CcsParameters(misratio=0.5, bins=4)
+    Select(source=root / "scores", condensed=ccs, ipc=IPC, parameters=chosen).run()
     Select(source=data, condensed=random, ipc=IPC).run()
     distilled = write_distilled(root, data)
     results, val = Results(root / "results"), Dataset.open(data)

@@ -6,10 +6,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import pytest
+import tyro
 from PIL import Image
 
 from coreset.engine.artifacts.checkpoints import Checkpoints
@@ -18,7 +21,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, Columns, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.misratio import misratio_by_share
-from coreset.engine.stages.selection import STREAMS
+from coreset.engine.condensed.selection import SAMPLERS, FeatureParameters, Sampler
+from coreset.kernels.samplers import Selection, random_coreset
 from coreset.kernels.scores import SCORES
 from coreset.kernels.seeds import derived_seed, random_keys
 from coreset.shards.format.classes import IMAGENETTE_WNIDS
@@ -83,6 +87,8 @@ def test_a_random_coreset_has_exactly_ipc_images_of_every_class(packed, tmp_path
     assert (np.diff(ids) > 0).all()
     assert np.bincount(Dataset.open(packed).labels[ids]).tolist() == [ipc] * 3
     assert facts["parameters"] == {"ipc": ipc}
+    seed = derived_seed(5 if "--seed" in options else 0, 0)  # the stream of random
+    assert ids.tolist() == random_coreset(Dataset.open(packed).labels, 3, ipc, seed).ids.tolist()
 
 
 def test_the_set_tells_what_it_is_and_where_it_comes_from(packed, scored, ccs_set):
@@ -165,7 +171,7 @@ def test_ccs_is_what_its_algorithm_says_on_the_stored_scores(packed, scored, tmp
             ipc=ipc,
             misratio=misratio,
             n_bins=bins,
-            seed=derived_seed(seed, STREAMS["ccs"]),
+            seed=derived_seed(seed, 1),  # the stream of ccs
         )
 
 
@@ -319,7 +325,7 @@ def test_scores_that_are_not_finite_are_refused_with_the_image_named(packed, tmp
     command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
     key = Dataset.open(packed).keys[7]
     said = refused(tmp_path, *command, code=3)
-    assert f"has nan as aum of {key} (2 are not finite); choose another --score" in said
+    assert f"has nan as aum of {key} (2 are not finite); choose another --score, or score" in said
 
 
 def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, done):
@@ -397,6 +403,63 @@ def test_damaged_scores_are_refused(scored, packed, tmp_path, refused, damage):
     said = refused(tmp_path, *command, code=3)
     assert str(scores) in said
     assert "run again" in said
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkipParameters(FeatureParameters):
+    skip: Annotated[int, tyro.conf.arg(help="Images of each class to pass over.")] = 0
+
+
+def after_some(candidates, values, ipc, seed, parameters):
+    """The images of each class that come after the first few."""
+    assert seed == derived_seed(3, 99)
+    assert (values is None) == (parameters.features is None)
+    assert values is None or values.shape[0] == candidates.ids.size
+    members = [np.flatnonzero(candidates.labels == label) for label in range(candidates.n_classes)]
+    taken = [ids[parameters.skip :][:ipc] for ids in members]
+    return Selection(ids=np.sort(np.concatenate(taken)), n_cut=np.zeros(3, np.int64), lowered=())
+
+
+@pytest.fixture
+def register(monkeypatch):
+    def add(needs):
+        toy = Sampler(
+            summary="take", draw=after_some, stream=99, needs=needs, parameters=SkipParameters
+        )
+        monkeypatch.setitem(SAMPLERS, "toy", toy)
+
+    return add
+
+
+@pytest.mark.parametrize("needs", ["nothing", "features"])
+def test_a_sampler_is_registered_in_one_place(packed, tmp_path, coreset, register, needs):
+    register(needs)
+    assert "Images of each class to pass over." in coreset("select", "--help").out
+    command = ["select", packed, tmp_path / "SET", "--method", "toy", "--ipc", 2, "--seed", 3]
+    stages = ["pack", "select"]
+    if needs == "features":
+        assert "this method needs --features" in coreset(*command).err
+        network = ("--backbone", "tf_efficientnet_lite0", "--size", 32)
+        coreset("embed", packed, tmp_path / "FEATURES", *network)
+        command += ["--features", tmp_path / "FEATURES"]
+        stages = ["pack", "embed", "select"]
+    assert coreset(*command, "--skip", 4).err == ""
+    labels, chosen = Dataset.open(packed).labels, chosen_ids(tmp_path / "SET")
+    expected = [np.flatnonzero(labels == label)[4:6] for label in range(3)]
+    assert chosen.tolist() == np.sort(np.concatenate(expected)).tolist()
+    facts = facts_of(tmp_path / "SET")
+    assert (facts["method"], facts["parameters"]) == ("toy", {"ipc": 2, "skip": 4})
+    assert [line["stage"] for line in read_ledger(tmp_path / "SET")] == stages
+    assert "config.skip: 4 there, 5 here" in coreset(*command, "--skip", 5).err
+
+
+def test_features_of_other_images_are_refused(packed, val, tmp_path, coreset, register):
+    register("features")
+    coreset("embed", val, tmp_path / "F", "--backbone", "tf_efficientnet_lite0", "--size", 32)
+    command = ("select", packed, tmp_path / "SET", "--method", "toy", "--ipc", 2)
+    told = coreset(*command, "--features", tmp_path / "F")
+    assert told.code == 2
+    assert f"holds features of other images than {packed}" in told.err
 
 
 # Every verb that promises to do without torch, in one interpreter.

@@ -3,14 +3,17 @@
 import csv
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.evaluation.protocols.hard import HardLabels
+from coreset.engine.evaluation.protocols.registry import PROTOCOLS, ProtocolEntry
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
@@ -265,3 +268,44 @@ def test_a_mailed_coreset_has_the_same_students(mailed, trained, packed, tmp_pat
     command = ("train", *mailed, results, *TINY, "--repeats", 2)
     told, _ = done(*command, "--data", packed)
     assert "(2 students, 0 of them new)" in told
+
+
+def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, monkeypatch):
+    from coreset.engine.evaluation.protocols.base import Protocol, TrainingBatch
+    from coreset.engine.training.trainer import sgd
+
+    drawn = []
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Toy(Protocol):
+        """Full batches of images as they are, at a rate that falls every epoch."""
+
+        stamp: str = "toy@1"
+        norm = "batch"
+
+        @property
+        def batch(self):
+            return 6
+
+        def optimiser(self, network):
+            return sgd(network, lr=0.01, weight_decay=0.0)
+
+        @classmethod
+        def published(cls, n_classes, ipc):
+            return cls(n_classes=n_classes, ipc=ipc, epochs=3, size=33, evaluations=1)
+
+        def schedule(self, steps_per_epoch):
+            assert steps_per_epoch == 1
+            return lambda step: 0.01 / (1 + step)
+
+        def training_batch(self, images, labels, draws):
+            drawn.append(torch.rand((), generator=draws).item())
+            return TrainingBatch(
+                self.evaluation_inputs(images), lambda logits: cross_entropy(logits, labels)
+            )
+
+    monkeypatch.setitem(PROTOCOLS, "toy", ProtocolEntry(summary="plain", load=lambda: Toy))
+    done("train", random_set, val, tmp_path / "R", "--protocol", "toy", "--repeats", 2)
+    rows = students(tmp_path / "R")
+    assert [(row["protocol"], row["epochs"], row["batch"]) for row in rows] == [("toy@1", 3, 6)] * 2
+    assert len(drawn) == len(set(drawn)) == 2 * 3, "every epoch of every student draws anew"

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.condensed.condensed_set import IDS_NAME
+from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.selection import Select
 
@@ -100,9 +101,8 @@ def select(
             ipc=ipc,
             method=method,
             score=score,
-            misratio=misratio,
-            bins=bins,
             seed=seed,
+            parameters=CcsParameters(misratio=misratio, bins=bins),
             data=None if data is None else Path(data),
         ).run()
         return np.load(condensed / IDS_NAME)

@@ -1,0 +1,1 @@
+"""Readers of condensed sets that others made, one file each."""

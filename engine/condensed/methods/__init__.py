@@ -1,0 +1,1 @@
+"""Methods that build synthetic images, one file each."""

@@ -1,0 +1,91 @@
+"""Metrics of a condensed set: numbers from the features of its images and of a reference.
+
+A new metric is one entry of `METRICS`; ``coreset measure``, the results and the report loop over
+them. A set of one image a class has no pairs, so metrics of pairs are NaN there.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturePair:
+    """Features of a condensed set and of its reference by one backbone."""
+
+    set_features: NDArray[np.floating]
+    """Shape (m, d)."""
+    set_labels: NDArray[np.int64]
+    reference_features: NDArray[np.floating]
+    """Shape (n, d)."""
+    reference_labels: NDArray[np.int64]
+    n_classes: int
+
+    @cached_property
+    def coverage(self) -> dict[str, float]:
+        """Means over classes of r1, d1, r2 and d2, computed once for all four.
+
+        Raises:
+            ValueError: A row has no direction, or a class has no samples.
+        """
+        from coreset.kernels.coverage import coverage
+
+        return coverage(
+            self.set_features,
+            self.set_labels,
+            self.reference_features,
+            self.reference_labels,
+            self.n_classes,
+        ).means()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A number that says how good a condensed set is without training on it."""
+
+    stamp: str
+    """Name and version in the rows of RESULTS: ``diversity_d1@1``."""
+    axis: str
+    """Title of an axis of a figure."""
+    measure: Callable[[FeaturePair], float]
+    """Compute it; NaN where it does not exist."""
+    backbone: tuple[str, int] | None = None
+    """Backbone and pixels that it is defined on; None takes those of the command."""
+    by_class: bool = True
+    """Is a mean over classes, and not one number of the whole set."""
+    higher_is_better: bool = True
+
+    @property
+    def name(self) -> str:
+        """Stamp without its version."""
+        return self.stamp.partition("@")[0]
+
+
+METRICS: dict[str, Metric] = {
+    "r1": Metric(
+        stamp="representativeness_r1@1",
+        axis="R1, worst match of the set",
+        measure=lambda features: features.coverage["r1"],
+    ),
+    "d1": Metric(
+        stamp="diversity_d1@1",
+        axis="D1, 1 - cosine of the nearest pair",
+        measure=lambda features: features.coverage["d1"],
+    ),
+    "r2": Metric(
+        stamp="representativeness_r2@1",
+        axis="R2, mean match of the validation images",
+        measure=lambda features: features.coverage["r2"],
+    ),
+    "d2": Metric(
+        stamp="diversity_d2@1",
+        axis="D2, 1 - mean cosine of pairs",
+        measure=lambda features: features.coverage["d2"],
+    ),
+}
+"""Metrics by the short name of tables."""
+PAIRS = (("r1", "d1"), ("r2", "d2"))
+"""Metrics that a figure shows across and up."""
