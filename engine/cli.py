@@ -23,7 +23,7 @@ from coreset.shards.errors import CoresetError, InterruptedRunError, MachineErro
 if TYPE_CHECKING:
     from importlib.abc import Loader
 
-    from coreset.engine.runtime.stage import Stage
+    from coreset.engine.stages.options import Stage
 
 # verb: (arguments, module, class, what it does)
 VERBS: dict[str, tuple[str, str, str, str]] = {
@@ -103,18 +103,18 @@ def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
     choose_display(Display.JSON if machine else Display.AUTO)
     with _stop_signals():
         try:
-            outcome = stage.run()
+            result = stage.run()
         except (MemoryError, RuntimeError) as error:
             if (machine_error := _out_of_memory(error, stage)) is None:
                 raise
             raise machine_error from error
     if machine:
-        event = "done" if outcome.failure is None else "failed"
-        print(json.dumps({"event": event, "verb": verb, "lines": outcome.lines, **outcome.facts}))
-    elif outcome.lines:
-        print("\n".join(outcome.lines))
-    if outcome.failure is not None:
-        raise outcome.failure
+        event = "done" if result.error is None else "failed"
+        print(json.dumps({"event": event, "verb": verb, "lines": result.lines, **result.data}))
+    elif result.lines:
+        print("\n".join(result.lines))
+    if result.error is not None:
+        raise result.error
 
 
 def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
@@ -168,9 +168,12 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
         fact, share = shortage
     elif not isinstance(error, MemoryError):
         return None
+    from coreset.engine.stages.options import flat_fields
+
+    options = dict(flat_fields(stage))
+    remedies = [f"use a smaller --{name}" for name in ("size", "samples") if name in options]
     # A recipe fills in the fields that were not given.
-    batch = getattr(getattr(stage, "used", stage), "batch", None)
-    remedies = [f"use a smaller --{name}" for name in ("size", "samples") if hasattr(stage, name)]
+    batch = getattr(getattr(stage, "used", None), "batch", options.get("batch"))
     if batch is not None and (fits := int(batch * share)) >= 1:
         remedies.insert(0, f"--batch {1 << fits.bit_length() - 1} should fit")
     return MachineError(f"{fact}; {', or '.join(remedies or ['end other programs'])}")

@@ -15,13 +15,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import (
-    DataPath,
-    Result,
-    SetPath,
-    require_at_least,
-    shaping_fields,
-)
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import DataPath, SetPath, require_at_least, shaping_fields
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.packing.pack import pack

@@ -16,7 +16,8 @@ from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, loc
 from coreset.engine.condensed.condensed_set import SET_NAME, open_set
 from coreset.engine.data.reader import ShardReader
 from coreset.engine.runtime.progress import Progress, progress
-from coreset.engine.runtime.stage import Result, require_at_least
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import require_at_least
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.export.image_folder import write_image_folder
 from coreset.shards.export.lists import ids_list, paths_list

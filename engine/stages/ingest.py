@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
-from coreset.engine.runtime.stage import Result, SetPath, require_at_least
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import SetPath, require_at_least
 from coreset.shards.errors import UsageError
 from coreset.shards.export.lists import read_list
 from coreset.shards.format.dataset import Dataset

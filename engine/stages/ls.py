@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
-from coreset.engine.runtime.stage import Result
+from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.tables import aligned, readable_bytes
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.files import files_below

@@ -2,9 +2,9 @@
 
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
@@ -12,13 +12,15 @@ from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
 from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.features import FeatureSpec, features_for
-from coreset.engine.runtime.stage import (
-    DecoderChoice,
-    Result,
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import (
+    Decoding,
+    DeviceChoice,
+    Extractor,
+    Flat,
     ResultsPath,
     SetPath,
     ValPath,
-    require_at_least,
 )
 from coreset.shards.errors import DataError
 from coreset.shards.format.dataset import Dataset
@@ -30,6 +32,14 @@ METRIC_NAMES = {
     "r2": "representativeness_r2@1",
     "d2": "diversity_d2@1",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureDecoding(Decoding):
+    """Options of decoding for the features."""
+
+    device: DeviceChoice = "auto"
+    """auto: a GPU if there is one (features; the search itself runs on the CPU)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,59 +57,44 @@ class Measure:
     """Packed validation set with the same classes: the reference."""
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
-    backbone: str = "auto"
-    """Frozen backbone, as in `coreset embed`; auto takes one whose weights are on this machine."""
-    weights: Path | None = None
-    """Weights of that backbone, if not on this machine."""
-    size: int = 224
-    """Images are squashed to a square of this many pixels."""
-    batch: int = 64
-    """Images per forward pass."""
+    extractor: Flat[Extractor] = field(default_factory=Extractor)
     data: Path | None = None
     """Where the data set of a coreset lies now, if it was moved."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one (features; the search itself runs on the CPU)."""
-    decoder: DecoderChoice = "auto"
-    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
-    decoder_exact: bool = False
-    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
-    workers: int = 0
-    """Decoding threads; 0 = one per core."""
-
-    def __post_init__(self) -> None:
-        require_at_least("size", self.size, 8)
-        require_at_least("batch", self.batch, 1)
+    decoding: Flat[FeatureDecoding] = field(default_factory=FeatureDecoding)
 
     def run(self) -> Result:
         """Get the features of set and reference, measure class by class, append the rows."""
-        from coreset.engine.models.backbones import (
-            AUTO,
-            choose_backbone,
-            told_backbone,
-            weights_key,
-        )
-        from coreset.engine.runtime.device import resolve_device
+        from coreset.engine.models.backbones import weights_key
 
-        if self.backbone == AUTO:
-            chosen = choose_backbone(AUTO, self.weights)
-            outcome = replace(self, backbone=chosen).run()
-            told = told_backbone(AUTO, self.weights)
-            return replace(outcome, lines=(*told, *outcome.lines))
         require_output(self.results)
+        spec = self.extractor.spec(self.decoding)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results = Results(self.results)
-        weights = weights_key(self.backbone, self.weights)
-        keys = {name: self._key(condensed, val, weights, name) for name in METRIC_NAMES.values()}
+        weights = weights_key(spec.backbone, spec.weights)
+        backbone = f"{spec.backbone}@{spec.size}"
+        keys = {
+            name: digest_of(
+                {
+                    "set": condensed.provenance.digest,
+                    "val": [val.manifest.identity, val.manifest.content],
+                    "backbone": backbone,
+                    "weights": weights,
+                    "size": spec.size,
+                    "metric": name,
+                }
+            )
+            for name in METRIC_NAMES.values()
+        }
         if not set(keys.values()) <= results.keys(METRICS):
-            device = str(resolve_device(self.device))
+            device = str(self.decoding.resolved_device())
             meter = Meter("measure", next(iter(keys.values())), device)
-            values = self._values(condensed, val)
+            values = self._values(condensed, val, spec)
             results.record_lineage(condensed)
             common = {
                 **results.set_columns(condensed),
                 **results.val_columns(val),
-                "backbone": f"{self.backbone}@{self.size}",
+                "backbone": backbone,
                 "weights": weights,
                 "n_classes": condensed.info.n_classes,
                 "runtime": json.dumps({"versions": versions()}),
@@ -110,34 +105,14 @@ class Measure:
             ]
             meter.images = len(condensed.ids) + len(val)
             results.append(METRICS, rows, [meter.line()])
-        return self._outcome(results, set(keys.values()))
+        return self._outcome(results, set(keys.values()), spec.backbone)
 
-    def _key(self, condensed: CondensedSet, val: Dataset, weights: str, metric: str) -> str:
-        return digest_of(
-            {
-                "set": condensed.provenance.digest,
-                "val": [val.manifest.identity, val.manifest.content],
-                "backbone": f"{self.backbone}@{self.size}",
-                "weights": weights,
-                "size": self.size,
-                "metric": metric,
-            }
-        )
-
-    def _values(self, condensed: CondensedSet, val: Dataset) -> dict[str, float | None]:
+    def _values(
+        self, condensed: CondensedSet, val: Dataset, spec: FeatureSpec
+    ) -> dict[str, float | None]:
         """By short name; None where a metric does not exist (pairs, at one image a class)."""
         from coreset.kernels.coverage import coverage
 
-        spec = FeatureSpec(
-            backbone=self.backbone,
-            weights=self.weights,
-            size=self.size,
-            batch=self.batch,
-            device=self.device,
-            decoder=self.decoder,
-            exact=self.decoder_exact,
-            workers=self.workers,
-        )
         set_features = features_for(condensed.dataset, spec, condensed.ids)
         val_features = features_for(val, spec)
         try:
@@ -153,16 +128,17 @@ class Measure:
         means = measured.means().items()
         return {short: None if math.isnan(value) else value for short, value in means}
 
-    def _outcome(self, results: Results, keys: set[str]) -> Result:
+    def _outcome(self, results: Results, keys: set[str], backbone: str) -> Result:
         rows: list[dict[str, Any]] = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
         shown = ", ".join(
             f"{name.split('@')[0]} {'-' if value is None else f'{value:.4f}'}"
             for name, value in values.items()
         )
-        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
+        what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {backbone}"
         return Result(
             (
+                *self.extractor.notice(),
                 f"{what}: {shown}: {self.results}",
                 f"next: coreset report {self.results} report.html",
             ),

@@ -21,7 +21,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
 from coreset.engine.runtime.distributed import Distributed, join
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Result, SourcePath, require_at_least
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import DataPath, SourcePath, require_at_least
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list, recognise
 from coreset.shards.format.dataset import Dataset

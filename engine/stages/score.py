@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,14 +15,7 @@ from coreset.engine.data.geometry import stored_side
 from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
 from coreset.engine.runtime.openmp import use_passive_wait
-from coreset.engine.runtime.stage import (
-    DataPath,
-    DecoderChoice,
-    Result,
-    ScoresPath,
-    require_at_least,
-    require_between,
-)
+from coreset.engine.runtime.result import Result
 from coreset.engine.scoring.checkpoint import (
     UNDECODABLE_NAME,
     finish,
@@ -31,6 +24,17 @@ from coreset.engine.scoring.checkpoint import (
     undecodable_of,
 )
 from coreset.engine.scoring.recipes import RECIPES, Recipe
+from coreset.engine.stages.options import (
+    Backbone,
+    DataPath,
+    Decoding,
+    Flat,
+    ScoresPath,
+    feature_spec,
+    flat_fields,
+    require_at_least,
+    require_between,
+)
 from coreset.shards.errors import CoresetError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
@@ -50,6 +54,15 @@ _STREAMED = (
     "images did not fit into memory and were decoded every epoch; faster: `coreset decode` once, "
     "then --pixels"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenBackbone(Backbone):
+    """Options of the features that ``--proxy linear`` reads."""
+
+    backbone: str = "auto"
+    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
+    this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,22 +125,11 @@ class Score:
     """Start weights, order and crops."""
     deterministic: bool = False
     """On a GPU use deterministic kernels alone, some slower; a CPU is always deterministic."""
-    backbone: str = "auto"
-    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
-    this machine."""
-    weights: Path | None = None
-    """Weights of that backbone, if not on this machine."""
+    frozen: Flat[FrozenBackbone] = field(default_factory=FrozenBackbone)
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
     graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
-    decoder: DecoderChoice = "auto"
-    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
-    decoder_exact: bool = False
-    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
-    workers: int = 0
-    """Decoding threads; 0 = one per core."""
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         used = self.used
@@ -154,7 +156,7 @@ class Score:
             raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, got --proxy linear")
         if self.folds is not None and not reads_features:
             raise UsageError(f"folds go with --proxy linear, got --proxy {self.proxy}")
-        if self.pixels is not None and self.decoder_exact:
+        if self.pixels is not None and self.decoding.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
         least = SMALLEST_SIZE[self.proxy]
         if used.start_size and not least <= used.start_size <= used.size:
@@ -186,11 +188,11 @@ class Score:
         if self._decodes_every_epoch(dataset):
             use_passive_wait()
 
-        from coreset.engine.runtime.device import deterministic_kernels, resolve_device
+        from coreset.engine.runtime.device import deterministic_kernels
         from coreset.engine.scoring.setup import Setup
 
         with join() as ranks:
-            device = resolve_device(self.device)
+            device = self.decoding.resolved_device()
             setup = Setup(
                 dataset=dataset,
                 recipe=self.used,
@@ -211,7 +213,7 @@ class Score:
 
     def _decodes_every_epoch(self, dataset: Dataset) -> bool:
         """What `coreset.engine.data.images.cache_if_fits` will find, before torch is imported."""
-        if self.proxy == "linear" or self.pixels is not None or self.device == "cuda":
+        if self.proxy == "linear" or self.pixels is not None or self.decoding.device == "cuda":
             return False
         needed = decoded_bytes(len(dataset), stored_side(self.used.size))
         return needed > RESIDENT_SHARE * available_bytes()
@@ -288,24 +290,14 @@ class Score:
     @property
     def _backbone(self) -> str:
         """The backbone by name; with --proxy resnet18, which has none, what was always recorded."""
-        from coreset.engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
+        from coreset.engine.models.backbones import DEFAULT_BACKBONE
 
-        if self.backbone == "auto" and self.proxy != "linear":
+        if self.frozen.backbone == "auto" and self.proxy != "linear":
             return DEFAULT_BACKBONE
-        return choose_backbone(self.backbone, self.weights)
+        return self.frozen.chosen()
 
     def _features(self) -> "FeatureSpec":
-        from coreset.engine.models.features import FeatureSpec
-
-        return FeatureSpec(
-            backbone=self._backbone,
-            weights=self.weights,
-            size=self.used.size,
-            device=self.device,
-            decoder=self.decoder,
-            exact=self.decoder_exact,
-            workers=self.workers,
-        )
+        return feature_spec(self._backbone, self.frozen, self.decoding, size=self.used.size)
 
     def _provenance(self, setup: "Setup", inputs: Mapping[str, Path]) -> Provenance:
         from coreset.engine.runtime.device import runtime_of
@@ -314,7 +306,8 @@ class Score:
             "el2n_epochs", "final", "tdds", "record_margins", "seed", "decoder_exact",
             "deterministic",
         )  # fmt: skip
-        config = setup.recipe.settings() | {name: getattr(self, name) for name in own}
+        options = dict(flat_fields(self))
+        config = setup.recipe.settings() | {name: options[name] for name in own}
         config |= {} if self.folds is None else {"folds": self.folds}
         config["backbone"] = setup.features.backbone
         runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
@@ -326,7 +319,7 @@ class Score:
             kind="scores",
             stage="score",
             config=config | {"recipe": self.stamp},
-            runtime=runtime | {"decoder": self.decoder, "compile": self.compile},
+            runtime=runtime | {"decoder": self.decoding.decoder, "compile": self.compile},
             binds=binds,
             inputs=tuple(
                 Provenance.read(path).as_input(role, path, self.scores)
@@ -335,8 +328,6 @@ class Score:
         )
 
     def _outcome(self, work: ArtifactWriter, setup: "Setup") -> Result:
-        from coreset.engine.data.decoders.choose import decoder_notice
-        from coreset.engine.models.backbones import told_backbone
         from coreset.engine.scoring.score_table import selection_hint
 
         undecodable = undecodable_of(self.scores)
@@ -344,11 +335,11 @@ class Score:
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        told = decoder_notice(self.decoder, setup.device.type, exact=self.decoder_exact)
+        decodes = self.proxy == "resnet18" and self.pixels is None
         return Result(
             (
-                *(told if self.proxy == "resnet18" and self.pixels is None else ()),
-                *(told_backbone(self.backbone, self.weights) if self.proxy == "linear" else ()),
+                *(self.decoding.notice() if decodes else ()),
+                *(self.frozen.notice() if self.proxy == "linear" else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
                 *([_STREAMED] if work.meter.notes.get("streamed") else []),
                 f"scores of {n:,} images by {self.stamp} {how}: {self.scores}",

@@ -19,15 +19,8 @@ from coreset.engine.condensed.comparison import (
     cost_table,
     overlap_table,
 )
+from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.spreads import Summary, binned, histogram, spread_table, without_nan
-from coreset.engine.runtime.stage import (
-    Result,
-    ScoreName,
-    ScoreNameOrNone,
-    ScoresPath,
-    require_at_least,
-    require_between,
-)
 from coreset.engine.scoring.score_table import (
     ScoreTable,
     flipped_labels,
@@ -43,6 +36,13 @@ from coreset.engine.scoring.suspects import (
     require_replaceable,
     suspect_table,
     write_suspects,
+)
+from coreset.engine.stages.options import (
+    ScoreName,
+    ScoreNameOrNone,
+    ScoresPath,
+    require_at_least,
+    require_between,
 )
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import UsageError

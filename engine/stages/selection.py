@@ -18,14 +18,9 @@ from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
 from coreset.engine.condensed.misratio import Misratio, default_misratio
 from coreset.engine.condensed.selection import CCS_STREAM
-from coreset.engine.runtime.stage import (
-    Result,
-    ScoreName,
-    SetPath,
-    require_at_least,
-    require_between,
-)
+from coreset.engine.runtime.result import Result
 from coreset.engine.scoring.checkpoint import undecodable_of
+from coreset.engine.stages.options import ScoreName, SetPath, require_at_least, require_between
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.classes import recognise

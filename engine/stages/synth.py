@@ -8,7 +8,8 @@ from coreset.engine.artifacts.pack_inputs import Account, bound
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Result, require_at_least, shaping_fields
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import DataPath, require_at_least, shaping_fields
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name

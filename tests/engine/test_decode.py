@@ -1,6 +1,7 @@
 """Decoding once as a user sees it: the artifact, what survives a kill, what is refused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,14 @@ from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_cache
 from coreset.engine.data.reader import ShardReader
 from coreset.engine.stages.decode import Decode
+from coreset.engine.stages.options import Decoding
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name
 from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
+EXACT = Decoding(decoder_exact=True)
 CHUNK_BYTES, N_CHUNKS = 26_500, 3  # 24, 24 and 12 images of 19 pixels
 
 
@@ -53,7 +56,7 @@ def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path
     assert decoder == "decoder turbo: the fastest on a CPU, at most 1 level from Pillow"
     assert made.startswith("pixels of 60 images (19 x 19, 63.5 KiB) made in ")
     assert following == f"next: coreset score {packed} SCORES --pixels {pixels} --size 17"
-    assert outcome.facts == {
+    assert outcome.data == {
         "pixels": str(pixels), "images": 60, "bytes": 60 * 3 * 19 * 19, "undecodable": 0,
     }  # fmt: skip
     verify_cache(pixels)
@@ -62,7 +65,7 @@ def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path
 @pytest.mark.parametrize(("squash", "geometry"), [(False, Geometry(19, 19)), (True, Geometry(19))])
 def test_exact_pixels_are_those_of_pillow(packed, tmp_path, squash, geometry):
     pixels = tmp_path / "PIXELS"
-    Decode(data=packed, pixels=pixels, size=19, squash=squash, decoder_exact=True).run()
+    Decode(data=packed, pixels=pixels, size=19, squash=squash, decoding=EXACT).run()
     with ShardReader(Dataset.open(packed)) as reader:
         stored = reader.read(np.arange(60))
     expected = np.stack([decode_with_pillow(data, geometry) for data in stored])
@@ -89,7 +92,9 @@ def test_provenance_and_ledger_account_for_the_pixels(packed, whole):
 
 def test_the_same_command_again_does_nothing(packed, whole):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    again = Decode(data=packed, pixels=whole, size=19, workers=1, decoder="turbo").run()
+    again = Decode(
+        data=packed, pixels=whole, size=19, decoding=Decoding(workers=1, decoder="turbo")
+    ).run()
     assert "are there already" in again.lines[1]
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
 
@@ -98,14 +103,14 @@ def test_another_configuration_is_refused_with_the_difference(packed, whole):
     with pytest.raises(UsageError, match=r"config\.size: 19 there, 20 here"):
         Decode(data=packed, pixels=whole, size=20).run()
     with pytest.raises(UsageError, match=r"config\.decoder: turbo there, pillow here"):
-        Decode(data=packed, pixels=whole, size=19, decoder_exact=True).run()
+        Decode(data=packed, pixels=whole, size=19, decoding=EXACT).run()
 
 
 def test_arguments_out_of_range_are_refused(packed, tmp_path):
     with pytest.raises(UsageError, match="size must be at least 1, got 0"):
         Decode(data=packed, pixels=tmp_path / "PIXELS", size=0)
     with pytest.raises(UsageError, match="decoder turbo is not exact"):
-        Decode(data=packed, pixels=tmp_path / "P", decoder="turbo", decoder_exact=True).run()
+        Decode(data=packed, pixels=tmp_path / "P", decoding=replace(EXACT, decoder="turbo")).run()
     with pytest.raises(UsageError, match="does not exist"):
         Decode(data=tmp_path / "no", pixels=tmp_path / "P").run()
     assert not list(tmp_path.iterdir())
@@ -129,7 +134,7 @@ def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, w
     assert outcome.lines[2] == (
         f"1 of them cannot be decoded and are left out; listed in {pixels / INDEX_NAME}"
     )
-    assert outcome.facts["undecodable"] == own_lines(pixels)[0]["undecodable"] == 1
+    assert outcome.data["undecodable"] == own_lines(pixels)[0]["undecodable"] == 1
     assert list(PixelsIndex.read(pixels / INDEX_NAME).undecodable) == [20]
     others = np.arange(60) != 20
     np.testing.assert_array_equal(rows_of(pixels)[others], rows_of(whole)[others])
@@ -144,6 +149,7 @@ import coreset.engine.runtime.device, coreset.engine.data.stream
 from coreset.engine.data import image_cache as stored_pixels
 from coreset.engine.data.decoders import threads
 from coreset.engine.stages.decode import Decode
+from coreset.engine.stages.options import Decoding
 from coreset.kernels.jpeg.resize import warm_up
 
 folder, data = map(Path, sys.argv[1:])
