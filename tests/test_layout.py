@@ -13,8 +13,12 @@ CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("bench", "engine", "kernels", "shards")
 HEAVY = (
     "faiss",
+    "numba",
     "nvidia",
+    "pandas",
     "plotly",
+    "pyarrow.dataset",
+    "scipy",
     "sklearn",
     "timm",
     "torch",

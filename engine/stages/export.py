@@ -14,7 +14,6 @@ from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, Meter
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, lock
 from coreset.engine.condensed.condensed_set import SET_NAME, open_set
-from coreset.engine.data.reader import ShardReader
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.result import Result
 from coreset.engine.stages.options import require_at_least
@@ -171,6 +170,8 @@ def stored_samples(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[StoredS
     Raises:
         ManifestError: A shard is missing or cut, or an image is not the one that was packed.
     """
+    from coreset.engine.data.reader import ShardReader
+
     rows = dataset.table(["key", "format", "content_hash", "label"]).take(ids)
     with ShardReader(dataset) as reader:
         for start in range(0, ids.size, READ_TOGETHER):
