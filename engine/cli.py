@@ -227,9 +227,9 @@ def _stop_signals() -> Generator[None]:
 
 
 class _WithoutPandas:
-    """Importing pandas fails: nothing here uses it, and pyarrow would import it, 0.9 s.
+    """Import hook that hides pandas: pyarrow imports it for its first table, 0.9 s a command.
 
-    Who only looks whether it is there (torch does) is told so.
+    Code that only tests whether pandas exists, as torch does, finds that it does.
     """
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
@@ -242,10 +242,15 @@ class _WithoutPandas:
         raise ModuleNotFoundError("coreset does without pandas", name=module.__name__)
 
 
+def hide_pandas() -> None:
+    """Let every later import of pandas fail."""
+    sys.meta_path.insert(0, _WithoutPandas())
+
+
 def run() -> None:
     """Entry point of the ``coreset`` script."""
     end_on_interrupt()
-    sys.meta_path.insert(0, _WithoutPandas())
+    hide_pandas()
     with contextlib.suppress(BrokenPipeError):
         code = main(sys.argv[1:])
         sys.stdout.flush()

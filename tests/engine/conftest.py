@@ -255,6 +255,21 @@ def ccs_set(scored: Path, work: Path) -> Path:
     return made(work / "CCS", "select", scored, work / "CCS", *chosen)
 
 
+@pytest.fixture(scope="session")
+def inputs(
+    photos: Path, packed: Path, val: Path, scored: Path, random_set: Path
+) -> dict[str, Path]:
+    """Inputs by the names that stand for them in the commands."""
+    return {
+        "PHOTOS": photos,
+        "DATA": packed,
+        "VALIDATION": val,
+        "SCORES": scored,
+        "SET": random_set,
+        "LIST": random_set / "ids.npy",
+    }
+
+
 def made(out: Path, *words: object) -> Path:
     """Run a command that makes ``out``."""
     assert main([str(word) for word in words]) == 0

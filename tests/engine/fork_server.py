@@ -21,7 +21,6 @@ IMPORTED = (
     "tyro",
     "zarr",
     "coreset.engine.scoring.run",
-    "coreset.engine.scoring.run",
     "coreset.engine.scoring.setup",
     "coreset.engine.stages.decode",
     "coreset.engine.stages.pack",
@@ -55,7 +54,9 @@ def serve() -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
+    import_module("coreset.engine.cli").hide_pandas()  # as every command does
     for name in IMPORTED:
         import_module(name)
+    import_module("coreset.kernels.jpeg.resize").warm_up()
     if (todo := serve()) is not None:
         run(todo)
