@@ -18,12 +18,12 @@ from coreset.engine.stages.decode import Decode
 from coreset.engine.stages.options import Decoding
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.files import sha256_of_file, temporary_name
+from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
 EXACT = Decoding(decoder_exact=True)
-CHUNK_BYTES, N_CHUNKS = 26_500, 3  # 24, 24 and 12 images of 19 pixels
+CHUNK_BYTES = 26_500  # 24, 24 and 12 images of 19 pixels
 
 
 @pytest.fixture(autouse=True)
@@ -90,22 +90,6 @@ def test_provenance_and_ledger_account_for_the_pixels(packed, whole):
     assert own["bytes_written"] == 60 * 3 * 19 * 19
 
 
-def test_the_same_command_again_does_nothing(packed, whole):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    again = Decode(
-        data=packed, pixels=whole, size=19, decoding=Decoding(workers=1, decoder="turbo")
-    ).run()
-    assert "are there already" in again.lines[1]
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
-
-
-def test_another_configuration_is_refused_with_the_difference(packed, whole):
-    with pytest.raises(UsageError, match=r"config\.size: 19 there, 20 here"):
-        Decode(data=packed, pixels=whole, size=20).run()
-    with pytest.raises(UsageError, match=r"config\.decoder: turbo there, pillow here"):
-        Decode(data=packed, pixels=whole, size=19, decoding=EXACT).run()
-
-
 def test_arguments_out_of_range_are_refused(packed, tmp_path):
     with pytest.raises(UsageError, match="size must be at least 1, got 0"):
         Decode(data=packed, pixels=tmp_path / "PIXELS", size=0)
@@ -139,68 +123,6 @@ def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, w
     others = np.arange(60) != 20
     np.testing.assert_array_equal(rows_of(pixels)[others], rows_of(whole)[others])
     assert not rows_of(pixels)[20].any()
-
-
-# Decodes in forks of itself, each killed right before another of its renames; prints how many.
-KILLED_BEFORE_EACH_RENAME = f"""
-import os, signal, sys
-from pathlib import Path
-import coreset.engine.runtime.device, coreset.engine.data.stream
-from coreset.engine.data import image_cache as stored_pixels
-from coreset.engine.data.decoders import threads
-from coreset.engine.stages.decode import Decode
-from coreset.engine.stages.options import Decoding
-from coreset.kernels.jpeg.resize import warm_up
-
-folder, data = map(Path, sys.argv[1:])
-stored_pixels.CHUNK_BYTES = {CHUNK_BYTES}
-rename = Path.rename
-warm_up()
-
-def decode_until(last):
-    renames = 0
-    def counted(self, target):
-        nonlocal renames
-        renames += 1
-        if renames > last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rename(self, target)
-    Path.rename = counted
-    Decode(data=data, pixels=folder / f"killed-{{last:02d}}", size=19).run()
-
-last, status = 0, signal.SIGKILL
-while status == signal.SIGKILL:
-    child = os.fork()
-    if child == 0:
-        decode_until(last)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    last += 1
-assert status == 0
-print(last - 1)
-"""
-
-
-def test_a_decoding_killed_before_any_of_its_renames_continues_to_the_same_bytes(
-    damaged, tmp_path, fork, stored_bytes
-):
-    child = fork(KILLED_BEFORE_EACH_RENAME, tmp_path, damaged)
-    assert child.code == 0, child.said
-    n_renames = int(child.said)
-    assert n_renames >= 2 * N_CHUNKS  # per chunk: index, cost so far
-    expected = stored_bytes(tmp_path / f"killed-{n_renames:02d}")
-    kept: set[int] = set()
-    for last in range(n_renames):
-        out = tmp_path / f"killed-{last:02d}"
-        assert not out.exists()
-        begun = temporary_name(out) / INDEX_NAME
-        kept.add(len(PixelsIndex.read(begun).chunks) if begun.exists() else 0)
-        Decode(data=damaged, pixels=out, size=19).run()
-        assert stored_bytes(out) == expected
-        lines = own_lines(out)
-        assert lines[-1]["interrupted"] is False
-        assert sum(line["images"] for line in lines) <= 60
-    assert kept == set(range(N_CHUNKS + 1))
 
 
 def test_an_interrupted_decoding_goes_on_where_it_was_and_as_it_was_begun(

@@ -218,16 +218,6 @@ def test_a_distilled_set_exports_its_own_images(packed, tmp_path):
 
 
 @pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet"])
-def test_the_same_export_is_done_already_and_another_is_refused(packed, random_set, tmp_path, to):
-    export(random_set, tmp_path / "OUT", to)
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "OUT").rglob("*")}
-    assert "are there already as" in export(random_set, tmp_path / "OUT", to)[0]
-    with pytest.raises(UsageError, match="was made by another configuration"):
-        export(packed, tmp_path / "OUT", to)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "OUT").rglob("*")} == before
-
-
-@pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet"])
 def test_two_exports_are_equal_byte_for_byte(random_set, tmp_path, stored_bytes, to):
     for name in ("ONE", "TWO"):
         export(random_set, tmp_path / name, to)

@@ -25,7 +25,7 @@ from coreset.kernels.seeds import permutation
 from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
 from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_SCHEMA, Dataset
 from coreset.shards.format.files import temporary_name
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
+from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import MAX_FILE_BYTES
 
@@ -159,67 +159,6 @@ def test_another_order_seed_keeps_the_samples_and_changes_the_identity(
     assert Manifest.read(other).identity != Manifest.read(packed).identity
 
 
-# Runs packing in forks of itself, each killed right before another of its renames; prints how many.
-KILLED_BEFORE_EACH_RENAME = """
-import os, signal, sys
-from pathlib import Path
-from coreset.engine.stages.pack import Pack
-
-src, folder = map(Path, sys.argv[1:])
-rename = Path.rename
-
-def pack_until(last):
-    renames = 0
-    def counted(self, target):
-        nonlocal renames
-        renames += 1
-        if renames > last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rename(self, target)
-    Path.rename = counted
-    Pack(src=src, data=folder / f"killed-{last:02d}", samples_per_shard=6, workers=2).run()
-
-last, status = 0, signal.SIGKILL
-while status == signal.SIGKILL:
-    child = os.fork()
-    if child == 0:
-        pack_until(last)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    last += 1
-print(last - 1)
-"""
-
-
-def committed_shards(scratch: Path) -> int:
-    """The manifest commits all; records may be gone by then."""
-    if (scratch / MANIFEST_NAME).exists():
-        return len(Manifest.read(scratch).shards)
-    return len(list(scratch.glob("shard-*.json")))
-
-
-def test_a_run_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
-    make_photos: Callable[..., Path], tmp_path: Path, fork: Callable[..., Any]
-):
-    src, folder = make_photos(tmp_path / "src", per_class=4), tmp_path / "out"
-    child = fork(KILLED_BEFORE_EACH_RENAME, src, folder)
-    assert child.code == 0, child.said
-    n_renames = int(child.said)
-    assert n_renames > 2 * 4  # per shard: tar, index, record, cost so far
-    expected = stored_files(folder / f"killed-{n_renames:02d}")
-    assert len(expected) == 2 * 2 + 4
-    for last in range(n_renames):
-        data = folder / f"killed-{last:02d}"
-        assert not data.exists()
-        committed = committed_shards(temporary_name(data))
-        pack(src, data, samples_per_shard=6)
-        assert stored_files(data) == expected
-        assert read_ledger(data)[-1]["images"] == 12 - 6 * committed
-    assert sorted(path.name for path in folder.iterdir()) == [
-        f"killed-{last:02d}" for last in range(n_renames + 1)
-    ]
-
-
 @contextmanager
 def largest_file(size: int) -> Generator[None]:
     """Let every write beyond ``size`` bytes of a file fail, like a full disk."""
@@ -291,13 +230,6 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Pa
         pack(src, tmp_path / "DATA", one_class=True)
 
 
-def test_the_same_command_again_does_nothing(photos: Path, packed: Path):
-    before = {path.name: path.stat().st_mtime_ns for path in packed.iterdir()}
-    lines = Pack(src=photos, data=packed, samples_per_shard=16).run().lines
-    assert lines[1] == f"was there already: 60 samples of 3 classes in 4 shards, {packed}"
-    assert {path.name: path.stat().st_mtime_ns for path in packed.iterdir()} == before
-
-
 def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tmp_path: Path):
     data = tmp_path / "DATA"
     lines = Pack(src=photos, data=data).run().lines
@@ -306,11 +238,6 @@ def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tm
         f"packed: 60 samples of 3 classes in 1 shards, {data}",
         f"next: coreset score {data} SCORES",
     )
-
-
-def test_another_configuration_is_refused_with_the_difference(photos: Path, packed: Path):
-    with pytest.raises(UsageError, match=r"config.samples_per_shard: 16 there, 17 here"):
-        Pack(src=photos, data=packed, samples_per_shard=17).run()
 
 
 def test_a_changed_source_is_refused_after_packing(
