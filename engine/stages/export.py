@@ -1,4 +1,4 @@
-"""``coreset export``: a set or a data set in the layouts that other programs read."""
+"""``coreset export``: write a set or a data set in layouts that other programs read."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -69,7 +69,7 @@ class Export:
             )
 
     def run(self) -> Result:
-        """Find the samples, write them all or nothing, say what reads them."""
+        """Find the samples, write all of them or nothing, name what reads them."""
         dataset, ids = self._samples()
         if self.to in WRITERS:
             return self._write_directory(dataset, ids)
@@ -197,14 +197,14 @@ def _counted(
     samples: Iterable[StoredSample], meter: Meter, bar: Progress
 ) -> Iterator[StoredSample]:
     for sample in samples:
-        meter.images += 1  # before it is passed on: nobody asks again after the last one
+        meter.images += 1  # before the yield: a writer may stop at the last sample
         meter.bytes_read += len(sample.image)
         bar.advance()
         yield sample
 
 
 def _require_free_names(classes: Iterable[str]) -> None:
-    """Class folders lie beside the files that every artifact has."""
+    """Refuse class names that the files of every artifact have: class folders lie beside them."""
     taken = sorted(OWN_NAMES.intersection(classes))
     if taken:
         raise UsageError(

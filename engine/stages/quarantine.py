@@ -1,4 +1,4 @@
-"""``coreset quarantine``: the files that a packing refused, and another try at them."""
+"""``coreset quarantine``: list the files that packing refused, or try them again."""
 
 import shutil
 from dataclasses import dataclass
@@ -82,21 +82,21 @@ class Quarantine:
             replace_artifact(self.data, provenance) as work,
             progress("retry", before.n_quarantined, "shards at most") as bar,
         ):
-            more = retry_refused(
+            n_packed = retry_refused(
                 dataset,
                 plan,
                 work.scratch,
                 workers=thread_count(self.workers),
                 observer=Account(work.meter, bar, work.scratch),
             )
-            work.done = more == 0
-            if more:
+            work.done = n_packed == 0
+            if n_packed:
                 manifest = finish(plan, work.scratch, list_path(self.data))
                 work.provenance = bound(provenance, manifest)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
         after = Manifest.read(self.data)
-        fact = f"{more:,} of {before.n_quarantined:,} refused files are packed now"
-        lines = [f"{fact}, {after.n_quarantined:,} are refused still: {self.data}"]
-        if more:
+        packed = f"{n_packed:,} of {before.n_quarantined:,} refused files are packed now"
+        lines = [f"{packed}, {after.n_quarantined:,} are refused still: {self.data}"]
+        if n_packed:
             lines.append("the data set has a new identity: score it again")
-        return Result(tuple(lines), {"data": str(self.data), "packed": more})
+        return Result(tuple(lines), {"data": str(self.data), "packed": n_packed})

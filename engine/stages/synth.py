@@ -1,4 +1,4 @@
-"""``coreset synth``: a synthetic data set with known truth, for benchmarks and tests at scale."""
+"""``coreset synth``: generate a data set with known truth, for benchmarks and tests at scale."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ TRUTH_NAME = "truth.parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synth:
-    """Generate photographs that never were, packed, with wrong labels and difficulty planted.
+    """Generate a packed data set of synthetic images with known wrong labels and difficulty.
 
     Sizes and bytes follow ImageNet's. The class of an image shows in its colours and its pattern;
     truth.parquet beside the shards holds the true label and the difficulty of every sample.
@@ -45,7 +45,7 @@ class Synth:
     """Seed of the images; another seed makes other images of the same classes, such as for
     validation."""
     class_seed: int = 0
-    """Seed of what the classes look like."""
+    """Seed of the colours and patterns of the classes."""
     split: str = "train"
     """Split to record."""
     samples_per_shard: int = 2000
