@@ -2,7 +2,7 @@
 
 from coreset.engine.runtime.interrupts import end_on_interrupt
 
-end_on_interrupt()  # before the imports of the next line, which take most of a tenth of a second
+end_on_interrupt()  # before the next import, which takes most of a tenth of a second
 
 from coreset.engine.cli import run  # noqa: E402
 

@@ -1,7 +1,7 @@
-"""The command line: a plain table of verbs; only the chosen verb's module is imported.
+"""Command line: a table of verbs, of which only the chosen one is imported.
 
-``coreset --help`` imports nothing but this file, ``coreset VERB --help`` the verb's dataclass and
-tyro. Expected errors become one line on stderr and the exit code of their class.
+``coreset --help`` imports only this file, ``coreset VERB --help`` the verb's dataclass and tyro.
+An expected error becomes one line on stderr and the exit code of its class.
 """
 
 import contextlib
@@ -23,9 +23,9 @@ from coreset.shards.errors import CoresetError, InterruptedRunError, MachineErro
 if TYPE_CHECKING:
     from importlib.abc import Loader
 
-    from coreset.engine.runtime.stage import Stage
+    from coreset.engine.stages.options import Stage
 
-# verb: (arguments, module, class, what it does)
+# verb: (arguments, module, class, description)
 VERBS: dict[str, tuple[str, str, str, str]] = {
     "demo": ("", "demo", "Demo", "the whole path on embedded handwritten digits, two minutes"),
     "doctor": ("[DATA]", "doctor", "Doctor", "is this machine fit; with DATA: proof of its GPU"),
@@ -51,7 +51,7 @@ DONE, BUG = 0, 1
 
 
 def overview() -> str:
-    """Text of ``coreset --help``."""
+    """Return the text of ``coreset --help``."""
     usage = {verb: f"{verb} {arguments}".strip() for verb, (arguments, *_) in VERBS.items()}
     width = max(map(len, usage.values()))
     rows = "\n".join(f"  {usage[verb]:<{width}}  {entry[3]}" for verb, entry in VERBS.items())
@@ -66,9 +66,9 @@ def overview() -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; prints what it made or one line of error."""
+    """Run one command, print its result or one line of error, and return the exit code."""
     words = [word for word in arguments if word != "--json"]
-    machine = len(words) != len(arguments)
+    as_json = len(words) != len(arguments)
     if not words or words[0] in {"-h", "--help", "help"}:
         print(overview())
         return DONE
@@ -78,21 +78,21 @@ def main(arguments: Sequence[str]) -> int:
         print(f"coreset {version('coreset')}")
         return DONE
     try:
-        _run_verb(words[0], words[1:], machine=machine)
+        _run_verb(words[0], words[1:], as_json=as_json)
     except CoresetError as error:
-        return _refused(error, machine=machine)
+        return _report(error, as_json=as_json)
     except OSError as error:
         machine_error = _machine_error(error)
         if machine_error is None:
             raise
-        return _refused(machine_error, machine=machine)
+        return _report(machine_error, as_json=as_json)
     except KeyboardInterrupt:
         print(TEXT, file=sys.stderr)
         return INTERRUPTED
     return DONE
 
 
-def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
+def _run_verb(verb: str, words: Sequence[str], *, as_json: bool) -> None:
     stage = _parse(verb, words)
     if stage is None:
         return
@@ -100,21 +100,21 @@ def _run_verb(verb: str, words: Sequence[str], *, machine: bool) -> None:
     from coreset.engine.runtime.progress import Display, choose_display
 
     COMMAND.set(shlex.join(["coreset", verb, *words]))
-    choose_display(Display.JSON if machine else Display.AUTO)
+    choose_display(Display.JSON if as_json else Display.AUTO)
     with _stop_signals():
         try:
-            outcome = stage.run()
+            result = stage.run()
         except (MemoryError, RuntimeError) as error:
             if (machine_error := _out_of_memory(error, stage)) is None:
                 raise
             raise machine_error from error
-    if machine:
-        event = "done" if outcome.failure is None else "failed"
-        print(json.dumps({"event": event, "verb": verb, "lines": outcome.lines, **outcome.facts}))
-    elif outcome.lines:
-        print("\n".join(outcome.lines))
-    if outcome.failure is not None:
-        raise outcome.failure
+    if as_json:
+        event = "done" if result.error is None else "failed"
+        print(json.dumps({"event": event, "verb": verb, "lines": result.lines, **result.data}))
+    elif result.lines:
+        print("\n".join(result.lines))
+    if result.error is not None:
+        raise result.error
 
 
 def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
@@ -137,7 +137,10 @@ def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
 
 
 def _in_one_line(boxed: str) -> str:
-    """Text of tyro's box up to its advice on help, without the frame."""
+    """Return the text of tyro's box without its frame and its advice on help.
+
+    tyro's hook for errors is private, and does not pass on what the user may have meant.
+    """
     words: list[str] = []
     for row in boxed.splitlines()[1:]:
         text = row.strip("│╭╮╰╯─ ")
@@ -148,36 +151,39 @@ def _in_one_line(boxed: str) -> str:
     return " ".join(" ".join(words).replace(" ; ", "; ").split()).strip("; ")
 
 
-def _refused(error: CoresetError, *, machine: bool) -> int:
+def _report(error: CoresetError, *, as_json: bool) -> int:
     text = " ".join(str(error).split())
-    if machine:
+    if as_json:
         print(json.dumps({"event": "error", "exit_code": error.exit_code, "message": text}))
     print(f"coreset: {text}", file=sys.stderr)
     return error.exit_code
 
 
 def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> MachineError | None:
-    """Name what would fit, by the fields that the verb has; None for any other error."""
-    fact, share = "out of memory", 0.5
+    """Return the shortage with the options that reduce it; None for any other error."""
+    message, share = "out of memory", 0.5
     if "torch" in sys.modules:  # not imported for this: it takes memory
         from coreset.engine.runtime.device import memory_shortage
 
         shortage = memory_shortage(error)
         if shortage is None:
             return None
-        fact, share = shortage
+        message, share = shortage
     elif not isinstance(error, MemoryError):
         return None
+    from coreset.engine.stages.options import flat_fields
+
+    options = dict(flat_fields(stage))
+    remedies = [f"use a smaller --{name}" for name in ("size", "samples") if name in options]
     # A recipe fills in the fields that were not given.
-    batch = getattr(getattr(stage, "used", stage), "batch", None)
-    remedies = [f"use a smaller --{name}" for name in ("size", "samples") if hasattr(stage, name)]
+    batch = getattr(getattr(stage, "used", None), "batch", options.get("batch"))
     if batch is not None and (fits := int(batch * share)) >= 1:
         remedies.insert(0, f"--batch {1 << fits.bit_length() - 1} should fit")
-    return MachineError(f"{fact}; {', or '.join(remedies or ['end other programs'])}")
+    return MachineError(f"{message}; {', or '.join(remedies or ['end other programs'])}")
 
 
 def _machine_error(error: OSError) -> MachineError | None:
-    """The error as a fault of the machine, or None if it is a bug of ours."""
+    """Return the error as a fault of the machine; None if it is a bug."""
     import errno
 
     names = ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK")
@@ -192,8 +198,8 @@ def _machine_error(error: OSError) -> MachineError | None:
 def _stop_signals() -> Generator[None]:
     """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError``, SIGINT into ``KeyboardInterrupt``.
 
-    The latter also where it was raised in an import that made another error of it, or in the middle
-    of which something else failed. A SIGINT that the caller of the process ignores stays ignored.
+    An import that SIGINT interrupted may raise another error: that becomes ``KeyboardInterrupt``
+    too. A SIGINT that the caller of the process ignores stays ignored.
     """
     interrupts: list[int] = []
 
@@ -209,7 +215,7 @@ def _stop_signals() -> Generator[None]:
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         handlers[signal.SIGINT] = interrupt
     try:
-        before = {number: signal.signal(number, one) for number, one in handlers.items()}
+        before = {number: signal.signal(number, new) for number, new in handlers.items()}
     except ValueError:  # not the main thread: signals go elsewhere
         before = {}
     try:
@@ -224,31 +230,36 @@ def _stop_signals() -> Generator[None]:
 
 
 class _WithoutPandas:
-    """Importing pandas fails: nothing here uses it, and pyarrow would import it, 0.9 s.
+    """Import hook that hides pandas: pyarrow imports it for its first table, 0.9 s a command.
 
-    Who only looks whether it is there (torch does) is told so.
+    Code that only tests whether pandas exists, as torch does, finds that it does.
     """
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         return ModuleSpec(name, cast("Loader", self)) if name == "pandas" else None
 
     def create_module(self, _spec: ModuleSpec) -> None:
-        """As every module is made."""
+        """Let Python create the module."""
 
     def exec_module(self, module: ModuleType) -> NoReturn:
         raise ModuleNotFoundError("coreset does without pandas", name=module.__name__)
 
 
+def hide_pandas() -> None:
+    """Let every later import of pandas fail."""
+    sys.meta_path.insert(0, _WithoutPandas())
+
+
 def run() -> None:
     """Entry point of the ``coreset`` script."""
     end_on_interrupt()
-    sys.meta_path.insert(0, _WithoutPandas())
+    hide_pandas()
     with contextlib.suppress(BrokenPipeError):
         code = main(sys.argv[1:])
         sys.stdout.flush()
         if code == INTERRUPTED:
-            # Not by sys.exit, of which `python -m` makes a death by SIGINT if the signal came while
-            # a string was executed, as a dataclass does when it is defined.
+            # After sys.exit `python -m` dies of SIGINT if the signal came while a string was
+            # executed, as the definition of a dataclass does.
             os._exit(code)
         sys.exit(code)
     os._exit(DONE)  # the reader of our output went away; nothing is left to say

@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,12 @@ CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("bench", "engine", "kernels", "shards")
 HEAVY = (
     "faiss",
+    "numba",
     "nvidia",
+    "pandas",
     "plotly",
+    "pyarrow.dataset",
+    "scipy",
     "sklearn",
     "timm",
     "torch",
@@ -62,6 +67,22 @@ def test_no_module_is_named_like_one_of_the_standard_library():
     stems = {file: file.stem for name in PACKAGES for file in (CHECKOUT / name).rglob("*.py")}
     shadowing = [str(file) for file, stem in stems.items() if stem in sys.stdlib_module_names]
     assert not shadowing
+
+
+def test_commands_work_in_a_folder_with_modules_of_these_names(tmp_path):
+    (tmp_path / "engine.py").write_text("raise SystemExit('the engine of others')")
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text("raise SystemExit('the kernels of others')")
+    result = subprocess.run(
+        [sys.executable, "-m", "coreset", "ls"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(CHECKOUT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.startswith("no artifacts in .")
 
 
 def test_help_of_every_verb_imports_nothing_heavy():

@@ -52,12 +52,14 @@ def decoded(task: Task) -> Generator[Epoch]:
     from coreset.engine.data.image_cache import open_cache
     from coreset.engine.runtime.progress import Display, choose_display
     from coreset.engine.stages.decode import Decode
+    from coreset.engine.stages.options import Decoding
 
     path = task.folder / "pixels"
     if not path.exists():
         choose_display(Display.QUIET)
         side = SIZE if task.crop == "whole" else SHORT_SIDE
-        Decode(data=task.data, pixels=path, size=side, workers=task.threads).run()
+        decoding = Decoding(workers=task.threads)
+        Decode(data=task.data, pixels=path, size=side, decoding=decoding).run()
     pixels = open_cache(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
     numbers = count()
     yield lambda: _numbered(

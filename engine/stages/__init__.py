@@ -1,1 +1,1 @@
-"""One module per stage; stages never import one another, they meet in files."""
+"""Stages, one module a verb: they exchange files and do not import one another."""

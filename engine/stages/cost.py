@@ -8,8 +8,9 @@ from coreset.engine.artifacts.ledger import (
     read_ledger,
     total_wall_seconds,
 )
-from coreset.engine.runtime.stage import Result, SetPath
+from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.text import aligned, readable_bytes, readable_seconds
+from coreset.engine.stages.options import SetPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
 

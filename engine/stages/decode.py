@@ -1,21 +1,16 @@
 """``coreset decode``: decode a whole data set once, for work that reads it many times."""
 
 import shutil
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import (
-    DataPath,
-    DecoderChoice,
-    PixelsPath,
-    Result,
-    require_at_least,
-    shaping_fields,
-)
+from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.text import readable_bytes
+from coreset.engine.stages.options import DataPath, Decoding, Flat, PixelsPath, shaping_fields
 from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name
@@ -45,14 +40,7 @@ class Decode:
     """Side in pixels: the short side is resized to it and the central square kept."""
     squash: bool = False
     """Squash the whole image to the square instead."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
-    decoder: DecoderChoice = "auto"
-    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
-    decoder_exact: bool = False
-    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
-    workers: int = 0
-    """Decoding threads; 0 = one per core."""
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         require_at_least("size", self.size, 1)
@@ -67,11 +55,11 @@ class Decode:
         """
         from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
         from coreset.engine.data.image_cache import PixelsIndex
-        from coreset.engine.runtime.device import resolve_device
 
         dataset = Dataset.open(self.data)
-        device = resolve_device(self.device).type
-        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact)
+        device = self.decoding.resolved_device().type
+        decoder, exact = self.decoding.decoder, self.decoding.decoder_exact
+        chosen = choose_decoder(decoder, device, exact=exact)
         manifest = dataset.manifest
         provenance = Provenance(
             kind="pixels",
@@ -91,7 +79,7 @@ class Decode:
             self.pixels, provenance, inputs=[self.data], device=device, resumable=True
         ) as work:
             if not work.done:
-                self._decode(work, dataset, device)
+                self._decode(work, dataset)
         return self._outcome(work, decoder_reason(chosen, device))
 
     @property
@@ -114,21 +102,12 @@ class Decode:
                 "free some space, or choose a smaller --size or another output"
             )
 
-    def _decode(self, work: ArtifactWriter, dataset: Dataset, device: str) -> None:
+    def _decode(self, work: ArtifactWriter, dataset: Dataset) -> None:
         from coreset.engine.data.image_cache import INDEX_NAME, begun, write_cache
-        from coreset.engine.data.stream import ImageStream
 
         stored_bytes, before = dataset.ints("bytes"), begun(work.scratch)
         with (
-            ImageStream(
-                dataset,
-                self._geometry,
-                decoder=self.decoder,
-                device=device,
-                workers=self.workers,
-                exact=self.decoder_exact,
-                skip_damaged=True,
-            ) as source,
+            self.decoding.stream(dataset, self._geometry, skip_damaged=True) as source,
             progress("decode", len(dataset)) as bar,
         ):
             bar.resume(before.done if before else 0)

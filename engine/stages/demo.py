@@ -20,8 +20,10 @@ from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_std
 from coreset.engine.report.sets import Row, catalogue
 from coreset.engine.report.verdict import plus_minus, verdicts
+from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.progress import say
-from coreset.engine.runtime.stage import Result, Stage, require_at_least
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import Extractor, Stage
 from coreset.shards.format.files import new_directory, temporary_name
 
 IPC = 10
@@ -59,7 +61,7 @@ class Demo:
         with several_stages():
             for stage in self._stages():
                 outcome = stage.run()
-                stamp = outcome.facts.get("protocol", stamp)
+                stamp = outcome.data.get("protocol", stamp)
                 say(f"{type(stage).__name__.lower()}: {outcome.lines[0]}")
         return self._outcome(stamp)
 
@@ -91,9 +93,8 @@ class Demo:
         for path in sets:
             yield self._train(path, val, results)
         for path in sets:
-            yield Measure(
-                condensed=path, val=val, results=results, backbone=OFFLINE_BACKBONE, size=64
-            )
+            extractor = Extractor(backbone=OFFLINE_BACKBONE, size=64)
+            yield Measure(condensed=path, val=val, results=results, extractor=extractor)
         yield Report(results=results, html=out / "report.html")
 
     def _train(self, condensed: Path, val: Path, results: Path) -> Stage:

@@ -3,13 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from coreset.engine.doctor.machine import Check, Verdict, findings
+from coreset.engine.runtime.checks import require_at_least, require_between
 from coreset.engine.runtime.progress import show
-from coreset.engine.runtime.stage import Result, require_at_least, require_between
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import DeviceChoice
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
 
@@ -34,7 +36,7 @@ class Doctor:
     """Packed data set to prove the device on."""
     path: Path = Path()
     """Folder where artifacts will be written; its disk and file system are probed."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: DeviceChoice = "auto"
     """What is proved; auto: a GPU if there is one."""
     samples: int = 256
     """Images of DATA, spread evenly over it, that the proofs use; they are held in memory."""

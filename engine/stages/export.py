@@ -14,9 +14,9 @@ from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, Meter
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, lock
 from coreset.engine.condensed.condensed_set import SET_NAME, open_set
-from coreset.engine.data.reader import ShardReader
+from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.progress import Progress, progress
-from coreset.engine.runtime.stage import Result, require_at_least
+from coreset.engine.runtime.result import Result
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.export.formats import FORMATS
 from coreset.shards.export.names import (
@@ -72,7 +72,7 @@ class Export:
             )
 
     def run(self) -> Result:
-        """Find the samples, write them all or nothing, say what reads them."""
+        """Find the samples, write all of them or nothing, name what reads them."""
         dataset, ids = self._samples()
         export_format, lines = FORMATS[self.to], list[str]()
         if isinstance(export_format, ListFormat):
@@ -162,6 +162,8 @@ def stored_samples(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[StoredS
     Raises:
         ManifestError: A shard is missing or cut, or an image is not the one that was packed.
     """
+    from coreset.engine.data.reader import ShardReader
+
     rows = dataset.table(["key", "format", "content_hash", "label"]).take(ids)
     with ShardReader(dataset) as reader:
         for start in range(0, ids.size, READ_TOGETHER):
@@ -187,14 +189,14 @@ def _counted(
     samples: Iterable[StoredSample], meter: Meter, bar: Progress
 ) -> Iterator[StoredSample]:
     for sample in samples:
-        meter.images += 1  # before it is passed on: nobody asks again after the last one
+        meter.images += 1  # before the yield: a writer may stop at the last sample
         meter.bytes_read += len(sample.image)
         bar.advance()
         yield sample
 
 
 def _require_free_names(classes: Iterable[str]) -> None:
-    """Class folders lie beside the files that every artifact has."""
+    """Refuse class names that the files of every artifact have: class folders lie beside them."""
     taken = sorted(OWN_NAMES.intersection(classes))
     if taken:
         raise UsageError(

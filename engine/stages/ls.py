@@ -1,4 +1,4 @@
-"""``coreset ls``: the artifacts and results below a folder."""
+"""``coreset ls``: list the artifacts and results below a folder."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
-from coreset.engine.runtime.stage import Result
+from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.text import aligned, readable_bytes
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.files import files_below
@@ -43,28 +43,28 @@ class List:
         """Read the provenance of every directory at most two levels below ``folder``."""
         if not self.folder.is_dir():
             raise UsageError(f"{self.folder} is not a folder; name one that holds artifacts")
-        found = [
+        artifacts = [
             artifact for path in _folders(self.folder) for artifact in _read(path, self.folder)
         ]
-        facts = {"artifacts": [asdict(artifact) for artifact in found]}
-        if not found:
-            return Result((f"no artifacts in {self.folder}; `coreset demo` makes some",), facts)
-        return Result(aligned(_HEADER, [_row(artifact) for artifact in found]), facts)
+        data = {"artifacts": [asdict(artifact) for artifact in artifacts]}
+        if not artifacts:
+            return Result((f"no artifacts in {self.folder}; `coreset demo` makes some",), data)
+        return Result(aligned(_HEADER, [_row(artifact) for artifact in artifacts]), data)
 
 
 def _folders(root: Path) -> Iterator[Path]:
     """Yield the visible directories one and two levels below ``root``, sorted."""
-    found = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir())
-    for path in sorted(found):
+    folders = (path for pattern in ("*", "*/*") for path in root.glob(pattern) if path.is_dir())
+    for path in sorted(folders):
         if not any(part.startswith(".") for part in path.relative_to(root).parts):
             yield path
 
 
 def _read(path: Path, root: Path) -> Iterator[Artifact]:
-    """Yield the artifact that ``path`` is, if it is one."""
+    """Yield the artifact in ``path``, if it holds one."""
     stages = [stage for table, stage in RESULT_TABLES.items() if (path / table).is_file()]
     if (path / PROVENANCE_NAME).is_file():
-        kind, made_by, digest = _made(path)
+        kind, made_by, digest = _origin(path)
     elif stages:
         kind, made_by, digest = "results", ", ".join(stages), ""
     else:
@@ -74,7 +74,7 @@ def _read(path: Path, root: Path) -> Iterator[Artifact]:
     yield Artifact(kind=kind, name=name, made_by=made_by, size_bytes=size_bytes, digest=digest)
 
 
-def _made(path: Path) -> tuple[str, str, str]:
+def _origin(path: Path) -> tuple[str, str, str]:
     try:
         provenance = Provenance.read(path)
     except StoreError:

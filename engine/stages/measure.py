@@ -3,9 +3,9 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
@@ -15,17 +15,27 @@ from coreset.engine.evaluation import metrics
 from coreset.engine.evaluation.metrics import FeaturePair, Metric
 from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.features import FeatureSpec, features_for
-from coreset.engine.runtime.stage import (
-    DecoderChoice,
-    Result,
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import (
+    Decoding,
+    DeviceChoice,
+    Extractor,
+    Flat,
     ResultsPath,
     SetPath,
     ValPath,
-    require_at_least,
 )
 from coreset.shards.errors import DataError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeatureDecoding(Decoding):
+    """Options of decoding for the features."""
+
+    device: DeviceChoice = "auto"
+    """auto: a GPU if there is one (features; the search itself runs on the CPU)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,61 +53,36 @@ class Measure:
     """Packed validation set with the same classes: the reference."""
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
-    backbone: str = "auto"
-    """Frozen backbone, as in `coreset embed`; auto takes one whose weights are on this machine."""
-    weights: Path | None = None
-    """Weights of that backbone, if not on this machine."""
-    size: int = 224
-    """Images are squashed to a square of this many pixels."""
-    batch: int = 64
-    """Images per forward pass."""
+    extractor: Flat[Extractor] = field(default_factory=Extractor)
     data: Path | None = None
     """Where the data set of a coreset lies now, if it was moved."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one (features; the search itself runs on the CPU)."""
-    decoder: DecoderChoice = "auto"
-    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
-    decoder_exact: bool = False
-    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
-    workers: int = 0
-    """Decoding threads; 0 = one per core."""
-
-    def __post_init__(self) -> None:
-        require_at_least("size", self.size, 8)
-        require_at_least("batch", self.batch, 1)
+    decoding: Flat[FeatureDecoding] = field(default_factory=FeatureDecoding)
 
     def run(self) -> Result:
         """Get the features of set and reference, compute every metric, append the rows."""
-        from coreset.engine.models.backbones import AUTO, choose_backbone, told_backbone
-
-        if self.backbone == AUTO:
-            result = replace(self, backbone=choose_backbone(AUTO, self.weights)).run()
-            return replace(result, lines=(*told_backbone(AUTO, self.weights), *result.lines))
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results = Results(self.results)
-        columns = {
-            metric: self._columns(condensed, val, metric) for metric in metrics.METRICS.values()
-        }
+        own = self.extractor.spec(self.decoding)
+        specs = {metric: _spec_of(metric, own) for metric in metrics.METRICS.values()}
+        columns = {metric: _columns(condensed, val, metric, spec) for metric, spec in specs.items()}
         keys = [row["key"] for row in columns.values()]
         if not set(keys) <= results.keys(METRICS):
-            self._measure(results, condensed, val, columns)
-        return self._result(results, set(keys))
+            self._measure(results, condensed, val, specs, columns)
+        return self._result(results, set(keys), own.backbone)
 
     def _measure(
         self,
         results: Results,
         condensed: CondensedSet,
         val: Dataset,
+        specs: Mapping[Metric, FeatureSpec],
         columns: Mapping[Metric, dict[str, Any]],
     ) -> None:
         """Compute all metrics and append their rows."""
-        from coreset.engine.runtime.device import resolve_device
-
-        device = str(resolve_device(self.device))
+        device = str(self.decoding.resolved_device())
         meter = Meter("measure", next(iter(columns.values()))["key"], device)
-        specs = {metric: self._spec(metric) for metric in columns}
         pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
         try:
             values = {metric: metric.measure(pairs[spec]) for metric, spec in specs.items()}
@@ -117,52 +102,49 @@ class Measure:
         meter.images = len(condensed.ids) + len(val)
         results.append(METRICS, rows, [meter.line()])
 
-    def _columns(self, condensed: CondensedSet, val: Dataset, metric: Metric) -> dict[str, Any]:
-        """Return the columns of one metric's row, and the key that they and the inputs give."""
-        from coreset.engine.models.backbones import weights_key
-
-        spec = self._spec(metric)
-        columns = {
-            "metric": metric.stamp,
-            "backbone": f"{spec.backbone}@{spec.size}",
-            "weights": weights_key(spec.backbone, spec.weights),
-        }
-        inputs = {
-            "set": condensed.provenance.digest,
-            "val": [val.manifest.identity, val.manifest.content],
-            "size": spec.size,
-        }
-        return {"key": digest_of(inputs | columns), **columns}
-
-    def _spec(self, metric: Metric) -> FeatureSpec:
-        """Return the features that a metric needs."""
-        backbone, size = metric.backbone or (self.backbone, self.size)
-        return FeatureSpec(
-            backbone=backbone,
-            weights=None if metric.backbone else self.weights,
-            size=size,
-            batch=self.batch,
-            device=self.device,
-            decoder=self.decoder,
-            exact=self.decoder_exact,
-            workers=self.workers,
-        )
-
-    def _result(self, results: Results, keys: set[str]) -> Result:
+    def _result(self, results: Results, keys: set[str], backbone: str) -> Result:
         rows = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
         shown = ", ".join(
             f"{stamp.partition('@')[0]} {'-' if value is None else f'{value:.4f}'}"
             for stamp, value in values.items()
         )
-        title = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.backbone}"
+        title = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {backbone}"
         return Result(
             (
+                *self.extractor.notice(),
                 f"{title}: {shown}: {self.results}",
                 f"next: coreset report {self.results} report.html",
             ),
             {"results": str(self.results), **values},
         )
+
+
+def _spec_of(metric: Metric, own: FeatureSpec) -> FeatureSpec:
+    """Return the features that a metric needs: those that were asked for, or its own."""
+    if metric.backbone is None:
+        return own
+    backbone, size = metric.backbone
+    return replace(own, backbone=backbone, weights=None, size=size)
+
+
+def _columns(
+    condensed: CondensedSet, val: Dataset, metric: Metric, spec: FeatureSpec
+) -> dict[str, Any]:
+    """Return the columns of one metric's row, and the key that they and the inputs give."""
+    from coreset.engine.models.backbones import weights_key
+
+    columns = {
+        "metric": metric.stamp,
+        "backbone": f"{spec.backbone}@{spec.size}",
+        "weights": weights_key(spec.backbone, spec.weights),
+    }
+    inputs = {
+        "set": condensed.provenance.digest,
+        "val": [val.manifest.identity, val.manifest.content],
+        "size": spec.size,
+    }
+    return {"key": digest_of(inputs | columns), **columns}
 
 
 def _features(condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> FeaturePair:

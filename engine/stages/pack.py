@@ -1,4 +1,4 @@
-"""``coreset pack``: images in any common layout become a packed data set."""
+"""``coreset pack``: pack images of any common layout into a data set."""
 
 import shutil
 from contextlib import ExitStack
@@ -19,9 +19,11 @@ from coreset.engine.artifacts.pack_inputs import (
 )
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
+from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.distributed import Distributed, join
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Result, SourcePath, require_at_least
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import DataPath, SourcePath
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list, recognise
 from coreset.shards.format.dataset import Dataset
@@ -34,7 +36,7 @@ from coreset.shards.packing.quarantine import list_path
 from coreset.shards.sources.base import Order, Repeats, Source
 from coreset.shards.sources.names import split_of
 
-# Kinds of stored images that a user should hear of.
+# Kinds of images that the summary counts.
 UNUSUAL = frozenset(
     {"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette", "odd_sampling"}
 )
@@ -125,29 +127,32 @@ class Pack:
         """
         require_output(self.data)
         with join() as ranks:
-            plan = self._found(ranks)
+            plan = self._find(ranks)
             return self._lead(plan, ranks) if ranks.is_main else self._follow(plan, ranks)
 
-    def _found(self, ranks: Distributed) -> Plan:
-        """Find the source, the leading rank first: it may have to decompress it for all."""
+    def _find(self, ranks: Distributed) -> Plan:
+        """Find the source and plan the shards.
+
+        The main rank goes first: it may have to decompress the source for all.
+        """
         plans: list[Plan] = []
 
-        def look() -> int:
-            found = self._places.find(
-                only=self._only,
+        def find() -> int:
+            source = self._places.find(
+                only=self._wanted_classes,
                 duplicates=self.duplicates,
                 data=self.data,
                 one_class=self.one_class,
             )
-            plans.append(self._plan(found))
+            plans.append(self._plan(source))
             return 0
 
         if ranks.is_main:
-            ranks.run_on_all(look)
+            ranks.run_on_all(find)
             ranks.wait()
         else:
             ranks.wait()
-            ranks.run_on_all(look)
+            ranks.run_on_all(find)
         return plans[0]
 
     def _lead(self, plan: Plan, ranks: Distributed) -> Result:
@@ -161,23 +166,23 @@ class Pack:
                 works.append(work)
                 return _NOTHING_LEFT if work.done or not prepare(plan, work.scratch) else _GO
 
-            went_on = ranks.run_on_all(start)[0] == _GO
+            must_pack = ranks.run_on_all(start)[0] == _GO
             (work,) = works
-            if went_on:
+            if must_pack:
                 work.meter.notes["ranks"] = ranks.world
                 ranks.run_on_all(lambda: self._pack_part(plan, work.scratch, work.meter, ranks))
             if not work.done:
                 self._finish(plan, work)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
         manifest = Manifest.read(self.data)
-        lines = self._summary(manifest, plan.source, was_there=work.done)
+        lines = self._summary(manifest, plan.source, existed=work.done)
         counts = {"samples": manifest.n_samples, "quarantined": manifest.n_quarantined}
         return Result(
             tuple(lines), {"data": str(self.data), **counts, "kinds": dict(manifest.kinds)}
         )
 
     def _follow(self, plan: Plan, ranks: Distributed) -> Result:
-        """Pack this rank's shards into the leading rank's folder."""
+        """Pack this rank's shards into the main rank's folder."""
         if ranks.wait()[0] == _GO:
             scratch = temporary_name(self.data)
             meter = Meter("pack", "")
@@ -197,14 +202,15 @@ class Pack:
             )
         return 0
 
-    def _plan(self, found: Source) -> Plan:
+    def _plan(self, source: Source) -> Plan:
         place = self.src.resolve()
-        by_place = place.parent.name if place.name in SPLITS else place.stem
+        place_name = place.parent.name if place.name in SPLITS else place.stem
         return plan_of(
-            found,
+            source,
             self._settings(),
-            name=self.name or recognise(found.classes) or by_place,
-            split=self.split or (place.name if place.name in SPLITS else split_in(place.stem)),
+            name=self.name or recognise(source.classes) or place_name,
+            split=self.split
+            or (place.name if place.name in SPLITS else split_of(place.stem) or place.stem),
             labels=self.labels,
             skip_damaged=self.on_bad == "quarantine",
         )
@@ -230,13 +236,13 @@ class Pack:
             "quality": self.quality if resized else None,
             "checked": self.check,
             "max_pixels": MAX_PIXELS,
-            "classes": self._only and classes_digest(self._only),
+            "classes": self._wanted_classes and classes_digest(self._wanted_classes),
             "duplicates": self.duplicates,
             "labels": table,
         }
 
     @property
-    def _only(self) -> tuple[str, ...] | None:
+    def _wanted_classes(self) -> tuple[str, ...] | None:
         return tuple(sorted(class_list(self.classes, ordered=False))) if self.classes else None
 
     def _finish(self, plan: Plan, work: ArtifactWriter) -> None:
@@ -250,8 +256,8 @@ class Pack:
         listed.unlink(missing_ok=True)
         work.provenance = bound(work.provenance, manifest)
 
-    def _summary(self, manifest: Manifest, source: Source, *, was_there: bool) -> list[str]:
-        lines = [f"left out: {what}" for what in source.skipped]
+    def _summary(self, manifest: Manifest, source: Source, *, existed: bool) -> list[str]:
+        lines = [f"left out: {skipped}" for skipped in source.skipped]
         if manifest.n_quarantined:
             lines.append(
                 f"warning: {manifest.n_quarantined:,} of {manifest.n_found:,} files were refused; "
@@ -267,18 +273,13 @@ class Pack:
         unusual = [f"{n:,} {kind}" for kind, n in manifest.kinds.items() if kind in UNUSUAL]
         if unusual:
             lines.append(f"stored as they are, and flagged: {', '.join(unusual)}")
-        fact = "was there already" if was_there else "packed"
+        state = "was there already" if existed else "packed"
         lines.append(
-            f"{fact}: {manifest.n_samples:,} samples of {len(manifest.classes):,} classes in "
+            f"{state}: {manifest.n_samples:,} samples of {len(manifest.classes):,} classes in "
             f"{len(manifest.shards):,} shards, {self.data}"
         )
         lines.append(f"next: coreset score {self.data} SCORES")
         return lines
-
-
-def split_in(name: str) -> str:
-    """The split that a name tells (``ILSVRC2012_img_train``), or the name."""
-    return split_of(name) or name
 
 
 def _digest(table: Path) -> str:

@@ -1,4 +1,4 @@
-"""``coreset quarantine``: the files that a packing refused, and another try at them."""
+"""``coreset quarantine``: list the files that packing refused, or try them again."""
 
 import shutil
 from dataclasses import dataclass
@@ -10,8 +10,9 @@ import tyro
 from coreset.engine.artifacts.pack_inputs import Account, bound, plan_again, spool_of
 from coreset.engine.artifacts.writer import output_folder, replace_artifact
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Result
+from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.text import aligned
+from coreset.engine.stages.options import DataPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import read_refused
@@ -81,21 +82,21 @@ class Quarantine:
             replace_artifact(self.data, provenance) as work,
             progress("retry", before.n_quarantined, "shards at most") as bar,
         ):
-            more = retry_refused(
+            n_packed = retry_refused(
                 dataset,
                 plan,
                 work.scratch,
                 workers=thread_count(self.workers),
                 observer=Account(work.meter, bar, work.scratch),
             )
-            work.done = more == 0
-            if more:
+            work.done = n_packed == 0
+            if n_packed:
                 manifest = finish(plan, work.scratch, list_path(self.data))
                 work.provenance = bound(provenance, manifest)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
         after = Manifest.read(self.data)
-        fact = f"{more:,} of {before.n_quarantined:,} refused files are packed now"
-        lines = [f"{fact}, {after.n_quarantined:,} are refused still: {self.data}"]
-        if more:
+        packed = f"{n_packed:,} of {before.n_quarantined:,} refused files are packed now"
+        lines = [f"{packed}, {after.n_quarantined:,} are refused still: {self.data}"]
+        if n_packed:
             lines.append("the data set has a new identity: score it again")
-        return Result(tuple(lines), {"data": str(self.data), "packed": more})
+        return Result(tuple(lines), {"data": str(self.data), "packed": n_packed})

@@ -2,25 +2,28 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
+from coreset.engine.runtime.checks import require_at_least, require_between
 from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.openmp import use_passive_wait
-from coreset.engine.runtime.stage import (
-    DataPath,
-    DecoderChoice,
-    Result,
-    ScoresPath,
-    require_at_least,
-    require_between,
-)
+from coreset.engine.runtime.result import Result
 from coreset.engine.scoring.checkpoint import UNDECODABLE_NAME, undecodable_of
 from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe
+from coreset.engine.stages.options import (
+    Backbone,
+    DataPath,
+    Decoding,
+    Flat,
+    ScoresPath,
+    feature_spec,
+    flat_fields,
+)
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 
@@ -32,6 +35,15 @@ _STREAMED = (
     "images did not fit into memory and were decoded every epoch; faster: `coreset decode` once, "
     "then --pixels"
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrozenBackbone(Backbone):
+    """Options of the features that ``--proxy linear`` reads."""
+
+    backbone: str = "auto"
+    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
+    this machine."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,22 +105,11 @@ class Score:
     """Start weights, order and crops."""
     deterministic: bool = False
     """On a GPU use deterministic kernels alone, some slower; a CPU is always deterministic."""
-    backbone: str = "auto"
-    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
-    this machine."""
-    weights: Path | None = None
-    """Weights of that backbone, if not on this machine."""
+    frozen: Flat[FrozenBackbone] = field(default_factory=FrozenBackbone)
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
     graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
-    decoder: DecoderChoice = "auto"
-    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
-    decoder_exact: bool = False
-    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
-    workers: int = 0
-    """Decoding threads; 0 = one per core."""
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         used = self.used
@@ -135,7 +136,7 @@ class Score:
             raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, got --proxy linear")
         if self.folds is not None and not reads_features:
             raise UsageError(f"folds go with --proxy linear, got --proxy {self.proxy}")
-        if self.pixels is not None and self.decoder_exact:
+        if self.pixels is not None and self.decoding.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
         least = SMALLEST_SIZE[self.proxy]
         if used.start_size and not least <= used.start_size <= used.size:
@@ -158,13 +159,13 @@ class Score:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
         require_output(self.scores)
         dataset = Dataset.open(self.data)
-        use_passive_wait(self.device)
+        use_passive_wait(self.decoding.device)
 
-        from coreset.engine.runtime.device import deterministic_kernels, resolve_device
+        from coreset.engine.runtime.device import deterministic_kernels
         from coreset.engine.scoring.setup import Setup
 
         with join() as ranks:
-            device = resolve_device(self.device)
+            device = self.decoding.resolved_device()
             setup = Setup(
                 dataset=dataset,
                 recipe=self.used,
@@ -199,24 +200,14 @@ class Score:
     @property
     def _backbone(self) -> str:
         """Name of the backbone; with --proxy resnet18, which has none, the default is recorded."""
-        from coreset.engine.models.backbones import DEFAULT_BACKBONE, choose_backbone
+        from coreset.engine.models.backbones import DEFAULT_BACKBONE
 
-        if self.backbone == "auto" and self.proxy != "linear":
+        if self.frozen.backbone == "auto" and self.proxy != "linear":
             return DEFAULT_BACKBONE
-        return choose_backbone(self.backbone, self.weights)
+        return self.frozen.chosen()
 
     def _features(self) -> "FeatureSpec":
-        from coreset.engine.models.features import FeatureSpec
-
-        return FeatureSpec(
-            backbone=self._backbone,
-            weights=self.weights,
-            size=self.used.size,
-            device=self.device,
-            decoder=self.decoder,
-            exact=self.decoder_exact,
-            workers=self.workers,
-        )
+        return feature_spec(self._backbone, self.frozen, self.decoding, size=self.used.size)
 
     def _provenance(self, setup: "Setup", inputs: Mapping[str, Path]) -> Provenance:
         from coreset.engine.runtime.device import runtime_of
@@ -225,7 +216,8 @@ class Score:
             "el2n_epochs", "final", "tdds", "record_margins", "seed", "decoder_exact",
             "deterministic",
         )  # fmt: skip
-        config = setup.recipe.settings() | {name: getattr(self, name) for name in own}
+        options = dict(flat_fields(self))
+        config = setup.recipe.settings() | {name: options[name] for name in own}
         config |= {} if self.folds is None else {"folds": self.folds}
         config["backbone"] = setup.features.backbone
         runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
@@ -235,7 +227,7 @@ class Score:
             kind="scores",
             stage="score",
             config=config | {"recipe": self.used.stamp},
-            runtime=runtime | {"decoder": self.decoder, "compile": self.compile},
+            runtime=runtime | {"decoder": self.decoding.decoder, "compile": self.compile},
             binds=binds,
             inputs=tuple(
                 Provenance.read(path).as_input(role, path, self.scores)
@@ -244,8 +236,6 @@ class Score:
         )
 
     def _outcome(self, work: ArtifactWriter, setup: "Setup") -> Result:
-        from coreset.engine.data.decoders.choose import decoder_notice
-        from coreset.engine.models.backbones import told_backbone
         from coreset.engine.scoring.score_table import selection_hint
 
         undecodable = undecodable_of(self.scores)
@@ -253,11 +243,11 @@ class Score:
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        told = decoder_notice(self.decoder, setup.device.type, exact=self.decoder_exact)
+        decodes = self.proxy == "resnet18" and self.pixels is None
         return Result(
             (
-                *(told if self.proxy == "resnet18" and self.pixels is None else ()),
-                *(told_backbone(self.backbone, self.weights) if self.proxy == "linear" else ()),
+                *(self.decoding.notice() if decodes else ()),
+                *(self.frozen.notice() if self.proxy == "linear" else ()),
                 *filter(None, [str(work.meter.notes.get("note", ""))]),
                 *([_STREAMED] if work.meter.notes.get("streamed") else []),
                 f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",

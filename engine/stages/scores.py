@@ -15,14 +15,8 @@ from coreset.engine.condensed.comparison import (
     cost_table,
     overlap_table,
 )
-from coreset.engine.runtime.stage import (
-    Result,
-    ScoreName,
-    ScoreNameOrNone,
-    ScoresPath,
-    require_at_least,
-    require_between,
-)
+from coreset.engine.runtime.checks import require_at_least, require_between
+from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
 from coreset.engine.scoring.score_table import (
     ScoreTable,
@@ -42,6 +36,7 @@ from coreset.engine.scoring.suspects import (
     suspect_table,
     write_suspects,
 )
+from coreset.engine.stages.options import ScoreName, ScoreNameOrNone, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.manifest import MANIFEST_NAME

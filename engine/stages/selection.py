@@ -22,14 +22,16 @@ from coreset.engine.condensed.selection import (
     Values,
     draw_coreset,
 )
+from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.choices import (
     choice_of,
     default_parameters,
     own_parameters,
     parameters_of,
 )
-from coreset.engine.runtime.stage import Result, ScoreName, SetPath, require_at_least
+from coreset.engine.runtime.result import Result
 from coreset.engine.scoring.score_table import ScoreTable
+from coreset.engine.stages.options import ScoreName, SetPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset

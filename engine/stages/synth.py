@@ -1,4 +1,4 @@
-"""``coreset synth``: a synthetic data set with known truth, for benchmarks and tests at scale."""
+"""``coreset synth``: generate a data set with known truth, for benchmarks and tests at scale."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import Literal
 from coreset.engine.artifacts.pack_inputs import Account, bound
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Result, require_at_least, shaping_fields
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import DataPath, shaping_fields
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
@@ -24,7 +26,7 @@ TRUTH_NAME = "truth.parquet"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Synth:
-    """Generate photographs that never were, packed, with wrong labels and difficulty planted.
+    """Generate a packed data set of synthetic images with known wrong labels and difficulty.
 
     Sizes and bytes follow ImageNet's. The class of an image shows in its colours and its pattern;
     truth.parquet beside the shards holds the true label and the difficulty of every sample.
@@ -44,7 +46,7 @@ class Synth:
     """Seed of the images; another seed makes other images of the same classes, such as for
     validation."""
     class_seed: int = 0
-    """Seed of what the classes look like."""
+    """Seed of the colours and patterns of the classes."""
     split: str = "train"
     """Split to record."""
     samples_per_shard: int = 2000

@@ -1,7 +1,7 @@
 """``coreset train``: train students on a condensed set and evaluate them on a validation set."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,17 +16,12 @@ from coreset.engine.evaluation.results import (
     key_in_precision,
     stamp_in_precision,
 )
+from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.choices import choice_of
 from coreset.engine.runtime.openmp import use_passive_wait
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import (
-    DecoderChoice,
-    Result,
-    ResultsPath,
-    SetPath,
-    ValPath,
-    require_at_least,
-)
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import Decoding, Flat, ResultsPath, SetPath, ValPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 
@@ -74,14 +69,7 @@ class Train:
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
     graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU if there is one."""
-    decoder: DecoderChoice = "auto"
-    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
-    decoder_exact: bool = False
-    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
-    workers: int = 0
-    """Decoding threads; 0 = one per core."""
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         require_at_least("repeats", self.repeats, 1)
@@ -92,8 +80,8 @@ class Train:
 
     def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
-        use_passive_wait(self.device)
-        from coreset.engine.runtime.device import resolve_device, runtime_of
+        use_passive_wait(self.decoding.device)
+        from coreset.engine.runtime.device import runtime_of
 
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
@@ -104,7 +92,7 @@ class Train:
         protocol = published.shortened(
             epochs=self.epochs, size=self.size, evaluations=self.evaluations
         )
-        device = resolve_device(self.device)
+        device = self.decoding.resolved_device()
         results, runtime = Results(self.results), runtime_of(device)
         precision = str(runtime["precision"])
         stamp = stamp_in_precision(protocol.stamp, precision)
@@ -115,7 +103,7 @@ class Train:
         note = ""
         missing = {seed: key for seed, key in keys.items() if key not in results.keys(STUDENTS)}
         if missing:
-            train_pixels, val_pixels = self._pixels(condensed, val, protocol, device)
+            train_pixels, val_pixels = self._pixels(condensed, val, protocol)
             results.record_lineage(condensed)
             common = {
                 **results.set_columns(condensed),
@@ -149,37 +137,16 @@ class Train:
         )
 
     def _pixels(
-        self,
-        condensed: CondensedSet,
-        val: Dataset,
-        protocol: "Protocol",
-        device: "torch.device",
+        self, condensed: CondensedSet, val: Dataset, protocol: "Protocol"
     ) -> "tuple[EpochSource, EpochSource]":
         """Decode the set onto the device, and the validation images if they fit."""
         from coreset.engine.data.geometry import Geometry
         from coreset.engine.data.images import cache_if_fits, load_into_memory
-        from coreset.engine.data.stream import ImageStream
 
         geometry = Geometry(protocol.size, protocol.size)
-        chosen = ImageStream(
-            condensed.dataset,
-            geometry,
-            decoder=self.decoder,
-            exact=self.decoder_exact,
-            device=device.type,
-            workers=self.workers,
-            ids=condensed.ids,
-        )
-        with chosen:
+        with self.decoding.stream(condensed.dataset, geometry, condensed.ids) as chosen:
             train_pixels = load_into_memory(chosen)
-        validation = ImageStream(
-            val,
-            geometry,
-            decoder=self.decoder,
-            exact=self.decoder_exact,
-            device=device.type,
-            workers=self.workers,
-        )
+        validation = self.decoding.stream(val, geometry)
         val_pixels = cache_if_fits(validation)
         if val_pixels is not validation:
             validation.close()

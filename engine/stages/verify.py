@@ -1,4 +1,4 @@
-"""``coreset verify``: whether a packed data set is still what was packed; mends a shard."""
+"""``coreset verify``: check a packed data set, find images that occur twice, repair a shard."""
 
 import shutil
 from collections.abc import Iterator
@@ -9,7 +9,8 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.pack_inputs import Account, plan_again
 from coreset.engine.artifacts.writer import lock, output_folder, require_output
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.stage import DataPath, Result
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import DataPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_directory
@@ -27,7 +28,7 @@ from coreset.shards.verify import (
     write_pairs,
 )
 
-DEPTH_SAID = {
+DEPTH_NOTES = {
     Depth.FAST: "sizes and counts only: leave out --fast to read every byte",
     Depth.BYTES: "every byte read: add --deep to decode every image",
     Depth.DEEP: "every image decodes",
@@ -66,7 +67,7 @@ class Verify:
             raise UsageError("src is used by --repair only; name the shard to build again")
 
     def run(self) -> Result:
-        """Mend what is to be mended, check, look for images that occur twice.
+        """Repair the named shard, check the data set, look for images that occur twice.
 
         Raises:
             UsageError: ``data`` is not a packed data set, or its source is gone.
@@ -74,21 +75,20 @@ class Verify:
         """
         if self.pairs is not None:
             require_output(self.pairs)
-        lines = [self._repaired()] if self.repair else []
-        whole = self._verified()
-        counts = f"{whole.n_samples:,} samples in {whole.n_shards:,} shards"
-        said = DEPTH_SAID[self._depth]
-        lines.append(f"{self.data} is whole: {counts}, {whole.bytes_read:,} bytes read; {said}")
-        facts = {"data": str(self.data), "samples": whole.n_samples}
+        lines = [self._repair()] if self.repair else []
+        checked = self._verify()
+        counts = f"{checked.n_samples:,} samples in {checked.n_shards:,} shards"
+        note = DEPTH_NOTES[self._depth]
+        lines.append(f"{self.data} is whole: {counts}, {checked.bytes_read:,} bytes read; {note}")
         if not self.fast:
-            lines += self._twice()
-        return Result(tuple(lines), facts)
+            lines += self._duplicates()
+        return Result(tuple(lines), {"data": str(self.data), "samples": checked.n_samples})
 
     @property
     def _depth(self) -> Depth:
         return Depth.FAST if self.fast else Depth.DEEP if self.deep else Depth.BYTES
 
-    def _verified(self) -> Verification:
+    def _verify(self) -> Verification:
         total = 0 if self.fast else Manifest.read(self.data).n_samples
         with progress("verify", total) as bar:
             return verify(
@@ -98,7 +98,7 @@ class Verify:
                 on_shard=lambda entry: bar.advance(entry.samples),
             )
 
-    def _repaired(self) -> str:
+    def _repair(self) -> str:
         dataset = Dataset.open(self.data)
         number = shard_number(dataset, self.repair)
         plan, _ = plan_again(self.data, self.src)
@@ -112,22 +112,22 @@ class Verify:
                 shutil.rmtree(scratch)
         return f"built again from {plan.source.place}: {dataset.manifest.shards[number].name}"
 
-    def _twice(self) -> Iterator[str]:
+    def _duplicates(self) -> Iterator[str]:
         dataset = Dataset.open(self.data)
-        other = dataset if self.against is None else Dataset.open(self.against)
-        pairs = copies(dataset) if self.against is None else shared(dataset, other)
+        reference = dataset if self.against is None else Dataset.open(self.against)
+        pairs = copies(dataset) if self.against is None else shared(dataset, reference)
         if len(pairs):
-            yield self._said_of(pairs, dataset, other)
+            yield self._warning(pairs, dataset, reference)
         if self.pairs is not None:
             with output_folder(self.pairs):
-                write_pairs(self.pairs, pairs, dataset, other)
+                write_pairs(self.pairs, pairs, dataset, reference)
             yield f"listed: {len(pairs):,} pairs, {self.pairs}"
 
-    def _said_of(self, pairs: Pairs, dataset: Dataset, other: Dataset) -> str:
-        mislabelled = int(under_another_label(pairs, dataset, other).sum())
-        example = f"{dataset.keys[pairs.first[0]]} and {other.keys[pairs.second[0]]}"
-        where = f"of {other.path} are in {dataset.path} too" if self.against else "are copies"
+    def _warning(self, pairs: Pairs, dataset: Dataset, reference: Dataset) -> str:
+        mislabelled = int(under_another_label(pairs, dataset, reference).sum())
+        example = f"{dataset.keys[pairs.first[0]]} and {reference.keys[pairs.second[0]]}"
+        where = f"of {reference.path} are in {dataset.path} too" if self.against else "are copies"
         return (
-            f"warning: {len(pairs):,} of {len(other):,} images {where}, {mislabelled:,} under "
+            f"warning: {len(pairs):,} of {len(reference):,} images {where}, {mislabelled:,} under "
             f"another label, such as {example}"
         )

@@ -68,11 +68,8 @@ class Fork:
 
 
 @pytest.fixture(scope="session")
-def fork(
-    _private_cache: None, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[Callable[..., Fork]]:
-    """``fork(PROGRAM, *arguments, NAME="value")``: run Python code in a child, without imports."""
-    folder, numbers = tmp_path_factory.mktemp("forks"), count()
+def ask_server(_private_cache: None) -> Generator[Callable[..., int]]:
+    """``ask_server(wait=12)``: the answer of the server that starts forks (fork_server.py)."""
     server = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("fork_server.py")],
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])},
@@ -87,20 +84,33 @@ def fork(
         print(json.dumps(request), file=server.stdin, flush=True)
         return int(server.stdout.readline())
 
-    def start(program: str, *arguments: object, **environment: str) -> Fork:
-        output, words = folder / str(next(numbers)), list(map(str, arguments))
-        env = os.environ | environment
-        pid = ask(program=program, arguments=words, env=env, output=str(output))
-        return Fork(pid, output, ask)
-
-    yield start
+    yield ask
     with server:
         pass
 
 
 @pytest.fixture(scope="session")
-def start_ranks(fork: Callable[..., Fork]) -> Callable[..., list[Fork]]:
+def fork(
+    ask_server: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Fork]:
+    """``fork(PROGRAM, *arguments, NAME="value")``: run Python code in a child, without imports."""
+    folder, numbers = tmp_path_factory.mktemp("forks"), count()
+
+    def start(program: str, *arguments: object, **environment: str) -> Fork:
+        output, words = folder / str(next(numbers)), list(map(str, arguments))
+        env = os.environ | environment
+        pid = ask_server(program=program, arguments=words, env=env, output=str(output))
+        return Fork(pid, output, ask_server)
+
+    return start
+
+
+@pytest.fixture(scope="session")
+def start_ranks(
+    ask_server: Callable[..., int], fork: Callable[..., Fork]
+) -> Callable[..., list[Fork]]:
     """``start_ranks(PROGRAM, *arguments, world=2)``: the same program in every rank of a job."""
+    ask_server(**{"import": "torch._dynamo"})  # several seconds, which only ranks take
 
     def start(program: str, *arguments: object, world: int = 2) -> list[Fork]:
         with socket.socket() as server:
@@ -253,6 +263,21 @@ def ccs_set(scored: Path, work: Path) -> Path:
     """Two photos of each class by CCS; read only."""
     chosen = ("--ipc", 2, "--misratio", 0.1)
     return made(work / "CCS", "select", scored, work / "CCS", *chosen)
+
+
+@pytest.fixture(scope="session")
+def inputs(
+    photos: Path, packed: Path, val: Path, scored: Path, random_set: Path
+) -> dict[str, Path]:
+    """Inputs by the names that stand for them in the commands."""
+    return {
+        "PHOTOS": photos,
+        "DATA": packed,
+        "VALIDATION": val,
+        "SCORES": scored,
+        "SET": random_set,
+        "LIST": random_set / "ids.npy",
+    }
 
 
 def made(out: Path, *words: object) -> Path:

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from coreset.engine.runtime.stage import Result, SetPath, require_at_least
+from coreset.engine.runtime.checks import require_at_least
+from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import SetPath
 from coreset.shards.errors import DataError, MachineError
 
 MODULE = "fake"

@@ -1,8 +1,8 @@
 """Server for tests: Python programs run in forks of one process that has imported what they need.
 
 A fresh interpreter takes seconds to import torch, a fork none. Reads a JSON object per line:
-``{"program", "arguments", "env", "output"}`` is answered by the id of the process that runs it, and
-``{"wait": id}`` by its exit code.
+``{"program", "arguments", "env", "output"}`` is answered by the id of the process that runs it,
+``{"wait": id}`` by its exit code, and ``{"import": name}`` by 0 once all later forks have it.
 """
 
 import json
@@ -16,7 +16,6 @@ IMPORTED = (
     "pyarrow.dataset",
     "safetensors.torch",
     "simplejpeg",
-    "torch._dynamo",
     "torch.distributed",
     "tyro",
     "torchvision.models",
@@ -44,7 +43,10 @@ def serve() -> dict[str, Any] | None:
     """Answer requests; return one in the process that is to run it, None when all are answered."""
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
+        if "import" in request:
+            import_module(request["import"])
+            answer = 0
+        elif "wait" in request:
             answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
         elif (answer := os.fork()) == 0:
             return request
@@ -54,7 +56,9 @@ def serve() -> dict[str, Any] | None:
 
 
 if __name__ == "__main__":
+    import_module("coreset.engine.cli").hide_pandas()  # as every command does
     for name in IMPORTED:
         import_module(name)
+    import_module("coreset.kernels.jpeg.resize").warm_up()
     if (todo := serve()) is not None:
         run(todo)

@@ -180,12 +180,11 @@ except BaseException:
 """
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_ctrl_c_while_a_verb_is_imported_ends_without_a_traceback(verb, tmp_path):
+def test_ctrl_c_while_a_verb_is_imported_ends_without_a_traceback(tmp_path):
     (tmp_path / "tyro.py").write_text(WAITING_IMPORT)  # what every verb imports first
     path = f"import sys; sys.path.insert(0, {str(tmp_path)!r})"
     code = f"{path}; from coreset.__main__ import run; run()"
-    assert ended_by_ctrl_c([sys.executable, "-c", code, verb]) == ENDED
+    assert ended_by_ctrl_c([sys.executable, "-c", code, "pack"]) == ENDED
 
 
 @pytest.mark.parametrize("module", [WAITING_IMPORT, WAITING_STRING], ids=["caught", "string"])
@@ -216,34 +215,19 @@ def ended_by_ctrl_c(command, environment=None):
     return process.returncode, err
 
 
-RUN_EACH = """
-import sys
-from coreset.engine.cli import run
-for words in {commands!r}:
-    sys.argv[1:] = words
-    try:
-        run()
-    except SystemExit as stop:
-        assert not stop.code, words
-"""
-
-
 def test_commands_do_not_wait_for_pandas(photos, tmp_path):
     (tmp_path / "pandas.py").write_text("raise SystemExit('pandas was imported')")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
     by_itself = run_in(environment, "import pyarrow; pyarrow.array([1])")
     assert "pandas was imported" in by_itself.stderr
-    data, scores = str(tmp_path / "data"), str(tmp_path / "scores")
-    training = ("--size", "17", "--epochs", "1", "--batch", "16", "--device", "cpu")
-    commands = (["pack", str(photos), data], ["score", data, scores, *training])
-    ended = run_in(environment, RUN_EACH.format(commands=commands))
-    assert (ended.returncode, ended.stderr.count("pandas")) == (0, 0), ended.stderr
+    command = ["pack", str(photos), str(tmp_path / "data")]
+    packing = run_in(environment, "from coreset.engine.cli import run; run()", *command)
+    assert (packing.returncode, packing.stderr) == (0, "")
 
 
-def run_in(environment, code):
-    return subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
+def run_in(environment, code, *arguments):
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_a_reader_that_goes_away_is_no_error():

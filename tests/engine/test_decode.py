@@ -1,6 +1,7 @@
 """Decoding once as a user sees it: the artifact, what survives a kill, what is refused."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,15 @@ from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_cache
 from coreset.engine.data.reader import ShardReader
 from coreset.engine.stages.decode import Decode
+from coreset.engine.stages.options import Decoding
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.files import sha256_of_file, temporary_name
+from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
-CHUNK_BYTES, N_CHUNKS = 26_500, 3  # 24, 24 and 12 images of 19 pixels
+EXACT = Decoding(decoder_exact=True)
+CHUNK_BYTES = 26_500  # 24, 24 and 12 images of 19 pixels
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +56,7 @@ def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path
     assert decoder == "decoder turbo: the fastest on a CPU, at most 1 level from Pillow"
     assert made.startswith("pixels of 60 images (19 x 19, 63.5 KiB) made in ")
     assert following == f"next: coreset score {packed} SCORES --pixels {pixels} --size 17"
-    assert outcome.facts == {
+    assert outcome.data == {
         "pixels": str(pixels), "images": 60, "bytes": 60 * 3 * 19 * 19, "undecodable": 0,
     }  # fmt: skip
     verify_cache(pixels)
@@ -62,7 +65,7 @@ def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path
 @pytest.mark.parametrize(("squash", "geometry"), [(False, Geometry(19, 19)), (True, Geometry(19))])
 def test_exact_pixels_are_those_of_pillow(packed, tmp_path, squash, geometry):
     pixels = tmp_path / "PIXELS"
-    Decode(data=packed, pixels=pixels, size=19, squash=squash, decoder_exact=True).run()
+    Decode(data=packed, pixels=pixels, size=19, squash=squash, decoding=EXACT).run()
     with ShardReader(Dataset.open(packed)) as reader:
         stored = reader.read(np.arange(60))
     expected = np.stack([decode_with_pillow(data, geometry) for data in stored])
@@ -87,25 +90,11 @@ def test_provenance_and_ledger_account_for_the_pixels(packed, whole):
     assert own["bytes_written"] == 60 * 3 * 19 * 19
 
 
-def test_the_same_command_again_does_nothing(packed, whole):
-    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
-    again = Decode(data=packed, pixels=whole, size=19, workers=1, decoder="turbo").run()
-    assert "are there already" in again.lines[1]
-    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
-
-
-def test_another_configuration_is_refused_with_the_difference(packed, whole):
-    with pytest.raises(UsageError, match=r"config\.size: 19 there, 20 here"):
-        Decode(data=packed, pixels=whole, size=20).run()
-    with pytest.raises(UsageError, match=r"config\.decoder: turbo there, pillow here"):
-        Decode(data=packed, pixels=whole, size=19, decoder_exact=True).run()
-
-
 def test_arguments_out_of_range_are_refused(packed, tmp_path):
     with pytest.raises(UsageError, match="size must be at least 1, got 0"):
         Decode(data=packed, pixels=tmp_path / "PIXELS", size=0)
     with pytest.raises(UsageError, match="decoder turbo is not exact"):
-        Decode(data=packed, pixels=tmp_path / "P", decoder="turbo", decoder_exact=True).run()
+        Decode(data=packed, pixels=tmp_path / "P", decoding=replace(EXACT, decoder="turbo")).run()
     with pytest.raises(UsageError, match="does not exist"):
         Decode(data=tmp_path / "no", pixels=tmp_path / "P").run()
     assert not list(tmp_path.iterdir())
@@ -129,72 +118,11 @@ def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, w
     assert outcome.lines[2] == (
         f"1 of them cannot be decoded and are left out; listed in {pixels / INDEX_NAME}"
     )
-    assert outcome.facts["undecodable"] == own_lines(pixels)[0]["undecodable"] == 1
+    assert outcome.data["undecodable"] == own_lines(pixels)[0]["undecodable"] == 1
     assert list(PixelsIndex.read(pixels / INDEX_NAME).undecodable) == [20]
     others = np.arange(60) != 20
     np.testing.assert_array_equal(rows_of(pixels)[others], rows_of(whole)[others])
     assert not rows_of(pixels)[20].any()
-
-
-# Decodes in forks of itself, each killed right before another of its renames; prints how many.
-KILLED_BEFORE_EACH_RENAME = f"""
-import os, signal, sys
-from pathlib import Path
-import coreset.engine.runtime.device, coreset.engine.data.stream
-from coreset.engine.data import image_cache as stored_pixels
-from coreset.engine.data.decoders import threads
-from coreset.engine.stages.decode import Decode
-from coreset.kernels.jpeg.resize import warm_up
-
-folder, data = map(Path, sys.argv[1:])
-stored_pixels.CHUNK_BYTES = {CHUNK_BYTES}
-rename = Path.rename
-warm_up()
-
-def decode_until(last):
-    renames = 0
-    def counted(self, target):
-        nonlocal renames
-        renames += 1
-        if renames > last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rename(self, target)
-    Path.rename = counted
-    Decode(data=data, pixels=folder / f"killed-{{last:02d}}", size=19).run()
-
-last, status = 0, signal.SIGKILL
-while status == signal.SIGKILL:
-    child = os.fork()
-    if child == 0:
-        decode_until(last)
-        os._exit(0)
-    status = os.waitpid(child, 0)[1]
-    last += 1
-assert status == 0
-print(last - 1)
-"""
-
-
-def test_a_decoding_killed_before_any_of_its_renames_continues_to_the_same_bytes(
-    damaged, tmp_path, fork, stored_bytes
-):
-    child = fork(KILLED_BEFORE_EACH_RENAME, tmp_path, damaged)
-    assert child.code == 0, child.said
-    n_renames = int(child.said)
-    assert n_renames >= 2 * N_CHUNKS  # per chunk: index, cost so far
-    expected = stored_bytes(tmp_path / f"killed-{n_renames:02d}")
-    kept: set[int] = set()
-    for last in range(n_renames):
-        out = tmp_path / f"killed-{last:02d}"
-        assert not out.exists()
-        begun = temporary_name(out) / INDEX_NAME
-        kept.add(len(PixelsIndex.read(begun).chunks) if begun.exists() else 0)
-        Decode(data=damaged, pixels=out, size=19).run()
-        assert stored_bytes(out) == expected
-        lines = own_lines(out)
-        assert lines[-1]["interrupted"] is False
-        assert sum(line["images"] for line in lines) <= 60
-    assert kept == set(range(N_CHUNKS + 1))
 
 
 def test_an_interrupted_decoding_goes_on_where_it_was_and_as_it_was_begun(

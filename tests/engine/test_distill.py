@@ -100,19 +100,6 @@ def test_nothing_but_the_seed_changes_the_bytes(packed, tmp_path, done, stored_b
     assert sorted(path.name for path in tmp_path.iterdir()) == ["A", "B", "C"]
 
 
-def test_the_same_command_again_does_nothing(packed, tmp_path, done, refused):
-    out = tmp_path / "SET"
-    command = ("distill", packed, out, "--ipc", 2, "--size", 8)
-    done(*command)
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    made, following = done(*command)
-    assert made == f"6 kmeans images are there already: {out}"
-    assert following == f"next: coreset train {out} VAL RESULTS"
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-    said = refused(tmp_path, *command, "--size", 9)
-    assert "was made by another configuration (config.size: 8 there, 9 here)" in said
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -54,18 +54,6 @@ def test_the_row_of_an_id_is_what_the_backbone_says_of_that_image_alone(packed, 
             assert ranked[sample] / np.linalg.norm(alone) == pytest.approx(1, abs=1e-3)
 
 
-def test_the_same_command_again_does_nothing(packed, embedded, done):
-    before = {path: path.stat().st_mtime_ns for path in embedded.rglob("*")}
-    picked, made, following = done("embed", packed, embedded, *BACKBONE, "--batch", 7)
-    assert picked.startswith("decoder turbo: ")
-    assert made == f"features of 60 images (tf_efficientnet_lite0) are there already: {embedded}"
-    assert following == (
-        f"next: coreset score {packed} SCORES --proxy linear "
-        "--backbone tf_efficientnet_lite0 --size 64"
-    )
-    assert {path: path.stat().st_mtime_ns for path in embedded.rglob("*")} == before
-
-
 def test_the_next_command_that_it_names_finds_the_features_again(packed, embedded, tmp_path, done):
     *_, following = done("embed", packed, embedded, *BACKBONE)
     words = following.removeprefix("next: coreset ").replace("SCORES", str(tmp_path / "S"))
@@ -82,11 +70,6 @@ def test_provenance_and_ledger_account_for_the_features(packed, embedded):
     (line,) = read_ledger(embedded)
     assert (line["stage"], line["images"], line["device"]) == ("embed", 60, "cpu")
     assert line["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
-
-
-def test_another_size_is_refused_with_the_difference(packed, embedded, refused):
-    command = ("embed", packed, embedded, *BACKBONE, "--size", 72)
-    assert "(config.size: 64 there, 72 here)" in refused(embedded.parent, *command)
 
 
 def test_a_damaged_store_is_named_and_nothing_is_scored_on_it(packed, embedded, tmp_path, coreset):

@@ -101,15 +101,6 @@ def test_the_measuring_is_accounted_for_and_the_set_is_remembered(measured, ccs_
     assert [line["stage"] for line in recorded["ledger"]] == ["pack", "score", "select"]
 
 
-def test_the_same_command_again_does_nothing(measured, ccs_set, val, done):
-    before = {path: path.stat().st_mtime_ns for path in measured.rglob("*")}
-    told, following = done("measure", ccs_set, val, measured, *BACKBONE)
-    assert told.startswith("ccs-aum at IPC 2, tf_efficientnet_lite0: representativeness_r1 0.")
-    assert told.endswith(f": {measured}")
-    assert following == f"next: coreset report {measured} report.html"
-    assert {path: path.stat().st_mtime_ns for path in measured.rglob("*")} == before
-
-
 def test_features_are_made_once_per_set_and_backbone(ccs_set, val, tmp_path, done, monkeypatch):
     monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "cache"))
     done("measure", ccs_set, val, tmp_path / "A", *BACKBONE)

@@ -228,7 +228,9 @@ def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tm
     )
 
 
-def test_a_changed_source_is_refused_after_packing(make_photos, tmp_path):
+def test_a_changed_source_is_refused_after_packing(
+    make_photos: Callable[..., Path], tmp_path: Path
+):
     src = make_photos(tmp_path / "src", per_class=3)
     data = pack(src, tmp_path / "DATA")
     shutil.copyfile(src / "n01440764/photo_000.png", src / "n01440764/photo_900.png")

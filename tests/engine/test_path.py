@@ -7,7 +7,6 @@ import shutil
 import pytest
 
 from coreset.engine.artifacts.ledger import read_ledger
-from coreset.engine.cli import VERBS
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 
 BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
@@ -79,14 +78,6 @@ def test_the_same_commands_again_do_nothing(walked, done, monkeypatch):
         made = " ".join(done(*command))
         assert re.search(r"(was|are) there already|0 of them new|r1 0\.", made), made
     assert {path: path.stat().st_mtime_ns for path in walked.rglob("*")} == before
-
-
-def test_every_command_names_a_next_one_that_exists(walked, done, monkeypatch):
-    monkeypatch.chdir(walked)
-    for command in PATH[:-1]:
-        verb = re.fullmatch(r"next: coreset (\w+) .*", done(*command)[-1])
-        assert verb, command
-        assert verb[1] in VERBS
 
 
 def test_a_folder_that_moved_as_a_whole_still_works(walked, tmp_path, done, monkeypatch):

@@ -141,22 +141,6 @@ def test_provenance_and_ledger_account_for_the_scores(packed, scored):
     assert own["bytes_written"] > 0
 
 
-def test_the_same_command_again_does_nothing(packed, scored, done):
-    before = {path: path.stat().st_mtime_ns for path in scored.rglob("*")}
-    picked, made, following = done("score", packed, scored, *SMALL, "--workers", 1)
-    assert picked.startswith("decoder turbo: ")
-    assert "of 60 images by full@1+changed are there already" in made
-    assert following == f"next: coreset select {scored} SET --ipc 10"
-    assert {path: path.stat().st_mtime_ns for path in scored.rglob("*")} == before
-
-
-def test_another_configuration_is_refused_with_the_difference(packed, scored, refused):
-    said = refused(scored.parent, "score", packed, scored, *SMALL, "--epochs", 4)
-    assert "was made by another configuration (config.epochs: 3 there, 4 here)" in said
-    said = refused(scored.parent, "score", packed, scored, *SMALL, "--seed", 1, "--lr", 0.2)
-    assert "(config.lr: 0.01 there, 0.2 here; config.seed: 0 there, 1 here)" in said
-
-
 def test_another_data_set_is_refused_with_the_difference(val, scored, refused):
     said = refused(scored.parent, "score", val, scored, *SMALL)
     digest = Manifest.read(val).digest
@@ -319,7 +303,7 @@ def killed_once_there(path, words):
     assert child.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow  # the next test kills at every rename
+@pytest.mark.slow  # test_verb_kills.py kills at every rename
 def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
     packed, scored, done, stored_bytes
 ):
@@ -335,64 +319,6 @@ def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
     assert first["images"] >= 60
     assert second["images"] <= 120 + 60  # with the last look
     assert first["wall_seconds"] > 0
-
-
-# Scores in forks of itself, each killed right before another of its renames; prints how many.
-KILLED_BEFORE_EACH_RENAME = """
-import os, signal, sys
-from pathlib import Path
-import torch
-import coreset.engine.scoring.run
-from coreset.engine.cli import main
-
-folder, data, *options = sys.argv[1:]
-run = coreset.engine.scoring.run
-run.COMMIT_EVERY_SECONDS = run.COMMIT_WITHIN_SECONDS = 0.0
-rename = Path.rename
-
-def score_until(last):
-    renames = 0
-    def counted(self, target):
-        nonlocal renames
-        renames += 1
-        if renames > last:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return rename(self, target)
-    Path.rename = counted
-    torch.set_num_threads(1)
-    sys.stdout = open(os.devnull, "w")
-    return main(["score", data, f"{folder}/killed-{last:02d}", *options])
-
-last, status = 0, signal.SIGKILL
-while status == signal.SIGKILL:
-    child = os.fork()
-    if child == 0:
-        os._exit(score_until(last))
-    status = os.waitpid(child, 0)[1]
-    last += 1
-assert status == 0
-print(last - 1)
-"""
-
-
-def test_a_scoring_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
-    packed, tmp_path, fork, done, stored_bytes
-):
-    # Committed after every batch.
-    options = (*LINEAR, "--epochs", 1, "--batch", 30, "--record-margins", "--folds", 3)
-    done("score", packed, tmp_path / "WHOLE", *options)  # the features are cached from here on
-    child = fork(KILLED_BEFORE_EACH_RENAME, tmp_path, packed, *options)
-    assert child.code == 0, child.said
-    n_renames = int(child.said)
-    assert n_renames > 2 * 4  # per commit: state, generation, record, cost so far
-    for last in range(n_renames):
-        out = tmp_path / f"killed-{last:02d}"
-        assert not out.exists()
-        done("score", packed, out, *options)
-    for last in range(n_renames + 1):
-        assert stored_bytes(tmp_path / f"killed-{last:02d}") == stored_bytes(tmp_path / "WHOLE")
-    names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"WHOLE", *(f"killed-{last:02d}" for last in range(n_renames + 1))}
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.

@@ -247,20 +247,6 @@ def test_what_score_names_next_works_as_typed(request, tmp_path, done, name, ipc
     assert len(chosen_ids(tmp_path / "SET")) == 3 * ipc
 
 
-def test_the_same_command_again_does_nothing(scored, ccs_set, done):
-    before = {path: path.stat().st_mtime_ns for path in ccs_set.rglob("*")}
-    made, following = done("select", scored, ccs_set, "--ipc", 2, "--misratio", 0.1)
-    assert made.startswith("6 of 60 images (ccs-aum, ")
-    assert made.endswith(f"are there already: {ccs_set}")
-    assert following == f"next: coreset train {ccs_set} VAL RESULTS"
-    assert {path: path.stat().st_mtime_ns for path in ccs_set.rglob("*")} == before
-
-
-def test_another_configuration_is_refused_with_the_difference(scored, ccs_set, refused):
-    command = ("select", scored, ccs_set, "--ipc", 3, "--misratio", 0.1)
-    assert "(config.ipc: 2 there, 3 here)" in refused(ccs_set.parent, *command)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -108,15 +108,6 @@ def test_every_student_is_accounted_for_and_the_set_is_remembered(trained, rando
     assert Results(trained).rows(METRICS) == []
 
 
-def test_the_same_command_again_trains_nobody(trained, inputs, done):
-    before = {path: path.stat().st_mtime_ns for path in trained.rglob("*")}
-    told, following = done("train", *inputs, trained, *TINY, "--repeats", 2)
-    assert told.startswith("random at IPC 2, resnet18, hard@1+short: top-1 ")
-    assert told.endswith(f"% last (2 students, 0 of them new): {trained}")
-    assert following == f"next: coreset report {trained} report.html"
-    assert {path: path.stat().st_mtime_ns for path in trained.rglob("*")} == before
-
-
 def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
     trained, inputs, tmp_path, done
 ):

@@ -1,0 +1,186 @@
+"""Arguments and options that several verbs share, and checks of their values."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, is_dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
+
+import tyro
+
+from coreset.engine.runtime.checks import require_at_least
+from coreset.engine.runtime.result import Result
+from coreset.kernels.scores import SCORES
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from _typeshed import DataclassInstance
+    from numpy.typing import NDArray
+
+    from coreset.engine.data.geometry import Geometry
+    from coreset.engine.data.stream import ImageStream
+    from coreset.engine.models.features import FeatureSpec
+    from coreset.shards.format.dataset import Dataset
+
+_Positional = tyro.conf.Positional
+SourcePath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SRC")]
+DataPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="DATA")]
+ScoresPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SCORES")]
+FeaturesPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="FEATURES")]
+PixelsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="PIXELS")]
+SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
+ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
+ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
+HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
+
+_ONE_OF_SCORES = tyro.conf.arg(metavar=f"{{{','.join(SCORES)}}}")
+ScoreName: TypeAlias = Annotated[str, _ONE_OF_SCORES]
+"""Name of a score; the help lists all of them. A scores artifact says which it stores."""
+ScoreNameOrNone: TypeAlias = Annotated[str | None, _ONE_OF_SCORES]
+
+_Options = TypeVar("_Options")
+Flat: TypeAlias = Annotated[_Options, tyro.conf.arg(name="")]
+"""Options of a nested dataclass; the command line shows them among the verb's own."""
+DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
+
+
+class Stage(Protocol):
+    """A frozen dataclass that is its own command line."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    def run(self) -> Result:
+        """Do it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoding:
+    """Options of verbs that decode images."""
+
+    device: DeviceChoice = "auto"
+    """auto: a GPU if there is one."""
+    decoder: Literal["auto", "dali", "turbo", "fast", "pillow"] = "auto"
+    """auto: DALI on a GPU, libjpeg-turbo threads on a CPU."""
+    decoder_exact: bool = False
+    """Pixels equal to Pillow's, several times slower; others are at most 1 level off."""
+    workers: int = 0
+    """Decoding threads; 0 = one per core."""
+
+    def resolved_device(self) -> "torch.device":
+        """Return the device that the option stands for.
+
+        Raises:
+            MachineError: It is cuda, and there is no GPU.
+        """
+        from coreset.engine.runtime.device import resolve_device
+
+        return resolve_device(self.device)
+
+    def notice(self) -> tuple[str, ...]:
+        """Tell why the decoder was chosen, unless it was named."""
+        from coreset.engine.data.decoders.choose import decoder_notice
+
+        device = self.resolved_device().type
+        return tuple(decoder_notice(self.decoder, device, exact=self.decoder_exact))
+
+    def stream(
+        self,
+        dataset: "Dataset",
+        geometry: "Geometry",
+        ids: "NDArray[np.int64] | None" = None,
+        *,
+        skip_damaged: bool = False,
+    ) -> "ImageStream":
+        """Open a stream of decoded images, of the samples ``ids`` or of all."""
+        from coreset.engine.data.stream import ImageStream
+
+        return ImageStream(
+            dataset,
+            geometry,
+            decoder=self.decoder,
+            exact=self.decoder_exact,
+            device=self.resolved_device().type,
+            workers=self.workers,
+            ids=ids,
+            skip_damaged=skip_damaged,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backbone:
+    """Options of verbs that read features of a frozen backbone."""
+
+    backbone: str = "auto"
+    """Frozen backbone, as in `coreset embed`; auto takes one whose weights are on this machine."""
+    weights: Path | None = None
+    """Weights of that backbone, if not on this machine."""
+
+    def chosen(self) -> str:
+        """Return the name of the backbone, which "auto" takes from the weights on this machine.
+
+        Raises:
+            MachineError: No weights are on this machine.
+        """
+        from coreset.engine.models.backbones import choose_backbone
+
+        return choose_backbone(self.backbone, self.weights)
+
+    def notice(self) -> tuple[str, ...]:
+        """Tell which backbone was chosen, unless it was named."""
+        from coreset.engine.models.backbones import told_backbone
+
+        return tuple(told_backbone(self.backbone, self.weights))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Extractor(Backbone):
+    """Options of verbs that make features of images."""
+
+    size: int = 224
+    """Images are squashed to a square of this many pixels."""
+    batch: int = 64
+    """Images per forward pass."""
+
+    def __post_init__(self) -> None:
+        require_at_least("size", self.size, 8)
+        require_at_least("batch", self.batch, 1)
+
+    def spec(self, decoding: Decoding) -> "FeatureSpec":
+        """Return which features to make, and how."""
+        return feature_spec(self.chosen(), self, decoding, size=self.size, batch=self.batch)
+
+
+def feature_spec(name: str, backbone: Backbone, decoding: Decoding, **sizes: int) -> "FeatureSpec":
+    """Return the features of the backbone ``name``, and how to make them."""
+    from coreset.engine.models.features import FeatureSpec
+
+    return FeatureSpec(
+        backbone=name,
+        weights=backbone.weights,
+        device=decoding.device,
+        decoder=decoding.decoder,
+        exact=decoding.decoder_exact,
+        workers=decoding.workers,
+        **sizes,
+    )
+
+
+def flat_fields(options: "DataclassInstance") -> Iterator[tuple[str, Any]]:
+    """Yield name and value of every field, and of those of nested options."""
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            yield from flat_fields(value)
+        else:
+            yield field.name, value
+
+
+def shaping_fields(stage: Stage, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return the fields that shape the result: all but paths and the names in ``without``."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in flat_fields(stage)
+        if name not in without and not isinstance(value, PathLike)
+    }
