@@ -18,12 +18,6 @@ from coreset.engine.condensed.misratio import Misratio, default_misratio
 from coreset.engine.condensed.selection import Candidates, CcsParameters, draw_coreset
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
-from coreset.kernels.rank_correlation import (
-    overlap,
-    shuffled_within_classes,
-    spearman,
-    spearman_by_class,
-)
 from coreset.kernels.scores import easiness
 from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import recognise
@@ -118,6 +112,8 @@ class Pair:
             score: Name of the score.
             flipped: Samples whose label is wrong, by id, shape (n,).
         """
+        from coreset.kernels.rank_correlation import spearman, spearman_by_class
+
         both = (self.one.values(score), self.other.values(score))
         ids = self.ids[np.isfinite(both[0][self.ids]) & np.isfinite(both[1][self.ids])]
         dataset = self.one.dataset
@@ -156,6 +152,8 @@ class Pair:
             UsageError: The score is not in both, or a class is too small.
             StoreError: A sample has no value.
         """
+        from coreset.kernels.rank_correlation import overlap, shuffled_within_classes
+
         dataset, ids = self.one.dataset, self.ids
         used = Misratio(misratio) if misratio is not None else self._default(score, ipc)
         if used is None:

@@ -7,7 +7,7 @@ choices, fields and help from it.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
@@ -17,11 +17,13 @@ from coreset.engine.condensed.condensed_set import class_too_small
 from coreset.engine.condensed.misratio import default_misratio
 from coreset.engine.runtime.checks import require_at_least, require_between
 from coreset.engine.runtime.choices import NoParameters
-from coreset.kernels.samplers import ClassTooSmallError, Selection, ccs_coreset, random_coreset
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import recognise
 from coreset.shards.format.dataset import Dataset
+
+if TYPE_CHECKING:
+    from coreset.kernels.samplers import Selection
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +56,7 @@ class Sampler:
     """A way to draw a coreset."""
 
     summary: str
-    draw: Callable[[Candidates, Any, int, int, Any], Selection]
+    draw: "Callable[[Candidates, Any, int, int, Any], Selection]"
     """Draw from candidates with values by IPC, seed and parameters; ids are positions in them."""
     stream: int
     """Number of the random stream. With one stream, samplers would share images at one seed."""
@@ -123,7 +125,9 @@ def _ccs(
     ipc: int,
     seed: int,
     parameters: CcsParameters,
-) -> Selection:
+) -> "Selection":
+    from coreset.kernels.samplers import ccs_coreset
+
     return ccs_coreset(
         easiness,
         candidates.labels,
@@ -137,7 +141,9 @@ def _ccs(
 
 def _random(
     candidates: Candidates, _values: Values, ipc: int, seed: int, _parameters: NoParameters
-) -> Selection:
+) -> "Selection":
+    from coreset.kernels.samplers import random_coreset
+
     return random_coreset(candidates.labels, candidates.n_classes, ipc, seed)
 
 
@@ -178,6 +184,8 @@ def draw_coreset(
     Raises:
         UsageError: A class has fewer than ``ipc`` candidates.
     """
+    from coreset.kernels.samplers import ClassTooSmallError
+
     sampler = SAMPLERS[method]
     stream = derived_seed(seed, sampler.stream)
     try:

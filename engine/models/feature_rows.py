@@ -23,7 +23,7 @@ from torch import Tensor
 from coreset.engine.artifacts.store import feature_chunk_rows, feature_chunks, feature_shape
 from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.images import device_bytes
-from coreset.engine.data.order import batches_of
+from coreset.engine.data.order import BatchOrder
 from coreset.shards.errors import MachineError
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 
@@ -228,7 +228,7 @@ class Moments:
 
 
 def _in_order(features: FeatureRows, batch: int) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
-    for ids in batches_of(np.arange(features.n), batch):
+    for ids in BatchOrder(batch=batch).batches(features.n):
         yield ids, features.rows(ids)
 
 
