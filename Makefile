@@ -2,7 +2,7 @@
 .ONESHELL:
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
-.PHONY: help setup demo test test-all lint lock check-lock bench-smoke clean
+.PHONY: help setup demo test test-all lint lock check-lock bench-smoke screenshot clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -66,6 +66,13 @@ bench-smoke: setup  ## The documents' figures are those of bench/results; the be
 	$(BIN)/python -m bench.decode --help > /dev/null
 	$(BIN)/python -m bench.pixels --help > /dev/null
 	$(BIN)/python -m bench.robustness --help > /dev/null
+
+screenshot: setup  ## Take the README's picture of a report, docs/report.png (needs chromium).
+	out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT
+	$(BIN)/coreset demo --out "$$out/demo" > /dev/null
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,1150 \
+		--screenshot=docs/report.png "file://$$out/demo/report.html" 2> /dev/null
+	[ "$$(stat -c %s docs/report.png)" -lt 300000 ] || { echo "docs/report.png has over 300 kB" >&2; exit 1; }
 
 clean:  ## Remove what make and the tools made (not the data).
 	rm -rf $(VENV) demo-run .pytest_cache .ruff_cache .hypothesis build dist
