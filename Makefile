@@ -70,7 +70,7 @@ bench-smoke: setup  ## The documents' figures are those of bench/results; the be
 screenshot: setup  ## Take the README's picture of a report, docs/report.png (needs chromium).
 	out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT
 	$(BIN)/coreset demo --out "$$out/demo" > /dev/null
-	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1100,1150 \
+	chromium --headless --no-sandbox --disable-gpu --hide-scrollbars --window-size=1300,1150 \
 		--screenshot=docs/report.png "file://$$out/demo/report.html" 2> /dev/null
 	[ "$$(stat -c %s docs/report.png)" -lt 300000 ] || { echo "docs/report.png has over 300 kB" >&2; exit 1; }
 
