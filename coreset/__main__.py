@@ -4,7 +4,7 @@ from coreset.engine.runtime.interrupts import end_on_interrupt
 
 end_on_interrupt()  # before the next import, which takes most of a tenth of a second
 
-from coreset.engine.cli import run  # noqa: E402
+from coreset.engine.cli import run  # noqa: E402 - after the handler
 
 if __name__ == "__main__":
     run()

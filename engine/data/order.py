@@ -35,7 +35,7 @@ WINDOW_BLOCKS = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchOrder:
-    """Which samples one rank reads in one epoch, in which batches, and how they are cropped.
+    """Order in which one rank reads the samples of one epoch, their batches and their crops.
 
     Over all ranks every sample comes exactly once; the shares differ in length by one at most.
 

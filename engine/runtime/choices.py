@@ -16,7 +16,7 @@ class Described(Protocol):
 
     @property
     def summary(self) -> str:
-        """What the entry does, for the help."""
+        """Description of the entry, for the help."""
         ...
 
 

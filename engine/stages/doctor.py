@@ -37,11 +37,11 @@ class Doctor:
     path: Path = Path()
     """Folder where artifacts will be written; its disk and file system are probed."""
     device: DeviceChoice = "auto"
-    """What is proved; auto: a GPU if there is one."""
+    """Device to check; auto: a GPU if there is one."""
     samples: int = 256
     """Images of DATA, spread evenly over it, that the proofs use; they are held in memory."""
     seconds: float = 5.0
-    """How long each speed is measured."""
+    """Seconds for which each speed is measured."""
 
     def __post_init__(self) -> None:
         require_between("samples", self.samples, 1, MOST_SAMPLES + 1)

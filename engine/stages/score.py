@@ -61,7 +61,7 @@ class Score:
     scores: ScoresPath
     """Directory to make."""
     recipe: Literal["full", "fast"] = "full"
-    """How resnet18 is trained. full: the study's way; fast: about a tenth of the arithmetic. The
+    """Training of resnet18. full: the study's way; fast: about a tenth of the arithmetic. The
     fields below that are not given come from the recipe."""
     proxy: Literal["resnet18", "linear"] = "resnet18"
     """resnet18 from scratch (the study's), or a linear classifier on frozen features (seconds)."""
@@ -100,7 +100,7 @@ class Score:
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
     pixels: Path | None = None
-    """What `coreset decode` made of the data set, read instead of decoding (resnet18)."""
+    """Output of `coreset decode` for the data set, read instead of decoding (resnet18)."""
     seed: int = 0
     """Start weights, order and crops."""
     deterministic: bool = False

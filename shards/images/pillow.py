@@ -33,7 +33,7 @@ def opened(
             _require_size(image, size)
             # Read at once: of a file that comes in pieces, what lies between two markers is
             # searched from its beginning with every piece.
-            image.decodermaxblock = len(data)  # pyright: ignore[reportAttributeAccessIssue]
+            image.decodermaxblock = len(data)  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
             yield image
     except MemoryError:
         raise

@@ -28,7 +28,7 @@ class Block(NamedTuple):
     """Rows of consecutive source files; content hashes are hexadecimal."""
 
     positions: list[int]
-    """Of the stored files."""
+    """Positions of the stored files in the source."""
     samples: dict[str, list[Any]]
     """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``."""
     refused: list[Row]

@@ -11,7 +11,7 @@ from coreset.shards.sources.base import Source
 
 MAX_BLOCK_SAMPLES = 128
 MAX_BLOCK_BYTES = 1 << 22
-"""Of a block with several samples."""
+"""Limit of a block with several samples."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -173,8 +173,8 @@ def test_pillow_gets_a_file_at_once():
     data = filled_before_its_end()
     with opened(data) as image:
         reads: list[int] = []
-        load_read = image.load_read  # pyright: ignore[reportAttributeAccessIssue]
-        image.load_read = lambda n: reads.append(n) or load_read(n)  # pyright: ignore[reportAttributeAccessIssue]
+        load_read = image.load_read  # pyright: ignore[reportAttributeAccessIssue] - no stub
+        image.load_read = lambda n: reads.append(n) or load_read(n)  # pyright: ignore[reportAttributeAccessIssue] - no stub
         image.load()
     assert len(reads) == 1
     np.testing.assert_array_equal(

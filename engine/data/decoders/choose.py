@@ -33,7 +33,7 @@ def choose_decoder(name: str, device: str, *, exact: bool = False) -> DecoderNam
 
 
 def decoder_reason(chosen: DecoderName, device: str) -> str:
-    """What was picked and why, for people."""
+    """Explain to people why a decoder was chosen."""
     reasons = {
         DecoderName.DALI: f"decodes on {device}, in hardware where the GPU has JPEG engines",
         DecoderName.TURBO: "the fastest on a CPU, at most 1 level from Pillow",
@@ -44,7 +44,7 @@ def decoder_reason(chosen: DecoderName, device: str) -> str:
 
 
 def decoder_notice(name: str, device: str, *, exact: bool) -> tuple[str, ...]:
-    """What ``auto`` comes to, as a line for people; none where it was named."""
+    """Explain what ``auto`` chose, in a line for people; none where the decoder was named."""
     chosen = choose_decoder(name, device, exact=exact)
     return (decoder_reason(chosen, device),) if name == DecoderName.AUTO else ()
 
