@@ -132,7 +132,7 @@ def _refused_row(
 def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Probe:
     """Probe an image, or take what a packed source recorded of it."""
     if plan.source.facts is not None:
-        known = plan.source.facts.stored(sample.row)
+        known = plan.source.facts(sample.row)
         if known.content_hash.hex() != content_hash:
             raise DataError(
                 f"{sample.name} in {plan.source.place} is not what was packed there; run "

@@ -4,24 +4,23 @@ A new format is one module and one row of ``FORMATS``.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
+
 
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.class_tars import find_class_tars
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation, is_validation
 from coreset.shards.sources.packed import find_packed, is_packed
 from coreset.shards.sources.parquet import find_parquet, is_parquet
 from coreset.shards.sources.table import find_table, is_table
-from coreset.shards.sources.tars import tar_layout
+from coreset.shards.sources.tars import find_class_tars, tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
 
-@dataclass(frozen=True, slots=True)
-class Format:
+class Format(NamedTuple):
     """A layout that a source may have."""
 
     matches: Callable[[Path, SourceOptions], bool]

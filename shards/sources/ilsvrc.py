@@ -1,28 +1,48 @@
 """ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
 
 ``ILSVRC2012_img_val.tar`` and the folder unpacked from it hold ``ILSVRC2012_val_00000001.JPEG``
-and so on, without classes; ``shards.sources.ground_truth`` reads those. Sample keys are those of
-``coreset.shards.sources.folder`` for the same images sorted into a folder per WordNet id.
+and so on, without classes. Sample keys are those of ``shards.sources.folder`` for the same images
+sorted into a folder per WordNet id. Labels are passed around in these forms:
+
+- The development kit, as a folder or tar. Line i of its
+  ``data/ILSVRC2012_validation_ground_truth.txt`` is the ILSVRC id of image i. These ids are not in
+  the order of the sorted WordNet ids: 1 is n02119789, class 278. ``ilsvrc2012_wnids.txt`` beside
+  this module has the WordNet id of ILSVRC id i in line i. Nothing of a tar is extracted.
+- A WordNet id a line, in the order of the images.
+- ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``, whose
+  prediction begins with the WordNet id); names with or without extension.
+- Caffe's ``val.txt``: ``NAME INDEX``, where index is a position in the sorted WordNet ids.
+
+A file of integers alone is refused: they may be ILSVRC ids or positions in the sorted WordNet ids,
+and nothing in the file tells which.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+import re
+import tarfile
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache, partial
+from io import BytesIO
 from pathlib import Path
 
-from coreset.shards.errors import UsageError
+from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.contents import FileContents
-from coreset.shards.sources.finder import Finder
-from coreset.shards.sources.ground_truth import read_truth
-from coreset.shards.sources.names import is_image_name, stem_of, visible_entries
-from coreset.shards.sources.tars import (
-    VALIDATION_NAME,
-    Member,
-    add_members,
-    range_contents,
-    tar_layout,
-    visible_members,
-)
+from coreset.shards.sources.finder import FileContents, Finder, RangeContents, state_of
+from coreset.shards.sources.names import WNID, is_image_name, stem_of, visible_entries
+from coreset.shards.sources.tars import VALIDATION_NAME, add_members, tar_layout, visible_members
+from coreset.shards.tables.formats import text_rows
+
+_KIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
+_KIT_CLASSES = "meta.mat"
+_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP_FORMAT = zlib.MAX_WBITS | 16
+# The kit has 2.5 MB, its labels less than 1 MB; nothing larger is decompressed.
+_KIT_LIMIT_BYTES = 1 << 26
+_FILE_LIMIT_BYTES = 1 << 22
+_NAME_KIT = "name ILSVRC2012_devkit_t12 (folder or tar.gz)"
+_KIT_REMEDY = "download ILSVRC2012_devkit_t12 again"
+_BREAK = re.compile(r"[,;|]")
+_INDEX = re.compile(r"\d{1,9}")
 
 
 def is_validation(src: Path) -> bool:
@@ -51,11 +71,15 @@ def find_validation(src: Path, options: SourceOptions) -> Source:
             "ILSVRC2012_devkit_t12 (folder or tar.gz), or a file with a WordNet id per image"
         )
     if src.is_dir():
-        finder = Finder(place=_folder_of_images(src), repeats=options.repeats)
-        return _find_in_folder(finder, options, options.truth)
+        return _find_in_folder(_folder_of_images(src), options, options.truth)
     finder = Finder(place=src, repeats=options.repeats)
-    members, finder.passed_over.n_hidden = visible_members(src)
-    return _find_in_tar(finder, members, options, options.truth)
+    members, finder.n_hidden = visible_members(src)
+    by_name = {member.name: member for member in members}
+    images = _images(finder, [member.name for member in members])
+    classes = _labelled(images, options, options.truth, src)
+    some = [by_name[images[stem]] for stem in classes]
+    add_members(finder, list(classes.values()), _keys(classes), some, place=src.name)
+    return finder.source(partial(RangeContents, [src]))
 
 
 def _folder_of_images(src: Path) -> Path:
@@ -66,46 +90,30 @@ def _folder_of_images(src: Path) -> Path:
     return src / folders[0] if len(folders) == 1 and not beside else src
 
 
-def _find_in_folder(finder: Finder, options: SourceOptions, truth: Path) -> Source:
-    src = finder.place
+def _find_in_folder(src: Path, options: SourceOptions, truth: Path) -> Source:
+    finder = Finder(place=src, repeats=options.repeats)
     images = _images(finder, [entry.name for entry in visible_entries(src)])
-    chosen = _labelled(images, options, truth, src)
-    statuses = [_status(src / images[stem]) for stem in chosen]
+    classes = _labelled(images, options, truth, src)
+    names = [images[stem] for stem in classes]
+    for name in names:
+        if not (src / name).is_file():
+            raise UsageError(f"{src / name} is a folder, a broken link or a device; remove it")
+    states = [state_of(src / name) for name in names]
     finder.add(
-        list(chosen.values()),
-        _keys(chosen),
-        [images[stem] for stem in chosen],
-        [status.st_size for status in statuses],
-        mtimes_ns=[status.st_mtime_ns for status in statuses],
+        list(classes.values()),
+        _keys(classes),
+        names,
+        [size for size, _ in states],
+        mtimes_ns=[mtime for _, mtime in states],
     )
-    samples = finder.sorted()
-    return samples.source(FileContents(src, samples.mtimes_ns))
-
-
-def _status(path: Path) -> os.stat_result:
-    if not path.is_file():
-        raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
-    return path.stat()
-
-
-def _find_in_tar(
-    finder: Finder, members: Sequence[Member], options: SourceOptions, truth: Path
-) -> Source:
-    src = finder.place
-    by_name = {member.name: member for member in members}
-    images = _images(finder, [member.name for member in members])
-    chosen = _labelled(images, options, truth, src)
-    some = [by_name[images[stem]] for stem in chosen]
-    add_members(finder, list(chosen.values()), _keys(chosen), some, place=src.name)
-    samples = finder.sorted()
-    return samples.source(range_contents(samples, [src]))
+    return finder.source(partial(FileContents, src))
 
 
 def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
     """Map the stems of the images, in order, to their paths."""
     images: dict[str, str] = {}
-    paths = [name for name in names if is_image_name(name)]
-    for name in sorted(paths, key=stem_of):
+    paths = sorted(filter(is_image_name, names), key=stem_of)
+    for name in paths:
         if stem_of(name) in images:
             raise UsageError(
                 f"{images[stem_of(name)]} and {name} of {finder.place} have the same name but for "
@@ -123,10 +131,175 @@ def _labelled(
     images: Mapping[str, str], options: SourceOptions, truth: Path, src: Path
 ) -> dict[str, str]:
     """Map the stems of the images to take to their classes."""
-    classes = read_truth(truth, tuple(images), options, src)
+    classes = _read_truth(truth, tuple(images), options, src)
     options.chosen(classes.values(), src)
     return {stem: name for stem, name in classes.items() if options.takes(name)}
 
 
-def _keys(chosen: Mapping[str, str]) -> list[str]:
-    return [f"{name}/{stem}" for stem, name in chosen.items()]
+def _keys(classes: Mapping[str, str]) -> list[str]:
+    return [f"{name}/{stem}" for stem, name in classes.items()]
+
+
+def _read_truth(
+    truth: Path, stems: Sequence[str], options: SourceOptions, place: Path
+) -> dict[str, str]:
+    """Read the class of every image; ``stems`` are sorted."""
+    if not truth.exists():
+        raise UsageError(f"ground truth {truth} does not exist; {_NAME_KIT}")
+    if _is_kit(truth):
+        return _in_order(_kit_labels(truth), stems, truth, place)
+    lines = _lines(truth)
+    if len(lines[0]) > 1:
+        by_stem = _by_name(lines, truth, options)
+        _require_same(by_stem, stems, truth, place)
+        return by_stem
+    if _INDEX.fullmatch(lines[0][0]):
+        raise UsageError(
+            f"ground truth {truth} holds numbers alone, and ILSVRC ids are not in the order of the "
+            f"sorted WordNet ids; {_NAME_KIT}, which says what they stand for"
+        )
+    labels = [_wnid(line[0], number, truth) for number, line in enumerate(lines, 1)]
+    return _in_order(labels, stems, truth, place)
+
+
+def _lines(truth: Path) -> list[list[str]]:
+    """Read the words of each line that has some, without Kaggle's header."""
+    rows = text_rows(truth, "ground truth", "")
+    lines = [words for _, cells in rows if (words := _BREAK.sub(" ", cells[0]).split())]
+    if lines and lines[0][0].lower() == "imageid":
+        lines = lines[1:]
+    if not lines:
+        raise UsageError(f"ground truth {truth} is empty; name a file with a label per image")
+    return lines
+
+
+def _by_name(lines: Sequence[Sequence[str]], truth: Path, options: SourceOptions) -> dict[str, str]:
+    with_indices = _INDEX.fullmatch(lines[0][1]) is not None
+    if with_indices and options.class_names is None:
+        raise UsageError(
+            f"ground truth {truth} holds positions in the sorted WordNet ids; name these with "
+            "--class-names imagenet-1k"
+        )
+    by_stem: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if len(line) < 2:
+            raise _unlike(f"{line[0]:.60} alone", number, truth, "a name and a label")
+        stem, label = stem_of(line[0]), line[1]
+        if stem in by_stem:
+            raise UsageError(f"ground truth {truth} names {stem} twice; remove one line")
+        if not with_indices:
+            by_stem[stem] = _wnid(label, number, truth)
+        elif _INDEX.fullmatch(label):
+            by_stem[stem] = options.name_of(int(label), None, truth)
+        else:
+            raise _unlike(label, number, truth, "an integer")
+    return by_stem
+
+
+def _wnid(word: str, number: int, truth: Path) -> str:
+    if not WNID.fullmatch(word):
+        raise _unlike(word, number, truth, "a WordNet id such as n01440764")
+    return word
+
+
+def _unlike(word: str, number: int, truth: Path, expected: str) -> DataError:
+    return DataError(
+        f"ground truth {truth} has {word[:70]!r} in label {number:,} where {expected} is expected; "
+        "mend that line or name ILSVRC2012_devkit_t12"
+    )
+
+
+def _in_order(
+    labels: Sequence[str], stems: Sequence[str], truth: Path, place: Path
+) -> dict[str, str]:
+    """Label images in the order of their names, whose numbers must be 1, 2, 3 ... without a gap."""
+    if len(labels) != len(stems):
+        raise UsageError(
+            f"ground truth {truth} has {len(labels):,} labels for the {len(stems):,} images of "
+            f"{place}; name the ground truth of these images"
+        )
+    if any(VALIDATION_NAME.fullmatch(f"{stem}.JPEG") for stem in stems):
+        numbered = [f"ILSVRC2012_val_{number:08d}" for number in range(1, len(labels) + 1)]
+        _require_same(numbered, stems, truth, place)
+    return dict(zip(stems, labels, strict=True))
+
+
+def _require_same(
+    labelled: Collection[str], stems: Sequence[str], truth: Path, place: Path
+) -> None:
+    without_label = sorted(set(stems).difference(labelled))
+    without_image = sorted(set(labelled).difference(stems))
+    if without_label:
+        raise UsageError(
+            f"{len(without_label):,} of the {len(stems):,} images of {place} have no label in "
+            f"ground truth {truth}, {without_label[0]} first; remove them or name the right file"
+        )
+    if without_image:
+        raise UsageError(
+            f"{len(without_image):,} of the {len(labelled):,} labels of ground truth {truth} have "
+            f"no image in {place}, {without_image[0]} first; copy the images or name the right file"
+        )
+
+
+@cache
+def ilsvrc_wnids() -> tuple[str, ...]:
+    """Return the WordNet ids of the ILSVRC ids 1 to 1000, in this order."""
+    return tuple(Path(__file__).with_name("ilsvrc2012_wnids.txt").read_text().split())
+
+
+def _is_kit(truth: Path) -> bool:
+    """Test for the development kit, or for its labels beside its ``meta.mat``."""
+    if truth.is_dir() or (truth.name == _KIT_LABELS and (truth.parent / _KIT_CLASSES).is_file()):
+        return True
+    with truth.open("rb") as file:
+        return file.read(2) == _GZIP_MAGIC or truth.suffix == ".tar"
+
+
+def _kit_labels(kit: Path) -> list[str]:
+    """Return the WordNet id of each validation image, in the order of their numbers."""
+    if kit.is_file() and kit.name != _KIT_LABELS:
+        stored = _from_tar(kit)
+    else:
+        places = [kit, kit / "data" / _KIT_LABELS, kit / _KIT_LABELS]
+        path = next((path for path in places if path.is_file()), None)
+        stored = path.read_bytes()[:_FILE_LIMIT_BYTES] if path else None
+    if stored is None:
+        raise UsageError(f"{kit} does not hold data/{_KIT_LABELS}; {_NAME_KIT}")
+    wnids = {str(number): wnid for number, wnid in enumerate(ilsvrc_wnids(), 1)}
+    words = stored.decode("latin-1").split()
+    for number, word in enumerate(words, 1):
+        if word not in wnids:
+            raise DataError(
+                f"{_KIT_LABELS} of {kit} has {word[:20]!r} in line {number:,} where an ILSVRC id "
+                f"in [1, {len(wnids)}] is expected; {_KIT_REMEDY}"
+            )
+    return [wnids[word] for word in words]
+
+
+def _from_tar(kit: Path) -> bytes | None:
+    try:
+        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
+        with tarfile.open(fileobj=BytesIO(_decompressed(kit)), mode="r:") as tar:
+            labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
+            file = tar.extractfile(labels[-1]) if labels else None
+            return file.read(_FILE_LIMIT_BYTES) if file else None
+    except tarfile.TarError as error:
+        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error
+
+
+def _decompressed(kit: Path) -> bytes:
+    with kit.open("rb") as file:
+        stored = file.read(_KIT_LIMIT_BYTES + 1)
+    whole = True
+    if stored.startswith(_GZIP_MAGIC):
+        stream = zlib.decompressobj(_GZIP_FORMAT)
+        try:
+            stored = stream.decompress(stored, _KIT_LIMIT_BYTES + 1)
+        except zlib.error as error:
+            raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
+        whole = stream.eof
+    if len(stored) > _KIT_LIMIT_BYTES:
+        raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
+    if not whole:
+        raise DataError(f"{kit} is cut; {_KIT_REMEDY}")
+    return stored

@@ -3,39 +3,24 @@
 Byte ranges are copied. The sample table spares decoding, and the content hash guards it.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from coreset.shards.arrow import ArrowTable
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
 from coreset.shards.sources.base import Source, SourceOptions, Stored, compute
-from coreset.shards.sources.contents import RangeContents
-from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.finder import Finder, RangeContents
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
             "content_hash", "format", "width", "height", "flags")  # fmt: skip
 _ROWS_AT_ONCE = 1 << 16
-
-
-class _TableFacts:
-    """Content hashes and headers of the images in the sample table."""
-
-    def __init__(self, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
-        self._hashes, self._formats = (
-            table[name].combine_chunks() for name in ("content_hash", "format")
-        )
-        self._numbers = {name: table[name].to_numpy() for name in ("width", "height", "flags")}
-
-    def stored(self, row: int) -> Stored:
-        """Return hash and header of the sample of a row."""
-        width, height, flags = (int(column[row]) for column in self._numbers.values())
-        image = Probe(self._formats[row].as_py(), width, height, Flag(flags))
-        return Stored(self._hashes[row].as_py(), image)
 
 
 def is_packed(src: Path) -> bool:
@@ -67,6 +52,17 @@ def find_packed(root: Path, options: SourceOptions | None = None) -> Source:
             files=rows["shard"],
             offsets=rows["offset"],
         )
-    samples = finder.sorted()
-    contents = RangeContents(dataset.shard_paths(), samples.files, samples.offsets)
-    return samples.source(contents, classes=classes, facts=_TableFacts(table))
+    reader = partial(RangeContents, dataset.shard_paths())
+    return finder.source(reader, classes=classes, facts=_facts(table))
+
+
+def _facts(table: ArrowTable) -> Callable[[int], Stored]:
+    hashes, formats = (table[name].combine_chunks() for name in ("content_hash", "format"))
+    numbers = [table[name].to_numpy() for name in ("width", "height", "flags")]
+
+    def stored(row: int) -> Stored:
+        width, height, flags = (int(column[row]) for column in numbers)
+        image = Probe(formats[row].as_py(), width, height, Flag(flags))
+        return Stored(hashes[row].as_py(), image)
+
+    return stored

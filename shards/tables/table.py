@@ -24,7 +24,7 @@ from coreset.shards.tables.formats import (
     text_rows,
     unreadable,
 )
-from coreset.shards.tables.vocabulary import (
+from coreset.shards.tables.sample_names import (
     ID_COLUMNS,
     INTEGER,
     OF_CLASSES,

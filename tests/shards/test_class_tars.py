@@ -13,10 +13,9 @@ from coreset.shards.format.records import ShardRecord
 from coreset.shards.packing.pack import pack
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.class_tars import find_class_tars
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.names import split_of
-from coreset.shards.sources.tars import tar_layout
+from coreset.shards.sources.tars import find_class_tars, tar_layout
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 LINKS = {

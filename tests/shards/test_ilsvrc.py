@@ -16,8 +16,7 @@ from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.ground_truth import ilsvrc_wnids
-from coreset.shards.sources.ilsvrc import find_validation, is_validation
+from coreset.shards.sources.ilsvrc import find_validation, ilsvrc_wnids, is_validation
 from coreset.shards.sources.tars import tar_layout
 
 WNIDS = class_list("imagenet-1k")

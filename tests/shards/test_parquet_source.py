@@ -19,7 +19,7 @@ from coreset.shards.export.names import ExportPlan, StoredSample
 from coreset.shards.export.parquet import write_parquet as export_parquet
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.parquet import find_parquet, is_parquet, parquet_files
+from coreset.shards.sources.parquet import find_parquet, is_parquet
 
 CLASSES = ("n01440764", "n02102040", "n03000684")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -573,7 +573,7 @@ def test_parquet_images_are_told_from_other_places(tmp_path: Path, rows: list[Ro
     hub = write_split(tmp_path / "hub/data", rows, 2)
     assert is_parquet(tmp_path / "hub")
     assert is_parquet(hub)
-    assert is_parquet(parquet_files(hub)[0])
+    assert is_parquet(hub / "train-00000-of-00002.parquet")
     assert not is_parquet(tmp_path / "folder")
     assert not is_parquet(tmp_path / "gone.parquet")
     pq.write_table(pa.table({"path": ["a"], "label": ["b"]}), tmp_path / "list.parquet")

@@ -8,6 +8,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,17 +21,15 @@ from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import CoresetError, DataError, UsageError
 from coreset.shards.sources import detect
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.class_tars import find_class_tars
-from coreset.shards.sources.contents import FileContents
 from coreset.shards.sources.detect import Format, find
-from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.finder import FileContents, Finder
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation
 from coreset.shards.sources.packed import find_packed
 from coreset.shards.sources.parquet import find_parquet
-from coreset.shards.sources.synthetic import Synthetic
-from coreset.shards.sources.synthetic_source import synthetic_source
+from coreset.shards.sources.synthetic import Synthetic, synthetic_source
 from coreset.shards.sources.table import find_table
+from coreset.shards.sources.tars import find_class_tars
 from coreset.shards.sources.webdataset import find_webdataset
 
 CLASSES = ("n01440764", "n02102040", "n02979186")
@@ -393,8 +392,7 @@ def find_pairs(src: Path, options: SourceOptions) -> Source:
             [name], [f"{name}/{path.stem}"], [path.name], [status.st_size],
             mtimes_ns=[status.st_mtime_ns],
         )  # fmt: skip
-    samples = finder.sorted()
-    return samples.source(FileContents(src, samples.mtimes_ns))
+    return finder.source(partial(FileContents, src))
 
 
 def test_a_format_is_added_by_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.advice import require_classes, what_to_name
 from coreset.shards.sources.base import SourceOptions
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.folder import find_folder, require_classes, what_to_name
 from coreset.shards.sources.names import is_hidden, is_side_car
 
 

@@ -187,12 +187,6 @@ def test_the_truth_has_one_row_per_image() -> None:
     np.testing.assert_array_equal(truth["flipped"], SMALL.labels != SMALL.true_labels)
 
 
-def test_arrays_cannot_be_written_to() -> None:
-    for array in (SMALL.true_labels, SMALL.labels, SMALL.difficulty):
-        with pytest.raises(ValueError, match="read-only"):
-            array[0] = 0
-
-
 @pytest.mark.parametrize("size", ["imagenet", 32])
 def test_ten_classes_are_learnt_easy_images_best_and_flipped_labels_not(size: Any) -> None:
     data = Synthetic(images=400, classes=10, size=size, label_noise=0.1)
