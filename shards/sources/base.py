@@ -1,7 +1,6 @@
 """A source: samples in pack order, how to read their bytes, and the options it was searched with.
 
-Every format fills a ``Finder`` and returns a ``Source``; packing sees no more than that. A sample
-takes about 120 bytes of memory: names are Arrow strings, the rest are numbers.
+Packing sees no more than that. A sample takes about 120 bytes of memory: names are Arrow strings.
 """
 
 import hashlib
@@ -49,11 +48,7 @@ class Contents(Protocol):
     """Reader of the bytes of samples; safe in threads and in forked processes."""
 
     def read(self, sample: Sample) -> bytes:
-        """Return the bytes of one sample.
-
-        Raises:
-            UsageError: They cannot be read, or changed since they were found.
-        """
+        """Return the bytes of one sample; UsageError if they changed since they were found."""
         ...
 
     def state(self) -> Iterator[str]:
@@ -177,14 +172,10 @@ class SourceOptions:
     ) -> list[str]:
         """Choose the classes to take, in the order of their sample keys.
 
-        Args:
-            names: Classes of the source.
-            place: The source, for error messages.
-            advice: Says what to do if there is a single class, given its name.
+        ``advice`` says what to do if there is a single class, given its name.
 
         Raises:
-            UsageError: A class that is asked for is missing, or there is a single class and
-                ``one_class`` does not allow it.
+            UsageError: A class that is asked for is missing, or a single one is not allowed.
         """
         existing = set(names)
         missing = sorted(set(self.only or ()) - existing)
@@ -207,11 +198,7 @@ class SourceOptions:
         return self.only is None or name in self.only
 
     def name_of(self, label: int, stored_names: Sequence[str] | None, place: Path) -> str:
-        """Return the class of an integer label, by ``class_names`` or the names of the source.
-
-        Raises:
-            UsageError: There are no names, or the label is not a position in them.
-        """
+        """Return the class of an integer label, by ``class_names`` or the names of the source."""
         names = self.class_names or stored_names
         if names is None:
             raise UsageError(
@@ -223,3 +210,6 @@ class SourceOptions:
                 "list; name the right list with --class-names"
             )
         return names[label]
+
+
+DEFAULTS = SourceOptions()

@@ -1,12 +1,8 @@
-"""Detect the layout of a source and find its samples.
-
-A new format is one module and one row of ``FORMATS``.
-"""
+"""Detect the layout of a source and find its samples: a new format is one row of ``FORMATS``."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
-
 
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
@@ -20,7 +16,8 @@ from coreset.shards.sources.tars import find_class_tars, tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
 
-class Format(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Format:
     """A layout that a source may have."""
 
     matches: Callable[[Path, SourceOptions], bool]
@@ -47,6 +44,7 @@ def find(src: Path, options: SourceOptions) -> Source:
         UsageError: ``src`` is missing, of no known layout, or not what the options ask for.
         DataError: A file of it is damaged.
         MachineError: The disk has no room for what must be decompressed.
+        LockedError: Another process is decompressing it into the same folder.
     """
     if not src.exists():
         raise missing(src, "name a folder or file that holds images")

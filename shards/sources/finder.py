@@ -2,10 +2,9 @@
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +16,6 @@ from coreset.shards.format.ranges import OpenFiles
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 from coreset.shards.sources.base import Contents, Repeats, Sample, Source, Stored, compute
 from coreset.shards.sources.names import is_side_car
-
-Item = TypeVar("Item")
 
 _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
@@ -53,14 +50,7 @@ class Finder:
     ) -> None:
         """Add samples: files of their own (``mtimes_ns``), or byte ranges (``files``, ``offsets``).
 
-        Args:
-            class_names: Class of each sample.
-            keys: Sample keys.
-            names: Their places, for messages.
-            sizes: Bytes.
-            mtimes_ns: Modification times.
-            files: Numbers of the files that hold the samples.
-            offsets: First byte of each in its file.
+        ``names`` are places for messages, ``files`` the numbers of the files that hold the samples.
 
         Raises:
             UsageError: A name cannot be stored.
@@ -87,18 +77,13 @@ class Finder:
         """Record that the sample of a key is no readable file, but a link or device."""
         self._unreadable[key] = kind
 
-    def without_side_cars(
-        self, items: Iterable[Item], name_of: Callable[[Item], str]
-    ) -> list[Item]:
-        """Drop and count side-cars, see `is_side_car`; names are paths below the source."""
-        images: list[Item] = []
-        for item in items:
-            if is_side_car(name := name_of(item)):
-                self._n_side_cars += 1
-                self._side_car = self._side_car or name
-            else:
-                images.append(item)
-        return images
+    def keeps(self, name: str) -> bool:
+        """Test whether a path below the source is no side-car, and count those that are."""
+        if is_side_car(name):
+            self._n_side_cars += 1
+            self._side_car = self._side_car or name
+            return False
+        return True
 
     def source(
         self,
@@ -109,10 +94,8 @@ class Finder:
     ) -> Source:
         """Sort the samples by the UTF-8 bytes of their keys and bind their reader.
 
-        Args:
-            reader: Makes the reader from the table of added columns, whose rows are sorted.
-            classes: Class list; None is the sorted names of the samples' classes.
-            facts: See `Source.facts`.
+        ``reader`` makes it from the sorted table of added columns. Without ``classes`` these are
+        the sorted classes of the samples.
 
         Raises:
             UsageError: Nothing was added, or two samples have one key.
@@ -183,7 +166,7 @@ class FileContents:
     """Reader of samples that are files of their own, below a folder."""
 
     def __init__(self, root: Path, table: ArrowTable) -> None:
-        """Bind the files; ``table`` is that of `Finder.source`."""
+        """Bind the files of the table of `Finder.source`."""
         self._root, self._mtimes_ns = root, table["mtime"].to_numpy()
 
     def read(self, sample: Sample) -> bytes:
@@ -208,7 +191,7 @@ class RangeContents:
     """Reader of samples that are byte ranges of files, which must stay as they were found."""
 
     def __init__(self, files: Sequence[Path], table: ArrowTable) -> None:
-        """Bind the ranges; ``table`` is that of `Finder.source`, its ``file`` counts in files."""
+        """Bind the ranges of the table of `Finder.source`, whose ``file`` counts in ``files``."""
         self._open = OpenFiles(files)
         self._file_of, self._offsets = table["file"].to_numpy(), table["offset"].to_numpy()
         self._states = list(map(state_of, files))

@@ -11,11 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import FileContents, Finder
 from coreset.shards.sources.names import (
     SPLIT_OF_WORD,
@@ -39,17 +38,11 @@ _PEEKED_BYTES = 4096
 _PEEKED_LINES = 3
 
 
-def find_folder(root: Path, options: SourceOptions | None = None) -> Source:
+def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     """List the files of an ImageFolder tree, sorted by the UTF-8 bytes of their sample keys.
 
-    Links are followed.
-
-    Raises:
-        UsageError: ``root`` is missing or holds no class folder, holds splits instead or a single
-            class, a class is empty or asked for and not there, two files have one sample key, or a
-            name cannot be stored.
+    Links are followed. Errors are those of `coreset.shards.sources.detect.find`.
     """
-    options = options or SourceOptions()
     finder = Finder(place=root, repeats=options.repeats)
     visible, finder.n_hidden = listed_entries(root)
     names = [entry.name for entry in visible if entry.is_dir()]
@@ -74,7 +67,7 @@ def _add_class(finder: Finder, name: str) -> None:
     root = finder.place
     files = _files_below(finder, root / name, name, ())
     files = sorted(files, key=lambda file: (sample_key(file[0]), file[0]))
-    images = finder.without_side_cars(files, itemgetter(0))
+    images = [(path, status) for path, status in files if finder.keeps(path)]
     if not images:
         raise UsageError(
             f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
@@ -124,10 +117,7 @@ def require_classes(
         names: Class folders, or class tars without their extension, sorted.
         place: Where they lie.
         holds_folders: Tests whether a class folder holds folders; asked only where it matters.
-        remedy: What to do about splits, given the first one.
-
-    Raises:
-        UsageError: These are not classes.
+        remedy: Says what to do about splits, given the first one.
     """
     splits = [name for name in names if split_of(name)]
     words = [name for name in splits if name.lower() in SPLIT_OF_WORD]

@@ -22,6 +22,7 @@ import tarfile
 import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache, partial
+from gzip import BadGzipFile, GzipFile
 from io import BytesIO
 from pathlib import Path
 
@@ -35,7 +36,6 @@ from coreset.shards.tables.formats import text_rows
 _KIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
 _KIT_CLASSES = "meta.mat"
 _GZIP_MAGIC = b"\x1f\x8b"
-_GZIP_FORMAT = zlib.MAX_WBITS | 16
 # The kit has 2.5 MB, its labels less than 1 MB; nothing larger is decompressed.
 _KIT_LIMIT_BYTES = 1 << 26
 _FILE_LIMIT_BYTES = 1 << 22
@@ -58,12 +58,8 @@ def is_validation(src: Path) -> bool:
 def find_validation(src: Path, options: SourceOptions) -> Source:
     """Find the images of a flat folder or tar, labelled by ``options.truth``.
 
-    The images may also lie in the only folder of a folder (``val/images``).
-
-    Raises:
-        UsageError: ``options.truth`` is missing or no ground truth that can be used, an image has
-            no label or a label no image, or a class asked for is not there.
-        DataError: The tar or the ground truth is damaged.
+    The images may also lie in the only folder of a folder (``val/images``). An image without label
+    and a label without image are refused.
     """
     if options.truth is None:
         raise UsageError(
@@ -77,8 +73,8 @@ def find_validation(src: Path, options: SourceOptions) -> Source:
     by_name = {member.name: member for member in members}
     images = _images(finder, [member.name for member in members])
     classes = _labelled(images, options, options.truth, src)
-    some = [by_name[images[stem]] for stem in classes]
-    add_members(finder, list(classes.values()), _keys(classes), some, place=src.name)
+    samples = [(name, f"{name}/{stem}", by_name[images[stem]]) for stem, name in classes.items()]
+    add_members(finder, samples, place=src.name)
     return finder.source(partial(RangeContents, [src]))
 
 
@@ -101,7 +97,7 @@ def _find_in_folder(src: Path, options: SourceOptions, truth: Path) -> Source:
     states = [state_of(src / name) for name in names]
     finder.add(
         list(classes.values()),
-        _keys(classes),
+        [f"{name}/{stem}" for stem, name in classes.items()],
         names,
         [size for size, _ in states],
         mtimes_ns=[mtime for _, mtime in states],
@@ -134,10 +130,6 @@ def _labelled(
     classes = _read_truth(truth, tuple(images), options, src)
     options.chosen(classes.values(), src)
     return {stem: name for stem, name in classes.items() if options.takes(name)}
-
-
-def _keys(classes: Mapping[str, str]) -> list[str]:
-    return [f"{name}/{stem}" for stem, name in classes.items()]
 
 
 def _read_truth(
@@ -288,18 +280,14 @@ def _from_tar(kit: Path) -> bytes | None:
 
 
 def _decompressed(kit: Path) -> bytes:
-    with kit.open("rb") as file:
-        stored = file.read(_KIT_LIMIT_BYTES + 1)
-    whole = True
-    if stored.startswith(_GZIP_MAGIC):
-        stream = zlib.decompressobj(_GZIP_FORMAT)
-        try:
-            stored = stream.decompress(stored, _KIT_LIMIT_BYTES + 1)
-        except zlib.error as error:
-            raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
-        whole = stream.eof
+    try:
+        with kit.open("rb") as file, GzipFile(fileobj=file) as unpacked:
+            compressed = file.peek(2).startswith(_GZIP_MAGIC)
+            stored = (unpacked if compressed else file).read(_KIT_LIMIT_BYTES + 1)
+    except EOFError as error:
+        raise DataError(f"{kit} is cut; {_KIT_REMEDY}") from error
+    except (BadGzipFile, zlib.error) as error:
+        raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
     if len(stored) > _KIT_LIMIT_BYTES:
         raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
-    if not whole:
-        raise DataError(f"{kit} is cut; {_KIT_REMEDY}")
     return stored

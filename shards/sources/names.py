@@ -75,11 +75,7 @@ def split_of(name: str) -> str | None:
 
 
 def require_one_split(place: Path, splits: Iterable[str]) -> None:
-    """Refuse a folder whose files belong to several splits.
-
-    Raises:
-        UsageError: They do.
-    """
+    """Refuse a folder whose files belong to several splits."""
     names = sorted(set(splits))
     if len(names) > 1:
         raise UsageError(
@@ -97,16 +93,14 @@ def sample_key(name: str) -> str:
 def listed_key(path: str, class_name: str) -> str:
     """Return the sample key of a listed path, which begins at the folder called like the class.
 
-    It is the key that the file has in a folder per class. Where no folder of the path is called so,
-    the key is the class and the stem. Folders before ``..`` do not count.
+    It is the key that the file has in a folder per class; the class and the stem where no folder is
+    called so; empty if ``path`` names no file. Folders before ``..`` do not count.
 
     >>> listed_key("/data/train/n01440764/n01440764_10026.JPEG", "n01440764")
     'n01440764/n01440764_10026'
     >>> listed_key("img/1.png", "cat")
     'cat/1'
 
-    Returns:
-        The key; empty if ``path`` names no file.
     """
     parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", "."}]
     if ".." in parts:
@@ -132,12 +126,7 @@ def whole_key(path: str, class_name: str) -> str:
 
 
 def safe_parts(name: str) -> tuple[str, ...]:
-    """Split a member name at ``/``, without one leading ``./``.
-
-    Raises:
-        DataError: The name is absolute, has an empty, ``.`` or ``..`` part or one of more than 255
-            bytes, or has a control character or a surrogate.
-    """
+    """Split a member name at ``/``, without one leading ``./``; DataError if it may do harm."""
     if _UNSAFE_CHARACTER.search(name):
         raise DataError(f"member name {shown(name)} has a control character; {_MAKE_AGAIN}")
     parts = tuple(name.removeprefix("./").split("/"))
@@ -158,16 +147,12 @@ def shown(name: str) -> str:
 
 
 def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """List the entries of a folder that are not hidden; errors as of `listed_entries`."""
+    """List the entries of a folder that are not hidden."""
     return listed_entries(folder)[0]
 
 
 def listed_entries(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
-    """List the entries of a folder that are not hidden, and count the hidden ones.
-
-    Raises:
-        UsageError: It is no folder, or may not be listed.
-    """
+    """List the entries of a folder that are not hidden, and count the hidden ones."""
     try:
         with os.scandir(folder) as scan:
             entries = list(scan)

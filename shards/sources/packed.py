@@ -15,7 +15,7 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
-from coreset.shards.sources.base import Source, SourceOptions, Stored, compute
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, Stored, compute
 from coreset.shards.sources.finder import Finder, RangeContents
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
@@ -28,14 +28,9 @@ def is_packed(src: Path) -> bool:
     return (src / MANIFEST_NAME).is_file()
 
 
-def find_packed(root: Path, options: SourceOptions | None = None) -> Source:
-    """Find the samples of a packed data set.
-
-    Raises:
-        UsageError: ``root`` is not a packed data set, or a class asked for is not in it.
-        ManifestError: Its sample table is damaged.
-    """
-    options, dataset = options or SourceOptions(), Dataset.open(root)
+def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
+    """Find the samples of a packed data set; ManifestError if its sample table is damaged."""
+    dataset = Dataset.open(root)
     # Whoever packed a single class wanted it.
     classes = sorted(replace(options, one_class=True).chosen(dataset.classes, root))
     labels = [dataset.classes.index(name) for name in classes]

@@ -1,11 +1,9 @@
 """Parquet files of image bytes and labels, as the Hugging Face Hub keeps image data sets.
 
 Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
-see ``coreset.shards.sources.staging``. The stage that packs them removes it.
-
-The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
-src/datasets/features/image.py), or binary of any kind; it is one of ``IMAGE_COLUMNS``, or the
-only such one.
+see ``shards.sources.staging``. The image column is a struct with ``bytes`` and perhaps ``path``
+(``datasets``, src/datasets/features/image.py), or binary of any kind; it is one of
+``IMAGE_COLUMNS``, or the only such one.
 """
 
 import hashlib
@@ -45,15 +43,7 @@ def find_parquet(src: Path, options: SourceOptions) -> Source:
     of classes that are not taken are not spooled.
 
     ``src`` is a file, or a folder that holds those of one split, itself or in ``data``. The folder
-    ``options.spool`` must be named; it is made if it is missing.
-
-    Raises:
-        UsageError: There are no such files or columns, files of several splits, or some of a
-            numbered split are missing; a class that is asked for is not there; two images have one
-            key; a file is written to.
-        DataError: A file is damaged, or a label is missing or out of range.
-        MachineError: The disk is too small or full; what was spooled is kept.
-        LockedError: Another process is spooling into the same folder.
+    ``options.spool`` must be named; it is made if it is missing. Errors are also those of `staged`.
     """
     if options.spool is None:
         raise ValueError("spool must be a folder to decompress parquet files into, got None")
@@ -75,11 +65,7 @@ def find_parquet(src: Path, options: SourceOptions) -> Source:
 
 
 def is_parquet(src: Path) -> bool:
-    """Test for a parquet file with a column of images, or a folder of such; reads one schema.
-
-    Raises:
-        DataError: That file is damaged.
-    """
+    """Test for a parquet file with a column of images, or a folder of such; reads one schema."""
     files = _parquet_files(src) if src.is_dir() or src.suffix.lower() == ".parquet" else []
     if not files or not files[0].is_file():
         return False

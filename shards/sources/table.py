@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowSchema, ParquetFile
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import FileContents, Finder
 from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.tables.formats import is_text, open_parquet
@@ -57,19 +57,13 @@ def is_table(src: Path) -> bool:
     return src.suffix.lower() in _SUFFIXES and src.is_file()
 
 
-def find_table(src: Path, options: SourceOptions | None = None) -> Source:
+def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """List the images that a table names, sorted by the UTF-8 bytes of their sample keys.
 
     A key is that of the same file in a folder per class, see ``listed_key``; where different paths
     would have one key, it is the class and the path. Rows of classes that are not taken are passed
-    over, and their files may be missing.
-
-    Raises:
-        UsageError: The table or a listed file is missing, a column is missing or holds nothing, a
-            label has no name, two rows give one path different labels, or two files have one key.
-        DataError: A parquet file is damaged.
+    over, and their files may be missing. Two rows that give one path different labels are refused.
     """
-    options = options or SourceOptions()
     table = read_table(src, "list", partial(_files_named_by, src.parent))
     rows = list(_rows(table, options))
     if not rows:
@@ -200,12 +194,7 @@ def row_classes(file: ParquetFile, path: Path, options: SourceOptions) -> RowCla
     """Read the classes of all rows from the label column of an open parquet file.
 
     Integers are positions in ``options.class_names``, else in the names that Hugging Face
-    ``datasets`` keeps in the schema.
-
-    Raises:
-        UsageError: There is no such column, it holds neither integers nor text, its integers have
-            no names, or a class cannot be the beginning of a sample key.
-        DataError: A label is missing or not in the range of the class list.
+    ``datasets`` keeps in the schema. Every row must have a class that can begin a sample key.
     """
     name = _label_column(file.schema_arrow.names, path)
     labels = file.read(columns=[name])[name]

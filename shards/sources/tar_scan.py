@@ -35,9 +35,7 @@ _MAKE_AGAIN = "make the tar again from its folder"
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _FLAG, _MAGIC, _PREFIX = slice(156, 157), slice(257, 265), slice(345, 500)
 _GNU_MAGIC = b"ustar  \0"  # where POSIX has the prefix, GNU tar has times
-_BLANK_CHECKSUM = 8 * ord(" ")
-_GNU_NAME, _GNU_LINK, _PAX_GLOBAL, _GNU_SPARSE = b"L", b"K", b"g", b"S"
-_SPARSE_CONTINUES, _SPARSE_MAP_CONTINUES = 482, 504
+_GNU_NAME, _GNU_LINK, _PAX_GLOBAL = b"L", b"K", b"g"
 _EXTENSIONS = {_GNU_NAME, _GNU_LINK, _PAX_GLOBAL, b"x", b"X"}
 # Directories, the list of names in GNU tar's incremental archives, volume labels.
 _PASSED_OVER = {b"5", b"D", b"V"}
@@ -47,7 +45,7 @@ REGULAR_FILE, _SPARSE_FILE = "file", "sparse file"
 _KINDS = {
     b"0": REGULAR_FILE, b"\0": REGULAR_FILE, b"7": REGULAR_FILE, b"1": "hard link",
     b"2": "symbolic link", b"3": "character device", b"4": "block device", b"6": "fifo",
-    b"M": "part of a multi-volume file", _GNU_SPARSE: _SPARSE_FILE,
+    b"M": "part of a multi-volume file", b"S": _SPARSE_FILE,
 }  # fmt: skip
 _PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
 _PAX_NAME, _PAX_SIZE = b"path", b"size"
@@ -77,9 +75,7 @@ def scan(path: Path, *, start: int = 0, end: int | None = None) -> Iterator[Entr
     extension headers give one member a name or size, the later holds.
 
     Raises:
-        DataError: The bytes are no tar or are compressed, a header is cut or damaged, a member
-            runs over the end, the end mark is missing, or bytes follow it. It comes when the scan
-            gets there: the members before the damage have been yielded.
+        DataError: The bytes are no whole tar. The members before the damage have been yielded.
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file; name a tar file")
@@ -116,7 +112,8 @@ class _Scanner:
     def _header(self, offset: int) -> bytes:
         """Read the block at ``offset``: zeros, or a header with the right checksum."""
         header = self._read(offset, max(0, min(BLOCK_BYTES, self.end - offset)))
-        if len(header) == BLOCK_BYTES and (_has_right_checksum(header) or not any(header)):
+        whole = len(header) == BLOCK_BYTES
+        if whole and (_number(header[_CHECKSUM]) == _checksum(header) or not any(header)):
             return header
         if offset == self.start:
             raise self._not_a_tar(header)
@@ -137,8 +134,6 @@ class _Scanner:
         name = raw_name.decode("utf-8", "backslashreplace")
         size = 0 if flag in _WITHOUT_BYTES else self._size(header, offset, pax.get(_PAX_SIZE))
         content = offset + BLOCK_BYTES
-        if flag == _GNU_SPARSE:
-            content = self._after_hole_map(header, content)
         self._require(content, size, f"member {shown(name)}")
         after = content + padded(size)
         # Before POSIX a directory was a file whose name ends in "/".
@@ -201,15 +196,6 @@ class _Scanner:
         raise self._error(
             f"has a size that is {size}, in the header at byte {offset:,}; {_MAKE_AGAIN}"
         )
-
-    def _after_hole_map(self, header: bytes, offset: int) -> int:
-        """Return the offset of a GNU sparse file's data, after the blocks with further holes."""
-        more = header[_SPARSE_CONTINUES]
-        while more:
-            self._require(offset, BLOCK_BYTES, "the map of holes")
-            more = self._read(offset, BLOCK_BYTES)[_SPARSE_MAP_CONTINUES]
-            offset += BLOCK_BYTES
-        return offset
 
     def _check_end(self, offset: int) -> None:
         if self.announced is not None:
@@ -278,13 +264,4 @@ def _number(stored: bytes) -> int | str:
 
 def _checksum(header: bytes) -> int:
     """Sum the bytes, the checksum itself counted as blanks."""
-    return sum(header) - sum(header[_CHECKSUM]) + _BLANK_CHECKSUM
-
-
-def _has_right_checksum(header: bytes) -> bool:
-    stored = _number(header[_CHECKSUM])
-    if stored == _checksum(header):
-        return True
-    # Early Sun and BSD tars summed signed characters.
-    signed = memoryview(header[: _CHECKSUM.start] + header[_CHECKSUM.stop :]).cast("b")
-    return stored == sum(signed) + _BLANK_CHECKSUM
+    return sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ")

@@ -11,12 +11,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, RangeContents
 from coreset.shards.sources.folder import OTHERS, require_classes
 from coreset.shards.sources.names import (
@@ -47,10 +46,8 @@ def visible_members(
 ) -> tuple[list[Entry], int]:
     """List the members of a tar under safe names, and count hidden ones.
 
-    A member is hidden if a part of its name is, see `is_hidden`. Arguments are those of `scan`.
-
-    Raises:
-        DataError: The tar is damaged or cut, or a member has a name that no file should have.
+    A member is hidden if a part of its name is, see `is_hidden`. Arguments and errors are those of
+    `scan` and `safe_parts`.
     """
     members: list[Entry] = []
     n_hidden = 0
@@ -74,27 +71,22 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
 
 
 def add_members(
-    finder: Finder,
-    class_names: Sequence[str],
-    keys: Sequence[str],
-    members: Sequence[Entry],
-    *,
-    place: str,
-    file: int = 0,
+    finder: Finder, samples: Sequence[tuple[str, str, Entry]], *, place: str, file: int = 0
 ) -> None:
-    """Add members of one tar to a finder; links and devices are added as refused.
+    """Add samples of one tar, (class, sample key, member); links and devices as refused.
 
     ``place`` is the name of the tar for people, ``file`` the number of the file that holds it.
     """
+    members = [member for _, _, member in samples]
     finder.add(
-        class_names,
-        keys,
+        [class_name for class_name, _, _ in samples],
+        [key for _, key, _ in samples],
         [f"{place}/{member.name}" for member in members],
         [member.size for member in members],
         files=[file] * len(members),
         offsets=[member.offset for member in members],
     )
-    for key, member in zip(keys, members, strict=True):
+    for _, key, member in samples:
         if member.kind != REGULAR_FILE:
             finder.reject(key, member.kind)
 
@@ -109,10 +101,6 @@ def tar_layout(src: Path) -> TarLayout | None:
     """Detect the layout of a tar or of a folder of tars by the first members of the first tar.
 
     Returns None if ``src`` is neither. A folder that holds a folder counts as an image folder.
-
-    Raises:
-        UsageError: A folder holds a tar that is to be named itself.
-        DataError: The first tar is damaged.
     """
     if src.is_file():
         return _layout(_peek(src)) if _TAR_NAME.search(src.name) else None
@@ -165,19 +153,13 @@ class _ClassTar(NamedTuple):
     end: int | None = None
 
 
-def find_class_tars(src: Path, options: SourceOptions | None = None) -> Source:
+def find_class_tars(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
 
     Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
     Of a tree, the folders above the class folders are (``./``, ``train/``). Links and devices are
     found, and refused by packing.
-
-    Raises:
-        UsageError: There is no class, one is empty or asked for and not there, or two images have
-            one sample key.
-        DataError: A tar is damaged or cut, or a member has a name that no file should have.
     """
-    options = options or SourceOptions()
     finder, files = Finder(place=src, repeats=options.repeats), [src]
     if src.is_dir():
         files = tars_of(src)
@@ -246,7 +228,7 @@ def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
 
 
 def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None:
-    images = finder.without_side_cars(members, lambda member: f"{tar.place}/{member.name}")
+    images = [member for member in members if finder.keeps(f"{tar.place}/{member.name}")]
     if not images:
         raise UsageError(
             f"class {tar.class_name} of {finder.place} holds no images; fill {tar.place} or remove "
@@ -254,8 +236,11 @@ def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None
         )
     own_folder = f"{tar.class_name}/"
     prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
-    keys = [sample_key(own_folder + image.name.removeprefix(prefix)) for image in images]
-    add_members(finder, [tar.class_name] * len(keys), keys, images, place=tar.place, file=tar.file)
+    samples = [
+        (tar.class_name, sample_key(own_folder + image.name.removeprefix(prefix)), image)
+        for image in images
+    ]
+    add_members(finder, samples, place=tar.place, file=tar.file)
 
 
 def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) -> None:
@@ -281,13 +266,15 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
             remedy=lambda _: "unpack it and name the folder of one split",
         )
     for name in options.chosen(by_class, src):
-        images = finder.without_side_cars(by_class[name], attrgetter("name"))
+        images = [member for member in by_class[name] if finder.keeps(member.name)]
         if not images:
             raise UsageError(
                 f"class {name} of {src} holds no images; make the tar without it, or {OTHERS}"
             )
-        keys = [sample_key(image.name.split("/", depth)[depth]) for image in images]
-        add_members(finder, [name] * len(keys), keys, images, place=src.name)
+        samples = [
+            (name, sample_key(image.name.split("/", depth)[depth]), image) for image in images
+        ]
+        add_members(finder, samples, place=src.name)
 
 
 def _class_depth(members: Sequence[Entry]) -> int:

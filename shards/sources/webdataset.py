@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias, cast
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.base import Source, SourceOptions
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, RangeContents
 from coreset.shards.sources.names import (
     below_class,
@@ -56,17 +56,6 @@ class _Info(NamedTuple):
     """Samples by the file name of the shard, per split."""
 
 
-class _Shard(NamedTuple):
-    """Samples of a shard that go into the source."""
-
-    n_hidden: int
-    classes: list[str]
-    keys: list[str]
-    images: list[Entry]
-    seen: set[str]
-    """Classes, also those that are not taken."""
-
-
 @dataclass(frozen=True, slots=True)
 class _Sample:
     """Members of one sample by their extensions, which are in lower case."""
@@ -99,7 +88,7 @@ class _Sample:
         return os.pread(descriptor, part.size, part.offset)
 
 
-def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
+def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """Find the samples of one shard or of a folder of shards of one split.
 
     A sample has one image (jpg, jpeg, png or webp), and a label: an integer (member ``cls``, or
@@ -107,13 +96,7 @@ def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
     of integers are ``options.class_names``, or ``class_names`` of ``_info.json`` beside the shards.
     Sample keys become CLASS/LAST PART OF THE KEY, which for ImageNet are those of the image folder;
     of a key that has its class as a folder, all that follows the class is kept.
-
-    Raises:
-        UsageError: Labels have no names, shards are of several splits, a class asked for is not
-            there, or two samples have one key.
-        DataError: A shard, a sample, a label or a member is damaged, missing or of no known kind.
     """
-    options = options or SourceOptions()
     paths = tars_of(src) if src.is_dir() else [src]
     if not paths:
         raise UsageError(f"{src} holds no tar; name a folder of WebDataset shards")
@@ -144,12 +127,13 @@ def _require_shards(folder: Path, shards: set[str], info: _Info) -> None:
 def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> None:
     seen: set[str] = set()
     empty: list[str] = []
-    for file, shard in enumerate(in_threads(reader.read, paths)):
+    for file, (samples, n_hidden) in enumerate(in_threads(reader.read, paths)):
         place = paths[file].name
-        add_members(finder, shard.classes, shard.keys, shard.images, place=place, file=file)
-        seen |= shard.seen
-        finder.n_hidden += shard.n_hidden
-        if not shard.seen:
+        taken = [sample for sample in samples if reader.options.takes(sample[0])]
+        add_members(finder, taken, place=place, file=file)
+        seen.update(name for name, _, _ in samples)
+        finder.n_hidden += n_hidden
+        if not samples:
             empty.append(place)
     reader.options.chosen(seen, finder.place)
     if empty:
@@ -172,8 +156,8 @@ class _Reader:
         """Names of integer labels."""
         return self.options.class_names or self.info.class_names
 
-    def read(self, path: Path) -> _Shard:
-        """Group the members of a shard into samples, and find their classes."""
+    def read(self, path: Path) -> tuple[list[tuple[str, str, Entry]], int]:
+        """Return class, key and image of all samples of a shard, and count hidden members."""
         members, n_hidden = visible_members(path)
         samples = _samples(path, members)
         for lengths in self.info.splits:
@@ -183,17 +167,13 @@ class _Reader:
                     f"{path} holds {len(samples):,} samples, but {self.info.path.name} says "
                     f"{expected:,}; copy or download both again"
                 )
-        shard = _Shard(n_hidden, [], [], [], set())
+        labelled: list[tuple[str, str, Entry]] = []
         with path.open("rb", buffering=0) as file:
             for sample in samples:
                 image, name = sample.image, self._class_name(sample, file.fileno())
-                shard.seen.add(name)
-                if self.options.takes(name):
-                    *folders, last = sample.key.split("/")
-                    shard.classes.append(name)
-                    shard.keys.append("/".join((name, *below_class(folders, name), last)))
-                    shard.images.append(image)
-        return shard
+                *folders, last = sample.key.split("/")
+                labelled.append((name, "/".join((name, *below_class(folders, name), last)), image))
+        return labelled, n_hidden
 
     def _class_name(self, sample: _Sample, descriptor: int) -> str:
         try:

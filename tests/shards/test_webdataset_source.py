@@ -12,12 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.export.names import ExportPlan, StoredSample
-from coreset.shards.export.webdataset import write_webdataset
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.folder import find_folder
-from coreset.shards.sources.tars import tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
 NAMES = ("n01440764", "n02102040", "n02979186")
@@ -51,29 +47,6 @@ def labelled(source: Source) -> dict[str, tuple[str, bytes]]:
     return dict(zip(source.keys, zip(classes, contents(source), strict=True), strict=True))
 
 
-def test_shards_of_imagenet_are_found_as_the_image_folder(tmp_path: Path):
-    shards = tmp_path / "shards"
-    shards.mkdir()
-    for number in range(2):
-        members: list[tuple[str, bytes]] = []
-        for index in range(number, 12, 2):
-            wnid = NAMES[index % 3]
-            stem = f"{wnid}_{index}"
-            members += sample(stem, index % 3)
-            path = tmp_path / "folder" / wnid / f"{stem}.JPEG"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(members[-2][1])
-        write_shard(shards / f"imagenet1k-train-{number:04d}.tar", members)
-    assert tar_layout(shards) == "webdataset"
-    found, expected = find_webdataset(shards, NAMED), find_folder(tmp_path / "folder")
-    assert found.keys == expected.keys
-    assert found.classes == expected.classes
-    assert found.labels.tolist() == expected.labels.tolist()
-    assert contents(found) == contents(expected)
-    assert found.names[0] == "imagenet1k-train-0000.tar/n01440764_0.jpg"
-    assert found.skipped == ()
-
-
 def test_webdataset_reads_the_same_samples(tmp_path: Path):
     from webdataset.tariterators import group_by_keys, tar_file_iterator
 
@@ -94,46 +67,10 @@ def test_webdataset_reads_the_same_samples(tmp_path: Path):
     assert {key: data for key, (_, data) in ours.items()} == theirs
 
 
-def test_exported_shards_of_this_project_are_read_with_their_class_names(
-    packed: Path, tmp_path: Path
-):
-    dataset = Dataset.open(packed)
-    images: list[StoredSample] = []
-    for row in dataset.samples.to_pylist():
-        with dataset.shard_paths()[row["shard"]].open("rb") as file:
-            file.seek(row["offset"])
-            data = file.read(row["bytes"])
-        images.append(
-            StoredSample(
-                sample_id=row["id"],
-                key=row["key"],
-                label=row["label"],
-                class_name=row["class"],
-                extension=row["format"],
-                image=data,
-            )
-        )
-    plan = ExportPlan(
-        name="photos",
-        split="train",
-        classes=dataset.classes,
-        n_samples=len(images),
-        samples_per_shard=25,
-    )
-    write_webdataset(images, tmp_path, plan)
-    found = find_webdataset(tmp_path)
-    assert found.skipped == ()
-    assert labelled(found) == {
-        f"{one.class_name}/{one.sample_id:09d}": (one.class_name, one.image) for one in images
-    }
-
-
 def test_shards_of_a_packed_data_set_are_read_without_its_manifest(packed: Path, tmp_path: Path):
     for shard in Dataset.open(packed).shard_paths():
         (tmp_path / shard.name).symlink_to(shard)
-    found = find_webdataset(tmp_path, NAMED)
-    assert len(found) == 60
-    assert found.class_sizes().tolist() == [20, 20, 20]
+    assert find_webdataset(tmp_path, NAMED).class_sizes().tolist() == [20, 20, 20]
 
 
 @pytest.mark.parametrize(
@@ -154,20 +91,9 @@ def test_a_label_in_json_is_an_integer_or_a_name(tmp_path: Path, fields: object,
 
 def test_a_name_in_json_stands_in_where_integers_have_no_names(tmp_path: Path):
     members = [*sample("a", 7), ("a.json", b'{"wnid": "n01440764"}')]
-    found = find_webdataset(write_shard(tmp_path / "a.tar", members))
-    assert found.keys == ["n01440764/a"]
-
-
-def test_integers_without_names_are_refused_with_what_to_name(tmp_path: Path):
-    path = write_shard(tmp_path / "a.tar", sample("a", 0))
+    assert find_webdataset(write_shard(tmp_path / "a.tar", members)).keys == ["n01440764/a"]
     with pytest.raises(UsageError, match="name a class list with --class-names"):
-        find_webdataset(path)
-
-
-def test_classes_without_samples_are_told(tmp_path: Path):
-    found = find_webdataset(write_shard(tmp_path / "a.tar", sample("a", 1)), NAMED)
-    assert found.classes == ("n02102040",)
-    assert found.skipped == ("2 classes of the class list, which have no samples",)
+        find_webdataset(write_shard(tmp_path / "a.tar", members[:2]))
 
 
 @pytest.mark.parametrize(
@@ -190,21 +116,18 @@ def test_a_sample_key_is_the_class_and_the_last_part_of_the_key(
     assert find_webdataset(path, NAMED).keys == [sample_key]
 
 
-def test_members_of_a_sample_need_not_be_adjacent(tmp_path: Path):
-    a, b = sample("a", 0), sample("b", 1, "webp")
-    path = write_shard(tmp_path / "a.tar", [a[1], b[0], a[0], ("a.npy", b"x"), b[1]])
-    assert labelled(find_webdataset(path, NAMED)) == {
-        "n01440764/a": ("n01440764", b"image a"),
-        "n02102040/b": ("n02102040", b"image b"),
-    }
-
-
-@given(order=st.permutations([*sample("a", 0), *sample("b", 1), *sample("c", 2)]))
+@given(order=st.permutations([*sample("a", 0), *sample("b", 1, "webp"), ("a.npy", b"x")]))
 def test_the_order_of_members_changes_nothing(
     order: Members, tmp_path_factory: pytest.TempPathFactory
 ):
     path = write_shard(tmp_path_factory.mktemp("wds") / "a.tar", order)
-    assert find_webdataset(path, NAMED).keys == ["n01440764/a", "n02102040/b", "n02979186/c"]
+    found = find_webdataset(path, NAMED)
+    assert labelled(found) == {
+        "n01440764/a": ("n01440764", b"image a"),
+        "n02102040/b": ("n02102040", b"image b"),
+    }
+    assert found.classes == NAMES[:2]
+    assert found.skipped == ("1 classes of the class list, which have no samples",)
 
 
 REPEATED = {
@@ -260,13 +183,9 @@ def test_a_broken_sample_is_refused_with_shard_key_and_offset(
         find_webdataset(tmp_path, NAMED)
 
 
-def test_a_link_in_place_of_an_image_is_found_as_refused(tmp_path: Path):
+def test_a_link_is_refused_as_image_later_and_as_label_at_once(tmp_path: Path):
     path = write_shard(tmp_path / "a.tar", [*sample("b", 0), ("a.cls", b"0")], ["a.jpg"])
-    found = find_webdataset(path, NAMED)
-    assert found.unreadable == {0: "symbolic link"}
-
-
-def test_a_link_in_place_of_a_label_is_refused(tmp_path: Path):
+    assert find_webdataset(path, NAMED).unreadable == {0: "symbolic link"}
     path = write_shard(tmp_path / "a.tar", [("a.jpg", b"1")], ["a.cls"])
     with pytest.raises(DataError, match="with a symbolic link in cls"):
         find_webdataset(path, NAMED)
@@ -276,18 +195,12 @@ def test_a_link_in_place_of_a_label_is_refused(tmp_path: Path):
 def test_members_that_can_run_code_are_refused_and_never_run(tmp_path: Path, extension: str):
     canary = tmp_path / "canary"
     payload = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
-    members = [*sample("a", 0), (f"a.x0.{extension}", payload), ("a.npy", payload)]
+    ignored = [*sample("a", 0), ("a.npy", payload), ("a.txt", payload)]
+    assert len(find_webdataset(write_shard(tmp_path / "0.tar", ignored), NAMED)) == 1
+    members = [*sample("a", 0), (f"a.x0.{extension}", payload)]
     path = write_shard(tmp_path / "a.tar", members)
     with pytest.raises(DataError, match=rf"a\.tar has member 'a\.x0\.{extension}' at byte 2,560"):
         find_webdataset(path, NAMED)
-    assert not canary.exists()
-
-
-def test_ignored_members_are_not_decoded(tmp_path: Path):
-    canary = tmp_path / "canary"
-    payload = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
-    members = [*sample("a", 0), ("a.npy", payload), ("a.txt", payload)]
-    assert len(find_webdataset(write_shard(tmp_path / "a.tar", members), NAMED)) == 1
     assert not canary.exists()
 
 
@@ -310,24 +223,6 @@ def test_hidden_members_and_other_files_are_passed_over_and_counted(tmp_path: Pa
         f"1 files of {tmp_path} that are no shards",
         f"2 hidden files and folders of {tmp_path}",
     )
-
-
-def test_a_cut_at_any_block_of_any_shard_is_noticed(tmp_path: Path):
-    whole = write_shard(tmp_path / "0.tar", [*sample("a", 0), *sample("b", 1)]).read_bytes()
-    write_shard(tmp_path / "2.tar", sample("c", 2))
-    stop = len(whole.rstrip(b"\0")) // 512 * 512 + 512
-    for size in range(0, stop, 512):
-        (tmp_path / "1.tar").write_bytes(whole[:size])
-        with pytest.raises(DataError, match=r"1\.tar"):
-            find_webdataset(tmp_path, NAMED)
-
-
-def test_a_changed_byte_of_a_header_is_noticed(tmp_path: Path):
-    whole = bytearray(write_shard(tmp_path / "a.tar", sample("a", 0)).read_bytes())
-    whole[1024] ^= 1
-    (tmp_path / "a.tar").write_bytes(whole)
-    with pytest.raises(DataError, match=r"a\.tar has a damaged header at byte 1,024"):
-        find_webdataset(tmp_path / "a.tar", NAMED)
 
 
 def test_shards_of_two_splits_are_refused(tmp_path: Path):
@@ -355,10 +250,9 @@ def test_a_shard_that_the_info_lists_must_be_there(tmp_path: Path):
 def test_a_shard_must_hold_as_many_samples_as_the_info_says(tmp_path: Path):
     write_shard(tmp_path / "0.tar", sample("a", 0))
     info(tmp_path, ["0.tar"], [2])
-    with pytest.raises(DataError, match=r"0\.tar holds 1 samples, but _info.json says 2"):
-        find_webdataset(tmp_path)
-    with pytest.raises(DataError, match=r"0\.tar holds 1 samples, but _info.json says 2"):
-        find_webdataset(tmp_path / "0.tar")
+    for src in (tmp_path, tmp_path / "0.tar"):
+        with pytest.raises(DataError, match=r"0\.tar holds 1 samples, but _info.json says 2"):
+            find_webdataset(src)
 
 
 @pytest.mark.parametrize(
@@ -382,8 +276,3 @@ def test_an_info_file_that_is_none_is_refused(tmp_path: Path, fields: object, fa
     (tmp_path / "_info.json").write_text(json.dumps(fields))
     with pytest.raises(DataError, match=rf"_info\.json has .*{fact}.*; mend or remove it"):
         find_webdataset(tmp_path, NAMED)
-
-
-def test_a_folder_without_tars_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="holds no tar"):
-        find_webdataset(tmp_path)
