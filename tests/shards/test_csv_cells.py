@@ -4,7 +4,6 @@ import csv
 import io
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,15 +15,12 @@ WRITERS = {"shards/tables/csv_cells.py", "engine/evaluation/results.py"}
 odd = st.text(st.sampled_from("'=+-@\t\r\n,\"a1.e"), max_size=6) | st.text(max_size=6)
 
 
-@pytest.mark.parametrize("text", ["=1+1", "+cmd", "-x/1.jpg", "@SUM(A1)", "\t=1", "\r=1", "-"])
-def test_text_that_a_spreadsheet_runs_gets_an_apostrophe(text):
-    assert guarded(text) == f"'{text}"
-    assert guarded(f"'{text}") == f"''{text}"  # so that there is one way back
-
-
-@pytest.mark.parametrize("cell", ["a=1", "'quoted'", "", "-1", "+2.5", "-1e-5", -1, -0.5, None])
-def test_other_text_and_numbers_stay(cell):
-    assert guarded(cell) == cell
+def test_text_that_a_spreadsheet_runs_gets_an_apostrophe_and_nothing_else():
+    for text in ("=1+1", "+cmd", "-x/1.jpg", "@SUM(A1)", "\t=1", "\r=1", "-"):
+        assert guarded(text) == f"'{text}"
+        assert guarded(f"'{text}") == f"''{text}"  # so that there is one way back
+    for cell in ("a=1", "'quoted'", "", "-1", "+2.5", "-1e-5", -1, -0.5, None):
+        assert guarded(cell) == cell
 
 
 @given(odd)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
@@ -37,7 +37,6 @@ def found_one_by_one(entry: str, keys: Sequence[str], sources: Sequence[str]) ->
 
 
 @given(st.lists(st.tuples(key, path), unique_by=lambda pair: pair[0], max_size=8), st.lists(path))
-@settings(deadline=None)
 def test_entries_mean_what_a_search_through_all_samples_finds(
     samples: list[tuple[str, str]], entries: list[str]
 ):
