@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,32 @@ _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
+_SCHEMA = pa.schema(
+    [
+        ("code", pa.int32()),
+        ("key", pa.large_string()),
+        ("name", pa.large_string()),
+        ("size", pa.int64()),
+        ("mtime", pa.int64()),
+        ("file", pa.int32()),
+        ("offset", pa.int64()),
+    ]
+)
+
+
+class Found(NamedTuple):
+    """Sample that is a file with a modification time, or a byte range of a numbered file."""
+
+    class_name: str
+    key: str
+    name: str
+    """Place for messages."""
+    size: int
+    mtime_ns: int = 0
+    file: int = 0
+    offset: int = 0
+
+
 @dataclass(slots=True, kw_only=True)
 class Finder:
     """Collects samples class by class or file by file, then sorts them into a ``Source``."""
@@ -37,41 +64,16 @@ class Finder:
     _chunks: list[ArrowTable] = field(default_factory=list[ArrowTable])
     _unreadable: dict[str, str] = field(default_factory=dict[str, str])
 
-    def add(
-        self,
-        class_names: Sequence[str],
-        keys: Sequence[str],
-        names: Sequence[str],
-        sizes: Sequence[int],
-        *,
-        mtimes_ns: Sequence[int] = (),
-        files: Sequence[int] = (),
-        offsets: Sequence[int] = (),
-    ) -> None:
-        """Add samples: files of their own (``mtimes_ns``), or byte ranges (``files``, ``offsets``).
-
-        ``names`` are places for messages, ``files`` the numbers of the files that hold the samples.
-
-        Raises:
-            UsageError: A name cannot be stored.
-        """
-        for name in [*keys, *names]:
+    def add(self, samples: Sequence[Found]) -> None:
+        """Add samples; UsageError if a name cannot be stored."""
+        for name in [text for sample in samples for text in (sample.key, sample.name)]:
             if _UNSTORABLE.search(name):
                 raise UsageError(
                     f"file name {name!a} holds control characters or is not UTF-8; rename it"
                 )
-        codes = [self._codes.setdefault(name, len(self._codes)) for name in class_names]
-        nothing = [0] * len(keys)
-        columns = {
-            "key": pa.array(keys, pa.large_string()),
-            "name": pa.array(names, pa.large_string()),
-            "size": pa.array(sizes, pa.int64()),
-            "code": pa.array(codes, pa.int32()),
-            "mtime": pa.array(mtimes_ns or nothing, pa.int64()),
-            "file": pa.array(files or nothing, pa.int32()),
-            "offset": pa.array(offsets or nothing, pa.int64()),
-        }
-        self._chunks.append(pa.table(columns))
+        classes, *columns = list(zip(*samples, strict=True)) or [()] * len(_SCHEMA)
+        codes = [self._codes.setdefault(name, len(self._codes)) for name in classes]
+        self._chunks.append(pa.table([codes, *columns], schema=_SCHEMA))
 
     def reject(self, key: str, kind: str) -> None:
         """Record that the sample of a key is no readable file, but a link or device."""

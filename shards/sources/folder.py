@@ -15,7 +15,7 @@ from pathlib import Path
 
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
-from coreset.shards.sources.finder import FileContents, Finder
+from coreset.shards.sources.finder import FileContents, Finder, Found
 from coreset.shards.sources.names import (
     SPLIT_OF_WORD,
     WNID,
@@ -73,11 +73,10 @@ def _add_class(finder: Finder, name: str) -> None:
             f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
         )
     finder.add(
-        [name] * len(images),
-        [sample_key(path) for path, _ in images],
-        [path for path, _ in images],
-        [status.st_size for _, status in images],
-        mtimes_ns=[status.st_mtime_ns for _, status in images],
+        [
+            Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
+            for path, status in images
+        ]
     )
 
 

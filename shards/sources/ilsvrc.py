@@ -20,7 +20,7 @@ and nothing in the file tells which.
 import re
 import tarfile
 import zlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache, partial
 from gzip import BadGzipFile, GzipFile
 from io import BytesIO
@@ -28,8 +28,9 @@ from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.finder import FileContents, Finder, RangeContents, state_of
+from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents, state_of
 from coreset.shards.sources.names import WNID, is_image_name, stem_of, visible_entries
+from coreset.shards.sources.tar_scan import Entry
 from coreset.shards.sources.tars import VALIDATION_NAME, add_members, tar_layout, visible_members
 from coreset.shards.tables.formats import text_rows
 
@@ -66,14 +67,22 @@ def find_validation(src: Path, options: SourceOptions) -> Source:
             f"{src} holds images without class folders; name their labels with --ground-truth: "
             "ILSVRC2012_devkit_t12 (folder or tar.gz), or a file with a WordNet id per image"
         )
+    finder, members = Finder(place=src, repeats=options.repeats), dict[str, Entry]()
     if src.is_dir():
-        return _find_in_folder(_folder_of_images(src), options, options.truth)
-    finder = Finder(place=src, repeats=options.repeats)
-    members, finder.n_hidden = visible_members(src)
-    by_name = {member.name: member for member in members}
-    images = _images(finder, [member.name for member in members])
-    classes = _labelled(images, options, options.truth, src)
-    samples = [(name, f"{name}/{stem}", by_name[images[stem]]) for stem, name in classes.items()]
+        finder.place = _folder_of_images(src)
+        names = [entry.name for entry in visible_entries(finder.place)]
+    else:
+        found, finder.n_hidden = visible_members(src)
+        names = [member.name for member in found]
+        members = {member.name: member for member in found}
+    images = _images(finder, names)
+    classes = _read_truth(options.truth, tuple(images), options, finder.place)
+    options.chosen(classes.values(), finder.place)
+    taken = [(name, images[stem], stem) for stem, name in classes.items() if options.takes(name)]
+    if src.is_dir():
+        finder.add([_found(finder.place, *sample) for sample in taken])
+        return finder.source(partial(FileContents, finder.place))
+    samples = [(name, f"{name}/{stem}", members[path]) for name, path, stem in taken]
     add_members(finder, samples, place=src.name)
     return finder.source(partial(RangeContents, [src]))
 
@@ -86,23 +95,11 @@ def _folder_of_images(src: Path) -> Path:
     return src / folders[0] if len(folders) == 1 and not beside else src
 
 
-def _find_in_folder(src: Path, options: SourceOptions, truth: Path) -> Source:
-    finder = Finder(place=src, repeats=options.repeats)
-    images = _images(finder, [entry.name for entry in visible_entries(src)])
-    classes = _labelled(images, options, truth, src)
-    names = [images[stem] for stem in classes]
-    for name in names:
-        if not (src / name).is_file():
-            raise UsageError(f"{src / name} is a folder, a broken link or a device; remove it")
-    states = [state_of(src / name) for name in names]
-    finder.add(
-        list(classes.values()),
-        [f"{name}/{stem}" for stem, name in classes.items()],
-        names,
-        [size for size, _ in states],
-        mtimes_ns=[mtime for _, mtime in states],
-    )
-    return finder.source(partial(FileContents, src))
+def _found(folder: Path, class_name: str, name: str, stem: str) -> Found:
+    path = folder / name
+    if not path.is_file():
+        raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
+    return Found(class_name, f"{class_name}/{stem}", name, *state_of(path))
 
 
 def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
@@ -121,15 +118,6 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
     if not images:
         raise UsageError(f"{finder.place} holds no images; name a folder or tar that does")
     return images
-
-
-def _labelled(
-    images: Mapping[str, str], options: SourceOptions, truth: Path, src: Path
-) -> dict[str, str]:
-    """Map the stems of the images to take to their classes."""
-    classes = _read_truth(truth, tuple(images), options, src)
-    options.chosen(classes.values(), src)
-    return {stem: name for stem, name in classes.items() if options.takes(name)}
 
 
 def _read_truth(

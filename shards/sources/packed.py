@@ -16,7 +16,7 @@ from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, Stored, compute
-from coreset.shards.sources.finder import Finder, RangeContents
+from coreset.shards.sources.finder import Finder, Found, RangeContents
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
             "content_hash", "format", "width", "height", "flags")  # fmt: skip
@@ -37,16 +37,10 @@ def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     table = dataset.table(_COLUMNS).filter(np.isin(dataset.labels, labels))
     table = table.take(compute.sort_indices(table["key"]))
     finder = Finder(place=root, repeats=options.repeats)
+    columns = ("class", "key", "source", "bytes", "shard", "offset")
     for batch in table.to_batches(_ROWS_AT_ONCE):
-        rows = batch.to_pydict()
-        finder.add(
-            rows["class"],
-            rows["key"],
-            rows["source"],
-            rows["bytes"],
-            files=rows["shard"],
-            offsets=rows["offset"],
-        )
+        rows = zip(*(batch[column].to_pylist() for column in columns), strict=True)
+        finder.add([Found(*row[:4], file=row[4], offset=row[5]) for row in rows])
     reader = partial(RangeContents, dataset.shard_paths())
     return finder.source(reader, classes=classes, facts=_facts(table))
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from coreset.shards.arrow import ArrowColumn, ArrowSchema, ArrowTable, ArrowType, ParquetMetadata
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.base import Source, SourceOptions, compute
-from coreset.shards.sources.finder import Finder, RangeContents, state_of
+from coreset.shards.sources.finder import Finder, Found, RangeContents, state_of
 from coreset.shards.sources.names import listed_key, require_one_split, split_of
 from coreset.shards.sources.staging import Image, StagedFile, blob_of, staged
 from coreset.shards.sources.table import RowClasses, row_classes
@@ -99,20 +99,15 @@ class _Table:
 
     def add(self, finder: Finder, number: int, rows: ArrowTable, shared: Collection[str]) -> None:
         """Add the spooled rows of file ``number``; ``shared`` keys are replaced by row keys."""
-        columns = rows.to_pydict()
-        pairs = zip(columns["row"], columns["key"], strict=True)
-        keys = [self._key(row, None) if key in shared else key for row, key in pairs]
-        finder.add(
-            [self.classes.of(row) for row in columns["row"]],
-            keys,
-            [f"{self.name}:{row}" for row in columns["row"]],
-            columns["size"],
-            files=[number] * len(keys),
-            offsets=columns["offset"],
-        )
-        for key, has_bytes in zip(keys, columns["there"], strict=True):
-            if not has_bytes:
+        found: list[Found] = []
+        for spooled in rows.to_pylist():
+            row, key, size = spooled["row"], spooled["key"], spooled["size"]
+            key = self._key(row, None) if key in shared else key
+            name, offset = f"{self.name}:{row}", spooled["offset"]
+            found.append(Found(self.classes.of(row), key, name, size, 0, number, offset))
+            if not spooled["there"]:
                 finder.reject(key, "no image bytes")
+        finder.add(found)
 
     def _key(self, row: int, path: str | None) -> str:
         class_name = self.classes.of(row)

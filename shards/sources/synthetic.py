@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from coreset.kernels.seeds import SyntheticStream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.base import Sample, Source
-from coreset.shards.sources.finder import Finder
+from coreset.shards.sources.finder import Finder, Found
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -247,10 +247,8 @@ def synthetic_source(synthetic: Synthetic) -> Source:
     size = _BYTES_PER_IMAGENET_IMAGE
     if synthetic.size != "imagenet":
         size = max(len(synthetic.jpeg(position)) for position in range(min(8, synthetic.images)))
-    keys = synthetic.keys
-    classes = np.array(synthetic.class_names)[synthetic.labels].tolist()
     finder = Finder(place=Path("synthetic images"))
-    finder.add(classes, keys, [f"{key}.jpg" for key in keys], [size] * len(keys))
+    finder.add([Found(key.partition("/")[0], key, f"{key}.jpg", size) for key in synthetic.keys])
     return finder.source(lambda _: synthetic, classes=synthetic.class_names)
 
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from coreset.shards.arrow import ArrowSchema, ParquetFile
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
-from coreset.shards.sources.finder import FileContents, Finder
+from coreset.shards.sources.finder import FileContents, Finder, Found
 from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.tables.formats import is_text, open_parquet
 from coreset.shards.tables.sample_names import LABEL_COLUMNS, class_in, plain_name
@@ -74,11 +74,10 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     states = _states(table, rows)
     finder = Finder(place=src, repeats=options.repeats)
     finder.add(
-        [row.class_name for row in rows],
-        _keys(rows),
-        [row.path for row in rows],
-        [size for size, _ in states],
-        mtimes_ns=[mtime for _, mtime in states],
+        [
+            Found(row.class_name, key, row.path, *state)
+            for row, key, state in zip(rows, _keys(rows), states, strict=True)
+        ]
     )
     return finder.source(partial(FileContents, src.parent))
 

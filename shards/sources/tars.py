@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
-from coreset.shards.sources.finder import Finder, RangeContents
+from coreset.shards.sources.finder import Finder, Found, RangeContents
 from coreset.shards.sources.folder import OTHERS, require_classes
 from coreset.shards.sources.names import (
     extension_of,
@@ -77,14 +77,11 @@ def add_members(
 
     ``place`` is the name of the tar for people, ``file`` the number of the file that holds it.
     """
-    members = [member for _, _, member in samples]
     finder.add(
-        [class_name for class_name, _, _ in samples],
-        [key for _, key, _ in samples],
-        [f"{place}/{member.name}" for member in members],
-        [member.size for member in members],
-        files=[file] * len(members),
-        offsets=[member.offset for member in members],
+        [
+            Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
+            for name, key, member in samples
+        ]
     )
     for _, key, member in samples:
         if member.kind != REGULAR_FILE:

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -39,7 +40,7 @@ _READ_EXTENSIONS = frozenset({*FORMAT_OF_EXTENSION, "cls", "json", "txt", "npy"}
 _LABEL_LIMIT_BYTES = {"cls": 32, "json": 1 << 20}
 _INFO_NAMES = ("_info.json", "info.json")
 _INFO_LIMIT_BYTES = 1 << 26
-_INTEGER = re.compile(rb"\s*([+-]?[0-9]{1,18})\s*")
+_INTEGER = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _MAKE_AGAIN = "make the shard again"
 
 
@@ -48,12 +49,11 @@ class _LabelError(Exception):
 
 
 class _Info(NamedTuple):
-    """Content of ``_info.json``, as far as there is one."""
+    """Content of ``_info.json``: class names, and samples by shard for each split."""
 
-    path: Path
+    name: str = ""
     class_names: tuple[str, ...] | None = None
     splits: Sequence[Mapping[str, int]] = ()
-    """Samples by the file name of the shard, per split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,8 @@ def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
         unknown = {entry.name for entry in visible_entries(src)} - known - set(_INFO_NAMES)
         if unknown:
             finder.skipped.append(f"{len(unknown):,} files of {src} that are no shards")
-    _add_shards(finder, _Reader(src, options, info), paths)
+    names = options.class_names or info.class_names
+    _add_shards(finder, _Reader(src, options, info, names), paths)
     return finder.source(partial(RangeContents, paths))
 
 
@@ -120,7 +121,7 @@ def _require_shards(folder: Path, shards: set[str], info: _Info) -> None:
         if 0 < len(missing) < len(lengths):
             raise DataError(
                 f"{folder} lacks {len(missing):,} of the {len(lengths):,} shards that "
-                f"{info.path.name} lists, {missing[0]} first; copy or download them too"
+                f"{info.name} lists, {missing[0]} first; copy or download them too"
             )
 
 
@@ -150,11 +151,8 @@ class _Reader:
     place: Path
     options: SourceOptions
     info: _Info
-
-    @property
-    def names(self) -> tuple[str, ...] | None:
-        """Names of integer labels."""
-        return self.options.class_names or self.info.class_names
+    names: tuple[str, ...] | None
+    """Names of integer labels."""
 
     def read(self, path: Path) -> tuple[list[tuple[str, str, Entry]], int]:
         """Return class, key and image of all samples of a shard, and count hidden members."""
@@ -164,7 +162,7 @@ class _Reader:
             expected = lengths.get(path.name, len(samples))
             if expected != len(samples):
                 raise DataError(
-                    f"{path} holds {len(samples):,} samples, but {self.info.path.name} says "
+                    f"{path} holds {len(samples):,} samples, but {self.info.name} says "
                     f"{expected:,}; copy or download both again"
                 )
         labelled: list[tuple[str, str, Entry]] = []
@@ -194,19 +192,19 @@ class _Reader:
                 f"no label among its members ({', '.join(sample.parts)}); expected is an integer "
                 "in cls, or in json an integer (label, cls) or a name (wnid, class)"
             )
-        if not _may_be_folder(name):
-            raise sample.error(f"class name {shown(name)}, which no folder should have")
-        return name
+        with suppress(DataError):
+            if safe_parts(name) == (name,) and not name.startswith("."):
+                return name
+        raise sample.error(f"class name {shown(name)}, which no folder should have")
 
     def _label(self, sample: _Sample, descriptor: int) -> tuple[int | None, str | None]:
         """Integer and name, as far as the sample has them; of two integers that in cls holds."""
         number = None
         if "cls" in sample.parts:
             stored = sample.read(descriptor, "cls")
-            match = _INTEGER.fullmatch(stored)
-            if match is None:
+            if not _INTEGER.fullmatch(stored):
                 raise _LabelError(f"label {stored!r} where an integer is expected")
-            number = int(match[1])
+            number = int(stored)
         if "json" not in sample.parts or (number is not None and self.names is not None):
             return number, None
         fields = _parse_json(sample.read(descriptor, "json"))
@@ -239,13 +237,6 @@ def _samples(path: Path, members: Sequence[Entry]) -> list[_Sample]:
             samples.append(sample)
         sample.parts[extensions.lower()] = member
     return samples
-
-
-def _may_be_folder(name: str) -> bool:
-    try:
-        return len(safe_parts(name)) == 1 and not name.startswith(".")
-    except DataError:
-        return False
 
 
 def _label_in(fields: Fields, names: Sequence[str], kind: type, what: str) -> Any:  # noqa: ANN401 - of that type, or None
@@ -283,26 +274,29 @@ def _list(fields: Fields, name: str, kind: type) -> list[Any]:
 def _read_info(folder: Path) -> _Info:
     path = next((folder / name for name in _INFO_NAMES if (folder / name).is_file()), None)
     if path is None:
-        return _Info(folder / _INFO_NAMES[0])
+        return _Info()
     with path.open("rb") as file:
         stored = file.read(_INFO_LIMIT_BYTES)
     try:
-        return _info_in(path, _parse_json(stored))
+        fields = _parse_json(stored)
+        splits = _object(fields.get("splits", {}), "splits").values()
+        return _Info(path.name, _class_names(fields), list(map(_lengths, splits)))
     except _LabelError as error:
         raise DataError(f"{path} has {error}; mend or remove it") from None
 
 
-def _info_in(path: Path, fields: Fields) -> _Info:
-    names = _list(fields, "class_names", str) if "class_names" in fields else None
-    if names and len(set(names)) < len(names):
+def _class_names(fields: Fields) -> tuple[str, ...] | None:
+    if "class_names" not in fields:
+        return None
+    names = _list(fields, "class_names", str)
+    if len(set(names)) < len(names):
         raise _LabelError("a name twice in class_names")
-    splits = _object(fields.get("splits", {}), "splits").values()
-    lengths = [_lengths(_object(split, "a split")) for split in splits]
-    return _Info(path, None if names is None else tuple(names), lengths)
+    return tuple(names)
 
 
-def _lengths(split: Fields) -> dict[str, int]:
-    files, lengths = _list(split, "filenames", str), _list(split, "shard_lengths", int)
+def _lengths(split: object) -> dict[str, int]:
+    fields = _object(split, "a split")
+    files, lengths = _list(fields, "filenames", str), _list(fields, "shard_lengths", int)
     if len(files) != len(lengths):
         raise _LabelError(f"{len(files):,} filenames but {len(lengths):,} shard_lengths in a split")
     return dict(zip(files, lengths, strict=True))

@@ -23,7 +23,7 @@ from coreset.shards.format.manifest import Manifest
 from coreset.shards.sources import detect
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.detect import Format, find
-from coreset.shards.sources.finder import FileContents, Finder
+from coreset.shards.sources.finder import FileContents, Finder, Found
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation
 from coreset.shards.sources.packed import find_packed
@@ -385,10 +385,8 @@ def find_pairs(src: Path, options: SourceOptions) -> Source:
     finder = Finder(place=src, repeats=options.repeats)
     for path in sorted(src.glob("*.picture")):
         name, status = path.with_suffix(".class").read_text(), path.stat()
-        finder.add(
-            [name], [f"{name}/{path.stem}"], [path.name], [status.st_size],
-            mtimes_ns=[status.st_mtime_ns],
-        )  # fmt: skip
+        state = status.st_size, status.st_mtime_ns
+        finder.add([Found(name, f"{name}/{path.stem}", path.name, *state)])
     return finder.source(partial(FileContents, src))
 
 
