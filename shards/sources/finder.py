@@ -23,17 +23,10 @@ _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-_SCHEMA = pa.schema(
-    [
-        ("code", pa.int32()),
-        ("key", pa.large_string()),
-        ("name", pa.large_string()),
-        ("size", pa.int64()),
-        ("mtime", pa.int64()),
-        ("file", pa.int32()),
-        ("offset", pa.int64()),
-    ]
-)
+_SCHEMA = pa.schema({
+    "code": pa.int32(), "key": pa.large_string(), "name": pa.large_string(), "size": pa.int64(),
+    "mtime": pa.int64(), "file": pa.int32(), "offset": pa.int64(),
+})  # fmt: skip
 
 
 class Found(NamedTuple):

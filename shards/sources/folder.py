@@ -1,9 +1,8 @@
 """Images of an ImageFolder tree: ``SRC/CLASS/.../FILE``, one class per folder below ``SRC``.
 
 Every regular file below a class folder is found: what turns out not to be an image is refused later
-and listed. Hidden files (``.DS_Store``) and side-cars (``Thumbs.db``, ``*_boxes.txt``, ``.xml``,
-``.json``) are no samples; they are passed over and counted. Folders that are no classes are refused
-with what to name instead.
+and listed. Hidden files (``.DS_Store``) and side-cars (``*_boxes.txt``, ``.xml``) are passed over
+and counted. Folders that are no classes are refused with what to name instead.
 """
 
 import os

@@ -1,20 +1,17 @@
 """ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
 
-``ILSVRC2012_img_val.tar`` and the folder unpacked from it hold ``ILSVRC2012_val_00000001.JPEG``
-and so on, without classes. Sample keys are those of ``shards.sources.folder`` for the same images
-sorted into a folder per WordNet id. Labels are passed around in these forms:
+Sample keys are those of the same images sorted into a folder per WordNet id. Labels are passed
+around in these forms:
 
-- The development kit, as a folder or tar. Line i of its
+- The development kit, as a folder or tar, of which nothing is extracted. Line i of its
   ``data/ILSVRC2012_validation_ground_truth.txt`` is the ILSVRC id of image i. These ids are not in
-  the order of the sorted WordNet ids: 1 is n02119789, class 278. ``ilsvrc2012_wnids.txt`` beside
-  this module has the WordNet id of ILSVRC id i in line i. Nothing of a tar is extracted.
+  the order of the sorted WordNet ids: ``ilsvrc2012_wnids.txt`` has that of ILSVRC id i in line i.
 - A WordNet id a line, in the order of the images.
 - ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``, whose
   prediction begins with the WordNet id); names with or without extension.
 - Caffe's ``val.txt``: ``NAME INDEX``, where index is a position in the sorted WordNet ids.
 
-A file of integers alone is refused: they may be ILSVRC ids or positions in the sorted WordNet ids,
-and nothing in the file tells which.
+A file of integers alone is refused: they may be ILSVRC ids or positions in the sorted WordNet ids.
 """
 
 import re

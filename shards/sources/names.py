@@ -1,7 +1,6 @@
 """Names of files, folders and samples, as every layout of a source reads them.
 
-Hidden files belong to the system, side-cars accompany images, and a split is a word of a name. A
-sample key is the path of an image from its class folder on, without the extension.
+A sample key is the path of an image from its class folder on, without the extension.
 """
 
 import os

@@ -1,7 +1,4 @@
-"""Packed data set as a source: a subset of its classes, or the same images in another form.
-
-Byte ranges are copied. The sample table spares decoding, and the content hash guards it.
-"""
+"""Packed data set as a source: its table spares decoding, which the content hash guards."""
 
 from collections.abc import Callable
 from dataclasses import replace

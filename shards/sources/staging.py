@@ -34,24 +34,17 @@ from coreset.shards.sources.finder import state_of
 # What ``coreset.shards.packing.pack`` counts for a sample besides its bytes.
 _PACKED_EXTRA_BYTES = 2400
 _BINDING = b"spooled"
-_SPOOLED = pa.schema(
-    [
-        ("row", pa.int64()),
-        ("offset", pa.int64()),
-        ("size", pa.int64()),
-        ("path", pa.large_string()),
-        ("there", pa.bool_()),
-        ("hash", pa.binary(16)),
-    ]
-)
+_SPOOLED = pa.schema({
+    "row": pa.int64(), "offset": pa.int64(), "size": pa.int64(), "path": pa.large_string(),
+    "there": pa.bool_(), "hash": pa.binary(16),
+})  # fmt: skip
 
 
 class Image(NamedTuple):
-    """One image as it is stored."""
+    """One image as it is stored; without bytes, ``data`` is None."""
 
     row: int
     data: Any
-    """Buffer of the file; None if there is none."""
     path: str | None
 
 
@@ -84,8 +77,7 @@ def staged(
 
     Ranges (``offset``, ``size``) are those of ``blob_of`` the file, ``hash`` is the xxh3_128 of the
     bytes. Files that are spooled already, as they are now, are not spooled again. Progress of the
-    others goes to ``options.on_spooled``, in estimated bytes, and ends at their sum however far off
-    they are.
+    others goes to ``options.on_spooled`` and ends at the sum of the estimates.
 
     Raises:
         UsageError: A file is written to.
@@ -130,11 +122,7 @@ def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
 
 
 def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> ArrowTable:
-    """Write the images of a file, then the table that commits them.
-
-    The spooled file takes the modification time of the original, so that an interrupted packing
-    continues after the spool folder was lost and is made again.
-    """
+    """Write the images of a file, then the table that commits them."""
     blob = blob_of(file.path, folder)
     scratch = temporary_name(blob)
     written(0)
@@ -142,6 +130,7 @@ def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> Ar
         with new_file(scratch) as out:
             rows = _write(file, out, written)
             out.flush()
+            # An interrupted packing continues also if the spool was lost and is made again.
             os.utime(out.fileno(), ns=(file.state[1], file.state[1]))
             sync_and_rename(out, blob)
         sink = pa.BufferOutputStream()
@@ -182,11 +171,7 @@ def _write(file: StagedFile, out: Any, written: Callable[[int], None]) -> ArrowT
 def _require_space(
     files: Sequence[StagedFile], missing_bytes: int, folder: Path, *, room_to_pack: bool
 ) -> None:
-    """Refuse a disk without room for the spooled images and all of them packed beside these.
-
-    Shards that an interrupted packing has written already count as missing, which matters only if
-    the spooled files were lost since.
-    """
+    """Refuse a disk without room for the spooled images and all of them packed beside these."""
     needed, what = missing_bytes, "decompressing parquet files"
     if room_to_pack:
         needed += sum(file.image_bytes + _PACKED_EXTRA_BYTES * file.n_images for file in files)

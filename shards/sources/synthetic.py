@@ -42,9 +42,7 @@ _LAYOUT_SWING, _MOTIF_SWING, _CLUTTER_SWING = (
 # Share of the distractor class in the most difficult image; beyond 1/2 it prevails.
 _MAX_DISTRACTION = 0.7
 
-# Bytes of an image, for the check of the disk; what is generated is known only afterwards.
-_BYTES_PER_IMAGENET_IMAGE = 115_000
-
+_BYTES_PER_IMAGENET_IMAGE = 115_000  # for the check of the disk before any is generated
 _TEXTURE_SHARES = (1.0, 0.5, 0.5)  # strength of the texture in Y', Cb and Cr
 _TEXTURE_DEVIATION = 32  # standard deviation of the texture tile, in steps of int8
 
@@ -72,24 +70,13 @@ _ASPECTS = (0.38, 0.54, 0.62, 0.67, 0.75, 0.81, 0.98, 1, 1)
 _LANDSCAPE_SHARE = 0.68
 
 
-class _Draws(NamedTuple):
-    """Uniform numbers in [0, 1) that make one image."""
-
-    shape: float
-    side: float
-    aspect: float
-    orientation: float
-    encoding: float
-    texture: float
-    texture_row: float
-    texture_column: float
-    distractor: float
-    shift_down: float
-    shift_right: float
-    motif_row: float
-    motif_column: float
-    contrast: float
-    brightness: float
+# Uniform numbers in [0, 1) that make one image, in the order in which they are drawn.
+_DRAWS: tuple[str, ...] = (
+    "shape", "side", "aspect", "orientation", "encoding", "texture", "texture_row",
+    "texture_column", "distractor", "shift_down", "shift_right", "motif_row", "motif_column",
+    "contrast", "brightness",
+)  # fmt: skip
+_Draws: TypeAlias = dict[str, float]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +94,7 @@ class Synthetic:
     """Side of square images in pixels, or the distribution of ImageNet."""
 
     def __post_init__(self) -> None:
-        """Check the configuration.
-
-        Raises:
-            UsageError: A value is out of its range.
-        """
+        """Refuse values out of their range by a UsageError."""
         images, classes, size, noise = self.images, self.classes, self.size, self.label_noise
         for holds, message in (
             (classes >= 2, f"classes must be 2 or more, got {classes}"),
@@ -173,11 +156,7 @@ class Synthetic:
         }
 
     def jpeg(self, position: int) -> bytes:
-        """Encode the JPEG file of the image at ``position``; thread safe.
-
-        Raises:
-            UsageError: ``position`` is not in [0, images).
-        """
+        """Encode the JPEG file of the image at a position in [0, images); thread safe."""
         quality, (luma, *chroma) = self._planes(position)
         cb, cr = chroma or (None, None)
         # With halved chroma, libjpeg-turbo reads odd luma planes up to the next even height and
@@ -199,35 +178,35 @@ class Synthetic:
             raise UsageError(f"position must be in [0, {self.images}), got {position}")
         n_clutter = 3 * _CLUTTER_CELLS**2
         seed = derived_seed(self.seed, SyntheticStream.IMAGE, position)
-        numbers = _uniforms(n_clutter + len(_Draws._fields), seed)
-        draws = _Draws(*numbers[n_clutter:].tolist())
+        numbers = _uniforms(n_clutter + len(_DRAWS), seed)
+        draws = dict(zip(_DRAWS, numbers[n_clutter:].tolist(), strict=True))
         clutter = (numbers[:n_clutter] * 2 - 1).astype(np.float32)
         canvas = self._canvas(position, draws, clutter.reshape(3, _CLUTTER_CELLS, -1))
         shape = _imagenet_shape(draws) if self.size == "imagenet" else (self.size, self.size)
-        encoding = _HALVED if draws.encoding < _HALVED_SHARE else _FULL
-        channels = 1 if draws.encoding >= 1 - _GREY_SHARE else 3
+        encoding = _HALVED if draws["encoding"] < _HALVED_SHARE else _FULL
+        channels = 1 if draws["encoding"] >= 1 - _GREY_SHARE else 3
         planes = [_plane(canvas[at], at, shape, encoding, draws) for at in range(channels)]
         return encoding.quality, planes
 
     def _canvas(self, position: int, draws: _Draws, clutter: Floats) -> Floats:
         """Draw the low-frequency content, float32 of shape (3, cells, cells) in [0, 255]."""
         label, difficulty = int(self.true_labels[position]), self.difficulty[position]
-        distracting = (label + 1 + int(draws.distractor * (self.classes - 1))) % self.classes
+        distracting = (label + 1 + int(draws["distractor"] * (self.classes - 1))) % self.classes
         own, distractor = self._class_pattern(label), self._class_pattern(distracting)
         pattern = own + difficulty * np.float32(_MAX_DISTRACTION) * (distractor - own)
         layout, motif = np.split(pattern, [3 * _LAYOUT_CELLS**2])
         large = _CANVAS_CELLS + _MAX_SHIFT
         layout = _enlarged(layout.reshape(3, _LAYOUT_CELLS, -1), large, large)
-        top, left = (int(u * (_MAX_SHIFT + 1)) for u in (draws.shift_down, draws.shift_right))
+        top, left = (int(u * (_MAX_SHIFT + 1)) for u in (draws["shift_down"], draws["shift_right"]))
         canvas = _LAYOUT_SWING * layout[:, top:, left:][:, :_CANVAS_CELLS, :_CANVAS_CELLS]
-        phase = (int(draws.motif_row * _MOTIF_CELLS), int(draws.motif_column * _MOTIF_CELLS))
+        phase = (int(draws["motif_row"] * _MOTIF_CELLS), int(draws["motif_column"] * _MOTIF_CELLS))
         motif = np.roll(motif.reshape(3, _MOTIF_CELLS, -1), phase, axis=(1, 2))
         repeats = _CANVAS_CELLS // _MOTIF_CELLS
         canvas += _MOTIF_SWING * np.tile(motif, (1, repeats, repeats))
         clutter = _enlarged(clutter, _CANVAS_CELLS, _CANVAS_CELLS)
         canvas += _CLUTTER_SWING * (0.25 + 0.75 * difficulty) * clutter
-        canvas *= np.float32(0.6 + 0.5 * draws.contrast)
-        canvas[0] += np.float32(40 * (draws.brightness - 0.5))
+        canvas *= np.float32(0.6 + 0.5 * draws["contrast"])
+        canvas[0] += np.float32(40 * (draws["brightness"] - 0.5))
         return np.clip(canvas + np.float32(128), 0, 255)
 
     def _class_pattern(self, label: int) -> Floats:
@@ -260,12 +239,12 @@ def _uniforms(n: int, seed: int) -> NDArray[np.float64]:
 def _imagenet_shape(draws: _Draws) -> tuple[int, int]:
     """Draw height and width."""
     upto = np.cumsum(_COMMON_SHARES)
-    if draws.shape < upto[-1]:
-        width, height = _COMMON_SHAPES[int(np.searchsorted(upto, draws.shape, side="right"))]
+    if draws["shape"] < upto[-1]:
+        width, height = _COMMON_SHAPES[int(np.searchsorted(upto, draws["shape"], side="right"))]
         return height, width
-    long = round(float(np.interp(draws.side, _QUANTILES, _LONG_SIDES)))
-    short = round(long * float(np.interp(draws.aspect, _QUANTILES, _ASPECTS)))
-    return (short, long) if draws.orientation < _LANDSCAPE_SHARE else (long, short)
+    long = round(float(np.interp(draws["side"], _QUANTILES, _LONG_SIDES)))
+    short = round(long * float(np.interp(draws["aspect"], _QUANTILES, _ASPECTS)))
+    return (short, long) if draws["orientation"] < _LANDSCAPE_SHARE else (long, short)
 
 
 def _enlarged(cells: Floats, height: int, width: int) -> Floats:
@@ -292,9 +271,9 @@ def _plane(
     height, width = (-(-side // step) for side in shape)
     row, column = (
         int((u + channel / 3) % 1 * (MAX_SIDE - side + 1))
-        for u, side in ((draws.texture_row, height), (draws.texture_column, width))
+        for u, side in ((draws["texture_row"], height), (draws["texture_column"], width))
     )
-    deviation = np.interp(draws.texture, _QUANTILES, encoding.deviations)
+    deviation = np.interp(draws["texture"], _QUANTILES, encoding.deviations)
     # In 64ths, whatever the last bit of the interpolation is on this machine.
     strength = round(64 * float(deviation)) * _TEXTURE_SHARES[channel] / (64 * _TEXTURE_DEVIATION)
     plane = _enlarged(cells, height, width)

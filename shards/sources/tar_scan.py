@@ -1,8 +1,7 @@
 """Scanner of tar files made elsewhere, which locates the bytes of each regular member.
 
-Reads the v7, ustar, GNU and pax headers that GNU tar, bsdtar, Python's tarfile and webdataset's
-ShardWriter write (POSIX.1-2017 ``pax``, "ustar Interchange Format" and "pax Extended Header"; GNU
-tar 1.35 manual, "Basic Tar Format"). Only headers are read; nothing is extracted and no link is
+Reads v7, ustar, GNU and pax headers (POSIX.1-2017 ``pax``, "ustar Interchange Format" and "pax
+Extended Header"; GNU tar 1.35 manual, "Basic Tar Format"). Nothing is extracted and no link is
 followed, so a member name cannot reach the file system. Sizes are held against the end of the tar
 before a byte is read, so no header makes this allocate more than ``RECORD_LIMIT_BYTES``.
 
@@ -71,8 +70,7 @@ def scan(path: Path, *, start: int = 0, end: int | None = None) -> Iterator[Entr
     """Yield the members of the tar at bytes ``[start, end)`` of a file, in stored order.
 
     Directories, volume labels and pax headers are passed over. Links, devices, sparse files and
-    other kinds are yielded with size 0, so that the caller can list them as refused. If two
-    extension headers give one member a name or size, the later holds.
+    other kinds are yielded with size 0. Of two names or sizes for one member the later holds.
 
     Raises:
         DataError: The bytes are no whole tar. The members before the damage have been yielded.

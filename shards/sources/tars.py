@@ -1,9 +1,7 @@
 """Tars made elsewhere as sources, read where they lie: no tar is unpacked.
 
-Images of classes have three layouts: one tar of class tars (``ILSVRC2012_img_train.tar`` as
-distributed: members ``n01440764.tar``, each a tar of ``n01440764_10026.JPEG``), a folder of class
-tars, and one tar of an image folder tree. Sample keys are those of ``shards.sources.folder`` for
-the unpacked tree, so packing a tar or its tree makes the same data set.
+Images of classes have three layouts: one tar of class tars (``ILSVRC2012_img_train.tar``), a folder
+of class tars, and one tar of an image folder tree. Sample keys are those of the unpacked tree.
 """
 
 import re

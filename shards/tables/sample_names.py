@@ -79,23 +79,13 @@ class SampleNames:
     """
 
     def __init__(self, keys: ArrowColumn, sources: ArrowColumn, *, folder: str = "") -> None:
-        """Index the names.
-
-        Args:
-            keys: Sample keys, each once; strings of shape (n,), pyarrow Array or ChunkedArray.
-            sources: Source paths, of the same shape.
-            folder: Name of the folder in which the source paths begin, if known.
-        """
+        """Index sample keys, each once, and source paths, which begin in ``folder`` if known."""
         self._folder = folder
         self._keys, self._sources = _Index(keys), _Index(sources)
         self._depth = max(self._keys.depth, self._sources.depth)
 
     def positions(self, entries: Sequence[str]) -> NDArray[np.int64]:
-        """Return the position of the sample that each entry names.
-
-        Returns:
-            int64 of shape (entries,); ``UNKNOWN``, or ``SEVERAL`` where several are named.
-        """
+        """Return the position of the sample that each entry names, ``UNKNOWN`` or ``SEVERAL``."""
         positions = np.full(len(entries), UNKNOWN, np.int64)
         parts = list(map(_parts, entries))
         for depth in range(self._depth, 0, -1):
