@@ -257,15 +257,6 @@ def test_a_cut_at_any_byte_is_noticed(tmp_path: Path, file_format: int):
             list(scan(path))
 
 
-def test_a_cut_nested_tar_is_noticed_though_the_file_goes_on(tmp_path: Path):
-    inner = tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2")])
-    path = tmp_path / "outer.tar"
-    path.write_bytes(bytes(100) + inner + inner)
-    for size in range(len(inner)):
-        with pytest.raises(DataError, match=r"tar from byte 100\) ends at byte"):
-            list(scan(path, start=100, end=100 + size))
-
-
 def test_a_flipped_bit_in_a_header_is_noticed_or_harmless():
     whole = bytearray(tar_bytes([("a.jpg", b"image"), ("é" * 60, b"x" * 600)], tarfile.GNU_FORMAT))
     expected = scan_bytes(whole)
