@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
@@ -94,6 +94,7 @@ def rows(tmp_path: Path) -> list[Row]:
     rows_per_group=st.integers(1, 100),
     only=st.none() | st.sets(st.sampled_from(CLASSES), min_size=1),
 )
+@example([(b"%d" % at, at % 3) for at in range(150)], 100, {CLASSES[1]})  # groups of two batches
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 def test_every_wanted_row_is_read_back_whatever_the_row_groups(
     tmp_path: Path,
@@ -267,6 +268,14 @@ def test_what_a_kill_left_is_spooled_again(
     assert written(tmp_path / "spool") == before
 
 
+def test_spooled_images_are_on_the_disk_before_the_table_that_commits_them(
+    tmp_path: Path, rows: list[Row], wanted: SourceOptions, disk: Any
+):
+    find_parquet(write_parquet(tmp_path / "x.parquet", rows), wanted)
+    images = (tmp_path / "spool/x.images").read_bytes()
+    assert disk.naming("x.rows.parquet").beside["x.images"] == images
+
+
 def test_a_changed_file_is_spooled_anew_and_changes_the_state(
     tmp_path: Path, rows: list[Row], wanted: SourceOptions
 ):
@@ -274,6 +283,9 @@ def test_a_changed_file_is_spooled_anew_and_changes_the_state(
     before, inodes = find_parquet(hub, wanted).state_sha256(), written(tmp_path / "spool")
     changed = [(data.upper(), path, label) for data, path, label in rows[1::2] if data is not None]
     write_parquet(hub / "train-00001-of-00002.parquet", changed)
+    second = hub / "train-00001-of-00002.parquet"
+    with pytest.raises(UsageError, match="changed while it was read; pack again"):
+        find_parquet(hub, replace(wanted, on_spooled=lambda *_: os.utime(second, (1, 1))))
     source = find_parquet(hub, wanted)
     again = {name for name, inode in written(tmp_path / "spool").items() if inodes[name] != inode}
     assert again == {"train-00001-of-00002.images", "train-00001-of-00002.rows.parquet"}

@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import tarfile
+import tracemalloc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -673,14 +674,17 @@ BROKEN_KITS = {
     "last byte": (WHOLE[:-1], r"kit\.tar\.gz is cut"),
     "a byte": (WHOLE[:200] + bytes([WHOLE[200] ^ 255]) + WHOLE[201:], "is damaged|is no whole tar"),
     "no tar": (gzip.compress(b"no tar" * 200), "is no whole tar"),
-    "bomb": (gzip.compress(bytes(1 << 27), 1), "holds more than 67,108,864 bytes"),
+    "bomb": (gzip.compress(bytes(1 << 28), 1), "holds more than 67,108,864 bytes"),
 }
 
 
 @pytest.mark.parametrize(("stored", "words"), BROKEN_KITS.values(), ids=BROKEN_KITS.keys())
 def test_a_broken_kit_is_refused(folder: Path, tmp_path: Path, stored: bytes, words: str):
+    tracemalloc.start()
     with pytest.raises(DataError, match=words):
         find_validation(folder, wanted(write(tmp_path / "kit.tar.gz", stored)))
+    assert tracemalloc.get_traced_memory()[1] < 5 << 25
+    tracemalloc.stop()
 
 
 def test_nothing_of_the_kit_is_extracted(folder: Path, tmp_path: Path):
