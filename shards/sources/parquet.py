@@ -54,9 +54,7 @@ def find_parquet(src: Path, options: SourceOptions) -> Source:
     _choose(finder, tables, options)
     keyed = [
         rows.append_column("key", [pa.array(table.keys(rows), pa.large_string())])
-        for table, rows in zip(
-            tables, staged([table.file for table in tables], options.spool, options), strict=True
-        )
+        for table, rows in zip(tables, staged(tables, options.spool, options), strict=True)
     ]
     shared = _shared_keys(keyed)
     for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
@@ -84,12 +82,11 @@ def _parquet_files(src: Path) -> list[Path]:
     return []
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Parquet file, the classes of its rows, and the rows to take of it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table(StagedFile):
+    """Parquet file, its name below the source, and the classes of its rows."""
 
     name: str
-    file: StagedFile
     classes: RowClasses
 
     def keys(self, rows: ArrowTable) -> list[str]:
@@ -112,7 +109,7 @@ class _Table:
     def _key(self, row: int, path: str | None) -> str:
         class_name = self.classes.of(row)
         key = listed_key(_WNID_SUFFIX.sub("", path), class_name) if path else ""
-        return key or f"{class_name}/{self.file.path.stem}-{row:06d}"
+        return key or f"{class_name}/{self.path.stem}-{row:06d}"
 
 
 def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
@@ -125,7 +122,9 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         image_bytes = _uncompressed_bytes(file.metadata, rows)
     state = state_of(path)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
-    staged_file = StagedFile(
+    return _Table(
+        name=path.relative_to(src).as_posix() if path != src else path.name,
+        classes=classes,
         path=path,
         state=state,
         binding=json.dumps([*state, column, digest]).encode(),
@@ -133,8 +132,6 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         image_bytes=image_bytes,
         images=partial(_images, path, column, rows),
     )
-    name = path.relative_to(src).as_posix() if path != src else path.name
-    return _Table(name, staged_file, classes)
 
 
 def _images(path: Path, column: str, wanted: NDArray[np.int64]) -> Iterator[Image]:

@@ -82,13 +82,12 @@ class SampleNames:
         """Index sample keys, each once, and source paths, which begin in ``folder`` if known."""
         self._folder = folder
         self._keys, self._sources = _Index(keys), _Index(sources)
-        self._depth = max(self._keys.depth, self._sources.depth)
 
     def positions(self, entries: Sequence[str]) -> NDArray[np.int64]:
         """Return the position of the sample that each entry names, ``UNKNOWN`` or ``SEVERAL``."""
         positions = np.full(len(entries), UNKNOWN, np.int64)
         parts = list(map(_parts, entries))
-        for depth in range(self._depth, 0, -1):
+        for depth in range(max(self._keys.depth, self._sources.depth), 0, -1):
             at = [entry for entry in _unknown(positions) if self._may_end(parts[entry], depth)]
             ends = ["/".join(parts[entry][-depth:]) for entry in at]
             at, ends = _look_up(positions, at, ends, self._sources)
@@ -125,11 +124,9 @@ class _Index:
         hashes = np.fromiter(map(_hash, _texts(self.names)), np.uint64, len(self.names))
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
-
-    @property
-    def depth(self) -> int:
-        """Count of parts of the deepest path."""
-        return 1 + (compute.max(compute.count_substring(self.names, "/")).as_py() or 0)
+        n_slashes = compute.max(compute.count_substring(self.names, "/")).as_py()
+        self.depth = 1 + (n_slashes or 0)
+        """Parts of the deepest path."""
 
     def rows(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each name, ``UNKNOWN`` or ``SEVERAL``."""
