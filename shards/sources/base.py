@@ -24,14 +24,6 @@ compute: Any = pyarrow.compute
 _ROWS_AT_ONCE = 1 << 16
 
 
-class Stored(NamedTuple):
-    """Content hash and header of an image that was packed before."""
-
-    content_hash: bytes
-    """xxh3_128 of the bytes."""
-    image: Probe
-
-
 class Sample(NamedTuple):
     """One found sample."""
 
@@ -71,8 +63,8 @@ class Source:
     contents: Contents
     rows: NDArray[np.int64]
     """Row of each position in pack order."""
-    facts: Callable[[int], Stored] | None = None
-    """Hash and header of the sample of a row, which spare decoding it again."""
+    facts: Callable[[int], tuple[bytes, Probe]] | None = None
+    """Content hash (xxh3_128) and header of a packed sample, by row; they spare decoding it."""
     unreadable: Mapping[int, str] = field(default_factory=dict[int, str])
     """Kind of what stands in place of a file, such as a link in a tar, by row."""
     skipped: tuple[str, ...] = ()

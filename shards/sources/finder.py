@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from coreset.shards.arrow import ArrowColumn, ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.ranges import OpenFiles
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.base import Contents, Repeats, Sample, Source, Stored, compute
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
+from coreset.shards.sources.base import Contents, Repeats, Sample, Source, compute
 from coreset.shards.sources.names import is_side_car
 
 _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
@@ -51,11 +51,12 @@ class Finder:
     skipped: list[str] = field(default_factory=list[str])
     n_hidden: int = 0
     """Files and folders that were passed over because they are hidden."""
+    unreadable: dict[str, str] = field(default_factory=dict[str, str])
+    """Kind of what stands in place of a file, a link or device, by sample key."""
     _n_side_cars: int = 0
     _side_car: str = ""
     _codes: dict[str, int] = field(default_factory=dict[str, int])
     _chunks: list[ArrowTable] = field(default_factory=list[ArrowTable])
-    _unreadable: dict[str, str] = field(default_factory=dict[str, str])
 
     def add(self, samples: Sequence[Found]) -> None:
         """Add samples; UsageError if a name cannot be stored."""
@@ -67,10 +68,6 @@ class Finder:
         classes, *columns = list(zip(*samples, strict=True)) or [()] * len(_SCHEMA)
         codes = [self._codes.setdefault(name, len(self._codes)) for name in classes]
         self._chunks.append(pa.table([codes, *columns], schema=_SCHEMA))
-
-    def reject(self, key: str, kind: str) -> None:
-        """Record that the sample of a key is no readable file, but a link or device."""
-        self._unreadable[key] = kind
 
     def keeps(self, name: str) -> bool:
         """Test whether a path below the source is no side-car, and count those that are."""
@@ -85,7 +82,7 @@ class Finder:
         reader: Callable[[ArrowTable], Contents],
         *,
         classes: Sequence[str] | None = None,
-        facts: Callable[[int], Stored] | None = None,
+        facts: Callable[[int], tuple[bytes, Probe]] | None = None,
     ) -> Source:
         """Sort the samples by the UTF-8 bytes of their keys and bind their reader.
 
@@ -105,7 +102,7 @@ class Finder:
         ordered = sorted(self._codes) if classes is None else list(classes)
         label_of = {name: label for label, name in enumerate(ordered)}
         labels = np.array([label_of[name] for name in self._codes], dtype=np.int64)
-        rejected = compute.index_in(pa.array(self._unreadable, pa.large_string()), value_set=keys)
+        rejected = compute.index_in(pa.array(self.unreadable, pa.large_string()), value_set=keys)
         return Source(
             place=self.place,
             classes=tuple(ordered),
@@ -116,7 +113,7 @@ class Finder:
             contents=reader(table),
             rows=np.arange(len(keys)),
             facts=facts,
-            unreadable=dict(zip(rejected.to_pylist(), self._unreadable.values(), strict=True)),
+            unreadable=dict(zip(rejected.to_pylist(), self.unreadable.values(), strict=True)),
             skipped=(*self.skipped, *self._passed_over()),
         )
 

@@ -12,7 +12,7 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
-from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, Stored, compute
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, compute
 from coreset.shards.sources.finder import Finder, Found, RangeContents
 
 _COLUMNS = ("key", "class", "source", "bytes", "shard", "offset",
@@ -42,13 +42,13 @@ def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     return finder.source(reader, classes=classes, facts=_facts(table))
 
 
-def _facts(table: ArrowTable) -> Callable[[int], Stored]:
+def _facts(table: ArrowTable) -> Callable[[int], tuple[bytes, Probe]]:
     hashes, formats = (table[name].combine_chunks() for name in ("content_hash", "format"))
     numbers = [table[name].to_numpy() for name in ("width", "height", "flags")]
 
-    def stored(row: int) -> Stored:
+    def stored(row: int) -> tuple[bytes, Probe]:
         width, height, flags = (int(column[row]) for column in numbers)
         image = Probe(formats[row].as_py(), width, height, Flag(flags))
-        return Stored(hashes[row].as_py(), image)
+        return hashes[row].as_py(), image
 
     return stored

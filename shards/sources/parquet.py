@@ -103,7 +103,7 @@ class _Table(StagedFile):
             name, offset = f"{self.name}:{row}", spooled["offset"]
             found.append(Found(self.classes.of(row), key, name, size, 0, number, offset))
             if not spooled["there"]:
-                finder.reject(key, "no image bytes")
+                finder.unreadable[key] = "no image bytes"
         finder.add(found)
 
     def _key(self, row: int, path: str | None) -> str:

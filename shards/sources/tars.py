@@ -83,7 +83,7 @@ def add_members(
     )
     for _, key, member in samples:
         if member.kind != REGULAR_FILE:
-            finder.reject(key, member.kind)
+            finder.unreadable[key] = member.kind
 
 
 def tars_of(folder: Path) -> list[Path]:

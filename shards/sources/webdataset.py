@@ -35,7 +35,6 @@ from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry
 from coreset.shards.sources.tars import add_members, in_threads, tars_of, visible_members
 
 Fields: TypeAlias = dict[str, Any]
-
 _READ_EXTENSIONS = frozenset({*FORMAT_OF_EXTENSION, "cls", "json", "txt", "npy"})
 _LABEL_LIMIT_BYTES = {"cls": 32, "json": 1 << 20}
 _INFO_NAMES = ("_info.json", "info.json")
@@ -146,13 +145,12 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reader of whole shards; thread safe."""
+    """Reader of whole shards; ``names`` are those of integer labels. Thread safe."""
 
     place: Path
     options: SourceOptions
     info: _Info
     names: tuple[str, ...] | None
-    """Names of integer labels."""
 
     def read(self, path: Path) -> tuple[list[tuple[str, str, Entry]], int]:
         """Return class, key and image of all samples of a shard, and count hidden members."""
