@@ -87,6 +87,11 @@ def rows(tmp_path: Path) -> list[Row]:
     return write_folder(tmp_path / "folder")
 
 
+@pytest.fixture
+def hub(tmp_path: Path, rows: list[Row]) -> Path:
+    return write_split(tmp_path / "hub", rows, 2)
+
+
 @given(
     images=st.lists(
         st.tuples(st.none() | st.binary(max_size=300), st.integers(0, 2)), min_size=1, max_size=150
@@ -211,18 +216,17 @@ def test_class_names_without_a_row_are_told(tmp_path: Path, wanted: SourceOption
     assert find_parquet(path, replace(wanted, only=("n02102040",))).skipped == ()
 
 
-def test_a_killed_spool_continues_with_the_file_that_is_missing(
-    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+def test_a_killed_spool_continues_with_what_is_missing(
+    tmp_path: Path, hub: Path, wanted: SourceOptions
 ):
-    hub = write_split(tmp_path / "hub", rows, 3)
-    second = hub / "train-00001-of-00003.parquet"
+    second = hub / "train-00001-of-00002.parquet"
     whole, times = second.read_bytes(), second.stat().st_mtime_ns
     clean = find_parquet(hub, replace(wanted, spool=tmp_path / "clean"))
     damage(second)
-    with pytest.raises(DataError, match=r"train-00001-of-00003.parquet is damaged"):
+    with pytest.raises(DataError, match=r"train-00001-of-00002.parquet is damaged"):
         find_parquet(hub, wanted)
     kept = written(tmp_path / "spool")
-    assert sorted(kept) == ["train-00000-of-00003.images", "train-00000-of-00003.rows.parquet"]
+    assert sorted(kept) == ["train-00000-of-00002.images", "train-00000-of-00002.rows.parquet"]
     second.write_bytes(whole)
     os.utime(second, ns=(times, times))
     resumed = find_parquet(hub, wanted)
@@ -252,14 +256,12 @@ def test_what_a_kill_left_is_spooled_again(
     match what:
         case "images cut":
             os.truncate(images, images.stat().st_size - 1)
-        case "images gone":
-            images.unlink()
-        case "table gone":
-            table.unlink()
         case "table without hashes":
             pq.write_table(pq.read_table(table).drop_columns(["hash"]), table)
-        case _:
+        case "table damaged":
             table.write_bytes(table.read_bytes()[:-9])
+        case _:
+            (images if what == "images gone" else table).unlink()
     (tmp_path / "spool" / f".{images.name}.partial").write_bytes(b"half")
     assert contents(find_parquet(hub, wanted)) == expected
     before = written(tmp_path / "spool")
@@ -310,10 +312,9 @@ def test_another_choice_of_classes_is_spooled_anew(
     assert contents(every) == contents(find_folder(tmp_path / "folder"))
 
 
-def test_two_spoolers_of_one_folder_are_kept_apart_and_readers_are_not(
-    tmp_path: Path, rows: list[Row], wanted: SourceOptions
+def test_spoolers_are_kept_apart_and_readers_are_not(
+    tmp_path: Path, hub: Path, wanted: SourceOptions
 ):
-    hub = write_split(tmp_path / "hub", rows, 1)
     (tmp_path / "spool").mkdir()
     other = os.open(tmp_path / "spool", os.O_RDONLY)
     try:
@@ -385,12 +386,12 @@ def test_decompression_is_told_from_nothing_to_all(
 
 
 def test_a_full_disk_leaves_nothing_half_written(
-    tmp_path: Path, rows: list[Row], wanted: SourceOptions, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, hub: Path, wanted: SourceOptions, monkeypatch: pytest.MonkeyPatch
 ):
     full_disk = Path("/dev/full")  # what is written to this device fails
     monkeypatch.setattr("coreset.shards.sources.staging.new_file", lambda _: full_disk.open("wb"))
     with pytest.raises(MachineError, match=r"No space left on device; about [\d,]+ bytes are need"):
-        find_parquet(write_split(tmp_path / "hub", rows, 1), wanted)
+        find_parquet(hub, wanted)
     assert written(tmp_path / "spool") == {}
 
 
@@ -419,12 +420,9 @@ def test_mixed_splits_are_refused_by_name(
     assert len(one) == len(rows)
 
 
-def test_a_missing_file_of_a_split_is_refused(
-    tmp_path: Path, rows: list[Row], wanted: SourceOptions
-):
-    hub = write_split(tmp_path / "hub", rows, 4)
-    (hub / "train-00002-of-00004.parquet").unlink()
-    assert "lacks train-00002-of-00004.parquet (1 of 4 files are missing)" in refusal(hub, wanted)
+def test_a_missing_file_of_a_split_is_refused(hub: Path, wanted: SourceOptions):
+    (hub / "train-00000-of-00002.parquet").unlink()
+    assert "lacks train-00000-of-00002.parquet (1 of 2 files are missing)" in refusal(hub, wanted)
 
 
 @pytest.mark.parametrize(
