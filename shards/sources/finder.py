@@ -9,9 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-from coreset.shards.arrow import ArrowColumn, ArrowTable
+from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.ranges import OpenFiles
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
@@ -21,8 +20,6 @@ from coreset.shards.sources.names import is_side_car
 _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
-
 _SCHEMA = pa.schema({
     "code": pa.int32(), "key": pa.large_string(), "name": pa.large_string(), "size": pa.int64(),
     "mtime": pa.int64(), "file": pa.int32(), "offset": pa.int64(),
@@ -131,7 +128,11 @@ class Finder:
                 f"in {self.place}, or keep the first with --duplicates first"
             )
         self.skipped.append(f"{int(repeated.sum()):,} samples whose key was there already")
-        return table.take(pa.array(_first_images(table["name"], repeated)))
+        # Of each run of equal keys the first that is named like an image, else the first.
+        images = compute.match_substring_regex(table["name"], _IMAGE_NAME, ignore_case=True)
+        runs = np.cumsum(~repeated)
+        order = np.lexsort((~images.to_numpy().astype(np.bool_), runs))  # stable
+        return table.take(pa.array(order[np.unique(runs, return_index=True)[1]]))
 
     def _passed_over(self) -> Iterator[str]:
         if self.n_hidden:
@@ -141,17 +142,6 @@ class Finder:
                 f"{self._n_side_cars:,} files of {self.place} that are no images by their names, "
                 f"such as {self._side_car}"
             )
-
-
-def _first_images(names: ArrowColumn, repeated: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Choose one row of each run of equal keys: the first named like an image, or the first.
-
-    ``repeated`` is true where a row has the key of the row before.
-    """
-    images = compute.match_substring_regex(names, _IMAGE_NAME, ignore_case=True)
-    runs = np.cumsum(~repeated)
-    order = np.lexsort((~images.to_numpy().astype(np.bool_), runs))  # stable
-    return order[np.unique(runs, return_index=True)[1]]
 
 
 class FileContents:

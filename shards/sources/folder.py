@@ -33,7 +33,7 @@ OTHERS = f"list the other classes {_NAME_LIST}"
 _BESIDE_IMAGES = frozenset({"annotations", "labels", "masks"})
 _LIST_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 _MOST_LISTS = 100
-_PEEKED_BYTES = 4096
+_PEEKED_CHARACTERS = 4096
 _PEEKED_LINES = 3
 
 
@@ -182,8 +182,7 @@ def _lists(folder: Path) -> Iterator[tuple[Path, list[str]]]:
 def _first_lines(path: Path) -> list[str]:
     """Return the first lines of a file; none if it cannot be read."""
     try:
-        with path.open("rb") as file:
-            text = file.read(_PEEKED_BYTES).decode("utf-8-sig", errors="replace")
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return file.read(_PEEKED_CHARACTERS).splitlines()[:_PEEKED_LINES]
     except OSError:
         return []
-    return text.splitlines()[:_PEEKED_LINES]

@@ -18,7 +18,7 @@ import re
 import tarfile
 import zlib
 from collections.abc import Collection, Sequence
-from functools import cache, partial
+from functools import partial
 from gzip import BadGzipFile, GzipFile
 from io import BytesIO
 from pathlib import Path
@@ -218,7 +218,6 @@ def _require_same(
         )
 
 
-@cache
 def ilsvrc_wnids() -> tuple[str, ...]:
     """Return the WordNet ids of the ILSVRC ids 1 to 1000, in this order."""
     return tuple(Path(__file__).with_name("ilsvrc2012_wnids.txt").read_text().split())

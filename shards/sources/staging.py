@@ -164,7 +164,7 @@ def _write(file: StagedFile, out: Any, written: Callable[[int], None]) -> ArrowT
             f"{file.path} changed while it was read; pack again when nothing writes to it"
         )
     columns = list(zip(*rows, strict=True)) or [()] * len(_SPOOLED)
-    table = pa.table(dict(zip(_SPOOLED.names, columns, strict=True)), schema=_SPOOLED)
+    table = pa.table(columns, schema=_SPOOLED)
     return table.replace_schema_metadata({_BINDING: file.binding})
 
 
