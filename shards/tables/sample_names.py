@@ -16,7 +16,6 @@ from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 
 UNKNOWN, SEVERAL = -1, -2
 _ROWS_AT_ONCE = 1 << 16
-_ODD = r"^[\s/]|\s$|\\|/(/|$)|(^|/)\.(/|$)"
 compute: Any = pyarrow.compute
 
 # A column that ranks before another one is taken where both are there.
@@ -120,7 +119,8 @@ class _Index:
     """Index of names as sorted hashes, 16 bytes a name."""
 
     def __init__(self, names: ArrowColumn) -> None:
-        self.names = _normalised(names)
+        joined = ("/".join(_parts(name)) for name in _texts(names))
+        self.names = pa.array(joined, pa.large_string())
         hashes = np.fromiter(map(_hash, _texts(self.names)), np.uint64, len(self.names))
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
@@ -159,16 +159,6 @@ def _look_up(
 
 def _unknown(positions: NDArray[np.int64]) -> list[int]:
     return np.flatnonzero(positions == UNKNOWN).tolist()
-
-
-def _normalised(column: ArrowColumn) -> ArrowColumn:
-    """Join the parts of each path as those of entries are joined."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    names = whole.cast(pa.large_string())
-    odd = compute.match_substring_regex(names, _ODD)
-    if not compute.any(odd).as_py():
-        return names
-    return pa.array(("/".join(_parts(name)) for name in _texts(names)), pa.large_string())
 
 
 def _texts(names: ArrowColumn) -> Iterator[str]:
