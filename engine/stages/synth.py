@@ -18,8 +18,7 @@ from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.pack import pack, thread_count
 from coreset.shards.packing.plan import Plan
 from coreset.shards.packing.quarantine import list_path
-from coreset.shards.sources.synthetic import Synthetic
-from coreset.shards.sources.synthetic_source import position_of, synthetic_source
+from coreset.shards.sources.synthetic import Synthetic, position_of, synthetic_source
 
 TRUTH_NAME = "truth.parquet"
 

@@ -13,9 +13,8 @@ from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.export.names import ListFormat
 from coreset.shards.tables.csv_cells import csv_table
-from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
+from coreset.shards.tables.sample_names import INTEGER, SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import Table, read_table
-from coreset.shards.tables.vocabulary import INTEGER
 
 CSV_HEADER = ("path", "label", "key")
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")

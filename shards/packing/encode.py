@@ -132,13 +132,13 @@ def _refused_row(
 def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Probe:
     """Probe an image, or take what a packed source recorded of it."""
     if plan.source.facts is not None:
-        known = plan.source.facts.stored(sample.row)
-        if known.content_hash.hex() != content_hash:
+        stored_hash, image = plan.source.facts(sample.row)
+        if stored_hash.hex() != content_hash:
             raise DataError(
                 f"{sample.name} in {plan.source.place} is not what was packed there; run "
                 f"`coreset verify {plan.source.place}`"
             )
-        return known.image
+        return image
     # Resizing decodes the image in full anyway.
     image = probe(data) if plan.check and plan.resize is None else glance(data)
     return misnamed(image, sample.name)

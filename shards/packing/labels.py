@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from coreset.shards.errors import UsageError
 from coreset.shards.images.probe import Refusal, probe
 from coreset.shards.sources.base import Sample, Source
-from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
+from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames, class_in
 from coreset.shards.tables.table import SEPARATORS, Table, read_table
-from coreset.shards.tables.vocabulary import class_in
 
 NO_ROW = -1
 _ROWS_PER_BATCH = 1 << 14

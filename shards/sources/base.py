@@ -1,13 +1,11 @@
 """A source: samples in pack order, how to read their bytes, and the options it was searched with.
 
-Every format fills a ``Finder`` and returns a ``Source``; packing sees no more than that. A sample
-takes about 120 bytes of memory: names are Arrow strings, the rest are numbers.
+Packing sees no more than that. A sample takes about 120 bytes of memory: names are Arrow strings.
 """
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
@@ -16,31 +14,14 @@ import pyarrow.compute
 from numpy.typing import NDArray
 
 from coreset.kernels.seeds import permutation
+from coreset.shards.arrow import ArrowColumn
 from coreset.shards.errors import UsageError
 from coreset.shards.images.probe import Probe
 
 Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]
-Strings: TypeAlias = Any  # pyarrow.LargeStringArray, which has no types
 compute: Any = pyarrow.compute
 _ROWS_AT_ONCE = 1 << 16
-_LINES_AT_ONCE = 1 << 10
-
-
-class Stored(NamedTuple):
-    """Content hash and header of an image that was packed before."""
-
-    content_hash: bytes
-    """xxh3_128 of the bytes."""
-    image: Probe
-
-
-class Facts(Protocol):
-    """Content hashes and headers of samples, which spare decoding them again."""
-
-    def stored(self, row: int) -> Stored:
-        """Return hash and header of the sample of a row."""
-        ...
 
 
 class Sample(NamedTuple):
@@ -59,11 +40,7 @@ class Contents(Protocol):
     """Reader of the bytes of samples; safe in threads and in forked processes."""
 
     def read(self, sample: Sample) -> bytes:
-        """Return the bytes of one sample.
-
-        Raises:
-            UsageError: They cannot be read, or changed since they were found.
-        """
+        """Return the bytes of one sample; UsageError if they changed since they were found."""
         ...
 
     def state(self) -> Iterator[str]:
@@ -79,14 +56,15 @@ class Source:
     """File or folder that was searched."""
     classes: tuple[str, ...]
     """Sorted class names; a label is a position in it."""
-    row_keys: Strings
-    row_names: Strings
+    row_keys: ArrowColumn
+    row_names: ArrowColumn
     row_sizes: NDArray[np.int64]
     row_labels: NDArray[np.int64]
     contents: Contents
     rows: NDArray[np.int64]
     """Row of each position in pack order."""
-    facts: Facts | None = None
+    facts: Callable[[int], tuple[bytes, Probe]] | None = None
+    """Content hash (xxh3_128) and header of a packed sample, by row; they spare decoding it."""
     unreadable: Mapping[int, str] = field(default_factory=dict[int, str])
     """Kind of what stands in place of a file, such as a link in a tar, by row."""
     skipped: tuple[str, ...] = ()
@@ -137,7 +115,14 @@ class Source:
 
     def list_sha256(self) -> str:
         """Return the digest of keys, names and sizes, which a copy of the source shares."""
-        return _sha256("\t".join(map(str, row)) + "\n" for row in self._keys_names_sizes())
+        hasher = hashlib.sha256()
+        for first in range(0, len(self.row_keys), _ROWS_AT_ONCE):
+            keys = self.row_keys.slice(first, _ROWS_AT_ONCE).to_pylist()
+            names = self.row_names.slice(first, _ROWS_AT_ONCE).to_pylist()
+            sizes = self.row_sizes[first : first + _ROWS_AT_ONCE].tolist()
+            rows = zip(keys, names, sizes, strict=True)
+            hasher.update("".join(f"{key}\t{name}\t{size}\n" for key, name, size in rows).encode())
+        return hasher.hexdigest()
 
     def state_sha256(self) -> str:
         """Return the digest of the list and of modification times: it sees a rewritten file."""
@@ -151,15 +136,6 @@ class Source:
         n = len(self.row_keys)
         rows = np.arange(n) if order == "source" else permutation(n, order_seed)
         return replace(self, rows=rows)
-
-    def _keys_names_sizes(self) -> Iterator[tuple[str, str, int]]:
-        for first in range(0, len(self.row_keys), _ROWS_AT_ONCE):
-            keys, names = (
-                column.slice(first, _ROWS_AT_ONCE).to_pylist()
-                for column in (self.row_keys, self.row_names)
-            )
-            sizes = self.row_sizes[first : first + _ROWS_AT_ONCE].tolist()
-            yield from zip(keys, names, sizes, strict=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,7 +151,7 @@ class SourceOptions:
     one_class: bool = True
     """Accept a single class that ``only`` does not ask for; it may be a folder of all images."""
     repeats: Repeats = "error"
-    """Refuse two samples of one key, or keep the first."""
+    """Refuse two samples of one key, or keep the first image."""
     spool: Path | None = None
     """Folder for the decompressed images of sources that cannot be read at random."""
     room_to_pack: bool = True
@@ -188,14 +164,10 @@ class SourceOptions:
     ) -> list[str]:
         """Choose the classes to take, in the order of their sample keys.
 
-        Args:
-            names: Classes of the source.
-            place: The source, for error messages.
-            advice: Says what to do if there is a single class, given its name.
+        ``advice`` says what to do if there is a single class, given its name.
 
         Raises:
-            UsageError: A class that is asked for is missing, or there is a single class and
-                ``one_class`` does not allow it.
+            UsageError: A class that is asked for is missing, or a single one is not allowed.
         """
         existing = set(names)
         missing = sorted(set(self.only or ()) - existing)
@@ -218,11 +190,7 @@ class SourceOptions:
         return self.only is None or name in self.only
 
     def name_of(self, label: int, stored_names: Sequence[str] | None, place: Path) -> str:
-        """Return the class of an integer label, by ``class_names`` or the names of the source.
-
-        Raises:
-            UsageError: There are no names, or the label is not a position in them.
-        """
+        """Return the class of an integer label, by ``class_names`` or the names of the source."""
         names = self.class_names or stored_names
         if names is None:
             raise UsageError(
@@ -236,8 +204,4 @@ class SourceOptions:
         return names[label]
 
 
-def _sha256(lines: Iterable[str]) -> str:
-    hasher, rest = hashlib.sha256(), iter(lines)
-    while some := "".join(islice(rest, _LINES_AT_ONCE)):
-        hasher.update(some.encode())
-    return hasher.hexdigest()
+DEFAULTS = SourceOptions()

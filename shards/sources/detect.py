@@ -1,7 +1,4 @@
-"""Detect the layout of a source and find its samples.
-
-A new format is one module and one row of ``FORMATS``.
-"""
+"""Detect the layout of a source and find its samples: a new format is one row of ``FORMATS``."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,13 +7,12 @@ from pathlib import Path
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.class_tars import find_class_tars
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation, is_validation
 from coreset.shards.sources.packed import find_packed, is_packed
 from coreset.shards.sources.parquet import find_parquet, is_parquet
 from coreset.shards.sources.table import find_table, is_table
-from coreset.shards.sources.tars import tar_layout
+from coreset.shards.sources.tars import find_class_tars, tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
 
@@ -48,6 +44,7 @@ def find(src: Path, options: SourceOptions) -> Source:
         UsageError: ``src`` is missing, of no known layout, or not what the options ask for.
         DataError: A file of it is damaged.
         MachineError: The disk has no room for what must be decompressed.
+        LockedError: Another process is decompressing it into the same folder.
     """
     if not src.exists():
         raise missing(src, "name a folder or file that holds images")

@@ -1,23 +1,42 @@
-"""Collect the samples of a source, then sort them by key and refuse or drop repeated keys."""
+"""Collect the samples of a source, sort them by key, and read them: files, or byte ranges."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
+from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.base import Contents, Facts, Repeats, Source, compute
-from coreset.shards.sources.names import PassedOver
+from coreset.shards.format.ranges import OpenFiles
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
+from coreset.shards.sources.base import Contents, Repeats, Sample, Source, compute
+from coreset.shards.sources.names import is_side_car
 
 _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+_SCHEMA = pa.schema({
+    "code": pa.int32(), "key": pa.large_string(), "name": pa.large_string(), "size": pa.int64(),
+    "mtime": pa.int64(), "file": pa.int32(), "offset": pa.int64(),
+})  # fmt: skip
+
+
+class Found(NamedTuple):
+    """Sample that is a file with a modification time, or a byte range of a numbered file."""
+
+    class_name: str
+    key: str
+    name: str
+    """Place for messages."""
+    size: int
+    mtime_ns: int = 0
+    file: int = 0
+    offset: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,60 +45,46 @@ class Finder:
 
     place: Path
     repeats: Repeats = "error"
-    """Refuse two samples of one key, or keep the first image."""
     skipped: list[str] = field(default_factory=list[str])
-    passed_over: PassedOver = field(default_factory=PassedOver)
-    classes: dict[str, int] = field(default_factory=dict[str, int])
-    """Labels of the class names, in the order they were added."""
-    _chunks: list[Any] = field(default_factory=list[Any])
+    n_hidden: int = 0
+    """Files and folders that were passed over because they are hidden."""
     unreadable: dict[str, str] = field(default_factory=dict[str, str])
+    """Kind of what stands in place of a file, a link or device, by sample key."""
+    _n_side_cars: int = 0
+    _side_car: str = ""
+    _codes: dict[str, int] = field(default_factory=dict[str, int])
+    _chunks: list[ArrowTable] = field(default_factory=list[ArrowTable])
 
-    def add(
+    def add(self, samples: Sequence[Found]) -> None:
+        """Add samples; UsageError if a name cannot be stored."""
+        for name in [text for sample in samples for text in (sample.key, sample.name)]:
+            if _UNSTORABLE.search(name):
+                raise UsageError(
+                    f"file name {name!a} holds control characters or is not UTF-8; rename it"
+                )
+        classes, *columns = list(zip(*samples, strict=True)) or [()] * len(_SCHEMA)
+        codes = [self._codes.setdefault(name, len(self._codes)) for name in classes]
+        self._chunks.append(pa.table([codes, *columns], schema=_SCHEMA))
+
+    def keeps(self, name: str) -> bool:
+        """Test whether a path below the source is no side-car, and count those that are."""
+        if is_side_car(name):
+            self._n_side_cars += 1
+            self._side_car = self._side_car or name
+            return False
+        return True
+
+    def source(
         self,
-        class_names: Sequence[str],
-        keys: Sequence[str],
-        names: Sequence[str],
-        sizes: Sequence[int],
+        reader: Callable[[ArrowTable], Contents],
         *,
-        mtimes_ns: Sequence[int] = (),
-        files: Sequence[int] = (),
-        offsets: Sequence[int] = (),
-    ) -> None:
-        """Add samples: files of their own (``mtimes_ns``), or byte ranges (``files``, ``offsets``).
+        classes: Sequence[str] | None = None,
+        facts: Callable[[int], tuple[bytes, Probe]] | None = None,
+    ) -> Source:
+        """Sort the samples by the UTF-8 bytes of their keys and bind their reader.
 
-        Args:
-            class_names: Class of each sample.
-            keys: Sample keys.
-            names: Their places, for messages.
-            sizes: Bytes.
-            mtimes_ns: Modification times.
-            files: Numbers of the files that hold the samples.
-            offsets: First byte of each in its file.
-
-        Raises:
-            UsageError: A name cannot be stored.
-        """
-        nothing = [0] * len(keys)
-        for name in [*keys, *names]:
-            _require_storable(name)
-        codes = [self.classes.setdefault(name, len(self.classes)) for name in class_names]
-        columns = {
-            "key": pa.array(keys, pa.large_string()),
-            "name": pa.array(names, pa.large_string()),
-            "size": pa.array(sizes, pa.int64()),
-            "code": pa.array(codes, pa.int32()),
-            "mtime": pa.array(mtimes_ns or nothing, pa.int64()),
-            "file": pa.array(files or nothing, pa.int32()),
-            "offset": pa.array(offsets or nothing, pa.int64()),
-        }
-        self._chunks.append(pa.table(columns))
-
-    def reject(self, key: str, kind: str) -> None:
-        """Record that the sample of a key is no readable file, but a link or device."""
-        self.unreadable[key] = kind
-
-    def sorted(self) -> "SortedSamples":
-        """Sort the samples by the UTF-8 bytes of their keys.
+        ``reader`` makes it from the sorted table of added columns. Without ``classes`` these are
+        the sorted classes of the samples.
 
         Raises:
             UsageError: Nothing was added, or two samples have one key.
@@ -88,98 +93,122 @@ class Finder:
             raise UsageError(f"{self.place} holds no samples; name a folder or file that does")
         table = pa.concat_tables(self._chunks)
         self._chunks.clear()
-        order = compute.sort_indices(table["key"])  # stable: equal keys stay in the order found
-        if not bool(
-            compute.all(compute.equal(order, pa.array(np.arange(len(table), dtype=np.uint64))))
-        ):
-            table = table.take(order)
-        return self._without_repeats(table)
-
-    def _without_repeats(self, table: Any) -> "SortedSamples":  # noqa: ANN401 - pyarrow.Table
-        keys = table["key"].combine_chunks()
-        repeated = np.concatenate(
-            [[False], compute.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)]
+        # Stable: equal keys stay in the order found.
+        table = self._without_repeats(table.take(compute.sort_indices(table["key"])))
+        keys, names = (table[name].combine_chunks() for name in ("key", "name"))
+        ordered = sorted(self._codes) if classes is None else list(classes)
+        label_of = {name: label for label, name in enumerate(ordered)}
+        labels = np.array([label_of[name] for name in self._codes], dtype=np.int64)
+        rejected = compute.index_in(pa.array(self.unreadable, pa.large_string()), value_set=keys)
+        return Source(
+            place=self.place,
+            classes=tuple(ordered),
+            row_keys=keys,
+            row_names=names,
+            row_sizes=table["size"].to_numpy(),
+            row_labels=labels[table["code"].to_numpy()],
+            contents=reader(table),
+            rows=np.arange(len(keys)),
+            facts=facts,
+            unreadable=dict(zip(rejected.to_pylist(), self.unreadable.values(), strict=True)),
+            skipped=(*self.skipped, *self._passed_over()),
         )
-        if repeated.any() and self.repeats == "error":
+
+    def _without_repeats(self, table: ArrowTable) -> ArrowTable:
+        keys = table["key"].combine_chunks()
+        equal = compute.equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+        repeated = np.concatenate([[False], equal])
+        if not repeated.any():
+            return table
+        if self.repeats == "error":
             at = int(np.flatnonzero(repeated)[0])
-            first, second = (table["name"][row].as_py() for row in (at - 1, at))
+            first, second = table["name"][at - 1 : at + 1].to_pylist()
             raise UsageError(
                 f"{first} and {second} have the same sample key {keys[at]}; rename or remove one "
                 f"in {self.place}, or keep the first with --duplicates first"
             )
-        if repeated.any():
-            self.skipped.append(f"{int(repeated.sum()):,} samples whose key was there already")
-            table = table.take(pa.array(_first_images(table["name"], repeated)))
-        return SortedSamples(self, table)
+        self.skipped.append(f"{int(repeated.sum()):,} samples whose key was there already")
+        # Of each run of equal keys the first that is named like an image, else the first.
+        images = compute.match_substring_regex(table["name"], _IMAGE_NAME, ignore_case=True)
+        runs = np.cumsum(~repeated)
+        order = np.lexsort((~images.to_numpy().astype(np.bool_), runs))  # stable
+        return table.take(pa.array(order[np.unique(runs, return_index=True)[1]]))
+
+    def _passed_over(self) -> Iterator[str]:
+        if self.n_hidden:
+            yield f"{self.n_hidden:,} hidden files and folders of {self.place}"
+        if self._n_side_cars:
+            yield (
+                f"{self._n_side_cars:,} files of {self.place} that are no images by their names, "
+                f"such as {self._side_car}"
+            )
 
 
-class SortedSamples:
-    """Samples sorted by key, whose reader is not known yet."""
+class FileContents:
+    """Reader of samples that are files of their own, below a folder."""
 
-    def __init__(self, finder: Finder, table: Any) -> None:  # noqa: ANN401 - pyarrow.Table
-        self._finder = finder
-        self.keys = table["key"].combine_chunks()
-        self.names = table["name"].combine_chunks()
-        self.sizes = _numbers(table["size"], np.int64)
-        self.mtimes_ns = _numbers(table["mtime"], np.int64)
-        self.files = _numbers(table["file"], np.int32)
-        self.offsets = _numbers(table["offset"], np.int64)
-        self.codes = _numbers(table["code"], np.int32)
+    def __init__(self, root: Path, table: ArrowTable) -> None:
+        """Bind the files of the table of `Finder.source`."""
+        self._root, self._mtimes_ns = root, table["mtime"].to_numpy()
 
-    def source(
-        self,
-        contents: Contents,
-        *,
-        classes: Sequence[str] | None = None,
-        facts: Facts | None = None,
-    ) -> Source:
-        """Return the source; its class list is ``classes`` or the sorted names of the samples."""
-        finder = self._finder
-        names = list(finder.classes)
-        ordered = sorted(names) if classes is None else list(classes)
-        label_of = {name: label for label, name in enumerate(ordered)}
-        labels = np.array([label_of[name] for name in names], dtype=np.int64)[self.codes]
-        return Source(
-            place=finder.place,
-            classes=tuple(ordered),
-            row_keys=self.keys,
-            row_names=self.names,
-            row_sizes=self.sizes,
-            row_labels=labels,
-            contents=contents,
-            rows=np.arange(len(self.keys)),
-            facts=facts,
-            unreadable=self._unreadable_rows(finder.unreadable),
-            skipped=(*finder.skipped, *finder.passed_over.phrases(finder.place)),
-        )
+    def read(self, sample: Sample) -> bytes:
+        """Return the bytes of one sample, see ``Contents.read``."""
+        path = self._root / sample.name
+        try:
+            with path.open("rb") as file:
+                status, data = os.fstat(file.fileno()), file.read(sample.size + 1)
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        expected = sample.size, int(self._mtimes_ns[sample.row])
+        if (status.st_size, status.st_mtime_ns) != expected or len(data) != sample.size:
+            raise _changed(path, self._root)
+        return data
 
-    def _unreadable_rows(self, by_key: Mapping[str, str]) -> dict[int, str]:
-        if not by_key:
-            return {}
-        rows = compute.index_in(
-            pa.array(by_key, pa.large_string()), value_set=self.keys
-        ).to_pylist()
-        return dict(zip(rows, by_key.values(), strict=True))
+    def state(self) -> Iterator[str]:
+        """Yield times, see ``Contents.state``."""
+        return (f"{mtime}\n" for mtime in self._mtimes_ns.tolist())
 
 
-def _first_images(names: Any, repeated: NDArray[np.bool_]) -> NDArray[np.int64]:  # noqa: ANN401 - pyarrow.ChunkedArray
-    """Choose one row of each run of equal keys: the first named like an image, or the first.
+class RangeContents:
+    """Reader of samples that are byte ranges of files, which must stay as they were found."""
 
-    Args:
-        names: Names of the rows, in the order of the keys.
-        repeated: True where a row has the key of the row before.
-    """
-    images = compute.match_substring_regex(names, _IMAGE_NAME, ignore_case=True)
-    no_images = ~images.to_numpy().astype(np.bool_)
-    runs = np.cumsum(~repeated)
-    order = np.lexsort((no_images, runs))  # stable
-    return order[np.unique(runs, return_index=True)[1]]
+    def __init__(self, files: Sequence[Path], table: ArrowTable) -> None:
+        """Bind the ranges of the table of `Finder.source`, whose ``file`` counts in ``files``."""
+        self._open = OpenFiles(files)
+        self._file_of, self._offsets = table["file"].to_numpy(), table["offset"].to_numpy()
+        self._states = list(map(state_of, files))
+
+    def read(self, sample: Sample) -> bytes:
+        """Return the bytes of one sample, see ``Contents.read``."""
+        number = int(self._file_of[sample.row])
+        path = self._open.paths[number]
+        try:
+            with self._open.descriptor(number) as descriptor:
+                data = os.pread(descriptor, sample.size, int(self._offsets[sample.row]))
+        except OSError as error:
+            raise _unreadable(path, error) from error
+        if len(data) != sample.size or state_of(path) != self._states[number]:
+            raise _changed(path, path)
+        return data
+
+    def state(self) -> Iterator[str]:
+        """Yield sizes and times, see ``Contents.state``."""
+        return (f"{size}\t{mtime}\n" for size, mtime in self._states)
 
 
-def _numbers(column: Any, kind: Any) -> NDArray[Any]:  # noqa: ANN401 - pyarrow.ChunkedArray
-    return column.to_numpy().astype(kind, copy=False)
+def state_of(path: Path) -> tuple[int, int]:
+    """Return size in bytes and modification time (ns) of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
-def _require_storable(name: str) -> None:
-    if _UNSTORABLE.search(name):
-        raise UsageError(f"file name {name!a} holds control characters or is not UTF-8; rename it")
+def _unreadable(path: Path, error: OSError) -> UsageError:
+    return UsageError(
+        f"{path} cannot be read ({error.strerror}); mend that, and the same command continues"
+    )
+
+
+def _changed(path: Path, place: Path) -> UsageError:
+    return UsageError(
+        f"{path} changed while it was being packed; pack again when nothing writes to {place}"
+    )

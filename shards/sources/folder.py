@@ -1,73 +1,82 @@
 """Images of an ImageFolder tree: ``SRC/CLASS/.../FILE``, one class per folder below ``SRC``.
 
 Every regular file below a class folder is found: what turns out not to be an image is refused later
-and listed. Hidden files (``.DS_Store``) and side-cars (``Thumbs.db``, ``*_boxes.txt``, ``.xml``,
-``.json``) are no samples; they are passed over and counted.
+and listed. Hidden files (``.DS_Store``) and side-cars (``*_boxes.txt``, ``.xml``) are passed over
+and counted. Folders that are no classes are refused with what to name instead.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from operator import itemgetter
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.advice import OTHERS, holds_folders, require_classes, what_to_name
-from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.contents import FileContents
-from coreset.shards.sources.finder import Finder
-from coreset.shards.sources.names import listed_entries, sample_key
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
+from coreset.shards.sources.finder import FileContents, Finder, Found
+from coreset.shards.sources.names import (
+    SPLIT_OF_WORD,
+    WNID,
+    extension_of,
+    is_image_name,
+    listed_entries,
+    sample_key,
+    split_of,
+    stem_of,
+    visible_entries,
+)
+
+_NAME_LIST = "in a file and name it with --classes"
+OTHERS = f"list the other classes {_NAME_LIST}"
+"""Remedy for a folder or tar in which there is no image."""
+_BESIDE_IMAGES = frozenset({"annotations", "labels", "masks"})
+_LIST_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
+_MOST_LISTS = 100
+_PEEKED_CHARACTERS = 4096
+_PEEKED_LINES = 3
 
 
-def find_folder(root: Path, options: SourceOptions | None = None) -> Source:
+def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     """List the files of an ImageFolder tree, sorted by the UTF-8 bytes of their sample keys.
 
-    Links are followed.
-
-    Raises:
-        UsageError: ``root`` is missing or holds no class folder, holds splits instead or a single
-            class, a class is empty or asked for and not there, two files have one sample key, or a
-            name cannot be stored.
+    Links are followed. Errors are those of `coreset.shards.sources.detect.find`.
     """
-    options = options or SourceOptions()
     finder = Finder(place=root, repeats=options.repeats)
-    visible, finder.passed_over.n_hidden = listed_entries(root)
+    visible, finder.n_hidden = listed_entries(root)
     names = [entry.name for entry in visible if entry.is_dir()]
     if not names:
         raise UsageError(f"{root} has no class folder; {what_to_name(root, root)}")
-    for folder in _chosen(names, root, options):
-        _add_class(finder, root, folder)
-    outside = len(visible) - len(names)
-    if outside:
-        finder.skipped.append(f"{outside:,} files of {root} that lie in no class folder")
-    samples = finder.sorted()
-    return samples.source(FileContents(root, samples.mtimes_ns))
-
-
-def _chosen(names: Sequence[str], root: Path, options: SourceOptions) -> list[str]:
-    """Choose the class folders to take; the user's own list may call a class ``train``."""
-    if options.only is None:
+    if options.only is None:  # the user's own list may call a class "train"
         require_classes(
             sorted(names),
             root,
-            holds_folders=lambda name: holds_folders(root / name),
+            holds_folders=lambda name: _holds_folders(root / name),
             remedy=lambda name: f"name one of them, such as {root / name}",
         )
-    return options.chosen(names, root, advice=lambda name: what_to_name(root, root / name))
+    for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
+        _add_class(finder, name)
+    if len(visible) > len(names):
+        outside = len(visible) - len(names)
+        finder.skipped.append(f"{outside:,} files of {root} that lie in no class folder")
+    return finder.source(partial(FileContents, root))
 
 
-def _add_class(finder: Finder, root: Path, folder: str) -> None:
-    below = _files_below(finder, root / folder, folder, ())
-    files = sorted(below, key=lambda file: (sample_key(file[0]), file[0]))
-    images = finder.passed_over.without_side_cars(files, itemgetter(0))
+def _add_class(finder: Finder, name: str) -> None:
+    root = finder.place
+    files = _files_below(finder, root / name, name, ())
+    files = sorted(files, key=lambda file: (sample_key(file[0]), file[0]))
+    images = [(path, status) for path, status in files if finder.keeps(path)]
     if not images:
         raise UsageError(
-            f"class {folder} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
+            f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
         )
-    names = [name for name, _ in images]
-    sizes = [status.st_size for _, status in images]
-    mtimes_ns = [status.st_mtime_ns for _, status in images]
-    keys = [sample_key(name) for name in names]
-    finder.add([folder] * len(images), keys, names, sizes, mtimes_ns=mtimes_ns)
+    finder.add(
+        [
+            Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
+            for path, status in images
+        ]
+    )
 
 
 def _files_below(
@@ -79,7 +88,7 @@ def _files_below(
     if here in parents:
         raise UsageError(f"{folder} links to a folder above itself; remove the link")
     visible, n_hidden = listed_entries(folder)
-    finder.passed_over.n_hidden += n_hidden
+    finder.n_hidden += n_hidden
     for entry in visible:
         entry_name = f"{name}/{entry.name}"
         if entry.is_dir():
@@ -88,3 +97,92 @@ def _files_below(
             yield entry_name, entry.stat()
         else:
             raise UsageError(f"{folder / entry.name} is a broken link or a device; remove it")
+
+
+def require_classes(
+    names: Sequence[str],
+    place: Path,
+    *,
+    holds_folders: Callable[[str], bool],
+    remedy: Callable[[str], str],
+) -> None:
+    """Refuse splits (``train``, ``val``) and parts (``images``, ``masks``) in place of classes.
+
+    Names are those of splits if two are split words, if they tell of two splits and one of them
+    holds folders (``seg_train``, ``seg_test``), or if a split word stands alone and holds folders.
+
+    Args:
+        names: Class folders, or class tars without their extension, sorted.
+        place: Where they lie.
+        holds_folders: Tests whether a class folder holds folders; asked only where it matters.
+        remedy: Says what to do about splits, given the first one.
+    """
+    splits = [name for name in names if split_of(name)]
+    words = [name for name in splits if name.lower() in SPLIT_OF_WORD]
+    likely = len({split_of(name) for name in splits}) > 1 or words == list(names)
+    if len(words) > 1:
+        splits = words
+    elif not (likely and any(map(holds_folders, splits))):
+        splits = []
+    if_classes = f"(if they are classes, list them {_NAME_LIST})"
+    if splits:
+        raise UsageError(
+            f"{place} holds the splits {', '.join(splits)}, not classes; {remedy(splits[0])} "
+            f"{if_classes}"
+        )
+    parts = [name for name in names if name.lower() in _BESIDE_IMAGES]
+    if parts and "images" in map(str.lower, names):
+        raise UsageError(
+            f"{place} holds the parts {', '.join(['images', *parts])} of a data set, not classes; "
+            "name a folder with one folder per class, or a CSV list of paths and labels "
+            f"{if_classes}"
+        )
+
+
+def what_to_name(root: Path, folder: Path) -> str:
+    """Say what to pack instead of ``root``, whose images lie in ``folder`` alone.
+
+    Folders within ``folder`` come first, then a text file that labels the images: one in ``folder``
+    or beside it of whose first lines one begins with the name of an image.
+    """
+    if folder != root and _holds_folders(folder):
+        return f"if its folders are the classes, name {folder}"
+    path, words = next(_lists(folder), (None, []))
+    if path is None:
+        return "name a folder that holds one folder per class"
+    if len(words) > 1 and WNID.fullmatch(words[1]):
+        return f"{path} labels its images: coreset pack {root} DATA --ground-truth {path}"
+    if path.suffix == ".csv" and (path.parent / words[0]).is_file():
+        return f"{path} lists its images: coreset pack {path} DATA"
+    return (
+        f"{path} lists its images: write a CSV file with the columns path and label from it and "
+        "pack that file"
+    )
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(entry.is_dir() for entry in visible_entries(folder))
+
+
+def _lists(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Yield the files that list images of a folder, each with the words of one such line."""
+    images = {entry.name for entry in visible_entries(folder) if is_image_name(entry.name)}
+    # A line may begin with a number without being about the image of that name.
+    images |= {stem for stem in map(stem_of, images) if not stem.isdecimal()}
+    for place in (folder, folder.parent):
+        entries = sorted(entry.name for entry in visible_entries(place) if entry.is_file())
+        lists = (place / name for name in entries if extension_of(name) in _LIST_EXTENSIONS)
+        for path in islice(lists, _MOST_LISTS):
+            for line in _first_lines(path):
+                words = [word for word in re.split(r"[\s,;\"']+", line) if word]
+                if words and words[0].rpartition("/")[2] in images:
+                    yield path, words
+
+
+def _first_lines(path: Path) -> list[str]:
+    """Return the first lines of a file; none if it cannot be read."""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            return file.read(_PEEKED_CHARACTERS).splitlines()[:_PEEKED_LINES]
+    except OSError:
+        return []

@@ -1,28 +1,46 @@
 """ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
 
-``ILSVRC2012_img_val.tar`` and the folder unpacked from it hold ``ILSVRC2012_val_00000001.JPEG``
-and so on, without classes; ``shards.sources.ground_truth`` reads those. Sample keys are those of
-``coreset.shards.sources.folder`` for the same images sorted into a folder per WordNet id.
+Sample keys are those of the same images sorted into a folder per WordNet id. Labels are passed
+around in these forms:
+
+- The development kit, as a folder or tar, of which nothing is extracted. Line i of its
+  ``data/ILSVRC2012_validation_ground_truth.txt`` is the ILSVRC id of image i. These ids are not in
+  the order of the sorted WordNet ids: ``ilsvrc2012_wnids.txt`` has that of ILSVRC id i in line i.
+- A WordNet id a line, in the order of the images.
+- ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``, whose
+  prediction begins with the WordNet id); names with or without extension.
+- Caffe's ``val.txt``: ``NAME INDEX``, where index is a position in the sorted WordNet ids.
+
+A file of integers alone is refused: they may be ILSVRC ids or positions in the sorted WordNet ids.
 """
 
-import os
-from collections.abc import Mapping, Sequence
+import re
+import tarfile
+import zlib
+from collections.abc import Collection, Sequence
+from functools import partial
+from gzip import BadGzipFile, GzipFile
+from io import BytesIO
 from pathlib import Path
 
-from coreset.shards.errors import UsageError
+from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.contents import FileContents
-from coreset.shards.sources.finder import Finder
-from coreset.shards.sources.ground_truth import read_truth
-from coreset.shards.sources.names import is_image_name, stem_of, visible_entries
-from coreset.shards.sources.tars import (
-    VALIDATION_NAME,
-    Member,
-    add_members,
-    range_contents,
-    tar_layout,
-    visible_members,
-)
+from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents, state_of
+from coreset.shards.sources.names import WNID, is_image_name, stem_of, visible_entries
+from coreset.shards.sources.tar_scan import Entry
+from coreset.shards.sources.tars import VALIDATION_NAME, add_members, tar_layout, visible_members
+from coreset.shards.tables.formats import text_rows
+
+_KIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
+_KIT_CLASSES = "meta.mat"
+_GZIP_MAGIC = b"\x1f\x8b"
+# The kit has 2.5 MB, its labels less than 1 MB; nothing larger is decompressed.
+_KIT_LIMIT_BYTES = 1 << 26
+_FILE_LIMIT_BYTES = 1 << 22
+_NAME_KIT = "name ILSVRC2012_devkit_t12 (folder or tar.gz)"
+_KIT_REMEDY = "download ILSVRC2012_devkit_t12 again"
+_BREAK = re.compile(r"[,;|]")
+_INDEX = re.compile(r"\d{1,9}")
 
 
 def is_validation(src: Path) -> bool:
@@ -38,24 +56,32 @@ def is_validation(src: Path) -> bool:
 def find_validation(src: Path, options: SourceOptions) -> Source:
     """Find the images of a flat folder or tar, labelled by ``options.truth``.
 
-    The images may also lie in the only folder of a folder (``val/images``).
-
-    Raises:
-        UsageError: ``options.truth`` is missing or no ground truth that can be used, an image has
-            no label or a label no image, or a class asked for is not there.
-        DataError: The tar or the ground truth is damaged.
+    The images may also lie in the only folder of a folder (``val/images``). An image without label
+    and a label without image are refused.
     """
     if options.truth is None:
         raise UsageError(
             f"{src} holds images without class folders; name their labels with --ground-truth: "
             "ILSVRC2012_devkit_t12 (folder or tar.gz), or a file with a WordNet id per image"
         )
+    finder, members = Finder(place=src, repeats=options.repeats), dict[str, Entry]()
     if src.is_dir():
-        finder = Finder(place=_folder_of_images(src), repeats=options.repeats)
-        return _find_in_folder(finder, options, options.truth)
-    finder = Finder(place=src, repeats=options.repeats)
-    members, finder.passed_over.n_hidden = visible_members(src)
-    return _find_in_tar(finder, members, options, options.truth)
+        finder.place = _folder_of_images(src)
+        names = [entry.name for entry in visible_entries(finder.place)]
+    else:
+        found, finder.n_hidden = visible_members(src)
+        names = [member.name for member in found]
+        members = {member.name: member for member in found}
+    images = _images(finder, names)
+    classes = _read_truth(options.truth, tuple(images), options, finder.place)
+    options.chosen(classes.values(), finder.place)
+    taken = [(name, images[stem], stem) for stem, name in classes.items() if options.takes(name)]
+    if src.is_dir():
+        finder.add([_found(finder.place, *sample) for sample in taken])
+        return finder.source(partial(FileContents, finder.place))
+    samples = [(name, f"{name}/{stem}", members[path]) for name, path, stem in taken]
+    add_members(finder, samples, place=src.name)
+    return finder.source(partial(RangeContents, [src]))
 
 
 def _folder_of_images(src: Path) -> Path:
@@ -66,46 +92,18 @@ def _folder_of_images(src: Path) -> Path:
     return src / folders[0] if len(folders) == 1 and not beside else src
 
 
-def _find_in_folder(finder: Finder, options: SourceOptions, truth: Path) -> Source:
-    src = finder.place
-    images = _images(finder, [entry.name for entry in visible_entries(src)])
-    chosen = _labelled(images, options, truth, src)
-    statuses = [_status(src / images[stem]) for stem in chosen]
-    finder.add(
-        list(chosen.values()),
-        _keys(chosen),
-        [images[stem] for stem in chosen],
-        [status.st_size for status in statuses],
-        mtimes_ns=[status.st_mtime_ns for status in statuses],
-    )
-    samples = finder.sorted()
-    return samples.source(FileContents(src, samples.mtimes_ns))
-
-
-def _status(path: Path) -> os.stat_result:
+def _found(folder: Path, class_name: str, name: str, stem: str) -> Found:
+    path = folder / name
     if not path.is_file():
         raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
-    return path.stat()
-
-
-def _find_in_tar(
-    finder: Finder, members: Sequence[Member], options: SourceOptions, truth: Path
-) -> Source:
-    src = finder.place
-    by_name = {member.name: member for member in members}
-    images = _images(finder, [member.name for member in members])
-    chosen = _labelled(images, options, truth, src)
-    some = [by_name[images[stem]] for stem in chosen]
-    add_members(finder, list(chosen.values()), _keys(chosen), some, place=src.name)
-    samples = finder.sorted()
-    return samples.source(range_contents(samples, [src]))
+    return Found(class_name, f"{class_name}/{stem}", name, *state_of(path))
 
 
 def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
     """Map the stems of the images, in order, to their paths."""
     images: dict[str, str] = {}
-    paths = [name for name in names if is_image_name(name)]
-    for name in sorted(paths, key=stem_of):
+    paths = sorted(filter(is_image_name, names), key=stem_of)
+    for name in paths:
         if stem_of(name) in images:
             raise UsageError(
                 f"{images[stem_of(name)]} and {name} of {finder.place} have the same name but for "
@@ -119,14 +117,161 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
     return images
 
 
-def _labelled(
-    images: Mapping[str, str], options: SourceOptions, truth: Path, src: Path
+def _read_truth(
+    truth: Path, stems: Sequence[str], options: SourceOptions, place: Path
 ) -> dict[str, str]:
-    """Map the stems of the images to take to their classes."""
-    classes = read_truth(truth, tuple(images), options, src)
-    options.chosen(classes.values(), src)
-    return {stem: name for stem, name in classes.items() if options.takes(name)}
+    """Read the class of every image; ``stems`` are sorted."""
+    if not truth.exists():
+        raise UsageError(f"ground truth {truth} does not exist; {_NAME_KIT}")
+    if _is_kit(truth):
+        return _in_order(_kit_labels(truth), stems, truth, place)
+    lines = _lines(truth)
+    if len(lines[0]) > 1:
+        by_stem = _by_name(lines, truth, options)
+        _require_same(by_stem, stems, truth, place)
+        return by_stem
+    if _INDEX.fullmatch(lines[0][0]):
+        raise UsageError(
+            f"ground truth {truth} holds numbers alone, and ILSVRC ids are not in the order of the "
+            f"sorted WordNet ids; {_NAME_KIT}, which says what they stand for"
+        )
+    labels = [_wnid(line[0], number, truth) for number, line in enumerate(lines, 1)]
+    return _in_order(labels, stems, truth, place)
 
 
-def _keys(chosen: Mapping[str, str]) -> list[str]:
-    return [f"{name}/{stem}" for stem, name in chosen.items()]
+def _lines(truth: Path) -> list[list[str]]:
+    """Read the words of each line that has some, without Kaggle's header."""
+    rows = text_rows(truth, "ground truth", "")
+    lines = [words for _, cells in rows if (words := _BREAK.sub(" ", cells[0]).split())]
+    if lines and lines[0][0].lower() == "imageid":
+        lines = lines[1:]
+    if not lines:
+        raise UsageError(f"ground truth {truth} is empty; name a file with a label per image")
+    return lines
+
+
+def _by_name(lines: Sequence[Sequence[str]], truth: Path, options: SourceOptions) -> dict[str, str]:
+    with_indices = _INDEX.fullmatch(lines[0][1]) is not None
+    if with_indices and options.class_names is None:
+        raise UsageError(
+            f"ground truth {truth} holds positions in the sorted WordNet ids; name these with "
+            "--class-names imagenet-1k"
+        )
+    by_stem: dict[str, str] = {}
+    for number, line in enumerate(lines, 1):
+        if len(line) < 2:
+            raise _unlike(f"{line[0]:.60} alone", number, truth, "a name and a label")
+        stem, label = stem_of(line[0]), line[1]
+        if stem in by_stem:
+            raise UsageError(f"ground truth {truth} names {stem} twice; remove one line")
+        if not with_indices:
+            by_stem[stem] = _wnid(label, number, truth)
+        elif _INDEX.fullmatch(label):
+            by_stem[stem] = options.name_of(int(label), None, truth)
+        else:
+            raise _unlike(label, number, truth, "an integer")
+    return by_stem
+
+
+def _wnid(word: str, number: int, truth: Path) -> str:
+    if not WNID.fullmatch(word):
+        raise _unlike(word, number, truth, "a WordNet id such as n01440764")
+    return word
+
+
+def _unlike(word: str, number: int, truth: Path, expected: str) -> DataError:
+    return DataError(
+        f"ground truth {truth} has {word[:70]!r} in label {number:,} where {expected} is expected; "
+        "mend that line or name ILSVRC2012_devkit_t12"
+    )
+
+
+def _in_order(
+    labels: Sequence[str], stems: Sequence[str], truth: Path, place: Path
+) -> dict[str, str]:
+    """Label images in the order of their names, whose numbers must be 1, 2, 3 ... without a gap."""
+    if len(labels) != len(stems):
+        raise UsageError(
+            f"ground truth {truth} has {len(labels):,} labels for the {len(stems):,} images of "
+            f"{place}; name the ground truth of these images"
+        )
+    if any(VALIDATION_NAME.fullmatch(f"{stem}.JPEG") for stem in stems):
+        numbered = [f"ILSVRC2012_val_{number:08d}" for number in range(1, len(labels) + 1)]
+        _require_same(numbered, stems, truth, place)
+    return dict(zip(stems, labels, strict=True))
+
+
+def _require_same(
+    labelled: Collection[str], stems: Sequence[str], truth: Path, place: Path
+) -> None:
+    without_label = sorted(set(stems).difference(labelled))
+    without_image = sorted(set(labelled).difference(stems))
+    if without_label:
+        raise UsageError(
+            f"{len(without_label):,} of the {len(stems):,} images of {place} have no label in "
+            f"ground truth {truth}, {without_label[0]} first; remove them or name the right file"
+        )
+    if without_image:
+        raise UsageError(
+            f"{len(without_image):,} of the {len(labelled):,} labels of ground truth {truth} have "
+            f"no image in {place}, {without_image[0]} first; copy the images or name the right file"
+        )
+
+
+def ilsvrc_wnids() -> tuple[str, ...]:
+    """Return the WordNet ids of the ILSVRC ids 1 to 1000, in this order."""
+    return tuple(Path(__file__).with_name("ilsvrc2012_wnids.txt").read_text().split())
+
+
+def _is_kit(truth: Path) -> bool:
+    """Test for the development kit, or for its labels beside its ``meta.mat``."""
+    if truth.is_dir() or (truth.name == _KIT_LABELS and (truth.parent / _KIT_CLASSES).is_file()):
+        return True
+    with truth.open("rb") as file:
+        return file.read(2) == _GZIP_MAGIC or truth.suffix == ".tar"
+
+
+def _kit_labels(kit: Path) -> list[str]:
+    """Return the WordNet id of each validation image, in the order of their numbers."""
+    if kit.is_file() and kit.name != _KIT_LABELS:
+        stored = _from_tar(kit)
+    else:
+        places = [kit, kit / "data" / _KIT_LABELS, kit / _KIT_LABELS]
+        path = next((path for path in places if path.is_file()), None)
+        stored = path.read_bytes()[:_FILE_LIMIT_BYTES] if path else None
+    if stored is None:
+        raise UsageError(f"{kit} does not hold data/{_KIT_LABELS}; {_NAME_KIT}")
+    wnids = {str(number): wnid for number, wnid in enumerate(ilsvrc_wnids(), 1)}
+    words = stored.decode("latin-1").split()
+    for number, word in enumerate(words, 1):
+        if word not in wnids:
+            raise DataError(
+                f"{_KIT_LABELS} of {kit} has {word[:20]!r} in line {number:,} where an ILSVRC id "
+                f"in [1, {len(wnids)}] is expected; {_KIT_REMEDY}"
+            )
+    return [wnids[word] for word in words]
+
+
+def _from_tar(kit: Path) -> bytes | None:
+    try:
+        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
+        with tarfile.open(fileobj=BytesIO(_decompressed(kit)), mode="r:") as tar:
+            labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
+            file = tar.extractfile(labels[-1]) if labels else None
+            return file.read(_FILE_LIMIT_BYTES) if file else None
+    except tarfile.TarError as error:
+        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error
+
+
+def _decompressed(kit: Path) -> bytes:
+    try:
+        with kit.open("rb") as file, GzipFile(fileobj=file) as unpacked:
+            compressed = file.peek(2).startswith(_GZIP_MAGIC)
+            stored = (unpacked if compressed else file).read(_KIT_LIMIT_BYTES + 1)
+    except EOFError as error:
+        raise DataError(f"{kit} is cut; {_KIT_REMEDY}") from error
+    except (BadGzipFile, zlib.error) as error:
+        raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
+    if len(stored) > _KIT_LIMIT_BYTES:
+        raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
+    return stored

@@ -1,20 +1,15 @@
 """Names of files, folders and samples, as every layout of a source reads them.
 
-Hidden files belong to the system, side-cars accompany images, and a split is a word of a name. A
-sample key is the path of an image from its class folder on, without the extension.
+A sample key is the path of an image from its class folder on, without the extension.
 """
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
-from coreset.shards.errors import UsageError
+from coreset.shards.errors import DataError, UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-
-Item = TypeVar("Item")
 
 WNID = re.compile(r"n\d{8}")
 SPLIT_OF_WORD = {
@@ -33,6 +28,11 @@ _SIDE_CAR_EXTENSIONS = frozenset(
         "npy", "npz", "pts", "tsv", "txt", "url", "xml", "xmp", "yaml", "yml",
     }
 )  # fmt: skip
+# No digest could hold a surrogate, which has no UTF-8 form.
+_UNSAFE_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+_PART_LIMIT_BYTES = 255
+_SHOWN_LENGTH = 100
+_MAKE_AGAIN = "make the tar again from its folder"
 
 
 def is_hidden(name: str) -> bool:
@@ -73,6 +73,16 @@ def split_of(name: str) -> str | None:
     return splits.pop() if len(splits) == 1 else None
 
 
+def require_one_split(place: Path, splits: Iterable[str]) -> None:
+    """Refuse a folder whose files belong to several splits."""
+    names = sorted(set(splits))
+    if len(names) > 1:
+        raise UsageError(
+            f"{place} holds the splits {', '.join(name or '(none)' for name in names)}; move or "
+            "link the files of one split into a folder of their own and name that"
+        )
+
+
 def sample_key(name: str) -> str:
     """Return the sample key of a path that begins with the class: without the last extension."""
     folder, _, file = name.rpartition("/")
@@ -82,25 +92,26 @@ def sample_key(name: str) -> str:
 def listed_key(path: str, class_name: str) -> str:
     """Return the sample key of a listed path, which begins at the folder called like the class.
 
-    It is the key that the file has in a folder per class. Where no folder of the path is called so,
-    the key is the class and the stem. Folders before ``..`` do not count.
+    It is the key that the file has in a folder per class; the class and the stem where no folder is
+    called so; empty if ``path`` names no file. Folders before ``..`` do not count.
 
     >>> listed_key("/data/train/n01440764/n01440764_10026.JPEG", "n01440764")
     'n01440764/n01440764_10026'
     >>> listed_key("img/1.png", "cat")
     'cat/1'
 
-    Returns:
-        The key; empty if ``path`` names no file.
     """
     parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", "."}]
     if ".." in parts:
         parts = parts[len(parts) - parts[::-1].index("..") :]
     if not parts:
         return ""
-    folders = parts[:-1]
-    inside = folders[folders.index(class_name) + 1 :] if class_name in folders else []
-    return sample_key("/".join([class_name, *inside, parts[-1]]))
+    return sample_key("/".join([class_name, *below_class(parts[:-1], class_name), parts[-1]]))
+
+
+def below_class(folders: list[str], class_name: str) -> list[str]:
+    """Return the folders within the first one called like the class; none without such a one."""
+    return folders[folders.index(class_name) + 1 :] if class_name in folders else []
 
 
 def whole_key(path: str, class_name: str) -> str:
@@ -113,17 +124,34 @@ def whole_key(path: str, class_name: str) -> str:
     return sample_key("/".join([class_name, *parts]))
 
 
+def safe_parts(name: str) -> tuple[str, ...]:
+    """Split a member name at ``/``, without one leading ``./``; DataError if it may do harm."""
+    if _UNSAFE_CHARACTER.search(name):
+        raise DataError(f"member name {shown(name)} has a control character; {_MAKE_AGAIN}")
+    parts = tuple(name.removeprefix("./").split("/"))
+    for part in parts:
+        if part in {"", ".", ".."}:
+            raise DataError(f"member name {shown(name)} has the part {part!r}; {_MAKE_AGAIN}")
+        if len(part.encode()) > _PART_LIMIT_BYTES:
+            raise DataError(
+                f"member name {shown(name)} has a part of {len(part.encode()):,} bytes, above the "
+                f"limit of {_PART_LIMIT_BYTES}; rename it"
+            )
+    return parts
+
+
+def shown(name: str) -> str:
+    """Quote a name for error messages: escaped, on one line, about 100 characters at most."""
+    return repr(name if len(name) <= _SHOWN_LENGTH else f"{name[:_SHOWN_LENGTH]}...")
+
+
 def visible_entries(folder: Path) -> list[os.DirEntry[str]]:
-    """List the entries of a folder that are not hidden; errors as of `listed_entries`."""
+    """List the entries of a folder that are not hidden."""
     return listed_entries(folder)[0]
 
 
 def listed_entries(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
-    """List the entries of a folder that are not hidden, and count the hidden ones.
-
-    Raises:
-        UsageError: It is no folder, or may not be listed.
-    """
+    """List the entries of a folder that are not hidden, and count the hidden ones."""
     try:
         with os.scandir(folder) as scan:
             entries = list(scan)
@@ -138,37 +166,3 @@ def listed_entries(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
         ) from error
     visible = [entry for entry in entries if not is_hidden(entry.name)]
     return visible, len(entries) - len(visible)
-
-
-@dataclass(slots=True)
-class PassedOver:
-    """Counts of files that are no samples by their names."""
-
-    n_hidden: int = 0
-    n_side_cars: int = 0
-    first_side_car: str = ""
-    """Path below the source."""
-
-    def without_side_cars(
-        self, items: Iterable[Item], name_of: Callable[[Item], str]
-    ) -> list[Item]:
-        """Drop and count side-cars, see `is_side_car`."""
-        images: list[Item] = []
-        for item in items:
-            name = name_of(item)
-            if is_side_car(name):
-                self.n_side_cars += 1
-                self.first_side_car = self.first_side_car or name
-            else:
-                images.append(item)
-        return images
-
-    def phrases(self, place: Path) -> Iterator[str]:
-        """Describe what was passed over in a source, for the user."""
-        if self.n_hidden:
-            yield f"{self.n_hidden:,} hidden files and folders of {place}"
-        if self.n_side_cars:
-            yield (
-                f"{self.n_side_cars:,} files of {place} that are no images by their names, such as "
-                f"{self.first_side_car}"
-            )

@@ -1,11 +1,9 @@
 """Parquet files of image bytes and labels, as the Hugging Face Hub keeps image data sets.
 
 Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
-see ``coreset.shards.sources.staging``. The stage that packs them removes it.
-
-The image column is a struct with ``bytes`` and perhaps ``path`` (``datasets``,
-src/datasets/features/image.py), or binary of any kind; it is one of ``IMAGE_COLUMNS``, or the
-only such one.
+see ``shards.sources.staging``. The image column is a struct with ``bytes`` and perhaps ``path``
+(``datasets``, src/datasets/features/image.py), or binary of any kind; it is one of
+``IMAGE_COLUMNS``, or the only such one.
 """
 
 import hashlib
@@ -13,21 +11,20 @@ import json
 import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from coreset.shards.arrow import ArrowColumn, ArrowSchema, ArrowTable, ArrowType, ParquetMetadata
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.advice import require_one_split
 from coreset.shards.sources.base import Source, SourceOptions, compute
-from coreset.shards.sources.columns import RowClasses, row_classes
-from coreset.shards.sources.contents import RangeContents
-from coreset.shards.sources.finder import Finder
-from coreset.shards.sources.names import listed_key, split_of
-from coreset.shards.sources.staging import Image, Rows, blob_of, staged, state_of
+from coreset.shards.sources.finder import Finder, Found, RangeContents, state_of
+from coreset.shards.sources.names import listed_key, require_one_split, split_of
+from coreset.shards.sources.staging import Image, StagedFile, blob_of, staged
+from coreset.shards.sources.table import RowClasses, row_classes
 from coreset.shards.tables.formats import open_parquet
 
 IMAGE_COLUMNS = ("image", "img")
@@ -35,8 +32,6 @@ _ROWS_AT_ONCE = 64
 _NUMBERED = re.compile(r"(?P<split>.+)-(?P<number>\d+)-of-(?P<count>\d+)(?:-[0-9a-f]+)?")
 # Of the wnid that the Hub's imagenet-1k appends to the name of every ILSVRC file.
 _WNID_SUFFIX = re.compile(r"_n\d{8}(?=\.[^./]*$|$)")
-_Schema: TypeAlias = Any  # pyarrow.Schema, which has no types
-_Column: TypeAlias = Any
 
 
 def find_parquet(src: Path, options: SourceOptions) -> Source:
@@ -48,49 +43,35 @@ def find_parquet(src: Path, options: SourceOptions) -> Source:
     of classes that are not taken are not spooled.
 
     ``src`` is a file, or a folder that holds those of one split, itself or in ``data``. The folder
-    ``options.spool`` must be named; it is made if it is missing.
-
-    Raises:
-        UsageError: There are no such files or columns, files of several splits, or some of a
-            numbered split are missing; a class that is asked for is not there; two images have one
-            key; a file is written to.
-        DataError: A file is damaged, or a label is missing or out of range.
-        MachineError: The disk is too small or full; what was spooled is kept.
-        LockedError: Another process is spooling into the same folder.
+    ``options.spool`` must be named; it is made if it is missing. Errors are also those of `staged`.
     """
     if options.spool is None:
         raise ValueError("spool must be a folder to decompress parquet files into, got None")
-    files = parquet_files(src)
+    files = _parquet_files(src)
     _require_one_split(src, files)
-    tables = [_Table.of(path, src, options) for path in files]
+    tables = [_table_of(path, src, options) for path in files]
     finder = Finder(place=src, repeats=options.repeats)
     _choose(finder, tables, options)
     keyed = [
-        rows.append_column("key", [table.keys(rows)])
+        rows.append_column("key", [pa.array(table.keys(rows), pa.large_string())])
         for table, rows in zip(tables, staged(tables, options.spool, options), strict=True)
     ]
     shared = _shared_keys(keyed)
-    for number, rows in enumerate(keyed):
-        tables[number].add(finder, number, rows, shared)
-    samples = finder.sorted()
-    blobs = [blob_of(table, options.spool) for table in tables]
-    return samples.source(RangeContents(blobs, samples.files, samples.offsets))
+    for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
+        table.add(finder, number, rows, shared)
+    return finder.source(partial(RangeContents, [blob_of(path, options.spool) for path in files]))
 
 
 def is_parquet(src: Path) -> bool:
-    """Test for a parquet file with a column of images, or a folder of such; reads one schema.
-
-    Raises:
-        DataError: That file is damaged.
-    """
-    files = parquet_files(src) if src.is_dir() or src.suffix.lower() == ".parquet" else []
+    """Test for a parquet file with a column of images, or a folder of such; reads one schema."""
+    files = _parquet_files(src) if src.is_dir() or src.suffix.lower() == ".parquet" else []
     if not files or not files[0].is_file():
         return False
     with open_parquet(files[0]) as file:
-        return bool(_image_columns(file.schema_arrow))
+        return any(_holds_images(field.type) for field in file.schema_arrow)
 
 
-def parquet_files(src: Path) -> list[Path]:
+def _parquet_files(src: Path) -> list[Path]:
     """List the file itself, or the visible parquet files of a folder or of its folder ``data``."""
     if not src.is_dir():
         return [src]
@@ -101,86 +82,74 @@ def parquet_files(src: Path) -> list[Path]:
     return []
 
 
-@dataclass(frozen=True, slots=True)
-class _Table:
-    """Parquet file and the rows to take of it; a ``StagedFile``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Table(StagedFile):
+    """Parquet file, its name below the source, and the classes of its rows."""
 
-    path: Path
     name: str
-    column: str
     classes: RowClasses
-    rows: NDArray[np.int64]
-    """Rows of the classes to take, ascending."""
-    image_bytes: int
-    state: tuple[int, int]
 
-    @staticmethod
-    def of(path: Path, src: Path, options: SourceOptions) -> "_Table":
-        """Read schema, labels and sizes; no image."""
-        with open_parquet(path) as file:
-            column = _image_column(file.schema_arrow, path)
-            classes = row_classes(file, path, options)
-            takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
-            rows = np.flatnonzero(takes[classes.codes])
-            image_bytes = _uncompressed_bytes(file.metadata, rows)
-        name = path.relative_to(src).as_posix() if path != src else path.name
-        return _Table(path, name, column, classes, rows, image_bytes, state_of(path))
-
-    @property
-    def n_images(self) -> int:
-        """Images to spool."""
-        return self.rows.size
-
-    @property
-    def binding(self) -> bytes:
-        """State of the file, column and rows, which the spooled bytes depend on."""
-        rows = hashlib.sha256(self.rows.astype("<i8").tobytes()).hexdigest()
-        return json.dumps([*self.state, self.column, rows]).encode()
-
-    def keys(self, rows: Rows) -> Any:  # noqa: ANN401 - pyarrow.LargeStringArray
+    def keys(self, rows: ArrowTable) -> list[str]:
         """Sample keys of the spooled rows by their stored paths."""
         places = zip(rows["row"].to_pylist(), rows["path"].to_pylist(), strict=True)
-        return pa.array((self._key(row, path) for row, path in places), pa.large_string())
+        return [self._key(row, path) for row, path in places]
 
-    def add(self, finder: Finder, number: int, rows: Rows, shared: Collection[str]) -> None:
+    def add(self, finder: Finder, number: int, rows: ArrowTable, shared: Collection[str]) -> None:
         """Add the spooled rows of file ``number``; ``shared`` keys are replaced by row keys."""
-        columns = rows.to_pydict()
-        names = [self.classes.names[code] for code in self.classes.codes[columns["row"]].tolist()]
-        pairs = zip(columns["row"], columns["key"], strict=True)
-        keys = [self._key(row, None) if key in shared else key for row, key in pairs]
-        finder.add(
-            names,
-            keys,
-            [f"{self.name}:{row}" for row in columns["row"]],
-            columns["size"],
-            files=[number] * len(keys),
-            offsets=columns["offset"],
-        )
-        for key, has_bytes in zip(keys, columns["there"], strict=True):
-            if not has_bytes:
-                finder.reject(key, "no image bytes")
-
-    def images(self) -> Iterator[Image]:
-        """Yield the rows to take; row groups without one are not read."""
-        with open_parquet(self.path) as file:
-            for group, start, stop in _row_groups(file.metadata):
-                if not _within(self.rows, start, stop).size:
-                    continue
-                first = start
-                for batch in file.iter_batches(
-                    _ROWS_AT_ONCE, row_groups=[group], columns=[self.column], use_threads=False
-                ):
-                    rows = _within(self.rows, first, first + batch.num_rows)
-                    yield from _read_images(rows, batch.column(0), pa.array(rows - first))
-                    first += batch.num_rows
+        found: list[Found] = []
+        for spooled in rows.to_pylist():
+            row, key, size = spooled["row"], spooled["key"], spooled["size"]
+            key = self._key(row, None) if key in shared else key
+            name, offset = f"{self.name}:{row}", spooled["offset"]
+            found.append(Found(self.classes.of(row), key, name, size, 0, number, offset))
+            if not spooled["there"]:
+                finder.unreadable[key] = "no image bytes"
+        finder.add(found)
 
     def _key(self, row: int, path: str | None) -> str:
-        class_name = self.classes.names[self.classes.codes[row]]
+        class_name = self.classes.of(row)
         key = listed_key(_WNID_SUFFIX.sub("", path), class_name) if path else ""
         return key or f"{class_name}/{self.path.stem}-{row:06d}"
 
 
-def _shared_keys(tables: Sequence[Rows]) -> frozenset[str]:
+def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
+    """Read schema, labels and sizes; no image."""
+    with open_parquet(path) as file:
+        column = _image_column(file.schema_arrow, path)
+        classes = row_classes(file, path, options)
+        takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
+        rows = np.flatnonzero(takes[classes.codes])
+        image_bytes = _uncompressed_bytes(file.metadata, rows)
+    state = state_of(path)
+    digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+    return _Table(
+        name=path.relative_to(src).as_posix() if path != src else path.name,
+        classes=classes,
+        path=path,
+        state=state,
+        binding=json.dumps([*state, column, digest]).encode(),
+        n_images=rows.size,
+        image_bytes=image_bytes,
+        images=partial(_images, path, column, rows),
+    )
+
+
+def _images(path: Path, column: str, wanted: NDArray[np.int64]) -> Iterator[Image]:
+    """Yield the rows to take; row groups without one are not read."""
+    with open_parquet(path) as file:
+        for group, start, stop in _row_groups(file.metadata):
+            if not _within(wanted, start, stop).size:
+                continue
+            first = start
+            for batch in file.iter_batches(
+                _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
+            ):
+                rows = _within(wanted, first, first + batch.num_rows)
+                yield from _read_images(rows, batch.column(0), pa.array(rows - first))
+                first += batch.num_rows
+
+
+def _shared_keys(tables: Sequence[ArrowTable]) -> frozenset[str]:
     """Pick the keys that images of different bytes have."""
     rows = pa.concat_tables([table.select(["key", "hash"]) for table in tables])
     images = rows.group_by("key").aggregate([("hash", "count_distinct")])
@@ -202,7 +171,7 @@ def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) ->
         )
 
 
-def _read_images(rows: NDArray[np.int64], images: _Column, at: _Column) -> Iterator[Image]:
+def _read_images(rows: NDArray[np.int64], images: ArrowColumn, at: ArrowColumn) -> Iterator[Image]:
     data, paths = images, [None] * len(rows)
     if pa.types.is_struct(images.type):
         data = compute.struct_field(images, "bytes")
@@ -212,7 +181,7 @@ def _read_images(rows: NDArray[np.int64], images: _Column, at: _Column) -> Itera
         yield Image(row, value.as_buffer() if value.is_valid else None, path)
 
 
-def _plain(column: _Column) -> _Column:
+def _plain(column: ArrowColumn) -> ArrowColumn:
     """Convert types that pyarrow cannot take rows of."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
@@ -221,11 +190,7 @@ def _plain(column: _Column) -> _Column:
     return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
-def _image_columns(schema: _Schema) -> list[str]:
-    return [field.name for field in schema if _holds_images(field.type)]
-
-
-def _holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
+def _holds_images(kind: ArrowType) -> bool:
     if pa.types.is_struct(kind):
         at = kind.get_field_index("bytes")
         return at >= 0 and _holds_images(kind.field(at).type)
@@ -236,8 +201,8 @@ def _holds_images(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
     return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
 
 
-def _image_column(schema: _Schema, path: Path) -> str:
-    columns = _image_columns(schema)
+def _image_column(schema: ArrowSchema, path: Path) -> str:
+    columns = [field.name for field in schema if _holds_images(field.type)]
     named = [name for name in IMAGE_COLUMNS if name in columns]
     if named or len(columns) == 1:
         return (named or columns)[0]
@@ -247,7 +212,7 @@ def _image_column(schema: _Schema, path: Path) -> str:
     )
 
 
-def _row_groups(metadata: Any) -> Iterator[tuple[int, int, int]]:  # noqa: ANN401 - pyarrow.parquet.FileMetaData
+def _row_groups(metadata: ParquetMetadata) -> Iterator[tuple[int, int, int]]:
     """Yield number, first row and end of each row group."""
     start = 0
     for group in range(metadata.num_row_groups):
@@ -261,7 +226,7 @@ def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]
     return rows[first:last]
 
 
-def _uncompressed_bytes(metadata: Any, rows: NDArray[np.int64]) -> int:  # noqa: ANN401 - pyarrow.parquet.FileMetaData
+def _uncompressed_bytes(metadata: ParquetMetadata, rows: NDArray[np.int64]) -> int:
     """Estimate the bytes of some rows, which count as equally large within a row group.
 
     Other columns, which are small, count too: asking pyarrow for one column ends the process if the
@@ -279,22 +244,19 @@ def _require_one_split(src: Path, files: Sequence[Path]) -> None:
         raise UsageError(f"{src} holds no parquet files; name a folder or file that does")
     if not src.is_dir():
         return
-    require_one_split(files[0].parent, (_split(path.stem) for path in files))
-    numbered = [match for path in files if (match := _NUMBERED.fullmatch(path.stem))]
+    matches = [(path, _NUMBERED.fullmatch(path.stem)) for path in files]
+    require_one_split(
+        files[0].parent,
+        (match["split"] if match else split_of(path.stem) or "" for path, match in matches),
+    )
+    numbered = [match for _, match in matches if match]
     if not numbered:
         return
-    numbers, first = {int(match["number"]) for match in numbered}, numbered[0]
-    missing = sorted(set(range(int(first["count"]))) - numbers)
+    first, count = numbered[0], int(numbered[0]["count"])
+    missing = sorted(set(range(count)) - {int(match["number"]) for match in numbered})
     if missing:
-        width = len(first["number"])
         raise UsageError(
-            f"{files[0].parent} lacks {first['split']}-{missing[0]:0{width}d}-of-"
-            f"{first['count']}.parquet ({len(missing):,} of {int(first['count']):,} files are "
-            "missing); add them, or rename the files if these are all that is wanted"
+            f"{files[0].parent} lacks {first['split']}-{missing[0]:0{len(first['number'])}d}-of-"
+            f"{first['count']}.parquet ({len(missing):,} of {count:,} files are missing); add "
+            "them, or rename the files if these are all that is wanted"
         )
-
-
-def _split(stem: str) -> str:
-    """Return the split that a file name tells: the part before its number, or else a word."""
-    match = _NUMBERED.fullmatch(stem)
-    return match["split"] if match else split_of(stem) or ""

@@ -5,20 +5,18 @@ in any order, with the same bytes. A small canvas is enlarged under fine texture
 layout of its class (colours in fixed places, slightly shifted, for a linear classifier), the motif
 of its class (a periodic pattern in a random phase, which survives random crops), and clutter.
 
-Shapes and bytes follow 300 ImageNet training files, one a class, as measured: 110,800 bytes on
-average (10, 50 and 90 %: 24,400, 107,300 and 197,500) and 202,300 pixels (106,700, 187,500 and
-364,000); 0.585 bytes a pixel, independent of the pixels (correlation of the logarithms 0.03). 20 %
-are 500 x 375, 9 % 375 x 500, 12 % 500 x 333 or 334, 4 % 333 or 334 x 500; the others are 100 to
-1,836 long. 74 % have full chroma resolution (quality 96 in the median, 0.70 bytes a pixel), 24 %
-less (quality 80, 0.24 bytes), 2 % are grey, none is progressive. Here two encodings stand for all,
-and the longest side is 1,500.
+Shapes and bytes follow 300 ImageNet training files, one a class, as measured: 110,800 bytes and
+202,300 pixels on average, bytes a pixel independent of the pixels. Two encodings stand for all:
+full chroma resolution (74 %) and less (24 %); 2 % are grey.
 
 Random numbers come from ``kernels.seeds``. Pixels use only operations that IEEE 754 rounds exactly
 (no transcendental functions, no BLAS); the JPEG bytes are those of the installed libjpeg-turbo.
 """
 
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -27,6 +25,8 @@ from numpy.typing import NDArray
 
 from coreset.kernels.seeds import SyntheticStream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
+from coreset.shards.sources.base import Sample, Source
+from coreset.shards.sources.finder import Finder, Found
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -42,12 +42,12 @@ _LAYOUT_SWING, _MOTIF_SWING, _CLUTTER_SWING = (
 # Share of the distractor class in the most difficult image; beyond 1/2 it prevails.
 _MAX_DISTRACTION = 0.7
 
+_BYTES_PER_IMAGENET_IMAGE = 115_000  # for the check of the disk before any is generated
 _TEXTURE_SHARES = (1.0, 0.5, 0.5)  # strength of the texture in Y', Cb and Cr
 _TEXTURE_DEVIATION = 32  # standard deviation of the texture tile, in steps of int8
 
 
-@dataclass(frozen=True, slots=True)
-class _Encoding:
+class _Encoding(NamedTuple):
     """Kind of JPEG file, and the texture that makes its bytes per pixel those of the sample."""
 
     quality: int
@@ -70,29 +70,18 @@ _ASPECTS = (0.38, 0.54, 0.62, 0.67, 0.75, 0.81, 0.98, 1, 1)
 _LANDSCAPE_SHARE = 0.68
 
 
-class _Draws(NamedTuple):
-    """Uniform numbers in [0, 1) that make one image."""
-
-    shape: float
-    side: float
-    aspect: float
-    orientation: float
-    encoding: float
-    texture: float
-    texture_row: float
-    texture_column: float
-    distractor: float
-    shift_down: float
-    shift_right: float
-    motif_row: float
-    motif_column: float
-    contrast: float
-    brightness: float
+# Uniform numbers in [0, 1) that make one image, in the order in which they are drawn.
+_DRAWS: tuple[str, ...] = (
+    "shape", "side", "aspect", "orientation", "encoding", "texture", "texture_row",
+    "texture_column", "distractor", "shift_down", "shift_right", "motif_row", "motif_column",
+    "contrast", "brightness",
+)  # fmt: skip
+_Draws: TypeAlias = dict[str, float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Synthetic:
-    """Synthetic data set; arrays are read-only, of shape (images,)."""
+    """Synthetic data set; arrays have the shape (images,)."""
 
     images: int
     classes: int
@@ -103,41 +92,46 @@ class Synthetic:
     """Share of labels that are flipped to another class, each other class equally likely."""
     size: int | Literal["imagenet"] = "imagenet"
     """Side of square images in pixels, or the distribution of ImageNet."""
-    true_labels: NDArray[np.int64] = field(init=False, repr=False, compare=False)
-    """Class that each image shows; class sizes differ by one at most."""
-    labels: NDArray[np.int64] = field(init=False, repr=False, compare=False)
-    """Observed label: ``true_labels`` with exactly ``round(label_noise * images)`` flips. With few
-    images a class, an observed class may be empty."""
-    difficulty: Floats = field(init=False, repr=False, compare=False)
-    """Share of distracting structure in each image, in [0, 1], mean 1/3; independent of flips."""
 
     def __post_init__(self) -> None:
-        """Check the configuration and draw the labels.
-
-        Raises:
-            UsageError: A value is out of its range.
-        """
-        _require(self.classes >= 2, f"classes must be 2 or more, got {self.classes}")
-        message = f"images must be at least one a class ({self.classes}), got {self.images}"
-        _require(self.images >= self.classes, message)
-        message = f"label_noise must be in [0, 1), got {self.label_noise}"
-        _require(0 <= self.label_noise < 1, message)
-        message = f"size must be imagenet or {MIN_SIDE} to {MAX_SIDE} pixels, got {self.size}"
-        _require(self.size == "imagenet" or MIN_SIDE <= self.size <= MAX_SIDE, message)
-        true_labels = (
-            permutation(self.images, derived_seed(self.seed, SyntheticStream.TRUE_LABEL))
-            % self.classes
-        )
-        difficulty = (
-            _uniforms(self.images, derived_seed(self.seed, SyntheticStream.DIFFICULTY)) ** 2
-        )
-        for name, array in (
-            ("true_labels", true_labels),
-            ("labels", self._flipped(true_labels)),
-            ("difficulty", difficulty.astype(np.float32)),
+        """Refuse values out of their range by a UsageError."""
+        images, classes, size, noise = self.images, self.classes, self.size, self.label_noise
+        for holds, message in (
+            (classes >= 2, f"classes must be 2 or more, got {classes}"),
+            (images >= classes, f"images must be at least one a class ({classes}), got {images}"),
+            (0 <= noise < 1, f"label_noise must be in [0, 1), got {noise}"),
+            (
+                size == "imagenet" or MIN_SIDE <= size <= MAX_SIDE,
+                f"size must be imagenet or {MIN_SIDE} to {MAX_SIDE} pixels, got {size}",
+            ),
         ):
-            array.setflags(write=False)
-            object.__setattr__(self, name, array)
+            if not holds:
+                raise UsageError(message)
+
+    @cached_property
+    def true_labels(self) -> NDArray[np.int64]:
+        """Class that each image shows; class sizes differ by one at most."""
+        seed = derived_seed(self.seed, SyntheticStream.TRUE_LABEL)
+        return permutation(self.images, seed) % self.classes
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Labels with exactly ``round(label_noise * images)`` flips; a small class may be empty."""
+        seed, other_seed = (
+            derived_seed(self.seed, stream)
+            for stream in (SyntheticStream.FLIP, SyntheticStream.OTHER_LABEL)
+        )
+        flips = permutation(self.images, seed)[: round(self.label_noise * self.images)]
+        steps = 1 + (random_keys(flips.size, other_seed) % np.uint64(self.classes - 1))
+        labels = self.true_labels.copy()
+        labels[flips] = (labels[flips] + steps.astype(np.int64)) % self.classes
+        return labels
+
+    @cached_property
+    def difficulty(self) -> Floats:
+        """Share of distracting structure in each image, in [0, 1], mean 1/3; not of the flips."""
+        seed = derived_seed(self.seed, SyntheticStream.DIFFICULTY)
+        return (_uniforms(self.images, seed) ** 2).astype(np.float32)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -162,11 +156,7 @@ class Synthetic:
         }
 
     def jpeg(self, position: int) -> bytes:
-        """Encode the JPEG file of the image at ``position``; thread safe.
-
-        Raises:
-            UsageError: ``position`` is not in [0, images).
-        """
+        """Encode the JPEG file of the image at a position in [0, images); thread safe."""
         quality, (luma, *chroma) = self._planes(position)
         cb, cr = chroma or (None, None)
         # With halved chroma, libjpeg-turbo reads odd luma planes up to the next even height and
@@ -174,35 +164,49 @@ class Synthetic:
         luma = np.concatenate([luma, luma[-1:], luma[-1:]])[: len(luma)]
         return simplejpeg.encode_jpeg_yuv_planes(luma, cb, cr, quality)
 
+    def read(self, sample: Sample) -> bytes:
+        """Generate one sample, see ``Contents.read``."""
+        return self.jpeg(position_of(sample.key))
+
+    def state(self) -> Iterator[str]:
+        """Yield nothing: synthetic images cannot change."""
+        return iter(())
+
     def _planes(self, position: int) -> tuple[int, list[NDArray[np.uint8]]]:
         """Return JPEG quality, and Y', Cb and Cr or Y' alone, uint8 of shape (rows, columns)."""
         if not 0 <= position < self.images:
             raise UsageError(f"position must be in [0, {self.images}), got {position}")
         n_clutter = 3 * _CLUTTER_CELLS**2
         seed = derived_seed(self.seed, SyntheticStream.IMAGE, position)
-        numbers = _uniforms(n_clutter + len(_Draws._fields), seed)
-        draws = _Draws(*numbers[n_clutter:].tolist())
+        numbers = _uniforms(n_clutter + len(_DRAWS), seed)
+        draws = dict(zip(_DRAWS, numbers[n_clutter:].tolist(), strict=True))
         clutter = (numbers[:n_clutter] * 2 - 1).astype(np.float32)
         canvas = self._canvas(position, draws, clutter.reshape(3, _CLUTTER_CELLS, -1))
         shape = _imagenet_shape(draws) if self.size == "imagenet" else (self.size, self.size)
-        encoding = _HALVED if draws.encoding < _HALVED_SHARE else _FULL
-        channels = 1 if draws.encoding >= 1 - _GREY_SHARE else 3
+        encoding = _HALVED if draws["encoding"] < _HALVED_SHARE else _FULL
+        channels = 1 if draws["encoding"] >= 1 - _GREY_SHARE else 3
         planes = [_plane(canvas[at], at, shape, encoding, draws) for at in range(channels)]
         return encoding.quality, planes
 
     def _canvas(self, position: int, draws: _Draws, clutter: Floats) -> Floats:
         """Draw the low-frequency content, float32 of shape (3, cells, cells) in [0, 255]."""
         label, difficulty = int(self.true_labels[position]), self.difficulty[position]
-        distracting = (label + 1 + int(draws.distractor * (self.classes - 1))) % self.classes
+        distracting = (label + 1 + int(draws["distractor"] * (self.classes - 1))) % self.classes
         own, distractor = self._class_pattern(label), self._class_pattern(distracting)
         pattern = own + difficulty * np.float32(_MAX_DISTRACTION) * (distractor - own)
         layout, motif = np.split(pattern, [3 * _LAYOUT_CELLS**2])
-        canvas = _LAYOUT_SWING * _shifted(layout.reshape(3, _LAYOUT_CELLS, -1), draws)
-        canvas += _MOTIF_SWING * _repeated(motif.reshape(3, _MOTIF_CELLS, -1), draws)
+        large = _CANVAS_CELLS + _MAX_SHIFT
+        layout = _enlarged(layout.reshape(3, _LAYOUT_CELLS, -1), large, large)
+        top, left = (int(u * (_MAX_SHIFT + 1)) for u in (draws["shift_down"], draws["shift_right"]))
+        canvas = _LAYOUT_SWING * layout[:, top:, left:][:, :_CANVAS_CELLS, :_CANVAS_CELLS]
+        phase = (int(draws["motif_row"] * _MOTIF_CELLS), int(draws["motif_column"] * _MOTIF_CELLS))
+        motif = np.roll(motif.reshape(3, _MOTIF_CELLS, -1), phase, axis=(1, 2))
+        repeats = _CANVAS_CELLS // _MOTIF_CELLS
+        canvas += _MOTIF_SWING * np.tile(motif, (1, repeats, repeats))
         clutter = _enlarged(clutter, _CANVAS_CELLS, _CANVAS_CELLS)
         canvas += _CLUTTER_SWING * (0.25 + 0.75 * difficulty) * clutter
-        canvas *= np.float32(0.6 + 0.5 * draws.contrast)
-        canvas[0] += np.float32(40 * (draws.brightness - 0.5))
+        canvas *= np.float32(0.6 + 0.5 * draws["contrast"])
+        canvas[0] += np.float32(40 * (draws["brightness"] - 0.5))
         return np.clip(canvas + np.float32(128), 0, 255)
 
     def _class_pattern(self, label: int) -> Floats:
@@ -211,19 +215,20 @@ class Synthetic:
         uniforms = _uniforms(n, derived_seed(self.class_seed, SyntheticStream.CLASS, label))
         return (uniforms * 2 - 1).astype(np.float32)
 
-    def _flipped(self, true_labels: NDArray[np.int64]) -> NDArray[np.int64]:
-        n_flips = round(self.label_noise * self.images)
-        flips = permutation(self.images, derived_seed(self.seed, SyntheticStream.FLIP))[:n_flips]
-        keys = random_keys(flips.size, derived_seed(self.seed, SyntheticStream.OTHER_LABEL))
-        steps = 1 + (keys % np.uint64(self.classes - 1)).astype(np.int64)
-        labels = true_labels.copy()
-        labels[flips] = (labels[flips] + steps) % self.classes
-        return labels
+
+def position_of(key: str) -> int:
+    """Return the position among the synthetic images that a sample key names."""
+    return int(key.rpartition("/")[2])
 
 
-def _require(holds: bool, message: str) -> None:  # noqa: FBT001 - reads like an assertion
-    if not holds:
-        raise UsageError(message)
+def synthetic_source(synthetic: Synthetic) -> Source:
+    """Return all images of a synthetic set as samples of their observed classes."""
+    size = _BYTES_PER_IMAGENET_IMAGE
+    if synthetic.size != "imagenet":
+        size = max(len(synthetic.jpeg(position)) for position in range(min(8, synthetic.images)))
+    finder = Finder(place=Path("synthetic images"))
+    finder.add([Found(key.partition("/")[0], key, f"{key}.jpg", size) for key in synthetic.keys])
+    return finder.source(lambda _: synthetic, classes=synthetic.class_names)
 
 
 def _uniforms(n: int, seed: int) -> NDArray[np.float64]:
@@ -234,26 +239,12 @@ def _uniforms(n: int, seed: int) -> NDArray[np.float64]:
 def _imagenet_shape(draws: _Draws) -> tuple[int, int]:
     """Draw height and width."""
     upto = np.cumsum(_COMMON_SHARES)
-    if draws.shape < upto[-1]:
-        width, height = _COMMON_SHAPES[int(np.searchsorted(upto, draws.shape, side="right"))]
+    if draws["shape"] < upto[-1]:
+        width, height = _COMMON_SHAPES[int(np.searchsorted(upto, draws["shape"], side="right"))]
         return height, width
-    long = round(float(np.interp(draws.side, _QUANTILES, _LONG_SIDES)))
-    short = round(long * float(np.interp(draws.aspect, _QUANTILES, _ASPECTS)))
-    return (short, long) if draws.orientation < _LANDSCAPE_SHARE else (long, short)
-
-
-def _shifted(layout: Floats, draws: _Draws) -> Floats:
-    """Place the layout on the canvas, out of centre by up to half of ``_MAX_SHIFT`` cells."""
-    large = _enlarged(layout, _CANVAS_CELLS + _MAX_SHIFT, _CANVAS_CELLS + _MAX_SHIFT)
-    top, left = (int(u * (_MAX_SHIFT + 1)) for u in (draws.shift_down, draws.shift_right))
-    return large[:, top : top + _CANVAS_CELLS, left : left + _CANVAS_CELLS]
-
-
-def _repeated(motif: Floats, draws: _Draws) -> Floats:
-    """Repeat the motif over the whole canvas, in a random phase."""
-    phase = (int(draws.motif_row * _MOTIF_CELLS), int(draws.motif_column * _MOTIF_CELLS))
-    repeats = _CANVAS_CELLS // _MOTIF_CELLS
-    return np.tile(np.roll(motif, phase, axis=(1, 2)), (1, repeats, repeats))
+    long = round(float(np.interp(draws["side"], _QUANTILES, _LONG_SIDES)))
+    short = round(long * float(np.interp(draws["aspect"], _QUANTILES, _ASPECTS)))
+    return (short, long) if draws["orientation"] < _LANDSCAPE_SHARE else (long, short)
 
 
 def _enlarged(cells: Floats, height: int, width: int) -> Floats:
@@ -280,9 +271,9 @@ def _plane(
     height, width = (-(-side // step) for side in shape)
     row, column = (
         int((u + channel / 3) % 1 * (MAX_SIDE - side + 1))
-        for u, side in ((draws.texture_row, height), (draws.texture_column, width))
+        for u, side in ((draws["texture_row"], height), (draws["texture_column"], width))
     )
-    deviation = np.interp(draws.texture, _QUANTILES, encoding.deviations)
+    deviation = np.interp(draws["texture"], _QUANTILES, encoding.deviations)
     # In 64ths, whatever the last bit of the interpolation is on this machine.
     strength = round(64 * float(deviation)) * _TEXTURE_SHARES[channel] / (64 * _TEXTURE_DEVIATION)
     plane = _enlarged(cells, height, width)

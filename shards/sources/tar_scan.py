@@ -1,10 +1,9 @@
 """Scanner of tar files made elsewhere, which locates the bytes of each regular member.
 
-Reads the v7, ustar, GNU and pax headers that GNU tar, bsdtar, Python's tarfile and webdataset's
-ShardWriter write (``shards/sources/tar_headers.py``). Only headers are read; nothing is extracted
-and no link is followed, so a member name cannot reach the file system. Sizes are held against the
-end of the tar before a byte is read, so no header makes this allocate more than
-``RECORD_LIMIT_BYTES``.
+Reads v7, ustar, GNU and pax headers (POSIX.1-2017 ``pax``, "ustar Interchange Format" and "pax
+Extended Header"; GNU tar 1.35 manual, "Basic Tar Format"). Nothing is extracted and no link is
+followed, so a member name cannot reach the file system. Sizes are held against the end of the tar
+before a byte is read, so no header makes this allocate more than ``RECORD_LIMIT_BYTES``.
 
 Stricter than most readers: a tar must have its whole end mark, two blocks of zeros, and nothing but
 zeros after it. Otherwise a tar cut between two members, and the second of two tars joined with cat,
@@ -16,109 +15,71 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os import pread
 from pathlib import Path
+from typing import NamedTuple
 
 from coreset.shards.errors import DataError
 from coreset.shards.format.tar import BLOCK_BYTES, END, padded
-from coreset.shards.sources import tar_headers
-from coreset.shards.sources.tar_headers import REGULAR_FILE
+from coreset.shards.sources.names import shown
 
 HEADER_LIMIT = 1 << 31
 RECORD_LIMIT_BYTES = 1 << 20
-
-_COMPRESSIONS = {
-    b"\x1f\x8b": "gzip",
-    b"BZh": "bzip2",
-    b"\xfd7zXZ\0": "xz",
-    b"\x28\xb5\x2f\xfd": "zstd",
-    b"\x04\x22\x4d\x18": "lz4",
-    b"PK\x03\x04": "zip",
-}
 _TAIL_BYTES = 1 << 20
+_COMPRESSIONS = {
+    b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd",
+    b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip",
+}  # fmt: skip
 _COPY_AGAIN = "copy or download it again"
 _MAKE_AGAIN = "make the tar again from its folder"
 
-_SHOWN_CHARACTERS = 100
-_PART_LIMIT_BYTES = 255
-# No digest could hold a surrogate, which has no UTF-8 form.
-_UNSAFE_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
+_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
+_FLAG, _MAGIC, _PREFIX = slice(156, 157), slice(257, 265), slice(345, 500)
+_GNU_MAGIC = b"ustar  \0"  # where POSIX has the prefix, GNU tar has times
+_GNU_NAME, _GNU_LINK, _PAX_GLOBAL = b"L", b"K", b"g"
+_EXTENSIONS = {_GNU_NAME, _GNU_LINK, _PAX_GLOBAL, b"x", b"X"}
+# Directories, the list of names in GNU tar's incremental archives, volume labels.
+_PASSED_OVER = {b"5", b"D", b"V"}
+# With these a tar stores no bytes, whatever the size field says (POSIX, GNU tar, tarfile).
+_WITHOUT_BYTES = {b"1", b"2", b"3", b"4", b"5", b"6"}
+REGULAR_FILE, _SPARSE_FILE = "file", "sparse file"
+_KINDS = {
+    b"0": REGULAR_FILE, b"\0": REGULAR_FILE, b"7": REGULAR_FILE, b"1": "hard link",
+    b"2": "symbolic link", b"3": "character device", b"4": "block device", b"6": "fifo",
+    b"M": "part of a multi-volume file", b"S": _SPARSE_FILE,
+}  # fmt: skip
+_PAX_RECORD = re.compile(rb"(\d{1,7}) ([^=]+)=")
+_PAX_NAME, _PAX_SIZE = b"path", b"size"
+_PAX_SPARSE, _PAX_SPARSE_NAME = b"GNU.sparse.", b"GNU.sparse.name"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    r"""Member of a tar.
-
-    Attributes:
-        name: As stored, ``/`` between parts. A byte that is not UTF-8 stands as the four
-            characters ``\xNN``, so every name can be printed and encoded; it may still be
-            hostile, see ``safe_parts``.
-        offset: First byte in the file, also for a tar nested in another.
-        size: Bytes; 0 for all but regular files.
-        kind: ``REGULAR_FILE``, or in words what it is instead.
-    """
+class Entry(NamedTuple):
+    """Member of a tar."""
 
     name: str
+    r"""As stored, ``/`` between parts. A byte that is not UTF-8 stands as the four characters
+    ``\xNN``, so every name can be printed and encoded; it may still be hostile, see `safe_parts`.
+    """
     offset: int
+    """First byte in the file, also for a tar nested in another."""
     size: int
+    """Bytes; 0 for all but regular files."""
     kind: str
+    """``REGULAR_FILE``, or in words what it is instead."""
 
 
-def scan(
-    path: Path, *, start: int = 0, end: int | None = None, header_limit: int = HEADER_LIMIT
-) -> Iterator[Entry]:
+def scan(path: Path, *, start: int = 0, end: int | None = None) -> Iterator[Entry]:
     """Yield the members of the tar at bytes ``[start, end)`` of a file, in stored order.
 
     Directories, volume labels and pax headers are passed over. Links, devices, sparse files and
-    other kinds are yielded with size 0, so that the caller can list them as refused. If two
-    extension headers give one member a name or size, the later holds.
-
-    Args:
-        path: The file; for a tar stored inside a tar, the outer one.
-        start: First byte of the tar.
-        end: End of the tar; None is the end of the file.
-        header_limit: Headers of any kind above which the tar is refused.
+    other kinds are yielded with size 0. Of two names or sizes for one member the later holds.
 
     Raises:
-        DataError: The bytes are no tar or are compressed, a header is cut or damaged, a member
-            runs over the end, the end mark is missing, or bytes follow it. It comes when the scan
-            gets there: the members before the damage have been yielded.
+        DataError: The bytes are no whole tar. The members before the damage have been yielded.
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file; name a tar file")
-    file_bytes = path.stat().st_size
-    end = file_bytes if end is None else end
-    if not 0 <= start <= end <= file_bytes:
-        raise DataError(
-            f"{path} has {file_bytes:,} bytes, but should hold a tar at bytes {start:,} to "
-            f"{end:,}; {_COPY_AGAIN}"
-        )
+    end = path.stat().st_size if end is None else end
     with path.open("rb", buffering=0) as file:
-        yield from _Scanner(path, file.fileno(), start, end).entries(header_limit)
-
-
-def safe_parts(name: str) -> tuple[str, ...]:
-    """Split a member name at ``/``, without one leading ``./``.
-
-    Raises:
-        DataError: The name is absolute, has an empty, ``.`` or ``..`` part or one of more than 255
-            bytes, or has a control character or a surrogate.
-    """
-    if _UNSAFE_CHARACTER.search(name):
-        raise DataError(f"member name {shown(name)} has a control character; {_MAKE_AGAIN}")
-    parts = tuple(name.removeprefix("./").split("/"))
-    for part in parts:
-        if part in {"", ".", ".."}:
-            raise DataError(f"member name {shown(name)} has the part {part!r}; {_MAKE_AGAIN}")
-        if len(part.encode()) > _PART_LIMIT_BYTES:
-            raise DataError(
-                f"member name {shown(name)} has a part of {len(part.encode()):,} bytes, above the "
-                f"limit of {_PART_LIMIT_BYTES}; rename it"
-            )
-    return parts
-
-
-def shown(name: str) -> str:
-    """Quote a name for error messages: escaped, on one line, about 100 characters at most."""
-    return repr(name if len(name) <= _SHOWN_CHARACTERS else f"{name[:_SHOWN_CHARACTERS]}...")
+        yield from _Scanner(path, file.fileno(), start, end).entries()
 
 
 @dataclass(slots=True)
@@ -131,14 +92,14 @@ class _Scanner:
     shared: dict[bytes, bytes] = field(default_factory=dict[bytes, bytes])
     announced: dict[bytes, bytes] | None = None
 
-    def entries(self, header_limit: int) -> Iterator[Entry]:
+    def entries(self) -> Iterator[Entry]:
         offset = self.start
         n_headers = 0
         while any(header := self._header(offset)):
             n_headers += 1
-            if n_headers > header_limit:
-                raise self._error(f"has more than {header_limit:,} headers; pack it in pieces")
-            if header[tar_headers.FLAG] in tar_headers.EXTENSIONS:
+            if n_headers > HEADER_LIMIT:
+                raise self._error(f"has more than {HEADER_LIMIT:,} headers; pack it in pieces")
+            if header[_FLAG] in _EXTENSIONS:
                 offset = self._extend(header, offset)
                 continue
             entry, offset = self._member(header, offset)
@@ -150,7 +111,7 @@ class _Scanner:
         """Read the block at ``offset``: zeros, or a header with the right checksum."""
         header = self._read(offset, max(0, min(BLOCK_BYTES, self.end - offset)))
         whole = len(header) == BLOCK_BYTES
-        if whole and (tar_headers.has_right_checksum(header) or not any(header)):
+        if whole and (_number(header[_CHECKSUM]) == _checksum(header) or not any(header)):
             return header
         if offset == self.start:
             raise self._not_a_tar(header)
@@ -158,47 +119,31 @@ class _Scanner:
             raise self._cut("before an end mark (two blocks of zeros)")
         self._require(offset, BLOCK_BYTES, "the header")
         raise self._error(
-            f"has a damaged header at byte {offset:,}: checksum "
-            f"{header[tar_headers.CHECKSUM]!r}, but its bytes sum to octal "
-            f"{tar_headers.checksum(header):o}; {_COPY_AGAIN}"
+            f"has a damaged header at byte {offset:,}: checksum {header[_CHECKSUM]!r}, but its "
+            f"bytes sum to octal {_checksum(header):o}; {_COPY_AGAIN}"
         )
 
     def _member(self, header: bytes, offset: int) -> tuple[Entry | None, int]:
         """Return a member (None if it is passed over) and the offset of the next header."""
-        flag = header[tar_headers.FLAG]
+        flag = header[_FLAG]
         pax = {**self.shared, **(self.announced or {})}
         self.announced = None
-        raw_name = (
-            pax.get(tar_headers.PAX_SPARSE_NAME)
-            or pax.get(tar_headers.PAX_NAME)
-            or tar_headers.stored_name(header)
-        )
+        raw_name = pax.get(_PAX_SPARSE_NAME) or pax.get(_PAX_NAME) or _stored_name(header)
         name = raw_name.decode("utf-8", "backslashreplace")
-        size = (
-            0
-            if flag in tar_headers.WITHOUT_BYTES
-            else self._size(header, offset, pax.get(tar_headers.PAX_SIZE))
-        )
+        size = 0 if flag in _WITHOUT_BYTES else self._size(header, offset, pax.get(_PAX_SIZE))
         content = offset + BLOCK_BYTES
-        if flag == tar_headers.GNU_SPARSE:
-            content = self._after_hole_map(header, content)
         self._require(content, size, f"member {shown(name)}")
+        after = content + padded(size)
         # Before POSIX a directory was a file whose name ends in "/".
-        if flag in tar_headers.PASSED_OVER or (
-            flag == b"\0" and not size and raw_name.endswith(b"/")
-        ):
-            return None, content + padded(size)
-        kind = (
-            tar_headers.SPARSE_FILE
-            if tar_headers.PAX_SPARSE in pax
-            else tar_headers.KINDS.get(flag, f"member of unknown type {flag!r}")
-        )
-        entry = Entry(name, content, size if kind == REGULAR_FILE else 0, kind)
-        return entry, content + padded(size)
+        if flag in _PASSED_OVER or (flag == b"\0" and not size and raw_name.endswith(b"/")):
+            return None, after
+        kind = _KINDS.get(flag, f"member of unknown type {flag!r}")
+        kind = _SPARSE_FILE if _PAX_SPARSE in pax else kind
+        return Entry(name, content, size if kind == REGULAR_FILE else 0, kind), after
 
     def _extend(self, header: bytes, offset: int) -> int:
         """Keep the records of an extension header; return the offset of the next header."""
-        size = self._size(header, offset, None)
+        flag, size = header[_FLAG], self._size(header, offset, None)
         content = offset + BLOCK_BYTES
         self._require(content, size, "the name or pax record")
         if size > RECORD_LIMIT_BYTES:
@@ -206,36 +151,49 @@ class _Scanner:
                 f"has a name or pax record of {size:,} bytes at byte {content:,}, above the limit "
                 f"of {RECORD_LIMIT_BYTES:,}; {_MAKE_AGAIN}"
             )
-        try:
-            records = tar_headers.records_of(header[tar_headers.FLAG], self._read(content, size))
-        except ValueError as error:
-            raise self._error(f"has {error}, at byte {content:,}; {_MAKE_AGAIN}") from None
-        if header[tar_headers.FLAG] == tar_headers.PAX_GLOBAL:
+        stored = self._read(content, size)
+        records: dict[bytes, bytes] = {}
+        if flag == _GNU_NAME:
+            records = {_PAX_NAME: _text(stored)}
+        elif flag != _GNU_LINK:
+            records = self._pax_records(stored, content)
+        if flag == _PAX_GLOBAL:
             self.shared.update(records)
         else:
             self.announced = {**(self.announced or {}), **records}
         return content + padded(size)
 
-    def _size(self, header: bytes, offset: int, pax_size: bytes | None) -> int:
-        try:
-            return (
-                tar_headers.decimal(pax_size)
-                if pax_size
-                else tar_headers.number(header[tar_headers.SIZE])
-            )
-        except ValueError as error:
-            raise self._error(
-                f"has a size that is {error}, in the header at byte {offset:,}; {_MAKE_AGAIN}"
-            ) from None
+    def _pax_records(self, stored: bytes, offset: int) -> dict[bytes, bytes]:
+        """Parse records ``LENGTH KEY=VALUE``, each with a line feed; keep names and sizes."""
+        records: dict[bytes, bytes] = {}
+        at = 0
+        while at < len(stored) and stored[at]:
+            record = _PAX_RECORD.match(stored, at)
+            stop = at + int(record[1]) if record else 0
+            if not record or not record.end() < stop <= len(stored) or stored[stop - 1] != 10:
+                raise self._error(
+                    f"has a pax record {stored[at : at + 20]!r} of a wrong length, at byte "
+                    f"{offset:,}; {_MAKE_AGAIN}"
+                )
+            if record[2].startswith(_PAX_SPARSE):
+                records[_PAX_SPARSE] = b"yes"
+            if record[2] in {_PAX_NAME, _PAX_SIZE, _PAX_SPARSE_NAME}:
+                records[record[2]] = stored[record.end() : stop - 1]
+            at = stop
+        return records
 
-    def _after_hole_map(self, header: bytes, offset: int) -> int:
-        """Return the offset of a GNU sparse file's data, after the blocks with further holes."""
-        more = header[tar_headers.SPARSE_CONTINUES]
-        while more:
-            self._require(offset, BLOCK_BYTES, "the map of holes")
-            more = self._read(offset, BLOCK_BYTES)[tar_headers.SPARSE_MAP_CONTINUES]
-            offset += BLOCK_BYTES
-        return offset
+    def _size(self, header: bytes, offset: int, pax_size: bytes | None) -> int:
+        if not pax_size:
+            size = _number(header[_SIZE])
+        elif re.fullmatch(rb"\d{1,19}", pax_size):
+            size = int(pax_size)
+        else:
+            size = f"{pax_size[:100]!r} instead of decimal digits"
+        if isinstance(size, int):
+            return size
+        raise self._error(
+            f"has a size that is {size}, in the header at byte {offset:,}; {_MAKE_AGAIN}"
+        )
 
     def _check_end(self, offset: int) -> None:
         if self.announced is not None:
@@ -245,8 +203,7 @@ class _Scanner:
             )
         self._require(offset, len(END), "the end mark (two blocks of zeros)")
         for position in range(offset, self.end, _TAIL_BYTES):
-            tail = self._read(position, min(_TAIL_BYTES, self.end - position)).lstrip(b"\0")
-            if tail:
+            if self._read(position, min(_TAIL_BYTES, self.end - position)).strip(b"\0"):
                 raise self._error(
                     f"has more than zeros after the end mark at byte {offset:,}, as when tars are "
                     "joined with cat; unpack it with `tar --ignore-zeros -xf` and pack the folder"
@@ -276,3 +233,33 @@ class _Scanner:
     def _error(self, finding: str) -> DataError:
         where = f"{self.path} (tar from byte {self.start:,})" if self.start else str(self.path)
         return DataError(f"{where} {finding}")
+
+
+def _text(stored: bytes) -> bytes:
+    """Return the bytes before the first NUL."""
+    return stored.partition(b"\0")[0]
+
+
+def _stored_name(header: bytes) -> bytes:
+    """Return the member's name in the header, with the prefix that ustar keeps apart."""
+    name, magic = _text(header[_NAME]), header[_MAGIC]
+    if magic.startswith(b"ustar") and magic != _GNU_MAGIC and header[_PREFIX.start]:
+        return _text(header[_PREFIX]) + b"/" + name
+    return name
+
+
+def _number(stored: bytes) -> int | str:
+    """Parse octal digits, or base 256 if the first bit is set; else say what stands there."""
+    if stored[0] & 0x80:
+        if stored[0] & 0x40:
+            return f"negative ({stored!r})"
+        return int.from_bytes(stored) - (0x80 << 8 * (len(stored) - 1))
+    digits = _text(stored).strip(b" ")
+    if digits.strip(b"01234567"):
+        return f"{digits!r} instead of octal digits"
+    return int(digits or b"0", 8)
+
+
+def _checksum(header: bytes) -> int:
+    """Sum the bytes, the checksum itself counted as blanks."""
+    return sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ")

@@ -1,17 +1,30 @@
-"""Tars made elsewhere as sources: visible members under safe names, and which layout they have."""
+"""Tars made elsewhere as sources, read where they lie: no tar is unpacked.
+
+Images of classes have three layouts: one tar of class tars (``ILSVRC2012_img_train.tar``), a folder
+of class tars, and one tar of an image folder tree. Sample keys are those of the unpacked tree.
+"""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.sources.contents import RangeContents
-from coreset.shards.sources.finder import Finder, SortedSamples
-from coreset.shards.sources.names import extension_of, is_hidden, is_image_name, visible_entries
-from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, scan
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
+from coreset.shards.sources.finder import Finder, Found, RangeContents
+from coreset.shards.sources.folder import OTHERS, require_classes
+from coreset.shards.sources.names import (
+    extension_of,
+    is_hidden,
+    is_image_name,
+    safe_parts,
+    sample_key,
+    visible_entries,
+)
+from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry, scan
 
 TarLayout: TypeAlias = Literal["classes", "webdataset", "validation"]
 Item = TypeVar("Item")
@@ -26,39 +39,15 @@ _THREADS = 8
 _SCANNED_AT_ONCE = 32
 
 
-class Member(NamedTuple):
-    """One visible member of a tar."""
-
-    name: str
-    """Safe to print and to build sample keys from; ``/`` between parts, no ``./`` before them."""
-    offset: int
-    """First byte in the file."""
-    size: int
-    kind: str
-    """``REGULAR_FILE``, or in words what it is instead."""
-
-    @property
-    def extension(self) -> str:
-        """Extension in lower case, without the dot; empty if there is none."""
-        return extension_of(self.name)
-
-
 def visible_members(
     path: Path, *, start: int = 0, end: int | None = None
-) -> tuple[list[Member], int]:
-    """List the members of the tar at bytes ``[start, end)`` of a file, and count hidden ones.
+) -> tuple[list[Entry], int]:
+    """List the members of a tar under safe names, and count hidden ones.
 
-    A member is hidden if a part of its name is, see `is_hidden`.
-
-    Args:
-        path: The file.
-        start: First byte of the tar.
-        end: End of the tar; None is the end of the file.
-
-    Raises:
-        DataError: The tar is damaged or cut, or a member has a name that no file should have.
+    A member is hidden if a part of its name is, see `is_hidden`. Arguments and errors are those of
+    `scan` and `safe_parts`.
     """
-    members: list[Member] = []
+    members: list[Entry] = []
     n_hidden = 0
     for entry in scan(path, start=start, end=end):
         try:
@@ -67,8 +56,8 @@ def visible_members(
             raise DataError(f"{path}: {error}") from error
         if any(map(is_hidden, parts)):
             n_hidden += 1
-            continue
-        members.append(Member("/".join(parts), entry.offset, entry.size, entry.kind))
+        else:
+            members.append(entry._replace(name="/".join(parts)))
     return members, n_hidden
 
 
@@ -80,40 +69,21 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
 
 
 def add_members(
-    finder: Finder,
-    class_names: Sequence[str],
-    keys: Sequence[str],
-    members: Sequence[Member],
-    *,
-    place: str,
-    file: int = 0,
+    finder: Finder, samples: Sequence[tuple[str, str, Entry]], *, place: str, file: int = 0
 ) -> None:
-    """Add members of one tar to a finder; links and devices are added as refused.
+    """Add samples of one tar, (class, sample key, member); links and devices as refused.
 
-    Args:
-        finder: Takes them.
-        class_names: Class of each.
-        keys: Sample key of each.
-        members: The members.
-        place: Name of the tar for people, before their own names.
-        file: Number of the file that holds the tar.
+    ``place`` is the name of the tar for people, ``file`` the number of the file that holds it.
     """
     finder.add(
-        class_names,
-        keys,
-        [f"{place}/{member.name}" for member in members],
-        [member.size for member in members],
-        files=[file] * len(members),
-        offsets=[member.offset for member in members],
+        [
+            Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
+            for name, key, member in samples
+        ]
     )
-    for key, member in zip(keys, members, strict=True):
+    for _, key, member in samples:
         if member.kind != REGULAR_FILE:
-            finder.reject(key, member.kind)
-
-
-def range_contents(samples: SortedSamples, files: Sequence[Path]) -> RangeContents:
-    """Make the reader of samples that ``add_members`` added."""
-    return RangeContents(files, samples.files, samples.offsets)
+            finder.unreadable[key] = member.kind
 
 
 def tars_of(folder: Path) -> list[Path]:
@@ -126,10 +96,6 @@ def tar_layout(src: Path) -> TarLayout | None:
     """Detect the layout of a tar or of a folder of tars by the first members of the first tar.
 
     Returns None if ``src`` is neither. A folder that holds a folder counts as an image folder.
-
-    Raises:
-        UsageError: A folder holds a tar that is to be named itself.
-        DataError: The first tar is damaged.
     """
     if src.is_file():
         return _layout(_peek(src)) if _TAR_NAME.search(src.name) else None
@@ -152,15 +118,13 @@ def _peek(path: Path) -> list[str]:
 
 
 def _layout(names: Sequence[str]) -> TarLayout:
+    extensions = set(map(extension_of, names))
     if names and VALIDATION_NAME.fullmatch(names[0].rpartition("/")[2]):
-        labelled = any(extension_of(name) in {"cls", "json"} for name in names)
-        return "webdataset" if labelled else "validation"
-    keys = [name.rpartition(".")[0] for name in names]
-    pairs = list(zip(keys, map(extension_of, names), strict=True))
+        return "webdataset" if extensions & {"cls", "json"} else "validation"
     images = {name.rpartition(".")[0] for name in names if is_image_name(name)}
-    labels = {key for key, extension in pairs if extension in {"json", "txt", "npy"}}
-    with_numbers = any(extension == "cls" for _, extension in pairs)
-    return "webdataset" if with_numbers or images & labels else "classes"
+    beside = [name for name in names if extension_of(name) in {"json", "txt", "npy"}]
+    labelled = "cls" in extensions or any(name.rpartition(".")[0] in images for name in beside)
+    return "webdataset" if labelled else "classes"
 
 
 def _are_numbered(tars: Sequence[Path]) -> bool:
@@ -168,7 +132,152 @@ def _are_numbered(tars: Sequence[Path]) -> bool:
     matches = [_NUMBERED.fullmatch(tar.stem) for tar in tars]
     series = {match[1] for match in matches if match}
     numbers = sorted(int(match[2]) for match in matches if match)
-    return len(series) == 1 and numbers in (
-        list(range(len(tars))),
-        list(range(1, len(tars) + 1)),
-    )
+    counts = (list(range(len(tars))), list(range(1, len(tars) + 1)))
+    return len(series) == 1 and numbers in counts
+
+
+class _ClassTar(NamedTuple):
+    """Tar of one class: a file, or a member of one."""
+
+    class_name: str
+    place: str
+    """Name of the tar below the source, for messages."""
+    path: Path
+    file: int
+    start: int = 0
+    end: int | None = None
+
+
+def find_class_tars(src: Path, options: SourceOptions = DEFAULTS) -> Source:
+    """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
+
+    Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
+    Of a tree, the folders above the class folders are (``./``, ``train/``). Links and devices are
+    found, and refused by packing.
+    """
+    finder, files = Finder(place=src, repeats=options.repeats), [src]
+    if src.is_dir():
+        files = tars_of(src)
+        n_others = len(visible_entries(src)) - len(files)
+        if n_others:
+            finder.skipped.append(f"{n_others:,} files and folders of {src} that are no tars")
+        tars = [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(files)]
+        _add_class_tars(finder, tars, options)
+    else:
+        _add_tar(finder, options)
+    return finder.source(partial(RangeContents, files))
+
+
+def _add_tar(finder: Finder, options: SourceOptions) -> None:
+    src = finder.place
+    members, finder.n_hidden = visible_members(src)
+    nested = [member for member in members if extension_of(member.name) == "tar"]
+    if not nested:
+        _add_tree(finder, members, options)
+        return
+    n_others = len(members) - len(nested)
+    if n_others:
+        finder.skipped.append(f"{n_others:,} members of {src} that are no class tars")
+    for member in nested:
+        if member.kind != REGULAR_FILE:
+            raise DataError(
+                f"{src} has a {member.kind} in place of the class tar {member.name}; make the tar "
+                "again with the files themselves"
+            )
+    tars = [
+        _ClassTar(Path(name).stem, name, src, 0, offset, offset + size)
+        for name, offset, size, _ in nested
+    ]
+    _add_class_tars(finder, tars, options)
+
+
+def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], options: SourceOptions) -> None:
+    by_class: dict[str, _ClassTar] = {}
+    for tar in tars:
+        first = by_class.setdefault(tar.class_name, tar)
+        if first is not tar:
+            raise UsageError(
+                f"{first.place} and {tar.place} of {finder.place} are tars of one class; remove or "
+                "rename one"
+            )
+    if options.only is None:
+        require_classes(
+            sorted(by_class),
+            finder.place,
+            holds_folders=lambda _: False,  # known only after reading the tars
+            remedy=lambda name: f"name the tar of one split, such as {by_class[name].place}",
+        )
+    chosen = [by_class[name] for name in options.chosen(by_class, finder.place)]
+    for tar, (members, n_hidden) in zip(chosen, in_threads(_members_of, chosen), strict=True):
+        finder.n_hidden += n_hidden
+        _add_class(finder, tar, members)
+
+
+def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
+    try:
+        return visible_members(tar.path, start=tar.start, end=tar.end)
+    except DataError as error:
+        if tar.end is None:
+            raise
+        raise DataError(f"class tar {tar.place}: {error}") from error
+
+
+def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None:
+    images = [member for member in members if finder.keeps(f"{tar.place}/{member.name}")]
+    if not images:
+        raise UsageError(
+            f"class {tar.class_name} of {finder.place} holds no images; fill {tar.place} or remove "
+            f"it, or {OTHERS}"
+        )
+    own_folder = f"{tar.class_name}/"
+    prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
+    samples = [
+        (tar.class_name, sample_key(own_folder + image.name.removeprefix(prefix)), image)
+        for image in images
+    ]
+    add_members(finder, samples, place=tar.place, file=tar.file)
+
+
+def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) -> None:
+    src, depth = finder.place, _class_depth(members)
+    by_class: dict[str, list[Entry]] = {}
+    for member in members:
+        *folders, _ = member.name.split("/", depth + 1)
+        by_class.setdefault(folders[depth] if len(folders) > depth else "", []).append(member)
+    if outside := by_class.pop("", []):
+        finder.skipped.append(f"{len(outside):,} files of {src} that lie in no class folder")
+    if not by_class:
+        raise UsageError(
+            f"{src} has neither class folders nor class tars; name a tar that holds one folder per "
+            "class"
+        )
+    if options.only is None:
+        require_classes(
+            sorted(by_class),
+            src,
+            holds_folders=lambda name: any(
+                member.name.count("/") > depth + 1 for member in by_class[name]
+            ),
+            remedy=lambda _: "unpack it and name the folder of one split",
+        )
+    for name in options.chosen(by_class, src):
+        images = [member for member in by_class[name] if finder.keeps(member.name)]
+        if not images:
+            raise UsageError(
+                f"class {name} of {src} holds no images; make the tar without it, or {OTHERS}"
+            )
+        samples = [
+            (name, sample_key(image.name.split("/", depth)[depth]), image) for image in images
+        ]
+        add_members(finder, samples, place=src.name)
+
+
+def _class_depth(members: Sequence[Entry]) -> int:
+    """Count the folders above the class folders: those that are alone and hold folders."""
+    folders = {tuple(member.name.split("/")[:-1]) for member in members}
+    depth = 0
+    while True:
+        names = {folder[depth] for folder in folders if len(folder) > depth}
+        if len(names) != 1 or not any(len(folder) > depth + 1 for folder in folders):
+            return depth
+        depth += 1

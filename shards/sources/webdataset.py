@@ -1,47 +1,58 @@
 """WebDataset shards made elsewhere, with integer or named labels, read where they lie.
 
 Members belong to the sample that is their name up to the first dot of the file name, as in
-``base_plus_ext`` of webdataset's ``tariterators.py``. Unlike
-there, members of one sample need not be adjacent, and a damaged, incomplete or repeated sample is
-an error instead of being lost.
-Nothing is decoded but integers and JSON: a shard with a member of another kind, such as ``.pyd``,
-which webdataset would unpickle, is refused.
+``base_plus_ext`` of webdataset's ``tariterators.py``. Unlike there, members of one sample need not
+be adjacent, and a damaged, incomplete or repeated sample is an error instead of being lost. Nothing
+is decoded but integers and JSON: a shard with a member of another kind, such as ``.pyd``, which
+webdataset would unpickle, is refused. Beside the shards may lie ``_info.json``: ``splits`` as
+``timm/data/readers/reader_wds.py`` reads them, and ``class_names``.
 """
 
+import json
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.sources.advice import require_one_split
-from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.finder import Finder
-from coreset.shards.sources.names import extension_of, split_of, visible_entries
-from coreset.shards.sources.shard_labels import (
-    INFO_NAMES,
-    LABEL_LIMIT_BYTES,
-    LabelError,
-    ShardInfo,
-    integer,
-    name_in,
-    number_in,
-    parse_json,
-    read_info,
+from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
+from coreset.shards.sources.finder import Finder, RangeContents
+from coreset.shards.sources.names import (
+    below_class,
+    extension_of,
+    require_one_split,
+    safe_parts,
+    shown,
+    split_of,
+    visible_entries,
 )
-from coreset.shards.sources.tar_scan import REGULAR_FILE, safe_parts, shown
-from coreset.shards.sources.tars import (
-    Member,
-    add_members,
-    in_threads,
-    range_contents,
-    tars_of,
-    visible_members,
-)
+from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry
+from coreset.shards.sources.tars import add_members, in_threads, tars_of, visible_members
 
-READ_EXTENSIONS = frozenset({*FORMAT_OF_EXTENSION, "cls", "json", "txt", "npy"})
+Fields: TypeAlias = dict[str, Any]
+_READ_EXTENSIONS = frozenset({*FORMAT_OF_EXTENSION, "cls", "json", "txt", "npy"})
+_LABEL_LIMIT_BYTES = {"cls": 32, "json": 1 << 20}
+_INFO_NAMES = ("_info.json", "info.json")
+_INFO_LIMIT_BYTES = 1 << 26
+_INTEGER = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _MAKE_AGAIN = "make the shard again"
+
+
+class _LabelError(Exception):
+    """Bytes that are no label; the text says what stands where what is expected."""
+
+
+class _Info(NamedTuple):
+    """Content of ``_info.json``: class names, and samples by shard for each split."""
+
+    name: str = ""
+    class_names: tuple[str, ...] | None = None
+    splits: Sequence[Mapping[str, int]] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +61,7 @@ class _Sample:
 
     shard: Path
     key: str
-    parts: dict[str, Member] = field(default_factory=dict[str, Member])
+    parts: dict[str, Entry] = field(default_factory=dict[str, Entry])
 
     def error(self, fault: str, remedy: str = _MAKE_AGAIN) -> DataError:
         offset = next(iter(self.parts.values())).offset
@@ -59,40 +70,24 @@ class _Sample:
         )
 
     @property
-    def image(self) -> Member:
-        images = [part for part in self.parts.values() if part.extension in FORMAT_OF_EXTENSION]
+    def image(self) -> Entry:
+        parts = self.parts.values()
+        images = [part for part in parts if extension_of(part.name) in FORMAT_OF_EXTENSION]
         if len(images) == 1:
             return images[0]
-        members = ", ".join(self.parts)
         number = f"{len(images)} images" if images else "no image"
+        members = ", ".join(self.parts)
         raise self.error(f"{number} among its members ({members}) where one is expected")
 
     def read(self, descriptor: int, extension: str) -> bytes:
-        """Read a label member; empty if the sample has none."""
-        part = self.parts.get(extension)
-        if part is None:
-            return b""
-        limit = LABEL_LIMIT_BYTES[extension]
+        part, limit = self.parts[extension], _LABEL_LIMIT_BYTES[extension]
         if part.kind != REGULAR_FILE or not 0 < part.size <= limit:
             fault = f"{part.size:,} bytes" if part.kind == REGULAR_FILE else f"a {part.kind}"
             raise self.error(f"{fault} in {extension} where 1 to {limit:,} bytes are expected")
         return os.pread(descriptor, part.size, part.offset)
 
 
-@dataclass(frozen=True, slots=True)
-class _Shard:
-    """Samples of a shard that go into the source."""
-
-    classes: list[str] = field(default_factory=list[str])
-    keys: list[str] = field(default_factory=list[str])
-    images: list[Member] = field(default_factory=list[Member])
-    seen: set[str] = field(default_factory=set[str])
-    """Classes, also those that are not taken."""
-    hidden: list[int] = field(default_factory=list[int])
-    """Count of hidden members, in a list of one."""
-
-
-def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
+def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """Find the samples of one shard or of a folder of shards of one split.
 
     A sample has one image (jpg, jpeg, png or webp), and a label: an integer (member ``cls``, or
@@ -100,45 +95,45 @@ def find_webdataset(src: Path, options: SourceOptions | None = None) -> Source:
     of integers are ``options.class_names``, or ``class_names`` of ``_info.json`` beside the shards.
     Sample keys become CLASS/LAST PART OF THE KEY, which for ImageNet are those of the image folder;
     of a key that has its class as a folder, all that follows the class is kept.
-
-    Raises:
-        UsageError: Integer labels have no names, the shards are of several splits, a class asked
-            for is not there, or two samples have one key.
-        DataError: A shard is damaged, cut or missing, a sample is incomplete or its label is no
-            class, or a member is of a kind that is not read.
     """
-    options = options or SourceOptions()
     paths = tars_of(src) if src.is_dir() else [src]
     if not paths:
         raise UsageError(f"{src} holds no tar; name a folder of WebDataset shards")
     require_one_split(src, filter(None, (split_of(path.stem) for path in paths)))
     finder = Finder(place=src, repeats=options.repeats)
-    info = read_info(src if src.is_dir() else src.parent)
+    info = _read_info(src if src.is_dir() else src.parent)
     if src.is_dir():
-        info.require_all(src, [path.name for path in paths])
-        _note_others(finder, paths)
-    _add_shards(finder, _Reader(src, options, info), paths)
-    samples = finder.sorted()
-    return samples.source(range_contents(samples, paths))
+        _require_shards(src, {path.name for path in paths}, info)
+        known = {name for path in paths for name in (path.name, path.with_suffix(".idx").name)}
+        unknown = {entry.name for entry in visible_entries(src)} - known - set(_INFO_NAMES)
+        if unknown:
+            finder.skipped.append(f"{len(unknown):,} files of {src} that are no shards")
+    names = options.class_names or info.class_names
+    _add_shards(finder, _Reader(src, options, info, names), paths)
+    return finder.source(partial(RangeContents, paths))
 
 
-def _note_others(finder: Finder, paths: Sequence[Path]) -> None:
-    names = {entry.name for entry in visible_entries(finder.place)}
-    indices = {path.with_suffix(".idx").name for path in paths}
-    unknown = names - indices - {path.name for path in paths} - set(INFO_NAMES)
-    if unknown:
-        finder.skipped.append(f"{len(unknown):,} files of {finder.place} that are no shards")
+def _require_shards(folder: Path, shards: set[str], info: _Info) -> None:
+    """Refuse a folder that holds some of the listed shards of a split and lacks others."""
+    for lengths in info.splits:
+        missing = sorted(set(lengths) - shards)
+        if 0 < len(missing) < len(lengths):
+            raise DataError(
+                f"{folder} lacks {len(missing):,} of the {len(lengths):,} shards that "
+                f"{info.name} lists, {missing[0]} first; copy or download them too"
+            )
 
 
 def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> None:
     seen: set[str] = set()
     empty: list[str] = []
-    for file, shard in enumerate(in_threads(reader.read, paths)):
+    for file, (samples, n_hidden) in enumerate(in_threads(reader.read, paths)):
         place = paths[file].name
-        add_members(finder, shard.classes, shard.keys, shard.images, place=place, file=file)
-        seen |= shard.seen
-        finder.passed_over.n_hidden += sum(shard.hidden)
-        if not shard.seen:
+        taken = [sample for sample in samples if reader.options.takes(sample[0])]
+        add_members(finder, taken, place=place, file=file)
+        seen.update(name for name, _, _ in samples)
+        finder.n_hidden += n_hidden
+        if not samples:
             empty.append(place)
     reader.options.chosen(seen, finder.place)
     if empty:
@@ -150,42 +145,36 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
 
 @dataclass(frozen=True, slots=True)
 class _Reader:
-    """Reader of whole shards; thread safe."""
+    """Reader of whole shards; ``names`` are those of integer labels. Thread safe."""
 
     place: Path
     options: SourceOptions
-    info: ShardInfo
+    info: _Info
+    names: tuple[str, ...] | None
 
-    @property
-    def names(self) -> tuple[str, ...] | None:
-        """Names of integer labels."""
-        return self.options.class_names or self.info.class_names
-
-    def read(self, path: Path) -> _Shard:
-        """Group the members of a shard into samples, and find their classes.
-
-        Raises:
-            UsageError: The integer labels have no names.
-            DataError: As of ``find_webdataset``.
-        """
+    def read(self, path: Path) -> tuple[list[tuple[str, str, Entry]], int]:
+        """Return class, key and image of all samples of a shard, and count hidden members."""
         members, n_hidden = visible_members(path)
         samples = _samples(path, members)
-        self.info.require_length(path, len(samples))
-        shard = _Shard(hidden=[n_hidden])
+        for lengths in self.info.splits:
+            expected = lengths.get(path.name, len(samples))
+            if expected != len(samples):
+                raise DataError(
+                    f"{path} holds {len(samples):,} samples, but {self.info.name} says "
+                    f"{expected:,}; copy or download both again"
+                )
+        labelled: list[tuple[str, str, Entry]] = []
         with path.open("rb", buffering=0) as file:
             for sample in samples:
                 image, name = sample.image, self._class_name(sample, file.fileno())
-                shard.seen.add(name)
-                if self.options.takes(name):
-                    shard.classes.append(name)
-                    shard.keys.append(_sample_key(name, sample.key))
-                    shard.images.append(image)
-        return shard
+                *folders, last = sample.key.split("/")
+                labelled.append((name, "/".join((name, *below_class(folders, name), last)), image))
+        return labelled, n_hidden
 
     def _class_name(self, sample: _Sample, descriptor: int) -> str:
         try:
             number, name = self._label(sample, descriptor)
-        except LabelError as error:
+        except _LabelError as error:
             raise sample.error(str(error)) from None
         if number is not None and (self.names is not None or name is None):
             n_classes = len(self.names or ())
@@ -193,26 +182,36 @@ class _Reader:
                 raise sample.error(
                     f"label {number}, but the class list has {n_classes:,} names, for 0 to "
                     f"{n_classes - 1:,}",
-                    "name the right list with --class-names or make the shard again",
+                    f"name the right list with --class-names or {_MAKE_AGAIN}",
                 )
-            name = self.options.name_of(number, self.info.class_names, self.place)
+            name = self.options.name_of(number, self.names, self.place)
         if name is None:
             raise sample.error(
                 f"no label among its members ({', '.join(sample.parts)}); expected is an integer "
                 "in cls, or in json an integer (label, cls) or a name (wnid, class)"
             )
-        return _required_name(name, sample)
+        with suppress(DataError):
+            if safe_parts(name) == (name,) and not name.startswith("."):
+                return name
+        raise sample.error(f"class name {shown(name)}, which no folder should have")
 
     def _label(self, sample: _Sample, descriptor: int) -> tuple[int | None, str | None]:
         """Integer and name, as far as the sample has them; of two integers that in cls holds."""
-        number = integer(sample.read(descriptor, "cls")) if "cls" in sample.parts else None
+        number = None
+        if "cls" in sample.parts:
+            stored = sample.read(descriptor, "cls")
+            if not _INTEGER.fullmatch(stored):
+                raise _LabelError(f"label {stored!r} where an integer is expected")
+            number = int(stored)
         if "json" not in sample.parts or (number is not None and self.names is not None):
             return number, None
-        fields = parse_json(sample.read(descriptor, "json"))
-        return number_in(fields) if number is None else number, name_in(fields)
+        fields = _parse_json(sample.read(descriptor, "json"))
+        if number is None:
+            number = _label_in(fields, ("label", "cls"), int, "an integer")
+        return number, _label_in(fields, ("wnid", "class"), str, "a name")
 
 
-def _samples(path: Path, members: Sequence[Member]) -> list[_Sample]:
+def _samples(path: Path, members: Sequence[Entry]) -> list[_Sample]:
     """Group members by key, samples in the order of their first members.
 
     A member whose extension its sample has already begins another sample of the same key, as in
@@ -221,39 +220,81 @@ def _samples(path: Path, members: Sequence[Member]) -> list[_Sample]:
     latest: dict[str, _Sample] = {}
     samples: list[_Sample] = []
     for member in members:
-        key, extensions = _split_name(path, member)
+        if extension_of(member.name) not in _READ_EXTENSIONS:
+            raise DataError(
+                f"{path} has member {shown(member.name)} at byte {member.offset:,}, which is none "
+                f"of {', '.join(sorted(_READ_EXTENSIONS))}; make the shard without it: members of "
+                "other kinds can run code when they are decoded, and are never read"
+            )
+        folder, slash, file = member.name.rpartition("/")
+        stem, _, extensions = file.partition(".")
+        key = f"{folder}{slash}{stem}"
         sample = latest.get(key)
-        if sample is None or extensions in sample.parts:
+        if sample is None or extensions.lower() in sample.parts:
             sample = latest[key] = _Sample(path, key)
             samples.append(sample)
-        sample.parts[extensions] = member
+        sample.parts[extensions.lower()] = member
     return samples
 
 
-def _split_name(path: Path, member: Member) -> tuple[str, str]:
-    folder, slash, file = member.name.rpartition("/")
-    stem, _, extensions = file.partition(".")
-    if extension_of(file) not in READ_EXTENSIONS:
-        raise DataError(
-            f"{path} has member {shown(member.name)} at byte {member.offset:,}, which is none of "
-            f"{', '.join(sorted(READ_EXTENSIONS))}; make the shard without it: members of other "
-            "kinds can run code when they are decoded, and are never read"
-        )
-    return f"{folder}{slash}{stem}", extensions.lower()
+def _label_in(fields: Fields, names: Sequence[str], kind: type, what: str) -> Any:  # noqa: ANN401 - of that type, or None
+    for name in names:
+        if name in fields:
+            if type(fields[name]) is not kind:  # bool is a subclass of int
+                raise _LabelError(
+                    f"json field {name} {fields[name]!r:.60} where {what} is expected"
+                )
+            return fields[name]
+    return None
 
 
-def _sample_key(class_name: str, key: str) -> str:
-    *folders, last = key.split("/")
-    below = folders[folders.index(class_name) + 1 :] if class_name in folders else []
-    return "/".join((class_name, *below, last))
-
-
-def _required_name(name: str, sample: _Sample) -> str:
-    """Refuse a class name that no exported folder could have."""
+def _parse_json(stored: bytes) -> Fields:
     try:
-        safe = len(safe_parts(name)) == 1 and not name.startswith(".")
-    except DataError:
-        safe = False
-    if not safe:
-        raise sample.error(f"class name {shown(name)}, which no folder should have")
-    return name
+        fields: object = json.loads(stored)
+    except (ValueError, RecursionError):
+        fields = None
+    return _object(fields, f"json {stored[:40]!r}")
+
+
+def _object(value: object, what: str) -> Fields:
+    if not isinstance(value, dict):
+        raise _LabelError(f"{what} where an object is expected")
+    return cast("Fields", value)
+
+
+def _list(fields: Fields, name: str, kind: type) -> list[Any]:
+    values: Any = fields.get(name)
+    if not isinstance(values, list) or not all(type(value) is kind for value in values):
+        raise _LabelError(f"{name} that are no list of {kind.__name__}")
+    return values
+
+
+def _read_info(folder: Path) -> _Info:
+    path = next((folder / name for name in _INFO_NAMES if (folder / name).is_file()), None)
+    if path is None:
+        return _Info()
+    with path.open("rb") as file:
+        stored = file.read(_INFO_LIMIT_BYTES)
+    try:
+        fields = _parse_json(stored)
+        splits = _object(fields.get("splits", {}), "splits").values()
+        return _Info(path.name, _class_names(fields), list(map(_lengths, splits)))
+    except _LabelError as error:
+        raise DataError(f"{path} has {error}; mend or remove it") from None
+
+
+def _class_names(fields: Fields) -> tuple[str, ...] | None:
+    if "class_names" not in fields:
+        return None
+    names = _list(fields, "class_names", str)
+    if len(set(names)) < len(names):
+        raise _LabelError("a name twice in class_names")
+    return tuple(names)
+
+
+def _lengths(split: object) -> dict[str, int]:
+    fields = _object(split, "a split")
+    files, lengths = _list(fields, "filenames", str), _list(fields, "shard_lengths", int)
+    if len(files) != len(lengths):
+        raise _LabelError(f"{len(files):,} filenames but {len(lengths):,} shard_lengths in a split")
+    return dict(zip(files, lengths, strict=True))

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TextIO, TypeAlias, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from coreset.shards.arrow import ArrowType, ParquetFile
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.tables.csv_cells import unguarded
 
@@ -20,7 +21,6 @@ _HEAD_CHARACTERS = 1 << 16
 _LINE_CHARACTERS = 1 << 20
 _JSON_BYTES = 1 << 28
 _PAGE_BUFFER_BYTES = 1 << 20
-_ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile, which has no types
 
 
 class Row(NamedTuple):
@@ -36,7 +36,7 @@ Rows: TypeAlias = Callable[[], Iterator[Row]]
 
 
 @contextmanager
-def open_parquet(path: Path) -> Generator[_ParquetFile]:
+def open_parquet(path: Path) -> Generator[ParquetFile]:
     """Open a parquet file for the length of a block that does nothing but read from it.
 
     Raises:
@@ -60,20 +60,14 @@ def open_parquet(path: Path) -> Generator[_ParquetFile]:
         ) from error
 
 
-def is_text(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
+def is_text(kind: ArrowType) -> bool:
     """Test whether a column of this type holds text."""
-    return (
-        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    )
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return any(test(kind) for test in tests)
 
 
 def parquet_rows(path: Path) -> tuple[Columns, Rows]:
-    """Read names and rows of the columns of text and integers; null is an empty cell.
-
-    Raises:
-        UsageError: The file may not be read.
-        DataError: It is damaged, which may also show later.
-    """
+    """Read names and rows of the columns of text and integers; null is an empty cell."""
     with open_parquet(path) as file:
         columns = [field.name for field in file.schema_arrow if _is_scalar(field.type)]
 
@@ -81,27 +75,35 @@ def parquet_rows(path: Path) -> tuple[Columns, Rows]:
         number = 0
         with open_parquet(path) as file:
             for batch in file.iter_batches(columns=columns, use_threads=False):
-                for values in zip(*(_cells(column) for column in batch.columns), strict=True):
-                    yield Row(number, values)
+                for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    yield Row(number, ["" if value is None else str(value) for value in values])
                     number += 1
 
     return tuple(columns), rows
 
 
-def json_rows(path: Path, what: str) -> tuple[Columns, Rows]:
-    """Read the header, if there is one, and the rows of a list, of a map or of a frame of pandas.
-
-    Raises:
-        UsageError: The file cannot be read, or holds none of these.
-    """
+@contextmanager
+def reading(path: Path, what: str) -> Generator[None]:
+    """Refuse a file that a block cannot read, or that is not the text it should be."""
     try:
-        with path.open("rb") as file:
-            stored = file.read(_JSON_BYTES)
+        yield
+    except OSError as error:
+        raise UsageError(f"{what} {path} cannot be read ({error.strerror}); mend that") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        kind = "CSV" if path.suffix.lower() in SEPARATED else "text"
+        raise UsageError(
+            f"{what} {path} cannot be read as {kind} ({error}); save it as UTF-8 text"
+        ) from error
+
+
+def json_rows(path: Path, what: str) -> tuple[Columns, Rows]:
+    """Read the header, if there is one, and the rows of a list, a map or a frame of pandas."""
+    with reading(path, what), path.open("rb") as file:
+        stored = file.read(_JSON_BYTES)
+    try:
         # A file that is longer is cut, and then no whole document.
         document = json.loads(stored.decode("utf-8-sig"), object_pairs_hook=_unrepeated)
         header, rows = _json_rows(document)
-    except OSError as error:
-        raise _not_opened(what, path, error) from error
     except (ValueError, RecursionError) as error:
         raise UsageError(
             f"{what} {path} cannot be read as JSON ({error}); write a list, a map, or one entry a "
@@ -111,44 +113,23 @@ def json_rows(path: Path, what: str) -> tuple[Columns, Rows]:
 
 
 def text_head(path: Path, what: str) -> str:
-    """Read the first lines of a text file.
-
-    Raises:
-        UsageError: It cannot be read, or is not UTF-8.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            text = file.read(_HEAD_CHARACTERS)
-    except OSError as error:
-        raise _not_opened(what, path, error) from error
-    except UnicodeDecodeError as error:
-        raise unreadable(what, path, error) from error
+    """Read the first lines of a text file in UTF-8."""
+    with reading(path, what), path.open(newline="", encoding="utf-8-sig") as file:
+        text = file.read(_HEAD_CHARACTERS)
     whole, line_break, _ = text.rpartition("\n")
     return whole + line_break if line_break and len(text) == _HEAD_CHARACTERS else text
 
 
 def text_rows(path: Path, what: str, separator: str) -> Iterator[Row]:
-    """Yield the rows of a text file as ``split_rows`` does.
-
-    Raises:
-        UsageError: It cannot be read, or is not UTF-8.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            yield from split_rows(_lines(file), separator)
-    except OSError as error:
-        raise _not_opened(what, path, error) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise unreadable(what, path, error) from error
+    """Yield the rows of a text file in UTF-8 as ``split_rows`` does."""
+    with reading(path, what), path.open(newline="", encoding="utf-8-sig") as file:
+        yield from split_rows(_lines(file), separator)
 
 
 def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
     """Yield the rows that are not blank, split at blanks, at another separator, or ("") not at all.
 
     Cells that were guarded against spreadsheets come unguarded, see `shards.tables.csv_cells`.
-
-    Raises:
-        csv.Error: A cell is too long.
     """
     if separator in {"", " "}:
         for number, line in enumerate(lines, 1):
@@ -162,12 +143,6 @@ def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
             yield Row(reader.line_num, list(map(unguarded, cells)))
 
 
-def unreadable(what: str, path: Path, error: Exception) -> UsageError:
-    """Make the error of a file that is not the text it should be."""
-    kind = "CSV" if path.suffix.lower() in SEPARATED else "text"
-    return UsageError(f"{what} {path} cannot be read as {kind} ({error}); save it as UTF-8 text")
-
-
 def _lines(file: TextIO) -> Iterator[str]:
     while line := file.readline(_LINE_CHARACTERS + 1):
         if len(line) > _LINE_CHARACTERS:
@@ -175,17 +150,9 @@ def _lines(file: TextIO) -> Iterator[str]:
         yield line
 
 
-def _not_opened(what: str, path: Path, error: OSError) -> UsageError:
-    return UsageError(f"{what} {path} cannot be read ({error.strerror}); mend that")
-
-
-def _is_scalar(kind: Any) -> bool:  # noqa: ANN401 - pyarrow.DataType
+def _is_scalar(kind: ArrowType) -> bool:
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     return is_text(kind) or pa.types.is_integer(kind)
-
-
-def _cells(column: Any) -> list[str]:  # noqa: ANN401 - pyarrow.Array
-    return ["" if value is None else str(value) for value in column.to_pylist()]
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

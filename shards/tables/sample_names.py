@@ -1,5 +1,6 @@
-"""Match entries of tables and lists with samples."""
+"""Names in tables and lists: of columns, of classes in cells, and of samples."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any
@@ -10,13 +11,62 @@ import pyarrow.compute
 from numpy.typing import NDArray
 from xxhash import xxh3_64_intdigest
 
+from coreset.shards.arrow import ArrowColumn
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
-from coreset.shards.tables.vocabulary import INTEGER
 
 UNKNOWN, SEVERAL = -1, -2
 _ROWS_AT_ONCE = 1 << 16
-_ODD = r"^[\s/]|\s$|\\|/(/|$)|(^|/)\.(/|$)"
-compute: Any = pyarrow.compute  # which has no types
+compute: Any = pyarrow.compute
+
+# A column that ranks before another one is taken where both are there.
+SAMPLE_COLUMNS = (
+    ("path",),
+    ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
+    ("key", "samplekey"),
+)
+# Taken where no other column names samples: they may also count the rows.
+ID_COLUMNS = (("imageid", "sampleid", "sample", "id", "ids"), ("idx", "index", "indices"))
+LABEL_COLUMNS = (
+    "label", "labels", "fine_label", "class", "class_name", "category", "target", "wnid", "synset",
+    "prediction_string",
+)  # fmt: skip
+CLASS_COLUMNS = (
+    ("wnid", "synset", "synsetid"),
+    ("class", "classes", "classname", "classnames", "name", "names", "category", "categories"),
+    ("label", "labels"),
+)
+NUMBER_COLUMNS = (
+    ("label", "labels", "labelid", "target", "classid", "classidx", "classindex", "classlabel"),
+    ("index", "idx", "id"),
+)
+OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
+OF_SAMPLES = {
+    name.replace("_", "") for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS, LABEL_COLUMNS) for name in rank
+}
+INTEGER = re.compile(r"\s*[0-9]{1,18}\s*")
+_WNID = re.compile(r"(?<![\w-])n\d{8}(?![\w-])")
+
+
+def plain_name(column: str) -> str:
+    """Normalise the name of a column: ``Image_ID`` and ``imageId`` are one name."""
+    return re.sub(r"[\s_-]+", "", column.lower())
+
+
+def looks_like_path(cell: str) -> bool:
+    """Test for a folder or the extension of an image format in a cell."""
+    extension = cell.strip().rpartition(".")[2].lower()
+    return "/" in cell or "\\" in cell or ("." in cell and extension in FORMAT_OF_EXTENSION)
+
+
+def wnids_in(cells: Iterable[str]) -> set[str]:
+    """Find WordNet ids (n01440764) that stand as words of their own in some cells."""
+    return {wnid for cell in cells for wnid in _WNID.findall(cell)}
+
+
+def class_in(text: str) -> str:
+    """Take the one WordNet id that stands in a text as the class, else the text."""
+    wnids = wnids_in([text])
+    return wnids.pop() if len(wnids) == 1 else text
 
 
 class SampleNames:
@@ -27,27 +77,16 @@ class SampleNames:
     sample has. Of several meanings the longest path counts, and a source path before a key.
     """
 
-    def __init__(self, keys: Any, sources: Any, *, folder: str = "") -> None:  # noqa: ANN401 - pyarrow strings
-        """Index the names.
-
-        Args:
-            keys: Sample keys, each once; strings of shape (n,), pyarrow Array or ChunkedArray.
-            sources: Source paths, of the same shape.
-            folder: Name of the folder in which the source paths begin, if known.
-        """
+    def __init__(self, keys: ArrowColumn, sources: ArrowColumn, *, folder: str = "") -> None:
+        """Index sample keys, each once, and source paths, which begin in ``folder`` if known."""
         self._folder = folder
         self._keys, self._sources = _Index(keys), _Index(sources)
-        self._depth = max(self._keys.depth, self._sources.depth)
 
     def positions(self, entries: Sequence[str]) -> NDArray[np.int64]:
-        """Return the position of the sample that each entry names.
-
-        Returns:
-            int64 of shape (entries,); ``UNKNOWN``, or ``SEVERAL`` where several are named.
-        """
+        """Return the position of the sample that each entry names, ``UNKNOWN`` or ``SEVERAL``."""
         positions = np.full(len(entries), UNKNOWN, np.int64)
         parts = list(map(_parts, entries))
-        for depth in range(self._depth, 0, -1):
+        for depth in range(max(self._keys.depth, self._sources.depth), 0, -1):
             at = [entry for entry in _unknown(positions) if self._may_end(parts[entry], depth)]
             ends = ["/".join(parts[entry][-depth:]) for entry in at]
             at, ends = _look_up(positions, at, ends, self._sources)
@@ -79,16 +118,15 @@ class SampleNames:
 class _Index:
     """Index of names as sorted hashes, 16 bytes a name."""
 
-    def __init__(self, names: Any) -> None:  # noqa: ANN401 - pyarrow strings
-        self.names = _normalised(names)
+    def __init__(self, names: ArrowColumn) -> None:
+        joined = ("/".join(_parts(name)) for name in _texts(names))
+        self.names = pa.array(joined, pa.large_string())
         hashes = np.fromiter(map(_hash, _texts(self.names)), np.uint64, len(self.names))
         self._order = np.argsort(hashes)
         self._hashes = hashes[self._order]
-
-    @property
-    def depth(self) -> int:
-        """Count of parts of the deepest path."""
-        return 1 + (compute.max(compute.count_substring(self.names, "/")).as_py() or 0)
+        n_slashes = compute.max(compute.count_substring(self.names, "/")).as_py()
+        self.depth = 1 + (n_slashes or 0)
+        """Parts of the deepest path."""
 
     def rows(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Return the row of each name, ``UNKNOWN`` or ``SEVERAL``."""
@@ -123,17 +161,7 @@ def _unknown(positions: NDArray[np.int64]) -> list[int]:
     return np.flatnonzero(positions == UNKNOWN).tolist()
 
 
-def _normalised(column: Any) -> Any:  # noqa: ANN401 - pyarrow strings
-    """Join the parts of each path as those of entries are joined."""
-    whole = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    names = whole.cast(pa.large_string())
-    odd = compute.match_substring_regex(names, _ODD)
-    if not compute.any(odd).as_py():
-        return names
-    return pa.array(("/".join(_parts(name)) for name in _texts(names)), pa.large_string())
-
-
-def _texts(names: Any) -> Iterator[str]:  # noqa: ANN401 - pyarrow.LargeStringArray
+def _texts(names: ArrowColumn) -> Iterator[str]:
     for first in range(0, len(names), _ROWS_AT_ONCE):
         yield from names.slice(first, _ROWS_AT_ONCE).to_pylist()
 

@@ -4,27 +4,18 @@ Columns are chosen by known names, else by their cells. A first row that names a
 not a header. A table that can be read in two ways is refused with the columns that were seen.
 """
 
-import csv
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from itertools import islice
 from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import UsageError
-from coreset.shards.tables.formats import (
-    SEPARATED,
-    Row,
-    Rows,
-    json_rows,
-    parquet_rows,
-    split_rows,
-    text_head,
-    text_rows,
-    unreadable,
-)
-from coreset.shards.tables.vocabulary import (
+from coreset.shards.tables import formats
+from coreset.shards.tables.formats import SEPARATED, Row, Rows
+from coreset.shards.tables.sample_names import (
     ID_COLUMNS,
     INTEGER,
     OF_CLASSES,
@@ -35,8 +26,6 @@ from coreset.shards.tables.vocabulary import (
     wnids_in,
 )
 
-_ORDER_OF = {".tsv": "\t,;|"}
-_ANY_SEPARATOR = ",;\t|"
 SEPARATORS = "comma, semicolon, tab or |"
 _HEAD_ROWS = 50
 Named: TypeAlias = Callable[[Iterable[str]], Collection[str]]
@@ -59,12 +48,7 @@ class Table:
     read: Rows
 
     def rows(self) -> Iterator[Row]:
-        """Yield the rows that are not blank, without the header.
-
-        Raises:
-            UsageError: The file cannot be read as what it seems to be.
-            DataError: A parquet file is damaged.
-        """
+        """Yield the rows that are not blank, without the header."""
         rows = self.read()
         if self.header and self.unit == "line":
             next(rows, None)
@@ -97,13 +81,10 @@ class Table:
         return []
 
     def sample_column(self) -> int:
-        """Choose the column that names samples.
+        """Choose the column that names samples; UsageError if several may be meant.
 
         It is the one with a known name; else the one whose first cells name a sample, or look like
         paths of images; else one of ids; else the only one.
-
-        Raises:
-            UsageError: There is none, or several may be meant.
         """
         width = max([len(self.header), *(len(row.cells) for row in self.head)], default=0)
         columns = (
@@ -145,7 +126,7 @@ def read_table(
 
     Args:
         path: The file.
-        what: Name of the kind of file, for messages.
+        what: Kind of file, for messages.
         named: Picks out of some cells those that name a sample.
         asked: Name of a column that is asked for, which makes the first row a header.
         class_list: The names are those of classes; a header has to have known names.
@@ -158,12 +139,12 @@ def read_table(
         reason = "is not a file" if path.exists() else "does not exist"
         raise UsageError(f"{what} {path} {reason}; name a file (.csv, .tsv, .txt, .json, .parquet)")
     if path.suffix.lower() == ".parquet":
-        return _with_head(path, "row", *parquet_rows(path), named)
-    text = text_head(path, what)
+        return _with_head(path, "row", *formats.parquet_rows(path), named)
+    text = formats.text_head(path, what)
     if path.suffix.lower() == ".json" or (
         text.lstrip()[:1] in {"{", "["} and path.suffix.lower() not in SEPARATED
     ):
-        return _with_head(path, "entry", *json_rows(path, what), named)
+        return _with_head(path, "entry", *formats.json_rows(path, what), named)
     return _Text(path, what, named, asked, class_list).table(text)
 
 
@@ -194,14 +175,8 @@ class _Text:
         if rows and self._is_header(rows, named):
             header = tuple(cell.strip() for cell in rows[0].cells)
             rows = rows[1:]
-        return Table(
-            self.path,
-            "line",
-            header,
-            rows,
-            named,
-            lambda: text_rows(self.path, self.what, separator),
-        )
+        read = partial(formats.text_rows, self.path, self.what, separator)
+        return Table(self.path, "line", header, rows, named, read)
 
     @property
     def _separated(self) -> bool:
@@ -210,17 +185,13 @@ class _Text:
     @property
     def _separators(self) -> tuple[str, ...]:
         """Candidates in the order of preference; none ("") is one entry a line."""
-        several = (*_ORDER_OF.get(self.path.suffix.lower(), _ANY_SEPARATOR), " ")
+        several = (*("\t,;|" if self.path.suffix.lower() == ".tsv" else ",;\t|"), " ")
         return several if self._separated else ("", *several)
 
     def _first_rows(self, text: str, separator: str) -> tuple[Row, ...]:
-        rows = split_rows(StringIO(text, newline=""), separator)
-        try:
+        with formats.reading(self.path, self.what):
+            rows = formats.split_rows(StringIO(text, newline=""), separator)
             return tuple(islice(rows, _HEAD_ROWS))
-        except csv.Error as error:
-            if separator != self._separators[0]:
-                return ()
-            raise unreadable(self.what, self.path, error) from error
 
     def _choose(self, readings: Mapping[str, Sequence[Row]], named: Collection[str]) -> str:
         """Take the separator by which the first row has most names that are known."""
@@ -239,11 +210,7 @@ class _Text:
         return plain_name(cell) in names or cell.strip() == self.asked != ""
 
     def _is_header(self, rows: Sequence[Row], named: Collection[str]) -> bool:
-        """Test for a header by its names, or by the rows below it.
-
-        Raises:
-            UsageError: It may also be a row.
-        """
+        """Test for a header by its names, or by the rows below it; refuse what may be either."""
         first = rows[0].cells
         if self.asked and self.asked in map(str.strip, first):
             return True

@@ -18,21 +18,15 @@ from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError
 from coreset.shards.format.tar import BLOCK_BYTES, END, padded
-from coreset.shards.sources.tar_scan import RECORD_LIMIT_BYTES, Entry, safe_parts, scan, shown
+from coreset.shards.sources import tar_scan
+from coreset.shards.sources.names import safe_parts, shown
+from coreset.shards.sources.tar_scan import RECORD_LIMIT_BYTES, Entry, scan
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 CHECKSUM = range(148, 156)
-TAR = shutil.which("tar")
-
-
-def is_gnu_tar(tar: str | None) -> bool:
-    if tar is None:
-        return False
-    version = subprocess.run([tar, "--version"], capture_output=True, check=True)
-    return b"GNU tar" in version.stdout
-
-
-needs_gnu_tar = pytest.mark.skipif(not is_gnu_tar(TAR), reason="GNU tar is not installed")
+TAR = shutil.which("tar") or ""
+VERSION = subprocess.run([TAR, "--version"], capture_output=True, check=True).stdout if TAR else b""
+needs_gnu_tar = pytest.mark.skipif(b"GNU tar" not in VERSION, reason="GNU tar is not installed")
 
 member_names = st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=40
@@ -43,18 +37,14 @@ names = st.builds(lambda name, repeats: name * repeats, member_names, st.integer
 contents = st.binary(max_size=3) | st.sampled_from([bytes(512), b"x" * 511, b"y" * 513])
 
 
-def member(name: str, content: bytes = b"", kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
-    info = tarfile.TarInfo(name)
-    info.size, info.type = len(content), kind
-    return info
-
-
 def tar_bytes(members: Iterable[tuple[str, bytes]], file_format: int = tarfile.PAX_FORMAT) -> bytes:
     """A tar by tarfile, without the zeros that fill its last record."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=file_format) as tar:
         for name, content in members:
-            tar.addfile(member(name, content), io.BytesIO(content))
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
         stop = tar.offset
     return file.getvalue()[: stop + len(END)]
 
@@ -85,9 +75,8 @@ def pax_record(key: bytes, value: bytes) -> bytes:
 
 
 def scan_bytes(stored: bytes | bytearray, start: int = 0, end: int | None = None) -> list[Entry]:
-    with NamedTemporaryFile() as file:
+    with NamedTemporaryFile(buffering=0) as file:
         file.write(stored)
-        file.flush()
         return list(scan(Path(file.name), start=start, end=end))
 
 
@@ -105,18 +94,15 @@ def by_tarfile(stored: bytes) -> list[tuple[str, bytes]]:
 
 
 def by_scan(stored: bytes, start: int = 0, end: int | None = None) -> list[tuple[str, bytes]]:
-    entries = scan_bytes(stored, start, end)
-    return [
-        (entry.name, stored[entry.offset : entry.offset + entry.size])
-        for entry in entries
-        if entry.kind == "file"
-    ]
+    entries = [entry for entry in scan_bytes(stored, start, end) if entry.kind == "file"]
+    return [(entry.name, stored[entry.offset : entry.offset + entry.size]) for entry in entries]
 
 
 @given(st.lists(st.tuples(names, contents), max_size=4), st.sampled_from(FORMATS))
 @example([("é" * 300, b"1"), ("a/" * 150 + "b", b"2")], tarfile.GNU_FORMAT)
 @example([("é" * 300, b"1"), ("a/" * 150 + "b", b"2")], tarfile.PAX_FORMAT)
 @example([("a" * 99 + "/" + "b" * 99, b"1")], tarfile.USTAR_FORMAT)
+@example([("BZh.jpg", b"named like a compressed file")], tarfile.USTAR_FORMAT)
 def test_members_are_those_that_tarfile_wrote(members: list[tuple[str, bytes]], file_format: int):
     try:
         stored = tar_bytes(members, file_format)
@@ -134,26 +120,6 @@ def test_offsets_in_a_nested_tar_count_from_the_outer_file(
     inner = tar_bytes(members)
     stored = before + inner + after
     assert by_scan(stored, len(before), len(before) + len(inner)) == members
-
-
-def test_a_tar_of_class_tars_is_scanned_range_by_range():
-    classes = {
-        f"n0144076{c}": [(f"n0144076{c}_{i}.JPEG", b"%d" % i) for i in range(3)] for c in "45"
-    }
-    outer = tar_bytes([(f"{name}.tar", tar_bytes(images)) for name, images in classes.items()])
-    for entry in scan_bytes(outer):
-        found = by_scan(outer, entry.offset, entry.offset + entry.size)
-        assert found == classes[entry.name.removesuffix(".tar")]
-
-
-def test_a_tar_by_the_writer_of_webdataset_is_read(tmp_path: Path):
-    webdataset = pytest.importorskip("webdataset")
-    path = tmp_path / "a.tar"
-    with webdataset.TarWriter(str(path)) as writer:
-        writer.write({"__key__": "n01440764/x.y", "jpg": b"image", "cls": 7})
-    stored = path.read_bytes()
-    assert len(by_scan(stored)) == 2
-    assert by_scan(stored) == by_tarfile(stored)
 
 
 @needs_gnu_tar
@@ -177,23 +143,16 @@ def test_members_are_those_that_gnu_tar_wrote(tmp_path: Path, file_format: str):
 
 @needs_gnu_tar
 @pytest.mark.parametrize(
-    "options",
-    [
-        ["--format=gnu"],
-        *(["--format=posix", f"--sparse-version={v}"] for v in ("0.0", "0.1", "1.0")),
-    ],
+    "options", ["gnu", *(f"posix --sparse-version={v}" for v in (0.0, 0.1, 1.0))]
 )
-@pytest.mark.parametrize("n_pieces", [1, 2, 60])  # 60 need blocks of holes after GNU's header
-def test_sparse_members_are_told_and_passed_over(tmp_path: Path, options: list[str], n_pieces: int):
+def test_sparse_members_are_told_and_passed_over(tmp_path: Path, options: str):
     with (tmp_path / "a.jpg").open("wb") as file:
-        for piece in range(n_pieces):
-            file.seek((1 + 2 * piece) << 16)
-            file.write(b"data")
+        file.seek(1 << 16)
+        file.write(b"data")
         file.truncate(1 << 24)
     (tmp_path / "b.jpg").write_bytes(b"after")
-    subprocess.run(
-        [str(TAR), "-S", *options, "-cf", "a.tar", "a.jpg", "b.jpg"], cwd=tmp_path, check=True
-    )
+    words = [TAR, "-S", *f"--format={options} -cf a.tar a.jpg b.jpg".split()]
+    subprocess.run(words, cwd=tmp_path, check=True)
     first, second = scan(tmp_path / "a.tar")
     assert (first.name, first.size, first.kind) == ("a.jpg", 0, "sparse file")
     stored = (tmp_path / "a.tar").read_bytes()
@@ -203,29 +162,17 @@ def test_sparse_members_are_told_and_passed_over(tmp_path: Path, options: list[s
 
 @pytest.mark.parametrize(
     ("flag", "kind"),
-    [
-        (tarfile.LNKTYPE, "hard link"),
-        (tarfile.SYMTYPE, "symbolic link"),
-        (tarfile.CHRTYPE, "character device"),
-        (tarfile.BLKTYPE, "block device"),
-        (tarfile.FIFOTYPE, "fifo"),
-    ],
-)
-def test_members_without_bytes_are_told_by_kind(flag: bytes, kind: str):
-    # Old writers give a link the size of its target.
-    stored = header(b"odd", b"00000001000", flag) + tar_bytes([("a.jpg", b"image")])
-    odd, image = scan_bytes(stored)
+    [(b"1", "hard link"), (b"2", "symbolic link"), (b"3", "character device"),
+     (b"4", "block device"), (b"6", "fifo"), (b"M", "part of a multi-volume file"),
+     (b"Q", "member of unknown type b'Q'")],
+)  # fmt: skip
+def test_members_of_other_kinds_are_told_without_their_bytes(flag: bytes, kind: str):
+    # Old writers give a link the size of its target, but no bytes.
+    content = header(b"not me.jpg") + END if flag.isalpha() else b""
+    size = b"%011o" % (len(content) or 512)
+    odd, image = scan_bytes(header(b"odd", size, flag) + content + tar_bytes([("a.jpg", b"image")]))
     assert odd == Entry("odd", BLOCK_BYTES, 0, kind)
-    assert (image.name, image.offset, image.size) == ("a.jpg", 2 * BLOCK_BYTES, 5)
-
-
-@pytest.mark.parametrize(("flag", "kind"), [(b"M", "multi-volume"), (b"Q", "unknown type b'Q'")])
-def test_bytes_of_other_kinds_are_skipped(flag: bytes, kind: str):
-    content = header(b"not me.jpg") + END
-    stored = header(b"odd", b"%011o" % len(content), flag) + content + tar_bytes([("a.jpg", b"i")])
-    odd, image = scan_bytes(stored)
-    assert (odd.name, odd.size, image.name) == ("odd", 0, "a.jpg")
-    assert kind in odd.kind
+    assert image == Entry("a.jpg", 2 * BLOCK_BYTES + len(content), 5, "file")
 
 
 def test_directories_labels_and_global_records_are_passed_over():
@@ -239,6 +186,7 @@ def test_directories_labels_and_global_records_are_passed_over():
             header(b"old.jpg", kind=b"\0"),
             header(b"contiguous.jpg", kind=b"7"),
             END,
+            bytes(10_000),
         ]
     )
     assert [entry.name for entry in scan_bytes(stored)] == ["old.jpg", "contiguous.jpg"]
@@ -249,13 +197,6 @@ def test_a_v7_header_has_no_prefix():
     for magic in (bytes(8), b"ustar  \0"):
         changed = v7[:257] + magic + v7[265:345] + b"13 times" + v7[353:]
         assert [entry.name for entry in scan_bytes(with_checksum(changed) + END)] == ["a.jpg"]
-
-
-def test_a_sum_of_signed_bytes_is_a_checksum_too():
-    plain = header("é.jpg".encode())
-    signed_sum = sum(plain) - sum(plain[148:156]) + 8 * ord(" ") - 2 * 256
-    signed = plain[:148] + b"%06o\0 " % signed_sum + plain[156:]
-    assert [entry.name for entry in scan_bytes(signed + END)] == ["é.jpg"]
 
 
 @pytest.mark.parametrize("file_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -316,15 +257,6 @@ def test_a_cut_at_any_byte_is_noticed(tmp_path: Path, file_format: int):
             list(scan(path))
 
 
-def test_a_cut_nested_tar_is_noticed_though_the_file_goes_on(tmp_path: Path):
-    inner = tar_bytes([("a.jpg", b"1"), ("b.jpg", b"2")])
-    path = tmp_path / "outer.tar"
-    path.write_bytes(bytes(100) + inner + inner)
-    for size in range(len(inner)):
-        with pytest.raises(DataError, match=r"tar from byte 100\) ends at byte"):
-            list(scan(path, start=100, end=100 + size))
-
-
 def test_a_flipped_bit_in_a_header_is_noticed_or_harmless():
     whole = bytearray(tar_bytes([("a.jpg", b"image"), ("é" * 60, b"x" * 600)], tarfile.GNU_FORMAT))
     expected = scan_bytes(whole)
@@ -365,6 +297,9 @@ def test_a_flipped_bit_in_a_header_is_noticed_or_harmless():
         (header(size=b"\x80" + b"\xff" * 11) + END, "takes 309,485,009,821,345,068,724,781,055"),
         (extension(b"L", b"x") + END, "where an extension header announced a member"),
         (header(kind=b"S")[:482] + b"\1" + bytes(29), "no tar header"),
+        (gzip.compress(header() + END), "holds gzip data; decompress it"),
+        (bz2.compress(header() + END), "holds bzip2 data; decompress it"),
+        (lzma.compress(header() + END), "holds xz data; decompress it"),
         (extension(b"x", b"99 path=a\n") + header() + END, "pax record b'99 path=a\\n"),
         (extension(b"x", b"0 path=a\n") + header() + END, "of a wrong length"),
         (extension(b"x", b"9999999999 path=a\n") + header() + END, "of a wrong length"),
@@ -376,13 +311,6 @@ def test_a_flipped_bit_in_a_header_is_noticed_or_harmless():
 )
 def test_a_damaged_or_lying_tar_is_refused_with_the_place(stored: bytes, finding: str):
     assert finding in refusal(stored)
-
-
-def test_a_map_of_holes_without_end_is_refused():
-    sparse = bytearray(header(kind=b"S"))
-    sparse[482] = 1
-    holes = bytes(504) + b"\1" + bytes(7)
-    assert "map of holes" in refusal(with_checksum(bytes(sparse)) + holes * 3)
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
@@ -401,9 +329,8 @@ def test_a_long_name_bomb_is_refused_without_reading_it(tmp_path: Path, kind: by
 
 def test_many_records_do_not_pile_up_in_memory():
     records = [extension(b"g", pax_record(b"key%d" % i, b"v" * 5000)) for i in range(1000)]
-    with NamedTemporaryFile() as file:
+    with NamedTemporaryFile(buffering=0) as file:
         file.write(b"".join(records) + END)
-        file.flush()
         tracemalloc.start()
         assert not list(scan(Path(file.name)))
         peak = tracemalloc.get_traced_memory()[1]
@@ -411,31 +338,10 @@ def test_many_records_do_not_pile_up_in_memory():
     assert peak < 1 << 19
 
 
-def test_more_headers_than_the_limit_are_refused(tmp_path: Path):
-    path = tmp_path / "a.tar"
-    path.write_bytes(header() * 3 + END)
-    assert len(list(scan(path, header_limit=3))) == 3
-    with pytest.raises(DataError, match="more than 2 headers"):
-        list(scan(path, header_limit=2))
-
-
-@pytest.mark.parametrize(
-    ("name", "compress"),
-    [("gzip", gzip.compress), ("bzip2", bz2.compress), ("xz", lzma.compress)],
-)
-def test_a_compressed_tar_is_refused_by_name(name: str, compress):
-    assert f"holds {name} data; decompress it" in refusal(
-        compress(tar_bytes([("a.jpg", b"x" * 999)]))
-    )
-
-
-def test_a_member_named_like_a_compressed_file_is_none():
-    assert by_scan(tar_bytes([("BZh.jpg", b"x")])) == [("BZh.jpg", b"x")]
-
-
-def test_zeros_after_the_end_mark_are_accepted():
-    assert not scan_bytes(END)
-    assert len(scan_bytes(header() + END + bytes(10_000))) == 1
+def test_more_headers_than_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(tar_scan, "HEADER_LIMIT", 3)
+    assert len(scan_bytes(header() * 3 + END)) == 3
+    assert "more than 3 headers" in refusal(header() * 4 + END)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path):
@@ -443,14 +349,6 @@ def test_what_is_no_file_is_refused(tmp_path: Path):
     for path in (tmp_path, tmp_path / "missing", tmp_path / "fifo", Path("/dev/zero")):
         with pytest.raises(DataError, match="is not a file"):
             list(scan(path))
-
-
-@pytest.mark.parametrize(("start", "end"), [(-1, 5), (3, 2), (0, 10**6), (10**6, None)])
-def test_a_range_outside_the_file_is_refused(tmp_path: Path, start: int, end: int | None):
-    path = tmp_path / "a.tar"
-    path.write_bytes(header() + END)
-    with pytest.raises(DataError, match="has 1,536 bytes"):
-        list(scan(path, start=start, end=end))
 
 
 fields = st.sampled_from([b"0", b"\0", b"1", b"5", b"L", b"K", b"x", b"g", b"S", b"M", b"?"])
@@ -482,32 +380,13 @@ def test_any_bytes_give_ranges_inside_the_file_or_a_refusal(stored: bytes, tail:
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "",
-        "/etc/x",
-        "../x",
-        "a/../b",
-        "a//b",
-        "a/",
-        ".",
-        "./",
-        "././a",
-        "a\0",
-        "a\n",
-        "\x9b",
-        "\ud800",
-    ],
-)
+    ["", "/etc/x", "../x", "a/../b", "a//b", "a/", ".", "./", "././a", "a\0", "a\n", "\x9b",
+     "\ud800", "é" * 128],
+)  # fmt: skip
 def test_unsafe_member_names_are_refused(name: str):
     with pytest.raises(DataError) as caught:
         safe_parts(name)
     assert str(caught.value).isprintable()
-
-
-def test_a_part_is_at_most_255_bytes():
-    assert safe_parts("é" * 127 + "a/b") == ("é" * 127 + "a", "b")
-    with pytest.raises(DataError, match="256 bytes"):
-        safe_parts("é" * 128)
 
 
 @given(st.text("ab.é _", min_size=1), st.text("ab.é _", min_size=1))
@@ -522,6 +401,7 @@ def test_safe_parts_join_to_the_name(first: str, second: str):
         assert first != ".."
 
 
-def test_long_names_are_shortened_in_messages():
+def test_long_names_are_taken_up_to_a_limit_and_shortened_in_messages():
+    assert safe_parts("é" * 127 + "a/b") == ("é" * 127 + "a", "b")
     assert shown("a\n") == r"'a\n'"
     assert len(shown("a" * 10**6)) < 120

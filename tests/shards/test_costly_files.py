@@ -7,18 +7,16 @@ images in few bytes; the others are their like in what surrounds the pixels.
 import zlib
 from collections.abc import Callable
 from struct import pack
-from typing import NamedTuple
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
 from coreset.bench.robustness import crafted
 from coreset.bench.robustness.crafted import (
-    ARITHMETIC,
     ARITHMETIC_PROGRESSIVE,
     BASELINE,
     COMMENT,
-    PROGRESSIVE,
     chunk,
     riff,
     segment,
@@ -34,20 +32,7 @@ MEGABYTE = 1 << 20
 RESTART = segment(0xDD, b"\0\1")
 
 
-class Costly(NamedTuple):
-    """A file, and what becomes of it."""
-
-    name: str
-    make: Callable[[], bytes]
-    reason: Reason
-
-
-class Bounded(NamedTuple):
-    """A file that is packed, and why its cost is bounded."""
-
-    name: str
-    make: Callable[[], bytes]
-    why: str
+Make = Callable[[], bytes]
 
 
 def zeros(n_bytes: int) -> bytes:
@@ -77,92 +62,76 @@ def filled_before_its_end() -> bytes:
     return whole[:-2] + b"\xff" * MEGABYTE + whole[-2:]
 
 
-REFUSED = [
-    Costly("JPEG: 4,000 scans of Huffman codes",
-           lambda: crafted.many_scans(4000, 1000, PROGRESSIVE), Reason.TOO_MANY_SCANS),
-    Costly("JPEG: 4,000 arithmetic scans of 9,000 x 9,000 in 44 kB",
-           lambda: crafted.many_scans(4000, 9000, ARITHMETIC_PROGRESSIVE), Reason.TOO_MANY_SCANS),
-    Costly("JPEG: a component 4,000 times, arithmetic",
-           lambda: crafted.many_scans(4000, 9000, ARITHMETIC), Reason.TOO_MANY_SCANS),
-    Costly("JPEG: a component 4,000 times, baseline",
-           lambda: crafted.many_scans(4000, 9000, BASELINE), Reason.TOO_MANY_SCANS),
-    Costly("JPEG: 16,000 x 16,000 pixels in 100 bytes",
-           lambda: crafted.many_scans(1, 16_000, ARITHMETIC_PROGRESSIVE), Reason.TOO_LARGE),
-    Costly("JPEG: comments without number", lambda: crafted.jpeg_with(segment(COMMENT) * 250_000),
-           Reason.TOO_MANY_SEGMENTS),
-    Costly("JPEG: quantisation tables without number",
-           lambda: crafted.jpeg_with(segment(0xDB, bytes([3, *[1] * 64])) * 15_000),
-           Reason.TOO_MANY_SEGMENTS),
-    Costly("JPEG: Huffman tables without number",
-           lambda: crafted.jpeg_with(segment(0xC4, bytes([3, 1, *[0] * 16])) * 50_000),
-           Reason.TOO_MANY_SEGMENTS),
-    Costly("JPEG: Exif blocks without number, which Pillow joins one by one",
-           lambda: crafted.jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(2000)) * 1000),
-           Reason.TOO_MANY_SEGMENTS),
-    Costly("JPEG: a megabyte between two markers", lambda: crafted.jpeg_with(b"\xff" * MEGABYTE),
-           Reason.TOO_MANY_SEGMENTS),
-    Costly("JPEG: a restart after every block, none there", restarts_without_data,
-           Reason.UNDECODABLE),
-    Costly("PNG: 20,000 x 20,000 pixels of one colour", png_bomb, Reason.TOO_LARGE),
-    Costly("PNG: a second header, larger",
-           lambda: crafted.png_with(chunk(b"IHDR", pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0))),
-           Reason.UNDECODABLE),
-    Costly("PNG: text that unpacks to 8 MB",
-           lambda: crafted.png_with(chunk(b"zTXt", b"text\0\0" + zeros(8 * MEGABYTE))),
-           Reason.UNDECODABLE),
-    Costly("PNG: international text that unpacks to 8 MB",
-           lambda: crafted.png_with(chunk(b"iTXt", b"t\0\1\0\0\0" + zeros(8 * MEGABYTE))),
-           Reason.UNDECODABLE),
-    Costly("PNG: a colour profile that unpacks to 8 MB",
-           lambda: crafted.png_with(chunk(b"iCCP", b"p\0\0" + zeros(8 * MEGABYTE))),
-           Reason.UNDECODABLE),
-    Costly("PNG: 65 texts that unpack to a megabyte each", lambda: crafted.png_with(texts(65)),
-           Reason.UNDECODABLE),
-    Costly("PNG: 900 colour profiles that unpack to a megabyte each",
-           lambda: crafted.png_with(chunk(b"iCCP", b"p\0\0" + zeros(MEGABYTE - 10)) * 900),
-           Reason.TOO_MANY_SEGMENTS),
-    Costly("PNG: chunks without number", lambda: crafted.png_with(chunk(b"teSt", b"") * 80_000),
-           Reason.TOO_MANY_SEGMENTS),
-    Costly("PNG: pixels in chunks without number",
-           lambda: crafted.png_with(chunk(b"IDAT", b"") * 80_000), Reason.TOO_MANY_SEGMENTS),
-    Costly("WebP: chunks without number", lambda: crafted.webp_with(riff(b"test") * 80_000),
-           Reason.TOO_MANY_SEGMENTS),
-]  # fmt: skip
-BOUNDED = [
-    Bounded("JPEG: 3,000 x 3,000 pixels in 100 bytes",
-            lambda: crafted.many_scans(1, 3000, ARITHMETIC_PROGRESSIVE),
-            "by the pixels, at most MAX_PIXELS"),
-    Bounded("JPEG: as many scans as are allowed",
-            lambda: crafted.many_scans(100, 300, ARITHMETIC_PROGRESSIVE),
-            "by MAX_SCANNED_PIXELS: two to three times a plain image of that size"),
-    Bounded("JPEG: a megabyte of filling before its end", filled_before_its_end,
-            "by its bytes: Pillow gets the file at once"),
-    Bounded("JPEG: scans in what follows its end", lambda: jpeg() + b"\xff\xda\0\x08" * 50_000,
-            "nobody reads beyond the end"),
-    Bounded("PNG: 8 MB of rows beyond the last", rows_beyond_the_last,
-            "Pillow stops at the last row"),
-    Bounded("PNG: an Exif block of 65,535 entries",
-            lambda: crafted.png_with(
-                chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + bytes(12 * 65_535))),
-            "by its bytes: each entry is looked at once"),
-    Bounded("WebP: 1,000 x 1,000 pixels of one colour",
-            lambda: encoded(photo(0).resize((1, 1)).resize((1000, 1000)), "WEBP", lossless=True),
-            "by the pixels, at most MAX_PIXELS"),
-]  # fmt: skip
+REFUSED: dict[str, tuple[Make, Reason]] = {
+    "JPEG: 4,000 arithmetic scans of 9,000 x 9,000 in 44 kB": (
+        lambda: crafted.many_scans(4000, 9000, ARITHMETIC_PROGRESSIVE), Reason.TOO_MANY_SCANS),
+    "JPEG: a component 4,000 times, baseline": (
+        lambda: crafted.many_scans(4000, 9000, BASELINE), Reason.TOO_MANY_SCANS),
+    "JPEG: comments without number": (
+        lambda: crafted.jpeg_with(segment(COMMENT) * 250_000), Reason.TOO_MANY_SEGMENTS),
+    "JPEG: Huffman tables without number": (
+        lambda: crafted.jpeg_with(segment(0xC4, bytes([3, 1, *[0] * 16])) * 50_000),
+        Reason.TOO_MANY_SEGMENTS),
+    "JPEG: Exif blocks without number, which Pillow joins one by one": (
+        lambda: crafted.jpeg_with(segment(0xE1, b"Exif\0\0" + bytes(2000)) * 1000),
+        Reason.TOO_MANY_SEGMENTS),
+    "JPEG: a megabyte between two markers": (
+        lambda: crafted.jpeg_with(b"\xff" * MEGABYTE), Reason.TOO_MANY_SEGMENTS),
+    "JPEG: a restart after every block, none there": (restarts_without_data, Reason.UNDECODABLE),
+    "PNG: 20,000 x 20,000 pixels of one colour": (png_bomb, Reason.TOO_LARGE),
+    "PNG: a second header, larger": (
+        lambda: crafted.png_with(chunk(b"IHDR", pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0))),
+        Reason.UNDECODABLE),
+    "PNG: text that unpacks to 8 MB": (
+        lambda: crafted.png_with(chunk(b"zTXt", b"text\0\0" + zeros(8 * MEGABYTE))),
+        Reason.UNDECODABLE),
+    "PNG: international text that unpacks to 8 MB": (
+        lambda: crafted.png_with(chunk(b"iTXt", b"t\0\1\0\0\0" + zeros(8 * MEGABYTE))),
+        Reason.UNDECODABLE),
+    "PNG: a colour profile that unpacks to 8 MB": (
+        lambda: crafted.png_with(chunk(b"iCCP", b"p\0\0" + zeros(8 * MEGABYTE))),
+        Reason.UNDECODABLE),
+    "PNG: 65 texts that unpack to a megabyte each": (
+        lambda: crafted.png_with(texts(65)), Reason.UNDECODABLE),
+    "PNG: 900 colour profiles that unpack to a megabyte each": (
+        lambda: crafted.png_with(chunk(b"iCCP", b"p\0\0" + zeros(MEGABYTE - 10)) * 900),
+        Reason.TOO_MANY_SEGMENTS),
+    "PNG: chunks without number": (
+        lambda: crafted.png_with(chunk(b"teSt", b"") * 80_000), Reason.TOO_MANY_SEGMENTS),
+    "PNG: pixels in chunks without number": (
+        lambda: crafted.png_with(chunk(b"IDAT", b"") * 80_000), Reason.TOO_MANY_SEGMENTS),
+    "WebP: chunks without number": (
+        lambda: crafted.webp_with(riff(b"test") * 80_000), Reason.TOO_MANY_SEGMENTS),
+}  # fmt: skip
+BOUNDED: dict[str, Make] = {
+    "by the pixels, at most MAX_PIXELS: a JPEG of 3,000 x 3,000 pixels in 100 bytes":
+        lambda: crafted.many_scans(1, 3000, ARITHMETIC_PROGRESSIVE),
+    "by MAX_SCANNED_PIXELS: a JPEG of as many scans as are allowed, two to three plain images":
+        lambda: crafted.many_scans(100, 300, ARITHMETIC_PROGRESSIVE),
+    "by its bytes, which Pillow gets at once: a JPEG with a megabyte of filling before its end":
+        filled_before_its_end,
+    "by the end, which nobody reads beyond: a JPEG with scans in what follows it":
+        lambda: jpeg() + b"\xff\xda\0\x08" * 50_000,
+    "by the last row, where Pillow stops: a PNG of 8 MB of rows beyond": rows_beyond_the_last,
+    "by its bytes, as each entry is looked at once: a PNG with an Exif block of 65,535 entries":
+        lambda: crafted.png_with(chunk(b"eXIf", b"II*\0\x08\0\0\0\xff\xff" + bytes(12 * 65_535))),
+    "by the pixels, at most MAX_PIXELS: a WebP of 1,000 x 1,000 pixels of one colour":
+        lambda: encoded(photo(0).resize((1, 1)).resize((1000, 1000)), "WEBP", lossless=True),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("file", REFUSED, ids=lambda file: file.name)
-def test_a_file_that_costs_too_much_is_refused_by_a_stable_reason(file: Costly):
-    data = file.make()
+@pytest.mark.parametrize(("make", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_file_that_costs_too_much_is_refused_by_a_stable_reason(make: Make, reason: Reason):
+    data = make()
     assert len(data) < 2 * MEGABYTE
     with pytest.raises(Refusal) as caught:
         probe(data)
-    assert caught.value.reason is file.reason
+    assert caught.value.reason is reason
 
 
-@pytest.mark.parametrize("file", BOUNDED, ids=lambda file: f"{file.name}: bounded {file.why}")
-def test_a_file_whose_cost_is_bounded_is_packed_and_decoded(file: Bounded):
-    data = file.make()
+@pytest.mark.parametrize("make", BOUNDED.values(), ids=BOUNDED.keys())
+def test_a_file_whose_cost_is_bounded_is_packed_and_decoded(make: Make):
+    data = make()
     image = probe(data)
     pixels = decode_with_pillow(data, Geometry(32, 32), (image.width, image.height))
     assert pixels.shape == (32, 32, 3)
@@ -183,16 +152,15 @@ def test_pillow_gets_a_file_at_once():
 
 
 @pytest.mark.parametrize(
-    "error", [KeyError(6), RuntimeError("odd"), AssertionError(), RecursionError("deep")], ids=repr
+    "error",
+    [KeyError(6), RuntimeError("odd"), AssertionError(), RecursionError("deep")],
+    ids=repr,
 )
 def test_whatever_a_codec_raises_is_the_refusal_of_the_file(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ):
-    def fails(*_: object, **__: object):
-        raise error
-
-    monkeypatch.setattr("simplejpeg.decode_jpeg", fails)
-    monkeypatch.setattr("PIL.Image.open", fails)
+    for codec in ("simplejpeg.decode_jpeg", "PIL.Image.open"):
+        monkeypatch.setattr(codec, Mock(side_effect=error))
     for data in (jpeg(), encoded(photo(0), "PNG"), encoded(photo(0), "WEBP")):
         with pytest.raises(Refusal, match=f"^undecodable: {type(error).__name__}"):
             probe(data)
@@ -201,11 +169,8 @@ def test_whatever_a_codec_raises_is_the_refusal_of_the_file(
 
 
 def test_memory_that_runs_out_is_not_the_fault_of_a_file(monkeypatch: pytest.MonkeyPatch):
-    def fails(*_: object, **__: object):
-        raise MemoryError
-
-    monkeypatch.setattr("simplejpeg.decode_jpeg", fails)
-    monkeypatch.setattr("PIL.Image.open", fails)
+    for codec in ("simplejpeg.decode_jpeg", "PIL.Image.open"):
+        monkeypatch.setattr(codec, Mock(side_effect=MemoryError))
     for data in (jpeg(), encoded(photo(0), "PNG")):
         with pytest.raises(MemoryError):
             probe(data)

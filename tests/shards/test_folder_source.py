@@ -1,47 +1,95 @@
-"""Names that are no classes and no images: splits, parts, side-cars, hidden files, lone classes."""
+"""Folders of classes, and names that are no classes and no images: splits, parts, side-cars."""
 
+import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from coreset.kernels.seeds import permutation
 from coreset.shards.errors import UsageError
-from coreset.shards.sources.advice import require_classes, what_to_name
 from coreset.shards.sources.base import SourceOptions
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.folder import find_folder, require_classes, what_to_name
 from coreset.shards.sources.names import is_hidden, is_side_car
 
 
 def write(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(name.encode())
+        (root / name).write_bytes(os.fsencode(name))
     return root
 
 
 SIDE_CARS = ("Thumbs.db", "desktop.ini", "n01_boxes.txt", "a.xml", "a.JSON", "b.csv", "list.TXT")
 
 
-@pytest.mark.parametrize("name", SIDE_CARS)
-def test_files_that_lie_beside_images_are_side_cars(name: str):
-    assert is_side_car(name)
-    assert is_side_car(f"cat.v2/{name}")
+def test_names_tell_side_cars_and_files_of_the_system():
+    for name in SIDE_CARS:
+        assert is_side_car(name)
+        assert is_side_car(f"cat.v2/{name}")
+    for name in ("a.jpg", "a.PNG", "a.webp", "a.gif", "a.bmp", "plain", "a.txt.jpg", "txt"):
+        assert not is_side_car(name)
+        assert not is_side_car(f"xml.json/{name}")
+    assert all(map(is_hidden, (".DS_Store", "._a.jpg", "__MACOSX", "@eaDir")))
+    assert not any(map(is_hidden, ("a.jpg", "__init__", "cat")))
+
+
+def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path: Path):
+    write(tmp_path, "b/2.jpg", "b/10.jpg", "a/deep/er/x.y.png", "a-b/1.", "B/plain", "ä/ö.jpg")
+    write(tmp_path, "b/.DS_Store", ".git/config", "README")
+    found = find_folder(tmp_path)
+    assert found.classes == ("B", "a", "a-b", "b", "ä")
+    assert found.keys == ["B/plain", "a-b/1", "a/deep/er/x.y", "b/10", "b/2", "ä/ö"]
+    names = ["B/plain", "a-b/1.", "a/deep/er/x.y.png", "b/10.jpg", "b/2.jpg", "ä/ö.jpg"]
+    assert found.names == names
+    assert [found.classes[label] for label in found.labels] == [n.split("/")[0] for n in names]
+    assert found.sizes.tolist() == [len(name.encode()) for name in names]
+    assert found.skipped == (
+        f"1 files of {tmp_path} that lie in no class folder",
+        f"2 hidden files and folders of {tmp_path}",
+    )
+
+
+def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path: Path):
+    found = find_folder(write(tmp_path, *(f"{c}/{i}.jpg" for c in "abc" for i in range(9))))
+    shuffled, order = found.in_order("shuffled", 5), permutation(27, 5)
+    assert shuffled.names == [found.names[at] for at in order]
+    np.testing.assert_array_equal(shuffled.labels, found.labels[order])
+    np.testing.assert_array_equal(shuffled.sizes, found.sizes[order])
+    assert shuffled.in_order("source", 5).names == found.names
+
+
+def test_links_are_followed_unless_they_lead_up(tmp_path: Path):
+    write(tmp_path / "store", "x.jpg", "y/z.jpg")
+    write(tmp_path / "src", "cat/a.jpg")
+    (tmp_path / "src/cat/b.jpg").symlink_to(tmp_path / "store/x.jpg")
+    (tmp_path / "src/dog").symlink_to(tmp_path / "store/y")
+    assert find_folder(tmp_path / "src").names == ["cat/a.jpg", "cat/b.jpg", "dog/z.jpg"]
+    (tmp_path / "src/cat/again").symlink_to(tmp_path / "src/cat")
+    with pytest.raises(UsageError, match="links to a folder above itself"):
+        find_folder(tmp_path / "src")
 
 
 @pytest.mark.parametrize(
-    "name", ["a.jpg", "a.PNG", "a.webp", "a.JPEG", "a.gif", "a.bmp", "plain", "a.txt.jpg", "txt"]
+    ("names", "place", "words"),
+    [
+        ([], "nowhere", "nowhere does not exist"),
+        (["a.jpg"], "a.jpg", "is not a folder"),
+        (["a.jpg", ".hidden/b.jpg"], ".", "has no class folder"),
+        (["cat/a.jpg", "dog/.keep"], ".", "class dog .* holds no images; .* with --classes"),
+        (["cat/a.jpg", "dog/a.xml"], ".", "class dog .* holds no images; .* with --classes"),
+        (["cat/a\nb.jpg"], ".", "control characters or is not UTF-8"),
+        (["cat/a\tb.jpg"], ".", "control characters or is not UTF-8"),
+        (["cat/\udcff.jpg"], ".", "control characters or is not UTF-8"),
+        (["train/a/1.jpg", "val/a/2.jpg"], ".", "holds the splits train, val, not classes"),
+    ],
 )
-def test_files_that_may_be_images_are_no_side_cars(name: str):
-    assert not is_side_car(name)
-    assert not is_side_car(f"xml.json/{name}")
-
-
-@pytest.mark.parametrize(
-    ("name", "hidden"),
-    [(".DS_Store", True), ("._a.jpg", True), ("__MACOSX", True), ("@eaDir", True), ("a.jpg", False),
-     ("__init__", False), ("cat", False)],
-)  # fmt: skip
-def test_files_of_the_system_are_hidden(name: str, hidden: bool):
-    assert is_hidden(name) is hidden
+def test_what_is_no_folder_of_classes_is_refused(
+    tmp_path: Path, names: list[str], place: str, words: str
+):
+    write(tmp_path, *names)
+    with pytest.raises(UsageError, match=words):
+        find_folder(tmp_path / place)
 
 
 def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path: Path):
@@ -59,13 +107,6 @@ def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path: 
         f"{len(beside)} files of {tmp_path / 'full'} that are no images"
     )
     assert side_car_line.endswith("such as cat/1.json")
-
-
-def test_a_class_of_side_cars_alone_is_refused_by_name(tmp_path: Path):
-    src = write(tmp_path, "cat/1.jpg", "docs/a.xml", "docs/b.txt")
-    with pytest.raises(UsageError, match=r"class docs of .* holds no images; .* with --classes"):
-        find_folder(src)
-    assert find_folder(src, SourceOptions(only=("cat",))).keys == ["cat/1"]
 
 
 @pytest.mark.parametrize("other", ["1.bin", "1.gif", "1", "1.heic"])
@@ -110,6 +151,14 @@ def test_splits_are_no_classes(names: list[str], with_folders: list[str], splits
     assert said.startswith(f"src holds the splits {splits}, not classes; name src/{first} (if they")
 
 
+def test_parts_of_a_data_set_are_no_classes():
+    for names, parts in (
+        (["images", "annotations"], "images, annotations"),
+        (["Images", "masks", "labels", "cat"], "images, labels, masks"),
+    ):
+        assert f"src holds the parts {parts} of a data set" in splits_of(names, with_folders=[])
+
+
 @pytest.mark.parametrize(
     ("names", "with_folders"),
     [
@@ -126,25 +175,10 @@ def test_classes_may_be_called_like_a_split(names: list[str], with_folders: list
     assert splits_of(names, with_folders=with_folders) == ""
 
 
-@pytest.mark.parametrize(
-    ("names", "parts"),
-    [
-        (["images", "annotations"], "images, annotations"),
-        (["Images", "masks", "labels", "cat"], "images, labels, masks"),
-    ],
-)
-def test_parts_of_a_data_set_are_no_classes(names: list[str], parts: str):
-    assert f"src holds the parts {parts} of a data set" in splits_of(names, with_folders=[])
-
-
 def test_classes_that_the_user_lists_may_be_called_anything(tmp_path: Path):
     src = write(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "images/3.jpg", "masks/3.jpg")
-    with pytest.raises(UsageError, match="holds the splits train, val, not classes"):
-        find_folder(src)
-    found = find_folder(
-        src, SourceOptions(only=("images", "masks", "train", "val"), one_class=False)
-    )
-    assert found.keys == ["images/3", "masks/3", "train/a/1", "val/a/2"]
+    options = SourceOptions(only=("images", "masks", "train", "val"), one_class=False)
+    assert find_folder(src, options).keys == ["images/3", "masks/3", "train/a/1", "val/a/2"]
 
 
 def advice(root: Path, folder: Path) -> str:
@@ -164,19 +198,13 @@ def test_a_list_beside_the_images_is_named_with_the_command_that_reads_it(tmp_pa
     )
 
 
-def test_a_list_that_no_command_reads_is_named_with_what_to_make_of_it(tmp_path: Path):
-    src = write(tmp_path / "val", "images/a.jpg", "images/b.jpg")
+def test_a_list_that_no_command_reads_is_named_and_numbers_are_no_names_of_images(tmp_path: Path):
+    src = write(tmp_path / "birds", "images/1.jpg", "images/2.jpg", "images/a.jpg")
+    (src / "classes.txt").write_text("1 albatross\n2 auklet\n")
+    assert advice(src, src / "images") == "name a folder that holds one folder per class"
     (src / "list.tsv").write_text("name\tclass\nimages/a.jpg\tcat\n")
     said = advice(src, src / "images")
     assert said.startswith("SRC/list.tsv lists its images: write a CSV file with the columns path")
-
-
-def test_numbers_in_a_text_are_no_names_of_images(tmp_path: Path):
-    src = write(tmp_path / "birds", "images/1.jpg", "images/2.jpg")
-    (src / "classes.txt").write_text("1 albatross\n2 auklet\n")
-    assert advice(src, src / "images") == "name a folder that holds one folder per class"
-    (src / "images.csv").write_text("path,label\nimages/1.jpg,albatross\n")
-    assert advice(src, src / "images").endswith(": coreset pack SRC/images.csv DATA")
 
 
 def test_folders_within_the_only_folder_are_named_first(tmp_path: Path):
