@@ -16,8 +16,7 @@ from coreset.shards.format.classes import class_list
 from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import ShardRecord
-from coreset.shards.packing.labels import read_labels
-from coreset.shards.packing.plan import Plan, Resize
+from coreset.shards.packing.plan import Plan, Resize, read_labels
 from coreset.shards.sources.base import Repeats, Source, SourceOptions
 from coreset.shards.sources.detect import find
 

@@ -29,10 +29,9 @@ from coreset.shards.format.classes import class_list, recognise
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name
 from coreset.shards.format.manifest import Manifest, classes_digest
-from coreset.shards.images.refusal import MAX_PIXELS
-from coreset.shards.packing.pack import finish, pack_shards, prepare, thread_count
+from coreset.shards.images.flags import MAX_PIXELS
+from coreset.shards.packing.pack import finish, list_path, pack_shards, prepare, thread_count
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.quarantine import list_path
 from coreset.shards.sources.base import Order, Repeats, Source
 from coreset.shards.sources.names import split_of
 

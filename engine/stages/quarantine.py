@@ -16,8 +16,7 @@ from coreset.engine.stages.options import DataPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import read_refused
-from coreset.shards.packing.pack import finish, thread_count
-from coreset.shards.packing.quarantine import list_path, write_list
+from coreset.shards.packing.pack import finish, list_path, thread_count, write_list
 from coreset.shards.packing.repair import retry_refused
 
 Action: TypeAlias = Annotated[

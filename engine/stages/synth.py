@@ -15,9 +15,8 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.packing.pack import pack, thread_count
+from coreset.shards.packing.pack import list_path, pack, thread_count
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.quarantine import list_path
 from coreset.shards.sources.synthetic import Synthetic
 from coreset.shards.sources.synthetic_source import position_of, synthetic_source
 

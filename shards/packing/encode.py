@@ -10,13 +10,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from coreset.kernels.jpeg.buffers import pixel_memory
-from coreset.shards.errors import DataError, UsageError
+from coreset.shards.errors import DataError
 from coreset.shards.format.records import Row
 from coreset.shards.format.tar import sample_parts
-from coreset.shards.images.flags import Flag
+from coreset.shards.images.flags import MAX_FILE_BYTES, Flag, Reason, Refusal, refusing
 from coreset.shards.images.pillow import as_rgb, opened
-from coreset.shards.images.probe import Probe, glance, misnamed, probe, refuse_long_file
-from coreset.shards.images.refusal import Reason, Refusal, refusing
+from coreset.shards.images.probe import Probe, glance, misnamed, probe
 from coreset.shards.packing.plan import Plan, Resize
 from coreset.shards.sources.base import Sample, Source
 
@@ -74,27 +73,22 @@ def encode_block(
 
 def _encode(plan: Plan, position: int, sample: Sample) -> tuple[Row, bytes | None]:
     """Return the row and the stored bytes of a file; None for the bytes if it is refused."""
-    source, source_hash = plan.source, None
+    source_hash = None
     try:
-        data = _read(source, sample)
+        data = _read(plan.source, sample)
         source_hash = content_hash = xxhash.xxh3_128_hexdigest(data)
         image = _identify(plan, sample, data, source_hash)
         if plan.resize is not None:
             data, image = _resize(plan.resize, data, image, check=plan.check)
             content_hash = xxhash.xxh3_128_hexdigest(data)
     except Refusal as refusal:
-        if not plan.skip_damaged:
-            raise DataError(
-                f"{sample.name} of {source.place} cannot be packed ({refusal}); mend or remove it, "
-                "or list such files with --on-bad quarantine"
-            ) from refusal
         return _refused_row(plan, position, sample, source_hash, refusal), None
     label = int(plan.labels[position])
     row = {
         "bytes": len(data),
         "format": image.format,
         "label": label,
-        "class": source.classes[label],
+        "class": plan.source.classes[label],
         "folder_label": sample.label,
         "key": sample.key,
         "source": sample.name,
@@ -110,23 +104,9 @@ def _encode(plan: Plan, position: int, sample: Sample) -> tuple[Row, bytes | Non
 def _read(source: Source, sample: Sample) -> bytes:
     if sample.row in source.unreadable:
         raise Refusal(Reason.NOT_A_FILE, source.unreadable[sample.row])
-    refuse_long_file(sample.size)
+    if sample.size > MAX_FILE_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"{sample.size:,} bytes, limit {MAX_FILE_BYTES:,}")
     return source.contents.read(sample)
-
-
-def _refused_row(
-    plan: Plan, position: int, sample: Sample, source_hash: str | None, refusal: Refusal
-) -> Row:
-    return {
-        "position": position,
-        "source": sample.name,
-        "key": sample.key,
-        "class": plan.source.classes[sample.label],
-        "bytes": sample.size,
-        "content_hash": source_hash,
-        "reason": str(refusal.reason),
-        "detail": refusal.detail,
-    }
 
 
 def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Probe:
@@ -151,6 +131,26 @@ def _resize(resize: Resize, data: bytes, image: Probe, *, check: bool) -> tuple[
     return stored
 
 
+def _refused_row(
+    plan: Plan, position: int, sample: Sample, source_hash: str | None, refusal: Refusal
+) -> Row:
+    if not plan.skip_damaged:
+        raise DataError(
+            f"{sample.name} of {plan.source.place} cannot be packed ({refusal}); mend or remove "
+            "it, or list such files with --on-bad quarantine"
+        ) from refusal
+    return {
+        "position": position,
+        "source": sample.name,
+        "key": sample.key,
+        "class": plan.source.classes[sample.label],
+        "bytes": sample.size,
+        "content_hash": source_hash,
+        "reason": str(refusal.reason),
+        "detail": refusal.detail,
+    }
+
+
 @refusing
 def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tuple[bytes, Probe]:
     """Re-encode an image as a JPEG whose short side has at most ``short_side`` pixels.
@@ -163,7 +163,7 @@ def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tup
 
     Args:
         data: A JPEG, PNG or WebP file.
-        image: The result of `coreset.shards.images.probe.probe` on ``data``.
+        image: Its probe.
         short_side: Pixels, at least 1; smaller images are not enlarged.
         quality: Of libjpeg, 1 .. 100; chroma is subsampled 4:2:0.
 
@@ -171,13 +171,8 @@ def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tup
         The bytes and their probe; a flag of the source's name stays.
 
     Raises:
-        UsageError: ``short_side`` or ``quality`` outside its range.
         Refusal: ``data`` cannot be decoded, or is too long for a JPEG.
     """
-    if short_side < 1:
-        raise UsageError(f"short_side must be at least 1 pixel, got {short_side}")
-    if not 1 <= quality <= 100:
-        raise UsageError(f"quality must be in [1, 100], got {quality}")
     if min(image.width, image.height) <= short_side and _is_plain_jpeg(image):
         return data, image
     width, height = target_size(image.width, image.height, short_side)
@@ -195,9 +190,6 @@ def resized_pixels(data: bytes, image: Probe, *, short_side: int) -> NDArray[np.
     """Decode ``data`` and shrink it as `reencode` does: uint8, (h, w, 3), or (h, w, 1) if grey.
 
     The pixels are valid until the next call in this thread.
-
-    Raises:
-        Refusal: ``data`` cannot be decoded.
     """
     # Numba takes a second to import, which only resizing needs.
     from coreset.kernels.jpeg.resize import resize

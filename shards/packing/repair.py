@@ -13,7 +13,8 @@ from coreset.shards.format.files import replace_files
 from coreset.shards.format.manifest import ShardEntry
 from coreset.shards.format.records import ShardRecord, read_refused
 from coreset.shards.format.tar import index_path, shard_name
-from coreset.shards.packing.pack import Observer, pack_shards
+from coreset.shards.packing.blocks import Observer
+from coreset.shards.packing.pack import pack_shards
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import compute
 

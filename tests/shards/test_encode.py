@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from coreset.shards.errors import UsageError
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe, Reason, Refusal, probe
 from coreset.shards.packing.encode import reencode, resized_pixels, target_size
@@ -161,16 +160,3 @@ def test_an_image_that_would_be_too_long_is_refused_before_it_is_decoded():
     image = Probe("png", 10_000_000, 8, Flag(0))
     with pytest.raises(Refusal, match="5000000 x 4 pixels, limit 65,500 a side"):
         reencode(b"not a png", image, short_side=4, quality=90)
-
-
-@pytest.mark.parametrize(
-    ("short_side", "quality", "fact"),
-    [
-        (0, 90, "short_side must be at least 1 pixel, got 0"),
-        (64, 0, r"quality must be in \[1, 100\], got 0"),
-        (64, 101, "got 101"),
-    ],
-)
-def test_settings_outside_their_range_are_refused(short_side, quality, fact):
-    with pytest.raises(UsageError, match=fact):
-        shrunk(JPEG, short_side, quality)

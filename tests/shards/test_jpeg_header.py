@@ -18,10 +18,9 @@ from coreset.bench.robustness.crafted import (
     segment,
 )
 from coreset.bench.robustness.faults import encoded, photo
-from coreset.shards.images.flags import Flag
+from coreset.shards.images.flags import MAX_SEGMENTS, Flag, Reason, Refusal
 from coreset.shards.images.jpeg_header import MAX_SCANS, read_header
 from coreset.shards.images.probe import glance, probe
-from coreset.shards.images.refusal import MAX_SEGMENTS, Reason, Refusal
 
 COMMON = [
     *(((h, v), (1, 1), (1, 1)) for h, v in ((1, 1), (2, 1), (1, 2), (2, 2), (4, 1))),
@@ -65,7 +64,7 @@ def test_the_flag_tells_exactly_which_samplings_simplejpeg_does_not_know():
             known = simplejpeg.decode_jpeg_header(bytes(sampled))[3] != "441"
         except (KeyError, ValueError):
             known = False
-        assert (Flag.ODD_SAMPLING in read_header(bytes(sampled)).flags) != known, factors
+        assert (Flag.ODD_SAMPLING in read_header(bytes(sampled))[2]) != known, factors
 
 
 def test_a_cut_odd_sampling_and_one_that_nobody_decodes_are_refused():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from coreset.shards.errors import UsageError
-from coreset.shards.packing.labels import read_labels
+from coreset.shards.packing.plan import read_labels
 from coreset.shards.sources.base import Source
 from coreset.shards.sources.folder import find_folder as find_images
 

@@ -14,7 +14,6 @@ from PIL import Image
 
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import (
-    MAX_FILE_BYTES,
     Probe,
     Reason,
     Refusal,
@@ -22,7 +21,6 @@ from coreset.shards.images.probe import (
     glance,
     misnamed,
     probe,
-    refuse_long_file,
 )
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
@@ -181,12 +179,6 @@ def webp_bomb() -> bytes:
 @pytest.mark.parametrize("bomb", [png_bomb, jpeg_bomb, webp_bomb])
 def test_a_decompression_bomb_is_refused_by_its_header(bomb: Callable[[], bytes]):
     assert refusal_of(bomb()).reason == Reason.TOO_LARGE
-
-
-def test_a_long_file_is_refused_by_its_length():
-    refuse_long_file(MAX_FILE_BYTES)
-    with pytest.raises(Refusal, match="too-large"):
-        refuse_long_file(MAX_FILE_BYTES + 1)
 
 
 @settings(max_examples=300)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from coreset.shards.errors import DataError
-from coreset.shards.packing.quarantine import require_few
+from coreset.shards.packing.pack import require_few
 
 
 def refused(**classes: int) -> list[dict[str, object]]:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
@@ -20,7 +20,7 @@ from coreset.shards.errors import DataError, MachineError, UsageError
 from coreset.shards.packing import workers
 from coreset.shards.packing.encode import Block
 from coreset.shards.packing.plan import Plan, Resize
-from coreset.shards.packing.workers import EncodedBlock, can_fork, evict_code, start_workers
+from coreset.shards.packing.workers import can_fork, evict_code, start_workers
 from coreset.shards.sources.folder import find_folder
 
 
@@ -32,6 +32,10 @@ def plan_of(src: Path, **changes: Any) -> Plan:
 
 def never() -> bool:
     return False
+
+
+def joined(block: Block, parts: Sequence[bytes]) -> tuple[Block, bytes]:
+    return block, b"".join(parts)
 
 
 @pytest.fixture
@@ -54,9 +58,9 @@ def test_processes_encode_as_threads_do(src, resize, block_bytes, monkeypatch):
         start_workers(plan, 1, never, processes=False) as (thread,),
         start_workers(plan, 2, never, processes=True) as (first, second),
     ):
-        expected = [joined(thread.encode(block)) for block in blocks]
-        assert [joined(first.encode(block)) for block in blocks] == expected
-        assert [joined(second.encode(block)) for block in blocks] == expected
+        expected = [joined(*thread(block)) for block in blocks]
+        assert [joined(*first(block)) for block in blocks] == expected
+        assert [joined(*second(block)) for block in blocks] == expected
     assert [len(block.refused) for block, _ in expected] == [1, 0, 0]
     assert [len(block.positions) for block, _ in expected] == [4, 1, len(plan.source) - 6]
 
@@ -65,15 +69,11 @@ def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
     plan = plan_of(src, skip_damaged=False)
     with start_workers(plan, 1, never, processes=True) as (worker,):
         with pytest.raises(DataError, match=r"cannot be packed \(not-an-image"):
-            worker.encode(range(3))
+            worker(range(3))
         os.utime(sorted(src.glob("*/*"))[1], (1, 1))
         with pytest.raises(UsageError, match="changed while it was being packed"):
-            worker.encode(range(1, 3))
-        assert worker.encode(range(2, 4)).block.positions == [2, 3]
-
-
-def joined(encoded: EncodedBlock) -> tuple[Block, bytes]:
-    return encoded.block, b"".join(encoded.parts)
+            worker(range(1, 3))
+        assert worker(range(2, 4))[0].positions == [2, 3]
 
 
 def children() -> set[int]:
@@ -88,7 +88,7 @@ def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
         os.kill(child, signal.SIGKILL)
         for _ in range(2):  # another thread may ask before all have heard of it
             with pytest.raises(MachineError, match=r"by SIGKILL between .*; if memory"):
-                worker.encode(range(4))
+                worker(range(4))
     assert children() <= before
 
 
@@ -152,7 +152,7 @@ def test_a_stop_ends_the_current_block_of_a_thread(src: Path):
         start_workers(plan_of(src), 1, lambda: True, processes=False) as (worker,),
         pytest.raises(CancelledError),
     ):
-        worker.encode(range(3))
+        worker(range(3))
 
 
 def resident_code(library: str) -> int:
