@@ -18,14 +18,14 @@ from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.result import Result
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.export.formats import FORMATS
-from coreset.shards.export.names import (
+from coreset.shards.export.formats import (
+    FORMATS,
     ExportPlan,
     ImageFormat,
-    ListFormat,
     StoredSample,
     standard_split,
 )
+from coreset.shards.export.lists import ListFormat
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
 from coreset.shards.format.manifest import MANIFEST_NAME

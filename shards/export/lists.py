@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,7 +12,6 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.export.names import ListFormat
 from coreset.shards.tables.csv_cells import csv_table
 from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import Table, read_table
@@ -20,6 +20,17 @@ from coreset.shards.tables.vocabulary import INTEGER
 CSV_HEADER = ("path", "label", "key")
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _Entry: TypeAlias = tuple[int, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFormat:
+    """Export format without images: a file that lists the samples."""
+
+    summary: str
+    columns: tuple[str, ...]
+    """Columns of the sample table that are listed."""
+    content: Callable[[ArrowTable, str], bytes]
+    """Make the content from the rows and the suffix of the file."""
 
 
 def ids_list(samples: ArrowTable, suffix: str) -> bytes:

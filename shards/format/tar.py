@@ -154,8 +154,8 @@ class ShardWriter:
             sync_and_rename(file, index, last=False)
         return self._hasher.hexdigest()
 
-    def abandon(self) -> None:
-        """Remove the temporary file; on a full disk closing it may fail."""
+    def close(self) -> None:
+        """Remove the file of an unfinished shard; on a full disk closing it may fail."""
         self._file.path.unlink(missing_ok=True)
         with suppress(OSError):
             self._file.close()

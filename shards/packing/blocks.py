@@ -87,10 +87,10 @@ class ShardBuilder:
         self._samples, self._refused, self._writer = defaultdict(list), [], None
         return record
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Remove an unfinished shard; a finished one stays."""
         if self._writer is not None:
-            self._writer.abandon()
+            self._writer.close()
 
     def _open(self) -> ShardWriter:
         if self._writer is None:
@@ -148,7 +148,7 @@ class Packing:
                 raise self._failure
         finally:
             for builder in self._builders:
-                builder.abandon()
+                builder.close()
 
     def _submit(self, pool: ThreadPoolExecutor, shards: Sequence[int]) -> None:
         """Submit all blocks in the order of writing."""

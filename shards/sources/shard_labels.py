@@ -1,7 +1,7 @@
 """Parse the labels in WebDataset shards, and ``_info.json`` beside the shards.
 
 The fields of ``_info.json`` are those that ``timm/data/readers/reader_wds.py`` reads (splits with
-``filenames`` and ``shard_lengths``), and ``class_names``, which ``shards.export.webdataset`` adds.
+``filenames`` and ``shard_lengths``), and ``class_names``, which ``shards.export.formats`` adds.
 """
 
 import json

@@ -22,8 +22,8 @@ from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export, stored_samples
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import ManifestError, StoreError, UsageError
-from coreset.shards.export.formats import FORMATS
-from coreset.shards.export.names import ImageFormat, ListFormat
+from coreset.shards.export.formats import FORMATS, ImageFormat
+from coreset.shards.export.lists import ListFormat
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest

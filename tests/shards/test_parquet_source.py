@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
-from coreset.shards.export.names import ExportPlan, StoredSample
-from coreset.shards.export.parquet import write_parquet as export_parquet
+from coreset.shards.export.formats import ExportPlan, StoredSample
+from coreset.shards.export.formats import write_parquet as export_parquet
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.parquet import find_parquet, is_parquet, parquet_files

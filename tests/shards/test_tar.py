@@ -112,7 +112,7 @@ def test_a_member_that_no_shard_holds_is_refused(tmp_path, name, kind, damage):
 def test_an_abandoned_shard_leaves_no_file(tmp_path: Path):
     writer = ShardWriter(tmp_path / "shard-000000.tar")
     writer.add(0, "jpg", b"abc", label=0)
-    writer.abandon()
+    writer.close()
     assert list(tmp_path.iterdir()) == []
 
 

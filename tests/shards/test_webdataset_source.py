@@ -12,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.export.names import ExportPlan, StoredSample
-from coreset.shards.export.webdataset import write_webdataset
+from coreset.shards.export.formats import ExportPlan, StoredSample, write_webdataset
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
