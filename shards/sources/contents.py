@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.shards.errors import UsageError
-from coreset.shards.format.ranges import OpenFiles
+from coreset.shards.format.files import OpenFiles
 from coreset.shards.sources.base import Sample
 
 
