@@ -107,16 +107,12 @@ def write_atomically(path: Path, data: bytes) -> None:
         sync_and_rename(file, path)
 
 
-def sync_and_rename(file: IO[bytes], path: Path, *, last: bool = True) -> None:
-    """Sync an open temporary file and give it its final name.
-
-    With ``last`` False, the name becomes durable with the next file of the same directory.
-    """
+def sync_and_rename(file: IO[bytes], path: Path) -> None:
+    """Sync an open temporary file and give it its final name."""
     file.flush()
     os.fsync(file.fileno())
     Path(file.name).rename(path)
-    if last:
-        fsync_path(path.parent)
+    fsync_path(path.parent)
 
 
 def replace_files(files: Iterable[Path], directory: Path) -> None:

@@ -66,7 +66,7 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the manifest itself, by which a lineage names the data set."""
+        """Sha256 of the manifest, by which a lineage names the data set."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @staticmethod
@@ -92,27 +92,27 @@ class Manifest:
                     f"{FORMAT} version {FORMAT_VERSION}; pack the data set again"
                 )
             manifest = build(Manifest, document)
-            manifest.check_values()
+            _check_values(manifest)
         except (OSError, ValueError) as error:
             remedy = "pack the data set again"
             raise ManifestError(f"{path} cannot be read ({error}); {remedy}") from error
         return manifest
 
-    def check_values(self) -> None:
-        """Check counts, classes and shards, on which every reader relies.
 
-        Raises:
-            ValueError: A value is not one that packing writes.
-        """
-        if self.n_samples < 1:
-            raise ValueError(f"n_samples is {self.n_samples}")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("two classes have one name")
-        for number, shard in enumerate(self.shards):
-            if shard.name != shard_name(number):
-                raise ValueError(f"shard {number} is called {shard.name[:40]!r}")
-            if min(shard.samples, shard.bytes, shard.index_bytes, shard.found) < 0:
-                raise ValueError(f"{shard.name} has a size or a count below 0")
+def _check_values(manifest: Manifest) -> None:
+    """Check counts, classes and shards, on which every reader relies."""
+    if manifest.n_samples < 1:
+        raise ValueError(f"n_samples is {manifest.n_samples}")
+    if len(set(manifest.classes)) != len(manifest.classes):
+        raise ValueError("two classes have one name")
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            raise ValueError(f"shard {number} is called {shard.name[:40]!r}")
+        if min(shard.samples, shard.bytes, shard.index_bytes, shard.found) < 0:
+            raise ValueError(f"{shard.name} has a size or a count below 0")
+    n_stored = sum(shard.samples for shard in manifest.shards)
+    if n_stored != manifest.n_samples:
+        raise ValueError(f"n_samples is {manifest.n_samples}, the shards hold {n_stored}")
 
 
 @dataclass(slots=True)

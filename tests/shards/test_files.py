@@ -24,7 +24,6 @@ from coreset.shards.format.files import (
     rename_directory,
     replace_files,
     sha256_of_file,
-    sync_and_rename,
     temporary_name,
     tree_digests,
     write_atomically,
@@ -149,15 +148,8 @@ def test_a_written_file_survives_and_its_name_never_stands_for_half_of_it(tmp_pa
         assert disk.survivors() == {"file": content}
 
 
-def wait_for_the_next(path, content):
-    with new_file(temporary_name(path)) as file:
-        file.write(content)
-        sync_and_rename(file, path, last=False)
-
-
-@pytest.mark.parametrize("write", [wait_for_the_next, append])
-def test_a_name_that_may_wait_becomes_durable_with_the_next_one(tmp_path, disk, write):
-    write(tmp_path / "first", b"1")
+def test_the_name_of_an_appended_file_becomes_durable_with_the_next_one(tmp_path, disk):
+    append(tmp_path / "first", b"1")
     assert disk.naming("first").beside["first"] == b"1"
     write_atomically(tmp_path / "second", b"2")
     assert disk.survivors() == {"first": b"1", "second": b"2"}
