@@ -46,13 +46,7 @@ class Quarantine:
     """Threads of a retry; 0 is one per core."""
 
     def run(self) -> Result:
-        """Show or retry.
-
-        Raises:
-            UsageError: ``data`` is not a packed data set; or its source is gone or has changed
-                in other files than the refused ones.
-            DataError: Too many files are refused still.
-        """
+        """Show or retry."""
         manifest = Manifest.read(self.data)
         return self._show(manifest) if self.action == "show" else self._retry(manifest)
 
