@@ -46,16 +46,11 @@ def verify(
 ) -> int:
     """Compare every file of a packed data set with its manifest; return the bytes that were read.
 
-    Args:
-        data: Packed data set.
-        fast: Compare sizes and counts of all files, and digests of the tables; else also every byte
-            of the shards: digests, headers, indices, the offsets of the rows.
-        deep: Also decode every image and compare it with its row in the table.
-        workers: Threads, one shard each.
-        on_shard: Called in this thread for every verified shard.
+    With ``fast`` sizes and counts of all files and digests of the tables; else also every byte of
+    the shards (digests, headers, indices, the offsets of the rows); with ``deep`` also every image
+    is decoded and compared with its row. ``on_shard`` is called in this thread.
 
     Raises:
-        UsageError: ``data`` is not a packed data set.
         DataError: Damage; the message names the files with expected and actual values.
     """
     dataset = Dataset.open(data)

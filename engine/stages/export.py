@@ -105,7 +105,7 @@ class Export:
     def _write_directory(
         self, dataset: Dataset, ids: NDArray[np.int64], export_format: ImageFormat
     ) -> bool:
-        """Write the images; return whether an earlier run did."""
+        """Write the images, unless an earlier run did."""
         config: dict[str, Any] = {"to": self.to}
         if export_format.sharded:
             config["samples_per_shard"] = self.samples_per_shard
@@ -142,7 +142,7 @@ class Export:
     def _write_list(
         self, dataset: Dataset, ids: NDArray[np.int64], export_format: ListFormat
     ) -> bool:
-        """Write the list; return whether an earlier run did."""
+        """Write the list, unless an earlier run did."""
         rows = dataset.table(export_format.columns).take(ids)
         content = export_format.content(rows, self.out.suffix)
         with lock(self.out):
@@ -157,11 +157,7 @@ class Export:
 
 
 def stored_samples(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[StoredSample]:
-    """Yield the samples ``ids`` with their stored bytes, in that order.
-
-    Raises:
-        ManifestError: A shard is missing or cut, or an image is not the one that was packed.
-    """
+    """Yield the samples ``ids`` with their stored bytes, in that order."""
     from coreset.engine.data.reader import ShardReader
 
     rows = dataset.table(["key", "format", "content_hash", "label"]).take(ids)

@@ -103,9 +103,6 @@ def image_name(sample: StoredSample) -> str:
     ``%25``, since loaders take the folder that directly holds an image for its class. A sample
     whose label is not that of its folder keeps its whole key, with a ``/`` before it. Different
     keys have different stems, and the key can be read back.
-
-    Raises:
-        UsageError: The key or the class name is not a relative path of plain names.
     """
     folder = class_folder(sample.class_name)
     parts = sample.key.split("/")
@@ -136,9 +133,6 @@ def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportP
     timm sorts classes in another order (``class10`` after ``class9``) but accepts ``classes.txt``
     as its class map. A class without samples has an empty folder, so that torchvision refuses the
     folder, or gives the right labels with ``allow_empty=True``, instead of shifting the labels.
-
-    Raises:
-        UsageError: A class name or a key cannot be a file name, or two samples would have the same.
     """
     classes = [class_folder(name) for name in plan.classes]
     (out / CLASSES_NAME).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
@@ -199,9 +193,6 @@ def write_parquet(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) 
     ``datasets`` finds these files before any other of the directory. At most one row group is in
     memory. ``path`` is the image's name in a folder per class, and checked, since programs write to
     it.
-
-    Raises:
-        UsageError: A class name or a key cannot be a file name.
     """
     remaining = iter(samples)
     (out / "data").mkdir()

@@ -48,13 +48,7 @@ def ids_list(samples: ArrowTable, suffix: str) -> bytes:
 
 
 def paths_list(samples: ArrowTable, suffix: str) -> bytes:
-    """Write the source paths of samples: ``.csv`` is a table, any other suffix one path a line.
-
-    The table has the columns path, label (position in the class list) and sample key.
-
-    Raises:
-        UsageError: A path holds a line break.
-    """
+    """Write the source paths of samples: ``.csv`` is a table, any other suffix one path a line."""
     rows = samples.select(["source", "label", "key"]).to_pylist()
     if suffix == ".csv":
         return csv_table(CSV_HEADER, (row.values() for row in rows))
@@ -81,11 +75,8 @@ def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     ``.npy`` holds ids; ``shards.tables.table`` reads anything else. An entry is a sample id, a
     sample key, a source path, a longer path that ends in one of these (``train/n02979186/x.JPEG``),
     or a file name that only one sample has. A path also matches by its sample key, so that an
-    image that was stored with another extension is found.
-
-    Args:
-        path: The list.
-        samples: Table with the columns ``key`` and ``source``, one row per sample id.
+    image that was stored with another extension is found. ``samples`` has the columns ``key`` and
+    ``source``, one row per sample id.
 
     Raises:
         UsageError: The list is missing, empty or cannot be read; an entry is unknown, out of range
@@ -112,7 +103,6 @@ def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
 
 
 def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
-    """Read the entries' unit (line, row, entry), and number and text of each."""
     if path.suffix == ".npy" and path.is_file():
         return "entry", _array_entries(path)
     table = read_table(path, "list", names.known)

@@ -74,8 +74,8 @@ class Dataset:
 
         Raises:
             UsageError: ``path`` is not a packed data set.
-            ManifestError: The sample table is missing or not the one that the manifest describes,
-                or a row names bytes outside its shard.
+            ManifestError: The sample table is not the one of the manifest, or a row names bytes
+                outside its shard.
         """
         manifest = Manifest.read(path)
         table_path = path / SAMPLES_NAME

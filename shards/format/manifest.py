@@ -71,7 +71,7 @@ class Manifest:
 
     @staticmethod
     def read(data: Path) -> "Manifest":
-        """Read the manifest of the packed data set ``data``.
+        """Read the manifest of the packed data set ``data``, checked.
 
         Raises:
             UsageError: ``data`` does not exist or is not a packed data set.
@@ -120,8 +120,8 @@ class DatasetDigests:
     """Both digests of a data set, updated shard by shard in id order."""
 
     samples: int = 0
-    _identity: Any = field(default_factory=hashlib.sha256)
-    _content: Any = field(default_factory=hashlib.sha256)
+    identity: Any = field(default_factory=hashlib.sha256)
+    content: Any = field(default_factory=hashlib.sha256)
 
     def add(
         self, keys: Sequence[str], labels: Sequence[int], content_hashes: Sequence[bytes]
@@ -129,25 +129,15 @@ class DatasetDigests:
         """Add samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
         self.samples += len(keys)
         lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
-        self._identity.update("".join(lines).encode())
-        self._content.update(b"".join(content_hashes))
-
-    @property
-    def identity(self) -> str:
-        """Sha256 over the lines of keys and labels."""
-        return self._identity.hexdigest()
-
-    @property
-    def content(self) -> str:
-        """Sha256 over the content hashes."""
-        return self._content.hexdigest()
+        self.identity.update("".join(lines).encode())
+        self.content.update(b"".join(content_hashes))
 
 
 def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
     """Return the sha256 over ``key TAB label NEWLINE`` in id order."""
     digests = DatasetDigests()
     digests.add(keys, labels, ())
-    return digests.identity
+    return digests.identity.hexdigest()
 
 
 def content_digest(content_hashes: Iterable[bytes]) -> str:

@@ -59,12 +59,7 @@ class _Frame(NamedTuple):
 
 
 def read_header(data: bytes) -> tuple[int, int, Flag]:
-    """Read width, height and flags; up to the first scan, or all where more scans may follow.
-
-    Raises:
-        Refusal: A marker or header is damaged or missing, or there are more segments, pixels or
-            scans than the limits allow.
-    """
+    """Read width, height and flags; up to the first scan, or all where more scans may follow."""
     frame, bits, n_scans = None, 0, 0
     for marker, start, stop in _segments(data):
         if frame is None:

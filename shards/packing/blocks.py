@@ -82,10 +82,7 @@ class ShardBuilder:
             index_bytes=index_path(self._path).stat().st_size,
             sha256=sha256,
         )
-        record = ShardRecord(entry=entry, samples=dict(self._samples), refused=self._refused)
-        # Builders outlive their shards.
-        self._samples, self._refused, self._writer = defaultdict(list), [], None
-        return record
+        return ShardRecord(entry=entry, samples=dict(self._samples), refused=self._refused)
 
     def close(self) -> None:
         """Remove an unfinished shard; a finished one stays."""
@@ -93,8 +90,7 @@ class ShardBuilder:
             self._writer.close()
 
     def _open(self) -> ShardWriter:
-        if self._writer is None:
-            self._writer = ShardWriter(self._path)
+        self._writer = self._writer or ShardWriter(self._path)
         return self._writer
 
     def _write(self, encoded: EncodedBlock) -> None:
@@ -129,7 +125,7 @@ class Packing:
         self._stop = Event()
         self._failure: BaseException | None = None
         self._lock = Lock()
-        self._builders: list[ShardBuilder] = []
+        self._builders: list[ShardBuilder] = []  # of unfinished shards
 
     def pack(self, shards: Sequence[int], *, processes: bool) -> None:
         """Write and commit shards; an OSError of the disk becomes a MachineError."""
@@ -182,6 +178,7 @@ class Packing:
             if complete:
                 record = builder.finish()
                 record.commit(self._scratch, builder.shard)
+                self._builders.remove(builder)
                 with self._lock:
                     self._observer.shard(record, resumed=False)
         except BaseException as error:  # noqa: BLE001 - raised by ``pack``, in its thread

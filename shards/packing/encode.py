@@ -40,18 +40,12 @@ def encode_block(
     put: Callable[[bytes], object],
     stopped: Callable[[], bool] = lambda: False,
 ) -> Block:
-    """Encode consecutive source files one by one; each is read once.
-
-    Args:
-        plan: The packing.
-        positions: Of the files.
-        put: Takes the samples' `sample_parts`, in order.
-        stopped: Called before every sample; True gives up.
+    """Encode consecutive source files; ``put`` takes the samples' `sample_parts` in order.
 
     Raises:
         UsageError: A file cannot be read, or changed since the source was listed.
         DataError: A file cannot be packed, and the plan tolerates none.
-        CancelledError: ``stopped`` returned True.
+        CancelledError: ``stopped``, which is called before every sample, returned True.
     """
     stored: list[int] = []
     rows: list[Row] = []
@@ -158,20 +152,10 @@ def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tup
     A plain JPEG (grey or colour) that is small enough is returned unchanged. PNG, WebP, CMYK and
     unusual chroma sampling are re-encoded at any size. EXIF orientation is ignored, as in
     torchvision's ``ImageFolder``, and lost, as are alpha, palette and depth; grey stays grey. The
-    bytes depend on the arguments and the version of libjpeg-turbo alone. Thread safe; releases
-    the GIL.
-
-    Args:
-        data: A JPEG, PNG or WebP file.
-        image: Its probe.
-        short_side: Pixels, at least 1; smaller images are not enlarged.
-        quality: Of libjpeg, 1 .. 100; chroma is subsampled 4:2:0.
+    bytes depend on the arguments and the version of libjpeg-turbo alone.
 
     Returns:
         The bytes and their probe; a flag of the source's name stays.
-
-    Raises:
-        Refusal: ``data`` cannot be decoded, or is too long for a JPEG.
     """
     if min(image.width, image.height) <= short_side and _is_plain_jpeg(image):
         return data, image
@@ -201,10 +185,7 @@ def resized_pixels(data: bytes, image: Probe, *, short_side: int) -> NDArray[np.
 
 
 def target_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Return width and height by the rule of torchvision's ``Resize(short_side)``, never enlarged.
-
-    The long side is rounded down: ``int(short_side * long / short)``.
-    """
+    """Return the size by the rule of torchvision's ``Resize(short_side)``, never enlarged."""
     if min(width, height) <= short_side:
         return width, height
     if width <= height:

@@ -40,16 +40,9 @@ _EXTRA_BYTES_PER_SAMPLE = 2400
 def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Observer) -> Manifest:
     """Make a packed data set in ``scratch``, or continue an interrupted packing.
 
-    Args:
-        plan: The packing.
-        scratch: Directory that only this call writes to.
-        workers: Threads or processes.
-        listed: CSV file that lists the refused files if they are too many.
-        observer: Notified of every file and shard.
-
     Raises:
         UsageError: A source file cannot be read, or changed since the source was listed.
-        DataError: More files were refused than the limits allow.
+        DataError: More files were refused than the limits allow; ``listed`` lists them.
         MachineError: The disk is full or fails; committed shards are kept.
     """
     if prepare(plan, scratch):
@@ -58,11 +51,7 @@ def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Obs
 
 
 def prepare(plan: Plan, scratch: Path) -> bool:
-    """Remove partial files and bind ``scratch`` to the source; True if shards may be missing.
-
-    Raises:
-        UsageError: The source was written again since the interrupted packing in ``scratch``.
-    """
+    """Remove partial files and bind ``scratch`` to the source; True if shards may be missing."""
     for leftover in scratch.glob(".*.partial"):
         leftover.unlink()
     if (scratch / MANIFEST_NAME).is_file():
@@ -157,16 +146,10 @@ def write_list(path: Path, rows: Sequence[Row]) -> None:
 def require_few(
     rows: Sequence[Row], classes: Sequence[str], class_sizes: NDArray[np.int64], listed: Path
 ) -> None:
-    """Check that few files were refused, and never all files of a class.
+    """Refuse too many refused files, of all or of a class, and list them in ``listed``.
 
-    Args:
-        rows: Refused files, as in ``QUARANTINE_SCHEMA``.
-        classes: Class list.
-        class_sizes: Files per class, packed or refused, int64 of shape (classes,).
-        listed: File that lists the refused files if they are too many.
-
-    Raises:
-        DataError: A limit is exceeded; the list has been written.
+    Rows are those of ``QUARANTINE_SCHEMA``; ``class_sizes`` counts packed and refused files, int64
+    of shape (classes,).
     """
     n_found = int(class_sizes.sum())
     limit = max(10, n_found // 1000)

@@ -95,10 +95,6 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     that occurs once. Rows of other images are ignored. A file without a row keeps its folder's
     label if it is no image and will be refused. A label is a class name, or text with the WordNet
     id of a class (``n02979186 111 108 293 400``).
-
-    Raises:
-        UsageError: The table or the column is missing, a value is not a class, two rows contradict
-            each other, an image has no row, or no row names an image.
     """
     root = source.place if source.place.is_dir() else source.place.parent
     keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))

@@ -22,11 +22,7 @@ from coreset.shards.sources.base import compute
 def repair_shard(
     dataset: Dataset, plan: Plan, shard: int, scratch: Path, *, observer: Observer
 ) -> None:
-    """Pack one shard again in ``scratch`` and, if it is equal, replace the damaged one.
-
-    Raises:
-        DataError: The new shard differs, because the source has changed.
-    """
+    """Pack one shard again in ``scratch`` and, if it is equal, replace the damaged one."""
     entry = dataset.manifest.shards[shard]
     pack_shards(plan, scratch, [shard], workers=1, observer=observer)
     built = ShardRecord.read(scratch, shard).entry
@@ -44,18 +40,10 @@ def retry_refused(
 ) -> int:
     """Pack the shards with refused files again in ``scratch``, and link the others there.
 
-    Args:
-        dataset: The packed data set.
-        plan: Its plan on the source as it is now.
-        scratch: Directory that only this call writes to; the records of all shards stay in it.
-        workers: Threads.
-        observer: Notified of every file and shard that is packed again.
+    ``plan`` is that of the source as it is now; the records of all shards stay in ``scratch``.
 
     Returns:
         The number of samples that were refused before and are packed now.
-
-    Raises:
-        UsageError: A file that was not refused has changed.
     """
     samples, refused = dataset.table(), read_refused(dataset.path)
     _require_unchanged(plan, samples, refused)
@@ -72,7 +60,6 @@ def retry_refused(
 
 
 def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: ArrowTable) -> None:
-    """Link an unchanged shard into ``scratch`` and write its record."""
     for path in (data / entry.name, index_path(data / entry.name)):
         os.link(path, scratch / path.name)
     columns: dict[str, list[Any]] = rows.drop_columns(["id"]).to_pydict()
@@ -108,11 +95,7 @@ def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> 
 
 
 def shard_number(dataset: Dataset, name: str) -> int:
-    """Return the number of the shard with this file name or number.
-
-    Raises:
-        UsageError: The data set has no such shard.
-    """
+    """Return the number of the shard with this file name or number."""
     names = [entry.name for entry in dataset.manifest.shards]
     file_name = shard_name(int(name)) if name.isdecimal() else Path(name).name
     if file_name not in names:

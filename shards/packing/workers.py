@@ -39,13 +39,9 @@ _MAPS = Path("/proc/self/maps")
 def start_workers(
     plan: Plan, n_workers: int, stopped: Callable[[], bool], *, processes: bool
 ) -> Generator[Sequence[Worker]]:
-    """Yield workers; processes end with the block.
+    """Yield workers; processes, which `can_fork` must allow, end with the block.
 
-    Args:
-        plan: The packing.
-        n_workers: Workers.
-        stopped: Called before every sample, True gives up; processes end their block first.
-        processes: Fork; see `can_fork`.
+    ``stopped`` is called before every sample, True gives up; processes end their block first.
     """
 
     def encode(positions: range) -> EncodedBlock:
@@ -159,12 +155,9 @@ def _answer(
 
 
 def evict_code(library: str) -> None:
-    """Drop the code of a shared library from memory; a later call reads it from the file again.
+    """Drop the code of a library (start of its file name) from memory; a later call reads it again.
 
     Only executable mappings are dropped: they are never written, so nothing can be lost.
-
-    Args:
-        library: Start of the library's file name, such as ``libllvmlite``.
     """
     maps = _MAPS.read_text() if _MAPS.is_file() else ""
     for mapping in re.finditer(rf"^(\w+)-(\w+) r-xp .*/{library}[^/\n]*$", maps, re.MULTILINE):
