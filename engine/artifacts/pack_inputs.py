@@ -16,7 +16,7 @@ from coreset.shards.format.classes import class_list
 from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import ShardRecord
-from coreset.shards.packing.plan import Plan, Resize, read_labels
+from coreset.shards.packing.plan import Plan, read_labels
 from coreset.shards.sources.base import Repeats, Source, SourceOptions
 from coreset.shards.sources.detect import find
 
@@ -106,9 +106,6 @@ def plan_of(
         if labels is None or sha256_of_file(labels) != table["sha256"]:
             raise UsageError(f"labels table {labels} is not the one that was packed with")
         new_labels = read_labels(labels, table["column"], source)
-    resize = None
-    if settings["store"] == "resized":
-        resize = Resize(short_side=settings["short_side"], quality=settings["quality"])
     return Plan(
         source=source,
         labels=new_labels,
@@ -117,7 +114,8 @@ def plan_of(
         split=split,
         settings=settings,
         check=settings["checked"],
-        resize=resize,
+        short_side=settings["short_side"],
+        quality=settings["quality"],
         skip_damaged=skip_damaged,
     )
 

@@ -16,7 +16,7 @@ from coreset.shards.format.tar import sample_parts
 from coreset.shards.images.flags import MAX_FILE_BYTES, Flag, Reason, Refusal, refusing
 from coreset.shards.images.pillow import as_rgb, opened
 from coreset.shards.images.probe import Probe, glance, misnamed, probe
-from coreset.shards.packing.plan import Plan, Resize
+from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import Sample, Source
 
 MAX_JPEG_SIDE = 65_500
@@ -72,8 +72,11 @@ def _encode(plan: Plan, position: int, sample: Sample) -> tuple[Row, bytes | Non
         data = _read(plan.source, sample)
         source_hash = content_hash = xxhash.xxh3_128_hexdigest(data)
         image = _identify(plan, sample, data, source_hash)
-        if plan.resize is not None:
-            data, image = _resize(plan.resize, data, image, check=plan.check)
+        if plan.short_side is not None:
+            original = data
+            data, image = reencode(data, image, short_side=plan.short_side, quality=plan.quality)
+            if plan.check and data is original:  # small enough as it is, so not decoded yet
+                probe(data)
             content_hash = xxhash.xxh3_128_hexdigest(data)
     except Refusal as refusal:
         return _refused_row(plan, position, sample, source_hash, refusal), None
@@ -114,15 +117,8 @@ def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Pro
             )
         return known.image
     # Resizing decodes the image in full anyway.
-    image = probe(data) if plan.check and plan.resize is None else glance(data)
+    image = probe(data) if plan.check and plan.short_side is None else glance(data)
     return misnamed(image, sample.name)
-
-
-def _resize(resize: Resize, data: bytes, image: Probe, *, check: bool) -> tuple[bytes, Probe]:
-    stored = reencode(data, image, short_side=resize.short_side, quality=resize.quality)
-    if check and stored[0] is data:  # small enough as it is, so not decoded yet
-        probe(data)
-    return stored
 
 
 def _refused_row(

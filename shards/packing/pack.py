@@ -79,7 +79,7 @@ def pack_shards(
         else:
             uncommitted.append(shard)
     _require_space(plan, scratch, uncommitted)
-    if plan.resize is not None:
+    if plan.short_side is not None:
         from coreset.kernels.jpeg.resize import warm_up
 
         warm_up()

@@ -1,6 +1,7 @@
 """Plan of a packing: source, labels and options, which determine every byte of its output."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from coreset.shards.errors import UsageError
 from coreset.shards.images.flags import Refusal
 from coreset.shards.images.probe import probe
-from coreset.shards.sources.base import Sample, Source
+from coreset.shards.sources.base import Source
 from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import SEPARATORS, Table, read_table
 from coreset.shards.tables.vocabulary import class_in
@@ -22,16 +23,6 @@ MAX_BLOCK_BYTES = 1 << 22
 """Limit of a block with several samples."""
 _NO_ROW = -1
 _ROWS_PER_BATCH = 1 << 14
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resize:
-    """Re-encoding of packed images."""
-
-    short_side: int
-    """Pixels; smaller images keep their size."""
-    quality: int
-    """JPEG quality, 1 to 100."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +40,10 @@ class Plan:
     """Options that the manifest records."""
     check: bool = True
     """Decode every image, not only its header."""
-    resize: Resize | None = None
-    """None keeps the bytes of the files."""
+    short_side: int | None = None
+    """Most pixels of the short side of re-encoded images; None keeps the bytes of the files."""
+    quality: int = 90
+    """JPEG quality of re-encoded images, 1 to 100."""
     skip_damaged: bool = True
     """List files that cannot be packed, up to a limit; else the first one stops the packing."""
 
@@ -62,7 +55,7 @@ class Plan:
     @property
     def decodes(self) -> bool:
         """Whether images are decoded, which is most of the work."""
-        return self.resize is not None or (self.check and self.source.facts is None)
+        return self.short_side is not None or (self.check and self.source.facts is None)
 
     def positions(self, shard: int) -> range:
         """Return the positions of a shard."""
@@ -130,11 +123,10 @@ def _columns(table: Table, column: str) -> tuple[int, int]:
     name_column = table.sample_column() if len(table.header) > 1 else 0
     if len(label_columns) != 1 or label_columns[0] == name_column:
         choices = [name for at, name in enumerate(table.header) if at != name_column]
-        remedy = (
-            f"choose one of {', '.join(choices)}"
-            if choices
-            else f"it has {table.described()}; write a header, and separate columns by {SEPARATORS}"
-        )
+        remedy = f"choose one of {', '.join(choices)}"
+        if not choices:
+            seen = table.described()
+            remedy = f"it has {seen}; write a header, and separate columns by {SEPARATORS}"
         raise UsageError(f"{table.path} has no label column {column!r}; {remedy}")
     return name_column, label_columns[0]
 
@@ -165,16 +157,11 @@ def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None
     missing = np.flatnonzero(labels == _NO_ROW)
     for position in missing:
         sample = source.sample(int(position))
-        if sample.row not in source.unreadable and _is_image(source, sample):
+        if sample.row in source.unreadable:
+            continue
+        with suppress(Refusal):  # what is no image needs no label
+            probe(source.contents.read(sample))
             raise UsageError(
                 f"{sample.name} has no row in {path} ({missing.size:,} of {len(source):,} files "
                 "have none); add the rows or remove the files"
             )
-
-
-def _is_image(source: Source, sample: Sample) -> bool:
-    try:
-        probe(source.contents.read(sample))
-    except Refusal:
-        return False
-    return True

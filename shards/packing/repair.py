@@ -83,7 +83,7 @@ def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> 
         )
     current = source.row_keys.take(source.rows[positions]).to_pylist()
     changed = next((key for key, new in zip(keys, current, strict=True) if key != new), None)
-    if changed is None and plan.resize is None:
+    if changed is None and plan.short_side is None:
         stored = samples["bytes"].to_numpy()
         differs = source.sizes[positions[: stored.size]] != stored
         changed = keys[int(np.flatnonzero(differs)[0])] if differs.any() else None
