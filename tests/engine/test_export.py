@@ -1,6 +1,5 @@
 """Exports as other programs see them: torchvision, timm, webdataset and pyarrow read them back."""
 
-import csv
 import json
 import shutil
 import subprocess
@@ -13,7 +12,6 @@ import pytest
 import tyro
 
 from coreset.engine.artifacts.ledger import read_ledger
-from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.stages.distill import Distill
@@ -59,27 +57,8 @@ def exported(packed, tmp_path_factory):
     return place
 
 
-@pytest.fixture(scope="module")
-def relabelled(photos, tmp_path_factory):
-    """The photos with photo_000 of every class, and all of the last class, moved to the first."""
-    place = tmp_path_factory.mktemp("relabelled")
-    classes = sorted(path.name for path in photos.iterdir())
-    with (place / "labels.csv").open("w") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "noisy"])
-        for path in photos.glob("*/*"):
-            moved = path.stem == "photo_000" or path.parent.name == classes[-1]
-            name = classes[0] if moved else path.parent.name
-            writer.writerow([path.relative_to(photos).as_posix(), name])
-    Pack(src=photos, data=place / "DATA", labels=place / "labels.csv", column="noisy").run()
-    return place / "DATA"
-
-
 def files_of(images):
     return sorted((label, Path(path).read_bytes()) for path, label in images.samples)
-
-
-# a folder per class
 
 
 def test_torchvision_and_timm_read_the_packed_images_under_their_labels(packed, exported):
@@ -101,19 +80,20 @@ def test_what_was_exported_packs_into_the_same_data_set(packed, exported, tmp_pa
     assert (again.identity, again.content) == (before.identity, before.content)
 
 
-def test_relabelled_images_lie_in_the_folder_of_their_label_and_none_is_lost(relabelled, tmp_path):
+def test_relabelled_images_lie_in_the_folder_of_their_label_and_none_is_lost(photos, tmp_path):
     from torchvision.datasets import ImageFolder
 
-    lines = export(relabelled, tmp_path / "OUT", "imagefolder")
+    moved = {"n01440764": "n01440764", "n02102040": "n01440764", "n02979186": "n02102040"}
+    rows = [f"{path.relative_to(photos)},{moved[path.parent.name]}" for path in photos.glob("*/*")]
+    (tmp_path / "labels.csv").write_text("\n".join(["path,noisy", *rows]))
+    data, out = tmp_path / "DATA", tmp_path / "OUT"
+    Pack(src=photos, data=data, labels=tmp_path / "labels.csv", column="noisy").run()
+    lines = export(data, out, "imagefolder")
     assert lines[0].startswith("warning: 1 classes have no images, such as n02979186; torchvision ")
     with pytest.raises(FileNotFoundError, match="n02979186"):
-        ImageFolder(str(tmp_path / "OUT"))
-    images = ImageFolder(str(tmp_path / "OUT"), allow_empty=True)
-    assert files_of(images) == sorted(stored(Dataset.open(relabelled)))
-    assert (tmp_path / "OUT" / "n01440764" / "%2Fn02102040%2Fphoto_000.png").is_file()
-
-
-# shards
+        ImageFolder(str(out))
+    assert files_of(ImageFolder(str(out), allow_empty=True)) == sorted(stored(Dataset.open(data)))
+    assert (out / "n01440764" / "%2Fn02102040%2Fphoto_000.png").is_file()
 
 
 def test_webdataset_reads_id_image_and_label(packed, exported):
@@ -148,9 +128,6 @@ def test_timm_finds_the_shards_by_the_info_and_reads_every_image(packed, exporte
     assert info["num_classes"] == 3
 
 
-# parquet
-
-
 def test_parquet_rows_are_the_stored_images(packed, exported):
     tables = exported / "parquet"
     files = sorted(path.relative_to(tables).as_posix() for path in tables.rglob("*.parquet"))
@@ -160,18 +137,6 @@ def test_parquet_rows_are_the_stored_images(packed, exported):
     assert [(row["label"], row["image"]["bytes"]) for row in rows] == stored(dataset)
     names = [row["image"]["path"] for row in rows]
     assert [name.rpartition(".")[0] for name in names] == dataset.keys
-
-
-# sets, all or nothing
-
-
-def test_a_coreset_is_listed_by_paths_or_ids(random_set, tmp_path):
-    condensed = open_set(random_set)
-    sources = condensed.dataset.samples["source"].take(condensed.ids).to_pylist()
-    for to, expected in (("paths", sources), ("ids", [str(sample) for sample in condensed.ids])):
-        lines = export(random_set, tmp_path / to, to)
-        assert lines[0].startswith(f"6 images of 3 classes written as a list of {to}: ")
-        assert (tmp_path / to).read_text().splitlines() == expected
 
 
 def test_a_distilled_set_exports_its_own_images(packed, tmp_path):
@@ -197,20 +162,13 @@ def test_an_export_of_a_coreset_is_made_once_and_twice_alike(
     packed_bytes = b"".join(path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file())
     is_inside = [image in packed_bytes for _, image in stored(Dataset.open(packed))]
     assert np.flatnonzero(is_inside).tolist() == condensed.ids.tolist()
+    assert [line["stage"] for line in read_ledger(out)] == ["pack", "select", "export"]
+    assert read_ledger(out)[-1]["images"] == 6
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     assert "are there already as" in export(random_set, out, to)[0]
     with pytest.raises(UsageError, match="was made by another configuration"):
         export(packed, out, to)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-
-
-def test_the_export_knows_its_lineage_and_its_cost(random_set, tmp_path):
-    export(random_set, tmp_path / "OUT", "parquet")
-    provenance = Provenance.read(tmp_path / "OUT")
-    assert (provenance.kind, provenance.inputs[0]["role"]) == ("export", "set")
-    assert [ancestor["kind"] for ancestor in provenance.lineage()] == ["set", "dataset"]
-    assert [line["stage"] for line in read_ledger(tmp_path / "OUT")] == ["pack", "select", "export"]
-    assert read_ledger(tmp_path / "OUT")[-1]["images"] == 6
 
 
 @every_image_format
@@ -222,15 +180,19 @@ def test_a_damaged_image_is_named_and_nothing_is_left(damaged, tmp_path, to):
     assert not temporary_name(tmp_path / "OUT").exists()
 
 
-def test_a_list_is_written_once_and_never_over_another(packed, random_set, tmp_path):
-    out = tmp_path / "list.txt"
-    lines = export(random_set, out, "paths")
-    assert lines[-1] == f"next: coreset ingest {out} SET --data {open_set(random_set).dataset.path}"
-    before = out.read_bytes()
-    assert "are there already" in export(random_set, out, "paths")[0]
+@pytest.mark.parametrize("to", ["paths", "ids"])
+def test_a_list_is_written_once_and_never_over_another(packed, random_set, tmp_path, to):
+    out, condensed = tmp_path / "list.txt", open_set(random_set)
+    sources = condensed.dataset.samples["source"].take(condensed.ids).to_pylist()
+    first, last = export(random_set, out, to)
+    assert first == f"6 images of 3 classes written as a list of {to}: {out}"
+    assert last == f"next: coreset ingest {out} SET --data {condensed.dataset.path}"
+    expected = sources if to == "paths" else list(map(str, condensed.ids))
+    assert out.read_text().splitlines() == expected
+    assert "are there already" in export(random_set, out, to)[0]
     with pytest.raises(UsageError, match=r"list\.txt exists with other content; remove it"):
-        export(packed, out, "paths")
-    assert out.read_bytes() == before
+        export(packed, out, to)
+    assert out.read_text().splitlines() == expected
     assert [path.name for path in tmp_path.iterdir()] == ["list.txt"]
 
 
