@@ -36,14 +36,14 @@ class Places:
 
     def recorded(self, data: Path) -> dict[str, str]:
         """Return paths relative to the data set, for a ledger line."""
-        files = {"src": self.src, "ground_truth": self.ground_truth, "labels": self.labels}
-        if Path(self.class_names).is_file():
-            files["class_names"] = Path(self.class_names)
-        kept = {
-            name: relpath(path.resolve(), data.resolve())
-            for name, path in files.items()
-            if path is not None
+        names = Path(self.class_names)
+        files = {
+            "src": self.src,
+            "ground_truth": self.ground_truth,
+            "labels": self.labels,
+            "class_names": names if names.is_file() else None,
         }
+        kept = {n: relpath(path.resolve(), data.resolve()) for n, path in files.items() if path}
         return {"class_names": self.class_names} | kept
 
     @staticmethod

@@ -105,7 +105,6 @@ class Export:
     def _write_directory(
         self, dataset: Dataset, ids: NDArray[np.int64], export_format: ImageFormat
     ) -> bool:
-        """Write the images, unless an earlier run did."""
         config: dict[str, Any] = {"to": self.to}
         if export_format.sharded:
             config["samples_per_shard"] = self.samples_per_shard
@@ -147,7 +146,6 @@ class Export:
     def _write_list(
         self, dataset: Dataset, ids: NDArray[np.int64], export_format: ListFormat
     ) -> bool:
-        """Write the list, unless an earlier run did."""
         rows = dataset.table(export_format.columns).take(ids)
         content = export_format.content(rows, self.out.suffix)
         with lock(self.out):

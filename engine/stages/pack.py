@@ -173,7 +173,6 @@ class Pack:
         return Result(tuple(self._summary(manifest, plan.source, existed=work.done)), data)
 
     def _follow(self, plan: Plan, ranks: Distributed) -> Result:
-        """Pack this rank's shards into the main rank's folder."""
         if ranks.wait()[0] == _GO:
             scratch = temporary_name(self.data)
             meter = Meter("pack", "")

@@ -112,7 +112,6 @@ class Synth:
 
 
 def _write_truth(synthetic: Synthetic, data: Path) -> None:
-    """Store true labels and difficulty in id order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

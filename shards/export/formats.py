@@ -123,7 +123,6 @@ def _is_too_long(name: str) -> bool:
 
 
 def _shown(name: str) -> str:
-    """Write a name for a message: in ASCII and not at full length."""
     return ascii(name if len(name) <= 80 else f"{name[:80]}...")
 
 

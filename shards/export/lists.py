@@ -17,7 +17,6 @@ from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import Table, read_table
 from coreset.shards.tables.vocabulary import INTEGER
 
-CSV_HEADER = ("path", "label", "key")
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _Entry: TypeAlias = tuple[int, str]
 
@@ -34,10 +33,7 @@ class ListFormat:
 
 
 def ids_list(samples: ArrowTable, suffix: str) -> bytes:
-    """Write the ids of samples: ``.npy`` is an int64 array, any other suffix one id a line.
-
-    ``.csv`` has a header, since its first line may be taken for one.
-    """
+    """Write the ids of samples: ``.npy`` is an array, ``.csv`` has a header, else one id a line."""
     ids: list[int] = samples["id"].to_pylist()
     if suffix == ".npy":
         file = io.BytesIO()
@@ -51,7 +47,7 @@ def paths_list(samples: ArrowTable, suffix: str) -> bytes:
     """Write the source paths of samples: ``.csv`` is a table, any other suffix one path a line."""
     rows = samples.select(["source", "label", "key"]).to_pylist()
     if suffix == ".csv":
-        return csv_table(CSV_HEADER, (row.values() for row in rows))
+        return csv_table(("path", "label", "key"), (row.values() for row in rows))
     for row in rows:
         if _LINE_BREAKING.search(row["source"]):
             raise UsageError(

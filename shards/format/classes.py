@@ -157,7 +157,6 @@ def _lines(path: Path, lines: Sequence[str]) -> _NamesAndNumbers:
 
 
 def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
-    """Find the names by WordNet ids or the known column, and the columns of their numbers."""
     width = min(map(len, rows))
     integers = [at for at in range(width) if all(_NUMBER.fullmatch(row[at]) for row in rows)]
     texts = [at for at in range(max(map(len, rows))) if at not in integers]

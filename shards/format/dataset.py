@@ -117,7 +117,6 @@ class Dataset:
             raise self._damage(f"{name} is not known of every sample")
 
     def _check_table(self) -> None:
-        """Check the table's columns and rows, and that every row names a place in its shard."""
         with self._table_file() as file:
             types = {column.name: column.type for column in file.schema_arrow}
             for column in SAMPLES_SCHEMA:

@@ -49,7 +49,6 @@ def _object(document: object) -> dict[str, Any]:
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401 - of any type
-    """Convert a JSON value to the type of its field."""
     if type(value) is hint and (hint is not int or -_INT_LIMIT <= value < _INT_LIMIT):
         return value
     origin, inner = get_origin(hint), get_args(hint)

@@ -100,7 +100,6 @@ class Manifest:
 
 
 def _check_values(manifest: Manifest) -> None:
-    """Check counts, classes and shards, on which every reader relies."""
     if manifest.n_samples < 1:
         raise ValueError(f"n_samples is {manifest.n_samples}")
     if len(set(manifest.classes)) != len(manifest.classes):

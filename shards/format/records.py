@@ -169,7 +169,6 @@ def _sample_table(record: ShardRecord, first_id: int) -> ArrowTable:
 
 
 def _kinds(columns: Mapping[str, list[Any]]) -> Counter[str]:
-    """Count samples by stored format and by flag."""
     kinds = Counter[str](columns.get("format", ()))
     for flags, n in Counter[int](columns.get("flags", ())).items():
         kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})

@@ -110,7 +110,6 @@ def _segments(data: bytes) -> Generator[tuple[int, int, int]]:
 
 
 def _frame(marker: int, content: bytes) -> _Frame:
-    """Read a frame header (B.2.2)."""
     if len(content) < 6 or len(content) != 6 + 3 * content[5]:
         raise Refusal(Reason.UNDECODABLE, f"a frame header of {len(content)} bytes")
     if marker in _LOSSLESS_FRAMES:

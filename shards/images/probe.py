@@ -159,7 +159,6 @@ def _png_header(data: bytes) -> Probe:
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Type and content of each chunk but those of the pixels."""
     chunks: list[tuple[bytes, bytes]] = []
     at, n_idat = len(_PNG_SIGNATURE), 0
     while at + 12 <= len(data):
@@ -182,7 +181,6 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _webp_header(data: bytes) -> Probe:
-    """Read the first chunk (RFC 9649, sections 2.5 to 2.7)."""
     riff_bytes = int.from_bytes(data[4:8], "little") + 8
     if riff_bytes > len(data) or len(data) < 30:
         raise Refusal(Reason.TRUNCATED, f"{len(data):,} bytes of {riff_bytes:,}")

@@ -13,8 +13,9 @@ from coreset.shards.errors import MachineError
 from coreset.shards.format.manifest import ShardEntry
 from coreset.shards.format.records import Row, ShardRecord
 from coreset.shards.format.tar import ShardWriter, index_path, shard_name
+from coreset.shards.packing.encode import Block
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.workers import EncodedBlock, Worker, start_workers
+from coreset.shards.packing.workers import Worker, start_workers
 
 _BLOCKS_PER_WORKER = 8
 
@@ -42,12 +43,12 @@ class ShardBuilder:
         self._writer: ShardWriter | None = None
         self._samples = defaultdict[str, list[Any]](list)
         self._refused: list[Row] = []
-        self._waiting: dict[int, EncodedBlock] = {}
+        self._waiting: dict[int, Block] = {}
         self._n_written = 0
         self._writing = False
         self._lock = Lock()
 
-    def put(self, number: int, block: EncodedBlock) -> tuple[int, bool]:
+    def put(self, number: int, block: Block) -> tuple[int, bool]:
         """Take a block; write the blocks that are next, unless another thread is writing.
 
         Returns:
@@ -93,8 +94,8 @@ class ShardBuilder:
         self._writer = self._writer or ShardWriter(self._path)
         return self._writer
 
-    def _write(self, encoded: EncodedBlock) -> None:
-        (positions, columns, refused), parts = encoded
+    def _write(self, block: Block) -> None:
+        positions, columns, refused, parts = block
         self._refused += refused
         if not positions:
             return
@@ -147,7 +148,6 @@ class Packing:
                 builder.close()
 
     def _submit(self, pool: ThreadPoolExecutor, shards: Sequence[int]) -> None:
-        """Submit all blocks in the order of writing."""
         try:
             for builder, number in self._blocks(shards):
                 self._admitted.acquire()
@@ -169,7 +169,6 @@ class Packing:
                 yield from ((b, number) for b in group if number < len(b.blocks))
 
     def _run(self, worker: Worker, builder: ShardBuilder, number: int) -> None:
-        """Encode and write one block; commit the shard if it is complete."""
         try:
             block = self._encode(worker, builder.blocks[number])
             written, complete = builder.put(number, block)
@@ -184,18 +183,18 @@ class Packing:
         except BaseException as error:  # noqa: BLE001 - raised by ``pack``, in its thread
             self._fail(error)
 
-    def _encode(self, worker: Worker, positions: range) -> EncodedBlock:
+    def _encode(self, worker: Worker, positions: range) -> Block:
         try:
             if self._stop.is_set():
                 raise CancelledError
-            block, parts = worker(positions)
+            block = worker(positions)
             # Before the worker is idle again, because the observer may stop the packing.
             n_bytes = int(self._plan.sizes(positions).sum())
             with self._lock:
                 self._observer.block(len(positions), n_bytes, refused=len(block.refused))
         finally:
             self._idle.put(worker)
-        return block, parts
+        return block
 
     def _fail(self, error: BaseException) -> None:
         """Keep the first error, stop the threads, and wake the one that submits blocks."""

@@ -32,15 +32,14 @@ class Block(NamedTuple):
     """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``."""
     refused: list[Row]
     """Rows of ``QUARANTINE_SCHEMA``."""
+    parts: list[bytes]
+    """Bytes of the samples in a shard."""
 
 
 def encode_block(
-    plan: Plan,
-    positions: range,
-    put: Callable[[bytes], object],
-    stopped: Callable[[], bool] = lambda: False,
+    plan: Plan, positions: range, stopped: Callable[[], bool] = lambda: False
 ) -> Block:
-    """Encode consecutive source files; ``put`` takes the samples' `sample_parts` in order.
+    """Encode consecutive source files one by one.
 
     Raises:
         UsageError: A file cannot be read, or changed since the source was listed.
@@ -50,6 +49,7 @@ def encode_block(
     stored: list[int] = []
     rows: list[Row] = []
     refused: list[Row] = []
+    parts: list[bytes] = []
     for position, sample in zip(positions, plan.source.samples(positions), strict=True):
         if stopped():
             raise CancelledError
@@ -57,12 +57,11 @@ def encode_block(
         if data is None:
             refused.append(row)
             continue
-        for part in sample_parts(position, row["format"], data, row["label"]):
-            put(part)
+        parts += sample_parts(position, row["format"], data, row["label"])
         stored.append(position)
         rows.append(row)
     columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-    return Block(stored, columns, refused)
+    return Block(stored, columns, refused, parts)
 
 
 def _encode(plan: Plan, position: int, sample: Sample) -> tuple[Row, bytes | None]:

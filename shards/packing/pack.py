@@ -118,7 +118,6 @@ def thread_count(workers: int) -> int:
 
 
 def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
-    """Check before the long part that the uncommitted shards fit on the disk."""
     needed = 0
     for shard in shards:
         sizes = plan.sizes(plan.positions(shard))

@@ -118,7 +118,6 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
 
 
 def _columns(table: Table, column: str) -> tuple[int, int]:
-    """Return the positions of the columns of names and of labels."""
     label_columns = [at for at, name in enumerate(table.header) if name == column]
     name_column = table.sample_column() if len(table.header) > 1 else 0
     if len(label_columns) != 1 or label_columns[0] == name_column:

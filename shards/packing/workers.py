@@ -16,6 +16,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from multiprocessing import Pipe, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -26,9 +27,7 @@ from coreset.shards.format.tar import MOST_ADDED
 from coreset.shards.packing.encode import Block, encode_block
 from coreset.shards.packing.plan import MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, Plan
 
-EncodedBlock: TypeAlias = tuple[Block, Sequence[bytes]]
-"""A block and the parts of its bytes in the shard."""
-Worker: TypeAlias = Callable[[range], EncodedBlock]
+Worker: TypeAlias = Callable[[range], Block]
 """Encodes one block of source files at a time, with the errors of `encode_block`."""
 _SHARED_BYTES = MAX_BLOCK_BYTES + MAX_BLOCK_SAMPLES * MOST_ADDED
 _PR_SET_PDEATHSIG, _MADV_DONTNEED = 1, 4  # <sys/prctl.h>, <sys/mman.h>
@@ -43,13 +42,8 @@ def start_workers(
 
     ``stopped`` is called before every sample, True gives up; processes end their block first.
     """
-
-    def encode(positions: range) -> EncodedBlock:
-        parts: list[bytes] = []
-        return encode_block(plan, positions, parts.append, stopped), parts
-
     if not processes:
-        yield [encode] * n_workers
+        yield [partial(encode_block, plan, stopped=stopped)] * n_workers
         return
     forked: list[_ForkedWorker] = []
     # Existing objects leave the garbage collector: it would visit them again and again here, and
@@ -91,7 +85,7 @@ class _ForkedWorker:
             self._process.start()
         child_pipe.close()
 
-    def encode(self, positions: range) -> EncodedBlock:
+    def encode(self, positions: range) -> Block:
         """Encode source files; a MachineError says that the process was killed, or crashed."""
         try:
             self.pipe.send(positions)
@@ -100,8 +94,8 @@ class _ForkedWorker:
             raise self._lost(positions) from error
         if isinstance(answer, BaseException):
             raise answer
-        block, n_bytes, rest = answer
-        return block, [self._memory[:n_bytes], *rest]
+        block, n_bytes = answer
+        return block._replace(parts=[self._memory[:n_bytes], *block.parts])
 
     def close(self) -> None:
         """End the process."""
@@ -134,24 +128,19 @@ def _run_child(
             pipe.send(_answer(plan, memory, pipe.recv()))
 
 
-def _answer(
-    plan: Plan, memory: mmap.mmap, positions: range
-) -> tuple[Block, int, list[bytes]] | Exception:
-    """Encode a block; return it, the number of its bytes in ``memory``, and the other parts."""
-    filled, rest = 0, list[bytes]()
-
-    def put(part: bytes) -> None:
-        nonlocal filled
-        if rest or filled + len(part) > len(memory):
-            rest.append(part)
-        else:
-            memory[filled : filled + len(part)] = part
-            filled += len(part)
-
+def _answer(plan: Plan, memory: mmap.mmap, positions: range) -> tuple[Block, int] | Exception:
+    """Encode a block; its first parts are left in ``memory``, with this number of bytes."""
     try:
-        return encode_block(plan, positions, put), filled, rest
+        block = encode_block(plan, positions)
     except Exception as error:  # noqa: BLE001 - raised by the parent
         return error
+    filled = n_parts = 0
+    for part in block.parts:
+        if filled + len(part) > len(memory):
+            break
+        memory[filled : filled + len(part)] = part
+        filled, n_parts = filled + len(part), n_parts + 1
+    return block._replace(parts=block.parts[n_parts:]), filled
 
 
 def evict_code(library: str) -> None:

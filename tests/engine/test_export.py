@@ -96,20 +96,6 @@ def test_relabelled_images_lie_in_the_folder_of_their_label_and_none_is_lost(pho
     assert (out / "n01440764" / "%2Fn02102040%2Fphoto_000.png").is_file()
 
 
-def test_webdataset_reads_id_image_and_label(packed, exported):
-    from webdataset.tariterators import group_by_keys, tar_file_expander
-
-    dataset = Dataset.open(packed)
-    samples = []
-    for path in sorted((exported / "webdataset").glob("*.tar")):
-        with path.open("rb") as stream:  # webdataset does not close the files that it opens
-            samples += group_by_keys(tar_file_expander([{"url": path.name, "stream": stream}]))
-    assert [int(sample["__key__"]) for sample in samples] == list(range(len(dataset)))
-    images = [next(s[kind] for kind in ("jpg", "png", "webp") if kind in s) for s in samples]
-    labels = [int(sample["cls"]) for sample in samples]
-    assert list(zip(labels, images, strict=True)) == stored(dataset)
-
-
 # webdataset leaves the tar files that it opens to the garbage collector.
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

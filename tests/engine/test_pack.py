@@ -105,14 +105,14 @@ def test_names_and_splits_are_taken_from_folders(make_photos, tmp_path, place, o
     assert (manifest.name, manifest.split) == expected
 
 
-@pytest.mark.parametrize("workers", [1, 3])
 def test_a_copied_source_and_any_number_of_threads_give_the_same_bytes(
-    photos, packed, tmp_path, stored_bytes, workers
+    photos, packed, tmp_path, stored_bytes
 ):
     src = tmp_path / "elsewhere" / "train"
     shutil.copytree(photos, src, copy_function=shutil.copyfile)  # times differ
-    data = pack(src, tmp_path / "DATA", workers=workers, name=Manifest.read(packed).name)
-    assert stored_bytes(data) == stored_bytes(packed)
+    for workers in (1, 3):
+        data = pack(src, tmp_path / str(workers), workers=workers, name=Manifest.read(packed).name)
+        assert stored_bytes(data) == stored_bytes(packed)
 
 
 def test_orders_hold_the_same_samples(photos: Path, packed: Path, tmp_path: Path):

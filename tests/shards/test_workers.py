@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
@@ -35,8 +35,8 @@ def never() -> bool:
     return False
 
 
-def joined(block: Block, parts: Sequence[bytes]) -> tuple[Block, bytes]:
-    return block, b"".join(parts)
+def joined(block: Block) -> tuple[Any, ...]:
+    return (*block[:3], b"".join(block.parts))
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def test_processes_encode_as_threads_do(src, short_side, block_bytes, monkeypatc
         start_workers(plan, 1, never, processes=False) as (thread,),
         start_workers(plan, 2, never, processes=True) as (first, second),
     ):
-        expected = [joined(*thread(block)) for block in blocks]
-        assert [joined(*first(block)) for block in blocks] == expected
-        assert [joined(*second(block)) for block in blocks] == expected
-    assert [len(block.refused) for block, _ in expected] == [1, 0, 0]
-    assert [len(block.positions) for block, _ in expected] == [4, 1, len(plan.source) - 6]
+        expected = [joined(thread(block)) for block in blocks]
+        assert [joined(first(block)) for block in blocks] == expected
+        assert [joined(second(block)) for block in blocks] == expected
+    assert [len(refused) for *_, refused, _ in expected] == [1, 0, 0]
+    assert [len(positions) for positions, *_ in expected] == [4, 1, len(plan.source) - 6]
 
 
 def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
@@ -74,7 +74,7 @@ def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
         os.utime(sorted(src.glob("*/*"))[1], (1, 1))
         with pytest.raises(UsageError, match="changed while it was being packed"):
             worker(range(1, 3))
-        assert worker(range(2, 4))[0].positions == [2, 3]
+        assert worker(range(2, 4)).positions == [2, 3]
 
 
 def children() -> set[int]:
