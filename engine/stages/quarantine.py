@@ -16,8 +16,7 @@ from coreset.engine.stages.options import DataPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import read_refused
-from coreset.shards.packing.pack import finish, list_path, thread_count, write_list
-from coreset.shards.packing.repair import retry_refused
+from coreset.shards.packing.pack import finish, list_path, retry_refused, thread_count, write_list
 
 Action: TypeAlias = Annotated[
     Literal["show", "retry"], tyro.conf.Positional, tyro.conf.arg(metavar="show|retry")

@@ -17,8 +17,7 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_directory
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.packing.pack import thread_count
-from coreset.shards.packing.repair import repair_shard, shard_number
+from coreset.shards.packing.pack import repair_shard, shard_number, thread_count
 from coreset.shards.verify import Pairs, duplicates, verify, write_pairs
 
 
