@@ -32,6 +32,7 @@ FORMAT_OF_EXTENSION = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_IDAT = MAX_FILE_BYTES >> 12
 """Chunks with pixels of a PNG, which Pillow reads in Python; libpng writes 8 KiB into each."""
+_PNG_COLOURS = {0: Flag.GREY, 3: Flag.PALETTE, 4: Flag.GREY | Flag.ALPHA, 6: Flag.ALPHA}
 _REDUCTION = 8
 # First bytes of other formats, which the refusal names.
 _OTHER_FORMATS = (
@@ -84,7 +85,7 @@ def decode_jpeg(data: bytes) -> tuple[int, int]:
     """Decode a JPEG at 1/8 of its size, and return the width and height of the result.
 
     It reads every bit in two thirds of the time: libjpeg-turbo finds damage in markers and Huffman
-    codes, before any scaling. Never for a lossless JPEG, which has no scaling: simplejpeg would
+    codes, before any scaling. Never for a lossless JPEG, which cannot be scaled: simplejpeg would
     write beyond its memory.
     """
     pixels = simplejpeg.decode_jpeg(
@@ -149,9 +150,7 @@ def _png_header(data: bytes) -> Probe:
     if b"acTL" in kinds:
         raise Refusal(Reason.UNSUPPORTED_FORMAT, "animated image/png")
     flags = Flag.DEEP if depth > 8 else Flag(0)
-    flags |= {0: Flag.GREY, 3: Flag.PALETTE, 4: Flag.GREY | Flag.ALPHA, 6: Flag.ALPHA}.get(
-        colour, Flag(0)
-    )
+    flags |= _PNG_COLOURS.get(colour, Flag(0))
     for kind, content in chunks:
         flags |= Flag.ALPHA if kind == b"tRNS" else Flag(0)
         flags |= exif_flag(content) if kind == b"eXIf" else Flag(0)

@@ -87,7 +87,8 @@ def test_relabelled_images_lie_in_the_folder_of_their_label_and_none_is_lost(pho
     rows = [f"{path.relative_to(photos)},{moved[path.parent.name]}" for path in photos.glob("*/*")]
     (tmp_path / "labels.csv").write_text("\n".join(["path,noisy", *rows]))
     data, out = tmp_path / "DATA", tmp_path / "OUT"
-    Pack(src=photos, data=data, labels=tmp_path / "labels.csv", column="noisy").run()
+    lines = Pack(src=photos, data=data, labels=tmp_path / "labels.csv", column="noisy").run().lines
+    assert lines[0].startswith("warning: 1 of 3 classes have no samples, such as n02979186: none")
     lines = export(data, out, "imagefolder")
     assert lines[0].startswith("warning: 1 classes have no images, such as n02979186; torchvision ")
     with pytest.raises(FileNotFoundError, match="n02979186"):
@@ -214,15 +215,16 @@ def test_a_class_that_is_called_like_a_file_of_the_artifact_is_refused(photos, t
 
 
 def test_bad_arguments_are_refused(packed, random_set, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for source, out, message in (
+        (random_set, random_set / "OUT", "lies in source"),
+        (tmp_path / "none", tmp_path / "OUT", "does not exist; make one with `coreset select`"),
+        (tmp_path / "empty", tmp_path / "OUT", "is neither a condensed set nor a packed data set"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            export(source, out, "parquet")
     with pytest.raises(UsageError, match=r"^samples_per_shard must be at least 1, got 0"):
         export(packed, tmp_path / "OUT", "parquet", samples_per_shard=0)
-    with pytest.raises(UsageError, match="lies in source"):
-        export(random_set, random_set / "OUT", "parquet")
-    with pytest.raises(UsageError, match="does not exist; make one with `coreset select`"):
-        export(tmp_path / "none", tmp_path / "OUT", "parquet")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UsageError, match="is neither a condensed set nor a packed data set"):
-        export(tmp_path / "empty", tmp_path / "OUT", "ids")
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
 
 

@@ -1,18 +1,14 @@
 """Layouts that could be packed wrongly without a word: published sets, lone classes, losses."""
 
-import csv
 import json
-import shutil
 import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from coreset.bench.robustness.faults import jpeg
-from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 
 WNIDS = tuple(f"n0{number:07d}" for number in range(1, 201))
@@ -123,31 +119,6 @@ def test_tars_with_side_cars_are_those_of_their_images(tmp_path: Path, done: Don
         assert ("left out: 3 files of" in lines[0]) is (name == "full")
     plain, full = (Manifest.read(tmp_path / f"DATA-{name}") for name in ("plain", "full"))
     assert (full.identity, full.shards) == (plain.identity, plain.shards)
-
-
-def test_a_class_whose_every_file_is_refused_stops_the_packing(make_photos, tmp_path, coreset):
-    src, data = make_photos(tmp_path / "src", per_class=4), tmp_path / "DATA"
-    shutil.rmtree(src / "n02102040")
-    (src / "n02102040").mkdir()
-    for number in range(2):  # as few as are tolerated in a class that has others
-        (src / "n02102040" / f"{number}.jpg").write_bytes(b"<html>")
-    told = coreset("pack", src, data)
-    assert (told.code, data.exists()) == (3, False)
-    assert "the worst class is n02102040 with 2 of 2 (limit 1), such as n02102040/" in told.err
-    assert "(not-an-image)" in told.err
-    (src / "n02102040" / "0.jpg").write_bytes(jpeg())
-    assert coreset("pack", src, data).code == 0
-
-
-def test_a_class_that_a_table_leaves_without_samples_is_told(make_photos, tmp_path, done):
-    src, labels = make_photos(tmp_path / "src", per_class=2), tmp_path / "labels.csv"
-    rows = [(path.relative_to(src), path.parent.name) for path in sorted(src.glob("*/*"))]
-    moved = [(path, "n01440764" if name == "n02979186" else name) for path, name in rows]
-    with labels.open("w", newline="") as file:
-        csv.writer(file).writerows([("path", "new"), *moved])
-    lines = done("pack", src, tmp_path / "DATA", "--labels", labels, "--column", "new")
-    assert lines[0].startswith("warning: 1 of 3 classes have no samples, such as n02979186")
-    assert np.bincount(Dataset.open(tmp_path / "DATA").labels, minlength=3).tolist() == [4, 2, 0]
 
 
 def test_shards_without_members_are_refused_alone_and_told_among_others(tmp_path, refused, done):

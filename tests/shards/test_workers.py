@@ -82,7 +82,7 @@ def children() -> set[int]:
     return {int(word) for word in path.read_text().split()}
 
 
-def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
+def test_a_killed_process_is_reported_with_its_files_and_none_is_left_after_an_error(src: Path):
     before, plan = children(), plan_of(src)
     with start_workers(plan, 1, never, processes=True) as (worker,):
         (child,) = children() - before
@@ -91,11 +91,7 @@ def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
             with pytest.raises(MachineError, match=r"by SIGKILL between .*; if memory"):
                 worker(range(4))
     assert children() <= before
-
-
-def test_no_process_is_left_after_an_error(src: Path):
-    before = children()
-    with suppress(KeyboardInterrupt), start_workers(plan_of(src), 3, never, processes=True):
+    with suppress(KeyboardInterrupt), start_workers(plan, 3, never, processes=True):
         assert len(children() - before) == 3
         raise KeyboardInterrupt
     assert children() <= before
