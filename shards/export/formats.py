@@ -81,17 +81,13 @@ class ImageFormat:
 
 
 def standard_split(split: str) -> str:
-    """Return train, validation or test, the names that loaders know, for any name of a split.
-
-    >>> standard_split("val"), standard_split("imagenette")
-    ('validation', 'train')
-    """
+    """Return train, validation or test, the names that loaders know, for any name of a split."""
     return _SPLITS.get(split.lower(), "train")
 
 
 def class_folder(name: str) -> str:
     """Return the class name; refuse one that is empty, hidden, a path, too long or unprintable."""
-    if _UNFIT.search(name) or _is_too_long(name):
+    if _UNFIT.search(name) or len(name.encode()) > MAX_NAME_BYTES:
         raise UsageError(f"class {_shown(name)} cannot be the name of a folder; {_REMEDY}")
     return name
 
@@ -110,16 +106,12 @@ def image_name(sample: StoredSample) -> str:
         raise UsageError(f"sample key {_shown(sample.key)} cannot name a file; {_REMEDY}")
     below = "/".join(parts[1:]) if parts[0] == folder else f"/{sample.key}"
     name = below.replace("%", "%25").replace("/", "%2F") + f".{sample.extension}"
-    if _is_too_long(name):
+    if len(name.encode()) > MAX_NAME_BYTES:
         raise UsageError(
             f"sample key {_shown(sample.key)} makes a file name of more than {MAX_NAME_BYTES} "
             f"bytes; {_REMEDY}"
         )
     return f"{folder}/{name}"
-
-
-def _is_too_long(name: str) -> bool:
-    return len(name.encode(errors="replace")) > MAX_NAME_BYTES
 
 
 def _shown(name: str) -> str:

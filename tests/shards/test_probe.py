@@ -110,7 +110,9 @@ REFUSED: dict[str, tuple[bytes, Reason, str]] = {
     "no end of png": (PNG[:-12], Reason.TRUNCATED, "before the end chunk"),
     "half a webp": (WEBP[: len(WEBP) // 2], Reason.TRUNCATED, "bytes of"),
     "zeros in a jpeg": (JPEG[:1200] + bytes(99) + JPEG[1299:], Reason.UNDECODABLE, "Corrupt"),
-    "flipped bit in a png": (PNG[:99] + bytes([PNG[99] ^ 1]) + PNG[100:], Reason.UNDECODABLE, ""),
+    "flipped bit of a png": (PNG[:99] + bytes([PNG[99] ^ 1]) + PNG[100:], Reason.UNDECODABLE, ""),
+    # Behind the pixels Pillow compares no checksum.
+    "end of a png": (PNG[:-1] + bytes([PNG[-1] ^ 1]), Reason.UNDECODABLE, "fails its checksum"),
     "png without header": (PNG[:8] + PNG[33:], Reason.UNDECODABLE, "IHDR"),
     "unknown webp": (WEBP.replace(b"VP8 ", b"VP9 ", 1), Reason.UNDECODABLE, "b'VP9 '"),
     "damaged webp": (LOSSLESS[:25] + b"\xff" * (len(LOSSLESS) - 25), Reason.UNDECODABLE, ""),
