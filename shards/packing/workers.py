@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
-from multiprocessing import Pipe, get_context
+from multiprocessing import Pipe, current_process, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeAlias
@@ -60,8 +60,9 @@ def start_workers(
 
 
 def can_fork() -> bool:
-    """Test whether a fork of this process is safe."""
-    return threading.active_count() == 1 and "torch" not in sys.modules
+    """Test whether a fork of this process is safe, and allowed: daemons may have no children."""
+    alone = threading.active_count() == 1 and "torch" not in sys.modules
+    return alone and not current_process().daemon
 
 
 class _ForkedWorker:

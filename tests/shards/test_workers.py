@@ -11,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -133,14 +134,17 @@ def is_running(process: int) -> bool:
         return False
 
 
-def test_a_process_forks_only_without_other_threads_and_torch(monkeypatch):
+def test_a_process_forks_only_without_other_threads_and_torch_and_if_it_may(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.setattr(threading, "active_count", lambda: 1)
     assert can_fork()
     monkeypatch.setattr(threading, "active_count", lambda: 2)
     assert not can_fork()
     monkeypatch.setattr(threading, "active_count", lambda: 1)
-    monkeypatch.setitem(sys.modules, "torch", sys)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", sys)
+        assert not can_fork()
+    monkeypatch.setattr(workers, "current_process", lambda: SimpleNamespace(daemon=True))
     assert not can_fork()
 
 
