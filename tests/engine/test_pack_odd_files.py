@@ -84,10 +84,10 @@ def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(  # noqa: PLR091
 ):
     decode, bad = simplejpeg.decode_jpeg, (source / "b" / "3.jpg").read_bytes()
 
-    def fails(data: bytes, *rest: object, **options: object):
+    def fails(data: bytes, *rest: Any, **options: Any):
         if data == bad:
             raise RuntimeError("what no codec should raise")
-        return decode(data, *rest, **options)  # type: ignore[arg-type]
+        return decode(data, *rest, **options)
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", fails)
     data = tmp_path / "DATA"

@@ -1,6 +1,7 @@
 """A synthetic data set as a user makes it: packed, whole, with its truth in id order."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,9 +14,9 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.sources.synthetic import Synthetic
 
 
-def make(data: Path, **options: object) -> Dataset:
-    settings = {"images": 60, "classes": 4, "size": "24", "samples_per_shard": 16} | options
-    Synth(data=data, **settings).run()  # pyright: ignore[reportArgumentType] - options of a test
+def make(data: Path, **options: Any) -> Dataset:
+    settings: dict[str, Any] = {"images": 60, "classes": 4, "size": "24", "samples_per_shard": 16}
+    Synth(data=data, **settings | options).run()
     return Dataset.open(data)
 
 
