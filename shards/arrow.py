@@ -8,4 +8,3 @@ ArrowSchema: TypeAlias = Any  # pyarrow.Schema
 ArrowType: TypeAlias = Any  # pyarrow.DataType
 ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile
 ParquetMetadata: TypeAlias = Any  # pyarrow.parquet.FileMetaData
-ParquetWriter: TypeAlias = Any  # pyarrow.parquet.ParquetWriter

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from coreset.bench.peers.found import Found
-from coreset.shards.images.refusal import MAX_PIXELS
+from coreset.shards.images.flags import MAX_PIXELS
 
 
 def pack(src: Path, out: Path, found: Found) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import simplejpeg
 
 from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled, Size
-from coreset.shards.format.files import fsync_directory, fsync_file
+from coreset.shards.format.files import fsync_path
 
 LONG_SIDE = round(SHORT_SIDE * 4 / 3)
 
@@ -42,8 +42,8 @@ def write(files: Sequence[Labelled], path: Path, workers: int) -> None:
     image = RGBImageField(write_mode="jpg", max_resolution=LONG_SIDE, jpeg_quality=QUALITY)
     writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=workers)
     writer.from_indexed_dataset(_Images(files))
-    fsync_file(path)
-    fsync_directory(path.parent)
+    fsync_path(path)
+    fsync_path(path.parent)
 
 
 def sizes(path: Path) -> list[Size]:

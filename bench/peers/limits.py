@@ -16,7 +16,7 @@ import xxhash
 from numpy.typing import NDArray
 
 from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled
-from coreset.shards.format.files import fsync_directory
+from coreset.shards.format.files import fsync_path
 from coreset.shards.format.tar import ShardWriter, shard_name
 from coreset.shards.images.probe import glance, probe
 from coreset.shards.packing.encode import reencode
@@ -98,7 +98,7 @@ def copy(files: Sequence[Labelled], out: Path, threads: int, files_per_shard: in
             os.fsync(sink.fileno())
 
     on_threads(copy_slice, [*enumerate(files)], threads, files_per_shard)
-    fsync_directory(out)
+    fsync_path(out)
 
 
 def _resized(data: bytes) -> bytes:

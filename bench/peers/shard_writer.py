@@ -12,7 +12,7 @@ from pathlib import Path
 import simplejpeg
 
 from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled
-from coreset.shards.format.files import fsync_directory, fsync_file
+from coreset.shards.format.files import fsync_path
 from coreset.shards.images.probe import probe
 
 _FILES_PER_TASK = 50
@@ -71,11 +71,11 @@ def write_samples(samples: Iterable[tuple[bytes, int]], out: Path, samples_per_s
     with ShardWriter(pattern, samples_per_shard, verbose=0, post=_make_durable) as sink:
         for position, (image, label) in enumerate(samples):
             sink.write({"__key__": f"{position:09d}", "jpg": image, "cls": label})
-    fsync_directory(out)
+    fsync_path(out)
 
 
 def _make_durable(shard: str) -> None:
-    fsync_file(Path(shard))
+    fsync_path(Path(shard))
 
 
 def _checked(

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from coreset.bench.peers.found import LIST_NAME
 from coreset.bench.processes import WITH_PARENT
-from coreset.shards.images.refusal import MAX_PIXELS
+from coreset.shards.images.flags import MAX_PIXELS
 
 Pixels = NDArray[np.uint8]
 _LIMIT_SECONDS = 120.0

@@ -16,8 +16,7 @@ from coreset.shards.format.classes import class_list
 from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import ShardRecord
-from coreset.shards.packing.labels import read_labels
-from coreset.shards.packing.plan import Plan, Resize
+from coreset.shards.packing.plan import Plan, read_labels
 from coreset.shards.sources.base import Repeats, Source, SourceOptions
 from coreset.shards.sources.detect import find
 
@@ -37,36 +36,31 @@ class Places:
 
     def recorded(self, data: Path) -> dict[str, str]:
         """Return paths relative to the data set, for a ledger line."""
-        files = {"src": self.src, "ground_truth": self.ground_truth, "labels": self.labels}
-        if Path(self.class_names).is_file():
-            files["class_names"] = Path(self.class_names)
-        kept = {name: _relative(path, data) for name, path in files.items() if path is not None}
+        names = Path(self.class_names)
+        files = {
+            "src": self.src,
+            "ground_truth": self.ground_truth,
+            "labels": self.labels,
+            "class_names": names if names.is_file() else None,
+        }
+        kept = {n: relpath(path.resolve(), data.resolve()) for n, path in files.items() if path}
         return {"class_names": self.class_names} | kept
 
     @staticmethod
     def remembered(data: Path, src: Path | None) -> "Places":
-        """Read the places of a packed data set from its ledger.
-
-        Args:
-            data: Packed data set.
-            src: Where its source lies now, if it was moved.
-
-        Raises:
-            UsageError: The data set was not packed from a source, or its source was moved.
-        """
+        """Read the places of a packed data set from its ledger; ``src`` if its source was moved."""
         lines = [line["places"] for line in read_ledger(data) if "places" in line]
         if not lines:
             raise UsageError(f"{data} was not packed from a source; make it again")
         kept: dict[str, str] = lines[-1]
         paths = {name: data / kept[name] for name in ("ground_truth", "labels") if name in kept}
-        names = kept.get("class_names", "")
         place = src or data / kept["src"]
         if not place.exists():
             raise UsageError(f"the source of {data} is not at {place} any more; name it with --src")
-        beside = data / names
-        return Places(
-            src=place, class_names=str(beside) if names and beside.is_file() else names, **paths
-        )
+        names = kept.get("class_names", "")
+        if names and (data / names).is_file():
+            names = str(data / names)
+        return Places(src=place, class_names=names, **paths)
 
     def find(
         self,
@@ -105,30 +99,23 @@ def plan_of(
     labels: Path | None,
     skip_damaged: bool = True,
 ) -> Plan:
-    """Make the plan for samples by the settings that a manifest records.
-
-    Raises:
-        UsageError: The table of labels does not fit the source, or is not the recorded one.
-    """
+    """Make the plan for samples by the settings that a manifest records."""
     source = samples.in_order(settings["order"], settings["order_seed"] or 0)
-    table = settings["labels"]
-    of_position = source.labels
-    if table is not None:
+    new_labels = source.labels
+    if (table := settings["labels"]) is not None:
         if labels is None or sha256_of_file(labels) != table["sha256"]:
             raise UsageError(f"labels table {labels} is not the one that was packed with")
-        of_position = read_labels(labels, table["column"], source)
-    resize = None
-    if settings["store"] == "resized":
-        resize = Resize(short_side=settings["short_side"], quality=settings["quality"])
+        new_labels = read_labels(labels, table["column"], source)
     return Plan(
         source=source,
-        labels=of_position,
+        labels=new_labels,
         samples_per_shard=settings["samples_per_shard"],
         name=name,
         split=split,
         settings=settings,
         check=settings["checked"],
-        resize=resize,
+        short_side=settings["short_side"],
+        quality=settings["quality"],
         skip_damaged=skip_damaged,
     )
 
@@ -145,11 +132,7 @@ def config_of(plan: Plan) -> dict[str, Any]:
 
 
 def plan_again(data: Path, src: Path | None) -> tuple[Plan, Provenance]:
-    """Plan a packed data set again from its source; returns the plan and its provenance.
-
-    Raises:
-        UsageError: The source is gone, or the data set was not packed from one.
-    """
+    """Plan a packed data set again from its source; return the plan and its provenance."""
     manifest, provenance = Manifest.read(data), Provenance.read(data)
     places = Places.remembered(data, src)
     settings = dict(manifest.settings)
@@ -167,19 +150,11 @@ def _decompression_shown() -> Generator[Callable[[int, int], None]]:
 
         def show(done_bytes: int, all_bytes: int) -> None:
             if not bars:
-                display = progress("decompress", _megabytes(all_bytes), "MB")
+                display = progress("decompress", math.ceil(all_bytes / 1e6), "MB")
                 bars.append(stack.enter_context(display))
-            bars[0].advance(_megabytes(done_bytes) - bars[0].done)
+            bars[0].advance(math.ceil(done_bytes / 1e6) - bars[0].done)
 
         yield show
-
-
-def _megabytes(n_bytes: int) -> int:
-    return math.ceil(n_bytes / 1e6)
-
-
-def _relative(path: Path, data: Path) -> str:
-    return relpath(path.resolve(), data.resolve())
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.documents import build, parse
-from coreset.shards.format.files import fsync_file, json_bytes, start_writeback, write_atomically
+from coreset.shards.format.files import fsync_path, json_bytes, start_writeback, write_atomically
 
 PIXELS_NAME, INDEX_NAME = "pixels.u8", "pixels.json"
 CHUNK_BYTES = 1 << 26
@@ -145,7 +145,7 @@ def write_cache(
         while index.done < index.n_samples:
             first = index.done
             digest = _append(file, index, islice(batches, index.batches_per_chunk))
-            fsync_file(path)
+            fsync_path(path)
             index = index.after(digest, source.undecodable)
             write_atomically(folder / INDEX_NAME, index.to_bytes())
             on_chunk(first, index.done - first)

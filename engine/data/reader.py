@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coreset.kernels.jpeg.ffi import all_cached
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.ranges import OpenFiles
+from coreset.shards.format.files import OpenFiles
 
 JOINED_GAP = 16 * 1024
 """Bytes between neighbours that are read along: from the page cache they cost less than a second

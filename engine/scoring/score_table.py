@@ -23,7 +23,7 @@ from coreset.shards.errors import CoresetError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import missing
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.packing.labels import read_labels
+from coreset.shards.packing.plan import read_labels
 from coreset.shards.sources.packed import find_packed
 
 VISITS = "visits"

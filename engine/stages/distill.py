@@ -27,9 +27,8 @@ from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.result import Result
 from coreset.engine.stages.options import DataPath, SetPath
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.packing.pack import pack
+from coreset.shards.packing.pack import list_path, pack
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.quarantine import list_path
 from coreset.shards.sources.base import SourceOptions
 from coreset.shards.sources.folder import find_folder
 

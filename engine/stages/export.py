@@ -18,14 +18,14 @@ from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.result import Result
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.export.formats import FORMATS
-from coreset.shards.export.names import (
+from coreset.shards.export.formats import (
+    FORMATS,
     ExportPlan,
     ImageFormat,
-    ListFormat,
     StoredSample,
     standard_split,
 )
+from coreset.shards.export.lists import ListFormat
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
 from coreset.shards.format.manifest import MANIFEST_NAME
@@ -66,10 +66,9 @@ class Export:
 
     def __post_init__(self) -> None:
         require_at_least("samples_per_shard", self.samples_per_shard, 1)
-        if self.out.resolve().is_relative_to(self.source.resolve()):
-            raise UsageError(
-                f"out {self.out} lies in source {self.source}; choose a place outside it"
-            )
+        out, source = self.out, self.source
+        if out.resolve().is_relative_to(source.resolve()):
+            raise UsageError(f"out {out} lies in source {source}; choose a place outside it")
 
     def run(self) -> Result:
         """Find the samples, write all of them or nothing, name what reads them."""
@@ -82,7 +81,8 @@ class Export:
             done, output = self._write_directory(dataset, ids, export_format), self.to
             split = standard_split(dataset.manifest.split)
             reader = export_format.reader.format(out=self.out, split=split)
-            lines += _empty_classes(dataset, ids) if export_format.class_folders else []
+            if export_format.class_folders:
+                lines += _empty_classes(dataset, ids)
         state = "are there already" if done else "written"
         images = f"{ids.size:,} images of {len(dataset.classes):,} classes"
         lines += [f"{images} {state} as {output}: {self.out}", f"next: {reader}"]
@@ -105,7 +105,6 @@ class Export:
     def _write_directory(
         self, dataset: Dataset, ids: NDArray[np.int64], export_format: ImageFormat
     ) -> bool:
-        """Write the images; return whether an earlier run did."""
         config: dict[str, Any] = {"to": self.to}
         if export_format.sharded:
             config["samples_per_shard"] = self.samples_per_shard
@@ -131,8 +130,13 @@ class Export:
             n_samples=ids.size,
             samples_per_shard=self.samples_per_shard,
         )
-        if export_format.class_folders:
-            _require_free_names(dataset.classes)
+        # Class folders lie beside the files of every artifact.
+        taken = OWN_NAMES.intersection(dataset.classes if export_format.class_folders else ())
+        if taken:
+            raise UsageError(
+                f"class {min(taken)} has the name of a file that every export holds; use --to "
+                "webdataset, or rename it and pack again"
+            )
         with progress("export", ids.size) as bar:
             samples = _counted(stored_samples(dataset, ids), work.meter, bar)
             export_format.write(samples, work.scratch, plan)
@@ -142,7 +146,6 @@ class Export:
     def _write_list(
         self, dataset: Dataset, ids: NDArray[np.int64], export_format: ListFormat
     ) -> bool:
-        """Write the list; return whether an earlier run did."""
         rows = dataset.table(export_format.columns).take(ids)
         content = export_format.content(rows, self.out.suffix)
         with lock(self.out):
@@ -157,11 +160,7 @@ class Export:
 
 
 def stored_samples(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[StoredSample]:
-    """Yield the samples ``ids`` with their stored bytes, in that order.
-
-    Raises:
-        ManifestError: A shard is missing or cut, or an image is not the one that was packed.
-    """
+    """Yield the samples ``ids`` with their stored bytes, in that order."""
     from coreset.engine.data.reader import ShardReader
 
     rows = dataset.table(["key", "format", "content_hash", "label"]).take(ids)
@@ -195,22 +194,11 @@ def _counted(
         yield sample
 
 
-def _require_free_names(classes: Iterable[str]) -> None:
-    """Refuse class names that the files of every artifact have: class folders lie beside them."""
-    taken = sorted(OWN_NAMES.intersection(classes))
-    if taken:
-        raise UsageError(
-            f"class {taken[0]} has the name of a file that every export holds; use --to "
-            "webdataset, or rename it and pack again"
-        )
-
-
-def _empty_classes(dataset: Dataset, ids: NDArray[np.int64]) -> list[str]:
+def _empty_classes(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[str]:
     sizes = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
-    if sizes.all():
-        return []
-    warning = (
-        f"warning: {int((sizes == 0).sum())} classes have no images, such as "
-        f"{dataset.classes[int(sizes.argmin())]}; torchvision needs allow_empty=True to read them"
-    )
-    return [warning]
+    if not sizes.all():
+        yield (
+            f"warning: {int((sizes == 0).sum())} classes have no images, such as "
+            f"{dataset.classes[int(sizes.argmin())]}; torchvision needs allow_empty=True to read "
+            "them"
+        )

@@ -1,6 +1,7 @@
 """``coreset pack``: pack images of any common layout into a data set."""
 
 import shutil
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +30,9 @@ from coreset.shards.format.classes import class_list, recognise
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name
 from coreset.shards.format.manifest import Manifest, classes_digest
-from coreset.shards.images.refusal import MAX_PIXELS
-from coreset.shards.packing.pack import finish, pack_shards, prepare, thread_count
+from coreset.shards.images.flags import MAX_PIXELS
+from coreset.shards.packing.pack import finish, list_path, pack_shards, prepare, thread_count
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.quarantine import list_path
 from coreset.shards.sources.base import Order, Repeats, Source
 from coreset.shards.sources.names import split_of
 
@@ -117,24 +117,14 @@ class Pack:
             raise UsageError(f"data {self.data} lies in src {self.src}; choose a place outside it")
 
     def run(self) -> Result:
-        """Find the files, pack them shard by shard, publish the data set and account for it.
-
-        Raises:
-            UsageError: The folder, the labels or a resumed run's input are not as they must be.
-            DataError: Too many files were refused; they are listed beside the output.
-            MachineError: The disk is full or fails.
-            LockedError: Another process is packing into ``data``.
-        """
+        """Find the files, pack them shard by shard, publish the data set and account for it."""
         require_output(self.data)
         with join() as ranks:
             plan = self._find(ranks)
             return self._lead(plan, ranks) if ranks.is_main else self._follow(plan, ranks)
 
     def _find(self, ranks: Distributed) -> Plan:
-        """Find the source and plan the shards.
-
-        The main rank goes first: it may have to decompress the source for all.
-        """
+        """Find the source and plan the shards; the main rank first, which may decompress it."""
         plans: list[Plan] = []
 
         def find() -> int:
@@ -147,12 +137,11 @@ class Pack:
             plans.append(self._plan(source))
             return 0
 
+        if not ranks.is_main:
+            ranks.wait()
+        ranks.run_on_all(find)
         if ranks.is_main:
-            ranks.run_on_all(find)
             ranks.wait()
-        else:
-            ranks.wait()
-            ranks.run_on_all(find)
         return plans[0]
 
     def _lead(self, plan: Plan, ranks: Distributed) -> Result:
@@ -175,14 +164,15 @@ class Pack:
                 self._finish(plan, work)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
         manifest = Manifest.read(self.data)
-        lines = self._summary(manifest, plan.source, existed=work.done)
-        counts = {"samples": manifest.n_samples, "quarantined": manifest.n_quarantined}
-        return Result(
-            tuple(lines), {"data": str(self.data), **counts, "kinds": dict(manifest.kinds)}
-        )
+        data = {
+            "data": str(self.data),
+            "samples": manifest.n_samples,
+            "quarantined": manifest.n_quarantined,
+            "kinds": dict(manifest.kinds),
+        }
+        return Result(tuple(self._summary(manifest, plan.source, existed=work.done)), data)
 
     def _follow(self, plan: Plan, ranks: Distributed) -> Result:
-        """Pack this rank's shards into the main rank's folder."""
         if ranks.wait()[0] == _GO:
             scratch = temporary_name(self.data)
             meter = Meter("pack", "")
@@ -204,13 +194,14 @@ class Pack:
 
     def _plan(self, source: Source) -> Plan:
         place = self.src.resolve()
-        place_name = place.parent.name if place.name in SPLITS else place.stem
+        name, split = place.stem, split_of(place.stem) or place.stem
+        if place.name in SPLITS:
+            name, split = place.parent.name, place.name
         return plan_of(
             source,
             self._settings(),
-            name=self.name or recognise(source.classes) or place_name,
-            split=self.split
-            or (place.name if place.name in SPLITS else split_of(place.stem) or place.stem),
+            name=self.name or recognise(source.classes) or name,
+            split=self.split or split,
             labels=self.labels,
             skip_damaged=self.on_bad == "quarantine",
         )
@@ -226,7 +217,9 @@ class Pack:
 
     def _settings(self) -> dict[str, Any]:
         resized = self.store == "resized"
-        table = self.labels and {"sha256": _digest(self.labels), "column": self.column}
+        if self.labels and not self.labels.is_file():
+            raise UsageError(f"labels table {self.labels} does not exist; name a CSV file")
+        table = self.labels and {"sha256": sha256_of_file(self.labels), "column": self.column}
         return {
             "order": self.order,
             "order_seed": self.order_seed if self.order == "shuffled" else None,
@@ -256,33 +249,26 @@ class Pack:
         listed.unlink(missing_ok=True)
         work.provenance = bound(work.provenance, manifest)
 
-    def _summary(self, manifest: Manifest, source: Source, *, existed: bool) -> list[str]:
-        lines = [f"left out: {skipped}" for skipped in source.skipped]
+    def _summary(self, manifest: Manifest, source: Source, *, existed: bool) -> Iterator[str]:
+        yield from (f"left out: {skipped}" for skipped in source.skipped)
         if manifest.n_quarantined:
-            lines.append(
+            yield (
                 f"warning: {manifest.n_quarantined:,} of {manifest.n_found:,} files were refused; "
                 f"see {self.data / 'quarantine.parquet'}"
             )
         sizes = np.bincount(Dataset.open(self.data).labels, minlength=len(manifest.classes))
         if not sizes.all():
-            lines.append(
+            yield (
                 f"warning: {int((sizes == 0).sum()):,} of {sizes.size:,} classes have no samples, "
                 f"such as {manifest.classes[int(sizes.argmin())]}: none of the packed images has "
                 "their label"
             )
         unusual = [f"{n:,} {kind}" for kind, n in manifest.kinds.items() if kind in UNUSUAL]
         if unusual:
-            lines.append(f"stored as they are, and flagged: {', '.join(unusual)}")
+            yield f"stored as they are, and flagged: {', '.join(unusual)}"
         state = "was there already" if existed else "packed"
-        lines.append(
+        yield (
             f"{state}: {manifest.n_samples:,} samples of {len(manifest.classes):,} classes in "
             f"{len(manifest.shards):,} shards, {self.data}"
         )
-        lines.append(f"next: coreset score {self.data} SCORES")
-        return lines
-
-
-def _digest(table: Path) -> str:
-    if not table.is_file():
-        raise UsageError(f"labels table {table} does not exist; name a CSV file")
-    return sha256_of_file(table)
+        yield f"next: coreset score {self.data} SCORES"

@@ -16,9 +16,7 @@ from coreset.engine.stages.options import DataPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import read_refused
-from coreset.shards.packing.pack import finish, thread_count
-from coreset.shards.packing.quarantine import list_path, write_list
-from coreset.shards.packing.repair import retry_refused
+from coreset.shards.packing.pack import finish, list_path, retry_refused, thread_count, write_list
 
 Action: TypeAlias = Annotated[
     Literal["show", "retry"], tyro.conf.Positional, tyro.conf.arg(metavar="show|retry")
@@ -47,13 +45,7 @@ class Quarantine:
     """Threads of a retry; 0 is one per core."""
 
     def run(self) -> Result:
-        """Show or retry.
-
-        Raises:
-            UsageError: ``data`` is not a packed data set; or its source is gone or has changed
-                in other files than the refused ones.
-            DataError: Too many files are refused still.
-        """
+        """Show or retry."""
         manifest = Manifest.read(self.data)
         return self._show(manifest) if self.action == "show" else self._retry(manifest)
 

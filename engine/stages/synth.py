@@ -15,9 +15,8 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.packing.pack import pack, thread_count
+from coreset.shards.packing.pack import list_path, pack, thread_count
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.quarantine import list_path
 from coreset.shards.sources.synthetic import Synthetic, position_of, synthetic_source
 
 TRUTH_NAME = "truth.parquet"
@@ -59,32 +58,9 @@ class Synth:
             raise UsageError(f"size must be imagenet or a number of pixels, got {self.size}")
 
     def run(self) -> Result:
-        """Generate and pack in threads, write the truth in id order, publish.
-
-        Raises:
-            UsageError: The numbers of images and classes, the noise or the size are out of range.
-            MachineError: The disk is full or fails.
-        """
-        synthetic = self._synthetic()
-        provenance = Provenance(
-            kind="dataset", stage="synth", config=shaping_fields(self, without=("workers",))
-        )
-        with create_artifact(self.data, provenance, resumable=True) as work:
-            if not work.done:
-                self._fill(work, synthetic)
-        manifest = Manifest.read(self.data)
-        how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        per_core = "" if work.done else f", {self._per_core(work):,.0f} images/s per core"
-        made = f"{manifest.n_samples:,} images of {len(manifest.classes):,} classes {how}{per_core}"
-        place = f"{self.data} (truth: {self.data / TRUTH_NAME})"
-        return Result(
-            (f"{made}: {place}", f"next: coreset score {self.data} SCORES"),
-            {"data": str(self.data), "samples": manifest.n_samples},
-        )
-
-    def _synthetic(self) -> Synthetic:
+        """Generate and pack in threads, write the truth in id order, publish."""
         size: int | Literal["imagenet"] = "imagenet" if self.size == "imagenet" else int(self.size)
-        return Synthetic(
+        synthetic = Synthetic(
             images=self.images,
             classes=self.classes,
             seed=self.seed,
@@ -92,9 +68,24 @@ class Synth:
             label_noise=self.label_noise,
             size=size,
         )
-
-    def _per_core(self, work: ArtifactWriter) -> float:
-        return work.meter.images / work.meter.wall_seconds / thread_count(self.workers)
+        provenance = Provenance(
+            kind="dataset", stage="synth", config=shaping_fields(self, without=("workers",))
+        )
+        with create_artifact(self.data, provenance, resumable=True) as work:
+            if not work.done:
+                self._fill(work, synthetic)
+        manifest = Manifest.read(self.data)
+        how = "are there already"
+        if not work.done:
+            seconds = work.meter.wall_seconds
+            per_core = work.meter.images / seconds / thread_count(self.workers)
+            how = f"made in {seconds:.1f} s, {per_core:,.0f} images/s per core"
+        made = f"{manifest.n_samples:,} images of {len(manifest.classes):,} classes {how}"
+        place = f"{self.data} (truth: {self.data / TRUTH_NAME})"
+        return Result(
+            (f"{made}: {place}", f"next: coreset score {self.data} SCORES"),
+            {"data": str(self.data), "samples": manifest.n_samples},
+        )
 
     def _fill(self, work: ArtifactWriter, synthetic: Synthetic) -> None:
         source = synthetic_source(synthetic).in_order("shuffled", self.seed)
@@ -120,7 +111,6 @@ class Synth:
 
 
 def _write_truth(synthetic: Synthetic, data: Path) -> None:
-    """Store true labels and difficulty in id order."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

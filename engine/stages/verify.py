@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.pack_inputs import Account, plan_again
 from coreset.engine.artifacts.writer import lock, output_folder, require_output
@@ -15,24 +17,8 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_directory
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.packing.pack import thread_count
-from coreset.shards.packing.repair import repair_shard, shard_number
-from coreset.shards.verify import (
-    Depth,
-    Pairs,
-    Verification,
-    copies,
-    shared,
-    under_another_label,
-    verify,
-    write_pairs,
-)
-
-DEPTH_NOTES = {
-    Depth.FAST: "sizes and counts only: leave out --fast to read every byte",
-    Depth.BYTES: "every byte read: add --deep to decode every image",
-    Depth.DEEP: "every image decodes",
-}
+from coreset.shards.packing.pack import repair_shard, shard_number, thread_count
+from coreset.shards.verify import Pairs, duplicates, verify, write_pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,36 +53,29 @@ class Verify:
             raise UsageError("src is used by --repair only; name the shard to build again")
 
     def run(self) -> Result:
-        """Repair the named shard, check the data set, look for images that occur twice.
-
-        Raises:
-            UsageError: ``data`` is not a packed data set, or its source is gone.
-            DataError: Damage, named by file with what was expected and found.
-        """
+        """Repair the named shard, check the data set, look for images that occur twice."""
         if self.pairs is not None:
             require_output(self.pairs)
         lines = [self._repair()] if self.repair else []
-        checked = self._verify()
-        counts = f"{checked.n_samples:,} samples in {checked.n_shards:,} shards"
-        note = DEPTH_NOTES[self._depth]
-        lines.append(f"{self.data} is whole: {counts}, {checked.bytes_read:,} bytes read; {note}")
-        if not self.fast:
-            lines += self._duplicates()
-        return Result(tuple(lines), {"data": str(self.data), "samples": checked.n_samples})
-
-    @property
-    def _depth(self) -> Depth:
-        return Depth.FAST if self.fast else Depth.DEEP if self.deep else Depth.BYTES
-
-    def _verify(self) -> Verification:
-        total = 0 if self.fast else Manifest.read(self.data).n_samples
-        with progress("verify", total) as bar:
-            return verify(
+        manifest = Manifest.read(self.data)
+        with progress("verify", 0 if self.fast else manifest.n_samples) as bar:
+            n_bytes = verify(
                 self.data,
-                depth=self._depth,
+                fast=self.fast,
+                deep=self.deep,
                 workers=thread_count(self.workers),
                 on_shard=lambda entry: bar.advance(entry.samples),
             )
+        counts = f"{manifest.n_samples:,} samples in {len(manifest.shards):,} shards"
+        note = "every byte read: add --deep to decode every image"
+        if self.fast:
+            note = "sizes and counts only: leave out --fast to read every byte"
+        elif self.deep:
+            note = "every image decodes"
+        lines.append(f"{self.data} is whole: {counts}, {n_bytes:,} bytes read; {note}")
+        if not self.fast:
+            lines += self._duplicates()
+        return Result(tuple(lines), {"data": str(self.data), "samples": manifest.n_samples})
 
     def _repair(self) -> str:
         dataset = Dataset.open(self.data)
@@ -115,19 +94,21 @@ class Verify:
     def _duplicates(self) -> Iterator[str]:
         dataset = Dataset.open(self.data)
         reference = dataset if self.against is None else Dataset.open(self.against)
-        pairs = copies(dataset) if self.against is None else shared(dataset, reference)
-        if len(pairs):
+        pairs = duplicates(dataset, reference)
+        if pairs[0].size:
             yield self._warning(pairs, dataset, reference)
         if self.pairs is not None:
             with output_folder(self.pairs):
                 write_pairs(self.pairs, pairs, dataset, reference)
-            yield f"listed: {len(pairs):,} pairs, {self.pairs}"
+            yield f"listed: {pairs[0].size:,} pairs, {self.pairs}"
 
     def _warning(self, pairs: Pairs, dataset: Dataset, reference: Dataset) -> str:
-        mislabelled = int(under_another_label(pairs, dataset, reference).sum())
-        example = f"{dataset.keys[pairs.first[0]]} and {reference.keys[pairs.second[0]]}"
+        first, second = pairs
+        classes, others = np.array(dataset.classes), np.array(reference.classes)
+        differ = classes[dataset.labels[first]] != others[reference.labels[second]]
+        example = f"{dataset.keys[first[0]]} and {reference.keys[second[0]]}"
         where = f"of {reference.path} are in {dataset.path} too" if self.against else "are copies"
         return (
-            f"warning: {len(pairs):,} of {len(reference):,} images {where}, {mislabelled:,} under "
+            f"warning: {first.size:,} of {len(reference):,} images {where}, {differ.sum():,} under "
             f"another label, such as {example}"
         )

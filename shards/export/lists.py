@@ -2,7 +2,8 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,21 +12,27 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.export.names import ListFormat
 from coreset.shards.tables.csv_cells import csv_table
 from coreset.shards.tables.sample_names import INTEGER, SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import Table, read_table
 
-CSV_HEADER = ("path", "label", "key")
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _Entry: TypeAlias = tuple[int, str]
 
 
-def ids_list(samples: ArrowTable, suffix: str) -> bytes:
-    """Write the ids of samples: ``.npy`` is an int64 array, any other suffix one id a line.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFormat:
+    """Export format without images: a file that lists the samples."""
 
-    ``.csv`` has a header, since its first line may be taken for one.
-    """
+    summary: str
+    columns: tuple[str, ...]
+    """Columns of the sample table that are listed."""
+    content: Callable[[ArrowTable, str], bytes]
+    """Make the content from the rows and the suffix of the file."""
+
+
+def ids_list(samples: ArrowTable, suffix: str) -> bytes:
+    """Write the ids of samples: ``.npy`` is an array, ``.csv`` has a header, else one id a line."""
     ids: list[int] = samples["id"].to_pylist()
     if suffix == ".npy":
         file = io.BytesIO()
@@ -36,16 +43,10 @@ def ids_list(samples: ArrowTable, suffix: str) -> bytes:
 
 
 def paths_list(samples: ArrowTable, suffix: str) -> bytes:
-    """Write the source paths of samples: ``.csv`` is a table, any other suffix one path a line.
-
-    The table has the columns path, label (position in the class list) and sample key.
-
-    Raises:
-        UsageError: A path holds a line break.
-    """
+    """Write the source paths of samples: ``.csv`` is a table, any other suffix one path a line."""
     rows = samples.select(["source", "label", "key"]).to_pylist()
     if suffix == ".csv":
-        return csv_table(CSV_HEADER, (row.values() for row in rows))
+        return csv_table(("path", "label", "key"), (row.values() for row in rows))
     for row in rows:
         if _LINE_BREAKING.search(row["source"]):
             raise UsageError(
@@ -69,11 +70,8 @@ def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     ``.npy`` holds ids; ``shards.tables.table`` reads anything else. An entry is a sample id, a
     sample key, a source path, a longer path that ends in one of these (``train/n02979186/x.JPEG``),
     or a file name that only one sample has. A path also matches by its sample key, so that an
-    image that was stored with another extension is found.
-
-    Args:
-        path: The list.
-        samples: Table with the columns ``key`` and ``source``, one row per sample id.
+    image that was stored with another extension is found. ``samples`` has the columns ``key`` and
+    ``source``, one row per sample id.
 
     Raises:
         UsageError: The list is missing, empty or cannot be read; an entry is unknown, out of range
@@ -100,7 +98,6 @@ def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
 
 
 def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
-    """Read the entries' unit (line, row, entry), and number and text of each."""
     if path.suffix == ".npy" and path.is_file():
         return "entry", _array_entries(path)
     table = read_table(path, "list", names.known)

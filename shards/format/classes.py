@@ -67,15 +67,11 @@ def recognise(classes: Sequence[str]) -> str | None:
 
 
 def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
-    """Return the class names of a well-known data set or of a file.
+    """Return the class names of a well-known data set (with or without the hyphen) or of a file.
 
     A file has one class a line, row or entry (``shards.tables.table``). The name is its WordNet id
     if each has one (``n01440764 tench``), else the whole line, or the column with a known name.
-    Numbers beside the names are labels from 0.
-
-    Args:
-        name: imagenette, imagenet-100, imagenet-1k (also without the hyphen), or a file.
-        ordered: Return the names in the order of their labels; otherwise numbers are ignored.
+    Numbers beside the names are labels from 0: names come in their order if ``ordered``.
 
     Raises:
         UsageError: There is no such list or file; or the file is empty, names a class twice, or
@@ -161,7 +157,6 @@ def _lines(path: Path, lines: Sequence[str]) -> _NamesAndNumbers:
 
 
 def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
-    """Find the names by WordNet ids or the known column, and the columns of their numbers."""
     width = min(map(len, rows))
     integers = [at for at in range(width) if all(_NUMBER.fullmatch(row[at]) for row in rows)]
     texts = [at for at in range(max(map(len, rows))) if at not in integers]

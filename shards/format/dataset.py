@@ -2,7 +2,7 @@
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +66,7 @@ class Dataset:
 
     path: Path
     manifest: Manifest
+    _ints: dict[str, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
 
     @staticmethod
     def open(path: Path) -> "Dataset":
@@ -73,8 +74,8 @@ class Dataset:
 
         Raises:
             UsageError: ``path`` is not a packed data set.
-            ManifestError: The sample table is missing or not the one that the manifest describes,
-                or a row names bytes outside its shard.
+            ManifestError: The sample table is not the one of the manifest, or a row names bytes
+                outside its shard.
         """
         manifest = Manifest.read(path)
         table_path = path / SAMPLES_NAME
@@ -90,11 +91,7 @@ class Dataset:
         return self.manifest.n_samples
 
     def table(self, columns: Sequence[str] | None = None) -> ArrowTable:
-        """Read columns of the sample table, or all, in id order; nothing is cached.
-
-        Raises:
-            ManifestError: The table is damaged, or lacks a value.
-        """
+        """Read columns of the sample table, or all, in id order; nothing is cached."""
         with self._table_file() as file:
             table = file.read(columns=None if columns is None else list(columns))
             table.validate(full=True)
@@ -120,20 +117,16 @@ class Dataset:
             raise self._damage(f"{name} is not known of every sample")
 
     def _check_table(self) -> None:
-        """Check the table's columns and rows, and that every row names a place in its shard.
-
-        Raises:
-            ManifestError: A row does not, or the table is not of this data set.
-        """
         with self._table_file() as file:
-            types = {field.name: field.type for field in file.schema_arrow}
-            for field in SAMPLES_SCHEMA:
-                if types.get(field.name) != field.type:
-                    raise self._damage(f"column {field.name} is not of type {field.type}")
-            n_rows = file.metadata.num_rows
-            if n_rows != len(self):
-                raise self._damage(f"rows expected {len(self)}, found {n_rows}")
-            shards, first, columns = self._shards_of_rows(), 0, list(_CHECKED_COLUMNS)
+            types = {column.name: column.type for column in file.schema_arrow}
+            for column in SAMPLES_SCHEMA:
+                if types.get(column.name) != column.type:
+                    raise self._damage(f"column {column.name} is not of type {column.type}")
+            if file.metadata.num_rows != len(self):
+                raise self._damage(f"rows expected {len(self)}, found {file.metadata.num_rows}")
+            counts = [entry.samples for entry in self.manifest.shards]
+            shards = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+            first, columns = 0, list(_CHECKED_COLUMNS)
             for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns, use_threads=False):
                 for name in columns:
                     self._require_values(batch.column(name), name)
@@ -141,24 +134,12 @@ class Dataset:
                 self._check_rows(first, rows, shards[first : first + len(batch)])
                 first += len(batch)
 
-    def _shards_of_rows(self) -> NDArray[np.int32]:
-        """Return the shard number of every sample id: rows are in the order of the shards."""
-        counts = np.array([entry.samples for entry in self.manifest.shards], np.int64)
-        if int(counts.sum()) == len(self):
-            return np.repeat(np.arange(counts.size, dtype=np.int32), counts)
-        rows = np.bincount(self.ints("shard").clip(0, counts.size), minlength=counts.size + 1)
-        for entry, n_rows in zip(self.manifest.shards, rows.tolist(), strict=False):
-            if n_rows != entry.samples:
-                raise self._damage(
-                    f"samples of {entry.name} expected {entry.samples}, found {n_rows}"
-                )
-        raise self._damage(f"{len(self)} samples lie in {counts.sum()} places of the shards")
-
     def _check_rows(
         self, first: int, rows: Mapping[str, NDArray[Any]], shards: NDArray[np.int32]
     ) -> None:
         """Check rows from id ``first`` on, which belong to ``shards``."""
-        ends, n_bytes = self._shard_bytes[shards], rows["bytes"]
+        ends = np.array([entry.bytes for entry in self.manifest.shards], np.int64)[shards]
+        n_bytes = rows["bytes"]
         # As unsigned numbers the negative ones are the largest.
         wrong = {
             "shard": rows["shard"] != shards,
@@ -170,10 +151,6 @@ class Dataset:
             if is_wrong.any():
                 row = int(is_wrong.argmax())
                 raise self._damage(f"{name} of sample {first + row} is {rows[name][row]}")
-
-    @cached_property
-    def _shard_bytes(self) -> NDArray[np.int64]:
-        return np.array([entry.bytes for entry in self.manifest.shards], np.int64)
 
     @cached_property
     def samples(self) -> ArrowTable:
@@ -196,11 +173,7 @@ class Dataset:
         return self.table(["key"])["key"].to_pylist()
 
     def ints(self, column: str) -> NDArray[np.int64]:
-        """Return an integer column in id order, int64, cached.
-
-        Raises:
-            ManifestError: As `table`; or a width or height is not positive.
-        """
+        """Return an integer column in id order, int64, cached; refuse a width or height below 1."""
         if column not in self._ints:
             values = self.table([column])[column].combine_chunks()
             # By `to_numpy` pyarrow would import pandas where it is installed: 35 MB and 0.9 s.
@@ -210,10 +183,6 @@ class Dataset:
                 raise self._damage(f"{column} of sample {row} is {numbers[row]}")
             self._ints[column] = numbers
         return self._ints[column]
-
-    @cached_property
-    def _ints(self) -> dict[str, NDArray[np.int64]]:
-        return {}
 
     def shard_paths(self) -> list[Path]:
         """Tar files in order."""

@@ -12,11 +12,7 @@ _INT_LIMIT = 1 << 63
 
 
 def parse(text: bytes) -> dict[str, Any]:
-    """Parse a JSON object.
-
-    Raises:
-        ValueError: The text is no JSON object, or is nested too deeply.
-    """
+    """Parse a JSON object; whatever is none is a ValueError."""
     try:
         document = json.loads(text)
     except RecursionError as error:
@@ -25,12 +21,9 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def build(kind: type[Document], document: object) -> Document:
-    """Build a dataclass from a JSON object.
+    """Build a dataclass from a JSON object; a ValueError names the field that does not fit.
 
     Lists become tuples, objects become mappings or nested dataclasses, by the types of the fields.
-
-    Raises:
-        ValueError: A field is missing, unknown or of another type; the message names it.
     """
     document = _object(document)
     hints, required = _fields_of(kind)
@@ -43,7 +36,6 @@ def build(kind: type[Document], document: object) -> Document:
 
 @cache
 def _fields_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:  # noqa: ANN401 - a dataclass
-    """Return the type of every field by name, and the names of those without a default."""
     hints = get_type_hints(kind)
     init = [field for field in fields(kind) if field.init]
     required = (field.name for field in init if field.default is field.default_factory is MISSING)
@@ -57,7 +49,6 @@ def _object(document: object) -> dict[str, Any]:
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401 - of any type
-    """Convert a JSON value to the type of its field."""
     if type(value) is hint and (hint is not int or -_INT_LIMIT <= value < _INT_LIMIT):
         return value
     origin, inner = get_origin(hint), get_args(hint)

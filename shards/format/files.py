@@ -10,8 +10,12 @@ import hashlib
 import json
 import mmap
 import os
+import resource
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, TypeAlias
@@ -26,18 +30,9 @@ _BUFFER_BYTES = 1 << 22
 _ALIGNMENT = 4096  # at least the block size of the common disks and file systems
 
 
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def fsync_file(path: Path) -> None:
-    """Make the bytes of a file durable."""
-    _fsync(path, os.O_RDONLY)
-
-
-def _fsync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def fsync_path(path: Path) -> None:
+    """Make the bytes of a file, or the names in a directory, durable."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -46,10 +41,8 @@ def _fsync(path: Path, flags: int) -> None:
 
 def fsync_tree(path: Path) -> None:
     """Make every file and directory below ``path`` durable."""
-    for file in files_below(path):
-        fsync_file(file)
-    for directory in [path, *(entry for entry in path.rglob("*") if entry.is_dir())]:
-        fsync_directory(directory)
+    for entry in (*path.rglob("*"), path):
+        fsync_path(entry)
 
 
 def files_below(path: Path) -> Iterator[Path]:
@@ -80,11 +73,7 @@ def missing(path: Path, remedy: str) -> UsageError:
 
 
 def new_file(path: Path) -> IO[bytes]:
-    """Create a file under a temporary name and open it for writing.
-
-    What a killed run left is removed. A symbolic link under the name, which somebody else must
-    have made, is removed too and never followed.
-    """
+    """Create a file under a temporary name; what a killed run left, or a link, is removed."""
     path.unlink(missing_ok=True)
     return path.open("xb")
 
@@ -102,7 +91,7 @@ def make_directory(path: Path) -> None:
     created = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in created:
-        fsync_directory(folder.parent)
+        fsync_path(folder.parent)
 
 
 def unlink_link(path: Path) -> None:
@@ -118,38 +107,30 @@ def write_atomically(path: Path, data: bytes) -> None:
         sync_and_rename(file, path)
 
 
-def sync_and_rename(file: IO[bytes], path: Path, *, last: bool = True) -> None:
-    """Sync an open temporary file and give it its final name.
-
-    With ``last`` False, the name becomes durable with the next file of the same directory.
-    """
+def sync_and_rename(file: IO[bytes], path: Path) -> None:
+    """Sync an open temporary file and give it its final name."""
     file.flush()
     os.fsync(file.fileno())
     Path(file.name).rename(path)
-    if last:
-        fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
 def replace_files(files: Iterable[Path], directory: Path) -> None:
     """Move synced files into a directory, over those of the same names."""
     for file in files:
         file.rename(directory / file.name)
-    fsync_directory(directory)
+    fsync_path(directory)
 
 
 def rename_directory(scratch: Path, path: Path) -> None:
     """Sync a finished directory tree and give it its final name."""
     fsync_tree(scratch)
     scratch.rename(path)
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
 def exchange_directories(scratch: Path, path: Path) -> None:
-    """Sync ``scratch`` and swap it with ``path`` in a single step (Linux ``renameat2``).
-
-    Raises:
-        MachineError: The file system cannot.
-    """
+    """Sync ``scratch`` and swap it with ``path`` in a single step (Linux ``renameat2``)."""
     fsync_tree(scratch)
     names = os.fsencode(scratch), os.fsencode(path)
     if _libc().renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE):
@@ -157,7 +138,7 @@ def exchange_directories(scratch: Path, path: Path) -> None:
             f"the file system of {path} cannot swap folders ({os.strerror(ctypes.get_errno())}); "
             "make it again under another name"
         )
-    fsync_directory(path.parent)
+    fsync_path(path.parent)
 
 
 def remove_tree(path: Path) -> None:
@@ -172,10 +153,7 @@ def remove_tree(path: Path) -> None:
 
 
 def start_writeback(file: IO[bytes], offset: int, n_bytes: int) -> None:
-    """Ask the kernel to begin writing a range to the disk (``sync_file_range``), without waiting.
-
-    It is a hint: where the kernel refuses it, the later fsync does all the work.
-    """
+    """Ask the kernel to begin writing a range to the disk, without waiting; it may refuse."""
     begin, length = ctypes.c_int64(offset), ctypes.c_int64(n_bytes)
     _libc().sync_file_range(file.fileno(), begin, length, _SYNC_FILE_RANGE_WRITE)
 
@@ -193,20 +171,19 @@ class AppendFile:
     """
 
     def __init__(self, path: Path, on_block: Callable[[memoryview], object]) -> None:
-        """Create ``path`` by the rules of `new_file`; ``on_block`` gets all bytes in order."""
+        """Create ``path`` as `new_file` does; ``on_block`` gets all bytes in order."""
         self.path = path
         self._on_block = on_block
-        self._descriptor = _open_direct(path)
+        self._file = new_file(path)
+        self._descriptor = self._file.fileno()
+        with suppress(OSError):
+            self._set_direct(on=True)
         self._buffer = mmap.mmap(-1, _BUFFER_BYTES)  # aligned to pages
         self._view = memoryview(self._buffer)
         self._filled = self._size = 0
 
     def append(self, part: bytes) -> None:
-        """Append bytes, written when a block is full.
-
-        Raises:
-            OSError: The disk is full or fails.
-        """
+        """Append bytes, written when a block is full; an OSError says that the disk fails."""
         done = 0
         while done < len(part):
             n = min(len(part) - done, _BUFFER_BYTES - self._filled)
@@ -217,11 +194,7 @@ class AppendFile:
                 self._flush()
 
     def publish(self, path: Path) -> None:
-        """Write the rest, sync, close and rename; the name becomes durable with a later file.
-
-        Raises:
-            OSError: The disk is full or fails.
-        """
+        """Write the rest, sync, close and rename; the name becomes durable with a later file."""
         size = self._size + self._filled
         self._flush()
         os.ftruncate(self._descriptor, size)  # the last block was written whole
@@ -231,11 +204,9 @@ class AppendFile:
 
     def close(self) -> None:
         """Close without writing the rest; a second call does nothing."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-            self._view.release()
-            self._buffer.close()
+        self._file.close()
+        self._view.release()
+        self._buffer.close()
 
     def _flush(self) -> None:
         self._on_block(self._view[: self._filled])
@@ -251,24 +222,58 @@ class AppendFile:
         try:
             return os.write(self._descriptor, block)
         except OSError as error:
-            flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-            if error.errno != errno.EINVAL or not flags & os.O_DIRECT:
+            if error.errno != errno.EINVAL:
                 raise
         # Some file systems refuse only now, or once a short write has lost the alignment.
-        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~os.O_DIRECT)
+        self._set_direct(on=False)
         return os.write(self._descriptor, block)
 
+    def _set_direct(self, *, on: bool) -> None:
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        flags = flags | os.O_DIRECT if on else flags & ~os.O_DIRECT
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags)
 
-def _open_direct(path: Path) -> int:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    path.unlink(missing_ok=True)
-    try:
-        return os.open(path, flags | os.O_DIRECT, 0o666)
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise
-    path.unlink(missing_ok=True)  # the refused call has made it
-    return os.open(path, flags, 0o666)
+
+class OpenFiles:
+    """Files by number, opened once each and read from any thread.
+
+    A data set can have more shards than a process may open: the rest is opened for one use each.
+    An object that is dropped without `close` leaves no file open.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        self._descriptors: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._max_open = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        weakref.finalize(self, _close_all, self._descriptors)
+
+    @contextmanager
+    def descriptor(self, number: int) -> Generator[int]:
+        """Yield the descriptor of a file, valid in the block."""
+        with self._lock:
+            kept = self._descriptors.get(number)
+            if kept is None and len(self._descriptors) < self._max_open:
+                kept = self._descriptors[number] = os.open(self.paths[number], os.O_RDONLY)
+        if kept is not None:
+            yield kept
+            return
+        with self.paths[number].open("rb", buffering=0) as file:
+            yield file.fileno()
+
+    def kept(self, number: int) -> int | None:
+        """Return the descriptor of a file that stays open, else None, without the lock."""
+        return self._descriptors.get(number)
+
+    def close(self) -> None:
+        """Close all files; no read may be under way."""
+        with self._lock:
+            _close_all(self._descriptors)
+
+
+def _close_all(descriptors: dict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 def json_bytes(document: Json) -> bytes:

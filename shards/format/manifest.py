@@ -66,12 +66,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Sha256 of the manifest itself, by which a lineage names the data set."""
+        """Sha256 of the manifest, by which a lineage names the data set."""
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
     @staticmethod
     def read(data: Path) -> "Manifest":
-        """Read the manifest of the packed data set ``data``.
+        """Read the manifest of the packed data set ``data``, checked.
 
         Raises:
             UsageError: ``data`` does not exist or is not a packed data set.
@@ -92,27 +92,26 @@ class Manifest:
                     f"{FORMAT} version {FORMAT_VERSION}; pack the data set again"
                 )
             manifest = build(Manifest, document)
-            manifest.check_values()
+            _check_values(manifest)
         except (OSError, ValueError) as error:
             remedy = "pack the data set again"
             raise ManifestError(f"{path} cannot be read ({error}); {remedy}") from error
         return manifest
 
-    def check_values(self) -> None:
-        """Check counts, classes and shards, on which every reader relies.
 
-        Raises:
-            ValueError: A value is not one that packing writes.
-        """
-        if self.n_samples < 1:
-            raise ValueError(f"n_samples is {self.n_samples}")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("two classes have one name")
-        for number, shard in enumerate(self.shards):
-            if shard.name != shard_name(number):
-                raise ValueError(f"shard {number} is called {shard.name[:40]!r}")
-            if min(shard.samples, shard.bytes, shard.index_bytes, shard.found) < 0:
-                raise ValueError(f"{shard.name} has a size or a count below 0")
+def _check_values(manifest: Manifest) -> None:
+    if manifest.n_samples < 1:
+        raise ValueError(f"n_samples is {manifest.n_samples}")
+    if len(set(manifest.classes)) != len(manifest.classes):
+        raise ValueError("two classes have one name")
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            raise ValueError(f"shard {number} is called {shard.name[:40]!r}")
+        if min(shard.samples, shard.bytes, shard.index_bytes, shard.found) < 0:
+            raise ValueError(f"{shard.name} has a size or a count below 0")
+    n_stored = sum(shard.samples for shard in manifest.shards)
+    if n_stored != manifest.n_samples:
+        raise ValueError(f"n_samples is {manifest.n_samples}, the shards hold {n_stored}")
 
 
 @dataclass(slots=True)
@@ -120,8 +119,8 @@ class DatasetDigests:
     """Both digests of a data set, updated shard by shard in id order."""
 
     samples: int = 0
-    _identity: Any = field(default_factory=hashlib.sha256)
-    _content: Any = field(default_factory=hashlib.sha256)
+    identity: Any = field(default_factory=hashlib.sha256)
+    content: Any = field(default_factory=hashlib.sha256)
 
     def add(
         self, keys: Sequence[str], labels: Sequence[int], content_hashes: Sequence[bytes]
@@ -129,25 +128,15 @@ class DatasetDigests:
         """Add samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
         self.samples += len(keys)
         lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
-        self._identity.update("".join(lines).encode())
-        self._content.update(b"".join(content_hashes))
-
-    @property
-    def identity(self) -> str:
-        """Sha256 over the lines of keys and labels."""
-        return self._identity.hexdigest()
-
-    @property
-    def content(self) -> str:
-        """Sha256 over the content hashes."""
-        return self._content.hexdigest()
+        self.identity.update("".join(lines).encode())
+        self.content.update(b"".join(content_hashes))
 
 
 def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
     """Return the sha256 over ``key TAB label NEWLINE`` in id order."""
     digests = DatasetDigests()
     digests.add(keys, labels, ())
-    return digests.identity
+    return digests.identity.hexdigest()
 
 
 def content_digest(content_hashes: Iterable[bytes]) -> str:

@@ -2,8 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coreset.shards.arrow import ArrowSchema, ArrowTable, ParquetWriter
+from coreset.shards.arrow import ArrowSchema, ArrowTable
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import (
     QUARANTINE_NAME,
@@ -55,18 +54,17 @@ class ShardRecord:
     def commit(self, scratch: Path, shard: int) -> None:
         """Write the record, as compact JSON: indented JSON takes ten times as long."""
         document = {"entry": asdict(self.entry), "samples": self.samples, "refused": self.refused}
-        write_atomically(record_path(scratch, shard), json.dumps(document).encode())
+        write_atomically(_record_path(scratch, shard), json.dumps(document).encode())
 
     @staticmethod
     def read(scratch: Path, shard: int) -> "ShardRecord":
         """Read the record of a committed shard."""
-        document: dict[str, Any] = json.loads(record_path(scratch, shard).read_bytes())
+        document: dict[str, Any] = json.loads(_record_path(scratch, shard).read_bytes())
         entry = ShardEntry(**document.pop("entry"))
         return ShardRecord(entry=entry, **document)
 
 
-def record_path(scratch: Path, shard: int) -> Path:
-    """Return the file that commits a shard: ``shard-000003.json``."""
+def _record_path(scratch: Path, shard: int) -> Path:
     return (scratch / shard_name(shard)).with_suffix(".json")
 
 
@@ -81,14 +79,11 @@ def is_committed(scratch: Path, shard: int) -> bool:
     return sizes == (record.entry.bytes, record.entry.index_bytes)
 
 
-def read_records(scratch: Path, n_shards: int) -> Iterator[ShardRecord]:
-    """Yield the records of all shards in order, one in memory at a time."""
-    return (ShardRecord.read(scratch, shard) for shard in range(n_shards))
-
-
 def refused_rows(scratch: Path, n_shards: int) -> list[Row]:
     """Return the rows of ``QUARANTINE_SCHEMA`` of all shards, in pack order."""
-    rows = [row for record in read_records(scratch, n_shards) for row in record.refused]
+    rows: list[Row] = []
+    for shard in range(n_shards):
+        rows += ShardRecord.read(scratch, shard).refused
     for row in rows:
         if row["content_hash"] is not None:
             row["content_hash"] = bytes.fromhex(row["content_hash"])
@@ -108,16 +103,20 @@ def write_tables(
     """Write the tables of samples and ``refused`` files and, last, the manifest."""
     shards: list[ShardEntry] = []
     digests, kinds = DatasetDigests(), Counter[str]()
-    with _table_file(scratch / SAMPLES_NAME, SAMPLES_SCHEMA) as write:
-        for record in read_records(scratch, n_shards):
+
+    def tables() -> Iterator[ArrowTable]:
+        for shard in range(n_shards):
+            record = ShardRecord.read(scratch, shard)
             shards.append(record.entry)
             table = _sample_table(record, first_id=digests.samples)
             hashes: list[bytes] = table["content_hash"].to_pylist()
             digests.add(table["key"].to_pylist(), table["label"].to_pylist(), hashes)
             kinds.update(_kinds(record.samples))
-            write(table)
-    with _table_file(scratch / QUARANTINE_NAME, QUARANTINE_SCHEMA) as write:
-        write(pa.Table.from_pylist(list(refused), QUARANTINE_SCHEMA))
+            yield table
+
+    _write_table(scratch / SAMPLES_NAME, SAMPLES_SCHEMA, tables())
+    of_refused = pa.Table.from_pylist(list(refused), QUARANTINE_SCHEMA)
+    _write_table(scratch / QUARANTINE_NAME, QUARANTINE_SCHEMA, [of_refused])
     manifest = Manifest(
         name=name,
         split=split,
@@ -128,8 +127,8 @@ def write_tables(
         n_quarantined=sum(shard.found - shard.samples for shard in shards),
         kinds=dict(sorted(kinds.items())),
         shards=tuple(shards),
-        identity=digests.identity,
-        content=digests.content,
+        identity=digests.identity.hexdigest(),
+        content=digests.content.hexdigest(),
         classes_sha256=classes_digest(classes),
         samples_sha256=sha256_of_file(scratch / SAMPLES_NAME),
         quarantine_sha256=sha256_of_file(scratch / QUARANTINE_NAME),
@@ -139,11 +138,7 @@ def write_tables(
 
 
 def read_refused(data: Path) -> ArrowTable:
-    """Read the table of refused files of a packed data set.
-
-    Raises:
-        ManifestError: It is missing or damaged.
-    """
+    """Read the table of refused files of a packed data set."""
     path = data / QUARANTINE_NAME
     try:
         with pq.ParquetFile(path) as file:
@@ -174,35 +169,23 @@ def _sample_table(record: ShardRecord, first_id: int) -> ArrowTable:
 
 
 def _kinds(columns: Mapping[str, list[Any]]) -> Counter[str]:
-    """Count samples by stored format and by flag."""
     kinds = Counter[str](columns.get("format", ()))
     for flags, n in Counter[int](columns.get("flags", ())).items():
         kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})
     return kinds
 
 
-@contextmanager
-def _table_file(path: Path, schema: ArrowSchema) -> Generator[Callable[[ArrowTable], None]]:
-    """Yield a function that appends tables; at most two row groups are in memory."""
+def _write_table(path: Path, schema: ArrowSchema, tables: Iterable[ArrowTable]) -> None:
+    """Write tables in row groups of a fixed size, one and a table of which are in memory."""
     with new_file(temporary_name(path)) as file:
-        waiting: list[ArrowTable] = []
         with pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
-
-            def write(table: ArrowTable) -> None:
-                waiting.append(table)
-                if sum(map(len, waiting)) >= _ROWS_PER_GROUP:
-                    _write_groups(writer, waiting, whole=True)
-
-            yield write
-            _write_groups(writer, waiting, whole=False)
+            rest = schema.empty_table()
+            for table in tables:
+                rest = pa.concat_tables([rest, table])
+                whole = len(rest) - len(rest) % _ROWS_PER_GROUP
+                if whole:
+                    group = rest.slice(0, whole).combine_chunks()
+                    writer.write_table(group, row_group_size=_ROWS_PER_GROUP)
+                    rest = rest.slice(whole)
+            writer.write_table(rest.combine_chunks())
         sync_and_rename(file, path)
-
-
-def _write_groups(writer: ParquetWriter, waiting: list[ArrowTable], *, whole: bool) -> None:
-    """Write waiting rows in groups of a fixed size; with ``whole``, keep an incomplete one."""
-    if not waiting:
-        return
-    table = pa.concat_tables(waiting).combine_chunks()
-    end = len(table) - len(table) % _ROWS_PER_GROUP if whole else len(table)
-    writer.write_table(table.slice(0, end), row_group_size=_ROWS_PER_GROUP)
-    waiting[:] = [table.slice(end)] if whole else []

@@ -31,11 +31,6 @@ class Member(NamedTuple):
     offset: int
     size: int
 
-    @property
-    def index_entry(self) -> str:
-        """Four words of DALI's index."""
-        return f"{self.name.rpartition('.')[2]} {self.offset} {self.size} {self.name}"
-
 
 def shard_name(number: int) -> str:
     """Return the file name of a shard."""
@@ -78,32 +73,19 @@ def padded(size: int) -> int:
 
 def sample_parts(number: int, extension: str, image: bytes, label: int) -> tuple[bytes, ...]:
     """Make the bytes of a sample, the same at any offset: header, image, and the rest."""
-    image_name, label_name = _names(number, extension)
     digits = b"%d" % label
     filling = bytes(padded(len(image)) - len(image))
-    label_header = member_header(label_name, len(digits))
+    label_header = member_header(f"{number:09d}.cls", len(digits))
     after = filling + label_header + digits.ljust(BLOCK_BYTES, b"\0")
-    return member_header(image_name, len(image)), image, after
-
-
-def _members(
-    number: int, extension: str, size: int, label: int, begin: int
-) -> tuple[Member, Member]:
-    """Return the image and label members of a sample that begins at byte ``begin``."""
-    image_name, label_name = _names(number, extension)
-    image = Member(image_name, begin + BLOCK_BYTES, size)
-    after = image.offset + padded(size)
-    return image, Member(label_name, after + BLOCK_BYTES, len(str(label)))
-
-
-def _names(number: int, extension: str) -> tuple[str, str]:
-    return f"{number:09d}.{extension}", f"{number:09d}.cls"
+    return member_header(f"{number:09d}.{extension}", len(image)), image, after
 
 
 def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
     """Write DALI's index of a shard whose samples are (image, label) pairs."""
     lines = [f"v1.2 {len(samples)}"]
-    lines += [f"{image.index_entry} {label.index_entry}" for image, label in samples]
+    for sample in samples:
+        words = [f"{m.name.rpartition('.')[2]} {m.offset} {m.size} {m.name}" for m in sample]
+        lines.append(" ".join(words))
     return ("\n".join(lines) + "\n").encode()
 
 
@@ -111,7 +93,6 @@ class ShardWriter:
     """Writer of one shard under a temporary name; `finish` renames tar and index."""
 
     def __init__(self, path: Path) -> None:
-        """Start a shard that will be called ``path``."""
         self.path = path
         self.size = 0
         self.samples: list[tuple[Member, Member]] = []
@@ -126,36 +107,30 @@ class ShardWriter:
     def extend(
         self, parts: Iterable[bytes], samples: Iterable[tuple[int, str, int, int]]
     ) -> list[Member]:
-        """Append samples, (number, extension, size, label), whose `sample_parts` are ``parts``.
-
-        Returns:
-            The image members.
-        """
+        """Append samples (number, extension, size, label) by their parts; return image members."""
         for part in parts:
             self._file.append(part)
         before = len(self.samples)
-        for sample in samples:
-            members = _members(*sample, begin=self.size)
-            self.size = members[1].offset + BLOCK_BYTES
-            self.samples.append(members)
+        for number, extension, size, label in samples:
+            image = Member(f"{number:09d}.{extension}", self.size + BLOCK_BYTES, size)
+            label_at = image.offset + padded(size) + BLOCK_BYTES
+            self.samples.append((image, Member(f"{number:09d}.cls", label_at, len(str(label)))))
+            self.size = label_at + BLOCK_BYTES
         return [image for image, _ in self.samples[before:]]
 
     def finish(self) -> str:
-        """Sync and rename tar and index; return the tar's sha256.
-
-        The names become durable with the next file of the same directory.
-        """
+        """Sync and rename tar and index; return the tar's sha256."""
         self._file.append(END)
         self.size += len(END)
         self._file.publish(self.path)
         index = index_path(self.path)
         with new_file(temporary_name(index)) as file:
             file.write(index_bytes(self.samples))
-            sync_and_rename(file, index, last=False)
+            sync_and_rename(file, index)
         return self._hasher.hexdigest()
 
-    def abandon(self) -> None:
-        """Remove the temporary file; on a full disk closing it may fail."""
+    def close(self) -> None:
+        """Remove the file of an unfinished shard; on a full disk closing it may fail."""
         self._file.path.unlink(missing_ok=True)
         with suppress(OSError):
             self._file.close()

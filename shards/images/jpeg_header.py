@@ -10,13 +10,13 @@ from collections.abc import Generator
 from functools import lru_cache
 from typing import NamedTuple
 
-from coreset.shards.images.exif import exif_flag
-from coreset.shards.images.flags import Flag
-from coreset.shards.images.refusal import (
+from coreset.shards.images.flags import (
     MAX_PIXELS,
     MAX_SEGMENTS,
+    Flag,
     Reason,
     Refusal,
+    exif_flag,
     require_few,
     require_size,
 )
@@ -44,20 +44,11 @@ _COMMON = frozenset({
     ((1, 1), (1, 1)), ((2, 1), (1, 1)), ((1, 2), (1, 1)), ((2, 2), (1, 1)), ((4, 1), (1, 1)),
     ((2, 2), (1, 2)), ((2, 2), (2, 1)),
 })  # fmt: skip
-_GREY, _CMYK, _PROGRESSIVE, _DEEP, _ODD_SAMPLING = (
-    int(flag) for flag in (Flag.GREY, Flag.CMYK, Flag.PROGRESSIVE, Flag.DEEP, Flag.ODD_SAMPLING)
-)
-_COLOURS = {1: _GREY, 4: _CMYK}
+# As numbers: joining Python's flags takes a microsecond.
+_PROGRESSIVE, _DEEP, _ODD_SAMPLING = map(int, (Flag.PROGRESSIVE, Flag.DEEP, Flag.ODD_SAMPLING))
+_COLOURS = {1: int(Flag.GREY), 4: int(Flag.CMYK)}
 _MOST_EQUAL = {3: 3, 4: 2}
 """Blocks of each component in a unit, by components, where all factors are equal."""
-
-
-class JpegHeader(NamedTuple):
-    """Size and flags in the headers of a JPEG."""
-
-    width: int
-    height: int
-    flags: Flag
 
 
 class _Frame(NamedTuple):
@@ -65,16 +56,10 @@ class _Frame(NamedTuple):
     height: int
     n_components: int
     bits: int
-    """Bits of `Flag` as a number: joining Python's flags takes a microsecond."""
 
 
-def read_header(data: bytes) -> JpegHeader:
-    """Read the markers up to the first scan, or all where more scans may follow.
-
-    Raises:
-        Refusal: A marker or header is damaged or missing, or there are more segments, pixels or
-            scans than the limits allow.
-    """
+def read_header(data: bytes) -> tuple[int, int, Flag]:
+    """Read width, height and flags; up to the first scan, or all where more scans may follow."""
     frame, bits, n_scans = None, 0, 0
     for marker, start, stop in _segments(data):
         if frame is None:
@@ -91,7 +76,7 @@ def read_header(data: bytes) -> JpegHeader:
     if frame is None or n_scans == 0:
         missing = "the frame header" if frame is None else "the first scan"
         raise Refusal(Reason.TRUNCATED, f"ends at byte {len(data)}, before {missing}")
-    return JpegHeader(frame.width, frame.height, Flag(bits))
+    return frame.width, frame.height, Flag(bits)
 
 
 def _segments(data: bytes) -> Generator[tuple[int, int, int]]:
@@ -106,7 +91,9 @@ def _segments(data: bytes) -> Generator[tuple[int, int, int]]:
         if marker in _ALONE:
             if marker == _END:
                 return
-            n_skipped = _padding(data, at)
+            # Of a run of 0xFF, the last one begins a marker.
+            fill = _FILL.match(data, at)
+            n_skipped = fill.end() - at - 1 if fill else 2
             at, n_padding = at + n_skipped, n_padding + n_skipped
             require_few(n_padding, _MOST_PADDING, "bytes between segments")
             continue
@@ -122,14 +109,7 @@ def _segments(data: bytes) -> Generator[tuple[int, int, int]]:
     require_few(MAX_SEGMENTS + 1, MAX_SEGMENTS, "segments")
 
 
-def _padding(data: bytes, at: int) -> int:
-    """Count the bytes of a marker alone, or of a run of 0xFF but its last one."""
-    fill = _FILL.match(data, at)
-    return fill.end() - at - 1 if fill else 2
-
-
 def _frame(marker: int, content: bytes) -> _Frame:
-    """Read a frame header (B.2.2)."""
     if len(content) < 6 or len(content) != 6 + 3 * content[5]:
         raise Refusal(Reason.UNDECODABLE, f"a frame header of {len(content)} bytes")
     if marker in _LOSSLESS_FRAMES:

@@ -38,7 +38,11 @@ def opened(
     except MemoryError:
         raise
     except Exception as error:
-        raise ValueError(_message(error)) from error
+        # The address of the buffer differs from run to run.
+        text = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()
+        if not text or not isinstance(error, OSError | SyntaxError | ValueError):
+            text = f"{type(error).__name__} {text}".strip()
+        raise ValueError(text) from error
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -56,11 +60,3 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def _require_size(image: Image.Image, size: tuple[int, int] | None) -> None:
     if size is not None and image.size != size:
         raise ValueError(f"it has {image.size} pixels, the index says {size}")
-
-
-def _message(error: Exception) -> str:
-    """Return Pillow's message without the address of the buffer, which differs from run to run."""
-    text = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()
-    if isinstance(error, OSError | SyntaxError | ValueError) and text:
-        return text
-    return f"{type(error).__name__} {text}".strip()

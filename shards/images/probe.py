@@ -2,11 +2,9 @@
 
 The format follows from the content, never from the name. Dimensions come from the header, before a
 pixel is decoded, because neither DALI nor libjpeg-turbo guards against decompression bombs. Then
-the image is decoded in full: a file that passes here cannot break a batch later. JPEG is decoded by
-simplejpeg (releases the GIL) with recoverable errors as errors; PNG, WebP and JPEGs with a sampling
-of colours that simplejpeg does not know by Pillow. Stored as they are, and flagged: CMYK, 16 bits
-per channel, such samplings, a format that the extension denies. Refused: animations, formats that
-the decoders of this project do not read, and files that are small but hold a decoder up for long.
+the image is decoded in full: a file that passes here cannot break a batch later. Animations are
+refused, formats that the decoders of this project do not read, and files that are small but hold a
+decoder up for long.
 """
 
 import struct
@@ -15,25 +13,26 @@ from dataclasses import dataclass, replace
 
 import simplejpeg
 
-from coreset.shards.images.exif import exif_flag
-from coreset.shards.images.flags import Flag
-from coreset.shards.images.jpeg_header import read_header
-from coreset.shards.images.pillow import opened
-from coreset.shards.images.refusal import (
+from coreset.shards.images.flags import (
     MAX_FILE_BYTES,
     MAX_SEGMENTS,
+    Flag,
     Reason,
     Refusal,
+    exif_flag,
     refusing,
     require_few,
     require_size,
 )
+from coreset.shards.images.jpeg_header import read_header
+from coreset.shards.images.pillow import opened
 
 FORMAT_OF_EXTENSION = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _MOST_IDAT = MAX_FILE_BYTES >> 12
 """Chunks with pixels of a PNG, which Pillow reads in Python; libpng writes 8 KiB into each."""
+_PNG_COLOURS = {0: Flag.GREY, 3: Flag.PALETTE, 4: Flag.GREY | Flag.ALPHA, 6: Flag.ALPHA}
 _REDUCTION = 8
 # First bytes of other formats, which the refusal names.
 _OTHER_FORMATS = (
@@ -60,11 +59,7 @@ class Probe:
 
 @refusing
 def probe(data: bytes) -> Probe:
-    """Identify and decode one image file.
-
-    Raises:
-        Refusal: The file is not an image that every decoder of this project reads in full.
-    """
+    """Identify and decode one image file; refuse what not every decoder here reads in full."""
     image = _described(data)
     if _is_plain_jpeg(image):
         _require_same(image, decode_jpeg(data), reduced=_REDUCTION)
@@ -77,11 +72,7 @@ def probe(data: bytes) -> Probe:
 
 @refusing
 def glance(data: bytes) -> Probe:
-    """Identify one image file by its header, without decoding a pixel (of PNG: all checksums).
-
-    Raises:
-        Refusal: The header says that the file is not an image, or not one that is packed.
-    """
+    """Identify one image file by its header, without decoding a pixel (of PNG: all checksums)."""
     image = _described(data)
     if _is_plain_jpeg(image):
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -91,17 +82,11 @@ def glance(data: bytes) -> Probe:
 
 @refusing
 def decode_jpeg(data: bytes) -> tuple[int, int]:
-    """Decode a JPEG at 1/8 of its size: reads every bit of the file in two thirds of the time.
+    """Decode a JPEG at 1/8 of its size, and return the width and height of the result.
 
-    libjpeg-turbo finds damage while it reads markers and Huffman codes, before any scaling; the
-    inverse cosine transform cannot fail. A test compares the verdicts with those at full size.
-    Never for a lossless JPEG, which has no transform: simplejpeg would write beyond its memory.
-
-    Returns:
-        Width and height of what was decoded.
-
-    Raises:
-        Refusal: libjpeg-turbo warns of damage, recoverable or not.
+    It reads every bit in two thirds of the time: libjpeg-turbo finds damage in markers and Huffman
+    codes, before any scaling. Never for a lossless JPEG, which cannot be scaled: simplejpeg would
+    write beyond its memory.
     """
     pixels = simplejpeg.decode_jpeg(
         data, "RGB", min_height=1, min_width=1, min_factor=_REDUCTION, strict=True
@@ -116,24 +101,13 @@ def misnamed(image: Probe, name: str) -> Probe:
     return replace(image, flags=image.flags | Flag.MISNAMED) if is_other else image
 
 
-def refuse_long_file(size: int) -> None:
-    """Refuse a file by its length, before it is read.
-
-    Raises:
-        Refusal: It is longer than ``MAX_FILE_BYTES``.
-    """
-    if size > MAX_FILE_BYTES:
-        raise Refusal(Reason.TOO_LARGE, f"{size:,} bytes, limit {MAX_FILE_BYTES:,}")
-
-
 def _not_packed(data: bytes) -> Refusal:
     for magic, kind in _OTHER_FORMATS:
         if data.startswith(magic):
             return Refusal(Reason.UNSUPPORTED_FORMAT, kind)
     if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"}:
         return Refusal(Reason.UNSUPPORTED_FORMAT, "image/heif")
-    text = data[:256].lstrip().lower()
-    if text.startswith((b"<!doctype html", b"<html")):
+    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return Refusal(Reason.NOT_AN_IMAGE, "text/html")
     return Refusal(Reason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
 
@@ -176,9 +150,7 @@ def _png_header(data: bytes) -> Probe:
     if b"acTL" in kinds:
         raise Refusal(Reason.UNSUPPORTED_FORMAT, "animated image/png")
     flags = Flag.DEEP if depth > 8 else Flag(0)
-    flags |= {0: Flag.GREY, 3: Flag.PALETTE, 4: Flag.GREY | Flag.ALPHA, 6: Flag.ALPHA}.get(
-        colour, Flag(0)
-    )
+    flags |= _PNG_COLOURS.get(colour, Flag(0))
     for kind, content in chunks:
         flags |= Flag.ALPHA if kind == b"tRNS" else Flag(0)
         flags |= exif_flag(content) if kind == b"eXIf" else Flag(0)
@@ -186,7 +158,6 @@ def _png_header(data: bytes) -> Probe:
 
 
 def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Type and content of each chunk but those of the pixels."""
     chunks: list[tuple[bytes, bytes]] = []
     at, n_idat = len(_PNG_SIGNATURE), 0
     while at + 12 <= len(data):
@@ -209,26 +180,23 @@ def _png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def _webp_header(data: bytes) -> Probe:
-    """Read the first chunk (RFC 9649, sections 2.5 to 2.7)."""
     riff_bytes = int.from_bytes(data[4:8], "little") + 8
     if riff_bytes > len(data) or len(data) < 30:
         raise Refusal(Reason.TRUNCATED, f"{len(data):,} bytes of {riff_bytes:,}")
     width, height, flags = _webp_size(data)
     require_size(width, height)
     exif = _webp_exif(data, riff_bytes)
-    if flags & Flag.EXIF_ROTATED:
-        flags = (flags & ~Flag.EXIF_ROTATED) | exif_flag(exif)
+    if data[12:16] == b"VP8X" and data[20] & 0x08:
+        flags |= exif_flag(exif)
     return Probe("webp", width, height, flags)
 
 
 def _webp_size(data: bytes) -> tuple[int, int, Flag]:
-    """Width, height, and flags; EXIF_ROTATED stands for an Exif chunk that is still to be read."""
     kind = data[12:16]
     if kind == b"VP8X":
         if data[20] & 0x02:
             raise Refusal(Reason.UNSUPPORTED_FORMAT, "animated image/webp")
         flags = Flag.ALPHA if data[20] & 0x10 else Flag(0)
-        flags |= Flag.EXIF_ROTATED if data[20] & 0x08 else Flag(0)
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
         return width, height, flags
     if kind == b"VP8L":

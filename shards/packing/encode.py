@@ -10,14 +10,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from coreset.kernels.jpeg.buffers import pixel_memory
-from coreset.shards.errors import DataError, UsageError
+from coreset.shards.errors import DataError
 from coreset.shards.format.records import Row
 from coreset.shards.format.tar import sample_parts
-from coreset.shards.images.flags import Flag
+from coreset.shards.images.flags import MAX_FILE_BYTES, Flag, Reason, Refusal, refusing
 from coreset.shards.images.pillow import as_rgb, opened
-from coreset.shards.images.probe import Probe, glance, misnamed, probe, refuse_long_file
-from coreset.shards.images.refusal import Reason, Refusal, refusing
-from coreset.shards.packing.plan import Plan, Resize
+from coreset.shards.images.probe import Probe, glance, misnamed, probe
+from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import Sample, Source
 
 MAX_JPEG_SIDE = 65_500
@@ -33,30 +32,24 @@ class Block(NamedTuple):
     """Columns of ``SAMPLES_SCHEMA`` but ``id``, ``shard``, ``member`` and ``offset``."""
     refused: list[Row]
     """Rows of ``QUARANTINE_SCHEMA``."""
+    parts: list[bytes]
+    """Bytes of the samples in a shard."""
 
 
 def encode_block(
-    plan: Plan,
-    positions: range,
-    put: Callable[[bytes], object],
-    stopped: Callable[[], bool] = lambda: False,
+    plan: Plan, positions: range, stopped: Callable[[], bool] = lambda: False
 ) -> Block:
-    """Encode consecutive source files one by one; each is read once.
-
-    Args:
-        plan: The packing.
-        positions: Of the files.
-        put: Takes the samples' `sample_parts`, in order.
-        stopped: Called before every sample; True gives up.
+    """Encode consecutive source files one by one.
 
     Raises:
         UsageError: A file cannot be read, or changed since the source was listed.
         DataError: A file cannot be packed, and the plan tolerates none.
-        CancelledError: ``stopped`` returned True.
+        CancelledError: ``stopped``, which is called before every sample, returned True.
     """
     stored: list[int] = []
     rows: list[Row] = []
     refused: list[Row] = []
+    parts: list[bytes] = []
     for position, sample in zip(positions, plan.source.samples(positions), strict=True):
         if stopped():
             raise CancelledError
@@ -64,37 +57,34 @@ def encode_block(
         if data is None:
             refused.append(row)
             continue
-        for part in sample_parts(position, row["format"], data, row["label"]):
-            put(part)
+        parts += sample_parts(position, row["format"], data, row["label"])
         stored.append(position)
         rows.append(row)
     columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-    return Block(stored, columns, refused)
+    return Block(stored, columns, refused, parts)
 
 
 def _encode(plan: Plan, position: int, sample: Sample) -> tuple[Row, bytes | None]:
     """Return the row and the stored bytes of a file; None for the bytes if it is refused."""
-    source, source_hash = plan.source, None
+    source_hash = None
     try:
-        data = _read(source, sample)
+        data = _read(plan.source, sample)
         source_hash = content_hash = xxhash.xxh3_128_hexdigest(data)
         image = _identify(plan, sample, data, source_hash)
-        if plan.resize is not None:
-            data, image = _resize(plan.resize, data, image, check=plan.check)
+        if plan.short_side is not None:
+            original = data
+            data, image = reencode(data, image, short_side=plan.short_side, quality=plan.quality)
+            if plan.check and data is original:  # small enough as it is, so not decoded yet
+                probe(data)
             content_hash = xxhash.xxh3_128_hexdigest(data)
     except Refusal as refusal:
-        if not plan.skip_damaged:
-            raise DataError(
-                f"{sample.name} of {source.place} cannot be packed ({refusal}); mend or remove it, "
-                "or list such files with --on-bad quarantine"
-            ) from refusal
         return _refused_row(plan, position, sample, source_hash, refusal), None
     label = int(plan.labels[position])
     row = {
         "bytes": len(data),
         "format": image.format,
         "label": label,
-        "class": source.classes[label],
+        "class": plan.source.classes[label],
         "folder_label": sample.label,
         "key": sample.key,
         "source": sample.name,
@@ -110,23 +100,9 @@ def _encode(plan: Plan, position: int, sample: Sample) -> tuple[Row, bytes | Non
 def _read(source: Source, sample: Sample) -> bytes:
     if sample.row in source.unreadable:
         raise Refusal(Reason.NOT_A_FILE, source.unreadable[sample.row])
-    refuse_long_file(sample.size)
+    if sample.size > MAX_FILE_BYTES:
+        raise Refusal(Reason.TOO_LARGE, f"{sample.size:,} bytes, limit {MAX_FILE_BYTES:,}")
     return source.contents.read(sample)
-
-
-def _refused_row(
-    plan: Plan, position: int, sample: Sample, source_hash: str | None, refusal: Refusal
-) -> Row:
-    return {
-        "position": position,
-        "source": sample.name,
-        "key": sample.key,
-        "class": plan.source.classes[sample.label],
-        "bytes": sample.size,
-        "content_hash": source_hash,
-        "reason": str(refusal.reason),
-        "detail": refusal.detail,
-    }
 
 
 def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Probe:
@@ -140,15 +116,28 @@ def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Pro
             )
         return image
     # Resizing decodes the image in full anyway.
-    image = probe(data) if plan.check and plan.resize is None else glance(data)
+    image = probe(data) if plan.check and plan.short_side is None else glance(data)
     return misnamed(image, sample.name)
 
 
-def _resize(resize: Resize, data: bytes, image: Probe, *, check: bool) -> tuple[bytes, Probe]:
-    stored = reencode(data, image, short_side=resize.short_side, quality=resize.quality)
-    if check and stored[0] is data:  # small enough as it is, so not decoded yet
-        probe(data)
-    return stored
+def _refused_row(
+    plan: Plan, position: int, sample: Sample, source_hash: str | None, refusal: Refusal
+) -> Row:
+    if not plan.skip_damaged:
+        raise DataError(
+            f"{sample.name} of {plan.source.place} cannot be packed ({refusal}); mend or remove "
+            "it, or list such files with --on-bad quarantine"
+        ) from refusal
+    return {
+        "position": position,
+        "source": sample.name,
+        "key": sample.key,
+        "class": plan.source.classes[sample.label],
+        "bytes": sample.size,
+        "content_hash": source_hash,
+        "reason": str(refusal.reason),
+        "detail": refusal.detail,
+    }
 
 
 @refusing
@@ -158,26 +147,11 @@ def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tup
     A plain JPEG (grey or colour) that is small enough is returned unchanged. PNG, WebP, CMYK and
     unusual chroma sampling are re-encoded at any size. EXIF orientation is ignored, as in
     torchvision's ``ImageFolder``, and lost, as are alpha, palette and depth; grey stays grey. The
-    bytes depend on the arguments and the version of libjpeg-turbo alone. Thread safe; releases
-    the GIL.
-
-    Args:
-        data: A JPEG, PNG or WebP file.
-        image: The result of `coreset.shards.images.probe.probe` on ``data``.
-        short_side: Pixels, at least 1; smaller images are not enlarged.
-        quality: Of libjpeg, 1 .. 100; chroma is subsampled 4:2:0.
+    bytes depend on the arguments and the version of libjpeg-turbo alone.
 
     Returns:
         The bytes and their probe; a flag of the source's name stays.
-
-    Raises:
-        UsageError: ``short_side`` or ``quality`` outside its range.
-        Refusal: ``data`` cannot be decoded, or is too long for a JPEG.
     """
-    if short_side < 1:
-        raise UsageError(f"short_side must be at least 1 pixel, got {short_side}")
-    if not 1 <= quality <= 100:
-        raise UsageError(f"quality must be in [1, 100], got {quality}")
     if min(image.width, image.height) <= short_side and _is_plain_jpeg(image):
         return data, image
     width, height = target_size(image.width, image.height, short_side)
@@ -195,9 +169,6 @@ def resized_pixels(data: bytes, image: Probe, *, short_side: int) -> NDArray[np.
     """Decode ``data`` and shrink it as `reencode` does: uint8, (h, w, 3), or (h, w, 1) if grey.
 
     The pixels are valid until the next call in this thread.
-
-    Raises:
-        Refusal: ``data`` cannot be decoded.
     """
     # Numba takes a second to import, which only resizing needs.
     from coreset.kernels.jpeg.resize import resize
@@ -209,10 +180,7 @@ def resized_pixels(data: bytes, image: Probe, *, short_side: int) -> NDArray[np.
 
 
 def target_size(width: int, height: int, short_side: int) -> tuple[int, int]:
-    """Return width and height by the rule of torchvision's ``Resize(short_side)``, never enlarged.
-
-    The long side is rounded down: ``int(short_side * long / short)``.
-    """
+    """Return the size by the rule of torchvision's ``Resize(short_side)``, never enlarged."""
     if min(width, height) <= short_side:
         return width, height
     if width <= height:

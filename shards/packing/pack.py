@@ -1,4 +1,4 @@
-"""Pack source files into shards: several are built at once and committed one by one.
+"""Pack source files into shards, all of them or some again: a damaged shard, or refused files.
 
 A shard owns a fixed range of positions, so its bytes depend on its own files alone: any number of
 workers, interruptions and repetitions gives the same bytes. Complete tars and indices are renamed;
@@ -8,61 +8,46 @@ tables and the manifest, and are removed.
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Event, Lock, Semaphore
-from typing import Protocol
+from typing import Any
 
-from coreset.shards.errors import MachineError, UsageError
-from coreset.shards.format.files import write_atomically
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.shards.arrow import ArrowTable
+from coreset.shards.errors import DataError, MachineError, UsageError
+from coreset.shards.format.dataset import QUARANTINE_SCHEMA, Dataset
+from coreset.shards.format.files import replace_files, write_atomically
+from coreset.shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
 from coreset.shards.format.records import (
+    Row,
     ShardRecord,
     is_committed,
+    read_refused,
     refused_rows,
     remove_records,
     write_tables,
 )
-from coreset.shards.images.probe import MAX_FILE_BYTES
+from coreset.shards.format.tar import index_path, shard_name
+from coreset.shards.images.flags import MAX_FILE_BYTES
+from coreset.shards.packing.blocks import Observer, Packing
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.quarantine import require_few
-from coreset.shards.packing.shard_builder import ShardBuilder
-from coreset.shards.packing.workers import EncodedBlock, Worker, can_fork, evict_code, start_workers
-from coreset.shards.sources.base import Source
+from coreset.shards.packing.workers import can_fork, evict_code
+from coreset.shards.sources.base import compute
+from coreset.shards.tables.csv_cells import csv_table
 
-SOURCE_STATE_NAME = "source-state.sha256"
+_SOURCE_STATE_NAME = "source-state.sha256"
 # Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
 _EXTRA_BYTES_PER_SAMPLE = 2400
-_BLOCKS_PER_WORKER = 8
-
-
-class Observer(Protocol):
-    """Progress of a packing, one call at a time; an exception from a method stops the packing."""
-
-    def block(self, found: int, source_bytes: int, *, refused: int) -> None:
-        """Count files that were read, some of which were refused."""
-        ...
-
-    def shard(self, record: ShardRecord, *, resumed: bool) -> None:
-        """Count a shard that was committed now or, if ``resumed``, by an interrupted run."""
-        ...
 
 
 def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Observer) -> Manifest:
     """Make a packed data set in ``scratch``, or continue an interrupted packing.
 
-    Args:
-        plan: The packing.
-        scratch: Directory that only this call writes to.
-        workers: Threads or processes.
-        listed: CSV file that lists the refused files if they are too many.
-        observer: Notified of every file and shard.
-
     Raises:
         UsageError: A source file cannot be read, or changed since the source was listed.
-        DataError: More files were refused than the limits allow.
+        DataError: More files were refused than the limits allow; ``listed`` lists them.
         MachineError: The disk is full or fails; committed shards are kept.
     """
     if prepare(plan, scratch):
@@ -71,19 +56,20 @@ def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Obs
 
 
 def prepare(plan: Plan, scratch: Path) -> bool:
-    """Remove partial files and bind ``scratch`` to the source.
-
-    Returns:
-        Whether shards may be missing.
-
-    Raises:
-        UsageError: The source was written again since the interrupted packing in ``scratch``.
-    """
+    """Remove partial files and bind ``scratch`` to the source; True if shards may be missing."""
     for leftover in scratch.glob(".*.partial"):
         leftover.unlink()
     if (scratch / MANIFEST_NAME).is_file():
         return False
-    _pin_source(plan.source, scratch)
+    # Modification times included.
+    path, state = scratch / _SOURCE_STATE_NAME, plan.source.state_sha256()
+    if not path.exists():
+        write_atomically(path, state.encode())
+    elif path.read_text() != state:
+        raise UsageError(
+            f"files of {plan.source.place} were written again since the interrupted packing in "
+            f"{scratch}; remove that folder and pack again"
+        )
     return True
 
 
@@ -98,14 +84,14 @@ def pack_shards(
         else:
             uncommitted.append(shard)
     _require_space(plan, scratch, uncommitted)
-    if plan.resize is not None:
+    if plan.short_side is not None:
         from coreset.kernels.jpeg.resize import warm_up
 
         warm_up()
         evict_code("libllvmlite")  # the compiler has done its work: 60 MB
     # Decoding needs the interpreter often enough for processes to be faster; copying does not.
     processes = plan.decodes and workers > 1 and can_fork()
-    _Packing(plan, scratch, observer, workers).pack(uncommitted, processes=processes)
+    Packing(plan, scratch, observer, workers).pack(uncommitted, processes=processes)
 
 
 def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
@@ -113,47 +99,30 @@ def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
     if (scratch / MANIFEST_NAME).is_file():
         manifest = Manifest.read(scratch)
     else:
-        refused, source = refused_rows(scratch, plan.n_shards), plan.source
-        require_few(refused, source.classes, source.class_sizes(), listed)
+        refused = refused_rows(scratch, plan.n_shards)
+        require_few(refused, plan.source.classes, plan.source.class_sizes(), listed)
         manifest = write_tables(
             scratch,
             n_shards=plan.n_shards,
             refused=refused,
             name=plan.name,
             split=plan.split,
-            classes=source.classes,
+            classes=plan.source.classes,
             settings=plan.settings,
         )
     remove_records(scratch)
-    (scratch / SOURCE_STATE_NAME).unlink(missing_ok=True)
+    (scratch / _SOURCE_STATE_NAME).unlink(missing_ok=True)
     return manifest
 
 
 def thread_count(workers: int) -> int:
-    """Return the number of threads: ``workers``, or for 0 one per core of this process.
-
-    Raises:
-        UsageError: ``workers`` is negative.
-    """
+    """Return ``workers``, or for 0 one thread per core of this process."""
     if workers < 0:
         raise UsageError(f"workers must be 0 (one per core) or more, got {workers}")
     return workers or len(os.sched_getaffinity(0))
 
 
-def _pin_source(source: Source, scratch: Path) -> None:
-    """Record the state of the files, modification times included, and refuse another one."""
-    path, state = scratch / SOURCE_STATE_NAME, source.state_sha256()
-    if not path.exists():
-        write_atomically(path, state.encode())
-    elif path.read_text() != state:
-        raise UsageError(
-            f"files of {source.place} were written again since the interrupted packing in "
-            f"{scratch}; remove that folder and pack again"
-        )
-
-
 def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
-    """Check before the long part that the uncommitted shards fit on the disk."""
     needed = 0
     for shard in shards:
         sizes = plan.sizes(plan.positions(shard))
@@ -166,111 +135,122 @@ def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
         )
 
 
-class _Packing:
-    """Threads of one packing: each has a block encoded, then writes the blocks that are next.
+def list_path(data: Path) -> Path:
+    """Return the list of the refused files of a failed packing, beside its output."""
+    return data.with_name(f"{data.name}.quarantine.csv")
 
-    As many shards as workers are built at once, one block of each in turn, so that the last shards
-    keep all threads busy too. A block is admitted to memory in the order of writing before it is
-    encoded: waiting blocks cannot keep out the block that they wait for.
+
+def write_list(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of ``QUARANTINE_SCHEMA`` as CSV."""
+    names: Sequence[str] = QUARANTINE_SCHEMA.names
+    readable = (row | {"content_hash": (row["content_hash"] or b"").hex()} for row in rows)
+    write_atomically(path, csv_table(names, ([row[name] for name in names] for row in readable)))
+
+
+def require_few(
+    rows: Sequence[Row], classes: Sequence[str], class_sizes: NDArray[np.int64], listed: Path
+) -> None:
+    """Refuse too many refused files, of all or of a class, and list them in ``listed``.
+
+    Rows are those of ``QUARANTINE_SCHEMA``; ``class_sizes`` counts packed and refused files, int64
+    of shape (classes,).
     """
+    n_found = int(class_sizes.sum())
+    limit = max(10, n_found // 1000)
+    allowed = np.minimum(np.maximum(2, class_sizes // 20), np.maximum(0, class_sizes - 1))
+    refused = np.array([sum(row["class"] == name for row in rows) for name in classes])
+    if len(rows) <= limit and (refused <= allowed).all():
+        return
+    write_list(listed, rows)
+    worst = int(np.argmax(refused / np.maximum(allowed, 0.5)))
+    first = next(row for row in rows if row["class"] == classes[worst])
+    raise DataError(
+        f"{len(rows):,} of {n_found:,} files cannot be packed (limit {limit:,}), the worst class "
+        f"is {classes[worst]} with {refused[worst]:,} of {class_sizes[worst]:,} (limit "
+        f"{allowed[worst]:,}), such as {first['source']} ({first['reason']}); replace or remove "
+        f"the files listed in {listed} and pack again"
+    )
 
-    def __init__(self, plan: Plan, scratch: Path, observer: Observer, workers: int) -> None:
-        self._plan, self._scratch, self._observer = plan, scratch, observer
-        self._workers = workers
-        self._idle = SimpleQueue[Worker]()
-        self._admitted = Semaphore(_BLOCKS_PER_WORKER * workers)
-        self._stop = Event()
-        self._failure: BaseException | None = None
-        self._lock = Lock()
 
-    def pack(self, shards: Sequence[int], *, processes: bool) -> None:
-        """Write and commit shards."""
-        builders: list[ShardBuilder] = []
-        n_workers = self._workers + processes  # an extra process hides the delay of the pipes
-        try:
-            with (
-                start_workers(
-                    self._plan, n_workers, self._stop.is_set, processes=processes
-                ) as workers,
-                # Twice as many threads as may encode blocks at once: the others wait for the disk.
-                ThreadPoolExecutor(2 * self._workers, thread_name_prefix="pack") as pool,
-            ):
-                for worker in workers:
-                    self._idle.put(worker)
-                self._submit(pool, shards, builders)
-            if self._failure is not None:
-                raise self._failure
-        finally:
-            for builder in builders:
-                builder.abandon()
-
-    def _submit(
-        self, pool: ThreadPoolExecutor, shards: Sequence[int], builders: list[ShardBuilder]
-    ) -> None:
-        """Submit all blocks in the order of writing, and keep the builders of their shards."""
-        try:
-            for builder, number in self._blocks(shards, builders):
-                self._admitted.acquire()
-                worker = self._idle.get()  # in this thread, so that blocks begin in order
-                if self._stop.is_set():
-                    return
-                pool.submit(self._run, worker, builder, number)
-        except BaseException:
-            self._stop.set()
-            raise
-
-    def _blocks(
-        self, shards: Sequence[int], builders: list[ShardBuilder]
-    ) -> Iterator[tuple[ShardBuilder, int]]:
-        """Yield the blocks of the first shards in turn, then of the next ones."""
-        for first in range(0, len(shards), self._workers):
-            group = [
-                ShardBuilder(self._plan, shard, self._scratch)
-                for shard in shards[first : first + self._workers]
-            ]
-            builders += group
-            for number in range(max(len(builder.blocks) for builder in group)):
-                yield from ((b, number) for b in group if number < len(b.blocks))
-
-    def _run(self, worker: Worker, builder: ShardBuilder, number: int) -> None:
-        """Encode and write one block; commit the shard if it is complete."""
-        try:
-            block = self._encode(worker, builder.blocks[number])
-            written, complete = builder.put(number, block)
-            for _ in range(written):
-                self._admitted.release()
-            if complete:
-                record = builder.finish()
-                record.commit(self._scratch, builder.shard)
-                with self._lock:
-                    self._observer.shard(record, resumed=False)
-        except BaseException as error:  # noqa: BLE001 - raised by ``pack``, in its thread
-            self._fail(error)
-
-    def _encode(self, worker: Worker, positions: range) -> EncodedBlock:
-        try:
-            if self._stop.is_set():
-                raise CancelledError
-            encoded = worker.encode(positions)
-            # Before the worker is idle again, because the observer may stop the packing.
-            n_bytes = int(self._plan.sizes(positions).sum())
-            with self._lock:
-                self._observer.block(len(positions), n_bytes, refused=len(encoded.block.refused))
-        finally:
-            self._idle.put(worker)
-        return encoded
-
-    def _fail(self, error: BaseException) -> None:
-        """Keep the first error, stop the threads, and wake the one that submits blocks."""
-        with self._lock:
-            if not self._stop.is_set():
-                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
-            self._stop.set()
-        self._admitted.release()
-
-    def _disk_error(self, error: OSError) -> MachineError:
-        free = shutil.disk_usage(self._scratch).free
-        return MachineError(
-            f"{error.filename or self._scratch} cannot be written ({error.strerror}; {free:,} "
-            "bytes are free); mend that, and the same command continues"
+def repair_shard(
+    dataset: Dataset, plan: Plan, shard: int, scratch: Path, *, observer: Observer
+) -> None:
+    """Pack one shard again in ``scratch`` and, if it is equal, replace the damaged one."""
+    entry = dataset.manifest.shards[shard]
+    pack_shards(plan, scratch, [shard], workers=1, observer=observer)
+    built = ShardRecord.read(scratch, shard).entry
+    if built != entry:
+        raise DataError(
+            f"{entry.name} built again from {plan.source.place} has sha256 {built.sha256[:12]}, "
+            f"{entry.sha256[:12]} was packed: the source has changed; pack it again as another "
+            "data set"
         )
+    replace_files((scratch / entry.name, index_path(scratch / entry.name)), dataset.path)
+
+
+def retry_refused(
+    dataset: Dataset, plan: Plan, scratch: Path, *, workers: int, observer: Observer
+) -> int:
+    """Pack the shards with refused files again in ``scratch``, and link the others there.
+
+    ``plan`` is that of the source as it is now; the records of all shards stay in ``scratch``.
+
+    Returns:
+        The number of samples that were refused before and are packed now.
+    """
+    samples, refused = dataset.table(), read_refused(dataset.path)
+    _require_unchanged(plan, samples, refused)
+    per_shard = dataset.manifest.settings["samples_per_shard"]
+    again = np.unique(refused["position"].to_numpy() // per_shard).tolist()
+    first_id = 0
+    for shard, entry in enumerate(dataset.manifest.shards):
+        if shard not in again:
+            _link_shard(dataset.path, scratch, entry, shard, samples.slice(first_id, entry.samples))
+        first_id += entry.samples
+    pack_shards(plan, scratch, again, workers=workers, observer=observer)
+    packed = sum(ShardRecord.read(scratch, shard).entry.samples for shard in again)
+    return packed - sum(dataset.manifest.shards[shard].samples for shard in again)
+
+
+def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: ArrowTable) -> None:
+    for path in (data / entry.name, index_path(data / entry.name)):
+        os.link(path, scratch / path.name)
+    columns: dict[str, list[Any]] = rows.drop_columns(["id"]).to_pydict()
+    for name in ("content_hash", "source_hash"):
+        columns[name] = [content_hash.hex() for content_hash in columns[name]]
+    ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
+
+
+def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> None:
+    """Compare the source's keys by position, and the sizes of files that were stored unchanged."""
+    members = compute.utf8_slice_codeunits(samples["member"], 0, 9)
+    positions = np.concatenate(
+        [compute.cast(members, "int64").to_numpy(), refused["position"].to_numpy()]
+    )
+    keys = samples["key"].to_pylist() + refused["key"].to_pylist()
+    source = plan.source
+    if len(source) != len(keys):
+        raise UsageError(
+            f"{source.place} holds {len(source):,} files, {len(keys):,} were found when it was "
+            "packed; pack it again as another data set"
+        )
+    current = source.row_keys.take(source.rows[positions]).to_pylist()
+    changed = next((key for key, new in zip(keys, current, strict=True) if key != new), None)
+    if changed is None and plan.short_side is None:
+        stored = samples["bytes"].to_numpy()
+        differs = source.sizes[positions[: stored.size]] != stored
+        changed = keys[int(np.flatnonzero(differs)[0])] if differs.any() else None
+    if changed is not None:
+        raise UsageError(
+            f"{changed} of {source.place} is not as it was packed, and only refused files may "
+            "change; pack it again as another data set"
+        )
+
+
+def shard_number(dataset: Dataset, name: str) -> int:
+    """Return the number of the shard with this file name or number."""
+    names = [entry.name for entry in dataset.manifest.shards]
+    file_name = shard_name(int(name)) if name.isdecimal() else Path(name).name
+    if file_name not in names:
+        raise UsageError(f"{dataset.path} has no shard {name}; it has {names[0]} to {names[-1]}")
+    return names.index(file_name)

@@ -1,35 +1,34 @@
-"""Plan of a packing: its source, labels and options, which determine every byte of its output."""
+"""Plan of a packing: source, labels and options, which determine every byte of its output."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.shards.errors import UsageError
+from coreset.shards.images.flags import Refusal
+from coreset.shards.images.probe import probe
 from coreset.shards.sources.base import Source
+from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames, class_in
+from coreset.shards.tables.table import SEPARATORS, Table, read_table
 
 MAX_BLOCK_SAMPLES = 128
 MAX_BLOCK_BYTES = 1 << 22
 """Limit of a block with several samples."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Resize:
-    """Re-encoding of packed images."""
-
-    short_side: int
-    """Pixels; smaller images keep their size."""
-    quality: int
-    """JPEG quality, 1 to 100."""
+_NO_ROW = -1
+_ROWS_PER_BATCH = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Input of a packing."""
+    """Input of a packing; a position is an index into the files of the source."""
 
     source: Source
-    """Files in pack order; a position is an index into them."""
     labels: NDArray[np.int64]
     """Of shape (files,)."""
     samples_per_shard: int
@@ -40,8 +39,10 @@ class Plan:
     """Options that the manifest records."""
     check: bool = True
     """Decode every image, not only its header."""
-    resize: Resize | None = None
-    """None keeps the bytes of the files."""
+    short_side: int | None = None
+    """Most pixels of the short side of re-encoded images; None keeps the bytes of the files."""
+    quality: int = 90
+    """JPEG quality of re-encoded images, 1 to 100."""
     skip_damaged: bool = True
     """List files that cannot be packed, up to a limit; else the first one stops the packing."""
 
@@ -53,7 +54,7 @@ class Plan:
     @property
     def decodes(self) -> bool:
         """Whether images are decoded, which is most of the work."""
-        return self.resize is not None or (self.check and self.source.facts is None)
+        return self.short_side is not None or (self.check and self.source.facts is None)
 
     def positions(self, shard: int) -> range:
         """Return the positions of a shard."""
@@ -76,3 +77,89 @@ class Plan:
                 first, n_bytes = position, 0
             n_bytes += size
         return [*blocks, range(first, positions.stop)]
+
+
+def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
+    """Return the label of every file, int64 of shape (files,), by ``column`` of a table.
+
+    Another column names the image: by its sample key, by its path below the source folder, by a
+    longer path that ends in one of these (``/data/train/n02979186/x.JPEG``), or by a file name
+    that occurs once. Rows of other images are ignored. A file without a row keeps its folder's
+    label if it is no image and will be refused. A label is a class name, or text with the WordNet
+    id of a class (``n02979186 111 108 293 400``).
+    """
+    root = source.place if source.place.is_dir() else source.place.parent
+    keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
+    names = SampleNames(keys, sources, folder=root.resolve().name)
+    table = read_table(path, "labels table", names.known, asked=column)
+    name_column, label_column = _columns(table, column)
+    labels = np.full(len(source), _NO_ROW, dtype=np.int64)
+    label_of = {name: label for label, name in enumerate(source.classes)}
+    for line, position, value in _rows_of_images(table, names, name_column, label_column):
+        label = label_of.get(value, label_of.get(class_in(value)))
+        if position == SEVERAL:
+            raise UsageError(f"{table.where(line)} names several images; list their sample keys")
+        if label is None:
+            raise UsageError(
+                f"{table.where(line)}: {column} is {value!r}, which is no class folder of "
+                f"{source.place}; correct the table or choose another column"
+            )
+        if labels[position] not in (_NO_ROW, label):
+            raise UsageError(
+                f"{table.where(line)} contradicts an earlier row of "
+                f"{source.sample(position).name}; remove one of them"
+            )
+        labels[position] = label
+    if (labels == _NO_ROW).all():
+        raise _no_image_named(table, name_column, source)
+    _require_rows(path, labels, source)
+    return np.where(labels == _NO_ROW, source.labels, labels)
+
+
+def _columns(table: Table, column: str) -> tuple[int, int]:
+    label_columns = [at for at, name in enumerate(table.header) if name == column]
+    name_column = table.sample_column() if len(table.header) > 1 else 0
+    if len(label_columns) != 1 or label_columns[0] == name_column:
+        choices = [name for at, name in enumerate(table.header) if at != name_column]
+        remedy = f"choose one of {', '.join(choices)}"
+        if not choices:
+            seen = table.described()
+            remedy = f"it has {seen}; write a header, and separate columns by {SEPARATORS}"
+        raise UsageError(f"{table.path} has no label column {column!r}; {remedy}")
+    return name_column, label_columns[0]
+
+
+def _rows_of_images(
+    table: Table, names: SampleNames, name_column: int, label_column: int
+) -> Iterator[tuple[int, int, str]]:
+    """Yield (line number, position of the image or ``SEVERAL``, value) of rows that name one."""
+    width = max(name_column, label_column) + 1
+    rows = ((line, cells) for line, cells in table.rows() if len(cells) >= width)
+    while batch := list(islice(rows, _ROWS_PER_BATCH)):
+        positions = names.positions([cells[name_column] for _, cells in batch]).tolist()
+        for (line, cells), position in zip(batch, positions, strict=True):
+            if position != UNKNOWN:
+                yield line, position, cells[label_column].strip()
+
+
+def _no_image_named(table: Table, name_column: int, source: Source) -> UsageError:
+    sample, first = source.sample(0), next((cells[name_column] for _, cells in table.head[:1]), "")
+    return UsageError(
+        f"no row of {table.path} names an image of {source.place}: column "
+        f"{table.header[name_column]!a} has {first!a}, looked for was {sample.key!a}, "
+        f"{sample.name!a} or a path that ends in one of these; correct the names"
+    )
+
+
+def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None:
+    missing = np.flatnonzero(labels == _NO_ROW)
+    for position in missing:
+        sample = source.sample(int(position))
+        if sample.row in source.unreadable:
+            continue
+        with suppress(Refusal):  # what is no image needs no label
+            probe(source.contents.read(sample))
+            raise UsageError(
+                f"{sample.name} has no row in {path} ({missing.size:,} of {len(source):,} files "
+                "have none); add the rows or remove the files"
+            )

@@ -2,67 +2,48 @@
 
 Threads decode small images in less time than they need to hand over the interpreter. Forked
 processes have their own interpreter, and share the listed source and the compiled code with their
-parent page by page.
-
-A fork copies one thread. It is safe if no other thread can hold a lock at that moment, so a
-process with other Python threads or with torch does not fork.
+parent page by page. A fork copies one thread, so it is safe only if no other thread can hold a lock
+at that moment: a process with other Python threads or with torch does not fork.
 """
 
 import ctypes
 import gc
 import mmap
-import os
+import re
 import signal
 import sys
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from multiprocessing import Pipe
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing import Pipe, current_process, get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol, cast
+from typing import TypeAlias
 
 from coreset.shards.errors import MachineError
 from coreset.shards.format.tar import MOST_ADDED
 from coreset.shards.packing.encode import Block, encode_block
 from coreset.shards.packing.plan import MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, Plan
 
+Worker: TypeAlias = Callable[[range], Block]
+"""Encodes one block of source files at a time, with the errors of `encode_block`."""
 _SHARED_BYTES = MAX_BLOCK_BYTES + MAX_BLOCK_SAMPLES * MOST_ADDED
 _PR_SET_PDEATHSIG, _MADV_DONTNEED = 1, 4  # <sys/prctl.h>, <sys/mman.h>
 _MAPS = Path("/proc/self/maps")
-
-
-class EncodedBlock(NamedTuple):
-    """A block and its bytes in the shard."""
-
-    block: Block
-    parts: Sequence[bytes]
-
-
-class Worker(Protocol):
-    """Encodes one block at a time."""
-
-    def encode(self, positions: range) -> EncodedBlock:
-        """Encode source files, with the errors of `coreset.shards.packing.encode.encode_block`."""
-        ...
 
 
 @contextmanager
 def start_workers(
     plan: Plan, n_workers: int, stopped: Callable[[], bool], *, processes: bool
 ) -> Generator[Sequence[Worker]]:
-    """Yield workers; processes end with the block.
+    """Yield workers; processes, which `can_fork` must allow, end with the block.
 
-    Args:
-        plan: The packing.
-        n_workers: Workers.
-        stopped: Called before every sample, True gives up; processes end their block first.
-        processes: Fork; see `can_fork`.
+    ``stopped`` is called before every sample, True gives up; processes end their block first.
     """
     if not processes:
-        yield [_ThreadWorker(plan, stopped)] * n_workers
+        yield [partial(encode_block, plan, stopped=stopped)] * n_workers
         return
     forked: list[_ForkedWorker] = []
     # Existing objects leave the garbage collector: it would visit them again and again here, and
@@ -71,7 +52,7 @@ def start_workers(
     try:
         for _ in range(n_workers):
             forked.append(_ForkedWorker(plan, forked))
-        yield forked
+        yield [worker.encode for worker in forked]
     finally:
         for worker in forked:
             worker.close()
@@ -79,20 +60,9 @@ def start_workers(
 
 
 def can_fork() -> bool:
-    """Test whether a fork of this process is safe."""
-    return threading.active_count() == 1 and "torch" not in sys.modules
-
-
-class _ThreadWorker:
-    """Encodes blocks in the calling thread."""
-
-    def __init__(self, plan: Plan, stopped: Callable[[], bool]) -> None:
-        self._plan, self._stopped = plan, stopped
-
-    def encode(self, positions: range) -> EncodedBlock:
-        """Encode source files."""
-        parts: list[bytes] = []
-        return EncodedBlock(encode_block(self._plan, positions, parts.append, self._stopped), parts)
+    """Test whether a fork of this process is safe, and allowed: daemons may have no children."""
+    alone = threading.active_count() == 1 and "torch" not in sys.modules
+    return alone and not current_process().daemon
 
 
 class _ForkedWorker:
@@ -105,23 +75,19 @@ class _ForkedWorker:
         self._plan = plan
         self._memory = mmap.mmap(-1, _SHARED_BYTES)
         self.pipe, child_pipe = Pipe()
-        self._lock, self._exit_code = threading.Lock(), cast("int | None", None)
+        # The child's copies of the parent's pipes would keep them open after the parent.
+        inherited = [self.pipe, *(sibling.pipe for sibling in siblings)]
+        arguments = (plan, self._memory, child_pipe, inherited)
+        self._process = get_context("fork").Process(target=_run_child, args=arguments)
         with warnings.catch_warnings():
             # Python 3.12 warns of any other thread, also of those of NumPy and Arrow, which prepare
             # for forks themselves.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._process = os.fork()
-        if self._process == 0:
-            # The child's copies of the parent's pipes would keep them open after the parent.
-            _run_child(plan, self._memory, child_pipe, [self.pipe, *(s.pipe for s in siblings)])
+            self._process.start()
         child_pipe.close()
 
-    def encode(self, positions: range) -> EncodedBlock:
-        """Encode source files.
-
-        Raises:
-            MachineError: The process was killed, or crashed.
-        """
+    def encode(self, positions: range) -> Block:
+        """Encode source files; a MachineError says that the process was killed, or crashed."""
         try:
             self.pipe.send(positions)
             answer = self.pipe.recv()
@@ -129,27 +95,18 @@ class _ForkedWorker:
             raise self._lost(positions) from error
         if isinstance(answer, BaseException):
             raise answer
-        block, n_bytes, rest = answer
-        return EncodedBlock(block, [self._memory[:n_bytes], *rest])
+        block, n_bytes = answer
+        return block._replace(parts=[self._memory[:n_bytes], *block.parts])
 
     def close(self) -> None:
-        """End the process; a second call does nothing."""
-        if self.pipe.closed:
-            return
+        """End the process."""
         self.pipe.close()
-        self._wait()
+        self._process.join()
         self._memory.close()
 
-    def _wait(self) -> int:
-        """Wait for the process; return its exit code, or minus the signal that ended it."""
-        with self._lock:
-            if self._exit_code is None:
-                _, status = os.waitpid(self._process, 0)
-                self._exit_code = os.waitstatus_to_exitcode(status)
-            return self._exit_code
-
     def _lost(self, positions: range) -> MachineError:
-        code = self._wait()
+        self._process.join()
+        code = self._process.exitcode or 0
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
         first, last = (self._plan.source.sample(at).name for at in (positions[0], positions[-1]))
         return MachineError(
@@ -160,56 +117,40 @@ class _ForkedWorker:
 
 def _run_child(
     plan: Plan, memory: mmap.mmap, pipe: Connection, inherited: Sequence[Connection]
-) -> NoReturn:
+) -> None:
     """Encode blocks on request until the parent closes its end of the pipe."""
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides
-            signal.signal(number, signal.SIG_IGN)
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for connection in inherited:
-            connection.close()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides
+        signal.signal(number, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    for connection in inherited:
+        connection.close()
+    with suppress(EOFError, ConnectionError):
         while True:
             pipe.send(_answer(plan, memory, pipe.recv()))
-    except (EOFError, ConnectionError):
-        os._exit(0)
-    except BaseException:  # noqa: BLE001 - the child must not return into the parent's code
-        traceback.print_exc()
-    os._exit(1)
 
 
-def _answer(
-    plan: Plan, memory: mmap.mmap, positions: range
-) -> tuple[Block, int, list[bytes]] | Exception:
-    """Encode a block; return it, the number of its bytes in ``memory``, and the other parts."""
-    filled, rest = 0, list[bytes]()
-
-    def put(part: bytes) -> None:
-        nonlocal filled
-        if rest or filled + len(part) > len(memory):
-            rest.append(part)
-        else:
-            memory[filled : filled + len(part)] = part
-            filled += len(part)
-
+def _answer(plan: Plan, memory: mmap.mmap, positions: range) -> tuple[Block, int] | Exception:
+    """Encode a block; its first parts are left in ``memory``, with this number of bytes."""
     try:
-        return encode_block(plan, positions, put), filled, rest
+        block = encode_block(plan, positions)
     except Exception as error:  # noqa: BLE001 - raised by the parent
         return error
+    filled = n_parts = 0
+    for part in block.parts:
+        if filled + len(part) > len(memory):
+            break
+        memory[filled : filled + len(part)] = part
+        filled, n_parts = filled + len(part), n_parts + 1
+    return block._replace(parts=block.parts[n_parts:]), filled
 
 
 def evict_code(library: str) -> None:
-    """Drop the code of a shared library from memory; a later call reads it from the file again.
+    """Drop the code of a library (start of its file name) from memory; a later call reads it again.
 
     Only executable mappings are dropped: they are never written, so nothing can be lost.
-
-    Args:
-        library: Start of the library's file name, such as ``libllvmlite``.
     """
-    if not _MAPS.is_file():
-        return
-    libc = ctypes.CDLL(None)
-    for line in _MAPS.read_text().splitlines():
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[1] == "r-xp" and Path(fields[5]).name.startswith(library):
-            start, end = (int(address, 16) for address in fields[0].split("-"))
-            libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_DONTNEED)
+    maps = _MAPS.read_text() if _MAPS.is_file() else ""
+    for mapping in re.finditer(rf"^(\w+)-(\w+) r-xp .*/{library}[^/\n]*$", maps, re.MULTILINE):
+        start, end = int(mapping[1], 16), int(mapping[2], 16)
+        length = ctypes.c_size_t(end - start)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, _MADV_DONTNEED)

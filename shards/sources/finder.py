@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.format.ranges import OpenFiles
+from coreset.shards.format.files import OpenFiles
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
 from coreset.shards.sources.base import Contents, Repeats, Sample, Source, compute
 from coreset.shards.sources.names import is_side_car

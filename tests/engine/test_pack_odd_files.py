@@ -1,5 +1,6 @@
 """Files that only some decoders read, or that hold one up: packed, flagged or listed by name."""
 
+import os
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from coreset.bench.robustness import crafted, faults
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.images.flags import Flag
+from coreset.shards.images.flags import MAX_FILE_BYTES, Flag
 
 PackedAs = Callable[[Path], tuple[dict[str, tuple[dict[str, Any], bytes]], dict[str, Any]]]
 ODD = {"a/441.jpg": ((1, 4), (1, 1), (1, 1)), "b/410.jpg": ((4, 2), (1, 1), (1, 1))}
@@ -20,7 +21,7 @@ ODD = {"a/441.jpg": ((1, 4), (1, 1), (1, 1)), "b/410.jpg": ((4, 2), (1, 1), (1, 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Two classes of six plain files, one of each sampled oddly; and one of 4,000 scans."""
+    """Two classes of six plain files, one of each sampled oddly; one of 4,000 scans; a long one."""
     root = tmp_path / "src"
     for label, name in enumerate("ab"):
         (root / name).mkdir(parents=True)
@@ -31,6 +32,8 @@ def source(tmp_path: Path) -> Path:
     (root / "a" / "scans.jpg").write_bytes(
         crafted.many_scans(4000, 9000, crafted.ARITHMETIC_PROGRESSIVE)
     )
+    (root / "b" / "long.jpg").touch()
+    os.truncate(root / "b" / "long.jpg", MAX_FILE_BYTES + 1)  # takes no space
     return root
 
 
@@ -52,7 +55,8 @@ def test_odd_samplings_are_packed_and_flagged_and_many_scans_listed(
     assert "stored as they are, and flagged: 2 odd_sampling" in lines
     samples, refused = packed_as(data)
     assert refused == {
-        "a/scans.jpg": ("too-many-scans", "more than 22 scans of 9000 x 9000 pixels")
+        "a/scans.jpg": ("too-many-scans", "more than 22 scans of 9000 x 9000 pixels"),
+        "b/long.jpg": ("too-large", "268,435,457 bytes, limit 268,435,456"),
     }
     assert Manifest.read(data).kinds["odd_sampling"] == 2
     for name, (row, _) in samples.items():
@@ -80,10 +84,10 @@ def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(  # noqa: PLR091
 ):
     decode, bad = simplejpeg.decode_jpeg, (source / "b" / "3.jpg").read_bytes()
 
-    def fails(data: bytes, *rest: object, **options: object):
+    def fails(data: bytes, *rest: Any, **options: Any):
         if data == bad:
             raise RuntimeError("what no codec should raise")
-        return decode(data, *rest, **options)  # type: ignore[arg-type]
+        return decode(data, *rest, **options)
 
     monkeypatch.setattr(simplejpeg, "decode_jpeg", fails)
     data = tmp_path / "DATA"

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import Flag
 
@@ -25,26 +23,17 @@ def test_resized_images_are_small_jpegs_of_the_same_samples(
 ):
     data = tmp_path / "DATA"
     Pack(src=photos, data=data, store="resized", short_side=SHORT_SIDE, samples_per_shard=16).run()
-    original, resized = Dataset.open(packed), Dataset.open(data)
-    assert resized.manifest.identity == original.manifest.identity
-    assert resized.manifest.content != original.manifest.content
+    before, after = Manifest.read(packed), Manifest.read(data)
+    assert after.identity == before.identity
+    assert after.content != before.content
     Verify(data=data, deep=True).run()
-    for (before, source), (row, content) in zip(
+    for (original, _), (row, content) in zip(
         stored_samples(packed), stored_samples(data), strict=True
     ):
         image = Image.open(io.BytesIO(content))
-        assert (row["key"], row["source_hash"]) == (before["key"], before["content_hash"])
-        assert (image.format, row["format"]) == ("JPEG", "jpg")
-        assert image.size == (row["width"], row["height"])
-        assert min(image.size) == SHORT_SIDE
-        assert image.mode == ("L" if Flag.GREY & before["flags"] else "RGB")
-        pixels = (
-            Image.open(io.BytesIO(source))
-            .convert("RGB")
-            .resize(image.size, Image.Resampling.BILINEAR)
-        )
-        difference = np.abs(np.asarray(pixels, int) - np.asarray(image.convert("RGB"), int))
-        assert difference.mean() < 12  # chroma is subsampled, and the photographs are noisy
+        assert (row["key"], row["source_hash"]) == (original["key"], original["content_hash"])
+        assert (image.format, min(image.size)) == ("JPEG", SHORT_SIDE)
+        assert image.mode == ("L" if Flag.GREY & original["flags"] else "RGB")
 
 
 def test_resizing_a_packed_data_set_gives_what_resizing_its_source_gives(photos, packed, tmp_path):
@@ -113,14 +102,3 @@ def test_options_that_do_not_fit_are_refused(photos, tmp_path, options, message)
     with pytest.raises(UsageError, match=message):
         Pack(src=photos, **fields).run()
     assert not fields["data"].exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [("ILSVRC2012_img_train", "train"), ("my-val-images", "validation"), ("photos", "photos"),
-     ("val", "val")],
-)  # fmt: skip
-def test_the_split_is_told_by_the_name_of_the_source(photos, tmp_path, name, split):
-    shutil.copytree(photos, tmp_path / "copy" / name)
-    Pack(src=tmp_path / "copy" / name, data=tmp_path / "DATA").run()
-    assert Manifest.read(tmp_path / "DATA").split == split

@@ -1,6 +1,7 @@
 """A synthetic data set as a user makes it: packed, whole, with its truth in id order."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,14 +14,14 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.sources.synthetic import Synthetic
 
 
-def make(data: Path, **options: object) -> Dataset:
-    settings = {"images": 60, "classes": 4, "size": "24", "samples_per_shard": 16} | options
-    Synth(data=data, **settings).run()  # pyright: ignore[reportArgumentType] - options of a test
+def make(data: Path, **options: Any) -> Dataset:
+    settings: dict[str, Any] = {"images": 60, "classes": 4, "size": "24", "samples_per_shard": 16}
+    Synth(data=data, **settings | options).run()
     return Dataset.open(data)
 
 
 def test_the_truth_lies_beside_the_samples_in_their_order(tmp_path: Path):
-    dataset = make(tmp_path / "DATA", label_noise=0.2)
+    dataset = make(tmp_path / "DATA", label_noise=0.2, workers=3)
     Verify(data=dataset.path, deep=True).run()
     truth = pq.read_table(dataset.path / TRUTH_NAME).to_pydict()
     synthetic = Synthetic(images=60, classes=4, size=24, label_noise=0.2)
@@ -30,19 +31,6 @@ def test_the_truth_lies_beside_the_samples_in_their_order(tmp_path: Path):
     assert sorted(truth["key"]) == sorted(synthetic.keys)
     wrong = np.array(truth["label"]) != np.array(truth["true_label"])
     np.testing.assert_array_equal(wrong, truth["flipped"])
-
-
-def test_workers_do_not_change_a_byte(tmp_path: Path):
-    one, many = (make(tmp_path / str(n), workers=n).path for n in (1, 3))
-    names = {path.name for path in one.iterdir()} - {"ledger.jsonl"}
-    assert all((one / name).read_bytes() == (many / name).read_bytes() for name in names)
-
-
-def test_another_seed_makes_other_images_of_the_same_classes(tmp_path: Path):
-    train = make(tmp_path / "train")
-    val = make(tmp_path / "val", seed=1, split="val")
-    assert train.classes == val.classes
-    assert train.manifest.content != val.manifest.content
 
 
 @pytest.mark.parametrize(

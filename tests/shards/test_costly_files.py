@@ -24,9 +24,9 @@ from coreset.bench.robustness.crafted import (
 from coreset.bench.robustness.faults import encoded, jpeg, photo, png_bomb
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
+from coreset.shards.images.flags import Reason, Refusal
 from coreset.shards.images.pillow import opened
 from coreset.shards.images.probe import probe
-from coreset.shards.images.refusal import Reason, Refusal
 
 MEGABYTE = 1 << 20
 RESTART = segment(0xDD, b"\0\1")

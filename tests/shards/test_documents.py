@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
@@ -40,16 +40,10 @@ def document(**changes: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(WHOLE))) | changes
 
 
-def test_a_dataclass_survives_the_way_through_json_and_back():
-    assert build(Outer, parse(json.dumps(asdict(WHOLE)).encode())) == WHOLE
-
-
 def test_fields_with_a_default_may_be_missing():
     whole = document()
     del whole["version"], whole["anything"], whole["inner"]["resize"]
-    assert build(Outer, whole) == Outer(
-        **{name: getattr(WHOLE, name) for name in vars(WHOLE) if name != "anything"}
-    )
+    assert build(Outer, whole) == replace(WHOLE, anything={})
 
 
 @pytest.mark.parametrize(
@@ -59,11 +53,8 @@ def test_fields_with_a_default_may_be_missing():
         ({"version": True}, "version has True, expected int"),
         ({"version": 1.0}, "version has 1.0, expected int"),
         ({"version": 1 << 63}, "version has 9223372036854775808, expected int"),
-        ({"version": None}, "version has None"),
         ({"kind": "c"}, "kind has 'c'"),
-        ({"kind": []}, r"kind has \[\]"),
         ({"inner": 1}, "an object was expected, not 1"),
-        ({"inner": {"size": "1"}}, "size has '1', expected int"),
         ({"inner": {}}, "size is missing"),
         ({"many": [{"size": 1}, 2]}, "an object was expected, not 2"),
         ({"many": {}}, r"many has \{\}"),
@@ -80,9 +71,7 @@ def test_a_field_that_does_not_fit_is_named(changes: dict[str, Any], message: st
         build(Outer, document(**changes))
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"[]", b"3", b"null", b"\xff", b"{", b"[" * 100_000, b'{"a":' * 100_000]
-)
+@pytest.mark.parametrize("text", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 10**5])
 def test_what_is_no_object_is_refused(text: bytes):
     with pytest.raises(ValueError, match=r"\S"):
         parse(text)
@@ -97,11 +86,11 @@ values = st.recursive(
 
 
 @given(st.sampled_from(sorted(asdict(WHOLE))), values)
-def test_nothing_but_a_value_error_comes_of_any_value(name: str, value: Any):
+def test_any_value_comes_back_or_is_a_value_error(name: str, value: Any):
+    expected = document(**{name: value})
     try:
-        built = build(Outer, document(**{name: value}))
+        built = build(Outer, parse(json.dumps(expected).encode()))
     except ValueError:
         return
-    assert json.loads(json.dumps(asdict(built)))[name] == document(**{name: value})[name] or (
-        name == "reasons"
-    )
+    if name != "reasons":  # whose keys may be written in other ways, such as 01
+        assert json.loads(json.dumps(asdict(built))) == expected

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,6 +52,13 @@ def plan_of(src: Path, samples_per_shard: int = 4) -> Plan:
     )
 
 
+def packed_in(scratch: Path, plan: Plan, workers: int = 2, stop_after: int = 10**9) -> Counting:
+    observer = Counting(stop_after)
+    with pytest.raises(StopHereError) if stop_after < 10**9 else nullcontext():
+        pack(plan, scratch, workers=workers, listed=scratch / "list.csv", observer=observer)
+    return observer
+
+
 @pytest.fixture
 def scratch(tmp_path: Path) -> Path:
     path = tmp_path / "scratch"
@@ -64,13 +72,11 @@ def small(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
 
 
 def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos: Path, scratch: Path):
-    plan, listed = plan_of(photos), scratch / "list.csv"
-    first, second = Counting(stop_after=21), Counting()
-    with pytest.raises(StopHereError):
-        pack(plan, scratch, workers=2, listed=listed, observer=first)
+    plan = plan_of(photos)
+    first = packed_in(scratch, plan, stop_after=21)
     assert 1 <= len(first.fresh) <= 5
     assert not list(scratch.glob(".*"))
-    pack(plan, scratch, workers=2, listed=listed, observer=second)
+    second = packed_in(scratch, plan)
     assert sorted(second.resumed) == sorted(first.fresh)
     assert len(second.fresh) == 15 - len(first.fresh)
     assert second.images == 60 - 4 * len(first.fresh)
@@ -78,9 +84,7 @@ def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos: Path, s
 
 @pytest.mark.parametrize("damage", ["short tar", "no index", "half a record"])
 def test_a_committed_shard_that_was_damaged_is_packed_again(small, scratch, damage):
-    plan, listed = plan_of(small), scratch / "list.csv"
-    with pytest.raises(StopHereError):
-        pack(plan, scratch, workers=1, listed=listed, observer=Counting(stop_after=9))
+    packed_in(scratch, plan_of(small), workers=1, stop_after=9)
     match damage:
         case "short tar":
             os.truncate(scratch / "shard-000001.tar", 512)
@@ -88,8 +92,7 @@ def test_a_committed_shard_that_was_damaged_is_packed_again(small, scratch, dama
             (scratch / "shard-000001.idx").unlink()
         case _:
             os.truncate(scratch / "shard-000001.json", 100)
-    again = Counting()
-    pack(plan, scratch, workers=1, listed=listed, observer=again)
+    again = packed_in(scratch, plan_of(small), workers=1)
     assert again.resumed == ["shard-000000.tar"]
     assert "shard-000001.tar" in again.fresh
 
@@ -99,7 +102,7 @@ def test_the_division_into_blocks_changes_no_byte(small, scratch, tmp_path, monk
     samples, n_bytes = limits
     whole, plan = tmp_path / "whole", plan_of(small, samples_per_shard=8)
     whole.mkdir()
-    pack(plan, whole, workers=1, listed=whole / "list.csv", observer=Counting())
+    packed_in(whole, plan, workers=1)
     monkeypatch.setattr("coreset.shards.packing.plan.MAX_BLOCK_SAMPLES", samples)
     monkeypatch.setattr("coreset.shards.packing.plan.MAX_BLOCK_BYTES", n_bytes)
     blocks, sizes = plan.blocks(0), plan.sizes(plan.positions(0))
@@ -108,7 +111,7 @@ def test_the_division_into_blocks_changes_no_byte(small, scratch, tmp_path, monk
     for block in blocks:
         assert len(block) <= samples
         assert len(block) == 1 or sizes[block.start : block.stop].sum() <= n_bytes
-    pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
+    packed_in(scratch, plan)
     assert {path.name: path.read_bytes() for path in scratch.iterdir()} == {
         path.name: path.read_bytes() for path in whole.iterdir()
     }
@@ -123,11 +126,11 @@ def test_a_file_that_changes_or_vanishes_stops_the_packing_by_name(small, scratc
         os.utime(path, (1, 1))
     message = r"cannot be read \(No such file" if vanishes else "changed while it was being packed"
     with pytest.raises(UsageError, match=rf"photo_006.JPEG {message}"):
-        pack(plan, scratch, workers=2, listed=scratch / "list.csv", observer=Counting())
+        packed_in(scratch, plan)
 
 
 def test_a_record_commits_what_is_on_the_disk_and_the_manifest_comes_last(small, scratch, disk):
-    pack(plan_of(small), scratch, workers=1, listed=scratch / "list.csv", observer=Counting())
+    packed_in(scratch, plan_of(small), workers=1)
     written = {path.name: path.read_bytes() for path in scratch.iterdir() if path.is_file()}
     shards = [name for name in written if name.endswith(".tar")]
     assert len(shards) == 6

@@ -1,3 +1,5 @@
+"""Limits of refused files, and the list of them."""
+
 import csv
 from pathlib import Path
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 
 from coreset.shards.errors import DataError
-from coreset.shards.packing.quarantine import require_few
+from coreset.shards.packing.pack import require_few
 
 
 def refused(**classes: int) -> list[dict[str, object]]:
@@ -18,22 +20,12 @@ def refused(**classes: int) -> list[dict[str, object]]:
 
 
 @pytest.mark.parametrize(
-    ("counts", "sizes"),
-    [
-        ({"cat": 2, "dog": 2}, [10, 10]),
-        ({"cat": 10}, [200, 10]),
-        ({"cat": 15, "dog": 15}, [15_000, 15_000]),
-        ({}, [1, 1]),
-    ],
-)
-def test_few_refused_files_are_tolerated(tmp_path: Path, counts: dict[str, int], sizes: list[int]):
-    require_few(refused(**counts), ["cat", "dog"], np.array(sizes), tmp_path / "list.csv")
-    assert not (tmp_path / "list.csv").exists()
-
-
-@pytest.mark.parametrize(
     ("counts", "sizes", "message"),
     [
+        ({"cat": 2, "dog": 2}, [10, 10], ""),
+        ({"cat": 10}, [200, 10], ""),
+        ({"cat": 15, "dog": 15}, [15_000, 15_000], ""),
+        ({}, [1, 1], ""),
         ({"cat": 1, "dog": 3}, [10, 10], r"4 of 20 files .* dog with 3 of 10 \(limit 2\)"),
         ({"cat": 6, "dog": 5}, [500, 500], r"11 of 1,000 files cannot be packed \(limit 10\)"),
         ({"cat": 31}, [15_000, 15_000], r"31 of 30,000 files cannot be packed \(limit 30\)"),
@@ -42,12 +34,17 @@ def test_few_refused_files_are_tolerated(tmp_path: Path, counts: dict[str, int],
         ({"dog": 1}, [10, 1], r"dog with 1 of 1 \(limit 0\)"),
     ],
 )
-def test_too_many_refused_files_stop_the_packing_and_are_listed(tmp_path, counts, sizes, message):
-    listed = tmp_path / "list.csv"
-    with pytest.raises(DataError, match=message) as caught:
-        require_few(refused(**counts), ["cat", "dog"], np.array(sizes), listed)
-    assert str(listed) in str(caught.value)
+def test_too_many_refused_files_stop_the_packing_and_are_listed(
+    tmp_path: Path, counts: dict[str, int], sizes: list[int], message: str
+):
+    listed, rows = tmp_path / "list.csv", refused(**counts)
+    if not message:
+        require_few(rows, ["cat", "dog"], np.array(sizes), listed)
+        assert not listed.exists()
+        return
+    with pytest.raises(DataError, match=f"{message}.*{listed}"):
+        require_few(rows, ["cat", "dog"], np.array(sizes), listed)
     with listed.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [row["class"] for row in rows] == [name for name, n in counts.items() for _ in range(n)]
-    assert rows[0]["detail"] == "Premature, end"
+        told = list(csv.DictReader(file))
+    assert [row["source"] for row in told] == [row["source"] for row in rows]
+    assert told[0]["detail"] == "Premature, end"

@@ -1,7 +1,6 @@
 """Shards: what is written is what tarfile, webdataset and DALI read, and damage is noticed."""
 
 import tarfile
-from collections.abc import Callable
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -22,20 +21,16 @@ from coreset.shards.format.tar import (
     walk,
 )
 
-StoredSamples = Callable[[Path], list[tuple[dict[str, Any], bytes]]]
-
-
-def write_shard(path: Path, images: list[bytes]) -> str:
-    writer = ShardWriter(path)
-    for number, image in enumerate(images):
-        writer.add(number, "jpg", image, label=number * 7)
-    return writer.finish()
+IMAGES = (b"", b"x", b"y" * BLOCK_BYTES, b"z" * (BLOCK_BYTES + 1))
 
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
     path = tmp_path / "shard-000000.tar"
-    write_shard(path, [b"", b"x", b"y" * BLOCK_BYTES, b"z" * (BLOCK_BYTES + 1)])
+    writer = ShardWriter(path)
+    for number, image in enumerate(IMAGES):
+        writer.add(number, "jpg", image, label=number * 7)
+    assert writer.finish() == sha256_of_file(path)
     return path
 
 
@@ -48,18 +43,12 @@ def test_a_header_reads_back_in_tarfile(size: int, number: int):
 
 def test_tarfile_reads_what_was_written_and_walk_agrees(shard: Path):
     with tarfile.open(shard, "r:") as tar:
-        contents = {info.name: tar.extractfile(info) for info in tar}
-        read = {name: file.read() for name, file in contents.items() if file}
         members = [Member(info.name, info.offset_data, info.size) for info in tar]
-    assert read["000000003.jpg"] == b"z" * (BLOCK_BYTES + 1)
-    assert [read[f"{number:09d}.cls"] for number in range(4)] == [b"0", b"7", b"14", b"21"]
-    assert len(read) == 8
     assert list(walk(shard)) == members
-
-
-def test_the_digest_is_that_of_the_file(tmp_path: Path):
-    path = tmp_path / "shard-000000.tar"
-    assert write_shard(path, [b"a" * 1000]) == sha256_of_file(path)
+    content = shard.read_bytes()
+    stored = [content[member.offset : member.offset + member.size] for member in members]
+    assert (tuple(stored[::2]), stored[1::2]) == (IMAGES, [b"0", b"7", b"14", b"21"])
+    assert [name for name, *_ in members][:2] == ["000000000.jpg", "000000000.cls"]
 
 
 def test_the_index_is_that_of_wds2idx(packed: Path, tmp_path: Path):
@@ -71,22 +60,16 @@ def test_the_index_is_that_of_wds2idx(packed: Path, tmp_path: Path):
         assert index_path(path).read_text() == theirs.read_text()
 
 
-def test_a_cut_at_every_block_is_noticed(shard: Path):
+def test_a_cut_at_every_block_and_a_flipped_bit_in_any_header_are_noticed(shard: Path):
     whole = shard.read_bytes()
-    for at in range(0, len(whole), BLOCK_BYTES):
-        shard.write_bytes(whole[:at])
-        with pytest.raises(ValueError, match=r"is cut|end mark"):
+    damaged = [whole[:at] for at in range(0, len(whole), BLOCK_BYTES)]
+    for _, offset, _ in walk(shard):
+        places = range(offset - BLOCK_BYTES, offset, 37)
+        damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in places]
+    for content in damaged:
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match=r"at byte|is cut|end mark"):
             list(walk(shard))
-
-
-def test_a_flipped_bit_in_any_header_is_noticed(shard: Path):
-    whole = shard.read_bytes()
-    headers = [member.offset - BLOCK_BYTES for member in walk(shard)]
-    for header in headers:
-        for at in range(header, header + BLOCK_BYTES, 37):
-            shard.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
-            with pytest.raises(ValueError, match=r"at byte|is cut"):
-                list(walk(shard))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +78,6 @@ def test_a_flipped_bit_in_any_header_is_noticed(shard: Path):
         ("../../etc/passwd", tarfile.REGTYPE, "not one of a sample"),
         ("/000000000.jpg", tarfile.REGTYPE, "not one of a sample"),
         ("000000000.pyd", tarfile.REGTYPE, "not one of a sample"),
-        ("a.jpg", tarfile.REGTYPE, "not one of a sample"),
         ("000000000.jpg", tarfile.SYMTYPE, "damaged"),
     ],
 )
@@ -109,27 +91,14 @@ def test_a_member_that_no_shard_holds_is_refused(tmp_path, name, kind, damage):
         list(walk(path))
 
 
-def test_an_abandoned_shard_leaves_no_file(tmp_path: Path):
+def test_an_unfinished_shard_leaves_no_file(tmp_path: Path):
     writer = ShardWriter(tmp_path / "shard-000000.tar")
     writer.add(0, "jpg", b"abc", label=0)
-    writer.abandon()
+    writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_webdataset_reads_the_shards(packed: Path, stored_samples: StoredSamples):
-    iterators: Any = import_module("webdataset.tariterators")
-    samples: list[dict[str, Any]] = []
-    for path in Dataset.open(packed).shard_paths():
-        with path.open("rb") as stream:  # webdataset does not close the files that it opens
-            files = iterators.tar_file_expander([{"url": str(path), "stream": stream}])
-            samples += iterators.group_by_keys(files)
-    images = [next(s[kind] for kind in ("jpg", "png", "webp") if kind in s) for s in samples]
-    labels = [int(sample["cls"]) for sample in samples]
-    stored = [(image, row["label"]) for row, image in stored_samples(packed)]
-    assert list(zip(images, labels, strict=True)) == stored
-
-
-def test_dali_reads_the_shards_by_their_index(packed: Path, stored_samples: StoredSamples):
+def test_dali_reads_the_shards_by_their_index(packed: Path, stored_samples):
     dali: Any = import_module("nvidia.dali")
     shards = Dataset.open(packed).shard_paths()
     expected = [(image, row["label"]) for row, image in stored_samples(packed)]

@@ -1,6 +1,7 @@
 """Workers in forked processes: the same blocks as in threads, and how the processes end."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import CancelledError
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +21,8 @@ from coreset.kernels.jpeg.resize import warm_up
 from coreset.shards.errors import DataError, MachineError, UsageError
 from coreset.shards.packing import workers
 from coreset.shards.packing.encode import Block
-from coreset.shards.packing.plan import Plan, Resize
-from coreset.shards.packing.workers import EncodedBlock, can_fork, evict_code, start_workers
+from coreset.shards.packing.plan import Plan
+from coreset.shards.packing.workers import can_fork, evict_code, start_workers
 from coreset.shards.sources.folder import find_folder
 
 
@@ -34,6 +36,10 @@ def never() -> bool:
     return False
 
 
+def joined(block: Block) -> tuple[Any, ...]:
+    return (*block[:3], b"".join(block.parts))
+
+
 @pytest.fixture
 def src(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
     root = make_photos(tmp_path / "src", per_class=4)
@@ -42,38 +48,34 @@ def src(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
     return root
 
 
-@pytest.mark.parametrize("resize", [None, Resize(short_side=20, quality=80)])
+@pytest.mark.parametrize("short_side", [None, 20])
 @pytest.mark.parametrize("block_bytes", [1 << 22, 2000])
-def test_processes_encode_as_threads_do(src, resize, block_bytes, monkeypatch):
+def test_processes_encode_as_threads_do(src, short_side, block_bytes, monkeypatch):
     monkeypatch.setattr(workers, "_SHARED_BYTES", block_bytes)  # too few for most images
-    if resize:
+    if short_side:
         warm_up()
-    plan = plan_of(src, resize=resize)
+    plan = plan_of(src, short_side=short_side)
     blocks = [range(5), range(5, 6), range(6, len(plan.source))]
     with (
         start_workers(plan, 1, never, processes=False) as (thread,),
         start_workers(plan, 2, never, processes=True) as (first, second),
     ):
-        expected = [joined(thread.encode(block)) for block in blocks]
-        assert [joined(first.encode(block)) for block in blocks] == expected
-        assert [joined(second.encode(block)) for block in blocks] == expected
-    assert [len(block.refused) for block, _ in expected] == [1, 0, 0]
-    assert [len(block.positions) for block, _ in expected] == [4, 1, len(plan.source) - 6]
+        expected = [joined(thread(block)) for block in blocks]
+        assert [joined(first(block)) for block in blocks] == expected
+        assert [joined(second(block)) for block in blocks] == expected
+    assert [len(refused) for *_, refused, _ in expected] == [1, 0, 0]
+    assert [len(positions) for positions, *_ in expected] == [4, 1, len(plan.source) - 6]
 
 
 def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
     plan = plan_of(src, skip_damaged=False)
     with start_workers(plan, 1, never, processes=True) as (worker,):
         with pytest.raises(DataError, match=r"cannot be packed \(not-an-image"):
-            worker.encode(range(3))
+            worker(range(3))
         os.utime(sorted(src.glob("*/*"))[1], (1, 1))
         with pytest.raises(UsageError, match="changed while it was being packed"):
-            worker.encode(range(1, 3))
-        assert worker.encode(range(2, 4)).block.positions == [2, 3]
-
-
-def joined(encoded: EncodedBlock) -> tuple[Block, bytes]:
-    return encoded.block, b"".join(encoded.parts)
+            worker(range(1, 3))
+        assert worker(range(2, 4)).positions == [2, 3]
 
 
 def children() -> set[int]:
@@ -81,20 +83,16 @@ def children() -> set[int]:
     return {int(word) for word in path.read_text().split()}
 
 
-def test_a_killed_process_is_reported_with_the_files_it_was_at(src: Path):
+def test_a_killed_process_is_reported_with_its_files_and_none_is_left_after_an_error(src: Path):
     before, plan = children(), plan_of(src)
     with start_workers(plan, 1, never, processes=True) as (worker,):
         (child,) = children() - before
         os.kill(child, signal.SIGKILL)
         for _ in range(2):  # another thread may ask before all have heard of it
             with pytest.raises(MachineError, match=r"by SIGKILL between .*; if memory"):
-                worker.encode(range(4))
+                worker(range(4))
     assert children() <= before
-
-
-def test_no_process_is_left_after_an_error(src: Path):
-    before = children()
-    with suppress(KeyboardInterrupt), start_workers(plan_of(src), 3, never, processes=True):
+    with suppress(KeyboardInterrupt), start_workers(plan, 3, never, processes=True):
         assert len(children() - before) == 3
         raise KeyboardInterrupt
     assert children() <= before
@@ -136,15 +134,18 @@ def is_running(process: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize(
-    ("threads", "torch", "safe"), [(1, False, True), (2, False, False), (1, True, False)]
-)
-def test_a_process_forks_only_without_other_threads_and_torch(monkeypatch, threads, torch, safe):
+def test_a_process_forks_only_without_other_threads_and_torch_and_if_it_may(monkeypatch):
     monkeypatch.delitem(sys.modules, "torch", raising=False)
-    if torch:
-        monkeypatch.setitem(sys.modules, "torch", sys)
-    monkeypatch.setattr(threading, "active_count", lambda: threads)
-    assert can_fork() is safe
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    assert can_fork()
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert not can_fork()
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "torch", sys)
+        assert not can_fork()
+    monkeypatch.setattr(workers, "current_process", lambda: SimpleNamespace(daemon=True))
+    assert not can_fork()
 
 
 def test_a_stop_ends_the_current_block_of_a_thread(src: Path):
@@ -152,19 +153,13 @@ def test_a_stop_ends_the_current_block_of_a_thread(src: Path):
         start_workers(plan_of(src), 1, lambda: True, processes=False) as (worker,),
         pytest.raises(CancelledError),
     ):
-        worker.encode(range(3))
+        worker(range(3))
 
 
 def resident_code(library: str) -> int:
     """Kilobytes of a library's executable pages in memory."""
-    total, counts = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        fields = line.split()
-        if "-" in fields[0] and len(fields) >= 5:
-            counts = fields[1] == "r-xp" and library in fields[-1]
-        elif counts and fields[0] == "Rss:":
-            total += int(fields[1])
-    return total
+    smaps = Path("/proc/self/smaps").read_text()
+    return sum(map(int, re.findall(rf"r-xp .*{library}[\s\S]*?Rss: +(\d+)", smaps)))
 
 
 def test_the_evicted_compiler_leaves_memory_and_still_compiles():

@@ -17,8 +17,8 @@ from coreset.engine.data.decoders.regions import decode_region, worth_cropping
 from coreset.engine.data.geometry import Box, Geometry, Placement
 from coreset.kernels.jpeg.buffers import pixel_memory
 from coreset.kernels.jpeg.resize import reach, resize
+from coreset.shards.images.flags import Refusal
 from coreset.shards.images.jpeg_header import read_header
-from coreset.shards.images.refusal import Refusal
 
 _FACTORS = (8, 4, 2)
 """Reductions while decoding for which libjpeg-turbo has SIMD code."""
