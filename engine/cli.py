@@ -10,15 +10,14 @@ import io
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from coreset.engine.runtime.interrupts import INTERRUPTED, TEXT, end_on_interrupt
-from coreset.shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
+from coreset.engine.runtime.signals import INTERRUPTED, TEXT, end_on_interrupt, raise_signals
+from coreset.shards.errors import CoresetError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
@@ -98,10 +97,15 @@ def _run_verb(verb: str, words: Sequence[str], *, as_json: bool) -> None:
         return
     from coreset.engine.artifacts.writer import COMMAND
     from coreset.engine.runtime.progress import Display, choose_display
+    from coreset.engine.stages.options import flat_fields
 
+    if dict(flat_fields(stage)).get("device") != "cuda":
+        # By default the threads of OpenMP, which torch's are on a CPU, wait busily for
+        # milliseconds and take the cores from decoders. It reads this once, when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     COMMAND.set(shlex.join(["coreset", verb, *words]))
     choose_display(Display.JSON if as_json else Display.AUTO)
-    with _stop_signals():
+    with raise_signals():
         try:
             result = stage.run()
         except (MemoryError, RuntimeError) as error:
@@ -192,41 +196,6 @@ def _machine_error(error: OSError) -> MachineError | None:
         remedy = "nothing was half-written: free it, run again"
         return MachineError(f"{error.strerror}{where}; {remedy}")
     return None
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Generator[None]:
-    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError``, SIGINT into ``KeyboardInterrupt``.
-
-    An import that SIGINT interrupted may raise another error: that becomes ``KeyboardInterrupt``
-    too. A SIGINT that the caller of the process ignores stays ignored.
-    """
-    interrupts: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        name = signal.Signals(number).name
-        raise InterruptedRunError(f"interrupted by {name}; the same command continues")
-
-    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    handlers = {signal.SIGTERM: stop, signal.SIGUSR1: stop}
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        handlers[signal.SIGINT] = interrupt
-    try:
-        before = {number: signal.signal(number, new) for number, new in handlers.items()}
-    except ValueError:  # not the main thread: signals go elsewhere
-        before = {}
-    try:
-        yield
-    except Exception as error:
-        if interrupts:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _WithoutPandas:

@@ -55,12 +55,12 @@ def test_kernels_package_file_imports_nothing():
 
 
 def test_ctrl_c_is_handled_before_the_command_line_is_imported():
-    first = "import sys; before = set(sys.modules); import coreset.engine.runtime.interrupts"
+    first = "import sys; before = set(sys.modules); import coreset.engine.runtime.signals"
     code = f"{first}; print(*sorted(set(sys.modules) - before))"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    assert not set(result.stdout.split()) & {"typing", "json", "contextlib", "coreset.engine.cli"}
+    assert not set(result.stdout.split()) & {"typing", "json", "dataclasses", "coreset.engine.cli"}
 
 
 def test_no_module_is_named_like_one_of_the_standard_library():

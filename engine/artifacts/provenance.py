@@ -7,16 +7,19 @@ recorded with its own provenance, so that a set that was mailed still has its wh
 import json
 import platform
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from os.path import relpath
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.documents import build, parse
-from coreset.shards.format.files import digest_of, json_bytes, missing
+from coreset.shards.format.files import digest_of, interruption, json_bytes, missing
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 PROVENANCE_NAME = "provenance.json"
 FORMAT_VERSION = 1
@@ -29,13 +32,11 @@ VERSIONED = ("coreset", "numpy", "numba", "torch", "torchvision", "timm", "nvidi
 
 @cache
 def versions() -> dict[str, str]:
-    """Return versions of what can change a number, from package metadata, without imports."""
-    known = {"python": platform.python_version()}
+    """Return versions of what can change a number, from the metadata of packages."""
+    known = {"python": platform.python_version(), **dict.fromkeys(VERSIONED, "absent")}
     for name in VERSIONED:
-        try:
+        with suppress(PackageNotFoundError):
             known[name] = version(name)
-        except PackageNotFoundError:
-            known[name] = "absent"
     return known
 
 
@@ -69,7 +70,7 @@ class Provenance:
 
     @property
     def config_digest(self) -> str:
-        """sha256 of stage, configuration and inputs, which ledger lines and result rows cite."""
+        """sha256 of stage, configuration and inputs."""
         return digest_of(self.fingerprint())
 
     def fingerprint(self) -> dict[str, Any]:
@@ -93,7 +94,7 @@ class Provenance:
             remedy = "name the output of a finished coreset command"
             if not artifact.exists():
                 raise missing(artifact, remedy)
-            raise UsageError(f"{artifact} has no provenance.json; {remedy}")
+            raise UsageError(f"{artifact} has no {PROVENANCE_NAME}; {remedy}")
         return Provenance.parse(path)
 
     @staticmethod
@@ -115,18 +116,18 @@ class Provenance:
         Raises:
             ValueError: An input is not described, or the lineage is longer than any real one.
         """
-        pending: list[tuple[int, Any]] = [(1, entry) for entry in self.inputs]
-        while pending:
-            depth, entry = pending.pop()
-            if depth > _LONGEST_LINEAGE:
-                raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
-            if not isinstance(entry, dict) or not entry.keys() >= _INPUT.keys():
-                raise ValueError("one of its inputs is not described")
-            fields = cast("dict[str, Any]", entry)
-            wrong = [name for name, kind in _INPUT.items() if not isinstance(fields[name], kind)]
-            if wrong:
-                raise ValueError(f"{wrong[0]} of one of its inputs is of another type")
-            pending += [(depth + 1, parent) for parent in fields["inputs"]]
+        level: list[Any] = list(self.inputs)
+        for _ in range(_LONGEST_LINEAGE):
+            for entry in level:
+                fields = entry if isinstance(entry, dict) else {}
+                wrong = [
+                    name for name, kind in _INPUT.items() if type(fields.get(name)) is not kind
+                ]
+                if wrong:
+                    raise ValueError(f"one of its inputs has no {wrong[0]}")
+            level = [parent for entry in level for parent in entry["inputs"]]
+        if level:
+            raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
 
     def binding(self, name: str) -> Any:  # noqa: ANN401 - of JSON
         """Return one entry of ``binds``.
@@ -153,17 +154,22 @@ class Provenance:
             **{name: document[name] for name in kept},
         }
 
-    def lineage(self) -> Iterator[Mapping[str, Any]]:
-        """Yield every input, nearest first, through the whole lineage."""
-        pending = list(self.inputs)
+    def lineage(self, artifact: Path = Path()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """Yield every input, nearest first, with its directory along the recorded relative paths.
+
+        Args:
+            artifact: Directory of this artifact.
+        """
+        pending = [(artifact, entry) for entry in self.inputs]
         while pending:
-            entry = pending.pop(0)
-            yield entry
-            pending.extend(entry["inputs"])
+            base, entry = pending.pop(0)
+            directory = (base / entry["path"]).resolve()
+            yield directory, entry
+            pending.extend((directory, parent) for parent in entry["inputs"])
 
     def ancestor(self, kind: str) -> Mapping[str, Any] | None:
         """Return the nearest input of a kind, or None."""
-        return next((entry for entry in self.lineage() if entry["kind"] == kind), None)
+        return next((entry for _, entry in self.lineage() if entry["kind"] == kind), None)
 
 
 def readable_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -190,11 +196,30 @@ def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def locate(artifact: Path, kind: str) -> Path | None:
     """Find the directory of the nearest input of a kind, along the recorded relative paths."""
-    pending = [(artifact, entry) for entry in Provenance.read(artifact).inputs]
-    while pending:
-        base, entry = pending.pop(0)
-        directory = (base / str(entry["path"])).resolve()
-        if entry["kind"] == kind:
-            return directory
-        pending.extend((directory, parent) for parent in entry["inputs"])
-    return None
+    inputs = Provenance.read(artifact).lineage(artifact)
+    return next((directory for directory, entry in inputs if entry["kind"] == kind), None)
+
+
+def open_source(artifact: Path, data: Path | None) -> Dataset:
+    """Open the data set that an artifact was made from.
+
+    Raises:
+        UsageError: The data set was moved and ``data`` does not name its place.
+    """
+    directory = data or locate(artifact, "dataset")
+    if directory is not None and (message := interruption(directory)):
+        raise UsageError(message)
+    if directory is None or not (directory / MANIFEST_NAME).is_file():
+        raise UsageError(
+            f"the data set of {artifact} is not at {directory} any more; name its place with --data"
+        )
+    return Dataset.open(directory)
+
+
+def require_same_data(dataset: Dataset, identity: str, what: str) -> None:
+    """Raise ``UsageError`` unless ``what`` was made from ``dataset``."""
+    if dataset.manifest.identity != identity:
+        raise UsageError(
+            f"{dataset.path} has identity {dataset.manifest.identity[:12]}, but {what} was made "
+            f"from {identity[:12]}: another data set; name the right one with --data"
+        )

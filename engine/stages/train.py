@@ -18,7 +18,6 @@ from coreset.engine.evaluation.results import (
 )
 from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.choices import choice_of
-from coreset.engine.runtime.openmp import use_passive_wait
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.result import Result
 from coreset.engine.stages.options import Decoding, Flat, ResultsPath, SetPath, ValPath
@@ -80,7 +79,6 @@ class Train:
 
     def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
-        use_passive_wait(self.decoding.device)
         from coreset.engine.runtime.device import runtime_of
 
         require_output(self.results)

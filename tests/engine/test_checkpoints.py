@@ -78,7 +78,7 @@ def test_a_damaged_commit_gives_way_to_the_one_before_with_a_warning(checkpoints
     with caplog.at_level(logging.WARNING):
         epoch, directory = checkpoints.latest()
     assert (epoch, directory.name) == (1, "gen-000001")
-    assert re.search("gen-000002 is damaged; going back one generation", caplog.text)
+    assert re.search("gen-000002 is damaged; going back one checkpoint", caplog.text)
 
 
 def test_the_training_goes_on_from_the_older_commit(checkpoints):
@@ -94,7 +94,7 @@ def test_damage_to_every_commit_is_an_error(checkpoints):
     for epoch in (1, 2):
         commit(checkpoints, epoch)
         (checkpoints.directory / f"gen-{epoch:06d}/weights").write_text("damaged")
-    with pytest.raises(StoreError, match="every generation is damaged; remove it, run again"):
+    with pytest.raises(StoreError, match="every checkpoint is damaged; remove it, run again"):
         checkpoints.latest()
 
 

@@ -90,7 +90,7 @@ def test_provenance_of_another_format_version_is_refused(tmp_path):
 def test_the_lineage_goes_through_all_inputs_nearest_first(tmp_path):
     scores = child_of(DATA, "scores", "d2", tmp_path)
     chosen = child_of(scores, "set", "d3", tmp_path)
-    assert [one["digest"] for one in chosen.lineage()] == ["d2", "d1"]
+    assert [entry["digest"] for _, entry in chosen.lineage()] == ["d2", "d1"]
     source = chosen.ancestor("dataset")
     assert source is not None
     assert source["binds"] == DATA.binds

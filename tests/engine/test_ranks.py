@@ -39,7 +39,7 @@ def test_a_process_without_a_job_is_alone():
     with join() as ranks:
         assert ranks == Distributed(0, 1)
         assert ranks.is_main
-        assert ranks.run_on_all(lambda: 7) == [7]
+        assert [ranks.run_on_all(lambda: 7), ranks.run_on_main(lambda: 8)] == [7, 8]
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("0", "0")])
