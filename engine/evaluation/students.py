@@ -10,7 +10,7 @@ from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import EpochSource
 from coreset.engine.evaluation.protocols.base import Protocol
 from coreset.engine.models.networks import StudentName, build_network, memory_format_for, placed
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for
 from coreset.engine.training.trainer import (
     Accuracy,
     CompileMode,

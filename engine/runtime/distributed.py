@@ -31,10 +31,10 @@ class Distributed:
         return self.rank == 0
 
     def gather(self, mine: T, *, failed: bool = False) -> list[T]:
-        """Return what all ranks give, in their order; every rank has to call it.
+        """Return what all ranks give, in their order; every rank has to call this.
 
         Raises:
-            MachineError: Another rank failed, or is gone.
+            MachineError: Another rank failed, or is gone; so does every method that waits.
         """
         if self.world == 1:
             return [mine]
@@ -56,11 +56,7 @@ class Distributed:
         return any(self.gather(mine))
 
     def run_on_all(self, part: Callable[[], T]) -> T:
-        """Do this rank's part of a step, wait for the others, and return this rank's result.
-
-        Raises:
-            MachineError: Another rank failed, or is gone.
-        """
+        """Do this rank's part of a step, wait for the others, and return this rank's result."""
         result = self._do(part)
         self.gather(None)
         return result
@@ -83,11 +79,7 @@ class Distributed:
         return result
 
     def all_reduce(self, tensor: "Tensor") -> None:
-        """Replace a tensor, on every rank, by its sum over all of them.
-
-        Raises:
-            MachineError: Another rank is gone.
-        """
+        """Replace a tensor, on every rank, by its sum over all of them."""
         if self.world > 1:
             from torch import distributed
 

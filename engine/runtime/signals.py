@@ -5,7 +5,7 @@ It imports next to nothing, because Ctrl-C ends the process without a traceback 
 
 import os
 import signal
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,7 +13,7 @@ from coreset.shards.errors import InterruptedRunError
 
 INTERRUPTED = 130
 TEXT = "interrupted; the same command continues"
-_Handler = Callable[[int, FrameType | None], object]
+_STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def end_on_interrupt() -> None:
@@ -39,16 +39,15 @@ def raise_signals() -> Generator[None]:
     """
     interrupts: list[int] = []
 
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise _stopped_by(signal.Signals(number).name)
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            raise Stop(signal.Signals(number).name).error()
         interrupts.append(number)
         raise KeyboardInterrupt
 
     ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     try:
-        with _handlers(_stopping(stop) | ({} if ignored else {signal.SIGINT: interrupt})):
+        with _handled(handle, *_STOPPING, *([] if ignored else [signal.SIGINT])):
             yield
     except Exception as error:
         if interrupts:
@@ -57,10 +56,10 @@ def raise_signals() -> Generator[None]:
 
 
 class Stop:
-    """Wish to stop: the name of the signal; empty while nobody asked."""
+    """Wish to stop; ``by`` names the signal and is empty while nobody asked."""
 
-    def __init__(self) -> None:
-        self.by = ""
+    def __init__(self, by: str = "") -> None:
+        self.by = by
 
     @property
     def asked(self) -> bool:
@@ -69,7 +68,8 @@ class Stop:
 
     def error(self) -> InterruptedRunError:
         """Make the error to raise once everything is committed."""
-        return _stopped_by(self.by or "another rank")
+        by = self.by or "another rank"
+        return InterruptedRunError(f"interrupted by {by}; the same command continues")
 
 
 @contextmanager
@@ -83,29 +83,23 @@ def defer_signals() -> Generator[Stop]:
     def note(number: int, _frame: FrameType | None) -> None:
         stop.by = signal.Signals(number).name
 
-    with _handlers(_stopping(note)):
+    with _handled(note, *_STOPPING):
         yield stop
     if stop.asked:
         raise stop.error()
 
 
-def _stopped_by(name: str) -> InterruptedRunError:
-    return InterruptedRunError(f"interrupted by {name}; the same command continues")
-
-
-def _stopping(handler: _Handler) -> dict[signal.Signals, _Handler]:
-    return {signal.SIGTERM: handler, signal.SIGUSR1: handler}
-
-
 @contextmanager
-def _handlers(handlers: Mapping[signal.Signals, _Handler]) -> Generator[None]:
+def _handled(
+    handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Generator[None]:
     """Handle signals in the block; off the main thread they go elsewhere."""
     try:
-        before = {number: signal.signal(number, new) for number, new in handlers.items()}
+        before = {number: signal.signal(number, handler) for number in numbers}
     except ValueError:
         before = {}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -4,8 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coreset.engine.models.features import embed, remember
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DataPath, Decoding, Extractor, FeaturesPath, Flat
+from coreset.engine.stages.options import DataPath, Decoding, Extractor, FeaturesPath, Flat, Result
 from coreset.shards.format.dataset import Dataset
 
 

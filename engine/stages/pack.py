@@ -19,11 +19,10 @@ from coreset.engine.artifacts.pack_inputs import (
 )
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
-from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.distributed import Distributed, join
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DataPath, SourcePath
+from coreset.engine.stages.options import DataPath, Result, SourcePath
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list, recognise
 from coreset.shards.format.dataset import Dataset

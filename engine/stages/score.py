@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
-from coreset.engine.runtime.checks import require_at_least, require_between
 from coreset.engine.runtime.distributed import join
-from coreset.engine.runtime.result import Result
+from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.scoring.checkpoint import UNDECODABLE_NAME, undecodable_of
 from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe
 from coreset.engine.stages.options import (
@@ -19,6 +18,7 @@ from coreset.engine.stages.options import (
     DataPath,
     Decoding,
     Flat,
+    Result,
     ScoresPath,
     feature_spec,
     flat_fields,

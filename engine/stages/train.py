@@ -16,11 +16,9 @@ from coreset.engine.evaluation.results import (
     key_in_precision,
     stamp_in_precision,
 )
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.choices import choice_of
+from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import Decoding, Flat, ResultsPath, SetPath, ValPath
+from coreset.engine.stages.options import Decoding, Flat, Result, ResultsPath, SetPath, ValPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import SetPath
+from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.stages.options import Result, SetPath
 from coreset.shards.errors import DataError, MachineError
 
 MODULE = "fake"
