@@ -70,11 +70,7 @@ def stopped(coreset: Callable[..., Any]) -> Callable[..., str]:
 @pytest.fixture
 def checked(tmp_path: Path, refused: Callable[..., str]) -> Callable[..., str]:
     """Run a command that must find a forgery of data; returns what it says."""
-
-    def run(*words: object) -> str:
-        return refused(tmp_path, *words, code=3)
-
-    return run
+    return lambda *words: refused(tmp_path, *words, code=3)
 
 
 # data sets: manifest.json
@@ -84,24 +80,14 @@ MANIFESTS: dict[str, Callable[[Json], object]] = {
     "no shards": setting("shards", to=[]),
     "a shard less": lambda document: document["shards"].pop(),
     "a negative count": setting("n_samples", to=-1),
-    "a count of zero": setting("n_samples", to=0),
     "a count as text": setting("n_samples", to="60"),
-    "a count that is true": setting("n_samples", to=True),
-    "a count beyond 64 bits": setting("n_samples", to=1 << 70),
     "another count": setting("n_samples", to=61),
     "a shard elsewhere": setting("shards", 0, "name", to="../../etc/passwd"),
     "a shard of few bytes": setting("shards", 1, "bytes", to=600),
-    "a shard of negative bytes": setting("shards", 1, "bytes", to=-1),
     "a shard of negative samples": setting("shards", 0, "samples", to=-HUGE),
     "a shard of many samples": setting("shards", 0, "samples", to=HUGE),
-    "a shard that is a number": setting("shards", 0, to=1),
     "a class less": lambda document: document["classes"].pop(),
-    "classes that are numbers": setting("classes", to=[1, 2, 3]),
     "a class twice": setting("classes", 1, to="n01440764"),
-    "settings as a list": setting("settings", to=[]),
-    "a digest that is none": setting("identity", to=None),
-    "an unknown field": setting("more", to=1),
-    "a missing field": lambda document: document.pop("kinds"),
 }
 
 
@@ -112,14 +98,6 @@ def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], n
     assert str(data) in said
     assert "pack" in said, "no remedy"
     assert checked("verify", data, "--fast") == said
-
-
-@pytest.mark.parametrize(
-    "content", [DEEP, b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b'{"shards": 1}']
-)
-def test_a_manifest_of_odd_bytes_is_refused(data, checked, content):
-    (data / MANIFEST_NAME).write_bytes(content)
-    assert "manifest.json cannot be read" in checked("verify", data)
 
 
 # data sets: samples.parquet
@@ -162,18 +140,13 @@ def with_bad_text(table: pa.Table) -> pa.Table:
 TABLES: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
     "offset before the shard": ("offset of sample 7 is -1", with_value("offset", 7, -1)),
     "offset beyond the shard": ("offset of sample 7 is", with_value("offset", 7, HUGE)),
-    "offset that overflows": ("offset of sample 0 is", with_value("offset", 0, (1 << 63) - 1)),
-    "negative bytes": ("bytes of sample 20 is -5", with_value("bytes", 20, -5)),
     "bytes beyond the shard": ("bytes of sample 20 is", with_value("bytes", 20, HUGE)),
     "no such shard": ("shard of sample 59 is 4", with_value("shard", 59, 4)),
-    "negative shard": ("shard of sample 0 is -1", with_value("shard", 0, -1)),
     "another shard": ("shard of sample 16 is 0", with_value("shard", 16, 0)),
     "no such label": ("label of sample 3 is 3", with_value("label", 3, 3)),
-    "negative label": ("label of sample 3 is -1", with_value("label", 3, -1)),
     "no label": ("label is not known", with_value("label", 3, None)),
     "no offset": ("offset is not known", with_value("offset", 3, None)),
     "rows less": ("rows expected 60, found 59", lambda table: table.slice(1)),
-    "no rows": ("rows expected 60, found 0", lambda table: table.slice(60)),
     "rows more": ("rows expected 60, found 120", lambda table: pa.concat_tables([table] * 2)),
     "no column": ("column bytes", lambda table: table.drop_columns(["bytes"])),
     "no key column": ("column key", lambda table: table.drop_columns(["key"])),
@@ -213,8 +186,12 @@ def test_text_that_is_none_is_refused_by_what_reads_it(data, checked, change):
     assert SAMPLES_NAME in checked("verify", data)
 
 
-def test_a_table_that_is_no_parquet_is_refused(data: Path, checked: Callable[..., str]):
-    for content in (b"", b"PAR1", b"PAR1" * 100):
+def test_tables_that_are_no_parquet_are_refused(data: Path, checked: Callable[..., str]):
+    pq.write_table(pa.table({"position": [1]}), data / QUARANTINE_NAME)
+    assert QUARANTINE_NAME in checked("quarantine", "show", data)
+    for content in (b"", b"PAR1" * 100):
+        (data / QUARANTINE_NAME).write_bytes(content)
+        assert QUARANTINE_NAME in checked("quarantine", "show", data)
         (data / SAMPLES_NAME).write_bytes(content)
         digest = sha256_of_file(data / SAMPLES_NAME)
         edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
@@ -227,10 +204,8 @@ def test_a_table_that_is_no_parquet_is_refused(data: Path, checked: Callable[...
     ("change", "expected"),
     [
         (exchanged("offset", 17, 18), "offset expected"),
-        (exchanged("bytes", 17, 18), "bytes expected"),
         (exchanged("member", 17, 18), "member expected"),
         (with_value("offset", 17, 512), "offset expected 512, found"),
-        (with_value("bytes", 17, 0), "bytes expected 0, found"),
     ],
 )
 def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
@@ -242,15 +217,6 @@ def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
     said = checked("verify", data, *words)
     assert "shard-000001.tar:" in said
     assert f":{key}: {expected}" in said
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", None])
-def test_a_forged_list_of_refused_files_is_refused(data, checked, content):
-    if content is None:
-        pq.write_table(pa.table({"position": [1]}), data / QUARANTINE_NAME)
-    else:
-        (data / QUARANTINE_NAME).write_bytes(content)
-    assert QUARANTINE_NAME in checked("quarantine", "show", data)
 
 
 # condensed sets
@@ -286,12 +252,8 @@ def npz(array: Any) -> bytes:
 IDS: dict[str, Callable[[Any], bytes]] = {
     "a huge shape": lambda ids: npy(ids, shape=(1 << 40,)),
     "a shape beyond 64 bits": lambda ids: npy(ids, shape=(1 << 80,)),
-    "a negative shape": lambda ids: npy(ids, shape=(-1,)),
     "objects": lambda ids: npy(ids, descr="|O"),
-    "floats": lambda ids: npy(ids.astype(np.float64)),
-    "text": lambda ids: npy(ids.astype("U4")),
     "a matrix": lambda ids: npy(ids.reshape(2, -1)),
-    "a single number": lambda ids: npy(ids[0]),
     "no numbers": lambda ids: npy(ids[:0]),
     "too many": lambda ids: npy(np.resize(ids, 61)),
     "a negative id": lambda ids: npy(np.array([-1, *ids[1:]])),
@@ -299,7 +261,6 @@ IDS: dict[str, Callable[[Any], bytes]] = {
     "an id twice": lambda ids: npy(np.array([ids[0], ids[0], *ids[2:]])),
     "another order": lambda ids: npy(ids[::-1].copy()),
     "an archive": npz,
-    "half a header": lambda ids: npy(ids)[:30],
     "nothing": lambda _: b"",
 }
 
@@ -316,15 +277,9 @@ def test_forged_ids_are_refused(condensed, checked, name):
 
 SETS: dict[str, Callable[[Json], object]] = {
     "many classes": setting("n_classes", to=10**9),
-    "counts as text": setting("per_class", to=["2", "2", "2"]),
-    "negative counts": setting("per_class", to=[-2, 4, 4]),
     "other counts": setting("per_class", to=[1, 2, 3]),
     "no counts": setting("per_class", to=[]),
-    "counts in a list": setting("per_class", to=[[2], 2, 2]),
-    "no ipc": setting("ipc", to=None),
     "a kind that is none": setting("kind", to="other"),
-    "parameters as text": setting("parameters", to="ipc"),
-    "a seed beyond 64 bits": setting("seed", to=1 << 64),
 }
 
 
@@ -344,8 +299,6 @@ PROVENANCES: dict[str, Callable[[Json], object]] = {
     "a path that is none": setting("inputs", to=[INPUT | {"path": None}]),
     "inputs of an input as text": setting("inputs", to=[INPUT | {"inputs": "x"}]),
     "an endless lineage": setting("inputs", to=lineage(300)),
-    "a configuration as a list": setting("config", to=[]),
-    "a digest that is a number": setting("digest", to=3),
     "no version": lambda document: document.pop("format_version"),
 }
 
@@ -360,12 +313,7 @@ def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, nam
     if document == SET_NAME:
         bless(path)
     assert document in checked(*command)
-
-
-@pytest.mark.parametrize("name", [SET_NAME, PROVENANCE_NAME])
-def test_a_description_nested_without_end_is_refused(condensed, checked, name):
-    path, command = condensed
-    (path / name).write_bytes(DEEP)
+    (path / document).write_bytes(DEEP)
     assert "nested too deeply" in checked(*command)
 
 
@@ -394,25 +342,16 @@ def bless_scores(scores: Path) -> None:
     edit(scores / "commit.json", change)
 
 
-def chunks_of(rows: int) -> Json:
-    return {"name": "regular", "configuration": {"chunk_shape": [rows]}}
-
-
 ARRAYS: dict[str, Callable[[Json], object]] = {
     "a huge shape": setting("shape", to=[10**12]),
-    "a shape beyond 64 bits": setting("shape", to=[1 << 70]),
     "a negative shape": setting("shape", to=[-1]),
     "rows less": setting("shape", to=[59]),
-    "no rows": setting("shape", to=[0]),
     "a matrix": lambda document: document.update(
         shape=[60, 1], chunk_grid={"name": "regular", "configuration": {"chunk_shape": [60, 1]}}
     ),
-    "no dimension": setting("shape", to=[]),
-    "huge chunks": setting("chunk_grid", to=chunks_of(10**12)),
-    "chunks of nothing": setting("chunk_grid", to=chunks_of(0)),
+    "huge chunks": setting("chunk_grid", "configuration", "chunk_shape", to=[10**12]),
+    "chunks of nothing": setting("chunk_grid", "configuration", "chunk_shape", to=[0]),
     "text": setting("data_type", to="string"),
-    "no type": setting("data_type", to="nothing"),
-    "no codec": setting("codecs", to=[]),
     "an unknown codec": setting("codecs", to=[{"name": "run"}]),
     "a group": lambda document: document.update(node_type="group"),
 }
@@ -430,10 +369,6 @@ def test_forged_scores_are_refused(scores, score_command, checked, name):
 
 COMMITS: dict[str, Callable[[Json], object]] = {
     "a directory elsewhere": setting("generations", 0, "directory", to="../../.."),
-    "a directory that is a number": setting("generations", 0, "directory", to=1),
-    "a number that is none": setting("generations", 0, "number", to=None),
-    "files as a list": setting("generations", 0, "files", to=[]),
-    "generations as text": setting("generations", to="gen"),
     "a generation that is none": setting("generations", 0, to=None),
 }
 
@@ -444,9 +379,7 @@ def test_a_forged_record_of_commits_is_refused(scores, score_command, checked, n
     assert "commit.json" in checked(*score_command)
 
 
-@pytest.mark.parametrize(
-    "content", [DEEP, b"[]", b'{"x": "why"}', b"\xff", b'{"99999999999999999999": ""}']
-)
+@pytest.mark.parametrize("content", [DEEP, b'{"x": "why"}', b'{"99999999999999999999": ""}'])
 def test_a_forged_list_of_undecodable_samples_is_refused(scores, score_command, checked, content):
     (scores / "undecodable.json").write_bytes(content)
     assert "undecodable.json cannot be read" in checked(*score_command)
@@ -477,14 +410,11 @@ def test_scores_that_name_no_data_set_are_refused(scores, score_command, checked
 
 PIXELS: dict[str, Callable[[Json], object]] = {
     "no images": setting("n_samples", to=0),
-    "many images": setting("n_samples", to=10**12),
     "no size": setting("geometry", "size", to=0),
     "a huge size": setting("geometry", "size", to=1 << 40),
-    "an empty batch": setting("batch", to=0),
     "chunks of no batches": setting("batches_per_chunk", to=-1),
     "chunks less": setting("chunks", to=[]),
     "a sample that is not there": setting("undecodable", to={"60": "why"}),
-    "a sample that is no number": setting("undecodable", to={"x": "why"}),
 }
 
 
@@ -508,7 +438,7 @@ def test_a_forged_index_of_pixels_is_refused(pixels, packed, tmp_path, stopped, 
 # ledgers and results
 
 
-LINES = [b"3", b"[]", b"null", b"{}", b'{"stage": 1}', DEEP[:2000], b"\xff\xfe",
+LINES = [b"3", b"{}", b'{"stage": 1}', DEEP[:2000], b"\xff\xfe",
          b'{"stage": "pack"}', b'{"stage": "pack", "wall_seconds": "x"}']  # fmt: skip
 
 
@@ -532,14 +462,10 @@ ROW: Mapping[str, Any] = {
 }  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "parameters that are no JSON": {"parameters": "{"},
-    "parameters as a list": {"parameters": "[]"},
     "parameters without end": {"parameters": DEEP.decode()},
     "a runtime that is no JSON": {"runtime": "x"},
-    "no method": {"method": None},
     "no ipc": {"ipc": None},
     "no accuracy": {"top1_best": None},
-    "no digest": {"set_digest": None},
-    "no seed": {"set_seed": None},
 }
 
 
@@ -553,11 +479,9 @@ def test_forged_results_are_refused(tmp_path: Path, checked: Callable[..., str],
     assert "students.parquet" in said
 
 
-@pytest.mark.parametrize("content", [DEEP, b"[]", b"{", b"\xff"])
-def test_a_forged_lineage_is_refused(tmp_path: Path, checked: Callable[..., str], content: bytes):
+def test_a_forged_lineage_is_refused(tmp_path: Path, checked: Callable[..., str]):
     results = Results(tmp_path / "RESULTS")
     results.append(STUDENTS, [ROW], [])
     (results.path / "lineage").mkdir()
-    (results.path / "lineage" / f"{'d' * 24}.json").write_bytes(content)
-    said = checked("report", results.path, tmp_path / "report.html")
-    assert "lineage" in said
+    (results.path / "lineage" / f"{'d' * 24}.json").write_bytes(DEEP)
+    assert "lineage" in checked("report", results.path, tmp_path / "report.html")
