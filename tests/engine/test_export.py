@@ -246,7 +246,7 @@ def test_the_export_knows_its_lineage_and_its_cost(random_set, tmp_path):
     export(random_set, tmp_path / "OUT", "parquet")
     provenance = Provenance.read(tmp_path / "OUT")
     assert (provenance.kind, provenance.inputs[0]["role"]) == ("export", "set")
-    assert [ancestor["kind"] for ancestor in provenance.lineage()] == ["set", "dataset"]
+    assert [ancestor["kind"] for _, ancestor in provenance.lineage()] == ["set", "dataset"]
     assert [line["stage"] for line in read_ledger(tmp_path / "OUT")] == ["pack", "select", "export"]
     assert read_ledger(tmp_path / "OUT")[-1]["images"] == 6
 

@@ -11,14 +11,12 @@ import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from coreset.bench.robustness import faults
-from coreset.bench.robustness.faults import ODD_IMAGES, OddImage
+from coreset.bench.robustness.faults import ODD_IMAGES
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest
@@ -61,12 +59,12 @@ REASONS = {
 }
 
 
-def odd_name(number: int, odd: OddImage) -> str:
+def odd_name(number, odd):
     return f"{faults.class_name(number)}/odd-{odd.name}"
 
 
 @pytest.fixture
-def odd_folder(tmp_path: Path) -> Path:
+def odd_folder(tmp_path):
     """A class for each odd file, which has one plain file beside it; and 150 plain ones."""
     root = faults.write_photos(tmp_path / "src", len(ODD_IMAGES))
     for number, odd in enumerate(ODD_IMAGES):
@@ -79,10 +77,7 @@ def odd_folder(tmp_path: Path) -> Path:
 
 
 def test_every_odd_image_is_stored_and_flagged_or_listed_with_its_reason(
-    odd_folder: Path,
-    tmp_path: Path,
-    coreset: Callable[..., Told],
-    refused_files: Callable[..., Any],
+    odd_folder, tmp_path, coreset, refused_files
 ):
     assert {odd.fault for odd in ODD_IMAGES} == FLAGS.keys() | REASONS.keys()
     data = tmp_path / "DATA"
@@ -112,9 +107,7 @@ def test_every_odd_image_is_stored_and_flagged_or_listed_with_its_reason(
     assert Manifest.read(data).kinds["exif_rotated"] == 1
 
 
-def test_bombs_are_refused_before_they_take_memory(
-    tmp_path: Path, refused_files: Callable[..., Any]
-):
+def test_bombs_are_refused_before_they_take_memory(tmp_path, refused_files):
     src = faults.write_photos(tmp_path / "src", 3)
     bombs = {"png": faults.png_bomb(), "jpg": faults.jpeg_bomb(), "JPEG": faults.lying_jpeg()}
     for label, (extension, bomb) in enumerate(bombs.items()):
@@ -130,9 +123,7 @@ def test_bombs_are_refused_before_they_take_memory(
     assert refused == {(f"c{label:02d}/bomb.{end}", "too-large") for label, end in enumerate(bombs)}
 
 
-def test_a_class_that_the_list_has_and_the_folder_lacks_is_named(
-    tmp_path: Path, refused: Callable[..., str], done: Callable[..., list[str]]
-):
+def test_a_class_that_the_list_has_and_the_folder_lacks_is_named(tmp_path, refused, done):
     src = faults.write_photos(tmp_path / "src", 6)
     names = faults.write_class_names(tmp_path / "classes.txt", 7)
     said = refused(tmp_path, "pack", src, tmp_path / "DATA", "--classes", names)
@@ -146,15 +137,13 @@ def test_a_class_that_the_list_has_and_the_folder_lacks_is_named(
     assert Manifest.read(tmp_path / "DATA").classes == tuple(map(faults.class_name, range(6)))
 
 
-def test_an_empty_class_is_named(tmp_path: Path, refused: Callable[..., str]):
+def test_an_empty_class_is_named(tmp_path, refused):
     src = faults.write_photos(tmp_path / "src", 6)
     (src / "c03" / "photo-03.JPEG").unlink()
     assert "class c03 of" in refused(tmp_path, "pack", src, tmp_path / "DATA")
 
 
-def test_validation_images_among_the_training_images_are_told_and_listed(
-    tmp_path: Path, done: Callable[..., list[str]]
-):
+def test_validation_images_among_the_training_images_are_told_and_listed(tmp_path, done):
     src, val = (
         faults.write_photos(tmp_path / name, 8, first_seed=seed)
         for name, seed in (("train", 0), ("val", 100))
@@ -207,9 +196,7 @@ print(hit)
 
 
 @pytest.mark.parametrize("n_kills", [4, pytest.param(30, marks=pytest.mark.slow)])
-def test_kills_at_random_instants_end_in_the_same_bytes(
-    tmp_path: Path, fork: Callable[..., Any], stored_bytes: Callable[..., Any], n_kills: int
-):
+def test_kills_at_random_instants_end_in_the_same_bytes(tmp_path, fork, stored_bytes, n_kills):
     src, folder = faults.write_photos(tmp_path / "src", 60), tmp_path / "out"
     folder.mkdir()
     child = fork(KILLED_AT_RANDOM, src, folder, n_kills)
@@ -222,9 +209,7 @@ def test_kills_at_random_instants_end_in_the_same_bytes(
 
 
 @pytest.mark.skipif(not faults.FAILING_FILE.is_file(), reason="needs /sys of Linux")
-def test_a_source_that_fails_amid_the_packing_is_named_and_leaves_no_final_name(
-    tmp_path: Path, coreset: Callable[..., Told]
-):
+def test_a_source_that_fails_amid_the_packing_is_named_and_leaves_no_final_name(tmp_path, coreset):
     src, data = faults.write_photos(tmp_path / "src", 12), tmp_path / "DATA"
     bad = src / "c11" / "photo-11.JPEG"
     bad.unlink()
@@ -240,9 +225,7 @@ def test_a_source_that_fails_amid_the_packing_is_named_and_leaves_no_final_name(
     assert not list(scratch.glob(".*"))
 
 
-def test_too_many_open_files_are_a_fault_of_the_machine(
-    tmp_path: Path, coreset: Callable[..., Told], done: Callable[..., list[str]]
-):
+def test_too_many_open_files_are_a_fault_of_the_machine(tmp_path, coreset, done):
     src, data = faults.write_photos(tmp_path / "src", 12), tmp_path / "DATA"
     done("pack", src, tmp_path / "WHOLE")  # everything is imported once
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -266,7 +249,7 @@ SURROUNDINGS: tuple[tuple[dict[str, str], int, int], ...] = (
 
 
 def test_time_zone_locale_umask_hash_seed_and_workers_do_not_change_a_byte(
-    tmp_path: Path, done: Callable[..., list[str]], stored_bytes: Callable[..., Any]
+    tmp_path, done, stored_bytes
 ):
     src = faults.write_photos(tmp_path / "src", 30)
     (src / "größe").mkdir()

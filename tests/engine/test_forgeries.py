@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,16 +32,16 @@ DEEP = b"[" * 100_000
 HUGE = 1 << 62
 
 
-def edit(path: Path, change: Callable[[Json], object]) -> None:
+def edit(path, change):
     document = json.loads(path.read_bytes())
     change(document)
     path.write_text(json.dumps(document))
 
 
-def setting(*keys: Any, to: Any) -> Callable[[Json], None]:
+def setting(*keys, to):
     """Set one value deep in a document."""
 
-    def change(document: Any) -> None:
+    def change(document):
         for key in keys[:-1]:
             document = document[key]
         document[keys[-1]] = to
@@ -51,15 +50,15 @@ def setting(*keys: Any, to: Any) -> Callable[[Json], None]:
 
 
 @pytest.fixture
-def data(packed: Path, tmp_path: Path) -> Path:
+def data(packed, tmp_path):
     return shutil.copytree(packed, tmp_path / "DATA")
 
 
 @pytest.fixture
-def stopped(coreset: Callable[..., Any]) -> Callable[..., str]:
+def stopped(coreset):
     """Run a command that finds a forgery when it has begun to write; returns what it says."""
 
-    def run(*words: object) -> str:
+    def run(*words):
         told = coreset(*words)
         assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
         return told.err
@@ -68,7 +67,7 @@ def stopped(coreset: Callable[..., Any]) -> Callable[..., str]:
 
 
 @pytest.fixture
-def checked(tmp_path: Path, refused: Callable[..., str]) -> Callable[..., str]:
+def checked(tmp_path, refused):
     """Run a command that must find a forgery of data; returns what it says."""
     return lambda *words: refused(tmp_path, *words, code=3)
 
@@ -92,7 +91,7 @@ MANIFESTS: dict[str, Callable[[Json], object]] = {
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], name: str):
+def test_a_forged_manifest_is_refused(data, checked, name):
     edit(data / MANIFEST_NAME, MANIFESTS[name])
     said = checked("select", data, data.with_name("SET"), "--ipc", 1)
     assert str(data) in said
@@ -103,20 +102,20 @@ def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], n
 # data sets: samples.parquet
 
 
-def forge_table(data: Path, table: pa.Table) -> None:
+def forge_table(data, table):
     """Put another table in the place of a data set's and make the manifest fit it."""
     pq.write_table(table, data / SAMPLES_NAME)
     digest = sha256_of_file(data / SAMPLES_NAME)
     edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
 
 
-def with_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+def with_value(column, row, value):
     return lambda table: with_values(
         table, column, [value if at == row else v for at, v in enumerate(table[column].to_pylist())]
     )
 
 
-def exchanged(column: str, *rows: int) -> Callable[[pa.Table], pa.Table]:
+def exchanged(column, *rows):
     return lambda table: with_values(
         table,
         column,
@@ -124,14 +123,14 @@ def exchanged(column: str, *rows: int) -> Callable[[pa.Table], pa.Table]:
     )
 
 
-def with_values(table: pa.Table, column: str, values: Any) -> pa.Table:
+def with_values(table, column, values):
     at, field = table.schema.get_field_index(column), table.schema.field(column)
     return table.set_column(
         at, column, pa.array(values, values.type if isinstance(values, pa.Array) else field.type)
     )
 
 
-def with_bad_text(table: pa.Table) -> pa.Table:
+def with_bad_text(table):
     raw = pa.array([b"\xff\xfe"] * len(table), pa.binary())
     return with_values(table, "key", pa.Array.from_buffers(pa.string(), len(raw), raw.buffers()))
 
@@ -186,7 +185,7 @@ def test_text_that_is_none_is_refused_by_what_reads_it(data, checked, change):
     assert SAMPLES_NAME in checked("verify", data)
 
 
-def test_tables_that_are_no_parquet_are_refused(data: Path, checked: Callable[..., str]):
+def test_tables_that_are_no_parquet_are_refused(data, checked):
     pq.write_table(pa.table({"position": [1]}), data / QUARANTINE_NAME)
     assert QUARANTINE_NAME in checked("quarantine", "show", data)
     for content in (b"", b"PAR1" * 100):
@@ -223,19 +222,19 @@ def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
 
 
 @pytest.fixture
-def condensed(random_set: Path, packed: Path, tmp_path: Path) -> tuple[Path, tuple[object, ...]]:
+def condensed(random_set, packed, tmp_path):
     """A coreset, and a command that opens it."""
     path = shutil.copytree(random_set, tmp_path / "SET")
     return path, ("export", path, tmp_path / "OUT", "--to", "ids", "--data", packed)
 
 
-def bless(path: Path) -> None:
+def bless(path):
     """Make the digest of a coreset fit its files."""
     files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
     edit(path / PROVENANCE_NAME, setting("digest", to=digest_of(files)))
 
 
-def npy(array: Any, **header: object) -> bytes:
+def npy(array, **header):
     """An array as a file, and another header than is its own."""
     sink = io.BytesIO()
     facts: Json = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
@@ -243,7 +242,7 @@ def npy(array: Any, **header: object) -> bytes:
     return sink.getvalue() + array.tobytes()
 
 
-def npz(array: Any) -> bytes:
+def npz(array):
     sink = io.BytesIO()
     np.savez(sink, array)
     return sink.getvalue()
@@ -286,7 +285,7 @@ SETS: dict[str, Callable[[Json], object]] = {
 INPUT = {"role": "data", "path": "../DATA", "kind": "dataset", "digest": "d", "inputs": []}
 
 
-def lineage(length: int) -> list[Json]:
+def lineage(length):
     inputs: list[Json] = []
     for _ in range(length):
         inputs = [INPUT | {"inputs": inputs}]
@@ -321,21 +320,21 @@ def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, nam
 
 
 @pytest.fixture
-def scores(scored: Path, tmp_path: Path) -> Path:
+def scores(scored, tmp_path):
     return shutil.copytree(scored, tmp_path / "SCORES")
 
 
 @pytest.fixture
-def score_command(packed: Path, tmp_path: Path) -> tuple[object, ...]:
+def score_command(packed, tmp_path):
     """Reads the column aum of SCORES."""
     chosen = ("--ipc", 1, "--misratio", 0, "--data", packed)
     return ("select", tmp_path / "SCORES", tmp_path / "SET", *chosen)
 
 
-def bless_scores(scores: Path) -> None:
+def bless_scores(scores):
     """Make the digests of the newest commit fit its files."""
 
-    def change(document: Json) -> None:
+    def change(document):
         newest = document["generations"][0]
         newest["files"] = tree_digests(scores / newest["directory"])
 
@@ -419,7 +418,7 @@ PIXELS: dict[str, Callable[[Json], object]] = {
 
 
 @pytest.fixture(scope="module")
-def pixels(packed: Path, work: Path) -> Path:
+def pixels(packed, work):
     from coreset.engine.cli import main
 
     path = work / "FORGED-PIXELS"
@@ -470,7 +469,7 @@ ROWS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_forged_results_are_refused(tmp_path: Path, checked: Callable[..., str], name: str):
+def test_forged_results_are_refused(tmp_path, checked, name):
     results = tmp_path / "RESULTS"
     results.mkdir()
     table = pa.Table.from_pylist([dict(ROW) | ROWS[name]], schema=STUDENTS_SCHEMA)
@@ -479,7 +478,7 @@ def test_forged_results_are_refused(tmp_path: Path, checked: Callable[..., str],
     assert "students.parquet" in said
 
 
-def test_a_forged_lineage_is_refused(tmp_path: Path, checked: Callable[..., str]):
+def test_a_forged_lineage_is_refused(tmp_path, checked):
     results = Results(tmp_path / "RESULTS")
     results.append(STUDENTS, [ROW], [])
     (results.path / "lineage").mkdir()

@@ -1,8 +1,6 @@
 """An artifact whose making was interrupted is said to be so, with the command that continues."""
 
 import shlex
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -41,7 +39,7 @@ READERS = {
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60})
 
 
-def interrupt(out: Path, command: str) -> None:
+def interrupt(out, command):
     """Leave what a resumable command leaves when Ctrl-C stops it."""
     token = COMMAND.set(command)
     try:
@@ -53,14 +51,7 @@ def interrupt(out: Path, command: str) -> None:
 
 @pytest.mark.parametrize("verb", READERS)
 def test_every_verb_says_that_its_input_was_interrupted_and_how_to_continue(
-    *,
-    tmp_path: Path,
-    packed: Path,
-    val: Path,
-    random_set: Path,
-    scored: Path,
-    refused: Callable[..., str],
-    verb: str,
+    *, tmp_path, packed, val, random_set, scored, refused, verb
 ):
     listed = tmp_path / "LIST"
     listed.write_text("1\n")
@@ -79,14 +70,7 @@ def test_every_verb_says_that_its_input_was_interrupted_and_how_to_continue(
 
 
 def test_the_command_that_is_named_continues(
-    *,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    interrupted: Callable[..., str],
-    refused: Callable[..., str],
-    done: Callable[..., list[str]],
-    stored_bytes: Callable[[Path], dict[str, bytes]],
+    *, photos, tmp_path, monkeypatch, interrupted, refused, done, stored_bytes
 ):
     monkeypatch.chdir(tmp_path)
     begun = temporary_name(tmp_path / "my data")
@@ -103,7 +87,7 @@ def test_the_command_that_is_named_continues(
 
 @pytest.mark.parametrize("content", [None, b"", b"rm\n-rf", b"\x1b[2J", b"\xff\x00"])
 def test_without_a_command_that_can_be_shown_the_same_one_is_to_be_run_again(
-    tmp_path: Path, refused: Callable[..., str], content: bytes | None
+    tmp_path, refused, content
 ):
     x = tmp_path / "X"
     interrupt(x, "")
@@ -114,5 +98,5 @@ def test_without_a_command_that_can_be_shown_the_same_one_is_to_be_run_again(
     assert said.endswith("was interrupted; run the same command again to continue")
 
 
-def test_what_was_never_begun_does_not_exist(tmp_path: Path, refused: Callable[..., str]):
+def test_what_was_never_begun_does_not_exist(tmp_path, refused):
     assert "X does not exist; run `coreset pack" in refused(tmp_path, "verify", tmp_path / "X")

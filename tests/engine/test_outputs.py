@@ -30,11 +30,11 @@ COMMANDS = {
 
 
 @pytest.fixture
-def command(photos: Path, packed: Path, val: Path, random_set: Path) -> Callable[..., list[object]]:
+def command(photos, packed, val, random_set):
     """``command("pack", out)``: the words of a command that makes ``out``."""
     inputs = {"SRC": photos, "DATA": packed, "VAL": val, "SET": random_set}
 
-    def words(verb: str, out: Path) -> list[object]:
+    def words(verb, out):
         places = inputs | {"OUT": out}
         return [
             verb.split(maxsplit=1)[0],
@@ -45,9 +45,7 @@ def command(photos: Path, packed: Path, val: Path, random_set: Path) -> Callable
 
 
 @pytest.mark.parametrize("verb", COMMANDS)
-def test_an_output_that_cannot_be_made_is_refused(
-    tmp_path: Path, command: Callable[..., list[object]], refused: Refused, verb: str
-):
+def test_an_output_that_cannot_be_made_is_refused(tmp_path, command, refused, verb):
     link, file = tmp_path / "OUT", tmp_path / "file"
     link.symlink_to(tmp_path / "nothing")
     said = refused(tmp_path, *command(verb, link))
@@ -62,9 +60,7 @@ def test_an_output_that_cannot_be_made_is_refused(
 
 
 @pytest.mark.parametrize("verb", ["select", "export", "export list", "synth", "demo"])
-def test_an_output_where_nothing_can_be_made_is_refused(
-    tmp_path: Path, command: Callable[..., list[object]], refused: Refused, verb: str
-):
+def test_an_output_where_nothing_can_be_made_is_refused(tmp_path, command, refused, verb):
     for out in (Path("/proc/OUT"), Path("/proc/deep/OUT")):
         said = refused(tmp_path, *command(verb, out))
         assert said.startswith("/proc/")
@@ -73,16 +69,14 @@ def test_an_output_where_nothing_can_be_made_is_refused(
 
 @pytest.mark.parametrize("verb", ["select", "export list"])
 def test_an_output_that_this_user_may_not_make_is_a_fault_of_the_machine(
-    tmp_path: Path, command: Callable[..., list[object]], refused: Refused, verb: str
+    tmp_path, command, refused, verb
 ):
     said = refused(tmp_path, *command(verb, Path("/sys/deep/OUT")), code=4)
     assert said.startswith("/sys/deep/OUT cannot be written (")
     assert said.endswith("; make its folder writable, or choose another")
 
 
-def test_tables_get_the_folder_that_they_are_to_lie_in(
-    packed: Path, tmp_path: Path, done: Callable[..., list[str]]
-):
+def test_tables_get_the_folder_that_they_are_to_lie_in(packed, tmp_path, done):
     for words in (("verify", packed, "--pairs"), ("quarantine", "show", packed, "--csv")):
         out = tmp_path / words[0] / "deep" / "list.csv"
         done(*words, out)
@@ -92,12 +86,12 @@ def test_tables_get_the_folder_that_they_are_to_lie_in(
 # links under the names that are made beside an output
 
 
-def make(out: Path, *, resumable: bool = False) -> None:
+def make(out, *, resumable=False):
     with create_artifact(out, SCORES, resumable=resumable) as work:
         (work.scratch / "file").write_text("content")
 
 
-def test_a_lock_file_that_is_a_link_is_refused_and_not_followed(tmp_path: Path):
+def test_a_lock_file_that_is_a_link_is_refused_and_not_followed(tmp_path):
     (tmp_path / "precious").write_text("do not touch")
     for target in (tmp_path / "precious", tmp_path / "nothing"):
         (tmp_path / ".OUT.lock").unlink(missing_ok=True)
@@ -109,9 +103,7 @@ def test_a_lock_file_that_is_a_link_is_refused_and_not_followed(tmp_path: Path):
 
 
 @pytest.mark.parametrize("resumable", [False, True])
-def test_a_scratch_directory_that_is_a_link_is_replaced_and_not_followed(
-    tmp_path: Path, resumable: bool
-):
+def test_a_scratch_directory_that_is_a_link_is_replaced_and_not_followed(tmp_path, resumable):
     elsewhere = tmp_path / "elsewhere"
     make(elsewhere, resumable=True)
     before = sorted(path.read_bytes() for path in elsewhere.iterdir())
@@ -123,7 +115,7 @@ def test_a_scratch_directory_that_is_a_link_is_replaced_and_not_followed(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["OUT", "elsewhere"]
 
 
-def test_the_images_of_the_demo_are_not_written_through_a_link(tmp_path: Path):
+def test_the_images_of_the_demo_are_not_written_through_a_link(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / ".images.partial").symlink_to(tmp_path / "elsewhere")
     write_digits(tmp_path / "images")

@@ -1,9 +1,5 @@
 """Several processes of one job: the same bytes as one, and no silence when one of them fails."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from coreset.engine.runtime.distributed import Distributed, join
@@ -13,12 +9,12 @@ from coreset.shards.errors import MachineError, UsageError
 PROGRAM = "import coreset.engine.cli; coreset.engine.cli.run()"
 
 
-def stored_files(data: Path) -> dict[str, bytes]:
+def stored_files(data):
     return {path.name: path.read_bytes() for path in data.iterdir() if path.name != "ledger.jsonl"}
 
 
 def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
-    make_photos: Callable[..., Path], tmp_path: Path, start_ranks: Callable[..., Any]
+    make_photos, tmp_path, start_ranks
 ):
     src = make_photos(tmp_path / "src", per_class=8)
     alone, together = tmp_path / "alone/DATA", tmp_path / "together/DATA"
@@ -43,7 +39,7 @@ def test_a_process_without_a_job_is_alone():
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("0", "0")])
-def test_a_contradictory_job_is_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str):
+def test_a_contradictory_job_is_refused(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UsageError, match="torchrun"), join():
@@ -51,7 +47,7 @@ def test_a_contradictory_job_is_refused(monkeypatch: pytest.MonkeyPatch, rank: s
 
 
 def test_the_own_error_of_a_rank_comes_out_as_it_is():
-    def fail() -> int:
+    def fail():
         raise MachineError("the disk is full")
 
     with pytest.raises(MachineError, match="the disk is full"):

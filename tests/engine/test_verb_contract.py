@@ -4,9 +4,7 @@ The same command again does nothing, and another configuration is refused with t
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
@@ -121,18 +119,12 @@ REFUSING = [name for name, command in COMMANDS.items() if command.changed]
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def outputs(tmp_path_factory):
     return tmp_path_factory.mktemp("outputs")
 
 
 @pytest.fixture
-def finished(
-    name: str,
-    inputs: dict[str, Path],
-    outputs: Path,
-    done: Callable[..., list[str]],
-    request: pytest.FixtureRequest,
-) -> tuple[list[object], Path]:
+def finished(name, inputs, outputs, done, request):
     """The words of the command ``name``, which has made its output; and the output."""
     command = COMMANDS[name]
     out = outputs / name.replace(" ", "_")
@@ -145,12 +137,7 @@ def finished(
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_same_command_again_does_nothing_and_names_the_next_one(
-    name: str,
-    finished: tuple[list[object], Path],
-    inputs: dict[str, Path],
-    done: Callable[..., list[str]],
-):
+def test_the_same_command_again_does_nothing_and_names_the_next_one(name, finished, inputs, done):
     words, out = finished
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     lines = done(*words, *COMMANDS[name].neutral)
@@ -163,9 +150,7 @@ def test_the_same_command_again_does_nothing_and_names_the_next_one(
 
 
 @pytest.mark.parametrize("name", REFUSING)
-def test_another_configuration_is_refused_with_the_difference(
-    name: str, finished: tuple[list[object], Path], refused: Callable[..., str]
-):
+def test_another_configuration_is_refused_with_the_difference(name, finished, refused):
     words, out = finished
     changed = COMMANDS[name].changed
     assert changed is not None

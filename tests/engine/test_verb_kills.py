@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,14 +28,14 @@ class Interruptible:
     """Images that an interrupted run has committed, by its scratch folder."""
 
 
-def packed_images(scratch: Path) -> int:
+def packed_images(scratch):
     """The manifest commits all shards, of six images each; their records may be gone by then."""
     if (scratch / MANIFEST_NAME).exists():
         return Manifest.read(scratch).n_samples
     return 6 * len(list(scratch.glob("shard-*.json")))
 
 
-def decoded_images(scratch: Path) -> int:
+def decoded_images(scratch):
     index = begun(scratch) if scratch.exists() else None
     return index.done if index else 0
 
@@ -110,32 +109,20 @@ print(last - 1)
 
 
 @pytest.fixture
-def interruptible(
-    name: str,
-    inputs: dict[str, Path],
-    damaged: Path,
-    make_photos: Callable[..., Path],
-    tmp_path: Path,
-) -> list[str]:
+def interruptible(name, inputs, damaged, make_photos, tmp_path):
     """The words of the command ``name`` but its output."""
     few = make_photos(tmp_path / "FEW", per_class=4)
     places = inputs | {"DAMAGED": damaged, "FEW": few}
     return [str(places.get(str(word), word)) for word in INTERRUPTIBLE[name].words]
 
 
-def with_output(words: list[str], out: Path) -> list[str]:
+def with_output(words, out):
     return [str(out) if word == "OUT" else word for word in words]
 
 
 @pytest.mark.parametrize("name", INTERRUPTIBLE)
 def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(  # noqa: PLR0917 - fixtures
-    name: str,
-    interruptible: list[str],
-    tmp_path: Path,
-    fork: Callable[..., Any],
-    done: Callable[..., list[str]],
-    stored_bytes: Callable[[Path], dict[str, bytes]],
-    monkeypatch: pytest.MonkeyPatch,
+    name, interruptible, tmp_path, fork, done, stored_bytes, monkeypatch
 ):
     command = INTERRUPTIBLE[name]
     settings, commits, count_kept = command.settings, command.commits, command.kept
