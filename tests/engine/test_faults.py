@@ -16,95 +16,11 @@ from typing import Any
 import pytest
 
 from coreset.bench.robustness import faults
-from coreset.bench.robustness.faults import ODD_IMAGES
-from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.images.flags import Flag
 
 CORESET = (sys.executable, "-m", "coreset.engine.cli")
 Told = Any
-
-
-# What becomes of one odd file of each kind in a folder of plain ones.
-FLAGS = {
-    "CMYK JPEG": Flag.CMYK,
-    "PNG named .JPEG": Flag.MISNAMED,
-    "WebP named .jpg": Flag.MISNAMED,
-    "grey JPEG": Flag.GREY,
-    "palette PNG": Flag.PALETTE,
-    "PNG with alpha": Flag.ALPHA,
-    "progressive JPEG": Flag.PROGRESSIVE,
-    "EXIF-rotated JPEG": Flag.EXIF_ROTATED,
-    "16-bit PNG": Flag.DEEP | Flag.GREY,
-    "one pixel": Flag(0),
-    "bytes after the image": Flag(0),
-    "damaged EXIF block": Flag(0),
-    # No decoder can see it: the same flip is found by the hashes once the file is packed.
-    "quietly wrong JPEG": Flag(0),
-}
-REASONS = {
-    "truncated JPEG": "truncated",
-    "JPEG without end": "truncated",
-    "garbage in a JPEG": "undecodable",
-    "GIF named .jpg": "unsupported-format",
-    "BMP named .jpg": "unsupported-format",
-    "TIFF named .jpg": "unsupported-format",
-    "empty file": "empty",
-    "web page": "not-an-image",
-    "random bytes": "not-an-image",
-    "PNG bomb": "too-large",
-    "JPEG that lies": "too-large",
-    "JPEG bomb": "too-large",
-}
-
-
-def odd_name(number, odd):
-    return f"{faults.class_name(number)}/odd-{odd.name}"
-
-
-@pytest.fixture
-def odd_folder(tmp_path):
-    """A class for each odd file, which has one plain file beside it; and 150 plain ones."""
-    root = faults.write_photos(tmp_path / "src", len(ODD_IMAGES))
-    for number, odd in enumerate(ODD_IMAGES):
-        data = faults.jpeg_bomb(10_000) if odd.make is faults.jpeg_bomb else odd.make()
-        (root / odd_name(number, odd)).write_bytes(data)
-    (root / "plain").mkdir()
-    for number in range(150):
-        (root / "plain" / f"{number}.jpg").write_bytes(faults.jpeg(number))
-    return root
-
-
-def test_every_odd_image_is_stored_and_flagged_or_listed_with_its_reason(
-    odd_folder, tmp_path, coreset, refused_files
-):
-    assert {odd.fault for odd in ODD_IMAGES} == FLAGS.keys() | REASONS.keys()
-    data = tmp_path / "DATA"
-    told = coreset("pack", odd_folder, data)
-    expected = {
-        odd_name(number, odd): REASONS[odd.fault]
-        for number, odd in enumerate(ODD_IMAGES)
-        if odd.fault in REASONS
-    }
-    limit = 10
-    assert len(expected) > limit  # a data set of this size may not lose as many
-    assert (told.code, told.err.count("\n")) == (3, 1)
-    with (tmp_path / "DATA.quarantine.csv").open(newline="") as file:
-        listed = {row["source"]: row["reason"] for row in csv.DictReader(file)}
-    assert listed == expected
-    for name in [*expected][limit:]:
-        (odd_folder / name).unlink()
-    assert coreset("pack", odd_folder, data).code == 0
-    refused = {row["source"]: row["reason"] for row in refused_files(data)}
-    assert refused == dict([*expected.items()][:limit])
-    flags = {row["source"]: Flag(row["flags"]) for row in Dataset.open(data).samples.to_pylist()}
-    assert {name: flags[name] for name in flags if "odd-" in name} == {
-        odd_name(number, odd): FLAGS[odd.fault]
-        for number, odd in enumerate(ODD_IMAGES)
-        if odd.fault in FLAGS
-    }
-    assert Manifest.read(data).kinds["exif_rotated"] == 1
 
 
 def test_bombs_are_refused_before_they_take_memory(tmp_path, refused_files):
