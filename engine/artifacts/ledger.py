@@ -66,12 +66,11 @@ class Meter:
     def line(self, *, interrupted: bool = False) -> Line:
         """Return the ledger line as of now."""
         wall = self.wall_seconds
+        started = datetime.fromtimestamp(self._started, UTC)
         return {
             "stage": self.stage,
             "config_digest": self.config_digest,
-            "started": datetime.fromtimestamp(self._started, UTC).isoformat(
-                timespec="milliseconds"
-            ),
+            "started": started.isoformat(timespec="milliseconds"),
             "wall_seconds": round(wall, 3),
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
             "images": self.images,
@@ -89,8 +88,8 @@ class Meter:
 
     def checkpoint(self, scratch: Path) -> None:
         """Write the cost so far to ``scratch``, so that a killed run is still paid for."""
-        document = json.dumps(self.line(interrupted=True)) + "\n"
-        write_atomically(scratch / RUNNING_NAME, document.encode())
+        line = json.dumps(self.line(interrupted=True)) + "\n"
+        write_atomically(scratch / RUNNING_NAME, line.encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,10 +106,7 @@ class Stopwatch:
 
 @contextmanager
 def several_stages() -> Generator[None]:
-    """Leave peak memory out of the lines of stages that share this process.
-
-    The peak of a process is that of its hungriest stage so far.
-    """
+    """Leave peak memory, which is that of the process, out of the lines of stages that share it."""
     token = _one_of_several.set(True)
     try:
         yield
@@ -195,7 +191,6 @@ class StageCost:
     peak_rss_bytes: int | None
     """Largest of the runs; None if none measured it."""
     device: str
-    """Names of the devices, in order of use."""
 
     @property
     def images_per_second(self) -> float:
@@ -204,11 +199,7 @@ class StageCost:
 
 
 def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
-    """Sum the lines of a ledger by (artifact, stage), in the order of the ledger.
-
-    A line that was inherited along two ways (a data set that is an input of scores and of the set)
-    counts once.
-    """
+    """Sum the lines of a ledger by (artifact, stage); one inherited along two ways counts once."""
     groups: dict[tuple[str, str], list[Line]] = {}
     for line in {_key(line): line for line in lines_with(lines, *_SUMMED)}.values():
         groups.setdefault((line.get("artifact", ""), line["stage"]), []).append(line)

@@ -6,7 +6,7 @@ recorded with its own provenance, so that a set that was mailed still has its wh
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
@@ -44,9 +44,8 @@ def versions() -> dict[str, str]:
 class Provenance:
     """Record of how one artifact was made.
 
-    ``config`` shapes the result; ``runtime`` (device, threads) may change its last bits, so a
-    resumed training must agree in both. ``binds`` is what later stages check: ``identity`` and
-    ``content`` of the data set, backbone, and so on.
+    ``config`` shapes the result; ``runtime`` (device, threads) may change its last bits. ``binds``
+    is what later stages check: ``identity`` and ``content`` of the data set, backbone, and so on.
     """
 
     kind: str
@@ -83,12 +82,7 @@ class Provenance:
 
     @staticmethod
     def read(artifact: Path) -> "Provenance":
-        """Read ``provenance.json`` of a finished artifact.
-
-        Raises:
-            UsageError: ``artifact`` does not exist or has no provenance.
-            StoreError: The file cannot be parsed or is of another version.
-        """
+        """Read ``provenance.json`` of a finished artifact; without one, the path was wrong."""
         path = artifact / PROVENANCE_NAME
         if not path.is_file():
             remedy = "name the output of a finished coreset command"
@@ -105,36 +99,13 @@ class Provenance:
             if document.pop("format_version", None) != FORMAT_VERSION:
                 raise StoreError(f"{path} is of another version; make the artifact again")
             provenance = build(Provenance, document)
-            provenance.require_sound()
+            _require_sound(provenance.inputs)
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); make the artifact again") from error
         return provenance
 
-    def require_sound(self) -> None:
-        """Check the whole lineage, which later stages follow.
-
-        Raises:
-            ValueError: An input is not described, or the lineage is longer than any real one.
-        """
-        level: list[Any] = list(self.inputs)
-        for _ in range(_LONGEST_LINEAGE):
-            for entry in level:
-                fields = entry if isinstance(entry, dict) else {}
-                wrong = [
-                    name for name, kind in _INPUT.items() if type(fields.get(name)) is not kind
-                ]
-                if wrong:
-                    raise ValueError(f"one of its inputs has no {wrong[0]}")
-            level = [parent for entry in level for parent in entry["inputs"]]
-        if level:
-            raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
-
     def binding(self, name: str) -> Any:  # noqa: ANN401 - of JSON
-        """Return one entry of ``binds``.
-
-        Raises:
-            StoreError: The artifact does not have it.
-        """
+        """Return one entry of ``binds``; an artifact without it is damaged."""
         if name not in self.binds:
             raise StoreError(
                 f"{PROVENANCE_NAME} of {self.kind} by {self.stage} names no {name}; make it again"
@@ -155,11 +126,7 @@ class Provenance:
         }
 
     def lineage(self, artifact: Path = Path()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-        """Yield every input, nearest first, with its directory along the recorded relative paths.
-
-        Args:
-            artifact: Directory of this artifact.
-        """
+        """Yield every input, nearest first, with its directory as seen from that of this one."""
         pending = [(artifact, entry) for entry in self.inputs]
         while pending:
             base, entry = pending.pop(0)
@@ -172,16 +139,26 @@ class Provenance:
         return next((entry for _, entry in self.lineage() if entry["kind"] == kind), None)
 
 
+def _require_sound(inputs: Sequence[Any]) -> None:
+    """Raise ``ValueError`` unless the whole lineage, which later stages follow, is described."""
+    for _ in range(_LONGEST_LINEAGE):
+        for entry in inputs:
+            fields = entry if isinstance(entry, dict) else {}
+            wrong = [name for name, kind in _INPUT.items() if type(fields.get(name)) is not kind]
+            if wrong:
+                raise ValueError(f"one of its inputs has no {wrong[0]}")
+        inputs = [parent for entry in inputs for parent in entry["inputs"]]
+    if inputs:
+        raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
+
+
 def readable_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name every leaf in which fingerprints differ, as ``config.epochs: 60 there, 30 here``."""
     # Through JSON, which makes lists of the configuration's tuples.
     before, after = (_leaves(json.loads(json_bytes(fingerprint))) for fingerprint in (old, new))
-    changed = [
-        f"{name}: {before.get(name, 'absent')} there, {after.get(name, 'absent')} here"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name, "absent") != after.get(name, "absent")
-    ]
-    return "; ".join(changed)
+    names = sorted(before.keys() | after.keys())
+    pairs = ((name, before.get(name, "absent"), after.get(name, "absent")) for name in names)
+    return "; ".join(f"{name}: {a} there, {b} here" for name, a, b in pairs if a != b)
 
 
 def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -201,11 +178,7 @@ def locate(artifact: Path, kind: str) -> Path | None:
 
 
 def open_source(artifact: Path, data: Path | None) -> Dataset:
-    """Open the data set that an artifact was made from.
-
-    Raises:
-        UsageError: The data set was moved and ``data`` does not name its place.
-    """
+    """Open the data set that an artifact was made from, at ``data`` if it was moved."""
     directory = data or locate(artifact, "dataset")
     if directory is not None and (message := interruption(directory)):
         raise UsageError(message)

@@ -20,8 +20,7 @@ SCORES_NAME = "scores.zarr"
 FEATURES_NAME = "features.zarr"
 ROWS_PER_SCORE_CHUNK = 131_072  # 1.28 M x 10 float32 commit in 0.2 s; 4,096-row chunks take 1.4 s
 FEATURE_CHUNK_BYTES = 16 << 20
-MOST_FEATURES = 1 << 16
-"""Columns of a store of features, at most: several times the widest backbone."""
+MOST_FEATURES = 1 << 16  # several times the widest backbone
 
 
 def write_columns(
@@ -54,11 +53,7 @@ class Columns(Mapping[str, NDArray[Any]]):
     """Columns of a store by name, each of shape (n,) and read when it is first asked for."""
 
     def __init__(self, path: Path, *, rows: int | None = None) -> None:
-        """Open a store.
-
-        Args:
-            path: Directory of the store.
-            rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
+        """Open the store ``path``, whose columns must have ``rows`` rows if that is given.
 
         Raises:
             StoreError: The store is missing or damaged; reading a column raises it too.
@@ -124,16 +119,9 @@ class RowWriter:
         chunks: tuple[int, int] | None = None,
         resume: bool = False,
     ) -> None:
-        """Create the store ``path``, or continue one.
+        """Create the store ``path`` in place of an existing one, or continue that (``resume``).
 
-        Args:
-            path: Directory of the store; an existing one is replaced unless ``resume``.
-            n_rows: Rows of the whole array.
-            width: Columns.
-            attributes: Attributes of the group.
-            name: Name of the array.
-            chunks: Rows and columns of a chunk; None: whole rows, about 16 MiB of them.
-            resume: Continue an existing store, some chunks of which are written.
+        ``chunks`` are rows and columns of a chunk; None: whole rows, about 16 MiB of them.
         """
         import zarr
 
@@ -164,11 +152,7 @@ def feature_chunk_rows(width: int) -> int:
 
 
 def read_features(path: Path) -> NDArray[np.float16]:
-    """Read all features of a store into memory (2 n d bytes), float16 of shape (n, d).
-
-    Raises:
-        StoreError: The store is missing or damaged, or a row was never written.
-    """
+    """Read all features of a store into memory (2 n d bytes), float16 of shape (n, d)."""
     with _opened(path) as group:
         features = np.asarray(_checked(path, group["features"], dimensions=2)[...])
     _require_finite(path, features, 0)
@@ -183,11 +167,7 @@ def feature_shape(path: Path) -> tuple[int, int]:
 
 
 def feature_chunks(path: Path) -> Iterator[NDArray[np.float16]]:
-    """Read features in the order of their rows, ``feature_chunk_rows(d)`` at a time.
-
-    Raises:
-        StoreError: The store is missing or damaged, or a row was never written.
-    """
+    """Read features in the order of their rows, ``feature_chunk_rows(d)`` at a time."""
     n_rows, width = feature_shape(path)
     with _opened(path) as group:
         array = _checked(path, group["features"], dimensions=2)

@@ -1,8 +1,7 @@
 """Writer of artifacts: lock, resume or refuse, write to a scratch directory, publish, account.
 
-Every stage that makes a directory uses ``create_artifact``. So the same command again does the same
-everywhere: nothing if it had finished, continue if it was interrupted, refuse if its configuration
-changed.
+The same command again does the same everywhere: nothing if it had finished, continue if it was
+interrupted, refuse if its configuration changed.
 """
 
 import errno
@@ -153,9 +152,9 @@ def create_artifact(
 ) -> Generator[ArtifactWriter]:
     """Yield an ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
-    If ``out`` exists and was made by the same configuration from the same inputs, ``work.done`` is
-    set and the block should return at once. ``inputs`` are the directories of
-    ``provenance.inputs``, in the same order; their ledger lines are inherited.
+    If ``out`` was made already by the same configuration from the same inputs, ``work.done`` is set
+    and the block should return at once. ``inputs`` are the directories of ``provenance.inputs``, in
+    the same order; their ledger lines are inherited.
 
     Raises:
         UsageError: ``out``, or an interrupted run of it, was made by another configuration.

@@ -56,10 +56,7 @@ def tune_malloc() -> None:
 
 
 def give_back_memory() -> None:
-    """Return freed pages to the system once, which `tune_malloc` keeps otherwise; some 20 ms.
-
-    For the moments between two kinds of work, which would add up what each needs for itself.
-    """
+    """Return freed pages to the system once, which `tune_malloc` keeps otherwise; some 20 ms."""
     getattr(ctypes.CDLL(None), "malloc_trim", _nothing)(0)
 
 
@@ -71,9 +68,9 @@ def memory_shortage(error: Exception) -> tuple[str, float] | None:
     """Tell errors of exhausted memory, of a GPU or the host, from others.
 
     Returns:
-        What is missing, in words, and the share of a step's images that should fit; None for any
-        other error. The share is what was to be had beside what was wanted, by torch's numbers, but
-        at most a half: the allocation that fails is seldom the last one of a step.
+        What is missing, in words, and the share of a step's images that should fit, by torch's
+        numbers but at most a half: the allocation that fails is seldom the last one of a step. None
+        for any other error.
     """
     text = str(error)
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
