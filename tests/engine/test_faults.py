@@ -5,10 +5,8 @@ there; here are those that need a whole packing. After each stop the same comman
 bytes.
 """
 
-import csv
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from typing import Any
@@ -17,7 +15,6 @@ import pytest
 
 from coreset.bench.robustness import faults
 from coreset.shards.format.files import temporary_name
-from coreset.shards.format.manifest import Manifest
 
 CORESET = (sys.executable, "-m", "coreset.engine.cli")
 Told = Any
@@ -39,43 +36,10 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path, refused_files):
     assert refused == {(f"c{label:02d}/bomb.{end}", "too-large") for label, end in enumerate(bombs)}
 
 
-def test_a_class_that_the_list_has_and_the_folder_lacks_is_named(tmp_path, refused, done):
-    src = faults.write_photos(tmp_path / "src", 6)
-    names = faults.write_class_names(tmp_path / "classes.txt", 7)
-    said = refused(tmp_path, "pack", src, tmp_path / "DATA", "--classes", names)
-    assert "class c06 is not in" in said
-    assert "(1 of 7 asked for are not)" in said
-    said = refused(tmp_path, "pack", src, tmp_path / "DATA", "--classes", "imagenet-1k")
-    assert "(1,000 of 1,000 asked for are not)" in said
-    (src / ".cache").mkdir()
-    (src / ".cache" / "photo.jpg").write_bytes(faults.jpeg())
-    done("pack", src, tmp_path / "DATA", "--classes", faults.write_class_names(names, 6))
-    assert Manifest.read(tmp_path / "DATA").classes == tuple(map(faults.class_name, range(6)))
-
-
 def test_an_empty_class_is_named(tmp_path, refused):
     src = faults.write_photos(tmp_path / "src", 6)
     (src / "c03" / "photo-03.JPEG").unlink()
     assert "class c03 of" in refused(tmp_path, "pack", src, tmp_path / "DATA")
-
-
-def test_validation_images_among_the_training_images_are_told_and_listed(tmp_path, done):
-    src, val = (
-        faults.write_photos(tmp_path / name, 8, first_seed=seed)
-        for name, seed in (("train", 0), ("val", 100))
-    )
-    for label, other in ((1, 1), (3, 6)):  # the second under another label
-        leaked = val / f"c{other:02d}" / "leaked.JPEG"
-        shutil.copy(src / f"c{label:02d}" / f"photo-{label:02d}.JPEG", leaked)
-    done("pack", src, tmp_path / "DATA", "--store", "resized", "--short-side", 32)
-    done("pack", val, tmp_path / "VAL")
-    listed = tmp_path / "pairs.csv"
-    lines = done("verify", tmp_path / "DATA", "--against", tmp_path / "VAL", "--pairs", listed)
-    assert lines[1].startswith("warning: 2 of 10 images of")
-    assert "1 under another label" in lines[1]
-    with listed.open(newline="") as file:
-        pairs = {(row["key"], row["other_key"]) for row in csv.DictReader(file)}
-    assert pairs == {("c01/photo-01", "c01/leaked"), ("c03/photo-03", "c06/leaked")}
 
 
 # Packs in forks of itself that are killed after a while; prints how many were.

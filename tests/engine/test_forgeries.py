@@ -167,22 +167,25 @@ def test_a_forged_table_is_refused_when_the_data_set_is_opened(data, checked, na
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "verb", "expected"),
     [
-        (with_value("width", 5, 0), "width of sample 5 is 0"),
-        (with_value("height", 6, -3), "height of sample 6 is -3"),
-        (with_value("height", 6, None), "height is not known"),
+        (with_value("width", 5, 0), "decode", "width of sample 5 is 0"),
+        (with_value("height", 6, None), "decode", "height is not known"),
+        (with_bad_text, "verify", SAMPLES_NAME),
+        (with_value("key", 4, None), "verify", SAMPLES_NAME),
+        # Within the shards, but not where the images lie: found by the walk along the members.
+        (exchanged("offset", 17, 18), "verify", ": offset expected"),
+        (exchanged("member", 17, 18), "verify", ": member expected"),
+        (with_value("offset", 17, 512), "verify", ": offset expected 512, found"),
     ],
 )
-def test_an_image_without_sides_is_refused_by_what_reads_them(data, stopped, change, expected):
+def test_a_forged_table_is_refused_by_what_reads_the_column(data, stopped, change, verb, expected):
     forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
-    assert expected in stopped("decode", data, data.with_name("PIXELS"), "--size", 8)
-
-
-@pytest.mark.parametrize("change", [with_bad_text, with_value("key", 4, None)])
-def test_text_that_is_none_is_refused_by_what_reads_it(data, checked, change):
-    forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
-    assert SAMPLES_NAME in checked("verify", data)
+    if verb == "verify":
+        assert expected in stopped("verify", data)
+        assert expected in stopped("verify", data, "--deep")
+    else:
+        assert expected in stopped("decode", data, data.with_name("PIXELS"), "--size", 8)
 
 
 def test_tables_that_are_no_parquet_are_refused(data, checked):
@@ -242,15 +245,8 @@ def npy(array, **header):
     return sink.getvalue() + array.tobytes()
 
 
-def npz(array):
-    sink = io.BytesIO()
-    np.savez(sink, array)
-    return sink.getvalue()
-
-
 IDS: dict[str, Callable[[Any], bytes]] = {
     "a huge shape": lambda ids: npy(ids, shape=(1 << 40,)),
-    "a shape beyond 64 bits": lambda ids: npy(ids, shape=(1 << 80,)),
     "objects": lambda ids: npy(ids, descr="|O"),
     "a matrix": lambda ids: npy(ids.reshape(2, -1)),
     "no numbers": lambda ids: npy(ids[:0]),
@@ -259,7 +255,6 @@ IDS: dict[str, Callable[[Any], bytes]] = {
     "an id beyond the set": lambda ids: npy(np.array([*ids[:-1], 60])),
     "an id twice": lambda ids: npy(np.array([ids[0], ids[0], *ids[2:]])),
     "another order": lambda ids: npy(ids[::-1].copy()),
-    "an archive": npz,
     "nothing": lambda _: b"",
 }
 
@@ -274,14 +269,6 @@ def test_forged_ids_are_refused(condensed, checked, name):
     assert said.endswith(("make the set again", "make it again"))
 
 
-SETS: dict[str, Callable[[Json], object]] = {
-    "many classes": setting("n_classes", to=10**9),
-    "other counts": setting("per_class", to=[1, 2, 3]),
-    "no counts": setting("per_class", to=[]),
-    "a kind that is none": setting("kind", to="other"),
-}
-
-
 INPUT = {"role": "data", "path": "../DATA", "kind": "dataset", "digest": "d", "inputs": []}
 
 
@@ -292,23 +279,22 @@ def lineage(length):
     return inputs
 
 
-PROVENANCES: dict[str, Callable[[Json], object]] = {
-    "inputs that are numbers": setting("inputs", to=[1]),
-    "an input without a digest": setting("inputs", to=[{"role": "data"}]),
-    "a path that is none": setting("inputs", to=[INPUT | {"path": None}]),
-    "inputs of an input as text": setting("inputs", to=[INPUT | {"inputs": "x"}]),
-    "an endless lineage": setting("inputs", to=lineage(300)),
-    "no version": lambda document: document.pop("format_version"),
-}
+DOCUMENTS: list[tuple[str, Callable[[Json], object]]] = [
+    (SET_NAME, setting("n_classes", to=10**9)),
+    (SET_NAME, setting("per_class", to=[1, 2, 3])),
+    (SET_NAME, setting("per_class", to=[])),
+    (PROVENANCE_NAME, setting("inputs", to=[1])),
+    (PROVENANCE_NAME, setting("inputs", to=[{"role": "data"}])),
+    (PROVENANCE_NAME, setting("inputs", to=[INPUT | {"inputs": "x"}])),
+    (PROVENANCE_NAME, setting("inputs", to=lineage(300))),
+    (PROVENANCE_NAME, lambda document: document.pop("format_version")),
+]
 
 
-DOCUMENTS = [(SET_NAME, name) for name in SETS] + [(PROVENANCE_NAME, name) for name in PROVENANCES]
-
-
-@pytest.mark.parametrize(("document", "name"), DOCUMENTS)
-def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, name):
+@pytest.mark.parametrize(("document", "change"), DOCUMENTS)
+def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, change):
     path, command = condensed
-    edit(path / document, (SETS | PROVENANCES)[name])
+    edit(path / document, change)
     if document == SET_NAME:
         bless(path)
     assert document in checked(*command)
@@ -366,25 +352,26 @@ def test_forged_scores_are_refused(scores, score_command, checked, name):
     assert "again" in said, "no remedy"
 
 
-COMMITS: dict[str, Callable[[Json], object]] = {
-    "a directory elsewhere": setting("generations", 0, "directory", to="../../.."),
-    "a generation that is none": setting("generations", 0, to=None),
-}
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("commit.json", b'{"generations": [{"number": 1, "directory": "../..", "files": {}}]}'),
+        ("undecodable.json", DEEP),
+        ("undecodable.json", b'{"x": "why"}'),
+        (PROVENANCE_NAME, None),
+    ],
+)
+def test_forged_documents_of_scores_are_refused(scores, score_command, checked, name, content):
+    if content is None:
+        edit(scores / name, setting("binds", to={}))
+    else:
+        (scores / name).write_bytes(content)
+    said = checked(*score_command)
+    assert name in said
+    assert ("names no identity" in said) is (content is None)
 
 
-@pytest.mark.parametrize("name", COMMITS)
-def test_a_forged_record_of_commits_is_refused(scores, score_command, checked, name):
-    edit(scores / "commit.json", COMMITS[name])
-    assert "commit.json" in checked(*score_command)
-
-
-@pytest.mark.parametrize("content", [DEEP, b'{"x": "why"}', b'{"99999999999999999999": ""}'])
-def test_a_forged_list_of_undecodable_samples_is_refused(scores, score_command, checked, content):
-    (scores / "undecodable.json").write_bytes(content)
-    assert "undecodable.json cannot be read" in checked(*score_command)
-
-
-@pytest.mark.parametrize("value", [3, -2, 1 << 31])
+@pytest.mark.parametrize("value", [3, -2])
 def test_predictions_of_no_class_are_refused(packed, tmp_path, checked, value):
     scores = tmp_path / "FORGED"
     recorded = Provenance.read(packed).as_input("data", packed, scores)
@@ -398,19 +385,12 @@ def test_predictions_of_no_class_are_refused(packed, tmp_path, checked, value):
     assert "predictions that are no class of 3" in checked("scores", "suspects", scores)
 
 
-def test_scores_that_name_no_data_set_are_refused(scores, score_command, checked):
-    edit(scores / PROVENANCE_NAME, setting("binds", to={}))
-    assert "names no identity" in checked(*score_command)
-    assert "names no identity" in checked("scores", "show", scores)
-
-
 # pixels
 
 
 PIXELS: dict[str, Callable[[Json], object]] = {
     "no images": setting("n_samples", to=0),
     "no size": setting("geometry", "size", to=0),
-    "a huge size": setting("geometry", "size", to=1 << 40),
     "chunks of no batches": setting("batches_per_chunk", to=-1),
     "chunks less": setting("chunks", to=[]),
     "a sample that is not there": setting("undecodable", to={"60": "why"}),
@@ -445,9 +425,7 @@ def test_what_is_no_line_of_a_ledger_is_passed_over(packed, data, done):
     with (data / "ledger.jsonl").open("ab") as file:
         file.write(b"\n".join(LINES) + b"\n")
     said, expected = done("cost", data), done("cost", packed)
-    assert [line.replace(str(data), "") for line in said] == [
-        line.replace(str(packed), "") for line in expected
-    ]
+    assert [line.replace(str(data), str(packed)) for line in said] == expected
 
 
 ROW: Mapping[str, Any] = {

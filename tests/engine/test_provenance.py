@@ -23,13 +23,15 @@ DATA = Provenance(
 )
 
 
-def child_of(parent, kind, digest, tmp_path):
-    link = parent.as_input(parent.kind, tmp_path / parent.kind, tmp_path / kind)
-    return Provenance(kind=kind, stage=f"make {kind}", config={}, inputs=(link,), digest=digest)
+def child_of(kind, digest, tmp_path, *parents):
+    links = [
+        parent.as_input(parent.kind, tmp_path / parent.kind, tmp_path / kind) for parent in parents
+    ]
+    return Provenance(kind=kind, stage="make", config={}, inputs=tuple(links), digest=digest)
 
 
 def test_what_is_written_is_read_back_and_names_no_absolute_path(tmp_path):
-    scores = child_of(DATA, "scores", "d2", tmp_path)
+    scores = child_of("scores", "d2", tmp_path, DATA)
     written = json_bytes(scores.document())
     (tmp_path / PROVENANCE_NAME).write_bytes(written)
     read = Provenance.read(tmp_path)
@@ -72,15 +74,13 @@ def test_damaged_provenance_or_that_of_another_version_is_refused(tmp_path, cont
 
 
 def test_the_lineage_goes_through_all_inputs_nearest_first(tmp_path):
-    scores = child_of(DATA, "scores", "d2", tmp_path)
-    chosen = child_of(scores, "set", "d3", tmp_path)
-    assert [entry["digest"] for _, entry in chosen.lineage()] == ["d2", "d1"]
-    source = chosen.ancestor("dataset")
-    assert source is not None
-    assert source["binds"] == DATA.binds
+    scores = child_of("scores", "d2", tmp_path, DATA)
+    other = replace(DATA, kind="other", digest="d0")
+    chosen = child_of("set", "d3", tmp_path, scores, other)
+    lineage = [(path.name, entry["digest"]) for path, entry in chosen.lineage(tmp_path / "set")]
+    assert lineage == [("scores", "d2"), ("other", "d0"), ("dataset", "d1")]
+    assert (chosen.ancestor("dataset") or {})["binds"] == DATA.binds
     assert chosen.ancestor("features") is None
-    folders = [directory for directory, _ in chosen.lineage(tmp_path / "set")]
-    assert folders == [tmp_path / "scores", tmp_path / "dataset"]
 
 
 def test_a_difference_names_every_leaf_that_changed():
