@@ -51,10 +51,6 @@ class Distributed:
             )
         return [given for _, given in words]
 
-    def any(self, mine: bool) -> bool:  # noqa: FBT001 - a vote
-        """Return whether any rank says so; every rank has to ask."""
-        return any(self.gather(mine))
-
     def run_on_all(self, part: Callable[[], T]) -> T:
         """Do this rank's part of a step, wait for the others, and return this rank's result."""
         result = self._do(part)

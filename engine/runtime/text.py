@@ -140,13 +140,7 @@ def histogram(
     places = 1 - math.floor(math.log10(edges[1] - edges[0]))  # two digits of the width of a bin
     for count, edge in zip(counts, edges, strict=False):  # the last edge begins no bin
         begins = f"{edge:.{places}f}" if 0 <= places <= 5 else f"{edge:.3g}"
-        drawn = _bar(count / max(counts) * room, blocks=blocks)
-        yield f"{begins:>{NUMBER_WIDTH}}  {count:>{digits},}  {drawn}".rstrip()
-
-
-def _bar(length: float, *, blocks: bool) -> str:
-    """Draw a bar of ``length`` characters, rounded up, so that a single image shows."""
-    if not blocks:
-        return _ASCII * math.ceil(length)
-    whole, eighths = divmod(math.ceil(length * 8), 8)
-    return _FULL * whole + _EIGHTHS[eighths]
+        length = count / max(counts) * room  # rounded up, so that a single image shows
+        whole, eighths = divmod(math.ceil(length * 8), 8)
+        bar = _FULL * whole + _EIGHTHS[eighths] if blocks else _ASCII * math.ceil(length)
+        yield f"{begins:>{NUMBER_WIDTH}}  {count:>{digits},}  {bar}".rstrip()

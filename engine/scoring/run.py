@@ -111,7 +111,7 @@ class ScoringRun:
             bar.resume(min(self.epochs * self.n, self.position.epoch * self.n + self._done))
             while self.position.epoch < self.epochs:
                 self._epoch(stop, bar)
-                stopping = self.ranks.any(stop.asked)
+                stopping = any(self.ranks.gather(stop.asked))
                 # The last epoch is committed too: an evaluation follows.
                 last = self.position.epoch == self.epochs
                 if last or stopping or self._since_commit.seconds >= COMMIT_EVERY_SECONDS:
@@ -179,14 +179,14 @@ class ScoringRun:
         if all_done or (self.ranks.world > 1 and self.position.batch % BATCHES_PER_VOTE):
             return False
         overdue = self._since_commit.seconds >= COMMIT_WITHIN_SECONDS
-        return self.ranks.any(stop.asked or (self.ranks.is_main and overdue))
+        return any(self.ranks.gather(stop.asked or (self.ranks.is_main and overdue)))
 
     def _commit_midway(self, stop: Stop) -> None:
         self.ranks.run_on_all(self._check_losses)
         self.dynamics.collect(self.position.epoch)
         self.share_undecodable()
         self._commit()
-        if self.ranks.any(stop.asked):
+        if any(self.ranks.gather(stop.asked)):
             raise stop.error()
 
     def _end_epoch(self) -> None:

@@ -4,8 +4,6 @@ import json
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from coreset.engine.artifacts.ledger import append_lines, construction_cost, total_wall_seconds
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
@@ -125,15 +123,6 @@ def test_a_table_is_aligned_with_numbers_to_the_right():
         "select   1,000",
     )
     assert aligned(("stage", "runs"), []) == ("stage  runs",)
-
-
-@given(st.lists(st.tuples(*[st.text("ab1 ", max_size=6)] * 3), max_size=5))
-def test_columns_of_a_table_begin_at_the_same_place(rows):
-    header = ("a", "bb", "ccc")
-    ends = [max(len(row[column]) for row in (header, *rows)) for column in range(3)]
-    for text in aligned(header, rows):
-        assert text[ends[0] : ends[0] + 2].strip() == ""
-        assert len(text) <= sum(ends) + 4
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import pytest
 
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.stages.demo import write_digits
 from coreset.shards.errors import UsageError
 
 Refused = Callable[..., str]
@@ -113,11 +112,3 @@ def test_a_scratch_directory_that_is_a_link_is_replaced_and_not_followed(tmp_pat
     assert not (tmp_path / "OUT").is_symlink()
     assert sorted(path.read_bytes() for path in elsewhere.iterdir()) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["OUT", "elsewhere"]
-
-
-def test_the_images_of_the_demo_are_not_written_through_a_link(tmp_path):
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / ".images.partial").symlink_to(tmp_path / "elsewhere")
-    write_digits(tmp_path / "images")
-    assert list((tmp_path / "elsewhere").iterdir()) == []
-    assert (tmp_path / "images" / "train").is_dir()

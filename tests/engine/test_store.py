@@ -185,6 +185,23 @@ def test_forged_features_are_refused_before_they_take_memory(tmp_path, matrix, c
             read(path)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"shape": [-1]},
+        {"shape": [300, 1], "chunk_grid": grid(300, 1)},
+        {"chunk_grid": grid(10**12)},
+        {"chunk_grid": grid(0)},
+        {"data_type": "string"},
+        {"codecs": [{"name": "run"}]},
+    ],
+)
+def test_forged_columns_are_refused(scores, changes):
+    forge(scores / "aum/zarr.json", **changes)
+    with pytest.raises(StoreError, match="again"):
+        Columns(scores, rows=300)["aum"]
+
+
 # features
 
 
