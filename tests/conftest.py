@@ -147,26 +147,26 @@ class Disk:
 
     def naming(self, name: str) -> Naming:
         """The last time that a file or directory got this name."""
-        return [one for one in self.namings if one.path.name == name][-1]
+        return [naming for naming in self.namings if naming.path.name == name][-1]
 
     def survivors(self) -> dict[str, bytes]:
         """Files that are there after a power cut, with their contents, by name below the root."""
         return dict(self._below(self.root.stat().st_ino, ""))
 
     def _below(self, directory: int, prefix: str) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = []
+        files: list[tuple[str, bytes]] = []
         for name, inode in self._names.get(directory, {}).items():
-            found += self._below(inode, f"{prefix}{name}/")
+            files += self._below(inode, f"{prefix}{name}/")
             if inode in self._contents:
-                found.append((f"{prefix}{name}", self._contents[inode]))
-        return found
+                files.append((f"{prefix}{name}", self._contents[inode]))
+        return files
 
-    def _keep(self, path: Path, found: os.stat_result) -> None:
-        if stat.S_ISDIR(found.st_mode):
+    def _keep(self, path: Path, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
             with os.scandir(path) as entries:
-                self._names[found.st_ino] = {entry.name: entry.inode() for entry in entries}
-        elif stat.S_ISREG(found.st_mode):
-            self._contents[found.st_ino] = path.read_bytes()
+                self._names[status.st_ino] = {entry.name: entry.inode() for entry in entries}
+        elif stat.S_ISREG(status.st_mode):
+            self._contents[status.st_ino] = path.read_bytes()
 
 
 @pytest.fixture

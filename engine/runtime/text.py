@@ -97,8 +97,8 @@ def spread_table(
 def without_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Replace NaN, which JSON does not have, by None."""
     return {
-        name: None if isinstance(fact, float) and math.isnan(fact) else fact
-        for name, fact in facts.items()
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in facts.items()
     }
 
 

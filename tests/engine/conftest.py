@@ -24,7 +24,7 @@ from coreset.shards.format.files import files_below
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Ended:
     """What a command returned and printed."""
 
     code: int
@@ -136,7 +136,7 @@ def coreset(capsys, one_thread):  # noqa: ARG001 - a fixture for its effect
         capsys.readouterr()
         code = main([str(word) for word in words])
         out, err = capsys.readouterr()
-        return Told(code, str(out), str(err))
+        return Ended(code, str(out), str(err))
 
     return run
 
@@ -146,9 +146,9 @@ def done(coreset):
     """Run a command that must succeed without a word on stderr; returns its lines."""
 
     def run(*words):
-        told = coreset(*words)
-        assert (told.code, told.err) == (0, "")
-        return told.out.splitlines()
+        ended = coreset(*words)
+        assert (ended.code, ended.err) == (0, "")
+        return ended.out.splitlines()
 
     return run
 
@@ -163,12 +163,12 @@ def refused(coreset):
 
     def run(folder, *words, code=2):
         before = state(folder)
-        told = coreset(*words)
-        assert (told.code, told.out) == (code, "")
-        assert told.err.startswith("coreset: ")
-        assert told.err.index("\n") == len(told.err) - 1
+        ended = coreset(*words)
+        assert (ended.code, ended.out) == (code, "")
+        assert ended.err.startswith("coreset: ")
+        assert ended.err.index("\n") == len(ended.err) - 1
         assert state(folder) == before
-        return told.err.removeprefix("coreset: ").rstrip()
+        return ended.err.removeprefix("coreset: ").rstrip()
 
     return run
 
@@ -192,10 +192,10 @@ def interrupted(coreset):
     """Run a command that SIGTERM stops, as of a scheduler, once a file is there; returns stderr."""
 
     def run(path, *words):
-        ended = threading.Event()
+        over = threading.Event()
 
         def watch():
-            while not ended.is_set():
+            while not over.is_set():
                 if path.exists():
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
@@ -204,12 +204,12 @@ def interrupted(coreset):
         watcher = threading.Thread(target=watch)
         watcher.start()
         try:
-            told = coreset(*words)
+            ended = coreset(*words)
         finally:
-            ended.set()
+            over.set()
             watcher.join()
-        assert told.code == 75
-        return told.err
+        assert ended.code == 75
+        return ended.err
 
     return run
 

@@ -143,8 +143,8 @@ def test_what_a_stopped_run_committed_and_cost_is_in_the_next_one(tmp_path, out,
             make_half(out, resumable=True)
     else:
         with child_in_the_middle(out) as child:
-            told = rf"is being written by process {child.pid} on "
-            with pytest.raises(LockedError, match=told):
+            message = rf"is being written by process {child.pid} on "
+            with pytest.raises(LockedError, match=message):
                 make(out)
             make(tmp_path / "another").out.rename(tmp_path / "elsewhere")
     assert not out.exists()

@@ -58,8 +58,8 @@ def test_the_version_is_that_of_the_distribution(done):
 
 def test_a_verb_prints_its_lines_and_nothing_else_and_puts_handlers_back(fake):
     before = signal.getsignal(signal.SIGTERM)
-    told = fake()
-    assert (told.code, told.out, told.err) == (0, "made it\nnext: `coreset ls`\n", "")
+    ended = fake()
+    assert (ended.code, ended.out, ended.err) == (0, "made it\nnext: `coreset ls`\n", "")
     assert signal.getsignal(signal.SIGTERM) is before
 
 
@@ -81,9 +81,9 @@ def test_help_of_a_verb_explains_its_fields(coreset):
     ],
 )
 def test_a_wrong_word_gives_one_line_and_exit_code_2(fake, words, said):
-    told = fake(*words)
-    line = one_line(told.err)
-    assert (told.code, told.out) == (2, "")
+    ended = fake(*words)
+    line = one_line(ended.err)
+    assert (ended.code, ended.out) == (2, "")
     assert line.startswith("coreset: ")
     assert said in line
     assert not set(line) & set("│╭╰─")
@@ -104,9 +104,9 @@ def test_a_wrong_verb_is_refused(tmp_path, refused):
     ],
 )
 def test_an_expected_error_gives_one_line_and_the_code_of_its_class(fake, ending, code, out, said):
-    told = fake("--ending", ending)
-    assert (told.code, told.out) == (code, out)
-    assert said in one_line(told.err)
+    ended = fake("--ending", ending)
+    assert (ended.code, ended.out) == (code, out)
+    assert said in one_line(ended.err)
 
 
 def test_a_bug_is_not_dressed_up(fake):
@@ -126,10 +126,10 @@ def test_json_gives_facts_errors_and_failures_as_records(fake, coreset):
         assert (record["event"], record["verb"], record["images"]) == ("done", "fake", 7)
     record = json.loads(one_line(fake("--ending", "data", "--json").out))
     assert record == {"event": "error", "exit_code": 3, "message": "shard 3 is cut; pack again"}
-    told = fake("--ending", "table", "--json")
-    findings, error = map(json.loads, told.out.splitlines())
+    ended = fake("--ending", "table", "--json")
+    findings, error = map(json.loads, ended.out.splitlines())
     assert (findings["event"], findings["fit"]) == ("failed", False)
-    assert (error["event"], error["exit_code"]) == ("error", told.code) == ("error", 4)
+    assert (error["event"], error["exit_code"]) == ("error", ended.code) == ("error", 4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])

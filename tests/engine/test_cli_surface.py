@@ -20,7 +20,7 @@ REMEDY = f"if that is intended, run `.venv/bin/python {Path(*Path(__file__).part
 def actions(verb):
     """What may stand behind a noun (``show|suspects SCORES``): the words of a tyro subcommand."""
     first = VERBS[verb][0].split(" ")[0]
-    return [[one] for one in first.split("|")] if "|" in first and first.islower() else [[]]
+    return [[action] for action in first.split("|")] if "|" in first and first.islower() else [[]]
 
 
 def surface(verb):

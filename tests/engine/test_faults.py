@@ -9,7 +9,6 @@ import os
 import resource
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 
@@ -17,7 +16,6 @@ from coreset.bench.robustness import faults
 from coreset.shards.format.files import temporary_name
 
 CORESET = (sys.executable, "-m", "coreset.engine.cli")
-Told = Any
 
 
 def test_bombs_are_refused_before_they_take_memory(tmp_path, refused_files):
@@ -95,9 +93,9 @@ def test_a_source_that_fails_amid_the_packing_is_named_and_leaves_no_final_name(
     bad.unlink()
     bad.symlink_to(faults.FAILING_FILE)
     options = ("--order", "source", "--samples-per-shard", 4, "--workers", 1)
-    told = coreset("pack", src, data, *options)
-    assert told.code == 2
-    assert f"{bad} cannot be read (Invalid argument)" in told.err
+    ended = coreset("pack", src, data, *options)
+    assert ended.code == 2
+    assert f"{bad} cannot be read (Invalid argument)" in ended.err
     assert not data.exists()
     scratch = temporary_name(data)
     tars = sorted(path.name for path in scratch.glob("*.tar"))
@@ -113,11 +111,11 @@ def test_too_many_open_files_are_a_fault_of_the_machine(tmp_path, coreset, done)
     os.close(free)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (free + 2, limits[1]))
-        told = coreset("pack", src, data)
+        ended = coreset("pack", src, data)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    assert (told.code, told.err.count("\n")) == (4, 1)
-    assert "Too many open files" in told.err
+    assert (ended.code, ended.err.count("\n")) == (4, 1)
+    assert "Too many open files" in ended.err
     assert not data.exists()
     done("pack", src, data)
 

@@ -59,9 +59,9 @@ def stopped(coreset):
     """Run a command that finds a forgery when it has begun to write; returns what it says."""
 
     def run(*words):
-        told = coreset(*words)
-        assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
-        return told.err
+        ended = coreset(*words)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (3, "", 1)
+        return ended.err
 
     return run
 

@@ -17,8 +17,8 @@ PATH = (
     ("select", "DATA", "random", "--ipc", 2),
     ("select", "SCORES", "ccs", "--ipc", 2, "--misratio", 0.3),
     ("distill", "DATA", "kmeans", "--ipc", 2, "--size", 16),
-    *(("train", one, "VAL", "RESULTS", *TINY) for one in SETS),
-    *(("measure", one, "VAL", "RESULTS", *BACKBONE) for one in SETS),
+    *(("train", name, "VAL", "RESULTS", *TINY) for name in SETS),
+    *(("measure", name, "VAL", "RESULTS", *BACKBONE) for name in SETS),
     ("report", "RESULTS", "report.html"),
 )
 

@@ -124,15 +124,15 @@ def test_damaged_metadata_never_end_in_another_error(scores):
     # No codec protects zarr.json; some flips (in an attribute, a level) change nothing that is
     # read, and one in the shape gives fewer rows, which readers compare with the data set.
     metadata = scores / "aum/zarr.json"
-    found = 0
+    refused = 0
     for position in range(0, metadata.stat().st_size, 5):
         flip(metadata, position)
         try:
             Columns(scores)["aum"]
         except (StoreError, KeyError):
-            found += 1
+            refused += 1
         flip(metadata, position)
-    assert found > 100
+    assert refused > 100
 
 
 @pytest.mark.parametrize("read", [Columns, read_features, feature_shape, list_chunks])
