@@ -60,11 +60,7 @@ class Checkpoints:
         self._record((commit, *older[: KEPT - 1]))
 
     def latest(self) -> tuple[int, Path] | None:
-        """Return number and directory of the newest undamaged checkpoint; None if there is none.
-
-        Raises:
-            StoreError: Every checkpoint is damaged.
-        """
+        """Return number and directory of the newest undamaged checkpoint; None if none was made."""
         commits = self._commits()
         for commit in commits:
             directory = self.directory / commit.directory

@@ -96,12 +96,8 @@ def output_folder(out: Path) -> Generator[None]:
 def lock(out: Path, *, wait: bool = False) -> Generator[None]:
     """Hold the exclusive right to write ``out``; released by the kernel also on ``kill -9``.
 
-    Args:
-        out: Output to lock.
-        wait: Wait for another holder instead of refusing (for writes that take a moment).
-
     Raises:
-        LockedError: Another process holds the lock; the message names it.
+        LockedError: Another process holds the lock; with ``wait``, it is waited for instead.
     """
     require_output(out)
     path = out.with_name(f".{out.name}.lock")

@@ -108,11 +108,7 @@ def _named_if_gone(world: int) -> Generator[None]:
 
 @contextmanager
 def join() -> Generator[Distributed]:
-    """Join the other processes of a torchrun job (``RANK``, ``WORLD_SIZE``); alone without one.
-
-    Raises:
-        UsageError: The variables contradict each other.
-    """
+    """Join the other processes of a torchrun job (``RANK``, ``WORLD_SIZE``); alone without one."""
     rank, world = (_number(name, alone) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))
     if not 0 <= rank < world:
         raise UsageError(

@@ -47,10 +47,7 @@ def available_memory_bytes(root: Path = _ROOT) -> int | None:
 
 
 def available_bytes(root: Path = _ROOT) -> int:
-    """Return the bytes that can be allocated without swapping or being killed.
-
-    Page cache that can be dropped counts as free.
-    """
+    """Return the bytes that can be allocated without swapping or being killed."""
     left = (limit - used for limit, used in _memory_limits(root))
     return max(0, min([available_memory_bytes(root) or 0, *left]))
 

@@ -21,10 +21,7 @@ _NUMBERS = {
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Lay out a table whose columns are as wide as their widest cell; numbers to the right.
-
-    A column is one of numbers if every cell below its header starts with a digit.
-    """
+    """Lay out a table; columns whose every cell starts with a digit are aligned to the right."""
     padded: list[list[str]] = []
     for column in zip(header, *rows, strict=True):
         numeric = bool(rows) and all(cell[:1].isdigit() for cell in column[1:])
