@@ -14,8 +14,7 @@ from torch import Tensor
 
 from coreset.bench.dynamics_timing import COMPILED, EAGER, Batch, Setting, Update, all_batches
 from coreset.bench.harness import Absent, Contender, Row, rows_of_all
-from coreset.engine.runtime.device import resolve_device
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for, resolve_device
 from coreset.kernels.dynamics import SUMS, Dynamics
 from coreset.kernels.margins import margins
 

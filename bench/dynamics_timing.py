@@ -16,8 +16,7 @@ from torch.nn.functional import cross_entropy
 from coreset.bench.harness import Contender, Measured, Row, interleave_in_scratch
 from coreset.engine.artifacts.store import write_columns
 from coreset.engine.models.networks import build_network, memory_format_for, placed
-from coreset.engine.runtime.device import resolve_device
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for, resolve_device
 from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.dynamics import Dynamics
 from coreset.shards.format.files import fsync_tree

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from coreset.bench.harness import Row
 from coreset.bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
 from coreset.bench.score_training import Setting
-from coreset.engine.artifacts.ledger import stopwatch
+from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.condensed.comparison import cost_of
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
@@ -67,7 +67,7 @@ def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Ju
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     features = features_for(scored.dataset, FeatureSpec(backbone=BACKBONE)).astype(np.float32)
-    given, clock = scored.dataset.labels, stopwatch()
+    given, clock = scored.dataset.labels, Stopwatch()
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     probabilities: Any = cross_val_predict(
         LogisticRegression(max_iter=1000), features, given, cv=folds, method="predict_proba"

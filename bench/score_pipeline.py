@@ -14,7 +14,7 @@ from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import memory_format_for
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for
 from coreset.engine.scoring.proxy import crops_on
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised

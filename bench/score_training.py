@@ -18,8 +18,7 @@ from coreset.bench.processes import CORESET
 from coreset.engine.data.geometry import stored_side
 from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.stream import ImageStream
-from coreset.engine.runtime.device import resolve_device
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for, resolve_device
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.training.trainer import Trainer, sgd

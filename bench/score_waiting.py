@@ -21,12 +21,12 @@ from coreset.bench.score_training import Setting, Training, coreset, training
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
-from coreset.engine.runtime.openmp import POLICY
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.shards.format.dataset import Dataset
 
 SIZE = 96
 STREAMED, RESIDENT = "decoded every epoch", "decoded before"
+POLICY = "OMP_WAIT_POLICY"
 ALONE, CROWDED = "alone", "beside a busy process"
 SPIN, SLEEP = "threads spin", "threads sleep"
 BUSY_PROGRAM = "while True: pass"

@@ -1,6 +1,6 @@
 """Entry point of the ``coreset`` script, and of ``python -m coreset``."""
 
-from coreset.engine.runtime.interrupts import end_on_interrupt
+from coreset.engine.runtime.signals import end_on_interrupt
 
 end_on_interrupt()  # before the next import, which takes most of a tenth of a second
 

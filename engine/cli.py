@@ -5,20 +5,20 @@ An expected error becomes one line on stderr and the exit code of its class.
 """
 
 import contextlib
+import errno
 import importlib
 import io
 import json
 import os
 import shlex
-import signal
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from types import FrameType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from coreset.engine.runtime.interrupts import INTERRUPTED, TEXT, end_on_interrupt
-from coreset.shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
+from coreset.engine.runtime.signals import INTERRUPTED, TEXT, end_on_interrupt, raise_signals
+from coreset.shards.errors import CoresetError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
@@ -44,10 +44,11 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
     "export": ("SET|DATA OUT", "export", "Export", "images or lists for other programs"),
     "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),
-    "cost": ("SET", "cost", "Cost", "what it cost to construct a set, along its inputs"),
-    "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
+    "cost": ("SET", "artifacts", "Cost", "what it cost to construct a set, along its inputs"),
+    "ls": ("[DIR]", "artifacts", "List", "the artifacts in a folder"),
 }  # fmt: skip
 DONE, BUG = 0, 1
+MACHINE_FAULTS = {"ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK"}
 
 
 def overview() -> str:
@@ -82,10 +83,11 @@ def main(arguments: Sequence[str]) -> int:
     except CoresetError as error:
         return _report(error, as_json=as_json)
     except OSError as error:
-        machine_error = _machine_error(error)
-        if machine_error is None:
+        if errno.errorcode.get(error.errno or 0) not in MACHINE_FAULTS:
             raise
-        return _report(machine_error, as_json=as_json)
+        where = f" at {error.filename}" if error.filename else ""
+        remedy = "nothing was half-written: free it, run again"
+        return _report(MachineError(f"{error.strerror}{where}; {remedy}"), as_json=as_json)
     except KeyboardInterrupt:
         print(TEXT, file=sys.stderr)
         return INTERRUPTED
@@ -98,10 +100,15 @@ def _run_verb(verb: str, words: Sequence[str], *, as_json: bool) -> None:
         return
     from coreset.engine.artifacts.writer import COMMAND
     from coreset.engine.runtime.progress import Display, choose_display
+    from coreset.engine.stages.options import flat_fields
 
+    if dict(flat_fields(stage)).get("device") != "cuda":
+        # By default the threads of OpenMP, which torch's are on a CPU, wait busily for
+        # milliseconds and take the cores from decoders. It reads this once, when torch is imported.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     COMMAND.set(shlex.join(["coreset", verb, *words]))
     choose_display(Display.JSON if as_json else Display.AUTO)
-    with _stop_signals():
+    with raise_signals():
         try:
             result = stage.run()
         except (MemoryError, RuntimeError) as error:
@@ -161,18 +168,16 @@ def _report(error: CoresetError, *, as_json: bool) -> int:
 
 def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> MachineError | None:
     """Return the shortage with the options that reduce it; None for any other error."""
-    message, share = "out of memory", 0.5
+    from coreset.engine.stages.options import flat_fields
+
+    shortage = ("out of memory", 0.5) if isinstance(error, MemoryError) else None
     if "torch" in sys.modules:  # not imported for this: it takes memory
         from coreset.engine.runtime.device import memory_shortage
 
         shortage = memory_shortage(error)
-        if shortage is None:
-            return None
-        message, share = shortage
-    elif not isinstance(error, MemoryError):
+    if shortage is None:
         return None
-    from coreset.engine.stages.options import flat_fields
-
+    message, share = shortage
     options = dict(flat_fields(stage))
     remedies = [f"use a smaller --{name}" for name in ("size", "samples") if name in options]
     # A recipe fills in the fields that were not given.
@@ -180,53 +185,6 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
     if batch is not None and (fits := int(batch * share)) >= 1:
         remedies.insert(0, f"--batch {1 << fits.bit_length() - 1} should fit")
     return MachineError(f"{message}; {', or '.join(remedies or ['end other programs'])}")
-
-
-def _machine_error(error: OSError) -> MachineError | None:
-    """Return the error as a fault of the machine; None if it is a bug."""
-    import errno
-
-    names = ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK")
-    if errno.errorcode.get(error.errno or 0) in names:
-        where = f" at {error.filename}" if error.filename else ""
-        remedy = "nothing was half-written: free it, run again"
-        return MachineError(f"{error.strerror}{where}; {remedy}")
-    return None
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Generator[None]:
-    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError``, SIGINT into ``KeyboardInterrupt``.
-
-    An import that SIGINT interrupted may raise another error: that becomes ``KeyboardInterrupt``
-    too. A SIGINT that the caller of the process ignores stays ignored.
-    """
-    interrupts: list[int] = []
-
-    def stop(number: int, _frame: FrameType | None) -> NoReturn:
-        name = signal.Signals(number).name
-        raise InterruptedRunError(f"interrupted by {name}; the same command continues")
-
-    def interrupt(number: int, _frame: FrameType | None) -> NoReturn:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    handlers = {signal.SIGTERM: stop, signal.SIGUSR1: stop}
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        handlers[signal.SIGINT] = interrupt
-    try:
-        before = {number: signal.signal(number, new) for number, new in handlers.items()}
-    except ValueError:  # not the main thread: signals go elsewhere
-        before = {}
-    try:
-        yield
-    except Exception as error:
-        if interrupts:
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class _WithoutPandas:

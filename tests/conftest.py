@@ -34,24 +34,19 @@ def draw_photo(label: int, index: int, seed: int = 0) -> Image.Image:
 
 def save_photo(image: Image.Image, folder: Path, index: int) -> None:
     """Save as one of seven kinds by ``index``; most are plain JPEG."""
-    stem = f"photo_{index:03d}"
-    match index % 10:
-        case 0:
-            image.save(folder / f"{stem}.png")
-        case 1:
-            image.save(folder / f"{stem}.webp", quality=90)
-        case 2:
-            image.convert("L").save(folder / f"{stem}.JPEG", quality=92)
-        case 3:
-            image.convert("CMYK").save(folder / f"{stem}.jpg", quality=92)
-        case 4:
-            exif = Image.Exif()
-            exif[ORIENTATION] = 6
-            image.save(folder / f"{stem}.jpg", exif=exif, quality=92)
-        case 5:
-            image.save(folder / f"{stem}.jpg", progressive=True, quality=92)
-        case _:
-            image.save(folder / f"{stem}.JPEG", quality=92)
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    kinds: dict[int, tuple[str, str, dict[str, Any]]] = {
+        0: ("RGB", "png", {}),
+        1: ("RGB", "webp", {"quality": 90}),
+        2: ("L", "JPEG", {}),
+        3: ("CMYK", "jpg", {}),
+        4: ("RGB", "jpg", {"exif": exif}),
+        5: ("RGB", "jpg", {"progressive": True}),
+    }
+    mode, extension, options = kinds.get(index % 10, ("RGB", "JPEG", {}))
+    path = folder / f"photo_{index:03d}.{extension}"
+    image.convert(mode).save(path, **{**options, "quality": options.get("quality", 92)})
 
 
 def make_photo_folder(root: Path, *, per_class: int = 20, seed: int = 0) -> Path:
@@ -111,14 +106,13 @@ def refused_files() -> Callable[[Path], list[dict[str, Any]]]:
 
 @dataclass(frozen=True)
 class Naming:
-    """A file or directory got a name, and what a power cut in that moment would leave."""
+    """What a power cut would leave in the moment when a file or directory got its name."""
 
     path: Path
     survivors: dict[str, bytes]
     """Contents by name below the root."""
     beside: dict[str, bytes | None]
-    """Contents by name in the directory of ``path``, had the names reached the disk by then; None
-    where no content ever reached it."""
+    """Contents by name beside ``path``, had the names reached the disk; None: no content did."""
 
 
 class Disk:
@@ -153,26 +147,26 @@ class Disk:
 
     def naming(self, name: str) -> Naming:
         """The last time that a file or directory got this name."""
-        return [one for one in self.namings if one.path.name == name][-1]
+        return [naming for naming in self.namings if naming.path.name == name][-1]
 
     def survivors(self) -> dict[str, bytes]:
         """Files that are there after a power cut, with their contents, by name below the root."""
         return dict(self._below(self.root.stat().st_ino, ""))
 
     def _below(self, directory: int, prefix: str) -> list[tuple[str, bytes]]:
-        found: list[tuple[str, bytes]] = []
+        files: list[tuple[str, bytes]] = []
         for name, inode in self._names.get(directory, {}).items():
-            found += self._below(inode, f"{prefix}{name}/")
+            files += self._below(inode, f"{prefix}{name}/")
             if inode in self._contents:
-                found.append((f"{prefix}{name}", self._contents[inode]))
-        return found
+                files.append((f"{prefix}{name}", self._contents[inode]))
+        return files
 
-    def _keep(self, path: Path, found: os.stat_result) -> None:
-        if stat.S_ISDIR(found.st_mode):
+    def _keep(self, path: Path, status: os.stat_result) -> None:
+        if stat.S_ISDIR(status.st_mode):
             with os.scandir(path) as entries:
-                self._names[found.st_ino] = {entry.name: entry.inode() for entry in entries}
-        elif stat.S_ISREG(found.st_mode):
-            self._contents[found.st_ino] = path.read_bytes()
+                self._names[status.st_ino] = {entry.name: entry.inode() for entry in entries}
+        elif stat.S_ISREG(status.st_mode):
+            self._contents[status.st_ino] = path.read_bytes()
 
 
 @pytest.fixture

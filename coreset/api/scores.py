@@ -80,8 +80,7 @@ def select(
         ipc: Images per class.
         method: None means ``ccs`` for scores and ``random`` for a data set.
         score: Score to stratify on (``ccs``).
-        misratio: Share of the hardest images of each class to cut first (``ccs``); None takes the
-            default of the verb.
+        misratio: Share of the hardest images of a class to cut (``ccs``); None: the verb's default.
         bins: Equal-width bins over the range of a class's scores (``ccs``).
         seed: Seed of the draw.
         data: Where the scored data set lies now, if it was moved.

@@ -9,7 +9,6 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from coreset.shards.errors import StoreError
 from coreset.shards.format.documents import build, parse
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class _Generation:
+class _Commit:
     number: int
     directory: str
     files: Mapping[str, str]
@@ -39,7 +38,7 @@ class _Generation:
 class _Commits:
     """Content of ``commit.json``, the newest checkpoint first."""
 
-    generations: tuple[_Generation, ...]
+    generations: tuple[_Commit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,53 +54,48 @@ class Checkpoints:
         remove_tree(self.directory / name)
         new_directory(scratch)
         write(scratch)
-        files = tree_digests(scratch)
+        commit = _Commit(number, name, tree_digests(scratch))
         rename_directory(scratch, self.directory / name)
-        entry = {"number": number, "directory": name, "files": files}
-        self._record([entry, *(old for old in self._entries() if old["number"] < number)][:KEPT])
+        older = [old for old in self._commits() if old.number < number]
+        self._record((commit, *older[: KEPT - 1]))
 
     def latest(self) -> tuple[int, Path] | None:
-        """Return number and directory of the newest undamaged checkpoint; None if there is none.
-
-        Raises:
-            StoreError: Every checkpoint is damaged.
-        """
-        entries = self._entries()
-        for older, entry in enumerate(entries, start=1):
-            directory = self.directory / str(entry["directory"])
-            if directory.is_dir() and tree_digests(directory) == entry["files"]:
-                return int(entry["number"]), directory
-            if older < len(entries):
-                logger.warning("%s is damaged; going back one generation", directory)
-        if entries:
-            raise StoreError(f"{self.directory}: every generation is damaged; remove it, run again")
+        """Return number and directory of the newest undamaged checkpoint; None if none was made."""
+        commits = self._commits()
+        for commit in commits:
+            directory = self.directory / commit.directory
+            if directory.is_dir() and tree_digests(directory) == commit.files:
+                return commit.number, directory
+            if commit is not commits[-1]:
+                logger.warning("%s is damaged; going back one checkpoint", directory)
+        if commits:
+            raise StoreError(f"{self.directory}: every checkpoint is damaged; remove it, run again")
         return None
 
     def finish(self) -> None:
         """Keep only the newest checkpoint, so that the result does not depend on commit times."""
-        self._record(self._entries()[:1])
+        self._record(self._commits()[:1])
 
-    def _entries(self) -> list[dict[str, Any]]:
+    def _commits(self) -> tuple[_Commit, ...]:
         path = self.directory / COMMIT_NAME
         try:
             if not path.is_file():
-                return []
+                return ()
             commits = build(_Commits, parse(path.read_bytes())).generations
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
         if any(commit.directory != _name_of(commit.number) for commit in commits):
             raise StoreError(f"{path} names other directories than a scoring makes; remove it")
-        return [asdict(commit) for commit in commits]
+        return commits
 
-    def _record(self, entries: list[dict[str, Any]]) -> None:
-        write_atomically(self.directory / COMMIT_NAME, json_bytes({"generations": entries}))
-        kept = {str(entry["directory"]) for entry in entries}
+    def _record(self, commits: tuple[_Commit, ...]) -> None:
+        write_atomically(self.directory / COMMIT_NAME, json_bytes(asdict(_Commits(commits))))
+        kept = {commit.directory for commit in commits}
         # Leftovers of killed commits (``.gen-*``) too: their numbers may never be committed again,
         # and the result must not depend on a kill.
-        for pattern in ("gen-*", ".gen-*"):
-            for directory in sorted(self.directory.glob(pattern)):
-                if directory.name not in kept:
-                    remove_tree(directory)
+        for directory in [*self.directory.glob("gen-*"), *self.directory.glob(".gen-*")]:
+            if directory.name not in kept:
+                remove_tree(directory)
 
 
 def _name_of(number: int) -> str:

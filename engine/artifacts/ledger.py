@@ -15,7 +15,6 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from coreset.engine.artifacts.provenance import versions
@@ -26,21 +25,20 @@ LEDGER_NAME = "ledger.jsonl"
 RUNNING_NAME = "ledger.running.json"
 Line = dict[str, Any]
 _one_of_several: ContextVar[bool] = ContextVar("one_of_several", default=False)
-_TEXTS = ("artifact", "stage", "config_digest", "started", "device", "host")
-_NUMBERS = ("wall_seconds", "cpu_seconds", "images", "images_per_second", "cores",
-            "interrupted")  # fmt: skip
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(_TEXTS, (str,)),
-    **dict.fromkeys(_NUMBERS, (int, float)),
-    "peak_rss_bytes": (int, NoneType),  # None where stages share a process
-}
+_SUMMED = {
+    "stage": str, "device": str, "wall_seconds": int | float, "cpu_seconds": int | float,
+    "images": int | float, "interrupted": int | float,
+    "peak_rss_bytes": int | None,  # None where stages share a process
+}  # fmt: skip
+_KINDS: dict[str, Any] = _SUMMED | {
+    "artifact": str, "config_digest": str, "started": str, "host": str,
+    "images_per_second": int | float, "cores": int | float,
+}  # fmt: skip
 
 
 def _cpu_seconds() -> float:
-    own, children = (
-        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    """Return user and system time of this process and of its ended children."""
+    return sum(os.times()[:4])
 
 
 @dataclass(slots=True)
@@ -68,12 +66,11 @@ class Meter:
     def line(self, *, interrupted: bool = False) -> Line:
         """Return the ledger line as of now."""
         wall = self.wall_seconds
+        started = datetime.fromtimestamp(self._started, UTC)
         return {
             "stage": self.stage,
             "config_digest": self.config_digest,
-            "started": datetime.fromtimestamp(self._started, UTC).isoformat(
-                timespec="milliseconds"
-            ),
+            "started": started.isoformat(timespec="milliseconds"),
             "wall_seconds": round(wall, 3),
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
             "images": self.images,
@@ -91,20 +88,15 @@ class Meter:
 
     def checkpoint(self, scratch: Path) -> None:
         """Write the cost so far to ``scratch``, so that a killed run is still paid for."""
-        document = json.dumps(self.line(interrupted=True)) + "\n"
-        write_atomically(scratch / RUNNING_NAME, document.encode())
-
-
-def stopwatch() -> "Stopwatch":
-    """Start a stopwatch."""
-    return Stopwatch(time.perf_counter())
+        line = json.dumps(self.line(interrupted=True)) + "\n"
+        write_atomically(scratch / RUNNING_NAME, line.encode())
 
 
 @dataclass(frozen=True, slots=True)
 class Stopwatch:
-    """Stopwatch for parts of a stage."""
+    """Stopwatch for parts of a stage; running from its construction."""
 
-    started: float
+    started: float = field(default_factory=time.perf_counter)
 
     @property
     def seconds(self) -> float:
@@ -114,10 +106,7 @@ class Stopwatch:
 
 @contextmanager
 def several_stages() -> Generator[None]:
-    """Leave peak memory out of the lines of stages that share this process.
-
-    The peak of a process is that of its hungriest stage so far.
-    """
+    """Leave peak memory, which is that of the process, out of the lines of stages that share it."""
     token = _one_of_several.set(True)
     try:
         yield
@@ -134,9 +123,9 @@ def peak_rss_bytes() -> int | None:
 
 def read_ledger(artifact: Path) -> list[Line]:
     """Read the lines of an artifact's ledger without damaged ones, such as one cut by a crash."""
-    path = artifact / LEDGER_NAME
     lines: list[Line] = []
-    for text in path.read_bytes().splitlines() if path.is_file() else []:
+    path = artifact / LEDGER_NAME
+    for text in path.read_bytes().splitlines() if path.is_file() else ():
         with suppress(ValueError):
             lines.append(parse(text))
     return lines_with(lines, "stage")
@@ -160,15 +149,13 @@ def inherited_lines(artifact: Path, digest: str) -> list[Line]:
 
 def append_lines(artifact: Path, lines: Iterable[Line]) -> None:
     """Append lines to the ledger of ``artifact``, except those that it has."""
-    known = {line_key(line) for line in read_ledger(artifact)}
+    known = {_key(line) for line in read_ledger(artifact)}
+    new = {_key(line): json.dumps(line) + "\n" for line in lines if _key(line) not in known}
     path = artifact / LEDGER_NAME
     cut = path.is_file() and path.read_bytes()[-1:] not in {b"", b"\n"}
     with path.open("a") as file:
         file.write("\n" if cut else "")  # a line that a crash cut must not swallow the next one
-        for line in lines:
-            if line_key(line) not in known:
-                known.add(line_key(line))
-                file.write(json.dumps(line) + "\n")
+        file.writelines(new.values())
         file.flush()
         os.fsync(file.fileno())
 
@@ -182,13 +169,9 @@ def collect_interrupted(scratch: Path) -> None:
         path.unlink()
 
 
-def line_key(line: Line) -> tuple[Any, ...]:
+def _key(line: Line) -> tuple[Any, ...]:
     """Return what identifies a stage run, so that a line inherited along two ways counts once."""
     return line.get("stage"), line.get("config_digest"), line.get("started"), line.get("host")
-
-
-_SUMMED = ("stage", "wall_seconds", "cpu_seconds", "images", "peak_rss_bytes", "interrupted",
-           "device")  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,16 +183,14 @@ class StageCost:
     stage: str
     runs: int
     interrupted: int
-    """Runs that were stopped before their end; their time counts too."""
+    """Runs that were stopped; their time counts too."""
     wall_seconds: float
     cpu_seconds: float
-    """User and system time of the process and its children."""
     images: int
     """Image passes, as in `Meter`."""
     peak_rss_bytes: int | None
     """Largest of the runs; None if none measured it."""
     device: str
-    """Names of the devices, in order of use."""
 
     @property
     def images_per_second(self) -> float:
@@ -218,16 +199,24 @@ class StageCost:
 
 
 def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
-    """Sum the distinct lines of a ledger by (artifact, stage), in the order of the ledger.
-
-    A line that was inherited along two ways (a data set that is an input of scores and of the set)
-    counts once.
-    """
-    distinct = {line_key(line): line for line in lines_with(lines, *_SUMMED)}
+    """Sum the lines of a ledger by (artifact, stage); one inherited along two ways counts once."""
     groups: dict[tuple[str, str], list[Line]] = {}
-    for line in distinct.values():
+    for line in {_key(line): line for line in lines_with(lines, *_SUMMED)}.values():
         groups.setdefault((line.get("artifact", ""), line["stage"]), []).append(line)
-    return [_sum(artifact, stage, runs) for (artifact, stage), runs in groups.items()]
+    return [
+        StageCost(
+            artifact=artifact,
+            stage=stage,
+            runs=len(runs),
+            interrupted=sum(bool(run["interrupted"]) for run in runs),
+            wall_seconds=sum(run["wall_seconds"] for run in runs),
+            cpu_seconds=sum(run["cpu_seconds"] for run in runs),
+            images=sum(run["images"] for run in runs),
+            peak_rss_bytes=largest(run["peak_rss_bytes"] for run in runs),
+            device=", ".join(dict.fromkeys(run["device"] for run in runs)),
+        )
+        for (artifact, stage), runs in groups.items()
+    ]
 
 
 def total_wall_seconds(costs: Iterable[StageCost]) -> float:
@@ -238,17 +227,3 @@ def total_wall_seconds(costs: Iterable[StageCost]) -> float:
 def largest(peaks: Iterable[int | None]) -> int | None:
     """Return the largest measured peak; None if none was measured."""
     return max((peak for peak in peaks if peak is not None), default=None)
-
-
-def _sum(artifact: str, stage: str, runs: list[Line]) -> StageCost:
-    return StageCost(
-        artifact=artifact,
-        stage=stage,
-        runs=len(runs),
-        interrupted=sum(bool(run["interrupted"]) for run in runs),
-        wall_seconds=sum(run["wall_seconds"] for run in runs),
-        cpu_seconds=sum(run["cpu_seconds"] for run in runs),
-        images=sum(run["images"] for run in runs),
-        peak_rss_bytes=largest(run["peak_rss_bytes"] for run in runs),
-        device=", ".join(dict.fromkeys(run["device"] for run in runs)),
-    )

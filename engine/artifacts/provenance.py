@@ -6,17 +6,20 @@ recorded with its own provenance, so that a set that was mailed still has its wh
 
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from os.path import relpath
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.documents import build, parse
-from coreset.shards.format.files import digest_of, json_bytes, missing
+from coreset.shards.format.files import digest_of, interruption, json_bytes, missing
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 PROVENANCE_NAME = "provenance.json"
 FORMAT_VERSION = 1
@@ -29,13 +32,11 @@ VERSIONED = ("coreset", "numpy", "numba", "torch", "torchvision", "timm", "nvidi
 
 @cache
 def versions() -> dict[str, str]:
-    """Return versions of what can change a number, from package metadata, without imports."""
-    known = {"python": platform.python_version()}
+    """Return versions of what can change a number, from the metadata of packages."""
+    known = {"python": platform.python_version(), **dict.fromkeys(VERSIONED, "absent")}
     for name in VERSIONED:
-        try:
+        with suppress(PackageNotFoundError):
             known[name] = version(name)
-        except PackageNotFoundError:
-            known[name] = "absent"
     return known
 
 
@@ -43,9 +44,8 @@ def versions() -> dict[str, str]:
 class Provenance:
     """Record of how one artifact was made.
 
-    ``config`` shapes the result; ``runtime`` (device, threads) may change its last bits, so a
-    resumed training must agree in both. ``binds`` is what later stages check: ``identity`` and
-    ``content`` of the data set, backbone, and so on.
+    ``config`` shapes the result; ``runtime`` (device, threads) may change its last bits. ``binds``
+    is what later stages check: ``identity`` and ``content`` of the data set, backbone, and so on.
     """
 
     kind: str
@@ -69,7 +69,7 @@ class Provenance:
 
     @property
     def config_digest(self) -> str:
-        """sha256 of stage, configuration and inputs, which ledger lines and result rows cite."""
+        """sha256 of stage, configuration and inputs."""
         return digest_of(self.fingerprint())
 
     def fingerprint(self) -> dict[str, Any]:
@@ -82,18 +82,13 @@ class Provenance:
 
     @staticmethod
     def read(artifact: Path) -> "Provenance":
-        """Read ``provenance.json`` of a finished artifact.
-
-        Raises:
-            UsageError: ``artifact`` does not exist or has no provenance.
-            StoreError: The file cannot be parsed or is of another version.
-        """
+        """Read ``provenance.json`` of a finished artifact; without one, the path was wrong."""
         path = artifact / PROVENANCE_NAME
         if not path.is_file():
             remedy = "name the output of a finished coreset command"
             if not artifact.exists():
                 raise missing(artifact, remedy)
-            raise UsageError(f"{artifact} has no provenance.json; {remedy}")
+            raise UsageError(f"{artifact} has no {PROVENANCE_NAME}; {remedy}")
         return Provenance.parse(path)
 
     @staticmethod
@@ -104,36 +99,13 @@ class Provenance:
             if document.pop("format_version", None) != FORMAT_VERSION:
                 raise StoreError(f"{path} is of another version; make the artifact again")
             provenance = build(Provenance, document)
-            provenance.require_sound()
+            _require_sound(provenance.inputs)
         except (OSError, ValueError) as error:
             raise StoreError(f"{path} cannot be read ({error}); make the artifact again") from error
         return provenance
 
-    def require_sound(self) -> None:
-        """Check the whole lineage, which later stages follow.
-
-        Raises:
-            ValueError: An input is not described, or the lineage is longer than any real one.
-        """
-        pending: list[tuple[int, Any]] = [(1, entry) for entry in self.inputs]
-        while pending:
-            depth, entry = pending.pop()
-            if depth > _LONGEST_LINEAGE:
-                raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
-            if not isinstance(entry, dict) or not entry.keys() >= _INPUT.keys():
-                raise ValueError("one of its inputs is not described")
-            fields = cast("dict[str, Any]", entry)
-            wrong = [name for name, kind in _INPUT.items() if not isinstance(fields[name], kind)]
-            if wrong:
-                raise ValueError(f"{wrong[0]} of one of its inputs is of another type")
-            pending += [(depth + 1, parent) for parent in fields["inputs"]]
-
     def binding(self, name: str) -> Any:  # noqa: ANN401 - of JSON
-        """Return one entry of ``binds``.
-
-        Raises:
-            StoreError: The artifact does not have it.
-        """
+        """Return one entry of ``binds``; an artifact without it is damaged."""
         if name not in self.binds:
             raise StoreError(
                 f"{PROVENANCE_NAME} of {self.kind} by {self.stage} names no {name}; make it again"
@@ -153,29 +125,40 @@ class Provenance:
             **{name: document[name] for name in kept},
         }
 
-    def lineage(self) -> Iterator[Mapping[str, Any]]:
-        """Yield every input, nearest first, through the whole lineage."""
-        pending = list(self.inputs)
+    def lineage(self, artifact: Path = Path()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+        """Yield every input, nearest first, with its directory as seen from that of this one."""
+        pending = [(artifact, entry) for entry in self.inputs]
         while pending:
-            entry = pending.pop(0)
-            yield entry
-            pending.extend(entry["inputs"])
+            base, entry = pending.pop(0)
+            directory = (base / entry["path"]).resolve()
+            yield directory, entry
+            pending.extend((directory, parent) for parent in entry["inputs"])
 
     def ancestor(self, kind: str) -> Mapping[str, Any] | None:
         """Return the nearest input of a kind, or None."""
-        return next((entry for entry in self.lineage() if entry["kind"] == kind), None)
+        return next((entry for _, entry in self.lineage() if entry["kind"] == kind), None)
+
+
+def _require_sound(inputs: Sequence[Any]) -> None:
+    """Raise ``ValueError`` unless the whole lineage, which later stages follow, is described."""
+    for _ in range(_LONGEST_LINEAGE):
+        for entry in inputs:
+            fields = entry if isinstance(entry, dict) else {}
+            wrong = [name for name, kind in _INPUT.items() if type(fields.get(name)) is not kind]
+            if wrong:
+                raise ValueError(f"one of its inputs has no {wrong[0]}")
+        inputs = [parent for entry in inputs for parent in entry["inputs"]]
+    if inputs:
+        raise ValueError(f"its inputs go back over more than {_LONGEST_LINEAGE} artifacts")
 
 
 def readable_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """Name every leaf in which fingerprints differ, as ``config.epochs: 60 there, 30 here``."""
     # Through JSON, which makes lists of the configuration's tuples.
     before, after = (_leaves(json.loads(json_bytes(fingerprint))) for fingerprint in (old, new))
-    changed = [
-        f"{name}: {before.get(name, 'absent')} there, {after.get(name, 'absent')} here"
-        for name in sorted(before.keys() | after.keys())
-        if before.get(name, "absent") != after.get(name, "absent")
-    ]
-    return "; ".join(changed)
+    names = sorted(before.keys() | after.keys())
+    pairs = ((name, before.get(name, "absent"), after.get(name, "absent")) for name in names)
+    return "; ".join(f"{name}: {a} there, {b} here" for name, a, b in pairs if a != b)
 
 
 def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -190,11 +173,26 @@ def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def locate(artifact: Path, kind: str) -> Path | None:
     """Find the directory of the nearest input of a kind, along the recorded relative paths."""
-    pending = [(artifact, entry) for entry in Provenance.read(artifact).inputs]
-    while pending:
-        base, entry = pending.pop(0)
-        directory = (base / str(entry["path"])).resolve()
-        if entry["kind"] == kind:
-            return directory
-        pending.extend((directory, parent) for parent in entry["inputs"])
-    return None
+    inputs = Provenance.read(artifact).lineage(artifact)
+    return next((directory for directory, entry in inputs if entry["kind"] == kind), None)
+
+
+def open_source(artifact: Path, data: Path | None) -> Dataset:
+    """Open the data set that an artifact was made from, at ``data`` if it was moved."""
+    directory = data or locate(artifact, "dataset")
+    if directory is not None and (message := interruption(directory)):
+        raise UsageError(message)
+    if directory is None or not (directory / MANIFEST_NAME).is_file():
+        raise UsageError(
+            f"the data set of {artifact} is not at {directory} any more; name its place with --data"
+        )
+    return Dataset.open(directory)
+
+
+def require_same_data(dataset: Dataset, identity: str, what: str) -> None:
+    """Raise ``UsageError`` unless ``what`` was made from ``dataset``."""
+    if dataset.manifest.identity != identity:
+        raise UsageError(
+            f"{dataset.path} has identity {dataset.manifest.identity[:12]}, but {what} was made "
+            f"from {identity[:12]}: another data set; name the right one with --data"
+        )

@@ -20,8 +20,7 @@ SCORES_NAME = "scores.zarr"
 FEATURES_NAME = "features.zarr"
 ROWS_PER_SCORE_CHUNK = 131_072  # 1.28 M x 10 float32 commit in 0.2 s; 4,096-row chunks take 1.4 s
 FEATURE_CHUNK_BYTES = 16 << 20
-MOST_FEATURES = 1 << 16
-"""Columns of a store of features, at most: several times the widest backbone."""
+MOST_FEATURES = 1 << 16  # several times the widest backbone
 
 
 def write_columns(
@@ -29,35 +28,35 @@ def write_columns(
 ) -> None:
     """Write a new group of one-dimensional arrays of equal length, one row per sample id."""
     import zarr
-    from zarr.codecs import Crc32cCodec, ZstdCodec
 
     group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
     for name, values in sorted(columns.items()):
-        array = group.create_array(
-            name,
-            shape=values.shape,
-            dtype=values.dtype,
-            chunks=(min(ROWS_PER_SCORE_CHUNK, max(1, len(values))),),
-            compressors=(ZstdCodec(level=1), Crc32cCodec()),
-            fill_value=np.nan if values.dtype.kind == "f" else 0,
-            config={"write_empty_chunks": True},
-        )
-        array[:] = values
+        chunks = (min(ROWS_PER_SCORE_CHUNK, max(1, len(values))),)
+        _new_array(group, name, values.shape, values.dtype, chunks)[:] = values
+
+
+def _new_array(group: Any, name: str, shape: Any, dtype: np.dtype[Any], chunks: Any) -> Any:  # noqa: ANN401 - zarr.Group, zarr.Array
+    from zarr.codecs import Crc32cCodec, ZstdCodec
+
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=chunks,
+        compressors=(ZstdCodec(level=1), Crc32cCodec()),
+        fill_value=np.nan if dtype.kind == "f" else 0,
+        config={"write_empty_chunks": True},
+    )
 
 
 class Columns(Mapping[str, NDArray[Any]]):
     """Columns of a store by name, each of shape (n,) and read when it is first asked for."""
 
     def __init__(self, path: Path, *, rows: int | None = None) -> None:
-        """Open a store.
-
-        Args:
-            path: Directory of the store.
-            rows: Samples that it must hold: the shape is in zarr.json, which no codec protects.
+        """Open the store ``path``, whose columns must have ``rows`` rows if that is given.
 
         Raises:
-            StoreError: The store is missing or damaged. Reading a column raises it too, also where
-                the column has other rows.
+            StoreError: The store is missing or damaged; reading a column raises it too.
         """
         self._path, self._rows = path, rows
         with _opened(path) as group:
@@ -68,8 +67,15 @@ class Columns(Mapping[str, NDArray[Any]]):
         if name not in self._names:
             raise KeyError(name)
         if name not in self._columns:
-            with _opened(self._path) as group:
-                self._columns[name] = _read(self._path, group[name], name, self._rows)
+            path, rows = self._path, self._rows
+            with _opened(path) as group:
+                array = _checked(path, group[name], dimensions=1)
+                if rows is not None and array.shape[0] != rows:
+                    raise StoreError(
+                        f"{path}/{name} has {array.shape[0]} rows for {rows} images; remove it, "
+                        "score again"
+                    )
+                self._columns[name] = np.asarray(array[...])
         return self._columns[name]
 
     def __contains__(self, name: object) -> bool:
@@ -82,39 +88,20 @@ class Columns(Mapping[str, NDArray[Any]]):
         return len(self._names)
 
 
-def _read(path: Path, array: Any, name: str, rows: int | None) -> NDArray[Any]:  # noqa: ANN401 - zarr.Array
-    """Read a one-dimensional array after a check of its size."""
-    _require_plain(path, array, 1)
-    if rows is not None and array.shape[0] != rows:
+def _checked(path: Path, array: Any, *, dimensions: int) -> Any:  # noqa: ANN401 - zarr.Array
+    """Check an array before it is read: its metadata, which no codec protects, may say anything."""
+    shape, chunks = array.shape, array.chunks
+    if array.dtype.kind not in "biuf" or len(shape) != dimensions:
         raise StoreError(
-            f"{path}/{name} has {array.shape[0]} rows for {rows} images; remove it, score again"
+            f"{path} holds {array.dtype} of shape {shape}; remove it and make it again"
         )
-    return np.asarray(_readable(path, array)[...])
-
-
-def _require_plain(path: Path, array: Any, dimensions: int) -> None:  # noqa: ANN401 - zarr.Array
-    """Check that an array holds numbers or truth values and has the right number of dimensions."""
-    if array.dtype.kind not in "biuf" or len(array.shape) != dimensions:
-        form = f"{array.dtype} of shape {array.shape}"
-        raise StoreError(f"{path} holds {form}; remove it and make it again")
-
-
-def _readable(path: Path, array: Any) -> Any:  # noqa: ANN401 - zarr.Array
-    """Check that chunks are no larger than the array: zarr allocates whole chunks."""
-    if any(chunk > max(1, side) for chunk, side in zip(array.chunks, array.shape, strict=True)):
+    if dimensions == 2 and not 1 <= shape[1] <= MOST_FEATURES:
+        raise StoreError(f"{path} has {shape[1]} columns; remove it and make it again")
+    if any(chunk > max(1, side) for chunk, side in zip(chunks, shape, strict=True)):
+        # zarr allocates whole chunks
         raise StoreError(
-            f"{path} has chunks of {array.chunks} for the shape {array.shape}; remove it and make "
-            "it again"
+            f"{path} has chunks of {chunks} for the shape {shape}; remove it and make it again"
         )
-    return array
-
-
-def _features_of(path: Path, group: Any) -> Any:  # noqa: ANN401 - zarr.Group, zarr.Array
-    """Return the array of features in a group, without reading it."""
-    array = group["features"]
-    _require_plain(path, array, 2)
-    if not 1 <= array.shape[1] <= MOST_FEATURES:
-        raise StoreError(f"{path} has {array.shape[1]} columns; remove it and make it again")
     return array
 
 
@@ -132,22 +119,11 @@ class RowWriter:
         chunks: tuple[int, int] | None = None,
         resume: bool = False,
     ) -> None:
-        """Create the store ``path``, or continue one.
+        """Create the store ``path`` in place of an existing one, or continue that (``resume``).
 
-        Args:
-            path: Directory of the store; an existing one is replaced unless ``resume``.
-            n_rows: Rows of the whole array.
-            width: Columns.
-            attributes: Attributes of the group.
-            name: Name of the array.
-            chunks: Rows and columns of a chunk; None: whole rows, about 16 MiB of them.
-            resume: Continue an existing store, some chunks of which are written.
-
-        Raises:
-            StoreError: The store to continue cannot be read or has another shape.
+        ``chunks`` are rows and columns of a chunk; None: whole rows, about 16 MiB of them.
         """
         import zarr
-        from zarr.codecs import Crc32cCodec, ZstdCodec
 
         if resume:
             for leftover in path.rglob("*.partial"):  # zarr's own, of a kill during a write
@@ -162,15 +138,8 @@ class RowWriter:
             return
         remove_tree(path)
         group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
-        self._array = group.create_array(
-            name,
-            shape=(n_rows, width),
-            dtype="float16",
-            chunks=chunks or (min(feature_chunk_rows(width), max(1, n_rows)), width),
-            compressors=(ZstdCodec(level=1), Crc32cCodec()),
-            fill_value=np.nan,
-            config={"write_empty_chunks": True},
-        )
+        chunks = chunks or (min(feature_chunk_rows(width), max(1, n_rows)), width)
+        self._array = _new_array(group, name, (n_rows, width), np.dtype(np.float16), chunks)
 
     def write(self, first_row: int, rows: NDArray[np.float16]) -> None:
         """Write whole chunks (or the rest) from ``first_row``, which starts a chunk."""
@@ -183,41 +152,25 @@ def feature_chunk_rows(width: int) -> int:
 
 
 def read_features(path: Path) -> NDArray[np.float16]:
-    """Read all features of a store into memory (2 n d bytes), float16 of shape (n, d).
-
-    Raises:
-        StoreError: The store is missing or damaged, or a row was never written.
-    """
+    """Read all features of a store into memory (2 n d bytes), float16 of shape (n, d)."""
     with _opened(path) as group:
-        features = np.asarray(_readable(path, _features_of(path, group))[...])
+        features = np.asarray(_checked(path, group["features"], dimensions=2)[...])
     _require_finite(path, features, 0)
     return features
 
 
 def feature_shape(path: Path) -> tuple[int, int]:
-    """Return rows and columns of a store of features, from its metadata alone.
-
-    Raises:
-        StoreError: The store is missing or its metadata are damaged.
-    """
+    """Return rows and columns of a store of features, from its metadata alone."""
     with _opened(path) as group:
-        n_rows, width = _features_of(path, group).shape
+        n_rows, width = _checked(path, group["features"], dimensions=2).shape
         return n_rows, width
 
 
 def feature_chunks(path: Path) -> Iterator[NDArray[np.float16]]:
-    """Read features in the order of their rows, about 16 MiB at a time.
-
-    Yields:
-        float16 of shape (r, d), r = ``feature_chunk_rows(d)`` and less in the last one, whatever
-        chunks the store itself has.
-
-    Raises:
-        StoreError: The store is missing or damaged, or a row was never written.
-    """
+    """Read features in the order of their rows, ``feature_chunk_rows(d)`` at a time."""
     n_rows, width = feature_shape(path)
     with _opened(path) as group:
-        array = _readable(path, _features_of(path, group))
+        array = _checked(path, group["features"], dimensions=2)
         for first in range(0, n_rows, feature_chunk_rows(width)):
             chunk = np.asarray(array[first : first + feature_chunk_rows(width)])
             _require_finite(path, chunk, first)

@@ -1,8 +1,7 @@
 """Writer of artifacts: lock, resume or refuse, write to a scratch directory, publish, account.
 
-Every stage that makes a directory uses ``create_artifact``. So the same command again does the same
-everywhere: nothing if it had finished, continue if it was interrupted, refuse if its configuration
-changed.
+The same command again does the same everywhere: nothing if it had finished, continue if it was
+interrupted, refuse if its configuration changed.
 """
 
 import errno
@@ -62,15 +61,11 @@ class ArtifactWriter:
     """The artifact exists, made by the same configuration from the same inputs."""
     resumed: bool = False
     """``scratch`` holds the commits of an interrupted run of the same configuration."""
-    input_paths: Sequence[tuple[Path, str]] = ()
+    inputs: Sequence[Path] = ()
 
 
 def require_output(out: Path) -> None:
-    """Check before any work that ``out`` exists or can be made.
-
-    Raises:
-        UsageError: ``out`` is a link to nothing, or a file is where a folder above it should be.
-    """
+    """Raise ``UsageError`` before any work unless ``out`` exists or can be made."""
     if out.exists():
         return
     if out.is_symlink():
@@ -84,12 +79,7 @@ def require_output(out: Path) -> None:
 
 @contextmanager
 def output_folder(out: Path) -> Generator[None]:
-    """Make the folder of ``out`` for the block to write into.
-
-    Raises:
-        UsageError: No file can have that name.
-        MachineError: The folder is not writable.
-    """
+    """Make the folder of ``out`` for the block to write into; say why if that cannot be done."""
     try:
         make_directory(out.parent)
         yield
@@ -106,21 +96,14 @@ def output_folder(out: Path) -> Generator[None]:
 def lock(out: Path, *, wait: bool = False) -> Generator[None]:
     """Hold the exclusive right to write ``out``; released by the kernel also on ``kill -9``.
 
-    Args:
-        out: Output to lock.
-        wait: Wait for another holder instead of refusing (for writes that take a moment).
-
     Raises:
-        LockedError: Another process holds the lock; the message names it.
-        UsageError: Nothing can be written at ``out``, or its lock file is a symbolic link.
-        MachineError: The folder is not writable.
+        LockedError: Another process holds the lock; with ``wait``, it is waited for instead.
     """
     require_output(out)
     path = out.with_name(f".{out.name}.lock")
     with output_folder(out):
-        file = _locked_file(path, wait=wait)
-        while file is None and wait:  # the holder removed it while we waited: lock the new one
-            file = _locked_file(path, wait=wait)
+        while (file := _locked_file(path, wait=wait)) is None and wait:
+            pass  # the holder removed it while we waited: lock the new one
     if file is None:
         owner = path.read_text().strip() if path.is_file() else ""
         raise LockedError(
@@ -165,18 +148,16 @@ def create_artifact(
 ) -> Generator[ArtifactWriter]:
     """Yield an ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
-    If ``out`` exists and was made by the same configuration from the same inputs, ``work.done`` is
-    set and the block should return at once. ``inputs`` are the directories of
-    ``provenance.inputs``, in the same order; their ledger lines are inherited.
+    If ``out`` was made already by the same configuration from the same inputs, ``work.done`` is set
+    and the block should return at once. ``inputs`` are the directories of ``provenance.inputs``, in
+    the same order; their ledger lines are inherited.
 
     Raises:
         UsageError: ``out``, or an interrupted run of it, was made by another configuration.
         LockedError: Another process is making ``out``.
     """
     meter = Meter(provenance.stage, provenance.config_digest, device)
-    digests = (str(entry["digest"]) for entry in provenance.inputs)
-    pairs = list(zip(inputs, digests, strict=True))
-    work = ArtifactWriter(out, temporary_name(out), provenance, meter, input_paths=pairs)
+    work = ArtifactWriter(out, temporary_name(out), provenance, meter, inputs=inputs)
     require_output(out)
     # An existing artifact is whole, so any number of processes may find it at once.
     if not out.exists():
@@ -186,9 +167,14 @@ def create_artifact(
                 try:
                     yield work
                 except BaseException:
-                    _abandon(work, resumable=resumable)
+                    if resumable:
+                        with suppress(OSError):  # a full disk: the error on its way out counts
+                            meter.checkpoint(work.scratch)
+                    else:
+                        shutil.rmtree(work.scratch, ignore_errors=True)
                     raise
-                _publish(work)
+                _finish(work)
+                rename_directory(work.scratch, out)
                 return
     _require_same_fingerprint(out, provenance, "was made by another configuration")
     work.done = True
@@ -200,10 +186,6 @@ def replace_artifact(out: Path, provenance: Provenance) -> Generator[ArtifactWri
     """Yield an ``ArtifactWriter`` whose scratch directory replaces ``out`` in one step.
 
     The ledger continues. If the block sets ``work.done``, ``out`` stays as it is.
-
-    Raises:
-        LockedError: Another process is writing to ``out``.
-        MachineError: The file system cannot swap directories.
     """
     with lock(out):
         meter = Meter(provenance.stage, provenance.config_digest)
@@ -252,39 +234,22 @@ def _prepare(work: ArtifactWriter, *, resumable: bool) -> None:
         write_atomically(scratch / COMMAND_NAME, command.encode(errors="replace"))
 
 
-def _abandon(work: ArtifactWriter, *, resumable: bool) -> None:
-    if resumable:
-        with suppress(OSError):  # a full disk: the error on its way out is the one to report
-            work.meter.checkpoint(work.scratch)
-    else:
-        shutil.rmtree(work.scratch, ignore_errors=True)
-
-
-def _publish(work: ArtifactWriter) -> None:
-    _finish(work)
-    rename_directory(work.scratch, work.out)
-
-
 def _finish(work: ArtifactWriter) -> None:
     """Complete provenance and ledger."""
     (work.scratch / COMMAND_NAME).unlink(missing_ok=True)
     digest = work.provenance.digest or output_digest(work.scratch)
     work.provenance = replace(work.provenance, digest=digest)
     write_atomically(work.scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
-    inherited = [
-        line for path, digest in work.input_paths for line in inherited_lines(path, digest)
-    ]
-    meter = work.meter
-    meter.bytes_written = meter.bytes_written or sum(
+    pairs = zip(work.inputs, work.provenance.inputs, strict=True)
+    inherited = [line for path, entry in pairs for line in inherited_lines(path, entry["digest"])]
+    work.meter.bytes_written = work.meter.bytes_written or sum(
         file.stat().st_size for file in files_below(work.scratch)
     )
-    append_lines(work.scratch, [*inherited, meter.line()])
+    append_lines(work.scratch, [*inherited, work.meter.line()])
     (work.scratch / RUNNING_NAME).unlink(missing_ok=True)  # only now: a kill here pays once
 
 
 def output_digest(directory: Path) -> str:
     """Compute the digest over every file of an artifact but its provenance and its ledger."""
-    skipped = {PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME}
-    return digest_of(
-        {name: sha for name, sha in tree_digests(directory).items() if name not in skipped}
-    )
+    own = (PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME)
+    return digest_of({n: sha for n, sha in tree_digests(directory).items() if n not in own})

@@ -12,8 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.origin import open_source, require_same_data
-from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, subset_content

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.condensed.condensed_set import class_too_small
 from coreset.engine.condensed.misratio import default_misratio
-from coreset.engine.runtime.checks import require_at_least, require_between
-from coreset.engine.runtime.choices import NoParameters
+from coreset.engine.runtime.fields import NoParameters, require_at_least, require_between
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import recognise

@@ -17,7 +17,7 @@ from coreset.engine.data.order import BatchOrder
 from coreset.engine.doctor.check import Context, result
 from coreset.engine.doctor.machine import Check
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for
 from coreset.engine.scoring.proxy import convolutional_proxy
 from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.augment import (

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.artifacts.ledger import stopwatch
+from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import DecodedImages
@@ -187,7 +187,7 @@ def rate(step: Callable[[], int], context: Context) -> float:
     """
     step()
     _settle(context.device)
-    watch, images = stopwatch(), 0
+    watch, images = Stopwatch(), 0
     while images == 0 or watch.seconds < context.seconds:
         images += step()
     _settle(context.device)

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from coreset.engine.artifacts.ledger import Stopwatch, stopwatch
+from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import EpochSource
 from coreset.engine.evaluation.protocols.base import Protocol
 from coreset.engine.models.networks import StudentName, build_network, memory_format_for, placed
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for
 from coreset.engine.training.trainer import (
     Accuracy,
     CompileMode,
@@ -63,13 +63,13 @@ def train_student(
         network, compile_mode, device, image_passes=passes, size=protocol.size
     )
     best, last, evaluating = 0.0, Accuracy(0.0, 0.0), 0.0
-    whole = stopwatch()
+    whole = Stopwatch()
     for epoch in range(protocol.epochs):
         train_epoch(trainer, train, protocol, layout, seed=seed, epoch=epoch)
         if protocol.evaluates_after(epoch + 1):
             if device.type == "cuda":  # training steps still queued are not evaluation
                 torch.cuda.synchronize(device)
-            watch: Stopwatch = stopwatch()
+            watch = Stopwatch()
             last = evaluate(network, _evaluation_batches(val, protocol, layout, device), device)
             best, evaluating = max(best, last.top1), evaluating + watch.seconds
         on_epoch(epoch + 1, best)

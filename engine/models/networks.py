@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from coreset.engine.models.convnet import convnet
-from coreset.engine.runtime.seeding import seeded_initialisation
+from coreset.engine.runtime.device import seeded_initialisation
 
 Norm: TypeAlias = Literal["batch", "instance"]
 StudentName: TypeAlias = Literal["resnet18", "resnet50", "convnet"]

@@ -1,17 +1,15 @@
-"""Where torch runs: device, precision, threads, memory allocator."""
+"""Where torch runs: device, precision, threads, memory allocator, generators."""
 
 import ctypes
 import os
 import re
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Literal, TypeAlias
 
 import torch
 
+from coreset.kernels.seeds import derived_seed
 from coreset.shards.errors import MachineError
-
-DeviceName: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 _SIZE = r"([\d.]+ (?:bytes|[KMGT]iB))"
 _GPU_SHORTAGE = re.compile(
@@ -29,14 +27,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # glibc malloc.h
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn ``auto``, ``cpu`` or ``cuda`` into a device, and make the CPU ready for training.
-
-    Raises:
-        MachineError: CUDA is asked for and absent.
-    """
+    """Turn ``auto``, ``cpu`` or ``cuda`` into a device, and make the CPU ready for training."""
+    usable = torch.cuda.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+        name = "cuda" if usable else "cpu"
+    if name == "cuda" and not usable:
         raise MachineError(
             "device cuda: no usable GPU here; use --device cpu or see `coreset doctor`"
         )
@@ -46,58 +41,45 @@ def resolve_device(name: str) -> torch.device:
 
 
 def tune_malloc() -> None:
-    """Keep freed pages in the process: 11-31 % faster training steps for 100-270 MB more memory.
-
-    glibc only; elsewhere it does nothing.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        for parameter, value in (
-            (_M_MMAP_MAX, 0),
-            (_M_TRIM_THRESHOLD, 2**31 - 1),
-            (_M_TOP_PAD, 2**28),
-        ):
-            mallopt(parameter, value)
+    """Keep freed pages in the process: 11-31 % faster training steps for 100-270 MB more memory."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", _nothing)
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    mallopt(_M_TOP_PAD, 2**28)
 
 
 def give_back_memory() -> None:
-    """Return freed pages to the system once, which `tune_malloc` keeps otherwise; some 20 ms.
+    """Return freed pages to the system once, which `tune_malloc` keeps otherwise; some 20 ms."""
+    getattr(ctypes.CDLL(None), "malloc_trim", _nothing)(0)
 
-    For the moments between two kinds of work, which would add up what each needs for itself.
-    """
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)
+
+def _nothing(*_: object) -> None:
+    """Stand for a function of glibc elsewhere."""
 
 
 def memory_shortage(error: Exception) -> tuple[str, float] | None:
     """Tell errors of exhausted memory, of a GPU or the host, from others.
 
     Returns:
-        What is missing, in words, and the share of a step's images that should fit; None for any
-        other error. The share is what was to be had beside what was wanted, by torch's numbers, but
-        at most a half: the allocation that fails is seldom the last one of a step.
+        What is missing, in words, and the share of a step's images that should fit, by torch's
+        numbers but at most a half: the allocation that fails is seldom the last one of a step. None
+        for any other error.
     """
     text = str(error)
     if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not (
         isinstance(error, RuntimeError) and _SHORTAGE.search(text)
     ):
         return None
-    found = _GPU_SHORTAGE.search(text)
-    if found is None:
+    details = _GPU_SHORTAGE.search(text)
+    if details is None:
         return "out of memory", 0.5
-    wanted, gpu, total, free, used, idle = found.groups()
-    ours = _bytes(used) + _bytes(idle)
-    share = min(0.5, (ours + _bytes(free)) / (_bytes(used) + _bytes(wanted)))
-    return (
-        f"{gpu} is out of memory: {wanted} more wanted, {free} of {total} free, {used} used here",
-        share,
+    wanted, gpu, total, free, used, idle = details.groups()
+    message = (
+        f"{gpu} is out of memory: {wanted} more wanted, {free} of {total} free, {used} used here"
     )
-
-
-def _bytes(size: str) -> float:
-    number, unit = size.split()
-    return float(number) * _BYTES[unit]
+    sizes = (size.split() for size in (wanted, free, used, idle))
+    lacking, spare, ours, cached = (float(number) * _BYTES[unit] for number, unit in sizes)
+    return message, min(0.5, (ours + cached + spare) / (ours + lacking))
 
 
 @contextmanager
@@ -140,3 +122,16 @@ def runtime_of(device: torch.device) -> dict[str, object]:
         "precision": "bfloat16" if has_fast_bfloat16(device) else "float32",
         "torch": str(torch.__version__),
     }
+
+
+def generator_for(seed: int, *path: int) -> torch.Generator:
+    """CPU generator of a place under a run's seed: the same draws whatever the device."""
+    return torch.Generator().manual_seed(derived_seed(seed, *path) % 2**63)
+
+
+@contextmanager
+def seeded_initialisation(seed: int) -> Generator[None]:
+    """Seed torch's CPU generator, which module constructors use, and restore it after."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

@@ -8,14 +8,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from coreset.shards.errors import CoresetError, InterruptedRunError, MachineError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_FAILED = -1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,85 +30,74 @@ class Distributed:
         """Whether this process does what only one may do."""
         return self.rank == 0
 
-    def run_on_all(self, part: Callable[[], int]) -> list[int]:
-        """Do this rank's part of a step, then wait for the others.
-
-        Args:
-            part: Returns a number that all ranks get to know, 0 or more.
-
-        Returns:
-            The numbers of all ranks.
+    def gather(self, mine: T, *, failed: bool = False) -> list[T]:
+        """Return what all ranks give, in their order; every rank has to call this.
 
         Raises:
-            MachineError: Another rank failed, or is gone.
+            MachineError: Another rank failed, or is gone; so does every method that waits.
         """
-        try:
-            said = part()
-        except InterruptedRunError:
-            raise
-        except (CoresetError, OSError):
-            self._gather(_FAILED)
-            raise
-        words = self._gather(said)
-        if _FAILED in words:
+        if self.world == 1:
+            return [mine]
+        from torch import distributed
+
+        words: list[tuple[bool, T]] = [(failed, mine)] * self.world
+        with _named_if_gone(self.world):
+            distributed.all_gather_object(words, (failed, mine))
+        failures = [rank for rank, (rank_failed, _) in enumerate(words) if rank_failed]
+        if failures and not failed:
             raise MachineError(
-                f"rank {words.index(_FAILED)} of {self.world} failed; its own message says why; "
+                f"rank {failures[0]} of {self.world} failed; its own message says why; "
                 "mend that, and the same command continues"
             )
-        return words
+        return [given for _, given in words]
 
-    def wait(self) -> list[int]:
-        """Take part in a step in which this rank has nothing to do."""
-        return self.run_on_all(int)
+    def run_on_all(self, part: Callable[[], T]) -> T:
+        """Do this rank's part of a step, wait for the others, and return this rank's result."""
+        result = self._do(part)
+        self.gather(None)
+        return result
 
-    def any(self, mine: bool) -> bool:  # noqa: FBT001 - a vote
-        """Whether any rank says so; every rank has to ask."""
-        return 1 in self.run_on_all(lambda: int(mine))
+    def run_on_main(self, part: Callable[[], T]) -> T:
+        """Do a step on the main rank alone; the others get a copy of its result, or its failure."""
+        if not self.is_main:
+            return cast("T", self.gather(None)[0])
+        result = self._do(part)
+        self.gather(result)
+        return result
+
+    def run_main_first(self, part: Callable[[], T]) -> T:
+        """Do a step on the main rank, then on the others, which find what it left on the disk."""
+        if not self.is_main:
+            self.gather(None)
+        result = self.run_on_all(part)
+        if self.is_main:
+            self.gather(None)
+        return result
 
     def all_reduce(self, tensor: "Tensor") -> None:
-        """Replace a tensor, on every rank, by its sum over all of them.
-
-        Raises:
-            MachineError: Another rank is gone.
-        """
+        """Replace a tensor, on every rank, by its sum over all of them."""
         if self.world > 1:
             from torch import distributed
 
-            with _told_if_gone(self.world):
+            with _named_if_gone(self.world):
                 distributed.all_reduce(tensor)
 
-    def all_gather_text(self, mine: str) -> list[str]:
-        """The texts that all ranks give, in their order."""
-        if self.world == 1:
-            return [mine]
-        import torch
-        from torch import distributed
-
-        data = mine.encode()
-        longest = max(self.run_on_all(lambda: len(data)))
-        padded = torch.tensor(list(data.ljust(longest)), dtype=torch.uint8)
-        found = [torch.empty_like(padded) for _ in range(self.world)]
-        with _told_if_gone(self.world):
-            distributed.all_gather(found, padded)
-        return [bytes(one.tolist()).decode().rstrip() for one in found]
-
-    def _gather(self, word: int) -> list[int]:
-        if self.world == 1:
-            return [word]
-        import torch
-        from torch import distributed
-
-        words = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-        with _told_if_gone(self.world):
-            distributed.all_gather(words, torch.tensor([word]))
-        return [int(one) for one in words]
+    def _do(self, part: Callable[[], T]) -> T:
+        """Do a part; if it fails, so do the other ranks when they gather."""
+        try:
+            return part()
+        except InterruptedRunError:
+            raise
+        except (CoresetError, OSError):
+            self.gather(None, failed=True)
+            raise
 
 
 ALONE = Distributed()
 
 
 @contextmanager
-def _told_if_gone(world: int) -> Generator[None]:
+def _named_if_gone(world: int) -> Generator[None]:
     try:
         yield
     except RuntimeError as error:
@@ -119,11 +108,7 @@ def _told_if_gone(world: int) -> Generator[None]:
 
 @contextmanager
 def join() -> Generator[Distributed]:
-    """Join the other processes of a torchrun job (``RANK``, ``WORLD_SIZE``); alone without one.
-
-    Raises:
-        UsageError: The variables contradict each other.
-    """
+    """Join the other processes of a torchrun job (``RANK``, ``WORLD_SIZE``); alone without one."""
     rank, world = (_number(name, alone) for name, alone in (("RANK", 0), ("WORLD_SIZE", 1)))
     if not 0 <= rank < world:
         raise UsageError(

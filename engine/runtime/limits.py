@@ -26,12 +26,12 @@ def available_cores() -> int:
 
 def quota_cores(root: Path = _ROOT) -> float | None:
     """Return how many cores' worth of time the tightest group may use; None if unlimited."""
-    quotas = [
-        int(quota) / int(period)
-        for group in _groups("cpu", root)
-        for quota, period in [_cpu_quota(group)]
-        if quota.isdigit() and period.isdigit()
-    ]
+    quotas: list[float] = []
+    for group in _groups("cpu", root):
+        v1 = f"{_text(group / 'cpu.cfs_quota_us')} {_text(group / 'cpu.cfs_period_us')}"
+        quota, period, *_ = (_text(group / "cpu.max") or v1).split(" ")
+        if quota.isdigit() and period.isdigit():  # no number: no quota
+            quotas.append(int(quota) / int(period))
     return min(quotas, default=None)
 
 
@@ -47,12 +47,8 @@ def available_memory_bytes(root: Path = _ROOT) -> int | None:
 
 
 def available_bytes(root: Path = _ROOT) -> int:
-    """Return the bytes that can be allocated without swapping or being killed.
-
-    The smallest of ``MemAvailable`` and of what each group has left, where page cache that can be
-    dropped counts as free.
-    """
-    left = [limit - used for limit, used in _memory_limits(root)]
+    """Return the bytes that can be allocated without swapping or being killed."""
+    left = (limit - used for limit, used in _memory_limits(root))
     return max(0, min([available_memory_bytes(root) or 0, *left]))
 
 
@@ -74,8 +70,8 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Yield the directories of this process's groups, from its own up to the mount's root.
 
-    A container often sees its group's path as the host names it, which does not exist inside;
-    then only the directories above exist, of which the root is the container's own group.
+    A container often sees its group's path as the host names it, which does not exist inside; then
+    the root is the container's own group.
     """
     mount = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -86,14 +82,6 @@ def _groups(controller: str, root: Path) -> Iterator[Path]:
         top = mount / controller if controllers else mount
         own = top / group.lstrip("/")
         yield from (own, *own.parents[: len(own.parts) - len(top.parts)])
-
-
-def _cpu_quota(group: Path) -> tuple[str, str]:
-    """Return quota and period in microseconds as the kernel writes them; no number: no quota."""
-    quota_and_period = _text(group / "cpu.max").split()
-    if len(quota_and_period) == 2:
-        return quota_and_period[0], quota_and_period[1]
-    return _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
 
 
 def _numbers(path: Path) -> dict[str, int]:

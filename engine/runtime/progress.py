@@ -37,6 +37,8 @@ class Progress:
     unit: str = "images"
     done: int = 0
     notes: dict[str, str] = field(default_factory=dict[str, str])
+    _prints: bool = False
+    """Print lines as it advances."""
     _before: int = 0
     _started: float = field(default_factory=time.monotonic)
     _shown: float = field(default_factory=time.monotonic)
@@ -44,8 +46,10 @@ class Progress:
     def advance(self, units: int = 1, **notes: object) -> None:
         """Add finished units; notes (loss, quarantined ...) replace those shown before."""
         self.done += units
-        for name, value in notes.items():
-            self.notes[name] = str(value)
+        self.notes |= {name: str(value) for name, value in notes.items()}
+        if self._prints and time.monotonic() - self._shown >= LINE_EVERY_SECONDS:
+            self._shown = time.monotonic()
+            _print(self._record() if _display is Display.JSON else self.text())
 
     def resume(self, units: int) -> None:
         """Count units that an interrupted run finished; they say nothing about this run's speed."""
@@ -58,45 +62,30 @@ class Progress:
         return (self.done - self._before) / max(time.monotonic() - self._started, 1e-9)
 
     def text(self) -> str:
-        """One line: stage, done of total, rate, time left, notes."""
-        left = (self.total - self.done) / self.rate if self.rate else float("nan")
+        """Return one line: stage, done of total, rate, time left, notes."""
         notes = "".join(f", {name} {value}" for name, value in self.notes.items())
-        eta = f", {left:.0f} s left" if self.rate else ""
+        eta = f", {(self.total - self.done) / self.rate:.0f} s left" if self.rate else ""
         done = f"{self.done:,} of {self.total:,} {self.unit}"
         rate = f"{self.rate:,.0f}" if self.rate >= 10 else f"{self.rate:.2g}"
         unit = self.unit.partition(" ")[0]  # of "shards at most"
         return f"{self.stage}: {done}, {rate} {unit}/s{eta}{notes}"
 
-    def show_line(self) -> None:
-        """Print a line, or a JSON object, if the last one is long enough ago."""
-        if time.monotonic() - self._shown < LINE_EVERY_SECONDS:
-            return
-        self._shown = time.monotonic()
-        if _display is Display.JSON:
-            record = {
-                "event": "progress",
-                "stage": self.stage,
-                "done": self.done,
-                "total": self.total,
-                "unit": self.unit,
-            }
-            print(json.dumps(record | self.notes), file=sys.stderr, flush=True)  # noqa: T201 - the display
-        else:
-            print(self.text(), file=sys.stderr, flush=True)  # noqa: T201 - the display
+    def __rich__(self) -> str:
+        return self.text()
+
+    def _record(self) -> str:
+        own = {name: getattr(self, name) for name in ("stage", "done", "total", "unit")}
+        return json.dumps({"event": "progress"} | own | self.notes)
 
 
-class _Lines(Progress):
-    """Progress that prints lines as it advances."""
-
-    def advance(self, units: int = 1, **notes: object) -> None:
-        Progress.advance(self, units, **notes)
-        self.show_line()
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)  # noqa: T201 - the display
 
 
 def say(text: str) -> None:
     """Print one line beside the progress, as the demo's tour does."""
     if _display is Display.AUTO:
-        print(text, file=sys.stderr, flush=True)  # noqa: T201 - the display
+        _print(text)
 
 
 def show(line: str) -> bool:
@@ -110,22 +99,14 @@ def show(line: str) -> bool:
 @contextmanager
 def progress(stage: str, total: int, unit: str = "images") -> Generator[Progress]:
     """Show the progress of a stage while the block runs."""
-    if _display is Display.QUIET:
-        yield Progress(stage, total, unit)
-    elif _display is Display.JSON or not sys.stderr.isatty():
-        yield _Lines(stage, total, unit)
-    else:
-        yield from _live(Progress(stage, total, unit))
-
-
-def _live(state: Progress) -> Generator[Progress]:
+    live = _display is Display.AUTO and sys.stderr.isatty()
+    state = Progress(stage, total, unit, _prints=not live and _display is not Display.QUIET)
+    if not live:
+        yield state
+        return
     from rich.console import Console
     from rich.live import Live
-    from rich.text import Text
 
-    class _Block:
-        def __rich__(self) -> Text:
-            return Text(state.text())
-
-    with Live(_Block(), console=Console(stderr=True), refresh_per_second=4, transient=True):
+    console = Console(stderr=True, markup=False, highlight=False)
+    with Live(state, console=console, refresh_per_second=4, transient=True):
         yield state

@@ -1,22 +1,65 @@
-"""Stopping at a good place: signals that ask a long training to end are kept until it is there."""
+"""Signals: what Ctrl-C, SIGTERM and SIGUSR1 do while a command is imported, runs or trains.
 
+It imports next to nothing, because Ctrl-C ends the process without a traceback only from then on.
+"""
+
+import os
 import signal
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
 
 from coreset.shards.errors import InterruptedRunError
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+INTERRUPTED = 130
+TEXT = "interrupted; the same command continues"
+_STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 
-@dataclass(slots=True)
+def end_on_interrupt() -> None:
+    """Let Ctrl-C end the process at once; a signal that the caller of the process ignores stays so.
+
+    ``KeyboardInterrupt`` would be raised in the middle of an import, some of which catch it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(_number: int, _frame: object) -> None:
+    os.write(2, f"{TEXT}\n".encode())
+    os._exit(INTERRUPTED)
+
+
+@contextmanager
+def raise_signals() -> Generator[None]:
+    """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError``, SIGINT into ``KeyboardInterrupt``.
+
+    An import that SIGINT interrupted may raise another error: that becomes ``KeyboardInterrupt``
+    too. A SIGINT that the caller of the process ignores stays ignored.
+    """
+    interrupts: list[int] = []
+
+    def handle(number: int, _frame: FrameType | None) -> None:
+        if number != signal.SIGINT:
+            raise Stop(signal.Signals(number).name).error()
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    try:
+        with _handled(handle, *_STOPPING, *([] if ignored else [signal.SIGINT])):
+            yield
+    except Exception as error:
+        if interrupts:
+            raise KeyboardInterrupt from error
+        raise
+
+
 class Stop:
-    """Whether somebody asked to stop."""
+    """Wish to stop; ``by`` names the signal and is empty while nobody asked."""
 
-    by: str = ""
-    """Name of the signal; empty while nobody asked."""
+    def __init__(self, by: str = "") -> None:
+        self.by = by
 
     @property
     def asked(self) -> bool:
@@ -24,7 +67,7 @@ class Stop:
         return bool(self.by)
 
     def error(self) -> InterruptedRunError:
-        """What to raise once everything is committed."""
+        """Make the error to raise once everything is committed."""
         by = self.by or "another rank"
         return InterruptedRunError(f"interrupted by {by}; the same command continues")
 
@@ -40,14 +83,23 @@ def defer_signals() -> Generator[Stop]:
     def note(number: int, _frame: FrameType | None) -> None:
         stop.by = signal.Signals(number).name
 
-    try:
-        before = {one: signal.signal(one, note) for one in _SIGNALS}
-    except ValueError:  # not the main thread: signals go elsewhere
-        before = {}
-    try:
+    with _handled(note, *_STOPPING):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if stop.asked:
         raise stop.error()
+
+
+@contextmanager
+def _handled(
+    handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals
+) -> Generator[None]:
+    """Handle signals in the block; off the main thread they go elsewhere."""
+    try:
+        before = {number: signal.signal(number, handler) for number in numbers}
+    except ValueError:
+        before = {}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)

@@ -13,37 +13,29 @@ NUMBER_WIDTH = 9
 """Characters of a number of three digits, -1.23e-05 included."""
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FULL, _ASCII = "█", "#"
-_HEADER = ("min", "25 %", "median", "75 %", "max", "mean")
+_NUMBERS = {
+    "low": "min", "lower_quartile": "25 %", "median": "median", "upper_quartile": "75 %",
+    "high": "max", "mean": "mean",
+}  # fmt: skip
+"""Fields of a summary, and their columns."""
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Lay out a table whose columns are as wide as their widest cell; numbers to the right.
-
-    A column is one of numbers if every cell below its header starts with a digit.
-    """
-    columns = list(zip(header, *rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numeric = [bool(rows) and all(cell[:1].isdigit() for cell in column[1:]) for column in columns]
-    return tuple(_line(row, widths, numeric) for row in (header, *rows))
-
-
-def _line(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
-    cells = (
-        cell.rjust(width) if right else cell.ljust(width)
-        for cell, width, right in zip(row, widths, numeric, strict=True)
-    )
-    return "  ".join(cells).rstrip()
+    """Lay out a table; columns whose every cell starts with a digit are aligned to the right."""
+    padded: list[list[str]] = []
+    for column in zip(header, *rows, strict=True):
+        numeric = bool(rows) and all(cell[:1].isdigit() for cell in column[1:])
+        width = max(map(len, column))
+        padded.append([cell.rjust(width) if numeric else cell.ljust(width) for cell in column])
+    return tuple("  ".join(line).rstrip() for line in zip(*padded, strict=True))
 
 
 def readable_bytes(n_bytes: float | None) -> str:
     """Format a size in the unit that leaves it below 1024: ``1.5 GiB``; a dash for None."""
     if n_bytes is None:
         return "-"
-    unit = 0
-    while n_bytes >= 1024 and unit < len(_BINARY_UNITS) - 1:
-        n_bytes /= 1024
-        unit += 1
-    return f"{n_bytes:.0f} B" if unit == 0 else f"{n_bytes:.1f} {_BINARY_UNITS[unit]}"
+    power = min(max(0, int(n_bytes).bit_length() - 1) // 10, len(_BINARY_UNITS) - 1)
+    return f"{n_bytes / 1024**power:.{min(power, 1)}f} {_BINARY_UNITS[power]}"
 
 
 def readable_seconds(seconds: float) -> str:
@@ -76,49 +68,34 @@ class Summary:
     def of(values: NDArray[Any]) -> "Summary":
         """Summarise numbers; quartiles by linear interpolation."""
         finite = values[np.isfinite(values)].astype(np.float64)
-        quartiles = np.percentile(finite, (0, 25, 50, 75, 100)) if finite.size else [math.nan] * 5
-        low, lower, median, upper, high = map(float, quartiles)
-        return Summary(
-            n=values.size,
-            not_finite=values.size - finite.size,
-            low=low,
-            lower_quartile=lower,
-            median=median,
-            upper_quartile=upper,
-            high=high,
-            mean=float(finite.mean()) if finite.size else math.nan,
-        )
+        numbers = [math.nan] * 6
+        if finite.size:
+            numbers = [*np.percentile(finite, (0, 25, 50, 75, 100)).tolist(), float(finite.mean())]
+        named = dict(zip(_NUMBERS, numbers, strict=True))
+        return Summary(n=values.size, not_finite=values.size - finite.size, **named)
 
     def facts(self) -> dict[str, Any]:
         """Return the fields for JSON."""
         return without_nan(asdict(self))
 
-    def cells(self) -> tuple[str, ...]:
-        """Format minimum, quartiles, maximum, mean, and how many were not finite."""
-        numbers = (
-            self.low,
-            self.lower_quartile,
-            self.median,
-            self.upper_quartile,
-            self.high,
-            self.mean,
-        )
-        return (*map(short, numbers), f"{self.not_finite:,}")
-
 
 def spread_table(
     first: str, second: str, rows: Mapping[str, tuple[str, Summary]]
 ) -> tuple[str, ...]:
-    """Lay out a table of summaries: name, description, quartiles."""
-    header = (first, second, *(name.rjust(NUMBER_WIDTH) for name in _HEADER), "NaN")
-    return aligned(header, [(name, said, *one.cells()) for name, (said, one) in rows.items()])
+    """Lay out a table of summaries: name, description, quartiles, how many are not finite."""
+    header = (first, second, *(name.rjust(NUMBER_WIDTH) for name in _NUMBERS.values()), "NaN")
+    cells = [
+        (name, text, *(short(getattr(row, field)) for field in _NUMBERS), f"{row.not_finite:,}")
+        for name, (text, row) in rows.items()
+    ]
+    return aligned(header, cells)
 
 
 def without_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
     """Replace NaN, which JSON does not have, by None."""
     return {
-        name: None if isinstance(fact, float) and math.isnan(fact) else fact
-        for name, fact in facts.items()
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in facts.items()
     }
 
 
@@ -133,11 +110,7 @@ def decimals(number: float) -> str:
 
 
 def binned(values: NDArray[Any], n_bins: int) -> tuple[list[int], list[float]]:
-    """Count the finite numbers in bins of equal width over their range.
-
-    Returns:
-        Counts, and the edges of the bins, one more; equal numbers lie in the middle bin of some.
-    """
+    """Count the finite numbers in bins of equal width over their range; return counts and edges."""
     finite = values[np.isfinite(values)].astype(np.float64)
     low, high = (finite.min(), finite.max()) if finite.size else (0.0, 0.0)
     room = max(abs(low), 1.0) / 2 if low == high else 0.0
@@ -154,31 +127,17 @@ def histogram(
         counts: Numbers per bin.
         edges: Edges of the bins, one more.
         width: Characters of a line.
-        encoding: Of the terminal: bars are of blocks where it has them, else of ``#``.
+        encoding: Encoding of the terminal: bars are of blocks where it has them, else of ``#``.
     """
     if not any(counts):
         return
     digits = len(f"{max(counts):,}")
     room = max(1, width - NUMBER_WIDTH - digits - 4)
-    blocks = _encodes(encoding, _FULL)
+    blocks = bool(_FULL.encode(encoding, "ignore"))
     places = 1 - math.floor(math.log10(edges[1] - edges[0]))  # two digits of the width of a bin
     for count, edge in zip(counts, edges, strict=False):  # the last edge begins no bin
         begins = f"{edge:.{places}f}" if 0 <= places <= 5 else f"{edge:.3g}"
-        drawn = bar(count / max(counts) * room, blocks=blocks)
-        yield f"{begins:>{NUMBER_WIDTH}}  {count:>{digits},}  {drawn}".rstrip()
-
-
-def bar(length: float, *, blocks: bool) -> str:
-    """Draw a bar of ``length`` characters, rounded up, so that a single image shows."""
-    if not blocks:
-        return _ASCII * math.ceil(length)
-    whole, eighths = divmod(math.ceil(length * 8), 8)
-    return _FULL * whole + _EIGHTHS[eighths]
-
-
-def _encodes(encoding: str, text: str) -> bool:
-    try:
-        text.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return False
-    return True
+        length = count / max(counts) * room  # rounded up, so that a single image shows
+        whole, eighths = divmod(math.ceil(length * 8), 8)
+        bar = _FULL * whole + _EIGHTHS[eighths] if blocks else _ASCII * math.ceil(length)
+        yield f"{begins:>{NUMBER_WIDTH}}  {count:>{digits},}  {bar}".rstrip()

@@ -15,13 +15,9 @@ from coreset.engine.scoring.checkpoint import finish, is_finished, last_commit
 from coreset.engine.scoring.run import DivergedError, ScoringRun, final_scores
 from coreset.engine.scoring.setup import Setup
 from coreset.shards.errors import CoresetError, UsageError
-from coreset.shards.format.files import temporary_name
-
-_TRAIN, _FINISHED = 0, 1
-"""Words of the main process to the others before they begin."""
 
 
-def lead(
+def make_scores(
     setup: Setup,
     out: Path,
     data: Path,
@@ -29,7 +25,7 @@ def lead(
     *,
     final: bool,
 ) -> ArtifactWriter:
-    """Make the scores artifact ``out`` as the main process, from the last checkpoint on.
+    """Make the scores artifact ``out`` by all processes, from the last checkpoint on.
 
     Args:
         setup: What to train.
@@ -38,17 +34,11 @@ def lead(
         provenance_of: Describes the artifact by its inputs, which are paths by role.
         final: Whether to evaluate the trained proxy once more.
     """
-    inputs = {"data": data}
-
-    def add_inputs() -> int:
-        inputs.update(setup.inputs())
-        return 0
-
-    setup.ranks.run_on_all(add_inputs)
+    ranks = setup.ranks
+    inputs = {"data": data} | ranks.run_on_main(setup.inputs)
     with ExitStack() as stack:
-        works: list[ArtifactWriter] = []
 
-        def start() -> int:
+        def start() -> ArtifactWriter:
             writer = create_artifact(
                 out,
                 provenance_of(inputs),
@@ -56,25 +46,19 @@ def lead(
                 device=str(setup.device),
                 resumable=True,
             )
-            works.append(stack.enter_context(writer))
-            return _FINISHED if works[0].done or is_finished(works[0].scratch) else _TRAIN
+            return stack.enter_context(writer)
 
-        trains = setup.ranks.run_on_all(start)[0] == _TRAIN
-        (work,) = works
-        if trains:
+        work = ranks.run_on_main(start)
+        if ranks.run_on_main(lambda: not (work.done or is_finished(work.scratch))):
             work.meter.bytes_read = setup.bytes_read()
             _fill(work, setup, final=final)
     return work
 
 
-def follow(setup: Setup, out: Path, *, final: bool) -> None:
-    """Train along with the main process, which keeps the results."""
-    setup.ranks.wait()
-    if setup.ranks.wait()[0] == _TRAIN:
-        _train(setup, temporary_name(out), Meter("score", ""), final=final)
-
-
 def _fill(work: ArtifactWriter, setup: Setup, *, final: bool) -> None:
+    if not setup.ranks.is_main:
+        _train(setup, work.scratch, work.meter, final=final)
+        return
     try:
         run, scores = _train(setup, work.scratch, work.meter, final=final)
     except (UsageError, DivergedError, MemoryError, RuntimeError) as error:

@@ -36,9 +36,9 @@ from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.models.networks import LinearHead, build_network, memory_format_for, placed
+from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores
-from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.training.trainer import Examples
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from coreset.kernels.folds import stratified_folds

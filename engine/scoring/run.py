@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.artifacts.ledger import Meter, Stopwatch, stopwatch
+from coreset.engine.artifacts.ledger import Meter, Stopwatch
 from coreset.engine.runtime.device import half_precision
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.progress import Progress, progress
@@ -68,7 +68,7 @@ class ScoringRun:
     position: Position = field(default_factory=Position)
     _guard: NonFiniteGuard = field(init=False)
     _losses: float = 0.0
-    _since_commit: Stopwatch = field(default_factory=stopwatch)
+    _since_commit: Stopwatch = field(default_factory=Stopwatch)
 
     def __post_init__(self) -> None:
         self._guard = NonFiniteGuard(self.batch, self.trainer.device)
@@ -111,7 +111,7 @@ class ScoringRun:
             bar.resume(min(self.epochs * self.n, self.position.epoch * self.n + self._done))
             while self.position.epoch < self.epochs:
                 self._epoch(stop, bar)
-                stopping = self.ranks.any(stop.asked)
+                stopping = any(self.ranks.gather(stop.asked))
                 # The last epoch is committed too: an evaluation follows.
                 last = self.position.epoch == self.epochs
                 if last or stopping or self._since_commit.seconds >= COMMIT_EVERY_SECONDS:
@@ -179,14 +179,14 @@ class ScoringRun:
         if all_done or (self.ranks.world > 1 and self.position.batch % BATCHES_PER_VOTE):
             return False
         overdue = self._since_commit.seconds >= COMMIT_WITHIN_SECONDS
-        return self.ranks.any(stop.asked or (self.ranks.is_main and overdue))
+        return any(self.ranks.gather(stop.asked or (self.ranks.is_main and overdue)))
 
     def _commit_midway(self, stop: Stop) -> None:
         self.ranks.run_on_all(self._check_losses)
         self.dynamics.collect(self.position.epoch)
         self.share_undecodable()
         self._commit()
-        if self.ranks.any(stop.asked):
+        if any(self.ranks.gather(stop.asked)):
             raise stop.error()
 
     def _end_epoch(self) -> None:
@@ -198,7 +198,7 @@ class ScoringRun:
         self.share_undecodable()
         self.ranks.run_on_all(self._check_epoch)
 
-    def _check_losses(self) -> int:
+    def _check_losses(self) -> None:
         """Refuse a loss that is not finite; every rank checks its own."""
         first = self._guard.first()
         if first is not None:
@@ -210,12 +210,11 @@ class ScoringRun:
                 f"{self.position.epoch + 1}, batch {batch + 1}: the training diverged; "
                 "use a smaller --lr"
             )
-        return 0
 
-    def _check_epoch(self) -> int:
+    def _check_epoch(self) -> None:
         """Refuse an epoch that missed a sample or learned nothing; the main process knows."""
         if not self.ranks.is_main:
-            return 0
+            return
         missed = self.dynamics.visits() != self.position.epoch
         missed[list(self.proxy.undecodable)] = False
         if missed.any():
@@ -231,12 +230,11 @@ class ScoringRun:
                 f"the mean loss of epoch {self.position.epoch} is {loss:.3g}, guessing costs "
                 f"{chance:.3g}: the training diverged; use a smaller --lr"
             )
-        return 0
 
     def share_undecodable(self) -> None:
         """Tell every process which samples any of them could not decode."""
         lost = self.proxy.undecodable
-        for text in self.ranks.all_gather_text(dumps(lost)):
+        for text in self.ranks.gather(dumps(lost)):
             lost.update({int(sample): reason for sample, reason in loads(text).items()})
         self.position.undecodable = dict(lost)
 
@@ -246,7 +244,7 @@ class ScoringRun:
             states = {name: accumulator.state() for name, accumulator in self._all.items()}
             commit(self.scratch, self.position, self.trainer, states)
             self.meter.checkpoint(self.scratch)
-        self._since_commit = stopwatch()
+        self._since_commit = Stopwatch()
 
 
 @torch.inference_mode()

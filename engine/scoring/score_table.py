@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
-from coreset.engine.artifacts.origin import open_source, require_same_data
-from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED, PREDICTED_OOF, undecodable_of

@@ -139,16 +139,7 @@ class Setup:
             UsageError: The data set and the recipe do not go together.
             MachineError: There is no room, or another rank failed.
         """
-        made: list[Proxy] = []
-
-        def make() -> int:
-            made.append(self._proxy(scratch))
-            return 0
-
-        # What the main process leaves in scratch, the others find there.
-        for makes in (self.ranks.is_main, not self.ranks.is_main):
-            self.ranks.run_on_all(make if makes else int)
-        (proxy,) = made
+        proxy = self.ranks.run_main_first(lambda: self._proxy(scratch))
         if proxy.streamed:
             meter.notes["streamed"] = True
         run = ScoringRun(

@@ -6,11 +6,17 @@ from typing import TYPE_CHECKING
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.runtime.checks import require_at_least
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.text import readable_bytes
-from coreset.engine.stages.options import DataPath, Decoding, Flat, PixelsPath, shaping_fields
+from coreset.engine.stages.options import (
+    DataPath,
+    Decoding,
+    Flat,
+    PixelsPath,
+    Result,
+    shaping_fields,
+)
 from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name

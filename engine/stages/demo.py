@@ -20,10 +20,9 @@ from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_std
 from coreset.engine.report.sets import Row, catalogue
 from coreset.engine.report.verdict import plus_minus, verdicts
-from coreset.engine.runtime.checks import require_at_least
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import say
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import Extractor, Stage
+from coreset.engine.stages.options import Extractor, Result, Stage
 from coreset.shards.format.files import new_directory, temporary_name
 
 IPC = 10

@@ -16,16 +16,15 @@ from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.condensed.condensed_set import write_info
 from coreset.engine.condensed.methods.base import Task
 from coreset.engine.condensed.methods.registry import METHODS
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.choices import (
+from coreset.engine.runtime.fields import (
     choice_of,
     default_parameters,
     own_parameters,
     parameters_of,
+    require_at_least,
 )
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DataPath, SetPath
+from coreset.engine.stages.options import DataPath, Result, SetPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.packing.pack import list_path, pack
 from coreset.shards.packing.plan import Plan

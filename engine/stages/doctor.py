@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from coreset.engine.doctor.machine import Check, Verdict, findings
-from coreset.engine.runtime.checks import require_at_least, require_between
+from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.progress import show
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DeviceChoice
+from coreset.engine.stages.options import DeviceChoice, Result
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
 

@@ -4,9 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from coreset.engine.models.features import embed, remember
-from coreset.engine.runtime.openmp import use_passive_wait
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DataPath, Decoding, Extractor, FeaturesPath, Flat
+from coreset.engine.stages.options import DataPath, Decoding, Extractor, FeaturesPath, Flat, Result
 from coreset.shards.format.dataset import Dataset
 
 
@@ -40,7 +38,6 @@ class Embed:
 
     def run(self) -> Result:
         """Open the data set, compute its features, publish the store."""
-        use_passive_wait(self.decoding.device)
         dataset = Dataset.open(self.data)
         spec = self.extractor.spec(self.decoding)
         work = embed(dataset, spec, self.features)

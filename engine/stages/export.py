@@ -14,9 +14,9 @@ from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, Meter
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, lock
 from coreset.engine.condensed.condensed_set import SET_NAME, open_set
-from coreset.engine.runtime.checks import require_at_least
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import Progress, progress
-from coreset.engine.runtime.result import Result
+from coreset.engine.stages.options import Result
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.export.formats import (
     FORMATS,

@@ -14,9 +14,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
 from coreset.engine.condensed.importers.registry import importer_of
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import SetPath
+from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.stages.options import Result, SetPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 

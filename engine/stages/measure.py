@@ -15,12 +15,12 @@ from coreset.engine.evaluation import metrics
 from coreset.engine.evaluation.metrics import FeaturePair, Metric
 from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.features import FeatureSpec, features_for
-from coreset.engine.runtime.result import Result
 from coreset.engine.stages.options import (
     Decoding,
     DeviceChoice,
     Extractor,
     Flat,
+    Result,
     ResultsPath,
     SetPath,
     ValPath,

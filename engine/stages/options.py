@@ -1,16 +1,16 @@
-"""Arguments and options that several verbs share, and checks of their values."""
+"""Arguments, options and results of verbs."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
 import tyro
 
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.result import Result
+from coreset.engine.runtime.fields import require_at_least
 from coreset.kernels.scores import SCORES
+from coreset.shards.errors import CoresetError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +45,18 @@ Flat: TypeAlias = Annotated[_Options, tyro.conf.arg(name="")]
 DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Result of a command."""
+
+    lines: tuple[str, ...]
+    """For people; the last one names the next command."""
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """For machines (``--json``)."""
+    error: CoresetError | None = None
+    """Raised once the lines are printed, by commands whose findings matter when they fail."""
+
+
 class Stage(Protocol):
     """A frozen dataclass that is its own command line."""
 
@@ -69,11 +81,7 @@ class Decoding:
     """Decoding threads; 0 = one per core."""
 
     def resolved_device(self) -> "torch.device":
-        """Return the device that the option stands for.
-
-        Raises:
-            MachineError: It is cuda, and there is no GPU.
-        """
+        """Return the device that the option stands for; without a GPU cuda is refused."""
         from coreset.engine.runtime.device import resolve_device
 
         return resolve_device(self.device)
@@ -118,11 +126,7 @@ class Backbone:
     """Weights of that backbone, if not on this machine."""
 
     def chosen(self) -> str:
-        """Return the name of the backbone, which "auto" takes from the weights on this machine.
-
-        Raises:
-            MachineError: No weights are on this machine.
-        """
+        """Return the name of the backbone, which "auto" takes from the weights on this machine."""
         from coreset.engine.models.backbones import choose_backbone
 
         return choose_backbone(self.backbone, self.weights)
@@ -169,12 +173,12 @@ def feature_spec(name: str, backbone: Backbone, decoding: Decoding, **sizes: int
 
 def flat_fields(options: "DataclassInstance") -> Iterator[tuple[str, Any]]:
     """Yield name and value of every field, and of those of nested options."""
-    for field in fields(options):
-        value = getattr(options, field.name)
+    for own in fields(options):
+        value = getattr(options, own.name)
         if is_dataclass(value) and not isinstance(value, type):
             yield from flat_fields(value)
         else:
-            yield field.name, value
+            yield own.name, value
 
 
 def shaping_fields(stage: Stage, *, without: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -20,15 +20,14 @@ from coreset.engine.artifacts.pack_inputs import (
 )
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, require_output
-from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.distributed import Distributed, join
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DataPath, SourcePath
+from coreset.engine.stages.options import DataPath, Result, SourcePath
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list, recognise
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.files import sha256_of_file, temporary_name
+from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest, classes_digest
 from coreset.shards.images.flags import MAX_PIXELS
 from coreset.shards.packing.pack import finish, list_path, pack_shards, prepare, thread_count
@@ -40,7 +39,6 @@ from coreset.shards.sources.names import split_of
 UNUSUAL = frozenset(
     {"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette", "odd_sampling"}
 )
-_GO, _NOTHING_LEFT = 0, 1
 SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
 
 
@@ -120,46 +118,32 @@ class Pack:
         """Find the files, pack them shard by shard, publish the data set and account for it."""
         require_output(self.data)
         with join() as ranks:
-            plan = self._find(ranks)
-            return self._lead(plan, ranks) if ranks.is_main else self._follow(plan, ranks)
+            # The main rank goes first: it may have to decompress the source for all.
+            plan = ranks.run_main_first(self._find)
+            return self._pack(plan, ranks)
 
-    def _find(self, ranks: Distributed) -> Plan:
-        """Find the source and plan the shards; the main rank first, which may decompress it."""
-        plans: list[Plan] = []
+    def _find(self) -> Plan:
+        """Find the source and plan the shards."""
+        source = self._places.find(
+            only=self._wanted_classes,
+            duplicates=self.duplicates,
+            data=self.data,
+            one_class=self.one_class,
+        )
+        return self._plan(source)
 
-        def find() -> int:
-            source = self._places.find(
-                only=self._wanted_classes,
-                duplicates=self.duplicates,
-                data=self.data,
-                one_class=self.one_class,
-            )
-            plans.append(self._plan(source))
-            return 0
-
-        if not ranks.is_main:
-            ranks.wait()
-        ranks.run_on_all(find)
-        if ranks.is_main:
-            ranks.wait()
-        return plans[0]
-
-    def _lead(self, plan: Plan, ranks: Distributed) -> Result:
+    def _pack(self, plan: Plan, ranks: Distributed) -> Result:
+        """Pack by all ranks into one folder, which the main rank publishes."""
         provenance = Provenance(kind="dataset", stage="pack", config=config_of(plan))
         with ExitStack() as stack:
-            works: list[ArtifactWriter] = []
-
-            def start() -> int:
-                work = stack.enter_context(create_artifact(self.data, provenance, resumable=True))
-                work.meter.notes["places"] = self._places.recorded(self.data)
-                works.append(work)
-                return _NOTHING_LEFT if work.done or not prepare(plan, work.scratch) else _GO
-
-            must_pack = ranks.run_on_all(start)[0] == _GO
-            (work,) = works
-            if must_pack:
+            writer = create_artifact(self.data, provenance, resumable=True)
+            work = ranks.run_on_main(lambda: stack.enter_context(writer))
+            work.meter.notes["places"] = self._places.recorded(self.data)
+            if ranks.run_on_main(lambda: not work.done and prepare(plan, work.scratch)):
                 work.meter.notes["ranks"] = ranks.world
                 ranks.run_on_all(lambda: self._pack_part(plan, work.scratch, work.meter, ranks))
+            if not ranks.is_main:
+                return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
             if not work.done:
                 self._finish(plan, work)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
@@ -172,14 +156,7 @@ class Pack:
         }
         return Result(tuple(self._summary(manifest, plan.source, existed=work.done)), data)
 
-    def _follow(self, plan: Plan, ranks: Distributed) -> Result:
-        if ranks.wait()[0] == _GO:
-            scratch = temporary_name(self.data)
-            meter = Meter("pack", "")
-            ranks.run_on_all(lambda: self._pack_part(plan, scratch, meter, ranks))
-        return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
-
-    def _pack_part(self, plan: Plan, scratch: Path, meter: Meter, ranks: Distributed) -> int:
+    def _pack_part(self, plan: Plan, scratch: Path, meter: Meter, ranks: Distributed) -> None:
         """Pack every shard whose number is this rank's modulo the number of ranks."""
         shards = range(ranks.rank, plan.n_shards, ranks.world)
         with progress("pack", sum(len(plan.positions(shard)) for shard in shards)) as bar:
@@ -190,7 +167,6 @@ class Pack:
                 workers=thread_count(self.workers),
                 observer=Account(meter, bar, scratch if ranks.is_main else None),
             )
-        return 0
 
     def _plan(self, source: Source) -> Plan:
         place = self.src.resolve()

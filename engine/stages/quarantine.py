@@ -10,9 +10,8 @@ import tyro
 from coreset.engine.artifacts.pack_inputs import Account, bound, plan_again, spool_of
 from coreset.engine.artifacts.writer import output_folder, replace_artifact
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
 from coreset.engine.runtime.text import aligned
-from coreset.engine.stages.options import DataPath
+from coreset.engine.stages.options import DataPath, Result
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import read_refused

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from coreset.engine.artifacts.writer import output_folder, require_output
 from coreset.engine.evaluation.results import Results
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.result import Result
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.text import readable_bytes
-from coreset.engine.stages.options import HtmlPath, ResultsPath
+from coreset.engine.stages.options import HtmlPath, Result, ResultsPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically
 from coreset.shards.format.manifest import Manifest

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
-from coreset.engine.runtime.checks import require_at_least, require_between
 from coreset.engine.runtime.distributed import join
-from coreset.engine.runtime.openmp import use_passive_wait
-from coreset.engine.runtime.result import Result
+from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.scoring.checkpoint import UNDECODABLE_NAME, undecodable_of
 from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe
 from coreset.engine.stages.options import (
@@ -20,6 +18,7 @@ from coreset.engine.stages.options import (
     DataPath,
     Decoding,
     Flat,
+    Result,
     ScoresPath,
     feature_spec,
     flat_fields,
@@ -159,9 +158,9 @@ class Score:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
         require_output(self.scores)
         dataset = Dataset.open(self.data)
-        use_passive_wait(self.decoding.device)
 
         from coreset.engine.runtime.device import deterministic_kernels
+        from coreset.engine.scoring.job import make_scores
         from coreset.engine.scoring.setup import Setup
 
         with join() as ranks:
@@ -182,20 +181,11 @@ class Score:
             )
             setup.check()
             with deterministic_kernels(device, wanted=self.deterministic):
-                return self._lead(setup) if ranks.is_main else self._follow(setup)
-
-    def _lead(self, setup: "Setup") -> Result:
-        from coreset.engine.scoring.job import lead
-
-        provenance_of = partial(self._provenance, setup)
-        work = lead(setup, self.scores, self.data, provenance_of, final=self.final)
+                provenance_of = partial(self._provenance, setup)
+                work = make_scores(setup, self.scores, self.data, provenance_of, final=self.final)
+        if not ranks.is_main:
+            return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
         return self._outcome(work, setup)
-
-    def _follow(self, setup: "Setup") -> Result:
-        from coreset.engine.scoring.job import follow
-
-        follow(setup, self.scores, final=self.final)
-        return Result((f"rank {setup.ranks.rank} of {setup.ranks.world} is done with its part",))
 
     @property
     def _backbone(self) -> str:

@@ -15,8 +15,7 @@ from coreset.engine.condensed.comparison import (
     cost_table,
     overlap_table,
 )
-from coreset.engine.runtime.checks import require_at_least, require_between
-from coreset.engine.runtime.result import Result
+from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
 from coreset.engine.scoring.score_table import (
     ScoreTable,
@@ -36,7 +35,7 @@ from coreset.engine.scoring.suspects import (
     suspect_table,
     write_suspects,
 )
-from coreset.engine.stages.options import ScoreName, ScoreNameOrNone, ScoresPath
+from coreset.engine.stages.options import Result, ScoreName, ScoreNameOrNone, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.manifest import MANIFEST_NAME

@@ -22,16 +22,15 @@ from coreset.engine.condensed.selection import (
     Values,
     draw_coreset,
 )
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.choices import (
+from coreset.engine.runtime.fields import (
     choice_of,
     default_parameters,
     own_parameters,
     parameters_of,
+    require_at_least,
 )
-from coreset.engine.runtime.result import Result
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.engine.stages.options import ScoreName, SetPath
+from coreset.engine.stages.options import Result, ScoreName, SetPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset

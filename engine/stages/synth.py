@@ -7,10 +7,9 @@ from typing import Literal
 from coreset.engine.artifacts.pack_inputs import Account, bound
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.runtime.checks import require_at_least
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DataPath, shaping_fields
+from coreset.engine.stages.options import DataPath, Result, shaping_fields
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name

@@ -16,12 +16,9 @@ from coreset.engine.evaluation.results import (
     key_in_precision,
     stamp_in_precision,
 )
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.choices import choice_of
-from coreset.engine.runtime.openmp import use_passive_wait
+from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import Decoding, Flat, ResultsPath, SetPath, ValPath
+from coreset.engine.stages.options import Decoding, Flat, Result, ResultsPath, SetPath, ValPath
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 
@@ -80,7 +77,6 @@ class Train:
 
     def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
-        use_passive_wait(self.decoding.device)
         from coreset.engine.runtime.device import runtime_of
 
         require_output(self.results)

@@ -11,8 +11,7 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.pack_inputs import Account, plan_again
 from coreset.engine.artifacts.writer import lock, output_folder, require_output
 from coreset.engine.runtime.progress import progress
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import DataPath
+from coreset.engine.stages.options import DataPath, Result
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_directory

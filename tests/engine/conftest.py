@@ -9,8 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -25,7 +24,7 @@ from coreset.shards.format.files import files_below
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class Ended:
     """What a command returned and printed."""
 
     code: int
@@ -34,7 +33,7 @@ class Told:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _private_cache(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+def _private_cache(tmp_path_factory):
     """Keep features of tests out of the user's cache, and out of it in child processes too.
 
     What is compiled already is taken along: children would spend seconds on it again.
@@ -57,18 +56,18 @@ class Fork:
     ask: Callable[..., int]
 
     @cached_property
-    def code(self) -> int:
+    def code(self):
         """Exit code, negative for a signal; waits for the end."""
         return self.ask(wait=self.pid)
 
     @property
-    def said(self) -> str:
+    def said(self):
         """What it printed until now."""
         return self.output.read_text()
 
 
 @pytest.fixture(scope="session")
-def ask_server(_private_cache: None) -> Generator[Callable[..., int]]:
+def ask_server(_private_cache):
     """``ask_server(wait=12)``: the answer of the server that starts forks (fork_server.py)."""
     server = subprocess.Popen(
         [sys.executable, Path(__file__).with_name("fork_server.py")],
@@ -78,7 +77,7 @@ def ask_server(_private_cache: None) -> Generator[Callable[..., int]]:
         text=True,
     )
 
-    def ask(**request: object) -> int:
+    def ask(**request):
         assert server.stdin is not None
         assert server.stdout is not None
         print(json.dumps(request), file=server.stdin, flush=True)
@@ -90,13 +89,11 @@ def ask_server(_private_cache: None) -> Generator[Callable[..., int]]:
 
 
 @pytest.fixture(scope="session")
-def fork(
-    ask_server: Callable[..., int], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., Fork]:
+def fork(ask_server, tmp_path_factory):
     """``fork(PROGRAM, *arguments, NAME="value")``: run Python code in a child, without imports."""
     folder, numbers = tmp_path_factory.mktemp("forks"), count()
 
-    def start(program: str, *arguments: object, **environment: str) -> Fork:
+    def start(program, *arguments, **environment):
         output, words = folder / str(next(numbers)), list(map(str, arguments))
         env = os.environ | environment
         pid = ask_server(program=program, arguments=words, env=env, output=str(output))
@@ -106,13 +103,11 @@ def fork(
 
 
 @pytest.fixture(scope="session")
-def start_ranks(
-    ask_server: Callable[..., int], fork: Callable[..., Fork]
-) -> Callable[..., list[Fork]]:
+def start_ranks(ask_server, fork):
     """``start_ranks(PROGRAM, *arguments, world=2)``: the same program in every rank of a job."""
     ask_server(**{"import": "torch._dynamo"})  # several seconds, which only ranks take
 
-    def start(program: str, *arguments: object, world: int = 2) -> list[Fork]:
+    def start(program, *arguments, world=2):
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             port = str(server.getsockname()[1])
@@ -123,7 +118,7 @@ def start_ranks(
 
 
 @pytest.fixture(scope="session")
-def one_thread() -> Generator[None]:
+def one_thread():
     """One torch thread: steps this small gain nothing from two, which wait on a busy machine."""
     import torch
 
@@ -134,61 +129,55 @@ def one_thread() -> Generator[None]:
 
 
 @pytest.fixture
-def coreset(capsys: pytest.CaptureFixture[str], one_thread: None) -> Callable[..., Told]:  # noqa: ARG001 - a fixture for its effect
+def coreset(capsys, one_thread):  # noqa: ARG001 - a fixture for its effect
     """``coreset("score", DATA, ...)``: run a command in this process."""
 
-    def run(*words: object) -> Told:
+    def run(*words):
         capsys.readouterr()
         code = main([str(word) for word in words])
         out, err = capsys.readouterr()
-        return Told(code, str(out), str(err))
+        return Ended(code, str(out), str(err))
 
     return run
 
 
 @pytest.fixture
-def done(coreset: Callable[..., Told]) -> Callable[..., list[str]]:
+def done(coreset):
     """Run a command that must succeed without a word on stderr; returns its lines."""
 
-    def run(*words: object) -> list[str]:
-        told = coreset(*words)
-        assert (told.code, told.err) == (0, "")
-        return told.out.splitlines()
+    def run(*words):
+        ended = coreset(*words)
+        assert (ended.code, ended.err) == (0, "")
+        return ended.out.splitlines()
 
     return run
 
 
 @pytest.fixture
-def refused(coreset: Callable[..., Told]) -> Callable[..., str]:
+def refused(coreset):
     """Run a command that must change nothing in ``folder`` and say why in one line, returned."""
 
-    def run(folder: Path, *words: object, code: int = 2) -> str:
-        before = listing(folder)
-        told = coreset(*words)
-        assert (told.code, told.out) == (code, "")
-        assert told.err.startswith("coreset: ")
-        assert told.err.endswith("\n")
-        assert told.err.count("\n") == 1
-        assert listing(folder) == before
-        return told.err.removeprefix("coreset: ").rstrip()
+    def state(folder):
+        stats = {path: path.lstat() for path in folder.rglob("*")}
+        return {path: (stat.st_size, stat.st_mtime_ns) for path, stat in stats.items()}
+
+    def run(folder, *words, code=2):
+        before = state(folder)
+        ended = coreset(*words)
+        assert (ended.code, ended.out) == (code, "")
+        assert ended.err.startswith("coreset: ")
+        assert ended.err.index("\n") == len(ended.err) - 1
+        assert state(folder) == before
+        return ended.err.removeprefix("coreset: ").rstrip()
 
     return run
-
-
-def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Everything below a folder, hidden or not, with size and time of its last change."""
-    found = {path: path.lstat() for path in folder.rglob("*")}
-    return {
-        path.relative_to(folder).as_posix(): (stat.st_size, stat.st_mtime_ns)
-        for path, stat in found.items()
-    }
 
 
 @pytest.fixture(scope="session")
-def stored_bytes() -> Callable[[Path], dict[str, bytes]]:
+def stored_bytes():
     """``stored_bytes(artifact)``: every file but the ledger, which alone holds times."""
 
-    def read(artifact: Path) -> dict[str, bytes]:
+    def read(artifact):
         return {
             path.relative_to(artifact).as_posix(): path.read_bytes()
             for path in files_below(artifact)
@@ -198,77 +187,68 @@ def stored_bytes() -> Callable[[Path], dict[str, bytes]]:
     return read
 
 
-@contextmanager
-def stopped_by_sigterm_once_there(path: Path) -> Generator[None]:
-    """Send this process SIGTERM, as a scheduler does, as soon as ``path`` exists."""
-    ended = threading.Event()
-
-    def watch() -> None:
-        while not ended.is_set():
-            if path.exists():
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            time.sleep(0.001)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        watcher.join()
-
-
 @pytest.fixture
-def interrupted(coreset: Callable[..., Told]) -> Callable[..., str]:
-    """Run a command that a scheduler stops once a file is there; returns what it says."""
+def interrupted(coreset):
+    """Run a command that SIGTERM stops, as of a scheduler, once a file is there; returns stderr."""
 
-    def run(path: Path, *words: object) -> str:
-        with stopped_by_sigterm_once_there(path):
-            told = coreset(*words)
-        assert told.code == 75
-        return told.err
+    def run(path, *words):
+        over = threading.Event()
+
+        def watch():
+            while not over.is_set():
+                if path.exists():
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
+                time.sleep(0.001)
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            ended = coreset(*words)
+        finally:
+            over.set()
+            watcher.join()
+        assert ended.code == 75
+        return ended.err
 
     return run
 
 
 @pytest.fixture(scope="session")
-def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def work(tmp_path_factory):
     """Folder of the shared artifacts below; tests may add artifacts of other names."""
     return tmp_path_factory.mktemp("work")
 
 
 @pytest.fixture(scope="session")
-def val(make_photos: Callable[..., Path], work: Path) -> Path:
+def val(make_photos, work):
     """18 other photos of the same classes, packed; read only."""
     src = make_photos(work / "photos" / "val", per_class=6, seed=1)
     return made(work / "VAL", "pack", src, work / "VAL")
 
 
 @pytest.fixture(scope="session")
-def scored(packed: Path, work: Path, one_thread: None) -> Path:  # noqa: ARG001 - a fixture for its effect
+def scored(packed, work, one_thread):  # noqa: ARG001 - a fixture for its effect
     """Scores of ``packed`` by three epochs of a small ResNet-18; read only."""
     small = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)
     return made(work / "SCORES", "score", packed, work / "SCORES", *small)
 
 
 @pytest.fixture(scope="session")
-def random_set(packed: Path, work: Path) -> Path:
+def random_set(packed, work):
     """Two random photos of each class; read only."""
     return made(work / "RANDOM", "select", packed, work / "RANDOM", "--ipc", 2)
 
 
 @pytest.fixture(scope="session")
-def ccs_set(scored: Path, work: Path) -> Path:
+def ccs_set(scored, work):
     """Two photos of each class by CCS; read only."""
     chosen = ("--ipc", 2, "--misratio", 0.1)
     return made(work / "CCS", "select", scored, work / "CCS", *chosen)
 
 
 @pytest.fixture(scope="session")
-def inputs(
-    photos: Path, packed: Path, val: Path, scored: Path, random_set: Path
-) -> dict[str, Path]:
+def inputs(photos, packed, val, scored, random_set):
     """Inputs by the names that stand for them in the commands."""
     return {
         "PHOTOS": photos,
@@ -280,7 +260,7 @@ def inputs(
     }
 
 
-def made(out: Path, *words: object) -> Path:
+def made(out, *words):
     """Run a command that makes ``out``."""
     assert main([str(word) for word in words]) == 0
     return out

@@ -4,18 +4,24 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Literal
 
-from coreset.engine.runtime.checks import require_at_least
-from coreset.engine.runtime.result import Result
-from coreset.engine.stages.options import SetPath
+from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.stages.options import Result, SetPath
 from coreset.shards.errors import DataError, MachineError
 
 MODULE = "fake"
 ENTRY = ("SET", MODULE, "Fake", "end as asked")
+ERRORS: dict[str, BaseException] = {
+    "data": DataError("shard 3 is cut;\n   pack again"),
+    "disk": OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file"),
+    "memory": MemoryError(),
+    "absent": FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "some/file"),
+    "key": KeyboardInterrupt(),
+    "bug": ZeroDivisionError("a bug of ours"),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,64 +44,17 @@ class Fake:
 
     def run(self) -> Result:
         """End as asked."""
-        return ENDINGS[self.ending]()
+        if self.ending in ERRORS:
+            raise ERRORS[self.ending]
+        if self.ending == "table":
+            return Result(("a table",), {"fit": False}, MachineError("the machine is unfit"))
+        if self.ending == "import":
+            import_module("half")
+        if self.ending == "wait":
+            print("waiting", flush=True)  # noqa: T201 - tells the test that the signal may come
+            time.sleep(60)
+        return Result(("made it", "next: `coreset ls`"), {"images": 7})
 
-
-def _done() -> Result:
-    return Result(("made it", "next: `coreset ls`"), {"images": 7})
-
-
-def _table() -> Result:
-    return Result(("a table",), {"fit": False}, MachineError("the machine is unfit"))
-
-
-def _data() -> Result:
-    raise DataError("shard 3 is cut;\n   pack again")
-
-
-def _disk() -> Result:
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "some/file")
-
-
-def _memory() -> Result:
-    raise MemoryError
-
-
-def _absent() -> Result:
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "some/file")
-
-
-def _key() -> Result:
-    raise KeyboardInterrupt
-
-
-def _bug() -> Result:
-    raise ZeroDivisionError("a bug of ours")
-
-
-def _wait() -> Result:
-    print("waiting", flush=True)  # noqa: T201 - tells the test that the signal may come
-    time.sleep(60)
-    return _done()
-
-
-def _import() -> Result:
-    import_module("half")
-    return _done()
-
-
-ENDINGS: dict[str, Callable[[], Result]] = {
-    "done": _done,
-    "table": _table,
-    "data": _data,
-    "disk": _disk,
-    "memory": _memory,
-    "absent": _absent,
-    "key": _key,
-    "bug": _bug,
-    "wait": _wait,
-    "import": _import,
-}
 
 if __name__ == "__main__":
     from coreset.engine.cli import VERBS, run

@@ -28,7 +28,7 @@ from coreset.engine.models.backbones import (
     weights_key,
 )
 from coreset.engine.models.weights import by_own_names, load_by_name, load_by_position, read_weights
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.files import sha256_of_file
 

@@ -23,10 +23,10 @@ print(4 * (full - before) // 1000, 4 * (kept - before) // 1000, 4 * (resident() 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
 def test_freed_memory_is_kept_until_it_is_given_back():
-    found = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
     )
-    full, kept, after = map(int, found.stdout.split())
+    full, kept, after = map(int, ended.stdout.split())
     assert full > 90
     assert kept > 90
     assert after < 20

@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import IDS_NAME, SET_NAME
 from coreset.engine.evaluation.results import STUDENTS, STUDENTS_SCHEMA, Results
 from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME
-from coreset.shards.format.files import digest_of, sha256_of_file, tree_digests
+from coreset.shards.format.files import digest_of, sha256_of_file
 from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of forged metadata
@@ -33,16 +32,16 @@ DEEP = b"[" * 100_000
 HUGE = 1 << 62
 
 
-def edit(path: Path, change: Callable[[Json], object]) -> None:
+def edit(path, change):
     document = json.loads(path.read_bytes())
     change(document)
     path.write_text(json.dumps(document))
 
 
-def setting(*keys: Any, to: Any) -> Callable[[Json], None]:
+def setting(*keys, to):
     """Set one value deep in a document."""
 
-    def change(document: Any) -> None:
+    def change(document):
         for key in keys[:-1]:
             document = document[key]
         document[keys[-1]] = to
@@ -51,30 +50,26 @@ def setting(*keys: Any, to: Any) -> Callable[[Json], None]:
 
 
 @pytest.fixture
-def data(packed: Path, tmp_path: Path) -> Path:
+def data(packed, tmp_path):
     return shutil.copytree(packed, tmp_path / "DATA")
 
 
 @pytest.fixture
-def stopped(coreset: Callable[..., Any]) -> Callable[..., str]:
+def stopped(coreset):
     """Run a command that finds a forgery when it has begun to write; returns what it says."""
 
-    def run(*words: object) -> str:
-        told = coreset(*words)
-        assert (told.code, told.out, told.err.count("\n")) == (3, "", 1)
-        return told.err
+    def run(*words):
+        ended = coreset(*words)
+        assert (ended.code, ended.out, ended.err.count("\n")) == (3, "", 1)
+        return ended.err
 
     return run
 
 
 @pytest.fixture
-def checked(tmp_path: Path, refused: Callable[..., str]) -> Callable[..., str]:
+def checked(tmp_path, refused):
     """Run a command that must find a forgery of data; returns what it says."""
-
-    def run(*words: object) -> str:
-        return refused(tmp_path, *words, code=3)
-
-    return run
+    return lambda *words: refused(tmp_path, *words, code=3)
 
 
 # data sets: manifest.json
@@ -84,29 +79,19 @@ MANIFESTS: dict[str, Callable[[Json], object]] = {
     "no shards": setting("shards", to=[]),
     "a shard less": lambda document: document["shards"].pop(),
     "a negative count": setting("n_samples", to=-1),
-    "a count of zero": setting("n_samples", to=0),
     "a count as text": setting("n_samples", to="60"),
-    "a count that is true": setting("n_samples", to=True),
-    "a count beyond 64 bits": setting("n_samples", to=1 << 70),
     "another count": setting("n_samples", to=61),
     "a shard elsewhere": setting("shards", 0, "name", to="../../etc/passwd"),
     "a shard of few bytes": setting("shards", 1, "bytes", to=600),
-    "a shard of negative bytes": setting("shards", 1, "bytes", to=-1),
     "a shard of negative samples": setting("shards", 0, "samples", to=-HUGE),
     "a shard of many samples": setting("shards", 0, "samples", to=HUGE),
-    "a shard that is a number": setting("shards", 0, to=1),
     "a class less": lambda document: document["classes"].pop(),
-    "classes that are numbers": setting("classes", to=[1, 2, 3]),
     "a class twice": setting("classes", 1, to="n01440764"),
-    "settings as a list": setting("settings", to=[]),
-    "a digest that is none": setting("identity", to=None),
-    "an unknown field": setting("more", to=1),
-    "a missing field": lambda document: document.pop("kinds"),
 }
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], name: str):
+def test_a_forged_manifest_is_refused(data, checked, name):
     edit(data / MANIFEST_NAME, MANIFESTS[name])
     said = checked("select", data, data.with_name("SET"), "--ipc", 1)
     assert str(data) in said
@@ -114,31 +99,23 @@ def test_a_forged_manifest_is_refused(data: Path, checked: Callable[..., str], n
     assert checked("verify", data, "--fast") == said
 
 
-@pytest.mark.parametrize(
-    "content", [DEEP, b"", b"{", b"[]", b"3", b"null", b"\xff\xfe", b'{"shards": 1}']
-)
-def test_a_manifest_of_odd_bytes_is_refused(data, checked, content):
-    (data / MANIFEST_NAME).write_bytes(content)
-    assert "manifest.json cannot be read" in checked("verify", data)
-
-
 # data sets: samples.parquet
 
 
-def forge_table(data: Path, table: pa.Table) -> None:
+def forge_table(data, table):
     """Put another table in the place of a data set's and make the manifest fit it."""
     pq.write_table(table, data / SAMPLES_NAME)
     digest = sha256_of_file(data / SAMPLES_NAME)
     edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
 
 
-def with_value(column: str, row: int, value: Any) -> Callable[[pa.Table], pa.Table]:
+def with_value(column, row, value):
     return lambda table: with_values(
         table, column, [value if at == row else v for at, v in enumerate(table[column].to_pylist())]
     )
 
 
-def exchanged(column: str, *rows: int) -> Callable[[pa.Table], pa.Table]:
+def exchanged(column, *rows):
     return lambda table: with_values(
         table,
         column,
@@ -146,14 +123,14 @@ def exchanged(column: str, *rows: int) -> Callable[[pa.Table], pa.Table]:
     )
 
 
-def with_values(table: pa.Table, column: str, values: Any) -> pa.Table:
+def with_values(table, column, values):
     at, field = table.schema.get_field_index(column), table.schema.field(column)
     return table.set_column(
         at, column, pa.array(values, values.type if isinstance(values, pa.Array) else field.type)
     )
 
 
-def with_bad_text(table: pa.Table) -> pa.Table:
+def with_bad_text(table):
     raw = pa.array([b"\xff\xfe"] * len(table), pa.binary())
     return with_values(table, "key", pa.Array.from_buffers(pa.string(), len(raw), raw.buffers()))
 
@@ -162,18 +139,13 @@ def with_bad_text(table: pa.Table) -> pa.Table:
 TABLES: dict[str, tuple[str, Callable[[pa.Table], pa.Table]]] = {
     "offset before the shard": ("offset of sample 7 is -1", with_value("offset", 7, -1)),
     "offset beyond the shard": ("offset of sample 7 is", with_value("offset", 7, HUGE)),
-    "offset that overflows": ("offset of sample 0 is", with_value("offset", 0, (1 << 63) - 1)),
-    "negative bytes": ("bytes of sample 20 is -5", with_value("bytes", 20, -5)),
     "bytes beyond the shard": ("bytes of sample 20 is", with_value("bytes", 20, HUGE)),
     "no such shard": ("shard of sample 59 is 4", with_value("shard", 59, 4)),
-    "negative shard": ("shard of sample 0 is -1", with_value("shard", 0, -1)),
     "another shard": ("shard of sample 16 is 0", with_value("shard", 16, 0)),
     "no such label": ("label of sample 3 is 3", with_value("label", 3, 3)),
-    "negative label": ("label of sample 3 is -1", with_value("label", 3, -1)),
     "no label": ("label is not known", with_value("label", 3, None)),
     "no offset": ("offset is not known", with_value("offset", 3, None)),
     "rows less": ("rows expected 60, found 59", lambda table: table.slice(1)),
-    "no rows": ("rows expected 60, found 0", lambda table: table.slice(60)),
     "rows more": ("rows expected 60, found 120", lambda table: pa.concat_tables([table] * 2)),
     "no column": ("column bytes", lambda table: table.drop_columns(["bytes"])),
     "no key column": ("column key", lambda table: table.drop_columns(["key"])),
@@ -195,26 +167,33 @@ def test_a_forged_table_is_refused_when_the_data_set_is_opened(data, checked, na
 
 
 @pytest.mark.parametrize(
-    ("change", "expected"),
+    ("change", "verb", "expected"),
     [
-        (with_value("width", 5, 0), "width of sample 5 is 0"),
-        (with_value("height", 6, -3), "height of sample 6 is -3"),
-        (with_value("height", 6, None), "height is not known"),
+        (with_value("width", 5, 0), "decode", "width of sample 5 is 0"),
+        (with_value("height", 6, None), "decode", "height is not known"),
+        (with_bad_text, "verify", SAMPLES_NAME),
+        (with_value("key", 4, None), "verify", SAMPLES_NAME),
+        # Within the shards, but not where the images lie: found by the walk along the members.
+        (exchanged("offset", 17, 18), "verify", ": offset expected"),
+        (exchanged("member", 17, 18), "verify", ": member expected"),
+        (with_value("offset", 17, 512), "verify", ": offset expected 512, found"),
     ],
 )
-def test_an_image_without_sides_is_refused_by_what_reads_them(data, stopped, change, expected):
+def test_a_forged_table_is_refused_by_what_reads_the_column(data, stopped, change, verb, expected):
     forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
-    assert expected in stopped("decode", data, data.with_name("PIXELS"), "--size", 8)
+    if verb == "verify":
+        assert expected in stopped("verify", data)
+        assert expected in stopped("verify", data, "--deep")
+    else:
+        assert expected in stopped("decode", data, data.with_name("PIXELS"), "--size", 8)
 
 
-@pytest.mark.parametrize("change", [with_bad_text, with_value("key", 4, None)])
-def test_text_that_is_none_is_refused_by_what_reads_it(data, checked, change):
-    forge_table(data, change(pq.read_table(data / SAMPLES_NAME)))
-    assert SAMPLES_NAME in checked("verify", data)
-
-
-def test_a_table_that_is_no_parquet_is_refused(data: Path, checked: Callable[..., str]):
-    for content in (b"", b"PAR1", b"PAR1" * 100):
+def test_tables_that_are_no_parquet_are_refused(data, checked):
+    pq.write_table(pa.table({"position": [1]}), data / QUARANTINE_NAME)
+    assert QUARANTINE_NAME in checked("quarantine", "show", data)
+    for content in (b"", b"PAR1" * 100):
+        (data / QUARANTINE_NAME).write_bytes(content)
+        assert QUARANTINE_NAME in checked("quarantine", "show", data)
         (data / SAMPLES_NAME).write_bytes(content)
         digest = sha256_of_file(data / SAMPLES_NAME)
         edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
@@ -227,10 +206,8 @@ def test_a_table_that_is_no_parquet_is_refused(data: Path, checked: Callable[...
     ("change", "expected"),
     [
         (exchanged("offset", 17, 18), "offset expected"),
-        (exchanged("bytes", 17, 18), "bytes expected"),
         (exchanged("member", 17, 18), "member expected"),
         (with_value("offset", 17, 512), "offset expected 512, found"),
-        (with_value("bytes", 17, 0), "bytes expected 0, found"),
     ],
 )
 def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
@@ -244,32 +221,23 @@ def test_verify_compares_the_place_of_every_row_with_the_members_of_the_shards(
     assert f":{key}: {expected}" in said
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1", None])
-def test_a_forged_list_of_refused_files_is_refused(data, checked, content):
-    if content is None:
-        pq.write_table(pa.table({"position": [1]}), data / QUARANTINE_NAME)
-    else:
-        (data / QUARANTINE_NAME).write_bytes(content)
-    assert QUARANTINE_NAME in checked("quarantine", "show", data)
-
-
 # condensed sets
 
 
 @pytest.fixture
-def condensed(random_set: Path, packed: Path, tmp_path: Path) -> tuple[Path, tuple[object, ...]]:
+def condensed(random_set, packed, tmp_path):
     """A coreset, and a command that opens it."""
     path = shutil.copytree(random_set, tmp_path / "SET")
     return path, ("export", path, tmp_path / "OUT", "--to", "ids", "--data", packed)
 
 
-def bless(path: Path) -> None:
+def bless(path):
     """Make the digest of a coreset fit its files."""
     files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
     edit(path / PROVENANCE_NAME, setting("digest", to=digest_of(files)))
 
 
-def npy(array: Any, **header: object) -> bytes:
+def npy(array, **header):
     """An array as a file, and another header than is its own."""
     sink = io.BytesIO()
     facts: Json = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
@@ -277,29 +245,16 @@ def npy(array: Any, **header: object) -> bytes:
     return sink.getvalue() + array.tobytes()
 
 
-def npz(array: Any) -> bytes:
-    sink = io.BytesIO()
-    np.savez(sink, array)
-    return sink.getvalue()
-
-
 IDS: dict[str, Callable[[Any], bytes]] = {
     "a huge shape": lambda ids: npy(ids, shape=(1 << 40,)),
-    "a shape beyond 64 bits": lambda ids: npy(ids, shape=(1 << 80,)),
-    "a negative shape": lambda ids: npy(ids, shape=(-1,)),
     "objects": lambda ids: npy(ids, descr="|O"),
-    "floats": lambda ids: npy(ids.astype(np.float64)),
-    "text": lambda ids: npy(ids.astype("U4")),
     "a matrix": lambda ids: npy(ids.reshape(2, -1)),
-    "a single number": lambda ids: npy(ids[0]),
     "no numbers": lambda ids: npy(ids[:0]),
     "too many": lambda ids: npy(np.resize(ids, 61)),
     "a negative id": lambda ids: npy(np.array([-1, *ids[1:]])),
     "an id beyond the set": lambda ids: npy(np.array([*ids[:-1], 60])),
     "an id twice": lambda ids: npy(np.array([ids[0], ids[0], *ids[2:]])),
     "another order": lambda ids: npy(ids[::-1].copy()),
-    "an archive": npz,
-    "half a header": lambda ids: npy(ids)[:30],
     "nothing": lambda _: b"",
 }
 
@@ -314,58 +269,36 @@ def test_forged_ids_are_refused(condensed, checked, name):
     assert said.endswith(("make the set again", "make it again"))
 
 
-SETS: dict[str, Callable[[Json], object]] = {
-    "many classes": setting("n_classes", to=10**9),
-    "counts as text": setting("per_class", to=["2", "2", "2"]),
-    "negative counts": setting("per_class", to=[-2, 4, 4]),
-    "other counts": setting("per_class", to=[1, 2, 3]),
-    "no counts": setting("per_class", to=[]),
-    "counts in a list": setting("per_class", to=[[2], 2, 2]),
-    "no ipc": setting("ipc", to=None),
-    "a kind that is none": setting("kind", to="other"),
-    "parameters as text": setting("parameters", to="ipc"),
-    "a seed beyond 64 bits": setting("seed", to=1 << 64),
-}
-
-
 INPUT = {"role": "data", "path": "../DATA", "kind": "dataset", "digest": "d", "inputs": []}
 
 
-def lineage(length: int) -> list[Json]:
+def lineage(length):
     inputs: list[Json] = []
     for _ in range(length):
         inputs = [INPUT | {"inputs": inputs}]
     return inputs
 
 
-PROVENANCES: dict[str, Callable[[Json], object]] = {
-    "inputs that are numbers": setting("inputs", to=[1]),
-    "an input without a digest": setting("inputs", to=[{"role": "data"}]),
-    "a path that is none": setting("inputs", to=[INPUT | {"path": None}]),
-    "inputs of an input as text": setting("inputs", to=[INPUT | {"inputs": "x"}]),
-    "an endless lineage": setting("inputs", to=lineage(300)),
-    "a configuration as a list": setting("config", to=[]),
-    "a digest that is a number": setting("digest", to=3),
-    "no version": lambda document: document.pop("format_version"),
-}
+DOCUMENTS: list[tuple[str, Callable[[Json], object]]] = [
+    (SET_NAME, setting("n_classes", to=10**9)),
+    (SET_NAME, setting("per_class", to=[1, 2, 3])),
+    (SET_NAME, setting("per_class", to=[])),
+    (PROVENANCE_NAME, setting("inputs", to=[1])),
+    (PROVENANCE_NAME, setting("inputs", to=[{"role": "data"}])),
+    (PROVENANCE_NAME, setting("inputs", to=[INPUT | {"inputs": "x"}])),
+    (PROVENANCE_NAME, setting("inputs", to=lineage(300))),
+    (PROVENANCE_NAME, lambda document: document.pop("format_version")),
+]
 
 
-DOCUMENTS = [(SET_NAME, name) for name in SETS] + [(PROVENANCE_NAME, name) for name in PROVENANCES]
-
-
-@pytest.mark.parametrize(("document", "name"), DOCUMENTS)
-def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, name):
+@pytest.mark.parametrize(("document", "change"), DOCUMENTS)
+def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, change):
     path, command = condensed
-    edit(path / document, (SETS | PROVENANCES)[name])
+    edit(path / document, change)
     if document == SET_NAME:
         bless(path)
     assert document in checked(*command)
-
-
-@pytest.mark.parametrize("name", [SET_NAME, PROVENANCE_NAME])
-def test_a_description_nested_without_end_is_refused(condensed, checked, name):
-    path, command = condensed
-    (path / name).write_bytes(DEEP)
+    (path / document).write_bytes(DEEP)
     assert "nested too deeply" in checked(*command)
 
 
@@ -373,86 +306,37 @@ def test_a_description_nested_without_end_is_refused(condensed, checked, name):
 
 
 @pytest.fixture
-def scores(scored: Path, tmp_path: Path) -> Path:
+def scores(scored, tmp_path):
     return shutil.copytree(scored, tmp_path / "SCORES")
 
 
 @pytest.fixture
-def score_command(packed: Path, tmp_path: Path) -> tuple[object, ...]:
+def score_command(packed, tmp_path):
     """Reads the column aum of SCORES."""
     chosen = ("--ipc", 1, "--misratio", 0, "--data", packed)
     return ("select", tmp_path / "SCORES", tmp_path / "SET", *chosen)
 
 
-def bless_scores(scores: Path) -> None:
-    """Make the digests of the newest commit fit its files."""
-
-    def change(document: Json) -> None:
-        newest = document["generations"][0]
-        newest["files"] = tree_digests(scores / newest["directory"])
-
-    edit(scores / "commit.json", change)
-
-
-def chunks_of(rows: int) -> Json:
-    return {"name": "regular", "configuration": {"chunk_shape": [rows]}}
-
-
-ARRAYS: dict[str, Callable[[Json], object]] = {
-    "a huge shape": setting("shape", to=[10**12]),
-    "a shape beyond 64 bits": setting("shape", to=[1 << 70]),
-    "a negative shape": setting("shape", to=[-1]),
-    "rows less": setting("shape", to=[59]),
-    "no rows": setting("shape", to=[0]),
-    "a matrix": lambda document: document.update(
-        shape=[60, 1], chunk_grid={"name": "regular", "configuration": {"chunk_shape": [60, 1]}}
-    ),
-    "no dimension": setting("shape", to=[]),
-    "huge chunks": setting("chunk_grid", to=chunks_of(10**12)),
-    "chunks of nothing": setting("chunk_grid", to=chunks_of(0)),
-    "text": setting("data_type", to="string"),
-    "no type": setting("data_type", to="nothing"),
-    "no codec": setting("codecs", to=[]),
-    "an unknown codec": setting("codecs", to=[{"name": "run"}]),
-    "a group": lambda document: document.update(node_type="group"),
-}
-
-
-@pytest.mark.parametrize("name", ARRAYS)
-def test_forged_scores_are_refused(scores, score_command, checked, name):
-    (path,) = scores.glob("gen-*/scores.zarr/aum/zarr.json")
-    edit(path, ARRAYS[name])
-    bless_scores(scores)
-    said = checked(*score_command)
-    assert "scores.zarr" in said
-    assert "again" in said, "no remedy"
-
-
-COMMITS: dict[str, Callable[[Json], object]] = {
-    "a directory elsewhere": setting("generations", 0, "directory", to="../../.."),
-    "a directory that is a number": setting("generations", 0, "directory", to=1),
-    "a number that is none": setting("generations", 0, "number", to=None),
-    "files as a list": setting("generations", 0, "files", to=[]),
-    "generations as text": setting("generations", to="gen"),
-    "a generation that is none": setting("generations", 0, to=None),
-}
-
-
-@pytest.mark.parametrize("name", COMMITS)
-def test_a_forged_record_of_commits_is_refused(scores, score_command, checked, name):
-    edit(scores / "commit.json", COMMITS[name])
-    assert "commit.json" in checked(*score_command)
-
-
 @pytest.mark.parametrize(
-    "content", [DEEP, b"[]", b'{"x": "why"}', b"\xff", b'{"99999999999999999999": ""}']
+    ("name", "content"),
+    [
+        ("commit.json", b'{"generations": [{"number": 1, "directory": "../..", "files": {}}]}'),
+        ("undecodable.json", DEEP),
+        ("undecodable.json", b'{"x": "why"}'),
+        (PROVENANCE_NAME, None),
+    ],
 )
-def test_a_forged_list_of_undecodable_samples_is_refused(scores, score_command, checked, content):
-    (scores / "undecodable.json").write_bytes(content)
-    assert "undecodable.json cannot be read" in checked(*score_command)
+def test_forged_documents_of_scores_are_refused(scores, score_command, checked, name, content):
+    if content is None:
+        edit(scores / name, setting("binds", to={}))
+    else:
+        (scores / name).write_bytes(content)
+    said = checked(*score_command)
+    assert name in said
+    assert ("names no identity" in said) is (content is None)
 
 
-@pytest.mark.parametrize("value", [3, -2, 1 << 31])
+@pytest.mark.parametrize("value", [3, -2])
 def test_predictions_of_no_class_are_refused(packed, tmp_path, checked, value):
     scores = tmp_path / "FORGED"
     recorded = Provenance.read(packed).as_input("data", packed, scores)
@@ -466,30 +350,20 @@ def test_predictions_of_no_class_are_refused(packed, tmp_path, checked, value):
     assert "predictions that are no class of 3" in checked("scores", "suspects", scores)
 
 
-def test_scores_that_name_no_data_set_are_refused(scores, score_command, checked):
-    edit(scores / PROVENANCE_NAME, setting("binds", to={}))
-    assert "names no identity" in checked(*score_command)
-    assert "names no identity" in checked("scores", "show", scores)
-
-
 # pixels
 
 
 PIXELS: dict[str, Callable[[Json], object]] = {
     "no images": setting("n_samples", to=0),
-    "many images": setting("n_samples", to=10**12),
     "no size": setting("geometry", "size", to=0),
-    "a huge size": setting("geometry", "size", to=1 << 40),
-    "an empty batch": setting("batch", to=0),
     "chunks of no batches": setting("batches_per_chunk", to=-1),
     "chunks less": setting("chunks", to=[]),
     "a sample that is not there": setting("undecodable", to={"60": "why"}),
-    "a sample that is no number": setting("undecodable", to={"x": "why"}),
 }
 
 
 @pytest.fixture(scope="module")
-def pixels(packed: Path, work: Path) -> Path:
+def pixels(packed, work):
     from coreset.engine.cli import main
 
     path = work / "FORGED-PIXELS"
@@ -508,7 +382,7 @@ def test_a_forged_index_of_pixels_is_refused(pixels, packed, tmp_path, stopped, 
 # ledgers and results
 
 
-LINES = [b"3", b"[]", b"null", b"{}", b'{"stage": 1}', DEEP[:2000], b"\xff\xfe",
+LINES = [b"3", b"{}", b'{"stage": 1}', DEEP[:2000], b"\xff\xfe",
          b'{"stage": "pack"}', b'{"stage": "pack", "wall_seconds": "x"}']  # fmt: skip
 
 
@@ -516,9 +390,7 @@ def test_what_is_no_line_of_a_ledger_is_passed_over(packed, data, done):
     with (data / "ledger.jsonl").open("ab") as file:
         file.write(b"\n".join(LINES) + b"\n")
     said, expected = done("cost", data), done("cost", packed)
-    assert [line.replace(str(data), "") for line in said] == [
-        line.replace(str(packed), "") for line in expected
-    ]
+    assert [line.replace(str(data), str(packed)) for line in said] == expected
 
 
 ROW: Mapping[str, Any] = {
@@ -532,19 +404,15 @@ ROW: Mapping[str, Any] = {
 }  # fmt: skip
 ROWS: dict[str, dict[str, Any]] = {
     "parameters that are no JSON": {"parameters": "{"},
-    "parameters as a list": {"parameters": "[]"},
     "parameters without end": {"parameters": DEEP.decode()},
     "a runtime that is no JSON": {"runtime": "x"},
-    "no method": {"method": None},
     "no ipc": {"ipc": None},
     "no accuracy": {"top1_best": None},
-    "no digest": {"set_digest": None},
-    "no seed": {"set_seed": None},
 }
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_forged_results_are_refused(tmp_path: Path, checked: Callable[..., str], name: str):
+def test_forged_results_are_refused(tmp_path, checked, name):
     results = tmp_path / "RESULTS"
     results.mkdir()
     table = pa.Table.from_pylist([dict(ROW) | ROWS[name]], schema=STUDENTS_SCHEMA)
@@ -553,11 +421,9 @@ def test_forged_results_are_refused(tmp_path: Path, checked: Callable[..., str],
     assert "students.parquet" in said
 
 
-@pytest.mark.parametrize("content", [DEEP, b"[]", b"{", b"\xff"])
-def test_a_forged_lineage_is_refused(tmp_path: Path, checked: Callable[..., str], content: bytes):
+def test_a_forged_lineage_is_refused(tmp_path, checked):
     results = Results(tmp_path / "RESULTS")
     results.append(STUDENTS, [ROW], [])
     (results.path / "lineage").mkdir()
-    (results.path / "lineage" / f"{'d' * 24}.json").write_bytes(content)
-    said = checked("report", results.path, tmp_path / "report.html")
-    assert "lineage" in said
+    (results.path / "lineage" / f"{'d' * 24}.json").write_bytes(DEEP)
+    assert "lineage" in checked("report", results.path, tmp_path / "report.html")

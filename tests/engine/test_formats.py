@@ -19,23 +19,14 @@ IDENTITY = "0af811cd7a3a34a7e7d0621b5ff6076dd55fe6c932e416d4eb89254b44b444bb"
 CONTENT = "4b386e554f4dcb7f7061e2f97c7c66e9851395edd09432b6670cdad362f6ff4a"
 RANDOM_IDS = "689df93f1b6bae4e3bdf2b1ad0079e17aa351909b3fed5319e167664ba440a9b"
 SET = {
-    "format": "coreset-set",
-    "format_version": 1,
-    "ipc": 2,
-    "kind": "coreset",
-    "method": "random",
-    "n_classes": 2,
-    "parameters": {"ipc": 2},
-    "per_class": [2, 2],
-    "seed": 0,
-    "source_content": CONTENT,
-    "source_identity": IDENTITY,
-    "source_name": "src",
-}
+    "format": "coreset-set", "format_version": 1, "ipc": 2, "kind": "coreset", "method": "random",
+    "n_classes": 2, "parameters": {"ipc": 2}, "per_class": [2, 2], "seed": 0,
+    "source_content": CONTENT, "source_identity": IDENTITY, "source_name": "src",
+}  # fmt: skip
 PROVENANCE = "binds config digest format_version inputs kind runtime stage versions"
 
 
-def grey_png(value: int, side: int = 8) -> bytes:
+def grey_png(value, side=8):
     """A PNG that no library's compression decides: its deflate stream is stored."""
     rows = b"".join(
         b"\0" + bytes((value + 7 * x + 13 * y) % 256 for x in range(side)) for y in range(side)
@@ -43,14 +34,11 @@ def grey_png(value: int, side: int = 8) -> bytes:
     length = struct.pack("<HH", len(rows), len(rows) ^ 0xFFFF)
     stream = b"\x78\x01\x01" + length + rows + struct.pack(">I", zlib.adler32(rows))
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", stream), (b"IEND", b""))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(content))
-        + kind
-        + content
-        + struct.pack(">I", zlib.crc32(kind + content))
-        for kind, content in chunks
-    )
+    png = b"\x89PNG\r\n\x1a\n"
+    for kind, content in ((b"IHDR", header), (b"IDAT", stream), (b"IEND", b"")):
+        png += struct.pack(">I", len(content)) + kind + content
+        png += struct.pack(">I", zlib.crc32(kind + content))
+    return png
 
 
 @pytest.fixture

@@ -95,7 +95,7 @@ def test_the_set_tells_its_name_its_ids_and_its_source(packed, tmp_path):
     assert (ids.dtype, ids.tolist()) == (np.int64, sorted(ids_of_classes(packed, (3, 3, 3))))
     provenance = Provenance.read(tmp_path / "SET")
     assert provenance.binds == {"identity": manifest.identity, "content": manifest.content}
-    assert [one["kind"] for one in provenance.lineage()] == ["dataset"]
+    assert [one["kind"] for _, one in provenance.lineage()] == ["dataset"]
     assert [line["stage"] for line in read_ledger(tmp_path / "SET")] == ["pack", "ingest"]
 
 

@@ -1,8 +1,6 @@
 """An artifact whose making was interrupted is said to be so, with the command that continues."""
 
 import shlex
-from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +9,7 @@ from coreset.engine.artifacts.writer import COMMAND, create_artifact
 from coreset.engine.stages.pack import Pack
 from coreset.shards.format.files import COMMAND_NAME, temporary_name
 
-# Words that read the artifact X; DATA and VAL are whole, SET is a coreset of DATA.
+# Words that read the artifact X; the others are those of the fixture ``inputs``.
 READERS = {
     "pack": ("X", "OUT"),
     "verify": ("X",),
@@ -29,10 +27,10 @@ READERS = {
     "select --data": ("SCORES", "OUT", "--ipc", 1, "--misratio", 0, "--data", "X"),
     "ingest": ("LIST", "OUT", "--data", "X"),
     "distill": ("X", "OUT", "--ipc", 1),
-    "train": ("X", "VAL", "OUT"),
+    "train": ("X", "VALIDATION", "OUT"),
     "train - on": ("SET", "X", "OUT"),
-    "train --data": ("SET", "VAL", "OUT", "--data", "X"),
-    "measure": ("X", "VAL", "OUT"),
+    "train --data": ("SET", "VALIDATION", "OUT", "--data", "X"),
+    "measure": ("X", "VALIDATION", "OUT"),
     "measure - against": ("SET", "X", "OUT"),
     "export": ("X", "OUT", "--to", "ids"),
     "cost": ("X",),
@@ -41,7 +39,7 @@ READERS = {
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60})
 
 
-def interrupt(out: Path, command: str) -> None:
+def interrupt(out, command):
     """Leave what a resumable command leaves when Ctrl-C stops it."""
     token = COMMAND.set(command)
     try:
@@ -53,23 +51,11 @@ def interrupt(out: Path, command: str) -> None:
 
 @pytest.mark.parametrize("verb", READERS)
 def test_every_verb_says_that_its_input_was_interrupted_and_how_to_continue(
-    *,
-    tmp_path: Path,
-    packed: Path,
-    val: Path,
-    random_set: Path,
-    scored: Path,
-    refused: Callable[..., str],
-    verb: str,
+    tmp_path, inputs, refused, verb
 ):
-    listed = tmp_path / "LIST"
-    listed.write_text("1\n")
     x = tmp_path / "X"
     interrupt(x, "coreset score 'my data' X --epochs 60")
-    places = {
-        "X": x, "DATA": packed, "VAL": val, "SET": random_set, "SCORES": scored, "LIST": listed,
-        "OUT": tmp_path / "OUT",
-    }  # fmt: skip
+    places = inputs | {"X": x, "OUT": tmp_path / "OUT"}
     words = [places.get(str(word), word) for word in READERS[verb]]
     said = refused(tmp_path, *verb.partition(" -")[0].split(), *words)
     assert said == (
@@ -79,14 +65,7 @@ def test_every_verb_says_that_its_input_was_interrupted_and_how_to_continue(
 
 
 def test_the_command_that_is_named_continues(
-    *,
-    photos: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    interrupted: Callable[..., str],
-    refused: Callable[..., str],
-    done: Callable[..., list[str]],
-    stored_bytes: Callable[[Path], dict[str, bytes]],
+    *, photos, tmp_path, monkeypatch, interrupted, refused, done, stored_bytes
 ):
     monkeypatch.chdir(tmp_path)
     begun = temporary_name(tmp_path / "my data")
@@ -101,18 +80,13 @@ def test_the_command_that_is_named_continues(
     assert not (tmp_path / "my data" / COMMAND_NAME).exists()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"rm\n-rf", b"\x1b[2J", b"\xff\x00"])
-def test_without_a_command_that_can_be_shown_the_same_one_is_to_be_run_again(
-    tmp_path: Path, refused: Callable[..., str], content: bytes | None
-):
+def test_without_a_command_that_can_be_shown_the_same_one_is_to_be_run_again(tmp_path, refused):
     x = tmp_path / "X"
+    assert "X does not exist; run `coreset pack" in refused(tmp_path, "verify", x)
     interrupt(x, "")
     assert not (temporary_name(x) / COMMAND_NAME).exists()
-    if content is not None:
-        (temporary_name(x) / COMMAND_NAME).write_bytes(content)
-    said = refused(tmp_path, "verify", x)
-    assert said.endswith("was interrupted; run the same command again to continue")
-
-
-def test_what_was_never_begun_does_not_exist(tmp_path: Path, refused: Callable[..., str]):
-    assert "X does not exist; run `coreset pack" in refused(tmp_path, "verify", tmp_path / "X")
+    for content in (None, b"", b"rm\n-rf", b"\x1b[2J", b"\xff\x00"):
+        if content is not None:
+            (temporary_name(x) / COMMAND_NAME).write_bytes(content)
+        said = refused(tmp_path, "verify", x)
+        assert said.endswith("was interrupted; run the same command again to continue")

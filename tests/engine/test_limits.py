@@ -91,7 +91,3 @@ def test_without_kernel_files_nothing_is_known(tmp_path):
     assert memory_limit_bytes(tmp_path) is quota_cores(tmp_path) is None
     assert available_memory_bytes(tmp_path) is None
     assert available_bytes() > 0, "of this machine"
-
-
-def test_available_memory_is_the_estimate_of_the_kernel(machine):
-    assert available_memory_bytes(machine("", {})) == 1_024_000

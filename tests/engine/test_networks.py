@@ -15,7 +15,7 @@ from coreset.engine.models.networks import (
     memory_format_for,
     placed,
 )
-from coreset.engine.runtime.seeding import generator_for, seeded_initialisation
+from coreset.engine.runtime.device import generator_for, seeded_initialisation
 from coreset.engine.stages.train import SMALLEST_SIZE
 
 pytestmark = pytest.mark.usefixtures("one_thread")

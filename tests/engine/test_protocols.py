@@ -16,8 +16,7 @@ from coreset.engine.evaluation.protocols.hard import (
 from coreset.engine.evaluation.students import train_epoch, train_student
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import build_network
-from coreset.engine.runtime.device import half_precision
-from coreset.engine.runtime.seeding import generator_for
+from coreset.engine.runtime.device import generator_for, half_precision
 from coreset.engine.training.trainer import Accuracy, Trainer, evaluate
 from coreset.kernels.augment import (
     color_jitter,

@@ -15,8 +15,8 @@ from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import Resident
+from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import Distributed
-from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.scoring.proxy import (
     convolutional_proxy,
     crops_on,

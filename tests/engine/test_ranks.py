@@ -1,24 +1,16 @@
 """Several processes of one job: the same bytes as one, and no silence when one of them fails."""
 
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
-
 import pytest
 
 from coreset.engine.runtime.distributed import Distributed, join
 from coreset.engine.stages.pack import Pack
-from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.errors import UsageError
 
 PROGRAM = "import coreset.engine.cli; coreset.engine.cli.run()"
 
 
-def stored_files(data: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in data.iterdir() if path.name != "ledger.jsonl"}
-
-
 def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
-    make_photos: Callable[..., Path], tmp_path: Path, start_ranks: Callable[..., Any]
+    make_photos, tmp_path, start_ranks, stored_bytes
 ):
     src = make_photos(tmp_path / "src", per_class=8)
     alone, together = tmp_path / "alone/DATA", tmp_path / "together/DATA"
@@ -27,7 +19,7 @@ def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
     ranks = start_ranks(PROGRAM, *words)
     assert [rank.code for rank in ranks] == [0, 0], [rank.said for rank in ranks]
     assert "packed: 24 samples" in ranks[0].said
-    assert stored_files(together) == stored_files(alone)
+    assert stored_bytes(together) == stored_bytes(alone)
     # Made by another configuration: the leading rank says so, the other one stops with it.
     ranks = start_ranks(PROGRAM, *words, "--order", "source")
     assert [rank.code for rank in ranks] == [2, 4]
@@ -37,22 +29,13 @@ def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
 
 def test_a_process_without_a_job_is_alone():
     with join() as ranks:
-        assert ranks == Distributed(0, 1)
-        assert ranks.is_main
-        assert ranks.run_on_all(lambda: 7) == [7]
+        assert (ranks, ranks.is_main) == (Distributed(0, 1), True)
+        assert [ranks.run_on_all(lambda: 7), ranks.run_on_main(lambda: 8)] == [7, 8]
 
 
 @pytest.mark.parametrize(("rank", "world"), [("2", "2"), ("x", "2"), ("0", "0")])
-def test_a_contradictory_job_is_refused(monkeypatch: pytest.MonkeyPatch, rank: str, world: str):
+def test_a_contradictory_job_is_refused(monkeypatch, rank, world):
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", world)
     with pytest.raises(UsageError, match="torchrun"), join():
         pass
-
-
-def test_the_own_error_of_a_rank_comes_out_as_it_is():
-    def fail() -> int:
-        raise MachineError("the disk is full")
-
-    with pytest.raises(MachineError, match="the disk is full"):
-        Distributed().run_on_all(fail)

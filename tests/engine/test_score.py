@@ -407,7 +407,7 @@ def test_an_interrupted_scoring_whose_commits_are_damaged_says_what_to_remove(
         weights.write_bytes(weights.read_bytes()[:-1])
     told = coreset(*stopped)
     assert told.code == 3
-    assert told.err == (f"coreset: {scratch}: every generation is damaged; remove it, run again\n")
+    assert told.err == (f"coreset: {scratch}: every checkpoint is damaged; remove it, run again\n")
 
 
 def test_flipped_labels_are_found_by_a_linear_proxy_on_frozen_features(make_photos, tmp_path, done):

@@ -656,7 +656,7 @@ def test_damaged_scores_are_refused(scores, tmp_path, refused):
     chunk.write_bytes(chunk.read_bytes()[:-1])
     for words in (("show", scores), ("suspects", scores), ("compare", scores, scores)):
         said = refused(tmp_path, "scores", *words, code=3)
-        assert said == f"{scores}: every generation is damaged; remove it, run again"
+        assert said == f"{scores}: every checkpoint is damaged; remove it, run again"
 
 
 @pytest.mark.parametrize(

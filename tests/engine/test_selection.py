@@ -109,7 +109,7 @@ def test_the_set_tells_what_it_is_and_where_it_comes_from(packed, scored, ccs_se
     }
     provenance = Provenance.read(ccs_set)
     assert provenance.binds == {"identity": manifest.identity, "content": manifest.content}
-    assert [one["kind"] for one in provenance.lineage()] == ["scores", "dataset"]
+    assert [one["kind"] for _, one in provenance.lineage()] == ["scores", "dataset"]
     assert provenance.inputs[0]["digest"] == Provenance.read(scored).digest
     stages = [line["stage"] for line in read_ledger(ccs_set)]
     assert stages == ["pack", "score", "select"]

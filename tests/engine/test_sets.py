@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from coreset.engine.artifacts.origin import open_source, require_same_data
+from coreset.engine.artifacts.provenance import open_source, require_same_data
 from coreset.engine.condensed.condensed_set import (
     IDS_NAME,
     SET_NAME,

@@ -12,12 +12,13 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.models.networks import placed
 from coreset.engine.runtime.device import (
+    generator_for,
     half_precision,
     has_fast_bfloat16,
     resolve_device,
     runtime_of,
+    seeded_initialisation,
 )
-from coreset.engine.runtime.seeding import generator_for, seeded_initialisation
 from coreset.engine.training.trainer import (
     MOMENTUM_NAME,
     WEIGHTS_NAME,

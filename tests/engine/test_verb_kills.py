@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -13,14 +12,12 @@ from coreset.engine.data.image_cache import begun
 from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 
-BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
-
 
 @dataclass(frozen=True)
 class Interruptible:
     """A command that publishes OUT, and how to make it commit more often."""
 
-    words: tuple[object, ...]
+    words: str
     settings: dict[str, object] = field(default_factory=dict[str, object])
     """Values of module attributes."""
     commits: int = 0
@@ -29,47 +26,40 @@ class Interruptible:
     """Images that an interrupted run has committed, by its scratch folder."""
 
 
-def packed_images(scratch: Path) -> int:
+def packed_images(scratch):
     """The manifest commits all shards, of six images each; their records may be gone by then."""
     if (scratch / MANIFEST_NAME).exists():
         return Manifest.read(scratch).n_samples
     return 6 * len(list(scratch.glob("shard-*.json")))
 
 
-def decoded_images(scratch: Path) -> int:
+def decoded_images(scratch):
     index = begun(scratch) if scratch.exists() else None
     return index.done if index else 0
 
 
-LINEAR = ("--proxy", "linear", *BACKBONE, "--epochs", 1, "--batch", 30)
+RUN = "coreset.engine.scoring.run"
 INTERRUPTIBLE = {
-    "pack": Interruptible(
-        ("pack", "FEW", "OUT", "--samples-per-shard", 6), commits=2, kept=packed_images
-    ),
+    "pack": Interruptible("pack FEW OUT --samples-per-shard 6", commits=2, kept=packed_images),
     "synth": Interruptible(
-        (
-            *("synth", "OUT", "--images", 12, "--classes", 2, "--size", 24),
-            *("--samples-per-shard", 6),
-        ),
+        "synth OUT --images 12 --classes 2 --size 24 --samples-per-shard 6",
         commits=2,
         kept=packed_images,
     ),
     "decode": Interruptible(
-        ("decode", "DAMAGED", "OUT", "--size", 19),
+        "decode DAMAGED OUT --size 19",
         {"coreset.engine.data.image_cache.CHUNK_BYTES": 26_500},  # 24, 24 and 12 images
         commits=4,
         kept=decoded_images,
     ),
     "score": Interruptible(
-        ("score", "DATA", "OUT", *LINEAR, "--record-margins", "--folds", 3),
-        {
-            "coreset.engine.scoring.run.COMMIT_EVERY_SECONDS": 0.0,
-            "coreset.engine.scoring.run.COMMIT_WITHIN_SECONDS": 0.0,
-        },
+        "score DATA OUT --proxy linear --backbone tf_efficientnet_lite0 --size 64 --epochs 1 "
+        "--batch 30 --record-margins --folds 3",
+        {f"{RUN}.COMMIT_EVERY_SECONDS": 0.0, f"{RUN}.COMMIT_WITHIN_SECONDS": 0.0},
         commits=2,
     ),
-    "select": Interruptible(("select", "DATA", "OUT", "--ipc", 2)),
-    "export": Interruptible(("export", "SET", "OUT", "--to", "webdataset")),
+    "select": Interruptible("select DATA OUT --ipc 2"),
+    "export": Interruptible("export SET OUT --to webdataset"),
 }
 
 # Runs a command in forks of itself, each killed before another of its renames; prints how many.
@@ -110,32 +100,20 @@ print(last - 1)
 
 
 @pytest.fixture
-def interruptible(
-    name: str,
-    inputs: dict[str, Path],
-    damaged: Path,
-    make_photos: Callable[..., Path],
-    tmp_path: Path,
-) -> list[str]:
+def interruptible(name, inputs, damaged, make_photos, tmp_path):
     """The words of the command ``name`` but its output."""
     few = make_photos(tmp_path / "FEW", per_class=4)
     places = inputs | {"DAMAGED": damaged, "FEW": few}
-    return [str(places.get(str(word), word)) for word in INTERRUPTIBLE[name].words]
+    return [str(places.get(word, word)) for word in INTERRUPTIBLE[name].words.split()]
 
 
-def with_output(words: list[str], out: Path) -> list[str]:
+def with_output(words, out):
     return [str(out) if word == "OUT" else word for word in words]
 
 
 @pytest.mark.parametrize("name", INTERRUPTIBLE)
 def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(  # noqa: PLR0917 - fixtures
-    name: str,
-    interruptible: list[str],
-    tmp_path: Path,
-    fork: Callable[..., Any],
-    done: Callable[..., list[str]],
-    stored_bytes: Callable[[Path], dict[str, bytes]],
-    monkeypatch: pytest.MonkeyPatch,
+    name, interruptible, tmp_path, fork, done, stored_bytes, monkeypatch
 ):
     command = INTERRUPTIBLE[name]
     settings, commits, count_kept = command.settings, command.commits, command.kept

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.runtime.choices import NoParameters
+from coreset.engine.runtime.fields import NoParameters
 from coreset.shards.format.dataset import Dataset
 
 

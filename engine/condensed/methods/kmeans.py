@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.condensed.condensed_set import class_too_small
 from coreset.engine.condensed.methods.base import ClassImages, Task
-from coreset.engine.runtime.checks import require_at_least
+from coreset.engine.runtime.fields import require_at_least
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.errors import UsageError
 

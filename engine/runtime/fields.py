@@ -1,0 +1,75 @@
+"""Fields of commands: checks of their values, and fields that a registry supplies.
+
+A registry holds entries by name, which have a ``summary`` and, as ``parameters``, a frozen
+dataclass of fields with defaults, annotated with ``tyro.conf.arg(help=...)``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, make_dataclass
+from typing import Any, Literal, get_type_hints
+
+import tyro
+
+from coreset.shards.errors import UsageError
+
+
+def require_at_least(name: str, value: float, least: float) -> None:
+    """Raise ``UsageError`` unless ``value >= least``."""
+    if not value >= least:
+        raise UsageError(f"{name} must be at least {least}, got {value}")
+
+
+def require_between(name: str, value: float, low: float, high: float) -> None:
+    """Raise ``UsageError`` unless ``low <= value < high``."""
+    if not low <= value < high:
+        raise UsageError(f"{name} must be in [{low}, {high}), got {value}")
+
+
+@dataclass(frozen=True, slots=True)
+class NoParameters:
+    """Parameters of an entry that has none."""
+
+
+def choice_of(registry: Mapping[str, Any], *, default: str, optional: bool = False) -> object:
+    """Annotate a field whose values are the names in a registry.
+
+    Args:
+        registry: Entries by name.
+        default: Name that the field has without a word, or a sentence on how it is found.
+        optional: Accept None.
+    """
+    summaries = " ".join(f"{name}: {entry.summary}." for name, entry in registry.items())
+
+    def names() -> Any:  # noqa: ANN401 - a form of typing
+        known: Any = Literal[tuple(registry)]  # pyright: ignore[reportInvalidTypeForm] - at run time
+        return known | None if optional else known
+
+    return tyro.conf.arg(
+        help=summaries, help_behavior_hint=f"(default: {default})", constructor_factory=names
+    )
+
+
+def parameters_of(registry: Mapping[str, Any]) -> object:
+    """Annotate the field that holds the parameters of all entries of a registry."""
+    return tyro.conf.arg(name="", constructor_factory=lambda: _all_parameters(registry))
+
+
+def default_parameters(registry: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a class made here
+    """Return the parameters of all entries at their defaults."""
+    return _all_parameters(registry)()
+
+
+def own_parameters(entry: Any, given: object) -> Any:  # noqa: ANN401 - of any registry
+    """Pick an entry's parameters from those of all entries, and check them."""
+    names = [own.name for own in fields(entry.parameters) if hasattr(given, own.name)]
+    return entry.parameters(**{name: getattr(given, name) for name in names})
+
+
+def _all_parameters(registry: Mapping[str, Any]) -> type[Any]:
+    columns = {
+        own.name: (own.name, hints[own.name], field(default=own.default))
+        for entry in registry.values()
+        for hints in [get_type_hints(entry.parameters, include_extras=True)]
+        for own in fields(entry.parameters)
+    }
+    return make_dataclass("Parameters", columns.values(), kw_only=True)
