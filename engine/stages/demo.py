@@ -17,9 +17,8 @@ from coreset.engine.artifacts.writer import output_folder, require_output
 from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
-from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_std
+from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minus, verdicts
 from coreset.engine.report.sets import Row, catalogue
-from coreset.engine.report.verdict import plus_minus, verdicts
 from coreset.engine.runtime.checks import require_at_least
 from coreset.engine.runtime.progress import say
 from coreset.engine.runtime.result import Result
@@ -127,7 +126,7 @@ class Demo:
         means = {method: float(np.mean(students)) for method, students in best.items()}
         for method, students in best.items():
             cost = total_wall_seconds(construction_cost(read_ledger(self.out / method)))
-            spread = plus_minus(means[method], sample_std(students), "+-")
+            spread = plus_minus(students, "+-")
             lines.append(f"{method:<10} {spread:>14} {cost:>16.1f}")
         of = f"{self.repeats} students, mean +- sample deviation"
         title = f"{IPC} digits per class, {stamp}, best top-1 of {of}:"

@@ -180,14 +180,13 @@ class Train:
     ) -> Result:
         import numpy as np
 
-        from coreset.engine.report.results import sample_std
-        from coreset.engine.report.verdict import plus_minus
+        from coreset.engine.report.results import plus_minus
 
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
         best = [row["top1_best"] for row in rows]
         what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {stamp}"
         last = np.mean([row["top1_last"] for row in rows])
-        spread = plus_minus(float(np.mean(best)), sample_std(best), "+-")
+        spread = plus_minus(best, "+-")
         accuracy = f"top-1 {spread} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
         return Result(
