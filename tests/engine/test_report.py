@@ -93,7 +93,7 @@ def write_scores(data, out):
 def write_results(results, condensed, val, name):
     """Rows of three students and the measured metrics of one set, as if it had been trained."""
     results.record_lineage(condensed)
-    of_set = results.set_columns(condensed) | results.val_columns(val)
+    of_set = results.input_columns(condensed, val)
     runtime = json.dumps({"device": "cpu", "threads": 2, "versions": {"torch": "2.11"}})
     students = [
         of_set | {
