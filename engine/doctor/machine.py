@@ -30,26 +30,15 @@ NEEDED_DISK_BYTES = 10 * GIB
 """The environment alone takes 8.5 GB."""
 NEEDED_OPEN_FILES = 1024
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-# Distributions by module, for the versions of `engine.artifacts.provenance` and those that only
-# must import.
-PACKAGES = {
-    "numpy": "numpy",
-    "numba": "numba",
-    "pyarrow": "pyarrow",
-    "simplejpeg": "simplejpeg",
-    "PIL": "pillow",
-    "zarr": "zarr",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "faiss": "faiss-gpu",
-    "nvidia.dali": "nvidia-dali-cuda130",
-    "webdataset": "webdataset",
+PACKAGES = ("numpy", "numba", "pyarrow", "simplejpeg", "PIL", "zarr", "torch", "torchvision",
+            "timm", "faiss", "nvidia.dali", "webdataset", "sklearn", "plotly", "jinja2",
+            "safetensors")  # fmt: skip
+"""Modules that stages import."""
+DISTRIBUTIONS = {
+    "PIL": "pillow", "faiss": "faiss-gpu", "nvidia.dali": "nvidia-dali-cuda130",
     "sklearn": "scikit-learn",
-    "plotly": "plotly",
-    "jinja2": "jinja2",
-    "safetensors": "safetensors",
-}
+}  # fmt: skip
+"""Where they are of another name."""
 
 
 class Verdict(StrEnum):
@@ -198,7 +187,8 @@ def check_packages(_path: Path) -> Iterator[Check]:
     """Import every package that a stage may need, once."""
     known = versions()
     yield Check("python", known["python"])
-    for module, distribution in PACKAGES.items():
+    for module in PACKAGES:
+        distribution = DISTRIBUTIONS.get(module, module)
         try:
             with warnings.catch_warnings(action="ignore"):  # theirs, and not about this machine
                 importlib.import_module(module)

@@ -190,13 +190,10 @@ def _differing_images(found: Batch, expected: Batch) -> int:
 
 def _nearly_equal(found: Batch, expected: Batch) -> bool:
     """Ids and labels equal, pixels no farther apart than `fast` may be from the reference."""
-    batches = (found, expected)
-    images = (batch.images.permute(0, 2, 3, 1).cpu().numpy() for batch in batches)
+    images = (each.images.permute(0, 2, 3, 1).cpu().numpy() for each in (found, expected))
     tolerance = TOLERANCES[DecoderName.FAST]
     near = not tolerance.exceeded_by(tolerance.difference(*images))
-    return near and all(
-        torch.equal(getattr(found, name), getattr(expected, name)) for name in ("ids", "labels")
-    )
+    return near and found.ids.equal(expected.ids) and found.labels.equal(expected.labels)
 
 
 def _encoded(context: Context) -> EncodedBatch:

@@ -162,14 +162,9 @@ def training(context: Context) -> Iterator[Check]:
     """Time the steps of `score`, crops included, on pixels on the device, not compiled."""
     pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
     proxy, trainer = proxy_in_training(context, pixels, size=SIZE, crop_scale=0.08)
-
-    def step() -> int:
-        for inputs, labels, _ in proxy.examples(trainer.steps):
-            trainer.step(inputs, partial(cross_entropy, target=labels))
-        return len(pixels)
-
     precision = "bfloat16" if has_fast_bfloat16(context.device) else "float32"
-    yield _speed(TRAIN, rate(step, context), f"{SIZE} px, {precision}, not compiled")
+    per_second = rate(lambda: _step(proxy, trainer, None), context)
+    yield _speed(TRAIN, per_second, f"{SIZE} px, {precision}, not compiled")
 
 
 def fast_training(context: Context, side: int) -> Iterator[Check]:
@@ -180,32 +175,28 @@ def fast_training(context: Context, side: int) -> Iterator[Check]:
     modes: Mapping[CompileMode, str] = {"off": "not compiled"}
     if context.device.type == "cuda":
         modes = {"on": "compiled", "graphs": "compiled, CUDA graphs"}
-    for mode, how in modes.items():
-        step, batch = _fast_steps(context, side, mode)
-        name = FAST_STEPS[side] + (", CUDA graphs" if mode == "graphs" else "")
-        yield _speed(name, rate(step, context), f"batches of {batch}, {how}")
-
-
-def _fast_steps(context: Context, side: int, mode: CompileMode) -> tuple[Callable[[], int], int]:
-    """Return a step and how many images it takes."""
     pixels = context.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
     batch = min(FAST.batch, FAST_BATCHES[context.device.type])
     rows = np.resize(np.arange(len(pixels)), batch)
     repeated = DecodedImages(pixels.images, pixels.labels[rows], pixels.ids[rows], rows=rows)
-    crop_scale = FAST.crop_scale
-    proxy, trainer = proxy_in_training(
-        context, repeated, size=side, crop_scale=crop_scale, mode=mode
-    )
-    dynamics = Dynamics(batch, context.device, compiled=mode != "off")
-    samples = torch.arange(batch, device=context.device)
+    for mode, how in modes.items():
+        proxy, trainer = proxy_in_training(
+            context, repeated, size=side, crop_scale=FAST.crop_scale, mode=mode
+        )
+        step = partial(
+            _step, proxy, trainer, Dynamics(batch, context.device, compiled=mode != "off")
+        )
+        name = FAST_STEPS[side] + (", CUDA graphs" if mode == "graphs" else "")
+        yield _speed(name, rate(step, context), f"batches of {batch}, {how}")
 
-    def step() -> int:
-        for inputs, labels, _ in proxy.examples(trainer.steps):
-            logits = trainer.step(inputs, partial(cross_entropy, target=labels))
-            dynamics.update(logits, labels, samples)
-        return batch
 
-    return step, batch
+def _step(proxy: Proxy, trainer: Trainer, dynamics: Dynamics | None) -> int:
+    """Train on the one batch, and return how many images it has."""
+    ((inputs, labels, _),) = proxy.examples(trainer.steps)
+    logits = trainer.step(inputs, partial(cross_entropy, target=labels))
+    if dynamics is not None:
+        dynamics.update(logits, labels, torch.arange(len(labels), device=labels.device))
+    return len(labels)
 
 
 def proxy_in_training(

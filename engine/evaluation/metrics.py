@@ -58,11 +58,6 @@ class Metric:
     """Is a mean over classes, and not one number of the whole set."""
     higher_is_better: bool = True
 
-    @property
-    def name(self) -> str:
-        """Stamp without its version."""
-        return self.stamp.partition("@")[0]
-
 
 def _coverage(short: str, name: str, axis: str) -> Metric:
     return Metric(

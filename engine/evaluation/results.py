@@ -201,10 +201,7 @@ class Results:
 def in_precision(stamp: str, key: str, precision: str) -> dict[str, str]:
     """Name a student's precision in the stamp of its protocol, ``hard@1+bfloat16+short``, and key.
 
-    Args:
-        stamp: Stamp of the protocol.
-        key: Digest of everything but the precision.
-        precision: What the student was trained in; float32, as published, is not mentioned.
+    The key is a digest of everything but the precision. Neither names float32, as published.
     """
     if precision != PUBLISHED_PRECISION:
         name, plus, changes = stamp.partition("+")

@@ -91,14 +91,9 @@ class Protocol(ABC):
         """Prepare uint8 images (b, 3, s, s) for an evaluation."""
         return normalised(images, IMAGENET_MEAN, IMAGENET_STD)
 
-    def shortened(self, *, epochs: int | None, size: int | None, evaluations: int | None) -> Self:
+    def shortened(self, **changes: int | None) -> Self:
         """Return the protocol with other epochs, size or evaluations, stamped if it differs."""
-        changed = replace(
-            self,
-            epochs=epochs or self.epochs,
-            size=size or self.size,
-            evaluations=evaluations or self.evaluations,
-        )
+        changed = replace(self, **{name: value for name, value in changes.items() if value})
         return self if changed == self else replace(changed, stamp=f"{self.stamp}+short")
 
     def evaluates_after(self, epoch: int) -> bool:

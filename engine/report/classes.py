@@ -150,13 +150,7 @@ def _add_coreset(
 def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) -> float:
     """Find where the misratio cuts a class, in easiness: between the last cut and the first kept.
 
-    Args:
-        easiness: Scores of the class, low = hard.
-        chosen: Images that the coreset takes; so many are never cut.
-        misratio: Share of the hardest images to cut.
-
-    Returns:
-        The cut; NaN if nothing is cut.
+    As many images as are chosen are never cut; NaN if nothing is cut.
     """
     ordered = np.sort(easiness)
     n_cut = min(n_hardest(len(ordered), misratio), len(ordered) - chosen)

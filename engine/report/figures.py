@@ -43,12 +43,10 @@ class Figure(NamedTuple):
 
 
 class Look(NamedTuple):
-    """Looks of marks, the same in every figure."""
+    """Colours by method and symbols by IPC, the same in every figure."""
 
     colours: Mapping[str, str]
-    """By method."""
     symbols: Mapping[int, str]
-    """By IPC."""
 
 
 def look_of(sets: Iterable[ReportedSet]) -> Look:
@@ -162,12 +160,7 @@ def cost_figures(
     """Draw accuracy against construction cost: a figure per data set, protocol and student.
 
     A point is a method at an IPC. Where several sets were pooled in one accuracy, their mean cost
-    counts.
-
-    Args:
-        compared: Accuracies.
-        seconds: Wall seconds that sets cost, by their digests.
-        look: Colours and symbols.
+    counts; ``seconds`` holds wall times by digest.
     """
     import plotly.graph_objects as go
 

@@ -1,8 +1,8 @@
 """Page of the report: gather, tabulate, draw, and fill the template."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from coreset.engine.artifacts.ledger import read_ledger, total_wall_seconds
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
@@ -27,9 +27,8 @@ from coreset.shards.errors import UsageError
 FOLDER = Path(__file__).parent
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """Finished files of a report."""
+class Rendered(NamedTuple):
+    """Finished report."""
 
     html: bytes
     tables: Mapping[str, bytes]
@@ -43,12 +42,6 @@ def render(
     results: Results, *, max_classes: int, images_per_row: int, data: Path | None
 ) -> Rendered:
     """Read the results and what lies behind them, and make the report.
-
-    Args:
-        results: Rows of trained students and measured sets.
-        max_classes: Classes shown in grids and histograms.
-        images_per_row: Images of each row of a grid.
-        data: Where the data set of the coresets lies now, if it was moved.
 
     Raises:
         UsageError: There are no rows.
@@ -103,7 +96,7 @@ def render(
     )
     files = {f"-{name}.csv": csv_bytes(records[name]) for name in records}
     files |= {f"-{name}.md": markdown_bytes(tables[name]) for name in tables}
-    return Rendered(html=page, tables=files, headline=headline(compared), notices=evidence.notices)
+    return Rendered(page, files, headline(compared), evidence.notices)
 
 
 def _page(**values: object) -> bytes:

@@ -114,11 +114,6 @@ class Comparison:
         return tuple((other, difference(self.best, other)) for other in self.ranking[1:])
 
     @property
-    def is_won(self) -> bool:
-        """Tell whether the best beats every other method."""
-        return all(lead.is_noise is False for _, lead in self.others)
-
-    @property
     def is_known(self) -> bool:
         """Tell whether every method has enough students to be compared."""
         return all(lead.interval for _, lead in self.others)
@@ -225,7 +220,11 @@ def headline(compared: Sequence[Comparison]) -> str:
         return f"{best.method} alone was trained: {plus_minus(best.best)} %"
     if len(compared) == 1:
         return _sentence(compared[0])
-    wins = Counter(contest.best.method for contest in contests if contest.is_won)
+    wins = Counter(
+        contest.best.method
+        for contest in contests
+        if all(lead.is_noise is False for _, lead in contest.others)
+    )
     n_few = sum(not contest.is_known for contest in contests)
     n_noise = len(contests) - wins.total() - n_few
     if not wins:

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +137,7 @@ class Measurement:
 
 def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Measurement]:
     """Join the metric rows of each set, validation set, backbone and metric version."""
-    short_names = {metric.name: short for short, metric in METRICS.items()}
+    short_names = {metric.stamp.partition("@")[0]: short for short, metric in METRICS.items()}
     found: dict[tuple[str, ...], Measurement] = {}
     for row in metrics:
         name, _, version = str(row["metric"]).partition("@")
@@ -167,8 +167,7 @@ def set_costs(results: Results, digests: Iterable[str]) -> dict[str, list[StageC
     }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundSet:
+class FoundSet(NamedTuple):
     """A reported set that is still where it was, with its images."""
 
     reported: ReportedSet
@@ -221,10 +220,8 @@ def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:
     """Open every reported set and the scores behind it.
 
-    Args:
-        results: The results directory; the sets' paths are relative to it.
-        sets: What the rows speak of.
-        data: Where the data set of the coresets lies now, if it was moved.
+    The sets' paths are relative to ``results``. If the data set of the coresets was moved, it lies
+    at ``data`` now.
     """
     found: list[FoundSet] = []
     scores: dict[tuple[str, str], FoundScores] = {}
@@ -233,7 +230,7 @@ def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evi
         part = "images"
         try:
             condensed = _opened(results, one, data)
-            found.append(FoundSet(reported=one, condensed=condensed))
+            found.append(FoundSet(one, condensed))
             part = "scores"
             _add_scores_behind(condensed, scores)
         except UNREADABLE as error:

@@ -95,7 +95,10 @@ def metric_table(measured: Sequence[Measurement]) -> Table:
     rows = (
         (
             *(one.measured.data, one.measured.name, one.val, one.backbone),
-            *(_decimals(one.values[short]) for short in METRICS),
+            *(
+                NOTHING if _is_nan(one.values[short]) else f"{one.values[short]:.4f}"
+                for short in METRICS
+            ),
         )
         for one in measured
     )
@@ -107,10 +110,6 @@ def _metric_title(short: str) -> str:
     notes = [] if METRICS[short].by_class else ["whole set"]
     notes += [] if METRICS[short].higher_is_better else ["low is good"]
     return f"{short.upper()} ({', '.join(notes)})" if notes else short.upper()
-
-
-def _decimals(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{value:.4f}"
 
 
 def cost_table(costs: Mapping[str, Sequence[StageCost]], sets: Mapping[str, ReportedSet]) -> Table:

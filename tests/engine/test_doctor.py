@@ -51,7 +51,7 @@ def machine(monkeypatch):
         for name, value in values.items():
             monkeypatch.setattr(coreset.engine.doctor.machine, name, value)
 
-    change(PACKAGES={"numpy": "numpy", "PIL": "pillow"})
+    change(PACKAGES=("numpy", "PIL"))
     return change
 
 
@@ -86,10 +86,10 @@ def test_too_little_of_something_is_told_with_a_remedy(check, enough, too_little
 
 
 def test_a_package_that_does_not_import_is_a_failure(tmp_path, machine):
-    machine(PACKAGES={"numpy": "numpy", "no_such_module": "no-such-package"})
+    machine(PACKAGES=("numpy", "no_such_module"))
     python, numpy, missing = check_packages(tmp_path)
     assert (python.name, python.verdict, numpy.verdict) == ("python", Verdict.OK, Verdict.OK)
-    assert (missing.name, missing.verdict) == ("no-such-package", Verdict.FAIL)
+    assert (missing.name, missing.verdict) == ("no_such_module", Verdict.FAIL)
     assert "No module named 'no_such_module'" in missing.value
 
 

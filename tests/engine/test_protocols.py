@@ -28,7 +28,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 SIZE = 33
-EPOCHS = 8
 
 
 def stripes(per_class, seed, size=SIZE):
@@ -180,40 +179,18 @@ def test_an_epoch_is_that_of_a_plain_loop():
         assert (one - other).norm() <= 0.01 * (one - at_start).norm()
 
 
-@pytest.fixture(scope="module")
-def student():
-    """One student on two kinds of stripes, and what it reported on the way."""
-    told = []
-    result = train_student(
-        stripes(8, seed=0),
-        stripes(20, seed=1),
-        short(EPOCHS, evaluations=4),
-        "resnet18",
-        seed=2,
-        device=CPU,
-        on_epoch=lambda epoch, best: told.append((epoch, best)),
-    )
-    return result, told
-
-
-def test_a_student_tells_every_epoch_and_the_best_so_far(student):
-    result, told = student
-    assert [epoch for epoch, _ in told] == list(range(1, EPOCHS + 1))
-    best = [value for _, value in told]
-    assert best == sorted(best)
-    assert best[: EPOCHS // 4 - 1] == [0.0] * (EPOCHS // 4 - 1), "not evaluated before"
-    assert best[-1] == result.top1_best >= result.top1_last
-    assert result.top5_last == 100, "of two classes, all are among the first five"
-    assert result.steps == EPOCHS
-    assert result.evaluation_seconds > 0 < result.train_seconds
-
-
-def test_the_best_accuracy_is_kept_when_it_falls(monkeypatch):
+def test_a_student_tells_every_epoch_and_keeps_the_best_accuracy_when_it_falls(monkeypatch):
     measured = iter([Accuracy(50, 100), Accuracy(80, 90), Accuracy(20, 70)])
     monkeypatch.setattr("coreset.engine.evaluation.students.evaluate", lambda *_: next(measured))
-    images = stripes(1, seed=0)
-    result = train_student(images, images, short(3), "resnet18", seed=2, device=CPU)
+    images, told = stripes(1, seed=0), []
+    result = train_student(
+        images, images, short(6, evaluations=3), "resnet18", seed=2, device=CPU,
+        on_epoch=lambda *epoch_and_best: told.append(epoch_and_best),
+    )  # fmt: skip
+    assert told == [(1, 0), (2, 50), (3, 50), (4, 80), (5, 80), (6, 80)]
     assert (result.top1_best, result.top1_last, result.top5_last) == (80, 20, 70)
+    assert result.steps == 6
+    assert 0 < result.evaluation_seconds < result.train_seconds
 
 
 def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student(monkeypatch):
@@ -233,11 +210,8 @@ def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student(monkey
 
 
 def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():
-    # With no training at all worth the name, the last accuracy is that of the start weights.
-    val = stripes(30, seed=1)
-    protocol = replace(short(1), n_classes=2)
+    train, val, protocol = stripes(2, seed=0), stripes(30, seed=1), short(1)
     network = build_network("resnet18", 2, norm="instance", seed=3)
-    train = stripes(2, seed=0)
     trainer = trainer_of(network, protocol)
     train_epoch(trainer, train, protocol, torch.contiguous_format, seed=3, epoch=0)
     batch = (
