@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from coreset.engine.artifacts.ledger import (
@@ -40,13 +40,13 @@ class Table:
     def __init__(
         self,
         caption: str,
-        header: Sequence[str],
+        header: Iterable[str],
         numbers: Collection[str],
         rows: Iterable[Iterable[str | Cell]],
     ) -> None:
         """Make the cells that are plain text; ``numbers`` names the columns of numbers."""
-        self.caption, self.header = caption, header
-        self.numeric = [name in numbers for name in header]
+        self.caption, self.header = caption, list(header)
+        self.numeric = [name in numbers for name in self.header]
         self.rows = [
             [Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows
         ]
@@ -203,24 +203,18 @@ def _set_columns(one: ReportedSet) -> dict[str, Any]:
 def set_table(rows: Sequence[Row], sets: Iterable[ReportedSet]) -> Table:
     """Describe the condensed sets that the rows of students and metrics speak of."""
     stored = {row["set_digest"]: row["image_bytes"] for row in rows if "image_bytes" in row}
-    return Table(
-        "Condensed sets",
-        ("data", "set", "kind", "seed", "parameters", "images stored in", "digest", "place"),
-        ("seed", "images stored in"),
-        (
-            (
-                one.data,
-                one.name,
-                one.kind,
-                str(one.seed),
-                _pairs(one.parameters),
-                readable_bytes(stored.get(one.digest)),
-                one.digest[:16],
-                one.path,
-            )
-            for one in sets
-        ),
-    )
+    columns: dict[str, Callable[[ReportedSet], str]] = {
+        "data": lambda one: one.data,
+        "set": lambda one: one.name,
+        "kind": lambda one: one.kind,
+        "seed": lambda one: str(one.seed),
+        "parameters": lambda one: _pairs(one.parameters),
+        "images stored in": lambda one: readable_bytes(stored.get(one.digest)),
+        "digest": lambda one: one.digest[:16],
+        "place": lambda one: one.path,
+    }
+    cells = ([cell(one) for cell in columns.values()] for one in sets)
+    return Table("Condensed sets", columns, ("seed", "images stored in"), cells)
 
 
 def runtime_table(rows: Sequence[Row]) -> Table:
@@ -247,28 +241,21 @@ def _pairs(values: Mapping[str, object]) -> str:
 
 def ledger_table(lines: Iterable[Line]) -> Table:
     """Lay out the ledger of RESULTS."""
-    fields = ("started", "stage", "wall_seconds", "images", "images_per_second", "peak_rss_bytes",
-              "device", "cores", "host")  # fmt: skip
-    numbers = ("wall time", "image passes", "images/s", "peak memory")
-    return Table(
-        "Ledger of these results: training and measuring",
-        ("started (UTC)", "stage", *numbers, "device", "cores", "host"),
-        (*numbers, "cores"),
-        (
-            (
-                line["started"][:19].replace("T", " "),
-                line["stage"],
-                readable_seconds(line["wall_seconds"]),
-                f"{line['images']:,}",
-                f"{line['images_per_second']:,.1f}",
-                readable_bytes(line["peak_rss_bytes"]),
-                line["device"],
-                str(line["cores"]),
-                line["host"],
-            )
-            for line in lines_with(lines, *fields)
-        ),
-    )
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "started (UTC)": ("started", lambda text: text[:19].replace("T", " ")),
+        "stage": ("stage", str),
+        "wall time": ("wall_seconds", readable_seconds),
+        "image passes": ("images", "{:,}".format),
+        "images/s": ("images_per_second", "{:,.1f}".format),
+        "peak memory": ("peak_rss_bytes", readable_bytes),
+        "device": ("device", str),
+        "cores": ("cores", str),
+        "host": ("host", str),
+    }
+    numbers = ("wall time", "image passes", "images/s", "peak memory", "cores")
+    shown = lines_with(lines, *(field for field, _ in columns.values()))
+    cells = ([cell(line[field]) for field, cell in columns.values()] for line in shown)
+    return Table("Ledger of these results: training and measuring", columns, numbers, cells)
 
 
 def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
