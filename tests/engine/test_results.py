@@ -1,7 +1,6 @@
 """Results folders: one row per key whoever appends, and a CSV that says the same."""
 
 import csv
-import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 
@@ -18,20 +17,12 @@ from coreset.engine.evaluation.results import (
     STUDENTS_SCHEMA,
     Results,
 )
-from coreset.engine.stages.selection import Select
 from coreset.shards.errors import StoreError
-from coreset.shards.format.dataset import Dataset
 
 
 @pytest.fixture
 def results(tmp_path):
     return Results(tmp_path / "RESULTS")
-
-
-@pytest.fixture
-def condensed(packed, tmp_path):
-    Select(source=packed, condensed=tmp_path / "SET", ipc=2, seed=3).run()
-    return open_set(tmp_path / "SET")
 
 
 def student(key, **values):
@@ -201,34 +192,8 @@ def test_threads_that_append_at_once_keep_every_row(results):
     assert len(read_ledger(results.path)) == 16
 
 
-def test_the_lineage_of_one_set_can_be_recorded_by_many_at_once(results, condensed):
+def test_the_lineage_of_one_set_can_be_recorded_by_many_at_once(results, random_set):
+    condensed = open_set(random_set)
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: results.record_lineage(condensed), range(24)))
     assert results.lineage(condensed.provenance.digest) is not None
-
-
-def test_the_lineage_outlives_the_set(results, condensed):
-    ledger = read_ledger(condensed.path)
-    results.record_lineage(condensed)
-    kept = results.lineage(condensed.provenance.digest)
-    assert kept == {
-        "provenance": json.loads(json.dumps(condensed.provenance.document())),
-        "ledger": ledger,
-    }
-    assert [line["stage"] for line in ledger] == ["pack", "select"]
-    assert results.lineage("f" * 64) is None
-
-
-def test_rows_say_which_set_and_which_validation_images(results, condensed, packed):
-    val = Dataset.open(packed)
-    columns = results.input_columns(condensed, val)
-    results.append(STUDENTS, [student("a") | columns], [])
-    results.append(METRICS, [{"key": "m"} | columns], [])
-    for table in (STUDENTS, METRICS):
-        row = results.rows(table)[0]
-        assert (row["method"], row["ipc"], row["set_kind"]) == ("random", 2, "coreset")
-        assert (row["set_seed"], row["set_digest"]) == (3, condensed.provenance.digest)
-        assert (results.path / row["set_path"]).resolve() == condensed.path.resolve()
-        assert (results.path / row["val_path"]).resolve() == packed.resolve()
-        assert (row["n_val"], row["val_identity"]) == (60, val.manifest.identity)
-        assert json.loads(row["parameters"]) == dict(condensed.info.parameters)

@@ -58,6 +58,9 @@ def test_rows_and_ledger_tell_what_was_trained(trained, random_set, packed, val)
         assert row["set_digest"] == Provenance.read(random_set).digest
         assert (trained / row["set_path"]).resolve() == random_set.resolve()
         assert (row["val_identity"], row["n_val"]) == (Manifest.read(val).identity, 18)
+        assert (trained / row["val_path"]).resolve() == val.resolve()
+        assert (row["set_kind"], row["set_seed"]) == ("coreset", 0)
+        assert json.loads(row["parameters"]) == {"ipc": 2}
         assert (row["protocol"], row["student"]) == ("hard@1+short", "resnet18")
         assert (row["epochs"], row["evaluations"], row["size"]) == (2, 2, 33)
         assert (row["batch"], row["steps"]) == (64, 2)  # six images: one step per epoch
@@ -104,48 +107,34 @@ def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
     assert [row["epochs"] for row in students(results)] == [2, 2, 2, 1]
 
 
-def test_another_precision_is_another_student(trained, inputs, tmp_path, done, monkeypatch):
+def test_another_precision_is_another_student_also_in_rows_of_before_stamps_named_it(
+    trained, inputs, tmp_path, done, monkeypatch
+):
     results = shutil.copytree(trained, tmp_path / "RESULTS")
     command = ("train", *inputs, results, *TINY, "--repeats", 1)
     monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
     told, _ = done(*command)
     assert told.startswith("random at IPC 2, resnet18, hard@1+bfloat16+short: top-1 ")
     assert "(1 students, 1 of them new)" in told
-    assert "(1 students, 0 of them new)" in done(*command)[0]
     *before, new = students(results)
     assert before == students(trained)
     assert json.loads(new["runtime"])["precision"] == "bfloat16"
     assert (new["seed"], new["protocol"]) == (before[0]["seed"], "hard@1+bfloat16+short")
     assert new["key"] not in {row["key"] for row in before}
+    Results(tmp_path / "OLD").append(STUDENTS, [before[0] | {"runtime": new["runtime"]}], [])
+    assert [row["key"] for row in students(tmp_path / "OLD")] == [new["key"]]
+    again = ("train", *inputs, tmp_path / "OLD", *TINY, "--repeats", 1)
+    assert "(1 students, 0 of them new)" in done(*again)[0]
 
 
-def test_a_student_of_before_stamps_named_the_precision_is_found_in_its_own(
-    trained, inputs, tmp_path, done, monkeypatch
-):
-    random_set, val = inputs
-    manifest = Manifest.read(val)
+def test_a_key_is_the_digest_of_everything_that_went_in(trained, inputs):
+    condensed, val = inputs[0], Manifest.read(inputs[1])
     protocol = HardLabels.published(3, 2).shortened(epochs=2, size=33, evaluations=2)
-    key = digest_of(  # as it was then
-        {
-            "set": Provenance.read(random_set).digest,
-            "val": [manifest.identity, manifest.content],
-            "protocol": asdict(protocol),
-            "student": "resnet18",
-            "seed": 0,
-        }
-    )
-    runtime = json.dumps({"precision": "bfloat16", "threads": 1})
-    row = students(trained)[0]
-    assert (row["key"], row["protocol"]) == (key, "hard@1+short")  # float32 is what it was
-    results = tmp_path / "RESULTS"
-    Results(results).append(STUDENTS, [row | {"runtime": runtime}], [])
-    command = ("train", *inputs, results, *TINY, "--repeats", 1)
-    assert "1 of them new" in done(*command)[0]
-    monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
-    assert "0 of them new" in done(*command)[0]
-    assert [one["protocol"] for one in students(results)] == [
-        "hard@1+bfloat16+short", "hard@1+short",
-    ]  # fmt: skip
+    parts = {
+        "set": Provenance.read(condensed).digest, "val": [val.identity, val.content],
+        "protocol": asdict(protocol), "student": "resnet18", "seed": 0,
+    }  # fmt: skip
+    assert students(trained)[0]["key"] == digest_of(parts)
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.
