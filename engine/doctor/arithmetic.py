@@ -145,7 +145,7 @@ class HostReads(TorchDispatchMode):
 
 def _has_mask(args: Sequence[Any]) -> bool:
     """Test whether an index is a boolean mask, whose number of true values decides a size."""
-    return any(one is not None and one.dtype in {torch.bool, torch.uint8} for one in args[1])
+    return any(index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1])
 
 
 def _lies_on(value: object, device: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.runtime.limits import available_memory_bytes, memory_limit_bytes, quota_cores
@@ -24,9 +24,8 @@ from coreset.engine.runtime.text import readable_bytes
 from coreset.shards.errors import InterruptedRunError
 from coreset.shards.format.files import rename_directory, write_atomically
 
-GIB = 2**30
-NEEDED_MEMORY_BYTES = 2 * GIB
-NEEDED_DISK_BYTES = 10 * GIB
+NEEDED_MEMORY_BYTES = 2 * 2**30
+NEEDED_DISK_BYTES = 10 * 2**30
 """The environment alone takes 8.5 GB."""
 NEEDED_OPEN_FILES = 1024
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
@@ -66,9 +65,6 @@ class Check:
     """Remedy of a verdict that is not ok."""
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The value for machines: plain numbers in the unit that the name says."""
-
-
-CheckFunction: TypeAlias = Callable[[Path], Iterator[Check]]
 
 
 def failure(name: str, error: Exception, remedy: str = "repair what the error names") -> Check:
@@ -258,7 +254,7 @@ def check_choices(_path: Path) -> Iterator[Check]:
     yield Check("precision", "bfloat16" if has_fast_bfloat16(device) else slow)
 
 
-CHECKS: tuple[CheckFunction, ...] = (
+CHECKS: tuple[Callable[[Path], Iterator[Check]], ...] = (
     check_cores,
     check_memory,
     check_disk,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -36,11 +35,8 @@ from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
 from coreset.shards.errors import DataError
 
-ProofFunction: TypeAlias = Callable[[Context], Iterator[Check]]
-
 PHOTOS = Geometry(SIZE, 256)
 """Short side to 256, central 224: ImageNet's validation transform."""
-SMALL = Geometry(64)
 ODD_BATCH = 37
 """Divides hardly any number of samples, so that last batches are short."""
 IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
@@ -100,7 +96,7 @@ def normalised_batches(context: Context, decoder: DecoderName) -> Iterator[Check
 
 def exactly_once(context: Context) -> Iterator[Check]:
     """Visit the samples in shuffled epochs of 1, 2 and 3 ranks, and count them."""
-    with context.source(SMALL) as source:
+    with context.source(Geometry(64)) as source:
         for world in (1, 2, 3):
             batches = [
                 batch
@@ -189,7 +185,7 @@ def _differing_images(found: Batch, expected: Batch) -> int:
 
 
 def _nearly_equal(found: Batch, expected: Batch) -> bool:
-    """Ids and labels equal, pixels no farther apart than `fast` may be from the reference."""
+    """Test ids and labels, and that pixels are as near as `fast` must be to the reference."""
     images = (each.images.permute(0, 2, 3, 1).cpu().numpy() for each in (found, expected))
     tolerance = TOLERANCES[DecoderName.FAST]
     near = not tolerance.exceeded_by(tolerance.difference(*images))
@@ -213,7 +209,7 @@ def similarity(_context: Context) -> Iterator[Check]:
     yield Check("FAISS", "skipped: similarity is searched on the CPU, whatever the device")
 
 
-PROOFS: dict[str, ProofFunction] = {
+PROOFS: dict[str, Callable[[Context], Iterator[Check]]] = {
     **{
         f"{what} of {decoder}": partial(proof, decoder=decoder)
         for decoder in (DecoderName.DALI, DecoderName.TURBO)

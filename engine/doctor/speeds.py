@@ -89,13 +89,13 @@ class Context:
     def source(
         self, geometry: Geometry, ids: NDArray[np.int64] | None = None, decoder: str = "auto"
     ) -> ImageStream:
-        """Samples (all of ``ids`` by default) decoded for the device as stages decode them."""
+        """Decode samples (all of ``ids`` by default) for the device as stages decode them."""
         chosen = self.ids if ids is None else ids
         device = str(self.device)
         return ImageStream(self.dataset, geometry, decoder=decoder, device=device, ids=chosen)
 
     def pixels(self, geometry: Geometry) -> DecodedImages:
-        """One batch of decoded images that lies on the device."""
+        """Decode one batch of images onto the device."""
         with self.source(geometry, self.ids[: self.batch]) as source:
             return load_into_memory(source)
 

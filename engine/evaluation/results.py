@@ -137,7 +137,7 @@ class Results:
         return rows
 
     def keys(self, table: str) -> set[str]:
-        """Keys of the rows that are there."""
+        """Return the keys of the rows that are there."""
         return {row["key"] for row in self.rows(table)}
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
@@ -166,7 +166,7 @@ class Results:
             write_atomically(path, json_bytes(document))
 
     def lineage(self, set_digest: str) -> dict[str, Any] | None:
-        """Provenance and ledger of a set as recorded, or None.
+        """Return provenance and ledger of a set as recorded, or None.
 
         Raises:
             StoreError: The record is damaged.

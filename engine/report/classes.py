@@ -203,7 +203,7 @@ def data_grids(evidence: Evidence, *, max_classes: int, images_per_row: int) -> 
     for found in evidence.sets:  # sorted by IPC and seed within a method
         identity = found.condensed.info.source_identity
         by_identity[identity].setdefault(found.reported.method, found)
-    scores = {one.dataset.manifest.identity: one for one in reversed(evidence.scores)}
+    scores = {found.dataset.manifest.identity: found for found in reversed(evidence.scores)}
     for identity, of_method in by_identity.items():
         sets, behind = list(of_method.values()), scores.get(identity)
         classes = sets[0].condensed.dataset.classes

@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from itertools import cycle, groupby
+from operator import attrgetter
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -51,7 +52,7 @@ class Look(NamedTuple):
 
 def look_of(sets: Iterable[ReportedSet]) -> Look:
     """Choose the look of sets; the baseline is grey."""
-    methods, ipcs = map(set, zip(*((one.method, one.ipc) for one in sets), strict=True))
+    methods, ipcs = map(set, zip(*((entry.method, entry.ipc) for entry in sets), strict=True))
     colours = dict(zip(sorted(methods - {BASELINE}), cycle(COLOURS), strict=False))
     symbols = dict(zip(sorted(ipcs), cycle(SYMBOLS), strict=False))
     return Look(colours | {BASELINE: BASELINE_COLOUR}, symbols)
@@ -128,20 +129,21 @@ def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Fi
     from plotly.subplots import make_subplots
 
     groups: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
-    for one in measured:
-        groups[one.measured.data, one.val, one.backbone, one.weights, one.version].append(one)
+    key = attrgetter("measured.data", "val", "backbone", "weights", "version")
+    for entry in measured:
+        groups[key(entry)].append(entry)
     for (data, val, backbone, *_), group in groups.items():
         figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
         for column, (across, up) in enumerate(PAIRS, start=1):
-            for one in group:
-                method, ipc = one.measured.method, one.measured.ipc
-                at = (one.values[across], one.values[up])
+            for entry in group:
+                method, ipc = entry.measured.method, entry.measured.ipc
+                at = (entry.values[across], entry.values[up])
                 _add_mark(figure, method, ipc, at, look, row=1, col=column)
-            span = span_of([one.values[across] for one in group], 0.07, 0.4)
+            span = span_of([entry.values[across] for entry in group], 0.07, 0.4)
             title = f"{METRICS[across].axis} (cosine)"
             figure.update_xaxes(range=span, title_text=title, row=1, col=column)
             figure.update_yaxes(title_text=METRICS[up].axis, row=1, col=column)
-        missing = sum(math.isnan(one.values["d1"]) for one in group)
+        missing = sum(math.isnan(entry.values["d1"]) for entry in group)
         note = f" {missing} sets of one image per class have no diversity and no mark."
         yield finished(
             figure,
@@ -193,7 +195,7 @@ def cost_figures(
 
 
 def _error_bar(accuracy: Accuracy, **look: float) -> dict[str, Any] | None:
-    """Bar of one standard deviation; None for a single student."""
+    """Make a bar of one standard deviation; None for a single student."""
     return {"array": [sample_std(accuracy.best)], **look} if accuracy.n > 1 else None
 
 
@@ -217,7 +219,7 @@ def _add_mark(
 
 
 def span_of(values: Iterable[float], before: float, after: float) -> list[float] | None:
-    """Range of an axis with room on both sides, in shares of its width; None for no number."""
+    """Give an axis room on both sides, in shares of its width; None for no number."""
     numbers = [value for value in values if not math.isnan(value)]
     if not numbers:
         return None
@@ -227,7 +229,7 @@ def span_of(values: Iterable[float], before: float, after: float) -> list[float]
 
 
 def _log_ticks(exponents: Sequence[float]) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of every decade, or at 1 alone if there are many decades."""
+    """Set ticks at 1, 2 and 5 of every decade, or at 1 alone if there are many decades."""
     first, last = math.floor(min(exponents)) - 1, math.ceil(max(exponents)) + 2
     steps = (1, 2, 5) if last - first < 7 else (1,)
     values = [step * 10.0**decade for decade in range(first, last) for step in steps]

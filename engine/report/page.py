@@ -86,7 +86,7 @@ def render(
         accuracy_figures=accuracy_figures(compared, look),
         coverage_figures=coverage_figures(measured, look),
         cost_figures=cost_figures(compared, seconds, look),
-        uncosted=[f"{one.data}, {one.name}" for one in sets.values() if one.digest not in costs],
+        uncosted=[entry for digest, entry in sets.items() if digest not in costs],
         score_figures=[
             score_figure(scores, evidence, look, max_classes=max_classes)
             for scores in evidence.scores

@@ -207,7 +207,7 @@ class Verdict(NamedTuple):
 
 def verdicts(compared: Sequence[Comparison]) -> list[Verdict]:
     """Say of each comparison which method is best, in words that follow the intervals."""
-    return [Verdict(one.setting.name, _sentence(one), _caveat(one)) for one in compared]
+    return [Verdict(each.setting.name, _sentence(each), _caveat(each)) for each in compared]
 
 
 def headline(compared: Sequence[Comparison]) -> str:
@@ -256,7 +256,7 @@ def _sentence(comparison: Comparison) -> str:
 
 
 def _caveat(comparison: Comparison) -> str:
-    few = [f"{one.method} {one.n}" for one in comparison.ranking if one.n < LEAST_STUDENTS]
+    few = [f"{each.method} {each.n}" for each in comparison.ranking if each.n < LEAST_STUDENTS]
     caveats = [f"students: {', '.join(few)}; {LEAST_STUDENTS} are needed to compare"] if few else []
     caveats += ["a shortened protocol"] if comparison.setting.short else []
     return "; ".join(caveats)

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,8 +55,9 @@ def catalogue(rows: Iterable[Row]) -> dict[str, ReportedSet]:
     """Collect the sets of all rows by digest: by data, method (baseline first), IPC and seed."""
     described = list({row["set_digest"]: _described(row) for row in rows}.values())
     sets = _seeds_told_apart(_inputs_told_apart(_parameters_told_apart(described)))
-    sets.sort(key=lambda one: (one.data, *method_order(one.method), one.ipc, one.seed, one.digest))
-    return {one.digest: one for one in sets}
+    order = attrgetter("ipc", "seed", "digest")
+    sets.sort(key=lambda entry: (entry.data, *method_order(entry.method), *order(entry)))
+    return {entry.digest: entry for entry in sets}
 
 
 def method_order(method: str) -> tuple[bool, str]:
@@ -84,42 +86,42 @@ def _parameters_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
         differing = {
             name
             for group in _groups(namesakes, "ipc")
-            for name in {name for one in group for name in one.parameters}
-            if len({str(one.parameters.get(name)) for one in group}) > 1
+            for name in {name for entry in group for name in entry.parameters}
+            if len({str(entry.parameters.get(name)) for entry in group}) > 1
         }
-        for one in namesakes:
-            values = (f"{name} {one.parameters.get(name, '-')}" for name in sorted(differing))
-            renamed.append(_renamed(one, *values))
+        for entry in namesakes:
+            values = (f"{name} {entry.parameters.get(name, '-')}" for name in sorted(differing))
+            renamed.append(_renamed(entry, *values))
     return renamed
 
 
 def _inputs_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
     """Name sets of the same parameters and seed by their digests: their inputs differ."""
     return [
-        _renamed(one, f"set {one.digest[:8]}") if len(group) > 1 else one
+        _renamed(entry, f"set {entry.digest[:8]}") if len(group) > 1 else entry
         for group in _groups(sets, "data", "method", "ipc", "seed")
-        for one in group
+        for entry in group
     ]
 
 
 def _seeds_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
     return [
-        replace(one, name=f"{one.name}, seed {one.seed}") if len(group) > 1 else one
+        replace(entry, name=f"{entry.name}, seed {entry.seed}") if len(group) > 1 else entry
         for group in _groups(sets, "data", "method", "ipc")
-        for one in group
+        for entry in group
     ]
 
 
 def _groups(sets: Sequence[ReportedSet], *fields: str) -> Iterable[list[ReportedSet]]:
     groups: dict[tuple[Any, ...], list[ReportedSet]] = defaultdict(list)
-    for one in sets:
-        groups[tuple(getattr(one, field) for field in fields)].append(one)
+    for entry in sets:
+        groups[tuple(getattr(entry, field) for field in fields)].append(entry)
     return groups.values()
 
 
-def _renamed(one: ReportedSet, *additions: str) -> ReportedSet:
-    method = f"{one.method} ({', '.join(additions)})" if additions else one.method
-    return replace(one, method=method, name=f"{method}, IPC {one.ipc}")
+def _renamed(entry: ReportedSet, *additions: str) -> ReportedSet:
+    method = f"{entry.method} ({', '.join(additions)})" if additions else entry.method
+    return replace(entry, method=method, name=f"{method}, IPC {entry.ipc}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,14 +202,14 @@ class Evidence:
     notices: tuple[str, ...]
 
     def coresets_of(self, scores: FoundScores) -> list[FoundSet]:
-        """Coresets of the scored data, those chosen by this very score first."""
+        """List the coresets of the scored data, those chosen by this very score first."""
         found = [
-            one
-            for one in self.sets
-            if one.condensed.info.kind == "coreset"
-            and one.condensed.info.source_identity == scores.dataset.manifest.identity
+            entry
+            for entry in self.sets
+            if entry.condensed.info.kind == "coreset"
+            and entry.condensed.info.source_identity == scores.dataset.manifest.identity
         ]
-        return sorted(found, key=lambda one: not was_chosen_by(one, scores))
+        return sorted(found, key=lambda entry: not was_chosen_by(entry, scores))
 
 
 def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
@@ -226,15 +228,15 @@ def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evi
     found: list[FoundSet] = []
     scores: dict[tuple[str, str], FoundScores] = {}
     notices: list[str] = []
-    for one in sets:
+    for entry in sets:
         part = "images"
         try:
-            condensed = _opened(results, one, data)
-            found.append(FoundSet(one, condensed))
+            condensed = _opened(results, entry, data)
+            found.append(FoundSet(entry, condensed))
             part = "scores"
             _add_scores_behind(condensed, scores)
         except UNREADABLE as error:
-            notices.append(f"{one.data}, {one.name}: its {part} are left out, for {error}")
+            notices.append(f"{entry.data}, {entry.name}: its {part} are left out, for {error}")
     return Evidence(sets=tuple(found), scores=tuple(scores.values()), notices=tuple(notices))
 
 

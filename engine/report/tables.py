@@ -4,6 +4,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from coreset.engine.artifacts.ledger import (
@@ -53,7 +54,7 @@ class Table:
 
 
 def accuracy_table(compared: Sequence[Comparison]) -> Table:
-    """Settings down, methods across; mean and spread of best and last top-1."""
+    """Lay out settings down and methods across; mean and spread of best and last top-1."""
     methods = sorted(
         {accuracy.method for each in compared for accuracy in each.ranking}, key=method_order
     )
@@ -90,17 +91,18 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str |
 
 
 def metric_table(measured: Sequence[Measurement]) -> Table:
-    """Measured sets down, metrics across."""
+    """Lay out measured sets down and metrics across."""
     titles = [_metric_title(short) for short in METRICS]
+    described = attrgetter("measured.data", "measured.name", "val", "backbone")
     rows = (
         (
-            *(one.measured.data, one.measured.name, one.val, one.backbone),
+            *described(entry),
             *(
-                NOTHING if _is_nan(one.values[short]) else f"{one.values[short]:.4f}"
+                NOTHING if _is_nan(entry.values[short]) else f"{entry.values[short]:.4f}"
                 for short in METRICS
             ),
         )
-        for one in measured
+        for entry in measured
     )
     caption = "Representativeness and diversity, mean over classes; higher is better"
     return Table(caption, ("data", "set", "validation", "backbone", *titles), titles, rows)
@@ -113,7 +115,7 @@ def _metric_title(short: str) -> str:
 
 
 def cost_table(costs: Mapping[str, Sequence[StageCost]], sets: Mapping[str, ReportedSet]) -> Table:
-    """Stages of each set down, followed by their sum."""
+    """Lay out the stages of each set, followed by their sum."""
     numbers = ("runs", "wall time", "CPU time", "image passes", "images/s", "peak memory")
     return Table(
         "Construction cost by stage, the inputs of a set included",
@@ -156,14 +158,14 @@ def metric_records(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
     """Make one flat record per set, validation set and backbone, for the CSV file."""
     return [
         {
-            **_set_columns(one.measured),
-            "val": one.val,
-            "backbone": one.backbone,
-            "weights": one.weights,
-            "version": one.version,
-            **{short: one.values[short] for short in METRICS},
+            **_set_columns(entry.measured),
+            "val": entry.val,
+            "backbone": entry.backbone,
+            "weights": entry.weights,
+            "version": entry.version,
+            **{short: entry.values[short] for short in METRICS},
         }
-        for one in measured
+        for entry in measured
     ]
 
 
@@ -190,13 +192,13 @@ def cost_records(
     ]
 
 
-def _set_columns(one: ReportedSet) -> dict[str, Any]:
+def _set_columns(entry: ReportedSet) -> dict[str, Any]:
     return {
-        "data": one.data,
-        "method": one.method,
-        "ipc": one.ipc,
-        "set_seed": one.seed,
-        "set_digest": one.digest,
+        "data": entry.data,
+        "method": entry.method,
+        "ipc": entry.ipc,
+        "set_seed": entry.seed,
+        "set_digest": entry.digest,
     }
 
 
@@ -204,16 +206,16 @@ def set_table(rows: Sequence[Row], sets: Iterable[ReportedSet]) -> Table:
     """Describe the condensed sets that the rows of students and metrics speak of."""
     stored = {row["set_digest"]: row["image_bytes"] for row in rows if "image_bytes" in row}
     columns: dict[str, Callable[[ReportedSet], str]] = {
-        "data": lambda one: one.data,
-        "set": lambda one: one.name,
-        "kind": lambda one: one.kind,
-        "seed": lambda one: str(one.seed),
-        "parameters": lambda one: _pairs(one.parameters),
-        "images stored in": lambda one: readable_bytes(stored.get(one.digest)),
-        "digest": lambda one: one.digest[:16],
-        "place": lambda one: one.path,
+        "data": lambda entry: entry.data,
+        "set": lambda entry: entry.name,
+        "kind": lambda entry: entry.kind,
+        "seed": lambda entry: str(entry.seed),
+        "parameters": lambda entry: _pairs(entry.parameters),
+        "images stored in": lambda entry: readable_bytes(stored.get(entry.digest)),
+        "digest": lambda entry: entry.digest[:16],
+        "place": lambda entry: entry.path,
     }
-    cells = ([cell(one) for cell in columns.values()] for one in sets)
+    cells = ([cell(entry) for cell in columns.values()] for entry in sets)
     return Table("Condensed sets", columns, ("seed", "images stored in"), cells)
 
 
@@ -262,7 +264,7 @@ def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Encode records of equal fields as CSV with a header; NaN leaves a cell empty."""
     if not records:
         return b""
-    rows = (["" if _is_nan(value) else value for value in one.values()] for one in records)
+    rows = (["" if _is_nan(value) else value for value in record.values()] for record in records)
     return csv_table(list(records[0]), rows)
 
 

@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
@@ -172,15 +173,13 @@ class Train:
     def _outcome(
         self, results: Results, students: dict[int, dict[str, str]], n_new: int, note: str
     ) -> Result:
-        import numpy as np
-
         from coreset.engine.report.results import plus_minus
 
         keys = {named["key"] for named in students.values()}
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
         best, stamp = [row["top1_best"] for row in rows], students[self.seed]["protocol"]
         what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {stamp}"
-        last = np.mean([row["top1_last"] for row in rows])
+        last = fmean(row["top1_last"] for row in rows)
         accuracy = f"top-1 {plus_minus(best, '+-')} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
         return Result(
