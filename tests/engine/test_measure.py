@@ -6,7 +6,6 @@ import shutil
 
 import numpy as np
 import pytest
-from huggingface_hub import constants
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
@@ -15,7 +14,7 @@ from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.metrics import Metric
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.models.backbones import weights_key
-from coreset.engine.models.features import FeatureSpec, cache_directory, features_for
+from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.shards.format.dataset import Dataset
 
 BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)
@@ -91,18 +90,6 @@ def test_the_rows_and_the_ledger_tell_what_was_measured(measured, ccs_set):
     assert recorded["ledger"] == read_ledger(ccs_set)
 
 
-def test_features_are_made_once_per_set_and_backbone(ccs_set, val, tmp_path, done, monkeypatch):
-    monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "cache"))
-    done("measure", ccs_set, val, tmp_path / "A", *BACKBONE)
-    before = {path: path.stat().st_mtime_ns for path in cache_directory().glob("*/**/*")}
-    assert len(list(cache_directory().iterdir())) == 2
-    done("measure", ccs_set, val, tmp_path / "B", *BACKBONE)
-    assert {path: path.stat().st_mtime_ns for path in cache_directory().glob("*/**/*")} == before
-    assert [row["value"] for row in metrics(tmp_path / "A")] == [
-        row["value"] for row in metrics(tmp_path / "B")
-    ]
-
-
 def test_another_size_is_another_measurement(measured, ccs_set, val, tmp_path, done):
     results = shutil.copytree(measured, tmp_path / "RESULTS")
     done("measure", ccs_set, val, results, *BACKBONE, "--size", 72)
@@ -125,26 +112,6 @@ def test_a_set_of_one_image_a_class_has_no_pairs_and_no_number_stands_for_them(
     assert "diversity_d1 -, " in coreset(*command).out
     assert len(metrics(tmp_path / "RESULTS")) == len(NAMES)
     assert len(read_ledger(tmp_path / "RESULTS")) == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--size", 7), "size must be at least 8, got 7"),
-        (("--batch", 0), "batch must be at least 1, got 0"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(ccs_set, tmp_path, refused, options, message):
-    command = ("measure", ccs_set, tmp_path / "VAL", tmp_path / "RESULTS", *BACKBONE)
-    assert message in refused(tmp_path, *command, *options)
-
-
-def test_weights_that_are_not_on_the_machine_exit_4(ccs_set, val, tmp_path, refused, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    named = ("--backbone", "resnet18")
-    said = refused(tmp_path, "measure", ccs_set, val, tmp_path / "RESULTS", *named, code=4)
-    assert "no weights on this machine" in said
 
 
 @pytest.mark.parametrize("backbone", [None, ("tf_efficientnet_lite0", 32)])

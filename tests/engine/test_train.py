@@ -195,14 +195,6 @@ def test_a_validation_set_of_other_classes_is_refused(
         assert "n02979186 is in one of them only" in said
 
 
-def test_what_is_no_set_or_no_data_set_is_refused(packed, inputs, tmp_path, refused):
-    random_set, val = inputs
-    said = refused(tmp_path, "train", packed, val, tmp_path / "RESULTS", *TINY)
-    assert f"{packed} is not a condensed set (no set.json); make one with `coreset select`" in said
-    said = refused(tmp_path, "train", random_set, tmp_path / "no", tmp_path / "RESULTS", *TINY)
-    assert f"{tmp_path / 'no'} does not exist" in said
-
-
 def test_a_mailed_coreset_asks_for_its_images_and_has_the_same_students(
     inputs, trained, packed, tmp_path, coreset
 ):
