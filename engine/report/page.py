@@ -64,6 +64,9 @@ def render(
         "accuracy": accuracy_table(compared),
         "metrics": metric_table(measured),
         "cost": cost_table(costs, sets),
+        "sets": set_table(rows, sets.values()),
+        "runtimes": runtime_table(rows),
+        "ledger": ledger_table(read_ledger(results.path)),
     }
     records = {
         "accuracy": accuracy_records(compared),
@@ -76,12 +79,7 @@ def render(
         results_name=results.path.resolve().name,
         n_students=len(students),
         n_sets=len(sets),
-        tables=tables
-        | {
-            "sets": set_table(rows, sets.values()),
-            "runtimes": runtime_table(rows),
-            "ledger": ledger_table(read_ledger(results.path)),
-        },
+        tables=tables,
         any_short=any(comparison.setting.short for comparison in compared),
         accuracy_figures=accuracy_figures(compared, look),
         coverage_figures=coverage_figures(measured, look),
@@ -95,7 +93,7 @@ def render(
         notices=evidence.notices,
     )
     files = {f"-{name}.csv": csv_bytes(records[name]) for name in records}
-    files |= {f"-{name}.md": markdown_bytes(tables[name]) for name in tables}
+    files |= {f"-{name}.md": markdown_bytes(tables[name]) for name in records}
     return Rendered(page, files, headline(compared), evidence.notices)
 
 

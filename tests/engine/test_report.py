@@ -26,6 +26,7 @@ from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
+from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.classes import (
     SIDE,
@@ -59,11 +60,10 @@ PER_CLASS, IPC, SIZE = 12, 3, 8
 BEST = {"ccs": (57.0, 58.0, 56.5), "random": (44.0, 45.0, 46.0), "kmeans": (57.0, 58.0, 56.5)}
 LAST = {"ccs": (50.0, 51.0, 55.0), "random": (43.0, 44.0, 45.5), "kmeans": (50.0, 51.0, 55.0)}
 VALUES = {
-    "ccs": {"representativeness_r1@1": 0.9, "diversity_d1@1": 0.3, "representativeness_r2@1": 0.8,
-            "diversity_d2@1": math.nan},
-    "random": {"representativeness_r1@1": 0.7, "diversity_d1@1": 0.2},
-    "kmeans": {"representativeness_r1@1": 0.6, "diversity_d1@1": 0.1},
-}  # fmt: skip
+    "ccs": (0.9, 0.3, 0.8, math.nan),
+    "random": (0.7, 0.2, 0.6, 0.5),
+    "kmeans": (0.6, 0.1, 0.5, 0.4),
+}
 AUM = np.random.default_rng(3).uniform(-1, 1, len(CLASSES) * PER_CLASS).astype(np.float32)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -105,9 +105,9 @@ def write_results(results, condensed, val, name):
         for seed, (best, last) in enumerate(zip(BEST[name], LAST[name], strict=True))
     ]  # fmt: skip
     metrics = [
-        of_set | {"metric": metric, "value": value, "backbone": "b", "weights": "w",
+        of_set | {"metric": metric.stamp, "value": value, "backbone": "b", "weights": "w",
                   "runtime": runtime}
-        for metric, value in VALUES[name].items()
+        for metric, value in zip(REGISTRY.values(), VALUES[name], strict=True)
     ]  # fmt: skip
     for table, rows in ((STUDENTS, students), (METRICS, metrics)):
         results.append(table, [{"key": digest_of(row), **row} for row in rows], [])
@@ -446,17 +446,21 @@ def test_the_interval_is_paired_where_the_seeds_are_the_same_and_else_that_of_we
     assert (found.interval, found.mean) == (interval, pytest.approx(2 - 1 / 15))
 
 
-def compared(ipc_of_rows):
-    """Comparisons of (method, ipc, best) students."""
+def row_of(method="random", ipc=10, seed=0, best=1.0, **changes):
+    return described(
+        method=method, ipc=ipc, set_digest=f"{method}-{ipc}", key=f"{method}-{ipc}-{seed}",
+        parameters="{}", seed=seed, top1_best=best, top1_last=best, val="v", val_identity="i",
+        n_val=5, protocol="hard@1", student="resnet18", epochs=300, size=224, evaluations=100,
+    ) | changes  # fmt: skip
+
+
+def compared(students):
+    """Comparisons of students by (method, ipc, best of each seed)."""
     rows = [
-        described(
-            method=method, ipc=ipc, set_digest=f"{method}-{ipc}", key=f"{method}-{ipc}-{seed}",
-            parameters="{}", seed=seed, top1_best=best, top1_last=best, val="v", val_identity="i",
-            n_val=5, protocol="hard@1", student="resnet18", epochs=300, size=224, evaluations=100,
-        )
-        for method, ipc, students in ipc_of_rows
-        for seed, best in enumerate(students)
-    ]  # fmt: skip
+        row_of(method, ipc, seed, best)
+        for method, ipc, accuracies in students
+        for seed, best in enumerate(accuracies)
+    ]
     return comparisons(rows, catalogue(rows))
 
 
@@ -522,30 +526,21 @@ def test_a_lone_method_is_not_called_best_and_a_lone_student_has_no_spread():
 
 
 def test_students_of_other_length_or_validation_images_are_not_pooled():
-    rows = [
-        described(
-            key=str(epochs), seed=0, top1_best=1.0 * epochs, top1_last=1.0, val="v",
-            val_identity=identity, n_val=5, protocol="hard@1+short", student="resnet18",
-            epochs=epochs, size=224, evaluations=100,
-        )
-        for epochs, identity in ((10, "i"), (20, "i"), (20, "j"))
-    ]  # fmt: skip
+    settings = ((10, "i"), (20, "i"), (20, "j"))
+    rows = [row_of(epochs=epochs, val_identity=identity) for epochs, identity in settings]
     assert [one.best.n for one in comparisons(rows, catalogue(rows))] == [1, 1, 1]
 
 
 def test_metrics_of_two_backbones_stay_apart():
     rows = [
-        described(
-            val="v", val_identity="i", backbone=backbone, weights="w", metric=name, value=value
-        )
+        row_of(backbone=backbone, weights="w", metric=f"{name}@1", value=value)
         for backbone, value in (("one", 0.25), ("two", 0.75))
-        for name in ("representativeness_r1@1", "diversity_d1@1")
+        for name in ("representativeness_r1", "diversity_d1")
     ]
-    found = measurements(rows, catalogue(rows))
-    assert [(one.backbone, one.values["r1"], one.version) for one in found] == [
-        ("one", 0.25, "1"), ("two", 0.75, "1"),
-    ]  # fmt: skip
-    assert math.isnan(found[0].values["r2"])
+    one, two = measurements(rows, catalogue(rows))
+    assert (one.backbone, one.values["r1"], one.version) == ("one", 0.25, "1")
+    assert (two.backbone, two.values["r1"], two.version) == ("two", 0.75, "1")
+    assert math.isnan(one.values["r2"])
 
 
 def test_markdown_escapes_what_would_break_a_table():
