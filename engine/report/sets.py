@@ -147,9 +147,7 @@ def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> lis
         if key not in found:
             found[key] = Measurement(
                 measured=sets[row["set_digest"]],
-                val=row["val"],
-                backbone=row["backbone"],
-                weights=row["weights"],
+                **{name: row[name] for name in ("val", "backbone", "weights")},
                 version=version,
                 values=dict.fromkeys(METRICS, math.nan),
             )
