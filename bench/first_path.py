@@ -25,9 +25,8 @@ from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import StageCost, construction_cost, read_ledger
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
-from coreset.engine.report.results import comparisons
+from coreset.engine.report.results import comparisons, verdicts
 from coreset.engine.report.sets import catalogue
-from coreset.engine.report.verdict import verdicts
 from coreset.engine.runtime.text import readable_seconds
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.format.dataset import Dataset

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.runtime.limits import available_memory_bytes, memory_limit_bytes, quota_cores
@@ -24,32 +24,20 @@ from coreset.engine.runtime.text import readable_bytes
 from coreset.shards.errors import InterruptedRunError
 from coreset.shards.format.files import rename_directory, write_atomically
 
-GIB = 2**30
-NEEDED_MEMORY_BYTES = 2 * GIB
-NEEDED_DISK_BYTES = 10 * GIB
+NEEDED_MEMORY_BYTES = 2 * 2**30
+NEEDED_DISK_BYTES = 10 * 2**30
 """The environment alone takes 8.5 GB."""
 NEEDED_OPEN_FILES = 1024
 DRIVER_FILE = Path("/proc/driver/nvidia/version")
-# module: distribution, for the versions of `engine.artifacts.provenance` and those that only must
-# import
-PACKAGES = {
-    "numpy": "numpy",
-    "numba": "numba",
-    "pyarrow": "pyarrow",
-    "simplejpeg": "simplejpeg",
-    "PIL": "pillow",
-    "zarr": "zarr",
-    "torch": "torch",
-    "torchvision": "torchvision",
-    "timm": "timm",
-    "faiss": "faiss-gpu",
-    "nvidia.dali": "nvidia-dali-cuda130",
-    "webdataset": "webdataset",
+PACKAGES = ("numpy", "numba", "pyarrow", "simplejpeg", "PIL", "zarr", "torch", "torchvision",
+            "timm", "faiss", "nvidia.dali", "webdataset", "sklearn", "plotly", "jinja2",
+            "safetensors")  # fmt: skip
+"""Modules that stages import."""
+DISTRIBUTIONS = {
+    "PIL": "pillow", "faiss": "faiss-gpu", "nvidia.dali": "nvidia-dali-cuda130",
     "sklearn": "scikit-learn",
-    "plotly": "plotly",
-    "jinja2": "jinja2",
-    "safetensors": "safetensors",
-}
+}  # fmt: skip
+"""Where they are of another name."""
 
 
 class Verdict(StrEnum):
@@ -60,6 +48,10 @@ class Verdict(StrEnum):
     """Works, but slower or not for long."""
     FAIL = "fail"
     """Stages will break or lose data."""
+
+    def unless(self, holds: object, remedy: str) -> "tuple[Verdict, str]":
+        """Return this verdict with its remedy, or that all is well."""
+        return (Verdict.OK, "") if holds else (self, remedy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,79 +67,74 @@ class Check:
     """The value for machines: plain numbers in the unit that the name says."""
 
 
-CheckFunction: TypeAlias = Callable[[Path], Iterator[Check]]
+def failure(name: str, error: Exception, remedy: str = "repair what the error names") -> Check:
+    """Make a finding of an error."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    return Check(name, message, Verdict.FAIL, remedy, {"error": type(error).__name__})
+
+
+def complete(
+    name: str, found: Iterator[Check], explained: Callable[[str, Exception], Check] = failure
+) -> Iterator[Check]:
+    """Yield the findings of a check; whatever it raises becomes the last one.
+
+    Raises:
+        InterruptedRunError: A signal asked to stop.
+    """
+    try:
+        yield from found
+    except InterruptedRunError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a broken driver or package may raise anything
+        yield explained(name, error)
 
 
 def findings(path: Path) -> Iterator[Check]:
     """Run every check at ``path``, in the order of ``CHECKS``, and yield what each finds."""
     for check in CHECKS:
-        yield from _complete(check, path)
-
-
-def _complete(check: CheckFunction, path: Path) -> Iterator[Check]:
-    """Yield the findings of one check; whatever it raises becomes the last one."""
-    try:
-        yield from check(path)
-    except InterruptedRunError:
-        raise
-    except Exception as error:  # noqa: BLE001 - a broken driver or package may raise anything
         name = check.__name__.removeprefix("check_").replace("_", " ")
-        yield _failure(name, error, "repair what the error names")
-
-
-def _failure(name: str, error: Exception, remedy: str) -> Check:
-    message = " ".join(str(error).split()) or type(error).__name__
-    return Check(name, message, Verdict.FAIL, remedy, {"error": type(error).__name__})
+        yield from complete(name, check(path))
 
 
 def check_cores(_path: Path) -> Iterator[Check]:
-    """Cores by affinity, and whether a quota gives less time than that."""
+    """Compare the cores by affinity with what a quota gives."""
     cores, quota = len(os.sched_getaffinity(0)), quota_cores()
     facts = {"cores": cores, "quota_cores": quota}
-    if quota is not None and quota < cores:
-        threads = max(1, int(quota))
-        remedy = f"set OMP_NUM_THREADS={threads}, or threads will wait for each other"
-        yield Check("cores", f"{cores}, quota {quota:g}", Verdict.WARN, remedy, facts)
-    else:
+    if quota is None or quota >= cores:
         yield Check("cores", str(cores), facts=facts)
+    else:
+        remedy = f"set OMP_NUM_THREADS={max(1, int(quota))}, or threads will wait for each other"
+        yield Check("cores", f"{cores}, quota {quota:g}", Verdict.WARN, remedy, facts)
 
 
 def check_memory(_path: Path) -> Iterator[Check]:
-    """Available memory, and the limit of the control group."""
+    """Look at the available memory, and the limit of the control group."""
     available, limit = available_memory_bytes(), memory_limit_bytes()
-    known = [amount for amount in (available, limit) if amount is not None]
     facts = {"available_bytes": available, "limit_bytes": limit}
-    if not known:
+    least = min((amount for amount in (available, limit) if amount is not None), default=None)
+    if least is None:
         yield Check("memory", "unknown", Verdict.WARN, "mount /proc to see it", facts)
         return
-    value = readable_bytes(min(known)) + (" (limit)" if min(known) == limit else " available")
-    if min(known) < NEEDED_MEMORY_BYTES:
-        remedy = f"free memory or raise the limit to {readable_bytes(NEEDED_MEMORY_BYTES)}"
-        yield Check("memory", value, Verdict.FAIL, remedy, facts)
-    else:
-        yield Check("memory", value, facts=facts)
+    value = readable_bytes(least) + (" (limit)" if least == limit else " available")
+    remedy = f"free memory or raise the limit to {readable_bytes(NEEDED_MEMORY_BYTES)}"
+    judged = Verdict.FAIL.unless(least >= NEEDED_MEMORY_BYTES, remedy)
+    yield Check("memory", value, *judged, facts)
 
 
 def check_disk(path: Path) -> Iterator[Check]:
-    """Free space for this user on the disk of ``path``."""
+    """Look at the free space for this user on the disk of ``path``."""
     free = shutil.disk_usage(path).free
-    value, facts = f"{readable_bytes(free)} free", {"free_bytes": free}
-    if free < NEEDED_DISK_BYTES:
-        remedy = f"free up to {readable_bytes(NEEDED_DISK_BYTES)} or choose another --path"
-        yield Check("disk", value, Verdict.WARN, remedy, facts)
-    else:
-        yield Check("disk", value, facts=facts)
+    remedy = f"free up to {readable_bytes(NEEDED_DISK_BYTES)} or choose another --path"
+    judged = Verdict.WARN.unless(free >= NEEDED_DISK_BYTES, remedy)
+    yield Check("disk", f"{readable_bytes(free)} free", *judged, {"free_bytes": free})
 
 
 def check_open_files(_path: Path) -> Iterator[Check]:
-    """Limit on open files: shards, stores and workers hold many."""
+    """Look at the limit on open files: shards, stores and workers hold many."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    facts = {"soft": soft, "hard": hard}
-    if 0 <= soft < NEEDED_OPEN_FILES:
-        remedy = f"run `ulimit -n {NEEDED_OPEN_FILES}` first"
-        yield Check("open files", str(soft), Verdict.WARN, remedy, facts)
-    else:
-        yield Check("open files", str(soft), facts=facts)
+    remedy = f"run `ulimit -n {NEEDED_OPEN_FILES}` first"
+    judged = Verdict.WARN.unless(not 0 <= soft < NEEDED_OPEN_FILES, remedy)
+    yield Check("open files", str(soft), *judged, {"soft": soft, "hard": hard})
 
 
 def check_file_system(path: Path) -> Iterator[Check]:
@@ -160,13 +147,11 @@ def check_file_system(path: Path) -> Iterator[Check]:
             exclusive = _is_lock_exclusive(folder / "lock")
     except OSError as error:
         remedy = f"make {path} writable, or choose another --path on a local disk"
-        yield _failure("write, fsync, rename, lock", error, remedy)
+        yield failure("write, fsync, rename, lock", error, remedy)
         return
-    if exclusive:
-        yield Check("file lock", "exclusive")
-    else:
-        remedy = "choose another --path: two commands could write the same output here"
-        yield Check("file lock", "held twice at once", Verdict.FAIL, remedy)
+    remedy = "choose another --path: two commands could write the same output here"
+    value = "exclusive" if exclusive else "held twice at once"
+    yield Check("file lock", value, *Verdict.FAIL.unless(exclusive, remedy))
 
 
 def _probe_rename(folder: Path) -> None:
@@ -198,18 +183,19 @@ def check_packages(_path: Path) -> Iterator[Check]:
     """Import every package that a stage may need, once."""
     known = versions()
     yield Check("python", known["python"])
-    for module, distribution in PACKAGES.items():
+    for module in PACKAGES:
+        distribution = DISTRIBUTIONS.get(module, module)
         try:
             with warnings.catch_warnings(action="ignore"):  # theirs, and not about this machine
                 importlib.import_module(module)
         except Exception as error:  # noqa: BLE001 - a package may raise anything while it loads
-            yield _failure(distribution, error, "run `make setup` again")
+            yield failure(distribution, error, "run `make setup` again")
         else:
             yield Check(distribution, known.get(distribution, "imports"))
 
 
 def check_gpu(_path: Path) -> Iterator[Check]:
-    """Name, memory and driver of the GPU that torch would use; none is fine."""
+    """Look at name, memory and driver of the GPU that torch would use; none is fine."""
     import torch
 
     driver = driver_version()
@@ -233,7 +219,7 @@ def check_gpu(_path: Path) -> Iterator[Check]:
 
 
 def driver_version(file: Path = DRIVER_FILE) -> str | None:
-    """Version in the driver's file (``... Module  580.82.07  ...``); None without a driver."""
+    """Read the version in the driver's file (``... Module  580.82.07  ...``), if there is one."""
     words = file.read_text().split() if file.is_file() else []
     return next((word for word in words if word[0].isdigit() and "." in word), None)
 
@@ -246,13 +232,10 @@ def check_compiler(_path: Path) -> Iterator[Check]:
         "C++ compiler": _first_program(os.environ.get("CXX"), "c++", "g++", "clang++"),
         "Python.h": str(headers) if headers.is_file() else None,
     }
-    missing = [name for name, where in parts.items() if where is None]
-    if missing:
-        remedy = "install gcc, g++ and Python's headers: torch.compile needs them"
-        value = f"no {', no '.join(missing)}"
-        yield Check("compiler", value, Verdict.WARN, remedy, parts)
-    else:
-        yield Check("compiler", str(parts["C++ compiler"]), facts=parts)
+    missing = [f"no {name}" for name, where in parts.items() if where is None]
+    value = ", ".join(missing) or str(parts["C++ compiler"])
+    remedy = "install gcc, g++ and Python's headers: torch.compile needs them"
+    yield Check("compiler", value, *Verdict.WARN.unless(not missing, remedy), parts)
 
 
 def _first_program(*names: str | None) -> str | None:
@@ -267,13 +250,11 @@ def check_choices(_path: Path) -> Iterator[Check]:
     device = resolve_device("auto")
     yield Check("--device auto", device.type)
     yield Check("--decoder auto", choose_decoder("auto", device.type).value)
-    if has_fast_bfloat16(device):
-        yield Check("precision", "bfloat16")
-    else:
-        yield Check("precision", "float32 (this CPU has no bfloat16 instructions)")
+    slow = "float32 (this CPU has no bfloat16 instructions)"
+    yield Check("precision", "bfloat16" if has_fast_bfloat16(device) else slow)
 
 
-CHECKS: tuple[CheckFunction, ...] = (
+CHECKS: tuple[Callable[[Path], Iterator[Check]], ...] = (
     check_cores,
     check_memory,
     check_disk,

@@ -1,4 +1,4 @@
-"""Speeds of the device, part by part, and their projection to ImageNet."""
+"""Speeds of a device on samples of a packed data set, and their projection to ImageNet."""
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -6,71 +6,111 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from types import MappingProxyType
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
-from coreset.engine.data.images import DecodedImages
+from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
-from coreset.engine.doctor.check import SIZE, Context
 from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
-from coreset.engine.scoring.proxy import convolutional_proxy, side_at
+from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, side_at
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.training.trainer import CompileMode, Trainer, compile_where_it_pays, sgd
 from coreset.kernels.augment import normalised
 from coreset.kernels.dynamics import Dynamics
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
 
-IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
-SCORING_EPOCHS = 60
-BATCHES_PER_EPOCH = 16
-"""Of decoding: enough for reading ahead to settle between the beginnings of epochs."""
+SIZE = 224
+"""Side in pixels of decoded images and of what networks see: the default of `embed` and `score`."""
+BATCHES = {"cpu": 64, "cuda": 256}
+"""Images per step of the networks: a CPU takes seconds for a batch of the GPU's."""
 FAST_BATCHES = {"cpu": 64, "cuda": 1024}
 """Images per step of the fast recipe: a CPU takes a minute for its own."""
-DECODE, COPY = "decode", "copy to the device"
-FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
-
-
+BATCHES_PER_EPOCH = 16
+"""Of decoding: enough for reading ahead to settle between the beginnings of epochs."""
+IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
+SCORING_EPOCHS = 60
 FAST = RECIPES["fast"]
 FAST_EPOCHS = Counter(
     side_at(epoch, FAST.epochs, FAST.start_size, FAST.size) for epoch in range(FAST.epochs)
 )
 """Epochs of the fast recipe by the side of their crops."""
-FAST_SIDES = tuple(sorted(FAST_EPOCHS))
+DECODE, COPY = "decode", "copy to the device"
+FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
+FAST_STEPS = {side: f"fast recipe at {side} px" for side in sorted(FAST_EPOCHS)}
+"""Names of the speeds of the fast recipe's steps, by side."""
 
 
-def fast_step(side: int) -> str:
-    """Name of the speed of the fast recipe's steps at one side."""
-    return f"fast recipe at {side} px"
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Epochs over the images of ImageNet, and the parts of which the slowest bounds them."""
 
     parts: Sequence[str]
     epochs: int = 1
 
 
-PASSES: Mapping[str, Sequence[Span]] = MappingProxyType(
-    {
-        "decode once": (Span((DECODE,)),),
-        "embed once": (Span((DECODE, FORWARD)),),
-        "score from kept pixels": (Span((COPY, TRAIN), SCORING_EPOCHS),),
-        "score by the fast recipe": tuple(
-            Span((COPY, fast_step(side)), FAST_EPOCHS[side]) for side in FAST_SIDES
-        ),
-    }
-)
+PASSES = {
+    "decode once": [Span((DECODE,))],
+    "embed once": [Span((DECODE, FORWARD))],
+    "score from kept pixels": [Span((COPY, TRAIN), SCORING_EPOCHS)],
+    "score by the fast recipe": [
+        Span((COPY, step), FAST_EPOCHS[side]) for side, step in FAST_STEPS.items()
+    ],
+}
 """What is projected: spans that follow one another."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """A device and the samples that it is tried on."""
+
+    dataset: Dataset
+    device: torch.device
+    ids: NDArray[np.int64]
+    """Samples, shape (n,)."""
+    seconds: float
+    """How long each speed is measured."""
+
+    @property
+    def batch(self) -> int:
+        """Images per step of the networks."""
+        return min(BATCHES[self.device.type], self.ids.size)
+
+    def source(
+        self, geometry: Geometry, ids: NDArray[np.int64] | None = None, decoder: str = "auto"
+    ) -> ImageStream:
+        """Decode samples (all of ``ids`` by default) for the device as stages decode them."""
+        chosen = self.ids if ids is None else ids
+        device = str(self.device)
+        return ImageStream(self.dataset, geometry, decoder=decoder, device=device, ids=chosen)
+
+    def pixels(self, geometry: Geometry) -> DecodedImages:
+        """Decode one batch of images onto the device."""
+        with self.source(geometry, self.ids[: self.batch]) as source:
+            return load_into_memory(source)
+
+
+def context_of(dataset: Dataset, device: torch.device, *, samples: int, seconds: float) -> Context:
+    """Take up to ``samples`` samples, spread evenly over the data set.
+
+    Raises:
+        UsageError: The data set has no sample.
+    """
+    n = len(dataset)
+    if n == 0:
+        raise UsageError(f"{dataset.path} has no samples; name a data set that has some")
+    ids = np.arange(min(n, samples), dtype=np.int64) * n // min(n, samples)
+    return Context(dataset=dataset, device=device, ids=ids, seconds=seconds)
 
 
 def decoding(context: Context) -> Iterator[Check]:
@@ -121,21 +161,10 @@ def embedding(context: Context) -> Iterator[Check]:
 def training(context: Context) -> Iterator[Check]:
     """Time the steps of `score`, crops included, on pixels on the device, not compiled."""
     pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
-    n_classes = max(IMAGENET_CLASSES, len(context.dataset.classes))
-    proxy = convolutional_proxy(
-        pixels, n_classes, size=SIZE, crop_scale=0.08, batch=context.batch, seed=0,
-        device=context.device,
-    )  # fmt: skip
-    optimiser = sgd(proxy.network, lr=0.1, weight_decay=1e-4)
-    trainer = Trainer(proxy.network, optimiser, lambda _: 0.1, context.device)
-
-    def step() -> int:
-        for inputs, labels, _ in proxy.examples(trainer.steps):
-            trainer.step(inputs, partial(cross_entropy, target=labels))
-        return len(pixels)
-
+    proxy, trainer = proxy_in_training(context, pixels, size=SIZE, crop_scale=0.08)
     precision = "bfloat16" if has_fast_bfloat16(context.device) else "float32"
-    yield _speed(TRAIN, rate(step, context), f"{SIZE} px, {precision}, not compiled")
+    per_second = rate(lambda: _step(proxy, trainer, None), context)
+    yield _speed(TRAIN, per_second, f"{SIZE} px, {precision}, not compiled")
 
 
 def fast_training(context: Context, side: int) -> Iterator[Check]:
@@ -146,42 +175,46 @@ def fast_training(context: Context, side: int) -> Iterator[Check]:
     modes: Mapping[CompileMode, str] = {"off": "not compiled"}
     if context.device.type == "cuda":
         modes = {"on": "compiled", "graphs": "compiled, CUDA graphs"}
+    pixels = context.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
+    batch = min(FAST.batch, FAST_BATCHES[context.device.type])
+    rows = np.resize(np.arange(len(pixels)), batch)
+    repeated = DecodedImages(pixels.images, pixels.labels[rows], pixels.ids[rows], rows=rows)
     for mode, how in modes.items():
-        step, batch = _fast_steps(context, side, mode)
-        name = fast_step(side) + (", CUDA graphs" if mode == "graphs" else "")
+        proxy, trainer = proxy_in_training(
+            context, repeated, size=side, crop_scale=FAST.crop_scale, mode=mode
+        )
+        step = partial(
+            _step, proxy, trainer, Dynamics(batch, context.device, compiled=mode != "off")
+        )
+        name = FAST_STEPS[side] + (", CUDA graphs" if mode == "graphs" else "")
         yield _speed(name, rate(step, context), f"batches of {batch}, {how}")
 
 
-def _fast_steps(context: Context, side: int, mode: CompileMode) -> tuple[Callable[[], int], int]:
-    """A step and how many images it takes."""
-    pixels = context.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
-    batch = min(FAST.batch, FAST_BATCHES[context.device.type])
-    resident = DecodedImages(
-        pixels.images, np.resize(pixels.labels, batch), np.resize(pixels.ids, batch),
-        rows=np.resize(np.arange(len(pixels)), batch),
-    )  # fmt: skip
-    n_classes = max(IMAGENET_CLASSES, len(context.dataset.classes))
+def _step(proxy: Proxy, trainer: Trainer, dynamics: Dynamics | None) -> int:
+    """Train on the one batch, and return how many images it has."""
+    ((inputs, labels, _),) = proxy.examples(trainer.steps)
+    logits = trainer.step(inputs, partial(cross_entropy, target=labels))
+    if dynamics is not None:
+        dynamics.update(logits, labels, torch.arange(len(labels), device=labels.device))
+    return len(labels)
+
+
+def proxy_in_training(
+    context: Context, images: DecodedImages, *, size: int, crop_scale: float,
+    mode: CompileMode = "off",
+) -> tuple[Proxy, Trainer]:  # fmt: skip
+    """Build the proxy of `score` for one batch of images, and its trainer."""
     proxy = convolutional_proxy(
-        resident, n_classes, size=side, crop_scale=FAST.crop_scale, batch=batch, seed=0,
-        device=context.device,
+        images, max(IMAGENET_CLASSES, len(context.dataset.classes)), size=size,
+        crop_scale=crop_scale, batch=len(images), seed=0, device=context.device,
     )  # fmt: skip
-    compile_where_it_pays(proxy.network, mode, context.device, image_passes=0, size=side)
-    optimiser = sgd(proxy.network, lr=FAST.lr, weight_decay=FAST.weight_decay)
-    trainer = Trainer(proxy.network, optimiser, lambda _: FAST.lr, context.device)
-    dynamics = Dynamics(batch, context.device, compiled=mode != "off")
-    rows = torch.arange(batch, device=context.device)
-
-    def step() -> int:
-        for inputs, labels, _ in proxy.examples(trainer.steps):
-            logits = trainer.step(inputs, partial(cross_entropy, target=labels))
-            dynamics.update(logits, labels, rows)
-        return batch
-
-    return step, batch
+    compile_where_it_pays(proxy.network, mode, context.device, image_passes=0, size=size)
+    optimiser = sgd(proxy.network, lr=0.1, weight_decay=1e-4)
+    return proxy, Trainer(proxy.network, optimiser, lambda _: 0.1, context.device)
 
 
 def rate(step: Callable[[], int], context: Context) -> float:
-    """Images per second of ``step``, which returns how many it did.
+    """Measure the images per second of ``step``, which returns how many it did.
 
     Runs for ``context.seconds``, and once at least; the call before, which allocates, is not timed.
     """
@@ -206,7 +239,7 @@ def _speed(name: str, per_second: float, what: str) -> Check:
 
 
 def projections(found: Sequence[Check]) -> Iterator[Check]:
-    """Hours for ImageNet from the speeds among ``found``, if the parts of a pass overlap fully.
+    """Project the speeds among ``found`` to hours for ImageNet, if the parts overlap fully.
 
     A projection is arithmetic, not a measurement: images x epochs / speed of the slowest part,
     added up over spans.
@@ -216,32 +249,24 @@ def projections(found: Sequence[Check]) -> Iterator[Check]:
         for check in found
         if "images_per_second" in check.facts
     }
-    for one, spans in PASSES.items():
-        name = f"projection: {one}"
+    for title, spans in PASSES.items():
+        name = f"projection: {title}"
         missing = [part for span in spans for part in span.parts if part not in speeds]
         if missing:
-            remedy = "see the row that failed"
-            some = ", ".join(dict.fromkeys(missing))
-            yield Check(name, f"no speed of: {some}", Verdict.WARN, remedy)
+            value = f"no speed of: {', '.join(dict.fromkeys(missing))}"
+            yield Check(name, value, Verdict.WARN, "see the row that failed")
             continue
         bounds = [min(span.parts, key=speeds.__getitem__) for span in spans]
-        terms = [
-            f"{_epochs(span)} / {_rounded(speeds[bound])} per s"
-            for span, bound in zip(spans, bounds, strict=True)
-        ]
-        hours = sum(
-            IMAGENET_IMAGES * span.epochs / speeds[bound] / 3600
-            for span, bound in zip(spans, bounds, strict=True)
-        )
+        terms, hours = list[str](), 0.0
+        for span, bound in zip(spans, bounds, strict=True):
+            epochs = f" x {span.epochs} epochs" if span.epochs > 1 else ""
+            terms.append(f"{IMAGENET_IMAGES:,} images{epochs} / {_rounded(speeds[bound])} per s")
+            hours += IMAGENET_IMAGES * span.epochs / speeds[bound] / 3600
         bound_by = ", ".join(dict.fromkeys(bounds))
         value = f"{hours:,.2f} h = {' + '.join(terms)}, bound by {bound_by}"
-        epochs = sum(span.epochs for span in spans)
-        facts = {"hours": hours, "bound_by": bound_by, "epochs": epochs, "images": IMAGENET_IMAGES}
-        yield Check(name, value, facts=facts)
-
-
-def _epochs(span: Span) -> str:
-    return f"{IMAGENET_IMAGES:,} images" + (f" x {span.epochs} epochs" if span.epochs > 1 else "")
+        n_epochs = sum(span.epochs for span in spans)
+        facts = {"hours": hours, "bound_by": bound_by, "epochs": n_epochs}
+        yield Check(name, value, facts=facts | {"images": IMAGENET_IMAGES})
 
 
 def _rounded(per_second: float) -> str:

@@ -58,33 +58,20 @@ class Metric:
     """Is a mean over classes, and not one number of the whole set."""
     higher_is_better: bool = True
 
-    @property
-    def name(self) -> str:
-        """Stamp without its version."""
-        return self.stamp.partition("@")[0]
+
+def _coverage(short: str, name: str, axis: str) -> Metric:
+    return Metric(
+        stamp=f"{name}_{short}@1",
+        axis=f"{short.upper()}, {axis}",
+        measure=lambda features: features.coverage[short],
+    )
 
 
 METRICS: dict[str, Metric] = {
-    "r1": Metric(
-        stamp="representativeness_r1@1",
-        axis="R1, worst match of the set",
-        measure=lambda features: features.coverage["r1"],
-    ),
-    "d1": Metric(
-        stamp="diversity_d1@1",
-        axis="D1, 1 - cosine of the nearest pair",
-        measure=lambda features: features.coverage["d1"],
-    ),
-    "r2": Metric(
-        stamp="representativeness_r2@1",
-        axis="R2, mean match of the validation images",
-        measure=lambda features: features.coverage["r2"],
-    ),
-    "d2": Metric(
-        stamp="diversity_d2@1",
-        axis="D2, 1 - mean cosine of pairs",
-        measure=lambda features: features.coverage["d2"],
-    ),
+    "r1": _coverage("r1", "representativeness", "worst match of the set"),
+    "d1": _coverage("d1", "diversity", "1 - cosine of the nearest pair"),
+    "r2": _coverage("r2", "representativeness", "mean match of the validation images"),
+    "d2": _coverage("d2", "diversity", "1 - mean cosine of pairs"),
 }
 """Metrics by the short name of tables."""
 PAIRS = (("r1", "d1"), ("r2", "d2"))

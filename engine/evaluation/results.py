@@ -31,9 +31,8 @@ from coreset.shards.tables.csv_cells import guarded
 
 STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
 PUBLISHED_PRECISION = "float32"
-"""Precision that a stamp and a key do not mention."""
 
-_SET_COLUMNS: list[tuple[str, pa.DataType]] = [
+_INPUT_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("key", pa.string()),  # digest of everything that went in: one row per key
     ("data", pa.string()),  # name of the data set that the set condenses
     ("method", pa.string()),
@@ -50,7 +49,7 @@ _SET_COLUMNS: list[tuple[str, pa.DataType]] = [
 ]
 STUDENTS_SCHEMA = pa.schema(
     [
-        *_SET_COLUMNS,
+        *_INPUT_COLUMNS,
         ("protocol", pa.string()),  # name@version, +precision, +short where it is not comparable
         ("student", pa.string()),
         ("seed", pa.int64()),
@@ -73,7 +72,7 @@ STUDENTS_SCHEMA = pa.schema(
 )
 METRICS_SCHEMA = pa.schema(
     [
-        *_SET_COLUMNS,
+        *_INPUT_COLUMNS,
         ("metric", pa.string()),  # name@version
         ("value", pa.float64()),  # mean over classes
         ("backbone", pa.string()),  # name@pixels
@@ -83,7 +82,7 @@ METRICS_SCHEMA = pa.schema(
     ]
 )
 _SCHEMAS = {STUDENTS: STUDENTS_SCHEMA, METRICS: METRICS_SCHEMA}
-_ALWAYS = tuple(name for name, _ in _SET_COLUMNS)
+_ALWAYS = [name for name, _ in _INPUT_COLUMNS]
 _REQUIRED = {
     STUDENTS: (*_ALWAYS, "protocol", "student", "seed", "top1_best", "top1_last", "epochs",
                "evaluations", "size", "image_bytes"),
@@ -138,7 +137,7 @@ class Results:
         return rows
 
     def keys(self, table: str) -> set[str]:
-        """Keys of the rows that are there."""
+        """Return the keys of the rows that are there."""
         return {row["key"] for row in self.rows(table)}
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
@@ -159,18 +158,15 @@ class Results:
 
     def record_lineage(self, condensed: CondensedSet) -> None:
         """Keep provenance and ledger of a set, so that its cost can be told without it."""
-        document = {
-            "provenance": condensed.provenance.document(),
-            "ledger": read_ledger(condensed.path),
-        }
-        digest = condensed.provenance.digest
+        provenance = condensed.provenance
+        document = {"provenance": provenance.document(), "ledger": read_ledger(condensed.path)}
+        path = self.path / LINEAGE / f"{provenance.digest[:24]}.json"
         with lock(self.path, wait=True):  # two runs on one set share the temporary name
-            folder = self.path / LINEAGE
-            make_directory(folder)
-            write_atomically(folder / f"{digest[:24]}.json", json_bytes(document))
+            make_directory(path.parent)
+            write_atomically(path, json_bytes(document))
 
     def lineage(self, set_digest: str) -> dict[str, Any] | None:
-        """Provenance and ledger of a set as recorded, or None.
+        """Return provenance and ledger of a set as recorded, or None.
 
         Raises:
             StoreError: The record is damaged.
@@ -183,8 +179,8 @@ class Results:
         ledger = kept["ledger"] if kept and isinstance(kept.get("ledger"), list) else []
         return kept and {**kept, "ledger": lines_with(ledger, "stage")}
 
-    def set_columns(self, condensed: CondensedSet) -> dict[str, Any]:
-        """Columns that describe a set, common to both tables."""
+    def input_columns(self, condensed: CondensedSet, val: Dataset) -> dict[str, Any]:
+        """Return the columns that describe a set and its validation set, common to both tables."""
         info = condensed.info
         return {
             "data": info.source_name,
@@ -195,11 +191,6 @@ class Results:
             "set_path": relpath(condensed.path.resolve(), self.path.resolve()),
             "set_seed": info.seed,
             "parameters": json.dumps(dict(info.parameters), sort_keys=True),
-        }
-
-    def val_columns(self, val: Dataset) -> dict[str, Any]:
-        """Columns that describe the validation set, common to both tables."""
-        return {
             "val": val.manifest.name,
             "val_path": relpath(val.path.resolve(), self.path.resolve()),
             "val_identity": val.manifest.identity,
@@ -207,19 +198,16 @@ class Results:
         }
 
 
-def stamp_in_precision(stamp: str, precision: str) -> str:
-    """Name the precision of a training in the stamp of its protocol: ``hard@1+bfloat16+short``."""
-    if precision == PUBLISHED_PRECISION:
-        return stamp
-    name, plus, changes = stamp.partition("+")
-    return f"{name}+{precision}{plus}{changes}"
+def in_precision(stamp: str, key: str, precision: str) -> dict[str, str]:
+    """Name a student's precision in the stamp of its protocol, ``hard@1+bfloat16+short``, and key.
 
-
-def key_in_precision(key: str, precision: str) -> str:
-    """Derive the key of a student from the digest of everything but its precision."""
-    if precision == PUBLISHED_PRECISION:
-        return key
-    return digest_of({"student": key, "precision": precision})
+    The key is a digest of everything but the precision. Neither names float32, as published.
+    """
+    if precision != PUBLISHED_PRECISION:
+        name, plus, changes = stamp.partition("+")
+        stamp = f"{name}+{precision}{plus}{changes}"
+        key = digest_of({"student": key, "precision": precision})
+    return {"protocol": stamp, "key": key}
 
 
 def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
@@ -228,10 +216,7 @@ def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
     precision = runtime.get("precision", PUBLISHED_PRECISION)
     if precision == PUBLISHED_PRECISION or precision in row["protocol"].split("+"):
         return row
-    return row | {
-        "protocol": stamp_in_precision(row["protocol"], precision),
-        "key": key_in_precision(row["key"], precision),
-    }
+    return row | in_precision(row["protocol"], row["key"], precision)
 
 
 def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes]:

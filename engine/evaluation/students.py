@@ -1,15 +1,24 @@
-"""Training of one student under an evaluation protocol."""
+"""Evaluation protocols, and the one loop that trains and evaluates a student under them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar, NamedTuple, Self
 
 import torch
+from torch import Tensor, nn
 
 from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import EpochSource
-from coreset.engine.evaluation.protocols.base import Protocol
-from coreset.engine.models.networks import StudentName, build_network, memory_format_for, placed
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.networks import (
+    Norm,
+    StudentName,
+    build_network,
+    memory_format_for,
+    placed,
+)
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.training.trainer import (
     Accuracy,
@@ -19,18 +28,87 @@ from coreset.engine.training.trainer import (
     compile_where_it_pays,
     evaluate,
 )
+from coreset.kernels.augment import normalised
 
 EVALUATION_BATCH = 256
 
 
+class TrainingBatch(NamedTuple):
+    """Input of one training step."""
+
+    inputs: Tensor
+    """Augmented and normalised images, (b, 3, size, size)."""
+    loss: Callable[[Tensor], Tensor]
+    """Loss of the logits (b, classes) against the targets of these images."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StudentResult:
+class Protocol(ABC):
+    """Settings of one training; its fields identify the students trained under it."""
+
+    n_classes: int
+    ipc: int
+    epochs: int
+    size: int = 224
+    evaluations: int = 100
+    """About this many evaluations, evenly over the epochs; best top-1 is the best of them."""
+    stamp: str
+    """Name and version, ``+short`` where the protocol is not the published one."""
+    norm: ClassVar[Norm]
+    """Norm of the students."""
+
+    @classmethod
+    @abstractmethod
+    def published(cls, n_classes: int, ipc: int) -> Self:
+        """Return the protocol as published for this number of classes and IPC."""
+
+    @property
+    @abstractmethod
+    def batch(self) -> int:
+        """Images per step."""
+
+    @abstractmethod
+    def optimiser(self, network: nn.Module) -> torch.optim.SGD:
+        """Make the optimiser of a network, at its first learning rate."""
+
+    @abstractmethod
+    def schedule(self, steps_per_epoch: int) -> Callable[[int], float]:
+        """Return the learning rate by step."""
+
+    @abstractmethod
+    def training_batch(
+        self, images: Tensor, labels: Tensor, draws: torch.Generator
+    ) -> TrainingBatch:
+        """Augment one batch and bind its targets.
+
+        Args:
+            images: uint8 (b, 3, s, s) on the device.
+            labels: int64 (b,).
+            draws: Source of all randomness.
+        """
+
+    def evaluation_inputs(self, images: Tensor) -> Tensor:
+        """Prepare uint8 images (b, 3, s, s) for an evaluation."""
+        return normalised(images, IMAGENET_MEAN, IMAGENET_STD)
+
+    def shortened(self, **changes: int | None) -> Self:
+        """Return the protocol with other epochs, size or evaluations, stamped if it differs."""
+        changed = replace(self, **{name: value for name, value in changes.items() if value})
+        return self if changed == self else replace(changed, stamp=f"{self.stamp}+short")
+
+    def evaluates_after(self, epoch: int) -> bool:
+        """Test whether to evaluate after so many epochs: every E // evaluations, and the last."""
+        every = max(1, self.epochs // self.evaluations)
+        return epoch % every == 0 or epoch == self.epochs
+
+
+class StudentResult(NamedTuple):
     """One trained student; accuracies in percent of the validation images."""
 
-    best: float
+    top1_best: float
     """Largest top-1 over the evaluations (what the study compares)."""
-    last: Accuracy
-    """After the last epoch."""
+    top1_last: float
+    top5_last: float
     steps: int
     train_seconds: float
     evaluation_seconds: float
@@ -74,8 +152,9 @@ def train_student(
             best, evaluating = max(best, last.top1), evaluating + watch.seconds
         on_epoch(epoch + 1, best)
     return StudentResult(
-        best=best,
-        last=last,
+        top1_best=best,
+        top1_last=last.top1,
+        top5_last=last.top5,
         steps=trainer.steps,
         train_seconds=whole.seconds - evaluating,
         evaluation_seconds=evaluating,

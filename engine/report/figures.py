@@ -5,19 +5,17 @@ text, so that figures follow its light or dark scheme.
 """
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from itertools import cycle, groupby
+from operator import attrgetter
+from statistics import mean
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coreset.engine.evaluation.metrics import METRICS, PAIRS
-from coreset.engine.report.measures import Measurement
-from coreset.engine.report.results import (
-    Accuracy,
-    Comparison,
-)
-from coreset.engine.report.sets import BASELINE, method_order
-from coreset.engine.report.verdict import percent
+from coreset.engine.report.results import Accuracy, Comparison, plus_minus, sample_std
+from coreset.engine.report.sets import BASELINE, Measurement, ReportedSet
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -33,8 +31,7 @@ PANEL_GAP = 66
 GRID_COLOUR = "rgba(128, 128, 128, 0.25)"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class Figure(NamedTuple):
     """One figure of the page."""
 
     title: str
@@ -46,76 +43,71 @@ class Figure:
     height: int
 
 
-@dataclass(frozen=True, slots=True)
-class Look:
-    """Colour by method, symbol by IPC."""
+class Look(NamedTuple):
+    """Colours by method and symbols by IPC, the same in every figure."""
 
-    methods: tuple[str, ...]
-    ipcs: tuple[int, ...]
-
-    @staticmethod
-    def of(pairs: Iterable[tuple[str, int]]) -> "Look":
-        """Choose the look of these (method, IPC) pairs."""
-        listed = list(pairs)
-        methods = {method for method, _ in listed} - {BASELINE}
-        return Look(
-            tuple(sorted(methods, key=method_order)), tuple(sorted({ipc for _, ipc in listed}))
-        )
-
-    def colour(self, method: str) -> str:
-        """Colour of a method; the baseline is grey."""
-        if method == BASELINE:
-            return BASELINE_COLOUR
-        return COLOURS[self.methods.index(method) % len(COLOURS)]
-
-    def symbol(self, ipc: int) -> str:
-        """Symbol of an IPC."""
-        return SYMBOLS[self.ipcs.index(ipc) % len(SYMBOLS)]
+    colours: Mapping[str, str]
+    symbols: Mapping[int, str]
 
 
-def accuracy_figure(compared: Sequence[Comparison], look: Look) -> Figure:
-    """Mean, spread and single students of every method on one data set, one panel per setting."""
+def look_of(sets: Iterable[ReportedSet]) -> Look:
+    """Choose the look of sets; the baseline is grey."""
+    methods, ipcs = map(set, zip(*((entry.method, entry.ipc) for entry in sets), strict=True))
+    colours = dict(zip(sorted(methods - {BASELINE}), cycle(COLOURS), strict=False))
+    symbols = dict(zip(sorted(ipcs), cycle(SYMBOLS), strict=False))
+    return Look(colours | {BASELINE: BASELINE_COLOUR}, symbols)
+
+
+def accuracy_figures(compared: Sequence[Comparison], look: Look) -> Iterator[Figure]:
+    """Draw mean, spread and single students: a figure per data set, a panel per setting."""
     from plotly.subplots import make_subplots
 
-    counts = [len(one.ranking) for one in compared]
-    height = 80 + sum(34 * count + PANEL_GAP for count in counts)
-    figure = make_subplots(
-        rows=len(compared),
-        cols=1,
-        shared_xaxes=True,
-        row_heights=[count + 0.5 for count in counts],
-        vertical_spacing=min(PANEL_GAP / height, 0.9 / len(compared)),
-        subplot_titles=[plain(setting_name(one)) for one in compared],
-    )
-    for row, one in enumerate(compared, start=1):
-        for accuracy in one.ranking:
-            _add_accuracy(figure, accuracy, one.setting.ipc, look, row=row)
-    figure.update_annotations(x=0, xanchor="left", font_size=13)
-    figure.update_xaxes(showticklabels=True)
-    figure.update_xaxes(title_text="best top-1 accuracy (%)", row=len(compared))
-    figure.update_yaxes(autorange="reversed")
-    leads = "; ".join(f"{setting_name(one)}: {one.best.method} leads" for one in compared)
-    return finished(
-        figure,
-        title=f"Best top-1 accuracy on {compared[0].setting.data}",
-        caption="Large marks are means with one sample standard deviation, small marks single "
-        "students.",
-        description=f"Dot plot of best top-1 accuracy by setting and method. {leads}.",
-        height=height,
-    )
+    for data, group in groupby(compared, key=lambda comparison: comparison.setting.data):
+        panels = [(_title_of(comparison), comparison) for comparison in group]
+        counts = [len(comparison.ranking) for _, comparison in panels]
+        height = 80 + sum(34 * count + PANEL_GAP for count in counts)
+        figure = make_subplots(
+            rows=len(panels),
+            cols=1,
+            shared_xaxes=True,
+            row_heights=[count + 0.5 for count in counts],
+            vertical_spacing=min(PANEL_GAP / height, 0.9 / len(panels)),
+            subplot_titles=[plain(title) for title, _ in panels],
+        )
+        for row, (_, comparison) in enumerate(panels, start=1):
+            for accuracy in comparison.ranking:
+                _add_accuracy(figure, accuracy, comparison.setting.ipc, look, row)
+        figure.update_annotations(x=0, xanchor="left", font_size=13)
+        figure.update_xaxes(showticklabels=True)
+        figure.update_xaxes(title_text="best top-1 accuracy (%)", row=len(panels))
+        figure.update_yaxes(autorange="reversed")
+        leads = "; ".join(f"{title}: {panel.best.method} leads" for title, panel in panels)
+        yield finished(
+            figure,
+            title=f"Best top-1 accuracy on {data}",
+            caption="Large marks are means with one sample standard deviation, small marks single "
+            "students.",
+            description=f"Dot plot of best top-1 accuracy by setting and method. {leads}.",
+            height=height,
+        )
 
 
-def _add_accuracy(
-    figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look, *, row: int
-) -> None:
-    name, colour = plain(accuracy.method), look.colour(accuracy.method)
+def _title_of(comparison: Comparison) -> str:
+    """Name the setting and, where the protocol was shortened, how."""
+    setting = comparison.setting
+    how = f", {setting.epochs} epochs, {setting.pixels_and_evaluations}" if setting.short else ""
+    return f"{setting.name}{how}"
+
+
+def _add_accuracy(figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look, row: int) -> None:
+    name, colour = plain(accuracy.method), look.colours[accuracy.method]
     figure.add_scatter(
-        x=[accuracy.best_mean],
+        x=[accuracy.mean],
         y=[name],
-        error_x=_error_bar(accuracy.best_std, thickness=2, width=5),
+        error_x=_error_bar(accuracy, thickness=2, width=5),
         mode="markers",
-        marker={"color": colour, "size": 13, "symbol": look.symbol(ipc)},
-        hovertemplate=f"{percent(accuracy)}<extra></extra>",
+        marker={"color": colour, "size": 13, "symbol": look.symbols[ipc]},
+        hovertemplate=f"{plus_minus(accuracy.best)} %<extra></extra>",
         showlegend=False,
         row=row,
         col=1,
@@ -132,132 +124,116 @@ def _add_accuracy(
     )
 
 
-def coverage_figure(measured: Sequence[Measurement], look: Look) -> Figure:
-    """R1/D1 and R2/D2 of sets measured on one data set by one backbone, side by side."""
+def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Figure]:
+    """Draw R1/D1 and R2/D2 side by side: a figure per data set, validation set and backbone."""
     from plotly.subplots import make_subplots
 
-    first = measured[0]
-    figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
-    for column, (across, up) in enumerate(PAIRS, start=1):
-        span = _span([one.value(across) for one in measured])
-        figure.update_xaxes(range=span, row=1, col=column)
-        for one in measured:
-            mark = Mark(
-                method=one.measured.method,
-                ipc=one.measured.ipc,
-                across=one.value(across),
-                up=one.value(up),
-            )
-            _add_mark(figure, mark, look, row=1, col=column)
-        figure.update_xaxes(title_text=f"{METRICS[across].axis} (cosine)", row=1, col=column)
-        figure.update_yaxes(title_text=METRICS[up].axis, row=1, col=column)
-    missing = sum(math.isnan(one.value("d1")) for one in measured)
-    note = f" {missing} sets of one image per class have no diversity and no mark." * bool(missing)
-    return finished(
-        figure,
-        title=f"Representativeness and diversity on {first.measured.data}",
-        caption=(
-            f"Each mark is a set; up and to the right is better. Features of {first.backbone}, "
-            f"validation images of {first.val}.{note}"
-        ),
-        description="Two scatter plots of diversity against representativeness; the table above "
-        "holds the numbers.",
-        height=430,
-    )
+    groups: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
+    key = attrgetter("measured.data", "val", "backbone", "weights", "version")
+    for entry in measured:
+        groups[key(entry)].append(entry)
+    for (data, val, backbone, *_), group in groups.items():
+        figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
+        for column, (across, up) in enumerate(PAIRS, start=1):
+            for entry in group:
+                method, ipc = entry.measured.method, entry.measured.ipc
+                at = (entry.values[across], entry.values[up])
+                _add_mark(figure, method, ipc, at, look, row=1, col=column)
+            span = span_of([entry.values[across] for entry in group], 0.07, 0.4)
+            title = f"{METRICS[across].axis} (cosine)"
+            figure.update_xaxes(range=span, title_text=title, row=1, col=column)
+            figure.update_yaxes(title_text=METRICS[up].axis, row=1, col=column)
+        missing = sum(math.isnan(entry.values["d1"]) for entry in group)
+        note = f" {missing} sets of one image per class have no diversity and no mark."
+        yield finished(
+            figure,
+            title=f"Representativeness and diversity on {data}",
+            caption=f"Each mark is a set; up and to the right is better. Features of {backbone}, "
+            f"validation images of {val}.{note if missing else ''}",
+            description="Two scatter plots of diversity against representativeness; the table "
+            "above holds the numbers.",
+            height=430,
+        )
 
 
-def cost_figure(points: Sequence[tuple[float, int, Accuracy]], where: str, look: Look) -> Figure:
-    """Accuracy against construction cost, on a log axis.
+def cost_figures(
+    compared: Sequence[Comparison], seconds: Mapping[str, float], look: Look
+) -> Iterator[Figure]:
+    """Draw accuracy against construction cost: a figure per data set, protocol and student.
 
-    Args:
-        points: Wall seconds that a set cost, its IPC, and the accuracy it gave.
-        where: Data, protocol and student, for the title.
-        look: Colours and symbols.
+    A point is a method at an IPC. Where several sets were pooled in one accuracy, their mean cost
+    counts; ``seconds`` holds wall times by digest.
     """
     import plotly.graph_objects as go
 
-    figure = go.Figure()
-    for wall_seconds, ipc, accuracy in points:
-        mark = Mark(
-            method=accuracy.method,
-            ipc=ipc,
-            across=max(wall_seconds, SHORTEST_SECONDS),
-            up=accuracy.best_mean,
-            spread=accuracy.best_std,
+    groups: dict[str, list[tuple[float, int, Accuracy]]] = defaultdict(list)
+    for comparison in compared:
+        setting = comparison.setting
+        where = f"{setting.data}, validated on {setting.val}, {setting.protocol}, {setting.student}"
+        for accuracy in comparison.ranking:
+            known = [seconds[digest] for digest in accuracy.digests if digest in seconds]
+            if known:
+                groups[where].append((max(mean(known), SHORTEST_SECONDS), setting.ipc, accuracy))
+    for where, points in groups.items():
+        figure = go.Figure()
+        for cost, ipc, accuracy in points:
+            bar = _error_bar(accuracy, thickness=1.5)
+            _add_mark(figure, accuracy.method, ipc, (cost, accuracy.mean), look, error_y=bar)
+        exponents = [math.log10(cost) for cost, _, _ in points]
+        span = span_of(exponents, 0.07, 0.4)
+        figure.update_xaxes(type="log", range=span, **_log_ticks(exponents))
+        figure.update_xaxes(title_text="construction cost (wall seconds, log scale)")
+        figure.update_yaxes(title_text="best top-1 accuracy (%)")
+        yield finished(
+            figure,
+            title=f"Accuracy against construction cost: {where}",
+            caption="Up and to the left is better. The cost is that of making the set, its inputs "
+            "included; training the students is not in it.",
+            description="Scatter plot of accuracy against cost; the tables hold the numbers.",
+            height=430,
         )
-        _add_mark(figure, mark, look)
-    exponents = [math.log10(max(seconds, SHORTEST_SECONDS)) for seconds, _, _ in points]
-    figure.update_xaxes(type="log", range=_span(exponents), **_log_ticks(exponents))
-    figure.update_xaxes(title_text="construction cost (wall seconds, log scale)")
-    figure.update_yaxes(title_text="best top-1 accuracy (%)")
-    return finished(
-        figure,
-        title=f"Accuracy against construction cost: {where}",
-        caption="Up and to the left is better. The cost is that of making the set, its inputs "
-        "included; training the students is not in it.",
-        description="Scatter plot of accuracy against cost; the tables hold the numbers.",
-        height=430,
-    )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Mark:
-    """A set in a scatter plot."""
-
-    method: str
-    ipc: int
-    across: float
-    up: float
-    spread: float = math.nan
-    """Standard deviation of ``up``; NaN if it is not known."""
+def _error_bar(accuracy: Accuracy, **look: float) -> dict[str, Any] | None:
+    """Make a bar of one standard deviation; None for a single student."""
+    return {"array": [sample_std(accuracy.best)], **look} if accuracy.n > 1 else None
 
 
-def _error_bar(deviation: float, **look: float) -> dict[str, Any] | None:
-    """Bar of one standard deviation; None where it is NaN."""
-    return None if math.isnan(deviation) else {"array": [deviation], **look}
-
-
-def _add_mark(figure: "go.Figure", mark: Mark, look: Look, **place: int) -> None:
-    name = plain(f"{mark.method}, IPC {mark.ipc}")
+def _add_mark(
+    figure: "go.Figure", method: str, ipc: int, at: tuple[float, float], look: Look, **more: object
+) -> None:
+    name = plain(f"{method}, IPC {ipc}")
     figure.add_scatter(
-        x=[mark.across],
-        y=[mark.up],
-        error_y=_error_bar(mark.spread, thickness=1.5),
+        x=at[:1],
+        y=at[1:],
         mode="markers+text",
         text=[name],
         textposition="middle right",
         textfont={"size": 11},
         cliponaxis=False,
-        marker={"color": look.colour(mark.method), "symbol": look.symbol(mark.ipc), "size": 12},
+        marker={"color": look.colours[method], "symbol": look.symbols[ipc], "size": 12},
         hovertemplate=f"{name}<br>%{{x:.4g}}, %{{y:.4g}}<extra></extra>",
         showlegend=False,
-        **place,
+        **more,
     )
 
 
-def _span(values: Sequence[float]) -> list[float] | None:
-    """Range of an axis with room for the names to the right of the marks; None for no number."""
+def span_of(values: Iterable[float], before: float, after: float) -> list[float] | None:
+    """Give an axis room on both sides, in shares of its width; None for no number."""
     numbers = [value for value in values if not math.isnan(value)]
     if not numbers:
         return None
     low, high = min(numbers), max(numbers)
     width = (high - low) or 0.2 * abs(high) or 1.0
-    return [low - 0.07 * width, high + 0.4 * width]
+    return [low - before * width, high + after * width]
 
 
 def _log_ticks(exponents: Sequence[float]) -> dict[str, Any]:
-    """Ticks at 1, 2 and 5 of every decade, or at 1 alone if there are many decades."""
+    """Set ticks at 1, 2 and 5 of every decade, or at 1 alone if there are many decades."""
     first, last = math.floor(min(exponents)) - 1, math.ceil(max(exponents)) + 2
     steps = (1, 2, 5) if last - first < 7 else (1,)
     values = [step * 10.0**decade for decade in range(first, last) for step in steps]
     return {"tickvals": values, "ticktext": [f"{value:,g}" for value in values]}
-
-
-def setting_name(comparison: Comparison) -> str:
-    """Data, IPC, protocol, student and, where the protocol was shortened, how."""
-    one = comparison.setting
-    short = f", {one.epochs} epochs, {one.pixels_and_evaluations}" if one.short else ""
-    return f"{one.data}, IPC {one.ipc}, {one.protocol}, {one.student}{short}"
 
 
 def finished(

@@ -1,21 +1,20 @@
-"""Accuracies of trained students, pooled over seeds, side by side where they are comparable.
+"""Accuracies of trained students, side by side where they are comparable, and who is best.
 
 Whether one method beats another is told by the interval of the difference of their means: paired
 (Student) where both have students of the same seeds, else Welch's.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
-from typing import Any
+from dataclasses import asdict, dataclass, fields
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from coreset.engine.report.sets import ReportedSet, Row, method_order
 from coreset.kernels.intervals import paired_interval, welch_interval
 
-SHORT_SUFFIX = "+short"
 LEAST_STUDENTS = 3
 """Students that a method needs to be compared: the spread of two says next to nothing."""
 CONFIDENCE = 0.95
@@ -37,9 +36,14 @@ class Setting:
     evaluations: int
 
     @property
+    def name(self) -> str:
+        """Data, IPC, protocol and student."""
+        return f"{self.data}, IPC {self.ipc}, {self.protocol}, {self.student}"
+
+    @property
     def short(self) -> bool:
         """Test whether the protocol was shortened: not comparable with published numbers."""
-        return self.protocol.endswith(SHORT_SUFFIX)
+        return self.protocol.endswith("+short")
 
     @property
     def pixels_and_evaluations(self) -> str:
@@ -67,24 +71,12 @@ class Accuracy:
         return len(self.best)
 
     @property
-    def best_mean(self) -> float:
+    def mean(self) -> float:
         """Mean best top-1."""
         return float(np.mean(self.best))
 
-    @property
-    def best_std(self) -> float:
-        """Sample standard deviation of the best top-1; NaN for one student."""
-        return sample_std(self.best)
-
-    @property
-    def last_mean(self) -> float:
-        """Mean last top-1."""
-        return float(np.mean(self.last))
-
-    @property
-    def last_std(self) -> float:
-        """Sample standard deviation of the last top-1; NaN for one student."""
-        return sample_std(self.last)
+    def __str__(self) -> str:
+        return f"{self.method} {plus_minus(self.best)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,21 +84,16 @@ class Difference:
     """Best top-1 of one method minus that of another, in points of a percent."""
 
     mean: float
-    low: float
+    low: float = math.nan
     """Lower end of the interval; NaN where there are not enough students to tell."""
-    high: float
-    interval: str
+    high: float = math.nan
+    interval: str = ""
     """``paired`` or ``Welch``; empty where there are not enough students to tell."""
 
     @property
-    def is_known(self) -> bool:
-        """Tell whether there are enough students for an interval."""
-        return bool(self.interval)
-
-    @property
-    def beats(self) -> bool:
-        """Tell whether the whole interval lies above zero."""
-        return self.low > 0
+    def is_noise(self) -> bool | None:
+        """Tell whether the interval reaches below zero; None with too few students to tell."""
+        return self.low <= 0 if self.interval else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,55 +110,55 @@ class Comparison:
 
     @property
     def others(self) -> tuple[tuple[Accuracy, Difference], ...]:
-        """Compare every other method with the best."""
+        """Every other method, and the lead of the best over it."""
         return tuple((other, difference(self.best, other)) for other in self.ranking[1:])
-
-    @property
-    def is_won(self) -> bool:
-        """Tell whether the best beats every other method."""
-        return all(lead.beats for _, lead in self.others)
 
     @property
     def is_known(self) -> bool:
         """Tell whether every method has enough students to be compared."""
-        return all(lead.is_known for _, lead in self.others)
+        return all(lead.interval for _, lead in self.others)
 
 
-def difference(one: Accuracy, other: Accuracy) -> Difference:
+def difference(best: Accuracy, other: Accuracy) -> Difference:
     """Compare the best top-1 of two methods; no interval with fewer than three students of one."""
-    mean = one.best_mean - other.best_mean
-    if min(one.n, other.n) < LEAST_STUDENTS:
-        return Difference(mean=mean, low=math.nan, high=math.nan, interval="")
-    paired = one.seeds == other.seeds and len(set(one.seeds)) == one.n
+    mean = best.mean - other.mean
+    if min(best.n, other.n) < LEAST_STUDENTS:
+        return Difference(mean=mean)
+    paired = best.seeds == other.seeds and len(set(best.seeds)) == best.n
     bounds = paired_interval if paired else welch_interval
-    low, high = bounds(np.array(one.best), np.array(other.best), CONFIDENCE)
+    low, high = bounds(np.array(best.best), np.array(other.best), CONFIDENCE)
     return Difference(mean=mean, low=low, high=high, interval="paired" if paired else "Welch")
 
 
 def sample_std(values: Sequence[float]) -> float:
-    """Sample standard deviation, divided by n - 1; NaN for a single value."""
+    """Return the sample standard deviation, divided by n - 1; NaN for a single value."""
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
+
+
+def plus_minus(values: Sequence[float], sign: str = "±") -> str:
+    """Format mean and spread, ``57.2 ± 0.5``; the mean alone of a single value."""
+    spread = f" {sign} {sample_std(values):.1f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.1f}{spread}"
 
 
 def comparisons(students: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Comparison]:
     """Group the rows of ``students`` by setting and method, in the order of the settings."""
     groups: dict[Setting, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in students:
-        groups[setting_of(row)][sets[row["set_digest"]].method].append(row)
+        setting = Setting(**{field.name: row[field.name] for field in fields(Setting)})
+        groups[setting][sets[row["set_digest"]].method].append(row)
     return [
         Comparison(
             setting=setting,
             ranking=tuple(
-                sorted((_pooled(name, rows) for name, rows in methods.items()), key=_rank)
+                sorted(
+                    (_pooled(method, rows) for method, rows in groups[setting].items()),
+                    key=lambda accuracy: (-accuracy.mean, *method_order(accuracy.method)),
+                )
             ),
         )
-        for setting, methods in sorted(groups.items(), key=lambda item: astuple(item[0]))
+        for setting in sorted(groups)
     ]
-
-
-def setting_of(row: Row) -> Setting:
-    """Read the setting of one trained student."""
-    return Setting(**{field.name: row[field.name] for field in fields(Setting)})
 
 
 def _pooled(method: str, rows: list[Row]) -> Accuracy:
@@ -185,35 +172,96 @@ def _pooled(method: str, rows: list[Row]) -> Accuracy:
     )
 
 
-def _rank(accuracy: Accuracy) -> tuple[Any, ...]:
-    return -accuracy.best_mean, *method_order(accuracy.method)
-
-
 def accuracy_records(compared: Iterable[Comparison]) -> list[dict[str, Any]]:
-    """One flat record per setting and method, for the CSV file; accuracies in percent."""
+    """Make one flat record per setting and method, for the CSV file; accuracies in percent."""
     return [
         {
             **asdict(comparison.setting),
             "method": accuracy.method,
             "students": accuracy.n,
             "sets": len(accuracy.digests),
-            "top1_best_mean": accuracy.best_mean,
-            "top1_best_std": accuracy.best_std,
-            "top1_last_mean": accuracy.last_mean,
-            "top1_last_std": accuracy.last_std,
-            "within_noise_of_best": _within_noise(lead),
-            "behind_best": None if lead is None else lead.mean,
-            "behind_best_low": None if lead is None else lead.low,
-            "behind_best_high": None if lead is None else lead.high,
-            "interval": "" if lead is None else lead.interval,
+            "top1_best_mean": accuracy.mean,
+            "top1_best_std": sample_std(accuracy.best),
+            "top1_last_mean": float(np.mean(accuracy.last)),
+            "top1_last_std": sample_std(accuracy.last),
+            "within_noise_of_best": lead is None or lead.is_noise,
+            "behind_best": lead and lead.mean,
+            "behind_best_low": lead and lead.low,
+            "behind_best_high": lead and lead.high,
+            "interval": lead.interval if lead else "",
         }
         for comparison in compared
         for accuracy, lead in ((comparison.best, None), *comparison.others)
     ]
 
 
-def _within_noise(lead: Difference | None) -> bool | None:
-    """Tell whether a method may be as good as the best; None with too few students to tell."""
-    if lead is None:
-        return True
-    return not lead.beats if lead.is_known else None
+class Verdict(NamedTuple):
+    """Answer of one comparison."""
+
+    where: str
+    """Name of the setting."""
+    sentence: str
+    caveat: str
+    """Weakness of the comparison; may be empty."""
+
+
+def verdicts(compared: Sequence[Comparison]) -> list[Verdict]:
+    """Say of each comparison which method is best, in words that follow the intervals."""
+    return [Verdict(each.setting.name, _sentence(each), _caveat(each)) for each in compared]
+
+
+def headline(compared: Sequence[Comparison]) -> str:
+    """Sum all comparisons up in one line."""
+    contests = [comparison for comparison in compared if len(comparison.ranking) > 1]
+    if not compared:
+        return "No student was trained yet"
+    if not contests:
+        best = compared[0].best
+        return f"{best.method} alone was trained: {plus_minus(best.best)} %"
+    if len(compared) == 1:
+        return _sentence(compared[0])
+    wins = Counter(
+        contest.best.method
+        for contest in contests
+        if all(lead.is_noise is False for _, lead in contest.others)
+    )
+    n_few = sum(not contest.is_known for contest in contests)
+    n_noise = len(contests) - wins.total() - n_few
+    if not wins:
+        reasons = ["the leaders are within noise of each other"] if n_noise else []
+        reasons += ["not enough students to tell"] if n_few else []
+        return f"No method is clearly best: {_and(reasons)}"
+    parts = [f"{method} in {n}" for method, n in wins.most_common()]
+    parts += [f"{n_noise} within noise"] if n_noise else []
+    parts += [f"{n_few} with too few students to tell"] if n_few else []
+    return f"Best of {len(contests)} comparisons: {', '.join(parts)}"
+
+
+def _sentence(comparison: Comparison) -> str:
+    tied, beaten, few = list[str](), list[str](), list[str]()
+    for other, lead in comparison.others:
+        span = f"{lead.low:.1f} to {lead.high:.1f}"
+        if lead.is_noise is None:
+            few.append(str(other))
+        elif lead.is_noise:
+            tied.append(f"{other} ({span})")
+        else:
+            beaten.append(f"{other} (by {span})")
+    parts = [f"is within noise of {_and(tied)}"] if tied else []
+    parts += [f"beats {_and(beaten)}"] if beaten else []
+    parts += [f"leads {_and(few)}: not enough students to tell"] if few else []
+    if not parts:
+        return f"{comparison.best}; no other method was trained"
+    return f"{comparison.best} {', and '.join(parts)}"
+
+
+def _caveat(comparison: Comparison) -> str:
+    few = [f"{each.method} {each.n}" for each in comparison.ranking if each.n < LEAST_STUDENTS]
+    caveats = [f"students: {', '.join(few)}; {LEAST_STUDENTS} are needed to compare"] if few else []
+    caveats += ["a shortened protocol"] if comparison.setting.short else []
+    return "; ".join(caveats)
+
+
+def _and(names: Sequence[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

@@ -1,4 +1,4 @@
-"""Condensed sets of the results, and the names that tell them apart.
+"""Condensed sets of the results: their names, metrics and costs, and the artifacts behind them.
 
 A table has one column per method. Where one method was run in several ways on the same data at the
 same IPC (two misratios, two proxies), pooling them would hide the difference, so the name of the
@@ -6,25 +6,31 @@ method says what differs: ``ccs-aum (misratio 0.3)``.
 """
 
 import json
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.ledger import StageCost, construction_cost
 from coreset.engine.artifacts.provenance import Provenance, locate
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set
+from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.evaluation.results import Results
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.kernels.scores import SCORES, easiness
+from coreset.kernels.scores import easiness
 from coreset.shards.errors import CoresetError, UsageError
 from coreset.shards.format.dataset import Dataset
 
 BASELINE = "random"
-DIGEST_CHARACTERS = 8
 Row = Mapping[str, Any]
+UNREADABLE = (CoresetError, OSError, ValueError)
+"""What a moved, replaced or damaged artifact raises on the way in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,22 +47,21 @@ class ReportedSet:
     path: str
     """Relative to RESULTS, when it was last trained on or measured."""
     parameters: Mapping[str, Any]
-    name: str
+    name: str = ""
     """Unique among the sets of one data set: ``ccs-aum, IPC 10``."""
 
 
 def catalogue(rows: Iterable[Row]) -> dict[str, ReportedSet]:
     """Collect the sets of all rows by digest: by data, method (baseline first), IPC and seed."""
-    by_digest = {row["set_digest"]: _described(row) for row in rows}
-    sets = _with_seeds_told_apart(_with_methods_told_apart(list(by_digest.values())))
-    ordered = sorted(
-        sets, key=lambda one: (one.data, *method_order(one.method), one.ipc, one.seed, one.digest)
-    )
-    return {one.digest: one for one in ordered}
+    described = list({row["set_digest"]: _described(row) for row in rows}.values())
+    sets = _seeds_told_apart(_inputs_told_apart(_parameters_told_apart(described)))
+    order = attrgetter("ipc", "seed", "digest")
+    sets.sort(key=lambda entry: (entry.data, *method_order(entry.method), *order(entry)))
+    return {entry.digest: entry for entry in sets}
 
 
 def method_order(method: str) -> tuple[bool, str]:
-    """Sort key of methods: the baseline first, the others by name."""
+    """Return the sort key of a method: the baseline first, the others by name."""
     return method != BASELINE, method
 
 
@@ -72,65 +77,97 @@ def _described(row: Row) -> ReportedSet:
         seed=row["set_seed"],
         path=row["set_path"],
         parameters=parameters,
-        name=f"{row['method']}, IPC {row['ipc']}",
     )
 
 
-def _with_methods_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
-    differing: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for group in _groups(sets, "data", "method", "ipc"):
-        differing[group[0].data, group[0].method] |= _differing_parameters(group)
-    named = [_renamed(one, _told(one, differing[one.data, one.method])) for one in sets]
-    # The same parameters and the same seed, yet another set: made from other inputs.
-    twins = {
-        one.digest
-        for group in _groups(named, "data", "method", "ipc", "seed")
-        for one in group
-        if len(group) > 1
-    }
+def _parameters_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
+    renamed: list[ReportedSet] = []
+    for namesakes in _groups(sets, "data", "method"):
+        differing = {
+            name
+            for group in _groups(namesakes, "ipc")
+            for name in {name for entry in group for name in entry.parameters}
+            if len({str(entry.parameters.get(name)) for entry in group}) > 1
+        }
+        for entry in namesakes:
+            values = (f"{name} {entry.parameters.get(name, '-')}" for name in sorted(differing))
+            renamed.append(_renamed(entry, *values))
+    return renamed
+
+
+def _inputs_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
+    """Name sets of the same parameters and seed by their digests: their inputs differ."""
     return [
-        _renamed(one, [f"set {one.digest[:DIGEST_CHARACTERS]}"] if one.digest in twins else [])
-        for one in named
+        _renamed(entry, f"set {entry.digest[:8]}") if len(group) > 1 else entry
+        for group in _groups(sets, "data", "method", "ipc", "seed")
+        for entry in group
     ]
 
 
-def _with_seeds_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
+def _seeds_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
     return [
-        replace(one, name=f"{one.name}, seed {one.seed}") if len(group) > 1 else one
+        replace(entry, name=f"{entry.name}, seed {entry.seed}") if len(group) > 1 else entry
         for group in _groups(sets, "data", "method", "ipc")
-        for one in group
+        for entry in group
     ]
 
 
-def _groups(sets: Sequence[ReportedSet], *fields: str) -> list[list[ReportedSet]]:
+def _groups(sets: Sequence[ReportedSet], *fields: str) -> Iterable[list[ReportedSet]]:
     groups: dict[tuple[Any, ...], list[ReportedSet]] = defaultdict(list)
-    for one in sets:
-        groups[tuple(getattr(one, field) for field in fields)].append(one)
-    return list(groups.values())
+    for entry in sets:
+        groups[tuple(getattr(entry, field) for field in fields)].append(entry)
+    return groups.values()
 
 
-def _differing_parameters(group: Sequence[ReportedSet]) -> set[str]:
-    names = {name for one in group for name in one.parameters}
-    return {name for name in names if len({str(one.parameters.get(name)) for one in group}) > 1}
-
-
-def _told(one: ReportedSet, names: Iterable[str]) -> list[str]:
-    return [f"{name} {one.parameters.get(name, '-')}" for name in sorted(names)]
-
-
-def _renamed(one: ReportedSet, additions: Sequence[str]) -> ReportedSet:
-    if not additions:
-        return one
-    method = f"{one.method} ({', '.join(additions)})"
-    return replace(one, method=method, name=f"{method}, IPC {one.ipc}")
-
-
-# What a moved, replaced or damaged artifact raises on the way in.
-UNREADABLE = (CoresetError, OSError, ValueError)
+def _renamed(entry: ReportedSet, *additions: str) -> ReportedSet:
+    method = f"{entry.method} ({', '.join(additions)})" if additions else entry.method
+    return replace(entry, method=method, name=f"{method}, IPC {entry.ipc}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FoundSet:
+class Measurement:
+    """Metrics of one set against one validation set by the features of one backbone."""
+
+    measured: ReportedSet
+    val: str
+    backbone: str
+    weights: str
+    version: str
+    values: dict[str, float]
+    """By metric; NaN where one does not exist or was not measured."""
+
+
+def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Measurement]:
+    """Join the metric rows of each set, validation set, backbone and metric version."""
+    short_names = {metric.stamp.partition("@")[0]: short for short, metric in METRICS.items()}
+    found: dict[tuple[str, ...], Measurement] = {}
+    for row in metrics:
+        name, _, version = str(row["metric"]).partition("@")
+        key = (row["set_digest"], row["val_identity"], row["backbone"], row["weights"], version)
+        if key not in found:
+            found[key] = Measurement(
+                measured=sets[row["set_digest"]],
+                **{name: row[name] for name in ("val", "backbone", "weights")},
+                version=version,
+                values=dict.fromkeys(METRICS, math.nan),
+            )
+        if row["value"] is not None:
+            found[key].values[short_names.get(name, name)] = row["value"]
+    order = list(sets)
+    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key))]
+
+
+def set_costs(results: Results, digests: Iterable[str]) -> dict[str, list[StageCost]]:
+    """Return the cost of every set whose ledger RESULTS keeps; stages of the inputs come first."""
+    lineages = {digest: results.lineage(digest) for digest in digests}
+    return {
+        digest: construction_cost(lineage["ledger"])
+        for digest, lineage in lineages.items()
+        if lineage and lineage["ledger"]
+    }
+
+
+class FoundSet(NamedTuple):
     """A reported set that is still where it was, with its images."""
 
     reported: ReportedSet
@@ -153,11 +190,6 @@ class FoundScores:
         """Turn the score so that low is hard."""
         return easiness(self.score, self.values)
 
-    @property
-    def low_is_hard(self) -> bool:
-        """Test whether the hard end of the score is its low end."""
-        return SCORES[self.score].low_is_hard
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
@@ -168,15 +200,14 @@ class Evidence:
     notices: tuple[str, ...]
 
     def coresets_of(self, scores: FoundScores) -> list[FoundSet]:
-        """Coresets of the scored data, those chosen by this very score first."""
-        identity = scores.dataset.manifest.identity
+        """List the coresets of the scored data, those chosen by this very score first."""
         found = [
-            one
-            for one in self.sets
-            if one.condensed.info.kind == "coreset"
-            and one.condensed.info.source_identity == identity
+            entry
+            for entry in self.sets
+            if entry.condensed.info.kind == "coreset"
+            and entry.condensed.info.source_identity == scores.dataset.manifest.identity
         ]
-        return sorted(found, key=lambda one: not was_chosen_by(one, scores))
+        return sorted(found, key=lambda entry: not was_chosen_by(entry, scores))
 
 
 def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
@@ -189,31 +220,22 @@ def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:
     """Open every reported set and the scores behind it.
 
-    Args:
-        results: The results directory; the sets' paths are relative to it.
-        sets: What the rows speak of.
-        data: Where the data set of the coresets lies now, if it was moved.
+    The sets' paths are relative to ``results``. If the data set of the coresets was moved, it lies
+    at ``data`` now.
     """
     found: list[FoundSet] = []
     scores: dict[tuple[str, str], FoundScores] = {}
     notices: list[str] = []
-    for one in sets:
+    for entry in sets:
+        part = "images"
         try:
-            condensed = _opened(results, one, data)
+            condensed = _opened(results, entry, data)
+            found.append(FoundSet(entry, condensed))
+            part = "scores"
+            _add_scores_behind(condensed, scores)
         except UNREADABLE as error:
-            notices.append(f"{one.data}, {one.name}: its images are left out, for {error}")
-            continue
-        found.append(FoundSet(reported=one, condensed=condensed))
-        try:
-            behind = _scores_behind(condensed, known=scores)
-        except UNREADABLE as error:
-            notices.append(f"{one.data}, {one.name}: its scores are left out, for {error}")
-            continue
-        if behind is not None:
-            scores[behind.digest, behind.score] = behind
-    return Evidence(
-        sets=tuple(found), scores=tuple(scores.values()), notices=tuple(dict.fromkeys(notices))
-    )
+            notices.append(f"{entry.data}, {entry.name}: its {part} are left out, for {error}")
+    return Evidence(sets=tuple(found), scores=tuple(scores.values()), notices=tuple(notices))
 
 
 def _opened(results: Path, reported: ReportedSet, data: Path | None) -> CondensedSet:
@@ -231,22 +253,15 @@ def _opened(results: Path, reported: ReportedSet, data: Path | None) -> Condense
     return condensed
 
 
-def _scores_behind(
-    condensed: CondensedSet, known: dict[tuple[str, str], FoundScores]
-) -> FoundScores | None:
-    """Open the scores that a coreset was chosen by; None if it was chosen without."""
-    recorded, score = (
-        condensed.provenance.ancestor("scores"),
-        condensed.info.parameters.get("score"),
-    )
-    if recorded is None or score is None:
-        return None
-    digest = str(recorded["digest"])
-    if (digest, score) in known:
-        return known[digest, score]
+def _add_scores_behind(condensed: CondensedSet, scores: dict[tuple[str, str], FoundScores]) -> None:
+    """Open the scores that a coreset was chosen by, unless they are open or it was without."""
+    recorded = condensed.provenance.ancestor("scores") or {}
+    digest, score = str(recorded.get("digest")), condensed.info.parameters.get("score")
+    if not recorded or score is None or (digest, score) in scores:
+        return
     directory = locate(condensed.path, "scores")
     if directory is None or Provenance.read(directory).digest != digest:
         raise UsageError(f"{directory} does not hold the scores of this set any more")
     dataset = condensed.dataset
     values = ScoreTable(path=directory, dataset=dataset).values(score)
-    return FoundScores(score=score, digest=digest, dataset=dataset, values=values)
+    scores[digest, score] = FoundScores(score=score, digest=digest, dataset=dataset, values=values)

@@ -2,81 +2,110 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
 
-from coreset.engine.artifacts.ledger import Line, largest, lines_with
-from coreset.engine.evaluation.metrics import METRICS
-from coreset.engine.report.measures import Measurement, SetCost
-from coreset.engine.report.results import (
-    Accuracy,
-    Comparison,
-    Difference,
+from coreset.engine.artifacts.ledger import (
+    Line,
+    StageCost,
+    largest,
+    lines_with,
+    total_wall_seconds,
 )
-from coreset.engine.report.sets import ReportedSet, Row, method_order
-from coreset.engine.report.verdict import plus_minus
+from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.report.results import Comparison, plus_minus
+from coreset.engine.report.sets import Measurement, ReportedSet, Row, method_order
 from coreset.engine.runtime.text import readable_bytes, readable_seconds
 from coreset.shards.tables.csv_cells import csv_table
 
 NOTHING = "-"
+MARKS = {"best": "**", "total": "**", "tied": "*"}
+"""Emphases in Markdown."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cell:
+class Cell(NamedTuple):
     """One cell of a table for people."""
 
     text: str
     detail: str = ""
     """Second, smaller line."""
-    numeric: bool = False
     emphasis: str = ""
     """``best`` or ``tied`` (within noise of the best) among accuracies, ``total`` in a sum."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
     """A table for people."""
 
-    caption: str
-    header: tuple[str, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-
-    @property
-    def numeric_columns(self) -> tuple[bool, ...]:
-        """Columns whose header stands to the right, over numbers."""
-        return tuple(
-            any(row[column].numeric for row in self.rows) for column in range(len(self.header))
-        )
+    def __init__(
+        self,
+        caption: str,
+        header: Iterable[str],
+        numbers: Collection[str],
+        rows: Iterable[Iterable[str | Cell]],
+    ) -> None:
+        """Make the cells that are plain text; ``numbers`` names the columns of numbers."""
+        self.caption, self.header = caption, list(header)
+        self.numeric = [name in numbers for name in self.header]
+        self.rows = [
+            [Cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows
+        ]
 
 
 def accuracy_table(compared: Sequence[Comparison]) -> Table:
-    """Settings down, methods across; mean and spread of best and last top-1."""
-    methods = sorted({one.method for row in compared for one in row.ranking}, key=method_order)
-    header = ("data", "validation", "protocol", "student", "training", "IPC", *methods)
+    """Lay out settings down and methods across; mean and spread of best and last top-1."""
+    methods = sorted(
+        {accuracy.method for each in compared for accuracy in each.ranking}, key=method_order
+    )
     return Table(
-        caption="Top-1 accuracy in percent, mean ± sample standard deviation over students",
-        header=header,
-        rows=tuple(_accuracy_row(comparison, methods) for comparison in compared),
+        "Top-1 accuracy in percent, mean ± sample standard deviation over students",
+        ("data", "validation", "protocol", "student", "training", "IPC", *methods),
+        ("IPC", *methods),
+        (_accuracy_row(comparison, methods) for comparison in compared),
+    )
+
+
+def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str | Cell, ...]:
+    setting = comparison.setting
+    emphasis = {other.method: "tied" for other, lead in comparison.others if lead.is_noise}
+    if comparison.others and comparison.is_known:
+        emphasis[comparison.best.method] = "best"
+    cells = {
+        accuracy.method: Cell(
+            plus_minus(accuracy.best),
+            f"last {plus_minus(accuracy.last)}, n = {accuracy.n}",
+            emphasis.get(accuracy.method, ""),
+        )
+        for accuracy in comparison.ranking
+    }
+    return (
+        setting.data,
+        Cell(setting.val, f"{setting.n_val:,} images"),
+        setting.protocol,
+        setting.student,
+        Cell(f"{setting.epochs} epochs", setting.pixels_and_evaluations),
+        str(setting.ipc),
+        *(cells.get(method, NOTHING) for method in methods),
     )
 
 
 def metric_table(measured: Sequence[Measurement]) -> Table:
-    """Measured sets down, metrics across."""
-    return Table(
-        caption="Representativeness and diversity, mean over classes; higher is better",
-        header=("data", "set", "validation", "backbone", *map(_metric_title, METRICS)),
-        rows=tuple(
-            (
-                _text(one.measured.data),
-                _text(one.measured.name),
-                _text(one.val),
-                _text(one.backbone),
-                *(_number(_decimals(one.value(metric))) for metric in METRICS),
-            )
-            for one in measured
-        ),
+    """Lay out measured sets down and metrics across."""
+    titles = [_metric_title(short) for short in METRICS]
+    described = attrgetter("measured.data", "measured.name", "val", "backbone")
+    rows = (
+        (
+            *described(entry),
+            *(
+                NOTHING if _is_nan(entry.values[short]) else f"{entry.values[short]:.4f}"
+                for short in METRICS
+            ),
+        )
+        for entry in measured
     )
+    caption = "Representativeness and diversity, mean over classes; higher is better"
+    return Table(caption, ("data", "set", "validation", "backbone", *titles), titles, rows)
 
 
 def _metric_title(short: str) -> str:
@@ -85,221 +114,177 @@ def _metric_title(short: str) -> str:
     return f"{short.upper()} ({', '.join(notes)})" if notes else short.upper()
 
 
-def cost_table(costs: Sequence[SetCost]) -> Table:
-    """Stages of each set down, followed by their sum."""
-    header = ("data", "set", "stage", "runs", "wall time", "CPU time", "image passes", "images/s",
-              "peak memory", "device")  # fmt: skip
+def cost_table(costs: Mapping[str, Sequence[StageCost]], sets: Mapping[str, ReportedSet]) -> Table:
+    """Lay out the stages of each set, followed by their sum."""
+    numbers = ("runs", "wall time", "CPU time", "image passes", "images/s", "peak memory")
     return Table(
-        caption="Construction cost by stage, the inputs of a set included",
-        header=header,
-        rows=tuple(row for cost in costs for row in _cost_rows(cost)),
+        "Construction cost by stage, the inputs of a set included",
+        ("data", "set", "stage", *numbers, "device"),
+        numbers,
+        (row for digest, stages in costs.items() for row in _cost_rows(sets[digest], stages)),
     )
 
 
-def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
-    """Records of equal fields as CSV with a header; a number that does not exist stays empty."""
-    if not records:
-        return b""
-    rows = (["" if _is_nan(value) else value for value in one.values()] for one in records)
-    return csv_table(list(records[0]), rows)
-
-
-def markdown_bytes(table: Table) -> bytes:
-    """A table in Markdown; the best of a row is bold, what is within noise of it italic."""
-    rule = ["--:" if numeric else "---" for numeric in table.numeric_columns]
-    rows = [list(map(_markdown_text, table.header)), rule]
-    rows += [[_markdown_cell(cell) for cell in row] for row in table.rows]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([f"{table.caption}.", "", *lines, ""]).encode()
-
-
-def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[Cell, ...]:
-    setting = comparison.setting
-    is_main = {other.method: (other, lead) for other, lead in comparison.others}
-    by_method = is_main | {comparison.best.method: (comparison.best, None)}
-    return (
-        _text(setting.data),
-        _text(setting.val, f"{setting.n_val:,} images"),
-        _text(setting.protocol),
-        _text(setting.student),
-        _text(f"{setting.epochs} epochs", setting.pixels_and_evaluations),
-        _number(str(setting.ipc)),
-        *(_accuracy_cell(by_method.get(method), comparison) for method in methods),
-    )
-
-
-def _accuracy_cell(
-    entry: tuple[Accuracy, Difference | None] | None, comparison: Comparison
-) -> Cell:
-    if entry is None:
-        return _number(NOTHING)
-    accuracy, lead = entry
-    if lead is None:
-        emphasis = "best" if len(comparison.ranking) > 1 and comparison.is_known else ""
-    else:
-        emphasis = "tied" if lead.is_known and not lead.beats else ""
-    return Cell(
-        text=plus_minus(accuracy.best_mean, accuracy.best_std),
-        detail=f"last {plus_minus(accuracy.last_mean, accuracy.last_std)}, n = {accuracy.n}",
-        numeric=True,
-        emphasis=emphasis,
-    )
-
-
-def _cost_rows(cost: SetCost) -> list[tuple[Cell, ...]]:
-    stages = cost.stages
-    rows = [
-        (
-            _text(cost.paid.data if first else ""),
-            _text(cost.paid.name if first else ""),
-            _text(stage.stage),
-            _number(
-                str(stage.runs), f"{stage.interrupted} interrupted" if stage.interrupted else ""
-            ),
-            _number(readable_seconds(stage.wall_seconds)),
-            _number(readable_seconds(stage.cpu_seconds)),
-            _number(f"{stage.images:,}"),
-            _number(f"{stage.images_per_second:,.1f}"),
-            _number(readable_bytes(stage.peak_rss_bytes)),
-            _text(stage.device),
-        )
-        for first, stage in zip([True] + [False] * len(stages), stages, strict=False)
-    ]
-    sums = (
+def _cost_rows(paid: ReportedSet, stages: Sequence[StageCost]) -> Iterator[list[str | Cell]]:
+    shown = [paid.data, paid.name]
+    for stage in stages:
+        interrupted = f"{stage.interrupted} interrupted" if stage.interrupted else ""
+        yield [
+            *shown,
+            stage.stage,
+            Cell(str(stage.runs), interrupted),
+            readable_seconds(stage.wall_seconds),
+            readable_seconds(stage.cpu_seconds),
+            f"{stage.images:,}",
+            f"{stage.images_per_second:,.1f}",
+            readable_bytes(stage.peak_rss_bytes),
+            stage.device,
+        ]
+        shown = ["", ""]
+    total = [
+        *("", "", "total"),
         str(sum(stage.runs for stage in stages)),
-        readable_seconds(cost.wall_seconds),
+        readable_seconds(total_wall_seconds(stages)),
         readable_seconds(sum(stage.cpu_seconds for stage in stages)),
         f"{sum(stage.images for stage in stages):,}",
         "",
         readable_bytes(largest(stage.peak_rss_bytes for stage in stages)),
+        "",
+    ]
+    yield [Cell(text, emphasis="total") for text in total]
+
+
+def metric_records(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
+    """Make one flat record per set, validation set and backbone, for the CSV file."""
+    return [
+        {
+            **_set_columns(entry.measured),
+            "val": entry.val,
+            "backbone": entry.backbone,
+            "weights": entry.weights,
+            "version": entry.version,
+            **{short: entry.values[short] for short in METRICS},
+        }
+        for entry in measured
+    ]
+
+
+def cost_records(
+    costs: Mapping[str, Sequence[StageCost]], sets: Mapping[str, ReportedSet]
+) -> list[dict[str, Any]]:
+    """Make one flat record per set and stage, for the CSV file."""
+    return [
+        {
+            **_set_columns(sets[digest]),
+            "stage": stage.stage,
+            "runs": stage.runs,
+            "interrupted": stage.interrupted,
+            "wall_seconds": stage.wall_seconds,
+            "cpu_seconds": stage.cpu_seconds,
+            "image_passes": stage.images,
+            "images_per_second": stage.images_per_second,
+            "peak_rss_bytes": stage.peak_rss_bytes,
+            "device": stage.device,
+            "set_wall_seconds": total_wall_seconds(stages),
+        }
+        for digest, stages in costs.items()
+        for stage in stages
+    ]
+
+
+def _set_columns(entry: ReportedSet) -> dict[str, Any]:
+    return {
+        "data": entry.data,
+        "method": entry.method,
+        "ipc": entry.ipc,
+        "set_seed": entry.seed,
+        "set_digest": entry.digest,
+    }
+
+
+def set_table(rows: Sequence[Row], sets: Iterable[ReportedSet]) -> Table:
+    """Describe the condensed sets that the rows of students and metrics speak of."""
+    stored = {row["set_digest"]: row["image_bytes"] for row in rows if "image_bytes" in row}
+    columns: dict[str, Callable[[ReportedSet], str]] = {
+        "data": lambda entry: entry.data,
+        "set": lambda entry: entry.name,
+        "kind": lambda entry: entry.kind,
+        "seed": lambda entry: str(entry.seed),
+        "parameters": lambda entry: _pairs(entry.parameters),
+        "images stored in": lambda entry: readable_bytes(stored.get(entry.digest)),
+        "digest": lambda entry: entry.digest[:16],
+        "place": lambda entry: entry.path,
+    }
+    cells = ([cell(entry) for cell in columns.values()] for entry in sets)
+    return Table("Condensed sets", columns, ("seed", "images stored in"), cells)
+
+
+def runtime_table(rows: Sequence[Row]) -> Table:
+    """Count the rows of students and metrics made under each protocol, runtime and versions."""
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for row in rows:
+        runtime = json.loads(row["runtime"])
+        versions = {name: of for name, of in runtime.pop("versions", {}).items() if of != "absent"}
+        made_by = (
+            f"train, {row['protocol']}" if "protocol" in row else f"measure, {row['backbone']}"
+        )
+        counts[made_by, _pairs(runtime) or NOTHING, _pairs(versions)] += 1
+    return Table(
+        "Protocols, devices and versions",
+        ("made by", "rows", "runtime", "versions"),
+        ("rows",),
+        ((made_by, str(n), *how) for (made_by, *how), n in sorted(counts.items())),
     )
-    total = ("", "", "total", *sums, "")
-    numeric = (False, False, False, *(True for _ in sums), False)
-    cells = zip(total, numeric, strict=True)
-    return [*rows, tuple(Cell(text=text, numeric=right, emphasis="total") for text, right in cells)]
 
 
-def _text(text: str, detail: str = "") -> Cell:
-    return Cell(text=text, detail=detail)
+def _pairs(values: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
-def _number(text: str, detail: str = "") -> Cell:
-    return Cell(text=text, detail=detail, numeric=True)
+def ledger_table(lines: Iterable[Line]) -> Table:
+    """Lay out the ledger of RESULTS."""
+    columns: dict[str, tuple[str, Callable[[Any], str]]] = {
+        "started (UTC)": ("started", lambda text: text[:19].replace("T", " ")),
+        "stage": ("stage", str),
+        "wall time": ("wall_seconds", readable_seconds),
+        "image passes": ("images", "{:,}".format),
+        "images/s": ("images_per_second", "{:,.1f}".format),
+        "peak memory": ("peak_rss_bytes", readable_bytes),
+        "device": ("device", str),
+        "cores": ("cores", str),
+        "host": ("host", str),
+    }
+    numbers = ("wall time", "image passes", "images/s", "peak memory", "cores")
+    shown = lines_with(lines, *(field for field, _ in columns.values()))
+    cells = ([cell(line[field]) for field, cell in columns.values()] for line in shown)
+    return Table("Ledger of these results: training and measuring", columns, numbers, cells)
 
 
-def _decimals(value: float) -> str:
-    return NOTHING if math.isnan(value) else f"{value:.4f}"
+def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """Encode records of equal fields as CSV with a header; NaN leaves a cell empty."""
+    if not records:
+        return b""
+    rows = (["" if _is_nan(value) else value for value in record.values()] for record in records)
+    return csv_table(list(records[0]), rows)
 
 
 def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def markdown_bytes(shown: Table) -> bytes:
+    """Encode a table in Markdown; the best of a row is bold, what is within noise of it italic."""
+    rows = [list(map(_escaped, shown.header)), ["--:" if each else "---" for each in shown.numeric]]
+    rows += [list(map(_markdown_cell, row)) for row in shown.rows]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([f"{shown.caption}.", "", *lines, ""]).encode()
+
+
 def _markdown_cell(cell: Cell) -> str:
-    mark = {"best": "**", "total": "**", "tied": "*"}.get(cell.emphasis, "") if cell.text else ""
-    text = f"{mark}{_markdown_text(cell.text)}{mark}"
-    return f"{text} ({_markdown_text(cell.detail)})" if cell.detail else text
+    mark = MARKS.get(cell.emphasis, "") if cell.text else ""
+    text = f"{mark}{_escaped(cell.text)}{mark}"
+    return f"{text} ({_escaped(cell.detail)})" if cell.detail else text
 
 
-def _markdown_text(text: str) -> str:
+def _escaped(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
-LEDGER_HEADER = ("started (UTC)", "stage", "wall time", "image passes", "images/s", "peak memory",
-                 "device", "cores", "host")  # fmt: skip
-
-
-_SHOWN = ("started", "stage", "wall_seconds", "images", "images_per_second", "peak_rss_bytes",
-          "device", "cores", "host")  # fmt: skip
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origins:
-    """Tables on where the numbers come from."""
-
-    sets: Table
-    runtimes: Table
-    ledger: Table
-
-
-def origins(rows: Sequence[Row], sets: Iterable[ReportedSet], ledger: Iterable[Line]) -> Origins:
-    """Describe how the rows came about.
-
-    Args:
-        rows: All rows of students and metrics.
-        sets: The sets that they speak of.
-        ledger: Ledger of RESULTS.
-    """
-    return Origins(
-        sets=_set_table(rows, sets), runtimes=_runtime_table(rows), ledger=_ledger(ledger)
-    )
-
-
-def _set_table(rows: Sequence[Row], sets: Iterable[ReportedSet]) -> Table:
-    stored = {row["set_digest"]: row["image_bytes"] for row in rows if "image_bytes" in row}
-    return Table(
-        caption="Condensed sets",
-        header=("data", "set", "kind", "seed", "parameters", "images stored in", "digest", "place"),
-        rows=tuple(
-            (
-                Cell(text=one.data),
-                Cell(text=one.name),
-                Cell(text=one.kind),
-                Cell(text=str(one.seed), numeric=True),
-                Cell(text=", ".join(f"{name} {value}" for name, value in one.parameters.items())),
-                Cell(text=readable_bytes(stored.get(one.digest)), numeric=True),
-                Cell(text=one.digest[:16]),
-                Cell(text=one.path),
-            )
-            for one in sets
-        ),
-    )
-
-
-def _runtime_table(rows: Sequence[Row]) -> Table:
-    """Distinct versions, devices and settings, with the number of rows made under each."""
-    counts: dict[tuple[str, str, str], int] = {}
-    for row in rows:
-        runtime = json.loads(row["runtime"])
-        versions = runtime.pop("versions", {})
-        stamp = f"train, {row['protocol']}" if "protocol" in row else f"measure, {row['backbone']}"
-        key = (stamp, _pairs(runtime), _pairs(versions))
-        counts[key] = counts.get(key, 0) + 1
-    return Table(
-        caption="Protocols, devices and versions",
-        header=("made by", "rows", "runtime", "versions"),
-        rows=tuple(
-            (
-                Cell(text=stamp),
-                Cell(text=str(count), numeric=True),
-                Cell(text=runtime or NOTHING),
-                Cell(text=versions),
-            )
-            for (stamp, runtime, versions), count in sorted(counts.items())
-        ),
-    )
-
-
-def _ledger(lines: Iterable[Line]) -> Table:
-    return Table(
-        caption="Ledger of these results: training and measuring",
-        header=LEDGER_HEADER,
-        rows=tuple(
-            (
-                Cell(text=line["started"][:19].replace("T", " ")),
-                Cell(text=line["stage"]),
-                Cell(text=readable_seconds(line["wall_seconds"]), numeric=True),
-                Cell(text=f"{line['images']:,}", numeric=True),
-                Cell(text=f"{line['images_per_second']:,.1f}", numeric=True),
-                Cell(text=readable_bytes(line["peak_rss_bytes"]), numeric=True),
-                Cell(text=line["device"]),
-                Cell(text=str(line["cores"]), numeric=True),
-                Cell(text=line["host"]),
-            )
-            for line in lines_with(lines, *_SHOWN)
-        ),
-    )
-
-
-def _pairs(values: dict[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items() if value != "absent")

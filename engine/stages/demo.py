@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coreset.engine.artifacts.ledger import (
     construction_cost,
@@ -17,9 +16,8 @@ from coreset.engine.artifacts.writer import output_folder, require_output
 from coreset.engine.condensed.methods.kmeans import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
-from coreset.engine.report.results import LEAST_STUDENTS, comparisons, sample_std
+from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minus, verdicts
 from coreset.engine.report.sets import Row, catalogue
-from coreset.engine.report.verdict import plus_minus, verdicts
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import say
 from coreset.engine.stages.options import Extractor, Result, Stage
@@ -72,6 +70,7 @@ class Demo:
         from coreset.engine.stages.report import Report
         from coreset.engine.stages.score import Score
         from coreset.engine.stages.selection import Select
+        from coreset.engine.stages.train import Train
 
         out = self.out
         train, val, results = out / "train", out / "val", out / "results"
@@ -90,50 +89,43 @@ class Demo:
             data=train, condensed=out / "kmeans", ipc=IPC, parameters=KmeansParameters(size=8)
         )
         for path in sets:
-            yield self._train(path, val, results)
+            yield Train(
+                condensed=path,
+                val=val,
+                results=results,
+                student=STUDENT,
+                epochs=self.epochs,
+                size=STUDENT_PIXELS,
+                evaluations=4,
+                repeats=self.repeats,
+            )
         for path in sets:
             extractor = Extractor(backbone=OFFLINE_BACKBONE, size=64)
             yield Measure(condensed=path, val=val, results=results, extractor=extractor)
         yield Report(results=results, html=out / "report.html")
 
-    def _train(self, condensed: Path, val: Path, results: Path) -> Stage:
-        from coreset.engine.stages.train import Train
-
-        return Train(
-            condensed=condensed,
-            val=val,
-            results=results,
-            student=STUDENT,
-            epochs=self.epochs,
-            size=STUDENT_PIXELS,
-            evaluations=4,
-            repeats=self.repeats,
-        )
-
     def _outcome(self, stamp: str) -> Result:
+        ours = {"student": STUDENT, "size": STUDENT_PIXELS, "epochs": self.epochs}
+        ours |= {"protocol": stamp}
         rows = [
             row
             for row in Results(self.out / "results").rows(STUDENTS)
-            if (row["student"], row["size"], row["epochs"], row["protocol"])
-            == (STUDENT, STUDENT_PIXELS, self.epochs, stamp)
-            and row["seed"] < self.repeats
+            if row.items() >= ours.items() and row["seed"] < self.repeats
         ]
-        lines = [f"{'method':<10} {'top-1 %':>14} {'construction s':>16}"]
         best = {
             method: [row["top1_best"] for row in rows if row["method"] == method]
             for method in METHODS
         }
-        means = {method: float(np.mean(students)) for method, students in best.items()}
+        lines = [f"{'method':<10} {'top-1 %':>14} {'construction s':>16}"]
         for method, students in best.items():
             cost = total_wall_seconds(construction_cost(read_ledger(self.out / method)))
-            spread = plus_minus(means[method], sample_std(students), "+-")
-            lines.append(f"{method:<10} {spread:>14} {cost:>16.1f}")
+            lines.append(f"{method:<10} {plus_minus(students, '+-'):>14} {cost:>16.1f}")
         of = f"{self.repeats} students, mean +- sample deviation"
-        title = f"{IPC} digits per class, {stamp}, best top-1 of {of}:"
+        means = {method: float(np.mean(students)) for method, students in best.items()}
         return Result(
             (
                 "",
-                title,
+                f"{IPC} digits per class, {stamp}, best top-1 of {of}:",
                 *lines,
                 self._verdict(rows, best),
                 "",
@@ -164,6 +156,7 @@ def write_digits(folder: Path) -> None:
     with output_folder(folder):
         new_directory(scratch)
 
+    from PIL import Image
     from sklearn.datasets import load_digits
 
     from coreset.kernels.seeds import permutation
@@ -175,13 +168,8 @@ def write_digits(folder: Path) -> None:
         members = members[permutation(len(members), label)]
         n_train = round(TRAIN_SHARE * len(members))
         for split, chosen in (("train", members[:n_train]), ("val", members[n_train:])):
-            _write_pngs(scratch / split / f"digit-{label}", chosen, images)
+            (scratch / split / f"digit-{label}").mkdir(parents=True)
+            for index in chosen:
+                file = scratch / split / f"digit-{label}" / f"{index:04d}.png"
+                Image.fromarray(images[index]).save(file)
     scratch.rename(folder)  # not synced, which takes seconds: they can be written again
-
-
-def _write_pngs(folder: Path, chosen: NDArray[np.int64], images: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    folder.mkdir(parents=True)
-    for index in chosen:
-        Image.fromarray(images[index]).save(folder / f"{index:04d}.png")

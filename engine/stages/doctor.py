@@ -1,6 +1,6 @@
 """``coreset doctor``: check the machine, and compare its device with the CPU."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
-    from coreset.engine.doctor.check import Context
+    from coreset.engine.doctor.speeds import Context
 
 MOST_SAMPLES = 1000
 """All are compared at once: as float32 they take 0.6 GB, a few times over."""
@@ -57,17 +57,19 @@ class Doctor:
             raise UsageError(f"path {self.path} is not a folder; make it or name another one")
         context = self._context()
         table = [] if show(_HEADER) else [_HEADER]  # what machines read comes at the end
-        checks = _shown(findings(self.path), table)
-        proofs = [] if context is None else _shown(_prove(context), table)
-        failed = [check for check in (*checks, *proofs) if check.verdict is Verdict.FAIL]
-        facts = {"fit": not failed, "checks": _by_name(checks)}
+        checks, proofs = _shown(findings(self.path), table), list[Check]()
+        facts: dict[str, Any] = {"checks": _by_name(checks)}
+        last = "this machine is fit; `coreset demo` tries it out"
         if context is not None:
+            from coreset.engine.doctor.proofs import prove
+
+            proofs = _shown(prove(context), table)
             facts |= {"device": str(context.device), "samples": context.ids.size}
             facts |= {"seconds": context.seconds, "proofs": _by_name(proofs)}
+            last = f"every proof holds on {context.device}; projections are arithmetic"
+        failed = [check for check in (*checks, *proofs) if check.verdict is Verdict.FAIL]
+        facts = {"fit": not failed, **facts}
         if not failed:
-            last = "this machine is fit; `coreset demo` tries it out"
-            if context is not None:
-                last = f"every proof holds on {context.device}; projections are arithmetic"
             return Result((*table, last), facts)
         reasons = "; ".join(f"{check.name}: {check.value}, {check.remedy}" for check in failed)
         return Result(tuple(table), facts, MachineError(f"this machine is unfit: {reasons}"))
@@ -81,16 +83,10 @@ class Doctor:
         device = resolve_device(self.device)
         if self.data is None:
             raise UsageError(f"device {self.device} is proved on DATA; name a packed data set")
-        from coreset.engine.doctor.check import context_of
+        from coreset.engine.doctor.speeds import context_of
 
         dataset = Dataset.open(self.data)
         return context_of(dataset, device, samples=self.samples, seconds=self.seconds)
-
-
-def _prove(context: "Context") -> Iterable[Check]:
-    from coreset.engine.doctor.checks import prove
-
-    return prove(context)
 
 
 def _shown(checks: Iterable[Check], table: list[str]) -> list[Check]:
@@ -105,5 +101,5 @@ def _shown(checks: Iterable[Check], table: list[str]) -> list[Check]:
     return shown
 
 
-def _by_name(checks: Sequence[Check]) -> dict[str, dict[str, Any]]:
+def _by_name(checks: Iterable[Check]) -> dict[str, dict[str, Any]]:
     return {check.name: asdict(check) for check in checks}

@@ -5,7 +5,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
@@ -63,44 +62,36 @@ class Measure:
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
-        results = Results(self.results)
-        own = self.extractor.spec(self.decoding)
-        specs = {metric: _spec_of(metric, own) for metric in metrics.METRICS.values()}
-        columns = {metric: _columns(condensed, val, metric, spec) for metric, spec in specs.items()}
-        keys = [row["key"] for row in columns.values()]
+        results, own = Results(self.results), self.extractor.spec(self.decoding)
+        specs = {short: _spec_of(metric, own) for short, metric in metrics.METRICS.items()}
+        rows = {short: _row(short, condensed, val, spec) for short, spec in specs.items()}
+        keys = [row["key"] for row in rows.values()]
         if not set(keys) <= results.keys(METRICS):
-            self._measure(results, condensed, val, specs, columns)
+            meter = Meter("measure", keys[0], str(self.decoding.resolved_device()))
+            values = self._values(condensed, val, specs)
+            results.record_lineage(condensed)
+            common = {
+                **results.input_columns(condensed, val),
+                "n_classes": condensed.info.n_classes,
+                "runtime": json.dumps({"versions": versions()}),
+            }
+            meter.images = len(condensed.ids) + len(val)
+            measured = [{**common, **row, "value": values[short]} for short, row in rows.items()]
+            results.append(METRICS, measured, [meter.line()])
         return self._result(results, set(keys), own.backbone)
 
-    def _measure(
-        self,
-        results: Results,
-        condensed: CondensedSet,
-        val: Dataset,
-        specs: Mapping[Metric, FeatureSpec],
-        columns: Mapping[Metric, dict[str, Any]],
-    ) -> None:
-        """Compute all metrics and append their rows."""
-        device = str(self.decoding.resolved_device())
-        meter = Meter("measure", next(iter(columns.values()))["key"], device)
+    def _values(
+        self, condensed: CondensedSet, val: Dataset, specs: Mapping[str, FeatureSpec]
+    ) -> dict[str, float | None]:
+        """Compute all metrics; None where one does not exist."""
         pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
         try:
-            values = {metric: metric.measure(pairs[spec]) for metric, spec in specs.items()}
+            values = {
+                short: metrics.METRICS[short].measure(pairs[spec]) for short, spec in specs.items()
+            }
         except ValueError as error:
             raise DataError(f"{self.condensed} against {self.val}: {error}") from error
-        results.record_lineage(condensed)
-        common = {
-            **results.set_columns(condensed),
-            **results.val_columns(val),
-            "n_classes": condensed.info.n_classes,
-            "runtime": json.dumps({"versions": versions()}),
-        }
-        rows = [
-            common | row | {"value": None if math.isnan(values[metric]) else values[metric]}
-            for metric, row in columns.items()
-        ]
-        meter.images = len(condensed.ids) + len(val)
-        results.append(METRICS, rows, [meter.line()])
+        return {short: None if math.isnan(value) else value for short, value in values.items()}
 
     def _result(self, results: Results, keys: set[str], backbone: str) -> Result:
         rows = [row for row in results.rows(METRICS) if row["key"] in keys]
@@ -128,14 +119,12 @@ def _spec_of(metric: Metric, own: FeatureSpec) -> FeatureSpec:
     return replace(own, backbone=backbone, weights=None, size=size)
 
 
-def _columns(
-    condensed: CondensedSet, val: Dataset, metric: Metric, spec: FeatureSpec
-) -> dict[str, Any]:
+def _row(short: str, condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> dict[str, str]:
     """Return the columns of one metric's row, and the key that they and the inputs give."""
     from coreset.engine.models.backbones import weights_key
 
     columns = {
-        "metric": metric.stamp,
+        "metric": metrics.METRICS[short].stamp,
         "backbone": f"{spec.backbone}@{spec.size}",
         "weights": weights_key(spec.backbone, spec.weights),
     }

@@ -3,18 +3,18 @@
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from statistics import fmean
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
-from coreset.engine.evaluation.protocols.registry import PROTOCOLS
+from coreset.engine.evaluation.protocols import PROTOCOLS
 from coreset.engine.evaluation.results import (
     STUDENTS,
     Results,
-    key_in_precision,
-    stamp_in_precision,
+    in_precision,
 )
 from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
 
     from coreset.engine.data.stream import EpochSource
-    from coreset.engine.evaluation.protocols.base import Protocol
-    from coreset.engine.evaluation.students import StudentResult
+    from coreset.engine.evaluation.students import Protocol, StudentResult
 
 # The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
 SMALLEST_SIZE = 33
+PROTOCOL_COLUMNS = ("epochs", "evaluations", "size", "batch")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,46 +82,45 @@ class Train:
         require_output(self.results)
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
-        published = (
-            PROTOCOLS[self.protocol].load().published(condensed.info.n_classes, condensed.info.ipc)
-        )
+        info = condensed.info
+        published = PROTOCOLS[self.protocol].load().published(info.n_classes, info.ipc)
         protocol = published.shortened(
             epochs=self.epochs, size=self.size, evaluations=self.evaluations
         )
-        device = self.decoding.resolved_device()
-        results, runtime = Results(self.results), runtime_of(device)
-        precision = str(runtime["precision"])
-        stamp = stamp_in_precision(protocol.stamp, precision)
-        keys = {
-            seed: key_in_precision(self._key(condensed, val, protocol, seed), precision)
+        device, results = self.decoding.resolved_device(), Results(self.results)
+        runtime = runtime_of(device)
+        students = {
+            seed: in_precision(
+                protocol.stamp, self._key(condensed, val, protocol, seed), str(runtime["precision"])
+            )
             for seed in range(self.seed, self.seed + self.repeats)
         }
-        note = ""
-        missing = {seed: key for seed, key in keys.items() if key not in results.keys(STUDENTS)}
+        known, note = results.keys(STUDENTS), ""
+        missing = {seed: named for seed, named in students.items() if named["key"] not in known}
         if missing:
-            train_pixels, val_pixels = self._pixels(condensed, val, protocol)
+            pixels = self._pixels(condensed, val, protocol)
             results.record_lineage(condensed)
             common = {
-                **results.set_columns(condensed),
-                **results.val_columns(val),
-                "protocol": stamp,
+                **results.input_columns(condensed, val),
                 "student": self.student,
+                **{name: getattr(protocol, name) for name in PROTOCOL_COLUMNS},
                 "image_bytes": condensed.image_bytes,
                 "label_bytes": 0,
                 "device": str(device),
                 "runtime": json.dumps({**runtime, "versions": versions()}),
             }
-            for seed, key in missing.items():
-                meter = Meter("train", key, str(device))
-                result = self._student(train_pixels, val_pixels, protocol, seed, device)
-                meter.images = protocol.epochs * len(train_pixels)
-                note = result.note
-                row = common | {"key": key, "seed": seed} | _columns(protocol, result)
+            for seed, named in missing.items():
+                meter = Meter("train", named["key"], str(device))
+                columns = self._student(*pixels, protocol, seed, device)._asdict()
+                note = columns.pop("note")
+                meter.images = protocol.epochs * len(condensed.ids)
+                row = {**common, **named, **columns, "seed": seed}
+                row["peak_rss_bytes"] = peak_rss_bytes()
                 results.append(STUDENTS, [row], [meter.line()])
-        return self._outcome(results, set(keys.values()), stamp, len(missing), note)
+        return self._outcome(results, students, len(missing), note)
 
     def _key(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol", seed: int) -> str:
-        """Digest of everything that went in but the precision."""
+        """Digest everything that went in but the precision."""
         return digest_of(
             {
                 "set": condensed.provenance.digest,
@@ -150,8 +149,8 @@ class Train:
 
     def _student(
         self,
-        train_pixels: "EpochSource",
-        val_pixels: "EpochSource",
+        train: "EpochSource",
+        val: "EpochSource",
         protocol: "Protocol",
         seed: int,
         device: "torch.device",
@@ -161,8 +160,8 @@ class Train:
         title = f"train {self.condensed.resolve().name}, seed {seed}"
         with progress(title, protocol.epochs, "epochs") as bar:
             return train_student(
-                train_pixels,
-                val_pixels,
+                train,
+                val,
                 protocol,
                 self.student,
                 seed=seed,
@@ -172,19 +171,16 @@ class Train:
             )
 
     def _outcome(
-        self, results: Results, keys: set[str], stamp: str, n_new: int, note: str
+        self, results: Results, students: dict[int, dict[str, str]], n_new: int, note: str
     ) -> Result:
-        import numpy as np
+        from coreset.engine.report.results import plus_minus
 
-        from coreset.engine.report.results import sample_std
-        from coreset.engine.report.verdict import plus_minus
-
+        keys = {named["key"] for named in students.values()}
         rows = [row for row in results.rows(STUDENTS) if row["key"] in keys]
-        best = [row["top1_best"] for row in rows]
+        best, stamp = [row["top1_best"] for row in rows], students[self.seed]["protocol"]
         what = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {self.student}, {stamp}"
-        last = np.mean([row["top1_last"] for row in rows])
-        spread = plus_minus(float(np.mean(best)), sample_std(best), "+-")
-        accuracy = f"top-1 {spread} % best, {last:.1f} % last"
+        last = fmean(row["top1_last"] for row in rows)
+        accuracy = f"top-1 {plus_minus(best, '+-')} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
         return Result(
             (
@@ -194,19 +190,3 @@ class Train:
             ),
             {"results": str(self.results), "protocol": stamp, "top1_best": best},
         )
-
-
-def _columns(protocol: "Protocol", result: "StudentResult") -> dict[str, Any]:
-    return {
-        "top1_best": result.best,
-        "top1_last": result.last.top1,
-        "top5_last": result.last.top5,
-        "epochs": protocol.epochs,
-        "evaluations": protocol.evaluations,
-        "size": protocol.size,
-        "batch": protocol.batch,
-        "steps": result.steps,
-        "train_seconds": result.train_seconds,
-        "evaluation_seconds": result.evaluation_seconds,
-        "peak_rss_bytes": peak_rss_bytes(),
-    }

@@ -20,7 +20,7 @@ from coreset.engine.data.decoders.tolerances import TOLERANCES
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
-from coreset.engine.report.images import thumbnail_uri
+from coreset.engine.report.classes import thumbnail_uri
 
 # Peak memory that one decode adds to what an ordinary one took.
 GROWTH = """

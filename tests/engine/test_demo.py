@@ -35,9 +35,6 @@ def test_every_digit_is_written_once_under_its_class_as_it_is(digits):
         assert path.parent.name == f"digit-{labels[index]}"
         # 17 shades, 0 to 16, spread over 0 to 255
         assert np.abs(pixels - values[index].reshape(8, 8) * 255 / 16).max() <= 0.5
-
-
-def test_three_quarters_of_every_class_are_for_training(digits):
     for label in range(10):
         train, val = (
             len(list((digits / split / f"digit-{label}").iterdir())) for split in ("train", "val")
@@ -93,36 +90,24 @@ def lines_of(out, accuracies, repeats):
 
 
 TWO = ((62.0, 61.4), (64.4, 59.0), (66.9, 70.3))
+THREE = ((60.5, 61.0, 61.5), (61.0, 60.0, 62.5), (68.0, 69.0, 70.0))
 
 
-def test_two_students_say_how_large_the_noise_is_and_that_they_cannot_tell(tmp_path):
-    title, _, random, *_, verdict = lines_of(tmp_path, TWO, 2)
-    assert title == (
-        f"10 digits per class, {STAMP}, best top-1 of 2 students, mean +- sample deviation:"
-    )
-    assert random.split() == ["random", "61.7", "+-", "0.4", "0.0"]
-    assert verdict == (
-        "two students of each method cannot tell which is best: students of one differ by up to "
-        "5.4 points; take --repeats 3 or more"
-    )
-
-
-def test_one_student_has_no_spread(tmp_path):
-    _, _, random, *_, verdict = lines_of(tmp_path, TWO, 1)
-    assert random.split() == ["random", "62.0", "0.0"]
-    assert verdict == (
-        "one student of each method cannot tell which is best; take --repeats 3 or more"
-    )
-
-
-def test_three_students_are_compared_by_the_interval(tmp_path):
-    *_, verdict = lines_of(
-        tmp_path, ((60.5, 61.0, 61.5), (61.0, 60.0, 62.5), (68.0, 69.0, 70.0)), 3
-    )
-    assert verdict == (
-        "kmeans 69.0 ± 1.0 beats ccs-aum 61.2 ± 1.3 (by 5.2 to 10.4) and random 61.0 ± 0.5 "
-        "(by 6.8 to 9.2)"
-    )
+@pytest.mark.parametrize(
+    ("accuracies", "repeats", "random", "verdict"),
+    [
+        (TWO, 2, "61.7 +- 0.4", "two students of each method cannot tell which is best: students"),
+        (TWO, 2, "61.7 +- 0.4", " of one differ by up to 5.4 points; take --repeats 3 or more"),
+        (TWO, 1, "62.0", "one student of each method cannot tell which is best; take --repeats 3"),
+        (THREE, 3, "61.0 +- 0.5", "kmeans 69.0 ± 1.0 beats ccs-aum 61.2 ± 1.3 (by 5.2 to 10.4)"),
+    ],
+)
+def test_the_answer_follows_the_number_of_students(tmp_path, accuracies, repeats, random, verdict):
+    title, _, row, *_, said = lines_of(tmp_path, accuracies, repeats)
+    of = f"{repeats} students, mean +- sample deviation"
+    assert title == f"10 digits per class, {STAMP}, best top-1 of {of}:"
+    assert row.split() == ["random", *random.split(), "0.0"]
+    assert verdict in said
 
 
 @pytest.mark.slow

@@ -8,11 +8,7 @@ import torch
 
 from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.evaluation.protocols.hard import (
-    HardLabels,
-    published_epochs,
-    training_input,
-)
+from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.students import train_epoch, train_student
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import build_network
@@ -31,7 +27,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 SIZE = 33
-EPOCHS = 8
 
 
 def stripes(per_class, seed, size=SIZE):
@@ -53,9 +48,6 @@ def trainer_of(network, protocol):
     return Trainer(network, protocol.optimiser(network), protocol.schedule(2), CPU)
 
 
-# what was published
-
-
 @pytest.mark.parametrize(
     ("n_classes", "ipc", "epochs"),
     [
@@ -71,22 +63,23 @@ def trainer_of(network, protocol):
     ],
 )  # fmt: skip
 def test_epochs_are_those_of_the_published_rule(n_classes, ipc, epochs):
-    assert published_epochs(n_classes=n_classes, ipc=ipc) == epochs
     assert HardLabels.published(n_classes, ipc).epochs == epochs
 
 
 @pytest.mark.parametrize(
-    ("n_classes", "ipc", "drops"),
+    ("protocol", "first", "second"),
     [
-        (10, 10, (1333, 1666)),
-        (10, 50, (1000, 1250)),
-        (100, 10, (866, 1083)),
-        (100, 50, (666, 833)),
-        (1000, 10, (200, 250)),
+        (HardLabels.published(10, 10), 1333, 1666),
+        (HardLabels.published(100, 50), 666, 833),
+        (HardLabels.published(1000, 10), 200, 250),
+        (short(200), 133, 166),
     ],
 )
-def test_the_rate_drops_at_two_and_five_parts_of_three_and_six(n_classes, ipc, drops):
-    assert HardLabels.published(n_classes, ipc).drops == drops
+def test_the_rate_falls_to_a_fifth_at_two_thirds_and_five_sixths(protocol, first, second):
+    rate = protocol.schedule(2)
+    steps = (0, 2 * first - 1, 2 * first, 2 * second - 1, 2 * second)
+    shares = [rate(step) / protocol.lr for step in steps]
+    assert shares == pytest.approx([1, 1, 0.2, 0.2, 0.04])
 
 
 @pytest.mark.parametrize(
@@ -97,34 +90,23 @@ def test_large_data_sets_have_settings_of_their_own(n_classes, lr, weight_decay,
     protocol = HardLabels.published(n_classes, 10)
     (group,) = protocol.optimiser(torch.nn.Linear(1, 1)).param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (lr, 0.9, weight_decay)
-    assert protocol.batch == batch
-    assert protocol.size == 224
+    assert (protocol.lr, protocol.batch, protocol.size) == (lr, batch, 224)
 
 
 @pytest.mark.parametrize(
-    ("n_classes", "ipc"), [(10, 10), (10, 50), (100, 10), (100, 50), (200, 10)]
-)
-def test_the_published_protocol_evaluates_every_hundredth_of_its_epochs(n_classes, ipc):
-    protocol = HardLabels.published(n_classes, ipc)
-    chosen = [e for e in range(1, protocol.epochs + 1) if protocol.evaluates_after(e)]
-    every = protocol.epochs // 100
-    assert chosen == list(range(every, protocol.epochs + 1, every))
-    assert len(chosen) == 100
-
-
-@pytest.mark.parametrize(
-    ("epochs", "evaluations", "chosen"),
+    ("protocol", "chosen"),
     [
-        (7, 100, [1, 2, 3, 4, 5, 6, 7]),
-        (7, 2, [3, 6, 7]),
-        (1, 1, [1]),
-        (10, 1, [10]),
-        (10, 3, [3, 6, 9, 10]),
+        (HardLabels.published(10, 10), range(20, 2001, 20)),
+        (HardLabels.published(100, 10), range(13, 1301, 13)),
+        (short(7, evaluations=100), [1, 2, 3, 4, 5, 6, 7]),
+        (short(7, evaluations=2), [3, 6, 7]),
+        (short(10, evaluations=1), [10]),
+        (short(10, evaluations=3), [3, 6, 9, 10]),
     ],
 )
-def test_the_last_epoch_is_always_evaluated(epochs, evaluations, chosen):
-    protocol = short(epochs, evaluations=evaluations)
-    assert [e for e in range(1, epochs + 1) if protocol.evaluates_after(e)] == chosen
+def test_evaluations_are_even_and_the_last_epoch_is_always_evaluated(protocol, chosen):
+    epochs = range(1, protocol.epochs + 1)
+    assert [epoch for epoch in epochs if protocol.evaluates_after(epoch)] == list(chosen)
 
 
 def test_a_changed_protocol_is_stamped_and_an_unchanged_one_is_not():
@@ -138,54 +120,48 @@ def test_a_changed_protocol_is_stamped_and_an_unchanged_one_is_not():
         assert changed == replace(protocol, stamp="hard@1+short", **{name: value})
 
 
-def test_the_drops_move_with_the_epochs():
-    assert HardLabels.published(10, 10).shortened(
-        epochs=200, size=None, evaluations=None
-    ).drops == (133, 166)
-
-
-# one batch
-
-
-def test_the_input_is_what_the_kernels_make_of_a_batch_one_by_one():
-    images = stripes(4, seed=0, size=48).images
-    labels = torch.arange(8) * 10
-    mixed, partner_labels = training_input(images, labels, 33, generator_for(3))
-
-    draws = generator_for(3)
-    step = images.float() / 255
-    step = random_resized_crop(step, 33, draws, scale=(0.5, 1.0))
+def plain_input(images, labels, size, draws):
+    """A training batch, kernel by kernel: images, the share of their own labels, the others."""
+    step = random_resized_crop(images.float() / 255, size, draws, scale=(0.5, 1.0))
     step = horizontal_flip(step, draws, p=0.5)
     step = color_jitter(step, draws, strength=0.4)
     step = lighting(step, draws, std=0.1)
-    step = normalised(step, IMAGENET_MEAN, IMAGENET_STD)
-    expected = cutmix(step, draws, alpha=1.0)
-    assert torch.equal(mixed.images, expected.images)
-    assert mixed.images.shape == (8, 3, 33, 33)
-    assert mixed.share == expected.share
-    assert torch.equal(partner_labels, labels[expected.partner])
+    mixed = cutmix(normalised(step, IMAGENET_MEAN, IMAGENET_STD), draws, alpha=1.0)
+    return mixed.images, mixed.share, labels[mixed.partner]
+
+
+def test_a_batch_is_what_the_kernels_make_of_it_and_its_loss_goes_by_the_shares():
+    images, labels = stripes(4, seed=0, size=48).images, torch.arange(8) % 5
+    inputs, loss = short(1).training_batch(images, labels, generator_for(3))
+    expected, share, partners = plain_input(images, labels, SIZE, generator_for(3))
+    assert torch.equal(inputs, expected)
+    assert inputs.shape == (8, 3, SIZE, SIZE)
+    assert abs(share - 0.5) > 0.1  # so that shares the other way round are another loss
+    assert not torch.equal(partners, labels)
+    logits = torch.randn((8, 5), generator=generator_for(4))
+    torch.testing.assert_close(loss(logits), plain_loss(logits, share, labels, partners))
+
+
+def plain_loss(logits, share, labels, partners):
+    """r * CE(y) + (1 - r) * CE(y_perm), from the logarithms of the probabilities."""
+    logp, picked = logits.float().log_softmax(dim=1), torch.arange(len(labels))
+    own, partner = -logp[picked, labels].mean(), -logp[picked, partners].mean()
+    return share * own + (1 - share) * partner
 
 
 def plain_epoch(network, optimiser, train, protocol, *, seed, epoch):
-    """The published loop: shuffled batches, the last one short; r * CE(y) + (1-r) * CE(y_perm)."""
+    """The published loop over shuffled batches, the last one short."""
     draws = generator_for(seed, epoch)
-    losses = []
     network.train()
     order = BatchOrder(batch=protocol.batch, seed=seed, epoch=epoch, shuffle=True)
     for rows in order.batches(len(train)):
-        images, labels = train.images[rows], torch.from_numpy(train.labels)[rows]
-        mixed, partner_labels = training_input(images, labels, protocol.size, draws)
+        labels = torch.from_numpy(train.labels)[rows]
+        inputs, share, partners = plain_input(train.images[rows], labels, protocol.size, draws)
         with half_precision(CPU):
-            logits = network(mixed.images)
-        logp = logits.float().log_softmax(dim=1)
-        picked = torch.arange(len(rows))
-        own, partner = -logp[picked, labels].mean(), -logp[picked, partner_labels].mean()
-        loss = mixed.share * own + (1 - mixed.share) * partner
+            logits = network(inputs)
         optimiser.zero_grad()
-        loss.backward()
+        plain_loss(logits, share, labels, partners).backward()
         optimiser.step()
-        losses.append(loss.item())
-    return losses
 
 
 def test_an_epoch_is_that_of_a_plain_loop():
@@ -194,70 +170,26 @@ def test_an_epoch_is_that_of_a_plain_loop():
     trainer = trainer_of(ours, protocol)
     train_epoch(trainer, train, protocol, torch.contiguous_format, seed=4, epoch=1)
     reference = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
-    losses = plain_epoch(theirs, reference, train, protocol, seed=4, epoch=1)
-    assert trainer.steps == len(losses) == 2
+    plain_epoch(theirs, reference, train, protocol, seed=4, epoch=1)
+    assert trainer.steps == 2
     networks = (start, ours, theirs)
     for at_start, one, other in zip(*(net.parameters() for net in networks), strict=True):
         # A second epoch would amplify rounding too far to tell anything.
         assert (one - other).norm() <= 0.01 * (one - at_start).norm()
 
 
-def test_an_epoch_repeats_to_the_bit():
-    train, protocol = stripes(6, seed=0), short(1)
-    networks = []
-    for _ in range(2):
-        network = build_network("resnet18", 2, norm="instance", seed=1)
-        trainer = trainer_of(network, protocol)
-        train_epoch(trainer, train, protocol, torch.contiguous_format, seed=4, epoch=0)
-        networks.append(network)
-    for one, other in zip(*(network.parameters() for network in networks), strict=True):
-        assert torch.equal(one, other)
-
-
-# one student
-
-
-@pytest.fixture(scope="module")
-def student():
-    """One student on two kinds of stripes, and what it reported on the way."""
-    told = []
-    result = train_student(
-        stripes(8, seed=0),
-        stripes(20, seed=1),
-        short(EPOCHS, evaluations=4),
-        "resnet18",
-        seed=2,
-        device=CPU,
-        on_epoch=lambda epoch, best: told.append((epoch, best)),
-    )
-    return result, told
-
-
-def test_a_student_tells_every_epoch_and_the_best_so_far(student):
-    result, told = student
-    assert [epoch for epoch, _ in told] == list(range(1, EPOCHS + 1))
-    best = [value for _, value in told]
-    assert best == sorted(best)
-    assert best[: EPOCHS // 4 - 1] == [0.0] * (EPOCHS // 4 - 1), "not evaluated before"
-    assert best[-1] == result.best >= result.last.top1
-    assert result.last.top5 == 100, "of two classes, all are among the first five"
-    assert result.steps == EPOCHS
-    assert result.evaluation_seconds > 0 < result.train_seconds
-
-
-def test_the_best_accuracy_is_kept_when_it_falls(monkeypatch):
+def test_a_student_tells_every_epoch_and_keeps_the_best_accuracy_when_it_falls(monkeypatch):
     measured = iter([Accuracy(50, 100), Accuracy(80, 90), Accuracy(20, 70)])
     monkeypatch.setattr("coreset.engine.evaluation.students.evaluate", lambda *_: next(measured))
-    images = stripes(1, seed=0)
-    result = train_student(images, images, short(3), "resnet18", seed=2, device=CPU)
-    assert (result.best, result.last) == (80, Accuracy(20, 70))
-
-
-def test_the_rate_falls_to_a_fifth_at_the_steps_of_both_epochs():
-    protocol = HardLabels.published(10, 10)
-    rate = protocol.schedule(2)
-    assert [rate(2 * 1333 - 1), rate(2 * 1333)] == pytest.approx([0.01, 0.002])
-    assert [rate(2 * 1666 - 1), rate(2 * 1666)] == pytest.approx([0.002, 0.0004])
+    images, told = stripes(1, seed=0), []
+    result = train_student(
+        images, images, short(6, evaluations=3), "resnet18", seed=2, device=CPU,
+        on_epoch=lambda *epoch_and_best: told.append(epoch_and_best),
+    )  # fmt: skip
+    assert told == [(1, 0), (2, 50), (3, 50), (4, 80), (5, 80), (6, 80)]
+    assert (result.top1_best, result.top1_last, result.top5_last) == (80, 20, 70)
+    assert result.steps == 6
+    assert 0 < result.evaluation_seconds < result.train_seconds
 
 
 def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student(monkeypatch):
@@ -277,11 +209,8 @@ def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student(monkey
 
 
 def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():
-    # With no training at all worth the name, the last accuracy is that of the start weights.
-    val = stripes(30, seed=1)
-    protocol = replace(short(1), n_classes=2)
+    train, val, protocol = stripes(2, seed=0), stripes(30, seed=1), short(1)
     network = build_network("resnet18", 2, norm="instance", seed=3)
-    train = stripes(2, seed=0)
     trainer = trainer_of(network, protocol)
     train_epoch(trainer, train, protocol, torch.contiguous_format, seed=3, epoch=0)
     batch = (
@@ -291,5 +220,5 @@ def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():
     )
     expected = evaluate(network, iter([batch]), CPU)
     got = train_student(train, val, protocol, "resnet18", seed=3, device=CPU)
-    assert got.last == expected
-    assert got.best == expected.top1
+    assert (got.top1_last, got.top5_last) == (expected.top1, expected.top5)
+    assert got.top1_best == expected.top1

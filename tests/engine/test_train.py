@@ -1,6 +1,5 @@
 """Training students as a user sees it: which rows appear, when none does, and what is refused."""
 
-import csv
 import json
 import shutil
 from dataclasses import asdict, dataclass
@@ -12,9 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.evaluation.protocols import PROTOCOLS, ProtocolEntry
 from coreset.engine.evaluation.protocols.hard import HardLabels
-from coreset.engine.evaluation.protocols.registry import PROTOCOLS, ProtocolEntry
-from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 from coreset.shards.format.manifest import Manifest
@@ -50,22 +49,33 @@ def trained(inputs, work, one_thread):  # noqa: ARG001 - a fixture for its effec
     return work / "RESULTS"
 
 
-def test_there_is_a_row_per_student_that_tells_what_was_trained(trained, random_set, packed, val):
-    rows = students(trained)
+def test_rows_and_ledger_tell_what_was_trained(trained, random_set, packed, val):
+    rows, lines = students(trained), read_ledger(trained)
     assert [row["seed"] for row in rows] == [0, 1]
     ids = np.load(random_set / "ids.npy")
-    for row in rows:
+    for row, line in zip(rows, lines, strict=True):
         assert (row["data"], row["method"], row["ipc"]) == (Manifest.read(packed).name, "random", 2)
         assert row["set_digest"] == Provenance.read(random_set).digest
         assert (trained / row["set_path"]).resolve() == random_set.resolve()
         assert (row["val_identity"], row["n_val"]) == (Manifest.read(val).identity, 18)
+        assert (trained / row["val_path"]).resolve() == val.resolve()
+        assert (row["set_kind"], row["set_seed"]) == ("coreset", 0)
+        assert json.loads(row["parameters"]) == {"ipc": 2}
         assert (row["protocol"], row["student"]) == ("hard@1+short", "resnet18")
         assert (row["epochs"], row["evaluations"], row["size"]) == (2, 2, 33)
         assert (row["batch"], row["steps"]) == (64, 2)  # six images: one step per epoch
         assert row["image_bytes"] == Dataset.open(packed).ints("bytes")[ids].sum()
-        assert row["label_bytes"] == 0
-        assert row["device"] == "cpu"
+        assert (row["label_bytes"], row["device"]) == (0, "cpu")
         assert json.loads(row["runtime"])["threads"] == 1
+        assert 0 <= row["top1_last"] <= row["top1_best"] <= 100
+        assert row["top5_last"] == 100  # of three classes
+        assert row["top1_best"] * 18 / 100 == pytest.approx(round(row["top1_best"] * 18 / 100))
+        assert line["config_digest"] == row["key"]
+        assert (line["stage"], line["images"]) == ("train", 2 * 6)
+    recorded = Results(trained).lineage(Provenance.read(random_set).digest)
+    assert recorded is not None
+    assert recorded["ledger"] == read_ledger(random_set)
+    assert recorded["provenance"] == Provenance.read(random_set).document()
 
 
 def test_progress_says_which_set_is_trained_and_counts_epochs(
@@ -77,35 +87,6 @@ def test_progress_says_which_set_is_trained_and_counts_epochs(
     assert first.startswith("train RANDOM, seed 5: 1 of 2 epochs, ")
     assert " epochs/s, " in first
     assert ", best " in second
-
-
-def test_accuracies_are_shares_of_the_validation_images(trained):
-    for row in students(trained):
-        assert 0 <= row["top1_last"] <= row["top1_best"] <= 100
-        assert row["top5_last"] == 100  # of three classes
-        assert row["top1_best"] * 18 / 100 == pytest.approx(round(row["top1_best"] * 18 / 100))
-
-
-def test_the_csv_file_has_the_same_rows(trained):
-    with (trained / "students.csv").open(newline="") as file:
-        read = list(csv.DictReader(file))
-    for row, text in zip(students(trained), read, strict=True):
-        assert {name: str(row[name]) for name in ("key", "seed", "ipc", "steps")} == {
-            name: text[name] for name in ("key", "seed", "ipc", "steps")
-        }
-        assert float(text["top1_best"]) == row["top1_best"]
-
-
-def test_every_student_is_accounted_for_and_the_set_is_remembered(trained, random_set):
-    rows, lines = students(trained), read_ledger(trained)
-    assert [line["stage"] for line in lines] == ["train", "train"]
-    assert [line["config_digest"] for line in lines] == [row["key"] for row in rows]
-    assert [line["images"] for line in lines] == [2 * 6, 2 * 6]
-    recorded = Results(trained).lineage(Provenance.read(random_set).digest)
-    assert recorded is not None
-    assert recorded["ledger"] == read_ledger(random_set)
-    assert recorded["provenance"] == Provenance.read(random_set).document()
-    assert Results(trained).rows(METRICS) == []
 
 
 def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
@@ -122,57 +103,38 @@ def test_a_student_more_is_added_and_is_the_one_that_it_would_have_been_alone(
     for name in ("key", "top1_best", "top1_last"):
         assert rows[2][name] == alone[name]
     assert [line["config_digest"] for line in read_ledger(results)] == [row["key"] for row in rows]
+    done("train", *inputs, results, *TINY, "--epochs", 1, "--repeats", 1)
+    assert [row["epochs"] for row in students(results)] == [2, 2, 2, 1]
 
 
-def test_other_epochs_are_other_students(trained, inputs, tmp_path, done):
-    results = shutil.copytree(trained, tmp_path / "RESULTS")
-    told, _ = done("train", *inputs, results, *TINY, "--epochs", 1, "--repeats", 1)
-    assert "(1 students, 1 of them new)" in told
-    assert [row["epochs"] for row in students(results)] == [2, 2, 1]
-
-
-def test_another_precision_is_another_student(trained, inputs, tmp_path, done, monkeypatch):
+def test_another_precision_is_another_student_also_in_rows_of_before_stamps_named_it(
+    trained, inputs, tmp_path, done, monkeypatch
+):
     results = shutil.copytree(trained, tmp_path / "RESULTS")
     command = ("train", *inputs, results, *TINY, "--repeats", 1)
     monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
     told, _ = done(*command)
     assert told.startswith("random at IPC 2, resnet18, hard@1+bfloat16+short: top-1 ")
     assert "(1 students, 1 of them new)" in told
-    assert "(1 students, 0 of them new)" in done(*command)[0]
     *before, new = students(results)
     assert before == students(trained)
     assert json.loads(new["runtime"])["precision"] == "bfloat16"
     assert (new["seed"], new["protocol"]) == (before[0]["seed"], "hard@1+bfloat16+short")
     assert new["key"] not in {row["key"] for row in before}
+    Results(tmp_path / "OLD").append(STUDENTS, [before[0] | {"runtime": new["runtime"]}], [])
+    assert [row["key"] for row in students(tmp_path / "OLD")] == [new["key"]]
+    again = ("train", *inputs, tmp_path / "OLD", *TINY, "--repeats", 1)
+    assert "(1 students, 0 of them new)" in done(*again)[0]
 
 
-def test_a_student_of_before_stamps_named_the_precision_is_found_in_its_own(
-    trained, inputs, tmp_path, done, monkeypatch
-):
-    random_set, val = inputs
-    manifest = Manifest.read(val)
+def test_a_key_is_the_digest_of_everything_that_went_in(trained, inputs):
+    condensed, val = inputs[0], Manifest.read(inputs[1])
     protocol = HardLabels.published(3, 2).shortened(epochs=2, size=33, evaluations=2)
-    key = digest_of(  # as it was then
-        {
-            "set": Provenance.read(random_set).digest,
-            "val": [manifest.identity, manifest.content],
-            "protocol": asdict(protocol),
-            "student": "resnet18",
-            "seed": 0,
-        }
-    )
-    runtime = json.dumps({"precision": "bfloat16", "threads": 1})
-    row = students(trained)[0]
-    assert (row["key"], row["protocol"]) == (key, "hard@1+short")  # float32 is what it was
-    results = tmp_path / "RESULTS"
-    Results(results).append(STUDENTS, [row | {"runtime": runtime}], [])
-    command = ("train", *inputs, results, *TINY, "--repeats", 1)
-    assert "1 of them new" in done(*command)[0]
-    monkeypatch.setattr("coreset.engine.runtime.device.has_fast_bfloat16", lambda _device: True)
-    assert "0 of them new" in done(*command)[0]
-    assert [one["protocol"] for one in students(results)] == [
-        "hard@1+bfloat16+short", "hard@1+short",
-    ]  # fmt: skip
+    parts = {
+        "set": Provenance.read(condensed).digest, "val": [val.identity, val.content],
+        "protocol": asdict(protocol), "student": "resnet18", "seed": 0,
+    }  # fmt: skip
+    assert students(trained)[0]["key"] == digest_of(parts)
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.
@@ -228,41 +190,25 @@ def test_a_validation_set_of_other_classes_is_refused(
     src = make_photos(tmp_path / "src", per_class=1)
     (src / "n02979186").rename(src / "n03000684")
     done("pack", src, tmp_path / "VAL")
-    said = refused(tmp_path, "train", random_set, tmp_path / "VAL", tmp_path / "RESULTS", *TINY)
-    assert "n02979186 is in one of them only" in said
+    for verb in ("train", "measure"):
+        said = refused(tmp_path, verb, random_set, tmp_path / "VAL", tmp_path / "RESULTS")
+        assert "n02979186 is in one of them only" in said
 
 
-def test_what_is_no_set_or_no_data_set_is_refused(packed, inputs, tmp_path, refused):
-    random_set, val = inputs
-    said = refused(tmp_path, "train", packed, val, tmp_path / "RESULTS", *TINY)
-    assert f"{packed} is not a condensed set (no set.json); make one with `coreset select`" in said
-    said = refused(tmp_path, "train", random_set, tmp_path / "no", tmp_path / "RESULTS", *TINY)
-    assert f"{tmp_path / 'no'} does not exist" in said
-
-
-@pytest.fixture
-def mailed(inputs, tmp_path):
-    """SET without the data set at its place beside it, and VAL."""
-    random_set, val = inputs
-    return shutil.copytree(random_set, tmp_path / "far" / "away" / "SET"), val
-
-
-def test_the_images_of_a_mailed_coreset_are_asked_for(mailed, tmp_path, refused):
-    command = ("train", *mailed, tmp_path / "RESULTS", *TINY, "--repeats", 1)
-    assert "any more; name its place with --data" in refused(tmp_path, *command)
-    said = refused(tmp_path, *command, "--data", mailed[1])
-    assert "another data set; name the right one with --data" in said
-
-
-def test_a_mailed_coreset_has_the_same_students(mailed, trained, packed, tmp_path, done):
+def test_a_mailed_coreset_asks_for_its_images_and_has_the_same_students(
+    inputs, trained, packed, tmp_path, coreset
+):
+    mailed, val = shutil.copytree(inputs[0], tmp_path / "far" / "away" / "SET"), inputs[1]
     results = shutil.copytree(trained, tmp_path / "RESULTS")
-    command = ("train", *mailed, results, *TINY, "--repeats", 2)
-    told, _ = done(*command, "--data", packed)
-    assert "(2 students, 0 of them new)" in told
+    command = ("train", mailed, val, results, *TINY, "--repeats", 2)
+    assert "any more; name its place with --data" in coreset(*command).err
+    told = coreset(*command, "--data", val)
+    assert "another data set; name the right one with --data" in told.err
+    assert "(2 students, 0 of them new)" in coreset(*command, "--data", packed).out
 
 
 def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, monkeypatch):
-    from coreset.engine.evaluation.protocols.base import Protocol, TrainingBatch
+    from coreset.engine.evaluation.students import Protocol, TrainingBatch
     from coreset.engine.training.trainer import sgd
 
     drawn = []

@@ -7,6 +7,7 @@ arithmetic is bfloat16 where the device is fast at it; every run is seeded. Imag
 epochs (the published rule would give 2000 or 1500; the study's number was lost).
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -15,17 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.evaluation.protocols.base import Protocol, TrainingBatch
+from coreset.engine.evaluation.students import Protocol, TrainingBatch
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import (
-    Norm,
-)
-from coreset.engine.training.trainer import (
-    sgd,
-    step_schedule,
-)
+from coreset.engine.models.networks import Norm
+from coreset.engine.training.trainer import sgd, step_schedule
 from coreset.kernels.augment import (
-    CutMix,
     color_jitter,
     cutmix,
     horizontal_flip,
@@ -36,7 +31,8 @@ from coreset.kernels.augment import (
 )
 
 LR_FACTOR = 0.2
-_EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500))
+EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (math.inf, 300))
+"""``ipc_epoch`` of the published code: the first limit that the IPC does not exceed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,10 +44,11 @@ class HardLabels(Protocol):
 
     @classmethod
     def published(cls, n_classes: int, ipc: int) -> Self:
-        """Return the protocol as published for this number of classes and IPC."""
-        return cls(
-            n_classes=n_classes, ipc=ipc, epochs=published_epochs(n_classes=n_classes, ipc=ipc)
-        )
+        """Return the protocol as published; 100 classes have two thirds of the epochs."""
+        epochs = next(epochs for limit, epochs in EPOCHS_BY_IPC if ipc <= limit)
+        if n_classes == 100:
+            epochs = epochs * 2 // 3 // 100 * 100  # in hundreds
+        return cls(n_classes=n_classes, ipc=ipc, epochs=300 if n_classes > 100 else epochs)
 
     @property
     def large(self) -> bool:
@@ -68,61 +65,29 @@ class HardLabels(Protocol):
         """Learning rate at the start."""
         return 0.1 if self.large else 0.01
 
-    @property
-    def weight_decay(self) -> float:
-        """Weight decay of all parameters."""
-        return 1e-4 if self.large else 5e-4
-
     def optimiser(self, network: nn.Module) -> torch.optim.SGD:
-        """Make SGD with momentum 0.9."""
-        return sgd(network, lr=self.lr, weight_decay=self.weight_decay)
-
-    @property
-    def drops(self) -> tuple[int, int]:
-        """Epochs at which the learning rate falls by ``LR_FACTOR``."""
-        return 2 * self.epochs // 3, 5 * self.epochs // 6
+        """Make SGD with momentum 0.9 that decays all weights."""
+        return sgd(network, lr=self.lr, weight_decay=1e-4 if self.large else 5e-4)
 
     def schedule(self, steps_per_epoch: int) -> Callable[[int], float]:
-        """Return the learning rate by step: it falls twice."""
-        drops = (epoch * steps_per_epoch for epoch in self.drops)
-        return step_schedule(self.lr, drops, LR_FACTOR)
+        """Return the learning rate by step: it falls after two thirds and five sixths."""
+        drops = (2 * self.epochs // 3, 5 * self.epochs // 6)
+        return step_schedule(self.lr, (epoch * steps_per_epoch for epoch in drops), LR_FACTOR)
 
     def training_batch(
         self, images: Tensor, labels: Tensor, draws: torch.Generator
     ) -> TrainingBatch:
-        """Mix pairs of augmented images; each pays for its label and its partner's by share."""
-        mixed, partner_labels = training_input(images, labels, self.size, draws)
+        """Augment as ``data.py`` does: crop, flip, jitter, lighting, normalise, CutMix.
+
+        Each mixed image pays for its own label and its partner's by their shares.
+        """
+        crops = random_resized_crop(unit_range(images), self.size, draws, scale=(0.5, 1.0))
+        jittered = lighting(color_jitter(horizontal_flip(crops, draws), draws), draws)
+        mixed = cutmix(normalised(jittered, IMAGENET_MEAN, IMAGENET_STD), draws)
 
         def loss(logits: Tensor) -> Tensor:
-            own, partner = cross_entropy(logits, labels), cross_entropy(logits, partner_labels)
+            own = cross_entropy(logits, labels)
+            partner = cross_entropy(logits, labels[mixed.partner])
             return mixed.share * own + (1 - mixed.share) * partner
 
         return TrainingBatch(mixed.images, loss)
-
-
-def published_epochs(*, n_classes: int, ipc: int) -> int:
-    """Look up ``ipc_epoch`` of the published code; two thirds, in hundreds, for 100 classes."""
-    if n_classes > 100:
-        return 300
-    epochs = next((number for limit, number in _EPOCHS_BY_IPC if ipc <= limit), 300)
-    return epochs * 2 // 3 // 100 * 100 if n_classes == 100 else epochs
-
-
-def training_input(
-    images: Tensor, labels: Tensor, size: int, draws: torch.Generator
-) -> tuple[CutMix, Tensor]:
-    """Augment one batch as ``data.py`` does: crop, flip, jitter, lighting, normalise, CutMix.
-
-    Args:
-        images: uint8 (b, 3, s, s) on the device.
-        labels: int64 (b,).
-        size: Side of the crops.
-        draws: Source of all randomness.
-
-    Returns:
-        The mixed images, and the labels of the partners, int64 (b,).
-    """
-    crops = random_resized_crop(unit_range(images), size, draws, scale=(0.5, 1.0))
-    jittered = lighting(color_jitter(horizontal_flip(crops, draws), draws), draws)
-    mixed = cutmix(normalised(jittered, IMAGENET_MEAN, IMAGENET_STD), draws)
-    return mixed, labels[mixed.partner]

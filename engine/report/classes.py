@@ -1,0 +1,292 @@
+"""Class by class: how a score is distributed and where coresets take from, and grids of images.
+
+Images are read from the shards by offset, one seek each, and inlined as data URIs.
+"""
+
+import base64
+import io
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.report.figures import Figure, Look, finished, plain, span_of
+from coreset.engine.report.sets import Evidence, FoundScores, FoundSet, was_chosen_by
+from coreset.kernels.samplers import n_hardest
+from coreset.kernels.scores import SCORES
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.images.pillow import opened
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+BINS = 32
+COLUMNS = 4
+PANEL_HEIGHT = 185
+NAME_CHARACTERS = 28
+RUG_DEPTH = 0.09
+"""Where the marks of the chosen images lie below the axis, as a share of the highest bar."""
+ALL_COLOUR = "rgba(128, 128, 128, 0.45)"
+SIDE = 96
+"""Pixels of a thumbnail."""
+JPEG_QUALITY = 85
+
+
+def score_figure(
+    scores: FoundScores, evidence: Evidence, look: Look, *, max_classes: int
+) -> Figure:
+    """Draw a score's histogram in each of the first classes, with chosen images and cuts.
+
+    The first coreset is shown; the others appear when their name in the legend is clicked.
+    """
+    from plotly.subplots import make_subplots
+
+    classes, coresets = scores.dataset.classes[:max_classes], evidence.coresets_of(scores)
+    n_columns = min(COLUMNS, len(classes))
+    places = [divmod(label, n_columns) for label in range(len(classes))]
+    n_rows = places[-1][0] + 1
+    height = 100 + PANEL_HEIGHT * n_rows
+    figure = make_subplots(
+        rows=n_rows,
+        cols=n_columns,
+        specs=[
+            [{} if (row, column) in places else None for column in range(n_columns)]
+            for row in range(n_rows)
+        ],
+        vertical_spacing=56 / height,
+        horizontal_spacing=0.05,
+        subplot_titles=[
+            plain(name if len(name) <= NAME_CHARACTERS else f"{name[: NAME_CHARACTERS - 1]}…")
+            for name in classes
+        ],
+    )
+    for label, (row, column) in enumerate(places):
+        _add_panel(figure, label, scores, coresets, look, row=row + 1, col=column + 1)
+    figure.update_annotations(font_size=12)
+    ends = (float(scores.values.min()), float(scores.values.max()))
+    figure.update_xaxes(range=span_of(ends, 0.03, 0.03))
+    figure.update_xaxes(title_text=f"{scores.score} ({SCORES[scores.score].unit})", row=n_rows)
+    figure.update_yaxes(title_text="images", col=1)
+    figure.update_layout(legend={"orientation": "h", "y": -70 / height, "yanchor": "top"})
+    return finished(
+        figure,
+        title=f"{scores.score} of {scores.dataset.manifest.name} by class",
+        caption=_caption(scores, coresets, len(classes)),
+        description=f"Histograms of {scores.score} in {len(classes)} classes.",
+        height=height,
+    )
+
+
+def _add_panel(
+    figure: "go.Figure",
+    label: int,
+    scores: FoundScores,
+    coresets: Sequence[FoundSet],
+    look: Look,
+    **place: int,
+) -> None:
+    values, members = scores.values, scores.dataset.labels == label
+    edges = np.linspace(values.min(), np.nextafter(values.max(), np.inf), BINS + 1)
+    counts, edges = np.histogram(values[members], bins=edges.astype(np.float64))
+    figure.add_bar(
+        x=((edges[:-1] + edges[1:]) / 2).tolist(),
+        y=counts.tolist(),
+        width=float(edges[1] - edges[0]),
+        marker={"color": ALL_COLOUR, "line": {"width": 0}},
+        name="all images",
+        showlegend=label == 0,
+        legendgroup="all",
+        hovertemplate="%{y} images at %{x:.3g}<extra></extra>",
+        **place,
+    )
+    for found in coresets:
+        shown = {"visible": True if found is coresets[0] else "legendonly", **place}
+        colour, top = look.colours[found.reported.method], int(counts.max())
+        _add_coreset(figure, label, scores, found, colour=colour, top=top, shown=shown)
+
+
+def _add_coreset(
+    figure: "go.Figure",
+    label: int,
+    scores: FoundScores,
+    found: FoundSet,
+    *,
+    colour: str,
+    top: int,
+    shown: dict[str, Any],
+) -> None:
+    ids = found.condensed.ids[found.condensed.labels == label]
+    common = {"name": plain(found.reported.name), "legendgroup": found.reported.digest, **shown}
+    figure.add_scatter(
+        x=scores.values[ids].tolist(),
+        y=[-RUG_DEPTH * top] * len(ids),
+        mode="markers",
+        marker={"symbol": "line-ns", "size": 9, "line": {"color": colour, "width": 1.6}},
+        hovertemplate="chosen: %{x:.3g}<extra></extra>",
+        showlegend=label == 0,
+        **common,
+    )
+    misratio = found.condensed.info.parameters.get("misratio")
+    if misratio is not None and was_chosen_by(found, scores):
+        easiness = scores.easiness[scores.dataset.labels == label]
+        cut = cut_of_class(easiness, len(ids), misratio)
+        cut = cut if SCORES[scores.score].low_is_hard else -cut
+        figure.add_scatter(
+            x=[cut, cut],
+            y=[0, top],
+            mode="lines",
+            line={"color": colour, "width": 1.5, "dash": "dash"},
+            hovertemplate=f"misratio {misratio} cuts at {cut:.3g}<extra></extra>",
+            showlegend=False,
+            **common,
+        )
+
+
+def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) -> float:
+    """Find where the misratio cuts a class, in easiness: between the last cut and the first kept.
+
+    As many images as are chosen are never cut; NaN if nothing is cut.
+    """
+    ordered = np.sort(easiness)
+    n_cut = min(n_hardest(len(ordered), misratio), len(ordered) - chosen)
+    return float(ordered[n_cut - 1 : n_cut + 1].mean()) if n_cut > 0 else float("nan")
+
+
+def _caption(scores: FoundScores, coresets: list[FoundSet], n_shown: int) -> str:
+    meaning, n = SCORES[scores.score], len(scores.dataset.classes)
+    hard_end = "left" if meaning.low_is_hard else "right"
+    parts = [f"{scores.score}: {meaning.summary}; the hard end is {hard_end}."]
+    if n_shown < n:
+        parts.append(f"The first {n_shown} of {n:,} classes.")
+    if coresets:
+        parts.append(
+            f"Ticks below the axis are the images chosen by {coresets[0].reported.name}; a dashed "
+            "line is the misratio's cut, beyond which nothing is chosen."
+        )
+    if len(coresets) > 1:
+        parts.append("Click a name in the legend to show or hide a set.")
+    return " ".join(parts)
+
+
+class Thumbnail(NamedTuple):
+    """One image of a grid."""
+
+    uri: str
+    """Data URI; empty if the stored image cannot be read."""
+    alt: str
+    caption: str
+
+
+class DataGrid(NamedTuple):
+    """Images of the first classes of one data set."""
+
+    data: str
+    n_classes: int
+    score: str
+    """Score under the images; empty if the data set has none."""
+    classes: dict[str, dict[str, list[Thumbnail]]]
+    """Rows of images by title, by class."""
+
+
+def data_grids(evidence: Evidence, *, max_classes: int, images_per_row: int) -> Iterator[DataGrid]:
+    """Yield one grid per condensed data set, in the order of the sets.
+
+    Of every method the set with the smallest IPC and seed is shown; its images are spread evenly
+    from the hardest to the easiest where scores are there.
+    """
+    by_identity: dict[str, dict[str, FoundSet]] = defaultdict(dict)
+    for found in evidence.sets:  # sorted by IPC and seed within a method
+        identity = found.condensed.info.source_identity
+        by_identity[identity].setdefault(found.reported.method, found)
+    scores = {found.dataset.manifest.identity: found for found in reversed(evidence.scores)}
+    for identity, of_method in by_identity.items():
+        sets, behind = list(of_method.values()), scores.get(identity)
+        classes = sets[0].condensed.dataset.classes
+        yield DataGrid(
+            data=sets[0].reported.data,
+            n_classes=len(classes),
+            score=behind.score if behind else "",
+            classes={
+                name: dict(_rows(label, sets, behind, images_per_row))
+                for label, name in enumerate(classes[:max_classes])
+            },
+        )
+
+
+def _rows(
+    label: int, sets: Iterable[FoundSet], scores: FoundScores | None, n: int
+) -> Iterator[tuple[str, list[Thumbnail]]]:
+    if scores is not None:
+        members = np.flatnonzero(scores.dataset.labels == label)
+        by_easiness = members[np.argsort(scores.easiness[members], kind="stable")]
+        yield "easiest", _thumbnails(scores.dataset, by_easiness[::-1][:n], scores)
+        yield "hardest", _thumbnails(scores.dataset, by_easiness[:n], scores)
+    for found in sets:
+        condensed, made = found.condensed, found.condensed.info.kind == "distilled"
+        ids = condensed.ids[condensed.labels == label]
+        if made or scores is None:
+            thumbnails = _thumbnails(condensed.dataset, ids[:n], None)
+        else:
+            hardest_first = ids[np.argsort(scores.easiness[ids], kind="stable")]
+            thumbnails = _thumbnails(condensed.dataset, evenly_spread(hardest_first, n), scores)
+        yield f"{'made' if made else 'chosen'} by {found.reported.name}", thumbnails
+
+
+def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Take at most ``n`` of ``ids`` at equal distances, the first and the last among them."""
+    if len(ids) <= n:
+        return ids
+    return ids[np.linspace(0, len(ids) - 1, n).round().astype(np.int64)]
+
+
+def _thumbnails(
+    dataset: Dataset, ids: NDArray[np.int64], scores: FoundScores | None
+) -> list[Thumbnail]:
+    thumbnails: list[Thumbnail] = []
+    # Counts (forgetting, correctness) are whole numbers, probabilities and logits are not.
+    whole = scores is not None and np.array_equal(scores.values, scores.values.round())
+    for sample_id in ids.tolist():
+        try:
+            uri = thumbnail_uri(stored_image(dataset, sample_id))
+        except (OSError, ValueError):  # a shard is gone or damaged: `coreset verify` tells which
+            uri = ""
+        alt, caption = str(dataset.samples["key"][sample_id]), ""
+        if scores is not None:
+            caption = f"{scores.values[sample_id]:.{0 if whole else 3}f}"
+            alt += f", {scores.score} {caption}"
+        thumbnails.append(Thumbnail(uri, alt, caption))
+    return thumbnails
+
+
+def stored_image(dataset: Dataset, sample_id: int) -> bytes:
+    """Read the encoded bytes of one sample."""
+    row = dataset.samples.slice(sample_id, 1).to_pylist()[0]
+    with dataset.shard_paths()[row["shard"]].open("rb") as shard:
+        shard.seek(row["offset"])
+        return shard.read(row["bytes"])
+
+
+def thumbnail_uri(image: bytes) -> str:
+    """Make a data URI of the central square of an encoded image, ``SIDE`` pixels wide.
+
+    A smaller image is enlarged to blocks of equal pixels (PNG), as blurring 8 x 8 digits would hide
+    what a network sees.
+
+    Raises:
+        ValueError: The image cannot be decoded.
+    """
+    with opened(image) as header:
+        side = min(SIDE, *header.size)
+    square = Image.fromarray(decode_with_pillow(image, Geometry(side, side)))
+    sink = io.BytesIO()
+    if side < SIDE:
+        square.resize((SIDE, SIDE), Image.Resampling.NEAREST).save(sink, "PNG", optimize=True)
+    else:
+        square.save(sink, "JPEG", quality=JPEG_QUALITY)
+    kind = "png" if side < SIDE else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(sink.getvalue()).decode()}"
