@@ -14,7 +14,7 @@ from coreset.engine.data.geometry import stored_side
 from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.feature_rows import Resident
+from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.scoring.proxy import (
@@ -51,8 +51,7 @@ def convolutional(pixels, **values):
 
 def linear(features, labels, **values):
     settings: dict[str, Any] = {"batch": 8, "seed": 5} | values
-    rows = Resident([features], features.shape, CPU)
-    return linear_proxy(rows, labels, 4, device=CPU, **settings)
+    return linear_proxy(FeatureRows(features, CPU), labels, 4, device=CPU, **settings)
 
 
 def feature_table(n=N, width=6, seed=0):
