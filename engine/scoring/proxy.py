@@ -19,8 +19,9 @@ Differences from CCS:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -48,14 +49,13 @@ from coreset.shards.format.dataset import Dataset
 
 
 class EpochExamples(Protocol):
-    """One process's share of an epoch, from a batch on.
-
-    All processes get the same number of batches. One that has no image left for the last batch gets
-    a row of padding with label and id -1.
-    """
+    """One process's share of an epoch, in an order that depends on seed and epoch alone."""
 
     def __call__(self, epoch: int, start_batch: int = 0) -> Examples:
-        """Yield batches in an order that depends on seed and epoch alone."""
+        """Yield batches, equally many for every process.
+
+        One that has no image left for the last batch gets a row of padding, label and id -1.
+        """
         ...
 
 
@@ -105,10 +105,9 @@ def training_images(
 
     Images that cannot be decoded are skipped.
     """
-    side = stored_side(size)
     stream = ImageStream(
         dataset,
-        Geometry(side, side),
+        Geometry(stored_side(size), stored_side(size)),
         decoder=decoder,
         device=device.type,
         workers=workers,
@@ -165,7 +164,8 @@ def convolutional_proxy(
     layout = memory_format_for("batch", device)
     network = build_network("resnet18", n_classes, norm="batch", seed=seed)
     network = placed(network, device, layout)
-    share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
+    ordered = partial(BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world)
+    is_shared = ranks.world > 1
 
     def on_device(part: Batch, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
@@ -175,13 +175,10 @@ def convolutional_proxy(
 
     def examples(epoch: int, start_batch: int = 0) -> Examples:
         side = side_at(epoch, epochs, start_size, size)
-        order = BatchOrder(
-            batch=batch, epoch=epoch, seed=seed, shuffle=True, start=start_batch,
-            pad=ranks.world > 1, **share,
-        )  # fmt: skip
-        for number, part in enumerate(source.epoch(order), start_batch):
-            if ranks.world > 1 and (number + 1) * batch > len(source) // ranks.world:
-                part = without_padding(part)  # noqa: PLW2901 - the last batch of the epoch
+        order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
+        for number, padded in enumerate(source.epoch(order), start_batch):
+            is_last = (number + 1) * batch > len(source) // ranks.world
+            part = without_padding(padded) if is_shared and is_last else padded
             draws = generator_for(seed, epoch, number, ranks.rank)
             n, _, height, width = part.images.shape
             boxes = draw_crops(n, height, width, draws, scale=(crop_scale, 1.0))
@@ -189,7 +186,7 @@ def convolutional_proxy(
             yield on_device(part, horizontal_flip(crops, draws))
 
     def originals() -> Examples:
-        for part in source.epoch(BatchOrder(batch=batch, **share)):
+        for part in source.epoch(ordered()):
             edge = (part.images.shape[-1] - size) // 2
             images = part.images[..., edge : edge + size, edge : edge + size]
             yield on_device(part, images.to(device, non_blocking=True))
@@ -199,16 +196,10 @@ def convolutional_proxy(
 
 
 def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Crop squares and resize them on the device.
+    """Crop ``boxes`` of images (uint8, channels last) and resize them on the device.
 
     On a CPU by ``kernels.jpeg.resize``, fifteen times as fast there as the matrices that suit a
     GPU; it rounds to whole levels.
-
-    Args:
-        device: Device of the training.
-        images: uint8 of shape (b, 3, h, w), stored channels last.
-        boxes: int64 of shape (b, 4) on the host: left, top, right, bottom.
-        side: Side of the crops in pixels.
 
     Returns:
         Crops of shape (b, 3, side, side): uint8 on a CPU, float32 in 0..1 on a GPU.
@@ -247,27 +238,24 @@ def linear_proxy(
 ) -> Proxy:
     """Build a linear classifier on standardised features, and one more per fold."""
     labels_n = torch.from_numpy(labels).to(device)
-    share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
+    ordered = partial(BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world)
 
     def examples(epoch: int, start_batch: int = 0) -> Examples:
-        order = BatchOrder(
-            batch=batch, epoch=epoch, seed=seed, shuffle=True, start=start_batch,
-            pad=ranks.world > 1, **share,
-        )  # fmt: skip
+        is_shared = ranks.world > 1
+        order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
         for part in order.batches(len(labels)):
             yield at(part[: max(1, (part != PADDING).sum())])
 
     def originals() -> Examples:
-        return (at(part) for part in BatchOrder(batch=batch, **share).batches(len(labels)))
+        return (at(part) for part in ordered().batches(len(labels)))
 
     def at(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         ids = torch.from_numpy(part).to(device)
         labels_b = torch.where(ids < 0, PADDING, labels_n[ids.clamp(min=0)])
         return features.rows(np.maximum(part, 0)), labels_b, ids
 
-    network = LinearHead(features.width, n_classes, n_folds).to(device)
-    if network.folds is None:
-        return Proxy(network, examples, originals)
-    of_samples = stratified_folds(labels, n_folds, derived_seed(seed, ScoringStream.FOLDS))
-    folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
+    network, folds = LinearHead(features.width, n_classes, n_folds).to(device), None
+    if network.folds is not None:
+        of_samples = stratified_folds(labels, n_folds, derived_seed(seed, ScoringStream.FOLDS))
+        folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
     return Proxy(network, examples, originals, folds=folds)

@@ -17,16 +17,20 @@ from coreset.engine.artifacts.origin import open_source, require_same_data
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.runtime.text import Summary, aligned, spread_table
-from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED, PREDICTED_OOF, undecodable_of
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.documents import parse
 from coreset.shards.format.files import missing
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.labels import read_labels
 from coreset.shards.sources.packed import find_packed
 
 VISITS = "visits"
+PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
+"""Columns beside the scores: predicted classes, and whether a label is taken for wrong."""
+UNDECODABLE_NAME = "undecodable.json"
+"""In a scores artifact, if there are any: samples that could not be decoded, by id, and why."""
 USUAL_IPC = 10
 
 
@@ -151,6 +155,23 @@ class ScoreTable:
         classes, values = self.dataset.classes, self.values(score)[self.ids]
         members = positions_by_class(self.dataset.labels[self.ids], len(classes))
         return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
+
+
+def undecodable_of(scores: Path) -> dict[int, str]:
+    """Read what a scores artifact lists as undecodable.
+
+    Raises:
+        StoreError: The list is damaged.
+    """
+    listed = scores / UNDECODABLE_NAME
+    try:
+        document = parse(listed.read_bytes()) if listed.is_file() else {}
+        undecodable = {int(sample): str(reason) for sample, reason in document.items()}
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{listed} cannot be read ({error}); score again") from error
+    if undecodable and not 0 <= min(undecodable) <= max(undecodable) < 1 << 62:
+        raise StoreError(f"{listed} cannot be read (a sample id is out of range); score again")
+    return undecodable
 
 
 def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> Iterator[str]:

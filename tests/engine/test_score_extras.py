@@ -1,5 +1,7 @@
 """What a scoring keeps on request, and how it stops in the middle of an epoch."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.scoring import score_table
 from coreset.engine.scoring.accumulators import ACCUMULATORS, MARGINS_NAME
-from coreset.engine.scoring.checkpoint import last_commit
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import SCORES, ScoreMeaning
 
@@ -52,11 +53,10 @@ def test_a_scoring_stops_between_two_batches_and_continues_to_the_same_bytes(  #
     with monkeypatch.context() as patch:
         patch.setattr("coreset.engine.scoring.run.COMMIT_WITHIN_SECONDS", 0.0)
         interrupted(scratch / COMMIT_NAME, *command)
-    found = last_commit(scratch)
-    assert found is not None
-    position = found[0]
-    assert position.batch > 0, "the first commit is one in the middle of an epoch"
-    assert position.steps == 4 * position.epoch + position.batch
+    (*_, newest) = sorted(scratch.glob("gen-*/state.json"))
+    state = json.loads(newest.read_bytes())
+    assert state["batch"] > 0, "the first commit is one in the middle of an epoch"
+    assert state["steps"] == 4 * state["epoch"] + state["batch"]
     told = coreset(*command)
     assert (told.code, told.err) == (
         0,
@@ -69,7 +69,8 @@ class LargestLogit:
     """A toy accumulator: the largest logit that a sample ever had."""
 
     def __init__(self, context):
-        self.largest = torch.full((len(context.dataset),), -torch.inf, device=context.device)
+        n = len(context.setup.dataset)
+        self.largest = torch.full((n,), -torch.inf, device=context.setup.device)
         self.epochs = []
 
     def begin_epoch(self, epoch):
