@@ -73,12 +73,7 @@ def features_for(
 def feature_store(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> Path:
-    """Return the store that `features_for` reads, for readers of parts of it.
-
-    Raises:
-        MachineError: The backbone's weights are not on this machine.
-        StoreError: The store is damaged.
-    """
+    """Return the store that `features_for` reads, for readers of parts of it."""
     store = cached_features(dataset, spec, ids) / FEATURES_NAME
     rows, n = feature_shape(store)[0], len(dataset) if ids is None else len(ids)
     if rows != n:  # the shape is in zarr.json, which no codec protects

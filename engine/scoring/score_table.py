@@ -43,30 +43,20 @@ class ScoreTable:
 
     @staticmethod
     def open(path: Path, data: Path | None = None) -> "ScoreTable":
-        """Open a scores artifact and the data set behind it.
-
-        Args:
-            path: Scores artifact.
-            data: Where the scored data set lies now, if it was moved.
+        """Open a scores artifact and the data set behind it, at ``data`` if it was moved.
 
         Raises:
             UsageError: ``path`` is no scores artifact, or its data set is not where it was or is
                 another one.
             StoreError: The provenance of the scores is damaged.
         """
-        identity = identity_of(path)
-        dataset = open_source(path, data)
+        identity, dataset = identity_of(path), open_source(path, data)
         require_same_data(dataset, identity, f"the scores {path}")
         return ScoreTable(path=path, dataset=dataset)
 
     @cached_property
     def columns(self) -> Mapping[str, NDArray[Any]]:
-        """Columns of the newest undamaged commit by name, each of shape (n,) in id order.
-
-        Raises:
-            UsageError: There is no commit.
-            StoreError: The store is damaged.
-        """
+        """Columns of the newest undamaged commit by name, each of shape (n,) in id order."""
         newest = Checkpoints(self.path).latest()
         if newest is None:
             raise UsageError(f"{self.path} holds no finished scores; run `coreset score` again")
@@ -97,15 +87,11 @@ class ScoreTable:
 
     @property
     def predicted(self) -> NDArray[np.int32] | None:
-        """Class predicted for each sample, out of fold if there are folds; None if none was.
-
-        Raises:
-            StoreError: A prediction is no class of the data set.
-        """
-        name = next((name for name in (PREDICTED_OOF, PREDICTED) if name in self.columns), None)
-        if name is None:
+        """Class predicted for each sample, out of fold if there are folds; None if none was."""
+        predicted = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
+        if predicted is None:
             return None
-        predicted, classes = self.columns[name], len(self.dataset.classes)
+        classes = len(self.dataset.classes)
         if not -1 <= predicted.min() <= predicted.max() < classes:
             raise StoreError(
                 f"{self.path} has predictions that are no class of {classes}; score it again"
@@ -135,7 +121,6 @@ class ScoreTable:
         """Return a score of some samples, turned so that low is hard.
 
         Raises:
-            UsageError: The store does not hold it.
             StoreError: One of the samples has no value.
         """
         values = self.values(score)
@@ -181,24 +166,17 @@ def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> It
         mean = easiness(score, by_class[name].mean)
         return math.inf if math.isnan(mean) else mean  # no image of the class was scored
 
-    names = sorted(by_class, key=ease)
-    n_between = max(0, len(names) - 2 * ends)
-    shown = names[:ends] + names[ends + n_between :]
-    rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in shown}
-    table = spread_table("class, hardest first", "images", rows)
-    yield from table[: 1 + ends]
-    if n_between:
-        yield f"... {n_between:,} classes between ..."
-    yield from table[1 + ends :]
+    rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in sorted(by_class, key=ease)}
+    header, *lines = spread_table("class, hardest first", "images", rows)
+    yield header
+    yield from lines[:ends]
+    if len(lines) > 2 * ends:
+        yield f"... {len(lines) - 2 * ends:,} classes between ..."
+    yield from lines[max(ends, len(lines) - ends) :]
 
 
 def identity_of(path: Path) -> str:
-    """Return the identity of the data set that a scores artifact was made from.
-
-    Raises:
-        UsageError: ``path`` is no scores artifact.
-        StoreError: Its provenance is damaged.
-    """
+    """Return the identity of the data set that a scores artifact was made from, or refuse."""
     if not (path / COMMIT_NAME).is_file():
         if path.exists():
             raise UsageError(f"{path} holds no scores; name the output of `coreset score`")
@@ -212,9 +190,11 @@ def scores_beside(data: Path) -> Path:
     Raises:
         UsageError: There is none, or there are several.
     """
-    identity, folder = Manifest.read(data).identity, data.resolve().parent
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    scores = [path for path in paths if _is_made_from(identity, path)]
+    identity, scores = Manifest.read(data).identity, list[Path]()
+    for path in sorted(data.resolve().parent.iterdir()):
+        with contextlib.suppress(CoresetError):
+            if not path.name.startswith(".") and identity_of(path) == identity:
+                scores.append(path)
     if not scores:
         raise UsageError(
             f"no scores of {data} lie beside it; name them, or make some with "
@@ -226,19 +206,10 @@ def scores_beside(data: Path) -> Path:
     return scores[0]
 
 
-def _is_made_from(identity: str, path: Path) -> bool:
-    with contextlib.suppress(CoresetError):
-        return identity_of(path) == identity
-    return False
-
-
 def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
     """Find the labels of a data set that differ from the true ones, bool of shape (n,).
 
-    Args:
-        dataset: Packed data set.
-        table: CSV table of true labels, read as `coreset pack --labels` reads one.
-        column: Column with the true class names.
+    True class names stand in ``column`` of a CSV ``table``, read as `coreset pack --labels` does.
 
     Raises:
         UsageError: The table does not fit the data set; or no label differs, or all of them do.
@@ -258,9 +229,9 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
 def selection_hint(
     scores: Path, dataset: Dataset, undecodable: Iterable[int], *, ipc: int = USUAL_IPC
 ) -> str:
-    """Name the command that chooses a coreset of ``ipc`` images a class, or fewer if it must.
+    """Name the command that chooses ``ipc`` images a class, or as many as every class has.
 
-    It works as it stands, unless a class has no image: then the command to look at the scores.
+    Where a class has none, it is the command to look at the scores.
     """
     labels = np.delete(dataset.labels, list(undecodable))
     smallest = int(np.bincount(labels, minlength=len(dataset.classes)).min())
@@ -272,12 +243,8 @@ def selection_hint(
 
 def listing() -> tuple[str, ...]:
     """Return the lines of a table of all scores that `coreset score` can make."""
-    header = ("score", "hard end", "unit", "what it is", "source")
-    rows = [
-        (name, hard_end(name), score.unit, score.summary, score.source)
-        for name, score in SCORES.items()
-    ]
-    return aligned(header, rows)
+    rows = [(name, hard_end(name), s.unit, s.summary, s.source) for name, s in SCORES.items()]
+    return aligned(("score", "hard end", "unit", "what it is", "source"), rows)
 
 
 def hard_end(score: str) -> str:
