@@ -1,5 +1,6 @@
 """Training steps and schedules against torch's own, saving against none."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
 from coreset.engine.models.networks import placed
 from coreset.engine.runtime.device import (
@@ -25,7 +27,6 @@ from coreset.engine.training.trainer import (
     compile_where_it_pays,
     cosine_schedule,
     evaluate,
-    load_momentum,
     momentum_of,
     sgd,
     step_schedule,
@@ -124,29 +125,21 @@ def test_the_logits_of_a_step_are_those_before_it_and_carry_no_graph():
 # schedules
 
 
-def test_the_cosine_is_that_of_torch_per_iteration():
-    # CCS: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, iterations, eta_min=1e-4), stepped
-    # after every batch.
-    total = 57
+@pytest.mark.parametrize(
+    ("schedule", "theirs"),
+    [
+        # CCS: stepped after every batch.
+        (cosine_schedule(0.1, 1e-4, 57), partial(CosineAnnealingLR, T_max=57, eta_min=1e-4)),
+        # MinimaxDiffusion, in steps: int(2 E / 3) and int(5 E / 6).
+        (step_schedule(0.1, [39, 48], 0.2), partial(MultiStepLR, milestones=[39, 48], gamma=0.2)),
+    ],
+    ids=["cosine", "drops"],
+)
+def test_schedules_are_those_of_torch(schedule, theirs):
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, total, eta_min=1e-4)
-    schedule = cosine_schedule(0.1, 1e-4, total)
-    for step in range(total + 1):
+    reference = theirs(optimiser)
+    for step in range(58):
         assert schedule(step) == pytest.approx(reference.get_last_lr()[0], rel=1e-9)
-        optimiser.step()
-        reference.step()
-
-
-def test_the_drops_are_those_of_torch():
-    # Minimax: MultiStepLR(optimizer, [int(2E/3), int(5E/6)], gamma=0.2), stepped after every epoch.
-    epochs, steps_per_epoch = 20, 3
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
-    reference = torch.optim.lr_scheduler.MultiStepLR(optimiser, [13, 16], gamma=0.2)
-    schedule = step_schedule(0.01, (epoch * steps_per_epoch for epoch in (13, 16)), 0.2)
-    for epoch in range(epochs):
-        for step in range(steps_per_epoch):
-            got = schedule(epoch * steps_per_epoch + step)
-            assert got == pytest.approx(reference.get_last_lr()[0], rel=1e-12)
         optimiser.step()
         reference.step()
 
@@ -261,18 +254,6 @@ def test_an_evaluation_changes_nothing_and_a_step_trains_after_it():
 # compilation
 
 
-@pytest.fixture
-def compiler(monkeypatch, tmp_path):
-    """A compiler is found, which nobody calls before the network is run."""
-    (tmp_path / "g++").touch(mode=0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-
-
-def is_compiled(network):
-    return network._compiled_call_impl is not None
-
-
-@pytest.mark.usefixtures("compiler")
 @pytest.mark.parametrize(
     ("mode", "image_passes", "size", "compiled"),
     [
@@ -280,15 +261,21 @@ def is_compiled(network):
         ("on", 1, 32, True),
         ("auto", 480 * 900 - 1, 64, False),
         ("auto", 480 * 900 + 1, 64, True),
-        ("auto", 480 * 900 // 3, 64, False),
         ("auto", 480 * 900 // 3, 128, True),  # four times the work per image
-        ("auto", 0, 224, False),
     ],
 )
-def test_compilation_happens_on_request_and_for_long_trainings(mode, image_passes, size, compiled):
-    network = nn.Linear(2, 2)
+def test_compilation_happens_on_request_and_for_long_trainings_where_a_compiler_is(  # noqa: PLR0917 - fixtures
+    monkeypatch, tmp_path, mode, image_passes, size, compiled
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    network, asked = nn.Linear(2, 2), []
+    monkeypatch.setattr(network, "compile", lambda **options: asked.append(options))
     note = compile_where_it_pays(network, mode, CPU, image_passes=image_passes, size=size)
-    assert (note, is_compiled(network)) == ("", compiled)
+    assert note == ("no C++ compiler here: training runs uncompiled" if compiled else "")
+    assert asked == []
+    (tmp_path / "g++").touch(mode=0o755)
+    note = compile_where_it_pays(network, mode, CPU, image_passes=image_passes, size=size)
+    assert (note, len(asked)) == ("", compiled)
 
 
 def test_cuda_graphs_are_asked_for_on_a_gpu_and_refused_on_a_cpu(monkeypatch):
@@ -299,15 +286,6 @@ def test_cuda_graphs_are_asked_for_on_a_gpu_and_refused_on_a_cpu(monkeypatch):
     for mode in ("graphs", "auto"):
         compile_where_it_pays(network, mode, torch.device("cuda"), image_passes=1, size=32)
     assert [options["mode"] for options in asked] == ["reduce-overhead", "default"]
-
-
-def test_without_a_compiler_the_training_runs_uncompiled_and_says_so(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    network = nn.Linear(2, 2)
-    note = compile_where_it_pays(network, "on", CPU, image_passes=1, size=32)
-    assert note == "no C++ compiler here: training runs uncompiled"
-    assert not is_compiled(network)
-    assert network(torch.zeros(1, 2)).shape == (1, 2)
 
 
 # seeds and devices
