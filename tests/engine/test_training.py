@@ -264,16 +264,16 @@ def test_an_evaluation_changes_nothing_and_a_step_trains_after_it():
         ("auto", 480 * 900 // 3, 128, True),  # four times the work per image
     ],
 )
-def test_compilation_happens_on_request_and_for_long_trainings_where_a_compiler_is(  # noqa: PLR0917 - fixtures
-    monkeypatch, tmp_path, mode, image_passes, size, compiled
+def test_compilation_is_for_long_trainings_and_needs_a_compiler(
+    monkeypatch, mode, image_passes, size, compiled
 ):
-    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("coreset.engine.training.trainer.which", lambda _: None)
     network, asked = nn.Linear(2, 2), []
     monkeypatch.setattr(network, "compile", lambda **options: asked.append(options))
     note = compile_where_it_pays(network, mode, CPU, image_passes=image_passes, size=size)
     assert note == ("no C++ compiler here: training runs uncompiled" if compiled else "")
     assert asked == []
-    (tmp_path / "g++").touch(mode=0o755)
+    monkeypatch.setattr("coreset.engine.training.trainer.which", lambda name: name == "g++")
     note = compile_where_it_pays(network, mode, CPU, image_passes=image_passes, size=size)
     assert (note, len(asked)) == ("", compiled)
 
