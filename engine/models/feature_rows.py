@@ -1,11 +1,8 @@
 """Rows of frozen features, standardised by column: the inputs of the linear proxy.
 
 Small features are held on the device. Larger ones are copied once from their store, whose chunks
-of 16 MiB are no place to pick rows from, to a plain file of float16 that is mapped into memory:
-1.28 million rows then need no memory that the kernel could not take back, and a batch costs the
-copy of its rows.
-
-Shapes: n = samples, d = features of a sample, b = rows of a batch.
+of 16 MiB are no place to pick rows from, to a plain file of float16 that is mapped into memory: it
+takes no memory that the kernel could not take back.
 """
 
 import shutil
@@ -30,14 +27,11 @@ from coreset.shards.format.files import new_file, sync_and_rename, temporary_nam
 
 FEATURE_ROWS_NAME = ".features.f16"
 """The mapped file; the owner of the directory removes it before it publishes an artifact."""
-RESIDENT_BYTES = 1 << 30
-"""Most of a CPU's memory that resident features may take."""
-RESIDENT_SHARE = 0.25
-"""Share of a device's free memory that resident features may take."""
+RESIDENT_BYTES = 1 << 30  # of a CPU's memory, at most
+RESIDENT_SHARE = 0.25  # of a device's free memory
 SMALLEST_SPREAD = 1e-6
 """A column with less spread counts as constant: divided by it, rounding errors would remain."""
-SPARE_BYTES = 1 << 24
-"""Free space to leave on the disk."""
+SPARE_BYTES = 1 << 24  # to leave free on the disk
 _MOMENTS_ROWS = 1024  # in float64, 4 MB of 512 columns: they stay in a core's cache
 
 
@@ -47,16 +41,15 @@ def feature_rows(
     """Open the features of a store, resident on ``device`` if they are small, else mapped.
 
     Args:
-        store: Zarr store of features, float16 of shape (n, d).
+        store: Zarr store of features.
         device: Device of the rows.
-        scratch: Directory of the mapped file, ``FEATURE_ROWS_NAME``. One that holds these features
-            already is used as it is, so that a resumed run writes nothing. Of several processes on
-            one directory, one must have made the file before the others open it.
+        scratch: Directory of the mapped file. One that holds these features already is used as it
+            is. Of several processes, one must have made the file before the others open it.
         limit_bytes: Up to how many bytes (4 n d) features are resident; None: ``resident_limit``.
 
     Raises:
         StoreError: The store is missing or damaged, or a feature is not finite.
-        MachineError: The disk has no room for the mapped file (2 n d bytes).
+        MachineError: The disk has no room for the file (2 n d bytes).
     """
     n, width = feature_shape(store)
     limit = resident_limit(device) if limit_bytes is None else limit_bytes
@@ -77,14 +70,12 @@ def resident_limit(device: torch.device) -> int:
 class FeatureRows:
     """Features of n samples, standardised by column to mean 0 and spread 1; constant columns 0.
 
-    Resident rows are standardised once, others batch by batch, by the same arithmetic in float32:
-    both are the same, bit for bit on one device.
+    Resident rows are standardised once, others batch by batch, with the same bits.
     """
 
     def __init__(
         self, table: NDArray[np.float16], device: torch.device, *, resident: bool = True
     ) -> None:
-        """Take features of shape (n, d); resident rows take 4 n d bytes of the device."""
         self.n, self.width = table.shape
         self._device, self._memory = device, BatchMemory()
         self._mean, self._spread = (
@@ -164,11 +155,7 @@ def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
 
 
 def _holds(path: Path, store: Path) -> bool:
-    """Test whether a file has the features of the store, bit for bit.
-
-    This takes the same pass over the store as writing, so that all features in use have passed the
-    store's checksums.
-    """
+    """Test whether a file has the features of the store; this checks the store's checksums too."""
     shape = feature_shape(store)
     if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:
         return False

@@ -1,9 +1,7 @@
-"""Networks that are trained here: torchvision's ResNets and the linear head.
+"""Networks that are trained here: torchvision's ResNets, a small one, and the linear head.
 
 The proxy has batch norm. Students have instance norm, as in the hard-label protocol of
-MinimaxDiffusion (``train_models/resnet.py``): every norm is ``GroupNorm(channels, channels)``, that
-is instance norm with an affine map and no running statistics, so that training and evaluation
-behave alike.
+MinimaxDiffusion (``train_models/resnet.py``): training and evaluation behave alike.
 """
 
 from collections.abc import Callable
@@ -24,11 +22,9 @@ def instance_norm(channels: int) -> nn.GroupNorm:
 
 
 def convnet(num_classes: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequential:
-    """Build a small network: three blocks of convolution, norm, ReLU and pooling.
+    """Build ConvNet-3 (Gidaris and Komodakis 2018) with a quarter of its width, for demonstrations.
 
-    The layout is that of the ConvNet-3 which papers on data set distillation train (Gidaris and
-    Komodakis, "Dynamic few-shot visual learning without forgetting", 2018), with a quarter of its
-    width: a student of seconds. Arguments are named as torchvision names them.
+    Papers on data set distillation train it. Arguments are named as torchvision names them.
     """
     width, side = 32, 4
     layers: list[nn.Module] = []

@@ -80,7 +80,6 @@ class MarginRecord(Accumulator):
     """The probability margin of every sample in every epoch, NaN where it was not presented."""
 
     def __init__(self, context: TrainingContext) -> None:
-        """Continue the record in the scratch directory, or begin one."""
         n, path = len(context.setup.dataset), context.scratch / MARGINS_NAME
         chunks = (1, min(ROWS_PER_SCORE_CHUNK, n))
         epochs = context.setup.recipe.epochs
@@ -96,7 +95,7 @@ class MarginRecord(Accumulator):
         self._margins[batch.ids] = batch.stats.probability_margin.half()
 
     def end_epoch(self, epoch: int) -> None:
-        """Write the epoch's row; a repeated epoch writes the same values again."""
+        """Write the epoch's row."""
         self._store.write(epoch, self._margins.cpu().numpy()[None])
         self._margins.fill_(torch.nan)
 
@@ -130,11 +129,10 @@ class TddsScore:
 
 
 class OutOfFold(Accumulator):
-    """Scores of samples by classifiers that have not trained on them, on any number of processes.
+    """Scores of samples by classifiers that have not trained on them.
 
-    A classifier per fold trains beside the linear proxy, on the same features. In the end a linear
-    classifier of many features has memorised wrong labels and says little of others. So early
-    stopping keeps the classifiers of the epoch with the lowest cross-entropy of held-out labels.
+    In the end a linear classifier of many features has memorised wrong labels. So early stopping
+    keeps the classifiers of the epoch with the lowest cross-entropy of held-out labels.
     """
 
     def __init__(self, context: TrainingContext, folds: Folds) -> None:
@@ -167,15 +165,10 @@ class OutOfFold(Accumulator):
 
     @torch.inference_mode()
     def scores(self) -> dict[str, NDArray[Any]]:
-        """Ask for every sample the classifier that was kept of its fold.
+        """Ask for every sample the classifier that was kept of its fold; it stays in the network.
 
-        The kept classifiers stay in the network. The arithmetic is float32 on any device:
-        probabilities near 0 tell the suspects apart. A second pass finds the label issues, whose
-        thresholds need all samples; no probabilities are kept.
-
-        Returns:
-            ``confidence_oof`` and ``margin_oof`` of `kernels.scores.SCORES`, float32 of shape (n,);
-            ``predicted_oof``, the likeliest class, int32; ``label_issue_oof``, bool.
+        In float32 on any device: probabilities near 0 tell the suspects apart. A second pass finds
+        the label issues, whose thresholds need all samples; no probabilities are kept.
         """
         self._folds.classifiers.load_state_dict(self._best)
         given, ranks = self._context.setup.dataset.labels, self._context.setup.ranks

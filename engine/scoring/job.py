@@ -14,8 +14,6 @@ from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.data.images import DecodedImages
-from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
 from coreset.engine.models.features import feature_store
 from coreset.engine.runtime.device import give_back_memory, half_precision
@@ -127,8 +125,12 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
             n_folds=setup.options.folds or 0,
             ranks=setup.ranks,
         )
+    if setup.options.pixels is None:
+        images = training_images(setup.dataset, recipe.size, setup.device, setup.features)
+    else:
+        images = cached_images(setup.options.pixels, setup.dataset, recipe.size, setup.device)
     return convolutional_proxy(
-        _images(setup),
+        images,
         n_classes,
         size=recipe.size,
         start_size=recipe.start_size,
@@ -138,20 +140,6 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
         seed=setup.options.seed,
         device=setup.device,
         ranks=setup.ranks,
-    )
-
-
-def _images(setup: Setup) -> ImageStream | DecodedImages:
-    size, decoding = setup.recipe.size, setup.features
-    if setup.options.pixels is not None:
-        return cached_images(setup.options.pixels, setup.dataset, size, setup.device)
-    return training_images(
-        setup.dataset,
-        size,
-        setup.device,
-        decoder=decoding.decoder,
-        exact=decoding.exact,
-        workers=decoding.workers,
     )
 
 

@@ -142,13 +142,7 @@ class Setup:
         return self.device.type == "cuda" and self.options.compile != "off"
 
     def check(self) -> None:
-        """Refuse a scoring that this data set or this machine does not allow.
-
-        Raises:
-            UsageError: The data set has one class, or a class with fewer images than folds, or
-                several processes are to keep what only one can.
-            MachineError: There is no room for TDDS.
-        """
+        """Refuse a scoring that this data set or this machine does not allow."""
         classes, folds = self.dataset.classes, self.options.folds
         if len(classes) < 2:
             raise UsageError(

@@ -29,10 +29,8 @@ from coreset.kernels.margins import NonFiniteGuard
 from coreset.shards.errors import DataError
 from coreset.shards.format.files import json_bytes, write_atomically
 
-COMMIT_EVERY_SECONDS = 30.0
-"""Between checkpoints at ends of epochs, at least."""
-COMMIT_WITHIN_SECONDS = 300.0
-"""Between checkpoints within an epoch, at least."""
+COMMIT_EVERY_SECONDS = 30.0  # at ends of epochs, at least
+COMMIT_WITHIN_SECONDS = 300.0  # within an epoch, at least
 BATCHES_PER_VOTE = 32
 """Several processes agree this often whether to stop: a vote waits for all of them."""
 HOPELESS = 20
@@ -87,10 +85,7 @@ class ScoringRun:
         self._add_undecodable(state["undecodable"])
 
     def train(self) -> dict[str, NDArray[Any]]:
-        """Train from the current position to the end; the last state is committed.
-
-        Returns:
-            All columns of shape (n,); those of the main process count.
+        """Train to the end and commit; return all columns, of which the main process's count.
 
         Raises:
             InterruptedRunError: A signal asked to stop; everything so far is committed.

@@ -28,7 +28,6 @@ from coreset.shards.sources.packed import find_packed
 
 VISITS = "visits"
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
-"""Columns beside the scores: predicted classes, and whether a label is taken for wrong."""
 UNDECODABLE_NAME = "undecodable.json"
 """In a scores artifact, if there are any: samples that could not be decoded, by id, and why."""
 USUAL_IPC = 10
@@ -43,13 +42,7 @@ class ScoreTable:
 
     @staticmethod
     def open(path: Path, data: Path | None = None) -> "ScoreTable":
-        """Open a scores artifact and the data set behind it, at ``data`` if it was moved.
-
-        Raises:
-            UsageError: ``path`` is no scores artifact, or its data set is not where it was or is
-                another one.
-            StoreError: The provenance of the scores is damaged.
-        """
+        """Open a scores artifact and the data set behind it, at ``data`` if it was moved."""
         identity, dataset = identity_of(path), open_source(path, data)
         require_same_data(dataset, identity, f"the scores {path}")
         return ScoreTable(path=path, dataset=dataset)
@@ -104,11 +97,7 @@ class ScoreTable:
         return self.columns.get(ISSUE_OOF)
 
     def values(self, score: str) -> NDArray[np.float32]:
-        """Return one score of every sample, as stored: NaN where there is none.
-
-        Raises:
-            UsageError: The store does not hold it; those that it holds are named.
-        """
+        """Return one score of every sample, as stored, or refuse one that is not."""
         if score not in self.names:
             why = "was not stored" if score in SCORES else "is no score"
             raise UsageError(
@@ -118,11 +107,7 @@ class ScoreTable:
         return self.columns[score]
 
     def easiness(self, score: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return a score of some samples, turned so that low is hard.
-
-        Raises:
-            StoreError: One of the samples has no value.
-        """
+        """Return a score of some samples, each of which has one, turned so that low is hard."""
         values = self.values(score)
         odd = ids[~np.isfinite(values[ids])]
         if odd.size:
@@ -143,11 +128,7 @@ class ScoreTable:
 
 
 def undecodable_of(scores: Path) -> dict[int, str]:
-    """Read what a scores artifact lists as undecodable.
-
-    Raises:
-        StoreError: The list is damaged.
-    """
+    """Read which samples of a scores artifact could not be decoded, and why."""
     listed = scores / UNDECODABLE_NAME
     try:
         document = parse(listed.read_bytes()) if listed.is_file() else {}
@@ -185,11 +166,7 @@ def identity_of(path: Path) -> str:
 
 
 def scores_beside(data: Path) -> Path:
-    """Find the scores artifact that was made from a packed data set and lies in the same folder.
-
-    Raises:
-        UsageError: There is none, or there are several.
-    """
+    """Find the one scores artifact of a packed data set that lies in the same folder."""
     identity, scores = Manifest.read(data).identity, list[Path]()
     for path in sorted(data.resolve().parent.iterdir()):
         with contextlib.suppress(CoresetError):
@@ -210,9 +187,6 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
     """Find the labels of a data set that differ from the true ones, bool of shape (n,).
 
     True class names stand in ``column`` of a CSV ``table``, read as `coreset pack --labels` does.
-
-    Raises:
-        UsageError: The table does not fit the data set; or no label differs, or all of them do.
     """
     source = find_packed(dataset.path)
     differs = read_labels(table, column, source) != source.labels

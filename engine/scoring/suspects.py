@@ -37,11 +37,7 @@ Suspect: TypeAlias = dict[str, Any]
 
 
 def best_score(table: ScoreTable) -> str:
-    """Name the stored score that finds wrong labels best.
-
-    Raises:
-        UsageError: None of `BEST_SCORES` was stored.
-    """
+    """Name the stored score that finds wrong labels best."""
     for name in BEST_SCORES:
         if name in table.names:
             return name
@@ -54,14 +50,7 @@ def best_score(table: ScoreTable) -> str:
 def find_suspects(
     table: ScoreTable, score: str, top: int, *, per_class: bool = False
 ) -> list[Suspect]:
-    """Return the ``top`` images at the hard end of a score, hardest first; equals by sample id.
-
-    With ``per_class`` these are ``top`` of every class.
-
-    Raises:
-        UsageError: The score was not stored.
-        StoreError: An image has no value.
-    """
+    """Return the ``top`` images (of every class) that are hardest; equals by sample id."""
     ease = table.easiness(score, table.ids)
     chosen = np.argsort(ease, kind="stable")
     if per_class:
@@ -120,11 +109,7 @@ def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
 
 
 def require_replaceable(path: Path) -> None:
-    """Check that a table may take the name ``path``.
-
-    Raises:
-        UsageError: Its folder does not exist, or something that is no regular file is there.
-    """
+    """Check that a table may take the name ``path``."""
     if not path.parent.is_dir():
         raise UsageError(f"csv {path} lies in a folder that does not exist; make {path.parent}")
     if path.is_symlink() or (path.exists() and not path.is_file()):

@@ -169,7 +169,7 @@ class Score:
         backbone = DEFAULT_BACKBONE if is_unused else self.frozen.chosen()
         return feature_spec(backbone, self.frozen, self.decoding, size=self.used.size)
 
-    def _outcome(self, work: ArtifactWriter, setup: "Setup") -> Result:
+    def _outcome(self, work: ArtifactWriter, setup: Setup) -> Result:
         undecodable = undecodable_of(self.scores)
         n, n_lost = len(setup.dataset), len(undecodable)
         listed = self.scores / UNDECODABLE_NAME

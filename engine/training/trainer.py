@@ -122,11 +122,7 @@ class Trainer:
         save_file(_contiguous(momentum_of(self.optimiser)), directory / MOMENTUM_NAME)
 
     def load(self, directory: Path, steps: int) -> None:
-        """Continue from what ``save`` wrote after ``steps`` updates.
-
-        Raises:
-            StoreError: The files do not fit this network.
-        """
+        """Continue from what ``save`` wrote after ``steps`` updates, or refuse it."""
         try:
             self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
             load_momentum(self.optimiser, load_file(directory / MOMENTUM_NAME))
@@ -139,10 +135,7 @@ class Trainer:
 
 
 def replica_of(network: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap a network that several processes train: gradients are averaged over them.
-
-    Its buffers (running statistics of batch norm) are those of the leading process.
-    """
+    """Wrap a network that several processes train: they share gradients, and the main's buffers."""
     from torch.nn.parallel import DistributedDataParallel
 
     devices = [device] if device.type == "cuda" else None
@@ -189,11 +182,6 @@ def compile_where_it_pays(
     """Compile ``network`` in place if asked for or worth it; return a note for people, or nothing.
 
     ``auto`` is on for a GPU; on a CPU only if the training is expected to take over 15 minutes.
-    ``graphs`` replays each step's kernels from a CUDA graph, which helps where launching them takes
-    longer than running them; `coreset doctor` times both.
-
-    Raises:
-        UsageError: ``graphs`` without a GPU.
     """
     on_gpu = device.type == "cuda"
     if mode == "graphs" and not on_gpu:
