@@ -118,16 +118,12 @@ def test_an_accumulator_that_is_registered_in_one_place_is_scored_saved_and_resu
     assert stored_bytes(tmp_path / "AGAIN") == stored_bytes(tmp_path / "SCORES")
 
 
-def test_too_few_epochs_for_tdds_are_refused(packed, tmp_path, refused):
-    said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL[:2], "--epochs", 2, "--tdds")
+def test_tdds_needs_three_epochs_and_room(packed, tmp_path, refused, monkeypatch):
+    command = ("score", packed, tmp_path / "S", *SMALL, "--tdds")
+    said = refused(tmp_path, *command, "--epochs", 2)
     assert "epochs must be at least 3 with --tdds, got 2" in said
-
-
-def test_tdds_is_refused_with_its_memory_where_there_is_no_room(
-    packed, tmp_path, refused, monkeypatch
-):
     monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
-    said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL, "--tdds", code=4)
+    said = refused(tmp_path, *command, code=4)
     assert "tdds keeps 0.00 GB on cpu, which has 0.00 GB available; leave out --tdds" in said
 
 

@@ -90,20 +90,26 @@ def test_every_score_in_the_store_is_summed_up(scores, columns, done, told):
     assert list(summary) == ["aum", "el2n", "forgetting", "dyn_unc"]
     for name in ("aum", "el2n", "forgetting"):
         values = columns[name].astype(float)
-        quartiles = np.quantile(values, (0, 0.25, 0.5, 0.75, 1)).tolist()
-        names = ("low", "lower_quartile", "median", "upper_quartile", "high")
-        assert [summary[name][one] for one in names] == pytest.approx(quartiles)
-        assert summary[name]["mean"] == pytest.approx(values.mean())
-        assert summary[name]["not_finite"] == 0
-    assert [summary[name]["hard_end"] for name in ("aum", "el2n")] == ["low", "high"]
+        low, lower, median, upper, high = np.quantile(values, (0, 0.25, 0.5, 0.75, 1))
+        assert summary[name] == {
+            "hard_end": "low" if name == "aum" else "high",
+            "n": N,
+            "not_finite": 0,
+            "low": pytest.approx(low),
+            "lower_quartile": pytest.approx(lower),
+            "median": pytest.approx(median),
+            "upper_quartile": pytest.approx(upper),
+            "high": pytest.approx(high),
+            "mean": pytest.approx(values.mean()),
+        }
     assert (summary["dyn_unc"]["not_finite"], summary["dyn_unc"]["mean"]) == (60, None)
-    lines = done("scores", "show", scores)
+    lines = done("scores", "show", scores, "--score", "dyn_unc")
     rows = {line.split()[0]: line.split() for line in lines[1:5]}
     assert rows["el2n"][1:3] == ["high", "0"]
     assert rows["dyn_unc"][1:] == ["high", *["-"] * 6, "60"]
-    assert lines[-2:] == [
-        f"60 images scored over 3 epochs: {scores}", f"next: coreset scores suspects {scores}",
-    ]  # fmt: skip
+    assert (lines[6][:9], lines[7]) == ("dyn_unc: ", ""), "no histogram of no value"
+    shown = f"60 images scored over 3 epochs: {scores}"
+    assert lines[-2:] == [shown, f"next: coreset scores suspects {scores}"]
 
 
 def test_the_histogram_counts_every_image_and_its_longest_bar_fills_the_line(
@@ -121,31 +127,31 @@ def test_the_histogram_counts_every_image_and_its_longest_bar_fills_the_line(
     assert max(map(len, bars)) == 50
 
 
-def test_classes_are_summed_up_hardest_first(scores, columns, packed, done, told):
-    dataset = Dataset.open(packed)
-    facts = told("scores", "show", scores)["classes"]
-    for label, name in enumerate(dataset.classes):
-        members = columns["aum"][dataset.labels == label].astype(float)
-        assert facts[name]["n"] == members.size
-        assert facts[name]["mean"] == pytest.approx(members.mean())
-        assert facts[name]["median"] == pytest.approx(np.median(members))
-    for score, low_is_hard in (("aum", True), ("el2n", False)):
-        words = ("scores", "show", scores, "--score", score)
-        means = {name: summary["mean"] for name, summary in told(*words)["classes"].items()}
-        shown = [line.split()[0] for line in class_rows(done(*words))]
-        assert shown == sorted(means, key=means.__getitem__, reverse=not low_is_hard)
-
-
 def class_rows(lines):
     return [line for line in lines if line.startswith("n0")]
 
 
-def test_of_many_classes_the_hardest_and_the_easiest_are_shown(scores, done):
-    hardest, between, easiest = class_rows(done("scores", "show", scores))
-    lines = done("scores", "show", scores, "--classes", 1)
-    at = lines.index("... 1 classes between ...")
-    assert [lines[at - 1], lines[at + 1]] == [hardest, easiest]
-    assert between not in lines
+def test_classes_are_summed_up_hardest_first_and_of_many_only_both_ends(
+    scores, columns, packed, done, told
+):
+    dataset = Dataset.open(packed)
+    for score, hard_end in (("aum", 1), ("el2n", -1)):
+        words = ("scores", "show", scores, "--score", score)
+        means = {
+            name: columns[score][dataset.labels == label].mean(dtype=float)
+            for label, name in enumerate(dataset.classes)
+        }
+        summaries = told(*words)["classes"]
+        assert {summary["n"] for summary in summaries.values()} == {20}
+        found = {name: summary["mean"] for name, summary in summaries.items()}
+        assert found == pytest.approx(means)
+        rows = class_rows(done(*words))
+        assert [line.split()[0] for line in rows] == sorted(
+            means, key=lambda name, means=means, end=hard_end: end * means[name]
+        )
+        lines = done(*words, "--classes", 1)
+        assert class_rows(lines) == [rows[0], rows[2]]
+        assert lines[lines.index(rows[0]) + 1] == "... 1 classes between ..."
 
 
 def test_a_class_of_which_no_image_was_scored_comes_last(packed, columns, tmp_path, done):
@@ -169,12 +175,6 @@ def test_undecodable_samples_are_left_out_of_every_number(packed, columns, tmp_p
     assert sum(facts["histogram"]["counts"]) == 58
     suspects = told("scores", "suspects", scores)["suspects"]
     assert {one["sample"] for one in suspects} == set(range(60)) - {7, 9}
-
-
-def test_a_score_without_any_value_is_shown_without_a_histogram(scores, done):
-    lines = done("scores", "show", scores, "--score", "dyn_unc")
-    (at,) = (at for at, line in enumerate(lines) if line.startswith("dyn_unc: "))
-    assert lines[at + 1] == ""
 
 
 def test_a_data_set_finds_its_scores_beside_it(packed, val, tmp_path, told, refused):
@@ -235,24 +235,20 @@ def test_suspects_are_the_hardest_with_their_labels_shown_listed_and_told(
 
 def test_equally_hard_images_have_one_share_and_come_by_id(scores, told):
     suspects = told("scores", "suspects", scores, "--score", "forgetting")["suspects"]
-    assert [one["score"] for one in suspects] == [3.0] * 15 + [2.0] * 15 + [1.0] * 15 + [0.0] * 15
-    shares = [one["share_harder"] for one in suspects]
-    assert shares == pytest.approx([0] * 15 + [15 / 59] * 15 + [30 / 59] * 15 + [45 / 59] * 15)
-    for first in range(0, 60, 15):
-        ids = [one["sample"] for one in suspects[first : first + 15]]
-        assert ids == sorted(ids)
+    assert [suspect["sample"] for suspect in suspects] == [
+        sample for score in (3, 2, 1, 0) for sample in range(score, N, 4)
+    ]
+    shares = [suspect["share_harder"] for suspect in suspects]
+    assert shares == pytest.approx([at // 15 * 15 / 59 for at in range(N)])
 
 
 def test_per_class_lists_the_hardest_of_every_class(scores, columns, packed, told):
-    labels = Dataset.open(packed).labels
+    labels, aum = Dataset.open(packed).labels, columns["aum"]
     options = ("--score", "aum", "--top", 2, "--per-class")
-    found = told("scores", "suspects", scores, *options)["suspects"]
-    ids = [one["sample"] for one in found]
-    expected = [
-        np.flatnonzero(labels == c)[np.argsort(columns["aum"][labels == c])[:2]] for c in range(3)
-    ]
-    assert sorted(ids) == sorted(np.concatenate(expected).tolist())
-    assert ids == sorted(ids, key=columns["aum"].__getitem__)
+    suspects = told("scores", "suspects", scores, *options)["suspects"]
+    members = [np.flatnonzero(labels == label) for label in range(3)]
+    expected = [sample for ids in members for sample in ids[np.argsort(aum[ids])[:2]]]
+    assert [suspect["sample"] for suspect in suspects] == sorted(expected, key=aum.__getitem__)
 
 
 @pytest.fixture(scope="session")
@@ -270,29 +266,22 @@ def out_of_fold(columns):
     }
 
 
-@pytest.mark.parametrize(
-    ("skipped", "best", "why"),
-    [
-        ((), "confidence_oof", "by classifiers that never saw the label"),
-        (("confidence_oof",), "el2n", "first epochs, before wrong labels are memorised"),
-        (("confidence_oof", "el2n"), "aum", "el2n was not stored"),
-    ],
-)
-def test_the_stored_score_that_finds_wrong_labels_best_is_the_default_and_says_why(  # noqa: PLR0917 - fixtures
-    packed, out_of_fold, tmp_path, told, done, skipped, best, why
+def test_the_stored_score_that_finds_wrong_labels_best_is_the_default(
+    packed, out_of_fold, tmp_path, done
 ):
-    columns = {name: values for name, values in out_of_fold.items() if name not in skipped}
-    scores = write_scores(packed, tmp_path / "S", {"aum": columns["aum"]} | columns)
-    facts = told("scores", "suspects", scores)
-    ease = columns[best] if SCORES[best].low_is_hard else -columns[best]
-    assert facts["score"] == best
-    assert [one["sample"] for one in facts["suspects"]] == np.argsort(ease).tolist()
-    (line,) = [
-        line for line in done("scores", "suspects", scores) if line.startswith(f"told by {best}: ")
-    ]
-    assert why in line
-    chosen = done("scores", "suspects", scores, "--score", best)
-    assert not any(line.startswith("told by") for line in chosen)
+    columns = dict(out_of_fold)
+    for best, why in (
+        ("confidence_oof", "by classifiers that never saw the label"),
+        ("el2n", "of the first epochs, before wrong labels are memorised"),
+        ("aum", "el2n was not stored"),
+    ):
+        words = ("scores", "suspects", write_scores(packed, tmp_path / best, columns))
+        lines = done(*words)
+        (line,) = [line for line in lines if line.startswith("told by")]
+        assert line.startswith(f"told by {best}: {why}")
+        lines.remove(line)
+        assert done(*words, "--score", best) == lines
+        del columns[best]
 
 
 def test_with_folds_the_csv_has_the_columns_of_cleanlab_in_its_sense(
@@ -380,29 +369,26 @@ def test_the_overlap_is_that_of_the_coresets_that_select_chooses(
     packed, columns, tmp_path, done, told
 ):
     noise = np.random.default_rng(7).normal(0, 0.2, N).astype(np.float32)
+    noisy = columns | {"aum": columns["aum"] + noise}
     pair = [
-        write_scores(packed, tmp_path / name, columns | {"aum": columns["aum"] + extra})
-        for name, extra in (("FULL", np.float32(0)), ("CHEAP", noise))
+        write_scores(packed, tmp_path / name, stored)
+        for name, stored in (("FULL", columns), ("CHEAP", noisy))
     ]
-    facts = told("scores", "compare", *pair, *COMPARED, "--seed", 3)
-    assert [one["ipc"] for one in facts["coresets"]] == [2, 5]
-    for one in facts["coresets"]:
-        chosen = []
-        for scores in pair:
-            out = tmp_path / f"{scores.name}-{one['ipc']}"
-            options = ("--ipc", one["ipc"], "--misratio", 0.3, "--seed", 3)
-            done("select", scores, out, *options)
-            chosen.append(set(np.load(out / "ids.npy").tolist()))
-        assert one["share"] == len(chosen[0] & chosen[1]) / len(chosen[0])
-        assert one["chance"] == pytest.approx(one["ipc"] / 20)
-        assert 0 < one["share"] < 1
+    values = told("scores", "compare", *pair, *COMPARED, "--seed", 3)
+    for ipc, overlap in zip((2, 5), values["coresets"], strict=True):
+        ours, theirs = (scores.with_name(f"{scores.name}-{ipc}") for scores in pair)
+        for scores, out in zip(pair, (ours, theirs), strict=True):
+            done("select", scores, out, "--ipc", ipc, "--misratio", 0.3, "--seed", 3)
+        shared = np.intersect1d(np.load(ours / "ids.npy"), np.load(theirs / "ids.npy"))
+        assert (overlap["ipc"], overlap["share"]) == (ipc, shared.size / (3 * ipc))
+        assert overlap["chance"] == pytest.approx(ipc / 20)
+        assert 0 < overlap["share"] < 1
 
 
 def test_scores_agree_with_themselves_wholly(scores, done, told):
     words = ("scores", "compare", scores, scores, *COMPARED)
     values = told(*words)
-    assert [coreset["share"] for coreset in values["coresets"]] == [1, 1]
-    assert all(coreset["unrelated"] < 1 for coreset in values["coresets"])
+    assert all(overlap["unrelated"] < overlap["share"] == 1 for overlap in values["coresets"])
     by_score = {agreement["score"]: agreement for agreement in values["agreement"]}
     assert by_score["aum"]["spearman"] == by_score["aum"]["spearman_within_class"] == 1
     assert by_score["dyn_unc"]["spearman"] is None
