@@ -35,9 +35,7 @@ SPARE_BYTES = 1 << 24  # to leave free on the disk
 _MOMENTS_ROWS = 1024  # in float64, 4 MB of 512 columns: they stay in a core's cache
 
 
-def feature_rows(
-    store: Path, device: torch.device, *, scratch: Path, limit_bytes: int | None = None
-) -> "FeatureRows":
+def feature_rows(store: Path, device: torch.device, *, scratch: Path) -> "FeatureRows":
     """Open the features of a store, resident on ``device`` if they are small, else mapped.
 
     Args:
@@ -45,15 +43,13 @@ def feature_rows(
         device: Device of the rows.
         scratch: Directory of the mapped file. One that holds these features already is used as it
             is. Of several processes, one must have made the file before the others open it.
-        limit_bytes: Up to how many bytes (4 n d) features are resident; None: ``resident_limit``.
 
     Raises:
         StoreError: The store is missing or damaged, or a feature is not finite.
         MachineError: The disk has no room for the file (2 n d bytes).
     """
     n, width = feature_shape(store)
-    limit = resident_limit(device) if limit_bytes is None else limit_bytes
-    if 4 * n * width <= limit:
+    if 4 * n * width <= resident_limit(device):
         return FeatureRows(read_features(store), device)
     path = scratch / FEATURE_ROWS_NAME
     if not _holds(path, store):

@@ -1,7 +1,6 @@
 """Frozen backbones: the right weights in the right places, and no code from a weights file."""
 
 import io
-import os
 import socket
 from argparse import Namespace  # noqa: TID251 - of other programs' checkpoints
 from functools import partial
@@ -38,24 +37,12 @@ from coreset.shards.format.files import sha256_of_file
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-DATA = Path(os.environ.get("CORESET_DATA", Path(__file__).parents[3] / "shared/data"))
-MOBILENET = DATA / "weights/mobilenetv2_100_same_in1k.safetensors"
 BATCH = torch.randn((4, 3, 64, 64), generator=generator_for(0))
 
 
 def packaged_weights():
     files = distribution(OFFLINE_PACKAGE).files or []
     return next(Path(str(file.locate())) for file in files if file.suffix == ".pth")
-
-
-def timm_model(name, state, **settings):
-    """An independent load: whole network with its head, strictly, then the head taken off."""
-    import timm
-
-    network: Any = timm.create_model(name, pretrained=False, **settings)
-    network.load_state_dict(state, strict=True)
-    network.reset_classifier(0)
-    return network.eval()
 
 
 def small_network() -> Any:
@@ -77,26 +64,37 @@ def resnet18():
     return network.eval()
 
 
-# the backbone whose weights are in a package
-
-
-def test_the_packaged_weights_give_the_features_of_timms_own_model():
+@pytest.mark.parametrize(
+    ("name", "timms", "settings"),
+    [
+        (OFFLINE_BACKBONE, OFFLINE_BACKBONE, {}),
+        ("mobilenetv2_100_same", "mobilenetv2_100", {"pad_type": "same"}),
+        ("mobilenetv3_small_050", "mobilenetv3_small_050", {}),
+    ],
+)
+def test_features_are_those_of_timms_own_model(tmp_path, name, timms, settings):
+    """An independent load: the whole network with its head, then the head taken off."""
     import timm
 
-    state = read_weights(packaged_weights())
-    names = timm.create_model(OFFLINE_BACKBONE, pretrained=False).state_dict()
-    assert len(names) == len(state) == 296
-    expected = timm_model(OFFLINE_BACKBONE, dict(zip(names, state.values(), strict=True)))
-    backbone = load_backbone(OFFLINE_BACKBONE, None, CPU)
+    network: Any = timm.create_model(timms, pretrained=False, **settings)
+    names, weights = network.state_dict(), tmp_path / "w.safetensors"
+    save_file(names, weights)
+    if name == OFFLINE_BACKBONE:
+        state = read_weights(packaged_weights())
+        network.load_state_dict(dict(zip(names, state.values(), strict=True)))
+        weights = None
+    network.reset_classifier(0)
+    backbone = load_backbone(name, weights, CPU)
     with torch.inference_mode():
         features = backbone.features(BATCH)
-        torch.testing.assert_close(features, expected(BATCH), atol=1e-4, rtol=1e-4)
-    assert features.shape == (4, 1280)
+        torch.testing.assert_close(features, network.eval()(BATCH), atol=1e-4, rtol=1e-4)
     assert features.dtype == torch.float32
-    assert torch.pdist(features).min() > 1
-    assert (backbone.mean, backbone.std) == (HALF, HALF)
     assert not backbone.network.training
-    assert not any(one.requires_grad for one in backbone.network.parameters())
+    assert not any(parameter.requires_grad for parameter in backbone.network.parameters())
+    expected: Any = timm.get_pretrained_cfg(timms)
+    is_tensorflows = name == "mobilenetv2_100_same"
+    mean, std = (HALF, HALF) if is_tensorflows else (expected.mean, expected.std)
+    assert (backbone.mean, backbone.std) == (mean, std)
 
 
 def test_the_packaged_weights_are_those_of_the_file_by_name(tmp_path):
@@ -114,25 +112,14 @@ def test_the_packaged_weights_are_those_of_the_file_by_name(tmp_path):
     assert all(torch.equal(by_name[name], by_position[name]) for name in by_position)
 
 
-# backbones whose weights are in a file
-
-
-def as_it_is(state):
-    return state
-
-
-def without_counts_of_batches(state):
-    """As files from before torch 0.4.1 are, torchvision's among them."""
-    return {name: tensor for name, tensor in state.items() if "num_batches" not in name}
-
-
-def of_a_parallel_training(state):
-    return {"state_dict": prefixed("module.", state), "epoch": 90}
-
-
-@pytest.mark.parametrize("saved", [as_it_is, without_counts_of_batches, of_a_parallel_training])
+@pytest.mark.parametrize("saved", ["as it is", "without counts", "of a parallel training"])
 def test_torchvisions_resnet18_gives_what_its_head_sees(tmp_path, resnet18, saved):
-    torch.save(saved(resnet18.state_dict()), tmp_path / "resnet18.pth")
+    state = resnet18.state_dict()
+    if saved == "without counts":  # as files from before torch 0.4.1, torchvision's among them
+        state = {name: tensor for name, tensor in state.items() if "num_batches" not in name}
+    if saved == "of a parallel training":
+        state = {"state_dict": prefixed("module.", state), "epoch": 90}
+    torch.save(state, tmp_path / "resnet18.pth")
     backbone = load_backbone("resnet18", tmp_path / "resnet18.pth", CPU)
     with torch.inference_mode():
         features = backbone.features(BATCH)
@@ -197,31 +184,6 @@ def test_auto_is_a_backbone_whose_weights_are_here_and_said(here, there, chosen,
     for named, weights in (("resnet34", None), ("auto", file)):
         assert choose_backbone(named, weights) == ("resnet18" if weights else named)
         assert told_backbone(named, weights) == ()
-
-
-def test_mobilenet_with_tensorflows_padding_equals_timms():
-    if not MOBILENET.is_file():
-        pytest.skip(f"{MOBILENET} is not there; set CORESET_DATA to the folder of real data")
-    expected = timm_model("mobilenetv2_100", read_weights(MOBILENET), pad_type="same")
-    backbone = load_backbone("mobilenetv2_100_same", MOBILENET, CPU)
-    with torch.inference_mode():
-        features = backbone.features(BATCH)
-        torch.testing.assert_close(features, expected(BATCH), atol=1e-4, rtol=1e-4)
-    assert features.shape == (4, 1280)
-    assert (backbone.mean, backbone.std) == (HALF, HALF)
-
-
-def test_another_timm_model_takes_timms_normalisation(tmp_path):
-    import timm
-
-    model = timm.create_model("mobilenetv3_small_050", pretrained=False)
-    save_file(model.state_dict(), tmp_path / "m.safetensors")
-    backbone = load_backbone("mobilenetv3_small_050", tmp_path / "m.safetensors", CPU)
-    settings: Any = timm.get_pretrained_cfg("mobilenetv3_small_050")
-    assert (backbone.mean, backbone.std) == (settings.mean, settings.std)
-    with torch.inference_mode():
-        expected = timm_model("mobilenetv3_small_050", model.state_dict())(BATCH)
-        torch.testing.assert_close(backbone.features(BATCH), expected, atol=1e-4, rtol=1e-4)
 
 
 def small_state():

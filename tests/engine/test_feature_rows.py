@@ -63,7 +63,9 @@ def store(tmp_path):
 
 
 def opened(store, limit_bytes=MAPPED):
-    return feature_rows(store, CPU, scratch=store.parent, limit_bytes=limit_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("coreset.engine.models.feature_rows.resident_limit", lambda _: limit_bytes)
+        return feature_rows(store, CPU, scratch=store.parent)
 
 
 def all_rows(features):

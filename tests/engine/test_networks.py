@@ -1,14 +1,11 @@
 """Students and proxies against torch's own layers, published sizes and initialisation."""
 
-import math
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from coreset.engine.models.networks import (
-    LinearHead,
     build_network,
     instance_norm,
     memory_format_for,
@@ -87,14 +84,3 @@ def test_from_33_pixels_on_images_have_logits_of_their_own():
 )
 def test_the_layout_suits_the_norm(norm, device, layout):
     assert memory_format_for(norm, torch.device(device)) == layout
-
-
-def test_a_linear_head_starts_undecided_and_learns():
-    head = LinearHead(4, 3)
-    features = torch.randn((6, 4), generator=generator_for(0))
-    assert torch.equal(head(features), torch.zeros(6, 3))
-    loss = cross_entropy(head(features), torch.tensor([0, 1, 2, 0, 1, 2]))
-    assert loss.item() == pytest.approx(math.log(3))
-    loss.backward()
-    assert head.linear.weight.grad is not None
-    assert head.linear.weight.grad.abs().sum() > 0

@@ -3,10 +3,6 @@
 import json
 import math
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
-from coreset.engine.artifacts.ledger import RUNNING_NAME, read_ledger
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME
+from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import load_into_memory
@@ -26,7 +22,6 @@ from coreset.engine.stages.decode import Decode
 from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest
 
 CHECKOUT = Path(__file__).parents[2]
@@ -164,15 +159,6 @@ def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, 
     assert message in refused(tmp_path, "score", packed, tmp_path / "SCORES", *SMALL, *options)
 
 
-def test_a_batch_of_one_image_trains_where_the_last_stage_sees_more_than_a_pixel(
-    make_photos, tmp_path, done
-):
-    src = make_photos(tmp_path / "src", per_class=1)
-    done("pack", src, tmp_path / "DATA")
-    done("score", tmp_path / "DATA", tmp_path / "SCORES", *SMALL, "--batch", 2, "--size", 33)
-    assert (ScoreTable.open(tmp_path / "SCORES").columns["visits"] == 3).all()
-
-
 def test_a_data_set_of_one_class_is_refused(make_photos, tmp_path, done, refused):
     src = make_photos(tmp_path / "src", per_class=2)
     for name in ("n02102040", "n02979186"):
@@ -254,45 +240,6 @@ def test_a_training_that_diverges_leaves_nothing_and_a_smaller_rate_may_follow(
         assert message in said
         assert said.endswith("the training diverged; use a smaller --lr")
     done(*command, "--lr", 0.01)
-
-
-# Commits after every epoch, so that there is something to kill between two of them.
-EAGER = """
-import sys
-import coreset.engine.scoring.run
-from coreset.engine.cli import main
-coreset.engine.scoring.run.COMMIT_EVERY_SECONDS = 0.0
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def killed_once_there(path, words):
-    """Run a command in a child until ``path`` exists, then kill it."""
-    command = [sys.executable, "-c", EAGER, *map(str, words)]
-    with subprocess.Popen(command, cwd=CHECKOUT, stdout=subprocess.PIPE) as child:
-        while not path.exists():
-            assert child.poll() is None, "ended before it committed"
-            time.sleep(0.002)
-        child.send_signal(signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
-
-
-@pytest.mark.slow  # test_verb_kills.py kills at every rename
-def test_a_killed_scoring_continues_to_the_same_bytes_and_is_paid_for(
-    packed, scored, done, stored_bytes
-):
-    out = scored.with_name("KILLED")
-    command = ("score", packed, out, *SMALL)
-    killed_once_there(temporary_name(out) / RUNNING_NAME, command)
-    assert not out.exists()
-    assert Checkpoints(temporary_name(out)).latest() is not None
-    done(*command)
-    assert stored_bytes(out) == stored_bytes(scored)
-    first, second = own_lines(out)
-    assert (first["interrupted"], second["interrupted"]) == (True, False)
-    assert first["images"] >= 60
-    assert second["images"] <= 120 + 60  # with the last look
-    assert first["wall_seconds"] > 0
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.
