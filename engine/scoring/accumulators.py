@@ -50,7 +50,7 @@ class Accumulator(Protocol):
     def update(self, batch: ScoredBatch) -> None:
         """Take in one batch."""
 
-    def end_epoch(self, epoch: int) -> None:
+    def end_epoch(self, epoch: int, /) -> None:
         """Fold the epoch in."""
 
     def state(self) -> dict[str, Tensor]:
@@ -142,7 +142,7 @@ class OutOfFold(Accumulator):
         self._lowest = torch.tensor(torch.inf, dtype=torch.float64)
 
     @torch.inference_mode()
-    def end_epoch(self, epoch: int) -> None:  # noqa: ARG002 - named by Accumulator
+    def end_epoch(self, _epoch: int) -> None:
         """Keep the classifiers if the loss of held-out labels is the lowest so far."""
         loss = torch.zeros(1, dtype=torch.float64, device=self._folds.of_samples.device)
         for logits, labels, _ in self._held_out():
