@@ -18,7 +18,7 @@ from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
 from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.geometry import Box, Crops, Geometry
 from coreset.engine.models.backbones import Backbone
-from coreset.engine.models.feature_rows import Resident
+from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.scoring.proxy import linear_proxy
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
@@ -168,7 +168,7 @@ def aum(features: NDArray[np.float16], labels: NDArray[np.int64], seed: int) -> 
     """Compute AUM as ``coreset score --proxy linear`` does by default, of shape (n,)."""
     recipe, device = RECIPES["linear"], torch.device("cpu")
     n_classes = int(labels.max()) + 1
-    rows = Resident([features], features.shape, device)
+    rows = FeatureRows(features, device)
     proxy = linear_proxy(rows, labels, n_classes, batch=recipe.batch, seed=seed, device=device)
     steps = recipe.epochs * -(-len(labels) // recipe.batch)
     optimiser = sgd(proxy.network, lr=recipe.lr, weight_decay=recipe.weight_decay)

@@ -11,6 +11,7 @@ from coreset.bench.harness import Contender, Row, rows_of_all
 from coreset.bench.inputs import balanced_copy
 from coreset.bench.score_training import Setting, Training, coreset, training
 from coreset.bench.score_usual import Remote, Usual, opened
+from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.scoring.proxy import training_images
 from coreset.engine.scoring.recipes import RECIPES
@@ -75,9 +76,7 @@ def _speeds(setting: Setting, work: Path) -> Iterator[Row]:
 
 def ours(dataset: Dataset) -> Training:
     """Decode a packed data set and make a network, which takes milliseconds, to train on it."""
-    images = training_images(
-        dataset, SPEED_SIZE, resolve_device("cpu"), decoder="auto", exact=False, workers=0
-    )
+    images = training_images(dataset, SPEED_SIZE, resolve_device("cpu"), FeatureSpec(backbone=""))
     lr = RECIPES["full"].lr
     return training(images, len(dataset), len(dataset.classes), size=SPEED_SIZE, lr=lr)
 

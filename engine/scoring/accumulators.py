@@ -17,15 +17,14 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.store import ROWS_PER_SCORE_CHUNK, RowWriter
-from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.runtime.progress import progress
-from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED_OOF
-from coreset.engine.scoring.proxy import Proxy
+from coreset.engine.scoring.proxy import Folds, Proxy
+from coreset.engine.scoring.recipes import Setup
+from coreset.engine.scoring.score_table import ISSUE_OOF, PREDICTED_OOF
 from coreset.kernels.folds import held_out_logits
 from coreset.kernels.label_issues import class_thresholds, label_issues
 from coreset.kernels.margins import SampleStats, per_sample_stats
 from coreset.kernels.tdds import WINDOW_EPOCHS, Tdds
-from coreset.shards.format.dataset import Dataset
 
 MARGINS_NAME = "margins.zarr"
 """In a scores artifact, if it was asked for: float16 of shape (epochs, n)."""
@@ -42,76 +41,61 @@ class ScoredBatch(NamedTuple):
     stats: SampleStats
 
 
-class EpochState(Protocol):
+class Accumulator(Protocol):
     """Per-sample state that a training builds up epoch by epoch and a checkpoint keeps."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, or for what is left of it after a resume."""
-        ...
 
-    def end_epoch(self, epoch: int) -> None:
+    def update(self, batch: ScoredBatch) -> None:
+        """Take in one batch."""
+
+    def end_epoch(self, epoch: int, /) -> None:
         """Fold the epoch in."""
-        ...
 
     def state(self) -> dict[str, Tensor]:
         """Return the tensors that a checkpoint keeps, on the CPU."""
         ...
 
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
+    def load_state(self, state: Mapping[str, Tensor], epochs: int, /) -> None:
         """Continue from a `state` after ``epochs`` ended epochs."""
-        ...
 
     def scores(self) -> Mapping[str, NDArray[Any]]:
         """Return columns of shape (n,) by name, once the training has ended."""
-        ...
-
-
-class Accumulator(EpochState, Protocol):
-    """Epoch state that takes every batch."""
-
-    def update(self, batch: ScoredBatch) -> None:
-        """Take in one batch."""
-        ...
+        return {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingContext:
     """Facts of a training that accumulators are made from."""
 
-    dataset: Dataset
+    setup: Setup
     proxy: Proxy
-    epochs: int
-    device: torch.device
-    compiled: bool
-    tdds: bool
-    record_margins: bool
     scratch: Path
     """Directory that becomes the scores artifact."""
     meter: Meter
-    ranks: Distributed
 
 
-class MarginRecord:
+class MarginRecord(Accumulator):
     """The probability margin of every sample in every epoch, NaN where it was not presented."""
 
-    def __init__(self, n_samples: int, epochs: int, scratch: Path, device: torch.device) -> None:
-        """Continue the record in ``scratch``, or begin one (2 bytes a sample and epoch)."""
-        path = scratch / MARGINS_NAME
-        chunks = (1, min(ROWS_PER_SCORE_CHUNK, n_samples))
+    def __init__(self, context: TrainingContext) -> None:
+        n, path = len(context.setup.dataset), context.scratch / MARGINS_NAME
+        chunks = (1, min(ROWS_PER_SCORE_CHUNK, n))
+        epochs = context.setup.recipe.epochs
         self._store = RowWriter(
-            path, epochs, n_samples, {}, name="margins", chunks=chunks, resume=path.exists()
+            path, epochs, n, {}, name="margins", chunks=chunks, resume=path.exists()
         )
-        self._margins = torch.full((n_samples,), torch.nan, dtype=torch.float16, device=device)
-
-    def begin_epoch(self, epoch: int) -> None:
-        """Do nothing: `end_epoch` cleared the margins."""
+        self._margins = torch.full(
+            (n,), torch.nan, dtype=torch.float16, device=context.setup.device
+        )
 
     def update(self, batch: ScoredBatch) -> None:
         """Keep the margins of a batch."""
         self._margins[batch.ids] = batch.stats.probability_margin.half()
 
     def end_epoch(self, epoch: int) -> None:
-        """Write the epoch's row; a repeated epoch writes the same values again."""
+        """Write the epoch's row."""
         self._store.write(epoch, self._margins.cpu().numpy()[None])
         self._margins.fill_(torch.nan)
 
@@ -119,20 +103,23 @@ class MarginRecord:
         """Return the margins of the epoch under way."""
         return {"margins": self._margins.to("cpu", copy=True)}
 
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:  # noqa: ARG002 - Accumulator
+    def load_state(self, state: Mapping[str, Tensor], _epochs: int) -> None:
         """Continue the epoch under way."""
         self._margins.copy_(state["margins"])
-
-    def scores(self) -> dict[str, NDArray[Any]]:
-        """Return none: the record lies beside the scores."""
-        return {}
 
 
 class TddsScore:
     """`coreset.kernels.tdds.Tdds` as an `Accumulator`."""
 
-    def __init__(self, tdds: Tdds) -> None:
-        self._tdds = tdds
+    def __init__(self, context: TrainingContext) -> None:
+        setup = context.setup
+        tdds = self._tdds = Tdds(
+            len(setup.dataset),
+            len(setup.dataset.classes),
+            setup.device,
+            window=min(WINDOW_EPOCHS, setup.recipe.epochs),
+            compiled=setup.compiles_scores,
+        )
         self.begin_epoch, self.end_epoch = tdds.begin_epoch, tdds.end_epoch
         self.state, self.load_state, self.scores = tdds.state, tdds.load_state, tdds.scores
 
@@ -141,46 +128,26 @@ class TddsScore:
         self._tdds.update(batch.logits, batch.ids)
 
 
-class OutOfFold:
-    """Scores of samples by classifiers that have not trained on them, on any number of processes.
+class OutOfFold(Accumulator):
+    """Scores of samples by classifiers that have not trained on them.
 
-    A classifier per fold trains beside the linear proxy, on the same features. In the end a linear
-    classifier of many features has memorised wrong labels and says little of others. So early
-    stopping keeps the classifiers of the epoch with the lowest cross-entropy of held-out labels.
+    In the end a linear classifier of many features has memorised wrong labels. So early stopping
+    keeps the classifiers of the epoch with the lowest cross-entropy of held-out labels.
     """
 
-    def __init__(
-        self,
-        proxy: Proxy,
-        labels: NDArray[np.int64],
-        n_classes: int,
-        *,
-        ranks: Distributed,
-        meter: Meter,
-    ) -> None:
-        """Begin; ``proxy`` has folds, ``labels`` are those of all samples, shape (n,)."""
-        if proxy.folds is None:
-            raise ValueError("the proxy has no folds; make it with some")
-        self._folds, self._originals = proxy.folds, proxy.originals
-        self._given, self._n_classes = labels, n_classes
-        self._ranks, self._meter = ranks, meter
-        weights = self._folds.classifiers.state_dict()
+    def __init__(self, context: TrainingContext, folds: Folds) -> None:
+        self._context, self._folds = context, folds
+        weights = folds.classifiers.state_dict()
         self._best = {name: tensor.clone() for name, tensor in weights.items()}
         self._lowest = torch.tensor(torch.inf, dtype=torch.float64)
 
-    def begin_epoch(self, epoch: int) -> None:
-        """Do nothing."""
-
-    def update(self, batch: ScoredBatch) -> None:
-        """Do nothing: the training step trains all classifiers."""
-
     @torch.inference_mode()
-    def end_epoch(self, epoch: int) -> None:  # noqa: ARG002 - Accumulator
+    def end_epoch(self, _epoch: int) -> None:
         """Keep the classifiers if the loss of held-out labels is the lowest so far."""
         loss = torch.zeros(1, dtype=torch.float64, device=self._folds.of_samples.device)
         for logits, labels, _ in self._held_out():
             loss += cross_entropy(logits, labels, reduction="sum")
-        self._ranks.all_reduce(loss)
+        self._context.setup.ranks.all_reduce(loss)
         if loss.cpu()[0] < self._lowest:
             self._lowest = loss.cpu()[0]
             for name, tensor in self._folds.classifiers.state_dict().items():
@@ -190,7 +157,7 @@ class OutOfFold:
         """Return the classifiers that were kept, and their loss."""
         return {name: tensor.cpu() for name, tensor in self._best.items()} | {"loss": self._lowest}
 
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:  # noqa: ARG002 - Accumulator
+    def load_state(self, state: Mapping[str, Tensor], _epochs: int) -> None:
         """Continue from a commit."""
         self._lowest = state["loss"]
         for name, tensor in self._best.items():
@@ -198,18 +165,14 @@ class OutOfFold:
 
     @torch.inference_mode()
     def scores(self) -> dict[str, NDArray[Any]]:
-        """Ask for every sample the classifier that was kept of its fold.
+        """Ask for every sample the classifier that was kept of its fold; it stays in the network.
 
-        The kept classifiers stay in the network. The arithmetic is float32 on any device:
-        probabilities near 0 tell the suspects apart. A second pass finds the label issues, whose
-        thresholds need all samples; no probabilities are kept.
-
-        Returns:
-            ``confidence_oof`` and ``margin_oof`` of `kernels.scores.SCORES`, float32 of shape (n,);
-            ``predicted_oof``, the likeliest class, int32; ``label_issue_oof``, bool.
+        In float32 on any device: probabilities near 0 tell the suspects apart. A second pass finds
+        the label issues, whose thresholds need all samples; no probabilities are kept.
         """
         self._folds.classifiers.load_state_dict(self._best)
-        n, device = len(self._given), self._folds.of_samples.device
+        given, ranks = self._context.setup.dataset.labels, self._context.setup.ranks
+        n, device = len(given), self._folds.of_samples.device
         columns, issues = torch.zeros((n, 3), device=device), torch.zeros(n, device=device)
         with progress("score, out of fold", 2 * n) as bar:
             for logits, labels, ids in self._held_out():
@@ -218,15 +181,15 @@ class OutOfFold:
                 columns[ids] = torch.stack(
                     (stats.label_probability, stats.probability_margin, predicted), dim=1
                 )
-                bar.advance(min(len(ids) * self._ranks.world, n - bar.done))
-            self._ranks.all_reduce(columns)
+                bar.advance(min(len(ids) * ranks.world, n - bar.done))
+            ranks.all_reduce(columns)
             confidence, margin, predicted = columns.cpu().numpy().T.copy()
-            thresholds = class_thresholds(confidence, self._given, self._n_classes)
+            thresholds = class_thresholds(confidence, given, self._n_classes)
             thresholds_c = torch.from_numpy(thresholds).to(device)
             for logits, labels, ids in self._held_out():
                 issues[ids] = label_issues(logits.softmax(1), labels, thresholds_c).float()
-                bar.advance(min(len(ids) * self._ranks.world, 2 * n - bar.done))
-            self._ranks.all_reduce(issues)
+                bar.advance(min(len(ids) * ranks.world, 2 * n - bar.done))
+            ranks.all_reduce(issues)
         return {
             "confidence_oof": confidence,
             "margin_oof": margin,
@@ -234,44 +197,28 @@ class OutOfFold:
             ISSUE_OOF: issues.cpu().numpy() > 0,
         }
 
+    @property
+    def _n_classes(self) -> int:
+        return len(self._context.setup.dataset.classes)
+
     def _held_out(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield out-of-fold logits, labels and ids of this process's share of the samples."""
-        for inputs, labels, ids in self._originals():
+        for inputs, labels, ids in self._context.proxy.originals():
             by_classifier = self._folds.classifiers(inputs).unflatten(1, (-1, self._n_classes))
             yield held_out_logits(by_classifier, self._folds.of_samples[ids]), labels, ids
-            self._meter.images += len(ids)
-
-
-def _tdds(context: TrainingContext) -> Accumulator | None:
-    if not context.tdds:
-        return None
-    dataset, window = context.dataset, min(WINDOW_EPOCHS, context.epochs)
-    tdds = Tdds(
-        len(dataset),
-        len(dataset.classes),
-        context.device,
-        window=window,
-        compiled=context.compiled,
-    )
-    return TddsScore(tdds)
-
-
-def _margin_record(context: TrainingContext) -> Accumulator | None:
-    if not context.record_margins:
-        return None
-    return MarginRecord(len(context.dataset), context.epochs, context.scratch, context.device)
+            self._context.meter.images += len(ids)
 
 
 def _out_of_fold(context: TrainingContext) -> Accumulator | None:
-    if context.proxy.folds is None:
-        return None
-    labels, n_classes = context.dataset.labels, len(context.dataset.classes)
-    return OutOfFold(context.proxy, labels, n_classes, ranks=context.ranks, meter=context.meter)
+    folds = context.proxy.folds
+    return folds and OutOfFold(context, folds)
 
 
 ACCUMULATORS: dict[str, Callable[[TrainingContext], Accumulator | None]] = {
-    "tdds": _tdds,
-    "margins": _margin_record,
+    "tdds": lambda context: TddsScore(context) if context.setup.options.tdds else None,
+    "margins": lambda context: (
+        MarginRecord(context) if context.setup.options.record_margins else None
+    ),
     "folds": _out_of_fold,
 }
 """Makers by the name of the accumulator's file in a checkpoint; None: not asked for."""

@@ -1,47 +1,56 @@
 """Scoring by all processes of a job: the main one keeps the artifact, the others train along."""
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Meter
-from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.scoring.checkpoint import finish, is_finished, last_commit
-from coreset.engine.scoring.run import DivergedError, ScoringRun, final_scores
-from coreset.engine.scoring.setup import Setup
-from coreset.shards.errors import CoresetError, UsageError
+from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
+from coreset.engine.models.features import feature_store
+from coreset.engine.runtime.device import give_back_memory, half_precision
+from coreset.engine.runtime.progress import progress
+from coreset.engine.scoring.accumulators import TrainingContext
+from coreset.engine.scoring.proxy import (
+    Proxy,
+    cached_images,
+    convolutional_proxy,
+    linear_proxy,
+    training_images,
+)
+from coreset.engine.scoring.recipes import Setup
+from coreset.engine.scoring.run import DivergedError, ScoringRun
+from coreset.engine.scoring.score_table import PREDICTED, UNDECODABLE_NAME
+from coreset.engine.training.trainer import (
+    Trainer,
+    compile_where_it_pays,
+    cosine_schedule,
+    replica_of,
+    sgd,
+)
+from coreset.kernels.margins import per_sample_stats
+from coreset.shards.errors import CoresetError, DataError, UsageError
+from coreset.shards.format.files import json_bytes, write_atomically
 
 
-def make_scores(
-    setup: Setup,
-    out: Path,
-    data: Path,
-    provenance_of: Callable[[Mapping[str, Path]], Provenance],
-    *,
-    final: bool,
-) -> ArtifactWriter:
-    """Make the scores artifact ``out`` by all processes, from the last checkpoint on.
-
-    Args:
-        setup: What to train.
-        out: The artifact.
-        data: Packed data set.
-        provenance_of: Describes the artifact by its inputs, which are paths by role.
-        final: Whether to evaluate the trained proxy once more.
-    """
+def make_scores(setup: Setup, out: Path) -> ArtifactWriter:
+    """Make the scores artifact ``out`` by all processes, from the last checkpoint on."""
     ranks = setup.ranks
-    inputs = {"data": data} | ranks.run_on_main(setup.inputs)
     with ExitStack() as stack:
 
         def start() -> ArtifactWriter:
+            inputs = setup.inputs()
             writer = create_artifact(
                 out,
-                provenance_of(inputs),
+                setup.provenance(out, inputs),
                 inputs=list(inputs.values()),
                 device=str(setup.device),
                 resumable=True,
@@ -49,39 +58,163 @@ def make_scores(
             return stack.enter_context(writer)
 
         work = ranks.run_on_main(start)
-        if ranks.run_on_main(lambda: not (work.done or is_finished(work.scratch))):
+        if ranks.run_on_main(lambda: not (work.done or _is_finished(work.scratch))):
             work.meter.bytes_read = setup.bytes_read()
-            _fill(work, setup, final=final)
+            _fill(work, setup)
     return work
 
 
-def _fill(work: ArtifactWriter, setup: Setup, *, final: bool) -> None:
+def _fill(work: ArtifactWriter, setup: Setup) -> None:
     if not setup.ranks.is_main:
-        _train(setup, work.scratch, work.meter, final=final)
+        _train(setup, work.scratch, work.meter)
         return
     try:
-        run, scores = _train(setup, work.scratch, work.meter, final=final)
+        run, scores = _train(setup, work.scratch, work.meter)
     except (UsageError, DivergedError, MemoryError, RuntimeError) as error:
         # Only another configuration helps: the checkpoints would lead here again. They are kept
         # where memory ran out, for another program may have taken it.
-        if isinstance(error, CoresetError) or last_commit(work.scratch) is None:
+        if isinstance(error, CoresetError) or Checkpoints(work.scratch).latest() is None:
             shutil.rmtree(work.scratch)
         raise
-    if run.position.undecodable:
-        work.meter.notes["undecodable"] = len(run.position.undecodable)
-    finish(work.scratch, run.position, run.trainer, scores, work.provenance.binds)
+    if run.proxy.undecodable:
+        work.meter.notes["undecodable"] = len(run.proxy.undecodable)
+    _finish(run, scores, work.provenance.binds)
 
 
-def _train(
-    setup: Setup, scratch: Path, meter: Meter, *, final: bool
-) -> tuple[ScoringRun, dict[str, NDArray[Any]]]:
-    run = setup.begin(scratch, meter)
-    run.run()
-    scores = run.scores()
-    if final:
-        n, n_classes = len(setup.dataset), run.n_classes
-        scores |= final_scores(
-            run.proxy, run.trainer, n, n_classes=n_classes, ranks=setup.ranks, meter=meter
-        )
+def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[str, NDArray[Any]]]:
+    """Train from the last checkpoint in ``scratch``, or from the start, to the scores."""
+    proxy = setup.ranks.run_main_first(lambda: _proxy(setup, scratch))
+    context = TrainingContext(setup=setup, proxy=proxy, scratch=scratch, meter=meter)
+    if proxy.streamed:
+        meter.notes["streamed"] = True
+    run = ScoringRun(context, _trainer(context))
+    scores = run.train()
+    if setup.options.final:
+        scores |= _final_scores(context, run.trainer)
         run.share_undecodable()
     return run, scores
+
+
+def _proxy(setup: Setup, scratch: Path) -> Proxy:
+    recipe, n_classes = setup.recipe, len(setup.dataset.classes)
+    if recipe.proxy == "linear":
+        store = feature_store(setup.dataset, setup.features)
+        return linear_proxy(
+            feature_rows(store, setup.device, scratch=scratch),
+            setup.dataset.labels,
+            n_classes,
+            batch=recipe.batch,
+            seed=setup.options.seed,
+            device=setup.device,
+            n_folds=setup.options.folds or 0,
+            ranks=setup.ranks,
+        )
+    if setup.options.pixels is None:
+        images = training_images(setup.dataset, recipe.size, setup.device, setup.features)
+    else:
+        images = cached_images(setup.options.pixels, setup.dataset, recipe.size, setup.device)
+    return convolutional_proxy(
+        images,
+        n_classes,
+        size=recipe.size,
+        start_size=recipe.start_size,
+        epochs=recipe.epochs,
+        crop_scale=recipe.crop_scale,
+        batch=recipe.batch,
+        seed=setup.options.seed,
+        device=setup.device,
+        ranks=setup.ranks,
+    )
+
+
+def _trainer(context: TrainingContext) -> Trainer:
+    setup, network = context.setup, context.proxy.network
+    recipe, n = setup.recipe, len(setup.dataset)
+    per_epoch = -(-n // (recipe.batch * setup.ranks.world))
+    schedule = cosine_schedule(
+        recipe.lr, recipe.min_lr, recipe.epochs * per_epoch, round(recipe.warmup * per_epoch)
+    )
+    optimiser = sgd(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    context.meter.notes["note"] = compile_where_it_pays(
+        network,
+        setup.options.compile,
+        setup.device,
+        image_passes=recipe.epochs * n if recipe.proxy == "resnet18" else 0,
+        size=recipe.size,
+        sizes_vary=recipe.start_size > 0,
+    )
+    replica = replica_of(network, setup.device) if setup.ranks.world > 1 else None
+    return Trainer(network, optimiser, schedule, setup.device, replica=replica)
+
+
+@torch.inference_mode()
+def _final_scores(
+    context: TrainingContext, trainer: Trainer
+) -> dict[str, NDArray[np.float32] | NDArray[np.int32]]:
+    """Evaluate the proxy on all images without augmentation.
+
+    CCS takes loss and entropy so (``generate_importance_score.py``), with 1e-10 added to the
+    probabilities inside the logarithm and, for CIFAR, without the normalisation that it trained
+    with; here the images are what training saw, less the augmentation, and nothing is added.
+
+    Returns:
+        ``loss_final`` and ``entropy_final`` in nats, NaN for samples that could not be decoded,
+        and ``predicted``, the class of the largest logit, -1 for them.
+    """
+    dataset, ranks = context.setup.dataset, context.setup.ranks
+    n, n_classes = len(dataset), len(dataset.classes)
+    columns = torch.zeros((n, 4), device=trainer.device)  # zero where another process sees it
+    trainer.network.eval()
+    with progress("score, final", n) as bar:
+        for inputs, labels, ids in context.proxy.originals():
+            with half_precision(trainer.device):
+                logits = trainer.network(inputs)[:, :n_classes].float()
+            stats, predicted = per_sample_stats(logits, labels), logits.argmax(1).float()
+            seen = torch.ones_like(stats.loss)
+            columns[ids] = torch.stack((seen, stats.loss, stats.entropy, predicted), dim=1)
+            context.meter.images += len(ids)
+            bar.advance(min(len(ids) * ranks.world, n - bar.done))
+    ranks.all_reduce(columns)
+    seen, loss, entropy, predicted = columns.cpu().numpy().T
+    absent = np.where(seen > 0, np.float32(0), np.float32(np.nan))
+    return {
+        "loss_final": loss + absent,
+        "entropy_final": entropy + absent,
+        PREDICTED: np.where(seen > 0, predicted, -1).astype(np.int32),
+    }
+
+
+def _finish(
+    run: ScoringRun, scores: Mapping[str, NDArray[Any]], attributes: Mapping[str, Any]
+) -> None:
+    """Commit the scores and the weights of the proxy, if every score that must be is finite."""
+    give_back_memory()  # of the final evaluation
+    decodable = np.ones(run.n, np.bool_)
+    decodable[list(run.proxy.undecodable)] = False
+    for name, values in scores.items():
+        odd = np.flatnonzero(decodable & ~np.isfinite(values))
+        if odd.size:
+            raise DataError(
+                f"score {name} of sample {odd[0]} is {values[odd[0]]} after {run.epochs} "
+                "epochs: the training diverged; use a smaller --lr"
+            )
+
+    def write(directory: Path) -> None:
+        run.trainer.save_weights(directory)
+        write_columns(directory / SCORES_NAME, scores, {"epochs": run.epochs, **attributes})
+
+    if run.proxy.undecodable:
+        write_atomically(run.scratch / UNDECODABLE_NAME, json_bytes(run.undecodable))
+    Checkpoints(run.scratch).commit(run.trainer.steps + 1, write)
+    _is_finished(run.scratch)
+
+
+def _is_finished(scratch: Path) -> bool:
+    """Test whether the scores are committed; if so, remove what only a resume needs."""
+    checkpoints = Checkpoints(scratch)
+    newest = checkpoints.latest()
+    if newest is None or not (newest[1] / SCORES_NAME).exists():
+        return False
+    checkpoints.finish()
+    (scratch / FEATURE_ROWS_NAME).unlink(missing_ok=True)
+    return True

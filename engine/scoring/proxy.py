@@ -1,26 +1,17 @@
 """Proxies: the networks that are trained to score images, and their training examples.
 
-``resnet18`` is the study's proxy: ResNet-18 with batch norm from scratch under the CCS ImageNet
-recipe (``train_imagenet.py``: SGD, momentum 0.9, weight decay 1e-4, cosine per iteration from 0.1
-to 1e-4, batch 256, 60 epochs, RandomResizedCrop, flip). ``linear`` is a linear classifier on
-standardised features of a frozen backbone: thousands of times cheaper. With folds, a classifier per
-fold trains beside it on all samples but those of its fold, for which it can then be asked.
-
-Differences from CCS:
-
-- Images are resized to 8/7 of ``size`` and cut to their central square before the random crop
-  (torchvision crops from the whole photograph), so that all of them fit one tensor and the crop
-  runs on the device; crops follow torchvision's law of area and aspect ratio. Pixels of ``coreset
-  decode`` may have any side from ``size`` on.
-- Crops may begin smaller and grow (``side_at``), which CCS's do not: progressive resizing (Howard's
-  DAWNBench entry of fast.ai, 2018), by the schedule of FFCV's ImageNet recipe
-  (libffcv/ffcv-imagenet, ``train_imagenet.py``, ``get_resolution``). Off unless asked for.
+``resnet18`` is the study's proxy: ResNet-18 with batch norm from scratch, as CCS trains it
+(``train_imagenet.py``), except that images are resized to 8/7 of ``size`` and cut to their central
+square before the random crop, so that all of them fit one tensor and the crop runs on the device.
+``linear`` is a linear classifier on standardised features of a frozen backbone: thousands of times
+cheaper. With folds, a classifier per fold trains beside it on all samples but those of its fold.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,6 +26,7 @@ from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows
+from coreset.engine.models.features import FeatureSpec
 from coreset.engine.models.networks import LinearHead, build_network, memory_format_for, placed
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
@@ -48,14 +40,10 @@ from coreset.shards.format.dataset import Dataset
 
 
 class EpochExamples(Protocol):
-    """One process's share of an epoch, from a batch on.
-
-    All processes get the same number of batches. One that has no image left for the last batch gets
-    a row of padding with label and id -1.
-    """
+    """One process's share of an epoch, in an order that depends on seed and epoch alone."""
 
     def __call__(self, epoch: int, start_batch: int = 0) -> Examples:
-        """Yield batches in an order that depends on seed and epoch alone."""
+        """Yield equally many batches for every process; of nothing but padding, one row stays."""
         ...
 
 
@@ -64,7 +52,7 @@ class Folds:
     """Classifiers of folds; each must not train on the samples of its fold."""
 
     of_samples: Tensor
-    """Fold of each sample, int64 of shape (n,) on the device."""
+    """int64 of shape (n,) on the device."""
     classifiers: nn.Linear
     """Classifiers side by side in one layer; their logits follow those of the proxy itself."""
 
@@ -87,8 +75,8 @@ class Proxy:
 def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:
     """Return the side in pixels of the training crops of an epoch.
 
-    ``start_size`` in epoch 0, ``size`` from half of the epochs on, between them linear and rounded
-    to a multiple of 32, so that few sizes have to be compiled. ``start_size`` 0: always ``size``.
+    ``start_size`` in epoch 0, ``size`` from half of the epochs on, between them linear in steps of
+    32 (``get_resolution`` of libffcv/ffcv-imagenet). ``start_size`` 0: always ``size``.
     """
     if start_size == 0 or 2 * epoch >= epochs:
         return size
@@ -99,20 +87,16 @@ def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:
 
 
 def training_images(
-    dataset: Dataset, size: int, device: torch.device, *, decoder: str, exact: bool, workers: int
+    dataset: Dataset, size: int, device: torch.device, decoding: FeatureSpec
 ) -> ImageStream | DecodedImages:
-    """Open images to crop ``size`` from: decoded into memory if they fit, else in each epoch.
-
-    Images that cannot be decoded are skipped.
-    """
-    side = stored_side(size)
+    """Open images to crop ``size`` from: decoded into memory if they fit, else in each epoch."""
     stream = ImageStream(
         dataset,
-        Geometry(side, side),
-        decoder=decoder,
+        Geometry(stored_side(size), stored_side(size)),
+        decoder=decoding.decoder,
         device=device.type,
-        workers=workers,
-        exact=exact,
+        workers=decoding.workers,
+        exact=decoding.exact,
         skip_damaged=True,
     )
     images = cache_if_fits(stream)
@@ -122,11 +106,7 @@ def training_images(
 
 
 def cached_images(path: Path, dataset: Dataset, size: int, device: torch.device) -> DecodedImages:
-    """Open the images that ``coreset decode`` left in ``path``, to crop ``size`` from.
-
-    Raises:
-        UsageError: The images are smaller than the crops, or of another data set.
-    """
+    """Open the images that ``coreset decode`` left in ``path``, to crop ``size`` from."""
     images = open_cache(path, dataset, device=device.type)
     if images.size < size:
         raise UsageError(
@@ -165,7 +145,8 @@ def convolutional_proxy(
     layout = memory_format_for("batch", device)
     network = build_network("resnet18", n_classes, norm="batch", seed=seed)
     network = placed(network, device, layout)
-    share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
+    ordered = partial(BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world)
+    is_shared = ranks.world > 1
 
     def on_device(part: Batch, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
@@ -175,13 +156,10 @@ def convolutional_proxy(
 
     def examples(epoch: int, start_batch: int = 0) -> Examples:
         side = side_at(epoch, epochs, start_size, size)
-        order = BatchOrder(
-            batch=batch, epoch=epoch, seed=seed, shuffle=True, start=start_batch,
-            pad=ranks.world > 1, **share,
-        )  # fmt: skip
-        for number, part in enumerate(source.epoch(order), start_batch):
-            if ranks.world > 1 and (number + 1) * batch > len(source) // ranks.world:
-                part = without_padding(part)  # noqa: PLW2901 - the last batch of the epoch
+        order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
+        for number, padded in enumerate(source.epoch(order), start_batch):
+            is_last = (number + 1) * batch > len(source) // ranks.world
+            part = without_padding(padded) if is_shared and is_last else padded
             draws = generator_for(seed, epoch, number, ranks.rank)
             n, _, height, width = part.images.shape
             boxes = draw_crops(n, height, width, draws, scale=(crop_scale, 1.0))
@@ -189,7 +167,7 @@ def convolutional_proxy(
             yield on_device(part, horizontal_flip(crops, draws))
 
     def originals() -> Examples:
-        for part in source.epoch(BatchOrder(batch=batch, **share)):
+        for part in source.epoch(ordered()):
             edge = (part.images.shape[-1] - size) // 2
             images = part.images[..., edge : edge + size, edge : edge + size]
             yield on_device(part, images.to(device, non_blocking=True))
@@ -199,19 +177,10 @@ def convolutional_proxy(
 
 
 def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Crop squares and resize them on the device.
+    """Crop ``boxes`` of images (uint8, channels last) and resize them on the device.
 
-    On a CPU by ``kernels.jpeg.resize``, fifteen times as fast there as the matrices that suit a
-    GPU; it rounds to whole levels.
-
-    Args:
-        device: Device of the training.
-        images: uint8 of shape (b, 3, h, w), stored channels last.
-        boxes: int64 of shape (b, 4) on the host: left, top, right, bottom.
-        side: Side of the crops in pixels.
-
-    Returns:
-        Crops of shape (b, 3, side, side): uint8 on a CPU, float32 in 0..1 on a GPU.
+    On a CPU to uint8, by ``kernels.jpeg.resize``, fifteen times as fast there as the matrices that
+    suit a GPU; on a GPU to float32 in 0..1.
     """
     if device.type != "cpu":
         return resized_crops(images.to(device, non_blocking=True), boxes, side)
@@ -229,7 +198,7 @@ def last_batch(n: int, batch: int, world: int) -> int:
 
 
 def without_padding(batch: Batch) -> Batch:
-    """Return a batch without its padding; of nothing but padding, one row stays."""
+    """Return a batch without its padding, but at least one row."""
     n = max(1, int((batch.ids >= 0).sum()))
     return Batch(batch.images[:n], batch.labels[:n], batch.ids[:n])
 
@@ -247,27 +216,24 @@ def linear_proxy(
 ) -> Proxy:
     """Build a linear classifier on standardised features, and one more per fold."""
     labels_n = torch.from_numpy(labels).to(device)
-    share: dict[str, Any] = {"rank": ranks.rank, "world": ranks.world}
+    ordered = partial(BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world)
 
     def examples(epoch: int, start_batch: int = 0) -> Examples:
-        order = BatchOrder(
-            batch=batch, epoch=epoch, seed=seed, shuffle=True, start=start_batch,
-            pad=ranks.world > 1, **share,
-        )  # fmt: skip
+        is_shared = ranks.world > 1
+        order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
         for part in order.batches(len(labels)):
             yield at(part[: max(1, (part != PADDING).sum())])
 
     def originals() -> Examples:
-        return (at(part) for part in BatchOrder(batch=batch, **share).batches(len(labels)))
+        return (at(part) for part in ordered().batches(len(labels)))
 
     def at(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
         ids = torch.from_numpy(part).to(device)
         labels_b = torch.where(ids < 0, PADDING, labels_n[ids.clamp(min=0)])
         return features.rows(np.maximum(part, 0)), labels_b, ids
 
-    network = LinearHead(features.width, n_classes, n_folds).to(device)
-    if network.folds is None:
-        return Proxy(network, examples, originals)
-    of_samples = stratified_folds(labels, n_folds, derived_seed(seed, ScoringStream.FOLDS))
-    folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
+    network, folds = LinearHead(features.width, n_classes, n_folds).to(device), None
+    if network.folds is not None:
+        of_samples = stratified_folds(labels, n_folds, derived_seed(seed, ScoringStream.FOLDS))
+        folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
     return Proxy(network, examples, originals, folds=folds)

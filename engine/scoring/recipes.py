@@ -1,39 +1,54 @@
-"""Recipes of the proxies: frozen and versioned, so that scores made by one can be compared.
+"""Recipes of the proxies, and the settings of one scoring: what shapes its scores, and its checks.
 
-A recipe never changes; a better one gets a higher version.
+A recipe is frozen and versioned, so that scores made by one can be compared. It never changes; a
+better one gets a higher version.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.models.features import FeatureSpec, cached_features
+from coreset.engine.runtime.distributed import Distributed
+from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.runtime.progress import say
+from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.format.dataset import Dataset
+
+if TYPE_CHECKING:
+    import torch
 
 ProxyName: TypeAlias = Literal["resnet18", "linear"]
-RecipeName: TypeAlias = Literal["full", "fast", "linear"]
 
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
 SMALLEST_SIZE: Mapping[ProxyName, int] = {"resnet18": 17, "linear": 8}
+FEWEST_TDDS_EPOCHS = 3
+"""Two epochs have one change, which is its own mean."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
     """Training settings of a proxy; `coreset score --help` explains the fields."""
 
-    name: RecipeName
-    version: int
-    summary: str
-    proxy: ProxyName
-    epochs: int
-    batch: int
-    size: int
+    name: str
+    version: int = 1
+    proxy: ProxyName = "resnet18"
+    epochs: int = 60
+    batch: int = 256
+    size: int = 224
     start_size: int = 0
     crop_scale: float = 0.08
-    lr: float
+    lr: float = 0.1
     min_lr: float = 1e-4
     warmup: float = 0.0
     """Epochs in which the learning rate rises linearly from nothing."""
-    weight_decay: float
+    weight_decay: float = 1e-4
 
     @property
     def stamp(self) -> str:
@@ -43,35 +58,24 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """Return the fields that shape the training."""
-        description = {"name", "version", "summary"}
-        return {name: value for name, value in asdict(self).items() if name not in description}
+        fields = asdict(self)
+        del fields["name"], fields["version"]
+        return fields
 
     def changed(self, given: Mapping[str, Any]) -> "Recipe":
         """Return the recipe with other values for some fields; those that are None stay."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
-RECIPES: Mapping[RecipeName, Recipe] = MappingProxyType(
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "full": Recipe(
-            name="full",
-            version=1,
-            summary="the study's: ResNet-18 from scratch, CCS's ImageNet recipe, 60 epochs",
-            proxy="resnet18",
-            epochs=60,
-            batch=256,
-            size=224,
-            lr=0.1,
-            weight_decay=1e-4,
-        ),
+        # The study's: ResNet-18 from scratch, CCS's ImageNet recipe.
+        "full": Recipe(name="full"),
         # Batch, epochs, growing crops and weight decay after FFCV's ResNet-18 for ImageNet
         # (libffcv/ffcv-imagenet, rn18_configs/rn18_16_epochs.yaml) without its label smoothing,
         # which distorts margins, and at smaller sizes; the rate is CCS's scaled with the batch.
         "fast": Recipe(
             name="fast",
-            version=1,
-            summary="a tenth of the arithmetic: large batches, 16 epochs, crops from 96 to 128 px",
-            proxy="resnet18",
             epochs=16,
             batch=1024,
             size=128,
@@ -82,16 +86,136 @@ RECIPES: Mapping[RecipeName, Recipe] = MappingProxyType(
             warmup=2.0,
             weight_decay=5e-5,
         ),
-        "linear": Recipe(
-            name="linear",
-            version=1,
-            summary="a linear classifier on features of a frozen backbone: seconds",
-            proxy="linear",
-            epochs=60,
-            batch=256,
-            size=224,
-            lr=0.01,
-            weight_decay=1e-4,
-        ),
+        # A linear classifier on features of a frozen backbone: seconds.
+        "linear": Recipe(name="linear", proxy="linear", lr=0.01),
     }
 )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoringOptions:
+    """Options of `coreset score` beside the recipe; the command line shows them as its own."""
+
+    el2n_epochs: int = 10
+    """el2n is the mean over this many first epochs, el2n_single that of the last of them."""
+    final: bool = True
+    """Evaluate every image once at the end: loss_final, entropy_final and the prediction."""
+    tdds: bool = False
+    """Also the score tdds, which needs the last epoch's softmax of every image: 2 bytes per image
+    and class on the device (2.6 GB for ImageNet) and in every commit."""
+    record_margins: bool = False
+    """Also every margin of every epoch, in margins.zarr: 2 bytes per image and epoch."""
+    folds: int | None = None
+    """Train so many more classifiers, such as 5, each on all images but its fold's (linear). Scores
+    confidence_oof and margin_oof find wrong labels best: `coreset scores suspects`."""
+    pixels: Path | None = None
+    """Output of `coreset decode` for the data set, read instead of decoding (resnet18)."""
+    seed: int = 0
+    """Start weights, order and crops."""
+    deterministic: bool = False
+    """On a GPU use deterministic kernels alone, some slower; a CPU is always deterministic."""
+    compile: Literal["auto", "on", "graphs", "off"] = "auto"
+    """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
+    graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
+
+    def __post_init__(self) -> None:
+        require_at_least("el2n_epochs", self.el2n_epochs, 1)
+        if self.folds is not None:
+            require_at_least("folds", self.folds, 2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """Settings of a scoring, the same on every process."""
+
+    dataset: Dataset
+    recipe: Recipe
+    options: ScoringOptions
+    features: FeatureSpec
+    """Options of decoding, and the frozen backbone of the linear proxy."""
+    device: "torch.device"
+    ranks: Distributed
+
+    @property
+    def compiles_scores(self) -> bool:
+        """Test whether the scores of a batch are compiled to one graph."""
+        return self.device.type == "cuda" and self.options.compile != "off"
+
+    def check(self) -> None:
+        """Refuse a scoring that this data set or this machine does not allow."""
+        classes, folds = self.dataset.classes, self.options.folds
+        if len(classes) < 2:
+            raise UsageError(
+                f"{self.dataset.path} has one class, and scores compare classes; pack at least two"
+            )
+        sizes = np.bincount(self.dataset.labels, minlength=len(classes))
+        small = np.flatnonzero((sizes > 0) & (sizes < (folds or 0)))
+        if small.size:
+            raise UsageError(
+                f"folds must be at most the size of every class, got {folds}, but class "
+                f"{classes[small[0]]} has {sizes[small[0]]} images; lower --folds or leave it out"
+            )
+        if (self.options.tdds or self.options.record_margins) and self.ranks.world > 1:
+            raise UsageError(
+                f"tdds and record_margins are kept by one process, these are {self.ranks.world}; "
+                "leave them out or start without torchrun"
+            )
+        if self.options.tdds:
+            self._require_room_for_tdds(len(classes))
+
+    def _require_room_for_tdds(self, n_classes: int) -> None:
+        """Report the memory that TDDS takes, or refuse."""
+        from coreset.engine.data.images import device_bytes
+        from coreset.kernels.tdds import WINDOW_EPOCHS, state_bytes
+
+        epochs, device = self.recipe.epochs, self.device
+        if epochs < FEWEST_TDDS_EPOCHS:
+            raise UsageError(
+                f"epochs must be at least {FEWEST_TDDS_EPOCHS} with --tdds, got {epochs}"
+            )
+        needed = state_bytes(len(self.dataset), n_classes, min(WINDOW_EPOCHS, epochs))
+        available = device_bytes(device)
+        size = f"tdds keeps {needed / 1e9:.2f} GB on {device}"
+        if needed > available:
+            raise MachineError(
+                f"{size}, which has {available / 1e9:.2f} GB available; leave out --tdds"
+            )
+        say(f"{size}, and writes them at every commit")
+
+    def inputs(self) -> dict[str, Path]:
+        """Return the artifacts that the scores depend on, by role; features are made if missing."""
+        data = {"data": self.dataset.path}
+        if self.options.pixels is not None:
+            return data | {"pixels": self.options.pixels}
+        if self.recipe.proxy == "resnet18":
+            return data
+        return data | {"features": cached_features(self.dataset, self.features)}
+
+    def provenance(self, out: Path, inputs: Mapping[str, Path]) -> Provenance:
+        """Describe the scores ``out`` by what they are made from."""
+        from coreset.engine.runtime.device import runtime_of
+
+        options = asdict(self.options)
+        how = {"decoder": self.features.decoder, "compile": options.pop("compile")}
+        del options["pixels"]
+        if self.options.folds is None:
+            del options["folds"]
+        options |= {"decoder_exact": self.features.exact, "backbone": self.features.backbone}
+        return Provenance(
+            kind="scores",
+            stage="score",
+            config=self.recipe.settings() | options | {"recipe": self.recipe.stamp},
+            runtime=runtime_of(self.device) | {"ranks": self.ranks.world} | how,
+            binds={"identity": self.dataset.manifest.identity, "n_samples": len(self.dataset)},
+            inputs=tuple(
+                Provenance.read(path).as_input(role, path, out) for role, path in inputs.items()
+            ),
+        )
+
+    def bytes_read(self) -> int:
+        """Return the size of the input in bytes."""
+        from coreset.engine.data.image_cache import PIXELS_NAME
+
+        if self.options.pixels is not None:
+            return (self.options.pixels / PIXELS_NAME).stat().st_size
+        return int(self.dataset.ints("bytes").sum())

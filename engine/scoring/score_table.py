@@ -16,16 +16,19 @@ from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.runtime.text import Summary, aligned, spread_table
-from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED, PREDICTED_OOF, undecodable_of
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.documents import parse
 from coreset.shards.format.files import missing
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.plan import read_labels
 from coreset.shards.sources.packed import find_packed
 
 VISITS = "visits"
+PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
+UNDECODABLE_NAME = "undecodable.json"
+"""In a scores artifact, if there are any: samples that could not be decoded, by id, and why."""
 USUAL_IPC = 10
 
 
@@ -38,30 +41,14 @@ class ScoreTable:
 
     @staticmethod
     def open(path: Path, data: Path | None = None) -> "ScoreTable":
-        """Open a scores artifact and the data set behind it.
-
-        Args:
-            path: Scores artifact.
-            data: Where the scored data set lies now, if it was moved.
-
-        Raises:
-            UsageError: ``path`` is no scores artifact, or its data set is not where it was or is
-                another one.
-            StoreError: The provenance of the scores is damaged.
-        """
-        identity = identity_of(path)
-        dataset = open_source(path, data)
+        """Open a scores artifact and the data set behind it, at ``data`` if it was moved."""
+        identity, dataset = identity_of(path), open_source(path, data)
         require_same_data(dataset, identity, f"the scores {path}")
         return ScoreTable(path=path, dataset=dataset)
 
     @cached_property
     def columns(self) -> Mapping[str, NDArray[Any]]:
-        """Columns of the newest undamaged commit by name, each of shape (n,) in id order.
-
-        Raises:
-            UsageError: There is no commit.
-            StoreError: The store is damaged.
-        """
+        """Columns of the newest undamaged commit by name, each of shape (n,) in id order."""
         newest = Checkpoints(self.path).latest()
         if newest is None:
             raise UsageError(f"{self.path} holds no finished scores; run `coreset score` again")
@@ -92,15 +79,11 @@ class ScoreTable:
 
     @property
     def predicted(self) -> NDArray[np.int32] | None:
-        """Class predicted for each sample, out of fold if there are folds; None if none was.
-
-        Raises:
-            StoreError: A prediction is no class of the data set.
-        """
-        name = next((name for name in (PREDICTED_OOF, PREDICTED) if name in self.columns), None)
-        if name is None:
+        """Class predicted for each sample, out of fold if there are folds; None if none was."""
+        predicted = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
+        if predicted is None:
             return None
-        predicted, classes = self.columns[name], len(self.dataset.classes)
+        classes = len(self.dataset.classes)
         if not -1 <= predicted.min() <= predicted.max() < classes:
             raise StoreError(
                 f"{self.path} has predictions that are no class of {classes}; score it again"
@@ -113,11 +96,7 @@ class ScoreTable:
         return self.columns.get(ISSUE_OOF)
 
     def values(self, score: str) -> NDArray[np.float32]:
-        """Return one score of every sample, as stored: NaN where there is none.
-
-        Raises:
-            UsageError: The store does not hold it; those that it holds are named.
-        """
+        """Return one score of every sample, as stored, or refuse one that is not."""
         if score not in self.names:
             why = "was not stored" if score in SCORES else "is no score"
             raise UsageError(
@@ -127,12 +106,7 @@ class ScoreTable:
         return self.columns[score]
 
     def easiness(self, score: str, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Return a score of some samples, turned so that low is hard.
-
-        Raises:
-            UsageError: The store does not hold it.
-            StoreError: One of the samples has no value.
-        """
+        """Return a score of some samples, each of which has one, turned so that low is hard."""
         values = self.values(score)
         odd = ids[~np.isfinite(values[ids])]
         if odd.size:
@@ -152,6 +126,19 @@ class ScoreTable:
         return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
 
 
+def undecodable_of(scores: Path) -> dict[int, str]:
+    """Read which samples of a scores artifact could not be decoded, and why."""
+    listed = scores / UNDECODABLE_NAME
+    try:
+        document = parse(listed.read_bytes()) if listed.is_file() else {}
+        undecodable = {int(sample): str(reason) for sample, reason in document.items()}
+    except (OSError, ValueError) as error:
+        raise StoreError(f"{listed} cannot be read ({error}); score again") from error
+    if undecodable and not 0 <= min(undecodable) <= max(undecodable) < 1 << 62:
+        raise StoreError(f"{listed} cannot be read (a sample id is out of range); score again")
+    return undecodable
+
+
 def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> Iterator[str]:
     """Yield the classes by their mean, hardest first; of many, only ``ends`` at either end."""
 
@@ -159,24 +146,17 @@ def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> It
         mean = easiness(score, by_class[name].mean)
         return math.inf if math.isnan(mean) else mean  # no image of the class was scored
 
-    names = sorted(by_class, key=ease)
-    n_between = max(0, len(names) - 2 * ends)
-    shown = names[:ends] + names[ends + n_between :]
-    rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in shown}
-    table = spread_table("class, hardest first", "images", rows)
-    yield from table[: 1 + ends]
-    if n_between:
-        yield f"... {n_between:,} classes between ..."
-    yield from table[1 + ends :]
+    rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in sorted(by_class, key=ease)}
+    header, *lines = spread_table("class, hardest first", "images", rows)
+    yield header
+    yield from lines[:ends]
+    if len(lines) > 2 * ends:
+        yield f"... {len(lines) - 2 * ends:,} classes between ..."
+    yield from lines[max(ends, len(lines) - ends) :]
 
 
 def identity_of(path: Path) -> str:
-    """Return the identity of the data set that a scores artifact was made from.
-
-    Raises:
-        UsageError: ``path`` is no scores artifact.
-        StoreError: Its provenance is damaged.
-    """
+    """Return the identity of the data set that a scores artifact was made from, or refuse."""
     if not (path / COMMIT_NAME).is_file():
         if path.exists():
             raise UsageError(f"{path} holds no scores; name the output of `coreset score`")
@@ -185,14 +165,12 @@ def identity_of(path: Path) -> str:
 
 
 def scores_beside(data: Path) -> Path:
-    """Find the scores artifact that was made from a packed data set and lies in the same folder.
-
-    Raises:
-        UsageError: There is none, or there are several.
-    """
-    identity, folder = Manifest.read(data).identity, data.resolve().parent
-    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-    scores = [path for path in paths if _is_made_from(identity, path)]
+    """Find the one scores artifact of a packed data set that lies in the same folder."""
+    identity, scores = Manifest.read(data).identity, list[Path]()
+    for path in sorted(data.resolve().parent.iterdir()):
+        with contextlib.suppress(CoresetError):
+            if not path.name.startswith(".") and identity_of(path) == identity:
+                scores.append(path)
     if not scores:
         raise UsageError(
             f"no scores of {data} lie beside it; name them, or make some with "
@@ -204,22 +182,10 @@ def scores_beside(data: Path) -> Path:
     return scores[0]
 
 
-def _is_made_from(identity: str, path: Path) -> bool:
-    with contextlib.suppress(CoresetError):
-        return identity_of(path) == identity
-    return False
-
-
 def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
     """Find the labels of a data set that differ from the true ones, bool of shape (n,).
 
-    Args:
-        dataset: Packed data set.
-        table: CSV table of true labels, read as `coreset pack --labels` reads one.
-        column: Column with the true class names.
-
-    Raises:
-        UsageError: The table does not fit the data set; or no label differs, or all of them do.
+    True class names stand in ``column`` of a CSV ``table``, read as `coreset pack --labels` does.
     """
     source = find_packed(dataset.path)
     differs = read_labels(table, column, source) != source.labels
@@ -236,9 +202,9 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
 def selection_hint(
     scores: Path, dataset: Dataset, undecodable: Iterable[int], *, ipc: int = USUAL_IPC
 ) -> str:
-    """Name the command that chooses a coreset of ``ipc`` images a class, or fewer if it must.
+    """Name the command that chooses ``ipc`` images a class, or as many as every class has.
 
-    It works as it stands, unless a class has no image: then the command to look at the scores.
+    Where a class has none, it is the command to look at the scores.
     """
     labels = np.delete(dataset.labels, list(undecodable))
     smallest = int(np.bincount(labels, minlength=len(dataset.classes)).min())
@@ -250,12 +216,8 @@ def selection_hint(
 
 def listing() -> tuple[str, ...]:
     """Return the lines of a table of all scores that `coreset score` can make."""
-    header = ("score", "hard end", "unit", "what it is", "source")
-    rows = [
-        (name, hard_end(name), score.unit, score.summary, score.source)
-        for name, score in SCORES.items()
-    ]
-    return aligned(header, rows)
+    rows = [(name, hard_end(name), s.unit, s.summary, s.source) for name, s in SCORES.items()]
+    return aligned(("score", "hard end", "unit", "what it is", "source"), rows)
 
 
 def hard_end(score: str) -> str:

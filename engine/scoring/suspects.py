@@ -1,9 +1,9 @@
 """Images whose labels look wrong: hardest first, with the given and the predicted label."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,34 +32,12 @@ CLEANLAB_COLUMNS = ("label_quality", "is_label_issue")
 OWN_COLUMNS = ("share_harder", "predicted_otherwise")
 """In their place without folds, where nothing is out of sample."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Suspect:
-    """An image that may be mislabelled."""
-
-    sample: int
-    source: str
-    """Path below the folder that was packed."""
-    given_label: str
-    predicted_label: str | None
-    """Most probable class, out of fold where there are folds; None if none was predicted."""
-    score: float
-    share_harder: float
-    """Share of the other images that are harder: 0 for the most suspicious, at most 1."""
-    predicted_otherwise: bool | None
-    """Another class is predicted; None if none was."""
-    label_quality: float | None
-    """Out-of-sample probability of the given label, 0 to 1; None without folds."""
-    is_label_issue: bool | None
-    """Confident learning takes the label for wrong; None without folds."""
+Suspect: TypeAlias = dict[str, Any]
+"""The columns above and the score of one image; None where nothing was predicted."""
 
 
 def best_score(table: ScoreTable) -> str:
-    """Name the stored score that finds wrong labels best.
-
-    Raises:
-        UsageError: None of `BEST_SCORES` was stored.
-    """
+    """Name the stored score that finds wrong labels best."""
     for name in BEST_SCORES:
         if name in table.names:
             return name
@@ -72,18 +50,7 @@ def best_score(table: ScoreTable) -> str:
 def find_suspects(
     table: ScoreTable, score: str, top: int, *, per_class: bool = False
 ) -> list[Suspect]:
-    """Return the ``top`` images at the hard end of a score, hardest first; equals by sample id.
-
-    Args:
-        table: Scores with their data set.
-        score: Score to order by.
-        top: Number of images, at least 1.
-        per_class: Take ``top`` of every class instead of ``top`` in all.
-
-    Raises:
-        UsageError: The score was not stored.
-        StoreError: An image has no value.
-    """
+    """Return the ``top`` images (of every class) that are hardest; equals by sample id."""
     ease = table.easiness(score, table.ids)
     chosen = np.argsort(ease, kind="stable")
     if per_class:
@@ -91,8 +58,7 @@ def find_suspects(
     else:
         chosen = chosen[:top]
     n_harder = np.searchsorted(np.sort(ease), ease[chosen])
-    shares = n_harder / max(1, ease.size - 1)
-    return _described(table, score, table.ids[chosen], shares)
+    return _described(table, score, table.ids[chosen], n_harder / max(1, ease.size - 1))
 
 
 def _place_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -108,22 +74,22 @@ def _described(
 ) -> list[Suspect]:
     dataset, unknown = table.dataset, [None] * ids.size
     given, predicted = dataset.labels[ids], table.predicted
-    seen = unknown if predicted is None else [dataset.classes[c] for c in predicted[ids]]
-    otherwise = unknown if predicted is None else (predicted[ids] != given).tolist()
     quality, issues = table.columns.get("confidence_oof"), table.label_issues
     columns = {
         "sample": ids.tolist(),
         "source": dataset.table(["source"])["source"].take(ids).to_pylist(),
         "given_label": [dataset.classes[label] for label in given],
-        "predicted_label": seen,
+        "predicted_label": unknown,
         "score": table.values(score)[ids].tolist(),
         "share_harder": shares.tolist(),
-        "predicted_otherwise": otherwise,
+        "predicted_otherwise": unknown,
         "label_quality": unknown if quality is None else quality[ids].tolist(),
         "is_label_issue": unknown if issues is None else issues[ids].tolist(),
     }
-    rows = zip(*columns.values(), strict=True)
-    return [Suspect(**dict(zip(columns, row, strict=True))) for row in rows]
+    if predicted is not None:
+        columns["predicted_label"] = [dataset.classes[label] for label in predicted[ids]]
+        columns["predicted_otherwise"] = (predicted[ids] != given).tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
@@ -131,38 +97,19 @@ def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
     header = ("sample", "source", "given", "predicted", score.rjust(NUMBER_WIDTH))
     rows = [
         (
-            str(suspect.sample),
-            suspect.source,
-            suspect.given_label,
-            suspect.predicted_label or "-",
-            decimals(suspect.score),
+            str(suspect["sample"]),
+            suspect["source"],
+            suspect["given_label"],
+            suspect["predicted_label"] or "-",
+            decimals(suspect["score"]),
         )
         for suspect in suspects
     ]
     return aligned(header, rows)
 
 
-def predictions_line(suspects: Sequence[Suspect]) -> str:
-    """Count the suspects of which another class is predicted."""
-    if suspects[0].predicted_otherwise is None:
-        return "no predictions were stored"
-    n_otherwise = sum(bool(suspect.predicted_otherwise) for suspect in suspects)
-    return f"{n_otherwise:,} are predicted otherwise"
-
-
-def label_issue_lines(table: ScoreTable) -> Iterator[str]:
-    """Count the labels that confident learning takes for wrong; nothing without folds."""
-    issues = table.label_issues
-    if issues is not None:
-        yield f"{issues.sum():,} of all {issues.size:,} labels are taken for wrong (is_label_issue)"
-
-
 def require_replaceable(path: Path) -> None:
-    """Check that a table may take the name ``path``.
-
-    Raises:
-        UsageError: Its folder does not exist, or something that is no regular file is there.
-    """
+    """Check that a table may take the name ``path``."""
     if not path.parent.is_dir():
         raise UsageError(f"csv {path} lies in a folder that does not exist; make {path.parent}")
     if path.is_symlink() or (path.exists() and not path.is_file()):
@@ -171,9 +118,9 @@ def require_replaceable(path: Path) -> None:
 
 def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
     """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty."""
-    out_of_fold = suspects[0].label_quality is not None
+    out_of_fold = suspects[0]["label_quality"] is not None
     names = (*COLUMNS, *(CLEANLAB_COLUMNS if out_of_fold else OWN_COLUMNS))
-    rows = ([_cell(getattr(suspect, name)) for name in names] for suspect in suspects)
+    rows = ([_cell(suspect[name]) for name in names] for suspect in suspects)
     write_atomically(path, csv_table(names, rows))
 
 

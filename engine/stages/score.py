@@ -1,18 +1,26 @@
 """``coreset score``: train a proxy and take every score from its training."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
+from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.fields import require_at_least, require_between
-from coreset.engine.scoring.checkpoint import UNDECODABLE_NAME, undecodable_of
-from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe
+from coreset.engine.scoring.recipes import (
+    RECIPES,
+    SMALLEST_SIZE,
+    Recipe,
+    ScoringOptions,
+    Setup,
+)
+from coreset.engine.scoring.score_table import (
+    UNDECODABLE_NAME,
+    listing,
+    selection_hint,
+    undecodable_of,
+)
 from coreset.engine.stages.options import (
     Backbone,
     DataPath,
@@ -21,14 +29,10 @@ from coreset.engine.stages.options import (
     Result,
     ScoresPath,
     feature_spec,
-    flat_fields,
 )
+from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-
-if TYPE_CHECKING:
-    from coreset.engine.models.features import FeatureSpec
-    from coreset.engine.scoring.setup import Setup
 
 _STREAMED = (
     "images did not fit into memory and were decoded every epoch; faster: `coreset decode` once, "
@@ -84,41 +88,23 @@ class Score:
     """Epochs in which the learning rate rises linearly from nothing (0; fast 2)."""
     weight_decay: float | None = None
     """On all parameters (1e-4; fast 5e-5)."""
-    el2n_epochs: int = 10
-    """el2n is the mean over this many first epochs, el2n_single that of the last of them."""
-    final: bool = True
-    """Evaluate every image once at the end: loss_final, entropy_final and the prediction."""
-    tdds: bool = False
-    """Also the score tdds, which needs the last epoch's softmax of every image: 2 bytes per image
-    and class on the device (2.6 GB for ImageNet) and in every commit."""
-    record_margins: bool = False
-    """Also every margin of every epoch, in margins.zarr: 2 bytes per image and epoch."""
-    folds: int | None = None
-    """Train so many more classifiers, such as 5, each on all images but its fold's (linear). Scores
-    confidence_oof and margin_oof find wrong labels best: `coreset scores suspects`."""
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
-    pixels: Path | None = None
-    """Output of `coreset decode` for the data set, read instead of decoding (resnet18)."""
-    seed: int = 0
-    """Start weights, order and crops."""
-    deterministic: bool = False
-    """On a GPU use deterministic kernels alone, some slower; a CPU is always deterministic."""
+    options: Flat[ScoringOptions] = field(default_factory=ScoringOptions)
     frozen: Flat[FrozenBackbone] = field(default_factory=FrozenBackbone)
-    compile: Literal["auto", "on", "graphs", "off"] = "auto"
-    """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
-    graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
     decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         used = self.used
         for name in ("epochs", "batch"):
             require_at_least(name, getattr(used, name), 1)
-        require_at_least("el2n_epochs", self.el2n_epochs, 1)
-        if self.folds is not None:
-            require_at_least("folds", self.folds, 2)
-        require_at_least(f"size of --proxy {self.proxy}", used.size, SMALLEST_SIZE[self.proxy])
+        least = SMALLEST_SIZE[self.proxy]
+        require_at_least(f"size of --proxy {self.proxy}", used.size, least)
         self._require_what_the_proxy_reads()
+        if used.start_size and not least <= used.start_size <= used.size:
+            raise UsageError(
+                f"start_size must be 0 or in [{least}, {used.size}] (size), got {used.start_size}"
+            )
         if not 0.01 <= used.crop_scale <= 1:
             raise UsageError(f"crop_scale must be in [0.01, 1], got {used.crop_scale}")
         require_between("weight_decay", used.weight_decay, 0, math.inf)
@@ -128,20 +114,15 @@ class Score:
             raise UsageError(f"min_lr must be in [0, {used.lr}] (lr), got {used.min_lr}")
 
     def _require_what_the_proxy_reads(self) -> None:
-        used, reads_features = self.used, self.proxy == "linear"
-        if reads_features and (self.pixels is not None or used.start_size):
+        pixels, reads_features = self.options.pixels, self.proxy == "linear"
+        if reads_features and (pixels is not None or self.used.start_size):
             raise UsageError("pixels and start_size go with --proxy resnet18, got --proxy linear")
         if reads_features and self.recipe != "full":
             raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, got --proxy linear")
-        if self.folds is not None and not reads_features:
+        if self.options.folds is not None and not reads_features:
             raise UsageError(f"folds go with --proxy linear, got --proxy {self.proxy}")
-        if self.pixels is not None and self.decoding.decoder_exact:
+        if pixels is not None and self.decoding.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
-        least = SMALLEST_SIZE[self.proxy]
-        if used.start_size and not least <= used.start_size <= used.size:
-            raise UsageError(
-                f"start_size must be 0 or in [{least}, {used.size}] (size), got {used.start_size}"
-            )
 
     @property
     def used(self) -> Recipe:
@@ -161,79 +142,38 @@ class Score:
 
         from coreset.engine.runtime.device import deterministic_kernels
         from coreset.engine.scoring.job import make_scores
-        from coreset.engine.scoring.setup import Setup
 
         with join() as ranks:
-            device = self.decoding.resolved_device()
             setup = Setup(
                 dataset=dataset,
                 recipe=self.used,
-                pixels=self.pixels,
+                options=self.options,
                 features=self._features(),
-                el2n_epochs=self.el2n_epochs,
-                tdds=self.tdds,
-                record_margins=self.record_margins,
-                folds=self.folds,
-                compile=self.compile,
-                seed=self.seed,
-                device=device,
+                device=self.decoding.resolved_device(),
                 ranks=ranks,
             )
             setup.check()
-            with deterministic_kernels(device, wanted=self.deterministic):
-                provenance_of = partial(self._provenance, setup)
-                work = make_scores(setup, self.scores, self.data, provenance_of, final=self.final)
+            with deterministic_kernels(setup.device, wanted=self.options.deterministic):
+                work = make_scores(setup, self.scores)
         if not ranks.is_main:
             return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
         return self._outcome(work, setup)
 
-    @property
-    def _backbone(self) -> str:
-        """Name of the backbone; with --proxy resnet18, which has none, the default is recorded."""
+    def _features(self) -> FeatureSpec:
         from coreset.engine.models.backbones import DEFAULT_BACKBONE
 
-        if self.frozen.backbone == "auto" and self.proxy != "linear":
-            return DEFAULT_BACKBONE
-        return self.frozen.chosen()
+        # With --proxy resnet18, which reads no features, the default is recorded.
+        is_unused = self.frozen.backbone == "auto" and self.proxy != "linear"
+        backbone = DEFAULT_BACKBONE if is_unused else self.frozen.chosen()
+        return feature_spec(backbone, self.frozen, self.decoding, size=self.used.size)
 
-    def _features(self) -> "FeatureSpec":
-        return feature_spec(self._backbone, self.frozen, self.decoding, size=self.used.size)
-
-    def _provenance(self, setup: "Setup", inputs: Mapping[str, Path]) -> Provenance:
-        from coreset.engine.runtime.device import runtime_of
-
-        own = (
-            "el2n_epochs", "final", "tdds", "record_margins", "seed", "decoder_exact",
-            "deterministic",
-        )  # fmt: skip
-        options = dict(flat_fields(self))
-        config = setup.recipe.settings() | {name: options[name] for name in own}
-        config |= {} if self.folds is None else {"folds": self.folds}
-        config["backbone"] = setup.features.backbone
-        runtime = runtime_of(setup.device) | {"ranks": setup.ranks.world}
-        dataset = setup.dataset
-        binds = {"identity": dataset.manifest.identity, "n_samples": len(dataset)}
-        return Provenance(
-            kind="scores",
-            stage="score",
-            config=config | {"recipe": self.used.stamp},
-            runtime=runtime | {"decoder": self.decoding.decoder, "compile": self.compile},
-            binds=binds,
-            inputs=tuple(
-                Provenance.read(path).as_input(role, path, self.scores)
-                for role, path in inputs.items()
-            ),
-        )
-
-    def _outcome(self, work: ArtifactWriter, setup: "Setup") -> Result:
-        from coreset.engine.scoring.score_table import selection_hint
-
+    def _outcome(self, work: ArtifactWriter, setup: Setup) -> Result:
         undecodable = undecodable_of(self.scores)
         n, n_lost = len(setup.dataset), len(undecodable)
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        decodes = self.proxy == "resnet18" and self.pixels is None
+        decodes = self.proxy == "resnet18" and self.options.pixels is None
         return Result(
             (
                 *(self.decoding.notice() if decodes else ()),
@@ -260,8 +200,5 @@ class ScoreList:
 
     def run(self) -> Result:
         """Make the table."""
-        from coreset.engine.scoring.score_table import listing
-        from coreset.kernels.scores import SCORES
-
         scores = {name: asdict(score) for name, score in SCORES.items()}
         return Result(listing(), {"scores": scores})

@@ -29,8 +29,6 @@ from coreset.engine.scoring.suspects import (
     BEST_SCORES,
     best_score,
     find_suspects,
-    label_issue_lines,
-    predictions_line,
     require_replaceable,
     suspect_table,
     write_suspects,
@@ -65,16 +63,14 @@ class Show:
         require_at_least("classes", self.classes, 1)
 
     def run(self) -> Result:
-        """Summarise every score, draw one.
-
-        Raises:
-            UsageError: There are no such scores, or their data set is not where it was.
-            StoreError: The scores are damaged.
-        """
-        table = self._opened()
-        ids, values = table.ids, table.values(self.score)[table.ids]
+        """Summarise every score, draw one."""
+        source, data = self.source, self.data
+        if (source / MANIFEST_NAME).is_file():
+            source, data = scores_beside(source), source
+        table = ScoreTable.open(source, data)
+        ids = table.ids
         summaries = {name: Summary.of(table.columns[name][ids]) for name in table.names}
-        counts, edges = binned(values, BINS)
+        counts, edges = binned(table.values(self.score)[ids], BINS)
         by_class = table.summary_by_class(self.score)
         lines = (
             *spread_table("score", "hard", {n: (hard_end(n), s) for n, s in summaries.items()}),
@@ -92,7 +88,7 @@ class Show:
             f"{ids.size:,} images scored over {table.epochs:,} epochs: {table.path}",
             f"next: coreset scores suspects {table.path}",
         )
-        facts = {
+        values = {
             "scores": str(table.path),
             "data": str(table.dataset.path),
             "images": ids.size,
@@ -103,12 +99,7 @@ class Show:
             "histogram": {"counts": counts, "edges": edges},
             "classes": {name: summary.facts() for name, summary in by_class.items()},
         }
-        return Result(lines, facts)
-
-    def _opened(self) -> ScoreTable:
-        if (self.source / MANIFEST_NAME).is_file():
-            return ScoreTable.open(scores_beside(self.source), self.source)
-        return ScoreTable.open(self.source, self.data)
+        return Result(lines, values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,12 +133,7 @@ class Suspects:
             require_replaceable(self.csv)
 
     def run(self) -> Result:
-        """Order the images by the score, list the hardest.
-
-        Raises:
-            UsageError: There are no such scores, or their data set is not where it was.
-            StoreError: The scores are damaged, or an image has no value.
-        """
+        """Order the images by the score, list the hardest."""
         table = ScoreTable.open(self.scores, self.data)
         score = best_score(table) if self.score is None else self.score
         suspects = find_suspects(table, score, self.top, per_class=self.per_class)
@@ -159,21 +145,22 @@ class Suspects:
             lines.append(f"and {len(suspects) - SUSPECTS_SHOWN:,} more: --csv FILE lists all")
         if self.score is None:
             lines.append(f"told by {score}: {BEST_SCORES[score]}")
+        n_otherwise = sum(bool(suspect["predicted_otherwise"]) for suspect in suspects)
+        predictions = f"{n_otherwise:,} are predicted otherwise"
+        if table.predicted is None:
+            predictions = "no predictions were stored"
         count = f"{len(suspects):,} of {table.ids.size:,} images, hardest by {score} first"
+        lines.append(f"{count}; {predictions}: {self.scores}")
+        values: dict[str, Any] = {"scores": str(self.scores), "score": score, "suspects": suspects}
+        issues = table.label_issues
+        if issues is not None:
+            values["label_issues"] = n_issues = int(issues.sum())
+            lines.append(
+                f"{n_issues:,} of all {issues.size:,} labels are taken for wrong (is_label_issue)"
+            )
         cut = f"{selection_hint(self.scores, table.dataset, table.undecodable)} --misratio 0.3"
-        lines += [
-            f"{count}; {predictions_line(suspects)}: {self.scores}",
-            *label_issue_lines(table),
-            f"next: correct their labels and pack again, or cut the hardest: {cut}",
-        ]
-        facts: dict[str, Any] = {
-            "scores": str(self.scores),
-            "score": score,
-            "suspects": [asdict(suspect) for suspect in suspects],
-        }
-        if table.label_issues is not None:
-            facts["label_issues"] = int(table.label_issues.sum())
-        return Result(tuple(lines), facts)
+        lines.append(f"next: correct their labels and pack again, or cut the hardest: {cut}")
+        return Result(tuple(lines), values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -230,16 +217,11 @@ class Compare:
         return tuple(dict.fromkeys(map(int, words)))
 
     def run(self) -> Result:
-        """Correlate, choose coresets by both, find flipped labels, add the costs up.
-
-        Raises:
-            UsageError: One of both is no scores artifact, they are of different data sets, or the
-                table of true labels does not fit these.
-            StoreError: The scores are damaged, or an image has no value.
-        """
+        """Correlate, choose coresets by both, find flipped labels, add the costs up."""
         pair = Pair.open(self.scores, self.other, self.data)
-        truth, dataset = self.truth, pair.one.dataset
-        flipped = None if truth is None else flipped_labels(dataset, truth, self.column)
+        dataset, flipped = pair.one.dataset, None
+        if self.truth is not None:
+            flipped = flipped_labels(dataset, self.truth, self.column)
         smallest = int(pair.class_sizes.min())
         overlaps = [
             pair.coreset_overlap(
@@ -264,16 +246,16 @@ class Compare:
             f"{pair.ids.size:,} images scored by both; coresets by {self.score}, seed {self.seed}",
             f"next: {following}",
         )
-        facts = {
+        values = {
             "scores": [str(self.scores), str(self.other)],
             "images": pair.ids.size,
             "agreement": [without_nan(asdict(agreement)) for agreement in agreements],
             "coresets": [asdict(coreset) for coreset in coresets],
             "costs": [asdict(cost) | {"path": str(cost.path)} for cost in costs],
         }
-        if flipped is not None:
-            facts["flipped"] = int(flipped.sum())
-        return Result(lines, facts)
+        return Result(
+            lines, values if flipped is None else values | {"flipped": int(flipped.sum())}
+        )
 
     def _no_coresets(self, smallest: int) -> str:
         if smallest < min(self.ipcs):

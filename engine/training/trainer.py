@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import cos, pi
 from pathlib import Path
+from shutil import which
 from typing import Literal, TypeAlias
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from coreset.engine.runtime.device import half_precision
@@ -29,7 +32,7 @@ _CPU_RATE_AT_64_PX, _LONG_TRAINING_SECONDS = 480.0, 900.0
 def cosine_schedule(
     lr: float, min_lr: float, total_steps: int, warmup_steps: int = 0
 ) -> Callable[[int], float]:
-    """Cosine per iteration from ``lr`` at step 0 to ``min_lr`` at the end (CCS, ``train.py``).
+    """Return a cosine per iteration from ``lr`` at step 0 to ``min_lr`` at the end (CCS's).
 
     With ``warmup_steps`` the rate first rises linearly from nothing, and the cosine takes the rest.
     """
@@ -44,7 +47,7 @@ def cosine_schedule(
 
 
 def step_schedule(lr: float, drops: Iterable[int], factor: float) -> Callable[[int], float]:
-    """``lr`` times ``factor`` for every drop (in steps) already passed."""
+    """Multiply ``lr`` by ``factor`` for every drop (in steps) already passed."""
     ordered = tuple(drops)
     return lambda step: lr * factor ** sum(step >= drop for drop in ordered)
 
@@ -69,29 +72,18 @@ def sgd(
 
 def momentum_of(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
     """Return the momentum by the number of its parameter, without those never updated."""
-    buffers = [
-        optimiser.state.get(parameter, {}).get("momentum_buffer")
-        for parameter in optimiser.param_groups[0]["params"]
-    ]
+    parameters = optimiser.param_groups[0]["params"]
+    buffers = [optimiser.state.get(one, {}).get("momentum_buffer") for one in parameters]
     return {str(at): buffer for at, buffer in enumerate(buffers) if buffer is not None}
 
 
 def load_momentum(optimiser: torch.optim.SGD, momentum: Mapping[str, Tensor]) -> None:
-    """Continue from ``momentum_of`` an optimiser, on the device of the parameters.
-
-    Raises:
-        ValueError: It is that of another network.
-    """
+    """Continue from ``momentum_of`` an optimiser, on the device of the parameters."""
     optimiser.state.clear()
     for at, parameter in enumerate(optimiser.param_groups[0]["params"]):
-        buffer = momentum.get(str(at))
-        if buffer is None:
-            continue
-        if buffer.shape != parameter.shape:
-            raise ValueError(
-                f"momentum {at} is {tuple(buffer.shape)}, not {tuple(parameter.shape)}"
-            )
-        optimiser.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
+        if str(at) in momentum:
+            buffer = momentum[str(at)].to(parameter.device)
+            optimiser.state[parameter]["momentum_buffer"] = buffer
 
 
 @dataclass(slots=True)
@@ -108,7 +100,7 @@ class Trainer:
     """The network as it runs here where several processes train it together."""
 
     def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
-        """One update; returns the detached logits of the forward pass before it."""
+        """Update once; return the detached logits of the forward pass before it."""
         self.network.train()
         with half_precision(self.device):
             logits = (self.replica or self.network)(inputs)
@@ -122,30 +114,19 @@ class Trainer:
 
     def save_weights(self, directory: Path) -> None:
         """Write the weights as safetensors."""
-        from safetensors.torch import save_file
-
         save_file(_contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
 
     def save(self, directory: Path) -> None:
         """Write weights and momentum as safetensors."""
-        from safetensors.torch import save_file
-
         self.save_weights(directory)
         save_file(_contiguous(momentum_of(self.optimiser)), directory / MOMENTUM_NAME)
 
     def load(self, directory: Path, steps: int) -> None:
-        """Continue from what ``save`` wrote after ``steps`` updates.
-
-        Raises:
-            StoreError: The files do not fit this network.
-        """
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
+        """Continue from what ``save`` wrote after ``steps`` updates, or refuse it."""
         try:
             self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
             load_momentum(self.optimiser, load_file(directory / MOMENTUM_NAME))
-        except (RuntimeError, OSError, SafetensorError, ValueError) as error:
+        except (RuntimeError, OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise StoreError(
                 f"{directory} does not fit the network ({reason}); remove it and train again"
@@ -154,10 +135,7 @@ class Trainer:
 
 
 def replica_of(network: nn.Module, device: torch.device) -> nn.Module:
-    """The network as one of several processes trains it: gradients are averaged over them.
-
-    Its buffers (running statistics of batch norm) are those of the leading process.
-    """
+    """Wrap a network that several processes train: they share gradients, and the main's buffers."""
     from torch.nn.parallel import DistributedDataParallel
 
     devices = [device] if device.type == "cuda" else None
@@ -178,7 +156,7 @@ class Accuracy:
 
 @torch.inference_mode()
 def evaluate(network: nn.Module, examples: Examples, device: torch.device) -> Accuracy:
-    """Top-1 and top-5 accuracy (top-5 of fewer than five classes: all of them), one host sync."""
+    """Measure top-1 and top-5 accuracy (of fewer than five classes: all), with one host sync."""
     network.eval()
     hits = torch.zeros(2, dtype=torch.int64, device=device)
     seen = 0
@@ -201,33 +179,20 @@ def compile_where_it_pays(
     size: int,
     sizes_vary: bool = False,
 ) -> str:
-    """Compile ``network`` in place if asked for or worth it; returns a note for people, or nothing.
+    """Compile ``network`` in place if asked for or worth it; return a note for people, or nothing.
 
     ``auto`` is on for a GPU; on a CPU only if the training is expected to take over 15 minutes.
-    ``graphs`` replays each step's kernels from a CUDA graph, which helps where launching them takes
-    longer than running them; `coreset doctor` times both.
-
-    Raises:
-        UsageError: ``graphs`` without a GPU.
     """
-    if mode == "graphs" and device.type != "cuda":
+    on_gpu = device.type == "cuda"
+    if mode == "graphs" and not on_gpu:
         raise UsageError(f"CUDA graphs need a GPU, the device is {device}: choose --compile on")
-    if mode == "off" or (mode == "auto" and not _pays(device, image_passes, size)):
+    seconds = image_passes * (size / 64) ** 2 / _CPU_RATE_AT_64_PX
+    pays = on_gpu or seconds > _LONG_TRAINING_SECONDS
+    if mode == "off" or (mode == "auto" and not pays):
         return ""
-    if device.type == "cpu" and not _has_compiler():
+    if not on_gpu and not any(map(which, ("c++", "g++", "clang++"))):
         return "no C++ compiler here: training runs uncompiled"
     # A graph per size would soon be more than torch keeps; None makes one for all after the second.
     how = "reduce-overhead" if mode == "graphs" else "default"
     network.compile(mode=how, dynamic=None if sizes_vary else False)
     return ""
-
-
-def _pays(device: torch.device, image_passes: float, size: int) -> bool:
-    seconds = image_passes * (size / 64) ** 2 / _CPU_RATE_AT_64_PX
-    return device.type == "cuda" or seconds > _LONG_TRAINING_SECONDS
-
-
-def _has_compiler() -> bool:
-    from shutil import which
-
-    return any(which(name) for name in ("c++", "g++", "clang++"))

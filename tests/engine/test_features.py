@@ -59,6 +59,12 @@ def expected(dataset):
         return backbone.network((images.float() / 255 - 0.5) / 0.5).float().numpy()
 
 
+def random_weights(name):
+    import timm
+
+    return timm.create_model(name, pretrained=False).state_dict()
+
+
 def entries(cache):
     return sorted(path.name for path in cache.glob("features-*"))
 
@@ -83,16 +89,13 @@ def test_features_are_those_of_the_backbone_on_squashed_images(dataset, expected
     assert len(entries(cache)) == 1
 
 
-def test_features_of_some_samples_are_in_the_order_asked_for(dataset, expected):
-    assert_alike(features_for(dataset, SPEC, SOME), expected[SOME])
-
-
-def test_an_artifact_says_what_it_holds_and_what_it_cost(dataset, tmp_path):
+def test_an_artifact_of_some_samples_says_what_it_holds_and_what_it_cost(
+    dataset, expected, tmp_path
+):
     work = embed(dataset, SPEC, tmp_path / "F", SOME)
+    assert_alike(read_features(tmp_path / "F" / FEATURES_NAME), expected[SOME])
     provenance = Provenance.read(tmp_path / "F")
-    assert (provenance.kind, provenance.inputs) == ("features", ())
-    assert provenance.binds["width"] == WIDTH
-    assert provenance.config["backbone"] == OFFLINE_BACKBONE
+    assert (provenance.binds["width"], provenance.config["backbone"]) == (WIDTH, OFFLINE_BACKBONE)
     assert provenance.digest == output_digest(tmp_path / "F")
     (line,) = read_ledger(tmp_path / "F")
     assert (line["stage"], line["images"]) == ("embed", 3)
@@ -103,29 +106,22 @@ def test_an_artifact_says_what_it_holds_and_what_it_cost(dataset, tmp_path):
 # the cache
 
 
-def test_cached_features_are_not_made_again(dataset):
-    first = cached_features(dataset, SPEC, SOME)
-    before = (first / "features.zarr/zarr.json").stat().st_mtime_ns
-    assert cached_features(dataset, replace(SPEC, batch=7, workers=1), SOME) == first
-    assert (first / "features.zarr/zarr.json").stat().st_mtime_ns == before
-    assert len(read_ledger(first)) == 1
-
-
-def test_relabelled_images_share_their_features(dataset, cache):
+def test_features_are_made_once_for_images_whatever_their_labels(dataset, cache):
     class Relabelled(Dataset):
         @property
         def labels(self):
             return (super().labels + 1) % 3
 
+    first = cached_features(dataset, SPEC, SOME)
+    before = (first / "features.zarr/zarr.json").stat().st_mtime_ns
     relabelled = Relabelled(dataset.path, dataset.manifest)
-    assert cached_features(dataset, SPEC, SOME) == cached_features(relabelled, SPEC, SOME)
-    assert len(entries(cache)) == 1
+    assert cached_features(relabelled, replace(SPEC, batch=7, workers=1), SOME) == first
+    assert (first / "features.zarr/zarr.json").stat().st_mtime_ns == before
+    assert len(read_ledger(first)) == len(entries(cache)) == 1
 
 
 def test_other_images_sizes_weights_and_backbones_are_other_features(dataset, cache, tmp_path):
-    import timm
-
-    state = timm.create_model("mobilenetv3_small_050", pretrained=False).state_dict()
+    state = random_weights("mobilenetv3_small_050")
     files = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     for file, factor in zip(files, (1.0, 0.9), strict=True):
         save_file({name: tensor * factor for name, tensor in state.items()}, file)
@@ -143,37 +139,32 @@ def test_other_images_sizes_weights_and_backbones_are_other_features(dataset, ca
     assert cached_features(dataset, again, SOME) == places[0], "the bytes count, not their name"
 
 
-def test_an_embedded_data_set_is_found_through_the_cache(dataset, tmp_path, cache):
+@pytest.fixture
+def remembered(dataset, tmp_path):
     embed(dataset, SPEC, tmp_path / "F")
     remember(tmp_path / "F", dataset, SPEC)
-    remember(tmp_path / "F", dataset, SPEC)
-    assert cached_features(dataset, SPEC).resolve() == (tmp_path / "F").resolve()
-    np.testing.assert_array_equal(
-        features_for(dataset, SPEC), read_features(tmp_path / "F" / FEATURES_NAME)
-    )
+    return tmp_path / "F"
+
+
+def test_an_embedded_data_set_is_found_through_the_cache(dataset, remembered, cache):
+    remember(remembered, dataset, SPEC)
+    assert cached_features(dataset, SPEC).resolve() == remembered.resolve()
     assert len(entries(cache)) == 1
 
 
-def test_a_dangling_link_in_the_cache_is_replaced(dataset, tmp_path, expected, cache):
-    embed(dataset, SPEC, tmp_path / "F")
-    remember(tmp_path / "F", dataset, SPEC)
-    shutil.rmtree(tmp_path / "F")
+@pytest.mark.parametrize("remade", [False, True], ids=["removed", "made again of other images"])
+def test_a_link_to_what_is_there_no_longer_is_replaced(
+    dataset, remembered, tmp_path, expected, remade
+):
+    shutil.rmtree(remembered)
+    if remade:
+        embed(dataset, SPEC, remembered, SOME)
     assert_alike(features_for(dataset, SPEC), expected)
-    (entry,) = entries(cache)
-    assert not (cache / entry).is_symlink()
-    assert not (tmp_path / "F").exists(), "nothing appears where the user removed it"
-
-
-def test_a_link_to_what_is_other_features_by_now_is_replaced(dataset, tmp_path, expected, cache):
-    embed(dataset, SPEC, tmp_path / "F")
-    remember(tmp_path / "F", dataset, SPEC)
-    shutil.rmtree(tmp_path / "F")
-    embed(dataset, SPEC, tmp_path / "F", SOME)
-    assert_alike(features_for(dataset, SPEC), expected)
-    assert len(read_features(tmp_path / "F" / FEATURES_NAME)) == len(SOME)
+    assert remembered.exists() == remade, "nothing appears where the user removed it"
     embed(dataset, SPEC, tmp_path / "G")
     remember(tmp_path / "G", dataset, SPEC)
-    assert not (cache / entries(cache)[0]).is_symlink(), "what is in the cache stays"
+    (entry,) = (tmp_path / "cache").glob("features-*")
+    assert not entry.is_symlink(), "what is in the cache stays"
 
 
 def test_damaged_features_are_refused(dataset):
@@ -187,24 +178,20 @@ def test_damaged_features_are_refused(dataset):
 # interruptions
 
 
-def break_image(data, sample):
-    """Overwrite one stored image with zeros."""
-    dataset = Dataset.open(data)
+def break_image(dataset, sample, place):
+    """Copy a data set and overwrite one stored image with zeros."""
+    shutil.copytree(dataset.path, place)
     row = dataset.samples.slice(sample, 1).to_pylist()[0]
-    shard = data / dataset.manifest.shards[row["shard"]].name
-    content = bytearray(shard.read_bytes())
-    content[row["offset"] : row["offset"] + row["bytes"]] = bytes(row["bytes"])
-    shard.write_bytes(content)
+    with (place / dataset.manifest.shards[row["shard"]].name).open("r+b") as shard:
+        shard.seek(row["offset"])
+        shard.write(bytes(row["bytes"]))
+    return Dataset.open(place)
 
 
 @pytest.mark.parametrize(("broken", "chunks_done"), [(5, 0), (40, 2)])
-def test_an_interrupted_run_goes_on_at_its_last_whole_chunk(
-    dataset, packed, tmp_path, broken, chunks_done
-):
-    shutil.copytree(packed, tmp_path / "DATA")
-    break_image(tmp_path / "DATA", broken)
+def test_an_interrupted_run_goes_on_at_its_last_whole_chunk(dataset, tmp_path, broken, chunks_done):
     with pytest.raises(ManifestError, match="cannot be decoded"):
-        embed(Dataset.open(tmp_path / "DATA"), SPEC, tmp_path / "F")
+        embed(break_image(dataset, broken, tmp_path / "DATA"), SPEC, tmp_path / "F")
     assert not (tmp_path / "F").exists()
     # What a kill leaves besides: zarr's temporary file and a chunk that nobody vouches for.
     store = temporary_name(tmp_path / "F") / FEATURES_NAME
@@ -223,36 +210,30 @@ def test_an_interrupted_run_goes_on_at_its_last_whole_chunk(
 
 def test_a_run_killed_before_its_first_array_begins_anew(dataset, tmp_path):
     with pytest.raises(ManifestError):
-        embed_broken(dataset, tmp_path)
-    store = temporary_name(tmp_path / "F") / FEATURES_NAME
-    shutil.rmtree(store / "features")
+        embed(break_image(dataset, SOME[0], tmp_path / "DATA"), SPEC, tmp_path / "F", SOME)
+    shutil.rmtree(temporary_name(tmp_path / "F") / FEATURES_NAME / "features")
     assert embed(dataset, SPEC, tmp_path / "F", SOME).meter.images == 3
 
 
-def embed_broken(dataset, tmp_path):
-    shutil.copytree(dataset.path, tmp_path / "DATA")
-    break_image(tmp_path / "DATA", SOME[0])
-    embed(Dataset.open(tmp_path / "DATA"), SPEC, tmp_path / "F", SOME)
-
-
-def test_features_beyond_float16_are_refused_before_they_are_published(dataset, tmp_path):
-    import timm
-
-    state = timm.create_model("mobilenetv3_small_050", pretrained=False).state_dict()
-    state["conv_head.bias"].fill_(1e6)
+@pytest.mark.parametrize(
+    ("backbone", "bias", "message"),
+    [
+        (
+            "mobilenetv3_small_050",
+            1e6,
+            "of sample 40 by backbone .* are not finite in float16; use",
+        ),
+        ("vit_tiny_patch16_224", 0, "vit_tiny_patch16_224 does not take --size 32"),
+    ],
+)
+def test_features_that_a_backbone_cannot_make_are_refused(
+    dataset, tmp_path, backbone, bias, message
+):
+    state = random_weights(backbone)
+    if bias:
+        state["conv_head.bias"].fill_(bias)
     save_file(state, tmp_path / "w.safetensors")
-    spec = replace(SPEC, backbone="mobilenetv3_small_050", weights=tmp_path / "w.safetensors")
-    fact = "features of sample 40 by backbone mobilenetv3_small_050 are not finite in float16; use"
-    with pytest.raises(UsageError, match=fact):
+    spec = replace(SPEC, backbone=backbone, weights=tmp_path / "w.safetensors")
+    with pytest.raises(UsageError, match=message):
         embed(dataset, spec, tmp_path / "F", SOME)
     assert not (tmp_path / "F").exists()
-
-
-def test_a_size_that_a_backbone_does_not_take_is_refused(dataset, tmp_path):
-    import timm
-
-    state = timm.create_model("vit_tiny_patch16_224", pretrained=False).state_dict()
-    save_file(state, tmp_path / "w.safetensors")
-    spec = replace(SPEC, backbone="vit_tiny_patch16_224", weights=tmp_path / "w.safetensors")
-    with pytest.raises(UsageError, match="vit_tiny_patch16_224 does not take --size 32"):
-        embed(dataset, spec, tmp_path / "F", SOME)

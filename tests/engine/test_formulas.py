@@ -12,13 +12,9 @@ from coreset.shards.format.dataset import Dataset
 NAMES = ("=HYPERLINK(1)", "@SUM", "-x")
 
 
-def cells_of(path):
-    with path.open(newline="") as file:
-        return [cell for row in csv.reader(file) for cell in row]
-
-
 def require_harmless(path):
-    cells = cells_of(path)
+    with path.open(newline="") as file:
+        cells = [cell for row in csv.reader(file) for cell in row]
     assert any(cell.startswith("'") for cell in cells), path
     texts = [cell for cell in cells if cell != "-1"]  # a number
     assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in texts), path
@@ -37,23 +33,16 @@ def hostile(make_photos, tmp_path, done):
 
 
 def test_no_table_holds_a_formula(hostile, tmp_path, done):
-    listed = tmp_path / "refused.csv"
-    done("quarantine", "show", hostile, "--csv", listed)
+    done("quarantine", "show", hostile, "--csv", tmp_path / "refused.csv")
     done("select", hostile, tmp_path / "SET", "--ipc", 2)
     done("export", tmp_path / "SET", tmp_path / "paths.csv", "--to", "paths")
-    pairs = tmp_path / "pairs.csv"
-    done("verify", hostile, "--against", hostile, "--pairs", pairs)
+    done("verify", hostile, "--against", hostile, "--pairs", tmp_path / "pairs.csv")
     rows = [{"key": "k", "data": NAMES[0], "seed": -1}]
     Results(tmp_path / "RESULTS").append(STUDENTS, rows, [])
     (tmp_path / "report.csv").write_bytes(csv_bytes([{"data": NAMES[2], "r1": 0.5}]))
-    for path in (
-        listed,
-        tmp_path / "paths.csv",
-        pairs,
-        tmp_path / "RESULTS" / "students.csv",
-        tmp_path / "report.csv",
-    ):
-        require_harmless(path)
+    tables = ("refused.csv", "paths.csv", "pairs.csv", "RESULTS/students.csv", "report.csv")
+    for name in tables:
+        require_harmless(tmp_path / name)
     assert Results(tmp_path / "RESULTS").rows(STUDENTS)[0]["data"] == NAMES[0]
     done("ingest", tmp_path / "paths.csv", tmp_path / "BACK", "--data", hostile)
     np.testing.assert_array_equal(

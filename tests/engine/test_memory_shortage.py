@@ -38,11 +38,7 @@ def gpu_error(wanted="20.00 MiB", free="10.75 MiB", used="77.00 GiB", idle="512.
 @pytest.mark.parametrize(
     ("error", "fact", "share"),
     [
-        (
-            gpu_error(),
-            "20.00 MiB more wanted, 10.75 MiB of 79.15 GiB free, 77.00 GiB used here",
-            0.5,
-        ),
+        (gpu_error(), "20.00 MiB more wanted, 10.75 MiB of 79.15 GiB free, 77.00 GiB used", 0.5),
         # (1 + 2 + 5) GiB were to be had, 2 + 30 GiB wanted: a quarter.
         (gpu_error("30.00 GiB", "5.00 GiB", "2.00 GiB", "1024.00 MiB"), "30.00 GiB more", 0.25),
         (gpu_error("1.00 GiB", "0 bytes", "1.00 GiB", "0 bytes"), "0 bytes of 79.15 GiB", 0.5),
@@ -108,17 +104,8 @@ def test_a_scoring_that_ran_out_of_memory_is_made_with_the_batch_that_fits(
         return forward(self, images)
 
     monkeypatch.setattr(nn.Conv2d, "forward", small_memory)
-    words = (
-        "score",
-        packed,
-        tmp_path / "SCORES",
-        "--size",
-        17,
-        "--epochs",
-        1,
-        "--no-final",
-        "--batch",
-    )
+    small = ("--size", 17, "--epochs", 1, "--no-final")
+    words = ("score", packed, tmp_path / "SCORES", *small, "--batch")
     told = coreset(*words, 33)
     assert told.code == 4
     assert "--batch 16 should fit, or use a smaller --size" in told.err

@@ -1,37 +1,27 @@
 """Students and proxies against torch's own layers, published sizes and initialisation."""
 
-import math
-from typing import Any
-
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
 from coreset.engine.models.networks import (
-    LinearHead,
     build_network,
     instance_norm,
     memory_format_for,
-    placed,
 )
-from coreset.engine.runtime.device import generator_for, seeded_initialisation
+from coreset.engine.runtime.device import generator_for
 from coreset.engine.stages.train import SMALLEST_SIZE
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CPU = torch.device("cpu")
 
-
-def images(n, size, seed=0):
-    return torch.randn((n, 3, size, size), generator=generator_for(seed))
+def images(n, size):
+    return torch.randn((n, 3, size, size), generator=generator_for(0))
 
 
 @pytest.mark.parametrize(
     ("name", "n_classes", "parameters"),
     [  # MinimaxDiffusion's networks, which have torchvision's counts
-        ("resnet18", 10, 11_181_642),
-        ("resnet18", 100, 11_227_812),
         ("resnet18", 1000, 11_689_512),
         ("resnet50", 10, 23_528_522),
         ("convnet", 10, 24_714),  # by hand: three convolutions of 32 channels, 512 features
@@ -41,19 +31,6 @@ def test_students_have_the_published_number_of_parameters(name, n_classes, param
     network = build_network(name, n_classes, norm="instance", seed=0)
     assert sum(one.numel() for one in network.parameters()) == parameters
     assert not list(network.buffers()), "instance norm keeps no running statistics"
-
-
-@pytest.mark.parametrize("norm", ["batch", "instance"])
-@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_networks_are_torchvisions_under_the_seed(name, norm):
-    import torchvision.models as zoo
-
-    layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
-    with seeded_initialisation(3):
-        expected = getattr(zoo, name)(num_classes=7, norm_layer=layer).state_dict()
-    state = build_network(name, 7, norm=norm, seed=3).state_dict()
-    assert list(state) == list(expected)
-    assert all(torch.equal(state[tensor], expected[tensor]) for tensor in expected)
 
 
 def test_instance_norm_is_torchs_with_an_affine_map():
@@ -77,28 +54,23 @@ def test_training_and_evaluation_of_a_student_are_alike():
 
 def test_the_seed_alone_decides_the_weights_and_the_global_stream_is_left_alone():
     before = torch.random.get_rng_state()
-    first = build_network("resnet18", 3, norm="instance", seed=7).state_dict()
+    first, other = (
+        build_network("resnet18", 3, norm="instance", seed=seed).state_dict() for seed in (7, 8)
+    )
+    assert torch.equal(torch.random.get_rng_state(), before)
     torch.rand(3)
     again = build_network("resnet18", 3, norm="instance", seed=7).state_dict()
-    other = build_network("resnet18", 3, norm="instance", seed=8).state_dict()
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
-    torch.random.set_rng_state(before)
-    build_network("resnet18", 3, norm="instance", seed=7)
-    assert torch.equal(torch.random.get_rng_state(), before)
-
-
-def logits_at(size):
-    network = build_network("resnet18", 5, norm="instance", seed=0).eval()
-    with torch.inference_mode():
-        return network(images(4, size))
 
 
 def test_from_33_pixels_on_images_have_logits_of_their_own():
+    network = build_network("resnet18", 5, norm="instance", seed=0).eval()
+    with torch.inference_mode():
+        alike, distinct = (network(images(4, size)) for size in (SMALLEST_SIZE - 1, SMALLEST_SIZE))
     # At 32 the last stage is one pixel, and its instance norm is its bias.
-    logits = logits_at(SMALLEST_SIZE - 1)
-    torch.testing.assert_close(logits, logits[:1].expand_as(logits))
-    assert torch.pdist(logits_at(SMALLEST_SIZE)).min() > 0.01
+    torch.testing.assert_close(alike, alike[:1].expand_as(alike))
+    assert torch.pdist(distinct).min() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -111,22 +83,3 @@ def test_from_33_pixels_on_images_have_logits_of_their_own():
 )
 def test_the_layout_suits_the_norm(norm, device, layout):
     assert memory_format_for(norm, torch.device(device)) == layout
-
-
-def test_the_layout_of_a_network_changes_its_weights_strides_alone():
-    network: Any = build_network("resnet18", 3, norm="batch", seed=0)
-    before = network.conv1.weight.detach().clone()
-    moved: Any = placed(network, CPU, torch.channels_last)
-    assert moved.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(moved.conv1.weight, before)
-
-
-def test_a_linear_head_starts_undecided_and_learns():
-    head = LinearHead(4, 3)
-    features = torch.randn((6, 4), generator=generator_for(0))
-    assert torch.equal(head(features), torch.zeros(6, 3))
-    loss = cross_entropy(head(features), torch.tensor([0, 1, 2, 0, 1, 2]))
-    assert loss.item() == pytest.approx(math.log(3))
-    loss.backward()
-    assert head.linear.weight.grad is not None
-    assert head.linear.weight.grad.abs().sum() > 0

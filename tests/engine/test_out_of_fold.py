@@ -1,7 +1,5 @@
 """Out-of-fold scores of the linear proxy, as a user sees them and beside a slow reference."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -116,23 +114,11 @@ def test_folds_change_no_other_score(flipped, with_folds, tmp_path, done):
     assert Provenance.read(with_folds).config["folds"] == FOLDS
 
 
-def test_suspects_are_told_by_what_is_out_of_fold(with_folds, coreset):
-    told = coreset("scores", "suspects", with_folds, "--top", 15, "--json")
-    facts = json.loads(told.out)
-    assert facts["score"] == "confidence_oof"
-    assert facts["label_issues"] == ScoreTable.open(with_folds).columns["label_issue_oof"].sum()
-
-
 # The signal may raise between the opening of a file and the `with` that closes it.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.usefixtures("in_float32")
 def test_a_scoring_with_folds_that_was_stopped_continues_to_the_same_bytes(  # noqa: PLR0917 - fixtures
-    flipped,
-    with_folds,
-    interrupted,
-    done,
-    stored_bytes,
-    monkeypatch,
+    flipped, with_folds, interrupted, done, stored_bytes, monkeypatch
 ):
     out = flipped.with_name("STOPPED")
     command = ("score", flipped, out, *COMMAND, "--folds", FOLDS)

@@ -1,5 +1,7 @@
 """What a scoring keeps on request, and how it stops in the middle of an epoch."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,6 @@ from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.scoring import score_table
 from coreset.engine.scoring.accumulators import ACCUMULATORS, MARGINS_NAME
-from coreset.engine.scoring.checkpoint import last_commit
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import SCORES, ScoreMeaning
 
@@ -52,11 +53,10 @@ def test_a_scoring_stops_between_two_batches_and_continues_to_the_same_bytes(  #
     with monkeypatch.context() as patch:
         patch.setattr("coreset.engine.scoring.run.COMMIT_WITHIN_SECONDS", 0.0)
         interrupted(scratch / COMMIT_NAME, *command)
-    found = last_commit(scratch)
-    assert found is not None
-    position = found[0]
-    assert position.batch > 0, "the first commit is one in the middle of an epoch"
-    assert position.steps == 4 * position.epoch + position.batch
+    (*_, newest) = sorted(scratch.glob("gen-*/state.json"))
+    state = json.loads(newest.read_bytes())
+    assert state["batch"] > 0, "the first commit is one in the middle of an epoch"
+    assert state["steps"] == 4 * state["epoch"] + state["batch"]
     told = coreset(*command)
     assert (told.code, told.err) == (
         0,
@@ -69,7 +69,8 @@ class LargestLogit:
     """A toy accumulator: the largest logit that a sample ever had."""
 
     def __init__(self, context):
-        self.largest = torch.full((len(context.dataset),), -torch.inf, device=context.device)
+        n = len(context.setup.dataset)
+        self.largest = torch.full((n,), -torch.inf, device=context.setup.device)
         self.epochs = []
 
     def begin_epoch(self, epoch):
@@ -117,16 +118,12 @@ def test_an_accumulator_that_is_registered_in_one_place_is_scored_saved_and_resu
     assert stored_bytes(tmp_path / "AGAIN") == stored_bytes(tmp_path / "SCORES")
 
 
-def test_too_few_epochs_for_tdds_are_refused(packed, tmp_path, refused):
-    said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL[:2], "--epochs", 2, "--tdds")
+def test_tdds_needs_three_epochs_and_room(packed, tmp_path, refused, monkeypatch):
+    command = ("score", packed, tmp_path / "S", *SMALL, "--tdds")
+    said = refused(tmp_path, *command, "--epochs", 2)
     assert "epochs must be at least 3 with --tdds, got 2" in said
-
-
-def test_tdds_is_refused_with_its_memory_where_there_is_no_room(
-    packed, tmp_path, refused, monkeypatch
-):
     monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
-    said = refused(tmp_path, "score", packed, tmp_path / "S", *SMALL, "--tdds", code=4)
+    said = refused(tmp_path, *command, code=4)
     assert "tdds keeps 0.00 GB on cpu, which has 0.00 GB available; leave out --tdds" in said
 
 
