@@ -112,7 +112,7 @@ class Pair:
             score: Name of the score.
             flipped: Samples whose label is wrong, by id, shape (n,).
         """
-        from coreset.kernels.rank_correlation import spearman, spearman_by_class
+        from coreset.kernels.measures import spearman, spearman_by_class
 
         both = (self.one.values(score), self.other.values(score))
         ids = self.ids[np.isfinite(both[0][self.ids]) & np.isfinite(both[1][self.ids])]
@@ -152,7 +152,7 @@ class Pair:
             UsageError: The score is not in both, or a class is too small.
             StoreError: A sample has no value.
         """
-        from coreset.kernels.rank_correlation import overlap, shuffled_within_classes
+        from coreset.kernels.measures import shuffled_within_classes
 
         dataset, ids = self.one.dataset, self.ids
         used = Misratio(misratio) if misratio is not None else self._default(score, ipc)
@@ -176,8 +176,8 @@ class Pair:
             ipc=ipc,
             misratio=used.value,
             assumption=used.assumption,
-            share=overlap(first, chosen(second)),
-            unrelated=float(np.mean([overlap(first, chosen(scores)) for scores in shuffled])),
+            share=float(np.isin(first, chosen(second)).mean()),
+            unrelated=float(np.mean([np.isin(first, chosen(scores)) for scores in shuffled])),
             chance=float(np.mean(ipc / self.class_sizes)),
         )
 

@@ -17,7 +17,7 @@ from coreset.engine.condensed.condensed_set import class_too_small
 from coreset.engine.condensed.misratio import default_misratio
 from coreset.engine.runtime.checks import require_at_least, require_between
 from coreset.engine.runtime.choices import NoParameters
-from coreset.kernels.seeds import derived_seed
+from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import recognise
 from coreset.shards.format.dataset import Dataset
@@ -152,12 +152,12 @@ SAMPLERS: dict[str, Sampler] = {
         summary="cut the misratio hardest of a class, lay equal-width bins over the other scores, "
         "share the budget over the bins (smallest first), draw at random within each",
         draw=_ccs,
-        stream=1,
+        stream=Stream.CCS,
         needs="scores",
         parameters=CcsParameters,
         complete=_with_misratio,
     ),
-    "random": Sampler(summary="draw at random", draw=_random, stream=0),
+    "random": Sampler(summary="draw at random", draw=_random, stream=Stream.RANDOM),
 }
 """Samplers by name."""
 

@@ -21,9 +21,13 @@ from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.checkpoint import ISSUE_OOF, PREDICTED_OOF
 from coreset.engine.scoring.proxy import Proxy
-from coreset.kernels.folds import held_out_logits
-from coreset.kernels.label_issues import class_thresholds, label_issues
-from coreset.kernels.margins import SampleStats, per_sample_stats
+from coreset.kernels.logits import (
+    SampleStats,
+    class_thresholds,
+    held_out_logits,
+    label_issues,
+    per_sample_stats,
+)
 from coreset.kernels.tdds import WINDOW_EPOCHS, Tdds
 from coreset.shards.format.dataset import Dataset
 

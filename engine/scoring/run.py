@@ -29,8 +29,7 @@ from coreset.engine.scoring.checkpoint import (
 from coreset.engine.scoring.proxy import Proxy
 from coreset.engine.training.trainer import Trainer
 from coreset.kernels.dynamics import Dynamics
-from coreset.kernels.folds import loss_of_folds
-from coreset.kernels.margins import NonFiniteGuard, per_sample_stats
+from coreset.kernels.logits import NonFiniteGuard, loss_of_folds, per_sample_stats
 from coreset.shards.errors import DataError
 
 COMMIT_EVERY_SECONDS = 30.0

@@ -25,7 +25,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from coreset.kernels.seeds import SyntheticStream, derived_seed, permutation, random_keys
+from coreset.kernels.seeds import Stream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -125,11 +125,11 @@ class Synthetic:
         message = f"size must be imagenet or {MIN_SIDE} to {MAX_SIDE} pixels, got {self.size}"
         _require(self.size == "imagenet" or MIN_SIDE <= self.size <= MAX_SIDE, message)
         true_labels = (
-            permutation(self.images, derived_seed(self.seed, SyntheticStream.TRUE_LABEL))
+            permutation(self.images, derived_seed(self.seed, Stream.TRUE_LABEL))
             % self.classes
         )
         difficulty = (
-            _uniforms(self.images, derived_seed(self.seed, SyntheticStream.DIFFICULTY)) ** 2
+            _uniforms(self.images, derived_seed(self.seed, Stream.DIFFICULTY)) ** 2
         )
         for name, array in (
             ("true_labels", true_labels),
@@ -179,7 +179,7 @@ class Synthetic:
         if not 0 <= position < self.images:
             raise UsageError(f"position must be in [0, {self.images}), got {position}")
         n_clutter = 3 * _CLUTTER_CELLS**2
-        seed = derived_seed(self.seed, SyntheticStream.IMAGE, position)
+        seed = derived_seed(self.seed, Stream.IMAGE, position)
         numbers = _uniforms(n_clutter + len(_Draws._fields), seed)
         draws = _Draws(*numbers[n_clutter:].tolist())
         clutter = (numbers[:n_clutter] * 2 - 1).astype(np.float32)
@@ -208,13 +208,13 @@ class Synthetic:
     def _class_pattern(self, label: int) -> Floats:
         """Draw layout and motif of a class, end to end, float32 in [-1, 1)."""
         n = 3 * (_LAYOUT_CELLS**2 + _MOTIF_CELLS**2)
-        uniforms = _uniforms(n, derived_seed(self.class_seed, SyntheticStream.CLASS, label))
+        uniforms = _uniforms(n, derived_seed(self.class_seed, Stream.CLASS, label))
         return (uniforms * 2 - 1).astype(np.float32)
 
     def _flipped(self, true_labels: NDArray[np.int64]) -> NDArray[np.int64]:
         n_flips = round(self.label_noise * self.images)
-        flips = permutation(self.images, derived_seed(self.seed, SyntheticStream.FLIP))[:n_flips]
-        keys = random_keys(flips.size, derived_seed(self.seed, SyntheticStream.OTHER_LABEL))
+        flips = permutation(self.images, derived_seed(self.seed, Stream.FLIP))[:n_flips]
+        keys = random_keys(flips.size, derived_seed(self.seed, Stream.OTHER_LABEL))
         steps = 1 + (keys % np.uint64(self.classes - 1)).astype(np.int64)
         labels = true_labels.copy()
         labels[flips] = (labels[flips] + steps) % self.classes
@@ -295,7 +295,7 @@ def _plane(
 def _texture_tile() -> NDArray[np.int8]:
     """Draw white noise under its sums over 2 x 2 pixels, int8 of shape (MAX_SIDE, MAX_SIDE)."""
     # Two sums of four uniform bytes from each key: nearly normal, with standard deviation 147.8.
-    numbers = random_keys(MAX_SIDE**2 // 2, SyntheticStream.TEXTURE).astype("<u8").view(np.uint8)
+    numbers = random_keys(MAX_SIDE**2 // 2, Stream.TEXTURE).astype("<u8").view(np.uint8)
     white = numbers.reshape(MAX_SIDE, MAX_SIDE, 4).sum(axis=2, dtype=np.int32) - 510
     rows = white + np.roll(white, 1, axis=0)
     total = 2 * white + rows + np.roll(rows, 1, axis=1)  # standard deviation 512

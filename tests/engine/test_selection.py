@@ -403,7 +403,7 @@ def after_some(candidates, values, ipc, seed, parameters):
     assert values is None or values.shape[0] == candidates.ids.size
     members = [np.flatnonzero(candidates.labels == label) for label in range(candidates.n_classes)]
     taken = [ids[parameters.skip :][:ipc] for ids in members]
-    return Selection(ids=np.sort(np.concatenate(taken)), n_cut=np.zeros(3, np.int64), lowered=())
+    return Selection(ids=np.sort(np.concatenate(taken)))
 
 
 @pytest.fixture
