@@ -1,18 +1,20 @@
-"""Decode all crops of a batch that need no resizing in one call per thread.
+"""Write decoded pixels to a batch: normalised to planes, or all crops of it in one call per thread.
 
-A call from Python to a decoder ends with a wait for the interpreter. Here a thread stays in
+A call from Python to a decoder ends with a wait for the interpreter. A `BatchDecoder` stays in
 compiled code for the whole batch: it takes the next image from a queue, reads the file, decodes the
-crop and writes the pixels.
+crop and writes the pixels. It takes images that need no resizing.
 """
 
 import ctypes
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, setjmp
+from coreset.kernels.jpeg import odd_memory
+from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, load_at, setjmp, store_at
 from coreset.kernels.jpeg.libjpeg import (
     BUFFER,
     MOST_ADDED,
@@ -27,23 +29,42 @@ from coreset.kernels.jpeg.libjpeg import (
     read_rows,
     warned,
 )
-from coreset.kernels.jpeg.normalise import (
-    BYTES_ALIGNMENT,
-    PLANE_ALIGNMENT,
-    Rows,
-    write_bytes,
-    write_planes,
-)
-from coreset.kernels.jpeg.simd import fence, inner
+from coreset.kernels.jpeg.simd import LANES, fence, inner, stream_bytes, stream_planes
 
 IN_MEMORY = -2
 """Descriptor of an image whose bytes are in memory."""
 MOST_BYTES = 1 << 20
-"""Largest file that is decoded here."""
-_ROWS_AT_ONCE = 16
-"""Rows that fit in the L1 cache between decoding and normalising."""
+"""Largest file that `BatchDecoder` decodes."""
+PLANE_ALIGNMENT = 64
+"""Alignment in bytes with which planes are written past the caches."""
+_BYTES_ALIGNMENT = LANES
+_ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
 Pixels: TypeAlias = NDArray[Any]
 """uint8, or normalised float32."""
+
+
+def normalised_planes(
+    image_hwc: NDArray[np.uint8], factors: NDArray[np.float32], out_chw: NDArray[np.float32]
+) -> None:
+    """Write ``pixel * factors[0, c] + factors[1, c]`` of a C-contiguous image to planes.
+
+    Thread safe; releases the interpreter. The first call compiles.
+    """
+    flat, planes = image_hwc.reshape(-1), out_chw.reshape(3, -1)
+    aligned = planes.ctypes.data % PLANE_ALIGNMENT == planes[0].nbytes % PLANE_ALIGNMENT == 0
+    _normalise(flat, planes.shape[1], aligned, factors, planes)
+
+
+def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """Return the factors that turn uint8 into ``(pixel / 255 - mean) / std``, float32 (2, 3)."""
+    spread = np.asarray(std, np.float64)
+    return np.stack([1 / (255 * spread), -np.asarray(mean) / spread]).astype(np.float32)
+
+
+def warm_up() -> None:
+    """Compile `normalised_planes` before the first image needs it."""
+    image, planes = np.zeros((1, 1, 3), np.uint8), np.empty((3, 1, 1), np.float32)
+    normalised_planes(image, factors_of((0, 0, 0), (1, 1, 1)), planes)
 
 
 class CropBatch(NamedTuple):
@@ -77,16 +98,10 @@ class BatchDecoder:
     """Decoder of one thread; several of them work on one queue."""
 
     def __init__(self, decoder: RegionDecoder, *, size: int) -> None:
-        """Allocate the buffers of a thread.
-
-        Args:
-            decoder: The decoder of this thread.
-            size: Side of the crops in pixels.
-        """
+        """Allocate the buffers of a thread, for crops of ``size`` pixels a side."""
         self._decoder, self.size = decoder, size
         self._pread = ctypes.cast(ctypes.CDLL(None)["pread"], ctypes.c_void_p).value or 0
-        rows = np.empty(3 * _ROWS_AT_ONCE * (size + MOST_ADDED) + 1, np.uint8)
-        rows = rows[1 - rows.ctypes.data % 2 :]  # an odd address, see `pixel_memory`
+        rows = odd_memory(3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
         self._buffers = _Buffers(np.empty(MOST_BYTES, np.uint8), rows, decoder.memory)
 
     def decode(
@@ -102,13 +117,17 @@ class BatchDecoder:
 
         Args:
             crops: Images of the batch.
-            queue: The queue that all threads share.
+            queue: Shared by all threads.
             out: uint8 of shape (b, s * s * 3), or with ``factors`` float32 of shape (b, 3, s * s).
                 Rows of images that are not decoded are undefined.
-            factors: Result of `coreset.kernels.jpeg.normalise.factors_of`; None keeps uint8.
+            factors: Result of `factors_of`; None keeps uint8.
             coarse: Use libjpeg-turbo's faster transform and upsampling.
         """
-        mode = _Mode(self.size, _can_stream(out, self.size), coarse)
+        # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
+        is_bytes = out.dtype == np.uint8
+        row = 3 * self.size if is_bytes else 4 * self.size
+        unit = _BYTES_ALIGNMENT if is_bytes else PLANE_ALIGNMENT
+        mode = _Mode(self.size, row % unit == out.ctypes.data % unit == 0, coarse)
         jpeg = self._decoder.functions
         _decode_batch(jpeg, self._pread, crops, queue, mode, out, factors, self._buffers)
 
@@ -120,18 +139,14 @@ class _Mode(NamedTuple):
 
 
 class _Buffers(NamedTuple):
-    """Memory of one thread."""
-
     encoded: NDArray[np.uint8]
     rows: NDArray[np.uint8]
     libjpeg: Memory
 
 
 class _Crop(NamedTuple):
-    """Crop of one image whose file is in memory."""
-
     data: tuple[int, int]
-    """Address and length of the file."""
+    """Address and length of the file, in memory."""
     width: int
     height: int
     left: int
@@ -146,12 +161,19 @@ class _Addresses(NamedTuple):
     libjpeg: int
 
 
-def _can_stream(out: Pixels, size: int) -> bool:
-    """Test whether every row begins where `stream_planes` or `stream_bytes` can write."""
-    row, unit = (
-        (3 * size, BYTES_ALIGNMENT) if out.dtype == np.uint8 else (4 * size, PLANE_ALIGNMENT)
-    )
-    return row % unit == 0 and out.ctypes.data % unit == 0
+class _Rows(NamedTuple):
+    """Rows of RGB pixels in uint8, and their place in an image of a batch."""
+
+    source: int
+    """Address of the first pixel that is read."""
+    stride: int
+    """Bytes from one row to the next."""
+    to: int
+    """Number of the first pixel that is written; rows follow each other without gaps."""
+    n_rows: int
+    n_columns: int
+    stream: bool
+    """Write past the caches: all targets must be aligned, and a `fence` must follow."""
 
 
 @kernel
@@ -165,7 +187,6 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
     factors: NDArray[np.float32] | None,
     buffers: _Buffers,
 ) -> None:
-    """Decode as `BatchDecoder.decode`; the arrays live as long as this call."""
     factors_at = None if factors is None else address_of(factors)
     while True:
         at = fetch_add(queue.next)
@@ -224,17 +245,56 @@ def _decode_rows(
         read_rows(jpeg, n_rows, 3 * n_columns, target, addresses.libjpeg)
         if not direct:
             source = addresses.rows + 3 * (crop.left - first)
-            rows = Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
-            _write(rows, addresses.out, factors)
+            rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
+            if factors is None:
+                _write_bytes(rows, addresses.out)
+            else:
+                _write_planes(rows, factors, addresses.out, 4 * mode.size * mode.size)
     if mode.stream:
         fence()
     return True
 
 
+@kernel
+def _normalise(
+    pixels: NDArray[np.uint8],
+    n_pixels: int,
+    stream: bool,  # noqa: FBT001 - a kernel's
+    factors: NDArray[np.float32],
+    planes: NDArray[np.float32],
+) -> None:
+    rows = _Rows(address_of(pixels), 0, 0, 1, n_pixels, stream)
+    _write_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
+    fence()
+
+
 @inner
-def _write(rows: Rows, out: int, factors: int | None) -> None:
-    """Write decoded rows to the crop at the address ``out``."""
-    if factors is None:
-        write_bytes(rows, out)
-    else:
-        write_planes(rows, factors, out, 4 * rows.n_columns * rows.n_columns)
+def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
+    """Normalise rows by the factors at an address to planes of ``plane`` bytes at another."""
+    for row in range(rows.n_rows):
+        source = rows.source + row * rows.stride
+        target = planes + 4 * (rows.to + row * rows.n_columns)
+        if rows.stream:
+            for i in range(0, rows.n_columns, 16):
+                stream_planes(source + 3 * i, factors, target + 4 * i, plane)
+        else:
+            for channel in range(3):
+                scale = load_at(factors + 4 * channel, np.float32)
+                shift = load_at(factors + 12 + 4 * channel, np.float32)
+                for i in range(rows.n_columns):
+                    pixel = np.float32(load_at(source + 3 * i + channel, np.uint8))
+                    store_at(target + channel * plane + 4 * i, pixel * scale + shift)
+
+
+@inner
+def _write_bytes(rows: _Rows, out: int) -> None:
+    """Copy rows to the image at an address; streaming needs `_BYTES_ALIGNMENT`."""
+    n = 3 * rows.n_columns
+    for row in range(rows.n_rows):
+        source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n
+        if rows.stream:
+            for i in range(0, n, _BYTES_ALIGNMENT):
+                stream_bytes(source + i, target + i)
+        else:
+            for i in range(n):
+                store_at(target + i, load_at(source + i, np.uint8))

@@ -1,10 +1,9 @@
 """Decode a region of a JPEG by calling libjpeg-turbo row by row.
 
-libjpeg-turbo can skip the columns beside a region (``jpeg_crop_scanline``) and the rows above it
-(``jpeg_skip_scanlines``), and stop below it. simplejpeg does not offer that and hides its copy of
-the library; the functions of Pillow's copy can be called. Names, numbers and offsets below are
-those of ``jpeglib.h``: ``jpeg_CreateDecompress`` compares version and size and refuses a library
-with others.
+libjpeg-turbo can skip the columns beside a region and the rows above it, and stop below it.
+simplejpeg does not offer that and hides its copy of the library; the functions of Pillow's copy can
+be called. Names, numbers and offsets are those of ``jpeglib.h``: ``jpeg_CreateDecompress`` compares
+version and size and refuses a library with others.
 """
 
 import ctypes
@@ -45,8 +44,6 @@ MOST_ADDED = 2 * _MARGIN + 31
 
 
 class _Region(NamedTuple):
-    """A region in pixels, and whether to decode it with coarser arithmetic."""
-
     left: int
     top: int
     right: int
@@ -76,12 +73,9 @@ class RegionDecoder:
     """Decoder of regions for one thread; it reuses its memory from image to image."""
 
     def __init__(self, library: ctypes.CDLL, version: int) -> None:
-        """Bind the functions of a library.
+        """Bind the functions of a library that contains or links libjpeg.
 
-        Args:
-            library: A library that contains or links libjpeg.
-            version: One of `VERSIONS`. With a version that is not the library's, every image is
-                refused.
+        With a version of `VERSIONS` that is not the library's, every image is refused.
 
         Raises:
             AttributeError: The library lacks a function.
@@ -92,7 +86,6 @@ class RegionDecoder:
         self.functions = Functions._make((version, VERSIONS[version], *addresses))
         self._destroy = library["jpeg_destroy_decompress"]
         self.memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
-        """State of libjpeg, for the decoding thread alone."""
         self._address = ctypes.c_void_p(self.memory.ctypes.data)
 
     def decode(
@@ -102,8 +95,8 @@ class RegionDecoder:
 
         Args:
             data: The file. Damage below the region is not noticed.
-            box: Left, top, right, bottom of the region in pixels, inside the image.
-            into: uint8 memory, filled from its start with rows top .. bottom - 1.
+            box: The region, inside the image.
+            into: Memory, filled from its start with rows top .. bottom - 1.
             coarse: Use libjpeg-turbo's faster transform and upsampling.
 
         Returns:
@@ -128,7 +121,6 @@ def _decode(
     into: NDArray[np.uint8],
     memory: Memory,
 ) -> tuple[int, int]:
-    """Decode as `RegionDecoder.decode`; the caller keeps the arrays alive."""
     source, target = (address_of(data), data.size), (address_of(into), into.size)
     return _decode_region(jpeg, source, region, target, address_of(memory))
 
@@ -161,7 +153,11 @@ def _decode_region(
 def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
     """Read the header of a file (address, bytes); `setjmp` has filled ``BUFFER`` before."""
     if load_at(memory, np.int64) == 0:
-        _create(jpeg, memory)
+        store_at(memory, call_c(jpeg.jpeg_std_error, (memory + _ERROR,)))
+        store_at(memory + _CLIENT_DATA, memory + BUFFER)
+        store_at(memory + _ERROR + _ERROR_EXIT, longjmp_address())
+        store_at(memory + _ERROR + _OUTPUT_MESSAGE, noop())
+        call_c(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
     call_c(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
     call_c(jpeg.jpeg_read_header, (memory, 1))
 
@@ -227,15 +223,6 @@ def destroy(jpeg: Functions, memory: int) -> None:
 
 
 @inner
-def _create(jpeg: Functions, memory: int) -> None:
-    store_at(memory, call_c(jpeg.jpeg_std_error, (memory + _ERROR,)))
-    store_at(memory + _CLIENT_DATA, memory + BUFFER)
-    store_at(memory + _ERROR + _ERROR_EXIT, longjmp_address())
-    store_at(memory + _ERROR + _OUTPUT_MESSAGE, noop())
-    call_c(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
-
-
-@inner
 def _int_at(address: int) -> int:
-    """Read a C ``int``. Signed: Numba adds unsigned numbers to signed ones as floats."""
+    """Read a C ``int``, signed as in `address_of`."""
     return np.int64(load_at(address, np.int32))  # pyright: ignore[reportReturnType] - Numba's int

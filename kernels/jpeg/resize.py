@@ -16,7 +16,7 @@ pass and, after a transposition of 32 output rows, columns in the horizontal pas
 integer: the same bytes on every machine and for every box.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,18 +35,12 @@ from coreset.kernels.jpeg.triangle import LONG_ONE, SHORT_ONE, Axis, axis_of, is
 
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom excluded."""
-Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-Lanes: TypeAlias = Any
-"""A vector of 32 uint16, which exists in kernels only."""
+_Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
-_STRIP = 384
-"""Samples of a row that the vertical pass filters at a time; 32 such rows fit in the L1 cache."""
-_STRIP_STRIDE = _STRIP + LANES
-"""No power of two, or the rows would share cache sets."""
-_TILE = 64
-"""Output pixels of the horizontal pass between two transpositions."""
-_GROUP = 3 * LANES
-"""Samples that are summed at once, in three independent sums."""
+_STRIP = 384  # samples of a row that are filtered at a time: 32 such rows fit in the L1 cache
+_STRIP_STRIDE = _STRIP + LANES  # no power of two, or the rows would share cache sets
+_TILE = 64  # output pixels of the horizontal pass between two transpositions
+_GROUP = 3 * LANES  # samples that are summed at once, in three independent sums
 
 
 class _Job(NamedTuple):
@@ -66,7 +60,6 @@ class _Runs(NamedTuple):
     stride: int
     """Distance from the run of one input position to the next."""
     n: int
-    """Samples of a run."""
 
 
 def resize(
@@ -91,22 +84,28 @@ def resize(
             ``image_hwc`` is itself the `reach` of a larger image, the region may go beyond it.
         out: C-contiguous uint8 buffer of the result's shape to write to; a new array if None.
 
-    Returns:
-        uint8 of shape (bottom - top, right - left, c), within 1 level of Pillow.
-
     Raises:
         ValueError: An argument of another type or shape, or a box or region outside its image.
     """
-    _require_image(image_hwc)
+    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.size == 0:
+        raise ValueError(
+            "image_hwc must be uint8 of shape (h, w, c) without a zero, "
+            f"got {image_hwc.dtype} of shape {image_hwc.shape}"
+        )
     from_height, from_width, channels = image_hwc.shape
-    box = _checked_box("box", width, height, box)
+    box = box or (0, 0, width, height)
+    _require_inside("box", box, width, height)
     x_0, y_0, x_1, y_1 = region = region or (0, 0, from_width, from_height)
     if not _is_inside(region, from_width, from_height):
-        _checked_box("region", from_width, from_height, reach(region, width, height, box))
+        _require_inside("region", reach(region, width, height, box), from_width, from_height)
     shape = (box[3] - box[1], box[2] - box[0], channels)
     if out is None:
         out = np.empty(shape, np.uint8)
-    _require_buffer(out, shape)
+    if (out.dtype, out.shape) != (np.uint8, shape) or not out.flags.carray:
+        raise ValueError(
+            f"out must be C-contiguous, writeable uint8 of shape {shape}, got {out.dtype} of "
+            f"{out.shape}; pass a whole array or batch[i]"
+        )
     # Read-only views of a plain array: one type, so one compilation, for whatever the caller has.
     rows = _wide_rows(image_hwc)
     rows.flags.writeable = False
@@ -131,11 +130,7 @@ def reach(region: Box, width: int, height: int, box: Box) -> Box:
 
 
 def warm_up(*, long: bool = True) -> None:
-    """Compile before the first image needs it.
-
-    Args:
-        long: Compile also the kernel for 24-bit weights, which few images need.
-    """
+    """Compile before the first image needs it; ``long`` also for 24-bit weights, which few need."""
     for side in (3, 1) if long else (3,):  # a side of 1 needs 24 bits
         resize(np.zeros((side, side, 1), np.uint8), side, side)
 
@@ -147,35 +142,16 @@ def _wide_rows(image_hwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.pad(rows, ((0, 0), (0, missing))) if missing > 0 else rows
 
 
-def _require_image(image_hwc: NDArray[np.uint8]) -> None:
-    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.size == 0:
-        raise ValueError(
-            "image_hwc must be uint8 of shape (h, w, c) without a zero, "
-            f"got {image_hwc.dtype} of shape {image_hwc.shape}"
-        )
-
-
-def _checked_box(name: str, width: int, height: int, box: Box | None) -> Box:
-    if width < 1 or height < 1:
-        raise ValueError(f"width and height must be at least 1, got {width} x {height}")
-    box = box or (0, 0, width, height)
-    if not _is_inside(box, width, height):
-        raise ValueError(
-            f"{name} must be (left, top, right, bottom) in {width} x {height} pixels, got {box}"
-        )
-    return box
-
-
 def _is_inside(box: Box, width: int, height: int) -> bool:
     left, top, right, bottom = box
     return 0 <= left < right <= width and 0 <= top < bottom <= height
 
 
-def _require_buffer(out: NDArray[np.uint8], shape: tuple[int, int, int]) -> None:
-    if out.dtype != np.uint8 or out.shape != shape:
-        raise ValueError(f"out must be uint8 of shape {shape}, got {out.dtype} of {out.shape}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise ValueError("out must be C-contiguous and writeable; pass a whole array or batch[i]")
+def _require_inside(name: str, box: Box, width: int, height: int) -> None:
+    if not _is_inside(box, width, height):
+        raise ValueError(
+            f"{name} must be (left, top, right, bottom) in {width} x {height} pixels, got {box}"
+        )
 
 
 @kernel
@@ -229,7 +205,7 @@ def _slice_axis(axis: Axis, begin: int, n: int) -> Axis:
 
 
 @inner
-def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride: int) -> None:
+def _filter(source: _Samples, runs: _Runs, axis: Axis, target: _Samples, to_stride: int) -> None:
     """Add weighted runs: parts of rows in the vertical pass, of columns in the horizontal pass.
 
     target[j * to_stride + i] = sum over k of
@@ -237,7 +213,8 @@ def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride
     Sums have 8 fraction bits, which a uint16 target keeps and a uint8 target rounds away. The last
     vector of a run overlaps the one before.
     """
-    rounding = _rounding(axis.weights.shape[1], target)
+    # What truncation loses: half a level, and the mean loss of the products.
+    rounding = splat(axis.weights.shape[1] // 2 + (128 if target.itemsize == 1 else 0))
     for j in range(axis.starts.size):
         weights, to = axis.weights[j], j * to_stride
         at, i = runs.base + axis.starts[j] * runs.stride, 0
@@ -258,12 +235,6 @@ def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride
                 total = add_product(total, source, at + k * runs.stride + i, splat(weights[k]))
             store(total, target, to + i)
             i += LANES
-
-
-@inner
-def _rounding(n_taps: int, target: Samples) -> Lanes:
-    """Return what truncation loses: half a level, and the mean loss of ``n_taps`` products."""
-    return splat(n_taps // 2 + (128 if target.itemsize == 1 else 0))
 
 
 @inner

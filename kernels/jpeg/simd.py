@@ -1,8 +1,7 @@
 """Vectors of 32 uint16 as values of Numba kernels, with operations on them in LLVM code.
 
-Numba has no vectors and relies on LLVM's loop vectoriser, which uses half the registers' width and
-treats loops over 96 samples as if they were thousands. Here the kernel itself handles whole
-vectors; LLVM splits them for processors with narrower registers.
+LLVM's loop vectoriser uses half the registers' width and treats loops over 96 samples as if they
+were thousands. LLVM splits these vectors for processors with narrower registers.
 """
 
 from collections.abc import Callable
@@ -53,12 +52,10 @@ class _LanesModel(models.PrimitiveModel):
 def splat(_typing: Untyped, _number: Untyped) -> Untyped:
     """Repeat a uint16 32 times."""
 
-    def generate(
-        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
-    ) -> Untyped:
+    def emit(_context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         return _splat(builder, args[0], LANES)
 
-    return _LANES_TYPE(types.uint16), generate
+    return _LANES_TYPE(types.uint16), emit
 
 
 @instruction
@@ -71,7 +68,7 @@ def add_product(
     """
     n_bits = source.dtype.bitwidth
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place = _address(context, builder, signature.args[1], args[1], args[2])
         samples = _load(builder, place, ir.VectorType(ir.IntType(n_bits), LANES))
         if n_bits == 8:
@@ -81,7 +78,7 @@ def add_product(
         high = builder.trunc(builder.lshr(product, _filled(wide, 16)), _VECTOR)  # one instruction
         return builder.add(args[0], high)
 
-    return _LANES_TYPE(total, source, types.intp, weights), generate
+    return _LANES_TYPE(total, source, types.intp, weights), emit
 
 
 @instruction
@@ -89,7 +86,7 @@ def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Un
     """Set ``target[at : at + 32] = total``, unchecked; a uint8 target drops 8 fraction bits."""
     n_bits = target.dtype.bitwidth
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place, values = _address(context, builder, signature.args[1], args[1], args[2]), args[0]
         if n_bits == 8:
             values = builder.lshr(values, _filled(_VECTOR, 8))
@@ -97,7 +94,7 @@ def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Un
         _store(builder, place, values)
         return context.get_dummy_value()
 
-    return types.void(total, target, types.intp), generate
+    return types.void(total, target, types.intp), emit
 
 
 @instruction
@@ -108,7 +105,7 @@ def transpose_in(
     """Transpose 32 rows of 8 uint16, ``stride`` apart, to 8 vectors from ``target[to]`` on."""
     n = _PART_BITS // 16
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def part(row: int) -> Untyped:
             step = builder.mul(args[2], ir.Constant(args[2].type, row))
             at = builder.add(args[1], step)
@@ -124,7 +121,7 @@ def transpose_in(
         return context.get_dummy_value()
 
     place = types.intp
-    return types.void(source, place, place, target, place), generate
+    return types.void(source, place, place, target, place), emit
 
 
 @instruction
@@ -135,7 +132,7 @@ def transpose_out(
     """Transpose 16 vectors of 32 uint8 from ``source[at]`` on to 32 rows, ``stride`` apart."""
     n = _PART_BITS // 8
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def vector(number: int) -> Untyped:
             at = builder.add(args[1], ir.Constant(args[1].type, number * LANES))
             place = _address(context, builder, signature.args[0], args[0], at)
@@ -151,7 +148,7 @@ def transpose_out(
         return context.get_dummy_value()
 
     place = types.intp
-    return types.void(source, place, target, place, place), generate
+    return types.void(source, place, target, place, place), emit
 
 
 @instruction
@@ -166,7 +163,7 @@ def stream_planes(
     """
     n, number = 16, ir.FloatType()
 
-    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         pixels, factors, planes, stride = args
         samples = _load(builder, _pointer(builder, pixels), ir.VectorType(_BYTE, 3 * n))
         numbers = builder.inttoptr(factors, number.as_pointer())
@@ -183,7 +180,7 @@ def stream_planes(
             _stream(builder, _pointer(builder, place), values)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), generate
+    return types.void(*[types.int64] * 4), emit
 
 
 @instruction
@@ -194,25 +191,23 @@ def stream_bytes(_typing: Untyped, _source: Untyped, _target: Untyped) -> Untype
     """
     kind = ir.VectorType(_BYTE, LANES)
 
-    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         values = _load(builder, _pointer(builder, args[0]), kind)
         _stream(builder, _pointer(builder, args[1]), values)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+    return types.void(types.int64, types.int64), emit
 
 
 @instruction
 def fence(_typing: Untyped) -> Untyped:
     """Make streamed stores visible to other threads."""
 
-    def generate(
-        context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
-    ) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped) -> Untyped:
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return types.void(), emit
 
 
 def _transposed(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:
