@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
 from coreset.kernels.seeds import derived_seed, permutation, random_keys
@@ -34,7 +33,7 @@ class Selection:
     """Classes in which fewer samples were cut than misratio asks, to leave IPC samples."""
 
 
-def random_coreset(labels: Int[np.ndarray, " n"], n_classes: int, ipc: int, seed: int) -> Selection:
+def random_coreset(labels: NDArray[np.int64], n_classes: int, ipc: int, seed: int) -> Selection:
     """Draw IPC samples of each class uniformly, without replacement.
 
     Raises:
@@ -48,8 +47,8 @@ def random_coreset(labels: Int[np.ndarray, " n"], n_classes: int, ipc: int, seed
 
 
 def ccs_coreset(
-    scores: Float[np.ndarray, " n"],
-    labels: Int[np.ndarray, " n"],
+    scores: NDArray[np.floating],
+    labels: NDArray[np.int64],
     n_classes: int,
     ipc: int,
     seed: int,
@@ -77,9 +76,7 @@ def ccs_coreset(
     return Selection(ids=np.sort(np.concatenate(ids)), lowered=tuple(lowered))
 
 
-def _classes(
-    labels: Int[np.ndarray, " n"], n_classes: int, ipc: int
-) -> tuple[NDArray[np.int64], ...]:
+def _classes(labels: NDArray[np.int64], n_classes: int, ipc: int) -> tuple[NDArray[np.int64], ...]:
     classes = positions_by_class(labels, n_classes)
     for class_index, members in enumerate(classes):
         if members.size < ipc:
@@ -87,16 +84,14 @@ def _classes(
     return classes
 
 
-def positions_by_class(
-    labels: Int[np.ndarray, " n"], n_classes: int
-) -> tuple[NDArray[np.int64], ...]:
+def positions_by_class(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray[np.int64], ...]:
     """Return the positions of each class 0 .. n_classes-1, ascending; empty for absent classes."""
     order = np.argsort(labels, kind="stable").astype(np.int64)
     ends = np.cumsum(np.bincount(labels, minlength=n_classes))
     return tuple(np.split(order, ends[:-1]))
 
 
-def bin_of(scores: Float[np.ndarray, " n"], n_bins: int) -> Int[np.ndarray, " n"]:
+def bin_of(scores: NDArray[np.floating], n_bins: int) -> NDArray[np.int64]:
     """Return the bin 0 .. n_bins-1 of each score: equal widths over [min, max], last bin closed.
 
     If all scores are equal, they lie in bin 0. Arithmetic is float64.
@@ -109,7 +104,7 @@ def bin_of(scores: Float[np.ndarray, " n"], n_bins: int) -> Int[np.ndarray, " n"
     return np.minimum((fractions * n_bins).astype(np.int64), n_bins - 1)
 
 
-def stratum_counts(sizes: Int[np.ndarray, " strata"], budget: int) -> Int[np.ndarray, " strata"]:
+def stratum_counts(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     """Share a budget, at most the sum of sizes: smallest first, each at most its part of the rest.
 
     Equal sizes keep their order. The counts sum to ``budget`` exactly. With fewer samples than
@@ -132,7 +127,7 @@ def n_hardest(n: int, misratio: float) -> int:
 
 
 def ccs_draw(
-    scores: Float[np.ndarray, " n"], budget: int, *, misratio: float, n_bins: int, seed: int
+    scores: NDArray[np.floating], budget: int, *, misratio: float, n_bins: int, seed: int
 ) -> tuple[NDArray[np.int64], int]:
     """Draw exactly ``budget`` samples that cover the range of scores except its hard end.
 

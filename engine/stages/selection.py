@@ -1,7 +1,6 @@
 """``coreset select``: choose a coreset, class by class."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
+from coreset.engine.condensed.condensed_set import SetInfo, write_set
 from coreset.engine.condensed.selection import (
     SAMPLERS,
     Candidates,
@@ -78,7 +77,7 @@ class Select:
 
     def run(self) -> Result:
         """Find labels and scores, draw, publish the ids with their provenance."""
-        dataset, table = self._inputs()
+        dataset, table = self._opened()
         method = self.method or (USUAL_BY_SCORES if table else USUAL)
         sampler = SAMPLERS[method]
         if sampler.needs == "scores" and table is None:
@@ -92,26 +91,31 @@ class Select:
         parameters, assumption = sampler.complete(given, candidates, self.ipc)
         recorded = self._recorded(sampler, parameters)
         inputs = self._input_paths(sampler, parameters, dataset)
-        provenance = self._provenance(method, recorded, inputs, table)
+        config = {"method": method, "seed": self.seed, **recorded}
+        if table is not None and table.undecodable and "scores" not in inputs:
+            # The scores that tell them are no input of this set.
+            config |= {"undecodable": digest_of({"ids": sorted(table.undecodable)})}
+        provenance = Provenance(
+            kind="set",
+            stage="select",
+            config=config,
+            inputs=tuple(
+                Provenance.read(path).as_input(role, path, self.condensed)
+                for role, path in inputs.items()
+            ),
+        )
         with create_artifact(self.condensed, provenance, inputs=list(inputs.values())) as work:
             if not work.done:
-                chosen, lowered = draw_coreset(
-                    method,
-                    candidates,
-                    self._values(sampler, candidates, table, parameters),
-                    ipc=self.ipc,
-                    seed=self.seed,
-                    parameters=parameters,
-                )
+                values = self._values(sampler, candidates, table, parameters)
+                options = {"ipc": self.ipc, "seed": self.seed, "parameters": parameters}
+                chosen, lowered = draw_coreset(method, candidates, values, **options)
                 name = f"{method}-{self.score}" if sampler.needs == "scores" else method
-                write_coreset(
-                    work, dataset, chosen, method=name, parameters=recorded, seed=self.seed
-                )
+                write_set(work, dataset, chosen, method=name, parameters=recorded, seed=self.seed)
                 work.meter.images = len(dataset)
                 work.meter.notes["lowered_misratio_classes"] = len(lowered)
-        return self._result(dataset, assumption, done=work.done)
+        return self._result(method, len(dataset), assumption, done=work.done)
 
-    def _inputs(self) -> tuple[Dataset, ScoreTable | None]:
+    def _opened(self) -> tuple[Dataset, ScoreTable | None]:
         """Open the data set whose images are chosen, and the scores if ``source`` holds some."""
         if (self.source / MANIFEST_NAME).is_file():
             return Dataset.open(self.source), None
@@ -124,14 +128,10 @@ class Select:
         return table.dataset, table
 
     def _recorded(self, sampler: Sampler, parameters: object) -> dict[str, Any]:
-        """Return what shapes the choice, without the seed, by name."""
+        """Return what shapes the choice, without the seed and the inputs, by name."""
         score = {"score": self.score} if sampler.needs == "scores" else {}
-        shaping = {
-            one.name: getattr(parameters, one.name)
-            for one in fields(sampler.parameters)
-            if one.name != "features"  # an input
-        }
-        return {"ipc": self.ipc, **score, **shaping}
+        names = [column.name for column in fields(sampler.parameters) if column.name != "features"]
+        return {"ipc": self.ipc, **score, **{name: getattr(parameters, name) for name in names}}
 
     def _input_paths(
         self, sampler: Sampler, parameters: object, dataset: Dataset
@@ -143,29 +143,8 @@ class Select:
             return {"data": dataset.path, "features": _features_of(parameters)}
         return {"data": dataset.path}
 
-    def _provenance(
-        self,
-        method: str,
-        recorded: Mapping[str, Any],
-        inputs: Mapping[str, Path],
-        table: ScoreTable | None,
-    ) -> Provenance:
-        config = {"method": method, "seed": self.seed, **recorded}
-        if table is not None and table.undecodable and "scores" not in inputs:
-            # The scores that tell them are no input of this set.
-            config |= {"undecodable": digest_of({"ids": sorted(table.undecodable)})}
-        recorded_inputs = (
-            Provenance.read(path).as_input(role, path, self.condensed)
-            for role, path in inputs.items()
-        )
-        return Provenance(kind="set", stage="select", config=config, inputs=tuple(recorded_inputs))
-
     def _values(
-        self,
-        sampler: Sampler,
-        candidates: Candidates,
-        table: ScoreTable | None,
-        parameters: object,
+        self, sampler: Sampler, candidates: Candidates, table: ScoreTable | None, parameters: object
     ) -> Values:
         """Read what the sampler needs of each candidate."""
         if sampler.needs == "scores" and table is not None:
@@ -180,25 +159,22 @@ class Select:
             return read_features(path / FEATURES_NAME)[candidates.ids]
         return None
 
-    def _result(self, dataset: Dataset, assumption: str, *, done: bool) -> Result:
+    def _result(self, method: str, n: int, assumption: str, *, done: bool) -> Result:
         info = SetInfo.read(self.condensed)
         n_images = sum(info.per_class)
-        how = "are there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
-        made = f"{n_images:,} of {len(dataset):,} images ({info.method}, {used}) {how}"
+        how = "are there already" if done else "chosen"
         assumed = [assumption] if assumption else []
         lines = (
             *assumed,
-            f"{made}: {self.condensed}",
+            f"{n_images:,} of {n:,} images ({info.method}, {used}) {how}: {self.condensed}",
             f"next: coreset train {self.condensed} VAL RESULTS",
         )
-        method = Provenance.read(self.condensed).config["method"]
         record = {"set": str(self.condensed), "images": n_images, "method": method}
         return Result(lines, {**record, "assumed": assumed})
 
 
 def _features_of(parameters: object) -> Path:
-    """Return the features that a sampler by features is given."""
     path = getattr(parameters, "features", None)
     if path is None:
         raise UsageError("this method needs --features; make them with `coreset embed`")

@@ -17,7 +17,7 @@ from PIL import Image
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.methods.kmeans import KmeansParameters
+from coreset.engine.condensed.methods import KmeansParameters
 from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export, stored_samples
 from coreset.engine.stages.pack import Pack
