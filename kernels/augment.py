@@ -35,7 +35,7 @@ class CutMix:
 
     images: Shaped[Tensor, "b 3 h w"]
     partner: Int[Tensor, " b"]
-    """Position in the batch of the image whose box was pasted; on the images' device."""
+    """Position in the batch of the image whose box was pasted."""
     share: float
     """Exact fraction of the area that is not pasted."""
 
@@ -80,11 +80,7 @@ def resized_crops(
 
     Equal to cropping and ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` image
     by image: each image is multiplied by one matrix per axis, whose rows are triangle filters.
-
-    Args:
-        images: uint8 (result float32 in 0..1) or float (result of the same type).
-        boxes: left, top, right, bottom in pixels, inside the images; any device.
-        size: Output side in pixels.
+    Boxes are as of `draw_crops`, on any device. The result of uint8 is float32 in 0..1.
     """
     values = unit_range(images)
     n, _, height, width = images.shape

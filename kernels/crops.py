@@ -1,8 +1,7 @@
 """Boxes of random resized crops, as a pure function of a seed and an image's id and size.
 
-The distribution is that of torchvision's ``RandomResizedCrop.get_params`` (torchvision/transforms/
-transforms.py). The random numbers come from splitmix64 by counter, so that a box depends neither on
-the batch nor on the process or the decoder.
+The distribution is that of torchvision's ``RandomResizedCrop.get_params``. The random numbers come
+from splitmix64 by counter, so that a box depends neither on the batch nor on the process.
 
 Shape suffixes: b = images, t = tries, 2 = horizontal and vertical.
 """
@@ -33,7 +32,7 @@ def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
     one within ``ratio``. Unlike torchvision's, it has at least one pixel a side.
 
     Args:
-        ids: Sample ids, shape (b,); equal ids of equal size get equal boxes.
+        ids: Sample ids, shape (b,).
         widths: Pixels, at least 1.
         heights: Pixels, at least 1.
         seed: Seed of the epoch.

@@ -1,9 +1,8 @@
 """Training-dynamics scores, accumulated on the device while a proxy network trains.
 
-A presentation is a sample shown once an epoch, in train mode, before the step of its batch. Its
-statistics are added to sums batch by batch; scores that need the history of a sample are updated at
-the end of an epoch. The state is 72 bytes a sample with a window of ten epochs (92 MB for ImageNet)
-instead of the history of logits (154 GB). Nothing waits for the device between epochs.
+A presentation is a sample shown once an epoch, in train mode, before the step of its batch. The
+state is 72 bytes a sample with a window of ten epochs (92 MB for ImageNet) instead of the history
+of logits (154 GB). Nothing waits for the device between epochs.
 
 Shape suffixes: b = batch, c = classes, n = samples, k = columns, j = window.
 """
@@ -23,14 +22,13 @@ SUMS = (
     "visits", "early_visits", "probability_margin", "probability_margin_squared", "logit_margin",
     "right", "loss", "entropy", "el2n_early", "el2n_single",
 )  # fmt: skip
-"""Columns of the sums, in order; all float32 (counts are exact up to 2^24)."""
+"""Columns of the sums, all float32 (counts are exact up to 2^24)."""
 WINDOW_EPOCHS, EL2N_EPOCHS = 10, 10
 _ROWS_PER_FOLD = 1 << 17
 _SEEN, _RIGHT = 1, 2
 _STEPS, _HALF = 65535, 32768
 
-AllReduce: TypeAlias = Callable[[Tensor], None]
-"""Replaces a tensor, on every process, by its sum over all of them."""
+AllReduce: TypeAlias = Callable[[Tensor], None]  # replaces a tensor by its sum over all processes
 
 
 class _Counted(NamedTuple):
@@ -98,13 +96,11 @@ class Dynamics:
             el2n_epochs: EL2N counts the presentations of epochs 0 .. el2n_epochs - 1 (10 in CCS).
             window: Epochs over which Dyn-Unc and DUAL take deviations (10 in both papers).
             compiled: Compile `accumulate` to one graph; pays on a GPU and for many classes.
-            all_reduce: Sum over all processes that share an epoch, called three times an epoch and
-                `collect`, with 13 to 43 bytes a sample.
+            all_reduce: Sum over all processes that share an epoch.
             is_main: Whether this process keeps the sums; the others start again from nothing.
         """
         self.n_samples, self.el2n_epochs, self.window = n_samples, el2n_epochs, window
-        self.epochs = 0
-        """Ended epochs."""
+        self.epochs = 0  # that have ended
         self._sum_over_processes, self._is_main = all_reduce, is_main
         self._accumulate = torch.compile(accumulate, fullgraph=True) if compiled else accumulate
         rows = n_samples + 1
@@ -138,10 +134,7 @@ class Dynamics:
         return self._accumulate(logits_bc, labels_b, ids_b, self._counted)
 
     def end_epoch(self, epoch: int) -> None:
-        """`collect`, and fold the epoch into the scores that need a sample's history.
-
-        Every process ends with the same history.
-        """
+        """`collect`, and fold the epoch into the history of samples, equal on every process."""
         self._all_reduce(epoch)
         for start in range(0, self.n_samples, _ROWS_PER_FOLD):
             self._fold(slice(start, start + _ROWS_PER_FOLD), epoch + 1)
@@ -186,11 +179,9 @@ class Dynamics:
         return save_rows(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
-        """Continue from the `state` of the main process (copied, to this device).
+        """Continue from the `state` of the main process after ``epochs`` ended epochs.
 
-        Args:
-            state: Of as many samples and of this window.
-            epochs: Ended epochs; the one under way, if any, is begun again with ``begin_epoch``.
+        The epoch under way, if any, is begun again with ``begin_epoch``.
 
         Raises:
             ValueError: A name, shape or type is not this state's.
@@ -214,9 +205,8 @@ class Dynamics:
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Compute ``visits`` and all scores of `coreset.kernels.scores` that training gives.
 
-        float32 of shape (n,) in id order; waits for the device. Call it after `end_epoch`, on the
-        main process. Means are over presentations; CCS sums its AUM and EL2N, which gives the same
-        ranks and the same bins.
+        float32 of shape (n,) in id order, on the main process after `end_epoch`. Means are over
+        presentations; CCS sums its AUM and EL2N, which gives the same ranks and the same bins.
 
         NaN: every score of a sample that was never presented; ``el2n`` of a sample that was not
         presented in an early epoch; ``el2n_single``, ``dyn_unc`` and ``dual`` of a sample that
@@ -251,7 +241,6 @@ class Dynamics:
 
 
 def _or_nan(counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Replace 0 by NaN."""
     return np.where(counts > 0, counts, np.float32(np.nan))
 
 
@@ -261,11 +250,7 @@ def save_rows(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_rows(rows: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy a state from `save_rows` back into ``rows``; other names in ``state`` are ignored.
-
-    Raises:
-        ValueError: A name, shape or type is not that of ``rows``.
-    """
+    """Copy a state from `save_rows` back into ``rows``; other names in ``state`` are ignored."""
     for name, tensor in rows.items():
         saved, shape = state.get(name), (len(tensor) - 1, *tensor.shape[1:])
         if saved is None or (saved.dtype, tuple(saved.shape)) != (tensor.dtype, shape):

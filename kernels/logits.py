@@ -18,12 +18,13 @@ _TOLERANCE = 1e-6  # of every comparison of probabilities, as in cleanlab
 
 
 class SampleStats(NamedTuple):
-    """Statistics of one presentation per sample; all float32 of shape (b,)."""
+    """Statistics of one presentation per sample; all float32 of shape (b,).
+
+    A margin is the value of the label minus the largest other.
+    """
 
     probability_margin: Float[Tensor, " b"]
-    """Softmax of the label minus the largest other."""
     logit_margin: Float[Tensor, " b"]
-    """Logit of the label minus the largest other."""
     right: Float[Tensor, " b"]
     """1 where argmax is the label, else 0; a tie counts for the lowest class index."""
     el2n: Float[Tensor, " b"]
@@ -31,7 +32,7 @@ class SampleStats(NamedTuple):
     loss: Float[Tensor, " b"]
     """Cross-entropy in nats."""
     entropy: Float[Tensor, " b"]
-    """Entropy of the softmax in nats."""
+    """Of the softmax, in nats."""
     label_probability: Float[Tensor, " b"]
 
 
@@ -78,13 +79,10 @@ def per_sample_stats(logits_bc: Float[Tensor, "b c"], labels_b: Int[Tensor, " b"
 
 
 class NonFiniteGuard:
-    """Record the first batch with a NaN or infinity without synchronising with the device.
-
-    One bad update makes every later number bad, so only the first batch matters.
-    """
+    """Record the first batch with a NaN or infinity without synchronising with the device."""
 
     def __init__(self, batch: int, device: torch.device | str) -> None:
-        """Start with nothing recorded; ``batch`` is the most rows of a batch."""
+        """Start with nothing recorded, for batches of at most ``batch`` rows."""
         self._number = torch.full((), -1, dtype=torch.int64, device=device)
         self._ids = torch.full((batch,), -1, dtype=torch.int64, device=device)
 

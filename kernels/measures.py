@@ -1,10 +1,9 @@
 """Measures: coverage of a condensed set, agreement of two scorings, intervals of differences.
 
-Coverage is measured class by class on L2-normalised features. S are the samples of a class in the
-set, V those in the reference, which should be validation images: a coreset inside its own reference
-has r1 = 1. (r1, d1) is the code of ManifoldGD (``representativeness_diversity.py``), which pools
-all classes. (r2, d2) goes from the reference to the set, which is what "covers" means, and takes
-means, which a single outlier hardly moves.
+S are the samples of a class in the set, V those in the reference, which should be validation
+images: a coreset inside its own reference has r1 = 1. (r1, d1) is the code of ManifoldGD
+(``representativeness_diversity.py``), which pools all classes. (r2, d2) goes from the reference to
+the set, which is what "covers" means, and takes means, which a single outlier hardly moves.
 """
 
 import warnings
@@ -48,13 +47,11 @@ def coverage(
 ) -> Coverage:
     """Measure a condensed set against a reference, class by class.
 
-    Features need not be normalised. FAISS finds exact nearest neighbours in float32; their cosines
-    are computed again in float64, so that no result depends on the number of threads. Memory is
-    O((m + n) d): there is no matrix of all pairs.
+    FAISS finds exact nearest neighbours in float32, without a matrix of all pairs; their cosines
+    are computed again in float64, so that no result depends on the number of threads.
 
     Raises:
-        ValueError: A row without direction, or a class without samples in the set or in the
-            reference.
+        ValueError: A row without direction, or a class without samples in either.
     """
     set_rows = _rows_by_class("set", set_features, set_labels, n_classes)
     reference_rows = _rows_by_class("reference", reference_features, reference_labels, n_classes)
@@ -88,25 +85,18 @@ def _rows_by_class(
     return [normalised[members] for members in positions]
 
 
-def _neighbours(
-    queries: NDArray[np.float32], base: NDArray[np.float32], k: int
-) -> NDArray[np.int64]:
-    """Return the positions in ``base`` of the k largest inner products with each query."""
+def _nearest_cosines(
+    queries: NDArray[np.float32], base: NDArray[np.float32], rank: int = 0
+) -> NDArray[np.float64]:
+    """Compute the cosine of each query and its nearest row, or the one of another rank, in float64.
+
+    It is clipped to [-1, 1], because lengths are float32.
+    """
     import faiss
 
-    _, positions = faiss.knn(queries, base, k, metric=faiss.METRIC_INNER_PRODUCT)
-    return positions
-
-
-def _cosines(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Compute cosines row by row in float64, clipped to [-1, 1] because lengths are float32."""
-    return np.clip(np.einsum("nd,nd->n", left, right, dtype=np.float64), -1.0, 1.0)
-
-
-def _nearest_cosines(
-    queries: NDArray[np.float32], base: NDArray[np.float32]
-) -> NDArray[np.float64]:
-    return _cosines(queries, base[_neighbours(queries, base, 1)[:, 0]])
+    _, positions = faiss.knn(queries, base, rank + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    nearest = base[positions[:, rank]]
+    return np.clip(np.einsum("nd,nd->n", queries, nearest, dtype=np.float64), -1.0, 1.0)
 
 
 def _nearest_pair_distance(rows: NDArray[np.float32]) -> float:
@@ -114,7 +104,7 @@ def _nearest_pair_distance(rows: NDArray[np.float32]) -> float:
     if len(rows) < 2:
         return nan
     # The nearest is the row itself or a copy of it; if copies tie, either has the cosine 1.
-    return 1.0 - float(_cosines(rows, rows[_neighbours(rows, rows, 2)[:, 1]]).max())
+    return 1.0 - float(_nearest_cosines(rows, rows, rank=1).max())
 
 
 def _mean_distance(rows: NDArray[np.float32]) -> float:
@@ -143,11 +133,7 @@ def spearman_by_class(
     labels: Int[np.ndarray, " n"],
     n_classes: int,
 ) -> NDArray[np.float64]:
-    """Rank correlation within each class, float64 of shape (n_classes,); NaN as in `spearman`.
-
-    A class-wise selection depends only on the order within a class. The correlation over all
-    samples also counts which classes are hard.
-    """
+    """Rank correlation within each class, float64 of shape (n_classes,); NaN as in `spearman`."""
     classes = positions_by_class(labels, n_classes)
     return np.array([spearman(first[members], second[members]) for members in classes])
 
@@ -167,8 +153,7 @@ def welch_interval(
 ) -> tuple[float, float]:
     """Bound ``mean(first) - mean(second)`` of independent samples of at least two values each.
 
-    Welch 1947, with Satterthwaite's degrees of freedom. The ends are equal where no value differs
-    from its mean.
+    Welch 1947, with Satterthwaite's degrees of freedom; no width where no value differs.
     """
     parts = [float(values.var(ddof=1)) / values.size for values in (first, second)]
     error = sum(parts)
@@ -180,10 +165,7 @@ def welch_interval(
 def paired_interval(
     first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Bound ``mean(first - second)`` of at least two pairs, by Student's distribution.
-
-    The ends are equal where all differences are.
-    """
+    """Bound ``mean(first - second)`` of at least two pairs, by Student's distribution."""
     differences = first - second
     error = sqrt(float(differences.var(ddof=1)) / differences.size)
     return _around(float(differences.mean()), error, differences.size - 1, confidence)

@@ -18,7 +18,6 @@ class ClassTooSmallError(ValueError):
     """A class has fewer samples than were asked for per class."""
 
     def __init__(self, class_index: int, size: int) -> None:
-        """Keep the numbers for callers that name the class."""
         super().__init__(f"class {class_index} has {size} samples")
         self.class_index, self.size = class_index, size
 
@@ -34,11 +33,7 @@ class Selection:
 
 
 def random_coreset(labels: NDArray[np.int64], n_classes: int, ipc: int, seed: int) -> Selection:
-    """Draw IPC samples of each class uniformly, without replacement.
-
-    Raises:
-        ClassTooSmallError: A class has fewer than ``ipc`` samples.
-    """
+    """Draw IPC samples of each class uniformly, or raise `ClassTooSmallError`."""
     ids = [
         members[permutation(members.size, derived_seed(seed, c))[:ipc]]
         for c, members in enumerate(_classes(labels, n_classes, ipc))
@@ -56,13 +51,10 @@ def ccs_coreset(
     misratio: float,
     n_bins: int,
 ) -> Selection:
-    """Draw IPC samples of each class by CCS: `ccs_draw` class by class.
+    """Draw IPC samples of each class by `ccs_draw`, or raise `ClassTooSmallError`.
 
     Each class is cut and binned on its own (algorithm 1 of "Rethinking dataset distillation for
     classification", 2026), where CCS cuts and bins the whole data set at once.
-
-    Raises:
-        ClassTooSmallError: A class has fewer than ``ipc`` samples.
     """
     ids: list[NDArray[np.int64]] = []
     lowered: list[int] = []
@@ -107,8 +99,7 @@ def bin_of(scores: NDArray[np.floating], n_bins: int) -> NDArray[np.int64]:
 def stratum_counts(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
     """Share a budget, at most the sum of sizes: smallest first, each at most its part of the rest.
 
-    Equal sizes keep their order. The counts sum to ``budget`` exactly. With fewer samples than
-    strata the even part is 0 until ``budget`` strata are left: the most populated get one each.
+    Equal sizes keep their order. With fewer samples than strata, the most populated get one each.
     """
     counts = [0] * sizes.size
     remaining = budget
@@ -139,7 +130,7 @@ def ccs_draw(
         scores: Finite, low is hard (`coreset.kernels.scores.easiness`).
         budget: Samples to pick, 1 .. n.
         misratio: Share of the hardest samples to cut, in [0, 1).
-        n_bins: Equal-width bins over the range of what remains (50 in the authors' code).
+        n_bins: Bins over the range of what remains (50 in the authors' code).
         seed: The only source of randomness.
 
     Returns:

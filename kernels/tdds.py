@@ -23,9 +23,7 @@ from torch import Tensor
 
 from coreset.kernels.dynamics import load_rows, save_rows
 
-DECAY = 0.9
-"""Weight of the newest window; the default of the authors' code."""
-FLOOR = 1e-8
+DECAY, FLOOR = 0.9, 1e-8
 WINDOW_EPOCHS = 10
 _STEPS, _HALF = 65535, 32768
 LOG_STEP = -math.log(FLOOR) / _STEPS
@@ -79,15 +77,9 @@ class Tdds:
         window: int = WINDOW_EPOCHS,
         compiled: bool = False,
     ) -> None:
-        """Start with nothing seen.
+        """Start with nothing seen; ``window`` is J in epochs, at least 3.
 
-        Args:
-            n_samples: Ids run from 0 to n_samples - 1.
-            n_classes: Columns of the logits.
-            device: Where the logits will be.
-            window: J, in epochs (10 in the authors' code). With 2 every score would be 0, because
-                one change equals its mean.
-            compiled: Compile the update to one graph, for a GPU.
+        With 2 every score would be 0, because one change equals its mean.
         """
         self.window, self.epochs = window, 0
         self._note_change = (
@@ -109,10 +101,7 @@ class Tdds:
         self._moved.column.copy_(column, non_blocking=True)
 
     def update(self, logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"]) -> None:
-        """Count one batch, in which an id stands at most once.
-
-        Rows with a negative id are padding: their logits may be anything.
-        """
+        """Count one batch as `Dynamics.update` does."""
         self._note_change(logits_bc, ids_b, self._moved)
 
     def end_epoch(self, epoch: int) -> None:
@@ -140,11 +129,9 @@ class Tdds:
         return dict(zip(names, (visits, logs, changes, self._average), strict=True))
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """Return ``tdds``, float32 of shape (n,) in id order; high is hard. Waits for the device.
+        """Return ``tdds`` after T = all ended epochs, float32 of shape (n,) in id order.
 
-        The authors choose the number of epochs T by the share they keep; here T is the number of
-        ended epochs. NaN: a sample that missed an epoch, and all samples before ``window`` epochs
-        have ended.
+        NaN: a sample that missed an epoch, and all samples before ``window`` epochs have ended.
         """
         complete = (self._moved.visits == self.epochs) & (self.epochs >= self.window)
         tdds = torch.where(complete, self._average, torch.nan)

@@ -22,7 +22,6 @@ from coreset.kernels.scores import easiness
 from coreset.shards.errors import UsageError
 
 SHUFFLES = 5
-"""Deals of shuffled scores that ``CoresetOverlap.unrelated`` is the mean of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +52,7 @@ class CoresetOverlap:
     """The same share where the second's scores are shuffled within every class. Above ``chance``:
     with one seed both coresets take the samples of the smallest random keys, bin by bin."""
     chance: float
-    """The same share for two independent draws: IPC over the size of the class, on average."""
+    """The same share for two independent draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +61,6 @@ class ScoringCost:
 
     path: Path
     recipe: str
-    """Stamp of the recipe."""
     epochs: int
     wall_seconds: float
     """Time of the scoring itself, interrupted runs included."""
@@ -128,13 +126,6 @@ class Pair:
         self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
     ) -> CoresetOverlap:
         """Choose by CCS from both, with one seed, and count what is chosen twice.
-
-        Args:
-            score: Score to stratify on.
-            ipc: Images per class.
-            misratio: Share of the hardest of each class to cut first; None takes the default.
-            n_bins: Equal-width bins over the range of a class's scores.
-            seed: Of both draws.
 
         Raises:
             UsageError: The score is not in both, or a class is too small.

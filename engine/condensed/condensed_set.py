@@ -99,7 +99,7 @@ class CondensedSet:
 
     @property
     def image_bytes(self) -> int:
-        """Stored bytes of the images: the storage budget of the set."""
+        """Stored bytes of the images."""
         return int(self.dataset.ints("bytes")[self.ids].sum())
 
     @property
@@ -109,11 +109,7 @@ class CondensedSet:
 
 
 def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
-    """Open a condensed set together with the data set that holds its images.
-
-    Args:
-        path: The set.
-        data: Where the source of a coreset lies now, if it was moved.
+    """Open a condensed set with the data set that holds its images; ``data`` if that was moved.
 
     Raises:
         UsageError: Not a set; or its source is not where it was, or is another data set.
@@ -194,13 +190,8 @@ def write_set(
 ) -> None:
     """Describe a set in an artifact in the making, and bind it to the data set it condenses.
 
-    Args:
-        work: The artifact, which holds the shards of a distilled set.
-        dataset: What the set condenses.
-        ids: Samples of a coreset, ascending; None for a distilled set of IPC images of each class.
-        method: Name in tables.
-        parameters: What shaped the set, without the seed.
-        seed: Seed of the draw.
+    ``ids`` are the samples of a coreset, ascending; None for a distilled set of IPC images of each
+    class. ``parameters`` are what shaped the set, without the seed.
     """
     manifest, n_classes = dataset.manifest, len(dataset.classes)
     if ids is None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -31,17 +31,13 @@ class Task:
     """Report how many images of the data set were read since the last call."""
 
 
-ClassImages: TypeAlias = tuple[int, NDArray[np.uint8]]
-"""Label, and images of shape (ipc, h, w, 3)."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """Record of a method."""
 
     summary: str
-    images: Callable[[Task, Any], Iterator[ClassImages]]
-    """Build the images, class by class, from the task and the method's parameters."""
+    images: Callable[[Task, Any], Iterator[tuple[int, NDArray[np.uint8]]]]
+    """Yield the label of each class, and its images of shape (ipc, h, w, 3), by parameters."""
     parameters: type[Any] = NoParameters
 
 
@@ -55,12 +51,9 @@ class KmeansParameters:
         require_at_least("size", self.size, 1)
 
 
-def kmeans_images(task: Task, parameters: KmeansParameters) -> Iterator[ClassImages]:
-    """Cluster the pixels of each class into IPC groups, and yield the centroids.
-
-    Raises:
-        UsageError: A class has fewer than IPC images, or fewer that differ.
-    """
+def _kmeans_images(
+    task: Task, parameters: KmeansParameters
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     from sklearn.cluster import KMeans
 
     dataset, size = task.dataset, parameters.size
@@ -99,7 +92,7 @@ METHODS: dict[str, Method] = {
     "kmeans": Method(
         summary="the pixels of a class are clustered into --ipc groups, and the centroid of each "
         "becomes an image: the plainest distilled set, a floor for every other",
-        images=kmeans_images,
+        images=_kmeans_images,
         parameters=KmeansParameters,
     )
 }
@@ -111,7 +104,6 @@ class Importer:
     """Record of a reader of condensed sets that others made."""
 
     accepts: Callable[[Path], bool]
-    """Test whether a path holds what this importer reads."""
     read: Callable[[Path, Dataset], NDArray[np.int64]]
     """Find the samples of a data set that it names: ascending ids, each once."""
 

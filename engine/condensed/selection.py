@@ -42,7 +42,6 @@ class Candidates:
     ids: NDArray[np.int64]
     """Ascending."""
     score: str = ""
-    """Name of the score that a sampler by scores goes by."""
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -70,10 +69,7 @@ class Sampler:
     """Number of the random stream. With one stream, samplers would share images at one seed."""
     needs: Literal["nothing", "scores", "features"] = "nothing"
     parameters: type[Any] = NoParameters
-    complete: Callable[[Any, Candidates, int], tuple[Any, str]] = lambda given, _candidates, _ipc: (
-        given,
-        "",
-    )
+    complete: Callable[[Any, Candidates, int], tuple[Any, str]] | None = None
     """Fill in the parameters that were not given; returns them and a line on what was assumed."""
 
 
@@ -113,16 +109,9 @@ class CcsParameters:
 def default_misratio(
     score: str, data: str | None, ipc: int, class_size: float
 ) -> tuple[float, str]:
-    """Take the misratio of the study, or else derive it by `misratio_by_share`.
+    """Take the misratio of the study for a recognised data set, or else `misratio_by_share`.
 
-    Args:
-        score: Name of the score.
-        data: Name of the data set as recognised by its class list, or None.
-        ipc: Images per class.
-        class_size: Images that a class has to choose from, on average.
-
-    Returns:
-        The misratio, and a line on what it rests on where it is not the study's.
+    Also returns a line on what it rests on where it is not the study's.
     """
     known = _BEST_MISRATIOS.get((data or "", ipc)) if score == "aum" else None
     if known is not None:
@@ -147,7 +136,7 @@ def misratio_by_share(share: float) -> float:
 def complete_ccs(
     parameters: CcsParameters, candidates: Candidates, ipc: int
 ) -> tuple[CcsParameters, str]:
-    """Take the default misratio for a data set and IPC where none is given."""
+    """Take the default misratio where none is given; also returns what is assumed."""
     if parameters.misratio is not None:
         return parameters, ""
     data = recognise(candidates.dataset.classes)
@@ -200,13 +189,7 @@ def draw_coreset(
 ) -> tuple[NDArray[np.int64], tuple[int, ...]]:
     """Draw a coreset; returns its ids, and the classes whose misratio had to be lowered.
 
-    Args:
-        method: Name of the sampler.
-        candidates: Samples to draw from.
-        values: Easiness or features of each, as the sampler needs.
-        ipc: Images per class.
-        seed: As given to the command.
-        parameters: Completed parameters of the sampler.
+    ``seed`` is that of the command, ``parameters`` are completed.
 
     Raises:
         UsageError: A class has fewer than ``ipc`` candidates.

@@ -87,8 +87,9 @@ class Select:
             )
         ids = np.arange(len(dataset)) if table is None else table.ids
         candidates = Candidates(dataset=dataset, ids=ids, score=self.score)
-        given = own_parameters(sampler, self.parameters)
-        parameters, assumption = sampler.complete(given, candidates, self.ipc)
+        parameters, assumption = own_parameters(sampler, self.parameters), ""
+        if sampler.complete:
+            parameters, assumption = sampler.complete(parameters, candidates, self.ipc)
         recorded = self._recorded(sampler, parameters)
         inputs = self._input_paths(sampler, parameters, dataset)
         config = {"method": method, "seed": self.seed, **recorded}

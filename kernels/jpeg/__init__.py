@@ -1,7 +1,4 @@
-"""JPEG decoding, resizing and normalising in compiled code: the only room that knows C.
-
-Here are the buffers that decoders reuse, which need no compiler.
-"""
+"""JPEG decoding and resizing in compiled code, the only room that knows C; here its buffers."""
 
 from threading import local
 

@@ -1,13 +1,12 @@
 """Write decoded pixels to a batch: normalised to planes, or all crops of it in one call per thread.
 
-A call from Python to a decoder ends with a wait for the interpreter. A `BatchDecoder` stays in
-compiled code for the whole batch: it takes the next image from a queue, reads the file, decodes the
-crop and writes the pixels. It takes images that need no resizing.
+A call from Python ends with a wait for the interpreter. A `BatchDecoder` stays in compiled code for
+a whole batch of images that need no resizing.
 """
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +38,6 @@ PLANE_ALIGNMENT = 64
 """Alignment in bytes with which planes are written past the caches."""
 _BYTES_ALIGNMENT = LANES
 _ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
-Pixels: TypeAlias = NDArray[Any]
-"""uint8, or normalised float32."""
 
 
 def normalised_planes(
@@ -80,7 +77,6 @@ class CropBatch(NamedTuple):
     """Pixels of the whole image; an image of another size is refused."""
     heights: NDArray[np.int64]
     lefts: NDArray[np.int64]
-    """Pixels; the crop lies inside the image."""
     tops: NDArray[np.int64]
 
 
@@ -108,20 +104,16 @@ class BatchDecoder:
         self,
         crops: CropBatch,
         queue: WorkQueue,
-        out: Pixels,
+        out: NDArray[Any],
         factors: NDArray[np.float32] | None = None,
         *,
         coarse: bool = False,
     ) -> None:
         """Decode images until the queue is empty; releases the interpreter.
 
-        Args:
-            crops: Images of the batch.
-            queue: Shared by all threads.
-            out: uint8 of shape (b, s * s * 3), or with ``factors`` float32 of shape (b, 3, s * s).
-                Rows of images that are not decoded are undefined.
-            factors: Result of `factors_of`; None keeps uint8.
-            coarse: Use libjpeg-turbo's faster transform and upsampling.
+        The pixels go to ``out``: uint8 of shape (b, s * s * 3), or with the result of `factors_of`
+        float32 of shape (b, 3, s * s). Rows of images that are not decoded are undefined. Each crop
+        lies inside its image. ``coarse`` uses libjpeg-turbo's faster transform and upsampling.
         """
         # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
         is_bytes = out.dtype == np.uint8
@@ -145,8 +137,7 @@ class _Buffers(NamedTuple):
 
 
 class _Crop(NamedTuple):
-    data: tuple[int, int]
-    """Address and length of the file, in memory."""
+    data: tuple[int, int]  # address and length of the file
     width: int
     height: int
     left: int
@@ -162,12 +153,10 @@ class _Addresses(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows of RGB pixels in uint8, and their place in an image of a batch."""
+    """Rows of RGB bytes, ``stride`` bytes apart, and their place in an image of a batch."""
 
     source: int
-    """Address of the first pixel that is read."""
     stride: int
-    """Bytes from one row to the next."""
     to: int
     """Number of the first pixel that is written; rows follow each other without gaps."""
     n_rows: int
@@ -183,7 +172,7 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
     crops: CropBatch,
     queue: WorkQueue,
     mode: _Mode,
-    out: Pixels,
+    out: NDArray[Any],
     factors: NDArray[np.float32] | None,
     buffers: _Buffers,
 ) -> None:

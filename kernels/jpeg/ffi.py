@@ -46,8 +46,7 @@ def call_c(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
 def setjmp(_typing: Untyped, _buffer: Untyped) -> Untyped:
     """Call C's ``setjmp``: return False now, and True after a jump to the buffer at this address.
 
-    The calling kernel must hold no arrays (see above), and after a jump must not use variables that
-    it changed in between.
+    After a jump, the calling kernel must not use variables that it changed in between.
     """
 
     def emit(_context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:

@@ -29,16 +29,14 @@ Memory: TypeAlias = NDArray[np.int64]
 """``struct jpeg_decompress_struct``, followed by the structures at the offsets below."""
 VERSIONS = {62: 632, 80: 656}
 """``JPEG_LIB_VERSION`` to the size of ``struct jpeg_decompress_struct`` in bytes."""
+# Offsets of ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and two arguments, in 4096 bytes.
 _ERROR, BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
-"""Offsets of ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and two arguments."""
-_MEMORY_BYTES = 4096
 _CLIENT_DATA, _IMAGE_WIDTH, _IMAGE_HEIGHT, _JPEG_COLOR_SPACE = 24, 48, 52, 60
 _OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = 64, 96, 100, 136
 _JCS_GRAYSCALE, _JCS_RGB, _JCS_YCBCR, _JDCT_IFAST = 1, 2, 3, 1
 _ERROR_EXIT, _OUTPUT_MESSAGE, _NUM_WARNINGS = 0, 16, 128
 _ROWS_AT_ONCE = 4
-_MARGIN = 2
-"""Columns added on each side, because the smoothing of colours needs a neighbour."""
+_MARGIN = 2  # columns added on each side, because the smoothing of colours needs a neighbour
 MOST_ADDED = 2 * _MARGIN + 31
 """Most columns that are decoded beside a region: libjpeg starts at a block of up to 32."""
 
@@ -73,19 +71,16 @@ class RegionDecoder:
     """Decoder of regions for one thread; it reuses its memory from image to image."""
 
     def __init__(self, library: ctypes.CDLL, version: int) -> None:
-        """Bind the functions of a library that contains or links libjpeg.
+        """Bind the functions of a library, or raise ``AttributeError`` if it lacks one.
 
         With a version of `VERSIONS` that is not the library's, every image is refused.
-
-        Raises:
-            AttributeError: The library lacks a function.
         """
         addresses = (
             ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in Functions._fields[2:]
         )
         self.functions = Functions._make((version, VERSIONS[version], *addresses))
         self._destroy = library["jpeg_destroy_decompress"]
-        self.memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
+        self.memory = np.zeros(4096 // 8, np.int64)
         self._address = ctypes.c_void_p(self.memory.ctypes.data)
 
     def decode(
@@ -93,16 +88,12 @@ class RegionDecoder:
     ) -> tuple[int, int]:
         """Decode a region of a grey or colour JPEG as RGB; releases the interpreter.
 
-        Args:
-            data: The file. Damage below the region is not noticed.
-            box: The region, inside the image.
-            into: Memory, filled from its start with rows top .. bottom - 1.
-            coarse: Use libjpeg-turbo's faster transform and upsampling.
+        Rows top .. bottom - 1 are written to the start of ``into``. Damage below them is not
+        noticed. ``coarse`` uses libjpeg-turbo's faster transform and upsampling.
 
         Returns:
-            First column and number of columns of the rows: those of the region and up to
-            `MOST_ADDED` more. (0, 0) if libjpeg refuses the file or warns of damage, or if ``into``
-            is too small.
+            First column and number of columns of the rows: those of the box and up to `MOST_ADDED`
+            more. (0, 0) if libjpeg refuses the file or warns of damage, or ``into`` is too small.
         """
         encoded, region = np.frombuffer(data, np.uint8), _Region(*box, coarse)
         return _decode(self.functions, encoded, region, into, self.memory)
@@ -165,10 +156,9 @@ def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
 @inner
 def is_plain(width: int, height: int, memory: int) -> bool:
     """Test whether the header is that of a grey or colour image of this size, not of CMYK."""
-    size_fits = (
-        _int_at(memory + _IMAGE_WIDTH) == width and _int_at(memory + _IMAGE_HEIGHT) == height
-    )
-    return size_fits and _JCS_GRAYSCALE <= _int_at(memory + _JPEG_COLOR_SPACE) <= _JCS_YCBCR
+    if _int_at(memory + _IMAGE_WIDTH) != width or _int_at(memory + _IMAGE_HEIGHT) != height:
+        return False
+    return _JCS_GRAYSCALE <= _int_at(memory + _JPEG_COLOR_SPACE) <= _JCS_YCBCR
 
 
 @inner
@@ -224,5 +214,4 @@ def destroy(jpeg: Functions, memory: int) -> None:
 
 @inner
 def _int_at(address: int) -> int:
-    """Read a C ``int``, signed as in `address_of`."""
     return np.int64(load_at(address, np.int32))  # pyright: ignore[reportReturnType] - Numba's int

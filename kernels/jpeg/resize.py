@@ -6,14 +6,12 @@ The filter is that of Pillow's ``Image.resize(size, BILINEAR)`` (``src/libImagin
 
 Deliberate differences from Pillow, which together move a pixel by at most 1 level:
 
-- The vertical pass comes first, over the needed columns only, and keeps 8 fraction bits. Pillow
-  starts with the horizontal pass and rounds to whole levels after it.
+- The vertical pass comes first and keeps 8 fraction bits. Pillow starts with the horizontal pass
+  and rounds to whole levels after it.
 - Weights are integers of 16 bits with an exact sum, so constants stay constant. Where more than
   about 30 pixels become one, and for inputs of 1 or 2 pixels, they have 24 bits.
 
-Both passes add contiguous runs of numbers, which suits SIMD units: parts of rows in the vertical
-pass and, after a transposition of 32 output rows, columns in the horizontal pass. All arithmetic is
-integer: the same bytes on every machine and for every box.
+All arithmetic is integer: the same bytes on every machine and for every box.
 """
 
 from typing import NamedTuple, TypeAlias
@@ -76,13 +74,13 @@ def resize(
     Thread safe; releases the interpreter. The first call compiles (`warm_up`).
 
     Args:
-        image_hwc: uint8 of shape (h, w, c) with any number of channels; copied if not contiguous.
+        image_hwc: With any number of channels; copied if not contiguous.
         width: Columns of the resized image.
         height: Rows of the resized image.
         box: Output pixels to compute, equal to this crop of the full result. None: all.
         region: Part of the image to resize as if it were a copy. None: the whole image. Where
             ``image_hwc`` is itself the `reach` of a larger image, the region may go beyond it.
-        out: C-contiguous uint8 buffer of the result's shape to write to; a new array if None.
+        out: C-contiguous buffer of the result's shape to write to; a new array if None.
 
     Raises:
         ValueError: An argument of another type or shape, or a box or region outside its image.
@@ -116,10 +114,7 @@ def resize(
 
 
 def reach(region: Box, width: int, height: int, box: Box) -> Box:
-    """Return the box of pixels from which ``box`` of the resized ``region`` is computed.
-
-    Where many pixels become one, this is the whole region.
-    """
+    """Return the box of pixels from which ``box`` of the resized ``region`` is computed."""
     left, top, right, bottom = region
     n_columns, n_rows = right - left, bottom - top
     if not (is_short(n_columns, width) and is_short(n_rows, height)):
@@ -136,7 +131,6 @@ def warm_up(*, long: bool = True) -> None:
 
 
 def _wide_rows(image_hwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the rows of an image, padded to at least one vector."""
     rows = np.ascontiguousarray(image_hwc).reshape(image_hwc.shape[0], -1)
     missing = LANES - rows.shape[1]
     return np.pad(rows, ((0, 0), (0, missing))) if missing > 0 else rows
@@ -208,10 +202,8 @@ def _slice_axis(axis: Axis, begin: int, n: int) -> Axis:
 def _filter(source: _Samples, runs: _Runs, axis: Axis, target: _Samples, to_stride: int) -> None:
     """Add weighted runs: parts of rows in the vertical pass, of columns in the horizontal pass.
 
-    target[j * to_stride + i] = sum over k of
-    weights[j, k] * source[base + (starts[j] + k) * stride + i], for i = 0 .. n-1.
-    Sums have 8 fraction bits, which a uint16 target keeps and a uint8 target rounds away. The last
-    vector of a run overlaps the one before.
+    target[j * to_stride + i] = sum over k of weights[j, k] * source[base + (starts[j] + k) * stride
+    + i]. A uint16 target keeps 8 fraction bits. The last vector of a run overlaps the one before.
     """
     # What truncation loses: half a level, and the mean loss of the products.
     rounding = splat(axis.weights.shape[1] // 2 + (128 if target.itemsize == 1 else 0))

@@ -12,14 +12,11 @@ from numba import njit, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-Untyped: TypeAlias = Any
-"""Objects of Numba and llvmlite, which have no types for pyright."""
+Untyped: TypeAlias = Any  # objects of Numba and llvmlite
 Function = TypeVar("Function", bound=Callable[..., Untyped])
 
-LANES = 32
-"""Numbers in a vector of 512 bits, the width of the widest registers."""
-_PART_BITS = 128
-"""Shuffles within parts of this width are cheap on every processor."""
+LANES = 32  # numbers in a vector of 512 bits, the width of the widest registers
+_PART_BITS = 128  # shuffles within parts of this width are cheap on every processor
 _BYTE, _WORD, _INDEX = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _VECTOR = ir.VectorType(_WORD, LANES)
 

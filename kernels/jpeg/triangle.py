@@ -34,10 +34,7 @@ def _window(at: int, scale: float, n_in: int) -> tuple[int, int]:
 
 
 def span_of(n_in: int, n_out: int, begin: int, end: int) -> tuple[int, int]:
-    """Return the range of inputs that the outputs begin .. end-1 of `axis_of` need.
-
-    It may hold up to two inputs more: the length of a window depends on its position.
-    """
+    """Return the inputs that the outputs begin .. end-1 of `axis_of` need, and up to two more."""
     scale = n_in / n_out
     support = max(scale, 1.0)
     taps = min(n_in, max(3, int(2 * support) + 2))
