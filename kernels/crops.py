@@ -27,17 +27,10 @@ def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
 ) -> NDArray[np.int64]:
     """Draw one box per image; a row depends on ``seed`` and its own id and size alone.
 
-    The area is uniform in ``scale``, the logarithm of the aspect ratio uniform in ``ratio``. The
-    first of ten tries that fits is placed uniformly; if none fits, the box is the largest central
-    one within ``ratio``. Unlike torchvision's, it has at least one pixel a side.
-
-    Args:
-        ids: Sample ids, shape (b,).
-        widths: Pixels, at least 1.
-        heights: Pixels, at least 1.
-        seed: Seed of the epoch.
-        scale: Smallest and largest share of the image's area, 0 < low <= high <= 1.
-        ratio: Smallest and largest width over height, 0 < low <= high.
+    The area is uniform in ``scale``, a range of shares of the image's area, and the logarithm of
+    width over height uniform in ``ratio``. The first of ten tries that fits is placed uniformly; if
+    none fits, the box is the largest central one within ``ratio``. Unlike torchvision's, it has at
+    least one pixel a side.
 
     Returns:
         int64 of shape (b, 4): left, top, right, bottom in pixels; right and bottom excluded.

@@ -58,7 +58,10 @@ def coverage(
     pairs = list(zip(set_rows, reference_rows, strict=True))
     return Coverage(
         r1=np.array([_nearest_cosines(s, v).min() for s, v in pairs]),
-        d1=np.array([_nearest_pair_distance(s) for s in set_rows]),
+        # The nearest is the row itself or a copy of it; if copies tie, either has the cosine 1.
+        d1=np.array(
+            [1 - _nearest_cosines(s, s, rank=1).max() if len(s) > 1 else nan for s in set_rows]
+        ),
         r2=np.array([_nearest_cosines(v, s).mean() for s, v in pairs]),
         d2=np.array([_mean_distance(s) for s in set_rows]),
     )
@@ -97,14 +100,6 @@ def _nearest_cosines(
     _, positions = faiss.knn(queries, base, rank + 1, metric=faiss.METRIC_INNER_PRODUCT)
     nearest = base[positions[:, rank]]
     return np.clip(np.einsum("nd,nd->n", queries, nearest, dtype=np.float64), -1.0, 1.0)
-
-
-def _nearest_pair_distance(rows: NDArray[np.float32]) -> float:
-    """Return 1 - the largest cosine of two rows; copies of a row count as different rows."""
-    if len(rows) < 2:
-        return nan
-    # The nearest is the row itself or a copy of it; if copies tie, either has the cosine 1.
-    return 1.0 - float(_nearest_cosines(rows, rows, rank=1).max())
 
 
 def _mean_distance(rows: NDArray[np.float32]) -> float:

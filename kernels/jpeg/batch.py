@@ -18,7 +18,6 @@ from coreset.kernels.jpeg.libjpeg import (
     BUFFER,
     MOST_ADDED,
     Functions,
-    Memory,
     RegionDecoder,
     begin,
     crop_columns,
@@ -97,8 +96,8 @@ class BatchDecoder:
         """Allocate the buffers of a thread, for crops of ``size`` pixels a side."""
         self._decoder, self.size = decoder, size
         self._pread = ctypes.cast(ctypes.CDLL(None)["pread"], ctypes.c_void_p).value or 0
-        rows = odd_memory(3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
-        self._buffers = _Buffers(np.empty(MOST_BYTES, np.uint8), rows, decoder.memory)
+        self._encoded = np.empty(MOST_BYTES, np.uint8)
+        self._rows = odd_memory(3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
 
     def decode(
         self,
@@ -119,21 +118,21 @@ class BatchDecoder:
         is_bytes = out.dtype == np.uint8
         row = 3 * self.size if is_bytes else 4 * self.size
         unit = _BYTES_ALIGNMENT if is_bytes else PLANE_ALIGNMENT
-        mode = _Mode(self.size, row % unit == out.ctypes.data % unit == 0, coarse)
-        jpeg = self._decoder.functions
-        _decode_batch(jpeg, self._pread, crops, queue, mode, out, factors, self._buffers)
+        stream = row % unit == out.ctypes.data % unit == 0
+        buffers = (self._encoded, self._rows, self._decoder.memory)
+        mode = _Mode(self.size, stream, coarse, *(buffer.ctypes.data for buffer in buffers))
+        _decode_batch(self._decoder.functions, self._pread, crops, queue, mode, out, factors)
 
 
 class _Mode(NamedTuple):
+    """How to decode, and addresses of the memory; `coreset.kernels.jpeg.ffi` says why no arrays."""
+
     size: int
     stream: bool
     coarse: bool
-
-
-class _Buffers(NamedTuple):
-    encoded: NDArray[np.uint8]
-    rows: NDArray[np.uint8]
-    libjpeg: Memory
+    encoded: int
+    rows: int
+    libjpeg: int
 
 
 class _Crop(NamedTuple):
@@ -142,14 +141,7 @@ class _Crop(NamedTuple):
     height: int
     left: int
     top: int
-
-
-class _Addresses(NamedTuple):
-    """Addresses of the memory that is written; `coreset.kernels.jpeg.ffi` says why no arrays."""
-
     out: int
-    rows: int
-    libjpeg: int
 
 
 class _Rows(NamedTuple):
@@ -174,7 +166,6 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
     mode: _Mode,
     out: NDArray[Any],
     factors: NDArray[np.float32] | None,
-    buffers: _Buffers,
 ) -> None:
     factors_at = None if factors is None else address_of(factors)
     while True:
@@ -185,60 +176,55 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
         if n_bytes == 0:
             continue
         if crops.descriptors[at] != IN_MEMORY:
-            start, address = address, address_of(buffers.encoded)
+            start, address = address, mode.encoded
             if call_c(pread, (crops.descriptors[at], address, n_bytes, start)) != n_bytes:
                 continue
         width, height = int(crops.widths[at]), int(crops.heights[at])
         left, top = int(crops.lefts[at]), int(crops.tops[at])
-        crop = _Crop((address, n_bytes), width, height, left, top)
         image = address_of(out) + at * out.strides[0]
-        addresses = _Addresses(image, address_of(buffers.rows), address_of(buffers.libjpeg))
-        queue.decoded[at] = _decode_one(jpeg, crop, mode, addresses, factors_at)
+        crop = _Crop((address, n_bytes), width, height, left, top, image)
+        queue.decoded[at] = _decode_one(jpeg, crop, mode, factors_at)
 
 
 @inner
-def _decode_one(
-    jpeg: Functions, crop: _Crop, mode: _Mode, addresses: _Addresses, factors: int | None
-) -> bool:
+def _decode_one(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None) -> bool:
     """Decode one crop; False after an error of libjpeg, which jumps back to the first line."""
-    if setjmp(addresses.libjpeg + BUFFER):
-        destroy(jpeg, addresses.libjpeg)
+    if setjmp(mode.libjpeg + BUFFER):
+        destroy(jpeg, mode.libjpeg)
         return False
-    read_header(jpeg, crop.data, addresses.libjpeg)
-    good = is_plain(crop.width, crop.height, addresses.libjpeg)
+    read_header(jpeg, crop.data, mode.libjpeg)
+    good = is_plain(crop.width, crop.height, mode.libjpeg)
     if good:
-        begin(jpeg, mode.coarse, addresses.libjpeg)
-        good = _decode_rows(jpeg, crop, mode, addresses, factors)
+        begin(jpeg, mode.coarse, mode.libjpeg)
+        good = _decode_rows(jpeg, crop, mode, factors)
         if good and crop.top + mode.size == crop.height:
-            call_c(jpeg.jpeg_finish_decompress, (addresses.libjpeg,))  # notices a missing end
-        good = good and not warned(addresses.libjpeg)
-    call_c(jpeg.jpeg_abort_decompress, (addresses.libjpeg,))
+            call_c(jpeg.jpeg_finish_decompress, (mode.libjpeg,))  # notices a missing end
+        good = good and not warned(mode.libjpeg)
+    call_c(jpeg.jpeg_abort_decompress, (mode.libjpeg,))
     return good
 
 
 @inner
-def _decode_rows(
-    jpeg: Functions, crop: _Crop, mode: _Mode, addresses: _Addresses, factors: int | None
-) -> bool:
+def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None) -> bool:
     """Decode and write the rows of a crop; False if its columns exceed the buffer."""
     first, n_columns = 0, crop.width
     if mode.size < crop.width:
-        first, n_columns = crop_columns(jpeg, crop.left, crop.left + mode.size, addresses.libjpeg)
+        first, n_columns = crop_columns(jpeg, crop.left, crop.left + mode.size, mode.libjpeg)
         if not 0 < n_columns <= mode.size + MOST_ADDED:
             return False
-    call_c(jpeg.jpeg_skip_scanlines, (addresses.libjpeg, crop.top))
+    call_c(jpeg.jpeg_skip_scanlines, (mode.libjpeg, crop.top))
     direct = factors is None and not mode.stream and n_columns == mode.size
     for top in range(0, mode.size, _ROWS_AT_ONCE):
         n_rows = min(mode.size - top, _ROWS_AT_ONCE)
-        target = addresses.out + 3 * top * mode.size if direct else addresses.rows
-        read_rows(jpeg, n_rows, 3 * n_columns, target, addresses.libjpeg)
+        target = crop.out + 3 * top * mode.size if direct else mode.rows
+        read_rows(jpeg, n_rows, 3 * n_columns, target, mode.libjpeg)
         if not direct:
-            source = addresses.rows + 3 * (crop.left - first)
+            source = mode.rows + 3 * (crop.left - first)
             rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
             if factors is None:
-                _write_bytes(rows, addresses.out)
+                _write_bytes(rows, crop.out)
             else:
-                _write_planes(rows, factors, addresses.out, 4 * mode.size * mode.size)
+                _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
     if mode.stream:
         fence()
     return True

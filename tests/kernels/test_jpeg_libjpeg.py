@@ -70,9 +70,8 @@ def test_a_library_without_libjpeg_is_refused():
 
 
 FUNCTIONS = Functions(*range(1, 14))
-CROP = batch._Crop((1, 1), 1, 1, 1, 1)
-MODE = batch._Mode(1, stream=True, coarse=False)
-ADDRESSES = batch._Addresses(1, 1, 1)
+CROP = batch._Crop((1, 1), 1, 1, 1, 1, 1)
+MODE = batch._Mode(1, stream=True, coarse=False, encoded=1, rows=1, libjpeg=1)
 REGION = libjpeg._Region(1, 1, 1, 1, coarse=True)
 
 
@@ -80,8 +79,8 @@ REGION = libjpeg._Region(1, 1, 1, 1, coarse=True)
     ("function", "arguments"),
     [
         (libjpeg._decode_region, (FUNCTIONS, (1, 1), REGION, (1, 1), 1)),
-        (batch._decode_one, (FUNCTIONS, CROP, MODE, ADDRESSES, None)),
-        (batch._decode_one, (FUNCTIONS, CROP, MODE, ADDRESSES, 1)),
+        (batch._decode_one, (FUNCTIONS, CROP, MODE, None)),
+        (batch._decode_one, (FUNCTIONS, CROP, MODE, 1)),
     ],
     ids=["region", "bytes", "floats"],
 )
