@@ -151,8 +151,8 @@ def cutmix(
 ) -> CutMix:
     """Paste one box, at the same place in the whole batch, from a permutation of the batch.
 
-    Yun et al. 2019, with the box of their code (clovaai/CutMix-PyTorch, ``train.py``): 1 - lambda
-    of the area, lambda ~ Beta(alpha, alpha), around a uniform centre and cut off at the border.
+    Yun et al. 2019, with the box of their code: 1 - lambda of the area with lambda ~ Beta(alpha,
+    alpha), around a uniform centre and cut off at the border.
     """
     n, _, height, width = images.shape
     cut = math.sqrt(1 - _beta(alpha, generator))
@@ -181,10 +181,7 @@ def _uniform(
 def _triangle_filters(
     starts_b: Float[Tensor, " b"], lengths_b: Float[Tensor, " b"], pixels: int, size: int
 ) -> Float[Tensor, "b s pixels"]:
-    """Compute the weights of ``pixels`` in each of ``size`` outputs over [start, start + length).
-
-    Pixels beyond the box are left out, which equals repeating its border pixel.
-    """
+    """Weigh ``pixels`` in each of ``size`` outputs over [start, start + length), and no others."""
     steps_b11 = (lengths_b / size)[:, None, None]
     starts_b11 = starts_b[:, None, None]
     ends_b11 = starts_b11 + lengths_b[:, None, None]

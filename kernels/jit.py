@@ -22,7 +22,6 @@ import numba.core.config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _config: Any = numba.core.config
-_WRITABLE_BY_OTHERS = 0o022
 
 
 def kernel(function: Function) -> Function:
@@ -57,7 +56,7 @@ def code_folder() -> Path | None:
 def _is_private(folder: Path) -> bool:
     """Test whether this user owns a folder and nobody else may write to it; warn once if not."""
     status = folder.stat()
-    if status.st_uid == os.geteuid() and not status.st_mode & _WRITABLE_BY_OTHERS:
+    if status.st_uid == os.geteuid() and not status.st_mode & 0o022:
         return True
     warnings.warn(
         f"{folder} belongs to another user or others may write to it, so compiled kernels are not "

@@ -7,7 +7,6 @@ the set, which is what "covers" means, and takes means, which a single outlier h
 """
 
 import warnings
-from dataclasses import asdict, dataclass
 from math import nan, sqrt
 from typing import Any
 
@@ -19,33 +18,19 @@ from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.seeds import random_keys
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Coverage:
-    """Representativeness and diversity per class, float64 (n_classes,); higher is better."""
-
-    r1: NDArray[np.float64]
-    """Representativeness: min over s in S of the max over v in V of cos(s, v)."""
-    d1: NDArray[np.float64]
-    """Diversity: 1 - max over pairs of S of their cosine; NaN for a single image."""
-    r2: NDArray[np.float64]
-    """Coverage: mean over v in V of the max over s in S of cos(v, s)."""
-    d2: NDArray[np.float64]
-    """Diversity: 1 - mean over pairs of S of their cosine; NaN for a single image."""
-
-    def means(self) -> dict[str, float]:
-        """Average r1, d1, r2, d2 over classes; d1 and d2 without classes of one image."""
-        numbers = {name: values[~np.isnan(values)] for name, values in asdict(self).items()}
-        return {name: float(x.mean()) if x.size else nan for name, x in numbers.items()}
-
-
 def coverage(
     set_features: Float[np.ndarray, "m d"],
     set_labels: Int[np.ndarray, " m"],
     reference_features: Float[np.ndarray, "n d"],
     reference_labels: Int[np.ndarray, " n"],
     n_classes: int,
-) -> Coverage:
-    """Measure a condensed set against a reference, class by class.
+) -> dict[str, float]:
+    """Measure a condensed set against a reference: means over classes, of which higher is better.
+
+    - r1, representativeness: min over s in S of the max over v in V of cos(s, v)
+    - d1, diversity: 1 - max over pairs of S of their cosine; without classes of a single image
+    - r2, coverage: mean over v in V of the max over s in S of cos(v, s)
+    - d2, diversity: 1 - mean over pairs of S of their cosine; without classes of a single image
 
     FAISS finds exact nearest neighbours in float32, without a matrix of all pairs; their cosines
     are computed again in float64, so that no result depends on the number of threads.
@@ -56,15 +41,18 @@ def coverage(
     set_rows = _rows_by_class("set", set_features, set_labels, n_classes)
     reference_rows = _rows_by_class("reference", reference_features, reference_labels, n_classes)
     pairs = list(zip(set_rows, reference_rows, strict=True))
-    return Coverage(
-        r1=np.array([_nearest_cosines(s, v).min() for s, v in pairs]),
+    several = [s for s in set_rows if len(s) > 1]
+    return {
+        "r1": float(np.mean([_nearest_cosines(s, v).min() for s, v in pairs])),
         # The nearest is the row itself or a copy of it; if copies tie, either has the cosine 1.
-        d1=np.array(
-            [1 - _nearest_cosines(s, s, rank=1).max() if len(s) > 1 else nan for s in set_rows]
-        ),
-        r2=np.array([_nearest_cosines(v, s).mean() for s, v in pairs]),
-        d2=np.array([_mean_distance(s) for s in set_rows]),
-    )
+        "d1": _mean_or_nan([1 - _nearest_cosines(s, s, rank=1).max() for s in several]),
+        "r2": float(np.mean([_nearest_cosines(v, s).mean() for s, v in pairs])),
+        "d2": _mean_or_nan([_mean_distance(s) for s in several]),
+    }
+
+
+def _mean_or_nan(numbers: list[float]) -> float:
+    return float(np.mean(numbers)) if numbers else nan
 
 
 def _rows_by_class(
@@ -104,10 +92,7 @@ def _nearest_cosines(
 
 def _mean_distance(rows: NDArray[np.float32]) -> float:
     """Return 1 - the mean cosine over pairs, from |sum of rows|^2 = 2 * pairs + rows."""
-    n = len(rows)
-    if n < 2:
-        return nan
-    total = rows.sum(axis=0, dtype=np.float64)
+    n, total = len(rows), rows.sum(axis=0, dtype=np.float64)
     own = np.einsum("nd,nd->", rows, rows, dtype=np.float64)
     return 1.0 - float((total @ total - own) / (n * (n - 1)))
 

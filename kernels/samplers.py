@@ -1,8 +1,7 @@
 """Samplers of class-balanced coresets: exactly IPC images of every class, at random or by CCS.
 
-Every sampler is a function ``(values, labels, n_classes, ipc, seed, *, parameters) -> Selection``;
-``values`` (scores, features) are missing where it needs none. The draw of a class depends on the
-seed, the class index and the class's own samples alone.
+Every sampler is a function ``(values, labels, n_classes, ipc, seed, *, parameters) -> Selection``.
+The draw of a class depends on the seed, the class index and the class's own samples alone.
 """
 
 import math

@@ -12,7 +12,6 @@ class ScoreMeaning:
     """Meaning of one score."""
 
     summary: str
-    """One line for `--help` and for captions of tables."""
     unit: str
     """Unit and range."""
     source: str

@@ -145,29 +145,19 @@ def complete_ccs(
     return replace(parameters, misratio=value), assumption
 
 
-def _ccs(
-    candidates: Candidates,
-    easiness: NDArray[np.floating],
-    ipc: int,
-    seed: int,
-    parameters: CcsParameters,
-) -> Selection:
-    return ccs_coreset(
-        easiness,
-        candidates.labels,
-        candidates.n_classes,
-        ipc,
-        misratio=parameters.misratio or 0.0,  # never None once completed
-        n_bins=parameters.bins,
-        seed=seed,
-    )
-
-
 SAMPLERS: dict[str, Sampler] = {
     "ccs": Sampler(
         summary="cut the misratio hardest of a class, lay equal-width bins over the other scores, "
         "share the budget over the bins (smallest first), draw at random within each",
-        draw=_ccs,
+        draw=lambda candidates, easiness, ipc, seed, completed: ccs_coreset(
+            easiness,
+            candidates.labels,
+            candidates.n_classes,
+            ipc,
+            seed,
+            misratio=completed.misratio,
+            n_bins=completed.bins,
+        ),
         stream=Stream.CCS,
         needs="scores",
         parameters=CcsParameters,

@@ -39,7 +39,7 @@ class FeaturePair:
             self.reference_features,
             self.reference_labels,
             self.n_classes,
-        ).means()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

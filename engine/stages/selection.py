@@ -1,6 +1,7 @@
 """``coreset select``: choose a coreset, class by class."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -90,27 +91,18 @@ class Select:
         parameters, assumption = own_parameters(sampler, self.parameters), ""
         if sampler.complete:
             parameters, assumption = sampler.complete(parameters, candidates, self.ipc)
-        recorded = self._recorded(sampler, parameters)
-        inputs = self._input_paths(sampler, parameters, dataset)
-        config = {"method": method, "seed": self.seed, **recorded}
-        if table is not None and table.undecodable and "scores" not in inputs:
-            # The scores that tell them are no input of this set.
-            config |= {"undecodable": digest_of({"ids": sorted(table.undecodable)})}
-        provenance = Provenance(
-            kind="set",
-            stage="select",
-            config=config,
-            inputs=tuple(
-                Provenance.read(path).as_input(role, path, self.condensed)
-                for role, path in inputs.items()
-            ),
-        )
+        score = {"score": self.score} if sampler.needs == "scores" else {}
+        recorded = {"ipc": self.ipc, **score, **_shaping(sampler, parameters)}
+        inputs = {"scores": self.source} if score else {"data": dataset.path}
+        if sampler.needs == "features":
+            inputs |= {"features": _features_of(parameters)}
+        provenance = self._provenance(method, recorded, inputs, table)
         with create_artifact(self.condensed, provenance, inputs=list(inputs.values())) as work:
             if not work.done:
                 values = self._values(sampler, candidates, table, parameters)
                 options = {"ipc": self.ipc, "seed": self.seed, "parameters": parameters}
                 chosen, lowered = draw_coreset(method, candidates, values, **options)
-                name = f"{method}-{self.score}" if sampler.needs == "scores" else method
+                name = f"{method}-{self.score}" if score else method
                 write_set(work, dataset, chosen, method=name, parameters=recorded, seed=self.seed)
                 work.meter.images = len(dataset)
                 work.meter.notes["lowered_misratio_classes"] = len(lowered)
@@ -128,21 +120,22 @@ class Select:
         table = ScoreTable.open(self.source, self.data)
         return table.dataset, table
 
-    def _recorded(self, sampler: Sampler, parameters: object) -> dict[str, Any]:
-        """Return what shapes the choice, without the seed and the inputs, by name."""
-        score = {"score": self.score} if sampler.needs == "scores" else {}
-        names = [column.name for column in fields(sampler.parameters) if column.name != "features"]
-        return {"ipc": self.ipc, **score, **{name: getattr(parameters, name) for name in names}}
-
-    def _input_paths(
-        self, sampler: Sampler, parameters: object, dataset: Dataset
-    ) -> dict[str, Path]:
-        """Return the artifacts that the choice depends on, by role."""
-        if sampler.needs == "scores":
-            return {"scores": self.source}
-        if sampler.needs == "features":
-            return {"data": dataset.path, "features": _features_of(parameters)}
-        return {"data": dataset.path}
+    def _provenance(
+        self,
+        method: str,
+        recorded: Mapping[str, Any],
+        inputs: Mapping[str, Path],
+        table: ScoreTable | None,
+    ) -> Provenance:
+        config = {"method": method, "seed": self.seed, **recorded}
+        if table is not None and table.undecodable and "scores" not in inputs:
+            # The scores that tell them are no input of this set.
+            config |= {"undecodable": digest_of({"ids": sorted(table.undecodable)})}
+        recorded_inputs = (
+            Provenance.read(path).as_input(role, path, self.condensed)
+            for role, path in inputs.items()
+        )
+        return Provenance(kind="set", stage="select", config=config, inputs=tuple(recorded_inputs))
 
     def _values(
         self, sampler: Sampler, candidates: Candidates, table: ScoreTable | None, parameters: object
@@ -173,6 +166,12 @@ class Select:
         )
         record = {"set": str(self.condensed), "images": n_images, "method": method}
         return Result(lines, {**record, "assumed": assumed})
+
+
+def _shaping(sampler: Sampler, parameters: object) -> dict[str, Any]:
+    """Return the parameters that shape the choice: all but the features, which are an input."""
+    columns = [column.name for column in fields(sampler.parameters)]
+    return {name: getattr(parameters, name) for name in columns if name != "features"}
 
 
 def _features_of(parameters: object) -> Path:

@@ -5,15 +5,16 @@ were thousands. LLVM splits these vectors for processors with narrower registers
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
+from coreset.kernels.jit import Function
+
 Untyped: TypeAlias = Any  # objects of Numba and llvmlite
-Function = TypeVar("Function", bound=Callable[..., Untyped])
 
 LANES = 32  # numbers in a vector of 512 bits, the width of the widest registers
 _PART_BITS = 128  # shuffles within parts of this width are cheap on every processor
@@ -23,8 +24,8 @@ _VECTOR = ir.VectorType(_WORD, LANES)
 
 def inner(function: Function) -> Function:
     """Compile for other kernels only, without entry points for Python and C: a third less time."""
-    options = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast("Function", njit(**cast("Untyped", options))(function))
+    options: Untyped = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast("Function", njit(**options)(function))
 
 
 def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
@@ -33,7 +34,7 @@ def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
 
 
 class _Lanes(types.Type):
-    """Type of a vector of 32 uint16 in a kernel."""
+    """A vector of 32 uint16."""
 
 
 _LANES_TYPE = _Lanes("Lanes")
