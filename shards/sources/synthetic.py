@@ -125,12 +125,9 @@ class Synthetic:
         message = f"size must be imagenet or {MIN_SIDE} to {MAX_SIDE} pixels, got {self.size}"
         _require(self.size == "imagenet" or MIN_SIDE <= self.size <= MAX_SIDE, message)
         true_labels = (
-            permutation(self.images, derived_seed(self.seed, Stream.TRUE_LABEL))
-            % self.classes
+            permutation(self.images, derived_seed(self.seed, Stream.TRUE_LABEL)) % self.classes
         )
-        difficulty = (
-            _uniforms(self.images, derived_seed(self.seed, Stream.DIFFICULTY)) ** 2
-        )
+        difficulty = _uniforms(self.images, derived_seed(self.seed, Stream.DIFFICULTY)) ** 2
         for name, array in (
             ("true_labels", true_labels),
             ("labels", self._flipped(true_labels)),
