@@ -16,7 +16,7 @@ from coreset.engine.runtime.device import resolve_device
 from coreset.engine.scoring.proxy import training_images
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.kernels.rank_correlation import spearman
+from coreset.kernels.measures import spearman
 from coreset.shards.format.dataset import Dataset
 
 USUAL, OURS, FROM_MEMORY = "usual loop", "ours, decoding included", "ours, decoded before"

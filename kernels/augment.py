@@ -1,9 +1,8 @@
 """Training augmentations of whole batches, on the device where the images are.
 
-Random parameters are drawn on the CPU from the given generator and then moved, so a GPU and a CPU
-see the same draws. Images are RGB in 0..1 of shape (b, 3, h, w), before normalisation; some
-functions also take uint8. Arithmetic is float32 whatever the type of the images, also under
-autocast, and results have the type of the images. Nothing is modified in place.
+Random parameters are drawn on the CPU from the given generator, so a GPU and a CPU see the same
+draws. Images are RGB in 0..1, before normalisation; some functions also take uint8. Arithmetic is
+float32, also under autocast; results have the type of the images. Nothing is modified in place.
 
 Shape suffixes: b = images, h = rows, w = columns, s = output side.
 """
@@ -19,9 +18,7 @@ from torch import Tensor
 
 from coreset.kernels.crops import TRIES, boxes_from
 
-GREY_WEIGHTS = (0.299, 0.587, 0.114)
-"""Share of R, G and B in luma (ITU-R BT.601)."""
-
+_GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G and B in luma (ITU-R BT.601)
 # Principal components of ImageNet's RGB values (Krizhevsky et al. 2012, section 4.1), with the
 # numbers of facebookarchive/fb.resnet.torch, datasets/imagenet.lua. Columns are eigenvectors.
 _EIGENVALUES = (0.2175, 0.0188, 0.0045)
@@ -38,7 +35,7 @@ class CutMix:
 
     images: Shaped[Tensor, "b 3 h w"]
     partner: Int[Tensor, " b"]
-    """Position in the batch of the image whose box was pasted; on the images' device."""
+    """Position in the batch of the image whose box was pasted."""
     share: float
     """Exact fraction of the area that is not pasted."""
 
@@ -68,11 +65,7 @@ def draw_crops(
     scale: tuple[float, float] = (0.5, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Int[Tensor, "b 4"]:
-    """Draw boxes (left, top, right, bottom) by the law of torchvision's ``RandomResizedCrop``.
-
-    All tries are drawn at once, so the random numbers differ from those of torchvision's
-    ``RandomResizedCrop``; the distribution does not.
-    """
+    """Draw boxes (left, top, right, bottom) by the law of torchvision's ``RandomResizedCrop``."""
     draws = [_uniform((n, draw), 0, 1, generator) for draw in (TRIES, TRIES, 2)]
     # The row of a box is drawn before its column; `boxes_from` takes the column first.
     uniforms = torch.cat((*draws[:2], draws[2].flip(1)), dim=1).numpy()
@@ -81,31 +74,19 @@ def draw_crops(
 
 
 def resized_crops(
-    images: Shaped[Tensor, "b 3 h w"],
-    boxes: Int[Tensor, "b 4"],
-    size: int,
-    *,
-    antialias: bool = True,
+    images: Shaped[Tensor, "b 3 h w"], boxes: Int[Tensor, "b 4"], size: int
 ) -> Float[Tensor, "b 3 s s"]:
     """Crop each image to its box and resize it bilinearly to size x size.
 
-    Equal to cropping and ``torch.nn.functional.interpolate(mode="bilinear", antialias=antialias)``
-    image by image. Bilinear resizing is linear and separable, so each image is multiplied by one
-    matrix per axis, whose rows are triangle filters around the output pixels. Unlike in
-    ``grid_sample``, the filter widens where the box is larger than ``size``, so that reducing does
-    not alias.
-
-    Args:
-        images: uint8 (result float32 in 0..1) or float (result of the same type).
-        boxes: left, top, right, bottom in pixels, inside the images; any device.
-        size: Output side in pixels.
-        antialias: Widen the filter when reducing, as torchvision does by default.
+    Equal to cropping and ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` image
+    by image: each image is multiplied by one matrix per axis, whose rows are triangle filters.
+    Boxes are as of `draw_crops`, on any device. The result of uint8 is float32 in 0..1.
     """
     values = unit_range(images)
     n, _, height, width = images.shape
     left, top, right, bottom = boxes.to(images.device, non_blocking=True).float().unbind(dim=1)
-    rows_bsh = _triangle_filters(top, bottom - top, height, size, antialias=antialias)
-    columns_bsw = _triangle_filters(left, right - left, width, size, antialias=antialias)
+    rows_bsh = _triangle_filters(top, bottom - top, height, size)
+    columns_bsw = _triangle_filters(left, right - left, width, size)
     with torch.autocast(images.device.type, enabled=False):
         # Channels beside rows: one large product per image instead of three.
         narrowed = values.float().reshape(n, 3 * height, width) @ columns_bsw.mT
@@ -120,12 +101,11 @@ def random_resized_crop(
     *,
     scale: tuple[float, float] = (0.5, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
-    antialias: bool = True,
 ) -> Float[Tensor, "b 3 s s"]:
     """Draw one box per image by `draw_crops` and cut it by `resized_crops`."""
     n, _, height, width = images.shape
     boxes = draw_crops(n, height, width, generator, scale=scale, ratio=ratio)
-    return resized_crops(images, boxes, size, antialias=antialias)
+    return resized_crops(images, boxes, size)
 
 
 def horizontal_flip(
@@ -142,16 +122,14 @@ def color_jitter(
     """Change brightness, contrast and saturation of each image by random strengths.
 
     Each change is (1 - a) * image + a * reference with a uniform in (-strength, strength). The
-    references are black, the mean of the grey image, and the grey image. This is the jitter of
-    MinimaxDiffusion (``data.py``), from fb.resnet.torch, not torchvision's: the result is not
-    clamped to 0..1. There the changes come in random order; as nothing is clamped and the grey
-    weights sum to 1, any order gives the same image, so here it is one pass over the pixels.
+    references are black, the mean of the grey image, and the grey image. As in MinimaxDiffusion
+    (``data.py``), but not in torchvision, nothing is clamped; so any order gives the same image.
     """
     amounts_b3 = _uniform((len(images), 3), -strength, strength, generator).float()
     amounts_b3111 = amounts_b3.to(images.device, non_blocking=True)[:, :, None, None, None]
     brightness, contrast, saturation = amounts_b3111.unbind(dim=1)
     values = images.float()
-    weights_311 = _per_channel(GREY_WEIGHTS, images.device)
+    weights_311 = _per_channel(_GREY_WEIGHTS, images.device)
     grey_b1hw = (values * weights_311).sum(dim=1, keepdim=True)
     colour = torch.lerp(values, grey_b1hw, saturation)
     contrasted = torch.lerp(colour, grey_b1hw.mean(dim=(2, 3), keepdim=True), contrast)
@@ -161,10 +139,7 @@ def color_jitter(
 def lighting(
     images: Float[Tensor, "b 3 h w"], generator: torch.Generator, *, std: float = 0.1
 ) -> Float[Tensor, "b 3 h w"]:
-    """Add one RGB offset per image along ImageNet's principal components (AlexNet's colour noise).
-
-    The offset is the sum over components of eigenvector * eigenvalue * N(0, std), in units of 0..1.
-    """
+    """Add to each image one sum of ImageNet's principal components * eigenvalue * N(0, std)."""
     amounts_b3 = torch.randn((len(images), 3), generator=generator) * std
     components_33 = torch.tensor(_EIGENVECTORS) * torch.tensor(_EIGENVALUES)
     offsets_b3 = (amounts_b3 @ components_33.T).to(images.device, non_blocking=True)
@@ -176,9 +151,8 @@ def cutmix(
 ) -> CutMix:
     """Paste one box, at the same place in the whole batch, from a permutation of the batch.
 
-    Yun et al. 2019; the box is that of their code (clovaai/CutMix-PyTorch, ``train.py``). It has
-    1 - lambda of the area, with lambda ~ Beta(alpha, alpha), the shape of the image and a uniform
-    centre, and is cut off at the border. An image may be its own partner.
+    Yun et al. 2019, with the box of their code: 1 - lambda of the area with lambda ~ Beta(alpha,
+    alpha), around a uniform centre and cut off at the border.
     """
     n, _, height, width = images.shape
     cut = math.sqrt(1 - _beta(alpha, generator))
@@ -205,26 +179,16 @@ def _uniform(
 
 
 def _triangle_filters(
-    starts_b: Float[Tensor, " b"],
-    lengths_b: Float[Tensor, " b"],
-    pixels: int,
-    size: int,
-    *,
-    antialias: bool,
+    starts_b: Float[Tensor, " b"], lengths_b: Float[Tensor, " b"], pixels: int, size: int
 ) -> Float[Tensor, "b s pixels"]:
-    """Compute the weights of ``pixels`` in each of ``size`` outputs over [start, start + length).
-
-    Rows sum to 1. Leaving out the pixels beyond the box and dividing by the sum of the rest equals
-    repeating the border pixel of the box.
-    """
+    """Weigh ``pixels`` in each of ``size`` outputs over [start, start + length), and no others."""
     steps_b11 = (lengths_b / size)[:, None, None]
     starts_b11 = starts_b[:, None, None]
     ends_b11 = starts_b11 + lengths_b[:, None, None]
     outputs_s1 = torch.arange(size, device=starts_b.device)[:, None] + 0.5
     centres_p = torch.arange(pixels, device=starts_b.device) + 0.5
-    radius_b11 = steps_b11.clamp(min=1) if antialias else torch.ones_like(steps_b11)
     distances_bsp = (centres_p - (starts_b11 + outputs_s1 * steps_b11)).abs()
-    weights_bsp = (1 - distances_bsp / radius_b11).clamp(min=0)
+    weights_bsp = (1 - distances_bsp / steps_b11.clamp(min=1)).clamp(min=0)
     weights_bsp = weights_bsp * ((centres_p > starts_b11) & (centres_p < ends_b11))
     return weights_bsp / weights_bsp.sum(dim=2, keepdim=True)
 

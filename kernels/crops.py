@@ -1,8 +1,7 @@
 """Boxes of random resized crops, as a pure function of a seed and an image's id and size.
 
-The distribution is that of torchvision's ``RandomResizedCrop.get_params`` (torchvision/transforms/
-transforms.py). The random numbers come from splitmix64 by counter, so that a box depends neither on
-the batch nor on the process or the decoder.
+The distribution is that of torchvision's ``RandomResizedCrop.get_params``. The random numbers come
+from splitmix64 by counter, so that a box depends neither on the batch nor on the process.
 
 Shape suffixes: b = images, t = tries, 2 = horizontal and vertical.
 """
@@ -15,8 +14,7 @@ from numpy.typing import NDArray
 from coreset.kernels.seeds import GOLDEN_GAMMA, splitmix64
 
 TRIES = 10
-DRAWS = 2 * TRIES + 2
-"""Uniform numbers of one image: areas, aspect ratios, then the position of the crop."""
+_DRAWS = 2 * TRIES + 2  # of an image: areas, aspect ratios, then the position of the crop
 
 
 def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
@@ -29,17 +27,10 @@ def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
 ) -> NDArray[np.int64]:
     """Draw one box per image; a row depends on ``seed`` and its own id and size alone.
 
-    The area is uniform in ``scale``, the logarithm of the aspect ratio uniform in ``ratio``. The
-    first of ten tries that fits is placed uniformly; if none fits, the box is the largest central
-    one within ``ratio``. Unlike torchvision's, it has at least one pixel a side.
-
-    Args:
-        ids: Sample ids, shape (b,); equal ids of equal size get equal boxes.
-        widths: Pixels, at least 1, shape (b,).
-        heights: Pixels, at least 1, shape (b,).
-        seed: Seed of the epoch.
-        scale: Smallest and largest share of the image's area, 0 < low <= high <= 1.
-        ratio: Smallest and largest width over height, 0 < low <= high.
+    The area is uniform in ``scale``, a range of shares of the image's area, and the logarithm of
+    width over height uniform in ``ratio``. The first of ten tries that fits is placed uniformly; if
+    none fits, the box is the largest central one within ``ratio``. Unlike torchvision's, it has at
+    least one pixel a side.
 
     Returns:
         int64 of shape (b, 4): left, top, right, bottom in pixels; right and bottom excluded.
@@ -47,8 +38,17 @@ def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
     Raises:
         ValueError: An image has no pixels.
     """
-    _require_pixels(widths, heights)
-    return boxes_from(_uniforms(ids, seed), widths, heights, scale, ratio)
+    empty = np.flatnonzero(np.minimum(widths, heights) < 1)
+    if empty.size:
+        raise ValueError(
+            f"widths and heights must be at least 1 pixel, got {widths[empty[0]]} x "
+            f"{heights[empty[0]]} at position {empty[0]}; leave this image out"
+        )
+    start = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
+    streams = splitmix64(start ^ ids.astype(np.uint64))[:, None]
+    keys = splitmix64(streams + np.arange(_DRAWS, dtype=np.uint64) * GOLDEN_GAMMA)
+    uniforms = (keys >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return boxes_from(uniforms, widths, heights, scale, ratio)
 
 
 def boxes_from(
@@ -58,7 +58,7 @@ def boxes_from(
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> NDArray[np.int64]:
-    """Compute the boxes of `crop_boxes` from numbers in [0, 1), shape (b, ``DRAWS``)."""
+    """Compute the boxes of `crop_boxes` from 2 * ``TRIES`` + 2 numbers in [0, 1) an image."""
     images_2b = np.stack([widths, heights])
     areas_bt = _between(*scale, uniforms[:, :TRIES]) * images_2b.prod(axis=0)[:, None]
     aspects_bt = np.exp(_between(math.log(ratio[0]), math.log(ratio[1]), uniforms[:, TRIES:-2]))
@@ -66,36 +66,13 @@ def boxes_from(
     fits_bt = ((tries_2bt > 0) & (tries_2bt <= images_2b[:, :, None])).all(axis=0)
     drawn_2b = tries_2bt[:, np.arange(len(widths)), fits_bt.argmax(axis=1)]
     places_2b = np.floor(uniforms[:, -2:].T * (images_2b - drawn_2b + 1))
-    central_2b = _central_sizes(images_2b, ratio)
+    longest_2b = np.rint(np.stack([heights * ratio[1], widths / ratio[0]]))
+    central_2b = np.minimum(images_2b, np.maximum(longest_2b, 1))
     fits_b = np.any(fits_bt, axis=1)
     sizes_2b = np.where(fits_b, drawn_2b, central_2b)
     starts_2b = np.where(fits_b, places_2b, (images_2b - central_2b) // 2)
     return np.stack([*starts_2b, *(starts_2b + sizes_2b)], axis=1).astype(np.int64)
 
 
-def _uniforms(ids: NDArray[np.int64], seed: int) -> NDArray[np.float64]:
-    """Draw uniform numbers in [0, 1) of 53 bits, ``DRAWS`` in each row."""
-    start = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
-    streams = splitmix64(start ^ ids.astype(np.uint64))[:, None]
-    counters = np.arange(DRAWS, dtype=np.uint64) * GOLDEN_GAMMA
-    return (splitmix64(streams + counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
-
-
 def _between(low: float, high: float, uniforms: NDArray[np.float64]) -> NDArray[np.float64]:
     return low + (high - low) * uniforms
-
-
-def _central_sizes(images_2b: NDArray[np.int64], ratio: tuple[float, float]) -> NDArray[np.float64]:
-    """Return width and height of the largest box whose width over height lies in ``ratio``."""
-    widths, heights = images_2b
-    longest_2b = np.rint(np.stack([heights * ratio[1], widths / ratio[0]]))
-    return np.minimum(images_2b, np.maximum(longest_2b, 1))
-
-
-def _require_pixels(widths: NDArray[np.int64], heights: NDArray[np.int64]) -> None:
-    empty = np.flatnonzero(np.minimum(widths, heights) < 1)
-    if empty.size:
-        raise ValueError(
-            f"widths and heights must be at least 1 pixel, got {widths[empty[0]]} x "
-            f"{heights[empty[0]]} at position {empty[0]}; leave this image out"
-        )

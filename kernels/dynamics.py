@@ -1,12 +1,8 @@
 """Training-dynamics scores, accumulated on the device while a proxy network trains.
 
-A presentation is a sample shown once an epoch, in train mode, before the step of its batch. Its
-statistics (`kernels.margins`) are added to sums batch by batch; scores that need the history of a
-sample are updated at the end of an epoch. The state is 72 bytes a sample with the usual window of
-ten epochs (92 MB for ImageNet) instead of the history of logits (154 GB). Nothing waits for the
-device between epochs.
-
-Processes that share an epoch keep a state each; `Dynamics.end_epoch` adds the states up.
+A presentation is a sample shown once an epoch, in train mode, before the step of its batch. The
+state is 72 bytes a sample with a window of ten epochs (92 MB for ImageNet) instead of the history
+of logits (154 GB). Nothing waits for the device between epochs.
 
 Shape suffixes: b = batch, c = classes, n = samples, k = columns, j = window.
 """
@@ -20,33 +16,27 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.kernels.margins import SampleStats, per_sample_stats
+from coreset.kernels.logits import SampleStats, per_sample_stats
 
 SUMS = (
     "visits", "early_visits", "probability_margin", "probability_margin_squared", "logit_margin",
     "right", "loss", "entropy", "el2n_early", "el2n_single",
 )  # fmt: skip
-"""Columns of the sums, in order; all float32 (counts are exact up to 2^24)."""
+"""Columns of the sums, all float32 (counts are exact up to 2^24)."""
 WINDOW_EPOCHS, EL2N_EPOCHS = 10, 10
-ROWS_PER_FOLD = 1 << 17
+_ROWS_PER_FOLD = 1 << 17
 _SEEN, _RIGHT = 1, 2
 _STEPS, _HALF = 65535, 32768
 
-AllReduce: TypeAlias = Callable[[Tensor], None]
-"""Replaces a tensor, on every process, by its sum over all of them."""
+AllReduce: TypeAlias = Callable[[Tensor], None]  # replaces a tensor by its sum over all processes
 
 
-def _nothing(_: Tensor) -> None:
-    """Sum over a single process."""
-
-
-class Counted(NamedTuple):
+class _Counted(NamedTuple):
     """Tensors that a batch changes: a row per sample, and a last row for padding."""
 
     place: Int[Tensor, " 3"]
     """Is the epoch early, is it that of ``el2n_single``, and its column in ``recent``."""
     sums: Float[Tensor, "n_plus_1 k"]
-    """Columns of `SUMS`."""
     seen: Int[Tensor, " n_plus_1"]
     """In this epoch: 0, or `_SEEN`, plus `_RIGHT` if the prediction was the label."""
     recent: Int[Tensor, "n_plus_1 j"]
@@ -57,12 +47,9 @@ def accumulate(
     logits_bc: Float[Tensor, "b c"],
     labels_b: Int[Tensor, " b"],
     ids_b: Int[Tensor, " b"],
-    counted: Counted,
+    counted: _Counted,
 ) -> SampleStats:
-    """Count one batch in place and return its statistics; one graph, no host synchronisation.
-
-    Rows with a negative id are padding: their logits and labels may be anything.
-    """
+    """Count one batch in place as `Dynamics.update`; one graph, no host synchronisation."""
     place, sums, seen, recent = counted
     rows_b = torch.where(ids_b < 0, sums.shape[0] - 1, ids_b)
     # A padded row may carry label -1, which would be out of bounds for gather.
@@ -87,6 +74,7 @@ class Dynamics:
 
     ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
     ``end_epoch``; ``state`` and ``load_state`` anywhere. Equal histories give equal bytes.
+    Processes that share an epoch keep a state each; `end_epoch` adds the states up.
     """
 
     def __init__(
@@ -97,7 +85,7 @@ class Dynamics:
         el2n_epochs: int = EL2N_EPOCHS,
         window: int = WINDOW_EPOCHS,
         compiled: bool = False,
-        all_reduce: AllReduce = _nothing,
+        all_reduce: AllReduce = lambda _: None,
         is_main: bool = True,
     ) -> None:
         """Start with nothing seen.
@@ -108,24 +96,15 @@ class Dynamics:
             el2n_epochs: EL2N counts the presentations of epochs 0 .. el2n_epochs - 1 (10 in CCS).
             window: Epochs over which Dyn-Unc and DUAL take deviations (10 in both papers).
             compiled: Compile `accumulate` to one graph; pays on a GPU and for many classes.
-            all_reduce: Add up a tensor over all processes that share an epoch. It is called three
-                times an epoch and `collect`, with 13 to 43 bytes a sample.
+            all_reduce: Sum over all processes that share an epoch.
             is_main: Whether this process keeps the sums; the others start again from nothing.
-
-        Raises:
-            ValueError: A number below 1.
         """
-        sizes = {"n_samples": n_samples, "el2n_epochs": el2n_epochs, "window": window}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
         self.n_samples, self.el2n_epochs, self.window = n_samples, el2n_epochs, window
-        self.epochs = 0
-        """Ended epochs."""
+        self.epochs = 0  # that have ended
         self._sum_over_processes, self._is_main = all_reduce, is_main
         self._accumulate = torch.compile(accumulate, fullgraph=True) if compiled else accumulate
         rows = n_samples + 1
-        self._counted = Counted(
+        self._counted = _Counted(
             place=torch.zeros(3, dtype=torch.int64, device=device),
             sums=torch.zeros((rows, len(SUMS)), device=device),
             seen=torch.zeros(rows, dtype=torch.uint8, device=device),
@@ -148,23 +127,19 @@ class Dynamics:
         labels_b: Int[Tensor, " b"],
         ids_b: Int[Tensor, " b"],
     ) -> SampleStats:
-        """Count one batch, in which an id stands at most once.
+        """Count one batch, in which an id stands at most once, and return its statistics.
 
         Rows with a negative id are padding: their logits and labels may be anything.
         """
         return self._accumulate(logits_bc, labels_b, ids_b, self._counted)
 
     def end_epoch(self, epoch: int) -> None:
-        """`collect`, and fold the epoch into the scores that need a sample's history.
-
-        Every process ends with the same history.
-        """
+        """`collect`, and fold the epoch into the history of samples, equal on every process."""
         self._all_reduce(epoch)
-        for start in range(0, self.n_samples, ROWS_PER_FOLD):
-            self._fold(slice(start, start + ROWS_PER_FOLD), epoch + 1)
+        for start in range(0, self.n_samples, _ROWS_PER_FOLD):
+            self._fold(slice(start, start + _ROWS_PER_FOLD), epoch + 1)
         self._seen.zero_()
-        if not self._is_main:
-            self._sums.zero_()
+        self._forget_unless_main()
         self.epochs = epoch + 1
 
     def collect(self, epoch: int) -> None:
@@ -204,11 +179,9 @@ class Dynamics:
         return save_rows(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
-        """Continue from the `state` after ``epochs`` ended epochs (copied, to this device).
+        """Continue from the `state` of the main process after ``epochs`` ended epochs.
 
-        Args:
-            state: Of the main process.
-            epochs: Ended epochs; the one under way, if any, is begun again with ``begin_epoch``.
+        The epoch under way, if any, is begun again with ``begin_epoch``.
 
         Raises:
             ValueError: A name, shape or type is not this state's.
@@ -218,14 +191,8 @@ class Dynamics:
         self._forget_unless_main()
 
     def _rows(self) -> dict[str, Tensor]:
-        return {
-            "sums": self._sums,
-            "seen": self._seen,
-            "recent": self._recent,
-            "forgetting": self._forgetting,
-            "was_right": self._was_right,
-            "spread": self._spread,
-        }
+        names = ("sums", "seen", "recent", "forgetting", "was_right", "spread")
+        return {name: getattr(self, f"_{name}") for name in names}
 
     def visits(self) -> NDArray[np.int64]:
         """Count the presentations of each sample, int64 of shape (n,); on the main process."""
@@ -238,9 +205,8 @@ class Dynamics:
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Compute ``visits`` and all scores of `coreset.kernels.scores` that training gives.
 
-        float32 of shape (n,) in id order; waits for the device. Call it after `end_epoch`, on the
-        main process. Means are over presentations; CCS sums its AUM and EL2N, which gives the same
-        ranks and the same bins.
+        float32 of shape (n,) in id order, on the main process after `end_epoch`. Means are over
+        presentations; CCS sums its AUM and EL2N, which gives the same ranks and the same bins.
 
         NaN: every score of a sample that was never presented; ``el2n`` of a sample that was not
         presented in an early epoch; ``el2n_single``, ``dyn_unc`` and ``dual`` of a sample that
@@ -275,7 +241,6 @@ class Dynamics:
 
 
 def _or_nan(counts: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Replace 0 by NaN."""
     return np.where(counts > 0, counts, np.float32(np.nan))
 
 
@@ -285,11 +250,7 @@ def save_rows(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_rows(rows: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy a state from `save_rows` back into ``rows``; other names in ``state`` are ignored.
-
-    Raises:
-        ValueError: A name, shape or type is not that of ``rows``.
-    """
+    """Copy a state from `save_rows` back into ``rows``; other names in ``state`` are ignored."""
     for name, tensor in rows.items():
         saved, shape = state.get(name), (len(tensor) - 1, *tensor.shape[1:])
         if saved is None or (saved.dtype, tuple(saved.shape)) != (tensor.dtype, shape):

@@ -1,11 +1,10 @@
 """Compile kernels by Numba and keep the machine code on disk for later processes.
 
 Numba's own cache compares the file of a function, not the files of the functions that it calls:
-after an edit of ``kernels/jpeg/triangle.py`` it would still run the old filter. Here the name of
-the folder is a digest of the sources of all kernels and the versions of Python and Numba. (Numba
-itself adds the processor and the types of the arguments.) Where the folder cannot be written, every
-process compiles in memory. The same holds where another user could write to it, because its files
-are loaded as code.
+after an edit of ``kernels/jpeg/resize.py`` it would still run the old filter. Here the name of the
+folder is a digest of the sources of all kernels and the versions of Python and Numba. (Numba itself
+adds the processor and the types of the arguments.) Without a folder that this user alone can write
+to, every process compiles in memory, because the files are loaded as code.
 """
 
 import hashlib
@@ -23,16 +22,10 @@ import numba.core.config
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 _config: Any = numba.core.config
-_COMPILER = ("numba", "llvmlite", "numpy")
-_WRITABLE_BY_OTHERS = 0o022
 
 
 def kernel(function: Function) -> Function:
-    """Compile on the first call, or load the code from disk; calls release the interpreter.
-
-    Raises:
-        numba.TypingError: A call has arguments of types that the kernel cannot take.
-    """
+    """Compile on the first call, or load the code from disk; calls release the interpreter."""
     folder, before = code_folder(), _config.CACHE_DIR
     options: dict[str, Any] = {"nogil": True, "cache": folder is not None}
     # Numba reads this setting here only; other packages in this process keep their own.
@@ -44,11 +37,7 @@ def kernel(function: Function) -> Function:
 
 
 def code_folder() -> Path | None:
-    """Return the folder for the compiled code of these sources; None if it cannot be used.
-
-    Numba's index files are pickles, so the folder and the cache above it must belong to this user,
-    and nobody else may write to them.
-    """
+    """Return the folder for the compiled code of these sources; None if it cannot be used."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     base = Path(os.environ.get("CORESET_CACHE") or user / "coreset")
     folder = base / f"kernels-{_sources_digest()[:24]}"
@@ -67,7 +56,7 @@ def code_folder() -> Path | None:
 def _is_private(folder: Path) -> bool:
     """Test whether this user owns a folder and nobody else may write to it; warn once if not."""
     status = folder.stat()
-    if status.st_uid == os.geteuid() and not status.st_mode & _WRITABLE_BY_OTHERS:
+    if status.st_uid == os.geteuid() and not status.st_mode & 0o022:
         return True
     warnings.warn(
         f"{folder} belongs to another user or others may write to it, so compiled kernels are not "
@@ -82,7 +71,7 @@ def _is_private(folder: Path) -> bool:
 @cache
 def _sources_digest() -> str:
     hasher = hashlib.sha256(sys.version.encode())
-    for package in _COMPILER:
+    for package in ("numba", "llvmlite", "numpy"):
         hasher.update(f"{package} {version(package)}\n".encode())
     folder = Path(__file__).parent
     for source in sorted(folder.rglob("*.py")):

@@ -1,13 +1,10 @@
-"""Table of the per-sample scores: meaning, unit, and which end is hard.
-
-Selection code orients a score by `easiness` and knows no names, so a new score needs only a row in
-`SCORES`.
-"""
+"""Table of the per-sample scores: meaning, unit, and which end is hard."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Protocol, Self, TypeVar
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,152 +12,119 @@ class ScoreMeaning:
     """Meaning of one score."""
 
     summary: str
-    """One line for `--help` and for captions of tables."""
     unit: str
     """Unit and range."""
-    low_is_hard: bool
-    """A low value marks a hard (or mislabelled) sample."""
     source: str
     """Paper that defines it."""
+    low_is_hard: bool = False
+    """A low value marks a hard (or mislabelled) sample."""
 
 
 _EPOCHS = "count, 0 to the epochs"
-_AUM = "Pleiss et al. 2020"
 _CCS = "Zheng et al. 2023 (CCS)"
 _EL2N = "Paul et al. 2021"
 _TONEVA = "Toneva et al. 2019"
 
-SCORES: Mapping[str, ScoreMeaning] = MappingProxyType(
-    {
-        "aum": ScoreMeaning(
-            "probability of the label minus the largest other, mean over all epochs",
-            "probability, -1 to 1",
-            low_is_hard=True,
-            source=f"{_CCS}, which sums",
-        ),
-        "aum_logit": ScoreMeaning(
-            "logit of the label minus the largest other, mean over all epochs",
-            "logit, unbounded",
-            low_is_hard=True,
-            source=_AUM,
-        ),
-        "margin_variance": ScoreMeaning(
-            "variance over all epochs of the margin that aum averages",
-            "squared probability, 0 to 1",
-            low_is_hard=False,
-            source="Swayamdipta et al. 2020, of margins",
-        ),
-        "el2n": ScoreMeaning(
-            "distance of the softmax to the one-hot label (L2), mean over the early epochs",
-            "probability, 0 to sqrt(2)",
-            low_is_hard=False,
-            source=f"{_EL2N}; {_CCS}, which sums",
-        ),
-        "el2n_single": ScoreMeaning(
-            "the same in the last of the early epochs alone",
-            "probability, 0 to sqrt(2)",
-            low_is_hard=False,
-            source=_EL2N,
-        ),
-        "forgetting": ScoreMeaning(
-            "times a sample went from right to wrong; 0 for one that was never right",
-            "count, 0 to half the epochs",
-            low_is_hard=False,
-            source=f"{_TONEVA}; {_CCS}",
-        ),
-        "forgetting_toneva": ScoreMeaning(
-            "the same, but the number of epochs for one that was never right",
-            _EPOCHS,
-            low_is_hard=False,
-            source=_TONEVA,
-        ),
-        "correctness": ScoreMeaning(
-            "presentations at which the largest logit was the label's",
-            _EPOCHS,
-            low_is_hard=True,
-            source="Swayamdipta et al. 2020",
-        ),
-        "loss_mean": ScoreMeaning(
-            "cross-entropy, mean over all epochs",
-            "nats, 0 and up",
-            low_is_hard=False,
-            source="small-loss criterion",
-        ),
-        "entropy_mean": ScoreMeaning(
-            "entropy of the softmax, mean over all epochs",
-            "nats, 0 to log(classes)",
-            low_is_hard=False,
-            source="Coleman et al. 2020",
-        ),
-        "dyn_unc": ScoreMeaning(
-            "deviation of the label's probability over ten epochs, mean over all such windows",
-            "probability, 0 to 0.53",
-            low_is_hard=False,
-            source="He et al. 2024 (Dyn-Unc)",
-        ),
-        "dual": ScoreMeaning(
-            "the same, each window times one minus the mean probability of the label",
-            "squared probability, 0 to 0.53",
-            low_is_hard=False,
-            source="Cho et al. 2025 (DUAL)",
-        ),
-        "loss_final": ScoreMeaning(
-            "cross-entropy of the trained network on the image as it is",
-            "nats, 0 and up",
-            low_is_hard=False,
-            source=_CCS,
-        ),
-        "entropy_final": ScoreMeaning(
-            "entropy of the trained network's softmax on the image as it is",
-            "nats, 0 to log(classes)",
-            low_is_hard=False,
-            source=_CCS,
-        ),
-        "tdds": ScoreMeaning(
-            "spread over ten epochs of the change of the softmax from epoch to epoch (KL), moving "
-            "average; on request",
-            "nats, 0 and up",
-            low_is_hard=False,
-            source="Zhang et al. 2024 (TDDS)",
-        ),
-        "confidence_oof": ScoreMeaning(
-            "probability of the label by a classifier that did not train on the sample (out of "
-            "fold); on request",
-            "probability, 0 to 1",
-            low_is_hard=True,
-            source="Northcutt et al. 2021; cleanlab's self-confidence",
-        ),
-        "margin_oof": ScoreMeaning(
-            "the same classifier's probability of the label minus the largest other; on request",
-            "probability, -1 to 1",
-            low_is_hard=True,
-            source="Northcutt et al. 2021; cleanlab's normalized margin",
-        ),
-    }
-)
+SCORES: Mapping[str, ScoreMeaning] = {
+    "aum": ScoreMeaning(
+        "probability of the label minus the largest other, mean over all epochs",
+        "probability, -1 to 1",
+        f"{_CCS}, which sums",
+        low_is_hard=True,
+    ),
+    "aum_logit": ScoreMeaning(
+        "logit of the label minus the largest other, mean over all epochs",
+        "logit, unbounded",
+        "Pleiss et al. 2020",
+        low_is_hard=True,
+    ),
+    "margin_variance": ScoreMeaning(
+        "variance over all epochs of the margin that aum averages",
+        "squared probability, 0 to 1",
+        "Swayamdipta et al. 2020, of margins",
+    ),
+    "el2n": ScoreMeaning(
+        "distance of the softmax to the one-hot label (L2), mean over the early epochs",
+        "probability, 0 to sqrt(2)",
+        f"{_EL2N}; {_CCS}, which sums",
+    ),
+    "el2n_single": ScoreMeaning(
+        "the same in the last of the early epochs alone",
+        "probability, 0 to sqrt(2)",
+        _EL2N,
+    ),
+    "forgetting": ScoreMeaning(
+        "times a sample went from right to wrong; 0 for one that was never right",
+        "count, 0 to half the epochs",
+        f"{_TONEVA}; {_CCS}",
+    ),
+    "forgetting_toneva": ScoreMeaning(
+        "the same, but the number of epochs for one that was never right",
+        _EPOCHS,
+        _TONEVA,
+    ),
+    "correctness": ScoreMeaning(
+        "presentations at which the largest logit was the label's",
+        _EPOCHS,
+        "Swayamdipta et al. 2020",
+        low_is_hard=True,
+    ),
+    "loss_mean": ScoreMeaning(
+        "cross-entropy, mean over all epochs",
+        "nats, 0 and up",
+        "small-loss criterion",
+    ),
+    "entropy_mean": ScoreMeaning(
+        "entropy of the softmax, mean over all epochs",
+        "nats, 0 to log(classes)",
+        "Coleman et al. 2020",
+    ),
+    "dyn_unc": ScoreMeaning(
+        "deviation of the label's probability over ten epochs, mean over all such windows",
+        "probability, 0 to 0.53",
+        "He et al. 2024 (Dyn-Unc)",
+    ),
+    "dual": ScoreMeaning(
+        "the same, each window times one minus the mean probability of the label",
+        "squared probability, 0 to 0.53",
+        "Cho et al. 2025 (DUAL)",
+    ),
+    "loss_final": ScoreMeaning(
+        "cross-entropy of the trained network on the image as it is",
+        "nats, 0 and up",
+        _CCS,
+    ),
+    "entropy_final": ScoreMeaning(
+        "entropy of the trained network's softmax on the image as it is",
+        "nats, 0 to log(classes)",
+        _CCS,
+    ),
+    "tdds": ScoreMeaning(
+        "spread over ten epochs of the change of the softmax from epoch to epoch (KL), moving "
+        "average; on request",
+        "nats, 0 and up",
+        "Zhang et al. 2024 (TDDS)",
+    ),
+    "confidence_oof": ScoreMeaning(
+        "probability of the label by a classifier that did not train on the sample (out of "
+        "fold); on request",
+        "probability, 0 to 1",
+        "Northcutt et al. 2021; cleanlab's self-confidence",
+        low_is_hard=True,
+    ),
+    "margin_oof": ScoreMeaning(
+        "the same classifier's probability of the label minus the largest other; on request",
+        "probability, -1 to 1",
+        "Northcutt et al. 2021; cleanlab's normalized margin",
+        low_is_hard=True,
+    ),
+}
 """Scores by name; `Dynamics.scores` gives all but the last five."""
 
 
-class _Negatable(Protocol):
-    def __neg__(self) -> Self: ...
-
-
-_Scores = TypeVar("_Scores", bound=_Negatable)
+_Scores = TypeVar("_Scores", float, NDArray[Any])
 
 
 def easiness(name: str, scores: _Scores) -> _Scores:
-    """Orient scores so that low is hard, as samplers expect.
-
-    Args:
-        name: A key of `SCORES`.
-        scores: Anything that can be negated: a number, a NumPy array, a tensor.
-
-    Returns:
-        ``scores`` itself where low is hard already, its negative otherwise. NaN stays NaN.
-
-    Raises:
-        ValueError: The score is not in the table.
-    """
-    if name not in SCORES:
-        raise ValueError(f"no score is called {name!r}; choose one of {', '.join(SCORES)}")
+    """Orient scores so that low is hard, as samplers expect; NaN stays NaN."""
     return scores if SCORES[name].low_is_hard else -scores

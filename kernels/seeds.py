@@ -1,49 +1,24 @@
 """Seeded random numbers as a pure function of integers: the same on every machine and version.
 
-NumPy may change the streams of ``Generator.permutation`` between versions (NEP 19). Results on disk
-(pack order, epoch order, selections) are therefore drawn by sorting splitmix64 keys.
-splitmix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014;
-the constants are those of Vigna's reference implementation (prng.di.unimi.it/splitmix64.c).
+NumPy may change the streams of ``Generator.permutation`` between versions (NEP 19), so what lies on
+disk (pack order, epoch order, selections) is drawn by sorting keys of splitmix64 (Steele, Lea and
+Flood, OOPSLA 2014; constants of prng.di.unimi.it/splitmix64.c).
 """
-
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-# Streams of random numbers: steps of `derived_seed`. Their numbers decide what is drawn, so they
-# never change, and each is unique among all that are derived from one seed.
-class SelectionStream(IntEnum):
-    """Samplers under the seed of a selection: two of them share no draws."""
+class Stream:
+    """Streams of random numbers: steps of `derived_seed`, each unique among those under one seed.
 
-    RANDOM = 0
-    CCS = 1
+    Their numbers decide what is drawn, so they never change.
+    """
 
-
-class ScoringStream(IntEnum):
-    """Draws of a scoring other than those of its epochs 0, 1, ..."""
-
-    FOLDS = -1
-
-
-class OrderStream(IntEnum):
-    """Parts of a block shuffle under the seed of an epoch."""
-
-    BLOCKS = 0
-    SAMPLES = 1
-
-
-class SyntheticStream(IntEnum):
-    """Parts of a synthetic data set."""
-
-    TRUE_LABEL = 0
-    FLIP = 1
-    OTHER_LABEL = 2
-    DIFFICULTY = 3
-    TEXTURE = 4
-    CLASS = 5
-    IMAGE = 6
+    RANDOM, CCS = 0, 1  # under the seed of a selection
+    FOLDS = -1  # under the seed of a scoring, beside its epochs 0, 1, ...
+    BLOCKS, SAMPLES = 0, 1  # of a block shuffle, under the seed of an epoch
+    TRUE_LABEL, FLIP, OTHER_LABEL, DIFFICULTY, TEXTURE, CLASS, IMAGE = range(7)  # synthetic data
 
 
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)

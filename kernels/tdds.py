@@ -8,9 +8,6 @@ enhanced dataset pruning", CVPR 2024; the authors' code is zhangxin-xd/Dataset-P
     s_k = Euclidean norm of d_{k+1} .. d_{k+J-1}, less their mean                 k = 0 .. T-J
     score = sum over k of 0.9 * 0.1^(T-J-k) * s_k
 
-The score is an exponential moving average, so no record of T x n x C logits is needed. The state
-holds the distribution of the previous epoch, C numbers a sample (`state_bytes`).
-
 Shape suffixes: b = batch, c = classes, n = samples, j = changes in a window, one less than epochs.
 """
 
@@ -26,24 +23,19 @@ from torch import Tensor
 
 from coreset.kernels.dynamics import load_rows, save_rows
 
-DECAY = 0.9
-"""Weight of the newest window; the default of the authors' code."""
-FLOOR = 1e-8
-"""Added to probabilities before their logarithm, as in the authors' code."""
+DECAY, FLOOR = 0.9, 1e-8
 WINDOW_EPOCHS = 10
 _STEPS, _HALF = 65535, 32768
-_LOG_FLOOR = math.log(FLOOR)
-LOG_STEP = -_LOG_FLOOR / _STEPS
+LOG_STEP = -math.log(FLOOR) / _STEPS
 """Resolution of the stored logarithms in nats: a change is off by at most half of it."""
 
 
-class Moved(NamedTuple):
+class _Moved(NamedTuple):
     """State that a batch changes: a row per sample, and a last row for padding."""
 
     column: Int[Tensor, ""]
     """Column of the epoch in ``changes``; a tensor, so that one graph serves all epochs."""
     visits: Int[Tensor, " n_plus_1"]
-    """Presentations, int32."""
     logs: Int[Tensor, "n_plus_1 c"]
     """log(p + 1e-8) of the last presentation, int16 in steps of `LOG_STEP`: at most 1.4e-4 nats
     off, where a float16 of p would be 1.4 nats off at p = 3e-8."""
@@ -51,11 +43,8 @@ class Moved(NamedTuple):
     """d of the last epochs, in nats."""
 
 
-def note_change(logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"], moved: Moved) -> None:
-    """Count one batch in place; one graph, no host synchronisation.
-
-    Rows with a negative id are padding: their logits may be anything.
-    """
+def _note_change(logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"], moved: _Moved) -> None:
+    """Count one batch in place; one graph, no host synchronisation."""
     column, visits, logs, changes = moved
     rows_b = torch.where(ids_b < 0, visits.shape[0] - 1, ids_b)
     p_bc = logits_bc.detach().float().softmax(dim=1)
@@ -74,11 +63,9 @@ def state_bytes(n_samples: int, n_classes: int, window: int = WINDOW_EPOCHS) -> 
 
 
 class Tdds:
-    """Streaming TDDS of one process that sees every sample once an epoch.
+    """Streaming TDDS of one process that sees every sample once an epoch, used like `Dynamics`.
 
-    Call ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
-    ``end_epoch``; ``state`` and ``load_state`` anywhere. Equal histories give equal bytes. Several
-    processes cannot share an epoch: the last softmax of a sample would lie in another process.
+    Several processes cannot share an epoch: the last softmax of a sample would lie in another one.
     """
 
     def __init__(
@@ -90,29 +77,16 @@ class Tdds:
         window: int = WINDOW_EPOCHS,
         compiled: bool = False,
     ) -> None:
-        """Start with nothing seen.
+        """Start with nothing seen; ``window`` is J in epochs, at least 3.
 
-        Args:
-            n_samples: Ids run from 0 to n_samples - 1.
-            n_classes: Columns of the logits.
-            device: Where the logits will be; see `state_bytes` for the memory there.
-            window: J, in epochs (10 in the authors' code).
-            compiled: Compile `note_change` to one graph, for a GPU.
-
-        Raises:
-            ValueError: n_samples below 1, n_classes below 2 or window below 3.
+        With 2 every score would be 0, because one change equals its mean.
         """
-        # One change, between two epochs, equals its mean: with a window of 2 every score is 0.
-        sizes = {"n_samples": (n_samples, 1), "n_classes": (n_classes, 2), "window": (window, 3)}
-        for name, (value, least) in sizes.items():
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        self.n_samples, self.window = n_samples, window
-        self.epochs = 0
-        """Ended epochs."""
-        self._note_change = torch.compile(note_change, fullgraph=True) if compiled else note_change
+        self.window, self.epochs = window, 0
+        self._note_change = (
+            torch.compile(_note_change, fullgraph=True) if compiled else _note_change
+        )
         rows = n_samples + 1
-        self._moved = Moved(
+        self._moved = _Moved(
             column=torch.zeros((), dtype=torch.int64, device=device),
             visits=torch.zeros(rows, dtype=torch.int32, device=device),
             logs=torch.zeros((rows, n_classes), dtype=torch.int16, device=device),
@@ -127,10 +101,7 @@ class Tdds:
         self._moved.column.copy_(column, non_blocking=True)
 
     def update(self, logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"]) -> None:
-        """Count one batch, in which an id stands at most once.
-
-        Rows with a negative id are padding: their logits may be anything.
-        """
+        """Count one batch as `Dynamics.update` does."""
         self._note_change(logits_bc, ids_b, self._moved)
 
     def end_epoch(self, epoch: int) -> None:
@@ -148,33 +119,19 @@ class Tdds:
         return save_rows(self._rows())
 
     def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
-        """Continue from a `state` (copied, to this device).
-
-        Args:
-            state: Of this number of samples and classes and of this window.
-            epochs: Ended epochs; the one under way, if any, is begun again with ``begin_epoch``.
-
-        Raises:
-            ValueError: A name, shape or type is not this state's.
-        """
+        """Continue as `Dynamics.load_state` does."""
         load_rows(self._rows(), state)
         self.epochs = epochs
 
     def _rows(self) -> dict[str, Tensor]:
         _, visits, logs, changes = self._moved
-        return {
-            "tdds_visits": visits,
-            "tdds_logs": logs,
-            "tdds_changes": changes,
-            "tdds_average": self._average,
-        }
+        names = ("tdds_visits", "tdds_logs", "tdds_changes", "tdds_average")
+        return dict(zip(names, (visits, logs, changes, self._average), strict=True))
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """Return ``tdds``, float32 of shape (n,) in id order; high is hard. Waits for the device.
+        """Return ``tdds`` after T = all ended epochs, float32 of shape (n,) in id order.
 
-        The authors choose the number of epochs T by the share they keep; here T is the number of
-        ended epochs. NaN: a sample that missed an epoch, and all samples before ``window`` epochs
-        have ended.
+        NaN: a sample that missed an epoch, and all samples before ``window`` epochs have ended.
         """
         complete = (self._moved.visits == self.epochs) & (self.epochs >= self.window)
         tdds = torch.where(complete, self._average, torch.nan)

@@ -1,12 +1,8 @@
-"""Two scorings of one data set side by side: how far they agree, choose alike, and what they cost.
-
-What a cheaper recipe is worth is a question of order: of all images, of the images of a class (the
-only one that class-wise selection sees), and of the flipped labels among the others.
-"""
+"""Comparison of two scorings of one data set: agreement, overlap of coresets, and cost."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +10,18 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.misratio import Misratio, default_misratio
-from coreset.engine.condensed.selection import Candidates, CcsParameters, draw_coreset
+from coreset.engine.condensed.selection import (
+    Candidates,
+    CcsParameters,
+    complete_ccs,
+    draw_coreset,
+)
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.scores import easiness
 from coreset.shards.errors import UsageError
-from coreset.shards.format.classes import recognise
 
 SHUFFLES = 5
-"""Deals of shuffled scores that ``CoresetOverlap.unrelated`` is the mean of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,12 +36,6 @@ class Agreement:
     roc_area: float | None = None
     """Area under the ROC of the first scoring's hard end for flipped labels; None if not known."""
     other_roc_area: float | None = None
-    """Area of the second scoring."""
-
-    @property
-    def numbers(self) -> tuple[float | None, ...]:
-        """Return all numbers in the order of a table."""
-        return self.spearman, self.spearman_within_class, self.roc_area, self.other_roc_area
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +52,7 @@ class CoresetOverlap:
     """The same share where the second's scores are shuffled within every class. Above ``chance``:
     with one seed both coresets take the samples of the smallest random keys, bin by bin."""
     chance: float
-    """The same share for two independent draws: IPC over the size of the class, on average."""
+    """The same share for two independent draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,14 +61,12 @@ class ScoringCost:
 
     path: Path
     recipe: str
-    """Stamp of the recipe."""
     epochs: int
     wall_seconds: float
     """Time of the scoring itself, interrupted runs included."""
     images: int
-    """Image passes of the scoring."""
+    """Image passes."""
     wall_seconds_with_inputs: float
-    """With packing, decoding and features, as far as it needed them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,13 +96,11 @@ class Pair:
         return Pair(one=first, other=second, ids=np.intersect1d(first.ids, second.ids))
 
     def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> Agreement:
-        """Agreement on a score that both hold, over the samples that have both values.
+        """Measure the agreement on a score that both hold, over the samples that have both values.
 
-        Args:
-            score: Name of the score.
-            flipped: Samples whose label is wrong, by id, shape (n,).
+        ``flipped`` marks the samples whose label is wrong, by id, shape (n,).
         """
-        from coreset.kernels.rank_correlation import spearman, spearman_by_class
+        from coreset.kernels.measures import spearman, spearman_by_class
 
         both = (self.one.values(score), self.other.values(score))
         ids = self.ids[np.isfinite(both[0][self.ids]) & np.isfinite(both[1][self.ids])]
@@ -136,54 +124,40 @@ class Pair:
 
     def coreset_overlap(
         self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
-    ) -> CoresetOverlap | None:
+    ) -> CoresetOverlap:
         """Choose by CCS from both, with one seed, and count what is chosen twice.
-
-        Nothing is chosen, and None returned, where no misratio is given and the score has none.
-
-        Args:
-            score: Score to stratify on.
-            ipc: Images per class.
-            misratio: Share of the hardest of each class to cut first; None takes the default.
-            n_bins: Equal-width bins over the range of a class's scores.
-            seed: Of both draws.
 
         Raises:
             UsageError: The score is not in both, or a class is too small.
             StoreError: A sample has no value.
         """
-        from coreset.kernels.rank_correlation import overlap, shuffled_within_classes
+        from coreset.kernels.measures import shuffled_within_classes
 
         dataset, ids = self.one.dataset, self.ids
-        used = Misratio(misratio) if misratio is not None else self._default(score, ipc)
-        if used is None:
-            return None
-        labels = dataset.labels[ids]
-
         candidates = Candidates(dataset=dataset, ids=ids, score=score)
-        parameters = CcsParameters(misratio=used.value, bins=n_bins)
+        given = CcsParameters(misratio=misratio, bins=n_bins)
+        parameters, assumption = complete_ccs(given, candidates, ipc)
 
-        def chosen(easiness: NDArray[np.floating]) -> NDArray[np.int64]:
+        def chosen(values: NDArray[np.floating]) -> NDArray[np.int64]:
             drawn, _ = draw_coreset(
-                "ccs", candidates, easiness, ipc=ipc, seed=seed, parameters=parameters
+                "ccs", candidates, values, ipc=ipc, seed=seed, parameters=parameters
             )
             return drawn
 
         first = chosen(self.one.easiness(score, ids))
         second = self.other.easiness(score, ids)
-        shuffled = [shuffled_within_classes(second, labels, deal) for deal in range(SHUFFLES)]
+        unrelated = [
+            np.isin(first, chosen(shuffled_within_classes(second, candidates.labels, deal)))
+            for deal in range(SHUFFLES)
+        ]
         return CoresetOverlap(
             ipc=ipc,
-            misratio=used.value,
-            assumption=used.assumption,
-            share=overlap(first, chosen(second)),
-            unrelated=float(np.mean([overlap(first, chosen(scores)) for scores in shuffled])),
+            misratio=parameters.misratio or 0.0,  # never None once completed
+            assumption=assumption,
+            share=float(np.isin(first, chosen(second)).mean()),
+            unrelated=float(np.mean(unrelated)),
             chance=float(np.mean(ipc / self.class_sizes)),
         )
-
-    def _default(self, score: str, ipc: int) -> Misratio | None:
-        data = recognise(self.one.dataset.classes)
-        return default_misratio(score, data, ipc, float(self.class_sizes.mean()))
 
 
 def cost_of(scored: ScoreTable) -> ScoringCost:
@@ -210,42 +184,42 @@ def _area(score: str, values: NDArray[np.float32], flipped: NDArray[np.bool_]) -
 
 
 def agreement_table(agreements: Sequence[Agreement]) -> tuple[str, ...]:
-    """Lines of a table of one score or more; areas under the ROC where the truth is known."""
+    """Return a table of one score or more; areas under the ROC where the truth is known."""
     header = ("Spearman", "in class", "ROC area", "of other")
     rows = [
-        (one.score, *(decimals(number) for number in one.numbers if number is not None))
-        for one in agreements
+        (score, *(decimals(number) for number in numbers if number is not None))
+        for score, *numbers in map(astuple, agreements)
     ]
     shown = header[: len(rows[0]) - 1]
     return aligned(("score", *(name.rjust(NUMBER_WIDTH) for name in shown)), rows)
 
 
 def overlap_table(coresets: Sequence[CoresetOverlap]) -> tuple[str, ...]:
-    """Lines of a table of shares in per cent."""
+    """Return a table of shares in per cent."""
     header = ("ipc", "misratio", "overlap", "if unrelated", "by chance")
     rows = [
         (
-            str(one.ipc),
-            f"{one.misratio:g}",
-            *(f"{100 * share:.1f} %" for share in (one.share, one.unrelated, one.chance)),
+            str(shown.ipc),
+            f"{shown.misratio:g}",
+            *(f"{100 * share:.1f} %" for share in (shown.share, shown.unrelated, shown.chance)),
         )
-        for one in coresets
+        for shown in coresets
     ]
     return aligned(header, rows)
 
 
 def cost_table(costs: Sequence[ScoringCost]) -> tuple[str, ...]:
-    """Lines of a table of what scorings cost."""
+    """Return a table of what scorings cost."""
     header = ("scores", "recipe", "epochs", "wall time", "image passes", "with inputs")
     rows = [
         (
-            str(one.path),
-            one.recipe,
-            str(one.epochs),
-            readable_seconds(one.wall_seconds),
-            f"{one.images:,}",
-            readable_seconds(one.wall_seconds_with_inputs),
+            str(cost.path),
+            cost.recipe,
+            str(cost.epochs),
+            readable_seconds(cost.wall_seconds),
+            f"{cost.images:,}",
+            readable_seconds(cost.wall_seconds_with_inputs),
         )
-        for one in costs
+        for cost in costs
     ]
     return aligned(header, rows)

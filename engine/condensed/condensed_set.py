@@ -4,7 +4,7 @@ Both kinds train and measure through ``CondensedSet``: a packed data set and, fo
 of the chosen samples in it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -98,7 +98,7 @@ class CondensedSet:
 
     @property
     def image_bytes(self) -> int:
-        """Stored bytes of the images: the storage budget of the set."""
+        """Stored bytes of the images."""
         return int(self.dataset.ints("bytes")[self.ids].sum())
 
     @property
@@ -108,11 +108,7 @@ class CondensedSet:
 
 
 def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
-    """Open a condensed set together with the data set that holds its images.
-
-    Args:
-        path: The set.
-        data: Where the source of a coreset lies now, if it was moved.
+    """Open a condensed set with the data set that holds its images; ``data`` if that was moved.
 
     Raises:
         UsageError: Not a set; or its source is not where it was, or is another data set.
@@ -126,8 +122,7 @@ def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
         dataset = open_source(path, data)
         require_same_data(dataset, info.source_identity, f"the coreset {path}")
         ids = _read_ids(path, provenance, len(dataset))
-    per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
-    if tuple(per_class.tolist()) != info.per_class:
+    if _per_class(dataset, ids) != info.per_class:
         raise StoreError(
             f"{path}: {SET_NAME} counts other images of the classes than there are; make it again"
         )
@@ -135,11 +130,7 @@ def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
 
 
 def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
-    """Ids of a coreset of a data set of ``n`` samples, int64 in ascending order.
-
-    Raises:
-        StoreError: They are not those that were made, or no ids of such a data set.
-    """
+    """Read the ids of a coreset of ``n`` samples, and refuse those that were not made."""
     try:
         files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
         # Mapped: what the header promises is not read before it is known to be there.
@@ -160,6 +151,10 @@ def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
             f"{path}: {IDS_NAME} or {SET_NAME} is not the file that was made; make the set again"
         )
     return ids.astype(np.int64)
+
+
+def _per_class(dataset: Dataset, ids: NDArray[np.int64]) -> tuple[int, ...]:
+    return tuple(np.bincount(dataset.labels[ids], minlength=len(dataset.classes)).tolist())
 
 
 def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
@@ -183,61 +178,37 @@ def class_too_small(dataset: Dataset, label: int, size: int, ipc: int) -> UsageE
     )
 
 
-def write_coreset(
+def write_set(
     work: ArtifactWriter,
     dataset: Dataset,
-    ids: NDArray[np.int64],
+    ids: NDArray[np.int64] | None,
     *,
     method: str,
     parameters: Mapping[str, Any],
     seed: int,
 ) -> None:
-    """Fill an artifact in the making with ``ids.npy`` and ``set.json``, and bind it to the data.
+    """Describe a set in an artifact in the making, and bind it to the data set it condenses.
 
-    Args:
-        work: The artifact in the making.
-        dataset: What the ids point into.
-        ids: Chosen sample ids, int64 in ascending order.
-        method: Name in tables.
-        parameters: What shaped the choice, without the seed.
-        seed: Seed of the draw.
+    ``ids`` are the samples of a coreset, ascending; None for a distilled set of IPC images of each
+    class. ``parameters`` are what shaped the set, without the seed.
     """
-    np.save(work.scratch / IDS_NAME, ids, allow_pickle=False)
-    per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes)).tolist()
-    write_info(
-        work,
-        dataset,
-        kind="coreset",
-        method=method,
-        parameters=parameters,
-        seed=seed,
-        per_class=per_class,
-    )
-
-
-def write_info(
-    work: ArtifactWriter,
-    dataset: Dataset,
-    *,
-    kind: Literal["coreset", "distilled"],
-    method: str,
-    parameters: Mapping[str, Any],
-    seed: int,
-    per_class: Sequence[int],
-) -> None:
-    """Write ``set.json`` into an artifact in the making, and bind it to the data it condenses."""
-    manifest = dataset.manifest
+    manifest, n_classes = dataset.manifest, len(dataset.classes)
+    if ids is None:
+        per_class = (int(parameters["ipc"]),) * n_classes
+    else:
+        np.save(work.scratch / IDS_NAME, ids, allow_pickle=False)
+        per_class = _per_class(dataset, ids)
     info = SetInfo(
-        kind=kind,
+        kind="distilled" if ids is None else "coreset",
         method=method,
         parameters=parameters,
         seed=seed,
         source_name=manifest.name,
         source_identity=manifest.identity,
         source_content=manifest.content,
-        n_classes=len(dataset.classes),
+        n_classes=n_classes,
         ipc=max(per_class),
-        per_class=tuple(per_class),
+        per_class=per_class,
     )
     info.write(work.scratch)
     binds = {"identity": manifest.identity, "content": manifest.content}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.kernels.jpeg.normalise import PLANE_ALIGNMENT
+from coreset.kernels.jpeg.batch import PLANE_ALIGNMENT
 
 
 class BatchMemory:

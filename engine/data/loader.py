@@ -24,8 +24,8 @@ from coreset.engine.data.image_set import Ids, Images, open_images
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.runtime.distributed import Distributed
+from coreset.kernels.jpeg import batch as planes
 from coreset.kernels.jpeg import ffi
-from coreset.kernels.jpeg import normalise as planes
 from coreset.kernels.jpeg import resize as resample
 from coreset.shards.errors import UsageError
 

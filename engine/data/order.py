@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.data.geometry import Crops
-from coreset.kernels.seeds import OrderStream, derived_seed, permutation, random_keys
+from coreset.kernels.seeds import Stream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 
 PADDING = -1
@@ -117,8 +117,8 @@ def batches_of(ids: NDArray[np.int64], batch: int, start: int = 0) -> Iterator[N
 
 
 def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.int64]:
-    place_of_block = permutation(-(-n // block), derived_seed(seed, OrderStream.BLOCKS))
+    place_of_block = permutation(-(-n // block), derived_seed(seed, Stream.BLOCKS))
     block_by_block = np.argsort(place_of_block[np.arange(n) // block], kind="stable")[share]
     windows = np.arange(block_by_block.size) // (WINDOW_BLOCKS * block)
-    keys = random_keys(n, derived_seed(seed, OrderStream.SAMPLES))[share]
+    keys = random_keys(n, derived_seed(seed, Stream.SAMPLES))[share]
     return block_by_block[np.lexsort((keys, windows))].astype(np.int64)

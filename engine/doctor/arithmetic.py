@@ -27,7 +27,7 @@ from coreset.kernels.augment import (
     unit_range,
 )
 from coreset.kernels.dynamics import Dynamics
-from coreset.kernels.margins import NonFiniteGuard
+from coreset.kernels.logits import NonFiniteGuard
 
 Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
 

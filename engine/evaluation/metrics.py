@@ -31,7 +31,7 @@ class FeaturePair:
         Raises:
             ValueError: A row has no direction, or a class has no samples.
         """
-        from coreset.kernels.coverage import coverage
+        from coreset.kernels.measures import coverage
 
         return coverage(
             self.set_features,
@@ -39,7 +39,7 @@ class FeaturePair:
             self.reference_features,
             self.reference_labels,
             self.n_classes,
-        ).means()
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

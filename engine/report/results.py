@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from coreset.engine.report.sets import ReportedSet, Row, method_order
-from coreset.kernels.intervals import paired_interval, welch_interval
+from coreset.kernels.measures import paired_interval, welch_interval
 
 LEAST_STUDENTS = 3
 """Students that a method needs to be compared: the spread of two says next to nothing."""

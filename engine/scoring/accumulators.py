@@ -21,9 +21,13 @@ from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.proxy import Folds, Proxy
 from coreset.engine.scoring.recipes import Setup
 from coreset.engine.scoring.score_table import ISSUE_OOF, PREDICTED_OOF
-from coreset.kernels.folds import held_out_logits
-from coreset.kernels.label_issues import class_thresholds, label_issues
-from coreset.kernels.margins import SampleStats, per_sample_stats
+from coreset.kernels.logits import (
+    SampleStats,
+    class_thresholds,
+    held_out_logits,
+    label_issues,
+    per_sample_stats,
+)
 from coreset.kernels.tdds import WINDOW_EPOCHS, Tdds
 
 MARGINS_NAME = "margins.zarr"

@@ -36,7 +36,7 @@ from coreset.engine.training.trainer import (
     replica_of,
     sgd,
 )
-from coreset.kernels.margins import per_sample_stats
+from coreset.kernels.logits import per_sample_stats
 from coreset.shards.errors import CoresetError, DataError, UsageError
 from coreset.shards.format.files import json_bytes, write_atomically
 

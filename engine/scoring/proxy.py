@@ -33,8 +33,8 @@ from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores
 from coreset.engine.training.trainer import Examples
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
-from coreset.kernels.folds import stratified_folds
-from coreset.kernels.seeds import ScoringStream, derived_seed
+from coreset.kernels.logits import stratified_folds
+from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 
@@ -234,6 +234,6 @@ def linear_proxy(
 
     network, folds = LinearHead(features.width, n_classes, n_folds).to(device), None
     if network.folds is not None:
-        of_samples = stratified_folds(labels, n_folds, derived_seed(seed, ScoringStream.FOLDS))
+        of_samples = stratified_folds(labels, n_folds, derived_seed(seed, Stream.FOLDS))
         folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
     return Proxy(network, examples, originals, folds=folds)

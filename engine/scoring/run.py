@@ -24,8 +24,7 @@ from coreset.engine.scoring.accumulators import (
 )
 from coreset.engine.training.trainer import Trainer
 from coreset.kernels.dynamics import WINDOW_EPOCHS, Dynamics
-from coreset.kernels.folds import loss_of_folds
-from coreset.kernels.margins import NonFiniteGuard
+from coreset.kernels.logits import NonFiniteGuard, loss_of_folds
 from coreset.shards.errors import DataError
 from coreset.shards.format.files import json_bytes, write_atomically
 

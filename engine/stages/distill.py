@@ -6,16 +6,14 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.pack_inputs import Account
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.condensed.condensed_set import write_info
-from coreset.engine.condensed.methods.base import Task
-from coreset.engine.condensed.methods.registry import METHODS
+from coreset.engine.condensed.condensed_set import write_set
+from coreset.engine.condensed.methods import METHODS, Task
 from coreset.engine.runtime.fields import (
     choice_of,
     default_parameters,
@@ -30,8 +28,6 @@ from coreset.shards.packing.pack import list_path, pack
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import SourceOptions
 from coreset.shards.sources.folder import find_folder
-
-IMAGES_NAME = ".images"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +68,8 @@ class Distill:
         with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
             if not work.done:
                 self._write_images(work, dataset, parameters)
-                write_info(
-                    work,
-                    dataset,
-                    kind="distilled",
-                    method=self.method,
-                    parameters=recorded,
-                    seed=self.seed,
-                    per_class=(self.ipc,) * len(dataset.classes),
+                write_set(
+                    work, dataset, None, method=self.method, parameters=recorded, seed=self.seed
                 )
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         return Result(
@@ -92,7 +82,7 @@ class Distill:
 
     def _write_images(self, work: ArtifactWriter, dataset: Dataset, parameters: object) -> None:
         """Fill an artifact in the making with the shards of the images."""
-        folder = work.scratch / IMAGES_NAME
+        folder = work.scratch / ".images"
         with progress("distill", len(dataset)) as bar:
 
             def advance(n_images: int) -> None:
@@ -107,29 +97,24 @@ class Distill:
                 advance=advance,
             )
             for label, images in METHODS[self.method].images(task, parameters):
-                _write_pngs(folder / dataset.classes[label], images)
+                (folder / dataset.classes[label]).mkdir(parents=True)
+                for number, image in enumerate(images):
+                    png = folder / dataset.classes[label] / f"{number:05d}.png"
+                    Image.fromarray(image).save(png)
         _pack_images(folder, work.scratch, dataset)
         shutil.rmtree(folder)
 
 
-def _write_pngs(folder: Path, images: NDArray[np.uint8]) -> None:
-    from PIL import Image
-
-    folder.mkdir(parents=True)
-    for number, image in enumerate(images):
-        Image.fromarray(image).save(folder / f"{number:05d}.png")
-
-
 def _pack_images(folder: Path, out: Path, dataset: Dataset) -> None:
     meter = Meter("distill", "")  # the images count once, as those that were clustered
-    found = find_folder(folder, SourceOptions(only=dataset.classes))  # whatever they are called
+    source = find_folder(folder, SourceOptions(only=dataset.classes))  # whatever they are called
     plan = Plan(
-        source=found,
-        labels=found.labels,
+        source=source,
+        labels=source.labels,
         samples_per_shard=2000,
         name=dataset.manifest.name,
         split="distilled",
         settings={"order": "source"},
     )
-    with progress("pack", len(found)) as bar:
+    with progress("pack", len(source)) as bar:
         pack(plan, out, workers=1, listed=list_path(out), observer=Account(meter, bar, None))

@@ -4,7 +4,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
-from coreset.engine.condensed.importers.registry import importer_of
+from coreset.engine.condensed.condensed_set import SetInfo, write_set
+from coreset.engine.condensed.methods import read_ids
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.stages.options import Result, SetPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 
-DIGEST_CHARACTERS = 12
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
 ListPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")]
 
@@ -57,50 +56,43 @@ class Ingest:
     def run(self) -> Result:
         """Find the samples, check the counts of the classes, publish the ids."""
         dataset = Dataset.open(self.data)
-        ids = importer_of(self.listed).read(self.listed, dataset)
-        per_class = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
-        equal = per_class.min() == per_class.max()
-        if not (equal or self.allow_short):
-            raise _unequal(self.listed, dataset, per_class)
-        recorded = Provenance.read(self.data).as_input("data", self.data, self.condensed)
+        ids = read_ids(self.listed, dataset)
+        digest = hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:12]
+        parameters = self._checked_counts(dataset, dataset.labels[ids]) | {"ids": digest}
         provenance = Provenance(
             kind="set",
             stage="ingest",
             # The ids and not the name of the list: the same samples make the same set.
-            config={"method": self.method, "seed": self.seed, "ids": _digest(ids)},
-            inputs=(recorded,),
+            config={"method": self.method, "seed": self.seed, "ids": digest},
+            inputs=(Provenance.read(self.data).as_input("data", self.data, self.condensed),),
         )
         with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
             if not work.done:
-                parameters = {"ipc": int(per_class.max()), "ids": _digest(ids)}
-                parameters |= {} if equal else {"allow_short": True}
-                write_coreset(
+                write_set(
                     work, dataset, ids, method=self.method, parameters=parameters, seed=self.seed
                 )
                 work.meter.images = ids.size
-        return self._result(dataset, done=work.done)
-
-    def _result(self, dataset: Dataset, *, done: bool) -> Result:
         info = SetInfo.read(self.condensed)
-        n_images, fewest = sum(info.per_class), min(info.per_class)
-        how = "are there already" if done else "taken"
+        fewest = min(info.per_class)
         each = str(info.ipc) if fewest == info.ipc else f"{fewest} to {info.ipc}"
-        made = f"{n_images:,} of {len(dataset):,} images ({info.method}, {each} a class)"
+        made = f"{ids.size:,} of {len(dataset):,} images ({info.method}, {each} a class)"
         lines = (
-            f"{made} {how}: {self.condensed}",
+            f"{made} {'are there already' if work.done else 'taken'}: {self.condensed}",
             f"next: coreset train {self.condensed} VAL RESULTS",
         )
-        return Result(lines, {"set": str(self.condensed), "images": n_images})
+        return Result(lines, {"set": str(self.condensed), "images": ids.size})
 
-
-def _digest(ids: NDArray[np.int64]) -> str:
-    return hashlib.sha256(ids.astype("<i8").tobytes()).hexdigest()[:DIGEST_CHARACTERS]
-
-
-def _unequal(listed: Path, dataset: Dataset, per_class: NDArray[np.int64]) -> UsageError:
-    few, many = int(per_class.argmin()), int(per_class.argmax())
-    return UsageError(
-        f"every class must have as many samples in {listed}, got {per_class[few]} of class "
-        f"{dataset.classes[few]} and {per_class[many]} of {dataset.classes[many]}; mend the list "
-        "or use --allow-short"
-    )
+    def _checked_counts(self, dataset: Dataset, labels: NDArray[np.int64]) -> dict[str, Any]:
+        """Return the parameters that the counts of the classes make, or refuse unequal ones."""
+        per_class = np.bincount(labels, minlength=len(dataset.classes))
+        few, many = int(per_class.argmin()), int(per_class.argmax())
+        parameters = {"ipc": int(per_class[many])}
+        if per_class[few] == per_class[many]:
+            return parameters
+        if self.allow_short:
+            return parameters | {"allow_short": True}
+        raise UsageError(
+            f"every class must have as many samples in {self.listed}, got {per_class[few]} of "
+            f"class {dataset.classes[few]} and {per_class[many]} of {dataset.classes[many]}; mend "
+            "the list or use --allow-short"
+        )

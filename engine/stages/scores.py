@@ -223,14 +223,13 @@ class Compare:
         if self.truth is not None:
             flipped = flipped_labels(dataset, self.truth, self.column)
         smallest = int(pair.class_sizes.min())
-        overlaps = [
+        coresets = [
             pair.coreset_overlap(
                 self.score, ipc, misratio=self.misratio, n_bins=self.bins, seed=self.seed
             )
             for ipc in self.ipcs
             if self.ipc is not None or ipc <= smallest
         ]
-        coresets = [coreset for coreset in overlaps if coreset is not None]
         shared = [name for name in pair.one.names if name in pair.other.names]
         agreements = [pair.agreement(name, flipped) for name in shared]
         costs = [cost_of(pair.one), cost_of(pair.other)]
@@ -238,7 +237,11 @@ class Compare:
         lines = (
             *agreement_table(agreements),
             "",
-            *(overlap_table(coresets) if coresets else [self._no_coresets(smallest)]),
+            *(
+                overlap_table(coresets)
+                if coresets
+                else [f"no coresets compared: the smallest class has {smallest} images; give --ipc"]
+            ),
             *(coreset.assumption for coreset in coresets if coreset.assumption),
             "",
             *cost_table(costs),
@@ -256,11 +259,6 @@ class Compare:
         return Result(
             lines, values if flipped is None else values | {"flipped": int(flipped.sum())}
         )
-
-    def _no_coresets(self, smallest: int) -> str:
-        if smallest < min(self.ipcs):
-            return f"no coresets compared: the smallest class has {smallest} images; give --ipc"
-        return f"no coresets compared: score {self.score} has no default misratio; give --misratio"
 
 
 Scores: TypeAlias = (

@@ -14,7 +14,7 @@ from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.condensed.condensed_set import SetInfo, write_coreset
+from coreset.engine.condensed.condensed_set import SetInfo, write_set
 from coreset.engine.condensed.selection import (
     SAMPLERS,
     Candidates,
@@ -77,7 +77,7 @@ class Select:
 
     def run(self) -> Result:
         """Find labels and scores, draw, publish the ids with their provenance."""
-        dataset, table = self._inputs()
+        dataset, table = self._opened()
         method = self.method or (USUAL_BY_SCORES if table else USUAL)
         sampler = SAMPLERS[method]
         if sampler.needs == "scores" and table is None:
@@ -87,30 +87,27 @@ class Select:
             )
         ids = np.arange(len(dataset)) if table is None else table.ids
         candidates = Candidates(dataset=dataset, ids=ids, score=self.score)
-        given = own_parameters(sampler, self.parameters)
-        parameters, assumption = sampler.complete(given, candidates, self.ipc)
-        recorded = self._recorded(sampler, parameters)
-        inputs = self._input_paths(sampler, parameters, dataset)
+        parameters, assumption = own_parameters(sampler, self.parameters), ""
+        if sampler.complete:
+            parameters, assumption = sampler.complete(parameters, candidates, self.ipc)
+        score = {"score": self.score} if sampler.needs == "scores" else {}
+        recorded = {"ipc": self.ipc, **score, **_shaping(sampler, parameters)}
+        inputs = {"scores": self.source} if score else {"data": dataset.path}
+        if sampler.needs == "features":
+            inputs |= {"features": _features_of(parameters)}
         provenance = self._provenance(method, recorded, inputs, table)
         with create_artifact(self.condensed, provenance, inputs=list(inputs.values())) as work:
             if not work.done:
-                chosen, lowered = draw_coreset(
-                    method,
-                    candidates,
-                    self._values(sampler, candidates, table, parameters),
-                    ipc=self.ipc,
-                    seed=self.seed,
-                    parameters=parameters,
-                )
-                name = f"{method}-{self.score}" if sampler.needs == "scores" else method
-                write_coreset(
-                    work, dataset, chosen, method=name, parameters=recorded, seed=self.seed
-                )
+                values = self._values(sampler, candidates, table, parameters)
+                options = {"ipc": self.ipc, "seed": self.seed, "parameters": parameters}
+                chosen, lowered = draw_coreset(method, candidates, values, **options)
+                name = f"{method}-{self.score}" if score else method
+                write_set(work, dataset, chosen, method=name, parameters=recorded, seed=self.seed)
                 work.meter.images = len(dataset)
                 work.meter.notes["lowered_misratio_classes"] = len(lowered)
-        return self._result(dataset, assumption, done=work.done)
+        return self._result(method, len(dataset), assumption, done=work.done)
 
-    def _inputs(self) -> tuple[Dataset, ScoreTable | None]:
+    def _opened(self) -> tuple[Dataset, ScoreTable | None]:
         """Open the data set whose images are chosen, and the scores if ``source`` holds some."""
         if (self.source / MANIFEST_NAME).is_file():
             return Dataset.open(self.source), None
@@ -121,26 +118,6 @@ class Select:
             raise UsageError(f"{self.source} is neither scores nor a packed data set; {remedy}")
         table = ScoreTable.open(self.source, self.data)
         return table.dataset, table
-
-    def _recorded(self, sampler: Sampler, parameters: object) -> dict[str, Any]:
-        """Return what shapes the choice, without the seed, by name."""
-        score = {"score": self.score} if sampler.needs == "scores" else {}
-        shaping = {
-            one.name: getattr(parameters, one.name)
-            for one in fields(sampler.parameters)
-            if one.name != "features"  # an input
-        }
-        return {"ipc": self.ipc, **score, **shaping}
-
-    def _input_paths(
-        self, sampler: Sampler, parameters: object, dataset: Dataset
-    ) -> dict[str, Path]:
-        """Return the artifacts that the choice depends on, by role."""
-        if sampler.needs == "scores":
-            return {"scores": self.source}
-        if sampler.needs == "features":
-            return {"data": dataset.path, "features": _features_of(parameters)}
-        return {"data": dataset.path}
 
     def _provenance(
         self,
@@ -160,11 +137,7 @@ class Select:
         return Provenance(kind="set", stage="select", config=config, inputs=tuple(recorded_inputs))
 
     def _values(
-        self,
-        sampler: Sampler,
-        candidates: Candidates,
-        table: ScoreTable | None,
-        parameters: object,
+        self, sampler: Sampler, candidates: Candidates, table: ScoreTable | None, parameters: object
     ) -> Values:
         """Read what the sampler needs of each candidate."""
         if sampler.needs == "scores" and table is not None:
@@ -179,25 +152,28 @@ class Select:
             return read_features(path / FEATURES_NAME)[candidates.ids]
         return None
 
-    def _result(self, dataset: Dataset, assumption: str, *, done: bool) -> Result:
+    def _result(self, method: str, n: int, assumption: str, *, done: bool) -> Result:
         info = SetInfo.read(self.condensed)
         n_images = sum(info.per_class)
-        how = "are there already" if done else "chosen"
         used = json.dumps(dict(info.parameters), sort_keys=True)
-        made = f"{n_images:,} of {len(dataset):,} images ({info.method}, {used}) {how}"
+        how = "are there already" if done else "chosen"
         assumed = [assumption] if assumption else []
         lines = (
             *assumed,
-            f"{made}: {self.condensed}",
+            f"{n_images:,} of {n:,} images ({info.method}, {used}) {how}: {self.condensed}",
             f"next: coreset train {self.condensed} VAL RESULTS",
         )
-        method = Provenance.read(self.condensed).config["method"]
         record = {"set": str(self.condensed), "images": n_images, "method": method}
         return Result(lines, {**record, "assumed": assumed})
 
 
+def _shaping(sampler: Sampler, parameters: object) -> dict[str, Any]:
+    """Return the parameters that shape the choice: all but the features, which are an input."""
+    columns = [column.name for column in fields(sampler.parameters)]
+    return {name: getattr(parameters, name) for name in columns if name != "features"}
+
+
 def _features_of(parameters: object) -> Path:
-    """Return the features that a sampler by features is given."""
     path = getattr(parameters, "features", None)
     if path is None:
         raise UsageError("this method needs --features; make them with `coreset embed`")

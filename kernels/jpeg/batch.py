@@ -1,23 +1,23 @@
-"""Decode all crops of a batch that need no resizing in one call per thread.
+"""Write decoded pixels to a batch: normalised to planes, or all crops of it in one call per thread.
 
-A call from Python to a decoder ends with a wait for the interpreter. Here a thread stays in
-compiled code for the whole batch: it takes the next image from a queue, reads the file, decodes the
-crop and writes the pixels.
+A call from Python ends with a wait for the interpreter. A `BatchDecoder` stays in compiled code for
+a whole batch of images that need no resizing.
 """
 
 import ctypes
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, setjmp
+from coreset.kernels.jpeg import odd_memory
+from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, load_at, setjmp, store_at
 from coreset.kernels.jpeg.libjpeg import (
     BUFFER,
     MOST_ADDED,
     Functions,
-    Memory,
     RegionDecoder,
     begin,
     crop_columns,
@@ -27,23 +27,40 @@ from coreset.kernels.jpeg.libjpeg import (
     read_rows,
     warned,
 )
-from coreset.kernels.jpeg.normalise import (
-    BYTES_ALIGNMENT,
-    PLANE_ALIGNMENT,
-    Rows,
-    write_bytes,
-    write_planes,
-)
-from coreset.kernels.jpeg.simd import fence, inner
+from coreset.kernels.jpeg.simd import LANES, fence, inner, stream_bytes, stream_planes
 
 IN_MEMORY = -2
 """Descriptor of an image whose bytes are in memory."""
 MOST_BYTES = 1 << 20
-"""Largest file that is decoded here."""
-_ROWS_AT_ONCE = 16
-"""Rows that fit in the L1 cache between decoding and normalising."""
-Pixels: TypeAlias = NDArray[Any]
-"""uint8, or normalised float32."""
+"""Largest file that `BatchDecoder` decodes."""
+PLANE_ALIGNMENT = 64
+"""Alignment in bytes with which planes are written past the caches."""
+_BYTES_ALIGNMENT = LANES
+_ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
+
+
+def normalised_planes(
+    image_hwc: NDArray[np.uint8], factors: NDArray[np.float32], out_chw: NDArray[np.float32]
+) -> None:
+    """Write ``pixel * factors[0, c] + factors[1, c]`` of a C-contiguous image to planes.
+
+    Thread safe; releases the interpreter. The first call compiles.
+    """
+    flat, planes = image_hwc.reshape(-1), out_chw.reshape(3, -1)
+    aligned = planes.ctypes.data % PLANE_ALIGNMENT == planes[0].nbytes % PLANE_ALIGNMENT == 0
+    _normalise(flat, planes.shape[1], aligned, factors, planes)
+
+
+def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
+    """Return the factors that turn uint8 into ``(pixel / 255 - mean) / std``, float32 (2, 3)."""
+    spread = np.asarray(std, np.float64)
+    return np.stack([1 / (255 * spread), -np.asarray(mean) / spread]).astype(np.float32)
+
+
+def warm_up() -> None:
+    """Compile `normalised_planes` before the first image needs it."""
+    image, planes = np.zeros((1, 1, 3), np.uint8), np.empty((3, 1, 1), np.float32)
+    normalised_planes(image, factors_of((0, 0, 0), (1, 1, 1)), planes)
 
 
 class CropBatch(NamedTuple):
@@ -59,7 +76,6 @@ class CropBatch(NamedTuple):
     """Pixels of the whole image; an image of another size is refused."""
     heights: NDArray[np.int64]
     lefts: NDArray[np.int64]
-    """Pixels; the crop lies inside the image."""
     tops: NDArray[np.int64]
 
 
@@ -77,81 +93,68 @@ class BatchDecoder:
     """Decoder of one thread; several of them work on one queue."""
 
     def __init__(self, decoder: RegionDecoder, *, size: int) -> None:
-        """Allocate the buffers of a thread.
-
-        Args:
-            decoder: The decoder of this thread.
-            size: Side of the crops in pixels.
-        """
+        """Allocate the buffers of a thread, for crops of ``size`` pixels a side."""
         self._decoder, self.size = decoder, size
         self._pread = ctypes.cast(ctypes.CDLL(None)["pread"], ctypes.c_void_p).value or 0
-        rows = np.empty(3 * _ROWS_AT_ONCE * (size + MOST_ADDED) + 1, np.uint8)
-        rows = rows[1 - rows.ctypes.data % 2 :]  # an odd address, see `pixel_memory`
-        self._buffers = _Buffers(np.empty(MOST_BYTES, np.uint8), rows, decoder.memory)
+        self._encoded = np.empty(MOST_BYTES, np.uint8)
+        self._rows = odd_memory(3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
 
     def decode(
         self,
         crops: CropBatch,
         queue: WorkQueue,
-        out: Pixels,
+        out: NDArray[Any],
         factors: NDArray[np.float32] | None = None,
         *,
         coarse: bool = False,
     ) -> None:
         """Decode images until the queue is empty; releases the interpreter.
 
-        Args:
-            crops: Images of the batch.
-            queue: The queue that all threads share.
-            out: uint8 of shape (b, s * s * 3), or with ``factors`` float32 of shape (b, 3, s * s).
-                Rows of images that are not decoded are undefined.
-            factors: Result of `coreset.kernels.jpeg.normalise.factors_of`; None keeps uint8.
-            coarse: Use libjpeg-turbo's faster transform and upsampling.
+        The pixels go to ``out``: uint8 of shape (b, s * s * 3), or with the result of `factors_of`
+        float32 of shape (b, 3, s * s). Rows of images that are not decoded are undefined. Each crop
+        lies inside its image. ``coarse`` uses libjpeg-turbo's faster transform and upsampling.
         """
-        mode = _Mode(self.size, _can_stream(out, self.size), coarse)
-        jpeg = self._decoder.functions
-        _decode_batch(jpeg, self._pread, crops, queue, mode, out, factors, self._buffers)
+        # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
+        is_bytes = out.dtype == np.uint8
+        row = 3 * self.size if is_bytes else 4 * self.size
+        unit = _BYTES_ALIGNMENT if is_bytes else PLANE_ALIGNMENT
+        stream = row % unit == out.ctypes.data % unit == 0
+        buffers = (self._encoded, self._rows, self._decoder.memory)
+        mode = _Mode(self.size, stream, coarse, *(buffer.ctypes.data for buffer in buffers))
+        _decode_batch(self._decoder.functions, self._pread, crops, queue, mode, out, factors)
 
 
 class _Mode(NamedTuple):
+    """How to decode, and addresses of the memory; `coreset.kernels.jpeg.ffi` says why no arrays."""
+
     size: int
     stream: bool
     coarse: bool
-
-
-class _Buffers(NamedTuple):
-    """Memory of one thread."""
-
-    encoded: NDArray[np.uint8]
-    rows: NDArray[np.uint8]
-    libjpeg: Memory
-
-
-class _Crop(NamedTuple):
-    """Crop of one image whose file is in memory."""
-
-    data: tuple[int, int]
-    """Address and length of the file."""
-    width: int
-    height: int
-    left: int
-    top: int
-
-
-class _Addresses(NamedTuple):
-    """Addresses of the memory that is written; `coreset.kernels.jpeg.ffi` says why no arrays."""
-
-    out: int
+    encoded: int
     rows: int
     libjpeg: int
 
 
-def _can_stream(out: Pixels, size: int) -> bool:
-    """Test whether every row begins where `stream_planes` or `stream_bytes` can write."""
-    row, unit = (
-        (3 * size, BYTES_ALIGNMENT) if out.dtype == np.uint8 else (4 * size, PLANE_ALIGNMENT)
-    )
-    return row % unit == 0 and out.ctypes.data % unit == 0
+class _Crop(NamedTuple):
+    data: tuple[int, int]  # address and length of the file
+    width: int
+    height: int
+    left: int
+    top: int
+    out: int
+
+
+class _Rows(NamedTuple):
+    """Rows of RGB bytes, ``stride`` bytes apart, and their place in an image of a batch."""
+
+    source: int
+    stride: int
+    to: int
+    """Number of the first pixel that is written; rows follow each other without gaps."""
+    n_rows: int
+    n_columns: int
+    stream: bool
+    """Write past the caches: all targets must be aligned, and a `fence` must follow."""
 
 
 @kernel
@@ -161,11 +164,9 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
     crops: CropBatch,
     queue: WorkQueue,
     mode: _Mode,
-    out: Pixels,
+    out: NDArray[Any],
     factors: NDArray[np.float32] | None,
-    buffers: _Buffers,
 ) -> None:
-    """Decode as `BatchDecoder.decode`; the arrays live as long as this call."""
     factors_at = None if factors is None else address_of(factors)
     while True:
         at = fetch_add(queue.next)
@@ -175,66 +176,100 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
         if n_bytes == 0:
             continue
         if crops.descriptors[at] != IN_MEMORY:
-            start, address = address, address_of(buffers.encoded)
+            start, address = address, mode.encoded
             if call_c(pread, (crops.descriptors[at], address, n_bytes, start)) != n_bytes:
                 continue
         width, height = int(crops.widths[at]), int(crops.heights[at])
         left, top = int(crops.lefts[at]), int(crops.tops[at])
-        crop = _Crop((address, n_bytes), width, height, left, top)
         image = address_of(out) + at * out.strides[0]
-        addresses = _Addresses(image, address_of(buffers.rows), address_of(buffers.libjpeg))
-        queue.decoded[at] = _decode_one(jpeg, crop, mode, addresses, factors_at)
+        crop = _Crop((address, n_bytes), width, height, left, top, image)
+        queue.decoded[at] = _decode_one(jpeg, crop, mode, factors_at)
 
 
 @inner
-def _decode_one(
-    jpeg: Functions, crop: _Crop, mode: _Mode, addresses: _Addresses, factors: int | None
-) -> bool:
+def _decode_one(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None) -> bool:
     """Decode one crop; False after an error of libjpeg, which jumps back to the first line."""
-    if setjmp(addresses.libjpeg + BUFFER):
-        destroy(jpeg, addresses.libjpeg)
+    if setjmp(mode.libjpeg + BUFFER):
+        destroy(jpeg, mode.libjpeg)
         return False
-    read_header(jpeg, crop.data, addresses.libjpeg)
-    good = is_plain(crop.width, crop.height, addresses.libjpeg)
+    read_header(jpeg, crop.data, mode.libjpeg)
+    good = is_plain(crop.width, crop.height, mode.libjpeg)
     if good:
-        begin(jpeg, mode.coarse, addresses.libjpeg)
-        good = _decode_rows(jpeg, crop, mode, addresses, factors)
+        begin(jpeg, mode.coarse, mode.libjpeg)
+        good = _decode_rows(jpeg, crop, mode, factors)
         if good and crop.top + mode.size == crop.height:
-            call_c(jpeg.jpeg_finish_decompress, (addresses.libjpeg,))  # notices a missing end
-        good = good and not warned(addresses.libjpeg)
-    call_c(jpeg.jpeg_abort_decompress, (addresses.libjpeg,))
+            call_c(jpeg.jpeg_finish_decompress, (mode.libjpeg,))  # notices a missing end
+        good = good and not warned(mode.libjpeg)
+    call_c(jpeg.jpeg_abort_decompress, (mode.libjpeg,))
     return good
 
 
 @inner
-def _decode_rows(
-    jpeg: Functions, crop: _Crop, mode: _Mode, addresses: _Addresses, factors: int | None
-) -> bool:
+def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None) -> bool:
     """Decode and write the rows of a crop; False if its columns exceed the buffer."""
     first, n_columns = 0, crop.width
     if mode.size < crop.width:
-        first, n_columns = crop_columns(jpeg, crop.left, crop.left + mode.size, addresses.libjpeg)
+        first, n_columns = crop_columns(jpeg, crop.left, crop.left + mode.size, mode.libjpeg)
         if not 0 < n_columns <= mode.size + MOST_ADDED:
             return False
-    call_c(jpeg.jpeg_skip_scanlines, (addresses.libjpeg, crop.top))
+    call_c(jpeg.jpeg_skip_scanlines, (mode.libjpeg, crop.top))
     direct = factors is None and not mode.stream and n_columns == mode.size
     for top in range(0, mode.size, _ROWS_AT_ONCE):
         n_rows = min(mode.size - top, _ROWS_AT_ONCE)
-        target = addresses.out + 3 * top * mode.size if direct else addresses.rows
-        read_rows(jpeg, n_rows, 3 * n_columns, target, addresses.libjpeg)
+        target = crop.out + 3 * top * mode.size if direct else mode.rows
+        read_rows(jpeg, n_rows, 3 * n_columns, target, mode.libjpeg)
         if not direct:
-            source = addresses.rows + 3 * (crop.left - first)
-            rows = Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
-            _write(rows, addresses.out, factors)
+            source = mode.rows + 3 * (crop.left - first)
+            rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
+            if factors is None:
+                _write_bytes(rows, crop.out)
+            else:
+                _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
     if mode.stream:
         fence()
     return True
 
 
+@kernel
+def _normalise(
+    pixels: NDArray[np.uint8],
+    n_pixels: int,
+    stream: bool,  # noqa: FBT001 - a kernel's
+    factors: NDArray[np.float32],
+    planes: NDArray[np.float32],
+) -> None:
+    rows = _Rows(address_of(pixels), 0, 0, 1, n_pixels, stream)
+    _write_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
+    fence()
+
+
 @inner
-def _write(rows: Rows, out: int, factors: int | None) -> None:
-    """Write decoded rows to the crop at the address ``out``."""
-    if factors is None:
-        write_bytes(rows, out)
-    else:
-        write_planes(rows, factors, out, 4 * rows.n_columns * rows.n_columns)
+def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
+    """Normalise rows by the factors at an address to planes of ``plane`` bytes at another."""
+    for row in range(rows.n_rows):
+        source = rows.source + row * rows.stride
+        target = planes + 4 * (rows.to + row * rows.n_columns)
+        if rows.stream:
+            for i in range(0, rows.n_columns, 16):
+                stream_planes(source + 3 * i, factors, target + 4 * i, plane)
+        else:
+            for channel in range(3):
+                scale = load_at(factors + 4 * channel, np.float32)
+                shift = load_at(factors + 12 + 4 * channel, np.float32)
+                for i in range(rows.n_columns):
+                    pixel = np.float32(load_at(source + 3 * i + channel, np.uint8))
+                    store_at(target + channel * plane + 4 * i, pixel * scale + shift)
+
+
+@inner
+def _write_bytes(rows: _Rows, out: int) -> None:
+    """Copy rows to the image at an address; streaming needs `_BYTES_ALIGNMENT`."""
+    n = 3 * rows.n_columns
+    for row in range(rows.n_rows):
+        source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n
+        if rows.stream:
+            for i in range(0, n, _BYTES_ALIGNMENT):
+                stream_bytes(source + i, target + i)
+        else:
+            for i in range(n):
+                store_at(target + i, load_at(source + i, np.uint8))

@@ -8,6 +8,7 @@ writes memory by `load_at` and `store_at`. A test looks for counted references i
 
 import ctypes
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -27,13 +28,10 @@ _POINTER, _VOID = _BYTE.as_pointer(), ir.VoidType()
 def call_c(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
     """Call the function at an address with a tuple of addresses and whole numbers.
 
-    Returns:
-        Its result as int64; for a C ``int`` only the lower half counts.
+    The result is int64; of a C ``int`` only the lower half counts.
     """
 
-    def generate(
-        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
-    ) -> Untyped:
+    def emit(_context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         passed = [
             builder.sext(number, _WORD) if number.type.width < _WORD.width else number
             for number in cgutils.unpack_tuple(builder, args[1])
@@ -41,27 +39,24 @@ def call_c(_typing: Untyped, _function: Untyped, arguments: Untyped) -> Untyped:
         kind = ir.FunctionType(_WORD, [_WORD] * len(passed))
         return builder.call(builder.inttoptr(args[0], kind.as_pointer()), passed)
 
-    return types.int64(types.int64, arguments), generate
+    return types.int64(types.int64, arguments), emit
 
 
 @instruction
 def setjmp(_typing: Untyped, _buffer: Untyped) -> Untyped:
     """Call C's ``setjmp``: return False now, and True after a jump to the buffer at this address.
 
-    The calling kernel must hold no arrays (see above), and after a jump must not use variables that
-    it changed in between.
+    After a jump, the calling kernel must not use variables that it changed in between.
     """
 
-    def generate(
-        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
-    ) -> Untyped:
+    def emit(_context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         kind = ir.FunctionType(_INT, [_POINTER])
         setjmp = cgutils.get_or_insert_function(builder.module, kind, "_setjmp")
         setjmp.attributes.add("returns_twice")
         came_back = builder.call(setjmp, [builder.inttoptr(args[0], _POINTER)])
         return builder.icmp_signed("!=", came_back, _INT(0))
 
-    return types.boolean(types.int64), generate
+    return types.boolean(types.int64), emit
 
 
 @inner
@@ -74,34 +69,34 @@ def address_of(array: NDArray[Any]) -> int:
 def load_at(_typing: Untyped, _address: Untyped, kind: Untyped) -> Untyped:
     """Read a number of a NumPy type at an address, unchecked."""
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         value = context.get_value_type(signature.return_type)
         return builder.load(builder.inttoptr(args[0], value.as_pointer()), align=1)
 
-    return kind.instance_type(types.int64, kind), generate
+    return kind.instance_type(types.int64, kind), emit
 
 
 @instruction
 def store_at(_typing: Untyped, _address: Untyped, number: Untyped) -> Untyped:
     """Write a number, in as many bytes as its type has, to an address, unchecked."""
 
-    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         place = builder.inttoptr(args[0], args[1].type.as_pointer())
         builder.store(args[1], place, align=1)
         return context.get_dummy_value()
 
-    return types.void(types.int64, number), generate
+    return types.void(types.int64, number), emit
 
 
 @instruction
 def fetch_add(_typing: Untyped, counter: Untyped) -> Untyped:
     """Add 1 atomically to the only number of an int64 array and return the number before."""
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place = context.make_array(signature.args[0])(context, builder, args[0]).data
         return builder.atomic_rmw("add", place, _WORD(1), "monotonic")
 
-    return types.int64(counter), generate
+    return types.int64(counter), emit
 
 
 @instruction
@@ -121,49 +116,34 @@ def longjmp_address(_typing: Untyped) -> Untyped:
 @instruction
 def noop(_typing: Untyped) -> Untyped:
     """Return the address of ``void f(void *p)``, which does nothing."""
-
-    def fill(builder: Untyped, _function: Untyped) -> None:
-        builder.ret_void()
-
-    return types.int64(), _function("coreset_noop", fill)
+    return types.int64(), _function("coreset_noop", lambda builder, _function: builder.ret_void())
 
 
-def _function(name: str, fill: Untyped) -> Untyped:
-    """Generate code for a function of one pointer, and for its address."""
+def _function(name: str, fill: Callable[[Untyped, Untyped], None]) -> Untyped:
+    """Emit a function of one pointer, and its address."""
 
-    def generate(
-        _context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
-    ) -> Untyped:
+    def emit(_context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped) -> Untyped:
         function = ir.Function(builder.module, ir.FunctionType(_VOID, [_POINTER]), name)
         function.linkage = "internal"
         fill(ir.IRBuilder(function.append_basic_block()), function)
         return builder.ptrtoint(function, _WORD)
 
-    return generate
+    return emit
 
 
 def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
-    """Test in one call whether one byte of each of many files is in the page cache.
+    """Test in one call whether the byte at an offset of each of many files is in the page cache.
 
-    Thread safe; releases the interpreter. The first call compiles.
-
-    Args:
-        descriptors: Open files, shape (n,).
-        offsets: Position of the byte in each file, shape (n,).
-
-    Returns:
-        False also where the file system cannot say, a file ends before the byte, or is not open.
+    Thread safe; releases the interpreter. The first call compiles. False also where the file system
+    cannot say, or a file is not open or ends before the byte.
     """
-    return bool(_all_cached(_preadv2(), os.RWF_NOWAIT, descriptors, offsets, np.empty(3, np.int64)))
+    preadv2 = ctypes.cast(ctypes.CDLL(None)["preadv2"], ctypes.c_void_p).value or 0
+    return bool(_all_cached(preadv2, os.RWF_NOWAIT, descriptors, offsets, np.empty(3, np.int64)))
 
 
 def warm_up() -> None:
     """Compile `all_cached` before the first batch needs it."""
     all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
-
-
-def _preadv2() -> int:
-    return ctypes.cast(ctypes.CDLL(None)["preadv2"], ctypes.c_void_p).value or 0
 
 
 @kernel

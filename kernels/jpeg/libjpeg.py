@@ -1,10 +1,9 @@
 """Decode a region of a JPEG by calling libjpeg-turbo row by row.
 
-libjpeg-turbo can skip the columns beside a region (``jpeg_crop_scanline``) and the rows above it
-(``jpeg_skip_scanlines``), and stop below it. simplejpeg does not offer that and hides its copy of
-the library; the functions of Pillow's copy can be called. Names, numbers and offsets below are
-those of ``jpeglib.h``: ``jpeg_CreateDecompress`` compares version and size and refuses a library
-with others.
+libjpeg-turbo can skip the columns beside a region and the rows above it, and stop below it.
+simplejpeg does not offer that and hides its copy of the library; the functions of Pillow's copy can
+be called. Names, numbers and offsets are those of ``jpeglib.h``: ``jpeg_CreateDecompress`` compares
+version and size and refuses a library with others.
 """
 
 import ctypes
@@ -30,23 +29,19 @@ Memory: TypeAlias = NDArray[np.int64]
 """``struct jpeg_decompress_struct``, followed by the structures at the offsets below."""
 VERSIONS = {62: 632, 80: 656}
 """``JPEG_LIB_VERSION`` to the size of ``struct jpeg_decompress_struct`` in bytes."""
+# Offsets of ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and two arguments, in 4096 bytes.
 _ERROR, BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
-"""Offsets of ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and two arguments."""
-_MEMORY_BYTES = 4096
 _CLIENT_DATA, _IMAGE_WIDTH, _IMAGE_HEIGHT, _JPEG_COLOR_SPACE = 24, 48, 52, 60
 _OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = 64, 96, 100, 136
 _JCS_GRAYSCALE, _JCS_RGB, _JCS_YCBCR, _JDCT_IFAST = 1, 2, 3, 1
 _ERROR_EXIT, _OUTPUT_MESSAGE, _NUM_WARNINGS = 0, 16, 128
 _ROWS_AT_ONCE = 4
-_MARGIN = 2
-"""Columns added on each side, because the smoothing of colours needs a neighbour."""
+_MARGIN = 2  # columns added on each side, because the smoothing of colours needs a neighbour
 MOST_ADDED = 2 * _MARGIN + 31
 """Most columns that are decoded beside a region: libjpeg starts at a block of up to 32."""
 
 
 class _Region(NamedTuple):
-    """A region in pixels, and whether to decode it with coarser arithmetic."""
-
     left: int
     top: int
     right: int
@@ -76,23 +71,16 @@ class RegionDecoder:
     """Decoder of regions for one thread; it reuses its memory from image to image."""
 
     def __init__(self, library: ctypes.CDLL, version: int) -> None:
-        """Bind the functions of a library.
+        """Bind the functions of a library, or raise ``AttributeError`` if it lacks one.
 
-        Args:
-            library: A library that contains or links libjpeg.
-            version: One of `VERSIONS`. With a version that is not the library's, every image is
-                refused.
-
-        Raises:
-            AttributeError: The library lacks a function.
+        With a version of `VERSIONS` that is not the library's, every image is refused.
         """
         addresses = (
             ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in Functions._fields[2:]
         )
         self.functions = Functions._make((version, VERSIONS[version], *addresses))
         self._destroy = library["jpeg_destroy_decompress"]
-        self.memory = np.zeros(_MEMORY_BYTES // 8, np.int64)
-        """State of libjpeg, for the decoding thread alone."""
+        self.memory = np.zeros(4096 // 8, np.int64)
         self._address = ctypes.c_void_p(self.memory.ctypes.data)
 
     def decode(
@@ -100,16 +88,12 @@ class RegionDecoder:
     ) -> tuple[int, int]:
         """Decode a region of a grey or colour JPEG as RGB; releases the interpreter.
 
-        Args:
-            data: The file. Damage below the region is not noticed.
-            box: Left, top, right, bottom of the region in pixels, inside the image.
-            into: uint8 memory, filled from its start with rows top .. bottom - 1.
-            coarse: Use libjpeg-turbo's faster transform and upsampling.
+        Rows top .. bottom - 1 are written to the start of ``into``. Damage below them is not
+        noticed. ``coarse`` uses libjpeg-turbo's faster transform and upsampling.
 
         Returns:
-            First column and number of columns of the rows: those of the region and up to
-            `MOST_ADDED` more. (0, 0) if libjpeg refuses the file or warns of damage, or if ``into``
-            is too small.
+            First column and number of columns of the rows: those of the box and up to `MOST_ADDED`
+            more. (0, 0) if libjpeg refuses the file or warns of damage, or ``into`` is too small.
         """
         encoded, region = np.frombuffer(data, np.uint8), _Region(*box, coarse)
         return _decode(self.functions, encoded, region, into, self.memory)
@@ -128,7 +112,6 @@ def _decode(
     into: NDArray[np.uint8],
     memory: Memory,
 ) -> tuple[int, int]:
-    """Decode as `RegionDecoder.decode`; the caller keeps the arrays alive."""
     source, target = (address_of(data), data.size), (address_of(into), into.size)
     return _decode_region(jpeg, source, region, target, address_of(memory))
 
@@ -161,7 +144,11 @@ def _decode_region(
 def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
     """Read the header of a file (address, bytes); `setjmp` has filled ``BUFFER`` before."""
     if load_at(memory, np.int64) == 0:
-        _create(jpeg, memory)
+        store_at(memory, call_c(jpeg.jpeg_std_error, (memory + _ERROR,)))
+        store_at(memory + _CLIENT_DATA, memory + BUFFER)
+        store_at(memory + _ERROR + _ERROR_EXIT, longjmp_address())
+        store_at(memory + _ERROR + _OUTPUT_MESSAGE, noop())
+        call_c(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
     call_c(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
     call_c(jpeg.jpeg_read_header, (memory, 1))
 
@@ -169,10 +156,9 @@ def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
 @inner
 def is_plain(width: int, height: int, memory: int) -> bool:
     """Test whether the header is that of a grey or colour image of this size, not of CMYK."""
-    size_fits = (
-        _int_at(memory + _IMAGE_WIDTH) == width and _int_at(memory + _IMAGE_HEIGHT) == height
-    )
-    return size_fits and _JCS_GRAYSCALE <= _int_at(memory + _JPEG_COLOR_SPACE) <= _JCS_YCBCR
+    if _int_at(memory + _IMAGE_WIDTH) != width or _int_at(memory + _IMAGE_HEIGHT) != height:
+        return False
+    return _JCS_GRAYSCALE <= _int_at(memory + _JPEG_COLOR_SPACE) <= _JCS_YCBCR
 
 
 @inner
@@ -227,15 +213,5 @@ def destroy(jpeg: Functions, memory: int) -> None:
 
 
 @inner
-def _create(jpeg: Functions, memory: int) -> None:
-    store_at(memory, call_c(jpeg.jpeg_std_error, (memory + _ERROR,)))
-    store_at(memory + _CLIENT_DATA, memory + BUFFER)
-    store_at(memory + _ERROR + _ERROR_EXIT, longjmp_address())
-    store_at(memory + _ERROR + _OUTPUT_MESSAGE, noop())
-    call_c(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
-
-
-@inner
 def _int_at(address: int) -> int:
-    """Read a C ``int``. Signed: Numba adds unsigned numbers to signed ones as floats."""
     return np.int64(load_at(address, np.int32))  # pyright: ignore[reportReturnType] - Numba's int

@@ -6,17 +6,15 @@ The filter is that of Pillow's ``Image.resize(size, BILINEAR)`` (``src/libImagin
 
 Deliberate differences from Pillow, which together move a pixel by at most 1 level:
 
-- The vertical pass comes first, over the needed columns only, and keeps 8 fraction bits. Pillow
-  starts with the horizontal pass and rounds to whole levels after it.
+- The vertical pass comes first and keeps 8 fraction bits. Pillow starts with the horizontal pass
+  and rounds to whole levels after it.
 - Weights are integers of 16 bits with an exact sum, so constants stay constant. Where more than
   about 30 pixels become one, and for inputs of 1 or 2 pixels, they have 24 bits.
 
-Both passes add contiguous runs of numbers, which suits SIMD units: parts of rows in the vertical
-pass and, after a transposition of 32 output rows, columns in the horizontal pass. All arithmetic is
-integer: the same bytes on every machine and for every box.
+All arithmetic is integer: the same bytes on every machine and for every box.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,18 +33,12 @@ from coreset.kernels.jpeg.triangle import LONG_ONE, SHORT_ONE, Axis, axis_of, is
 
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom excluded."""
-Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
-Lanes: TypeAlias = Any
-"""A vector of 32 uint16, which exists in kernels only."""
+_Samples: TypeAlias = NDArray[np.uint8] | NDArray[np.uint16]
 
-_STRIP = 384
-"""Samples of a row that the vertical pass filters at a time; 32 such rows fit in the L1 cache."""
-_STRIP_STRIDE = _STRIP + LANES
-"""No power of two, or the rows would share cache sets."""
-_TILE = 64
-"""Output pixels of the horizontal pass between two transpositions."""
-_GROUP = 3 * LANES
-"""Samples that are summed at once, in three independent sums."""
+_STRIP = 384  # samples of a row that are filtered at a time: 32 such rows fit in the L1 cache
+_STRIP_STRIDE = _STRIP + LANES  # no power of two, or the rows would share cache sets
+_TILE = 64  # output pixels of the horizontal pass between two transpositions
+_GROUP = 3 * LANES  # samples that are summed at once, in three independent sums
 
 
 class _Job(NamedTuple):
@@ -66,7 +58,6 @@ class _Runs(NamedTuple):
     stride: int
     """Distance from the run of one input position to the next."""
     n: int
-    """Samples of a run."""
 
 
 def resize(
@@ -83,30 +74,36 @@ def resize(
     Thread safe; releases the interpreter. The first call compiles (`warm_up`).
 
     Args:
-        image_hwc: uint8 of shape (h, w, c) with any number of channels; copied if not contiguous.
+        image_hwc: With any number of channels; copied if not contiguous.
         width: Columns of the resized image.
         height: Rows of the resized image.
         box: Output pixels to compute, equal to this crop of the full result. None: all.
         region: Part of the image to resize as if it were a copy. None: the whole image. Where
             ``image_hwc`` is itself the `reach` of a larger image, the region may go beyond it.
-        out: C-contiguous uint8 buffer of the result's shape to write to; a new array if None.
-
-    Returns:
-        uint8 of shape (bottom - top, right - left, c), within 1 level of Pillow.
+        out: C-contiguous buffer of the result's shape to write to; a new array if None.
 
     Raises:
         ValueError: An argument of another type or shape, or a box or region outside its image.
     """
-    _require_image(image_hwc)
+    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.size == 0:
+        raise ValueError(
+            "image_hwc must be uint8 of shape (h, w, c) without a zero, "
+            f"got {image_hwc.dtype} of shape {image_hwc.shape}"
+        )
     from_height, from_width, channels = image_hwc.shape
-    box = _checked_box("box", width, height, box)
+    box = box or (0, 0, width, height)
+    _require_inside("box", box, width, height)
     x_0, y_0, x_1, y_1 = region = region or (0, 0, from_width, from_height)
     if not _is_inside(region, from_width, from_height):
-        _checked_box("region", from_width, from_height, reach(region, width, height, box))
+        _require_inside("region", reach(region, width, height, box), from_width, from_height)
     shape = (box[3] - box[1], box[2] - box[0], channels)
     if out is None:
         out = np.empty(shape, np.uint8)
-    _require_buffer(out, shape)
+    if (out.dtype, out.shape) != (np.uint8, shape) or not out.flags.carray:
+        raise ValueError(
+            f"out must be C-contiguous, writeable uint8 of shape {shape}, got {out.dtype} of "
+            f"{out.shape}; pass a whole array or batch[i]"
+        )
     # Read-only views of a plain array: one type, so one compilation, for whatever the caller has.
     rows = _wide_rows(image_hwc)
     rows.flags.writeable = False
@@ -117,10 +114,7 @@ def resize(
 
 
 def reach(region: Box, width: int, height: int, box: Box) -> Box:
-    """Return the box of pixels from which ``box`` of the resized ``region`` is computed.
-
-    Where many pixels become one, this is the whole region.
-    """
+    """Return the box of pixels from which ``box`` of the resized ``region`` is computed."""
     left, top, right, bottom = region
     n_columns, n_rows = right - left, bottom - top
     if not (is_short(n_columns, width) and is_short(n_rows, height)):
@@ -131,39 +125,15 @@ def reach(region: Box, width: int, height: int, box: Box) -> Box:
 
 
 def warm_up(*, long: bool = True) -> None:
-    """Compile before the first image needs it.
-
-    Args:
-        long: Compile also the kernel for 24-bit weights, which few images need.
-    """
+    """Compile before the first image needs it; ``long`` also for 24-bit weights, which few need."""
     for side in (3, 1) if long else (3,):  # a side of 1 needs 24 bits
         resize(np.zeros((side, side, 1), np.uint8), side, side)
 
 
 def _wide_rows(image_hwc: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the rows of an image, padded to at least one vector."""
     rows = np.ascontiguousarray(image_hwc).reshape(image_hwc.shape[0], -1)
     missing = LANES - rows.shape[1]
     return np.pad(rows, ((0, 0), (0, missing))) if missing > 0 else rows
-
-
-def _require_image(image_hwc: NDArray[np.uint8]) -> None:
-    if image_hwc.dtype != np.uint8 or image_hwc.ndim != 3 or image_hwc.size == 0:
-        raise ValueError(
-            "image_hwc must be uint8 of shape (h, w, c) without a zero, "
-            f"got {image_hwc.dtype} of shape {image_hwc.shape}"
-        )
-
-
-def _checked_box(name: str, width: int, height: int, box: Box | None) -> Box:
-    if width < 1 or height < 1:
-        raise ValueError(f"width and height must be at least 1, got {width} x {height}")
-    box = box or (0, 0, width, height)
-    if not _is_inside(box, width, height):
-        raise ValueError(
-            f"{name} must be (left, top, right, bottom) in {width} x {height} pixels, got {box}"
-        )
-    return box
 
 
 def _is_inside(box: Box, width: int, height: int) -> bool:
@@ -171,11 +141,11 @@ def _is_inside(box: Box, width: int, height: int) -> bool:
     return 0 <= left < right <= width and 0 <= top < bottom <= height
 
 
-def _require_buffer(out: NDArray[np.uint8], shape: tuple[int, int, int]) -> None:
-    if out.dtype != np.uint8 or out.shape != shape:
-        raise ValueError(f"out must be uint8 of shape {shape}, got {out.dtype} of {out.shape}")
-    if not (out.flags.c_contiguous and out.flags.writeable):
-        raise ValueError("out must be C-contiguous and writeable; pass a whole array or batch[i]")
+def _require_inside(name: str, box: Box, width: int, height: int) -> None:
+    if not _is_inside(box, width, height):
+        raise ValueError(
+            f"{name} must be (left, top, right, bottom) in {width} x {height} pixels, got {box}"
+        )
 
 
 @kernel
@@ -229,15 +199,14 @@ def _slice_axis(axis: Axis, begin: int, n: int) -> Axis:
 
 
 @inner
-def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride: int) -> None:
+def _filter(source: _Samples, runs: _Runs, axis: Axis, target: _Samples, to_stride: int) -> None:
     """Add weighted runs: parts of rows in the vertical pass, of columns in the horizontal pass.
 
-    target[j * to_stride + i] = sum over k of
-    weights[j, k] * source[base + (starts[j] + k) * stride + i], for i = 0 .. n-1.
-    Sums have 8 fraction bits, which a uint16 target keeps and a uint8 target rounds away. The last
-    vector of a run overlaps the one before.
+    target[j * to_stride + i] = sum over k of weights[j, k] * source[base + (starts[j] + k) * stride
+    + i]. A uint16 target keeps 8 fraction bits. The last vector of a run overlaps the one before.
     """
-    rounding = _rounding(axis.weights.shape[1], target)
+    # What truncation loses: half a level, and the mean loss of the products.
+    rounding = splat(axis.weights.shape[1] // 2 + (128 if target.itemsize == 1 else 0))
     for j in range(axis.starts.size):
         weights, to = axis.weights[j], j * to_stride
         at, i = runs.base + axis.starts[j] * runs.stride, 0
@@ -258,12 +227,6 @@ def _filter(source: Samples, runs: _Runs, axis: Axis, target: Samples, to_stride
                 total = add_product(total, source, at + k * runs.stride + i, splat(weights[k]))
             store(total, target, to + i)
             i += LANES
-
-
-@inner
-def _rounding(n_taps: int, target: Samples) -> Lanes:
-    """Return what truncation loses: half a level, and the mean loss of ``n_taps`` products."""
-    return splat(n_taps // 2 + (128 if target.itemsize == 1 else 0))
 
 
 @inner

@@ -1,34 +1,31 @@
 """Vectors of 32 uint16 as values of Numba kernels, with operations on them in LLVM code.
 
-Numba has no vectors and relies on LLVM's loop vectoriser, which uses half the registers' width and
-treats loops over 96 samples as if they were thousands. Here the kernel itself handles whole
-vectors; LLVM splits them for processors with narrower registers.
+LLVM's loop vectoriser uses half the registers' width and treats loops over 96 samples as if they
+were thousands. LLVM splits these vectors for processors with narrower registers.
 """
 
 from collections.abc import Callable
-from typing import Any, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
 from llvmlite import ir
 from numba import njit, types
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
 
-Untyped: TypeAlias = Any
-"""Objects of Numba and llvmlite, which have no types for pyright."""
-Function = TypeVar("Function", bound=Callable[..., Untyped])
+from coreset.kernels.jit import Function
 
-LANES = 32
-"""Numbers in a vector of 512 bits, the width of the widest registers."""
-_PART_BITS = 128
-"""Shuffles within parts of this width are cheap on every processor."""
+Untyped: TypeAlias = Any  # objects of Numba and llvmlite
+
+LANES = 32  # numbers in a vector of 512 bits, the width of the widest registers
+_PART_BITS = 128  # shuffles within parts of this width are cheap on every processor
 _BYTE, _WORD, _INDEX = ir.IntType(8), ir.IntType(16), ir.IntType(32)
 _VECTOR = ir.VectorType(_WORD, LANES)
 
 
 def inner(function: Function) -> Function:
     """Compile for other kernels only, without entry points for Python and C: a third less time."""
-    options = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return cast("Function", njit(**cast("Untyped", options))(function))
+    options: Untyped = {"nogil": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return cast("Function", njit(**options)(function))
 
 
 def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
@@ -37,7 +34,7 @@ def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
 
 
 class _Lanes(types.Type):
-    """Type of a vector of 32 uint16 in a kernel."""
+    """A vector of 32 uint16."""
 
 
 _LANES_TYPE = _Lanes("Lanes")
@@ -53,12 +50,10 @@ class _LanesModel(models.PrimitiveModel):
 def splat(_typing: Untyped, _number: Untyped) -> Untyped:
     """Repeat a uint16 32 times."""
 
-    def generate(
-        _context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped
-    ) -> Untyped:
+    def emit(_context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         return _splat(builder, args[0], LANES)
 
-    return _LANES_TYPE(types.uint16), generate
+    return _LANES_TYPE(types.uint16), emit
 
 
 @instruction
@@ -71,7 +66,7 @@ def add_product(
     """
     n_bits = source.dtype.bitwidth
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place = _address(context, builder, signature.args[1], args[1], args[2])
         samples = _load(builder, place, ir.VectorType(ir.IntType(n_bits), LANES))
         if n_bits == 8:
@@ -81,7 +76,7 @@ def add_product(
         high = builder.trunc(builder.lshr(product, _filled(wide, 16)), _VECTOR)  # one instruction
         return builder.add(args[0], high)
 
-    return _LANES_TYPE(total, source, types.intp, weights), generate
+    return _LANES_TYPE(total, source, types.intp, weights), emit
 
 
 @instruction
@@ -89,7 +84,7 @@ def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Un
     """Set ``target[at : at + 32] = total``, unchecked; a uint8 target drops 8 fraction bits."""
     n_bits = target.dtype.bitwidth
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         place, values = _address(context, builder, signature.args[1], args[1], args[2]), args[0]
         if n_bits == 8:
             values = builder.lshr(values, _filled(_VECTOR, 8))
@@ -97,7 +92,7 @@ def store(_typing: Untyped, total: Untyped, target: Untyped, _at: Untyped) -> Un
         _store(builder, place, values)
         return context.get_dummy_value()
 
-    return types.void(total, target, types.intp), generate
+    return types.void(total, target, types.intp), emit
 
 
 @instruction
@@ -108,7 +103,7 @@ def transpose_in(
     """Transpose 32 rows of 8 uint16, ``stride`` apart, to 8 vectors from ``target[to]`` on."""
     n = _PART_BITS // 16
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def part(row: int) -> Untyped:
             step = builder.mul(args[2], ir.Constant(args[2].type, row))
             at = builder.add(args[1], step)
@@ -124,7 +119,7 @@ def transpose_in(
         return context.get_dummy_value()
 
     place = types.intp
-    return types.void(source, place, place, target, place), generate
+    return types.void(source, place, place, target, place), emit
 
 
 @instruction
@@ -135,7 +130,7 @@ def transpose_out(
     """Transpose 16 vectors of 32 uint8 from ``source[at]`` on to 32 rows, ``stride`` apart."""
     n = _PART_BITS // 8
 
-    def generate(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def vector(number: int) -> Untyped:
             at = builder.add(args[1], ir.Constant(args[1].type, number * LANES))
             place = _address(context, builder, signature.args[0], args[0], at)
@@ -151,7 +146,7 @@ def transpose_out(
         return context.get_dummy_value()
 
     place = types.intp
-    return types.void(source, place, target, place, place), generate
+    return types.void(source, place, target, place, place), emit
 
 
 @instruction
@@ -166,7 +161,7 @@ def stream_planes(
     """
     n, number = 16, ir.FloatType()
 
-    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         pixels, factors, planes, stride = args
         samples = _load(builder, _pointer(builder, pixels), ir.VectorType(_BYTE, 3 * n))
         numbers = builder.inttoptr(factors, number.as_pointer())
@@ -183,7 +178,7 @@ def stream_planes(
             _stream(builder, _pointer(builder, place), values)
         return context.get_dummy_value()
 
-    return types.void(*[types.int64] * 4), generate
+    return types.void(*[types.int64] * 4), emit
 
 
 @instruction
@@ -194,25 +189,23 @@ def stream_bytes(_typing: Untyped, _source: Untyped, _target: Untyped) -> Untype
     """
     kind = ir.VectorType(_BYTE, LANES)
 
-    def generate(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, _signature: Untyped, args: Untyped) -> Untyped:
         values = _load(builder, _pointer(builder, args[0]), kind)
         _stream(builder, _pointer(builder, args[1]), values)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.int64), generate
+    return types.void(types.int64, types.int64), emit
 
 
 @instruction
 def fence(_typing: Untyped) -> Untyped:
     """Make streamed stores visible to other threads."""
 
-    def generate(
-        context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped
-    ) -> Untyped:
+    def emit(context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped) -> Untyped:
         builder.fence("seq_cst")
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return types.void(), emit
 
 
 def _transposed(builder: Untyped, vectors: list[Untyped]) -> list[Untyped]:

@@ -7,21 +7,18 @@ from numpy.typing import NDArray
 
 from coreset.kernels.jpeg.simd import inner
 
-SHORT_ONE = 65535
-"""Sum of weights of 16 bits."""
-LONG_ONE = 1 << 24
-"""Sum of weights of 24 bits."""
+SHORT_ONE, LONG_ONE = 65535, 1 << 24  # sums of weights of 16 and of 24 bits
 _MOST_SHORT_SCALE = 15
 """Up to this scale (31 taps) the errors of 16-bit weights and sums stay below a quarter level."""
 
 
 class Axis(NamedTuple):
-    """Weights of the input positions in each output position of one axis."""
+    """Integer weights of the input positions in each output position of one axis."""
 
     starts: NDArray[np.int64]
     """First input position of each output."""
     weights: NDArray[np.uint32]
-    """Integer weights, (outputs, taps)."""
+    """Shape (outputs, taps)."""
 
 
 def is_short(n_in: int, n_out: int) -> bool:
@@ -37,10 +34,7 @@ def _window(at: int, scale: float, n_in: int) -> tuple[int, int]:
 
 
 def span_of(n_in: int, n_out: int, begin: int, end: int) -> tuple[int, int]:
-    """Return the range of inputs that the outputs begin .. end-1 of `axis_of` need.
-
-    It may hold up to two inputs more: the length of a window depends on its position.
-    """
+    """Return the inputs that the outputs begin .. end-1 of `axis_of` need, and up to two more."""
     scale = n_in / n_out
     support = max(scale, 1.0)
     taps = min(n_in, max(3, int(2 * support) + 2))

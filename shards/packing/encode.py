@@ -9,7 +9,7 @@ import simplejpeg
 import xxhash
 from numpy.typing import NDArray
 
-from coreset.kernels.jpeg.buffers import pixel_memory
+from coreset.kernels.jpeg import pixel_memory
 from coreset.shards.errors import DataError
 from coreset.shards.format.records import Row
 from coreset.shards.format.tar import sample_parts

@@ -23,7 +23,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from coreset.kernels.seeds import SyntheticStream, derived_seed, permutation, random_keys
+from coreset.kernels.seeds import Stream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.base import Sample, Source
 from coreset.shards.sources.finder import Finder, Found
@@ -111,15 +111,14 @@ class Synthetic:
     @cached_property
     def true_labels(self) -> NDArray[np.int64]:
         """Class that each image shows; class sizes differ by one at most."""
-        seed = derived_seed(self.seed, SyntheticStream.TRUE_LABEL)
+        seed = derived_seed(self.seed, Stream.TRUE_LABEL)
         return permutation(self.images, seed) % self.classes
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels with exactly ``round(label_noise * images)`` flips; a small class may be empty."""
         seed, other_seed = (
-            derived_seed(self.seed, stream)
-            for stream in (SyntheticStream.FLIP, SyntheticStream.OTHER_LABEL)
+            derived_seed(self.seed, stream) for stream in (Stream.FLIP, Stream.OTHER_LABEL)
         )
         flips = permutation(self.images, seed)[: round(self.label_noise * self.images)]
         steps = 1 + (random_keys(flips.size, other_seed) % np.uint64(self.classes - 1))
@@ -130,7 +129,7 @@ class Synthetic:
     @cached_property
     def difficulty(self) -> Floats:
         """Share of distracting structure in each image, in [0, 1], mean 1/3; not of the flips."""
-        seed = derived_seed(self.seed, SyntheticStream.DIFFICULTY)
+        seed = derived_seed(self.seed, Stream.DIFFICULTY)
         return (_uniforms(self.images, seed) ** 2).astype(np.float32)
 
     @property
@@ -177,7 +176,7 @@ class Synthetic:
         if not 0 <= position < self.images:
             raise UsageError(f"position must be in [0, {self.images}), got {position}")
         n_clutter = 3 * _CLUTTER_CELLS**2
-        seed = derived_seed(self.seed, SyntheticStream.IMAGE, position)
+        seed = derived_seed(self.seed, Stream.IMAGE, position)
         numbers = _uniforms(n_clutter + len(_DRAWS), seed)
         draws = dict(zip(_DRAWS, numbers[n_clutter:].tolist(), strict=True))
         clutter = (numbers[:n_clutter] * 2 - 1).astype(np.float32)
@@ -212,7 +211,7 @@ class Synthetic:
     def _class_pattern(self, label: int) -> Floats:
         """Draw layout and motif of a class, end to end, float32 in [-1, 1)."""
         n = 3 * (_LAYOUT_CELLS**2 + _MOTIF_CELLS**2)
-        uniforms = _uniforms(n, derived_seed(self.class_seed, SyntheticStream.CLASS, label))
+        uniforms = _uniforms(n, derived_seed(self.class_seed, Stream.CLASS, label))
         return (uniforms * 2 - 1).astype(np.float32)
 
 
@@ -286,7 +285,7 @@ def _plane(
 def _texture_tile() -> NDArray[np.int8]:
     """Draw white noise under its sums over 2 x 2 pixels, int8 of shape (MAX_SIDE, MAX_SIDE)."""
     # Two sums of four uniform bytes from each key: nearly normal, with standard deviation 147.8.
-    numbers = random_keys(MAX_SIDE**2 // 2, SyntheticStream.TEXTURE).astype("<u8").view(np.uint8)
+    numbers = random_keys(MAX_SIDE**2 // 2, Stream.TEXTURE).astype("<u8").view(np.uint8)
     white = numbers.reshape(MAX_SIDE, MAX_SIDE, 4).sum(axis=2, dtype=np.int32) - 510
     rows = white + np.roll(white, 1, axis=0)
     total = 2 * white + rows + np.roll(rows, 1, axis=1)  # standard deviation 512

@@ -16,7 +16,7 @@ from coreset.engine.data.decoders.batched import crop_batch
 from coreset.engine.data.decoders.regions import decode_region
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.reader import ShardReader
-from coreset.kernels.jpeg.normalise import factors_of
+from coreset.kernels.jpeg.batch import factors_of
 from coreset.shards.format.dataset import Dataset
 
 

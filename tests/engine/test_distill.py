@@ -12,8 +12,7 @@ from PIL import Image
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.methods.base import Method
-from coreset.engine.condensed.methods.registry import METHODS
+from coreset.engine.condensed.methods import METHODS, Method
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
@@ -43,21 +42,6 @@ def images_by_class(condensed):
 
 def sorted_rows(images):
     return sorted(map(tuple, images.reshape(len(images), -1).tolist()))
-
-
-def test_as_many_centroids_as_images_are_the_images_themselves(packed, tmp_path, done):
-    done("distill", packed, tmp_path / "SET", "--ipc", 20, "--size", 9)
-    pixels, labels = decoded(packed, 9)
-    for label, images in enumerate(images_by_class(tmp_path / "SET").values()):
-        assert sorted_rows(images) == sorted_rows(pixels[labels == label])
-
-
-def test_a_single_centroid_is_the_mean_image(packed, tmp_path, done):
-    done("distill", packed, tmp_path / "SET", "--ipc", 1, "--size", 9)
-    pixels, labels = decoded(packed, 9)
-    for label, (image,) in enumerate(images_by_class(tmp_path / "SET").values()):
-        mean = pixels[labels == label].mean(axis=0)
-        assert np.abs(image - mean).max() <= 0.5 + 1e-3
 
 
 def test_centroids_are_those_of_scikit_learn(packed, tmp_path, done):

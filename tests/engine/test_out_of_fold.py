@@ -12,8 +12,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.training.trainer import cosine_schedule
-from coreset.kernels.folds import stratified_folds
-from coreset.kernels.seeds import ScoringStream, derived_seed, permutation
+from coreset.kernels.logits import stratified_folds
+from coreset.kernels.seeds import Stream, derived_seed, permutation
 from coreset.shards.format.dataset import Dataset
 
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
@@ -87,7 +87,7 @@ def test_scores_are_those_of_classifiers_trained_apart_and_of_cleanlab(flipped, 
     spec = FeatureSpec(backbone="tf_efficientnet_lite0", size=64)
     features = features_for(dataset, spec).astype(np.float64)
     features = (features - features.mean(axis=0)) / np.maximum(features.std(axis=0, ddof=1), 1e-6)
-    folds = stratified_folds(dataset.labels, FOLDS, derived_seed(0, ScoringStream.FOLDS))
+    folds = stratified_folds(dataset.labels, FOLDS, derived_seed(0, Stream.FOLDS))
     labels = torch.from_numpy(dataset.labels)
     probabilities, losses = trained_apart(
         torch.from_numpy(features.astype(np.float32)), labels, folds

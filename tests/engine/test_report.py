@@ -24,7 +24,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.methods.kmeans import KmeansParameters
+from coreset.engine.condensed.methods import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results

@@ -17,7 +17,7 @@ from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.condensed.misratio import misratio_by_share
+from coreset.engine.condensed.selection import misratio_by_share
 from coreset.engine.runtime.text import Summary, binned, histogram
 from coreset.engine.scoring.score_table import listing
 from coreset.kernels.scores import SCORES
@@ -479,7 +479,7 @@ def test_scores_of_different_data_sets_are_not_compared(scores, val, tmp_path, r
     )
 
 
-def test_correlations_need_no_misratio(scores, cheap, done, told, monkeypatch):
+def test_correlations_need_no_misratio(scores, cheap, done, told):
     command = ("scores", "compare", scores, cheap)
     facts = told(*command)
     assert [one["ipc"] for one in facts["coresets"]] == [10]  # a class has 20 images, not 50
@@ -488,12 +488,6 @@ def test_correlations_need_no_misratio(scores, cheap, done, told, monkeypatch):
     assumed = "assumed: misratio 0, by a rule from the study's Table 6 for 10 of 20 images"
     assert assumed in " ".join(lines)
     assert lines[-1] == f"next: coreset select {cheap} SET --ipc 10"
-    monkeypatch.setattr("coreset.engine.condensed.misratio._WITHOUT_DEFAULT", ("aum",))
-    without = told(*command)
-    assert without["agreement"] == facts["agreement"]
-    assert without["coresets"] == []
-    said = "no coresets compared: score aum has no default misratio; give --misratio"
-    assert said in done(*command)
 
 
 def test_correlations_of_small_classes_are_told_without_coresets(val, tmp_path, done, told):

@@ -20,11 +20,15 @@ from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, Columns, write_columns
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.condensed.misratio import misratio_by_share
-from coreset.engine.condensed.selection import SAMPLERS, FeatureParameters, Sampler
-from coreset.kernels.samplers import Selection, random_coreset
-from coreset.kernels.scores import SCORES
-from coreset.kernels.seeds import derived_seed, random_keys
+from coreset.engine.condensed.selection import (
+    SAMPLERS,
+    FeatureParameters,
+    Sampler,
+    misratio_by_share,
+)
+from coreset.kernels.samplers import Selection, ccs_coreset, random_coreset
+from coreset.kernels.scores import SCORES, easiness
+from coreset.kernels.seeds import derived_seed
 from coreset.shards.format.classes import IMAGENETTE_WNIDS
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
@@ -78,17 +82,23 @@ def nette(tmp_path_factory):
     return folder / "DATA"
 
 
-@pytest.mark.parametrize("options", [(), ("--seed", 5), ("--ipc", 20)])
-def test_a_random_coreset_has_exactly_ipc_images_of_every_class(packed, tmp_path, done, options):
-    done("select", packed, tmp_path / "SET", "--ipc", 7, *options)
-    ids, facts = chosen_ids(tmp_path / "SET"), facts_of(tmp_path / "SET")
-    ipc = 20 if "--ipc" in options else 7
-    assert ids.dtype == np.int64
-    assert (np.diff(ids) > 0).all()
-    assert np.bincount(Dataset.open(packed).labels[ids]).tolist() == [ipc] * 3
-    assert facts["parameters"] == {"ipc": ipc}
-    seed = derived_seed(5 if "--seed" in options else 0, 0)  # the stream of random
-    assert ids.tolist() == random_coreset(Dataset.open(packed).labels, 3, ipc, seed).ids.tolist()
+@pytest.mark.parametrize("score", ["aum", "el2n", None])
+def test_a_set_is_what_its_sampler_draws_by_the_stream_of_its_seed(
+    packed, scored, tmp_path, done, score
+):
+    ipc = 7
+    labels, options = Dataset.open(packed).labels, ("--ipc", ipc, "--seed", 5)
+    if score is None:
+        done("select", packed, tmp_path / "SET", *options)
+        expected = random_coreset(labels, 3, ipc, derived_seed(5, 0))
+    else:
+        ccs = ("--score", score, "--misratio", 0.5, "--bins", 4)
+        done("select", scored, tmp_path / "SET", *options, *ccs)
+        ease = easiness(score, stored_score(scored, score))
+        seed = derived_seed(5, 1)
+        expected = ccs_coreset(ease, labels, 3, ipc, seed, misratio=0.5, n_bins=4)
+    assert chosen_ids(tmp_path / "SET").dtype == np.int64
+    assert chosen_ids(tmp_path / "SET").tolist() == expected.ids.tolist()
 
 
 def test_the_set_tells_what_it_is_and_where_it_comes_from(packed, scored, ccs_set):
@@ -115,125 +125,24 @@ def test_the_set_tells_what_it_is_and_where_it_comes_from(packed, scored, ccs_se
     assert stages == ["pack", "score", "select"]
 
 
-def test_a_random_coreset_does_not_cost_the_scores_beside_which_it_was_drawn(
-    scored, tmp_path, done, random_set
-):
-    done("select", scored, tmp_path / "SET", "--method", "random", "--ipc", 2)
-    assert chosen_ids(tmp_path / "SET").tolist() == chosen_ids(random_set).tolist()
-    assert [line["stage"] for line in read_ledger(tmp_path / "SET")] == ["pack", "select"]
-
-
-def share_one_at_a_time(sizes, budget):
-    """Give a sample to the poorest bin that has one left; of equals, to the most populated."""
-    counts = [0] * len(sizes)
-    for _ in range(budget):
-        hungry = [i for i, size in enumerate(sizes) if counts[i] < size]
-        counts[min(hungry, key=lambda i: (counts[i], -sizes[i], -i))] += 1
-    return counts
-
-
-def slow_ccs(easiness, labels, *, ipc, misratio, n_bins, seed):
-    """Class-wise CCS, algorithm 1 of the study, on Python lists."""
-    picked = []
-    for label in sorted(set(labels)):
-        members = [i for i, other in enumerate(labels) if other == label]
-        keys = random_keys(len(members), derived_seed(seed, label)).tolist()
-        key_of = dict(zip(members, keys, strict=True))
-        n_cut = min(int(misratio * len(members) + 1e-9), len(members) - ipc)
-        kept = sorted(members, key=lambda i: easiness[i])[n_cut:]
-        low, high = easiness[kept[0]], easiness[kept[-1]]
-        bins = [[] for _ in range(n_bins)]
-        for i in kept:
-            share = (easiness[i] - low) / (high - low) if high > low else 0
-            bins[min(int(share * n_bins), n_bins - 1)].append(i)
-        counts = share_one_at_a_time([len(one) for one in bins], ipc)
-        for one, count in zip(bins, counts, strict=True):
-            picked += sorted(one, key=key_of.__getitem__)[:count]
-    return sorted(picked)
-
-
 @pytest.mark.parametrize(
-    "score", [one for one in SCORES if one not in {"tdds", "confidence_oof", "margin_oof"}]
+    ("options", "study"),
+    [(("--ipc", 10), 0.7), (("--ipc", 4), None), (("--ipc", 10, "--score", "el2n"), None)],
 )
-def test_ccs_is_what_its_algorithm_says_on_the_stored_scores(packed, scored, tmp_path, done, score):
-    values = stored_score(scored, score).astype(float)
-    easiness = (values if SCORES[score].low_is_hard else -values).tolist()
-    labels = Dataset.open(packed).labels.tolist()
-    for seed, (ipc, misratio, bins) in enumerate(
-        [(1, 0.9, 50), (5, 0.3, 50), (7, 0, 4), (19, 0.5, 3)]
-    ):
-        out = tmp_path / f"SET-{seed}"
-        options = ("--ipc", ipc, "--misratio", misratio, "--bins", bins, "--seed", seed)
-        done("select", scored, out, "--score", score, *options)
-        assert chosen_ids(out).tolist() == slow_ccs(
-            easiness,
-            labels,
-            ipc=ipc,
-            misratio=misratio,
-            n_bins=bins,
-            seed=derived_seed(seed, 1),  # the stream of ccs
-        )
-
-
-def test_ccs_cuts_the_hardest_of_every_class(packed, scored, tmp_path, done):
-    done("select", scored, tmp_path / "SET", "--ipc", 4, "--misratio", 0.5)
-    aum, labels = stored_score(scored, "aum"), Dataset.open(packed).labels
-    chosen = chosen_ids(tmp_path / "SET")
-    for label in range(3):
-        hardest = np.sort(aum[labels == label])[:10]
-        assert aum[chosen[labels[chosen] == label]].min() > hardest.max()
-
-
-def test_the_draw_depends_on_seed_and_method_alone(packed, scored, tmp_path, done, stored_bytes):
-    ccs = ("select", scored, "--ipc", 5, "--misratio", 0)
-    random = ("select", packed, "--ipc", 5)
-    commands = {
-        "ccs-0": ccs,
-        "ccs-0-again": ccs,
-        "ccs-1": (*ccs, "--seed", 1),
-        "random-0": random,
-        "random-1": (*random, "--seed", 1),
-    }
-    for name, (verb, source, *options) in commands.items():
-        done(verb, source, tmp_path / name, *options)
-    drawn = {name: chosen_ids(tmp_path / name).tolist() for name in commands}
-    assert stored_bytes(tmp_path / "ccs-0") == stored_bytes(tmp_path / "ccs-0-again")
-    del drawn["ccs-0-again"]
-    assert len({tuple(ids) for ids in drawn.values()}) == len(drawn)
-
-
-def test_the_misratio_of_the_study_is_used_where_it_is_known(nette, tmp_path, done):
-    columns = {"aum": np.linspace(-1, 1, 120, dtype=np.float32), "el2n": np.ones(120, np.float32)}
-    scores = write_scores(nette, tmp_path / "SCORES", columns)
-    lines = done("select", scores, tmp_path / "SET", "--ipc", 10)
-    assert len(lines) == 2  # nothing is assumed
-    assert facts_of(tmp_path / "SET")["parameters"]["misratio"] == 0.7
-    assert read_ledger(tmp_path / "SET")[-1]["lowered_misratio_classes"] == 10
-
-
-@pytest.mark.parametrize("options", [("--ipc", 4), ("--ipc", 10, "--score", "el2n")])
-def test_a_misratio_that_the_study_does_not_have_is_assumed_and_said(
-    nette, tmp_path, done, options
+def test_the_misratio_is_that_of_the_study_or_assumed_and_said(
+    nette, tmp_path, done, options, study
 ):
+    misratio = study or misratio_by_share(options[1] / 12)
     columns = {"aum": np.linspace(-1, 1, 120, dtype=np.float32), "el2n": np.ones(120, np.float32)}
     scores = write_scores(nette, tmp_path / "SCORES", columns)
-    value = misratio_by_share(options[1] / 12)
     for _ in range(2):  # also where the set is there already
-        said, *_ = done("select", scores, tmp_path / "SET", *options)
-        assert said == (
-            f"assumed: misratio {value:g}, by a rule from the study's Table 6 for {options[1]} of "
-            "12 images a class; --misratio sets another"
-        )
-    assert facts_of(tmp_path / "SET")["parameters"]["misratio"] == value
-
-
-def test_a_score_without_a_default_needs_a_misratio(scored, tmp_path, refused, done, monkeypatch):
-    monkeypatch.setattr("coreset.engine.condensed.misratio._WITHOUT_DEFAULT", ("aum",))
-    command = ("select", scored, tmp_path / "SET", "--ipc", 2)
-    said = refused(tmp_path, *command)
-    assert "misratio has no default for score aum; give --misratio" in said
-    done(*command, "--misratio", 0.3)
-    done("select", scored, tmp_path / "RANDOM", "--ipc", 2, "--method", "random")
+        lines = done("select", scores, tmp_path / "SET", *options)
+        assert (
+            f"assumed: misratio {misratio:g}, by a rule from the study's Table 6 for {options[1]} "
+            "of 12 images a class; --misratio sets another" in lines
+        ) == (study is None)
+    assert facts_of(tmp_path / "SET")["parameters"]["misratio"] == misratio
+    assert read_ledger(tmp_path / "SET")[-1]["lowered_misratio_classes"] == (10 if study else 0)
 
 
 @pytest.mark.parametrize(("name", "ipc"), [("packed", 10), ("val", 6)])
@@ -271,75 +180,70 @@ def test_arguments_out_of_range_are_refused(scored, tmp_path, refused, options, 
     assert message in refused(tmp_path, "select", scored, tmp_path / "SET", *options)
 
 
-def test_ccs_on_a_data_set_is_refused_with_the_way_to_scores(packed, tmp_path, refused):
-    said = refused(tmp_path, "select", packed, tmp_path / "SET", "--ipc", 2, "--method", "ccs")
-    assert f"run `coreset score {packed} SCORES` first, or use --method random" in said
-
-
-def test_a_source_that_is_neither_is_refused(random_set, tmp_path, refused):
+def test_a_source_without_scores_is_refused(packed, random_set, tmp_path, refused):
     options = ("--ipc", 2, "--misratio", 0)
+    said = refused(tmp_path, "select", packed, tmp_path / "SET", *options, "--method", "ccs")
+    assert f"run `coreset score {packed} SCORES` first, or use --method random" in said
     said = refused(tmp_path, "select", random_set, tmp_path / "SET", *options)
     assert "is neither scores nor a packed data set" in said
     said = refused(tmp_path, "select", tmp_path / "no", tmp_path / "SET", *options)
     assert "does not exist; make one with `coreset score` or `coreset pack`" in said
 
 
-@pytest.fixture
-def mailed(scored, tmp_path):
-    """The command that selects from scores without the data set at its place beside them."""
+def test_a_data_set_that_moved_is_asked_for_and_gives_the_same_set(
+    scored, packed, val, tmp_path, coreset
+):
     scores = shutil.copytree(scored, tmp_path / "far" / "away" / "SCORES")
-    return "select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0.1
-
-
-def test_a_data_set_that_is_not_where_it_was_is_asked_for(mailed, tmp_path, val, refused):
-    assert "any more; name its place with --data" in refused(tmp_path, *mailed)
-    said = refused(tmp_path, *mailed, "--data", val)
+    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0.1)
+    assert "any more; name its place with --data" in coreset(*command).err
+    said = coreset(*command, "--data", val).err
     assert f"{val} has identity" in said
     assert "another data set; name the right one with --data" in said
+    assert coreset(*command, "--data", packed).code == 0
+    coreset("select", scored, tmp_path / "HERE", *command[3:])
+    assert chosen_ids(tmp_path / "SET").tolist() == chosen_ids(tmp_path / "HERE").tolist()
+    assert Provenance.read(tmp_path / "SET").digest == Provenance.read(tmp_path / "HERE").digest
 
 
-def test_a_data_set_that_moved_gives_the_same_set(mailed, packed, ccs_set, tmp_path, done):
-    done(*mailed, "--data", packed)
-    assert chosen_ids(tmp_path / "SET").tolist() == chosen_ids(ccs_set).tolist()
-    assert Provenance.read(tmp_path / "SET").digest == Provenance.read(ccs_set).digest
+NOT_FINITE = np.where(np.isin(np.arange(60), [7, 30]), np.nan, 0).astype(np.float32)
 
 
-def test_scores_that_are_not_finite_are_refused_with_the_image_named(packed, tmp_path, refused):
-    values = np.zeros(60, np.float32)
-    values[[7, 30]] = np.nan, np.inf
+@pytest.mark.parametrize(
+    "case",
+    [
+        (NOT_FINITE, (), 3, "has nan as aum of {} (2 are not finite); choose another --score, or"),
+        (np.zeros(59, np.float32), (), 3, "aum has 59 rows for 60 images"),
+        (np.zeros(60, np.float32), ("--score", "el2n"), 2, "score must be one of aum in "),
+    ],
+    ids=["not finite", "short", "not stored"],
+)
+def test_scores_that_do_not_serve_are_refused(packed, tmp_path, refused, case):
+    values, options, code, message = case
     scores = write_scores(packed, tmp_path / "SCORES", {"aum": values})
-    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
-    key = Dataset.open(packed).keys[7]
-    said = refused(tmp_path, *command, code=3)
-    assert f"has nan as aum of {key} (2 are not finite); choose another --score, or score" in said
+    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0, *options)
+    said = refused(tmp_path, *command, code=code)
+    assert message.format(Dataset.open(packed).keys[7]) in said
 
 
-def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, done):
+def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, done, refused):
     values = np.arange(60, dtype=np.float32)
     values[[7, 30]] = np.nan, 0.5  # one never seen, one seen in some epochs
     scores = write_scores(packed, tmp_path / "SCORES", {"aum": values})
     (scores / "undecodable.json").write_text('{"7": "truncated", "30": "truncated"}')
-    sizes = np.bincount(np.delete(Dataset.open(packed).labels, [7, 30]))
-    done("select", scores, tmp_path / "SET", "--ipc", sizes.min(), "--misratio", 0)
-    chosen = chosen_ids(tmp_path / "SET")
-    assert not set(chosen) & {7, 30}
-    assert np.bincount(Dataset.open(packed).labels[chosen]).tolist() == [sizes.min()] * 3
-
-
-def test_a_random_coreset_leaves_out_what_could_not_be_decoded_too(packed, tmp_path, done, refused):
-    scores = write_scores(packed, tmp_path / "S", {"aum": np.zeros(60, np.float32)})
-    (scores / "undecodable.json").write_text('{"7": "truncated", "30": "truncated"}')
-    sizes = np.bincount(np.delete(Dataset.open(packed).labels, [7, 30]))
+    labels = Dataset.open(packed).labels
+    fewest = np.bincount(np.delete(labels, [7, 30])).min()
     random = ("--method", "random", "--ipc")
-    done("select", scores, tmp_path / "SET", *random, sizes.min())
-    chosen = chosen_ids(tmp_path / "SET")
-    assert not set(chosen) & {7, 30}
-    assert np.bincount(Dataset.open(packed).labels[chosen]).tolist() == [sizes.min()] * 3
-    assert facts_of(tmp_path / "SET")["parameters"] == {"ipc": sizes.min()}
-    said = refused(tmp_path, "select", scores, tmp_path / "T", *random, sizes.min() + 1)
-    assert f"has {sizes.min()} images; lower --ipc" in said
+    for name, options in {"CCS": ("--misratio", 0, "--ipc"), "RANDOM": random}.items():
+        done("select", scores, tmp_path / name, *options, fewest)
+        chosen = chosen_ids(tmp_path / name)
+        assert not set(chosen) & {7, 30}
+        assert np.bincount(labels[chosen]).tolist() == [fewest] * 3
+    # A random coreset does not cost the scores beside which it was drawn.
+    assert [line["stage"] for line in read_ledger(tmp_path / "RANDOM")] == ["pack", "select"]
+    said = refused(tmp_path, "select", scores, tmp_path / "T", *random, fewest + 1)
+    assert f"has {fewest} images; lower --ipc" in said
     # Drawn from all images it is another set: not one that is there already.
-    said = refused(tmp_path, "select", packed, tmp_path / "SET", *random, sizes.min())
+    said = refused(tmp_path, "select", packed, tmp_path / "RANDOM", *random, fewest)
     assert "config.undecodable: " in said
 
 
@@ -349,27 +253,6 @@ def test_a_random_coreset_leaves_out_what_could_not_be_decoded_too(packed, tmp_p
 def test_the_help_names_every_score(coreset, words):
     shown = coreset(*words, "--help").out
     assert all(re.search(rf"[{{, ]{name}[,}}]", shown) for name in SCORES)
-
-
-@pytest.mark.parametrize("value", [0.0, -1.0, 1e30])
-def test_constant_scores_give_exactly_ipc_images(packed, tmp_path, done, value):
-    scores = write_scores(packed, tmp_path / "S", {"aum": np.full(60, value, np.float32)})
-    done("select", scores, tmp_path / "SET", "--ipc", 6, "--misratio", 0.2)
-    labels = Dataset.open(packed).labels[chosen_ids(tmp_path / "SET")]
-    assert np.bincount(labels).tolist() == [6, 6, 6]
-
-
-def test_a_score_that_was_not_stored_is_refused_with_those_that_were(packed, tmp_path, refused):
-    scores = write_scores(packed, tmp_path / "SCORES", {"aum": np.zeros(60, np.float32)})
-    options = ("--ipc", 2, "--misratio", 0, "--score", "el2n")
-    said = refused(tmp_path, "select", scores, tmp_path / "SET", *options)
-    assert "score must be one of aum in " in said
-
-
-def test_scores_of_another_number_of_images_are_refused(packed, tmp_path, refused):
-    scores = write_scores(packed, tmp_path / "SCORES", {"aum": np.zeros(59, np.float32)})
-    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
-    assert "aum has 59 rows for 60 images" in refused(tmp_path, *command, code=3)
 
 
 @pytest.mark.parametrize("damage", ["array cut", "array lost", "commit cut", "generation lost"])
@@ -403,7 +286,7 @@ def after_some(candidates, values, ipc, seed, parameters):
     assert values is None or values.shape[0] == candidates.ids.size
     members = [np.flatnonzero(candidates.labels == label) for label in range(candidates.n_classes)]
     taken = [ids[parameters.skip :][:ipc] for ids in members]
-    return Selection(ids=np.sort(np.concatenate(taken)), n_cut=np.zeros(3, np.int64), lowered=())
+    return Selection(ids=np.sort(np.concatenate(taken)))
 
 
 @pytest.fixture

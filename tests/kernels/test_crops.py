@@ -15,20 +15,20 @@ sides = st.one_of(st.integers(1, 20), st.integers(1, 65_535))
 sizes = st.lists(st.tuples(sides, sides), min_size=1, max_size=20)
 
 
-def boxes_of(ids, width, height, *, seed=0, scale=SCALE, ratio=RATIO):
+def boxes_of(ids, width, height, *, seed=0, scale=SCALE):
     ids = np.asarray(ids, dtype=np.int64)
     widths, heights = np.full(len(ids), width), np.full(len(ids), height)
-    return crop_boxes(ids, widths, heights, seed, scale, ratio)
+    return crop_boxes(ids, widths, heights, seed, scale, RATIO)
 
 
-def by_torchvision(n, width, height, *, scale=SCALE, ratio=RATIO):
+def by_torchvision(n, width, height, *, scale=SCALE):
     import torch
     from torchvision.transforms import RandomResizedCrop
 
     image = torch.empty((3, height, width))
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(3)
-        drawn = [RandomResizedCrop.get_params(image, [*scale], [*ratio]) for _ in range(n)]
+        drawn = [RandomResizedCrop.get_params(image, [*scale], [*RATIO]) for _ in range(n)]
     tops, lefts, heights, widths = np.array(drawn).T
     return np.stack([lefts, tops, lefts + widths, tops + heights], axis=1)
 
@@ -58,23 +58,6 @@ def test_boxes_are_distributed_as_in_torchvision(width, height, scale):
     theirs = features_of(by_torchvision(DRAWS, width, height, scale=scale))
     gaps = {name: largest_gap(ours[name], theirs[name]) for name in ours}
     assert all(gap < CHANCE for gap in gaps.values()), gaps
-
-
-def test_the_comparison_tells_a_narrower_scale_and_a_wider_ratio_apart():
-    law = features_of(boxes_of(np.arange(DRAWS), 500, 375))
-    narrower = features_of(boxes_of(np.arange(DRAWS), 500, 375, scale=(0.16, 1.0)))
-    wider = features_of(boxes_of(np.arange(DRAWS), 500, 375, ratio=(3 / 4, 5 / 3)))
-    assert largest_gap(law["area"], narrower["area"]) > CHANCE
-    assert largest_gap(law["aspect"], wider["aspect"]) > CHANCE
-
-
-def test_every_place_is_reached_equally_often():
-    boxes = boxes_of(np.arange(9000), 4, 4, scale=(0.25, 0.25), ratio=(1.0, 1.0))
-    assert np.unique(boxes[:, 2:] - boxes[:, :2]).tolist() == [2]
-    places = np.bincount(boxes[:, 0] * 3 + boxes[:, 1])
-    assert places.size == 9
-    # 8 degrees of freedom: 32 lies beyond the 0.9999 quantile.
-    assert ((places - 1000) ** 2 / 1000).sum() < 32
 
 
 @given(sizes, st.integers(-(2**70), 2**70), st.floats(0.01, 1), st.floats(0.1, 9))
@@ -108,11 +91,8 @@ def test_ids_and_seeds_decide_and_repeat():
 
 def test_neighbouring_ids_and_seeds_are_unrelated():
     lefts = [boxes_of(np.arange(4000), 10_000, 10_000, seed=seed)[:, 0] for seed in (0, 1)]
-    for a, b in [
-        (lefts[0][:-1], lefts[0][1:]),
-        (lefts[0], lefts[1]),
-        (lefts[0][1:], lefts[1][:-1]),
-    ]:
+    first, second = lefts
+    for a, b in [(first[:-1], first[1:]), (first, second), (first[1:], second[:-1])]:
         # Five standard deviations of the correlation of unrelated numbers.
         assert abs(np.corrcoef(a, b)[0, 1]) < 5 / math.sqrt(4000)
 
@@ -129,9 +109,6 @@ def test_the_central_box_is_that_of_torchvision_where_no_try_fits(width, height)
 def test_boxes_of_a_seed_stay_what_they_are():
     boxes = boxes_of([0, 1, 10**6], 400, 400, seed=42)
     assert boxes.tolist() == [[110, 57, 393, 303], [23, 54, 346, 357], [29, 14, 352, 375]]
-
-
-def test_no_images_have_no_boxes():
     assert boxes_of([], 5, 5).shape == (0, 4)
 
 

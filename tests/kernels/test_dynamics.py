@@ -4,7 +4,6 @@ from functools import partial
 from itertools import pairwise
 from statistics import pvariance, stdev
 from threading import Barrier
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreset.engine.doctor.arithmetic import HostReads
-from coreset.kernels.dynamics import SUMS, Dynamics
-from coreset.kernels.margins import margins
+from coreset.kernels.dynamics import Dynamics
+from coreset.kernels.logits import per_sample_stats
 from coreset.kernels.scores import SCORES
 
 assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5)
 NOT_OF_THE_PASS = {"loss_final", "entropy_final", "tdds", "confidence_oof", "margin_oof"}
 OF_THE_PASS = set(SCORES) - NOT_OF_THE_PASS
+BATCH = 4
 
 
 def softmax(logits):
@@ -82,11 +82,10 @@ def recorded_run(*, n, n_classes, n_epochs, seed, offset=0.0, skipped_share=0.0)
     for _ in range(n_epochs):
         shown = np.flatnonzero(generator.random(n) >= skipped_share)
         ids = generator.permutation(shown)
-        batch = 4
-        ids = np.concatenate([ids, np.full(-len(ids) % batch, -1)]).reshape(-1, batch)
+        ids = np.concatenate([ids, np.full(-len(ids) % BATCH, -1)]).reshape(-1, BATCH)
         batches = []
         for ids_b in ids:
-            logits = (generator.normal(0, 2, (batch, n_classes)) + offset).astype(np.float32)
+            logits = (generator.normal(0, 2, (BATCH, n_classes)) + offset).astype(np.float32)
             logits[ids_b < 0] = np.nan
             batches.append((logits, np.where(ids_b < 0, -1, labels[ids_b]), ids_b))
         epochs.append(batches)
@@ -145,22 +144,15 @@ def test_streamed_scores_equal_those_of_the_recorded_history(run, el2n_epochs, w
     assert dynamics.total_loss() == pytest.approx(total, rel=1e-4)
 
 
-def test_sums_of_ccs_follow_from_the_means():
-    _, epochs = recorded_run(n=9, n_classes=4, n_epochs=6, seed=5)
-    dynamics = replay(Dynamics(9, "cpu", el2n_epochs=4), epochs)
-    scores, sums = dynamics.scores(), dynamics.state()["sums"].numpy()
-    assert_close(scores["aum"] * scores["visits"], sums[:, SUMS.index("probability_margin")])
-    assert_close(scores["el2n"] * 4, sums[:, SUMS.index("el2n_early")])
-
-
 @pytest.mark.parametrize("cut", [0, 1, 3, 5])
 def test_restoring_the_state_midway_gives_bit_equal_scores(cut):
     _, epochs = recorded_run(n=30, n_classes=5, n_epochs=6, seed=1)
     make = partial(Dynamics, 30, "cpu", el2n_epochs=4, window=3)
     whole, before, after = replay(make(), epochs), replay(make(), epochs[:cut]), make()
-    after.load_state(before.state(), cut)
-    replay(after, epochs[cut:], first_epoch=cut)
-    assert_same_state(after, whole)
+    state, kept = before.state(), before.state()
+    after.load_state(state, cut)
+    assert_same_state(replay(after, epochs[cut:], first_epoch=cut), whole)
+    assert all(torch.equal(state[name], rows) for name, rows in kept.items()), "it is a copy"
 
 
 def assert_same_state(one, other):
@@ -168,29 +160,6 @@ def assert_same_state(one, other):
         assert torch.equal(rows, other.state()[name]), name
     for name, values in one.scores().items():
         np.testing.assert_array_equal(values, other.scores()[name])
-
-
-def test_a_state_and_scores_are_copies():
-    source, copy = Dynamics(3, "cpu"), Dynamics(3, "cpu")
-    state, scores = source.state(), source.scores()
-    copy.load_state(state, 0)
-    source.update(torch.eye(3), torch.arange(3), torch.arange(3))
-    assert not state["sums"].any()
-    assert scores["visits"].tolist() == [0, 0, 0]
-    assert copy.scores()["visits"].tolist() == [0, 0, 0]
-
-
-def test_a_sample_that_is_never_right_is_the_hardest_by_tonevas_count_and_not_by_that_of_ccs():
-    """CCS, DeepCore and DUAL give it 0: the hardest looks easiest."""
-    lost, learned = [[0.0, 1.0]] * 4, [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]]
-    dynamics = Dynamics(2, "cpu")
-    for epoch, rows in enumerate(zip(lost, learned, strict=True)):
-        dynamics.begin_epoch(epoch)
-        dynamics.update(torch.tensor(rows), torch.tensor([0, 0]), torch.arange(2))
-        dynamics.end_epoch(epoch)
-    scores = dynamics.scores()
-    assert scores["forgetting"].tolist() == [0, 2]
-    assert scores["forgetting_toneva"].tolist() == [4, 2]
 
 
 def test_half_precision_logits_accumulate_in_float32():
@@ -203,57 +172,36 @@ def test_half_precision_logits_accumulate_in_float32():
             dynamics.update(values, labels, ids)
             dynamics.end_epoch(epoch)
     assert_same_state(half, full)
-    one_visit = margins(logits.float(), labels).numpy()
+    one_visit = per_sample_stats(logits.float(), labels).logit_margin
     np.testing.assert_allclose(half.scores()["aum_logit"], one_visit, rtol=1e-5)
-
-
-def test_a_batch_reads_nothing_back_from_the_device():
-    # A tensor on `meta` has no values: what needs one would raise here, or be found below.
-    dynamics = Dynamics(10, "meta")
-    logits = torch.empty((4, 3), device="meta")
-    labels = torch.empty(4, dtype=torch.int64, device="meta")
-    with HostReads() as reads:
-        dynamics.update(logits, labels, labels)
-    assert reads.found == []
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_all_scores_of_a_batch_are_one_graph_for_all_epochs(backend):
     _, epochs = recorded_run(n=24, n_classes=4, n_epochs=12, seed=4)
     traced, eager = (Dynamics(24, "cpu", el2n_epochs=5, window=3) for _ in range(2))
-    graphs = []
-    counting = torch.compile(
-        traced._accumulate, fullgraph=True, backend=counted_by(graphs, backend)
-    )
-    traced._accumulate = counting
-    replay(traced, epochs)
-    replay(eager, epochs)
-    assert len(graphs) == 1
-    for name, values in eager.scores().items():
-        assert_close(traced.scores()[name], values)
+    inner, graphs = torch._dynamo.lookup_backend(backend), []
 
-
-def counted_by(graphs, backend):
-    inner = torch._dynamo.lookup_backend(backend)
-
-    def compile_and_count(graph, example_inputs):
+    def counted(graph, example_inputs):
         graphs.append(graph)
         return inner(graph, example_inputs)
 
-    return compile_and_count
+    traced._accumulate = torch.compile(traced._accumulate, fullgraph=True, backend=counted)
+    replay(traced, epochs)
+    assert len(graphs) == 1
+    for name, values in replay(eager, epochs).scores().items():
+        assert_close(traced.scores()[name], values)
 
 
-def test_the_state_of_imagenet_takes_less_than_100_mb():
-    rows = Dynamics(1000, "cpu").state().values()
-    assert sum(part.numel() * part.element_size() for part in rows) * 1281.167 < 100e6
-
-
-def test_update_does_not_keep_the_graph_of_the_loss():
-    dynamics = Dynamics(2, "cpu")
-    logits = torch.eye(2, requires_grad=True)
-    presented = dynamics.update(logits, torch.arange(2), torch.arange(2))
-    assert not any(column.requires_grad for column in presented)
-    assert not dynamics.state()["sums"].requires_grad
+def test_a_batch_reads_nothing_back_from_the_device_and_keeps_no_graph():
+    # A tensor on `meta` has no values: what needs one would raise here, or be found below.
+    dynamics = Dynamics(10, "meta")
+    logits = torch.empty((4, 3), device="meta", requires_grad=True)
+    labels = torch.empty(4, dtype=torch.int64, device="meta")
+    with HostReads() as reads:
+        stats = dynamics.update(logits, labels, labels)
+    assert reads.found == []
+    assert not any(rows.requires_grad for rows in (*stats, *dynamics._rows().values()))
 
 
 class Together:
@@ -329,10 +277,3 @@ def test_the_state_of_another_data_set_is_refused():
         Dynamics(5, "cpu").load_state(Dynamics(7, "cpu").state(), 0)
     with pytest.raises(ValueError, match=r"sums must be .* got nothing"):
         Dynamics(5, "cpu").load_state({}, 0)
-
-
-@pytest.mark.parametrize("wrong", ["n_samples", "el2n_epochs", "window"])
-def test_sizes_below_one_are_refused(wrong):
-    sizes: dict[str, Any] = {"n_samples": 5, "el2n_epochs": 1, "window": 1} | {wrong: 0}
-    with pytest.raises(ValueError, match=f"{wrong} must be at least 1, got 0"):
-        Dynamics(device="cpu", **sizes)

@@ -42,18 +42,19 @@ def test_rows_lie_one_after_the_other(decoder, grey):
     whole = simplejpeg.decode_jpeg(grey)
     np.testing.assert_array_equal(rows, whole[10:14, first : first + n])
     assert (into[rows.size :] == 255).all()
+    into[:] = 255
+    assert decoder.decode(grey, (30, 10, 40, 14), into[: rows.size - 1])[1] == 0
+    assert (into == 255).all(), "memory that is too small was written"
 
 
-def test_nothing_is_written_to_memory_that_is_too_small(decoder, grey):
-    into = np.full(100, 255, np.uint8)
-    assert decoder.decode(grey, (30, 10, 40, 14), into)[1] == 0
-    assert (into == 255).all()
-    assert decoder.decode(grey, (30, 10, 40, 11), np.empty(3 * 64, np.uint8))[1] > 0
-
-
-def test_a_file_that_ends_before_its_last_row_is_refused(decoder, grey):
+@pytest.mark.parametrize(
+    ("cut", "box"),
+    [(40, (0, 0, 64, 48)), (0, (70, 0, 80, 8)), (0, (0, 50, 64, 60))],
+    ids=["cut file", "beside the image", "below the image"],
+)
+def test_what_cannot_be_decoded_is_refused_and_the_next_file_is_decoded(decoder, grey, cut, box):
     into = np.empty(64 * 48 * 3, np.uint8)
-    assert decoder.decode(grey[: len(grey) - 40], (0, 0, 64, 48), into)[1] == 0
+    assert decoder.decode(grey[: len(grey) - cut], box, into)[1] == 0
     assert decoder.decode(grey, (0, 0, 64, 48), into) == (0, 64)
 
 
@@ -64,9 +65,8 @@ def test_a_library_without_libjpeg_is_refused():
 
 
 FUNCTIONS = Functions(*range(1, 14))
-CROP = batch._Crop((1, 1), 1, 1, 1, 1)
-MODE = batch._Mode(1, stream=True, coarse=False)
-ADDRESSES = batch._Addresses(1, 1, 1)
+CROP = batch._Crop((1, 1), 1, 1, 1, 1, 1)
+MODE = batch._Mode(1, stream=True, coarse=False, encoded=1, rows=1, libjpeg=1)
 REGION = libjpeg._Region(1, 1, 1, 1, coarse=True)
 
 
@@ -74,8 +74,8 @@ REGION = libjpeg._Region(1, 1, 1, 1, coarse=True)
     ("function", "arguments"),
     [
         (libjpeg._decode_region, (FUNCTIONS, (1, 1), REGION, (1, 1), 1)),
-        (batch._decode_one, (FUNCTIONS, CROP, MODE, ADDRESSES, None)),
-        (batch._decode_one, (FUNCTIONS, CROP, MODE, ADDRESSES, 1)),
+        (batch._decode_one, (FUNCTIONS, CROP, MODE, None)),
+        (batch._decode_one, (FUNCTIONS, CROP, MODE, 1)),
     ],
     ids=["region", "bytes", "floats"],
 )
@@ -88,30 +88,15 @@ def test_functions_that_a_jump_returns_to_hold_no_counted_reference(function, ar
         assert "NRT_decref" not in code
 
 
-def test_a_region_beside_the_image_is_refused(decoder, grey):
-    into = np.empty(64 * 48 * 3, np.uint8)
-    assert decoder.decode(grey, (70, 0, 80, 8), into)[1] == 0
-    assert decoder.decode(grey, (0, 50, 64, 60), into)[1] == 0
-    assert decoder.decode(grey, (0, 0, 64, 48), into) == (0, 64)
-
-
-@pytest.fixture
-def descriptor(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(bytes(100))
-    with path.open("rb") as file:
-        yield file.fileno()
-
-
-def test_bytes_that_were_just_written_are_cached(descriptor):
-    assert all_cached(np.full(3, descriptor), np.array([0, 99, 50]))
-    assert all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
-
-
-@pytest.mark.parametrize(("opened", "offset"), [(True, 100), (True, 10_000), (False, 0)])
-def test_a_byte_that_cannot_be_read_is_not_cached(descriptor, opened, offset):
-    descriptors = np.array([descriptor, descriptor if opened else -1, descriptor])
-    assert not all_cached(descriptors, np.array([0, offset, 1]))
+def test_bytes_that_were_just_written_are_cached_and_those_that_cannot_be_read_are_not(tmp_path):
+    (tmp_path / "file").write_bytes(bytes(100))
+    with (tmp_path / "file").open("rb") as file:
+        descriptors = np.full(3, file.fileno())
+        assert all_cached(descriptors, np.array([0, 99, 50]))
+        assert all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
+        assert not all_cached(descriptors, np.array([0, 100, 1]))
+        descriptors[1] = -1
+        assert not all_cached(descriptors, np.array([0, 0, 1]))
 
 
 def test_bytes_that_were_dropped_from_memory_are_not_cached(tmp_path):

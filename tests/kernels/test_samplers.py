@@ -1,15 +1,135 @@
 from functools import partial
+from itertools import chain
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
-from coreset.kernels.samplers import ClassTooSmallError, ccs_coreset, ccs_draw, random_coreset
-from coreset.kernels.seeds import derived_seed
+from coreset.kernels.samplers import (
+    ClassTooSmallError,
+    bin_of,
+    ccs_coreset,
+    ccs_draw,
+    n_hardest,
+    positions_by_class,
+    random_coreset,
+    stratum_counts,
+)
+from coreset.kernels.seeds import derived_seed, random_keys
 
 SEED = 5
 ccs = partial(ccs_coreset, misratio=0.3, n_bins=10, seed=SEED)
+score_arrays = st.one_of(
+    hnp.arrays(np.float32, st.integers(1, 80), elements=st.floats(-1, 1, width=32)),
+    hnp.arrays(np.float32, st.integers(1, 80), elements=st.sampled_from([-0.5, -0.25, 0.0, 1.0])),
+    hnp.arrays(np.float64, st.integers(1, 80), elements=st.floats(-1e300, 1e300)),
+)
+
+
+def counts_one_at_a_time(sizes, budget):
+    """Slow reference: hand out one sample at a time to the poorest stratum that has one left.
+
+    The samples left over when not every stratum can get one more go to the largest strata: the
+    even parts are rounded down, so what is left stays for those that come last.
+    """
+    counts = [0] * len(sizes)
+    ranks = sorted(range(len(sizes)), key=lambda i: sizes[i])
+    while budget:
+        hungry = [i for i in ranks if counts[i] < sizes[i]]
+        for i in hungry[-min(budget, len(hungry)) :]:
+            counts[i] += 1
+            budget -= 1
+    return counts
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=40), st.data())
+def test_counts_match_the_one_at_a_time_reference(sizes, data):
+    budget = data.draw(st.integers(0, sum(sizes)))
+    counts = stratum_counts(np.array(sizes), budget)
+    assert counts.sum() == budget
+    assert counts.tolist() == counts_one_at_a_time(sizes, budget)
+
+
+@given(score_arrays, st.integers(1, 60))
+def test_every_score_is_in_one_bin_and_bins_grow_with_scores(scores, n_bins):
+    bins = bin_of(scores, n_bins)
+    assert bins.shape == scores.shape
+    assert bins.min() == 0
+    assert bins.max() == (n_bins - 1 if scores.min() < scores.max() else 0)
+    assert (np.diff(bins[np.argsort(scores, kind="stable")]) >= 0).all()
+
+
+@given(
+    hnp.arrays(np.int64, st.integers(2, 60), elements=st.integers(-200, 200)), st.integers(1, 50)
+)
+def test_bins_have_equal_widths_closed_below(integers, n_bins):
+    low, high = int(integers.min()), int(integers.max())
+    # In integers, so that no rounding decides: floor((x - low) * n / (high - low)).
+    expected = [min((int(x) - low) * n_bins // max(high - low, 1), n_bins - 1) for x in integers]
+    # Powers of two scale exactly; a quotient that is a whole number of bins may round below it.
+    bins = bin_of(integers / 256, n_bins)
+    on_an_edge = np.array([(int(x) - low) * n_bins % max(high - low, 1) == 0 for x in integers])
+    np.testing.assert_array_equal(bins[~on_an_edge], np.array(expected)[~on_an_edge])
+    assert (np.abs(bins - expected) <= 1).all()
+
+
+@pytest.mark.parametrize("unit", [5e-324, 1e-30, 1.0, 1e300])
+def test_bins_do_not_depend_on_the_magnitude_of_the_range(unit):
+    assert bin_of(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) * unit, 4).tolist() == [0, 1, 2, 3, 3]
+
+
+@given(st.integers(1, 2_000_000), st.integers(0, 999))
+def test_the_cut_is_rounded_down_but_not_by_a_rounding_error(n, thousandths):
+    assert n_hardest(n, thousandths / 1000) == n * thousandths // 1000
+
+
+def ccs_bins_by_definition(scores, budget, misratio, n_bins):
+    """Pure Python from the definition: members of each bin, samples to draw of each, cut."""
+    by_score = sorted(range(len(scores)), key=lambda i: scores[i])
+    n_cut = min(int(misratio * len(scores) + 1e-9), len(scores) - budget)
+    kept = by_score[n_cut:]
+    low, high = scores[kept[0]], scores[kept[-1]]
+    members = [[] for _ in range(n_bins)]
+    for i in kept:
+        fraction = (scores[i] - low) / (high - low) if high > low else 0.0
+        members[min(int(fraction * n_bins), n_bins - 1)].append(i)
+    return members, counts_one_at_a_time([len(bin_) for bin_ in members], budget), n_cut
+
+
+@given(
+    hnp.arrays(np.float32, st.integers(1, 120), elements=st.floats(-4, 4, width=16)),
+    st.data(),
+    st.sampled_from([0.0, 0.1, 0.29, 0.5, 0.7, 0.9]),
+    st.integers(1, 50),
+    st.integers(0, 2**64 - 1),
+)
+def test_draws_match_the_slow_definition_bin_by_bin(scores, data, misratio, n_bins, seed):
+    budget = data.draw(st.integers(1, len(scores)))
+    positions, n_cut = ccs_draw(scores, budget, misratio=misratio, n_bins=n_bins, seed=seed)
+    members, counts, expected = ccs_bins_by_definition(scores.tolist(), budget, misratio, n_bins)
+    assert n_cut == expected
+    keys = random_keys(len(scores), seed).tolist()  # of a position, whatever is cut
+    drawn = [sorted(m, key=keys.__getitem__)[:n] for m, n in zip(members, counts, strict=True)]
+    assert positions.tolist() == sorted(chain(*drawn))
+
+
+def test_pairs_within_a_bin_are_drawn_together_equally_often():
+    n, draws = 6, 3000
+    together = np.zeros((n, n))
+    for seed in range(draws):
+        chosen, _ = ccs_draw(np.zeros(n), 2, misratio=0.0, n_bins=5, seed=seed)
+        together[chosen[0], chosen[1]] += 1
+    pairs = together[np.triu_indices(n, 1)]
+    # 15 pairs, 14 degrees of freedom: 45 lies beyond the 0.9999 quantile.
+    assert ((pairs - draws / 15) ** 2 / (draws / 15)).sum() < 45
+
+
+@given(hnp.arrays(np.int64, st.integers(0, 60), elements=st.integers(0, 6)))
+def test_positions_by_class_list_each_class_in_order(labels):
+    for c, positions in enumerate(positions_by_class(labels, 7)):
+        assert positions.tolist() == [i for i, label in enumerate(labels) if label == c]
 
 
 def labelled_scores(sizes, seed):
@@ -33,65 +153,38 @@ def test_exactly_ipc_of_every_class_are_chosen(sizes, ipc, misratio, n_bins, see
         assert selection.ids.dtype == np.int64
         assert (np.diff(selection.ids) > 0).all()
         assert np.bincount(labels[selection.ids], minlength=n).tolist() == [ipc] * n
-        assert selection.n_cut.shape == (n,)
-
-
-def test_a_class_is_drawn_as_if_it_stood_alone():
-    scores, labels = labelled_scores([30, 40, 50], seed=0)
-    chosen = ccs(scores, labels, 3, 7).ids
-    for c in range(3):
-        members = np.flatnonzero(labels == c)
-        alone = ccs_draw(scores[members], 7, misratio=0.3, n_bins=10, seed=derived_seed(SEED, c))
-        assert np.intersect1d(chosen, members).tolist() == members[alone.positions].tolist()
 
 
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=20)
-def test_the_order_of_other_classes_does_not_change_a_class(random):
+def test_a_class_is_drawn_as_if_it_stood_alone(random):
     scores, labels = labelled_scores([20, 25, 30], seed=1)
     # Move the samples of classes 1 and 2 about, scores and labels alike; class 0 stays in place.
     others = np.flatnonzero(labels != 0).tolist()
     moved = np.arange(labels.size)
     moved[others] = random.sample(others, len(others))
-    before = ccs(scores, labels, 3, 6).ids
-    after = ccs(scores[moved], labels[moved], 3, 6).ids
-    assert before[labels[before] == 0].tolist() == after[labels[moved][after] == 0].tolist()
-    by_chance = random_coreset(labels, 3, 6, seed=5).ids
-    moved_by_chance = random_coreset(labels[moved], 3, 6, seed=5).ids
-    assert (
-        by_chance[labels[by_chance] == 0].tolist()
-        == moved_by_chance[labels[moved][moved_by_chance] == 0].tolist()
-    )
+    members = np.flatnonzero(labels == 0)
+    seed = derived_seed(SEED, 0)
+    alone, _ = ccs_draw(scores[members], 6, misratio=0.3, n_bins=10, seed=seed)
+    chosen = ccs(scores[moved], labels[moved], 3, 6).ids
+    assert chosen[labels[moved][chosen] == 0].tolist() == members[alone].tolist()
+    before, after = (random_coreset(some, 3, 6, seed=5).ids for some in (labels, labels[moved]))
+    assert set(before[labels[before] == 0]) == set(after[labels[moved][after] == 0])
 
 
-def test_the_seed_alone_decides_the_draw():
-    scores, labels = labelled_scores([50] * 4, seed=2)
-
-    def ids(seed):
-        stratified = ccs_coreset(scores, labels, 4, 10, misratio=0.3, n_bins=10, seed=seed)
-        return stratified.ids.tolist(), random_coreset(labels, 4, 10, seed).ids.tolist()
-
-    assert ids(0) == ids(0)
-    assert ids(0)[0] != ids(1)[0]
-    assert ids(0)[1] != ids(1)[1]
-
-
-def test_classes_of_equal_scores_are_not_drawn_alike():
+def test_the_seed_and_the_class_decide_the_draw():
     labels = np.repeat(np.arange(2), 40)
-    ids = ccs_coreset(np.zeros(80), labels, 2, 10, misratio=0.0, n_bins=10, seed=0).ids
-    assert ids[:10].tolist() != (ids[10:] - 40).tolist()
+    ids = [ccs(np.zeros(80), labels, 2, 10, seed=seed).ids.tolist() for seed in (0, 0, 1)]
+    ids += [random_coreset(labels, 2, 10, seed).ids.tolist() for seed in (0, 0, 1)]
+    assert ids[0] == ids[1] != ids[2]
+    assert ids[3] == ids[4] != ids[5]
+    assert all(drawn[:10] != [i - 40 for i in drawn[10:]] for drawn in ids)
 
 
 def test_classes_whose_cut_was_lowered_are_named():
     scores, labels = labelled_scores([100, 12, 100], seed=3)
-    selection = ccs_coreset(scores, labels, 3, 10, misratio=0.5, n_bins=10, seed=0)
-    assert selection.n_cut.tolist() == [50, 2, 50]
-    assert selection.lowered == (1,)
-
-
-def test_a_random_coreset_cuts_nothing():
-    selection = random_coreset(np.zeros(9, dtype=np.int64), 1, 3, seed=0)
-    assert (selection.n_cut.tolist(), selection.lowered) == ([0], ())
+    assert ccs(scores, labels, 3, 10, misratio=0.5).lowered == (1,)
+    assert random_coreset(labels, 3, 10, seed=0).lowered == ()
 
 
 def test_a_random_coreset_draws_every_sample_equally_often():
@@ -103,39 +196,8 @@ def test_a_random_coreset_draws_every_sample_equally_often():
     assert (np.abs(counts - 750) < 5 * 23.7).all()
 
 
-def test_only_the_scores_of_the_own_class_are_cut():
-    labels = np.repeat(np.arange(2), 10)
-    scores = np.concatenate((np.arange(10.0), np.arange(10.0) + 100))
-    ids = ccs_coreset(scores, labels, 2, 5, misratio=0.5, n_bins=5, seed=0).ids
-    assert ids.tolist() == [5, 6, 7, 8, 9, 15, 16, 17, 18, 19]
-
-
-@pytest.mark.parametrize(
-    "select",
-    [
-        lambda labels: ccs(np.zeros(labels.size), labels, 3, 2),
-        lambda labels: random_coreset(labels, 3, 2, seed=0),
-    ],
-)
+@pytest.mark.parametrize("select", [partial(ccs, np.zeros(5)), partial(random_coreset, seed=0)])
 def test_a_class_smaller_than_ipc_is_refused_by_number(select):
-    with pytest.raises(ClassTooSmallError, match="got 2, but class 1 has 0 samples") as caught:
-        select(np.array([0, 0, 0, 2, 2]))
-    assert (caught.value.class_index, caught.value.size, caught.value.ipc) == (1, 0, 2)
-
-
-def test_a_missing_score_is_refused_with_its_sample_id():
-    scores, labels = labelled_scores([10, 10], seed=4)
-    scores[13] = np.nan
-    with pytest.raises(ValueError, match="got nan at position 13"):
-        ccs(scores, labels, 2, 3)
-
-
-def test_scores_of_another_data_set_are_refused():
-    with pytest.raises(ValueError, match="got 4 scores and 5 labels"):
-        ccs(np.zeros(4), np.zeros(5, dtype=np.int64), 1, 2)
-
-
-@pytest.mark.parametrize(("n_classes", "ipc"), [(0, 1), (1, 0)])
-def test_counts_below_one_are_refused(n_classes, ipc):
-    with pytest.raises(ValueError, match="must be at least 1, got 0"):
-        random_coreset(np.zeros(5, dtype=np.int64), n_classes, ipc, seed=0)
+    with pytest.raises(ClassTooSmallError, match="class 1 has 0 samples") as caught:
+        select(np.array([0, 0, 0, 2, 2]), 3, 2)
+    assert (caught.value.class_index, caught.value.size) == (1, 0)

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -42,12 +41,3 @@ def test_a_sample_that_was_learned_once_and_lost_is_the_hardest_by_every_score()
     for name in set(SCORES) - OF_AN_EVALUATION - OUT_OF_FOLD:
         easy, hard = easiness(name, scores[name])
         assert hard < easy, name
-
-
-def test_not_a_number_stays_not_a_number():
-    assert np.isnan(easiness("el2n", np.array([np.nan]))).all()
-
-
-def test_an_unknown_score_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match=r"'emul'.*choose one of aum, aum_logit, margin_variance"):
-        easiness("emul", 1.0)

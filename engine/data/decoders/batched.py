@@ -15,8 +15,14 @@ from coreset.engine.data.decoders.base import EncodedBatch
 from coreset.engine.data.decoders.libjpeg import decoder_of_thread
 from coreset.engine.data.geometry import Geometry, Sizes
 from coreset.engine.data.reader import ByteRanges, LazyBytes
-from coreset.kernels.jpeg.batch import IN_MEMORY, MOST_BYTES, BatchDecoder, CropBatch, WorkQueue
-from coreset.kernels.jpeg.normalise import factors_of
+from coreset.kernels.jpeg.batch import (
+    IN_MEMORY,
+    MOST_BYTES,
+    BatchDecoder,
+    CropBatch,
+    WorkQueue,
+    factors_of,
+)
 
 _LEAST_SHARE = 0.5
 """Of a batch; with fewer all images are decoded one by one."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.data.decoders.libjpeg import decoder_of_thread
 from coreset.engine.data.geometry import Box
-from coreset.kernels.jpeg.buffers import pixel_memory
+from coreset.kernels.jpeg import pixel_memory
 from coreset.kernels.jpeg.libjpeg import MOST_ADDED
 
 _LEAST_PIXELS = 16_000

@@ -26,8 +26,8 @@ from coreset.engine.data.decoders.batched import crop_batch
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import decode_exactly, decode_fast
 from coreset.engine.data.geometry import Geometry
-from coreset.kernels.jpeg.buffers import odd_memory
-from coreset.kernels.jpeg.normalise import factors_of, normalised_planes
+from coreset.kernels.jpeg import odd_memory
+from coreset.kernels.jpeg.batch import factors_of, normalised_planes
 
 ImageDecoder: TypeAlias = Callable[[EncodedBatch, int, Geometry, NDArray[np.uint8]], None]
 """Writes one image of a batch, by its position, to uint8 of shape (s, s, 3); ``ValueError`` if it

@@ -15,7 +15,7 @@ from coreset.engine.data.decoders.base import EncodedBatch, is_plain_jpeg
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.regions import decode_region, worth_cropping
 from coreset.engine.data.geometry import Box, Geometry, Placement
-from coreset.kernels.jpeg.buffers import pixel_memory
+from coreset.kernels.jpeg import pixel_memory
 from coreset.kernels.jpeg.resize import reach, resize
 from coreset.shards.images.flags import Refusal
 from coreset.shards.images.jpeg_header import read_header

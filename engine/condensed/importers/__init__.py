@@ -1,1 +1,0 @@
-"""Readers of condensed sets that others made, one file each."""

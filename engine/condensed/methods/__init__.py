@@ -1,1 +1,0 @@
-"""Methods that build synthetic images, one file each."""
