@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from coreset.engine.data.batch import Batch
-from coreset.engine.data.decoders.base import DecoderName, EncodedBatch, Normalisation
-from coreset.engine.data.decoders.choose import make_decoder
-from coreset.engine.data.decoders.tolerances import TOLERANCES
+from coreset.engine.data.decoders import make_decoder
+from coreset.engine.data.decoders.base import TOLERANCES, DecoderName, EncodedBatch, Normalisation
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.image_cache import loaded
 from coreset.engine.data.images import DecodedImages, load_into_memory

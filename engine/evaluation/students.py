@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from coreset.engine.artifacts.ledger import Stopwatch, stopwatch
+from coreset.engine.data.images import EpochSource
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.data.stream import EpochSource
 from coreset.engine.evaluation.protocols.base import Protocol
 from coreset.engine.models.networks import StudentName, build_network, memory_format_for, placed
 from coreset.engine.runtime.seeding import generator_for

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.artifacts.store import feature_chunk_rows, feature_chunks, feature_shape
-from coreset.engine.data.buffers import BatchMemory
+from coreset.engine.data.batch import BatchMemory
 from coreset.engine.data.images import device_bytes
 from coreset.engine.data.order import BatchOrder
 from coreset.shards.errors import MachineError

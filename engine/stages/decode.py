@@ -53,7 +53,7 @@ class Decode:
             ManifestError: Too many images cannot be decoded.
             MachineError: The disk has no room for the pixels, or a decoder is missing.
         """
-        from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
+        from coreset.engine.data.decoders import choose_decoder, decoder_reason
         from coreset.engine.data.image_cache import PixelsIndex
 
         dataset = Dataset.open(self.data)

@@ -28,7 +28,7 @@ from coreset.shards.format.files import digest_of
 if TYPE_CHECKING:
     import torch
 
-    from coreset.engine.data.stream import EpochSource
+    from coreset.engine.data.images import EpochSource
     from coreset.engine.evaluation.protocols.base import Protocol
     from coreset.engine.evaluation.students import StudentResult
 

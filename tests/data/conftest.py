@@ -12,9 +12,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import xxhash
 from PIL import Image
 
+from coreset.engine.data.decoders.base import EncodedBatch
 from coreset.shards.format.dataset import SAMPLES_NAME, SAMPLES_SCHEMA, Dataset
 from coreset.shards.format.manifest import (
     MANIFEST_NAME,
@@ -176,8 +178,20 @@ def real_images() -> list[Stored]:
 
 
 @pytest.fixture(scope="session")
+def same_batches():
+    """``same_batches(found, expected)``: compare two epochs bit for bit, memory layout included."""
+
+    def compare(found, expected):
+        for one, other in zip(found, expected, strict=True):
+            assert all(map(torch.equal, one, other))
+            assert one.images.stride() == other.images.stride()
+
+    return compare
+
+
+@pytest.fixture(scope="session")
 def images():
-    """``encode`` and ``photo`` for tests, which cannot import this file."""
+    """Stored images, for tests, which cannot import this file."""
     return ImageMaker()
 
 
@@ -191,3 +205,29 @@ class ImageMaker:
     def jpeg(self, width: int, height: int, seed: int = 0, **options) -> Stored:
         """A synthetic photograph as JPEG."""
         return encode(photo(width, height, seed), **options)
+
+    def cut(self, width: int, height: int, n_bytes: int = 500) -> Stored:
+        """The beginning of a JPEG, which nobody can decode."""
+        return Stored(self.jpeg(width, height).data[:n_bytes], width, height)
+
+    def kinds(self, width: int, height: int) -> list[Stored]:
+        """A photograph of every kind that is stored, also those that only Pillow reads."""
+        image, exif = photo(width, height), Image.Exif()
+        exif[0x0112] = 6
+        sixteen = Image.fromarray(np.full((height, width), 25_700, np.uint16))
+        return [
+            encode(image),
+            encode(image, exif=exif),
+            encode(image.convert("L")),
+            encode(image.convert("CMYK")),
+            encode(image, "PNG"),
+            encode(image.quantize(40), "PNG"),
+            encode(sixteen, "PNG"),
+            encode(image, "WEBP", lossless=True),
+            Stored(encode(image).data + b"trailing bytes", width, height),
+        ]
+
+    def batch(self, stored: list[Stored], crops=None, data=None) -> EncodedBatch:
+        """Stored images as a decoder takes them."""
+        sizes = np.array([(one.width, one.height) for one in stored], np.int64).reshape(-1, 2)
+        return EncodedBatch(data or [one.data for one in stored], sizes[:, 0], sizes[:, 1], crops)

@@ -1,19 +1,26 @@
-"""The shards as a pipeline of the package ``webdataset`` that notices a shard that is not whole.
+"""Packed images for the data pipelines of others: a map-style ``Dataset``, and ``webdataset``.
 
 ``webdataset`` takes a tar that was cut between two members for a shorter one, without a word
 (`docs/benchmarks.md`), and its decoders run code in members that are named like pickles. Here each
 shard is counted against the manifest, and only members that `coreset pack` writes are read.
 """
 
-from collections.abc import Generator, Iterable, Mapping
+import os
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from tarfile import TarError
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset as TorchDataset
 
+from coreset.engine.data.reader import Ids, Images, ShardReader, open_images
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.tar import MEMBER_NAME
@@ -22,8 +29,76 @@ from coreset.shards.images.pillow import as_rgb, opened
 if TYPE_CHECKING:
     from webdataset.compat import FluidWrapper
 
+Transform: TypeAlias = Callable[[Image.Image], Any]
 Sample: TypeAlias = dict[str, Any]
 KINDS = ("jpg", "png", "webp")
+
+
+class ImageDataset(TorchDataset[tuple[Any, int]]):
+    """Images of a packed data set or of a coreset, one at a time by position.
+
+    ``ds[i]`` is an (image, label) pair with the pixels of Pillow. Workers of a ``DataLoader`` may
+    have it, forked or spawned: each opens the shards for itself.
+    """
+
+    def __init__(
+        self, data: Images, *, ids: Ids | None = None, transform: Transform | None = None
+    ) -> None:
+        """Open a packed data set.
+
+        Args:
+            data: Directory of a packed data set or of a condensed set, or an open set.
+            ids: Samples to read, int64 of shape (n,); None means all.
+            transform: Takes an RGB ``PIL.Image`` of the stored size and returns the image of a
+                pair. Without it images are uint8 tensors of shape (3, height, width).
+
+        Raises:
+            UsageError: ``data`` is not a packed data set, or has no such ``ids``.
+            ManifestError: The data set is damaged.
+        """
+        self.dataset, chosen = open_images(data, ids)
+        self.ids: NDArray[np.int64] = np.arange(len(self.dataset)) if chosen is None else chosen
+        """Sample id of every position, int64 of shape (n,)."""
+        self.labels: NDArray[np.int64] = self.dataset.labels[self.ids]
+        """Label of every position, int64 of shape (n,)."""
+        self.transform = transform
+        self._readers: dict[int, ShardReader] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; a label is a position in them."""
+        return self.dataset.classes
+
+    def __len__(self) -> int:
+        return self.ids.size
+
+    def __getitem__(self, position: int) -> tuple[Any, int]:
+        """Read and decode one image.
+
+        Raises:
+            ManifestError: The image cannot be read or decoded.
+        """
+        process, sample = os.getpid(), int(self.ids[position])
+        if process not in self._readers:  # a process forked from this one does not share the reader
+            self._readers = {process: ShardReader(self.dataset)}
+        reader = self._readers[process]
+        try:
+            with opened(reader.read_one(sample)) as stored:
+                image = as_rgb(stored)
+        except ValueError as error:
+            raise ManifestError(
+                f"{reader.name_of(sample)} cannot be decoded ({error}); "
+                f"run `coreset verify {self.dataset.path}`"
+            ) from error
+        return (self.transform or as_tensor)(image), int(self.labels[position])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_readers": {}}
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """Return the pixels as a uint8 tensor of shape (3, height, width)."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def as_webdataset(
@@ -55,7 +130,12 @@ def as_webdataset(
     from webdataset.pipeline import DataPipeline
     from webdataset.shardlists import SimpleShardList, split_by_node, split_by_worker
 
-    shards = _shards(Path(data))
+    entries = Manifest.read(Path(data)).shards
+    first_ids = accumulate((entry.samples for entry in entries), initial=0)
+    shards = {
+        str(Path(data) / entry.name): (first, entry.samples)
+        for entry, first in zip(entries, first_ids, strict=False)
+    }
     stages = (
         SimpleShardList(list(shards)),
         # Before the split, where the order must be the same in every process.
@@ -77,7 +157,7 @@ class WholeShards:
     """First sample id and samples of each shard, by path."""
 
     def __call__(self, urls: Iterable[Mapping[str, str]]) -> Generator[Sample]:
-        """Samples of one shard after the other, complete with ``__id__``."""
+        """Yield the samples of one shard after the other, complete with ``__id__``."""
         for url in (entry["url"] for entry in urls):
             try:
                 yield from self._samples(url)
@@ -103,7 +183,7 @@ class WholeShards:
 
 
 def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]]:
-    """Stage from samples to image, label and id; pixels are those of ``decode_with_pillow``."""
+    """Turn samples into image, label and id; pixels are those of ``decode_with_pillow``."""
     for sample in samples:
         data = next(sample[kind] for kind in KINDS if kind in sample)
         try:
@@ -115,15 +195,6 @@ def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]
                 f"{sample['__key__']} in {url} cannot be decoded ({error}); {_remedy(url)}"
             ) from error
         yield pixels, int(sample["cls"]), sample["__id__"]
-
-
-def _shards(data: Path) -> dict[str, tuple[int, int]]:
-    entries = Manifest.read(data).shards
-    first_ids = accumulate((entry.samples for entry in entries), initial=0)
-    return {
-        str(data / entry.name): (first, entry.samples)
-        for entry, first in zip(entries, first_ids, strict=False)
-    }
 
 
 def _is_ours(name: str) -> bool:
