@@ -7,7 +7,7 @@ shard is counted against the manifest, and only members that `coreset pack` writ
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 from tarfile import TarError
@@ -142,44 +142,42 @@ def as_webdataset(
         detshuffle(len(shards), len(shards), seed) if shuffle else None,
         split_by_node,
         split_by_worker,
-        WholeShards(shards),
+        partial(whole_shards, shards=shards),
         detshuffle(shuffle, seed=seed) if shuffle else None,
         decoded if decode else None,
     )
     return FluidWrapper(DataPipeline(*stages))  # which passes over None
 
 
-@dataclass(frozen=True, slots=True)
-class WholeShards:
-    """Stage that reads the samples of shards, and counts those of each shard at its end."""
+def whole_shards(
+    urls: Iterable[Mapping[str, str]], shards: Mapping[str, tuple[int, int]]
+) -> Generator[Sample]:
+    """Yield the samples of one shard after the other, complete with ``__id__``, and count them.
 
-    shards: Mapping[str, tuple[int, int]]
-    """First sample id and samples of each shard, by path."""
+    ``shards`` has the first sample id and the number of samples of each shard, by path.
+    """
+    for url in (entry["url"] for entry in urls):
+        try:
+            yield from _samples(url, *shards[url])
+        except (OSError, TarError, ValueError) as error:
+            raise ManifestError(
+                f"{url} cannot be read ({type(error).__name__}); {_remedy(url)}"
+            ) from error
 
-    def __call__(self, urls: Iterable[Mapping[str, str]]) -> Generator[Sample]:
-        """Yield the samples of one shard after the other, complete with ``__id__``."""
-        for url in (entry["url"] for entry in urls):
-            try:
-                yield from self._samples(url)
-            except (OSError, TarError, ValueError) as error:
-                raise ManifestError(
-                    f"{url} cannot be read ({type(error).__name__}); {_remedy(url)}"
-                ) from error
 
-    def _samples(self, url: str) -> Generator[Sample]:
-        from webdataset.tariterators import group_by_keys, tar_file_expander
+def _samples(url: str, first_id: int, expected: int) -> Generator[Sample]:
+    from webdataset.tariterators import group_by_keys, tar_file_expander
 
-        first_id, expected = self.shards[url]
-        found = 0
-        with Path(url).open("rb") as stream:  # webdataset does not close the files that it opens
-            source = {"url": url, "stream": stream}
-            for sample in group_by_keys(tar_file_expander([source], select_files=_is_ours)):
-                if "cls" not in sample:  # cut between an image and its label
-                    break
-                yield sample | {"__id__": first_id + found}
-                found += 1
-        if found != expected:
-            raise ManifestError(f"{url} holds {found} of its {expected} samples; {_remedy(url)}")
+    found = 0
+    with Path(url).open("rb") as stream:  # webdataset does not close the files that it opens
+        source = {"url": url, "stream": stream}
+        for sample in group_by_keys(tar_file_expander([source], select_files=_is_ours)):
+            if "cls" not in sample:  # cut between an image and its label
+                break
+            yield sample | {"__id__": first_id + found}
+            found += 1
+    if found != expected:
+        raise ManifestError(f"{url} holds {found} of its {expected} samples; {_remedy(url)}")
 
 
 def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]]:

@@ -30,7 +30,7 @@ from coreset.engine.data.images import (
 )
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
-from coreset.engine.runtime.limits import RESIDENT_SHARE
+from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.documents import build, parse
@@ -70,19 +70,19 @@ class PixelsIndex:
         )
 
     @property
-    def image_bytes(self) -> int:
-        """Bytes of one image."""
-        return 3 * self.geometry.size**2
-
-    @property
     def n_bytes(self) -> int:
         """Bytes of all images."""
-        return self.n_samples * self.image_bytes
+        return decoded_bytes(self.n_samples, self.geometry.size)
 
     @property
     def done(self) -> int:
         """Images on the disk."""
         return min(self.n_samples, len(self.chunks) * self.batches_per_chunk * self.batch)
+
+    @property
+    def done_bytes(self) -> int:
+        """Bytes on the disk."""
+        return decoded_bytes(self.done, self.geometry.size)
 
     @staticmethod
     def read(path: Path) -> "PixelsIndex":
@@ -108,23 +108,21 @@ def write_cache(
 ) -> PixelsIndex:
     """Decode every sample of a data set into ``folder``, after the chunks that are there already.
 
-    Args:
-        source: Skips damaged samples; of all samples of its data set.
-        folder: Empty, or what an interrupted run with the same geometry left.
-        on_chunk: Called with first id and number of images of each chunk that is on the disk.
+    ``source`` skips damaged samples and has all of its data set. ``on_chunk`` gets first id and
+    number of images of each chunk that is on the disk.
 
     Raises:
         StoreError: ``folder`` does not hold what it says it does.
         ManifestError: Too many samples cannot be decoded.
         OSError: The disk is full or fails.
     """
-    index, path = begun(folder), folder / PIXELS_NAME
-    index = index or PixelsIndex.of(len(source), source.geometry)
+    path = folder / PIXELS_NAME
+    index = begun(folder) or PixelsIndex.of(len(source), source.geometry)
     source.undecodable.update(index.undecodable)
     start = len(index.chunks) * index.batches_per_chunk
     batches = source.epoch(BatchOrder(batch=index.batch, start=start, pad=True))
     with path.open("r+b" if index.chunks else "wb") as file:
-        file.truncate(index.done * index.image_bytes)
+        file.truncate(index.done_bytes)
         file.seek(0, 2)
         while index.done < index.n_samples:
             first = index.done
@@ -149,7 +147,7 @@ def begun(folder: Path) -> PixelsIndex | None:
         return None
     index, path = PixelsIndex.read(folder / INDEX_NAME), folder / PIXELS_NAME
     n_bytes = path.stat().st_size if path.is_file() else 0
-    if n_bytes < index.done * index.image_bytes:
+    if n_bytes < index.done_bytes:
         raise StoreError(f"{path} lost pixels that were on the disk; remove {folder}, run again")
     return index
 
@@ -208,8 +206,8 @@ def open_cache(
     mapped, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
     rows: NDArray[np.int64] | None = chosen
     side = size or index.geometry.size
-    n_bytes = chosen.size * 3 * side**2
-    if target.type == "cuda" and n_bytes <= RESIDENT_SHARE * device_bytes(target):
+    needed = decoded_bytes(chosen.size, side)
+    if target.type == "cuda" and needed <= RESIDENT_SHARE * device_bytes(target):
         mapped, rows = loaded(central(mapped, side), chosen, target), None
     return DecodedImages(
         mapped.permute(0, 3, 1, 2),

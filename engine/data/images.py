@@ -137,14 +137,9 @@ def crop_rows(
     *,
     workers: int,
 ) -> None:
-    """Resize a region of some images by ``coreset.kernels.jpeg.resize``, in threads.
+    """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads.
 
-    Args:
-        images_nhwc: uint8 of shape (n, h, w, 3).
-        rows: int64 of shape (b,), which of them.
-        boxes: int64 of shape (b, 4), the region of each: left, top, right, bottom.
-        out: uint8 of shape (b, s, s, 3) to write to.
-        workers: Threads.
+    Boxes are left, top, right, bottom; ``out`` is uint8 of shape (b, s, s, 3).
     """
     size = out.shape[1]
     positions = iter(range(rows.size))  # shared: a thread that is done takes the next image

@@ -40,14 +40,7 @@ Ids: TypeAlias = Sequence[int] | NDArray[np.int64]
 
 
 def open_images(data: Images, ids: Ids | None) -> tuple[Dataset, NDArray[np.int64] | None]:
-    """Open a data set and choose samples of it.
-
-    Args:
-        data: Directory of a packed data set, or an open image set.
-        ids: Samples to read, instead of all; an image set has its own.
-
-    Returns:
-        The data set, and the ids to read, of shape (n,); None means all.
+    """Open a data set and choose samples of it: ids of shape (n,), or None for all.
 
     Raises:
         UsageError: ``ids`` are given beside an image set, or are no ids of the data set, or

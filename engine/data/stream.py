@@ -44,22 +44,13 @@ class ImageStream:
         normalisation: Normalisation | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        """Open the data set for reading.
+        """Open the data set, or the samples ``ids`` of it, for reading.
 
-        Args:
-            dataset: What to read.
-            geometry: Size of the batches' images.
-            decoder: One of ``DecoderName``.
-            device: Where the batches are handed over.
-            workers: Decoding threads; 0 means one per core.
-            ids: int64 of shape (n,), the samples to read (a coreset); None means all.
-            exact: Pixels equal to the reference.
-            normalisation: Hand over float32 instead of uint8.
-            skip_damaged: Leave out samples that cannot be read or decoded, and list them in
-                ``undecodable``, instead of raising.
+        With ``skip_damaged``, samples that cannot be read or decoded are left out and listed in
+        ``undecodable``. `coreset.engine.data.loader.Loader` says what the other options are.
 
         Raises:
-            UsageError: ``ids`` is not one-dimensional int64 in the range of the data set.
+            UsageError: ``ids`` are not one-dimensional int64 in the range of the data set.
             MachineError: The decoder or the device is not available.
         """
         self.dataset = dataset
@@ -107,14 +98,7 @@ class ImageStream:
         """Read one rank's share of one epoch; every sample comes exactly once over all ranks.
 
         Bytes are read, and batches decoded, ahead by two background threads. Leaving the loop early
-        ends the threads.
-
-        Args:
-            order: Which samples come when.
-            empty: Also hand over batches of which every sample was left out.
-
-        Returns:
-            An iterator of batches on ``device``; ``Batch.ids`` are the data set's sample ids.
+        ends the threads. With ``empty``, batches of which every sample was left out come, too.
 
         Raises:
             UsageError: This process was forked from one that uses the stream.
@@ -162,10 +146,13 @@ class ImageStream:
             kept, data = self._readable(ids)
             return self._images(ids[kept], batch.part(kept, data))
         except UndecodableImagesError as error:
+            reasons = {int(ids[position]): why for position, why in error.reasons.items()}
             if not self._skip_damaged:
-                raise self._names_of_undecodable(ids, error) from error
-            for position, reason in error.reasons.items():
-                self._leave_out(int(ids[position]), reason)
+                named = ", ".join(f"{self._reader.name_of(i)} ({reasons[i]})" for i in reasons)
+                remedy = f"run `coreset verify {self.dataset.path}`"
+                raise ManifestError(f"{named} cannot be decoded; {remedy}") from error
+            for sample, reason in reasons.items():
+                self._leave_out(sample, reason)
             good = np.setdiff1d(np.arange(ids.size), list(error.reasons))
             return error.images[torch.from_numpy(good).to(error.images.device)], ids[good]
 
@@ -187,22 +174,13 @@ class ImageStream:
                 f"the last ({reason}); run `coreset verify {self.dataset.path}`"
             )
 
-    def _names_of_undecodable(
-        self, ids: NDArray[np.int64], error: UndecodableImagesError
-    ) -> ManifestError:
-        named = ", ".join(
-            f"{self._reader.name_of(int(ids[position]))} ({reason})"
-            for position, reason in error.reasons.items()
-        )
-        return ManifestError(f"{named} cannot be decoded; run `coreset verify {self.dataset.path}`")
-
 
 def prefetch(items: Generator[T], depth: int) -> Generator[T]:
     """Yield ``items`` in order while one thread computes up to ``depth`` of them in advance.
 
     An exception in ``items`` is raised here, after the items before it. When the consumer stops
-    early (``break``, an exception, ``close``) the thread ends with the item it is at, and ``items``
-    is closed. A consumer that goes on in a forked process is refused.
+    early the thread ends with the item it is at, and ``items`` is closed. A consumer that goes on
+    in a forked process is refused.
     """
     process = os.getpid()
     thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")

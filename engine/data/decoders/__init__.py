@@ -9,10 +9,7 @@ from coreset.shards.errors import MachineError, UsageError
 def choose_decoder(name: str, device: str, *, exact: bool = False) -> DecoderName:
     """Resolve ``auto``: DALI's hardware decoders on a GPU, libjpeg-turbo threads on a CPU.
 
-    Args:
-        name: One of ``DecoderName``.
-        device: Where batches are wanted.
-        exact: Pixels equal to the reference, whatever they cost: ``auto`` becomes ``pillow``.
+    ``exact`` asks for pixels equal to the reference, whatever they cost, which are Pillow's.
 
     Raises:
         UsageError: There is no decoder of that name, or it is not exact.
@@ -56,15 +53,7 @@ def make_decoder(
     exact: bool = False,
     normalisation: Normalisation | None = None,
 ) -> Decoder:
-    """Make the decoder ``choose_decoder(name, device, exact=exact)``.
-
-    Args:
-        name: One of ``DecoderName``.
-        geometry: Size of the output.
-        device: Where the decoder's output lies, for those that decode on a device.
-        workers: Threads; 0 means one per core.
-        exact: Pixels equal to the reference.
-        normalisation: Hand over float32 instead of uint8.
+    """Make the decoder ``choose_decoder(name, device, exact=exact)``; no ``workers``: one per core.
 
     Raises:
         UsageError: There is no decoder of that name, or it is not exact.

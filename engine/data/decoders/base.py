@@ -67,11 +67,7 @@ class Normalisation:
 
 
 class UndecodableImagesError(DataError):
-    """Some images of a batch cannot be decoded; the others are in ``images``.
-
-    ``reasons`` maps the position in the batch to what is wrong; these rows of ``images`` are
-    undefined.
-    """
+    """Some images of a batch cannot be decoded: ``reasons`` by position; the others are kept."""
 
     def __init__(self, reasons: Mapping[int, str], images: "Tensor") -> None:
         super().__init__(f"{len(reasons)} images cannot be decoded: {dict(reasons)}")

@@ -7,6 +7,7 @@ The only module that imports ``nvidia.dali``. `docs/pixels.md` says how near its
 
 import logging
 import threading
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import is_plain_jpeg
-from coreset.engine.data.geometry import Box, Geometry, Placement
+from coreset.engine.data.geometry import Geometry, Placement
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
 from coreset.shards.errors import MachineError
@@ -55,8 +56,7 @@ def define_pipeline(
     from all that its filter covers. With ``crops`` it is one of the decoder, in whole pixels, and
     what lies around it never enters, as in torchvision, which crops first.
 
-    Defined for ``mixed`` with ``device_id`` None, a graph can still be serialised, which checks
-    every operator and argument on a machine without a GPU.
+    Defined for ``mixed`` with ``device_id`` None, a graph can still be serialised without a GPU.
     """
     from nvidia.dali import fn
     from nvidia.dali.pipeline import Pipeline
@@ -105,13 +105,7 @@ class DaliDecoder:
         workers: int,
         normalisation: Normalisation | None = None,
     ) -> None:
-        """Check that DALI is installed; pipelines are built when a larger batch than before comes.
-
-        Args:
-            geometry: Output size and crop.
-            device: ``cpu``, ``cuda`` or ``cuda:N``; decoded batches stay there.
-            workers: Threads of DALI.
-            normalisation: Hand over float32 instead of uint8.
+        """Prepare to decode on ``device``: ``cpu``, ``cuda`` or ``cuda:N``.
 
         Raises:
             MachineError: DALI is not installed.
@@ -133,15 +127,14 @@ class DaliDecoder:
 
     def decode(self, batch: EncodedBatch) -> Tensor:
         """See ``Decoder.decode``; thread safe, one batch at a time."""
-        everything = list(range(len(batch)))
-        batch = batch.part(everything, list(batch.data))
+        batch = replace(batch, data=list(batch.data))
+        everything = range(len(batch))
         plain = [i for i in everything if is_plain_jpeg(batch.data[i], batch.stored_size(i))]
         images = self._empty(len(batch))
         with self._lock:
             refused = self._decode_plain(batch, plain, images)
-        rest = sorted(refused + list(set(everything) - set(plain)))
-        reasons = self._decode_rest(batch, rest, images)
-        if reasons:
+        rest = sorted(set(everything).difference(plain).union(refused))
+        if reasons := self._decode_rest(batch, rest, images):
             raise UndecodableImagesError(reasons, images)
         return images
 
@@ -161,7 +154,7 @@ class DaliDecoder:
         """Fill the rows ``positions``; return those that DALI refuses.
 
         One bad image makes DALI lose the whole batch, so a batch that fails is halved until the bad
-        ones are alone. A pipeline is not used again after an error.
+        ones are alone.
         """
         if not positions:
             return []
@@ -170,7 +163,7 @@ class DaliDecoder:
         try:
             (decoded,) = pipeline.run(**self._inputs(batch, positions))
         except RuntimeError as error:
-            del self._pipelines[crops]
+            del self._pipelines[crops]  # not to be used after an error
             if len(positions) == 1:
                 if memory_shortage(error) is not None:  # not the image's fault, nor Pillow's work
                     raise
@@ -216,7 +209,7 @@ class DaliDecoder:
     def _copy(
         self, decoded: "TensorListCPU | TensorListGPU", positions: list[int], images: Tensor
     ) -> None:
-        """Copy DALI's buffers, which the next run overwrites, into the rows ``positions``."""
+        """Copy DALI's buffers, which the next run overwrites."""
         from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
 
         whole = len(positions) == len(images)
@@ -232,7 +225,6 @@ class DaliDecoder:
     def _decode_rest(
         self, batch: EncodedBatch, positions: list[int], images: Tensor
     ) -> dict[int, str]:
-        """Decode by Pillow; return why by position what cannot be decoded."""
         reasons: dict[int, str] = {}
         for position in positions:
             data, size = batch.data[position], batch.stored_size(position)
@@ -254,14 +246,9 @@ def regions_of(placements: list[Placement]) -> NDArray[np.float64]:
     Returns:
         Shape (b, 2, 2): (top, left), then (bottom, right).
     """
-    regions = _corners([placement.region for placement in placements])
-    boxes = _corners([placement.box for placement in placements])
+    corners = np.array([(placement.region, placement.box) for placement in placements])
+    regions, boxes = corners.reshape(-1, 2, 2, 2)[..., ::-1].swapaxes(0, 1)
     sizes = np.array([(placement.height, placement.width) for placement in placements])
     extents = regions[:, 1] - regions[:, 0]
     # Multiplied first: a box that covers everything ends exactly where the region ends.
     return regions[:, :1] + boxes * extents[:, None] / sizes[:, None]
-
-
-def _corners(boxes: list[Box]) -> NDArray[np.int64]:
-    """Return corners of shape (b, 2, 2): (top, left), then (bottom, right)."""
-    return np.array(boxes).reshape(-1, 2, 2)[:, :, ::-1]

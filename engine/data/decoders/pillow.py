@@ -26,16 +26,7 @@ def decode_with_pillow(
     """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
     `coreset.shards.images.pillow.as_rgb` says how grey, palettes, alpha, CMYK and 16 bits become
-    RGB. Takes memory in proportion to the image and the output.
-
-    Args:
-        data: A JPEG, PNG or WebP file.
-        geometry: Output size and crop.
-        stored_size: Width and height that the index promises; checked before any pixel is decoded.
-        crop: Region of the image instead of the geometry's.
-
-    Returns:
-        uint8 of shape (s, s, 3).
+    RGB. Takes memory in proportion to the image and the output. Returns uint8 of shape (s, s, 3).
 
     Raises:
         ValueError: Pillow cannot decode ``data``, or it has another size than ``stored_size``.
@@ -61,16 +52,7 @@ def enlarged_box(
 
     The crop of an image in extreme proportions is a small part of what the whole becomes: 224 x 224
     of 256 x 1,536,000 pixels for one of 1 x 6,000. ``Image.resize`` takes a box of the source in
-    single precision only, and so would give other pixels.
-
-    Args:
-        image_hwc: uint8 of shape (h, w, c).
-        width: Columns of the enlarged image, at least w.
-        height: Rows of the enlarged image, at least h.
-        box: What is computed, in pixels of the enlarged image.
-
-    Returns:
-        uint8 of shape (bottom - top, right - left, c).
+    single precision only, and so would give other pixels. Both sides must not shrink.
     """
     left, top, right, bottom = box
     rows_nk, weights_nk = _taps(image_hwc.shape[0], height, top, bottom)
@@ -83,10 +65,7 @@ def enlarged_box(
 def _taps(
     n_in: int, n_out: int, first: int, stop: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the inputs of outputs first .. stop - 1 and their weights, as ``precompute_coeffs``.
-
-    Both of shape (n, k), k = inputs of one output.
-    """
+    """Return the k inputs of each of n outputs and their weights, as ``precompute_coeffs`` does."""
     centres_n = (np.arange(first, stop) + 0.5) * (n_in / n_out)
     starts_n = np.maximum((centres_n - 0.5).astype(np.int64), 0)
     stops_n = np.minimum((centres_n + 1.5).astype(np.int64), n_in)

@@ -157,12 +157,7 @@ def decode_crops(
 ) -> None:
     """Decode until the queue is empty; for each thread to call.
 
-    Args:
-        crops: Result of `crop_batch`.
-        queue: Of all threads.
-        images: Of the batch, C-contiguous: uint8 (b, s, s, 3), or float32 (b, 3, s, s).
-        factors: To normalise; None for uint8.
-        coarse: By coarser arithmetic.
+    ``images`` are those of the batch, C-contiguous: uint8 (b, s, s, 3), or float32 (b, 3, s, s).
     """
     libjpeg, size = decoder_of_thread(), images.shape[2]
     if libjpeg is None:
@@ -180,13 +175,6 @@ def warm_up(
 
     Takes some seconds in the first process that ever does, a fraction of one in others. An image of
     which more than 15 pixels become one may still wait for half a second, once.
-
-    Args:
-        geometry: Size of the output.
-        widths: Pixels, shape (n,).
-        heights: Pixels, shape (n,).
-        floats: For normalised batches.
-        cropped: For batches with random crops.
     """
     ffi.warm_up()
     taken = geometry.needs_no_resize(widths, heights)[0] & (not cropped)

@@ -152,11 +152,6 @@ def decode_region(
 ) -> tuple[NDArray[np.uint8], int] | None:
     """Decode a part of a grey or colour JPEG, whose rotation flag is ignored. Thread safe.
 
-    Args:
-        data: The file.
-        part: What is needed.
-        coarse: By libjpeg-turbo's faster transform and upsampling.
-
     Returns:
         The rows of the part with its columns and some beside them, uint8 of shape (bottom - top,
         columns, 3), which hold until this thread decodes again; and which column is the first.
