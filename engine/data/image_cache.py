@@ -14,19 +14,16 @@ from typing import IO
 import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.data.batch import Batch, BatchMemory
+from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import (
     DECODE_BATCH,
     DecodedImages,
     central,
     device_bytes,
-    put_rows,
-    take_rows,
 )
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
@@ -180,21 +177,12 @@ def open_cache(
     dataset: Dataset,
     *,
     device: str = "cpu",
-    ids: NDArray[np.int64] | None = None,
     size: int | None = None,
-    workers: int = 0,
 ) -> DecodedImages:
     """Open what ``coreset decode`` made of ``dataset``, or of a pack of the same images.
 
     On the host they are a memory map. On a GPU they are resident where they fit, else mapped too.
-
-    Args:
-        path: The pixels.
-        dataset: Gives ids and labels.
-        device: Where batches are handed over.
-        ids: int64 of shape (n,), the samples to read (a coreset); None means all.
-        size: Side of the batches' images: the central square; None: all of it.
-        workers: Threads that take random crops on a CPU; 0 means one per core.
+    Batches hold the central square of ``size`` pixels, or all, and come on ``device``.
 
     Raises:
         UsageError: ``path`` holds no pixels or those of other images, or ``size`` is too large.
@@ -202,32 +190,27 @@ def open_cache(
         MachineError: The pixels cannot be mapped.
     """
     index = _checked_index(path, dataset)
-    chosen = np.arange(index.n_samples) if ids is None else ids
-    mapped, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
-    rows: NDArray[np.int64] | None = chosen
-    side = size or index.geometry.size
-    needed = decoded_bytes(chosen.size, side)
+    images_nhwc, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
+    needed = decoded_bytes(len(dataset), size or index.geometry.size)
     if target.type == "cuda" and needed <= RESIDENT_SHARE * device_bytes(target):
-        mapped, rows = loaded(central(mapped, side), chosen, target), None
+        images_nhwc = loaded(central(images_nhwc, size or index.geometry.size), target)
     return DecodedImages(
-        mapped.permute(0, 3, 1, 2),
-        dataset.labels[chosen],
-        chosen,
-        rows=rows,
+        images_nhwc.permute(0, 3, 1, 2),
+        dataset.labels,
+        np.arange(len(dataset)),
         undecodable=index.undecodable,
         size=size,
         device=target,
-        workers=workers,
     )
 
 
-def loaded(images_nhwc: Tensor, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-    """Copy rows of host memory to a device, a batch at a time."""
-    memory = BatchMemory()
-    resident = images_nhwc.new_empty((rows.size, *images_nhwc.shape[1:]), device=device)
-    for first in range(0, rows.size, DECODE_BATCH):
-        part = take_rows(images_nhwc, rows[first : first + DECODE_BATCH], memory)
-        put_rows(part, resident, np.arange(first, first + len(part)))
+def loaded(images_nhwc: Tensor, device: torch.device) -> Tensor:
+    """Copy images of the host's memory to a device, a batch at a time."""
+    resident = torch.empty_like(images_nhwc, device=device, memory_format=torch.contiguous_format)
+    for some, target in zip(
+        images_nhwc.split(DECODE_BATCH), resident.split(DECODE_BATCH), strict=True
+    ):
+        target.copy_(some)
     return resident
 
 

@@ -16,7 +16,6 @@ from coreset.engine.data.stream import ImageStream, prefetch
 from coreset.engine.runtime.limits import (
     RESIDENT_SHARE,
     available_bytes,
-    available_cores,
     decoded_bytes,
 )
 from coreset.kernels.jpeg.resize import resize
@@ -26,10 +25,7 @@ DECODE_BATCH = 256
 
 
 class DecodedImages:
-    """Decoded samples that hand over the same batches as the source they came from, bit for bit.
-
-    All but those of random crops, which are taken from the decoded square here.
-    """
+    """Decoded samples that hand over the same batches as the source they came from, bit for bit."""
 
     def __init__(
         self,
@@ -37,23 +33,19 @@ class DecodedImages:
         labels: NDArray[np.int64],
         ids: NDArray[np.int64],
         *,
-        rows: NDArray[np.int64] | None = None,
         undecodable: Mapping[int, str] | None = None,
         size: int | None = None,
         device: torch.device | None = None,
-        workers: int = 0,
     ) -> None:
         """Keep decoded images.
 
         Args:
-            images: uint8 of shape (m, 3, s, s), stored channels last, on any device.
+            images: uint8 of shape (n, 3, s, s), stored channels last, on any device.
             labels: int64 of shape (n,).
             ids: int64 of shape (n,), sample ids of the data set.
-            rows: int64 of shape (n,), where in ``images`` each of ``ids`` is; None: in their order.
             undecodable: Samples without pixels, by id, and why; batches leave them out.
             size: Side of the batches' images: the central square of those kept; None: all of it.
             device: Where batches are handed over; None: where ``images`` are.
-            workers: Threads that take random crops; 0 means one per core.
 
         Raises:
             UsageError: ``size`` is larger than the images.
@@ -70,10 +62,8 @@ class DecodedImages:
         self.undecodable = dict(undecodable or {})
         """Samples that are left out, by id, and why."""
         self.size = size or side
-        self._rows = np.arange(ids.size) if rows is None else rows
         self._is_decoded = ~np.isin(ids, list(self.undecodable))
         self._device = device or images.device
-        self._workers = workers or available_cores()
         self._memory = BatchMemory()
 
     def __len__(self) -> int:
@@ -85,38 +75,28 @@ class DecodedImages:
         self._memory.forget()
 
     def epoch(self, order: BatchOrder) -> Iterator[Batch]:
-        """Read one epoch as ``ImageStream.epoch`` does; crops are taken from the decoded square.
+        """Read one epoch as ``ImageStream.epoch`` does.
 
         Raises:
-            UsageError: Crops are asked for on a GPU.
+            UsageError: Random crops are asked for.
         """
-        if order.crops is not None and self._device.type == "cuda":
+        if order.crops is not None:
             raise UsageError(
-                f"crops are taken on a CPU, these batches are for {self._device}; leave them out "
-                "and crop the batches with coreset.kernels.augment.random_resized_crop"
+                "crops are taken while decoding; leave them out and crop the batches with "
+                "coreset.kernels.augment.random_resized_crop"
             )
         batches = self._batches(order)
         return batches if self.images.is_cuda else prefetch(batches, 1)
 
     def _batches(self, order: BatchOrder) -> Generator[Batch]:
+        images_nhwc = central(self.images.permute(0, 2, 3, 1), self.size)
         for positions in order.batches(len(self)):
             kept = positions[positions != PADDING]
             kept = kept[self._is_decoded[kept]]
             if order.pad or kept.size:
-                ids, sides = self.ids[kept], np.full(kept.size, self.images.shape[-1])
-                images = self._images(self._rows[kept], order.boxes(ids, sides, sides))
+                images = take_rows(images_nhwc, kept, self._memory).permute(0, 3, 1, 2)
                 n = positions.size if order.pad else None
-                yield batch_of(images.to(self._device), self.labels[kept], ids, n=n)
-
-    def _images(self, rows: NDArray[np.int64], boxes: NDArray[np.int64] | None) -> Tensor:
-        images_nhwc = self.images.permute(0, 2, 3, 1)
-        if boxes is None:
-            images_bhwc = take_rows(central(images_nhwc, self.size), rows, self._memory)
-        else:
-            crops = self._memory.take((rows.size, self.size, self.size, 3), np.dtype(np.uint8))
-            crop_rows(images_nhwc.numpy(), rows, boxes, crops, workers=self._workers)
-            images_bhwc = torch.from_numpy(crops)
-        return images_bhwc.permute(0, 3, 1, 2)
+                yield batch_of(images.to(self._device), self.labels[kept], self.ids[kept], n=n)
 
 
 EpochSource: TypeAlias = ImageStream | DecodedImages
@@ -170,14 +150,6 @@ def take_rows(values: Tensor, rows: NDArray[np.int64], memory: BatchMemory) -> T
     return torch.from_numpy(taken)
 
 
-def put_rows(values: Tensor, target: Tensor, rows: NDArray[np.int64]) -> None:
-    """Copy values over rows of a tensor; as in ``take_rows``, on one thread on a CPU."""
-    if target.is_cuda:
-        target[torch.from_numpy(rows).to(target.device)] = values.to(target.device)
-    else:
-        target.numpy()[rows] = values.numpy()
-
-
 def device_bytes(device: torch.device) -> int:
     """Return the bytes that can still be allocated on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
@@ -203,7 +175,11 @@ def load_into_memory(source: ImageStream) -> DecodedImages:
     for positions, batch in zip(order.batches(len(source)), source.epoch(order), strict=True):
         rows = positions[positions != PADDING]
         rows = rows[np.isin(source.ids[rows], batch.ids.cpu().numpy())]
-        put_rows(batch.images.permute(0, 2, 3, 1)[: rows.size], images_nhwc, rows)
+        decoded = batch.images.permute(0, 2, 3, 1)[: rows.size]
+        if decoded.is_cuda:
+            images_nhwc[torch.from_numpy(rows).to(decoded.device)] = decoded
+        else:  # on one thread, as in `take_rows`
+            images_nhwc.numpy()[rows] = decoded.numpy()
     images = images_nhwc.permute(0, 3, 1, 2)
     return DecodedImages(images, source.labels, source.ids, undecodable=source.undecodable)
 

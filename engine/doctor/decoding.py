@@ -145,8 +145,8 @@ def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
     """List the ways to have decoded images on a device again and again."""
     resident = load_into_memory(source)
     on_host = resident.images.cpu()
-    rows, labels, ids = np.arange(len(source)), source.labels, source.ids
-    copied = loaded(on_host.permute(0, 2, 3, 1), rows, source.device).permute(0, 3, 1, 2)
+    labels, ids = source.labels, source.ids
+    copied = loaded(on_host.permute(0, 2, 3, 1), source.device).permute(0, 3, 1, 2)
     return {
         "decoded on the device": resident,
         "copied to the device": DecodedImages(copied, labels, ids),

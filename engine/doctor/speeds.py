@@ -156,10 +156,9 @@ def _fast_steps(context: Context, side: int, mode: CompileMode) -> tuple[Callabl
     """A step and how many images it takes."""
     pixels = context.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
     batch = min(FAST.batch, FAST_BATCHES[context.device.type])
-    resident = DecodedImages(
-        pixels.images, np.resize(pixels.labels, batch), np.resize(pixels.ids, batch),
-        rows=np.resize(np.arange(len(pixels)), batch),
-    )  # fmt: skip
+    rows = np.resize(np.arange(len(pixels)), batch)
+    images = pixels.images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+    resident = DecodedImages(images, pixels.labels[rows], pixels.ids[rows])
     n_classes = max(IMAGENET_CLASSES, len(context.dataset.classes))
     proxy = convolutional_proxy(
         resident, n_classes, size=side, crop_scale=FAST.crop_scale, batch=batch, seed=0,

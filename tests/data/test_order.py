@@ -1,5 +1,4 @@
 from itertools import chain
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -98,19 +97,6 @@ def test_blocks_and_the_samples_of_a_window_come_in_all_orders_equally_often():
     assert chi_square < 49.7  # 0.1 % of fair draws exceed it at 23 degrees of freedom
     first = [order_of(epoch=epoch, block=2).positions(96)[0] // 2 for epoch in range(4800)]
     assert np.bincount(first, minlength=48).min() > 60  # 100 +- 10 are expected
-
-
-def test_rows_of_a_batch_share_a_block_about_a_sixteenth_of_the_time():
-    n, block, batch = 4096, 4, 32
-    same = [
-        sum(comb(rows, 2) for rows in np.unique(ids // block, return_counts=True)[1].tolist())
-        / comb(batch, 2)
-        for epoch in range(4)
-        for ids in order_of(batch=batch, seed=1, epoch=epoch, block=block).batches(n)
-    ]
-    stated, error = (block - 1) / (WINDOW_BLOCKS * block - 1), np.std(same) / len(same) ** 0.5
-    assert error < 0.02 * stated
-    assert np.mean(same) == pytest.approx(stated, abs=4 * error)
 
 
 @given(sizes, st.integers(1, 40), st.integers(0, 12), blocks)
