@@ -42,7 +42,7 @@ class DecodedImages:
         Args:
             images: uint8 of shape (n, 3, s, s), stored channels last, on any device.
             labels: int64 of shape (n,).
-            ids: int64 of shape (n,), sample ids of the data set.
+            ids: Sample ids of the data set, int64 of shape (n,).
             undecodable: Samples without pixels, by id, and why; batches leave them out.
             size: Side of the batches' images: the central square of those kept; None: all of it.
             device: Where batches are handed over; None: where ``images`` are.
@@ -60,7 +60,6 @@ class DecodedImages:
         self.labels = labels
         self.ids = ids
         self.undecodable = dict(undecodable or {})
-        """Samples that are left out, by id, and why."""
         self.size = size or side
         self._is_decoded = ~np.isin(ids, list(self.undecodable))
         self._device = device or images.device

@@ -64,7 +64,7 @@ class Loader(IterableDataset[Batch]):
         workers: int = 0,
         skip_damaged: bool = True,
     ) -> None:
-        """Open a packed data set and compile what its decoder needs (`warm_up`).
+        """Open a packed data set and compile what its decoder needs.
 
         Args:
             data: Directory of a packed data set, or an open set, of which the ids of its data set
@@ -75,8 +75,8 @@ class Loader(IterableDataset[Batch]):
             crops: Random resized crops instead, other ones every epoch.
             normalisation: Hand over float32, normalised, instead of uint8.
             shuffle: A new order every epoch instead of that of ``ids``.
-            block: Shuffle blocks of so many neighbours, for disks that cannot seek
-                (`coreset.engine.data.order.epoch_ids`); 0 shuffles globally.
+            block: Shuffle blocks of so many neighbours, for disks that cannot seek; 0 shuffles
+                globally.
             seed: Of order and crops.
             pad: Fill every batch up with rows of id and label -1, so that all ranks have equally
                 many batches of one size.
@@ -136,11 +136,7 @@ class Loader(IterableDataset[Batch]):
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be copied or sent to another process, such as a worker of a ``DataLoader``.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refuse to be copied or sent to another process, such as a worker of a ``DataLoader``."""
         raise UsageError(_WORKERS)
 
     def __len__(self) -> int:
@@ -249,9 +245,11 @@ class Loader(IterableDataset[Batch]):
 
 def _joined(batches: Sequence[Batch], **_: object) -> Batch:
     """Join batches for a ``DataLoader``, which takes one at a time unless told otherwise."""
-    if len(batches) == 1:
-        return batches[0]
-    return Batch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+    return (
+        batches[0]
+        if len(batches) == 1
+        else Batch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
+    )
 
 
 # The documented way to tell a ``DataLoader`` about a type of one's own.

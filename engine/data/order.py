@@ -93,13 +93,6 @@ class BatchOrder:
         firsts = range(self.start * self.batch, positions.size, self.batch)
         return (positions[first : first + self.batch] for first in firsts)
 
-    def boxes(
-        self, ids: NDArray[np.int64], widths: NDArray[np.int64], heights: NDArray[np.int64]
-    ) -> NDArray[np.int64] | None:
-        """Return the box to crop of each image, of shape (b, 4); None without random crops."""
-        crops, seed, epoch = self.crops, self.seed, self.epoch
-        return crops and crops.boxes(ids, widths, heights, seed=seed, epoch=epoch)
-
 
 def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.int64]:
     place_of_block = permutation(-(-n // block), derived_seed(seed, OrderStream.BLOCKS))

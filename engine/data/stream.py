@@ -114,8 +114,10 @@ class ImageStream:
         for positions in order.batches(len(self)):
             ids = self.ids[positions[positions != PADDING]]
             sizes = self._widths[ids], self._heights[ids]
-            batch = EncodedBatch(self._reader.fetch(ids), *sizes, order.boxes(ids, *sizes))
-            yield positions.size, ids, batch
+            boxes = order.crops and order.crops.boxes(
+                ids, *sizes, seed=order.seed, epoch=order.epoch
+            )
+            yield positions.size, ids, EncodedBatch(self._reader.fetch(ids), *sizes, boxes)
 
     def _decoded(
         self,

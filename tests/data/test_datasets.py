@@ -91,16 +91,6 @@ def test_nodes_and_workers_share_the_shards(numbered, as_worker, world, workers,
     assert sorted(seen) == list(range(N))
 
 
-def test_a_cut_shard_is_told_to_the_worker_that_has_it(packed, images, as_worker):
-    dataset = packed([images.jpeg(20, 20, seed=i) for i in range(12)])
-    cut_after(dataset.shard_paths()[1], members=4)
-    as_worker(0, 1, 0, 2)
-    assert ids_of(as_webdataset(dataset.path)) == [0, 1, 2, 3, 4, 10, 11]
-    as_worker(0, 1, 1, 2)
-    with pytest.raises(ManifestError, match=r"shard-000001\.tar holds 2 of its 5 samples"):
-        ids_of(as_webdataset(dataset.path))
-
-
 @pytest.mark.slow
 def test_two_worker_processes_give_every_sample_once(numbered):
     from torch.utils.data import DataLoader

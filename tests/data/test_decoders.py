@@ -257,20 +257,13 @@ def test_decoders_that_are_not_there_are_refused_with_the_others(monkeypatch):
         make_decoder("dali", Geometry(8), device="cpu", workers=1)
 
 
-@pytest.mark.parametrize(
-    ("name", "judge"),
-    [("turbo", "pillow"), ("dali", "pillow"), ("dali", "turbo"), ("fast", "turbo")],
-)
-def test_a_coarser_decoder_does_not_pass_for_a_finer_one(images, decoded, name, judge):
-    stored = photographs(images)
-    pixels = decoded(name, Geometry(64, 64), stored)
-    assert complaints(pixels, expected_of(stored, Geometry(64, 64)), judge)
-
-
 @pytest.mark.parametrize("wrong", [np.s_[..., ::-1], np.s_[:, ::-1], np.s_[::-1]])
-def test_the_coarsest_tolerance_still_refuses_another_image(images, wrong):
-    expected = expected_of(photographs(images), Geometry(64))
+def test_tolerances_refuse_another_image_and_a_coarser_decoder(images, decoded, wrong):
+    stored = photographs(images)
+    expected = expected_of(stored, Geometry(64))
     assert complaints(expected[wrong], expected, "fast")
+    assert complaints(decoded("fast", Geometry(64), stored), expected, "dali")
+    assert complaints(decoded("dali", Geometry(64), stored), expected, "turbo")
 
 
 def test_each_part_of_a_tolerance_is_judged_where_it_holds():

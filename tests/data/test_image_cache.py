@@ -98,34 +98,6 @@ def test_chunks_are_whole_batches_of_at_most_64_mib(size, n, batch, per_chunk):
     assert (index.batch, index.batches_per_chunk * index.batch) == (batch, per_chunk)
 
 
-@pytest.mark.parametrize("n_chunks", [1, 2, 4])
-def test_an_interrupted_writing_continues_after_its_last_whole_chunk(
-    mixed, tmp_path, monkeypatch, n_chunks
-):
-    monkeypatch.setattr(image_cache, "CHUNK_BYTES", 3 * IMAGE_BYTES)
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    seen = []
-
-    def stop_or_go_on(*chunk):
-        seen.append(chunk)
-        if len(seen) == n_chunks:
-            raise KeyboardInterrupt
-
-    for folder in (whole, halves):
-        folder.mkdir()
-    with stream(mixed) as source:
-        write_cache(source, whole, lambda *_: None)
-    with stream(mixed) as source, pytest.raises(KeyboardInterrupt):
-        write_cache(source, halves, stop_or_go_on)
-    with (halves / PIXELS_NAME).open("ab") as file:
-        file.write(b"half a chunk")
-    with stream(mixed) as source:
-        write_cache(source, halves, stop_or_go_on)
-    assert seen == [(0, 3), (3, 3), (6, 3), (9, 2)]
-    for name in (PIXELS_NAME, INDEX_NAME):
-        assert (halves / name).read_bytes() == (whole / name).read_bytes()
-
-
 def test_the_index_names_only_chunks_that_are_on_the_disk(numbered, tmp_path, monkeypatch, disk):
     monkeypatch.setattr(image_cache, "CHUNK_BYTES", 3 * IMAGE_BYTES)
     with stream(numbered) as source:

@@ -1,6 +1,5 @@
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +68,6 @@ def test_files_and_threads_are_gone_after_closing_and_after_errors(dataset):
         with pytest.raises(ManifestError, match="shard-000002"):
             reader.read(np.arange(N))
     assert (open_descriptors(), threading.active_count()) == before
-
-
-def test_threads_may_read_at_once(dataset, stored):
-    with ShardReader(dataset) as reader, ThreadPoolExecutor(8) as pool:
-        orders = [np.random.default_rng(seed).permutation(N) for seed in range(40)]
-        for order, found in zip(orders, pool.map(reader.read, orders), strict=True):
-            assert found == [stored[i] for i in order]
 
 
 def test_the_first_sample_that_a_cut_takes_is_named_and_those_before_stay_readable(
