@@ -70,9 +70,9 @@ class Geometry:
     def needs_no_resize(
         self, widths: Sizes, heights: Sizes
     ) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
-        """Return which images `place` cuts the output out of as it is, and its left and top.
+        """Return which images `place` cuts without resampling, and left and top of the square.
 
-        Pixels and bool, of shape (n,), of images of ``widths`` x ``heights`` pixels.
+        All of shape (n,), as ``widths`` and ``heights``; in pixels.
         """
         if self.resize is None:
             taken = (widths == self.size) & (heights == self.size)
