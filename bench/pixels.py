@@ -35,8 +35,7 @@ from coreset.bench.pixels_images import (
     reference,
     resized_exactly,
 )
-from coreset.engine.data.decoders.base import DecoderName
-from coreset.engine.data.decoders.tolerances import TOLERANCES
+from coreset.engine.data.decoders.base import TOLERANCES, DecoderName
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
 

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn.functional import cross_entropy, interpolate
 
+from coreset.engine.data.decoders import make_decoder
 from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
-from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.geometry import Box, Crops, Geometry
 from coreset.engine.models.backbones import Backbone
 from coreset.engine.models.feature_rows import FeatureRows

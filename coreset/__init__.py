@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from coreset.api.images import as_dataset, loader
     from coreset.api.scores import scores, select
     from coreset.engine.condensed.condensed_set import open_set
+    from coreset.engine.data.datasets import as_webdataset
     from coreset.engine.data.decoders.base import Normalisation
     from coreset.engine.data.geometry import Crops
-    from coreset.engine.data.webdataset import as_webdataset
 
 __all__ = [
     "Crops",
@@ -29,7 +29,7 @@ _MODULES = {
     "Crops": "coreset.engine.data.geometry",
     "Normalisation": "coreset.engine.data.decoders.base",
     "as_dataset": "coreset.api.images",
-    "as_webdataset": "coreset.engine.data.webdataset",
+    "as_webdataset": "coreset.engine.data.datasets",
     "loader": "coreset.api.images",
     "open_set": "coreset.engine.condensed.condensed_set",
     "scores": "coreset.api.scores",

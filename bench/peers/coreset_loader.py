@@ -60,7 +60,7 @@ def decoded(task: Task) -> Generator[Epoch]:
         side = SIZE if task.crop == "whole" else SHORT_SIDE
         decoding = Decoding(workers=task.threads)
         Decode(data=task.data, pixels=path, size=side, decoding=decoding).run()
-    pixels = open_cache(path, Dataset.open(task.data), size=SIZE, workers=task.threads)
+    pixels = open_cache(path, Dataset.open(task.data), size=SIZE)
     numbers = count()
     yield lambda: _numbered(
         pixels.epoch(BatchOrder(batch=BATCH, epoch=next(numbers), shuffle=True))

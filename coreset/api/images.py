@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
 from coreset.engine.condensed.condensed_set import SET_NAME, open_set
-from coreset.engine.data.image_dataset import ImageDataset
-from coreset.engine.data.image_set import Images
+from coreset.engine.data.datasets import ImageDataset
 from coreset.engine.data.loader import Loader
+from coreset.engine.data.reader import Images
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -28,7 +28,7 @@ class Placement(NamedTuple):
     box: Box
 
     def within(self, left: int, top: int) -> "Placement":
-        """The same in a part of the image that begins at ``left``, ``top``."""
+        """Return the same in a part of the image that begins at ``left``, ``top``."""
         x_0, y_0, x_1, y_1 = self.region
         return self._replace(region=(x_0 - left, y_0 - top, x_1 - left, y_1 - top))
 
@@ -52,12 +52,9 @@ class Geometry:
             )
 
     def place(self, width: int, height: int, crop: Box | None = None) -> Placement:
-        """Where the output comes from in an image of ``width`` x ``height`` pixels.
+        """Return where the output comes from in an image of ``width`` x ``height`` pixels.
 
-        Args:
-            width: Pixels of the stored image.
-            height: Pixels of the stored image.
-            crop: Region to squash to the square instead, as in random resized crops.
+        A ``crop`` is squashed to the square instead, as in random resized crops.
         """
         size, whole = self.size, (0, 0, width, height)
         if crop is not None or self.resize is None:
@@ -73,14 +70,9 @@ class Geometry:
     def needs_no_resize(
         self, widths: Sizes, heights: Sizes
     ) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
-        """Which images `place` cuts the output out of, without resampling; from where.
+        """Return which images `place` cuts without resampling, and left and top of the square.
 
-        Args:
-            widths: Pixels of the stored images, int64 of shape (n,).
-            heights: The same.
-
-        Returns:
-            Of shape (n,): whether, and left and top of the square in pixels.
+        All of shape (n,), as ``widths`` and ``heights``; in pixels.
         """
         if self.resize is None:
             taken = (widths == self.size) & (heights == self.size)
@@ -92,7 +84,7 @@ class Geometry:
 
 
 def stored_side(size: int) -> int:
-    """Side of the square from which crops of ``size`` are taken: 256 for 224."""
+    """Return the side of the square from which crops of ``size`` are taken: 256 for 224."""
     return round(size * 8 / 7)
 
 

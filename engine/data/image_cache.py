@@ -14,23 +14,20 @@ from typing import IO
 import numpy as np
 import torch
 import xxhash
-from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.batch import Batch
-from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import (
     DECODE_BATCH,
     DecodedImages,
     central,
     device_bytes,
-    put_rows,
-    take_rows,
 )
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
+from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.documents import build, parse
@@ -39,7 +36,6 @@ from coreset.shards.format.files import fsync_path, json_bytes, start_writeback,
 PIXELS_NAME, INDEX_NAME = "pixels.u8", "pixels.json"
 CHUNK_BYTES = 1 << 26
 _MAP_FLAGS = mmap.MAP_PRIVATE | 0x4000  # MAP_NORESERVE of Linux: Python names it from 3.13 on
-_MAP_PROTECTION = mmap.PROT_READ | mmap.PROT_WRITE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,45 +56,30 @@ class PixelsIndex:
 
     @staticmethod
     def of(n_samples: int, geometry: Geometry) -> "PixelsIndex":
-        """Nothing on the disk yet."""
+        """Describe pixels of which nothing is on the disk yet."""
         fitting = CHUNK_BYTES // (3 * geometry.size**2)
         batch = max(1, min(DECODE_BATCH, n_samples, fitting))
-        n_batches = max(1, fitting // batch)
         return PixelsIndex(
-            n_samples=n_samples, geometry=geometry, batch=batch, batches_per_chunk=n_batches
+            n_samples=n_samples,
+            geometry=geometry,
+            batch=batch,
+            batches_per_chunk=max(1, fitting // batch),
         )
-
-    @property
-    def image_bytes(self) -> int:
-        """Bytes of one image."""
-        return 3 * self.geometry.size**2
 
     @property
     def n_bytes(self) -> int:
         """Bytes of all images."""
-        return self.n_samples * self.image_bytes
-
-    @property
-    def per_chunk(self) -> int:
-        """Images of a chunk."""
-        return self.batches_per_chunk * self.batch
+        return decoded_bytes(self.n_samples, self.geometry.size)
 
     @property
     def done(self) -> int:
         """Images on the disk."""
-        return min(self.n_samples, len(self.chunks) * self.per_chunk)
+        return min(self.n_samples, len(self.chunks) * self.batches_per_chunk * self.batch)
 
-    def after(self, digest: str, undecodable: Mapping[int, str]) -> "PixelsIndex":
-        """The index with one more chunk; samples beyond it, which were read ahead, stay out."""
-        index = replace(self, chunks=(*self.chunks, digest))
-        reasons = {
-            sample: why for sample, why in sorted(undecodable.items()) if sample < index.done
-        }
-        return replace(index, undecodable=reasons)
-
-    def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        return json_bytes(asdict(self))
+    @property
+    def done_bytes(self) -> int:
+        """Bytes on the disk."""
+        return decoded_bytes(self.done, self.geometry.size)
 
     @staticmethod
     def read(path: Path) -> "PixelsIndex":
@@ -124,36 +105,37 @@ def write_cache(
 ) -> PixelsIndex:
     """Decode every sample of a data set into ``folder``, after the chunks that are there already.
 
-    Args:
-        source: Tolerant, on all samples of its data set.
-        folder: Empty, or what an interrupted run with the same geometry left.
-        on_chunk: Called with first id and number of images of each chunk that is on the disk.
+    ``source`` skips damaged samples and has all of its data set. ``on_chunk`` gets first id and
+    number of images of each chunk that is on the disk.
 
     Raises:
         StoreError: ``folder`` does not hold what it says it does.
         ManifestError: Too many samples cannot be decoded.
         OSError: The disk is full or fails.
     """
-    index, path = begun(folder), folder / PIXELS_NAME
-    index = index or PixelsIndex.of(len(source), source.geometry)
+    path = folder / PIXELS_NAME
+    index = begun(folder) or PixelsIndex.of(len(source), source.geometry)
     source.undecodable.update(index.undecodable)
     start = len(index.chunks) * index.batches_per_chunk
     batches = source.epoch(BatchOrder(batch=index.batch, start=start, pad=True))
     with path.open("r+b" if index.chunks else "wb") as file:
-        file.truncate(index.done * index.image_bytes)
+        file.truncate(index.done_bytes)
         file.seek(0, 2)
         while index.done < index.n_samples:
             first = index.done
             digest = _append(file, index, islice(batches, index.batches_per_chunk))
             fsync_path(path)
-            index = index.after(digest, source.undecodable)
-            write_atomically(folder / INDEX_NAME, index.to_bytes())
+            index = replace(index, chunks=(*index.chunks, digest))
+            # Samples beyond the chunk were met by reading ahead.
+            lost = {i: why for i, why in sorted(source.undecodable.items()) if i < index.done}
+            index = replace(index, undecodable=lost)
+            write_atomically(folder / INDEX_NAME, json_bytes(asdict(index)))
             on_chunk(first, index.done - first)
     return index
 
 
 def begun(folder: Path) -> PixelsIndex | None:
-    """What an interrupted run left in ``folder``; None if that is no whole chunk.
+    """Read what an interrupted run left in ``folder``; None if that is no whole chunk.
 
     Raises:
         StoreError: It is damaged.
@@ -161,36 +143,33 @@ def begun(folder: Path) -> PixelsIndex | None:
     if not (folder / INDEX_NAME).is_file():
         return None
     index, path = PixelsIndex.read(folder / INDEX_NAME), folder / PIXELS_NAME
-    there = path.stat().st_size if path.is_file() else 0
-    if there < index.done * index.image_bytes:
+    n_bytes = path.stat().st_size if path.is_file() else 0
+    if n_bytes < index.done_bytes:
         raise StoreError(f"{path} lost pixels that were on the disk; remove {folder}, run again")
     return index
 
 
 def _append(file: IO[bytes], index: PixelsIndex, batches: Iterator[Batch]) -> str:
-    """Append batches and give them to the disk at once; returns the digest of their bytes."""
+    """Append padded batches and give them to the disk at once; return the digest of their bytes.
+
+    Samples that could not be decoded become black rows.
+    """
     hasher, first = xxhash.xxh3_128(), index.done
     for batch in batches:
-        n = min(index.batch, index.n_samples - first)
-        rows, at = _rows(batch, first, n), file.tell()
+        ids, n = batch.ids.cpu().numpy(), min(index.batch, index.n_samples - first)
+        ids = ids[ids >= 0]
+        images_bhwc = batch.images.permute(0, 2, 3, 1).cpu().numpy()
+        rows = np.ascontiguousarray(images_bhwc[:n])
+        if ids.size < n:
+            rows = np.zeros_like(rows)
+            rows[ids - first] = images_bhwc[: ids.size]
+        place = file.tell()
         file.write(rows.data)
         file.flush()
-        start_writeback(file, at, rows.nbytes)
+        start_writeback(file, place, rows.nbytes)
         hasher.update(rows.data)
         first += n
     return hasher.hexdigest()
-
-
-def _rows(batch: Batch, first: int, n: int) -> NDArray[np.uint8]:
-    """Images of the ids from ``first`` on, uint8 (n, s, s, 3); black where there is none."""
-    images_bhwc = batch.images.permute(0, 2, 3, 1).cpu().numpy()
-    ids = batch.ids.cpu().numpy()
-    there = ids >= 0
-    if there.sum() == n:
-        return np.ascontiguousarray(images_bhwc[:n])
-    rows = np.zeros((n, *images_bhwc.shape[1:]), np.uint8)
-    rows[ids[there] - first] = images_bhwc[there]
-    return rows
 
 
 def open_cache(
@@ -198,25 +177,12 @@ def open_cache(
     dataset: Dataset,
     *,
     device: str = "cpu",
-    ids: NDArray[np.int64] | None = None,
     size: int | None = None,
-    limit_share: float = 0.5,
-    verify: bool = False,
-    workers: int = 0,
 ) -> DecodedImages:
     """Open what ``coreset decode`` made of ``dataset``, or of a pack of the same images.
 
     On the host they are a memory map. On a GPU they are resident where they fit, else mapped too.
-
-    Args:
-        path: The pixels.
-        dataset: Gives ids and labels.
-        device: Where batches are handed over.
-        ids: int64 of shape (n,), the samples to read (a coreset); None means all.
-        size: Side of the batches' images: the central square; None: all of it.
-        limit_share: Share of a GPU's free memory that may be taken.
-        verify: Compare all bytes with their digests first.
-        workers: Threads that take random crops on a CPU; 0 means one per core.
+    Batches hold the central square of ``size`` pixels, or all, and come on ``device``.
 
     Raises:
         UsageError: ``path`` holds no pixels or those of other images, or ``size`` is too large.
@@ -224,81 +190,61 @@ def open_cache(
         MachineError: The pixels cannot be mapped.
     """
     index = _checked_index(path, dataset)
-    if verify:
-        verify_cache(path)
-    chosen = np.arange(index.n_samples) if ids is None else ids
-    mapped, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
-    rows: NDArray[np.int64] | None = chosen
-    side = size or index.geometry.size
-    if target.type == "cuda" and chosen.size * 3 * side**2 <= limit_share * device_bytes(target):
-        mapped, rows = loaded(central(mapped, side), chosen, target), None
+    images_nhwc, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
+    needed = decoded_bytes(len(dataset), size or index.geometry.size)
+    if target.type == "cuda" and needed <= RESIDENT_SHARE * device_bytes(target):
+        images_nhwc = loaded(central(images_nhwc, size or index.geometry.size), target)
     return DecodedImages(
-        mapped.permute(0, 3, 1, 2),
-        dataset.labels[chosen],
-        chosen,
-        rows=rows,
+        images_nhwc.permute(0, 3, 1, 2),
+        dataset.labels,
+        np.arange(len(dataset)),
         undecodable=index.undecodable,
         size=size,
         device=target,
-        workers=workers,
     )
 
 
-def loaded(images_nhwc: Tensor, rows: NDArray[np.int64], device: torch.device) -> Tensor:
-    """Copy rows of host memory to a device, a batch at a time."""
-    memory = BatchMemory()
-    resident = images_nhwc.new_empty((rows.size, *images_nhwc.shape[1:]), device=device)
-    for first in range(0, rows.size, DECODE_BATCH):
-        part = take_rows(images_nhwc, rows[first : first + DECODE_BATCH], memory)
-        put_rows(part, resident[first : first + DECODE_BATCH])
+def loaded(images_nhwc: Tensor, device: torch.device) -> Tensor:
+    """Copy images of the host's memory to a device, a batch at a time."""
+    resident = torch.empty_like(images_nhwc, device=device, memory_format=torch.contiguous_format)
+    for some, target in zip(
+        images_nhwc.split(DECODE_BATCH), resident.split(DECODE_BATCH), strict=True
+    ):
+        target.copy_(some)
     return resident
 
 
-def verify_cache(path: Path) -> None:
-    """Compare every chunk with its digest.
-
-    Raises:
-        StoreError: One differs, or the file is cut.
-    """
-    index = PixelsIndex.read(path / INDEX_NAME)
-    with (path / PIXELS_NAME).open("rb") as file:
-        for number, digest in enumerate(index.chunks):
-            if xxhash.xxh3_128_hexdigest(file.read(index.per_chunk * index.image_bytes)) != digest:
-                raise StoreError(
-                    f"{path / PIXELS_NAME} is damaged in row {number * index.per_chunk} or in the "
-                    f"{index.per_chunk - 1} after it; remove {path}, decode again"
-                )
-
-
 def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:
-    """The index, of finished pixels of the images of ``dataset``."""
+    """Read the index of finished pixels of the images of ``dataset``."""
     provenance = Provenance.read(path)
     if provenance.kind != "pixels":
         raise UsageError(f"{path} is not pixels, but {provenance.kind}; run `coreset decode` first")
-    there, here = str(provenance.binding("content")), dataset.manifest.content
-    if there != here:
+    theirs, ours = str(provenance.binding("content")), dataset.manifest.content
+    if theirs != ours:
         raise UsageError(
-            f"{path} was decoded from other images than {dataset.path} holds (content {there[:12]} "
-            f"there, {here[:12]} here); run `coreset decode {dataset.path} PIXELS`"
+            f"{path} was decoded from other images than {dataset.path} holds (content "
+            f"{theirs[:12]} there, {ours[:12]} here); run `coreset decode {dataset.path} PIXELS`"
         )
     index = PixelsIndex.read(path / INDEX_NAME)
     pixels = path / PIXELS_NAME
-    there = pixels.stat().st_size if pixels.is_file() else 0
-    if there != index.n_bytes or index.done != index.n_samples or index.n_samples != len(dataset):
-        fact = f"has {there:,} of its {index.n_bytes:,} bytes"
-        raise StoreError(f"{pixels} {fact}; remove {path}, decode again")
+    n_bytes = pixels.stat().st_size if pixels.is_file() else 0
+    if n_bytes != index.n_bytes or index.done != index.n_samples or index.n_samples != len(dataset):
+        raise StoreError(
+            f"{pixels} has {n_bytes:,} of its {index.n_bytes:,} bytes; remove {path}, decode again"
+        )
     return index
 
 
 def _mapped(path: Path, index: PixelsIndex) -> Tensor:
-    """The file as a tensor of shape (n, s, s, 3).
+    """Map the file as a tensor of shape (n, s, s, 3).
 
     Private, so that nothing that is written to the tensor reaches the file; writable, as torch has
     no other tensors; without reservation, or the kernel would refuse files larger than the memory.
     """
     try:
         with path.open("rb") as file:
-            memory = mmap.mmap(file.fileno(), index.n_bytes, _MAP_FLAGS, _MAP_PROTECTION)
+            access = mmap.PROT_READ | mmap.PROT_WRITE
+            memory = mmap.mmap(file.fileno(), index.n_bytes, _MAP_FLAGS, access)
     except OSError as error:
         raise MachineError(
             f"{path} cannot be mapped ({error.strerror}); allow overcommitted memory "

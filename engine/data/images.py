@@ -1,24 +1,21 @@
 """Decode once, keep the pixels: all images of a source in one uint8 tensor for every epoch."""
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.batch import Batch
-from coreset.engine.data.buffers import BatchMemory
+from coreset.engine.data.batch import Batch, BatchMemory, batch_of
 from coreset.engine.data.geometry import Box
-from coreset.engine.data.order import PADDING, BatchOrder, batches_of
-from coreset.engine.data.prefetch import prefetch
-from coreset.engine.data.stream import ImageStream, batch_of, padded
+from coreset.engine.data.order import PADDING, BatchOrder
+from coreset.engine.data.stream import ImageStream, prefetch
 from coreset.engine.runtime.limits import (
     RESIDENT_SHARE,
     available_bytes,
-    available_cores,
     decoded_bytes,
 )
 from coreset.kernels.jpeg.resize import resize
@@ -28,10 +25,7 @@ DECODE_BATCH = 256
 
 
 class DecodedImages:
-    """Decoded samples that hand over the same batches as the source they came from, bit for bit.
-
-    All but those of random crops, which are taken from the decoded square here.
-    """
+    """Decoded samples that hand over the same batches as the source they came from, bit for bit."""
 
     def __init__(
         self,
@@ -39,37 +33,36 @@ class DecodedImages:
         labels: NDArray[np.int64],
         ids: NDArray[np.int64],
         *,
-        rows: NDArray[np.int64] | None = None,
         undecodable: Mapping[int, str] | None = None,
         size: int | None = None,
         device: torch.device | None = None,
-        workers: int = 0,
     ) -> None:
         """Keep decoded images.
 
         Args:
-            images: uint8 of shape (m, 3, s, s), stored channels last, on any device.
+            images: uint8 of shape (n, 3, s, s), stored channels last, on any device.
             labels: int64 of shape (n,).
-            ids: int64 of shape (n,), sample ids of the data set.
-            rows: int64 of shape (n,), where in ``images`` each of ``ids`` is; None: in their order.
+            ids: Sample ids of the data set, int64 of shape (n,).
             undecodable: Samples without pixels, by id, and why; batches leave them out.
             size: Side of the batches' images: the central square of those kept; None: all of it.
             device: Where batches are handed over; None: where ``images`` are.
-            workers: Threads that take random crops; 0 means one per core.
 
         Raises:
             UsageError: ``size`` is larger than the images.
         """
+        side = images.shape[-1]
+        if size is not None and not 1 <= size <= side:
+            raise UsageError(
+                f"size must be in [1, {side}] (side of the decoded images), got {size}; "
+                "decode them at a larger size"
+            )
         self.images = images
         self.labels = labels
         self.ids = ids
         self.undecodable = dict(undecodable or {})
-        """Samples that are left out, by id, and why."""
-        self.size = _checked_size(size, images.shape[-1])
-        self._rows = np.arange(ids.size) if rows is None else rows
+        self.size = size or side
         self._is_decoded = ~np.isin(ids, list(self.undecodable))
         self._device = device or images.device
-        self._workers = workers or available_cores()
         self._memory = BatchMemory()
 
     def __len__(self) -> int:
@@ -81,57 +74,36 @@ class DecodedImages:
         self._memory.forget()
 
     def epoch(self, order: BatchOrder) -> Iterator[Batch]:
-        """Read one epoch as ``ImageStream.epoch`` does; crops are taken from the decoded square.
+        """Read one epoch as ``ImageStream.epoch`` does.
 
         Raises:
-            UsageError: Crops are asked for on a GPU.
+            UsageError: Random crops are asked for.
         """
-        if order.crops is not None and self._device.type == "cuda":
+        if order.crops is not None:
             raise UsageError(
-                f"crops are taken on a CPU, these batches are for {self._device}; leave them out "
-                "and crop the batches with coreset.kernels.augment.random_resized_crop"
+                "crops are taken while decoding; leave them out and crop the batches with "
+                "coreset.kernels.augment.random_resized_crop"
             )
         batches = self._batches(order)
         return batches if self.images.is_cuda else prefetch(batches, 1)
 
     def _batches(self, order: BatchOrder) -> Generator[Batch]:
+        images_nhwc = central(self.images.permute(0, 2, 3, 1), self.size)
         for positions in order.batches(len(self)):
             kept = positions[positions != PADDING]
             kept = kept[self._is_decoded[kept]]
             if order.pad or kept.size:
-                ids, sides = self.ids[kept], np.full(kept.size, self.images.shape[-1])
-                images = self._images(self._rows[kept], order.boxes(ids, sides, sides))
-                batch = batch_of(images.to(self._device), self.labels[kept], ids)
-                yield padded(batch, positions.size) if order.pad else batch
-
-    def _images(self, rows: NDArray[np.int64], boxes: NDArray[np.int64] | None) -> Tensor:
-        images_nhwc = self.images.permute(0, 2, 3, 1)
-        if boxes is None:
-            images_bhwc = take_rows(central(images_nhwc, self.size), rows, self._memory)
-        else:
-            images_bhwc = torch.from_numpy(self._cropped(images_nhwc.numpy(), rows, boxes))
-        return images_bhwc.permute(0, 3, 1, 2)
-
-    def _cropped(
-        self, images_nhwc: NDArray[np.uint8], rows: NDArray[np.int64], boxes: NDArray[np.int64]
-    ) -> NDArray[np.uint8]:
-        shape = (rows.size, self.size, self.size, 3)
-        crops = self._memory.take(shape, np.dtype(np.uint8))
-        crop_rows(images_nhwc, rows, boxes, crops, workers=self._workers)
-        return crops
+                images = take_rows(images_nhwc, kept, self._memory).permute(0, 3, 1, 2)
+                n = positions.size if order.pad else None
+                yield batch_of(images.to(self._device), self.labels[kept], self.ids[kept], n=n)
 
 
-def _checked_size(size: int | None, side: int) -> int:
-    if size is not None and not 1 <= size <= side:
-        raise UsageError(
-            f"size must be in [1, {side}] (side of the decoded images), got {size}; "
-            "decode them at a larger size"
-        )
-    return size or side
+EpochSource: TypeAlias = ImageStream | DecodedImages
+"""What training and features read."""
 
 
 def central(images_nhwc: Tensor, size: int) -> Tensor:
-    """View of the central squares, placed as ``Geometry`` places them."""
+    """View the central squares, placed as ``Geometry`` places them."""
     start = round((images_nhwc.shape[1] - size) / 2.0)
     return images_nhwc[:, start : start + size, start : start + size]
 
@@ -144,14 +116,9 @@ def crop_rows(
     *,
     workers: int,
 ) -> None:
-    """Resize a region of some images by ``coreset.kernels.jpeg.resize``, in threads.
+    """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads.
 
-    Args:
-        images_nhwc: uint8 of shape (n, h, w, 3).
-        rows: int64 of shape (b,), which of them.
-        boxes: int64 of shape (b, 4), the region of each: left, top, right, bottom.
-        out: uint8 of shape (b, s, s, 3) to write to.
-        workers: Threads.
+    Boxes are left, top, right, bottom; ``out`` is uint8 of shape (b, s, s, 3).
     """
     size = out.shape[1]
     positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
@@ -182,82 +149,42 @@ def take_rows(values: Tensor, rows: NDArray[np.int64], memory: BatchMemory) -> T
     return torch.from_numpy(taken)
 
 
-def put_rows(values: Tensor, rows: Tensor) -> None:
-    """Copy contiguous values over contiguous rows; as in ``take_rows``, on one thread on a CPU."""
-    if rows.is_cuda:
-        rows.copy_(values)
-    else:
-        np.copyto(rows.numpy(), values.numpy())
-
-
-def pixel_bytes(source: ImageStream) -> int:
-    """Bytes of all decoded images of a source."""
-    return decoded_bytes(len(source), source.geometry.size)
-
-
 def device_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
+    """Return the bytes that can still be allocated on a device."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
-def load_into_memory(
-    source: ImageStream,
-    *,
-    limit_share: float = RESIDENT_SHARE,
-    on_images: Callable[[int], object] | None = None,
-) -> DecodedImages:
+def load_into_memory(source: ImageStream) -> DecodedImages:
     """Decode every sample of ``source`` once; the source stays open and is the caller's to close.
 
-    Args:
-        source: What to decode; its device holds the pixels.
-        limit_share: Share of the available memory that may be taken.
-        on_images: Called with the number of images after each decoded batch.
-
     Raises:
-        MachineError: The pixels need more than ``limit_share`` of the available memory.
-        ManifestError: A sample cannot be read or decoded, and the source is not tolerant.
+        MachineError: The pixels need more than half of the available memory.
+        ManifestError: A sample cannot be read or decoded, and the source does not skip it.
     """
-    needed, available = pixel_bytes(source), device_bytes(source.device)
-    if needed > limit_share * available:
+    size, available = source.geometry.size, device_bytes(source.device)
+    needed = decoded_bytes(len(source), size)
+    if needed > RESIDENT_SHARE * available:
         raise MachineError(
-            f"{len(source)} images of {source.geometry.size} pixels need {needed / 1e9:.2f} GB, "
-            f"but {limit_share:.0%} of {available / 1e9:.2f} GB available on {source.device} may "
-            "be used; choose a smaller size or stream the images"
+            f"{len(source)} images of {size} pixels need {needed / 1e9:.2f} GB, "
+            f"but {RESIDENT_SHARE:.0%} of {available / 1e9:.2f} GB available on {source.device} "
+            "may be used; choose a smaller size or stream the images"
         )
-    size = source.geometry.size
     images_nhwc = torch.zeros((len(source), size, size, 3), dtype=torch.uint8, device=source.device)
-    n_batch = max(1, min(DECODE_BATCH, len(source)))
-    wanted, batches = (
-        batches_of(source.ids, n_batch),
-        source.epoch(BatchOrder(batch=n_batch, pad=True)),
-    )
-    done = 0
-    for ids, batch in zip(wanted, batches, strict=True):
-        there = np.isin(ids, batch.ids.cpu().numpy())
-        _put(batch.images, there, images_nhwc[done : done + ids.size])
-        done += ids.size
-        if on_images is not None:
-            on_images(int(there.sum()))
+    order = BatchOrder(batch=max(1, min(DECODE_BATCH, len(source))), pad=True)
+    for positions, batch in zip(order.batches(len(source)), source.epoch(order), strict=True):
+        rows = positions[positions != PADDING]
+        rows = rows[np.isin(source.ids[rows], batch.ids.cpu().numpy())]
+        decoded = batch.images.permute(0, 2, 3, 1)[: rows.size]
+        if decoded.is_cuda:
+            images_nhwc[torch.from_numpy(rows).to(decoded.device)] = decoded
+        else:  # on one thread, as in `take_rows`
+            images_nhwc.numpy()[rows] = decoded.numpy()
     images = images_nhwc.permute(0, 3, 1, 2)
     return DecodedImages(images, source.labels, source.ids, undecodable=source.undecodable)
 
 
-def _put(images: Tensor, there: NDArray[np.bool_], rows: Tensor) -> None:
-    """Write the images of a padded batch to those of its rows that are there."""
-    images_bhwc = images.permute(0, 2, 3, 1)[: int(there.sum())]
-    if there.all():
-        put_rows(images_bhwc, rows)
-    else:
-        rows[torch.from_numpy(there).to(rows.device)] = images_bhwc
-
-
-def cache_if_fits(
-    source: ImageStream,
-    *,
-    limit_share: float = RESIDENT_SHARE,
-    on_images: Callable[[int], object] | None = None,
-) -> ImageStream | DecodedImages:
+def cache_if_fits(source: ImageStream) -> EpochSource:
     """Decode ``source`` into memory where it fits, else hand it back to be streamed."""
-    if pixel_bytes(source) > limit_share * device_bytes(source.device):
-        return source
-    return load_into_memory(source, limit_share=limit_share, on_images=on_images)
+    needed = decoded_bytes(len(source), source.geometry.size)
+    fits = needed <= RESIDENT_SHARE * device_bytes(source.device)
+    return load_into_memory(source) if fits else source

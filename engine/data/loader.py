@@ -1,4 +1,4 @@
-"""The torch face: batches of a packed data set for anybody's training loop, resumable anywhere."""
+"""Loader: batches of a packed data set for anybody's training loop, resumable anywhere."""
 
 import os
 import weakref
@@ -7,26 +7,20 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
 from coreset.engine.data.batch import Batch
-from coreset.engine.data.decoders import batched as unscaled
-from coreset.engine.data.decoders import regions as parts
+from coreset.engine.data.decoders import choose_decoder, decoder_reason
 from coreset.engine.data.decoders.base import DecoderName, Normalisation
-from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
+from coreset.engine.data.decoders.threads import warm_up
 from coreset.engine.data.geometry import Crops, Geometry
-from coreset.engine.data.image_set import Ids, Images, open_images
 from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.reader import Ids, Images, open_images
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.runtime.distributed import Distributed
-from coreset.kernels.jpeg import batch as planes
-from coreset.kernels.jpeg import ffi
-from coreset.kernels.jpeg import resize as resample
 from coreset.shards.errors import UsageError
 
 _WORKERS = (
@@ -70,7 +64,7 @@ class Loader(IterableDataset[Batch]):
         workers: int = 0,
         skip_damaged: bool = True,
     ) -> None:
-        """Open a packed data set and compile what its decoder needs (`warm_up`).
+        """Open a packed data set and compile what its decoder needs.
 
         Args:
             data: Directory of a packed data set, or an open set, of which the ids of its data set
@@ -81,8 +75,8 @@ class Loader(IterableDataset[Batch]):
             crops: Random resized crops instead, other ones every epoch.
             normalisation: Hand over float32, normalised, instead of uint8.
             shuffle: A new order every epoch instead of that of ``ids``.
-            block: Shuffle blocks of so many neighbours, for disks that cannot seek
-                (`coreset.engine.data.order.epoch_ids`); 0 shuffles globally.
+            block: Shuffle blocks of so many neighbours, for disks that cannot seek; 0 shuffles
+                globally.
             seed: Of order and crops.
             pad: Fill every batch up with rows of id and label -1, so that all ranks have equally
                 many batches of one size.
@@ -106,15 +100,9 @@ class Loader(IterableDataset[Batch]):
         self.dataset, chosen = open_images(data, ids)
         ranks = _ranks(rank, world)
         self._order = BatchOrder(
-            batch=batch,
-            seed=seed,
-            shuffle=shuffle,
-            block=block,
-            pad=pad,
-            crops=crops,
-            rank=ranks.rank,
-            world=ranks.world,
-        )
+            batch=batch, seed=seed, shuffle=shuffle, block=block, pad=pad,
+            crops=crops, rank=ranks.rank, world=ranks.world,
+        )  # fmt: skip
         self._ids_digest = "all" if chosen is None else sha256(chosen.tobytes()).hexdigest()
         self._n = len(self.dataset) if chosen is None else chosen.size
         self._n_batches = -(-self._order.positions(self._n).size // batch)
@@ -137,7 +125,9 @@ class Loader(IterableDataset[Batch]):
             skip_damaged=skip_damaged,
         )
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
-            self._warm_up(geometry, floats=normalisation is not None)
+            sizes = self.dataset.ints("width"), self.dataset.ints("height")
+            floats = normalisation is not None
+            warm_up(geometry, *sizes, floats=floats, cropped=crops is not None)
 
     def __enter__(self) -> "Loader":
         return self
@@ -146,19 +136,15 @@ class Loader(IterableDataset[Batch]):
         self.close()
 
     def __reduce__(self) -> NoReturn:
-        """Refuse to be copied or sent to another process, such as a worker of a ``DataLoader``.
-
-        Raises:
-            UsageError: Always.
-        """
+        """Refuse to be copied or sent to another process, such as a worker of a ``DataLoader``."""
         raise UsageError(_WORKERS)
 
     def __len__(self) -> int:
-        """Batches of a whole epoch of this rank."""
+        """Count the batches of a whole epoch of this rank."""
         return self._n_batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """The rest of the current epoch.
+        """Hand over the rest of the current epoch.
 
         Raises:
             UsageError: This is a worker of a ``DataLoader``, or (while iterating) another process
@@ -197,7 +183,7 @@ class Loader(IterableDataset[Batch]):
             self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """The position after the last batch handed out, as a dict fit for JSON.
+        """Return the position after the last batch handed out, as a dict fit for JSON.
 
         Ranks in step have equal states, so that of one serves all.
         """
@@ -239,12 +225,6 @@ class Loader(IterableDataset[Batch]):
         self._go_to(self._epoch, self._next_batch)
         self._stream.close()
 
-    def _warm_up(self, geometry: Geometry, *, floats: bool) -> None:
-        sizes = self.dataset.ints("width"), self.dataset.ints("height")
-        squares = self._order.crops is None and unscaled.has_squares(geometry, *sizes)
-        others = self._order.crops is not None or not geometry.needs_no_resize(*sizes)[0].all()
-        warm_up(floats=floats, squares=squares, others=others)
-
     def _go_to(self, epoch: int, next_batch: int) -> None:
         if self._under_way is not None and (rest := self._under_way()) is not None:
             rest.close()
@@ -252,32 +232,23 @@ class Loader(IterableDataset[Batch]):
         self._epoch, self._next_batch = epoch, next_batch
 
     def _rest_of_epoch(self) -> Generator[Batch]:
-        epoch, number = self._epoch, self._next_batch
-        order = replace(self._order, epoch=epoch, start=number)
-        positions: NDArray[np.int64] | None = None
-        for batch in self._stream.epoch(order):
-            if self._stream.undecodable and not order.pad:
-                # Batches of which every sample was left out do not come, but count.
-                positions = order.positions(self._n) if positions is None else positions
-                rest = self._stream.ids[positions[number * order.batch :]]
-                number += int(np.argmax(rest == int(batch.ids[0]))) // order.batch
-            number += 1
+        epoch, first = self._epoch, self._next_batch
+        order = replace(self._order, epoch=epoch, start=first)
+        for number, batch in enumerate(self._stream.epoch(order, empty=True), first + 1):
             # Before the batch is handed over: a state saved while it is in use is past it.
             ended = number >= self._n_batches
             self._epoch, self._next_batch = (epoch + 1, 0) if ended else (epoch, number)
-            yield batch
+            if len(batch.ids):
+                yield batch
         self._epoch, self._next_batch = epoch + 1, 0
 
 
 def _joined(batches: Sequence[Batch], **_: object) -> Batch:
     """Join batches for a ``DataLoader``, which takes one at a time unless told otherwise."""
-    if len(batches) == 1:
-        return batches[0]
-    return Batch(
-        *(
-            torch.cat([getattr(one, name) for one in batches])
-            for name in ("images", "labels", "ids")
-        )
+    return (
+        batches[0]
+        if len(batches) == 1
+        else Batch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
     )
 
 
@@ -285,38 +256,13 @@ def _joined(batches: Sequence[Batch], **_: object) -> Batch:
 default_collate_fn_map[Batch] = _joined
 
 
-def warm_up(*, floats: bool = True, squares: bool = True, others: bool = True) -> None:
-    """Compile the kernels of the CPU decoders, so that no batch waits for it.
-
-    An image of which more than 15 pixels become one may still wait for half a second, once.
-    Takes some seconds in the first process that ever does, a fraction of one in others.
-
-    Args:
-        floats: What normalised batches need, instead of uint8.
-        squares: What images need that are not resampled.
-        others: What the others need.
-    """
-    ffi.warm_up()
-    if squares:
-        unscaled.warm_up(floats=floats)
-    if others:
-        resample.warm_up(long=False)
-        parts.warm_up()
-        if floats:
-            planes.warm_up()
-
-
 def _ranks(rank: int | None, world: int | None) -> Distributed:
-    if rank is None and world is None:
-        return _initialised_ranks()
-    if rank is None or world is None:
+    if rank is not None and world is not None:
+        return Distributed(rank, world)
+    if rank is not None or world is not None:
         raise UsageError(
             f"rank and world go together, got {rank} and {world}; give both, or neither"
         )
-    return Distributed(rank, world)
-
-
-def _initialised_ranks() -> Distributed:
     if distributed.is_available() and distributed.is_initialized():
         return Distributed(distributed.get_rank(), distributed.get_world_size())
     if (processes := os.environ.get("WORLD_SIZE", "1")) != "1":

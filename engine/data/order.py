@@ -1,20 +1,7 @@
 """Order of samples: a pure function of (epoch, seed, rank, world size, position).
 
 It shuffles, shares samples among ranks exactly once, and continues in the middle of an epoch,
-without a file, so that no decoder has to know about them.
-
-A block shuffle is for storage that is slow to seek. Blocks of neighbours are permuted, and then
-the samples of every window of 16 consecutive blocks. With blocks of a 16th of a batch, each batch
-is one window and each block one read; larger blocks mix more and are read in more pieces. Its
-quality:
-
-- A block may come anywhere in the epoch, but its samples lie in one window, or in two that follow
-  one another: whatever is drawn, neighbours come less than two windows apart.
-- Two rows of a window come from one block with probability ``(block - 1) / (16 * block - 1)``,
-  about a 16th, and in a global shuffle with ``(block - 1) / (n - 1)``.
-- In the default pack order, where neighbours are strangers, a batch holds as many classes as one of
-  a global shuffle: of ImageNet's 1000, 226 at 256 rows. Packed class by class, it holds only those
-  of its 16 blocks: 16 with blocks of 16, 28 with blocks of 1024.
+without a file, so that no decoder has to know about it.
 """
 
 from collections.abc import Iterator
@@ -44,7 +31,8 @@ class BatchOrder:
       batch.
     - Unshuffled, ranks take contiguous ranges, so that each reads its own shards.
     - Shuffled by blocks, ranks take contiguous ranges of the permuted blocks, so that each reads
-      its own, and windows begin anew in each.
+      its own. The samples of every window of 16 consecutive blocks are permuted, so that neighbours
+      come less than two windows apart.
 
     Raises:
         UsageError: A number is out of range.
@@ -100,20 +88,10 @@ class BatchOrder:
         return np.append(positions, np.full(missing, PADDING))
 
     def batches(self, n: int) -> Iterator[NDArray[np.int64]]:
-        """Cut ``positions(n)`` into batches from batch ``start`` on."""
-        return batches_of(self.positions(n), self.batch, self.start)
-
-    def boxes(
-        self, ids: NDArray[np.int64], widths: NDArray[np.int64], heights: NDArray[np.int64]
-    ) -> NDArray[np.int64] | None:
-        """Return the box to crop of each image, of shape (b, 4); None without random crops."""
-        crops, seed, epoch = self.crops, self.seed, self.epoch
-        return crops and crops.boxes(ids, widths, heights, seed=seed, epoch=epoch)
-
-
-def batches_of(ids: NDArray[np.int64], batch: int, start: int = 0) -> Iterator[NDArray[np.int64]]:
-    """Cut ``ids`` into batches from batch number ``start`` on; the last one may be short."""
-    return (ids[first : first + batch] for first in range(start * batch, ids.size, batch))
+        """Cut ``positions(n)`` into batches from batch ``start`` on; the last one may be short."""
+        positions = self.positions(n)
+        firsts = range(self.start * self.batch, positions.size, self.batch)
+        return (positions[first : first + self.batch] for first in firsts)
 
 
 def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.int64]:

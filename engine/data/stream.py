@@ -1,52 +1,31 @@
 """Decoded batches of a packed data set, in an order fixed by the seed, read and decoded ahead."""
 
+import os
+from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.batch import Batch
+from coreset.engine.data.batch import Batch, batch_of
+from coreset.engine.data.decoders import make_decoder
 from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
-from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.image_set import require_ids
 from coreset.engine.data.order import PADDING, BatchOrder
-from coreset.engine.data.prefetch import OwningProcess, prefetch
-from coreset.engine.data.reader import ShardReader
-from coreset.shards.errors import ManifestError
+from coreset.engine.data.reader import ShardReader, require_ids
+from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.format.dataset import Dataset
 
 ENCODED_AHEAD, DECODED_AHEAD = 2, 1
 """Batches; decoded ones take the more memory."""
 MOST_LEFT_OUT = 10
 """Samples that may be left out, or 0.1 % of all if that is more."""
-
-
-class EpochSource(Protocol):
-    """What training and features read: a ``ImageStream`` or its resident ``Pixels``, bit-equal."""
-
-    @property
-    def ids(self) -> NDArray[np.int64]:
-        """Sample ids, shape (n,): the rows that an epoch visits."""
-        ...
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        """Label of each of ``ids``."""
-        ...
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, order: BatchOrder) -> Iterator[Batch]:
-        """Read the batches of one epoch, as ``ImageStream.epoch`` does."""
-        ...
-
-    def close(self) -> None:
-        """Release threads, files and memory."""
-        ...
+T = TypeVar("T")
+_END = object()
 
 
 class ImageStream:
@@ -65,22 +44,13 @@ class ImageStream:
         normalisation: Normalisation | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        """Open the data set for reading.
+        """Open the data set, or the samples ``ids`` of it, for reading.
 
-        Args:
-            dataset: What to read.
-            geometry: Size of the batches' images.
-            decoder: One of ``DecoderName``.
-            device: Where the batches are handed over.
-            workers: Decoding threads; 0 means one per core.
-            ids: int64 of shape (n,), the samples to read (a coreset); None means all.
-            exact: Pixels equal to the reference.
-            normalisation: Hand over float32 instead of uint8.
-            skip_damaged: Leave out samples that cannot be read or decoded, and list them in
-                ``undecodable``, instead of raising.
+        With ``skip_damaged``, samples that cannot be read or decoded are left out and listed in
+        ``undecodable``. `coreset.engine.data.loader.Loader` says what the other options are.
 
         Raises:
-            UsageError: ``ids`` is not one-dimensional int64 in the range of the data set.
+            UsageError: ``ids`` are not one-dimensional int64 in the range of the data set.
             MachineError: The decoder or the device is not available.
         """
         self.dataset = dataset
@@ -93,7 +63,7 @@ class ImageStream:
         self.undecodable: dict[int, str] = {}
         """Samples that were left out so far, by id, and why."""
         self._skip_damaged = skip_damaged
-        self._process = OwningProcess()
+        self._process = 0  # whose threads decode; not known before the first epoch
         self._decoder = make_decoder(
             decoder,
             geometry,
@@ -120,87 +90,83 @@ class ImageStream:
 
     def close(self) -> None:
         """End the decoder and close the shards; no epoch may be under way."""
-        if self._process.is_another:
-            return  # with threads that are not here
-        self._decoder.close()
-        self._reader.close()
+        if self._process in {0, os.getpid()}:  # a forked process does not have the threads
+            self._decoder.close()
+            self._reader.close()
 
-    def epoch(self, order: BatchOrder) -> Iterator[Batch]:
+    def epoch(self, order: BatchOrder, *, empty: bool = False) -> Iterator[Batch]:
         """Read one rank's share of one epoch; every sample comes exactly once over all ranks.
 
         Bytes are read, and batches decoded, ahead by two background threads. Leaving the loop early
-        ends the threads.
-
-        Returns:
-            An iterator of batches on ``device``; ``Batch.ids`` are the data set's sample ids.
+        ends the threads. With ``empty``, batches of which every sample was left out come, too.
 
         Raises:
             UsageError: This process was forked from one that uses the stream.
             ManifestError: (While iterating) a sample cannot be read or decoded; it is named.
         """
-        self._process.enter()
+        self._process = self._process or os.getpid()
+        _require_process(self._process)
         encoded = prefetch(self._encoded(order), ENCODED_AHEAD)
-        return prefetch(self._decoded(encoded, pad=order.pad), DECODED_AHEAD)
+        return prefetch(self._decoded(encoded, pad=order.pad, empty=empty), DECODED_AHEAD)
 
     def _encoded(self, order: BatchOrder) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
-        """Yield the rows wanted, the ids that were read, and the stored bytes."""
+        """Yield the number of rows, and the ids and stored bytes of those that are no padding."""
         for positions in order.batches(len(self)):
-            self._process.enter()
             ids = self.ids[positions[positions != PADDING]]
-            try:
-                data = self._reader.fetch(ids)
-            except ManifestError:
-                if not self._skip_damaged:
-                    raise
-                kept, data = self._readable(ids)
-                ids = ids[kept]
             sizes = self._widths[ids], self._heights[ids]
-            yield positions.size, ids, EncodedBatch(data, *sizes, order.boxes(ids, *sizes))
-
-    def _readable(self, ids: NDArray[np.int64]) -> tuple[list[int], list[bytes]]:
-        """Positions of the samples that can be read, and their bytes; the others are left out."""
-        kept: list[int] = []
-        there: list[bytes] = []
-        for position, one in enumerate(ids.tolist()):
-            try:
-                there.append(self._reader.read_one(one))
-            except ManifestError as error:
-                self._leave_out(one, str(error).partition("; run")[0])
-            else:
-                kept.append(position)
-        return kept, there
+            boxes = order.crops and order.crops.boxes(
+                ids, *sizes, seed=order.seed, epoch=order.epoch
+            )
+            yield positions.size, ids, EncodedBatch(self._reader.fetch(ids), *sizes, boxes)
 
     def _decoded(
-        self, encoded: Generator[tuple[int, NDArray[np.int64], EncodedBatch]], *, pad: bool
+        self,
+        encoded: Generator[tuple[int, NDArray[np.int64], EncodedBatch]],
+        *,
+        pad: bool,
+        empty: bool,
     ) -> Generator[Batch]:
         try:
-            for n_wanted, ids, batch in encoded:
+            for n_rows, ids, batch in encoded:
                 images, kept = self._images(ids, batch)
-                if pad or kept.size:
-                    labels = self._all_labels[kept]
-                    part = batch_of(images.to(self.device), labels, kept)
-                    yield padded(part, n_wanted) if pad else part
+                if pad or empty or kept.size:
+                    labels, n = self._all_labels[kept], n_rows if pad else None
+                    yield batch_of(images.to(self.device), labels, kept, n=n)
         finally:
             encoded.close()
 
     def _images(
         self, ids: NDArray[np.int64], batch: EncodedBatch
     ) -> tuple[Tensor, NDArray[np.int64]]:
-        """Decoded images and their ids, without those that cannot be decoded."""
+        """Return decoded images and their ids, without those that cannot be read or decoded."""
         try:
             return self._decoder.decode(batch), ids
         except ManifestError:  # met by the decoder, which read the bytes
             if not self._skip_damaged:
+                self._reader.read(ids)  # names the first of several
                 raise
             kept, data = self._readable(ids)
             return self._images(ids[kept], batch.part(kept, data))
         except UndecodableImagesError as error:
+            reasons = {int(ids[position]): why for position, why in error.reasons.items()}
             if not self._skip_damaged:
-                raise self._names_of_undecodable(ids, error) from error
-            for position, reason in error.reasons.items():
-                self._leave_out(int(ids[position]), reason)
+                named = ", ".join(f"{self._reader.name_of(i)} ({reasons[i]})" for i in reasons)
+                remedy = f"run `coreset verify {self.dataset.path}`"
+                raise ManifestError(f"{named} cannot be decoded; {remedy}") from error
+            for sample, reason in reasons.items():
+                self._leave_out(sample, reason)
             good = np.setdiff1d(np.arange(ids.size), list(error.reasons))
             return error.images[torch.from_numpy(good).to(error.images.device)], ids[good]
+
+    def _readable(self, ids: NDArray[np.int64]) -> tuple[list[int], list[bytes]]:
+        """Return the positions of the samples that can be read, and their bytes."""
+        samples: dict[int, bytes] = {}
+        for position, sample in enumerate(ids.tolist()):
+            try:
+                samples[position] = self._reader.read_one(sample)
+            except ManifestError as error:
+                self._leave_out(sample, str(error).partition("; run")[0])
+        return list(samples), list(samples.values())
 
     def _leave_out(self, sample: int, reason: str) -> None:
         self.undecodable[sample] = reason
@@ -210,34 +176,37 @@ class ImageStream:
                 f"the last ({reason}); run `coreset verify {self.dataset.path}`"
             )
 
-    def _names_of_undecodable(
-        self, ids: NDArray[np.int64], error: UndecodableImagesError
-    ) -> ManifestError:
-        named = ", ".join(
-            f"{self._reader.name_of(int(ids[position]))} ({reason})"
-            for position, reason in error.reasons.items()
+
+def prefetch(items: Generator[T], depth: int) -> Generator[T]:
+    """Yield ``items`` in order while one thread computes up to ``depth`` of them in advance.
+
+    An exception in ``items`` is raised here, after the items before it. When the consumer stops
+    early the thread ends with the item it is at, and ``items`` is closed. A consumer that goes on
+    in a forked process is refused.
+    """
+    process = os.getpid()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
+    try:
+        pending: deque[Future[object]] = deque(
+            thread.submit(next, items, _END) for _ in range(depth)
         )
-        return ManifestError(f"{named} cannot be decoded; run `coreset verify {self.dataset.path}`")
+        while True:
+            _require_process(process)
+            # Before waiting, so that the thread need not wait for this one between two items.
+            pending.append(thread.submit(next, items, _END))
+            if (item := pending.popleft().result()) is _END:
+                break
+            yield cast("T", item)
+    finally:
+        if os.getpid() == process:  # in another, `items` may stand in the middle of a step for ever
+            thread.shutdown(cancel_futures=True)
+            items.close()
 
 
-def batch_of(images: torch.Tensor, labels: NDArray[np.int64], ids: NDArray[np.int64]) -> Batch:
-    """A batch whose labels and ids lie where its images lie."""
-    return Batch(
-        images,
-        torch.from_numpy(labels).to(images.device),
-        torch.from_numpy(np.array(ids)).to(images.device),
-    )
-
-
-def padded(batch: Batch, n: int) -> Batch:
-    """The batch with rows of black images, label and id -1 added up to ``n``."""
-    missing = n - len(batch.ids)
-    if missing == 0:
-        return batch
-    rows = torch.full((missing,), PADDING, device=batch.ids.device)
-    black = batch.images.new_zeros((missing, *batch.images.shape[1:]))
-    return Batch(
-        torch.cat((batch.images, black)),
-        torch.cat((batch.labels, rows)),
-        torch.cat((batch.ids, rows)),
-    )
+def _require_process(process: int) -> None:
+    """Refuse to wait without end for threads of the process that this one was forked from."""
+    if os.getpid() != process:
+        raise UsageError(
+            f"images are decoded by threads of process {process}, which process "
+            f"{os.getpid()}, forked from it, does not have; open a loader of its own there"
+        )

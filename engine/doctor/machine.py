@@ -244,7 +244,7 @@ def _first_program(*names: str | None) -> str | None:
 
 def check_choices(_path: Path) -> Iterator[Check]:
     """Resolve ``--device auto``, ``--decoder auto`` and the training precision here."""
-    from coreset.engine.data.decoders.choose import choose_decoder
+    from coreset.engine.data.decoders import choose_decoder
     from coreset.engine.runtime.device import has_fast_bfloat16, resolve_device
 
     device = resolve_device("auto")

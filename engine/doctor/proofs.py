@@ -10,9 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from coreset.engine.data.batch import Batch
-from coreset.engine.data.decoders.base import DecoderName, EncodedBatch, Normalisation
-from coreset.engine.data.decoders.choose import make_decoder
-from coreset.engine.data.decoders.tolerances import TOLERANCES
+from coreset.engine.data.decoders import make_decoder
+from coreset.engine.data.decoders.base import TOLERANCES, DecoderName, EncodedBatch, Normalisation
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.image_cache import loaded
 from coreset.engine.data.images import DecodedImages, load_into_memory
@@ -148,8 +147,8 @@ def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
     """List the ways to have decoded images on a device again and again."""
     resident = load_into_memory(source)
     on_host = resident.images.cpu()
-    rows, labels, ids = np.arange(len(source)), source.labels, source.ids
-    copied = loaded(on_host.permute(0, 2, 3, 1), rows, source.device).permute(0, 3, 1, 2)
+    labels, ids = source.labels, source.ids
+    copied = loaded(on_host.permute(0, 2, 3, 1), source.device).permute(0, 3, 1, 2)
     return {
         "decoded on the device": resident,
         "copied to the device": DecodedImages(copied, labels, ids),

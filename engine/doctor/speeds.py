@@ -178,7 +178,8 @@ def fast_training(context: Context, side: int) -> Iterator[Check]:
     pixels = context.pixels(Geometry(stored_side(FAST.size), stored_side(FAST.size)))
     batch = min(FAST.batch, FAST_BATCHES[context.device.type])
     rows = np.resize(np.arange(len(pixels)), batch)
-    repeated = DecodedImages(pixels.images, pixels.labels[rows], pixels.ids[rows], rows=rows)
+    images = pixels.images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+    repeated = DecodedImages(images, pixels.labels[rows], pixels.ids[rows])
     for mode, how in modes.items():
         proxy, trainer = proxy_in_training(
             context, repeated, size=side, crop_scale=FAST.crop_scale, mode=mode

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.runtime.limits import decoded_bytes
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.text import readable_bytes
 from coreset.engine.stages.options import (
@@ -59,14 +60,14 @@ class Decode:
             ManifestError: Too many images cannot be decoded.
             MachineError: The disk has no room for the pixels, or a decoder is missing.
         """
-        from coreset.engine.data.decoders.choose import choose_decoder, decoder_reason
-        from coreset.engine.data.image_cache import PixelsIndex
+        from coreset.engine.data.decoders import choose_decoder, decoder_reason
+        from coreset.engine.data.geometry import Geometry
 
         dataset = Dataset.open(self.data)
+        geometry = Geometry(self.size, None if self.squash else self.size)
         device = self.decoding.resolved_device().type
         decoder, exact = self.decoding.decoder, self.decoding.decoder_exact
-        chosen = choose_decoder(decoder, device, exact=exact)
-        manifest = dataset.manifest
+        chosen, manifest = choose_decoder(decoder, device, exact=exact), dataset.manifest
         provenance = Provenance(
             kind="pixels",
             stage="decode",
@@ -80,40 +81,35 @@ class Decode:
             inputs=(Provenance.read(self.data).as_input("data", self.data, self.pixels),),
         )
         if not self.pixels.exists():
-            self._require_space(PixelsIndex.of(len(dataset), self._geometry).n_bytes)
+            self._require_space(len(dataset))
         with create_artifact(
             self.pixels, provenance, inputs=[self.data], device=device, resumable=True
         ) as work:
             if not work.done:
-                self._decode(work, dataset)
+                self._decode(work, dataset, geometry)
         return self._outcome(work, decoder_reason(chosen, device))
 
-    @property
-    def _geometry(self) -> "Geometry":
-        from coreset.engine.data.geometry import Geometry
-
-        return Geometry(self.size, None if self.squash else self.size)
-
-    def _require_space(self, n_bytes: int) -> None:
+    def _require_space(self, n_images: int) -> None:
         """Check before anything is written that the rest of the pixels fits on the disk."""
         from coreset.engine.data.image_cache import PIXELS_NAME
 
         begun = temporary_name(self.pixels) / PIXELS_NAME
         written = begun.stat().st_size if begun.is_file() else 0
         disk = next(folder for folder in self.pixels.absolute().parents if folder.exists())
-        needed, free = n_bytes - written + SPARE_BYTES, shutil.disk_usage(disk).free
+        needed = decoded_bytes(n_images, self.size) - written + SPARE_BYTES
+        free = shutil.disk_usage(disk).free
         if needed > free:
             raise MachineError(
                 f"pixels of --size {self.size} need {needed:,} bytes in {disk}, {free:,} are free; "
                 "free some space, or choose a smaller --size or another output"
             )
 
-    def _decode(self, work: ArtifactWriter, dataset: Dataset) -> None:
+    def _decode(self, work: ArtifactWriter, dataset: Dataset, geometry: "Geometry") -> None:
         from coreset.engine.data.image_cache import INDEX_NAME, begun, write_cache
 
         stored_bytes, before = dataset.ints("bytes"), begun(work.scratch)
         with (
-            self.decoding.stream(dataset, self._geometry, skip_damaged=True) as source,
+            self.decoding.stream(dataset, geometry, skip_damaged=True) as source,
             progress("decode", len(dataset)) as bar,
         ):
             bar.resume(before.done if before else 0)
@@ -121,7 +117,7 @@ class Decode:
             def on_chunk(first: int, n: int) -> None:
                 work.meter.images += n
                 work.meter.bytes_read += int(stored_bytes[first : first + n].sum())
-                work.meter.bytes_written += n * 3 * self.size**2
+                work.meter.bytes_written += decoded_bytes(n, self.size)
                 work.meter.checkpoint(work.scratch)
                 bar.advance(n, undecodable=len(source.undecodable))
 
@@ -140,17 +136,11 @@ class Decode:
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         what = f"{self.size} x {self.size}, {readable_bytes(index.n_bytes)}"
         crops = round(self.size * 7 / 8)  # the side that score would decode to itself
-        return Result(
-            (
-                reason,
-                f"pixels of {index.n_samples:,} images ({what}) {how}: {self.pixels}",
-                *([lost] if n_lost else []),
-                f"next: coreset score {self.data} SCORES --pixels {self.pixels} --size {crops}",
-            ),
-            {
-                "pixels": str(self.pixels),
-                "images": index.n_samples,
-                "bytes": index.n_bytes,
-                "undecodable": n_lost,
-            },
+        lines = (
+            reason,
+            f"pixels of {index.n_samples:,} images ({what}) {how}: {self.pixels}",
+            *([lost] if n_lost else []),
+            f"next: coreset score {self.data} SCORES --pixels {self.pixels} --size {crops}",
         )
+        facts = {"pixels": str(self.pixels), "images": index.n_samples, "bytes": index.n_bytes}
+        return Result(lines, facts | {"undecodable": n_lost})

@@ -88,7 +88,7 @@ class Decoding:
 
     def notice(self) -> tuple[str, ...]:
         """Tell why the decoder was chosen, unless it was named."""
-        from coreset.engine.data.decoders.choose import decoder_notice
+        from coreset.engine.data.decoders import decoder_notice
 
         device = self.resolved_device().type
         return tuple(decoder_notice(self.decoder, device, exact=self.decoder_exact))

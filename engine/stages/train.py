@@ -25,7 +25,7 @@ from coreset.shards.format.files import digest_of
 if TYPE_CHECKING:
     import torch
 
-    from coreset.engine.data.stream import EpochSource
+    from coreset.engine.data.images import EpochSource
     from coreset.engine.evaluation.students import Protocol, StudentResult
 
 # The last of five halvings must leave more than one pixel: instance norm of a single one is zero.

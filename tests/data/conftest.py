@@ -7,14 +7,17 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import xxhash
 from PIL import Image
 
+from coreset.engine.data.decoders.base import EncodedBatch
 from coreset.shards.format.dataset import SAMPLES_NAME, SAMPLES_SCHEMA, Dataset
 from coreset.shards.format.manifest import (
     MANIFEST_NAME,
@@ -62,13 +65,18 @@ def write_data_set(
     path.mkdir()
     rows, shards = [], []
     for first in range(0, len(stored), samples_per_shard):
-        name = f"shard-{len(shards):06d}.tar"
+        shard = path / f"shard-{len(shards):06d}.tar"
         samples = range(first, min(first + samples_per_shard, len(stored)))
-        rows += write_shard(path / name, stored, samples, shard=len(shards), n_classes=n_classes)
-        content = (path / name).read_bytes()
+        with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                row = row_of(sample, stored[sample], sample % n_classes)
+                offset = add(tar, row["member"], stored[sample].data)
+                add(tar, f"{sample:09d}.cls", str(row["label"]).encode())
+                rows.append(row | {"shard": len(shards), "offset": offset})
+        content = shard.read_bytes()
         shards.append(
             ShardEntry(
-                name=name,
+                name=shard.name,
                 first_position=first,
                 found=len(samples),
                 samples=len(samples),
@@ -82,26 +90,19 @@ def write_data_set(
     return Dataset.open(path)
 
 
-def write_shard(path: Path, stored: list[Stored], samples: range, *, shard: int, n_classes: int):
-    rows = []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for sample in samples:
-            one, label = stored[sample], sample % n_classes
-            member = tarfile.TarInfo(f"{sample:09d}.{one.format}")
-            member.size = len(one.data)
-            offset = tar.offset + tarfile.BLOCKSIZE
-            tar.addfile(member, io.BytesIO(one.data))
-            label_member = tarfile.TarInfo(f"{sample:09d}.cls")
-            label_member.size = len(str(label))
-            tar.addfile(label_member, io.BytesIO(str(label).encode()))
-            place = {"member": member.name, "shard": shard, "offset": offset}
-            rows.append(place | row_of(sample, one, label))
-    return rows
+def add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    """Append a member and return where its bytes begin."""
+    member, offset = tarfile.TarInfo(name), tar.offset + tarfile.BLOCKSIZE
+    member.size = len(data)
+    tar.addfile(member, io.BytesIO(data))
+    return offset
 
 
-def row_of(sample: int, one: Stored, label: int):
+def row_of(sample: int, one: Stored, label: int) -> dict[str, Any]:
+    digest = xxhash.xxh3_128_digest(one.data)
     return {
         "id": sample,
+        "member": f"{sample:09d}.{one.format}",
         "bytes": len(one.data),
         "format": one.format,
         "label": label,
@@ -111,8 +112,8 @@ def row_of(sample: int, one: Stored, label: int):
         "source": f"class{label}/image{sample}.{one.format}",
         "width": one.width,
         "height": one.height,
-        "content_hash": xxhash.xxh3_128_digest(one.data),
-        "source_hash": xxhash.xxh3_128_digest(one.data),
+        "content_hash": digest,
+        "source_hash": digest,
         "flags": 0,
     }
 
@@ -176,8 +177,20 @@ def real_images() -> list[Stored]:
 
 
 @pytest.fixture(scope="session")
+def same_batches():
+    """``same_batches(found, expected)``: compare two epochs bit for bit, memory layout included."""
+
+    def compare(found, expected):
+        for one, other in zip(found, expected, strict=True):
+            assert all(map(torch.equal, one, other))
+            assert one.images.stride() == other.images.stride()
+
+    return compare
+
+
+@pytest.fixture(scope="session")
 def images():
-    """``encode`` and ``photo`` for tests, which cannot import this file."""
+    """Stored images, for tests, which cannot import this file."""
     return ImageMaker()
 
 
@@ -191,3 +204,29 @@ class ImageMaker:
     def jpeg(self, width: int, height: int, seed: int = 0, **options) -> Stored:
         """A synthetic photograph as JPEG."""
         return encode(photo(width, height, seed), **options)
+
+    def cut(self, width: int, height: int, n_bytes: int = 500) -> Stored:
+        """The beginning of a JPEG, which nobody can decode."""
+        return Stored(self.jpeg(width, height).data[:n_bytes], width, height)
+
+    def kinds(self, width: int, height: int) -> list[Stored]:
+        """A photograph of every kind that is stored, also those that only Pillow reads."""
+        image, exif = photo(width, height), Image.Exif()
+        exif[0x0112] = 6
+        sixteen = Image.fromarray(np.full((height, width), 25_700, np.uint16))
+        return [
+            encode(image),
+            encode(image, exif=exif),
+            encode(image.convert("L")),
+            encode(image.convert("CMYK")),
+            encode(image, "PNG"),
+            encode(image.quantize(40), "PNG"),
+            encode(sixteen, "PNG"),
+            encode(image, "WEBP", lossless=True),
+            Stored(encode(image).data + b"trailing bytes", width, height),
+        ]
+
+    def batch(self, stored: list[Stored], crops=None, data=None) -> EncodedBatch:
+        """Stored images as a decoder takes them."""
+        sizes = np.array([(one.width, one.height) for one in stored], np.int64).reshape(-1, 2)
+        return EncodedBatch(data or [one.data for one in stored], sizes[:, 0], sizes[:, 1], crops)

@@ -1,12 +1,26 @@
-"""Damaged JPEGs cost their images, never the process that decodes them."""
+"""Damaged JPEGs cost their images, never the process that decodes them.
+
+As a program, ``TIMES FOLDER...``: decode the images of data sets so many times by every kernel,
+then once by a loader.
+"""
 
 import os
 import subprocess
 import sys
+from contextlib import closing, suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import coreset
+from coreset.engine.data import stream
+from coreset.engine.data.decoders import make_decoder
+from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
+from coreset.engine.data.decoders.turbo import decode_region
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
+from coreset.shards.format.dataset import Dataset
 
 SIDE = 64
 SAVED = (
@@ -41,32 +55,47 @@ def with_repeated_header(data: bytes) -> bytes:
 
 
 def mutated(data: bytes, rng: np.random.Generator) -> bytes:
-    """The file with one to three of: flipped bits, a segment moved or repeated, a cut tail."""
-    for _ in range(rng.integers(1, 4)):
-        places, kind = segments(data), rng.integers(4)
-        if kind == 0 or not places:
-            bits = np.frombuffer(data, np.uint8).copy()
-            where = rng.integers(2, bits.size, rng.integers(1, 17))
-            bits[where] ^= (1 << rng.integers(0, 8, where.size)).astype(np.uint8)
-            data = bits.tobytes()
-        elif kind == 1:
-            data = data[: rng.integers(4, len(data) + 1)]
-        else:
-            begin, end = places[rng.integers(len(places))]
-            to = rng.choice([len(data) - 2, *(place[0] for place in places)])
-            moved = data[begin:end]
-            data = data[:to] + moved + data[to:]
-            if kind == 2:
-                begin += end - begin if to <= begin else 0
-                data = data[:begin] + data[begin + len(moved) :]
-    return data
+    """The file with some of: flipped bits, a segment repeated elsewhere, a cut tail."""
+    places = segments(data)
+    if rng.integers(2):
+        begin, end = places[rng.integers(len(places))]
+        to = rng.choice([len(data) - 2, *(place[0] for place in places)])
+        data = data[:to] + data[begin:end] + data[to:]
+    bits = np.frombuffer(data, np.uint8).copy()
+    where = rng.integers(2, bits.size, rng.integers(0, 17))
+    bits[where] ^= (1 << rng.integers(0, 8, where.size)).astype(np.uint8)
+    return bits.tobytes()[: bits.size if rng.integers(2) else rng.integers(4, bits.size)]
+
+
+def decode_by_kernels(files: list[bytes]) -> None:
+    for data in files:
+        decode_region(data, (SIDE // 4, SIDE // 4, SIDE // 2, SIDE // 2))
+    sides, halves = np.full(len(files), SIDE), Normalisation((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    for size in (SIDE, SIDE // 2 + 1):
+        for name, how in (("turbo", None), ("fast", halves)):
+            geometry = Geometry(size, SIDE)
+            made = make_decoder(name, geometry, device="cpu", workers=1, normalisation=how)
+            with closing(made) as decoder, suppress(UndecodableImagesError):
+                decoder.decode(EncodedBatch(files, sides, sides))
+
+
+def decode_data_sets(times: int, folders: list[str]) -> None:
+    stream.MOST_LEFT_OUT = sys.maxsize  # more damaged images than a loader takes for chance
+    for folder in folders:
+        dataset = Dataset.open(Path(folder))
+        with ShardReader(dataset) as reader:
+            files = reader.read(np.arange(len(dataset)))
+        for _ in range(times):
+            decode_by_kernels(files)
+        with coreset.loader(folder, batch=32, size=SIDE, resize=SIDE, workers=2) as loader:
+            for _ in loader:
+                pass
 
 
 def decode_in_child(times: int, folders: list[Path]) -> None:
     """Decode data sets where the allocator checks, and overwrites, what is freed."""
     child = subprocess.run(
-        [sys.executable, Path(__file__).with_name("decode_damaged.py"), str(times), str(SIDE)]
-        + [str(folder) for folder in folders],
+        [sys.executable, __file__, str(times), *map(str, folders)],
         env=os.environ
         | {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165"}
         # Where the C library has its checks apart from itself; it goes on where it has not.
@@ -95,3 +124,7 @@ def test_mutated_jpegs_end_no_process(tmp_path, write_data_set, images, seed):
         folders.append(tmp_path / str(number))
         write_data_set(folders[-1], stored, samples_per_shard=100)
     decode_in_child(1, folders)
+
+
+if __name__ == "__main__":
+    decode_data_sets(int(sys.argv[1]), sys.argv[2:])

@@ -31,18 +31,12 @@ def test_crop_is_the_one_of_torchvision(size, extra_width, extra_height):
     assert image.crop(place.box).tobytes() == v2.CenterCrop(size)(image).tobytes()
 
 
-def test_without_resize_the_whole_image_is_squashed():
-    assert Geometry(64).place(500, 375) == Placement((0, 0, 500, 375), 64, 64, (0, 0, 64, 64))
-
-
-def test_half_pixels_round_to_even_as_in_torchvision():
-    expected = Placement((0, 0, 500, 375), 341, 256, (58, 16, 282, 240))
+def test_the_whole_image_or_a_crop_is_squashed_and_half_pixels_round_to_even():
+    whole, crop = (0, 0, 500, 375), (3, 4, 50, 60)
+    assert Geometry(64).place(500, 375) == Placement(whole, 64, 64, (0, 0, 64, 64))
+    assert Geometry(24, 48).place(500, 375, crop) == Placement(crop, 24, 24, (0, 0, 24, 24))
+    expected = Placement(whole, 341, 256, (58, 16, 282, 240))  # as in torchvision
     assert Geometry(224, 256).place(500, 375) == expected
-
-
-def test_a_crop_is_squashed_to_the_square_whatever_the_geometry():
-    expected = Placement((3, 4, 50, 60), 24, 24, (0, 0, 24, 24))
-    assert Geometry(24, 48).place(500, 375, (3, 4, 50, 60)) == expected
 
 
 @given(

@@ -1,6 +1,7 @@
 """Decoded pixels on disk: equal to decoding, continued after a kill, refused where they are not."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import xxhash
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.data import image_cache as stored_pixels
-from coreset.engine.data.geometry import Crops, Geometry
+from coreset.engine.data import image_cache
+from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.image_cache import (
     INDEX_NAME,
     PIXELS_NAME,
@@ -19,7 +20,6 @@ from coreset.engine.data.image_cache import (
     begun,
     loaded,
     open_cache,
-    verify_cache,
     write_cache,
 )
 from coreset.engine.data.order import BatchOrder
@@ -38,72 +38,55 @@ def mixed(packed, images):
     return packed(stored)
 
 
+def stream(dataset, geometry=SQUARE, **options):
+    return ImageStream(dataset, geometry, skip_damaged=True, workers=2, **options)
+
+
 def decoded(dataset, path, geometry=SQUARE, **options):
     """A finished artifact, as the command makes it."""
     binds = {"content": dataset.manifest.content}
     provenance = Provenance(kind="pixels", stage="decode", config={}, binds=binds)
-    with (
-        create_artifact(path, provenance) as work,
-        skip_damaged(dataset, geometry, **options) as source,
-    ):
+    with create_artifact(path, provenance) as work, stream(dataset, geometry, **options) as source:
         write_cache(source, work.scratch, lambda *_: None)
     return path
 
 
-def skip_damaged(dataset, geometry=SQUARE, **options):
-    return ImageStream(dataset, geometry, skip_damaged=True, workers=2, **options)
-
-
-def assert_same_batches(one, other):
-    for a, b in zip(one, other, strict=True):
-        assert torch.equal(a.images, b.images)
-        assert torch.equal(a.labels, b.labels)
-        assert torch.equal(a.ids, b.ids)
-
-
 @pytest.mark.parametrize("decoder", ["turbo", "dali"])
 @pytest.mark.parametrize("geometry", [SQUARE, SQUASHED])
-def test_epochs_of_the_pixels_are_those_of_decoding_bit_for_bit(mixed, tmp_path, decoder, geometry):
+def test_epochs_of_the_pixels_are_those_of_decoding_bit_for_bit(
+    mixed, tmp_path, same_batches, decoder, geometry
+):
     path = decoded(mixed, tmp_path / "PIXELS", geometry, decoder=decoder)
     pixels = open_cache(path, mixed)
-    with skip_damaged(mixed, geometry, decoder=decoder) as source:
-        places: list[dict[str, Any]] = [
-            {"batch": 4},
-            {"batch": 3, "shuffle": True, "epoch": 2, "seed": 7},
-            {"batch": 2, "shuffle": True, "pad": True, "rank": 1, "world": 3},
-            {"batch": 1},
-            {"batch": 1, "pad": True, "start": 3},
-            {"batch": 4, "shuffle": True, "block": 2},
-        ]
-        for place in places:
-            assert_same_batches(
-                source.epoch(BatchOrder(**place)), pixels.epoch(BatchOrder(**place))
-            )
+    places: list[dict[str, Any]] = [
+        {"batch": 3, "shuffle": True, "epoch": 2, "seed": 7},
+        {"batch": 2, "shuffle": True, "pad": True, "rank": 1, "world": 3},
+        {"batch": 1},
+        {"batch": 1, "pad": True, "start": 3},
+        {"batch": 4, "shuffle": True, "block": 2},
+    ]
+    with stream(mixed, geometry, decoder=decoder) as source:
+        for order in (BatchOrder(**place) for place in places):
+            same_batches(source.epoch(order), pixels.epoch(order))
         assert pixels.undecodable == source.undecodable
     assert list(pixels.undecodable) == [4]
 
 
-def test_row_i_of_the_file_is_the_image_of_sample_i_and_black_if_it_has_none(mixed, tmp_path):
-    path = decoded(mixed, tmp_path / "PIXELS")
-    rows = np.fromfile(path / PIXELS_NAME, np.uint8).reshape(11, 16, 16, 3)
-    with skip_damaged(mixed) as source:
-        for part in source.epoch(BatchOrder(batch=1)):
-            np.testing.assert_array_equal(rows[part.ids.tolist()], part.images.permute(0, 2, 3, 1))
-    assert not rows[4].any()
-
-
 def test_the_index_says_what_the_file_holds(mixed, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 4 * IMAGE_BYTES)
+    monkeypatch.setattr(image_cache, "CHUNK_BYTES", 4 * IMAGE_BYTES)
     path = decoded(mixed, tmp_path / "PIXELS")
     index = json.loads((path / INDEX_NAME).read_bytes())
     assert (index["n_samples"], index["geometry"]) == (11, {"size": 16, "resize": 16})
     assert list(index["undecodable"]) == ["4"]
     data = (path / PIXELS_NAME).read_bytes()
-    assert len(data) == 11 * IMAGE_BYTES
     cuts = range(0, len(data), 4 * IMAGE_BYTES)
     expected = [xxhash.xxh3_128_hexdigest(data[cut : cut + 4 * IMAGE_BYTES]) for cut in cuts]
     assert index["chunks"] == expected
-    assert PixelsIndex.read(path / INDEX_NAME).to_bytes() == (path / INDEX_NAME).read_bytes()
+    rows = np.frombuffer(data, np.uint8).reshape(11, 16, 16, 3)
+    with stream(mixed) as source:
+        for part in source.epoch(BatchOrder(batch=1)):
+            np.testing.assert_array_equal(rows[part.ids.tolist()], part.images.permute(0, 2, 3, 1))
+    assert not rows[4].any()
 
 
 @pytest.mark.parametrize(("size", "n", "batch", "per_chunk"), [
@@ -112,63 +95,30 @@ def test_the_index_says_what_the_file_holds(mixed, tmp_path, monkeypatch):
 ])  # fmt: skip
 def test_chunks_are_whole_batches_of_at_most_64_mib(size, n, batch, per_chunk):
     index = PixelsIndex.of(n, Geometry(size))
-    assert (index.batch, index.per_chunk) == (batch, per_chunk)
-
-
-def stopped_after(n, chunks_seen):
-    """What ``on_chunk`` does in a run that ends after ``n`` chunks."""
-
-    def on_chunk(first, count):
-        chunks_seen.append((first, count))
-        if len(chunks_seen) == n:
-            raise KeyboardInterrupt
-
-    return on_chunk
-
-
-@pytest.mark.parametrize("n_chunks", [1, 2, 4])
-def test_an_interrupted_writing_continues_after_its_last_whole_chunk(
-    mixed, tmp_path, monkeypatch, n_chunks
-):
-    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 3 * IMAGE_BYTES)
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    whole.mkdir()
-    halves.mkdir()
-    with skip_damaged(mixed) as source:
-        write_cache(source, whole, lambda *_: None)
-    seen = []
-    with skip_damaged(mixed) as source, pytest.raises(KeyboardInterrupt):
-        write_cache(source, halves, stopped_after(n_chunks, seen))
-    with (halves / PIXELS_NAME).open("ab") as file:
-        file.write(b"half a chunk")
-    with skip_damaged(mixed) as source:
-        write_cache(source, halves, stopped_after(0, seen))
-    assert seen == [(0, 3), (3, 3), (6, 3), (9, 2)]
-    for name in (PIXELS_NAME, INDEX_NAME):
-        assert (halves / name).read_bytes() == (whole / name).read_bytes()
+    assert (index.batch, index.batches_per_chunk * index.batch) == (batch, per_chunk)
 
 
 def test_the_index_names_only_chunks_that_are_on_the_disk(numbered, tmp_path, monkeypatch, disk):
-    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 3 * IMAGE_BYTES)
-    with skip_damaged(numbered) as source:
+    monkeypatch.setattr(image_cache, "CHUNK_BYTES", 3 * IMAGE_BYTES)
+    with stream(numbered) as source:
         index = write_cache(source, tmp_path, lambda *_: None)
     assert len(index.chunks) > 2
     namings = [one for one in disk.namings if one.path.name == INDEX_NAME]
     for n_chunks, naming in enumerate(namings, start=1):
         recorded = json.loads(naming.beside[INDEX_NAME])["chunks"]
         assert recorded == list(index.chunks[:n_chunks])
-        pixels, step = naming.beside[PIXELS_NAME], index.per_chunk * IMAGE_BYTES
-        there = [
+        pixels, step = naming.beside[PIXELS_NAME], 3 * IMAGE_BYTES
+        on_disk = [
             xxhash.xxh3_128_hexdigest(pixels[at : at + step]) for at in range(0, len(pixels), step)
         ]
-        assert there[:n_chunks] == recorded, "the index was written before its pixels"
+        assert on_disk[:n_chunks] == recorded, "the index was written before its pixels"
     survivors = disk.survivors()
-    assert survivors[INDEX_NAME] == index.to_bytes()
-    assert survivors[PIXELS_NAME] == (tmp_path / PIXELS_NAME).read_bytes()
+    for name in (INDEX_NAME, PIXELS_NAME):
+        assert survivors[name] == (tmp_path / name).read_bytes()
 
 
 def test_pixels_that_vanished_after_they_were_recorded_are_not_continued(mixed, tmp_path):
-    with skip_damaged(mixed) as source:
+    with stream(mixed) as source:
         write_cache(source, tmp_path, lambda *_: None)
     with (tmp_path / PIXELS_NAME).open("r+b") as file:
         file.truncate(5)
@@ -181,53 +131,29 @@ def path(numbered, tmp_path):
     return decoded(numbered, tmp_path / "PIXELS")
 
 
-def test_a_subset_is_read_in_the_order_of_its_ids(numbered, path):
-    ids = np.array([20, 3, 7, 3])
-    pixels = open_cache(path, numbered, ids=ids)
-    with ImageStream(numbered, SQUARE, ids=ids) as source:
-        assert_same_batches(source.epoch(BatchOrder(batch=3)), pixels.epoch(BatchOrder(batch=3)))
-    np.testing.assert_array_equal(pixels.labels, numbered.labels[ids])
-
-
-def test_a_smaller_size_is_the_central_square(mixed, tmp_path):
+def test_a_smaller_size_is_the_central_square(mixed, tmp_path, same_batches):
     path = decoded(mixed, tmp_path / "PIXELS", Geometry(20, 20))
-    with skip_damaged(mixed, Geometry(16, 20)) as source:
-        assert_same_batches(
-            source.epoch(BatchOrder(batch=4)),
-            open_cache(path, mixed, size=16).epoch(BatchOrder(batch=4)),
-        )
-
-
-def test_crops_are_taken_from_the_stored_square(numbered, path):
-    (batch,) = open_cache(path, numbered, size=8).epoch(
-        BatchOrder(batch=23, crops=Crops(), epoch=1)
-    )
-    assert batch.images.shape == (23, 3, 8, 8)
-    brightness = (10 * batch.ids)[:, None, None, None]
-    assert (batch.images.int() - brightness).abs().max() <= 2
-
-
-def test_rows_that_are_copied_to_a_device_are_those_of_the_file(numbered, path):
-    pixels = open_cache(path, numbered)
-    rows = np.arange(22, -1, -2)
-    images_nhwc = pixels.images.permute(0, 2, 3, 1)
-    assert torch.equal(loaded(images_nhwc, rows, torch.device("cpu")), images_nhwc[rows])
+    order, pixels = BatchOrder(batch=4), open_cache(path, mixed, size=16)
+    with stream(mixed, Geometry(16, 20)) as source:
+        same_batches(source.epoch(order), pixels.epoch(order))
+    copied = loaded(pixels.images[..., 2:18].permute(0, 2, 3, 1), torch.device("cpu"))
+    assert torch.equal(copied, pixels.images[..., 2:18].permute(0, 2, 3, 1))
+    assert copied.is_contiguous()
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("limit_share", [0.5, 0.0])
-def test_on_a_gpu_batches_are_those_of_the_host(numbered, path, limit_share):
-    there = open_cache(path, numbered, device="cuda", size=12, limit_share=limit_share)
-    assert there.images.is_cuda == (limit_share > 0)
-    here = open_cache(path, numbered, size=12)
-    for a, b in zip(
-        there.epoch(BatchOrder(batch=5, shuffle=True)),
-        here.epoch(BatchOrder(batch=5, shuffle=True)),
-        strict=True,
-    ):
-        assert a.images.is_cuda
-        assert torch.equal(a.images.cpu(), b.images)
+@pytest.mark.parametrize("free", [2**30, 0])
+def test_on_a_gpu_batches_are_those_of_the_host(numbered, path, monkeypatch, same_batches, free):
+    monkeypatch.setattr(image_cache, "device_bytes", lambda _: free)
+    on_gpu = open_cache(path, numbered, device="cuda", size=12)
+    assert on_gpu.images.is_cuda == (free > 0)
+    order = BatchOrder(batch=5, shuffle=True)
+    parts = list(on_gpu.epoch(order))
+    assert all(part.images.is_cuda for part in parts)
+    on_host = [replace(part, images=part.images.cpu(), labels=part.labels.cpu(), ids=part.ids.cpu())
+               for part in parts]  # fmt: skip
+    same_batches(on_host, open_cache(path, numbered, size=12).epoch(order))
 
 
 def test_what_is_written_to_the_pixels_does_not_reach_a_file_that_may_be_read_only(numbered, path):
@@ -237,55 +163,38 @@ def test_what_is_written_to_the_pixels_does_not_reach_a_file_that_may_be_read_on
     assert (path / PIXELS_NAME).read_bytes() == before
 
 
-def test_batches_are_not_overwritten_while_they_are_held(numbered, path):
-    pixels = open_cache(path, numbered)
-    held = list(pixels.epoch(BatchOrder(batch=2, shuffle=True)))
-    copies = [batch.images.clone() for batch in held]
-    for _ in range(3):
-        list(pixels.epoch(BatchOrder(batch=2)))
-    assert all(torch.equal(batch.images, copy) for batch, copy in zip(held, copies, strict=True))
-
-
-def test_pixels_of_other_images_are_refused(mixed, path):
+def test_pixels_that_are_not_those_of_the_data_set_or_too_small_are_refused(mixed, path, tmp_path):
     with pytest.raises(UsageError, match=r"decoded from other images .* run `coreset decode"):
         open_cache(path, mixed)
-
-
-def test_what_is_not_pixels_is_refused(numbered, tmp_path):
     with create_artifact(tmp_path / "S", Provenance(kind="scores", stage="score", config={})):
         pass
     with pytest.raises(UsageError, match="is not pixels, but scores; run `coreset decode` first"):
-        open_cache(tmp_path / "S", numbered)
+        open_cache(tmp_path / "S", mixed)
     with pytest.raises(UsageError, match="does not exist"):
-        open_cache(tmp_path / "no", numbered)
+        open_cache(tmp_path / "no", mixed)
 
 
-def test_a_size_beyond_the_decoded_one_is_refused(numbered, path):
+def test_a_size_beyond_the_decoded_one_and_a_cut_file_are_refused(numbered, path):
     with pytest.raises(UsageError, match=r"size must be in \[1, 16\] .* got 17; decode them at"):
         open_cache(path, numbered, size=17)
-
-
-def test_a_cut_file_is_refused(numbered, path):
     with (path / PIXELS_NAME).open("r+b") as file:
         file.truncate(22 * IMAGE_BYTES)
     with pytest.raises(StoreError, match=r"has 16,896 of its 17,664 bytes; remove"):
         open_cache(path, numbered)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"chunks": 1, "undecodable": 2}'])
-def test_an_unreadable_index_is_refused(numbered, path, text):
-    (path / INDEX_NAME).write_text(text)
-    with pytest.raises(StoreError, match=r"pixels\.json cannot be read"):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (None, r"pixels\.json cannot be read .* remove it"),
+        ({"chunks": 1, "undecodable": 2}, r"pixels\.json cannot be read"),
+        ({"format_version": 2}, "is of another version; decode again"),
+        ({"batch": 0}, "has a number that is out of range"),
+        ({"undecodable": {"23": "why"}}, "has a number that is out of range"),
+    ],
+)
+def test_an_unreadable_index_is_refused(numbered, path, change, message):
+    index = json.loads((path / INDEX_NAME).read_bytes())
+    (path / INDEX_NAME).write_text("" if change is None else json.dumps(index | change))
+    with pytest.raises(StoreError, match=message):
         open_cache(path, numbered)
-
-
-def test_a_changed_byte_is_found_on_request(numbered, tmp_path, monkeypatch):
-    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", 5 * IMAGE_BYTES)
-    path = decoded(numbered, tmp_path / "PIXELS")
-    verify_cache(path)
-    with (path / PIXELS_NAME).open("r+b") as file:
-        file.seek(12 * IMAGE_BYTES)
-        file.write(b"\xff")
-    open_cache(path, numbered)
-    with pytest.raises(StoreError, match="damaged in row 10 or in the 4 after it; remove"):
-        open_cache(path, numbered, verify=True)

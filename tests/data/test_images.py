@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coreset.engine.data.geometry import Crops, Geometry
-from coreset.engine.data.images import DecodedImages, cache_if_fits, load_into_memory, pixel_bytes
+from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.kernels.jpeg.resize import resize
@@ -42,45 +42,29 @@ def pixels(streamed):
     ),
     world=st.integers(1, 3),
 )
-def test_resident_batches_equal_streamed_batches(streamed, pixels, place, world):
+def test_resident_batches_equal_streamed_batches(streamed, pixels, same_batches, place, world):
     for rank in range(world):
-        one = streamed.epoch(BatchOrder(**place, rank=rank, world=world))
-        other = pixels.epoch(BatchOrder(**place, rank=rank, world=world))
-        for a, b in zip(one, other, strict=True):
-            assert torch.equal(a.images, b.images)
-            assert a.images.stride() == b.images.stride()
-            assert torch.equal(a.labels, b.labels)
-            assert torch.equal(a.ids, b.ids)
-
-
-@pytest.fixture
-def one_damaged(packed, images):
-    """9 photos, of which the fifth cannot be decoded."""
-    stored = [images.jpeg(40, 30, seed=i) for i in range(9)]
-    stored[4] = images.Stored(stored[4].data[:200], 40, 30)
-    return packed(stored)
+        order = BatchOrder(**place, rank=rank, world=world)
+        same_batches(streamed.epoch(order), pixels.epoch(order))
 
 
 @pytest.mark.parametrize("batch", [1, 3, 9])
 @pytest.mark.parametrize("pad", [False, True])
-def test_samples_that_cannot_be_decoded_are_left_out_as_in_the_source(one_damaged, batch, pad):
+def test_samples_that_cannot_be_decoded_are_left_out_or_stop_as_in_the_source(
+    packed, images, same_batches, batch, pad
+):
+    stored = [images.jpeg(40, 30, seed=i) for i in range(9)]
+    dataset = packed([*stored[:4], images.cut(40, 30, 200), *stored[5:]])
     ids = np.array([8, 4, 2, 4, 0])
-    with ImageStream(one_damaged, GEOMETRY, skip_damaged=True, ids=ids) as source:
+    with ImageStream(dataset, GEOMETRY, skip_damaged=True, ids=ids) as source:
         pixels = load_into_memory(source)
         for epoch in range(2):
             place: dict[str, Any] = {"batch": batch, "epoch": epoch, "shuffle": True, "pad": pad}
-            for a, b in zip(
-                source.epoch(BatchOrder(**place)), pixels.epoch(BatchOrder(**place)), strict=True
-            ):
-                assert torch.equal(a.images, b.images)
-                assert torch.equal(a.ids, b.ids)
+            same_batches(source.epoch(BatchOrder(**place)), pixels.epoch(BatchOrder(**place)))
     assert list(pixels.undecodable) == [4]
     assert not pixels.images[[1, 3]].any()
-
-
-def test_a_sample_that_cannot_be_decoded_stops_a_strict_source(one_damaged):
     with (
-        ImageStream(one_damaged, GEOMETRY) as source,
+        ImageStream(dataset, GEOMETRY) as source,
         pytest.raises(ManifestError, match="class1/image4"),
     ):
         load_into_memory(source)
@@ -88,76 +72,57 @@ def test_a_sample_that_cannot_be_decoded_stops_a_strict_source(one_damaged):
 
 @pytest.fixture(scope="module")
 def noise():
-    """12 noisy images of 20 pixels, held in another order than their ids."""
+    """12 noisy images of 20 pixels, their labels and ids."""
     rng = np.random.default_rng(0)
     images = torch.from_numpy(rng.integers(0, 256, (12, 20, 20, 3), dtype=np.uint8))
-    return images.permute(0, 3, 1, 2), np.arange(12) % 3, np.arange(12) * 5, np.arange(11, -1, -1)
+    return images.permute(0, 3, 1, 2), np.arange(12) % 3, np.arange(12) * 5
 
 
-@pytest.mark.parametrize("size", [None, 8])
-def test_random_crops_are_the_boxes_of_the_law_resized(noise, size):
-    images, labels, ids, rows = noise
-    pixels, law = DecodedImages(images, labels, ids, rows=rows, size=size, workers=3), Crops()
-    for part in pixels.epoch(BatchOrder(batch=5, crops=law, epoch=2, seed=9, shuffle=True)):
-        sides = np.full(len(part.ids), 20)
-        boxes = law.boxes(part.ids.numpy(), sides, sides, seed=9, epoch=2).tolist()
-        for image, one, box in zip(part.images, part.ids.tolist(), boxes, strict=True):
-            whole = images[11 - one // 5].permute(1, 2, 0).contiguous().numpy()
-            expected = resize(whole, size or 20, size or 20, region=tuple(box))
-            np.testing.assert_array_equal(image.permute(1, 2, 0), expected)
+def test_crops_are_the_resized_regions_of_their_rows(noise):
+    images_nhwc, rows = noise[0].permute(0, 2, 3, 1).numpy(), np.array([7, 0, 11, 7])
+    boxes = np.array([[0, 0, 20, 20], [3, 4, 9, 20], [5, 5, 6, 6], [1, 0, 20, 7]])
+    crops = np.empty((4, 8, 8, 3), np.uint8)
+    crop_rows(images_nhwc, rows, boxes, crops, workers=3)
+    for crop, row, box in zip(crops, rows, boxes.tolist(), strict=True):
+        np.testing.assert_array_equal(crop, resize(images_nhwc[row], 8, 8, region=tuple(box)))
 
 
 @pytest.mark.parametrize("size", [1, 7, 8, 20])
 def test_a_size_takes_the_central_square_of_torchvision(noise, size):
     from torchvision.transforms.functional import center_crop
 
-    images, labels, ids, rows = noise
-    (part,) = DecodedImages(images, labels, ids, rows=rows, size=size).epoch(BatchOrder(batch=12))
-    assert torch.equal(part.images, center_crop(images[rows], [size, size]))
+    (part,) = DecodedImages(*noise, size=size).epoch(BatchOrder(batch=12))
+    assert torch.equal(part.images, center_crop(noise[0], [size, size]))
     assert part.images.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize("size", [-1, 0, 21])
-def test_a_size_that_the_images_do_not_have_is_refused(noise, size):
-    with pytest.raises(UsageError, match=rf"size must be in \[1, 20\] .* got {size}; decode"):
-        DecodedImages(*noise[:3], size=size)
+def test_sizes_that_the_images_do_not_have_and_random_crops_are_refused(noise):
+    for size in (-1, 0, 21):
+        with pytest.raises(UsageError, match=rf"size must be in \[1, 20\] .* got {size}; decode"):
+            DecodedImages(*noise, size=size)
+    with pytest.raises(UsageError, match=r"crop the batches with .*kernels\.augment"):
+        DecodedImages(*noise).epoch(BatchOrder(batch=4, crops=Crops()))
 
 
-def test_crops_on_a_gpu_are_left_to_the_augmentation(noise):
-    pixels = DecodedImages(*noise[:3], device=torch.device("cuda:0"))
-    with pytest.raises(UsageError, match=r"batches are for cuda:0; .*kernels\.augment"):
-        pixels.epoch(BatchOrder(batch=4, crops=Crops()))
-
-
-def test_batches_are_copies(noise):
+def test_batches_are_copies_that_are_not_overwritten_while_they_are_held(noise):
     images = noise[0].clone()
-    for part in DecodedImages(images, *noise[1:3]).epoch(BatchOrder(batch=4)):
+    pixels = DecodedImages(images, *noise[1:])
+    held = list(pixels.epoch(BatchOrder(batch=2)))
+    for part in held:
         part.images.zero_()
+    for _ in range(3):
+        list(pixels.epoch(BatchOrder(batch=2)))
+    assert not any(part.images.any() for part in held)
     assert torch.equal(images, noise[0])
 
 
-def test_resident_pixels_keep_ids_labels_and_layout(streamed, pixels):
-    np.testing.assert_array_equal(pixels.ids, streamed.ids)
-    np.testing.assert_array_equal(pixels.labels, streamed.labels)
-    assert pixels.images.shape == (20, 3, 16, 16)
-    assert pixels.images.is_contiguous(memory_format=torch.channels_last)
-    assert pixels.images.nbytes == pixel_bytes(streamed)
-
-
-def test_decoding_reports_every_image(numbered):
-    counts = []
-    with ImageStream(numbered, GEOMETRY) as source:
-        load_into_memory(source, on_images=counts.append)
-    assert sum(counts) == 23
-
-
-def test_pixels_that_do_not_fit_are_refused_before_decoding(streamed):
+def test_pixels_that_do_not_fit_are_refused_before_decoding_or_streamed(streamed, monkeypatch):
+    n_bytes = 20 * 3 * 16 * 16
+    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 2 * n_bytes)
+    assert isinstance(cache_if_fits(streamed), DecodedImages)
+    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 2 * n_bytes - 1)
+    assert cache_if_fits(streamed) is streamed
     with pytest.raises(
         MachineError, match=r"20 images of 16 pixels need .* GB, .*choose a smaller"
     ):
-        load_into_memory(streamed, limit_share=1e-9)
-
-
-def test_what_does_not_fit_is_streamed(streamed):
-    assert isinstance(cache_if_fits(streamed), DecodedImages)
-    assert cache_if_fits(streamed, limit_share=1e-9) is streamed
+        load_into_memory(streamed)

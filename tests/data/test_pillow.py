@@ -1,100 +1,83 @@
-import io
+"""The reference: every kind of image, extreme proportions, odd samplings, damage, memory."""
+
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
+from io import BytesIO
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
-from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.bench.robustness import crafted
+from coreset.engine.data.decoders import make_decoder
+from coreset.engine.data.decoders.base import TOLERANCES, DecoderName, EncodedBatch
+from coreset.engine.data.decoders.pillow import decode_with_pillow, enlarged_box
 from coreset.engine.data.geometry import Geometry
 
 WHOLE = Geometry(40, 40)
+# Peak memory that one decode adds to what an ordinary one took.
+GROWTH = """
+import resource, sys
+from pathlib import Path
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.decoders.pillow import decode_with_pillow
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+ordinary, *extreme = (Path(name).read_bytes() for name in sys.argv[1:])
+decode_with_pillow(ordinary, Geometry(224, 256))
+before = peak()
+for data in extreme:
+    decode_with_pillow(data, Geometry(224, 256))
+print(peak() - before)
+"""
 
 
-def torchvision_pixels(image, geometry):
-    from torchvision.transforms import v2
-
-    resize = geometry.resize or [geometry.size, geometry.size]
-    return np.asarray(v2.Compose([v2.Resize(resize), v2.CenterCrop(geometry.size)])(image))
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
 
 
-@pytest.mark.parametrize(
-    "geometry", [Geometry(32, 36), Geometry(48, 48), Geometry(20), Geometry(90)]
-)
-@pytest.mark.parametrize("size", [(70, 50), (50, 71), (60, 60), (3, 5)])
-def test_pixels_are_those_of_torchvision(images, geometry, size):
-    stored = images.jpeg(*size)
-    expected = torchvision_pixels(Image.open(io.BytesIO(stored.data)).convert("RGB"), geometry)
-    np.testing.assert_array_equal(decode_with_pillow(stored.data, geometry), expected)
-
-
-def test_exif_rotation_is_ignored(images):
-    exif = Image.Exif()
+def stored_kinds(images):
+    """Files by kind, and the pixels that they must have."""
+    image, exif = images.photo(40, 40), Image.Exif()
     exif[0x0112] = 6
-    upright = images.jpeg(60, 40)
-    rotated = images.jpeg(60, 40, exif=exif)
-    np.testing.assert_array_equal(
-        decode_with_pillow(rotated.data, WHOLE), decode_with_pillow(upright.data, WHOLE)
-    )
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP"])
-def test_lossless_formats_keep_their_pixels(images, file_format):
-    image = images.photo(40, 40)
-    stored = images.encode(image, file_format, lossless=True)
-    np.testing.assert_array_equal(decode_with_pillow(stored.data, WHOLE), np.asarray(image))
-
-
-def test_grey_is_repeated(images):
-    grey = images.photo(40, 40).convert("L")
-    stored = images.encode(grey, "PNG")
-    np.testing.assert_array_equal(
-        decode_with_pillow(stored.data, WHOLE), np.repeat(np.asarray(grey)[..., None], 3, axis=2)
-    )
-
-
-def test_alpha_is_dropped_and_not_blended(images):
-    image = images.photo(40, 40)
-    transparent = image.copy()
-    transparent.putalpha(7)
-    stored = images.encode(transparent, "PNG")
-    np.testing.assert_array_equal(decode_with_pillow(stored.data, WHOLE), np.asarray(image))
-
-
-def test_palettes_with_transparency_are_resolved_without_a_warning(images):
-    palette = images.photo(40, 40).quantize(16)
-    stored = images.encode(palette, "PNG", transparency=bytes(range(16)))
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        pixels = decode_with_pillow(stored.data, WHOLE)
-    assert caught == []
-    np.testing.assert_array_equal(pixels, np.asarray(palette.convert("RGB")))
-
-
-def test_a_damaged_exif_block_is_read_without_a_warning(images):
-    exif = Image.Exif()
     exif[0x0131] = "a maker of software with a long name"
-    block = exif.tobytes()
-    stored = images.jpeg(40, 40, exif=block[: len(block) - 20])
+    grey, palette, transparent = image.convert("L"), image.quantize(16), image.copy()
+    transparent.putalpha(7)
+    values = np.linspace(0, 65535, 1600).round().astype(np.uint16).reshape(40, 40)
+    cmyk = images.encode(image.convert("CMYK"))
+    upright = Image.open(BytesIO(images.encode(image).data))
+    png = {"transparency": bytes(range(16))}
+    return {
+        "rotated by EXIF": (images.encode(image, exif=exif), upright),
+        "damaged EXIF": (images.encode(image, exif=exif.tobytes()[:-20]), upright),
+        "PNG": (images.encode(image, "PNG"), image),
+        "WebP": (images.encode(image, "WEBP", lossless=True), image),
+        "grey is repeated": (images.encode(grey, "PNG"), grey.convert("RGB")),
+        "alpha is dropped, not blended": (images.encode(transparent, "PNG"), image),
+        "palette": (images.encode(palette, "PNG", **png), palette.convert("RGB")),
+        "CMYK": (cmyk, Image.open(BytesIO(cmyk.data)).convert("RGB")),
+        "16 bits are scaled, not saturated": (
+            images.encode(Image.fromarray(values), "PNG"),
+            Image.fromarray(np.round(values / 65535 * 255).astype(np.uint8)).convert("RGB"),
+        ),
+    }
+
+
+def test_every_kind_of_image_is_decoded_without_a_warning(images):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        decode_with_pillow(stored.data, WHOLE)
+        for kind, (stored, expected) in stored_kinds(images).items():
+            pixels = decode_with_pillow(stored.data, WHOLE)
+            np.testing.assert_array_equal(pixels, np.asarray(expected), kind)
     assert caught == []
-
-
-def test_cmyk_is_converted_as_pillow_does(images):
-    stored = images.encode(images.photo(40, 40).convert("CMYK"))
-    expected = np.asarray(Image.open(io.BytesIO(stored.data)).convert("RGB"))
-    np.testing.assert_array_equal(decode_with_pillow(stored.data, WHOLE), expected)
-
-
-def test_sixteen_bits_are_scaled_and_not_saturated(images):
-    values = np.linspace(0, 65535, 1600).round().astype(np.uint16).reshape(40, 40)
-    stored = images.encode(Image.fromarray(values), "PNG")
-    expected = np.round(values / 65535 * 255).astype(np.uint8)
-    np.testing.assert_array_equal(decode_with_pillow(stored.data, WHOLE)[..., 0], expected)
 
 
 def png_chunk(kind, body):
@@ -107,25 +90,91 @@ def bomb(side):
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"<html></html>", bytes(500), bomb(30_000), b"GIF89a" + bytes(50)],
-    ids=["empty", "html", "zeros", "bomb", "gif"],
-)
-def test_what_is_no_image_is_refused(data):
-    with pytest.raises(ValueError, match=r"."):
-        decode_with_pillow(data, WHOLE)
-
-
-@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
-def test_truncated_images_are_refused(images, file_format):
-    data = images.encode(images.photo(64, 64), file_format).data
-    with pytest.raises(ValueError, match=r"."):
-        decode_with_pillow(data[: len(data) // 2], WHOLE)
-
-
-def test_an_image_of_another_size_than_the_index_says_is_refused_before_decoding():
-    with pytest.raises(
-        ValueError, match=r"it has \(9000, 9000\) pixels, the index says \(40, 40\)"
-    ):
+def test_what_is_no_image_or_cut_or_of_another_size_is_refused(images):
+    whole = [images.encode(images.photo(64, 64), kind).data for kind in ("JPEG", "PNG", "WEBP")]
+    cut = [data[: len(data) // 2] for data in whole]
+    for data in (b"", b"<html></html>", bytes(500), bomb(30_000), b"GIF89a" + bytes(50), *cut):
+        with pytest.raises(ValueError, match=r"."):
+            decode_with_pillow(data, WHOLE)
+    message = r"it has \(9000, 9000\) pixels, the index says \(40, 40\)"
+    with pytest.raises(ValueError, match=message):
         decode_with_pillow(bomb(9000), WHOLE, (40, 40))
+
+
+@given(st.data())
+def test_a_box_of_an_enlarged_image_is_that_of_pillow(data):
+    width, height = (data.draw(st.integers(1, 40)) for _ in range(2))
+    to_width = data.draw(st.integers(width, 300))
+    to_height = data.draw(st.integers(height, 300))
+    left, top = data.draw(st.integers(0, to_width - 1)), data.draw(st.integers(0, to_height - 1))
+    box = (left, top, data.draw(st.integers(left + 1, to_width)),
+           data.draw(st.integers(top + 1, to_height)))  # fmt: skip
+    image = noise(width, height, data.draw(st.integers(0, 9)))
+    whole = image.resize((to_width, to_height), Image.Resampling.BILINEAR)
+    found = enlarged_box(np.asarray(image), to_width, to_height, box)
+    np.testing.assert_array_equal(found, np.asarray(whole.crop(box)))
+
+
+@pytest.mark.parametrize("size", [(1, 400), (400, 1), (3, 700), (40, 900), (900, 70)])
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("JPEG", "CMYK")])
+def test_a_crop_of_an_image_in_extreme_proportions_has_the_pixels_of_the_whole(
+    images, size, kind, mode
+):
+    stored = images.encode(noise(*size).convert(mode), kind)
+    geometry = Geometry(56, 64)
+    _, width, height, box = geometry.place(*size)
+    with Image.open(BytesIO(stored.data)) as image:
+        whole = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(decode_with_pillow(stored.data, geometry), whole.crop(box))
+
+
+def test_memory_follows_the_image_and_not_what_it_would_be_resized_to(images, tmp_path):
+    files = []
+    for image, kind in (
+        (noise(300, 300), "PNG"),
+        (noise(1, 6000), "PNG"),
+        (noise(6000, 1), "WEBP"),
+        (noise(2, 6000).convert("CMYK"), "JPEG"),
+    ):
+        files.append(tmp_path / str(len(files)))
+        files[-1].write_bytes(images.encode(image, kind).data)
+    told = subprocess.run(
+        [sys.executable, "-c", GROWTH, *files], check=True, capture_output=True, text=True
+    )
+    assert int(told.stdout) < 50_000, "KiB; the whole would take 1.6 GB"
+
+
+# Resized; cut out as it is, whole and in part, by the kernels; a crop of its own.
+WAYS = [
+    (Geometry(32, 40), None),
+    (Geometry(50, 50), None),
+    (Geometry(40, 50), None),
+    (Geometry(32), (5, 9, 60, 41)),
+]
+
+
+@pytest.mark.parametrize("name", ["turbo", "fast", "dali", "pillow"])
+@pytest.mark.parametrize("way", WAYS, ids=str)
+def test_odd_samplings_have_the_pixels_of_pillow_in_every_decoder(images, name, way):
+    geometry, crop = way
+    data = [crafted.sampled_jpeg(70, 50, factors) for factors in crafted.odd_samplings()]
+    stored = [images.Stored(one, 70, 50) for one in data]
+    crops = None if crop is None else np.array([crop] * len(stored))
+    decoder = make_decoder(name, geometry, device="cpu", workers=2)
+    found = decoder.decode(images.batch(stored, crops)).permute(0, 2, 3, 1).numpy()
+    decoder.close()
+    expected = np.stack([decode_with_pillow(one, geometry, crop=crop) for one in data])
+    if name == "fast":  # what needs no resizing, by coarser arithmetic
+        tolerance = TOLERANCES[DecoderName.FAST]
+        assert not tolerance.exceeded_by(tolerance.difference(found, expected))
+    else:
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_a_lossless_jpeg_is_decoded_in_full_by_the_fast_decoder():
+    """simplejpeg would write all pixels of it into memory for an eighth of them."""
+    data = crafted.lossless_jpeg(640, 480)
+    batch = EncodedBatch([data], np.array([640]), np.array([480]))
+    decoder = make_decoder("fast", Geometry(32, 40), device="cpu", workers=1)
+    assert (decoder.decode(batch) == 128).all()
+    decoder.close()

@@ -2,17 +2,16 @@
 
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.data import image_cache as stored_pixels
+from coreset.engine.data import image_cache
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex, verify_cache
+from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex
 from coreset.engine.data.reader import ShardReader
 from coreset.engine.stages.decode import Decode
 from coreset.engine.stages.options import Decoding
@@ -21,23 +20,22 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest
 
-CHECKOUT = Path(__file__).parents[2]
 EXACT = Decoding(decoder_exact=True)
 CHUNK_BYTES = 26_500  # 24, 24 and 12 images of 19 pixels
 
 
-@pytest.fixture(autouse=True)
-def small_chunks(monkeypatch):
-    monkeypatch.setattr(stored_pixels, "CHUNK_BYTES", CHUNK_BYTES)
+@pytest.fixture(autouse=True, scope="module")
+def _small_chunks():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image_cache, "CHUNK_BYTES", CHUNK_BYTES)
+        yield
 
 
 @pytest.fixture(scope="module")
 def whole(packed, tmp_path_factory):
     """Pixels of ``packed``; read only."""
     pixels = tmp_path_factory.mktemp("decoded") / "PIXELS"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stored_pixels, "CHUNK_BYTES", CHUNK_BYTES)
-        Decode(data=packed, pixels=pixels, size=19).run()
+    Decode(data=packed, pixels=pixels, size=19).run()
     return pixels
 
 
@@ -47,19 +45,6 @@ def rows_of(pixels, size=19):
 
 def own_lines(artifact):
     return [line for line in read_ledger(artifact) if "artifact" not in line]
-
-
-def test_the_outcome_says_what_was_made_how_and_what_comes_next(packed, tmp_path):
-    pixels = tmp_path / "PIXELS"
-    outcome = Decode(data=packed, pixels=pixels, size=19).run()
-    decoder, made, following = outcome.lines
-    assert decoder == "decoder turbo: the fastest on a CPU, at most 1 level from Pillow"
-    assert made.startswith("pixels of 60 images (19 x 19, 63.5 KiB) made in ")
-    assert following == f"next: coreset score {packed} SCORES --pixels {pixels} --size 17"
-    assert outcome.data == {
-        "pixels": str(pixels), "images": 60, "bytes": 60 * 3 * 19 * 19, "undecodable": 0,
-    }  # fmt: skip
-    verify_cache(pixels)
 
 
 @pytest.mark.parametrize(("squash", "geometry"), [(False, Geometry(19, 19)), (True, Geometry(19))])
@@ -112,14 +97,22 @@ def test_a_full_disk_is_found_before_anything_is_written(packed, tmp_path, monke
     command.run()
 
 
-def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, whole, tmp_path):
+def test_the_outcome_says_what_was_made_how_what_is_missing_and_what_comes_next(
+    damaged, whole, tmp_path
+):
     pixels = tmp_path / "PIXELS"
     outcome = Decode(data=damaged, pixels=pixels, size=19).run()
-    assert outcome.lines[2] == (
-        f"1 of them cannot be decoded and are left out; listed in {pixels / INDEX_NAME}"
-    )
-    assert outcome.data["undecodable"] == own_lines(pixels)[0]["undecodable"] == 1
-    assert list(PixelsIndex.read(pixels / INDEX_NAME).undecodable) == [20]
+    decoder, made, lost, following = outcome.lines
+    assert decoder == "decoder turbo: the fastest on a CPU, at most 1 level from Pillow"
+    assert made.startswith("pixels of 60 images (19 x 19, 63.5 KiB) made in ")
+    listed = pixels / INDEX_NAME
+    assert lost == f"1 of them cannot be decoded and are left out; listed in {listed}"
+    assert following == f"next: coreset score {damaged} SCORES --pixels {pixels} --size 17"
+    assert outcome.data == {
+        "pixels": str(pixels), "images": 60, "bytes": 60 * 3 * 19 * 19, "undecodable": 1,
+    }  # fmt: skip
+    assert own_lines(pixels)[0]["undecodable"] == 1
+    assert list(PixelsIndex.read(listed).undecodable) == [20]
     others = np.arange(60) != 20
     np.testing.assert_array_equal(rows_of(pixels)[others], rows_of(whole)[others])
     assert not rows_of(pixels)[20].any()
@@ -128,7 +121,7 @@ def test_an_image_that_cannot_be_decoded_is_a_black_row_and_is_listed(damaged, w
 def test_an_interrupted_decoding_goes_on_where_it_was_and_as_it_was_begun(
     packed, whole, tmp_path, monkeypatch, stored_bytes
 ):
-    out, record, seen = tmp_path / "PIXELS", stored_pixels.write_atomically, []
+    out, record, seen = tmp_path / "PIXELS", image_cache.write_atomically, []
 
     def stopped(path, document):
         record(path, document)
@@ -137,7 +130,7 @@ def test_an_interrupted_decoding_goes_on_where_it_was_and_as_it_was_begun(
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(stored_pixels, "write_atomically", stopped)
+        patch.setattr(image_cache, "write_atomically", stopped)
         with pytest.raises(KeyboardInterrupt):
             Decode(data=packed, pixels=out, size=19).run()
     with pytest.raises(UsageError, match=r"interrupted run of another .*config\.squash: False"):

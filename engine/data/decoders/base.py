@@ -1,20 +1,19 @@
-"""What a decoder is: stored bytes in, one uint8 batch out, the same answer to damaged images."""
+"""Contract of the decoders: encoded images in, one tensor out, within a tolerance of Pillow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
-from torch import Tensor
 
-from coreset.engine.data.geometry import Box, Geometry, Placement
+from coreset.engine.data.geometry import Box
 from coreset.shards.errors import DataError
 
-FAST_COLOURS = frozenset({"Gray", "YCbCr", "RGB"})
-FAST_SAMPLINGS = frozenset({"Gray", "444", "422", "440", "420", "411"})
+if TYPE_CHECKING:  # a report decodes with Pillow, without torch
+    from torch import Tensor
 
 
 class DecoderName(StrEnum):
@@ -46,31 +45,17 @@ class EncodedBatch:
         return len(self.data)
 
     def part(self, positions: list[int], data: Sequence[bytes]) -> "EncodedBatch":
-        """Some of the images, whose bytes are ``data``."""
+        """Select some of the images, whose bytes are ``data``."""
         crops = None if self.crops is None else self.crops[positions]
         return EncodedBatch(data, self.widths[positions], self.heights[positions], crops)
 
     def stored_size(self, position: int) -> tuple[int, int]:
-        """Width and height of one image."""
+        """Return width and height of one image."""
         return int(self.widths[position]), int(self.heights[position])
 
-    def placement(self, geometry: Geometry, position: int) -> Placement:
-        """Where the output of one image comes from."""
-        crop = None if self.crops is None else cast("Box", tuple(self.crops[position].tolist()))
-        return geometry.place(*self.stored_size(position), crop)
-
-
-def is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
-    """Whether a fast decoder takes an image: a grey or colour JPEG of ``size`` (width, height).
-
-    Reads the header (1 us), so that an image whose header was damaged into a decompression bomb is
-    never decoded. PNG, WebP, CMYK and odd samplings of the colours go to Pillow.
-    """
-    try:
-        height, width, colours, sampling = simplejpeg.decode_jpeg_header(data)
-    except (ValueError, KeyError):  # KeyError: 4:4:1, which libjpeg-turbo knows and simplejpeg not
-        return False
-    return colours in FAST_COLOURS and sampling in FAST_SAMPLINGS and (width, height) == size
+    def crop(self, position: int) -> Box | None:
+        """Return the region of one image to squash, if the batch has crops."""
+        return None if self.crops is None else cast("Box", tuple(self.crops[position].tolist()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +67,9 @@ class Normalisation:
 
 
 class UndecodableImagesError(DataError):
-    """Some images of a batch cannot be decoded; the others are in ``images``.
+    """Some images of a batch cannot be decoded: ``reasons`` by position; the others are kept."""
 
-    ``reasons`` maps the position in the batch to what is wrong; these rows of ``images`` are
-    undefined.
-    """
-
-    def __init__(self, reasons: Mapping[int, str], images: Tensor) -> None:
+    def __init__(self, reasons: Mapping[int, str], images: "Tensor") -> None:
         super().__init__(f"{len(reasons)} images cannot be decoded: {dict(reasons)}")
         self.reasons = reasons
         self.images = images
@@ -97,7 +78,7 @@ class UndecodableImagesError(DataError):
 class Decoder(Protocol):
     """Decodes batches of one geometry; the only contract between files and models."""
 
-    def decode(self, batch: EncodedBatch) -> Tensor:
+    def decode(self, batch: EncodedBatch) -> "Tensor":
         """Decode a batch of any length.
 
         Returns:
@@ -113,3 +94,63 @@ class Decoder(Protocol):
     def close(self) -> None:
         """End threads and release memory."""
         ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Distance of decoded images from the reference, absolute, in levels (0 to 255)."""
+
+    largest: int
+    """Away from the edge."""
+    largest_at_edge: int
+    mean: float
+    """Away from the edge, of the image where it is largest."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """The most that each of a decoder's images may differ from ``decode_with_pillow``."""
+
+    largest: int
+    mean: float
+    edge: int = 0
+    """Width in pixels of the border where ``largest_at_edge`` holds instead."""
+    largest_at_edge: int = 0
+
+    def difference(self, images: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Difference:
+        """Compare decoded images with the reference, both of shape (b, s, s, 3), s > 2 edge."""
+        levels = np.abs(images.astype(np.int16) - expected)
+        size, edge = images.shape[1], self.edge
+        inside = np.zeros((size, size), np.bool_)
+        inside[edge : size - edge, edge : size - edge] = True
+        return Difference(
+            largest=int(levels[:, inside].max(initial=0)),
+            largest_at_edge=int(levels[:, ~inside].max(initial=0)),
+            mean=float(levels[:, inside].mean(axis=(1, 2)).max(initial=0)),
+        )
+
+    def exceeded_by(self, difference: Difference) -> tuple[str, ...]:
+        """Say in words what of a difference is more than allowed; nothing if all is well."""
+        at_edge = f"largest difference in the outer {self.edge} pixels"
+        rows = (
+            ("largest difference", difference.largest, self.largest),
+            (at_edge, difference.largest_at_edge, self.largest_at_edge),
+            ("mean difference of an image", difference.mean, self.mean),
+        )
+        return tuple(
+            f"{name} is {value:.3g}, allowed {allowed:.3g}"
+            for name, value, allowed in rows
+            if value > allowed
+        )
+
+
+# On a CPU. DALI repeats the edge of an image where Pillow shortens the filter. The bounds of `fast`
+# only tell a coarse image from a wrong one: nothing in its arithmetic implies them.
+TOLERANCES: Mapping[DecoderName, Tolerance] = MappingProxyType(
+    {
+        DecoderName.PILLOW: Tolerance(largest=0, mean=0.0),
+        DecoderName.TURBO: Tolerance(largest=1, mean=0.25),
+        DecoderName.DALI: Tolerance(largest=1, mean=0.25, edge=2, largest_at_edge=32),
+        DecoderName.FAST: Tolerance(largest=160, mean=16.0),
+    }
+)

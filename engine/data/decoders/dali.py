@@ -2,18 +2,12 @@
 
 DALI only decodes: which sample comes when, reading and error handling are ours, because DALI's own
 reader shuffles within a buffer only, gives no sample ids, and reads a cut tar as a shorter epoch.
-The only module that imports ``nvidia.dali``.
-
-Measured on a CPU against torchvision on Pillow images (300 ImageNet files of original size to
-64, 128 and 224 pixels): decoded pixels are equal, also those of a crop; after a resize the largest
-difference is 1, and 0.07 to 0.17 on average. In the outermost pixel, where the output reaches the
-edge of an image or crop that is reduced several times, it is up to 27 (500 to 64 pixels; at most
-1.2 on average over an image): DALI repeats the edge where Pillow shortens the filter. nvJPEG on a
-GPU may differ more.
+The only module that imports ``nvidia.dali``. `docs/pixels.md` says how near its pixels are.
 """
 
 import logging
 import threading
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,44 +16,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.decoders.base import (
-    EncodedBatch,
-    Normalisation,
-    UndecodableImagesError,
-    is_plain_jpeg,
-)
+from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
 from coreset.engine.data.decoders.pillow import decode_with_pillow
-from coreset.engine.data.geometry import Box, Geometry, Placement
+from coreset.engine.data.decoders.turbo import is_plain_jpeg
+from coreset.engine.data.geometry import Geometry, Placement
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
 from coreset.shards.errors import MachineError
 
 if TYPE_CHECKING:
     from nvidia.dali.backend import TensorListCPU, TensorListGPU
-    from nvidia.dali.data_node import DataNode
     from nvidia.dali.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
-HW_DECODER_LOAD = 0.65
-"""DALI's default."""
-PREALLOCATION = {"preallocate_width_hint": 1024, "preallocate_height_hint": 1024}
-"""Pixels for which the JPEG engines of a GPU have memory from the start, 3 MB an image; ImageNet's
-are 500 x 375 in the median, and 2 % are larger, which costs an allocation."""
-
-
-def require_dali() -> None:
-    """Check that DALI is installed.
-
-    Raises:
-        MachineError: It is not; the message names the other decoder.
-    """
-    try:
-        import_module("nvidia.dali")
-    except ImportError as error:
-        raise MachineError(
-            f"decoder dali needs the package nvidia-dali-cuda130 ({error}); use --decoder turbo"
-        ) from error
+GPU_SETTINGS: dict[str, Any] = {
+    "hw_decoder_load": 0.65,
+    "preallocate_width_hint": 1024,
+    "preallocate_height_hint": 1024,
+}
+"""Share of the images for the JPEG engines of a GPU (DALI's default), and the pixels for which they
+have memory from the start, 3 MB an image: ImageNet's are 500 x 375 in the median, and 2 % are
+larger, which costs an allocation."""
 
 
 def define_pipeline(
@@ -71,7 +49,6 @@ def define_pipeline(
     device_id: int | None,
     crops: bool = False,
     normalisation: Normalisation | None = None,
-    hw_decoder_load: float = HW_DECODER_LOAD,
 ) -> "Pipeline":
     """Define a graph, not built: stored bytes and a region of each image in, a square out.
 
@@ -79,17 +56,14 @@ def define_pipeline(
     from all that its filter covers. With ``crops`` it is one of the decoder, in whole pixels, and
     what lies around it never enters, as in torchvision, which crops first.
 
-    Defined for ``mixed`` with ``device_id`` None, a graph can still be serialised, which checks
-    every operator and argument on a machine without a GPU.
+    Defined for ``mixed`` with ``device_id`` None, a graph can still be serialised without a GPU.
     """
     from nvidia.dali import fn
     from nvidia.dali.pipeline import Pipeline
-    from nvidia.dali.types import DALIDataType
+    from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
-    settings: dict[str, Any] = {"device": decode_device}
-    if decode_device == "mixed":
-        settings |= PREALLOCATION | {"hw_decoder_load": hw_decoder_load}
     pixels = DALIDataType.INT32 if crops else DALIDataType.FLOAT
+    settings = GPU_SETTINGS if decode_device == "mixed" else {}
     # Depth 1: batches are fed by hand, and what is read ahead is decided by the source.
     pipeline = Pipeline(
         batch_size=batch, num_threads=workers, device_id=device_id, prefetch_queue_depth=1
@@ -98,40 +72,26 @@ def define_pipeline(
         encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1)
         start = fn.external_source(name="region_start", dtype=pixels, ndim=1)
         end = fn.external_source(name="region_end", dtype=pixels, ndim=1)
-        square = _square(size, encoded, (start, end), settings, crops=crops)
+        cut: dict[str, Any] = {"start": start, "end": end, "axis_names": "HW"}
+        decode = fn.decoders.image_slice if crops else fn.decoders.image
+        decoded: Any = decode(
+            encoded,
+            device=decode_device,
+            output_type=DALIImageType.RGB,
+            adjust_orientation=False,
+            **(cut if crops else {}),
+            **settings,
+        )
+        part: dict[str, Any] = {} if crops else {"roi_start": start, "roi_end": end}
+        linear = DALIInterpType.INTERP_LINEAR
+        square: Any = fn.resize(
+            decoded, size=[size, size], interp_type=linear, antialias=True, **part
+        )
         if normalisation is not None:
             mean, std = 255 * np.array([normalisation.mean, normalisation.std])
             square = fn.crop_mirror_normalize(square, mean=mean.tolist(), std=std.tolist())
         pipeline.set_outputs(square)
     return pipeline
-
-
-def _square(
-    size: int,
-    encoded: "DataNode",
-    region: tuple["DataNode", "DataNode"],
-    settings: dict[str, Any],
-    *,
-    crops: bool,
-) -> "DataNode":
-    from nvidia.dali import fn
-    from nvidia.dali.types import DALIImageType, DALIInterpType
-
-    start, end = region
-    cut: dict[str, Any] = {"start": start, "end": end, "axis_names": "HW"} if crops else {}
-    decode = fn.decoders.image_slice if crops else fn.decoders.image
-    decoded: Any = decode(
-        encoded, output_type=DALIImageType.RGB, adjust_orientation=False, **cut, **settings
-    )
-    part: dict[str, Any] = {} if crops else {"roi_start": start, "roi_end": end}
-    square: Any = fn.resize(
-        decoded,
-        size=[size, size],
-        interp_type=DALIInterpType.INTERP_LINEAR,
-        antialias=True,
-        **part,
-    )
-    return square
 
 
 class DaliDecoder:
@@ -143,45 +103,38 @@ class DaliDecoder:
         *,
         device: str,
         workers: int,
-        batch: int = 1,
         normalisation: Normalisation | None = None,
-        hw_decoder_load: float = HW_DECODER_LOAD,
     ) -> None:
-        """Prepare for batches of up to ``batch``; the first larger one rebuilds the pipelines.
-
-        Args:
-            geometry: Output size and crop.
-            device: ``cpu``, ``cuda`` or ``cuda:N``; decoded batches stay there.
-            workers: Threads of DALI.
-            batch: Images.
-            normalisation: Hand over float32 instead of uint8.
-            hw_decoder_load: Share of the images, 0 to 1, for the JPEG engines of a GPU that has
-                them; its cores decode the rest. The best depends on the GPU and on ``workers``.
+        """Prepare to decode on ``device``: ``cpu``, ``cuda`` or ``cuda:N``.
 
         Raises:
             MachineError: DALI is not installed.
         """
-        require_dali()
+        try:
+            import_module("nvidia.dali")
+        except ImportError as error:
+            raise MachineError(
+                f"decoder dali needs the package nvidia-dali-cuda130 ({error}); use --decoder turbo"
+            ) from error
         self._geometry, self._normalisation = geometry, normalisation
         # A tensor knows the number of its GPU, which DALI needs, where `device` says `cuda`.
         self._device = torch.empty(0, device=device).device
-        self._workers, self._hw_decoder_load = workers, hw_decoder_load
-        self._batch = batch
+        self._workers = workers
+        self._batch = 1
         # By whether batches have crops; each is built when the first such batch comes.
         self._pipelines: dict[bool, Pipeline] = {}
         self._lock = threading.Lock()
 
     def decode(self, batch: EncodedBatch) -> Tensor:
         """See ``Decoder.decode``; thread safe, one batch at a time."""
-        everything = list(range(len(batch)))
-        batch = batch.part(everything, list(batch.data))
+        batch = replace(batch, data=list(batch.data))
+        everything = range(len(batch))
         plain = [i for i in everything if is_plain_jpeg(batch.data[i], batch.stored_size(i))]
         images = self._empty(len(batch))
         with self._lock:
             refused = self._decode_plain(batch, plain, images)
-        rest = sorted(refused + list(set(everything) - set(plain)))
-        reasons = self._decode_rest(batch, rest, images)
-        if reasons:
+        rest = sorted(set(everything).difference(plain).union(refused))
+        if reasons := self._decode_rest(batch, rest, images):
             raise UndecodableImagesError(reasons, images)
         return images
 
@@ -201,7 +154,7 @@ class DaliDecoder:
         """Fill the rows ``positions``; return those that DALI refuses.
 
         One bad image makes DALI lose the whole batch, so a batch that fails is halved until the bad
-        ones are alone. A pipeline is not used again after an error.
+        ones are alone.
         """
         if not positions:
             return []
@@ -210,7 +163,7 @@ class DaliDecoder:
         try:
             (decoded,) = pipeline.run(**self._inputs(batch, positions))
         except RuntimeError as error:
-            del self._pipelines[crops]
+            del self._pipelines[crops]  # not to be used after an error
             if len(positions) == 1:
                 if memory_shortage(error) is not None:  # not the image's fault, nor Pillow's work
                     raise
@@ -227,37 +180,36 @@ class DaliDecoder:
             self._batch = n
             self._pipelines.clear()
         if crops not in self._pipelines:
-            pipeline = self._defined_pipeline(crops=crops)
+            gpu = self._device.type == "cuda"
+            pipeline = define_pipeline(
+                self._geometry.size,
+                "mixed" if gpu else "cpu",
+                batch=self._batch,
+                workers=self._workers,
+                device_id=self._device.index if gpu else None,
+                crops=crops,
+                normalisation=self._normalisation,
+            )
             pipeline.build()
             self._pipelines[crops] = pipeline
         return self._pipelines[crops]
 
-    def _defined_pipeline(self, *, crops: bool) -> "Pipeline":
-        gpu = self._device.type == "cuda"
-        return define_pipeline(
-            self._geometry.size,
-            "mixed" if gpu else "cpu",
-            batch=self._batch,
-            workers=self._workers,
-            device_id=self._device.index if gpu else None,
-            crops=crops,
-            normalisation=self._normalisation,
-            hw_decoder_load=self._hw_decoder_load,
-        )
-
     def _inputs(self, batch: EncodedBatch, positions: list[int]) -> dict[str, Any]:
-        regions = regions_of([batch.placement(self._geometry, position) for position in positions])
-        pixels = regions.astype(np.float32 if batch.crops is None else np.int32)
+        placements = [
+            self._geometry.place(*batch.stored_size(position), batch.crop(position))
+            for position in positions
+        ]
+        regions = regions_of(placements).astype(np.float32 if batch.crops is None else np.int32)
         return {
             "encoded": [np.frombuffer(batch.data[position], np.uint8) for position in positions],
-            "region_start": np.ascontiguousarray(pixels[:, 0]),
-            "region_end": np.ascontiguousarray(pixels[:, 1]),
+            "region_start": np.ascontiguousarray(regions[:, 0]),
+            "region_end": np.ascontiguousarray(regions[:, 1]),
         }
 
     def _copy(
         self, decoded: "TensorListCPU | TensorListGPU", positions: list[int], images: Tensor
     ) -> None:
-        """Copy DALI's buffers, which the next run overwrites, into the rows ``positions``."""
+        """Copy DALI's buffers, which the next run overwrites."""
         from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
 
         whole = len(positions) == len(images)
@@ -275,37 +227,28 @@ class DaliDecoder:
     ) -> dict[int, str]:
         reasons: dict[int, str] = {}
         for position in positions:
-            crop = None if batch.crops is None else batch.placement(self._geometry, position).region
-            size = batch.stored_size(position)
+            data, size = batch.data[position], batch.stored_size(position)
             try:
-                pixels = decode_with_pillow(batch.data[position], self._geometry, size, crop)
+                pixels = decode_with_pillow(data, self._geometry, size, batch.crop(position))
             except ValueError as error:
                 reasons[position] = str(error)
-            else:
-                row = self._normalised(torch.from_numpy(pixels).permute(2, 0, 1))
-                images[position].copy_(row)
+                continue
+            image = torch.from_numpy(pixels).permute(2, 0, 1)
+            if self._normalisation is not None:
+                image = normalised(image, self._normalisation.mean, self._normalisation.std)
+            images[position].copy_(image)
         return reasons
-
-    def _normalised(self, image: Tensor) -> Tensor:
-        if self._normalisation is None:
-            return image
-        return normalised(image, self._normalisation.mean, self._normalisation.std)
 
 
 def regions_of(placements: list[Placement]) -> NDArray[np.float64]:
-    """What of each stored image fills the output, in its pixels.
+    """Return what of each stored image fills the output, in its pixels.
 
     Returns:
         Shape (b, 2, 2): (top, left), then (bottom, right).
     """
-    regions = _corners([placement.region for placement in placements])
-    boxes = _corners([placement.box for placement in placements])
+    corners = np.array([(placement.region, placement.box) for placement in placements])
+    regions, boxes = corners.reshape(-1, 2, 2, 2)[..., ::-1].swapaxes(0, 1)
     sizes = np.array([(placement.height, placement.width) for placement in placements])
     extents = regions[:, 1] - regions[:, 0]
     # Multiplied first: a box that covers everything ends exactly where the region ends.
     return regions[:, :1] + boxes * extents[:, None] / sizes[:, None]
-
-
-def _corners(boxes: list[Box]) -> NDArray[np.int64]:
-    """Shape (b, 2, 2): (top, left), then (bottom, right)."""
-    return np.array(boxes).reshape(-1, 2, 2)[:, :, ::-1]

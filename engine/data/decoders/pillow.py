@@ -1,4 +1,4 @@
-"""The reference decoder: Pillow, with torchvision's semantics, for every stored format.
+"""Reference decoder: Pillow, with torchvision's semantics, for every stored format.
 
 It defines what the fast decoders must come close to, and decodes what they do not take (PNG, WebP,
 CMYK, odd samplings). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from coreset.engine.data.decoders.enlarge import enlarged_box
-from coreset.engine.data.geometry import Box, Geometry, Placement
+from coreset.engine.data.geometry import Box, Geometry
 from coreset.shards.images.pillow import as_rgb, opened
 
 _MOST_RESIZED = 4
 """Pixels that may be resized to cut a crop out of them, to those of the image and of the crop."""
+_PRECISION_BITS = 22
+"""Of weights: ``PRECISION_BITS`` of Pillow's ``src/libImaging/Resample.c``."""
 
 
 def decode_with_pillow(
@@ -24,29 +25,15 @@ def decode_with_pillow(
 ) -> NDArray[np.uint8]:
     """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
-    Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
-    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits. Takes
-    memory in proportion to the image and the output.
-
-    Args:
-        data: A JPEG, PNG or WebP file.
-        geometry: Output size and crop.
-        stored_size: Width and height that the index promises; checked before any pixel is decoded.
-        crop: Region of the image instead of the geometry's.
-
-    Returns:
-        uint8 of shape (s, s, 3).
+    `coreset.shards.images.pillow.as_rgb` says how grey, palettes, alpha, CMYK and 16 bits become
+    RGB. Takes memory in proportion to the image and the output. Returns uint8 of shape (s, s, 3).
 
     Raises:
         ValueError: Pillow cannot decode ``data``, or it has another size than ``stored_size``.
     """
-    with opened(data, stored_size) as image:
-        pixels = as_rgb(image)
-    return _placed(pixels, geometry.place(*pixels.size, crop))
-
-
-def _placed(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
-    region, width, height, box = placement
+    with opened(data, stored_size) as stored:
+        image = as_rgb(stored)
+    region, width, height, box = geometry.place(*image.size, crop)
     if region != (0, 0, *image.size):
         image = image.crop(region)
     left, top, right, bottom = box
@@ -56,3 +43,45 @@ def _placed(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return np.array(image.crop(box))
+
+
+def enlarged_box(
+    image_hwc: NDArray[np.uint8], width: int, height: int, box: Box
+) -> NDArray[np.uint8]:
+    """Compute a box of ``Image.resize((width, height), BILINEAR)`` without the rest, bit by bit.
+
+    The crop of an image in extreme proportions is a small part of what the whole becomes: 224 x 224
+    of 256 x 1,536,000 pixels for one of 1 x 6,000. ``Image.resize`` takes a box of the source in
+    single precision only, and so would give other pixels. Both sides must not shrink.
+    """
+    left, top, right, bottom = box
+    rows_nk, weights_nk = _taps(image_hwc.shape[0], height, top, bottom)
+    first, stop = int(rows_nk.min()), int(rows_nk.max()) + 1
+    columns = _taps(image_hwc.shape[1], width, left, right)
+    wide_whc = _weighted(image_hwc[first:stop].swapaxes(0, 1), *columns)
+    return _weighted(wide_whc.swapaxes(0, 1), rows_nk - first, weights_nk)
+
+
+def _taps(
+    n_in: int, n_out: int, first: int, stop: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the k inputs of each of n outputs and their weights, as ``precompute_coeffs`` does."""
+    centres_n = (np.arange(first, stop) + 0.5) * (n_in / n_out)
+    starts_n = np.maximum((centres_n - 0.5).astype(np.int64), 0)
+    stops_n = np.minimum((centres_n + 1.5).astype(np.int64), n_in)
+    positions_nk = starts_n[:, None] + np.arange((stops_n - starts_n).max())
+    distances_nk = np.abs(positions_nk - centres_n[:, None] + 0.5)
+    shares_nk = np.where(positions_nk < stops_n[:, None], np.maximum(1 - distances_nk, 0), 0)
+    shares_nk /= shares_nk.sum(axis=1, keepdims=True)
+    weights_nk = (shares_nk * (1 << _PRECISION_BITS) + 0.5).astype(np.int64)
+    return np.minimum(positions_nk, n_in - 1), weights_nk
+
+
+def _weighted(
+    lines: NDArray[np.uint8], positions_nk: NDArray[np.int64], weights_nk: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Add weighted lines (the first axis) and round to whole levels."""
+    total = np.full((len(positions_nk), *lines.shape[1:]), 1 << (_PRECISION_BITS - 1))
+    for position_n, weight_n in zip(positions_nk.T, weights_nk.T, strict=True):
+        total += lines[position_n] * weight_n[:, None, None]
+    return (total >> _PRECISION_BITS).clip(0, 255).astype(np.uint8)

@@ -1,52 +1,54 @@
 """Decoding on the CPU with threads that release the interpreter while they decode.
 
 No worker processes and no pickled batches: every thread takes the next image of the batch and
-writes its pixels where the batch has them. Memory of batches that nobody holds any more is used
-again, because fresh pages cost as much as a fifth of decoding.
+writes its pixels where the batch has them. What needs no resampling (data sets of one size, and
+those of ``coreset pack --store resized``) is decoded by one compiled call per thread and batch.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeAlias
+from threading import local
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.buffers import BatchMemory
+from coreset.engine.data.batch import BatchMemory
 from coreset.engine.data.decoders.base import (
     DecoderName,
     EncodedBatch,
     Normalisation,
     UndecodableImagesError,
 )
-from coreset.engine.data.decoders.batched import crop_batch
 from coreset.engine.data.decoders.pillow import decode_with_pillow
-from coreset.engine.data.decoders.turbo import decode_exactly, decode_fast
-from coreset.engine.data.geometry import Geometry
-from coreset.kernels.jpeg import odd_memory
-from coreset.kernels.jpeg.batch import factors_of, normalised_planes
+from coreset.engine.data.decoders.turbo import decode_jpeg, decoder_of_thread
+from coreset.engine.data.geometry import Geometry, Sizes
+from coreset.engine.data.reader import LazyBytes
+from coreset.kernels.jpeg import batch as planes
+from coreset.kernels.jpeg import ffi, odd_memory
+from coreset.kernels.jpeg import resize as resizing
+from coreset.kernels.jpeg.batch import (
+    IN_MEMORY,
+    MOST_BYTES,
+    BatchDecoder,
+    CropBatch,
+    WorkQueue,
+    factors_of,
+    normalised_planes,
+)
 
-ImageDecoder: TypeAlias = Callable[[EncodedBatch, int, Geometry, NDArray[np.uint8]], None]
-"""Writes one image of a batch, by its position, to uint8 of shape (s, s, 3); ``ValueError`` if it
-cannot be decoded. Thread safe."""
+_LEAST_SHARE = 0.5
+"""Of a batch that needs no resampling; with fewer all images are decoded one by one."""
 
 
-def _decode_by_pillow(
-    batch: EncodedBatch, position: int, geometry: Geometry, into: NDArray[np.uint8]
-) -> None:
-    crop = None if batch.crops is None else batch.placement(geometry, position).region
-    size = batch.stored_size(position)
-    into[...] = decode_with_pillow(batch.data[position], geometry, size, crop)
+class _OfThread(local):
+    decoder: BatchDecoder | None = None
 
 
-_IMAGE_DECODERS: Mapping[DecoderName, ImageDecoder] = {
-    DecoderName.TURBO: decode_exactly,
-    DecoderName.FAST: decode_fast,
-    DecoderName.PILLOW: _decode_by_pillow,
-}
+_of_thread = _OfThread()
 
 
 class ThreadedDecoder:
@@ -61,7 +63,6 @@ class ThreadedDecoder:
         normalisation: Normalisation | None = None,
     ) -> None:
         self._geometry, self._name, self._workers = geometry, name, workers
-        self._decode_image = _IMAGE_DECODERS[name]
         self._factors = normalisation and factors_of(normalisation.mean, normalisation.std)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._memory = BatchMemory()
@@ -69,16 +70,15 @@ class ThreadedDecoder:
     def decode(self, batch: EncodedBatch) -> Tensor:
         """See ``Decoder.decode``; thread safe."""
         size, n = self._geometry.size, len(batch)
-        planes = self._factors is not None
-        shape = (n, 3, size, size) if planes else (n, size, size, 3)
-        images = self._memory.take(shape, np.dtype(np.float32 if planes else np.uint8))
+        floats = self._factors is not None
+        shape = (n, 3, size, size) if floats else (n, size, size, 3)
+        images = self._memory.take(shape, np.dtype(np.float32 if floats else np.uint8))
         reasons: dict[int, str] = {}
-        if left := self._decode_squares(batch, images):
+        if positions := self._decode_crops(batch, images):
             # One shared iterator, whose next is atomic: a thread that is done takes the next image.
-            positions = iter(left)
-            self._in_threads(partial(self._decode_some, batch, positions, images, reasons), n)
+            self._in_threads(partial(self._decode_some, batch, iter(positions), images, reasons), n)
         tensor = torch.from_numpy(images)
-        images_bchw = tensor if planes else tensor.permute(0, 3, 1, 2)
+        images_bchw = tensor if floats else tensor.permute(0, 3, 1, 2)
         if reasons:
             raise UndecodableImagesError(dict(sorted(reasons.items())), images_bchw)
         return images_bchw
@@ -94,18 +94,19 @@ class ThreadedDecoder:
         try:
             work()
         finally:
-            for one in others:
-                one.result()
+            for future in others:
+                future.result()
 
-    def _decode_squares(self, batch: EncodedBatch, images: NDArray[Any]) -> Sequence[int]:
-        """Decode what needs no resampling; the positions of all that is left."""
-        pillow = self._name is DecoderName.PILLOW
-        squares = None if pillow else crop_batch(batch, self._geometry)
-        if squares is None:
-            return range(len(batch))
+    def _decode_crops(self, batch: EncodedBatch, images: NDArray[Any]) -> list[int]:
+        """Decode what needs no resampling; return the positions of all that is left."""
+        crops = None if self._name is DecoderName.PILLOW else crop_batch(batch, self._geometry)
+        if crops is None:
+            return list(range(len(batch)))
+        queue = WorkQueue(np.zeros(1, np.int64), np.zeros(len(batch), np.bool_))
         coarse = self._name is DecoderName.FAST
-        self._in_threads(partial(squares.run, images, self._factors, coarse=coarse), len(batch))
-        return squares.left()
+        work = partial(decode_crops, crops, queue, images, self._factors, coarse=coarse)
+        self._in_threads(work, len(batch))
+        return np.flatnonzero(~queue.decoded).tolist()
 
     def _decode_some(
         self,
@@ -121,9 +122,81 @@ class ThreadedDecoder:
         for position in positions:
             into = images[position] if pixels is None else pixels
             try:
-                self._decode_image(batch, position, self._geometry, into)
+                self._decode_image(batch, position, into)
             except ValueError as error:
                 reasons[position] = str(error)
                 continue
             if self._factors is not None:
                 normalised_planes(into, self._factors, images[position])
+
+    def _decode_image(self, batch: EncodedBatch, position: int, into: NDArray[np.uint8]) -> None:
+        data, size, crop = batch.data[position], batch.stored_size(position), batch.crop(position)
+        if self._name is not DecoderName.PILLOW:
+            placement = self._geometry.place(*size, crop)
+            if decode_jpeg(data, size, placement, into, fast=self._name is DecoderName.FAST):
+                return
+        into[...] = decode_with_pillow(data, self._geometry, size, crop)
+
+
+def crop_batch(batch: EncodedBatch, geometry: Geometry) -> CropBatch | None:
+    """Return the files of a batch and where to cut them, if enough need no resampling."""
+    taken, lefts, tops = geometry.needs_no_resize(batch.widths, batch.heights)
+    if batch.crops is not None or not _enough(taken):
+        return None
+    if isinstance(batch.data, LazyBytes):
+        descriptors, starts, lengths = batch.data.places
+    else:  # addresses, which hold as long as the bytes are kept
+        lengths = np.array([len(data) for data in batch.data])
+        views = [np.frombuffer(data or b"-", np.uint8) for data in batch.data]
+        starts = np.array([view.__array_interface__["data"][0] for view in views])
+        descriptors = np.full(lengths.size, IN_MEMORY)
+    lengths = np.where(taken & (lengths <= MOST_BYTES), lengths, 0)
+    return CropBatch(descriptors, starts, lengths, batch.widths, batch.heights, lefts, tops)
+
+
+def decode_crops(
+    crops: CropBatch,
+    queue: WorkQueue,
+    images: NDArray[Any],
+    factors: NDArray[np.float32] | None,
+    *,
+    coarse: bool,
+) -> None:
+    """Decode until the queue is empty; for each thread to call.
+
+    ``images`` are those of the batch, C-contiguous: uint8 (b, s, s, 3), or float32 (b, 3, s, s).
+    """
+    libjpeg, size = decoder_of_thread(), images.shape[2]
+    if libjpeg is None:
+        return
+    if _of_thread.decoder is None or _of_thread.decoder.size != size:
+        _of_thread.decoder = BatchDecoder(libjpeg, size=size)
+    out = images.reshape((len(images), -1) if factors is None else (len(images), 3, -1))
+    _of_thread.decoder.decode(crops, queue, out, factors, coarse=coarse)
+
+
+def warm_up(
+    geometry: Geometry, widths: Sizes, heights: Sizes, *, floats: bool, cropped: bool
+) -> None:
+    """Compile what images of these sizes need, so that no batch waits for it.
+
+    Takes some seconds in the first process that ever does, a fraction of one in others. An image of
+    which more than 15 pixels become one may still wait for half a second, once.
+    """
+    ffi.warm_up()
+    taken = geometry.needs_no_resize(widths, heights)[0] & (not cropped)
+    if _enough(taken):
+        crops = CropBatch(*[np.zeros(1, np.int64)] * 7)  # one image of no bytes
+        queue = WorkQueue(np.zeros(1, np.int64), np.zeros(1, np.bool_))
+        shape, kind = ((1, 3, 32, 32), np.float32) if floats else ((1, 32, 32, 3), np.uint8)
+        factors = factors_of((0,) * 3, (1,) * 3) if floats else None
+        decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
+    if not taken.all():
+        resizing.warm_up(long=False)
+        decoder_of_thread()
+        if floats:
+            planes.warm_up()
+
+
+def _enough(taken: NDArray[np.bool_]) -> bool:
+    return bool(np.count_nonzero(taken) >= max(1, _LEAST_SHARE * taken.size))

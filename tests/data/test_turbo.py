@@ -1,0 +1,148 @@
+"""A part of a JPEG, decoded alone, beside the same part of the whole image."""
+
+import ctypes
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from coreset.engine.data.decoders import turbo
+from coreset.engine.data.decoders.turbo import decode_jpeg, decode_region, worth_cropping
+from coreset.engine.data.geometry import Geometry
+
+WIDTH, HEIGHT = 301, 227
+KINDS = {
+    "4:2:0": {"subsampling": 2},
+    "4:2:2": {"subsampling": 1},
+    "4:4:4": {"subsampling": 0},
+    "grey": {},
+    "RGB": {"keep_rgb": True},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_rows": 1},
+    "coarse": {"quality": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def stored(images):
+    """A photograph of every kind that plain JPEGs come in."""
+    photo = images.photo(WIDTH, HEIGHT, 3)
+    made = {
+        f"4:{sampling[1:]}": simplejpeg.encode_jpeg(np.asarray(photo), colorsubsampling=sampling)
+        for sampling in ("440", "411")
+    }
+    modes = {name: "L" if name == "grey" else "RGB" for name in KINDS}
+    return made | {
+        name: images.encode(photo.convert(modes[name]), **kind).data for name, kind in KINDS.items()
+    }
+
+
+def span(rng: np.random.Generator, length: int) -> tuple[int, int]:
+    """Beginning and end of some of ``length`` pixels, often of one."""
+    n = 1 if rng.random() < 0.2 else int(rng.integers(1, length + 1))
+    begin = int(rng.integers(0, length - n + 1))
+    return begin, begin + n
+
+
+def part_of(data: bytes, part, *, coarse: bool = False) -> np.ndarray:
+    decoded = decode_region(data, part, coarse=coarse)
+    assert decoded is not None
+    pixels, first = decoded
+    return pixels[:, part[0] - first : part[2] - first]
+
+
+@pytest.mark.parametrize("coarse", [False, True], ids=["exact", "coarse"])
+@pytest.mark.parametrize("kind", [*KINDS, "4:40", "4:11"])
+def test_a_part_holds_the_pixels_of_the_whole_image(stored, kind, coarse):
+    whole = simplejpeg.decode_jpeg(stored[kind], fastdct=coarse, fastupsample=coarse)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        (left, right), (top, bottom) = span(rng, WIDTH), span(rng, HEIGHT)
+        np.testing.assert_array_equal(
+            part_of(stored[kind], (left, top, right, bottom), coarse=coarse),
+            whole[top:bottom, left:right],
+        )
+
+
+@pytest.mark.parametrize(
+    ("geometry", "crop"),
+    [
+        (Geometry(64, 72), None),
+        (Geometry(227, 227), None),  # not resized
+        (Geometry(64), (20, 30, 120, 110)),
+        (Geometry(100), (10, 20, 110, 120)),  # not resized
+        (Geometry(5), (3, 3, 203, 223)),
+    ],
+    ids=str,
+)
+def test_batches_hold_the_same_with_and_without_the_decoder_of_parts(
+    stored, monkeypatch, geometry, crop
+):
+    data, size = stored["4:2:0"], (WIDTH, HEIGHT)
+    placement = geometry.place(*size, crop)
+    outputs = np.zeros((2, geometry.size, geometry.size, 3), np.uint8)
+    monkeypatch.setattr(turbo, "_MOST_TAKEN", 1)
+    parts = []
+    monkeypatch.setattr(
+        turbo,
+        "decode_region",
+        lambda *those, **how: parts.append(decode_region(*those, **how)) or parts[0],
+    )
+    assert decode_jpeg(data, size, placement, outputs[0])
+    monkeypatch.setattr(turbo, "_version", lambda: None)
+    assert decode_jpeg(data, size, placement, outputs[1])
+    assert [part is not None for part in parts] == [True]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+
+
+def test_what_ends_early_is_noticed_unless_it_ends_below_the_part(stored, capfd):
+    data = stored["4:2:0"]
+    cut, into = data[: len(data) // 2], np.zeros((64, 64, 3), np.uint8)
+    assert decode_region(cut, (0, 0, 50, HEIGHT)) is None
+    assert decode_region(b"<html>", (0, 0, 50, 20)) is None
+    for beside in ((0, 0, 10, HEIGHT + 1), (WIDTH + 50, 0, WIDTH + 60, 5)):
+        assert decode_region(data, beside) is None
+    expected = simplejpeg.decode_jpeg(data)[:20, :50]
+    np.testing.assert_array_equal(part_of(cut, (0, 0, 50, 20)), expected)
+    assert capfd.readouterr() == ("", "")
+    assert not decode_jpeg(cut, (WIDTH, HEIGHT), Geometry(64, 72).place(WIDTH, HEIGHT), into)
+
+
+PART = (500, 375), (86, 23, 414, 352)  # 0.58 of it
+
+
+def test_a_part_is_decoded_alone_where_that_saves_time():
+    assert worth_cropping(*PART)
+    assert worth_cropping((256, 256), (16, 16, 240, 240))
+    assert not worth_cropping((500, 375), (0, 0, 450, 340))
+    assert not worth_cropping((120, 120), (50, 50, 80, 80))
+
+
+def other_pixels(decoder, data, part, into):
+    found = DECODE(decoder, data, part, into)
+    into[:] ^= 1
+    return found
+
+
+DECODE = turbo.RegionDecoder.decode
+WAYS = {
+    "without libjpeg": lambda patch: patch.setattr(turbo, "_library", lambda: ctypes.CDLL(None)),
+    "not there": lambda patch: patch.setattr(turbo, "_library", lambda: ctypes.CDLL("none.so")),
+    "switched off": lambda patch: patch.setenv("CORESET_OWN_JPEG", "0"),
+    "another layout": lambda patch: patch.setattr(
+        turbo, "VERSIONS", (80,) if turbo._version() == 62 else (62,)
+    ),
+    "other pixels": lambda patch: patch.setattr(turbo.RegionDecoder, "decode", other_pixels),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_library_that_cannot_be_called_or_decodes_otherwise_is_not_used(monkeypatch, way):
+    WAYS[way](monkeypatch)
+    turbo._version.cache_clear()
+    try:
+        assert not worth_cropping(*PART)
+        assert decode_region(b"", (0, 0, 16, 16)) is None
+    finally:
+        monkeypatch.undo()
+        turbo._version.cache_clear()
