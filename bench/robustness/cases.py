@@ -1,11 +1,11 @@
-"""Faulty inputs of the scoreboard, one function per way in which a fault reaches a reader.
+"""Faulty inputs of the scoreboard: odd files, odd folders, damage to packed data.
 
 Every sample has a label of its own, so that whatever comes out can be told apart. ``place`` is what
 ``coreset`` is given; ``tars`` what readers of shards are given, empty for image folders, which
 ``webdataset.ShardWriter`` packs first.
 """
 
-import sys
+import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,30 +13,29 @@ from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from coreset.bench.processes import CORESET
+from coreset.bench.robustness.crafted import CRAFTED_IMAGES
 from coreset.bench.robustness.faults import (
     ODD_IMAGES,
     OddImage,
-    TarMember,
+    Pixels,
     class_name,
+    encoded,
     jpeg,
-    pickle_that_touches,
+    photo,
     quietly_wrong_jpeg,
     rgb,
-    sample_members,
     write_class_names,
     write_photos,
-    write_tar,
 )
-from coreset.bench.robustness.images import CRAFTED_IMAGES
-from coreset.bench.robustness.outcomes import Expected, Pixels, run
+from coreset.bench.robustness.outcomes import Expected, run
 
-CORESET = (sys.executable, "-m", "coreset.engine.cli")
 N = 12
 """Samples of every case."""
 ODD = 5
 """Label of the one that is odd."""
-_SAMPLES_PER_SHARD = 6
-Kind: TypeAlias = Literal["folder", "shards", "table", "packed"]
+SAMPLES_PER_SHARD = 6
+Kind: TypeAlias = Literal["folder", "shards", "packed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +50,7 @@ class Inputs:
     """Of ``coreset pack``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One fault."""
 
@@ -63,191 +62,125 @@ class Case:
     """Makes the inputs in an empty folder."""
 
 
-def image_cases() -> Iterator[Case]:
-    """Yield cases of one odd file among plain ones in an image folder."""
+def cases() -> Iterator[Case]:
+    """Yield cases of odd files and folders, and of damage to packed data."""
     for odd in (*ODD_IMAGES, *CRAFTED_IMAGES):
-        yield Case(
-            row=odd.row, fault=odd.fault, injected=odd.made, kind="folder",
-            prepare=partial(_with_odd, odd),
-        )  # fmt: skip
-
-
-def shard_cases() -> Iterator[Case]:
-    """Yield cases of shards by other writers, with odd keys, labels and members."""
-    for row, fault, injected, members in _FOREIGN:
-        yield Case(
-            row=row, fault=fault, injected=injected, kind="shards",
-            prepare=partial(_with_members, members),
-        )  # fmt: skip
-    yield Case(
-        row=18, fault="a shard without members", injected="the only one", kind="shards",
-        prepare=partial(_with_empty_shard, 0),
-    )  # fmt: skip
-    yield Case(
-        row=18, fault="a shard without members, among others", injected="the second of two",
-        kind="shards", prepare=partial(_with_empty_shard, N),
-    )  # fmt: skip
-    for extension in ("pyd", "pkl", "npy"):
-        yield Case(
-            row=31, fault=f"pickle in a .{extension} member", kind="shards",
-            injected="a pickle that creates a file when it is loaded",
-            prepare=partial(_with_pickle, extension),
-        )  # fmt: skip
-
-
-def packed_cases() -> Iterator[Case]:
-    """Yield cases of damage to a packed data set: ``coreset verify`` beside readers of shards."""
+        yield Case(odd.row, odd.fault, odd.made, "folder", partial(_with_odd, odd))
+    for fault, injected, folder in _FOLDERS:
+        yield Case(20, fault, injected, "folder", partial(_changed, folder))
     for row, fault, injected, damage in _DAMAGES:
-        yield Case(
-            row=row, fault=fault, injected=injected, kind="packed",
-            prepare=partial(_damaged, damage),
-        )  # fmt: skip
+        yield Case(row, fault, injected, "packed", partial(_damaged, damage))
 
 
-def photo_truths(n: int = N) -> dict[int, Pixels | None]:
+def photo_truths() -> dict[int, Pixels | None]:
     """Return the pixels of ``write_photos`` and ``sample_members``."""
-    return {label: rgb(jpeg(label)) for label in range(n)}
+    return {label: rgb(jpeg(label)) for label in range(N)}
 
 
 def _with_odd(odd: OddImage, folder: Path) -> Inputs:
-    src = write_photos(folder / "src", N)
+    src, data = write_photos(folder / "src", N), odd.make()
     # The photo stays: a class whose every file is refused would stop the packing.
-    data = odd.make()
     (src / class_name(ODD) / odd.name).write_bytes(data)
-    truths = photo_truths() | {ODD: odd.truth(data) if odd.truth else None}
+    truths = photo_truths()
     beside = {ODD: rgb(jpeg(ODD))}
+    truths[ODD] = odd.truth(data) if odd.truth else None
     expected = Expected(truths=truths, beside=beside, culprits=("odd",))
     return Inputs(place=src, expected=expected)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Members:
-    """Twelve samples, of which ODD is ``odd`` (None: as it should be), in one shard or two."""
+class _Folder:
+    """Twelve photos in class folders, and what is done to them."""
 
-    odd: Callable[[], Sequence[TarMember]] | None = None
-    culprit: str = f"{ODD:04d}"
-    after: Callable[[], Sequence[TarMember]] = tuple
-    """At the end of the last shard."""
-    shards: int = 1
-    interleaved: bool = False
-    beside: bool = False
-    """Whether a plain sample of ODD's label comes last, so that its class is not empty."""
-    truth: Literal["own", "none", "before"] = "own"
-    """What is right for ODD: its own pixels, nothing, or the pixels of the sample before it."""
+    change: Callable[[Path], object]
+    culprit: str
+    lost: Sequence[int] = ()
+    """Labels of which nothing right is left."""
+    options: tuple[str, ...] = ()
+    """Of ``coreset pack``; CLASSES stands for a list of all classes."""
 
 
-def _with_members(members: _Members, folder: Path) -> Inputs:
-    samples = [list(sample_members(label)) for label in range(N)]
-    if members.odd is not None:
-        samples[ODD] = list(members.odd())
-    samples[-1] += members.after()
-    if members.beside:
-        samples[-1] += sample_members(ODD, "beside")
-    if members.interleaved:
-        samples = [[pair[0] for pair in samples], [pair[1] for pair in samples]]
-    per_shard = len(samples) // members.shards
-    tars = [
-        write_tar(
-            folder / "src" / f"train-{shard:04d}.tar",
-            (member for sample in samples[shard * per_shard : (shard + 1) * per_shard]
-             for member in sample),
-        )
-        for shard in range(members.shards)
-    ]  # fmt: skip
-    truths = photo_truths()
-    if members.truth != "own":
-        truths[ODD] = None if members.truth == "none" else truths[ODD - 1]
-    beside = {ODD: rgb(jpeg(ODD))} if members.beside else {}
-    expected = Expected(truths=truths, beside=beside, culprits=(members.culprit,))
-    return _shard_inputs(folder, tars, expected)
+def _changed(folder: _Folder, work: Path) -> Inputs:
+    src = write_photos(work / "src", N)
+    folder.change(src)
+    classes = str(write_class_names(work / "classes.txt", N))
+    expected = Expected(
+        truths=photo_truths() | dict.fromkeys(folder.lost), culprits=(folder.culprit,)
+    )
+    options = tuple(classes if word == "CLASSES" else word for word in folder.options)
+    return Inputs(place=src, expected=expected, options=options)
 
 
-def _with_empty_shard(n: int, folder: Path) -> Inputs:
-    """Write ``n`` samples into the first shard, and a shard without members."""
-    members = [member for label in range(n) for member in sample_members(label)]
-    shards = [members, []] if members else [members]
-    tars = [
-        write_tar(folder / "src" / f"train-{number:04d}.tar", shard)
-        for number, shard in enumerate(shards)
-    ]
-    truths = photo_truths() if n else dict.fromkeys(range(N))
-    expected = Expected(truths=truths, culprits=("train-", str(folder / "src")))
-    return _shard_inputs(folder, tars, expected)
+def _odd_photo(src: Path) -> Path:
+    return next((src / class_name(ODD)).iterdir())
 
 
-def _with_pickle(extension: str, folder: Path) -> Inputs:
-    canary = folder / "canary"
-    member = TarMember(f"{ODD:04d}.{extension}", pickle_that_touches(canary))
-    samples = [member for label in range(N) for member in sample_members(label)]
-    tars = [write_tar(folder / "src" / "train-0000.tar", _after_odd(samples, member))]
-    culprit = f"{ODD:04d}.{extension}"
-    expected = Expected(truths=photo_truths(), culprits=(culprit,), canary=canary)
-    return _shard_inputs(folder, tars, expected)
+def _hide_a_photo(src: Path) -> None:
+    (src / ".cache").mkdir()
+    (src / ".cache" / "photo.JPEG").write_bytes(jpeg(99))
 
 
-def _after_odd(samples: Sequence[TarMember], member: TarMember) -> list[TarMember]:
-    at = 2 * ODD + 2
-    return [*samples[:at], member, *samples[at:]]
+def _add_side_cars(src: Path) -> None:
+    for image in sorted(src.glob("*/*")):
+        image.with_suffix(".json").write_text('{"seen": true}')
+        image.with_name("Thumbs.db").write_bytes(b"thumbnails")
 
 
-def _shard_inputs(folder: Path, tars: Sequence[Path], expected: Expected) -> Inputs:
-    names = write_class_names(folder / "classes.txt", N)
-    options = ("--class-names", str(names))
-    return Inputs(place=folder / "src", expected=expected, tars=tuple(tars), options=options)
+def _put_side_car_first(src: Path) -> None:
+    image = _odd_photo(src)
+    image.unlink()
+    image.with_suffix(".png").write_bytes(encoded(photo(ODD), "PNG"))
+    image.with_suffix(".json").write_text('{"seen": true}')
 
 
-def _keyed(key: str) -> _Members:
-    return _Members(odd=lambda: sample_members(ODD, key), culprit=key)
+def _split(src: Path) -> None:
+    classes = sorted(src.iterdir())
+    for name in ("extra", "train", "val"):
+        for folder in classes:
+            shutil.copytree(folder, src / name / folder.name)
+    for folder in classes:
+        shutil.rmtree(folder)
 
 
-def _labelled(cls: bytes) -> _Members:
-    return _Members(odd=lambda: sample_members(ODD, cls=cls), truth="none")
+def _put_in_one(src: Path) -> None:
+    (src / "images").mkdir()
+    lines: list[str] = []
+    for label in range(N):
+        name, folder = f"val_{label:02d}.JPEG", src / class_name(label)
+        next(folder.iterdir()).rename(src / "images" / name)
+        folder.rmdir()
+        lines.append(f"{name}\t{class_name(label)}\n")
+    (src / "val_annotations.txt").write_text("".join(lines))
 
 
-def _instead_of_image(kind: bytes, link: str = "") -> Sequence[TarMember]:
-    return TarMember(f"{ODD:04d}.jpg", kind=kind, link=link), sample_members(ODD)[1]
-
-
-_FOREIGN: tuple[tuple[int, str, str, _Members], ...] = (
-    (17, "duplicate key, adjacent", "a sample twice in a row",
-     _Members(odd=lambda: [*sample_members(ODD), *sample_members(ODD)])),
-    (17, "duplicate key, apart", "a sample again at the end of the shard",
-     _Members(after=lambda: sample_members(ODD))),
-    (17, "duplicate key, in two shards", "a sample of the first shard again in the second",
-     _Members(after=lambda: sample_members(ODD), shards=2)),
-    (18, "interleaved members", "all images, then all labels", _Members(interleaved=True)),
-    (18, "dots in a key", "a.b.0005.jpg",
-     _Members(odd=lambda: sample_members(ODD, "a.b.0005"), culprit="b.0005.jpg")),
-    (18, "key that is not ASCII", "größe-五.jpg", _keyed("größe-五")),
-    (18, "blanks in a key", "a photo.jpg", _keyed("a photo")),
-    (18, "long key", "300 characters",
-     _Members(odd=lambda: sample_members(ODD, "k" * 300), culprit="k" * 40)),
-    (18, "key with underscores", "__x__.jpg", _keyed("__x__")),
-    (18, "extension in capitals", "0005.JPEG",
-     _Members(odd=lambda: [TarMember(f"{ODD:04d}.JPEG", jpeg(ODD)), sample_members(ODD)[1]])),
-    (19, "no label", "no .cls member", _Members(odd=lambda: sample_members(ODD)[:1], truth="none")),
-    (19, "empty label", "a .cls member of 0 bytes", _labelled(b"")),
-    (19, "label that is no number", "cat", _labelled(b"cat")),
-    (19, "label out of range", "99 where there are 12 classes", _labelled(b"99")),
-    (30, "path traversal", "../../etc/0005.jpg", _keyed("../../etc/0005")),
-    (30, "absolute name", "/etc/0005.jpg", _keyed("/etc/0005")),
-    (30, "symbolic link", "0005.jpg links to /etc/hostname",
-     _Members(odd=lambda: _instead_of_image(tarfile.SYMTYPE, "/etc/hostname"), beside=True,
-              truth="none")),
-    (30, "hard link", "0005.jpg links to 0004.jpg",
-     _Members(odd=lambda: _instead_of_image(tarfile.LNKTYPE, "0004.jpg"), beside=True,
-              truth="before")),
-    (30, "device", "0005.jpg is a character device",
-     _Members(odd=lambda: _instead_of_image(tarfile.CHRTYPE), beside=True, truth="none")),
-    (30, "very long name", "a name of 4 MB", _Members(
-        odd=lambda: sample_members(ODD, "k" * (4 << 20)), culprit="train-0000")),
+_ODD_CLASS = class_name(ODD)
+_FOLDERS: tuple[tuple[str, str, _Folder], ...] = (
+    ("a class is missing", "11 of 12 folders; the class list has 12",
+     _Folder(change=lambda src: shutil.rmtree(src / _ODD_CLASS), culprit=_ODD_CLASS, lost=(ODD,),
+             options=("--classes", "CLASSES"))),
+    ("a class is empty", "one of 12 folders holds nothing",
+     _Folder(change=lambda src: _odd_photo(src).unlink(), culprit=_ODD_CLASS, lost=(ODD,))),
+    ("a hidden folder", "an image in .cache beside the 12 class folders",
+     _Folder(change=_hide_a_photo, culprit=".cache")),
+    ("a class of one bad file", "a web page instead of the only image of a class",
+     _Folder(change=lambda src: _odd_photo(src).write_bytes(b"<html></html>"),
+             culprit=_ODD_CLASS, lost=(ODD,))),
+    ("side-cars", "Thumbs.db and a .json of the image's name in every class",
+     _Folder(change=_add_side_cars, culprit="Thumbs.db")),
+    ("a side-car before its image", "a .json before a .png of its name; the first is kept",
+     _Folder(change=_put_side_car_first, culprit=f"photo-{ODD:02d}",
+             options=("--duplicates", "first"))),
+    # Whichever split was meant, images of the others are not of its classes.
+    ("splits as classes", "train and val beside a third folder",
+     _Folder(change=_split, culprit="train, val", lost=range(N))),
+    ("one folder of all images", "images, beside the file that has their labels",
+     _Folder(change=_put_in_one, culprit="a single class, images")),
 )  # fmt: skip
 
 
 def _damaged(damage: Callable[[Path], None], folder: Path) -> Inputs:
     src, data = write_photos(folder / "src", N), folder / "DATA"
-    options = ["--samples-per-shard", str(_SAMPLES_PER_SHARD)]
-    ran = run([*CORESET, "pack", src, data, *options])
+    ran = run([*CORESET, "pack", src, data, "--samples-per-shard", str(SAMPLES_PER_SHARD)])
     if ran.code:
         raise ValueError(f"the photos cannot be packed: {ran.text}")
     damage(data / "shard-000001.tar")

@@ -4,32 +4,46 @@
 
 Each fault is made anew for each contender, which meets it in a process of its own: ``coreset``
 through its command line, webdataset's ``ShardWriter`` and reader, DALI on a CPU, and img2dataset if
-its whole package is in FOLDER/img2dataset (``bench/peers/faults_img2dataset.py`` says how). The
-outcome is judged by the output (``bench.robustness.outcomes``). Writes
-``bench/results/robustness.jsonl``.
+its whole package is in FOLDER/img2dataset. The outcome is judged by the output. Writes
+``bench/results/robustness.jsonl``, keeping the records of rows that were not run.
 """
 
+import re
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from coreset.bench.docs import Block, Table
 from coreset.bench.harness import RESULTS, Row, portable, read, record, write
-from coreset.bench.robustness import contenders, forgeries, processes, uses
-from coreset.bench.robustness.cases import Case, Inputs, image_cases, packed_cases, shard_cases
-from coreset.bench.robustness.folders import folder_cases
-from coreset.bench.robustness.outcomes import Judged, Observed, Outcome, judge
-from coreset.bench.robustness.tables import table_cases
+from coreset.bench.processes import CORESET
+from coreset.bench.robustness.cases import SAMPLES_PER_SHARD, Case, Inputs, cases
+from coreset.bench.robustness.outcomes import (
+    Observed,
+    Outcome,
+    Ran,
+    Sample,
+    judge,
+    read_found,
+    run,
+)
+from coreset.bench.robustness.shard_cases import shard_cases
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.packing.encode import as_rgb
 
-Contender = Callable[[Case, Inputs, Path], Observed]
 CONTENDERS = ("webdataset", "dali", "img2dataset", "coreset")
 DOES_NOT_APPLY = "does not apply"
 NOT_INSTALLED = "not installed here"
-NOT_MEASURED = "not measured"
+_READERS = (sys.executable, "-m", "coreset.bench.robustness.readers")
+_QUIET = {"NO_ALBUMENTATIONS_UPDATE": "1", "TQDM_DISABLE": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,37 +57,29 @@ class Robustness:
     programs that are not installed."""
     contender: tuple[str, ...] = CONTENDERS
     """Who is to run."""
+    dry: bool = False
+    """Record nothing."""
 
     def run(self) -> None:
         """Run every case and record it."""
         packages = self.peers / "img2dataset"
-        installed = contenders.img2dataset_version(packages)
-        versions = contenders.versions() | ({"img2dataset": installed} if installed else {})
+        versions = {"webdataset": version("webdataset"), "dali": version("nvidia-dali-cuda130")}
+        if installed := img2dataset_version(packages):
+            versions["img2dataset"] = installed
         rows: list[Row] = []
-        for row in self._rows(packages if installed else None):
-            print(f"{row['row']:>3} {row['fault']:<30} {row['contender']:<12} {row['outcome']}"
-                  f" ({row['detail']})", flush=True)  # fmt: skip
-            rows.append(row)
+        for case in chain(cases(), shard_cases()):
+            if self.row and case.row not in self.row:
+                continue
+            for name in self.contender:
+                row = _met(case, name, packages, installed=name in {*versions, "coreset"})
+                print("{row:>3} {fault:<30} {contender:<12} {outcome} ({detail})".format_map(row))
+                rows.append(row)
         # Only now: it imports torch, whose memory a child would be charged for.
         circumstances = record("robustness", {"peers": versions})
-        recorded = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
-        kept = merged(recorded, [{**circumstances, **row} for row in rows])
-        print(f"written: {write('robustness', kept)}")
-
-    def _rows(self, img2dataset: Path | None) -> Iterator[Row]:
-        known = _contenders(img2dataset)
-        chosen = {name: known[name] for name in self.contender}
-        for case in chain(
-            image_cases(), folder_cases(), shard_cases(), packed_cases(), table_cases()
-        ):
-            if not self.row or case.row in self.row:
-                for name, contender in chosen.items():
-                    yield _named(case.row, case.fault, case.injected, name,
-                                 _met(case, name, contender))  # fmt: skip
-        for case in (*processes.CASES, *uses.CASES, *forgeries.CASES):
-            if not self.row or case.row in self.row:
-                for name in self.contender:
-                    yield _named(case.row, case.fault, case.injected, name, _went(case, name))
+        if not self.dry:
+            recorded = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
+            kept = merged(recorded, [{**circumstances, **row} for row in rows])
+            print(f"written: {write('robustness', kept)}")
 
 
 def merged(recorded: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
@@ -86,70 +92,86 @@ def merged(recorded: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
     return list(kept.values())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cell:
-    outcome: str
-    detail: str = ""
-    facts: Mapping[str, Any] = field(default_factory=Row)
+def img2dataset_version(packages: Path) -> str | None:
+    """Return the version of the whole package, None if it cannot be imported from there."""
+    code = (
+        f"import sys; sys.path.append({str(packages)!r}); import img2dataset;"
+        "from importlib.metadata import version; print('version', version('img2dataset'))"
+    )
+    ran = run([sys.executable, "-c", code], env=_QUIET)
+    return None if ran.code else ran.text.rpartition("version ")[2].strip()
 
 
-def _contenders(img2dataset: Path | None) -> dict[str, Contender | None]:
-    return {
-        "webdataset": contenders.webdataset,
-        "dali": contenders.dali,
-        "img2dataset": contenders.img2dataset(img2dataset) if img2dataset else None,
-        "coreset": contenders.coreset,
-    }
-
-
-def _met(case: Case, name: str, contender: Contender | None) -> _Cell:
+def _met(case: Case, name: str, packages: Path, *, installed: bool) -> Row:
     """Run one contender on one case, in an empty folder."""
-    if name != "coreset" and case.kind == "table":
-        return _Cell(outcome=DOES_NOT_APPLY, detail="its caller reads the list")
+    row: Row = {"row": case.row, "fault": case.fault, "injected": case.injected}
+    row |= {"contender": name, "detail": ""}
     if name == "img2dataset" and case.kind != "folder":
-        return _Cell(outcome=DOES_NOT_APPLY, detail="it reads no shards")
-    if contender is None:
-        return _Cell(outcome=NOT_INSTALLED)
+        return row | {"outcome": DOES_NOT_APPLY, "detail": "it reads no shards"}
+    if not installed:
+        return row | {"outcome": NOT_INSTALLED}
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         work = Path(folder)
         inputs = case.prepare(work)
-        observed = contender(case, inputs, work)
-        return _cell(judge(observed, inputs.expected), observed)
-
-
-def _cell(judged: Judged, observed: Observed) -> _Cell:
+        observed = observe(case, inputs, work, name, packages)
+        outcome, detail = judge(observed, inputs.expected)
     lines = [line for line in observed.ran.text.splitlines() if line.strip()]
-    facts = {
+    return row | {
+        "outcome": str(outcome),
+        "detail": detail,
         "exit_code": observed.ran.code,
         "peak_mb": observed.ran.peak_mb,
         "delivered": len(observed.samples),
         "said": portable("\n".join(lines[-4:]))[:600],  # before a cut could halve a place
     }
-    return _Cell(outcome=judged.outcome, detail=judged.detail, facts=facts)
 
 
-def _went(case: processes.ProcessCase, name: str) -> _Cell:
-    run = {"coreset": case.coreset, "webdataset": case.webdataset}.get(name)
-    if run is None:
-        unmet = NOT_MEASURED if name == "img2dataset" and case.packs else DOES_NOT_APPLY
-        return _Cell(outcome=unmet)
-    if (reason := case.cannot_run()) is not None:
-        return _Cell(outcome=NOT_MEASURED, detail=reason)
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        outcome, detail = run(Path(folder))
-    return _Cell(outcome=outcome, detail=detail)
+def observe(case: Case, inputs: Inputs, work: Path, name: str, packages: Path = Path()) -> Observed:
+    """Give the inputs to a contender, whose outputs go below ``work``."""
+    if name == "coreset":
+        return _by_coreset(case, inputs, work / "DATA")
+    found, tars = work / "found", inputs.tars
+    if name == "img2dataset":
+        words = ["img2dataset", found, packages, inputs.place, work / "out"]
+        return Observed(run([*_READERS, *words], env=_QUIET), read_found(found))
+    if case.kind == "folder":
+        shards = work / "shards"
+        shards.mkdir()
+        written = run([*_READERS, "webdataset-write", inputs.place, shards, str(SAMPLES_PER_SHARD)])
+        if written.code:
+            return Observed(written)
+        tars = tuple(sorted(shards.glob("*.tar")))
+    return Observed(run([*_READERS, name, found, *tars]), read_found(found))
 
 
-def _named(row: int, fault: str, injected: str, contender: str, cell: _Cell) -> Row:
-    return {
-        "row": row,
-        "fault": fault,
-        "injected": injected,
-        "contender": contender,
-        "outcome": str(cell.outcome),
-        "detail": cell.detail,
-        **cell.facts,
-    }
+def _by_coreset(case: Case, inputs: Inputs, data: Path) -> Observed:
+    """Run ``coreset pack``, or ``coreset verify`` of what was packed before it was damaged."""
+    if case.kind == "packed":
+        ran = run([*CORESET, "verify", inputs.place])
+        return Observed(ran, () if ran.code else packed_samples(inputs.place))
+    options = ["--samples-per-shard", str(SAMPLES_PER_SHARD), *inputs.options]
+    ran = run([*CORESET, "pack", inputs.place, data, *options])
+    if ran.code:
+        return Observed(ran)
+    listed = run([*CORESET, "quarantine", "show", data])
+    reported = Ran(code=0, text=ran.text + listed.text, peak_mb=ran.peak_mb)
+    return Observed(reported, packed_samples(data))
+
+
+def packed_samples(data: Path) -> list[Sample]:
+    """Decode every sample of a packed data set; its class tells which sample it is."""
+    return [_packed_sample(data, row) for row in Dataset.open(data).samples.to_pylist()]
+
+
+def _packed_sample(data: Path, row: Row) -> Sample:
+    with (data / f"shard-{row['shard']:06d}.tar").open("rb") as file:
+        file.seek(row["offset"])
+        stored = file.read(row["bytes"])
+    with Image.open(BytesIO(stored)) as image:
+        pixels = np.asarray(as_rgb(image))
+    number = re.search(r"\d+", row["class"])  # c05; other names are no sample's
+    label = int(number[0]) if number else None
+    return Sample(label=label, key=row["key"], shape=pixels.shape, pixels=pixels)
 
 
 _ERRORS = (Outcome.NAMED, Outcome.NAMELESS)
