@@ -1,129 +1,174 @@
-"""Distance of each decoder from Pillow with torchvision, and its effect on features and scores.
+"""Distance of each decoder from Pillow with torchvision.
 
-    python -m coreset.bench.pixels [--data FOLDER] [--part pixels rounding features scores]
+    python -m coreset.bench.pixels [--data FOLDER]
 
 FOLDER holds ``imagenet-sample`` and ``imagenette/train``. The reference is made by
 ``torchvision.transforms.v2`` on Pillow images, not by code of this project. Nothing is timed.
-Writes ``bench/results/pixels.jsonl``, keeping the records of parts that were not run.
+Writes ``bench/results/pixels.jsonl``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 import tyro
 from numpy.typing import NDArray
+from PIL import Image
 
 from coreset.bench.docs import Block, Cell, Table, text_of
-from coreset.bench.harness import Row, records_of, run_parts
-from coreset.bench.pixels_images import (
-    REGIONS,
-    SEED,
-    WHOLE,
-    Images,
-    Pixels,
-    Transform,
-    aum,
-    decoded,
-    features_of,
-    packed_small,
-    read_images,
-    reference,
-    resized_exactly,
-)
-from coreset.engine.data.decoders.base import DecoderName
+from coreset.bench.harness import Options, Row, records_of
+from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
+from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.decoders.tolerances import TOLERANCES
-from coreset.engine.data.geometry import Geometry
-from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
+from coreset.engine.data.geometry import Box, Crops, Geometry
+from coreset.kernels.seeds import permutation
+from coreset.shards.images.probe import glance
+from coreset.shards.packing.encode import reencode
 
-Part: TypeAlias = Literal["pixels", "rounding", "features", "scores"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Pixels: TypeAlias = NDArray[np.uint8]
+Boxes: TypeAlias = NDArray[np.int64] | None
+SEED, BATCH = 0, 64
 DECODERS = (DecoderName.TURBO, DecoderName.DALI, DecoderName.FAST, DecoderName.PILLOW)
 EDGE = TOLERANCES[DecoderName.DALI].edge
-FEATURE_SIZE, SCORE_SIZE = 224, 128
-"""Pixels. The score's is not ImageNette's own, at which most decoders have nothing to resize."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PixelsBench:
+class PixelsBench(Options):
     """Measure the pixel contract."""
 
-    data: Path = Path("../shared/data")
-    """Folder of the images."""
-    part: tuple[Part, ...] = PARTS
-    """What to measure."""
+    originals: int | None = None
+    """Images of ImageNet whose pixels are compared; all by default."""
     imagenette: int = 500
     """Images of ImageNette whose pixels are compared, drawn with a fixed seed."""
-    scored: int = 1000
-    """Images of ImageNette that are scored."""
-    dry: bool = False
-    """Record nothing."""
 
     def run(self) -> None:
-        """Run the parts in turn, print and record the results."""
-        rows = {
-            "pixels": self._pixels,
-            "rounding": self._rounding,
-            "features": self._features,
-            "scores": self._scores,
-        }
-        run_parts("pixels", {part: rows[part] for part in self.part}, dry=self.dry)
+        """Compare every decoder, print and record the results."""
+        self.record_parts("pixels", {"pixels": self._rows})
 
-    def _pixels(self) -> Iterator[Row]:
-        originals = self._originals()
-        for images in (originals, self._imagenette(self.imagenette)):
+    def _rows(self) -> Iterator[Row]:
+        originals = read_images("imagenet", self.data / "imagenet-sample", self.originals)
+        small = self.data / "imagenette" / "train"
+        for images in (originals, read_images("imagenette", small, self.imagenette)):
             for transform in (*REGIONS, *WHOLE):
                 yield pixel_row(images, images, transform)
-        small = packed_small(originals)
+        packed = packed_small(originals)
         for transform in WHOLE:
-            yield pixel_row(originals, small, transform)
+            yield pixel_row(originals, packed, transform)
 
-    def _rounding(self) -> Iterator[Row]:
-        images, geometry = self._originals(), Geometry(FEATURE_SIZE)
-        decodings = {"reference": reference(images, geometry)}
-        decodings |= {name: decoded(name, geometry, images) for name in DECODERS[:2]}
-        exact = np.stack([resized_exactly(data, FEATURE_SIZE) for data in images.data])
-        for name, pixels in decodings.items():
-            levels = np.abs(pixels - exact)[:, EDGE:-EDGE, EDGE:-EDGE]
-            row = {"input": images.name, "images": len(images), "decoder": name}
-            yield {**row, "largest": float(levels.max()), "mean": float(levels.mean())}
 
-    def _features(self) -> Iterator[Row]:
-        backbone = load_backbone(OFFLINE_BACKBONE, None, torch.device("cpu"))
-        originals, geometry = self._originals(), Geometry(FEATURE_SIZE)
-        expected = features_of(reference(originals, geometry), backbone)
-        for images in (originals, packed_small(originals)):
-            for name in DECODERS:
-                features = features_of(decoded(name, geometry, images), backbone)
-                yield {"input": images.name, "decoder": name, **cosines(features, expected)}
-        other = np.roll(expected, 1, axis=0)
-        yield {"input": originals.name, "decoder": "another image", **cosines(other, expected)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Encoded images."""
 
-    def _scores(self) -> Iterator[Row]:
-        from scipy.stats import spearmanr
+    name: str
+    data: Sequence[bytes]
+    widths: NDArray[np.int64]
+    heights: NDArray[np.int64]
 
-        backbone = load_backbone(OFFLINE_BACKBONE, None, torch.device("cpu"))
-        images, geometry = self._imagenette(self.scored), Geometry(SCORE_SIZE)
-        features = features_of(reference(images, geometry), backbone)
-        expected = aum(features, images.labels, SEED)
-        contenders = {"another seed": aum(features, images.labels, SEED + 1)}
-        for name in DECODERS:
-            features = features_of(decoded(name, geometry, images), backbone)
-            contenders[name] = aum(features, images.labels, SEED)
-        for name, scores in contenders.items():
-            ranked: Any = spearmanr(scores, expected)
-            row = {"input": images.name, "images": len(images), "size": SCORE_SIZE}
-            yield {**row, "decoder": name, "spearman": float(ranked.statistic)}
+    def __len__(self) -> int:
+        return len(self.data)
 
-    def _originals(self) -> Images:
-        return read_images("imagenet", self.data / "imagenet-sample")
+    def where(self, chosen: NDArray[np.bool_]) -> "Images":
+        """Select some of the images."""
+        data = [one for one, keep in zip(self.data, chosen, strict=True) if keep]
+        columns = {name: getattr(self, name)[chosen] for name in ("widths", "heights")}
+        return Images(name=self.name, data=data, **columns)
 
-    def _imagenette(self, n: int) -> Images:
-        return read_images("imagenette", self.data / "imagenette" / "train", n)
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """Transform of a stored image to a square."""
+
+    name: str
+    geometry: Geometry
+    boxes: Callable[[Images], Boxes] = lambda _: None
+    """Region of each image to squash to the square instead of what the geometry says."""
+    smallest: int = 1
+    """Short side in pixels of the images that it is measured on."""
+
+
+def central_boxes(images: Images) -> NDArray[np.int64]:
+    """Return the central 224 x 224 pixels, which need no resize."""
+    left, top = (images.widths - 224) // 2, (images.heights - 224) // 2
+    return np.stack([left, top, left + 224, top + 224], axis=1)
+
+
+def random_boxes(images: Images) -> NDArray[np.int64]:
+    """Draw a random resized crop of each image."""
+    ids = np.arange(len(images), dtype=np.int64)
+    return Crops().boxes(ids, images.widths, images.heights, seed=SEED, epoch=0)
+
+
+WHOLE = (
+    Transform("resize 256, centre 224", Geometry(224, 256)),
+    *(Transform(f"short side and centre {size}", Geometry(size, size)) for size in (176, 128, 64)),
+    *(Transform(f"squash to {size}", Geometry(size)) for size in (224, 64)),
+)
+REGIONS = (
+    Transform("no resize, centre 224", Geometry(224), central_boxes, smallest=224),
+    Transform("random resized crop 224", Geometry(224), random_boxes),
+)
+
+
+def read_images(name: str, folder: Path, n: int | None = None) -> Images:
+    """Read the images in class folders, or ``n`` of them drawn with a fixed seed."""
+    paths = sorted(folder.glob("*/*"))
+    files = [paths[row] for row in np.sort(permutation(len(paths), SEED)[:n])]
+    return _sized(name, [file.read_bytes() for file in files])
+
+
+def packed_small(images: Images) -> Images:
+    """Encode the images as ``coreset pack --store resized`` does by default."""
+    data = [reencode(one, glance(one), short_side=256, quality=90)[0] for one in images.data]
+    return _sized(f"{images.name}, packed resized", data)
+
+
+def _sized(name: str, data: Sequence[bytes]) -> Images:
+    sizes = np.array([Image.open(BytesIO(one)).size for one in data], dtype=np.int64)
+    return Images(name=name, data=data, widths=sizes[:, 0], heights=sizes[:, 1])
+
+
+def reference(images: Images, geometry: Geometry, boxes: Boxes = None) -> Pixels:
+    """Decode and transform the images with torchvision, uint8 of shape (n, s, s, 3)."""
+    regions = [None] * len(images) if boxes is None else map(tuple, boxes.tolist())
+    pairs = zip(images.data, regions, strict=True)
+    return np.stack([reference_pixels(one, geometry, region) for one, region in pairs])
+
+
+def reference_pixels(data: bytes, geometry: Geometry, region: Box | None = None) -> Pixels:
+    """Decode and transform one image or a region of it with torchvision, uint8 (s, s, 3)."""
+    from torchvision.transforms.v2 import functional
+
+    size = [geometry.size, geometry.size]
+    with Image.open(BytesIO(data)) as opened:
+        image: Any = opened.convert("RGB")  # torchvision's annotations know tensors alone
+    if region is not None:
+        left, top, right, bottom = region
+        placed = functional.resized_crop(image, top, left, bottom - top, right - left, size)
+    elif geometry.resize is None:
+        placed = functional.resize(image, size)
+    else:
+        placed = functional.center_crop(functional.resize(image, [geometry.resize]), size)
+    return np.asarray(placed)
+
+
+def decoded(name: DecoderName, geometry: Geometry, images: Images, boxes: Boxes = None) -> Pixels:
+    """Decode the images with one of our decoders, uint8 of shape (n, s, s, 3)."""
+    pixels = np.empty((len(images), geometry.size, geometry.size, 3), np.uint8)
+    exact = name is DecoderName.PILLOW
+    with closing(make_decoder(name, geometry, device="cpu", workers=0, exact=exact)) as decoder:
+        for first in range(0, len(images), BATCH):
+            some = slice(first, first + BATCH)
+            crops = None if boxes is None else boxes[some]
+            sizes = images.widths[some], images.heights[some]
+            batch = decoder.decode(EncodedBatch(images.data[some], *sizes, crops))
+            pixels[some] = batch.permute(0, 2, 3, 1).numpy()
+    return pixels
 
 
 def pixel_row(originals: Images, stored: Images, transform: Transform) -> Row:
@@ -159,27 +204,10 @@ def spread(levels: NDArray[np.int16]) -> Row:
     return {"largest": int(levels.max()), "mean": float(levels.mean()), **shares}
 
 
-def cosines(features: NDArray[np.float16], expected: NDArray[np.float16]) -> Row:
-    """Compute the cosine between the features of each image."""
-    a, b = features.astype(np.float64), expected.astype(np.float64)
-    cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return {
-        "images": len(features),
-        "size": FEATURE_SIZE,
-        "min_cosine": float(cosine.min()),
-        "mean_cosine": float(cosine.mean()),
-    }
-
-
-_RESIZED = "imagenet, packed resized"
-
-
-def _of(part: str) -> list[Row]:
-    return records_of(f"pixels.{part}")
-
-
 def _contract() -> list[Row]:
-    return [row for row in _of("pixels") if row["input"] != _RESIZED]
+    return [
+        row for row in records_of("pixels.pixels") if row["input"] != "imagenet, packed resized"
+    ]
 
 
 def _name(decoder: str) -> str:
@@ -228,12 +256,8 @@ def _edges() -> Iterable[Row]:
         yield row | zones_ | over
 
 
-def _named(part: str) -> Iterable[Row]:
-    return (row | {"decoder": _name(row["decoder"])} for row in _of(part))
-
-
 def _circumstances() -> str:
-    row = _of("pixels")[0]
+    row = records_of("pixels.pixels")[0]
     names = ("simplejpeg", "nvidia-dali-cuda130", "pillow", "torchvision", "torch")
     used = ", ".join(f"{name} {row['versions'][name]}" for name in names if name in row["versions"])
     counts = {row["input"]: row["images"] for row in _contract()}
@@ -253,7 +277,7 @@ BLOCKS: Mapping[str, Block] = {
     ),
     "pixels_differences": lambda: _difference_table(_contract()),
     "pixels_resized": lambda: _difference_table(
-        [row for row in _of("pixels") if row["input"] == _RESIZED]
+        [row for row in records_of("pixels.pixels") if row["input"] == "imagenet, packed resized"]
     ),
     "pixels_edge": Table(
         _edges,
@@ -264,23 +288,6 @@ BLOCKS: Mapping[str, Block] = {
             "outer 2 pixels": "{edge}",
             **{f"of these over {bound}": f"{{over_{bound}}}" for bound in (1, 4, 16)},
         },
-    ),
-    "pixels_rounding": Table(
-        partial(_named, "rounding"),
-        {"pixels of": "{decoder}", "largest": "{largest:.2f}", "mean": "{mean:.3f}"},
-    ),
-    "pixels_features": Table(
-        partial(_named, "features"),
-        {
-            "images": "{input}",
-            "decoder": "{decoder}",
-            "smallest cosine": "{min_cosine:.5f}",
-            "mean cosine": "{mean_cosine:.6f}",
-        },
-    ),
-    "pixels_scores": Table(
-        lambda: sorted(_named("scores"), key=lambda row: -row["spearman"]),
-        {"decoder": "{decoder}", "Spearman rank correlation": "{spearman:.5f}"},
     ),
     "pixels_circumstances": _circumstances,
 }

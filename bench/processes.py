@@ -5,8 +5,8 @@ in each, so the sum over processes is what the machine needs for them.
 """
 
 import ctypes
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,10 +15,10 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from coreset.bench.harness import Row
 
@@ -27,8 +27,8 @@ WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 CORESET = (*WITH_PARENT, sys.executable, "-m", "coreset.engine.cli")
 _PR_SET_PDEATHSIG = 1
 _PROC = Path("/proc")
-# The lines that are read, of the twenty that smaps has for each map.
-_LINES = re.compile(rb"^(?:[0-9a-f]+-[0-9a-f]+ .*|(?:Pss|Anonymous): .*)$", re.MULTILINE)
+_held: list[Callable[[], Any]] = []
+"""What this process is to call, if it is one of ``remote``."""
 
 
 class MissingPeerError(Exception):
@@ -66,18 +66,34 @@ def pool_of(
 
 
 def _enter(parent: int, folder: str) -> None:
-    end_with_parent(parent)
+    # Have the kernel kill this process when its parent ends, however the parent ends.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
     if folder:
         sys.path.insert(0, folder)
     # Progress bars and a look for newer versions are nobody's work here.
     os.environ |= {"TQDM_DISABLE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however the parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
-        os.kill(os.getpid(), signal.SIGKILL)
+def remote(
+    stack: ExitStack,
+    make: Callable[..., Callable[[], Any]],
+    *arguments: object,
+    environment: Mapping[str, str | None] | None = None,
+) -> Callable[[], Any]:
+    """Call ``make`` in a process of its own; return what calls its result there."""
+    pool, _ = stack.enter_context(pool_of(None, environment=environment))
+    pool.submit(_hold, make, *arguments).result()
+    return lambda: pool.submit(_call).result()
+
+
+def _hold(make: Callable[..., Callable[[], Any]], *arguments: object) -> None:
+    _held.append(make(*arguments))
+
+
+def _call() -> object:
+    return _held[0]()
 
 
 @contextmanager
@@ -110,10 +126,12 @@ def options(fields: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def run_coreset(*words: object) -> None:
-    """Run a ``coreset`` command and drop what it prints."""
-    command = [*CORESET, *map(str, words)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def run_coreset(*words: object) -> Row:
+    """Run a ``coreset`` command; return the data that it ends with."""
+    command = [*CORESET, *map(str, words), "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1])
 
 
 def watch(
@@ -128,7 +146,7 @@ def watch(
 
     Returns:
         The largest of each measure, ``looks``, ``wall_seconds``, and ``failed``: exit code and last
-        line of its errors, empty if it ended with 0.
+        line of the messages, empty if all went well.
     """
     peaks: dict[str, int] = defaultdict(int)
     looks, started = 0, time.perf_counter()
@@ -161,58 +179,3 @@ def family_of(pid: int) -> list[int]:
     for member in family:
         family += children[member]
     return family
-
-
-def rollup_bytes(pids: Sequence[int], *kinds: str) -> int:
-    """Return memory of processes, of kinds such as ``Pss`` or ``Pss_Anon``."""
-    total = 0
-    for pid in pids:
-        with suppress(OSError):  # it may end between two lines of this
-            for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-                kind, _, size = line.partition(":")
-                total += int(size.split()[0]) * 1024 if kind in kinds else 0
-    return total
-
-
-class Memory(NamedTuple):
-    """Bytes of memory, with the pages of mapped data files apart: a cache of the kernel."""
-
-    total: int
-    data: int
-    """Of ``total``, pages of mapped data files that are still the file's."""
-    anonymous: int
-    """Of ``total``, pages of no file, and what a private map changed of its file."""
-
-
-def memory_of(pid: int, data: Path) -> Memory:
-    """Return the memory of one process; nothing once it is gone."""
-    with suppress(OSError):
-        return memory_in((_PROC / str(pid) / "smaps").read_bytes(), data)
-    return Memory(0, 0, 0)
-
-
-def memory_in(smaps: bytes, data: Path) -> Memory:
-    """Return the memory that ``smaps`` of /proc/PID lists; files below ``data`` are data."""
-    below, inside, share, total, of_data, anonymous = os.fsencode(data) + b"/", False, 0, 0, 0, 0
-    for line in _LINES.findall(smaps):  # of each map in this order: header, Pss, Anonymous
-        if line.startswith(b"Pss:"):
-            share = int(line.split()[1]) * 1024
-            total += share
-        elif line.startswith(b"Anonymous:"):
-            changed = min(share, int(line.split()[1]) * 1024)
-            anonymous += changed
-            of_data += (share - changed) * inside
-        else:
-            # Addresses, rights, offset, device, inode, and the path if there is one.
-            inside = b"".join(line.split(maxsplit=5)[5:]).startswith(below)
-    return Memory(total, of_data, anonymous)
-
-
-def tree_bytes(directory: Path) -> int:
-    """Return the bytes of all files below a directory, as far as they stay meanwhile."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):
-                total += (Path(folder) / name).stat().st_size
-    return total

@@ -1,15 +1,14 @@
 """Loading benchmark: what counts as delivered, and targets."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from coreset.bench.decode_contenders import Entrant, Racer
-from coreset.bench.decode_inputs import difference
-from coreset.bench.decode_races import BEST, RACES, reached
+from coreset.bench.decode import RACES, best_peer
+from coreset.bench.decode_racers import Entrant, Racer, difference
 from coreset.bench.peers.loaders import (
     MEAN,
     SIZE,
@@ -17,12 +16,10 @@ from coreset.bench.peers.loaders import (
     Session,
     Task,
     batches_of_ids,
-    in_threads,
     levels,
     numbered,
-    sum_of_words,
-    time_to_first_batch,
 )
+from coreset.bench.peers.torch_loaders import in_threads
 
 
 @pytest.fixture
@@ -48,13 +45,12 @@ def images_of(ids):
 def loader_of(batches, log=None):
     """An opener of a loader that hands over images of these ids, in these batches."""
 
-    @contextmanager
-    def opener(_task):
-        if log is not None:
-            log.append("opened")
-        yield lambda: ((images_of(ids), ids) for ids in batches)
-        if log is not None:
-            log.append("closed")
+    log = [] if log is None else log
+
+    def opener(_task, stack):
+        log.append("opened")
+        stack.callback(log.append, "closed")
+        return lambda: ((images_of(ids), ids) for ids in batches)
 
     return opener
 
@@ -81,15 +77,6 @@ def test_a_turn_has_as_many_epochs_as_the_task_says(task):
     session.open(loader_of([[0, 1], [2]]), replace(task, epochs=4))
     found = session.run()
     assert (found.images, found.distinct) == (12, 3)
-
-
-def test_every_byte_counts_wherever_it_lies():
-    images = np.zeros((2, 8, 8, 3), np.uint8)
-    for view in (images, images.transpose(0, 3, 1, 2)):
-        assert sum_of_words(view) == 0
-    images[1, 7, 7, 2] = 1
-    for view in (images, images.transpose(0, 3, 1, 2)):
-        assert sum_of_words(view) == 1 << 56
 
 
 def test_first_pixels_are_those_of_the_first_epoch(task):
@@ -123,7 +110,7 @@ def test_levels_are_the_same_for_bytes_and_normalised_planes():
 
 def test_differences_are_in_levels():
     found = difference(np.array([1, 2], np.float32), np.array([1, 5], np.float32))
-    assert found == {"pixels_max": 3, "pixels_mean": 1.5}
+    assert found == {"images_compared": 2, "pixels_max": 3, "pixels_mean": 1.5}
 
 
 def test_batches_are_numbered_in_order_and_the_last_may_be_short():
@@ -132,34 +119,16 @@ def test_batches_are_numbered_in_order_and_the_last_may_be_short():
 
 
 def test_threads_write_every_file_to_its_row(task):
-    def decode(path, into):
-        into.fill_(int(path.stem) % 251)
+    def read(path):
+        return torch.full((3, SIZE, SIZE), int(path.stem) % 251, dtype=torch.uint8)
 
-    got = list(in_threads(task, decode))
+    got = list(in_threads(task, read))
     assert [len(ids) for _, ids in got] == [256, 44]
     for images, ids in got:
         assert images.shape == (len(ids), 3, SIZE, SIZE)
         assert images.permute(0, 2, 3, 1).is_contiguous()
         assert images[:, 0, 0, 0].tolist() == images[:, 2, 223, 223].tolist()
         assert images[:, 0, 0, 0].tolist() == [one % 251 for one in ids]
-
-
-def test_a_start_takes_one_batch_only(task):
-    taken = []
-
-    @contextmanager
-    def opener(_task):
-        def batches():
-            for one in ([0], [1]):
-                taken.append(one)
-                yield images_of(one), one
-
-        yield batches
-
-    found = time_to_first_batch(opener, task)
-    assert taken == [[0]]
-    assert found.open_seconds >= 0
-    assert found.first_batch_seconds >= 0
 
 
 class Here:
@@ -181,7 +150,7 @@ class Here:
 def racer_with(task, *epochs):
     entrant = Entrant(loader_of([]), dict)
     pool: Any = Here(list(epochs))
-    return Racer(entrant=entrant, name="other", task=task, pool=pool, versions={})
+    return Racer(entrant=entrant, task=task, pool=pool)
 
 
 def epoch_of(task, ids, shift=0):
@@ -191,10 +160,10 @@ def epoch_of(task, ids, shift=0):
 
 
 def errors_of(racer, turns):
-    contender, found = racer.contender(), []
+    found = []
     for _ in range(turns):
-        contender.run(None)
-        found.append(contender.check(None))
+        racer.run(None)
+        found.append(racer.check(None))
     return found
 
 
@@ -220,10 +189,15 @@ def test_what_a_peer_raises_is_its_failure_and_not_the_end(task):
     assert errors_of(racer, 1) == ["RuntimeError: no such"]
 
 
-def test_the_best_peer_is_the_fastest_of_others(raced):
-    found = reached(raced, raced[0], {BEST: 1.2, "decode": 0.85, "FFCV, jpg": 2.0})
-    assert found["best_peer"] == "quick"
-    assert found["reached"] == {BEST: 2.0, "decode": 0.9, "FFCV, jpg": None}
+def test_the_best_peer_is_the_fastest_of_others():
+    rows = [
+        {"contender": "coreset", "role": "ours", "images_per_second": 9},
+        {"contender": "slow", "role": "peer", "images_per_second": 1},
+        {"contender": "quick", "role": "peer", "images_per_second": 2},
+        {"contender": "gone", "role": "peer", "absent": "no wheel"},
+    ]
+    assert best_peer(rows)["contender"] == "quick"
+    assert best_peer(rows[:1])["contender"] == "none"
 
 
 def test_the_first_of_every_race_is_ours_and_has_a_goal():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coreset.bench.pixels_images import Images, decoded, reference
+from coreset.bench.pixels import Images, decoded, reference
 from coreset.engine.data.decoders.base import DecoderName
 from coreset.engine.data.decoders.tolerances import TOLERANCES, Tolerance
 from coreset.engine.data.geometry import Crops, Geometry
@@ -21,7 +21,6 @@ def collected(stored):
         data=[one.data for one in stored],
         widths=sizes[:, 0],
         heights=sizes[:, 1],
-        labels=np.zeros(len(stored), np.int64),
     )
 
 
