@@ -73,7 +73,6 @@ _THREADED = (OURS, FAST, "torchvision.io, threads", "DALI, shards", "SPDL, threa
 _ALL = (
     *_THREADED,
     "torchvision.io, workers",
-    "DALI, files",
     "ImageFolder + Pillow, workers",
     "webdataset + Pillow, workers",
     "LitData + Pillow, workers",

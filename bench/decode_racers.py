@@ -57,10 +57,6 @@ def _torchvision(opener: Opener) -> Entrant:
     return Entrant(opener, by_torch.torchvision_versions)
 
 
-def _dali(opener: Opener) -> Entrant:
-    return Entrant(opener, native.dali_versions, reopened=True)
-
-
 def _ffcv(mode: str, note: str) -> Entrant:
     return Entrant(partial(native.ffcv, mode), native.ffcv_versions, note, "ffcv")
 
@@ -73,8 +69,7 @@ ENTRANTS: Mapping[str, Entrant] = {
     "torchvision.io, workers": _torchvision(partial(by_torch.image_folder, "torchvision.io")),
     "ImageFolder + Pillow, workers": _torchvision(partial(by_torch.image_folder, "pillow")),
     "webdataset + Pillow, workers": Entrant(by_torch.webdataset, by_torch.webdataset_versions),
-    "DALI, shards": _dali(native.dali_shards),
-    "DALI, files": _dali(native.dali_files),
+    "DALI, shards": Entrant(native.dali, native.dali_versions, reopened=True),
     "FFCV, jpg": _ffcv("jpg", "its own file, JPEG of quality 90"),
     "FFCV, raw": _ffcv("raw", "its own file, pixels"),
     "SPDL, threads": Entrant(native.spdl, native.spdl_versions, packages="spdl"),
@@ -169,7 +164,7 @@ class Racer:
         if self.error or self.delivered is None:
             return self.error
         if self.entrant.reopened:
-            self.pool.submit(call_session, "reopen").result()
+            self.pool.submit(call_session, "open", self.entrant.open, self.task).result()
         n = len(self.task.files)
         expected = self.task.epochs * n, n, self.task.pixels
         if self.delivered[:3] != expected:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coreset.bench.docs import Block, Table, machine, optional
+from coreset.bench.docs import Block, Table, if_present, machine, optional
 from coreset.bench.harness import Contender, Options, Row, absent, race, ratios, records_of
 from coreset.engine.models.networks import build_network, memory_format_for, placed
 from coreset.engine.runtime.device import resolve_device
@@ -239,31 +239,21 @@ def aum_package(
     )
 
 
-def _of(part: str) -> list[Row]:
-    return records_of(f"dynamics.{part}")
-
-
 def _circumstances() -> str:
-    row = _of("step")[0]
+    row = records_of("dynamics.step")[0]
     sizes = "{samples:,} samples, {classes:,} classes, batches of {batch}."
     threads = f"{row['threads']} threads, "
     return f"{machine(row, threads)}. {sizes.format_map(row)}"
 
 
-def _peers() -> Iterator[Row]:
-    for row in _of("peers"):
-        failed = row.get("absent") or (f"wrong: {row['failed']}" if "failed" in row else "")
-        cells = {"speed": failed, "ms": "", "ratio": "", "aim": ""}
-        if not failed:
-            ms = [1e3 * seconds * row["batch"] / row["images"] for seconds in row["seconds"]]
-            ratio = row["speed_over"].get(PEER)
-            cells = {
-                "speed": f"{row['images_per_second']:,.0f}",
-                "ms": f"{median(ms):.3f} ({min(ms):.3f}-{max(ms):.3f})",
-                "ratio": f"{ratio:.1f}" if ratio else "",
-                "aim": f"{row['goal']:.0f}" if row["goal"] else "",
-            }
-        yield row | cells
+def _milliseconds_per_batch(row: Row) -> str:
+    ms = _milliseconds(row["seconds"], row["images"] // row["batch"])
+    return "{median_ms:.3f} ({min_ms:.3f}-{max_ms:.3f})".format_map(ms)
+
+
+def _times_the_peer(row: Row) -> str:
+    times = row["speed_over"].get(PEER)
+    return f"{times:.1f}" if times else ""
 
 
 BLOCKS: Mapping[str, Block] = {
@@ -278,13 +268,13 @@ BLOCKS: Mapping[str, Block] = {
         },
     ),
     "dynamics_peers": Table(
-        _peers,
+        "dynamics.peers",
         {
             "what": "{contender} ({role})",
-            "samples/s": "{speed}",
-            "ms per batch": "{ms}",
-            "times the speed of `aum`": "{ratio}",
-            "goal": "{aim}",
+            "samples/s": if_present("{images_per_second:,.0f}", reason=True),
+            "ms per batch": if_present(_milliseconds_per_batch),
+            "times the speed of `aum`": if_present(_times_the_peer),
+            "goal": optional("goal", "{goal:.0f}"),
         },
     ),
 }

@@ -1,6 +1,10 @@
-"""Images and packed data sets that the benchmarks read, and checks of what they write."""
+"""Images that the benchmarks read, and checks of what they write.
+
+``python -m coreset.bench.inputs FOLDER`` makes data that is large enough for ``make bench-smoke``.
+"""
 
 import shutil
+import sys
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +18,7 @@ import simplejpeg
 import xxhash
 
 from coreset.bench.harness import Contender
+from coreset.bench.robustness.faults import photo
 from coreset.shards.images.probe import glance
 
 SHORT_SIDE, QUALITY = 256, 90
@@ -73,22 +78,6 @@ def repeated_tree(name: str, source: Path, path: Path, images: int) -> Tree:
         shutil.copyfile(file, folder / f"{file.stem}_{turn:05d}{file.suffix}")
     note = f"{images:,} copies of {min(len(chosen), images):,} images; page cache warm"
     return Tree(name=name, path=path, note=note)
-
-
-def balanced_copy(source: Path, target: Path, per_class: int) -> int:
-    """Copy the first images of every class folder; return how many there are.
-
-    Raises:
-        ValueError: A class has fewer.
-    """
-    for folder in sorted(entry for entry in source.iterdir() if entry.is_dir()):
-        images = sorted(folder.iterdir())
-        if len(images) < per_class:
-            raise ValueError(f"{folder} has {len(images)} images, wanted {per_class}; ask for less")
-        (target / folder.name).mkdir(parents=True)
-        for image in images[:per_class]:
-            shutil.copyfile(image, target / folder.name / image.name)
-    return sum(1 for _ in target.glob("*/*"))
 
 
 def fingerprint(samples: Iterable[tuple[int, bytes]]) -> str:
@@ -170,3 +159,16 @@ def decode_limit(contents: Sequence[bytes], threads: int) -> Contender:
 
     note = "simplejpeg, from memory, at stored size"
     return Contender(name="decode", run=run, role="limit", note=note)
+
+
+def write_small_data(data: Path) -> None:
+    """Make a folder of data with four synthetic photographs in each of two sets."""
+    for name, size in (("imagenet-sample", (320, 240)), ("imagenette/train", (224, 224))):
+        for label in range(4):
+            path = data / name / f"n{label:08d}" / "photo.JPEG"
+            path.parent.mkdir(parents=True)
+            photo(label, *size).save(path, quality=92)
+
+
+if __name__ == "__main__":
+    write_small_data(Path(sys.argv[1]))

@@ -7,7 +7,7 @@ FOLDER holds ``imagenet-sample`` and ``imagenette/train``. The reference is made
 Writes ``bench/results/pixels.jsonl``.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -20,21 +20,18 @@ import tyro
 from numpy.typing import NDArray
 from PIL import Image
 
-from coreset.bench.docs import Block, Cell, Table, text_of
+from coreset.bench.docs import Block, Table
 from coreset.bench.harness import Options, Row, records_of
 from coreset.engine.data.decoders.base import DecoderName, EncodedBatch
 from coreset.engine.data.decoders.choose import make_decoder
 from coreset.engine.data.decoders.tolerances import TOLERANCES
 from coreset.engine.data.geometry import Box, Crops, Geometry
 from coreset.kernels.seeds import permutation
-from coreset.shards.images.probe import glance
-from coreset.shards.packing.encode import reencode
 
 Pixels: TypeAlias = NDArray[np.uint8]
 Boxes: TypeAlias = NDArray[np.int64] | None
 SEED, BATCH = 0, 64
 DECODERS = (DecoderName.TURBO, DecoderName.DALI, DecoderName.FAST, DecoderName.PILLOW)
-EDGE = TOLERANCES[DecoderName.DALI].edge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +52,7 @@ class PixelsBench(Options):
         small = self.data / "imagenette" / "train"
         for images in (originals, read_images("imagenette", small, self.imagenette)):
             for transform in (*REGIONS, *WHOLE):
-                yield pixel_row(images, images, transform)
-        packed = packed_small(originals)
-        for transform in WHOLE:
-            yield pixel_row(originals, packed, transform)
+                yield pixel_row(images, transform)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,17 +113,8 @@ def read_images(name: str, folder: Path, n: int | None = None) -> Images:
     """Read the images in class folders, or ``n`` of them drawn with a fixed seed."""
     paths = sorted(folder.glob("*/*"))
     files = [paths[row] for row in np.sort(permutation(len(paths), SEED)[:n])]
-    return _sized(name, [file.read_bytes() for file in files])
-
-
-def packed_small(images: Images) -> Images:
-    """Encode the images as ``coreset pack --store resized`` does by default."""
-    data = [reencode(one, glance(one), short_side=256, quality=90)[0] for one in images.data]
-    return _sized(f"{images.name}, packed resized", data)
-
-
-def _sized(name: str, data: Sequence[bytes]) -> Images:
-    sizes = np.array([Image.open(BytesIO(one)).size for one in data], dtype=np.int64)
+    data = [file.read_bytes() for file in files]
+    sizes = np.array([Image.open(file).size for file in files], dtype=np.int64)
     return Images(name=name, data=data, widths=sizes[:, 0], heights=sizes[:, 1])
 
 
@@ -171,43 +156,27 @@ def decoded(name: DecoderName, geometry: Geometry, images: Images, boxes: Boxes 
     return pixels
 
 
-def pixel_row(originals: Images, stored: Images, transform: Transform) -> Row:
-    """Compare each decoder on ``stored`` with the reference on ``originals``."""
-    chosen = np.minimum(originals.widths, originals.heights) >= transform.smallest
-    originals, stored = originals.where(chosen), stored.where(chosen)
-    geometry, boxes = transform.geometry, transform.boxes(originals)
-    expected = reference(originals, geometry, boxes)
+def pixel_row(images: Images, transform: Transform) -> Row:
+    """Compare each decoder with the reference."""
+    images = images.where(np.minimum(images.widths, images.heights) >= transform.smallest)
+    geometry, boxes = transform.geometry, transform.boxes(images)
+    expected = reference(images, geometry, boxes)
     decoders: Row = {}
     for name in DECODERS:
-        pixels = decoded(name, geometry, stored, boxes)
-        judged = asdict(TOLERANCES[name].difference(pixels, expected))
-        decoders[name] = {"judged": judged, **zones(pixels, expected)}
-    row = {"input": stored.name, "images": len(stored), "transform": transform.name}
+        pixels = decoded(name, geometry, images, boxes)
+        levels = np.abs(pixels.astype(np.int16) - expected)
+        differences = {"largest": int(levels.max()), "mean": float(levels.mean())}
+        decoders[name] = {
+            "judged": asdict(TOLERANCES[name].difference(pixels, expected)),
+            "all": differences | {"over_0": float((levels > 0).mean())},
+        }
+    row = {"input": images.name, "images": len(images), "transform": transform.name}
     return {**row, "decoders": decoders}
 
 
-def zones(pixels: Pixels, expected: Pixels) -> Row:
-    """Return the spread of differences over all pixels, over the inside and over the edge."""
-    levels = np.abs(pixels.astype(np.int16) - expected)
-    inside = np.zeros(levels.shape[1:3], np.bool_)
-    inside[EDGE:-EDGE, EDGE:-EDGE] = True
-    return {
-        "all": spread(levels),
-        "inside": spread(levels[:, inside]),
-        "edge": spread(levels[:, ~inside]),
-    }
-
-
-def spread(levels: NDArray[np.int16]) -> Row:
-    """Return the largest, the mean, and the share of values beyond some bounds."""
-    shares = {f"over_{bound}": float((levels > bound).mean()) for bound in (0, 1, 4, 16)}
-    return {"largest": int(levels.max()), "mean": float(levels.mean()), **shares}
-
-
-def _contract() -> list[Row]:
-    return [
-        row for row in records_of("pixels.pixels") if row["input"] != "imagenet, packed resized"
-    ]
+def _records() -> list[Row]:
+    rows = records_of("pixels.pixels")
+    return [row for row in rows if row["input"] in {"imagenet", "imagenette"}]
 
 
 def _name(decoder: str) -> str:
@@ -217,7 +186,7 @@ def _name(decoder: str) -> str:
 def _tolerances() -> Iterator[Row]:
     """Return the promise for each decoder, beside the worst that was measured."""
     for name, tolerance in TOLERANCES.items():
-        judged = [row["decoders"][name]["judged"] for row in _contract()]
+        judged = [row["decoders"][name]["judged"] for row in _records()]
         row = {
             bound: f"{getattr(tolerance, bound):.3g} ({max(each[bound] for each in judged):.3g})"
             for bound in ("largest", "largest_at_edge", "mean")
@@ -226,41 +195,17 @@ def _tolerances() -> Iterator[Row]:
         yield row | {"decoder": _name(name), "outer": outer if tolerance.edge else "the same"}
 
 
-def _difference_table(rows: Sequence[Row]) -> str:
-    """Render largest / mean difference and the share of values that differ, by decoder."""
-    columns: dict[str, Cell] = {"images": "{input}", "transform": "{transform}"}
-    for name in rows[0]["decoders"]:
-        columns[_name(name)] = partial(_difference, name)
-    return Table(lambda: rows, columns)()
-
-
 def _difference(decoder: str, row: Row) -> str:
+    """Render largest and mean difference, and the share of values that differ."""
     levels = row["decoders"][decoder]["all"]
-    text = "{largest} / {mean:.2f} / {share}" if levels["largest"] else "0"
-    return text.format_map(levels | {"share": _percent(levels["over_0"])})
-
-
-def _percent(share: float) -> str:
-    if share == 0:
-        return "0"
-    return f"{share:.1%}" if share >= 0.0005 else "< 0.1%"
-
-
-def _edges() -> Iterable[Row]:
-    for row in _contract():
-        dali = row["decoders"]["dali"]
-        over = {f"over_{bound}": _percent(dali["edge"][f"over_{bound}"]) for bound in (1, 4, 16)}
-        zones_ = {
-            zone: text_of("{largest} / {mean:.2f}", dali[zone]) for zone in ("inside", "edge")
-        }
-        yield row | zones_ | over
+    return "{largest} / {mean:.2f} / {over_0:.1%}".format_map(levels) if levels["largest"] else "0"
 
 
 def _circumstances() -> str:
-    row = records_of("pixels.pixels")[0]
+    row = _records()[0]
     names = ("simplejpeg", "nvidia-dali-cuda130", "pillow", "torchvision", "torch")
     used = ", ".join(f"{name} {row['versions'][name]}" for name in names if name in row["versions"])
-    counts = {row["input"]: row["images"] for row in _contract()}
+    counts = {row["input"]: row["images"] for row in _records()}
     images = ", ".join(f"{name} {n}" for name, n in counts.items())
     return f"Images: {images}. {used}; {row['date']}, commit {row['commit']}."
 
@@ -275,18 +220,12 @@ BLOCKS: Mapping[str, Block] = {
             "mean of an image": "{mean}",
         },
     ),
-    "pixels_differences": lambda: _difference_table(_contract()),
-    "pixels_resized": lambda: _difference_table(
-        [row for row in records_of("pixels.pixels") if row["input"] == "imagenet, packed resized"]
-    ),
-    "pixels_edge": Table(
-        _edges,
+    "pixels_differences": Table(
+        _records,
         {
             "images": "{input}",
             "transform": "{transform}",
-            "inside": "{inside}",
-            "outer 2 pixels": "{edge}",
-            **{f"of these over {bound}": f"{{over_{bound}}}" for bound in (1, 4, 16)},
+            **{_name(decoder): partial(_difference, decoder) for decoder in DECODERS},
         },
     ),
     "pixels_circumstances": _circumstances,

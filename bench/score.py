@@ -1,9 +1,9 @@
 """Speed of ``coreset score`` as a whole, and what its scores find.
 
-    python -m coreset.bench.score [--data FOLDER] [--work FOLDER] [--part pipeline usual-loop ...]
+    python -m coreset.bench.score [--data FOLDER] [--work FOLDER] [--part usual-loop busy labels]
 
-- ``pipeline``: images/s from decoded pixels beside the same step on one resident batch.
-- ``usual-loop``: images/s beside the usual torchvision loop in float32.
+- ``usual-loop``: images/s beside the usual torchvision loop in float32, and beside the same step
+  on one resident batch.
 - ``busy``: threads that spin or sleep while they wait, alone and beside one busy process.
 - ``labels``: area under the ROC of every score for finding labels that were flipped on purpose, and
   of out-of-fold scores beside cleanlab on the same features. Its artifacts stay in the folder of
@@ -22,22 +22,14 @@ from typing import Literal, TypeAlias, get_args
 import tyro
 
 from coreset.bench.docs import Block, Table, machine, optional
-from coreset.bench.harness import ROOT, Row, ratios, records_of
+from coreset.bench.harness import ROOT, Row, records_of
 from coreset.bench.score_labels import OURS, THEIRS, labels
-from coreset.bench.score_loops import (
-    PIPELINE,
-    RESIDENT,
-    USUAL,
-    Setting,
-    busy,
-    pipeline,
-    usual_loop,
-)
+from coreset.bench.score_loops import USUAL, Setting, busy, usual_loop
 
-Part: TypeAlias = Literal["pipeline", "usual-loop", "busy", "labels"]
+Part: TypeAlias = Literal["usual-loop", "busy", "labels"]
 PARTS: tuple[Part, ...] = get_args(Part)
 ROWS: Mapping[Part, Callable[[Setting], Iterator[Row]]] = MappingProxyType(
-    {"pipeline": pipeline, "usual-loop": usual_loop, "busy": busy, "labels": labels}
+    {"usual-loop": usual_loop, "busy": busy, "labels": labels}
 )
 
 
@@ -53,21 +45,6 @@ class ScoreBench(Setting):
     def run(self) -> None:
         """Run the parts in turn, print and record the results."""
         self.record_parts("score", {part: partial(ROWS[part], self) for part in self.part})
-
-
-def _pipeline() -> Iterator[Row]:
-    rows = [row | {"name": row.get("name") or row["contender"]} for row in _of("pipeline")]
-    resident = {row["size"]: row for row in rows if row["name"] == RESIDENT}
-    for row in rows:
-        if row["name"] == PIPELINE:
-            beside = resident[row["size"]]
-            shares = sorted(ratios(beside["seconds"], row["seconds"]))
-            yield row | {
-                "resident": beside["images_per_second"],
-                "share": shares[len(shares) // 2],
-                "low": shares[0],
-                "high": shares[-1],
-            }
 
 
 def _of(part: str) -> list[Row]:
@@ -115,16 +92,6 @@ def _labels() -> str:
 
 
 BLOCKS: Mapping[str, Block] = {
-    "score_pipeline": Table(
-        _pipeline,
-        {
-            "crops": "{size} px",
-            f"images/s {PIPELINE}": "{images_per_second:,.0f}",
-            f"images/s of {RESIDENT}": "{resident:,.0f}",
-            "share": "{share:.1%} ({low:.1%}-{high:.1%})",
-            "goal": "at least {goal:.0%}",
-        },
-    ),
     "score_usual_speed": _usual_speed,
     "score_labels": _labels,
     "score_labels_issues": Table(

@@ -7,39 +7,34 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, repeat
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coreset.bench.harness import Contender, Options, Row, race
-from coreset.bench.inputs import balanced_copy
+from coreset.bench.harness import Contender, Options, Role, Row, race
+from coreset.bench.inputs import repeated_tree
 from coreset.bench.processes import WITH_PARENT, remote, run_coreset
 from coreset.engine.data.geometry import stored_side
-from coreset.engine.data.images import DecodedImages
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.openmp import POLICY
-from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, training_images
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.dynamics import Dynamics
 from coreset.shards.format.dataset import Dataset
 
-PIPELINE, RESIDENT = "from decoded pixels", "one resident batch"
 USUAL, OURS, FROM_MEMORY = "usual loop", "ours, decoding included", "ours, decoded before"
-SHARE_GOAL, SPEED_GOAL = 0.95, 2.5
+RESIDENT = "one resident batch"
+SPEED_GOAL = 2.5
 SPEED_SIZE, BUSY_SIZE = 128, 96
 Example: TypeAlias = tuple[Tensor, Tensor, Tensor]
 """Network inputs, labels, ids."""
-CLASSES = 1000
 _FULL = RECIPES["full"]
 _RANDOM_LR = 0.01
 """A rate that random labels survive; it changes no time."""
@@ -49,12 +44,8 @@ _RANDOM_LR = 0.01
 class Setting(Options):
     """Sizes of the trainings."""
 
-    steps: int = 4
-    """Training steps of a turn of ``pipeline``."""
-    sizes: tuple[int, ...] = (96, 128, 160)
-    """Sides in pixels of the crops of ``pipeline``."""
-    loop_images: int = 100
-    """Images per class of a turn of ``usual-loop`` and ``busy``."""
+    images: int = 1000
+    """Images of ImageNette of a turn of ``usual-loop`` and ``busy``."""
 
 
 @dataclass(slots=True)
@@ -105,13 +96,6 @@ def training(
     return Training(proxy, trainer, Dynamics(n_images, device))
 
 
-def random_images(n: int, size: int) -> DecodedImages:
-    """Make squares of random pixels, from which crops of ``size`` pixels are taken."""
-    side, draws = stored_side(size), generator_for(0)
-    levels = torch.randint(256, (n, side, side, 3), dtype=torch.uint8, generator=draws)
-    return DecodedImages(levels.permute(0, 3, 1, 2), np.arange(n) % CLASSES, np.arange(n))
-
-
 def training_on(dataset: Dataset, size: int, lr: float = _RANDOM_LR) -> Training:
     """Decode a packed data set and make a network, which takes milliseconds, to train on it."""
     images = training_images(
@@ -120,50 +104,27 @@ def training_on(dataset: Dataset, size: int, lr: float = _RANDOM_LR) -> Training
     return training(images, len(dataset), len(dataset.classes), size=size, lr=lr)
 
 
-def pipeline(setting: Setting) -> Iterator[Row]:
-    """Time steps from decoded pixels beside the same steps on one batch, at every size."""
-    n = setting.steps * _FULL.batch
-    for size in setting.sizes:
-        scoring = training(random_images(n, size), n, CLASSES, size=size)
-        scoring.dynamics.begin_epoch(0)
-        example = next(iter(scoring.proxy.examples(0)))
-        epochs = count(1)  # other crops in every turn
-        runs: dict[str, Callable[[], Iterable[Example]]] = {
-            PIPELINE: lambda scoring=scoring, epochs=epochs: scoring.proxy.examples(next(epochs)),
-            RESIDENT: lambda example=example: repeat(example, setting.steps),
-        }
-        contenders = [
-            Contender(
-                name=name,
-                run=lambda _, scoring=scoring, examples=examples: scoring.train(examples()),
-                role="ours" if name == PIPELINE else "limit",
-            )
-            for name, examples in runs.items()
-        ]
-        rows = race(contenders, repeats=setting.repeats, work=setting.work, images=n)
-        about = {"size": size, "batch": _FULL.batch, "classes": CLASSES, "goal": SHARE_GOAL}
-        yield from (row | about | {"threads": setting.threads} for row in rows)
-
-
 def usual_loop(setting: Setting) -> Iterator[Row]:
     """Time an epoch beside one of the usual loop, on the same JPEG files."""
     with ExitStack() as stack:
-        work, images = _packed(setting, stack)
+        work = _packed(setting, stack)
         dataset = Dataset.open(work / "data")
         usual = remote(stack, usual_epochs, work / "images", work, SPEED_SIZE, setting.threads)
         decoded = training_on(dataset, SPEED_SIZE, _FULL.lr)
-        runs: dict[str, Callable[[], object]] = {
-            USUAL: usual,
-            OURS: lambda: training_on(dataset, SPEED_SIZE, _FULL.lr).epoch(),
-            FROM_MEMORY: decoded.epoch,
+        resident = training_on(dataset, SPEED_SIZE)
+        resident.dynamics.begin_epoch(0)
+        examples = [next(iter(resident.proxy.examples(0)))] * -(-len(dataset) // _FULL.batch)
+        runs: dict[str, tuple[Role, Callable[[], object]]] = {
+            USUAL: ("peer", usual),
+            OURS: ("ours", lambda: training_on(dataset, SPEED_SIZE, _FULL.lr).epoch()),
+            FROM_MEMORY: ("ours", decoded.epoch),
+            RESIDENT: ("limit", lambda: resident.train(examples)),
         }
         contenders = [
-            Contender(
-                name=name, run=lambda _, run=run: run(), role="peer" if name == USUAL else "ours"
-            )
-            for name, run in runs.items()
+            Contender(name=name, run=lambda _, run=run: run(), role=role)
+            for name, (role, run) in runs.items()
         ]
-        rows = race(contenders, repeats=setting.repeats, work=work, images=images)
+        rows = race(contenders, repeats=setting.repeats, work=work, images=setting.images)
     about = {"size": SPEED_SIZE, "batch": _FULL.batch, "threads": setting.threads}
     yield from ({"what": "speed", **about, **row, "goal": SPEED_GOAL} for row in rows)
 
@@ -242,7 +203,7 @@ def busy(setting: Setting) -> Iterator[Row]:
     weights must be the same bit by bit.
     """
     with ExitStack() as stack:
-        work, images = _packed(setting, stack)
+        work = _packed(setting, stack)
         digests: list[str] = []
         contenders: list[Contender] = []
         for company in ("alone", "beside a busy process"):
@@ -252,17 +213,17 @@ def busy(setting: Setting) -> Iterator[Row]:
                 name = f"{company}, {threads}"
                 check = partial(_same_weights, digests, len(contenders))
                 contenders.append(Contender(name=name, run=run, role="limit", check=check))
-        rows = race(contenders, repeats=setting.repeats, work=work, images=images)
+        rows = race(contenders, repeats=setting.repeats, work=work, images=setting.images)
     yield from ({"size": BUSY_SIZE, "threads": setting.threads, **row} for row in rows)
 
 
-def _packed(setting: Setting, stack: ExitStack) -> tuple[Path, int]:
-    """Pack a balanced part of ImageNette; return the folder of both and the count of images."""
+def _packed(setting: Setting, stack: ExitStack) -> Path:
+    """Pack a part of ImageNette; return the folder of images and data set."""
     work = Path(stack.enter_context(TemporaryDirectory(dir=setting.work.resolve())))
     source = setting.data.resolve() / "imagenette" / "train"
-    images = balanced_copy(source, work / "images", setting.loop_images)
+    repeated_tree("imagenette", source, work / "images", setting.images)
     run_coreset("pack", work / "images", work / "data")
-    return work, images
+    return work
 
 
 def digested_epochs(data: Path) -> Callable[[], str]:

@@ -7,8 +7,8 @@ command in a process of its own. Writes ``bench/results/score_scale.jsonl``.
 """
 
 import os
-import re
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -25,12 +25,10 @@ from coreset.engine.artifacts.store import SCORES_NAME
 from coreset.shards.format.files import temporary_name
 
 GOAL_BYTES = 1_500_000_000
-"""Memory above the data at every size."""
+"""Anonymous memory at every size."""
 EVERY_SECONDS = 0.2
-"""Between two looks at the memory; one look at a process of 1,500 maps takes some 10 ms."""
+"""Between two looks at the memory."""
 _SCORES = "scores"
-# The lines that are read, of the twenty that smaps has for each map.
-_LINES = re.compile(rb"^(?:[0-9a-f]+-[0-9a-f]+ .*|(?:Pss|Anonymous): .*)$", re.MULTILINE)
 SIDE = 20
 """Side of the synthetic images in pixels."""
 RESNET: Row = {"size": 17, "epochs": 1, "batch": 1024, "final": True, "seed": 0}
@@ -76,57 +74,26 @@ class ScoreScaleBench(Options):
 def _watched(verb: str, arguments: list[str], out: Path) -> Row:
     """Run a command whose files are beside ``out``; measure it and the artifact that it leaves."""
     command = [*CORESET, verb, *arguments]
-    row = watch(
-        command, partial(memory_and_scratch, out.parent, temporary_name(out)), EVERY_SECONDS
-    )
+    row = watch(command, partial(memory_and_scratch, temporary_name(out)), EVERY_SECONDS)
     row |= {"verb": verb, "goal_bytes": GOAL_BYTES, "artifact_bytes": tree_bytes(out)}
     newest = Checkpoints(out).latest() if out.name == _SCORES and out.is_dir() else None
     scores = {} if newest is None else {"scores_bytes": tree_bytes(newest[1] / SCORES_NAME)}
     return row | scores
 
 
-def memory_and_scratch(data: Path, scratch: Path, pids: Sequence[int]) -> Mapping[str, int]:
-    """Measure processes for ``watch``.
-
-    Pages of mapped data files are a cache that the kernel takes back when it needs memory, and are
-    counted apart. All else is memory above the data: anonymous memory, shared memory, and the pages
-    of programs and libraries.
-
-    Args:
-        data: Folder whose files are data; it holds no program and no library.
-        scratch: Directory that the command writes into before it publishes its output.
-        pids: Of the command and its descendants.
-    """
-    sums = [0, 0, 0]
+def memory_and_scratch(scratch: Path, pids: Sequence[int]) -> Mapping[str, int]:
+    """Measure processes for ``watch``: memory, and the directory that the command writes into."""
+    kinds: Counter[str] = Counter()
     for pid in pids:
         with suppress(OSError):  # it may have ended
-            memory = memory_in(Path(f"/proc/{pid}/smaps").read_bytes(), data)
-            sums = [a + b for a, b in zip(sums, memory, strict=True)]
-    total, mapped, anonymous = sums
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
+                kind, size, *_ = line.split()
+                kinds[kind] += 1024 * int(size)
     return {
-        "peak_bytes": total,
-        "peak_above_bytes": total - mapped,
-        "peak_anonymous_bytes": anonymous,
-        "peak_data_bytes": mapped,
+        "peak_bytes": kinds["Pss:"],
+        "peak_anonymous_bytes": kinds["Pss_Anon:"],
         "peak_scratch_bytes": tree_bytes(scratch),
     }
-
-
-def memory_in(smaps: bytes, data: Path) -> tuple[int, int, int]:
-    """Return bytes that ``smaps`` of /proc/PID lists: all, of files below ``data``, anonymous."""
-    below, inside, share, total, of_data, anonymous = os.fsencode(data) + b"/", False, 0, 0, 0, 0
-    for line in _LINES.findall(smaps):  # of each map in this order: header, Pss, Anonymous
-        if line.startswith(b"Pss:"):
-            share = int(line.split()[1]) * 1024
-            total += share
-        elif line.startswith(b"Anonymous:"):
-            changed = min(share, int(line.split()[1]) * 1024)
-            anonymous += changed
-            of_data += (share - changed) * inside
-        else:
-            # Addresses, rights, offset, device, inode, and the path if there is one.
-            inside = b"".join(line.split(maxsplit=5)[5:]).startswith(below)
-    return total, of_data, anonymous
 
 
 def tree_bytes(directory: Path) -> int:
@@ -177,8 +144,7 @@ BLOCKS: Mapping[str, Block] = {
             ),
             "us per further image": "{slope}",
             "anonymous memory, MB": _mb("peak_anonymous_bytes"),
-            "with libraries, MB": _mb("peak_above_bytes"),
-            "data in memory, MB": _mb("peak_data_bytes"),
+            "with libraries and mapped data, MB": _mb("peak_bytes"),
             "scratch, MB": _mb("peak_scratch_bytes"),
             "written, MB": if_present(lambda row: f"{_written(row) / 1e6:,.1f}"),
             "bytes per image": if_present(lambda row: f"{_written(row) / row['images']:,.1f}"),

@@ -72,33 +72,27 @@ class Session:
     def __init__(self) -> None:
         """Hold no loader."""
         self._stack = ExitStack()
-        self._wanted: tuple[Opener, Task] | None = None
+        self._task: Task | None = None
         self._epoch: Epoch = lambda: ()
         self._first: tuple[list[int], NDArray[np.float32]] | None = None
 
     def open(self, opener: Opener, task: Task) -> None:
-        """Make a loader, in place of the one before."""
-        self.close()
-        self._wanted, self._first = (opener, task), None
+        """Make a loader, in place of the one before; first pixels of the same task are kept."""
+        self._stack.close()
+        if task != self._task:
+            self._task, self._first = task, None
         self._epoch = opener(task, self._stack)
 
-    def reopen(self) -> None:
-        """Make the same loader again: an idle one may go on working."""
-        if self._wanted is not None:
-            first, wanted = self._first, self._wanted
-            self.open(*wanted)
-            self._first = first
-
     def close(self) -> None:
-        """End it."""
-        self._wanted, self._epoch = None, lambda: ()
+        """End the loader."""
+        self._task, self._epoch = None, lambda: ()
         self._stack.close()
 
     def run(self) -> Delivered:
         """Run the epochs of the task and read every byte of them."""
         images, total, kind = 0, 0, ""
         ids: set[int] = set()
-        epochs = 0 if self._wanted is None else self._wanted[1].epochs
+        epochs = 0 if self._task is None else self._task.epochs
         for batch, numbers in chain.from_iterable(self._epoch() for _ in range(epochs)):
             array = np.asarray(batch)
             # Wherever the bytes lie, they lie without gaps.

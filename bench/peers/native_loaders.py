@@ -3,7 +3,7 @@
 DALI is a dependency of the project; ``setup.sh`` installs the others.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import partial
 from importlib import import_module
@@ -90,34 +90,22 @@ def dali_versions() -> dict[str, str]:
     return {"nvidia-dali-cuda130": version("nvidia-dali-cuda130")}
 
 
-def dali_shards(task: Task, _stack: ExitStack) -> Epoch:
-    """Open its reader of WebDataset shards, with the index files of the shards."""
+def dali(task: Task, _stack: ExitStack) -> Epoch:
+    """Open its reader of WebDataset shards, with the index files of the shards.
+
+    The pipeline goes on prefetching after its last batch.
+    """
     shards = sorted(task.data.glob("*.tar"))
-    read = partial(
-        import_module("nvidia.dali.fn").readers.webdataset,
-        paths=[str(path) for path in shards],
-        index_paths=[str(index_path(path)) for path in shards],
-        ext=["jpg;jpeg;png"],
-    )
-    return _dali(task, read)
-
-
-def dali_files(task: Task, _stack: ExitStack) -> Epoch:
-    """Open its reader of files."""
-    files = [str(path) for path in task.files]
-    return _dali(task, partial(import_module("nvidia.dali.fn").readers.file, files=files))
-
-
-def _dali(task: Task, read: Callable[..., Any]) -> Epoch:
-    """Return a pipeline, which goes on prefetching after its last batch."""
     pipeline: Any = import_module("nvidia.dali.pipeline").Pipeline(
         batch_size=BATCH, num_threads=task.threads, device_id=None
     )
     with pipeline:
-        # Every epoch begins with a batch of its own.
-        encoded = read(name="reader", pad_last_batch=True)
-        if isinstance(encoded, list):  # images, and labels of the reader of files
-            encoded = encoded[0]
+        encoded = import_module("nvidia.dali.fn").readers.webdataset(
+            paths=[str(path) for path in shards],
+            index_paths=[str(index_path(path)) for path in shards],
+            ext=["jpg;jpeg;png"],
+            pad_last_batch=True,  # every epoch begins with a batch of its own
+        )
         pipeline.set_outputs(_dali_images(task, encoded))
     pipeline.build()
     batches = len(batches_of_ids(len(task.files)))

@@ -1,15 +1,15 @@
-"""Faulty inputs of the scoreboard: odd files, odd folders, damage to packed data.
+"""Faulty inputs of the scoreboard: odd files, odd shards, damage to packed data.
 
 Every sample has a label of its own, so that whatever comes out can be told apart. ``place`` is what
 ``coreset`` is given; ``tars`` what readers of shards are given, empty for image folders, which
 ``webdataset.ShardWriter`` packs first.
 """
 
-import shutil
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -19,14 +19,16 @@ from coreset.bench.robustness.faults import (
     ODD_IMAGES,
     OddImage,
     Pixels,
+    TarMember,
     class_name,
-    encoded,
     jpeg,
-    photo,
+    pickle_that_touches,
     quietly_wrong_jpeg,
     rgb,
+    sample_members,
     write_class_names,
     write_photos,
+    write_tar,
 )
 from coreset.bench.robustness.outcomes import Expected, run
 
@@ -63,16 +65,16 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Yield cases of odd files and folders, and of damage to packed data."""
+    """Yield every case."""
     for odd in (*ODD_IMAGES, *CRAFTED_IMAGES):
         yield Case(odd.row, odd.fault, odd.made, "folder", partial(_with_odd, odd))
-    for fault, injected, folder in _FOLDERS:
-        yield Case(20, fault, injected, "folder", partial(_changed, folder))
+    for row, fault, injected, members in _SHARDS:
+        yield Case(row, fault, injected, "shards", partial(_with_members, members))
     for row, fault, injected, damage in _DAMAGES:
         yield Case(row, fault, injected, "packed", partial(_damaged, damage))
 
 
-def photo_truths() -> dict[int, Pixels | None]:
+def _truths() -> dict[int, Pixels | None]:
     """Return the pixels of ``write_photos`` and ``sample_members``."""
     return {label: rgb(jpeg(label)) for label in range(N)}
 
@@ -81,7 +83,7 @@ def _with_odd(odd: OddImage, folder: Path) -> Inputs:
     src, data = write_photos(folder / "src", N), odd.make()
     # The photo stays: a class whose every file is refused would stop the packing.
     (src / class_name(ODD) / odd.name).write_bytes(data)
-    truths = photo_truths()
+    truths = _truths()
     beside = {ODD: rgb(jpeg(ODD))}
     truths[ODD] = odd.truth(data) if odd.truth else None
     expected = Expected(truths=truths, beside=beside, culprits=("odd",))
@@ -89,92 +91,113 @@ def _with_odd(odd: OddImage, folder: Path) -> Inputs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Folder:
-    """Twelve photos in class folders, and what is done to them."""
+class _Members:
+    """Twelve samples, of which ODD is ``odd`` (None: as it should be), in one shard or two."""
 
-    change: Callable[[Path], object]
-    culprit: str
-    lost: Sequence[int] = ()
-    """Labels of which nothing right is left."""
-    options: tuple[str, ...] = ()
-    """Of ``coreset pack``; CLASSES stands for a list of all classes."""
-
-
-def _changed(folder: _Folder, work: Path) -> Inputs:
-    src = write_photos(work / "src", N)
-    folder.change(src)
-    classes = str(write_class_names(work / "classes.txt", N))
-    expected = Expected(
-        truths=photo_truths() | dict.fromkeys(folder.lost), culprits=(folder.culprit,)
-    )
-    options = tuple(classes if word == "CLASSES" else word for word in folder.options)
-    return Inputs(place=src, expected=expected, options=options)
+    odd: Callable[[], Sequence[TarMember]] | None = None
+    culprit: str = f"{ODD:04d}"
+    after: Callable[[], Sequence[TarMember]] = tuple
+    """At the end of the last shard."""
+    shards: int = 1
+    empty: bool = False
+    """Whether the last shard has no members."""
+    interleaved: bool = False
+    pickle: str = ""
+    """Ending of a member of ODD that creates a file when it is unpickled."""
+    beside: bool = False
+    """Whether a plain sample of ODD's label comes last, so that its class is not empty."""
+    truth: Literal["own", "none", "before"] = "own"
+    """What is right for ODD: its own pixels, nothing, or the pixels of the sample before it."""
 
 
-def _odd_photo(src: Path) -> Path:
-    return next((src / class_name(ODD)).iterdir())
+def _with_members(members: _Members, folder: Path) -> Inputs:
+    canary = folder / "canary"
+    tars = [
+        write_tar(folder / "src" / f"train-{number:04d}.tar", shard)
+        for number, shard in enumerate(_shards_of(members, canary))
+    ]
+    truths = _truths()
+    if members.truth != "own":
+        truths[ODD] = None if members.truth == "none" else truths[ODD - 1]
+    if members.empty and members.shards == 1:
+        truths = dict.fromkeys(truths)
+    beside = {ODD: rgb(jpeg(ODD))} if members.beside else {}
+    culprits = ("train-", str(folder / "src")) if members.empty else (members.culprit,)
+    expected = Expected(truths=truths, beside=beside, culprits=culprits, canary=canary)
+    options = ("--class-names", str(write_class_names(folder / "classes.txt", N)))
+    return Inputs(place=folder / "src", expected=expected, tars=tuple(tars), options=options)
 
 
-def _hide_a_photo(src: Path) -> None:
-    (src / ".cache").mkdir()
-    (src / ".cache" / "photo.JPEG").write_bytes(jpeg(99))
+def _shards_of(members: _Members, canary: Path) -> list[list[TarMember]]:
+    samples = [list(sample_members(label)) for label in range(N)]
+    if members.odd is not None:
+        samples[ODD] = list(members.odd())
+    if members.pickle:
+        name = f"{ODD:04d}.{members.pickle}"
+        samples[ODD].append(TarMember(name, pickle_that_touches(canary)))
+    samples[-1] += members.after()
+    if members.beside:
+        samples[-1] += sample_members(ODD, "beside")
+    if members.interleaved:
+        samples = [[pair[0] for pair in samples], [pair[1] for pair in samples]]
+    filled = members.shards - members.empty
+    per_shard = -(-len(samples) // max(1, filled))
+    starts = range(0, filled * per_shard, per_shard)
+    shards = [list(chain(*samples[start : start + per_shard])) for start in starts]
+    return [*shards, []] if members.empty else shards
 
 
-def _add_side_cars(src: Path) -> None:
-    for image in sorted(src.glob("*/*")):
-        image.with_suffix(".json").write_text('{"seen": true}')
-        image.with_name("Thumbs.db").write_bytes(b"thumbnails")
+def _keyed(key: str) -> _Members:
+    return _Members(odd=lambda: sample_members(ODD, key), culprit=key)
 
 
-def _put_side_car_first(src: Path) -> None:
-    image = _odd_photo(src)
-    image.unlink()
-    image.with_suffix(".png").write_bytes(encoded(photo(ODD), "PNG"))
-    image.with_suffix(".json").write_text('{"seen": true}')
+def _labelled(cls: bytes) -> _Members:
+    return _Members(odd=lambda: sample_members(ODD, cls=cls), truth="none")
 
 
-def _split(src: Path) -> None:
-    classes = sorted(src.iterdir())
-    for name in ("extra", "train", "val"):
-        for folder in classes:
-            shutil.copytree(folder, src / name / folder.name)
-    for folder in classes:
-        shutil.rmtree(folder)
+def _instead_of_image(kind: bytes, link: str = "") -> _Members:
+    member = TarMember(f"{ODD:04d}.jpg", kind=kind, link=link)
+    return _Members(odd=lambda: (member, sample_members(ODD)[1]), beside=True, truth="none")
 
 
-def _put_in_one(src: Path) -> None:
-    (src / "images").mkdir()
-    lines: list[str] = []
-    for label in range(N):
-        name, folder = f"val_{label:02d}.JPEG", src / class_name(label)
-        next(folder.iterdir()).rename(src / "images" / name)
-        folder.rmdir()
-        lines.append(f"{name}\t{class_name(label)}\n")
-    (src / "val_annotations.txt").write_text("".join(lines))
+def _with_pickle(extension: str) -> tuple[int, str, str, _Members]:
+    members = _Members(pickle=extension, culprit=f"{ODD:04d}.{extension}")
+    injected = "a pickle that creates a file when it is loaded"
+    return 31, f"pickle in a .{extension} member", injected, members
 
 
-_ODD_CLASS = class_name(ODD)
-_FOLDERS: tuple[tuple[str, str, _Folder], ...] = (
-    ("a class is missing", "11 of 12 folders; the class list has 12",
-     _Folder(change=lambda src: shutil.rmtree(src / _ODD_CLASS), culprit=_ODD_CLASS, lost=(ODD,),
-             options=("--classes", "CLASSES"))),
-    ("a class is empty", "one of 12 folders holds nothing",
-     _Folder(change=lambda src: _odd_photo(src).unlink(), culprit=_ODD_CLASS, lost=(ODD,))),
-    ("a hidden folder", "an image in .cache beside the 12 class folders",
-     _Folder(change=_hide_a_photo, culprit=".cache")),
-    ("a class of one bad file", "a web page instead of the only image of a class",
-     _Folder(change=lambda src: _odd_photo(src).write_bytes(b"<html></html>"),
-             culprit=_ODD_CLASS, lost=(ODD,))),
-    ("side-cars", "Thumbs.db and a .json of the image's name in every class",
-     _Folder(change=_add_side_cars, culprit="Thumbs.db")),
-    ("a side-car before its image", "a .json before a .png of its name; the first is kept",
-     _Folder(change=_put_side_car_first, culprit=f"photo-{ODD:02d}",
-             options=("--duplicates", "first"))),
-    # Whichever split was meant, images of the others are not of its classes.
-    ("splits as classes", "train and val beside a third folder",
-     _Folder(change=_split, culprit="train, val", lost=range(N))),
-    ("one folder of all images", "images, beside the file that has their labels",
-     _Folder(change=_put_in_one, culprit="a single class, images")),
+_SHARDS: tuple[tuple[int, str, str, _Members], ...] = (
+    (17, "duplicate key, adjacent", "a sample twice in a row",
+     _Members(odd=lambda: [*sample_members(ODD), *sample_members(ODD)])),
+    (17, "duplicate key, apart", "a sample again at the end of the shard",
+     _Members(after=lambda: sample_members(ODD))),
+    (17, "duplicate key, in two shards", "a sample of the first shard again in the second",
+     _Members(after=lambda: sample_members(ODD), shards=2)),
+    (18, "interleaved members", "all images, then all labels", _Members(interleaved=True)),
+    (18, "dots in a key", "a.b.0005.jpg", replace(_keyed("a.b.0005"), culprit="b.0005.jpg")),
+    (18, "key that is not ASCII", "größe-五.jpg", _keyed("größe-五")),
+    (18, "blanks in a key", "a photo.jpg", _keyed("a photo")),
+    (18, "long key", "300 characters", replace(_keyed("k" * 300), culprit="k" * 40)),
+    (18, "key with underscores", "__x__.jpg", _keyed("__x__")),
+    (18, "extension in capitals", "0005.JPEG",
+     _Members(odd=lambda: [TarMember(f"{ODD:04d}.JPEG", jpeg(ODD)), sample_members(ODD)[1]])),
+    (19, "no label", "no .cls member", _Members(odd=lambda: sample_members(ODD)[:1], truth="none")),
+    (19, "empty label", "a .cls member of 0 bytes", _labelled(b"")),
+    (19, "label that is no number", "cat", _labelled(b"cat")),
+    (19, "label out of range", "99 where there are 12 classes", _labelled(b"99")),
+    (30, "path traversal", "../../etc/0005.jpg", _keyed("../../etc/0005")),
+    (30, "absolute name", "/etc/0005.jpg", _keyed("/etc/0005")),
+    (30, "symbolic link", "0005.jpg links to /etc/hostname",
+     _instead_of_image(tarfile.SYMTYPE, "/etc/hostname")),
+    (30, "hard link", "0005.jpg links to 0004.jpg",
+     replace(_instead_of_image(tarfile.LNKTYPE, "0004.jpg"), truth="before")),
+    (30, "device", "0005.jpg is a character device", _instead_of_image(tarfile.CHRTYPE)),
+    (30, "very long name", "a name of 4 MB",
+     replace(_keyed("k" * (4 << 20)), culprit="train-0000")),
+    (18, "a shard without members", "the only one", _Members(empty=True)),
+    (18, "a shard without members, among others", "the second of two",
+     _Members(empty=True, shards=2)),
+    *map(_with_pickle, ("pyd", "pkl", "npy")),
 )  # fmt: skip
 
 
@@ -184,7 +207,7 @@ def _damaged(damage: Callable[[Path], None], folder: Path) -> Inputs:
     if ran.code:
         raise ValueError(f"the photos cannot be packed: {ran.text}")
     damage(data / "shard-000001.tar")
-    expected = Expected(truths=photo_truths(), culprits=("shard-000001",))
+    expected = Expected(truths=_truths(), culprits=("shard-000001",))
     return Inputs(place=data, expected=expected, tars=tuple(sorted(data.glob("*.tar"))))
 
 

@@ -24,7 +24,7 @@ from coreset.shards.images.refusal import MAX_PIXELS
 _LIMIT_SECONDS = 120.0
 # Mean difference: codecs and colour conversions differ by less, faults by more.
 _ALIKE_LEVELS = 12.0
-_UNGUARDED_MB = 1500  # the packages of img2dataset alone take 1.1 GB
+_UNGUARDED_MB = 1500
 
 
 class Outcome(StrEnum):
@@ -94,15 +94,13 @@ def run(
     command: Sequence[str | Path],
     *,
     limit_seconds: float = _LIMIT_SECONDS,
-    env: Mapping[str, str] | None = None,
 ) -> Ran:
     """Run a program in a process of its own and see how it ends."""
     killed: list[bool] = []
     with tempfile.TemporaryFile() as output:
         with subprocess.Popen(
-            [*WITH_PARENT, *command], stdout=output, stderr=output,
-            env={**os.environ, **(env or {})}, start_new_session=True,
-        ) as process:  # fmt: skip
+            [*WITH_PARENT, *command], stdout=output, stderr=output, start_new_session=True
+        ) as process:
 
             def kill() -> None:
                 killed.append(True)

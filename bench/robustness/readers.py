@@ -3,16 +3,11 @@
     python -m coreset.bench.robustness.readers webdataset-write FOLDER SHARDS SAMPLES_PER_SHARD
     python -m coreset.bench.robustness.readers webdataset FOUND TAR...
     python -m coreset.bench.robustness.readers dali FOUND TAR...
-    python -m coreset.bench.robustness.readers img2dataset FOUND PACKAGES FOLDER OUT
 
 Nothing is caught: what ends a training ends the program. Samples are written into FOUND one by one,
-so that a crash leaves what came before it. The whole package of img2dataset lies in PACKAGES:
-
-    uv pip install --target PACKAGES img2dataset 'opencv-python-headless<5' \
-        'albumentations<2' albucore==0.0.23
+so that a crash leaves what came before it.
 """
 
-import csv
 import json
 import sys
 from dataclasses import dataclass
@@ -21,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 LIST_NAME = "samples.jsonl"
 _KEPT_BYTES = 1 << 24
@@ -89,62 +83,10 @@ def read_with_dali(folder: str, *tars: str) -> None:
             Found(Path(folder)).add(known, images.at(at))
 
 
-def pack_with_img2dataset(folder: str, packages: str, src: str, out: str) -> None:
-    """Pack files named by ``file://`` at their size, and read the output back.
-
-    The label travels as the caption. Refusals of its table go to stderr.
-    """
-    import pyarrow.parquet as pq
-
-    sys.path.append(packages)  # last: its dependencies bring copies of ours, some of them old
-    from img2dataset import download  # type: ignore[import-not-found]
-
-    listed = Path(out).with_suffix(".csv")
-    with listed.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("url", "label"))
-        for label, place in enumerate(sorted(Path(src).iterdir())):
-            writer.writerows((f"file://{path}", label) for path in sorted(place.iterdir()))
-    download(
-        url_list=str(listed),
-        input_format="csv",
-        output_folder=out,
-        output_format="files",
-        resize_mode="no",
-        caption_col="label",
-        processes_count=1,
-        thread_count=2,
-        retries=0,
-        enable_wandb=False,
-    )
-    for row in (
-        row
-        for path in sorted(Path(out).glob("*.parquet"))
-        for row in pq.read_table(path).to_pylist()
-    ):
-        if row["status"] == "success":
-            pixels = _pixels(next(Path(out).glob(f"*/{row['key']}.jpg")))
-            Found(Path(folder)).add(int(row["caption"]), pixels, key=row["url"])
-        else:
-            print(f"{row['url']}: {row['error_message']}", file=sys.stderr)
-
-
-def _pixels(path: Path) -> NDArray[np.uint8]:
-    """Return the pixels, or only the shape of an image that is too large to be compared."""
-    from PIL import Image
-
-    Image.MAX_IMAGE_PIXELS = None
-    with Image.open(path) as image:
-        if 3 * image.width * image.height > _KEPT_BYTES:
-            return np.broadcast_to(np.uint8(0), (image.height, image.width, 3))
-        return np.asarray(image.convert("RGB"))
-
-
 PROGRAMS = {
     "webdataset-write": write_shards,
     "webdataset": read_with_webdataset,
     "dali": read_with_dali,
-    "img2dataset": pack_with_img2dataset,
 }
 
 if __name__ == "__main__":

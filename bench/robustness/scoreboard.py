@@ -1,11 +1,11 @@
 """Scoreboard of packers and readers that meet faulty data: the fault matrix about packing.
 
-    python -m coreset.bench.robustness [--peers FOLDER] [--row 6 7 ...]
+    python -m coreset.bench.robustness [--row 6 7 ...]
 
 Each fault is made anew for each contender, which meets it in a process of its own: ``coreset``
-through its command line, webdataset's ``ShardWriter`` and reader, DALI on a CPU, and img2dataset if
-its whole package is in FOLDER/img2dataset. The outcome is judged by the output. Writes
-``bench/results/robustness.jsonl``, keeping the records of rows that were not run.
+through its command line, webdataset's ``ShardWriter`` and reader, and DALI on a CPU. The outcome is
+judged by the output. Writes ``bench/results/robustness.jsonl``, keeping the records of rows that
+were not run.
 """
 
 import re
@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from io import BytesIO
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -35,26 +34,21 @@ from coreset.bench.robustness.outcomes import (
     read_found,
     run,
 )
-from coreset.bench.robustness.shard_cases import shard_cases
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.packing.encode import as_rgb
 
-CONTENDERS = ("webdataset", "dali", "img2dataset", "coreset")
-DOES_NOT_APPLY = "does not apply"
-NOT_INSTALLED = "not installed here"
+CONTENDERS = ("webdataset", "dali", "coreset")
+SHOWN = ("webdataset", "dali", "img2dataset", "coreset")
+"""Contenders that have records."""
 _READERS = (sys.executable, "-m", "coreset.bench.robustness.readers")
-_QUIET = {"NO_ALBUMENTATIONS_UPDATE": "1", "TQDM_DISABLE": "1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Robustness:
     """Run the scoreboard."""
 
-    peers: Path = Path("/tmp/peers")  # noqa: S108 - thrown away, and holds nothing of ours
-    """Folder with a folder of packages per peer."""
     row: tuple[int, ...] = ()
-    """Rows of the fault matrix to run; all by default. Records of other rows are kept, and of
-    programs that are not installed."""
+    """Rows of the fault matrix to run; all by default. Records of other rows are kept."""
     contender: tuple[str, ...] = CONTENDERS
     """Who is to run."""
     dry: bool = False
@@ -62,20 +56,17 @@ class Robustness:
 
     def run(self) -> None:
         """Run every case and record it."""
-        packages = self.peers / "img2dataset"
-        versions = {"webdataset": version("webdataset"), "dali": version("nvidia-dali-cuda130")}
-        if installed := img2dataset_version(packages):
-            versions["img2dataset"] = installed
         rows: list[Row] = []
-        for case in chain(cases(), shard_cases()):
+        for case in cases():
             if self.row and case.row not in self.row:
                 continue
             for name in self.contender:
-                row = _met(case, name, packages, installed=name in {*versions, "coreset"})
+                row = _met(case, name)
                 print("{row:>3} {fault:<30} {contender:<12} {outcome} ({detail})".format_map(row))
                 rows.append(row)
         # Only now: it imports torch, whose memory a child would be charged for.
-        circumstances = record("robustness", {"peers": versions})
+        peers = {"webdataset": version("webdataset"), "dali": version("nvidia-dali-cuda130")}
+        circumstances = record("robustness", {"peers": peers})
         if not self.dry:
             recorded = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
             kept = merged(recorded, [{**circumstances, **row} for row in rows])
@@ -83,40 +74,23 @@ class Robustness:
 
 
 def merged(recorded: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
-    """Replace records by newer ones; the absence of a program replaces none."""
-    kept = {(row["fault"], row["contender"]): row for row in recorded}
-    for row in rows:
-        place = row["fault"], row["contender"]
-        if row["outcome"] != NOT_INSTALLED or place not in kept:
-            kept[place] = row
-    return list(kept.values())
+    """Replace records by newer ones."""
+    return list({(row["fault"], row["contender"]): row for row in (*recorded, *rows)}.values())
 
 
-def img2dataset_version(packages: Path) -> str | None:
-    """Return the version of the whole package, None if it cannot be imported from there."""
-    code = (
-        f"import sys; sys.path.append({str(packages)!r}); import img2dataset;"
-        "from importlib.metadata import version; print('version', version('img2dataset'))"
-    )
-    ran = run([sys.executable, "-c", code], env=_QUIET)
-    return None if ran.code else ran.text.rpartition("version ")[2].strip()
-
-
-def _met(case: Case, name: str, packages: Path, *, installed: bool) -> Row:
+def _met(case: Case, name: str) -> Row:
     """Run one contender on one case, in an empty folder."""
-    row: Row = {"row": case.row, "fault": case.fault, "injected": case.injected}
-    row |= {"contender": name, "detail": ""}
-    if name == "img2dataset" and case.kind != "folder":
-        return row | {"outcome": DOES_NOT_APPLY, "detail": "it reads no shards"}
-    if not installed:
-        return row | {"outcome": NOT_INSTALLED}
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         work = Path(folder)
         inputs = case.prepare(work)
-        observed = observe(case, inputs, work, name, packages)
+        observed = observe(case, inputs, work, name)
         outcome, detail = judge(observed, inputs.expected)
     lines = [line for line in observed.ran.text.splitlines() if line.strip()]
-    return row | {
+    return {
+        "row": case.row,
+        "fault": case.fault,
+        "injected": case.injected,
+        "contender": name,
         "outcome": str(outcome),
         "detail": detail,
         "exit_code": observed.ran.code,
@@ -126,14 +100,11 @@ def _met(case: Case, name: str, packages: Path, *, installed: bool) -> Row:
     }
 
 
-def observe(case: Case, inputs: Inputs, work: Path, name: str, packages: Path = Path()) -> Observed:
+def observe(case: Case, inputs: Inputs, work: Path, name: str) -> Observed:
     """Give the inputs to a contender, whose outputs go below ``work``."""
     if name == "coreset":
         return _by_coreset(case, inputs, work / "DATA")
     found, tars = work / "found", inputs.tars
-    if name == "img2dataset":
-        words = ["img2dataset", found, packages, inputs.place, work / "out"]
-        return Observed(run([*_READERS, *words], env=_QUIET), read_found(found))
     if case.kind == "folder":
         shards = work / "shards"
         shards.mkdir()
@@ -184,7 +155,7 @@ def _faults() -> Iterator[Row]:
     cells = {(each["fault"], each["contender"]): _outcome(each) for each in records}
     faults = {each["fault"]: each for each in records}
     for fault in sorted(faults.values(), key=lambda each: each["row"]):
-        yield fault | {name: cells[fault["fault"], name] for name in CONTENDERS}
+        yield fault | {name: cells[fault["fault"], name] for name in SHOWN}
 
 
 def _outcome(row: Row) -> str:
@@ -201,7 +172,7 @@ def _counts() -> Iterator[Row]:
     records = read("robustness")
     counted = Counter((each["contender"], each["outcome"]) for each in records)
     for outcome in dict.fromkeys([*map(str, Outcome), *(each["outcome"] for each in records)]):
-        counts = {name: counted[name, outcome] for name in CONTENDERS}
+        counts = {name: counted[name, outcome] for name in SHOWN}
         if any(counts.values()):
             yield {"outcome": outcome, **counts}
 
@@ -223,7 +194,7 @@ def _circumstances() -> str:
     return text.format_map(newest | {"of_peers": peers})
 
 
-_BY_CONTENDER = {name: f"{{{name}}}" for name in CONTENDERS}
+_BY_CONTENDER = {name: f"{{{name}}}" for name in SHOWN}
 BLOCKS: Mapping[str, Block] = {
     "robustness": Table(
         _faults, {"row": "{row}", "fault": "**{fault}**: {injected}", **_BY_CONTENDER}

@@ -90,13 +90,19 @@ def test_first_pixels_are_those_of_the_first_epoch(task):
     assert pixels[:, 0, 0, 0].tolist() == [9, 4]
 
 
-def test_a_loader_that_is_made_again_ends_before(task):
+def test_a_loader_that_is_made_again_ends_before_and_keeps_its_first_pixels(task):
     session, log = Session(), []
-    session.open(loader_of([[0]], log), task)
-    session.reopen()
+    session.open(loader_of([[7]], log), task)
+    session.run()
+    session.open(loader_of([[8]], log), task)
     assert log == ["opened", "closed", "opened"]
+    session.run()
+    assert session.first_pixels()[0] == [7]
+    session.open(loader_of([[8]], log), replace(task, pixels="float32"))
+    session.run()
+    assert session.first_pixels()[0] == [8]
     session.close()
-    assert log == ["opened", "closed", "opened", "closed"]
+    assert log == ["opened", "closed"] * 3
     assert session.run().images == 0
 
 

@@ -92,37 +92,20 @@ def test_races_tell_goals_speeds_failures_and_absences(record_rows):
 
 def test_growth_tells_the_cost_of_each_further_image(record_rows):
     row = {
-        "failed": "", "peak_above_bytes": 600_000_000, "peak_anonymous_bytes": 400_000_000,
-        "peak_data_bytes": 0, "peak_scratch_bytes": 90_000_000, "artifact_bytes": 50_000_000,
+        "failed": "", "peak_bytes": 600_000_000, "peak_anonymous_bytes": 400_000_000,
+        "peak_scratch_bytes": 90_000_000, "artifact_bytes": 50_000_000,
         "verb": "synth", "bench": "score_scale.pixels",
     }  # fmt: skip
     score = row | {"verb": "score", "images": 100, "wall_seconds": 5.0, "scores_bytes": 6000}
     record_rows(
         row | {"images": 100, "wall_seconds": 2.0},
         score,
-        row | {"images": 300, "wall_seconds": 3.0, "peak_above_bytes": 7e8},
+        row | {"images": 300, "wall_seconds": 3.0, "peak_bytes": 7e8},
         score | {"images": 300, "failed": "exit code 4: full"},
     )
     lines = blocks()["score_scale_pixels"]().splitlines()
     assert (
-        lines[3]
-        == "| `synth` | 300 | 3.0 | 10,000 | 5,000 | 400 | 700 | 0 | 90 | 50.0 | 166,666.7 |"
+        lines[3] == "| `synth` | 300 | 3.0 | 10,000 | 5,000 | 400 | 700 | 90 | 50.0 | 166,666.7 |"
     )
-    assert lines[4] == "| `score` | 100 | 5.0 | 50,000 |  | 400 | 600 | 0 | 90 | 0.0 | 60.0 |"
-    assert lines[5] == "| `score` | 300 | failed: exit code 4: full |  |  |  |  |  |  |  |  |"
-
-
-def test_accumulation_tells_shares_speeds_and_failures(record_rows):
-    row = {"bench": "dynamics.peers", "role": "ours", "contender": "AUM", "batch": 100}
-    record_rows(
-        row | {"contender": "aum", "role": "peer", "absent": "ImportError: no"},
-        row | {"failed": "AUM differs"},
-        row
-        | {"seconds": [0.1, 0.3, 0.2], "images": 1000, "images_per_second": 5000.0}
-        | {"speed_over": {"aum": 21.04}, "goal": 20.0},
-    )
-    assert blocks()["dynamics_peers"]().splitlines()[2:] == [
-        "| aum (peer) | ImportError: no |  |  |  |",
-        "| AUM (ours) | wrong: AUM differs |  |  |  |",
-        "| AUM (ours) | 5,000 | 20.000 (10.000-30.000) | 21.0 | 20 |",
-    ]
+    assert lines[4] == "| `score` | 100 | 5.0 | 50,000 |  | 400 | 600 | 90 | 0.0 | 60.0 |"
+    assert lines[5] == "| `score` | 300 | failed: exit code 4: full |  |  |  |  |  |  |  |"

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from coreset.bench.inputs import (
-    balanced_copy,
     bytes_error,
     fingerprint,
     repeated_tree,
@@ -83,20 +82,3 @@ def _jpeg(width, height):
     encoded = BytesIO()
     Image.new("RGB", (width, height)).save(encoded, "JPEG")
     return encoded.getvalue()
-
-
-@pytest.fixture
-def folder(make_photos, tmp_path):
-    return make_photos(tmp_path / "photos", per_class=4)
-
-
-def test_a_copy_holds_as_many_images_of_every_class(folder, tmp_path):
-    n_classes = sum(one.is_dir() for one in folder.iterdir())
-    assert balanced_copy(folder, tmp_path / "copy", 3) == 3 * n_classes
-    counts = {len(list(one.iterdir())) for one in (tmp_path / "copy").iterdir()}
-    assert counts == {3}
-
-
-def test_a_class_with_too_few_images_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="has 4 images, wanted 5"):
-        balanced_copy(folder, tmp_path / "copy", 5)
