@@ -30,7 +30,7 @@ from coreset.bench.docs import (
     if_present,
     markdown,
     optional,
-    peer_versions,
+    race_circumstances,
     ratio,
     text_of,
 )
@@ -163,7 +163,7 @@ class DecodeBench(Options):
         if name == "imagenette":
             source, n = small, min(4 * n, sum(1 for _ in small.glob("*/*")))
         # Copies: bytes that a loader reads again must not be in a cache of the processor.
-        tree = repeated_tree(name, source, work / f"{name}-files", n)
+        tree = repeated_tree(source, work / f"{name}-files", n)
         per_shard = -(-n // (_SHARDS_PER_THREAD * self.threads))
         settings: dict[str, Any] = {"samples_per_shard": per_shard, "workers": self.threads}
         if name == "packed256":
@@ -247,19 +247,6 @@ def _race_table(*parts: str) -> Block:
     )
 
 
-def _circumstances() -> str:
-    rows = _recorded(*PARTS)
-    notes = dict.fromkeys(f"{row['input']}: {row['input_note']}" for row in rows)
-    text = (
-        "{notes}. {threads} threads or workers of every loader, {rounds} rounds by turns "
-        "({hardware[processor]}, {hardware[cores]} cores, {hardware[memory_gib]} GiB), {date}, "
-        "commit {commit}, torch {versions[torch]}. Peers: {peers}."
-    )
-    row = next(row for row in rows if "seconds" in row)
-    lists = {"notes": "; ".join(notes), "peers": peer_versions(rows)}
-    return text.format_map(row | lists | {"rounds": len(row["seconds"])})
-
-
 BLOCKS: Mapping[str, Block] = {
     "decode_goals": _goals,
     "decode_original": _race_table("original-float", "original-uint8"),
@@ -267,7 +254,9 @@ BLOCKS: Mapping[str, Block] = {
     "decode_imagenette": _race_table("imagenette224"),
     "decode_cached": _race_table("cached"),
     "decode_random": _race_table("rrc-original", "rrc-packed256"),
-    "decode_circumstances": _circumstances,
+    "decode_circumstances": lambda: race_circumstances(
+        _recorded(*PARTS), "threads or workers of every loader"
+    ),
 }
 
 

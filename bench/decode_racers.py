@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +25,12 @@ from coreset.bench.peers.loaders import (
     Task,
     call_session,
 )
-from coreset.bench.processes import MissingPeerError, pool_of
+from coreset.bench.processes import Process, open_peer
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.shards.format.dataset import Dataset
 
 OURS, FAST, CACHED = "coreset", "coreset, fast", "coreset, decoded pixels"
-Process: TypeAlias = tuple[ProcessPoolExecutor, dict[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +188,11 @@ class Racers:
     def enter(self, name: str, task: Task) -> Contender | Row:
         """Make a loader in its process; return it, or why it is absent."""
         entrant = ENTRANTS[name]
-        process = self._process(name)
+        if name not in self._processes:
+            self._processes[name] = open_peer(
+                self.stack, self.peers, entrant.packages, entrant.versions
+            )
+        process = self._processes[name]
         if isinstance(process, str):
             return absent(name, process)
         pool, versions = process
@@ -206,18 +209,6 @@ class Racers:
             note=entrant.note,
             versions=versions,
         )
-
-    def _process(self, name: str) -> Process | str:
-        """Return the process of a loader, or why it cannot be imported."""
-        if name not in self._processes:
-            entrant = ENTRANTS[name]
-            folder = self.peers / entrant.packages if entrant.packages else None
-            try:
-                process = self.stack.enter_context(pool_of(folder, 1, entrant.versions))
-            except MissingPeerError as error:
-                process = str(error)
-            self._processes[name] = process
-        return self._processes[name]
 
     def first_pixels(self, row: Row, crop: Crop) -> tuple[list[int], NDArray[np.float32]]:
         """Return ids and pixels of a contender's first images, none of crops of its own."""

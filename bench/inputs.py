@@ -32,7 +32,6 @@ Size: TypeAlias = tuple[int, int, int]
 class Tree:
     """A folder with one folder of images per class."""
 
-    name: str
     path: Path
     note: str
 
@@ -56,11 +55,10 @@ class Tree:
         return sum(path.stat().st_size for path, _ in self.files())
 
 
-def repeated_tree(name: str, source: Path, path: Path, images: int) -> Tree:
+def repeated_tree(source: Path, path: Path, images: int) -> Tree:
     """Repeat the images of a class-folder tree until there are ``images``.
 
     Args:
-        name: Name of the tree.
         source: Folder with one folder of images per class.
         path: Folder to make.
         images: Files; if fewer than there are, every k-th is taken.
@@ -77,7 +75,7 @@ def repeated_tree(name: str, source: Path, path: Path, images: int) -> Tree:
         turn = position // len(chosen)
         shutil.copyfile(file, folder / f"{file.stem}_{turn:05d}{file.suffix}")
     note = f"{images:,} copies of {min(len(chosen), images):,} images; page cache warm"
-    return Tree(name=name, path=path, note=note)
+    return Tree(path=path, note=note)
 
 
 def fingerprint(samples: Iterable[tuple[int, bytes]]) -> str:

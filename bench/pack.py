@@ -26,7 +26,7 @@ from coreset.bench.docs import (
     Table,
     contender,
     if_present,
-    peer_versions,
+    race_circumstances,
     ratio,
 )
 from coreset.bench.harness import Contender, Options, Row, absent, race, records_of
@@ -43,7 +43,7 @@ from coreset.bench.inputs import (
     sizes_of_tars,
 )
 from coreset.bench.peers import writers
-from coreset.bench.processes import MissingPeerError, options, pool_of, run_coreset
+from coreset.bench.processes import open_peer, options, pool_of, run_coreset
 from coreset.engine.runtime.progress import Display, choose_display
 from coreset.engine.stages.pack import Pack
 from coreset.shards.images.probe import probe
@@ -102,7 +102,7 @@ class PackBench(Options):
                 n = self.images
                 if name == "imagenette":
                     n = min(n, sum(1 for _ in source.glob("*/*")))
-                tree = repeated_tree(name, source, Path(work, "source"), n)
+                tree = repeated_tree(source, Path(work, "source"), n)
                 entries = self._entries(part, tree, stack)
                 rows = race(
                     entries,
@@ -143,7 +143,7 @@ class PackBench(Options):
     def _ours(self, part: Part, tree: Tree, check: Check, stack: ExitStack) -> Iterator[Contender]:
         sizes = {"workers": self.threads, "samples_per_shard": self.samples_per_shard}
         fields = {**sizes, **FIELDS[part]}
-        pool, _ = stack.enter_context(pool_of(None))
+        pool = stack.enter_context(pool_of())
         yield Contender(
             name=OURS,
             run=lambda out: pool.submit(_pack, tree.path, out / "data", fields).result(),
@@ -176,19 +176,18 @@ class PackBench(Options):
 
     def _resizers(self, tree: Tree, check: Check, stack: ExitStack) -> Iterator[Contender | Row]:
         """Yield peers that re-encode files in processes; this process writes the results."""
-        for name, folder, versions, reencode in (
-            ("Pillow, processes", None, writers.pillow_versions, writers.pillow_reencode),
+        for name, packages, versions, reencode in (
+            ("Pillow, processes", "", writers.pillow_versions, writers.pillow_reencode),
             (
                 "img2dataset, processes",
-                self.peers / "img2dataset",
+                "img2dataset",
                 writers.img2dataset_versions,
                 writers.img2dataset_reencode,
             ),
         ):
-            try:
-                opened = stack.enter_context(pool_of(folder, self.threads, versions))
-            except MissingPeerError as error:
-                yield absent(name, str(error))
+            opened = open_peer(stack, self.peers, packages, versions, self.threads)
+            if isinstance(opened, str):
+                yield absent(name, opened)
                 continue
             yield Contender(
                 name=name,
@@ -205,10 +204,9 @@ class PackBench(Options):
     ) -> Contender | Row:
         """Return FFCV's writer, which starts its own processes out of one that has imported it."""
         name, beton = "FFCV, jpg", "images.beton"
-        try:
-            opened = stack.enter_context(pool_of(self.peers / "ffcv", 1, writers.ffcv_versions))
-        except MissingPeerError as error:
-            return absent(name, str(error))
+        opened = open_peer(stack, self.peers, "ffcv", writers.ffcv_versions)
+        if isinstance(opened, str):
+            return absent(name, opened)
         pool, versions = opened
 
         def write(out: Path) -> None:
@@ -225,22 +223,6 @@ class PackBench(Options):
 def _pack(source: Path, data: Path, settings: Mapping[str, Any]) -> None:
     choose_display(Display.QUIET)
     Pack(src=source, data=data, **settings).run()
-
-
-def _circumstances() -> str:
-    rows = records_of("pack.original")
-    notes = dict.fromkeys(f"{row['input']}: {row['input_note']}" for row in rows)
-    text = (
-        "{notes}. {threads} threads or processes of every contender, {rounds} rounds by turns "
-        "({hardware[processor]}, {hardware[memory_gib]} GiB), {date}, commit {commit}. "
-        "Peers: {peers}."
-    )
-    lists = {
-        "notes": "; ".join(notes),
-        "rounds": len(rows[0]["seconds"]),
-        "peers": peer_versions([*rows, *records_of("pack.resized")]),
-    }
-    return text.format_map(rows[0] | lists)
 
 
 def _raced(part: str) -> Iterator[Row]:
@@ -263,7 +245,11 @@ RACE: Mapping[str, Cell] = {
 }
 BLOCKS: Mapping[str, Block] = {
     **{f"pack_{part}": Table(partial(_raced, part), RACE) for part in PARTS},
-    "pack_circumstances": _circumstances,
+    "pack_circumstances": lambda: race_circumstances(
+        records_of("pack.original"),
+        "threads or processes of every contender",
+        records_of("pack.resized"),
+    ),
 }
 
 

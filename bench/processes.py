@@ -18,51 +18,66 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from coreset.bench.harness import Row
 
 WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 """Prefix of a command that is killed when this process ends, however it ends."""
 CORESET = (*WITH_PARENT, sys.executable, "-m", "coreset.engine.cli")
+Process: TypeAlias = tuple[ProcessPoolExecutor, dict[str, str]]
+"""Processes of a peer, and versions of its packages."""
 _PR_SET_PDEATHSIG = 1
 _PROC = Path("/proc")
 _held: list[Callable[[], Any]] = []
 """What this process is to call, if it is one of ``remote``."""
 
 
-class MissingPeerError(Exception):
-    """A peer cannot be imported here."""
-
-
 @contextmanager
 def pool_of(
-    folder: Path | None,
+    folder: Path | None = None,
     workers: int = 1,
-    versions: Callable[[], dict[str, str]] = dict[str, str],
     environment: Mapping[str, str | None] | None = None,
-) -> Generator[tuple[ProcessPoolExecutor, dict[str, str]]]:
-    """Yield spawned processes that have imported a peer, and the versions of its packages.
+) -> Generator[ProcessPoolExecutor]:
+    """Yield spawned processes.
 
     Args:
-        folder: Its packages, beside those of the project; None if it needs no others.
+        folder: Packages of a peer, beside those of the project.
         workers: Processes.
-        versions: Imports the peer in a process and returns versions by package name.
         environment: Variables of the processes that differ from this one's; None unsets one.
-
-    Raises:
-        MissingPeerError: It cannot be imported; the message says why.
     """
     context = get_context("spawn")  # fork after threads hangs
     arguments = (os.getpid(), str(folder or ""))
     with ProcessPoolExecutor(workers, context, _enter, arguments) as pool:
-        try:
-            with environment_of(environment or {}):  # a task starts its process
-                tasks = [pool.submit(versions) for _ in range(workers)]
-            imported = [task.result() for task in tasks]
-        except (ImportError, OSError) as error:
-            raise MissingPeerError(f"{type(error).__name__}: {error}") from error
-        yield pool, imported[0]
+        with environment_of(environment or {}):  # a task starts its process
+            tasks = [pool.submit(os.getpid) for _ in range(workers)]
+        for task in tasks:
+            task.result()
+        yield pool
+
+
+def open_peer(
+    stack: ExitStack,
+    peers: Path,
+    packages: str,
+    versions: Callable[[], dict[str, str]],
+    workers: int = 1,
+) -> Process | str:
+    """Start processes that have imported a peer; return why it cannot be imported if so.
+
+    Args:
+        stack: Ends the processes.
+        peers: Folder with a folder of packages per peer.
+        packages: Name of the peer's; empty if it needs none beside those of the project.
+        versions: Imports the peer in a process and returns versions by package name.
+        workers: Processes.
+    """
+    pool = stack.enter_context(pool_of(peers / packages if packages else None, workers))
+    try:
+        imported = [pool.submit(versions) for _ in range(workers)]
+        return pool, imported[0].result()
+    except (ImportError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _enter(parent: int, folder: str) -> None:
@@ -83,7 +98,7 @@ def remote(
     environment: Mapping[str, str | None] | None = None,
 ) -> Callable[[], Any]:
     """Call ``make`` in a process of its own; return what calls its result there."""
-    pool, _ = stack.enter_context(pool_of(None, environment=environment))
+    pool = stack.enter_context(pool_of(environment=environment))
     pool.submit(_hold, make, *arguments).result()
     return lambda: pool.submit(_call).result()
 

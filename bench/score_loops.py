@@ -71,37 +71,21 @@ class Training:
             self.dynamics.update(logits, labels, ids)
 
 
-def training(
-    images: Any,  # noqa: ANN401 - a stream or decoded images
-    n_images: int,
-    n_classes: int,
-    *,
-    size: int,
-    batch: int = _FULL.batch,
-    lr: float = _RANDOM_LR,
-) -> Training:
-    """Make a training on images from which crops of ``size`` pixels are taken."""
+def training_on(dataset: Dataset, size: int, lr: float = _RANDOM_LR) -> Training:
+    """Decode a packed data set and make a network, which takes milliseconds, to train on it."""
     device = resolve_device("cpu")
     proxy = convolutional_proxy(
-        images,
-        n_classes,
+        training_images(dataset, size, device, decoder="auto", exact=False, workers=0),
+        len(dataset.classes),
         size=size,
         crop_scale=_FULL.crop_scale,
-        batch=batch,
+        batch=_FULL.batch,
         seed=0,
         device=device,
     )
     optimiser = sgd(proxy.network, lr=lr, weight_decay=_FULL.weight_decay)
     trainer = Trainer(proxy.network, optimiser, lambda _: lr, device)
-    return Training(proxy, trainer, Dynamics(n_images, device))
-
-
-def training_on(dataset: Dataset, size: int, lr: float = _RANDOM_LR) -> Training:
-    """Decode a packed data set and make a network, which takes milliseconds, to train on it."""
-    images = training_images(
-        dataset, size, resolve_device("cpu"), decoder="auto", exact=False, workers=0
-    )
-    return training(images, len(dataset), len(dataset.classes), size=size, lr=lr)
+    return Training(proxy, trainer, Dynamics(len(dataset), device))
 
 
 def usual_loop(setting: Setting) -> Iterator[Row]:
@@ -221,7 +205,7 @@ def _packed(setting: Setting, stack: ExitStack) -> Path:
     """Pack a part of ImageNette; return the folder of images and data set."""
     work = Path(stack.enter_context(TemporaryDirectory(dir=setting.work.resolve())))
     source = setting.data.resolve() / "imagenette" / "train"
-    repeated_tree("imagenette", source, work / "images", setting.images)
+    repeated_tree(source, work / "images", setting.images)
     run_coreset("pack", work / "images", work / "data")
     return work
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from coreset.bench.processes import CORESET
-from coreset.bench.robustness.crafted import CRAFTED_IMAGES
 from coreset.bench.robustness.faults import (
     ODD_IMAGES,
     OddImage,
@@ -66,7 +65,7 @@ class Case:
 
 def cases() -> Iterator[Case]:
     """Yield every case."""
-    for odd in (*ODD_IMAGES, *CRAFTED_IMAGES):
+    for odd in ODD_IMAGES:
         yield Case(odd.row, odd.fault, odd.made, "folder", partial(_with_odd, odd))
     for row, fault, injected, members in _SHARDS:
         yield Case(row, fault, injected, "shards", partial(_with_members, members))

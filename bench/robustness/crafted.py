@@ -1,17 +1,16 @@
 """Image files that no encoder writes, made byte by byte: odd samplings, and work for hours.
 
-Shared by the scoreboard and the tests. Layouts are those of ITU T.81 (JPEG), the PNG specification
+Layouts are those of ITU T.81 (JPEG), the PNG specification
 and RFC 9649 (WebP).
 """
 
 import struct
-import zlib
 from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
 
-from coreset.bench.robustness.faults import OddImage, Pixels, chunk, encoded, photo, rgb
+from coreset.bench.robustness.faults import encoded, photo
 
 Factors = tuple[tuple[int, int], ...]
 """Horizontal and vertical sampling factor of each component."""
@@ -143,46 +142,3 @@ def _coded(value: int, length: int) -> str:
 def _bits(text: str) -> bytes:
     text += "1" * (-len(text) % 8)
     return int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
-
-
-_SIZE = 96, 72
-_MEGABYTE = 1 << 20
-_TOO_MANY = 20_000
-"""Scans that a decoder does not end within the limit of time of `outcomes.run`."""
-
-
-def _sampled(first: tuple[int, int]) -> bytes:
-    return sampled_jpeg(*_SIZE, (first, (1, 1), (1, 1)))
-
-
-def _with_zeros(kind: bytes, name: bytes) -> bytes:
-    return png_with(chunk(kind, name + b"\0\0" + zlib.compress(bytes(64 * _MEGABYTE), 9)))
-
-
-def _photo(_: bytes) -> Pixels:
-    return np.asarray(photo(1000))
-
-
-CRAFTED_IMAGES: tuple[OddImage, ...] = (
-    OddImage(11, "lossless JPEG", "annex H of T.81, by the name odd.JPEG",
-             lambda: lossless_jpeg(*_SIZE), truth=lambda _: np.full((72, 96, 3), 128, np.uint8)),
-    OddImage(12, "JPEG sampled 4:4:1", "factors 1 x 4, 1 x 1, 1 x 1", lambda: _sampled((1, 4)),
-             truth=rgb),
-    OddImage(12, "JPEG sampled 4:1:0", "factors 4 x 2, 1 x 1, 1 x 1", lambda: _sampled((4, 2)),
-             truth=rgb),
-    OddImage(41, "JPEG of 20,000 scans", "progressive, 9,000 x 9,000 in 0.2 MB",
-             lambda: many_scans(_TOO_MANY, 9000, ARITHMETIC_PROGRESSIVE)),
-    OddImage(41, "JPEG with a component 20,000 times", "sequential, 9,000 x 9,000 in 0.2 MB",
-             lambda: many_scans(_TOO_MANY, 9000, ARITHMETIC)),
-    OddImage(41, "JPEG with 250,000 comments", "empty ones, 1 MB in all",
-             lambda: jpeg_with(segment(COMMENT) * 250_000), truth=_photo),
-    OddImage(41, "JPEG with 1 MB of filling", "0xFF between two markers",
-             lambda: jpeg_with(b"\xff" * _MEGABYTE), truth=_photo),
-    OddImage(41, "PNG with text that unpacks to 64 MB", "a zTXt chunk of 65 kB",
-             lambda: _with_zeros(b"zTXt", b"text"), "odd.png", _photo),
-    OddImage(41, "PNG with a profile that unpacks to 64 MB", "an iCCP chunk of 65 kB",
-             lambda: _with_zeros(b"iCCP", b"name"), "odd.png", _photo),
-    OddImage(41, "PNG with a second header", "which says 9,000 x 9,000",
-             lambda: png_with(chunk(b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 2, 0, 0, 0))),
-             "odd.png", _photo),
-)  # fmt: skip

@@ -82,14 +82,6 @@ class Sample:
     pixels: Pixels | None
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """Behaviour of one contender."""
-
-    ran: Ran
-    samples: Sequence[Sample] = ()
-
-
 def run(
     command: Sequence[str | Path],
     *,
@@ -131,9 +123,8 @@ def read_found(folder: Path) -> list[Sample]:
     ]
 
 
-def judge(observed: Observed, expected: Expected) -> tuple[Outcome, str]:
+def judge(ran: Ran, samples: Sequence[Sample], expected: Expected) -> tuple[Outcome, str]:
     """Return the worst of what happened, and the facts that say so."""
-    ran, samples = observed.ran, observed.samples
     right, wrong = _compared(samples, expected)
     intact = {label for label, truth in expected.truths.items() if truth is not None}
     incomplete = right != intact or len(intact) < len(expected.truths)

@@ -26,7 +26,6 @@ from coreset.bench.harness import RESULTS, Row, portable, read, record, write
 from coreset.bench.processes import CORESET
 from coreset.bench.robustness.cases import SAMPLES_PER_SHARD, Case, Inputs, cases
 from coreset.bench.robustness.outcomes import (
-    Observed,
     Outcome,
     Ran,
     Sample,
@@ -83,9 +82,9 @@ def _met(case: Case, name: str) -> Row:
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         work = Path(folder)
         inputs = case.prepare(work)
-        observed = observe(case, inputs, work, name)
-        outcome, detail = judge(observed, inputs.expected)
-    lines = [line for line in observed.ran.text.splitlines() if line.strip()]
+        ran, samples = observe(case, inputs, work, name)
+        outcome, detail = judge(ran, samples, inputs.expected)
+    lines = [line for line in ran.text.splitlines() if line.strip()]
     return {
         "row": case.row,
         "fault": case.fault,
@@ -93,14 +92,14 @@ def _met(case: Case, name: str) -> Row:
         "contender": name,
         "outcome": str(outcome),
         "detail": detail,
-        "exit_code": observed.ran.code,
-        "peak_mb": observed.ran.peak_mb,
-        "delivered": len(observed.samples),
+        "exit_code": ran.code,
+        "peak_mb": ran.peak_mb,
+        "delivered": len(samples),
         "said": portable("\n".join(lines[-4:]))[:600],  # before a cut could halve a place
     }
 
 
-def observe(case: Case, inputs: Inputs, work: Path, name: str) -> Observed:
+def observe(case: Case, inputs: Inputs, work: Path, name: str) -> tuple[Ran, list[Sample]]:
     """Give the inputs to a contender, whose outputs go below ``work``."""
     if name == "coreset":
         return _by_coreset(case, inputs, work / "DATA")
@@ -110,23 +109,23 @@ def observe(case: Case, inputs: Inputs, work: Path, name: str) -> Observed:
         shards.mkdir()
         written = run([*_READERS, "webdataset-write", inputs.place, shards, str(SAMPLES_PER_SHARD)])
         if written.code:
-            return Observed(written)
+            return written, []
         tars = tuple(sorted(shards.glob("*.tar")))
-    return Observed(run([*_READERS, name, found, *tars]), read_found(found))
+    return run([*_READERS, name, found, *tars]), read_found(found)
 
 
-def _by_coreset(case: Case, inputs: Inputs, data: Path) -> Observed:
+def _by_coreset(case: Case, inputs: Inputs, data: Path) -> tuple[Ran, list[Sample]]:
     """Run ``coreset pack``, or ``coreset verify`` of what was packed before it was damaged."""
     if case.kind == "packed":
         ran = run([*CORESET, "verify", inputs.place])
-        return Observed(ran, () if ran.code else packed_samples(inputs.place))
+        return ran, [] if ran.code else packed_samples(inputs.place)
     options = ["--samples-per-shard", str(SAMPLES_PER_SHARD), *inputs.options]
     ran = run([*CORESET, "pack", inputs.place, data, *options])
     if ran.code:
-        return Observed(ran)
+        return ran, []
     listed = run([*CORESET, "quarantine", "show", data])
     reported = Ran(code=0, text=ran.text + listed.text, peak_mb=ran.peak_mb)
-    return Observed(reported, packed_samples(data))
+    return reported, packed_samples(data)
 
 
 def packed_samples(data: Path) -> list[Sample]:

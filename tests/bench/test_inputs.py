@@ -25,7 +25,7 @@ def tree(tmp_path):
         folder = source / f"class-{label}"
         folder.mkdir(parents=True)
         Image.new("RGB", size, (label * 80, 90, 10)).save(folder / "image.jpg")
-    return repeated_tree("tree", source, tmp_path / "tree", 7)
+    return repeated_tree(source, tmp_path / "tree", 7)
 
 
 def test_a_tree_repeats_its_images(tree):

@@ -9,7 +9,6 @@ import pytest
 from coreset.bench.robustness.cases import N, cases
 from coreset.bench.robustness.outcomes import (
     Expected,
-    Observed,
     Outcome,
     Ran,
     Sample,
@@ -71,7 +70,7 @@ BESIDE = {"beside": {1: THIRD}}
 )  # fmt: skip
 def test_the_outcome_is_the_worst_of_what_happened(samples, how, changes, expected):
     known = {"truths": {0: WHOLE, 1: OTHER}, "culprits": ("odd.jpg",)} | changes
-    assert judge(Observed(how, samples), Expected(**known))[0] is expected
+    assert judge(how, samples, Expected(**known))[0] is expected
 
 
 def test_a_process_is_judged_by_its_end():
@@ -97,7 +96,7 @@ def test_every_case_has_a_name_of_its_own_and_makes_its_inputs(tmp_path):
     every = [*cases()]
     assert len({case.fault for case in every}) == len(every)
     for number, case in enumerate(every):
-        if case.kind != "packed" and case.row not in (16, 41):
+        if case.kind != "packed" and case.row != 16:
             (tmp_path / str(number)).mkdir()
             inputs = case.prepare(tmp_path / str(number))
             assert inputs.place.exists()
@@ -115,7 +114,7 @@ def test_a_newer_record_replaces_that_of_the_same_fault_and_program():
 def test_a_fault_meets_every_program(name, fault, tmp_path):
     case = next(case for case in cases() if case.fault == fault)
     inputs = case.prepare(tmp_path)
-    outcome, _ = judge(observe(case, inputs, tmp_path, name), inputs.expected)
+    outcome, _ = judge(*observe(case, inputs, tmp_path, name), inputs.expected)
     assert outcome in {Outcome.NAMED, Outcome.TOLD} or name != "coreset"
     assert outcome is not Outcome.RIGHT
 
@@ -126,5 +125,5 @@ def test_damage_to_packed_data_is_an_error_that_names_the_shard(tmp_path):
         if case.kind == "packed":
             (folder := tmp_path / str(number)).mkdir()
             inputs = case.prepare(folder)
-            outcome, _ = judge(observe(case, inputs, folder, "coreset"), inputs.expected)
+            outcome, _ = judge(*observe(case, inputs, folder, "coreset"), inputs.expected)
             assert outcome is Outcome.NAMED, case.fault
