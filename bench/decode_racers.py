@@ -21,7 +21,6 @@ from coreset.bench.peers.loaders import (
     Crop,
     Delivered,
     Opener,
-    Pixels,
     Task,
     call_session,
 )
@@ -65,8 +64,7 @@ ENTRANTS: Mapping[str, Entrant] = {
     FAST: _ours(partial(native.coreset, "fast"), "coreset.loader, decoder fast, shuffled"),
     CACHED: _ours(native.coreset_cached, "coreset decode, shuffled"),
     "torchvision.io, threads": _torchvision(by_torch.threads),
-    "torchvision.io, workers": _torchvision(partial(by_torch.image_folder, "torchvision.io")),
-    "ImageFolder + Pillow, workers": _torchvision(partial(by_torch.image_folder, "pillow")),
+    "ImageFolder + Pillow, workers": _torchvision(by_torch.image_folder),
     "webdataset + Pillow, workers": Entrant(by_torch.webdataset, by_torch.webdataset_versions),
     "DALI, shards": Entrant(native.dali, native.dali_versions, reopened=True),
     "FFCV, jpg": _ffcv("jpg", "its own file, JPEG of quality 90"),
@@ -108,19 +106,6 @@ class Packed:
         columns = [self.dataset.ints(name).tolist() for name in ("shard", "offset", "bytes")]
         shards = [path.read_bytes() for path in self.dataset.shard_paths()]
         return [shards[at][start : start + n] for at, start, n in zip(*columns, strict=True)]
-
-    def task(self, crop: Crop, pixels: Pixels, threads: int, epochs: int) -> Task:
-        """Return the task of the loaders."""
-        return Task(
-            data=self.dataset.path,
-            tree=self.tree.path,
-            files=self.files,
-            folder=self.folder,
-            crop=crop,
-            pixels=pixels,
-            threads=threads,
-            epochs=epochs,
-        )
 
     def reference(self, ids: Sequence[int], crop: Crop) -> NDArray[np.float32]:
         """Decode stored images with Pillow by torchvision's rules, float32 (n, s, s, 3).

@@ -140,13 +140,7 @@ def machine(row: Row, extra: str = "", *, features: bool = True) -> str:
 
 
 def race_circumstances(rows: Sequence[Row], workers: str, others: Iterable[Row] = ()) -> str:
-    """Describe inputs, machine and peers of races.
-
-    Args:
-        rows: Their records.
-        workers: What the contenders work with.
-        others: Records with more peers.
-    """
+    """Describe inputs, machine and peers of races; ``others`` are records with more peers."""
     row = next(row for row in rows if "seconds" in row)
     notes = dict.fromkeys(f"{row['input']}: {row['input_note']}" for row in rows)
     versions: dict[str, str] = {}

@@ -31,7 +31,6 @@ from coreset.engine.runtime.device import resolve_device
 from coreset.engine.runtime.seeding import generator_for
 from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.dynamics import SUMS, Dynamics
-from coreset.kernels.margins import margins
 
 Part: TypeAlias = Literal["step", "peers"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -39,8 +38,8 @@ Batch: TypeAlias = tuple[Tensor, Tensor, Any]
 """Logits of shape (b, classes), labels of shape (b,), ids of shape (b,) or as a list."""
 Update: TypeAlias = Callable[[Tensor, Tensor, Any], object]
 STEP, EAGER, COMPILED = "training step", "all scores, eager", "all scores, compiled"
-AUM, PEER = "AUM alone, eager", "aum"
-GOALS = {COMPILED: 8.0, AUM: 20.0}
+PEER = "aum"
+GOALS = {COMPILED: 8.0}
 """Times the speed of the peer."""
 SHARE_GOAL = 0.02
 STEPS_PER_TURN, UPDATES_BESIDE_STEP, UPDATES_BESIDE_PEER = 4, 200, 1000
@@ -134,19 +133,14 @@ class DynamicsBench(Options):
         batches = self.batches(torch.float32, UPDATES_BESIDE_PEER)
         shown = np.concatenate([ids.numpy() for _, _, ids in batches])
         expected = np.concatenate([margins_by_definition(*batch[:2]) for batch in batches])
-        accumulators: dict[str, tuple[Update, Callable[[], NDArray[Any]]]] = {
-            name: (dynamics.update, partial(_aum_of, dynamics))
-            for name, dynamics in self._accumulators().items()
-        }
-        accumulators[AUM] = aum_alone(self.samples)
         entries: list[Contender | Row] = [
             Contender(
                 name=name,
-                run=partial(all_batches, update, batches),
-                check=lambda _, aum_of=aum_of: aum_error(aum_of()[shown], expected),
+                run=partial(all_batches, dynamics.update, batches),
+                check=lambda _, dynamics=dynamics: aum_error(_aum_of(dynamics)[shown], expected),
                 role="ours",
             )
-            for name, (update, aum_of) in accumulators.items()
+            for name, dynamics in self._accumulators().items()
         ]
         entries.append(aum_package(self.work, batches, self.samples, expected))
         nbytes = len(shown) * batches[0][0][0].nbytes
@@ -176,21 +170,6 @@ def _aum_of(dynamics: Dynamics) -> NDArray[Any]:
     sums = dynamics.state()["sums"].numpy()
     visits = np.maximum(sums[:, SUMS.index("visits")], 1)
     return sums[:, SUMS.index("logit_margin")] / visits
-
-
-def aum_alone(n_samples: int) -> tuple[Update, Callable[[], NDArray[Any]]]:
-    """Return the smallest accumulator of the AUM (a margin, a sum, a count) and its AUM."""
-    sums, counts = torch.zeros(n_samples), torch.zeros(n_samples)
-
-    def update(logits: Tensor, labels: Tensor, ids: Tensor) -> None:
-        batch = margins(logits, labels)
-        sums.index_add_(0, ids, batch)
-        counts.index_add_(0, ids, torch.ones_like(batch))
-
-    def aum() -> NDArray[Any]:
-        return (sums / counts.clamp(min=1)).numpy()
-
-    return update, aum
 
 
 def margins_by_definition(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:

@@ -48,20 +48,20 @@ class FirstPath(Options):
         """Pack, score, select, embed, measure, train, and record."""
         self.work.mkdir(parents=True, exist_ok=True)
         for split in ("train", "val"):
-            self._coreset("pack", self.data / "imagenette" / split, self._path(split))
+            self._coreset("pack", self.data / "imagenette" / split, self.work / split)
         shortened = ("--epochs", SCORE_EPOCHS, "--size", SIZE)
-        self._coreset("score", self._path("train"), self._path("scores"), *shortened)
+        self._coreset("score", self.work / "train", self.work / "scores", *shortened)
         for split in ("train", "val"):
             self._coreset(
-                "embed", self._path(split), self._path(f"{split}-features"), "--backbone", BACKBONE
+                "embed", self.work / split, self.work / f"{split}-features", "--backbone", BACKBONE
             )
         for ipc, seeds in ((10, 3), (50, self.student_seeds_at_50)):
-            self._coreset("select", self._path("train"), self._path(f"random-{ipc}"), "--ipc", ipc)
-            self._coreset("select", self._path("scores"), self._path(f"ccs-{ipc}"), "--ipc", ipc)
+            self._coreset("select", self.work / "train", self.work / f"random-{ipc}", "--ipc", ipc)
+            self._coreset("select", self.work / "scores", self.work / f"ccs-{ipc}", "--ipc", ipc)
             for method in ("random", "ccs"):
                 self._measure_and_train(f"{method}-{ipc}", ipc, seeds)
-        self._coreset("report", self._path("results"), self._path("report.html"))
-        results = Results(self._path("results"))
+        self._coreset("report", self.work / "results", self.work / "report.html")
+        results = Results(self.work / "results")
         parts: dict[str, Callable[[], Iterable[Row]]] = {
             "students": lambda: map(_without_paths, results.rows(STUDENTS)),
             "metrics": lambda: map(_without_paths, results.rows(METRICS)),
@@ -70,22 +70,19 @@ class FirstPath(Options):
         }
         self.record_parts("first_path", parts)
 
-    def _path(self, name: str) -> Path:
-        return self.work / name
-
     def _coreset(self, *words: object) -> None:
         print("$ coreset", *words, flush=True)
         subprocess.run([*CORESET, *map(str, words)], check=True)
 
     def _measure_and_train(self, name: str, ipc: int, seeds: int) -> None:
-        paths = (self._path(name), self._path("val"), self._path("results"))
+        paths = (self.work / name, self.work / "val", self.work / "results")
         self._coreset("measure", *paths, "--backbone", BACKBONE)
         epochs = PUBLISHED_EPOCHS[ipc] // EPOCHS_SHARE
         shortened = ("--epochs", epochs, "--size", SIZE, "--evaluations", EVALUATIONS)
         self._coreset("train", *paths, *shortened, "--repeats", seeds)
 
     def _costs(self) -> Iterator[Row]:
-        for cost in construction_cost(read_ledger(self._path("ccs-10"))):
+        for cost in construction_cost(read_ledger(self.work / "ccs-10")):
             names = ("stage", "wall_seconds", "cpu_seconds", "images", "device")
             yield {"artifact": "ccs-10"} | {name: getattr(cost, name) for name in names}
 

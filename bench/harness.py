@@ -225,8 +225,7 @@ class Options:
                 print({key: row[key] for key in row if key not in _UNPRINTED}, flush=True)
                 records.append(record(f"{name}.{part}", row))
             if not self.dry:
-                recorded = read(name) if (RESULTS / f"{name}.jsonl").is_file() else []
-                kept = [row for row in recorded if row["bench"] != f"{name}.{part}"]
+                kept = [row for row in read(name) if row["bench"] != f"{name}.{part}"]
                 print(f"written: {write(name, [*kept, *records])}", flush=True)
 
 
@@ -252,9 +251,10 @@ def portable(text: str) -> str:
 
 
 def read(name: str) -> list[Row]:
-    """Return the records of ``bench/results/NAME.jsonl``."""
+    """Return the records of ``bench/results/NAME.jsonl``; none if there is no such file."""
     path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def records_of(bench: str) -> list[Row]:

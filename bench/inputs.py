@@ -7,7 +7,7 @@ import shutil
 import sys
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha256
@@ -56,12 +56,9 @@ class Tree:
 
 
 def repeated_tree(source: Path, path: Path, images: int) -> Tree:
-    """Repeat the images of a class-folder tree until there are ``images``.
+    """Repeat the images of a class-folder tree until there are ``images`` in ``path``.
 
-    Args:
-        source: Folder with one folder of images per class.
-        path: Folder to make.
-        images: Files; if fewer than there are, every k-th is taken.
+    If these are fewer than there are, every k-th is taken.
     """
     available = sorted(source.glob("*/*"))
     if not available:
@@ -109,14 +106,12 @@ def sizes_of_tars(folder: Path) -> list[Size]:
     return [(label, *_size(image)) for label, image in samples_of_tars(folder)]
 
 
-def sizes_at(
-    side: int, shorter_or_longer: Callable[[int, int], int], samples: Iterable[tuple[int, bytes]]
-) -> list[Size]:
-    """Return sizes once the shorter (``min``) or longer (``max``) side is at most ``side``."""
+def sizes_at(short_side: int, samples: Iterable[tuple[int, bytes]]) -> list[Size]:
+    """Return sizes once the shorter side is at most ``short_side``."""
     sizes: list[Size] = []
     for label, data in samples:
         width, height = _size(data)
-        scale = min(1.0, side / shorter_or_longer(width, height))
+        scale = min(1.0, short_side / min(width, height))
         sizes.append((label, round(width * scale), round(height * scale)))
     return sizes
 

@@ -10,7 +10,7 @@ keeping the records of parts that were not run.
 """
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -120,23 +120,19 @@ class PackBench(Options):
         files, contents = tree.files(), tree.contents()
         labelled = [(label, data) for (_, label), data in zip(files, contents, strict=True)]
         if part == "resized":
-            short = sizes_at(SHORT_SIDE, min, labelled)
+            short = sizes_at(SHORT_SIDE, labelled)
 
             def check(folder: Path) -> str:
                 return size_error(sizes_of_tars(folder), short)
 
-            long = sizes_at(writers.LONG_SIDE, max, labelled)
-            others = [*self._resizers(tree, check, stack), self._ffcv(tree, long, stack)]
+            others = self._resizers(tree, check, stack)
         else:
             expected = fingerprint(labelled)
 
             def check(folder: Path) -> str:
                 return bytes_error(folder, expected)
 
-            others = [
-                self._shard_writer(name, tree, check, decode)
-                for name, decode in _CHECKS[part].items()
-            ]
+            others = self._shard_writers(part, tree, check)
         limits = [decode_limit(contents, self.threads)] if part == "original" else []
         return [*self._ours(part, tree, check, stack), *others, *limits]
 
@@ -159,20 +155,18 @@ class PackBench(Options):
             note="start-up of Python and imports counted",
         )
 
-    def _shard_writer(
-        self,
-        name: str,
-        tree: Tree,
-        check: Check,
-        decode: Callable[[bytes], object],
-    ) -> Contender:
-        return Contender(
-            name=name,
-            run=lambda out: writers.write_files(tree.files(), out, decode, self.samples_per_shard),
-            check=check,
-            note="one thread, as its users write it",
-            versions=writers.webdataset_versions(),
-        )
+    def _shard_writers(self, part: Part, tree: Tree, check: Check) -> Iterator[Contender]:
+        """Yield ``webdataset.ShardWriter`` in a loop that checks each file."""
+        for name, decode in _CHECKS[part].items():
+            yield Contender(
+                name=name,
+                run=lambda out, decode=decode: writers.write_files(
+                    tree.files(), out, decode, self.samples_per_shard
+                ),
+                check=check,
+                note="one thread, as its users write it",
+                versions=writers.webdataset_versions(),
+            )
 
     def _resizers(self, tree: Tree, check: Check, stack: ExitStack) -> Iterator[Contender | Row]:
         """Yield peers that re-encode files in processes; this process writes the results."""
@@ -198,26 +192,6 @@ class PackBench(Options):
                 note="processes started before the clock",
                 versions=opened[1],
             )
-
-    def _ffcv(
-        self, tree: Tree, expected: Sequence[tuple[int, int, int]], stack: ExitStack
-    ) -> Contender | Row:
-        """Return FFCV's writer, which starts its own processes out of one that has imported it."""
-        name, beton = "FFCV, jpg", "images.beton"
-        opened = open_peer(stack, self.peers, "ffcv", writers.ffcv_versions)
-        if isinstance(opened, str):
-            return absent(name, opened)
-        pool, versions = opened
-
-        def write(out: Path) -> None:
-            files = tree.files()
-            pool.submit(writers.ffcv_write, files, out / beton, self.threads).result()
-
-        def check(out: Path) -> str:
-            return size_error(pool.submit(writers.ffcv_sizes, out / beton).result(), expected)
-
-        note = f"long side {writers.LONG_SIDE}, it bounds no short side; unchecked"
-        return Contender(name=name, run=write, check=check, note=note, versions=versions)
 
 
 def _pack(source: Path, data: Path, settings: Mapping[str, Any]) -> None:

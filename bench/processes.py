@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TypeAlias
+from unittest.mock import patch
 
 from coreset.bench.harness import Row
 
@@ -65,12 +66,8 @@ def open_peer(
 ) -> Process | str:
     """Start processes that have imported a peer; return why it cannot be imported if so.
 
-    Args:
-        stack: Ends the processes.
-        peers: Folder with a folder of packages per peer.
-        packages: Name of the peer's; empty if it needs none beside those of the project.
-        versions: Imports the peer in a process and returns versions by package name.
-        workers: Processes.
+    Its packages are in the folder ``packages`` of ``peers``, if it needs any beside those of the
+    project. ``versions`` imports it in a process and returns versions by package name.
     """
     pool = stack.enter_context(pool_of(peers / packages if packages else None, workers))
     try:
@@ -114,19 +111,12 @@ def _call() -> object:
 @contextmanager
 def environment_of(changes: Mapping[str, str | None]) -> Generator[None]:
     """Change environment variables for a while, here and for processes started meanwhile."""
-    before = {name: os.environ.get(name) for name in changes}
-    _set_environment(changes)
-    try:
+    with patch.dict(os.environ):
+        for name, value in changes.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         yield
-    finally:
-        _set_environment(before)
-
-
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 def options(fields: Mapping[str, Any]) -> list[str]:

@@ -12,11 +12,10 @@
 Writes ``bench/results/score.jsonl``, keeping the records of parts that were not run.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Literal, TypeAlias, get_args
 
 import tyro
@@ -28,9 +27,6 @@ from coreset.bench.score_loops import USUAL, Setting, busy, usual_loop
 
 Part: TypeAlias = Literal["usual-loop", "busy", "labels"]
 PARTS: tuple[Part, ...] = get_args(Part)
-ROWS: Mapping[Part, Callable[[Setting], Iterator[Row]]] = MappingProxyType(
-    {"usual-loop": usual_loop, "busy": busy, "labels": labels}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,15 +40,12 @@ class ScoreBench(Setting):
 
     def run(self) -> None:
         """Run the parts in turn, print and record the results."""
-        self.record_parts("score", {part: partial(ROWS[part], self) for part in self.part})
-
-
-def _of(part: str) -> list[Row]:
-    return records_of(f"score.{part}")
+        rows = {"usual-loop": usual_loop, "busy": busy, "labels": labels}
+        self.record_parts("score", {part: partial(rows[part], self) for part in self.part})
 
 
 def _usual_speed() -> str:
-    rows = [row for row in _of("usual-loop") if row["what"] == "speed"]
+    rows = [row for row in records_of("score.usual-loop") if row["what"] == "speed"]
     table = Table(
         lambda: (row | {"over": row["speed_over"].get(USUAL)} for row in rows),
         {
@@ -67,7 +60,7 @@ def _usual_speed() -> str:
 
 
 def _labels_medians() -> list[Row]:
-    return [row for row in _of("labels") if "seeds" in row]
+    return [row for row in records_of("score.labels") if "seeds" in row]
 
 
 LABELS = Table(
@@ -84,7 +77,7 @@ LABELS = Table(
 
 
 def _labels() -> str:
-    runs = [row for row in _of("labels") if "seed" in row]
+    runs = [row for row in records_of("score.labels") if "seed" in row]
     peer = ", ".join(f"{name} {number}" for name, number in runs[0]["peer"].items())
     seeds = len({row["seed"] for row in runs})
     about = f"Medians of {seeds} seeds, {runs[0]['folds']} folds; {peer}"

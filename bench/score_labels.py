@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 
 from coreset.bench.harness import Options, Row
 from coreset.bench.processes import run_coreset
-from coreset.engine.artifacts.ledger import stopwatch
-from coreset.engine.condensed.comparison import cost_of
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
 from coreset.kernels.scores import easiness
@@ -35,7 +33,6 @@ class Judged:
     """Area under the ROC for flipped labels, by score."""
     issues: NDArray[np.bool_]
     """Labels taken for wrong, shape (n,)."""
-    seconds: float
 
 
 def labels(setting: Options) -> Iterator[Row]:
@@ -44,7 +41,6 @@ def labels(setting: Options) -> Iterator[Row]:
     Data sets and scores stay in ``work`` and are not made again.
     """
     work, data = setting.work.resolve(), setting.data.resolve()
-    # Features of an earlier run would bring the time that they took then.
     os.environ["CORESET_CACHE"] = str(work / "cache")
     truth = data / "labels" / "noisy_imagenette.csv"
     linear = ("--proxy", "linear", "--backbone", BACKBONE, "--folds", FOLDS, "--device", "cpu")
@@ -70,7 +66,7 @@ def by_coreset(scored: ScoreTable, flipped: NDArray[np.bool_]) -> Judged:
     if issues is None:
         raise ValueError(f"{scored.path} has no label issues; score it with --folds")
     columns = {name: scored.values(name) for name in scored.names}
-    return Judged(areas_of(columns, flipped, scored.ids), issues, cost_of(scored).wall_seconds)
+    return Judged(areas_of(columns, flipped, scored.ids), issues)
 
 
 def areas_of(
@@ -96,14 +92,14 @@ def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Ju
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     features = features_for(scored.dataset, FeatureSpec(backbone=BACKBONE)).astype(np.float32)
-    given, clock = scored.dataset.labels, stopwatch()
+    given = scored.dataset.labels
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     probabilities: Any = cross_val_predict(
         LogisticRegression(max_iter=1000), features, given, cv=folds, method="predict_proba"
     )
     quality = get_label_quality_scores(given, probabilities, method=THEIRS)
     areas = {THEIRS: float(roc_auc_score(flipped, -quality))}
-    return Judged(areas, find_label_issues(given, probabilities, n_jobs=1), clock.seconds)
+    return Judged(areas, find_label_issues(given, probabilities, n_jobs=1))
 
 
 def row_of(
@@ -119,11 +115,9 @@ def row_of(
         "folds": FOLDS,
         "areas": ours.areas,
         "issues": _rates(ours.issues, flipped),
-        "wall_seconds": ours.seconds,
         "peer": {name: version(name) for name in ("cleanlab", "scikit-learn")},
         "peer_areas": theirs.areas,
         "peer_issues": _rates(theirs.issues, flipped),
-        "peer_wall_seconds": round(theirs.seconds, 3),
         "difference": difference,
         "goal": GOAL,
         "met": difference >= GOAL,

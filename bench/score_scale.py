@@ -6,13 +6,11 @@ Synthetic images of few pixels go through ``synth``, ``decode`` and ``score`` wi
 command in a process of its own. Writes ``bench/results/score_scale.jsonl``.
 """
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import tyro
@@ -22,10 +20,7 @@ from coreset.bench.harness import Options, Row, records_of
 from coreset.bench.processes import CORESET, environment_of, options, watch
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.store import SCORES_NAME
-from coreset.shards.format.files import temporary_name
 
-GOAL_BYTES = 1_500_000_000
-"""Anonymous memory at every size."""
 EVERY_SECONDS = 0.2
 """Between two looks at the memory."""
 _SCORES = "scores"
@@ -74,36 +69,27 @@ class ScoreScaleBench(Options):
 def _watched(verb: str, arguments: list[str], out: Path) -> Row:
     """Run a command whose files are beside ``out``; measure it and the artifact that it leaves."""
     command = [*CORESET, verb, *arguments]
-    row = watch(command, partial(memory_and_scratch, temporary_name(out)), EVERY_SECONDS)
-    row |= {"verb": verb, "goal_bytes": GOAL_BYTES, "artifact_bytes": tree_bytes(out)}
+    row = watch(command, memory_of, EVERY_SECONDS)
+    row |= {"verb": verb, "artifact_bytes": tree_bytes(out)}
     newest = Checkpoints(out).latest() if out.name == _SCORES and out.is_dir() else None
     scores = {} if newest is None else {"scores_bytes": tree_bytes(newest[1] / SCORES_NAME)}
     return row | scores
 
 
-def memory_and_scratch(scratch: Path, pids: Sequence[int]) -> Mapping[str, int]:
-    """Measure processes for ``watch``: memory, and the directory that the command writes into."""
+def memory_of(pids: Sequence[int]) -> Mapping[str, int]:
+    """Measure processes for ``watch``."""
     kinds: Counter[str] = Counter()
     for pid in pids:
         with suppress(OSError):  # it may have ended
             for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
                 kind, size, *_ = line.split()
                 kinds[kind] += 1024 * int(size)
-    return {
-        "peak_bytes": kinds["Pss:"],
-        "peak_anonymous_bytes": kinds["Pss_Anon:"],
-        "peak_scratch_bytes": tree_bytes(scratch),
-    }
+    return {"peak_bytes": kinds["Pss:"], "peak_anonymous_bytes": kinds["Pss_Anon:"]}
 
 
 def tree_bytes(directory: Path) -> int:
-    """Return the bytes of all files below a directory, as far as they stay meanwhile."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):
-                total += (Path(folder) / name).stat().st_size
-    return total
+    """Return the bytes of all files below a directory."""
+    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file())
 
 
 def _grown() -> Iterator[Row]:
@@ -145,7 +131,6 @@ BLOCKS: Mapping[str, Block] = {
             "us per further image": "{slope}",
             "anonymous memory, MB": _mb("peak_anonymous_bytes"),
             "with libraries and mapped data, MB": _mb("peak_bytes"),
-            "scratch, MB": _mb("peak_scratch_bytes"),
             "written, MB": if_present(lambda row: f"{_written(row) / 1e6:,.1f}"),
             "bytes per image": if_present(lambda row: f"{_written(row) / row['images']:,.1f}"),
         },

@@ -78,19 +78,18 @@ def _stored(sample: tuple[int, Path]) -> dict[str, Any]:
     return {"id": sample[0], "image": sample[1].read_bytes()}
 
 
-def _read_jpeg(path: str | Path) -> Any:  # noqa: ANN401 - a tensor, or a list of them
+def _read_jpeg(path: Path) -> Any:  # noqa: ANN401 - a tensor, or a list of them
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
 
     return decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB)
 
 
-def image_folder(decoder: str, task: Task, _stack: ExitStack) -> Epoch:
-    """Open ``ImageFolder`` with workers, and Pillow (``pillow``) or ``torchvision.io``."""
+def image_folder(task: Task, _stack: ExitStack) -> Epoch:
+    """Open ``ImageFolder`` with workers and its default decoder, Pillow."""
     from torch.utils.data import DataLoader, Subset
     from torchvision.datasets import ImageFolder
 
-    options: dict[str, Any] = {} if decoder == "pillow" else {"loader": _read_jpeg}
-    folder = ImageFolder(str(task.tree), transform=transform_of(task), **options)
+    folder = ImageFolder(str(task.tree), transform=transform_of(task))
     places = {path: place for place, (path, _) in enumerate(folder.samples)}
     ordered = Subset(folder, [places[str(path)] for path in task.files])
     loader: DataLoader[Any] = DataLoader(ordered, **_options(task))

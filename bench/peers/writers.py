@@ -1,4 +1,4 @@
-"""Packers: webdataset's ``ShardWriter``, resizers in processes, and FFCV's ``DatasetWriter``.
+"""Writers: webdataset's ``ShardWriter``, resizers in processes, and FFCV's ``DatasetWriter``.
 
 webdataset and Pillow are dependencies of the project; ``setup.sh`` installs the others. Shards are
 made durable when they are closed, as ours are.
@@ -20,7 +20,7 @@ from typing import Any
 import simplejpeg
 from PIL import Image
 
-from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled, Size
+from coreset.bench.inputs import QUALITY, SHORT_SIDE, Labelled
 from coreset.shards.format.files import fsync_directory, fsync_file
 
 LONG_SIDE = round(SHORT_SIDE * 4 / 3)
@@ -154,7 +154,7 @@ def ffcv_versions() -> dict[str, str]:
     return {name: version(name) for name in ("ffcv", "opencv-python-headless")}
 
 
-def ffcv_write(files: Sequence[Labelled], path: Path, workers: int, mode: str = "jpg") -> None:
+def ffcv_write(files: Sequence[Labelled], path: Path, workers: int, mode: str) -> None:
     """Write one file of JPEGs (``jpg``) or pixels (``raw``), through its fsync."""
     from ffcv.fields import IntField, RGBImageField  # type: ignore[import-not-found]
     from ffcv.writer import DatasetWriter  # type: ignore[import-not-found]
@@ -164,16 +164,6 @@ def ffcv_write(files: Sequence[Labelled], path: Path, workers: int, mode: str = 
     writer.from_indexed_dataset(_Decoded(files))
     fsync_file(path)
     fsync_directory(path.parent)
-
-
-def ffcv_sizes(path: Path) -> list[Size]:
-    """Return label, width and height of every image in an FFCV file."""
-    from ffcv.reader import Reader  # type: ignore[import-not-found]
-
-    rows: Any = Reader(str(path)).metadata
-    images, labels = rows["f0"], rows["f1"].reshape(-1)
-    columns = zip(labels, images["width"].reshape(-1), images["height"].reshape(-1), strict=True)
-    return [(int(label), int(width), int(height)) for label, width, height in columns]
 
 
 @dataclass(frozen=True, slots=True)

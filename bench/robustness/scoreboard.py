@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from coreset.bench.docs import Block, Table
-from coreset.bench.harness import RESULTS, Row, portable, read, record, write
+from coreset.bench.harness import Row, portable, read, record, write
 from coreset.bench.processes import CORESET
 from coreset.bench.robustness.cases import SAMPLES_PER_SHARD, Case, Inputs, cases
 from coreset.bench.robustness.outcomes import (
@@ -67,8 +67,7 @@ class Robustness:
         peers = {"webdataset": version("webdataset"), "dali": version("nvidia-dali-cuda130")}
         circumstances = record("robustness", {"peers": peers})
         if not self.dry:
-            recorded = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
-            kept = merged(recorded, [{**circumstances, **row} for row in rows])
+            kept = merged(read("robustness"), [{**circumstances, **row} for row in rows])
             print(f"written: {write('robustness', kept)}")
 
 
@@ -180,11 +179,12 @@ def _circumstances() -> str:
     """List versions and place; a program that was absent has the date of its records."""
     rows = sorted(read("robustness"), key=lambda row: row["date"])
     newest = next(row for row in rows if row["date"] == rows[-1]["date"])
-    of_peer = {name: row for row in rows for name in row["peers"]}
+    measured = {
+        name: (version, row["date"]) for row in rows for name, version in row["peers"].items()
+    }
     peers = ", ".join(
-        f"{name} {row['peers'][name]}"
-        + (f" ({row['date']})" if row["date"] < newest["date"] else "")
-        for name, row in of_peer.items()
+        f"{name} {version}" + (f" ({date})" if date < newest["date"] else "")
+        for name, (version, date) in measured.items()
     )
     text = (
         "{of_peers}, python {versions[python]}, pillow {versions[pillow]}; {hardware[cores]} "
