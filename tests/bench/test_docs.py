@@ -47,40 +47,31 @@ def test_cells_are_format_strings_or_functions_and_empty_without_a_value():
     ]
 
 
-TIMES = {"min_seconds": 1.0, "median_seconds": 2.0, "max_seconds": 3.0}
-RACED = TIMES | {
-    "images_per_second": 1500.0, "mb_per_second": 160.0, "input": "imagenet", "input_note": "some",
-    "crop": "random", "pixels": "float32", "seconds": [2.0], "peer_versions": {"x": "1"},
+ABOUT = {"input": "imagenet", "input_note": "some", "crop": "random", "pixels": "float32"}
+TIMED = {
+    "min_seconds": 1.0, "median_seconds": 2.0, "max_seconds": 3.0, "seconds": [2.0],
+    "images_per_second": 1500.0, "mb_per_second": 160.0,
 }  # fmt: skip
 
 
 def test_races_tell_goals_speeds_failures_and_absences(record_rows):
-    ours = {"speed_over": {"peer": 1.25, "decode": 0.9}, "role": "ours"}
-    peer, gone = {"contender": "peer", "role": "peer"}, {"contender": "gone", "role": "peer"}
+    ours = TIMED | {"speed_over": {"peer": 1.25, "decode": 0.9}, "role": "ours"}
+    peer = TIMED | {"contender": "peer", "role": "peer"}
+    gone = {"contender": "gone", "role": "peer", "absent": "no wheel"}
     bad = {"contender": "bad", "role": "peer", "failed": "6 of 7 images"}
-    about = {"bench": "pack.resized", "input": "imagenet"}
-    record_rows(
-        about | RACED | ours | {"contender": "coreset pack", "targets": {"peer": 1.1}},
-        about | RACED | peer,
-        about | gone | {"absent": "no wheel"},
-        about | bad,
-    )
+    ours_packs = ours | {"contender": "coreset pack", "targets": {"peer": 1.1}}
+    rows = (ours_packs, peer, gone, bad)
+    record_rows(*({"bench": "pack.resized"} | ABOUT | row for row in rows))
     table = blocks()["pack_resized"]()
     assert {line.count(" | ") for line in table.splitlines()} == {6}
     assert "| peer | 1,500 | 160 | 2.00 (1.00-3.00) | 1.25 | 1.10 |" in table
     assert "absent: no wheel" in table
     assert "failed: 6 of 7 images" in table
 
-    about = {"bench": "decode.rrc-original", "input": "imagenet", "crop": "random"}
-    about |= {"pixels": "float32", "input_note": "some"}
     targets = {"best peer": 1.2, "decode": 0.85}
-    compared = {"pixels_max": 1.0, "pixels_mean": 0.16, "targets": targets}
-    record_rows(
-        about | RACED | ours | compared | {"contender": "coreset"},
-        about | RACED | peer,
-        about | RACED | {"contender": "decode", "role": "limit"},
-        about | gone | {"absent": "no wheel"},
-    )
+    ours |= {"contender": "coreset", "targets": targets, "pixels_max": 1.0, "pixels_mean": 0.16}
+    rows = (ours, peer, TIMED | {"contender": "decode", "role": "limit"}, gone)
+    record_rows(*({"bench": "decode.rrc-original"} | ABOUT | row for row in rows))
     goals = blocks()["decode_goals"]().splitlines()
     assert goals[2].endswith("| coreset | 1,500 | peer (peer) | 1,500 | 1.25 | 1.20 |")
     assert goals[3].endswith("| coreset | 1,500 | decode (limit) | 1,500 | 0.90 | 0.85 |")

@@ -32,12 +32,7 @@ from coreset.bench.harness import (
     write,
 )
 from coreset.bench.peers import writers
-from coreset.bench.processes import (
-    open_peer,
-    options,
-    remote,
-    watch,
-)
+from coreset.bench.processes import open_peer, options, remote, watch
 from coreset.bench.score_scale import memory_of
 from coreset.engine.artifacts.provenance import versions
 
@@ -45,31 +40,25 @@ from coreset.engine.artifacts.provenance import versions
 class Clock:
     """Seconds that pass only when a contender says so."""
 
-    def __init__(self):
-        self.now = 0.0
+    now = 0.0
 
     def __call__(self):
         return self.now
 
-    def taking(self, *seconds):
-        left = iter(seconds)
-
-        def run(_out):
-            self.now += next(left)
-
-        return run
+    def take(self, left):
+        self.now += left.pop(0)
 
 
 def test_contenders_take_turns_and_the_warm_up_is_not_counted(tmp_path):
     clock, order = Clock(), []
 
     def turn(name, *seconds):
-        take = clock.taking(*seconds)
+        left = list(seconds)
 
         def run(out):
             order.append((name, list(out.iterdir())))
             (out / "left").touch()
-            take(out)
+            clock.take(left)
 
         return Contender(name=name, run=run)
 
@@ -86,8 +75,11 @@ def test_contenders_take_turns_and_the_warm_up_is_not_counted(tmp_path):
 def test_a_ratio_is_the_median_of_the_ratios_within_a_round(tmp_path):
     clock = Clock()
     # The machine slows down threefold in the second round; the ratio of medians would say 2.
-    steady = Contender(name="steady", run=clock.taking(9, 2, 6, 2))
-    other = Contender(name="other", run=clock.taking(9, 4, 18, 5))
+    seconds = {"steady": [9, 2, 6, 2], "other": [9, 4, 18, 5]}
+    steady, other = (
+        Contender(name=name, run=lambda _, left=left: clock.take(left))
+        for name, left in seconds.items()
+    )
     pair = race(
         [steady, other], repeats=3, work=tmp_path, images=10, source_bytes=4_000_000, clock=clock
     )
