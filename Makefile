@@ -59,13 +59,19 @@ check-lock: setup  ## Refuse a lock that names an address or is out of step with
 	cp requirements.lock "$$fresh"; $(COMPILE) -o "$$fresh"
 	diff requirements.lock "$$fresh" || { echo "requirements.lock is out of step with pyproject.toml: run make lock" >&2; exit 1; }
 
-bench-smoke: setup  ## The documents' figures are those of bench/results; the benchmarks start.
+bench-smoke: setup  ## The documents' figures are those of bench/results; every benchmark runs on tiny inputs.
 	$(BIN)/python -m bench.docs --check
+	folder=$$(mktemp -d); trap 'rm -rf "$$folder"' EXIT
+	$(BIN)/python -m bench.inputs "$$folder/data"
+	tiny() { $(BIN)/python -m "bench.$$1" --dry --work "$$folder" --data "$$folder/data" --repeats 1 "$${@:2}"; }
+	tiny pack --part nocheck --images 12
+	tiny decode --part rrc-packed256 --images 16
+	tiny pixels
+	tiny dynamics --part peers --samples 200 --classes 10 --batch 16
+	tiny score --part usual-loop --images 8
+	tiny score_scale --images 40
+	$(BIN)/python -m bench.robustness --dry --row 14
 	$(BIN)/python -m bench.first_path --help > /dev/null
-	$(BIN)/python -m bench.pack --help > /dev/null
-	$(BIN)/python -m bench.decode --help > /dev/null
-	$(BIN)/python -m bench.pixels --help > /dev/null
-	$(BIN)/python -m bench.robustness --help > /dev/null
 
 screenshot: setup  ## Take the README's picture of a report, docs/report.png (needs chromium).
 	out=$$(mktemp -d); trap 'rm -rf "$$out"' EXIT

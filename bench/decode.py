@@ -1,4 +1,4 @@
-"""Speed of the loaders of ``coreset`` and of others, and what limits them.
+"""Speed of the loaders of ``coreset`` and of others, and of decoding alone.
 
     bench/peers/setup.sh
     python -m coreset.bench.decode [--data FOLDER] [--peers FOLDER] [--part original-float ...]
@@ -11,23 +11,17 @@ imported, or refuses the work, is recorded as absent with the reason. Writes
 ``bench/results/decode.jsonl``, keeping the records of parts that were not run.
 """
 
-import os
-import shutil
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import tyro
 
-from coreset.bench.decode_contenders import Processes, Setting
-from coreset.bench.decode_inputs import Inputs
-from coreset.bench.decode_races import BEST, RACES, RaceName, races, thread_counts
-from coreset.bench.decode_start import memory, starts
+from coreset.bench.decode_racers import CACHED, FAST, OURS, Packed, Racers, difference
 from coreset.bench.docs import (
     SPREAD,
     Block,
@@ -36,79 +30,156 @@ from coreset.bench.docs import (
     if_present,
     markdown,
     optional,
-    peer_versions,
+    race_circumstances,
     ratio,
     text_of,
 )
-from coreset.bench.harness import ROOT, Row, records_of, run_parts
-from coreset.engine.runtime.progress import Display, choose_display
+from coreset.bench.harness import Options, Row, race, records_of
+from coreset.bench.inputs import QUALITY, SHORT_SIDE, decode_limit, repeated_tree
+from coreset.bench.peers.loaders import Crop, Pixels, Task
+from coreset.bench.processes import options, run_coreset
+from coreset.shards.format.dataset import Dataset
 
-Part: TypeAlias = RaceName | Literal["threads", "start", "memory"]
-PARTS: tuple[Part, ...] = (*get_args(RaceName), "threads", "start", "memory")
+Part: TypeAlias = Literal[
+    "original-float",
+    "original-uint8",
+    "packed256",
+    "imagenette224",
+    "cached",
+    "rrc-original",
+    "rrc-packed256",
+]
+PARTS: tuple[Part, ...] = get_args(Part)
+InputName: TypeAlias = Literal["imagenet", "packed256", "imagenette"]
+BEST, DECODE = "best peer", "decode"
+"""Targets: whichever loader of others is the fastest of its race; decoding alone."""
+_SHARDS_PER_THREAD = 4  # so that loaders that share out whole shards share them evenly
+
+
+@dataclass(frozen=True, slots=True)
+class Race:
+    """Loaders that hand over the same, and times the speed of others that the first must reach."""
+
+    images: InputName
+    crop: Crop
+    pixels: Pixels
+    entrants: tuple[str, ...]
+    targets: Mapping[str, float]
+    epochs: int = 1
+    """In a turn."""
+
+
+_THREADED = (OURS, FAST, "torchvision.io, threads", "DALI, shards", "SPDL, threads")
+_ALL = (
+    *_THREADED,
+    "ImageFolder + Pillow, workers",
+    "webdataset + Pillow, workers",
+    "LitData + Pillow, workers",
+    "MosaicML Streaming + Pillow, workers",
+)
+_PACKED = (OURS, FAST, "FFCV, jpg", "DALI, shards")
+_SMALL = (*_PACKED, "torchvision.io, threads", "ImageFolder + Pillow, workers")
+_RANDOM = (OURS, FAST, "torchvision.io, threads", "DALI, shards")
+_KEPT = (CACHED, "FFCV, raw")
+RACES: Mapping[Part, tuple[Race, ...]] = {
+    "original-float": (Race("imagenet", "centre", "float32", _ALL, {BEST: 1.3, DECODE: 0.85}),),
+    "original-uint8": (Race("imagenet", "centre", "uint8", _THREADED, {BEST: 1.3}),),
+    "packed256": (
+        Race("packed256", "centre", "float32", _PACKED, {"FFCV, jpg": 2.0, DECODE: 0.7}, 3),
+        Race("packed256", "centre", "uint8", _PACKED, {"FFCV, jpg": 2.0, DECODE: 0.7}, 3),
+    ),
+    "imagenette224": (
+        Race("imagenette", "whole", "float32", _SMALL, {BEST: 1.5}),
+        Race("imagenette", "whole", "uint8", _SMALL, {BEST: 1.5}),
+    ),
+    "cached": (
+        Race("imagenet", "centre", "uint8", _KEPT, {"FFCV, raw": 1.0}, epochs=10),
+        Race("imagenette", "whole", "uint8", _KEPT, {"FFCV, raw": 1.0}, epochs=5),
+    ),
+    "rrc-original": (Race("imagenet", "random", "float32", _RANDOM, {BEST: 1.2, DECODE: 0.85}),),
+    "rrc-packed256": (Race("packed256", "random", "uint8", _PACKED, {"FFCV, jpg": 1.3}, 3),),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DecodeBench:
+class DecodeBench(Options):
     """Measure loading."""
 
-    data: Path = Path("../shared/data")
-    """Folder of the images."""
-    work: Path = ROOT / "runs"
-    """Folder to work in. What is made there is removed."""
     peers: Path = Path("/tmp/peers")  # noqa: S108 - thrown away, and holds nothing of ours
     """Folder with a folder of packages per peer."""
     part: tuple[Part, ...] = PARTS
     """What to measure."""
-    repeats: int = 5
-    """Timed rounds, after one that warms up."""
     images: int = 1536
-    """Images of original size, repeated from the sample; a multiple of 256, or DALI decodes what
-    fills up its last batch."""
-    small_images: int = 0
-    """Images of ImageNette; 0 = four times as many as of original size, at most all."""
-    threads: int = 2
-    """Cores, and threads or workers of every loader."""
-    dry: bool = False
-    """Record nothing."""
+    """Images of original size, repeated from the sample, and four times as many of ImageNette; a
+    multiple of 256, or DALI decodes what fills up its last batch. Files take 8 GB."""
 
     def run(self) -> None:
         """Run the parts in turn, print and record the results."""
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: self.threads])
-        choose_display(Display.QUIET)
         self.work.mkdir(parents=True, exist_ok=True)
-        self._require_space()
-        rows: dict[Part, Callable[[Setting], Iterator[Row]]]
-        rows = {name: partial(races, name) for name in RACES}
-        rows |= {"threads": thread_counts, "start": starts, "memory": memory}
         with ExitStack() as stack:
-            folder = tempfile.TemporaryDirectory(prefix="decode-bench-", dir=self.work)
-            setting = self._setting(Path(stack.enter_context(folder)), stack)
-            parts = {part: partial(rows[part], setting) for part in self.part}
-            run_parts("decode", parts, dry=self.dry)
+            work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=self.work.resolve())))
+            racers = Racers(peers=self.peers, stack=stack)
+            inputs: dict[InputName, Packed] = {}
+            parts = {part: partial(self._rows, part, work, racers, inputs) for part in self.part}
+            self.record_parts("decode", parts)
 
-    def _setting(self, work: Path, stack: ExitStack) -> Setting:
-        available = sum(1 for _ in (self.data / "imagenette" / "train").glob("*/*"))
-        threads = len(os.sched_getaffinity(0))
-        return Setting(
-            work=work,
-            inputs=Inputs(
-                data=self.data.resolve(),
-                work=work,
-                images=self.images,
-                small_images=self.small_images or min(available, 4 * self.images),
-                threads=threads,
-            ),
-            processes=Processes(peers=self.peers, stack=stack),
-            threads=threads,
-            repeats=self.repeats,
+    def _rows(
+        self, part: Part, work: Path, racers: Racers, inputs: dict[InputName, Packed]
+    ) -> Iterator[Row]:
+        """Run all loaders of each race by turns, beside decoding alone."""
+        for each in RACES[part]:
+            if each.images not in inputs:
+                inputs[each.images] = self._packed(each.images, work)
+            images = inputs[each.images]
+            about = {"input": each.images, "input_note": images.note, "crop": each.crop}
+            about |= {"pixels": each.pixels, "threads": self.threads}
+            for row in self._raced(each, images, work, racers):
+                first = row["contender"] == each.entrants[0]
+                yield about | row | ({"targets": dict(each.targets)} if first else {})
+
+    def _raced(self, each: Race, images: Packed, work: Path, racers: Racers) -> list[Row]:
+        task = Task(
+            data=images.dataset.path,
+            tree=images.tree.path,
+            files=images.files,
+            folder=images.folder,
+            crop=each.crop,
+            pixels=each.pixels,
+            threads=self.threads,
+            epochs=each.epochs,
         )
+        entries = [racers.enter(name, task) for name in each.entrants]
+        if each.entrants[0] != CACHED:
+            entries.append(decode_limit(each.epochs * images.contents, self.threads))
+        rows = race(
+            entries,
+            repeats=self.repeats,
+            work=work,
+            images=each.epochs * len(images.files),
+            source_bytes=each.epochs * sum(map(len, images.contents)),
+        )
+        for row in rows:
+            ids, pixels = racers.first_pixels(row, each.crop)
+            if ids:
+                row.update(difference(pixels, images.reference(ids, each.crop)))
+        racers.close()
+        return rows
 
-    def _require_space(self) -> None:
-        # Files, shards and those of four loaders; pixels of two inputs, twice.
-        needed = self.images * (6 * 110_000 + 450_000) + 4 * self.images * 450_000 + (1 << 30)
-        free = shutil.disk_usage(self.work).free
-        if needed > free:
-            sys.exit(f"the bench needs {needed:,} bytes in {self.work}, {free:,} are free")
+    def _packed(self, name: InputName, work: Path) -> Packed:
+        small = self.data / "imagenette" / "train"
+        source, n = self.data / "imagenet-sample", self.images
+        if name == "imagenette":
+            source, n = small, min(4 * n, sum(1 for _ in small.glob("*/*")))
+        # Copies: bytes that a loader reads again must not be in a cache of the processor.
+        tree = repeated_tree(source, work / f"{name}-files", n)
+        per_shard = -(-n // (_SHARDS_PER_THREAD * self.threads))
+        settings: dict[str, Any] = {"samples_per_shard": per_shard, "workers": self.threads}
+        if name == "packed256":
+            settings |= {"store": "resized", "short_side": SHORT_SIDE, "quality": QUALITY}
+        run_coreset("pack", tree.path, work / name, *options(settings))
+        folder = work / f"{name}-made"
+        folder.mkdir()
+        return Packed(tree=tree, dataset=Dataset.open(work / name), folder=folder)
 
 
 _WORK = {
@@ -118,54 +189,56 @@ _WORK = {
     ("packed256", "random"): "packed at 256 px, random resized crop 224",
     ("imagenette", "whole"): "224-px JPEGs as they are",
 }
-_OUTPUT = {"float32": "float", "uint8": "uint8"}
 _SPEED = if_present("{images_per_second:,.0f}", reason=True)
 
 
-def _recorded(*names: str) -> list[Row]:
-    """Return records of races, with a text of their work."""
-    rows = [row for name in names for row in records_of(f"decode.{name}")]
+def _recorded(*parts: str) -> list[Row]:
+    """Return records of races, with a text of their work and their place."""
+    rows = [row for part in parts for row in records_of(f"decode.{part}")]
     return [
-        row | {"work": _WORK[row["input"], row["crop"]], "output": _OUTPUT[row["pixels"]]}
+        row
+        | {"work": _WORK[row["input"], row["crop"]], "output": row["pixels"].removesuffix("32")}
+        | {"race": (row["bench"], row["input"], row["crop"], row["pixels"])}
         for row in rows
     ]
 
 
-def _race_of(row: Row) -> tuple[str, ...]:
-    return tuple(row[name] for name in ("bench", "input", "crop", "pixels"))
+def best_peer(rows: Iterable[Row]) -> Row:
+    """Return the fastest loader of others."""
+    peers = [row for row in rows if row["role"] == "peer" and "images_per_second" in row]
+    return max(peers, key=lambda row: row["images_per_second"], default=Row(contender="none"))
 
 
 def _goals() -> str:
-    rows = _recorded(*RACES)
-    named = {(*_race_of(row), row["contender"]): row for row in rows}
+    rows = _recorded(*PARTS)
     lines: list[Sequence[str]] = []
     for row in (row for row in rows if "targets" in row):
+        rivals = {each["contender"]: each for each in rows if each["race"] == row["race"]}
+        rivals[BEST] = best_peer(rivals.values())
         for beside, goal in row["targets"].items():
-            name = row["best_peer"] if beside == BEST else beside
-            other = named.get((*_race_of(row), name), {})
+            other = rivals.get(beside, Row(contender=beside))
             kind = "limit" if other.get("role") == "limit" else "peer"
-            speeds = text_of(_SPEED, row), text_of(_SPEED, other) if other else ""
-            shares = ratio(row["reached"][beside]), f"{goal:.2f}"
-            work = f"{row['work']}, {row['output']}"
-            lines.append(
-                (work, row["contender"], speeds[0], f"{name} ({kind})", speeds[1], *shares)
-            )
+            reached = row.get("speed_over", {}).get(other["contender"])
+            speeds = text_of(_SPEED, row), text_of(_SPEED, other) if "role" in other else ""
+            work, name = f"{row['work']}, {row['output']}", f"{other['contender']} ({kind})"
+            cells = (work, row["contender"], speeds[0], name, speeds[1])
+            lines.append((*cells, ratio(reached), ratio(goal)))
     header = ("work", "loader", "images/s", "beside", "images/s", "ours / it", "goal")
     return markdown(header, lines)
 
 
-def _with_ratios(*names: str) -> Iterable[Row]:
-    rows = _recorded(*names)
-    ours = {_race_of(row): row.get("speed_over", {}) for row in rows if "targets" in row}
+def _with_ratios(*parts: str) -> Iterator[Row]:
+    rows = _recorded(*parts)
+    ours = {row["race"]: row.get("speed_over", {}) for row in rows if "targets" in row}
     for row in rows:
-        share = None if row["role"] == "limit" else row.get("speed_over", {}).get("decode")
-        over = ours[_race_of(row)].get(row["contender"])
+        share = None if row["role"] == "limit" else row.get("speed_over", {}).get(DECODE)
+        over = ours[row["race"]].get(row["contender"])
         yield row | {"ratio": ratio(over), "share": ratio(share)}
 
 
-def _race_table(*names: str) -> Block:
+def _race_table(*parts: str) -> Block:
     return Table(
-        partial(_with_ratios, *names),
+        partial(_with_ratios, *parts),
         {
             "work": "{work}",
             "output": "{output}",
@@ -181,27 +254,6 @@ def _race_table(*names: str) -> Block:
     )
 
 
-def _circumstances() -> str:
-    rows = _recorded(*RACES)
-    notes = dict.fromkeys(f"{row['input']}: {row['input_note']}" for row in rows)
-    text = (
-        "{notes}. {threads} threads or workers of every loader, {rounds} rounds by turns "
-        "({hardware[processor]}, {hardware[cores]} cores, {hardware[memory_gib]} GiB), {date}, "
-        "commit {commit}, torch {versions[torch]}. Peers: {peers}."
-    )
-    row = next(row for row in rows if "seconds" in row)
-    lists = {"notes": "; ".join(notes), "peers": peer_versions(rows)}
-    return text.format_map(row | lists | {"rounds": len(row["seconds"])})
-
-
-def _beside_goal(field: str, digits: int) -> Callable[[Row], str]:
-    def text(row: Row) -> str:
-        goal = f" (goal {row['allowed'][field]:g})" if "allowed" in row else ""
-        return f"{row[field]:.{digits}f}{goal}"
-
-    return text
-
-
 BLOCKS: Mapping[str, Block] = {
     "decode_goals": _goals,
     "decode_original": _race_table("original-float", "original-uint8"),
@@ -209,35 +261,9 @@ BLOCKS: Mapping[str, Block] = {
     "decode_imagenette": _race_table("imagenette224"),
     "decode_cached": _race_table("cached"),
     "decode_random": _race_table("rrc-original", "rrc-packed256"),
-    "decode_threads": Table(
-        "decode.threads",
-        {
-            "threads": "{threads}",
-            "what": lambda row: contender(row).replace(f", threads: {row['threads']}", ""),
-            "images/s": _SPEED,
-            "seconds": if_present(SPREAD),
-        },
+    "decode_circumstances": lambda: race_circumstances(
+        _recorded(*PARTS), "threads or workers of every loader"
     ),
-    "decode_start": Table(
-        "decode.start",
-        {
-            "input": "{input}",
-            "loader": "{contender}",
-            "making it, s": lambda row: row.get("absent") or _beside_goal("open_seconds", 1)(row),
-            "first batch of 256, s": if_present(_beside_goal("first_batch_seconds", 3)),
-        },
-    ),
-    "decode_memory": Table(
-        "decode.memory",
-        {
-            "loader": "{contender}",
-            "memory above torch's": lambda row: (
-                row.get("absent") or f"{row['peak_bytes'] / 1e6:.0f} MB"
-            ),
-            "goal": optional("allowed_bytes", lambda row: f"{row['allowed_bytes'] / 1e6:.0f} MB"),
-        },
-    ),
-    "decode_circumstances": _circumstances,
 }
 
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from coreset.bench.docs import Block, machine
-from coreset.bench.harness import Row, read, record, write
+from coreset.bench.harness import read, record, write
 from coreset.bench.processes import CORESET
 from coreset.engine.runtime.text import readable_seconds
 
@@ -39,18 +39,13 @@ def main() -> None:
     print(f"written: {write('demo', [record('demo', measured)])}")
 
 
-def _recorded() -> Row:
-    (row,) = read("demo")
-    return row
-
-
 def _time() -> str:
-    row = _recorded()
+    (row,) = read("demo")
     return f"{readable_seconds(row['wall_seconds'])} on {machine(row)}."
 
 
 BLOCKS: Mapping[str, Block] = {
-    "demo_output": lambda: f"```\n{_recorded()['output']}\n```",
+    "demo_output": lambda: f"```\n{read('demo')[0]['output']}\n```",
     "demo_time": _time,
 }
 

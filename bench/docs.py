@@ -139,12 +139,20 @@ def machine(row: Row, extra: str = "", *, features: bool = True) -> str:
     )
 
 
-def peer_versions(rows: Iterable[Row]) -> str:
-    """List the versions of peers that records name."""
+def race_circumstances(rows: Sequence[Row], workers: str, others: Iterable[Row] = ()) -> str:
+    """Describe inputs, machine and peers of races; ``others`` are records with more peers."""
+    row = next(row for row in rows if "seconds" in row)
+    notes = dict.fromkeys(f"{row['input']}: {row['input_note']}" for row in rows)
     versions: dict[str, str] = {}
-    for row in rows:
-        versions |= row.get("peer_versions", {})
-    return ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
+    for each in (*rows, *others):
+        versions |= each.get("peer_versions", {})
+    peers = ", ".join(f"{name} {versions[name]}" for name in sorted(versions))
+    hardware = "{processor}, {cores} cores, {memory_gib} GiB".format_map(row["hardware"])
+    return (
+        f"{'; '.join(notes)}. {row['threads']} {workers}, {len(row['seconds'])} rounds by turns "
+        f"({hardware}), {row['date']}, commit {row['commit']}, torch {row['versions']['torch']}. "
+        f"Peers: {peers}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,45 +1,54 @@
-"""Cost of accumulating all scores, and of the steps from a CPU to a GPU.
+"""Cost of accumulating all scores.
 
-    python -m coreset.bench.dynamics [--part step peers ...]
+    python -m coreset.bench.dynamics [--part step peers]
 
 - ``step``: ``Dynamics.update`` beside the training step whose logits it takes.
 - ``peers``: samples per second beside the package ``aum``, on the same logits.
-- ``epoch``: a whole epoch of ImageNet's size, with its end and its commit.
-- ``graph``: graphs, kernels, passes over the logits, host synchronisations. Nothing is timed.
-- ``profile``: time of a training step by kind of work.
-- ``arithmetic``: operations and bytes of a training step, counted on tensors without values.
 
 Writes ``bench/results/dynamics.jsonl``, keeping the records of parts that were not run.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from statistics import median
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
+import torch
 import tyro
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from coreset.bench.docs import Block, Table, machine, markdown, optional
-from coreset.bench.dynamics_counts import (
-    GROUPS,
-    OTHER,
-    arithmetic,
-    compiled_graph,
-    host_reads,
-    profiled,
-)
-from coreset.bench.dynamics_peers import peers
-from coreset.bench.dynamics_timing import Setting, epoch_costs, step_share
-from coreset.bench.harness import ROOT, Row, records_of, run_parts
+from coreset.bench.docs import Block, Table, if_present, machine, optional
+from coreset.bench.harness import Contender, Options, Row, absent, race, ratios, records_of
+from coreset.engine.models.networks import build_network, memory_format_for, placed
+from coreset.engine.runtime.device import generator_for, resolve_device
+from coreset.engine.training.trainer import Trainer, sgd
+from coreset.kernels.dynamics import SUMS, Dynamics
 
-Part: TypeAlias = Literal["step", "peers", "epoch", "graph", "profile", "arithmetic"]
+Part: TypeAlias = Literal["step", "peers"]
 PARTS: tuple[Part, ...] = get_args(Part)
+Batch: TypeAlias = tuple[Tensor, Tensor, Any]
+"""Logits of shape (b, classes), labels of shape (b,), ids of shape (b,) or as a list."""
+Update: TypeAlias = Callable[[Tensor, Tensor, Any], object]
+STEP, EAGER, COMPILED = "training step", "all scores, eager", "all scores, compiled"
+PEER = "aum"
+GOALS = {COMPILED: 8.0}
+"""Times the speed of the peer."""
+SHARE_GOAL = 0.02
+STEPS_PER_TURN, UPDATES_BESIDE_STEP, UPDATES_BESIDE_PEER = 4, 200, 1000
+BUFFERS = 16
+"""Different batches of logits, used in turn: those of ImageNet would fill 5 GB."""
+LR = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class DynamicsBench:
+class DynamicsBench(Options):
     """Measure the accumulation of scores."""
 
     part: tuple[Part, ...] = PARTS
@@ -54,168 +63,175 @@ class DynamicsBench:
     """Side of the images of the training step, in pixels."""
     repeats: int = 7
     """Timed rounds, after one that warms up."""
-    work: Path = ROOT / "runs"
-    """Folder to commit in. What is made there is removed."""
-    dry: bool = False
-    """Record nothing."""
 
     def run(self) -> None:
         """Run the parts in turn, print and record the results."""
-        self.work.mkdir(parents=True, exist_ok=True)
-        setting = Setting(
-            samples=self.samples,
-            classes=self.classes,
-            batch=self.batch,
-            size=self.size,
-            repeats=self.repeats,
-            work=self.work,
-        )
-        rows: Mapping[Part, Callable[[Setting], Iterator[Row]]] = {
-            "step": step_share,
-            "peers": peers,
-            "epoch": epoch_costs,
-            "graph": _graph,
-            "profile": profiled,
-            "arithmetic": arithmetic,
+        rows = {"step": self.step, "peers": self.peers}
+        self.record_parts("dynamics", {part: partial(self._rows, rows[part]) for part in self.part})
+
+    def _rows(self, rows: Callable[[], Iterator[Row]]) -> Iterator[Row]:
+        about = {"samples": self.samples, "classes": self.classes, "batch": self.batch}
+        about |= {"size": self.size, "threads": torch.get_num_threads()}
+        return (about | row for row in rows())
+
+    def batches(self, dtype: torch.dtype, at_most: int | None = None) -> list[Batch]:
+        """Make batches of an epoch: random logits and labels, and each id once, shuffled."""
+        draws = generator_for(0)
+        shape = (self.batch, self.classes)
+        logits = [(3 * torch.randn(shape, generator=draws)).to(dtype) for _ in range(BUFFERS)]
+        labels = [torch.randint(self.classes, shape[:1], generator=draws) for _ in range(BUFFERS)]
+        ids = torch.randperm(self.samples, generator=draws).split(self.batch)[:at_most]
+        return [
+            (logits[i % BUFFERS][: len(part)], labels[i % BUFFERS][: len(part)], part)
+            for i, part in enumerate(ids)
+        ]
+
+    def training_step(self) -> Callable[[], Tensor]:
+        """Return a step of ResNet-18 as ``coreset score`` makes it, on random images."""
+        device, draws = resolve_device("cpu"), generator_for(0)
+        network = build_network("resnet18", self.classes, norm="batch", seed=0)
+        layout = memory_format_for("batch", device)
+        network = placed(network, device, layout)
+        images = torch.randn((self.batch, 3, self.size, self.size), generator=draws)
+        images = images.contiguous(memory_format=layout)
+        labels = torch.randint(2, (self.batch,), generator=draws)
+        optimiser = sgd(network, lr=LR, weight_decay=1e-4)
+        trainer = Trainer(network, optimiser, lambda _: LR, device)
+        return lambda: trainer.step(images, partial(cross_entropy, target=labels))
+
+    def step(self) -> Iterator[Row]:
+        """Compare the time of accumulating a batch with that of the training step, on the CPU."""
+        step = self.training_step()
+        dtype = step().dtype
+        batches = self.batches(dtype, UPDATES_BESIDE_STEP)
+        contenders = [
+            Contender(name=STEP, run=partial(_often, step, STEPS_PER_TURN), role="limit"),
+            *(
+                Contender(name=name, run=partial(all_batches, dynamics.update, batches))
+                for name, dynamics in self._accumulators().items()
+            ),
+        ]
+        rows = race(contenders, repeats=self.repeats, work=self.work)
+        steps, *ours = [row["seconds"] for row in rows]
+        yield {"name": STEP, "logits": str(dtype), **_milliseconds(steps, STEPS_PER_TURN)}
+        for row, seconds in zip(rows[1:], ours, strict=True):
+            times = len(batches) / STEPS_PER_TURN
+            shares = [ratio / times for ratio in ratios(seconds, steps)]
+            about = {"name": row["contender"], "logits": str(dtype), "goal": SHARE_GOAL}
+            yield about | _milliseconds(seconds, len(batches)) | {"share": median(shares)}
+
+    def _accumulators(self) -> dict[str, Dynamics]:
+        return {
+            name: Dynamics(self.samples, "cpu", compiled=name == COMPILED)
+            for name in (EAGER, COMPILED)
         }
-        parts = {part: partial(rows[part], setting) for part in self.part}
-        run_parts("dynamics", parts, dry=self.dry)
+
+    def peers(self) -> Iterator[Row]:
+        """Time every accumulator on the same float32 logits; check the AUM against NumPy's."""
+        resolve_device("cpu")
+        batches = self.batches(torch.float32, UPDATES_BESIDE_PEER)
+        shown = np.concatenate([ids.numpy() for _, _, ids in batches])
+        expected = np.concatenate([margins_by_definition(*batch[:2]) for batch in batches])
+        entries: list[Contender | Row] = [
+            Contender(
+                name=name,
+                run=partial(all_batches, dynamics.update, batches),
+                check=lambda _, dynamics=dynamics: aum_error(_aum_of(dynamics)[shown], expected),
+                role="ours",
+            )
+            for name, dynamics in self._accumulators().items()
+        ]
+        entries.append(aum_package(self.work, batches, self.samples, expected))
+        nbytes = len(shown) * batches[0][0][0].nbytes
+        rows = race(
+            entries, repeats=self.repeats, work=self.work, images=len(shown), source_bytes=nbytes
+        )
+        yield from (row | {"goal": GOALS.get(row["contender"])} for row in rows)
 
 
-def _graph(setting: Setting) -> Iterator[Row]:
-    yield compiled_graph(setting)
-    yield from host_reads(setting)
+def _often(step: Callable[[], object], times: int, _out: Path) -> None:
+    for _ in range(times):
+        step()
 
 
-def _of(part: str) -> list[Row]:
-    return records_of(f"dynamics.{part}")
+def _milliseconds(seconds: Sequence[float], times: int) -> Row:
+    ms = [1e3 * each / times for each in seconds]
+    return {"rounds": len(ms), "median_ms": median(ms), "min_ms": min(ms), "max_ms": max(ms)}
+
+
+def all_batches(update: Update, batches: Sequence[Batch], _out: Path) -> None:
+    """Update with each batch in turn."""
+    for logits, labels, ids in batches:
+        update(logits, labels, ids)
+
+
+def _aum_of(dynamics: Dynamics) -> NDArray[Any]:
+    sums = dynamics.state()["sums"].numpy()
+    visits = np.maximum(sums[:, SUMS.index("visits")], 1)
+    return sums[:, SUMS.index("logit_margin")] / visits
+
+
+def margins_by_definition(logits: Tensor, labels: Tensor) -> NDArray[np.float64]:
+    """Compute margins with NumPy."""
+    values, rows = logits.double().numpy().copy(), np.arange(len(labels))
+    own = values[rows, labels.numpy()].copy()
+    values[rows, labels.numpy()] = -np.inf
+    return own - values.max(axis=1)
+
+
+def aum_error(aum: NDArray[Any], expected: NDArray[np.float64]) -> str:
+    """Return the error of the AUM of the samples that were shown; empty if it is right."""
+    # A running float32 sum of equal margins is off by half a unit in the last place per addition.
+    far = np.flatnonzero(~np.isclose(aum, expected, rtol=1e-5, atol=1e-5))
+    if not far.size:
+        return ""
+    return f"AUM of {far.size} samples differs, one is {aum[far[0]]}, not {expected[far[0]]}"
+
+
+def aum_package(
+    work: Path, batches: Sequence[Batch], n_samples: int, expected: NDArray[np.float64]
+) -> Contender | Row:
+    """Return the calculator of the AUM paper's package; lists of ids are made before the clock."""
+    try:
+        package = import_module(PEER)
+    except ImportError as error:
+        return absent(PEER, f"{type(error).__name__}: {error}")
+    calculator = package.AUMCalculator(str(work), compressed=True)
+    ids = torch.randperm(n_samples, generator=generator_for(1)).tolist()
+    calculator.counts.update(dict.fromkeys(ids, 0))
+    calculator.sums.update(dict.fromkeys(ids, 0.0))
+    listed = [(logits, labels, ids.tolist()) for logits, labels, ids in batches]
+    shown = [sample for _, _, ids in listed for sample in ids]
+
+    def check(_out: Path) -> str:
+        sums, counts = calculator.sums, calculator.counts
+        aum = np.array([sums[sample] / counts[sample] for sample in shown])
+        return aum_error(aum, expected)
+
+    return Contender(
+        name=PEER,
+        run=partial(all_batches, calculator.update, listed),
+        check=check,
+        versions={PEER: version(PEER)},
+        note="its dicts hold all samples, as they do from the second epoch on",
+    )
 
 
 def _circumstances() -> str:
-    row = _of("step")[0]
+    row = records_of("dynamics.step")[0]
     sizes = "{samples:,} samples, {classes:,} classes, batches of {batch}."
     threads = f"{row['threads']} threads, "
     return f"{machine(row, threads)}. {sizes.format_map(row)}"
 
 
-def _peers() -> Iterator[Row]:
-    for row in _of("peers"):
-        failed = row.get("absent") or (f"wrong: {row['failed']}" if "failed" in row else "")
-        cells = {"speed": failed, "ms": "", "ratio": "", "aim": ""}
-        if not failed:
-            ms = [1e3 * seconds * row["batch"] / row["images"] for seconds in row["seconds"]]
-            ratio = row["speed_over"].get("aum")
-            cells = {
-                "speed": f"{row['images_per_second']:,.0f}",
-                "ms": f"{median(ms):.3f} ({min(ms):.3f}-{max(ms):.3f})",
-                "ratio": f"{ratio:.1f}" if ratio else "",
-                "aim": f"{row['goal']:.0f}" if row["goal"] else "",
-            }
-        yield row | cells
+def _milliseconds_per_batch(row: Row) -> str:
+    ms = _milliseconds(row["seconds"], row["images"] // row["batch"])
+    return "{median_ms:.3f} ({min_ms:.3f}-{max_ms:.3f})".format_map(ms)
 
 
-def _seconds(row: Row) -> str:
-    low, middle, high = (row[f"{name}_ms"] / 1e3 for name in ("min", "median", "max"))
-    return row["failed"] or f"{middle:.2f} ({low:.2f}-{high:.2f})"
-
-
-def _state() -> str:
-    row = _of("epoch")[0]
-    return (
-        f"The state of {row['samples']:,} samples is {row['state_bytes'] / 1e6:.1f} MB (goal: "
-        f"under {row['bytes_goal'] / 1e6:.0f} MB), whatever the classes and epochs. The logits of "
-        f"60 epochs, which CCS's code writes to files as float16, are "
-        f"{row['reference_bytes'] / 1e9:.0f} GB."
-    )
-
-
-def _counts() -> Iterable[Row]:
-    rows = {row["name"]: row for row in _of("graph")}
-    compiled, network = rows["compiled accumulation"], rows["compiled network"]
-    counted: dict[str, tuple[int, str]] = {
-        "passes over the logits": (compiled["passes"], "at most 3"),
-        "graphs of the accumulation": (compiled["graphs"], "1"),
-        "the same, if the last batch is short": (compiled["graphs_with_short_batch"], ""),
-        "fused groups of loops (`generated_kernel_count`)": (compiled["kernels"], "a handful"),
-        "functions that they are generated into, for a CPU": (compiled["functions"], ""),
-        "operators that are not compiled": (len(compiled["fallbacks"]), "0"),
-        "graph breaks of the accumulation": (compiled["graph_breaks"], "0"),
-        "graphs of ResNet-18": (network["graphs"], "1"),
-        "graph breaks of ResNet-18": (network["graph_breaks"], "0"),
-    }
-    for name in ("accumulation", "training step"):
-        waits = len(rows[f"waits of the {name}"]["host_reads"])
-        counted[f"host synchronisations of the {name}, per batch"] = waits, "0"
-    return ({"what": what, "counted": n, "goal": goal} for what, (n, goal) in counted.items())
-
-
-def _profile() -> str:
-    rows = _of("profile")
-    groups = sorted(GROUPS, key=lambda group: group != "matrix arithmetic")  # it comes first
-
-    def shares(group: str) -> list[float]:
-        seconds = (row["seconds_by_group"] for row in rows)
-        return [each.get(group, 0) / sum(each.values()) for each in seconds]
-
-    lines = [[group, *(f"{share:.1%}" for share in shares(group))] for group in (*groups, OTHER)]
-    outside = (f"{1 - share:.1%}" for share in shares("matrix arithmetic"))
-    lines.append(["all but matrix arithmetic", *outside])
-    steps = (f"{row['wall_seconds'] / row['steps']:.2f} s" for row in rows)
-    lines.append(["the whole step, profiled", *steps])
-    return markdown(["kind of work", *(f"{row['size']} px" for row in rows)], lines)
-
-
-def _costs() -> dict[int, Row]:
-    """Return the cost of a training step by size of its images."""
-    return {row["size"]: row for row in _of("arithmetic") if row["name"] == "arithmetic"}
-
-
-def _weights() -> str:
-    row = next(iter(_costs().values()))
-    return (
-        f"Weights: {row['parameter_bytes'] / 1e6:.1f} MB in float32, momentum: "
-        f"{row['optimiser_bytes'] / 1e6:.1f} MB; weights, gradients and the optimiser move "
-        f"{row['bytes_per_step'] / 1e9:.2f} GB per step, whatever its batch."
-    )
-
-
-def _projections() -> list[Row]:
-    return [row for row in _of("arithmetic") if row["name"] == "projection"]
-
-
-def _total(projection: Row) -> tuple[float, float]:
-    """Return operations and bytes of all epochs of a recipe."""
-    costs, n = _costs(), projection["samples"]
-    epochs = [costs[size] for size in projection["sizes"]]
-    steps = -(-n // projection["batch"])
-    flops = sum(n * cost["flops_per_image"] for cost in epochs)
-    n_bytes = sum(n * cost["bytes_per_image"] + steps * cost["bytes_per_step"] for cost in epochs)
-    return flops, n_bytes
-
-
-def _projection() -> str:
-    """Project minutes on a GPU from operations and bytes."""
-    lines: list[Sequence[str]] = []
-    for row in _projections():
-        flops, n_bytes = _total(row)
-        sizes = sorted(set(row["sizes"]))
-        sides = "-".join(map(str, dict.fromkeys((sizes[0], sizes[-1]))))
-        minutes = [flops / (share * row["peak_flops"]) / 60 for share in row["shares"]]
-        minutes.append(n_bytes / row["peak_bytes"] / 60)
-        epochs = f"{len(row['sizes'])} x {sides} px"
-        lines.append((row["recipe"], epochs, f"{flops:.2g}", *(f"{each:.0f}" for each in minutes)))
-    shares = [f"minutes at {share:.0%} of the peak" for share in _projections()[0]["shares"]]
-    header = ("recipe", "epochs", "FLOP", *shares, "minutes if only memory bounds, nothing fused")
-    return markdown(header, lines)
-
-
-def _assumed() -> str:
-    row = _projections()[0]
-    return (
-        f"Assumed of one {row['gpu']} (the vendor's figures, not ours): "
-        f"{row['peak_flops'] / 1e12:.0f} TFLOP/s in dense bfloat16 and "
-        f"{row['peak_bytes'] / 1e12:.1f} TB/s of memory; {row['samples']:,} images."
-    )
+def _times_the_peer(row: Row) -> str:
+    times = row["speed_over"].get(PEER)
+    return f"{times:.1f}" if times else ""
 
 
 BLOCKS: Mapping[str, Block] = {
@@ -230,40 +246,15 @@ BLOCKS: Mapping[str, Block] = {
         },
     ),
     "dynamics_peers": Table(
-        _peers,
+        "dynamics.peers",
         {
             "what": "{contender} ({role})",
-            "samples/s": "{speed}",
-            "ms per batch": "{ms}",
-            "times the speed of `aum`": "{ratio}",
-            "goal": "{aim}",
+            "samples/s": if_present("{images_per_second:,.0f}", reason=True),
+            "ms per batch": if_present(_milliseconds_per_batch),
+            "times the speed of `aum`": if_present(_times_the_peer),
+            "goal": optional("goal", "{goal:.0f}"),
         },
     ),
-    "dynamics_epoch": Table(
-        "dynamics.epoch",
-        {
-            "what": "{name}",
-            "seconds": _seconds,
-            "us per sample": "{microseconds_per_sample:.2f}",
-        },
-    ),
-    "dynamics_state": _state,
-    "dynamics_graph": Table(_counts, {"what": "{what}", "counted": "{counted}", "goal": "{goal}"}),
-    "dynamics_profile": _profile,
-    "dynamics_arithmetic": Table(
-        lambda: _costs().values(),
-        {
-            "size": "{size} px",
-            "GFLOP per image": lambda row: f"{row['flops_per_image'] / 1e9:.2f}",
-            "MB moved per image": lambda row: f"{row['bytes_per_image'] / 1e6:.0f}",
-            "FLOP per byte": lambda row: f"{row['flops_per_image'] / row['bytes_per_image']:.0f}",
-            "kB of pixels": lambda row: f"{row['pixel_bytes'] / 1e3:.1f}",
-            "GB of pixels in all": lambda row: f"{row['pixel_bytes'] * row['samples'] / 1e9:.0f}",
-        },
-    ),
-    "dynamics_weights": _weights,
-    "dynamics_projection": _projection,
-    "dynamics_assumed": _assumed,
 }
 
 

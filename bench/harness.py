@@ -16,7 +16,7 @@ import subprocess
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,10 +25,11 @@ from typing import Any, Literal, TypeAlias
 
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.doctor.machine import check_gpu
+from coreset.engine.runtime.progress import Display, choose_display
 
 Role: TypeAlias = Literal["ours", "peer", "limit"]
 Row: TypeAlias = dict[str, Any]
-_UNPRINTED = {"note", "date", "commit", "hardware", "versions", "peer_versions", "input_note"}
+_UNPRINTED = {"note", "peer_versions", "input_note"}
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "bench" / "results"
 
@@ -48,85 +49,54 @@ class Contender:
     """Of packages that ``record`` does not know."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Absent:
-    """A contender that cannot run here."""
-
-    name: str
-    reason: str
-
-    def row(self) -> Row:
-        """Return its measurement."""
-        return {"contender": self.name, "role": "peer", "absent": self.reason}
+def absent(name: str, reason: str) -> Row:
+    """Return the row of a contender that cannot run here."""
+    return {"contender": name, "role": "peer", "absent": reason}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measured:
-    """Seconds of one contender by round, and the errors of its outputs."""
-
-    contender: Contender
-    seconds: tuple[float, ...]
-    errors: tuple[str, ...]  # one per round, the warm-up included
-
-    @property
-    def median_seconds(self) -> float:
-        """Median over the timed rounds."""
-        return median(self.seconds)
-
-    @property
-    def failed(self) -> str:
-        """First error of an output; empty if every output was right."""
-        return next(filter(None, self.errors), "")
-
-    def ratios_over(self, other: "Measured") -> list[float]:
-        """Return, round by round, how many times as fast as ``other`` it was."""
-        pairs = zip(self.seconds, other.seconds, strict=True)
-        return [theirs / ours for ours, theirs in pairs]
-
-
-def interleave(
-    contenders: Sequence[Contender],
+def race(
+    entries: Sequence[Contender | Row],
     *,
     repeats: int,
     work: Path,
+    images: int = 0,
+    source_bytes: int = 0,
     clock: Callable[[], float] = time.perf_counter,
-    tell: Callable[[str], object] = print,
-) -> list[Measured]:
+) -> list[Row]:
     """Run all contenders by turns, once to warm up and ``repeats`` times by the clock.
 
     Args:
-        contenders: In the order of their turns.
+        entries: Contenders in the order of their turns, and rows of absent ones.
         repeats: Timed rounds.
         work: Existing folder; each run gets an empty one in it.
+        images: Images of a turn; 0 if there is no rate.
+        source_bytes: Bytes of these.
         clock: Seconds.
-        tell: Prints one line per run.
+
+    Returns:
+        A row per contender, the absent last; one with a wrong output has ``failed`` and no speed.
     """
-    runs: dict[str, list[tuple[float, str]]] = {contender.name: [] for contender in contenders}
-    if len(runs) != len(contenders):
-        raise ValueError(f"contenders must have different names, got {[*runs]} for some of them")
-    for turn in range(repeats + 1):
-        for contender in contenders:
-            seconds, error = _run(contender, work / "out", clock)
-            runs[contender.name].append((seconds, error))
-            stage = f"round {turn}" if turn else "warm-up"
-            failure = f"; FAILED: {error}" if error else ""
-            tell(f"  {stage}: {contender.name}: {seconds:.2f} s{failure}")
-    return [
-        Measured(
-            contender=contender,
-            seconds=tuple(seconds for seconds, _ in runs[contender.name][1:]),
-            errors=tuple(error for _, error in runs[contender.name]),
-        )
-        for contender in contenders
-    ]
-
-
-def interleave_in_scratch(
-    contenders: Sequence[Contender], *, repeats: int, work: Path
-) -> list[Measured]:
-    """Run contenders by turns in a folder of their own below ``work``."""
+    contenders = {entry.name: entry for entry in entries if isinstance(entry, Contender)}
+    rows = [entry for entry in entries if not isinstance(entry, Contender)]
+    if len(contenders) + len(rows) < len(entries):
+        raise ValueError(f"contenders must have different names, got {[*contenders]}")
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    errors: dict[str, str] = {}
     with tempfile.TemporaryDirectory(dir=work) as scratch:
-        return interleave(contenders, repeats=repeats, work=Path(scratch))
+        for turn in range(repeats + 1):
+            for name, contender in contenders.items():
+                took, error = _run(contender, Path(scratch, "out"), clock)
+                errors[name] = errors.get(name) or error
+                seconds[name] += [took] if turn else []
+                failure = f"; FAILED: {error}" if error else ""
+                print(f"  round {turn} of {repeats}: {name}: {took:.2f} s{failure}", flush=True)
+    right = {name: seconds[name] for name in contenders if not errors[name]}
+    timed = [
+        _about(contender, seconds[name], errors[name])
+        | (_speed(name, right, images, source_bytes) if name in right else {})
+        for name, contender in contenders.items()
+    ]
+    return [*timed, *rows]
 
 
 def _run(contender: Contender, out: Path, clock: Callable[[], float]) -> tuple[float, str]:
@@ -141,58 +111,46 @@ def _run(contender: Contender, out: Path, clock: Callable[[], float]) -> tuple[f
         shutil.rmtree(out)
 
 
-def measurements(measured: Sequence[Measured], *, images: int, source_bytes: int) -> list[Row]:
-    """Return one row per contender; one with a wrong output has ``failed`` and no speed.
-
-    Rates are those of the images and bytes that were read; without images (0) there are none.
-    """
-    return [_measurement(each, measured, images, source_bytes) for each in measured]
-
-
-def _measurement(
-    timed: Measured, everyone: Sequence[Measured], images: int, source_bytes: int
-) -> Row:
-    contender, seconds = timed.contender, timed.median_seconds
+def _about(contender: Contender, seconds: Sequence[float], error: str) -> Row:
     row: Row = {
         "contender": contender.name,
         "role": contender.role,
         "note": contender.note,
         "peer_versions": dict(contender.versions),
-        "seconds": [round(each, 4) for each in timed.seconds],
+        "seconds": [round(each, 6) for each in seconds],
     }
-    if timed.failed:
-        return row | {"failed": timed.failed}
+    return row | ({"failed": error} if error else {})
+
+
+def _speed(
+    name: str, seconds: Mapping[str, Sequence[float]], images: int, source_bytes: int
+) -> Row:
+    """Return a contender's times, its rates, and how many times as fast as each other it was."""
+    own = seconds[name]
+    took = median(own)
+    row: Row = {
+        "median_seconds": round(took, 6),
+        "min_seconds": round(min(own), 6),
+        "max_seconds": round(max(own), 6),
+        "speed_over": {
+            rival: round(median(ratios(times, own)), 3)
+            for rival, times in seconds.items()
+            if rival != name
+        },
+    }
     if images:
         row |= {
             "images": images,
             "source_bytes": source_bytes,
-            "images_per_second": round(images / seconds, 1),
-            "mb_per_second": round(source_bytes / seconds / 1e6, 1),
+            "images_per_second": round(images / took, 1),
+            "mb_per_second": round(source_bytes / took / 1e6, 1),
         }
-    others = (other for other in everyone if other is not timed and not other.failed)
-    return row | {
-        "median_seconds": round(seconds, 4),
-        "min_seconds": round(min(timed.seconds), 4),
-        "max_seconds": round(max(timed.seconds), 4),
-        "speed_over": {
-            other.contender.name: round(median(timed.ratios_over(other)), 3) for other in others
-        },
-    }
+    return row
 
 
-def rows_of_all(
-    entries: Sequence[Contender | Absent],
-    *,
-    repeats: int,
-    work: Path,
-    images: int = 0,
-    source_bytes: int = 0,
-) -> list[Row]:
-    """Run those that can run by turns; return a row of each, the absent last."""
-    present = [entry for entry in entries if isinstance(entry, Contender)]
-    measured = interleave(present, repeats=repeats, work=work)
-    rows = measurements(measured, images=images, source_bytes=source_bytes)
-    return [*rows, *(entry.row() for entry in entries if isinstance(entry, Absent))]
+def ratios(first: Sequence[float], second: Sequence[float]) -> list[float]:
+    """Divide the seconds of two contenders round by round."""
+    return [a / b for a, b in zip(first, second, strict=True)]
 
 
 def hardware() -> Row:
@@ -235,37 +193,40 @@ def record(bench: str, measured: Mapping[str, Any]) -> Row:
     }
 
 
-def run_parts(
-    name: str,
-    parts: Mapping[str, Callable[[], Iterable[Row]]],
-    *,
-    dry: bool,
-    replaces: Callable[[Row], bool] = lambda _record: True,
-) -> None:
-    """Run parts of a benchmark, print each row, and replace the records of each part that ran.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Options of every benchmark that has parts."""
 
-    Args:
-        name: Of the benchmark and its results.
-        parts: Function that yields the rows, by name of the part.
-        dry: Record nothing.
-        replaces: Tests whether a new run of its part replaces a record.
-    """
-    for part, rows in parts.items():
-        print(part, flush=True)
-        records = list(_printed(record(f"{name}.{part}", row) for row in rows()))
-        if not dry:
-            kept = [
-                row
-                for row in (read(name) if (RESULTS / f"{name}.jsonl").is_file() else [])
-                if row["bench"] != f"{name}.{part}" or not replaces(row)
-            ]
-            print(f"written: {write(name, [*kept, *records])}", flush=True)
+    data: Path = Path("../shared/data")
+    """Folder with ``imagenet-sample``, ``imagenette`` and ``labels``."""
+    work: Path = ROOT / "runs"
+    """Folder to work in. What is made there is removed, unless the benchmark says otherwise."""
+    repeats: int = 5
+    """Timed rounds, after one that warms up."""
+    threads: int = 2
+    """Cores, and threads or processes of every contender."""
+    dry: bool = False
+    """Record nothing."""
 
+    def record_parts(self, name: str, parts: Mapping[str, Callable[[], Iterable[Row]]]) -> None:
+        """Run parts of a benchmark, print each row, and replace the records of these parts.
 
-def _printed(records: Iterable[Row]) -> Iterator[Row]:
-    for row in records:
-        print({key: row[key] for key in row if key not in _UNPRINTED}, flush=True)
-        yield row
+        Args:
+            name: Benchmark, and file of its results.
+            parts: Function that yields the rows, by name of the part.
+        """
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: self.threads])
+        choose_display(Display.QUIET)
+        self.work.mkdir(parents=True, exist_ok=True)
+        for part, rows in parts.items():
+            print(part, flush=True)
+            records: list[Row] = []
+            for row in rows():
+                print({key: row[key] for key in row if key not in _UNPRINTED}, flush=True)
+                records.append(record(f"{name}.{part}", row))
+            if not self.dry:
+                kept = [row for row in read(name) if row["bench"] != f"{name}.{part}"]
+                print(f"written: {write(name, [*kept, *records])}", flush=True)
 
 
 def write(name: str, records: Iterable[Mapping[str, Any]]) -> Path:
@@ -290,9 +251,10 @@ def portable(text: str) -> str:
 
 
 def read(name: str) -> list[Row]:
-    """Return the records of ``bench/results/NAME.jsonl``."""
+    """Return the records of ``bench/results/NAME.jsonl``; none if there is no such file."""
     path = RESULTS / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def records_of(bench: str) -> list[Row]:

@@ -1,184 +1,181 @@
-"""Distance of each decoder from Pillow with torchvision, and its effect on features and scores.
+"""Distance of each decoder from Pillow with torchvision.
 
-    python -m coreset.bench.pixels [--data FOLDER] [--part pixels rounding features scores]
+    python -m coreset.bench.pixels [--data FOLDER]
 
 FOLDER holds ``imagenet-sample`` and ``imagenette/train``. The reference is made by
 ``torchvision.transforms.v2`` on Pillow images, not by code of this project. Nothing is timed.
-Writes ``bench/results/pixels.jsonl``, keeping the records of parts that were not run.
+Writes ``bench/results/pixels.jsonl``.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 import tyro
 from numpy.typing import NDArray
+from PIL import Image
 
-from coreset.bench.docs import Block, Cell, Table, text_of
-from coreset.bench.harness import Row, records_of, run_parts
-from coreset.bench.pixels_images import (
-    REGIONS,
-    SEED,
-    WHOLE,
-    Images,
-    Pixels,
-    Transform,
-    aum,
-    decoded,
-    features_of,
-    packed_small,
-    read_images,
-    reference,
-    resized_exactly,
-)
-from coreset.engine.data.decoders.base import TOLERANCES, DecoderName
-from coreset.engine.data.geometry import Geometry
-from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
+from coreset.bench.docs import Block, Table
+from coreset.bench.harness import Options, Row, records_of
+from coreset.engine.data.decoders import make_decoder
+from coreset.engine.data.decoders.base import TOLERANCES, DecoderName, EncodedBatch
+from coreset.engine.data.geometry import Box, Crops, Geometry
+from coreset.kernels.seeds import permutation
 
-Part: TypeAlias = Literal["pixels", "rounding", "features", "scores"]
-PARTS: tuple[Part, ...] = get_args(Part)
+Pixels: TypeAlias = NDArray[np.uint8]
+Boxes: TypeAlias = NDArray[np.int64] | None
+SEED, BATCH = 0, 64
 DECODERS = (DecoderName.TURBO, DecoderName.DALI, DecoderName.FAST, DecoderName.PILLOW)
-EDGE = TOLERANCES[DecoderName.DALI].edge
-FEATURE_SIZE, SCORE_SIZE = 224, 128
-"""Pixels. The score's is not ImageNette's own, at which most decoders have nothing to resize."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PixelsBench:
+class PixelsBench(Options):
     """Measure the pixel contract."""
 
-    data: Path = Path("../shared/data")
-    """Folder of the images."""
-    part: tuple[Part, ...] = PARTS
-    """What to measure."""
+    originals: int | None = None
+    """Images of ImageNet whose pixels are compared; all by default."""
     imagenette: int = 500
     """Images of ImageNette whose pixels are compared, drawn with a fixed seed."""
-    scored: int = 1000
-    """Images of ImageNette that are scored."""
-    dry: bool = False
-    """Record nothing."""
 
     def run(self) -> None:
-        """Run the parts in turn, print and record the results."""
-        rows = {
-            "pixels": self._pixels,
-            "rounding": self._rounding,
-            "features": self._features,
-            "scores": self._scores,
-        }
-        run_parts("pixels", {part: rows[part] for part in self.part}, dry=self.dry)
+        """Compare every decoder, print and record the results."""
+        self.record_parts("pixels", {"pixels": self._rows})
 
-    def _pixels(self) -> Iterator[Row]:
-        originals = self._originals()
-        for images in (originals, self._imagenette(self.imagenette)):
+    def _rows(self) -> Iterator[Row]:
+        originals = read_images("imagenet", self.data / "imagenet-sample", self.originals)
+        small = self.data / "imagenette" / "train"
+        for images in (originals, read_images("imagenette", small, self.imagenette)):
             for transform in (*REGIONS, *WHOLE):
-                yield pixel_row(images, images, transform)
-        small = packed_small(originals)
-        for transform in WHOLE:
-            yield pixel_row(originals, small, transform)
-
-    def _rounding(self) -> Iterator[Row]:
-        images, geometry = self._originals(), Geometry(FEATURE_SIZE)
-        decodings = {"reference": reference(images, geometry)}
-        decodings |= {name: decoded(name, geometry, images) for name in DECODERS[:2]}
-        exact = np.stack([resized_exactly(data, FEATURE_SIZE) for data in images.data])
-        for name, pixels in decodings.items():
-            levels = np.abs(pixels - exact)[:, EDGE:-EDGE, EDGE:-EDGE]
-            row = {"input": images.name, "images": len(images), "decoder": name}
-            yield {**row, "largest": float(levels.max()), "mean": float(levels.mean())}
-
-    def _features(self) -> Iterator[Row]:
-        backbone = load_backbone(OFFLINE_BACKBONE, None, torch.device("cpu"))
-        originals, geometry = self._originals(), Geometry(FEATURE_SIZE)
-        expected = features_of(reference(originals, geometry), backbone)
-        for images in (originals, packed_small(originals)):
-            for name in DECODERS:
-                features = features_of(decoded(name, geometry, images), backbone)
-                yield {"input": images.name, "decoder": name, **cosines(features, expected)}
-        other = np.roll(expected, 1, axis=0)
-        yield {"input": originals.name, "decoder": "another image", **cosines(other, expected)}
-
-    def _scores(self) -> Iterator[Row]:
-        from scipy.stats import spearmanr
-
-        backbone = load_backbone(OFFLINE_BACKBONE, None, torch.device("cpu"))
-        images, geometry = self._imagenette(self.scored), Geometry(SCORE_SIZE)
-        features = features_of(reference(images, geometry), backbone)
-        expected = aum(features, images.labels, SEED)
-        contenders = {"another seed": aum(features, images.labels, SEED + 1)}
-        for name in DECODERS:
-            features = features_of(decoded(name, geometry, images), backbone)
-            contenders[name] = aum(features, images.labels, SEED)
-        for name, scores in contenders.items():
-            ranked: Any = spearmanr(scores, expected)
-            row = {"input": images.name, "images": len(images), "size": SCORE_SIZE}
-            yield {**row, "decoder": name, "spearman": float(ranked.statistic)}
-
-    def _originals(self) -> Images:
-        return read_images("imagenet", self.data / "imagenet-sample")
-
-    def _imagenette(self, n: int) -> Images:
-        return read_images("imagenette", self.data / "imagenette" / "train", n)
+                yield pixel_row(images, transform)
 
 
-def pixel_row(originals: Images, stored: Images, transform: Transform) -> Row:
-    """Compare each decoder on ``stored`` with the reference on ``originals``."""
-    chosen = np.minimum(originals.widths, originals.heights) >= transform.smallest
-    originals, stored = originals.where(chosen), stored.where(chosen)
-    geometry, boxes = transform.geometry, transform.boxes(originals)
-    expected = reference(originals, geometry, boxes)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """Encoded images."""
+
+    name: str
+    data: Sequence[bytes]
+    widths: NDArray[np.int64]
+    heights: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def where(self, chosen: NDArray[np.bool_]) -> "Images":
+        """Select some of the images."""
+        data = [one for one, keep in zip(self.data, chosen, strict=True) if keep]
+        columns = {name: getattr(self, name)[chosen] for name in ("widths", "heights")}
+        return Images(name=self.name, data=data, **columns)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """Transform of a stored image to a square."""
+
+    name: str
+    geometry: Geometry
+    boxes: Callable[[Images], Boxes] = lambda _: None
+    """Region of each image to squash to the square instead of what the geometry says."""
+    smallest: int = 1
+    """Short side in pixels of the images that it is measured on."""
+
+
+def central_boxes(images: Images) -> NDArray[np.int64]:
+    """Return the central 224 x 224 pixels, which need no resize."""
+    left, top = (images.widths - 224) // 2, (images.heights - 224) // 2
+    return np.stack([left, top, left + 224, top + 224], axis=1)
+
+
+def random_boxes(images: Images) -> NDArray[np.int64]:
+    """Draw a random resized crop of each image."""
+    ids = np.arange(len(images), dtype=np.int64)
+    return Crops().boxes(ids, images.widths, images.heights, seed=SEED, epoch=0)
+
+
+WHOLE = (
+    Transform("resize 256, centre 224", Geometry(224, 256)),
+    *(Transform(f"short side and centre {size}", Geometry(size, size)) for size in (176, 128, 64)),
+    *(Transform(f"squash to {size}", Geometry(size)) for size in (224, 64)),
+)
+REGIONS = (
+    Transform("no resize, centre 224", Geometry(224), central_boxes, smallest=224),
+    Transform("random resized crop 224", Geometry(224), random_boxes),
+)
+
+
+def read_images(name: str, folder: Path, n: int | None = None) -> Images:
+    """Read the images in class folders, or ``n`` of them drawn with a fixed seed."""
+    paths = sorted(folder.glob("*/*"))
+    files = [paths[row] for row in np.sort(permutation(len(paths), SEED)[:n])]
+    data = [file.read_bytes() for file in files]
+    sizes = np.array([Image.open(file).size for file in files], dtype=np.int64)
+    return Images(name=name, data=data, widths=sizes[:, 0], heights=sizes[:, 1])
+
+
+def reference(images: Images, geometry: Geometry, boxes: Boxes = None) -> Pixels:
+    """Decode and transform the images with torchvision, uint8 of shape (n, s, s, 3)."""
+    regions = [None] * len(images) if boxes is None else map(tuple, boxes.tolist())
+    pairs = zip(images.data, regions, strict=True)
+    return np.stack([reference_pixels(one, geometry, region) for one, region in pairs])
+
+
+def reference_pixels(data: bytes, geometry: Geometry, region: Box | None = None) -> Pixels:
+    """Decode and transform one image or a region of it with torchvision, uint8 (s, s, 3)."""
+    from torchvision.transforms.v2 import functional
+
+    size = [geometry.size, geometry.size]
+    with Image.open(BytesIO(data)) as opened:
+        image: Any = opened.convert("RGB")  # torchvision's annotations know tensors alone
+    if region is not None:
+        left, top, right, bottom = region
+        placed = functional.resized_crop(image, top, left, bottom - top, right - left, size)
+    elif geometry.resize is None:
+        placed = functional.resize(image, size)
+    else:
+        placed = functional.center_crop(functional.resize(image, [geometry.resize]), size)
+    return np.asarray(placed)
+
+
+def decoded(name: DecoderName, geometry: Geometry, images: Images, boxes: Boxes = None) -> Pixels:
+    """Decode the images with one of our decoders, uint8 of shape (n, s, s, 3)."""
+    pixels = np.empty((len(images), geometry.size, geometry.size, 3), np.uint8)
+    exact = name is DecoderName.PILLOW
+    with closing(make_decoder(name, geometry, device="cpu", workers=0, exact=exact)) as decoder:
+        for first in range(0, len(images), BATCH):
+            some = slice(first, first + BATCH)
+            crops = None if boxes is None else boxes[some]
+            sizes = images.widths[some], images.heights[some]
+            batch = decoder.decode(EncodedBatch(images.data[some], *sizes, crops))
+            pixels[some] = batch.permute(0, 2, 3, 1).numpy()
+    return pixels
+
+
+def pixel_row(images: Images, transform: Transform) -> Row:
+    """Compare each decoder with the reference."""
+    images = images.where(np.minimum(images.widths, images.heights) >= transform.smallest)
+    geometry, boxes = transform.geometry, transform.boxes(images)
+    expected = reference(images, geometry, boxes)
     decoders: Row = {}
     for name in DECODERS:
-        pixels = decoded(name, geometry, stored, boxes)
-        judged = asdict(TOLERANCES[name].difference(pixels, expected))
-        decoders[name] = {"judged": judged, **zones(pixels, expected)}
-    row = {"input": stored.name, "images": len(stored), "transform": transform.name}
+        pixels = decoded(name, geometry, images, boxes)
+        levels = np.abs(pixels.astype(np.int16) - expected)
+        differences = {"largest": int(levels.max()), "mean": float(levels.mean())}
+        decoders[name] = {
+            "judged": asdict(TOLERANCES[name].difference(pixels, expected)),
+            "all": differences | {"over_0": float((levels > 0).mean())},
+        }
+    row = {"input": images.name, "images": len(images), "transform": transform.name}
     return {**row, "decoders": decoders}
 
 
-def zones(pixels: Pixels, expected: Pixels) -> Row:
-    """Return the spread of differences over all pixels, over the inside and over the edge."""
-    levels = np.abs(pixels.astype(np.int16) - expected)
-    inside = np.zeros(levels.shape[1:3], np.bool_)
-    inside[EDGE:-EDGE, EDGE:-EDGE] = True
-    return {
-        "all": spread(levels),
-        "inside": spread(levels[:, inside]),
-        "edge": spread(levels[:, ~inside]),
-    }
-
-
-def spread(levels: NDArray[np.int16]) -> Row:
-    """Return the largest, the mean, and the share of values beyond some bounds."""
-    shares = {f"over_{bound}": float((levels > bound).mean()) for bound in (0, 1, 4, 16)}
-    return {"largest": int(levels.max()), "mean": float(levels.mean()), **shares}
-
-
-def cosines(features: NDArray[np.float16], expected: NDArray[np.float16]) -> Row:
-    """Compute the cosine between the features of each image."""
-    a, b = features.astype(np.float64), expected.astype(np.float64)
-    cosine = (a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))
-    return {
-        "images": len(features),
-        "size": FEATURE_SIZE,
-        "min_cosine": float(cosine.min()),
-        "mean_cosine": float(cosine.mean()),
-    }
-
-
-_RESIZED = "imagenet, packed resized"
-
-
-def _of(part: str) -> list[Row]:
-    return records_of(f"pixels.{part}")
-
-
-def _contract() -> list[Row]:
-    return [row for row in _of("pixels") if row["input"] != _RESIZED]
+def _records() -> list[Row]:
+    rows = records_of("pixels.pixels")
+    return [row for row in rows if row["input"] in {"imagenet", "imagenette"}]
 
 
 def _name(decoder: str) -> str:
@@ -188,7 +185,7 @@ def _name(decoder: str) -> str:
 def _tolerances() -> Iterator[Row]:
     """Return the promise for each decoder, beside the worst that was measured."""
     for name, tolerance in TOLERANCES.items():
-        judged = [row["decoders"][name]["judged"] for row in _contract()]
+        judged = [row["decoders"][name]["judged"] for row in _records()]
         row = {
             bound: f"{getattr(tolerance, bound):.3g} ({max(each[bound] for each in judged):.3g})"
             for bound in ("largest", "largest_at_edge", "mean")
@@ -197,45 +194,17 @@ def _tolerances() -> Iterator[Row]:
         yield row | {"decoder": _name(name), "outer": outer if tolerance.edge else "the same"}
 
 
-def _difference_table(rows: Sequence[Row]) -> str:
-    """Render largest / mean difference and the share of values that differ, by decoder."""
-    columns: dict[str, Cell] = {"images": "{input}", "transform": "{transform}"}
-    for name in rows[0]["decoders"]:
-        columns[_name(name)] = partial(_difference, name)
-    return Table(lambda: rows, columns)()
-
-
 def _difference(decoder: str, row: Row) -> str:
+    """Render largest and mean difference, and the share of values that differ."""
     levels = row["decoders"][decoder]["all"]
-    text = "{largest} / {mean:.2f} / {share}" if levels["largest"] else "0"
-    return text.format_map(levels | {"share": _percent(levels["over_0"])})
-
-
-def _percent(share: float) -> str:
-    if share == 0:
-        return "0"
-    return f"{share:.1%}" if share >= 0.0005 else "< 0.1%"
-
-
-def _edges() -> Iterable[Row]:
-    for row in _contract():
-        dali = row["decoders"]["dali"]
-        over = {f"over_{bound}": _percent(dali["edge"][f"over_{bound}"]) for bound in (1, 4, 16)}
-        zones_ = {
-            zone: text_of("{largest} / {mean:.2f}", dali[zone]) for zone in ("inside", "edge")
-        }
-        yield row | zones_ | over
-
-
-def _named(part: str) -> Iterable[Row]:
-    return (row | {"decoder": _name(row["decoder"])} for row in _of(part))
+    return "{largest} / {mean:.2f} / {over_0:.1%}".format_map(levels) if levels["largest"] else "0"
 
 
 def _circumstances() -> str:
-    row = _of("pixels")[0]
+    row = _records()[0]
     names = ("simplejpeg", "nvidia-dali-cuda130", "pillow", "torchvision", "torch")
     used = ", ".join(f"{name} {row['versions'][name]}" for name in names if name in row["versions"])
-    counts = {row["input"]: row["images"] for row in _contract()}
+    counts = {row["input"]: row["images"] for row in _records()}
     images = ", ".join(f"{name} {n}" for name, n in counts.items())
     return f"Images: {images}. {used}; {row['date']}, commit {row['commit']}."
 
@@ -250,36 +219,13 @@ BLOCKS: Mapping[str, Block] = {
             "mean of an image": "{mean}",
         },
     ),
-    "pixels_differences": lambda: _difference_table(_contract()),
-    "pixels_resized": lambda: _difference_table(
-        [row for row in _of("pixels") if row["input"] == _RESIZED]
-    ),
-    "pixels_edge": Table(
-        _edges,
+    "pixels_differences": Table(
+        _records,
         {
             "images": "{input}",
             "transform": "{transform}",
-            "inside": "{inside}",
-            "outer 2 pixels": "{edge}",
-            **{f"of these over {bound}": f"{{over_{bound}}}" for bound in (1, 4, 16)},
+            **{_name(decoder): partial(_difference, decoder) for decoder in DECODERS},
         },
-    ),
-    "pixels_rounding": Table(
-        partial(_named, "rounding"),
-        {"pixels of": "{decoder}", "largest": "{largest:.2f}", "mean": "{mean:.3f}"},
-    ),
-    "pixels_features": Table(
-        partial(_named, "features"),
-        {
-            "images": "{input}",
-            "decoder": "{decoder}",
-            "smallest cosine": "{min_cosine:.5f}",
-            "mean cosine": "{mean_cosine:.6f}",
-        },
-    ),
-    "pixels_scores": Table(
-        lambda: sorted(_named("scores"), key=lambda row: -row["spearman"]),
-        {"decoder": "{decoder}", "Spearman rank correlation": "{spearman:.5f}"},
     ),
     "pixels_circumstances": _circumstances,
 }

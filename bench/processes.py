@@ -5,8 +5,8 @@ in each, so the sum over processes is what the machine needs for them.
 """
 
 import ctypes
+import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,87 +15,108 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
+from unittest.mock import patch
 
 from coreset.bench.harness import Row
 
 WITH_PARENT = ("setpriv", "--pdeathsig", "KILL")
 """Prefix of a command that is killed when this process ends, however it ends."""
 CORESET = (*WITH_PARENT, sys.executable, "-m", "coreset.engine.cli")
+Process: TypeAlias = tuple[ProcessPoolExecutor, dict[str, str]]
+"""Processes of a peer, and versions of its packages."""
 _PR_SET_PDEATHSIG = 1
 _PROC = Path("/proc")
-# The lines that are read, of the twenty that smaps has for each map.
-_LINES = re.compile(rb"^(?:[0-9a-f]+-[0-9a-f]+ .*|(?:Pss|Anonymous): .*)$", re.MULTILINE)
-
-
-class MissingPeerError(Exception):
-    """A peer cannot be imported here."""
+_held: list[Callable[[], Any]] = []
+"""What this process is to call, if it is one of ``remote``."""
 
 
 @contextmanager
 def pool_of(
-    folder: Path | None,
+    folder: Path | None = None,
     workers: int = 1,
-    versions: Callable[[], dict[str, str]] = dict[str, str],
     environment: Mapping[str, str | None] | None = None,
-) -> Generator[tuple[ProcessPoolExecutor, dict[str, str]]]:
-    """Yield spawned processes that have imported a peer, and the versions of its packages.
+) -> Generator[ProcessPoolExecutor]:
+    """Yield spawned processes.
 
     Args:
-        folder: Its packages, beside those of the project; None if it needs no others.
+        folder: Packages of a peer, beside those of the project.
         workers: Processes.
-        versions: Imports the peer in a process and returns versions by package name.
         environment: Variables of the processes that differ from this one's; None unsets one.
-
-    Raises:
-        MissingPeerError: It cannot be imported; the message says why.
     """
     context = get_context("spawn")  # fork after threads hangs
     arguments = (os.getpid(), str(folder or ""))
     with ProcessPoolExecutor(workers, context, _enter, arguments) as pool:
-        try:
-            with environment_of(environment or {}):  # a task starts its process
-                tasks = [pool.submit(versions) for _ in range(workers)]
-            imported = [task.result() for task in tasks]
-        except (ImportError, OSError) as error:
-            raise MissingPeerError(f"{type(error).__name__}: {error}") from error
-        yield pool, imported[0]
+        with environment_of(environment or {}):  # a task starts its process
+            tasks = [pool.submit(os.getpid) for _ in range(workers)]
+        for task in tasks:
+            task.result()
+        yield pool
+
+
+def open_peer(
+    stack: ExitStack,
+    peers: Path,
+    packages: str,
+    versions: Callable[[], dict[str, str]],
+    workers: int = 1,
+) -> Process | str:
+    """Start processes that have imported a peer; return why it cannot be imported if so.
+
+    Its packages are in the folder ``packages`` of ``peers``, if it needs any beside those of the
+    project. ``versions`` imports it in a process and returns versions by package name.
+    """
+    pool = stack.enter_context(pool_of(peers / packages if packages else None, workers))
+    try:
+        imported = [pool.submit(versions) for _ in range(workers)]
+        return pool, imported[0].result()
+    except (ImportError, OSError) as error:
+        return f"{type(error).__name__}: {error}"
 
 
 def _enter(parent: int, folder: str) -> None:
-    end_with_parent(parent)
+    # Have the kernel kill this process when its parent ends, however the parent ends.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before
+        os.kill(os.getpid(), signal.SIGKILL)
     if folder:
         sys.path.insert(0, folder)
     # Progress bars and a look for newer versions are nobody's work here.
     os.environ |= {"TQDM_DISABLE": "1", "NO_ALBUMENTATIONS_UPDATE": "1"}
 
 
-def end_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, however the parent ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before
-        os.kill(os.getpid(), signal.SIGKILL)
+def remote(
+    stack: ExitStack,
+    make: Callable[..., Callable[[], Any]],
+    *arguments: object,
+    environment: Mapping[str, str | None] | None = None,
+) -> Callable[[], Any]:
+    """Call ``make`` in a process of its own; return what calls its result there."""
+    pool = stack.enter_context(pool_of(environment=environment))
+    pool.submit(_hold, make, *arguments).result()
+    return lambda: pool.submit(_call).result()
+
+
+def _hold(make: Callable[..., Callable[[], Any]], *arguments: object) -> None:
+    _held.append(make(*arguments))
+
+
+def _call() -> object:
+    return _held[0]()
 
 
 @contextmanager
 def environment_of(changes: Mapping[str, str | None]) -> Generator[None]:
     """Change environment variables for a while, here and for processes started meanwhile."""
-    before = {name: os.environ.get(name) for name in changes}
-    _set_environment(changes)
-    try:
+    with patch.dict(os.environ):
+        for name, value in changes.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
         yield
-    finally:
-        _set_environment(before)
-
-
-def _set_environment(values: Mapping[str, str | None]) -> None:
-    for name, value in values.items():
-        os.environ.pop(name, None)
-        if value is not None:
-            os.environ[name] = value
 
 
 def options(fields: Mapping[str, Any]) -> list[str]:
@@ -110,10 +131,12 @@ def options(fields: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def run_coreset(*words: object) -> None:
-    """Run a ``coreset`` command and drop what it prints."""
-    command = [*CORESET, *map(str, words)]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+def run_coreset(*words: object) -> Row:
+    """Run a ``coreset`` command; return the data that it ends with."""
+    command = [*CORESET, *map(str, words), "--json"]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return json.loads(lines[-1])
 
 
 def watch(
@@ -128,7 +151,7 @@ def watch(
 
     Returns:
         The largest of each measure, ``looks``, ``wall_seconds``, and ``failed``: exit code and last
-        line of its errors, empty if it ended with 0.
+        line of the messages, empty if all went well.
     """
     peaks: dict[str, int] = defaultdict(int)
     looks, started = 0, time.perf_counter()
@@ -161,58 +184,3 @@ def family_of(pid: int) -> list[int]:
     for member in family:
         family += children[member]
     return family
-
-
-def rollup_bytes(pids: Sequence[int], *kinds: str) -> int:
-    """Return memory of processes, of kinds such as ``Pss`` or ``Pss_Anon``."""
-    total = 0
-    for pid in pids:
-        with suppress(OSError):  # it may end between two lines of this
-            for line in (_PROC / str(pid) / "smaps_rollup").read_text().splitlines():
-                kind, _, size = line.partition(":")
-                total += int(size.split()[0]) * 1024 if kind in kinds else 0
-    return total
-
-
-class Memory(NamedTuple):
-    """Bytes of memory, with the pages of mapped data files apart: a cache of the kernel."""
-
-    total: int
-    data: int
-    """Of ``total``, pages of mapped data files that are still the file's."""
-    anonymous: int
-    """Of ``total``, pages of no file, and what a private map changed of its file."""
-
-
-def memory_of(pid: int, data: Path) -> Memory:
-    """Return the memory of one process; nothing once it is gone."""
-    with suppress(OSError):
-        return memory_in((_PROC / str(pid) / "smaps").read_bytes(), data)
-    return Memory(0, 0, 0)
-
-
-def memory_in(smaps: bytes, data: Path) -> Memory:
-    """Return the memory that ``smaps`` of /proc/PID lists; files below ``data`` are data."""
-    below, inside, share, total, of_data, anonymous = os.fsencode(data) + b"/", False, 0, 0, 0, 0
-    for line in _LINES.findall(smaps):  # of each map in this order: header, Pss, Anonymous
-        if line.startswith(b"Pss:"):
-            share = int(line.split()[1]) * 1024
-            total += share
-        elif line.startswith(b"Anonymous:"):
-            changed = min(share, int(line.split()[1]) * 1024)
-            anonymous += changed
-            of_data += (share - changed) * inside
-        else:
-            # Addresses, rights, offset, device, inode, and the path if there is one.
-            inside = b"".join(line.split(maxsplit=5)[5:]).startswith(below)
-    return Memory(total, of_data, anonymous)
-
-
-def tree_bytes(directory: Path) -> int:
-    """Return the bytes of all files below a directory, as far as they stay meanwhile."""
-    total = 0
-    for folder, _, names in os.walk(directory):
-        for name in names:
-            with suppress(OSError):
-                total += (Path(folder) / name).stat().st_size
-    return total

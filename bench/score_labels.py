@@ -1,6 +1,7 @@
-"""Wrong labels found by out-of-fold scores, beside cleanlab on the same frozen features."""
+"""Wrong labels found by scores of the linear proxy, beside cleanlab on the same frozen features."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import median
@@ -9,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.bench.harness import Row
-from coreset.bench.score_noise import AUM_GOALS, BACKBONE, SEEDS, Noisy
-from coreset.bench.score_training import Setting
-from coreset.engine.artifacts.ledger import Stopwatch
-from coreset.engine.condensed.comparison import cost_of
+from coreset.bench.harness import Options, Row
+from coreset.bench.processes import run_coreset
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
+from coreset.kernels.scores import easiness
 
+PERCENTS, SEEDS = (5, 25, 50), (0, 1, 2)
+BACKBONE = "tf_efficientnet_lite0"
 FOLDS = 5
 """Cleanlab's own default (``CleanLearning(cv_n_folds=5)``)."""
 GOAL = -0.005
@@ -28,34 +29,58 @@ OURS, THEIRS = "confidence_oof", "self_confidence"
 class Judged:
     """Judgement of every label by one contender."""
 
-    areas: dict[str, float]
+    areas: Mapping[str, float]
     """Area under the ROC for flipped labels, by score."""
     issues: NDArray[np.bool_]
     """Labels taken for wrong, shape (n,)."""
-    seconds: float
 
 
-def labels(setting: Setting) -> Iterator[Row]:
-    """Yield areas of both by noise and seed, and the labels that both take for wrong."""
-    noisy = Noisy(setting)
-    for percent in AUM_GOALS:
+def labels(setting: Options) -> Iterator[Row]:
+    """Yield areas of both by noise and seed, and the labels that both take for wrong.
+
+    Data sets and scores stay in ``work`` and are not made again.
+    """
+    work, data = setting.work.resolve(), setting.data.resolve()
+    os.environ["CORESET_CACHE"] = str(work / "cache")
+    truth = data / "labels" / "noisy_imagenette.csv"
+    linear = ("--proxy", "linear", "--backbone", BACKBONE, "--folds", FOLDS, "--device", "cpu")
+    for percent in PERCENTS:
+        noisy, column = work / f"noisy-{percent}", f"noisy_labels_{percent}"
+        source = data / "imagenette" / "train"
+        run_coreset("pack", source, noisy, "--labels", truth, "--column", column)
         runs: list[Row] = []
         for seed in SEEDS:
-            options = ("--proxy", "linear", "--backbone", BACKBONE, "--folds", FOLDS)
-            scored = ScoreTable.open(noisy.scores(percent, "folds", *options, seed=seed))
-            flipped = flipped_labels(scored.dataset, noisy.truth, "noisy_labels_0")
-            ours = _ours(scored, noisy)
-            row = row_of(percent, seed, ours, by_cleanlab(scored, flipped, seed), flipped)
-            runs.append(row)
-            yield row
-        yield medians_of_labels(percent, runs)
+            scores = work / f"noisy-{percent}-folds-{seed}"
+            run_coreset("score", noisy, scores, *linear, "--seed", seed)
+            scored = ScoreTable.open(scores)
+            flipped = flipped_labels(scored.dataset, truth, "noisy_labels_0")
+            both = by_coreset(scored, flipped), by_cleanlab(scored, flipped, seed)
+            runs.append(row_of(percent, seed, *both, flipped))
+            yield runs[-1]
+        yield medians_of(percent, runs)
 
 
-def _ours(scored: ScoreTable, noisy: Noisy) -> Judged:
+def by_coreset(scored: ScoreTable, flipped: NDArray[np.bool_]) -> Judged:
+    """Judge labels by every score, and by the issues of a scoring with folds."""
     issues = scored.label_issues
     if issues is None:
         raise ValueError(f"{scored.path} has no label issues; score it with --folds")
-    return Judged(noisy.areas(scored.path), issues, cost_of(scored).wall_seconds)
+    columns = {name: scored.values(name) for name in scored.names}
+    return Judged(areas_of(columns, flipped, scored.ids), issues)
+
+
+def areas_of(
+    columns: Mapping[str, NDArray[np.float32]],
+    flipped: NDArray[np.bool_],
+    ids: NDArray[np.int64],
+) -> dict[str, float]:
+    """Return the area under the ROC of each score's hard end, over the samples ``ids`` alone."""
+    from sklearn.metrics import roc_auc_score
+
+    return {
+        name: float(roc_auc_score(flipped[ids], -easiness(name, values[ids])))
+        for name, values in columns.items()
+    }
 
 
 def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Judged:
@@ -67,17 +92,14 @@ def by_cleanlab(scored: ScoreTable, flipped: NDArray[np.bool_], seed: int) -> Ju
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
     features = features_for(scored.dataset, FeatureSpec(backbone=BACKBONE)).astype(np.float32)
-    given, clock = scored.dataset.labels, Stopwatch()
+    given = scored.dataset.labels
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=seed)
     probabilities: Any = cross_val_predict(
         LogisticRegression(max_iter=1000), features, given, cv=folds, method="predict_proba"
     )
-    methods: tuple[Any, ...] = (THEIRS, "normalized_margin")
-    scores = {
-        method: get_label_quality_scores(given, probabilities, method=method) for method in methods
-    }
-    areas = {method: float(roc_auc_score(flipped, -scores[method])) for method in methods}
-    return Judged(areas, find_label_issues(given, probabilities, n_jobs=1), clock.seconds)
+    quality = get_label_quality_scores(given, probabilities, method=THEIRS)
+    areas = {THEIRS: float(roc_auc_score(flipped, -quality))}
+    return Judged(areas, find_label_issues(given, probabilities, n_jobs=1))
 
 
 def row_of(
@@ -93,11 +115,9 @@ def row_of(
         "folds": FOLDS,
         "areas": ours.areas,
         "issues": _rates(ours.issues, flipped),
-        "wall_seconds": ours.seconds,
         "peer": {name: version(name) for name in ("cleanlab", "scikit-learn")},
         "peer_areas": theirs.areas,
         "peer_issues": _rates(theirs.issues, flipped),
-        "peer_wall_seconds": round(theirs.seconds, 3),
         "difference": difference,
         "goal": GOAL,
         "met": difference >= GOAL,
@@ -113,7 +133,7 @@ def _rates(issues: NDArray[np.bool_], flipped: NDArray[np.bool_]) -> dict[str, f
     }
 
 
-def medians_of_labels(percent: int, runs: Sequence[Row]) -> Row:
+def medians_of(percent: int, runs: Sequence[Row]) -> Row:
     """Return medians over seeds; the goal is for the worst of them."""
     row: Row = {"percent": percent, "seeds": [run["seed"] for run in runs], "folds": FOLDS}
     for kind in ("areas", "issues", "peer_areas", "peer_issues"):

@@ -1,1 +1,1 @@
-"""Robustness of packers and readers to faulty data, beside other tools (docs/robustness.md)."""
+"""Robustness of packers and readers to faulty data, beside other tools (docs/benchmarks.md)."""

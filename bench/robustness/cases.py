@@ -1,21 +1,23 @@
-"""Faulty inputs of the scoreboard, one function per way in which a fault reaches a reader.
+"""Faulty inputs of the scoreboard: odd files, odd shards, damage to packed data.
 
 Every sample has a label of its own, so that whatever comes out can be told apart. ``place`` is what
 ``coreset`` is given; ``tars`` what readers of shards are given, empty for image folders, which
 ``webdataset.ShardWriter`` packs first.
 """
 
-import sys
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from coreset.bench.processes import CORESET
 from coreset.bench.robustness.faults import (
     ODD_IMAGES,
     OddImage,
+    Pixels,
     TarMember,
     class_name,
     jpeg,
@@ -27,16 +29,14 @@ from coreset.bench.robustness.faults import (
     write_photos,
     write_tar,
 )
-from coreset.bench.robustness.images import CRAFTED_IMAGES
-from coreset.bench.robustness.outcomes import Expected, Pixels, run
+from coreset.bench.robustness.outcomes import Expected, run
 
-CORESET = (sys.executable, "-m", "coreset.engine.cli")
 N = 12
 """Samples of every case."""
 ODD = 5
 """Label of the one that is odd."""
-_SAMPLES_PER_SHARD = 6
-Kind: TypeAlias = Literal["folder", "shards", "table", "packed"]
+SAMPLES_PER_SHARD = 6
+Kind: TypeAlias = Literal["folder", "shards", "packed"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +51,7 @@ class Inputs:
     """Of ``coreset pack``."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Case:
     """One fault."""
 
@@ -63,59 +63,28 @@ class Case:
     """Makes the inputs in an empty folder."""
 
 
-def image_cases() -> Iterator[Case]:
-    """Yield cases of one odd file among plain ones in an image folder."""
-    for odd in (*ODD_IMAGES, *CRAFTED_IMAGES):
-        yield Case(
-            row=odd.row, fault=odd.fault, injected=odd.made, kind="folder",
-            prepare=partial(_with_odd, odd),
-        )  # fmt: skip
-
-
-def shard_cases() -> Iterator[Case]:
-    """Yield cases of shards by other writers, with odd keys, labels and members."""
-    for row, fault, injected, members in _FOREIGN:
-        yield Case(
-            row=row, fault=fault, injected=injected, kind="shards",
-            prepare=partial(_with_members, members),
-        )  # fmt: skip
-    yield Case(
-        row=18, fault="a shard without members", injected="the only one", kind="shards",
-        prepare=partial(_with_empty_shard, 0),
-    )  # fmt: skip
-    yield Case(
-        row=18, fault="a shard without members, among others", injected="the second of two",
-        kind="shards", prepare=partial(_with_empty_shard, N),
-    )  # fmt: skip
-    for extension in ("pyd", "pkl", "npy"):
-        yield Case(
-            row=31, fault=f"pickle in a .{extension} member", kind="shards",
-            injected="a pickle that creates a file when it is loaded",
-            prepare=partial(_with_pickle, extension),
-        )  # fmt: skip
-
-
-def packed_cases() -> Iterator[Case]:
-    """Yield cases of damage to a packed data set: ``coreset verify`` beside readers of shards."""
+def cases() -> Iterator[Case]:
+    """Yield every case."""
+    for odd in ODD_IMAGES:
+        yield Case(odd.row, odd.fault, odd.made, "folder", partial(_with_odd, odd))
+    for row, fault, injected, members in _SHARDS:
+        yield Case(row, fault, injected, "shards", partial(_with_members, members))
     for row, fault, injected, damage in _DAMAGES:
-        yield Case(
-            row=row, fault=fault, injected=injected, kind="packed",
-            prepare=partial(_damaged, damage),
-        )  # fmt: skip
+        yield Case(row, fault, injected, "packed", partial(_damaged, damage))
 
 
-def photo_truths(n: int = N) -> dict[int, Pixels | None]:
+def _truths() -> dict[int, Pixels | None]:
     """Return the pixels of ``write_photos`` and ``sample_members``."""
-    return {label: rgb(jpeg(label)) for label in range(n)}
+    return {label: rgb(jpeg(label)) for label in range(N)}
 
 
 def _with_odd(odd: OddImage, folder: Path) -> Inputs:
-    src = write_photos(folder / "src", N)
+    src, data = write_photos(folder / "src", N), odd.make()
     # The photo stays: a class whose every file is refused would stop the packing.
-    data = odd.make()
     (src / class_name(ODD) / odd.name).write_bytes(data)
-    truths = photo_truths() | {ODD: odd.truth(data) if odd.truth else None}
+    truths = _truths()
     beside = {ODD: rgb(jpeg(ODD))}
+    truths[ODD] = odd.truth(data) if odd.truth else None
     expected = Expected(truths=truths, beside=beside, culprits=("odd",))
     return Inputs(place=src, expected=expected)
 
@@ -129,7 +98,11 @@ class _Members:
     after: Callable[[], Sequence[TarMember]] = tuple
     """At the end of the last shard."""
     shards: int = 1
+    empty: bool = False
+    """Whether the last shard has no members."""
     interleaved: bool = False
+    pickle: str = ""
+    """Ending of a member of ODD that creates a file when it is unpickled."""
     beside: bool = False
     """Whether a plain sample of ODD's label comes last, so that its class is not empty."""
     truth: Literal["own", "none", "before"] = "own"
@@ -137,63 +110,40 @@ class _Members:
 
 
 def _with_members(members: _Members, folder: Path) -> Inputs:
+    canary = folder / "canary"
+    tars = [
+        write_tar(folder / "src" / f"train-{number:04d}.tar", shard)
+        for number, shard in enumerate(_shards_of(members, canary))
+    ]
+    truths = _truths()
+    if members.truth != "own":
+        truths[ODD] = None if members.truth == "none" else truths[ODD - 1]
+    if members.empty and members.shards == 1:
+        truths = dict.fromkeys(truths)
+    beside = {ODD: rgb(jpeg(ODD))} if members.beside else {}
+    culprits = ("train-", str(folder / "src")) if members.empty else (members.culprit,)
+    expected = Expected(truths=truths, beside=beside, culprits=culprits, canary=canary)
+    options = ("--class-names", str(write_class_names(folder / "classes.txt", N)))
+    return Inputs(place=folder / "src", expected=expected, tars=tuple(tars), options=options)
+
+
+def _shards_of(members: _Members, canary: Path) -> list[list[TarMember]]:
     samples = [list(sample_members(label)) for label in range(N)]
     if members.odd is not None:
         samples[ODD] = list(members.odd())
+    if members.pickle:
+        name = f"{ODD:04d}.{members.pickle}"
+        samples[ODD].append(TarMember(name, pickle_that_touches(canary)))
     samples[-1] += members.after()
     if members.beside:
         samples[-1] += sample_members(ODD, "beside")
     if members.interleaved:
         samples = [[pair[0] for pair in samples], [pair[1] for pair in samples]]
-    per_shard = len(samples) // members.shards
-    tars = [
-        write_tar(
-            folder / "src" / f"train-{shard:04d}.tar",
-            (member for sample in samples[shard * per_shard : (shard + 1) * per_shard]
-             for member in sample),
-        )
-        for shard in range(members.shards)
-    ]  # fmt: skip
-    truths = photo_truths()
-    if members.truth != "own":
-        truths[ODD] = None if members.truth == "none" else truths[ODD - 1]
-    beside = {ODD: rgb(jpeg(ODD))} if members.beside else {}
-    expected = Expected(truths=truths, beside=beside, culprits=(members.culprit,))
-    return _shard_inputs(folder, tars, expected)
-
-
-def _with_empty_shard(n: int, folder: Path) -> Inputs:
-    """Write ``n`` samples into the first shard, and a shard without members."""
-    members = [member for label in range(n) for member in sample_members(label)]
-    shards = [members, []] if members else [members]
-    tars = [
-        write_tar(folder / "src" / f"train-{number:04d}.tar", shard)
-        for number, shard in enumerate(shards)
-    ]
-    truths = photo_truths() if n else dict.fromkeys(range(N))
-    expected = Expected(truths=truths, culprits=("train-", str(folder / "src")))
-    return _shard_inputs(folder, tars, expected)
-
-
-def _with_pickle(extension: str, folder: Path) -> Inputs:
-    canary = folder / "canary"
-    member = TarMember(f"{ODD:04d}.{extension}", pickle_that_touches(canary))
-    samples = [member for label in range(N) for member in sample_members(label)]
-    tars = [write_tar(folder / "src" / "train-0000.tar", _after_odd(samples, member))]
-    culprit = f"{ODD:04d}.{extension}"
-    expected = Expected(truths=photo_truths(), culprits=(culprit,), canary=canary)
-    return _shard_inputs(folder, tars, expected)
-
-
-def _after_odd(samples: Sequence[TarMember], member: TarMember) -> list[TarMember]:
-    at = 2 * ODD + 2
-    return [*samples[:at], member, *samples[at:]]
-
-
-def _shard_inputs(folder: Path, tars: Sequence[Path], expected: Expected) -> Inputs:
-    names = write_class_names(folder / "classes.txt", N)
-    options = ("--class-names", str(names))
-    return Inputs(place=folder / "src", expected=expected, tars=tuple(tars), options=options)
+    filled = members.shards - members.empty
+    per_shard = -(-len(samples) // max(1, filled))
+    starts = range(0, filled * per_shard, per_shard)
+    shards = [list(chain(*samples[start : start + per_shard])) for start in starts]
+    return [*shards, []] if members.empty else shards
 
 
 def _keyed(key: str) -> _Members:
@@ -204,11 +154,18 @@ def _labelled(cls: bytes) -> _Members:
     return _Members(odd=lambda: sample_members(ODD, cls=cls), truth="none")
 
 
-def _instead_of_image(kind: bytes, link: str = "") -> Sequence[TarMember]:
-    return TarMember(f"{ODD:04d}.jpg", kind=kind, link=link), sample_members(ODD)[1]
+def _instead_of_image(kind: bytes, link: str = "") -> _Members:
+    member = TarMember(f"{ODD:04d}.jpg", kind=kind, link=link)
+    return _Members(odd=lambda: (member, sample_members(ODD)[1]), beside=True, truth="none")
 
 
-_FOREIGN: tuple[tuple[int, str, str, _Members], ...] = (
+def _with_pickle(extension: str) -> tuple[int, str, str, _Members]:
+    members = _Members(pickle=extension, culprit=f"{ODD:04d}.{extension}")
+    injected = "a pickle that creates a file when it is loaded"
+    return 31, f"pickle in a .{extension} member", injected, members
+
+
+_SHARDS: tuple[tuple[int, str, str, _Members], ...] = (
     (17, "duplicate key, adjacent", "a sample twice in a row",
      _Members(odd=lambda: [*sample_members(ODD), *sample_members(ODD)])),
     (17, "duplicate key, apart", "a sample again at the end of the shard",
@@ -216,12 +173,10 @@ _FOREIGN: tuple[tuple[int, str, str, _Members], ...] = (
     (17, "duplicate key, in two shards", "a sample of the first shard again in the second",
      _Members(after=lambda: sample_members(ODD), shards=2)),
     (18, "interleaved members", "all images, then all labels", _Members(interleaved=True)),
-    (18, "dots in a key", "a.b.0005.jpg",
-     _Members(odd=lambda: sample_members(ODD, "a.b.0005"), culprit="b.0005.jpg")),
+    (18, "dots in a key", "a.b.0005.jpg", replace(_keyed("a.b.0005"), culprit="b.0005.jpg")),
     (18, "key that is not ASCII", "größe-五.jpg", _keyed("größe-五")),
     (18, "blanks in a key", "a photo.jpg", _keyed("a photo")),
-    (18, "long key", "300 characters",
-     _Members(odd=lambda: sample_members(ODD, "k" * 300), culprit="k" * 40)),
+    (18, "long key", "300 characters", replace(_keyed("k" * 300), culprit="k" * 40)),
     (18, "key with underscores", "__x__.jpg", _keyed("__x__")),
     (18, "extension in capitals", "0005.JPEG",
      _Members(odd=lambda: [TarMember(f"{ODD:04d}.JPEG", jpeg(ODD)), sample_members(ODD)[1]])),
@@ -232,26 +187,26 @@ _FOREIGN: tuple[tuple[int, str, str, _Members], ...] = (
     (30, "path traversal", "../../etc/0005.jpg", _keyed("../../etc/0005")),
     (30, "absolute name", "/etc/0005.jpg", _keyed("/etc/0005")),
     (30, "symbolic link", "0005.jpg links to /etc/hostname",
-     _Members(odd=lambda: _instead_of_image(tarfile.SYMTYPE, "/etc/hostname"), beside=True,
-              truth="none")),
+     _instead_of_image(tarfile.SYMTYPE, "/etc/hostname")),
     (30, "hard link", "0005.jpg links to 0004.jpg",
-     _Members(odd=lambda: _instead_of_image(tarfile.LNKTYPE, "0004.jpg"), beside=True,
-              truth="before")),
-    (30, "device", "0005.jpg is a character device",
-     _Members(odd=lambda: _instead_of_image(tarfile.CHRTYPE), beside=True, truth="none")),
-    (30, "very long name", "a name of 4 MB", _Members(
-        odd=lambda: sample_members(ODD, "k" * (4 << 20)), culprit="train-0000")),
+     replace(_instead_of_image(tarfile.LNKTYPE, "0004.jpg"), truth="before")),
+    (30, "device", "0005.jpg is a character device", _instead_of_image(tarfile.CHRTYPE)),
+    (30, "very long name", "a name of 4 MB",
+     replace(_keyed("k" * (4 << 20)), culprit="train-0000")),
+    (18, "a shard without members", "the only one", _Members(empty=True)),
+    (18, "a shard without members, among others", "the second of two",
+     _Members(empty=True, shards=2)),
+    *map(_with_pickle, ("pyd", "pkl", "npy")),
 )  # fmt: skip
 
 
 def _damaged(damage: Callable[[Path], None], folder: Path) -> Inputs:
     src, data = write_photos(folder / "src", N), folder / "DATA"
-    options = ["--samples-per-shard", str(_SAMPLES_PER_SHARD)]
-    ran = run([*CORESET, "pack", src, data, *options])
+    ran = run([*CORESET, "pack", src, data, "--samples-per-shard", str(SAMPLES_PER_SHARD)])
     if ran.code:
         raise ValueError(f"the photos cannot be packed: {ran.text}")
     damage(data / "shard-000001.tar")
-    expected = Expected(truths=photo_truths(), culprits=("shard-000001",))
+    expected = Expected(truths=_truths(), culprits=("shard-000001",))
     return Inputs(place=data, expected=expected, tars=tuple(sorted(data.glob("*.tar"))))
 
 

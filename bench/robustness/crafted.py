@@ -1,11 +1,10 @@
 """Image files that no encoder writes, made byte by byte: odd samplings, and work for hours.
 
-Shared by the scoreboard and the tests. Layouts are those of ITU T.81 (JPEG), the PNG specification
+Layouts are those of ITU T.81 (JPEG), the PNG specification
 and RFC 9649 (WebP).
 """
 
 import struct
-import zlib
 from collections.abc import Sequence
 from itertools import product
 
@@ -20,7 +19,6 @@ _DHT, _DQT, _SOS, COMMENT = 0xC4, 0xDB, 0xDA, 0xFE
 BASELINE, PROGRESSIVE, LOSSLESS, ARITHMETIC, ARITHMETIC_PROGRESSIVE = 0xC0, 0xC2, 0xC3, 0xC9, 0xCA
 _LONGEST_RUN = 14
 """Logarithm of the longest run of empty blocks that one code stands for."""
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 
 def odd_samplings() -> list[Factors]:
@@ -32,15 +30,10 @@ def odd_samplings() -> list[Factors]:
         if (h, v) not in known and h * v <= 8
     ]
     others: list[Factors] = [
-        ((2, 2), (2, 1), (1, 2)),
-        ((4, 1), (2, 1), (1, 1)),
-        ((4, 1), (2, 1), (2, 1)),
-        ((1, 1), (2, 2), (1, 1)),
-        ((2, 2), (2, 2), (1, 1)),
-        ((3, 1), (3, 1), (1, 1)),
-        ((1, 1), (2, 1), (2, 1)),
-        ((1, 1), (1, 1), (2, 2)),
-    ]
+        ((2, 2), (2, 1), (1, 2)), ((4, 1), (2, 1), (1, 1)), ((4, 1), (2, 1), (2, 1)),
+        ((1, 1), (2, 2), (1, 1)), ((2, 2), (2, 2), (1, 1)), ((3, 1), (3, 1), (1, 1)),
+        ((1, 1), (2, 1), (2, 1)), ((1, 1), (1, 1), (2, 2)),
+    ]  # fmt: skip
     return firsts + others
 
 
@@ -99,12 +92,6 @@ def jpeg_with(segments: bytes) -> bytes:
     """Return a plain JPEG that begins with ``segments``."""
     whole = encoded(photo(1000))
     return whole[:2] + segments + whole[2:]
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    """Return one chunk of a PNG."""
-    checksum = zlib.crc32(kind + content).to_bytes(4, "big")
-    return struct.pack(">I", len(content)) + kind + content + checksum
 
 
 def png_with(chunks: bytes) -> bytes:

@@ -28,7 +28,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _ZEROS_PER_BLOCK = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class OddImage:
     """File that is not a plain JPEG."""
 
@@ -137,10 +137,11 @@ def png_bomb(side: int = 20_000) -> bytes:
     stream = b"\x78\xda" + block * n_blocks + end + struct.pack(">I", adler)
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     chunks = ((b"IHDR", header), (b"IDAT", stream), (b"IEND", b""))
-    return _PNG_SIGNATURE + b"".join(_chunk(kind, content) for kind, content in chunks)
+    return _PNG_SIGNATURE + b"".join(chunk(kind, content) for kind, content in chunks)
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
+def chunk(kind: bytes, content: bytes) -> bytes:
+    """Return one chunk of a PNG."""
     checksum = zlib.crc32(kind + content).to_bytes(4, "big")
     return struct.pack(">I", len(content)) + kind + content + checksum
 
@@ -161,68 +162,47 @@ def _as(mode: str, kind: str, **options: Any) -> Callable[[], bytes]:  # noqa: A
     return lambda: encoded(photo(1000).convert(mode), kind, **options)
 
 
-def _palette_png() -> bytes:
-    # Dithering to a fixed palette would be noise that no JPEG of a peer can keep.
-    return encoded(photo(1000).quantize(256), "PNG")
-
-
-def _one_pixel() -> bytes:
-    return encoded(photo(1000).resize((1, 1)))
-
-
 def _random_bytes() -> bytes:
     return np.random.default_rng(2).bytes(900)
 
 
-def _bad_exif() -> bytes:
-    return encoded(photo(1000), exif=b"Exif\0\0MM\0*\0\0\xff\xff", quality=92)
-
-
 ODD_IMAGES: tuple[OddImage, ...] = (
-    OddImage(row=8, fault="truncated JPEG", made="first two thirds of the file", make=cut_jpeg),
-    OddImage(row=8, fault="JPEG without end", made="last two bytes gone",
-             make=lambda: jpeg()[:-2]),
-    OddImage(row=9, fault="garbage in a JPEG", made="40 random bytes amid the scan",
-             make=garbage_jpeg),
-    OddImage(row=9, fault="quietly wrong JPEG", made="a flipped bit that no decoder warns of",
-             make=quietly_wrong_jpeg),
-    OddImage(row=10, fault="CMYK JPEG", made="Pillow, mode CMYK",
-             make=_as("CMYK", "JPEG", quality=92), truth=rgb),
-    OddImage(row=11, fault="PNG named .JPEG", made="a PNG by the name odd.JPEG",
-             make=_as("RGB", "PNG"), truth=rgb),
-    OddImage(row=11, fault="GIF named .jpg", made="a GIF by the name odd.jpg",
-             make=_as("RGB", "GIF"), name="odd.jpg", truth=rgb),
-    OddImage(row=11, fault="BMP named .jpg", made="a BMP by the name odd.jpg",
-             make=_as("RGB", "BMP"), name="odd.jpg", truth=rgb),
-    OddImage(row=11, fault="TIFF named .jpg", made="a TIFF by the name odd.jpg",
-             make=_as("RGB", "TIFF"), name="odd.jpg", truth=rgb),
-    OddImage(row=11, fault="WebP named .jpg", made="a WebP by the name odd.jpg",
-             make=_as("RGB", "WEBP"), name="odd.jpg", truth=rgb),
-    OddImage(row=12, fault="grey JPEG", made="Pillow, mode L", make=_as("L", "JPEG"), truth=rgb),
-    OddImage(row=12, fault="palette PNG", made="256 colours of its own", make=_palette_png,
-             name="odd.png", truth=rgb),
-    OddImage(row=12, fault="PNG with alpha", made="Pillow, mode RGBA", make=_as("RGBA", "PNG"),
-             name="odd.png", truth=rgb),
-    OddImage(row=12, fault="one pixel", made="a JPEG of 1 x 1", make=_one_pixel, truth=rgb),
-    OddImage(row=12, fault="progressive JPEG", made="Pillow, progressive",
-             make=_as("RGB", "JPEG", progressive=True, quality=92), truth=rgb),
-    OddImage(row=12, fault="bytes after the image", made="a JPEG, then 900 random bytes",
-             make=lambda: jpeg() + _random_bytes(), truth=rgb),
-    OddImage(row=12, fault="damaged EXIF block", made="a directory offset beyond its end",
-             make=_bad_exif, truth=lambda _: rgb(jpeg())),
-    OddImage(row=13, fault="EXIF-rotated JPEG", made="orientation 6; torchvision ignores it",
-             make=rotated_jpeg, truth=rgb),
-    OddImage(row=14, fault="16-bit PNG", made="a grey ramp from 0 to 65,535",
-             make=deep_png, name="odd.png", truth=scaled_16_bit),
-    OddImage(row=15, fault="empty file", made="0 bytes", make=bytes),
-    OddImage(row=15, fault="web page", made="HTML by the name odd.jpg", name="odd.jpg",
-             make=lambda: b"<!DOCTYPE html><html><body>404</body></html>"),
-    OddImage(row=15, fault="random bytes", made="900 of them", make=_random_bytes),
-    OddImage(row=16, fault="PNG bomb", made="20,000 x 20,000 pixels in 0.4 MB",
-             make=png_bomb, name="odd.png"),
-    OddImage(row=16, fault="JPEG that lies", made="96 x 72 pixels, its header says 16,000 x 16,000",
-             make=lying_jpeg),
-    OddImage(row=16, fault="JPEG bomb", made="16,000 x 16,000 black pixels", make=jpeg_bomb),
+    OddImage(8, "truncated JPEG", "first two thirds of the file", cut_jpeg),
+    OddImage(8, "JPEG without end", "last two bytes gone", lambda: jpeg()[:-2]),
+    OddImage(9, "garbage in a JPEG", "40 random bytes amid the scan", garbage_jpeg),
+    OddImage(9, "quietly wrong JPEG", "a flipped bit that no decoder warns of", quietly_wrong_jpeg),
+    OddImage(10, "CMYK JPEG", "Pillow, mode CMYK", _as("CMYK", "JPEG", quality=92), truth=rgb),
+    OddImage(11, "PNG named .JPEG", "a PNG by the name odd.JPEG", _as("RGB", "PNG"), truth=rgb),
+    OddImage(11, "GIF named .jpg", "a GIF by the name odd.jpg", _as("RGB", "GIF"), "odd.jpg", rgb),
+    OddImage(11, "BMP named .jpg", "a BMP by the name odd.jpg", _as("RGB", "BMP"), "odd.jpg", rgb),
+    OddImage(11, "TIFF named .jpg", "a TIFF by the name odd.jpg", _as("RGB", "TIFF"), "odd.jpg",
+             rgb),
+    OddImage(11, "WebP named .jpg", "a WebP by the name odd.jpg", _as("RGB", "WEBP"), "odd.jpg",
+             rgb),
+    OddImage(12, "grey JPEG", "Pillow, mode L", _as("L", "JPEG"), truth=rgb),
+    # Dithering to a fixed palette would be noise that no JPEG of a peer can keep.
+    OddImage(12, "palette PNG", "256 colours of its own",
+             lambda: encoded(photo(1000).quantize(256), "PNG"), "odd.png", rgb),
+    OddImage(12, "PNG with alpha", "Pillow, mode RGBA", _as("RGBA", "PNG"), "odd.png", rgb),
+    OddImage(12, "one pixel", "a JPEG of 1 x 1", lambda: encoded(photo(1000).resize((1, 1))),
+             truth=rgb),
+    OddImage(12, "progressive JPEG", "Pillow, progressive",
+             _as("RGB", "JPEG", progressive=True, quality=92), truth=rgb),
+    OddImage(12, "bytes after the image", "a JPEG, then 900 random bytes",
+             lambda: jpeg() + _random_bytes(), truth=rgb),
+    OddImage(12, "damaged EXIF block", "a directory offset beyond its end",
+             _as("RGB", "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff", quality=92),
+             truth=lambda _: rgb(jpeg())),
+    OddImage(13, "EXIF-rotated JPEG", "orientation 6; torchvision ignores it", rotated_jpeg,
+             truth=rgb),
+    OddImage(14, "16-bit PNG", "a grey ramp from 0 to 65,535", deep_png, "odd.png", scaled_16_bit),
+    OddImage(15, "empty file", "0 bytes", bytes),
+    OddImage(15, "web page", "HTML by the name odd.jpg",
+             lambda: b"<!DOCTYPE html><html><body>404</body></html>", "odd.jpg"),
+    OddImage(15, "random bytes", "900 of them", _random_bytes),
+    OddImage(16, "PNG bomb", "20,000 x 20,000 pixels in 0.4 MB", png_bomb, "odd.png"),
+    OddImage(16, "JPEG that lies", "96 x 72 pixels, its header says 16,000 x 16,000", lying_jpeg),
+    OddImage(16, "JPEG bomb", "16,000 x 16,000 black pixels", jpeg_bomb),
 )  # fmt: skip
 
 

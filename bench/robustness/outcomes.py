@@ -15,18 +15,16 @@ from pathlib import Path
 from threading import Timer
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coreset.bench.peers.found import LIST_NAME
 from coreset.bench.processes import WITH_PARENT
+from coreset.bench.robustness.faults import Pixels
+from coreset.bench.robustness.readers import LIST_NAME
 from coreset.shards.images.flags import MAX_PIXELS
 
-Pixels = NDArray[np.uint8]
 _LIMIT_SECONDS = 120.0
-_ALIKE_LEVELS = (
-    12.0  # mean difference: codecs and colour conversions differ by less, faults by more
-)
-_UNGUARDED_MB = 1500  # the packages of img2dataset alone take 1.1 GB
+# Mean difference: codecs and colour conversions differ by less, faults by more.
+_ALIKE_LEVELS = 12.0
+_UNGUARDED_MB = 1500
 
 
 class Outcome(StrEnum):
@@ -54,7 +52,7 @@ class Ran:
     code: int
     """Exit code; minus the signal's number if one ended it."""
     text: str
-    """What it wrote to stderr and stdout, in this order."""
+    """What it wrote to stdout and stderr."""
     peak_mb: int
     """Peak resident memory, of the process or the largest of its children."""
     in_time: bool = True
@@ -66,12 +64,10 @@ class Expected:
 
     truths: Mapping[int, Pixels | None]
     """Pixels by label; None where there is nothing right to be found."""
-    beside: Mapping[int, Pixels] = field(default_factory=dict[int, Pixels])
-    """Pixels of a second image of a label, which may come too."""
-    both: bool = False
-    """Whether the second images must come."""
     culprits: tuple[str, ...]
     """Words of which a message must have one to name the fault."""
+    beside: Mapping[int, Pixels] = field(default_factory=dict[int, Pixels])
+    """Pixels of a second image of a label, which may come too."""
     canary: Path | None = None
     """File that appears if code in the data runs."""
 
@@ -86,56 +82,34 @@ class Sample:
     pixels: Pixels | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Observed:
-    """Behaviour of one contender."""
-
-    ran: Ran
-    samples: Sequence[Sample]
-    notes: Sequence[str] = field(default_factory=list[str])
-    """Beside the outcome, such as files left behind."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Judged:
-    """Outcome, and the facts it was told by."""
-
-    outcome: Outcome
-    detail: str
-
-
 def run(
     command: Sequence[str | Path],
     *,
     limit_seconds: float = _LIMIT_SECONDS,
-    env: Mapping[str, str] | None = None,
-    umask: int = -1,
 ) -> Ran:
     """Run a program in a process of its own and see how it ends."""
-    with tempfile.TemporaryFile() as said:
+    killed: list[bool] = []
+    with tempfile.TemporaryFile() as output:
         with subprocess.Popen(
-            [*WITH_PARENT, *command], stdout=said, stderr=said, umask=umask,
-            env={**os.environ, **(env or {})}, start_new_session=True,
-        ) as process:  # fmt: skip
-            killed: list[int] = []
-            timer = Timer(limit_seconds, lambda: (killed.append(1), kill_group(process.pid)))
+            [*WITH_PARENT, *command], stdout=output, stderr=output, start_new_session=True
+        ) as process:
+
+            def kill() -> None:
+                killed.append(True)
+                os.killpg(process.pid, signal.SIGKILL)
+
+            timer = Timer(limit_seconds, kill)
             timer.start()
             _, status, usage = os.wait4(process.pid, 0)
             timer.cancel()
-            process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
-        text = said.read().decode(errors="replace")
-    code = os.waitstatus_to_exitcode(status)
+            process.returncode = code = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        text = output.read().decode(errors="replace")
     return Ran(code=code, text=text, peak_mb=usage.ru_maxrss // 1024, in_time=not killed)
 
 
-def kill_group(leader: int) -> None:
-    """Kill a process that was started as the leader of its own session, and its children."""
-    os.killpg(leader, signal.SIGKILL)
-
-
 def read_found(folder: Path) -> list[Sample]:
-    """Read samples that a peer wrote through ``coreset.bench.peers.found``."""
+    """Read the samples that a program wrote through ``coreset.bench.robustness.readers``."""
     path = folder / LIST_NAME
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     return [
@@ -149,47 +123,32 @@ def read_found(folder: Path) -> list[Sample]:
     ]
 
 
-def judge(observed: Observed, expected: Expected) -> Judged:
-    """Return the worst of what happened."""
-    ran = observed.ran
-    right, n_beside, wrong = _compared(observed.samples, expected)
+def judge(ran: Ran, samples: Sequence[Sample], expected: Expected) -> tuple[Outcome, str]:
+    """Return the worst of what happened, and the facts that say so."""
+    right, wrong = _compared(samples, expected)
     intact = {label for label, truth in expected.truths.items() if truth is not None}
-    lost = len(intact - right) + (len(expected.beside) - n_beside if expected.both else 0)
+    incomplete = right != intact or len(intact) < len(expected.truths)
     named = any(word in ran.text for word in expected.culprits)
-    detail = f"{len(right)} of {len(intact)} right"
-    detail += f", {wrong} wrong" if wrong else ""
-    detail += f", {ran.peak_mb / 1000:.1f} GB" if ran.peak_mb > _UNGUARDED_MB else ""
-    for note in observed.notes:
-        detail += f", {note}"
-    outcome = _outcome(observed, expected, wrong=wrong, lost=lost, named=named)
-    return Judged(outcome=outcome, detail=detail)
-
-
-def _outcome(
-    observed: Observed, expected: Expected, *, wrong: int, lost: int, named: bool
-) -> Outcome:
-    ran = observed.ran
-    nothing_right = any(truth is None for truth in expected.truths.values())
     signs = (
         (Outcome.RUNS_CODE, expected.canary is not None and expected.canary.exists()),
         (Outcome.HANG, not ran.in_time),
         (Outcome.CRASH, ran.code < 0),
-        (
-            Outcome.NO_GUARD,
-            any(np.prod(sample.shape) > 3 * MAX_PIXELS for sample in observed.samples),
-        ),
+        (Outcome.NO_GUARD, any(np.prod(sample.shape) > 3 * MAX_PIXELS for sample in samples)),
         (Outcome.WRONG, wrong > 0),
         (Outcome.NAMED, ran.code != 0 and named),
         (Outcome.NAMELESS, ran.code != 0),
-        (Outcome.HOSTILE, any(_is_hostile(sample.key) for sample in observed.samples)),
-        (Outcome.TOLD, named and (lost > 0 or nothing_right)),
-        (Outcome.LOSS, lost > 0 or nothing_right),
+        (Outcome.HOSTILE, any(_is_hostile(sample.key) for sample in samples)),
+        (Outcome.TOLD, named and incomplete),
+        (Outcome.LOSS, incomplete),
     )
-    return next((outcome for outcome, is_so in signs if is_so), Outcome.RIGHT)
+    detail = f"{len(right)} of {len(intact)} right"
+    detail += f", {wrong} wrong" if wrong else ""
+    detail += f", {ran.peak_mb / 1000:.1f} GB" if ran.peak_mb > _UNGUARDED_MB else ""
+    return next((outcome for outcome, holds in signs if holds), Outcome.RIGHT), detail
 
 
-def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], int, int]:
-    """Return labels with right pixels, the count of second images, and of wrong samples."""
+def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], int]:
+    """Return the labels with right pixels, and the count of wrong samples."""
     right: set[int] = set()
     beside = dict(expected.beside)
     wrong = 0
@@ -201,14 +160,13 @@ def _compared(samples: Sequence[Sample], expected: Expected) -> tuple[set[int], 
             del beside[label]
         else:
             wrong += 1
-    return right, len(expected.beside) - len(beside), wrong
+    return right, wrong
 
 
 def _alike(pixels: Pixels | None, truth: Pixels | None) -> bool:
-    return (
-        pixels is not None and truth is not None and pixels.shape == truth.shape
-        and np.abs(pixels.astype(int) - truth.astype(int)).mean() < _ALIKE_LEVELS
-    )  # fmt: skip
+    if pixels is None or truth is None or pixels.shape != truth.shape:
+        return False
+    return bool(np.abs(pixels.astype(int) - truth.astype(int)).mean() < _ALIKE_LEVELS)
 
 
 def _is_hostile(key: str) -> bool:

@@ -1,155 +1,146 @@
 """Scoreboard of packers and readers that meet faulty data: the fault matrix about packing.
 
-    python -m coreset.bench.robustness [--peers FOLDER] [--row 6 7 ...]
+    python -m coreset.bench.robustness [--row 6 7 ...]
 
 Each fault is made anew for each contender, which meets it in a process of its own: ``coreset``
-through its command line, webdataset's ``ShardWriter`` and reader, DALI on a CPU, and img2dataset if
-its whole package is in FOLDER/img2dataset (``bench/peers/faults_img2dataset.py`` says how). The
-outcome is judged by the output (``bench.robustness.outcomes``). Writes
-``bench/results/robustness.jsonl``.
+through its command line, webdataset's ``ShardWriter`` and reader, and DALI on a CPU. The outcome is
+judged by the output. Writes ``bench/results/robustness.jsonl``, keeping the records of rows that
+were not run.
 """
 
+import re
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import chain
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from coreset.bench.docs import Block, Table
-from coreset.bench.harness import RESULTS, Row, portable, read, record, write
-from coreset.bench.robustness import contenders, forgeries, processes, uses
-from coreset.bench.robustness.cases import Case, Inputs, image_cases, packed_cases, shard_cases
-from coreset.bench.robustness.folders import folder_cases
-from coreset.bench.robustness.outcomes import Judged, Observed, Outcome, judge
-from coreset.bench.robustness.tables import table_cases
+from coreset.bench.harness import Row, portable, read, record, write
+from coreset.bench.processes import CORESET
+from coreset.bench.robustness.cases import SAMPLES_PER_SHARD, Case, Inputs, cases
+from coreset.bench.robustness.outcomes import (
+    Outcome,
+    Ran,
+    Sample,
+    judge,
+    read_found,
+    run,
+)
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.packing.encode import as_rgb
 
-Contender = Callable[[Case, Inputs, Path], Observed]
-CONTENDERS = ("webdataset", "dali", "img2dataset", "coreset")
-DOES_NOT_APPLY = "does not apply"
-NOT_INSTALLED = "not installed here"
-NOT_MEASURED = "not measured"
+CONTENDERS = ("webdataset", "dali", "coreset")
+SHOWN = ("webdataset", "dali", "img2dataset", "coreset")
+"""Contenders that have records."""
+_READERS = (sys.executable, "-m", "coreset.bench.robustness.readers")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Robustness:
     """Run the scoreboard."""
 
-    peers: Path = Path("/tmp/peers")  # noqa: S108 - thrown away, and holds nothing of ours
-    """Folder with a folder of packages per peer."""
     row: tuple[int, ...] = ()
-    """Rows of the fault matrix to run; all by default. Records of other rows are kept, and of
-    programs that are not installed."""
+    """Rows of the fault matrix to run; all by default. Records of other rows are kept."""
     contender: tuple[str, ...] = CONTENDERS
     """Who is to run."""
+    dry: bool = False
+    """Record nothing."""
 
     def run(self) -> None:
         """Run every case and record it."""
-        packages = self.peers / "img2dataset"
-        installed = contenders.img2dataset_version(packages)
-        versions = contenders.versions() | ({"img2dataset": installed} if installed else {})
         rows: list[Row] = []
-        for row in self._rows(packages if installed else None):
-            print(f"{row['row']:>3} {row['fault']:<30} {row['contender']:<12} {row['outcome']}"
-                  f" ({row['detail']})", flush=True)  # fmt: skip
-            rows.append(row)
+        for case in cases():
+            if self.row and case.row not in self.row:
+                continue
+            for name in self.contender:
+                row = _met(case, name)
+                print("{row:>3} {fault:<30} {contender:<12} {outcome} ({detail})".format_map(row))
+                rows.append(row)
         # Only now: it imports torch, whose memory a child would be charged for.
-        circumstances = record("robustness", {"peers": versions})
-        recorded = read("robustness") if (RESULTS / "robustness.jsonl").is_file() else []
-        kept = merged(recorded, [{**circumstances, **row} for row in rows])
-        print(f"written: {write('robustness', kept)}")
-
-    def _rows(self, img2dataset: Path | None) -> Iterator[Row]:
-        known = _contenders(img2dataset)
-        chosen = {name: known[name] for name in self.contender}
-        for case in chain(
-            image_cases(), folder_cases(), shard_cases(), packed_cases(), table_cases()
-        ):
-            if not self.row or case.row in self.row:
-                for name, contender in chosen.items():
-                    yield _named(case.row, case.fault, case.injected, name,
-                                 _met(case, name, contender))  # fmt: skip
-        for case in (*processes.CASES, *uses.CASES, *forgeries.CASES):
-            if not self.row or case.row in self.row:
-                for name in self.contender:
-                    yield _named(case.row, case.fault, case.injected, name, _went(case, name))
+        peers = {"webdataset": version("webdataset"), "dali": version("nvidia-dali-cuda130")}
+        circumstances = record("robustness", {"peers": peers})
+        if not self.dry:
+            kept = merged(read("robustness"), [{**circumstances, **row} for row in rows])
+            print(f"written: {write('robustness', kept)}")
 
 
 def merged(recorded: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
-    """Replace records by newer ones; the absence of a program replaces none."""
-    kept = {(row["fault"], row["contender"]): row for row in recorded}
-    for row in rows:
-        place = row["fault"], row["contender"]
-        if row["outcome"] != NOT_INSTALLED or place not in kept:
-            kept[place] = row
-    return list(kept.values())
+    """Replace records by newer ones."""
+    return list({(row["fault"], row["contender"]): row for row in (*recorded, *rows)}.values())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Cell:
-    outcome: str
-    detail: str = ""
-    facts: Mapping[str, Any] = field(default_factory=Row)
-
-
-def _contenders(img2dataset: Path | None) -> dict[str, Contender | None]:
-    return {
-        "webdataset": contenders.webdataset,
-        "dali": contenders.dali,
-        "img2dataset": contenders.img2dataset(img2dataset) if img2dataset else None,
-        "coreset": contenders.coreset,
-    }
-
-
-def _met(case: Case, name: str, contender: Contender | None) -> _Cell:
+def _met(case: Case, name: str) -> Row:
     """Run one contender on one case, in an empty folder."""
-    if name != "coreset" and case.kind == "table":
-        return _Cell(outcome=DOES_NOT_APPLY, detail="its caller reads the list")
-    if name == "img2dataset" and case.kind != "folder":
-        return _Cell(outcome=DOES_NOT_APPLY, detail="it reads no shards")
-    if contender is None:
-        return _Cell(outcome=NOT_INSTALLED)
     with tempfile.TemporaryDirectory(prefix="faults-") as folder:
         work = Path(folder)
         inputs = case.prepare(work)
-        observed = contender(case, inputs, work)
-        return _cell(judge(observed, inputs.expected), observed)
-
-
-def _cell(judged: Judged, observed: Observed) -> _Cell:
-    lines = [line for line in observed.ran.text.splitlines() if line.strip()]
-    facts = {
-        "exit_code": observed.ran.code,
-        "peak_mb": observed.ran.peak_mb,
-        "delivered": len(observed.samples),
+        ran, samples = observe(case, inputs, work, name)
+        outcome, detail = judge(ran, samples, inputs.expected)
+    lines = [line for line in ran.text.splitlines() if line.strip()]
+    return {
+        "row": case.row,
+        "fault": case.fault,
+        "injected": case.injected,
+        "contender": name,
+        "outcome": str(outcome),
+        "detail": detail,
+        "exit_code": ran.code,
+        "peak_mb": ran.peak_mb,
+        "delivered": len(samples),
         "said": portable("\n".join(lines[-4:]))[:600],  # before a cut could halve a place
     }
-    return _Cell(outcome=judged.outcome, detail=judged.detail, facts=facts)
 
 
-def _went(case: processes.ProcessCase, name: str) -> _Cell:
-    run = {"coreset": case.coreset, "webdataset": case.webdataset}.get(name)
-    if run is None:
-        unmet = NOT_MEASURED if name == "img2dataset" and case.packs else DOES_NOT_APPLY
-        return _Cell(outcome=unmet)
-    if (reason := case.cannot_run()) is not None:
-        return _Cell(outcome=NOT_MEASURED, detail=reason)
-    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-        outcome, detail = run(Path(folder))
-    return _Cell(outcome=outcome, detail=detail)
+def observe(case: Case, inputs: Inputs, work: Path, name: str) -> tuple[Ran, list[Sample]]:
+    """Give the inputs to a contender, whose outputs go below ``work``."""
+    if name == "coreset":
+        return _by_coreset(case, inputs, work / "DATA")
+    found, tars = work / "found", inputs.tars
+    if case.kind == "folder":
+        shards = work / "shards"
+        shards.mkdir()
+        written = run([*_READERS, "webdataset-write", inputs.place, shards, str(SAMPLES_PER_SHARD)])
+        if written.code:
+            return written, []
+        tars = tuple(sorted(shards.glob("*.tar")))
+    return run([*_READERS, name, found, *tars]), read_found(found)
 
 
-def _named(row: int, fault: str, injected: str, contender: str, cell: _Cell) -> Row:
-    return {
-        "row": row,
-        "fault": fault,
-        "injected": injected,
-        "contender": contender,
-        "outcome": str(cell.outcome),
-        "detail": cell.detail,
-        **cell.facts,
-    }
+def _by_coreset(case: Case, inputs: Inputs, data: Path) -> tuple[Ran, list[Sample]]:
+    """Run ``coreset pack``, or ``coreset verify`` of what was packed before it was damaged."""
+    if case.kind == "packed":
+        ran = run([*CORESET, "verify", inputs.place])
+        return ran, [] if ran.code else packed_samples(inputs.place)
+    options = ["--samples-per-shard", str(SAMPLES_PER_SHARD), *inputs.options]
+    ran = run([*CORESET, "pack", inputs.place, data, *options])
+    if ran.code:
+        return ran, []
+    listed = run([*CORESET, "quarantine", "show", data])
+    reported = Ran(code=0, text=ran.text + listed.text, peak_mb=ran.peak_mb)
+    return reported, packed_samples(data)
+
+
+def packed_samples(data: Path) -> list[Sample]:
+    """Decode every sample of a packed data set; its class tells which sample it is."""
+    return [_packed_sample(data, row) for row in Dataset.open(data).samples.to_pylist()]
+
+
+def _packed_sample(data: Path, row: Row) -> Sample:
+    with (data / f"shard-{row['shard']:06d}.tar").open("rb") as file:
+        file.seek(row["offset"])
+        stored = file.read(row["bytes"])
+    with Image.open(BytesIO(stored)) as image:
+        pixels = np.asarray(as_rgb(image))
+    number = re.search(r"\d+", row["class"])  # c05; other names are no sample's
+    label = int(number[0]) if number else None
+    return Sample(label=label, key=row["key"], shape=pixels.shape, pixels=pixels)
 
 
 _ERRORS = (Outcome.NAMED, Outcome.NAMELESS)
@@ -162,7 +153,7 @@ def _faults() -> Iterator[Row]:
     cells = {(each["fault"], each["contender"]): _outcome(each) for each in records}
     faults = {each["fault"]: each for each in records}
     for fault in sorted(faults.values(), key=lambda each: each["row"]):
-        yield fault | {name: cells[fault["fault"], name] for name in CONTENDERS}
+        yield fault | {name: cells[fault["fault"], name] for name in SHOWN}
 
 
 def _outcome(row: Row) -> str:
@@ -179,7 +170,7 @@ def _counts() -> Iterator[Row]:
     records = read("robustness")
     counted = Counter((each["contender"], each["outcome"]) for each in records)
     for outcome in dict.fromkeys([*map(str, Outcome), *(each["outcome"] for each in records)]):
-        counts = {name: counted[name, outcome] for name in CONTENDERS}
+        counts = {name: counted[name, outcome] for name in SHOWN}
         if any(counts.values()):
             yield {"outcome": outcome, **counts}
 
@@ -188,11 +179,12 @@ def _circumstances() -> str:
     """List versions and place; a program that was absent has the date of its records."""
     rows = sorted(read("robustness"), key=lambda row: row["date"])
     newest = next(row for row in rows if row["date"] == rows[-1]["date"])
-    of_peer = {name: row for row in rows for name in row["peers"]}
+    measured = {
+        name: (version, row["date"]) for row in rows for name, version in row["peers"].items()
+    }
     peers = ", ".join(
-        f"{name} {row['peers'][name]}"
-        + (f" ({row['date']})" if row["date"] < newest["date"] else "")
-        for name, row in of_peer.items()
+        f"{name} {version}" + (f" ({date})" if date < newest["date"] else "")
+        for name, (version, date) in measured.items()
     )
     text = (
         "{of_peers}, python {versions[python]}, pillow {versions[pillow]}; {hardware[cores]} "
@@ -201,7 +193,7 @@ def _circumstances() -> str:
     return text.format_map(newest | {"of_peers": peers})
 
 
-_BY_CONTENDER = {name: f"{{{name}}}" for name in CONTENDERS}
+_BY_CONTENDER = {name: f"{{{name}}}" for name in SHOWN}
 BLOCKS: Mapping[str, Block] = {
     "robustness": Table(
         _faults, {"row": "{row}", "fault": "**{fault}**: {injected}", **_BY_CONTENDER}

@@ -1,15 +1,14 @@
 """Loading benchmark: what counts as delivered, and targets."""
 
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from coreset.bench.decode_contenders import Entrant, Racer
-from coreset.bench.decode_inputs import difference
-from coreset.bench.decode_races import BEST, RACES, reached
+from coreset.bench.decode import best_peer
+from coreset.bench.decode_racers import Entrant, Racer, difference
 from coreset.bench.peers.loaders import (
     MEAN,
     SIZE,
@@ -17,12 +16,10 @@ from coreset.bench.peers.loaders import (
     Session,
     Task,
     batches_of_ids,
-    in_threads,
     levels,
     numbered,
-    sum_of_words,
-    time_to_first_batch,
 )
+from coreset.bench.peers.torch_loaders import in_threads
 
 
 @pytest.fixture
@@ -48,24 +45,24 @@ def images_of(ids):
 def loader_of(batches, log=None):
     """An opener of a loader that hands over images of these ids, in these batches."""
 
-    @contextmanager
-    def opener(_task):
-        if log is not None:
-            log.append("opened")
-        yield lambda: ((images_of(ids), ids) for ids in batches)
-        if log is not None:
-            log.append("closed")
+    log = [] if log is None else log
+
+    def opener(_task, stack):
+        log.append("opened")
+        stack.callback(log.append, "closed")
+        return lambda: ((images_of(ids), ids) for ids in batches)
 
     return opener
 
 
-def test_an_epoch_counts_images_and_their_ids(task):
+def test_a_turn_counts_images_and_their_ids_over_its_epochs(task):
     session = Session()
-    session.open(loader_of([[0, 1, 2], [3, 3]]), task)
+    session.open(loader_of([[0, 1, 2], [3, 3]]), replace(task, epochs=2))
     found = session.run()
-    assert (found.images, found.distinct, found.pixels) == (5, 4, "uint8")
+    assert (found.images, found.distinct, found.pixels) == (10, 4, "uint8")
     everything = np.concatenate([images_of([0, 1, 2]), images_of([3, 3])])
-    assert found.sum_of_words == int(everything.reshape(-1).view(np.uint64).sum())
+    words = everything.reshape(-1).view(np.uint64).tolist()
+    assert found.sum_of_words == 2 * sum(words) % (1 << 64)
 
 
 def test_the_sum_over_an_epoch_does_not_depend_on_the_order(task):
@@ -76,54 +73,33 @@ def test_the_sum_over_an_epoch_does_not_depend_on_the_order(task):
     assert sums[0] == sums[1] != sums[2]
 
 
-def test_a_turn_has_as_many_epochs_as_the_task_says(task):
-    session = Session()
-    session.open(loader_of([[0, 1], [2]]), replace(task, epochs=4))
-    found = session.run()
-    assert (found.images, found.distinct) == (12, 3)
-
-
-def test_every_byte_counts_wherever_it_lies():
-    images = np.zeros((2, 8, 8, 3), np.uint8)
-    for view in (images, images.transpose(0, 3, 1, 2)):
-        assert sum_of_words(view) == 0
-    images[1, 7, 7, 2] = 1
-    for view in (images, images.transpose(0, 3, 1, 2)):
-        assert sum_of_words(view) == 1 << 56
-
-
-def test_first_pixels_are_those_of_the_first_epoch(task):
-    session = Session()
+def test_a_loader_that_is_made_again_ends_before_and_keeps_its_first_pixels(task):
+    session, log = Session(), []
     with pytest.raises(ValueError, match="run one"):
         session.first_pixels()
-    session.open(loader_of([[9, 4], [5]]), task)
+    session.open(loader_of([[7], [5]], log), task)
+    session.run()
+    session.open(loader_of([[8]], log), task)
+    assert log == ["opened", "closed", "opened"]
     session.run()
     ids, pixels = session.first_pixels()
-    assert ids == [9, 4]
-    assert pixels[:, 0, 0, 0].tolist() == [9, 4]
-
-
-def test_a_loader_that_is_made_again_ends_before(task):
-    session, log = Session(), []
-    session.open(loader_of([[0]], log), task)
-    session.reopen()
-    assert log == ["opened", "closed", "opened"]
+    assert (ids, pixels[:, 0, 0, 0].tolist()) == ([7], [7])
+    session.open(loader_of([[8]], log), replace(task, pixels="float32"))
+    session.run()
+    assert session.first_pixels()[0] == [8]
     session.close()
-    assert log == ["opened", "closed", "opened", "closed"]
+    assert log == ["opened", "closed"] * 3
     assert session.run().images == 0
 
 
-def test_levels_are_the_same_for_bytes_and_normalised_planes():
+def test_differences_are_in_levels_of_bytes_as_of_normalised_planes():
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), np.uint8)
     planes = ((images / 255 - MEAN) / STD).astype(np.float32).transpose(0, 3, 1, 2)
     np.testing.assert_array_equal(levels(images), images)
     np.testing.assert_array_equal(levels(images.transpose(0, 3, 1, 2)), images)
     np.testing.assert_allclose(levels(planes), images, atol=1e-3)
-
-
-def test_differences_are_in_levels():
     found = difference(np.array([1, 2], np.float32), np.array([1, 5], np.float32))
-    assert found == {"pixels_max": 3, "pixels_mean": 1.5}
+    assert found == {"images_compared": 2, "pixels_max": 3, "pixels_mean": 1.5}
 
 
 def test_batches_are_numbered_in_order_and_the_last_may_be_short():
@@ -132,34 +108,16 @@ def test_batches_are_numbered_in_order_and_the_last_may_be_short():
 
 
 def test_threads_write_every_file_to_its_row(task):
-    def decode(path, into):
-        into.fill_(int(path.stem) % 251)
+    def read(path):
+        return torch.full((3, SIZE, SIZE), int(path.stem) % 251, dtype=torch.uint8)
 
-    got = list(in_threads(task, decode))
+    got = list(in_threads(task, read))
     assert [len(ids) for _, ids in got] == [256, 44]
     for images, ids in got:
         assert images.shape == (len(ids), 3, SIZE, SIZE)
         assert images.permute(0, 2, 3, 1).is_contiguous()
         assert images[:, 0, 0, 0].tolist() == images[:, 2, 223, 223].tolist()
         assert images[:, 0, 0, 0].tolist() == [one % 251 for one in ids]
-
-
-def test_a_start_takes_one_batch_only(task):
-    taken = []
-
-    @contextmanager
-    def opener(_task):
-        def batches():
-            for one in ([0], [1]):
-                taken.append(one)
-                yield images_of(one), one
-
-        yield batches
-
-    found = time_to_first_batch(opener, task)
-    assert taken == [[0]]
-    assert found.open_seconds >= 0
-    assert found.first_batch_seconds >= 0
 
 
 class Here:
@@ -181,52 +139,42 @@ class Here:
 def racer_with(task, *epochs):
     entrant = Entrant(loader_of([]), dict)
     pool: Any = Here(list(epochs))
-    return Racer(entrant=entrant, name="other", task=task, pool=pool, versions={})
+    return Racer(entrant=entrant, task=task, pool=pool)
 
 
-def epoch_of(task, ids, shift=0):
+def epoch_of(task, ids):
     session = Session()
-    session.open(loader_of([[one + shift for one in ids]]), task)
+    session.open(loader_of([[*ids]]), task)
     return session.run()
 
 
 def errors_of(racer, turns):
-    contender, found = racer.contender(), []
     for _ in range(turns):
-        contender.run(None)
-        found.append(contender.check(None))
-    return found
+        racer.run(None)
+        yield racer.check(None)
 
 
-def test_a_loader_that_drops_or_repeats_an_image_has_failed(task):
-    whole = epoch_of(task, range(300))
-    repeated = epoch_of(task, [0, *range(299)])
-    racer = racer_with(task, whole, epoch_of(task, range(299)), repeated, whole)
-    first, dropped, twice, again = errors_of(racer, 4)
-    assert first == again == ""
-    assert "expected 300 images" in dropped
-    assert "expected 300 images" in twice
-
-
-def test_an_epoch_of_other_pixels_than_the_first_is_a_failure(task):
-    racer = racer_with(task, epoch_of(task, range(300)), epoch_of(task, range(300), shift=1))
-    first, other = errors_of(racer, 2)
-    assert first == ""
-    assert "differ" in other
+def test_a_loader_that_drops_or_repeats_or_changes_an_image_has_failed(task):
+    whole, shifted = epoch_of(task, range(300)), epoch_of(task, range(1, 301))
+    dropped, repeated = epoch_of(task, range(299)), epoch_of(task, [0, *range(299)])
+    errors = [*errors_of(racer_with(task, whole, dropped, repeated, whole, shifted), 5)]
+    assert errors[0] == errors[3] == ""
+    assert "expected 300 images" in errors[1]
+    assert "expected 300 images" in errors[2]
+    assert "differ" in errors[4]
 
 
 def test_what_a_peer_raises_is_its_failure_and_not_the_end(task):
     racer = racer_with(task, RuntimeError("no such\nthing"))
-    assert errors_of(racer, 1) == ["RuntimeError: no such"]
+    assert [*errors_of(racer, 1)] == ["RuntimeError: no such"]
 
 
-def test_the_best_peer_is_the_fastest_of_others(raced):
-    found = reached(raced, raced[0], {BEST: 1.2, "decode": 0.85, "FFCV, jpg": 2.0})
-    assert found["best_peer"] == "quick"
-    assert found["reached"] == {BEST: 2.0, "decode": 0.9, "FFCV, jpg": None}
-
-
-def test_the_first_of_every_race_is_ours_and_has_a_goal():
-    for race in (race for some in RACES.values() for race in some):
-        assert race.entrants[0].startswith("coreset")
-        assert race.targets
+def test_the_best_peer_is_the_fastest_of_others():
+    rows = [
+        {"contender": "coreset", "role": "ours", "images_per_second": 9},
+        {"contender": "slow", "role": "peer", "images_per_second": 1},
+        {"contender": "quick", "role": "peer", "images_per_second": 2},
+        {"contender": "gone", "role": "peer", "absent": "no wheel"},
+    ]
+    assert best_peer(rows)["contender"] == "quick"
+    assert best_peer(rows[:1])["contender"] == "none"

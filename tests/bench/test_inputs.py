@@ -1,13 +1,11 @@
 """Inputs of the benchmarks, and checks of what contenders write."""
 
-import tarfile
 from io import BytesIO
 
 import pytest
 from PIL import Image
 
 from coreset.bench.inputs import (
-    balanced_copy,
     bytes_error,
     fingerprint,
     repeated_tree,
@@ -15,13 +13,8 @@ from coreset.bench.inputs import (
     size_error,
     sizes_at,
     sizes_of_tars,
-    tiny_tree,
-    write_dataset,
 )
-from coreset.bench.peers.shard_writer import check_in_full, no_check, write_files
-from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import content_digest, identity_digest
-from coreset.shards.images.probe import Refusal, probe
+from coreset.bench.peers.writers import check_in_full, write_files
 
 
 @pytest.fixture
@@ -31,103 +24,52 @@ def tree(tmp_path):
         folder = source / f"class-{label}"
         folder.mkdir(parents=True)
         Image.new("RGB", size, (label * 80, 90, 10)).save(folder / "image.jpg")
-    return repeated_tree("tree", source, tmp_path / "tree", 7, copies=False)
+    return repeated_tree(source, tmp_path / "tree", 7)
 
 
-def test_a_tree_repeats_its_images_as_hard_links(tree):
+def test_a_tree_repeats_its_images(tree):
     files = tree.files()
     assert [label for _, label in files] == [0, 0, 0, 1, 1, 2, 2]
-    assert all(path.stat().st_nlink > 1 and not path.is_symlink() for path, _ in files)
     contents = tree.contents()
     assert contents == [path.read_bytes() for path, _ in files]
     assert len(set(map(id, contents))) == 3
     assert tree.source_bytes() == sum(map(len, contents))
 
 
-def test_tiny_trees_hold_valid_images_of_every_size(tmp_path):
-    tiny = tiny_tree(tmp_path / "tiny", 300, classes=7)
-    found = [probe(path.read_bytes()) for path, _ in tiny.files()]
-    assert len(found) == 300
-    assert {(one.width, one.height) for one in found} == {
-        (width, height) for width in range(1, 17) for height in range(1, 17)
-    }
-    assert {label for _, label in tiny.files()} == set(range(7))
-
-
 def test_shards_are_compared_with_the_bytes_and_labels_of_the_source(tree, tmp_path):
-    out = tmp_path / "out"
+    out, checked = tmp_path / "out", []
     out.mkdir()
-    write_files(tree.files(), out, no_check, 3)
+    write_files(tree.files(), out, checked.append, 3)
+    assert checked == tree.contents()
     assert len(list(out.glob("*.tar"))) == 3
     right = [(label, path.read_bytes()) for path, label in tree.files()]
     assert sorted(samples_of_tars(out)) == sorted(right)
     assert bytes_error(out, fingerprint(reversed(right))) == ""
+    with pytest.raises(ValueError, match=r"."):
+        check_in_full(right[0][1][:-20])
     relabelled = [(label + 1, data) for label, data in right]
     changed = [*right[1:], (right[0][0], right[0][1] + b"\0")]
     for wrong in (relabelled, changed, right[1:]):
         assert "found 7 samples" in bytes_error(out, fingerprint(wrong))
 
 
-def test_a_check_that_fails_stops_the_loop(tree, tmp_path):
-    broken = tmp_path / "broken.jpg"
-    broken.write_bytes(tree.contents()[0][:-20])
-    with pytest.raises((ValueError, Refusal)):
-        write_files([(broken, 0)], tmp_path, check_in_full, 3)
-
-
 def test_sizes_may_differ_by_rounding_and_by_nothing_else(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("0.jpg", _jpeg(341, 256)), ("0.cls", b"5")):
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, BytesIO(data))
+    (tmp_path / "image.jpg").write_bytes(_jpeg(341, 256))
+    write_files([(tmp_path / "image.jpg", 5)], tmp_path, len, 1)
     found = sizes_of_tars(tmp_path)
     assert found == [(5, 341, 256)]
     assert size_error(found, [(5, 342, 256)]) == ""
-    assert "found (5, 341, 256)" in size_error(found, [(5, 343, 256)])
-    assert "found (5, 341, 256)" in size_error(found, [(4, 341, 256)])
+    for wrong in ((5, 343, 256), (5, 341, 254), (4, 341, 256)):
+        assert "found (5, 341, 256)" in size_error(found, [wrong])
     assert "expected 2 images" in size_error(found, found * 2)
 
 
-def test_sizes_are_bounded_on_one_side_and_never_enlarged():
+def test_short_sides_are_bounded_and_never_enlarged():
     samples = [(0, _jpeg(500, 375)), (1, _jpeg(375, 500)), (2, _jpeg(100, 80))]
-    assert sizes_at(256, min, samples) == [(0, 341, 256), (1, 256, 341), (2, 100, 80)]
-    assert sizes_at(250, max, samples) == [(0, 250, 188), (1, 188, 250), (2, 100, 80)]
-
-
-def test_a_large_data_set_of_sparse_files_opens_and_has_the_recorded_sizes(tmp_path):
-    manifest = write_dataset(tmp_path / "data", shards=3, samples=10)
-    dataset = Dataset.open(tmp_path / "data")
-    assert dataset.manifest == manifest
-    assert [entry.samples for entry in manifest.shards] == [3, 3, 4]
-    assert identity_digest(dataset.keys, dataset.labels.tolist()) == manifest.identity
-    assert content_digest(dataset.samples["content_hash"].to_pylist()) == manifest.content
-    assert dataset.ints("id").tolist() == list(range(10))
-    ends = dataset.ints("offset") + dataset.ints("bytes")
-    for shard, (entry, path) in enumerate(zip(manifest.shards, dataset.shard_paths(), strict=True)):
-        sizes = path.stat().st_size, path.with_suffix(".idx").stat().st_size
-        assert sizes == (entry.bytes, entry.index_bytes)
-        assert ends[dataset.ints("shard") == shard].max() < entry.bytes
+    assert sizes_at(256, samples) == [(0, 341, 256), (1, 256, 341), (2, 100, 80)]
 
 
 def _jpeg(width, height):
     encoded = BytesIO()
     Image.new("RGB", (width, height)).save(encoded, "JPEG")
     return encoded.getvalue()
-
-
-@pytest.fixture
-def folder(make_photos, tmp_path):
-    return make_photos(tmp_path / "photos", per_class=4)
-
-
-def test_a_copy_holds_as_many_images_of_every_class(folder, tmp_path):
-    n_classes = sum(one.is_dir() for one in folder.iterdir())
-    assert balanced_copy(folder, tmp_path / "copy", 3) == 3 * n_classes
-    counts = {len(list(one.iterdir())) for one in (tmp_path / "copy").iterdir()}
-    assert counts == {3}
-
-
-def test_a_class_with_too_few_images_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="has 4 images, wanted 5"):
-        balanced_copy(folder, tmp_path / "copy", 5)

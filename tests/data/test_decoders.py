@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coreset.bench.pixels_images import reference_pixels
+from coreset.bench.pixels import reference_pixels
 from coreset.engine.data.decoders import (
     choose_decoder,
     decoder_notice,

@@ -17,11 +17,10 @@ from coreset.bench.robustness.crafted import (
     ARITHMETIC_PROGRESSIVE,
     BASELINE,
     COMMENT,
-    chunk,
     riff,
     segment,
 )
-from coreset.bench.robustness.faults import encoded, jpeg, photo, png_bomb
+from coreset.bench.robustness.faults import chunk, encoded, jpeg, photo, png_bomb
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
 from coreset.shards.images.flags import Reason, Refusal

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coreset.bench.robustness.crafted import chunk
+from coreset.bench.robustness.faults import chunk
 from coreset.shards.images.flags import Flag, Reason, Refusal
 from coreset.shards.images.probe import Probe, decode_jpeg, glance, misnamed, probe
 
