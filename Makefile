@@ -65,11 +65,11 @@ bench-smoke: setup  ## The documents' figures are those of bench/results; every 
 	$(BIN)/python -m bench.inputs "$$folder/data"
 	tiny() { $(BIN)/python -m "bench.$$1" --dry --work "$$folder" --data "$$folder/data" --repeats 1 "$${@:2}"; }
 	tiny pack --part nocheck --images 12
-	tiny decode --part rrc-packed256 --images 16
+	tiny decode --part rrc-packed256 --images 4
 	tiny pixels
 	tiny dynamics --part peers --samples 200 --classes 10 --batch 16
-	tiny score --part usual-loop --images 8
-	tiny score_scale --images 40
+	tiny score --part usual-loop --images 2
+	tiny score_scale --images 20
 	$(BIN)/python -m bench.robustness --dry --row 14
 	$(BIN)/python -m bench.first_path --help > /dev/null
 
