@@ -27,7 +27,7 @@ from coreset.shards.format.records import Row
 from coreset.shards.format.tar import Member, index_bytes, index_path, walk
 from coreset.shards.images.flags import Flag, Refusal
 from coreset.shards.images.probe import Probe, probe
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.tables.formats import csv_table
 
 _NAMED_DAMAGES = 3
 _MEMBER_COLUMNS = ("member", "offset", "bytes")

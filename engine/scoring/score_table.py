@@ -23,7 +23,7 @@ from coreset.shards.format.documents import parse
 from coreset.shards.format.files import missing
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.plan import read_labels
-from coreset.shards.sources.packed import find_packed
+from coreset.shards.sources.detect import find_packed
 
 VISITS = "visits"
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.tables.formats import csv_table
 from coreset.shards.tables.sample_names import INTEGER, SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import Table, read_table
 

@@ -14,8 +14,7 @@ from coreset.shards.errors import DataError
 from coreset.shards.format.records import Row
 from coreset.shards.format.tar import sample_parts
 from coreset.shards.images.flags import MAX_FILE_BYTES, Flag, Reason, Refusal, refusing
-from coreset.shards.images.pillow import as_rgb, opened
-from coreset.shards.images.probe import Probe, glance, misnamed, probe
+from coreset.shards.images.probe import Probe, as_rgb, glance, misnamed, opened, probe
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import Sample, Source
 

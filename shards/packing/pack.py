@@ -35,7 +35,7 @@ from coreset.shards.packing.blocks import Observer, Packing
 from coreset.shards.packing.plan import Plan
 from coreset.shards.packing.workers import can_fork, evict_code
 from coreset.shards.sources.base import compute
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.tables.formats import csv_table
 
 _SOURCE_STATE_NAME = "source-state.sha256"
 # Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
