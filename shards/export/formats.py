@@ -1,7 +1,7 @@
 """Export formats of images: image folder, WebDataset shards, parquet files; and their registry.
 
-Class names and sample keys come from the data and are hostile until checked: `image_name` gives no
-path that leaves the output.
+Class names and sample keys are hostile until checked: `image_name` gives no path that leaves the
+output.
 """
 
 import json
@@ -43,7 +43,6 @@ class StoredSample:
     label: int
     class_name: str
     extension: str
-    """jpg, png or webp, by content."""
     image: bytes
 
 
@@ -53,7 +52,6 @@ class ExportPlan:
 
     name: str
     split: str
-    """train, validation or test."""
     classes: tuple[str, ...]
     n_samples: int
     samples_per_shard: int
@@ -96,9 +94,8 @@ def image_name(sample: StoredSample) -> str:
     """Return the path of an image in a folder per class: ``CLASS/STEM.EXTENSION``.
 
     The stem is the sample key below its class folder, with ``/`` written as ``%2F`` and ``%`` as
-    ``%25``, since loaders take the folder that directly holds an image for its class. A sample
-    whose label is not that of its folder keeps its whole key, with a ``/`` before it. Different
-    keys have different stems, and the key can be read back.
+    ``%25``, since loaders take the folder that holds an image for its class. A sample whose label
+    is not that of its folder keeps its whole key, with a ``/`` before it.
     """
     folder = class_folder(sample.class_name)
     parts = sample.key.split("/")
@@ -121,9 +118,9 @@ def _shown(name: str) -> str:
 def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
     """Write one file per sample, ``OUT/CLASS/STEM.EXTENSION``, and ``classes.txt``.
 
-    timm sorts classes in another order (``class10`` after ``class9``) but accepts ``classes.txt``
-    as its class map. A class without samples has an empty folder, so that torchvision refuses the
-    folder, or gives the right labels with ``allow_empty=True``, instead of shifting the labels.
+    timm sorts classes in another order but accepts ``classes.txt`` as its class map. A class
+    without samples has an empty folder, so that torchvision refuses the folder instead of shifting
+    the labels.
     """
     classes = [class_folder(name) for name in plan.classes]
     (out / CLASSES_NAME).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
@@ -151,10 +148,9 @@ def _write_new(path: Path, sample: StoredSample) -> None:
 
 
 def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
-    """Write the shards ``SPLIT-000000.tar``, their indices and ``_info.json``.
+    """Write the shards ``SPLIT-000000.tar``, their indices and ``_info.json``, which timm reads.
 
     Members are ``000000042.jpg`` and ``000000042.cls``: the sample id, and the label as a number.
-    The fields of ``_info.json`` are those that ``timm/data/readers/reader_wds.py`` reads.
     """
     remaining = iter(samples)
     filenames = [f"{plan.split}-{number:06d}.tar" for number in range(len(plan.shard_lengths))]
@@ -181,9 +177,8 @@ def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPla
 def write_parquet(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
     """Write ``data/SPLIT-00000-of-0000N.parquet`` in the layout of the Hugging Face Hub.
 
-    ``datasets`` finds these files before any other of the directory. At most one row group is in
-    memory. ``path`` is the image's name in a folder per class, and checked, since programs write to
-    it.
+    At most one row group is in memory. ``path`` is the image's name in a folder per class, and
+    checked, since programs write to it.
     """
     remaining = iter(samples)
     (out / "data").mkdir()
@@ -203,10 +198,7 @@ def write_parquet(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) 
 
 
 def _schema(classes: Iterable[str]) -> ArrowSchema:
-    """Describe the columns so that ``datasets`` reads them as ``Image`` and ``ClassLabel``.
-
-    The form is that of ``src/datasets/features/features.py``, ``Features.from_arrow_schema``.
-    """
+    """Describe the columns so that ``datasets`` reads them as ``Image`` and ``ClassLabel``."""
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(classes), "_type": "ClassLabel"},

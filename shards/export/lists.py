@@ -26,9 +26,7 @@ class ListFormat:
 
     summary: str
     columns: tuple[str, ...]
-    """Columns of the sample table that are listed."""
     content: Callable[[ArrowTable, str], bytes]
-    """Make the content from the rows and the suffix of the file."""
 
 
 def ids_list(samples: ArrowTable, suffix: str) -> bytes:
@@ -67,15 +65,11 @@ IDS = ListFormat(summary="a list of sample ids (.npy: an array)", columns=("id",
 def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     """Return the ids of the samples that a list names, int64 in ascending order.
 
-    ``.npy`` holds ids; ``shards.tables.table`` reads anything else. An entry is a sample id, a
-    sample key, a source path, a longer path that ends in one of these (``train/n02979186/x.JPEG``),
-    or a file name that only one sample has. A path also matches by its sample key, so that an
-    image that was stored with another extension is found. ``samples`` has the columns ``key`` and
-    ``source``, one row per sample id.
-
-    Raises:
-        UsageError: The list is missing, empty or cannot be read; an entry is unknown, out of range
-            or names a sample again. The message has the line.
+    ``.npy`` holds ids. Any other entry is a sample id, a sample key, a source path, a longer path
+    that ends in one of these (``train/n02979186/x.JPEG``), or a file name that only one sample has.
+    A path also matches by its sample key, so that an image that was stored with another extension
+    is found. ``samples`` has the columns ``key`` and ``source``, one row per sample id. A
+    UsageError names the line that is at fault.
     """
     names = SampleNames(samples["key"], samples["source"])
     unit, entries = _entries(path, names)

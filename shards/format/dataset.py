@@ -1,4 +1,4 @@
-"""A packed data set for reading: its manifest and sample table, checked when it is opened."""
+"""Packed data set for reading: its manifest and sample table, checked when it is opened."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -58,10 +58,9 @@ QUARANTINE_SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Dataset:
-    """A packed data set: its manifest, and a sample table with one row per sample id.
+    """Packed data set: its manifest, and a sample table with one row per sample id.
 
-    Columns are read when they are asked for, so that opening 1.28 million samples takes no longer
-    than checking the table's digest.
+    Columns are read when they are asked for, so that a large data set is opened quickly.
     """
 
     path: Path
@@ -137,7 +136,6 @@ class Dataset:
     def _check_rows(
         self, first: int, rows: Mapping[str, NDArray[Any]], shards: NDArray[np.int32]
     ) -> None:
-        """Check rows from id ``first`` on, which belong to ``shards``."""
         ends = np.array([entry.bytes for entry in self.manifest.shards], np.int64)[shards]
         n_bytes = rows["bytes"]
         # As unsigned numbers the negative ones are the largest.
@@ -154,7 +152,7 @@ class Dataset:
 
     @cached_property
     def samples(self) -> ArrowTable:
-        """The whole sample table, kept in memory after the first use (about 200 bytes a sample)."""
+        """The whole sample table, kept after the first use (about 200 bytes a sample)."""
         return self.table()
 
     @property

@@ -23,7 +23,7 @@ def parse(text: bytes) -> dict[str, Any]:
 def build(kind: type[Document], document: object) -> Document:
     """Build a dataclass from a JSON object; a ValueError names the field that does not fit.
 
-    Lists become tuples, objects become mappings or nested dataclasses, by the types of the fields.
+    Lists become tuples, objects become mappings or nested dataclasses.
     """
     document = _object(document)
     hints, required = _fields_of(kind)

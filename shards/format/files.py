@@ -164,10 +164,9 @@ def _libc() -> ctypes.CDLL:
 
 
 class AppendFile:
-    """One large file, appended in large blocks past the page cache (``O_DIRECT``).
+    """Large file, appended in large blocks, past the page cache where that works (``O_DIRECT``).
 
-    What a packer writes is not read again soon; in the page cache every byte would cost a copy and
-    a fresh page, and push out what others read. File systems without direct writes get cached ones.
+    In the page cache every byte would cost a copy and push out what others read.
     """
 
     def __init__(self, path: Path, on_block: Callable[[memoryview], object]) -> None:
@@ -238,7 +237,6 @@ class OpenFiles:
     """Files by number, opened once each and read from any thread.
 
     A data set can have more shards than a process may open: the rest is opened for one use each.
-    An object that is dropped without `close` leaves no file open.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:

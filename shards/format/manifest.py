@@ -2,7 +2,6 @@
 
 ``identity`` covers the ordered (sample key, label) list: scores and coresets depend on it.
 ``content`` covers the stored bytes in the same order: features and decoded pixels depend on it.
-The manifest is written last; a directory without one is not a data set.
 """
 
 import hashlib
@@ -28,9 +27,7 @@ class ShardEntry:
     name: str
     first_position: int
     found: int
-    """Packed and refused."""
     samples: int
-    """Packed."""
     bytes: int
     index_bytes: int
     sha256: str
@@ -38,19 +35,17 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Contents of ``manifest.json``."""
+    """Contents of ``manifest.json``; ``found`` is the sum of packed and refused files."""
 
     name: str
     split: str
     classes: tuple[str, ...]
-    """In label order."""
     settings: Mapping[str, Any]
     """Options that shaped the bytes: order, order seed, samples per shard, label replacement."""
     n_found: int
     n_samples: int
     n_quarantined: int
     kinds: Mapping[str, int]
-    """Samples by stored format (jpg, png, webp) and by flag (cmyk, grey, misnamed ...)."""
     shards: tuple[ShardEntry, ...]
     identity: str
     content: str
@@ -71,7 +66,7 @@ class Manifest:
 
     @staticmethod
     def read(data: Path) -> "Manifest":
-        """Read the manifest of the packed data set ``data``, checked.
+        """Read and check the manifest of the packed data set ``data``.
 
         Raises:
             UsageError: ``data`` does not exist or is not a packed data set.
@@ -94,8 +89,9 @@ class Manifest:
             manifest = build(Manifest, document)
             _check_values(manifest)
         except (OSError, ValueError) as error:
-            remedy = "pack the data set again"
-            raise ManifestError(f"{path} cannot be read ({error}); {remedy}") from error
+            raise ManifestError(
+                f"{path} cannot be read ({error}); pack the data set again"
+            ) from error
         return manifest
 
 

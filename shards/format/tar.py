@@ -2,9 +2,8 @@
 
 A sample is an image member in its true format and a label in ASCII decimal: ``000000042.jpg``,
 ``000000042.cls``. Times, owners and modes are constant, so equal samples give equal bytes. The
-index has the text format v1.2 of NVIDIA/DALI ``tools/wds2idx.py``: a first line ``v1.2 SAMPLES``,
-then a line per sample with ``extension offset size member`` for each member. Readers walk the
-headers and never extract, so a member name cannot reach the file system.
+index has the format v1.2 of DALI's ``tools/wds2idx.py``: a first line ``v1.2 SAMPLES``, then a line
+per sample with ``extension offset size member`` for each member.
 """
 
 import re
@@ -139,9 +138,8 @@ class ShardWriter:
 def walk(path: Path) -> Iterator[Member]:
     """Yield the members of a tar by its headers alone, up to the end mark.
 
-    Raises:
-        ValueError: A header is cut, damaged or of a kind that no shard holds, a member runs over
-            the end of the file, or the end mark is missing. The message has the offset.
+    A ValueError, which has the offset, says that a header is cut, damaged or of a kind that no
+    shard holds, a member runs over the end, or the end mark is missing.
     """
     file_bytes = path.stat().st_size
     offset = 0

@@ -28,7 +28,6 @@ class Flag(IntFlag):
     """The EXIF orientation is not upright; ignored, as torchvision does."""
     PROGRESSIVE = 8
     DEEP = 16
-    """More than 8 bits per channel."""
     ALPHA = 32
     PALETTE = 64
     MISNAMED = 128

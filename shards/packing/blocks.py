@@ -51,8 +51,7 @@ class ShardBuilder:
     def put(self, number: int, block: Block) -> tuple[int, bool]:
         """Take a block; write the blocks that are next, unless another thread is writing.
 
-        Returns:
-            The number of blocks that this call wrote, and whether the shard is complete with them.
+        Return the number of blocks written, and whether the shard is complete with them.
         """
         with self._lock:
             self._waiting[number] = block
@@ -113,9 +112,9 @@ class ShardBuilder:
 class Packing:
     """Threads of one packing: each has a block encoded, then writes the blocks that are next.
 
-    As many shards as workers are built at once, one block of each in turn, so that the last shards
-    keep all threads busy too. A block is admitted to memory in the order of writing before it is
-    encoded: waiting blocks cannot keep out the block that they wait for.
+    As many shards as workers are built at once, so that the last shards keep all threads busy too.
+    A block is admitted to memory in the order of writing before it is encoded: waiting blocks
+    cannot keep out the block that they wait for.
     """
 
     def __init__(self, plan: Plan, scratch: Path, observer: Observer, workers: int) -> None:
@@ -160,7 +159,6 @@ class Packing:
             raise
 
     def _blocks(self, shards: Sequence[int]) -> Iterator[tuple[ShardBuilder, int]]:
-        """Yield the blocks of the first shards in turn, then of the next ones."""
         for first in range(0, len(shards), self._workers):
             some = shards[first : first + self._workers]
             group = [ShardBuilder(self._plan, shard, self._scratch) for shard in some]

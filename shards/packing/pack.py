@@ -1,9 +1,8 @@
-"""Pack source files into shards, all of them or some again: a damaged shard, or refused files.
+"""Packing of source files into shards, all of them or some again: damaged, or with refused files.
 
 A shard owns a fixed range of positions, so its bytes depend on its own files alone: any number of
-workers, interruptions and repetitions gives the same bytes. Complete tars and indices are renamed;
-then the shard's record (``shards.format.records``) commits it. At the end the records become the
-tables and the manifest, and are removed.
+workers, interruptions and repetitions gives the same bytes. A shard's record commits it. At the end
+the records become the tables and the manifest, and are removed.
 """
 
 import os
@@ -152,8 +151,7 @@ def require_few(
 ) -> None:
     """Refuse too many refused files, of all or of a class, and list them in ``listed``.
 
-    Rows are those of ``QUARANTINE_SCHEMA``; ``class_sizes`` counts packed and refused files, int64
-    of shape (classes,).
+    ``class_sizes`` counts packed and refused files, int64 of shape (classes,).
     """
     n_found = int(class_sizes.sum())
     limit = max(10, n_found // 1000)
@@ -194,9 +192,7 @@ def retry_refused(
     """Pack the shards with refused files again in ``scratch``, and link the others there.
 
     ``plan`` is that of the source as it is now; the records of all shards stay in ``scratch``.
-
-    Returns:
-        The number of samples that were refused before and are packed now.
+    Return the number of samples that were refused before and are packed now.
     """
     samples, refused = dataset.table(), read_refused(dataset.path)
     _require_unchanged(plan, samples, refused)

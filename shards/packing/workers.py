@@ -1,9 +1,8 @@
 """Workers that encode blocks of samples, in threads or in forked processes.
 
-Threads decode small images in less time than they need to hand over the interpreter. Forked
-processes have their own interpreter, and share the listed source and the compiled code with their
-parent page by page. A fork copies one thread, so it is safe only if no other thread can hold a lock
-at that moment: a process with other Python threads or with torch does not fork.
+Forked processes have their own interpreter, and share the source and the compiled code with their
+parent. A fork copies one thread, so it is safe only if no other thread can hold a lock at that
+moment: a process with other Python threads or with torch does not fork.
 """
 
 import ctypes
@@ -66,7 +65,7 @@ def can_fork() -> bool:
 
 
 class _ForkedWorker:
-    """Encodes blocks in a child process, which ends with this process in any case.
+    """Encoder of blocks in a child process, which ends with this process in any case.
 
     Bytes come back in shared memory, and those that do not fit through the pipe.
     """
@@ -118,7 +117,6 @@ class _ForkedWorker:
 def _run_child(
     plan: Plan, memory: mmap.mmap, pipe: Connection, inherited: Sequence[Connection]
 ) -> None:
-    """Encode blocks on request until the parent closes its end of the pipe."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -147,7 +145,7 @@ def _answer(plan: Plan, memory: mmap.mmap, positions: range) -> tuple[Block, int
 def evict_code(library: str) -> None:
     """Drop the code of a library (start of its file name) from memory; a later call reads it again.
 
-    Only executable mappings are dropped: they are never written, so nothing can be lost.
+    Only executable mappings, which are never written, are dropped.
     """
     maps = _MAPS.read_text() if _MAPS.is_file() else ""
     for mapping in re.finditer(rf"^(\w+)-(\w+) r-xp .*/{library}[^/\n]*$", maps, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""Collect the samples of a source, sort them by key, and read them: files, or byte ranges."""
+"""Samples as they are found, sorted by key, and their readers: files, or byte ranges."""
 
 import os
 import re
@@ -32,7 +32,6 @@ class Found(NamedTuple):
     class_name: str
     key: str
     name: str
-    """Place for messages."""
     size: int
     mtime_ns: int = 0
     file: int = 0
@@ -47,7 +46,6 @@ class Finder:
     repeats: Repeats = "error"
     skipped: list[str] = field(default_factory=list[str])
     n_hidden: int = 0
-    """Files and folders that were passed over because they are hidden."""
     unreadable: dict[str, str] = field(default_factory=dict[str, str])
     """Kind of what stands in place of a file, a link or device, by sample key."""
     _n_side_cars: int = 0
@@ -81,13 +79,10 @@ class Finder:
         classes: Sequence[str] | None = None,
         facts: Callable[[int], tuple[bytes, Probe]] | None = None,
     ) -> Source:
-        """Sort the samples by the UTF-8 bytes of their keys and bind their reader.
+        """Sort the samples by the UTF-8 bytes of their keys and bind their ``reader``.
 
-        ``reader`` makes it from the sorted table of added columns. Without ``classes`` these are
-        the sorted classes of the samples.
-
-        Raises:
-            UsageError: Nothing was added, or two samples have one key.
+        Without ``classes`` these are the sorted classes of the samples. No samples, or two of one
+        key, are a UsageError.
         """
         if not any(map(len, self._chunks)):
             raise UsageError(f"{self.place} holds no samples; name a folder or file that does")
@@ -148,7 +143,6 @@ class FileContents:
     """Reader of samples that are files of their own, below a folder."""
 
     def __init__(self, root: Path, table: ArrowTable) -> None:
-        """Bind the files of the table of `Finder.source`."""
         self._root, self._mtimes_ns = root, table["mtime"].to_numpy()
 
     def read(self, sample: Sample) -> bytes:
@@ -173,7 +167,7 @@ class RangeContents:
     """Reader of samples that are byte ranges of files, which must stay as they were found."""
 
     def __init__(self, files: Sequence[Path], table: ArrowTable) -> None:
-        """Bind the ranges of the table of `Finder.source`, whose ``file`` counts in ``files``."""
+        """Bind the ranges of the sorted table, whose ``file`` counts in ``files``."""
         self._open = OpenFiles(files)
         self._file_of, self._offsets = table["file"].to_numpy(), table["offset"].to_numpy()
         self._states = list(map(state_of, files))

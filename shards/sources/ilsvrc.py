@@ -1,14 +1,11 @@
 """ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
 
-Sample keys are those of the same images sorted into a folder per WordNet id. Labels are passed
-around in these forms:
+Sample keys are those of the same images sorted into a folder per WordNet id. Labels are:
 
-- The development kit, as a folder or tar, of which nothing is extracted. Line i of its
-  ``data/ILSVRC2012_validation_ground_truth.txt`` is the ILSVRC id of image i. These ids are not in
-  the order of the sorted WordNet ids: ``ilsvrc2012_wnids.txt`` has that of ILSVRC id i in line i.
+- The development kit, as a folder or tar. Line i of its ``ILSVRC2012_validation_ground_truth.txt``
+  is the ILSVRC id of image i, an index into ``ilsvrc2012_wnids.txt``, which is not sorted.
 - A WordNet id a line, in the order of the images.
-- ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``, whose
-  prediction begins with the WordNet id); names with or without extension.
+- ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``).
 - Caffe's ``val.txt``: ``NAME INDEX``, where index is a position in the sorted WordNet ids.
 
 A file of integers alone is refused: they may be ILSVRC ids or positions in the sorted WordNet ids.
@@ -56,8 +53,7 @@ def is_validation(src: Path) -> bool:
 def find_validation(src: Path, options: SourceOptions) -> Source:
     """Find the images of a flat folder or tar, labelled by ``options.truth``.
 
-    The images may also lie in the only folder of a folder (``val/images``). An image without label
-    and a label without image are refused.
+    The images may also lie in the only folder of a folder (``val/images``).
     """
     if options.truth is None:
         raise UsageError(
@@ -100,7 +96,6 @@ def _found(folder: Path, class_name: str, name: str, stem: str) -> Found:
 
 
 def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
-    """Map the stems of the images, in order, to their paths."""
     images: dict[str, str] = {}
     paths = sorted(filter(is_image_name, names), key=stem_of)
     for name in paths:
@@ -120,7 +115,6 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
 def _read_truth(
     truth: Path, stems: Sequence[str], options: SourceOptions, place: Path
 ) -> dict[str, str]:
-    """Read the class of every image; ``stems`` are sorted."""
     if not truth.exists():
         raise UsageError(f"ground truth {truth} does not exist; {_NAME_KIT}")
     if _is_kit(truth):
@@ -140,7 +134,6 @@ def _read_truth(
 
 
 def _lines(truth: Path) -> list[list[str]]:
-    """Read the words of each line that has some, without Kaggle's header."""
     rows = text_rows(truth, "ground truth", "")
     lines = [words for _, cells in rows if (words := _BREAK.sub(" ", cells[0]).split())]
     if lines and lines[0][0].lower() == "imageid":
@@ -224,7 +217,6 @@ def ilsvrc_wnids() -> tuple[str, ...]:
 
 
 def _is_kit(truth: Path) -> bool:
-    """Test for the development kit, or for its labels beside its ``meta.mat``."""
     if truth.is_dir() or (truth.name == _KIT_LABELS and (truth.parent / _KIT_CLASSES).is_file()):
         return True
     with truth.open("rb") as file:
@@ -232,7 +224,6 @@ def _is_kit(truth: Path) -> bool:
 
 
 def _kit_labels(kit: Path) -> list[str]:
-    """Return the WordNet id of each validation image, in the order of their numbers."""
     if kit.is_file() and kit.name != _KIT_LABELS:
         stored = _from_tar(kit)
     else:

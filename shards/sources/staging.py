@@ -1,8 +1,8 @@
-"""Copy images out of files that cannot be read at random into files that can.
+"""Copies of images out of files that cannot be read at random into files that can.
 
-The images of one file go unchanged into one file in a spool folder, and are byte ranges of it from
-then on. A table of the ranges, written last, commits that file: after a kill the next one follows.
-The stage that packs the images removes the folder.
+The images of one file go unchanged into one file of a spool folder, and are byte ranges of it from
+then on. A table of the ranges, written last, commits that file: a later run continues. The stage
+that packs the images removes the folder.
 """
 
 import fcntl
@@ -50,19 +50,16 @@ class Image(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedFile:
-    """File whose images can only be read one after the other."""
+    """File whose images can only be read in order; no other of the source has its stem."""
 
     path: Path
-    """Path, whose stem no other file of the source has."""
     state: tuple[int, int]
     """Size in bytes and modification time (ns) when the file was looked at."""
     binding: bytes
     """Fingerprint of all that the spooled bytes depend on; others are not used."""
     n_images: int
     image_bytes: int
-    """Estimated bytes of the images to spool."""
     images: Callable[[], Iterator[Image]]
-    """Reads the images to spool."""
 
 
 def blob_of(path: Path, folder: Path) -> Path:
@@ -76,8 +73,8 @@ def staged(
     """Yield a table for each file: row, path, whether it has an image (``there``), range and hash.
 
     Ranges (``offset``, ``size``) are those of ``blob_of`` the file, ``hash`` is the xxh3_128 of the
-    bytes. Files that are spooled already, as they are now, are not spooled again. Progress of the
-    others goes to ``options.on_spooled`` and ends at the sum of the estimates.
+    bytes. Files that are spooled already, as they are now, are not spooled again. Progress goes to
+    ``options.on_spooled`` and ends at the sum of the estimates.
 
     Raises:
         UsageError: A file is written to.
@@ -107,7 +104,6 @@ def _index_of(file: StagedFile, folder: Path) -> Path:
 
 
 def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
-    """Return the rows of a file that is spooled already as it is now, else None."""
     try:
         with pq.ParquetFile(_index_of(file, folder)) as index:
             rows = index.read(columns=_SPOOLED.names)
@@ -122,7 +118,6 @@ def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
 
 
 def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> ArrowTable:
-    """Write the images of a file, then the table that commits them."""
     blob = blob_of(file.path, folder)
     scratch = temporary_name(blob)
     written(0)
@@ -186,7 +181,6 @@ def _require_space(
 
 @contextmanager
 def _only_spooler(folder: Path) -> Generator[None]:
-    """Keep other processes from spooling into the folder; released also on ``kill -9``."""
     unlink_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,8 +1,7 @@
 """Table that lists image files and their classes: CSV, TSV, parquet, JSON or lines of text.
 
-``shards.tables.table`` chooses the column of the paths. The label is the first of
-``LABEL_COLUMNS`` that is there: a class name, or an integer, which is a position in a class list.
-Relative paths begin at the table's folder. Links are followed.
+The label is in the first of ``LABEL_COLUMNS`` that is there: a class name, or an integer, which is
+a position in a class list. Relative paths begin at the table's folder. Links are followed.
 """
 
 import json
@@ -41,7 +40,6 @@ class RowClasses(NamedTuple):
     """Classes of the rows of a parquet file."""
 
     names: list[str]
-    """Each class name that occurs, once."""
     codes: NDArray[np.int64]
     """Position in ``names`` by row."""
     listed: tuple[str, ...] = ()
@@ -62,7 +60,7 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
 
     A key is that of the same file in a folder per class, see ``listed_key``; where different paths
     would have one key, it is the class and the path. Rows of classes that are not taken are passed
-    over, and their files may be missing. Two rows that give one path different labels are refused.
+    over, and their files may be missing.
     """
     table = read_table(src, "list", partial(_files_named_by, src.parent))
     rows = list(_rows(table, options))
@@ -154,7 +152,6 @@ def _require_agreement(table: Table, rows: Sequence[_Row]) -> None:
 
 
 def _states(table: Table, rows: Sequence[_Row]) -> list[tuple[int, int]]:
-    """Look up bytes and modification time (ns) of each listed file."""
     states = [_state(table, row) for row in rows]
     missing = [row for row, state in zip(rows, states, strict=True) if state is None]
     if missing:
@@ -226,7 +223,6 @@ def row_classes(file: ParquetFile, path: Path, options: SourceOptions) -> RowCla
 
 
 def _label_column(columns: Sequence[str], place: Path) -> str:
-    """Choose the first of ``LABEL_COLUMNS`` that a table has, in any spelling."""
     for name in map(plain_name, LABEL_COLUMNS):
         spellings = [column for column in columns if plain_name(column) == name]
         if len(spellings) > 1:
@@ -240,7 +236,6 @@ def _label_column(columns: Sequence[str], place: Path) -> str:
 
 
 def _require_class_name(name: str, place: Path) -> None:
-    """Refuse a class name that cannot be the first part of a sample key."""
     if "/" in name or name.strip() in {"", ".", ".."}:
         raise UsageError(
             f"class {name!a} of {place} cannot begin a sample key; name the classes otherwise "
@@ -249,10 +244,7 @@ def _require_class_name(name: str, place: Path) -> None:
 
 
 def _stored_class_names(schema: ArrowSchema, column: str) -> tuple[str, ...] | None:
-    """Read the names of a ``ClassLabel`` column as Hugging Face ``datasets`` stores them.
-
-    The layout is that of ``datasets``, src/datasets/arrow_writer.py: JSON under ``huggingface``.
-    """
+    """Read the names of a ``ClassLabel`` column, which `datasets` stores as JSON in the schema."""
     try:
         document = json.loads((schema.metadata or {})[b"huggingface"])
         names = document["info"]["features"][column]["names"]

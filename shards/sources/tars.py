@@ -42,10 +42,9 @@ _SCANNED_AT_ONCE = 32
 def visible_members(
     path: Path, *, start: int = 0, end: int | None = None
 ) -> tuple[list[Entry], int]:
-    """List the members of a tar under safe names, and count hidden ones.
+    """List the members of a tar under safe names, without the hidden ones, which are counted.
 
-    A member is hidden if a part of its name is, see `is_hidden`. Arguments and errors are those of
-    `scan` and `safe_parts`.
+    Arguments and errors are those of `scan` and `safe_parts`.
     """
     members: list[Entry] = []
     n_hidden = 0
@@ -73,7 +72,7 @@ def add_members(
 ) -> None:
     """Add samples of one tar, (class, sample key, member); links and devices as refused.
 
-    ``place`` is the name of the tar for people, ``file`` the number of the file that holds it.
+    ``place`` names the tar in messages, ``file`` is the number of the file that holds it.
     """
     finder.add(
         [
@@ -93,9 +92,9 @@ def tars_of(folder: Path) -> list[Path]:
 
 
 def tar_layout(src: Path) -> TarLayout | None:
-    """Detect the layout of a tar or of a folder of tars by the first members of the first tar.
+    """Detect the layout of a tar or of a folder of tars by the first members, else None.
 
-    Returns None if ``src`` is neither. A folder that holds a folder counts as an image folder.
+    A folder that holds a folder counts as an image folder.
     """
     if src.is_file():
         return _layout(_peek(src)) if _TAR_NAME.search(src.name) else None
@@ -112,7 +111,6 @@ def tar_layout(src: Path) -> TarLayout | None:
 
 
 def _peek(path: Path) -> list[str]:
-    """Read the names of the first members that are not hidden."""
     names = (entry.name for entry in islice(scan(path), _PEEKED_MEMBERS))
     return [name for name in names if not is_hidden(name.rpartition("/")[2])]
 
@@ -141,7 +139,6 @@ class _ClassTar(NamedTuple):
 
     class_name: str
     place: str
-    """Name of the tar below the source, for messages."""
     path: Path
     file: int
     start: int = 0
@@ -152,8 +149,7 @@ def find_class_tars(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
 
     Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
-    Of a tree, the folders above the class folders are (``./``, ``train/``). Links and devices are
-    found, and refused by packing.
+    Of a tree, the folders above the class folders are (``./``, ``train/``).
     """
     finder, files = Finder(place=src, repeats=options.repeats), [src]
     if src.is_dir():
@@ -217,9 +213,7 @@ def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
     try:
         return visible_members(tar.path, start=tar.start, end=tar.end)
     except DataError as error:
-        if tar.end is None:
-            raise
-        raise DataError(f"class tar {tar.place}: {error}") from error
+        raise DataError(f"class tar {tar.place}: {error}" if tar.end else str(error)) from error
 
 
 def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None:

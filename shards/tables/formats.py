@@ -213,8 +213,6 @@ def _text(value: object) -> str:
 
 
 class _Lines(list[str]):
-    """Output of a CSV writer, which writes line by line."""
-
     def write(self, line: str) -> None:
         self.append(line)
 
