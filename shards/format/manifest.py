@@ -6,7 +6,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -110,29 +110,15 @@ def _check_values(manifest: Manifest) -> None:
         raise ValueError(f"n_samples is {manifest.n_samples}, the shards hold {n_stored}")
 
 
-@dataclass(slots=True)
-class DatasetDigests:
-    """Both digests of a data set, updated shard by shard in id order."""
-
-    samples: int = 0
-    identity: Any = field(default_factory=hashlib.sha256)
-    content: Any = field(default_factory=hashlib.sha256)
-
-    def add(
-        self, keys: Sequence[str], labels: Sequence[int], content_hashes: Sequence[bytes]
-    ) -> None:
-        """Add samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
-        self.samples += len(keys)
-        lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
-        self.identity.update("".join(lines).encode())
-        self.content.update(b"".join(content_hashes))
+def identity_bytes(keys: Sequence[str], labels: Sequence[int]) -> bytes:
+    """Write ``key TAB label NEWLINE`` for each sample."""
+    lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
+    return "".join(lines).encode()
 
 
 def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
     """Return the sha256 over ``key TAB label NEWLINE`` in id order."""
-    digests = DatasetDigests()
-    digests.add(keys, labels, ())
-    return digests.identity.hexdigest()
+    return hashlib.sha256(identity_bytes(keys, labels)).hexdigest()
 
 
 def content_digest(content_hashes: Iterable[bytes]) -> str:

@@ -198,13 +198,12 @@ class Packing:
         """Keep the first error, stop the threads, and wake the one that submits blocks."""
         with self._lock:
             if not self._stop.is_set():
-                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
+                self._failure = error
+                if isinstance(error, OSError):
+                    free = shutil.disk_usage(self._scratch).free
+                    self._failure = MachineError(
+                        f"{error.filename or self._scratch} cannot be written ({error.strerror}; "
+                        f"{free:,} bytes are free); mend that, and the same command continues"
+                    )
             self._stop.set()
         self._admitted.release()
-
-    def _disk_error(self, error: OSError) -> MachineError:
-        free = shutil.disk_usage(self._scratch).free
-        return MachineError(
-            f"{error.filename or self._scratch} cannot be written ({error.strerror}; {free:,} "
-            "bytes are free); mend that, and the same command continues"
-        )

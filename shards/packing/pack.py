@@ -25,14 +25,13 @@ from coreset.shards.format.records import (
     is_committed,
     read_refused,
     refused_rows,
-    remove_records,
     write_tables,
 )
 from coreset.shards.format.tar import index_path, shard_name
 from coreset.shards.images.flags import MAX_FILE_BYTES
 from coreset.shards.packing.blocks import Observer, Packing
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.workers import can_fork, evict_code
+from coreset.shards.packing.workers import can_fork
 from coreset.shards.sources.base import compute
 from coreset.shards.tables.formats import csv_table
 
@@ -76,18 +75,15 @@ def pack_shards(
     plan: Plan, scratch: Path, shards: Sequence[int], *, workers: int, observer: Observer
 ) -> None:
     """Write and commit those of ``shards`` that are not committed yet, as `pack` does."""
-    uncommitted: list[int] = []
-    for shard in shards:
-        if is_committed(scratch, shard):
-            observer.shard(ShardRecord.read(scratch, shard), resumed=True)
-        else:
-            uncommitted.append(shard)
+    committed = {shard for shard in shards if is_committed(scratch, shard)}
+    for shard in sorted(committed):
+        observer.shard(ShardRecord.read(scratch, shard), resumed=True)
+    uncommitted = [shard for shard in shards if shard not in committed]
     _require_space(plan, scratch, uncommitted)
     if plan.short_side is not None:
         from coreset.kernels.jpeg.resize import warm_up
 
         warm_up()
-        evict_code("libllvmlite")  # the compiler has done its work: 60 MB
     # Decoding needs the interpreter often enough for processes to be faster; copying does not.
     processes = plan.decodes and workers > 1 and can_fork()
     Packing(plan, scratch, observer, workers).pack(uncommitted, processes=processes)
@@ -109,7 +105,8 @@ def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
             classes=plan.source.classes,
             settings=plan.settings,
         )
-    remove_records(scratch)
+    for record in scratch.glob("shard-*.json"):  # which a finished data set does not need
+        record.unlink()
     (scratch / _SOURCE_STATE_NAME).unlink(missing_ok=True)
     return manifest
 
@@ -143,7 +140,7 @@ def write_list(path: Path, rows: Sequence[Row]) -> None:
     """Write rows of ``QUARANTINE_SCHEMA`` as CSV."""
     names: Sequence[str] = QUARANTINE_SCHEMA.names
     readable = (row | {"content_hash": (row["content_hash"] or b"").hex()} for row in rows)
-    write_atomically(path, csv_table(names, ([row[name] for name in names] for row in readable)))
+    write_atomically(path, csv_table(names, (map(row.get, names) for row in readable)))
 
 
 def require_few(

@@ -8,7 +8,6 @@ moment: a process with other Python threads or with torch does not fork.
 import ctypes
 import gc
 import mmap
-import re
 import signal
 import sys
 import threading
@@ -18,7 +17,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import Pipe, current_process, get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import MachineError
@@ -29,8 +27,7 @@ from coreset.shards.packing.plan import MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, Plan
 Worker: TypeAlias = Callable[[range], Block]
 """Encodes one block of source files at a time, with the errors of `encode_block`."""
 _SHARED_BYTES = MAX_BLOCK_BYTES + MAX_BLOCK_SAMPLES * MOST_ADDED
-_PR_SET_PDEATHSIG, _MADV_DONTNEED = 1, 4  # <sys/prctl.h>, <sys/mman.h>
-_MAPS = Path("/proc/self/maps")
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @contextmanager
@@ -140,15 +137,3 @@ def _answer(plan: Plan, memory: mmap.mmap, positions: range) -> tuple[Block, int
         memory[filled : filled + len(part)] = part
         filled, n_parts = filled + len(part), n_parts + 1
     return block._replace(parts=block.parts[n_parts:]), filled
-
-
-def evict_code(library: str) -> None:
-    """Drop the code of a library (start of its file name) from memory; a later call reads it again.
-
-    Only executable mappings, which are never written, are dropped.
-    """
-    maps = _MAPS.read_text() if _MAPS.is_file() else ""
-    for mapping in re.finditer(rf"^(\w+)-(\w+) r-xp .*/{library}[^/\n]*$", maps, re.MULTILINE):
-        start, end = int(mapping[1], 16), int(mapping[2], 16)
-        length = ctypes.c_size_t(end - start)
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, _MADV_DONTNEED)

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -81,13 +82,11 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
 
 
 def _files_named_by(root: Path, cells: Iterable[str]) -> set[str]:
-    def is_file(name: str) -> bool:
-        try:
-            return (root / name).is_file()
-        except (OSError, ValueError):
-            return False
-
-    return {cell for cell in cells if cell.strip() and is_file(cell.strip())}
+    named: set[str] = set()
+    for cell in cells:
+        with suppress(OSError, ValueError):
+            named |= {cell} if cell.strip() and (root / cell.strip()).is_file() else set()
+    return named
 
 
 def _rows(table: Table, options: SourceOptions) -> Iterator[_Row]:
@@ -152,30 +151,29 @@ def _require_agreement(table: Table, rows: Sequence[_Row]) -> None:
 
 
 def _states(table: Table, rows: Sequence[_Row]) -> list[tuple[int, int]]:
-    states = [_state(table, row) for row in rows]
-    missing = [row for row, state in zip(rows, states, strict=True) if state is None]
+    states: list[tuple[int, int]] = []
+    missing: list[_Row] = []
+    for row in rows:
+        try:
+            status = (table.path.parent / row.path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(row)
+            continue
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{table.where(row.at)}: {row.path!a} cannot be read ({error}); mend that"
+            ) from error
+        if not S_ISREG(status.st_mode):
+            kind = "folder" if S_ISDIR(status.st_mode) else "device"
+            raise UsageError(f"{table.where(row.at)}: {row.path} is a {kind}; name image files")
+        states.append((status.st_size, status.st_mtime_ns))
     if missing:
         raise UsageError(
             f"{table.where(missing[0].at)}: {missing[0].path} does not exist below "
             f"{table.path.parent} ({len(missing):,} of {len(rows):,} listed files do not); correct "
             "the table or add the files"
         )
-    return [state for state in states if state is not None]
-
-
-def _state(table: Table, row: _Row) -> tuple[int, int] | None:
-    try:
-        status = (table.path.parent / row.path).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{table.where(row.at)}: {row.path!a} cannot be read ({error}); mend that"
-        ) from error
-    if not S_ISREG(status.st_mode):
-        fact = "is a folder" if S_ISDIR(status.st_mode) else "is a device"
-        raise UsageError(f"{table.where(row.at)}: {row.path} {fact}; name image files")
-    return status.st_size, status.st_mtime_ns
+    return states
 
 
 def _keys(rows: Sequence[_Row]) -> list[str]:
