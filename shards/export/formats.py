@@ -21,6 +21,7 @@ from coreset.shards.errors import UsageError
 from coreset.shards.export.lists import IDS, PATHS, ListFormat
 from coreset.shards.format.files import json_bytes
 from coreset.shards.format.tar import ShardWriter
+from coreset.shards.sources.names import shown
 
 CLASSES_NAME = "classes.txt"
 MAX_NAME_BYTES = 255  # of one file name, on every file system in use
@@ -86,7 +87,7 @@ def standard_split(split: str) -> str:
 def class_folder(name: str) -> str:
     """Return the class name; refuse one that is empty, hidden, a path, too long or unprintable."""
     if _UNFIT.search(name) or len(name.encode()) > MAX_NAME_BYTES:
-        raise UsageError(f"class {_shown(name)} cannot be the name of a folder; {_REMEDY}")
+        raise UsageError(f"class {shown(name)} cannot be the name of a folder; {_REMEDY}")
     return name
 
 
@@ -100,19 +101,15 @@ def image_name(sample: StoredSample) -> str:
     folder = class_folder(sample.class_name)
     parts = sample.key.split("/")
     if len(parts) < 2 or any(_UNFIT.search(part) for part in parts):
-        raise UsageError(f"sample key {_shown(sample.key)} cannot name a file; {_REMEDY}")
+        raise UsageError(f"sample key {shown(sample.key)} cannot name a file; {_REMEDY}")
     below = "/".join(parts[1:]) if parts[0] == folder else f"/{sample.key}"
     name = below.replace("%", "%25").replace("/", "%2F") + f".{sample.extension}"
     if len(name.encode()) > MAX_NAME_BYTES:
         raise UsageError(
-            f"sample key {_shown(sample.key)} makes a file name of more than {MAX_NAME_BYTES} "
+            f"sample key {shown(sample.key)} makes a file name of more than {MAX_NAME_BYTES} "
             f"bytes; {_REMEDY}"
         )
     return f"{folder}/{name}"
-
-
-def _shown(name: str) -> str:
-    return ascii(name if len(name) <= 80 else f"{name[:80]}...")
 
 
 def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
@@ -133,18 +130,15 @@ def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportP
                 "system; rename it and pack again"
             ) from error
     for sample in samples:
-        _write_new(out / image_name(sample), sample)
-
-
-def _write_new(path: Path, sample: StoredSample) -> None:
-    try:
-        with path.open("xb") as file:
-            file.write(sample.image)
-    except FileExistsError as error:  # on some file systems a.jpg and A.jpg are one name
-        raise UsageError(
-            f"two samples of class {sample.class_name} would be called {path.name} on this file "
-            "system; choose another place or use --to webdataset"
-        ) from error
+        path = out / image_name(sample)
+        try:
+            with path.open("xb") as file:
+                file.write(sample.image)
+        except FileExistsError as error:  # on some file systems a.jpg and A.jpg are one name
+            raise UsageError(
+                f"two samples of class {sample.class_name} would be called {path.name} on this "
+                "file system; choose another place or use --to webdataset"
+            ) from error
 
 
 def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:

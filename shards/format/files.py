@@ -152,6 +152,16 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def require_space(needed: int, folder: Path, what: str) -> None:
+    """Refuse a disk without room for the bytes that ``what`` needs in a scratch folder."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MachineError(
+            f"{what} needs {needed:,} bytes in {folder.parent}, {free:,} are free; free some space "
+            "or choose another output"
+        )
+
+
 def start_writeback(file: IO[bytes], offset: int, n_bytes: int) -> None:
     """Ask the kernel to begin writing a range to the disk, without waiting; it may refuse."""
     begin, length = ctypes.c_int64(offset), ctypes.c_int64(n_bytes)
@@ -265,8 +275,7 @@ class OpenFiles:
 
     def close(self) -> None:
         """Close all files; no read may be under way."""
-        with self._lock:
-            _close_all(self._descriptors)
+        _close_all(self._descriptors)
 
 
 def _close_all(descriptors: dict[int, int]) -> None:

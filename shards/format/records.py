@@ -115,7 +115,9 @@ def write_tables(
             )
             identity.update(identity_bytes(keys, labels))
             content.update(b"".join(hashes))
-            kinds.update(_kinds(record.samples))
+            kinds.update(record.samples.get("format", ()))
+            for flags, n in Counter[int](record.samples.get("flags", ())).items():
+                kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})
             yield table
 
     _write_table(scratch / SAMPLES_NAME, SAMPLES_SCHEMA, tables())
@@ -164,13 +166,6 @@ def _sample_table(record: ShardRecord, first_id: int) -> ArrowTable:
         [pa.array(columns.get(field.name, ()), field.type) for field in SAMPLES_SCHEMA],
         SAMPLES_SCHEMA,
     )
-
-
-def _kinds(columns: Mapping[str, list[Any]]) -> Counter[str]:
-    kinds = Counter[str](columns.get("format", ()))
-    for flags, n in Counter[int](columns.get("flags", ())).items():
-        kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})
-    return kinds
 
 
 def _write_table(path: Path, schema: ArrowSchema, tables: Iterable[ArrowTable]) -> None:

@@ -98,17 +98,6 @@ def misnamed(image: Probe, name: str) -> Probe:
     return replace(image, flags=image.flags | Flag.MISNAMED) if is_other else image
 
 
-def _not_packed(data: bytes) -> Refusal:
-    for magic, kind in _OTHER_FORMATS.items():
-        if data.startswith(magic):
-            return Refusal(Reason.UNSUPPORTED_FORMAT, f"image/{kind}")
-    if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"}:
-        return Refusal(Reason.UNSUPPORTED_FORMAT, "image/heif")
-    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return Refusal(Reason.NOT_AN_IMAGE, "text/html")
-    return Refusal(Reason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
-
-
 def _described(data: bytes) -> Probe:
     if not data:
         raise Refusal(Reason.EMPTY, "0 bytes")
@@ -118,7 +107,14 @@ def _described(data: bytes) -> Probe:
         return _png_header(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_header(data)
-    raise _not_packed(data)
+    for magic, kind in _OTHER_FORMATS.items():
+        if data.startswith(magic):
+            raise Refusal(Reason.UNSUPPORTED_FORMAT, f"image/{kind}")
+    if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"}:
+        raise Refusal(Reason.UNSUPPORTED_FORMAT, "image/heif")
+    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise Refusal(Reason.NOT_AN_IMAGE, "text/html")
+    raise Refusal(Reason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
 
 
 def _is_plain_jpeg(image: Probe) -> bool:

@@ -6,7 +6,6 @@ the records become the tables and the manifest, and are removed.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
-from coreset.shards.errors import DataError, MachineError, UsageError
+from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.dataset import QUARANTINE_SCHEMA, Dataset
-from coreset.shards.format.files import replace_files, write_atomically
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from coreset.shards.format.files import replace_files, require_space, write_atomically
+from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 from coreset.shards.format.records import (
     Row,
     ShardRecord,
@@ -33,11 +32,10 @@ from coreset.shards.packing.blocks import Observer, Packing
 from coreset.shards.packing.plan import Plan
 from coreset.shards.packing.workers import can_fork
 from coreset.shards.sources.base import compute
+from coreset.shards.sources.staging import PACKED_EXTRA_BYTES
 from coreset.shards.tables.formats import csv_table
 
 _SOURCE_STATE_NAME = "source-state.sha256"
-# Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
-_EXTRA_BYTES_PER_SAMPLE = 2400
 
 
 def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Observer) -> Manifest:
@@ -79,7 +77,11 @@ def pack_shards(
     for shard in sorted(committed):
         observer.shard(ShardRecord.read(scratch, shard), resumed=True)
     uncommitted = [shard for shard in shards if shard not in committed]
-    _require_space(plan, scratch, uncommitted)
+    needed = 0
+    for shard in uncommitted:
+        sizes = plan.sizes(plan.positions(shard))
+        needed += int(sizes[sizes <= MAX_FILE_BYTES].sum()) + PACKED_EXTRA_BYTES * sizes.size
+    require_space(needed, scratch, "packing")
     if plan.short_side is not None:
         from coreset.kernels.jpeg.resize import warm_up
 
@@ -94,15 +96,16 @@ def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
     if (scratch / MANIFEST_NAME).is_file():
         manifest = Manifest.read(scratch)
     else:
-        refused = refused_rows(scratch, plan.n_shards)
-        require_few(refused, plan.source.classes, plan.source.class_sizes(), listed)
+        refused, classes = refused_rows(scratch, plan.n_shards), plan.source.classes
+        class_sizes = np.bincount(plan.source.row_labels, minlength=len(classes))
+        require_few(refused, classes, class_sizes, listed)
         manifest = write_tables(
             scratch,
             n_shards=plan.n_shards,
             refused=refused,
             name=plan.name,
             split=plan.split,
-            classes=plan.source.classes,
+            classes=classes,
             settings=plan.settings,
         )
     for record in scratch.glob("shard-*.json"):  # which a finished data set does not need
@@ -116,19 +119,6 @@ def thread_count(workers: int) -> int:
     if workers < 0:
         raise UsageError(f"workers must be 0 (one per core) or more, got {workers}")
     return workers or len(os.sched_getaffinity(0))
-
-
-def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
-    needed = 0
-    for shard in shards:
-        sizes = plan.sizes(plan.positions(shard))
-        needed += int(sizes[sizes <= MAX_FILE_BYTES].sum()) + _EXTRA_BYTES_PER_SAMPLE * sizes.size
-    free = shutil.disk_usage(scratch).free
-    if needed > free:
-        raise MachineError(
-            f"packing needs {needed:,} bytes in {scratch.parent}, {free:,} are free; free some "
-            "space or choose another output"
-        )
 
 
 def list_path(data: Path) -> Path:
@@ -198,20 +188,17 @@ def retry_refused(
     first_id = 0
     for shard, entry in enumerate(dataset.manifest.shards):
         if shard not in again:
-            _link_shard(dataset.path, scratch, entry, shard, samples.slice(first_id, entry.samples))
+            for path in (dataset.path / entry.name, index_path(dataset.path / entry.name)):
+                os.link(path, scratch / path.name)
+            rows = samples.slice(first_id, entry.samples).drop_columns(["id"])
+            columns: dict[str, list[Any]] = rows.to_pydict()
+            for name in ("content_hash", "source_hash"):
+                columns[name] = [content_hash.hex() for content_hash in columns[name]]
+            ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
         first_id += entry.samples
     pack_shards(plan, scratch, again, workers=workers, observer=observer)
     packed = sum(ShardRecord.read(scratch, shard).entry.samples for shard in again)
     return packed - sum(dataset.manifest.shards[shard].samples for shard in again)
-
-
-def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: ArrowTable) -> None:
-    for path in (data / entry.name, index_path(data / entry.name)):
-        os.link(path, scratch / path.name)
-    columns: dict[str, list[Any]] = rows.drop_columns(["id"]).to_pydict()
-    for name in ("content_hash", "source_hash"):
-        columns[name] = [content_hash.hex() for content_hash in columns[name]]
-    ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
 
 
 def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> None:
@@ -231,7 +218,7 @@ def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> 
     changed = next((key for key, new in zip(keys, current, strict=True) if key != new), None)
     if changed is None and plan.short_side is None:
         stored = samples["bytes"].to_numpy()
-        differs = source.sizes[positions[: stored.size]] != stored
+        differs = source.row_sizes[source.rows[positions[: stored.size]]] != stored
         changed = keys[int(np.flatnonzero(differs)[0])] if differs.any() else None
     if changed is not None:
         raise UsageError(

@@ -89,11 +89,6 @@ class Source:
         return self.row_labels[self.rows]
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Bytes of the samples in pack order, int64."""
-        return self.row_sizes[self.rows]
-
-    @property
     def keys(self) -> list[str]:
         """Sample keys in pack order."""
         return self.row_keys.take(self.rows).to_pylist()
@@ -102,10 +97,6 @@ class Source:
     def names(self) -> list[str]:
         """Names in pack order."""
         return self.row_names.take(self.rows).to_pylist()
-
-    def class_sizes(self) -> NDArray[np.int64]:
-        """Count the samples of each class, int64 of shape (classes,)."""
-        return np.bincount(self.row_labels, minlength=len(self.classes)).astype(np.int64)
 
     def list_sha256(self) -> str:
         """Return the digest of keys, names and sizes, which a copy of the source shares."""

@@ -39,7 +39,7 @@ def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     finder = Finder(place=root, repeats=options.repeats)
     for batch in table.to_batches(_ROWS_AT_ONCE):
         rows = zip(*(batch[name].to_pylist() for name in names), strict=True)
-        finder.add([Found(*row[:4], file=row[4], offset=row[5]) for row in rows])
+        finder.add(Found(*row[:4], file=row[4], offset=row[5]) for row in rows)
     reader = partial(RangeContents, dataset.shard_paths())
     return finder.source(reader, classes=classes, facts=_facts(table.select(described)))
 

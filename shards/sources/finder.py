@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -53,14 +53,15 @@ class Finder:
     _codes: dict[str, int] = field(default_factory=dict[str, int])
     _chunks: list[ArrowTable] = field(default_factory=list[ArrowTable])
 
-    def add(self, samples: Sequence[Found]) -> None:
+    def add(self, found: Iterable[Found]) -> None:
         """Add samples; UsageError if a name cannot be stored."""
+        samples = list(found)
         for name in [text for sample in samples for text in (sample.key, sample.name)]:
             if _UNSTORABLE.search(name):
                 raise UsageError(
                     f"file name {name!a} holds control characters or is not UTF-8; rename it"
                 )
-        classes, *columns = list(zip(*samples, strict=True)) or [()] * len(_SCHEMA)
+        classes, *columns = zip(*samples, strict=True) if samples else [()] * len(_SCHEMA)
         codes = [self._codes.setdefault(name, len(self._codes)) for name in classes]
         self._chunks.append(pa.table([codes, *columns], schema=_SCHEMA))
 
@@ -94,6 +95,12 @@ class Finder:
         ordered = sorted(self._codes) if classes is None else list(classes)
         label_of = {name: label for label, name in enumerate(ordered)}
         labels = np.array([label_of[name] for name in self._codes], dtype=np.int64)
+        hidden = f"{self.n_hidden:,} hidden files and folders of {self.place}"
+        side_cars = (
+            f"{self._n_side_cars:,} files of {self.place} that are no images by their names, "
+            f"such as {self._side_car}"
+        )
+        passed_over = [hidden] * bool(self.n_hidden) + [side_cars] * bool(self._n_side_cars)
         rejected = compute.index_in(pa.array(self.unreadable, pa.large_string()), value_set=keys)
         return Source(
             place=self.place,
@@ -106,7 +113,7 @@ class Finder:
             rows=np.arange(len(keys)),
             facts=facts,
             unreadable=dict(zip(rejected.to_pylist(), self.unreadable.values(), strict=True)),
-            skipped=(*self.skipped, *self._passed_over()),
+            skipped=(*self.skipped, *passed_over),
         )
 
     def _without_repeats(self, table: ArrowTable) -> ArrowTable:
@@ -128,15 +135,6 @@ class Finder:
         runs = np.cumsum(~repeated)
         order = np.lexsort((~images.to_numpy().astype(np.bool_), runs))  # stable
         return table.take(pa.array(order[np.unique(runs, return_index=True)[1]]))
-
-    def _passed_over(self) -> Iterator[str]:
-        if self.n_hidden:
-            yield f"{self.n_hidden:,} hidden files and folders of {self.place}"
-        if self._n_side_cars:
-            yield (
-                f"{self._n_side_cars:,} files of {self.place} that are no images by their names, "
-                f"such as {self._side_car}"
-            )
 
 
 class FileContents:

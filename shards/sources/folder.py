@@ -70,10 +70,8 @@ def _add_class(finder: Finder, name: str) -> None:
             f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
         )
     finder.add(
-        [
-            Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
-            for path, status in images
-        ]
+        Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
+        for path, status in images
     )
 
 

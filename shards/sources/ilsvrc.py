@@ -73,7 +73,14 @@ def find_validation(src: Path, options: SourceOptions) -> Source:
     options.chosen(classes.values(), finder.place)
     taken = [(name, images[stem], stem) for stem, name in classes.items() if options.takes(name)]
     if src.is_dir():
-        finder.add([_found(finder.place, *sample) for sample in taken])
+        for _, name, _ in taken:
+            if not (finder.place / name).is_file():
+                path = finder.place / name
+                raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
+        finder.add(
+            Found(class_name, f"{class_name}/{stem}", name, *state_of(finder.place / name))
+            for class_name, name, stem in taken
+        )
         return finder.source(partial(FileContents, finder.place))
     samples = [(name, f"{name}/{stem}", members[path]) for name, path, stem in taken]
     add_members(finder, samples, place=src.name)
@@ -86,13 +93,6 @@ def _folder_of_images(src: Path) -> Path:
     folders = [entry.name for entry in entries if entry.is_dir()]
     beside = any(is_image_name(entry.name) for entry in entries)
     return src / folders[0] if len(folders) == 1 and not beside else src
-
-
-def _found(folder: Path, class_name: str, name: str, stem: str) -> Found:
-    path = folder / name
-    if not path.is_file():
-        raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
-    return Found(class_name, f"{class_name}/{stem}", name, *state_of(path))
 
 
 def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
@@ -245,17 +245,6 @@ def _kit_labels(kit: Path) -> list[str]:
 
 def _from_tar(kit: Path) -> bytes | None:
     try:
-        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
-        with tarfile.open(fileobj=BytesIO(_decompressed(kit)), mode="r:") as tar:
-            labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
-            file = tar.extractfile(labels[-1]) if labels else None
-            return file.read(_FILE_LIMIT_BYTES) if file else None
-    except tarfile.TarError as error:
-        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error
-
-
-def _decompressed(kit: Path) -> bytes:
-    try:
         with kit.open("rb") as file, GzipFile(fileobj=file) as unpacked:
             compressed = file.peek(2).startswith(_GZIP_MAGIC)
             stored = (unpacked if compressed else file).read(_KIT_LIMIT_BYTES + 1)
@@ -265,4 +254,11 @@ def _decompressed(kit: Path) -> bytes:
         raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
     if len(stored) > _KIT_LIMIT_BYTES:
         raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
-    return stored
+    try:
+        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
+        with tarfile.open(fileobj=BytesIO(stored), mode="r:") as tar:
+            labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
+            file = tar.extractfile(labels[-1]) if labels else None
+            return file.read(_FILE_LIMIT_BYTES) if file else None
+    except tarfile.TarError as error:
+        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error

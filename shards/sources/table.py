@@ -70,14 +70,9 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     _require_agreement(table, rows)
     chosen = set(options.chosen({row.class_name for row in rows}, src))
     rows = [row for row in rows if row.class_name in chosen]
-    states = _states(table, rows)
+    listed = zip(rows, _keys(rows), _states(table, rows), strict=True)
     finder = Finder(place=src, repeats=options.repeats)
-    finder.add(
-        [
-            Found(row.class_name, key, row.path, *state)
-            for row, key, state in zip(rows, _keys(rows), states, strict=True)
-        ]
-    )
+    finder.add(Found(row.class_name, key, row.path, *state) for row, key, state in listed)
     return finder.source(partial(FileContents, src.parent))
 
 

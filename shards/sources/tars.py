@@ -75,10 +75,8 @@ def add_members(
     ``place`` names the tar in messages, ``file`` is the number of the file that holds it.
     """
     finder.add(
-        [
-            Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
-            for name, key, member in samples
-        ]
+        Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
+        for name, key, member in samples
     )
     for _, key, member in samples:
         if member.kind != REGULAR_FILE:
