@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from coreset.shards.arrow import ArrowSchema
 from coreset.shards.errors import UsageError
-from coreset.shards.export.lists import IDS, PATHS, ListFormat
+from coreset.shards.export.lists import ListFormat, ids_list, paths_list
 from coreset.shards.format.files import json_bytes
 from coreset.shards.format.tar import ShardWriter
 from coreset.shards.sources.names import shown
@@ -234,6 +234,12 @@ FORMATS: dict[str, ImageFormat | ListFormat] = {
         reader='datasets.load_dataset("{out}", split="{split}")',
         sharded=True,
     ),
-    "paths": PATHS,
-    "ids": IDS,
+    "paths": ListFormat(
+        summary="a list of source paths (.csv: with labels and keys)",
+        columns=("source", "label", "key"),
+        content=paths_list,
+    ),
+    "ids": ListFormat(
+        summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list
+    ),
 }

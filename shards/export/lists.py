@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -14,7 +14,7 @@ from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.tables.formats import csv_table
 from coreset.shards.tables.sample_names import INTEGER, SEVERAL, UNKNOWN, SampleNames
-from coreset.shards.tables.table import Table, read_table
+from coreset.shards.tables.table import read_table
 
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _Entry: TypeAlias = tuple[int, str]
@@ -52,14 +52,6 @@ def paths_list(samples: ArrowTable, suffix: str) -> bytes:
                 "list that ends in .csv, or use --to ids"
             )
     return "".join(f"{row['source']}\n" for row in rows).encode()
-
-
-PATHS = ListFormat(
-    summary="a list of source paths (.csv: with labels and keys)",
-    columns=("source", "label", "key"),
-    content=paths_list,
-)
-IDS = ListFormat(summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list)
 
 
 def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
@@ -101,7 +93,13 @@ def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
         if len(cells) <= column or not cells[column].strip():
             raise UsageError(f"{table.where(at)} names no sample; correct the list")
         entries.append((at, cells[column]))
-    _require_no_header(table, entries)
+    zero_first = len(entries) > 1 and entries[0][1].strip() == "0"
+    if table.may_have_header and zero_first and all(INTEGER.fullmatch(text) for _, text in entries):
+        # pandas names a column so that has no name.
+        raise UsageError(
+            f"{table.where(entries[0][0])} is 0, which may be sample 0 or the header of a column "
+            "without a name; write id above the ids, or save them as .txt or .npy"
+        )
     return table.unit, entries
 
 
@@ -116,16 +114,6 @@ def _array_entries(path: Path) -> list[_Entry]:
             "integers; save the sample ids"
         )
     return list(enumerate(map(str, array.tolist()), 1))
-
-
-def _require_no_header(table: Table, entries: Sequence[_Entry]) -> None:
-    """Refuse 0 above other ids in a CSV file: pandas names a column so that has no name."""
-    zero_first = len(entries) > 1 and entries[0][1].strip() == "0"
-    if table.may_have_header and zero_first and all(INTEGER.fullmatch(text) for _, text in entries):
-        raise UsageError(
-            f"{table.where(entries[0][0])} is 0, which may be sample 0 or the header of a column "
-            "without a name; write id above the ids, or save them as .txt or .npy"
-        )
 
 
 def _require_sample(sample: int, text: str, n_samples: int, place: str) -> None:

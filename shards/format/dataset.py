@@ -42,18 +42,12 @@ SAMPLES_SCHEMA = pa.schema(
         ("flags", pa.int32()),
     ]
 )
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),  # among the found, in pack order
-        ("source", pa.string()),
-        ("key", pa.string()),
-        ("class", pa.string()),
-        ("bytes", pa.int64()),
-        ("content_hash", pa.binary(16)),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+# The position is that among the found, in pack order.
+QUARANTINE_SCHEMA = pa.schema({
+    "position": pa.int64(), "source": pa.string(), "key": pa.string(), "class": pa.string(),
+    "bytes": pa.int64(), "content_hash": pa.binary(16),
+    "reason": pa.string(), "detail": pa.string(),
+})  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -25,11 +25,9 @@ class Observer(Protocol):
 
     def block(self, found: int, source_bytes: int, *, refused: int) -> None:
         """Count files that were read, some of which were refused."""
-        ...
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
         """Count a shard that was committed now or, if ``resumed``, by an interrupted run."""
-        ...
 
 
 class ShardBuilder:

@@ -88,7 +88,16 @@ class _ForkedWorker:
             self.pipe.send(positions)
             answer = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise self._lost(positions) from error
+            self._process.join()
+            code, source = self._process.exitcode or 0, self._plan.source
+            end = (
+                f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+            )
+            first, last = (source.sample(at).name for at in (positions[0], positions[-1]))
+            raise MachineError(
+                f"a worker process {end} between {first} and {last} of {source.place}; if memory "
+                "ran out, free some or lower --workers; the same command continues"
+            ) from error
         if isinstance(answer, BaseException):
             raise answer
         block, n_bytes = answer
@@ -99,16 +108,6 @@ class _ForkedWorker:
         self.pipe.close()
         self._process.join()
         self._memory.close()
-
-    def _lost(self, positions: range) -> MachineError:
-        self._process.join()
-        code = self._process.exitcode or 0
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        first, last = (self._plan.source.sample(at).name for at in (positions[0], positions[-1]))
-        return MachineError(
-            f"a worker process {how} between {first} and {last} of {self._plan.source.place}; if "
-            "memory ran out, free some or lower --workers; the same command continues"
-        )
 
 
 def _run_child(
