@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.format.documents import build, parse
-from coreset.shards.format.files import json_bytes, missing
+from coreset.shards.format.files import build, json_bytes, missing, parse
 from coreset.shards.format.tar import shard_name
 
 FORMAT = "coreset-shards"
