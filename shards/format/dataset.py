@@ -22,26 +22,24 @@ QUARANTINE_NAME = "quarantine.parquet"
 _CHECKED_COLUMNS = ("shard", "bytes", "offset", "label")
 _ROWS_PER_BATCH = 1 << 17
 
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("member", pa.string()),  # name of the image in its tar, e.g. 000000042.jpg
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),  # of the image bytes in the tar
-        ("bytes", pa.int64()),
-        ("format", pa.string()),  # jpg, png or webp, by content
-        ("label", pa.int64()),  # position in the class list
-        ("class", pa.string()),
-        ("folder_label", pa.int64()),  # label by folder; differs from `label` where --labels did
-        ("key", pa.string()),  # class folder and file stem
-        ("source", pa.string()),  # path below the source folder
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("content_hash", pa.binary(16)),  # xxh3_128 of the stored bytes, big-endian
-        ("source_hash", pa.binary(16)),  # the same of the bytes as found, before any re-encoding
-        ("flags", pa.int32()),
-    ]
-)
+SAMPLES_SCHEMA = pa.schema({
+    "id": pa.int64(),
+    "member": pa.string(),  # name of the image in its tar, e.g. 000000042.jpg
+    "shard": pa.int32(),
+    "offset": pa.int64(),  # of the image bytes in the tar
+    "bytes": pa.int64(),
+    "format": pa.string(),  # jpg, png or webp, by content
+    "label": pa.int64(),  # position in the class list
+    "class": pa.string(),
+    "folder_label": pa.int64(),  # label by folder; differs from `label` where --labels did
+    "key": pa.string(),  # class folder and file stem
+    "source": pa.string(),  # path below the source folder
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "content_hash": pa.binary(16),  # xxh3_128 of the stored bytes, big-endian
+    "source_hash": pa.binary(16),  # the same of the bytes as found, before any re-encoding
+    "flags": pa.int32(),
+})  # fmt: skip
 # The position is that among the found, in pack order.
 QUARANTINE_SCHEMA = pa.schema({
     "position": pa.int64(), "source": pa.string(), "key": pa.string(), "class": pa.string(),

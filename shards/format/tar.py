@@ -47,17 +47,15 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".idx")
 
 
-_BLANK_HEADER = b"".join(
-    [
-        bytes(100),  # name
-        b"0000644\0" + b"0000000\0" * 2,  # mode, user, group
-        bytes(12) + b"00000000000\0",  # size, time
-        b" " * 8,  # checksum, counted as blanks
-        b"0" + bytes(100),  # regular file, link target
-        b"ustar\0" + b"00" + bytes(64),  # format, names of user and group
-        b"0000000\0" * 2,  # device
-    ]
-).ljust(BLOCK_BYTES, b"\0")
+_BLANK_HEADER = (
+    bytes(100)  # name
+    + b"0000644\0" + b"0000000\0" * 2  # mode, user, group
+    + bytes(12) + b"00000000000\0"  # size, time
+    + b" " * 8  # checksum, counted as blanks
+    + b"0" + bytes(100)  # regular file, link target
+    + b"ustar\0" + b"00" + bytes(64)  # format, names of user and group
+    + b"0000000\0" * 2  # device
+).ljust(BLOCK_BYTES, b"\0")  # fmt: skip
 _BLANK_SUM = sum(_BLANK_HEADER)
 
 
@@ -91,7 +89,7 @@ def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
     for sample in samples:
         words = [f"{m.name.rpartition('.')[2]} {m.offset} {m.size} {m.name}" for m in sample]
         lines.append(" ".join(words))
-    return ("\n".join(lines) + "\n").encode()
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 class AppendFile:

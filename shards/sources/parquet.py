@@ -167,7 +167,7 @@ def _read_images(rows: NDArray[np.int64], images: ArrowColumn, at: ArrowColumn) 
         if images.type.get_field_index("path") >= 0:
             paths = _plain(compute.struct_field(images, "path")).take(at).to_pylist()
     for row, value, path in zip(rows.tolist(), _plain(data).take(at), paths, strict=True):
-        yield Image(row, value.as_buffer() if value.is_valid else None, path)
+        yield row, value.as_buffer() if value.is_valid else None, path
 
 
 def _plain(column: ArrowColumn) -> ArrowColumn:

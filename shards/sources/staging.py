@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,18 +35,12 @@ from coreset.shards.sources.finder import state_of
 # Headers, label and padding of a packed sample come to 1.8 KiB, its rows to 0.5 KiB.
 PACKED_EXTRA_BYTES = 2400
 _BINDING = b"spooled"
+Image: TypeAlias = tuple[int, Any, str | None]
+"""Row, bytes if there are any, and path of an image as it is stored."""
 _SPOOLED = pa.schema({
     "row": pa.int64(), "offset": pa.int64(), "size": pa.int64(), "path": pa.large_string(),
     "there": pa.bool_(), "hash": pa.binary(16),
 })  # fmt: skip
-
-
-class Image(NamedTuple):
-    """One image as it is stored; without bytes, ``data`` is None."""
-
-    row: int
-    data: Any
-    path: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -178,10 +178,9 @@ def _add_tar(finder: Finder, options: SourceOptions) -> None:
                 f"{src} has a {member.kind} in place of the class tar {member.name}; make the tar "
                 "again with the files themselves"
             )
-    tars = [
-        _ClassTar(Path(name).stem, name, src, 0, offset, offset + size)
-        for name, offset, size, _ in nested
-    ]
+    tars = (
+        _ClassTar(Path(t.name).stem, t.name, src, 0, t.offset, t.offset + t.size) for t in nested
+    )
     _add_class_tars(finder, tars, options)
 
 
@@ -223,10 +222,8 @@ def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None
         )
     own_folder = f"{tar.class_name}/"
     prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
-    samples = [
-        (tar.class_name, sample_key(own_folder + image.name.removeprefix(prefix)), image)
-        for image in images
-    ]
+    keys = [sample_key(own_folder + image.name.removeprefix(prefix)) for image in images]
+    samples = [(tar.class_name, key, image) for key, image in zip(keys, images, strict=True)]
     add_members(finder, samples, place=tar.place, file=tar.file)
 
 
@@ -243,24 +240,21 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
             f"{src} has neither class folders nor class tars; name a tar that holds one folder per "
             "class"
         )
+
+    def holds_folders(name: str) -> bool:
+        return any(member.name.count("/") > depth + 1 for member in by_class[name])
+
     if options.only is None:
-        require_classes(
-            sorted(by_class),
-            src,
-            holds_folders=lambda name: any(
-                member.name.count("/") > depth + 1 for member in by_class[name]
-            ),
-            remedy=lambda _: "unpack it and name the folder of one split",
-        )
+        remedy = "unpack it and name the folder of one split"
+        require_classes(sorted(by_class), src, holds_folders=holds_folders, remedy=lambda _: remedy)
     for name in options.chosen(by_class, src):
         images = [member for member in by_class[name] if finder.keeps(member.name)]
         if not images:
             raise UsageError(
                 f"class {name} of {src} holds no images; make the tar without it, or {OTHERS}"
             )
-        samples = [
-            (name, sample_key(image.name.split("/", depth)[depth]), image) for image in images
-        ]
+        keys = [sample_key(image.name.split("/", depth)[depth]) for image in images]
+        samples = [(name, key, image) for key, image in zip(keys, images, strict=True)]
         add_members(finder, samples, place=src.name)
 
 

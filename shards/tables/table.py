@@ -160,7 +160,14 @@ class _Text:
 
     def table(self, text: str) -> Table:
         """Read the file as what its beginning shows."""
-        readings = {separator: self._first_rows(text, separator) for separator in self._separators}
+        several = (*("\t,;|" if self.path.suffix.lower() == ".tsv" else ",;\t|"), " ")
+        # In the order of preference; none ("") is one entry a line.
+        separators = several if self._separated else ("", *several)
+        readings: dict[str, tuple[Row, ...]] = {}
+        with formats.reading(self.path, self.what):
+            for separator in separators:
+                first_rows = formats.split_rows(StringIO(text, newline=""), separator)
+                readings[separator] = tuple(islice(first_rows, _HEAD_ROWS))
         cells = {cell for rows in readings.values() for row in rows for cell in row.cells}
         named = self.named(cells)
         separator = self._choose(readings, named)
@@ -176,17 +183,6 @@ class _Text:
     def _separated(self) -> bool:
         return self.path.suffix.lower() in SEPARATED
 
-    @property
-    def _separators(self) -> tuple[str, ...]:
-        """Candidates in the order of preference; none ("") is one entry a line."""
-        several = (*("\t,;|" if self.path.suffix.lower() == ".tsv" else ",;\t|"), " ")
-        return several if self._separated else ("", *several)
-
-    def _first_rows(self, text: str, separator: str) -> tuple[Row, ...]:
-        with formats.reading(self.path, self.what):
-            rows = formats.split_rows(StringIO(text, newline=""), separator)
-            return tuple(islice(rows, _HEAD_ROWS))
-
     def _choose(self, readings: Mapping[str, Sequence[Row]], named: Collection[str]) -> str:
         """Take the separator by which the first row has most names that are known."""
 
@@ -197,7 +193,7 @@ class _Text:
             counts = sure or n_named or n_known == len(cells)
             return n_known + n_named if counts else 0, sure and len(cells) > 1
 
-        return max(self._separators, key=fits)
+        return max(readings, key=fits)
 
     def _is_known(self, cell: str) -> bool:
         names = OF_CLASSES if self.class_list else OF_SAMPLES
