@@ -65,6 +65,10 @@ class Finder:
         codes = [self._codes.setdefault(name, len(self._codes)) for name in classes]
         self._chunks.append(pa.table([codes, *columns], schema=_SCHEMA))
 
+    def skip(self, n: int, what: str) -> None:
+        """Note how many of something were passed over, if any."""
+        self.skipped += [f"{n:,} {what}"] * bool(n)
+
     def keeps(self, name: str) -> bool:
         """Test whether a path below the source is no side-car, and count those that are."""
         if is_side_car(name):
@@ -95,12 +99,9 @@ class Finder:
         ordered = sorted(self._codes) if classes is None else list(classes)
         label_of = {name: label for label, name in enumerate(ordered)}
         labels = np.array([label_of[name] for name in self._codes], dtype=np.int64)
-        hidden = f"{self.n_hidden:,} hidden files and folders of {self.place}"
-        side_cars = (
-            f"{self._n_side_cars:,} files of {self.place} that are no images by their names, "
-            f"such as {self._side_car}"
-        )
-        passed_over = [hidden] * bool(self.n_hidden) + [side_cars] * bool(self._n_side_cars)
+        self.skip(self.n_hidden, f"hidden files and folders of {self.place}")
+        no_images = f"files of {self.place} that are no images by their names"
+        self.skip(self._n_side_cars, f"{no_images}, such as {self._side_car}")
         rejected = compute.index_in(pa.array(self.unreadable, pa.large_string()), value_set=keys)
         return Source(
             place=self.place,
@@ -113,7 +114,7 @@ class Finder:
             rows=np.arange(len(keys)),
             facts=facts,
             unreadable=dict(zip(rejected.to_pylist(), self.unreadable.values(), strict=True)),
-            skipped=(*self.skipped, *passed_over),
+            skipped=tuple(self.skipped),
         )
 
     def _without_repeats(self, table: ArrowTable) -> ArrowTable:
@@ -129,7 +130,7 @@ class Finder:
                 f"{first} and {second} have the same sample key {keys[at]}; rename or remove one "
                 f"in {self.place}, or keep the first with --duplicates first"
             )
-        self.skipped.append(f"{int(repeated.sum()):,} samples whose key was there already")
+        self.skip(int(repeated.sum()), "samples whose key was there already")
         # Of each run of equal keys the first that is named like an image, else the first.
         images = compute.match_substring_regex(table["name"], _IMAGE_NAME, ignore_case=True)
         runs = np.cumsum(~repeated)

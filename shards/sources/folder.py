@@ -53,9 +53,7 @@ def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
         )
     for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
         _add_class(finder, name)
-    if len(visible) > len(names):
-        outside = len(visible) - len(names)
-        finder.skipped.append(f"{outside:,} files of {root} that lie in no class folder")
+    finder.skip(len(visible) - len(names), f"files of {root} that lie in no class folder")
     return finder.source(partial(FileContents, root))
 
 

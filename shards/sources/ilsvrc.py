@@ -105,8 +105,7 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
                 "folder and extension; rename or remove one"
             )
         images[stem_of(name)] = name
-    if len(names) > len(paths):
-        finder.skipped.append(f"{len(names) - len(paths):,} files of {finder.place}, no images")
+    finder.skip(len(names) - len(paths), f"files of {finder.place}, no images")
     if not images:
         raise UsageError(f"{finder.place} holds no images; name a folder or tar that does")
     return images

@@ -153,8 +153,7 @@ def find_class_tars(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     if src.is_dir():
         files = tars_of(src)
         n_others = len(visible_entries(src)) - len(files)
-        if n_others:
-            finder.skipped.append(f"{n_others:,} files and folders of {src} that are no tars")
+        finder.skip(n_others, f"files and folders of {src} that are no tars")
         tars = [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(files)]
         _add_class_tars(finder, tars, options)
     else:
@@ -169,9 +168,7 @@ def _add_tar(finder: Finder, options: SourceOptions) -> None:
     if not nested:
         _add_tree(finder, members, options)
         return
-    n_others = len(members) - len(nested)
-    if n_others:
-        finder.skipped.append(f"{n_others:,} members of {src} that are no class tars")
+    finder.skip(len(members) - len(nested), f"members of {src} that are no class tars")
     for member in nested:
         if member.kind != REGULAR_FILE:
             raise DataError(
@@ -233,8 +230,7 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
     for member in members:
         *folders, _ = member.name.split("/", depth + 1)
         by_class.setdefault(folders[depth] if len(folders) > depth else "", []).append(member)
-    if outside := by_class.pop("", []):
-        finder.skipped.append(f"{len(outside):,} files of {src} that lie in no class folder")
+    finder.skip(len(by_class.pop("", [])), f"files of {src} that lie in no class folder")
     if not by_class:
         raise UsageError(
             f"{src} has neither class folders nor class tars; name a tar that holds one folder per "

@@ -104,8 +104,7 @@ def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
         _require_shards(src, {path.name for path in paths}, info)
         known = {name for path in paths for name in (path.name, path.with_suffix(".idx").name)}
         unknown = {entry.name for entry in visible_entries(src)} - known - set(_INFO_NAMES)
-        if unknown:
-            finder.skipped.append(f"{len(unknown):,} files of {src} that are no shards")
+        finder.skip(len(unknown), f"files of {src} that are no shards")
     names = options.class_names or info.class_names
     _add_shards(finder, _Reader(src, options, info, names), paths)
     return finder.source(partial(RangeContents, paths))
@@ -134,10 +133,9 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
             empty.append(place)
     reader.options.chosen(seen, finder.place)
     if empty:
-        finder.skipped.append(f"{len(empty):,} shards without samples, such as {empty[0]}")
-    unused = len(set(reader.names or ()) - seen)
-    if unused:
-        finder.skipped.append(f"{unused:,} classes of the class list, which have no samples")
+        finder.skip(len(empty), f"shards without samples, such as {empty[0]}")
+    unused = set(reader.names or ()) - seen
+    finder.skip(len(unused), "classes of the class list, which have no samples")
 
 
 @dataclass(frozen=True, slots=True)
