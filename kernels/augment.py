@@ -76,11 +76,10 @@ def draw_crops(
 def resized_crops(
     images: Shaped[Tensor, "b 3 h w"], boxes: Int[Tensor, "b 4"], size: int
 ) -> Float[Tensor, "b 3 s s"]:
-    """Crop each image to its box and resize it bilinearly to size x size.
+    """Crop each image to its box (as of `draw_crops`) and resize it bilinearly to size x size.
 
     Equal to cropping and ``torch.nn.functional.interpolate(mode="bilinear", antialias=True)`` image
-    by image: each image is multiplied by one matrix per axis, whose rows are triangle filters.
-    Boxes are as of `draw_crops`, on any device. The result of uint8 is float32 in 0..1.
+    by image: each is multiplied by one matrix per axis. The result of uint8 is float32 in 0..1.
     """
     values = unit_range(images)
     n, _, height, width = images.shape
@@ -151,8 +150,8 @@ def cutmix(
 ) -> CutMix:
     """Paste one box, at the same place in the whole batch, from a permutation of the batch.
 
-    Yun et al. 2019, with the box of their code: 1 - lambda of the area with lambda ~ Beta(alpha,
-    alpha), around a uniform centre and cut off at the border.
+    The box of Yun et al. 2019: 1 - lambda of the area with lambda ~ Beta(alpha, alpha), around a
+    uniform centre and cut off at the border.
     """
     n, _, height, width = images.shape
     cut = math.sqrt(1 - _beta(alpha, generator))

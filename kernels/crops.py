@@ -30,13 +30,8 @@ def crop_boxes(  # noqa: PLR0917 - three columns, then the distribution
     The area is uniform in ``scale``, a range of shares of the image's area, and the logarithm of
     width over height uniform in ``ratio``. The first of ten tries that fits is placed uniformly; if
     none fits, the box is the largest central one within ``ratio``. Unlike torchvision's, it has at
-    least one pixel a side.
-
-    Returns:
-        int64 of shape (b, 4): left, top, right, bottom in pixels; right and bottom excluded.
-
-    Raises:
-        ValueError: An image has no pixels.
+    least one pixel a side. Rows are left, top, right, bottom in pixels, int64 of shape (b, 4). An
+    image without pixels is a ValueError.
     """
     empty = np.flatnonzero(np.minimum(widths, heights) < 1)
     if empty.size:

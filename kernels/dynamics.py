@@ -88,10 +88,10 @@ class Dynamics:
         all_reduce: AllReduce = lambda _: None,
         is_main: bool = True,
     ) -> None:
-        """Start with nothing seen.
+        """Start with nothing seen of the ids 0 .. n_samples - 1.
 
         Args:
-            n_samples: Ids run from 0 to n_samples - 1.
+            n_samples: Number of samples.
             device: Where the logits will be.
             el2n_epochs: EL2N counts the presentations of epochs 0 .. el2n_epochs - 1 (10 in CCS).
             window: Epochs over which Dyn-Unc and DUAL take deviations (10 in both papers).
@@ -181,10 +181,8 @@ class Dynamics:
     def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
         """Continue from the `state` of the main process after ``epochs`` ended epochs.
 
-        The epoch under way, if any, is begun again with ``begin_epoch``.
-
-        Raises:
-            ValueError: A name, shape or type is not this state's.
+        The epoch under way is begun again with ``begin_epoch``. Another name, shape or type is a
+        ValueError.
         """
         load_rows(self._rows(), state)
         self.epochs = epochs
@@ -206,10 +204,8 @@ class Dynamics:
         """Compute ``visits`` and all scores of `coreset.kernels.scores` that training gives.
 
         float32 of shape (n,) in id order, on the main process after `end_epoch`. Means are over
-        presentations; CCS sums its AUM and EL2N, which gives the same ranks and the same bins.
-
-        NaN: every score of a sample that was never presented; ``el2n`` of a sample that was not
-        presented in an early epoch; ``el2n_single``, ``dyn_unc`` and ``dual`` of a sample that
+        presentations. NaN: every score of a sample that was never presented; ``el2n`` of one that
+        was not presented in an early epoch; ``el2n_single``, ``dyn_unc`` and ``dual`` of one that
         missed an epoch, and of all samples before ``el2n_epochs`` or ``window`` epochs have ended.
         """
         sums = dict(zip(SUMS, self._sums[:-1].cpu().numpy().T.copy(), strict=True))

@@ -1,10 +1,9 @@
-"""Compile kernels by Numba and keep the machine code on disk for later processes.
+"""Compilation of kernels by Numba, with the machine code kept on disk for later processes.
 
-Numba's own cache compares the file of a function, not the files of the functions that it calls:
-after an edit of ``kernels/jpeg/resize.py`` it would still run the old filter. Here the name of the
-folder is a digest of the sources of all kernels and the versions of Python and Numba. (Numba itself
-adds the processor and the types of the arguments.) Without a folder that this user alone can write
-to, every process compiles in memory, because the files are loaded as code.
+Numba's own cache compares the file of a function, not the files of the functions that it calls.
+Here the name of the folder is a digest of the sources of all kernels and the versions of Python and
+Numba. Without a folder that this user alone can write to, every process compiles in memory, because
+the files are loaded as code.
 """
 
 import hashlib

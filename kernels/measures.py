@@ -32,11 +32,9 @@ def coverage(
     - r2, coverage: mean over v in V of the max over s in S of cos(v, s)
     - d2, diversity: 1 - mean over pairs of S of their cosine; without classes of a single image
 
-    FAISS finds exact nearest neighbours in float32, without a matrix of all pairs; their cosines
-    are computed again in float64, so that no result depends on the number of threads.
-
-    Raises:
-        ValueError: A row without direction, or a class without samples in either.
+    FAISS finds exact nearest neighbours; their cosines are computed again in float64, so that no
+    result depends on the number of threads. A row without direction, and a class without samples in
+    either, are a ValueError.
     """
     set_rows = _rows_by_class("set", set_features, set_labels, n_classes)
     reference_rows = _rows_by_class("reference", reference_features, reference_labels, n_classes)

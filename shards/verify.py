@@ -1,8 +1,4 @@
-"""Verify a packed data set against its manifest, and find images that occur twice.
-
-Readers of tar files take a shard that is cut between two members for a shorter one, so sizes and
-counts are compared as well as digests.
-"""
+"""Verification of a packed data set against its manifest, and images that occur twice."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +23,7 @@ from coreset.shards.format.records import Row
 from coreset.shards.format.tar import Member, index_bytes, index_path, walk
 from coreset.shards.images.flags import Flag, Refusal
 from coreset.shards.images.probe import Probe, probe
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.tables.formats import csv_table
 
 _NAMED_DAMAGES = 3
 _MEMBER_COLUMNS = ("member", "offset", "bytes")
@@ -48,10 +44,8 @@ def verify(
 
     With ``fast`` sizes and counts of all files and digests of the tables; else also every byte of
     the shards (digests, headers, indices, the offsets of the rows); with ``deep`` also every image
-    is decoded and compared with its row. ``on_shard`` is called in this thread.
-
-    Raises:
-        DataError: Damage; the message names the files with expected and actual values.
+    is decoded and compared with its row. ``on_shard`` is called in this thread. A DataError names
+    the damaged files.
     """
     dataset = Dataset.open(data)
     shards = dataset.manifest.shards

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coreset.shards.errors import StoreError
-from coreset.shards.format.documents import build, parse
 from coreset.shards.format.files import (
+    build,
     json_bytes,
     new_directory,
+    parse,
     remove_tree,
     rename_directory,
     tree_digests,

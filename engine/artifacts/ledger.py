@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from coreset.engine.artifacts.provenance import versions
-from coreset.shards.format.documents import parse
-from coreset.shards.format.files import write_atomically
+from coreset.shards.format.files import parse, write_atomically
 
 LEDGER_NAME = "ledger.jsonl"
 RUNNING_NAME = "ledger.running.json"

@@ -17,8 +17,7 @@ from typing import Any
 
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.documents import build, parse
-from coreset.shards.format.files import digest_of, interruption, json_bytes, missing
+from coreset.shards.format.files import build, digest_of, interruption, json_bytes, missing, parse
 from coreset.shards.format.manifest import MANIFEST_NAME
 
 PROVENANCE_NAME = "provenance.json"

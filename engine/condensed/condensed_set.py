@@ -16,11 +16,12 @@ from coreset.engine.artifacts.provenance import Provenance, open_source, require
 from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, subset_content
-from coreset.shards.format.documents import build, parse
 from coreset.shards.format.files import (
+    build,
     digest_of,
     json_bytes,
     missing,
+    parse,
     sha256_of_file,
     write_atomically,
 )

@@ -24,7 +24,7 @@ from coreset.engine.data.reader import Ids, Images, ShardReader, open_images
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.tar import MEMBER_NAME
-from coreset.shards.images.pillow import as_rgb, opened
+from coreset.shards.images.probe import as_rgb, opened
 
 if TYPE_CHECKING:
     from webdataset.compat import FluidWrapper

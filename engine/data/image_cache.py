@@ -30,8 +30,14 @@ from coreset.engine.data.stream import ImageStream
 from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.documents import build, parse
-from coreset.shards.format.files import fsync_path, json_bytes, start_writeback, write_atomically
+from coreset.shards.format.files import (
+    build,
+    fsync_path,
+    json_bytes,
+    parse,
+    start_writeback,
+    write_atomically,
+)
 
 PIXELS_NAME, INDEX_NAME = "pixels.u8", "pixels.json"
 CHUNK_BYTES = 1 << 26

@@ -25,9 +25,14 @@ from coreset.engine.artifacts.writer import lock
 from coreset.engine.condensed.condensed_set import CondensedSet
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.documents import parse
-from coreset.shards.format.files import digest_of, json_bytes, make_directory, write_atomically
-from coreset.shards.tables.csv_cells import guarded
+from coreset.shards.format.files import (
+    digest_of,
+    json_bytes,
+    make_directory,
+    parse,
+    write_atomically,
+)
+from coreset.shards.tables.formats import guarded
 
 STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
 PUBLISHED_PRECISION = "float32"

@@ -20,7 +20,7 @@ from coreset.engine.report.sets import Evidence, FoundScores, FoundSet, was_chos
 from coreset.kernels.samplers import n_hardest
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.images.pillow import opened
+from coreset.shards.images.probe import opened
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go

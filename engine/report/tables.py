@@ -18,7 +18,7 @@ from coreset.engine.evaluation.metrics import METRICS
 from coreset.engine.report.results import Comparison, plus_minus
 from coreset.engine.report.sets import Measurement, ReportedSet, Row, method_order
 from coreset.engine.runtime.text import readable_bytes, readable_seconds
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.tables.formats import csv_table
 
 NOTHING = "-"
 MARKS = {"best": "**", "total": "**", "tied": "*"}

@@ -19,11 +19,10 @@ from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.documents import parse
-from coreset.shards.format.files import missing
+from coreset.shards.format.files import missing, parse
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.plan import read_labels
-from coreset.shards.sources.packed import find_packed
+from coreset.shards.sources.detect import find_packed
 
 VISITS = "visits"
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"

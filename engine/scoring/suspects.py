@@ -12,7 +12,7 @@ from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.tables.formats import csv_table
 
 # How well each score finds wrong labels is measured in docs/scores.md.
 BEST_SCORES: Mapping[str, str] = MappingProxyType(

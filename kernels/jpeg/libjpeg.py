@@ -1,9 +1,8 @@
-"""Decode a region of a JPEG by calling libjpeg-turbo row by row.
+"""Decoding of a region of a JPEG by calling libjpeg-turbo row by row.
 
 libjpeg-turbo can skip the columns beside a region and the rows above it, and stop below it.
-simplejpeg does not offer that and hides its copy of the library; the functions of Pillow's copy can
-be called. Names, numbers and offsets are those of ``jpeglib.h``: ``jpeg_CreateDecompress`` compares
-version and size and refuses a library with others.
+simplejpeg hides its copy of the library; the functions of Pillow's copy can be called.
+``jpeg_CreateDecompress`` compares version and size and refuses a library with others.
 """
 
 import ctypes
@@ -89,11 +88,9 @@ class RegionDecoder:
         """Decode a region of a grey or colour JPEG as RGB; releases the interpreter.
 
         Rows top .. bottom - 1 are written to the start of ``into``. Damage below them is not
-        noticed. ``coarse`` uses libjpeg-turbo's faster transform and upsampling.
-
-        Returns:
-            First column and number of columns of the rows: those of the box and up to `MOST_ADDED`
-            more. (0, 0) if libjpeg refuses the file or warns of damage, or ``into`` is too small.
+        noticed. ``coarse`` uses libjpeg-turbo's faster transform and upsampling. Return the first
+        column and the number of columns of the rows: those of the box and up to `MOST_ADDED` more;
+        (0, 0) if libjpeg refuses the file or warns of damage, or ``into`` is too small.
         """
         encoded, region = np.frombuffer(data, np.uint8), _Region(*box, coarse)
         return _decode(self.functions, encoded, region, into, self.memory)

@@ -1,17 +1,12 @@
 """Antialiased bilinear resizing of uint8 images, within 1 level of Pillow.
 
-The filter is that of Pillow's ``Image.resize(size, BILINEAR)`` (``src/libImaging/Resample.c``,
-``precompute_coeffs``): output x is a triangle of half-width ``support = max(scale, 1)`` around
-``centre = (x + 0.5) * scale`` with ``scale = input / output``, cut at the borders and normalised.
-
-Deliberate differences from Pillow, which together move a pixel by at most 1 level:
-
-- The vertical pass comes first and keeps 8 fraction bits. Pillow starts with the horizontal pass
-  and rounds to whole levels after it.
-- Weights are integers of 16 bits with an exact sum, so constants stay constant. Where more than
-  about 30 pixels become one, and for inputs of 1 or 2 pixels, they have 24 bits.
-
-All arithmetic is integer: the same bytes on every machine and for every box.
+The filter is that of Pillow's ``Image.resize(size, BILINEAR)`` (``precompute_coeffs``): output x is
+a triangle of half-width ``support = max(scale, 1)`` around ``centre = (x + 0.5) * scale`` with
+``scale = input / output``, cut at the borders and normalised. Unlike in Pillow, the vertical pass
+comes first and keeps 8 fraction bits. Weights are integers of 16 bits with an exact sum, so
+constants stay constant; where more than about 30 pixels become one, and for inputs of 1 or 2
+pixels, they have 24 bits. All arithmetic is integer: the same bytes on every machine and for every
+box.
 """
 
 from typing import NamedTuple, TypeAlias

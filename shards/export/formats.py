@@ -1,7 +1,7 @@
 """Export formats of images: image folder, WebDataset shards, parquet files; and their registry.
 
-Class names and sample keys come from the data and are hostile until checked: `image_name` gives no
-path that leaves the output.
+Class names and sample keys are hostile until checked: `image_name` gives no path that leaves the
+output.
 """
 
 import json
@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 
 from coreset.shards.arrow import ArrowSchema
 from coreset.shards.errors import UsageError
-from coreset.shards.export.lists import IDS, PATHS, ListFormat
+from coreset.shards.export.lists import ListFormat, ids_list, paths_list
 from coreset.shards.format.files import json_bytes
 from coreset.shards.format.tar import ShardWriter
+from coreset.shards.sources.names import shown
 
 CLASSES_NAME = "classes.txt"
 MAX_NAME_BYTES = 255  # of one file name, on every file system in use
@@ -43,7 +44,6 @@ class StoredSample:
     label: int
     class_name: str
     extension: str
-    """jpg, png or webp, by content."""
     image: bytes
 
 
@@ -53,7 +53,6 @@ class ExportPlan:
 
     name: str
     split: str
-    """train, validation or test."""
     classes: tuple[str, ...]
     n_samples: int
     samples_per_shard: int
@@ -88,7 +87,7 @@ def standard_split(split: str) -> str:
 def class_folder(name: str) -> str:
     """Return the class name; refuse one that is empty, hidden, a path, too long or unprintable."""
     if _UNFIT.search(name) or len(name.encode()) > MAX_NAME_BYTES:
-        raise UsageError(f"class {_shown(name)} cannot be the name of a folder; {_REMEDY}")
+        raise UsageError(f"class {shown(name)} cannot be the name of a folder; {_REMEDY}")
     return name
 
 
@@ -96,34 +95,29 @@ def image_name(sample: StoredSample) -> str:
     """Return the path of an image in a folder per class: ``CLASS/STEM.EXTENSION``.
 
     The stem is the sample key below its class folder, with ``/`` written as ``%2F`` and ``%`` as
-    ``%25``, since loaders take the folder that directly holds an image for its class. A sample
-    whose label is not that of its folder keeps its whole key, with a ``/`` before it. Different
-    keys have different stems, and the key can be read back.
+    ``%25``, since loaders take the folder that holds an image for its class. A sample whose label
+    is not that of its folder keeps its whole key, with a ``/`` before it.
     """
     folder = class_folder(sample.class_name)
     parts = sample.key.split("/")
     if len(parts) < 2 or any(_UNFIT.search(part) for part in parts):
-        raise UsageError(f"sample key {_shown(sample.key)} cannot name a file; {_REMEDY}")
+        raise UsageError(f"sample key {shown(sample.key)} cannot name a file; {_REMEDY}")
     below = "/".join(parts[1:]) if parts[0] == folder else f"/{sample.key}"
     name = below.replace("%", "%25").replace("/", "%2F") + f".{sample.extension}"
     if len(name.encode()) > MAX_NAME_BYTES:
         raise UsageError(
-            f"sample key {_shown(sample.key)} makes a file name of more than {MAX_NAME_BYTES} "
+            f"sample key {shown(sample.key)} makes a file name of more than {MAX_NAME_BYTES} "
             f"bytes; {_REMEDY}"
         )
     return f"{folder}/{name}"
 
 
-def _shown(name: str) -> str:
-    return ascii(name if len(name) <= 80 else f"{name[:80]}...")
-
-
 def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
     """Write one file per sample, ``OUT/CLASS/STEM.EXTENSION``, and ``classes.txt``.
 
-    timm sorts classes in another order (``class10`` after ``class9``) but accepts ``classes.txt``
-    as its class map. A class without samples has an empty folder, so that torchvision refuses the
-    folder, or gives the right labels with ``allow_empty=True``, instead of shifting the labels.
+    timm sorts classes in another order but accepts ``classes.txt`` as its class map. A class
+    without samples has an empty folder, so that torchvision refuses the folder instead of shifting
+    the labels.
     """
     classes = [class_folder(name) for name in plan.classes]
     (out / CLASSES_NAME).write_text("".join(f"{name}\n" for name in classes), encoding="utf-8")
@@ -136,25 +130,21 @@ def write_image_folder(samples: Iterable[StoredSample], out: Path, plan: ExportP
                 "system; rename it and pack again"
             ) from error
     for sample in samples:
-        _write_new(out / image_name(sample), sample)
-
-
-def _write_new(path: Path, sample: StoredSample) -> None:
-    try:
-        with path.open("xb") as file:
-            file.write(sample.image)
-    except FileExistsError as error:  # on some file systems a.jpg and A.jpg are one name
-        raise UsageError(
-            f"two samples of class {sample.class_name} would be called {path.name} on this file "
-            "system; choose another place or use --to webdataset"
-        ) from error
+        path = out / image_name(sample)
+        try:
+            with path.open("xb") as file:
+                file.write(sample.image)
+        except FileExistsError as error:  # on some file systems a.jpg and A.jpg are one name
+            raise UsageError(
+                f"two samples of class {sample.class_name} would be called {path.name} on this "
+                "file system; choose another place or use --to webdataset"
+            ) from error
 
 
 def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
-    """Write the shards ``SPLIT-000000.tar``, their indices and ``_info.json``.
+    """Write the shards ``SPLIT-000000.tar``, their indices and ``_info.json``, which timm reads.
 
     Members are ``000000042.jpg`` and ``000000042.cls``: the sample id, and the label as a number.
-    The fields of ``_info.json`` are those that ``timm/data/readers/reader_wds.py`` reads.
     """
     remaining = iter(samples)
     filenames = [f"{plan.split}-{number:06d}.tar" for number in range(len(plan.shard_lengths))]
@@ -181,9 +171,8 @@ def write_webdataset(samples: Iterable[StoredSample], out: Path, plan: ExportPla
 def write_parquet(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) -> None:
     """Write ``data/SPLIT-00000-of-0000N.parquet`` in the layout of the Hugging Face Hub.
 
-    ``datasets`` finds these files before any other of the directory. At most one row group is in
-    memory. ``path`` is the image's name in a folder per class, and checked, since programs write to
-    it.
+    At most one row group is in memory. ``path`` is the image's name in a folder per class, and
+    checked, since programs write to it.
     """
     remaining = iter(samples)
     (out / "data").mkdir()
@@ -203,10 +192,7 @@ def write_parquet(samples: Iterable[StoredSample], out: Path, plan: ExportPlan) 
 
 
 def _schema(classes: Iterable[str]) -> ArrowSchema:
-    """Describe the columns so that ``datasets`` reads them as ``Image`` and ``ClassLabel``.
-
-    The form is that of ``src/datasets/features/features.py``, ``Features.from_arrow_schema``.
-    """
+    """Describe the columns so that ``datasets`` reads them as ``Image`` and ``ClassLabel``."""
     features = {
         "image": {"_type": "Image"},
         "label": {"names": list(classes), "_type": "ClassLabel"},
@@ -248,6 +234,12 @@ FORMATS: dict[str, ImageFormat | ListFormat] = {
         reader='datasets.load_dataset("{out}", split="{split}")',
         sharded=True,
     ),
-    "paths": PATHS,
-    "ids": IDS,
+    "paths": ListFormat(
+        summary="a list of source paths (.csv: with labels and keys)",
+        columns=("source", "label", "key"),
+        content=paths_list,
+    ),
+    "ids": ListFormat(
+        summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list
+    ),
 }

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.tables.formats import csv_table
 from coreset.shards.tables.sample_names import INTEGER, SEVERAL, UNKNOWN, SampleNames
-from coreset.shards.tables.table import Table, read_table
+from coreset.shards.tables.table import read_table
 
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _Entry: TypeAlias = tuple[int, str]
@@ -26,9 +26,7 @@ class ListFormat:
 
     summary: str
     columns: tuple[str, ...]
-    """Columns of the sample table that are listed."""
     content: Callable[[ArrowTable, str], bytes]
-    """Make the content from the rows and the suffix of the file."""
 
 
 def ids_list(samples: ArrowTable, suffix: str) -> bytes:
@@ -56,26 +54,14 @@ def paths_list(samples: ArrowTable, suffix: str) -> bytes:
     return "".join(f"{row['source']}\n" for row in rows).encode()
 
 
-PATHS = ListFormat(
-    summary="a list of source paths (.csv: with labels and keys)",
-    columns=("source", "label", "key"),
-    content=paths_list,
-)
-IDS = ListFormat(summary="a list of sample ids (.npy: an array)", columns=("id",), content=ids_list)
-
-
 def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     """Return the ids of the samples that a list names, int64 in ascending order.
 
-    ``.npy`` holds ids; ``shards.tables.table`` reads anything else. An entry is a sample id, a
-    sample key, a source path, a longer path that ends in one of these (``train/n02979186/x.JPEG``),
-    or a file name that only one sample has. A path also matches by its sample key, so that an
-    image that was stored with another extension is found. ``samples`` has the columns ``key`` and
-    ``source``, one row per sample id.
-
-    Raises:
-        UsageError: The list is missing, empty or cannot be read; an entry is unknown, out of range
-            or names a sample again. The message has the line.
+    ``.npy`` holds ids. Any other entry is a sample id, a sample key, a source path, a longer path
+    that ends in one of these (``train/n02979186/x.JPEG``), or a file name that only one sample has.
+    A path also matches by its sample key, so that an image that was stored with another extension
+    is found. ``samples`` has the columns ``key`` and ``source``, one row per sample id. A
+    UsageError names the line that is at fault.
     """
     names = SampleNames(samples["key"], samples["source"])
     unit, entries = _entries(path, names)
@@ -107,7 +93,13 @@ def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
         if len(cells) <= column or not cells[column].strip():
             raise UsageError(f"{table.where(at)} names no sample; correct the list")
         entries.append((at, cells[column]))
-    _require_no_header(table, entries)
+    zero_first = len(entries) > 1 and entries[0][1].strip() == "0"
+    if table.may_have_header and zero_first and all(INTEGER.fullmatch(text) for _, text in entries):
+        # pandas names a column so that has no name.
+        raise UsageError(
+            f"{table.where(entries[0][0])} is 0, which may be sample 0 or the header of a column "
+            "without a name; write id above the ids, or save them as .txt or .npy"
+        )
     return table.unit, entries
 
 
@@ -122,16 +114,6 @@ def _array_entries(path: Path) -> list[_Entry]:
             "integers; save the sample ids"
         )
     return list(enumerate(map(str, array.tolist()), 1))
-
-
-def _require_no_header(table: Table, entries: Sequence[_Entry]) -> None:
-    """Refuse 0 above other ids in a CSV file: pandas names a column so that has no name."""
-    zero_first = len(entries) > 1 and entries[0][1].strip() == "0"
-    if table.may_have_header and zero_first and all(INTEGER.fullmatch(text) for _, text in entries):
-        raise UsageError(
-            f"{table.where(entries[0][0])} is 0, which may be sample 0 or the header of a column "
-            "without a name; write id above the ids, or save them as .txt or .npy"
-        )
 
 
 def _require_sample(sample: int, text: str, n_samples: int, place: str) -> None:

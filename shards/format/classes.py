@@ -1,7 +1,4 @@
-"""Class lists of well-known data sets, and class lists in files.
-
-Those of ImageNet's subsets are in sorted order of the WordNet ids, as everywhere in this project.
-"""
+"""Class lists of well-known data sets, sorted by WordNet id, and class lists in files."""
 
 import re
 from collections import Counter
@@ -69,9 +66,9 @@ def recognise(classes: Sequence[str]) -> str | None:
 def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
     """Return the class names of a well-known data set (with or without the hyphen) or of a file.
 
-    A file has one class a line, row or entry (``shards.tables.table``). The name is its WordNet id
-    if each has one (``n01440764 tench``), else the whole line, or the column with a known name.
-    Numbers beside the names are labels from 0: names come in their order if ``ordered``.
+    A file has one class a line, row or entry. The name is its WordNet id if each has one
+    (``n01440764 tench``), else the whole line, or the column with a known name. Numbers beside the
+    names are labels from 0: names come in their order if ``ordered``.
 
     Raises:
         UsageError: There is no such list or file; or the file is empty, names a class twice, or
@@ -177,7 +174,6 @@ def _columns(table: Table, rows: Sequence[Sequence[str]]) -> _NamesAndNumbers:
 
 
 def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    """Find the WordNet id of every row; empty unless each has exactly one."""
     of_rows = [wnids_in(row) for row in rows]
     return tuple(ids.pop() for ids in of_rows) if all(len(ids) == 1 for ids in of_rows) else ()
 

@@ -1,4 +1,4 @@
-"""A packed data set for reading: its manifest and sample table, checked when it is opened."""
+"""Packed data set for reading: its manifest and sample table, checked when it is opened."""
 
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,46 +22,37 @@ QUARANTINE_NAME = "quarantine.parquet"
 _CHECKED_COLUMNS = ("shard", "bytes", "offset", "label")
 _ROWS_PER_BATCH = 1 << 17
 
-SAMPLES_SCHEMA = pa.schema(
-    [
-        ("id", pa.int64()),
-        ("member", pa.string()),  # name of the image in its tar, e.g. 000000042.jpg
-        ("shard", pa.int32()),
-        ("offset", pa.int64()),  # of the image bytes in the tar
-        ("bytes", pa.int64()),
-        ("format", pa.string()),  # jpg, png or webp, by content
-        ("label", pa.int64()),  # position in the class list
-        ("class", pa.string()),
-        ("folder_label", pa.int64()),  # label by folder; differs from `label` where --labels did
-        ("key", pa.string()),  # class folder and file stem
-        ("source", pa.string()),  # path below the source folder
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("content_hash", pa.binary(16)),  # xxh3_128 of the stored bytes, big-endian
-        ("source_hash", pa.binary(16)),  # the same of the bytes as found, before any re-encoding
-        ("flags", pa.int32()),
-    ]
-)
-QUARANTINE_SCHEMA = pa.schema(
-    [
-        ("position", pa.int64()),  # among the found, in pack order
-        ("source", pa.string()),
-        ("key", pa.string()),
-        ("class", pa.string()),
-        ("bytes", pa.int64()),
-        ("content_hash", pa.binary(16)),
-        ("reason", pa.string()),
-        ("detail", pa.string()),
-    ]
-)
+SAMPLES_SCHEMA = pa.schema({
+    "id": pa.int64(),
+    "member": pa.string(),  # name of the image in its tar, e.g. 000000042.jpg
+    "shard": pa.int32(),
+    "offset": pa.int64(),  # of the image bytes in the tar
+    "bytes": pa.int64(),
+    "format": pa.string(),  # jpg, png or webp, by content
+    "label": pa.int64(),  # position in the class list
+    "class": pa.string(),
+    "folder_label": pa.int64(),  # label by folder; differs from `label` where --labels did
+    "key": pa.string(),  # class folder and file stem
+    "source": pa.string(),  # path below the source folder
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "content_hash": pa.binary(16),  # xxh3_128 of the stored bytes, big-endian
+    "source_hash": pa.binary(16),  # the same of the bytes as found, before any re-encoding
+    "flags": pa.int32(),
+})  # fmt: skip
+# The position is that among the found, in pack order.
+QUARANTINE_SCHEMA = pa.schema({
+    "position": pa.int64(), "source": pa.string(), "key": pa.string(), "class": pa.string(),
+    "bytes": pa.int64(), "content_hash": pa.binary(16),
+    "reason": pa.string(), "detail": pa.string(),
+})  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A packed data set: its manifest, and a sample table with one row per sample id.
+    """Packed data set: its manifest, and a sample table with one row per sample id.
 
-    Columns are read when they are asked for, so that opening 1.28 million samples takes no longer
-    than checking the table's digest.
+    Columns are read when they are asked for, so that a large data set is opened quickly.
     """
 
     path: Path
@@ -137,7 +128,6 @@ class Dataset:
     def _check_rows(
         self, first: int, rows: Mapping[str, NDArray[Any]], shards: NDArray[np.int32]
     ) -> None:
-        """Check rows from id ``first`` on, which belong to ``shards``."""
         ends = np.array([entry.bytes for entry in self.manifest.shards], np.int64)[shards]
         n_bytes = rows["bytes"]
         # As unsigned numbers the negative ones are the largest.
@@ -154,7 +144,7 @@ class Dataset:
 
     @cached_property
     def samples(self) -> ArrowTable:
-        """The whole sample table, kept in memory after the first use (about 200 bytes a sample)."""
+        """The whole sample table, kept after the first use (about 200 bytes a sample)."""
         return self.table()
 
     @property

@@ -1,33 +1,32 @@
-"""Durable files: written under a temporary name, synced, renamed, and their directory synced.
+"""Durable files, which are synced before they get their names, and JSON documents, checked.
 
 A killed run leaves nothing that looks finished. Everything this project writes goes through here.
 """
 
 import ctypes
-import errno
-import fcntl
 import hashlib
 import json
-import mmap
 import os
 import resource
 import shutil
 import threading
 import weakref
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from types import UnionType
+from typing import IO, Any, Literal, TypeAlias, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from coreset.shards.errors import MachineError, UsageError
 
 Json: TypeAlias = Mapping[str, Any]
+Document = TypeVar("Document")
+_INT_LIMIT = 1 << 63
 COMMAND_NAME = "command.txt"
 """In the scratch directory of an artifact: the command line that makes it."""
 _AT_FDCWD, _RENAME_EXCHANGE, _SYNC_FILE_RANGE_WRITE = -100, 2, 2  # <fcntl.h> and <stdio.h>
-_BUFFER_BYTES = 1 << 22
-_ALIGNMENT = 4096  # at least the block size of the common disks and file systems
 
 
 def fsync_path(path: Path) -> None:
@@ -45,9 +44,9 @@ def fsync_tree(path: Path) -> None:
         fsync_path(entry)
 
 
-def files_below(path: Path) -> Iterator[Path]:
-    """Yield the files below a directory in sorted order of their relative names."""
-    yield from sorted((e for e in path.rglob("*") if e.is_file()), key=lambda file: file.as_posix())
+def files_below(path: Path) -> list[Path]:
+    """List the files below a directory in sorted order of their relative names."""
+    return sorted((e for e in path.rglob("*") if e.is_file()), key=lambda file: file.as_posix())
 
 
 def temporary_name(path: Path) -> Path:
@@ -152,6 +151,16 @@ def remove_tree(path: Path) -> None:
     shutil.rmtree(doomed)
 
 
+def require_space(needed: int, folder: Path, what: str) -> None:
+    """Refuse a disk without room for the bytes that ``what`` needs in a scratch folder."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise MachineError(
+            f"{what} needs {needed:,} bytes in {folder.parent}, {free:,} are free; free some space "
+            "or choose another output"
+        )
+
+
 def start_writeback(file: IO[bytes], offset: int, n_bytes: int) -> None:
     """Ask the kernel to begin writing a range to the disk, without waiting; it may refuse."""
     begin, length = ctypes.c_int64(offset), ctypes.c_int64(n_bytes)
@@ -163,82 +172,10 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-class AppendFile:
-    """One large file, appended in large blocks past the page cache (``O_DIRECT``).
-
-    What a packer writes is not read again soon; in the page cache every byte would cost a copy and
-    a fresh page, and push out what others read. File systems without direct writes get cached ones.
-    """
-
-    def __init__(self, path: Path, on_block: Callable[[memoryview], object]) -> None:
-        """Create ``path`` as `new_file` does; ``on_block`` gets all bytes in order."""
-        self.path = path
-        self._on_block = on_block
-        self._file = new_file(path)
-        self._descriptor = self._file.fileno()
-        with suppress(OSError):
-            self._set_direct(on=True)
-        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)  # aligned to pages
-        self._view = memoryview(self._buffer)
-        self._filled = self._size = 0
-
-    def append(self, part: bytes) -> None:
-        """Append bytes, written when a block is full; an OSError says that the disk fails."""
-        done = 0
-        while done < len(part):
-            n = min(len(part) - done, _BUFFER_BYTES - self._filled)
-            self._view[self._filled : self._filled + n] = memoryview(part)[done : done + n]
-            self._filled += n
-            done += n
-            if self._filled == _BUFFER_BYTES:
-                self._flush()
-
-    def publish(self, path: Path) -> None:
-        """Write the rest, sync, close and rename; the name becomes durable with a later file."""
-        size = self._size + self._filled
-        self._flush()
-        os.ftruncate(self._descriptor, size)  # the last block was written whole
-        os.fsync(self._descriptor)
-        self.close()
-        self.path.rename(path)
-
-    def close(self) -> None:
-        """Close without writing the rest; a second call does nothing."""
-        self._file.close()
-        self._view.release()
-        self._buffer.close()
-
-    def _flush(self) -> None:
-        self._on_block(self._view[: self._filled])
-        whole = -(-self._filled // _ALIGNMENT) * _ALIGNMENT
-        self._view[self._filled : whole] = bytes(whole - self._filled)
-        written = 0
-        while written < whole:
-            written += self._write(self._view[written:whole])
-        self._size += self._filled
-        self._filled = 0
-
-    def _write(self, block: memoryview) -> int:
-        try:
-            return os.write(self._descriptor, block)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-        # Some file systems refuse only now, or once a short write has lost the alignment.
-        self._set_direct(on=False)
-        return os.write(self._descriptor, block)
-
-    def _set_direct(self, *, on: bool) -> None:
-        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
-        flags = flags | os.O_DIRECT if on else flags & ~os.O_DIRECT
-        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags)
-
-
 class OpenFiles:
     """Files by number, opened once each and read from any thread.
 
     A data set can have more shards than a process may open: the rest is opened for one use each.
-    An object that is dropped without `close` leaves no file open.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -267,8 +204,7 @@ class OpenFiles:
 
     def close(self) -> None:
         """Close all files; no read may be under way."""
-        with self._lock:
-            _close_all(self._descriptors)
+        _close_all(self._descriptors)
 
 
 def _close_all(descriptors: dict[int, int]) -> None:
@@ -295,3 +231,70 @@ def sha256_of_file(path: Path) -> str:
 def tree_digests(path: Path) -> dict[str, str]:
     """Return the sha256 of every file below ``path``, by relative name."""
     return {file.relative_to(path).as_posix(): sha256_of_file(file) for file in files_below(path)}
+
+
+def parse(text: bytes) -> dict[str, Any]:
+    """Parse a JSON object; whatever is none is a ValueError."""
+    try:
+        document = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    return _object(document)
+
+
+def build(kind: type[Document], document: object) -> Document:
+    """Build a dataclass from a JSON object; a ValueError names the field that does not fit.
+
+    Lists become tuples, objects become mappings or nested dataclasses.
+    """
+    document = _object(document)
+    hints, required = _fields_of(kind)
+    for name in sorted(document.keys() - hints.keys()):
+        raise ValueError(f"{name} is no field of it")
+    for name in sorted(required - document.keys()):
+        raise ValueError(f"{name} is missing")
+    return kind(**{name: _value(value, hints[name], name) for name, value in document.items()})
+
+
+@cache
+def _fields_of(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:  # noqa: ANN401 - a dataclass
+    hints = get_type_hints(kind)
+    init = [field for field in fields(kind) if field.init]
+    required = (field.name for field in init if field.default is field.default_factory is MISSING)
+    return {field.name: hints[field.name] for field in init}, frozenset(required)
+
+
+def _object(document: object) -> dict[str, Any]:
+    if isinstance(document, dict):
+        return cast("dict[str, Any]", document)
+    raise ValueError(f"an object was expected, not {_shown(document)}")
+
+
+def _value(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401 - of any type
+    if type(value) is hint and (hint is not int or -_INT_LIMIT <= value < _INT_LIMIT):
+        return value
+    origin, inner = get_origin(hint), get_args(hint)
+    if hint is Any or (origin is Literal and value in inner):
+        return value
+    if origin is UnionType:
+        return None if value is None else _value(value, inner[0], name)
+    if origin is tuple and isinstance(value, list):
+        return tuple([_value(item, inner[0], name) for item in value])
+    if origin is Mapping and isinstance(value, dict):
+        return {_key(k, inner[0], name): _value(v, inner[1], name) for k, v in value.items()}
+    if is_dataclass(hint):
+        return build(cast("type", hint), value)
+    raise ValueError(f"{name} has {_shown(value)}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _key(key: str, hint: Any, name: str) -> Any:  # noqa: ANN401 - str or int
+    if hint is not int:
+        return key
+    if not key.isdecimal() or len(key) > 18:
+        raise ValueError(f"{name} has the key {key[:40]!r}, expected a number")
+    return int(key)
+
+
+def _shown(value: object) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 40 else f"{shown[:40]}..."

@@ -2,18 +2,16 @@
 
 ``identity`` covers the ordered (sample key, label) list: scores and coresets depend on it.
 ``content`` covers the stored bytes in the same order: features and decoded pixels depend on it.
-The manifest is written last; a directory without one is not a data set.
 """
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.format.documents import build, parse
-from coreset.shards.format.files import json_bytes, missing
+from coreset.shards.format.files import build, json_bytes, missing, parse
 from coreset.shards.format.tar import shard_name
 
 FORMAT = "coreset-shards"
@@ -28,9 +26,7 @@ class ShardEntry:
     name: str
     first_position: int
     found: int
-    """Packed and refused."""
     samples: int
-    """Packed."""
     bytes: int
     index_bytes: int
     sha256: str
@@ -38,19 +34,17 @@ class ShardEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Contents of ``manifest.json``."""
+    """Contents of ``manifest.json``; ``found`` is the sum of packed and refused files."""
 
     name: str
     split: str
     classes: tuple[str, ...]
-    """In label order."""
     settings: Mapping[str, Any]
     """Options that shaped the bytes: order, order seed, samples per shard, label replacement."""
     n_found: int
     n_samples: int
     n_quarantined: int
     kinds: Mapping[str, int]
-    """Samples by stored format (jpg, png, webp) and by flag (cmyk, grey, misnamed ...)."""
     shards: tuple[ShardEntry, ...]
     identity: str
     content: str
@@ -71,7 +65,7 @@ class Manifest:
 
     @staticmethod
     def read(data: Path) -> "Manifest":
-        """Read the manifest of the packed data set ``data``, checked.
+        """Read and check the manifest of the packed data set ``data``.
 
         Raises:
             UsageError: ``data`` does not exist or is not a packed data set.
@@ -94,8 +88,9 @@ class Manifest:
             manifest = build(Manifest, document)
             _check_values(manifest)
         except (OSError, ValueError) as error:
-            remedy = "pack the data set again"
-            raise ManifestError(f"{path} cannot be read ({error}); {remedy}") from error
+            raise ManifestError(
+                f"{path} cannot be read ({error}); pack the data set again"
+            ) from error
         return manifest
 
 
@@ -114,29 +109,15 @@ def _check_values(manifest: Manifest) -> None:
         raise ValueError(f"n_samples is {manifest.n_samples}, the shards hold {n_stored}")
 
 
-@dataclass(slots=True)
-class DatasetDigests:
-    """Both digests of a data set, updated shard by shard in id order."""
-
-    samples: int = 0
-    identity: Any = field(default_factory=hashlib.sha256)
-    content: Any = field(default_factory=hashlib.sha256)
-
-    def add(
-        self, keys: Sequence[str], labels: Sequence[int], content_hashes: Sequence[bytes]
-    ) -> None:
-        """Add samples: ``key TAB label NEWLINE``, and the 16 bytes of each content hash."""
-        self.samples += len(keys)
-        lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
-        self.identity.update("".join(lines).encode())
-        self.content.update(b"".join(content_hashes))
+def identity_bytes(keys: Sequence[str], labels: Sequence[int]) -> bytes:
+    """Write ``key TAB label NEWLINE`` for each sample."""
+    lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
+    return "".join(lines).encode()
 
 
 def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
     """Return the sha256 over ``key TAB label NEWLINE`` in id order."""
-    digests = DatasetDigests()
-    digests.add(keys, labels, ())
-    return digests.identity.hexdigest()
+    return hashlib.sha256(identity_bytes(keys, labels)).hexdigest()
 
 
 def content_digest(content_hashes: Iterable[bytes]) -> str:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ from coreset.shards.format.files import (
 )
 from coreset.shards.format.manifest import (
     MANIFEST_NAME,
-    DatasetDigests,
     Manifest,
     ShardEntry,
     classes_digest,
+    identity_bytes,
 )
 from coreset.shards.format.tar import index_path, shard_name
 from coreset.shards.images.flags import Flag
@@ -102,16 +103,21 @@ def write_tables(
 ) -> Manifest:
     """Write the tables of samples and ``refused`` files and, last, the manifest."""
     shards: list[ShardEntry] = []
-    digests, kinds = DatasetDigests(), Counter[str]()
+    identity, content, kinds = sha256(), sha256(), Counter[str]()
 
     def tables() -> Iterator[ArrowTable]:
         for shard in range(n_shards):
             record = ShardRecord.read(scratch, shard)
+            table = _sample_table(record, first_id=sum(entry.samples for entry in shards))
             shards.append(record.entry)
-            table = _sample_table(record, first_id=digests.samples)
-            hashes: list[bytes] = table["content_hash"].to_pylist()
-            digests.add(table["key"].to_pylist(), table["label"].to_pylist(), hashes)
-            kinds.update(_kinds(record.samples))
+            keys, labels, hashes = (
+                table[name].to_pylist() for name in ("key", "label", "content_hash")
+            )
+            identity.update(identity_bytes(keys, labels))
+            content.update(b"".join(hashes))
+            kinds.update(record.samples.get("format", ()))
+            for flags, n in Counter[int](record.samples.get("flags", ())).items():
+                kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})
             yield table
 
     _write_table(scratch / SAMPLES_NAME, SAMPLES_SCHEMA, tables())
@@ -123,12 +129,12 @@ def write_tables(
         classes=tuple(classes),
         settings=settings,
         n_found=sum(shard.found for shard in shards),
-        n_samples=digests.samples,
+        n_samples=sum(shard.samples for shard in shards),
         n_quarantined=sum(shard.found - shard.samples for shard in shards),
         kinds=dict(sorted(kinds.items())),
         shards=tuple(shards),
-        identity=digests.identity.hexdigest(),
-        content=digests.content.hexdigest(),
+        identity=identity.hexdigest(),
+        content=content.hexdigest(),
         classes_sha256=classes_digest(classes),
         samples_sha256=sha256_of_file(scratch / SAMPLES_NAME),
         quarantine_sha256=sha256_of_file(scratch / QUARANTINE_NAME),
@@ -151,12 +157,6 @@ def read_refused(data: Path) -> ArrowTable:
     return table
 
 
-def remove_records(scratch: Path) -> None:
-    """Remove the records, which a finished data set does not need."""
-    for path in scratch.glob("shard-*.json"):
-        path.unlink()
-
-
 def _sample_table(record: ShardRecord, first_id: int) -> ArrowTable:
     ids = range(first_id, first_id + record.entry.samples)
     columns: dict[str, Any] = record.samples | {"id": ids}
@@ -166,13 +166,6 @@ def _sample_table(record: ShardRecord, first_id: int) -> ArrowTable:
         [pa.array(columns.get(field.name, ()), field.type) for field in SAMPLES_SCHEMA],
         SAMPLES_SCHEMA,
     )
-
-
-def _kinds(columns: Mapping[str, list[Any]]) -> Counter[str]:
-    kinds = Counter[str](columns.get("format", ()))
-    for flags, n in Counter[int](columns.get("flags", ())).items():
-        kinds.update({str(flag.name).lower(): n for flag in Flag(flags)})
-    return kinds
 
 
 def _write_table(path: Path, schema: ArrowSchema, tables: Iterable[ArrowTable]) -> None:

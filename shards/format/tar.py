@@ -2,19 +2,22 @@
 
 A sample is an image member in its true format and a label in ASCII decimal: ``000000042.jpg``,
 ``000000042.cls``. Times, owners and modes are constant, so equal samples give equal bytes. The
-index has the text format v1.2 of NVIDIA/DALI ``tools/wds2idx.py``: a first line ``v1.2 SAMPLES``,
-then a line per sample with ``extension offset size member`` for each member. Readers walk the
-headers and never extract, so a member name cannot reach the file system.
+index has the format v1.2 of DALI's ``tools/wds2idx.py``: a first line ``v1.2 SAMPLES``, then a line
+per sample with ``extension offset size member`` for each member.
 """
 
+import errno
+import fcntl
+import mmap
+import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from coreset.shards.format.files import AppendFile, new_file, sync_and_rename, temporary_name
+from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
@@ -22,6 +25,8 @@ MOST_ADDED = 4 * BLOCK_BYTES
 """Most bytes of a sample in a tar beside those of its image."""
 MEMBER_NAME = re.compile(r"\d{9}\.(?:jpg|png|webp|cls)")
 _SIZE, _CHECKSUM = slice(124, 135), slice(148, 156)
+_BUFFER_BYTES = 1 << 22
+_ALIGNMENT = 4096  # at least the block size of the common disks and file systems
 
 
 class Member(NamedTuple):
@@ -42,17 +47,15 @@ def index_path(shard: Path) -> Path:
     return shard.with_suffix(".idx")
 
 
-_BLANK_HEADER = b"".join(
-    [
-        bytes(100),  # name
-        b"0000644\0" + b"0000000\0" * 2,  # mode, user, group
-        bytes(12) + b"00000000000\0",  # size, time
-        b" " * 8,  # checksum, counted as blanks
-        b"0" + bytes(100),  # regular file, link target
-        b"ustar\0" + b"00" + bytes(64),  # format, names of user and group
-        b"0000000\0" * 2,  # device
-    ]
-).ljust(BLOCK_BYTES, b"\0")
+_BLANK_HEADER = (
+    bytes(100)  # name
+    + b"0000644\0" + b"0000000\0" * 2  # mode, user, group
+    + bytes(12) + b"00000000000\0"  # size, time
+    + b" " * 8  # checksum, counted as blanks
+    + b"0" + bytes(100)  # regular file, link target
+    + b"ustar\0" + b"00" + bytes(64)  # format, names of user and group
+    + b"0000000\0" * 2  # device
+).ljust(BLOCK_BYTES, b"\0")  # fmt: skip
 _BLANK_SUM = sum(_BLANK_HEADER)
 
 
@@ -86,7 +89,77 @@ def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
     for sample in samples:
         words = [f"{m.name.rpartition('.')[2]} {m.offset} {m.size} {m.name}" for m in sample]
         lines.append(" ".join(words))
-    return ("\n".join(lines) + "\n").encode()
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+class AppendFile:
+    """Large file, appended in large blocks, past the page cache where that works (``O_DIRECT``).
+
+    In the page cache every byte would cost a copy and push out what others read.
+    """
+
+    def __init__(self, path: Path, on_block: Callable[[memoryview], object]) -> None:
+        """Create ``path`` as `new_file` does; ``on_block`` gets all bytes in order."""
+        self.path = path
+        self._on_block = on_block
+        self._file = new_file(path)
+        self._descriptor = self._file.fileno()
+        with suppress(OSError):
+            self._set_direct(on=True)
+        self._buffer = mmap.mmap(-1, _BUFFER_BYTES)  # aligned to pages
+        self._view = memoryview(self._buffer)
+        self._filled = self._size = 0
+
+    def append(self, part: bytes) -> None:
+        """Append bytes, written when a block is full; an OSError says that the disk fails."""
+        done = 0
+        while done < len(part):
+            n = min(len(part) - done, _BUFFER_BYTES - self._filled)
+            self._view[self._filled : self._filled + n] = memoryview(part)[done : done + n]
+            self._filled += n
+            done += n
+            if self._filled == _BUFFER_BYTES:
+                self._flush()
+
+    def publish(self, path: Path) -> None:
+        """Write the rest, sync, close and rename; the name becomes durable with a later file."""
+        size = self._size + self._filled
+        self._flush()
+        os.ftruncate(self._descriptor, size)  # the last block was written whole
+        os.fsync(self._descriptor)
+        self.close()
+        self.path.rename(path)
+
+    def close(self) -> None:
+        """Close without writing the rest; a second call does nothing."""
+        self._file.close()
+        self._view.release()
+        self._buffer.close()
+
+    def _flush(self) -> None:
+        self._on_block(self._view[: self._filled])
+        whole = -(-self._filled // _ALIGNMENT) * _ALIGNMENT
+        self._view[self._filled : whole] = bytes(whole - self._filled)
+        written = 0
+        while written < whole:
+            written += self._write(self._view[written:whole])
+        self._size += self._filled
+        self._filled = 0
+
+    def _write(self, block: memoryview) -> int:
+        try:
+            return os.write(self._descriptor, block)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+        # Some file systems refuse only now, or once a short write has lost the alignment.
+        self._set_direct(on=False)
+        return os.write(self._descriptor, block)
+
+    def _set_direct(self, *, on: bool) -> None:
+        flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
+        flags = flags | os.O_DIRECT if on else flags & ~os.O_DIRECT
+        fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags)
 
 
 class ShardWriter:
@@ -139,9 +212,8 @@ class ShardWriter:
 def walk(path: Path) -> Iterator[Member]:
     """Yield the members of a tar by its headers alone, up to the end mark.
 
-    Raises:
-        ValueError: A header is cut, damaged or of a kind that no shard holds, a member runs over
-            the end of the file, or the end mark is missing. The message has the offset.
+    A ValueError, which has the offset, says that a header is cut, damaged or of a kind that no
+    shard holds, a member runs over the end, or the end mark is missing.
     """
     file_bytes = path.stat().st_size
     offset = 0

@@ -1,8 +1,4 @@
-"""Flags of stored images, and reasons and limits for which other files are refused.
-
-Whatever a codec raises on a file refuses that file alone: one file must not end a packing, a check
-or a run that reads thousands of others.
-"""
+"""Flags of stored images, and reasons and limits for which other files are refused."""
 
 import struct
 from collections.abc import Callable
@@ -32,7 +28,6 @@ class Flag(IntFlag):
     """The EXIF orientation is not upright; ignored, as torchvision does."""
     PROGRESSIVE = 8
     DEEP = 16
-    """More than 8 bits per channel."""
     ALPHA = 32
     PALETTE = 64
     MISNAMED = 128
@@ -65,10 +60,9 @@ class Refusal(Exception):  # noqa: N818 - not a fault of the program: the file i
 
 
 def refusing(codec: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
-    """Turn whatever ``codec`` raises on one file into a ``Refusal``.
+    """Turn whatever ``codec`` raises on one file into a ``Refusal``: no file must end a packing.
 
-    Errors of this project pass, and ``MemoryError``: the machine is short of memory, not the file
-    at fault.
+    Errors of this project pass, and ``MemoryError``, which is no fault of the file.
     """
 
     @wraps(codec)

@@ -1,8 +1,7 @@
-"""Read the markers of a JPEG (ITU T.81, annex B): size, kind, sampling and number of scans.
+"""Markers of a JPEG (ITU T.81, annex B): size, kind, sampling and number of scans.
 
-A decoder's work is bounded by pixels and bytes only while scans are few: a progressive file, or one
-whose components come apart, may run over all its blocks again and again for 11 bytes a scan. The
-standard sets no limit; libjpeg-turbo leaves it to the caller.
+A decoder's work is bounded by pixels and bytes only while scans are few: each may run over all
+blocks again for 11 bytes. The standard sets no limit; libjpeg-turbo leaves it to the caller.
 """
 
 import re

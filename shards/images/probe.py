@@ -1,17 +1,22 @@
-"""Identify an image file before it is stored: format, size and flags, or a refusal.
+"""Identification of an image file before it is stored: format, size and flags, or a refusal.
 
 The format follows from the content, never from the name. Dimensions come from the header, before a
-pixel is decoded, because neither DALI nor libjpeg-turbo guards against decompression bombs. Then
-the image is decoded in full: a file that passes here cannot break a batch later. Animations are
-refused, formats that the decoders of this project do not read, and files that are small but hold a
-decoder up for long.
+pixel is decoded: neither DALI nor libjpeg-turbo guards against decompression bombs. Then the image
+is decoded in full: a file that passes here cannot break a batch later.
 """
 
+import re
 import struct
+import warnings
 import zlib
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from io import BytesIO
 
+import numpy as np
 import simplejpeg
+from PIL import Image
 
 from coreset.shards.images.flags import (
     MAX_FILE_BYTES,
@@ -25,7 +30,6 @@ from coreset.shards.images.flags import (
     require_size,
 )
 from coreset.shards.images.jpeg_header import read_header
-from coreset.shards.images.pillow import opened
 
 FORMAT_OF_EXTENSION = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 
@@ -35,15 +39,10 @@ _MOST_IDAT = MAX_FILE_BYTES >> 12
 _PNG_COLOURS = {0: Flag.GREY, 3: Flag.PALETTE, 4: Flag.GREY | Flag.ALPHA, 6: Flag.ALPHA}
 _REDUCTION = 8
 # First bytes of other formats, which the refusal names.
-_OTHER_FORMATS = (
-    (b"GIF8", "image/gif"),
-    (b"BM", "image/bmp"),
-    (b"II*\0", "image/tiff"),
-    (b"MM\0*", "image/tiff"),
-    (b"\0\0\0\x0cJXL ", "image/jxl"),
-    (b"\xff\x0a", "image/jxl"),
-    (b"\0\0\0\x0cjP  ", "image/jp2"),
-)
+_OTHER_FORMATS = {
+    b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff", b"MM\0*": "tiff", b"\xff\x0a": "jxl",
+    b"\0\0\0\x0cJXL ": "jxl", b"\0\0\0\x0cjP  ": "jp2",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +63,7 @@ def probe(data: bytes) -> Probe:
     if _is_plain_jpeg(image):
         _require_same(image, decode_jpeg(data), reduced=_REDUCTION)
     else:
-        reader = {"jpg": "JPEG"}.get(image.format, image.format.upper())
-        with opened(data, (image.width, image.height), (reader,)) as opened_image:
+        with opened(data, (image.width, image.height)) as opened_image:
             opened_image.load()
     return image
 
@@ -84,9 +82,8 @@ def glance(data: bytes) -> Probe:
 def decode_jpeg(data: bytes) -> tuple[int, int]:
     """Decode a JPEG at 1/8 of its size, and return the width and height of the result.
 
-    It reads every bit in two thirds of the time: libjpeg-turbo finds damage in markers and Huffman
-    codes, before any scaling. Never for a lossless JPEG, which cannot be scaled: simplejpeg would
-    write beyond its memory.
+    It reads every bit in two thirds of the time. Never for a lossless JPEG, which cannot be scaled:
+    simplejpeg would write beyond its memory.
     """
     pixels = simplejpeg.decode_jpeg(
         data, "RGB", min_height=1, min_width=1, min_factor=_REDUCTION, strict=True
@@ -101,17 +98,6 @@ def misnamed(image: Probe, name: str) -> Probe:
     return replace(image, flags=image.flags | Flag.MISNAMED) if is_other else image
 
 
-def _not_packed(data: bytes) -> Refusal:
-    for magic, kind in _OTHER_FORMATS:
-        if data.startswith(magic):
-            return Refusal(Reason.UNSUPPORTED_FORMAT, kind)
-    if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"}:
-        return Refusal(Reason.UNSUPPORTED_FORMAT, "image/heif")
-    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return Refusal(Reason.NOT_AN_IMAGE, "text/html")
-    return Refusal(Reason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
-
-
 def _described(data: bytes) -> Probe:
     if not data:
         raise Refusal(Reason.EMPTY, "0 bytes")
@@ -121,7 +107,14 @@ def _described(data: bytes) -> Probe:
         return _png_header(data)
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return _webp_header(data)
-    raise _not_packed(data)
+    for magic, kind in _OTHER_FORMATS.items():
+        if data.startswith(magic):
+            raise Refusal(Reason.UNSUPPORTED_FORMAT, f"image/{kind}")
+    if data[4:8] == b"ftyp" and data[8:12] in {b"avif", b"avis", b"heic", b"heix", b"mif1"}:
+        raise Refusal(Reason.UNSUPPORTED_FORMAT, "image/heif")
+    if data[:256].lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise Refusal(Reason.NOT_AN_IMAGE, "text/html")
+    raise Refusal(Reason.NOT_AN_IMAGE, f"begins with {data[:8].hex(' ')}")
 
 
 def _is_plain_jpeg(image: Probe) -> bool:
@@ -136,10 +129,7 @@ def _require_same(image: Probe, size: tuple[int, int], *, reduced: int = 1) -> N
 
 
 def _png_header(data: bytes) -> Probe:
-    """Check every chunk's length and checksum (PNG, third edition, 5.3).
-
-    Pillow passes over a missing end chunk and over checksums after the pixels.
-    """
+    """Check every chunk (PNG, 5.3): Pillow passes over a missing end and some checksums."""
     chunks = _png_chunks(data)
     (kind, header), kinds = chunks[0], [kind for kind, _ in chunks]
     if kind != b"IHDR" or len(header) != 13 or kinds.count(b"IHDR") > 1:
@@ -220,3 +210,48 @@ def _webp_exif(data: bytes, end: int) -> bytes:
             exif = exif or data[at + 8 : at + 8 + length].removeprefix(b"Exif\0\0")
         at += 8 + length + length % 2
     return exif
+
+
+@contextmanager
+def opened(data: bytes, size: tuple[int, int] | None = None) -> Generator[Image.Image]:
+    """Open a JPEG, PNG or WebP file with Pillow, without warnings and without decoding a pixel.
+
+    ``size`` is the width and height that it must have, so that nothing larger is decoded.
+
+    Raises:
+        ValueError: The file has another size, or Pillow cannot read it; also from within the block.
+    """
+    # For good, not in catch_warnings, which is not thread safe; setting it again changes nothing.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    try:
+        with Image.open(BytesIO(data), formats=("JPEG", "PNG", "WEBP")) as image:
+            _require_pixels(image, size)
+            # Read at once: of a file that comes in pieces, what lies between two markers is
+            # searched from its beginning with every piece.
+            image.decodermaxblock = len(data)  # pyright: ignore[reportAttributeAccessIssue] - not in the stubs
+            yield image
+    except MemoryError:
+        raise
+    except Exception as error:
+        # The address of the buffer differs from run to run.
+        text = re.sub(r"<_io\.BytesIO object at 0x[0-9a-f]+>", "", str(error)).strip()
+        if not text or not isinstance(error, OSError | SyntaxError | ValueError):
+            text = f"{type(error).__name__} {text}".strip()
+        raise ValueError(text) from error
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert a Pillow image to 8-bit RGB.
+
+    Grey is repeated, palettes are resolved, alpha is dropped (not blended), CMYK is converted as
+    Pillow does. Unlike ``convert("RGB")``, which saturates, 16-bit grey is scaled to 8 bits.
+    """
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.uint32)
+        image = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def _require_pixels(image: Image.Image, size: tuple[int, int] | None) -> None:
+    if size is not None and image.size != size:
+        raise ValueError(f"it has {image.size} pixels, the index says {size}")

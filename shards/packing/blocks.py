@@ -25,11 +25,9 @@ class Observer(Protocol):
 
     def block(self, found: int, source_bytes: int, *, refused: int) -> None:
         """Count files that were read, some of which were refused."""
-        ...
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
         """Count a shard that was committed now or, if ``resumed``, by an interrupted run."""
-        ...
 
 
 class ShardBuilder:
@@ -51,8 +49,7 @@ class ShardBuilder:
     def put(self, number: int, block: Block) -> tuple[int, bool]:
         """Take a block; write the blocks that are next, unless another thread is writing.
 
-        Returns:
-            The number of blocks that this call wrote, and whether the shard is complete with them.
+        Return the number of blocks written, and whether the shard is complete with them.
         """
         with self._lock:
             self._waiting[number] = block
@@ -113,9 +110,9 @@ class ShardBuilder:
 class Packing:
     """Threads of one packing: each has a block encoded, then writes the blocks that are next.
 
-    As many shards as workers are built at once, one block of each in turn, so that the last shards
-    keep all threads busy too. A block is admitted to memory in the order of writing before it is
-    encoded: waiting blocks cannot keep out the block that they wait for.
+    As many shards as workers are built at once, so that the last shards keep all threads busy too.
+    A block is admitted to memory in the order of writing before it is encoded: waiting blocks
+    cannot keep out the block that they wait for.
     """
 
     def __init__(self, plan: Plan, scratch: Path, observer: Observer, workers: int) -> None:
@@ -160,7 +157,6 @@ class Packing:
             raise
 
     def _blocks(self, shards: Sequence[int]) -> Iterator[tuple[ShardBuilder, int]]:
-        """Yield the blocks of the first shards in turn, then of the next ones."""
         for first in range(0, len(shards), self._workers):
             some = shards[first : first + self._workers]
             group = [ShardBuilder(self._plan, shard, self._scratch) for shard in some]
@@ -200,13 +196,12 @@ class Packing:
         """Keep the first error, stop the threads, and wake the one that submits blocks."""
         with self._lock:
             if not self._stop.is_set():
-                self._failure = self._disk_error(error) if isinstance(error, OSError) else error
+                self._failure = error
+                if isinstance(error, OSError):
+                    free = shutil.disk_usage(self._scratch).free
+                    self._failure = MachineError(
+                        f"{error.filename or self._scratch} cannot be written ({error.strerror}; "
+                        f"{free:,} bytes are free); mend that, and the same command continues"
+                    )
             self._stop.set()
         self._admitted.release()
-
-    def _disk_error(self, error: OSError) -> MachineError:
-        free = shutil.disk_usage(self._scratch).free
-        return MachineError(
-            f"{error.filename or self._scratch} cannot be written ({error.strerror}; {free:,} "
-            "bytes are free); mend that, and the same command continues"
-        )

@@ -1,4 +1,4 @@
-"""Encode source files for a shard: read, check, resize, or refuse them."""
+"""Encoding of source files for a shard: read, check, resize, or refuse them."""
 
 from collections.abc import Callable
 from concurrent.futures import CancelledError
@@ -14,8 +14,7 @@ from coreset.shards.errors import DataError
 from coreset.shards.format.records import Row
 from coreset.shards.format.tar import sample_parts
 from coreset.shards.images.flags import MAX_FILE_BYTES, Flag, Reason, Refusal, refusing
-from coreset.shards.images.pillow import as_rgb, opened
-from coreset.shards.images.probe import Probe, glance, misnamed, probe
+from coreset.shards.images.probe import Probe, as_rgb, glance, misnamed, opened, probe
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import Sample, Source
 
@@ -33,7 +32,6 @@ class Block(NamedTuple):
     refused: list[Row]
     """Rows of ``QUARANTINE_SCHEMA``."""
     parts: list[bytes]
-    """Bytes of the samples in a shard."""
 
 
 def encode_block(
@@ -106,7 +104,6 @@ def _read(source: Source, sample: Sample) -> bytes:
 
 
 def _identify(plan: Plan, sample: Sample, data: bytes, content_hash: str) -> Probe:
-    """Probe an image, or take what a packed source recorded of it."""
     if plan.source.facts is not None:
         stored_hash, image = plan.source.facts(sample.row)
         if stored_hash.hex() != content_hash:
@@ -146,11 +143,8 @@ def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tup
 
     A plain JPEG (grey or colour) that is small enough is returned unchanged. PNG, WebP, CMYK and
     unusual chroma sampling are re-encoded at any size. EXIF orientation is ignored, as in
-    torchvision's ``ImageFolder``, and lost, as are alpha, palette and depth; grey stays grey. The
-    bytes depend on the arguments and the version of libjpeg-turbo alone.
-
-    Returns:
-        The bytes and their probe; a flag of the source's name stays.
+    torchvision's ``ImageFolder``, and lost, as are alpha, palette and depth; grey stays grey. A
+    flag of the source's name stays.
     """
     if min(image.width, image.height) <= short_side and _is_plain_jpeg(image):
         return data, image

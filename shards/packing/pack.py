@@ -1,13 +1,11 @@
-"""Pack source files into shards, all of them or some again: a damaged shard, or refused files.
+"""Packing of source files into shards, all of them or some again: damaged, or with refused files.
 
 A shard owns a fixed range of positions, so its bytes depend on its own files alone: any number of
-workers, interruptions and repetitions gives the same bytes. Complete tars and indices are renamed;
-then the shard's record (``shards.format.records``) commits it. At the end the records become the
-tables and the manifest, and are removed.
+workers, interruptions and repetitions gives the same bytes. A shard's record commits it. At the end
+the records become the tables and the manifest, and are removed.
 """
 
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,30 +14,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
-from coreset.shards.errors import DataError, MachineError, UsageError
+from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.dataset import QUARANTINE_SCHEMA, Dataset
-from coreset.shards.format.files import replace_files, write_atomically
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest, ShardEntry
+from coreset.shards.format.files import replace_files, require_space, write_atomically
+from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 from coreset.shards.format.records import (
     Row,
     ShardRecord,
     is_committed,
     read_refused,
     refused_rows,
-    remove_records,
     write_tables,
 )
 from coreset.shards.format.tar import index_path, shard_name
 from coreset.shards.images.flags import MAX_FILE_BYTES
 from coreset.shards.packing.blocks import Observer, Packing
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.workers import can_fork, evict_code
+from coreset.shards.packing.workers import can_fork
 from coreset.shards.sources.base import compute
-from coreset.shards.tables.csv_cells import csv_table
+from coreset.shards.sources.staging import PACKED_EXTRA_BYTES
+from coreset.shards.tables.formats import csv_table
 
 _SOURCE_STATE_NAME = "source-state.sha256"
-# Headers, label and padding of a sample come to 1.8 KiB, its rows to 0.5 KiB.
-_EXTRA_BYTES_PER_SAMPLE = 2400
 
 
 def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Observer) -> Manifest:
@@ -77,18 +73,19 @@ def pack_shards(
     plan: Plan, scratch: Path, shards: Sequence[int], *, workers: int, observer: Observer
 ) -> None:
     """Write and commit those of ``shards`` that are not committed yet, as `pack` does."""
-    uncommitted: list[int] = []
-    for shard in shards:
-        if is_committed(scratch, shard):
-            observer.shard(ShardRecord.read(scratch, shard), resumed=True)
-        else:
-            uncommitted.append(shard)
-    _require_space(plan, scratch, uncommitted)
+    committed = {shard for shard in shards if is_committed(scratch, shard)}
+    for shard in sorted(committed):
+        observer.shard(ShardRecord.read(scratch, shard), resumed=True)
+    uncommitted = [shard for shard in shards if shard not in committed]
+    needed = 0
+    for shard in uncommitted:
+        sizes = plan.sizes(plan.positions(shard))
+        needed += int(sizes[sizes <= MAX_FILE_BYTES].sum()) + PACKED_EXTRA_BYTES * sizes.size
+    require_space(needed, scratch, "packing")
     if plan.short_side is not None:
         from coreset.kernels.jpeg.resize import warm_up
 
         warm_up()
-        evict_code("libllvmlite")  # the compiler has done its work: 60 MB
     # Decoding needs the interpreter often enough for processes to be faster; copying does not.
     processes = plan.decodes and workers > 1 and can_fork()
     Packing(plan, scratch, observer, workers).pack(uncommitted, processes=processes)
@@ -99,18 +96,20 @@ def finish(plan: Plan, scratch: Path, listed: Path) -> Manifest:
     if (scratch / MANIFEST_NAME).is_file():
         manifest = Manifest.read(scratch)
     else:
-        refused = refused_rows(scratch, plan.n_shards)
-        require_few(refused, plan.source.classes, plan.source.class_sizes(), listed)
+        refused, classes = refused_rows(scratch, plan.n_shards), plan.source.classes
+        class_sizes = np.bincount(plan.source.row_labels, minlength=len(classes))
+        require_few(refused, classes, class_sizes, listed)
         manifest = write_tables(
             scratch,
             n_shards=plan.n_shards,
             refused=refused,
             name=plan.name,
             split=plan.split,
-            classes=plan.source.classes,
+            classes=classes,
             settings=plan.settings,
         )
-    remove_records(scratch)
+    for record in scratch.glob("shard-*.json"):  # which a finished data set does not need
+        record.unlink()
     (scratch / _SOURCE_STATE_NAME).unlink(missing_ok=True)
     return manifest
 
@@ -122,19 +121,6 @@ def thread_count(workers: int) -> int:
     return workers or len(os.sched_getaffinity(0))
 
 
-def _require_space(plan: Plan, scratch: Path, shards: list[int]) -> None:
-    needed = 0
-    for shard in shards:
-        sizes = plan.sizes(plan.positions(shard))
-        needed += int(sizes[sizes <= MAX_FILE_BYTES].sum()) + _EXTRA_BYTES_PER_SAMPLE * sizes.size
-    free = shutil.disk_usage(scratch).free
-    if needed > free:
-        raise MachineError(
-            f"packing needs {needed:,} bytes in {scratch.parent}, {free:,} are free; free some "
-            "space or choose another output"
-        )
-
-
 def list_path(data: Path) -> Path:
     """Return the list of the refused files of a failed packing, beside its output."""
     return data.with_name(f"{data.name}.quarantine.csv")
@@ -144,7 +130,7 @@ def write_list(path: Path, rows: Sequence[Row]) -> None:
     """Write rows of ``QUARANTINE_SCHEMA`` as CSV."""
     names: Sequence[str] = QUARANTINE_SCHEMA.names
     readable = (row | {"content_hash": (row["content_hash"] or b"").hex()} for row in rows)
-    write_atomically(path, csv_table(names, ([row[name] for name in names] for row in readable)))
+    write_atomically(path, csv_table(names, (map(row.get, names) for row in readable)))
 
 
 def require_few(
@@ -152,8 +138,7 @@ def require_few(
 ) -> None:
     """Refuse too many refused files, of all or of a class, and list them in ``listed``.
 
-    Rows are those of ``QUARANTINE_SCHEMA``; ``class_sizes`` counts packed and refused files, int64
-    of shape (classes,).
+    ``class_sizes`` counts packed and refused files, int64 of shape (classes,).
     """
     n_found = int(class_sizes.sum())
     limit = max(10, n_found // 1000)
@@ -194,9 +179,7 @@ def retry_refused(
     """Pack the shards with refused files again in ``scratch``, and link the others there.
 
     ``plan`` is that of the source as it is now; the records of all shards stay in ``scratch``.
-
-    Returns:
-        The number of samples that were refused before and are packed now.
+    Return the number of samples that were refused before and are packed now.
     """
     samples, refused = dataset.table(), read_refused(dataset.path)
     _require_unchanged(plan, samples, refused)
@@ -205,20 +188,17 @@ def retry_refused(
     first_id = 0
     for shard, entry in enumerate(dataset.manifest.shards):
         if shard not in again:
-            _link_shard(dataset.path, scratch, entry, shard, samples.slice(first_id, entry.samples))
+            for path in (dataset.path / entry.name, index_path(dataset.path / entry.name)):
+                os.link(path, scratch / path.name)
+            rows = samples.slice(first_id, entry.samples).drop_columns(["id"])
+            columns: dict[str, list[Any]] = rows.to_pydict()
+            for name in ("content_hash", "source_hash"):
+                columns[name] = [content_hash.hex() for content_hash in columns[name]]
+            ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
         first_id += entry.samples
     pack_shards(plan, scratch, again, workers=workers, observer=observer)
     packed = sum(ShardRecord.read(scratch, shard).entry.samples for shard in again)
     return packed - sum(dataset.manifest.shards[shard].samples for shard in again)
-
-
-def _link_shard(data: Path, scratch: Path, entry: ShardEntry, shard: int, rows: ArrowTable) -> None:
-    for path in (data / entry.name, index_path(data / entry.name)):
-        os.link(path, scratch / path.name)
-    columns: dict[str, list[Any]] = rows.drop_columns(["id"]).to_pydict()
-    for name in ("content_hash", "source_hash"):
-        columns[name] = [content_hash.hex() for content_hash in columns[name]]
-    ShardRecord(entry=entry, samples=columns, refused=[]).commit(scratch, shard)
 
 
 def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> None:
@@ -238,7 +218,7 @@ def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> 
     changed = next((key for key, new in zip(keys, current, strict=True) if key != new), None)
     if changed is None and plan.short_side is None:
         stored = samples["bytes"].to_numpy()
-        differs = source.sizes[positions[: stored.size]] != stored
+        differs = source.row_sizes[source.rows[positions[: stored.size]]] != stored
         changed = keys[int(np.flatnonzero(differs)[0])] if differs.any() else None
     if changed is not None:
         raise UsageError(

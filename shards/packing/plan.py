@@ -36,7 +36,6 @@ class Plan:
     name: str
     split: str
     settings: Mapping[str, Any]
-    """Options that the manifest records."""
     check: bool = True
     """Decode every image, not only its header."""
     short_side: int | None = None
@@ -83,10 +82,10 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     """Return the label of every file, int64 of shape (files,), by ``column`` of a table.
 
     Another column names the image: by its sample key, by its path below the source folder, by a
-    longer path that ends in one of these (``/data/train/n02979186/x.JPEG``), or by a file name
-    that occurs once. Rows of other images are ignored. A file without a row keeps its folder's
-    label if it is no image and will be refused. A label is a class name, or text with the WordNet
-    id of a class (``n02979186 111 108 293 400``).
+    longer path that ends in one of these, or by a file name that occurs once. Rows of other images
+    are ignored. A file without a row keeps its folder's label if it is no image and will be
+    refused. A label is a class name, or text with the WordNet id of a class (``n02979186 111 108
+    293 400``).
     """
     root = source.place if source.place.is_dir() else source.place.parent
     keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))

@@ -1,15 +1,13 @@
 """Workers that encode blocks of samples, in threads or in forked processes.
 
-Threads decode small images in less time than they need to hand over the interpreter. Forked
-processes have their own interpreter, and share the listed source and the compiled code with their
-parent page by page. A fork copies one thread, so it is safe only if no other thread can hold a lock
-at that moment: a process with other Python threads or with torch does not fork.
+Forked processes have their own interpreter, and share the source and the compiled code with their
+parent. A fork copies one thread, so it is safe only if no other thread can hold a lock at that
+moment: a process with other Python threads or with torch does not fork.
 """
 
 import ctypes
 import gc
 import mmap
-import re
 import signal
 import sys
 import threading
@@ -19,7 +17,6 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing import Pipe, current_process, get_context
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import MachineError
@@ -30,8 +27,7 @@ from coreset.shards.packing.plan import MAX_BLOCK_BYTES, MAX_BLOCK_SAMPLES, Plan
 Worker: TypeAlias = Callable[[range], Block]
 """Encodes one block of source files at a time, with the errors of `encode_block`."""
 _SHARED_BYTES = MAX_BLOCK_BYTES + MAX_BLOCK_SAMPLES * MOST_ADDED
-_PR_SET_PDEATHSIG, _MADV_DONTNEED = 1, 4  # <sys/prctl.h>, <sys/mman.h>
-_MAPS = Path("/proc/self/maps")
+_PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 
 
 @contextmanager
@@ -66,7 +62,7 @@ def can_fork() -> bool:
 
 
 class _ForkedWorker:
-    """Encodes blocks in a child process, which ends with this process in any case.
+    """Encoder of blocks in a child process, which ends with this process in any case.
 
     Bytes come back in shared memory, and those that do not fit through the pipe.
     """
@@ -92,7 +88,16 @@ class _ForkedWorker:
             self.pipe.send(positions)
             answer = self.pipe.recv()
         except (EOFError, ConnectionError) as error:
-            raise self._lost(positions) from error
+            self._process.join()
+            code, source = self._process.exitcode or 0, self._plan.source
+            end = (
+                f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
+            )
+            first, last = (source.sample(at).name for at in (positions[0], positions[-1]))
+            raise MachineError(
+                f"a worker process {end} between {first} and {last} of {source.place}; if memory "
+                "ran out, free some or lower --workers; the same command continues"
+            ) from error
         if isinstance(answer, BaseException):
             raise answer
         block, n_bytes = answer
@@ -104,21 +109,10 @@ class _ForkedWorker:
         self._process.join()
         self._memory.close()
 
-    def _lost(self, positions: range) -> MachineError:
-        self._process.join()
-        code = self._process.exitcode or 0
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with {code}"
-        first, last = (self._plan.source.sample(at).name for at in (positions[0], positions[-1]))
-        return MachineError(
-            f"a worker process {how} between {first} and {last} of {self._plan.source.place}; if "
-            "memory ran out, free some or lower --workers; the same command continues"
-        )
-
 
 def _run_child(
     plan: Plan, memory: mmap.mmap, pipe: Connection, inherited: Sequence[Connection]
 ) -> None:
-    """Encode blocks on request until the parent closes its end of the pipe."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # the parent decides
         signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -142,15 +136,3 @@ def _answer(plan: Plan, memory: mmap.mmap, positions: range) -> tuple[Block, int
         memory[filled : filled + len(part)] = part
         filled, n_parts = filled + len(part), n_parts + 1
     return block._replace(parts=block.parts[n_parts:]), filled
-
-
-def evict_code(library: str) -> None:
-    """Drop the code of a library (start of its file name) from memory; a later call reads it again.
-
-    Only executable mappings are dropped: they are never written, so nothing can be lost.
-    """
-    maps = _MAPS.read_text() if _MAPS.is_file() else ""
-    for mapping in re.finditer(rf"^(\w+)-(\w+) r-xp .*/{library}[^/\n]*$", maps, re.MULTILINE):
-        start, end = int(mapping[1], 16), int(mapping[2], 16)
-        length = ctypes.c_size_t(end - start)
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, _MADV_DONTNEED)

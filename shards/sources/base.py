@@ -1,7 +1,4 @@
-"""A source: samples in pack order, how to read their bytes, and the options it was searched with.
-
-Packing sees no more than that. A sample takes about 120 bytes of memory: names are Arrow strings.
-"""
+"""Samples of a source in pack order, how to read their bytes, and the options of a search."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,10 +27,8 @@ class Sample(NamedTuple):
     row: int
     key: str
     name: str
-    """Place for messages: a path, or a path in a tar."""
     size: int
     label: int
-    """Position in the class list, by the source itself."""
 
 
 class Contents(Protocol):
@@ -53,7 +48,6 @@ class Source:
     """Samples in pack order. Arrays are in row order, which is that of the sample keys."""
 
     place: Path
-    """File or folder that was searched."""
     classes: tuple[str, ...]
     """Sorted class names; a label is a position in it."""
     row_keys: ArrowColumn
@@ -95,11 +89,6 @@ class Source:
         return self.row_labels[self.rows]
 
     @property
-    def sizes(self) -> NDArray[np.int64]:
-        """Bytes of the samples in pack order, int64."""
-        return self.row_sizes[self.rows]
-
-    @property
     def keys(self) -> list[str]:
         """Sample keys in pack order."""
         return self.row_keys.take(self.rows).to_pylist()
@@ -109,19 +98,13 @@ class Source:
         """Names in pack order."""
         return self.row_names.take(self.rows).to_pylist()
 
-    def class_sizes(self) -> NDArray[np.int64]:
-        """Count the samples of each class, int64 of shape (classes,)."""
-        return np.bincount(self.row_labels, minlength=len(self.classes)).astype(np.int64)
-
     def list_sha256(self) -> str:
         """Return the digest of keys, names and sizes, which a copy of the source shares."""
         hasher = hashlib.sha256()
-        for first in range(0, len(self.row_keys), _ROWS_AT_ONCE):
-            keys = self.row_keys.slice(first, _ROWS_AT_ONCE).to_pylist()
-            names = self.row_names.slice(first, _ROWS_AT_ONCE).to_pylist()
-            sizes = self.row_sizes[first : first + _ROWS_AT_ONCE].tolist()
-            rows = zip(keys, names, sizes, strict=True)
-            hasher.update("".join(f"{key}\t{name}\t{size}\n" for key, name, size in rows).encode())
+        sorted_by_key = self.in_order("source", 0)
+        for first in range(0, len(self), _ROWS_AT_ONCE):
+            samples = sorted_by_key.samples(range(first, first + _ROWS_AT_ONCE))
+            hasher.update("".join(f"{s.key}\t{s.name}\t{s.size}\n" for s in samples).encode())
         return hasher.hexdigest()
 
     def state_sha256(self) -> str:
@@ -145,7 +128,6 @@ class SourceOptions:
     only: tuple[str, ...] | None = None
     """Classes to take, all of which must be there; None takes all."""
     class_names: tuple[str, ...] | None = None
-    """Names of integer labels, for layouts that store no names."""
     truth: Path | None = None
     """Labels of the ILSVRC validation images: ground-truth file or development kit."""
     one_class: bool = True
@@ -164,17 +146,15 @@ class SourceOptions:
     ) -> list[str]:
         """Choose the classes to take, in the order of their sample keys.
 
-        ``advice`` says what to do if there is a single class, given its name.
-
-        Raises:
-            UsageError: A class that is asked for is missing, or a single one is not allowed.
+        ``advice`` says what to do if there is a single class, given its name. A class that is asked
+        for and missing is a UsageError, and so is a single one that is not allowed.
         """
-        existing = set(names)
-        missing = sorted(set(self.only or ()) - existing)
+        existing, only = set(names), self.only or ()
+        missing = sorted(set(only) - existing)
         if missing:
             raise UsageError(
-                f"class {missing[0]} is not in {place} ({len(missing):,} of "
-                f"{len(self.only or ()):,} asked for are not); name another class list or source"
+                f"class {missing[0]} is not in {place} ({len(missing):,} of {len(only):,} asked "
+                "for are not); name another class list or source"
             )
         if self.only is None and not self.one_class and len(existing) == 1:
             name = existing.pop()

@@ -1,8 +1,8 @@
-"""Collect the samples of a source, sort them by key, and read them: files, or byte ranges."""
+"""Samples as they are found, sorted by key, and their readers: files, or byte ranges."""
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +32,6 @@ class Found(NamedTuple):
     class_name: str
     key: str
     name: str
-    """Place for messages."""
     size: int
     mtime_ns: int = 0
     file: int = 0
@@ -47,7 +46,6 @@ class Finder:
     repeats: Repeats = "error"
     skipped: list[str] = field(default_factory=list[str])
     n_hidden: int = 0
-    """Files and folders that were passed over because they are hidden."""
     unreadable: dict[str, str] = field(default_factory=dict[str, str])
     """Kind of what stands in place of a file, a link or device, by sample key."""
     _n_side_cars: int = 0
@@ -55,16 +53,21 @@ class Finder:
     _codes: dict[str, int] = field(default_factory=dict[str, int])
     _chunks: list[ArrowTable] = field(default_factory=list[ArrowTable])
 
-    def add(self, samples: Sequence[Found]) -> None:
+    def add(self, found: Iterable[Found]) -> None:
         """Add samples; UsageError if a name cannot be stored."""
+        samples = list(found)
         for name in [text for sample in samples for text in (sample.key, sample.name)]:
             if _UNSTORABLE.search(name):
                 raise UsageError(
                     f"file name {name!a} holds control characters or is not UTF-8; rename it"
                 )
-        classes, *columns = list(zip(*samples, strict=True)) or [()] * len(_SCHEMA)
+        classes, *columns = zip(*samples, strict=True) if samples else [()] * len(_SCHEMA)
         codes = [self._codes.setdefault(name, len(self._codes)) for name in classes]
         self._chunks.append(pa.table([codes, *columns], schema=_SCHEMA))
+
+    def skip(self, n: int, what: str) -> None:
+        """Note how many of something were passed over, if any."""
+        self.skipped += [f"{n:,} {what}"] * bool(n)
 
     def keeps(self, name: str) -> bool:
         """Test whether a path below the source is no side-car, and count those that are."""
@@ -81,13 +84,10 @@ class Finder:
         classes: Sequence[str] | None = None,
         facts: Callable[[int], tuple[bytes, Probe]] | None = None,
     ) -> Source:
-        """Sort the samples by the UTF-8 bytes of their keys and bind their reader.
+        """Sort the samples by the UTF-8 bytes of their keys and bind their ``reader``.
 
-        ``reader`` makes it from the sorted table of added columns. Without ``classes`` these are
-        the sorted classes of the samples.
-
-        Raises:
-            UsageError: Nothing was added, or two samples have one key.
+        Without ``classes`` these are the sorted classes of the samples. No samples, or two of one
+        key, are a UsageError.
         """
         if not any(map(len, self._chunks)):
             raise UsageError(f"{self.place} holds no samples; name a folder or file that does")
@@ -99,6 +99,9 @@ class Finder:
         ordered = sorted(self._codes) if classes is None else list(classes)
         label_of = {name: label for label, name in enumerate(ordered)}
         labels = np.array([label_of[name] for name in self._codes], dtype=np.int64)
+        self.skip(self.n_hidden, f"hidden files and folders of {self.place}")
+        no_images = f"files of {self.place} that are no images by their names"
+        self.skip(self._n_side_cars, f"{no_images}, such as {self._side_car}")
         rejected = compute.index_in(pa.array(self.unreadable, pa.large_string()), value_set=keys)
         return Source(
             place=self.place,
@@ -111,7 +114,7 @@ class Finder:
             rows=np.arange(len(keys)),
             facts=facts,
             unreadable=dict(zip(rejected.to_pylist(), self.unreadable.values(), strict=True)),
-            skipped=(*self.skipped, *self._passed_over()),
+            skipped=tuple(self.skipped),
         )
 
     def _without_repeats(self, table: ArrowTable) -> ArrowTable:
@@ -127,28 +130,18 @@ class Finder:
                 f"{first} and {second} have the same sample key {keys[at]}; rename or remove one "
                 f"in {self.place}, or keep the first with --duplicates first"
             )
-        self.skipped.append(f"{int(repeated.sum()):,} samples whose key was there already")
+        self.skip(int(repeated.sum()), "samples whose key was there already")
         # Of each run of equal keys the first that is named like an image, else the first.
         images = compute.match_substring_regex(table["name"], _IMAGE_NAME, ignore_case=True)
         runs = np.cumsum(~repeated)
         order = np.lexsort((~images.to_numpy().astype(np.bool_), runs))  # stable
         return table.take(pa.array(order[np.unique(runs, return_index=True)[1]]))
 
-    def _passed_over(self) -> Iterator[str]:
-        if self.n_hidden:
-            yield f"{self.n_hidden:,} hidden files and folders of {self.place}"
-        if self._n_side_cars:
-            yield (
-                f"{self._n_side_cars:,} files of {self.place} that are no images by their names, "
-                f"such as {self._side_car}"
-            )
-
 
 class FileContents:
     """Reader of samples that are files of their own, below a folder."""
 
     def __init__(self, root: Path, table: ArrowTable) -> None:
-        """Bind the files of the table of `Finder.source`."""
         self._root, self._mtimes_ns = root, table["mtime"].to_numpy()
 
     def read(self, sample: Sample) -> bytes:
@@ -173,7 +166,7 @@ class RangeContents:
     """Reader of samples that are byte ranges of files, which must stay as they were found."""
 
     def __init__(self, files: Sequence[Path], table: ArrowTable) -> None:
-        """Bind the ranges of the table of `Finder.source`, whose ``file`` counts in ``files``."""
+        """Bind the ranges of the sorted table, whose ``file`` counts in ``files``."""
         self._open = OpenFiles(files)
         self._file_of, self._offsets = table["file"].to_numpy(), table["offset"].to_numpy()
         self._states = list(map(state_of, files))

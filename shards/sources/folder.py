@@ -1,13 +1,13 @@
 """Images of an ImageFolder tree: ``SRC/CLASS/.../FILE``, one class per folder below ``SRC``.
 
-Every regular file below a class folder is found: what turns out not to be an image is refused later
-and listed. Hidden files (``.DS_Store``) and side-cars (``*_boxes.txt``, ``.xml``) are passed over
-and counted. Folders that are no classes are refused with what to name instead.
+Hidden files and side-cars (``.xml``, ``*_boxes.txt``) are passed over and counted. Every other
+regular file is found: what turns out not to be an image is refused later.
 """
 
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -38,10 +38,7 @@ _PEEKED_LINES = 3
 
 
 def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
-    """List the files of an ImageFolder tree, sorted by the UTF-8 bytes of their sample keys.
-
-    Links are followed. Errors are those of `coreset.shards.sources.detect.find`.
-    """
+    """List the files of an ImageFolder tree, sorted by their keys; links are followed."""
     finder = Finder(place=root, repeats=options.repeats)
     visible, finder.n_hidden = listed_entries(root)
     names = [entry.name for entry in visible if entry.is_dir()]
@@ -56,26 +53,23 @@ def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
         )
     for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
         _add_class(finder, name)
-    if len(visible) > len(names):
-        outside = len(visible) - len(names)
-        finder.skipped.append(f"{outside:,} files of {root} that lie in no class folder")
+    finder.skip(len(visible) - len(names), f"files of {root} that lie in no class folder")
     return finder.source(partial(FileContents, root))
 
 
 def _add_class(finder: Finder, name: str) -> None:
     root = finder.place
-    files = _files_below(finder, root / name, name, ())
-    files = sorted(files, key=lambda file: (sample_key(file[0]), file[0]))
-    images = [(path, status) for path, status in files if finder.keeps(path)]
+    files = sorted(
+        _files_below(finder, root / name, name, ()), key=lambda file: (sample_key(file[0]), file[0])
+    )
+    images = [file for file in files if finder.keeps(file[0])]
     if not images:
         raise UsageError(
             f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
         )
     finder.add(
-        [
-            Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
-            for path, status in images
-        ]
+        Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
+        for path, status in images
     )
 
 
@@ -108,14 +102,9 @@ def require_classes(
 ) -> None:
     """Refuse splits (``train``, ``val``) and parts (``images``, ``masks``) in place of classes.
 
-    Names are those of splits if two are split words, if they tell of two splits and one of them
-    holds folders (``seg_train``, ``seg_test``), or if a split word stands alone and holds folders.
-
-    Args:
-        names: Class folders, or class tars without their extension, sorted.
-        place: Where they lie.
-        holds_folders: Tests whether a class folder holds folders; asked only where it matters.
-        remedy: Says what to do about splits, given the first one.
+    ``names`` are sorted. They are those of splits if two are split words, if they tell of two
+    splits and one of them holds folders (``seg_train``, ``seg_test``), or if a split word stands
+    alone and holds folders. ``remedy`` says what to do about splits, given the first one.
     """
     splits = [name for name in names if split_of(name)]
     words = [name for name in splits if name.lower() in SPLIT_OF_WORD]
@@ -140,11 +129,7 @@ def require_classes(
 
 
 def what_to_name(root: Path, folder: Path) -> str:
-    """Say what to pack instead of ``root``, whose images lie in ``folder`` alone.
-
-    Folders within ``folder`` come first, then a text file that labels the images: one in ``folder``
-    or beside it of whose first lines one begins with the name of an image.
-    """
+    """Say what to pack instead of ``root``: folders in ``folder``, else a list of its images."""
     if folder != root and _holds_folders(folder):
         return f"if its folders are the classes, name {folder}"
     path, words = next(_lists(folder), (None, []))
@@ -165,7 +150,6 @@ def _holds_folders(folder: Path) -> bool:
 
 
 def _lists(folder: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Yield the files that list images of a folder, each with the words of one such line."""
     images = {entry.name for entry in visible_entries(folder) if is_image_name(entry.name)}
     # A line may begin with a number without being about the image of that name.
     images |= {stem for stem in map(stem_of, images) if not stem.isdecimal()}
@@ -173,16 +157,10 @@ def _lists(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         entries = sorted(entry.name for entry in visible_entries(place) if entry.is_file())
         lists = (place / name for name in entries if extension_of(name) in _LIST_EXTENSIONS)
         for path in islice(lists, _MOST_LISTS):
-            for line in _first_lines(path):
+            text = ""
+            with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
+                text = file.read(_PEEKED_CHARACTERS)
+            for line in text.splitlines()[:_PEEKED_LINES]:
                 words = [word for word in re.split(r"[\s,;\"']+", line) if word]
                 if words and words[0].rpartition("/")[2] in images:
                     yield path, words
-
-
-def _first_lines(path: Path) -> list[str]:
-    """Return the first lines of a file; none if it cannot be read."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="replace") as file:
-            return file.read(_PEEKED_CHARACTERS).splitlines()[:_PEEKED_LINES]
-    except OSError:
-        return []

@@ -1,14 +1,11 @@
 """ILSVRC2012 validation images: a flat folder or tar, whose labels lie in another file.
 
-Sample keys are those of the same images sorted into a folder per WordNet id. Labels are passed
-around in these forms:
+Sample keys are those of the same images sorted into a folder per WordNet id. Labels are:
 
-- The development kit, as a folder or tar, of which nothing is extracted. Line i of its
-  ``data/ILSVRC2012_validation_ground_truth.txt`` is the ILSVRC id of image i. These ids are not in
-  the order of the sorted WordNet ids: ``ilsvrc2012_wnids.txt`` has that of ILSVRC id i in line i.
+- The development kit, as a folder or tar. Line i of its ``ILSVRC2012_validation_ground_truth.txt``
+  is the ILSVRC id of image i, an index into ``ilsvrc2012_wnids.txt``, which is not sorted.
 - A WordNet id a line, in the order of the images.
-- ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``, whose
-  prediction begins with the WordNet id); names with or without extension.
+- ``NAME WNID`` a line, or Kaggle's ``LOC_val_solution.csv`` (``ImageId,PredictionString``).
 - Caffe's ``val.txt``: ``NAME INDEX``, where index is a position in the sorted WordNet ids.
 
 A file of integers alone is refused: they may be ILSVRC ids or positions in the sorted WordNet ids.
@@ -56,8 +53,7 @@ def is_validation(src: Path) -> bool:
 def find_validation(src: Path, options: SourceOptions) -> Source:
     """Find the images of a flat folder or tar, labelled by ``options.truth``.
 
-    The images may also lie in the only folder of a folder (``val/images``). An image without label
-    and a label without image are refused.
+    The images may also lie in the only folder of a folder (``val/images``).
     """
     if options.truth is None:
         raise UsageError(
@@ -77,7 +73,14 @@ def find_validation(src: Path, options: SourceOptions) -> Source:
     options.chosen(classes.values(), finder.place)
     taken = [(name, images[stem], stem) for stem, name in classes.items() if options.takes(name)]
     if src.is_dir():
-        finder.add([_found(finder.place, *sample) for sample in taken])
+        for _, name, _ in taken:
+            if not (finder.place / name).is_file():
+                path = finder.place / name
+                raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
+        finder.add(
+            Found(class_name, f"{class_name}/{stem}", name, *state_of(finder.place / name))
+            for class_name, name, stem in taken
+        )
         return finder.source(partial(FileContents, finder.place))
     samples = [(name, f"{name}/{stem}", members[path]) for name, path, stem in taken]
     add_members(finder, samples, place=src.name)
@@ -92,15 +95,7 @@ def _folder_of_images(src: Path) -> Path:
     return src / folders[0] if len(folders) == 1 and not beside else src
 
 
-def _found(folder: Path, class_name: str, name: str, stem: str) -> Found:
-    path = folder / name
-    if not path.is_file():
-        raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
-    return Found(class_name, f"{class_name}/{stem}", name, *state_of(path))
-
-
 def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
-    """Map the stems of the images, in order, to their paths."""
     images: dict[str, str] = {}
     paths = sorted(filter(is_image_name, names), key=stem_of)
     for name in paths:
@@ -110,8 +105,7 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
                 "folder and extension; rename or remove one"
             )
         images[stem_of(name)] = name
-    if len(names) > len(paths):
-        finder.skipped.append(f"{len(names) - len(paths):,} files of {finder.place}, no images")
+    finder.skip(len(names) - len(paths), f"files of {finder.place}, no images")
     if not images:
         raise UsageError(f"{finder.place} holds no images; name a folder or tar that does")
     return images
@@ -120,7 +114,6 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
 def _read_truth(
     truth: Path, stems: Sequence[str], options: SourceOptions, place: Path
 ) -> dict[str, str]:
-    """Read the class of every image; ``stems`` are sorted."""
     if not truth.exists():
         raise UsageError(f"ground truth {truth} does not exist; {_NAME_KIT}")
     if _is_kit(truth):
@@ -140,7 +133,6 @@ def _read_truth(
 
 
 def _lines(truth: Path) -> list[list[str]]:
-    """Read the words of each line that has some, without Kaggle's header."""
     rows = text_rows(truth, "ground truth", "")
     lines = [words for _, cells in rows if (words := _BREAK.sub(" ", cells[0]).split())]
     if lines and lines[0][0].lower() == "imageid":
@@ -224,7 +216,6 @@ def ilsvrc_wnids() -> tuple[str, ...]:
 
 
 def _is_kit(truth: Path) -> bool:
-    """Test for the development kit, or for its labels beside its ``meta.mat``."""
     if truth.is_dir() or (truth.name == _KIT_LABELS and (truth.parent / _KIT_CLASSES).is_file()):
         return True
     with truth.open("rb") as file:
@@ -232,7 +223,6 @@ def _is_kit(truth: Path) -> bool:
 
 
 def _kit_labels(kit: Path) -> list[str]:
-    """Return the WordNet id of each validation image, in the order of their numbers."""
     if kit.is_file() and kit.name != _KIT_LABELS:
         stored = _from_tar(kit)
     else:
@@ -254,17 +244,6 @@ def _kit_labels(kit: Path) -> list[str]:
 
 def _from_tar(kit: Path) -> bytes | None:
     try:
-        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
-        with tarfile.open(fileobj=BytesIO(_decompressed(kit)), mode="r:") as tar:
-            labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
-            file = tar.extractfile(labels[-1]) if labels else None
-            return file.read(_FILE_LIMIT_BYTES) if file else None
-    except tarfile.TarError as error:
-        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error
-
-
-def _decompressed(kit: Path) -> bytes:
-    try:
         with kit.open("rb") as file, GzipFile(fileobj=file) as unpacked:
             compressed = file.peek(2).startswith(_GZIP_MAGIC)
             stored = (unpacked if compressed else file).read(_KIT_LIMIT_BYTES + 1)
@@ -274,4 +253,11 @@ def _decompressed(kit: Path) -> bytes:
         raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
     if len(stored) > _KIT_LIMIT_BYTES:
         raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
-    return stored
+    try:
+        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
+        with tarfile.open(fileobj=BytesIO(stored), mode="r:") as tar:
+            labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
+            file = tar.extractfile(labels[-1]) if labels else None
+            return file.read(_FILE_LIMIT_BYTES) if file else None
+    except tarfile.TarError as error:
+        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error

@@ -1,7 +1,4 @@
-"""Names of files, folders and samples, as every layout of a source reads them.
-
-A sample key is the path of an image from its class folder on, without the extension.
-"""
+"""Names of files, folders and samples, as every layout of a source reads them."""
 
 import os
 import re
@@ -84,7 +81,7 @@ def require_one_split(place: Path, splits: Iterable[str]) -> None:
 
 
 def sample_key(name: str) -> str:
-    """Return the sample key of a path that begins with the class: without the last extension."""
+    """Return the sample key of a path from its class folder on: without the last extension."""
     folder, _, file = name.rpartition("/")
     return f"{folder}/{file.rpartition('.')[0] or file}"
 
@@ -92,14 +89,11 @@ def sample_key(name: str) -> str:
 def listed_key(path: str, class_name: str) -> str:
     """Return the sample key of a listed path, which begins at the folder called like the class.
 
-    It is the key that the file has in a folder per class; the class and the stem where no folder is
-    called so; empty if ``path`` names no file. Folders before ``..`` do not count.
+    The key is the class and the stem where no folder is called so; empty if ``path`` names no file.
+    Folders before ``..`` do not count.
 
     >>> listed_key("/data/train/n01440764/n01440764_10026.JPEG", "n01440764")
     'n01440764/n01440764_10026'
-    >>> listed_key("img/1.png", "cat")
-    'cat/1'
-
     """
     parts = [part for part in path.replace("\\", "/").split("/") if part not in {"", "."}]
     if ".." in parts:

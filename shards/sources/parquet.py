@@ -1,9 +1,8 @@
 """Parquet files of image bytes and labels, as the Hugging Face Hub keeps image data sets.
 
 Pages of parquet cannot be read at random, so the images are decompressed into a spool folder first,
-see ``shards.sources.staging``. The image column is a struct with ``bytes`` and perhaps ``path``
-(``datasets``, src/datasets/features/image.py), or binary of any kind; it is one of
-``IMAGE_COLUMNS``, or the only such one.
+see ``shards.sources.staging``. The image column is a struct with ``bytes`` and perhaps ``path``, or
+binary of any kind; it is one of ``IMAGE_COLUMNS``, or the only such one.
 """
 
 import hashlib
@@ -37,13 +36,10 @@ _WNID_SUFFIX = re.compile(r"_n\d{8}(?=\.[^./]*$|$)")
 def find_parquet(src: Path, options: SourceOptions) -> Source:
     """Spool the images of parquet files and list them, sorted by the bytes of their sample keys.
 
-    A key is the class and the stem of the stored path, without the wnid that the Hub's imagenet-1k
-    appends to it, so that it is the key from a folder. Where no path is stored, or different images
-    would have one key by it, a key is the class, the stem of the parquet file and the row. Images
-    of classes that are not taken are not spooled.
-
-    ``src`` is a file, or a folder that holds those of one split, itself or in ``data``. The folder
-    ``options.spool`` must be named; it is made if it is missing. Errors are also those of `staged`.
+    ``src`` is a file, or a folder that holds those of one split, itself or in ``data``. A key is
+    the class and the stem of the stored path, without the wnid that the Hub's imagenet-1k appends
+    to it. Where no path is stored, or different images would have one key by it, it is the class,
+    the stem of the parquet file and the row. Images of classes that are not taken are not spooled.
     """
     if options.spool is None:
         raise ValueError("spool must be a folder to decompress parquet files into, got None")
@@ -72,7 +68,6 @@ def is_parquet(src: Path) -> bool:
 
 
 def _parquet_files(src: Path) -> list[Path]:
-    """List the file itself, or the visible parquet files of a folder or of its folder ``data``."""
     if not src.is_dir():
         return [src]
     for folder in (src, src / "data"):
@@ -84,13 +79,10 @@ def _parquet_files(src: Path) -> list[Path]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Table(StagedFile):
-    """Parquet file, its name below the source, and the classes of its rows."""
-
     name: str
     classes: RowClasses
 
     def keys(self, rows: ArrowTable) -> list[str]:
-        """Sample keys of the spooled rows by their stored paths."""
         places = zip(rows["row"].to_pylist(), rows["path"].to_pylist(), strict=True)
         return [self._key(row, path) for row, path in places]
 
@@ -113,7 +105,6 @@ class _Table(StagedFile):
 
 
 def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
-    """Read schema, labels and sizes; no image."""
     with open_parquet(path) as file:
         column = _image_column(file.schema_arrow, path)
         classes = row_classes(file, path, options)
@@ -150,7 +141,6 @@ def _images(path: Path, column: str, wanted: NDArray[np.int64]) -> Iterator[Imag
 
 
 def _shared_keys(tables: Sequence[ArrowTable]) -> frozenset[str]:
-    """Pick the keys that images of different bytes have."""
     rows = pa.concat_tables([table.select(["key", "hash"]) for table in tables])
     images = rows.group_by("key").aggregate([("hash", "count_distinct")])
     several = compute.greater(images["hash_count_distinct"], 1)
@@ -158,7 +148,6 @@ def _shared_keys(tables: Sequence[ArrowTable]) -> frozenset[str]:
 
 
 def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) -> None:
-    """Require the classes that are asked for; note names that have no images."""
     existing = {name for table in tables for name in table.classes.names}
     listed = {name for table in tables for name in table.classes.listed}
     if not existing:
@@ -178,7 +167,7 @@ def _read_images(rows: NDArray[np.int64], images: ArrowColumn, at: ArrowColumn) 
         if images.type.get_field_index("path") >= 0:
             paths = _plain(compute.struct_field(images, "path")).take(at).to_pylist()
     for row, value, path in zip(rows.tolist(), _plain(data).take(at), paths, strict=True):
-        yield Image(row, value.as_buffer() if value.is_valid else None, path)
+        yield row, value.as_buffer() if value.is_valid else None, path
 
 
 def _plain(column: ArrowColumn) -> ArrowColumn:
@@ -213,7 +202,6 @@ def _image_column(schema: ArrowSchema, path: Path) -> str:
 
 
 def _row_groups(metadata: ParquetMetadata) -> Iterator[tuple[int, int, int]]:
-    """Yield number, first row and end of each row group."""
     start = 0
     for group in range(metadata.num_row_groups):
         stop = start + metadata.row_group(group).num_rows
@@ -229,8 +217,7 @@ def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]
 def _uncompressed_bytes(metadata: ParquetMetadata, rows: NDArray[np.int64]) -> int:
     """Estimate the bytes of some rows, which count as equally large within a row group.
 
-    Other columns, which are small, count too: asking pyarrow for one column ends the process if the
-    file is damaged (C++ exceptions that it does not catch).
+    Other columns count too: asking pyarrow for one ends the process if the file is damaged.
     """
     total = 0
     for group, start, stop in _row_groups(metadata):

@@ -1,8 +1,8 @@
-"""Copy images out of files that cannot be read at random into files that can.
+"""Copies of images out of files that cannot be read at random into files that can.
 
-The images of one file go unchanged into one file in a spool folder, and are byte ranges of it from
-then on. A table of the ranges, written last, commits that file: after a kill the next one follows.
-The stage that packs the images removes the folder.
+The images of one file go unchanged into one file of a spool folder, and are byte ranges of it from
+then on. A table of the ranges, written last, commits that file: a later run continues. The stage
+that packs the images removes the folder.
 """
 
 import fcntl
@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +23,7 @@ from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import LockedError, MachineError, UsageError
 from coreset.shards.format.files import (
     new_file,
+    require_space,
     sync_and_rename,
     temporary_name,
     unlink_link,
@@ -31,38 +32,29 @@ from coreset.shards.format.files import (
 from coreset.shards.sources.base import SourceOptions, compute
 from coreset.shards.sources.finder import state_of
 
-# What ``coreset.shards.packing.pack`` counts for a sample besides its bytes.
-_PACKED_EXTRA_BYTES = 2400
+# Headers, label and padding of a packed sample come to 1.8 KiB, its rows to 0.5 KiB.
+PACKED_EXTRA_BYTES = 2400
 _BINDING = b"spooled"
+Image: TypeAlias = tuple[int, Any, str | None]
+"""Row, bytes if there are any, and path of an image as it is stored."""
 _SPOOLED = pa.schema({
     "row": pa.int64(), "offset": pa.int64(), "size": pa.int64(), "path": pa.large_string(),
     "there": pa.bool_(), "hash": pa.binary(16),
 })  # fmt: skip
 
 
-class Image(NamedTuple):
-    """One image as it is stored; without bytes, ``data`` is None."""
-
-    row: int
-    data: Any
-    path: str | None
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedFile:
-    """File whose images can only be read one after the other."""
+    """File whose images can only be read in order; no other of the source has its stem."""
 
     path: Path
-    """Path, whose stem no other file of the source has."""
     state: tuple[int, int]
     """Size in bytes and modification time (ns) when the file was looked at."""
     binding: bytes
     """Fingerprint of all that the spooled bytes depend on; others are not used."""
     n_images: int
     image_bytes: int
-    """Estimated bytes of the images to spool."""
     images: Callable[[], Iterator[Image]]
-    """Reads the images to spool."""
 
 
 def blob_of(path: Path, folder: Path) -> Path:
@@ -76,8 +68,8 @@ def staged(
     """Yield a table for each file: row, path, whether it has an image (``there``), range and hash.
 
     Ranges (``offset``, ``size``) are those of ``blob_of`` the file, ``hash`` is the xxh3_128 of the
-    bytes. Files that are spooled already, as they are now, are not spooled again. Progress of the
-    others goes to ``options.on_spooled`` and ends at the sum of the estimates.
+    bytes. Files that are spooled already, as they are now, are not spooled again. Progress goes to
+    ``options.on_spooled`` and ends at the sum of the estimates.
 
     Raises:
         UsageError: A file is written to.
@@ -93,7 +85,12 @@ def staged(
 
     with _only_spooler(folder) if missing else nullcontext():
         if missing:  # with nothing to spool, packing itself checks its need
-            _require_space(files, total, folder, room_to_pack=options.room_to_pack)
+            packed = sum(file.image_bytes + PACKED_EXTRA_BYTES * file.n_images for file in files)
+            if options.room_to_pack:
+                what = "decompressing parquet files and packing them"
+                require_space(total + packed, folder, what)
+            else:
+                require_space(total, folder, "decompressing parquet files")
         for file in files:
             rows = _committed(file, folder)
             if rows is None:
@@ -107,7 +104,6 @@ def _index_of(file: StagedFile, folder: Path) -> Path:
 
 
 def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
-    """Return the rows of a file that is spooled already as it is now, else None."""
     try:
         with pq.ParquetFile(_index_of(file, folder)) as index:
             rows = index.read(columns=_SPOOLED.names)
@@ -122,7 +118,6 @@ def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
 
 
 def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> ArrowTable:
-    """Write the images of a file, then the table that commits them."""
     blob = blob_of(file.path, folder)
     scratch = temporary_name(blob)
     written(0)
@@ -168,25 +163,8 @@ def _write(file: StagedFile, out: Any, written: Callable[[int], None]) -> ArrowT
     return table.replace_schema_metadata({_BINDING: file.binding})
 
 
-def _require_space(
-    files: Sequence[StagedFile], missing_bytes: int, folder: Path, *, room_to_pack: bool
-) -> None:
-    """Refuse a disk without room for the spooled images and all of them packed beside these."""
-    needed, what = missing_bytes, "decompressing parquet files"
-    if room_to_pack:
-        needed += sum(file.image_bytes + _PACKED_EXTRA_BYTES * file.n_images for file in files)
-        what += " and packing them"
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise MachineError(
-            f"{what} needs {needed:,} bytes in {folder.parent}, {free:,} are free; free some space "
-            "or choose another output"
-        )
-
-
 @contextmanager
 def _only_spooler(folder: Path) -> Generator[None]:
-    """Keep other processes from spooling into the folder; released also on ``kill -9``."""
     unlink_link(folder)
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -1,16 +1,15 @@
 """Synthetic image-classification sets of JPEG files, for benchmarks and tests at scale.
 
-An image is a function of the configuration and its position alone: any thread can make any image,
-in any order, with the same bytes. A small canvas is enlarged under fine texture. It shows the
-layout of its class (colours in fixed places, slightly shifted, for a linear classifier), the motif
-of its class (a periodic pattern in a random phase, which survives random crops), and clutter.
+An image is a function of the configuration and its position alone. A small canvas is enlarged under
+fine texture. It shows the layout of its class (colours in fixed places, slightly shifted, for a
+linear classifier), the motif of its class (a periodic pattern in a random phase, which survives
+random crops), and clutter.
 
-Shapes and bytes follow 300 ImageNet training files, one a class, as measured: 110,800 bytes and
-202,300 pixels on average, bytes a pixel independent of the pixels. Two encodings stand for all:
-full chroma resolution (74 %) and less (24 %); 2 % are grey.
+Shapes and bytes follow 300 ImageNet training files: 110,800 bytes and 202,300 pixels on average.
+Two encodings stand for all: full chroma resolution (74 %) and less (24 %); 2 % are grey.
 
-Random numbers come from ``kernels.seeds``. Pixels use only operations that IEEE 754 rounds exactly
-(no transcendental functions, no BLAS); the JPEG bytes are those of the installed libjpeg-turbo.
+Pixels use only operations that IEEE 754 rounds exactly (no transcendental functions, no BLAS); the
+JPEG bytes are those of the installed libjpeg-turbo.
 """
 
 from collections.abc import Iterator
@@ -48,7 +47,7 @@ _TEXTURE_DEVIATION = 32  # standard deviation of the texture tile, in steps of i
 
 
 class _Encoding(NamedTuple):
-    """Kind of JPEG file, and the texture that makes its bytes per pixel those of the sample."""
+    """Kind of JPEG file, and the texture that gives it the bytes of the measured files."""
 
     quality: int
     chroma_step: int
@@ -94,7 +93,6 @@ class Synthetic:
     """Side of square images in pixels, or the distribution of ImageNet."""
 
     def __post_init__(self) -> None:
-        """Refuse values out of their range by a UsageError."""
         images, classes, size, noise = self.images, self.classes, self.size, self.label_noise
         for holds, message in (
             (classes >= 2, f"classes must be 2 or more, got {classes}"),
@@ -236,7 +234,6 @@ def _uniforms(n: int, seed: int) -> NDArray[np.float64]:
 
 
 def _imagenet_shape(draws: _Draws) -> tuple[int, int]:
-    """Draw height and width."""
     upto = np.cumsum(_COMMON_SHARES)
     if draws["shape"] < upto[-1]:
         width, height = _COMMON_SHAPES[int(np.searchsorted(upto, draws["shape"], side="right"))]
@@ -253,7 +250,6 @@ def _enlarged(cells: Floats, height: int, width: int) -> Floats:
 
 
 def _stretched(rows: Floats, n: int) -> Floats:
-    """Interpolate (..., rows, columns) to ``n`` rows."""
     at = np.arange(n) * ((rows.shape[-2] - 1) / (n - 1))
     above = np.minimum(at.astype(np.int64), rows.shape[-2] - 2)
     result = np.diff(rows, axis=-2).take(above, axis=-2)

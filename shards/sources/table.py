@@ -1,14 +1,14 @@
 """Table that lists image files and their classes: CSV, TSV, parquet, JSON or lines of text.
 
-``shards.tables.table`` chooses the column of the paths. The label is the first of
-``LABEL_COLUMNS`` that is there: a class name, or an integer, which is a position in a class list.
-Relative paths begin at the table's folder. Links are followed.
+The label is in the first of ``LABEL_COLUMNS`` that is there: a class name, or an integer, which is
+a position in a class list. Relative paths begin at the table's folder. Links are followed.
 """
 
 import json
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
@@ -41,7 +41,6 @@ class RowClasses(NamedTuple):
     """Classes of the rows of a parquet file."""
 
     names: list[str]
-    """Each class name that occurs, once."""
     codes: NDArray[np.int64]
     """Position in ``names`` by row."""
     listed: tuple[str, ...] = ()
@@ -62,7 +61,7 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
 
     A key is that of the same file in a folder per class, see ``listed_key``; where different paths
     would have one key, it is the class and the path. Rows of classes that are not taken are passed
-    over, and their files may be missing. Two rows that give one path different labels are refused.
+    over, and their files may be missing.
     """
     table = read_table(src, "list", partial(_files_named_by, src.parent))
     rows = list(_rows(table, options))
@@ -71,25 +70,18 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     _require_agreement(table, rows)
     chosen = set(options.chosen({row.class_name for row in rows}, src))
     rows = [row for row in rows if row.class_name in chosen]
-    states = _states(table, rows)
+    listed = zip(rows, _keys(rows), _states(table, rows), strict=True)
     finder = Finder(place=src, repeats=options.repeats)
-    finder.add(
-        [
-            Found(row.class_name, key, row.path, *state)
-            for row, key, state in zip(rows, _keys(rows), states, strict=True)
-        ]
-    )
+    finder.add(Found(row.class_name, key, row.path, *state) for row, key, state in listed)
     return finder.source(partial(FileContents, src.parent))
 
 
 def _files_named_by(root: Path, cells: Iterable[str]) -> set[str]:
-    def is_file(name: str) -> bool:
-        try:
-            return (root / name).is_file()
-        except (OSError, ValueError):
-            return False
-
-    return {cell for cell in cells if cell.strip() and is_file(cell.strip())}
+    named: set[str] = set()
+    for cell in cells:
+        with suppress(OSError, ValueError):
+            named |= {cell} if cell.strip() and (root / cell.strip()).is_file() else set()
+    return named
 
 
 def _rows(table: Table, options: SourceOptions) -> Iterator[_Row]:
@@ -154,31 +146,29 @@ def _require_agreement(table: Table, rows: Sequence[_Row]) -> None:
 
 
 def _states(table: Table, rows: Sequence[_Row]) -> list[tuple[int, int]]:
-    """Look up bytes and modification time (ns) of each listed file."""
-    states = [_state(table, row) for row in rows]
-    missing = [row for row, state in zip(rows, states, strict=True) if state is None]
+    states: list[tuple[int, int]] = []
+    missing: list[_Row] = []
+    for row in rows:
+        try:
+            status = (table.path.parent / row.path).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            missing.append(row)
+            continue
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"{table.where(row.at)}: {row.path!a} cannot be read ({error}); mend that"
+            ) from error
+        if not S_ISREG(status.st_mode):
+            kind = "folder" if S_ISDIR(status.st_mode) else "device"
+            raise UsageError(f"{table.where(row.at)}: {row.path} is a {kind}; name image files")
+        states.append((status.st_size, status.st_mtime_ns))
     if missing:
         raise UsageError(
             f"{table.where(missing[0].at)}: {missing[0].path} does not exist below "
             f"{table.path.parent} ({len(missing):,} of {len(rows):,} listed files do not); correct "
             "the table or add the files"
         )
-    return [state for state in states if state is not None]
-
-
-def _state(table: Table, row: _Row) -> tuple[int, int] | None:
-    try:
-        status = (table.path.parent / row.path).stat()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{table.where(row.at)}: {row.path!a} cannot be read ({error}); mend that"
-        ) from error
-    if not S_ISREG(status.st_mode):
-        fact = "is a folder" if S_ISDIR(status.st_mode) else "is a device"
-        raise UsageError(f"{table.where(row.at)}: {row.path} {fact}; name image files")
-    return status.st_size, status.st_mtime_ns
+    return states
 
 
 def _keys(rows: Sequence[_Row]) -> list[str]:
@@ -226,7 +216,6 @@ def row_classes(file: ParquetFile, path: Path, options: SourceOptions) -> RowCla
 
 
 def _label_column(columns: Sequence[str], place: Path) -> str:
-    """Choose the first of ``LABEL_COLUMNS`` that a table has, in any spelling."""
     for name in map(plain_name, LABEL_COLUMNS):
         spellings = [column for column in columns if plain_name(column) == name]
         if len(spellings) > 1:
@@ -240,7 +229,6 @@ def _label_column(columns: Sequence[str], place: Path) -> str:
 
 
 def _require_class_name(name: str, place: Path) -> None:
-    """Refuse a class name that cannot be the first part of a sample key."""
     if "/" in name or name.strip() in {"", ".", ".."}:
         raise UsageError(
             f"class {name!a} of {place} cannot begin a sample key; name the classes otherwise "
@@ -249,10 +237,7 @@ def _require_class_name(name: str, place: Path) -> None:
 
 
 def _stored_class_names(schema: ArrowSchema, column: str) -> tuple[str, ...] | None:
-    """Read the names of a ``ClassLabel`` column as Hugging Face ``datasets`` stores them.
-
-    The layout is that of ``datasets``, src/datasets/arrow_writer.py: JSON under ``huggingface``.
-    """
+    """Read the names of a ``ClassLabel`` column, which `datasets` stores as JSON in the schema."""
     try:
         document = json.loads((schema.metadata or {})[b"huggingface"])
         names = document["info"]["features"][column]["names"]

@@ -1,13 +1,11 @@
 """Scanner of tar files made elsewhere, which locates the bytes of each regular member.
 
-Reads v7, ustar, GNU and pax headers (POSIX.1-2017 ``pax``, "ustar Interchange Format" and "pax
-Extended Header"; GNU tar 1.35 manual, "Basic Tar Format"). Nothing is extracted and no link is
-followed, so a member name cannot reach the file system. Sizes are held against the end of the tar
+Reads v7, ustar, GNU and pax headers (POSIX.1-2017 ``pax``; GNU tar 1.35 manual, "Basic Tar
+Format"). Nothing is extracted and no link is followed. Sizes are held against the end of the tar
 before a byte is read, so no header makes this allocate more than ``RECORD_LIMIT_BYTES``.
 
-Stricter than most readers: a tar must have its whole end mark, two blocks of zeros, and nothing but
-zeros after it. Otherwise a tar cut between two members, and the second of two tars joined with cat,
-would be lost in silence.
+A tar must have its whole end mark, two blocks of zeros, and nothing but zeros after it. Otherwise
+a tar cut between two members, or the second of two joined with cat, would be lost in silence.
 """
 
 import re
@@ -61,7 +59,6 @@ class Entry(NamedTuple):
     offset: int
     """First byte in the file, also for a tar nested in another."""
     size: int
-    """Bytes; 0 for all but regular files."""
     kind: str
     """``REGULAR_FILE``, or in words what it is instead."""
 
@@ -71,9 +68,7 @@ def scan(path: Path, *, start: int = 0, end: int | None = None) -> Iterator[Entr
 
     Directories, volume labels and pax headers are passed over. Links, devices, sparse files and
     other kinds are yielded with size 0. Of two names or sizes for one member the later holds.
-
-    Raises:
-        DataError: The bytes are no whole tar. The members before the damage have been yielded.
+    Members before the damage of a tar are yielded before its DataError.
     """
     if not path.is_file():
         raise DataError(f"{path} is not a file; name a tar file")
@@ -236,7 +231,6 @@ class _Scanner:
 
 
 def _text(stored: bytes) -> bytes:
-    """Return the bytes before the first NUL."""
     return stored.partition(b"\0")[0]
 
 
@@ -261,5 +255,4 @@ def _number(stored: bytes) -> int | str:
 
 
 def _checksum(header: bytes) -> int:
-    """Sum the bytes, the checksum itself counted as blanks."""
     return sum(header) - sum(header[_CHECKSUM]) + 8 * ord(" ")

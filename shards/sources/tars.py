@@ -42,10 +42,9 @@ _SCANNED_AT_ONCE = 32
 def visible_members(
     path: Path, *, start: int = 0, end: int | None = None
 ) -> tuple[list[Entry], int]:
-    """List the members of a tar under safe names, and count hidden ones.
+    """List the members of a tar under safe names, without the hidden ones, which are counted.
 
-    A member is hidden if a part of its name is, see `is_hidden`. Arguments and errors are those of
-    `scan` and `safe_parts`.
+    Arguments and errors are those of `scan` and `safe_parts`.
     """
     members: list[Entry] = []
     n_hidden = 0
@@ -73,13 +72,11 @@ def add_members(
 ) -> None:
     """Add samples of one tar, (class, sample key, member); links and devices as refused.
 
-    ``place`` is the name of the tar for people, ``file`` the number of the file that holds it.
+    ``place`` names the tar in messages, ``file`` is the number of the file that holds it.
     """
     finder.add(
-        [
-            Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
-            for name, key, member in samples
-        ]
+        Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
+        for name, key, member in samples
     )
     for _, key, member in samples:
         if member.kind != REGULAR_FILE:
@@ -93,9 +90,9 @@ def tars_of(folder: Path) -> list[Path]:
 
 
 def tar_layout(src: Path) -> TarLayout | None:
-    """Detect the layout of a tar or of a folder of tars by the first members of the first tar.
+    """Detect the layout of a tar or of a folder of tars by the first members, else None.
 
-    Returns None if ``src`` is neither. A folder that holds a folder counts as an image folder.
+    A folder that holds a folder counts as an image folder.
     """
     if src.is_file():
         return _layout(_peek(src)) if _TAR_NAME.search(src.name) else None
@@ -112,7 +109,6 @@ def tar_layout(src: Path) -> TarLayout | None:
 
 
 def _peek(path: Path) -> list[str]:
-    """Read the names of the first members that are not hidden."""
     names = (entry.name for entry in islice(scan(path), _PEEKED_MEMBERS))
     return [name for name in names if not is_hidden(name.rpartition("/")[2])]
 
@@ -141,7 +137,6 @@ class _ClassTar(NamedTuple):
 
     class_name: str
     place: str
-    """Name of the tar below the source, for messages."""
     path: Path
     file: int
     start: int = 0
@@ -152,15 +147,13 @@ def find_class_tars(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """Find the images of a tar of class tars, of a folder of class tars, or of a tar of a tree.
 
     Of a class tar whose members all lie in a folder of the class's name, that folder is left away.
-    Of a tree, the folders above the class folders are (``./``, ``train/``). Links and devices are
-    found, and refused by packing.
+    Of a tree, the folders above the class folders are (``./``, ``train/``).
     """
     finder, files = Finder(place=src, repeats=options.repeats), [src]
     if src.is_dir():
         files = tars_of(src)
         n_others = len(visible_entries(src)) - len(files)
-        if n_others:
-            finder.skipped.append(f"{n_others:,} files and folders of {src} that are no tars")
+        finder.skip(n_others, f"files and folders of {src} that are no tars")
         tars = [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(files)]
         _add_class_tars(finder, tars, options)
     else:
@@ -175,19 +168,16 @@ def _add_tar(finder: Finder, options: SourceOptions) -> None:
     if not nested:
         _add_tree(finder, members, options)
         return
-    n_others = len(members) - len(nested)
-    if n_others:
-        finder.skipped.append(f"{n_others:,} members of {src} that are no class tars")
+    finder.skip(len(members) - len(nested), f"members of {src} that are no class tars")
     for member in nested:
         if member.kind != REGULAR_FILE:
             raise DataError(
                 f"{src} has a {member.kind} in place of the class tar {member.name}; make the tar "
                 "again with the files themselves"
             )
-    tars = [
-        _ClassTar(Path(name).stem, name, src, 0, offset, offset + size)
-        for name, offset, size, _ in nested
-    ]
+    tars = (
+        _ClassTar(Path(t.name).stem, t.name, src, 0, t.offset, t.offset + t.size) for t in nested
+    )
     _add_class_tars(finder, tars, options)
 
 
@@ -217,9 +207,7 @@ def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
     try:
         return visible_members(tar.path, start=tar.start, end=tar.end)
     except DataError as error:
-        if tar.end is None:
-            raise
-        raise DataError(f"class tar {tar.place}: {error}") from error
+        raise DataError(f"class tar {tar.place}: {error}" if tar.end else str(error)) from error
 
 
 def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None:
@@ -231,10 +219,8 @@ def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None
         )
     own_folder = f"{tar.class_name}/"
     prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
-    samples = [
-        (tar.class_name, sample_key(own_folder + image.name.removeprefix(prefix)), image)
-        for image in images
-    ]
+    keys = [sample_key(own_folder + image.name.removeprefix(prefix)) for image in images]
+    samples = [(tar.class_name, key, image) for key, image in zip(keys, images, strict=True)]
     add_members(finder, samples, place=tar.place, file=tar.file)
 
 
@@ -244,31 +230,27 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
     for member in members:
         *folders, _ = member.name.split("/", depth + 1)
         by_class.setdefault(folders[depth] if len(folders) > depth else "", []).append(member)
-    if outside := by_class.pop("", []):
-        finder.skipped.append(f"{len(outside):,} files of {src} that lie in no class folder")
+    finder.skip(len(by_class.pop("", [])), f"files of {src} that lie in no class folder")
     if not by_class:
         raise UsageError(
             f"{src} has neither class folders nor class tars; name a tar that holds one folder per "
             "class"
         )
+
+    def holds_folders(name: str) -> bool:
+        return any(member.name.count("/") > depth + 1 for member in by_class[name])
+
     if options.only is None:
-        require_classes(
-            sorted(by_class),
-            src,
-            holds_folders=lambda name: any(
-                member.name.count("/") > depth + 1 for member in by_class[name]
-            ),
-            remedy=lambda _: "unpack it and name the folder of one split",
-        )
+        remedy = "unpack it and name the folder of one split"
+        require_classes(sorted(by_class), src, holds_folders=holds_folders, remedy=lambda _: remedy)
     for name in options.chosen(by_class, src):
         images = [member for member in by_class[name] if finder.keeps(member.name)]
         if not images:
             raise UsageError(
                 f"class {name} of {src} holds no images; make the tar without it, or {OTHERS}"
             )
-        samples = [
-            (name, sample_key(image.name.split("/", depth)[depth]), image) for image in images
-        ]
+        keys = [sample_key(image.name.split("/", depth)[depth]) for image in images]
+        samples = [(name, key, image) for key, image in zip(keys, images, strict=True)]
         add_members(finder, samples, place=src.name)
 
 

@@ -1,11 +1,10 @@
 """WebDataset shards made elsewhere, with integer or named labels, read where they lie.
 
 Members belong to the sample that is their name up to the first dot of the file name, as in
-``base_plus_ext`` of webdataset's ``tariterators.py``. Unlike there, members of one sample need not
-be adjacent, and a damaged, incomplete or repeated sample is an error instead of being lost. Nothing
-is decoded but integers and JSON: a shard with a member of another kind, such as ``.pyd``, which
-webdataset would unpickle, is refused. Beside the shards may lie ``_info.json``: ``splits`` as
-``timm/data/readers/reader_wds.py`` reads them, and ``class_names``.
+webdataset's ``base_plus_ext``. Unlike there, members of a sample need not be adjacent, and a
+damaged, incomplete or repeated sample is an error. A shard with a member of a kind that webdataset
+would unpickle is refused. Beside the shards may lie ``_info.json``, as timm's ``reader_wds.py``
+reads it.
 """
 
 import json
@@ -57,7 +56,7 @@ class _Info(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Sample:
-    """Members of one sample by their extensions, which are in lower case."""
+    """Members of one sample by their extensions in lower case."""
 
     shard: Path
     key: str
@@ -92,9 +91,8 @@ def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
 
     A sample has one image (jpg, jpeg, png or webp), and a label: an integer (member ``cls``, or
     field ``label`` or ``cls`` of member ``json``), or a name (field ``wnid`` or ``class``). Names
-    of integers are ``options.class_names``, or ``class_names`` of ``_info.json`` beside the shards.
-    Sample keys become CLASS/LAST PART OF THE KEY, which for ImageNet are those of the image folder;
-    of a key that has its class as a folder, all that follows the class is kept.
+    of integers are ``options.class_names``, or those of ``_info.json``. Sample keys are the class
+    and the last part of the key, or all that follows its folder of the class's name.
     """
     paths = tars_of(src) if src.is_dir() else [src]
     if not paths:
@@ -106,15 +104,13 @@ def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
         _require_shards(src, {path.name for path in paths}, info)
         known = {name for path in paths for name in (path.name, path.with_suffix(".idx").name)}
         unknown = {entry.name for entry in visible_entries(src)} - known - set(_INFO_NAMES)
-        if unknown:
-            finder.skipped.append(f"{len(unknown):,} files of {src} that are no shards")
+        finder.skip(len(unknown), f"files of {src} that are no shards")
     names = options.class_names or info.class_names
     _add_shards(finder, _Reader(src, options, info, names), paths)
     return finder.source(partial(RangeContents, paths))
 
 
 def _require_shards(folder: Path, shards: set[str], info: _Info) -> None:
-    """Refuse a folder that holds some of the listed shards of a split and lacks others."""
     for lengths in info.splits:
         missing = sorted(set(lengths) - shards)
         if 0 < len(missing) < len(lengths):
@@ -137,10 +133,9 @@ def _add_shards(finder: Finder, reader: "_Reader", paths: Sequence[Path]) -> Non
             empty.append(place)
     reader.options.chosen(seen, finder.place)
     if empty:
-        finder.skipped.append(f"{len(empty):,} shards without samples, such as {empty[0]}")
-    unused = len(set(reader.names or ()) - seen)
-    if unused:
-        finder.skipped.append(f"{unused:,} classes of the class list, which have no samples")
+        finder.skip(len(empty), f"shards without samples, such as {empty[0]}")
+    unused = set(reader.names or ()) - seen
+    finder.skip(len(unused), "classes of the class list, which have no samples")
 
 
 @dataclass(frozen=True, slots=True)

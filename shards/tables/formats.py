@@ -1,19 +1,24 @@
-"""Read the rows of text, parquet and JSON files, whatever they mean."""
+"""Rows of text, parquet and JSON files, whatever they mean, and the encoding of CSV files.
+
+A spreadsheet runs text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return as a
+formula (CWE 1236), and class names and paths are not ours. Such text gets an apostrophe in front,
+numbers do not. Reading takes one apostrophe off text that begins so.
+"""
 
 import csv
 import json
 import os
+import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from coreset.shards.arrow import ArrowType, ParquetFile
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.tables.csv_cells import unguarded
 
 SEPARATED = frozenset({".csv", ".tsv"})
 _LIST_KEYS = ("class_names", "classes", "names", "categories", "ids", "indices", "paths", "samples")
@@ -21,6 +26,8 @@ _HEAD_CHARACTERS = 1 << 16
 _LINE_CHARACTERS = 1 << 20
 _JSON_BYTES = 1 << 28
 _PAGE_BUFFER_BYTES = 1 << 20
+_FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+_NUMBER = re.compile(r"[+-](\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-](inf|nan)")
 
 
 class Row(NamedTuple):
@@ -68,8 +75,13 @@ def is_text(kind: ArrowType) -> bool:
 
 def parquet_rows(path: Path) -> tuple[Columns, Rows]:
     """Read names and rows of the columns of text and integers; null is an empty cell."""
+
+    def is_scalar(kind: ArrowType) -> bool:
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        return is_text(kind) or pa.types.is_integer(kind)
+
     with open_parquet(path) as file:
-        columns = [field.name for field in file.schema_arrow if _is_scalar(field.type)]
+        columns = [field.name for field in file.schema_arrow if is_scalar(field.type)]
 
     def rows() -> Iterator[Row]:
         number = 0
@@ -122,14 +134,21 @@ def text_head(path: Path, what: str) -> str:
 
 def text_rows(path: Path, what: str, separator: str) -> Iterator[Row]:
     """Yield the rows of a text file in UTF-8 as ``split_rows`` does."""
+
+    def lines() -> Iterator[str]:
+        while line := file.readline(_LINE_CHARACTERS + 1):
+            if len(line) > _LINE_CHARACTERS:
+                raise csv.Error(f"a line of more than {_LINE_CHARACTERS:,} characters")
+            yield line
+
     with reading(path, what), path.open(newline="", encoding="utf-8-sig") as file:
-        yield from split_rows(_lines(file), separator)
+        yield from split_rows(lines(), separator)
 
 
 def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
     """Yield the rows that are not blank, split at blanks, at another separator, or ("") not at all.
 
-    Cells that were guarded against spreadsheets come unguarded, see `shards.tables.csv_cells`.
+    Cells that were guarded against spreadsheets come unguarded.
     """
     if separator in {"", " "}:
         for number, line in enumerate(lines, 1):
@@ -141,18 +160,6 @@ def split_rows(lines: Iterable[str], separator: str) -> Iterator[Row]:
     for cells in reader:
         if any(map(str.strip, cells)):
             yield Row(reader.line_num, list(map(unguarded, cells)))
-
-
-def _lines(file: TextIO) -> Iterator[str]:
-    while line := file.readline(_LINE_CHARACTERS + 1):
-        if len(line) > _LINE_CHARACTERS:
-            raise csv.Error(f"a line of more than {_LINE_CHARACTERS:,} characters")
-        yield line
-
-
-def _is_scalar(kind: ArrowType) -> bool:
-    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-    return is_text(kind) or pa.types.is_integer(kind)
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -203,3 +210,30 @@ def _text(value: object) -> str:
     if not isinstance(value, str | int) or isinstance(value, bool):
         return ""
     return str(value).encode(errors="replace").decode()
+
+
+class _Lines(list[str]):
+    def write(self, line: str) -> None:
+        self.append(line)
+
+
+def csv_table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
+    """Encode a CSV file of these rows in UTF-8; None is an empty cell."""
+    lines = _Lines()
+    # With this line ending the writer quotes carriage returns. The file has line feeds alone.
+    writer = csv.writer(lines, lineterminator="\r\n")
+    writer.writerow(map(guarded, header))
+    writer.writerows(map(guarded, row) for row in rows)
+    return "".join(f"{line[:-2]}\n" for line in lines).encode()
+
+
+def guarded(cell: object) -> object:
+    """Put an apostrophe in front of a cell if a spreadsheet would run it."""
+    if isinstance(cell, str) and _FORMULA.match(cell) and not _NUMBER.fullmatch(cell):
+        return f"'{cell}"
+    return cell
+
+
+def unguarded(cell: str) -> str:
+    """Undo `guarded`."""
+    return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell

@@ -110,7 +110,6 @@ class SampleNames:
 
     @cached_property
     def _files(self) -> "_Index":
-        """Index of the last parts of the keys."""
         pattern = {"pattern": "^.*/", "replacement": ""}
         return _Index(compute.replace_substring_regex(self._keys.names, **pattern))
 
@@ -172,6 +171,5 @@ def _parts(path: str) -> list[str]:
 
 
 def _stem(path: str) -> str:
-    """Cut the extension of an image format off."""
     stem, dot, extension = path.rpartition(".")
     return stem if dot and extension.lower() in FORMAT_OF_EXTENSION else path

@@ -1,4 +1,4 @@
-"""Reader of tables and lists: CSV with any common separator, parquet, JSON, or plain lines.
+"""Tables and lists: CSV with any common separator, parquet, JSON, or plain lines.
 
 Columns are chosen by known names, else by their cells. A first row that names a sample is a sample,
 not a header. A table that can be read in two ways is refused with the columns that were seen.
@@ -42,7 +42,6 @@ class Table:
     header: tuple[str, ...]
     """Names of the columns; empty where the file has none."""
     head: tuple[Row, ...]
-    """First rows."""
     named: Collection[str]
     """Cells of the first rows that name a sample."""
     read: Rows
@@ -106,7 +105,6 @@ class Table:
         )
 
     def _columns_of(self, holds: Callable[[str], bool]) -> list[int]:
-        """Return the columns in which a cell that is no integer passes a test."""
         cells = ((at, cell) for row in self.head for at, cell in enumerate(row.cells))
         return sorted({at for at, cell in cells if holds(cell) and not INTEGER.fullmatch(cell)})
 
@@ -122,14 +120,10 @@ def read_table(
     """Open a table or list by its extension: ``.parquet``, ``.json``, else text in UTF-8.
 
     ``.csv`` and ``.tsv`` have separators; other text is one entry a line, unless its first line has
-    known columns or names a sample only when it is separated.
-
-    Args:
-        path: The file.
-        what: Kind of file, for messages.
-        named: Picks out of some cells those that name a sample.
-        asked: Name of a column that is asked for, which makes the first row a header.
-        class_list: The names are those of classes; a header has to have known names.
+    known columns or names a sample only when it is separated. ``what`` is the kind of file, for
+    messages; ``named`` picks out of some cells those that name a sample; a first row with the
+    column ``asked`` is a header; the names of a ``class_list`` are those of classes, and its header
+    has to have known names.
 
     Raises:
         UsageError: It is missing or cannot be read, or its first row may be a header or not.
@@ -166,7 +160,14 @@ class _Text:
 
     def table(self, text: str) -> Table:
         """Read the file as what its beginning shows."""
-        readings = {separator: self._first_rows(text, separator) for separator in self._separators}
+        several = (*("\t,;|" if self.path.suffix.lower() == ".tsv" else ",;\t|"), " ")
+        # In the order of preference; none ("") is one entry a line.
+        separators = several if self._separated else ("", *several)
+        readings: dict[str, tuple[Row, ...]] = {}
+        with formats.reading(self.path, self.what):
+            for separator in separators:
+                first_rows = formats.split_rows(StringIO(text, newline=""), separator)
+                readings[separator] = tuple(islice(first_rows, _HEAD_ROWS))
         cells = {cell for rows in readings.values() for row in rows for cell in row.cells}
         named = self.named(cells)
         separator = self._choose(readings, named)
@@ -182,17 +183,6 @@ class _Text:
     def _separated(self) -> bool:
         return self.path.suffix.lower() in SEPARATED
 
-    @property
-    def _separators(self) -> tuple[str, ...]:
-        """Candidates in the order of preference; none ("") is one entry a line."""
-        several = (*("\t,;|" if self.path.suffix.lower() == ".tsv" else ",;\t|"), " ")
-        return several if self._separated else ("", *several)
-
-    def _first_rows(self, text: str, separator: str) -> tuple[Row, ...]:
-        with formats.reading(self.path, self.what):
-            rows = formats.split_rows(StringIO(text, newline=""), separator)
-            return tuple(islice(rows, _HEAD_ROWS))
-
     def _choose(self, readings: Mapping[str, Sequence[Row]], named: Collection[str]) -> str:
         """Take the separator by which the first row has most names that are known."""
 
@@ -203,7 +193,7 @@ class _Text:
             counts = sure or n_named or n_known == len(cells)
             return n_known + n_named if counts else 0, sure and len(cells) > 1
 
-        return max(self._separators, key=fits)
+        return max(readings, key=fits)
 
     def _is_known(self, cell: str) -> bool:
         names = OF_CLASSES if self.class_list else OF_SAMPLES

@@ -24,8 +24,7 @@ from coreset.bench.robustness.faults import chunk, encoded, jpeg, photo, png_bom
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
 from coreset.shards.images.flags import Reason, Refusal
-from coreset.shards.images.pillow import opened
-from coreset.shards.images.probe import probe
+from coreset.shards.images.probe import opened, probe
 
 MEGABYTE = 1 << 20
 RESTART = segment(0xDD, b"\0\1")

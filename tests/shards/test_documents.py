@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coreset.shards.format.documents import build, parse
+from coreset.shards.format.files import build, parse
 
 
 @dataclass(frozen=True)

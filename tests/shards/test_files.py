@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from coreset.shards.format import files
+from coreset.shards.format import files, tar
 from coreset.shards.format.files import (
-    AppendFile,
     digest_of,
     exchange_directories,
     files_below,
@@ -26,6 +25,7 @@ from coreset.shards.format.files import (
     tree_digests,
     write_atomically,
 )
+from coreset.shards.format.tar import AppendFile
 
 
 def contents(folder):
@@ -170,7 +170,7 @@ def test_appended_bytes_are_stored_and_seen_in_order(tmp_path_factory, sizes):
     parts = [bytes([number % 251]) * size for number, size in enumerate(sizes)]
     seen = hashlib.sha256()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_BUFFER_BYTES", 1 << 16)
+        patch.setattr(tar, "_BUFFER_BYTES", 1 << 16)
         file = AppendFile(temporary_name(path), seen.update)
         for part in parts:
             file.append(part)

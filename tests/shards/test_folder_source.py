@@ -43,7 +43,7 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path:
     names = ["B/plain", "a-b/1.", "a/deep/er/x.y.png", "b/10.jpg", "b/2.jpg", "ä/ö.jpg"]
     assert found.names == names
     assert [found.classes[label] for label in found.labels] == [n.split("/")[0] for n in names]
-    assert found.sizes.tolist() == [len(name.encode()) for name in names]
+    assert found.row_sizes.tolist() == [len(name.encode()) for name in names]
     assert found.skipped == (
         f"1 files of {tmp_path} that lie in no class folder",
         f"2 hidden files and folders of {tmp_path}",
@@ -55,7 +55,7 @@ def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path: Path):
     shuffled, order = found.in_order("shuffled", 5), permutation(27, 5)
     assert shuffled.names == [found.names[at] for at in order]
     np.testing.assert_array_equal(shuffled.labels, found.labels[order])
-    np.testing.assert_array_equal(shuffled.sizes, found.sizes[order])
+    np.testing.assert_array_equal(shuffled.row_sizes[shuffled.rows], found.row_sizes[order])
     assert shuffled.in_order("source", 5).names == found.names
 
 
@@ -115,7 +115,7 @@ def test_of_two_files_with_one_key_the_image_is_kept(tmp_path: Path, other: str)
     found = find_folder(src, SourceOptions(repeats="first"))
     assert found.names == ["cat/1.png", "cat/2.jpg", "dog/1.jpeg"]
     assert found.skipped == ("2 samples whose key was there already",)
-    assert found.sizes.tolist() == [len(name) for name in found.names]
+    assert found.row_sizes.tolist() == [len(name) for name in found.names]
 
 
 def splits_of(names: list[str], *, with_folders: list[str]) -> str:

@@ -22,11 +22,10 @@ from coreset.shards.errors import CoresetError, DataError, UsageError
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.sources import detect
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.detect import Format, find
+from coreset.shards.sources.detect import find, find_packed
 from coreset.shards.sources.finder import FileContents, Finder, Found
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation
-from coreset.shards.sources.packed import find_packed
 from coreset.shards.sources.parquet import find_parquet
 from coreset.shards.sources.synthetic import Synthetic, synthetic_source
 from coreset.shards.sources.table import find_table
@@ -259,7 +258,7 @@ def test_the_images_of_a_folder_are_found_in_key_order_with_their_labels(
     source = layout.find(src, options)
     assert contents(source) == EXPECTED
     assert (source.classes, source.skipped, source.unreadable) == (CLASSES, (), {})
-    assert source.class_sizes().tolist() == [4, 4, 4]
+    assert np.bincount(source.row_labels).tolist() == [4, 4, 4]
     again = find(src, options)
     assert contents(again) == EXPECTED
     assert again.names == source.names
@@ -391,7 +390,7 @@ def find_pairs(src: Path, options: SourceOptions) -> Source:
 
 
 def test_a_format_is_added_by_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    pairs = Format(lambda src, _: any(src.glob("*.picture")), find_pairs)
+    pairs = (lambda src, _: any(src.glob("*.picture")), find_pairs)
     monkeypatch.setattr(detect, "FORMATS", [pairs, *detect.FORMATS])
     for name, data in flat(FILES).items():
         write(tmp_path / "src" / name.replace(".JPEG", ".picture"), data)

@@ -16,7 +16,7 @@ from coreset.shards.errors import CoresetError, UsageError
 from coreset.shards.export.lists import read_list
 from coreset.shards.format.classes import class_list
 from coreset.shards.sources.table import find_table
-from coreset.shards.tables.csv_cells import csv_table, guarded, unguarded
+from coreset.shards.tables.formats import csv_table, guarded, unguarded
 from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
 from coreset.shards.tables.table import read_table
 
@@ -135,7 +135,7 @@ def test_a_folder_of_another_class_is_not_passed_over():
 
 SOURCES = Path(__file__).parents[2]
 # Where CSV is made; anybody else passes rows to `csv_table`, or cells through `guarded`.
-WRITERS = {"shards/tables/csv_cells.py", "engine/evaluation/results.py"}
+WRITERS = {"shards/tables/formats.py", "engine/evaluation/results.py"}
 odd = st.text(st.sampled_from("'=+-@\t\r\n,\"a1.e"), max_size=6) | st.text(max_size=6)
 
 

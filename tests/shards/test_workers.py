@@ -1,7 +1,6 @@
 """Workers in forked processes: the same blocks as in threads, and how the processes end."""
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,14 +14,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from numba import njit
 
 from coreset.kernels.jpeg.resize import warm_up
 from coreset.shards.errors import DataError, MachineError, UsageError
 from coreset.shards.packing import workers
 from coreset.shards.packing.encode import Block
 from coreset.shards.packing.plan import Plan
-from coreset.shards.packing.workers import can_fork, evict_code, start_workers
+from coreset.shards.packing.workers import can_fork, start_workers
 from coreset.shards.sources.folder import find_folder
 
 
@@ -154,18 +152,3 @@ def test_a_stop_ends_the_current_block_of_a_thread(src: Path):
         pytest.raises(CancelledError),
     ):
         worker(range(3))
-
-
-def resident_code(library: str) -> int:
-    """Kilobytes of a library's executable pages in memory."""
-    smaps = Path("/proc/self/smaps").read_text()
-    return sum(map(int, re.findall(rf"r-xp .*{library}[\s\S]*?Rss: +(\d+)", smaps)))
-
-
-def test_the_evicted_compiler_leaves_memory_and_still_compiles():
-    assert njit(lambda x: x + 1)(1) == 2
-    before = resident_code("libllvmlite")
-    evict_code("libnobody")  # which is not loaded
-    evict_code("libllvmlite")
-    assert resident_code("libllvmlite") < before / 2
-    assert njit(lambda x: x + 2)(1) == 3

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from coreset.engine.data.geometry import Box, Geometry
-from coreset.shards.images.pillow import as_rgb, opened
+from coreset.shards.images.probe import as_rgb, opened
 
 _MOST_RESIZED = 4
 """Pixels that may be resized to cut a crop out of them, to those of the image and of the crop."""
@@ -25,7 +25,7 @@ def decode_with_pillow(
 ) -> NDArray[np.uint8]:
     """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
-    `coreset.shards.images.pillow.as_rgb` says how grey, palettes, alpha, CMYK and 16 bits become
+    `coreset.shards.images.probe.as_rgb` says how grey, palettes, alpha, CMYK and 16 bits become
     RGB. Takes memory in proportion to the image and the output. Returns uint8 of shape (s, s, 3).
 
     Raises:
