@@ -70,10 +70,7 @@ class Geometry:
     def needs_no_resize(
         self, widths: Sizes, heights: Sizes
     ) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
-        """Return which images `place` cuts without resampling, and left and top of the square.
-
-        All of shape (n,), as ``widths`` and ``heights``; in pixels.
-        """
+        """Return which images `place` cuts without resampling, and left and top of the square."""
         if self.resize is None:
             taken = (widths == self.size) & (heights == self.size)
         else:
@@ -105,13 +102,7 @@ class Crops:
             raise UsageError(f"scale must end at 1 at most, got {self.scale[1]}")
 
     def boxes(
-        self,
-        ids: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        heights: NDArray[np.int64],
-        *,
-        seed: int,
-        epoch: int,
+        self, ids: NDArray[np.int64], widths: Sizes, heights: Sizes, *, seed: int, epoch: int
     ) -> NDArray[np.int64]:
         """Draw the box of each image, int64 of shape (b, 4): left, top, right, bottom.
 

@@ -9,15 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.batch import Batch, BatchMemory, batch_of
+from coreset.engine.data.decoders.threads import BatchMemory
 from coreset.engine.data.geometry import Box
 from coreset.engine.data.order import PADDING, BatchOrder
-from coreset.engine.data.stream import ImageStream, prefetch
-from coreset.engine.runtime.limits import (
-    RESIDENT_SHARE,
-    available_bytes,
-    decoded_bytes,
-)
+from coreset.engine.data.stream import Batch, ImageStream, batch_of, prefetch
+from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import MachineError, UsageError
 
@@ -44,7 +40,7 @@ class DecodedImages:
             labels: int64 of shape (n,).
             ids: Sample ids of the data set, int64 of shape (n,).
             undecodable: Samples without pixels, by id, and why; batches leave them out.
-            size: Side of the batches' images: the central square of those kept; None: all of it.
+            size: Side of the central square that batches hold; None: all of it.
             device: Where batches are handed over; None: where ``images`` are.
 
         Raises:
@@ -74,11 +70,7 @@ class DecodedImages:
         self._memory.forget()
 
     def epoch(self, order: BatchOrder) -> Iterator[Batch]:
-        """Read one epoch as ``ImageStream.epoch`` does.
-
-        Raises:
-            UsageError: Random crops are asked for.
-        """
+        """Read one epoch as ``ImageStream.epoch`` does, but without random crops."""
         if order.crops is not None:
             raise UsageError(
                 "crops are taken while decoding; leave them out and crop the batches with "
@@ -116,10 +108,7 @@ def crop_rows(
     *,
     workers: int,
 ) -> None:
-    """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads.
-
-    Boxes are left, top, right, bottom; ``out`` is uint8 of shape (b, s, s, 3).
-    """
+    """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads."""
     size = out.shape[1]
     positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
 
@@ -155,12 +144,7 @@ def device_bytes(device: torch.device) -> int:
 
 
 def load_into_memory(source: ImageStream) -> DecodedImages:
-    """Decode every sample of ``source`` once; the source stays open and is the caller's to close.
-
-    Raises:
-        MachineError: The pixels need more than half of the available memory.
-        ManifestError: A sample cannot be read or decoded, and the source does not skip it.
-    """
+    """Decode every sample of ``source``, which stays open; refuse if memory is short."""
     size, available = source.geometry.size, device_bytes(source.device)
     needed = decoded_bytes(len(source), size)
     if needed > RESIDENT_SHARE * available:

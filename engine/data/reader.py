@@ -84,7 +84,6 @@ class ShardReader:
     """Reads samples of a packed data set by offset and length; thread safe, a context manager."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Bind the data set; shards are opened when they are needed."""
         self._dataset = dataset
         self._shards = dataset.ints("shard")
         self._offsets = dataset.ints("offset")
@@ -106,12 +105,10 @@ class ShardReader:
     def read(self, ids: NDArray[np.int64]) -> list[bytes]:
         """Return the stored bytes of the samples ``ids``, in the order asked for.
 
-        Storage is told of all reads first. Threads are for storage that does not read ahead when it
-        is advised to (some network file systems).
+        Storage is told of all reads first; some network file systems ignore that, hence threads.
 
         Raises:
-            ManifestError: A shard is missing or ends before the sample does, or cannot be read; of
-                several faults the first in the order of the shards.
+            ManifestError: A sample cannot be read in full; the first in the order of the shards.
         """
         order = np.lexsort((self._offsets[ids], self._shards[ids]))
         places = self._places(ids[order])
@@ -119,18 +116,21 @@ class ShardReader:
             with suppress(OSError):  # whatever is wrong will be said when it is read
                 os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
         parts = [ids[part].tolist() for part in np.array_split(order, READING_THREADS)]
-        read = self._pool.map(self._read_in_order, parts)
+
+        def read_some(part: list[int]) -> list[bytes]:
+            return [self.read_one(sample) for sample in part]
+
+        read = chain.from_iterable(self._pool.map(read_some, parts))
         data = [b""] * ids.size
-        for position, sample in zip(order.tolist(), chain.from_iterable(read), strict=True):
+        for position, sample in zip(order.tolist(), read, strict=True):
             data[position] = sample
         return data
 
     def fetch(self, ids: NDArray[np.int64]) -> Sequence[bytes]:
-        """Read what storage has to be waited for; what the page cache has stays there until then.
+        """Read the samples now, or where the page cache has them all, when each is asked for.
 
-        A decoding thread that asks for a sample has it in the cache of its core, and no batch of
-        encoded images takes memory. What leaves the page cache meanwhile is waited for. What cannot
-        be read is said when it is asked for.
+        Then a decoding thread has a sample in the cache of its core, and no batch of encoded images
+        takes memory. What cannot be read raises when it is asked for.
         """
         places = self._places(ids)
         if not all_cached(places.descriptors, places.starts + places.lengths - 1):
@@ -153,9 +153,6 @@ class ShardReader:
         if len(data) != length:
             raise self._error(sample, f"has {len(data)} of its {length} bytes")
         return data
-
-    def _read_in_order(self, ids: list[int]) -> list[bytes]:
-        return [self.read_one(sample) for sample in ids]
 
     def name_of(self, sample: int) -> str:
         """Return ``shard:offset:key`` of a sample id, for messages."""

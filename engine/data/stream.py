@@ -4,6 +4,8 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import numpy as np
@@ -11,9 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.batch import Batch, batch_of
-from coreset.engine.data.decoders import make_decoder
-from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
+from coreset.engine.data.decoders import (
+    EncodedBatch,
+    Normalisation,
+    UndecodableImagesError,
+    make_decoder,
+)
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.reader import ShardReader, require_ids
@@ -26,6 +31,36 @@ MOST_LEFT_OUT = 10
 """Samples that may be left out, or 0.1 % of all if that is more."""
 T = TypeVar("T")
 _END = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Decoded images of one batch; ``images, labels, ids = batch`` unpacks it.
+
+    ``images`` are uint8 RGB of shape (b, 3, s, s), stored channels last; or contiguous float32
+    where a normalisation was asked for. ``labels`` and ``ids`` are int64 of shape (b,), both -1 in
+    rows that were added on request (``pad``).
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.images, self.labels, self.ids))
+
+
+def batch_of(
+    images: Tensor, labels: NDArray[np.int64], ids: NDArray[np.int64], *, n: int | None = None
+) -> Batch:
+    """Make a batch on the device of its images, filled up with padding to ``n`` rows."""
+    missing = 0 if n is None else n - ids.size
+    if missing:
+        images = torch.cat((images, images.new_zeros((missing, *images.shape[1:]))))
+        padding = np.full(missing, PADDING)
+        labels, ids = np.append(labels, padding), np.append(ids, padding)
+    rows = (torch.from_numpy(np.array(row)).to(images.device) for row in (labels, ids))
+    return Batch(images, *rows)
 
 
 class ImageStream:
@@ -44,10 +79,7 @@ class ImageStream:
         normalisation: Normalisation | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        """Open the data set, or the samples ``ids`` of it, for reading.
-
-        With ``skip_damaged``, samples that cannot be read or decoded are left out and listed in
-        ``undecodable``. `coreset.engine.data.loader.Loader` says what the other options are.
+        """Open the data set, or the samples ``ids`` of it, with the options of ``Loader``.
 
         Raises:
             UsageError: ``ids`` are not one-dimensional int64 in the range of the data set.
@@ -97,8 +129,8 @@ class ImageStream:
     def epoch(self, order: BatchOrder, *, empty: bool = False) -> Iterator[Batch]:
         """Read one rank's share of one epoch; every sample comes exactly once over all ranks.
 
-        Bytes are read, and batches decoded, ahead by two background threads. Leaving the loop early
-        ends the threads. With ``empty``, batches of which every sample was left out come, too.
+        Two background threads read and decode ahead, and end when the loop is left. With ``empty``,
+        batches of which every sample was left out come, too.
 
         Raises:
             UsageError: This process was forked from one that uses the stream.
@@ -106,8 +138,7 @@ class ImageStream:
         """
         self._process = self._process or os.getpid()
         _require_process(self._process)
-        encoded = prefetch(self._encoded(order), ENCODED_AHEAD)
-        return prefetch(self._decoded(encoded, pad=order.pad, empty=empty), DECODED_AHEAD)
+        return prefetch(self._decoded(order, empty=empty), DECODED_AHEAD)
 
     def _encoded(self, order: BatchOrder) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
         """Yield the number of rows, and the ids and stored bytes of those that are no padding."""
@@ -119,21 +150,13 @@ class ImageStream:
             )
             yield positions.size, ids, EncodedBatch(self._reader.fetch(ids), *sizes, boxes)
 
-    def _decoded(
-        self,
-        encoded: Generator[tuple[int, NDArray[np.int64], EncodedBatch]],
-        *,
-        pad: bool,
-        empty: bool,
-    ) -> Generator[Batch]:
-        try:
+    def _decoded(self, order: BatchOrder, *, empty: bool) -> Generator[Batch]:
+        with closing(prefetch(self._encoded(order), ENCODED_AHEAD)) as encoded:
             for n_rows, ids, batch in encoded:
                 images, kept = self._images(ids, batch)
-                if pad or empty or kept.size:
-                    labels, n = self._all_labels[kept], n_rows if pad else None
+                if order.pad or empty or kept.size:
+                    labels, n = self._all_labels[kept], n_rows if order.pad else None
                     yield batch_of(images.to(self.device), labels, kept, n=n)
-        finally:
-            encoded.close()
 
     def _images(
         self, ids: NDArray[np.int64], batch: EncodedBatch

@@ -64,12 +64,12 @@ class Demo:
 
     def _stages(self) -> Iterator[Stage]:
         from coreset.engine.models.backbones import OFFLINE_BACKBONE
-        from coreset.engine.stages.distill import Distill
+        from coreset.engine.stages.artifacts import Report
         from coreset.engine.stages.measure import Measure
         from coreset.engine.stages.pack import Pack
-        from coreset.engine.stages.report import Report
         from coreset.engine.stages.score import Score
-        from coreset.engine.stages.selection import Select
+        from coreset.engine.stages.sets import Select
+        from coreset.engine.stages.synth import Distill
         from coreset.engine.stages.train import Train
 
         out = self.out

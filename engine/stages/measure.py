@@ -1,4 +1,4 @@
-"""``coreset measure``: how well a condensed set covers the validation images, how varied it is."""
+"""``coreset embed`` and ``measure``: features of a backbone, and what they say of a set."""
 
 import json
 import math
@@ -13,11 +13,13 @@ from coreset.engine.condensed.condensed_set import CondensedSet, open_set, requi
 from coreset.engine.evaluation import metrics
 from coreset.engine.evaluation.metrics import FeaturePair, Metric
 from coreset.engine.evaluation.results import METRICS, Results
-from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.engine.models.features import FeatureSpec, embed, features_for, remember
 from coreset.engine.stages.options import (
+    DataPath,
     Decoding,
     DeviceChoice,
     Extractor,
+    FeaturesPath,
     Flat,
     Result,
     ResultsPath,
@@ -144,3 +146,50 @@ def _features(condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> Featu
         reference_labels=val.labels,
         n_classes=condensed.info.n_classes,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedExtractor(Extractor):
+    """Options of the features; here the help explains each of them."""
+
+    backbone: str = "auto"
+    """auto: the first whose weights are on this machine: resnet18 (torchvision), resnet50,
+    tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
+    mobilenetv2_100_same, or any timm model."""
+    weights: Path | None = None
+    """File of weights or a checkpoint (.safetensors, .pth); by default what torchvision and timm
+    left on this machine. Nothing is downloaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Compute features of every image with a frozen backbone, one row per sample id (float16).
+
+    Continues after an interruption. `measure` and `score --proxy linear` find these features again
+    (the cache, CORESET_CACHE, points to them).
+    """
+
+    data: DataPath
+    """Packed data set."""
+    features: FeaturesPath
+    """Directory to make."""
+    extractor: Flat[EmbedExtractor] = field(default_factory=EmbedExtractor)
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
+
+    def run(self) -> Result:
+        """Open the data set, compute its features, publish the store."""
+        dataset = Dataset.open(self.data)
+        spec = self.extractor.spec(self.decoding)
+        work = embed(dataset, spec, self.features)
+        remember(self.features, dataset, spec)
+        same = f"--backbone {spec.backbone}" + (f" --size {spec.size}" if spec.size != 224 else "")
+        verb = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        return Result(
+            (
+                *self.decoding.notice(),
+                *self.extractor.notice(),
+                f"features of {len(dataset):,} images ({spec.backbone}) {verb}: {self.features}",
+                f"next: coreset score {self.data} SCORES --proxy linear {same}",
+            ),
+            {"features": str(self.features), "images": len(dataset)},
+        )

@@ -1,7 +1,6 @@
 """Reference decoder: Pillow, with torchvision's semantics, for every stored format.
 
-It defines what the fast decoders must come close to, and decodes what they do not take (PNG, WebP,
-CMYK, odd samplings). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
+It also decodes what the fast decoders do not take. EXIF orientation is ignored, as in torchvision.
 """
 
 import numpy as np
@@ -25,8 +24,7 @@ def decode_with_pillow(
 ) -> NDArray[np.uint8]:
     """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
-    `coreset.shards.images.pillow.as_rgb` says how grey, palettes, alpha, CMYK and 16 bits become
-    RGB. Takes memory in proportion to the image and the output. Returns uint8 of shape (s, s, 3).
+    Takes memory in proportion to the image and the output. Returns uint8 of shape (s, s, 3).
 
     Raises:
         ValueError: Pillow cannot decode ``data``, or it has another size than ``stored_size``.

@@ -1,10 +1,8 @@
 """libjpeg-turbo: the fastest decoder on a CPU.
 
-Decoded pixels equal Pillow's; after the resize (``kernels.jpeg.resize``, which computes only the
-crop) the largest difference is 1. Where a crop needs less than the image, only that is decoded, by
-the libjpeg-turbo that Pillow brings: the rows above it are still unpacked (Huffman), its rows alone
-are transformed and converted, and damage below it is not noticed. The fast way decodes at 1/2, 1/4
-or 1/8 of the size where that is as large as what is wanted, with a coarser transform.
+Decoded pixels equal Pillow's; after the resize the largest difference is 1. Where a crop needs less
+than the image, only that is decoded, by the libjpeg-turbo that Pillow brings; damage below it is
+not noticed. The fast way decodes at 1/2, 1/4 or 1/8 of the size where that is large enough.
 """
 
 import ctypes
@@ -31,10 +29,9 @@ _SAMPLINGS = frozenset({"Gray", "444", "422", "440", "420", "411"})
 _FACTORS = (8, 4, 2)
 """Reductions while decoding for which libjpeg-turbo has SIMD code."""
 _LEAST_PIXELS = 16_000
-"""Of an image of which a part is decoded; up to there nothing was gained (by hand)."""
+"""Of an image of which a part is decoded; up to there nothing is gained."""
 _MOST_TAKEN = 0.8
-"""Of an image by a part: 0.77 of it took 86 % of the time at 224 px, 0.58 took 83 % of it for
-photographs (by hand, one thread)."""
+"""Of an image by a part that is decoded alone."""
 
 
 class _OfThread(local):
@@ -47,8 +44,7 @@ _of_thread = _OfThread()
 def is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
     """Test for a grey or colour JPEG of ``size`` (width, height), which fast decoders take.
 
-    Reads the header (1 us), so that an image whose header was damaged into a decompression bomb is
-    never decoded. PNG, WebP, CMYK and odd samplings of the colours go to Pillow.
+    Reads the header, so that one that was damaged into a decompression bomb is never decoded.
     """
     try:
         height, width, colours, sampling = simplejpeg.decode_jpeg_header(data)
@@ -67,9 +63,7 @@ def decode_jpeg(
 ) -> bool:
     """Decode a JPEG of ``stored_size`` (width, height) into ``into``, uint8 of shape (s, s, 3).
 
-    Returns:
-        False where Pillow has to decide what can be read: an image of another kind or size, or one
-        of which libjpeg-turbo, which is strict, warns.
+    Returns False for another kind or size, or where libjpeg-turbo warns: Pillow has to decide.
     """
     if not is_plain_jpeg(data, stored_size):
         return False
@@ -123,9 +117,8 @@ def _fit(image: NDArray[np.uint8], placement: Placement, into: NDArray[np.uint8]
 
 
 def _reduction(data: bytes, placement: Placement) -> int:
-    """Return how many times smaller a JPEG is decoded.
+    """Return how many times smaller a JPEG is decoded: 1 where its header forbids to reduce it.
 
-    Once where its header says that it cannot be reduced or was damaged since it was packed:
     simplejpeg writes the pixels of a lossless one in full, whatever memory it took for fewer.
     """
     left, top, right, bottom = placement.region
@@ -153,9 +146,8 @@ def decode_region(
     """Decode a part of a grey or colour JPEG, whose rotation flag is ignored. Thread safe.
 
     Returns:
-        The rows of the part with its columns and some beside them, uint8 of shape (bottom - top,
-        columns, 3), which hold until this thread decodes again; and which column is the first.
-        None if it cannot be decoded: a complete decoder says why.
+        The rows of the part with its columns and some beside them, uint8, until this thread decodes
+        again; and which column is the first. None if it cannot be decoded.
     """
     decoder = decoder_of_thread()
     if decoder is None:
