@@ -144,10 +144,7 @@ def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
 
 
 def _in_one_line(boxed: str) -> str:
-    """Return the text of tyro's box without its frame and its advice on help.
-
-    tyro's hook for errors is private, and does not pass on what the user may have meant.
-    """
+    """Return the text of tyro's box, whose hook for errors is private, without frame and advice."""
     words: list[str] = []
     for row in boxed.splitlines()[1:]:
         text = row.strip("│╭╮╰╯─ ")
@@ -188,10 +185,7 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
 
 
 class _WithoutPandas:
-    """Import hook that hides pandas: pyarrow imports it for its first table, 0.9 s a command.
-
-    Code that only tests whether pandas exists, as torch does, finds that it does.
-    """
+    """Import hook that hides pandas, which pyarrow imports for its first table: 0.9 s a command."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         return ModuleSpec(name, cast("Loader", self)) if name == "pandas" else None

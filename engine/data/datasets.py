@@ -1,8 +1,7 @@
 """Packed images for the data pipelines of others: a map-style ``Dataset``, and ``webdataset``.
 
-``webdataset`` takes a tar that was cut between two members for a shorter one, without a word
-(`docs/benchmarks.md`), and its decoders run code in members that are named like pickles. Here each
-shard is counted against the manifest, and only members that `coreset pack` writes are read.
+``webdataset`` silently takes a cut tar for a shorter one, and its decoders run code in members that
+are named like pickles. Here each shard is counted, and only members of `coreset pack` are read.
 """
 
 import os
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from coreset.engine.data.geometry import Ints
 from coreset.engine.data.reader import Ids, Images, ShardReader, open_images
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.manifest import Manifest
@@ -54,8 +53,8 @@ class ImageDataset(TorchDataset[tuple[Any, int]]):
 
         """
         self.dataset, chosen = open_images(data, ids)
-        self.ids: NDArray[np.int64] = np.arange(len(self.dataset)) if chosen is None else chosen
-        self.labels: NDArray[np.int64] = self.dataset.labels[self.ids]
+        self.ids: Ints = np.arange(len(self.dataset)) if chosen is None else chosen
+        self.labels: Ints = self.dataset.labels[self.ids]
         self.transform = transform
         self._readers: dict[int, ShardReader] = {}
 
@@ -104,8 +103,7 @@ def as_webdataset(
         data: Directory that `coreset pack` made.
         shuffle: Samples in the shuffle buffer, behind a permutation of the shards; 0 keeps the
             stored order.
-        seed: Of the shuffle. Each iteration is an epoch with an order of its own; workers of a
-            ``DataLoader`` count theirs only with ``persistent_workers=True``.
+        seed: Of the shuffle, with epochs; workers need ``persistent_workers=True`` to count theirs.
         decode: Yield (RGB ``PIL.Image``, label, sample id) tuples. Without it dicts of
             ``webdataset``, to be decoded by its own stages: the stored bytes as ``jpg``, ``png`` or
             ``webp``, the label's digits as ``cls``, ``__key__`` (the member's nine digits),
@@ -113,8 +111,7 @@ def as_webdataset(
 
     Raises:
         UsageError: ``data`` is not a packed data set.
-        ManifestError: (While iterating) a shard is missing, damaged, or holds another number of
-            samples than the manifest says; or an image cannot be decoded.
+        ManifestError: (While iterating) a shard or an image cannot be read in full.
     """
     from webdataset.compat import FluidWrapper
     from webdataset.filters import detshuffle

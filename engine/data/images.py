@@ -6,11 +6,10 @@ from typing import TypeAlias, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.data.decoders.threads import BatchMemory
-from coreset.engine.data.geometry import Box
+from coreset.engine.data.geometry import Box, Ints, Pixels
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream, batch_of, prefetch
 from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
@@ -26,8 +25,8 @@ class DecodedImages:
     def __init__(
         self,
         images: Tensor,
-        labels: NDArray[np.int64],
-        ids: NDArray[np.int64],
+        labels: Ints,
+        ids: Ints,
         *,
         undecodable: Mapping[int, str] | None = None,
         size: int | None = None,
@@ -100,14 +99,7 @@ def central(images_nhwc: Tensor, size: int) -> Tensor:
     return images_nhwc[:, start : start + size, start : start + size]
 
 
-def crop_rows(
-    images_nhwc: NDArray[np.uint8],
-    rows: NDArray[np.int64],
-    boxes: NDArray[np.int64],
-    out: NDArray[np.uint8],
-    *,
-    workers: int,
-) -> None:
+def crop_rows(images_nhwc: Pixels, rows: Ints, boxes: Ints, out: Pixels, *, workers: int) -> None:
     """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads."""
     size = out.shape[1]
     positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
@@ -123,7 +115,7 @@ def crop_rows(
             part.result()
 
 
-def take_rows(values: Tensor, rows: NDArray[np.int64], memory: BatchMemory) -> Tensor:
+def take_rows(values: Tensor, rows: Ints, memory: BatchMemory) -> Tensor:
     """Copy rows of a tensor, on a CPU into ``memory``.
 
     There by NumPy, on one thread, at the speed of memory: torch's threads wait for one another as

@@ -4,9 +4,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coreset.engine.data.geometry import Crops
+from coreset.engine.data.geometry import Crops, Ints
 from coreset.kernels.seeds import Stream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 
@@ -56,7 +55,7 @@ class BatchOrder:
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
-    def positions(self, n: int) -> NDArray[np.int64]:
+    def positions(self, n: int) -> Ints:
         """Return the positions 0 .. n-1 that this rank visits in this epoch, in order.
 
         With ``pad``, ``PADDING`` follows up to the multiple of ``batch`` that holds any share.
@@ -76,14 +75,14 @@ class BatchOrder:
         missing = -(-largest_share // self.batch) * self.batch - positions.size
         return np.append(positions, np.full(missing, PADDING))
 
-    def batches(self, n: int) -> Iterator[NDArray[np.int64]]:
+    def batches(self, n: int) -> Iterator[Ints]:
         """Cut ``positions(n)`` into batches from batch ``start`` on; the last one may be short."""
         positions = self.positions(n)
         firsts = range(self.start * self.batch, positions.size, self.batch)
         return (positions[first : first + self.batch] for first in firsts)
 
 
-def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.int64]:
+def _block_shuffled(n: int, block: int, share: slice, seed: int) -> Ints:
     place_of_block = permutation(-(-n // block), derived_seed(seed, Stream.BLOCKS))
     block_by_block = np.argsort(place_of_block[np.arange(n) // block], kind="stable")[share]
     windows = np.arange(block_by_block.size) // (WINDOW_BLOCKS * block)

@@ -6,11 +6,11 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from coreset.engine.data.decoders import (
@@ -19,7 +19,7 @@ from coreset.engine.data.decoders import (
     UndecodableImagesError,
     make_decoder,
 )
-from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.geometry import Geometry, Ints
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.reader import ShardReader, require_ids
 from coreset.shards.errors import ManifestError, UsageError
@@ -50,9 +50,7 @@ class Batch:
         return iter((self.images, self.labels, self.ids))
 
 
-def batch_of(
-    images: Tensor, labels: NDArray[np.int64], ids: NDArray[np.int64], *, n: int | None = None
-) -> Batch:
+def batch_of(images: Tensor, labels: Ints, ids: Ints, *, n: int | None = None) -> Batch:
     """Make a batch on the device of its images, filled up with padding to ``n`` rows."""
     missing = 0 if n is None else n - ids.size
     if missing:
@@ -74,7 +72,7 @@ class ImageStream:
         decoder: str = "auto",
         device: str = "cpu",
         workers: int = 0,
-        ids: NDArray[np.int64] | None = None,
+        ids: Ints | None = None,
         exact: bool = False,
         normalisation: Normalisation | None = None,
         skip_damaged: bool = False,
@@ -116,7 +114,7 @@ class ImageStream:
         return self.ids.size
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> Ints:
         """Label of each of ``ids``, int64 of shape (n,)."""
         return self._all_labels[self.ids]
 
@@ -140,14 +138,13 @@ class ImageStream:
         _require_process(self._process)
         return prefetch(self._decoded(order, empty=empty), DECODED_AHEAD)
 
-    def _encoded(self, order: BatchOrder) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
+    def _encoded(self, order: BatchOrder) -> Generator[tuple[int, Ints, EncodedBatch]]:
         """Yield the number of rows, and the ids and stored bytes of those that are no padding."""
         for positions in order.batches(len(self)):
             ids = self.ids[positions[positions != PADDING]]
             sizes = self._widths[ids], self._heights[ids]
-            boxes = order.crops and order.crops.boxes(
-                ids, *sizes, seed=order.seed, epoch=order.epoch
-            )
+            seed, epoch = order.seed, order.epoch
+            boxes = order.crops and order.crops.boxes(ids, *sizes, seed=seed, epoch=epoch)
             yield positions.size, ids, EncodedBatch(self._reader.fetch(ids), *sizes, boxes)
 
     def _decoded(self, order: BatchOrder, *, empty: bool) -> Generator[Batch]:
@@ -158,9 +155,7 @@ class ImageStream:
                     labels, n = self._all_labels[kept], n_rows if order.pad else None
                     yield batch_of(images.to(self.device), labels, kept, n=n)
 
-    def _images(
-        self, ids: NDArray[np.int64], batch: EncodedBatch
-    ) -> tuple[Tensor, NDArray[np.int64]]:
+    def _images(self, ids: Ints, batch: EncodedBatch) -> tuple[Tensor, Ints]:
         """Return decoded images and their ids, without those that cannot be read or decoded."""
         try:
             return self._decoder.decode(batch), ids
@@ -181,7 +176,7 @@ class ImageStream:
             good = np.setdiff1d(np.arange(ids.size), list(error.reasons))
             return error.images[torch.from_numpy(good).to(error.images.device)], ids[good]
 
-    def _readable(self, ids: NDArray[np.int64]) -> tuple[list[int], list[bytes]]:
+    def _readable(self, ids: Ints) -> tuple[list[int], list[bytes]]:
         """Return the positions of the samples that can be read, and their bytes."""
         samples: dict[int, bytes] = {}
         for position, sample in enumerate(ids.tolist()):
@@ -210,13 +205,12 @@ def prefetch(items: Generator[T], depth: int) -> Generator[T]:
     process = os.getpid()
     thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
     try:
-        pending: deque[Future[object]] = deque(
-            thread.submit(next, items, _END) for _ in range(depth)
-        )
+        submit = partial(thread.submit, next, items, _END)
+        pending: deque[Future[object]] = deque(submit() for _ in range(depth))
         while True:
             _require_process(process)
             # Before waiting, so that the thread need not wait for this one between two items.
-            pending.append(thread.submit(next, items, _END))
+            pending.append(submit())
             if (item := pending.popleft().result()) is _END:
                 break
             yield cast("T", item)

@@ -82,9 +82,8 @@ class Synth:
             label_noise=self.label_noise,
             size=size,
         )
-        provenance = Provenance(
-            kind="dataset", stage="synth", config=shaping_fields(self, without=("workers",))
-        )
+        config = shaping_fields(self, without=("workers",))
+        provenance = Provenance(kind="dataset", stage="synth", config=config)
         with create_artifact(self.data, provenance, resumable=True) as work:
             if not work.done:
                 self._fill(work, synthetic)
@@ -96,10 +95,8 @@ class Synth:
             how = f"made in {seconds:.1f} s, {per_core:,.0f} images/s per core"
         made = f"{manifest.n_samples:,} images of {len(manifest.classes):,} classes {how}"
         place = f"{self.data} (truth: {self.data / TRUTH_NAME})"
-        return Result(
-            (f"{made}: {place}", f"next: coreset score {self.data} SCORES"),
-            {"data": str(self.data), "samples": manifest.n_samples},
-        )
+        lines = f"{made}: {place}", f"next: coreset score {self.data} SCORES"
+        return Result(lines, {"data": str(self.data), "samples": manifest.n_samples})
 
     def _fill(self, work: ArtifactWriter, synthetic: Synthetic) -> None:
         source = synthetic_source(synthetic).in_order("shuffled", self.seed)
@@ -112,14 +109,10 @@ class Synth:
             settings={"samples_per_shard": self.samples_per_shard, "store": "original"},
             check=False,
         )
+        listed, workers = list_path(self.data), thread_count(self.workers)
         with progress("synth", len(source)) as bar:
-            manifest = pack(
-                plan,
-                work.scratch,
-                workers=thread_count(self.workers),
-                listed=list_path(self.data),
-                observer=Account(work.meter, bar, work.scratch),
-            )
+            observer = Account(work.meter, bar, work.scratch)
+            manifest = pack(plan, work.scratch, workers=workers, listed=listed, observer=observer)
         _write_truth(synthetic, work.scratch)
         work.provenance = bound(work.provenance, manifest)
 
@@ -129,8 +122,7 @@ def _write_truth(synthetic: Synthetic, data: Path) -> None:
     import pyarrow.parquet as pq
 
     positions = [position_of(key) for key in Dataset.open(data).keys]
-    truth = pa.table(synthetic.truth()).take(positions)
-    path = data / TRUTH_NAME
+    truth, path = pa.table(synthetic.truth()).take(positions), data / TRUTH_NAME
     with new_file(temporary_name(path)) as file:
         pq.write_table(truth, file, compression="zstd")
         sync_and_rename(file, path)
@@ -165,12 +157,9 @@ class Distill:
         dataset = Dataset.open(self.data)
         parameters = own_parameters(METHODS[self.method], self.parameters)
         recorded = {"ipc": self.ipc, **asdict(parameters)}
-        provenance = Provenance(
-            kind="set",
-            stage="distill",
-            config={"method": self.method, "seed": self.seed, **recorded},
-            inputs=(Provenance.read(self.data).as_input("data", self.data, self.condensed),),
-        )
+        config = {"method": self.method, "seed": self.seed, **recorded}
+        origin = Provenance.read(self.data).as_input("data", self.data, self.condensed)
+        provenance = Provenance(kind="set", stage="distill", config=config, inputs=(origin,))
         with create_artifact(self.condensed, provenance, inputs=[self.data]) as work:
             if not work.done:
                 self._write_images(work, dataset, parameters)
@@ -178,13 +167,11 @@ class Distill:
                     work, dataset, None, method=self.method, parameters=recorded, seed=self.seed
                 )
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        return Result(
-            (
-                f"{self.ipc * len(dataset.classes):,} {self.method} images {how}: {self.condensed}",
-                f"next: coreset train {self.condensed} VAL RESULTS",
-            ),
-            {"set": str(self.condensed)},
+        lines = (
+            f"{self.ipc * len(dataset.classes):,} {self.method} images {how}: {self.condensed}",
+            f"next: coreset train {self.condensed} VAL RESULTS",
         )
+        return Result(lines, {"set": str(self.condensed)})
 
     def _write_images(self, work: ArtifactWriter, dataset: Dataset, parameters: object) -> None:
         """Fill an artifact in the making with the shards of the images."""
@@ -196,17 +183,13 @@ class Distill:
                 bar.advance(n_images)
 
             task = Task(
-                dataset=dataset,
-                ipc=self.ipc,
-                seed=self.seed,
-                workers=self.workers,
-                advance=advance,
+                dataset=dataset, ipc=self.ipc, seed=self.seed, workers=self.workers, advance=advance
             )
             for label, images in METHODS[self.method].images(task, parameters):
-                (folder / dataset.classes[label]).mkdir(parents=True)
+                class_folder = folder / dataset.classes[label]
+                class_folder.mkdir(parents=True)
                 for number, image in enumerate(images):
-                    png = folder / dataset.classes[label] / f"{number:05d}.png"
-                    Image.fromarray(image).save(png)
+                    Image.fromarray(image).save(class_folder / f"{number:05d}.png")
         _pack_images(folder, work.scratch, dataset)
         shutil.rmtree(folder)
 

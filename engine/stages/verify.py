@@ -29,7 +29,7 @@ from coreset.shards.packing.pack import (
     thread_count,
     write_list,
 )
-from coreset.shards.verify import Pairs, duplicates, verify, write_pairs
+from coreset.shards.verify import duplicates, verify, write_pairs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -106,23 +106,20 @@ class Verify:
         dataset = Dataset.open(self.data)
         reference = dataset if self.against is None else Dataset.open(self.against)
         pairs = duplicates(dataset, reference)
-        if pairs[0].size:
-            yield self._warning(pairs, dataset, reference)
+        first, second = pairs
+        if first.size:
+            classes, others = np.array(dataset.classes), np.array(reference.classes)
+            differ = classes[dataset.labels[first]] != others[reference.labels[second]]
+            where = f"of {reference.path} are in {dataset.path} too"
+            yield (
+                f"warning: {first.size:,} of {len(reference):,} images "
+                f"{where if self.against else 'are copies'}, {differ.sum():,} under another label, "
+                f"such as {dataset.keys[first[0]]} and {reference.keys[second[0]]}"
+            )
         if self.pairs is not None:
             with output_folder(self.pairs):
                 write_pairs(self.pairs, pairs, dataset, reference)
-            yield f"listed: {pairs[0].size:,} pairs, {self.pairs}"
-
-    def _warning(self, pairs: Pairs, dataset: Dataset, reference: Dataset) -> str:
-        first, second = pairs
-        classes, others = np.array(dataset.classes), np.array(reference.classes)
-        differ = classes[dataset.labels[first]] != others[reference.labels[second]]
-        example = f"{dataset.keys[first[0]]} and {reference.keys[second[0]]}"
-        where = f"of {reference.path} are in {dataset.path} too" if self.against else "are copies"
-        return (
-            f"warning: {first.size:,} of {len(reference):,} images {where}, {differ.sum():,} under "
-            f"another label, such as {example}"
-        )
+            yield f"listed: {first.size:,} pairs, {self.pairs}"
 
 
 Action: TypeAlias = Annotated[
@@ -181,21 +178,15 @@ class Quarantine:
             replace_artifact(self.data, provenance) as work,
             progress("retry", before.n_quarantined, "shards at most") as bar,
         ):
-            n_packed = retry_refused(
-                dataset,
-                plan,
-                work.scratch,
-                workers=thread_count(self.workers),
-                observer=Account(work.meter, bar, work.scratch),
-            )
-            work.done = n_packed == 0
-            if n_packed:
+            observer, workers = Account(work.meter, bar, work.scratch), thread_count(self.workers)
+            n_new = retry_refused(dataset, plan, work.scratch, workers=workers, observer=observer)
+            work.done = n_new == 0
+            if n_new:
                 manifest = finish(plan, work.scratch, list_path(self.data))
                 work.provenance = bound(provenance, manifest)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
         after = Manifest.read(self.data)
-        packed = f"{n_packed:,} of {before.n_quarantined:,} refused files are packed now"
-        lines = [f"{packed}, {after.n_quarantined:,} are refused still: {self.data}"]
-        if n_packed:
-            lines.append("the data set has a new identity: score it again")
-        return Result(tuple(lines), {"data": str(self.data), "packed": n_packed})
+        packed = f"{n_new:,} of {before.n_quarantined:,} refused files are packed now"
+        line = f"{packed}, {after.n_quarantined:,} are refused still: {self.data}"
+        advice = ("the data set has a new identity: score it again",) if n_new else ()
+        return Result((line, *advice), {"data": str(self.data), "packed": n_new})

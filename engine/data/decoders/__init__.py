@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Protocol, cast
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coreset.engine.data.geometry import Box, Geometry
+from coreset.engine.data.geometry import Box, Geometry, Ints, Pixels
 from coreset.engine.runtime.limits import available_cores
 from coreset.shards.errors import DataError, MachineError, UsageError
 
@@ -34,10 +32,10 @@ class EncodedBatch:
 
     data: Sequence[bytes]
     """May be read when an item is asked for: ask once."""
-    widths: NDArray[np.int64]
+    widths: Ints
     """Pixels, shape (b,), as the index promises; an image of another size is refused."""
-    heights: NDArray[np.int64]
-    crops: NDArray[np.int64] | None = None
+    heights: Ints
+    crops: Ints | None = None
     """Region of each stored image to squash to the square, shape (b, 4): left, top, right, bottom;
     None: what the decoder's geometry says."""
 
@@ -115,7 +113,7 @@ class Tolerance:
     """Width in pixels of the border where ``largest_at_edge`` holds instead."""
     largest_at_edge: int = 0
 
-    def difference(self, images: NDArray[np.uint8], expected: NDArray[np.uint8]) -> Difference:
+    def difference(self, images: Pixels, expected: Pixels) -> Difference:
         """Compare decoded images with the reference, both of shape (b, s, s, 3), s > 2 edge."""
         levels = np.abs(images.astype(np.int16) - expected)
         size, edge = images.shape[1], self.edge
@@ -128,29 +126,23 @@ class Tolerance:
 
     def exceeded_by(self, difference: Difference) -> tuple[str, ...]:
         """Say in words what of a difference is more than allowed; nothing if all is well."""
-        at_edge = f"largest difference in the outer {self.edge} pixels"
-        rows = (
-            ("largest difference", difference.largest, self.largest),
-            (at_edge, difference.largest_at_edge, self.largest_at_edge),
-            ("mean difference of an image", difference.mean, self.mean),
-        )
-        return tuple(
-            f"{name} is {value:.3g}, allowed {allowed:.3g}"
-            for name, value, allowed in rows
-            if value > allowed
-        )
+        names = {
+            "largest": "largest difference",
+            "largest_at_edge": f"largest difference in the outer {self.edge} pixels",
+            "mean": "mean difference of an image",
+        }
+        rows = ((text, getattr(difference, n), getattr(self, n)) for n, text in names.items())
+        return tuple(f"{text} is {v:.3g}, allowed {most:.3g}" for text, v, most in rows if v > most)
 
 
 # On a CPU. DALI repeats the edge of an image where Pillow shortens the filter. The bounds of `fast`
 # only tell a coarse image from a wrong one: nothing in its arithmetic implies them.
-TOLERANCES: Mapping[DecoderName, Tolerance] = MappingProxyType(
-    {
-        DecoderName.PILLOW: Tolerance(largest=0, mean=0.0),
-        DecoderName.TURBO: Tolerance(largest=1, mean=0.25),
-        DecoderName.DALI: Tolerance(largest=1, mean=0.25, edge=2, largest_at_edge=32),
-        DecoderName.FAST: Tolerance(largest=160, mean=16.0),
-    }
-)
+TOLERANCES: Mapping[DecoderName, Tolerance] = {
+    DecoderName.PILLOW: Tolerance(largest=0, mean=0.0),
+    DecoderName.TURBO: Tolerance(largest=1, mean=0.25),
+    DecoderName.DALI: Tolerance(largest=1, mean=0.25, edge=2, largest_at_edge=32),
+    DecoderName.FAST: Tolerance(largest=160, mean=16.0),
+}
 
 
 def choose_decoder(name: str, device: str, *, exact: bool = False) -> DecoderName:

@@ -60,9 +60,7 @@ def define_pipeline(
     pixels = DALIDataType.INT32 if crops else DALIDataType.FLOAT
     settings = GPU_SETTINGS if decode_device == "mixed" else {}
     # Depth 1: batches are fed by hand, and what is read ahead is decided by the source.
-    pipeline = Pipeline(
-        batch_size=batch, num_threads=workers, device_id=device_id, prefetch_queue_depth=1
-    )
+    pipeline = Pipeline(batch, workers, device_id, prefetch_queue_depth=1)
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1)
         start = fn.external_source(name="region_start", dtype=pixels, ndim=1)
@@ -74,7 +72,7 @@ def define_pipeline(
         decoded: Any = decode(encoded, device=decode_device, **rgb, **cut, **settings)
         linear = DALIInterpType.INTERP_LINEAR
         square: Any = fn.resize(
-            decoded, size=[size, size], interp_type=linear, antialias=True, **part
+            decoded, size=[size] * 2, interp_type=linear, antialias=True, **part
         )
         if normalisation is not None:
             mean, std = 255 * np.array([normalisation.mean, normalisation.std])

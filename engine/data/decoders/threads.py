@@ -25,7 +25,7 @@ from coreset.engine.data.decoders import (
 )
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import decode_jpeg, decoder_of_thread
-from coreset.engine.data.geometry import Geometry, Sizes
+from coreset.engine.data.geometry import Geometry, Ints, Pixels
 from coreset.engine.data.reader import LazyBytes
 from coreset.kernels.jpeg import batch as planes
 from coreset.kernels.jpeg import ffi, odd_memory
@@ -128,7 +128,7 @@ class ThreadedDecoder:
             if factors is not None:
                 normalised_planes(into, factors, images[position])
 
-    def _decode_image(self, batch: EncodedBatch, position: int, into: NDArray[np.uint8]) -> None:
+    def _decode_image(self, batch: EncodedBatch, position: int, into: Pixels) -> None:
         data, size, crop = batch.data[position], batch.stored_size(position), batch.crop(position)
         if self._name is not DecoderName.PILLOW:
             placement = self._geometry.place(*size, crop)
@@ -172,7 +172,7 @@ def decode_crops(
 
 
 def warm_up(
-    geometry: Geometry, widths: Sizes, heights: Sizes, *, floats: bool, cropped: bool
+    geometry: Geometry, widths: Ints, heights: Ints, *, floats: bool, cropped: bool
 ) -> None:
     """Compile what images of these sizes need, so that no batch waits; seconds the first time."""
     ffi.warm_up()
@@ -198,7 +198,7 @@ class BatchMemory:
     """Arrays of batches, given out again once unused: fresh pages cost a fifth of decoding."""
 
     def __init__(self) -> None:
-        self._arrays: list[NDArray[np.uint8]] = []
+        self._arrays: list[Pixels] = []
         self._lock = threading.Lock()
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -12,10 +12,9 @@ from threading import local
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import _imaging
 
-from coreset.engine.data.geometry import Box, Placement
+from coreset.engine.data.geometry import Box, Pixels, Placement
 from coreset.kernels.jpeg import pixel_memory
 from coreset.kernels.jpeg.libjpeg import MOST_ADDED, VERSIONS, RegionDecoder
 from coreset.kernels.jpeg.resize import reach, resize
@@ -57,7 +56,7 @@ def decode_jpeg(
     data: bytes,
     stored_size: tuple[int, int],
     placement: Placement,
-    into: NDArray[np.uint8],
+    into: Pixels,
     *,
     fast: bool = False,
 ) -> bool:
@@ -75,12 +74,7 @@ def decode_jpeg(
 
 
 def _decode(
-    data: bytes,
-    stored_size: tuple[int, int],
-    placement: Placement,
-    into: NDArray[np.uint8],
-    *,
-    fast: bool,
+    data: bytes, stored_size: tuple[int, int], placement: Placement, into: Pixels, *, fast: bool
 ) -> None:
     region, width, height, box = placement
     if region == box == (0, 0, *stored_size) and (width, height) == stored_size:
@@ -108,7 +102,7 @@ def _decode(
     _fit(image, placement._replace(region=region), into)
 
 
-def _fit(image: NDArray[np.uint8], placement: Placement, into: NDArray[np.uint8]) -> None:
+def _fit(image: Pixels, placement: Placement, into: Pixels) -> None:
     (left, top, right, bottom), width, height, box = placement
     if (right - left, bottom - top) == (width, height):
         into[...] = image[top + box[1] : top + box[3], left + box[0] : left + box[2]]
@@ -140,9 +134,7 @@ def worth_cropping(stored_size: tuple[int, int], part: Box) -> bool:
     return small_enough and decoder_of_thread() is not None
 
 
-def decode_region(
-    data: bytes, part: Box, *, coarse: bool = False
-) -> tuple[NDArray[np.uint8], int] | None:
+def decode_region(data: bytes, part: Box, *, coarse: bool = False) -> tuple[Pixels, int] | None:
     """Decode a part of a grey or colour JPEG, whose rotation flag is ignored. Thread safe.
 
     Returns:
