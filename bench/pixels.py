@@ -22,8 +22,7 @@ from PIL import Image
 
 from coreset.bench.docs import Block, Table
 from coreset.bench.harness import Options, Row, records_of
-from coreset.engine.data.decoders import make_decoder
-from coreset.engine.data.decoders.base import TOLERANCES, DecoderName, EncodedBatch
+from coreset.engine.data.decoders import TOLERANCES, DecoderName, EncodedBatch, make_decoder
 from coreset.engine.data.geometry import Box, Crops, Geometry
 from coreset.kernels.seeds import permutation
 

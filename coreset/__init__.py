@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from coreset.api.scores import scores, select
     from coreset.engine.condensed.condensed_set import open_set
     from coreset.engine.data.datasets import as_webdataset
-    from coreset.engine.data.decoders.base import Normalisation
+    from coreset.engine.data.decoders import Normalisation
     from coreset.engine.data.geometry import Crops
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
 
 _MODULES = {
     "Crops": "coreset.engine.data.geometry",
-    "Normalisation": "coreset.engine.data.decoders.base",
+    "Normalisation": "coreset.engine.data.decoders",
     "as_dataset": "coreset.api.images",
     "as_webdataset": "coreset.engine.data.datasets",
     "loader": "coreset.api.images",

@@ -31,19 +31,19 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "doctor": ("[DATA]", "doctor", "Doctor", "is this machine fit; with DATA: proof of its GPU"),
     "pack": ("SRC DATA", "pack", "Pack", "images in any common layout into shards"),
     "verify": ("DATA", "verify", "Verify", "check a packed data set against its manifest"),
-    "quarantine": ("show|retry DATA", "quarantine", "Quarantine", "files that were not packed"),
+    "quarantine": ("show|retry DATA", "verify", "Quarantine", "files that were not packed"),
     "synth": ("DATA", "synth", "Synth", "synthetic images with known truth, for tests at scale"),
     "decode": ("DATA PIXELS", "decode", "Decode", "decode once, for work of many epochs"),
     "score": ("DATA SCORES", "score", "Score", "train a proxy, score every image in the same pass"),
     "scores": ("show|suspects|compare SCORES", "scores", "Scores", "look at scores"),
-    "embed": ("DATA FEATURES", "embed", "Embed", "features of a frozen backbone"),
-    "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),
-    "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),
-    "distill": ("DATA SET", "distill", "Distill", "build a synthetic set (k-means centroids)"),
+    "embed": ("DATA FEATURES", "measure", "Embed", "features of a frozen backbone"),
+    "select": ("SCORES|DATA SET", "sets", "Select", "choose a coreset, class by class"),
+    "ingest": ("LIST SET", "sets", "Ingest", "a list of samples that others chose, as a coreset"),
+    "distill": ("DATA SET", "synth", "Distill", "build a synthetic set (k-means centroids)"),
     "train": ("SET VAL RESULTS", "train", "Train", "train students on a condensed set"),
     "measure": ("SET VAL RESULTS", "measure", "Measure", "representativeness, diversity of a set"),
     "export": ("SET|DATA OUT", "export", "Export", "images or lists for other programs"),
-    "report": ("RESULTS HTML", "report", "Report", "tables, plots and image grids in one file"),
+    "report": ("RESULTS HTML", "artifacts", "Report", "tables, plots and image grids in one file"),
     "cost": ("SET", "artifacts", "Cost", "what it cost to construct a set, along its inputs"),
     "ls": ("[DIR]", "artifacts", "List", "the artifacts in a folder"),
 }  # fmt: skip
@@ -144,10 +144,7 @@ def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
 
 
 def _in_one_line(boxed: str) -> str:
-    """Return the text of tyro's box without its frame and its advice on help.
-
-    tyro's hook for errors is private, and does not pass on what the user may have meant.
-    """
+    """Return the text of tyro's box, whose hook for errors is private, without frame and advice."""
     words: list[str] = []
     for row in boxed.splitlines()[1:]:
         text = row.strip("│╭╮╰╯─ ")
@@ -188,10 +185,7 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
 
 
 class _WithoutPandas:
-    """Import hook that hides pandas: pyarrow imports it for its first table, 0.9 s a command.
-
-    Code that only tests whether pandas exists, as torch does, finds that it does.
-    """
+    """Import hook that hides pandas, which pyarrow imports for its first table: 0.9 s a command."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
         return ModuleSpec(name, cast("Loader", self)) if name == "pandas" else None

@@ -40,7 +40,7 @@ coreset_versions = partial(
 
 def coreset(decoder: str, task: Task, stack: ExitStack) -> Epoch:
     """Open ``coreset.loader``, in another order every epoch."""
-    from coreset.engine.data.decoders.base import Normalisation
+    from coreset.engine.data.decoders import Normalisation
     from coreset.engine.data.geometry import Crops
     from coreset.engine.data.loader import Loader
 

@@ -1,8 +1,7 @@
 """Packed images for the data pipelines of others: a map-style ``Dataset``, and ``webdataset``.
 
-``webdataset`` takes a tar that was cut between two members for a shorter one, without a word
-(`docs/benchmarks.md`), and its decoders run code in members that are named like pickles. Here each
-shard is counted against the manifest, and only members that `coreset pack` writes are read.
+``webdataset`` silently takes a cut tar for a shorter one, and its decoders run code in members that
+are named like pickles. Here each shard is counted, and only members of `coreset pack` are read.
 """
 
 import os
@@ -15,11 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
+from coreset.engine.data.geometry import Ints
 from coreset.engine.data.reader import Ids, Images, ShardReader, open_images
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.manifest import Manifest
@@ -37,8 +36,8 @@ KINDS = ("jpg", "png", "webp")
 class ImageDataset(TorchDataset[tuple[Any, int]]):
     """Images of a packed data set or of a coreset, one at a time by position.
 
-    ``ds[i]`` is an (image, label) pair with the pixels of Pillow. Workers of a ``DataLoader`` may
-    have it, forked or spawned: each opens the shards for itself.
+    ``ds[i]`` is an (image, label) pair with the pixels of Pillow. Each worker of a ``DataLoader``,
+    forked or spawned, opens the shards for itself.
     """
 
     def __init__(
@@ -52,15 +51,10 @@ class ImageDataset(TorchDataset[tuple[Any, int]]):
             transform: Takes an RGB ``PIL.Image`` of the stored size and returns the image of a
                 pair. Without it images are uint8 tensors of shape (3, height, width).
 
-        Raises:
-            UsageError: ``data`` is not a packed data set, or has no such ``ids``.
-            ManifestError: The data set is damaged.
         """
         self.dataset, chosen = open_images(data, ids)
-        self.ids: NDArray[np.int64] = np.arange(len(self.dataset)) if chosen is None else chosen
-        """Sample id of every position, int64 of shape (n,)."""
-        self.labels: NDArray[np.int64] = self.dataset.labels[self.ids]
-        """Label of every position, int64 of shape (n,)."""
+        self.ids: Ints = np.arange(len(self.dataset)) if chosen is None else chosen
+        self.labels: Ints = self.dataset.labels[self.ids]
         self.transform = transform
         self._readers: dict[int, ShardReader] = {}
 
@@ -73,11 +67,7 @@ class ImageDataset(TorchDataset[tuple[Any, int]]):
         return self.ids.size
 
     def __getitem__(self, position: int) -> tuple[Any, int]:
-        """Read and decode one image.
-
-        Raises:
-            ManifestError: The image cannot be read or decoded.
-        """
+        """Read and decode one image, or raise ``ManifestError``."""
         process, sample = os.getpid(), int(self.ids[position])
         if process not in self._readers:  # a process forked from this one does not share the reader
             self._readers = {process: ShardReader(self.dataset)}
@@ -113,8 +103,7 @@ def as_webdataset(
         data: Directory that `coreset pack` made.
         shuffle: Samples in the shuffle buffer, behind a permutation of the shards; 0 keeps the
             stored order.
-        seed: Of the shuffle. Each iteration is an epoch with an order of its own; workers of a
-            ``DataLoader`` count theirs only with ``persistent_workers=True``.
+        seed: Of the shuffle, with epochs; workers need ``persistent_workers=True`` to count theirs.
         decode: Yield (RGB ``PIL.Image``, label, sample id) tuples. Without it dicts of
             ``webdataset``, to be decoded by its own stages: the stored bytes as ``jpg``, ``png`` or
             ``webp``, the label's digits as ``cls``, ``__key__`` (the member's nine digits),
@@ -122,8 +111,7 @@ def as_webdataset(
 
     Raises:
         UsageError: ``data`` is not a packed data set.
-        ManifestError: (While iterating) a shard is missing, damaged, or holds another number of
-            samples than the manifest says; or an image cannot be decoded.
+        ManifestError: (While iterating) a shard or an image cannot be read in full.
     """
     from webdataset.compat import FluidWrapper
     from webdataset.filters import detshuffle
@@ -152,10 +140,7 @@ def as_webdataset(
 def whole_shards(
     urls: Iterable[Mapping[str, str]], shards: Mapping[str, tuple[int, int]]
 ) -> Generator[Sample]:
-    """Yield the samples of one shard after the other, complete with ``__id__``, and count them.
-
-    ``shards`` has the first sample id and the number of samples of each shard, by path.
-    """
+    """Yield the samples of shards of given first ids and sizes, with ``__id__``, and count them."""
     for url in (entry["url"] for entry in urls):
         try:
             yield from _samples(url, *shards[url])
@@ -168,16 +153,17 @@ def whole_shards(
 def _samples(url: str, first_id: int, expected: int) -> Generator[Sample]:
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    found = 0
+    n_read = 0
     with Path(url).open("rb") as stream:  # webdataset does not close the files that it opens
         source = {"url": url, "stream": stream}
-        for sample in group_by_keys(tar_file_expander([source], select_files=_is_ours)):
+        members = tar_file_expander([source], select_files=lambda n: bool(MEMBER_NAME.fullmatch(n)))
+        for sample in group_by_keys(members):
             if "cls" not in sample:  # cut between an image and its label
                 break
-            yield sample | {"__id__": first_id + found}
-            found += 1
-    if found != expected:
-        raise ManifestError(f"{url} holds {found} of its {expected} samples; {_remedy(url)}")
+            yield sample | {"__id__": first_id + n_read}
+            n_read += 1
+    if n_read != expected:
+        raise ManifestError(f"{url} holds {n_read} of its {expected} samples; {_remedy(url)}")
 
 
 def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]]:
@@ -193,10 +179,6 @@ def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]
                 f"{sample['__key__']} in {url} cannot be decoded ({error}); {_remedy(url)}"
             ) from error
         yield pixels, int(sample["cls"]), sample["__id__"]
-
-
-def _is_ours(name: str) -> bool:
-    return MEMBER_NAME.fullmatch(name) is not None
 
 
 def _remedy(url: str) -> str:

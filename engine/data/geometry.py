@@ -16,7 +16,8 @@ from coreset.shards.errors import UsageError
 
 Box: TypeAlias = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels; right and bottom excluded."""
-Sizes: TypeAlias = NDArray[np.int64]
+Ints: TypeAlias = NDArray[np.int64]
+Pixels: TypeAlias = NDArray[np.uint8]
 
 
 class Placement(NamedTuple):
@@ -60,20 +61,14 @@ class Geometry:
         if crop is not None or self.resize is None:
             return Placement(crop or whole, size, size, (0, 0, size, size))
         longest = int(self.resize * max(width, height) / min(width, height))
-        target_width, target_height = (
-            (self.resize, longest) if width <= height else (longest, self.resize)
-        )
+        sides = self.resize, longest
+        target_width, target_height = sides if width <= height else sides[::-1]
         # Python's round, halves to even, as in torchvision.
         left, top = round((target_width - size) / 2.0), round((target_height - size) / 2.0)
         return Placement(whole, target_width, target_height, (left, top, left + size, top + size))
 
-    def needs_no_resize(
-        self, widths: Sizes, heights: Sizes
-    ) -> tuple[NDArray[np.bool_], Sizes, Sizes]:
-        """Return which images `place` cuts without resampling, and left and top of the square.
-
-        All of shape (n,), as ``widths`` and ``heights``; in pixels.
-        """
+    def needs_no_resize(self, widths: Ints, heights: Ints) -> tuple[NDArray[np.bool_], Ints, Ints]:
+        """Return which images `place` cuts without resampling, and left and top of the square."""
         if self.resize is None:
             taken = (widths == self.size) & (heights == self.size)
         else:
@@ -104,15 +99,7 @@ class Crops:
         if self.scale[1] > 1:
             raise UsageError(f"scale must end at 1 at most, got {self.scale[1]}")
 
-    def boxes(
-        self,
-        ids: NDArray[np.int64],
-        widths: NDArray[np.int64],
-        heights: NDArray[np.int64],
-        *,
-        seed: int,
-        epoch: int,
-    ) -> NDArray[np.int64]:
+    def boxes(self, ids: Ints, widths: Ints, heights: Ints, *, seed: int, epoch: int) -> Ints:
         """Draw the box of each image, int64 of shape (b, 4): left, top, right, bottom.
 
         A pure function of (seed, epoch, id, size): neither the batch nor the rank matters.

@@ -1,6 +1,6 @@
 """Decoded pixels on disk: written chunk by chunk, read from a memory map or from a GPU.
 
-``pixels.u8`` holds row i, the image of sample id i, as uint8 of shape (s, s, 3), and nothing else.
+``pixels.u8`` holds the image of each sample id as uint8 of shape (s, s, 3), and nothing else.
 ``pixels.json`` says what they are, and while they are made, which chunks are safely on the disk.
 """
 
@@ -17,16 +17,10 @@ import xxhash
 from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.images import (
-    DECODE_BATCH,
-    DecodedImages,
-    central,
-    device_bytes,
-)
+from coreset.engine.data.images import DECODE_BATCH, DecodedImages, central, device_bytes
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.data.stream import ImageStream
+from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -89,11 +83,7 @@ class PixelsIndex:
 
     @staticmethod
     def read(path: Path) -> "PixelsIndex":
-        """Read ``pixels.json``.
-
-        Raises:
-            StoreError: The file is missing, damaged or of another version.
-        """
+        """Read ``pixels.json``, or raise ``StoreError``."""
         try:
             index = build(PixelsIndex, parse(path.read_bytes()))
         except (OSError, ValueError, UsageError) as error:
@@ -109,15 +99,9 @@ class PixelsIndex:
 def write_cache(
     source: ImageStream, folder: Path, on_chunk: Callable[[int, int], object]
 ) -> PixelsIndex:
-    """Decode every sample of a data set into ``folder``, after the chunks that are there already.
+    """Decode all of a data set into ``folder``, after the chunks that are there already.
 
-    ``source`` skips damaged samples and has all of its data set. ``on_chunk`` gets first id and
-    number of images of each chunk that is on the disk.
-
-    Raises:
-        StoreError: ``folder`` does not hold what it says it does.
-        ManifestError: Too many samples cannot be decoded.
-        OSError: The disk is full or fails.
+    ``on_chunk`` gets first id and number of images of each chunk that is on the disk.
     """
     path = folder / PIXELS_NAME
     index = begun(folder) or PixelsIndex.of(len(source), source.geometry)
@@ -141,11 +125,7 @@ def write_cache(
 
 
 def begun(folder: Path) -> PixelsIndex | None:
-    """Read what an interrupted run left in ``folder``; None if that is no whole chunk.
-
-    Raises:
-        StoreError: It is damaged.
-    """
+    """Read what an interrupted run left in ``folder``; None if that is no whole chunk."""
     if not (folder / INDEX_NAME).is_file():
         return None
     index, path = PixelsIndex.read(folder / INDEX_NAME), folder / PIXELS_NAME
@@ -156,10 +136,7 @@ def begun(folder: Path) -> PixelsIndex | None:
 
 
 def _append(file: IO[bytes], index: PixelsIndex, batches: Iterator[Batch]) -> str:
-    """Append padded batches and give them to the disk at once; return the digest of their bytes.
-
-    Samples that could not be decoded become black rows.
-    """
+    """Append padded batches, black where undecodable; return the digest of their bytes."""
     hasher, first = xxhash.xxh3_128(), index.done
     for batch in batches:
         ids, n = batch.ids.cpu().numpy(), min(index.batch, index.n_samples - first)
@@ -179,11 +156,7 @@ def _append(file: IO[bytes], index: PixelsIndex, batches: Iterator[Batch]) -> st
 
 
 def open_cache(
-    path: Path,
-    dataset: Dataset,
-    *,
-    device: str = "cpu",
-    size: int | None = None,
+    path: Path, dataset: Dataset, *, device: str = "cpu", size: int | None = None
 ) -> DecodedImages:
     """Open what ``coreset decode`` made of ``dataset``, or of a pack of the same images.
 
@@ -213,10 +186,9 @@ def open_cache(
 def loaded(images_nhwc: Tensor, device: torch.device) -> Tensor:
     """Copy images of the host's memory to a device, a batch at a time."""
     resident = torch.empty_like(images_nhwc, device=device, memory_format=torch.contiguous_format)
-    for some, target in zip(
-        images_nhwc.split(DECODE_BATCH), resident.split(DECODE_BATCH), strict=True
-    ):
-        target.copy_(some)
+    for start in range(0, len(resident), DECODE_BATCH):
+        some = slice(start, start + DECODE_BATCH)
+        resident[some].copy_(images_nhwc[some])
     return resident
 
 
@@ -244,8 +216,8 @@ def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:
 def _mapped(path: Path, index: PixelsIndex) -> Tensor:
     """Map the file as a tensor of shape (n, s, s, 3).
 
-    Private, so that nothing that is written to the tensor reaches the file; writable, as torch has
-    no other tensors; without reservation, or the kernel would refuse files larger than the memory.
+    Private and writable, as torch has no read-only tensors; without reservation, or the kernel
+    would refuse files larger than the memory.
     """
     try:
         with path.open("rb") as file:

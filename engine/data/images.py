@@ -6,18 +6,13 @@ from typing import TypeAlias, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.batch import Batch, BatchMemory, batch_of
-from coreset.engine.data.geometry import Box
+from coreset.engine.data.decoders.threads import BatchMemory
+from coreset.engine.data.geometry import Box, Ints, Pixels
 from coreset.engine.data.order import PADDING, BatchOrder
-from coreset.engine.data.stream import ImageStream, prefetch
-from coreset.engine.runtime.limits import (
-    RESIDENT_SHARE,
-    available_bytes,
-    decoded_bytes,
-)
+from coreset.engine.data.stream import Batch, ImageStream, batch_of, prefetch
+from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import MachineError, UsageError
 
@@ -30,8 +25,8 @@ class DecodedImages:
     def __init__(
         self,
         images: Tensor,
-        labels: NDArray[np.int64],
-        ids: NDArray[np.int64],
+        labels: Ints,
+        ids: Ints,
         *,
         undecodable: Mapping[int, str] | None = None,
         size: int | None = None,
@@ -44,7 +39,7 @@ class DecodedImages:
             labels: int64 of shape (n,).
             ids: Sample ids of the data set, int64 of shape (n,).
             undecodable: Samples without pixels, by id, and why; batches leave them out.
-            size: Side of the batches' images: the central square of those kept; None: all of it.
+            size: Side of the central square that batches hold; None: all of it.
             device: Where batches are handed over; None: where ``images`` are.
 
         Raises:
@@ -74,11 +69,7 @@ class DecodedImages:
         self._memory.forget()
 
     def epoch(self, order: BatchOrder) -> Iterator[Batch]:
-        """Read one epoch as ``ImageStream.epoch`` does.
-
-        Raises:
-            UsageError: Random crops are asked for.
-        """
+        """Read one epoch as ``ImageStream.epoch`` does, but without random crops."""
         if order.crops is not None:
             raise UsageError(
                 "crops are taken while decoding; leave them out and crop the batches with "
@@ -108,18 +99,8 @@ def central(images_nhwc: Tensor, size: int) -> Tensor:
     return images_nhwc[:, start : start + size, start : start + size]
 
 
-def crop_rows(
-    images_nhwc: NDArray[np.uint8],
-    rows: NDArray[np.int64],
-    boxes: NDArray[np.int64],
-    out: NDArray[np.uint8],
-    *,
-    workers: int,
-) -> None:
-    """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads.
-
-    Boxes are left, top, right, bottom; ``out`` is uint8 of shape (b, s, s, 3).
-    """
+def crop_rows(images_nhwc: Pixels, rows: Ints, boxes: Ints, out: Pixels, *, workers: int) -> None:
+    """Resize the region ``boxes[i]`` of the image ``rows[i]`` to ``out[i]``, in threads."""
     size = out.shape[1]
     positions = iter(range(rows.size))  # shared: a thread that is done takes the next image
 
@@ -134,7 +115,7 @@ def crop_rows(
             part.result()
 
 
-def take_rows(values: Tensor, rows: NDArray[np.int64], memory: BatchMemory) -> Tensor:
+def take_rows(values: Tensor, rows: Ints, memory: BatchMemory) -> Tensor:
     """Copy rows of a tensor, on a CPU into ``memory``.
 
     There by NumPy, on one thread, at the speed of memory: torch's threads wait for one another as
@@ -155,12 +136,7 @@ def device_bytes(device: torch.device) -> int:
 
 
 def load_into_memory(source: ImageStream) -> DecodedImages:
-    """Decode every sample of ``source`` once; the source stays open and is the caller's to close.
-
-    Raises:
-        MachineError: The pixels need more than half of the available memory.
-        ManifestError: A sample cannot be read or decoded, and the source does not skip it.
-    """
+    """Decode every sample of ``source``, which stays open; refuse if memory is short."""
     size, available = source.geometry.size, device_bytes(source.device)
     needed = decoded_bytes(len(source), size)
     if needed > RESIDENT_SHARE * available:

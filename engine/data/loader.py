@@ -12,14 +12,12 @@ from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 from torch.utils.data._utils.collate import default_collate_fn_map
 
-from coreset.engine.data.batch import Batch
-from coreset.engine.data.decoders import choose_decoder, decoder_reason
-from coreset.engine.data.decoders.base import DecoderName, Normalisation
+from coreset.engine.data.decoders import DecoderName, Normalisation, choose_decoder, decoder_reason
 from coreset.engine.data.decoders.threads import warm_up
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.reader import Ids, Images, open_images
-from coreset.engine.data.stream import ImageStream
+from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.runtime.distributed import Distributed
 from coreset.shards.errors import UsageError
 
@@ -35,11 +33,9 @@ class Loader(IterableDataset[Batch]):
     ``for batch in loader`` hands over the rest of the current epoch, in an order that depends on
     the options alone; the next ``for`` goes on with the next epoch. Over all ranks every sample
     comes exactly once an epoch. There is one position: a new iteration ends the one under way, and
-    one that is left early goes on at the next batch. Reading and decoding happen ahead, in threads
-    that end with the iteration, in the process that opened the loader.
+    one that is left early goes on at the next batch. Threads read and decode ahead.
 
-    ``DataLoader(loader)`` hands over the same batches to code that wants one of torch. It must have
-    no workers: this loader has threads instead.
+    ``DataLoader(loader)``, without workers, hands over the same batches to code that wants one.
     """
 
     def __init__(
@@ -67,30 +63,24 @@ class Loader(IterableDataset[Batch]):
         """Open a packed data set and compile what its decoder needs.
 
         Args:
-            data: Directory of a packed data set, or an open set, of which the ids of its data set
-                are read. ``coreset.loader`` also takes the directory of a condensed set.
+            data: Directory of a packed data set, or an open condensed set.
             batch: Images per batch and rank; the last batch may be short.
             size: Pixels of the square images.
             resize: Short side in pixels before the central crop; None squashes the whole image.
             crops: Random resized crops instead, other ones every epoch.
             normalisation: Hand over float32, normalised, instead of uint8.
             shuffle: A new order every epoch instead of that of ``ids``.
-            block: Shuffle blocks of so many neighbours, for disks that cannot seek; 0 shuffles
-                globally.
+            block: Shuffle blocks of so many neighbours, for disks that cannot seek; 0: globally.
             seed: Of order and crops.
-            pad: Fill every batch up with rows of id and label -1, so that all ranks have equally
-                many batches of one size.
+            pad: Fill every batch up with rows of id and label -1: all ranks have equally many.
             ids: Samples to read, int64 of shape (n,); None means all.
-            rank: This process among ``world``; None asks ``torch.distributed``, and is the only
-                one where that is not initialised.
+            rank: This process among ``world``; None asks ``torch.distributed``.
             world: Processes.
             decoder: One of ``DecoderName``; `decoder` tells what was picked.
             exact: Pixels equal to the reference, several times slower.
-            device: Where batches are handed over: auto, cpu, cuda or cuda:N; auto takes the current
-                GPU where there is one.
+            device: Of the batches: auto (the current GPU if there is one), cpu, cuda or cuda:N.
             workers: Decoding threads; 0 means one per core.
-            skip_damaged: Leave out samples that turn out to be damaged, up to ten or 0.1 %, and
-                list them in `undecodable`, instead of raising.
+            skip_damaged: List up to ten or 0.1 % of damaged samples in `undecodable`, and go on.
 
         Raises:
             UsageError: An option is out of range, or ``data`` is not a packed data set.
@@ -114,16 +104,9 @@ class Loader(IterableDataset[Batch]):
         """Which decoder was picked, and why."""
         geometry = Geometry(size, resize)
         self._stream = ImageStream(
-            self.dataset,
-            geometry,
-            decoder=decoder,
-            device=str(self.device),
-            workers=workers,
-            ids=chosen,
-            exact=exact,
-            normalisation=normalisation,
-            skip_damaged=skip_damaged,
-        )
+            self.dataset, geometry, ids=chosen, decoder=decoder, exact=exact, workers=workers,
+            device=str(self.device), normalisation=normalisation, skip_damaged=skip_damaged,
+        )  # fmt: skip
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
             sizes = self.dataset.ints("width"), self.dataset.ints("height")
             floats = normalisation is not None
@@ -147,8 +130,7 @@ class Loader(IterableDataset[Batch]):
         """Hand over the rest of the current epoch.
 
         Raises:
-            UsageError: This is a worker of a ``DataLoader``, or (while iterating) another process
-                forked from one that uses the loader.
+            UsageError: In a worker of a ``DataLoader``, or another forked process.
             ManifestError: (While iterating) samples cannot be read or decoded; they are named.
         """
         if get_worker_info() is not None:
@@ -175,18 +157,12 @@ class Loader(IterableDataset[Batch]):
         return dict(self._stream.undecodable)
 
     def set_epoch(self, epoch: int) -> None:
-        """Start another epoch; the current one goes on where it is.
-
-        For loops written for torch's ``DistributedSampler``; others need not call it.
-        """
+        """Start another epoch, as loops written for torch's ``DistributedSampler`` do."""
         if epoch != self._epoch:
             self._go_to(epoch, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position after the last batch handed out, as a dict fit for JSON.
-
-        Ranks in step have equal states, so that of one serves all.
-        """
+        """Return the position after the last batch, for JSON; ranks in step have equal ones."""
         return {**self._fixed_state(), "epoch": self._epoch, "next_batch": self._next_batch}
 
     def _fixed_state(self) -> dict[str, Any]:
@@ -245,11 +221,9 @@ class Loader(IterableDataset[Batch]):
 
 def _joined(batches: Sequence[Batch], **_: object) -> Batch:
     """Join batches for a ``DataLoader``, which takes one at a time unless told otherwise."""
-    return (
-        batches[0]
-        if len(batches) == 1
-        else Batch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
-    )
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(*(torch.cat(tensors) for tensors in zip(*batches, strict=True)))
 
 
 # The documented way to tell a ``DataLoader`` about a type of one's own.

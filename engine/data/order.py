@@ -1,16 +1,11 @@
-"""Order of samples: a pure function of (epoch, seed, rank, world size, position).
-
-It shuffles, shares samples among ranks exactly once, and continues in the middle of an epoch,
-without a file, so that no decoder has to know about it.
-"""
+"""Order of samples: a pure function of (epoch, seed, rank, world size, position)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from coreset.engine.data.geometry import Crops
+from coreset.engine.data.geometry import Crops, Ints
 from coreset.kernels.seeds import Stream, derived_seed, permutation, random_keys
 from coreset.shards.errors import UsageError
 
@@ -25,14 +20,10 @@ class BatchOrder:
     """Order in which one rank reads the samples of one epoch, their batches and their crops.
 
     Over all ranks every sample comes exactly once; the shares differ in length by one at most.
-
-    - Shuffled, ranks take every ``world``-th position of one permutation, so that batch k of all
-      ranks together holds the same samples as batch k of one process with a ``world`` times larger
-      batch.
-    - Unshuffled, ranks take contiguous ranges, so that each reads its own shards.
-    - Shuffled by blocks, ranks take contiguous ranges of the permuted blocks, so that each reads
-      its own. The samples of every window of 16 consecutive blocks are permuted, so that neighbours
-      come less than two windows apart.
+    Shuffled, ranks take every ``world``-th position of one permutation, so that batch k of all
+    ranks together is batch k of one process with a ``world`` times larger batch. Unshuffled, or
+    shuffled by blocks, ranks take contiguous ranges (of the permuted blocks), so that each reads
+    its own shards. The samples of every 16 consecutive blocks are permuted together.
 
     Raises:
         UsageError: A number is out of range.
@@ -55,8 +46,7 @@ class BatchOrder:
     pad: bool = False
     """Fill every batch up with rows of id and label -1, so that all ranks have equally many."""
     block: int = 0
-    """Shuffle blocks of so many neighbours, and samples among a few blocks, for disks that cannot
-    seek; 0 shuffles globally."""
+    """Shuffle blocks of so many neighbours, for disks that cannot seek; 0 shuffles globally."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.rank < self.world:
@@ -65,12 +55,10 @@ class BatchOrder:
             if getattr(self, name) < least:
                 raise UsageError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
-    def positions(self, n: int) -> NDArray[np.int64]:
+    def positions(self, n: int) -> Ints:
         """Return the positions 0 .. n-1 that this rank visits in this epoch, in order.
 
-        Returns:
-            int64 of shape (n / world,), rounded up or down; padded, of the multiple of ``batch``
-            that holds the largest share, with ``PADDING`` at its end.
+        With ``pad``, ``PADDING`` follows up to the multiple of ``batch`` that holds any share.
         """
         rank, world = self.rank, self.world
         share = slice(n * rank // world, n * (rank + 1) // world)
@@ -87,14 +75,14 @@ class BatchOrder:
         missing = -(-largest_share // self.batch) * self.batch - positions.size
         return np.append(positions, np.full(missing, PADDING))
 
-    def batches(self, n: int) -> Iterator[NDArray[np.int64]]:
+    def batches(self, n: int) -> Iterator[Ints]:
         """Cut ``positions(n)`` into batches from batch ``start`` on; the last one may be short."""
         positions = self.positions(n)
         firsts = range(self.start * self.batch, positions.size, self.batch)
         return (positions[first : first + self.batch] for first in firsts)
 
 
-def _block_shuffled(n: int, block: int, share: slice, seed: int) -> NDArray[np.int64]:
+def _block_shuffled(n: int, block: int, share: slice, seed: int) -> Ints:
     place_of_block = permutation(-(-n // block), derived_seed(seed, Stream.BLOCKS))
     block_by_block = np.argsort(place_of_block[np.arange(n) // block], kind="stable")[share]
     windows = np.arange(block_by_block.size) // (WINDOW_BLOCKS * block)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, TypeAlias, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
+from coreset.engine.data.geometry import Ints
 from coreset.kernels.jpeg.ffi import all_cached
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -30,16 +30,16 @@ class ImageSet(Protocol):
         ...
 
     @property
-    def ids(self) -> NDArray[np.int64]:
+    def ids(self) -> Ints:
         """Sample ids of ``dataset``, int64 of shape (n,)."""
         ...
 
 
 Images: TypeAlias = str | Path | ImageSet
-Ids: TypeAlias = Sequence[int] | NDArray[np.int64]
+Ids: TypeAlias = Sequence[int] | Ints
 
 
-def open_images(data: Images, ids: Ids | None) -> tuple[Dataset, NDArray[np.int64] | None]:
+def open_images(data: Images, ids: Ids | None) -> tuple[Dataset, Ints | None]:
     """Open a data set and choose samples of it: ids of shape (n,), or None for all.
 
     Raises:
@@ -58,7 +58,7 @@ def open_images(data: Images, ids: Ids | None) -> tuple[Dataset, NDArray[np.int6
     return dataset, chosen
 
 
-def require_ids(ids: NDArray[np.int64], n: int) -> None:
+def require_ids(ids: Ints, n: int) -> None:
     """Raise ``UsageError`` unless ``ids`` are int64 of one dimension in [0, n)."""
     if ids.ndim != 1 or ids.dtype != np.int64:
         raise UsageError(
@@ -74,17 +74,16 @@ def require_ids(ids: NDArray[np.int64], n: int) -> None:
 class ByteRanges(NamedTuple):
     """Bytes in open files, of samples: int64 of shape (n,)."""
 
-    descriptors: NDArray[np.int64]
+    descriptors: Ints
     """-1 where the file does not stay open."""
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int64]
+    starts: Ints
+    lengths: Ints
 
 
 class ShardReader:
     """Reads samples of a packed data set by offset and length; thread safe, a context manager."""
 
     def __init__(self, dataset: Dataset) -> None:
-        """Bind the data set; shards are opened when they are needed."""
         self._dataset = dataset
         self._shards = dataset.ints("shard")
         self._offsets = dataset.ints("offset")
@@ -103,15 +102,13 @@ class ShardReader:
         self._pool.shutdown()
         self._files.close()
 
-    def read(self, ids: NDArray[np.int64]) -> list[bytes]:
+    def read(self, ids: Ints) -> list[bytes]:
         """Return the stored bytes of the samples ``ids``, in the order asked for.
 
-        Storage is told of all reads first. Threads are for storage that does not read ahead when it
-        is advised to (some network file systems).
+        Storage is told of all reads first; some network file systems ignore that, hence threads.
 
         Raises:
-            ManifestError: A shard is missing or ends before the sample does, or cannot be read; of
-                several faults the first in the order of the shards.
+            ManifestError: A sample cannot be read in full; the first in the order of the shards.
         """
         order = np.lexsort((self._offsets[ids], self._shards[ids]))
         places = self._places(ids[order])
@@ -119,18 +116,21 @@ class ShardReader:
             with suppress(OSError):  # whatever is wrong will be said when it is read
                 os.posix_fadvise(descriptor, start, length, os.POSIX_FADV_WILLNEED)
         parts = [ids[part].tolist() for part in np.array_split(order, READING_THREADS)]
-        read = self._pool.map(self._read_in_order, parts)
+
+        def read_some(part: list[int]) -> list[bytes]:
+            return [self.read_one(sample) for sample in part]
+
+        read = chain.from_iterable(self._pool.map(read_some, parts))
         data = [b""] * ids.size
-        for position, sample in zip(order.tolist(), chain.from_iterable(read), strict=True):
+        for position, sample in zip(order.tolist(), read, strict=True):
             data[position] = sample
         return data
 
-    def fetch(self, ids: NDArray[np.int64]) -> Sequence[bytes]:
-        """Read what storage has to be waited for; what the page cache has stays there until then.
+    def fetch(self, ids: Ints) -> Sequence[bytes]:
+        """Read the samples now, or where the page cache has them all, when each is asked for.
 
-        A decoding thread that asks for a sample has it in the cache of its core, and no batch of
-        encoded images takes memory. What leaves the page cache meanwhile is waited for. What cannot
-        be read is said when it is asked for.
+        Then a decoding thread has a sample in the cache of its core, and no batch of encoded images
+        takes memory. What cannot be read raises when it is asked for.
         """
         places = self._places(ids)
         if not all_cached(places.descriptors, places.starts + places.lengths - 1):
@@ -154,9 +154,6 @@ class ShardReader:
             raise self._error(sample, f"has {len(data)} of its {length} bytes")
         return data
 
-    def _read_in_order(self, ids: list[int]) -> list[bytes]:
-        return [self.read_one(sample) for sample in ids]
-
     def name_of(self, sample: int) -> str:
         """Return ``shard:offset:key`` of a sample id, for messages."""
         shard = self._dataset.manifest.shards[self._shards[sample]].name
@@ -166,7 +163,7 @@ class ShardReader:
         remedy = f"run `coreset verify {self._dataset.path}`"
         return ManifestError(f"{self.name_of(sample)} {message}; {remedy}")
 
-    def _places(self, ids: NDArray[np.int64]) -> ByteRanges:
+    def _places(self, ids: Ints) -> ByteRanges:
         shards, positions = np.unique(self._shards[ids], return_inverse=True)
         descriptors = np.full(shards.size, -1)
         for row, shard in enumerate(shards.tolist()):
@@ -179,7 +176,7 @@ class ShardReader:
 class LazyBytes(Sequence[bytes]):
     """Samples that are read when they are asked for."""
 
-    def __init__(self, reader: ShardReader, ids: NDArray[np.int64], places: ByteRanges) -> None:
+    def __init__(self, reader: ShardReader, ids: Ints, places: ByteRanges) -> None:
         self._read_one, self._ids = reader.read_one, ids.tolist()
         self.places = places
         """For ``kernels.jpeg.batch``, the only other reader of images: its threads stay in compiled

@@ -4,17 +4,22 @@ import os
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.batch import Batch, batch_of
-from coreset.engine.data.decoders import make_decoder
-from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
-from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.decoders import (
+    EncodedBatch,
+    Normalisation,
+    UndecodableImagesError,
+    make_decoder,
+)
+from coreset.engine.data.geometry import Geometry, Ints
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.reader import ShardReader, require_ids
 from coreset.shards.errors import ManifestError, UsageError
@@ -28,6 +33,34 @@ T = TypeVar("T")
 _END = object()
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Decoded images of one batch; ``images, labels, ids = batch`` unpacks it.
+
+    ``images`` are uint8 RGB of shape (b, 3, s, s), stored channels last; or contiguous float32
+    where a normalisation was asked for. ``labels`` and ``ids`` are int64 of shape (b,), both -1 in
+    rows that were added on request (``pad``).
+    """
+
+    images: Tensor
+    labels: Tensor
+    ids: Tensor
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.images, self.labels, self.ids))
+
+
+def batch_of(images: Tensor, labels: Ints, ids: Ints, *, n: int | None = None) -> Batch:
+    """Make a batch on the device of its images, filled up with padding to ``n`` rows."""
+    missing = 0 if n is None else n - ids.size
+    if missing:
+        images = torch.cat((images, images.new_zeros((missing, *images.shape[1:]))))
+        padding = np.full(missing, PADDING)
+        labels, ids = np.append(labels, padding), np.append(ids, padding)
+    rows = (torch.from_numpy(np.array(row)).to(images.device) for row in (labels, ids))
+    return Batch(images, *rows)
+
+
 class ImageStream:
     """Streams the samples of a packed data set, or of a subset; a context manager."""
 
@@ -39,15 +72,12 @@ class ImageStream:
         decoder: str = "auto",
         device: str = "cpu",
         workers: int = 0,
-        ids: NDArray[np.int64] | None = None,
+        ids: Ints | None = None,
         exact: bool = False,
         normalisation: Normalisation | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        """Open the data set, or the samples ``ids`` of it, for reading.
-
-        With ``skip_damaged``, samples that cannot be read or decoded are left out and listed in
-        ``undecodable``. `coreset.engine.data.loader.Loader` says what the other options are.
+        """Open the data set, or the samples ``ids`` of it, with the options of ``Loader``.
 
         Raises:
             UsageError: ``ids`` are not one-dimensional int64 in the range of the data set.
@@ -84,7 +114,7 @@ class ImageStream:
         return self.ids.size
 
     @property
-    def labels(self) -> NDArray[np.int64]:
+    def labels(self) -> Ints:
         """Label of each of ``ids``, int64 of shape (n,)."""
         return self._all_labels[self.ids]
 
@@ -97,8 +127,8 @@ class ImageStream:
     def epoch(self, order: BatchOrder, *, empty: bool = False) -> Iterator[Batch]:
         """Read one rank's share of one epoch; every sample comes exactly once over all ranks.
 
-        Bytes are read, and batches decoded, ahead by two background threads. Leaving the loop early
-        ends the threads. With ``empty``, batches of which every sample was left out come, too.
+        Two background threads read and decode ahead, and end when the loop is left. With ``empty``,
+        batches of which every sample was left out come, too.
 
         Raises:
             UsageError: This process was forked from one that uses the stream.
@@ -106,38 +136,26 @@ class ImageStream:
         """
         self._process = self._process or os.getpid()
         _require_process(self._process)
-        encoded = prefetch(self._encoded(order), ENCODED_AHEAD)
-        return prefetch(self._decoded(encoded, pad=order.pad, empty=empty), DECODED_AHEAD)
+        return prefetch(self._decoded(order, empty=empty), DECODED_AHEAD)
 
-    def _encoded(self, order: BatchOrder) -> Generator[tuple[int, NDArray[np.int64], EncodedBatch]]:
+    def _encoded(self, order: BatchOrder) -> Generator[tuple[int, Ints, EncodedBatch]]:
         """Yield the number of rows, and the ids and stored bytes of those that are no padding."""
         for positions in order.batches(len(self)):
             ids = self.ids[positions[positions != PADDING]]
             sizes = self._widths[ids], self._heights[ids]
-            boxes = order.crops and order.crops.boxes(
-                ids, *sizes, seed=order.seed, epoch=order.epoch
-            )
+            seed, epoch = order.seed, order.epoch
+            boxes = order.crops and order.crops.boxes(ids, *sizes, seed=seed, epoch=epoch)
             yield positions.size, ids, EncodedBatch(self._reader.fetch(ids), *sizes, boxes)
 
-    def _decoded(
-        self,
-        encoded: Generator[tuple[int, NDArray[np.int64], EncodedBatch]],
-        *,
-        pad: bool,
-        empty: bool,
-    ) -> Generator[Batch]:
-        try:
+    def _decoded(self, order: BatchOrder, *, empty: bool) -> Generator[Batch]:
+        with closing(prefetch(self._encoded(order), ENCODED_AHEAD)) as encoded:
             for n_rows, ids, batch in encoded:
                 images, kept = self._images(ids, batch)
-                if pad or empty or kept.size:
-                    labels, n = self._all_labels[kept], n_rows if pad else None
+                if order.pad or empty or kept.size:
+                    labels, n = self._all_labels[kept], n_rows if order.pad else None
                     yield batch_of(images.to(self.device), labels, kept, n=n)
-        finally:
-            encoded.close()
 
-    def _images(
-        self, ids: NDArray[np.int64], batch: EncodedBatch
-    ) -> tuple[Tensor, NDArray[np.int64]]:
+    def _images(self, ids: Ints, batch: EncodedBatch) -> tuple[Tensor, Ints]:
         """Return decoded images and their ids, without those that cannot be read or decoded."""
         try:
             return self._decoder.decode(batch), ids
@@ -158,7 +176,7 @@ class ImageStream:
             good = np.setdiff1d(np.arange(ids.size), list(error.reasons))
             return error.images[torch.from_numpy(good).to(error.images.device)], ids[good]
 
-    def _readable(self, ids: NDArray[np.int64]) -> tuple[list[int], list[bytes]]:
+    def _readable(self, ids: Ints) -> tuple[list[int], list[bytes]]:
         """Return the positions of the samples that can be read, and their bytes."""
         samples: dict[int, bytes] = {}
         for position, sample in enumerate(ids.tolist()):
@@ -187,13 +205,12 @@ def prefetch(items: Generator[T], depth: int) -> Generator[T]:
     process = os.getpid()
     thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
     try:
-        pending: deque[Future[object]] = deque(
-            thread.submit(next, items, _END) for _ in range(depth)
-        )
+        submit = partial(thread.submit, next, items, _END)
+        pending: deque[Future[object]] = deque(submit() for _ in range(depth))
         while True:
             _require_process(process)
             # Before waiting, so that the thread need not wait for this one between two items.
-            pending.append(thread.submit(next, items, _END))
+            pending.append(submit())
             if (item := pending.popleft().result()) is _END:
                 break
             yield cast("T", item)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from coreset.engine.data.decoders.base import DecoderName
+from coreset.engine.data.decoders import DecoderName
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.doctor.machine import Check, Verdict

@@ -9,15 +9,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coreset.engine.data.batch import Batch
-from coreset.engine.data.decoders import make_decoder
-from coreset.engine.data.decoders.base import TOLERANCES, DecoderName, EncodedBatch, Normalisation
+from coreset.engine.data.decoders import (
+    TOLERANCES,
+    DecoderName,
+    EncodedBatch,
+    Normalisation,
+    make_decoder,
+)
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.image_cache import loaded
 from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.reader import ShardReader
-from coreset.engine.data.stream import ImageStream
+from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.doctor import speeds
 from coreset.engine.doctor.arithmetic import (
     AUGMENTATIONS,

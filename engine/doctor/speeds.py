@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Stopwatch
-from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.data.stream import ImageStream
+from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import build_network, placed

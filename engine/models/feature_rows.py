@@ -20,7 +20,7 @@ from coreset.engine.artifacts.store import (
     feature_shape,
     read_features,
 )
-from coreset.engine.data.batch import BatchMemory
+from coreset.engine.data.decoders.threads import BatchMemory
 from coreset.engine.data.images import device_bytes
 from coreset.shards.errors import MachineError
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name

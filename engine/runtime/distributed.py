@@ -27,15 +27,11 @@ class Distributed:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process does what only one may do."""
+        """True for the process that does what only one may do."""
         return self.rank == 0
 
     def gather(self, mine: T, *, failed: bool = False) -> list[T]:
-        """Return what all ranks give, in their order; every rank has to call this.
-
-        Raises:
-            MachineError: Another rank failed, or is gone; so does every method that waits.
-        """
+        """Return what all ranks give, in their order; every rank has to call this."""
         if self.world == 1:
             return [mine]
         from torch import distributed

@@ -1,7 +1,6 @@
 """Fields of commands: checks of their values, and fields that a registry supplies.
 
-A registry holds entries by name, which have a ``summary`` and, as ``parameters``, a frozen
-dataclass of fields with defaults, annotated with ``tyro.conf.arg(help=...)``.
+A registry holds entries by name, with a ``summary`` and, as ``parameters``, a frozen dataclass.
 """
 
 from collections.abc import Mapping
@@ -31,13 +30,7 @@ class NoParameters:
 
 
 def choice_of(registry: Mapping[str, Any], *, default: str, optional: bool = False) -> object:
-    """Annotate a field whose values are the names in a registry.
-
-    Args:
-        registry: Entries by name.
-        default: Name that the field has without a word, or a sentence on how it is found.
-        optional: Accept None.
-    """
+    """Annotate a field of names in a registry; ``optional``: None, too. Help shows ``default``."""
     summaries = " ".join(f"{name}: {entry.summary}." for name, entry in registry.items())
 
     def names() -> Any:  # noqa: ANN401 - a form of typing

@@ -1,7 +1,6 @@
 """Cores and memory that the kernel grants this process: control groups (v1 and v2) and /proc.
 
-In a container the machine's own counts mislead: torch starts a thread for every core that it sees,
-and the process is killed at the group's memory limit, not at the machine's.
+In a container the machine's own counts mislead: the group's memory limit kills, not the machine's.
 """
 
 import os
@@ -70,8 +69,7 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 def _groups(controller: str, root: Path) -> Iterator[Path]:
     """Yield the directories of this process's groups, from its own up to the mount's root.
 
-    A container often sees its group's path as the host names it, which does not exist inside; then
-    the root is the container's own group.
+    A container often sees its group's path as the host names it; then the root is its own group.
     """
     mount = root / "sys/fs/cgroup"
     for line in _text(root / "proc/self/cgroup").splitlines():

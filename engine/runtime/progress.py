@@ -12,7 +12,7 @@ LINE_EVERY_SECONDS = 30.0
 
 
 class Display(StrEnum):
-    """How progress is shown."""
+    """Form in which progress is shown."""
 
     AUTO = "auto"
     JSON = "json"

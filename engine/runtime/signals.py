@@ -17,10 +17,7 @@ _STOPPING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 def end_on_interrupt() -> None:
-    """Let Ctrl-C end the process at once; a signal that the caller of the process ignores stays so.
-
-    ``KeyboardInterrupt`` would be raised in the middle of an import, some of which catch it.
-    """
+    """Let Ctrl-C end the process at once: some imports catch ``KeyboardInterrupt``."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _end)
 
@@ -34,8 +31,7 @@ def _end(_number: int, _frame: object) -> None:
 def raise_signals() -> Generator[None]:
     """Turn SIGTERM and SIGUSR1 into ``InterruptedRunError``, SIGINT into ``KeyboardInterrupt``.
 
-    An import that SIGINT interrupted may raise another error: that becomes ``KeyboardInterrupt``
-    too. A SIGINT that the caller of the process ignores stays ignored.
+    So does any other error of an import that SIGINT interrupted. An ignored SIGINT stays ignored.
     """
     interrupts: list[int] = []
 
@@ -63,7 +59,7 @@ class Stop:
 
     @property
     def asked(self) -> bool:
-        """Whether to commit and end."""
+        """True once a signal asked to commit and end."""
         return bool(self.by)
 
     def error(self) -> InterruptedRunError:
@@ -74,10 +70,7 @@ class Stop:
 
 @contextmanager
 def defer_signals() -> Generator[Stop]:
-    """Take note of SIGTERM and SIGUSR1 in the block instead of raising wherever it is.
-
-    A signal that nobody acted on raises when the block has ended without an error.
-    """
+    """Take note of SIGTERM and SIGUSR1 in the block; a signal without effect raises at its end."""
     stop = Stop()
 
     def note(number: int, _frame: FrameType | None) -> None:

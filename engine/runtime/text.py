@@ -9,15 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
-NUMBER_WIDTH = 9
-"""Characters of a number of three digits, -1.23e-05 included."""
+NUMBER_WIDTH = 9  # of three digits, -1.23e-05 included
 _EIGHTHS = ("", "▏", "▎", "▍", "▌", "▋", "▊", "▉")
 _FULL, _ASCII = "█", "#"
 _NUMBERS = {
     "low": "min", "lower_quartile": "25 %", "median": "median", "upper_quartile": "75 %",
     "high": "max", "mean": "mean",
 }  # fmt: skip
-"""Fields of a summary, and their columns."""
 
 
 def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
@@ -54,9 +52,7 @@ class Summary:
     """Quartiles and mean of the finite numbers among some; NaN where there are none."""
 
     n: int
-    """All numbers."""
     not_finite: int
-    """Those among them that are NaN or infinite."""
     low: float
     lower_quartile: float
     median: float
@@ -123,11 +119,7 @@ def histogram(
 ) -> Iterator[str]:
     """Yield a line per bin: where it begins, how many it holds, and a bar; none for no numbers.
 
-    Args:
-        counts: Numbers per bin.
-        edges: Edges of the bins, one more.
-        width: Characters of a line.
-        encoding: Encoding of the terminal: bars are of blocks where it has them, else of ``#``.
+    ``width`` is that of a line; bars are of blocks where the terminal's encoding has them.
     """
     if not any(counts):
         return

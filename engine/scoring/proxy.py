@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coreset.engine.data.batch import Batch
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.image_cache import open_cache
 from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows
 from coreset.engine.data.order import PADDING, BatchOrder
-from coreset.engine.data.stream import ImageStream
+from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.models.features import FeatureSpec

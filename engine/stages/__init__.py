@@ -1,1 +1,1 @@
-"""Stages, one module a verb: they exchange files and do not import one another."""
+"""Stages, the verbs of the command line: they exchange files and do not import one another."""

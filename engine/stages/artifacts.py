@@ -1,18 +1,21 @@
-"""``coreset ls`` and ``coreset cost``: the artifacts in a folder, and what it took to make one."""
+"""``coreset ls``, ``cost`` and ``report``: the artifacts in a folder, their cost, their results."""
 
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import output_folder, require_output
+from coreset.engine.evaluation.results import Results
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.text import aligned, readable_bytes, readable_seconds
-from coreset.engine.stages.options import Result, SetPath
+from coreset.engine.stages.options import HtmlPath, Result, ResultsPath, SetPath
 from coreset.shards.errors import StoreError, UsageError
-from coreset.shards.format.files import files_below, missing
+from coreset.shards.format.files import files_below, missing, write_atomically
+from coreset.shards.format.manifest import Manifest
 
 RESULT_TABLES = {"students.parquet": "train", "metrics.parquet": "measure"}
 DIGEST_CHARACTERS = 12
@@ -31,24 +34,18 @@ class List:
         """Read the provenance of every directory at most two levels below ``folder``."""
         if not self.folder.is_dir():
             raise UsageError(f"{self.folder} is not a folder; name one that holds artifacts")
-        artifacts = list(_artifacts(self.folder))
-        rows = [
-            (kind, name, made_by, readable_bytes(size), digest[:DIGEST_CHARACTERS] or "-")
-            for kind, name, made_by, size, digest in artifacts
-        ]
+        artifacts, rows = list[dict[str, Any]](), list[tuple[str, ...]]()
+        for path in sorted([*self.folder.glob("*"), *self.folder.glob("*/*")]):
+            name, origin = path.relative_to(self.folder).as_posix(), _origin(path)
+            if origin is not None and "/." not in f"/{name}":
+                kind, stage, digest = origin
+                size = sum(file.stat().st_size for file in files_below(path))
+                artifacts.append({"kind": kind, "name": name, "made_by": stage})
+                artifacts[-1] |= {"size_bytes": size, "digest": digest}
+                short = digest[:DIGEST_CHARACTERS] or "-"
+                rows.append((kind, name, stage, readable_bytes(size), short))
         none = (f"no artifacts in {self.folder}; `coreset demo` makes some",)
-        fields = ("kind", "name", "made_by", "size_bytes", "digest")
-        facts = [dict(zip(fields, artifact, strict=True)) for artifact in artifacts]
-        return Result(aligned(_ARTIFACTS, rows) if rows else none, {"artifacts": facts})
-
-
-def _artifacts(root: Path) -> Iterator[tuple[str, str, str, int, str]]:
-    """Yield kind, name, stage, size and digest of the artifacts at most two levels below."""
-    for path in sorted([*root.glob("*"), *root.glob("*/*")]):
-        name, origin = path.relative_to(root).as_posix(), _origin(path)
-        if origin is not None and "/." not in f"/{name}":
-            size_bytes = sum(file.stat().st_size for file in files_below(path))
-            yield origin[0], name, origin[1], size_bytes, origin[2]
+        return Result(aligned(_ARTIFACTS, rows) if rows else none, {"artifacts": artifacts})
 
 
 def _origin(path: Path) -> tuple[str, str, str] | None:
@@ -81,9 +78,7 @@ class Cost:
         rows = [
             (
                 cost.stage,
-                f"{cost.runs} ({cost.interrupted} interrupted)"
-                if cost.interrupted
-                else f"{cost.runs}",
+                f"{cost.runs}" + (f" ({cost.interrupted} interrupted)" if cost.interrupted else ""),
                 readable_seconds(cost.wall_seconds),
                 readable_seconds(cost.cpu_seconds),
                 f"{cost.images:,}",
@@ -94,9 +89,60 @@ class Cost:
             for cost in costs
         ]
         total = total_wall_seconds(costs)
-        lines = (
-            *aligned(_COSTS, rows),
-            f"construction cost of {self.artifact}: {readable_seconds(total)} wall time",
-        )
+        line = f"construction cost of {self.artifact}: {readable_seconds(total)} wall time"
         stages = [{**asdict(cost), "images_per_second": cost.images_per_second} for cost in costs]
-        return Result(lines, {"wall_seconds": total, "stages": stages})
+        return Result((*aligned(_COSTS, rows), line), {"wall_seconds": total, "stages": stages})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Write the report of RESULTS: one HTML file, and its tables as CSV and Markdown beside it.
+
+    Says which method is best, and shows accuracies, representativeness and diversity, construction
+    costs, the scores of each class and the chosen images. What was moved is left out and named.
+    """
+
+    results: ResultsPath
+    """Results folder (`coreset train`, `coreset measure`)."""
+    html: HtmlPath
+    """File to write; an older one is replaced."""
+    max_classes: int = 12
+    """Classes shown in image grids and histograms."""
+    images_per_row: int = 8
+    """Images per row of a grid."""
+    data: Path | None = None
+    """Where the data set of the coresets lies now, if it was moved."""
+
+    def __post_init__(self) -> None:
+        require_at_least("max_classes", self.max_classes, 1)
+        require_at_least("images_per_row", self.images_per_row, 1)
+        if self.html.suffix.lower() not in {".html", ".htm"}:
+            raise UsageError(f"html must end in .html, got {self.html}; name a file to write")
+
+    def run(self) -> Result:
+        """Read the rows and what lies behind them, render, write every file atomically."""
+        from coreset.engine.report.page import render
+
+        require_output(self.html)
+        if self.data is not None:
+            Manifest.read(self.data)  # a mistyped path should not pass for a moved data set
+        rendered = render(
+            Results(self.results),
+            max_classes=self.max_classes,
+            images_per_row=self.images_per_row,
+            data=self.data,
+        )
+        tables = {
+            self.html.with_name(f"{self.html.stem}{ending}"): table
+            for ending, table in rendered.tables.items()
+        }
+        with output_folder(self.html):
+            for path, content in {self.html: rendered.html, **tables}.items():
+                write_atomically(path, content)
+        lines = (
+            *(f"left out: {notice}" for notice in rendered.notices),
+            *(f"table: {path}" for path in tables),
+            f"{rendered.headline}; report of {readable_bytes(len(rendered.html))}: {self.html}",
+            f"next: open {self.html} in a browser",
+        )
+        return Result(lines, {"html": str(self.html), "tables": [str(path) for path in tables]})

@@ -2,7 +2,10 @@
 
 import shutil
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
@@ -10,14 +13,7 @@ from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.limits import decoded_bytes
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.text import readable_bytes
-from coreset.engine.stages.options import (
-    DataPath,
-    Decoding,
-    Flat,
-    PixelsPath,
-    Result,
-    shaping_fields,
-)
+from coreset.engine.stages.options import DataPath, Decoding, Flat, Result, shaping_fields
 from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name
@@ -41,7 +37,7 @@ class Decode:
 
     data: DataPath
     """Packed data set."""
-    pixels: PixelsPath
+    pixels: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="PIXELS")]
     """Directory to make: 3 x size x size bytes an image."""
     size: int = 176
     """Side in pixels: the short side is resized to it and the central square kept."""
@@ -53,31 +49,22 @@ class Decode:
         require_at_least("size", self.size, 1)
 
     def run(self) -> Result:
-        """Open the data set, check the disk, decode chunk by chunk, publish the pixels.
-
-        Raises:
-            UsageError: There is no such data set, or the pixels are there from another one.
-            ManifestError: Too many images cannot be decoded.
-            MachineError: The disk has no room for the pixels, or a decoder is missing.
-        """
+        """Open the data set, check the disk, decode chunk by chunk, publish the pixels."""
         from coreset.engine.data.decoders import choose_decoder, decoder_reason
         from coreset.engine.data.geometry import Geometry
 
         dataset = Dataset.open(self.data)
         geometry = Geometry(self.size, None if self.squash else self.size)
-        device = self.decoding.resolved_device().type
-        decoder, exact = self.decoding.decoder, self.decoding.decoder_exact
-        chosen, manifest = choose_decoder(decoder, device, exact=exact), dataset.manifest
+        device, manifest = self.decoding.resolved_device().type, dataset.manifest
+        exact = self.decoding.decoder_exact
+        chosen = choose_decoder(self.decoding.decoder, device, exact=exact)
+        binds = {"identity": manifest.identity, "content": manifest.content}
         provenance = Provenance(
             kind="pixels",
             stage="decode",
             config=shaping_fields(self, without=NOT_SHAPING) | {"decoder": chosen.value},
             runtime={"device": device},
-            binds={
-                "identity": manifest.identity,
-                "content": manifest.content,
-                "n_samples": len(dataset),
-            },
+            binds=binds | {"n_samples": len(dataset)},
             inputs=(Provenance.read(self.data).as_input("data", self.data, self.pixels),),
         )
         if not self.pixels.exists():
@@ -142,5 +129,5 @@ class Decode:
             *([lost] if n_lost else []),
             f"next: coreset score {self.data} SCORES --pixels {self.pixels} --size {crops}",
         )
-        facts = {"pixels": str(self.pixels), "images": index.n_samples, "bytes": index.n_bytes}
-        return Result(lines, facts | {"undecodable": n_lost})
+        data = {"pixels": str(self.pixels), "images": index.n_samples, "bytes": index.n_bytes}
+        return Result(lines, data | {"undecodable": n_lost})

@@ -64,12 +64,12 @@ class Demo:
 
     def _stages(self) -> Iterator[Stage]:
         from coreset.engine.models.backbones import OFFLINE_BACKBONE
-        from coreset.engine.stages.distill import Distill
+        from coreset.engine.stages.artifacts import Report
         from coreset.engine.stages.measure import Measure
         from coreset.engine.stages.pack import Pack
-        from coreset.engine.stages.report import Report
         from coreset.engine.stages.score import Score
-        from coreset.engine.stages.selection import Select
+        from coreset.engine.stages.sets import Select
+        from coreset.engine.stages.synth import Distill
         from coreset.engine.stages.train import Train
 
         out = self.out
@@ -79,15 +79,9 @@ class Demo:
             yield Pack(src=out / "images" / split, data=out / split, name="digits", split=split)
         yield Score(data=train, scores=out / "scores", size=PROXY_PIXELS, epochs=6, crop_scale=0.5)
         yield Select(source=train, condensed=out / "random", ipc=IPC)
-        yield Select(
-            source=out / "scores",
-            condensed=out / "ccs-aum",
-            ipc=IPC,
-            parameters=CcsParameters(misratio=0.7),
-        )
-        yield Distill(
-            data=train, condensed=out / "kmeans", ipc=IPC, parameters=KmeansParameters(size=8)
-        )
+        cut, small = CcsParameters(misratio=0.7), KmeansParameters(size=8)
+        yield Select(source=out / "scores", condensed=out / "ccs-aum", ipc=IPC, parameters=cut)
+        yield Distill(data=train, condensed=out / "kmeans", ipc=IPC, parameters=small)
         for path in sets:
             yield Train(
                 condensed=path,
@@ -112,44 +106,37 @@ class Demo:
             for row in Results(self.out / "results").rows(STUDENTS)
             if row.items() >= ours.items() and row["seed"] < self.repeats
         ]
-        best = {
-            method: [row["top1_best"] for row in rows if row["method"] == method]
-            for method in METHODS
-        }
-        lines = [f"{'method':<10} {'top-1 %':>14} {'construction s':>16}"]
+        best = {m: [row["top1_best"] for row in rows if row["method"] == m] for m in METHODS}
+        table = [f"{'method':<10} {'top-1 %':>14} {'construction s':>16}"]
         for method, students in best.items():
             cost = total_wall_seconds(construction_cost(read_ledger(self.out / method)))
-            lines.append(f"{method:<10} {plus_minus(students, '+-'):>14} {cost:>16.1f}")
-        of = f"{self.repeats} students, mean +- sample deviation"
+            table.append(f"{method:<10} {plus_minus(students, '+-'):>14} {cost:>16.1f}")
+        of, report = f"{self.repeats} students, mean +- sample deviation", self.out / "report.html"
         means = {method: float(np.mean(students)) for method, students in best.items()}
-        return Result(
-            (
-                "",
-                f"{IPC} digits per class, {stamp}, best top-1 of {of}:",
-                *lines,
-                self._verdict(rows, best),
-                "",
-                f"the report with tables, plots and images: {self.out / 'report.html'}",
-                "next: coreset pack FOLDER DATA (your own images, one folder per class)",
-            ),
-            {"top1_best": means, "report": str(self.out / "report.html")},
+        lines = (
+            "",
+            f"{IPC} digits per class, {stamp}, best top-1 of {of}:",
+            *table,
+            self._verdict(rows, best),
+            "",
+            f"the report with tables, plots and images: {report}",
+            "next: coreset pack FOLDER DATA (your own images, one folder per class)",
         )
+        return Result(lines, {"top1_best": means, "report": str(report)})
 
     def _verdict(self, rows: Sequence[Row], best: Mapping[str, Sequence[float]]) -> str:
         """Say what so many students can tell; of few, how large the noise among them is."""
         if self.repeats >= LEAST_STUDENTS:
             return verdicts(comparisons(rows, catalogue(rows)))[0].sentence
-        count = "two students" if self.repeats > 1 else "one student"
-        apart = max(max(students) - min(students) for students in best.values())
-        noise = f": students of one differ by up to {apart:.1f} points" if self.repeats > 1 else ""
+        count, noise = "one student", ""
+        if self.repeats > 1:
+            apart = max(max(students) - min(students) for students in best.values())
+            count, noise = "two students", f": students of one differ by up to {apart:.1f} points"
         return f"{count} of each method cannot tell which is best{noise}; take --repeats 3 or more"
 
 
 def write_digits(folder: Path) -> None:
-    """Write the digits as 8 x 8 PNG files: three quarters of each class train, the rest val.
-
-    All of them or none, so that a demo that was killed here does not go on with half a digit.
-    """
+    """Write the digits as 8 x 8 PNG files, all or none: three quarters train, the rest val."""
     if folder.exists():
         return
     scratch = temporary_name(folder)
@@ -168,8 +155,8 @@ def write_digits(folder: Path) -> None:
         members = members[permutation(len(members), label)]
         n_train = round(TRAIN_SHARE * len(members))
         for split, chosen in (("train", members[:n_train]), ("val", members[n_train:])):
-            (scratch / split / f"digit-{label}").mkdir(parents=True)
+            class_folder = scratch / split / f"digit-{label}"
+            class_folder.mkdir(parents=True)
             for index in chosen:
-                file = scratch / split / f"digit-{label}" / f"{index:04d}.png"
-                Image.fromarray(images[index]).save(file)
+                Image.fromarray(images[index]).save(class_folder / f"{index:04d}.png")
     scratch.rename(folder)  # not synced, which takes seconds: they can be written again

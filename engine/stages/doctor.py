@@ -47,35 +47,30 @@ class Doctor:
         require_at_least("seconds", self.seconds, 0)
 
     def run(self) -> Result:
-        """Run every check and show its line as it ends; the outcome carries the failure.
-
-        Raises:
-            UsageError: ``path`` is not a folder, or ``data`` not a packed data set.
-            MachineError: ``device`` is cuda, and there is none.
-        """
+        """Run every check and show its line as it ends; the result carries the failure."""
         if not self.path.is_dir():
             raise UsageError(f"path {self.path} is not a folder; make it or name another one")
         context = self._context()
         table = [] if show(_HEADER) else [_HEADER]  # what machines read comes at the end
         checks, proofs = _shown(findings(self.path), table), list[Check]()
-        facts: dict[str, Any] = {"checks": _by_name(checks)}
+        data: dict[str, Any] = {"checks": _by_name(checks)}
         last = "this machine is fit; `coreset demo` tries it out"
         if context is not None:
             from coreset.engine.doctor.proofs import prove
 
             proofs = _shown(prove(context), table)
-            facts |= {"device": str(context.device), "samples": context.ids.size}
-            facts |= {"seconds": context.seconds, "proofs": _by_name(proofs)}
+            data |= {"device": str(context.device), "samples": context.ids.size}
+            data |= {"seconds": context.seconds, "proofs": _by_name(proofs)}
             last = f"every proof holds on {context.device}; projections are arithmetic"
         failed = [check for check in (*checks, *proofs) if check.verdict is Verdict.FAIL]
-        facts = {"fit": not failed, **facts}
+        data = {"fit": not failed, **data}
         if not failed:
-            return Result((*table, last), facts)
+            return Result((*table, last), data)
         reasons = "; ".join(f"{check.name}: {check.value}, {check.remedy}" for check in failed)
-        return Result(tuple(table), facts, MachineError(f"this machine is unfit: {reasons}"))
+        return Result(tuple(table), data, MachineError(f"this machine is unfit: {reasons}"))
 
     def _context(self) -> "Context | None":
-        """Open what is to be proved, or return None; a missing device or data set is an error."""
+        """Open what is to be proved, if anything."""
         if self.data is None and self.device == "auto":
             return None
         from coreset.engine.runtime.device import resolve_device

@@ -1,6 +1,6 @@
 """``coreset export``: write a set or a data set in the formats of other programs."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
@@ -10,12 +10,12 @@ import tyro
 import xxhash
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, Meter
+from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, lock
 from coreset.engine.condensed.condensed_set import SET_NAME, open_set
 from coreset.engine.runtime.fields import require_at_least
-from coreset.engine.runtime.progress import Progress, progress
+from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import Result
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.export.formats import (
@@ -38,11 +38,11 @@ def _choices() -> Any:  # noqa: ANN401 - a Literal, which has no type
 
 _FORMATS_HELP = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items())
 FormatName: TypeAlias = Annotated[
-    str,
-    tyro.conf.arg(constructor_factory=_choices, help=f"Format. {_FORMATS_HELP}."),
+    str, tyro.conf.arg(constructor_factory=_choices, help=f"Format. {_FORMATS_HELP}.")
 ]
 OWN_NAMES = frozenset({PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME, COMMAND_NAME})
 READ_TOGETHER = 8  # enough to keep a disk busy; an image may take 256 MiB
+Ids: TypeAlias = NDArray[np.int64]
 SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SET|DATA")]
 OutPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
 
@@ -81,14 +81,19 @@ class Export:
             done, output = self._write_directory(dataset, ids, export_format), self.to
             split = standard_split(dataset.manifest.split)
             reader = export_format.reader.format(out=self.out, split=split)
-            if export_format.class_folders:
-                lines += _empty_classes(dataset, ids)
+            sizes = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
+            if export_format.class_folders and not sizes.all():
+                lines.append(
+                    f"warning: {int((sizes == 0).sum())} classes have no images, such as "
+                    f"{dataset.classes[int(sizes.argmin())]}; torchvision needs allow_empty=True "
+                    "to read them"
+                )
         state = "are there already" if done else "written"
         images = f"{ids.size:,} images of {len(dataset.classes):,} classes"
         lines += [f"{images} {state} as {output}: {self.out}", f"next: {reader}"]
         return Result(tuple(lines), {"out": str(self.out), "images": ids.size, "to": self.to})
 
-    def _samples(self) -> tuple[Dataset, NDArray[np.int64]]:
+    def _samples(self) -> tuple[Dataset, Ids]:
         if (self.source / SET_NAME).is_file():
             condensed = open_set(self.source, data=self.data)
             return condensed.dataset, condensed.ids
@@ -98,13 +103,10 @@ class Export:
         remedy = "make one with `coreset select` or `coreset pack`"
         if not self.source.exists():
             raise missing(self.source, remedy)
-        raise UsageError(
-            f"{self.source} is neither a condensed set nor a packed data set; {remedy}"
-        )
+        kinds = "neither a condensed set nor a packed data set"
+        raise UsageError(f"{self.source} is {kinds}; {remedy}")
 
-    def _write_directory(
-        self, dataset: Dataset, ids: NDArray[np.int64], export_format: ImageFormat
-    ) -> bool:
+    def _write_directory(self, dataset: Dataset, ids: Ids, export_format: ImageFormat) -> bool:
         config: dict[str, Any] = {"to": self.to}
         if export_format.sharded:
             config["samples_per_shard"] = self.samples_per_shard
@@ -117,11 +119,7 @@ class Export:
         return work.done
 
     def _fill(
-        self,
-        work: ArtifactWriter,
-        dataset: Dataset,
-        ids: NDArray[np.int64],
-        export_format: ImageFormat,
+        self, work: ArtifactWriter, dataset: Dataset, ids: Ids, export_format: ImageFormat
     ) -> None:
         plan = ExportPlan(
             name=dataset.manifest.name,
@@ -131,21 +129,25 @@ class Export:
             samples_per_shard=self.samples_per_shard,
         )
         # Class folders lie beside the files of every artifact.
-        taken = OWN_NAMES.intersection(dataset.classes if export_format.class_folders else ())
-        if taken:
+        if export_format.class_folders and (taken := OWN_NAMES.intersection(dataset.classes)):
             raise UsageError(
                 f"class {min(taken)} has the name of a file that every export holds; use --to "
                 "webdataset, or rename it and pack again"
             )
         with progress("export", ids.size) as bar:
-            samples = _counted(stored_samples(dataset, ids), work.meter, bar)
-            export_format.write(samples, work.scratch, plan)
+
+            def counted() -> Iterator[StoredSample]:
+                for sample in stored_samples(dataset, ids):
+                    work.meter.images += 1  # before the yield: a writer may stop at the last sample
+                    work.meter.bytes_read += len(sample.image)
+                    bar.advance()
+                    yield sample
+
+            export_format.write(counted(), work.scratch, plan)
         binds = {"identity": dataset.manifest.identity, "content": dataset.manifest.content}
         work.provenance = replace(work.provenance, binds=binds)
 
-    def _write_list(
-        self, dataset: Dataset, ids: NDArray[np.int64], export_format: ListFormat
-    ) -> bool:
+    def _write_list(self, dataset: Dataset, ids: Ids, export_format: ListFormat) -> bool:
         rows = dataset.table(export_format.columns).take(ids)
         content = export_format.content(rows, self.out.suffix)
         with lock(self.out):
@@ -159,7 +161,7 @@ class Export:
         return done
 
 
-def stored_samples(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[StoredSample]:
+def stored_samples(dataset: Dataset, ids: Ids) -> Iterator[StoredSample]:
     """Yield the samples ``ids`` with their stored bytes, in that order."""
     from coreset.engine.data.reader import ShardReader
 
@@ -182,23 +184,3 @@ def stored_samples(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[StoredS
                     extension=row["format"],
                     image=image,
                 )
-
-
-def _counted(
-    samples: Iterable[StoredSample], meter: Meter, bar: Progress
-) -> Iterator[StoredSample]:
-    for sample in samples:
-        meter.images += 1  # before the yield: a writer may stop at the last sample
-        meter.bytes_read += len(sample.image)
-        bar.advance()
-        yield sample
-
-
-def _empty_classes(dataset: Dataset, ids: NDArray[np.int64]) -> Iterator[str]:
-    sizes = np.bincount(dataset.labels[ids], minlength=len(dataset.classes))
-    if not sizes.all():
-        yield (
-            f"warning: {int((sizes == 0).sum())} classes have no images, such as "
-            f"{dataset.classes[int(sizes.argmin())]}; torchvision needs allow_empty=True to read "
-            "them"
-        )

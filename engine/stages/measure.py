@@ -1,7 +1,6 @@
-"""``coreset measure``: how well a condensed set covers the validation images, how varied it is."""
+"""``coreset embed`` and ``measure``: features of a backbone, and what they say of a set."""
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,13 +10,16 @@ from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
 from coreset.engine.evaluation import metrics
-from coreset.engine.evaluation.metrics import FeaturePair, Metric
+from coreset.engine.evaluation.metrics import FeaturePair
 from coreset.engine.evaluation.results import METRICS, Results
-from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.engine.models.features import FeatureSpec, embed, features_for, remember
+from coreset.engine.runtime.text import without_nan
 from coreset.engine.stages.options import (
+    DataPath,
     Decoding,
     DeviceChoice,
     Extractor,
+    FeaturesPath,
     Flat,
     Result,
     ResultsPath,
@@ -63,7 +65,11 @@ class Measure:
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results, own = Results(self.results), self.extractor.spec(self.decoding)
-        specs = {short: _spec_of(metric, own) for short, metric in metrics.METRICS.items()}
+        specs = dict.fromkeys(metrics.METRICS, own)
+        for short, metric in metrics.METRICS.items():
+            if metric.backbone is not None:
+                backbone, size = metric.backbone
+                specs[short] = replace(own, backbone=backbone, weights=None, size=size)
         rows = {short: _row(short, condensed, val, spec) for short, spec in specs.items()}
         keys = [row["key"] for row in rows.values()]
         if not set(keys) <= results.keys(METRICS):
@@ -86,12 +92,10 @@ class Measure:
         """Compute all metrics; None where one does not exist."""
         pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
         try:
-            values = {
-                short: metrics.METRICS[short].measure(pairs[spec]) for short, spec in specs.items()
-            }
+            values = {s: metrics.METRICS[s].measure(pairs[spec]) for s, spec in specs.items()}
         except ValueError as error:
             raise DataError(f"{self.condensed} against {self.val}: {error}") from error
-        return {short: None if math.isnan(value) else value for short, value in values.items()}
+        return without_nan(values)
 
     def _result(self, results: Results, keys: set[str], backbone: str) -> Result:
         rows = [row for row in results.rows(METRICS) if row["key"] in keys]
@@ -100,23 +104,12 @@ class Measure:
             f"{stamp.partition('@')[0]} {'-' if value is None else f'{value:.4f}'}"
             for stamp, value in values.items()
         )
-        title = f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {backbone}"
-        return Result(
-            (
-                *self.extractor.notice(),
-                f"{title}: {shown}: {self.results}",
-                f"next: coreset report {self.results} report.html",
-            ),
-            {"results": str(self.results), **values},
+        lines = (
+            *self.extractor.notice(),
+            f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {backbone}: {shown}: {self.results}",
+            f"next: coreset report {self.results} report.html",
         )
-
-
-def _spec_of(metric: Metric, own: FeatureSpec) -> FeatureSpec:
-    """Return the features that a metric needs: those that were asked for, or its own."""
-    if metric.backbone is None:
-        return own
-    backbone, size = metric.backbone
-    return replace(own, backbone=backbone, weights=None, size=size)
+        return Result(lines, {"results": str(self.results), **values})
 
 
 def _row(short: str, condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> dict[str, str]:
@@ -128,11 +121,8 @@ def _row(short: str, condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -
         "backbone": f"{spec.backbone}@{spec.size}",
         "weights": weights_key(spec.backbone, spec.weights),
     }
-    inputs = {
-        "set": condensed.provenance.digest,
-        "val": [val.manifest.identity, val.manifest.content],
-        "size": spec.size,
-    }
+    reference = [val.manifest.identity, val.manifest.content]
+    inputs = {"set": condensed.provenance.digest, "val": reference, "size": spec.size}
     return {"key": digest_of(inputs | columns), **columns}
 
 
@@ -144,3 +134,48 @@ def _features(condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> Featu
         reference_labels=val.labels,
         n_classes=condensed.info.n_classes,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedExtractor(Extractor):
+    """Options of the features; here the help explains each of them."""
+
+    backbone: str = "auto"
+    """auto: the first whose weights are on this machine: resnet18 (torchvision), resnet50,
+    tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
+    mobilenetv2_100_same, or any timm model."""
+    weights: Path | None = None
+    """File of weights or a checkpoint (.safetensors, .pth); by default what torchvision and timm
+    left on this machine. Nothing is downloaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Compute features of every image with a frozen backbone, one row per sample id (float16).
+
+    Continues after an interruption. `measure` and `score --proxy linear` find these features again
+    (the cache, CORESET_CACHE, points to them).
+    """
+
+    data: DataPath
+    """Packed data set."""
+    features: FeaturesPath
+    """Directory to make."""
+    extractor: Flat[EmbedExtractor] = field(default_factory=EmbedExtractor)
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
+
+    def run(self) -> Result:
+        """Open the data set, compute its features, publish the store."""
+        dataset = Dataset.open(self.data)
+        spec = self.extractor.spec(self.decoding)
+        work = embed(dataset, spec, self.features)
+        remember(self.features, dataset, spec)
+        same = f"--backbone {spec.backbone}" + (f" --size {spec.size}" if spec.size != 224 else "")
+        how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        lines = (
+            *self.decoding.notice(),
+            *self.extractor.notice(),
+            f"features of {len(dataset):,} images ({spec.backbone}) {how}: {self.features}",
+            f"next: coreset score {self.data} SCORES --proxy linear {same}",
+        )
+        return Result(lines, {"features": str(self.features), "images": len(dataset)})

@@ -28,7 +28,6 @@ SourcePath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SRC"
 DataPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="DATA")]
 ScoresPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SCORES")]
 FeaturesPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="FEATURES")]
-PixelsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="PIXELS")]
 SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
 ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
 ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
@@ -47,12 +46,10 @@ DeviceChoice: TypeAlias = Literal["auto", "cpu", "cuda"]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """Result of a command."""
+    """Result of a command: lines for people, data for machines (``--json``)."""
 
     lines: tuple[str, ...]
-    """For people; the last one names the next command."""
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """For machines (``--json``)."""
     error: CoresetError | None = None
     """Raised once the lines are printed, by commands whose findings matter when they fail."""
 
@@ -91,7 +88,7 @@ class Decoding:
         from coreset.engine.data.decoders import decoder_notice
 
         device = self.resolved_device().type
-        return tuple(decoder_notice(self.decoder, device, exact=self.decoder_exact))
+        return decoder_notice(self.decoder, device, exact=self.decoder_exact)
 
     def stream(
         self,
@@ -105,15 +102,9 @@ class Decoding:
         from coreset.engine.data.stream import ImageStream
 
         return ImageStream(
-            dataset,
-            geometry,
-            decoder=self.decoder,
-            exact=self.decoder_exact,
-            device=self.resolved_device().type,
-            workers=self.workers,
-            ids=ids,
-            skip_damaged=skip_damaged,
-        )
+            dataset, geometry, ids=ids, skip_damaged=skip_damaged, workers=self.workers,
+            decoder=self.decoder, exact=self.decoder_exact, device=self.resolved_device().type,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,17 +116,22 @@ class Backbone:
     weights: Path | None = None
     """Weights of that backbone, if not on this machine."""
 
-    def chosen(self) -> str:
-        """Return the name of the backbone, which "auto" takes from the weights on this machine."""
+    def features(self, decoding: Decoding, **sizes: int) -> "FeatureSpec":
+        """Return which features to make, and how; "auto" takes weights that are on this machine."""
         from coreset.engine.models.backbones import choose_backbone
+        from coreset.engine.models.features import FeatureSpec
 
-        return choose_backbone(self.backbone, self.weights)
+        name = choose_backbone(self.backbone, self.weights)
+        return FeatureSpec(
+            backbone=name, weights=self.weights, device=decoding.device, workers=decoding.workers,
+            decoder=decoding.decoder, exact=decoding.decoder_exact, **sizes,
+        )  # fmt: skip
 
     def notice(self) -> tuple[str, ...]:
         """Tell which backbone was chosen, unless it was named."""
         from coreset.engine.models.backbones import told_backbone
 
-        return tuple(told_backbone(self.backbone, self.weights))
+        return told_backbone(self.backbone, self.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,22 +149,7 @@ class Extractor(Backbone):
 
     def spec(self, decoding: Decoding) -> "FeatureSpec":
         """Return which features to make, and how."""
-        return feature_spec(self.chosen(), self, decoding, size=self.size, batch=self.batch)
-
-
-def feature_spec(name: str, backbone: Backbone, decoding: Decoding, **sizes: int) -> "FeatureSpec":
-    """Return the features of the backbone ``name``, and how to make them."""
-    from coreset.engine.models.features import FeatureSpec
-
-    return FeatureSpec(
-        backbone=name,
-        weights=backbone.weights,
-        device=decoding.device,
-        decoder=decoding.decoder,
-        exact=decoding.decoder_exact,
-        workers=decoding.workers,
-        **sizes,
-    )
+        return self.features(decoding, size=self.size, batch=self.batch)
 
 
 def flat_fields(options: "DataclassInstance") -> Iterator[tuple[str, Any]]:

@@ -36,10 +36,8 @@ from coreset.shards.sources.base import Order, Repeats, Source
 from coreset.shards.sources.names import split_of
 
 # Kinds of images that the summary counts.
-UNUSUAL = frozenset(
-    {"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette", "odd_sampling"}
-)
-SPLITS = frozenset({"train", "val", "valid", "validation", "test"})
+UNUSUAL = {"cmyk", "deep", "misnamed", "exif_rotated", "alpha", "palette", "odd_sampling"}
+SPLITS = {"train", "val", "valid", "validation", "test"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,18 +117,8 @@ class Pack:
         require_output(self.data)
         with join() as ranks:
             # The main rank goes first: it may have to decompress the source for all.
-            plan = ranks.run_main_first(self._find)
+            plan = ranks.run_main_first(self._plan)
             return self._pack(plan, ranks)
-
-    def _find(self) -> Plan:
-        """Find the source and plan the shards."""
-        source = self._places.find(
-            only=self._wanted_classes,
-            duplicates=self.duplicates,
-            data=self.data,
-            one_class=self.one_class,
-        )
-        return self._plan(source)
 
     def _pack(self, plan: Plan, ranks: Distributed) -> Result:
         """Pack by all ranks into one folder, which the main rank publishes."""
@@ -148,34 +136,31 @@ class Pack:
                 self._finish(plan, work)
         shutil.rmtree(spool_of(self.data), ignore_errors=True)
         manifest = Manifest.read(self.data)
-        data = {
-            "data": str(self.data),
-            "samples": manifest.n_samples,
-            "quarantined": manifest.n_quarantined,
-            "kinds": dict(manifest.kinds),
-        }
+        data = {"data": str(self.data), "samples": manifest.n_samples}
+        data |= {"quarantined": manifest.n_quarantined, "kinds": dict(manifest.kinds)}
         return Result(tuple(self._summary(manifest, plan.source, existed=work.done)), data)
 
     def _pack_part(self, plan: Plan, scratch: Path, meter: Meter, ranks: Distributed) -> None:
         """Pack every shard whose number is this rank's modulo the number of ranks."""
         shards = range(ranks.rank, plan.n_shards, ranks.world)
+        workers = thread_count(self.workers)
         with progress("pack", sum(len(plan.positions(shard)) for shard in shards)) as bar:
-            pack_shards(
-                plan,
-                scratch,
-                shards,
-                workers=thread_count(self.workers),
-                observer=Account(meter, bar, scratch if ranks.is_main else None),
-            )
+            observer = Account(meter, bar, scratch if ranks.is_main else None)
+            pack_shards(plan, scratch, shards, workers=workers, observer=observer)
 
-    def _plan(self, source: Source) -> Plan:
+    def _plan(self) -> Plan:
+        """Find the source and plan the shards."""
+        wanted = tuple(sorted(class_list(self.classes, ordered=False))) if self.classes else None
+        source = self._places.find(
+            only=wanted, duplicates=self.duplicates, data=self.data, one_class=self.one_class
+        )
         place = self.src.resolve()
         name, split = place.stem, split_of(place.stem) or place.stem
         if place.name in SPLITS:
             name, split = place.parent.name, place.name
         return plan_of(
             source,
-            self._settings(),
+            self._settings(wanted),
             name=self.name or recognise(source.classes) or name,
             split=self.split or split,
             labels=self.labels,
@@ -191,7 +176,7 @@ class Pack:
             labels=self.labels,
         )
 
-    def _settings(self) -> dict[str, Any]:
+    def _settings(self, wanted: tuple[str, ...] | None) -> dict[str, Any]:
         resized = self.store == "resized"
         if self.labels and not self.labels.is_file():
             raise UsageError(f"labels table {self.labels} does not exist; name a CSV file")
@@ -205,14 +190,10 @@ class Pack:
             "quality": self.quality if resized else None,
             "checked": self.check,
             "max_pixels": MAX_PIXELS,
-            "classes": self._wanted_classes and classes_digest(self._wanted_classes),
+            "classes": wanted and classes_digest(wanted),
             "duplicates": self.duplicates,
             "labels": table,
         }
-
-    @property
-    def _wanted_classes(self) -> tuple[str, ...] | None:
-        return tuple(sorted(class_list(self.classes, ordered=False))) if self.classes else None
 
     def _finish(self, plan: Plan, work: ArtifactWriter) -> None:
         listed = list_path(self.data)
@@ -239,12 +220,9 @@ class Pack:
                 f"such as {manifest.classes[int(sizes.argmin())]}: none of the packed images has "
                 "their label"
             )
-        unusual = [f"{n:,} {kind}" for kind, n in manifest.kinds.items() if kind in UNUSUAL]
-        if unusual:
+        if unusual := [f"{n:,} {kind}" for kind, n in manifest.kinds.items() if kind in UNUSUAL]:
             yield f"stored as they are, and flagged: {', '.join(unusual)}"
         state = "was there already" if existed else "packed"
-        yield (
-            f"{state}: {manifest.n_samples:,} samples of {len(manifest.classes):,} classes in "
-            f"{len(manifest.shards):,} shards, {self.data}"
-        )
+        counts = f"{manifest.n_samples:,} samples of {len(manifest.classes):,} classes"
+        yield f"{state}: {counts} in {len(manifest.shards):,} shards, {self.data}"
         yield f"next: coreset score {self.data} SCORES"

@@ -1,35 +1,21 @@
 """``coreset score``: train a proxy and take every score from its training."""
 
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
 from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.fields import require_at_least, require_between
-from coreset.engine.scoring.recipes import (
-    RECIPES,
-    SMALLEST_SIZE,
-    Recipe,
-    ScoringOptions,
-    Setup,
-)
+from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe, ScoringOptions, Setup
 from coreset.engine.scoring.score_table import (
     UNDECODABLE_NAME,
     listing,
     selection_hint,
     undecodable_of,
 )
-from coreset.engine.stages.options import (
-    Backbone,
-    DataPath,
-    Decoding,
-    Flat,
-    Result,
-    ScoresPath,
-    feature_spec,
-)
+from coreset.engine.stages.options import Backbone, DataPath, Decoding, Flat, Result, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
@@ -162,10 +148,11 @@ class Score:
     def _features(self) -> FeatureSpec:
         from coreset.engine.models.backbones import DEFAULT_BACKBONE
 
-        # With --proxy resnet18, which reads no features, the default is recorded.
-        is_unused = self.frozen.backbone == "auto" and self.proxy != "linear"
-        backbone = DEFAULT_BACKBONE if is_unused else self.frozen.chosen()
-        return feature_spec(backbone, self.frozen, self.decoding, size=self.used.size)
+        frozen = self.frozen
+        if frozen.backbone == "auto" and self.proxy != "linear":
+            # With --proxy resnet18, which reads no features, the default is recorded.
+            frozen = replace(frozen, backbone=DEFAULT_BACKBONE)
+        return frozen.features(self.decoding, size=self.used.size)
 
     def _outcome(self, work: ArtifactWriter, setup: Setup) -> Result:
         undecodable = undecodable_of(self.scores)
@@ -174,24 +161,17 @@ class Score:
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         decodes = self.proxy == "resnet18" and self.options.pixels is None
-        return Result(
-            (
-                *(self.decoding.notice() if decodes else ()),
-                *(self.frozen.notice() if self.proxy == "linear" else ()),
-                *filter(None, [str(work.meter.notes.get("note", ""))]),
-                *([_STREAMED] if work.meter.notes.get("streamed") else []),
-                f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",
-                *([lost] if n_lost else []),
-                f"next: {selection_hint(self.scores, setup.dataset, undecodable)}",
-            ),
-            {
-                "scores": str(self.scores),
-                "images": n,
-                "epochs": setup.recipe.epochs,
-                "recipe": self.used.stamp,
-                "undecodable": n_lost,
-            },
+        lines = (
+            *(self.decoding.notice() if decodes else ()),
+            *(self.frozen.notice() if self.proxy == "linear" else ()),
+            *filter(None, [str(work.meter.notes.get("note", ""))]),
+            *([_STREAMED] if work.meter.notes.get("streamed") else []),
+            f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",
+            *([lost] if n_lost else []),
+            f"next: {selection_hint(self.scores, setup.dataset, undecodable)}",
         )
+        data = {"scores": str(self.scores), "images": n, "epochs": setup.recipe.epochs}
+        return Result(lines, data | {"recipe": self.used.stamp, "undecodable": n_lost})
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 import shutil
 import sys
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -68,20 +69,16 @@ class Show:
         if (source / MANIFEST_NAME).is_file():
             source, data = scores_beside(source), source
         table = ScoreTable.open(source, data)
-        ids = table.ids
+        ids, by_class = table.ids, table.summary_by_class(self.score)
         summaries = {name: Summary.of(table.columns[name][ids]) for name in table.names}
         counts, edges = binned(table.values(self.score)[ids], BINS)
-        by_class = table.summary_by_class(self.score)
+        # A text in memory has no encoding.
+        width, encoding = shutil.get_terminal_size().columns, sys.stdout.encoding or "utf-8"
         lines = (
             *spread_table("score", "hard", {n: (hard_end(n), s) for n, s in summaries.items()}),
             "",
             f"{self.score}: {SCORES[self.score].summary} ({SCORES[self.score].unit})",
-            *histogram(
-                counts,
-                edges,
-                width=shutil.get_terminal_size().columns,
-                encoding=sys.stdout.encoding or "utf-8",  # None: text in memory
-            ),
+            *histogram(counts, edges, width=width, encoding=encoding),
             "",
             *class_table(self.score, by_class, ends=self.classes),
             "",
@@ -152,12 +149,10 @@ class Suspects:
         count = f"{len(suspects):,} of {table.ids.size:,} images, hardest by {score} first"
         lines.append(f"{count}; {predictions}: {self.scores}")
         values: dict[str, Any] = {"scores": str(self.scores), "score": score, "suspects": suspects}
-        issues = table.label_issues
-        if issues is not None:
+        if (issues := table.label_issues) is not None:
             values["label_issues"] = n_issues = int(issues.sum())
-            lines.append(
-                f"{n_issues:,} of all {issues.size:,} labels are taken for wrong (is_label_issue)"
-            )
+            wrong = "labels are taken for wrong (is_label_issue)"
+            lines.append(f"{n_issues:,} of all {issues.size:,} {wrong}")
         cut = f"{selection_hint(self.scores, table.dataset, table.undecodable)} --misratio 0.3"
         lines.append(f"next: correct their labels and pack again, or cut the hardest: {cut}")
         return Result(tuple(lines), values)
@@ -223,42 +218,35 @@ class Compare:
         if self.truth is not None:
             flipped = flipped_labels(dataset, self.truth, self.column)
         smallest = int(pair.class_sizes.min())
-        coresets = [
-            pair.coreset_overlap(
-                self.score, ipc, misratio=self.misratio, n_bins=self.bins, seed=self.seed
-            )
-            for ipc in self.ipcs
-            if self.ipc is not None or ipc <= smallest
-        ]
+        overlap = partial(pair.coreset_overlap, self.score, n_bins=self.bins, seed=self.seed)
+        ipcs = [ipc for ipc in self.ipcs if self.ipc is not None or ipc <= smallest]
+        coresets = [overlap(ipc, misratio=self.misratio) for ipc in ipcs]
+        too_few = f"no coresets compared: the smallest class has {smallest} images; give --ipc"
         shared = [name for name in pair.one.names if name in pair.other.names]
         agreements = [pair.agreement(name, flipped) for name in shared]
         costs = [cost_of(pair.one), cost_of(pair.other)]
-        following = selection_hint(self.other, dataset, pair.other.undecodable, ipc=self.ipcs[0])
+        hint = selection_hint(self.other, dataset, pair.other.undecodable, ipc=self.ipcs[0])
         lines = (
             *agreement_table(agreements),
             "",
-            *(
-                overlap_table(coresets)
-                if coresets
-                else [f"no coresets compared: the smallest class has {smallest} images; give --ipc"]
-            ),
+            *(overlap_table(coresets) if coresets else [too_few]),
             *(coreset.assumption for coreset in coresets if coreset.assumption),
             "",
             *cost_table(costs),
             "",
             f"{pair.ids.size:,} images scored by both; coresets by {self.score}, seed {self.seed}",
-            f"next: {following}",
+            f"next: {hint}",
         )
-        values = {
+        values: dict[str, Any] = {
             "scores": [str(self.scores), str(self.other)],
             "images": pair.ids.size,
             "agreement": [without_nan(asdict(agreement)) for agreement in agreements],
             "coresets": [asdict(coreset) for coreset in coresets],
             "costs": [asdict(cost) | {"path": str(cost.path)} for cost in costs],
         }
-        return Result(
-            lines, values if flipped is None else values | {"flipped": int(flipped.sum())}
-        )
+        if flipped is not None:
+            values["flipped"] = int(flipped.sum())
+        return Result(lines, values)
 
 
 Scores: TypeAlias = (

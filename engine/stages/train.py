@@ -11,11 +11,7 @@ from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
 from coreset.engine.evaluation.protocols import PROTOCOLS
-from coreset.engine.evaluation.results import (
-    STUDENTS,
-    Results,
-    in_precision,
-)
+from coreset.engine.evaluation.results import STUDENTS, Results, in_precision
 from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import Decoding, Flat, Result, ResultsPath, SetPath, ValPath
@@ -84,17 +80,13 @@ class Train:
         require_same_classes(condensed, val)
         info = condensed.info
         published = PROTOCOLS[self.protocol].load().published(info.n_classes, info.ipc)
-        protocol = published.shortened(
-            epochs=self.epochs, size=self.size, evaluations=self.evaluations
-        )
+        changed = {name: getattr(self, name) for name in ("epochs", "size", "evaluations")}
+        protocol = published.shortened(**changed)
         device, results = self.decoding.resolved_device(), Results(self.results)
         runtime = runtime_of(device)
-        students = {
-            seed: in_precision(
-                protocol.stamp, self._key(condensed, val, protocol, seed), str(runtime["precision"])
-            )
-            for seed in range(self.seed, self.seed + self.repeats)
-        }
+        seeds, precision = range(self.seed, self.seed + self.repeats), str(runtime["precision"])
+        row_keys = {seed: self._key(condensed, val, protocol, seed) for seed in seeds}
+        students = {s: in_precision(protocol.stamp, k, precision) for s, k in row_keys.items()}
         known, note = results.keys(STUDENTS), ""
         missing = {seed: named for seed, named in students.items() if named["key"] not in known}
         if missing:
@@ -121,15 +113,10 @@ class Train:
 
     def _key(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol", seed: int) -> str:
         """Digest everything that went in but the precision."""
-        return digest_of(
-            {
-                "set": condensed.provenance.digest,
-                "val": [val.manifest.identity, val.manifest.content],
-                "protocol": asdict(protocol),
-                "student": self.student,
-                "seed": seed,
-            }
-        )
+        reference = [val.manifest.identity, val.manifest.content]
+        inputs = {"set": condensed.provenance.digest, "val": reference}
+        own = {"protocol": asdict(protocol), "student": self.student, "seed": seed}
+        return digest_of(inputs | own)
 
     def _pixels(
         self, condensed: CondensedSet, val: Dataset, protocol: "Protocol"
@@ -182,11 +169,10 @@ class Train:
         last = fmean(row["top1_last"] for row in rows)
         accuracy = f"top-1 {plus_minus(best, '+-')} % best, {last:.1f} % last"
         count = f"{len(rows)} students, {n_new} of them new"
-        return Result(
-            (
-                *filter(None, [note]),
-                f"{what}: {accuracy} ({count}): {self.results}",
-                f"next: coreset report {self.results} report.html",
-            ),
-            {"results": str(self.results), "protocol": stamp, "top1_best": best},
+        lines = (
+            *filter(None, [note]),
+            f"{what}: {accuracy} ({count}): {self.results}",
+            f"next: coreset report {self.results} report.html",
         )
+        data = {"results": str(self.results), "protocol": stamp, "top1_best": best}
+        return Result(lines, data)

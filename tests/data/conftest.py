@@ -17,7 +17,7 @@ import torch
 import xxhash
 from PIL import Image
 
-from coreset.engine.data.decoders.base import EncodedBatch
+from coreset.engine.data.decoders import EncodedBatch
 from coreset.shards.format.dataset import SAMPLES_NAME, SAMPLES_SCHEMA, Dataset
 from coreset.shards.format.manifest import (
     MANIFEST_NAME,

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from coreset.engine.data.decoders import dali
-from coreset.engine.data.decoders.base import Normalisation
+from coreset.engine.data.decoders import Normalisation, dali
 from coreset.engine.data.decoders.dali import DaliDecoder, define_pipeline, regions_of
 from coreset.engine.data.geometry import Geometry
 

@@ -15,8 +15,12 @@ import pytest
 
 import coreset
 from coreset.engine.data import stream
-from coreset.engine.data.decoders import make_decoder
-from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
+from coreset.engine.data.decoders import (
+    EncodedBatch,
+    Normalisation,
+    UndecodableImagesError,
+    make_decoder,
+)
 from coreset.engine.data.decoders.turbo import decode_region
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.reader import ShardReader

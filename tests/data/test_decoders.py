@@ -9,17 +9,15 @@ from PIL import Image
 
 from coreset.bench.pixels import reference_pixels
 from coreset.engine.data.decoders import (
-    choose_decoder,
-    decoder_notice,
-    decoder_reason,
-    make_decoder,
-)
-from coreset.engine.data.decoders.base import (
     TOLERANCES,
     DecoderName,
     Normalisation,
     Tolerance,
     UndecodableImagesError,
+    choose_decoder,
+    decoder_notice,
+    decoder_reason,
+    make_decoder,
 )
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry

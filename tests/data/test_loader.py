@@ -16,9 +16,9 @@ from torch import distributed
 from torch.utils.data import DataLoader
 
 import coreset
-from coreset.engine.data.batch import Batch
 from coreset.engine.data.loader import Loader
 from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.stream import Batch
 from coreset.shards.errors import ManifestError, UsageError
 
 N = 23

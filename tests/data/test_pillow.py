@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coreset.bench.robustness import crafted
-from coreset.engine.data.decoders import make_decoder
-from coreset.engine.data.decoders.base import TOLERANCES, DecoderName, EncodedBatch
+from coreset.engine.data.decoders import TOLERANCES, DecoderName, EncodedBatch, make_decoder
 from coreset.engine.data.decoders.pillow import decode_with_pillow, enlarged_box
 from coreset.engine.data.geometry import Geometry
 

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from coreset.engine.data.decoders import make_decoder, threads, turbo
-from coreset.engine.data.decoders.base import (
+from coreset.engine.data.decoders import (
     DecoderName,
     EncodedBatch,
     Normalisation,
     UndecodableImagesError,
+    make_decoder,
+    threads,
+    turbo,
 )
 from coreset.engine.data.decoders.threads import ThreadedDecoder, crop_batch
 from coreset.engine.data.geometry import Geometry

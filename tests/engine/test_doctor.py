@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import coreset.engine.doctor.machine
-from coreset.engine.data.batch import Batch
-from coreset.engine.data.decoders.base import DecoderName
+from coreset.engine.data.decoders import DecoderName
+from coreset.engine.data.stream import Batch
 from coreset.engine.doctor.arithmetic import HostReads, augmentation
 from coreset.engine.doctor.machine import (
     Check,

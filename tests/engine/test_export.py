@@ -14,9 +14,9 @@ import tyro
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.methods import KmeansParameters
-from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export, stored_samples
 from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.synth import Distill
 from coreset.shards.errors import ManifestError, StoreError, UsageError
 from coreset.shards.export.formats import FORMATS, ImageFormat
 from coreset.shards.export.lists import ListFormat

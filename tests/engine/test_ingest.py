@@ -9,8 +9,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import SetInfo, open_set
 from coreset.engine.condensed.methods import IMPORTERS, Importer
 from coreset.engine.stages.export import Export
-from coreset.engine.stages.ingest import Ingest
 from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.sets import Ingest
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest

@@ -46,10 +46,10 @@ from coreset.engine.report.results import (
 )
 from coreset.engine.report.sets import catalogue, measurements
 from coreset.engine.report.tables import Table, accuracy_table, csv_bytes, markdown_bytes
-from coreset.engine.stages.distill import Distill
+from coreset.engine.stages.artifacts import Report
 from coreset.engine.stages.pack import Pack
-from coreset.engine.stages.report import Report
-from coreset.engine.stages.selection import Select
+from coreset.engine.stages.sets import Select
+from coreset.engine.stages.synth import Distill
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of, json_bytes
@@ -586,7 +586,7 @@ def test_a_large_image_becomes_the_central_square_as_jpeg(tmp_path):
 
 def test_a_report_needs_no_torch(built, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from coreset.engine.stages.report import Report; "
+        "import sys; from pathlib import Path; from coreset.engine.stages.artifacts import Report; "
         "Report(results=Path(sys.argv[1]), html=Path(sys.argv[2])).run(); "
         "assert 'torch' not in sys.modules"
     )

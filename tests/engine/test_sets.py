@@ -16,7 +16,7 @@ from coreset.engine.condensed.condensed_set import (
     require_same_classes,
 )
 from coreset.engine.stages.pack import Pack
-from coreset.engine.stages.selection import Select
+from coreset.engine.stages.sets import Select
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, subset_content
 

@@ -1,26 +1,159 @@
-"""Choice of a decoder; the modules of the decoders are imported when one is made."""
+"""Contract and choice of decoders: encoded images in, one tensor out, near Pillow's pixels."""
 
-from coreset.engine.data.decoders.base import Decoder, DecoderName, Normalisation
-from coreset.engine.data.geometry import Geometry
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Protocol, cast
+
+import numpy as np
+
+from coreset.engine.data.geometry import Box, Geometry, Ints, Pixels
 from coreset.engine.runtime.limits import available_cores
-from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.errors import DataError, MachineError, UsageError
+
+if TYPE_CHECKING:  # a report decodes with Pillow, without torch
+    from torch import Tensor
+
+
+class DecoderName(StrEnum):
+    """Which decoder reads the pixels."""
+
+    AUTO = "auto"
+    DALI = "dali"
+    TURBO = "turbo"
+    FAST = "fast"
+    """libjpeg-turbo with its faster, coarser arithmetic; `docs/pixels.md` says how coarse."""
+    PILLOW = "pillow"
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedBatch:
+    """Stored images of one batch, b = images."""
+
+    data: Sequence[bytes]
+    """May be read when an item is asked for: ask once."""
+    widths: Ints
+    """Pixels, shape (b,), as the index promises; an image of another size is refused."""
+    heights: Ints
+    crops: Ints | None = None
+    """Region of each stored image to squash to the square, shape (b, 4): left, top, right, bottom;
+    None: what the decoder's geometry says."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def part(self, positions: list[int], data: Sequence[bytes]) -> "EncodedBatch":
+        """Select some of the images, whose bytes are ``data``."""
+        crops = None if self.crops is None else self.crops[positions]
+        return EncodedBatch(data, self.widths[positions], self.heights[positions], crops)
+
+    def stored_size(self, position: int) -> tuple[int, int]:
+        """Return width and height of one image."""
+        return int(self.widths[position]), int(self.heights[position])
+
+    def crop(self, position: int) -> Box | None:
+        """Return the region of one image to squash, if the batch has crops."""
+        return None if self.crops is None else cast("Box", tuple(self.crops[position].tolist()))
+
+
+@dataclass(frozen=True, slots=True)
+class Normalisation:
+    """Batches of float32, ``(pixel / 255 - mean) / std`` per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class UndecodableImagesError(DataError):
+    """Some images of a batch cannot be decoded: ``reasons`` by position; the others are kept."""
+
+    def __init__(self, reasons: Mapping[int, str], images: "Tensor") -> None:
+        super().__init__(f"{len(reasons)} images cannot be decoded: {dict(reasons)}")
+        self.reasons = reasons
+        self.images = images
+
+
+class Decoder(Protocol):
+    """Decodes batches of one geometry."""
+
+    def decode(self, batch: EncodedBatch) -> "Tensor":
+        """Decode a batch of any length, near the pixels of ``decode_with_pillow``.
+
+        Returns:
+            On the decoder's device, of shape (b, 3, s, s): uint8, stored channels last; or with a
+            ``Normalisation`` float32, contiguous.
+
+        Raises:
+            UndecodableImagesError: After all images were tried, for those that failed alone.
+        """
+        ...
+
+    def close(self) -> None:
+        """End threads and release memory."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """Distance of decoded images from the reference, absolute, in levels (0 to 255)."""
+
+    largest: int
+    largest_at_edge: int
+    mean: float
+    """Of the image where it is largest; away from the edge, as ``largest``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tolerance:
+    """The most that each of a decoder's images may differ from ``decode_with_pillow``."""
+
+    largest: int
+    mean: float
+    edge: int = 0
+    """Width in pixels of the border where ``largest_at_edge`` holds instead."""
+    largest_at_edge: int = 0
+
+    def difference(self, images: Pixels, expected: Pixels) -> Difference:
+        """Compare decoded images with the reference, both of shape (b, s, s, 3), s > 2 edge."""
+        levels = np.abs(images.astype(np.int16) - expected)
+        size, edge = images.shape[1], self.edge
+        inside = np.pad(np.ones((size - 2 * edge,) * 2, np.bool_), edge)
+        return Difference(
+            largest=int(levels[:, inside].max(initial=0)),
+            largest_at_edge=int(levels[:, ~inside].max(initial=0)),
+            mean=float(levels[:, inside].mean(axis=(1, 2)).max(initial=0)),
+        )
+
+    def exceeded_by(self, difference: Difference) -> tuple[str, ...]:
+        """Say in words what of a difference is more than allowed; nothing if all is well."""
+        names = {
+            "largest": "largest difference",
+            "largest_at_edge": f"largest difference in the outer {self.edge} pixels",
+            "mean": "mean difference of an image",
+        }
+        rows = ((text, getattr(difference, n), getattr(self, n)) for n, text in names.items())
+        return tuple(f"{text} is {v:.3g}, allowed {most:.3g}" for text, v, most in rows if v > most)
+
+
+# On a CPU. DALI repeats the edge of an image where Pillow shortens the filter. The bounds of `fast`
+# only tell a coarse image from a wrong one: nothing in its arithmetic implies them.
+TOLERANCES: Mapping[DecoderName, Tolerance] = {
+    DecoderName.PILLOW: Tolerance(largest=0, mean=0.0),
+    DecoderName.TURBO: Tolerance(largest=1, mean=0.25),
+    DecoderName.DALI: Tolerance(largest=1, mean=0.25, edge=2, largest_at_edge=32),
+    DecoderName.FAST: Tolerance(largest=160, mean=16.0),
+}
 
 
 def choose_decoder(name: str, device: str, *, exact: bool = False) -> DecoderName:
-    """Resolve ``auto``: DALI's hardware decoders on a GPU, libjpeg-turbo threads on a CPU.
-
-    ``exact`` asks for pixels equal to the reference, whatever they cost, which are Pillow's.
-
-    Raises:
-        UsageError: There is no decoder of that name, or it is not exact.
-    """
+    """Resolve ``auto``: DALI on a GPU, libjpeg-turbo threads on a CPU; ``exact``: Pillow."""
     if name not in set(DecoderName):
         raise UsageError(f"decoder must be one of {', '.join(DecoderName)}, got {name}")
-    if exact and name not in {DecoderName.AUTO, DecoderName.PILLOW}:
-        raise UsageError(
-            f"decoder {name} is not exact; leave out --decoder-exact, or choose pillow"
-        )
     if exact:
+        if name not in {DecoderName.AUTO, DecoderName.PILLOW}:
+            raise UsageError(
+                f"decoder {name} is not exact; leave out --decoder-exact, or choose pillow"
+            )
         return DecoderName.PILLOW
     if name != DecoderName.AUTO:
         return DecoderName(name)
@@ -53,12 +186,7 @@ def make_decoder(
     exact: bool = False,
     normalisation: Normalisation | None = None,
 ) -> Decoder:
-    """Make the decoder ``choose_decoder(name, device, exact=exact)``; no ``workers``: one per core.
-
-    Raises:
-        UsageError: There is no decoder of that name, or it is not exact.
-        MachineError: DALI is not installed, or ``device`` is a GPU that is not there.
-    """
+    """Make the decoder that ``choose_decoder`` chooses; no ``workers``: one per core."""
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():

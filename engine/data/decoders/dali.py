@@ -1,8 +1,7 @@
 """NVIDIA DALI: hardware JPEG decoding on a GPU, and the same graphs on a CPU.
 
-DALI only decodes: which sample comes when, reading and error handling are ours, because DALI's own
-reader shuffles within a buffer only, gives no sample ids, and reads a cut tar as a shorter epoch.
-The only module that imports ``nvidia.dali``. `docs/pixels.md` says how near its pixels are.
+DALI only decodes: its own reader shuffles within a buffer only, gives no sample ids, and reads a
+cut tar as a shorter epoch.
 """
 
 import logging
@@ -16,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.decoders.base import EncodedBatch, Normalisation, UndecodableImagesError
+from coreset.engine.data.decoders import EncodedBatch, Normalisation, UndecodableImagesError
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import is_plain_jpeg
 from coreset.engine.data.geometry import Geometry, Placement
@@ -35,9 +34,8 @@ GPU_SETTINGS: dict[str, Any] = {
     "preallocate_width_hint": 1024,
     "preallocate_height_hint": 1024,
 }
-"""Share of the images for the JPEG engines of a GPU (DALI's default), and the pixels for which they
-have memory from the start, 3 MB an image: ImageNet's are 500 x 375 in the median, and 2 % are
-larger, which costs an allocation."""
+"""DALI's default share of the images for JPEG engines, and the pixels for which they have memory
+from the start, 3 MB an image: 2 % of ImageNet's are larger, which costs an allocation."""
 
 
 def define_pipeline(
@@ -52,11 +50,8 @@ def define_pipeline(
 ) -> "Pipeline":
     """Define a graph, not built: stored bytes and a region of each image in, a square out.
 
-    Without ``crops`` the region is one of the resize: only the pixels that are kept are computed,
-    from all that its filter covers. With ``crops`` it is one of the decoder, in whole pixels, and
-    what lies around it never enters, as in torchvision, which crops first.
-
-    Defined for ``mixed`` with ``device_id`` None, a graph can still be serialised without a GPU.
+    Without ``crops`` the region is one of the resize, whose filter sees what lies around it. With
+    ``crops`` it is one of the decoder, in whole pixels, as in torchvision, which crops first.
     """
     from nvidia.dali import fn
     from nvidia.dali.pipeline import Pipeline
@@ -65,27 +60,19 @@ def define_pipeline(
     pixels = DALIDataType.INT32 if crops else DALIDataType.FLOAT
     settings = GPU_SETTINGS if decode_device == "mixed" else {}
     # Depth 1: batches are fed by hand, and what is read ahead is decided by the source.
-    pipeline = Pipeline(
-        batch_size=batch, num_threads=workers, device_id=device_id, prefetch_queue_depth=1
-    )
+    pipeline = Pipeline(batch, workers, device_id, prefetch_queue_depth=1)
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1)
         start = fn.external_source(name="region_start", dtype=pixels, ndim=1)
         end = fn.external_source(name="region_end", dtype=pixels, ndim=1)
-        cut: dict[str, Any] = {"start": start, "end": end, "axis_names": "HW"}
-        decode = fn.decoders.image_slice if crops else fn.decoders.image
-        decoded: Any = decode(
-            encoded,
-            device=decode_device,
-            output_type=DALIImageType.RGB,
-            adjust_orientation=False,
-            **(cut if crops else {}),
-            **settings,
-        )
+        cut: dict[str, Any] = {"start": start, "end": end, "axis_names": "HW"} if crops else {}
         part: dict[str, Any] = {} if crops else {"roi_start": start, "roi_end": end}
+        decode = fn.decoders.image_slice if crops else fn.decoders.image
+        rgb = {"output_type": DALIImageType.RGB, "adjust_orientation": False}
+        decoded: Any = decode(encoded, device=decode_device, **rgb, **cut, **settings)
         linear = DALIInterpType.INTERP_LINEAR
         square: Any = fn.resize(
-            decoded, size=[size, size], interp_type=linear, antialias=True, **part
+            decoded, size=[size] * 2, interp_type=linear, antialias=True, **part
         )
         if normalisation is not None:
             mean, std = 255 * np.array([normalisation.mean, normalisation.std])
@@ -105,11 +92,7 @@ class DaliDecoder:
         workers: int,
         normalisation: Normalisation | None = None,
     ) -> None:
-        """Prepare to decode on ``device``: ``cpu``, ``cuda`` or ``cuda:N``.
-
-        Raises:
-            MachineError: DALI is not installed.
-        """
+        """Prepare to decode on ``device``: ``cpu``, ``cuda`` or ``cuda:N``."""
         try:
             import_module("nvidia.dali")
         except ImportError as error:
@@ -153,8 +136,7 @@ class DaliDecoder:
     def _decode_plain(self, batch: EncodedBatch, positions: list[int], images: Tensor) -> list[int]:
         """Fill the rows ``positions``; return those that DALI refuses.
 
-        One bad image makes DALI lose the whole batch, so a batch that fails is halved until the bad
-        ones are alone.
+        One bad image makes DALI lose the batch: it is halved until the bad ones are alone.
         """
         if not positions:
             return []
@@ -241,11 +223,7 @@ class DaliDecoder:
 
 
 def regions_of(placements: list[Placement]) -> NDArray[np.float64]:
-    """Return what of each stored image fills the output, in its pixels.
-
-    Returns:
-        Shape (b, 2, 2): (top, left), then (bottom, right).
-    """
+    """Return (top, left), (bottom, right) of what of each stored image fills the output."""
     corners = np.array([(placement.region, placement.box) for placement in placements])
     regions, boxes = corners.reshape(-1, 2, 2, 2)[..., ::-1].swapaxes(0, 1)
     sizes = np.array([(placement.height, placement.width) for placement in placements])

@@ -1,14 +1,12 @@
 """Reference decoder: Pillow, with torchvision's semantics, for every stored format.
 
-It defines what the fast decoders must come close to, and decodes what they do not take (PNG, WebP,
-CMYK, odd samplings). EXIF orientation is ignored, as in torchvision's ``ImageFolder``.
+It also decodes what the fast decoders do not take. EXIF orientation is ignored, as in torchvision.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from coreset.engine.data.geometry import Box, Geometry
+from coreset.engine.data.geometry import Box, Geometry, Ints, Pixels
 from coreset.shards.images.probe import as_rgb, opened
 
 _MOST_RESIZED = 4
@@ -22,11 +20,10 @@ def decode_with_pillow(
     geometry: Geometry,
     stored_size: tuple[int, int] | None = None,
     crop: Box | None = None,
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Decode one image to RGB and bring it to ``geometry``, or its region ``crop`` to the square.
 
-    `coreset.shards.images.probe.as_rgb` says how grey, palettes, alpha, CMYK and 16 bits become
-    RGB. Takes memory in proportion to the image and the output. Returns uint8 of shape (s, s, 3).
+    Takes memory in proportion to the image and the output. Returns uint8 of shape (s, s, 3).
 
     Raises:
         ValueError: Pillow cannot decode ``data``, or it has another size than ``stored_size``.
@@ -45,9 +42,7 @@ def decode_with_pillow(
     return np.array(image.crop(box))
 
 
-def enlarged_box(
-    image_hwc: NDArray[np.uint8], width: int, height: int, box: Box
-) -> NDArray[np.uint8]:
+def enlarged_box(image_hwc: Pixels, width: int, height: int, box: Box) -> Pixels:
     """Compute a box of ``Image.resize((width, height), BILINEAR)`` without the rest, bit by bit.
 
     The crop of an image in extreme proportions is a small part of what the whole becomes: 224 x 224
@@ -62,9 +57,7 @@ def enlarged_box(
     return _weighted(wide_whc.swapaxes(0, 1), rows_nk - first, weights_nk)
 
 
-def _taps(
-    n_in: int, n_out: int, first: int, stop: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _taps(n_in: int, n_out: int, first: int, stop: int) -> tuple[Ints, Ints]:
     """Return the k inputs of each of n outputs and their weights, as ``precompute_coeffs`` does."""
     centres_n = (np.arange(first, stop) + 0.5) * (n_in / n_out)
     starts_n = np.maximum((centres_n - 0.5).astype(np.int64), 0)
@@ -77,9 +70,7 @@ def _taps(
     return np.minimum(positions_nk, n_in - 1), weights_nk
 
 
-def _weighted(
-    lines: NDArray[np.uint8], positions_nk: NDArray[np.int64], weights_nk: NDArray[np.int64]
-) -> NDArray[np.uint8]:
+def _weighted(lines: Pixels, positions_nk: Ints, weights_nk: Ints) -> Pixels:
     """Add weighted lines (the first axis) and round to whole levels."""
     total = np.full((len(positions_nk), *lines.shape[1:]), 1 << (_PRECISION_BITS - 1))
     for position_n, weight_n in zip(positions_nk.T, weights_nk.T, strict=True):

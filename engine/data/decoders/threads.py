@@ -1,10 +1,11 @@
 """Decoding on the CPU with threads that release the interpreter while they decode.
 
-No worker processes and no pickled batches: every thread takes the next image of the batch and
-writes its pixels where the batch has them. What needs no resampling (data sets of one size, and
-those of ``coreset pack --store resized``) is decoded by one compiled call per thread and batch.
+Every thread takes the next image of the batch and writes its pixels where the batch has them. What
+needs no resampling is decoded by one compiled call per thread and batch.
 """
 
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -16,8 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.engine.data.batch import BatchMemory
-from coreset.engine.data.decoders.base import (
+from coreset.engine.data.decoders import (
     DecoderName,
     EncodedBatch,
     Normalisation,
@@ -25,7 +25,7 @@ from coreset.engine.data.decoders.base import (
 )
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import decode_jpeg, decoder_of_thread
-from coreset.engine.data.geometry import Geometry, Sizes
+from coreset.engine.data.geometry import Geometry, Ints, Pixels
 from coreset.engine.data.reader import LazyBytes
 from coreset.kernels.jpeg import batch as planes
 from coreset.kernels.jpeg import ffi, odd_memory
@@ -33,6 +33,7 @@ from coreset.kernels.jpeg import resize as resizing
 from coreset.kernels.jpeg.batch import (
     IN_MEMORY,
     MOST_BYTES,
+    PLANE_ALIGNMENT,
     BatchDecoder,
     CropBatch,
     WorkQueue,
@@ -115,10 +116,8 @@ class ThreadedDecoder:
         images: NDArray[Any],
         reasons: dict[int, str],
     ) -> None:
-        size = self._geometry.size
-        pixels = None
-        if self._factors is not None:
-            pixels = odd_memory(3 * size * size).reshape(size, size, 3)
+        size, factors = self._geometry.size, self._factors
+        pixels = odd_memory(3 * size * size).reshape(size, size, 3) if factors is not None else None
         for position in positions:
             into = images[position] if pixels is None else pixels
             try:
@@ -126,10 +125,10 @@ class ThreadedDecoder:
             except ValueError as error:
                 reasons[position] = str(error)
                 continue
-            if self._factors is not None:
-                normalised_planes(into, self._factors, images[position])
+            if factors is not None:
+                normalised_planes(into, factors, images[position])
 
-    def _decode_image(self, batch: EncodedBatch, position: int, into: NDArray[np.uint8]) -> None:
+    def _decode_image(self, batch: EncodedBatch, position: int, into: Pixels) -> None:
         data, size, crop = batch.data[position], batch.stored_size(position), batch.crop(position)
         if self._name is not DecoderName.PILLOW:
             placement = self._geometry.place(*size, crop)
@@ -162,10 +161,7 @@ def decode_crops(
     *,
     coarse: bool,
 ) -> None:
-    """Decode until the queue is empty; for each thread to call.
-
-    ``images`` are those of the batch, C-contiguous: uint8 (b, s, s, 3), or float32 (b, 3, s, s).
-    """
+    """Decode into ``images``, C-contiguous, until the queue is empty; for each thread to call."""
     libjpeg, size = decoder_of_thread(), images.shape[2]
     if libjpeg is None:
         return
@@ -176,13 +172,9 @@ def decode_crops(
 
 
 def warm_up(
-    geometry: Geometry, widths: Sizes, heights: Sizes, *, floats: bool, cropped: bool
+    geometry: Geometry, widths: Ints, heights: Ints, *, floats: bool, cropped: bool
 ) -> None:
-    """Compile what images of these sizes need, so that no batch waits for it.
-
-    Takes some seconds in the first process that ever does, a fraction of one in others. An image of
-    which more than 15 pixels become one may still wait for half a second, once.
-    """
+    """Compile what images of these sizes need, so that no batch waits; seconds the first time."""
     ffi.warm_up()
     taken = geometry.needs_no_resize(widths, heights)[0] & (not cropped)
     if _enough(taken):
@@ -200,3 +192,31 @@ def warm_up(
 
 def _enough(taken: NDArray[np.bool_]) -> bool:
     return bool(np.count_nonzero(taken) >= max(1, _LEAST_SHARE * taken.size))
+
+
+class BatchMemory:
+    """Arrays of batches, given out again once unused: fresh pages cost a fifth of decoding."""
+
+    def __init__(self) -> None:
+        self._arrays: list[Pixels] = []
+        self._lock = threading.Lock()
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+        """Return memory for a batch; what it holds is undefined."""
+        n_bytes = int(np.prod(shape)) * dtype.itemsize
+        with self._lock:
+            for array in self._arrays:
+                # The list, the loop's name and the argument; whoever uses it would hold one more.
+                if array.size >= n_bytes + PLANE_ALIGNMENT and sys.getrefcount(array) <= 3:
+                    break
+            else:
+                self._arrays = [array for array in self._arrays if array.size > n_bytes]
+                array = np.empty(n_bytes + PLANE_ALIGNMENT, np.uint8)
+                self._arrays.append(array)
+            start = -array.ctypes.data % PLANE_ALIGNMENT
+            return array[start : start + n_bytes].view(dtype).reshape(shape)
+
+    def forget(self) -> None:
+        """Leave the arrays to those who hold them."""
+        with self._lock:
+            self._arrays.clear()

@@ -1,10 +1,8 @@
 """libjpeg-turbo: the fastest decoder on a CPU.
 
-Decoded pixels equal Pillow's; after the resize (``kernels.jpeg.resize``, which computes only the
-crop) the largest difference is 1. Where a crop needs less than the image, only that is decoded, by
-the libjpeg-turbo that Pillow brings: the rows above it are still unpacked (Huffman), its rows alone
-are transformed and converted, and damage below it is not noticed. The fast way decodes at 1/2, 1/4
-or 1/8 of the size where that is as large as what is wanted, with a coarser transform.
+Decoded pixels equal Pillow's; after the resize the largest difference is 1. Where a crop needs less
+than the image, only that is decoded, by the libjpeg-turbo that Pillow brings; damage below it is
+not noticed. The fast way decodes at 1/2, 1/4 or 1/8 of the size where that is large enough.
 """
 
 import ctypes
@@ -14,10 +12,9 @@ from threading import local
 
 import numpy as np
 import simplejpeg
-from numpy.typing import NDArray
 from PIL import _imaging
 
-from coreset.engine.data.geometry import Box, Placement
+from coreset.engine.data.geometry import Box, Pixels, Placement
 from coreset.kernels.jpeg import pixel_memory
 from coreset.kernels.jpeg.libjpeg import MOST_ADDED, VERSIONS, RegionDecoder
 from coreset.kernels.jpeg.resize import reach, resize
@@ -31,10 +28,9 @@ _SAMPLINGS = frozenset({"Gray", "444", "422", "440", "420", "411"})
 _FACTORS = (8, 4, 2)
 """Reductions while decoding for which libjpeg-turbo has SIMD code."""
 _LEAST_PIXELS = 16_000
-"""Of an image of which a part is decoded; up to there nothing was gained (by hand)."""
+"""Of an image of which a part is decoded; up to there nothing is gained."""
 _MOST_TAKEN = 0.8
-"""Of an image by a part: 0.77 of it took 86 % of the time at 224 px, 0.58 took 83 % of it for
-photographs (by hand, one thread)."""
+"""Of an image by a part that is decoded alone."""
 
 
 class _OfThread(local):
@@ -47,8 +43,7 @@ _of_thread = _OfThread()
 def is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
     """Test for a grey or colour JPEG of ``size`` (width, height), which fast decoders take.
 
-    Reads the header (1 us), so that an image whose header was damaged into a decompression bomb is
-    never decoded. PNG, WebP, CMYK and odd samplings of the colours go to Pillow.
+    Reads the header, so that one that was damaged into a decompression bomb is never decoded.
     """
     try:
         height, width, colours, sampling = simplejpeg.decode_jpeg_header(data)
@@ -61,15 +56,13 @@ def decode_jpeg(
     data: bytes,
     stored_size: tuple[int, int],
     placement: Placement,
-    into: NDArray[np.uint8],
+    into: Pixels,
     *,
     fast: bool = False,
 ) -> bool:
     """Decode a JPEG of ``stored_size`` (width, height) into ``into``, uint8 of shape (s, s, 3).
 
-    Returns:
-        False where Pillow has to decide what can be read: an image of another kind or size, or one
-        of which libjpeg-turbo, which is strict, warns.
+    Returns False for another kind or size, or where libjpeg-turbo warns: Pillow has to decide.
     """
     if not is_plain_jpeg(data, stored_size):
         return False
@@ -81,12 +74,7 @@ def decode_jpeg(
 
 
 def _decode(
-    data: bytes,
-    stored_size: tuple[int, int],
-    placement: Placement,
-    into: NDArray[np.uint8],
-    *,
-    fast: bool,
+    data: bytes, stored_size: tuple[int, int], placement: Placement, into: Pixels, *, fast: bool
 ) -> None:
     region, width, height, box = placement
     if region == box == (0, 0, *stored_size) and (width, height) == stored_size:
@@ -114,7 +102,7 @@ def _decode(
     _fit(image, placement._replace(region=region), into)
 
 
-def _fit(image: NDArray[np.uint8], placement: Placement, into: NDArray[np.uint8]) -> None:
+def _fit(image: Pixels, placement: Placement, into: Pixels) -> None:
     (left, top, right, bottom), width, height, box = placement
     if (right - left, bottom - top) == (width, height):
         into[...] = image[top + box[1] : top + box[3], left + box[0] : left + box[2]]
@@ -123,9 +111,8 @@ def _fit(image: NDArray[np.uint8], placement: Placement, into: NDArray[np.uint8]
 
 
 def _reduction(data: bytes, placement: Placement) -> int:
-    """Return how many times smaller a JPEG is decoded.
+    """Return how many times smaller a JPEG is decoded: 1 where its header forbids to reduce it.
 
-    Once where its header says that it cannot be reduced or was damaged since it was packed:
     simplejpeg writes the pixels of a lossless one in full, whatever memory it took for fewer.
     """
     left, top, right, bottom = placement.region
@@ -147,15 +134,12 @@ def worth_cropping(stored_size: tuple[int, int], part: Box) -> bool:
     return small_enough and decoder_of_thread() is not None
 
 
-def decode_region(
-    data: bytes, part: Box, *, coarse: bool = False
-) -> tuple[NDArray[np.uint8], int] | None:
+def decode_region(data: bytes, part: Box, *, coarse: bool = False) -> tuple[Pixels, int] | None:
     """Decode a part of a grey or colour JPEG, whose rotation flag is ignored. Thread safe.
 
     Returns:
-        The rows of the part with its columns and some beside them, uint8 of shape (bottom - top,
-        columns, 3), which hold until this thread decodes again; and which column is the first.
-        None if it cannot be decoded: a complete decoder says why.
+        The rows of the part with its columns and some beside them, uint8, until this thread decodes
+        again; and which column is the first. None if it cannot be decoded.
     """
     decoder = decoder_of_thread()
     if decoder is None:
