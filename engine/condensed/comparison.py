@@ -30,9 +30,7 @@ class Agreement:
 
     score: str
     spearman: float
-    """Over all samples."""
     spearman_within_class: float
-    """Mean over the classes."""
     roc_area: float | None = None
     """Area under the ROC of the first scoring's hard end for flipped labels; None if not known."""
     other_roc_area: float | None = None
@@ -52,7 +50,6 @@ class CoresetOverlap:
     """The same share where the second's scores are shuffled within every class. Above ``chance``:
     with one seed both coresets take the samples of the smallest random keys, bin by bin."""
     chance: float
-    """The same share for two independent draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +62,6 @@ class ScoringCost:
     wall_seconds: float
     """Time of the scoring itself, interrupted runs included."""
     images: int
-    """Image passes."""
     wall_seconds_with_inputs: float
 
 
@@ -79,12 +75,7 @@ class Pair:
 
     @staticmethod
     def open(one: Path, other: Path, data: Path | None = None) -> "Pair":
-        """Open both with the data set of the first.
-
-        Raises:
-            UsageError: One of them is no scores artifact, or they are of different data sets.
-            StoreError: One of them is damaged.
-        """
+        """Open both with the data set of the first."""
         identities = identity_of(one), identity_of(other)
         if identities[0] != identities[1]:
             raise UsageError(
@@ -96,10 +87,7 @@ class Pair:
         return Pair(one=first, other=second, ids=np.intersect1d(first.ids, second.ids))
 
     def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> Agreement:
-        """Measure the agreement on a score that both hold, over the samples that have both values.
-
-        ``flipped`` marks the samples whose label is wrong, by id, shape (n,).
-        """
+        """Measure the agreement on a score; ``flipped`` marks wrong labels by id, shape (n,)."""
         from coreset.kernels.measures import spearman, spearman_by_class
 
         both = (self.one.values(score), self.other.values(score))
@@ -125,12 +113,7 @@ class Pair:
     def coreset_overlap(
         self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
     ) -> CoresetOverlap:
-        """Choose by CCS from both, with one seed, and count what is chosen twice.
-
-        Raises:
-            UsageError: The score is not in both, or a class is too small.
-            StoreError: A sample has no value.
-        """
+        """Choose by CCS from both, with one seed, and count what is chosen twice."""
         from coreset.kernels.measures import shuffled_within_classes
 
         dataset, ids = self.one.dataset, self.ids

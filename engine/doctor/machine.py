@@ -1,8 +1,4 @@
-"""Checks of this machine, one function per side of it.
-
-Each function of ``CHECKS`` yields its findings; one that breaks down is itself a finding, so that
-the table of ``coreset doctor`` is always complete.
-"""
+"""Checks of this machine, one function per side of it; one that breaks down is itself a finding."""
 
 import fcntl
 import importlib
@@ -32,7 +28,6 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 PACKAGES = ("numpy", "numba", "pyarrow", "simplejpeg", "PIL", "zarr", "torch", "torchvision",
             "timm", "faiss", "nvidia.dali", "webdataset", "sklearn", "plotly", "jinja2",
             "safetensors")  # fmt: skip
-"""Modules that stages import."""
 DISTRIBUTIONS = {
     "PIL": "pillow", "faiss": "faiss-gpu", "nvidia.dali": "nvidia-dali-cuda130",
     "sklearn": "scikit-learn",
@@ -62,7 +57,6 @@ class Check:
     value: str
     verdict: Verdict = Verdict.OK
     remedy: str = ""
-    """Remedy of a verdict that is not ok."""
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The value for machines: plain numbers in the unit that the name says."""
 
@@ -76,11 +70,7 @@ def failure(name: str, error: Exception, remedy: str = "repair what the error na
 def complete(
     name: str, found: Iterator[Check], explained: Callable[[str, Exception], Check] = failure
 ) -> Iterator[Check]:
-    """Yield the findings of a check; whatever it raises becomes the last one.
-
-    Raises:
-        InterruptedRunError: A signal asked to stop.
-    """
+    """Yield the findings of a check; what it raises, but a signal to stop, is the last one."""
     try:
         yield from found
     except InterruptedRunError:
@@ -155,11 +145,7 @@ def check_file_system(path: Path) -> Iterator[Check]:
 
 
 def _probe_rename(folder: Path) -> None:
-    """Replace a file and publish a directory as the stages do.
-
-    Raises:
-        OSError: A step is refused, or the old content is still read after it.
-    """
+    """Replace a file and publish a directory as the stages do, or raise an ``OSError``."""
     scratch, final = folder / "scratch", folder / "final"
     scratch.mkdir()
     for content in (b"first", b"second"):

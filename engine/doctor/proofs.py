@@ -35,7 +35,6 @@ from coreset.kernels.augment import normalised
 from coreset.shards.errors import DataError
 
 PHOTOS = Geometry(SIZE, 256)
-"""Short side to 256, central 224: ImageNet's validation transform."""
 ODD_BATCH = 37
 """Divides hardly any number of samples, so that last batches are short."""
 IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
@@ -233,11 +232,7 @@ PROOFS: dict[str, Callable[[Context], Iterator[Check]]] = {
 
 
 def prove(context: Context) -> Iterator[Check]:
-    """Run every proof and yield what it finds; then the projections from all of that.
-
-    Raises:
-        InterruptedRunError: A signal asked to stop.
-    """
+    """Run every proof and yield what it finds; then the projections from all of that."""
     found: list[Check] = []
     for name, proof in PROOFS.items():
         for check in complete(name, proof(context), partial(_explained, context)):

@@ -20,8 +20,7 @@ from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.doctor.machine import Check, Verdict
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import build_network, placed
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, side_at
 from coreset.engine.scoring.recipes import RECIPES
@@ -45,11 +44,9 @@ FAST = RECIPES["fast"]
 FAST_EPOCHS = Counter(
     side_at(epoch, FAST.epochs, FAST.start_size, FAST.size) for epoch in range(FAST.epochs)
 )
-"""Epochs of the fast recipe by the side of their crops."""
 DECODE, COPY = "decode", "copy to the device"
 FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
 FAST_STEPS = {side: f"fast recipe at {side} px" for side in sorted(FAST_EPOCHS)}
-"""Names of the speeds of the fast recipe's steps, by side."""
 
 
 class Span(NamedTuple):
@@ -77,9 +74,7 @@ class Context:
     dataset: Dataset
     device: torch.device
     ids: NDArray[np.int64]
-    """Samples, shape (n,)."""
     seconds: float
-    """How long each speed is measured."""
 
     @property
     def batch(self) -> int:
@@ -101,11 +96,7 @@ class Context:
 
 
 def context_of(dataset: Dataset, device: torch.device, *, samples: int, seconds: float) -> Context:
-    """Take up to ``samples`` samples, spread evenly over the data set.
-
-    Raises:
-        UsageError: The data set has no sample.
-    """
+    """Take up to ``samples`` samples, spread evenly over the data set."""
     n = len(dataset)
     if n == 0:
         raise UsageError(f"{dataset.path} has no samples; name a data set that has some")
@@ -168,10 +159,7 @@ def training(context: Context) -> Iterator[Check]:
 
 
 def fast_training(context: Context, side: int) -> Iterator[Check]:
-    """Time the steps of the fast recipe at one side as `score` runs them: compiled on a GPU.
-
-    There a second time with CUDA graphs, to see whether they help (``--compile graphs``).
-    """
+    """Time the fast recipe's steps at one side; on a GPU compiled, without and with CUDA graphs."""
     modes: Mapping[CompileMode, str] = {"off": "not compiled"}
     if context.device.type == "cuda":
         modes = {"on": "compiled", "graphs": "compiled, CUDA graphs"}
@@ -215,10 +203,7 @@ def proxy_in_training(
 
 
 def rate(step: Callable[[], int], context: Context) -> float:
-    """Measure the images per second of ``step``, which returns how many it did.
-
-    Runs for ``context.seconds``, and once at least; the call before, which allocates, is not timed.
-    """
+    """Measure images per second of ``step``, which returns their number; one call warms up."""
     step()
     _settle(context.device)
     watch, images = Stopwatch(), 0
@@ -240,11 +225,7 @@ def _speed(name: str, per_second: float, what: str) -> Check:
 
 
 def projections(found: Sequence[Check]) -> Iterator[Check]:
-    """Project the speeds among ``found`` to hours for ImageNet, if the parts overlap fully.
-
-    A projection is arithmetic, not a measurement: images x epochs / speed of the slowest part,
-    added up over spans.
-    """
+    """Project speeds to hours for ImageNet: images x epochs / speed of each span's slowest part."""
     speeds = {
         check.name: float(check.facts["images_per_second"])
         for check in found

@@ -17,20 +17,14 @@ class FeaturePair:
     """Features of a condensed set and of its reference by one backbone."""
 
     set_features: NDArray[np.floating]
-    """Shape (m, d)."""
     set_labels: NDArray[np.int64]
     reference_features: NDArray[np.floating]
-    """Shape (n, d)."""
     reference_labels: NDArray[np.int64]
     n_classes: int
 
     @cached_property
     def coverage(self) -> dict[str, float]:
-        """Means over classes of r1, d1, r2 and d2, computed once for all four.
-
-        Raises:
-            ValueError: A row has no direction, or a class has no samples.
-        """
+        """Means over classes of r1, d1, r2 and d2, computed once for all four."""
         from coreset.kernels.measures import coverage
 
         return coverage(
@@ -49,9 +43,7 @@ class Metric:
     stamp: str
     """Name and version in the rows of RESULTS: ``diversity_d1@1``."""
     axis: str
-    """Title of an axis of a figure."""
     measure: Callable[[FeaturePair], float]
-    """Compute it; NaN where it does not exist."""
     backbone: tuple[str, int] | None = None
     """Backbone and pixels that it is defined on; None takes those of the command."""
     by_class: bool = True
@@ -73,6 +65,5 @@ METRICS: dict[str, Metric] = {
     "r2": _coverage("r2", "representativeness", "mean match of the validation images"),
     "d2": _coverage("d2", "diversity", "1 - mean cosine of pairs"),
 }
-"""Metrics by the short name of tables."""
 PAIRS = (("r1", "d1"), ("r2", "d2"))
 """Metrics that a figure shows across and up."""

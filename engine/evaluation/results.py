@@ -97,11 +97,7 @@ class Results:
     path: Path
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """Read all rows of ``students`` or ``metrics``; empty if there are none yet.
-
-        Raises:
-            StoreError: The table cannot be read or is of another version.
-        """
+        """Read all rows of ``students`` or ``metrics``; empty if there are none yet."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"results {self.path} is a file; name a folder")
         file = self.path / f"{table}.parquet"
@@ -120,11 +116,7 @@ class Results:
         return [_with_precision(row) for row in rows] if table == STUDENTS else rows
 
     def complete_rows(self, table: str) -> list[dict[str, Any]]:
-        """Read all rows, for those who compare and show them.
-
-        Raises:
-            StoreError: As `rows`; or a row lacks what every run writes.
-        """
+        """Read all rows, for those who compare and show them."""
         rows = self.rows(table)
         for row in rows:
             odd = [name for name in _REQUIRED[table] if row[name] is None]
@@ -166,11 +158,7 @@ class Results:
             write_atomically(path, json_bytes(document))
 
     def lineage(self, set_digest: str) -> dict[str, Any] | None:
-        """Return provenance and ledger of a set as recorded, or None.
-
-        Raises:
-            StoreError: The record is damaged.
-        """
+        """Return provenance and ledger of a set as recorded, or None."""
         path = self.path / LINEAGE / f"{set_digest[:24]}.json"
         try:
             kept = parse(path.read_bytes()) if path.is_file() else None
@@ -199,10 +187,7 @@ class Results:
 
 
 def in_precision(stamp: str, key: str, precision: str) -> dict[str, str]:
-    """Name a student's precision in the stamp of its protocol, ``hard@1+bfloat16+short``, and key.
-
-    The key is a digest of everything but the precision. Neither names float32, as published.
-    """
+    """Name a student's precision, unless it is float32, in the protocol's stamp and in its key."""
     if precision != PUBLISHED_PRECISION:
         name, plus, changes = stamp.partition("+")
         stamp = f"{name}+{precision}{plus}{changes}"

@@ -1,8 +1,7 @@
 """Rows of frozen features, standardised by column: the inputs of the linear proxy.
 
-Small features are held on the device. Larger ones are copied once from their store, whose chunks
-of 16 MiB are no place to pick rows from, to a plain file of float16 that is mapped into memory: it
-takes no memory that the kernel could not take back.
+Small features are held on the device. Larger ones are copied once from the chunks of their store to
+a plain file that is mapped into memory: it takes none that the kernel could not take back.
 """
 
 import shutil
@@ -38,15 +37,8 @@ _MOMENTS_ROWS = 1024  # in float64, 4 MB of 512 columns: they stay in a core's c
 def feature_rows(store: Path, device: torch.device, *, scratch: Path) -> "FeatureRows":
     """Open the features of a store, resident on ``device`` if they are small, else mapped.
 
-    Args:
-        store: Zarr store of features.
-        device: Device of the rows.
-        scratch: Directory of the mapped file. One that holds these features already is used as it
-            is. Of several processes, one must have made the file before the others open it.
-
-    Raises:
-        StoreError: The store is missing or damaged, or a feature is not finite.
-        MachineError: The disk has no room for the file (2 n d bytes).
+    A file in ``scratch`` that holds them already is used as it is. Of several processes, one must
+    have made it before the others open it.
     """
     n, width = feature_shape(store)
     if 4 * n * width <= resident_limit(device):
@@ -86,11 +78,7 @@ class FeatureRows:
             self._gpu_table = self._standardised_on_gpu(table)
 
     def rows(self, ids: NDArray[np.int64]) -> Tensor:
-        """Return rows of some samples, float32 of shape (b, d) on the device.
-
-        Raises:
-            IndexError: An id is not in [0, n).
-        """
+        """Return rows of some samples, float32 of shape (b, d) on the device."""
         if ids.size and not 0 <= ids.min() <= ids.max() < self.n:
             raise IndexError(f"ids must be in [0, {self.n}), got {ids.min()} to {ids.max()}")
         if self._gpu_table is not None:

@@ -61,12 +61,7 @@ def cache_directory() -> Path:
 def features_for(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> NDArray[np.float16]:
-    """Return features of some samples (all by default), cached or made now; float16 (m, d).
-
-    Raises:
-        MachineError: The backbone's weights are not on this machine.
-        StoreError: The cached features are damaged.
-    """
+    """Return features of some samples (all by default), cached or made now; float16 (m, d)."""
     return read_features(feature_store(dataset, spec, ids))
 
 
@@ -129,8 +124,7 @@ def embed(
 ) -> ArtifactWriter:
     """Make the features artifact ``out``; an interrupted run continues at its last whole chunk.
 
-    Features depend on the stored bytes alone, so the artifact binds to their content digest and has
-    no input: relabelled packs of the same images share it.
+    It binds to the digest of the stored images and has no input, so that relabelled packs share it.
     """
     from coreset.engine.runtime.device import resolve_device, runtime_of
 

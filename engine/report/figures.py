@@ -37,9 +37,7 @@ class Figure(NamedTuple):
     title: str
     caption: str
     description: str
-    """Text for a reader who cannot see it."""
     json: str
-    """Plotly's data and layout, safe inside a script element."""
     height: int
 
 
@@ -101,26 +99,21 @@ def _title_of(comparison: Comparison) -> str:
 
 def _add_accuracy(figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look, row: int) -> None:
     name, colour = plain(accuracy.method), look.colours[accuracy.method]
+    common: dict[str, Any] = {"mode": "markers", "showlegend": False, "row": row, "col": 1}
     figure.add_scatter(
         x=[accuracy.mean],
         y=[name],
         error_x=_error_bar(accuracy, thickness=2, width=5),
-        mode="markers",
         marker={"color": colour, "size": 13, "symbol": look.symbols[ipc]},
         hovertemplate=f"{plus_minus(accuracy.best)} %<extra></extra>",
-        showlegend=False,
-        row=row,
-        col=1,
+        **common,
     )
     figure.add_scatter(
         x=accuracy.best,
         y=[name] * accuracy.n,
-        mode="markers",
         marker={"color": "white", "size": 5, "line": {"color": colour, "width": 1.5}},
         hovertemplate="student: %{x:.2f} %<extra></extra>",
-        showlegend=False,
-        row=row,
-        col=1,
+        **common,
     )
 
 
@@ -159,11 +152,7 @@ def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Fi
 def cost_figures(
     compared: Sequence[Comparison], seconds: Mapping[str, float], look: Look
 ) -> Iterator[Figure]:
-    """Draw accuracy against construction cost: a figure per data set, protocol and student.
-
-    A point is a method at an IPC. Where several sets were pooled in one accuracy, their mean cost
-    counts; ``seconds`` holds wall times by digest.
-    """
+    """Draw accuracy against mean construction cost; ``seconds`` holds that of sets by digest."""
     import plotly.graph_objects as go
 
     groups: dict[str, list[tuple[float, int, Accuracy]]] = defaultdict(list)

@@ -76,7 +76,6 @@ class TrainingContext:
     setup: Setup
     proxy: Proxy
     scratch: Path
-    """Directory that becomes the scores artifact."""
     meter: Meter
 
 
@@ -171,8 +170,8 @@ class OutOfFold(Accumulator):
     def scores(self) -> dict[str, NDArray[Any]]:
         """Ask for every sample the classifier that was kept of its fold; it stays in the network.
 
-        In float32 on any device: probabilities near 0 tell the suspects apart. A second pass finds
-        the label issues, whose thresholds need all samples; no probabilities are kept.
+        In float32 on any device: probabilities near 0 tell the suspects apart. Thresholds of label
+        issues need all samples, hence a second pass.
         """
         self._folds.classifiers.load_state_dict(self._best)
         given, ranks = self._context.setup.dataset.labels, self._context.setup.ranks

@@ -132,7 +132,6 @@ class Setup:
     recipe: Recipe
     options: ScoringOptions
     features: FeatureSpec
-    """Options of decoding, and the frozen backbone of the linear proxy."""
     device: "torch.device"
     ranks: Distributed
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
-from coreset.engine.artifacts.store import SCORES_NAME, Columns
+from coreset.engine.artifacts.store import COMMIT_NAME, SCORES_NAME, Checkpoints, Columns
 from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
@@ -28,7 +27,6 @@ from coreset.shards.sources.packed import find_packed
 VISITS = "visits"
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
 UNDECODABLE_NAME = "undecodable.json"
-"""In a scores artifact, if there are any: samples that could not be decoded, by id, and why."""
 USUAL_IPC = 10
 
 
@@ -183,10 +181,7 @@ def scores_beside(data: Path) -> Path:
 
 
 def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
-    """Find the labels of a data set that differ from the true ones, bool of shape (n,).
-
-    True class names stand in ``column`` of a CSV ``table``, read as `coreset pack --labels` does.
-    """
+    """Find labels that differ from the true class names in a column of a CSV table, bool (n,)."""
     source = find_packed(dataset.path)
     differs = read_labels(table, column, source) != source.labels
     by_key = dict(zip(source.keys, differs.tolist(), strict=True))
@@ -202,10 +197,7 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
 def selection_hint(
     scores: Path, dataset: Dataset, undecodable: Iterable[int], *, ipc: int = USUAL_IPC
 ) -> str:
-    """Name the command that chooses ``ipc`` images a class, or as many as every class has.
-
-    Where a class has none, it is the command to look at the scores.
-    """
+    """Name the command that chooses ``ipc`` images a class, or fewer, or shows the scores."""
     labels = np.delete(dataset.labels, list(undecodable))
     smallest = int(np.bincount(labels, minlength=len(dataset.classes)).min())
     place = shlex.quote(str(scores))

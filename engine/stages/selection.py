@@ -10,9 +10,8 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import tyro
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import FEATURES_NAME, read_features
+from coreset.engine.artifacts.store import COMMIT_NAME, FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
 from coreset.engine.condensed.selection import (

@@ -19,13 +19,11 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.methods import KmeansParameters
-from coreset.engine.condensed.selection import CcsParameters
+from coreset.engine.condensed.selection import CcsParameters, KmeansParameters
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.classes import (
