@@ -43,8 +43,7 @@ def versions() -> dict[str, str]:
 class Provenance:
     """Record of how one artifact (``kind``: dataset, scores, features, set) was made.
 
-    ``config`` shapes the result; ``runtime`` (device, threads) may change its last bits. ``binds``
-    is what later stages check: ``identity`` and ``content`` of the data set, backbone, and so on.
+    ``config`` shapes the result, ``runtime`` perhaps its last bits; later stages check ``binds``.
     """
 
     kind: str
@@ -168,7 +167,7 @@ def locate(artifact: Path, kind: str) -> Path | None:
 def open_source(artifact: Path, data: Path | None) -> Dataset:
     """Open the data set that an artifact was made from, at ``data`` if it was moved."""
     directory = data or locate(artifact, "dataset")
-    if directory is not None and (message := interruption(directory)):
+    if directory and (message := interruption(directory)):
         raise UsageError(message)
     if directory is None or not (directory / MANIFEST_NAME).is_file():
         raise UsageError(

@@ -144,9 +144,8 @@ def create_artifact(
 ) -> Generator[ArtifactWriter]:
     """Yield an ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
-    If ``out`` was made already by the same configuration from the same inputs, ``work.done`` is set
-    and the block should return at once. ``inputs`` are the directories of ``provenance.inputs``, in
-    the same order; their ledger lines are inherited.
+    If ``out`` was made already by the same configuration, ``work.done`` is set and the block should
+    return at once. ``inputs`` are the directories of ``provenance.inputs``, in the same order.
     """
     meter = Meter(provenance.stage, provenance.config_digest, device)
     work = ArtifactWriter(out, temporary_name(out), provenance, meter, inputs=inputs)

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.selection import (
-    Candidates,
-    CcsParameters,
-    complete_ccs,
-    draw_coreset,
-)
+from coreset.engine.condensed.selection import Candidates, CcsParameters, complete_ccs, draw_coreset
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.scores import easiness
@@ -121,23 +118,18 @@ class Pair:
         given = CcsParameters(misratio=misratio, bins=n_bins)
         parameters, assumption = complete_ccs(given, candidates, ipc)
 
-        def chosen(values: NDArray[np.floating]) -> NDArray[np.int64]:
-            drawn, _ = draw_coreset(
-                "ccs", candidates, values, ipc=ipc, seed=seed, parameters=parameters
-            )
-            return drawn
-
-        first = chosen(self.one.easiness(score, ids))
+        draw = partial(draw_coreset, "ccs", candidates, ipc=ipc, seed=seed, parameters=parameters)
+        first, _ = draw(self.one.easiness(score, ids))
         second = self.other.easiness(score, ids)
         unrelated = [
-            np.isin(first, chosen(shuffled_within_classes(second, candidates.labels, deal)))
+            np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal))[0])
             for deal in range(SHUFFLES)
         ]
         return CoresetOverlap(
             ipc=ipc,
             misratio=parameters.misratio or 0.0,  # never None once completed
             assumption=assumption,
-            share=float(np.isin(first, chosen(second)).mean()),
+            share=float(np.isin(first, draw(second)[0]).mean()),
             unrelated=float(np.mean(unrelated)),
             chance=float(np.mean(ipc / self.class_sizes)),
         )
@@ -180,13 +172,10 @@ def agreement_table(agreements: Sequence[Agreement]) -> tuple[str, ...]:
 def overlap_table(coresets: Sequence[CoresetOverlap]) -> tuple[str, ...]:
     """Return a table of shares in per cent."""
     header = ("ipc", "misratio", "overlap", "if unrelated", "by chance")
+    shares = attrgetter("share", "unrelated", "chance")
     rows = [
-        (
-            str(shown.ipc),
-            f"{shown.misratio:g}",
-            *(f"{100 * share:.1f} %" for share in (shown.share, shown.unrelated, shown.chance)),
-        )
-        for shown in coresets
+        (str(drawn.ipc), f"{drawn.misratio:g}", *(f"{100 * part:.1f} %" for part in shares(drawn)))
+        for drawn in coresets
     ]
     return aligned(header, rows)
 

@@ -53,11 +53,10 @@ class SetInfo:
     @staticmethod
     def read(directory: Path) -> "SetInfo":
         """Read ``set.json``."""
-        path = directory / SET_NAME
+        path, remedy = directory / SET_NAME, "make one with `coreset select` or `coreset distill`"
+        if not directory.exists():
+            raise missing(directory, remedy)
         if not path.is_file():
-            remedy = "make one with `coreset select` or `coreset distill`"
-            if not directory.exists():
-                raise missing(directory, remedy)
             raise UsageError(f"{directory} is not a condensed set (no set.json); {remedy}")
         try:
             info = build(SetInfo, parse(path.read_bytes()))
@@ -175,8 +174,7 @@ def write_set(
 ) -> None:
     """Describe a set in an artifact in the making, and bind it to the data set it condenses.
 
-    ``ids`` are the samples of a coreset, ascending; None for a distilled set of IPC images of each
-    class. ``parameters`` are what shaped the set, without the seed.
+    ``ids`` are the samples of a coreset, ascending; None for a distilled set.
     """
     manifest, n_classes = dataset.manifest, len(dataset.classes)
     if ids is None:

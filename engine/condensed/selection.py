@@ -24,7 +24,7 @@ from coreset.shards.format.classes import recognise
 from coreset.shards.format.dataset import Dataset
 
 # The study's Table 6, hard labels, AUM: the best of 0.1, 0.3, 0.5, 0.7, 0.9 by data set and IPC.
-_BEST_MISRATIOS = {
+_BEST_MISRATIOS: dict[tuple[str | None, int], float] = {
     ("imagenette", 10): 0.7,
     ("imagenette", 50): 0.3,
     ("imagenet-100", 10): 0.9,
@@ -95,8 +95,7 @@ class CcsParameters:
         ),
     ] = None
     bins: Annotated[
-        int,
-        tyro.conf.arg(help="Equal-width bins over the range of a class's scores (ccs)."),
+        int, tyro.conf.arg(help="Equal-width bins over the range of a class's scores (ccs).")
     ] = 50
 
     def __post_init__(self) -> None:
@@ -109,9 +108,8 @@ def default_misratio(
     score: str, data: str | None, ipc: int, class_size: float
 ) -> tuple[float, str]:
     """Take the study's misratio, or else `misratio_by_share` and a line that says so."""
-    known = _BEST_MISRATIOS.get((data or "", ipc)) if score == "aum" else None
-    if known is not None:
-        return known, ""
+    if score == "aum" and (data, ipc) in _BEST_MISRATIOS:
+        return _BEST_MISRATIOS[data, ipc], ""
     value = misratio_by_share(ipc / max(1.0, class_size))
     return value, (
         f"assumed: misratio {value:g}, by a rule from the study's Table 6 for {ipc} of "
@@ -122,8 +120,8 @@ def default_misratio(
 def misratio_by_share(share: float) -> float:
     """Derive a misratio from IPC over class size, to one decimal, by a rule from the study's table.
 
-    Over the three data sets 0.9 gives the best mean accuracy at 10 of 1,281 images and 0.5 at 50:
-    a straight line through both over the logarithm of the share, from 0 to 0.9.
+    In the mean over its data sets 0.9 is best at 10 of 1,281 images and 0.5 at 50: a line through
+    both over the logarithm of the share.
     """
     steps = log(share * _CLASS_SIZE / 10) / log(5)
     return round(min(0.9, max(0.0, 0.9 - 0.4 * steps)), 1)
@@ -273,7 +271,7 @@ IMPORTERS: dict[str, Importer] = {
     "list": Importer(
         accepts=lambda _path: True,
         read=lambda path, dataset: read_list(path, dataset.table(["key", "source"])),
-    ),
+    )
 }
 """Importers by name. Later ones are asked first; a list is what nothing else is."""
 

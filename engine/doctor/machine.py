@@ -63,8 +63,8 @@ class Check:
 
 def failure(name: str, error: Exception, remedy: str = "repair what the error names") -> Check:
     """Make a finding of an error."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return Check(name, message, Verdict.FAIL, remedy, {"error": type(error).__name__})
+    kind = type(error).__name__
+    return Check(name, " ".join(str(error).split()) or kind, Verdict.FAIL, remedy, {"error": kind})
 
 
 def complete(
@@ -92,9 +92,9 @@ def check_cores(_path: Path) -> Iterator[Check]:
     facts = {"cores": cores, "quota_cores": quota}
     if quota is None or quota >= cores:
         yield Check("cores", str(cores), facts=facts)
-    else:
-        remedy = f"set OMP_NUM_THREADS={max(1, int(quota))}, or threads will wait for each other"
-        yield Check("cores", f"{cores}, quota {quota:g}", Verdict.WARN, remedy, facts)
+        return
+    remedy = f"set OMP_NUM_THREADS={max(1, int(quota))}, or threads will wait for each other"
+    yield Check("cores", f"{cores}, quota {quota:g}", Verdict.WARN, remedy, facts)
 
 
 def check_memory(_path: Path) -> Iterator[Check]:
@@ -107,8 +107,7 @@ def check_memory(_path: Path) -> Iterator[Check]:
         return
     value = readable_bytes(least) + (" (limit)" if least == limit else " available")
     remedy = f"free memory or raise the limit to {readable_bytes(NEEDED_MEMORY_BYTES)}"
-    judged = Verdict.FAIL.unless(least >= NEEDED_MEMORY_BYTES, remedy)
-    yield Check("memory", value, *judged, facts)
+    yield Check("memory", value, *Verdict.FAIL.unless(least >= NEEDED_MEMORY_BYTES, remedy), facts)
 
 
 def check_disk(path: Path) -> Iterator[Check]:
@@ -189,13 +188,9 @@ def check_gpu(_path: Path) -> Iterator[Check]:
         properties = torch.cuda.get_device_properties(0)
         memory = readable_bytes(properties.total_memory)
         value = f"{properties.name}, {memory}, driver {driver or 'unknown'}"
-        facts = {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "capability": [properties.major, properties.minor],
-            "count": torch.cuda.device_count(),
-            "driver": driver,
-        }
+        facts = {"name": properties.name, "memory_bytes": properties.total_memory}
+        facts |= {"capability": [properties.major, properties.minor]}
+        facts |= {"count": torch.cuda.device_count(), "driver": driver}
         yield Check("GPU", value, facts=facts)
     elif driver is not None:
         remedy = f"update the driver: torch is built for CUDA {torch.version.cuda}"

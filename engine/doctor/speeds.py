@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -49,22 +48,15 @@ FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
 FAST_STEPS = {side: f"fast recipe at {side} px" for side in sorted(FAST_EPOCHS)}
 
 
-class Span(NamedTuple):
-    """Epochs over the images of ImageNet, and the parts of which the slowest bounds them."""
-
-    parts: Sequence[str]
-    epochs: int = 1
-
-
-PASSES = {
-    "decode once": [Span((DECODE,))],
-    "embed once": [Span((DECODE, FORWARD))],
-    "score from kept pixels": [Span((COPY, TRAIN), SCORING_EPOCHS)],
+PASSES: dict[str, list[tuple[int, tuple[str, ...]]]] = {
+    "decode once": [(1, (DECODE,))],
+    "embed once": [(1, (DECODE, FORWARD))],
+    "score from kept pixels": [(SCORING_EPOCHS, (COPY, TRAIN))],
     "score by the fast recipe": [
-        Span((COPY, step), FAST_EPOCHS[side]) for side, step in FAST_STEPS.items()
+        (FAST_EPOCHS[side], (COPY, step)) for side, step in FAST_STEPS.items()
     ],
 }
-"""What is projected: spans that follow one another."""
+"""Spans to project, one after another: epochs over ImageNet, and parts; the slowest bounds them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,13 +160,10 @@ def fast_training(context: Context, side: int) -> Iterator[Check]:
     rows = np.resize(np.arange(len(pixels)), batch)
     images = pixels.images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
     repeated = DecodedImages(images, pixels.labels[rows], pixels.ids[rows])
+    build = partial(proxy_in_training, context, repeated, size=side, crop_scale=FAST.crop_scale)
     for mode, how in modes.items():
-        proxy, trainer = proxy_in_training(
-            context, repeated, size=side, crop_scale=FAST.crop_scale, mode=mode
-        )
-        step = partial(
-            _step, proxy, trainer, Dynamics(batch, context.device, compiled=mode != "off")
-        )
+        dynamics = Dynamics(batch, context.device, compiled=mode != "off")
+        step = partial(_step, *build(mode=mode), dynamics)
         name = FAST_STEPS[side] + (", CUDA graphs" if mode == "graphs" else "")
         yield _speed(name, rate(step, context), f"batches of {batch}, {how}")
 
@@ -233,20 +222,20 @@ def projections(found: Sequence[Check]) -> Iterator[Check]:
     }
     for title, spans in PASSES.items():
         name = f"projection: {title}"
-        missing = [part for span in spans for part in span.parts if part not in speeds]
+        missing = [part for _, parts in spans for part in parts if part not in speeds]
         if missing:
             value = f"no speed of: {', '.join(dict.fromkeys(missing))}"
             yield Check(name, value, Verdict.WARN, "see the row that failed")
             continue
-        bounds = [min(span.parts, key=speeds.__getitem__) for span in spans]
-        terms, hours = list[str](), 0.0
-        for span, bound in zip(spans, bounds, strict=True):
-            epochs = f" x {span.epochs} epochs" if span.epochs > 1 else ""
-            terms.append(f"{IMAGENET_IMAGES:,} images{epochs} / {_rounded(speeds[bound])} per s")
-            hours += IMAGENET_IMAGES * span.epochs / speeds[bound] / 3600
+        bounds, terms, hours = list[str](), list[str](), 0.0
+        for epochs, parts in spans:
+            bounds.append(min(parts, key=speeds.__getitem__))
+            speed, times = speeds[bounds[-1]], f" x {epochs} epochs" if epochs > 1 else ""
+            terms.append(f"{IMAGENET_IMAGES:,} images{times} / {_rounded(speed)} per s")
+            hours += IMAGENET_IMAGES * epochs / speed / 3600
         bound_by = ", ".join(dict.fromkeys(bounds))
         value = f"{hours:,.2f} h = {' + '.join(terms)}, bound by {bound_by}"
-        n_epochs = sum(span.epochs for span in spans)
+        n_epochs = sum(epochs for epochs, _ in spans)
         facts = {"hours": hours, "bound_by": bound_by, "epochs": n_epochs}
         yield Check(name, value, facts=facts | {"images": IMAGENET_IMAGES})
 

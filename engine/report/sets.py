@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.ledger import StageCost, construction_cost
 from coreset.engine.artifacts.provenance import Provenance, locate
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set
-from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.evaluation import METRICS
 from coreset.engine.evaluation.results import Results
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import easiness
@@ -51,9 +51,9 @@ class ReportedSet:
 def catalogue(rows: Iterable[Row]) -> dict[str, ReportedSet]:
     """Collect the sets of all rows by digest: by data, method (baseline first), IPC and seed."""
     described = list({row["set_digest"]: _described(row) for row in rows}.values())
-    sets = _seeds_told_apart(_inputs_told_apart(_parameters_told_apart(described)))
-    order = attrgetter("ipc", "seed", "digest")
-    sets.sort(key=lambda entry: (entry.data, *method_order(entry.method), *order(entry)))
+    sets = _namesakes_told_apart(_parameters_told_apart(described))
+    sets.sort(key=attrgetter("ipc", "seed", "digest"))
+    sets.sort(key=lambda entry: (entry.data, method_order(entry.method)))
     return {entry.digest: entry for entry in sets}
 
 
@@ -85,19 +85,16 @@ def _parameters_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
     return renamed
 
 
-def _inputs_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
-    """Name sets of the same parameters and seed by their digests: their inputs differ."""
-    return [
+def _namesakes_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
+    """Name sets by their seeds, and those of one seed by their digests: their inputs differ."""
+    by_inputs = [
         _renamed(entry, f"set {entry.digest[:8]}") if len(group) > 1 else entry
         for group in _groups(sets, "data", "method", "ipc", "seed")
         for entry in group
     ]
-
-
-def _seeds_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
     return [
         replace(entry, name=f"{entry.name}, seed {entry.seed}") if len(group) > 1 else entry
-        for group in _groups(sets, "data", "method", "ipc")
+        for group in _groups(by_inputs, "data", "method", "ipc")
         for entry in group
     ]
 

@@ -26,12 +26,11 @@ from coreset.engine.data.stream import ImageStream
 from coreset.engine.models.backbones import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    LinearHead,
     build_network,
     memory_format_for,
     placed,
 )
-from coreset.engine.models.feature_rows import FeatureRows
+from coreset.engine.models.feature_rows import FeatureRows, LinearHead
 from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
@@ -156,7 +155,8 @@ def convolutional_proxy(
         order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
         for number, padded in enumerate(source.epoch(order), start_batch):
             is_last = (number + 1) * batch > len(source) // ranks.world
-            part = without_padding(padded) if is_shared and is_last else padded
+            n_own = max(1, int((padded.ids >= 0).sum())) if is_shared and is_last else batch
+            part = Batch(padded.images[:n_own], padded.labels[:n_own], padded.ids[:n_own])
             draws = generator_for(seed, epoch, number, ranks.rank)
             n, _, height, width = part.images.shape
             boxes = draw_crops(n, height, width, draws, scale=(crop_scale, 1.0))
@@ -191,12 +191,6 @@ def last_batch(n: int, batch: int, world: int) -> int:
     """Return the rows of the shortest last batch of an epoch over ``world`` processes."""
     batches = -(-n // (world * batch))
     return max(1, n // world - (batches - 1) * batch)
-
-
-def without_padding(batch: Batch) -> Batch:
-    """Return a batch without its padding, but at least one row."""
-    n = max(1, int((batch.ids >= 0).sum()))
-    return Batch(batch.images[:n], batch.labels[:n], batch.ids[:n])
 
 
 def linear_proxy(

@@ -81,10 +81,10 @@ class ScoreTable:
         predicted = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
         if predicted is None:
             return None
-        classes = len(self.dataset.classes)
-        if not -1 <= predicted.min() <= predicted.max() < classes:
+        n = len(self.dataset.classes)
+        if not -1 <= predicted.min() <= predicted.max() < n:
             raise StoreError(
-                f"{self.path} has predictions that are no class of {classes}; score it again"
+                f"{self.path} has predictions that are no class of {n}; score it again"
             )
         return predicted
 
@@ -146,11 +146,9 @@ def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> It
 
     rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in sorted(by_class, key=ease)}
     header, *lines = spread_table("class, hardest first", "images", rows)
-    yield header
-    yield from lines[:ends]
-    if len(lines) > 2 * ends:
-        yield f"... {len(lines) - 2 * ends:,} classes between ..."
-    yield from lines[max(ends, len(lines) - ends) :]
+    if (hidden := len(lines) - 2 * ends) > 0:
+        lines[ends : len(lines) - ends] = [f"... {hidden:,} classes between ..."]
+    yield from (header, *lines)
 
 
 def identity_of(path: Path) -> str:

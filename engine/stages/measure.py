@@ -10,8 +10,8 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
-from coreset.engine.evaluation import metrics
-from coreset.engine.evaluation.metrics import FeaturePair, Metric
+from coreset.engine.evaluation import METRICS as REGISTRY
+from coreset.engine.evaluation import FeaturePair, Metric
 from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.stages.options import (
@@ -63,7 +63,7 @@ class Measure:
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results, own = Results(self.results), self.extractor.spec(self.decoding)
-        specs = {short: _spec_of(metric, own) for short, metric in metrics.METRICS.items()}
+        specs = {short: _spec_of(metric, own) for short, metric in REGISTRY.items()}
         rows = {short: _row(short, condensed, val, spec) for short, spec in specs.items()}
         keys = [row["key"] for row in rows.values()]
         if not set(keys) <= results.keys(METRICS):
@@ -86,9 +86,7 @@ class Measure:
         """Compute all metrics; None where one does not exist."""
         pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
         try:
-            values = {
-                short: metrics.METRICS[short].measure(pairs[spec]) for short, spec in specs.items()
-            }
+            values = {short: REGISTRY[short].measure(pairs[spec]) for short, spec in specs.items()}
         except ValueError as error:
             raise DataError(f"{self.condensed} against {self.val}: {error}") from error
         return {short: None if math.isnan(value) else value for short, value in values.items()}
@@ -124,7 +122,7 @@ def _row(short: str, condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -
     from coreset.engine.models.backbones import weights_key
 
     columns = {
-        "metric": metrics.METRICS[short].stamp,
+        "metric": REGISTRY[short].stamp,
         "backbone": f"{spec.backbone}@{spec.size}",
         "weights": weights_key(spec.backbone, spec.weights),
     }

@@ -1,7 +1,7 @@
 """Training step of a network, with learning-rate schedules, evaluation and saving.
 
-No batch waits for the device. Learning rates follow from the step number and random draws from
-generators seeded by place, so the state to save is weights, momentum and step.
+No batch waits for the device. Rates follow from the step number and draws from seeds by place, so
+the state to save is weights, momentum and step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -59,11 +59,7 @@ def sgd(
 ) -> torch.optim.SGD:
     """Return the optimiser of all parameters of ``network``, in one group."""
     return torch.optim.SGD(
-        network.parameters(),
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
+        network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
     )
 
 

@@ -24,7 +24,7 @@ from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_colum
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.selection import CcsParameters, KmeansParameters
-from coreset.engine.evaluation.metrics import METRICS as REGISTRY
+from coreset.engine.evaluation import METRICS as REGISTRY
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.classes import (
     SIDE,
