@@ -185,7 +185,6 @@ class StageCost:
     wall_seconds: float
     cpu_seconds: float
     images: int
-    """Image passes, as in `Meter`."""
     peak_rss_bytes: int | None
     device: str
 

@@ -233,12 +233,11 @@ def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Encode records of equal fields as CSV with a header; NaN leaves a cell empty."""
     if not records:
         return b""
-    rows = (["" if _is_nan(value) else value for value in record.values()] for record in records)
+    rows = (
+        ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in record.values()]
+        for record in records
+    )
     return csv_table(list(records[0]), rows)
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def markdown_bytes(shown: Table) -> bytes:
