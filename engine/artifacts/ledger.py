@@ -1,7 +1,6 @@
 """Cost of stage runs in ``ledger.jsonl``, one JSON line a run; the only reader of the clock.
 
-An artifact's ledger holds its own lines and those of its inputs (marked with the input's digest),
-so the construction cost of a set is the sum over its own file, also after the set was mailed.
+An artifact's ledger holds its own lines and, marked with their digests, those of its inputs.
 """
 
 import json
@@ -9,11 +8,13 @@ import os
 import resource
 import socket
 import time
+from collections import defaultdict
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,18 @@ def _cpu_seconds() -> float:
     return sum(os.times()[:4])
 
 
+@dataclass(frozen=True, slots=True)
+class Stopwatch:
+    """Stopwatch for parts of a stage; running from its construction."""
+
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.perf_counter() - self.started
+
+
 @dataclass(slots=True)
 class Meter:
     """Measurement of one stage run, from the construction of the meter to ``line()``."""
@@ -52,24 +65,22 @@ class Meter:
     bytes_read: int = 0
     bytes_written: int = 0
     notes: dict[str, Any] = field(default_factory=dict[str, Any])
-    """Further measurements of the stage, such as seconds by part."""
-    _started: float = field(default_factory=time.time)
-    _wall: float = field(default_factory=time.perf_counter)
+    _started: datetime = field(default_factory=partial(datetime.now, UTC))
+    _watch: Stopwatch = field(default_factory=Stopwatch)
     _cpu: float = field(default_factory=_cpu_seconds)
 
     @property
     def wall_seconds(self) -> float:
         """Seconds since this meter was made."""
-        return time.perf_counter() - self._wall
+        return self._watch.seconds
 
     def line(self, *, interrupted: bool = False) -> Line:
         """Return the ledger line as of now."""
         wall = self.wall_seconds
-        started = datetime.fromtimestamp(self._started, UTC)
         return {
             "stage": self.stage,
             "config_digest": self.config_digest,
-            "started": started.isoformat(timespec="milliseconds"),
+            "started": self._started.isoformat(timespec="milliseconds"),
             "wall_seconds": round(wall, 3),
             "cpu_seconds": round(_cpu_seconds() - self._cpu, 3),
             "images": self.images,
@@ -89,18 +100,6 @@ class Meter:
         """Write the cost so far to ``scratch``, so that a killed run is still paid for."""
         line = json.dumps(self.line(interrupted=True)) + "\n"
         write_atomically(scratch / RUNNING_NAME, line.encode())
-
-
-@dataclass(frozen=True, slots=True)
-class Stopwatch:
-    """Stopwatch for parts of a stage; running from its construction."""
-
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.perf_counter() - self.started
 
 
 @contextmanager
@@ -178,7 +177,6 @@ class StageCost:
     """Cost of one stage of one artifact over all its runs, interrupted ones included."""
 
     artifact: str
-    """Digest of the input that the stage made; empty for the owner of the ledger."""
     stage: str
     runs: int
     interrupted: int
@@ -186,9 +184,7 @@ class StageCost:
     wall_seconds: float
     cpu_seconds: float
     images: int
-    """Image passes, as in `Meter`."""
     peak_rss_bytes: int | None
-    """Largest of the runs; None if none measured it."""
     device: str
 
     @property
@@ -199,18 +195,17 @@ class StageCost:
 
 def construction_cost(lines: Iterable[Line]) -> list[StageCost]:
     """Sum the lines of a ledger by (artifact, stage); one inherited along two ways counts once."""
-    groups: dict[tuple[str, str], list[Line]] = {}
+    groups: dict[tuple[str, str], list[Line]] = defaultdict(list)
     for line in {_key(line): line for line in lines_with(lines, *_SUMMED)}.values():
-        groups.setdefault((line.get("artifact", ""), line["stage"]), []).append(line)
+        groups[line.get("artifact", ""), line["stage"]].append(line)
+    summed = ("wall_seconds", "cpu_seconds", "images")
     return [
         StageCost(
             artifact=artifact,
             stage=stage,
             runs=len(runs),
             interrupted=sum(bool(run["interrupted"]) for run in runs),
-            wall_seconds=sum(run["wall_seconds"] for run in runs),
-            cpu_seconds=sum(run["cpu_seconds"] for run in runs),
-            images=sum(run["images"] for run in runs),
+            **{name: sum(run[name] for run in runs) for name in summed},
             peak_rss_bytes=largest(run["peak_rss_bytes"] for run in runs),
             device=", ".join(dict.fromkeys(run["device"] for run in runs)),
         )

@@ -23,26 +23,18 @@ from coreset.shards.sources.detect import find
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Places:
-    """Paths that a packing reads; the ledger keeps them, so that the source can be read again.
-
-    They are no part of the fingerprint: a copied source gives the same bytes.
-    """
+    """Paths that a packing reads; the ledger keeps them, so that the source can be read again."""
 
     src: Path
     class_names: str = ""
-    """Name or file of a class list."""
     ground_truth: Path | None = None
     labels: Path | None = None
 
     def recorded(self, data: Path) -> dict[str, str]:
         """Return paths relative to the data set, for a ledger line."""
         names = Path(self.class_names)
-        files = {
-            "src": self.src,
-            "ground_truth": self.ground_truth,
-            "labels": self.labels,
-            "class_names": names if names.is_file() else None,
-        }
+        files = {name: getattr(self, name) for name in ("src", "ground_truth", "labels")}
+        files["class_names"] = names if names.is_file() else None
         kept = {n: relpath(path.resolve(), data.resolve()) for n, path in files.items() if path}
         return {"class_names": self.class_names} | kept
 
@@ -58,9 +50,8 @@ class Places:
         if not place.exists():
             raise UsageError(f"the source of {data} is not at {place} any more; name it with --src")
         names = kept.get("class_names", "")
-        if names and (data / names).is_file():
-            names = str(data / names)
-        return Places(src=place, class_names=names, **paths)
+        file = data / names
+        return Places(src=place, class_names=str(file) if file.is_file() else names, **paths)
 
     def find(
         self,
@@ -170,20 +161,20 @@ class Account:
         """Count files that were read."""
         self.meter.images += found
         self.meter.bytes_read += source_bytes
-        self._show(found, refused=refused)
+        self._show(found, refused)
 
     def shard(self, record: ShardRecord, *, resumed: bool) -> None:
         """Count a shard; its cost survives a kill from here on."""
         if resumed:
-            self._show(record.entry.found, refused=len(record.refused))
-        else:
-            self.meter.bytes_written += record.entry.bytes + record.entry.index_bytes
-            if self.scratch is not None:
-                self.meter.checkpoint(self.scratch)
+            self._show(record.entry.found, len(record.refused))
+            return
+        self.meter.bytes_written += record.entry.bytes + record.entry.index_bytes
+        if self.scratch is not None:
+            self.meter.checkpoint(self.scratch)
 
-    def _show(self, found: int, *, refused: int) -> None:
-        quarantined = int(self.bar.notes.get("quarantined", 0)) + refused
-        self.bar.advance(found, quarantined=quarantined)
+    def _show(self, found: int, refused: int) -> None:
+        refused += int(self.bar.notes.get("quarantined", 0))
+        self.bar.advance(found, quarantined=refused)
 
 
 def bound(provenance: Provenance, manifest: Manifest) -> Provenance:

@@ -1,7 +1,6 @@
-"""Provenance of an artifact in ``provenance.json``: its configuration and its inputs.
+"""Provenance of an artifact in ``provenance.json``: its configuration and its inputs' provenance.
 
-It holds no times and no absolute paths, so that the same run gives the same bytes. Each input is
-recorded with its own provenance, so that a set that was mailed still has its whole lineage.
+It holds no times and no absolute paths, so that the same run gives the same bytes.
 """
 
 import json
@@ -41,14 +40,12 @@ def versions() -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Provenance:
-    """Record of how one artifact was made.
+    """Record of how one artifact (``kind``: dataset, scores, features, set) was made.
 
-    ``config`` shapes the result; ``runtime`` (device, threads) may change its last bits. ``binds``
-    is what later stages check: ``identity`` and ``content`` of the data set, backbone, and so on.
+    ``config`` shapes the result, ``runtime`` perhaps its last bits; later stages check ``binds``.
     """
 
     kind: str
-    """dataset, scores, features, set."""
     stage: str
     config: Mapping[str, Any]
     runtime: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -60,11 +57,8 @@ class Provenance:
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document."""
-        return {
-            "format_version": FORMAT_VERSION,
-            **{name: getattr(self, name) for name in self.__slots__},
-            "inputs": list(self.inputs),
-        }
+        fields = {name: getattr(self, name) for name in self.__slots__}
+        return {"format_version": FORMAT_VERSION, **fields, "inputs": list(self.inputs)}
 
     @property
     def config_digest(self) -> str:
@@ -82,11 +76,10 @@ class Provenance:
     @staticmethod
     def read(artifact: Path) -> "Provenance":
         """Read ``provenance.json`` of a finished artifact; without one, the path was wrong."""
-        path = artifact / PROVENANCE_NAME
+        path, remedy = artifact / PROVENANCE_NAME, "name the output of a finished coreset command"
+        if not artifact.exists():
+            raise missing(artifact, remedy)
         if not path.is_file():
-            remedy = "name the output of a finished coreset command"
-            if not artifact.exists():
-                raise missing(artifact, remedy)
             raise UsageError(f"{artifact} has no {PROVENANCE_NAME}; {remedy}")
         return Provenance.parse(path)
 
@@ -112,10 +105,7 @@ class Provenance:
         return self.binds[name]
 
     def as_input(self, role: str, artifact: Path, child: Path) -> dict[str, Any]:
-        """Record this artifact as input ``role`` of ``child``, with its whole lineage.
-
-        Features have no path: the cache finds them by content.
-        """
+        """Record this artifact and its lineage as an input; cached features have no path."""
         cached, document = self.kind == "features", self.document()
         kept = ("kind", "stage", "config", "binds", "digest", "inputs")
         return {
@@ -160,14 +150,11 @@ def readable_difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return "; ".join(f"{name}: {a} there, {b} here" for name, a, b in pairs if a != b)
 
 
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    leaves: dict[str, Any] = {}
-    for name, value in document.items():
-        if isinstance(value, Mapping):
-            leaves |= _leaves(value, f"{prefix}{name}.")
-        else:
-            leaves[f"{prefix}{name}"] = value
-    return leaves
+def _leaves(document: object, name: str = "") -> dict[str, Any]:
+    if not isinstance(document, dict):
+        return {name[1:]: document}
+    leaves = (_leaves(value, f"{name}.{key}") for key, value in document.items())
+    return {path: value for part in leaves for path, value in part.items()}
 
 
 def locate(artifact: Path, kind: str) -> Path | None:
@@ -179,7 +166,7 @@ def locate(artifact: Path, kind: str) -> Path | None:
 def open_source(artifact: Path, data: Path | None) -> Dataset:
     """Open the data set that an artifact was made from, at ``data`` if it was moved."""
     directory = data or locate(artifact, "dataset")
-    if directory is not None and (message := interruption(directory)):
+    if directory and (message := interruption(directory)):
         raise UsageError(message)
     if directory is None or not (directory / MANIFEST_NAME).is_file():
         raise UsageError(

@@ -1,12 +1,16 @@
-"""Zarr stores of scores and features; the only module that imports zarr.
+"""State on disk: Zarr v3 stores of scores and features, and checkpoints of a long training.
 
-The stores are Zarr v3 groups with one row per sample id. ``crc32c`` after the compressor finds a
-flipped bit. The fill value is NaN and every chunk is written, so that a lost chunk reads as NaN and
-never as a score.
+``crc32c`` after the compressor finds a flipped bit. The fill value is NaN, and all chunks are
+written, so that a lost chunk reads as NaN and never as a score. A checkpoint ``gen-000007/`` is
+numbered by the updates of the training, written beside its place, synced and renamed; only then
+``commit.json`` names it, with the digests of its files.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.shards.errors import StoreError
-from coreset.shards.format.files import remove_tree
+from coreset.shards.format.files import (
+    build,
+    json_bytes,
+    new_directory,
+    parse,
+    remove_tree,
+    rename_directory,
+    tree_digests,
+    write_atomically,
+)
 
 SCORES_NAME = "scores.zarr"
 FEATURES_NAME = "features.zarr"
@@ -53,11 +66,7 @@ class Columns(Mapping[str, NDArray[Any]]):
     """Columns of a store by name, each of shape (n,) and read when it is first asked for."""
 
     def __init__(self, path: Path, *, rows: int | None = None) -> None:
-        """Open the store ``path``, whose columns must have ``rows`` rows if that is given.
-
-        Raises:
-            StoreError: The store is missing or damaged; reading a column raises it too.
-        """
+        """Open the store ``path``, whose columns must have ``rows`` rows if that is given."""
         self._path, self._rows = path, rows
         with _opened(path) as group:
             self._names = sorted(group.array_keys())
@@ -67,13 +76,12 @@ class Columns(Mapping[str, NDArray[Any]]):
         if name not in self._names:
             raise KeyError(name)
         if name not in self._columns:
-            path, rows = self._path, self._rows
-            with _opened(path) as group:
-                array = _checked(path, group[name], dimensions=1)
-                if rows is not None and array.shape[0] != rows:
+            with _opened(self._path) as group:
+                array = _checked(self._path, group[name], dimensions=1)
+                if self._rows not in {None, array.shape[0]}:
                     raise StoreError(
-                        f"{path}/{name} has {array.shape[0]} rows for {rows} images; remove it, "
-                        "score again"
+                        f"{self._path}/{name} has {array.shape[0]} rows for {self._rows} images; "
+                        "remove it, score again"
                     )
                 self._columns[name] = np.asarray(array[...])
         return self._columns[name]
@@ -90,23 +98,23 @@ class Columns(Mapping[str, NDArray[Any]]):
 
 def _checked(path: Path, array: Any, *, dimensions: int) -> Any:  # noqa: ANN401 - zarr.Array
     """Check an array before it is read: its metadata, which no codec protects, may say anything."""
-    shape, chunks = array.shape, array.chunks
+    shape, chunks, fault = array.shape, array.chunks, ""
     if array.dtype.kind not in "biuf" or len(shape) != dimensions:
-        raise StoreError(
-            f"{path} holds {array.dtype} of shape {shape}; remove it and make it again"
-        )
-    if dimensions == 2 and not 1 <= shape[1] <= MOST_FEATURES:
-        raise StoreError(f"{path} has {shape[1]} columns; remove it and make it again")
-    if any(chunk > max(1, side) for chunk, side in zip(chunks, shape, strict=True)):
-        # zarr allocates whole chunks
-        raise StoreError(
-            f"{path} has chunks of {chunks} for the shape {shape}; remove it and make it again"
-        )
+        fault = f"holds {array.dtype} of shape {shape}"
+    elif dimensions == 2 and not 1 <= shape[1] <= MOST_FEATURES:
+        fault = f"has {shape[1]} columns"
+    elif any(chunk > max(1, side) for chunk, side in zip(chunks, shape, strict=True)):
+        fault = f"has chunks of {chunks} for the shape {shape}"  # zarr allocates whole chunks
+    if fault:
+        raise StoreError(f"{path} {fault}; remove it and make it again")
     return array
 
 
 class RowWriter:
-    """An (n, d) float16 array written in order, chunk by chunk, and resumable at chunk borders."""
+    """An (n, d) float16 array written in order, chunk by chunk, and resumable at chunk borders.
+
+    By default a chunk has whole rows, about 16 MiB of them.
+    """
 
     def __init__(
         self,
@@ -119,10 +127,6 @@ class RowWriter:
         chunks: tuple[int, int] | None = None,
         resume: bool = False,
     ) -> None:
-        """Create the store ``path`` in place of an existing one, or continue that (``resume``).
-
-        ``chunks`` are rows and columns of a chunk; None: whole rows, about 16 MiB of them.
-        """
         import zarr
 
         if resume:
@@ -162,17 +166,16 @@ def read_features(path: Path) -> NDArray[np.float16]:
 def feature_shape(path: Path) -> tuple[int, int]:
     """Return rows and columns of a store of features, from its metadata alone."""
     with _opened(path) as group:
-        n_rows, width = _checked(path, group["features"], dimensions=2).shape
-        return n_rows, width
+        return _checked(path, group["features"], dimensions=2).shape
 
 
 def feature_chunks(path: Path) -> Iterator[NDArray[np.float16]]:
     """Read features in the order of their rows, ``feature_chunk_rows(d)`` at a time."""
-    n_rows, width = feature_shape(path)
     with _opened(path) as group:
         array = _checked(path, group["features"], dimensions=2)
-        for first in range(0, n_rows, feature_chunk_rows(width)):
-            chunk = np.asarray(array[first : first + feature_chunk_rows(width)])
+        step = feature_chunk_rows(array.shape[1])
+        for first in range(0, array.shape[0], step):
+            chunk = np.asarray(array[first : first + step])
             _require_finite(path, chunk, first)
             yield chunk
 
@@ -203,3 +206,87 @@ def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
         raise StoreError(
             f"{path} cannot be read ({reason}); remove it and make it again"
         ) from error
+
+
+COMMIT_NAME = "commit.json"
+
+
+KEPT = 2
+
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Commit:
+    number: int
+    directory: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Commits:
+    """Content of ``commit.json``, the newest checkpoint first."""
+
+    generations: tuple[_Commit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoints:
+    """Checkpoints in one directory."""
+
+    directory: Path
+
+    def commit(self, number: int, write: Callable[[Path], None]) -> None:
+        """Commit a state; ``write`` fills an empty directory, ``number`` is higher each time."""
+        name = _name_of(number)
+        scratch = self.directory / f".{name}.partial"
+        remove_tree(self.directory / name)
+        new_directory(scratch)
+        write(scratch)
+        commit = _Commit(number, name, tree_digests(scratch))
+        rename_directory(scratch, self.directory / name)
+        older = (old for old in self._commits() if old.number < number)
+        self._record((commit, *islice(older, KEPT - 1)))
+
+    def latest(self) -> tuple[int, Path] | None:
+        """Return number and directory of the newest undamaged checkpoint; None if none was made."""
+        commits = self._commits()
+        for commit in commits:
+            directory = self.directory / commit.directory
+            if directory.is_dir() and tree_digests(directory) == commit.files:
+                return commit.number, directory
+            if commit is not commits[-1]:
+                logger.warning("%s is damaged; going back one checkpoint", directory)
+        if commits:
+            raise StoreError(f"{self.directory}: every checkpoint is damaged; remove it, run again")
+        return None
+
+    def finish(self) -> None:
+        """Keep only the newest checkpoint, so that the result does not depend on commit times."""
+        self._record(self._commits()[:1])
+
+    def _commits(self) -> tuple[_Commit, ...]:
+        path = self.directory / COMMIT_NAME
+        try:
+            if not path.is_file():
+                return ()
+            commits = build(_Commits, parse(path.read_bytes())).generations
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
+        if any(commit.directory != _name_of(commit.number) for commit in commits):
+            raise StoreError(f"{path} names other directories than a scoring makes; remove it")
+        return commits
+
+    def _record(self, commits: tuple[_Commit, ...]) -> None:
+        write_atomically(self.directory / COMMIT_NAME, json_bytes(asdict(_Commits(commits))))
+        kept = {commit.directory for commit in commits}
+        # Leftovers of killed commits (``.gen-*``) too: their numbers may never be committed again,
+        # and the result must not depend on a kill.
+        for directory in [*self.directory.glob("gen-*"), *self.directory.glob(".gen-*")]:
+            if directory.name not in kept:
+                remove_tree(directory)
+
+
+def _name_of(number: int) -> str:
+    return f"gen-{number:06d}"

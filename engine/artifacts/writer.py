@@ -94,11 +94,7 @@ def output_folder(out: Path) -> Generator[None]:
 
 @contextmanager
 def lock(out: Path, *, wait: bool = False) -> Generator[None]:
-    """Hold the exclusive right to write ``out``; released by the kernel also on ``kill -9``.
-
-    Raises:
-        LockedError: Another process holds the lock; with ``wait``, it is waited for instead.
-    """
+    """Hold the exclusive right to write ``out``; the kernel releases it also on ``kill -9``."""
     require_output(out)
     path = out.with_name(f".{out.name}.lock")
     with output_folder(out):
@@ -148,13 +144,8 @@ def create_artifact(
 ) -> Generator[ArtifactWriter]:
     """Yield an ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
-    If ``out`` was made already by the same configuration from the same inputs, ``work.done`` is set
-    and the block should return at once. ``inputs`` are the directories of ``provenance.inputs``, in
-    the same order; their ledger lines are inherited.
-
-    Raises:
-        UsageError: ``out``, or an interrupted run of it, was made by another configuration.
-        LockedError: Another process is making ``out``.
+    If ``out`` was made already by the same configuration, ``work.done`` is set and the block should
+    return at once. ``inputs`` are the directories of ``provenance.inputs``, in the same order.
     """
     meter = Meter(provenance.stage, provenance.config_digest, device)
     work = ArtifactWriter(out, temporary_name(out), provenance, meter, inputs=inputs)
@@ -183,10 +174,7 @@ def create_artifact(
 
 @contextmanager
 def replace_artifact(out: Path, provenance: Provenance) -> Generator[ArtifactWriter]:
-    """Yield an ``ArtifactWriter`` whose scratch directory replaces ``out`` in one step.
-
-    The ledger continues. If the block sets ``work.done``, ``out`` stays as it is.
-    """
+    """Yield a writer whose scratch replaces ``out`` in one step, unless the block sets ``done``."""
     with lock(out):
         meter = Meter(provenance.stage, provenance.config_digest)
         scratch = out.with_name(f".{out.name}.remade.partial")
@@ -206,7 +194,7 @@ def _require_same_fingerprint(
     directory: Path, provenance: Provenance, message: str, *, runtime: bool = False
 ) -> None:
     old, new = (
-        record.fingerprint() | ({"runtime": dict(record.runtime)} if runtime else {})
+        record.fingerprint() | ({"runtime": record.runtime} if runtime else {})
         for record in (Provenance.read(directory), provenance)
     )
     if difference := readable_difference(old, new):

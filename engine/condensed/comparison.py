@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +12,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.selection import (
-    Candidates,
-    CcsParameters,
-    complete_ccs,
-    draw_coreset,
-)
+from coreset.engine.condensed.selection import Candidates, CcsParameters, complete_ccs, draw_coreset
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.scores import easiness
@@ -30,9 +27,7 @@ class Agreement:
 
     score: str
     spearman: float
-    """Over all samples."""
     spearman_within_class: float
-    """Mean over the classes."""
     roc_area: float | None = None
     """Area under the ROC of the first scoring's hard end for flipped labels; None if not known."""
     other_roc_area: float | None = None
@@ -52,7 +47,6 @@ class CoresetOverlap:
     """The same share where the second's scores are shuffled within every class. Above ``chance``:
     with one seed both coresets take the samples of the smallest random keys, bin by bin."""
     chance: float
-    """The same share for two independent draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +59,6 @@ class ScoringCost:
     wall_seconds: float
     """Time of the scoring itself, interrupted runs included."""
     images: int
-    """Image passes."""
     wall_seconds_with_inputs: float
 
 
@@ -79,12 +72,7 @@ class Pair:
 
     @staticmethod
     def open(one: Path, other: Path, data: Path | None = None) -> "Pair":
-        """Open both with the data set of the first.
-
-        Raises:
-            UsageError: One of them is no scores artifact, or they are of different data sets.
-            StoreError: One of them is damaged.
-        """
+        """Open both with the data set of the first."""
         identities = identity_of(one), identity_of(other)
         if identities[0] != identities[1]:
             raise UsageError(
@@ -96,10 +84,7 @@ class Pair:
         return Pair(one=first, other=second, ids=np.intersect1d(first.ids, second.ids))
 
     def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> Agreement:
-        """Measure the agreement on a score that both hold, over the samples that have both values.
-
-        ``flipped`` marks the samples whose label is wrong, by id, shape (n,).
-        """
+        """Measure the agreement on a score; ``flipped`` marks wrong labels by id, shape (n,)."""
         from coreset.kernels.measures import spearman, spearman_by_class
 
         both = (self.one.values(score), self.other.values(score))
@@ -125,12 +110,7 @@ class Pair:
     def coreset_overlap(
         self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
     ) -> CoresetOverlap:
-        """Choose by CCS from both, with one seed, and count what is chosen twice.
-
-        Raises:
-            UsageError: The score is not in both, or a class is too small.
-            StoreError: A sample has no value.
-        """
+        """Choose by CCS from both, with one seed, and count what is chosen twice."""
         from coreset.kernels.measures import shuffled_within_classes
 
         dataset, ids = self.one.dataset, self.ids
@@ -138,23 +118,18 @@ class Pair:
         given = CcsParameters(misratio=misratio, bins=n_bins)
         parameters, assumption = complete_ccs(given, candidates, ipc)
 
-        def chosen(values: NDArray[np.floating]) -> NDArray[np.int64]:
-            drawn, _ = draw_coreset(
-                "ccs", candidates, values, ipc=ipc, seed=seed, parameters=parameters
-            )
-            return drawn
-
-        first = chosen(self.one.easiness(score, ids))
+        draw = partial(draw_coreset, "ccs", candidates, ipc=ipc, seed=seed, parameters=parameters)
+        first, _ = draw(self.one.easiness(score, ids))
         second = self.other.easiness(score, ids)
         unrelated = [
-            np.isin(first, chosen(shuffled_within_classes(second, candidates.labels, deal)))
+            np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal))[0])
             for deal in range(SHUFFLES)
         ]
         return CoresetOverlap(
             ipc=ipc,
             misratio=parameters.misratio or 0.0,  # never None once completed
             assumption=assumption,
-            share=float(np.isin(first, chosen(second)).mean()),
+            share=float(np.isin(first, draw(second)[0]).mean()),
             unrelated=float(np.mean(unrelated)),
             chance=float(np.mean(ipc / self.class_sizes)),
         )
@@ -197,13 +172,10 @@ def agreement_table(agreements: Sequence[Agreement]) -> tuple[str, ...]:
 def overlap_table(coresets: Sequence[CoresetOverlap]) -> tuple[str, ...]:
     """Return a table of shares in per cent."""
     header = ("ipc", "misratio", "overlap", "if unrelated", "by chance")
+    shares = attrgetter("share", "unrelated", "chance")
     rows = [
-        (
-            str(shown.ipc),
-            f"{shown.misratio:g}",
-            *(f"{100 * share:.1f} %" for share in (shown.share, shown.unrelated, shown.chance)),
-        )
-        for shown in coresets
+        (str(drawn.ipc), f"{drawn.misratio:g}", *(f"{100 * part:.1f} %" for part in shares(drawn)))
+        for drawn in coresets
     ]
     return aligned(header, rows)
 

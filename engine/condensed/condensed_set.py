@@ -1,8 +1,4 @@
-"""A condensed set on disk: ``set.json`` beside ``ids.npy`` (a coreset) or beside packed shards.
-
-Both kinds train and measure through ``CondensedSet``: a packed data set and, for a coreset, the ids
-of the chosen samples in it.
-"""
+"""A condensed set on disk: ``set.json`` beside ``ids.npy`` (a coreset) or beside packed shards."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -57,17 +53,11 @@ class SetInfo:
 
     @staticmethod
     def read(directory: Path) -> "SetInfo":
-        """Read ``set.json``.
-
-        Raises:
-            UsageError: ``directory`` is not a condensed set.
-            StoreError: The file cannot be parsed or is of another version.
-        """
-        path = directory / SET_NAME
+        """Read ``set.json``."""
+        path, remedy = directory / SET_NAME, "make one with `coreset select` or `coreset distill`"
+        if not directory.exists():
+            raise missing(directory, remedy)
         if not path.is_file():
-            remedy = "make one with `coreset select` or `coreset distill`"
-            if not directory.exists():
-                raise missing(directory, remedy)
             raise UsageError(f"{directory} is not a condensed set (no set.json); {remedy}")
         try:
             info = build(SetInfo, parse(path.read_bytes()))
@@ -109,12 +99,7 @@ class CondensedSet:
 
 
 def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
-    """Open a condensed set with the data set that holds its images; ``data`` if that was moved.
-
-    Raises:
-        UsageError: Not a set; or its source is not where it was, or is another data set.
-        StoreError: ``set.json`` or ``ids.npy`` is damaged.
-    """
+    """Open a condensed set with the data set that holds its images; ``data`` if that was moved."""
     info, provenance = SetInfo.read(path), Provenance.read(path)
     if (path / MANIFEST_NAME).is_file():
         dataset = Dataset.open(path)
@@ -190,8 +175,7 @@ def write_set(
 ) -> None:
     """Describe a set in an artifact in the making, and bind it to the data set it condenses.
 
-    ``ids`` are the samples of a coreset, ascending; None for a distilled set of IPC images of each
-    class. ``parameters`` are what shaped the set, without the seed.
+    ``ids`` are the samples of a coreset, ascending; None for a distilled set.
     """
     manifest, n_classes = dataset.manifest, len(dataset.classes)
     if ids is None:

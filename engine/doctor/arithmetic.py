@@ -107,19 +107,16 @@ def host_reads(context: Context) -> Iterator[Check]:
     with HostReads() as reads:
         logits = trainer.step(inputs, partial(cross_entropy, target=ids % N_CLASSES))
         guard.check(dynamics.update(logits, ids % N_CLASSES, ids).loss, ids, 0)
-    value, judged = (
-        ", ".join(sorted(set(reads.found))),
-        Verdict.FAIL.unless(not reads.found, REPORT),
-    )
-    yield Check("host reads in a training batch", value or "none", *judged, {"found": reads.found})
+    value = ", ".join(sorted(set(reads.found))) or "none"
+    judged = Verdict.FAIL.unless(not reads.found, REPORT)
+    yield Check("host reads in a training batch", value, *judged, {"found": reads.found})
 
 
 class HostReads(TorchDispatchMode):
     """Names of the operations in its block that need a value, or a size, from the device.
 
-    They are reads of one number (``item``, ``float``, ``if tensor``), sizes that depend on values
-    (``nonzero``, boolean masks) and copies to the host. On a CPU no copy is one, but the rest shows
-    there as well; tensors on ``meta``, which have no values, show the copies too.
+    They are reads of one number, sizes that depend on values, and copies to the host, which only
+    tensors on another device (``meta`` will do) can show.
     """
 
     def __init__(self) -> None:
@@ -135,10 +132,9 @@ class HostReads(TorchDispatchMode):
     ) -> Any:  # noqa: ANN401 - what the operator returns
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        copies = _lies_on(result, "cpu") and any(
-            isinstance(tensor, Tensor) and not _lies_on(tensor, "cpu") for tensor in args
-        )
-        if name in WAITING or (name in INDEXING and _has_mask(args)) or copies:
+        sources = {tensor.device.type for tensor in args if isinstance(tensor, Tensor)}
+        is_copy = isinstance(result, Tensor) and result.device == CPU and sources - {"cpu"}
+        if name in WAITING or (name in INDEXING and _has_mask(args)) or is_copy:
             self.found.append(name)
         return result
 
@@ -146,7 +142,3 @@ class HostReads(TorchDispatchMode):
 def _has_mask(args: Sequence[Any]) -> bool:
     """Test whether an index is a boolean mask, whose number of true values decides a size."""
     return any(index is not None and index.dtype in {torch.bool, torch.uint8} for index in args[1])
-
-
-def _lies_on(value: object, device: str) -> bool:
-    return isinstance(value, Tensor) and value.device.type == device

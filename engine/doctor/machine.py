@@ -1,8 +1,4 @@
-"""Checks of this machine, one function per side of it.
-
-Each function of ``CHECKS`` yields its findings; one that breaks down is itself a finding, so that
-the table of ``coreset doctor`` is always complete.
-"""
+"""Checks of this machine, one function per side of it; one that breaks down is itself a finding."""
 
 import fcntl
 import importlib
@@ -32,7 +28,6 @@ DRIVER_FILE = Path("/proc/driver/nvidia/version")
 PACKAGES = ("numpy", "numba", "pyarrow", "simplejpeg", "PIL", "zarr", "torch", "torchvision",
             "timm", "faiss", "nvidia.dali", "webdataset", "sklearn", "plotly", "jinja2",
             "safetensors")  # fmt: skip
-"""Modules that stages import."""
 DISTRIBUTIONS = {
     "PIL": "pillow", "faiss": "faiss-gpu", "nvidia.dali": "nvidia-dali-cuda130",
     "sklearn": "scikit-learn",
@@ -62,25 +57,20 @@ class Check:
     value: str
     verdict: Verdict = Verdict.OK
     remedy: str = ""
-    """Remedy of a verdict that is not ok."""
     facts: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """The value for machines: plain numbers in the unit that the name says."""
 
 
 def failure(name: str, error: Exception, remedy: str = "repair what the error names") -> Check:
     """Make a finding of an error."""
-    message = " ".join(str(error).split()) or type(error).__name__
-    return Check(name, message, Verdict.FAIL, remedy, {"error": type(error).__name__})
+    kind = type(error).__name__
+    return Check(name, " ".join(str(error).split()) or kind, Verdict.FAIL, remedy, {"error": kind})
 
 
 def complete(
     name: str, found: Iterator[Check], explained: Callable[[str, Exception], Check] = failure
 ) -> Iterator[Check]:
-    """Yield the findings of a check; whatever it raises becomes the last one.
-
-    Raises:
-        InterruptedRunError: A signal asked to stop.
-    """
+    """Yield the findings of a check; what it raises, but a signal to stop, is the last one."""
     try:
         yield from found
     except InterruptedRunError:
@@ -102,9 +92,9 @@ def check_cores(_path: Path) -> Iterator[Check]:
     facts = {"cores": cores, "quota_cores": quota}
     if quota is None or quota >= cores:
         yield Check("cores", str(cores), facts=facts)
-    else:
-        remedy = f"set OMP_NUM_THREADS={max(1, int(quota))}, or threads will wait for each other"
-        yield Check("cores", f"{cores}, quota {quota:g}", Verdict.WARN, remedy, facts)
+        return
+    remedy = f"set OMP_NUM_THREADS={max(1, int(quota))}, or threads will wait for each other"
+    yield Check("cores", f"{cores}, quota {quota:g}", Verdict.WARN, remedy, facts)
 
 
 def check_memory(_path: Path) -> Iterator[Check]:
@@ -117,8 +107,7 @@ def check_memory(_path: Path) -> Iterator[Check]:
         return
     value = readable_bytes(least) + (" (limit)" if least == limit else " available")
     remedy = f"free memory or raise the limit to {readable_bytes(NEEDED_MEMORY_BYTES)}"
-    judged = Verdict.FAIL.unless(least >= NEEDED_MEMORY_BYTES, remedy)
-    yield Check("memory", value, *judged, facts)
+    yield Check("memory", value, *Verdict.FAIL.unless(least >= NEEDED_MEMORY_BYTES, remedy), facts)
 
 
 def check_disk(path: Path) -> Iterator[Check]:
@@ -155,11 +144,7 @@ def check_file_system(path: Path) -> Iterator[Check]:
 
 
 def _probe_rename(folder: Path) -> None:
-    """Replace a file and publish a directory as the stages do.
-
-    Raises:
-        OSError: A step is refused, or the old content is still read after it.
-    """
+    """Replace a file and publish a directory as the stages do, or raise an ``OSError``."""
     scratch, final = folder / "scratch", folder / "final"
     scratch.mkdir()
     for content in (b"first", b"second"):
@@ -203,13 +188,9 @@ def check_gpu(_path: Path) -> Iterator[Check]:
         properties = torch.cuda.get_device_properties(0)
         memory = readable_bytes(properties.total_memory)
         value = f"{properties.name}, {memory}, driver {driver or 'unknown'}"
-        facts = {
-            "name": properties.name,
-            "memory_bytes": properties.total_memory,
-            "capability": [properties.major, properties.minor],
-            "count": torch.cuda.device_count(),
-            "driver": driver,
-        }
+        facts = {"name": properties.name, "memory_bytes": properties.total_memory}
+        facts |= {"capability": [properties.major, properties.minor]}
+        facts |= {"count": torch.cuda.device_count(), "driver": driver}
         yield Check("GPU", value, facts=facts)
     elif driver is not None:
         remedy = f"update the driver: torch is built for CUDA {torch.version.cuda}"

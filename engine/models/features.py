@@ -1,8 +1,7 @@
 """Features of frozen backbones, cached by the digest of the images and the backbone.
 
-A cached entry is a features artifact like any other (``coreset embed`` makes the same directory),
-kept under ``CORESET_CACHE`` (default: the user's cache directory). Images are squashed to a square
-of ``size`` as in ManifoldGD's ``representativeness_diversity.py``, from which the metrics come.
+A cached entry is a features artifact like any other, kept under ``CORESET_CACHE``. Images are
+squashed to a square as in ManifoldGD's ``representativeness_diversity.py``.
 """
 
 import json
@@ -61,12 +60,7 @@ def cache_directory() -> Path:
 def features_for(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> NDArray[np.float16]:
-    """Return features of some samples (all by default), cached or made now; float16 (m, d).
-
-    Raises:
-        MachineError: The backbone's weights are not on this machine.
-        StoreError: The cached features are damaged.
-    """
+    """Return features of some samples (all by default), cached or made now; float16 (m, d)."""
     return read_features(feature_store(dataset, spec, ids))
 
 
@@ -129,9 +123,9 @@ def embed(
 ) -> ArtifactWriter:
     """Make the features artifact ``out``; an interrupted run continues at its last whole chunk.
 
-    Features depend on the stored bytes alone, so the artifact binds to their content digest and has
-    no input: relabelled packs of the same images share it.
+    It binds to the digest of the stored images and has no input, so that relabelled packs share it.
     """
+    from coreset.engine.models.backbones import load_backbone
     from coreset.engine.runtime.device import resolve_device, runtime_of
 
     device, config = resolve_device(spec.device), _config(dataset, spec, ids)
@@ -144,18 +138,18 @@ def embed(
     )
     with create_artifact(out, provenance, device=str(device), resumable=True) as work:
         if not work.done:
-            _fill(work, dataset, spec, np.arange(len(dataset)) if ids is None else ids)
+            backbone = load_backbone(spec.backbone, spec.weights, device)
+            _fill(work, dataset, spec, backbone, np.arange(len(dataset)) if ids is None else ids)
     return work
 
 
 def _fill(
-    work: ArtifactWriter, dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64]
+    work: ArtifactWriter,
+    dataset: Dataset,
+    spec: FeatureSpec,
+    backbone: "Backbone",
+    ids: NDArray[np.int64],
 ) -> None:
-    from coreset.engine.models.backbones import load_backbone
-    from coreset.engine.runtime.device import resolve_device
-
-    device = resolve_device(spec.device)
-    backbone = load_backbone(spec.backbone, spec.weights, device)
     width = _width(backbone, spec.size)
     store, done_path = work.scratch / FEATURES_NAME, work.scratch / PROGRESS_NAME
     attributes = {"backbone": spec.backbone, **work.provenance.binds}
@@ -167,7 +161,7 @@ def _fill(
         for first in range(done, len(ids), feature_chunk_rows(width)):
             part = ids[first : first + feature_chunk_rows(width)]
             blocks: list[NDArray[np.float16]] = []
-            for block in _feature_blocks(dataset, part, spec, backbone, device.type):
+            for block in _feature_blocks(dataset, part, spec, backbone):
                 blocks.append(block)
                 bar.advance(len(block))
             rows.write(first, _finite(np.concatenate(blocks), part, backbone))
@@ -181,7 +175,7 @@ def _fill(
 
 
 def _feature_blocks(
-    dataset: Dataset, ids: NDArray[np.int64], spec: FeatureSpec, backbone: "Backbone", device: str
+    dataset: Dataset, ids: NDArray[np.int64], spec: FeatureSpec, backbone: "Backbone"
 ) -> Iterator[NDArray[np.float16]]:
     import torch
 
@@ -194,7 +188,7 @@ def _feature_blocks(
         Geometry(spec.size, None),
         decoder=spec.decoder,
         exact=spec.exact,
-        device=device,
+        device=next(backbone.network.parameters()).device.type,
         workers=spec.workers,
         ids=ids,
     )

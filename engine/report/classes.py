@@ -1,7 +1,4 @@
-"""Class by class: how a score is distributed and where coresets take from, and grids of images.
-
-Images are read from the shards by offset, one seek each, and inlined as data URIs.
-"""
+"""Class by class: how a score is distributed, where coresets take from, and grids of images."""
 
 import base64
 import io
@@ -33,17 +30,13 @@ RUG_DEPTH = 0.09
 """Where the marks of the chosen images lie below the axis, as a share of the highest bar."""
 ALL_COLOUR = "rgba(128, 128, 128, 0.45)"
 SIDE = 96
-"""Pixels of a thumbnail."""
 JPEG_QUALITY = 85
 
 
 def score_figure(
     scores: FoundScores, evidence: Evidence, look: Look, *, max_classes: int
 ) -> Figure:
-    """Draw a score's histogram in each of the first classes, with chosen images and cuts.
-
-    The first coreset is shown; the others appear when their name in the legend is clicked.
-    """
+    """Draw a score's histogram in each of the first classes, with chosen images and cuts."""
     from plotly.subplots import make_subplots
 
     classes, coresets = scores.dataset.classes[:max_classes], evidence.coresets_of(scores)
@@ -148,10 +141,7 @@ def _add_coreset(
 
 
 def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) -> float:
-    """Find where the misratio cuts a class, in easiness: between the last cut and the first kept.
-
-    As many images as are chosen are never cut; NaN if nothing is cut.
-    """
+    """Find where the misratio cuts a class, in easiness; NaN if nothing is cut."""
     ordered = np.sort(easiness)
     n_cut = min(n_hardest(len(ordered), misratio), len(ordered) - chosen)
     return float(ordered[n_cut - 1 : n_cut + 1].mean()) if n_cut > 0 else float("nan")
@@ -160,24 +150,23 @@ def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) ->
 def _caption(scores: FoundScores, coresets: list[FoundSet], n_shown: int) -> str:
     meaning, n = SCORES[scores.score], len(scores.dataset.classes)
     hard_end = "left" if meaning.low_is_hard else "right"
-    parts = [f"{scores.score}: {meaning.summary}; the hard end is {hard_end}."]
+    caption = f"{scores.score}: {meaning.summary}; the hard end is {hard_end}."
     if n_shown < n:
-        parts.append(f"The first {n_shown} of {n:,} classes.")
+        caption += f" The first {n_shown} of {n:,} classes."
     if coresets:
-        parts.append(
-            f"Ticks below the axis are the images chosen by {coresets[0].reported.name}; a dashed "
+        caption += (
+            f" Ticks below the axis are the images chosen by {coresets[0].reported.name}; a dashed "
             "line is the misratio's cut, beyond which nothing is chosen."
         )
     if len(coresets) > 1:
-        parts.append("Click a name in the legend to show or hide a set.")
-    return " ".join(parts)
+        caption += " Click a name in the legend to show or hide a set."
+    return caption
 
 
 class Thumbnail(NamedTuple):
     """One image of a grid."""
 
     uri: str
-    """Data URI; empty if the stored image cannot be read."""
     alt: str
     caption: str
 
@@ -190,15 +179,10 @@ class DataGrid(NamedTuple):
     score: str
     """Score under the images; empty if the data set has none."""
     classes: dict[str, dict[str, list[Thumbnail]]]
-    """Rows of images by title, by class."""
 
 
 def data_grids(evidence: Evidence, *, max_classes: int, images_per_row: int) -> Iterator[DataGrid]:
-    """Yield one grid per condensed data set, in the order of the sets.
-
-    Of every method the set with the smallest IPC and seed is shown; its images are spread evenly
-    from the hardest to the easiest where scores are there.
-    """
+    """Yield a grid per condensed data: of every method the set with the smallest IPC and seed."""
     by_identity: dict[str, dict[str, FoundSet]] = defaultdict(dict)
     for found in evidence.sets:  # sorted by IPC and seed within a method
         identity = found.condensed.info.source_identity
@@ -239,9 +223,7 @@ def _rows(
 
 def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Take at most ``n`` of ``ids`` at equal distances, the first and the last among them."""
-    if len(ids) <= n:
-        return ids
-    return ids[np.linspace(0, len(ids) - 1, n).round().astype(np.int64)]
+    return ids[np.linspace(0, len(ids) - 1, min(n, len(ids))).round().astype(np.int64)]
 
 
 def _thumbnails(
@@ -272,13 +254,9 @@ def stored_image(dataset: Dataset, sample_id: int) -> bytes:
 
 
 def thumbnail_uri(image: bytes) -> str:
-    """Make a data URI of the central square of an encoded image, ``SIDE`` pixels wide.
+    """Make a data URI of the central square of an image, or raise a ``ValueError``.
 
-    A smaller image is enlarged to blocks of equal pixels (PNG), as blurring 8 x 8 digits would hide
-    what a network sees.
-
-    Raises:
-        ValueError: The image cannot be decoded.
+    A small image is enlarged to equal blocks: blurring 8 x 8 digits would hide what a network sees.
     """
     with opened(image) as header:
         side = min(SIDE, *header.size)

@@ -1,7 +1,6 @@
 """Interactive figures: plotly descriptions as JSON, drawn by the page with the inlined library.
 
-Colours name methods and symbols name IPC, the same in every figure. The page sets the colour of the
-text, so that figures follow its light or dark scheme.
+Colours name methods and symbols name IPC, the same in every figure.
 """
 
 import math
@@ -13,7 +12,7 @@ from operator import attrgetter
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coreset.engine.evaluation.metrics import METRICS, PAIRS
+from coreset.engine.evaluation import METRICS, PAIRS
 from coreset.engine.report.results import Accuracy, Comparison, plus_minus, sample_std
 from coreset.engine.report.sets import BASELINE, Measurement, ReportedSet
 
@@ -37,9 +36,7 @@ class Figure(NamedTuple):
     title: str
     caption: str
     description: str
-    """Text for a reader who cannot see it."""
     json: str
-    """Plotly's data and layout, safe inside a script element."""
     height: int
 
 
@@ -63,7 +60,7 @@ def accuracy_figures(compared: Sequence[Comparison], look: Look) -> Iterator[Fig
     from plotly.subplots import make_subplots
 
     for data, group in groupby(compared, key=lambda comparison: comparison.setting.data):
-        panels = [(_title_of(comparison), comparison) for comparison in group]
+        panels = [(comparison.setting.title, comparison) for comparison in group]
         counts = [len(comparison.ranking) for _, comparison in panels]
         height = 80 + sum(34 * count + PANEL_GAP for count in counts)
         figure = make_subplots(
@@ -92,35 +89,23 @@ def accuracy_figures(compared: Sequence[Comparison], look: Look) -> Iterator[Fig
         )
 
 
-def _title_of(comparison: Comparison) -> str:
-    """Name the setting and, where the protocol was shortened, how."""
-    setting = comparison.setting
-    how = f", {setting.epochs} epochs, {setting.pixels_and_evaluations}" if setting.short else ""
-    return f"{setting.name}{how}"
-
-
 def _add_accuracy(figure: "go.Figure", accuracy: Accuracy, ipc: int, look: Look, row: int) -> None:
     name, colour = plain(accuracy.method), look.colours[accuracy.method]
+    common: dict[str, Any] = {"mode": "markers", "showlegend": False, "row": row, "col": 1}
     figure.add_scatter(
         x=[accuracy.mean],
         y=[name],
         error_x=_error_bar(accuracy, thickness=2, width=5),
-        mode="markers",
         marker={"color": colour, "size": 13, "symbol": look.symbols[ipc]},
         hovertemplate=f"{plus_minus(accuracy.best)} %<extra></extra>",
-        showlegend=False,
-        row=row,
-        col=1,
+        **common,
     )
     figure.add_scatter(
         x=accuracy.best,
         y=[name] * accuracy.n,
-        mode="markers",
         marker={"color": "white", "size": 5, "line": {"color": colour, "width": 1.5}},
         hovertemplate="student: %{x:.2f} %<extra></extra>",
-        showlegend=False,
-        row=row,
-        col=1,
+        **common,
     )
 
 
@@ -159,11 +144,7 @@ def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Fi
 def cost_figures(
     compared: Sequence[Comparison], seconds: Mapping[str, float], look: Look
 ) -> Iterator[Figure]:
-    """Draw accuracy against construction cost: a figure per data set, protocol and student.
-
-    A point is a method at an IPC. Where several sets were pooled in one accuracy, their mean cost
-    counts; ``seconds`` holds wall times by digest.
-    """
+    """Draw accuracy against mean construction cost; ``seconds`` holds that of sets by digest."""
     import plotly.graph_objects as go
 
     groups: dict[str, list[tuple[float, int, Accuracy]]] = defaultdict(list)

@@ -6,22 +6,11 @@ from typing import NamedTuple
 
 from coreset.engine.artifacts.ledger import read_ledger, total_wall_seconds
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.report import tables
 from coreset.engine.report.classes import data_grids, score_figure
 from coreset.engine.report.figures import accuracy_figures, cost_figures, coverage_figures, look_of
 from coreset.engine.report.results import accuracy_records, comparisons, headline, verdicts
 from coreset.engine.report.sets import catalogue, gather, measurements, set_costs
-from coreset.engine.report.tables import (
-    accuracy_table,
-    cost_records,
-    cost_table,
-    csv_bytes,
-    ledger_table,
-    markdown_bytes,
-    metric_records,
-    metric_table,
-    runtime_table,
-    set_table,
-)
 from coreset.shards.errors import UsageError
 
 FOLDER = Path(__file__).parent
@@ -32,7 +21,7 @@ class Rendered(NamedTuple):
 
     html: bytes
     tables: Mapping[str, bytes]
-    """By the end of their name: ``-accuracy.csv``, ``-accuracy.md`` ..."""
+    """By the end of their file's name."""
     headline: str
     notices: tuple[str, ...]
     """What was left out of the figures, and why."""
@@ -41,12 +30,7 @@ class Rendered(NamedTuple):
 def render(
     results: Results, *, max_classes: int, images_per_row: int, data: Path | None
 ) -> Rendered:
-    """Read the results and what lies behind them, and make the report.
-
-    Raises:
-        UsageError: There are no rows.
-        StoreError: A table of the results cannot be read.
-    """
+    """Read the results and what lies behind them, and make the report."""
     students, metrics = results.complete_rows(STUDENTS), results.complete_rows(METRICS)
     rows = [*students, *metrics]
     if not rows:
@@ -60,18 +44,18 @@ def render(
     costs = set_costs(results, sets)
     seconds = {digest: total_wall_seconds(stages) for digest, stages in costs.items()}
     evidence, look = gather(results.path, sets.values(), data), look_of(sets.values())
-    tables = {
-        "accuracy": accuracy_table(compared),
-        "metrics": metric_table(measured),
-        "cost": cost_table(costs, sets),
-        "sets": set_table(rows, sets.values()),
-        "runtimes": runtime_table(rows),
-        "ledger": ledger_table(read_ledger(results.path)),
+    shown = {
+        "accuracy": tables.accuracy_table(compared),
+        "metrics": tables.metric_table(measured),
+        "cost": tables.cost_table(costs, sets),
+        "sets": tables.set_table(rows, sets.values()),
+        "runtimes": tables.runtime_table(rows),
+        "ledger": tables.ledger_table(read_ledger(results.path)),
     }
     records = {
         "accuracy": accuracy_records(compared),
-        "metrics": metric_records(measured),
-        "cost": cost_records(costs, sets),
+        "metrics": tables.metric_records(measured),
+        "cost": tables.cost_records(costs, sets),
     }
     page = _page(
         headline=headline(compared),
@@ -79,7 +63,7 @@ def render(
         results_name=results.path.resolve().name,
         n_students=len(students),
         n_sets=len(sets),
-        tables=tables,
+        tables=shown,
         any_short=any(comparison.setting.short for comparison in compared),
         accuracy_figures=accuracy_figures(compared, look),
         coverage_figures=coverage_figures(measured, look),
@@ -92,8 +76,8 @@ def render(
         grids=data_grids(evidence, max_classes=max_classes, images_per_row=images_per_row),
         notices=evidence.notices,
     )
-    files = {f"-{name}.csv": csv_bytes(records[name]) for name in records}
-    files |= {f"-{name}.md": markdown_bytes(tables[name]) for name in records}
+    files = {f"-{name}.csv": tables.csv_bytes(records[name]) for name in records}
+    files |= {f"-{name}.md": tables.markdown_bytes(shown[name]) for name in records}
     return Rendered(page, files, headline(compared), evidence.notices)
 
 

@@ -1,7 +1,7 @@
 """Accuracies of trained students, side by side where they are comparable, and who is best.
 
-Whether one method beats another is told by the interval of the difference of their means: paired
-(Student) where both have students of the same seeds, else Welch's.
+That is told by the interval of the difference of means: paired (Student) where both methods have
+students of the same seeds, else Welch's.
 """
 
 import math
@@ -41,6 +41,12 @@ class Setting:
         return f"{self.data}, IPC {self.ipc}, {self.protocol}, {self.student}"
 
     @property
+    def title(self) -> str:
+        """Name the setting and, where the protocol was shortened, how."""
+        how = f", {self.epochs} epochs, {self.pixels_and_evaluations}" if self.short else ""
+        return f"{self.name}{how}"
+
+    @property
     def short(self) -> bool:
         """Test whether the protocol was shortened: not comparable with published numbers."""
         return self.protocol.endswith("+short")
@@ -57,13 +63,10 @@ class Accuracy:
 
     method: str
     best: tuple[float, ...]
-    """Best of the evaluations of each student."""
     last: tuple[float, ...]
-    """Last evaluation of each student."""
     digests: tuple[str, ...]
     """Sets that the students were trained on, each once."""
     seeds: tuple[tuple[int, int], ...] = ()
-    """Seed of the set and of the student, of each student; empty if not known."""
 
     @property
     def n(self) -> int:
@@ -147,18 +150,12 @@ def comparisons(students: Iterable[Row], sets: Mapping[str, ReportedSet]) -> lis
     for row in students:
         setting = Setting(**{field.name: row[field.name] for field in fields(Setting)})
         groups[setting][sets[row["set_digest"]].method].append(row)
-    return [
-        Comparison(
-            setting=setting,
-            ranking=tuple(
-                sorted(
-                    (_pooled(method, rows) for method, rows in groups[setting].items()),
-                    key=lambda accuracy: (-accuracy.mean, *method_order(accuracy.method)),
-                )
-            ),
-        )
-        for setting in sorted(groups)
-    ]
+    compared: list[Comparison] = []
+    for setting, by_method in sorted(groups.items()):
+        pooled = [_pooled(method, rows) for method, rows in by_method.items()]
+        pooled.sort(key=lambda accuracy: (-accuracy.mean, *method_order(accuracy.method)))
+        compared.append(Comparison(setting=setting, ranking=tuple(pooled)))
+    return compared
 
 
 def _pooled(method: str, rows: list[Row]) -> Accuracy:
@@ -199,7 +196,6 @@ class Verdict(NamedTuple):
     """Answer of one comparison."""
 
     where: str
-    """Name of the setting."""
     sentence: str
     caveat: str
     """Weakness of the comparison; may be empty."""
@@ -220,11 +216,8 @@ def headline(compared: Sequence[Comparison]) -> str:
         return f"{best.method} alone was trained: {plus_minus(best.best)} %"
     if len(compared) == 1:
         return _sentence(compared[0])
-    wins = Counter(
-        contest.best.method
-        for contest in contests
-        if all(lead.is_noise is False for _, lead in contest.others)
-    )
+    clear = [each for each in contests if all(lead.is_noise is False for _, lead in each.others)]
+    wins = Counter(contest.best.method for contest in clear)
     n_few = sum(not contest.is_known for contest in contests)
     n_noise = len(contests) - wins.total() - n_few
     if not wins:

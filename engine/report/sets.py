@@ -1,8 +1,7 @@
 """Condensed sets of the results: their names, metrics and costs, and the artifacts behind them.
 
-A table has one column per method. Where one method was run in several ways on the same data at the
-same IPC (two misratios, two proxies), pooling them would hide the difference, so the name of the
-method says what differs: ``ccs-aum (misratio 0.3)``.
+A table has one column per method. Where one was run in several ways on the same data at one IPC,
+its name says what differs: ``ccs-aum (misratio 0.3)``.
 """
 
 import json
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.ledger import StageCost, construction_cost
 from coreset.engine.artifacts.provenance import Provenance, locate
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set
-from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.evaluation import METRICS
 from coreset.engine.evaluation.results import Results
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import easiness
@@ -30,7 +29,6 @@ from coreset.shards.format.dataset import Dataset
 BASELINE = "random"
 Row = Mapping[str, Any]
 UNREADABLE = (CoresetError, OSError, ValueError)
-"""What a moved, replaced or damaged artifact raises on the way in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +38,6 @@ class ReportedSet:
     digest: str
     data: str
     method: str
-    """Method, with what tells it from others of that name."""
     ipc: int
     kind: str
     seed: int
@@ -54,9 +51,9 @@ class ReportedSet:
 def catalogue(rows: Iterable[Row]) -> dict[str, ReportedSet]:
     """Collect the sets of all rows by digest: by data, method (baseline first), IPC and seed."""
     described = list({row["set_digest"]: _described(row) for row in rows}.values())
-    sets = _seeds_told_apart(_inputs_told_apart(_parameters_told_apart(described)))
-    order = attrgetter("ipc", "seed", "digest")
-    sets.sort(key=lambda entry: (entry.data, *method_order(entry.method), *order(entry)))
+    sets = _namesakes_told_apart(_parameters_told_apart(described))
+    sets.sort(key=attrgetter("ipc", "seed", "digest"))
+    sets.sort(key=lambda entry: (entry.data, method_order(entry.method)))
     return {entry.digest: entry for entry in sets}
 
 
@@ -68,16 +65,9 @@ def method_order(method: str) -> tuple[bool, str]:
 def _described(row: Row) -> ReportedSet:
     parameters = json.loads(row["parameters"])
     parameters.pop("ipc", None)
-    return ReportedSet(
-        digest=row["set_digest"],
-        data=row["data"],
-        method=row["method"],
-        ipc=row["ipc"],
-        kind=row["set_kind"],
-        seed=row["set_seed"],
-        path=row["set_path"],
-        parameters=parameters,
-    )
+    columns = {name: row[f"set_{name}"] for name in ("digest", "kind", "seed", "path")}
+    columns |= {name: row[name] for name in ("data", "method", "ipc")}
+    return ReportedSet(**columns, parameters=parameters)
 
 
 def _parameters_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
@@ -86,7 +76,7 @@ def _parameters_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
         differing = {
             name
             for group in _groups(namesakes, "ipc")
-            for name in {name for entry in group for name in entry.parameters}
+            for name in set[str]().union(*(entry.parameters for entry in group))
             if len({str(entry.parameters.get(name)) for entry in group}) > 1
         }
         for entry in namesakes:
@@ -95,19 +85,16 @@ def _parameters_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
     return renamed
 
 
-def _inputs_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
-    """Name sets of the same parameters and seed by their digests: their inputs differ."""
-    return [
+def _namesakes_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
+    """Name sets by their seeds, and those of one seed by their digests: their inputs differ."""
+    by_inputs = [
         _renamed(entry, f"set {entry.digest[:8]}") if len(group) > 1 else entry
         for group in _groups(sets, "data", "method", "ipc", "seed")
         for entry in group
     ]
-
-
-def _seeds_told_apart(sets: Sequence[ReportedSet]) -> list[ReportedSet]:
     return [
         replace(entry, name=f"{entry.name}, seed {entry.seed}") if len(group) > 1 else entry
-        for group in _groups(sets, "data", "method", "ipc")
+        for group in _groups(by_inputs, "data", "method", "ipc")
         for entry in group
     ]
 
@@ -180,10 +167,8 @@ class FoundScores:
 
     score: str
     digest: str
-    """Digest of the scores artifact."""
     dataset: Dataset
     values: NDArray[np.float32]
-    """In id order."""
 
     @property
     def easiness(self) -> NDArray[np.float32]:
@@ -218,11 +203,7 @@ def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
 
 
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:
-    """Open every reported set and the scores behind it.
-
-    The sets' paths are relative to ``results``. If the data set of the coresets was moved, it lies
-    at ``data`` now.
-    """
+    """Open every reported set, below ``results`` or with the data at ``data``, and its scores."""
     found: list[FoundSet] = []
     scores: dict[tuple[str, str], FoundScores] = {}
     notices: list[str] = []

@@ -7,14 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from coreset.engine.artifacts.ledger import (
-    Line,
-    StageCost,
-    largest,
-    lines_with,
-    total_wall_seconds,
-)
-from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.artifacts.ledger import Line, StageCost, largest, lines_with, total_wall_seconds
+from coreset.engine.evaluation import METRICS
 from coreset.engine.report.results import Comparison, plus_minus
 from coreset.engine.report.sets import Measurement, ReportedSet, Row, method_order
 from coreset.engine.runtime.text import readable_bytes, readable_seconds
@@ -22,7 +16,6 @@ from coreset.shards.tables.formats import csv_table
 
 NOTHING = "-"
 MARKS = {"best": "**", "total": "**", "tied": "*"}
-"""Emphases in Markdown."""
 
 
 class Cell(NamedTuple):
@@ -30,7 +23,6 @@ class Cell(NamedTuple):
 
     text: str
     detail: str = ""
-    """Second, smaller line."""
     emphasis: str = ""
     """``best`` or ``tied`` (within noise of the best) among accuracies, ``total`` in a sum."""
 
@@ -71,14 +63,11 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str |
     emphasis = {other.method: "tied" for other, lead in comparison.others if lead.is_noise}
     if comparison.others and comparison.is_known:
         emphasis[comparison.best.method] = "best"
-    cells = {
-        accuracy.method: Cell(
-            plus_minus(accuracy.best),
-            f"last {plus_minus(accuracy.last)}, n = {accuracy.n}",
-            emphasis.get(accuracy.method, ""),
-        )
-        for accuracy in comparison.ranking
-    }
+    cells = dict.fromkeys(methods, Cell(NOTHING))
+    for accuracy in comparison.ranking:
+        detail = f"last {plus_minus(accuracy.last)}, n = {accuracy.n}"
+        name = accuracy.method
+        cells[name] = Cell(plus_minus(accuracy.best), detail, emphasis.get(name, ""))
     return (
         setting.data,
         Cell(setting.val, f"{setting.n_val:,} images"),
@@ -86,7 +75,7 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str |
         setting.student,
         Cell(f"{setting.epochs} epochs", setting.pixels_and_evaluations),
         str(setting.ipc),
-        *(cells.get(method, NOTHING) for method in methods),
+        *cells.values(),
     )
 
 
@@ -94,15 +83,10 @@ def metric_table(measured: Sequence[Measurement]) -> Table:
     """Lay out measured sets down and metrics across."""
     titles = [_metric_title(short) for short in METRICS]
     described = attrgetter("measured.data", "measured.name", "val", "backbone")
+    numbers = ([entry.values[short] for short in METRICS] for entry in measured)
     rows = (
-        (
-            *described(entry),
-            *(
-                NOTHING if _is_nan(entry.values[short]) else f"{entry.values[short]:.4f}"
-                for short in METRICS
-            ),
-        )
-        for entry in measured
+        (*described(entry), *(NOTHING if math.isnan(value) else f"{value:.4f}" for value in values))
+        for entry, values in zip(measured, numbers, strict=True)
     )
     caption = "Representativeness and diversity, mean over classes; higher is better"
     return Table(caption, ("data", "set", "validation", "backbone", *titles), titles, rows)
@@ -129,29 +113,22 @@ def _cost_rows(paid: ReportedSet, stages: Sequence[StageCost]) -> Iterator[list[
     shown = [paid.data, paid.name]
     for stage in stages:
         interrupted = f"{stage.interrupted} interrupted" if stage.interrupted else ""
-        yield [
-            *shown,
-            stage.stage,
-            Cell(str(stage.runs), interrupted),
-            readable_seconds(stage.wall_seconds),
-            readable_seconds(stage.cpu_seconds),
-            f"{stage.images:,}",
-            f"{stage.images_per_second:,.1f}",
-            readable_bytes(stage.peak_rss_bytes),
-            stage.device,
-        ]
+        runs = Cell(str(stage.runs), interrupted)
+        rate = f"{stage.images_per_second:,.1f}"
+        yield [*shown, stage.stage, runs, *_costs([stage], rate), stage.device]
         shown = ["", ""]
-    total = [
-        *("", "", "total"),
-        str(sum(stage.runs for stage in stages)),
+    total = ["", "", "total", str(sum(stage.runs for stage in stages)), *_costs(stages, ""), ""]
+    yield [Cell(text, emphasis="total") for text in total]
+
+
+def _costs(stages: Sequence[StageCost], rate: str) -> list[str]:
+    return [
         readable_seconds(total_wall_seconds(stages)),
         readable_seconds(sum(stage.cpu_seconds for stage in stages)),
         f"{sum(stage.images for stage in stages):,}",
-        "",
+        rate,
         readable_bytes(largest(stage.peak_rss_bytes for stage in stages)),
-        "",
     ]
-    yield [Cell(text, emphasis="total") for text in total]
 
 
 def metric_records(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
@@ -159,14 +136,18 @@ def metric_records(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
     return [
         {
             **_set_columns(entry.measured),
-            "val": entry.val,
-            "backbone": entry.backbone,
-            "weights": entry.weights,
-            "version": entry.version,
+            **{name: getattr(entry, name) for name in ("val", "backbone", "weights", "version")},
             **{short: entry.values[short] for short in METRICS},
         }
         for entry in measured
     ]
+
+
+_COST_FIELDS = {
+    **{name: name for name in ("stage", "runs", "interrupted", "wall_seconds", "cpu_seconds")},
+    "image_passes": "images",
+    **{name: name for name in ("images_per_second", "peak_rss_bytes", "device")},
+}
 
 
 def cost_records(
@@ -176,15 +157,7 @@ def cost_records(
     return [
         {
             **_set_columns(sets[digest]),
-            "stage": stage.stage,
-            "runs": stage.runs,
-            "interrupted": stage.interrupted,
-            "wall_seconds": stage.wall_seconds,
-            "cpu_seconds": stage.cpu_seconds,
-            "image_passes": stage.images,
-            "images_per_second": stage.images_per_second,
-            "peak_rss_bytes": stage.peak_rss_bytes,
-            "device": stage.device,
+            **{name: getattr(stage, field) for name, field in _COST_FIELDS.items()},
             "set_wall_seconds": total_wall_seconds(stages),
         }
         for digest, stages in costs.items()
@@ -225,16 +198,12 @@ def runtime_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         runtime = json.loads(row["runtime"])
         versions = {name: of for name, of in runtime.pop("versions", {}).items() if of != "absent"}
-        made_by = (
-            f"train, {row['protocol']}" if "protocol" in row else f"measure, {row['backbone']}"
-        )
+        trained = "protocol" in row
+        made_by = f"train, {row['protocol']}" if trained else f"measure, {row['backbone']}"
         counts[made_by, _pairs(runtime) or NOTHING, _pairs(versions)] += 1
-    return Table(
-        "Protocols, devices and versions",
-        ("made by", "rows", "runtime", "versions"),
-        ("rows",),
-        ((made_by, str(n), *how) for (made_by, *how), n in sorted(counts.items())),
-    )
+    cells = ((made_by, str(n), *how) for (made_by, *how), n in sorted(counts.items()))
+    header = ("made by", "rows", "runtime", "versions")
+    return Table("Protocols, devices and versions", header, ("rows",), cells)
 
 
 def _pairs(values: Mapping[str, object]) -> str:
@@ -264,12 +233,11 @@ def csv_bytes(records: Sequence[Mapping[str, Any]]) -> bytes:
     """Encode records of equal fields as CSV with a header; NaN leaves a cell empty."""
     if not records:
         return b""
-    rows = (["" if _is_nan(value) else value for value in record.values()] for record in records)
+    rows = (
+        ["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in record.values()]
+        for record in records
+    )
     return csv_table(list(records[0]), rows)
-
-
-def _is_nan(value: object) -> bool:
-    return isinstance(value, float) and math.isnan(value)
 
 
 def markdown_bytes(shown: Table) -> bytes:

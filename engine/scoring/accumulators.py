@@ -76,7 +76,6 @@ class TrainingContext:
     setup: Setup
     proxy: Proxy
     scratch: Path
-    """Directory that becomes the scores artifact."""
     meter: Meter
 
 
@@ -135,12 +134,12 @@ class TddsScore:
 class OutOfFold(Accumulator):
     """Scores of samples by classifiers that have not trained on them.
 
-    In the end a linear classifier of many features has memorised wrong labels. So early stopping
-    keeps the classifiers of the epoch with the lowest cross-entropy of held-out labels.
+    They are of the epoch with the lowest loss of held-out labels: later, wrong ones are memorised.
     """
 
     def __init__(self, context: TrainingContext, folds: Folds) -> None:
         self._context, self._folds = context, folds
+        self._n_classes = len(context.setup.dataset.classes)
         weights = folds.classifiers.state_dict()
         self._best = {name: tensor.clone() for name, tensor in weights.items()}
         self._lowest = torch.tensor(torch.inf, dtype=torch.float64)
@@ -171,8 +170,8 @@ class OutOfFold(Accumulator):
     def scores(self) -> dict[str, NDArray[Any]]:
         """Ask for every sample the classifier that was kept of its fold; it stays in the network.
 
-        In float32 on any device: probabilities near 0 tell the suspects apart. A second pass finds
-        the label issues, whose thresholds need all samples; no probabilities are kept.
+        In float32 on any device: probabilities near 0 tell the suspects apart. Thresholds of label
+        issues need all samples, hence a second pass.
         """
         self._folds.classifiers.load_state_dict(self._best)
         given, ranks = self._context.setup.dataset.labels, self._context.setup.ranks
@@ -201,10 +200,6 @@ class OutOfFold(Accumulator):
             ISSUE_OOF: issues.cpu().numpy() > 0,
         }
 
-    @property
-    def _n_classes(self) -> int:
-        return len(self._context.setup.dataset.classes)
-
     def _held_out(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield out-of-fold logits, labels and ids of this process's share of the samples."""
         for inputs, labels, ids in self._context.proxy.originals():
@@ -213,17 +208,12 @@ class OutOfFold(Accumulator):
             self._context.meter.images += len(ids)
 
 
-def _out_of_fold(context: TrainingContext) -> Accumulator | None:
-    folds = context.proxy.folds
-    return folds and OutOfFold(context, folds)
-
-
 ACCUMULATORS: dict[str, Callable[[TrainingContext], Accumulator | None]] = {
     "tdds": lambda context: TddsScore(context) if context.setup.options.tdds else None,
     "margins": lambda context: (
         MarginRecord(context) if context.setup.options.record_margins else None
     ),
-    "folds": _out_of_fold,
+    "folds": lambda context: context.proxy.folds and OutOfFold(context, context.proxy.folds),
 }
 """Makers by the name of the accumulator's file in a checkpoint; None: not asked for."""
 

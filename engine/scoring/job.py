@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Meter
-from coreset.engine.artifacts.store import SCORES_NAME, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
 from coreset.engine.models.features import feature_store
@@ -148,18 +147,11 @@ def _trainer(context: TrainingContext) -> Trainer:
 
 
 @torch.inference_mode()
-def _final_scores(
-    context: TrainingContext, trainer: Trainer
-) -> dict[str, NDArray[np.float32] | NDArray[np.int32]]:
-    """Evaluate the proxy on all images without augmentation.
+def _final_scores(context: TrainingContext, trainer: Trainer) -> dict[str, NDArray[Any]]:
+    """Evaluate the proxy on all images without augmentation, in nats.
 
-    CCS takes loss and entropy so (``generate_importance_score.py``), with 1e-10 added to the
-    probabilities inside the logarithm and, for CIFAR, without the normalisation that it trained
-    with; here the images are what training saw, less the augmentation, and nothing is added.
-
-    Returns:
-        ``loss_final`` and ``entropy_final`` in nats, NaN for samples that could not be decoded,
-        and ``predicted``, the class of the largest logit, -1 for them.
+    As CCS does (``generate_importance_score.py``), but nothing is added inside the logarithm. What
+    could not be decoded has NaN scores and the prediction -1.
     """
     dataset, ranks = context.setup.dataset, context.setup.ranks
     n, n_classes = len(dataset), len(dataset.classes)

@@ -1,10 +1,9 @@
 """Proxies: the networks that are trained to score images, and their training examples.
 
-``resnet18`` is the study's proxy: ResNet-18 with batch norm from scratch, as CCS trains it
-(``train_imagenet.py``), except that images are resized to 8/7 of ``size`` and cut to their central
-square before the random crop, so that all of them fit one tensor and the crop runs on the device.
-``linear`` is a linear classifier on standardised features of a frozen backbone: thousands of times
-cheaper. With folds, a classifier per fold trains beside it on all samples but those of its fold.
+``resnet18`` is trained from scratch as CCS does (``train_imagenet.py``), but images are resized to
+8/7 of ``size`` and cut to squares first, so that they fit one tensor and are cropped on the device.
+``linear`` is a classifier on standardised features of a frozen backbone, thousands of times faster.
+With folds, a classifier per fold trains beside it on all samples but those of its fold.
 """
 
 from collections.abc import Callable
@@ -23,10 +22,15 @@ from coreset.engine.data.image_cache import open_cache
 from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.feature_rows import FeatureRows
+from coreset.engine.models.backbones import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_network,
+    memory_format_for,
+    placed,
+)
+from coreset.engine.models.feature_rows import FeatureRows, LinearHead
 from coreset.engine.models.features import FeatureSpec
-from coreset.engine.models.networks import LinearHead, build_network, memory_format_for, placed
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores
@@ -51,7 +55,6 @@ class Folds:
     """Classifiers of folds; each must not train on the samples of its fold."""
 
     of_samples: Tensor
-    """int64 of shape (n,) on the device."""
     classifiers: nn.Linear
     """Classifiers side by side in one layer; their logits follow those of the proxy itself."""
 
@@ -67,7 +70,6 @@ class Proxy:
     undecodable: dict[int, str] = field(default_factory=dict[int, str])
     """Samples that were skipped so far, by id, and why."""
     streamed: bool = False
-    """Images are decoded again in every epoch."""
     folds: Folds | None = None
 
 
@@ -128,13 +130,7 @@ def convolutional_proxy(
     start_size: int = 0,
     ranks: Distributed = ALONE,
 ) -> Proxy:
-    """Build ResNet-18 on random crops of ``source``, whose images have at least side ``size``.
-
-    In epoch e of ``epochs`` the crops have side ``side_at(e, epochs, start_size, size)``.
-
-    Raises:
-        UsageError: The last batch norm would get a batch of one pixel.
-    """
+    """Build ResNet-18 on random crops of ``source``, of side ``side_at(e, ...)`` in epoch e."""
     smallest = side_at(0, epochs, start_size, size)
     if smallest <= 32 and last_batch(len(source), batch, ranks.world) == 1:
         raise UsageError(
@@ -158,7 +154,8 @@ def convolutional_proxy(
         order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
         for number, padded in enumerate(source.epoch(order), start_batch):
             is_last = (number + 1) * batch > len(source) // ranks.world
-            part = without_padding(padded) if is_shared and is_last else padded
+            n_own = max(1, int((padded.ids >= 0).sum())) if is_shared and is_last else batch
+            part = Batch(padded.images[:n_own], padded.labels[:n_own], padded.ids[:n_own])
             draws = generator_for(seed, epoch, number, ranks.rank)
             n, _, height, width = part.images.shape
             boxes = draw_crops(n, height, width, draws, scale=(crop_scale, 1.0))
@@ -176,10 +173,9 @@ def convolutional_proxy(
 
 
 def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Crop ``boxes`` of images (uint8, channels last) and resize them on the device.
+    """Crop and resize images (uint8, channels last) on the device: to uint8, on a GPU to 0..1.
 
-    On a CPU to uint8, by ``kernels.jpeg.resize``, fifteen times as fast there as the matrices that
-    suit a GPU; on a GPU to float32 in 0..1.
+    The matrices that suit a GPU are fifteen times slower on a CPU than ``kernels.jpeg.resize``.
     """
     if device.type != "cpu":
         return resized_crops(images.to(device, non_blocking=True), boxes, side)
@@ -194,12 +190,6 @@ def last_batch(n: int, batch: int, world: int) -> int:
     """Return the rows of the shortest last batch of an epoch over ``world`` processes."""
     batches = -(-n // (world * batch))
     return max(1, n // world - (batches - 1) * batch)
-
-
-def without_padding(batch: Batch) -> Batch:
-    """Return a batch without its padding, but at least one row."""
-    n = max(1, int((batch.ids >= 0).sum()))
-    return Batch(batch.images[:n], batch.labels[:n], batch.ids[:n])
 
 
 def linear_proxy(

@@ -1,7 +1,6 @@
 """Recipes of the proxies, and the settings of one scoring: what shapes its scores, and its checks.
 
-A recipe is frozen and versioned, so that scores made by one can be compared. It never changes; a
-better one gets a higher version.
+A recipe never changes; a better one gets a higher version.
 """
 
 from collections.abc import Mapping
@@ -58,9 +57,7 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """Return the fields that shape the training."""
-        fields = asdict(self)
-        del fields["name"], fields["version"]
-        return fields
+        return {k: value for k, value in asdict(self).items() if k not in {"name", "version"}}
 
     def changed(self, given: Mapping[str, Any]) -> "Recipe":
         """Return the recipe with other values for some fields; those that are None stay."""
@@ -132,7 +129,6 @@ class Setup:
     recipe: Recipe
     options: ScoringOptions
     features: FeatureSpec
-    """Options of decoding, and the frozen backbone of the linear proxy."""
     device: "torch.device"
     ranks: Distributed
 
@@ -184,12 +180,12 @@ class Setup:
 
     def inputs(self) -> dict[str, Path]:
         """Return the artifacts that the scores depend on, by role; features are made if missing."""
-        data = {"data": self.dataset.path}
+        inputs = {"data": self.dataset.path}
         if self.options.pixels is not None:
-            return data | {"pixels": self.options.pixels}
-        if self.recipe.proxy == "resnet18":
-            return data
-        return data | {"features": cached_features(self.dataset, self.features)}
+            inputs["pixels"] = self.options.pixels
+        elif self.recipe.proxy == "linear":
+            inputs["features"] = cached_features(self.dataset, self.features)
+        return inputs
 
     def provenance(self, out: Path, inputs: Mapping[str, Path]) -> Provenance:
         """Describe the scores ``out`` by what they are made from."""

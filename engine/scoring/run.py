@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Stopwatch
+from coreset.engine.artifacts.store import Checkpoints
 from coreset.engine.runtime.device import give_back_memory
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals
@@ -141,9 +141,8 @@ class ScoringRun:
     def _loss_of(self, labels: Tensor, ids: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the loss: mean cross-entropy over the batches of all processes.
 
-        Gradients are averaged over processes, whose last batches may differ in size, down to one
-        row of padding (label -1), which counts for nothing. Classifiers of folds share no weights,
-        so their losses are added up: each trains as if alone.
+        Gradients are averaged over processes, whose last batches may differ in size, down to a row
+        of padding (label -1). Classifiers of folds share no weights, so their losses are added up.
         """
         together = self.batch * self.ranks.world
         rows = min(together, self.n - self.done_batches * together) / self.ranks.world
@@ -181,15 +180,14 @@ class ScoringRun:
 
     def _check_losses(self) -> None:
         """Refuse a loss that is not finite; every rank checks its own."""
-        first = self._guard.first()
-        if first is not None:
+        if (first := self._guard.first()) is not None:
             batch, samples = first
             some = ", ".join(map(str, samples[:MOST_NAMED]))
             more = f" and {len(samples) - MOST_NAMED} more" if len(samples) > MOST_NAMED else ""
+            where = f"epoch {self.ended_epochs + 1}, batch {batch + 1}"
             raise DivergedError(
-                f"the loss of samples {some}{more} is not finite in epoch "
-                f"{self.ended_epochs + 1}, batch {batch + 1}: the training diverged; "
-                "use a smaller --lr"
+                f"the loss of samples {some}{more} is not finite in {where}: the training "
+                "diverged; use a smaller --lr"
             )
 
     def _check_epoch(self) -> None:
@@ -237,10 +235,6 @@ class ScoringRun:
         self.trainer.save(directory)
         for name, accumulator in self._all.items():
             save_file(accumulator.state(), directory / f"{name}.safetensors")
-        state = {
-            "epoch": self.ended_epochs,
-            "batch": self.done_batches,
-            "steps": self.trainer.steps,
-            "undecodable": self.undecodable,
-        }
+        state: dict[str, Any] = {"epoch": self.ended_epochs, "batch": self.done_batches}
+        state |= {"steps": self.trainer.steps, "undecodable": self.undecodable}
         write_atomically(directory / STATE_NAME, json_bytes(state))

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
-from coreset.engine.artifacts.store import SCORES_NAME, Columns
+from coreset.engine.artifacts.store import COMMIT_NAME, SCORES_NAME, Checkpoints, Columns
 from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
@@ -27,7 +26,6 @@ from coreset.shards.sources.detect import find_packed
 VISITS = "visits"
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
 UNDECODABLE_NAME = "undecodable.json"
-"""In a scores artifact, if there are any: samples that could not be decoded, by id, and why."""
 USUAL_IPC = 10
 
 
@@ -82,10 +80,10 @@ class ScoreTable:
         predicted = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
         if predicted is None:
             return None
-        classes = len(self.dataset.classes)
-        if not -1 <= predicted.min() <= predicted.max() < classes:
+        n = len(self.dataset.classes)
+        if not -1 <= predicted.min() <= predicted.max() < n:
             raise StoreError(
-                f"{self.path} has predictions that are no class of {classes}; score it again"
+                f"{self.path} has predictions that are no class of {n}; score it again"
             )
         return predicted
 
@@ -147,11 +145,9 @@ def class_table(score: str, by_class: Mapping[str, Summary], *, ends: int) -> It
 
     rows = {name: (f"{by_class[name].n:,}", by_class[name]) for name in sorted(by_class, key=ease)}
     header, *lines = spread_table("class, hardest first", "images", rows)
-    yield header
-    yield from lines[:ends]
-    if len(lines) > 2 * ends:
-        yield f"... {len(lines) - 2 * ends:,} classes between ..."
-    yield from lines[max(ends, len(lines) - ends) :]
+    if (hidden := len(lines) - 2 * ends) > 0:
+        lines[ends : len(lines) - ends] = [f"... {hidden:,} classes between ..."]
+    yield from (header, *lines)
 
 
 def identity_of(path: Path) -> str:
@@ -182,10 +178,7 @@ def scores_beside(data: Path) -> Path:
 
 
 def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
-    """Find the labels of a data set that differ from the true ones, bool of shape (n,).
-
-    True class names stand in ``column`` of a CSV ``table``, read as `coreset pack --labels` does.
-    """
+    """Find labels that differ from the true class names in a column of a CSV table, bool (n,)."""
     source = find_packed(dataset.path)
     differs = read_labels(table, column, source) != source.labels
     by_key = dict(zip(source.keys, differs.tolist(), strict=True))
@@ -201,10 +194,7 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
 def selection_hint(
     scores: Path, dataset: Dataset, undecodable: Iterable[int], *, ipc: int = USUAL_IPC
 ) -> str:
-    """Name the command that chooses ``ipc`` images a class, or as many as every class has.
-
-    Where a class has none, it is the command to look at the scores.
-    """
+    """Name the command that chooses ``ipc`` images a class, or fewer, or shows the scores."""
     labels = np.delete(dataset.labels, list(undecodable))
     smallest = int(np.bincount(labels, minlength=len(dataset.classes)).min())
     place = shlex.quote(str(scores))

@@ -1,6 +1,7 @@
 """Images whose labels look wrong: hardest first, with the given and the predicted label."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeAlias
@@ -95,15 +96,10 @@ def _described(
 def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
     """Return the lines of a table for a terminal, with a dash where nothing was predicted."""
     header = ("sample", "source", "given", "predicted", score.rjust(NUMBER_WIDTH))
+    texts = itemgetter("source", "given_label", "predicted_label")
     rows = [
-        (
-            str(suspect["sample"]),
-            suspect["source"],
-            suspect["given_label"],
-            suspect["predicted_label"] or "-",
-            decimals(suspect["score"]),
-        )
-        for suspect in suspects
+        (str(row["sample"]), *(text or "-" for text in texts(row)), decimals(row["score"]))
+        for row in suspects
     ]
     return aligned(header, rows)
 
@@ -120,10 +116,7 @@ def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
     """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty."""
     out_of_fold = suspects[0]["label_quality"] is not None
     names = (*COLUMNS, *(CLEANLAB_COLUMNS if out_of_fold else OWN_COLUMNS))
-    rows = ([_cell(suspect[name]) for name in names] for suspect in suspects)
+    values = ([suspect[name] for name in names] for suspect in suspects)
+    # Seven digits tell the ranks of ten million images apart.
+    rows = ([f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in values)
     write_atomically(path, csv_table(names, rows))
-
-
-def _cell(value: object) -> object:
-    """Format a cell; seven digits tell the ranks of ten million images apart."""
-    return f"{value:.7g}" if isinstance(value, float) else value

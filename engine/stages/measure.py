@@ -9,8 +9,8 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
-from coreset.engine.evaluation import metrics
-from coreset.engine.evaluation.metrics import FeaturePair
+from coreset.engine.evaluation import METRICS as REGISTRY
+from coreset.engine.evaluation import FeaturePair
 from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.features import FeatureSpec, embed, features_for, remember
 from coreset.engine.runtime.text import without_nan
@@ -65,8 +65,8 @@ class Measure:
         condensed, val = open_set(self.condensed, data=self.data), Dataset.open(self.val)
         require_same_classes(condensed, val)
         results, own = Results(self.results), self.extractor.spec(self.decoding)
-        specs = dict.fromkeys(metrics.METRICS, own)
-        for short, metric in metrics.METRICS.items():
+        specs = dict.fromkeys(REGISTRY, own)
+        for short, metric in REGISTRY.items():
             if metric.backbone is not None:
                 backbone, size = metric.backbone
                 specs[short] = replace(own, backbone=backbone, weights=None, size=size)
@@ -92,7 +92,7 @@ class Measure:
         """Compute all metrics; None where one does not exist."""
         pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
         try:
-            values = {s: metrics.METRICS[s].measure(pairs[spec]) for s, spec in specs.items()}
+            values = {s: REGISTRY[s].measure(pairs[spec]) for s, spec in specs.items()}
         except ValueError as error:
             raise DataError(f"{self.condensed} against {self.val}: {error}") from error
         return without_nan(values)
@@ -117,7 +117,7 @@ def _row(short: str, condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -
     from coreset.engine.models.backbones import weights_key
 
     columns = {
-        "metric": metrics.METRICS[short].stamp,
+        "metric": REGISTRY[short].stamp,
         "backbone": f"{spec.backbone}@{spec.size}",
         "weights": weights_key(spec.backbone, spec.weights),
     }

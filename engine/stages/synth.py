@@ -13,7 +13,7 @@ from coreset.engine.artifacts.pack_inputs import Account, bound
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.condensed.condensed_set import write_set
-from coreset.engine.condensed.methods import METHODS, Task
+from coreset.engine.condensed.selection import METHODS, Task
 from coreset.engine.runtime.fields import (
     choice_of,
     default_parameters,

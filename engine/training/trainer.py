@@ -1,7 +1,7 @@
 """Training step of a network, with learning-rate schedules, evaluation and saving.
 
-Nothing here synchronises with the host per batch. Learning rates are set from the step number, and
-random draws come from generators seeded by place, so the state to save is weights, momentum, step.
+No batch waits for the device. Rates follow from the step number and draws from seeds by place, so
+the state to save is weights, momentum and step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -32,10 +32,7 @@ _CPU_RATE_AT_64_PX, _LONG_TRAINING_SECONDS = 480.0, 900.0
 def cosine_schedule(
     lr: float, min_lr: float, total_steps: int, warmup_steps: int = 0
 ) -> Callable[[int], float]:
-    """Return a cosine per iteration from ``lr`` at step 0 to ``min_lr`` at the end (CCS's).
-
-    With ``warmup_steps`` the rate first rises linearly from nothing, and the cosine takes the rest.
-    """
+    """Return CCS's cosine per step from ``lr`` to ``min_lr``, after a linear rise from nothing."""
 
     def rate(step: int) -> float:
         if step < warmup_steps:
@@ -62,11 +59,7 @@ def sgd(
 ) -> torch.optim.SGD:
     """Return the optimiser of all parameters of ``network``, in one group."""
     return torch.optim.SGD(
-        network.parameters(),
-        lr=lr,
-        momentum=momentum,
-        weight_decay=weight_decay,
-        nesterov=nesterov,
+        network.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=nesterov
     )
 
 
@@ -93,7 +86,6 @@ class Trainer:
     network: nn.Module
     optimiser: torch.optim.SGD
     schedule: Callable[[int], float]
-    """Learning rate at a step."""
     device: torch.device
     steps: int = 0
     replica: nn.Module | None = None
@@ -179,10 +171,7 @@ def compile_where_it_pays(
     size: int,
     sizes_vary: bool = False,
 ) -> str:
-    """Compile ``network`` in place if asked for or worth it; return a note for people, or nothing.
-
-    ``auto`` is on for a GPU; on a CPU only if the training is expected to take over 15 minutes.
-    """
+    """Compile ``network`` in place if asked for or worth it; return a note, or nothing."""
     on_gpu = device.type == "cuda"
     if mode == "graphs" and not on_gpu:
         raise UsageError(f"CUDA graphs need a GPU, the device is {device}: choose --compile on")

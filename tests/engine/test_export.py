@@ -13,7 +13,7 @@ import tyro
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.condensed.selection import KmeansParameters
 from coreset.engine.stages.export import Export, stored_samples
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.synth import Distill

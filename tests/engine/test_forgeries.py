@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
-from coreset.engine.artifacts.store import write_columns
+from coreset.engine.artifacts.store import Checkpoints, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import IDS_NAME, SET_NAME
 from coreset.engine.evaluation.results import STUDENTS, STUDENTS_SCHEMA, Results

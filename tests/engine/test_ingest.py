@@ -7,7 +7,7 @@ import tyro
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import SetInfo, open_set
-from coreset.engine.condensed.methods import IMPORTERS, Importer
+from coreset.engine.condensed.selection import IMPORTERS, Importer
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.sets import Ingest

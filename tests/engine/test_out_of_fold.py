@@ -7,8 +7,8 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import COMMIT_NAME
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.training.trainer import cosine_schedule

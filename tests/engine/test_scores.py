@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.selection import misratio_by_share
 from coreset.engine.runtime.text import Summary, binned, histogram

@@ -15,10 +15,9 @@ import pytest
 import tyro
 from PIL import Image
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, Columns, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, Columns, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.selection import (
     SAMPLERS,

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.evaluation.students import Protocol, TrainingBatch
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import Norm
+from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD, Norm
 from coreset.engine.training.trainer import sgd, step_schedule
 from coreset.kernels.augment import (
     color_jitter,
@@ -77,10 +76,7 @@ class HardLabels(Protocol):
     def training_batch(
         self, images: Tensor, labels: Tensor, draws: torch.Generator
     ) -> TrainingBatch:
-        """Augment as ``data.py`` does: crop, flip, jitter, lighting, normalise, CutMix.
-
-        Each mixed image pays for its own label and its partner's by their shares.
-        """
+        """Augment as ``data.py`` does; a mixed image pays for both labels by their shares."""
         crops = random_resized_crop(unit_range(images), self.size, draws, scale=(0.5, 1.0))
         jittered = lighting(color_jitter(horizontal_flip(crops, draws), draws), draws)
         mixed = cutmix(normalised(jittered, IMAGENET_MEAN, IMAGENET_STD), draws)
