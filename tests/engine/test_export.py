@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +21,6 @@ from coreset.shards.export.lists import ListFormat
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 def export(source, out, to, **options):
@@ -253,19 +249,3 @@ def test_a_format_is_added_by_a_row_of_the_registry(
     coreset("export", packed, tmp_path / "keys.txt", "--to", "keys")
     assert Dataset.open(packed).keys[0] in (tmp_path / "keys.txt").read_text()
     assert "'toy', 'keys'" in coreset("export", packed, out, "--to", "none").err
-
-
-IMPORTS = """
-import sys
-from pathlib import Path
-from coreset.engine.stages.export import Export
-for to in ("imagefolder", "webdataset", "parquet", "paths", "ids"):
-    Export(source=Path(sys.argv[1]), out=Path(sys.argv[2]) / to, to=to).run()
-assert not {"torch", "webdataset", "timm"} & set(sys.modules)
-"""
-
-
-def test_export_imports_nothing_heavy(random_set, tmp_path):
-    command = [sys.executable, "-c", IMPORTS, str(random_set), str(tmp_path)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=CHECKOUT)
-    assert (result.returncode, result.stderr) == (0, "")

@@ -52,13 +52,9 @@ def by_numpy(condensed, val):
 
 
 @pytest.fixture(scope="module")
-def measured(ccs_set, val, work, one_thread):  # noqa: ARG001 - a fixture for its effect
+def measured(ccs_set, val, work, made):
     """Results of measuring the CCS coreset; read only."""
-    from coreset.engine.cli import main
-
-    command = ("measure", ccs_set, val, work / "MEASURED", *BACKBONE)
-    assert main([str(word) for word in command]) == 0
-    return work / "MEASURED"
+    return made(work / "MEASURED", "measure", ccs_set, val, work / "MEASURED", *BACKBONE)
 
 
 def test_values_are_the_cosines_that_numpy_finds(measured, ccs_set, val):

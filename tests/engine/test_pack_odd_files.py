@@ -79,8 +79,8 @@ def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, do
 
 
 @pytest.mark.parametrize("store", ["original", "resized"])
-def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(  # noqa: PLR0917 - fixtures
-    source, tmp_path, coreset, packed_as, monkeypatch, store
+def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(
+    *, source, tmp_path, coreset, packed_as, monkeypatch, store
 ):
     decode, bad = simplejpeg.decode_jpeg, (source / "b" / "3.jpg").read_bytes()
 

@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 import subprocess
-import sys
 from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
@@ -19,10 +18,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, write_columns
-from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.methods import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
@@ -78,19 +74,6 @@ def write_images(folder):
             Image.fromarray(pixels).save(folder / name / f"{number:03}.png")
 
 
-def write_scores(data, out):
-    """A scores artifact as `coreset score` commits it, without the training."""
-    binds = {"identity": Dataset.open(data).manifest.identity}
-    inputs = (Provenance.read(data).as_input("data", data, out),)
-    provenance = Provenance(kind="scores", stage="score", config={}, binds=binds, inputs=inputs)
-    columns = {"aum": AUM, "el2n": -AUM}
-    with create_artifact(out, provenance, inputs=[data]) as work:
-        work.meter.images = 360
-        Checkpoints(work.scratch).commit(
-            10, lambda folder: write_columns(folder / SCORES_NAME, columns, {})
-        )
-
-
 def write_results(results, condensed, val, name):
     """Rows of three students and the measured metrics of one set, as if it had been trained."""
     results.record_lineage(condensed)
@@ -114,12 +97,12 @@ def write_results(results, condensed, val, name):
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
+def built(tmp_path_factory, write_scores):
     """A folder with data, scores, three sets and their results; read only."""
     root = tmp_path_factory.mktemp("world")
     write_images(root / "images")
     Pack(src=root / "images", data=root / "data", name="tiny").run()
-    write_scores(root / "data", root / "scores")
+    write_scores(root / "data", root / "scores", {"aum": AUM, "el2n": -AUM}, images=360)
     chosen = CcsParameters(misratio=0.5, bins=4)
     Select(source=root / "scores", condensed=root / "ccs", ipc=IPC, parameters=chosen).run()
     Select(source=root / "data", condensed=root / "random", ipc=IPC).run()
@@ -582,16 +565,6 @@ def test_a_large_image_becomes_the_central_square_as_jpeg(tmp_path):
     shown = decoded(uri)
     assert shown.shape == (SIDE, SIDE, 3)
     np.testing.assert_allclose(shown[4:-4, 4:-4].mean(axis=(0, 1)), (200, 30, 30), atol=3)
-
-
-def test_a_report_needs_no_torch(built, tmp_path):
-    code = (
-        "import sys; from pathlib import Path; from coreset.engine.stages.report import Report; "
-        "Report(results=Path(sys.argv[1]), html=Path(sys.argv[2])).run(); "
-        "assert 'torch' not in sys.modules"
-    )
-    arguments = [str(built / "results"), str(tmp_path / "report.html")]
-    subprocess.run([sys.executable, "-c", code, *arguments], check=True)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here")

@@ -284,8 +284,8 @@ def test_a_stopped_scoring_continues_only_as_it_was(stopped, pixels, tmp_path, r
 
 
 @stopped_anywhere
-def test_an_image_that_is_mended_after_an_interruption_is_still_told(  # noqa: PLR0917 - fixtures
-    damaged, packed, tmp_path, interrupted, done, monkeypatch
+def test_an_image_that_is_mended_after_an_interruption_is_still_told(
+    *, damaged, packed, tmp_path, interrupted, done, monkeypatch
 ):
     command = ("score", damaged, tmp_path / "SCORES", *SMALL, "--epochs", 6)
     with monkeypatch.context() as patch:

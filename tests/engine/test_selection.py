@@ -4,10 +4,7 @@ import json
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -18,8 +15,7 @@ from PIL import Image
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, Columns, write_columns
-from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.condensed.selection import (
     SAMPLERS,
     FeatureParameters,
@@ -32,8 +28,6 @@ from coreset.kernels.seeds import derived_seed
 from coreset.shards.format.classes import IMAGENETTE_WNIDS
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
-
-CHECKOUT = Path(__file__).parents[2]
 
 
 def chosen_ids(condensed):
@@ -48,22 +42,6 @@ def stored_score(scores, name):
     newest = Checkpoints(scores).latest()
     assert newest is not None
     return Columns(newest[1] / SCORES_NAME)[name]
-
-
-def write_scores(data, out, columns):
-    """A scores artifact as `coreset score` commits it, without the training."""
-    recorded = Provenance.read(data).as_input("data", data, out)
-    provenance = Provenance(
-        kind="scores",
-        stage="score",
-        config={},
-        binds={"identity": Manifest.read(data).identity},
-        inputs=(recorded,),
-    )
-    with create_artifact(out, provenance, inputs=[data]) as work:
-        generations = Checkpoints(work.scratch)
-        generations.commit(1, lambda folder: write_columns(folder / SCORES_NAME, columns, {}))
-    return out
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +108,7 @@ def test_the_set_tells_what_it_is_and_where_it_comes_from(packed, scored, ccs_se
     [(("--ipc", 10), 0.7), (("--ipc", 4), None), (("--ipc", 10, "--score", "el2n"), None)],
 )
 def test_the_misratio_is_that_of_the_study_or_assumed_and_said(
-    nette, tmp_path, done, options, study
+    *, nette, tmp_path, done, write_scores, options, study
 ):
     misratio = study or misratio_by_share(options[1] / 12)
     columns = {"aum": np.linspace(-1, 1, 120, dtype=np.float32), "el2n": np.ones(120, np.float32)}
@@ -217,7 +195,7 @@ NOT_FINITE = np.where(np.isin(np.arange(60), [7, 30]), np.nan, 0).astype(np.floa
     ],
     ids=["not finite", "short", "not stored"],
 )
-def test_scores_that_do_not_serve_are_refused(packed, tmp_path, refused, case):
+def test_scores_that_do_not_serve_are_refused(packed, tmp_path, refused, write_scores, case):
     values, options, code, message = case
     scores = write_scores(packed, tmp_path / "SCORES", {"aum": values})
     command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0, *options)
@@ -225,11 +203,13 @@ def test_scores_that_do_not_serve_are_refused(packed, tmp_path, refused, case):
     assert message.format(Dataset.open(packed).keys[7]) in said
 
 
-def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, done, refused):
+def test_samples_that_could_not_be_decoded_are_no_candidates(
+    packed, tmp_path, done, refused, write_scores
+):
     values = np.arange(60, dtype=np.float32)
     values[[7, 30]] = np.nan, 0.5  # one never seen, one seen in some epochs
-    scores = write_scores(packed, tmp_path / "SCORES", {"aum": values})
-    (scores / "undecodable.json").write_text('{"7": "truncated", "30": "truncated"}')
+    lost = {"7": "truncated", "30": "truncated"}
+    scores = write_scores(packed, tmp_path / "SCORES", {"aum": values}, undecodable=lost)
     labels = Dataset.open(packed).labels
     fewest = np.bincount(np.delete(labels, [7, 30])).min()
     random = ("--method", "random", "--ipc")
@@ -253,25 +233,6 @@ def test_samples_that_could_not_be_decoded_are_no_candidates(packed, tmp_path, d
 def test_the_help_names_every_score(coreset, words):
     shown = coreset(*words, "--help").out
     assert all(re.search(rf"[{{, ]{name}[,}}]", shown) for name in SCORES)
-
-
-@pytest.mark.parametrize("damage", ["array cut", "array lost", "commit cut", "generation lost"])
-def test_damaged_scores_are_refused(scored, packed, tmp_path, refused, damage):
-    scores = shutil.copytree(scored, tmp_path / "SCORES")
-    chunk = next(path for path in scores.rglob("aum/c/*"))
-    match damage:
-        case "array cut":
-            chunk.write_bytes(chunk.read_bytes()[:-1])
-        case "array lost":
-            chunk.unlink()
-        case "commit cut":
-            (scores / "commit.json").write_text('{"generations": [')
-        case _:
-            shutil.rmtree(next(scores.glob("gen-*")))
-    command = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0, "--data", packed)
-    said = refused(tmp_path, *command, code=3)
-    assert str(scores) in said
-    assert "run again" in said
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,27 +290,3 @@ def test_features_of_other_images_are_refused(packed, val, tmp_path, coreset, re
     told = coreset(*command, "--features", tmp_path / "F")
     assert told.code == 2
     assert f"holds features of other images than {packed}" in told.err
-
-
-# Every verb that promises to do without torch, in one interpreter.
-WITHOUT_TORCH = """
-import sys
-from coreset.engine.cli import main
-
-scores, data, out = sys.argv[1:]
-for words in (
-    ["select", scores, f"{out}/CCS", "--ipc", "2", "--misratio", "0.1"],
-    ["select", data, f"{out}/RANDOM", "--ipc", "2"],
-    ["verify", data, "--deep"],
-    ["cost", f"{out}/CCS"],
-    ["ls", out],
-    *([verb, "--help"] for verb in ("pack", "score", "train", "measure", "report", "demo")),
-):
-    assert main(words) == 0, words
-    assert "torch" not in sys.modules, words
-"""
-
-
-def test_selecting_verifying_costs_and_help_import_no_torch(scored, packed, tmp_path):
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(scored), str(packed), str(tmp_path)]
-    subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)

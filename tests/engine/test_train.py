@@ -40,13 +40,9 @@ def inputs(random_set, val):
 
 
 @pytest.fixture(scope="module")
-def trained(inputs, work, one_thread):  # noqa: ARG001 - a fixture for its effect
+def trained(inputs, work, made):
     """Results of two students on two random photos a class; read only."""
-    from coreset.engine.cli import main
-
-    command = ("train", *inputs, work / "RESULTS", *TINY, "--repeats", 2)
-    assert main([str(word) for word in command]) == 0
-    return work / "RESULTS"
+    return made(work / "RESULTS", "train", *inputs, work / "RESULTS", *TINY, "--repeats", 2)
 
 
 def test_rows_and_ledger_tell_what_was_trained(trained, random_set, packed, val):
