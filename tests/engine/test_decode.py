@@ -1,7 +1,6 @@
 """Decoding once as a user sees it: the artifact, what survives a kill, what is refused."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -73,16 +72,6 @@ def test_provenance_and_ledger_account_for_the_pixels(packed, whole):
     assert (own["stage"], own["images"], own["undecodable"]) == ("decode", 60, 0)
     assert own["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
     assert own["bytes_written"] == 60 * 3 * 19 * 19
-
-
-def test_arguments_out_of_range_are_refused(packed, tmp_path):
-    with pytest.raises(UsageError, match="size must be at least 1, got 0"):
-        Decode(data=packed, pixels=tmp_path / "PIXELS", size=0)
-    with pytest.raises(UsageError, match="decoder turbo is not exact"):
-        Decode(data=packed, pixels=tmp_path / "P", decoding=replace(EXACT, decoder="turbo")).run()
-    with pytest.raises(UsageError, match="does not exist"):
-        Decode(data=tmp_path / "no", pixels=tmp_path / "P").run()
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_found_before_anything_is_written(packed, tmp_path, monkeypatch):

@@ -218,21 +218,6 @@ def test_a_gpu_that_is_not_there_is_one_line_and_exit_code_4(packed, coreset, wi
     assert told.err.count("\n") == 1
 
 
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--path", "nothing"], "path nothing is not a folder; make it or name another one"),
-        (["--device", "cpu"], "device cpu is proved on DATA; name a packed data set"),
-        (["."], "is not a packed data set"),
-    ],
-)
-def test_wrong_arguments_are_refused_before_anything_is_checked(
-    tmp_path, monkeypatch, refused, words, message
-):
-    monkeypatch.chdir(tmp_path)
-    assert message in refused(tmp_path, "doctor", *words)
-
-
 @pytest.mark.slow
 def test_every_package_of_the_environment_imports(tmp_path):
     assert [one for one in check_packages(tmp_path) if one.verdict is Verdict.FAIL] == []
@@ -402,10 +387,3 @@ def test_what_waits_for_a_device_is_counted():
         torch.where(values > 0)
         values.add(1)
     assert reads.found == ["_local_scalar_dense", "index", "nonzero"]
-
-
-def test_what_was_not_measured_is_not_projected():
-    decode, embed, score, _ = projections(speeds(decode=12_000, copy=1))
-    assert [one.verdict for one in (decode, embed, score)] == ["ok", "warn", "warn"]
-    assert "hours" not in {**embed.facts, **score.facts}
-    assert score.value == "no speed of: ResNet-18 forward and backward"

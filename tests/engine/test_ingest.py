@@ -1,4 +1,7 @@
-"""Coresets from lists of others: the same ids come back, and a bad list is refused by line."""
+"""Condensed sets: what opens, what lists of others make, and what is refused with a remedy."""
+
+import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -6,13 +9,20 @@ import tyro
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.condensed_set import SetInfo, open_set
+from coreset.engine.condensed.condensed_set import (
+    IDS_NAME,
+    SET_NAME,
+    SetInfo,
+    open_set,
+    require_same_classes,
+)
 from coreset.engine.condensed.methods import IMPORTERS, Importer
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.ingest import Ingest
 from coreset.engine.stages.pack import Pack
-from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.engine.stages.selection import Select
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.manifest import Manifest
 
 
@@ -151,3 +161,91 @@ def test_an_importer_is_registered_in_one_place(packed, tmp_path, monkeypatch):
     ingest(tmp_path / "chosen.toy", tmp_path / "SET", packed)
     assert open_set(tmp_path / "SET").ids.tolist() == sorted(ids)
     ingest(write_list(tmp_path / "ids.txt", ids), tmp_path / "LISTED", packed)
+
+
+# sets as files
+
+INFO = SetInfo(
+    kind="coreset",
+    method="ccs-aum",
+    parameters={"ipc": 2, "misratio": 0.3},
+    seed=4,
+    source_name="photos",
+    source_identity="i" * 64,
+    source_content="c" * 64,
+    n_classes=3,
+    ipc=2,
+    per_class=(2, 2, 2),
+)
+
+
+@pytest.fixture
+def chosen(packed, tmp_path):
+    """A coreset that a test may damage."""
+    Select(source=packed, condensed=tmp_path / "SET", ipc=2).run()
+    return tmp_path / "SET"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (content, r"set\.json cannot be read")
+        for content in ("", "[]", "{", '{"per_class": []}', '{"kind": "coreset"}')
+    ]
+    + [(json.dumps(asdict(INFO) | {"format_version": 2}), "version 2; make the set again")],
+)
+def test_a_set_json_that_cannot_be_read_is_an_error(tmp_path, content, message):
+    (tmp_path / SET_NAME).write_text(content)
+    with pytest.raises(StoreError, match=message):
+        SetInfo.read(tmp_path)
+
+
+def test_what_is_no_set_says_how_to_make_one(tmp_path, packed):
+    with pytest.raises(UsageError, match=r"does not exist; make one with `coreset select`"):
+        SetInfo.read(tmp_path / "none")
+    with pytest.raises(UsageError, match=r"is not a condensed set \(no set\.json\)"):
+        open_set(packed)
+
+
+def test_a_coreset_opens_with_its_images(chosen, packed):
+    condensed, dataset = open_set(chosen), Dataset.open(packed)
+    assert condensed.info.kind == "coreset"
+    assert np.bincount(condensed.labels).tolist() == [2, 2, 2]
+    np.testing.assert_array_equal(condensed.labels, dataset.labels[condensed.ids])
+    sizes = dataset.samples["bytes"].to_pylist()
+    assert condensed.image_bytes == sum(sizes[i] for i in condensed.ids)
+    assert condensed.content == subset_content(dataset, condensed.ids)
+    assert condensed.content != subset_content(dataset, condensed.ids[::-1])
+    (chosen / "README.txt").write_text("mailed by a friend")
+    assert open_set(chosen).content == condensed.content
+
+
+def test_a_changed_id_is_found_even_within_its_class_and_so_are_lost_ids(chosen, packed):
+    ids = np.load(chosen / IDS_NAME)
+    labels = Dataset.open(packed).labels
+    ids[0] = next(i for i in np.flatnonzero(labels == labels[ids[0]]) if i not in ids)
+    np.save(chosen / IDS_NAME, np.sort(ids))
+    with pytest.raises(StoreError, match=r"ids\.npy or set\.json is not the file that was made"):
+        open_set(chosen)
+    (chosen / IDS_NAME).unlink()
+    with pytest.raises(StoreError, match="make the set again"):
+        open_set(chosen)
+
+
+def test_a_distilled_set_opens_without_its_source(tmp_path, make_photos):
+    Pack(src=make_photos(tmp_path / "images", per_class=2), data=tmp_path / "SET").run()
+    replace(INFO, kind="distilled", method="kmeans").write(tmp_path / "SET")
+    condensed = open_set(tmp_path / "SET")
+    assert condensed.info.kind == "distilled"
+    assert condensed.ids.tolist() == list(range(6))
+    assert np.bincount(condensed.labels).tolist() == [2, 2, 2]
+    assert condensed.image_bytes == sum(condensed.dataset.samples["bytes"].to_pylist())
+    assert condensed.content == condensed.dataset.manifest.content
+
+
+def test_the_validation_set_must_have_the_same_classes_in_the_same_order(random_set):
+    condensed = open_set(random_set)
+    require_same_classes(condensed, condensed.dataset)
+    manifest = replace(condensed.dataset.manifest, classes=condensed.dataset.classes[::-1])
+    with pytest.raises(UsageError, match="the same classes in another order"):
+        require_same_classes(condensed, replace(condensed.dataset, manifest=manifest))

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +23,6 @@ from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 
-CHECKOUT = Path(__file__).parents[2]
 # As the fixture `scored`. Batches so small diverge by chance at the default rate.
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
@@ -127,36 +125,6 @@ def test_provenance_and_ledger_account_for_the_scores(packed, scored):
     assert (own["stage"], own["images"], own["interrupted"]) == ("score", 4 * 60, False)
     assert own["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
     assert own["bytes_written"] > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--epochs", 0), "epochs must be at least 1, got 0"),
-        (("--batch", 0), "batch must be at least 1, got 0"),
-        (("--el2n-epochs", 0), "el2n_epochs must be at least 1, got 0"),
-        (("--size", 16), "size of --proxy resnet18 must be at least 17, got 16"),
-        (("--proxy", "linear", "--size", 7), "size of --proxy linear must be at least 8, got 7"),
-        (("--crop-scale", 1.0005), "crop_scale must be in [0.01, 1], got 1.0005"),
-        (("--crop-scale", "nan"), "crop_scale must be in [0.01, 1], got nan"),
-        (("--lr", "nan"), "lr must be in [0, inf), got nan"),
-        (("--lr", 1e-5), "min_lr must be in [0, 1e-05] (lr), got 0.0001"),
-        (("--min-lr", -1), "min_lr must be in [0, 0.01] (lr), got -1.0"),
-        (("--weight-decay", -1), "weight_decay must be in [0, inf), got -1.0"),
-        (("--batch", 59, "--size", 32), "batch 59 leaves a batch of one of 60 images"),
-        (
-            ("--batch", 59, "--size", 40, "--start-size", 32),
-            "one of 60 images, which batch norm cannot train on at size 32; use another --batch",
-        ),
-        (("--start-size", 16), "start_size must be 0 or in [17, 17] (size), got 16"),
-        ((*LINEAR, "--start-size", 64), "pixels and start_size go with --proxy resnet18"),
-        ((*LINEAR, "--pixels", "P"), "pixels and start_size go with --proxy resnet18"),
-        (("--pixels", "P", "--decoder-exact"), "decoder_exact goes with decoding; give it to"),
-        (("--pixels", "no-such-pixels"), "no-such-pixels does not exist"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, message):
-    assert message in refused(tmp_path, "score", packed, tmp_path / "SCORES", *SMALL, *options)
 
 
 def test_a_data_set_of_one_class_is_refused(make_photos, tmp_path, done, refused):

@@ -478,39 +478,6 @@ def test_correlations_of_small_classes_are_told_without_coresets(
 # ---- what is refused everywhere
 
 
-@pytest.fixture
-def folder(packed, columns, tmp_path, monkeypatch, write_scores):
-    """The current folder; it holds scores called S."""
-    write_scores(packed, tmp_path / "S", columns)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("show", "S", "--classes", 0), "classes must be at least 1, got 0"),
-        (("suspects", "S", "--top", 0), "top must be at least 1, got 0"),
-        (("compare", "S", "S", "--ipc", "2,,5"), "ipc must be whole numbers such as 10,50, got 2,"),
-        (("compare", "S", "S", "--ipc", "0"), "ipc must be at least 1, got 0"),
-        (("compare", "S", "S", "--bins", 0), "bins must be at least 1, got 0"),
-        (("compare", "S", "S", "--misratio", 1), "misratio must be in [0, 1), got 1.0"),
-        (("compare", "S", "S", "--truth", "t.csv"), "truth and column go together, got truth t.c"),
-        (("compare", "S", "S", "--column", "c"), "truth and column go together, got truth None"),
-        (
-            ("compare", "S", "S", "--ipc", 21, "--misratio", 0),
-            "got 21, but class n01440764 has 20 images; lower --ipc",
-        ),
-        (("show", "S", "--score", "tdds"), "forgetting, dyn_unc in S, got tdds, which was not sto"),
-        (("suspects", "S", "--score", "beauty"), "dyn_unc in S, got beauty, which is no score"),
-        (("show", "no"), "no does not exist; make it with `coreset score DATA no`"),
-        (("suspects", "."), ". holds no scores; name the output of `coreset score`"),
-    ],
-)
-def test_bad_arguments_are_refused_with_the_reason(folder, refused, words, message):
-    assert message in refused(folder, "scores", *words)
-
-
 def test_scores_of_which_none_tells_wrong_labels_are_refused(
     packed, columns, tmp_path, refused, write_scores
 ):
@@ -519,34 +486,20 @@ def test_scores_of_which_none_tells_wrong_labels_are_refused(
     assert f"{scores} has none of the scores confidence_oof, el2n, aum; choose a --score" in said
 
 
-@pytest.mark.parametrize("words", [("suspects", "S"), ("compare", "S", "S", *COMPARED)])
-def test_an_image_without_a_value_is_named(folder, packed, refused, words):
-    said = refused(folder, "scores", *words, "--score", "dyn_unc", code=3)
-    assert f"nan as dyn_unc of {Dataset.open(packed).keys[0]} (60 are not finite)" in said
+def test_an_image_without_a_value_is_named(scores, packed, tmp_path, refused):
+    for words in (("suspects", scores), ("compare", scores, scores, *COMPARED)):
+        said = refused(tmp_path, "scores", *words, "--score", "dyn_unc", code=3)
+        assert f"nan as dyn_unc of {Dataset.open(packed).keys[0]} (60 are not finite)" in said
 
 
 def test_damaged_scores_are_refused(scores, tmp_path, refused):
     chunk = next(path for path in scores.rglob("aum/c/*"))
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    for words in (("show", scores), ("suspects", scores), ("compare", scores, scores)):
-        said = refused(tmp_path, "scores", *words, code=3)
+    select = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
+    words = (("show", scores), ("suspects", scores), ("compare", scores, scores))
+    for command in (select, *(("scores", *some) for some in words)):
+        said = refused(tmp_path, *command, code=3)
         assert said == f"{scores}: every checkpoint is damaged; remove it, run again"
-
-
-@pytest.mark.parametrize(
-    "words", [("show", "F"), ("suspects", "F"), ("compare", "F", "F", *COMPARED)]
-)
-def test_a_data_set_that_moved_is_asked_for_and_taken(folder, packed, refused, done, words):
-    (folder / "away").mkdir()
-    shutil.copytree(folder / "S", folder / "away" / "F")
-    words = ("scores", *("away/F" if word == "F" else word for word in words))
-    assert "name its place with --data" in refused(folder, *words)
-    done(*words, "--data", packed)
-
-
-def test_another_data_set_in_its_place_is_refused(scores, val, tmp_path, refused):
-    said = refused(tmp_path, "scores", "show", scores, "--data", val)
-    assert f"but the scores {scores} was made from" in said
 
 
 # ---- parts

@@ -5,11 +5,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import pytest
 
 from coreset.engine.stages.synth import TRUTH_NAME, Synth
 from coreset.engine.stages.verify import Verify
-from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.sources.synthetic import Synthetic
 
@@ -31,14 +29,3 @@ def test_the_truth_lies_beside_the_samples_in_their_order(tmp_path: Path):
     assert sorted(truth["key"]) == sorted(synthetic.keys)
     wrong = np.array(truth["label"]) != np.array(truth["true_label"])
     np.testing.assert_array_equal(wrong, truth["flipped"])
-
-
-@pytest.mark.parametrize(
-    ("options", "fact"),
-    [({"images": 3}, "images"), ({"size": "large"}, "size must be imagenet or a number"),
-     ({"label_noise": 1.0}, "label_noise"), ({"samples_per_shard": 0}, "samples_per_shard")],
-)  # fmt: skip
-def test_numbers_out_of_range_leave_nothing(tmp_path: Path, options: dict[str, object], fact: str):
-    with pytest.raises(UsageError, match=fact):
-        make(tmp_path / "DATA", **options)
-    assert list(tmp_path.iterdir()) == []
