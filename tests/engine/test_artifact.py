@@ -14,7 +14,6 @@ from coreset.engine.artifacts.provenance import (
     PROVENANCE_NAME,
     Provenance,
     readable_difference,
-    versions,
 )
 from coreset.engine.artifacts.writer import create_artifact, lock, output_digest
 from coreset.shards.errors import LockedError, StoreError, UsageError
@@ -70,22 +69,19 @@ def child_in_the_middle(out):
             child.kill()
 
 
-def test_an_artifact_appears_whole_with_provenance_digest_and_ledger(tmp_path):
-    out = tmp_path / "deep" / "scores"
+def test_an_artifact_is_whole_on_the_disk_before_it_has_its_name(tmp_path, disk):
+    out = tmp_path / "scores"
     work = make(out)
-    assert {file.name for file in out.iterdir()} == {"file", PROVENANCE_NAME, LEDGER_NAME}
-    assert Provenance.read(out).digest == work.provenance.digest == output_digest(out)
-    assert [line["stage"] for line in read_ledger(out)] == ["score"]
-    assert list(out.parent.iterdir()) == [out]
-
-
-def test_an_artifact_is_whole_on_the_disk_before_it_has_its_name(out, disk):
-    make(out)
     names = {"file", PROVENANCE_NAME, LEDGER_NAME}
-    written = {name: (out / name).read_bytes() for name in names}
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert written.keys() == names
     before = disk.naming("scores").survivors
     assert {name: before[f".scores.partial/{name}"] for name in names} == written
     assert {name: disk.survivors()[f"scores/{name}"] for name in names} == written
+    assert Provenance.read(out).digest == work.provenance.digest == output_digest(out)
+    assert [line["stage"] for line in read_ledger(out)] == ["score"]
+    assert make(tmp_path / "deep" / "scores").out.parent.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "scores"]
 
 
 def test_the_same_command_again_has_nothing_to_do_on_any_machine(tmp_path, out):
@@ -286,9 +282,3 @@ def test_a_difference_names_every_leaf_that_changed():
     )
     tuples = {"config": {"sizes": ((64, 1), (32, 2))}}
     assert readable_difference({"config": {"sizes": [[64, 1], [32, 2]]}}, tuples) == ""
-
-
-def test_versions_name_what_can_change_a_number():
-    known = versions()
-    assert known["coreset"] != "absent"
-    assert {"python", "numpy", "torch", "pillow"} <= known.keys()

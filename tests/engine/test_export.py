@@ -147,11 +147,6 @@ def test_an_export_of_a_coreset_is_made_once_and_twice_alike(
     assert np.flatnonzero(is_inside).tolist() == condensed.ids.tolist()
     assert [line["stage"] for line in read_ledger(out)] == ["pack", "select", "export"]
     assert read_ledger(out)[-1]["images"] == 6
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert "are there already as" in export(random_set, out, to)[0]
-    with pytest.raises(UsageError, match="was made by another configuration"):
-        export(packed, out, to)
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 @every_image_format

@@ -34,12 +34,6 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path, refused_files):
     assert refused == {(f"c{label:02d}/bomb.{end}", "too-large") for label, end in enumerate(bombs)}
 
 
-def test_an_empty_class_is_named(tmp_path, refused):
-    src = faults.write_photos(tmp_path / "src", 6)
-    (src / "c03" / "photo-03.JPEG").unlink()
-    assert "class c03 of" in refused(tmp_path, "pack", src, tmp_path / "DATA")
-
-
 # Packs in forks of itself that are killed after a while; prints how many were.
 KILLED_AT_RANDOM = """
 import os, random, signal, sys, time

@@ -7,7 +7,6 @@ from cleanlab.filter import find_label_issues
 from cleanlab.rank import get_label_quality_scores
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable
@@ -106,21 +105,6 @@ def test_folds_change_no_other_score(flipped, with_folds, tmp_path, done):
         np.testing.assert_allclose(found[name], values, rtol=1e-5, atol=1e-6, err_msg=name)
     assert "folds" not in Provenance.read(tmp_path / "PLAIN").config
     assert Provenance.read(with_folds).config["folds"] == FOLDS
-
-
-# The signal may raise between the opening of a file and the `with` that closes it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-@pytest.mark.usefixtures("in_float32")
-def test_a_scoring_with_folds_that_was_stopped_continues_to_the_same_bytes(
-    *, flipped, with_folds, interrupted, done, stored_bytes, monkeypatch
-):
-    out = flipped.with_name("STOPPED")
-    command = ("score", flipped, out, *COMMAND, "--folds", FOLDS)
-    with monkeypatch.context() as patch:
-        patch.setattr("coreset.engine.scoring.run.COMMIT_EVERY_SECONDS", 0.0)
-        interrupted(out.with_name(f".{out.name}.partial") / COMMIT_NAME, *command)
-    done(*command)
-    assert stored_bytes(out) == stored_bytes(with_folds)
 
 
 def test_folds_need_images_of_every_class_in_each(make_photos, tmp_path, done, refused):

@@ -5,7 +5,7 @@ import hashlib
 import os
 import resource
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,14 +26,12 @@ from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.probe import MAX_FILE_BYTES
 
 
-def pack(
-    src: Path, data: Path, samples_per_shard: int = 16, workers: int = 2, **options: Any
-) -> Path:
+def pack(src, data, samples_per_shard: int = 16, workers: int = 2, **options: Any) -> Path:
     Pack(src=src, data=data, samples_per_shard=samples_per_shard, workers=workers, **options).run()
     return data
 
 
-def rows_of(data: Path) -> list[dict[str, Any]]:
+def rows_of(data) -> list[dict[str, Any]]:
     return Dataset.open(data).samples.to_pylist()
 
 
@@ -71,7 +69,7 @@ def test_the_table_is_what_the_folder_holds(photos, packed, stored_samples):
         }
 
 
-def test_manifest_provenance_and_ledger_account_for_what_is_stored(packed: Path):
+def test_manifest_provenance_and_ledger_account_for_what_is_stored(packed):
     manifest, provenance = Manifest.read(packed), Provenance.read(packed)
     assert (manifest.n_found, manifest.n_samples, manifest.n_quarantined) == (60, 60, 0)
     assert [shard.first_position for shard in manifest.shards] == [0, 16, 32, 48]
@@ -111,7 +109,7 @@ def test_a_copied_source_and_any_number_of_threads_give_the_same_bytes(
         assert stored_bytes(data) == stored_bytes(packed)
 
 
-def test_orders_hold_the_same_samples(photos: Path, packed: Path, tmp_path: Path):
+def test_orders_hold_the_same_samples(photos, packed, tmp_path):
     by_key = pack(photos, tmp_path / "SORTED", order="source")
     keys = [row["key"] for row in rows_of(by_key)]
     assert keys == sorted(row["key"] for row in rows_of(packed))
@@ -164,7 +162,7 @@ def test_an_interrupted_run_continues_only_as_it_began(make_photos, tmp_path):
         pack(src, data)
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Path):
+def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path):
     src = tmp_path / "src"
     (src / "cat").mkdir(parents=True)
     sparse = tmp_path / "sparse"
@@ -176,7 +174,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Pa
         pack(src, tmp_path / "DATA", one_class=True)
 
 
-def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tmp_path: Path):
+def test_the_last_line_says_what_was_made_and_what_to_type_next(photos, tmp_path):
     data = tmp_path / "DATA"
     lines = Pack(src=photos, data=data).run().lines
     assert lines == (
@@ -194,7 +192,7 @@ BAD = {
 
 
 @pytest.fixture
-def with_bad(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
+def with_bad(make_photos, tmp_path) -> Path:
     """12 photos, 4 per class, and three files that cannot be packed."""
     src = make_photos(tmp_path / "src", per_class=4)
     for name, (content, _) in BAD.items():
@@ -221,7 +219,7 @@ def test_refused_files_are_listed_and_every_found_file_is_accounted_for(
     assert positions == sorted(positions)
 
 
-def test_too_many_refused_files_leave_nothing_but_their_list(with_bad: Path, tmp_path: Path):
+def test_too_many_refused_files_leave_nothing_but_their_list(with_bad, tmp_path):
     (with_bad / "n01440764/bad_too.jpg").write_bytes(b"text")
     data = tmp_path / "DATA"
     with pytest.raises(DataError, match=r"n01440764 with 3 of 7 \(limit 2\).*quarantine.csv"):
@@ -237,7 +235,7 @@ def test_too_many_refused_files_leave_nothing_but_their_list(with_bad: Path, tmp
     assert not listed.exists()
 
 
-def test_labels_of_a_table_replace_those_of_the_folders(photos: Path, tmp_path: Path):
+def test_labels_of_a_table_replace_those_of_the_folders(photos, tmp_path):
     table = tmp_path / "labels.csv"
     turned = {"n01440764": "n02102040", "n02102040": "n02979186", "n02979186": "n01440764"}
     paths = [path.relative_to(photos) for path in photos.glob("*/*")]

@@ -3,18 +3,23 @@
 import os
 import shutil
 from io import BytesIO
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 from PIL import Image
 
 from coreset.bench.robustness import crafted, faults
 from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.synth import TRUTH_NAME, Synth
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import MAX_FILE_BYTES, Flag
+from coreset.shards.sources.synthetic import Synthetic
 
 SHORT_SIDE = 32
 
@@ -149,20 +154,15 @@ def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, do
         assert Flag(row["flags"]) == Flag(0)
 
 
-@pytest.mark.parametrize("store", ["original", "resized"])
-def test_nothing_that_a_codec_raises_on_one_file_ends_a_packing(
-    *, source, tmp_path, coreset, packed_as, monkeypatch, store
-):
-    decode, bad = simplejpeg.decode_jpeg, (source / "b" / "3.jpg").read_bytes()
-
-    def fails(data, *rest, **options):
-        if data == bad:
-            raise RuntimeError("what no codec should raise")
-        return decode(data, *rest, **options)
-
-    monkeypatch.setattr(simplejpeg, "decode_jpeg", fails)
+def test_the_truth_of_synthetic_images_lies_beside_the_samples_in_their_order(tmp_path):
     data = tmp_path / "DATA"
-    assert coreset("pack", source, data, "--store", store, "--short-side", 64).code == 0
-    samples, refused = packed_as(data)
-    assert refused["b/3.jpg"] == ("undecodable", "RuntimeError: what no codec should raise")
-    assert len(samples) == 13
+    settings: dict[str, Any] = {"images": 60, "classes": 4, "label_noise": 0.2}
+    Synth(data=data, size="24", samples_per_shard=16, workers=3, **settings).run()
+    Verify(data=data, deep=True).run()
+    dataset, truth = Dataset.open(data), pq.read_table(data / TRUTH_NAME).to_pydict()
+    assert truth["key"] == dataset.keys
+    assert truth["label"] == dataset.labels.tolist()
+    assert sum(truth["flipped"]) == 12
+    assert sorted(truth["key"]) == sorted(Synthetic(size=24, **settings).keys)
+    wrong = np.array(truth["label"]) != np.array(truth["true_label"])
+    np.testing.assert_array_equal(wrong, truth["flipped"])

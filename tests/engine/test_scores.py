@@ -352,18 +352,6 @@ def test_the_overlap_is_that_of_the_coresets_that_select_chooses(
         assert 0 < overlap["share"] < 1
 
 
-def test_scores_agree_with_themselves_wholly(scores, done, told):
-    words = ("scores", "compare", scores, scores, *COMPARED)
-    values = told(*words)
-    assert all(overlap["unrelated"] < overlap["share"] == 1 for overlap in values["coresets"])
-    by_score = {agreement["score"]: agreement for agreement in values["agreement"]}
-    assert by_score["aum"]["spearman"] == by_score["aum"]["spearman_within_class"] == 1
-    assert by_score["dyn_unc"]["spearman"] is None
-    lines = done(*words)
-    assert lines[-1] == f"next: coreset select {scores} SET --ipc 2"
-    assert ["dyn_unc", "-", "-"] in [line.split() for line in lines]
-
-
 def test_the_costs_are_those_of_the_ledgers(scores, cheap, told):
     costs = told("scores", "compare", scores, cheap, *COMPARED)["costs"]
     for path, cost, images in ((scores, costs[0], 0), (cheap, costs[1], 60)):

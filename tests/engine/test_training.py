@@ -16,7 +16,6 @@ from coreset.engine.runtime.device import (
     generator_for,
     half_precision,
     has_fast_bfloat16,
-    resolve_device,
     runtime_of,
     seeded_initialisation,
 )
@@ -32,7 +31,7 @@ from coreset.engine.training.trainer import (
     sgd,
     step_schedule,
 )
-from coreset.shards.errors import MachineError, StoreError, UsageError
+from coreset.shards.errors import StoreError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -294,14 +293,6 @@ def test_places_under_a_seed_have_streams_of_their_own():
     streams = [first(seed, epoch) for seed in (0, 1, -1) for epoch in range(4)]
     assert len({tuple(stream) for stream in streams}) == 12
     generator_for(2**64 - 1, 3)
-
-
-def test_a_missing_gpu_is_an_error_with_a_remedy():
-    if torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    assert resolve_device("auto") == resolve_device("cpu") == CPU
-    with pytest.raises(MachineError, match="no usable GPU here; use --device cpu"):
-        resolve_device("cuda")
 
 
 def test_the_runtime_names_the_precision_that_is_used():
