@@ -1,9 +1,4 @@
-"""Faults of packing, through the command line: what is refused, told, kept and continued.
-
-Faults that the tests of one module cover alone (cut tars, damaged headers, foreign shards) are
-there; here are those that need a whole packing. After each stop the same command ends in the same
-bytes.
-"""
+"""Faults that need a whole packing: what is refused, told, kept and continued."""
 
 import os
 import resource

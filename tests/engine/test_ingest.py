@@ -1,7 +1,7 @@
 """Condensed sets: what opens, what lists of others make, and what is refused with a remedy."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -156,19 +156,6 @@ def test_an_importer_is_registered_in_one_place(packed, tmp_path, monkeypatch):
 
 # sets as files
 
-INFO = SetInfo(
-    kind="coreset",
-    method="ccs-aum",
-    parameters={"ipc": 2, "misratio": 0.3},
-    seed=4,
-    source_name="photos",
-    source_identity="i" * 64,
-    source_content="c" * 64,
-    n_classes=3,
-    ipc=2,
-    per_class=(2, 2, 2),
-)
-
 
 @pytest.fixture
 def chosen(packed, tmp_path):
@@ -177,18 +164,14 @@ def chosen(packed, tmp_path):
     return tmp_path / "SET"
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (content, r"set\.json cannot be read")
-        for content in ("", "[]", "{", '{"per_class": []}', '{"kind": "coreset"}')
-    ]
-    + [(json.dumps(asdict(INFO) | {"format_version": 2}), "version 2; make the set again")],
-)
-def test_a_set_json_that_cannot_be_read_is_an_error(tmp_path, content, message):
-    (tmp_path / SET_NAME).write_text(content)
-    with pytest.raises(StoreError, match=message):
-        SetInfo.read(tmp_path)
+def test_a_set_that_cannot_be_read_or_is_of_another_version_is_an_error(chosen):
+    document = json.loads((chosen / SET_NAME).read_text()) | {"format_version": 2}
+    texts = ["", "[]", "{", '{"per_class": []}', '{"kind": "coreset"}', json.dumps(document)]
+    facts = [r"set\.json cannot be read"] * 5 + ["version 2; make the set again"]
+    for text, fact in zip(texts, facts, strict=True):
+        (chosen / SET_NAME).write_text(text)
+        with pytest.raises(StoreError, match=fact):
+            SetInfo.read(chosen)
 
 
 def test_what_is_no_set_says_how_to_make_one(tmp_path, packed):
@@ -221,17 +204,6 @@ def test_a_changed_id_is_found_even_within_its_class_and_so_are_lost_ids(chosen,
     (chosen / IDS_NAME).unlink()
     with pytest.raises(StoreError, match="make the set again"):
         open_set(chosen)
-
-
-def test_a_distilled_set_opens_without_its_source(tmp_path, make_photos):
-    Pack(src=make_photos(tmp_path / "images", per_class=2), data=tmp_path / "SET").run()
-    replace(INFO, kind="distilled", method="kmeans").write(tmp_path / "SET")
-    condensed = open_set(tmp_path / "SET")
-    assert condensed.info.kind == "distilled"
-    assert condensed.ids.tolist() == list(range(6))
-    assert np.bincount(condensed.labels).tolist() == [2, 2, 2]
-    assert condensed.image_bytes == sum(condensed.dataset.samples["bytes"].to_pylist())
-    assert condensed.content == condensed.dataset.manifest.content
 
 
 def test_the_validation_set_must_have_the_same_classes_in_the_same_order(random_set):

@@ -14,6 +14,7 @@ from coreset.engine.artifacts.ledger import (
     append_lines,
     collect_interrupted,
     construction_cost,
+    inherited_lines,
     read_ledger,
     several_stages,
     total_wall_seconds,
@@ -25,7 +26,7 @@ from coreset.engine.runtime.text import aligned, readable_bytes, readable_second
 SCORES = Provenance(kind="scores", stage="score", config={})
 
 
-def line(stage, wall_seconds, **more):
+def line(stage="score", wall_seconds=1.0, **more):
     return {
         "stage": stage,
         "config_digest": "c",
@@ -161,10 +162,6 @@ def test_sizes_and_durations_are_readable(readable, number, text):
 # ledgers as files
 
 
-def run_line(stage="score", started="t0"):
-    return {"stage": stage, "config_digest": "c", "started": started, "host": "h"}
-
-
 def test_a_line_says_what_ran_where_and_how_much():
     meter = Meter("score", "digest", device="cpu", images=500)
     meter.notes["seconds_decoding"] = 1.5
@@ -182,25 +179,35 @@ def test_a_line_says_what_ran_where_and_how_much():
 
 def test_lines_are_appended_in_order_and_a_run_once(tmp_path):
     assert read_ledger(tmp_path) == []
-    append_lines(tmp_path, [run_line(), run_line(), run_line(stage="pack")])
-    append_lines(tmp_path, [run_line(), run_line(started="t1")])
+    append_lines(tmp_path, [line(), line(), line(stage="pack")])
+    append_lines(tmp_path, [line(), line(started="t1")])
     lines = [(entry["stage"], entry["started"]) for entry in read_ledger(tmp_path)]
-    assert lines == [("score", "t0"), ("pack", "t0"), ("score", "t1")]
+    assert lines == [("score", "score 1.0"), ("pack", "pack 1.0"), ("score", "t1")]
 
 
 def test_a_line_that_a_crash_cut_is_left_out_and_swallows_no_other(tmp_path):
-    whole = json.dumps(run_line(started="t0"))
+    whole = json.dumps(line(started="t0"))
     (tmp_path / LEDGER_NAME).write_text(f"{whole}\n{whole[:20]}")
     assert [entry["started"] for entry in read_ledger(tmp_path)] == ["t0"]
-    append_lines(tmp_path, [run_line(started="t1")])
+    append_lines(tmp_path, [line(started="t1")])
     assert [entry["started"] for entry in read_ledger(tmp_path)] == ["t0", "t1"]
 
 
 def test_a_line_is_on_the_disk_when_it_is_appended(tmp_path, disk):
     (tmp_path / LEDGER_NAME).touch()
     disk.settle()
-    append_lines(tmp_path, [run_line()])
+    append_lines(tmp_path, [line()])
     assert disk.survivors()[LEDGER_NAME] == (tmp_path / LEDGER_NAME).read_bytes()
+
+
+def test_inherited_lines_name_the_artifact_that_they_paid_for(tmp_path):
+    data, scores = tmp_path / "data", tmp_path / "scores"
+    for folder in (data, scores):
+        folder.mkdir()
+    append_lines(data, [line("pack")])
+    append_lines(scores, [*inherited_lines(data, "digest of data"), line()])
+    artifacts = [(one["stage"], one["artifact"]) for one in inherited_lines(scores, "of scores")]
+    assert artifacts == [("pack", "digest of data"), ("score", "of scores")]
 
 
 def test_the_cost_of_a_killed_run_becomes_a_line_once_wherever_it_is_killed_again(tmp_path):

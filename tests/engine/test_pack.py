@@ -109,15 +109,6 @@ def test_a_copied_source_and_any_number_of_threads_give_the_same_bytes(
         assert stored_bytes(data) == stored_bytes(packed)
 
 
-def test_orders_hold_the_same_samples(photos, packed, tmp_path):
-    by_key = pack(photos, tmp_path / "SORTED", order="source")
-    keys = [row["key"] for row in rows_of(by_key)]
-    assert keys == sorted(row["key"] for row in rows_of(packed))
-    other = pack(photos, tmp_path / "DATA", order_seed=1)
-    assert sorted(row["key"] for row in rows_of(other)) == keys
-    assert len({Manifest.read(data).identity for data in (packed, by_key, other)}) == 3
-
-
 @contextmanager
 def largest_file(size: int) -> Generator[None]:
     """Let every write beyond ``size`` bytes of a file fail, like a full disk."""
@@ -172,16 +163,6 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path):
         (src / "cat" / f"{number}.jpg").hardlink_to(sparse)
     with pytest.raises(MachineError, match=r"packing needs [\d,]+ bytes in .*, [\d,]+ are free"):
         pack(src, tmp_path / "DATA", one_class=True)
-
-
-def test_the_last_line_says_what_was_made_and_what_to_type_next(photos, tmp_path):
-    data = tmp_path / "DATA"
-    lines = Pack(src=photos, data=data).run().lines
-    assert lines == (
-        "stored as they are, and flagged: 6 cmyk, 6 exif_rotated",
-        f"packed: 60 samples of 3 classes in 1 shards, {data}",
-        f"next: coreset score {data} SCORES",
-    )
 
 
 BAD = {

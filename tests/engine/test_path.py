@@ -41,13 +41,6 @@ def walked(make_photos, tmp_path_factory, made):
     return folder
 
 
-def test_nothing_but_the_artifacts_is_left(walked):
-    assert {path.name for path in walked.iterdir() if path.suffix == ""} == {
-        "photos", "DATA", "VAL", "SCORES", "RESULTS", *SETS,
-    }  # fmt: skip
-    assert not list(walked.rglob(".*"))
-
-
 def test_the_cost_of_a_set_is_what_the_steps_on_its_way_took(walked, coreset):
     ways = {
         "random": ("DATA", "random"),
@@ -74,7 +67,7 @@ def test_a_folder_that_moved_as_a_whole_still_works(walked, tmp_path, done, monk
     assert "construction cost of ccs" in done("cost", "ccs")[-1]
 
 
-def test_the_packed_sets_verify_and_everything_is_listed(walked, done):
+def test_the_packed_sets_verify_and_everything_is_listed_and_nothing_else_left(walked, done):
     for name in ("DATA", "VAL", "kmeans"):
         done("verify", walked / name, "--deep")
     kinds = {name: kind for kind, name, *_ in (line.split() for line in done("ls", walked)[1:])}
@@ -82,6 +75,8 @@ def test_the_packed_sets_verify_and_everything_is_listed(walked, done):
         "DATA": "dataset", "VAL": "dataset", "SCORES": "scores", "RESULTS": "results",
         "random": "set", "ccs": "set", "kmeans": "set",
     }  # fmt: skip
+    assert {path.name for path in walked.iterdir() if path.suffix == ""} == {"photos", *kinds}
+    assert not list(walked.rglob(".*"))
 
 
 WITHOUT_TORCH = """

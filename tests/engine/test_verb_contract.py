@@ -222,7 +222,6 @@ REFUSED = {
         ("--ipc 0", "ipc must be at least 1, got 0"),
         ("--ipc 2 --bins 0", "bins must be at least 1, got 0"),
         ("--ipc 2 --misratio 1", "misratio must be in [0, 1), got 1.0"),
-        ("--ipc 2 --misratio -0.1", "misratio must be in [0, 1), got -0.1"),
         ("--ipc 2 --misratio nan", "misratio must be in [0, 1), got nan"),
         ("--ipc 2 --score beauty", "score must be one of aum, aum_logit, "),
         ("--ipc 2 --misratio 0 --score visits", "score must be one of aum, "),
