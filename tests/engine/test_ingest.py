@@ -174,13 +174,6 @@ def test_a_set_that_cannot_be_read_or_is_of_another_version_is_an_error(chosen):
             SetInfo.read(chosen)
 
 
-def test_what_is_no_set_says_how_to_make_one(tmp_path, packed):
-    with pytest.raises(UsageError, match=r"does not exist; make one with `coreset select`"):
-        SetInfo.read(tmp_path / "none")
-    with pytest.raises(UsageError, match=r"is not a condensed set \(no set\.json\)"):
-        open_set(packed)
-
-
 def test_a_coreset_opens_with_its_images(chosen, packed):
     condensed, dataset = open_set(chosen), Dataset.open(packed)
     assert condensed.info.kind == "coreset"

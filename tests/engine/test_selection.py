@@ -124,16 +124,6 @@ def test_what_score_names_next_works_as_typed(request, tmp_path, done, name, ipc
     assert len(chosen_ids(tmp_path / "SET")) == 3 * ipc
 
 
-def test_a_source_without_scores_is_refused(packed, random_set, tmp_path, refused):
-    options = ("--ipc", 2, "--misratio", 0)
-    said = refused(tmp_path, "select", packed, tmp_path / "SET", *options, "--method", "ccs")
-    assert f"run `coreset score {packed} SCORES` first, or use --method random" in said
-    said = refused(tmp_path, "select", random_set, tmp_path / "SET", *options)
-    assert "is neither scores nor a packed data set" in said
-    said = refused(tmp_path, "select", tmp_path / "no", tmp_path / "SET", *options)
-    assert "does not exist; make one with `coreset score` or `coreset pack`" in said
-
-
 def test_a_data_set_that_moved_gives_the_same_set(scored, packed, ccs_set, tmp_path, done):
     scores = shutil.copytree(scored, tmp_path / "far" / "away" / "SCORES")
     options = ("--ipc", 2, "--misratio", 0.1, "--data", packed)
