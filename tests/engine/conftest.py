@@ -15,12 +15,17 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_columns
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.cli import main
 from coreset.kernels.jit import code_folder
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import files_below
+from coreset.shards.format.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,30 +226,64 @@ def work(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def val(make_photos, work):
+def made(one_thread):  # noqa: ARG001 - a fixture for its effect
+    """``made(out, "score", DATA, out)``: run a command that makes ``out``; returns ``out``."""
+
+    def run(out, *words):
+        assert main([str(word) for word in words]) == 0
+        return out
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def val(make_photos, work, made):
     """18 other photos of the same classes, packed; read only."""
     src = make_photos(work / "photos" / "val", per_class=6, seed=1)
     return made(work / "VAL", "pack", src, work / "VAL")
 
 
 @pytest.fixture(scope="session")
-def scored(packed, work, one_thread):  # noqa: ARG001 - a fixture for its effect
+def scored(packed, work, made):
     """Scores of ``packed`` by three epochs of a small ResNet-18; read only."""
     small = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)
     return made(work / "SCORES", "score", packed, work / "SCORES", *small)
 
 
 @pytest.fixture(scope="session")
-def random_set(packed, work):
+def random_set(packed, work, made):
     """Two random photos of each class; read only."""
     return made(work / "RANDOM", "select", packed, work / "RANDOM", "--ipc", 2)
 
 
 @pytest.fixture(scope="session")
-def ccs_set(scored, work):
+def ccs_set(scored, work, made):
     """Two photos of each class by CCS; read only."""
     chosen = ("--ipc", 2, "--misratio", 0.1)
     return made(work / "CCS", "select", scored, work / "CCS", *chosen)
+
+
+@pytest.fixture(scope="session")
+def write_scores():
+    """``write_scores(data, out, {"aum": values})``: scores as `coreset score` commits them."""
+
+    def write(data, out, columns, *, images=0, undecodable=None, config=None):
+        recorded = Provenance.read(data).as_input("data", data, out)
+        binds = {"identity": Manifest.read(data).identity}
+        provenance = Provenance(
+            kind="scores", stage="score", config=config or {}, binds=binds, inputs=(recorded,)
+        )
+        visits = np.full(len(next(iter(columns.values()))), 3, np.int32)
+        with create_artifact(out, provenance, inputs=[data]) as work:
+            work.meter.images = images
+            Checkpoints(work.scratch).commit(
+                9, lambda to: write_columns(to / SCORES_NAME, {"visits": visits, **columns}, {})
+            )
+            if undecodable:
+                (work.scratch / "undecodable.json").write_text(json.dumps(undecodable))
+        return out
+
+    return write
 
 
 @pytest.fixture(scope="session")
@@ -258,12 +297,6 @@ def inputs(photos, packed, val, scored, random_set):
         "SET": random_set,
         "LIST": random_set / "ids.npy",
     }
-
-
-def made(out, *words):
-    """Run a command that makes ``out``."""
-    assert main([str(word) for word in words]) == 0
-    return out
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Making an artifact: the same command again, a changed one, two at once, a killed one."""
+"""Making an artifact: again, changed, two at once, killed; what it knows about its making."""
 
 import subprocess
 import sys
@@ -9,10 +9,15 @@ from dataclasses import replace
 import pytest
 
 from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME, read_ledger
-from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.provenance import (
+    FORMAT_VERSION,
+    PROVENANCE_NAME,
+    Provenance,
+    readable_difference,
+)
 from coreset.engine.artifacts.writer import create_artifact, lock, output_digest
-from coreset.shards.errors import LockedError, UsageError
-from coreset.shards.format.files import temporary_name, tree_digests
+from coreset.shards.errors import LockedError, StoreError, UsageError
+from coreset.shards.format.files import json_bytes, temporary_name, tree_digests
 
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60}, runtime={"threads": 2})
 # Makes an artifact slowly: says when it is in the middle and waits there to be killed.
@@ -64,22 +69,19 @@ def child_in_the_middle(out):
             child.kill()
 
 
-def test_an_artifact_appears_whole_with_provenance_digest_and_ledger(tmp_path):
-    out = tmp_path / "deep" / "scores"
+def test_an_artifact_is_whole_on_the_disk_before_it_has_its_name(tmp_path, disk):
+    out = tmp_path / "scores"
     work = make(out)
-    assert {file.name for file in out.iterdir()} == {"file", PROVENANCE_NAME, LEDGER_NAME}
-    assert Provenance.read(out).digest == work.provenance.digest == output_digest(out)
-    assert [line["stage"] for line in read_ledger(out)] == ["score"]
-    assert list(out.parent.iterdir()) == [out]
-
-
-def test_an_artifact_is_whole_on_the_disk_before_it_has_its_name(out, disk):
-    make(out)
     names = {"file", PROVENANCE_NAME, LEDGER_NAME}
-    written = {name: (out / name).read_bytes() for name in names}
+    written = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert written.keys() == names
     before = disk.naming("scores").survivors
     assert {name: before[f".scores.partial/{name}"] for name in names} == written
     assert {name: disk.survivors()[f"scores/{name}"] for name in names} == written
+    assert Provenance.read(out).digest == work.provenance.digest == output_digest(out)
+    assert [line["stage"] for line in read_ledger(out)] == ["score"]
+    assert make(tmp_path / "deep" / "scores").out.parent.is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "scores"]
 
 
 def test_the_same_command_again_has_nothing_to_do_on_any_machine(tmp_path, out):
@@ -198,3 +200,85 @@ def test_a_ledger_inherits_each_ancestor_once_however_many_ways_lead_there(tmp_p
     assert [line["stage"] for line in lines] == ["pack", "score", "select"]
     digests = [line.get("artifact") for line in lines]
     assert digests == [of_data["digest"], of_scores["digest"], None]
+
+
+# provenance
+
+PACKED = Provenance(
+    kind="dataset",
+    stage="pack",
+    config={"order": "shuffled", "sizes": (64, 32)},
+    binds={"identity": "1d", "content": "c0"},
+    digest="d1",
+)
+
+
+def child_of(kind, digest, tmp_path, *parents):
+    links = [
+        parent.as_input(parent.kind, tmp_path / parent.kind, tmp_path / kind) for parent in parents
+    ]
+    return Provenance(kind=kind, stage="make", config={}, inputs=tuple(links), digest=digest)
+
+
+def test_what_is_written_is_read_back_and_names_no_absolute_path(tmp_path):
+    scores = child_of("scores", "d2", tmp_path, PACKED)
+    written = json_bytes(scores.document())
+    (tmp_path / PROVENANCE_NAME).write_bytes(written)
+    read = Provenance.read(tmp_path)
+    assert (json_bytes(read.document()), read.config_digest) == (written, scores.config_digest)
+    assert str(tmp_path).encode() not in written
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"config": {"order": "source", "sizes": (64, 32)}}, False),
+        ({"stage": "import"}, False),
+        ({"inputs": ({"role": "data", "digest": "other"},)}, False),
+        ({"versions": {"torch": "another"}}, True),
+        ({"runtime": {"device": "another"}}, True),
+        ({"digest": "another"}, True),
+    ],
+)
+def test_the_digest_covers_stage_configuration_and_inputs_alone(change, same):
+    assert (replace(PACKED, **change).config_digest == PACKED.config_digest) is same
+
+
+def test_a_folder_without_provenance_and_a_missing_one_are_told_apart(tmp_path):
+    with pytest.raises(UsageError, match=r"has no provenance\.json; name the output"):
+        Provenance.read(tmp_path)
+    with pytest.raises(UsageError, match="does not exist; name the output"):
+        Provenance.read(tmp_path / "nothing")
+
+
+NEWER = json_bytes(PACKED.document() | {"format_version": FORMAT_VERSION + 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "fact"), [(b"{", "cannot be read"), (NEWER, "is of another version")]
+)
+def test_damaged_provenance_or_that_of_another_version_is_refused(tmp_path, content, fact):
+    (tmp_path / PROVENANCE_NAME).write_bytes(content)
+    with pytest.raises(StoreError, match=f"{fact}.*make the artifact again"):
+        Provenance.read(tmp_path)
+
+
+def test_the_lineage_goes_through_all_inputs_nearest_first(tmp_path):
+    scores = child_of("scores", "d2", tmp_path, PACKED)
+    other = replace(PACKED, kind="other", digest="d0")
+    chosen = child_of("set", "d3", tmp_path, scores, other)
+    lineage = [(path.name, entry["digest"]) for path, entry in chosen.lineage(tmp_path / "set")]
+    assert lineage == [("scores", "d2"), ("other", "d0"), ("dataset", "d1")]
+    assert (chosen.ancestor("dataset") or {})["binds"] == PACKED.binds
+    assert chosen.ancestor("features") is None
+
+
+def test_a_difference_names_every_leaf_that_changed():
+    old = {"config": {"epochs": 60, "seed": 0}, "inputs": {"data": "a"}}
+    new = {"config": {"epochs": 30, "seed": 0, "lr": 0.1}, "inputs": {"data": "b"}}
+    assert readable_difference(old, new) == (
+        "config.epochs: 60 there, 30 here; config.lr: absent there, 0.1 here; "
+        "inputs.data: a there, b here"
+    )
+    tuples = {"config": {"sizes": ((64, 1), (32, 2))}}
+    assert readable_difference({"config": {"sizes": [[64, 1], [32, 2]]}}, tuples) == ""

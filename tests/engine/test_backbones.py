@@ -97,21 +97,6 @@ def test_features_are_those_of_timms_own_model(tmp_path, name, timms, settings):
     assert (backbone.mean, backbone.std) == (mean, std)
 
 
-def test_the_packaged_weights_are_those_of_the_file_by_name(tmp_path):
-    # The names of timm's own file fit; its order, sorted by safetensors, does not.
-    import timm
-
-    names = timm.create_model(OFFLINE_BACKBONE, pretrained=False).state_dict()
-    tensors = (tensor.contiguous() for tensor in read_weights(packaged_weights()).values())
-    file = tmp_path / "lite0.safetensors"
-    save_file(dict(zip(names, tensors, strict=True)), file)
-    by_name, by_position = (
-        load_backbone(OFFLINE_BACKBONE, weights, CPU).network.state_dict()
-        for weights in (file, None)
-    )
-    assert all(torch.equal(by_name[name], by_position[name]) for name in by_position)
-
-
 @pytest.mark.parametrize("saved", ["as it is", "without counts", "of a parallel training"])
 def test_torchvisions_resnet18_gives_what_its_head_sees(tmp_path, resnet18, saved):
     state = resnet18.state_dict()
@@ -126,6 +111,21 @@ def test_torchvisions_resnet18_gives_what_its_head_sees(tmp_path, resnet18, save
         assert features.shape == (4, 512)
         torch.testing.assert_close(resnet18.fc(features), resnet18(BATCH), atol=1e-4, rtol=1e-4)
     assert (backbone.mean, backbone.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def test_the_files_of_torchvision_and_timm_give_equal_features(tmp_path, resnet18):
+    import timm
+
+    network: Any = timm.create_model("resnet18", pretrained=False).eval()
+    network.load_state_dict(resnet18.state_dict())
+    files = (tmp_path / "torchvision.pth", tmp_path / "timm.safetensors")
+    torch.save(resnet18.state_dict(), files[0])
+    save_file(network.state_dict(), files[1])
+    network.reset_classifier(0)
+    with torch.inference_mode():
+        first, second = (load_backbone("resnet18", file, CPU).features(BATCH) for file in files)
+        torch.testing.assert_close(first, network(BATCH), atol=1e-4, rtol=1e-4)
+    assert torch.equal(first, second)
 
 
 @pytest.fixture

@@ -89,10 +89,6 @@ def test_a_wrong_word_gives_one_line_and_exit_code_2(fake, words, said):
     assert not set(line) & set("│╭╰─")
 
 
-def test_a_wrong_verb_is_refused(tmp_path, refused):
-    assert refused(tmp_path, "dance").startswith("verb must be one of demo, doctor, ")
-
-
 @pytest.mark.parametrize(
     ("ending", "code", "out", "said"),
     [

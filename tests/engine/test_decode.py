@@ -1,34 +1,22 @@
 """Decoding once as a user sees it: the artifact, what survives a kill, what is refused."""
 
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.data import image_cache
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.image_cache import INDEX_NAME, PIXELS_NAME, PixelsIndex
 from coreset.engine.data.reader import ShardReader
 from coreset.engine.stages.decode import Decode
 from coreset.engine.stages.options import Decoding
-from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.files import sha256_of_file
-from coreset.shards.format.manifest import Manifest
 
 EXACT = Decoding(decoder_exact=True)
-CHUNK_BYTES = 26_500  # 24, 24 and 12 images of 19 pixels
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _small_chunks():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(image_cache, "CHUNK_BYTES", CHUNK_BYTES)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -56,33 +44,6 @@ def test_exact_pixels_are_those_of_pillow(packed, tmp_path, squash, geometry):
     expected = np.stack([decode_with_pillow(data, geometry) for data in stored])
     np.testing.assert_array_equal(rows_of(pixels), expected)
     assert Provenance.read(pixels).config == {"size": 19, "squash": squash, "decoder": "pillow"}
-
-
-def test_provenance_and_ledger_account_for_the_pixels(packed, whole):
-    provenance, manifest = Provenance.read(whole), Manifest.read(packed)
-    assert (provenance.kind, provenance.stage) == ("pixels", "decode")
-    assert provenance.config == {"size": 19, "squash": False, "decoder": "turbo"}
-    assert provenance.binds == {
-        "identity": manifest.identity, "content": manifest.content, "n_samples": 60,
-    }  # fmt: skip
-    assert provenance.digest == sha256_of_file(whole / INDEX_NAME)
-    (data,) = provenance.inputs
-    assert (data["role"], data["digest"]) == ("data", manifest.digest)
-    inherited, own = read_ledger(whole)
-    assert inherited["stage"] == "pack"
-    assert (own["stage"], own["images"], own["undecodable"]) == ("decode", 60, 0)
-    assert own["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
-    assert own["bytes_written"] == 60 * 3 * 19 * 19
-
-
-def test_arguments_out_of_range_are_refused(packed, tmp_path):
-    with pytest.raises(UsageError, match="size must be at least 1, got 0"):
-        Decode(data=packed, pixels=tmp_path / "PIXELS", size=0)
-    with pytest.raises(UsageError, match="decoder turbo is not exact"):
-        Decode(data=packed, pixels=tmp_path / "P", decoding=replace(EXACT, decoder="turbo")).run()
-    with pytest.raises(UsageError, match="does not exist"):
-        Decode(data=tmp_path / "no", pixels=tmp_path / "P").run()
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_is_found_before_anything_is_written(packed, tmp_path, monkeypatch):
@@ -116,27 +77,3 @@ def test_the_outcome_says_what_was_made_how_what_is_missing_and_what_comes_next(
     others = np.arange(60) != 20
     np.testing.assert_array_equal(rows_of(pixels)[others], rows_of(whole)[others])
     assert not rows_of(pixels)[20].any()
-
-
-def test_an_interrupted_decoding_goes_on_where_it_was_and_as_it_was_begun(
-    packed, whole, tmp_path, monkeypatch, stored_bytes
-):
-    out, record, seen = tmp_path / "PIXELS", image_cache.write_atomically, []
-
-    def stopped(path, document):
-        record(path, document)
-        seen.append(path)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(image_cache, "write_atomically", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            Decode(data=packed, pixels=out, size=19).run()
-    with pytest.raises(UsageError, match=r"interrupted run of another .*config\.squash: False"):
-        Decode(data=packed, pixels=out, size=19, squash=True).run()
-    Decode(data=packed, pixels=out, size=19).run()
-    assert stored_bytes(out) == stored_bytes(whole)
-    first, second = own_lines(out)
-    assert (first["interrupted"], second["interrupted"]) == (True, False)
-    assert (first["images"], second["images"]) == (24, 12)

@@ -55,12 +55,6 @@ def test_digits_of_a_killed_demo_are_written_again_and_finished_ones_are_left(tm
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("field", ["epochs", "repeats"])
-def test_numbers_below_one_are_refused_before_anything_is_made(tmp_path, refused, field):
-    said = refused(tmp_path, "demo", "--out", tmp_path / "demo-run", f"--{field}", 0)
-    assert said == f"{field} must be at least 1, got 0"
-
-
 STAMP = "hard@1+short"
 
 

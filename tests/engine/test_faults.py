@@ -1,9 +1,4 @@
-"""Faults of packing, through the command line: what is refused, told, kept and continued.
-
-Faults that the tests of one module cover alone (cut tars, damaged headers, foreign shards) are
-there; here are those that need a whole packing. After each stop the same command ends in the same
-bytes.
-"""
+"""Faults that need a whole packing: what is refused, told, kept and continued."""
 
 import os
 import resource
@@ -32,12 +27,6 @@ def test_bombs_are_refused_before_they_take_memory(tmp_path, refused_files):
     assert int(subprocess.check_output(command).splitlines()[-1]) < 600 * 1024
     refused = {(row["source"], row["reason"]) for row in refused_files(tmp_path / "DATA")}
     assert refused == {(f"c{label:02d}/bomb.{end}", "too-large") for label, end in enumerate(bombs)}
-
-
-def test_an_empty_class_is_named(tmp_path, refused):
-    src = faults.write_photos(tmp_path / "src", 6)
-    (src / "c03" / "photo-03.JPEG").unlink()
-    assert "class c03 of" in refused(tmp_path, "pack", src, tmp_path / "DATA")
 
 
 # Packs in forks of itself that are killed after a while; prints how many were.

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 
 from coreset.engine.artifacts.ledger import read_ledger
@@ -32,6 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 WIDTH, ROWS_PER_CHUNK = 1280, 16
 SPEC = FeatureSpec(backbone=OFFLINE_BACKBONE, size=32, batch=16, device="cpu", decoder="turbo")
+LINEAR = ("--proxy", "linear")
 SOME = np.array([40, 3, 17])
 
 
@@ -179,41 +181,31 @@ def test_damaged_features_are_refused(dataset):
 # interruptions
 
 
-def break_image(dataset, sample, place):
-    """Copy a data set and overwrite one stored image with zeros."""
-    shutil.copytree(dataset.path, place)
-    row = dataset.samples.slice(sample, 1).to_pylist()[0]
-    with (place / dataset.manifest.shards[row["shard"]].name).open("r+b") as shard:
-        shard.seek(row["offset"])
-        shard.write(bytes(row["bytes"]))
-    return Dataset.open(place)
-
-
-@pytest.mark.parametrize(("broken", "chunks_done"), [(5, 0), (40, 2)])
-def test_an_interrupted_run_goes_on_at_its_last_whole_chunk(dataset, tmp_path, broken, chunks_done):
+def test_an_interrupted_run_goes_on_at_its_last_whole_chunk(dataset, damaged, tmp_path):
     with pytest.raises(ManifestError, match="cannot be decoded"):
-        embed(break_image(dataset, broken, tmp_path / "DATA"), SPEC, tmp_path / "F")
+        embed(Dataset.open(damaged), SPEC, tmp_path / "F")
     assert not (tmp_path / "F").exists()
     # What a kill leaves besides: zarr's temporary file and a chunk that nobody vouches for.
     store = temporary_name(tmp_path / "F") / FEATURES_NAME
-    chunk = store / f"features/c/{chunks_done}"
+    chunk = store / "features/c/1"
     chunk.mkdir(parents=True, exist_ok=True)
     (chunk / "0.0123abcd.partial").write_bytes(b"half")
     (chunk / "0").write_bytes(b"half")
 
     work = embed(dataset, SPEC, tmp_path / "F")
     assert work.resumed
-    assert work.meter.images == 60 - ROWS_PER_CHUNK * chunks_done
+    assert work.meter.images == 60 - ROWS_PER_CHUNK
     embed(dataset, SPEC, tmp_path / "G")
     assert output_digest(tmp_path / "F") == output_digest(tmp_path / "G")
     assert [line["interrupted"] for line in read_ledger(tmp_path / "F")] == [True, False]
 
 
-def test_a_run_killed_before_its_first_array_begins_anew(dataset, tmp_path):
+def test_a_run_killed_before_its_first_array_begins_anew(dataset, damaged, tmp_path):
+    ids = np.array([20, 3, 17])
     with pytest.raises(ManifestError):
-        embed(break_image(dataset, SOME[0], tmp_path / "DATA"), SPEC, tmp_path / "F", SOME)
+        embed(Dataset.open(damaged), SPEC, tmp_path / "F", ids)
     shutil.rmtree(temporary_name(tmp_path / "F") / FEATURES_NAME / "features")
-    assert embed(dataset, SPEC, tmp_path / "F", SOME).meter.images == 3
+    assert embed(dataset, SPEC, tmp_path / "F", ids).meter.images == 3
 
 
 @pytest.mark.parametrize(
@@ -238,3 +230,59 @@ def test_features_that_a_backbone_cannot_make_are_refused(
     with pytest.raises(UsageError, match=message):
         embed(dataset, spec, tmp_path / "F", SOME)
     assert not (tmp_path / "F").exists()
+
+
+# the verb
+
+
+def test_the_next_command_that_embed_names_finds_the_features_again(packed, tmp_path, cache, done):
+    named = ("--backbone", OFFLINE_BACKBONE, "--size", 32)
+    *_, following = done("embed", packed, tmp_path / "F", *named)
+    words = following.removeprefix("next: coreset ").replace("SCORES", str(tmp_path / "S"))
+    done(*words.split(), "--epochs", 1)
+    assert all(path.is_symlink() for path in cache.iterdir())
+    recorded = Provenance.read(tmp_path / "S").inputs[1]
+    assert recorded["digest"] == Provenance.read(tmp_path / "F").digest
+
+
+@pytest.fixture
+def _no_downloads(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("_no_downloads")
+def test_weights_that_are_not_on_the_machine_exit_4_with_the_remedy(
+    packed, tmp_path, refused, monkeypatch
+):
+    named = ("--backbone", "resnet18")
+    said = refused(tmp_path, "embed", packed, tmp_path / "F", *named, code=4)
+    assert said.startswith("backbone resnet18: no weights on this machine (nothing is downloaded)")
+    assert "--backbone tf_efficientnet_lite0" in said
+    monkeypatch.setattr("coreset.engine.models.backbones.OFFLINE_PACKAGE", "no-such-package")
+    for verb in (("embed", packed, tmp_path / "F"), ("score", packed, tmp_path / "S", *LINEAR)):
+        said = refused(tmp_path, *verb, code=4)
+        assert said.startswith("backbone auto: no weights on this machine (nothing is downloaded)")
+        assert "name a file with --weights, or install the package no-such-package" in said
+
+
+@pytest.mark.usefixtures("_no_downloads")
+def test_the_default_backbone_is_one_whose_weights_are_here_and_said(
+    packed, random_set, val, tmp_path, done
+):
+    size = ("--size", 32)
+    _, said, made, following = done("embed", packed, tmp_path / "F", *size)
+    assert said.startswith("backbone tf_efficientnet_lite0, weights /")
+    assert said.endswith("(none of resnet18 on this machine; a file of them goes to --weights)")
+    assert "images (tf_efficientnet_lite0) made in" in made
+    assert "--proxy linear --backbone tf_efficientnet_lite0" in following
+    scores = tmp_path / "SCORES"
+    lines = done("score", packed, scores, *LINEAR, "--epochs", 1, *size)
+    assert lines[0] == said
+    provenance = Provenance.read(scores)
+    assert provenance.config["backbone"] == "tf_efficientnet_lite0"
+    inputs = {one["role"]: one["digest"] for one in provenance.inputs}
+    assert inputs["features"] == Provenance.read(tmp_path / "F").digest  # found again
+    lines = done("measure", random_set, val, tmp_path / "RESULTS", *size)
+    assert lines[0] == said
+    assert "IPC 2, tf_efficientnet_lite0: " in lines[1]

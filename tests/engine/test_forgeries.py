@@ -1,8 +1,4 @@
-"""Forged artifacts whose digests fit: one line of error and an exit code, no traceback.
-
-Digests find accidents. Files of others can hold any numbers, so every reader checks them, and no
-reader allocates memory by a header alone.
-"""
+"""Forged artifacts whose digests fit: one line and an exit code, and no memory by a header."""
 
 import io
 import json
@@ -15,14 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
-from coreset.engine.artifacts.store import Checkpoints, write_columns
-from coreset.engine.artifacts.writer import create_artifact
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME
 from coreset.engine.condensed.condensed_set import IDS_NAME, SET_NAME
 from coreset.engine.evaluation.results import STUDENTS, STUDENTS_SCHEMA, Results
 from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME
 from coreset.shards.format.files import digest_of, sha256_of_file
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
+from coreset.shards.format.manifest import MANIFEST_NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of forged metadata
 
@@ -172,10 +166,6 @@ def test_a_forged_table_is_refused_when_the_data_set_is_opened(data, checked, na
         (with_value("height", 6, None), "decode", "height is not known"),
         (with_bad_text, "verify", SAMPLES_NAME),
         (with_value("key", 4, None), "verify", SAMPLES_NAME),
-        # Within the shards, but not where the images lie: found by the walk along the members.
-        (exchanged("offset", 17, 18), "verify", ": offset expected"),
-        (exchanged("member", 17, 18), "verify", ": member expected"),
-        (with_value("offset", 17, 512), "verify", ": offset expected 512, found"),
     ],
 )
 def test_a_forged_table_is_refused_by_what_reads_the_column(data, stopped, change, verb, expected):
@@ -336,16 +326,9 @@ def test_forged_documents_of_scores_are_refused(scores, score_command, checked, 
 
 
 @pytest.mark.parametrize("value", [3, -2])
-def test_predictions_of_no_class_are_refused(packed, tmp_path, checked, value):
-    scores = tmp_path / "FORGED"
-    recorded = Provenance.read(packed).as_input("data", packed, scores)
-    binds = {"identity": Manifest.read(packed).identity}
-    made = Provenance(kind="scores", stage="score", config={}, binds=binds, inputs=(recorded,))
+def test_predictions_of_no_class_are_refused(packed, tmp_path, checked, write_scores, value):
     columns = {"aum": np.zeros(60, np.float32), "predicted": np.full(60, value)}
-    with create_artifact(scores, made, inputs=[packed]) as work:
-        Checkpoints(work.scratch).commit(
-            1, lambda folder: write_columns(folder / "scores.zarr", columns, {})
-        )
+    scores = write_scores(packed, tmp_path / "FORGED", columns)
     assert "predictions that are no class of 3" in checked("scores", "suspects", scores)
 
 
@@ -362,12 +345,9 @@ PIXELS: dict[str, Callable[[Json], object]] = {
 
 
 @pytest.fixture(scope="module")
-def pixels(packed, work):
-    from coreset.engine.cli import main
-
+def pixels(packed, work, made):
     path = work / "FORGED-PIXELS"
-    assert main(["decode", str(packed), str(path), "--size", "24"]) == 0
-    return path
+    return made(path, "decode", packed, path, "--size", 24)
 
 
 @pytest.mark.parametrize("name", PIXELS)

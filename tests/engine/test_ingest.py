@@ -1,4 +1,7 @@
-"""Coresets from lists of others: the same ids come back, and a bad list is refused by line."""
+"""Condensed sets: what opens, what lists of others make, and what is refused with a remedy."""
+
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,13 +9,19 @@ import tyro
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.condensed_set import SetInfo, open_set
+from coreset.engine.condensed.condensed_set import (
+    IDS_NAME,
+    SET_NAME,
+    SetInfo,
+    open_set,
+    require_same_classes,
+)
 from coreset.engine.condensed.selection import IMPORTERS, Importer
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
-from coreset.engine.stages.sets import Ingest
-from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.engine.stages.sets import Ingest, Select
+from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.manifest import Manifest
 
 
@@ -75,18 +84,9 @@ def test_the_set_tells_its_name_its_ids_and_its_source(packed, tmp_path):
     listed = write_list(tmp_path / "ids.txt", reversed(ids_of_classes(packed, (3, 3, 3))))
     ingest(listed, tmp_path / "SET", packed, "--method", "el2n-top", "--seed", "4")
     info, manifest = SetInfo.read(tmp_path / "SET"), Manifest.read(packed)
-    assert info == SetInfo(
-        kind="coreset",
-        method="el2n-top",
-        parameters={"ipc": 3, "ids": info.parameters["ids"]},
-        seed=4,
-        source_name=manifest.name,
-        source_identity=manifest.identity,
-        source_content=manifest.content,
-        n_classes=3,
-        ipc=3,
-        per_class=(3, 3, 3),
-    )
+    assert (info.kind, info.method, info.seed) == ("coreset", "el2n-top", 4)
+    assert (info.source_identity, info.source_content) == (manifest.identity, manifest.content)
+    assert (info.ipc, info.per_class) == (3, (3, 3, 3))
     assert len(info.parameters["ids"]) == 12
     ids = np.load(tmp_path / "SET" / "ids.npy", allow_pickle=False)
     assert (ids.dtype, ids.tolist()) == (np.int64, sorted(ids_of_classes(packed, (3, 3, 3))))
@@ -151,3 +151,56 @@ def test_an_importer_is_registered_in_one_place(packed, tmp_path, monkeypatch):
     ingest(tmp_path / "chosen.toy", tmp_path / "SET", packed)
     assert open_set(tmp_path / "SET").ids.tolist() == sorted(ids)
     ingest(write_list(tmp_path / "ids.txt", ids), tmp_path / "LISTED", packed)
+
+
+# sets as files
+
+
+@pytest.fixture
+def chosen(packed, tmp_path):
+    """A coreset that a test may damage."""
+    Select(source=packed, condensed=tmp_path / "SET", ipc=2).run()
+    return tmp_path / "SET"
+
+
+def test_a_set_that_cannot_be_read_or_is_of_another_version_is_an_error(chosen):
+    document = json.loads((chosen / SET_NAME).read_text()) | {"format_version": 2}
+    texts = ["", "[]", "{", '{"per_class": []}', '{"kind": "coreset"}', json.dumps(document)]
+    facts = [r"set\.json cannot be read"] * 5 + ["version 2; make the set again"]
+    for text, fact in zip(texts, facts, strict=True):
+        (chosen / SET_NAME).write_text(text)
+        with pytest.raises(StoreError, match=fact):
+            SetInfo.read(chosen)
+
+
+def test_a_coreset_opens_with_its_images(chosen, packed):
+    condensed, dataset = open_set(chosen), Dataset.open(packed)
+    assert condensed.info.kind == "coreset"
+    assert np.bincount(condensed.labels).tolist() == [2, 2, 2]
+    np.testing.assert_array_equal(condensed.labels, dataset.labels[condensed.ids])
+    sizes = dataset.samples["bytes"].to_pylist()
+    assert condensed.image_bytes == sum(sizes[i] for i in condensed.ids)
+    assert condensed.content == subset_content(dataset, condensed.ids)
+    assert condensed.content != subset_content(dataset, condensed.ids[::-1])
+    (chosen / "README.txt").write_text("mailed by a friend")
+    assert open_set(chosen).content == condensed.content
+
+
+def test_a_changed_id_is_found_even_within_its_class_and_so_are_lost_ids(chosen, packed):
+    ids = np.load(chosen / IDS_NAME)
+    labels = Dataset.open(packed).labels
+    ids[0] = next(i for i in np.flatnonzero(labels == labels[ids[0]]) if i not in ids)
+    np.save(chosen / IDS_NAME, np.sort(ids))
+    with pytest.raises(StoreError, match=r"ids\.npy or set\.json is not the file that was made"):
+        open_set(chosen)
+    (chosen / IDS_NAME).unlink()
+    with pytest.raises(StoreError, match="make the set again"):
+        open_set(chosen)
+
+
+def test_the_validation_set_must_have_the_same_classes_in_the_same_order(random_set):
+    condensed = open_set(random_set)
+    require_same_classes(condensed, condensed.dataset)
+    manifest = replace(condensed.dataset.manifest, classes=condensed.dataset.classes[::-1])
+    with pytest.raises(UsageError, match="the same classes in another order"):
+        require_same_classes(condensed, replace(condensed.dataset, manifest=manifest))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -52,13 +51,9 @@ def by_numpy(condensed, val):
 
 
 @pytest.fixture(scope="module")
-def measured(ccs_set, val, work, one_thread):  # noqa: ARG001 - a fixture for its effect
+def measured(ccs_set, val, work, made):
     """Results of measuring the CCS coreset; read only."""
-    from coreset.engine.cli import main
-
-    command = ("measure", ccs_set, val, work / "MEASURED", *BACKBONE)
-    assert main([str(word) for word in command]) == 0
-    return work / "MEASURED"
+    return made(work / "MEASURED", "measure", ccs_set, val, work / "MEASURED", *BACKBONE)
 
 
 def test_values_are_the_cosines_that_numpy_finds(measured, ccs_set, val):
@@ -88,13 +83,6 @@ def test_the_rows_and_the_ledger_tell_what_was_measured(measured, ccs_set):
     recorded = Results(measured).lineage(Provenance.read(ccs_set).digest)
     assert recorded is not None
     assert recorded["ledger"] == read_ledger(ccs_set)
-
-
-def test_another_size_is_another_measurement(measured, ccs_set, val, tmp_path, done):
-    results = shutil.copytree(measured, tmp_path / "RESULTS")
-    done("measure", ccs_set, val, results, *BACKBONE, "--size", 72)
-    assert len({row["key"] for row in metrics(results)}) == 2 * len(NAMES)
-    assert metrics(results)[: len(NAMES)] == metrics(measured)
 
 
 def test_a_set_of_one_image_a_class_has_no_pairs_and_no_number_stands_for_them(

@@ -1,6 +1,5 @@
 """Where outputs may lie: what cannot be made is refused in one line, and no link is followed."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.shards.errors import UsageError
 
-Refused = Callable[..., str]
 SCORES = Provenance(kind="scores", stage="score", config={"epochs": 60})
 # A verb with words that it would run with: SRC, DATA, SET and VAL are made, OUT is the output.
 COMMANDS = {

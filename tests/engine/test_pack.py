@@ -5,9 +5,7 @@ import hashlib
 import os
 import resource
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,17 +25,13 @@ from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.probe import MAX_FILE_BYTES
 
-CHECKOUT = Path(__file__).parents[2]
 
-
-def pack(
-    src: Path, data: Path, samples_per_shard: int = 16, workers: int = 2, **options: Any
-) -> Path:
+def pack(src, data, samples_per_shard: int = 16, workers: int = 2, **options: Any) -> Path:
     Pack(src=src, data=data, samples_per_shard=samples_per_shard, workers=workers, **options).run()
     return data
 
 
-def rows_of(data: Path) -> list[dict[str, Any]]:
+def rows_of(data) -> list[dict[str, Any]]:
     return Dataset.open(data).samples.to_pylist()
 
 
@@ -75,7 +69,7 @@ def test_the_table_is_what_the_folder_holds(photos, packed, stored_samples):
         }
 
 
-def test_manifest_provenance_and_ledger_account_for_what_is_stored(packed: Path):
+def test_manifest_provenance_and_ledger_account_for_what_is_stored(packed):
     manifest, provenance = Manifest.read(packed), Provenance.read(packed)
     assert (manifest.n_found, manifest.n_samples, manifest.n_quarantined) == (60, 60, 0)
     assert [shard.first_position for shard in manifest.shards] == [0, 16, 32, 48]
@@ -113,15 +107,6 @@ def test_a_copied_source_and_any_number_of_threads_give_the_same_bytes(
     for workers in (1, 3):
         data = pack(src, tmp_path / str(workers), workers=workers, name=Manifest.read(packed).name)
         assert stored_bytes(data) == stored_bytes(packed)
-
-
-def test_orders_hold_the_same_samples(photos: Path, packed: Path, tmp_path: Path):
-    by_key = pack(photos, tmp_path / "SORTED", order="source")
-    keys = [row["key"] for row in rows_of(by_key)]
-    assert keys == sorted(row["key"] for row in rows_of(packed))
-    other = pack(photos, tmp_path / "DATA", order_seed=1)
-    assert sorted(row["key"] for row in rows_of(other)) == keys
-    assert len({Manifest.read(data).identity for data in (packed, by_key, other)}) == 3
 
 
 @contextmanager
@@ -168,7 +153,7 @@ def test_an_interrupted_run_continues_only_as_it_began(make_photos, tmp_path):
         pack(src, data)
 
 
-def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Path):
+def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path):
     src = tmp_path / "src"
     (src / "cat").mkdir(parents=True)
     sparse = tmp_path / "sparse"
@@ -180,16 +165,6 @@ def test_a_disk_that_is_too_small_is_noticed_before_the_first_shard(tmp_path: Pa
         pack(src, tmp_path / "DATA", one_class=True)
 
 
-def test_the_last_line_says_what_was_made_and_what_to_type_next(photos: Path, tmp_path: Path):
-    data = tmp_path / "DATA"
-    lines = Pack(src=photos, data=data).run().lines
-    assert lines == (
-        "stored as they are, and flagged: 6 cmyk, 6 exif_rotated",
-        f"packed: 60 samples of 3 classes in 1 shards, {data}",
-        f"next: coreset score {data} SCORES",
-    )
-
-
 BAD = {
     "n01440764/bad_html.jpg": (b"<html></html>", "not-an-image"),
     "n01440764/bad_empty.jpg": (b"", "empty"),
@@ -198,7 +173,7 @@ BAD = {
 
 
 @pytest.fixture
-def with_bad(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
+def with_bad(make_photos, tmp_path) -> Path:
     """12 photos, 4 per class, and three files that cannot be packed."""
     src = make_photos(tmp_path / "src", per_class=4)
     for name, (content, _) in BAD.items():
@@ -225,7 +200,7 @@ def test_refused_files_are_listed_and_every_found_file_is_accounted_for(
     assert positions == sorted(positions)
 
 
-def test_too_many_refused_files_leave_nothing_but_their_list(with_bad: Path, tmp_path: Path):
+def test_too_many_refused_files_leave_nothing_but_their_list(with_bad, tmp_path):
     (with_bad / "n01440764/bad_too.jpg").write_bytes(b"text")
     data = tmp_path / "DATA"
     with pytest.raises(DataError, match=r"n01440764 with 3 of 7 \(limit 2\).*quarantine.csv"):
@@ -241,7 +216,7 @@ def test_too_many_refused_files_leave_nothing_but_their_list(with_bad: Path, tmp
     assert not listed.exists()
 
 
-def test_labels_of_a_table_replace_those_of_the_folders(photos: Path, tmp_path: Path):
+def test_labels_of_a_table_replace_those_of_the_folders(photos, tmp_path):
     table = tmp_path / "labels.csv"
     turned = {"n01440764": "n02102040", "n02102040": "n02979186", "n02979186": "n01440764"}
     paths = [path.relative_to(photos) for path in photos.glob("*/*")]
@@ -256,9 +231,3 @@ def test_labels_of_a_table_replace_those_of_the_folders(photos: Path, tmp_path: 
         assert tar[label_at : label_at + 2] == b"%d\0" % row["label"]
     sha256 = hashlib.sha256(table.read_bytes()).hexdigest()
     assert Manifest.read(data).settings["labels"] == {"sha256": sha256, "column": "noisy"}
-
-
-def test_packing_and_verifying_import_no_torch():
-    stages = "coreset.engine.stages.pack, coreset.engine.stages.verify"
-    code = f"import sys, {stages}; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, check=True)

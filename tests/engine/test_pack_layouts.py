@@ -2,7 +2,6 @@
 
 import json
 import tarfile
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 
@@ -12,12 +11,10 @@ from coreset.bench.robustness.faults import jpeg
 from coreset.shards.format.manifest import Manifest
 
 WNIDS = tuple(f"n0{number:07d}" for number in range(1, 201))
-Done = Callable[..., list[str]]
-Refused = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
-def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_imagenet(tmp_path_factory) -> Path:
     """Tiny ImageNet as distributed, with one image per class instead of 500."""
     root = tmp_path_factory.mktemp("tiny") / "tiny-imagenet-200"
     photo = jpeg()
@@ -37,7 +34,7 @@ def tiny_imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_tiny_imagenet_packs_as_distributed(tiny_imagenet: Path, tmp_path: Path, done: Done):
+def test_tiny_imagenet_packs_as_distributed(tiny_imagenet, tmp_path, done):
     lines = done("pack", tiny_imagenet / "train", tmp_path / "DATA", "--no-check")
     assert lines[0] == (
         f"left out: 200 files of {tiny_imagenet / 'train'} that are no images by their names, such "
@@ -46,11 +43,6 @@ def test_tiny_imagenet_packs_as_distributed(tiny_imagenet: Path, tmp_path: Path,
     manifest = Manifest.read(tmp_path / "DATA")
     assert manifest.classes == WNIDS
     assert (manifest.n_found, manifest.n_samples, manifest.n_quarantined) == (200, 200, 0)
-
-
-def test_its_splits_are_no_classes(tiny_imagenet: Path, tmp_path: Path, refused: Refused):
-    said = refused(tmp_path, "pack", tiny_imagenet, tmp_path / "DATA")
-    assert f"{tiny_imagenet} holds the splits test, train, val, not classes" in said
 
 
 def test_its_validation_images_are_packed_by_the_command_that_the_refusal_names(
@@ -101,26 +93,6 @@ def test_a_single_class_is_packed_only_when_asked_for_and_retried_without(tmp_pa
     assert Manifest.read(data).n_samples == 4
 
 
-@pytest.mark.parametrize("tree", [True, False])
-def test_tars_with_side_cars_are_those_of_their_images(tmp_path: Path, done: Done, tree: bool):
-    photos = {f"{name}/{number}.jpg": jpeg(number) for name in ("cat", "dog") for number in (0, 1)}
-    beside = {"cat/cat_boxes.txt": b"0.jpg 1 2", "dog/Thumbs.db": b"x", "dog/1_mask.xml": b"<a/>"}
-    for name, files in (("plain", photos), ("full", beside | photos)):
-        src = tmp_path / f"{name}.tar"
-        if tree:
-            tar_of(src, files)
-        else:
-            src = tmp_path / name
-            for folder in ("cat", "dog"):
-                some = {file.removeprefix(f"{folder}/"): content
-                        for file, content in files.items() if file.startswith(folder)}  # fmt: skip
-                tar_of(src / f"{folder}.tar", some)
-        lines = done("pack", src, tmp_path / f"DATA-{name}", "--name", "x", "--split", "y")
-        assert ("left out: 3 files of" in lines[0]) is (name == "full")
-    plain, full = (Manifest.read(tmp_path / f"DATA-{name}") for name in ("plain", "full"))
-    assert (full.identity, full.shards) == (plain.identity, plain.shards)
-
-
 def test_shards_without_members_are_refused_alone_and_told_among_others(tmp_path, refused, done):
     src, names = tmp_path / "src", tmp_path / "names.txt"
     names.write_text("cat\ndog\n")
@@ -137,15 +109,3 @@ def test_shards_without_members_are_refused_alone_and_told_among_others(tmp_path
     lines = done("pack", src, tmp_path / "DATA")
     assert lines[0] == "left out: 1 shards without samples, such as 001.tar"
     assert Manifest.read(tmp_path / "DATA").n_samples == 3
-
-
-def test_a_side_car_never_replaces_its_image(make_photos, tmp_path, done):
-    src = make_photos(tmp_path / "src", per_class=2)
-    for number in range(2):
-        image = next((src / "n02102040").glob(f"photo_00{number}.*"))
-        image.with_suffix(".json").write_text("{}")
-    done("pack", src, tmp_path / "DATA", "--duplicates", "first")
-    manifest = Manifest.read(tmp_path / "DATA")
-    assert (manifest.n_samples, manifest.n_quarantined) == (6, 0)
-    done("pack", src, tmp_path / "SAME")  # and they are no second samples of one key
-    assert Manifest.read(tmp_path / "SAME").identity == manifest.identity

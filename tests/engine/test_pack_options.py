@@ -1,19 +1,25 @@
-"""The choices of packing: re-encoded pixels, unchecked files, the first bad file, repeated keys."""
+"""The choices of packing: re-encoded pixels, unchecked files, repeated keys; odd files."""
 
-import io
+import os
 import shutil
-from collections.abc import Callable
-from pathlib import Path
+from io import BytesIO
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import simplejpeg
 from PIL import Image
 
+from coreset.bench.robustness import crafted, faults
 from coreset.engine.stages.pack import Pack
+from coreset.engine.stages.synth import TRUTH_NAME, Synth
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import DataError, UsageError
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.images.flags import Flag
+from coreset.shards.images.flags import MAX_FILE_BYTES, Flag
+from coreset.shards.sources.synthetic import Synthetic
 
 SHORT_SIDE = 32
 
@@ -30,7 +36,7 @@ def test_resized_images_are_small_jpegs_of_the_same_samples(
     for (original, _), (row, content) in zip(
         stored_samples(packed), stored_samples(data), strict=True
     ):
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(BytesIO(content))
         assert (row["key"], row["source_hash"]) == (original["key"], original["content_hash"])
         assert (image.format, min(image.size)) == ("JPEG", SHORT_SIDE)
         assert image.mode == ("L" if Flag.GREY & original["flags"] else "RGB")
@@ -52,7 +58,7 @@ def test_a_damaged_file_is_found_also_where_it_is_small_enough_to_stay(make_phot
     assert Manifest.read(tmp_path / "DATA").n_quarantined == 1
 
 
-def test_without_checks_only_headers_are_read(make_photos: Callable[..., Path], tmp_path: Path):
+def test_without_checks_only_headers_are_read(make_photos, tmp_path):
     src, data = make_photos(tmp_path / "src", per_class=8), tmp_path / "DATA"
     path = src / "n01440764/photo_006.JPEG"
     path.write_bytes(path.read_bytes()[:-200])
@@ -64,7 +70,7 @@ def test_without_checks_only_headers_are_read(make_photos: Callable[..., Path], 
         Verify(data=data, deep=True).run()
 
 
-def test_the_first_bad_file_may_stop_the_packing(make_photos: Callable[..., Path], tmp_path: Path):
+def test_the_first_bad_file_may_stop_the_packing(make_photos, tmp_path):
     src = make_photos(tmp_path / "src", per_class=3)
     (src / "n02102040/photo_001.webp").write_bytes(b"")
     with pytest.raises(DataError, match=r"n02102040/photo_001.webp .* \(empty: 0 bytes\)"):
@@ -77,28 +83,86 @@ def test_the_first_of_two_files_with_one_key_may_be_kept(make_photos, tmp_path):
     shutil.copy(src / "n02102040/photo_002.JPEG", src / "n02102040/photo_002.jpg")
     with pytest.raises(UsageError, match="--duplicates first"):
         Pack(src=src, data=tmp_path / "DATA").run()
+    with pytest.raises(UsageError, match=r"workers must be 0 \(one per core\) or more, got -1"):
+        Pack(src=src, data=tmp_path / "DATA", workers=-1, duplicates="first").run()
     lines = Pack(src=src, data=tmp_path / "DATA", duplicates="first").run().lines
     assert lines[0] == "left out: 1 samples whose key was there already"
     assert Manifest.read(tmp_path / "DATA").n_samples == 9
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [({"quality": 0}, r"quality must be in \[1, 100\], got 0"),
-     ({"short_side": 0}, "short_side must be at least 1"),
-     ({"samples_per_shard": 0}, "samples_per_shard must be at least 1, got 0"),
-     ({"workers": -1}, r"workers must be 0 \(one per core\) or more, got -1"),
-     ({"column": "noisy"}, "labels and column go together"),
-     ({"labels": Path("x.csv")}, "labels and column go together"),
-     ({"labels": Path("none.csv"), "column": "x"}, "none.csv does not exist"),
-     ({"data": "inside"}, "lies in src"),
-     ({"classes": "imagenette"}, r"class n03000684 is not in .* \(7 of 10 asked for"),
-     ({"classes": "imagenet21k"}, "neither imagenette, imagenet-100 or imagenet-1k nor")],
-)  # fmt: skip
-def test_options_that_do_not_fit_are_refused(photos, tmp_path, options, message):
-    fields: dict[str, Any] = {"data": tmp_path / "DATA"} | options
-    if options == {"data": "inside"}:
-        fields["data"] = photos / "DATA"
-    with pytest.raises(UsageError, match=message):
-        Pack(src=photos, **fields).run()
-    assert not fields["data"].exists()
+# files that only some decoders read, or that hold one up
+
+ODD = {"a/441.jpg": ((1, 4), (1, 1), (1, 1)), "b/410.jpg": ((4, 2), (1, 1), (1, 1))}
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Two classes of six plain files, one of each sampled oddly; one of 4,000 scans; a long one."""
+    root = tmp_path / "src"
+    for label, name in enumerate("ab"):
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            (root / name / f"{number}.jpg").write_bytes(faults.jpeg(6 * label + number))
+    for name, factors in ODD.items():
+        (root / name).write_bytes(crafted.sampled_jpeg(90, 70, factors))
+    (root / "a" / "scans.jpg").write_bytes(
+        crafted.many_scans(4000, 9000, crafted.ARITHMETIC_PROGRESSIVE)
+    )
+    (root / "b" / "long.jpg").touch()
+    os.truncate(root / "b" / "long.jpg", MAX_FILE_BYTES + 1)  # takes no space
+    return root
+
+
+@pytest.fixture
+def packed_as(stored_samples, refused_files):
+    """Samples (row, bytes) and refusals (reason, detail) of a data set by their sources."""
+    return lambda data: (
+        {row["source"]: (row, stored) for row, stored in stored_samples(data)},
+        {row["source"]: (row["reason"], row["detail"]) for row in refused_files(data)},
+    )
+
+
+@pytest.mark.parametrize("check", ["--check", "--no-check"])
+def test_odd_samplings_are_packed_and_flagged_and_many_scans_listed(
+    source, tmp_path, done, packed_as, check
+):
+    data = tmp_path / "DATA"
+    lines = done("pack", source, data, check)
+    assert "stored as they are, and flagged: 2 odd_sampling" in lines
+    samples, refused = packed_as(data)
+    assert refused == {
+        "a/scans.jpg": ("too-many-scans", "more than 22 scans of 9000 x 9000 pixels"),
+        "b/long.jpg": ("too-large", "268,435,457 bytes, limit 268,435,456"),
+    }
+    assert Manifest.read(data).kinds["odd_sampling"] == 2
+    for name, (row, _) in samples.items():
+        assert (Flag.ODD_SAMPLING in Flag(row["flags"])) == (name in ODD)
+        assert (row["width"], row["height"]) == ((90, 70) if name in ODD else (96, 72))
+    done("verify", data, "--deep")
+
+
+def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, done, packed_as):
+    data = tmp_path / "DATA"
+    done("pack", source, data, "--store", "resized", "--short-side", 70, "--quality", 100)
+    samples, _ = packed_as(data)
+    for name in ODD:
+        row, stored = samples[name]
+        assert simplejpeg.decode_jpeg_header(stored)[3] == "420"
+        with Image.open(BytesIO((source / name).read_bytes())) as image:
+            expected = np.asarray(image.convert("RGB")).astype(int)
+        assert np.abs(simplejpeg.decode_jpeg(stored) - expected).mean() < 8
+        assert Flag(row["flags"]) == Flag(0)
+
+
+def test_the_truth_of_synthetic_images_lies_beside_the_samples_in_their_order(tmp_path):
+    data = tmp_path / "DATA"
+    settings: dict[str, Any] = {"images": 60, "classes": 4, "label_noise": 0.2}
+    Synth(data=data, size="24", samples_per_shard=16, workers=3, **settings).run()
+    Verify(data=data, deep=True).run()
+    dataset, truth = Dataset.open(data), pq.read_table(data / TRUTH_NAME).to_pydict()
+    assert truth["key"] == dataset.keys
+    assert truth["label"] == dataset.labels.tolist()
+    assert sum(truth["flipped"]) == 12
+    assert sorted(truth["key"]) == sorted(Synthetic(size=24, **settings).keys)
+    wrong = np.array(truth["label"]) != np.array(truth["true_label"])
+    np.testing.assert_array_equal(wrong, truth["flipped"])

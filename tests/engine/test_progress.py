@@ -5,8 +5,11 @@ import json
 import sys
 import time
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from coreset.engine.artifacts.pack_inputs import Places, spool_of
 from coreset.engine.runtime.progress import Display, Progress, choose_display, progress
 
 
@@ -83,3 +86,23 @@ def test_the_rate_is_in_the_unit_that_is_counted(total, unit, seconds, done, tex
     bar = Progress("run", total, unit, _started=time.monotonic() - seconds)
     bar.advance(done)
     assert bar.text().startswith(text)
+
+
+def shown(src, data, capsys):
+    """Stage, done and total of every line that is shown while the source is found."""
+    choose_display(Display.JSON)
+    Places(src=src).find(only=None, duplicates="error", data=data)
+    records = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    return [(record["stage"], record["done"], record["total"]) for record in records]
+
+
+def test_decompression_is_shown_in_megabytes_to_its_end(photos, tmp_path, capsys):
+    images = [bytes([at]) * 500_000 for at in range(10)]
+    table = pa.table({"image": images, "label": ["cat", "dog"] * 5})
+    pq.write_table(table, tmp_path / "x.parquet", row_group_size=2, compression="zstd")
+    steps = shown(tmp_path / "x.parquet", tmp_path / "DATA", capsys)
+    assert {(stage, total) for stage, _, total in steps} == {("decompress", 6)}
+    assert sorted({done for _, done, _ in steps}) == [0, 1, 2, 3, 4, 5, 6]
+    assert spool_of(tmp_path / "DATA").is_dir()
+    for src in (tmp_path / "x.parquet", photos):  # decompressed before, and read as it is
+        assert shown(src, tmp_path / "DATA", capsys) == []

@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ BAD = "n02102040/photo_003.jpg"
 
 
 @pytest.fixture
-def source(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
+def source(make_photos, tmp_path) -> Path:
     """A folder with one file that is cut; the whole one is beside the folder."""
     src = make_photos(tmp_path / "src", per_class=6)
     shutil.copy(src / BAD, tmp_path / "whole.jpg")
@@ -26,16 +25,12 @@ def source(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
     return src
 
 
-def pack(src: Path, data: Path) -> Path:
+def pack(src, data) -> Path:
     Pack(src=src, data=data, samples_per_shard=5).run()
     return data
 
 
-def stored_files(data: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in data.iterdir() if path.name != "ledger.jsonl"}
-
-
-def test_refused_files_are_shown_with_their_reasons(source: Path, packed: Path, tmp_path: Path):
+def test_refused_files_are_shown_with_their_reasons(source, packed, tmp_path):
     data, listed = pack(source, tmp_path / "DATA"), tmp_path / "list.csv"
     lines = Quarantine(action="show", data=data, csv=listed).run().lines
     assert any("truncated" in line and BAD in line for line in lines)
@@ -46,7 +41,7 @@ def test_refused_files_are_shown_with_their_reasons(source: Path, packed: Path, 
     assert lines == (f"0 of 60 files of {packed} were refused",)
 
 
-def test_a_retry_gives_what_packing_the_mended_source_gives(source: Path, tmp_path: Path):
+def test_a_retry_gives_what_packing_the_mended_source_gives(source, tmp_path, stored_bytes):
     data = pack(source, tmp_path / "DATA")
     before = Manifest.read(data)
     lines = Quarantine(action="retry", data=data).run().lines
@@ -55,7 +50,7 @@ def test_a_retry_gives_what_packing_the_mended_source_gives(source: Path, tmp_pa
     shutil.copy(tmp_path / "whole.jpg", source / BAD)
     lines = Quarantine(action="retry", data=data).run().lines
     assert lines[0] == f"1 of 1 refused files are packed now, 0 are refused still: {data}"
-    assert stored_files(data) == stored_files(pack(source, tmp_path / "ANEW"))
+    assert stored_bytes(data) == stored_bytes(pack(source, tmp_path / "ANEW"))
     assert Manifest.read(data).identity != before.identity
     Verify(data=data, deep=True).run()
     assert [line["stage"] for line in read_ledger(data)] == ["pack", "pack"]
@@ -64,9 +59,11 @@ def test_a_retry_gives_what_packing_the_mended_source_gives(source: Path, tmp_pa
 
 
 @pytest.mark.parametrize("change", ["rewritten", "removed", "added"])
-def test_a_source_that_changed_elsewhere_is_refused_and_nothing_is_lost(source, tmp_path, change):
+def test_a_source_that_changed_elsewhere_is_refused_and_nothing_is_lost(
+    source, tmp_path, stored_bytes, change
+):
     data = pack(source, tmp_path / "DATA")
-    before = stored_files(data)
+    before = stored_bytes(data)
     shutil.copy(tmp_path / "whole.jpg", source / BAD)
     other = source / "n01440764/photo_000.png"
     match change:
@@ -78,4 +75,4 @@ def test_a_source_that_changed_elsewhere_is_refused_and_nothing_is_lost(source, 
             shutil.copy(other, other.with_name("photo_900.png"))
     with pytest.raises(UsageError, match="pack it again as another data set"):
         Quarantine(action="retry", data=data).run()
-    assert stored_files(data) == before
+    assert stored_bytes(data) == before

@@ -1,12 +1,101 @@
-"""Several processes of one job: the same bytes as one, and no silence when one of them fails."""
+"""Several processes of one job: the bytes and scores of one, kills that lose nothing."""
 
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
 
+from coreset.engine.artifacts.ledger import RUNNING_NAME
 from coreset.engine.runtime.distributed import Distributed, join
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.pack import Pack
+from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
+from coreset.shards.format.files import temporary_name
 
-PROGRAM = "import coreset.engine.cli; coreset.engine.cli.run()"
+LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
+RUN = """
+import sys
+import coreset.engine.scoring.run as score_pass
+from coreset.engine.cli import main
+score_pass.COMMIT_EVERY_SECONDS = score_pass.COMMIT_WITHIN_SECONDS = 0.0
+score_pass.BATCHES_PER_VOTE = 1
+sys.exit(main(sys.argv[1:]))
+"""
+
+JOIN = """
+from pathlib import Path
+import torch
+from coreset.engine.runtime.distributed import join
+from coreset.engine.training.trainer import replica_of
+with join() as ranks:
+    replica_of(torch.nn.Linear(2, 2), torch.device("cpu"))(torch.ones(1, 2)).sum().backward()
+names = [Path(task, "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+print([name for name in names if "gloo" in name])
+"""
+
+
+def ended(ranks):
+    return [rank.code for rank in ranks], [rank.said for rank in ranks]
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_ranks_that_share_batches_give_the_scores_of_one_process(
+    packed, tmp_path, done, start_ranks, world
+):
+    """A linear proxy has no batch statistics: gradients of halves add up to those of the whole."""
+    options = (*LINEAR, "--epochs", 3, "--folds", 3)
+    done("score", packed, tmp_path / "ALONE", *options, "--batch", 6 * world)
+    codes, said = ended(
+        start_ranks(RUN, "score", packed, tmp_path / "RANKS", *options, "--batch", 6, world=world)
+    )
+    assert codes == [0] * world, said
+    assert f"rank {world - 1} of {world} is done with its part" in said[-1]
+    alone, together = (
+        ScoreTable.open(tmp_path / "ALONE").columns,
+        ScoreTable.open(tmp_path / "RANKS").columns,
+    )
+    assert (together["visits"] == 3).all()
+    for name in set(SCORES) - {"tdds"}:
+        # Logits and gradients are bfloat16 on a CPU that has it: 8 bits, rounded in each half.
+        np.testing.assert_allclose(together[name], alone[name], rtol=2e-2, atol=2e-3, err_msg=name)
+    np.testing.assert_array_equal(together["predicted"], alone["predicted"])
+
+
+def test_no_thread_of_gloo_outlives_the_job(start_ranks):
+    """One that does may stumble over the end of the interpreter."""
+    codes, said = ended(start_ranks(JOIN))
+    assert codes == [0, 0], said
+    assert [one.strip() for one in said] == ["[]", "[]"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_ranks_that_are_killed_or_stopped_continue_to_the_same_bytes(
+    packed, tmp_path, stored_bytes, start_ranks, number
+):
+    options = ("--size", 33, "--epochs", 4, "--batch", 7, "--lr", 0.01, "--device", "cpu")
+    assert ended(start_ranks(RUN, "score", packed, tmp_path / "WHOLE", *options))[0] == [0, 0]
+    command = ("score", packed, tmp_path / "SCORES", *options)
+    ranks = start_ranks(RUN, *command)
+    running = temporary_name(tmp_path / "SCORES") / RUNNING_NAME
+    while not running.exists():
+        assert all(Path("/proc", str(rank.pid), "cmdline").read_bytes() for rank in ranks)  # alive
+        time.sleep(0.01)
+    for rank in ranks:
+        os.kill(rank.pid, number)
+    codes, said = ended(ranks)
+    assert codes == ([75, 75] if number == signal.SIGTERM else [-number, -number]), said
+    assert not (tmp_path / "SCORES").exists()
+    codes, said = ended(start_ranks(RUN, *command))
+    assert codes == [0, 0], said
+    assert stored_bytes(tmp_path / "SCORES") == stored_bytes(tmp_path / "WHOLE")
+
+
+PACK = "import coreset.engine.cli; coreset.engine.cli.run()"
 
 
 def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
@@ -16,12 +105,12 @@ def test_two_ranks_pack_the_bytes_of_one_and_a_failure_of_one_stops_both(
     alone, together = tmp_path / "alone/DATA", tmp_path / "together/DATA"
     Pack(src=src, data=alone, samples_per_shard=5).run()
     words = ("pack", src, together, "--samples-per-shard", 5, "--workers", 1)
-    ranks = start_ranks(PROGRAM, *words)
+    ranks = start_ranks(PACK, *words)
     assert [rank.code for rank in ranks] == [0, 0], [rank.said for rank in ranks]
     assert "packed: 24 samples" in ranks[0].said
     assert stored_bytes(together) == stored_bytes(alone)
     # Made by another configuration: the leading rank says so, the other one stops with it.
-    ranks = start_ranks(PROGRAM, *words, "--order", "source")
+    ranks = start_ranks(PACK, *words, "--order", "source")
     assert [rank.code for rank in ranks] == [2, 4]
     assert "was made by another configuration" in ranks[0].said
     assert "rank 0 of 2 failed" in ranks[1].said

@@ -181,19 +181,16 @@ def test_rows_are_committed_by_the_parquet_when_all_else_is_on_the_disk(results,
         assert naming.survivors.items() >= written.items()
 
 
-def test_threads_that_append_at_once_keep_every_row(results):
+def test_threads_that_append_at_once_keep_every_row_and_a_lineage(results, random_set):
+    condensed = open_set(random_set)
+
     def append(number):
         lines = [Meter("train", str(number)).line()]
         results.append(STUDENTS, [student(str(number)), student("shared")], lines)
+        results.record_lineage(condensed)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(append, range(16)))
     assert sorted(keys_of(results)) == sorted([*map(str, range(16)), "shared"])
     assert len(read_ledger(results.path)) == 16
-
-
-def test_the_lineage_of_one_set_can_be_recorded_by_many_at_once(results, random_set):
-    condensed = open_set(random_set)
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: results.record_lineage(condensed), range(24)))
     assert results.lineage(condensed.provenance.digest) is not None

@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,9 +21,7 @@ from coreset.engine.stages.decode import Decode
 from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import Manifest
 
-CHECKOUT = Path(__file__).parents[2]
 # As the fixture `scored`. Batches so small diverge by chance at the default rate.
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
@@ -114,51 +111,6 @@ def test_images_that_do_not_fit_into_memory_give_the_same_bytes(
     assert any("were decoded every epoch; faster: `coreset decode` once" in line for line in told)
 
 
-def test_provenance_and_ledger_account_for_the_scores(packed, scored):
-    provenance, manifest = Provenance.read(scored), Manifest.read(packed)
-    assert (provenance.kind, provenance.stage) == ("scores", "score")
-    assert provenance.binds["identity"] == manifest.identity
-    assert (provenance.config["epochs"], provenance.config["lr"]) == (3, 0.01)
-    (data,) = provenance.inputs
-    assert (data["role"], data["digest"]) == ("data", manifest.digest)
-    assert (scored / data["path"]).resolve() == packed.resolve()
-    inherited, own = read_ledger(scored)
-    assert (inherited["stage"], inherited["artifact"]) == ("pack", manifest.digest)
-    assert (own["stage"], own["images"], own["interrupted"]) == ("score", 4 * 60, False)
-    assert own["bytes_read"] == int(Dataset.open(packed).ints("bytes").sum())
-    assert own["bytes_written"] > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--epochs", 0), "epochs must be at least 1, got 0"),
-        (("--batch", 0), "batch must be at least 1, got 0"),
-        (("--el2n-epochs", 0), "el2n_epochs must be at least 1, got 0"),
-        (("--size", 16), "size of --proxy resnet18 must be at least 17, got 16"),
-        (("--proxy", "linear", "--size", 7), "size of --proxy linear must be at least 8, got 7"),
-        (("--crop-scale", 1.0005), "crop_scale must be in [0.01, 1], got 1.0005"),
-        (("--crop-scale", "nan"), "crop_scale must be in [0.01, 1], got nan"),
-        (("--lr", "nan"), "lr must be in [0, inf), got nan"),
-        (("--lr", 1e-5), "min_lr must be in [0, 1e-05] (lr), got 0.0001"),
-        (("--min-lr", -1), "min_lr must be in [0, 0.01] (lr), got -1.0"),
-        (("--weight-decay", -1), "weight_decay must be in [0, inf), got -1.0"),
-        (("--batch", 59, "--size", 32), "batch 59 leaves a batch of one of 60 images"),
-        (
-            ("--batch", 59, "--size", 40, "--start-size", 32),
-            "one of 60 images, which batch norm cannot train on at size 32; use another --batch",
-        ),
-        (("--start-size", 16), "start_size must be 0 or in [17, 17] (size), got 16"),
-        ((*LINEAR, "--start-size", 64), "pixels and start_size go with --proxy resnet18"),
-        ((*LINEAR, "--pixels", "P"), "pixels and start_size go with --proxy resnet18"),
-        (("--pixels", "P", "--decoder-exact"), "decoder_exact goes with decoding; give it to"),
-        (("--pixels", "no-such-pixels"), "no-such-pixels does not exist"),
-    ],
-)
-def test_arguments_out_of_range_are_refused(packed, tmp_path, refused, options, message):
-    assert message in refused(tmp_path, "score", packed, tmp_path / "SCORES", *SMALL, *options)
-
-
 def test_a_data_set_of_one_class_is_refused(make_photos, tmp_path, done, refused):
     src = make_photos(tmp_path / "src", per_class=2)
     for name in ("n02102040", "n02979186"):
@@ -243,49 +195,9 @@ def test_a_training_that_diverges_leaves_nothing_and_a_smaller_rate_may_follow(
 
 
 # The signal may raise between the opening of a file and the `with` that closes it.
-stopped_anywhere = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
-
-@pytest.fixture
-def stopped(packed, tmp_path, interrupted, monkeypatch):
-    """A scoring that a scheduler stopped after a commit: its command."""
-    command = ("score", packed, tmp_path / "SCORES", *LINEAR, "--epochs", 400)
-    with monkeypatch.context() as patch:
-        patch.setattr("coreset.engine.scoring.run.COMMIT_EVERY_SECONDS", 0.0)
-        said = interrupted(tmp_path / ".SCORES.partial" / COMMIT_NAME, *command)
-    assert said == "coreset: interrupted by SIGTERM; the same command continues\n"
-    return command
-
-
-@stopped_anywhere
-def test_a_scoring_stopped_by_a_scheduler_continues(stopped, packed, tmp_path, done, stored_bytes):
-    assert not (tmp_path / "SCORES").exists()
-    done(*stopped)
-    done("score", packed, tmp_path / "WHOLE", *stopped[3:])
-    assert stored_bytes(tmp_path / "SCORES") == stored_bytes(tmp_path / "WHOLE")
-    lines = own_lines(tmp_path / "SCORES")
-    assert [line["interrupted"] for line in lines] == [True, False]
-    assert sum(line["images"] for line in lines) == 401 * 60  # nothing was done twice
-
-
-@stopped_anywhere
-def test_a_stopped_scoring_continues_only_as_it_was(stopped, pixels, tmp_path, refused, coreset):
-    said = refused(tmp_path, *stopped, "--epochs", 30)
-    assert "is an interrupted run of another configuration (config.epochs: 400 there, 30" in said
-    said = refused(tmp_path, *stopped, "--decoder", "dali")
-    assert "runtime.decoder: auto there, dali here" in said
-    assert "inputs.pixels" in refused(tmp_path, *stopped[:3], *SMALL, "--pixels", pixels)
-    scratch = tmp_path / ".SCORES.partial"
-    for weights in scratch.glob("gen-*/model.safetensors"):
-        weights.write_bytes(weights.read_bytes()[:-1])
-    result = coreset(*stopped)
-    assert result.code == 3
-    assert result.err == f"coreset: {scratch}: every checkpoint is damaged; remove it, run again\n"
-
-
-@stopped_anywhere
-def test_an_image_that_is_mended_after_an_interruption_is_still_told(  # noqa: PLR0917 - fixtures
-    damaged, packed, tmp_path, interrupted, done, monkeypatch
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_image_that_is_mended_after_an_interruption_is_still_told(
+    *, damaged, packed, tmp_path, interrupted, done, monkeypatch
 ):
     command = ("score", damaged, tmp_path / "SCORES", *SMALL, "--epochs", 6)
     with monkeypatch.context() as patch:

@@ -4,9 +4,6 @@ import csv
 import json
 import math
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,38 +11,13 @@ import pytest
 from scipy.stats import spearmanr
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_columns
-from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.selection import misratio_by_share
 from coreset.engine.runtime.text import Summary, binned, histogram
 from coreset.engine.scoring.score_table import listing
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import Manifest
 
-CHECKOUT = Path(__file__).parents[2]
 N = 60  # of `packed`: 20 of each of 3 classes
-
-
-def write_scores(data, out, columns, *, images=0, undecodable=None, config=None):
-    """A scores artifact as `coreset score` commits it, without the training."""
-    recorded = Provenance.read(data).as_input("data", data, out)
-    provenance = Provenance(
-        kind="scores",
-        stage="score",
-        config=config or {},
-        binds={"identity": Manifest.read(data).identity},
-        inputs=(recorded,),
-    )
-    with create_artifact(out, provenance, inputs=[data]) as work:
-        work.meter.images = images
-        visits = np.full(len(next(iter(columns.values()))), 3, np.int32)
-        stored = {"visits": visits, **columns}
-        generations = Checkpoints(work.scratch)
-        generations.commit(9, lambda folder: write_columns(folder / SCORES_NAME, stored, {}))
-        if undecodable:
-            (work.scratch / "undecodable.json").write_text(json.dumps(undecodable))
-    return out
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +37,7 @@ def columns(packed):
 
 
 @pytest.fixture
-def scores(packed, columns, tmp_path):
+def scores(packed, columns, tmp_path, write_scores):
     return write_scores(packed, tmp_path / "SCORES", columns)
 
 
@@ -153,15 +125,9 @@ def test_classes_are_summed_up_hardest_first_and_of_many_only_both_ends(
         assert lines[lines.index(rows[0]) + 1] == "... 1 classes between ..."
 
 
-def test_a_class_of_which_no_image_was_scored_comes_last(packed, columns, tmp_path, done):
-    labels = Dataset.open(packed).labels
-    lost = {str(sample): "truncated" for sample in np.flatnonzero(labels == 1)}
-    scores = write_scores(packed, tmp_path / "S", columns, undecodable=lost)
-    last = class_rows(done("scores", "show", scores))[-1]
-    assert last.split() == [Dataset.open(packed).classes[1], "0", *["-"] * 6, "0"]
-
-
-def test_undecodable_samples_are_left_out_of_every_number(packed, columns, tmp_path, told):
+def test_undecodable_samples_are_left_out_of_every_number(
+    packed, columns, tmp_path, told, write_scores
+):
     aum = columns["aum"].copy()
     aum[7] = np.nan
     aum[9] = 1e9
@@ -176,7 +142,9 @@ def test_undecodable_samples_are_left_out_of_every_number(packed, columns, tmp_p
     assert {one["sample"] for one in suspects} == set(range(60)) - {7, 9}
 
 
-def test_a_data_set_finds_its_scores_beside_it(packed, val, tmp_path, told, refused):
+def test_a_data_set_finds_its_scores_beside_it(
+    *, packed, val, tmp_path, told, refused, write_scores
+):
     data = shutil.copytree(packed, tmp_path / "DATA")
     write_scores(val, tmp_path / "OTHERS", {"aum": np.zeros(18, np.float32)})
     said = refused(tmp_path, "scores", "show", data)
@@ -266,7 +234,7 @@ def out_of_fold(columns):
 
 
 def test_the_stored_score_that_finds_wrong_labels_best_is_the_default(
-    packed, out_of_fold, tmp_path, done
+    packed, out_of_fold, tmp_path, done, write_scores
 ):
     columns = dict(out_of_fold)
     for best, why in (
@@ -284,7 +252,7 @@ def test_the_stored_score_that_finds_wrong_labels_best_is_the_default(
 
 
 def test_with_folds_the_csv_has_the_columns_of_cleanlab_in_its_sense(
-    packed, out_of_fold, tmp_path, told, done
+    *, packed, out_of_fold, tmp_path, told, done, write_scores
 ):
     scores, listed = write_scores(packed, tmp_path / "S", out_of_fold), tmp_path / "list.csv"
     words = ("scores", "suspects", scores, "--csv", listed, "--score", "aum")
@@ -303,7 +271,7 @@ def test_with_folds_the_csv_has_the_columns_of_cleanlab_in_its_sense(
         assert row["predicted_label"] == classes[out_of_fold["predicted_oof"][sample]]
 
 
-def test_without_predictions_the_cells_are_empty(packed, columns, tmp_path, done):
+def test_without_predictions_the_cells_are_empty(packed, columns, tmp_path, done, write_scores):
     del (only := dict(columns))["predicted"]
     scores, listed = write_scores(packed, tmp_path / "S", only), tmp_path / "list.csv"
     lines = done("scores", "suspects", scores, "--top", 1, "--csv", listed)
@@ -332,7 +300,7 @@ def test_a_csv_replaces_a_file_and_never_anything_else(scores, tmp_path, done, r
 
 
 @pytest.fixture
-def cheap(packed, columns, tmp_path):
+def cheap(packed, columns, tmp_path, write_scores):
     """Cheaper scores of the same data: noisier, without forgetting, one sample lost."""
     aum = columns["aum"] + np.random.default_rng(6).normal(0, 0.3, N).astype(np.float32)
     cheaper = {"aum": aum, "el2n": columns["el2n"] ** 3, "loss_mean": np.zeros(N, np.float32)}
@@ -365,7 +333,7 @@ def test_rank_correlations_are_those_of_scipy(scores, cheap, columns, packed, to
 
 
 def test_the_overlap_is_that_of_the_coresets_that_select_chooses(
-    packed, columns, tmp_path, done, told
+    *, packed, columns, tmp_path, done, told, write_scores
 ):
     noise = np.random.default_rng(7).normal(0, 0.2, N).astype(np.float32)
     noisy = columns | {"aum": columns["aum"] + noise}
@@ -382,18 +350,6 @@ def test_the_overlap_is_that_of_the_coresets_that_select_chooses(
         assert (overlap["ipc"], overlap["share"]) == (ipc, shared.size / (3 * ipc))
         assert overlap["chance"] == pytest.approx(ipc / 20)
         assert 0 < overlap["share"] < 1
-
-
-def test_scores_agree_with_themselves_wholly(scores, done, told):
-    words = ("scores", "compare", scores, scores, *COMPARED)
-    values = told(*words)
-    assert all(overlap["unrelated"] < overlap["share"] == 1 for overlap in values["coresets"])
-    by_score = {agreement["score"]: agreement for agreement in values["agreement"]}
-    assert by_score["aum"]["spearman"] == by_score["aum"]["spearman_within_class"] == 1
-    assert by_score["dyn_unc"]["spearman"] is None
-    lines = done(*words)
-    assert lines[-1] == f"next: coreset select {scores} SET --ipc 2"
-    assert ["dyn_unc", "-", "-"] in [line.split() for line in lines]
 
 
 def test_the_costs_are_those_of_the_ledgers(scores, cheap, told):
@@ -428,7 +384,9 @@ def flipped(photos, tmp_path):
     return data, table, dataset.labels != dataset.ints("folder_label")
 
 
-def test_the_areas_under_the_roc_are_those_of_scikit_learn(flipped, tmp_path, done, told):
+def test_the_areas_under_the_roc_are_those_of_scikit_learn(
+    flipped, tmp_path, done, told, write_scores
+):
     from sklearn.metrics import roc_auc_score
 
     data, table, wrong = flipped
@@ -458,7 +416,9 @@ def test_the_areas_under_the_roc_are_those_of_scikit_learn(flipped, tmp_path, do
         ("clean", 59, "has no row in {table} (1 of 60 files have none)"),
     ],
 )
-def test_a_truth_that_does_not_fit_is_refused(flipped, refused, column, rows, message):
+def test_a_truth_that_does_not_fit_is_refused(
+    *, flipped, refused, column, rows, message, write_scores
+):
     data, table, _ = flipped
     tmp_path = table.parent
     table.write_text("".join(table.read_text().splitlines(keepends=True)[: rows + 1]))
@@ -468,7 +428,9 @@ def test_a_truth_that_does_not_fit_is_refused(flipped, refused, column, rows, me
     assert message.format(table=table, data=data) in said
 
 
-def test_scores_of_different_data_sets_are_not_compared(scores, val, tmp_path, refused):
+def test_scores_of_different_data_sets_are_not_compared(
+    scores, val, tmp_path, refused, write_scores
+):
     others = write_scores(val, tmp_path / "VAL-SCORES", {"aum": np.zeros(18, np.float32)})
     said = refused(tmp_path, "scores", "compare", scores, others, *COMPARED)
     here, there = (Provenance.read(one).binds["identity"][:12] for one in (scores, others))
@@ -489,7 +451,9 @@ def test_correlations_need_no_misratio(scores, cheap, done, told):
     assert lines[-1] == f"next: coreset select {cheap} SET --ipc 10"
 
 
-def test_correlations_of_small_classes_are_told_without_coresets(val, tmp_path, done, told):
+def test_correlations_of_small_classes_are_told_without_coresets(
+    val, tmp_path, done, told, write_scores
+):
     scores = write_scores(val, tmp_path / "S", {"aum": np.arange(18, dtype=np.float32)})
     facts = told("scores", "compare", scores, scores)
     assert facts["coresets"] == []
@@ -502,79 +466,28 @@ def test_correlations_of_small_classes_are_told_without_coresets(val, tmp_path, 
 # ---- what is refused everywhere
 
 
-@pytest.fixture
-def folder(packed, columns, tmp_path, monkeypatch):
-    """The current folder; it holds scores called S."""
-    write_scores(packed, tmp_path / "S", columns)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (("show", "S", "--classes", 0), "classes must be at least 1, got 0"),
-        (("suspects", "S", "--top", 0), "top must be at least 1, got 0"),
-        (("compare", "S", "S", "--ipc", "2,,5"), "ipc must be whole numbers such as 10,50, got 2,"),
-        (("compare", "S", "S", "--ipc", "0"), "ipc must be at least 1, got 0"),
-        (("compare", "S", "S", "--bins", 0), "bins must be at least 1, got 0"),
-        (("compare", "S", "S", "--misratio", 1), "misratio must be in [0, 1), got 1.0"),
-        (("compare", "S", "S", "--truth", "t.csv"), "truth and column go together, got truth t.c"),
-        (("compare", "S", "S", "--column", "c"), "truth and column go together, got truth None"),
-        (
-            ("compare", "S", "S", "--ipc", 21, "--misratio", 0),
-            "got 21, but class n01440764 has 20 images; lower --ipc",
-        ),
-        (("show", "S", "--score", "tdds"), "forgetting, dyn_unc in S, got tdds, which was not sto"),
-        (("suspects", "S", "--score", "beauty"), "dyn_unc in S, got beauty, which is no score"),
-        (("show", "no"), "no does not exist; make it with `coreset score DATA no`"),
-        (("suspects", "."), ". holds no scores; name the output of `coreset score`"),
-    ],
-)
-def test_bad_arguments_are_refused_with_the_reason(folder, refused, words, message):
-    assert message in refused(folder, "scores", *words)
-
-
-def test_scores_of_which_none_tells_wrong_labels_are_refused(packed, columns, tmp_path, refused):
+def test_scores_of_which_none_tells_wrong_labels_are_refused(
+    packed, columns, tmp_path, refused, write_scores
+):
     scores = write_scores(packed, tmp_path / "S", {"forgetting": columns["forgetting"]})
     said = refused(tmp_path, "scores", "suspects", scores)
     assert f"{scores} has none of the scores confidence_oof, el2n, aum; choose a --score" in said
 
 
-@pytest.mark.parametrize("words", [("suspects", "S"), ("compare", "S", "S", *COMPARED)])
-def test_an_image_without_a_value_is_named(folder, packed, refused, words):
-    said = refused(folder, "scores", *words, "--score", "dyn_unc", code=3)
-    assert f"nan as dyn_unc of {Dataset.open(packed).keys[0]} (60 are not finite)" in said
-
-
-def test_scores_of_another_number_of_images_are_refused(packed, tmp_path, refused):
-    scores = write_scores(packed, tmp_path / "S", {"aum": np.zeros(59, np.float32)})
-    said = refused(tmp_path, "scores", "show", scores, code=3)
-    assert "aum has 59 rows for 60 images" in said
+def test_an_image_without_a_value_is_named(scores, packed, tmp_path, refused):
+    for words in (("suspects", scores), ("compare", scores, scores, *COMPARED)):
+        said = refused(tmp_path, "scores", *words, "--score", "dyn_unc", code=3)
+        assert f"nan as dyn_unc of {Dataset.open(packed).keys[0]} (60 are not finite)" in said
 
 
 def test_damaged_scores_are_refused(scores, tmp_path, refused):
     chunk = next(path for path in scores.rglob("aum/c/*"))
     chunk.write_bytes(chunk.read_bytes()[:-1])
-    for words in (("show", scores), ("suspects", scores), ("compare", scores, scores)):
-        said = refused(tmp_path, "scores", *words, code=3)
+    select = ("select", scores, tmp_path / "SET", "--ipc", 2, "--misratio", 0)
+    words = (("show", scores), ("suspects", scores), ("compare", scores, scores))
+    for command in (select, *(("scores", *some) for some in words)):
+        said = refused(tmp_path, *command, code=3)
         assert said == f"{scores}: every checkpoint is damaged; remove it, run again"
-
-
-@pytest.mark.parametrize(
-    "words", [("show", "F"), ("suspects", "F"), ("compare", "F", "F", *COMPARED)]
-)
-def test_a_data_set_that_moved_is_asked_for_and_taken(folder, packed, refused, done, words):
-    (folder / "away").mkdir()
-    shutil.copytree(folder / "S", folder / "away" / "F")
-    words = ("scores", *("away/F" if word == "F" else word for word in words))
-    assert "name its place with --data" in refused(folder, *words)
-    done(*words, "--data", packed)
-
-
-def test_another_data_set_in_its_place_is_refused(scores, val, tmp_path, refused):
-    said = refused(tmp_path, "scores", "show", scores, "--data", val)
-    assert f"but the scores {scores} was made from" in said
 
 
 # ---- parts
@@ -604,24 +517,3 @@ def test_the_listing_has_a_row_for_every_score():
     for row, (name, meaning) in zip(rows, SCORES.items(), strict=True):
         assert row.split()[:2] == [name, "low" if meaning.low_is_hard else "high"]
         assert all(words in row for words in (meaning.unit, meaning.summary, meaning.source))
-
-
-WITHOUT_TORCH = """
-import sys
-from coreset.engine.cli import main
-
-scores, out = sys.argv[1:]
-for words in (
-    ["show", scores],
-    ["suspects", scores, "--csv", out],
-    ["compare", scores, scores, "--ipc", "2", "--misratio", "0.1"],
-    ["--help"],
-):
-    assert main(["scores", *words]) == 0, words
-    assert not {"torch", "sklearn"} & set(sys.modules), words
-"""
-
-
-def test_looking_at_scores_imports_no_torch(scores, tmp_path):
-    command = [sys.executable, "-c", WITHOUT_TORCH, str(scores), str(tmp_path / "list.csv")]
-    subprocess.run(command, cwd=CHECKOUT, check=True, stdout=subprocess.DEVNULL)

@@ -16,7 +16,6 @@ from coreset.engine.artifacts.store import (
     write_columns,
 )
 from coreset.shards.errors import StoreError
-from coreset.shards.format.files import tree_digests
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of damaged files
 
@@ -78,19 +77,6 @@ def test_columns_come_back_with_their_types_when_they_are_asked_for(scores, colu
         read["concept_aum"]
     (scores / "visits/c/0").write_text("damaged")
     np.testing.assert_array_equal(Columns(scores)["aum"], columns["aum"])
-
-
-def test_the_same_columns_give_the_same_bytes_in_any_order(tmp_path, scores, columns):
-    write_columns(tmp_path / "again.zarr", dict(reversed(columns.items())), {"epochs": 7})
-    assert tree_digests(tmp_path / "again.zarr") == tree_digests(scores)
-
-
-def test_no_row_at_all_is_a_store_too(tmp_path):
-    write_columns(tmp_path / "empty.zarr", {"aum": np.empty(0, np.float32)}, {})
-    assert Columns(tmp_path / "empty.zarr")["aum"].shape == (0,)
-    RowWriter(tmp_path / "f.zarr", 0, WIDTH, {})
-    assert feature_shape(tmp_path / "f.zarr") == (0, WIDTH)
-    assert list(feature_chunks(tmp_path / "f.zarr")) == []
 
 
 def test_a_lost_chunk_is_nan_and_never_a_score(tmp_path, monkeypatch, columns):
@@ -224,28 +210,6 @@ def test_features_come_back_in_chunks_of_today_whatever_the_store_has(
     assert {chunk.dtype for chunk in [whole, *chunks]} == {np.dtype(np.float16)}
     np.testing.assert_array_equal(np.concatenate(chunks), matrix)
     np.testing.assert_array_equal(whole, matrix)
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_a_continued_store_has_the_bytes_of_one_written_at_once(tmp_path, matrix):
-    whole = write_features(tmp_path / "whole.zarr", matrix)
-    parts = write_features(tmp_path / "parts.zarr", matrix, chunks=(0, 1, 2))
-    # What a kill leaves: a chunk that nobody vouches for, and zarr's temporary file beside it.
-    flip(parts / "features/c/2/0", 10)
-    (parts / "features/c/2/0.0d3adbeef.partial").write_bytes(b"half")
-    rows = RowWriter(parts, N_ROWS, WIDTH, {"content": "c"}, resume=True)
-    for first in (32, 48):
-        rows.write(first, matrix[first : first + 16])
-    assert tree_digests(parts) == tree_digests(whole)
-
-
-@pytest.mark.usefixtures("small_chunks")
-def test_a_store_begun_anew_replaces_what_a_kill_left(tmp_path, matrix):
-    half = tmp_path / "f.zarr"
-    half.mkdir()
-    (half / "zarr.json").write_text('{"zarr_format": 3, "node_type": "group"}')  # no array yet
-    write_features(half, matrix)
-    assert tree_digests(half) == tree_digests(write_features(tmp_path / "g.zarr", matrix))
 
 
 def test_a_store_of_another_shape_is_not_continued(tmp_path):

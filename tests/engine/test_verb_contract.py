@@ -1,9 +1,7 @@
-"""The contract of every verb that makes an artifact or appends rows.
-
-The same command again does nothing, and another configuration is refused with the difference.
-"""
+"""The contract of every verb: the same command again, moved inputs, and words that do not fit."""
 
 import re
+import shutil
 from dataclasses import dataclass
 
 import pytest
@@ -133,3 +131,167 @@ def test_the_same_command_does_nothing_and_another_configuration_is_refused(
         said = refused(out, *words, *command.changed.split())
         assert f"{out} was made by another configuration (" in said
         assert command.difference in said
+
+
+def filled(words, places):
+    """The words of a command, with places for names in capitals."""
+    return re.sub(r"[A-Z]{3,}", lambda name: str(places[name[0]]), words).split()
+
+
+MOVED = (
+    "select SCORES OUT --ipc 2 --misratio 0.1",
+    "scores show SCORES",
+    "scores suspects SCORES",
+    "scores compare SCORES SCORES",
+    "train SET VALIDATION OUT --size 33 --epochs 1 --evaluations 1 --repeats 1",
+    f"measure SET VALIDATION OUT {BACKBONE}",
+    "export SET OUT --to ids",
+)
+
+
+@pytest.mark.parametrize("words", MOVED)
+def test_a_data_set_that_moved_is_asked_for_and_taken(words, inputs, tmp_path, refused, done):
+    places = inputs | {"OUT": tmp_path / "OUT"}
+    for name in ("SCORES", "SET"):
+        places[name] = shutil.copytree(inputs[name], tmp_path / "far" / "away" / name)
+    command = filled(words, places)
+    assert "any more; name its place with --data" in refused(tmp_path, *command)
+    said = refused(tmp_path, *command, "--data", inputs["VALIDATION"])
+    assert re.search("another data set; name the right one with --data|was made from", said)
+    done(*command, "--data", inputs["DATA"])
+
+
+FEW = "got 21, but class n01440764 has 20 images; lower --ipc"
+SIZE_17 = "score DATA OUT --size 17 --epochs 3 --batch 16 --lr 0.01"
+LINEAR = f"score DATA OUT --proxy linear {BACKBONE}"
+REFUSED = {
+    "pack PHOTOS OUT": [
+        ("--quality 0", "quality must be in [1, 100], got 0"),
+        ("--short-side 0", "short_side must be at least 1"),
+        ("--samples-per-shard 0", "samples_per_shard must be at least 1, got 0"),
+        ("--column noisy", "labels and column go together"),
+        ("--labels none.csv --column x", "none.csv does not exist"),
+        ("--classes imagenette", "(7 of 10 asked for"),
+        ("--classes imagenet21k", "neither imagenette, imagenet-100 or imagenet-1k nor"),
+    ],
+    "pack PHOTOS PHOTOS/DATA": [("", "lies in src")],
+    "synth OUT --classes 4": [
+        ("--images 3", "images"),
+        ("--images 60 --size large", "size must be imagenet or a number"),
+        ("--images 60 --label-noise 1.0", "label_noise"),
+        ("--images 60 --samples-per-shard 0", "samples_per_shard"),
+    ],
+    "decode DATA OUT": [
+        ("--size 0", "size must be at least 1, got 0"),
+        ("--decoder turbo --decoder-exact", "decoder turbo is not exact"),
+    ],
+    f"embed DATA OUT {BACKBONE}": [
+        ("--size 7", "size must be at least 8, got 7"),
+        ("--batch 0", "batch must be at least 1, got 0"),
+    ],
+    SIZE_17: [
+        ("--epochs 0", "epochs must be at least 1, got 0"),
+        ("--batch 0", "batch must be at least 1, got 0"),
+        ("--el2n-epochs 0", "el2n_epochs must be at least 1, got 0"),
+        ("--size 16", "size of --proxy resnet18 must be at least 17, got 16"),
+        ("--proxy linear --size 7", "size of --proxy linear must be at least 8, got 7"),
+        ("--crop-scale 1.0005", "crop_scale must be in [0.01, 1], got 1.0005"),
+        ("--crop-scale nan", "crop_scale must be in [0.01, 1], got nan"),
+        ("--lr nan", "lr must be in [0, inf), got nan"),
+        ("--lr 1e-5", "min_lr must be in [0, 1e-05] (lr), got 0.0001"),
+        ("--min-lr -1", "min_lr must be in [0, 0.01] (lr), got -1.0"),
+        ("--weight-decay -1", "weight_decay must be in [0, inf), got -1.0"),
+        ("--batch 59 --size 32", "batch 59 leaves a batch of one of 60 images"),
+        ("--batch 59 --size 40 --start-size 32", "batch norm cannot train on at size 32; use"),
+        ("--start-size 16", "start_size must be 0 or in [17, 17] (size), got 16"),
+        ("--pixels P --decoder-exact", "decoder_exact goes with decoding; give it to"),
+        ("--pixels no-such-pixels", "no-such-pixels does not exist"),
+        ("--tdds --epochs 2", "epochs must be at least 3 with --tdds, got 2"),
+        ("--folds 5", "folds go with --proxy linear, got --proxy resnet18"),
+    ],
+    LINEAR: [
+        ("--start-size 64", "pixels and start_size go with --proxy resnet18"),
+        ("--pixels P", "pixels and start_size go with --proxy resnet18"),
+        ("--folds 1", "folds must be at least 2, got 1"),
+    ],
+    "select": [
+        ("DATA OUT --ipc 2 --misratio 0 --method ccs", "SCORES` first, or use --method random"),
+        ("SET OUT --ipc 2 --misratio 0", "is neither scores nor a packed data set"),
+        ("none OUT --ipc 2", "make one with `coreset score` or `coreset pack`"),
+    ],
+    "select SCORES OUT": [
+        ("--ipc 0", "ipc must be at least 1, got 0"),
+        ("--ipc 2 --bins 0", "bins must be at least 1, got 0"),
+        ("--ipc 2 --misratio 1", "misratio must be in [0, 1), got 1.0"),
+        ("--ipc 2 --misratio nan", "misratio must be in [0, 1), got nan"),
+        ("--ipc 2 --score beauty", "score must be one of aum, aum_logit, "),
+        ("--ipc 2 --misratio 0 --score visits", "score must be one of aum, "),
+        ("--ipc 21 --misratio 0", FEW),
+        ("--ipc 21 --method random", FEW),
+    ],
+    "scores": [
+        ("show SCORES --classes 0", "classes must be at least 1, got 0"),
+        ("suspects SCORES --top 0", "top must be at least 1, got 0"),
+        ("show SCORES --score tdds", "got tdds, which was not stored"),
+        ("suspects SCORES --score beauty", "got beauty, which is no score"),
+        ("show no", "no does not exist; make it with `coreset score DATA no`"),
+        ("suspects PHOTOS", "holds no scores; name the output of `coreset score`"),
+    ],
+    "scores compare SCORES SCORES": [
+        ("--ipc 2,,5", "ipc must be whole numbers such as 10,50, got 2,"),
+        ("--ipc 0", "ipc must be at least 1, got 0"),
+        ("--bins 0", "bins must be at least 1, got 0"),
+        ("--misratio 1", "misratio must be in [0, 1), got 1.0"),
+        ("--truth t.csv", "truth and column go together, got truth t.c"),
+        ("--column c", "truth and column go together, got truth None"),
+        ("--ipc 21 --misratio 0", FEW),
+    ],
+    "distill DATA OUT": [
+        ("--ipc 0", "ipc must be at least 1, got 0"),
+        ("--ipc 1 --size 0", "size must be at least 1, got 0"),
+        ("--ipc 1 --method dreams", "dreams"),
+    ],
+    "train SET VALIDATION OUT": [
+        ("--size 32", "size must be at least 33, got 32"),
+        ("--epochs 0", "epochs must be at least 1, got 0"),
+        ("--evaluations 0", "evaluations must be at least 1, got 0"),
+        ("--repeats 0", "repeats must be at least 1, got 0"),
+        ("--protocol soft", "soft"),
+        ("--student vgg", "vgg"),
+    ],
+    "train DATA VALIDATION OUT": [("", "is not a condensed set (no set.json)")],
+    "report": [
+        ("none OUT.html", "does not exist; run `coreset train SET VAL"),
+        ("PHOTOS OUT.html", "holds no rows"),
+        ("PHOTOS OUT.html --max-classes 0", "max_classes"),
+        ("PHOTOS OUT.html --images-per-row 0", "images_per_row"),
+        ("PHOTOS OUT", "html"),
+    ],
+    "cost": [("PHOTOS", "has no ledger; name the output"), ("none", "does not exist; name")],
+    "ls none": [("", "is not a folder")],
+    "dance": [("", "verb must be one of demo, doctor, ")],
+    "export": [
+        ("SET SET/OUT --to parquet", "lies in source"),
+        ("none OUT --to parquet", "does not exist; make one with `coreset select`"),
+        ("PHOTOS OUT --to parquet", "is neither a condensed set nor a packed data set"),
+        ("DATA OUT --to parquet --samples-per-shard 0", "samples_per_shard must be at least 1, "),
+    ],
+    "demo --out OUT": [
+        ("--epochs 0", "epochs must be at least 1, got 0"),
+        ("--repeats 0", "repeats must be at least 1, got 0"),
+    ],
+    "doctor": [
+        ("--path nothing", "path nothing is not a folder; make it or name another one"),
+        ("--device cpu", "device cpu is proved on DATA; name a packed data set"),
+        ("PHOTOS", "is not a packed data set"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(f"{words} {more}", text) for words, rows in REFUSED.items() for more, text in rows],
+)
+def test_what_does_not_fit_is_refused_with_the_reason(inputs, tmp_path, refused, words, message):
+    command = filled(words, inputs | {"OUT": tmp_path / "OUT"})
+    assert message in refused(tmp_path, *command)

@@ -112,8 +112,8 @@ def with_output(words, out):
 
 
 @pytest.mark.parametrize("name", INTERRUPTIBLE)
-def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(  # noqa: PLR0917 - fixtures
-    name, interruptible, tmp_path, fork, done, stored_bytes, monkeypatch
+def test_a_command_killed_before_any_of_its_renames_is_continued_to_the_same_bytes(
+    *, name, interruptible, tmp_path, fork, done, stored_bytes, monkeypatch
 ):
     command = INTERRUPTIBLE[name]
     settings, commits, count_kept = command.settings, command.commits, command.kept

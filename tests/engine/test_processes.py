@@ -1,6 +1,7 @@
-"""How threads wait, as OpenMP itself reports it in a process of its own."""
+"""Threads and memory of a process of its own: how OpenMP waits, what malloc gives back."""
 
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -57,3 +58,31 @@ def test_threads_sleep_while_they_wait_on_a_cpu(places, words, policy, spins):
     assert ended.returncode == 0, ended.stderr
     (tries,) = set(re.findall(r"GOMP_SPINCOUNT = '(\w+)'", ended.stderr))
     assert (tries != "0") is spins
+
+
+PROGRAM = """
+from pathlib import Path
+from coreset.engine.runtime.device import give_back_memory, tune_malloc
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1])
+tune_malloc()
+before = resident()
+blocks = [bytes(bytearray(range(256)) * 400) for _ in range(1000)]  # 100 MB
+last = bytearray(100_000)  # what lies above cannot be given back by making the heap shorter
+full = resident()
+del blocks
+kept = resident()
+give_back_memory()
+print(4 * (full - before) // 1000, 4 * (kept - before) // 1000, 4 * (resident() - before) // 1000)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_freed_memory_is_kept_until_it_is_given_back():
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True
+    )
+    full, kept, after = map(int, ended.stdout.split())
+    assert full > 90
+    assert kept > 90
+    assert after < 20
