@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -64,7 +63,7 @@ def call(sources: Path, cache: Path) -> tuple[int, int]:
 
 
 def test_the_next_process_finds_the_code_and_an_edited_dependency_is_compiled_anew(
-    sources: Path, tmp_path: Path
+    sources, tmp_path
 ):
     cache = tmp_path / "cache"
     assert [call(sources, cache) for _ in range(2)] == [(15, 0), (15, 1)]
@@ -73,9 +72,7 @@ def test_the_next_process_finds_the_code_and_an_edited_dependency_is_compiled_an
     assert [call(sources, cache) for _ in range(2)] == [(20, 0), (20, 1)]
 
 
-def test_without_a_folder_that_can_be_written_kernels_work_all_the_same(
-    sources: Path, tmp_path: Path
-):
+def test_without_a_folder_that_can_be_written_kernels_work_all_the_same(sources, tmp_path):
     (tmp_path / "file").write_text("no folder")
     for _ in range(2):
         assert call(sources, tmp_path / "file") == (15, 0)
@@ -100,7 +97,7 @@ def give_away(folder: Path) -> None:
     ids=["all may write", "sticky", "the group may write", "of another user"],
 )
 def test_a_folder_that_another_user_could_write_to_is_not_used(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, which: int, expose: Callable[[Path], None]
+    tmp_path, monkeypatch, which, expose
 ):
     monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "one"))
     folder = compiling.code_folder()
@@ -114,9 +111,7 @@ def test_a_folder_that_another_user_could_write_to_is_not_used(
     assert compiling.code_folder() is None, "the second kernel does not warn again"
 
 
-def test_the_folders_of_the_cache_are_made_for_their_user_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_the_folders_of_the_cache_are_made_for_their_user_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "deep" / "cache"))
     before = os.umask(0)
     try:

@@ -1,7 +1,6 @@
 """Class lists by name and from files."""
 
 import json
-from pathlib import Path
 
 import pytest
 
@@ -58,7 +57,7 @@ PUBLISHED = {
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_published_forms_give_the_names_in_the_order_of_their_labels(tmp_path: Path, name: str):
+def test_published_forms_give_the_names_in_the_order_of_their_labels(tmp_path, name):
     (tmp_path / name).write_text(PUBLISHED[name])
     assert class_list(str(tmp_path / name)) == WNIDS
     assert set(class_list(str(tmp_path / name), ordered=False)) == set(WNIDS)
@@ -79,7 +78,7 @@ def test_published_forms_give_the_names_in_the_order_of_their_labels(tmp_path: P
         ("x.txt", "class\ncat\ndog\n", ("cat", "dog")),
     ],
 )
-def test_names_stay_whole_and_numbers_are_no_text(tmp_path: Path, name, content, names):
+def test_names_stay_whole_and_numbers_are_no_text(tmp_path, name, content, names):
     (tmp_path / name).write_text(content)
     assert class_list(str(tmp_path / name)) == names
 
@@ -110,7 +109,7 @@ def test_a_list_that_says_nothing_clear_is_refused(tmp_path, name, content, mess
     assert "\n" not in str(refusal.value)
 
 
-def test_numbers_do_not_matter_where_classes_are_only_chosen(tmp_path: Path):
+def test_numbers_do_not_matter_where_classes_are_only_chosen(tmp_path):
     (tmp_path / "map_clsloc.txt").write_text("n02119789 1 kit_fox\nn02100735 2 English_setter\n")
     chosen = class_list(str(tmp_path / "map_clsloc.txt"), ordered=False)
     assert chosen == ("n02119789", "n02100735")

@@ -120,7 +120,7 @@ BOUNDED: dict[str, Make] = {
 
 
 @pytest.mark.parametrize(("make", "reason"), REFUSED.values(), ids=REFUSED.keys())
-def test_a_file_that_costs_too_much_is_refused_by_a_stable_reason(make: Make, reason: Reason):
+def test_a_file_that_costs_too_much_is_refused_by_a_stable_reason(make, reason):
     data = make()
     assert len(data) < 2 * MEGABYTE
     with pytest.raises(Refusal) as caught:
@@ -129,7 +129,7 @@ def test_a_file_that_costs_too_much_is_refused_by_a_stable_reason(make: Make, re
 
 
 @pytest.mark.parametrize("make", BOUNDED.values(), ids=BOUNDED.keys())
-def test_a_file_whose_cost_is_bounded_is_packed_and_decoded(make: Make):
+def test_a_file_whose_cost_is_bounded_is_packed_and_decoded(make):
     data = make()
     image = probe(data)
     pixels = decode_with_pillow(data, Geometry(32, 32), (image.width, image.height))
@@ -155,9 +155,7 @@ def test_pillow_gets_a_file_at_once():
     [KeyError(6), RuntimeError("odd"), AssertionError(), RecursionError("deep")],
     ids=repr,
 )
-def test_whatever_a_codec_raises_is_the_refusal_of_the_file(
-    error: Exception, monkeypatch: pytest.MonkeyPatch
-):
+def test_whatever_a_codec_raises_is_the_refusal_of_the_file(error, monkeypatch):
     for codec in ("simplejpeg.decode_jpeg", "PIL.Image.open"):
         monkeypatch.setattr(codec, Mock(side_effect=error))
     for data in (jpeg(), encoded(photo(0), "PNG"), encoded(photo(0), "WEBP")):
@@ -167,7 +165,7 @@ def test_whatever_a_codec_raises_is_the_refusal_of_the_file(
             decode_with_pillow(data, Geometry(32, 32))
 
 
-def test_memory_that_runs_out_is_not_the_fault_of_a_file(monkeypatch: pytest.MonkeyPatch):
+def test_memory_that_runs_out_is_not_the_fault_of_a_file(monkeypatch):
     for codec in ("simplejpeg.decode_jpeg", "PIL.Image.open"):
         monkeypatch.setattr(codec, Mock(side_effect=MemoryError))
     for data in (jpeg(), encoded(photo(0), "PNG")):

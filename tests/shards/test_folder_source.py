@@ -34,7 +34,7 @@ def test_names_tell_side_cars_and_files_of_the_system():
     assert not any(map(is_hidden, ("a.jpg", "__init__", "cat")))
 
 
-def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path: Path):
+def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path):
     write(tmp_path, "b/2.jpg", "b/10.jpg", "a/deep/er/x.y.png", "a-b/1.", "B/plain", "ä/ö.jpg")
     write(tmp_path, "b/.DS_Store", ".git/config", "README")
     found = find_folder(tmp_path)
@@ -50,7 +50,7 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path:
     )
 
 
-def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path: Path):
+def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path):
     found = find_folder(write(tmp_path, *(f"{c}/{i}.jpg" for c in "abc" for i in range(9))))
     shuffled, order = found.in_order("shuffled", 5), permutation(27, 5)
     assert shuffled.names == [found.names[at] for at in order]
@@ -59,7 +59,7 @@ def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path: Path):
     assert shuffled.in_order("source", 5).names == found.names
 
 
-def test_links_are_followed_unless_they_lead_up(tmp_path: Path):
+def test_links_are_followed_unless_they_lead_up(tmp_path):
     write(tmp_path / "store", "x.jpg", "y/z.jpg")
     write(tmp_path / "src", "cat/a.jpg")
     (tmp_path / "src/cat/b.jpg").symlink_to(tmp_path / "store/x.jpg")
@@ -84,15 +84,13 @@ def test_links_are_followed_unless_they_lead_up(tmp_path: Path):
         (["train/a/1.jpg", "val/a/2.jpg"], ".", "holds the splits train, val, not classes"),
     ],
 )
-def test_what_is_no_folder_of_classes_is_refused(
-    tmp_path: Path, names: list[str], place: str, words: str
-):
+def test_what_is_no_folder_of_classes_is_refused(tmp_path, names, place, words):
     write(tmp_path, *names)
     with pytest.raises(UsageError, match=words):
         find_folder(tmp_path / place)
 
 
-def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path: Path):
+def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path):
     images = ("cat/1.jpg", "cat/2.png", "dog/deep/3.jpg")
     plain = find_folder(write(tmp_path / "plain", *images))
     beside = [f"{folder}/{name}" for folder in ("cat", "dog/deep") for name in SIDE_CARS]
@@ -110,7 +108,7 @@ def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path: 
 
 
 @pytest.mark.parametrize("other", ["1.bin", "1.gif", "1", "1.heic"])
-def test_of_two_files_with_one_key_the_image_is_kept(tmp_path: Path, other: str):
+def test_of_two_files_with_one_key_the_image_is_kept(tmp_path, other):
     src = write(tmp_path, f"cat/{other}", "cat/1.png", "cat/2.jpg", "dog/1.jpeg", "dog/1.webp")
     found = find_folder(src, SourceOptions(repeats="first"))
     assert found.names == ["cat/1.png", "cat/2.jpg", "dog/1.jpeg"]
@@ -145,7 +143,7 @@ def splits_of(names: list[str], *, with_folders: list[str]) -> str:
         (["train", "test1", "other"], ["train"], "test1, train"),
     ],
 )
-def test_splits_are_no_classes(names: list[str], with_folders: list[str], splits: str):
+def test_splits_are_no_classes(names, with_folders, splits):
     said = splits_of(names, with_folders=with_folders)
     first = splits.split(", ", maxsplit=1)[0]
     assert said.startswith(f"src holds the splits {splits}, not classes; name src/{first} (if they")
@@ -171,11 +169,11 @@ def test_parts_of_a_data_set_are_no_classes():
         (["images"], []),
     ],
 )
-def test_classes_may_be_called_like_a_split(names: list[str], with_folders: list[str]):
+def test_classes_may_be_called_like_a_split(names, with_folders):
     assert splits_of(names, with_folders=with_folders) == ""
 
 
-def test_classes_that_the_user_lists_may_be_called_anything(tmp_path: Path):
+def test_classes_that_the_user_lists_may_be_called_anything(tmp_path):
     src = write(tmp_path, "train/a/1.jpg", "val/a/2.jpg", "images/3.jpg", "masks/3.jpg")
     options = SourceOptions(only=("images", "masks", "train", "val"), one_class=False)
     assert find_folder(src, options).keys == ["images/3", "masks/3", "train/a/1", "val/a/2"]
@@ -185,7 +183,7 @@ def advice(root: Path, folder: Path) -> str:
     return what_to_name(root, folder).replace(str(root), "SRC")
 
 
-def test_a_list_beside_the_images_is_named_with_the_command_that_reads_it(tmp_path: Path):
+def test_a_list_beside_the_images_is_named_with_the_command_that_reads_it(tmp_path):
     src = write(tmp_path / "val", "images/val_0.JPEG", "images/val_1.JPEG", "notes.txt")
     (src / "classes.txt").write_text("n01440764\nn02102040\n")
     assert advice(src, src / "images") == "name a folder that holds one folder per class"
@@ -198,7 +196,7 @@ def test_a_list_beside_the_images_is_named_with_the_command_that_reads_it(tmp_pa
     )
 
 
-def test_a_list_that_no_command_reads_is_named_and_numbers_are_no_names_of_images(tmp_path: Path):
+def test_a_list_that_no_command_reads_is_named_and_numbers_are_no_names_of_images(tmp_path):
     src = write(tmp_path / "birds", "images/1.jpg", "images/2.jpg", "images/a.jpg")
     (src / "classes.txt").write_text("1 albatross\n2 auklet\n")
     assert advice(src, src / "images") == "name a folder that holds one folder per class"
@@ -207,6 +205,6 @@ def test_a_list_that_no_command_reads_is_named_and_numbers_are_no_names_of_image
     assert said.startswith("SRC/list.tsv lists its images: write a CSV file with the columns path")
 
 
-def test_folders_within_the_only_folder_are_named_first(tmp_path: Path):
+def test_folders_within_the_only_folder_are_named_first(tmp_path):
     src = write(tmp_path / "set", "images/cat/1.jpg", "images/dog/1.jpg", "README.txt")
     assert advice(src, src / "images") == "if its folders are the classes, name SRC/images"

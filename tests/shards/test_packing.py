@@ -71,7 +71,7 @@ def small(make_photos: Callable[..., Path], tmp_path: Path) -> Path:
     return make_photos(tmp_path / "src", per_class=7)
 
 
-def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos: Path, scratch: Path):
+def test_a_stop_keeps_whole_shards_and_they_are_not_packed_again(photos, scratch):
     plan = plan_of(photos)
     first = packed_in(scratch, plan, stop_after=21)
     assert 1 <= len(first.fresh) <= 5

@@ -134,7 +134,7 @@ def test_what_is_not_a_whole_image_is_refused_with_a_reason(data, reason, detail
 
 @settings(max_examples=300)
 @given(st.sampled_from([JPEG, PNG, WEBP]), st.data())
-def test_damage_ends_in_an_answer_and_cuts_in_a_refusal(whole: bytes, data: st.DataObject):
+def test_damage_ends_in_an_answer_and_cuts_in_a_refusal(whole, data):
     refusal_of(whole[: data.draw(st.integers(0, len(whole) - 1))])
     damaged = bytearray(whole)
     for at in data.draw(st.lists(st.integers(0, len(whole) - 1), max_size=4)):
@@ -169,7 +169,7 @@ def corrupted(data: bytes, rng: random.Random) -> bytes:
     [("RGB", {}), ("RGB", {"progressive": True}), ("RGB", {"restart_marker_blocks": 3}),
      ("RGB", {"subsampling": 0}), ("L", {}), ("CMYK", {})],
 )  # fmt: skip
-def test_a_decode_at_an_eighth_finds_what_a_full_decode_finds(mode: str, options: dict[str, Any]):
+def test_a_decode_at_an_eighth_finds_what_a_full_decode_finds(mode, options):
     rng = random.Random(f"{mode} {options}")
     whole = encode(PHOTO.convert(mode), "JPEG", **options)
     damaged = [corrupted(whole, rng) for _ in range(300)]

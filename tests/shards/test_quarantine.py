@@ -1,7 +1,6 @@
 """Limits of refused files, and the list of them."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -34,9 +33,7 @@ def refused(**classes: int) -> list[dict[str, object]]:
         ({"dog": 1}, [10, 1], r"dog with 1 of 1 \(limit 0\)"),
     ],
 )
-def test_too_many_refused_files_stop_the_packing_and_are_listed(
-    tmp_path: Path, counts: dict[str, int], sizes: list[int], message: str
-):
+def test_too_many_refused_files_stop_the_packing_and_are_listed(tmp_path, counts, sizes, message):
     listed, rows = tmp_path / "list.csv", refused(**counts)
     if not message:
         require_few(rows, ["cat", "dog"], np.array(sizes), listed)

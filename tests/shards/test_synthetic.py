@@ -1,7 +1,6 @@
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +43,7 @@ def nearest_class_mean(data: Synthetic) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", ["imagenet", 48])
-def test_an_image_is_the_same_alone_in_threads_and_in_any_order(size: Any) -> None:
+def test_an_image_is_the_same_alone_in_threads_and_in_any_order(size):
     data = Synthetic(images=24, classes=4, size=size)
     forwards = [data.jpeg(position) for position in range(24)]
     backwards = [replace(data).jpeg(position) for position in reversed(range(24))][::-1]
@@ -53,7 +52,7 @@ def test_an_image_is_the_same_alone_in_threads_and_in_any_order(size: Any) -> No
     assert forwards == backwards == threaded
 
 
-def test_odd_sizes_with_halved_chroma_encode_alike_whatever_lies_in_memory() -> None:
+def test_odd_sizes_with_halved_chroma_encode_alike_whatever_lies_in_memory():
     data = Synthetic(images=60, classes=2, size=375)
     halved = [at for at in range(60) if data._planes(at)[1][-1].shape == (188, 188)]
     assert halved
@@ -65,7 +64,7 @@ def test_odd_sizes_with_halved_chroma_encode_alike_whatever_lies_in_memory() -> 
         assert len(files) == 1
 
 
-def test_pixels_before_encoding_stay_as_they_are_across_machines_and_versions() -> None:
+def test_pixels_before_encoding_stay_as_they_are_across_machines_and_versions():
     hasher = hashlib.sha256()
     for data in (Synthetic(images=100, classes=10), replace(SMALL, seed=3, class_seed=3)):
         for position in range(8):
@@ -76,7 +75,7 @@ def test_pixels_before_encoding_stay_as_they_are_across_machines_and_versions() 
     assert hasher.hexdigest() == "210d503aaeb32f9da9d8f3b5d20bfd2c2e4d59d64ba911bb0b98783080f8dc40"
 
 
-def test_images_differ_by_position_and_by_seed_and_not_by_noise() -> None:
+def test_images_differ_by_position_and_by_seed_and_not_by_noise():
     other, noisy = replace(SMALL, seed=1), replace(SMALL, label_noise=0.5)
     files = [data.jpeg(position) for data in (SMALL, other) for position in range(40)]
     assert len(set(files)) == 80
@@ -85,7 +84,7 @@ def test_images_differ_by_position_and_by_seed_and_not_by_noise() -> None:
     assert [noisy.jpeg(at) for at in range(40)] == files[:40]
 
 
-def test_files_are_distributed_as_in_imagenet() -> None:
+def test_files_are_distributed_as_in_imagenet():
     data = Synthetic(images=400, classes=100)
     with ThreadPoolExecutor(2) as pool:
         files = list(pool.map(data.jpeg, range(data.images)))
@@ -107,15 +106,13 @@ def test_files_are_distributed_as_in_imagenet() -> None:
 
 
 @pytest.mark.parametrize("side", [MIN_SIDE, 9, 33, MAX_SIDE])
-def test_a_side_gives_square_images_of_that_side(side: int) -> None:
+def test_a_side_gives_square_images_of_that_side(side):
     image = probe(Synthetic(images=2, classes=2, size=side).jpeg(1))
     assert (image.width, image.height) == (side, side)
 
 
 @given(st.integers(2, 50), st.integers(0, 500), st.integers(0, 2**64), st.floats(0, 0.99))
-def test_classes_are_balanced_and_exactly_the_share_is_flipped(
-    classes: int, more: int, seed: int, label_noise: float
-) -> None:
+def test_classes_are_balanced_and_exactly_the_share_is_flipped(classes, more, seed, label_noise):
     data = Synthetic(images=classes + more, classes=classes, seed=seed, label_noise=label_noise)
     sizes = np.bincount(data.true_labels, minlength=classes)
     assert sizes.max() - sizes.min() <= 1
@@ -124,14 +121,14 @@ def test_classes_are_balanced_and_exactly_the_share_is_flipped(
     assert data.labels.max() < classes
 
 
-def test_flips_go_to_every_other_class_alike() -> None:
+def test_flips_go_to_every_other_class_alike():
     data = Synthetic(images=40_000, classes=5, label_noise=0.5)
     flipped = data.labels != data.true_labels
     steps = (data.labels - data.true_labels)[flipped] % 5
     np.testing.assert_allclose(np.bincount(steps, minlength=5)[1:], 5000, rtol=0.06)
 
 
-def test_names_sort_like_labels_and_the_truth_names_each_image() -> None:
+def test_names_sort_like_labels_and_the_truth_names_each_image():
     assert SMALL.class_names == ("class_0000", "class_0001", "class_0002", "class_0003")
     many = Synthetic(images=12_000, classes=12_000).class_names
     assert list(many) == sorted(many)
@@ -143,7 +140,7 @@ def test_names_sort_like_labels_and_the_truth_names_each_image() -> None:
 
 
 @pytest.mark.parametrize("size", ["imagenet", 32])
-def test_ten_classes_are_learnt_easy_images_best_and_flipped_labels_not(size: Any) -> None:
+def test_ten_classes_are_learnt_easy_images_best_and_flipped_labels_not(size):
     data = Synthetic(images=400, classes=10, size=size, label_noise=0.1)
     predicted, half = nearest_class_mean(data), slice(200, None)
     right = predicted == data.true_labels[half]
@@ -167,7 +164,7 @@ def test_ten_classes_are_learnt_easy_images_best_and_flipped_labels_not(size: An
         ({"size": 2049}, "size must be imagenet or 8 to 2048 pixels, got 2049"),
     ],
 )
-def test_a_value_out_of_range_is_refused(change: dict[str, Any], message: str) -> None:
+def test_a_value_out_of_range_is_refused(change, message):
     with pytest.raises(UsageError, match=message):
         replace(SMALL, **change)
     for position in (-1, 40):

@@ -38,7 +38,7 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".parquet", "")
 @example(b"[" * 100_000, ".json")
 @example(b"\xef\xbb\xbf", ".csv")
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80)
-def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path: Path, content: bytes, suffix: str):
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path, content, suffix):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     reads = (
@@ -53,13 +53,13 @@ def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path: Path, content: by
             assert "\n" not in str(error)  # noqa: PT017 - no error is right too
 
 
-def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory(tmp_path: Path):
+def test_a_line_that_never_ends_is_refused_before_it_fills_the_memory(tmp_path):
     (tmp_path / "x.txt").write_text("cat/1\n" + "a" * (1 << 21))
     with pytest.raises(UsageError, match="a line of more than 1,048,576 characters"):
         list(read_table(tmp_path / "x.txt", "list").rows())
 
 
-def test_rows_behind_the_first_lines_are_read_with_their_numbers(tmp_path: Path):
+def test_rows_behind_the_first_lines_are_read_with_their_numbers(tmp_path):
     n = 20_000
     lines = "".join(f'"é {number}\n",cat\n' for number in range(n))
     (tmp_path / "x.csv").write_text(f"path,label\n{lines}", encoding="utf-8")
@@ -97,9 +97,7 @@ def found_one_by_one(entry: str, keys: Sequence[str], sources: Sequence[str]) ->
 
 
 @given(st.lists(st.tuples(key, path), unique_by=lambda pair: pair[0], max_size=8), st.lists(path))
-def test_entries_mean_what_a_search_through_all_samples_finds(
-    samples: list[tuple[str, str]], entries: list[str]
-):
+def test_entries_mean_what_a_search_through_all_samples_finds(samples, entries):
     keys, sources = [sample[0] for sample in samples], [sample[1] for sample in samples]
     names = SampleNames(
         pa.array(keys, pa.string()), pa.array(sources, pa.large_string()), folder=FOLDER
@@ -119,7 +117,7 @@ def test_entries_mean_what_a_search_through_all_samples_finds(
         ("", UNKNOWN), ("/", UNKNOWN), ("..", UNKNOWN),
     ],
 )  # fmt: skip
-def test_paths_of_all_kinds_end_in_a_name(entry: str, position: int):
+def test_paths_of_all_kinds_end_in_a_name(entry, position):
     names = SampleNames(
         pa.array(["cat/1", "dog/old/1", "dog/2.b"]),
         pa.chunked_array([["cat/1.JPEG"], ["dog/old/1.JPEG", "dog/2.b.png"]]),

@@ -35,13 +35,13 @@ def shard(tmp_path: Path) -> Path:
 
 
 @given(st.integers(0, 8**11 - 1), st.integers(0, 10**9 - 1))
-def test_a_header_reads_back_in_tarfile(size: int, number: int):
+def test_a_header_reads_back_in_tarfile(size, number):
     info = tarfile.TarInfo.frombuf(member_header(f"{number:09d}.jpg", size), "ascii", "strict")
     assert (info.name, info.size, info.isreg()) == (f"{number:09d}.jpg", size, True)
     assert (info.mode, info.uid, info.gid, info.mtime) == (0o644, 0, 0, 0)
 
 
-def test_tarfile_reads_what_was_written_and_walk_agrees(shard: Path):
+def test_tarfile_reads_what_was_written_and_walk_agrees(shard):
     with tarfile.open(shard, "r:") as tar:
         members = [Member(info.name, info.offset_data, info.size) for info in tar]
     assert list(walk(shard)) == members
@@ -51,7 +51,7 @@ def test_tarfile_reads_what_was_written_and_walk_agrees(shard: Path):
     assert [name for name, *_ in members][:2] == ["000000000.jpg", "000000000.cls"]
 
 
-def test_the_index_is_that_of_wds2idx(packed: Path, tmp_path: Path):
+def test_the_index_is_that_of_wds2idx(packed, tmp_path):
     index_creator = pytest.importorskip("wds2idx").IndexCreator
     for path in Dataset.open(packed).shard_paths():
         theirs = tmp_path / "theirs.idx"
@@ -60,7 +60,7 @@ def test_the_index_is_that_of_wds2idx(packed: Path, tmp_path: Path):
         assert index_path(path).read_text() == theirs.read_text()
 
 
-def test_a_cut_at_every_block_and_a_flipped_bit_in_any_header_are_noticed(shard: Path):
+def test_a_cut_at_every_block_and_a_flipped_bit_in_any_header_are_noticed(shard):
     whole = shard.read_bytes()
     damaged = [whole[:at] for at in range(0, len(whole), BLOCK_BYTES)]
     for _, offset, _ in walk(shard):
@@ -91,14 +91,14 @@ def test_a_member_that_no_shard_holds_is_refused(tmp_path, name, kind, damage):
         list(walk(path))
 
 
-def test_an_unfinished_shard_leaves_no_file(tmp_path: Path):
+def test_an_unfinished_shard_leaves_no_file(tmp_path):
     writer = ShardWriter(tmp_path / "shard-000000.tar")
     writer.add(0, "jpg", b"abc", label=0)
     writer.close()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_dali_reads_the_shards_by_their_index(packed: Path, stored_samples):
+def test_dali_reads_the_shards_by_their_index(packed, stored_samples):
     dali: Any = import_module("nvidia.dali")
     shards = Dataset.open(packed).shard_paths()
     expected = [(image, row["label"]) for row, image in stored_samples(packed)]

@@ -48,7 +48,7 @@ def unlink_shards(data: Path) -> None:
         path.unlink()
 
 
-def test_a_whole_data_set_is_called_whole_at_every_depth(packed: Path):
+def test_a_whole_data_set_is_called_whole_at_every_depth(packed):
     n_bytes = sum(path.stat().st_size for path in packed.glob("*.tar"))
     notes = ("sizes and counts only", "every byte read", "every image decodes")
     for passes, note in enumerate(notes):
@@ -94,7 +94,7 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_named_with_what_was_expected_and_found(copy: Path, name: str):
+def test_damage_is_named_with_what_was_expected_and_found(copy, name):
     damage, fast, full = DAMAGES[name]
     damage(copy)
     with pytest.raises(DataError, match=full or fast):
@@ -116,7 +116,7 @@ def test_a_damaged_shard_is_built_again_from_the_source(copy, packed, photos, na
     assert sorted(path.name for path in copy.parent.iterdir()) == ["DATA"]
 
 
-def test_a_shard_is_not_replaced_by_another(make_photos: Callable[..., Path], tmp_path: Path):
+def test_a_shard_is_not_replaced_by_another(make_photos, tmp_path):
     src, data = make_photos(tmp_path / "src", per_class=4), tmp_path / "DATA"
     Pack(src=src, data=data, samples_per_shard=5).run()
     before = (data / "shard-000000.tar").read_bytes()
@@ -132,7 +132,7 @@ def test_a_shard_is_not_replaced_by_another(make_photos: Callable[..., Path], tm
         Verify(data=data, repair="0").run()
 
 
-def test_images_that_occur_twice_are_told(make_photos: Callable[..., Path], tmp_path: Path):
+def test_images_that_occur_twice_are_told(make_photos, tmp_path):
     src, val = (make_photos(tmp_path / name, per_class=5, seed=n) for n, name in enumerate("ab"))
     shutil.copy(src / "n01440764/photo_000.png", src / "n01440764/photo_900.png")
     shutil.copy(src / "n01440764/photo_001.webp", src / "n02102040/photo_901.webp")
@@ -158,7 +158,7 @@ def bless(data: Path, shard: int) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-def test_deep_verification_finds_what_no_digest_of_a_file_tells(copy: Path):
+def test_deep_verification_finds_what_no_digest_of_a_file_tells(copy):
     row = Dataset.open(copy).samples.to_pylist()[20]
     flip(copy / "shard-000001.tar", row["offset"] + row["bytes"] // 2)
     flip(copy / "shard-000000.tar", list(walk(copy / "shard-000000.tar"))[1].offset)
@@ -170,6 +170,6 @@ def test_deep_verification_finds_what_no_digest_of_a_file_tells(copy: Path):
         Verify(data=copy, deep=True).run()
 
 
-def test_what_is_no_data_set_is_refused(tmp_path: Path):
+def test_what_is_no_data_set_is_refused(tmp_path):
     with pytest.raises(UsageError, match="is not a packed data set"):
         Verify(data=tmp_path).run()
