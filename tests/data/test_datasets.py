@@ -91,15 +91,6 @@ def test_nodes_and_workers_share_the_shards(numbered, as_worker, world, workers,
     assert sorted(seen) == list(range(N))
 
 
-@pytest.mark.slow
-def test_two_worker_processes_give_every_sample_once(numbered):
-    from torch.utils.data import DataLoader
-
-    pipeline: Any = as_webdataset(numbered.path, shuffle=4).map_tuple(np.array)
-    loader = DataLoader(pipeline, batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    assert sorted(ids_of(loader)) == list(range(N))
-
-
 def cut_after(shard, *, members, more=0):
     """Keep so many members and some bytes of what follows, without an end mark."""
     end = members_of(shard)[members].offset

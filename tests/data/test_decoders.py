@@ -134,14 +134,6 @@ def test_normalised_batches_are_planes_of_the_same_pixels(
     np.testing.assert_allclose(planes, (pixels / 255 - mean) / std, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [16, 30, 100])
-def test_the_fast_decoder_comes_near_on_smooth_images(images, decoded, size):
-    stored = [images.encode(images.photo(301, 203, seed=i)) for i in range(3)]
-    crops = np.array([[0, 0, 301, 203], [40, 30, 240, 180], [7, 5, 107, 105]])
-    fast = decoded("fast", Geometry(size), stored, crops).astype(int)
-    assert 0 < np.abs(fast - expected_of(stored, Geometry(size), crops)).mean() < 6
-
-
 @pytest.mark.parametrize("name", EXACT_UNRESIZED)
 @pytest.mark.parametrize("geometry", [Geometry(16, 20), Geometry(16)])
 def test_the_smallest_and_the_longest_images_decode(images, decoded, name, geometry):

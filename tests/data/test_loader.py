@@ -8,7 +8,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -174,15 +173,6 @@ def test_a_state_counts_batches_that_did_not_come_because_all_of_them_is_damaged
         rest = ids_of(restored) if restored.epoch == 0 else []
         assert sorted(seen + rest) == [i for i in range(7) if i not in damaged]
     assert one.epoch == 1
-
-
-def test_a_coreset_keeps_the_ids_of_the_data_set(loader):
-    coreset = [20, 3, 11, 4]
-    one = loader(ids=coreset, shuffle=False, batch=3)
-    assert ids_of(one) == coreset
-    assert ids_of(loader(ids=np.array(coreset))) == [
-        coreset[i] for i in epoch_positions(4, seed=0, epoch=0)
-    ]
 
 
 def test_crops_differ_from_epoch_to_epoch_and_options_reach_the_decoder(loader, packed, images):

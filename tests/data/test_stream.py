@@ -81,15 +81,6 @@ def test_ids_of_another_data_set_are_refused(numbered, ids, message):
         ImageStream(numbered, GEOMETRY, ids=ids)
 
 
-def test_leaving_an_epoch_early_ends_its_threads(numbered):
-    with ImageStream(numbered, GEOMETRY, workers=2) as source:
-        for _ in source.epoch(BatchOrder(batch=2)):
-            break
-        assert threads_of("ahead") == []
-        assert sum(len(part.ids) for part in source.epoch(BatchOrder(batch=2))) == 23
-    assert threads_of("ahead", "decode") == []
-
-
 def test_two_epochs_at_once_do_not_disturb_each_other(numbered):
     orders = BatchOrder(batch=5), BatchOrder(batch=5, seed=1, shuffle=True)
     with ImageStream(numbered, GEOMETRY, decoder="dali", workers=2) as source:

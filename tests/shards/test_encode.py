@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from coreset.bench.robustness.faults import encoded
 from coreset.shards.images.flags import Flag, Reason, Refusal
 from coreset.shards.images.probe import Probe, probe
 from coreset.shards.packing.encode import reencode, resized_pixels, target_size
@@ -18,12 +19,6 @@ SMOOTH = Image.fromarray(RNG.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize
 GLASS = SMOOTH.convert("RGBA")
 GLASS.putalpha(Image.linear_gradient("L").resize(SMOOTH.size))
 DEEP_VALUES = np.linspace(0, 65535, 200 * 150).astype(np.uint16).reshape(150, 200)
-
-
-def encode(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def rotated() -> Image.Exif:
@@ -37,20 +32,20 @@ def shrunk(data: bytes, short_side: int = 64, quality: int = 90):
 
 
 SOURCES = {
-    "jpeg": encode(SMOOTH, "JPEG", quality=95),
-    "progressive jpeg": encode(SMOOTH, "JPEG", progressive=True),
-    "grey jpeg": encode(SMOOTH.convert("L"), "JPEG", quality=95),
-    "cmyk jpeg": encode(SMOOTH.convert("CMYK"), "JPEG"),
-    "rotated jpeg": encode(SMOOTH, "JPEG", exif=rotated()),
-    "png": encode(SMOOTH, "PNG"),
-    "palette png": encode(SMOOTH.convert("P"), "PNG"),
-    "transparent palette png": encode(SMOOTH.convert("P"), "PNG", transparency=bytes(range(256))),
-    "alpha png": encode(GLASS, "PNG"),
-    "grey png": encode(SMOOTH.convert("L"), "PNG"),
-    "grey alpha png": encode(GLASS.convert("LA"), "PNG"),
-    "black and white png": encode(SMOOTH.convert("1"), "PNG"),
-    "webp": encode(SMOOTH, "WEBP"),
-    "alpha webp": encode(GLASS, "WEBP", lossless=True),
+    "jpeg": encoded(SMOOTH, "JPEG", quality=95),
+    "progressive jpeg": encoded(SMOOTH, "JPEG", progressive=True),
+    "grey jpeg": encoded(SMOOTH.convert("L"), "JPEG", quality=95),
+    "cmyk jpeg": encoded(SMOOTH.convert("CMYK"), "JPEG"),
+    "rotated jpeg": encoded(SMOOTH, "JPEG", exif=rotated()),
+    "png": encoded(SMOOTH, "PNG"),
+    "palette png": encoded(SMOOTH.convert("P"), "PNG"),
+    "transparent palette png": encoded(SMOOTH.convert("P"), "PNG", transparency=bytes(range(256))),
+    "alpha png": encoded(GLASS, "PNG"),
+    "grey png": encoded(SMOOTH.convert("L"), "PNG"),
+    "grey alpha png": encoded(GLASS.convert("LA"), "PNG"),
+    "black and white png": encoded(SMOOTH.convert("1"), "PNG"),
+    "webp": encoded(SMOOTH, "WEBP"),
+    "alpha webp": encoded(GLASS, "WEBP", lossless=True),
 }
 GREYS = {"grey jpeg", "grey png", "grey alpha png", "black and white png"}
 PLAIN = {"jpeg", "progressive jpeg", "grey jpeg", "rotated jpeg"}
@@ -74,7 +69,7 @@ def test_pixels_are_those_of_pillow_and_the_stored_image_is_described(name):
 
 
 def test_sixteen_bit_grey_is_scaled_and_not_saturated():
-    data = encode(Image.fromarray(DEEP_VALUES), "PNG")
+    data = encoded(Image.fromarray(DEEP_VALUES), "PNG")
     assert probe(data).flags & Flag.DEEP
     pixels = resized_pixels(data, probe(data), short_side=150)
     np.testing.assert_array_equal(pixels[:, :, 0], np.rint(DEEP_VALUES / 257))

@@ -10,7 +10,6 @@ from coreset.kernels.seeds import permutation
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.base import SourceOptions
 from coreset.shards.sources.folder import find_folder, require_classes, what_to_name
-from coreset.shards.sources.names import is_hidden, is_side_car
 
 
 def write(root: Path, *names: str) -> Path:
@@ -21,17 +20,6 @@ def write(root: Path, *names: str) -> Path:
 
 
 SIDE_CARS = ("Thumbs.db", "desktop.ini", "n01_boxes.txt", "a.xml", "a.JSON", "b.csv", "list.TXT")
-
-
-def test_names_tell_side_cars_and_files_of_the_system():
-    for name in SIDE_CARS:
-        assert is_side_car(name)
-        assert is_side_car(f"cat.v2/{name}")
-    for name in ("a.jpg", "a.PNG", "a.webp", "a.gif", "a.bmp", "plain", "a.txt.jpg", "txt"):
-        assert not is_side_car(name)
-        assert not is_side_car(f"xml.json/{name}")
-    assert all(map(is_hidden, (".DS_Store", "._a.jpg", "__MACOSX", "@eaDir")))
-    assert not any(map(is_hidden, ("a.jpg", "__init__", "cat")))
 
 
 def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path):

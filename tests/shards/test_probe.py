@@ -1,11 +1,7 @@
 """Image files: what is described, what is refused and why, and damage of any kind."""
 
 import random
-import struct
-import zlib
 from contextlib import suppress
-from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,18 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from coreset.bench.robustness.faults import chunk
+from coreset.bench.robustness.faults import encoded, lying_jpeg, png_bomb
 from coreset.shards.images.flags import Flag, Reason, Refusal
 from coreset.shards.images.probe import Probe, decode_jpeg, glance, misnamed, probe
 
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 53, 3), dtype=np.uint8))
 PHOTO = Image.radial_gradient("L").resize((90, 70)).convert("RGB")
-
-
-def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def rotated(orientation: int) -> Image.Exif:
@@ -40,10 +30,10 @@ def refusal_of(data: bytes) -> Refusal:
     return caught.value
 
 
-JPEG = encode(NOISE, "JPEG")
-PNG = encode(NOISE, "PNG")
-WEBP = encode(NOISE, "WEBP")
-LOSSLESS = encode(NOISE, "WEBP", lossless=True)
+JPEG = encoded(NOISE, "JPEG")
+PNG = encoded(NOISE, "PNG")
+WEBP = encoded(NOISE, "WEBP")
+LOSSLESS = encoded(NOISE, "WEBP", lossless=True)
 ANIMATION = {"save_all": True, "append_images": [NOISE.transpose(Image.Transpose.FLIP_TOP_BOTTOM)]}
 DEEP = Image.fromarray(np.arange(37 * 53, dtype=np.uint16).reshape(37, 53))
 GLASS = NOISE.convert("RGBA")
@@ -52,26 +42,26 @@ GLASS.putalpha(100)
 ACCEPTED: dict[str, tuple[bytes, str, Flag]] = {
     "jpeg": (JPEG, "jpg", Flag(0)),
     "bytes after the image": (JPEG + b"after the end", "jpg", Flag(0)),
-    "grey jpeg": (encode(NOISE.convert("L"), "JPEG"), "jpg", Flag.GREY),
-    "cmyk jpeg": (encode(NOISE.convert("CMYK"), "JPEG"), "jpg", Flag.CMYK),
-    "progressive jpeg": (encode(NOISE, "JPEG", progressive=True), "jpg", Flag.PROGRESSIVE),
-    "rotated jpeg": (encode(NOISE, "JPEG", exif=rotated(6)), "jpg", Flag.EXIF_ROTATED),
-    "upright exif": (encode(NOISE, "JPEG", exif=rotated(1)), "jpg", Flag(0)),
-    "damaged exif": (encode(NOISE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff"), "jpg", Flag(0)),
-    "short exif": (encode(NOISE, "JPEG", exif=b"Exif\0\0II*\0"), "jpg", Flag(0)),
+    "grey jpeg": (encoded(NOISE.convert("L"), "JPEG"), "jpg", Flag.GREY),
+    "cmyk jpeg": (encoded(NOISE.convert("CMYK"), "JPEG"), "jpg", Flag.CMYK),
+    "progressive jpeg": (encoded(NOISE, "JPEG", progressive=True), "jpg", Flag.PROGRESSIVE),
+    "rotated jpeg": (encoded(NOISE, "JPEG", exif=rotated(6)), "jpg", Flag.EXIF_ROTATED),
+    "upright exif": (encoded(NOISE, "JPEG", exif=rotated(1)), "jpg", Flag(0)),
+    "damaged exif": (encoded(NOISE, "JPEG", exif=b"Exif\0\0MM\0*\0\0\xff\xff"), "jpg", Flag(0)),
+    "short exif": (encoded(NOISE, "JPEG", exif=b"Exif\0\0II*\0"), "jpg", Flag(0)),
     "png": (PNG, "png", Flag(0)),
-    "grey png": (encode(NOISE.convert("L"), "PNG"), "png", Flag.GREY),
-    "palette png": (encode(NOISE.convert("P"), "PNG"), "png", Flag.PALETTE),
-    "alpha png": (encode(GLASS, "PNG"), "png", Flag.ALPHA),
-    "grey alpha png": (encode(NOISE.convert("LA"), "PNG"), "png", Flag.GREY | Flag.ALPHA),
-    "transparent colour": (encode(NOISE, "PNG", transparency=(0, 0, 0)), "png", Flag.ALPHA),
-    "deep png": (encode(DEEP, "PNG"), "png", Flag.DEEP | Flag.GREY),
-    "rotated png": (encode(NOISE, "PNG", exif=rotated(8)), "png", Flag.EXIF_ROTATED),
+    "grey png": (encoded(NOISE.convert("L"), "PNG"), "png", Flag.GREY),
+    "palette png": (encoded(NOISE.convert("P"), "PNG"), "png", Flag.PALETTE),
+    "alpha png": (encoded(GLASS, "PNG"), "png", Flag.ALPHA),
+    "grey alpha png": (encoded(NOISE.convert("LA"), "PNG"), "png", Flag.GREY | Flag.ALPHA),
+    "transparent colour": (encoded(NOISE, "PNG", transparency=(0, 0, 0)), "png", Flag.ALPHA),
+    "deep png": (encoded(DEEP, "PNG"), "png", Flag.DEEP | Flag.GREY),
+    "rotated png": (encoded(NOISE, "PNG", exif=rotated(8)), "png", Flag.EXIF_ROTATED),
     "webp": (WEBP, "webp", Flag(0)),
     "lossless webp": (LOSSLESS, "webp", Flag(0)),
-    "rotated webp": (encode(NOISE, "WEBP", exif=rotated(3)), "webp", Flag.EXIF_ROTATED),
-    "alpha webp": (encode(GLASS, "WEBP"), "webp", Flag.ALPHA),
-    "lossless alpha webp": (encode(GLASS, "WEBP", lossless=True), "webp", Flag.ALPHA),
+    "rotated webp": (encoded(NOISE, "WEBP", exif=rotated(3)), "webp", Flag.EXIF_ROTATED),
+    "alpha webp": (encoded(GLASS, "WEBP"), "webp", Flag.ALPHA),
+    "lossless alpha webp": (encoded(GLASS, "WEBP", lossless=True), "webp", Flag.ALPHA),
 }
 
 
@@ -80,29 +70,18 @@ def test_a_whole_image_is_described_by_a_probe_and_a_glance(data, extension, fla
     assert probe(data) == glance(data) == Probe(extension, 53, 37, flags)
 
 
-def bomb(kind: str) -> bytes:
-    """A header of 30,000 x 30,000 pixels."""
-    if kind == "jpeg":
-        frame = JPEG.index(b"\xff\xc0")
-        return JPEG[: frame + 5] + struct.pack(">HH", 30_000, 30_000) + JPEG[frame + 9 :]
-    if kind == "png":
-        header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-        pixels = chunk(b"IDAT", zlib.compress(bytes(1000)))
-        return PNG[:8] + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
-    canvas = bytes(4) + (16_382).to_bytes(3, "little") * 2
-    return b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + canvas
-
-
+VP8X = bytes(4) + (16_382).to_bytes(3, "little") * 2  # a canvas of 16,383 x 16,383 pixels
+WEBP_BOMB = b"RIFF\x16\0\0\0WEBPVP8X\x0a\0\0\0" + VP8X
 REFUSED: dict[str, tuple[bytes, Reason, str]] = {
     "nothing": (b"", Reason.EMPTY, "0 bytes"),
     "html": (b"<!DOCTYPE html><html>404</html>", Reason.NOT_AN_IMAGE, "text/html"),
     "random bytes": (bytes(range(1, 90)), Reason.NOT_AN_IMAGE, "begins with 01 02"),
     "one byte": (b"\xff", Reason.NOT_AN_IMAGE, "begins with ff"),
-    "gif": (encode(NOISE, "GIF"), Reason.UNSUPPORTED_FORMAT, "image/gif"),
-    "bmp": (encode(NOISE, "BMP"), Reason.UNSUPPORTED_FORMAT, "image/bmp"),
-    "tiff": (encode(NOISE, "TIFF"), Reason.UNSUPPORTED_FORMAT, "image/tiff"),
-    "animated png": (encode(NOISE, "PNG", **ANIMATION), Reason.UNSUPPORTED_FORMAT, "animated"),
-    "animated webp": (encode(NOISE, "WEBP", **ANIMATION), Reason.UNSUPPORTED_FORMAT, "animated"),
+    "gif": (encoded(NOISE, "GIF"), Reason.UNSUPPORTED_FORMAT, "image/gif"),
+    "bmp": (encoded(NOISE, "BMP"), Reason.UNSUPPORTED_FORMAT, "image/bmp"),
+    "tiff": (encoded(NOISE, "TIFF"), Reason.UNSUPPORTED_FORMAT, "image/tiff"),
+    "animated png": (encoded(NOISE, "PNG", **ANIMATION), Reason.UNSUPPORTED_FORMAT, "animated"),
+    "animated webp": (encoded(NOISE, "WEBP", **ANIMATION), Reason.UNSUPPORTED_FORMAT, "animated"),
     "half a jpeg": (JPEG[: len(JPEG) // 2], Reason.TRUNCATED, "Premature end"),
     "no end of jpeg": (JPEG[:-2], Reason.TRUNCATED, "Premature end"),
     "jpeg header": (JPEG[:30], Reason.TRUNCATED, "before the frame header"),
@@ -119,9 +98,9 @@ REFUSED: dict[str, tuple[bytes, Reason, str]] = {
     "jpeg without marker": (
         b"\xff\xd8\xff\xe0\x00\x04ab" + b"garbage", Reason.UNDECODABLE, "no marker at byte 8"
     ),
-    "jpeg bomb": (bomb("jpeg"), Reason.TOO_LARGE, "pixels"),
-    "png bomb": (bomb("png"), Reason.TOO_LARGE, "pixels"),
-    "webp bomb": (bomb("webp"), Reason.TOO_LARGE, "pixels"),
+    "jpeg bomb": (lying_jpeg(30_000), Reason.TOO_LARGE, "pixels"),
+    "png bomb": (png_bomb(30_000), Reason.TOO_LARGE, "pixels"),
+    "webp bomb": (WEBP_BOMB, Reason.TOO_LARGE, "pixels"),
 }  # fmt: skip
 
 
@@ -141,12 +120,6 @@ def test_damage_ends_in_an_answer_and_cuts_in_a_refusal(whole, data):
         damaged[at] = data.draw(st.integers(0, 255))
     with suppress(Refusal):
         assert isinstance(probe(bytes(damaged)), Probe)
-
-
-def test_what_pillow_says_of_a_damaged_image_is_the_same_in_every_run():
-    damaged = b"RIFF\x24\x00\x00\x00WEBPVP8 " + b"\x01" * 40
-    assert str(refusal_of(damaged)) == str(refusal_of(damaged))
-    assert "0x" not in str(refusal_of(damaged))
 
 
 def corrupted(data: bytes, rng: random.Random) -> bytes:
@@ -171,7 +144,7 @@ def corrupted(data: bytes, rng: random.Random) -> bytes:
 )  # fmt: skip
 def test_a_decode_at_an_eighth_finds_what_a_full_decode_finds(mode, options):
     rng = random.Random(f"{mode} {options}")
-    whole = encode(PHOTO.convert(mode), "JPEG", **options)
+    whole = encoded(PHOTO.convert(mode), "JPEG", **options)
     damaged = [corrupted(whole, rng) for _ in range(300)]
     in_full = [fails(data, in_full=True) for data in damaged]
     assert [fails(data, in_full=False) for data in damaged] == in_full
