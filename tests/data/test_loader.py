@@ -54,6 +54,7 @@ def test_epochs_follow_one_another_each_in_its_order(loader):
         assert one.epoch == epoch
         assert ids_of(one) == epoch_positions(N, seed=5, epoch=epoch).tolist()
     assert one.decoder.startswith("decoder turbo: the fastest on a CPU")
+    assert ids_of(loader(ids=[20, 3, 11, 4], shuffle=False)) == [20, 3, 11, 4]
     next(iter(one))
     one.set_epoch(3)
     assert ids_of(one) == epoch_positions(N, seed=5, epoch=3)[4:].tolist()
@@ -109,35 +110,26 @@ def test_an_epoch_left_early_goes_on_at_the_next_batch_and_ends_its_threads(load
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "changed", "message"),
     [
-        ({"seed": 8}, "seed is 0 in the state, 8 in this loader; make the loader with the options"),
-        ({"batch": 5}, "batch is 4 in the state, 5"),
-        ({"shuffle": False}, "shuffle is True in the state, False"),
-        ({"block": 2}, "block is 0 in the state, 2"),
-        ({"pad": True}, "pad is False in the state, True"),
-        ({"rank": 0, "world": 2}, "world is 1 in the state, 2"),
-        ({"ids": list(range(N))}, "ids is all in the state"),
+        ({"seed": 8}, {}, "seed is 0 in the state, 8 in this loader; make the loader with the opt"),
+        ({"batch": 5}, {}, "batch is 4 in the state, 5"),
+        ({"shuffle": False}, {}, "shuffle is True in the state, False"),
+        ({"block": 2}, {}, "block is 0 in the state, 2"),
+        ({"pad": True}, {}, "pad is False in the state, True"),
+        ({"rank": 0, "world": 2}, {}, "world is 1 in the state, 2"),
+        ({"ids": list(range(N))}, {}, "ids is all in the state"),
+        ({}, {"version": 2}, "version is 2 in the state, 1"),
+        ({}, {"data_set": "another"}, r"data_set is another in the state, [0-9a-f]{64}"),
+        ({}, {"epoch": -1}, "must be numbers from 0 on, got -1 and 0"),
+        ({}, {"next_batch": "many"}, "must be numbers from 0 on, got 0 and many"),
     ],
 )
-def test_a_state_of_another_order_is_refused(loader, options, message):
+def test_a_state_of_another_order_or_data_set_or_that_is_none_is_refused(
+    loader, options, changed, message
+):
     with pytest.raises(UsageError, match=message):
-        loader(**options).load_state_dict(loader().state_dict())
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ({"version": 2}, "version is 2 in the state, 1"),
-        ({"data_set": "another"}, r"data_set is another in the state, [0-9a-f]{64}"),
-        ({"epoch": -1}, "must be numbers from 0 on, got -1 and 0"),
-        ({"next_batch": "many"}, "must be numbers from 0 on, got 0 and many"),
-    ],
-)
-def test_a_state_of_another_data_set_or_that_is_none_is_refused(loader, changed, message):
-    one = loader()
-    with pytest.raises(UsageError, match=message):
-        one.load_state_dict(one.state_dict() | changed)
+        loader(**options).load_state_dict(loader().state_dict() | changed)
 
 
 def test_damaged_samples_cost_themselves_alone_and_shift_no_label(loader, packed, images):
@@ -281,12 +273,8 @@ def test_workers_of_a_dataloader_are_refused_in_one_sentence(loader):
     ("options", "message"),
     [
         ({"batch": 0}, "batch must be at least 1"),
-        ({"rank": 2, "world": 2}, r"rank must be in \[0, 2\)"),
         ({"rank": 1}, "rank and world go together, got 1 and None"),
         ({"device": "gpu0"}, "device must be auto, cpu, cuda or cuda:N, got gpu0"),
-        ({"ids": [0, N]}, r"ids must be in \[0, 23\)"),
-        ({"decoder": "nvjpeg"}, "decoder must be one of auto, dali"),
-        ({"resize": 8}, "resize must be at least size"),
     ],
 )
 def test_options_out_of_range_are_refused(loader, options, message):

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from coreset.engine.doctor.arithmetic import HostReads
 from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.logits import per_sample_stats
-from coreset.kernels.scores import SCORES
+from coreset.kernels.scores import SCORES, easiness
+from coreset.kernels.tdds import Tdds
 
 assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5)
-NOT_OF_THE_PASS = {"loss_final", "entropy_final", "tdds", "confidence_oof", "margin_oof"}
-OF_THE_PASS = set(SCORES) - NOT_OF_THE_PASS
+ELSEWHERE = {"loss_final", "entropy_final", "confidence_oof", "margin_oof"}
+OF_THE_PASS = set(SCORES) - ELSEWHERE - {"tdds"}
 BATCH = 4
 
 
@@ -277,3 +278,28 @@ def test_the_state_of_another_data_set_is_refused():
         Dynamics(5, "cpu").load_state(Dynamics(7, "cpu").state(), 0)
     with pytest.raises(ValueError, match=r"sums must be .* got nothing"):
         Dynamics(5, "cpu").load_state({}, 0)
+
+
+@given(st.sampled_from(sorted(SCORES)), st.lists(st.floats(-5, 5), min_size=1))
+def test_the_hardest_sample_comes_first_by_easiness(name, values):
+    scores = np.array(values, dtype=np.float32)
+    hardest = scores.min() if SCORES[name].low_is_hard else scores.max()
+    assert scores[easiness(name, scores).argmin()] == hardest
+
+
+def test_a_sample_that_was_learned_once_and_lost_is_the_hardest_by_every_score():
+    dynamics, tdds = Dynamics(2, "cpu", el2n_epochs=4, window=3), Tdds(2, 3, "cpu", window=3)
+    right, labels, ids = torch.tensor([4.0, 0.0, 0.0]), torch.tensor([0, 1]), torch.arange(2)
+    for epoch in range(4):
+        # Sample 0 is always right, sample 1 (true class 0, label 1) is right once, then never.
+        logits = torch.stack((right, torch.tensor([0.0, 1.0, 0.0]) if epoch == 1 else right))
+        dynamics.begin_epoch(epoch)
+        tdds.begin_epoch(epoch)
+        dynamics.update(logits, labels, ids)
+        tdds.update(logits, ids)
+        dynamics.end_epoch(epoch)
+        tdds.end_epoch(epoch)
+    scores = dynamics.scores() | tdds.scores()
+    for name in set(SCORES) - ELSEWHERE:
+        easy, hard = easiness(name, scores[name])
+        assert hard < easy, name

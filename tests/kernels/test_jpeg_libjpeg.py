@@ -133,20 +133,3 @@ def test_no_other_kernel_calls_c_or_handles_vectors():
     sources = {source for source in KERNELS.rglob("*.py") if tools.search(source.read_text())}
     assert sources, "the pattern finds nothing"
     assert {source.parent for source in sources} == {KERNELS / "jpeg"}
-
-
-def test_the_readme_lists_what_other_rooms_import():
-    table = re.findall(
-        r"^\| `(\w+)` \| (.+?) \|", (KERNELS / "jpeg" / "README.md").read_text(), re.MULTILINE
-    )
-    listed = {(module, name) for module, names in table for name in re.findall(r"`(\w+)`", names)}
-    imports = re.compile(r"from coreset\.kernels\.jpeg\.(\w+) import (\([^)]+\)|[^\n]+)")
-    used = {
-        (module, name)
-        for room in ("engine", "shards", "bench")
-        for source in (KERNELS.parent / room).rglob("*.py")
-        for module, names in imports.findall(source.read_text())
-        for name in re.findall(r"\w+", names)
-    }
-    assert used
-    assert used <= listed

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,25 +36,14 @@ SAMPLES = pa.table(
 )
 
 
-def sample(key="cat/1", class_name="cat", *, sample_id=0, label=0, image=b"image"):
-    return StoredSample(
-        sample_id=sample_id,
-        key=key,
-        label=label,
-        class_name=class_name,
-        extension="jpg",
-        image=image,
-    )
+def sample(key="cat/1", class_name="cat", **fields):
+    usual: dict[str, Any] = {"sample_id": 0, "label": 0, "image": b"image", "extension": "jpg"}
+    return StoredSample(key=key, class_name=class_name, **usual | fields)
 
 
-def plan(n_samples, *, classes=("cat", "dog"), samples_per_shard=1000):
-    return ExportPlan(
-        name="pets",
-        split="train",
-        classes=classes,
-        n_samples=n_samples,
-        samples_per_shard=samples_per_shard,
-    )
+def plan(n_samples, **fields):
+    usual: dict[str, Any] = {"classes": ("cat", "dog"), "samples_per_shard": 1000}
+    return ExportPlan(name="pets", split="train", n_samples=n_samples, **usual | fields)
 
 
 # names
