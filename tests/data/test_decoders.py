@@ -213,22 +213,6 @@ def test_stray_bytes_that_pillow_skips_do_not_cost_the_image(images, decoded, na
     np.testing.assert_array_equal(pixels[1], pixels[0])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("normalisation", [None, NORMALISATION])
-@pytest.mark.parametrize("cropped", [False, True])
-def test_gpu_pixels_are_near_those_of_the_cpu(images, decoder_of, normalisation, cropped):
-    stored = [images.jpeg(150, 110, seed=i) for i in range(4)]
-    batch = images.batch(stored, random_crops(stored) if cropped else None)
-    on_gpu, on_cpu = (
-        decoder_of("dali", Geometry(64, 72), device=device, normalisation=normalisation)
-        .decode(batch).cpu().float()
-        for device in ("cuda", "cpu")
-    )  # fmt: skip
-    level = 1 if normalisation is None else 1 / 255 / 0.225
-    assert (on_gpu - on_cpu).abs().mean() < 2 * level
-
-
 def test_auto_means_dali_on_a_gpu_and_turbo_on_a_cpu_and_what_it_picked_is_told():
     assert choose_decoder("auto", "cuda:1") is DecoderName.DALI
     assert choose_decoder("auto", "cpu") is DecoderName.TURBO

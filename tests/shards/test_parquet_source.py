@@ -141,21 +141,21 @@ def test_the_key_is_that_of_the_folder_or_else_the_row(tmp_path, wanted, path, k
 
 
 @pytest.mark.parametrize(
-    "kind",
+    ("kind", "label"),
     [
-        pa.binary(),
-        pa.large_binary(),
-        pa.binary_view(),
-        pa.binary(3),
-        pa.dictionary(pa.int32(), pa.binary()),
-        pa.struct([("bytes", pa.large_binary())]),
-        pa.struct([("bytes", pa.binary_view())]),
-        pa.struct([("bytes", pa.binary(3)), ("path", pa.string_view())]),
+        (pa.binary(), pa.string()),
+        (pa.large_binary(), pa.large_string()),
+        (pa.binary_view(), pa.string_view()),
+        (pa.binary(3), pa.dictionary(pa.int8(), pa.string())),
+        (pa.dictionary(pa.int32(), pa.binary()), pa.string()),
+        (pa.struct([("bytes", pa.large_binary())]), pa.string()),
+        (pa.struct([("bytes", pa.binary_view())]), pa.string()),
+        (pa.struct([("bytes", pa.binary(3)), ("path", pa.string_view())]), pa.string()),
     ],
 )
-def test_image_columns_of_all_types_are_read(tmp_path, wanted, kind):
+def test_columns_of_all_types_are_read(tmp_path, wanted, kind, label):
     rows = [(b"one", "x.png", "cat"), (None, "y.png", "cat"), (b"two", "z.png", "dog")]
-    path = write_parquet(tmp_path / "a.parquet", rows, names=None, label=pa.string(), image=kind)
+    path = write_parquet(tmp_path / "a.parquet", rows, names=None, label=label, image=kind)
     source = find_parquet(path, wanted)
     with_paths = pa.types.is_struct(kind) and kind.num_fields == 2
     stems = ("x", "y", "z") if with_paths else ("a-000000", "a-000001", "a-000002")
@@ -163,18 +163,6 @@ def test_image_columns_of_all_types_are_read(tmp_path, wanted, kind):
         (f"cat/{stems[0]}", b"one"), (f"cat/{stems[1]}", b""), (f"dog/{stems[2]}", b"two"),
     ]  # fmt: skip
     assert source.unreadable == {1: "no image bytes"}
-
-
-@pytest.mark.parametrize(
-    "kind",
-    [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())],
-)
-def test_labels_can_be_class_names(tmp_path, wanted, kind):
-    rows = [(b"a", "a.png", "tench"), (b"b", "b.png", "drake"), (b"c", "c.png", "tench")]
-    path = write_parquet(tmp_path / "x.parquet", rows, names=None, label=kind)
-    source = find_parquet(path, wanted)
-    assert source.classes == ("drake", "tench")
-    assert source.keys == ["drake/b", "tench/a", "tench/c"]
 
 
 def test_rows_that_share_a_path_have_keys_from_their_position(tmp_path, wanted):
@@ -419,13 +407,6 @@ def test_a_label_without_a_class_is_refused(tmp_path, wanted, label, names, mess
     assert not (tmp_path / "spool").exists()
 
 
-@pytest.mark.parametrize("damaged", [b"", b"PAR1", b"no parquet at all", None])
-def test_a_damaged_file_is_named(tmp_path, rows, wanted, damaged):
-    path = write_parquet(tmp_path / "x.parquet", rows)
-    path.write_bytes(path.read_bytes()[:-20] if damaged is None else damaged)
-    assert refusal(path, wanted).startswith(f"DataError: {path} is damaged or not a parquet file")
-
-
 def test_missing_columns_are_named(tmp_path, rows, wanted):
     path = write_parquet(tmp_path / "x.parquet", rows, column="y")
     assert "has no label column (label, labels, fine_label, class, " in refusal(path, wanted)
@@ -436,14 +417,18 @@ def test_missing_columns_are_named(tmp_path, rows, wanted):
     assert "column label of" in refusal(path, wanted)
 
 
-def test_an_empty_place_is_refused(tmp_path, wanted):
+def test_an_empty_place_and_a_damaged_file_are_refused(tmp_path, wanted):
     with pytest.raises(ValueError, match="spool must be a folder"):
         find_parquet(tmp_path, SourceOptions())
     assert "holds no parquet files" in refusal(tmp_path, wanted)
     assert "gone.parquet cannot be read (No such file or directory); mend" in refusal(
         tmp_path / "gone.parquet", wanted
     )
-    assert "holds no rows" in refusal(write_parquet(tmp_path / "x.parquet", []), wanted)
+    path = write_parquet(tmp_path / "x.parquet", [])
+    assert "holds no rows" in refusal(path, wanted)
+    for damaged in (b"", b"PAR1", b"no parquet at all"):
+        path.write_bytes(damaged)
+        assert f"DataError: {path} is damaged or not a parquet file" in refusal(path, wanted)
 
 
 def test_parquet_images_are_told_from_other_places(tmp_path, rows):

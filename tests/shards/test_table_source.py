@@ -162,11 +162,7 @@ def test_what_stands_before_the_class_folder_does_not_change_the_key(inside, bef
     outside = [name for name in before if name != "dog"]
     assert listed_key("/".join([*outside, path]), "dog") == listed_key(path, "dog")
     assert listed_key(path, "dog") == path.removesuffix(".jpg")
-
-
-@pytest.mark.parametrize("path", ["", ".", "..", "/", "a/.."])
-def test_a_path_without_a_file_has_no_key(path):
-    assert listed_key(path, "cat") == ""
+    assert [listed_key(path, "cat") for path in ("", ".", "..", "/", "a/..")] == [""] * 5
 
 
 def test_tables_are_told_by_their_extension(root):

@@ -333,18 +333,13 @@ BROKEN_SAMPLES = {
     "two images": ([*sample("a", 0), ("a.png", b"2")], "2 images among its members"),
     "two views": ([("a.left.jpg", b"1"), ("a.right.jpg", b"2"), ("a.cls", b"0")], "2 images"),
     "a word": ([("a.jpg", b"1"), ("a.cls", b"cat")], "label b'cat' where an integer is expected"),
-    "no digits": ([("a.jpg", b"1"), ("a.cls", b" ")], "label b' ' where an integer"),
     "empty label": ([("a.jpg", b"1"), ("a.cls", b"")], "0 bytes in cls where 1 to 32 bytes"),
     "long label": ([("a.jpg", b"1"), ("a.cls", b"1" * 33)], "33 bytes in cls"),
-    "a fraction": ([("a.jpg", b"1"), ("a.cls", b"1.5")], "label b'1.5' where an integer"),
     "too large": (sample("a", 3), "label 3, but the class list has 3 names, for 0 to 2"),
-    "negative": (sample("a", -1), "label -1, but the class list has 3 names"),
     "json list": ([("a.jpg", b"1"), ("a.json", b"[1]")], r"json b'\[1\]' where an object is"),
-    "no json": ([("a.jpg", b"1"), ("a.json", b"\xff{")], r"json b'\\xff{' where an object is"),
     "deep json": ([("a.jpg", b"1"), ("a.json", b"[" * 99_999)], r"json b'\[+' where an object"),
     "long json": ([("a.jpg", b"1"), ("a.json", b" " * 2**20 + b"{}")], "1,048,578 bytes in json"),
     "bool": ([("a.jpg", b"1"), ("a.json", b'{"label": true}')], "json field label True where an"),
-    "text": ([("a.jpg", b"1"), ("a.json", b'{"label": "1"}')], "json field label '1' where an int"),
     "number": ([("a.jpg", b"1"), ("a.json", b'{"wnid": 5}')], "json field wnid 5 where a name"),
     "no field": ([("a.jpg", b"1"), ("a.json", b'{"x": 5}')], "no label among its members"),
     "path": ([("a.jpg", b"1"), ("a.json", b'{"class": "../x"}')], r"class name '\.\./x'"),
@@ -436,15 +431,11 @@ def test_a_shard_that_the_info_lists_must_be_there_and_hold_its_samples(tmp_path
     [
         ([], "where an object is expected"),
         ({"class_names": "abc"}, "class_names that are no list of str"),
-        ({"class_names": [1, 2]}, "class_names that are no list of str"),
         ({"class_names": ["a", "a"]}, "a name twice in class_names"),
         ({"splits": []}, "splits where an object is expected"),
         ({"splits": {"train": 5}}, "a split where an object is expected"),
         ({"splits": {"train": {}}}, "filenames that are no list of str"),
-        (
-            {"splits": {"train": {"filenames": ["0.tar"], "shard_lengths": []}}},
-            "1 filenames but 0 shard_lengths",
-        ),
+        ({"splits": {"x": {"filenames": ["0.tar"], "shard_lengths": []}}}, "1 filenames but 0 sh"),
     ],
 )
 def test_an_info_file_that_is_none_is_refused(tmp_path, fields, fact):
@@ -573,9 +564,7 @@ def test_images_and_labels_must_be_the_same(folder, tmp_path, form):
     with pytest.raises(UsageError, match="ILSVRC2012_val_00000013 first"):  # the counts agree
         find_validation(folder, wanted(truth))
     (folder / "ILSVRC2012_val_00000013.JPEG").unlink()
-    words = (
-        rf"1 of the 12 labels .* no image in .*, {STEMS[2]} first" if by_name else "12 labels for"
-    )
+    words = f"1 of the 12 labels .* no image in .*, {STEMS[2]} first" if by_name else "12 labels f"
     with pytest.raises(UsageError, match=words):
         find_validation(folder, wanted(truth))
 
@@ -584,16 +573,10 @@ def test_images_and_labels_must_be_the_same(folder, tmp_path, form):
     ("content", "error", "fact"),
     [
         (b"", UsageError, "is empty"),
-        (b"ImageId,PredictionString\n", UsageError, "is empty"),
         (b"\xff\xfe", UsageError, "save it as UTF-8 text"),
-        (
-            b"".join(b"%d\n" % at for at in range(1, 13)),
-            UsageError,
-            "numbers alone, .*; name ILSVRC",
-        ),
+        (b"1\n" * 12, UsageError, "numbers alone, .*; name ILSVRC"),
         (rows("{name} 1000"), UsageError, r"label 1000 .* is not in \[0, 1000\)"),
         (b"tench\nshark\n", DataError, "'tench' in label 1 where a WordNet id"),
-        (b"n01440764\n5\n", DataError, "'5' in label 2 where a WordNet id"),
         (b"a n01440764\nb 5\n", DataError, "'5' in label 2 where a WordNet id"),
         (b"a 5\nb n01440764\n", DataError, "'n01440764' in label 2 where an integer"),
         (b"a n01440764\nb\n", DataError, "'b alone' in label 2 where a name and a label"),
