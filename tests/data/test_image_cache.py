@@ -1,7 +1,6 @@
 """Decoded pixels on disk: equal to decoding, continued after a kill, refused where they are not."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from coreset.engine.data.decoders import make_decoder, threads, turbo
+from coreset.engine.data.decoders import make_decoder, turbo
 from coreset.engine.data.decoders.base import (
     DecoderName,
     EncodedBatch,

@@ -167,21 +167,3 @@ def test_cutmix_shares_are_distributed_as_in_the_reference():
     places = np.union1d(ours, theirs)
     gap = np.searchsorted(ours, places, "right") - np.searchsorted(theirs, places, "right")
     assert np.abs(gap).max() / n < 2.15 * math.sqrt(2 / n)  # by chance once in 5,000 runs
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(
-    "augment",
-    [
-        lambda images, generator: random_resized_crop(images, 24, generator),
-        horizontal_flip,
-        color_jitter,
-        lighting,
-        lambda images, generator: cutmix(images, generator).images,
-    ],
-)
-def test_a_gpu_sees_the_same_draws_as_the_cpu(augment):
-    images = images_01(8, 32, 32)
-    on_gpu = augment(images.cuda(), seeded(10)).cpu()
-    torch.testing.assert_close(on_gpu, augment(images, seeded(10)), atol=1e-3, rtol=0)

@@ -1,9 +1,7 @@
 import math
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from statistics import pvariance, stdev
-from threading import Barrier
 
 import numpy as np
 import pytest

@@ -13,7 +13,6 @@ from coreset.kernels.samplers import (
     ccs_coreset,
     ccs_draw,
     n_hardest,
-    positions_by_class,
     random_coreset,
     stratum_counts,
 )
@@ -57,29 +56,6 @@ def test_counts_match_the_one_at_a_time_reference(sizes, data):
     counts = stratum_counts(np.array(sizes), budget)
     assert counts.sum() == budget
     assert counts.tolist() == counts_one_at_a_time(sizes, budget)
-
-
-@given(score_arrays, st.integers(1, 60))
-def test_every_score_is_in_one_bin_and_bins_grow_with_scores(scores, n_bins):
-    bins = bin_of(scores, n_bins)
-    assert bins.shape == scores.shape
-    assert bins.min() == 0
-    assert bins.max() == (n_bins - 1 if scores.min() < scores.max() else 0)
-    assert (np.diff(bins[np.argsort(scores, kind="stable")]) >= 0).all()
-
-
-@given(
-    hnp.arrays(np.int64, st.integers(2, 60), elements=st.integers(-200, 200)), st.integers(1, 50)
-)
-def test_bins_have_equal_widths_closed_below(integers, n_bins):
-    low, high = int(integers.min()), int(integers.max())
-    # In integers, so that no rounding decides: floor((x - low) * n / (high - low)).
-    expected = [min((int(x) - low) * n_bins // max(high - low, 1), n_bins - 1) for x in integers]
-    # Powers of two scale exactly; a quotient that is a whole number of bins may round below it.
-    bins = bin_of(integers / 256, n_bins)
-    on_an_edge = np.array([(int(x) - low) * n_bins % max(high - low, 1) == 0 for x in integers])
-    np.testing.assert_array_equal(bins[~on_an_edge], np.array(expected)[~on_an_edge])
-    assert (np.abs(bins - expected) <= 1).all()
 
 
 @pytest.mark.parametrize("unit", [5e-324, 1e-30, 1.0, 1e300])
@@ -131,12 +107,6 @@ def test_pairs_within_a_bin_are_drawn_together_equally_often():
     pairs = together[np.triu_indices(n, 1)]
     # 15 pairs, 14 degrees of freedom: 45 lies beyond the 0.9999 quantile.
     assert ((pairs - draws / 15) ** 2 / (draws / 15)).sum() < 45
-
-
-@given(hnp.arrays(np.int64, st.integers(0, 60), elements=st.integers(0, 6)))
-def test_positions_by_class_list_each_class_in_order(labels):
-    for c, positions in enumerate(positions_by_class(labels, 7)):
-        assert positions.tolist() == [i for i, label in enumerate(labels) if label == c]
 
 
 def labelled_scores(sizes, seed):

@@ -224,12 +224,14 @@ def test_the_layout_of_a_tar_is_told_by_its_members(tmp_path, names, layout):
 
 
 def test_numbered_tars_are_shards_and_not_classes(tmp_path):
-    for classes in ("n01440764 n02102040", "cat dog"):
-        tree = dict.fromkeys(classes.split(), some_files("x"))
-        assert tar_layout(folder_of_tars(tmp_path / classes, tree)) == "classes"
-    for shards in ("train-000000 train-000001", "00000 00001 00002"):
-        tree = dict.fromkeys(shards.split(), some_files("x"))
-        assert tar_layout(folder_of_tars(tmp_path / shards, tree)) == "webdataset"
+    def layout_of(*names: str):
+        return tar_layout(
+            folder_of_tars(tmp_path / names[0], dict.fromkeys(names, some_files("x")))
+        )
+
+    assert layout_of("n01440764", "n02102040") == layout_of("cat", "dog") == "classes"
+    assert layout_of("train-000000", "train-000001") == "webdataset"
+    assert layout_of("00000", "00001", "00002") == "webdataset"
 
 
 def test_what_is_no_tar_has_no_tar_layout(tmp_path):
