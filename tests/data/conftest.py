@@ -1,6 +1,5 @@
 """Tiny packed data sets and real images for the decoder tests."""
 
-import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 import xxhash
 from PIL import Image
 
+from coreset.bench.robustness.faults import encoded
 from coreset.engine.data.decoders.base import EncodedBatch
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import ShardEntry
@@ -33,10 +33,8 @@ class Stored:
 
 
 def encode(image: Image.Image, file_format: str = "JPEG", **options) -> Stored:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
     extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[file_format]
-    return Stored(buffer.getvalue(), *image.size, extension)
+    return Stored(encoded(image, file_format, **options), *image.size, extension)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:

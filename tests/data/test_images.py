@@ -30,16 +30,15 @@ def pixels(streamed):
 
 @settings(max_examples=20)
 @given(
-    place=st.fixed_dictionaries(
-        {
-            "batch": st.integers(1, 25),
-            "epoch": st.integers(0, 3),
-            "seed": st.integers(0, 3),
-            "start": st.integers(0, 3),
-            "shuffle": st.booleans(),
-            "pad": st.booleans(),
-            "block": st.integers(0, 3),
-        }
+    place=st.builds(
+        dict,
+        batch=st.integers(1, 25),
+        epoch=st.integers(0, 3),
+        seed=st.integers(0, 3),
+        start=st.integers(0, 3),
+        shuffle=st.booleans(),
+        pad=st.booleans(),
+        block=st.integers(0, 3),
     ),
     world=st.integers(1, 3),
 )

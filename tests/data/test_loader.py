@@ -214,25 +214,22 @@ FORKED = """
 import os, sys
 from coreset.engine.data.loader import Loader
 
-def in_a_fork(loader, batches):
-    sys.stdout.flush()
-    child = os.fork()
-    if child == 0:
+def in_a_fork(batches):
+    if os.fork() == 0:
         try:
-            print(sum(1 for _ in batches), "batches")
+            print(sum(1 for _ in batches), "batches", flush=True)
         except Exception as error:
-            print(type(error).__name__, error)
+            print(type(error).__name__, error, flush=True)
         loader.close()
-        sys.stdout.flush()
         os._exit(7)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
 
 loader = Loader(sys.argv[1], batch=2, size=16, resize=16, workers=2)
-in_a_fork(loader, loader)
+in_a_fork(loader)
 under_way = iter(loader)
 next(under_way)
-in_a_fork(loader, under_way)
-in_a_fork(loader, loader)
+in_a_fork(under_way)
+in_a_fork(loader)
 print(sum(1 for _ in under_way), "batches")
 """
 

@@ -32,14 +32,13 @@ def threads_of(*names):
 
 @settings(max_examples=30)
 @given(
-    place=st.fixed_dictionaries(
-        {
-            "batch": st.integers(1, 30),
-            "epoch": st.integers(0, 3),
-            "shuffle": st.booleans(),
-            "start": st.integers(0, 3),
-            "pad": st.booleans(),
-        }
+    place=st.builds(
+        dict,
+        batch=st.integers(1, 30),
+        epoch=st.integers(0, 3),
+        shuffle=st.booleans(),
+        start=st.integers(0, 3),
+        pad=st.booleans(),
     ),
     workers=st.integers(1, 5),
     world=st.integers(1, 4),

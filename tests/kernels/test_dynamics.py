@@ -112,15 +112,14 @@ def histories(n, epochs):
 
 @settings(max_examples=60)
 @given(
-    run=st.fixed_dictionaries(
-        {
-            "n": st.integers(1, 25),
-            "n_classes": st.integers(2, 7),
-            "n_epochs": st.integers(0, 9),
-            "offset": st.sampled_from([0.0, -30.0, 30.0]),
-            "skipped_share": st.sampled_from([0.0, 0.4]),
-            "seed": st.integers(0, 2**32 - 1),
-        }
+    run=st.builds(
+        dict,
+        n=st.integers(1, 25),
+        n_classes=st.integers(2, 7),
+        n_epochs=st.integers(0, 9),
+        offset=st.sampled_from([0.0, -30.0, 30.0]),
+        skipped_share=st.sampled_from([0.0, 0.4]),
+        seed=st.integers(0, 2**32 - 1),
     ),
     el2n_epochs=st.integers(1, 10),
     window=st.integers(1, 10),

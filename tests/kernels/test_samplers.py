@@ -27,11 +27,6 @@ from coreset.kernels.seeds import (
 
 SEED = 5
 ccs = partial(ccs_coreset, misratio=0.3, n_bins=10, seed=SEED)
-score_arrays = st.one_of(
-    hnp.arrays(np.float32, st.integers(1, 80), elements=st.floats(-1, 1, width=32)),
-    hnp.arrays(np.float32, st.integers(1, 80), elements=st.sampled_from([-0.5, -0.25, 0.0, 1.0])),
-    hnp.arrays(np.float64, st.integers(1, 80), elements=st.floats(-1e300, 1e300)),
-)
 
 
 def counts_one_at_a_time(sizes, budget):

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from coreset.bench.robustness.faults import encoded
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import CoresetError, DataError, UsageError
@@ -40,9 +41,7 @@ Contents = list[tuple[str, str, int, bytes]]
 
 
 def jpeg(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8 + number, 8), (20 * number, 80, 90)).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (8 + number, 8), (20 * number, 80, 90)))
 
 
 FILES: Files = {

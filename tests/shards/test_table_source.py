@@ -181,15 +181,10 @@ WAYS = {
     "excel.csv": "\ufeffFile Name;Class\r\n" + "".join(f"{p};{c}\r\n" for p, c in ROWS),
     "quoted.csv": " labels , path \n" + "".join(f'{c},"{p}"\n' for p, c in ROWS),
     "list.tsv": "image_path\ttarget\n" + "".join(f"{p}\t{c}\n" for p, c in ROWS),
-    "pipe.csv": "path|label\n" + "".join(f"{p}|{c}\n" for p, c in ROWS),
     "tabs.txt": "".join(f"{p}\t{c}\n" for p, c in ROWS),
     "map.json": json.dumps(dict(ROWS)),
     "whole.csv": "".join(f"{{root}}/./{path},{label}\n" for path, label in ROWS),
     "outside.csv": "".join(f"../{{root.name}}/{path},{label}\n" for path, label in ROWS),
-    "records.json": json.dumps([{"label": c, "path": p} for p, c in ROWS]),
-    "frame.json": json.dumps(
-        {"path": dict(enumerate(p for p, _ in ROWS)), "label": dict(enumerate(c for _, c in ROWS))}
-    ),
 }  # fmt: skip
 
 

@@ -101,10 +101,9 @@ WRITERS: dict[str, Callable[[Path, Tree], Path]] = {
     "tar of a tree below train": lambda path, tree: tree_tar(path, tree, "train/"),
     "tar of a tree far below": lambda path, tree: tree_tar(path, tree, "./ILSVRC/Data/train/"),
 }
-every_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS.keys())
 
 
-@every_writer
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS.keys())
 def test_tars_are_found_as_the_folder_unpacked_from_them(tmp_path, writer):
     odd = {"by night/ä b.c.png": b"night", f"{'long' * 23}/x.JPEG": b"long"}
     tree = TREE | {"n02979186": odd | some_files("n02979186", 2)}
@@ -504,7 +503,6 @@ TRUTHS: dict[str, Callable[[Path], Path]] = {
     ),
     "Caffe": lambda path: write(path, rows("{name} {index}")),
 }
-every_truth = pytest.mark.parametrize("truth", TRUTHS.values(), ids=TRUTHS.keys())
 
 
 def wanted(truth: Path | None, only: tuple[str, ...] | None = None) -> SourceOptions:
@@ -529,7 +527,7 @@ def test_the_ilsvrc_ids_are_those_of_the_development_kit():
     assert digest == "930a31901625f2149f8bab016254025ad225daf9efafa3f00011daf6f5f919f9"
 
 
-@every_truth
+@pytest.mark.parametrize("truth", TRUTHS.values(), ids=TRUTHS.keys())
 def test_labelled_images_are_found_as_the_sorted_folder(folder, tar, tmp_path, truth):
     for (name, content), wnid in zip(IMAGES.items(), LABELS, strict=True):
         write_files(tmp_path / "sorted", {f"{wnid}/{name}": content})
