@@ -101,16 +101,10 @@ def row_of(sample: int, image: Stored, label: int) -> dict[str, Any]:
 def packed(tmp_path) -> Callable[..., Dataset]:
     """Pack a list of ``Stored`` into a data set."""
 
-    def pack(stored: list[Stored], **settings) -> Dataset:
-        return write_data_set(tmp_path / "data", stored, **settings)
+    def pack(stored: list[Stored], name: str = "data", **settings) -> Dataset:
+        return write_data_set(tmp_path / name, stored, **settings)
 
     return pack
-
-
-@pytest.fixture(scope="session", name="write_data_set")
-def give_write_data_set() -> Callable[..., Dataset]:
-    """``write_data_set(path, stored)`` for tests, which cannot import this file."""
-    return write_data_set
 
 
 @pytest.fixture(scope="session")

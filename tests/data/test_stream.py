@@ -123,6 +123,8 @@ def test_a_corrupt_member_is_left_out_and_nothing_else_where_damage_is_skipped(
             ids = torch.cat([part.ids for part in parts])
             pixels = torch.cat([part.images for part in parts]).permute(0, 2, 3, 1)
             assert ids[ids >= 0].tolist() == [0, 1, 2, 3, 4, 6, 7, 8]
+            labels = torch.cat([part.labels for part in parts])
+            assert torch.equal(labels, torch.where(ids < 0, -1, ids % 3))
             assert not pixels[ids < 0].any()
             difference = pixels[ids >= 0].int() - torch.stack(expected).int()[ids[ids >= 0]]
             assert difference.float().abs().mean() < 1

@@ -209,10 +209,6 @@ def test_without_a_folder_that_can_be_written_kernels_work_all_the_same(sources,
         assert call(sources, tmp_path / "file") == (15, 0)
 
 
-def give_away(folder: Path) -> None:
-    os.chown(folder, 12345, -1)
-
-
 @pytest.mark.parametrize("which", [0, 1], ids=["cache", "its folder of kernels"])
 @pytest.mark.parametrize(
     "expose",
@@ -221,7 +217,7 @@ def give_away(folder: Path) -> None:
         lambda folder: folder.chmod(0o1777),
         lambda folder: folder.chmod(0o770),
         pytest.param(
-            give_away,
+            lambda folder: os.chown(folder, 12345, -1),
             marks=pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away"),
         ),
     ],

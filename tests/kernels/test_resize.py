@@ -72,8 +72,9 @@ def test_photos_and_extreme_shapes_are_within_one_level_of_pillow(kind, size, ta
     assert largest_difference(resize(image, *target), by_pillow(image, *target)) <= 1
 
 
-def test_the_mean_of_a_photo_sized_image_is_that_of_pillow():
+def test_the_mean_of_a_photo_is_that_of_pillow_and_its_own_size_changes_nothing():
     image = picture("noise", 375, 500)
+    np.testing.assert_array_equal(resize(image, 500, 375), image)
     shift = resize(image, 341, 256).mean() - by_pillow(image, 341, 256).mean()
     assert abs(shift) < 0.02
 
@@ -82,11 +83,6 @@ def test_the_mean_of_a_photo_sized_image_is_that_of_pillow():
 def test_constants_stay_constant(value, height, width, to_width, to_height):
     resized = resize(np.full((height, width, 3), value, np.uint8), to_width, to_height)
     assert (resized == value).all()
-
-
-def test_the_own_size_changes_nothing():
-    image = picture("noise", 45, 67)
-    np.testing.assert_array_equal(resize(image, 67, 45), image)
 
 
 @pytest.mark.parametrize(("side", "to_side"), [(47, 28), (90, 53), (130, 8), (500, 31)])
@@ -230,7 +226,7 @@ def features_of(boxes):
 def test_boxes_are_distributed_as_in_torchvision(width, height, scale):
     ours = features_of(boxes_of(np.arange(DRAWS), width, height, seed=5, scale=scale))
     theirs = features_of(by_torchvision(DRAWS, width, height, scale=scale))
-    gaps = {name: ks_2samp(ours[name], theirs[name]).statistic for name in ours}
+    gaps = {name: ks_2samp(ours[name], theirs[name])[0] for name in ours}
     assert all(gap < CHANCE for gap in gaps.values()), gaps
 
 
@@ -261,14 +257,6 @@ def test_ids_and_seeds_decide_and_repeat():
     assert len(np.unique(boxes, axis=0)) == 3
     assert (boxes_of([5, 6, 5, -1], 500, 375, seed=10) != boxes).any(axis=1).all()
     np.testing.assert_array_equal(boxes_of([5, 6, 5, -1], 500, 375, seed=9 + 2**64), boxes)
-
-
-def test_neighbouring_ids_and_seeds_are_unrelated():
-    lefts = [boxes_of(np.arange(4000), 10_000, 10_000, seed=seed)[:, 0] for seed in (0, 1)]
-    first, second = lefts
-    for a, b in [(first[:-1], first[1:]), (first, second), (first[1:], second[:-1])]:
-        # Five standard deviations of the correlation of unrelated numbers.
-        assert abs(np.corrcoef(a, b)[0, 1]) < 5 / math.sqrt(4000)
 
 
 @pytest.mark.parametrize(

@@ -93,17 +93,6 @@ def test_draws_match_the_slow_definition_bin_by_bin(scores, data, misratio, n_bi
     assert positions.tolist() == sorted(chain(*drawn))
 
 
-def test_pairs_within_a_bin_are_drawn_together_equally_often():
-    n, draws = 6, 3000
-    together = np.zeros((n, n))
-    for seed in range(draws):
-        chosen, _ = ccs_draw(np.zeros(n), 2, misratio=0.0, n_bins=5, seed=seed)
-        together[chosen[0], chosen[1]] += 1
-    pairs = together[np.triu_indices(n, 1)]
-    # 15 pairs, 14 degrees of freedom: 45 lies beyond the 0.9999 quantile.
-    assert ((pairs - draws / 15) ** 2 / (draws / 15)).sum() < 45
-
-
 def labelled_scores(sizes, seed):
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.repeat(np.arange(len(sizes)), sizes))

@@ -123,7 +123,6 @@ def splits_of(names: list[str], *, with_folders: list[str]) -> str:
 @pytest.mark.parametrize(
     ("names", "with_folders", "splits"),
     [
-        (["train", "val"], ["train", "val"], "train, val"),
         (["train", "val", "extra"], ["train", "val", "extra"], "train, val"),
         (["Train", "TEST", "cat"], ["Train"], "TEST, Train"),
         (["train", "test"], [], "test, train"),

@@ -7,7 +7,6 @@ import shutil
 import tarfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +20,8 @@ from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import CoresetError, DataError, UsageError
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.sources import detect
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.detect import Format, find
-from coreset.shards.sources.finder import FileContents, Finder, Found
+from coreset.shards.sources.detect import find
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation
 from coreset.shards.sources.packed import find_packed
@@ -367,23 +364,3 @@ def test_what_export_writes_is_found_again(packed, tmp_path, to):
     again, expected = (find(src, options) for src in (tmp_path / "OUT", packed))
     assert sorted(row[1:] for row in contents(again)) == sorted(r[1:] for r in contents(expected))
     assert (again.keys == expected.keys) is (to != "webdataset")  # whose keys are the ids
-
-
-def find_pairs(src: Path, options: SourceOptions) -> Source:
-    """A format of its own: pairs of files, ``NAME.class`` and ``NAME.picture``."""
-    finder = Finder(place=src, repeats=options.repeats)
-    for path in sorted(src.glob("*.picture")):
-        name, status = path.with_suffix(".class").read_text(), path.stat()
-        state = status.st_size, status.st_mtime_ns
-        finder.add([Found(name, f"{name}/{path.stem}", path.name, *state)])
-    return finder.source(partial(FileContents, src))
-
-
-def test_a_format_is_added_by_one_row(tmp_path, monkeypatch):
-    pairs = Format(lambda src, _: any(src.glob("*.picture")), find_pairs)
-    monkeypatch.setattr(detect, "FORMATS", [pairs, *detect.FORMATS])
-    for name, data in flat(FILES).items():
-        write(tmp_path / "src" / name.replace(".JPEG", ".picture"), data)
-        write(tmp_path / "src" / name.replace(".JPEG", ".class"), name.split("_")[0].encode())
-    Pack(src=tmp_path / "src", data=tmp_path / "DATA").run()
-    assert contents(find_packed(tmp_path / "DATA")) == EXPECTED

@@ -282,8 +282,3 @@ def test_deep_verification_finds_what_no_digest_of_a_file_tells(copied):
     image = rf"shard-000001.tar:{row['offset']}:{row['key']}: hash expected"
     with pytest.raises(DataError, match=rf"label expected b'\d', found .*; {image}"):
         Verify(data=copied, deep=True).run()
-
-
-def test_what_is_no_data_set_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is not a packed data set"):
-        Verify(data=tmp_path).run()
