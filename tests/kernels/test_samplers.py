@@ -55,7 +55,8 @@ def test_counts_match_the_one_at_a_time_reference(sizes, data):
 
 @pytest.mark.parametrize("unit", [5e-324, 1e-30, 1.0, 1e300])
 def test_bins_do_not_depend_on_the_magnitude_of_the_range(unit):
-    assert bin_of(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) * unit, 4).tolist() == [0, 1, 2, 3, 3]
+    scores = np.array([-2.0, -1.9, -1.0, 0.0, 1.0, 1.5, 2.0]) * unit
+    assert bin_of(scores, 4).tolist() == [0, 0, 1, 2, 3, 3, 3]
 
 
 @given(st.integers(1, 2_000_000), st.integers(0, 999))

@@ -149,8 +149,6 @@ def test_a_frame_of_any_other_kind_is_described_or_refused():
 
 MEGABYTE = 1 << 20
 RESTART = segment(0xDD, b"\0\1")
-
-
 Make = Callable[[], bytes]
 
 
