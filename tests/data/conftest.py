@@ -1,32 +1,25 @@
 """Tiny packed data sets and real images for the decoder tests."""
 
-import hashlib
-import io
 import os
-import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 import xxhash
 from PIL import Image
 
+from coreset.bench.robustness.faults import encoded
 from coreset.engine.data.decoders import EncodedBatch
-from coreset.shards.format.dataset import SAMPLES_NAME, SAMPLES_SCHEMA, Dataset
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import (
-    MANIFEST_NAME,
-    Manifest,
     ShardEntry,
-    classes_digest,
-    content_digest,
-    identity_digest,
 )
+from coreset.shards.format.records import ShardRecord, write_tables
+from coreset.shards.format.tar import ShardWriter, index_path, shard_name
 
 REAL_IMAGES = 50
 
@@ -42,10 +35,8 @@ class Stored:
 
 
 def encode(image: Image.Image, file_format: str = "JPEG", **options) -> Stored:
-    buffer = io.BytesIO()
-    image.save(buffer, file_format, **options)
     extension = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}[file_format]
-    return Stored(buffer.getvalue(), *image.size, extension)
+    return Stored(encoded(image, file_format, **options), *image.size, extension)
 
 
 def photo(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -61,97 +52,62 @@ def photo(width: int, height: int, seed: int = 0) -> Image.Image:
 def write_data_set(
     path: Path, stored: list[Stored], *, samples_per_shard: int = 5, n_classes: int = 3
 ) -> Dataset:
-    """Pack images as the format on disk demands, with ``tarfile``; label = id modulo classes."""
+    """Pack images whatever they hold, also what `pack` refuses; label = id modulo classes."""
     path.mkdir()
-    rows, shards = [], []
-    for first in range(0, len(stored), samples_per_shard):
-        shard = path / f"shard-{len(shards):06d}.tar"
-        samples = range(first, min(first + samples_per_shard, len(stored)))
-        with tarfile.open(shard, "w", format=tarfile.USTAR_FORMAT) as tar:
-            for sample in samples:
-                row = row_of(sample, stored[sample], sample % n_classes)
-                offset = add(tar, row["member"], stored[sample].data)
-                add(tar, f"{sample:09d}.cls", str(row["label"]).encode())
-                rows.append(row | {"shard": len(shards), "offset": offset})
-        content = shard.read_bytes()
-        shards.append(
-            ShardEntry(
-                name=shard.name,
-                first_position=first,
-                found=len(samples),
-                samples=len(samples),
-                bytes=len(content),
-                index_bytes=0,
-                sha256=hashlib.sha256(content).hexdigest(),
-            )
+    starts = range(0, len(stored), samples_per_shard)
+    for shard, first in enumerate(starts):
+        tar = path / shard_name(shard)
+        writer, rows = ShardWriter(tar), []
+        for sample in range(first, min(first + samples_per_shard, len(stored))):
+            image, label = stored[sample], sample % n_classes
+            member = writer.add(sample, image.format, image.data, label)
+            rows.append(row_of(sample, image, label) | {"shard": shard, "offset": member.offset})
+        entry = ShardEntry(
+            name=tar.name,
+            first_position=first,
+            found=len(rows),
+            samples=len(rows),
+            sha256=writer.finish(),
+            bytes=writer.size,
+            index_bytes=index_path(tar).stat().st_size,
         )
-    pq.write_table(pa.Table.from_pylist(rows, schema=SAMPLES_SCHEMA), path / SAMPLES_NAME)
-    write_manifest(path, rows, tuple(shards), tuple(f"class{c}" for c in range(n_classes)))
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        ShardRecord(entry=entry, samples=columns, refused=[]).commit(path, shard)
+    classes = [f"class{c}" for c in range(n_classes)]
+    about: dict[str, Any] = {"name": "tiny", "split": "train", "classes": classes, "settings": {}}
+    write_tables(path, n_shards=len(starts), refused=[], **about)
+    for record in path.glob("*.record.json"):
+        record.unlink()
     return Dataset.open(path)
 
 
-def add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
-    """Append a member and return where its bytes begin."""
-    member, offset = tarfile.TarInfo(name), tar.offset + tarfile.BLOCKSIZE
-    member.size = len(data)
-    tar.addfile(member, io.BytesIO(data))
-    return offset
-
-
-def row_of(sample: int, one: Stored, label: int) -> dict[str, Any]:
-    digest = xxhash.xxh3_128_digest(one.data)
+def row_of(sample: int, image: Stored, label: int) -> dict[str, Any]:
+    digest = xxhash.xxh3_128_hexdigest(image.data)
     return {
-        "id": sample,
-        "member": f"{sample:09d}.{one.format}",
-        "bytes": len(one.data),
-        "format": one.format,
+        "member": f"{sample:09d}.{image.format}",
+        "bytes": len(image.data),
+        "format": image.format,
         "label": label,
         "class": f"class{label}",
         "folder_label": label,
         "key": f"class{label}/image{sample}",
-        "source": f"class{label}/image{sample}.{one.format}",
-        "width": one.width,
-        "height": one.height,
+        "source": f"class{label}/image{sample}.{image.format}",
+        "width": image.width,
+        "height": image.height,
         "content_hash": digest,
         "source_hash": digest,
         "flags": 0,
     }
 
 
-def write_manifest(path: Path, rows, shards: tuple[ShardEntry, ...], classes: tuple[str, ...]):
-    manifest = Manifest(
-        name="tiny",
-        split="train",
-        classes=classes,
-        settings={},
-        n_found=len(rows),
-        n_samples=len(rows),
-        n_quarantined=0,
-        kinds={},
-        shards=shards,
-        identity=identity_digest([row["key"] for row in rows], [row["label"] for row in rows]),
-        content=content_digest(row["content_hash"] for row in rows),
-        classes_sha256=classes_digest(classes),
-        samples_sha256=hashlib.sha256((path / SAMPLES_NAME).read_bytes()).hexdigest(),
-        quarantine_sha256="",
-    )
-    (path / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-
-
 @pytest.fixture
 def packed(tmp_path) -> Callable[..., Dataset]:
     """Pack a list of ``Stored`` into a data set."""
 
-    def pack(stored: list[Stored], **settings) -> Dataset:
-        return write_data_set(tmp_path / "data", stored, **settings)
+    def pack(stored: list[Stored], name: str = "data", **settings) -> Dataset:
+        return write_data_set(tmp_path / name, stored, **settings)
 
     return pack
-
-
-@pytest.fixture(scope="session", name="write_data_set")
-def give_write_data_set() -> Callable[..., Dataset]:
-    """``write_data_set(path, stored)`` for tests, which cannot import this file."""
-    return write_data_set
 
 
 @pytest.fixture(scope="session")

@@ -119,14 +119,13 @@ def test_an_error_at_the_end_of_an_image_releases_nothing_twice(packed, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
-def test_mutated_jpegs_end_no_process(tmp_path, write_data_set, images, seed):
+def test_mutated_jpegs_end_no_process(packed, images, seed):
     rng, folders = np.random.default_rng(seed), []
     good = [images.jpeg(SIDE, SIDE, seed=i, **how).data for i, how in enumerate(SAVED)]
     for number in range(10):
         files = [mutated(good[i % len(good)], rng) for i in range(PER_SET)]
         stored = [images.Stored(data, SIDE, SIDE) for data in files]
-        folders.append(tmp_path / str(number))
-        write_data_set(folders[-1], stored, samples_per_shard=100)
+        folders.append(packed(stored, str(number), samples_per_shard=100).path)
     decode_in_child(1, folders)
 
 

@@ -13,7 +13,7 @@ from coreset.engine.data.datasets import as_webdataset
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.reader import ShardReader
-from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.errors import ManifestError
 
 N = 23
 
@@ -91,15 +91,6 @@ def test_nodes_and_workers_share_the_shards(numbered, as_worker, world, workers,
     assert sorted(seen) == list(range(N))
 
 
-@pytest.mark.slow
-def test_two_worker_processes_give_every_sample_once(numbered):
-    from torch.utils.data import DataLoader
-
-    pipeline: Any = as_webdataset(numbered.path, shuffle=4).map_tuple(np.array)
-    loader = DataLoader(pipeline, batch_size=None, num_workers=2, multiprocessing_context="spawn")
-    assert sorted(ids_of(loader)) == list(range(N))
-
-
 def cut_after(shard, *, members, more=0):
     """Keep so many members and some bytes of what follows, without an end mark."""
     end = members_of(shard)[members].offset
@@ -117,11 +108,9 @@ def damage_header(shard):
     [
         (lambda shard: cut_after(shard, members=2), 1, "holds 1 of its 5 samples"),
         (lambda shard: cut_after(shard, members=3, more=100), 1, "holds 1 of its 5 samples"),
-        (lambda shard: cut_after(shard, members=8, more=100), 4, "holds 4 of its 5 samples"),
         (lambda shard: cut_after(shard, members=9), 4, "holds 4 of its 5 samples"),
         (lambda shard: cut_after(shard, members=2, more=612), 0, "cannot be read"),
         (lambda shard: os.truncate(shard, 600), 0, "cannot be read"),
-        (lambda shard: os.truncate(shard, 100), 0, "(cannot be read|holds 0 of)"),
         (lambda shard: os.truncate(shard, 0), 0, "(cannot be read|holds 0 of)"),
         (damage_header, 2, "holds 2 of its 5 samples"),
         (Path.unlink, 0, r"cannot be read \(FileNotFound"),
@@ -161,8 +150,3 @@ def test_stages_of_webdataset_follow_and_leaving_early_closes_the_shard(numbered
         break
     opened = [entry.resolve() for entry in Path("/proc/self/fd").iterdir()]
     assert not [path for path in opened if path.is_relative_to(numbered.path)]
-
-
-def test_what_is_not_a_data_set_is_refused(tmp_path):
-    with pytest.raises(UsageError, match="is not a packed data set"):
-        as_webdataset(tmp_path)

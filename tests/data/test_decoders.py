@@ -132,14 +132,6 @@ def test_normalised_batches_are_planes_of_the_same_pixels(
     np.testing.assert_allclose(planes, (pixels / 255 - mean) / std, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", [16, 30, 100])
-def test_the_fast_decoder_comes_near_on_smooth_images(images, decoded, size):
-    stored = [images.encode(images.photo(301, 203, seed=i)) for i in range(3)]
-    crops = np.array([[0, 0, 301, 203], [40, 30, 240, 180], [7, 5, 107, 105]])
-    fast = decoded("fast", Geometry(size), stored, crops).astype(int)
-    assert 0 < np.abs(fast - expected_of(stored, Geometry(size), crops)).mean() < 6
-
-
 @pytest.mark.parametrize("name", EXACT_UNRESIZED)
 @pytest.mark.parametrize("geometry", [Geometry(16, 20), Geometry(16)])
 def test_the_smallest_and_the_longest_images_decode(images, decoded, name, geometry):
@@ -217,22 +209,6 @@ def test_stray_bytes_that_pillow_skips_do_not_cost_the_image(images, decoded, na
     odd = images.Stored((stray + marker).join(good.data.rsplit(marker, 1)), 64, 64)
     pixels = decoded(name, Geometry(64, 64), [good, odd, good])
     np.testing.assert_array_equal(pixels[1], pixels[0])
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("normalisation", [None, NORMALISATION])
-@pytest.mark.parametrize("cropped", [False, True])
-def test_gpu_pixels_are_near_those_of_the_cpu(images, decoder_of, normalisation, cropped):
-    stored = [images.jpeg(150, 110, seed=i) for i in range(4)]
-    batch = images.batch(stored, random_crops(stored) if cropped else None)
-    on_gpu, on_cpu = (
-        decoder_of("dali", Geometry(64, 72), device=device, normalisation=normalisation)
-        .decode(batch).cpu().float()
-        for device in ("cuda", "cpu")
-    )  # fmt: skip
-    level = 1 if normalisation is None else 1 / 255 / 0.225
-    assert (on_gpu - on_cpu).abs().mean() < 2 * level
 
 
 def test_auto_means_dali_on_a_gpu_and_turbo_on_a_cpu_and_what_it_picked_is_told():

@@ -1,7 +1,6 @@
 """Decoded pixels on disk: equal to decoding, continued after a kill, refused where they are not."""
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,21 +138,6 @@ def test_a_smaller_size_is_the_central_square(mixed, tmp_path, same_batches):
     copied = loaded(pixels.images[..., 2:18].permute(0, 2, 3, 1), torch.device("cpu"))
     assert torch.equal(copied, pixels.images[..., 2:18].permute(0, 2, 3, 1))
     assert copied.is_contiguous()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-@pytest.mark.parametrize("free", [2**30, 0])
-def test_on_a_gpu_batches_are_those_of_the_host(numbered, path, monkeypatch, same_batches, free):
-    monkeypatch.setattr(image_cache, "device_bytes", lambda _: free)
-    on_gpu = open_cache(path, numbered, device="cuda", size=12)
-    assert on_gpu.images.is_cuda == (free > 0)
-    order = BatchOrder(batch=5, shuffle=True)
-    parts = list(on_gpu.epoch(order))
-    assert all(part.images.is_cuda for part in parts)
-    on_host = [replace(part, images=part.images.cpu(), labels=part.labels.cpu(), ids=part.ids.cpu())
-               for part in parts]  # fmt: skip
-    same_batches(on_host, open_cache(path, numbered, size=12).epoch(order))
 
 
 def test_what_is_written_to_the_pixels_does_not_reach_a_file_that_may_be_read_only(numbered, path):

@@ -26,13 +26,12 @@ def shares_of(n, world, **settings):
 @given(
     sizes,
     worlds,
-    st.fixed_dictionaries(
-        {
-            "seed": st.integers(0, 2**64),
-            "shuffle": st.booleans(),
-            "block": blocks,
-            "batch": st.integers(1, 50),
-        }
+    st.builds(
+        dict,
+        seed=st.integers(0, 2**64),
+        shuffle=st.booleans(),
+        block=blocks,
+        batch=st.integers(1, 50),
     ),
 )
 def test_every_position_is_visited_once_over_all_ranks(n, world, settings):

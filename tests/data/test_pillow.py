@@ -1,10 +1,8 @@
 """The reference: every kind of image, extreme proportions, odd samplings, damage, memory."""
 
-import struct
 import subprocess
 import sys
 import warnings
-import zlib
 from io import BytesIO
 
 import numpy as np
@@ -14,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coreset.bench.robustness import crafted
+from coreset.bench.robustness.faults import png_bomb
 from coreset.engine.data.decoders import TOLERANCES, DecoderName, EncodedBatch, make_decoder
 from coreset.engine.data.decoders.pillow import decode_with_pillow, enlarged_box
 from coreset.engine.data.geometry import Geometry
@@ -79,25 +78,15 @@ def test_every_kind_of_image_is_decoded_without_a_warning(images):
     assert caught == []
 
 
-def png_chunk(kind, body):
-    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
-
-
-def bomb(side):
-    header = struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
-    body = zlib.compress(bytes(1000))
-    return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", body)
-
-
 def test_what_is_no_image_or_cut_or_of_another_size_is_refused(images):
     whole = [images.encode(images.photo(64, 64), kind).data for kind in ("JPEG", "PNG", "WEBP")]
     cut = [data[: len(data) // 2] for data in whole]
-    for data in (b"", b"<html></html>", bytes(500), bomb(30_000), b"GIF89a" + bytes(50), *cut):
+    for data in (b"", b"<html></html>", bytes(500), png_bomb(30_000), b"GIF89a" + bytes(50), *cut):
         with pytest.raises(ValueError, match=r"."):
             decode_with_pillow(data, WHOLE)
     message = r"it has \(9000, 9000\) pixels, the index says \(40, 40\)"
     with pytest.raises(ValueError, match=message):
-        decode_with_pillow(bomb(9000), WHOLE, (40, 40))
+        decode_with_pillow(png_bomb(9000), WHOLE, (40, 40))
 
 
 @given(st.data())

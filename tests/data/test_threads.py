@@ -12,7 +12,6 @@ from coreset.engine.data.decoders import (
     Normalisation,
     UndecodableImagesError,
     make_decoder,
-    threads,
     turbo,
 )
 from coreset.engine.data.decoders.threads import ThreadedDecoder, crop_batch
@@ -132,23 +131,6 @@ def test_half_of_a_batch_must_need_no_resampling(images, n):
     crops = np.array([[0, 0, 20, 20]] * len(stored))
     assert crop_batch(images.batch(stored, crops), Geometry(40)) is None
     assert crop_batch(EncodedBatch([], *np.zeros((2, 0), np.int64)), Geometry(40)) is None
-
-
-def test_warming_up_compiles_what_the_sizes_need(monkeypatch):
-    called = []
-    monkeypatch.setattr(threads, "decode_crops", lambda *_, **__: called.append("crops"))
-    monkeypatch.setattr(threads.resizing, "warm_up", lambda **_: called.append("resize"))
-    monkeypatch.setattr(threads.planes, "warm_up", lambda: called.append("planes"))
-    for sizes, cropped, expected in (
-        ([40, 40], False, ["crops"]),
-        ([40, 40, 41], False, ["crops", "resize", "planes"]),
-        ([40, 41, 42], False, ["resize", "planes"]),
-        ([40, 40], True, ["resize", "planes"]),
-    ):
-        called.clear()
-        columns = np.array([sizes, sizes])
-        threads.warm_up(Geometry(40), *columns, floats=True, cropped=cropped)
-        assert called == expected
 
 
 @pytest.mark.parametrize("normalisation", [None, NORMALISATION], ids=["uint8", "float32"])

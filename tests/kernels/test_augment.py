@@ -1,9 +1,11 @@
 import math
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import ks_2samp
 from torch.nn.functional import interpolate
 
 from coreset.kernels.augment import (
@@ -162,26 +164,7 @@ def share_of_the_reference(rng, side):
 def test_cutmix_shares_are_distributed_as_in_the_reference():
     n, generator, rng = 2000, seeded(8), np.random.default_rng(8)
     image = torch.zeros((1, 3, 32, 32))
-    ours = np.sort([cutmix(image, generator).share for _ in range(n)])
-    theirs = np.sort([share_of_the_reference(rng, 32) for _ in range(n)])
-    places = np.union1d(ours, theirs)
-    gap = np.searchsorted(ours, places, "right") - np.searchsorted(theirs, places, "right")
-    assert np.abs(gap).max() / n < 2.15 * math.sqrt(2 / n)  # by chance once in 5,000 runs
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize(
-    "augment",
-    [
-        lambda images, generator: random_resized_crop(images, 24, generator),
-        horizontal_flip,
-        color_jitter,
-        lighting,
-        lambda images, generator: cutmix(images, generator).images,
-    ],
-)
-def test_a_gpu_sees_the_same_draws_as_the_cpu(augment):
-    images = images_01(8, 32, 32)
-    on_gpu = augment(images.cuda(), seeded(10)).cpu()
-    torch.testing.assert_close(on_gpu, augment(images, seeded(10)), atol=1e-3, rtol=0)
+    ours = [cutmix(image, generator).share for _ in range(n)]
+    theirs = [share_of_the_reference(rng, 32) for _ in range(n)]
+    test: Any = ks_2samp(ours, theirs)
+    assert test.statistic < 2.15 * math.sqrt(2 / n)  # by chance once in 5,000 runs

@@ -1,9 +1,7 @@
 import math
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from statistics import pvariance, stdev
-from threading import Barrier
 
 import numpy as np
 import pytest
@@ -14,11 +12,12 @@ from hypothesis import strategies as st
 from coreset.engine.doctor.arithmetic import HostReads
 from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.logits import per_sample_stats
-from coreset.kernels.scores import SCORES
+from coreset.kernels.scores import SCORES, easiness
+from coreset.kernels.tdds import Tdds
 
 assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5)
-NOT_OF_THE_PASS = {"loss_final", "entropy_final", "tdds", "confidence_oof", "margin_oof"}
-OF_THE_PASS = set(SCORES) - NOT_OF_THE_PASS
+ELSEWHERE = {"loss_final", "entropy_final", "confidence_oof", "margin_oof"}
+OF_THE_PASS = set(SCORES) - ELSEWHERE - {"tdds"}
 BATCH = 4
 
 
@@ -113,15 +112,14 @@ def histories(n, epochs):
 
 @settings(max_examples=60)
 @given(
-    run=st.fixed_dictionaries(
-        {
-            "n": st.integers(1, 25),
-            "n_classes": st.integers(2, 7),
-            "n_epochs": st.integers(0, 9),
-            "offset": st.sampled_from([0.0, -30.0, 30.0]),
-            "skipped_share": st.sampled_from([0.0, 0.4]),
-            "seed": st.integers(0, 2**32 - 1),
-        }
+    run=st.builds(
+        dict,
+        n=st.integers(1, 25),
+        n_classes=st.integers(2, 7),
+        n_epochs=st.integers(0, 9),
+        offset=st.sampled_from([0.0, -30.0, 30.0]),
+        skipped_share=st.sampled_from([0.0, 0.4]),
+        seed=st.integers(0, 2**32 - 1),
     ),
     el2n_epochs=st.integers(1, 10),
     window=st.integers(1, 10),
@@ -204,76 +202,33 @@ def test_a_batch_reads_nothing_back_from_the_device_and_keeps_no_graph():
     assert not any(rows.requires_grad for rows in (*stats, *dynamics._rows().values()))
 
 
-class Together:
-    """Threads in place of processes, and an all-reduce among them."""
-
-    def __init__(self, world):
-        self.tensors = [torch.empty(0)] * world
-        self.barrier = Barrier(world)
-
-    def all_reduce(self, rank, tensor):
-        self.tensors[rank] = tensor.clone()
-        self.barrier.wait()
-        total = torch.stack(self.tensors).sum(0, dtype=tensor.dtype)
-        self.barrier.wait()
-        tensor.copy_(total)
-
-    def run(self, part):
-        with ThreadPoolExecutor(len(self.tensors)) as pool:
-            list(pool.map(part, range(len(self.tensors))))
-
-
-@settings(max_examples=30)
-@given(st.sampled_from([1, 2, 3]), st.integers(0, 5), st.sampled_from([None, 0, 2, 4]))
-def test_processes_that_share_an_epoch_agree_with_one_that_has_it_alone(world, seed, cut):
-    """Threads meet in a barrier as processes do in an all-reduce; ``cut`` collects midway."""
-    _, epochs = recorded_run(n=31, n_classes=4, n_epochs=5, seed=seed)
-    make = partial(Dynamics, 31, "cpu", el2n_epochs=3, window=2)
-    alone, together = replay(make(), epochs), Together(world)
-    ranks = [
-        make(all_reduce=partial(together.all_reduce, rank), is_main=rank == 0)
-        for rank in range(world)
-    ]
-
-    def run(rank):
-        mine = ranks[rank]
-        for epoch, batches in enumerate(epochs):
-            mine.begin_epoch(epoch)
-            for at, batch in enumerate(batches):
-                if epoch == cut and at == 3:
-                    mine.collect(epoch)
-                if at % world == rank:
-                    mine.update(*(torch.from_numpy(part) for part in batch))
-            mine.end_epoch(epoch)
-
-    together.run(run)
-    assert_same_state(ranks[0], alone)
-    for rank in ranks[1:]:
-        assert torch.equal(rank.state()["spread"], ranks[0].state()["spread"])
-        assert not rank.state()["sums"].any()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_update_does_not_wait_for_a_gpu_and_agrees_with_the_cpu():
-    _, epochs = recorded_run(n=50, n_classes=10, n_epochs=4, seed=2)
-    on_gpu, on_cpu = Dynamics(50, "cuda"), replay(Dynamics(50, "cpu"), epochs)
-    for epoch, batches in enumerate(epochs):
-        on_gpu.begin_epoch(epoch)
-        there = [[torch.from_numpy(part).cuda() for part in batch] for batch in batches]
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for batch in there:
-                on_gpu.update(*batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        on_gpu.end_epoch(epoch)
-    for name, values in on_cpu.scores().items():
-        assert_close(on_gpu.scores()[name], values)
-
-
 def test_the_state_of_another_data_set_is_refused():
     with pytest.raises(ValueError, match=r"sums must be torch.float32 \(5, 10\), got .* \(7, 10\)"):
         Dynamics(5, "cpu").load_state(Dynamics(7, "cpu").state(), 0)
     with pytest.raises(ValueError, match=r"sums must be .* got nothing"):
         Dynamics(5, "cpu").load_state({}, 0)
+
+
+@given(st.sampled_from(sorted(SCORES)), st.lists(st.floats(-5, 5), min_size=1))
+def test_the_hardest_sample_comes_first_by_easiness(name, values):
+    scores = np.array(values, dtype=np.float32)
+    hardest = scores.min() if SCORES[name].low_is_hard else scores.max()
+    assert scores[easiness(name, scores).argmin()] == hardest
+
+
+def test_a_sample_that_was_learned_once_and_lost_is_the_hardest_by_every_score():
+    dynamics, tdds = Dynamics(2, "cpu", el2n_epochs=4, window=3), Tdds(2, 3, "cpu", window=3)
+    right, labels, ids = torch.tensor([4.0, 0.0, 0.0]), torch.tensor([0, 1]), torch.arange(2)
+    for epoch in range(4):
+        # Sample 0 is always right, sample 1 (true class 0, label 1) is right once, then never.
+        logits = torch.stack((right, torch.tensor([0.0, 1.0, 0.0]) if epoch == 1 else right))
+        dynamics.begin_epoch(epoch)
+        tdds.begin_epoch(epoch)
+        dynamics.update(logits, labels, ids)
+        tdds.update(logits, ids)
+        dynamics.end_epoch(epoch)
+        tdds.end_epoch(epoch)
+    scores = dynamics.scores() | tdds.scores()
+    for name in set(SCORES) - ELSEWHERE:
+        easy, hard = easiness(name, scores[name])
+        assert hard < easy, name

@@ -13,19 +13,20 @@ from coreset.kernels.samplers import (
     ccs_coreset,
     ccs_draw,
     n_hardest,
-    positions_by_class,
     random_coreset,
     stratum_counts,
 )
-from coreset.kernels.seeds import derived_seed, random_keys
+from coreset.kernels.seeds import (
+    GOLDEN_GAMMA,
+    Stream,
+    derived_seed,
+    permutation,
+    random_keys,
+    splitmix64,
+)
 
 SEED = 5
 ccs = partial(ccs_coreset, misratio=0.3, n_bins=10, seed=SEED)
-score_arrays = st.one_of(
-    hnp.arrays(np.float32, st.integers(1, 80), elements=st.floats(-1, 1, width=32)),
-    hnp.arrays(np.float32, st.integers(1, 80), elements=st.sampled_from([-0.5, -0.25, 0.0, 1.0])),
-    hnp.arrays(np.float64, st.integers(1, 80), elements=st.floats(-1e300, 1e300)),
-)
 
 
 def counts_one_at_a_time(sizes, budget):
@@ -52,32 +53,10 @@ def test_counts_match_the_one_at_a_time_reference(sizes, data):
     assert counts.tolist() == counts_one_at_a_time(sizes, budget)
 
 
-@given(score_arrays, st.integers(1, 60))
-def test_every_score_is_in_one_bin_and_bins_grow_with_scores(scores, n_bins):
-    bins = bin_of(scores, n_bins)
-    assert bins.shape == scores.shape
-    assert bins.min() == 0
-    assert bins.max() == (n_bins - 1 if scores.min() < scores.max() else 0)
-    assert (np.diff(bins[np.argsort(scores, kind="stable")]) >= 0).all()
-
-
-@given(
-    hnp.arrays(np.int64, st.integers(2, 60), elements=st.integers(-200, 200)), st.integers(1, 50)
-)
-def test_bins_have_equal_widths_closed_below(integers, n_bins):
-    low, high = int(integers.min()), int(integers.max())
-    # In integers, so that no rounding decides: floor((x - low) * n / (high - low)).
-    expected = [min((int(x) - low) * n_bins // max(high - low, 1), n_bins - 1) for x in integers]
-    # Powers of two scale exactly; a quotient that is a whole number of bins may round below it.
-    bins = bin_of(integers / 256, n_bins)
-    on_an_edge = np.array([(int(x) - low) * n_bins % max(high - low, 1) == 0 for x in integers])
-    np.testing.assert_array_equal(bins[~on_an_edge], np.array(expected)[~on_an_edge])
-    assert (np.abs(bins - expected) <= 1).all()
-
-
 @pytest.mark.parametrize("unit", [5e-324, 1e-30, 1.0, 1e300])
 def test_bins_do_not_depend_on_the_magnitude_of_the_range(unit):
-    assert bin_of(np.array([-2.0, -1.0, 0.0, 1.0, 2.0]) * unit, 4).tolist() == [0, 1, 2, 3, 3]
+    scores = np.array([-2.0, -1.9, -1.0, 0.0, 1.0, 1.5, 2.0]) * unit
+    assert bin_of(scores, 4).tolist() == [0, 0, 1, 2, 3, 3, 3]
 
 
 @given(st.integers(1, 2_000_000), st.integers(0, 999))
@@ -113,23 +92,6 @@ def test_draws_match_the_slow_definition_bin_by_bin(scores, data, misratio, n_bi
     keys = random_keys(len(scores), seed).tolist()  # of a position, whatever is cut
     drawn = [sorted(m, key=keys.__getitem__)[:n] for m, n in zip(members, counts, strict=True)]
     assert positions.tolist() == sorted(chain(*drawn))
-
-
-def test_pairs_within_a_bin_are_drawn_together_equally_often():
-    n, draws = 6, 3000
-    together = np.zeros((n, n))
-    for seed in range(draws):
-        chosen, _ = ccs_draw(np.zeros(n), 2, misratio=0.0, n_bins=5, seed=seed)
-        together[chosen[0], chosen[1]] += 1
-    pairs = together[np.triu_indices(n, 1)]
-    # 15 pairs, 14 degrees of freedom: 45 lies beyond the 0.9999 quantile.
-    assert ((pairs - draws / 15) ** 2 / (draws / 15)).sum() < 45
-
-
-@given(hnp.arrays(np.int64, st.integers(0, 60), elements=st.integers(0, 6)))
-def test_positions_by_class_list_each_class_in_order(labels):
-    for c, positions in enumerate(positions_by_class(labels, 7)):
-        assert positions.tolist() == [i for i, label in enumerate(labels) if label == c]
 
 
 def labelled_scores(sizes, seed):
@@ -201,3 +163,44 @@ def test_a_class_smaller_than_ipc_is_refused_by_number(select):
     with pytest.raises(ClassTooSmallError, match="class 1 has 0 samples") as caught:
         select(np.array([0, 0, 0, 2, 2]), 3, 2)
     assert (caught.value.class_index, caught.value.size) == (1, 0)
+
+
+# What the draws come from.
+
+
+def test_splitmix64_gives_the_published_stream():
+    assert splitmix64(np.zeros(1, dtype=np.uint64)).tolist() == [16294208416658607535]
+    states = np.uint64(1234567) + np.arange(5, dtype=np.uint64) * GOLDEN_GAMMA
+    assert splitmix64(states).tolist() == [
+        6457827717110365317,
+        3203168211198807973,
+        9817491932198370423,
+        4593380528125082431,
+        16408922859458223821,
+    ]
+
+
+@given(st.integers(0, 500), st.integers(0, 100), st.integers(-(2**70), 2**70))
+def test_a_permutation_holds_every_position_once_by_keys_that_do_not_know_the_length(n, more, seed):
+    assert sorted(permutation(n, seed).tolist()) == list(range(n))
+    np.testing.assert_array_equal(random_keys(n, seed), random_keys(n + more, seed)[:n])
+
+
+def test_derived_seeds_differ_by_run_by_place_by_depth_and_by_order():
+    seeds = [derived_seed(run, place) for run in range(50) for place in range(50)]
+    seeds += [derived_seed(run, place, 0) for run in range(50) for place in range(50)]
+    seeds += [derived_seed(0, 1, 2), derived_seed(0, 2, 1)]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        ("RANDOM CCS", [0, 1]),
+        ("FOLDS", [-1]),
+        ("BLOCKS SAMPLES", [0, 1]),
+        ("TRUE_LABEL FLIP OTHER_LABEL DIFFICULTY TEXTURE CLASS IMAGE", [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_streams_keep_the_numbers_that_draws_on_disk_depend_on(names, numbers):
+    assert [getattr(Stream, name) for name in names.split()] == numbers

@@ -75,14 +75,13 @@ def assert_same_state(one, other):
 
 @settings(max_examples=60)
 @given(
-    run=st.fixed_dictionaries(
-        {
-            "n": st.integers(1, 12),
-            "n_classes": st.integers(2, 6),
-            "n_epochs": st.integers(0, 9),
-            "scale": st.sampled_from([0.1, 2.0, 12.0]),
-            "seed": st.integers(0, 2**32 - 1),
-        }
+    run=st.builds(
+        dict,
+        n=st.integers(1, 12),
+        n_classes=st.integers(2, 6),
+        n_epochs=st.integers(0, 9),
+        scale=st.sampled_from([0.1, 2.0, 12.0]),
+        seed=st.integers(0, 2**32 - 1),
     ),
     window=st.integers(3, 6),
 )
@@ -171,22 +170,3 @@ def test_the_stated_memory_is_what_the_state_takes():
     rows = Tdds(50, 7, "cpu", window=6)._rows().values()
     assert state_bytes(50, 7, 6) == sum(part.numel() * part.element_size() for part in rows)
     assert 2.6e9 < state_bytes(1_281_167, 1000) < 2.7e9
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_update_does_not_wait_for_a_gpu_and_agrees_with_the_cpu():
-    logits = recorded_run(n=50, n_classes=10, n_epochs=6, seed=10)
-    on_gpu, on_cpu = Tdds(50, 10, "cuda", window=4), Tdds(50, 10, "cpu", window=4)
-    for epoch in range(6):
-        on_gpu.begin_epoch(epoch)
-        there = [[part.cuda() for part in batch] for batch in epoch_of(logits, epoch)]
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for batch in there:
-                on_gpu.update(*batch)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-        on_gpu.end_epoch(epoch)
-    expected = replay(on_cpu, logits, range(6)).scores()["tdds"]
-    np.testing.assert_allclose(on_gpu.scores()["tdds"], expected, atol=2 * tolerance(4))

@@ -10,7 +10,6 @@ import tracemalloc
 from collections.abc import Iterable
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Literal
 
 import pytest
 from hypothesis import example, given
@@ -103,7 +102,7 @@ def by_scan(stored: bytes, start: int = 0, end: int | None = None) -> list[tuple
 @example([("é" * 300, b"1"), ("a/" * 150 + "b", b"2")], tarfile.PAX_FORMAT)
 @example([("a" * 99 + "/" + "b" * 99, b"1")], tarfile.USTAR_FORMAT)
 @example([("BZh.jpg", b"named like a compressed file")], tarfile.USTAR_FORMAT)
-def test_members_are_those_that_tarfile_wrote(members: list[tuple[str, bytes]], file_format: int):
+def test_members_are_those_that_tarfile_wrote(members, file_format):
     try:
         stored = tar_bytes(members, file_format)
     except ValueError:  # ustar holds no long names
@@ -114,9 +113,7 @@ def test_members_are_those_that_tarfile_wrote(members: list[tuple[str, bytes]], 
 @given(
     st.lists(st.tuples(names, contents), max_size=3), st.binary(max_size=600), st.binary(max_size=9)
 )
-def test_offsets_in_a_nested_tar_count_from_the_outer_file(
-    members: list[tuple[str, bytes]], before: bytes, after: bytes
-):
+def test_offsets_in_a_nested_tar_count_from_the_outer_file(members, before, after):
     inner = tar_bytes(members)
     stored = before + inner + after
     assert by_scan(stored, len(before), len(before) + len(inner)) == members
@@ -124,7 +121,7 @@ def test_offsets_in_a_nested_tar_count_from_the_outer_file(
 
 @needs_gnu_tar
 @pytest.mark.parametrize("file_format", ["v7", "oldgnu", "gnu", "ustar", "posix"])
-def test_members_are_those_that_gnu_tar_wrote(tmp_path: Path, file_format: str):
+def test_members_are_those_that_gnu_tar_wrote(tmp_path, file_format):
     folder = tmp_path / "in" / ("d" * 60)
     folder.mkdir(parents=True)
     (folder / "ü 1.JPEG").write_bytes(b"1" * 700)
@@ -145,7 +142,7 @@ def test_members_are_those_that_gnu_tar_wrote(tmp_path: Path, file_format: str):
 @pytest.mark.parametrize(
     "options", ["gnu", *(f"posix --sparse-version={v}" for v in (0.0, 0.1, 1.0))]
 )
-def test_sparse_members_are_told_and_passed_over(tmp_path: Path, options: str):
+def test_sparse_members_are_told_and_passed_over(tmp_path, options):
     with (tmp_path / "a.jpg").open("wb") as file:
         file.seek(1 << 16)
         file.write(b"data")
@@ -166,7 +163,7 @@ def test_sparse_members_are_told_and_passed_over(tmp_path: Path, options: str):
      (b"4", "block device"), (b"6", "fifo"), (b"M", "part of a multi-volume file"),
      (b"Q", "member of unknown type b'Q'")],
 )  # fmt: skip
-def test_members_of_other_kinds_are_told_without_their_bytes(flag: bytes, kind: str):
+def test_members_of_other_kinds_are_told_without_their_bytes(flag, kind):
     # Old writers give a link the size of its target, but no bytes.
     content = header(b"not me.jpg") + END if flag.isalpha() else b""
     size = b"%011o" % (len(content) or 512)
@@ -200,7 +197,7 @@ def test_a_v7_header_has_no_prefix():
 
 
 @pytest.mark.parametrize("file_format", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_sizes_beyond_eight_gibibytes_are_read(tmp_path: Path, file_format: Literal[1, 2]):
+def test_sizes_beyond_eight_gibibytes_are_read(tmp_path, file_format):
     info = tarfile.TarInfo("huge.jpg")
     info.size = (8 << 30) + 5
     start = info.tobuf(file_format)
@@ -245,7 +242,7 @@ def test_names_that_are_not_utf8_are_escaped():
 
 
 @pytest.mark.parametrize("file_format", FORMATS)
-def test_a_cut_at_any_byte_is_noticed(tmp_path: Path, file_format: int):
+def test_a_cut_at_any_byte_is_noticed(tmp_path, file_format):
     long_name = "d/" * 40 + "é" * (30 if file_format == tarfile.USTAR_FORMAT else 90)
     whole = tar_bytes([("a.jpg", b"x" * 513), (long_name, b""), ("b.jpg", bytes(512))], file_format)
     path = tmp_path / "a.tar"
@@ -309,12 +306,12 @@ def test_a_flipped_bit_in_a_header_is_noticed_or_harmless():
         (extension(b"x", pax_record(b"size", b"9" * 19)) + header() + END, "999 bytes from byte"),
     ],
 )
-def test_a_damaged_or_lying_tar_is_refused_with_the_place(stored: bytes, finding: str):
+def test_a_damaged_or_lying_tar_is_refused_with_the_place(stored, finding):
     assert finding in refusal(stored)
 
 
 @pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
-def test_a_long_name_bomb_is_refused_without_reading_it(tmp_path: Path, kind: bytes):
+def test_a_long_name_bomb_is_refused_without_reading_it(tmp_path, kind):
     path = tmp_path / "bomb.tar"
     for size, finding in [(1 << 33, "ends at byte"), (RECORD_LIMIT_BYTES + 1, "above the limit")]:
         path.write_bytes(header(size=b"\x80" + size.to_bytes(11), kind=kind))
@@ -338,13 +335,13 @@ def test_many_records_do_not_pile_up_in_memory():
     assert peak < 1 << 19
 
 
-def test_more_headers_than_the_limit_are_refused(monkeypatch: pytest.MonkeyPatch):
+def test_more_headers_than_the_limit_are_refused(monkeypatch):
     monkeypatch.setattr(tar_scan, "HEADER_LIMIT", 3)
     assert len(scan_bytes(header() * 3 + END)) == 3
     assert "more than 3 headers" in refusal(header() * 4 + END)
 
 
-def test_what_is_no_file_is_refused(tmp_path: Path):
+def test_what_is_no_file_is_refused(tmp_path):
     os.mkfifo(tmp_path / "fifo")
     for path in (tmp_path, tmp_path / "missing", tmp_path / "fifo", Path("/dev/zero")):
         with pytest.raises(DataError, match="is not a file"):
@@ -367,7 +364,7 @@ pieces = st.one_of(
 
 
 @given(st.lists(pieces, max_size=8).map(b"".join), st.binary(max_size=40))
-def test_any_bytes_give_ranges_inside_the_file_or_a_refusal(stored: bytes, tail: bytes):
+def test_any_bytes_give_ranges_inside_the_file_or_a_refusal(stored, tail):
     stored += tail
     try:
         entries = scan_bytes(stored)
@@ -383,22 +380,10 @@ def test_any_bytes_give_ranges_inside_the_file_or_a_refusal(stored: bytes, tail:
     ["", "/etc/x", "../x", "a/../b", "a//b", "a/", ".", "./", "././a", "a\0", "a\n", "\x9b",
      "\ud800", "é" * 128],
 )  # fmt: skip
-def test_unsafe_member_names_are_refused(name: str):
+def test_unsafe_member_names_are_refused(name):
     with pytest.raises(DataError) as caught:
         safe_parts(name)
     assert str(caught.value).isprintable()
-
-
-@given(st.text("ab.é _", min_size=1), st.text("ab.é _", min_size=1))
-def test_safe_parts_join_to_the_name(first: str, second: str):
-    name = f"{first}/{second}"
-    try:
-        parts = safe_parts(f"./{name}")
-    except DataError:
-        assert {first, second} & {".", ".."}
-    else:
-        assert "/".join(parts) == name
-        assert first != ".."
 
 
 def test_long_names_are_taken_up_to_a_limit_and_shortened_in_messages():

@@ -1,6 +1,8 @@
-"""JSON documents as dataclasses: what fits comes back, whatever does not is a ValueError."""
+"""JSON documents as dataclasses, and the manifest with the sample table that it vouches for."""
 
+import hashlib
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -9,7 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import build, parse
+from coreset.shards.format.manifest import Manifest, classes_digest, content_digest, identity_digest
 
 
 @dataclass(frozen=True)
@@ -66,13 +71,13 @@ def test_fields_with_a_default_may_be_missing():
         ({"more": 1}, "more is no field of it"),
     ],
 )
-def test_a_field_that_does_not_fit_is_named(changes: dict[str, Any], message: str):
+def test_a_field_that_does_not_fit_is_named(changes, message):
     with pytest.raises(ValueError, match=message):
         build(Outer, document(**changes))
 
 
 @pytest.mark.parametrize("text", [b"", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a":' * 10**5])
-def test_what_is_no_object_is_refused(text: bytes):
+def test_what_is_no_object_is_refused(text):
     with pytest.raises(ValueError, match=r"\S"):
         parse(text)
 
@@ -86,7 +91,7 @@ values = st.recursive(
 
 
 @given(st.sampled_from(sorted(asdict(WHOLE))), values)
-def test_any_value_comes_back_or_is_a_value_error(name: str, value: Any):
+def test_any_value_comes_back_or_is_a_value_error(name, value):
     expected = document(**{name: value})
     try:
         built = build(Outer, parse(json.dumps(expected).encode()))
@@ -94,3 +99,35 @@ def test_any_value_comes_back_or_is_a_value_error(name: str, value: Any):
         return
     if name != "reasons":  # whose keys may be written in other ways, such as 01
         assert json.loads(json.dumps(asdict(built))) == expected
+
+
+def test_what_is_written_is_what_is_read(packed):
+    manifest, content = Manifest.read(packed), (packed / "manifest.json").read_bytes()
+    assert manifest.to_bytes() == content
+    assert manifest.digest == hashlib.sha256(content).hexdigest()
+
+
+def test_other_formats_tables_and_folders_have_errors_of_their_own(packed, tmp_path):
+    data = shutil.copytree(packed, tmp_path / "DATA")
+    with (data / "samples.parquet").open("ab") as file:
+        file.write(b"?")
+    with pytest.raises(ManifestError, match="is not the table that manifest"):
+        Dataset.open(data)
+    document = json.loads((data / "manifest.json").read_text())
+    for changes in ({"format_version": 1}, {"format": "somebody-elses"}):
+        (data / "manifest.json").write_text(json.dumps(document | changes))
+        with pytest.raises(ManifestError, match="this program reads coreset-shards version 2"):
+            Manifest.read(data)
+    with pytest.raises(UsageError, match=r"no manifest\.json"):
+        Manifest.read(tmp_path)
+    with pytest.raises(UsageError, match="does not exist; run `coreset pack"):
+        Manifest.read(tmp_path / "nowhere")
+
+
+def test_digests_follow_their_published_definition():
+    lines = b"n01/a\t0\nn02/b\t1\n"
+    assert identity_digest(["n01/a", "n02/b"], [0, 1]) == hashlib.sha256(lines).hexdigest()
+    assert (
+        content_digest([b"x" * 16, b"y" * 16]) == hashlib.sha256(b"x" * 16 + b"y" * 16).hexdigest()
+    )
+    assert classes_digest(["n01", "n02"]) == hashlib.sha256(b"n01\nn02\n").hexdigest()

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import PurePosixPath
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,25 +36,14 @@ SAMPLES = pa.table(
 )
 
 
-def sample(key="cat/1", class_name="cat", *, sample_id=0, label=0, image=b"image"):
-    return StoredSample(
-        sample_id=sample_id,
-        key=key,
-        label=label,
-        class_name=class_name,
-        extension="jpg",
-        image=image,
-    )
+def sample(key="cat/1", class_name="cat", **fields):
+    usual: dict[str, Any] = {"sample_id": 0, "label": 0, "image": b"image", "extension": "jpg"}
+    return StoredSample(key=key, class_name=class_name, **usual | fields)
 
 
-def plan(n_samples, *, classes=("cat", "dog"), samples_per_shard=1000):
-    return ExportPlan(
-        name="pets",
-        split="train",
-        classes=classes,
-        n_samples=n_samples,
-        samples_per_shard=samples_per_shard,
-    )
+def plan(n_samples, **fields):
+    usual: dict[str, Any] = {"classes": ("cat", "dog"), "samples_per_shard": 1000}
+    return ExportPlan(name="pets", split="train", n_samples=n_samples, **usual | fields)
 
 
 # names
@@ -211,16 +201,12 @@ WAYS_TO_LIST = {
     "ids with a frame's index": ("x.csv", ",id\n0,1\n1,4\n"),
     "ids without a header": ("x.csv", "4\n1\n"),
     "a path before a counter": ("x.csv", "id,img_fn,label\n0,cat/2.png,0\n1,dog/1.JPEG,1\n"),
-    "semicolons": ("x.csv", "path;label\ncat/2;0\ndog/1;1\n"),
-    "a mark and Windows ends": ("x.csv", "\ufeffpath,label\r\ncat/2,0\r\n\r\ndog/1,1\r\n"),
     "columns in text": ("x.txt", "path label\ncat/2 0\ndog/1 1\n"),
     "lines of Caffe": ("x.txt", "cat/2.png 0\ndog/1.JPEG 1\n"),
     "ids in a map": ("x.json", '{"ids": [1, 4]}'),
     "map": ("x.json", '{"cat/2": 0, "dog/1": 1}'),
-    "records": ("x.json", '[{"path": "cat/2", "id": 7}, {"path": "dog/1", "id": 8}]'),
     "frame": ("x.json", '{"path": {"0": "cat/2", "1": "dog/1"}, "label": {"0": 0, "1": 1}}'),
     "array in text": ("x.txt", "[1, 4]"),
-    "blank lines and Windows ends": ("x.txt", "\ufeff4\r\n\r\n  \r\n1\r\n"),
     "paths of elsewhere": ("x.txt", "/data/train/cat/2.JPEG\nD:\\in1k\\dog\\1.jpg\n"),
     "odd paths": ("x.txt", "./cat/2.png\n dog\\1 \n"),
 }
@@ -256,13 +242,10 @@ def test_the_source_path_counts_where_it_is_the_key_of_another(tmp_path):
         ("x.txt", "1\n0\ncat/2\n", r"line 3 names sample 1 again \('cat/2', first in line 1\)"),
         ("x.txt", "", r"names no samples"),
         ("x.txt", b"\xff\xfe1\n", r"cannot be read as text \('utf-8'"),
-        ("x.csv", "path\n", r"names no samples"),
         ("x.csv", "path,label\ncat/1.JPEG,0\n,1\n", r"line 3 names no sample"),
         ("x.csv", "0\n3\n", r"line 1 is 0, which may be sample 0 or the header of a column witho"),
         ("x.csv", ",0\n0,3\n1,4\n", r"the columns \(no name\), 0, which do not tell"),
-        ("x.csv", "a,b\ncat/1,dog/1\n", r"the columns a, b, which do not tell"),
         ("x.csv", "0,3\n1,4\n", r"has no header, and line 1 is '0, 3', which do not tell"),
-        ("x.csv", "path,path\ncat/1,cat/2\n", r"the columns path, path, which do not tell"),
         ("x.csv", "cat\ndog\n", r"begins with 'cat', which may be a header or not"),
         ("x.csv", "4\n" + '"' + "a" * 200_000, r"cannot be read as CSV"),
         ("x.txt", "1.JPEG\n", r"line 1: '1\.JPEG' names several samples; list sample ids"),

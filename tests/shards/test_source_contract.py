@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from coreset.bench.robustness.faults import encoded
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import CoresetError, DataError, UsageError
@@ -39,9 +40,7 @@ Contents = list[tuple[str, str, int, bytes]]
 
 
 def jpeg(number: int) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", (8 + number, 8), (20 * number, 80, 90)).save(buffer, "JPEG")
-    return buffer.getvalue()
+    return encoded(Image.new("RGB", (8 + number, 8), (20 * number, 80, 90)))
 
 
 FILES: Files = {
@@ -252,9 +251,7 @@ def refusal(layout: Layout, src: Path, options: SourceOptions) -> CoresetError:
 
 
 @every_layout
-def test_the_images_of_a_folder_are_found_in_key_order_with_their_labels(
-    layout: Layout, src: Path, options: SourceOptions
-):
+def test_the_images_of_a_folder_are_found_in_key_order_with_their_labels(layout, src, options):
     source = layout.find(src, options)
     assert contents(source) == EXPECTED
     assert (source.classes, source.skipped, source.unreadable) == (CLASSES, (), {})
@@ -267,9 +264,7 @@ def test_the_images_of_a_folder_are_found_in_key_order_with_their_labels(
 
 
 @every_layout
-def test_a_file_that_is_written_again_changes_the_state_and_not_the_list(
-    layout: Layout, src: Path, options: SourceOptions
-):
+def test_a_file_that_is_written_again_changes_the_state_and_not_the_list(layout, src, options):
     before = layout.find(src, options)
     os.utime(layout.holder(src), (1, 1))
     after = layout.find(src, options)
@@ -281,7 +276,7 @@ def test_a_file_that_is_written_again_changes_the_state_and_not_the_list(
 
 
 @every_layout
-def test_only_the_chosen_classes_are_found(layout: Layout, src: Path, options: SourceOptions):
+def test_only_the_chosen_classes_are_found(layout, src, options):
     chosen = layout.find(src, replace(options, only=CLASSES[::2]))
     assert chosen.classes == CLASSES[::2]
     assert contents(chosen) == [row for row in EXPECTED if row[1] in CLASSES[::2]]
@@ -291,9 +286,7 @@ def test_only_the_chosen_classes_are_found(layout: Layout, src: Path, options: S
 
 
 @found_elsewhere
-def test_a_single_class_is_taken_only_if_it_is_asked_for(
-    layout: Layout, tmp_path: Path, options: SourceOptions
-):
+def test_a_single_class_is_taken_only_if_it_is_asked_for(layout, tmp_path, options):
     single = {name: data for name, data in FILES.items() if name.startswith(CLASSES[0])}
     src = layout.make(tmp_path / "src", single)
     if options.truth is not None:
@@ -308,9 +301,7 @@ def test_a_single_class_is_taken_only_if_it_is_asked_for(
 
 
 @with_repeats
-def test_a_repeated_key_is_refused_or_its_first_image_is_kept(
-    layout: Layout, src: Path, options: SourceOptions
-):
+def test_a_repeated_key_is_refused_or_its_first_image_is_kept(layout, src, options):
     assert layout.repeat is not None
     layout.repeat(src)
     error = refusal(layout, src, options)
@@ -321,7 +312,7 @@ def test_a_repeated_key_is_refused_or_its_first_image_is_kept(
 
 
 @found_elsewhere
-def test_a_source_without_images_is_refused(layout: Layout, tmp_path: Path, options: SourceOptions):
+def test_a_source_without_images_is_refused(layout, tmp_path, options):
     src = layout.make(tmp_path / "src", {})
     if not src.exists():
         src.mkdir()
@@ -331,14 +322,12 @@ def test_a_source_without_images_is_refused(layout: Layout, tmp_path: Path, opti
 
 
 @every_layout
-def test_a_damaged_source_is_refused_with_the_file(
-    layout: Layout, src: Path, options: SourceOptions
-):
+def test_a_damaged_source_is_refused_with_the_file(layout, src, options):
     layout.damage(layout.holder(src))
     assert Path(layout.held_by).name in str(refusal(layout, src, options))
 
 
-def test_what_is_no_source_is_refused(tmp_path: Path):
+def test_what_is_no_source_is_refused(tmp_path):
     for path, fact in (
         (tmp_path / "nowhere", "does not exist; "),
         (write(tmp_path / "notes.md", b"nothing"), "neither a folder, a tar"),
@@ -361,7 +350,7 @@ def test_synthetic_images_are_a_source():
 
 
 @pytest.mark.parametrize("name", ["tar of class tars", "parquet", "table", "packed"])
-def test_every_layout_packs_to_the_same_shards(tmp_path: Path, name: str):
+def test_every_layout_packs_to_the_same_shards(tmp_path, name):
     srcs = (LAYOUTS[name].make(tmp_path / "src", FILES), write_folder(tmp_path / "folder", FILES))
     for number, src in enumerate(srcs):
         Pack(src=src, data=tmp_path / f"DATA-{number}").run()
@@ -371,7 +360,7 @@ def test_every_layout_packs_to_the_same_shards(tmp_path: Path, name: str):
 
 
 @pytest.mark.parametrize("to", ["imagefolder", "webdataset", "parquet"])
-def test_what_export_writes_is_found_again(packed: Path, tmp_path: Path, to: str):
+def test_what_export_writes_is_found_again(packed, tmp_path, to):
     Export(source=packed, out=tmp_path / "OUT", to=to).run()
     options = SourceOptions(spool=tmp_path / "spool")
     again, expected = (find(src, options) for src in (tmp_path / "OUT", packed))

@@ -56,7 +56,7 @@ def refusal(src: Path, wanted: SourceOptions = DEFAULTS) -> str:
     return str(caught.value)
 
 
-def test_labels_of_parquet_lists_are_names_or_positions_in_those_of_their_schema(root: Path):
+def test_labels_of_parquet_lists_are_names_or_positions_in_those_of_their_schema(root):
     columns = {"path": [f"images/{name}" for name in FILES], "label": [class_of(n) for n in FILES]}
     pq.write_table(pa.table(columns), root / "list.parquet")
     assert contents(find_table(root / "list.parquet")) == contents(find_folder(root / "images"))
@@ -67,7 +67,7 @@ def test_labels_of_parquet_lists_are_names_or_positions_in_those_of_their_schema
     assert contents(find_table(root / "list.parquet")) == contents(find_folder(root / "images"))
 
 
-def test_integers_are_positions_in_the_class_names(root: Path):
+def test_integers_are_positions_in_the_class_names(root):
     rows = [(f"images/{name}", ("emu", "cat", "dog").index(class_of(name))) for name in FILES]
     table = write_csv(root / "list.csv", *rows)
     source = find_table(table, SourceOptions(class_names=("emu", "cat", "dog")))
@@ -77,7 +77,7 @@ def test_integers_are_positions_in_the_class_names(root: Path):
     assert re.search(r"label 2 of .* is not in \[0, 2\)", refusal(table, short))
 
 
-def test_labels_may_differ_from_the_folders_and_links_are_followed(root: Path):
+def test_labels_may_differ_from_the_folders_and_links_are_followed(root):
     (root / "linked.jpg").symlink_to(root / "images/cat/1.jpg")
     rows = [("images/cat/1.jpg", "dog"), ("images/dog/cat/x.jpg", "cat"), ("linked.jpg", "cat")]
     assert [row[0::3] for row in contents(find_table(write_csv(root / "list.csv", *rows)))] == [
@@ -85,7 +85,7 @@ def test_labels_may_differ_from_the_folders_and_links_are_followed(root: Path):
     ]  # fmt: skip
 
 
-def test_rows_of_other_classes_are_passed_over_with_their_files(root: Path):
+def test_rows_of_other_classes_are_passed_over_with_their_files(root):
     table = write_csv(
         root / "list.csv",
         *((f"images/{name}", class_of(name)) for name in FILES),
@@ -95,7 +95,7 @@ def test_rows_of_other_classes_are_passed_over_with_their_files(root: Path):
     assert contents(find_table(table, some)) == contents(find_folder(root / "images", some))
 
 
-def test_a_table_of_another_system_is_read(root: Path):
+def test_a_table_of_another_system_is_read(root):
     text = '\ufeffpath,label\r\n\r\n"images\\cat\\1.jpg", cat \r\n'
     (root / "list.csv").write_text(text, encoding="utf-8", newline="")
     source = find_table(root / "list.csv")
@@ -123,9 +123,7 @@ def test_a_table_of_another_system_is_read(root: Path):
         ([], "lists no images"),
     ],
 )  # fmt: skip
-def test_a_row_that_leads_nowhere_is_refused_by_its_line(
-    root: Path, rows: Sequence[Sequence[str]], message: str
-):
+def test_a_row_that_leads_nowhere_is_refused_by_its_line(root, rows, message):
     assert re.search(message, refusal(write_csv(root / "list.csv", *rows)))
 
 
@@ -139,9 +137,7 @@ def test_a_row_that_leads_nowhere_is_refused_by_its_line(
         ({"path": ["images/cat/1.jpg"]}, "has no label column"),
     ],
 )  # fmt: skip
-def test_a_parquet_list_with_other_columns_is_refused(
-    root: Path, columns: dict[str, Any], message: str
-):
+def test_a_parquet_list_with_other_columns_is_refused(root, columns, message):
     pq.write_table(pa.table(columns), root / "list.parquet")
     assert re.search(message, refusal(root / "list.parquet"))
     (root / "list.parquet").write_bytes(b"PAR1")
@@ -150,7 +146,7 @@ def test_a_parquet_list_with_other_columns_is_refused(
 
 
 @given(st.lists(part, max_size=6), st.sampled_from(["cat", "dog", "emu"]))
-def test_a_key_never_leaves_its_class(parts: list[str], class_name: str):
+def test_a_key_never_leaves_its_class(parts, class_name):
     path = "/".join([*parts, "x.y.jpg"])
     key, whole = listed_key(path, class_name), whole_key(path, class_name)
     assert key.split("/")[0] == class_name
@@ -161,21 +157,15 @@ def test_a_key_never_leaves_its_class(parts: list[str], class_name: str):
 
 @given(st.lists(st.sampled_from(["cat", "a", "b c"]), max_size=4), st.lists(part, max_size=4))
 @settings(suppress_health_check=[HealthCheck.too_slow])
-def test_what_stands_before_the_class_folder_does_not_change_the_key(
-    inside: list[str], before: list[str]
-):
+def test_what_stands_before_the_class_folder_does_not_change_the_key(inside, before):
     path = "/".join(["dog", *inside, "x.jpg"])
     outside = [name for name in before if name != "dog"]
     assert listed_key("/".join([*outside, path]), "dog") == listed_key(path, "dog")
     assert listed_key(path, "dog") == path.removesuffix(".jpg")
+    assert [listed_key(path, "cat") for path in ("", ".", "..", "/", "a/..")] == [""] * 5
 
 
-@pytest.mark.parametrize("path", ["", ".", "..", "/", "a/.."])
-def test_a_path_without_a_file_has_no_key(path: str):
-    assert listed_key(path, "cat") == ""
-
-
-def test_tables_are_told_by_their_extension(root: Path):
+def test_tables_are_told_by_their_extension(root):
     tables = ("list.csv", "LIST.CSV", "list.parquet", "list.tsv", "list.txt", "list.json")
     for name in (*tables, "list.md"):
         (root / name).write_text("")
@@ -191,32 +181,27 @@ WAYS = {
     "excel.csv": "\ufeffFile Name;Class\r\n" + "".join(f"{p};{c}\r\n" for p, c in ROWS),
     "quoted.csv": " labels , path \n" + "".join(f'{c},"{p}"\n' for p, c in ROWS),
     "list.tsv": "image_path\ttarget\n" + "".join(f"{p}\t{c}\n" for p, c in ROWS),
-    "pipe.csv": "path|label\n" + "".join(f"{p}|{c}\n" for p, c in ROWS),
     "tabs.txt": "".join(f"{p}\t{c}\n" for p, c in ROWS),
     "map.json": json.dumps(dict(ROWS)),
     "whole.csv": "".join(f"{{root}}/./{path},{label}\n" for path, label in ROWS),
     "outside.csv": "".join(f"../{{root.name}}/{path},{label}\n" for path, label in ROWS),
-    "records.json": json.dumps([{"label": c, "path": p} for p, c in ROWS]),
-    "frame.json": json.dumps(
-        {"path": dict(enumerate(p for p, _ in ROWS)), "label": dict(enumerate(c for _, c in ROWS))}
-    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WAYS)
-def test_every_way_to_write_a_list_gives_what_the_folder_gives(root: Path, name: str):
+def test_every_way_to_write_a_list_gives_what_the_folder_gives(root, name):
     text = WAYS[name].replace("{root}", str(root)).replace("{root.name}", root.name)
     (root / name).write_text(text, encoding="utf-8", newline="")
     assert contents(find_table(root / name)) == contents(find_folder(root / "images"))
 
 
-def test_lines_of_caffe_hold_a_path_and_a_number(root: Path):
+def test_lines_of_caffe_hold_a_path_and_a_number(root):
     (root / "train.txt").write_text("images/cat/1.jpg 0\nimages/dog/1.jpg 1\n")
     source = find_table(root / "train.txt", SourceOptions(class_names=CLASSES))
     assert (source.keys, source.classes) == (["cat/1", "dog/1"], ("cat", "dog"))
 
 
-def test_the_label_may_be_a_wordnet_id_inside_a_text(root: Path):
+def test_the_label_may_be_a_wordnet_id_inside_a_text(root):
     table = write_csv(
         root / "list.csv",
         ("images/cat/1.jpg", "n01440764 111 108 293 400"),
@@ -246,14 +231,12 @@ def test_the_label_may_be_a_wordnet_id_inside_a_text(root: Path):
         ("path,label\n\udcff,cat\n", "cannot be read as CSV"),
     ],
 )  # fmt: skip
-def test_a_table_that_does_not_tell_its_columns_is_refused_with_what_was_seen(
-    root: Path, lines: str, words: str
-):
+def test_a_table_that_does_not_tell_its_columns_is_refused_with_what_was_seen(root, lines, words):
     (root / "list.csv").write_text(lines, encoding="utf-8", errors="surrogateescape")
     assert words in refusal(root / "list.csv")
 
 
-def test_different_files_of_one_key_get_it_from_their_paths(root: Path):
+def test_different_files_of_one_key_get_it_from_their_paths(root):
     for folder in ("a", "b"):
         (root / folder).mkdir()
         (root / folder / "1.jpg").write_text(folder)

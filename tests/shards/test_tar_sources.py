@@ -19,12 +19,10 @@ from hypothesis import strategies as st
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list
-from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation, ilsvrc_wnids, is_validation
-from coreset.shards.sources.names import split_of
 from coreset.shards.sources.tars import find_class_tars, tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
@@ -103,13 +101,10 @@ WRITERS: dict[str, Callable[[Path, Tree], Path]] = {
     "tar of a tree below train": lambda path, tree: tree_tar(path, tree, "train/"),
     "tar of a tree far below": lambda path, tree: tree_tar(path, tree, "./ILSVRC/Data/train/"),
 }
-every_writer = pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS.keys())
 
 
-@every_writer
-def test_tars_are_found_as_the_folder_unpacked_from_them(
-    tmp_path: Path, writer: Callable[[Path, Tree], Path]
-):
+@pytest.mark.parametrize("writer", WRITERS.values(), ids=WRITERS.keys())
+def test_tars_are_found_as_the_folder_unpacked_from_them(tmp_path, writer):
     odd = {"by night/ä b.c.png": b"night", f"{'long' * 23}/x.JPEG": b"long"}
     tree = TREE | {"n02979186": odd | some_files("n02979186", 2)}
     src = writer(tmp_path / "src.tar", tree)
@@ -120,7 +115,7 @@ def test_tars_are_found_as_the_folder_unpacked_from_them(
     assert find_class_tars(single).keys == [f"n01440764/n01440764_{at}" for at in range(3)]
 
 
-def test_names_say_in_which_tar_an_image_lies(tmp_path: Path):
+def test_names_say_in_which_tar_an_image_lies(tmp_path):
     nested = find_class_tars(tar_of_tars(tmp_path / "a.tar", TREE))
     assert nested.names[0] == "n01440764.tar/n01440764_0.JPEG"
     assert find_class_tars(folder_of_tars(tmp_path / "tars", TREE)).names == nested.names
@@ -128,13 +123,13 @@ def test_names_say_in_which_tar_an_image_lies(tmp_path: Path):
     assert tree.names[0] == "tree.tar/train/n01440764/n01440764_0.JPEG"
 
 
-def test_a_damaged_class_that_is_not_asked_for_is_not_read(tmp_path: Path):
+def test_a_damaged_class_that_is_not_asked_for_is_not_read(tmp_path):
     src = folder_of_tars(tmp_path / "tars", TREE)
     write(src / "n02102040.tar", b"no tar")
     assert len(find_class_tars(src, SourceOptions(only=("n01440764", "n02979186")))) == 6
 
 
-def test_links_and_devices_are_found_and_refused_by_packing(photos: Path, tmp_path: Path):
+def test_links_and_devices_are_found_and_refused_by_packing(photos, tmp_path):
     kinds = {"symbolic link": b"2", "hard link": b"1", "character device": b"3", "fifo": b"6"}
     inner = tar_bytes(some_files("n01"), list(kinds.items()))
     found = find_class_tars(write(tmp_path / "a.tar", tar_bytes({"n01.tar": inner})))
@@ -149,7 +144,7 @@ def test_links_and_devices_are_found_and_refused_by_packing(photos: Path, tmp_pa
     assert (manifest.n_found, manifest.n_samples, manifest.n_quarantined) == (42, 40, 2)
 
 
-def test_what_is_passed_over_is_counted(tmp_path: Path):
+def test_what_is_passed_over_is_counted(tmp_path):
     hidden = {".DS_Store": b"x", "._n01440764_0.JPEG": b"y", ".git/a.JPEG": b"z"}
     tars = folder_of_tars(tmp_path / "tars", TREE | {"cat": hidden | some_files("cat")})
     write(tars / "README", b"about")
@@ -166,7 +161,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path):
 @pytest.mark.parametrize(
     "name", ["../../etc/x.JPEG", "/etc/x.JPEG", "a/../../x.JPEG", "a\nb.JPEG", "a//b.JPEG"]
 )
-def test_a_hostile_name_is_refused_with_tar_and_member(tmp_path: Path, name: str):
+def test_a_hostile_name_is_refused_with_tar_and_member(tmp_path, name):
     inner = tar_bytes(some_files("n01440764") | {name: b"x"})
     path = write(tmp_path / "train.tar", tar_bytes({"n01440764.tar": inner}))
     folder = write(tmp_path / "tars/n01440764.tar", inner).parent
@@ -179,7 +174,7 @@ def test_a_hostile_name_is_refused_with_tar_and_member(tmp_path: Path, name: str
     assert set(tmp_path.parent.rglob("*")) == before
 
 
-def test_a_cut_class_tar_is_noticed_where_the_outer_tar_is_whole(tmp_path: Path):
+def test_a_cut_class_tar_is_noticed_where_the_outer_tar_is_whole(tmp_path):
     inner = tar_bytes(some_files("n01440764"))
     for size in range(0, len(inner.rstrip(b"\0")), 512):
         path = write(tmp_path / "a.tar", tar_bytes({"n01440764.tar": inner[:size]}))
@@ -205,9 +200,7 @@ INNER = tar_bytes(some_files("n01"))
          "holds the splits train, val, not classes"),
     ],
 )  # fmt: skip
-def test_what_is_no_tar_of_classes_is_refused(
-    tmp_path: Path, stored: bytes, error: type[Exception], words: str
-):
+def test_what_is_no_tar_of_classes_is_refused(tmp_path, stored, error, words):
     with pytest.raises(error, match=words):
         find_class_tars(write(tmp_path / "a.tar", stored))
 
@@ -225,24 +218,22 @@ def test_what_is_no_tar_of_classes_is_refused(
         (["ILSVRC2012_val_00000001.JPEG", "ILSVRC2012_val_00000001.cls"], "webdataset"),
     ],
 )
-def test_the_layout_of_a_tar_is_told_by_its_members(tmp_path: Path, names: list[str], layout: str):
+def test_the_layout_of_a_tar_is_told_by_its_members(tmp_path, names, layout):
     assert tar_layout(write(tmp_path / "a.tar", tar_bytes(dict.fromkeys(names, b"1")))) == layout
 
 
-@pytest.mark.parametrize(
-    ("tars", "layout"),
-    [
-        (["n01440764", "n02102040"], "classes"),
-        (["cat", "dog"], "classes"),
-        (["train-000000", "train-000001"], "webdataset"),
-        (["00000", "00001", "00002"], "webdataset"),
-    ],
-)
-def test_numbered_tars_are_shards_and_not_classes(tmp_path: Path, tars: list[str], layout: str):
-    assert tar_layout(folder_of_tars(tmp_path, {name: some_files("x") for name in tars})) == layout
+def test_numbered_tars_are_shards_and_not_classes(tmp_path):
+    def layout_of(*names: str):
+        return tar_layout(
+            folder_of_tars(tmp_path / names[0], dict.fromkeys(names, some_files("x")))
+        )
+
+    assert layout_of("n01440764", "n02102040") == layout_of("cat", "dog") == "classes"
+    assert layout_of("train-000000", "train-000001") == "webdataset"
+    assert layout_of("00000", "00001", "00002") == "webdataset"
 
 
-def test_what_is_no_tar_has_no_tar_layout(tmp_path: Path):
+def test_what_is_no_tar_has_no_tar_layout(tmp_path):
     write(tmp_path / "list.csv", b"a,b")
     assert [tar_layout(tmp_path / name) for name in ("", "list.csv", "nowhere")] == [None] * 3
     tar_of_tars(tmp_path / "ILSVRC2012_img_train.tar", TREE)
@@ -252,21 +243,6 @@ def test_what_is_no_tar_has_no_tar_layout(tmp_path: Path):
     assert tar_layout(tmp_path) is None
     with pytest.raises(DataError, match="holds gzip data; decompress it"):
         tar_layout(write(tmp_path / "n01.tar.gz", b"\x1f\x8b" + bytes(600)))
-
-
-@pytest.mark.parametrize(
-    ("name", "split"),
-    [
-        ("imagenet1k-train-0000", "train"),
-        ("imagenet1k-validation-00", "validation"),
-        ("VAL", "validation"),
-        ("test_03", "test"),
-        ("trainer", None),
-        ("train-and-test", None),
-    ],
-)
-def test_a_split_is_a_word_of_a_name(name: str, split: str | None):
-    assert split_of(name) == split
 
 
 # WebDataset shards.
@@ -282,12 +258,6 @@ def sample(key: str, label: int, extension: str = "jpg") -> list[tuple[str, byte
     return [(f"{key}.{extension}", f"image {key}".encode()), (f"{key}.cls", b"%d" % label)]
 
 
-def test_shards_of_a_packed_data_set_are_read_without_its_manifest(packed: Path, tmp_path: Path):
-    for shard in Dataset.open(packed).shard_paths():
-        (tmp_path / shard.name).symlink_to(shard)
-    assert find_webdataset(tmp_path, NAMED).labels.tolist() == [0] * 20 + [1] * 20 + [2] * 20
-
-
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
@@ -298,13 +268,13 @@ def test_shards_of_a_packed_data_set_are_read_without_its_manifest(packed: Path,
         ({"class": "dog"}, "dog"),
     ],
 )
-def test_a_label_in_json_is_an_integer_or_a_name(tmp_path: Path, fields: object, name: str):
+def test_a_label_in_json_is_an_integer_or_a_name(tmp_path, fields, name):
     members = [("a.png", b"image"), ("a.json", json.dumps(fields).encode())]
     found = find_webdataset(write_shard(tmp_path / "a.tar", members), NAMED)
     assert contents(found) == [(f"{name}/a", name, b"image")]
 
 
-def test_a_name_in_json_stands_in_where_integers_have_no_names(tmp_path: Path):
+def test_a_name_in_json_stands_in_where_integers_have_no_names(tmp_path):
     members = [*sample("a", 7), ("a.json", b'{"wnid": "n01440764"}')]
     assert find_webdataset(write_shard(tmp_path / "a.tar", members)).keys == ["n01440764/a"]
     with pytest.raises(UsageError, match="name a class list with --class-names"):
@@ -324,17 +294,13 @@ def test_a_name_in_json_stands_in_where_integers_have_no_names(tmp_path: Path):
         ("x" * 120 + "/" + "y" * 180, "n01440764/" + "y" * 180),
     ],
 )
-def test_a_sample_key_is_the_class_and_the_last_part_of_the_key(
-    tmp_path: Path, key: str, sample_key: str
-):
+def test_a_sample_key_is_the_class_and_the_last_part_of_the_key(tmp_path, key, sample_key):
     path = write_shard(tmp_path / "a.tar", sample(key, 0, "JPEG"))
     assert find_webdataset(path, NAMED).keys == [sample_key]
 
 
 @given(order=st.permutations([*sample("a", 0), *sample("b", 1, "webp"), ("a.npy", b"x")]))
-def test_the_order_of_members_changes_nothing(
-    order: Members, tmp_path_factory: pytest.TempPathFactory
-):
+def test_the_order_of_members_changes_nothing(order, tmp_path_factory):
     path = write_shard(tmp_path_factory.mktemp("wds") / "a.tar", order)
     found = find_webdataset(path, NAMED)
     assert contents(found) == [
@@ -353,7 +319,7 @@ REPEATED = {
 
 
 @pytest.mark.parametrize("members", REPEATED.values(), ids=REPEATED.keys())
-def test_a_repeated_key_is_refused_or_the_first_is_kept(tmp_path: Path, members: Members):
+def test_a_repeated_key_is_refused_or_the_first_is_kept(tmp_path, members):
     path = write_shard(tmp_path / "a.tar", members)
     with pytest.raises(UsageError, match=r"a\.tar/a\.jpg and a\.tar/a\.\w+ .* key n01440764/a;"):
         find_webdataset(path, NAMED)
@@ -368,18 +334,13 @@ BROKEN_SAMPLES = {
     "two images": ([*sample("a", 0), ("a.png", b"2")], "2 images among its members"),
     "two views": ([("a.left.jpg", b"1"), ("a.right.jpg", b"2"), ("a.cls", b"0")], "2 images"),
     "a word": ([("a.jpg", b"1"), ("a.cls", b"cat")], "label b'cat' where an integer is expected"),
-    "no digits": ([("a.jpg", b"1"), ("a.cls", b" ")], "label b' ' where an integer"),
     "empty label": ([("a.jpg", b"1"), ("a.cls", b"")], "0 bytes in cls where 1 to 32 bytes"),
     "long label": ([("a.jpg", b"1"), ("a.cls", b"1" * 33)], "33 bytes in cls"),
-    "a fraction": ([("a.jpg", b"1"), ("a.cls", b"1.5")], "label b'1.5' where an integer"),
     "too large": (sample("a", 3), "label 3, but the class list has 3 names, for 0 to 2"),
-    "negative": (sample("a", -1), "label -1, but the class list has 3 names"),
     "json list": ([("a.jpg", b"1"), ("a.json", b"[1]")], r"json b'\[1\]' where an object is"),
-    "no json": ([("a.jpg", b"1"), ("a.json", b"\xff{")], r"json b'\\xff{' where an object is"),
     "deep json": ([("a.jpg", b"1"), ("a.json", b"[" * 99_999)], r"json b'\[+' where an object"),
     "long json": ([("a.jpg", b"1"), ("a.json", b" " * 2**20 + b"{}")], "1,048,578 bytes in json"),
     "bool": ([("a.jpg", b"1"), ("a.json", b'{"label": true}')], "json field label True where an"),
-    "text": ([("a.jpg", b"1"), ("a.json", b'{"label": "1"}')], "json field label '1' where an int"),
     "number": ([("a.jpg", b"1"), ("a.json", b'{"wnid": 5}')], "json field wnid 5 where a name"),
     "no field": ([("a.jpg", b"1"), ("a.json", b'{"x": 5}')], "no label among its members"),
     "path": ([("a.jpg", b"1"), ("a.json", b'{"class": "../x"}')], r"class name '\.\./x'"),
@@ -389,16 +350,14 @@ BROKEN_SAMPLES = {
 
 
 @pytest.mark.parametrize(("members", "fact"), BROKEN_SAMPLES.values(), ids=BROKEN_SAMPLES.keys())
-def test_a_broken_sample_is_refused_with_shard_key_and_offset(
-    tmp_path: Path, members: Members, fact: str
-):
+def test_a_broken_sample_is_refused_with_shard_key_and_offset(tmp_path, members, fact):
     write_shard(tmp_path / "0.tar", sample("whole", 0))
     write_shard(tmp_path / "1.tar", [*sample("whole too", 0), *members])
     with pytest.raises(DataError, match=rf"1\.tar has sample 'a' at byte \d,\d{{3}} with {fact}"):
         find_webdataset(tmp_path, NAMED)
 
 
-def test_a_link_is_refused_as_image_later_and_as_label_at_once(tmp_path: Path):
+def test_a_link_is_refused_as_image_later_and_as_label_at_once(tmp_path):
     path = write_shard(
         tmp_path / "a.tar", [*sample("b", 0), ("a.cls", b"0")], [("a.jpg", tarfile.SYMTYPE)]
     )
@@ -409,7 +368,7 @@ def test_a_link_is_refused_as_image_later_and_as_label_at_once(tmp_path: Path):
 
 
 @pytest.mark.parametrize("extension", ["pyd", "pkl", "pickle", "pth", "pt", "PYD", "gif", "ten"])
-def test_members_that_can_run_code_are_refused_and_never_run(tmp_path: Path, extension: str):
+def test_members_that_can_run_code_are_refused_and_never_run(tmp_path, extension):
     canary = tmp_path / "canary"
     payload = f"cos\nsystem\n(S'touch {canary}'\ntR.".encode()
     ignored = [*sample("a", 0), ("a.npy", payload), ("a.txt", payload)]
@@ -424,13 +383,13 @@ def test_members_that_can_run_code_are_refused_and_never_run(tmp_path: Path, ext
 @pytest.mark.parametrize(
     "name", ["../a.jpg", "/a.jpg", "x/../a.jpg", "a\n.jpg", "k" * 300 + ".jpg"]
 )
-def test_a_hostile_name_is_refused_with_shard_and_member(tmp_path: Path, name: str):
+def test_a_hostile_name_is_refused_with_shard_and_member(tmp_path, name):
     path = write_shard(tmp_path / "a.tar", [*sample("b", 0), (name, b"x")])
     with pytest.raises(DataError, match=r"a\.tar: member name '"):
         find_webdataset(path, NAMED)
 
 
-def test_hidden_members_and_other_files_are_passed_over_and_counted(tmp_path: Path):
+def test_hidden_members_and_other_files_are_passed_over_and_counted(tmp_path):
     write_shard(tmp_path / "0.tar", [*sample("a", 0), ("._a.jpg", b"x"), (".x/b.pkl", b"y")])
     (tmp_path / "0.idx").write_text("v1.2 1")
     (tmp_path / "README.md").write_text("about")
@@ -442,7 +401,7 @@ def test_hidden_members_and_other_files_are_passed_over_and_counted(tmp_path: Pa
     )
 
 
-def test_shards_of_two_splits_are_refused(tmp_path: Path):
+def test_shards_of_two_splits_are_refused(tmp_path):
     write_shard(tmp_path / "imagenet1k-train-0000.tar", sample("a", 0))
     write_shard(tmp_path / "imagenet1k-validation-00.tar", sample("b", 0))
     with pytest.raises(UsageError, match="holds the splits train, validation; move or link"):
@@ -455,17 +414,13 @@ def info(tmp_path: Path, filenames: list[str], lengths: list[int]) -> None:
     (tmp_path / "_info.json").write_text(json.dumps(fields))
 
 
-def test_a_shard_that_the_info_lists_must_be_there(tmp_path: Path):
+def test_a_shard_that_the_info_lists_must_be_there_and_hold_its_samples(tmp_path):
     write_shard(tmp_path / "0.tar", sample("a", 0))
     info(tmp_path, ["0.tar", "1.tar", "2.tar"], [1, 1, 1])
     with pytest.raises(DataError, match=r"lacks 2 of the 3 shards that _info.json lists, 1\.tar f"):
         find_webdataset(tmp_path)
     info(tmp_path, ["x.tar"], [1])  # of a split that was not downloaded
     assert len(find_webdataset(tmp_path)) == 1
-
-
-def test_a_shard_must_hold_as_many_samples_as_the_info_says(tmp_path: Path):
-    write_shard(tmp_path / "0.tar", sample("a", 0))
     info(tmp_path, ["0.tar"], [2])
     for src in (tmp_path, tmp_path / "0.tar"):
         with pytest.raises(DataError, match=r"0\.tar holds 1 samples, but _info.json says 2"):
@@ -477,18 +432,14 @@ def test_a_shard_must_hold_as_many_samples_as_the_info_says(tmp_path: Path):
     [
         ([], "where an object is expected"),
         ({"class_names": "abc"}, "class_names that are no list of str"),
-        ({"class_names": [1, 2]}, "class_names that are no list of str"),
         ({"class_names": ["a", "a"]}, "a name twice in class_names"),
         ({"splits": []}, "splits where an object is expected"),
         ({"splits": {"train": 5}}, "a split where an object is expected"),
         ({"splits": {"train": {}}}, "filenames that are no list of str"),
-        (
-            {"splits": {"train": {"filenames": ["0.tar"], "shard_lengths": []}}},
-            "1 filenames but 0 shard_lengths",
-        ),
+        ({"splits": {"x": {"filenames": ["0.tar"], "shard_lengths": []}}}, "1 filenames but 0 sh"),
     ],
 )
-def test_an_info_file_that_is_none_is_refused(tmp_path: Path, fields: object, fact: str):
+def test_an_info_file_that_is_none_is_refused(tmp_path, fields, fact):
     write_shard(tmp_path / "0.tar", sample("a", 0))
     (tmp_path / "_info.json").write_text(json.dumps(fields))
     with pytest.raises(DataError, match=rf"_info\.json has .*{fact}.*; mend or remove it"):
@@ -552,7 +503,6 @@ TRUTHS: dict[str, Callable[[Path], Path]] = {
     ),
     "Caffe": lambda path: write(path, rows("{name} {index}")),
 }
-every_truth = pytest.mark.parametrize("truth", TRUTHS.values(), ids=TRUTHS.keys())
 
 
 def wanted(truth: Path | None, only: tuple[str, ...] | None = None) -> SourceOptions:
@@ -577,10 +527,8 @@ def test_the_ilsvrc_ids_are_those_of_the_development_kit():
     assert digest == "930a31901625f2149f8bab016254025ad225daf9efafa3f00011daf6f5f919f9"
 
 
-@every_truth
-def test_labelled_images_are_found_as_the_sorted_folder(
-    folder: Path, tar: Path, tmp_path: Path, truth: Callable[[Path], Path]
-):
+@pytest.mark.parametrize("truth", TRUTHS.values(), ids=TRUTHS.keys())
+def test_labelled_images_are_found_as_the_sorted_folder(folder, tar, tmp_path, truth):
     for (name, content), wnid in zip(IMAGES.items(), LABELS, strict=True):
         write_files(tmp_path / "sorted", {f"{wnid}/{name}": content})
     expected = find_folder(tmp_path / "sorted")
@@ -595,7 +543,7 @@ def test_labelled_images_are_found_as_the_sorted_folder(
     assert below.names[0] == f"a.tar/val/{STEMS[0]}.JPEG"
 
 
-def test_missing_ground_truth_is_refused_with_what_to_name(folder: Path, tmp_path: Path):
+def test_missing_ground_truth_is_refused_with_what_to_name(folder, tmp_path):
     with pytest.raises(UsageError, match="name their labels with --ground-truth"):
         find_validation(folder, wanted(None))
     with pytest.raises(UsageError, match=r"nowhere does not exist; name ILSVRC2012_devkit_t12"):
@@ -605,7 +553,7 @@ def test_missing_ground_truth_is_refused_with_what_to_name(folder: Path, tmp_pat
 
 
 @pytest.mark.parametrize("form", ["kit", "ids in order", "names"])
-def test_images_and_labels_must_be_the_same(folder: Path, tmp_path: Path, form: str):
+def test_images_and_labels_must_be_the_same(folder, tmp_path, form):
     truth = TRUTHS[form](tmp_path / "truth")
     by_name = form == "names"
     write(folder / "ILSVRC2012_val_00000013.JPEG", b"x")
@@ -616,9 +564,7 @@ def test_images_and_labels_must_be_the_same(folder: Path, tmp_path: Path, form: 
     with pytest.raises(UsageError, match="ILSVRC2012_val_00000013 first"):  # the counts agree
         find_validation(folder, wanted(truth))
     (folder / "ILSVRC2012_val_00000013.JPEG").unlink()
-    words = (
-        rf"1 of the 12 labels .* no image in .*, {STEMS[2]} first" if by_name else "12 labels for"
-    )
+    words = f"1 of the 12 labels .* no image in .*, {STEMS[2]} first" if by_name else "12 labels f"
     with pytest.raises(UsageError, match=words):
         find_validation(folder, wanted(truth))
 
@@ -627,31 +573,23 @@ def test_images_and_labels_must_be_the_same(folder: Path, tmp_path: Path, form: 
     ("content", "error", "fact"),
     [
         (b"", UsageError, "is empty"),
-        (b"ImageId,PredictionString\n", UsageError, "is empty"),
         (b"\xff\xfe", UsageError, "save it as UTF-8 text"),
-        (
-            b"".join(b"%d\n" % at for at in range(1, 13)),
-            UsageError,
-            "numbers alone, .*; name ILSVRC",
-        ),
+        (b"1\n" * 12, UsageError, "numbers alone, .*; name ILSVRC"),
         (rows("{name} 1000"), UsageError, r"label 1000 .* is not in \[0, 1000\)"),
         (b"tench\nshark\n", DataError, "'tench' in label 1 where a WordNet id"),
-        (b"n01440764\n5\n", DataError, "'5' in label 2 where a WordNet id"),
         (b"a n01440764\nb 5\n", DataError, "'5' in label 2 where a WordNet id"),
         (b"a 5\nb n01440764\n", DataError, "'n01440764' in label 2 where an integer"),
         (b"a n01440764\nb\n", DataError, "'b alone' in label 2 where a name and a label"),
         (b"a n01440764\na.JPEG n01440764\n", UsageError, "names a twice"),
     ],
 )
-def test_a_ground_truth_of_no_known_form_is_refused(
-    folder: Path, tmp_path: Path, content: bytes, error: type[Exception], fact: str
-):
+def test_a_ground_truth_of_no_known_form_is_refused(folder, tmp_path, content, error, fact):
     with pytest.raises(error, match=fact):
         find_validation(folder, wanted(write(tmp_path / "truth.txt", content)))
 
 
 @pytest.mark.parametrize("line", ["0", "1001", "-1", "x", "1.0", "²"])
-def test_an_id_that_is_no_class_is_refused(folder: Path, tmp_path: Path, line: str):
+def test_an_id_that_is_no_class_is_refused(folder, tmp_path, line):
     files = kit_files()
     files[f"ILSVRC2012_devkit_t12/data/{TRUTH_NAME}"] = lines(["1"] * 11 + [line])
     truth = write_files(tmp_path / "kit", files) / "ILSVRC2012_devkit_t12"
@@ -659,7 +597,7 @@ def test_an_id_that_is_no_class_is_refused(folder: Path, tmp_path: Path, line: s
         find_validation(folder, wanted(truth))
 
 
-def test_an_incomplete_kit_is_refused(folder: Path, tmp_path: Path):
+def test_an_incomplete_kit_is_refused(folder, tmp_path):
     files = {name: data for name, data in kit_files().items() if not name.endswith(TRUTH_NAME)}
     kit = write_files(tmp_path / "kit", files) / "ILSVRC2012_devkit_t12"
     tar = write(tmp_path / "kit.tar.gz", gzip.compress(tar_bytes(files)))
@@ -679,7 +617,7 @@ BROKEN_KITS = {
 
 
 @pytest.mark.parametrize(("stored", "words"), BROKEN_KITS.values(), ids=BROKEN_KITS.keys())
-def test_a_broken_kit_is_refused(folder: Path, tmp_path: Path, stored: bytes, words: str):
+def test_a_broken_kit_is_refused(folder, tmp_path, stored, words):
     tracemalloc.start()
     with pytest.raises(DataError, match=words):
         find_validation(folder, wanted(write(tmp_path / "kit.tar.gz", stored)))
@@ -687,7 +625,7 @@ def test_a_broken_kit_is_refused(folder: Path, tmp_path: Path, stored: bytes, wo
     tracemalloc.stop()
 
 
-def test_nothing_of_the_kit_is_extracted(folder: Path, tmp_path: Path):
+def test_nothing_of_the_kit_is_extracted(folder, tmp_path):
     files = kit_files() | {"../outside": b"x", f"{tmp_path}/outside": b"x"}
     truth = write(tmp_path / "kit.tar.gz", gzip.compress(tar_bytes(files)))
     before = set(tmp_path.rglob("*"))
@@ -696,30 +634,27 @@ def test_nothing_of_the_kit_is_extracted(folder: Path, tmp_path: Path):
     assert not (tmp_path.parent / "outside").exists()
 
 
-def test_other_files_are_counted(folder: Path, tmp_path: Path):
+def test_other_files_are_counted(folder, tmp_path):
     write_files(folder, {"LOC_val_solution.csv": b"x", ".DS_Store": b"y"})
     found = find_validation(folder, wanted(kit_folder(tmp_path / "kit")))
     assert found.skipped == (f"1 files of {folder}, no images",)
     assert len(found) == N_IMAGES
 
 
-def test_a_link_in_the_tar_is_found_as_refused(tmp_path: Path):
-    path = tmp_path / "a.tar"
-    with tarfile.open(path, "w") as tar:
-        info = tarfile.TarInfo(f"{STEMS[0]}.JPEG")
-        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
-        tar.addfile(info)
+def test_a_link_in_the_tar_is_found_as_refused(tmp_path):
+    linked = [(f"{STEMS[0]}.JPEG", tarfile.SYMTYPE)]
+    path = write(tmp_path / "a.tar", tar_bytes({}, linked))
     found = find_validation(path, wanted(write(tmp_path / "truth", lines(LABELS[:1]))))
     assert found.unreadable == {0: "symbolic link"}
 
 
-def test_two_images_of_one_name_are_refused(folder: Path, tmp_path: Path):
+def test_two_images_of_one_name_are_refused(folder, tmp_path):
     write_files(folder, {f"{STEMS[0]}.png": b"x"})
     with pytest.raises(UsageError, match="have the same name but for folder and extension"):
         find_validation(folder, wanted(kit_folder(tmp_path / "kit")))
 
 
-def test_a_folder_of_classes_is_no_validation_folder(photos: Path, tmp_path: Path):
+def test_a_folder_of_classes_is_no_validation_folder(photos, tmp_path):
     assert not is_validation(photos)
     assert not is_validation(tmp_path)
     assert not is_validation(tmp_path / "nowhere")

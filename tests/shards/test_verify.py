@@ -1,13 +1,19 @@
-"""Verification: damage by name at every depth, shards built again, images that occur twice."""
+"""Shards as tarfile and DALI read them, damage that is named, shards built again."""
 
 import csv
 import json
 import shutil
+import tarfile
 from collections.abc import Callable
 from contextlib import nullcontext
+from importlib import import_module
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.verify import Verify
@@ -15,13 +21,121 @@ from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
 from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
-from coreset.shards.format.tar import walk
+from coreset.shards.format.tar import (
+    BLOCK_BYTES,
+    Member,
+    ShardWriter,
+    index_path,
+    member_header,
+    walk,
+)
+
+IMAGES = (b"", b"x", b"y" * BLOCK_BYTES, b"z" * (BLOCK_BYTES + 1))
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    path = tmp_path / "shard-000000.tar"
+    writer = ShardWriter(path)
+    for number, image in enumerate(IMAGES):
+        writer.add(number, "jpg", image, label=number * 7)
+    assert writer.finish() == sha256_of_file(path)
+    return path
+
+
+@given(st.integers(0, 8**11 - 1), st.integers(0, 10**9 - 1))
+def test_a_header_reads_back_in_tarfile(size, number):
+    info = tarfile.TarInfo.frombuf(member_header(f"{number:09d}.jpg", size), "ascii", "strict")
+    assert (info.name, info.size, info.isreg()) == (f"{number:09d}.jpg", size, True)
+    assert (info.mode, info.uid, info.gid, info.mtime) == (0o644, 0, 0, 0)
+
+
+def test_tarfile_reads_what_was_written_and_walk_agrees(shard):
+    with tarfile.open(shard, "r:") as tar:
+        members = [Member(info.name, info.offset_data, info.size) for info in tar]
+    assert list(walk(shard)) == members
+    content = shard.read_bytes()
+    stored = [content[member.offset : member.offset + member.size] for member in members]
+    assert (tuple(stored[::2]), stored[1::2]) == (IMAGES, [b"0", b"7", b"14", b"21"])
+    assert [name for name, *_ in members][:2] == ["000000000.jpg", "000000000.cls"]
+
+
+def test_the_index_is_that_of_wds2idx(packed, tmp_path):
+    index_creator = pytest.importorskip("wds2idx").IndexCreator
+    for path in Dataset.open(packed).shard_paths():
+        theirs = tmp_path / "theirs.idx"
+        with index_creator(str(path), str(theirs), verbose=False) as creator:
+            creator.create_index()
+        assert index_path(path).read_text() == theirs.read_text()
+
+
+def test_a_cut_at_every_block_and_a_flipped_bit_in_any_header_are_noticed(shard):
+    whole = shard.read_bytes()
+    damaged = [whole[:at] for at in range(0, len(whole), BLOCK_BYTES)]
+    for _, offset, _ in walk(shard):
+        places = range(offset - BLOCK_BYTES, offset, 37)
+        damaged += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in places]
+    for content in damaged:
+        shard.write_bytes(content)
+        with pytest.raises(ValueError, match=r"at byte|is cut|end mark"):
+            list(walk(shard))
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "damage"),
+    [
+        ("../../etc/passwd", tarfile.REGTYPE, "not one of a sample"),
+        ("/000000000.jpg", tarfile.REGTYPE, "not one of a sample"),
+        ("000000000.pyd", tarfile.REGTYPE, "not one of a sample"),
+        ("000000000.jpg", tarfile.SYMTYPE, "damaged"),
+    ],
+)
+def test_a_member_that_no_shard_holds_is_refused(tmp_path, name, kind, damage):
+    path = tmp_path / "shard-000000.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "/etc/passwd" if kind == tarfile.SYMTYPE else ""
+        tar.addfile(info, BytesIO())
+    with pytest.raises(ValueError, match=f"header at byte 0 is {damage}"):
+        list(walk(path))
+
+
+def test_an_unfinished_shard_leaves_no_file(tmp_path):
+    writer = ShardWriter(tmp_path / "shard-000000.tar")
+    writer.add(0, "jpg", b"abc", label=0)
+    writer.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dali_reads_the_shards_by_their_index(packed, stored_samples):
+    dali: Any = import_module("nvidia.dali")
+    shards = Dataset.open(packed).shard_paths()
+    expected = [(image, row["label"]) for row, image in stored_samples(packed)]
+    pipeline = dali.Pipeline(batch_size=len(expected), num_threads=1, device_id=None)
+    with pipeline:
+        members = dali.fn.readers.webdataset(
+            name="reader",
+            paths=[str(path) for path in shards],
+            index_paths=[str(index_path(path)) for path in shards],
+            ext=["jpg;png;webp", "cls"],
+            missing_component_behavior="error",
+        )
+        pipeline.set_outputs(*members)
+    pipeline.build()
+    assert pipeline.epoch_size("reader") == len(expected)
+    images, labels = pipeline.run()
+    read = [(images.at(at).tobytes(), int(labels.at(at).tobytes())) for at in range(len(expected))]
+    assert read == expected
+
+
+# Verification of whole data sets.
+
 
 Damage = Callable[[Path], None]
 
 
 @pytest.fixture
-def copy(packed: Path, tmp_path: Path) -> Path:
+def copied(packed: Path, tmp_path: Path) -> Path:
     return shutil.copytree(packed, tmp_path / "DATA")
 
 
@@ -48,7 +162,7 @@ def unlink_shards(data: Path) -> None:
         path.unlink()
 
 
-def test_a_whole_data_set_is_called_whole_at_every_depth(packed: Path):
+def test_a_whole_data_set_is_called_whole_at_every_depth(packed):
     n_bytes = sum(path.stat().st_size for path in packed.glob("*.tar"))
     notes = ("sizes and counts only", "every byte read", "every image decodes")
     for passes, note in enumerate(notes):
@@ -94,29 +208,29 @@ DAMAGES: dict[str, tuple[Damage, str, str]] = {
 
 
 @pytest.mark.parametrize("name", DAMAGES)
-def test_damage_is_named_with_what_was_expected_and_found(copy: Path, name: str):
+def test_damage_is_named_with_what_was_expected_and_found(copied, name):
     damage, fast, full = DAMAGES[name]
-    damage(copy)
+    damage(copied)
     with pytest.raises(DataError, match=full or fast):
-        Verify(data=copy).run()
+        Verify(data=copied).run()
     # Some damage shows neither in sizes nor in counts.
     with pytest.raises(DataError, match=fast) if fast else nullcontext():
-        Verify(data=copy, fast=True).run()
+        Verify(data=copied, fast=True).run()
 
 
 @pytest.mark.parametrize("name", ["shard-000001.tar", "1"])
-def test_a_damaged_shard_is_built_again_from_the_source(copy, packed, photos, name):
-    flip(copy / "shard-000001.tar", 700)
-    (copy / "shard-000001.idx").unlink()
-    first, second = Verify(data=copy, repair=name, src=photos).run().lines
+def test_a_damaged_shard_is_built_again_from_the_source(copied, packed, photos, name):
+    flip(copied / "shard-000001.tar", 700)
+    (copied / "shard-000001.idx").unlink()
+    first, second = Verify(data=copied, repair=name, src=photos).run().lines
     assert first == f"built again from {photos}: shard-000001.tar"
     assert "is whole" in second
     for path in packed.iterdir():
-        assert (copy / path.name).read_bytes() == path.read_bytes()
-    assert sorted(path.name for path in copy.parent.iterdir()) == ["DATA"]
+        assert (copied / path.name).read_bytes() == path.read_bytes()
+    assert sorted(path.name for path in copied.parent.iterdir()) == ["DATA"]
 
 
-def test_a_shard_is_not_replaced_by_another(make_photos: Callable[..., Path], tmp_path: Path):
+def test_a_shard_is_not_replaced_by_another(make_photos, tmp_path):
     src, data = make_photos(tmp_path / "src", per_class=4), tmp_path / "DATA"
     Pack(src=src, data=data, samples_per_shard=5).run()
     before = (data / "shard-000000.tar").read_bytes()
@@ -132,7 +246,7 @@ def test_a_shard_is_not_replaced_by_another(make_photos: Callable[..., Path], tm
         Verify(data=data, repair="0").run()
 
 
-def test_images_that_occur_twice_are_told(make_photos: Callable[..., Path], tmp_path: Path):
+def test_images_that_occur_twice_are_told(make_photos, tmp_path):
     src, val = (make_photos(tmp_path / name, per_class=5, seed=n) for n, name in enumerate("ab"))
     shutil.copy(src / "n01440764/photo_000.png", src / "n01440764/photo_900.png")
     shutil.copy(src / "n01440764/photo_001.webp", src / "n02102040/photo_901.webp")
@@ -158,18 +272,13 @@ def bless(data: Path, shard: int) -> None:
     path.write_text(path.read_text().replace(old, new))
 
 
-def test_deep_verification_finds_what_no_digest_of_a_file_tells(copy: Path):
-    row = Dataset.open(copy).samples.to_pylist()[20]
-    flip(copy / "shard-000001.tar", row["offset"] + row["bytes"] // 2)
-    flip(copy / "shard-000000.tar", list(walk(copy / "shard-000000.tar"))[1].offset)
+def test_deep_verification_finds_what_no_digest_of_a_file_tells(copied):
+    row = Dataset.open(copied).samples.to_pylist()[20]
+    flip(copied / "shard-000001.tar", row["offset"] + row["bytes"] // 2)
+    flip(copied / "shard-000000.tar", list(walk(copied / "shard-000000.tar"))[1].offset)
     for shard in (0, 1):
-        bless(copy, shard)
-    Verify(data=copy).run()
+        bless(copied, shard)
+    Verify(data=copied).run()
     image = rf"shard-000001.tar:{row['offset']}:{row['key']}: hash expected"
     with pytest.raises(DataError, match=rf"label expected b'\d', found .*; {image}"):
-        Verify(data=copy, deep=True).run()
-
-
-def test_what_is_no_data_set_is_refused(tmp_path: Path):
-    with pytest.raises(UsageError, match="is not a packed data set"):
-        Verify(data=tmp_path).run()
+        Verify(data=copied, deep=True).run()

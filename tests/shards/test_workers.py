@@ -65,7 +65,7 @@ def test_processes_encode_as_threads_do(src, short_side, block_bytes, monkeypatc
     assert [len(positions) for positions, *_ in expected] == [4, 1, len(plan.source) - 6]
 
 
-def test_errors_of_a_process_are_raised_here_and_it_goes_on(src: Path):
+def test_errors_of_a_process_are_raised_here_and_it_goes_on(src):
     plan = plan_of(src, skip_damaged=False)
     with start_workers(plan, 1, never, processes=True) as (worker,):
         with pytest.raises(DataError, match=r"cannot be packed \(not-an-image"):
@@ -81,7 +81,7 @@ def children() -> set[int]:
     return {int(word) for word in path.read_text().split()}
 
 
-def test_a_killed_process_is_reported_with_its_files_and_none_is_left_after_an_error(src: Path):
+def test_a_killed_process_is_reported_with_its_files_and_none_is_left_after_an_error(src):
     before, plan = children(), plan_of(src)
     with start_workers(plan, 1, never, processes=True) as (worker,):
         (child,) = children() - before
@@ -112,7 +112,7 @@ with start_workers(plan, 2, lambda: False, processes=True):
 """
 
 
-def test_a_kill_of_the_parent_ends_its_processes(src: Path):
+def test_a_kill_of_the_parent_ends_its_processes(src):
     command = [sys.executable, "-c", FORK_AND_WAIT, str(src)]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
         assert parent.stdout
@@ -146,7 +146,7 @@ def test_a_process_forks_only_without_other_threads_and_torch_and_if_it_may(monk
     assert not can_fork()
 
 
-def test_a_stop_ends_the_current_block_of_a_thread(src: Path):
+def test_a_stop_ends_the_current_block_of_a_thread(src):
     with (
         start_workers(plan_of(src), 1, lambda: True, processes=False) as (worker,),
         pytest.raises(CancelledError),
