@@ -76,7 +76,7 @@ def write_data_set(
     classes = [f"class{c}" for c in range(n_classes)]
     about: dict[str, Any] = {"name": "tiny", "split": "train", "classes": classes, "settings": {}}
     write_tables(path, n_shards=len(starts), refused=[], **about)
-    for record in path.glob("*.record.json"):
+    for record in path.glob("shard-*.json"):
         record.unlink()
     return Dataset.open(path)
 
