@@ -26,7 +26,7 @@ from torch.nn.functional import cross_entropy
 
 from coreset.bench.docs import Block, Table, if_present, machine, optional
 from coreset.bench.harness import Contender, Options, Row, absent, race, ratios, records_of
-from coreset.engine.models.backbones import build_network, memory_format_for, placed
+from coreset.engine.models.networks import build_network, memory_format_for, placed
 from coreset.engine.runtime.device import generator_for, resolve_device
 from coreset.engine.training.trainer import Trainer, sgd
 from coreset.kernels.dynamics import SUMS, Dynamics

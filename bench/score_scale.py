@@ -18,7 +18,8 @@ import tyro
 from coreset.bench.docs import Block, Cell, Table, if_present, machine
 from coreset.bench.harness import Options, Row, records_of
 from coreset.bench.processes import CORESET, environment_of, options, watch
-from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints
+from coreset.engine.artifacts.checkpoints import Checkpoints
+from coreset.engine.artifacts.store import SCORES_NAME
 
 EVERY_SECONDS = 0.2
 """Between two looks at the memory."""

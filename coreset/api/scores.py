@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from coreset.engine.condensed.condensed_set import IDS_NAME
 from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.engine.stages.sets import Select
+from coreset.engine.stages.selection import Select
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,16 +1,11 @@
-"""State on disk: Zarr v3 stores of scores and features, and checkpoints of a long training.
+"""Zarr stores of scores and features: the only module that imports zarr.
 
 ``crc32c`` after the compressor finds a flipped bit. The fill value is NaN, and all chunks are
-written, so that a lost chunk reads as NaN and never as a score. A checkpoint ``gen-000007/`` is
-numbered by the updates of the training, written beside its place, synced and renamed; only then
-``commit.json`` names it, with the digests of its files.
+written, so that a lost chunk reads as NaN and never as a score.
 """
 
-import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,14 +14,7 @@ from numpy.typing import NDArray
 
 from coreset.shards.errors import StoreError
 from coreset.shards.format.files import (
-    build,
-    json_bytes,
-    new_directory,
-    parse,
     remove_tree,
-    rename_directory,
-    tree_digests,
-    write_atomically,
 )
 
 SCORES_NAME = "scores.zarr"
@@ -206,87 +194,3 @@ def _opened(path: Path, mode: Literal["r", "r+"] = "r") -> Generator[Any]:
         raise StoreError(
             f"{path} cannot be read ({reason}); remove it and make it again"
         ) from error
-
-
-COMMIT_NAME = "commit.json"
-
-
-KEPT = 2
-
-
-logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class _Commit:
-    number: int
-    directory: str
-    files: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Commits:
-    """Content of ``commit.json``, the newest checkpoint first."""
-
-    generations: tuple[_Commit, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoints:
-    """Checkpoints in one directory."""
-
-    directory: Path
-
-    def commit(self, number: int, write: Callable[[Path], None]) -> None:
-        """Commit a state; ``write`` fills an empty directory, ``number`` is higher each time."""
-        name = _name_of(number)
-        scratch = self.directory / f".{name}.partial"
-        remove_tree(self.directory / name)
-        new_directory(scratch)
-        write(scratch)
-        commit = _Commit(number, name, tree_digests(scratch))
-        rename_directory(scratch, self.directory / name)
-        older = (old for old in self._commits() if old.number < number)
-        self._record((commit, *islice(older, KEPT - 1)))
-
-    def latest(self) -> tuple[int, Path] | None:
-        """Return number and directory of the newest undamaged checkpoint; None if none was made."""
-        commits = self._commits()
-        for commit in commits:
-            directory = self.directory / commit.directory
-            if directory.is_dir() and tree_digests(directory) == commit.files:
-                return commit.number, directory
-            if commit is not commits[-1]:
-                logger.warning("%s is damaged; going back one checkpoint", directory)
-        if commits:
-            raise StoreError(f"{self.directory}: every checkpoint is damaged; remove it, run again")
-        return None
-
-    def finish(self) -> None:
-        """Keep only the newest checkpoint, so that the result does not depend on commit times."""
-        self._record(self._commits()[:1])
-
-    def _commits(self) -> tuple[_Commit, ...]:
-        path = self.directory / COMMIT_NAME
-        try:
-            if not path.is_file():
-                return ()
-            commits = build(_Commits, parse(path.read_bytes())).generations
-        except (OSError, ValueError) as error:
-            raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
-        if any(commit.directory != _name_of(commit.number) for commit in commits):
-            raise StoreError(f"{path} names other directories than a scoring makes; remove it")
-        return commits
-
-    def _record(self, commits: tuple[_Commit, ...]) -> None:
-        write_atomically(self.directory / COMMIT_NAME, json_bytes(asdict(_Commits(commits))))
-        kept = {commit.directory for commit in commits}
-        # Leftovers of killed commits (``.gen-*``) too: their numbers may never be committed again,
-        # and the result must not depend on a kill.
-        for directory in [*self.directory.glob("gen-*"), *self.directory.glob(".gen-*")]:
-            if directory.name not in kept:
-                remove_tree(directory)
-
-
-def _name_of(number: int) -> str:
-    return f"gen-{number:06d}"

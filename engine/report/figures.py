@@ -12,7 +12,7 @@ from operator import attrgetter
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from coreset.engine.evaluation import METRICS, PAIRS
+from coreset.engine.evaluation.metrics import METRICS, PAIRS
 from coreset.engine.report.results import Accuracy, Comparison, plus_minus, sample_std
 from coreset.engine.report.sets import BASELINE, Measurement, ReportedSet
 

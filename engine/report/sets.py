@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.ledger import StageCost, construction_cost
 from coreset.engine.artifacts.provenance import Provenance, locate
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set
-from coreset.engine.evaluation import METRICS
+from coreset.engine.evaluation.metrics import METRICS
 from coreset.engine.evaluation.results import Results
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import easiness

@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from coreset.engine.artifacts.ledger import Line, StageCost, largest, lines_with, total_wall_seconds
-from coreset.engine.evaluation import METRICS
+from coreset.engine.evaluation.metrics import METRICS
 from coreset.engine.report.results import Comparison, plus_minus
 from coreset.engine.report.sets import Measurement, ReportedSet, Row, method_order
 from coreset.engine.runtime.text import readable_bytes, readable_seconds

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Meter
-from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
 from coreset.engine.models.features import feature_store

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Stopwatch
-from coreset.engine.artifacts.store import Checkpoints
 from coreset.engine.runtime.device import give_back_memory
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
-from coreset.engine.artifacts.store import COMMIT_NAME, SCORES_NAME, Checkpoints, Columns
+from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError

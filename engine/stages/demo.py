@@ -13,7 +13,8 @@ from coreset.engine.artifacts.ledger import (
     total_wall_seconds,
 )
 from coreset.engine.artifacts.writer import output_folder, require_output
-from coreset.engine.condensed.selection import CcsParameters, KmeansParameters
+from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minus, verdicts
 from coreset.engine.report.sets import Row, catalogue
@@ -63,12 +64,12 @@ class Demo:
 
     def _stages(self) -> Iterator[Stage]:
         from coreset.engine.models.backbones import OFFLINE_BACKBONE
-        from coreset.engine.stages.artifacts import Report
+        from coreset.engine.stages.distill import Distill
         from coreset.engine.stages.measure import Measure
         from coreset.engine.stages.pack import Pack
+        from coreset.engine.stages.report import Report
         from coreset.engine.stages.score import Score
-        from coreset.engine.stages.sets import Select
-        from coreset.engine.stages.synth import Distill
+        from coreset.engine.stages.selection import Select
         from coreset.engine.stages.train import Train
 
         out = self.out

@@ -1,4 +1,4 @@
-"""``coreset embed`` and ``measure``: features of a backbone, and what they say of a set."""
+"""``coreset measure``: how well a condensed set covers the validation images, how varied it is."""
 
 import json
 from collections.abc import Mapping
@@ -9,17 +9,15 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
-from coreset.engine.evaluation import METRICS as REGISTRY
-from coreset.engine.evaluation import FeaturePair
+from coreset.engine.evaluation.metrics import METRICS as REGISTRY
+from coreset.engine.evaluation.metrics import FeaturePair
 from coreset.engine.evaluation.results import METRICS, Results
-from coreset.engine.models.features import FeatureSpec, embed, features_for, remember
+from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.runtime.text import without_nan
 from coreset.engine.stages.options import (
-    DataPath,
     Decoding,
     DeviceChoice,
     Extractor,
-    FeaturesPath,
     Flat,
     Result,
     ResultsPath,
@@ -134,48 +132,3 @@ def _features(condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> Featu
         reference_labels=val.labels,
         n_classes=condensed.info.n_classes,
     )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedExtractor(Extractor):
-    """Options of the features; here the help explains each of them."""
-
-    backbone: str = "auto"
-    """auto: the first whose weights are on this machine: resnet18 (torchvision), resnet50,
-    tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
-    mobilenetv2_100_same, or any timm model."""
-    weights: Path | None = None
-    """File of weights or a checkpoint (.safetensors, .pth); by default what torchvision and timm
-    left on this machine. Nothing is downloaded."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Embed:
-    """Compute features of every image with a frozen backbone, one row per sample id (float16).
-
-    Continues after an interruption. `measure` and `score --proxy linear` find these features again
-    (the cache, CORESET_CACHE, points to them).
-    """
-
-    data: DataPath
-    """Packed data set."""
-    features: FeaturesPath
-    """Directory to make."""
-    extractor: Flat[EmbedExtractor] = field(default_factory=EmbedExtractor)
-    decoding: Flat[Decoding] = field(default_factory=Decoding)
-
-    def run(self) -> Result:
-        """Open the data set, compute its features, publish the store."""
-        dataset = Dataset.open(self.data)
-        spec = self.extractor.spec(self.decoding)
-        work = embed(dataset, spec, self.features)
-        remember(self.features, dataset, spec)
-        same = f"--backbone {spec.backbone}" + (f" --size {spec.size}" if spec.size != 224 else "")
-        how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        lines = (
-            *self.decoding.notice(),
-            *self.extractor.notice(),
-            f"features of {len(dataset):,} images ({spec.backbone}) {how}: {self.features}",
-            f"next: coreset score {self.data} SCORES --proxy linear {same}",
-        )
-        return Result(lines, {"features": str(self.features), "images": len(dataset)})

@@ -10,7 +10,7 @@ from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
-from coreset.engine.evaluation import PROTOCOLS
+from coreset.engine.evaluation.protocols import PROTOCOLS
 from coreset.engine.evaluation.results import STUDENTS, Results, in_precision
 from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, write_columns
+from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.cli import main
 from coreset.kernels.jit import code_folder

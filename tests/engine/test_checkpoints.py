@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from coreset.engine.artifacts.store import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.shards.errors import StoreError
 from coreset.shards.format.files import tree_digests
 

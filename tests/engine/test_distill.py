@@ -12,7 +12,7 @@ from PIL import Image
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.selection import METHODS, Method
+from coreset.engine.condensed.methods import METHODS, Method
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream

@@ -11,10 +11,10 @@ import tyro
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.selection import KmeansParameters
+from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
-from coreset.engine.stages.synth import Distill
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.export.formats import FORMATS, ImageFormat
 from coreset.shards.export.lists import ListFormat

@@ -16,10 +16,11 @@ from coreset.engine.condensed.condensed_set import (
     open_set,
     require_same_classes,
 )
-from coreset.engine.condensed.selection import IMPORTERS, Importer
+from coreset.engine.condensed.methods import IMPORTERS, Importer
 from coreset.engine.stages.export import Export
+from coreset.engine.stages.ingest import Ingest
 from coreset.engine.stages.pack import Pack
-from coreset.engine.stages.sets import Ingest, Select
+from coreset.engine.stages.selection import Select
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.manifest import Manifest

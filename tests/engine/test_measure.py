@@ -9,8 +9,8 @@ import pytest
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.evaluation import METRICS as REGISTRY
-from coreset.engine.evaluation import Metric
+from coreset.engine.evaluation.metrics import METRICS as REGISTRY
+from coreset.engine.evaluation.metrics import Metric
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.models.backbones import weights_key
 from coreset.engine.models.features import FeatureSpec, features_for

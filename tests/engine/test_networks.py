@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from coreset.engine.models.backbones import build_network, instance_norm, memory_format_for
+from coreset.engine.models.networks import build_network, instance_norm, memory_format_for
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.stages.train import SMALLEST_SIZE
 

@@ -8,7 +8,8 @@ import pytest
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.stages.pack import Pack
-from coreset.engine.stages.verify import Quarantine, Verify
+from coreset.engine.stages.quarantine import Quarantine
+from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import UsageError
 from coreset.shards.format.manifest import Manifest
 

@@ -19,8 +19,9 @@ from scipy import stats
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
-from coreset.engine.condensed.selection import CcsParameters, KmeansParameters
-from coreset.engine.evaluation import METRICS as REGISTRY
+from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.condensed.selection import CcsParameters
+from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.classes import (
     SIDE,
@@ -40,10 +41,10 @@ from coreset.engine.report.results import (
 )
 from coreset.engine.report.sets import catalogue, measurements
 from coreset.engine.report.tables import Table, accuracy_table, csv_bytes, markdown_bytes
-from coreset.engine.stages.artifacts import Report
+from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.pack import Pack
-from coreset.engine.stages.sets import Select
-from coreset.engine.stages.synth import Distill
+from coreset.engine.stages.report import Report
+from coreset.engine.stages.selection import Select
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of, json_bytes

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import COMMIT_NAME
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from coreset.engine.artifacts.store import COMMIT_NAME, Checkpoints
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.scoring import score_table
 from coreset.engine.scoring.accumulators import ACCUMULATORS, MARGINS_NAME
@@ -135,7 +135,8 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
 
     from coreset.engine.data.geometry import Geometry
     from coreset.engine.data.stream import ImageStream
-    from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD, build_network
+    from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+    from coreset.engine.models.networks import build_network
     from coreset.engine.runtime.device import half_precision
     from coreset.engine.training.trainer import WEIGHTS_NAME
     from coreset.kernels.augment import normalised

@@ -12,9 +12,10 @@ import pytest
 import tyro
 from PIL import Image
 
+from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import SCORES_NAME, Checkpoints, Columns
+from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.condensed.selection import (
     SAMPLERS,
     FeatureParameters,

@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.evaluation import PROTOCOLS, ProtocolEntry
-from coreset.engine.evaluation.hard import HardLabels
+from coreset.engine.evaluation.protocols import PROTOCOLS, ProtocolEntry
+from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import CosineAnnealingLR, MultiStepLR
 
-from coreset.engine.models.backbones import placed
+from coreset.engine.models.networks import placed
 from coreset.engine.runtime.device import (
     generator_for,
     half_precision,

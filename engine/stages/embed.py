@@ -1,0 +1,60 @@
+"""``coreset embed``: write the pooled features of a frozen backbone to a Zarr store."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from coreset.engine.models.features import embed, remember
+from coreset.engine.stages.options import (
+    DataPath,
+    Decoding,
+    Extractor,
+    FeaturesPath,
+    Flat,
+    Result,
+)
+from coreset.shards.format.dataset import Dataset
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbedExtractor(Extractor):
+    """Options of the features; here the help explains each of them."""
+
+    backbone: str = "auto"
+    """auto: the first whose weights are on this machine: resnet18 (torchvision), resnet50,
+    tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
+    mobilenetv2_100_same, or any timm model."""
+    weights: Path | None = None
+    """File of weights or a checkpoint (.safetensors, .pth); by default what torchvision and timm
+    left on this machine. Nothing is downloaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Embed:
+    """Compute features of every image with a frozen backbone, one row per sample id (float16).
+
+    Continues after an interruption. `measure` and `score --proxy linear` find these features again
+    (the cache, CORESET_CACHE, points to them).
+    """
+
+    data: DataPath
+    """Packed data set."""
+    features: FeaturesPath
+    """Directory to make."""
+    extractor: Flat[EmbedExtractor] = field(default_factory=EmbedExtractor)
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
+
+    def run(self) -> Result:
+        """Open the data set, compute its features, publish the store."""
+        dataset = Dataset.open(self.data)
+        spec = self.extractor.spec(self.decoding)
+        work = embed(dataset, spec, self.features)
+        remember(self.features, dataset, spec)
+        same = f"--backbone {spec.backbone}" + (f" --size {spec.size}" if spec.size != 224 else "")
+        how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        lines = (
+            *self.decoding.notice(),
+            *self.extractor.notice(),
+            f"features of {len(dataset):,} images ({spec.backbone}) {how}: {self.features}",
+            f"next: coreset score {self.data} SCORES --proxy linear {same}",
+        )
+        return Result(lines, {"features": str(self.features), "images": len(dataset)})
