@@ -1,1 +1,1 @@
-"""What ``import coreset`` offers to other programs, over the same code as the verbs."""
+"""Interface of ``import coreset`` for other programs, over the same code as the verbs."""

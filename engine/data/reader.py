@@ -26,7 +26,7 @@ class ImageSet(Protocol):
 
     @property
     def dataset(self) -> Dataset:
-        """Where the images are stored."""
+        """Data set that holds the samples."""
         ...
 
     @property

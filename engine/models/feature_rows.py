@@ -178,6 +178,6 @@ class LinearHead(nn.Module):
             nn.init.zeros_(layer.bias)
 
     def forward(self, features_bd: Tensor) -> Tensor:
-        """Logits of shape (b, classes), followed in each row by those of fold 0, 1 and so on."""
+        """Compute logits of shape (b, classes), followed in each row by those of the folds."""
         logits = self.linear(features_bd)
         return logits if self.folds is None else torch.cat((logits, self.folds(features_bd)), 1)

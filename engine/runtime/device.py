@@ -1,4 +1,4 @@
-"""Where torch runs: device, precision, threads, memory allocator, generators."""
+"""Runtime of torch: device, precision, threads, memory allocator, generators."""
 
 import ctypes
 import os

@@ -102,6 +102,7 @@ class Pack:
     def __post_init__(self) -> None:
         require_at_least("samples_per_shard", self.samples_per_shard, 1)
         require_at_least("short_side", self.short_side, 1)
+        thread_count(self.workers)  # refused before anything is made
         if not 1 <= self.quality <= 100:
             raise UsageError(f"quality must be in [1, 100], got {self.quality}")
         if (self.labels is None) != (self.column == ""):

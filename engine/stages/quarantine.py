@@ -49,6 +49,9 @@ class Quarantine:
     workers: int = 0
     """Threads of a retry; 0 is one per core."""
 
+    def __post_init__(self) -> None:
+        thread_count(self.workers)  # refused before anything is made
+
     def run(self) -> Result:
         """Show or retry."""
         manifest = Manifest.read(self.data)

@@ -7,9 +7,7 @@ from typing import Literal
 from coreset.engine.artifacts.pack_inputs import Account, bound
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.runtime.fields import (
-    require_at_least,
-)
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import DataPath, Result, shaping_fields
 from coreset.shards.errors import UsageError
@@ -55,6 +53,7 @@ class Synth:
 
     def __post_init__(self) -> None:
         require_at_least("samples_per_shard", self.samples_per_shard, 1)
+        thread_count(self.workers)  # refused before anything is made
         if self.size != "imagenet" and not self.size.isdecimal():
             raise UsageError(f"size must be imagenet or a number of pixels, got {self.size}")
 

@@ -125,7 +125,7 @@ class BatchDecoder:
 
 
 class _Mode(NamedTuple):
-    """How to decode, and addresses of the memory; `coreset.kernels.jpeg.ffi` says why no arrays."""
+    """Settings, and addresses of the memory; `coreset.kernels.jpeg.ffi` says why no arrays."""
 
     size: int
     stream: bool

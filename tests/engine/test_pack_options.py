@@ -17,6 +17,7 @@ from coreset.engine.stages.synth import TRUTH_NAME, Synth
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import temporary_name
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import MAX_FILE_BYTES, Flag
 from coreset.shards.sources.synthetic import Synthetic
@@ -85,6 +86,7 @@ def test_the_first_of_two_files_with_one_key_may_be_kept(make_photos, tmp_path):
         Pack(src=src, data=tmp_path / "DATA").run()
     with pytest.raises(UsageError, match=r"workers must be 0 \(one per core\) or more, got -1"):
         Pack(src=src, data=tmp_path / "DATA", workers=-1, duplicates="first").run()
+    assert not temporary_name(tmp_path / "DATA").exists()
     lines = Pack(src=src, data=tmp_path / "DATA", duplicates="first").run().lines
     assert lines[0] == "left out: 1 samples whose key was there already"
     assert Manifest.read(tmp_path / "DATA").n_samples == 9

@@ -109,7 +109,7 @@ class DaliDecoder:
         self._lock = threading.Lock()
 
     def decode(self, batch: EncodedBatch) -> Tensor:
-        """See ``Decoder.decode``; thread safe, one batch at a time."""
+        """Decode a batch as `Decoder.decode` says; thread safe, one batch at a time."""
         batch = replace(batch, data=list(batch.data))
         everything = range(len(batch))
         plain = [i for i in everything if is_plain_jpeg(batch.data[i], batch.stored_size(i))]

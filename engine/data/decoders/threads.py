@@ -69,7 +69,7 @@ class ThreadedDecoder:
         self._memory = BatchMemory()
 
     def decode(self, batch: EncodedBatch) -> Tensor:
-        """See ``Decoder.decode``; thread safe."""
+        """Decode a batch as `Decoder.decode` says; thread safe."""
         size, n = self._geometry.size, len(batch)
         floats = self._factors is not None
         shape = (n, 3, size, size) if floats else (n, size, size, 3)
