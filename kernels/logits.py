@@ -32,7 +32,7 @@ class SampleStats(NamedTuple):
     loss: Float[Tensor, " b"]
     """Cross-entropy in nats."""
     entropy: Float[Tensor, " b"]
-    """Of the softmax, in nats."""
+    """Entropy of the softmax, in nats."""
     label_probability: Float[Tensor, " b"]
 
 

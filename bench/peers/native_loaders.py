@@ -153,9 +153,9 @@ def ffcv(mode: str, task: Task, _stack: ExitStack) -> Epoch:
     It bounded the long side of images when it wrote them; those of 224 x 224 keep their size. Its
     float batches lie channels last.
     """
-    from ffcv.fields.basics import IntDecoder  # type: ignore[import-not-found]
-    from ffcv.loader import Loader, OrderOption  # type: ignore[import-not-found]
-    from ffcv.transforms import ToTensor  # type: ignore[import-not-found]
+    from ffcv.fields.basics import IntDecoder  # type: ignore[import-not-found] - optional
+    from ffcv.loader import Loader, OrderOption  # type: ignore[import-not-found] - optional
+    from ffcv.transforms import ToTensor  # type: ignore[import-not-found] - optional
 
     path = task.folder / f"{mode}.beton"
     if not path.exists():
@@ -174,8 +174,8 @@ def ffcv(mode: str, task: Task, _stack: ExitStack) -> Epoch:
 
 
 def _ffcv_images(task: Task) -> list[Any]:
-    from ffcv import transforms  # type: ignore[import-not-found]
-    from ffcv.fields import rgb_image  # type: ignore[import-not-found]
+    from ffcv import transforms  # type: ignore[import-not-found] - optional
+    from ffcv.fields import rgb_image  # type: ignore[import-not-found] - optional
 
     decoder: Any = {
         "centre": partial(rgb_image.CenterCropRGBImageDecoder, (SIZE, SIZE), SIZE / SHORT_SIDE),
@@ -202,7 +202,7 @@ def spdl_versions() -> dict[str, str]:
 def spdl(task: Task, _stack: ExitStack) -> Epoch:
     """Open its pipeline: FFmpeg decodes and resizes, a batch at a time in each thread."""
     import torch
-    from spdl.pipeline import PipelineBuilder  # type: ignore[import-not-found]
+    from spdl.pipeline import PipelineBuilder  # type: ignore[import-not-found] - optional
 
     torch.set_num_threads(1)
 
@@ -229,7 +229,7 @@ _FILTERS = {
 
 
 def _spdl_batch(task: Task, ids: range) -> Numbered:
-    import spdl.io  # type: ignore[import-not-found]
+    import spdl.io  # type: ignore[import-not-found] - optional
     import torch
 
     files = [str(Path(task.files[sample])) for sample in ids]

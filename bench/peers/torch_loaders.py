@@ -153,7 +153,7 @@ def webdataset(task: Task, _stack: ExitStack) -> Epoch:
 
 def litdata(task: Task, _stack: ExitStack) -> Epoch:
     """Open ``StreamingDataset`` over chunks of stored files that LitData wrote."""
-    import litdata as package  # type: ignore[import-not-found]
+    import litdata as package  # type: ignore[import-not-found] - optional
 
     chunks = task.folder / "litdata"
     if not chunks.exists():
@@ -177,8 +177,8 @@ def litdata(task: Task, _stack: ExitStack) -> Epoch:
 
 def streaming(task: Task, _stack: ExitStack) -> Epoch:
     """Open ``StreamingDataset`` over shards of stored files that MosaicML Streaming wrote."""
-    from streaming import MDSWriter, StreamingDataset  # type: ignore[import-not-found]
-    from streaming.base.util import clean_stale_shared_memory  # type: ignore[import-not-found]
+    from streaming import MDSWriter, StreamingDataset  # type: ignore[import-not-found] - optional
+    from streaming.base.util import clean_stale_shared_memory  # type: ignore[import-not-found] - optional
     from torch.utils.data import DataLoader, IterableDataset
 
     shards = task.folder / "mds"

@@ -156,8 +156,8 @@ def ffcv_versions() -> dict[str, str]:
 
 def ffcv_write(files: Sequence[Labelled], path: Path, workers: int, mode: str) -> None:
     """Write one file of JPEGs (``jpg``) or pixels (``raw``), through its fsync."""
-    from ffcv.fields import IntField, RGBImageField  # type: ignore[import-not-found]
-    from ffcv.writer import DatasetWriter  # type: ignore[import-not-found]
+    from ffcv.fields import IntField, RGBImageField  # type: ignore[import-not-found] - optional
+    from ffcv.writer import DatasetWriter  # type: ignore[import-not-found] - optional
 
     image = RGBImageField(write_mode=mode, max_resolution=LONG_SIDE, jpeg_quality=QUALITY)
     writer = DatasetWriter(str(path), {"image": image, "label": IntField()}, num_workers=workers)

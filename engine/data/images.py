@@ -90,7 +90,7 @@ class DecodedImages:
 
 
 EpochSource: TypeAlias = ImageStream | DecodedImages
-"""What training and features read."""
+"""Sources of batches that training and features read."""
 
 
 def central(images_nhwc: Tensor, size: int) -> Tensor:

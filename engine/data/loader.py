@@ -101,7 +101,7 @@ class Loader(IterableDataset[Batch]):
         self.device = _device(device)
         picked = choose_decoder(decoder, str(self.device), exact=exact)
         self.decoder = decoder_reason(picked, str(self.device))
-        """Which decoder was picked, and why."""
+        """Name of the decoder that was picked, and why."""
         geometry = Geometry(size, resize)
         self._stream = ImageStream(
             self.dataset, geometry, ids=chosen, decoder=decoder, exact=exact, workers=workers,

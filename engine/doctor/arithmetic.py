@@ -36,9 +36,9 @@ CPU = torch.device("cpu")
 CROP_SIZE = 160
 N_CLASSES, EPOCHS = 100, 3
 AUGMENTATION_TOLERANCE = 1e-4
-"""Of pixels in 0..1: float32 sums in another order; TF32 would be ten times farther."""
+"""Tolerance of pixels in 0..1: float32 sums in another order; TF32 would be ten times farther."""
 SCORE_TOLERANCE = 1e-4
-"""Of scores of a few units, summed in float32 over the epochs."""
+"""Tolerance of scores of a few units, summed in float32 over the epochs."""
 WAITING = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"})
 INDEXING = frozenset({"index", "index_put", "index_put_"})
 

@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
     "PIL": "pillow", "faiss": "faiss-gpu", "nvidia.dali": "nvidia-dali-cuda130",
     "sklearn": "scikit-learn",
 }  # fmt: skip
-"""Where they are of another name."""
+"""Modules whose name is not the package's."""
 
 
 class Verdict(StrEnum):

@@ -43,7 +43,7 @@ ODD_BATCH = 37
 """Divides hardly any number of samples, so that last batches are short."""
 IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
 NORMALISED_TOLERANCE = 1e-4
-"""Of values of a few units; one level is 0.017."""
+"""Tolerance of values of a few units; one level is 0.017."""
 
 
 def pixel_contract(context: Context, decoder: DecoderName) -> Iterator[Check]:

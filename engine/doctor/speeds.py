@@ -36,7 +36,7 @@ BATCHES = {"cpu": 64, "cuda": 256}
 FAST_BATCHES = {"cpu": 64, "cuda": 1024}
 """Images per step of the fast recipe: a CPU takes a minute for its own."""
 BATCHES_PER_EPOCH = 16
-"""Of decoding: enough for reading ahead to settle between the beginnings of epochs."""
+"""Batches of decoding: enough for reading ahead to settle between the beginnings of epochs."""
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 SCORING_EPOCHS = 60
 FAST = RECIPES["fast"]

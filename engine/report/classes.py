@@ -27,7 +27,7 @@ COLUMNS = 4
 PANEL_HEIGHT = 185
 NAME_CHARACTERS = 28
 RUG_DEPTH = 0.09
-"""Where the marks of the chosen images lie below the axis, as a share of the highest bar."""
+"""Depth of the marks of chosen images below the axis, as a share of the highest bar."""
 ALL_COLOUR = "rgba(128, 128, 128, 0.45)"
 SIDE = 96
 JPEG_QUALITY = 85

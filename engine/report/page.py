@@ -24,7 +24,7 @@ class Rendered(NamedTuple):
     """By the end of their file's name."""
     headline: str
     notices: tuple[str, ...]
-    """What was left out of the figures, and why."""
+    """Notes on what was left out of the figures, and why."""
 
 
 def render(

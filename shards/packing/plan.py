@@ -30,7 +30,7 @@ class Plan:
 
     source: Source
     labels: NDArray[np.int64]
-    """Of shape (files,)."""
+    """Class of each file, of shape (files,)."""
     samples_per_shard: int
     """Files of a shard, packed or refused."""
     name: str
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def decodes(self) -> bool:
-        """Whether images are decoded, which is most of the work."""
+        """True if images are decoded, which is most of the work."""
         return self.short_side is not None or (self.check and self.source.facts is None)
 
     def positions(self, shard: int) -> range:

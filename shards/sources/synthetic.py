@@ -85,7 +85,7 @@ class Synthetic:
     images: int
     classes: int
     seed: int = 0
-    """Of the images: sets that differ in it show the same classes."""
+    """Seed of the images: sets that differ in it show the same classes."""
     class_seed: int = 0
     label_noise: float = 0.05
     """Share of labels that are flipped to another class, each other class equally likely."""

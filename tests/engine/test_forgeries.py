@@ -230,7 +230,7 @@ def npy(array, **header):
     """An array as a file, and another header than is its own."""
     sink = io.BytesIO()
     facts: Json = {"descr": array.dtype.str, "fortran_order": False, "shape": array.shape}
-    np.lib.format.write_array_header_1_0(sink, facts | header)  # type: ignore[arg-type]
+    np.lib.format.write_array_header_1_0(sink, facts | header)  # type: ignore[arg-type] - forged
     return sink.getvalue() + array.tobytes()
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # a report decodes with Pillow, without torch
 
 
 class DecoderName(StrEnum):
-    """Which decoder reads the pixels."""
+    """Decoder that reads the pixels."""
 
     AUTO = "auto"
     DALI = "dali"
@@ -100,7 +100,7 @@ class Difference:
     largest: int
     largest_at_edge: int
     mean: float
-    """Of the image where it is largest; away from the edge, as ``largest``."""
+    """Mean difference of the image where it is largest; away from the edge, as ``largest``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,7 @@ from coreset.shards.images.probe import as_rgb, opened
 _MOST_RESIZED = 4
 """Pixels that may be resized to cut a crop out of them, to those of the image and of the crop."""
 _PRECISION_BITS = 22
-"""Of weights: ``PRECISION_BITS`` of Pillow's ``src/libImaging/Resample.c``."""
+"""Bits of weights: ``PRECISION_BITS`` of Pillow's ``src/libImaging/Resample.c``."""
 
 
 def decode_with_pillow(

@@ -42,7 +42,7 @@ from coreset.kernels.jpeg.batch import (
 )
 
 _LEAST_SHARE = 0.5
-"""Of a batch that needs no resampling; with fewer all images are decoded one by one."""
+"""Share of a batch that needs no resampling; with less all images are decoded one by one."""
 
 
 class _OfThread(local):

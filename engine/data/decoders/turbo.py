@@ -28,9 +28,9 @@ _SAMPLINGS = frozenset({"Gray", "444", "422", "440", "420", "411"})
 _FACTORS = (8, 4, 2)
 """Reductions while decoding for which libjpeg-turbo has SIMD code."""
 _LEAST_PIXELS = 16_000
-"""Of an image of which a part is decoded; up to there nothing is gained."""
+"""Pixels of an image from which on decoding a part gains anything."""
 _MOST_TAKEN = 0.8
-"""Of an image by a part that is decoded alone."""
+"""Largest share of an image that is decoded as a part."""
 
 
 class _OfThread(local):
