@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, Found, RangeContents
-from coreset.shards.sources.folder import OTHERS, require_classes
 from coreset.shards.sources.names import (
+    OTHERS,
     extension_of,
     is_hidden,
     is_image_name,
+    require_classes,
     safe_parts,
     sample_key,
     visible_entries,

@@ -10,8 +10,8 @@ from coreset.kernels.seeds import permutation
 from coreset.shards.errors import UsageError
 from coreset.shards.packing.plan import read_labels
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.folder import find_folder, require_classes, what_to_name
-from coreset.shards.sources.folder import find_folder as find_images
+from coreset.shards.sources.detect import find_folder, what_to_name
+from coreset.shards.sources.names import require_classes
 
 
 def write(root: Path, *names: str) -> Path:
@@ -211,7 +211,7 @@ def source(tmp_path: Path, photos: Path) -> Source:
     for name in IMAGES:
         (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / name).write_bytes(image)
-    return find_images(tmp_path / "src").in_order("shuffled", 3)
+    return find_folder(tmp_path / "src").in_order("shuffled", 3)
 
 
 def labels_from(source: Source, table: str, column: str = "noisy") -> dict[str, str]:
@@ -241,7 +241,7 @@ def test_rows_name_images_by_keys_paths_and_lone_file_names(source, names):
 
 def test_names_stand_in_any_column_and_labels_may_be_a_wordnet_id_inside_a_text(source):
     (source.place / "dog").rename(source.place / "n01440764")
-    renamed = find_images(source.place)
+    renamed = find_folder(source.place)
     rows = "".join(f"n01440764 1 2 3 4,{name}\n" for name in renamed.names)
     assert set(labels_from(renamed, f"noisy,file name\n{rows}").values()) == {"n01440764"}
 
@@ -273,7 +273,7 @@ def test_a_table_that_does_not_fit_is_refused(source, table, column, message):
 
 def test_equal_rows_are_no_contradiction_and_a_file_that_is_no_image_needs_none(source):
     (source.place / "cat/page.jpg").write_bytes(b"no image")
-    labels = labels_from(find_images(source.place), WHOLE + "val/cat/1.JPEG,cat\n")
+    labels = labels_from(find_folder(source.place), WHOLE + "val/cat/1.JPEG,cat\n")
     assert (labels["cat/1.JPEG"], labels["cat/page.jpg"]) == ("cat", "cat")
 
 
@@ -282,7 +282,7 @@ def test_a_published_table_of_noisy_labels_flips_the_share_in_its_name():
     table = data / "labels" / "noisy_imagenette.csv"
     if not table.is_file():
         pytest.skip(f"{table} is not on this machine (CORESET_DATA)")
-    source = find_images(data / "imagenette" / "train")
+    source = find_folder(data / "imagenette" / "train")
     for percent in (0, 1, 5, 25, 50):
         labels = read_labels(table, f"noisy_labels_{percent}", source)
         assert (labels != source.labels).mean() == pytest.approx(percent / 100, abs=0.002)

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, LockedError, MachineError, UsageError
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.detect import find_folder
 from coreset.shards.sources.parquet import find_parquet, is_parquet
 
 CLASSES = ("n01440764", "n02102040", "n03000684")

@@ -23,9 +23,8 @@ from coreset.shards.errors import CoresetError, DataError, UsageError
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.sources import detect
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.detect import find, find_packed
+from coreset.shards.sources.detect import find, find_folder, find_packed
 from coreset.shards.sources.finder import FileContents, Finder, Found
-from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation
 from coreset.shards.sources.parquet import find_parquet
 from coreset.shards.sources.synthetic import Synthetic, synthetic_source

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.detect import find_folder
 from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.sources.table import find_table, is_table
 
