@@ -31,7 +31,7 @@ from coreset.shards.tables.formats import text_rows
 _KIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
 _KIT_CLASSES = "meta.mat"
 _GZIP_MAGIC = b"\x1f\x8b"
-# The kit has 2.5 MB, its labels less than 1 MB; nothing larger is decompressed.
+# The kit has 2.5 MB, its labels less than 1 MB; nothing beyond is decompressed.
 _KIT_LIMIT_BYTES = 1 << 26
 _FILE_LIMIT_BYTES = 1 << 22
 _NAME_KIT = "name ILSVRC2012_devkit_t12 (folder or tar.gz)"
@@ -106,8 +106,6 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
             )
         images[stem_of(name)] = name
     finder.skip(len(names) - len(paths), f"files of {finder.place}, no images")
-    if not images:
-        raise UsageError(f"{finder.place} holds no images; name a folder or tar that does")
     return images
 
 
@@ -246,18 +244,11 @@ def _from_tar(kit: Path) -> bytes | None:
     try:
         with kit.open("rb") as file, GzipFile(fileobj=file) as unpacked:
             compressed = file.peek(2).startswith(_GZIP_MAGIC)
-            stored = (unpacked if compressed else file).read(_KIT_LIMIT_BYTES + 1)
-    except EOFError as error:
-        raise DataError(f"{kit} is cut; {_KIT_REMEDY}") from error
-    except (BadGzipFile, zlib.error) as error:
-        raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
-    if len(stored) > _KIT_LIMIT_BYTES:
-        raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
-    try:
-        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
-        with tarfile.open(fileobj=BytesIO(stored), mode="r:") as tar:
+            # In memory: tarfile believes the sizes that headers of a compressed stream announce.
+            stored = BytesIO((unpacked if compressed else file).read(_KIT_LIMIT_BYTES))
+        with tarfile.open(fileobj=stored, mode="r:") as tar:
             labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
             file = tar.extractfile(labels[-1]) if labels else None
             return file.read(_FILE_LIMIT_BYTES) if file else None
-    except tarfile.TarError as error:
-        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error
+    except (EOFError, BadGzipFile, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{kit} is cut or damaged ({error}); {_KIT_REMEDY}") from error

@@ -192,10 +192,5 @@ def listed_entries(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
         raise UsageError(
             f"{folder} cannot be listed; make it readable and run this again"
         ) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        fact = "is not a folder" if folder.exists() else "does not exist"
-        raise UsageError(
-            f"{folder} {fact}; name a folder that holds one folder per class"
-        ) from error
     visible = [entry for entry in entries if not is_hidden(entry.name)]
     return visible, len(entries) - len(visible)

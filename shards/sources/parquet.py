@@ -136,7 +136,7 @@ def _images(path: Path, column: str, wanted: NDArray[np.int64]) -> Iterator[Imag
                 _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
             ):
                 rows = _within(wanted, first, first + batch.num_rows)
-                yield from _read_images(rows, batch.column(0), pa.array(rows - first))
+                yield from _read_images(rows, first, batch.column(0))
                 first += batch.num_rows
 
 
@@ -150,8 +150,6 @@ def _shared_keys(tables: Sequence[ArrowTable]) -> frozenset[str]:
 def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) -> None:
     existing = {name for table in tables for name in table.classes.names}
     listed = {name for table in tables for name in table.classes.listed}
-    if not existing:
-        raise UsageError(f"{finder.place} holds no rows; name parquet files that do")
     options.chosen(existing, finder.place)
     if options.only is None and listed > existing:
         finder.skipped.append(
@@ -160,23 +158,18 @@ def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) ->
         )
 
 
-def _read_images(rows: NDArray[np.int64], images: ArrowColumn, at: ArrowColumn) -> Iterator[Image]:
-    data, paths = images, [None] * len(rows)
+def _read_images(rows: NDArray[np.int64], first: int, images: ArrowColumn) -> Iterator[Image]:
+    data, paths = images, None
     if pa.types.is_struct(images.type):
         data = compute.struct_field(images, "bytes")
         if images.type.get_field_index("path") >= 0:
-            paths = _plain(compute.struct_field(images, "path")).take(at).to_pylist()
-    for row, value, path in zip(rows.tolist(), _plain(data).take(at), paths, strict=True):
+            paths = compute.struct_field(images, "path")
+    if pa.types.is_dictionary(data.type):
+        data = data.dictionary_decode()
+    for row in rows.tolist():
+        value = data[row - first]
+        path = None if paths is None else paths[row - first].as_py()
         yield row, value.as_buffer() if value.is_valid else None, path
-
-
-def _plain(column: ArrowColumn) -> ArrowColumn:
-    """Convert types that pyarrow cannot take rows of."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_binary_view(column.type):
-        return column.cast(pa.large_binary())
-    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def _holds_images(kind: ArrowType) -> bool:
@@ -185,9 +178,9 @@ def _holds_images(kind: ArrowType) -> bool:
         return at >= 0 and _holds_images(kind.field(at).type)
     if pa.types.is_dictionary(kind):
         return _holds_images(kind.value_type)
-    types = pa.types
-    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
-    return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
+    kinds = pa.types
+    tests = kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view, kinds.is_fixed_size_binary
+    return any(test(kind) for test in tests)
 
 
 def _image_column(schema: ArrowSchema, path: Path) -> str:
@@ -227,8 +220,6 @@ def _uncompressed_bytes(metadata: ParquetMetadata, rows: NDArray[np.int64]) -> i
 
 
 def _require_one_split(src: Path, files: Sequence[Path]) -> None:
-    if not files:
-        raise UsageError(f"{src} holds no parquet files; name a folder or file that does")
     if not src.is_dir():
         return
     matches = [(path, _NUMBERED.fullmatch(path.stem)) for path in files]

@@ -86,11 +86,8 @@ def staged(
     with _only_spooler(folder) if missing else nullcontext():
         if missing:  # with nothing to spool, packing itself checks its need
             packed = sum(file.image_bytes + PACKED_EXTRA_BYTES * file.n_images for file in files)
-            if options.room_to_pack:
-                what = "decompressing parquet files and packing them"
-                require_space(total + packed, folder, what)
-            else:
-                require_space(total, folder, "decompressing parquet files")
+            what = "decompressing parquet files" + " and packing them" * options.room_to_pack
+            require_space(total + packed * options.room_to_pack, folder, what)
         for file in files:
             rows = _committed(file, folder)
             if rows is None:
@@ -110,11 +107,10 @@ def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
         state = state_of(blob_of(file.path, folder))
     except (OSError, pa.ArrowException):
         return None
-    if rows.column_names != _SPOOLED.names:
-        return None
-    whole = state == (compute.sum(rows["size"]).as_py() or 0, file.state[1])
     bound = (rows.schema.metadata or {}).get(_BINDING) == file.binding
-    return rows if whole and bound else None
+    bound = bound and rows.column_names == _SPOOLED.names
+    whole = bound and state == (compute.sum(rows["size"]).as_py() or 0, file.state[1])
+    return rows if whole else None
 
 
 def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> ArrowTable:

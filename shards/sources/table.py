@@ -65,8 +65,6 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """
     table = read_table(src, "list", partial(_files_named_by, src.parent))
     rows = list(_rows(table, options))
-    if not rows:
-        raise UsageError(f"{src} lists no images; add rows of path and label")
     _require_agreement(table, rows)
     chosen = set(options.chosen({row.class_name for row in rows}, src))
     rows = [row for row in rows if row.class_name in chosen]

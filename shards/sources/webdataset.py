@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from coreset.shards.errors import DataError, UsageError
+from coreset.shards.errors import DataError
 from coreset.shards.format.files import build, parse
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
@@ -95,8 +95,6 @@ def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     and the last part of the key, or all that follows its folder of the class's name.
     """
     paths = tars_of(src) if src.is_dir() else [src]
-    if not paths:
-        raise UsageError(f"{src} holds no tar; name a folder of WebDataset shards")
     require_one_split(src, filter(None, (split_of(path.stem) for path in paths)))
     finder = Finder(place=src, repeats=options.repeats)
     info = _read_info(src if src.is_dir() else src.parent)

@@ -61,23 +61,21 @@ def test_links_are_followed_unless_they_lead_up(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "place", "words"),
+    ("names", "words"),
     [
-        ([], "nowhere", "nowhere does not exist"),
-        (["a.jpg"], "a.jpg", "is not a folder"),
-        (["a.jpg", ".hidden/b.jpg"], ".", "has no class folder"),
-        (["cat/a.jpg", "dog/.keep"], ".", "class dog .* holds no images; .* with --classes"),
-        (["cat/a.jpg", "dog/a.xml"], ".", "class dog .* holds no images; .* with --classes"),
-        (["cat/a\nb.jpg"], ".", "control characters or is not UTF-8"),
-        (["cat/a\tb.jpg"], ".", "control characters or is not UTF-8"),
-        (["cat/\udcff.jpg"], ".", "control characters or is not UTF-8"),
-        (["train/a/1.jpg", "val/a/2.jpg"], ".", "holds the splits train, val, not classes"),
+        (["a.jpg", ".hidden/b.jpg"], "has no class folder"),
+        (["cat/a.jpg", "dog/.keep"], "class dog .* holds no images; .* with --classes"),
+        (["cat/a.jpg", "dog/a.xml"], "class dog .* holds no images; .* with --classes"),
+        (["cat/a\nb.jpg"], "control characters or is not UTF-8"),
+        (["cat/a\tb.jpg"], "control characters or is not UTF-8"),
+        (["cat/\udcff.jpg"], "control characters or is not UTF-8"),
+        (["train/a/1.jpg", "val/a/2.jpg"], "holds the splits train, val, not classes"),
     ],
 )
-def test_what_is_no_folder_of_classes_is_refused(tmp_path, names, place, words):
+def test_what_is_no_folder_of_classes_is_refused(tmp_path, names, words):
     write(tmp_path, *names)
     with pytest.raises(UsageError, match=words):
-        find_folder(tmp_path / place)
+        find_folder(tmp_path)
 
 
 def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path):

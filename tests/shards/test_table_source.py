@@ -120,7 +120,7 @@ def test_a_table_of_another_system_is_read(root):
         ([("images/cat/1.jpg", "-1")], "integer labels without names"),
         ([("images/cat/1.jpg", "cat"), ("x.jpg", "cat"), ("images/cat/1.jpg", "dog")],
          "line 4 gives images/cat/1.jpg the class dog, line 2 the class cat"),
-        ([], "lists no images"),
+        ([], "holds no samples"),
     ],
 )  # fmt: skip
 def test_a_row_that_leads_nowhere_is_refused_by_its_line(root, rows, message):
