@@ -45,9 +45,8 @@ def is_validation(src: Path) -> bool:
     if not src.is_dir():
         return tar_layout(src) == "validation"
     entries = visible_entries(src)
-    if any(entry.is_dir() for entry in entries):
-        return False
-    return any(VALIDATION_NAME.fullmatch(entry.name) for entry in entries)
+    images = any(VALIDATION_NAME.fullmatch(entry.name) for entry in entries)
+    return images and not any(entry.is_dir() for entry in entries)
 
 
 def find_validation(src: Path, options: SourceOptions) -> Source:
@@ -126,7 +125,8 @@ def _read_truth(
             f"ground truth {truth} holds numbers alone, and ILSVRC ids are not in the order of the "
             f"sorted WordNet ids; {_NAME_KIT}, which says what they stand for"
         )
-    labels = [_wnid(line[0], number, truth) for number, line in enumerate(lines, 1)]
+    labels = [line[0] for line in lines]
+    _require_labels(WNID, labels, truth)
     return _in_order(labels, stems, truth, place)
 
 
@@ -147,33 +147,25 @@ def _by_name(lines: Sequence[Sequence[str]], truth: Path, options: SourceOptions
             f"ground truth {truth} holds positions in the sorted WordNet ids; name these with "
             "--class-names imagenet-1k"
         )
+    labels = ["".join(line[1:2]) for line in lines]
+    _require_labels(_INDEX if with_indices else WNID, labels, truth)
     by_stem: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if len(line) < 2:
-            raise _unlike(f"{line[0]:.60} alone", number, truth, "a name and a label")
-        stem, label = stem_of(line[0]), line[1]
+    for (name, *_), label in zip(lines, labels, strict=True):
+        stem = stem_of(name)
         if stem in by_stem:
             raise UsageError(f"ground truth {truth} names {stem} twice; remove one line")
-        if not with_indices:
-            by_stem[stem] = _wnid(label, number, truth)
-        elif _INDEX.fullmatch(label):
-            by_stem[stem] = options.name_of(int(label), None, truth)
-        else:
-            raise _unlike(label, number, truth, "an integer")
+        by_stem[stem] = options.name_of(int(label), None, truth) if with_indices else label
     return by_stem
 
 
-def _wnid(word: str, number: int, truth: Path) -> str:
-    if not WNID.fullmatch(word):
-        raise _unlike(word, number, truth, "a WordNet id such as n01440764")
-    return word
-
-
-def _unlike(word: str, number: int, truth: Path, expected: str) -> DataError:
-    return DataError(
-        f"ground truth {truth} has {word[:70]!r} in label {number:,} where {expected} is expected; "
-        "mend that line or name ILSVRC2012_devkit_t12"
-    )
+def _require_labels(kind: re.Pattern[str], labels: Sequence[str], truth: Path) -> None:
+    expected = "a WordNet id such as n01440764" if kind is WNID else "an integer"
+    for number, label in enumerate(labels, 1):
+        if not kind.fullmatch(label):
+            raise DataError(
+                f"ground truth {truth} has {label[:70]!r} in label {number:,} where {expected} is "
+                "expected; mend that line or name ILSVRC2012_devkit_t12"
+            )
 
 
 def _in_order(

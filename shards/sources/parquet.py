@@ -110,7 +110,8 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         classes = row_classes(file, path, options)
         takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
         rows = np.flatnonzero(takes[classes.codes])
-        image_bytes = _uncompressed_bytes(file.metadata, rows)
+        # Rows count as equally large: it is an estimate.
+        image_bytes = _uncompressed_bytes(file.metadata) * rows.size // max(1, takes.size)
     state = state_of(path)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     return _Table(
@@ -128,10 +129,12 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
 def _images(path: Path, column: str, wanted: NDArray[np.int64]) -> Iterator[Image]:
     """Yield the rows to take; row groups without one are not read."""
     with open_parquet(path) as file:
-        for group, start, stop in _row_groups(file.metadata):
-            if not _within(wanted, start, stop).size:
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if not _within(wanted, first, first + n_rows).size:
+                first += n_rows
                 continue
-            first = start
             for batch in file.iter_batches(
                 _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
             ):
@@ -194,29 +197,15 @@ def _image_column(schema: ArrowSchema, path: Path) -> str:
     )
 
 
-def _row_groups(metadata: ParquetMetadata) -> Iterator[tuple[int, int, int]]:
-    start = 0
-    for group in range(metadata.num_row_groups):
-        stop = start + metadata.row_group(group).num_rows
-        yield group, start, stop
-        start = stop
-
-
 def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
     first, last = np.searchsorted(rows, [start, stop])
     return rows[first:last]
 
 
-def _uncompressed_bytes(metadata: ParquetMetadata, rows: NDArray[np.int64]) -> int:
-    """Estimate the bytes of some rows, which count as equally large within a row group.
-
-    Other columns count too: asking pyarrow for one ends the process if the file is damaged.
-    """
-    total = 0
-    for group, start, stop in _row_groups(metadata):
-        taken = _within(rows, start, stop).size
-        total += metadata.row_group(group).total_byte_size * taken // max(1, stop - start)
-    return total
+def _uncompressed_bytes(metadata: ParquetMetadata) -> int:
+    """Sum all columns: asking pyarrow for one ends the process if the file is damaged."""
+    groups = map(metadata.row_group, range(metadata.num_row_groups))
+    return sum(group.total_byte_size for group in groups)
 
 
 def _require_one_split(src: Path, files: Sequence[Path]) -> None:

@@ -35,6 +35,7 @@ from coreset.shards.sources.finder import state_of
 # Headers, label and padding of a packed sample come to 1.8 KiB, its rows to 0.5 KiB.
 PACKED_EXTRA_BYTES = 2400
 _BINDING = b"spooled"
+_INDEX_SUFFIX = ".rows.parquet"
 Image: TypeAlias = tuple[int, Any, str | None]
 """Row, bytes if there are any, and path of an image as it is stored."""
 _SPOOLED = pa.schema({
@@ -76,7 +77,8 @@ def staged(
         MachineError: The disk is too small or full; what was spooled is kept.
         LockedError: Another process is spooling into the same folder.
     """
-    missing = [file for file in files if _committed(file, folder) is None]
+    committed = [_committed(file, blob_of(file.path, folder)) for file in files]
+    missing = [file for file, rows in zip(files, committed, strict=True) if rows is None]
     total, finished = sum(file.image_bytes for file in missing), 0
 
     def written(file: StagedFile, size: int) -> None:
@@ -88,23 +90,19 @@ def staged(
             packed = sum(file.image_bytes + PACKED_EXTRA_BYTES * file.n_images for file in files)
             what = "decompressing parquet files" + " and packing them" * options.room_to_pack
             require_space(total + packed * options.room_to_pack, folder, what)
-        for file in files:
-            rows = _committed(file, folder)
+        for file, rows in zip(files, committed, strict=True):
             if rows is None:
-                rows = _spool(file, folder, partial(written, file))
+                yield _spool(file, folder, partial(written, file))
                 finished += file.image_bytes
-            yield rows
+            else:
+                yield rows
 
 
-def _index_of(file: StagedFile, folder: Path) -> Path:
-    return folder / f"{file.path.stem}.rows.parquet"
-
-
-def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
+def _committed(file: StagedFile, blob: Path) -> ArrowTable | None:
     try:
-        with pq.ParquetFile(_index_of(file, folder)) as index:
+        with pq.ParquetFile(blob.with_suffix(_INDEX_SUFFIX)) as index:
             rows = index.read(columns=_SPOOLED.names)
-        state = state_of(blob_of(file.path, folder))
+        state = state_of(blob)
     except (OSError, pa.ArrowException):
         return None
     bound = (rows.schema.metadata or {}).get(_BINDING) == file.binding
@@ -126,7 +124,7 @@ def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> Ar
             sync_and_rename(out, blob)
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink)
-        write_atomically(_index_of(file, folder), sink.getvalue().to_pybytes())
+        write_atomically(blob.with_suffix(_INDEX_SUFFIX), sink.getvalue().to_pybytes())
     except OSError as error:
         free = shutil.disk_usage(folder).free
         raise MachineError(
