@@ -111,7 +111,7 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
         rows = np.flatnonzero(takes[classes.codes])
         # Rows count as equally large: it is an estimate.
-        image_bytes = _uncompressed_bytes(file.metadata) * rows.size // max(1, takes.size)
+        image_bytes = _uncompressed_bytes(file.metadata) * rows.size // max(1, classes.codes.size)
     state = state_of(path)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     return _Table(
