@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -137,7 +137,7 @@ def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> Ar
     return rows
 
 
-def _write(file: StagedFile, out: Any, written: Callable[[int], None]) -> ArrowTable:  # noqa: ANN401 - IO[bytes], which takes any buffer
+def _write(file: StagedFile, out: IO[bytes], written: Callable[[int], None]) -> ArrowTable:
     rows: list[tuple[Any, ...]] = []
     offset = 0
     for row, data, path in file.images():

@@ -21,6 +21,10 @@ def write(root: Path, *names: str) -> Path:
     return root
 
 
+def names_in(source: Source) -> list[str]:
+    return [sample.name for sample in source.samples(range(len(source)))]
+
+
 SIDE_CARS = ("Thumbs.db", "desktop.ini", "n01_boxes.txt", "a.xml", "a.JSON", "b.csv", "list.TXT")
 
 
@@ -31,7 +35,7 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path)
     assert found.classes == ("B", "a", "a-b", "b", "ä")
     assert found.keys == ["B/plain", "a-b/1", "a/deep/er/x.y", "b/10", "b/2", "ä/ö"]
     names = ["B/plain", "a-b/1.", "a/deep/er/x.y.png", "b/10.jpg", "b/2.jpg", "ä/ö.jpg"]
-    assert found.names == names
+    assert names_in(found) == names
     assert [found.classes[label] for label in found.labels] == [n.split("/")[0] for n in names]
     assert found.row_sizes.tolist() == [len(name.encode()) for name in names]
     assert found.skipped == (
@@ -43,10 +47,10 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path)
 def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path):
     found = find_folder(write(tmp_path, *(f"{c}/{i}.jpg" for c in "abc" for i in range(9))))
     shuffled, order = found.in_order("shuffled", 5), permutation(27, 5)
-    assert shuffled.names == [found.names[at] for at in order]
+    assert names_in(shuffled) == [names_in(found)[at] for at in order]
     np.testing.assert_array_equal(shuffled.labels, found.labels[order])
     np.testing.assert_array_equal(shuffled.row_sizes[shuffled.rows], found.row_sizes[order])
-    assert shuffled.in_order("source", 5).names == found.names
+    assert names_in(shuffled.in_order("source", 5)) == names_in(found)
 
 
 def test_links_are_followed_unless_they_lead_up(tmp_path):
@@ -54,7 +58,7 @@ def test_links_are_followed_unless_they_lead_up(tmp_path):
     write(tmp_path / "src", "cat/a.jpg")
     (tmp_path / "src/cat/b.jpg").symlink_to(tmp_path / "store/x.jpg")
     (tmp_path / "src/dog").symlink_to(tmp_path / "store/y")
-    assert find_folder(tmp_path / "src").names == ["cat/a.jpg", "cat/b.jpg", "dog/z.jpg"]
+    assert names_in(find_folder(tmp_path / "src")) == ["cat/a.jpg", "cat/b.jpg", "dog/z.jpg"]
     (tmp_path / "src/cat/again").symlink_to(tmp_path / "src/cat")
     with pytest.raises(UsageError, match="links to a folder above itself"):
         find_folder(tmp_path / "src")
@@ -85,7 +89,11 @@ def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path):
     beside += ["cat/1.json", "cat/1.txt", "dog/deep/3.xml"]
     hidden = ["cat/.DS_Store", "@eaDir/cat/1.jpg", "dog/@eaDir/3.jpg/SMALL.jpg", "__MACOSX/a/._b"]
     found = find_folder(write(tmp_path / "full", *images, *beside, *hidden))
-    assert (found.keys, found.names, found.classes) == (plain.keys, plain.names, plain.classes)
+    assert (found.keys, names_in(found), found.classes) == (
+        plain.keys,
+        names_in(plain),
+        plain.classes,
+    )
     assert plain.skipped == ()
     hidden_line, side_car_line = found.skipped
     assert hidden_line == f"4 hidden files and folders of {tmp_path / 'full'}"
@@ -99,9 +107,9 @@ def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path):
 def test_of_two_files_with_one_key_the_image_is_kept(tmp_path, other):
     src = write(tmp_path, f"cat/{other}", "cat/1.png", "cat/2.jpg", "dog/1.jpeg", "dog/1.webp")
     found = find_folder(src, SourceOptions(repeats="first"))
-    assert found.names == ["cat/1.png", "cat/2.jpg", "dog/1.jpeg"]
+    assert names_in(found) == ["cat/1.png", "cat/2.jpg", "dog/1.jpeg"]
     assert found.skipped == ("2 samples whose key was there already",)
-    assert found.row_sizes.tolist() == [len(name) for name in found.names]
+    assert found.row_sizes.tolist() == [len(name) for name in names_in(found)]
 
 
 def splits_of(names: list[str], *, with_folders: list[str]) -> str:
@@ -217,7 +225,9 @@ def labels_from(source: Source, table: str, column: str = "noisy") -> dict[str, 
     path.write_text(table, errors="surrogateescape", newline="")
     labels = read_labels(path, column, source)
     assert labels.dtype == np.int64
-    return {name: source.classes[label] for name, label in zip(source.names, labels, strict=True)}
+    return {
+        name: source.classes[label] for name, label in zip(names_in(source), labels, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
@@ -240,7 +250,7 @@ def test_rows_name_images_by_keys_paths_and_lone_file_names(source, names):
 def test_names_stand_in_any_column_and_labels_may_be_a_wordnet_id_inside_a_text(source):
     (source.place / "dog").rename(source.place / "n01440764")
     renamed = find_folder(source.place)
-    rows = "".join(f"n01440764 1 2 3 4,{name}\n" for name in renamed.names)
+    rows = "".join(f"n01440764 1 2 3 4,{name}\n" for name in names_in(renamed))
     assert set(labels_from(renamed, f"noisy,file name\n{rows}").values()) == {"n01440764"}
 
 

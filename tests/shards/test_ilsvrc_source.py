@@ -139,7 +139,7 @@ def test_labelled_images_are_found_as_the_sorted_folder(folder, tar, tmp_path, t
     members = {f"./val/{name}": IMAGES[name] for name in reversed(IMAGES)}
     below = find_validation(tar_of(tmp_path / "a.tar", members), wanted(named))
     assert contents(below) == contents(expected)
-    assert below.names[0] == f"a.tar/val/{STEMS[0]}.JPEG"
+    assert below.sample(0).name == f"a.tar/val/{STEMS[0]}.JPEG"
 
 
 def test_missing_ground_truth_is_refused_with_what_to_name(folder, tmp_path):
@@ -196,12 +196,7 @@ def test_an_id_that_is_no_class_is_refused(folder, tmp_path, line):
         find_validation(folder, wanted(truth))
 
 
-def without_labels() -> Files:
-    return {name: data for name, data in kit_files().items() if not name.endswith(TRUTH_NAME)}
-
-
 BROKEN_KITS: dict[str, tuple[Callable[[bytes], bytes], type[CoresetError], str]] = {
-    "2 bytes": (lambda kit: kit[:2], DataError, "is cut or damaged"),
     "100 bytes": (lambda kit: kit[:100], DataError, "is cut or damaged"),
     "last byte": (lambda kit: kit[:-1], DataError, "is cut or damaged"),
     "a byte": (lambda kit: kit[:200] + bytes([kit[200] ^ 255]) + kit[201:], DataError, "is cut or"),
@@ -224,9 +219,10 @@ def test_a_broken_kit_is_refused(folder, tmp_path, spoil, error, words):
 
 
 def test_a_kit_without_labels_is_refused_and_nothing_of_it_is_extracted(folder, tmp_path):
-    kit = write_files(tmp_path / "kit", without_labels()) / "ILSVRC2012_devkit_t12"
+    files = {name: data for name, data in kit_files().items() if not name.endswith(TRUTH_NAME)}
+    kit = write_files(tmp_path / "kit", files) / "ILSVRC2012_devkit_t12"
     hostile = {"../outside": b"x", f"{tmp_path}/outside": b"x"}
-    tar = zipped_tar(tmp_path / "kit.tar.gz", without_labels() | hostile)
+    tar = zipped_tar(tmp_path / "kit.tar.gz", files | hostile)
     before = set(tmp_path.parent.rglob("*"))
     for truth in (kit, tar):
         with pytest.raises(UsageError, match=r"does not hold data/ILSVRC2012_validation_ground"):
@@ -235,11 +231,14 @@ def test_a_kit_without_labels_is_refused_and_nothing_of_it_is_extracted(folder, 
     assert set(tmp_path.parent.rglob("*")) == before
 
 
-def test_other_files_are_counted(folder, tmp_path):
+def test_other_files_are_counted_and_two_images_of_one_name_refused(folder, tmp_path):
     write_files(folder, {"LOC_val_solution.csv": b"x", ".DS_Store": b"y"})
-    found = find_validation(folder, wanted(kit_folder(tmp_path / "kit")))
-    assert found.skipped == (f"1 files of {folder}, no images",)
-    assert len(found) == N_IMAGES
+    options = wanted(kit_folder(tmp_path / "kit"))
+    found = find_validation(folder, options)
+    assert (found.skipped, len(found)) == ((f"1 files of {folder}, no images",), N_IMAGES)
+    write(folder / f"{STEMS[0]}.png", b"x")
+    with pytest.raises(UsageError, match="have the same name but for folder and extension"):
+        find_validation(folder, options)
 
 
 def test_a_link_in_the_tar_is_found_as_refused(tmp_path):
@@ -248,15 +247,6 @@ def test_a_link_in_the_tar_is_found_as_refused(tmp_path):
     assert found.unreadable == {0: "symbolic link"}
 
 
-def test_two_images_of_one_name_are_refused(folder, tmp_path):
-    write_files(folder, {f"{STEMS[0]}.png": b"x"})
-    with pytest.raises(UsageError, match="have the same name but for folder and extension"):
-        find_validation(folder, wanted(kit_folder(tmp_path / "kit")))
-
-
-def test_a_folder_of_classes_is_no_validation_folder(photos, tmp_path):
-    assert not is_validation(photos)
-    assert not is_validation(tmp_path)
-    assert not is_validation(tmp_path / "nowhere")
+def test_a_folder_of_classes_is_no_validation_folder(tmp_path):
     write_files(tmp_path, {"ILSVRC2012_val_00000001.JPEG": b"x", "n01440764/a.JPEG": b"y"})
     assert not is_validation(tmp_path)

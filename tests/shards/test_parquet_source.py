@@ -170,7 +170,7 @@ def test_rows_that_share_a_path_have_keys_from_their_position(tmp_path, wanted):
 def test_given_class_names_prevail_and_those_without_a_row_are_told(tmp_path, wanted):
     path = write_parquet(tmp_path / "x.parquet", [(b"a", "a.png", 1)])
     source = find_parquet(path, wanted)
-    assert (source.classes, source.names) == (("n02102040",), ["x.parquet:0"])
+    assert (source.classes, source.sample(0).name) == (("n02102040",), "x.parquet:0")
     assert source.skipped == (f"2 of 3 class names, which no row of {path} has",)
     assert find_parquet(path, replace(wanted, only=("n02102040",))).skipped == ()
     assert find_parquet(path, replace(wanted, class_names=("cat", "dog"))).keys == ["dog/a"]
@@ -348,11 +348,9 @@ def refusal(src: Path, wanted: SourceOptions) -> str:
     ],
 )
 def test_mixed_splits_are_refused_by_name(tmp_path, wanted, names, splits):
-    for name in names:
-        write_parquet(tmp_path / f"hub/data/{name}.parquet", ROWS)
+    paths = [write_parquet(tmp_path / f"hub/data/{name}.parquet", ROWS) for name in names]
     assert f"holds the splits {splits}; move or link" in refusal(tmp_path / "hub", wanted)
-    one = find_parquet(tmp_path / f"hub/data/{names[0]}.parquet", wanted)
-    assert len(one) == len(ROWS)
+    assert len(find_parquet(paths[0], wanted)) == len(ROWS)
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,6 @@ def test_the_order_of_members_changes_nothing(order, tmp_path_factory):
 
 
 REPEATED = {
-    "adjacent": [*sample("a", 0), *sample("a", 0)],
     "far": [*sample("a", 0), *sample("b", 1), *sample("a", 0)],
     "upper case": [*sample("a", 0), ("a.JPG", b"again"), ("a.CLS", b"0")],
 }
