@@ -80,12 +80,7 @@ def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     if not names:
         raise UsageError(f"{root} has no class folder; {what_to_name(root, root)}")
     if options.only is None:  # the user's own list may call a class "train"
-        require_classes(
-            sorted(names),
-            root,
-            holds_folders=lambda name: _holds_folders(root / name),
-            remedy=lambda name: f"name one of them, such as {root / name}",
-        )
+        require_classes(sorted(names), root, holds_folders=lambda name: _holds_folders(root / name))
     for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
         _add_class(finder, name)
     finder.skip(len(visible) - len(names), f"files of {root} that lie in no class folder")

@@ -85,17 +85,13 @@ def require_one_split(place: Path, splits: Iterable[str]) -> None:
 
 
 def require_classes(
-    names: Sequence[str],
-    place: Path,
-    *,
-    holds_folders: Callable[[str], bool],
-    remedy: Callable[[str], str],
+    names: Sequence[str], place: Path, *, holds_folders: Callable[[str], bool]
 ) -> None:
     """Refuse splits (``train``, ``val``) and parts (``images``, ``masks``) in place of classes.
 
     ``names`` are sorted. They are those of splits if two are split words, if they tell of two
     splits and one of them holds folders (``seg_train``, ``seg_test``), or if a split word stands
-    alone and holds folders. ``remedy`` says what to do about splits, given the first one.
+    alone and holds folders.
     """
     splits = [name for name in names if split_of(name)]
     words = [name for name in splits if name.lower() in SPLIT_OF_WORD]
@@ -107,8 +103,8 @@ def require_classes(
     if_classes = f"(if they are classes, list them {_NAME_LIST})"
     if splits:
         raise UsageError(
-            f"{place} holds the splits {', '.join(splits)}, not classes; {remedy(splits[0])} "
-            f"{if_classes}"
+            f"{place} holds the splits {', '.join(splits)}, not classes; name the (unpacked) "
+            f"folder or tar of one of them, such as {splits[0]} {if_classes}"
         )
     parts = [name for name in names if name.lower() in _BESIDE_IMAGES]
     if parts and "images" in map(str.lower, names):

@@ -115,12 +115,7 @@ def test_of_two_files_with_one_key_the_image_is_kept(tmp_path, other):
 def splits_of(names: list[str], *, with_folders: list[str]) -> str:
     """What is refused of the names of class folders, of which some hold folders."""
     try:
-        require_classes(
-            sorted(names),
-            Path("src"),
-            holds_folders=lambda name: name in with_folders,
-            remedy=lambda name: f"name src/{name}",
-        )
+        require_classes(sorted(names), Path("src"), holds_folders=with_folders.__contains__)
     except UsageError as error:
         return str(error)
     return ""
@@ -140,8 +135,10 @@ def splits_of(names: list[str], *, with_folders: list[str]) -> str:
 )
 def test_splits_are_no_classes(names, with_folders, splits):
     said = splits_of(names, with_folders=with_folders)
-    first = splits.split(", ", maxsplit=1)[0]
-    assert said.startswith(f"src holds the splits {splits}, not classes; name src/{first} (if they")
+    assert said.startswith(
+        f"src holds the splits {splits}, not classes; name the (unpacked) folder"
+    )
+    assert f"such as {splits.split(', ')[0]} (if they are classes" in said
 
 
 def test_parts_of_a_data_set_are_no_classes():
