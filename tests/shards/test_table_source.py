@@ -107,9 +107,9 @@ def test_a_table_of_another_system_is_read(root):
     [
         ([("images/cat/0.jpg", "cat"), ("cat/1.jpg", "cat"), ("images/cat/1.jpg", "cat")],
          r"list.csv line 2: images/cat/0.jpg does not exist .*\(2 of 3 listed files do not\)"),
-        ([("images/cat", "cat")], "line 2: images/cat is a folder"),
+        ([("images/cat", "cat")], "line 2: images/cat is no file"),
         ([("images/cat/1.jpg/x.jpg", "cat")], "line 2: images/cat/1.jpg/x.jpg does not exist"),
-        ([("/dev/null", "cat")], "line 2: /dev/null is a device"),
+        ([("/dev/null", "cat")], "line 2: /dev/null is no file"),
         ([("a" * 300, "cat")], r"line 2: 'a+' cannot be read \(.*File name too long"),
         ([("a\0b", "cat")], r"line 2: 'a\\x00b' cannot be read"),
         ([("images/cat/1.jpg", "cat"), (" ", "cat")], "line 3 has no path"),
