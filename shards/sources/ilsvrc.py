@@ -98,12 +98,12 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
     images: dict[str, str] = {}
     paths = sorted(filter(is_image_name, names), key=stem_of)
     for name in paths:
-        if stem_of(name) in images:
+        first = images.setdefault(stem_of(name), name)
+        if first is not name:
             raise UsageError(
-                f"{images[stem_of(name)]} and {name} of {finder.place} have the same name but for "
-                "folder and extension; rename or remove one"
+                f"{first} and {name} of {finder.place} have the same name but for folder and "
+                "extension; rename or remove one"
             )
-        images[stem_of(name)] = name
     finder.skip(len(names) - len(paths), f"files of {finder.place}, no images")
     return images
 
@@ -142,11 +142,6 @@ def _lines(truth: Path) -> list[list[str]]:
 
 def _by_name(lines: Sequence[Sequence[str]], truth: Path, options: SourceOptions) -> dict[str, str]:
     with_indices = _INDEX.fullmatch(lines[0][1]) is not None
-    if with_indices and options.class_names is None:
-        raise UsageError(
-            f"ground truth {truth} holds positions in the sorted WordNet ids; name these with "
-            "--class-names imagenet-1k"
-        )
     labels = ["".join(line[1:2]) for line in lines]
     _require_labels(_INDEX if with_indices else WNID, labels, truth)
     by_stem: dict[str, str] = {}

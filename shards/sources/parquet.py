@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coreset.shards.arrow import ArrowColumn, ArrowSchema, ArrowTable, ArrowType, ParquetMetadata
+from coreset.shards.arrow import ArrowColumn, ArrowSchema, ArrowTable, ArrowType
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.base import Source, SourceOptions, compute
 from coreset.shards.sources.finder import Finder, Found, RangeContents, state_of
@@ -110,8 +110,9 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         classes = row_classes(file, path, options)
         takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
         rows = np.flatnonzero(takes[classes.codes])
-        # Rows count as equally large: it is an estimate.
-        image_bytes = _uncompressed_bytes(file.metadata) * rows.size // max(1, classes.codes.size)
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        # Of all columns: asking pyarrow for one ends the process if the file is damaged.
+        n_bytes = sum(group.total_byte_size for group in groups)
     state = state_of(path)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     return _Table(
@@ -121,7 +122,7 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         state=state,
         binding=json.dumps([*state, column, digest]).encode(),
         n_images=rows.size,
-        image_bytes=image_bytes,
+        image_bytes=n_bytes * rows.size // max(1, classes.codes.size),
         images=partial(_images, path, column, rows),
     )
 
@@ -200,12 +201,6 @@ def _image_column(schema: ArrowSchema, path: Path) -> str:
 def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
     first, last = np.searchsorted(rows, [start, stop])
     return rows[first:last]
-
-
-def _uncompressed_bytes(metadata: ParquetMetadata) -> int:
-    """Sum all columns: asking pyarrow for one ends the process if the file is damaged."""
-    groups = map(metadata.row_group, range(metadata.num_row_groups))
-    return sum(group.total_byte_size for group in groups)
 
 
 def _require_one_split(src: Path, files: Sequence[Path]) -> None:

@@ -55,6 +55,7 @@ class StagedFile:
     """Fingerprint of all that the spooled bytes depend on; others are not used."""
     n_images: int
     image_bytes: int
+    """Estimate; the images of a file count as equally large."""
     images: Callable[[], Iterator[Image]]
 
 
