@@ -135,7 +135,6 @@ def test_the_key_is_that_of_the_folder_or_else_the_row(tmp_path, wanted, path, k
         (pa.binary_view(), pa.string_view()),
         (pa.binary(3), pa.dictionary(pa.int8(), pa.string())),
         (pa.dictionary(pa.int32(), pa.binary()), pa.string()),
-        (pa.struct([("bytes", pa.large_binary())]), pa.string()),
         (pa.struct([("bytes", pa.binary_view())]), pa.string()),
         (pa.struct([("bytes", pa.binary(3)), ("path", pa.string_view())]), pa.string()),
     ],
