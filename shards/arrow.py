@@ -7,4 +7,3 @@ ArrowColumn: TypeAlias = Any  # pyarrow.Array or ChunkedArray
 ArrowSchema: TypeAlias = Any  # pyarrow.Schema
 ArrowType: TypeAlias = Any  # pyarrow.DataType
 ParquetFile: TypeAlias = Any  # pyarrow.parquet.ParquetFile
-ParquetMetadata: TypeAlias = Any  # pyarrow.parquet.FileMetaData

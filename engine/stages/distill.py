@@ -27,7 +27,7 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.packing.pack import list_path, pack
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import SourceOptions
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.detect import find_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -25,11 +25,11 @@ from coreset.shards.images.flags import (
     Reason,
     Refusal,
     exif_flag,
+    read_header,
     refusing,
     require_few,
     require_size,
 )
-from coreset.shards.images.jpeg_header import read_header
 
 FORMAT_OF_EXTENSION = {"jpg": "jpg", "jpeg": "jpg", "png": "png", "webp": "webp"}
 

@@ -93,11 +93,6 @@ class Source:
         """Sample keys in pack order."""
         return self.row_keys.take(self.rows).to_pylist()
 
-    @property
-    def names(self) -> list[str]:
-        """Names in pack order."""
-        return self.row_names.take(self.rows).to_pylist()
-
     def list_sha256(self) -> str:
         """Return the digest of keys, names and sizes, which a copy of the source shares."""
         hasher = hashlib.sha256()

@@ -1,8 +1,12 @@
-"""Layouts of sources: a new format is one row of ``FORMATS``. A packed data set is one of them."""
+"""Detection of a source's layout, and finders of the two plain ones: packed, a folder per class."""
 
-from collections.abc import Callable
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +19,29 @@ from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, compute
-from coreset.shards.sources.finder import Finder, Found, RangeContents
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents
 from coreset.shards.sources.ilsvrc import find_validation, is_validation
+from coreset.shards.sources.names import (
+    OTHERS,
+    WNID,
+    extension_of,
+    is_image_name,
+    listed_entries,
+    require_classes,
+    sample_key,
+    stem_of,
+    visible_entries,
+)
 from coreset.shards.sources.parquet import find_parquet, is_parquet
 from coreset.shards.sources.table import find_table, is_table
 from coreset.shards.sources.tars import find_class_tars, tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
 _ROWS_AT_ONCE = 1 << 16
+_LIST_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
+_MOST_LISTS = 100
+_PEEKED_CHARACTERS = 4096
+_PEEKED_LINES = 3
 
 
 def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
@@ -52,6 +70,95 @@ def _facts(table: ArrowTable) -> Callable[[int], tuple[bytes, Probe]]:
         return content_hash, Probe(kind, width, height, Flag(flags))
 
     return stored
+
+
+def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
+    """List the files of an ImageFolder tree, sorted by their keys; links are followed."""
+    finder = Finder(place=root, repeats=options.repeats)
+    visible, finder.n_hidden = listed_entries(root)
+    names = [entry.name for entry in visible if entry.is_dir()]
+    if not names:
+        raise UsageError(f"{root} has no class folder; {what_to_name(root, root)}")
+    if options.only is None:  # the user's own list may call a class "train"
+        require_classes(sorted(names), root, holds_folders=lambda name: _holds_folders(root / name))
+    for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
+        _add_class(finder, name)
+    finder.skip(len(visible) - len(names), f"files of {root} that lie in no class folder")
+    return finder.source(partial(FileContents, root))
+
+
+def _add_class(finder: Finder, name: str) -> None:
+    root = finder.place
+    files = sorted(
+        _files_below(finder, root / name, name, ()), key=lambda file: (sample_key(file[0]), file[0])
+    )
+    images = [file for file in files if finder.keeps(file[0])]
+    if not images:
+        raise UsageError(
+            f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
+        )
+    finder.add(
+        Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
+        for path, status in images
+    )
+
+
+def _files_below(
+    finder: Finder, folder: Path, name: str, parents: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield (name below the root, status); ``parents`` are the folders above, to find a cycle."""
+    status = folder.stat()
+    here = status.st_dev, status.st_ino
+    if here in parents:
+        raise UsageError(f"{folder} links to a folder above itself; remove the link")
+    visible, n_hidden = listed_entries(folder)
+    finder.n_hidden += n_hidden
+    for entry in visible:
+        entry_name = f"{name}/{entry.name}"
+        if entry.is_dir():
+            yield from _files_below(finder, folder / entry.name, entry_name, (*parents, here))
+        elif entry.is_file():
+            yield entry_name, entry.stat()
+        else:
+            raise UsageError(f"{folder / entry.name} is a broken link or a device; remove it")
+
+
+def what_to_name(root: Path, folder: Path) -> str:
+    """Say what to pack instead of ``root``: folders in ``folder``, else a list of its images."""
+    if folder != root and _holds_folders(folder):
+        return f"if its folders are the classes, name {folder}"
+    path, words = next(_lists(folder), (None, []))
+    if path is None:
+        return "name a folder that holds one folder per class"
+    if len(words) > 1 and WNID.fullmatch(words[1]):
+        return f"{path} labels its images: coreset pack {root} DATA --ground-truth {path}"
+    if path.suffix == ".csv" and (path.parent / words[0]).is_file():
+        return f"{path} lists its images: coreset pack {path} DATA"
+    return (
+        f"{path} lists its images: write a CSV file with the columns path and label from it and "
+        "pack that file"
+    )
+
+
+def _holds_folders(folder: Path) -> bool:
+    return any(entry.is_dir() for entry in visible_entries(folder))
+
+
+def _lists(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    images = {entry.name for entry in visible_entries(folder) if is_image_name(entry.name)}
+    # A line may begin with a number without being about the image of that name.
+    images |= {stem for stem in map(stem_of, images) if not stem.isdecimal()}
+    for place in (folder, folder.parent):
+        entries = sorted(entry.name for entry in visible_entries(place) if entry.is_file())
+        lists = (place / name for name in entries if extension_of(name) in _LIST_EXTENSIONS)
+        for path in islice(lists, _MOST_LISTS):
+            text = ""
+            with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
+                text = file.read(_PEEKED_CHARACTERS)
+            for line in text.splitlines()[:_PEEKED_LINES]:
+                words = [word for word in re.split(r"[\s,;\"']+", line) if word]
+                if words and words[0].rpartition("/")[2] in images:
+                    yield path, words
 
 
 FORMATS: list[

@@ -49,8 +49,7 @@ class Finder:
     n_hidden: int = 0
     unreadable: dict[str, str] = field(default_factory=dict[str, str])
     """Kind of what stands in place of a file, a link or device, by sample key."""
-    _n_side_cars: int = 0
-    _side_car: str = ""
+    _side_cars: list[str] = field(default_factory=list[str])
     _codes: dict[str, int] = field(default_factory=dict[str, int])
     _chunks: list[ArrowTable] = field(default_factory=list[ArrowTable])
 
@@ -72,11 +71,9 @@ class Finder:
 
     def keeps(self, name: str) -> bool:
         """Test whether a path below the source is no side-car, and count those that are."""
-        if is_side_car(name):
-            self._n_side_cars += 1
-            self._side_car = self._side_car or name
-            return False
-        return True
+        side_car = is_side_car(name)
+        self._side_cars += [name] * side_car
+        return not side_car
 
     def source(
         self,
@@ -101,8 +98,9 @@ class Finder:
         label_of = {name: label for label, name in enumerate(ordered)}
         labels = np.array([label_of[name] for name in self._codes], dtype=np.int64)
         self.skip(self.n_hidden, f"hidden files and folders of {self.place}")
-        no_images = f"files of {self.place} that are no images by their names"
-        self.skip(self._n_side_cars, f"{no_images}, such as {self._side_car}")
+        for first in self._side_cars[:1]:
+            no_images = f"files of {self.place} that are no images by their names"
+            self.skip(len(self._side_cars), f"{no_images}, such as {first}")
         rejected = compute.index_in(pa.array(self.unreadable, pa.large_string()), value_set=keys)
         return Source(
             place=self.place,

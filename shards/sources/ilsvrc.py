@@ -31,7 +31,7 @@ from coreset.shards.tables.formats import text_rows
 _KIT_LABELS = "ILSVRC2012_validation_ground_truth.txt"
 _KIT_CLASSES = "meta.mat"
 _GZIP_MAGIC = b"\x1f\x8b"
-# The kit has 2.5 MB, its labels less than 1 MB; nothing larger is decompressed.
+# The kit has 2.5 MB, its labels less than 1 MB; nothing beyond is decompressed.
 _KIT_LIMIT_BYTES = 1 << 26
 _FILE_LIMIT_BYTES = 1 << 22
 _NAME_KIT = "name ILSVRC2012_devkit_t12 (folder or tar.gz)"
@@ -45,9 +45,8 @@ def is_validation(src: Path) -> bool:
     if not src.is_dir():
         return tar_layout(src) == "validation"
     entries = visible_entries(src)
-    if any(entry.is_dir() for entry in entries):
-        return False
-    return any(VALIDATION_NAME.fullmatch(entry.name) for entry in entries)
+    images = any(VALIDATION_NAME.fullmatch(entry.name) for entry in entries)
+    return images and not any(entry.is_dir() for entry in entries)
 
 
 def find_validation(src: Path, options: SourceOptions) -> Source:
@@ -99,15 +98,13 @@ def _images(finder: Finder, names: Sequence[str]) -> dict[str, str]:
     images: dict[str, str] = {}
     paths = sorted(filter(is_image_name, names), key=stem_of)
     for name in paths:
-        if stem_of(name) in images:
+        first = images.setdefault(stem_of(name), name)
+        if first is not name:
             raise UsageError(
-                f"{images[stem_of(name)]} and {name} of {finder.place} have the same name but for "
-                "folder and extension; rename or remove one"
+                f"{first} and {name} of {finder.place} have the same name but for folder and "
+                "extension; rename or remove one"
             )
-        images[stem_of(name)] = name
     finder.skip(len(names) - len(paths), f"files of {finder.place}, no images")
-    if not images:
-        raise UsageError(f"{finder.place} holds no images; name a folder or tar that does")
     return images
 
 
@@ -128,7 +125,8 @@ def _read_truth(
             f"ground truth {truth} holds numbers alone, and ILSVRC ids are not in the order of the "
             f"sorted WordNet ids; {_NAME_KIT}, which says what they stand for"
         )
-    labels = [_wnid(line[0], number, truth) for number, line in enumerate(lines, 1)]
+    labels = [line[0] for line in lines]
+    _require_labels(WNID, labels, truth)
     return _in_order(labels, stems, truth, place)
 
 
@@ -144,38 +142,25 @@ def _lines(truth: Path) -> list[list[str]]:
 
 def _by_name(lines: Sequence[Sequence[str]], truth: Path, options: SourceOptions) -> dict[str, str]:
     with_indices = _INDEX.fullmatch(lines[0][1]) is not None
-    if with_indices and options.class_names is None:
-        raise UsageError(
-            f"ground truth {truth} holds positions in the sorted WordNet ids; name these with "
-            "--class-names imagenet-1k"
-        )
+    labels = ["".join(line[1:2]) for line in lines]
+    _require_labels(_INDEX if with_indices else WNID, labels, truth)
     by_stem: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        if len(line) < 2:
-            raise _unlike(f"{line[0]:.60} alone", number, truth, "a name and a label")
-        stem, label = stem_of(line[0]), line[1]
+    for (name, *_), label in zip(lines, labels, strict=True):
+        stem = stem_of(name)
         if stem in by_stem:
             raise UsageError(f"ground truth {truth} names {stem} twice; remove one line")
-        if not with_indices:
-            by_stem[stem] = _wnid(label, number, truth)
-        elif _INDEX.fullmatch(label):
-            by_stem[stem] = options.name_of(int(label), None, truth)
-        else:
-            raise _unlike(label, number, truth, "an integer")
+        by_stem[stem] = options.name_of(int(label), None, truth) if with_indices else label
     return by_stem
 
 
-def _wnid(word: str, number: int, truth: Path) -> str:
-    if not WNID.fullmatch(word):
-        raise _unlike(word, number, truth, "a WordNet id such as n01440764")
-    return word
-
-
-def _unlike(word: str, number: int, truth: Path, expected: str) -> DataError:
-    return DataError(
-        f"ground truth {truth} has {word[:70]!r} in label {number:,} where {expected} is expected; "
-        "mend that line or name ILSVRC2012_devkit_t12"
-    )
+def _require_labels(kind: re.Pattern[str], labels: Sequence[str], truth: Path) -> None:
+    expected = "a WordNet id such as n01440764" if kind is WNID else "an integer"
+    for number, label in enumerate(labels, 1):
+        if not kind.fullmatch(label):
+            raise DataError(
+                f"ground truth {truth} has {label[:70]!r} in label {number:,} where {expected} is "
+                "expected; mend that line or name ILSVRC2012_devkit_t12"
+            )
 
 
 def _in_order(
@@ -246,18 +231,11 @@ def _from_tar(kit: Path) -> bytes | None:
     try:
         with kit.open("rb") as file, GzipFile(fileobj=file) as unpacked:
             compressed = file.peek(2).startswith(_GZIP_MAGIC)
-            stored = (unpacked if compressed else file).read(_KIT_LIMIT_BYTES + 1)
-    except EOFError as error:
-        raise DataError(f"{kit} is cut; {_KIT_REMEDY}") from error
-    except (BadGzipFile, zlib.error) as error:
-        raise DataError(f"{kit} is damaged ({error}); {_KIT_REMEDY}") from error
-    if len(stored) > _KIT_LIMIT_BYTES:
-        raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
-    try:
-        # From memory: tarfile believes the sizes that headers of a compressed stream announce.
-        with tarfile.open(fileobj=BytesIO(stored), mode="r:") as tar:
+            # In memory: tarfile believes the sizes that headers of a compressed stream announce.
+            stored = BytesIO((unpacked if compressed else file).read(_KIT_LIMIT_BYTES))
+        with tarfile.open(fileobj=stored, mode="r:") as tar:
             labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
             file = tar.extractfile(labels[-1]) if labels else None
             return file.read(_FILE_LIMIT_BYTES) if file else None
-    except tarfile.TarError as error:
-        raise DataError(f"{kit} is no whole tar ({error}); {_KIT_REMEDY}") from error
+    except (EOFError, BadGzipFile, zlib.error, tarfile.TarError) as error:
+        raise DataError(f"{kit} is cut or damaged ({error}); {_KIT_REMEDY}") from error

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
@@ -29,6 +29,10 @@ _SIDE_CAR_EXTENSIONS = frozenset(
 _UNSAFE_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 _PART_LIMIT_BYTES = 255
 _SHOWN_LENGTH = 100
+_BESIDE_IMAGES = frozenset({"annotations", "labels", "masks"})
+_NAME_LIST = "in a file and name it with --classes"
+OTHERS = f"list the other classes {_NAME_LIST}"
+"""Remedy for a folder or tar in which there is no image."""
 _MAKE_AGAIN = "make the tar again from its folder"
 
 
@@ -77,6 +81,37 @@ def require_one_split(place: Path, splits: Iterable[str]) -> None:
         raise UsageError(
             f"{place} holds the splits {', '.join(name or '(none)' for name in names)}; move or "
             "link the files of one split into a folder of their own and name that"
+        )
+
+
+def require_classes(
+    names: Sequence[str], place: Path, *, holds_folders: Callable[[str], bool]
+) -> None:
+    """Refuse splits (``train``, ``val``) and parts (``images``, ``masks``) in place of classes.
+
+    ``names`` are sorted. They are those of splits if two are split words, if they tell of two
+    splits and one of them holds folders (``seg_train``, ``seg_test``), or if a split word stands
+    alone and holds folders.
+    """
+    splits = [name for name in names if split_of(name)]
+    words = [name for name in splits if name.lower() in SPLIT_OF_WORD]
+    likely = len({split_of(name) for name in splits}) > 1 or words == list(names)
+    if len(words) > 1:
+        splits = words
+    elif not (likely and any(map(holds_folders, splits))):
+        splits = []
+    if_classes = f"(if they are classes, list them {_NAME_LIST})"
+    if splits:
+        raise UsageError(
+            f"{place} holds the splits {', '.join(splits)}, not classes; name the (unpacked) "
+            f"folder or tar of one of them, such as {splits[0]} {if_classes}"
+        )
+    parts = [name for name in names if name.lower() in _BESIDE_IMAGES]
+    if parts and "images" in map(str.lower, names):
+        raise UsageError(
+            f"{place} holds the parts {', '.join(['images', *parts])} of a data set, not classes; "
+            "name a folder with one folder per class, or a CSV list of paths and labels "
+            f"{if_classes}"
         )
 
 
@@ -152,11 +187,6 @@ def listed_entries(folder: Path) -> tuple[list[os.DirEntry[str]], int]:
     except PermissionError as error:
         raise UsageError(
             f"{folder} cannot be listed; make it readable and run this again"
-        ) from error
-    except (FileNotFoundError, NotADirectoryError) as error:
-        fact = "is not a folder" if folder.exists() else "does not exist"
-        raise UsageError(
-            f"{folder} {fact}; name a folder that holds one folder per class"
         ) from error
     visible = [entry for entry in entries if not is_hidden(entry.name)]
     return visible, len(entries) - len(visible)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from coreset.shards.arrow import ArrowColumn, ArrowSchema, ArrowTable, ArrowType, ParquetMetadata
+from coreset.shards.arrow import ArrowColumn, ArrowSchema, ArrowTable, ArrowType
 from coreset.shards.errors import UsageError
 from coreset.shards.sources.base import Source, SourceOptions, compute
 from coreset.shards.sources.finder import Finder, Found, RangeContents, state_of
@@ -110,7 +110,9 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         classes = row_classes(file, path, options)
         takes = np.array([options.takes(name) for name in classes.names], dtype=np.bool_)
         rows = np.flatnonzero(takes[classes.codes])
-        image_bytes = _uncompressed_bytes(file.metadata, rows)
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        # Of all columns: asking pyarrow for one ends the process if the file is damaged.
+        n_bytes = sum(group.total_byte_size for group in groups)
     state = state_of(path)
     digest = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
     return _Table(
@@ -120,7 +122,7 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
         state=state,
         binding=json.dumps([*state, column, digest]).encode(),
         n_images=rows.size,
-        image_bytes=image_bytes,
+        image_bytes=n_bytes * rows.size // max(1, classes.codes.size),
         images=partial(_images, path, column, rows),
     )
 
@@ -128,15 +130,17 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
 def _images(path: Path, column: str, wanted: NDArray[np.int64]) -> Iterator[Image]:
     """Yield the rows to take; row groups without one are not read."""
     with open_parquet(path) as file:
-        for group, start, stop in _row_groups(file.metadata):
-            if not _within(wanted, start, stop).size:
+        first = 0
+        for group in range(file.metadata.num_row_groups):
+            n_rows = file.metadata.row_group(group).num_rows
+            if not _within(wanted, first, first + n_rows).size:
+                first += n_rows
                 continue
-            first = start
             for batch in file.iter_batches(
                 _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
             ):
                 rows = _within(wanted, first, first + batch.num_rows)
-                yield from _read_images(rows, batch.column(0), pa.array(rows - first))
+                yield from _read_images(rows, first, batch.column(0))
                 first += batch.num_rows
 
 
@@ -150,8 +154,6 @@ def _shared_keys(tables: Sequence[ArrowTable]) -> frozenset[str]:
 def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) -> None:
     existing = {name for table in tables for name in table.classes.names}
     listed = {name for table in tables for name in table.classes.listed}
-    if not existing:
-        raise UsageError(f"{finder.place} holds no rows; name parquet files that do")
     options.chosen(existing, finder.place)
     if options.only is None and listed > existing:
         finder.skipped.append(
@@ -160,23 +162,18 @@ def _choose(finder: Finder, tables: Sequence[_Table], options: SourceOptions) ->
         )
 
 
-def _read_images(rows: NDArray[np.int64], images: ArrowColumn, at: ArrowColumn) -> Iterator[Image]:
-    data, paths = images, [None] * len(rows)
+def _read_images(rows: NDArray[np.int64], first: int, images: ArrowColumn) -> Iterator[Image]:
+    data, paths = images, None
     if pa.types.is_struct(images.type):
         data = compute.struct_field(images, "bytes")
         if images.type.get_field_index("path") >= 0:
-            paths = _plain(compute.struct_field(images, "path")).take(at).to_pylist()
-    for row, value, path in zip(rows.tolist(), _plain(data).take(at), paths, strict=True):
+            paths = compute.struct_field(images, "path")
+    if pa.types.is_dictionary(data.type):
+        data = data.dictionary_decode()
+    for row in rows.tolist():
+        value = data[row - first]
+        path = None if paths is None else paths[row - first].as_py()
         yield row, value.as_buffer() if value.is_valid else None, path
-
-
-def _plain(column: ArrowColumn) -> ArrowColumn:
-    """Convert types that pyarrow cannot take rows of."""
-    if pa.types.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if pa.types.is_binary_view(column.type):
-        return column.cast(pa.large_binary())
-    return column.cast(pa.large_string()) if pa.types.is_string_view(column.type) else column
 
 
 def _holds_images(kind: ArrowType) -> bool:
@@ -185,9 +182,9 @@ def _holds_images(kind: ArrowType) -> bool:
         return at >= 0 and _holds_images(kind.field(at).type)
     if pa.types.is_dictionary(kind):
         return _holds_images(kind.value_type)
-    types = pa.types
-    tests = (types.is_binary, types.is_large_binary, types.is_binary_view)
-    return types.is_fixed_size_binary(kind) or any(test(kind) for test in tests)
+    kinds = pa.types
+    tests = kinds.is_binary, kinds.is_large_binary, kinds.is_binary_view, kinds.is_fixed_size_binary
+    return any(test(kind) for test in tests)
 
 
 def _image_column(schema: ArrowSchema, path: Path) -> str:
@@ -201,34 +198,12 @@ def _image_column(schema: ArrowSchema, path: Path) -> str:
     )
 
 
-def _row_groups(metadata: ParquetMetadata) -> Iterator[tuple[int, int, int]]:
-    start = 0
-    for group in range(metadata.num_row_groups):
-        stop = start + metadata.row_group(group).num_rows
-        yield group, start, stop
-        start = stop
-
-
 def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
     first, last = np.searchsorted(rows, [start, stop])
     return rows[first:last]
 
 
-def _uncompressed_bytes(metadata: ParquetMetadata, rows: NDArray[np.int64]) -> int:
-    """Estimate the bytes of some rows, which count as equally large within a row group.
-
-    Other columns count too: asking pyarrow for one ends the process if the file is damaged.
-    """
-    total = 0
-    for group, start, stop in _row_groups(metadata):
-        taken = _within(rows, start, stop).size
-        total += metadata.row_group(group).total_byte_size * taken // max(1, stop - start)
-    return total
-
-
 def _require_one_split(src: Path, files: Sequence[Path]) -> None:
-    if not files:
-        raise UsageError(f"{src} holds no parquet files; name a folder or file that does")
     if not src.is_dir():
         return
     matches = [(path, _NUMBERED.fullmatch(path.stem)) for path in files]

@@ -13,7 +13,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +35,7 @@ from coreset.shards.sources.finder import state_of
 # Headers, label and padding of a packed sample come to 1.8 KiB, its rows to 0.5 KiB.
 PACKED_EXTRA_BYTES = 2400
 _BINDING = b"spooled"
+_INDEX_SUFFIX = ".rows.parquet"
 Image: TypeAlias = tuple[int, Any, str | None]
 """Row, bytes if there are any, and path of an image as it is stored."""
 _SPOOLED = pa.schema({
@@ -54,6 +55,7 @@ class StagedFile:
     """Fingerprint of all that the spooled bytes depend on; others are not used."""
     n_images: int
     image_bytes: int
+    """Estimate; the images of a file count as equally large."""
     images: Callable[[], Iterator[Image]]
 
 
@@ -76,7 +78,8 @@ def staged(
         MachineError: The disk is too small or full; what was spooled is kept.
         LockedError: Another process is spooling into the same folder.
     """
-    missing = [file for file in files if _committed(file, folder) is None]
+    committed = [_committed(file, blob_of(file.path, folder)) for file in files]
+    missing = [file for file, rows in zip(files, committed, strict=True) if rows is None]
     total, finished = sum(file.image_bytes for file in missing), 0
 
     def written(file: StagedFile, size: int) -> None:
@@ -86,35 +89,27 @@ def staged(
     with _only_spooler(folder) if missing else nullcontext():
         if missing:  # with nothing to spool, packing itself checks its need
             packed = sum(file.image_bytes + PACKED_EXTRA_BYTES * file.n_images for file in files)
-            if options.room_to_pack:
-                what = "decompressing parquet files and packing them"
-                require_space(total + packed, folder, what)
-            else:
-                require_space(total, folder, "decompressing parquet files")
-        for file in files:
-            rows = _committed(file, folder)
+            what = "decompressing parquet files" + " and packing them" * options.room_to_pack
+            require_space(total + packed * options.room_to_pack, folder, what)
+        for file, rows in zip(files, committed, strict=True):
             if rows is None:
-                rows = _spool(file, folder, partial(written, file))
+                yield _spool(file, folder, partial(written, file))
                 finished += file.image_bytes
-            yield rows
+            else:
+                yield rows
 
 
-def _index_of(file: StagedFile, folder: Path) -> Path:
-    return folder / f"{file.path.stem}.rows.parquet"
-
-
-def _committed(file: StagedFile, folder: Path) -> ArrowTable | None:
+def _committed(file: StagedFile, blob: Path) -> ArrowTable | None:
     try:
-        with pq.ParquetFile(_index_of(file, folder)) as index:
+        with pq.ParquetFile(blob.with_suffix(_INDEX_SUFFIX)) as index:
             rows = index.read(columns=_SPOOLED.names)
-        state = state_of(blob_of(file.path, folder))
+        state = state_of(blob)
     except (OSError, pa.ArrowException):
         return None
-    if rows.column_names != _SPOOLED.names:
-        return None
-    whole = state == (compute.sum(rows["size"]).as_py() or 0, file.state[1])
     bound = (rows.schema.metadata or {}).get(_BINDING) == file.binding
-    return rows if whole and bound else None
+    bound = bound and rows.column_names == _SPOOLED.names
+    whole = bound and state == (compute.sum(rows["size"]).as_py() or 0, file.state[1])
+    return rows if whole else None
 
 
 def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> ArrowTable:
@@ -130,7 +125,7 @@ def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> Ar
             sync_and_rename(out, blob)
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink)
-        write_atomically(_index_of(file, folder), sink.getvalue().to_pybytes())
+        write_atomically(blob.with_suffix(_INDEX_SUFFIX), sink.getvalue().to_pybytes())
     except OSError as error:
         free = shutil.disk_usage(folder).free
         raise MachineError(
@@ -143,7 +138,7 @@ def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> Ar
     return rows
 
 
-def _write(file: StagedFile, out: Any, written: Callable[[int], None]) -> ArrowTable:  # noqa: ANN401 - IO[bytes], which takes any buffer
+def _write(file: StagedFile, out: IO[bytes], written: Callable[[int], None]) -> ArrowTable:
     rows: list[tuple[Any, ...]] = []
     offset = 0
     for row, data, path in file.images():

@@ -3,13 +3,9 @@
 An image is a function of the configuration and its position alone. A small canvas is enlarged under
 fine texture. It shows the layout of its class (colours in fixed places, slightly shifted, for a
 linear classifier), the motif of its class (a periodic pattern in a random phase, which survives
-random crops), and clutter.
-
-Shapes and bytes follow 300 ImageNet training files: 110,800 bytes and 202,300 pixels on average.
-Two encodings stand for all: full chroma resolution (74 %) and less (24 %); 2 % are grey.
-
-Pixels use only operations that IEEE 754 rounds exactly (no transcendental functions, no BLAS); the
-JPEG bytes are those of the installed libjpeg-turbo.
+random crops), and clutter. Shapes and bytes follow 300 ImageNet training files. Pixels use only
+operations that IEEE 754 rounds exactly (no transcendental functions, no BLAS); the JPEG bytes are
+those of the installed libjpeg-turbo.
 """
 
 from collections.abc import Iterator

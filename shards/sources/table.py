@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
+from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -65,8 +65,6 @@ def find_table(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     """
     table = read_table(src, "list", partial(_files_named_by, src.parent))
     rows = list(_rows(table, options))
-    if not rows:
-        raise UsageError(f"{src} lists no images; add rows of path and label")
     _require_agreement(table, rows)
     chosen = set(options.chosen({row.class_name for row in rows}, src))
     rows = [row for row in rows if row.class_name in chosen]
@@ -159,8 +157,7 @@ def _states(table: Table, rows: Sequence[_Row]) -> list[tuple[int, int]]:
                 f"{table.where(row.at)}: {row.path!a} cannot be read ({error}); mend that"
             ) from error
         if not S_ISREG(status.st_mode):
-            kind = "folder" if S_ISDIR(status.st_mode) else "device"
-            raise UsageError(f"{table.where(row.at)}: {row.path} is a {kind}; name image files")
+            raise UsageError(f"{table.where(row.at)}: {row.path} is no file; name image files")
         states.append((status.st_size, status.st_mtime_ns))
     if missing:
         raise UsageError(

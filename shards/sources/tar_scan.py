@@ -19,7 +19,6 @@ from coreset.shards.errors import DataError
 from coreset.shards.format.tar import BLOCK_BYTES, END, padded
 from coreset.shards.sources.names import shown
 
-HEADER_LIMIT = 1 << 31
 RECORD_LIMIT_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 20
 _COMPRESSIONS = {
@@ -89,11 +88,7 @@ class _Scanner:
 
     def entries(self) -> Iterator[Entry]:
         offset = self.start
-        n_headers = 0
         while any(header := self._header(offset)):
-            n_headers += 1
-            if n_headers > HEADER_LIMIT:
-                raise self._error(f"has more than {HEADER_LIMIT:,} headers; pack it in pieces")
             if header[_FLAG] in _EXTENSIONS:
                 offset = self._extend(header, offset)
                 continue
@@ -178,17 +173,17 @@ class _Scanner:
         return records
 
     def _size(self, header: bytes, offset: int, pax_size: bytes | None) -> int:
+        stored = pax_size or header[_SIZE]
         if not pax_size:
-            size = _number(header[_SIZE])
-        elif re.fullmatch(rb"\d{1,19}", pax_size):
-            size = int(pax_size)
+            size = _number(stored)
         else:
-            size = f"{pax_size[:100]!r} instead of decimal digits"
-        if isinstance(size, int):
-            return size
-        raise self._error(
-            f"has a size that is {size}, in the header at byte {offset:,}; {_MAKE_AGAIN}"
-        )
+            size = int(stored) if re.fullmatch(rb"\d{1,19}", stored) else None
+        if size is None:
+            raise self._error(
+                f"has the size {stored[:100]!r}, which is no number, in the header at byte "
+                f"{offset:,}; {_MAKE_AGAIN}"
+            )
+        return size
 
     def _check_end(self, offset: int) -> None:
         if self.announced is not None:
@@ -242,16 +237,13 @@ def _stored_name(header: bytes) -> bytes:
     return name
 
 
-def _number(stored: bytes) -> int | str:
-    """Parse octal digits, or base 256 if the first bit is set; else say what stands there."""
+def _number(stored: bytes) -> int | None:
+    """Parse octal digits, or base 256 if the first bit is set; None if negative or no number."""
     if stored[0] & 0x80:
-        if stored[0] & 0x40:
-            return f"negative ({stored!r})"
-        return int.from_bytes(stored) - (0x80 << 8 * (len(stored) - 1))
+        is_negative = stored[0] & 0x40
+        return None if is_negative else int.from_bytes(stored) - (0x80 << 8 * (len(stored) - 1))
     digits = _text(stored).strip(b" ")
-    if digits.strip(b"01234567"):
-        return f"{digits!r} instead of octal digits"
-    return int(digits or b"0", 8)
+    return None if digits.strip(b"01234567") else int(digits or b"0", 8)
 
 
 def _checksum(header: bytes) -> int:

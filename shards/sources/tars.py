@@ -15,11 +15,12 @@ from typing import Literal, NamedTuple, TypeAlias, TypeVar
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, Found, RangeContents
-from coreset.shards.sources.folder import OTHERS, require_classes
 from coreset.shards.sources.names import (
+    OTHERS,
     extension_of,
     is_hidden,
     is_image_name,
+    require_classes,
     safe_parts,
     sample_key,
     visible_entries,
@@ -191,12 +192,8 @@ def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], options: SourceOp
                 "rename one"
             )
     if options.only is None:
-        require_classes(
-            sorted(by_class),
-            finder.place,
-            holds_folders=lambda _: False,  # known only after reading the tars
-            remedy=lambda name: f"name the tar of one split, such as {by_class[name].place}",
-        )
+        # What is in the tars is known only after reading them.
+        require_classes(sorted(by_class), finder.place, holds_folders=lambda _: False)
     chosen = [by_class[name] for name in options.chosen(by_class, finder.place)]
     for tar, (members, n_hidden) in zip(chosen, in_threads(_members_of, chosen), strict=True):
         finder.n_hidden += n_hidden
@@ -241,8 +238,7 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
         return any(member.name.count("/") > depth + 1 for member in by_class[name])
 
     if options.only is None:
-        remedy = "unpack it and name the folder of one split"
-        require_classes(sorted(by_class), src, holds_folders=holds_folders, remedy=lambda _: remedy)
+        require_classes(sorted(by_class), src, holds_folders=holds_folders)
     for name in options.chosen(by_class, src):
         images = [member for member in by_class[name] if finder.keeps(member.name)]
         if not images:

@@ -7,7 +7,6 @@ would unpickle is refused. Beside the shards may lie ``_info.json``, as timm's `
 reads it.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any
 
-from coreset.shards.errors import DataError, UsageError
+from coreset.shards.errors import DataError
+from coreset.shards.format.files import build, parse
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, RangeContents
@@ -33,7 +33,6 @@ from coreset.shards.sources.names import (
 from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry
 from coreset.shards.sources.tars import add_members, in_threads, tars_of, visible_members
 
-Fields: TypeAlias = dict[str, Any]
 _READ_EXTENSIONS = frozenset({*FORMAT_OF_EXTENSION, "cls", "json", "txt", "npy"})
 _LABEL_LIMIT_BYTES = {"cls": 32, "json": 1 << 20}
 _INFO_NAMES = ("_info.json", "info.json")
@@ -42,16 +41,17 @@ _INTEGER = re.compile(rb"\s*[+-]?[0-9]{1,18}\s*")
 _MAKE_AGAIN = "make the shard again"
 
 
-class _LabelError(Exception):
-    """Bytes that are no label; the text says what stands where what is expected."""
-
-
-class _Info(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class _Info:
     """Content of ``_info.json``: class names, and samples by shard for each split."""
 
     name: str = ""
     class_names: tuple[str, ...] | None = None
-    splits: Sequence[Mapping[str, int]] = ()
+    splits: Mapping[str, Mapping[str, int]] = field(default_factory=dict[str, Mapping[str, int]])
+
+    def __post_init__(self) -> None:
+        if len(set(self.class_names or ())) < len(self.class_names or ()):
+            raise ValueError("a name twice in class_names")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +95,6 @@ def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
     and the last part of the key, or all that follows its folder of the class's name.
     """
     paths = tars_of(src) if src.is_dir() else [src]
-    if not paths:
-        raise UsageError(f"{src} holds no tar; name a folder of WebDataset shards")
     require_one_split(src, filter(None, (split_of(path.stem) for path in paths)))
     finder = Finder(place=src, repeats=options.repeats)
     info = _read_info(src if src.is_dir() else src.parent)
@@ -111,7 +109,7 @@ def find_webdataset(src: Path, options: SourceOptions = DEFAULTS) -> Source:
 
 
 def _require_shards(folder: Path, shards: set[str], info: _Info) -> None:
-    for lengths in info.splits:
+    for lengths in info.splits.values():
         missing = sorted(set(lengths) - shards)
         if 0 < len(missing) < len(lengths):
             raise DataError(
@@ -151,7 +149,7 @@ class _Reader:
         """Return class, key and image of all samples of a shard, and count hidden members."""
         members, n_hidden = visible_members(path)
         samples = _samples(path, members)
-        for lengths in self.info.splits:
+        for lengths in self.info.splits.values():
             expected = lengths.get(path.name, len(samples))
             if expected != len(samples):
                 raise DataError(
@@ -169,8 +167,8 @@ class _Reader:
     def _class_name(self, sample: _Sample, descriptor: int) -> str:
         try:
             number, name = self._label(sample, descriptor)
-        except _LabelError as error:
-            raise sample.error(str(error)) from None
+        except ValueError as error:
+            raise sample.error(f"a label that cannot be read: {error}") from None
         if number is not None and (self.names is not None or name is None):
             n_classes = len(self.names or ())
             if self.names is not None and not 0 <= number < n_classes:
@@ -196,11 +194,11 @@ class _Reader:
         if "cls" in sample.parts:
             stored = sample.read(descriptor, "cls")
             if not _INTEGER.fullmatch(stored):
-                raise _LabelError(f"label {stored!r} where an integer is expected")
+                raise ValueError(f"label {stored!r} where an integer is expected")
             number = int(stored)
         if "json" not in sample.parts or (number is not None and self.names is not None):
             return number, None
-        fields = _parse_json(sample.read(descriptor, "json"))
+        fields = parse(sample.read(descriptor, "json"))
         if number is None:
             number = _label_in(fields, ("label", "cls"), int, "an integer")
         return number, _label_in(fields, ("wnid", "class"), str, "a name")
@@ -232,64 +230,30 @@ def _samples(path: Path, members: Sequence[Entry]) -> list[_Sample]:
     return samples
 
 
-def _label_in(fields: Fields, names: Sequence[str], kind: type, what: str) -> Any:  # noqa: ANN401 - of that type, or None
+def _label_in(fields: Mapping[str, Any], names: Sequence[str], kind: type, what: str) -> Any:  # noqa: ANN401 - of that type, or None
     for name in names:
         if name in fields:
             if type(fields[name]) is not kind:  # bool is a subclass of int
-                raise _LabelError(
-                    f"json field {name} {fields[name]!r:.60} where {what} is expected"
-                )
+                raise ValueError(f"json field {name} {fields[name]!r:.60} where {what} is expected")
             return fields[name]
     return None
-
-
-def _parse_json(stored: bytes) -> Fields:
-    try:
-        fields: object = json.loads(stored)
-    except (ValueError, RecursionError):
-        fields = None
-    return _object(fields, f"json {stored[:40]!r}")
-
-
-def _object(value: object, what: str) -> Fields:
-    if not isinstance(value, dict):
-        raise _LabelError(f"{what} where an object is expected")
-    return cast("Fields", value)
-
-
-def _list(fields: Fields, name: str, kind: type) -> list[Any]:
-    values: Any = fields.get(name)
-    if not isinstance(values, list) or not all(type(value) is kind for value in values):
-        raise _LabelError(f"{name} that are no list of {kind.__name__}")
-    return values
 
 
 def _read_info(folder: Path) -> _Info:
     path = next((folder / name for name in _INFO_NAMES if (folder / name).is_file()), None)
     if path is None:
         return _Info()
-    with path.open("rb") as file:
-        stored = file.read(_INFO_LIMIT_BYTES)
     try:
-        fields = _parse_json(stored)
-        splits = _object(fields.get("splits", {}), "splits").values()
-        return _Info(path.name, _class_names(fields), list(map(_lengths, splits)))
-    except _LabelError as error:
-        raise DataError(f"{path} has {error}; mend or remove it") from None
-
-
-def _class_names(fields: Fields) -> tuple[str, ...] | None:
-    if "class_names" not in fields:
-        return None
-    names = _list(fields, "class_names", str)
-    if len(set(names)) < len(names):
-        raise _LabelError("a name twice in class_names")
-    return tuple(names)
-
-
-def _lengths(split: object) -> dict[str, int]:
-    fields = _object(split, "a split")
-    files, lengths = _list(fields, "filenames", str), _list(fields, "shard_lengths", int)
-    if len(files) != len(lengths):
-        raise _LabelError(f"{len(files):,} filenames but {len(lengths):,} shard_lengths in a split")
-    return dict(zip(files, lengths, strict=True))
+        with path.open("rb") as file:
+            fields = parse(file.read(_INFO_LIMIT_BYTES))
+        splits = {
+            name: dict(zip(split["filenames"], split["shard_lengths"], strict=True))
+            for name, split in fields.get("splits", {}).items()
+        }
+        names = fields.get("class_names")
+        return build(_Info, {"name": path.name, "class_names": names, "splits": splits})
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} has not the class_names and splits (filenames, shard_lengths) that timm reads "
+            f"({error!r}); mend or remove it"
+        ) from None

@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError
 from coreset.shards.format.tar import BLOCK_BYTES, END, padded
-from coreset.shards.sources import tar_scan
 from coreset.shards.sources.names import safe_parts, shown
 from coreset.shards.sources.tar_scan import RECORD_LIMIT_BYTES, Entry, scan
 
@@ -288,9 +287,9 @@ def test_a_flipped_bit_in_a_header_is_noticed_or_harmless():
         ((header() + END) * 2, "tar --ignore-zeros"),
         (header() + b"x" * 512, "damaged header at byte 512"),
         (header(size=b"00000002001") + END, "member 'a.jpg' takes 1,025 bytes from byte 512"),
-        (header(size=b"0000000008x") + END, "b'0000000008x' instead of octal digits"),
-        (header(size=b"-0000000001") + END, "instead of octal digits"),
-        (header(size=b"\xff" * 12) + END, "size that is negative"),
+        (header(size=b"0000000008x") + END, "the size b'0000000008x\\x00', which"),
+        (header(size=b"-0000000001") + END, "which is no number"),
+        (header(size=b"\xff" * 12) + END, "which is no number"),
         (header(size=b"\x80" + b"\xff" * 11) + END, "takes 309,485,009,821,345,068,724,781,055"),
         (extension(b"L", b"x") + END, "where an extension header announced a member"),
         (header(kind=b"S")[:482] + b"\1" + bytes(29), "no tar header"),
@@ -301,8 +300,8 @@ def test_a_flipped_bit_in_a_header_is_noticed_or_harmless():
         (extension(b"x", b"0 path=a\n") + header() + END, "of a wrong length"),
         (extension(b"x", b"9999999999 path=a\n") + header() + END, "of a wrong length"),
         (extension(b"x", b"6 path\n") + header() + END, "of a wrong length"),
-        (extension(b"x", pax_record(b"size", b"-1")) + header() + END, "instead of decimal digits"),
-        (extension(b"x", pax_record(b"size", b"9" * 5000)) + header() + END, "decimal digits"),
+        (extension(b"x", pax_record(b"size", b"-1")) + header() + END, "-1', which is no number"),
+        (extension(b"x", pax_record(b"size", b"9" * 5000)) + header() + END, "is no number"),
         (extension(b"x", pax_record(b"size", b"9" * 19)) + header() + END, "999 bytes from byte"),
     ],
 )
@@ -333,12 +332,6 @@ def test_many_records_do_not_pile_up_in_memory():
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peak < 1 << 19
-
-
-def test_more_headers_than_the_limit_are_refused(monkeypatch):
-    monkeypatch.setattr(tar_scan, "HEADER_LIMIT", 3)
-    assert len(scan_bytes(header() * 3 + END)) == 3
-    assert "more than 3 headers" in refusal(header() * 4 + END)
 
 
 def test_what_is_no_file_is_refused(tmp_path):

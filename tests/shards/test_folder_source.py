@@ -10,8 +10,8 @@ from coreset.kernels.seeds import permutation
 from coreset.shards.errors import UsageError
 from coreset.shards.packing.plan import read_labels
 from coreset.shards.sources.base import Source, SourceOptions
-from coreset.shards.sources.folder import find_folder, require_classes, what_to_name
-from coreset.shards.sources.folder import find_folder as find_images
+from coreset.shards.sources.detect import find_folder, what_to_name
+from coreset.shards.sources.names import require_classes
 
 
 def write(root: Path, *names: str) -> Path:
@@ -19,6 +19,10 @@ def write(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(os.fsencode(name))
     return root
+
+
+def names_in(source: Source) -> list[str]:
+    return [sample.name for sample in source.samples(range(len(source)))]
 
 
 SIDE_CARS = ("Thumbs.db", "desktop.ini", "n01_boxes.txt", "a.xml", "a.JSON", "b.csv", "list.TXT")
@@ -31,7 +35,7 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path)
     assert found.classes == ("B", "a", "a-b", "b", "ä")
     assert found.keys == ["B/plain", "a-b/1", "a/deep/er/x.y", "b/10", "b/2", "ä/ö"]
     names = ["B/plain", "a-b/1.", "a/deep/er/x.y.png", "b/10.jpg", "b/2.jpg", "ä/ö.jpg"]
-    assert found.names == names
+    assert names_in(found) == names
     assert [found.classes[label] for label in found.labels] == [n.split("/")[0] for n in names]
     assert found.row_sizes.tolist() == [len(name.encode()) for name in names]
     assert found.skipped == (
@@ -43,10 +47,10 @@ def test_every_visible_file_below_a_class_folder_is_found_in_key_order(tmp_path)
 def test_pack_order_is_the_seeded_permutation_of_key_order(tmp_path):
     found = find_folder(write(tmp_path, *(f"{c}/{i}.jpg" for c in "abc" for i in range(9))))
     shuffled, order = found.in_order("shuffled", 5), permutation(27, 5)
-    assert shuffled.names == [found.names[at] for at in order]
+    assert names_in(shuffled) == [names_in(found)[at] for at in order]
     np.testing.assert_array_equal(shuffled.labels, found.labels[order])
     np.testing.assert_array_equal(shuffled.row_sizes[shuffled.rows], found.row_sizes[order])
-    assert shuffled.in_order("source", 5).names == found.names
+    assert names_in(shuffled.in_order("source", 5)) == names_in(found)
 
 
 def test_links_are_followed_unless_they_lead_up(tmp_path):
@@ -54,30 +58,28 @@ def test_links_are_followed_unless_they_lead_up(tmp_path):
     write(tmp_path / "src", "cat/a.jpg")
     (tmp_path / "src/cat/b.jpg").symlink_to(tmp_path / "store/x.jpg")
     (tmp_path / "src/dog").symlink_to(tmp_path / "store/y")
-    assert find_folder(tmp_path / "src").names == ["cat/a.jpg", "cat/b.jpg", "dog/z.jpg"]
+    assert names_in(find_folder(tmp_path / "src")) == ["cat/a.jpg", "cat/b.jpg", "dog/z.jpg"]
     (tmp_path / "src/cat/again").symlink_to(tmp_path / "src/cat")
     with pytest.raises(UsageError, match="links to a folder above itself"):
         find_folder(tmp_path / "src")
 
 
 @pytest.mark.parametrize(
-    ("names", "place", "words"),
+    ("names", "words"),
     [
-        ([], "nowhere", "nowhere does not exist"),
-        (["a.jpg"], "a.jpg", "is not a folder"),
-        (["a.jpg", ".hidden/b.jpg"], ".", "has no class folder"),
-        (["cat/a.jpg", "dog/.keep"], ".", "class dog .* holds no images; .* with --classes"),
-        (["cat/a.jpg", "dog/a.xml"], ".", "class dog .* holds no images; .* with --classes"),
-        (["cat/a\nb.jpg"], ".", "control characters or is not UTF-8"),
-        (["cat/a\tb.jpg"], ".", "control characters or is not UTF-8"),
-        (["cat/\udcff.jpg"], ".", "control characters or is not UTF-8"),
-        (["train/a/1.jpg", "val/a/2.jpg"], ".", "holds the splits train, val, not classes"),
+        (["a.jpg", ".hidden/b.jpg"], "has no class folder"),
+        (["cat/a.jpg", "dog/.keep"], "class dog .* holds no images; .* with --classes"),
+        (["cat/a.jpg", "dog/a.xml"], "class dog .* holds no images; .* with --classes"),
+        (["cat/a\nb.jpg"], "control characters or is not UTF-8"),
+        (["cat/a\tb.jpg"], "control characters or is not UTF-8"),
+        (["cat/\udcff.jpg"], "control characters or is not UTF-8"),
+        (["train/a/1.jpg", "val/a/2.jpg"], "holds the splits train, val, not classes"),
     ],
 )
-def test_what_is_no_folder_of_classes_is_refused(tmp_path, names, place, words):
+def test_what_is_no_folder_of_classes_is_refused(tmp_path, names, words):
     write(tmp_path, *names)
     with pytest.raises(UsageError, match=words):
-        find_folder(tmp_path / place)
+        find_folder(tmp_path)
 
 
 def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path):
@@ -87,7 +89,11 @@ def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path):
     beside += ["cat/1.json", "cat/1.txt", "dog/deep/3.xml"]
     hidden = ["cat/.DS_Store", "@eaDir/cat/1.jpg", "dog/@eaDir/3.jpg/SMALL.jpg", "__MACOSX/a/._b"]
     found = find_folder(write(tmp_path / "full", *images, *beside, *hidden))
-    assert (found.keys, found.names, found.classes) == (plain.keys, plain.names, plain.classes)
+    assert (found.keys, names_in(found), found.classes) == (
+        plain.keys,
+        names_in(plain),
+        plain.classes,
+    )
     assert plain.skipped == ()
     hidden_line, side_car_line = found.skipped
     assert hidden_line == f"4 hidden files and folders of {tmp_path / 'full'}"
@@ -101,20 +107,15 @@ def test_a_folder_of_images_and_side_cars_is_that_of_its_images_alone(tmp_path):
 def test_of_two_files_with_one_key_the_image_is_kept(tmp_path, other):
     src = write(tmp_path, f"cat/{other}", "cat/1.png", "cat/2.jpg", "dog/1.jpeg", "dog/1.webp")
     found = find_folder(src, SourceOptions(repeats="first"))
-    assert found.names == ["cat/1.png", "cat/2.jpg", "dog/1.jpeg"]
+    assert names_in(found) == ["cat/1.png", "cat/2.jpg", "dog/1.jpeg"]
     assert found.skipped == ("2 samples whose key was there already",)
-    assert found.row_sizes.tolist() == [len(name) for name in found.names]
+    assert found.row_sizes.tolist() == [len(name) for name in names_in(found)]
 
 
 def splits_of(names: list[str], *, with_folders: list[str]) -> str:
     """What is refused of the names of class folders, of which some hold folders."""
     try:
-        require_classes(
-            sorted(names),
-            Path("src"),
-            holds_folders=lambda name: name in with_folders,
-            remedy=lambda name: f"name src/{name}",
-        )
+        require_classes(sorted(names), Path("src"), holds_folders=with_folders.__contains__)
     except UsageError as error:
         return str(error)
     return ""
@@ -134,8 +135,10 @@ def splits_of(names: list[str], *, with_folders: list[str]) -> str:
 )
 def test_splits_are_no_classes(names, with_folders, splits):
     said = splits_of(names, with_folders=with_folders)
-    first = splits.split(", ", maxsplit=1)[0]
-    assert said.startswith(f"src holds the splits {splits}, not classes; name src/{first} (if they")
+    assert said.startswith(
+        f"src holds the splits {splits}, not classes; name the (unpacked) folder"
+    )
+    assert f"such as {splits.split(', ')[0]} (if they are classes" in said
 
 
 def test_parts_of_a_data_set_are_no_classes():
@@ -211,7 +214,7 @@ def source(tmp_path: Path, photos: Path) -> Source:
     for name in IMAGES:
         (tmp_path / "src" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "src" / name).write_bytes(image)
-    return find_images(tmp_path / "src").in_order("shuffled", 3)
+    return find_folder(tmp_path / "src").in_order("shuffled", 3)
 
 
 def labels_from(source: Source, table: str, column: str = "noisy") -> dict[str, str]:
@@ -219,7 +222,9 @@ def labels_from(source: Source, table: str, column: str = "noisy") -> dict[str, 
     path.write_text(table, errors="surrogateescape", newline="")
     labels = read_labels(path, column, source)
     assert labels.dtype == np.int64
-    return {name: source.classes[label] for name, label in zip(source.names, labels, strict=True)}
+    return {
+        name: source.classes[label] for name, label in zip(names_in(source), labels, strict=True)
+    }
 
 
 @pytest.mark.parametrize(
@@ -241,8 +246,8 @@ def test_rows_name_images_by_keys_paths_and_lone_file_names(source, names):
 
 def test_names_stand_in_any_column_and_labels_may_be_a_wordnet_id_inside_a_text(source):
     (source.place / "dog").rename(source.place / "n01440764")
-    renamed = find_images(source.place)
-    rows = "".join(f"n01440764 1 2 3 4,{name}\n" for name in renamed.names)
+    renamed = find_folder(source.place)
+    rows = "".join(f"n01440764 1 2 3 4,{name}\n" for name in names_in(renamed))
     assert set(labels_from(renamed, f"noisy,file name\n{rows}").values()) == {"n01440764"}
 
 
@@ -273,7 +278,7 @@ def test_a_table_that_does_not_fit_is_refused(source, table, column, message):
 
 def test_equal_rows_are_no_contradiction_and_a_file_that_is_no_image_needs_none(source):
     (source.place / "cat/page.jpg").write_bytes(b"no image")
-    labels = labels_from(find_images(source.place), WHOLE + "val/cat/1.JPEG,cat\n")
+    labels = labels_from(find_folder(source.place), WHOLE + "val/cat/1.JPEG,cat\n")
     assert (labels["cat/1.JPEG"], labels["cat/page.jpg"]) == ("cat", "cat")
 
 
@@ -282,7 +287,7 @@ def test_a_published_table_of_noisy_labels_flips_the_share_in_its_name():
     table = data / "labels" / "noisy_imagenette.csv"
     if not table.is_file():
         pytest.skip(f"{table} is not on this machine (CORESET_DATA)")
-    source = find_images(data / "imagenette" / "train")
+    source = find_folder(data / "imagenette" / "train")
     for percent in (0, 1, 5, 25, 50):
         labels = read_labels(table, f"noisy_labels_{percent}", source)
         assert (labels != source.labels).mean() == pytest.approx(percent / 100, abs=0.002)

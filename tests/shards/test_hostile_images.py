@@ -26,8 +26,7 @@ from coreset.bench.robustness.crafted import (
 from coreset.bench.robustness.faults import chunk, encoded, jpeg, photo, png_bomb
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
-from coreset.shards.images.flags import MAX_SEGMENTS, Flag, Reason, Refusal
-from coreset.shards.images.jpeg_header import MAX_SCANS, read_header
+from coreset.shards.images.flags import MAX_SCANS, MAX_SEGMENTS, Flag, Reason, Refusal, read_header
 from coreset.shards.images.probe import glance, opened, probe
 
 COMMON = [

@@ -16,7 +16,7 @@ from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.format.records import ShardRecord
 from coreset.shards.packing.pack import pack, require_few
 from coreset.shards.packing.plan import Plan
-from coreset.shards.sources.folder import find_folder as find_images
+from coreset.shards.sources.detect import find_folder as find_images
 
 
 class StopHereError(Exception):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.detect import find_folder
 from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.sources.table import find_table, is_table
 
@@ -99,7 +99,7 @@ def test_a_table_of_another_system_is_read(root):
     text = '\ufeffpath,label\r\n\r\n"images\\cat\\1.jpg", cat \r\n'
     (root / "list.csv").write_text(text, encoding="utf-8", newline="")
     source = find_table(root / "list.csv")
-    assert (source.keys, source.names) == (["cat/1"], ["images/cat/1.jpg"])
+    assert (source.keys, source.sample(0).name) == (["cat/1"], "images/cat/1.jpg")
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_a_table_of_another_system_is_read(root):
     [
         ([("images/cat/0.jpg", "cat"), ("cat/1.jpg", "cat"), ("images/cat/1.jpg", "cat")],
          r"list.csv line 2: images/cat/0.jpg does not exist .*\(2 of 3 listed files do not\)"),
-        ([("images/cat", "cat")], "line 2: images/cat is a folder"),
+        ([("images/cat", "cat")], "line 2: images/cat is no file"),
         ([("images/cat/1.jpg/x.jpg", "cat")], "line 2: images/cat/1.jpg/x.jpg does not exist"),
-        ([("/dev/null", "cat")], "line 2: /dev/null is a device"),
+        ([("/dev/null", "cat")], "line 2: /dev/null is no file"),
         ([("a" * 300, "cat")], r"line 2: 'a+' cannot be read \(.*File name too long"),
         ([("a\0b", "cat")], r"line 2: 'a\\x00b' cannot be read"),
         ([("images/cat/1.jpg", "cat"), (" ", "cat")], "line 3 has no path"),
@@ -120,7 +120,7 @@ def test_a_table_of_another_system_is_read(root):
         ([("images/cat/1.jpg", "-1")], "integer labels without names"),
         ([("images/cat/1.jpg", "cat"), ("x.jpg", "cat"), ("images/cat/1.jpg", "dog")],
          "line 4 gives images/cat/1.jpg the class dog, line 2 the class cat"),
-        ([], "lists no images"),
+        ([], "holds no samples"),
     ],
 )  # fmt: skip
 def test_a_row_that_leads_nowhere_is_refused_by_its_line(root, rows, message):

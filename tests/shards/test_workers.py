@@ -21,7 +21,7 @@ from coreset.shards.packing import workers
 from coreset.shards.packing.encode import Block
 from coreset.shards.packing.plan import Plan
 from coreset.shards.packing.workers import can_fork, start_workers
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.detect import find_folder
 
 
 def plan_of(src: Path, **changes: Any) -> Plan:
@@ -101,7 +101,7 @@ import sys, time
 from pathlib import Path
 from coreset.shards.packing.workers import start_workers
 from coreset.shards.packing.plan import Plan
-from coreset.shards.sources.folder import find_folder
+from coreset.shards.sources.detect import find_folder
 source = find_folder(Path(sys.argv[1]))
 plan = Plan(
     source=source, labels=source.labels, samples_per_shard=9, name="", split="", settings={}

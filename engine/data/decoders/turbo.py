@@ -18,8 +18,7 @@ from coreset.engine.data.geometry import Box, Pixels, Placement
 from coreset.kernels.jpeg import pixel_memory
 from coreset.kernels.jpeg.libjpeg import MOST_ADDED, VERSIONS, RegionDecoder
 from coreset.kernels.jpeg.resize import reach, resize
-from coreset.shards.images.flags import Refusal
-from coreset.shards.images.jpeg_header import read_header
+from coreset.shards.images.flags import Refusal, read_header
 
 SWITCH = "CORESET_OWN_JPEG"
 """Environment variable; 0 decodes every image whole by simplejpeg, with the same pixels."""
