@@ -23,11 +23,7 @@ from coreset.shards.format.files import (
 )
 
 COMMIT_NAME = "commit.json"
-
-
 KEPT = 2
-
-
 logger = logging.getLogger(__name__)
 
 
@@ -36,13 +32,6 @@ class _Commit:
     number: int
     directory: str
     files: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Commits:
-    """Content of ``commit.json``, the newest checkpoint first."""
-
-    generations: tuple[_Commit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,19 +70,22 @@ class Checkpoints:
         self._record(self._commits()[:1])
 
     def _commits(self) -> tuple[_Commit, ...]:
+        """Read ``commit.json``, the newest checkpoint first."""
         path = self.directory / COMMIT_NAME
         try:
             if not path.is_file():
                 return ()
-            commits = build(_Commits, parse(path.read_bytes())).generations
-        except (OSError, ValueError) as error:
+            entries = parse(path.read_bytes())["generations"]
+            commits = tuple(build(_Commit, entry) for entry in entries)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
         if any(commit.directory != _name_of(commit.number) for commit in commits):
             raise StoreError(f"{path} names other directories than a scoring makes; remove it")
         return commits
 
     def _record(self, commits: tuple[_Commit, ...]) -> None:
-        write_atomically(self.directory / COMMIT_NAME, json_bytes(asdict(_Commits(commits))))
+        document = {"generations": [asdict(commit) for commit in commits]}
+        write_atomically(self.directory / COMMIT_NAME, json_bytes(document))
         kept = {commit.directory for commit in commits}
         # Leftovers of killed commits (``.gen-*``) too: their numbers may never be committed again,
         # and the result must not depend on a kill.

@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.shards.errors import StoreError
-from coreset.shards.format.files import (
-    remove_tree,
-)
+from coreset.shards.format.files import remove_tree
 
 SCORES_NAME = "scores.zarr"
 FEATURES_NAME = "features.zarr"

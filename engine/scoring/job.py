@@ -116,11 +116,7 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
     return convolutional_proxy(
         images,
         n_classes,
-        size=recipe.size,
-        start_size=recipe.start_size,
-        epochs=recipe.epochs,
-        crop_scale=recipe.crop_scale,
-        batch=recipe.batch,
+        recipe,
         seed=setup.options.seed,
         device=setup.device,
         ranks=setup.ranks,

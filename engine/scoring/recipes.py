@@ -55,6 +55,19 @@ class Recipe:
         changed = "" if self == RECIPES[self.name] else "+changed"
         return f"{self.name}@{self.version}{changed}"
 
+    def side_at(self, epoch: int) -> int:
+        """Return the side in pixels of the training crops of an epoch.
+
+        It grows linearly over half of the epochs, in steps of 32 (``get_resolution`` of
+        libffcv/ffcv-imagenet).
+        """
+        if self.start_size == 0 or 2 * epoch >= self.epochs:
+            return self.size
+        if epoch == 0:
+            return self.start_size
+        linear = self.start_size + (self.size - self.start_size) * 2 * epoch / self.epochs
+        return min(self.size, max(self.start_size, 32 * round(linear / 32)))
+
     def settings(self) -> dict[str, Any]:
         """Return the fields that shape the training."""
         return {k: value for k, value in asdict(self).items() if k not in {"name", "version"}}
