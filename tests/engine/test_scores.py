@@ -11,7 +11,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.selection import misratio_by_share
+from coreset.engine.condensed.methods import misratio_by_share
 from coreset.engine.runtime.text import Summary, binned, histogram
 from coreset.engine.scoring.score_table import listing
 from coreset.kernels.scores import SCORES
