@@ -1,11 +1,12 @@
 """Comparison of two scorings of one data set: agreement, overlap of coresets, and cost."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,47 +51,33 @@ class CoresetOverlap:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ScoringCost:
-    """Cost of a scores artifact by its ledger."""
-
-    path: Path
-    recipe: str
-    epochs: int
-    wall_seconds: float
-    """Time of the scoring itself, interrupted runs included."""
-    images: int
-    wall_seconds_with_inputs: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
     """Two scorings of one data set, and the samples that both could train on."""
 
-    one: ScoreTable
-    other: ScoreTable
+    first: ScoreTable
+    second: ScoreTable
     ids: NDArray[np.int64]
 
     @staticmethod
-    def open(one: Path, other: Path, data: Path | None = None) -> "Pair":
+    def open(full: Path, cheap: Path, data: Path | None = None) -> "Pair":
         """Open both with the data set of the first."""
-        identities = identity_of(one), identity_of(other)
+        identities = identity_of(full), identity_of(cheap)
         if identities[0] != identities[1]:
             raise UsageError(
-                f"{one} scores the data set {identities[0][:12]} and {other} the data set "
+                f"{full} scores the data set {identities[0][:12]} and {cheap} the data set "
                 f"{identities[1][:12]}; compare scores of one data set"
             )
-        first = ScoreTable.open(one, data)
-        second = ScoreTable.open(other, first.dataset.path)
-        return Pair(one=first, other=second, ids=np.intersect1d(first.ids, second.ids))
+        first = ScoreTable.open(full, data)
+        second = ScoreTable.open(cheap, first.dataset.path)
+        return Pair(first=first, second=second, ids=np.intersect1d(first.ids, second.ids))
 
     def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> Agreement:
         """Measure the agreement on a score; ``flipped`` marks wrong labels by id, shape (n,)."""
         from coreset.kernels.measures import spearman, spearman_by_class
 
-        both = (self.one.values(score), self.other.values(score))
-        ids = self.ids[np.isfinite(both[0][self.ids]) & np.isfinite(both[1][self.ids])]
-        dataset = self.one.dataset
-        a, b, labels = both[0][ids], both[1][ids], dataset.labels[ids]
+        dataset, a, b = self.first.dataset, self.first.values(score), self.second.values(score)
+        ids = self.ids[np.isfinite(a[self.ids]) & np.isfinite(b[self.ids])]
+        a, b, labels = a[ids], b[ids], dataset.labels[ids]
         by_class = spearman_by_class(a, b, labels, len(dataset.classes))
         known = by_class[~np.isnan(by_class)]
         return Agreement(
@@ -104,7 +91,7 @@ class Pair:
     @property
     def class_sizes(self) -> NDArray[np.int64]:
         """Number of samples that both scored, by class."""
-        dataset = self.one.dataset
+        dataset = self.first.dataset
         return np.bincount(dataset.labels[self.ids], minlength=len(dataset.classes))
 
     def coreset_overlap(
@@ -113,14 +100,13 @@ class Pair:
         """Choose by CCS from both, with one seed, and count what is chosen twice."""
         from coreset.kernels.measures import shuffled_within_classes
 
-        dataset, ids = self.one.dataset, self.ids
-        candidates = Candidates(dataset=dataset, ids=ids, score=score)
+        candidates = Candidates(dataset=self.first.dataset, ids=self.ids, score=score)
         given = CcsParameters(misratio=misratio, bins=n_bins)
         parameters, assumption = complete_ccs(given, candidates, ipc)
 
         draw = partial(draw_coreset, "ccs", candidates, ipc=ipc, seed=seed, parameters=parameters)
-        first, _ = draw(self.one.easiness(score, ids))
-        second = self.other.easiness(score, ids)
+        first, _ = draw(self.first.easiness(score, self.ids))
+        second = self.second.easiness(score, self.ids)
         unrelated = [
             np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal))[0])
             for deal in range(SHUFFLES)
@@ -135,18 +121,18 @@ class Pair:
         )
 
 
-def cost_of(scored: ScoreTable) -> ScoringCost:
-    """Read what a scores artifact cost from its ledger."""
+def cost_of(scored: ScoreTable) -> dict[str, Any]:
+    """Read from its ledger what a scores artifact cost, interrupted runs included."""
     costs = construction_cost(read_ledger(scored.path))
     own = [cost for cost in costs if not cost.artifact]
-    return ScoringCost(
-        path=scored.path,
-        recipe=str(Provenance.read(scored.path).config.get("recipe", "-")),
-        epochs=scored.epochs,
-        wall_seconds=total_wall_seconds(own),
-        images=sum(cost.images for cost in own),
-        wall_seconds_with_inputs=total_wall_seconds(costs),
-    )
+    return {
+        "path": str(scored.path),
+        "recipe": str(Provenance.read(scored.path).config.get("recipe", "-")),
+        "epochs": scored.epochs,
+        "wall_seconds": total_wall_seconds(own),
+        "images": sum(cost.images for cost in own),
+        "wall_seconds_with_inputs": total_wall_seconds(costs),
+    }
 
 
 def _area(score: str, values: NDArray[np.float32], flipped: NDArray[np.bool_]) -> float:
@@ -180,17 +166,17 @@ def overlap_table(coresets: Sequence[CoresetOverlap]) -> tuple[str, ...]:
     return aligned(header, rows)
 
 
-def cost_table(costs: Sequence[ScoringCost]) -> tuple[str, ...]:
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a table of what scorings cost."""
     header = ("scores", "recipe", "epochs", "wall time", "image passes", "with inputs")
     rows = [
         (
-            str(cost.path),
-            cost.recipe,
-            str(cost.epochs),
-            readable_seconds(cost.wall_seconds),
-            f"{cost.images:,}",
-            readable_seconds(cost.wall_seconds_with_inputs),
+            cost["path"],
+            cost["recipe"],
+            str(cost["epochs"]),
+            readable_seconds(cost["wall_seconds"]),
+            f"{cost['images']:,}",
+            readable_seconds(cost["wall_seconds_with_inputs"]),
         )
         for cost in costs
     ]
