@@ -96,10 +96,7 @@ def _checked(path: Path, array: Any, *, dimensions: int) -> Any:  # noqa: ANN401
 
 
 class RowWriter:
-    """An (n, d) float16 array written in order, chunk by chunk, and resumable at chunk borders.
-
-    By default a chunk has whole rows, about 16 MiB of them.
-    """
+    """An (n, d) float16 array written in order and resumable at borders of chunks."""
 
     def __init__(
         self,

@@ -170,8 +170,7 @@ class OutOfFold(Accumulator):
     def scores(self) -> dict[str, NDArray[Any]]:
         """Ask for every sample the classifier that was kept of its fold; it stays in the network.
 
-        In float32 on any device: probabilities near 0 tell the suspects apart. Thresholds of label
-        issues need all samples, hence a second pass.
+        In float32 on any device: probabilities near 0 tell the suspects apart.
         """
         self._folds.classifiers.load_state_dict(self._best)
         given, ranks = self._context.setup.dataset.labels, self._context.setup.ranks
@@ -187,7 +186,7 @@ class OutOfFold(Accumulator):
                 bar.advance(min(len(ids) * ranks.world, n - bar.done))
             ranks.all_reduce(columns)
             confidence, margin, predicted = columns.cpu().numpy().T.copy()
-            thresholds = class_thresholds(confidence, given, self._n_classes)
+            thresholds = class_thresholds(confidence, given, self._n_classes)  # of all samples
             thresholds_c = torch.from_numpy(thresholds).to(device)
             for logits, labels, ids in self._held_out():
                 issues[ids] = label_issues(logits.softmax(1), labels, thresholds_c).float()

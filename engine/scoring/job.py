@@ -112,12 +112,7 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
     else:
         images = cached_images(setup.options.pixels, setup.dataset, recipe.size, setup.device)
     return convolutional_proxy(
-        images,
-        n_classes,
-        recipe,
-        seed=setup.options.seed,
-        device=setup.device,
-        ranks=setup.ranks,
+        images, n_classes, recipe, seed=setup.options.seed, device=setup.device, ranks=setup.ranks
     )
 
 
