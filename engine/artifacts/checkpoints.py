@@ -24,6 +24,7 @@ from coreset.shards.format.files import (
 
 COMMIT_NAME = "commit.json"
 KEPT = 2
+NAME = "gen-{:06d}"
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +43,7 @@ class Checkpoints:
 
     def commit(self, number: int, write: Callable[[Path], None]) -> None:
         """Commit a state; ``write`` fills an empty directory, ``number`` is higher each time."""
-        name = _name_of(number)
+        name = NAME.format(number)
         scratch = self.directory / f".{name}.partial"
         remove_tree(self.directory / name)
         new_directory(scratch)
@@ -79,7 +80,7 @@ class Checkpoints:
             commits = tuple(build(_Commit, entry) for entry in entries)
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
-        if any(commit.directory != _name_of(commit.number) for commit in commits):
+        if any(commit.directory != NAME.format(commit.number) for commit in commits):
             raise StoreError(f"{path} names other directories than a scoring makes; remove it")
         return commits
 
@@ -92,7 +93,3 @@ class Checkpoints:
         for directory in [*self.directory.glob("gen-*"), *self.directory.glob(".gen-*")]:
             if directory.name not in kept:
                 remove_tree(directory)
-
-
-def _name_of(number: int) -> str:
-    return f"gen-{number:06d}"

@@ -144,12 +144,11 @@ def create_artifact(
 ) -> Generator[ArtifactWriter]:
     """Yield an ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
-    If ``out`` was made already by the same configuration, ``work.done`` is set and the block should
-    return at once. ``inputs`` are the directories of ``provenance.inputs``, in the same order.
+    ``work.done`` says that there is nothing left to do. ``inputs`` are the directories of
+    ``provenance.inputs``, in the same order.
     """
     meter = Meter(provenance.stage, provenance.config_digest, device)
     work = ArtifactWriter(out, temporary_name(out), provenance, meter, inputs=inputs)
-    require_output(out)
     # An existing artifact is whole, so any number of processes may find it at once.
     if not out.exists():
         with lock(out):

@@ -18,7 +18,6 @@ from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.scoring.accumulators import (
     Accumulator,
-    ScoredBatch,
     TrainingContext,
     accumulators_for,
 )
@@ -30,10 +29,8 @@ from coreset.shards.format.files import json_bytes, write_atomically
 
 COMMIT_EVERY_SECONDS = 30.0  # at ends of epochs, at least
 COMMIT_WITHIN_SECONDS = 300.0  # within an epoch, at least
-BATCHES_PER_VOTE = 32
-"""Several processes agree this often whether to stop: a vote waits for all of them."""
-HOPELESS = 20
-"""Times the loss of guessing, from which a training counts as diverged."""
+BATCHES_PER_VOTE = 32  # of several processes on whether to stop: a vote waits for all of them
+HOPELESS = 20  # times the loss of guessing, from which a training counts as diverged
 MOST_NAMED = 5
 STATE_NAME = "state.json"
 
@@ -135,7 +132,7 @@ class ScoringRun:
         logits = self.trainer.step(inputs, self._loss_of(labels, ids))[:, : self.n_classes]
         stats = self._dynamics.update(logits, labels, ids)
         for accumulator in self._others.values():
-            accumulator.update(ScoredBatch(logits, labels, ids, stats))
+            accumulator.update(logits, labels, ids, stats)
         self._guard.check(stats.loss, ids, self.done_batches)
 
     def _loss_of(self, labels: Tensor, ids: Tensor) -> Callable[[Tensor], Tensor]:

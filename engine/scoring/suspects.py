@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,14 +16,12 @@ from coreset.shards.format.files import write_atomically
 from coreset.shards.tables.formats import csv_table
 
 # How well each score finds wrong labels is measured in docs/scores.md.
-BEST_SCORES: Mapping[str, str] = MappingProxyType(
-    {
-        "confidence_oof": "by classifiers that never saw the label and cannot have memorised it",
-        "el2n": "of the first epochs, before wrong labels are memorised; better still is "
-        "`coreset score --proxy linear --folds 5`",
-        "aum": "el2n was not stored",
-    }
-)
+BEST_SCORES: Mapping[str, str] = {
+    "confidence_oof": "by classifiers that never saw the label and cannot have memorised it",
+    "el2n": "of the first epochs, before wrong labels are memorised; better still is "
+    "`coreset score --proxy linear --folds 5`",
+    "aum": "el2n was not stored",
+}
 """Scores that find wrong labels, best first for either proxy, and why; the first that is stored is
 the default."""
 
