@@ -2,9 +2,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import partial
-from operator import attrgetter
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,34 +20,6 @@ from coreset.kernels.scores import easiness
 from coreset.shards.errors import UsageError
 
 SHUFFLES = 5
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Agreement:
-    """Agreement of both scorings on one score; NaN where nothing can be said."""
-
-    score: str
-    spearman: float
-    spearman_within_class: float
-    roc_area: float | None = None
-    """Area under the ROC of the first scoring's hard end for flipped labels; None if not known."""
-    other_roc_area: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CoresetOverlap:
-    """Overlap of two coresets of the same size, seed and misratio."""
-
-    ipc: int
-    misratio: float
-    assumption: str
-    """Source of the misratio where it is neither given nor the study's; else empty."""
-    share: float
-    """Share of the first coreset's images that the second has too."""
-    unrelated: float
-    """The same share where the second's scores are shuffled within every class. Above ``chance``:
-    with one seed both coresets take the samples of the smallest random keys, bin by bin."""
-    chance: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +43,12 @@ class Pair:
         second = ScoreTable.open(cheap, first.dataset.path)
         return Pair(first=first, second=second, ids=np.intersect1d(first.ids, second.ids))
 
-    def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> Agreement:
-        """Measure the agreement on a score; ``flipped`` marks wrong labels by id, shape (n,)."""
+    def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> dict[str, Any]:
+        """Measure the agreement on a score; NaN where nothing can be said.
+
+        Areas are those under the ROC of the hard end for the labels that ``flipped``, of shape (n,)
+        by id, marks as wrong; None without it.
+        """
         from coreset.kernels.measures import spearman, spearman_by_class
 
         dataset, a, b = self.first.dataset, self.first.values(score), self.second.values(score)
@@ -80,13 +56,13 @@ class Pair:
         a, b, labels = a[ids], b[ids], dataset.labels[ids]
         by_class = spearman_by_class(a, b, labels, len(dataset.classes))
         known = by_class[~np.isnan(by_class)]
-        return Agreement(
-            score=score,
-            spearman=spearman(a, b),
-            spearman_within_class=float(known.mean()) if known.size else math.nan,
-            roc_area=None if flipped is None else _area(score, a, flipped[ids]),
-            other_roc_area=None if flipped is None else _area(score, b, flipped[ids]),
-        )
+        return {
+            "score": score,
+            "spearman": spearman(a, b),
+            "spearman_within_class": float(known.mean()) if known.size else math.nan,
+            "roc_area": None if flipped is None else _area(score, a, flipped[ids]),
+            "other_roc_area": None if flipped is None else _area(score, b, flipped[ids]),
+        }
 
     @property
     def class_sizes(self) -> NDArray[np.int64]:
@@ -96,8 +72,12 @@ class Pair:
 
     def coreset_overlap(
         self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
-    ) -> CoresetOverlap:
-        """Choose by CCS from both, with one seed, and count what is chosen twice."""
+    ) -> dict[str, Any]:
+        """Choose by CCS from both, with one seed, and count what is chosen twice.
+
+        ``unrelated`` is the share where the second's scores are shuffled within every class. It is
+        above ``chance``: with one seed both take the smallest random keys, bin by bin.
+        """
         from coreset.kernels.measures import shuffled_within_classes
 
         candidates = Candidates(dataset=self.first.dataset, ids=self.ids, score=score)
@@ -111,14 +91,14 @@ class Pair:
             np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal))[0])
             for deal in range(SHUFFLES)
         ]
-        return CoresetOverlap(
-            ipc=ipc,
-            misratio=parameters.misratio or 0.0,  # never None once completed
-            assumption=assumption,
-            share=float(np.isin(first, draw(second)[0]).mean()),
-            unrelated=float(np.mean(unrelated)),
-            chance=float(np.mean(ipc / self.class_sizes)),
-        )
+        return {
+            "ipc": ipc,
+            "misratio": parameters.misratio,
+            "assumption": assumption,
+            "share": float(np.isin(first, draw(second)[0]).mean()),
+            "unrelated": float(np.mean(unrelated)),
+            "chance": float(np.mean(ipc / self.class_sizes)),
+        }
 
 
 def cost_of(scored: ScoreTable) -> dict[str, Any]:
@@ -144,24 +124,24 @@ def _area(score: str, values: NDArray[np.float32], flipped: NDArray[np.bool_]) -
     return float(roc_auc_score(flipped, -easiness(score, values)))
 
 
-def agreement_table(agreements: Sequence[Agreement]) -> tuple[str, ...]:
+def agreement_table(agreements: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a table of one score or more; areas under the ROC where the truth is known."""
     header = ("Spearman", "in class", "ROC area", "of other")
     rows = [
         (score, *(decimals(number) for number in numbers if number is not None))
-        for score, *numbers in map(astuple, agreements)
+        for score, *numbers in (agreement.values() for agreement in agreements)
     ]
     shown = header[: len(rows[0]) - 1]
     return aligned(("score", *(name.rjust(NUMBER_WIDTH) for name in shown)), rows)
 
 
-def overlap_table(coresets: Sequence[CoresetOverlap]) -> tuple[str, ...]:
+def overlap_table(coresets: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a table of shares in per cent."""
     header = ("ipc", "misratio", "overlap", "if unrelated", "by chance")
-    shares = attrgetter("share", "unrelated", "chance")
+    shares = itemgetter("share", "unrelated", "chance")
     rows = [
-        (str(drawn.ipc), f"{drawn.misratio:g}", *(f"{100 * part:.1f} %" for part in shares(drawn)))
-        for drawn in coresets
+        (str(row["ipc"]), f"{row['misratio']:g}", *(f"{100 * part:.1f} %" for part in shares(row)))
+        for row in coresets
     ]
     return aligned(header, rows)
 

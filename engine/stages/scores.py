@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -231,7 +231,7 @@ class Compare:
             *agreement_table(agreements),
             "",
             *(overlap_table(coresets) if coresets else [too_few]),
-            *(coreset.assumption for coreset in coresets if coreset.assumption),
+            *(coreset["assumption"] for coreset in coresets if coreset["assumption"]),
             "",
             *cost_table(costs),
             "",
@@ -241,8 +241,8 @@ class Compare:
         values: dict[str, Any] = {
             "scores": [str(self.scores), str(self.other)],
             "images": pair.ids.size,
-            "agreement": [without_nan(asdict(agreement)) for agreement in agreements],
-            "coresets": [asdict(coreset) for coreset in coresets],
+            "agreement": [without_nan(agreement) for agreement in agreements],
+            "coresets": coresets,
             "costs": costs,
         }
         if flipped is not None:
