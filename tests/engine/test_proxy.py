@@ -149,6 +149,7 @@ def test_a_schedule_by_hand():
     assert sides == [96, 128, 128, 128, 160, 192, 192, 192, *[224] * 8]
     assert [side_at(epoch, 5, 17, 24) for epoch in range(5)] == [17, 24, 24, 24, 24]
     assert {side_at(epoch, 7, 0, 225) for epoch in range(7)} == {225}
+    assert side_at(2, 4, 96, 225) == 225  # from half of the epochs on, whatever a step would be
 
 
 # the convolutional proxy
