@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.methods import Candidates, CcsParameters, complete_ccs, draw_coreset
+from coreset.engine.condensed.selection import Candidates, CcsParameters, complete_ccs, draw_coreset
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.scores import easiness

@@ -13,7 +13,8 @@ from coreset.engine.artifacts.ledger import (
     total_wall_seconds,
 )
 from coreset.engine.artifacts.writer import output_folder, require_output
-from coreset.engine.condensed.methods import CcsParameters, KmeansParameters
+from coreset.engine.condensed.methods import KmeansParameters
+from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
 from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minus, verdicts
 from coreset.engine.report.sets import Row, catalogue

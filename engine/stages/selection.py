@@ -15,7 +15,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
-from coreset.engine.condensed.methods import SAMPLERS, Candidates, Sampler, Values, draw_coreset
+from coreset.engine.condensed.selection import SAMPLERS, Candidates, Sampler, Values, draw_coreset
 from coreset.engine.runtime.fields import (
     choice_of,
     default_parameters,

@@ -16,7 +16,7 @@ from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
-from coreset.engine.condensed.methods import (
+from coreset.engine.condensed.selection import (
     SAMPLERS,
     FeatureParameters,
     Sampler,
