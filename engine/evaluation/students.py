@@ -1,6 +1,5 @@
 """Evaluation protocols, and the one loop that trains and evaluates a student under them."""
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -8,7 +7,6 @@ from typing import ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.images import EpochSource
@@ -29,23 +27,10 @@ from coreset.engine.training.trainer import (
     Trainer,
     compile_where_it_pays,
     evaluate,
-    sgd,
-    step_schedule,
 )
-from coreset.kernels.augment import (
-    color_jitter,
-    cutmix,
-    horizontal_flip,
-    lighting,
-    normalised,
-    random_resized_crop,
-    unit_range,
-)
+from coreset.kernels.augment import normalised
 
 EVALUATION_BATCH = 256
-LR_FACTOR = 0.2
-EPOCHS_BY_IPC = ((1, 3000), (10, 2000), (50, 1500), (200, 1000), (500, 500), (math.inf, 300))
-"""``ipc_epoch`` of the published code: the first limit that the IPC does not exceed."""
 
 
 class TrainingBatch(NamedTuple):
@@ -107,69 +92,6 @@ class Protocol(ABC):
         """Test whether to evaluate after so many epochs: every E // evaluations, and the last."""
         every = max(1, self.epochs // self.evaluations)
         return epoch % every == 0 or epoch == self.epochs
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HardLabels(Protocol):
-    """Hard-label protocol, version 1, for one number of classes and images per class.
-
-    Source: MinimaxDiffusion / ManifoldGD ``train.py``, ``argument.py``, ``data.py`` (the study's
-    section 3.4). Deliberate differences, each of which leaves the recipe as it is: images are
-    resized and cut to their central square once and held as uint8; augmentation runs in batch on
-    the device; arithmetic is bfloat16 where the device is fast at it; every run is seeded.
-    ImageNet-1K trains 300 epochs (the published rule would give 2000 or 1500; the study's number
-    was lost).
-    """
-
-    stamp: str = "hard@1"
-    norm: ClassVar[Norm] = "instance"
-
-    @classmethod
-    def published(cls, n_classes: int, ipc: int) -> Self:
-        """Return the protocol as published; 100 classes have two thirds of the epochs."""
-        epochs = next(epochs for limit, epochs in EPOCHS_BY_IPC if ipc <= limit)
-        if n_classes == 100:
-            epochs = epochs * 2 // 3 // 100 * 100  # in hundreds
-        return cls(n_classes=n_classes, ipc=ipc, epochs=300 if n_classes > 100 else epochs)
-
-    @property
-    def large(self) -> bool:
-        """Test whether the rules for more than 100 classes apply."""
-        return self.n_classes > 100
-
-    @property
-    def batch(self) -> int:
-        """Images per step."""
-        return 128 if self.large else 64
-
-    @property
-    def lr(self) -> float:
-        """Learning rate at the start."""
-        return 0.1 if self.large else 0.01
-
-    def optimiser(self, network: nn.Module) -> torch.optim.SGD:
-        """Make SGD with momentum 0.9 that decays all weights."""
-        return sgd(network, lr=self.lr, weight_decay=1e-4 if self.large else 5e-4)
-
-    def schedule(self, steps_per_epoch: int) -> Callable[[int], float]:
-        """Return the learning rate by step: it falls after two thirds and five sixths."""
-        drops = (2 * self.epochs // 3, 5 * self.epochs // 6)
-        return step_schedule(self.lr, (epoch * steps_per_epoch for epoch in drops), LR_FACTOR)
-
-    def training_batch(
-        self, images: Tensor, labels: Tensor, draws: torch.Generator
-    ) -> TrainingBatch:
-        """Augment as ``data.py`` does; a mixed image pays for both labels by their shares."""
-        crops = random_resized_crop(unit_range(images), self.size, draws, scale=(0.5, 1.0))
-        jittered = lighting(color_jitter(horizontal_flip(crops, draws), draws), draws)
-        mixed = cutmix(normalised(jittered, IMAGENET_MEAN, IMAGENET_STD), draws)
-
-        def loss(logits: Tensor) -> Tensor:
-            own = cross_entropy(logits, labels)
-            partner = cross_entropy(logits, labels[mixed.partner])
-            return mixed.share * own + (1 - mixed.share) * partner
-
-        return TrainingBatch(mixed.images, loss)
 
 
 class StudentResult(NamedTuple):

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.evaluation.protocols import PROTOCOLS, ProtocolEntry
+from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.results import STUDENTS, Results
-from coreset.engine.evaluation.students import HardLabels, Protocol, TrainingBatch
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 from coreset.shards.format.manifest import Manifest
@@ -166,6 +166,7 @@ def test_a_mailed_coreset_has_the_same_students(inputs, trained, packed, tmp_pat
 
 
 def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, monkeypatch):
+    from coreset.engine.evaluation.students import Protocol, TrainingBatch
     from coreset.engine.training.trainer import sgd
 
     drawn = []

@@ -1,4 +1,4 @@
-"""Registry of evaluation protocols; importing it loads no torch."""
+"""Evaluation protocols, one file each, and their registry; importing it loads no torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class ProtocolEntry:
 
 
 def _hard() -> "type[Protocol]":
-    from coreset.engine.evaluation.students import HardLabels
+    from coreset.engine.evaluation.protocols.hard import HardLabels
 
     return HardLabels
 
