@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from coreset.bench.harness import Options, Row
 from coreset.bench.processes import run_coreset
 from coreset.engine.models.features import FeatureSpec, features_for
-from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
+from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable, flipped_labels
 from coreset.kernels.scores import easiness
 
 PERCENTS, SEEDS = (5, 25, 50), (0, 1, 2)
@@ -62,7 +62,7 @@ def labels(setting: Options) -> Iterator[Row]:
 
 def by_coreset(scored: ScoreTable, flipped: NDArray[np.bool_]) -> Judged:
     """Judge labels by every score, and by the issues of a scoring with folds."""
-    issues = scored.label_issues
+    issues = scored.columns.get(ISSUE_OOF)
     if issues is None:
         raise ValueError(f"{scored.path} has no label issues; score it with --folds")
     columns = {name: scored.values(name) for name in scored.names}

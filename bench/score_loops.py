@@ -5,7 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -60,7 +60,7 @@ class Training:
     def epoch(self) -> None:
         """Train on every image once."""
         self.dynamics.begin_epoch(self.epochs)
-        self.train(self.proxy.examples(self.epochs))
+        self.train(self.proxy.examples(self.epochs, 0))
         self.dynamics.end_epoch(self.epochs)
         self.epochs += 1
 
@@ -77,9 +77,7 @@ def training_on(dataset: Dataset, size: int, lr: float = _RANDOM_LR) -> Training
     proxy = convolutional_proxy(
         training_images(dataset, size, device, FeatureSpec(backbone="")),
         len(dataset.classes),
-        size=size,
-        crop_scale=_FULL.crop_scale,
-        batch=_FULL.batch,
+        replace(_FULL, size=size),
         seed=0,
         device=device,
     )
@@ -97,7 +95,7 @@ def usual_loop(setting: Setting) -> Iterator[Row]:
         decoded = training_on(dataset, SPEED_SIZE, _FULL.lr)
         resident = training_on(dataset, SPEED_SIZE)
         resident.dynamics.begin_epoch(0)
-        examples = [next(iter(resident.proxy.examples(0)))] * -(-len(dataset) // _FULL.batch)
+        examples = [next(iter(resident.proxy.examples(0, 0)))] * -(-len(dataset) // _FULL.batch)
         runs: dict[str, tuple[Role, Callable[[], object]]] = {
             USUAL: ("peer", usual),
             OURS: ("ours", lambda: training_on(dataset, SPEED_SIZE, _FULL.lr).epoch()),

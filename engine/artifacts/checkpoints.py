@@ -23,11 +23,8 @@ from coreset.shards.format.files import (
 )
 
 COMMIT_NAME = "commit.json"
-
-
 KEPT = 2
-
-
+NAME = "gen-{:06d}"
 logger = logging.getLogger(__name__)
 
 
@@ -39,13 +36,6 @@ class _Commit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Commits:
-    """Content of ``commit.json``, the newest checkpoint first."""
-
-    generations: tuple[_Commit, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Checkpoints:
     """Checkpoints in one directory."""
 
@@ -53,7 +43,7 @@ class Checkpoints:
 
     def commit(self, number: int, write: Callable[[Path], None]) -> None:
         """Commit a state; ``write`` fills an empty directory, ``number`` is higher each time."""
-        name = _name_of(number)
+        name = NAME.format(number)
         scratch = self.directory / f".{name}.partial"
         remove_tree(self.directory / name)
         new_directory(scratch)
@@ -81,26 +71,25 @@ class Checkpoints:
         self._record(self._commits()[:1])
 
     def _commits(self) -> tuple[_Commit, ...]:
+        """Read ``commit.json``, the newest checkpoint first."""
         path = self.directory / COMMIT_NAME
         try:
             if not path.is_file():
                 return ()
-            commits = build(_Commits, parse(path.read_bytes())).generations
-        except (OSError, ValueError) as error:
+            entries = parse(path.read_bytes())["generations"]
+            commits = tuple(build(_Commit, entry) for entry in entries)
+        except (OSError, ValueError, LookupError, TypeError) as error:
             raise StoreError(f"{path} cannot be read ({error}); remove it, run again") from error
-        if any(commit.directory != _name_of(commit.number) for commit in commits):
+        if any(commit.directory != NAME.format(commit.number) for commit in commits):
             raise StoreError(f"{path} names other directories than a scoring makes; remove it")
         return commits
 
     def _record(self, commits: tuple[_Commit, ...]) -> None:
-        write_atomically(self.directory / COMMIT_NAME, json_bytes(asdict(_Commits(commits))))
+        document = {"generations": [asdict(commit) for commit in commits]}
+        write_atomically(self.directory / COMMIT_NAME, json_bytes(document))
         kept = {commit.directory for commit in commits}
         # Leftovers of killed commits (``.gen-*``) too: their numbers may never be committed again,
         # and the result must not depend on a kill.
         for directory in [*self.directory.glob("gen-*"), *self.directory.glob(".gen-*")]:
             if directory.name not in kept:
                 remove_tree(directory)
-
-
-def _name_of(number: int) -> str:
-    return f"gen-{number:06d}"

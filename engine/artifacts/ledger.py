@@ -140,11 +140,6 @@ def lines_with(lines: Iterable[Any], *fields: str) -> list[Line]:
     ]
 
 
-def inherited_lines(artifact: Path, digest: str) -> list[Line]:
-    """Return the lines of an input for its child's ledger, with the input's digest."""
-    return [{"artifact": digest, **line} for line in read_ledger(artifact)]
-
-
 def append_lines(artifact: Path, lines: Iterable[Line]) -> None:
     """Append lines to the ledger of ``artifact``, except those that it has."""
     known = {_key(line) for line in read_ledger(artifact)}

@@ -13,9 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.shards.errors import StoreError
-from coreset.shards.format.files import (
-    remove_tree,
-)
+from coreset.shards.format.files import remove_tree
 
 SCORES_NAME = "scores.zarr"
 FEATURES_NAME = "features.zarr"
@@ -57,13 +55,12 @@ class Columns(Mapping[str, NDArray[Any]]):
         """Open the store ``path``, whose columns must have ``rows`` rows if that is given."""
         self._path, self._rows = path, rows
         with _opened(path) as group:
-            self._names = sorted(group.array_keys())
-        self._columns: dict[str, NDArray[Any]] = {}
+            names = sorted(group.array_keys())
+        self._columns: dict[str, NDArray[Any] | None] = dict.fromkeys(names)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._names:
-            raise KeyError(name)
-        if name not in self._columns:
+        column = self._columns[name]
+        if column is None:
             with _opened(self._path) as group:
                 array = _checked(self._path, group[name], dimensions=1)
                 if self._rows not in {None, array.shape[0]}:
@@ -71,17 +68,17 @@ class Columns(Mapping[str, NDArray[Any]]):
                         f"{self._path}/{name} has {array.shape[0]} rows for {self._rows} images; "
                         "remove it, score again"
                     )
-                self._columns[name] = np.asarray(array[...])
-        return self._columns[name]
+                column = self._columns[name] = np.asarray(array[...])
+        return column
 
     def __contains__(self, name: object) -> bool:
-        return name in self._names
+        return name in self._columns
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self._columns)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._columns)
 
 
 def _checked(path: Path, array: Any, *, dimensions: int) -> Any:  # noqa: ANN401 - zarr.Array
@@ -99,10 +96,7 @@ def _checked(path: Path, array: Any, *, dimensions: int) -> Any:  # noqa: ANN401
 
 
 class RowWriter:
-    """An (n, d) float16 array written in order, chunk by chunk, and resumable at chunk borders.
-
-    By default a chunk has whole rows, about 16 MiB of them.
-    """
+    """An (n, d) float16 array written in order and resumable at borders of chunks."""
 
     def __init__(
         self,

@@ -22,7 +22,6 @@ from coreset.engine.artifacts.ledger import (
     Meter,
     append_lines,
     collect_interrupted,
-    inherited_lines,
     read_ledger,
 )
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance, readable_difference
@@ -144,12 +143,11 @@ def create_artifact(
 ) -> Generator[ArtifactWriter]:
     """Yield an ``ArtifactWriter`` whose scratch directory becomes ``out`` if the block succeeds.
 
-    If ``out`` was made already by the same configuration, ``work.done`` is set and the block should
-    return at once. ``inputs`` are the directories of ``provenance.inputs``, in the same order.
+    ``work.done`` says that there is nothing left to do. ``inputs`` are the directories of
+    ``provenance.inputs``, in the same order.
     """
     meter = Meter(provenance.stage, provenance.config_digest, device)
     work = ArtifactWriter(out, temporary_name(out), provenance, meter, inputs=inputs)
-    require_output(out)
     # An existing artifact is whole, so any number of processes may find it at once.
     if not out.exists():
         with lock(out):
@@ -228,8 +226,11 @@ def _finish(work: ArtifactWriter) -> None:
     digest = work.provenance.digest or output_digest(work.scratch)
     work.provenance = replace(work.provenance, digest=digest)
     write_atomically(work.scratch / PROVENANCE_NAME, json_bytes(work.provenance.document()))
-    pairs = zip(work.inputs, work.provenance.inputs, strict=True)
-    inherited = [line for path, entry in pairs for line in inherited_lines(path, entry["digest"])]
+    inherited = [
+        {"artifact": entry["digest"], **line}
+        for path, entry in zip(work.inputs, work.provenance.inputs, strict=True)
+        for line in read_ledger(path)
+    ]
     work.meter.bytes_written = work.meter.bytes_written or sum(
         file.stat().st_size for file in files_below(work.scratch)
     )

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.shards.errors import StoreError, UsageError
-from coreset.shards.format.dataset import Dataset, subset_content
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import (
     build,
     digest_of,
@@ -46,10 +46,6 @@ class SetInfo:
     per_class: tuple[int, ...]
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
-
-    def write(self, directory: Path) -> None:
-        """Write ``set.json``."""
-        write_atomically(directory / SET_NAME, json_bytes(asdict(self)))
 
     @staticmethod
     def read(directory: Path) -> "SetInfo":
@@ -91,11 +87,6 @@ class CondensedSet:
     def image_bytes(self) -> int:
         """Stored bytes of the images."""
         return int(self.dataset.ints("bytes")[self.ids].sum())
-
-    @property
-    def content(self) -> str:
-        """Digest of the stored bytes of the images, in order."""
-        return subset_content(self.dataset, self.ids)
 
 
 def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
@@ -195,6 +186,6 @@ def write_set(
         ipc=max(per_class),
         per_class=per_class,
     )
-    info.write(work.scratch)
+    write_atomically(work.scratch / SET_NAME, json_bytes(asdict(info)))
     binds = {"identity": manifest.identity, "content": manifest.content}
     work.provenance = replace(work.provenance, binds=binds)

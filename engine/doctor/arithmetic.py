@@ -103,7 +103,7 @@ def host_reads(context: Context) -> Iterator[Check]:
     ids = torch.arange(len(pixels), device=context.device)
     dynamics = Dynamics(len(pixels), context.device)
     guard = NonFiniteGuard(len(pixels), context.device)
-    ((inputs, _, _),) = proxy.examples(0)
+    ((inputs, _, _),) = proxy.examples(0, 0)
     with HostReads() as reads:
         logits = trainer.step(inputs, partial(cross_entropy, target=ids % N_CLASSES))
         guard.check(dynamics.update(logits, ids % N_CLASSES, ids).loss, ids, 0)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
 
@@ -21,7 +21,7 @@ from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
-from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, side_at
+from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.training.trainer import CompileMode, Trainer, compile_where_it_pays, sgd
 from coreset.kernels.augment import normalised
@@ -40,9 +40,7 @@ BATCHES_PER_EPOCH = 16
 IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 SCORING_EPOCHS = 60
 FAST = RECIPES["fast"]
-FAST_EPOCHS = Counter(
-    side_at(epoch, FAST.epochs, FAST.start_size, FAST.size) for epoch in range(FAST.epochs)
-)
+FAST_EPOCHS = Counter(FAST.side_at(epoch) for epoch in range(FAST.epochs))
 DECODE, COPY = "decode", "copy to the device"
 FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
 FAST_STEPS = {side: f"fast recipe at {side} px" for side in sorted(FAST_EPOCHS)}
@@ -170,7 +168,7 @@ def fast_training(context: Context, side: int) -> Iterator[Check]:
 
 def _step(proxy: Proxy, trainer: Trainer, dynamics: Dynamics | None) -> int:
     """Train on the one batch, and return how many images it has."""
-    ((inputs, labels, _),) = proxy.examples(trainer.steps)
+    ((inputs, labels, _),) = proxy.examples(trainer.steps, 0)
     logits = trainer.step(inputs, partial(cross_entropy, target=labels))
     if dynamics is not None:
         dynamics.update(logits, labels, torch.arange(len(labels), device=labels.device))
@@ -182,10 +180,9 @@ def proxy_in_training(
     mode: CompileMode = "off",
 ) -> tuple[Proxy, Trainer]:  # fmt: skip
     """Build the proxy of `score` for one batch of images, and its trainer."""
-    proxy = convolutional_proxy(
-        images, max(IMAGENET_CLASSES, len(context.dataset.classes)), size=size,
-        crop_scale=crop_scale, batch=len(images), seed=0, device=context.device,
-    )  # fmt: skip
+    recipe = replace(RECIPES["full"], size=size, crop_scale=crop_scale, batch=len(images))
+    n_classes = max(IMAGENET_CLASSES, len(context.dataset.classes))
+    proxy = convolutional_proxy(images, n_classes, recipe, seed=0, device=context.device)
     compile_where_it_pays(proxy.network, mode, context.device, image_passes=0, size=size)
     optimiser = sgd(proxy.network, lr=0.1, weight_decay=1e-4)
     return proxy, Trainer(proxy.network, optimiser, lambda _: 0.1, context.device)

@@ -2,8 +2,6 @@
 
 ``students`` and ``metrics`` are parquet, with a CSV beside. ``lineage/<set digest>.json`` is for
 costs of sets that have gone. A row's key says what was run; a run that finds its row does nothing.
-Students in another precision than float32 have other keys and stamps; rows that were written
-without it get it from ``runtime``.
 """
 
 import io

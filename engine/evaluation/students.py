@@ -118,9 +118,8 @@ def train_student(
     on_epoch: Callable[[int, float], None] = lambda _epoch, _top1: None,
 ) -> StudentResult:
     """Train one student from scratch and evaluate it; ``on_epoch`` gets epochs and best top-1."""
-    layout = memory_format_for(protocol.norm, device)
     network = build_network(student, protocol.n_classes, norm=protocol.norm, seed=seed)
-    network = placed(network, device, layout)
+    network = placed(network, device, memory_format_for(protocol.norm, device))
     schedule = protocol.schedule(-(-len(train) // protocol.batch))
     trainer = Trainer(network, protocol.optimiser(network), schedule, device)
     passes = protocol.epochs * len(train)
@@ -130,12 +129,12 @@ def train_student(
     best, last, evaluating = 0.0, Accuracy(0.0, 0.0), 0.0
     whole = Stopwatch()
     for epoch in range(protocol.epochs):
-        train_epoch(trainer, train, protocol, layout, seed=seed, epoch=epoch)
+        train_epoch(trainer, train, protocol, seed=seed, epoch=epoch)
         if protocol.evaluates_after(epoch + 1):
             if device.type == "cuda":  # training steps still queued are not evaluation
                 torch.cuda.synchronize(device)
             watch = Stopwatch()
-            last = evaluate(network, _evaluation_batches(val, protocol, layout, device), device)
+            last = evaluate(network, _evaluation_batches(val, protocol, device), device)
             best, evaluating = max(best, last.top1), evaluating + watch.seconds
         on_epoch(epoch + 1, best)
     return StudentResult(
@@ -150,16 +149,10 @@ def train_student(
 
 
 def train_epoch(
-    trainer: Trainer,
-    train: EpochSource,
-    protocol: Protocol,
-    layout: torch.memory_format,
-    *,
-    seed: int,
-    epoch: int,
+    trainer: Trainer, train: EpochSource, protocol: Protocol, *, seed: int, epoch: int
 ) -> None:
     """Train for one epoch; all draws follow from seed and epoch."""
-    draws = generator_for(seed, epoch)
+    draws, layout = generator_for(seed, epoch), memory_format_for(protocol.norm, trainer.device)
     order = BatchOrder(batch=protocol.batch, epoch=epoch, seed=seed, shuffle=True)
     for batch in train.epoch(order):
         images = batch.images.to(trainer.device, non_blocking=True)
@@ -168,9 +161,8 @@ def train_epoch(
         trainer.step(inputs.contiguous(memory_format=layout), loss)
 
 
-def _evaluation_batches(
-    val: EpochSource, protocol: Protocol, layout: torch.memory_format, device: torch.device
-) -> Examples:
+def _evaluation_batches(val: EpochSource, protocol: Protocol, device: torch.device) -> Examples:
+    layout = memory_format_for(protocol.norm, device)
     for batch in val.epoch(BatchOrder(batch=EVALUATION_BATCH)):
         inputs = protocol.evaluation_inputs(batch.images.to(device, non_blocking=True))
         labels = batch.labels.to(device, non_blocking=True)

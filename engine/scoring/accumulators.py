@@ -7,7 +7,7 @@ the scores that it returns in ``coreset.kernels.scores.SCORES``.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -34,25 +34,14 @@ MARGINS_NAME = "margins.zarr"
 """In a scores artifact, if it was asked for: float16 of shape (epochs, n)."""
 
 
-class ScoredBatch(NamedTuple):
-    """One batch as a training step saw it, b samples of c classes."""
-
-    logits: Tensor
-    """Shape (b, c), before the update of the weights."""
-    labels: Tensor
-    ids: Tensor
-    """Sample ids; -1 for padding, which only several processes have."""
-    stats: SampleStats
-
-
 class Accumulator(Protocol):
     """Per-sample state that a training builds up epoch by epoch and a checkpoint keeps."""
 
     def begin_epoch(self, epoch: int) -> None:
         """Prepare for an epoch, or for what is left of it after a resume."""
 
-    def update(self, batch: ScoredBatch) -> None:
-        """Take in one batch."""
+    def update(self, logits: Tensor, labels: Tensor, ids: Tensor, stats: SampleStats, /) -> None:
+        """Take in one batch: logits (b, c) before the update of the weights, ids -1 for padding."""
 
     def end_epoch(self, epoch: int, /) -> None:
         """Fold the epoch in."""
@@ -93,9 +82,9 @@ class MarginRecord(Accumulator):
             (n,), torch.nan, dtype=torch.float16, device=context.setup.device
         )
 
-    def update(self, batch: ScoredBatch) -> None:
+    def update(self, _logits: Tensor, _labels: Tensor, ids: Tensor, stats: SampleStats) -> None:
         """Keep the margins of a batch."""
-        self._margins[batch.ids] = batch.stats.probability_margin.half()
+        self._margins[ids] = stats.probability_margin.half()
 
     def end_epoch(self, epoch: int) -> None:
         """Write the epoch's row."""
@@ -126,9 +115,9 @@ class TddsScore:
         self.begin_epoch, self.end_epoch = tdds.begin_epoch, tdds.end_epoch
         self.state, self.load_state, self.scores = tdds.state, tdds.load_state, tdds.scores
 
-    def update(self, batch: ScoredBatch) -> None:
+    def update(self, logits: Tensor, _labels: Tensor, ids: Tensor, _stats: SampleStats) -> None:
         """Take in one batch."""
-        self._tdds.update(batch.logits, batch.ids)
+        self._tdds.update(logits, ids)
 
 
 class OutOfFold(Accumulator):
@@ -170,8 +159,7 @@ class OutOfFold(Accumulator):
     def scores(self) -> dict[str, NDArray[Any]]:
         """Ask for every sample the classifier that was kept of its fold; it stays in the network.
 
-        In float32 on any device: probabilities near 0 tell the suspects apart. Thresholds of label
-        issues need all samples, hence a second pass.
+        In float32 on any device: probabilities near 0 tell the suspects apart.
         """
         self._folds.classifiers.load_state_dict(self._best)
         given, ranks = self._context.setup.dataset.labels, self._context.setup.ranks
@@ -187,7 +175,7 @@ class OutOfFold(Accumulator):
                 bar.advance(min(len(ids) * ranks.world, n - bar.done))
             ranks.all_reduce(columns)
             confidence, margin, predicted = columns.cpu().numpy().T.copy()
-            thresholds = class_thresholds(confidence, given, self._n_classes)
+            thresholds = class_thresholds(confidence, given, self._n_classes)  # of all samples
             thresholds_c = torch.from_numpy(thresholds).to(device)
             for logits, labels, ids in self._held_out():
                 issues[ids] = label_issues(logits.softmax(1), labels, thresholds_c).float()

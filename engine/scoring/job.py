@@ -65,20 +65,18 @@ def make_scores(setup: Setup, out: Path) -> ArtifactWriter:
 
 
 def _fill(work: ArtifactWriter, setup: Setup) -> None:
-    if not setup.ranks.is_main:
-        _train(setup, work.scratch, work.meter)
-        return
+    is_main = setup.ranks.is_main
     try:
         run, scores = _train(setup, work.scratch, work.meter)
     except (UsageError, DivergedError, MemoryError, RuntimeError) as error:
         # Only another configuration helps: the checkpoints would lead here again. They are kept
         # where memory ran out, for another program may have taken it.
-        if isinstance(error, CoresetError) or Checkpoints(work.scratch).latest() is None:
+        hopeless = isinstance(error, CoresetError)
+        if is_main and (hopeless or Checkpoints(work.scratch).latest() is None):
             shutil.rmtree(work.scratch)
         raise
-    if run.proxy.undecodable:
-        work.meter.notes["undecodable"] = len(run.proxy.undecodable)
-    _finish(run, scores, work.provenance.binds)
+    if is_main:
+        _finish(run, scores, work.provenance.binds)
 
 
 def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[str, NDArray[Any]]]:
@@ -114,16 +112,7 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
     else:
         images = cached_images(setup.options.pixels, setup.dataset, recipe.size, setup.device)
     return convolutional_proxy(
-        images,
-        n_classes,
-        size=recipe.size,
-        start_size=recipe.start_size,
-        epochs=recipe.epochs,
-        crop_scale=recipe.crop_scale,
-        batch=recipe.batch,
-        seed=setup.options.seed,
-        device=setup.device,
-        ranks=setup.ranks,
+        images, n_classes, recipe, seed=setup.options.seed, device=setup.device, ranks=setup.ranks
     )
 
 
@@ -197,6 +186,7 @@ def _finish(
         write_columns(directory / SCORES_NAME, scores, {"epochs": run.epochs, **attributes})
 
     if run.proxy.undecodable:
+        run.meter.notes["undecodable"] = len(run.proxy.undecodable)
         write_atomically(run.scratch / UNDECODABLE_NAME, json_bytes(run.undecodable))
     Checkpoints(run.scratch).commit(run.trainer.steps + 1, write)
     _is_finished(run.scratch)

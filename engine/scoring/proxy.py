@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -29,20 +28,13 @@ from coreset.engine.models.networks import build_network, memory_format_for, pla
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores
+from coreset.engine.scoring.recipes import Recipe
 from coreset.engine.training.trainer import Examples
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from coreset.kernels.logits import stratified_folds
 from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-
-
-class EpochExamples(Protocol):
-    """One process's share of an epoch, in an order that depends on seed and epoch alone."""
-
-    def __call__(self, epoch: int, start_batch: int = 0) -> Examples:
-        """Yield equally many batches for every process; of nothing but padding, one row stays."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,27 +51,15 @@ class Proxy:
     """A network and the examples of an epoch."""
 
     network: nn.Module
-    examples: EpochExamples
+    examples: Callable[[int, int], Examples]
+    """This process's share of an epoch from a batch on, in an order of seed and epoch alone. All
+    processes have equally many batches; of nothing but padding, one row stays."""
     originals: Callable[[], Examples]
     """This process's share of all images in order, without augmentation."""
     undecodable: dict[int, str] = field(default_factory=dict[int, str])
     """Samples that were skipped so far, by id, and why."""
     streamed: bool = False
     folds: Folds | None = None
-
-
-def side_at(epoch: int, epochs: int, start_size: int, size: int) -> int:
-    """Return the side in pixels of the training crops of an epoch.
-
-    ``start_size`` in epoch 0, ``size`` from half of the epochs on, between them linear in steps of
-    32 (``get_resolution`` of libffcv/ffcv-imagenet). ``start_size`` 0: always ``size``.
-    """
-    if start_size == 0 or 2 * epoch >= epochs:
-        return size
-    if epoch == 0:
-        return start_size
-    linear = start_size + (size - start_size) * 2 * epoch / epochs
-    return min(size, max(start_size, 32 * round(linear / 32)))
 
 
 def training_images(
@@ -115,18 +95,14 @@ def cached_images(path: Path, dataset: Dataset, size: int, device: torch.device)
 def convolutional_proxy(
     source: ImageStream | DecodedImages,
     n_classes: int,
+    recipe: Recipe,
     *,
-    size: int,
-    crop_scale: float,
-    batch: int,
     seed: int,
     device: torch.device,
-    epochs: int = 1,
-    start_size: int = 0,
     ranks: Distributed = ALONE,
 ) -> Proxy:
-    """Build ResNet-18 on random crops of ``source``, of side ``side_at(e, ...)`` in epoch e."""
-    smallest = side_at(0, epochs, start_size, size)
+    """Build ResNet-18 on random crops of ``source``, of side ``recipe.side_at(e)`` in epoch e."""
+    batch, size, smallest = recipe.batch, recipe.size, recipe.side_at(0)
     if smallest <= 32 and last_batch(len(source), batch, ranks.world) == 1:
         raise UsageError(
             f"batch {batch} leaves a batch of one of {len(source)} images, which batch norm cannot "
@@ -144,8 +120,7 @@ def convolutional_proxy(
         ids = part.ids.to(device, non_blocking=True)
         return inputs.contiguous(memory_format=layout), labels, ids
 
-    def examples(epoch: int, start_batch: int = 0) -> Examples:
-        side = side_at(epoch, epochs, start_size, size)
+    def examples(epoch: int, start_batch: int) -> Examples:
         order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
         for number, padded in enumerate(source.epoch(order), start_batch):
             is_last = (number + 1) * batch > len(source) // ranks.world
@@ -153,8 +128,8 @@ def convolutional_proxy(
             part = Batch(padded.images[:n_own], padded.labels[:n_own], padded.ids[:n_own])
             draws = generator_for(seed, epoch, number, ranks.rank)
             n, _, height, width = part.images.shape
-            boxes = draw_crops(n, height, width, draws, scale=(crop_scale, 1.0))
-            crops = crops_on(device, part.images, boxes, side)
+            boxes = draw_crops(n, height, width, draws, scale=(recipe.crop_scale, 1.0))
+            crops = crops_on(device, part.images, boxes, recipe.side_at(epoch))
             yield on_device(part, horizontal_flip(crops, draws))
 
     def originals() -> Examples:
@@ -202,7 +177,7 @@ def linear_proxy(
     labels_n = torch.from_numpy(labels).to(device)
     ordered = partial(BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world)
 
-    def examples(epoch: int, start_batch: int = 0) -> Examples:
+    def examples(epoch: int, start_batch: int) -> Examples:
         is_shared = ranks.world > 1
         order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
         for part in order.batches(len(labels)):

@@ -6,7 +6,6 @@ A recipe never changes; a better one gets a higher version.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -27,8 +26,7 @@ ProxyName: TypeAlias = Literal["resnet18", "linear"]
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
 SMALLEST_SIZE: Mapping[ProxyName, int] = {"resnet18": 17, "linear": 8}
-FEWEST_TDDS_EPOCHS = 3
-"""Two epochs have one change, which is its own mean."""
+FEWEST_TDDS_EPOCHS = 3  # two have one change, which is its own mean
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +53,19 @@ class Recipe:
         changed = "" if self == RECIPES[self.name] else "+changed"
         return f"{self.name}@{self.version}{changed}"
 
+    def side_at(self, epoch: int) -> int:
+        """Return the side in pixels of the training crops of an epoch.
+
+        It grows linearly over half of the epochs, in steps of 32 (``get_resolution`` of
+        libffcv/ffcv-imagenet).
+        """
+        if self.start_size == 0 or 2 * epoch >= self.epochs:
+            return self.size
+        if epoch == 0:
+            return self.start_size
+        linear = self.start_size + (self.size - self.start_size) * 2 * epoch / self.epochs
+        return min(self.size, max(self.start_size, 32 * round(linear / 32)))
+
     def settings(self) -> dict[str, Any]:
         """Return the fields that shape the training."""
         return {k: value for k, value in asdict(self).items() if k not in {"name", "version"}}
@@ -64,29 +75,27 @@ class Recipe:
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType(
-    {
-        # The study's: ResNet-18 from scratch, CCS's ImageNet recipe.
-        "full": Recipe(name="full"),
-        # Batch, epochs, growing crops and weight decay after FFCV's ResNet-18 for ImageNet
-        # (libffcv/ffcv-imagenet, rn18_configs/rn18_16_epochs.yaml) without its label smoothing,
-        # which distorts margins, and at smaller sizes; the rate is CCS's scaled with the batch.
-        "fast": Recipe(
-            name="fast",
-            epochs=16,
-            batch=1024,
-            size=128,
-            start_size=96,
-            crop_scale=0.25,
-            lr=0.4,
-            min_lr=0.0,
-            warmup=2.0,
-            weight_decay=5e-5,
-        ),
-        # A linear classifier on features of a frozen backbone: seconds.
-        "linear": Recipe(name="linear", proxy="linear", lr=0.01),
-    }
-)
+RECIPES: Mapping[str, Recipe] = {
+    # The study's: ResNet-18 from scratch, CCS's ImageNet recipe.
+    "full": Recipe(name="full"),
+    # Batch, epochs, growing crops and weight decay after FFCV's ResNet-18 for ImageNet
+    # (libffcv/ffcv-imagenet, rn18_configs/rn18_16_epochs.yaml) without its label smoothing,
+    # which distorts margins, and at smaller sizes; the rate is CCS's scaled with the batch.
+    "fast": Recipe(
+        name="fast",
+        epochs=16,
+        batch=1024,
+        size=128,
+        start_size=96,
+        crop_scale=0.25,
+        lr=0.4,
+        min_lr=0.0,
+        warmup=2.0,
+        weight_decay=5e-5,
+    ),
+    # A linear classifier on features of a frozen backbone: seconds.
+    "linear": Recipe(name="linear", proxy="linear", lr=0.01),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,10 +174,7 @@ class Setup:
         from coreset.kernels.tdds import WINDOW_EPOCHS, state_bytes
 
         epochs, device = self.recipe.epochs, self.device
-        if epochs < FEWEST_TDDS_EPOCHS:
-            raise UsageError(
-                f"epochs must be at least {FEWEST_TDDS_EPOCHS} with --tdds, got {epochs}"
-            )
+        require_at_least("epochs of --tdds", epochs, FEWEST_TDDS_EPOCHS)
         needed = state_bytes(len(self.dataset), n_classes, min(WINDOW_EPOCHS, epochs))
         available = device_bytes(device)
         size = f"tdds keeps {needed / 1e9:.2f} GB on {device}"

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals
 from coreset.engine.scoring.accumulators import (
     Accumulator,
-    ScoredBatch,
     TrainingContext,
     accumulators_for,
 )
@@ -30,10 +29,8 @@ from coreset.shards.format.files import json_bytes, write_atomically
 
 COMMIT_EVERY_SECONDS = 30.0  # at ends of epochs, at least
 COMMIT_WITHIN_SECONDS = 300.0  # within an epoch, at least
-BATCHES_PER_VOTE = 32
-"""Several processes agree this often whether to stop: a vote waits for all of them."""
-HOPELESS = 20
-"""Times the loss of guessing, from which a training counts as diverged."""
+BATCHES_PER_VOTE = 32  # of several processes on whether to stop: a vote waits for all of them
+HOPELESS = 20  # times the loss of guessing, from which a training counts as diverged
 MOST_NAMED = 5
 STATE_NAME = "state.json"
 
@@ -81,7 +78,7 @@ class ScoringRun:
         for name, accumulator in self._all.items():
             saved = load_file(directory / f"{name}.safetensors")
             accumulator.load_state(saved, self.ended_epochs)
-        self._add_undecodable(state["undecodable"])
+        self.proxy.undecodable.update({int(n): why for n, why in state["undecodable"].items()})
 
     def train(self) -> dict[str, NDArray[Any]]:
         """Train to the end and commit; return all columns, of which the main process's count.
@@ -129,13 +126,13 @@ class ScoringRun:
             accumulator.end_epoch(epoch)
         self.ended_epochs, self.done_batches = epoch + 1, 0
         self.share_undecodable()
-        self.ranks.run_on_all(self._check_epoch)
+        self.ranks.run_on_main(self._check_epoch)
 
     def _step(self, inputs: Tensor, labels: Tensor, ids: Tensor) -> None:
         logits = self.trainer.step(inputs, self._loss_of(labels, ids))[:, : self.n_classes]
         stats = self._dynamics.update(logits, labels, ids)
         for accumulator in self._others.values():
-            accumulator.update(ScoredBatch(logits, labels, ids, stats))
+            accumulator.update(logits, labels, ids, stats)
         self._guard.check(stats.loss, ids, self.done_batches)
 
     def _loss_of(self, labels: Tensor, ids: Tensor) -> Callable[[Tensor], Tensor]:
@@ -192,8 +189,6 @@ class ScoringRun:
 
     def _check_epoch(self) -> None:
         """Refuse an epoch that missed a sample or learned nothing; the main process knows."""
-        if not self.ranks.is_main:
-            return
         missed = self._dynamics.visits() != self.ended_epochs
         missed[list(self.proxy.undecodable)] = False
         if missed.any():
@@ -212,16 +207,13 @@ class ScoringRun:
 
     def share_undecodable(self) -> None:
         """Tell every process which samples any of them could not decode."""
-        for reasons in self.ranks.gather(self.undecodable):
-            self._add_undecodable(reasons)
-
-    def _add_undecodable(self, reasons: Mapping[str, str]) -> None:
-        self.proxy.undecodable.update({int(sample): why for sample, why in reasons.items()})
+        for reasons in self.ranks.gather(self.proxy.undecodable):
+            self.proxy.undecodable.update(reasons)
 
     @property
     def undecodable(self) -> dict[str, str]:
         """Samples that could not be decoded, as JSON names them."""
-        return {str(sample): reason for sample, reason in sorted(self.proxy.undecodable.items())}
+        return {str(sample): reason for sample, reason in self.proxy.undecodable.items()}
 
     def _commit(self) -> None:
         if self.ranks.is_main:

@@ -16,6 +16,7 @@ from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.runtime.text import Summary, aligned, spread_table
+from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -88,11 +89,6 @@ class ScoreTable:
             )
         return predicted
 
-    @property
-    def label_issues(self) -> NDArray[np.bool_] | None:
-        """Labels that confident learning takes for wrong; None without folds."""
-        return self.columns.get(ISSUE_OOF)
-
     def values(self, score: str) -> NDArray[np.float32]:
         """Return one score of every sample, as stored, or refuse one that is not."""
         if score not in self.names:
@@ -117,8 +113,6 @@ class ScoreTable:
 
     def summary_by_class(self, score: str) -> dict[str, Summary]:
         """Summarise a score of the decodable samples class by class."""
-        from coreset.kernels.samplers import positions_by_class
-
         classes, values = self.dataset.classes, self.values(score)[self.ids]
         members = positions_by_class(self.dataset.labels[self.ids], len(classes))
         return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}

@@ -3,27 +3,25 @@
 from collections.abc import Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals
-from coreset.engine.scoring.score_table import ScoreTable
+from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable
+from coreset.kernels.samplers import positions_by_class
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically
 from coreset.shards.tables.formats import csv_table
 
 # How well each score finds wrong labels is measured in docs/scores.md.
-BEST_SCORES: Mapping[str, str] = MappingProxyType(
-    {
-        "confidence_oof": "by classifiers that never saw the label and cannot have memorised it",
-        "el2n": "of the first epochs, before wrong labels are memorised; better still is "
-        "`coreset score --proxy linear --folds 5`",
-        "aum": "el2n was not stored",
-    }
-)
+BEST_SCORES: Mapping[str, str] = {
+    "confidence_oof": "by classifiers that never saw the label and cannot have memorised it",
+    "el2n": "of the first epochs, before wrong labels are memorised; better still is "
+    "`coreset score --proxy linear --folds 5`",
+    "aum": "el2n was not stored",
+}
 """Scores that find wrong labels, best first for either proxy, and why; the first that is stored is
 the default."""
 
@@ -54,20 +52,11 @@ def find_suspects(
     """Return the ``top`` images (of every class) that are hardest; equals by sample id."""
     ease = table.easiness(score, table.ids)
     chosen = np.argsort(ease, kind="stable")
-    if per_class:
-        chosen = chosen[_place_in_class(table.dataset.labels[table.ids[chosen]]) < top]
-    else:
-        chosen = chosen[:top]
+    labels, n_classes = table.dataset.labels[table.ids[chosen]], len(table.dataset.classes)
+    members = positions_by_class(labels, n_classes) if per_class else [np.arange(chosen.size)]
+    chosen = chosen[np.sort(np.concatenate([positions[:top] for positions in members]))]
     n_harder = np.searchsorted(np.sort(ease), ease[chosen])
     return _described(table, score, table.ids[chosen], n_harder / max(1, ease.size - 1))
-
-
-def _place_in_class(labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Count the samples of the same class before each position."""
-    order = np.argsort(labels, kind="stable")
-    place = np.empty(labels.size, np.int64)
-    place[order] = np.arange(labels.size) - np.searchsorted(labels[order], labels[order])
-    return place
 
 
 def _described(
@@ -75,7 +64,7 @@ def _described(
 ) -> list[Suspect]:
     dataset, unknown = table.dataset, [None] * ids.size
     given, predicted = dataset.labels[ids], table.predicted
-    quality, issues = table.columns.get("confidence_oof"), table.label_issues
+    quality, issues = table.columns.get("confidence_oof"), table.columns.get(ISSUE_OOF)
     columns = {
         "sample": ids.tolist(),
         "source": dataset.table(["source"])["source"].take(ids).to_pylist(),

@@ -2,7 +2,7 @@
 
 import shutil
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -19,6 +19,7 @@ from coreset.engine.condensed.comparison import (
 from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
 from coreset.engine.scoring.score_table import (
+    ISSUE_OOF,
     ScoreTable,
     class_table,
     flipped_labels,
@@ -149,7 +150,7 @@ class Suspects:
         count = f"{len(suspects):,} of {table.ids.size:,} images, hardest by {score} first"
         lines.append(f"{count}; {predictions}: {self.scores}")
         values: dict[str, Any] = {"scores": str(self.scores), "score": score, "suspects": suspects}
-        if (issues := table.label_issues) is not None:
+        if (issues := table.columns.get(ISSUE_OOF)) is not None:
             values["label_issues"] = n_issues = int(issues.sum())
             wrong = "labels are taken for wrong (is_label_issue)"
             lines.append(f"{n_issues:,} of all {issues.size:,} {wrong}")
@@ -214,7 +215,7 @@ class Compare:
     def run(self) -> Result:
         """Correlate, choose coresets by both, find flipped labels, add the costs up."""
         pair = Pair.open(self.scores, self.other, self.data)
-        dataset, flipped = pair.one.dataset, None
+        dataset, flipped = pair.first.dataset, None
         if self.truth is not None:
             flipped = flipped_labels(dataset, self.truth, self.column)
         smallest = int(pair.class_sizes.min())
@@ -222,15 +223,15 @@ class Compare:
         ipcs = [ipc for ipc in self.ipcs if self.ipc is not None or ipc <= smallest]
         coresets = [overlap(ipc, misratio=self.misratio) for ipc in ipcs]
         too_few = f"no coresets compared: the smallest class has {smallest} images; give --ipc"
-        shared = [name for name in pair.one.names if name in pair.other.names]
+        shared = [name for name in pair.first.names if name in pair.second.names]
         agreements = [pair.agreement(name, flipped) for name in shared]
-        costs = [cost_of(pair.one), cost_of(pair.other)]
-        hint = selection_hint(self.other, dataset, pair.other.undecodable, ipc=self.ipcs[0])
+        costs = [cost_of(pair.first), cost_of(pair.second)]
+        hint = selection_hint(self.other, dataset, pair.second.undecodable, ipc=self.ipcs[0])
         lines = (
             *agreement_table(agreements),
             "",
             *(overlap_table(coresets) if coresets else [too_few]),
-            *(coreset.assumption for coreset in coresets if coreset.assumption),
+            *(coreset["assumption"] for coreset in coresets if coreset["assumption"]),
             "",
             *cost_table(costs),
             "",
@@ -240,9 +241,9 @@ class Compare:
         values: dict[str, Any] = {
             "scores": [str(self.scores), str(self.other)],
             "images": pair.ids.size,
-            "agreement": [without_nan(asdict(agreement)) for agreement in agreements],
-            "coresets": [asdict(coreset) for coreset in coresets],
-            "costs": [asdict(cost) | {"path": str(cost.path)} for cost in costs],
+            "agreement": [without_nan(agreement) for agreement in agreements],
+            "coresets": coresets,
+            "costs": costs,
         }
         if flipped is not None:
             values["flipped"] = int(flipped.sum())

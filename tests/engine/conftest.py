@@ -288,6 +288,39 @@ def write_scores():
 
 
 @pytest.fixture(scope="session")
+def columns(packed):
+    """Scores of the 60 photos; class 1 is the hardest; photos 3 and 4 are predicted otherwise."""
+    labels = Dataset.open(packed).labels
+    aum = np.random.default_rng(5).permutation(np.linspace(-0.5, 0.9, 60)) - 0.4 * (labels == 1)
+    predicted = labels.copy()
+    predicted[[3, 4]] = (labels[[3, 4]] + 1) % 3
+    return {
+        "aum": aum.astype(np.float32),
+        "el2n": np.linspace(1, 0, 60, dtype=np.float32) ** 2,
+        "forgetting": (np.arange(60) % 4).astype(np.float32),
+        "dyn_unc": np.full(60, np.nan, np.float32),
+        "predicted": predicted.astype(np.int32),
+    }
+
+
+@pytest.fixture
+def scores(packed, columns, tmp_path, write_scores):
+    return write_scores(packed, tmp_path / "SCORES", columns)
+
+
+@pytest.fixture
+def values_of(coreset):
+    """Run a command that must succeed; returns the values that it gives to machines."""
+
+    def run(*words):
+        result = coreset(*words, "--json")
+        assert (result.code, result.err) == (0, "")
+        return json.loads(result.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
+
+    return run
+
+
+@pytest.fixture(scope="session")
 def inputs(photos, packed, val, scored, random_set):
     """Inputs by the names that stand for them in the commands."""
     return {

@@ -95,11 +95,15 @@ def test_a_forged_manifest_is_refused(data, checked, name):
 # data sets: samples.parquet
 
 
-def forge_table(data, table):
-    """Put another table in the place of a data set's and make the manifest fit it."""
-    pq.write_table(table, data / SAMPLES_NAME)
+def bless_table(data):
+    """Make the manifest of a data set fit its table."""
     digest = sha256_of_file(data / SAMPLES_NAME)
     edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
+
+
+def forge_table(data, table):
+    pq.write_table(table, data / SAMPLES_NAME)
+    bless_table(data)
 
 
 def with_value(column, row, value):
@@ -108,12 +112,10 @@ def with_value(column, row, value):
     )
 
 
-def exchanged(column, *rows):
-    return lambda table: with_values(
-        table,
-        column,
-        [table[column][sum(rows) - at if at in rows else at].as_py() for at in range(len(table))],
-    )
+def exchanged(column, a, b):
+    order = np.arange(60)
+    order[[a, b]] = b, a
+    return lambda table: with_values(table, column, table[column].take(order).to_pylist())
 
 
 def with_values(table, column, values):
@@ -184,8 +186,7 @@ def test_tables_that_are_no_parquet_are_refused(data, checked):
         (data / QUARANTINE_NAME).write_bytes(content)
         assert QUARANTINE_NAME in checked("quarantine", "show", data)
         (data / SAMPLES_NAME).write_bytes(content)
-        digest = sha256_of_file(data / SAMPLES_NAME)
-        edit(data / MANIFEST_NAME, setting("samples_sha256", to=digest))
+        bless_table(data)
         assert SAMPLES_NAME in checked("verify", data, "--fast")
 
 
@@ -294,18 +295,6 @@ def test_a_forged_document_of_a_set_is_refused(condensed, checked, document, cha
 # scores
 
 
-@pytest.fixture
-def scores(scored, tmp_path):
-    return shutil.copytree(scored, tmp_path / "SCORES")
-
-
-@pytest.fixture
-def score_command(packed, tmp_path):
-    """Reads the column aum of SCORES."""
-    chosen = ("--ipc", 1, "--misratio", 0, "--data", packed)
-    return ("select", tmp_path / "SCORES", tmp_path / "SET", *chosen)
-
-
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -315,12 +304,15 @@ def score_command(packed, tmp_path):
         (PROVENANCE_NAME, None),
     ],
 )
-def test_forged_documents_of_scores_are_refused(scores, score_command, checked, name, content):
+def test_forged_documents_of_scores_are_refused(
+    *, scored, packed, tmp_path, checked, name, content
+):
+    scores = shutil.copytree(scored, tmp_path / "SCORES")
     if content is None:
         edit(scores / name, setting("binds", to={}))
     else:
         (scores / name).write_bytes(content)
-    said = checked(*score_command)
+    said = checked("select", scores, tmp_path / "SET", "--ipc", 1, "--data", packed)
     assert name in said
     assert ("names no identity" in said) is (content is None)
 

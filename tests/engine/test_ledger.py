@@ -14,7 +14,6 @@ from coreset.engine.artifacts.ledger import (
     append_lines,
     collect_interrupted,
     construction_cost,
-    inherited_lines,
     read_ledger,
     several_stages,
     total_wall_seconds,
@@ -191,16 +190,6 @@ def test_a_line_is_on_the_disk_when_it_is_appended(tmp_path, disk):
     disk.settle()
     append_lines(tmp_path, [line()])
     assert disk.survivors()[LEDGER_NAME] == (tmp_path / LEDGER_NAME).read_bytes()
-
-
-def test_inherited_lines_name_the_artifact_that_they_paid_for(tmp_path):
-    data, scores = tmp_path / "data", tmp_path / "scores"
-    for folder in (data, scores):
-        folder.mkdir()
-    append_lines(data, [line("pack")])
-    append_lines(scores, [*inherited_lines(data, "digest of data"), line()])
-    artifacts = [(one["stage"], one["artifact"]) for one in inherited_lines(scores, "of scores")]
-    assert artifacts == [("pack", "digest of data"), ("score", "of scores")]
 
 
 def test_the_cost_of_a_killed_run_becomes_a_line_once_wherever_it_is_killed_again(tmp_path):

@@ -168,7 +168,7 @@ def test_an_epoch_is_that_of_a_plain_loop():
     train, protocol = stripes(33, seed=0), short(2)  # 66 images: batches of 64 and 2
     start, ours, theirs = (build_network("resnet18", 2, norm="instance", seed=1) for _ in range(3))
     trainer = trainer_of(ours, protocol)
-    train_epoch(trainer, train, protocol, torch.contiguous_format, seed=4, epoch=1)
+    train_epoch(trainer, train, protocol, seed=4, epoch=1)
     reference = torch.optim.SGD(theirs.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
     plain_epoch(theirs, reference, train, protocol, seed=4, epoch=1)
     assert trainer.steps == 2
@@ -212,7 +212,7 @@ def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():
     train, val, protocol = stripes(2, seed=0), stripes(30, seed=1), short(1)
     network = build_network("resnet18", 2, norm="instance", seed=3)
     trainer = trainer_of(network, protocol)
-    train_epoch(trainer, train, protocol, torch.contiguous_format, seed=3, epoch=0)
+    train_epoch(trainer, train, protocol, seed=3, epoch=0)
     batch = (
         normalised(val.images, IMAGENET_MEAN, IMAGENET_STD),
         torch.from_numpy(val.labels),

@@ -1,5 +1,6 @@
 """Proxies: what they are trained on, once per image and epoch, in an order fixed by the seed."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +14,14 @@ from coreset.engine.data.order import BatchOrder
 from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.runtime.device import generator_for
-from coreset.engine.runtime.distributed import Distributed
+from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.scoring.proxy import (
     convolutional_proxy,
     crops_on,
     last_batch,
     linear_proxy,
-    side_at,
 )
+from coreset.engine.scoring.recipes import RECIPES
 from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import UsageError
@@ -40,9 +41,9 @@ def pixels():
     return DecodedImages(images.permute(0, 3, 1, 2), np.arange(N) % 4, IDS)
 
 
-def convolutional(pixels, **values):
-    settings: dict[str, Any] = {"size": SIZE, "crop_scale": 0.3, "batch": 8, "seed": 5} | values
-    return convolutional_proxy(pixels, 4, device=CPU, **settings)
+def convolutional(pixels, *, seed=5, ranks=ALONE, **values):
+    recipe = replace(RECIPES["full"], **{"size": SIZE, "crop_scale": 0.3, "batch": 8} | values)
+    return convolutional_proxy(pixels, 4, recipe, seed=seed, device=CPU, ranks=ranks)
 
 
 def linear(features, labels, **values):
@@ -66,7 +67,7 @@ def feature_table(n=N, width=6, seed=0):
 @pytest.mark.parametrize("start", [1, 4])
 def test_an_epoch_goes_on_at_any_batch(pixels, make, start):
     proxy = made(pixels, make)
-    rest = list(proxy.examples(3))[start:]
+    rest = list(proxy.examples(3, 0))[start:]
     for one, other in zip(proxy.examples(3, start), rest, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
@@ -80,7 +81,7 @@ def test_ranks_share_an_epoch_in_equally_many_batches_without_padding_but_for_th
     for rank in range(world):
         settings = {"batch": batch, "ranks": Distributed(rank, world)}
         proxy = made(pixels, make, **settings)
-        shares.append(list(proxy.examples(1)))
+        shares.append(list(proxy.examples(1, 0)))
         ids = torch.cat([ids for _, _, ids in proxy.originals()])
         assert torch.equal(ids, ids.sort().values)
     assert len({len(share) for share in shares}) == 1
@@ -116,7 +117,12 @@ def test_originals_are_the_centres_of_all_images_in_order(pixels):
 
 
 def ids_of(proxy, epoch):
-    return torch.cat([ids for _, _, ids in proxy.examples(epoch)]).tolist()
+    return torch.cat([ids for _, _, ids in proxy.examples(epoch, 0)]).tolist()
+
+
+def side_at(epoch, epochs, start_size, size):
+    recipe = replace(RECIPES["fast"], epochs=epochs, start_size=start_size, size=size)
+    return recipe.side_at(epoch)
 
 
 def side_by_ffcv(epoch, epochs, start_size, size):
@@ -143,6 +149,7 @@ def test_a_schedule_by_hand():
     assert sides == [96, 128, 128, 128, 160, 192, 192, 192, *[224] * 8]
     assert [side_at(epoch, 5, 17, 24) for epoch in range(5)] == [17, 24, 24, 24, 24]
     assert {side_at(epoch, 7, 0, 225) for epoch in range(7)} == {225}
+    assert side_at(2, 4, 96, 225) == 225  # from half of the epochs on, whatever a step would be
 
 
 # the convolutional proxy
@@ -151,7 +158,7 @@ def test_a_schedule_by_hand():
 @pytest.mark.parametrize(("seed", "epoch"), [(5, 0), (5, 2), (6, 0)])
 def test_an_epoch_is_what_the_kernels_make_of_the_images_one_by_one(pixels, seed, epoch):
     order = BatchOrder(batch=8, seed=seed, epoch=epoch, shuffle=True).batches(N)
-    examples = zip(convolutional(pixels, seed=seed).examples(epoch), order, strict=True)
+    examples = zip(convolutional(pixels, seed=seed).examples(epoch, 0), order, strict=True)
     for number, ((inputs, labels, ids), rows) in enumerate(examples):
         draws = generator_for(seed, epoch, number, 0)
         boxes = draw_crops(len(rows), SIDE, SIDE, draws, scale=(0.3, 1.0))
@@ -172,7 +179,7 @@ def test_an_epoch_is_what_the_kernels_make_of_the_images_one_by_one(pixels, seed
 def test_crops_grow_with_the_epochs_and_every_image_is_still_shown(pixels):
     proxy = convolutional(pixels, size=20, start_size=17, epochs=4)
     for epoch, side in enumerate([17, 20, 20, 20]):
-        shapes = {inputs.shape[1:] for inputs, _, _ in proxy.examples(epoch)}
+        shapes = {inputs.shape[1:] for inputs, _, _ in proxy.examples(epoch, 0)}
         assert shapes == {(3, side, side)}
         assert sorted(ids_of(proxy, epoch)) == IDS.tolist()
 
@@ -196,7 +203,7 @@ def test_a_batch_of_one_image_of_one_last_pixel_is_refused_before_it_is_trained(
             convolutional(pixels, batch=batch, size=size)
         return
     proxy = convolutional(pixels, batch=batch, size=size)
-    smallest = min(proxy.examples(0), key=lambda example: len(example[2]))[0]
+    smallest = min(proxy.examples(0, 0), key=lambda example: len(example[2]))[0]
     assert proxy.network.train()(smallest).isfinite().all()
 
 
@@ -208,7 +215,8 @@ def test_the_linear_proxy_shows_every_row_once_in_an_order_of_the_seed():
     rows = FeatureRows(features, CPU)
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
-        for inputs, labels, ids in (proxy := linear(features, LABELS, seed=seed)).examples(epoch):
+        proxy = linear(features, LABELS, seed=seed)
+        for inputs, labels, ids in proxy.examples(epoch, 0):
             assert torch.equal(inputs, rows.rows(ids.numpy()))
             assert labels.tolist() == LABELS[ids].tolist()
         orders.append(ids_of(proxy, epoch))

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +17,7 @@ from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.scoring.proxy import convolutional_proxy
+from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.decode import Decode
 from coreset.engine.training.trainer import Trainer, cosine_schedule, sgd
@@ -50,14 +52,14 @@ def logits_by_epoch(data, *, size, epochs, batch):
     with ImageStream(dataset, Geometry(side, side)) as source:
         pixels = load_into_memory(source)
     proxy = convolutional_proxy(
-        pixels, 3, size=size, crop_scale=0.08, batch=batch, seed=0, device=device
+        pixels, 3, replace(RECIPES["full"], size=size, batch=batch), seed=0, device=device
     )
     steps = epochs * math.ceil(len(dataset) / batch)
     optimiser = sgd(proxy.network, lr=0.01, weight_decay=1e-4)
     trainer = Trainer(proxy.network, optimiser, cosine_schedule(0.01, 1e-4, steps), device)
     history = [[[] for _ in range(epochs)] for _ in range(len(dataset))]
     for epoch in range(epochs):
-        for inputs, labels, ids in proxy.examples(epoch):
+        for inputs, labels, ids in proxy.examples(epoch, 0):
             logits = trainer.step(
                 inputs,
                 lambda logits, labels=labels: torch.nn.functional.cross_entropy(logits, labels),

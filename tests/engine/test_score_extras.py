@@ -72,9 +72,9 @@ class LargestLogit:
     def begin_epoch(self, epoch):
         self.epochs.append(epoch)
 
-    def update(self, batch):
-        largest = torch.maximum(self.largest[batch.ids], batch.logits.float().amax(1))
-        self.largest[batch.ids] = largest
+    def update(self, logits, _labels, ids, _stats):
+        largest = torch.maximum(self.largest[ids], logits.float().amax(1))
+        self.largest[ids] = largest
 
     def end_epoch(self, epoch):
         assert self.epochs[-1] == epoch

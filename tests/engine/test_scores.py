@@ -1,17 +1,12 @@
-"""Scores as a user looks at them: shown, searched for wrong labels, and weighed against others."""
+"""Scores as a user looks at them: shown, and searched for wrong labels."""
 
 import csv
-import json
 import math
 import shutil
-from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
 
-from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.selection import misratio_by_share
 from coreset.engine.runtime.text import Summary, binned, histogram
 from coreset.engine.scoring.score_table import listing
 from coreset.kernels.scores import SCORES
@@ -20,44 +15,11 @@ from coreset.shards.format.dataset import Dataset
 N = 60  # of `packed`: 20 of each of 3 classes
 
 
-@pytest.fixture(scope="session")
-def columns(packed):
-    """Scores of the 60 photos; class 1 is the hardest; photos 3 and 4 are predicted otherwise."""
-    labels = Dataset.open(packed).labels
-    aum = np.random.default_rng(5).permutation(np.linspace(-0.5, 0.9, N)) - 0.4 * (labels == 1)
-    predicted = labels.copy()
-    predicted[[3, 4]] = (labels[[3, 4]] + 1) % 3
-    return {
-        "aum": aum.astype(np.float32),
-        "el2n": np.linspace(1, 0, N, dtype=np.float32) ** 2,
-        "forgetting": (np.arange(N) % 4).astype(np.float32),
-        "dyn_unc": np.full(N, np.nan, np.float32),
-        "predicted": predicted.astype(np.int32),
-    }
-
-
-@pytest.fixture
-def scores(packed, columns, tmp_path, write_scores):
-    return write_scores(packed, tmp_path / "SCORES", columns)
-
-
-@pytest.fixture
-def told(coreset):
-    """Run a command that must succeed; returns the values that it gives to machines."""
-
-    def run(*words):
-        result = coreset(*words, "--json")
-        assert (result.code, result.err) == (0, "")
-        return json.loads(result.out, parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
-
-    return run
-
-
 # ---- show
 
 
-def test_every_score_in_the_store_is_summed_up(scores, columns, done, told):
-    summary = told("scores", "show", scores)["summary"]
+def test_every_score_in_the_store_is_summed_up(scores, columns, done, values_of):
+    summary = values_of("scores", "show", scores)["summary"]
     assert list(summary) == ["aum", "el2n", "forgetting", "dyn_unc"]
     for name in ("aum", "el2n", "forgetting"):
         values = columns[name].astype(float)
@@ -84,10 +46,10 @@ def test_every_score_in_the_store_is_summed_up(scores, columns, done, told):
 
 
 def test_the_histogram_counts_every_image_and_its_longest_bar_fills_the_line(
-    scores, columns, done, told, monkeypatch
+    scores, columns, done, values_of, monkeypatch
 ):
     monkeypatch.setenv("COLUMNS", "50")
-    drawn = told("scores", "show", scores)["histogram"]
+    drawn = values_of("scores", "show", scores)["histogram"]
     expected, edges = np.histogram(columns["aum"].astype(float), bins=20)
     assert drawn["counts"] == expected.tolist()
     assert drawn["edges"] == pytest.approx(edges.tolist())
@@ -98,12 +60,8 @@ def test_the_histogram_counts_every_image_and_its_longest_bar_fills_the_line(
     assert max(map(len, bars)) == 50
 
 
-def class_rows(lines):
-    return [line for line in lines if line.startswith("n0")]
-
-
 def test_classes_are_summed_up_hardest_first_and_of_many_only_both_ends(
-    scores, columns, packed, done, told
+    scores, columns, packed, done, values_of
 ):
     dataset = Dataset.open(packed)
     for score, hard_end in (("aum", 1), ("el2n", -1)):
@@ -112,47 +70,47 @@ def test_classes_are_summed_up_hardest_first_and_of_many_only_both_ends(
             name: columns[score][dataset.labels == label].mean(dtype=float)
             for label, name in enumerate(dataset.classes)
         }
-        summaries = told(*words)["classes"]
+        summaries = values_of(*words)["classes"]
         assert {summary["n"] for summary in summaries.values()} == {20}
         found = {name: summary["mean"] for name, summary in summaries.items()}
         assert found == pytest.approx(means)
-        rows = class_rows(done(*words))
+        rows = [line for line in done(*words) if line.startswith("n0")]
         assert [line.split()[0] for line in rows] == sorted(
             means, key=lambda name, means=means, end=hard_end: end * means[name]
         )
         lines = done(*words, "--classes", 1)
-        assert class_rows(lines) == [rows[0], rows[2]]
-        assert lines[lines.index(rows[0]) + 1] == "... 1 classes between ..."
+        at = lines.index(rows[0])
+        assert lines[at : at + 4] == [rows[0], "... 1 classes between ...", rows[2], ""]
 
 
 def test_undecodable_samples_are_left_out_of_every_number(
-    packed, columns, tmp_path, told, write_scores
+    packed, columns, tmp_path, values_of, write_scores
 ):
     aum = columns["aum"].copy()
     aum[7] = np.nan
     aum[9] = 1e9
     lost = {"7": "truncated", "9": "truncated"}
     scores = write_scores(packed, tmp_path / "S", columns | {"aum": aum}, undecodable=lost)
-    facts = told("scores", "show", scores)
+    facts = values_of("scores", "show", scores)
     assert (facts["images"], facts["undecodable"]) == (58, 2)
     assert facts["summary"]["aum"]["not_finite"] == 0
     assert facts["summary"]["aum"]["high"] <= 1
     assert sum(facts["histogram"]["counts"]) == 58
-    suspects = told("scores", "suspects", scores)["suspects"]
+    suspects = values_of("scores", "suspects", scores)["suspects"]
     assert {one["sample"] for one in suspects} == set(range(60)) - {7, 9}
 
 
 def test_a_data_set_finds_its_scores_beside_it(
-    *, packed, val, tmp_path, told, refused, write_scores
+    *, packed, val, tmp_path, values_of, refused, write_scores
 ):
     data = shutil.copytree(packed, tmp_path / "DATA")
     write_scores(val, tmp_path / "OTHERS", {"aum": np.zeros(18, np.float32)})
     said = refused(tmp_path, "scores", "show", data)
     assert f"no scores of {data} lie beside it; name them, or make some with `coreset sc" in said
     first = write_scores(data, tmp_path / "FIRST", {"aum": np.arange(N, dtype=np.float32)})
-    assert told("scores", "show", data)["scores"] == str(first)
+    assert values_of("scores", "show", data)["scores"] == str(first)
     shutil.copytree(first, tmp_path / ".SECOND.partial")  # one in the making
-    assert told("scores", "show", data)["scores"] == str(first)
+    assert values_of("scores", "show", data)["scores"] == str(first)
     second = shutil.copytree(first, tmp_path / "SECOND")
     said = refused(tmp_path, "scores", "show", data)
     assert f"2 scores of {data} lie beside it; name one of {first}, {second}" in said
@@ -162,12 +120,12 @@ def test_a_data_set_finds_its_scores_beside_it(
 
 
 def test_suspects_are_the_hardest_with_their_labels_shown_listed_and_told(
-    scores, columns, packed, done, told
+    scores, columns, packed, done, values_of
 ):
     dataset, listed = Dataset.open(packed), scores.with_name("suspects.csv")
     words = ("scores", "suspects", scores, "--score", "aum", "--top", 50)
     expected = np.argsort(columns["aum"])[:50].tolist()
-    suspects = told(*words)["suspects"]
+    suspects = values_of(*words)["suspects"]
     assert [suspect["sample"] for suspect in suspects] == expected
     for rank, suspect in enumerate(suspects):
         sample = suspect["sample"]
@@ -200,8 +158,8 @@ def test_suspects_are_the_hardest_with_their_labels_shown_listed_and_told(
     assert list(csv.reader(listed.read_text().splitlines())) == [list(names), *rows]
 
 
-def test_equally_hard_images_have_one_share_and_come_by_id(scores, told):
-    suspects = told("scores", "suspects", scores, "--score", "forgetting")["suspects"]
+def test_equally_hard_images_have_one_share_and_come_by_id(scores, values_of):
+    suspects = values_of("scores", "suspects", scores, "--score", "forgetting")["suspects"]
     assert [suspect["sample"] for suspect in suspects] == [
         sample for score in (3, 2, 1, 0) for sample in range(score, N, 4)
     ]
@@ -209,10 +167,10 @@ def test_equally_hard_images_have_one_share_and_come_by_id(scores, told):
     assert shares == pytest.approx([at // 15 * 15 / 59 for at in range(N)])
 
 
-def test_per_class_lists_the_hardest_of_every_class(scores, columns, packed, told):
+def test_per_class_lists_the_hardest_of_every_class(scores, columns, packed, values_of):
     labels, aum = Dataset.open(packed).labels, columns["aum"]
     options = ("--score", "aum", "--top", 2, "--per-class")
-    suspects = told("scores", "suspects", scores, *options)["suspects"]
+    suspects = values_of("scores", "suspects", scores, *options)["suspects"]
     members = [np.flatnonzero(labels == label) for label in range(3)]
     expected = [sample for ids in members for sample in ids[np.argsort(aum[ids])[:2]]]
     assert [suspect["sample"] for suspect in suspects] == sorted(expected, key=aum.__getitem__)
@@ -252,12 +210,12 @@ def test_the_stored_score_that_finds_wrong_labels_best_is_the_default(
 
 
 def test_with_folds_the_csv_has_the_columns_of_cleanlab_in_its_sense(
-    *, packed, out_of_fold, tmp_path, told, done, write_scores
+    *, packed, out_of_fold, tmp_path, values_of, done, write_scores
 ):
     scores, listed = write_scores(packed, tmp_path / "S", out_of_fold), tmp_path / "list.csv"
     words = ("scores", "suspects", scores, "--csv", listed, "--score", "aum")
     assert "2 of all 60 labels are taken for wrong (is_label_issue)" in done(*words)
-    assert told(*words)["label_issues"] == 2
+    assert values_of(*words)["label_issues"] == 2
     rows = list(csv.DictReader(listed.read_text().splitlines()))
     assert list(rows[0]) == [
         "sample", "source", "given_label", "predicted_label", "label_quality", "is_label_issue",
@@ -296,173 +254,6 @@ def test_a_csv_replaces_a_file_and_never_anything_else(scores, tmp_path, done, r
     assert said.endswith(f"lies in a folder that does not exist; make {tmp_path / 'no'}")
 
 
-# ---- compare
-
-
-@pytest.fixture
-def cheap(packed, columns, tmp_path, write_scores):
-    """Cheaper scores of the same data: noisier, without forgetting, one sample lost."""
-    aum = columns["aum"] + np.random.default_rng(6).normal(0, 0.3, N).astype(np.float32)
-    cheaper = {"aum": aum, "el2n": columns["el2n"] ** 3, "loss_mean": np.zeros(N, np.float32)}
-    more: dict[str, Any] = {
-        "images": 60,
-        "undecodable": {"7": "cut"},
-        "config": {"recipe": "fast@1"},
-    }
-    return write_scores(packed, tmp_path / "CHEAP", cheaper, **more)
-
-
-COMPARED = ("--ipc", "2,5", "--misratio", 0.3)
-
-
-def test_rank_correlations_are_those_of_scipy(scores, cheap, columns, packed, told):
-    def scipy_spearman(ids):
-        ranked: Any = spearmanr(columns["aum"][ids], other[ids])
-        return float(ranked.statistic)
-
-    values = told("scores", "compare", scores, cheap, *COMPARED)
-    agreement = {one["score"]: one for one in values["agreement"]}
-    assert list(agreement) == ["aum", "el2n"]  # those that both hold
-    assert values["images"] == 59
-    ids, labels = np.delete(np.arange(N), 7), Dataset.open(packed).labels
-    other = columns["aum"] + np.random.default_rng(6).normal(0, 0.3, N).astype(np.float32)
-    assert agreement["aum"]["spearman"] == pytest.approx(scipy_spearman(ids))
-    within = [scipy_spearman(ids[labels[ids] == label]) for label in range(3)]
-    assert agreement["aum"]["spearman_within_class"] == pytest.approx(np.mean(within))
-    assert agreement["el2n"]["spearman"] == pytest.approx(1)
-
-
-def test_the_overlap_is_that_of_the_coresets_that_select_chooses(
-    *, packed, columns, tmp_path, done, told, write_scores
-):
-    noise = np.random.default_rng(7).normal(0, 0.2, N).astype(np.float32)
-    noisy = columns | {"aum": columns["aum"] + noise}
-    pair = [
-        write_scores(packed, tmp_path / name, stored)
-        for name, stored in (("FULL", columns), ("CHEAP", noisy))
-    ]
-    values = told("scores", "compare", *pair, *COMPARED, "--seed", 3)
-    for ipc, overlap in zip((2, 5), values["coresets"], strict=True):
-        ours, theirs = (scores.with_name(f"{scores.name}-{ipc}") for scores in pair)
-        for scores, out in zip(pair, (ours, theirs), strict=True):
-            done("select", scores, out, "--ipc", ipc, "--misratio", 0.3, "--seed", 3)
-        shared = np.intersect1d(np.load(ours / "ids.npy"), np.load(theirs / "ids.npy"))
-        assert (overlap["ipc"], overlap["share"]) == (ipc, shared.size / (3 * ipc))
-        assert overlap["chance"] == pytest.approx(ipc / 20)
-        assert 0 < overlap["share"] < 1
-
-
-def test_the_costs_are_those_of_the_ledgers(scores, cheap, told):
-    costs = told("scores", "compare", scores, cheap, *COMPARED)["costs"]
-    for path, cost, images in ((scores, costs[0], 0), (cheap, costs[1], 60)):
-        lines = [json.loads(line) for line in (path / "ledger.jsonl").read_text().splitlines()]
-        own = [line["wall_seconds"] for line in lines if "artifact" not in line]
-        assert len(lines) > len(own) == 1
-        assert (cost["path"], cost["epochs"], cost["images"]) == (str(path), 3, images)
-        assert cost["recipe"] == ("fast@1" if path == cheap else "-")
-        assert cost["wall_seconds"] == pytest.approx(own[0])
-        whole = sum(line["wall_seconds"] for line in lines)
-        assert cost["wall_seconds_with_inputs"] == pytest.approx(whole)
-
-
-@pytest.fixture
-def flipped(photos, tmp_path):
-    """Photos packed with 9 wrong labels; the table of the true ones; the wrong samples."""
-    from coreset.engine.stages.pack import Pack
-
-    rows = sorted(path.relative_to(photos) for path in photos.rglob("*.*"))
-    classes = sorted({path.parts[0] for path in rows})
-    with (tmp_path / "labels.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "clean", "noisy", "elsewhere"])
-        for at, path in enumerate(rows):
-            noisy = classes[(classes.index(path.parts[0]) + (at % 7 == 0)) % 3]
-            writer.writerow([f"train/{path.as_posix()}", path.parts[0], noisy, "n00000001"])
-    data, table = tmp_path / "NOISY", tmp_path / "labels.csv"
-    Pack(src=photos, data=data, labels=table, column="noisy").run()
-    dataset = Dataset.open(data)
-    return data, table, dataset.labels != dataset.ints("folder_label")
-
-
-def test_the_areas_under_the_roc_are_those_of_scikit_learn(
-    flipped, tmp_path, done, told, write_scores
-):
-    from sklearn.metrics import roc_auc_score
-
-    data, table, wrong = flipped
-    assert wrong.sum() == 9
-    rng = np.random.default_rng(8)
-    margins = [(rng.normal(0, 1, N) - shift * wrong).astype(np.float32) for shift in (3, 1)]
-    pair = [
-        write_scores(data, tmp_path / name, {"aum": margin, "el2n": -margin})
-        for name, margin in zip(("FULL", "CHEAP"), margins, strict=True)
-    ]
-    command = ("scores", "compare", *pair, *COMPARED, "--truth", table, "--column", "clean")
-    facts = told(*command)
-    assert facts["flipped"] == 9
-    for one in facts["agreement"]:  # whichever end of the score is hard
-        assert one["roc_area"] == pytest.approx(roc_auc_score(wrong, -margins[0]))
-        assert one["other_roc_area"] == pytest.approx(roc_auc_score(wrong, -margins[1]))
-    assert done(*command)[0].split()[-4:] == ["ROC", "area", "of", "other"]
-    assert "ROC" not in done(*command[:-4])[0]
-
-
-@pytest.mark.parametrize(
-    ("column", "rows", "message"),
-    [
-        ("noisy", 60, "noisy of {table} differs from 0 of the 60 labels of {data}, so there is n"),
-        ("dirty", 60, "{table} has no label column 'dirty'; choose one of clean, noisy, elsewhe"),
-        ("elsewhere", 60, "elsewhere is 'n00000001', which is no class folder of {data}; correc"),
-        ("clean", 59, "has no row in {table} (1 of 60 files have none)"),
-    ],
-)
-def test_a_truth_that_does_not_fit_is_refused(
-    *, flipped, refused, column, rows, message, write_scores
-):
-    data, table, _ = flipped
-    tmp_path = table.parent
-    table.write_text("".join(table.read_text().splitlines(keepends=True)[: rows + 1]))
-    scores = write_scores(data, tmp_path / "S", {"aum": np.arange(N, dtype=np.float32)})
-    command = ("scores", "compare", scores, scores, *COMPARED, "--truth", table)
-    said = refused(tmp_path, *command, "--column", column)
-    assert message.format(table=table, data=data) in said
-
-
-def test_scores_of_different_data_sets_are_not_compared(
-    scores, val, tmp_path, refused, write_scores
-):
-    others = write_scores(val, tmp_path / "VAL-SCORES", {"aum": np.zeros(18, np.float32)})
-    said = refused(tmp_path, "scores", "compare", scores, others, *COMPARED)
-    here, there = (Provenance.read(one).binds["identity"][:12] for one in (scores, others))
-    assert said == (
-        f"{scores} scores the data set {here} and {others} the data set {there}; "
-        "compare scores of one data set"
-    )
-
-
-def test_correlations_need_no_misratio(scores, cheap, done, told):
-    command = ("scores", "compare", scores, cheap)
-    facts = told(*command)
-    assert [one["ipc"] for one in facts["coresets"]] == [10]  # a class has 20 images, not 50
-    assert facts["coresets"][0]["misratio"] == misratio_by_share(10 / (59 / 3))
-    lines = done(*command)
-    assumed = "assumed: misratio 0, by a rule from the study's Table 6 for 10 of 20 images"
-    assert assumed in " ".join(lines)
-    assert lines[-1] == f"next: coreset select {cheap} SET --ipc 10"
-
-
-def test_correlations_of_small_classes_are_told_without_coresets(
-    val, tmp_path, done, told, write_scores
-):
-    scores = write_scores(val, tmp_path / "S", {"aum": np.arange(18, dtype=np.float32)})
-    facts = told("scores", "compare", scores, scores)
-    assert facts["coresets"] == []
-    assert facts["agreement"][0]["spearman"] == 1
-    lines = done("scores", "compare", scores, scores)
-    assert "no coresets compared: the smallest class has 6 images; give --ipc" in lines
-    assert lines[-1] == f"next: coreset select {scores} SET --ipc 6"
-
-
 # ---- what is refused everywhere
 
 
@@ -475,7 +266,7 @@ def test_scores_of_which_none_tells_wrong_labels_are_refused(
 
 
 def test_an_image_without_a_value_is_named(scores, packed, tmp_path, refused):
-    for words in (("suspects", scores), ("compare", scores, scores, *COMPARED)):
+    for words in (("suspects", scores), ("compare", scores, scores)):
         said = refused(tmp_path, "scores", *words, "--score", "dyn_unc", code=3)
         assert f"nan as dyn_unc of {Dataset.open(packed).keys[0]} (60 are not finite)" in said
 

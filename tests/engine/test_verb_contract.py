@@ -206,7 +206,7 @@ REFUSED = {
         ("--start-size 16", "start_size must be 0 or in [17, 17] (size), got 16"),
         ("--pixels P --decoder-exact", "decoder_exact goes with decoding; give it to"),
         ("--pixels no-such-pixels", "no-such-pixels does not exist"),
-        ("--tdds --epochs 2", "epochs must be at least 3 with --tdds, got 2"),
+        ("--tdds --epochs 2", "epochs of --tdds must be at least 3, got 2"),
         ("--folds 5", "folds go with --proxy linear, got --proxy resnet18"),
     ],
     LINEAR: [
