@@ -29,7 +29,7 @@ class NoParameters:
     """Parameters of an entry that has none."""
 
 
-def choice_of(registry: Mapping[str, Any], *, default: str, optional: bool = False) -> object:
+def choice_of(registry: Mapping[str, Any], *, default: str = "", optional: bool = False) -> object:
     """Annotate a field of names in a registry; ``optional``: None, too. Help shows ``default``."""
     summaries = " ".join(f"{name}: {entry.summary}." for name, entry in registry.items())
 
@@ -37,9 +37,8 @@ def choice_of(registry: Mapping[str, Any], *, default: str, optional: bool = Fal
         known: Any = Literal[tuple(registry)]  # pyright: ignore[reportInvalidTypeForm] - at run time
         return known | None if optional else known
 
-    return tyro.conf.arg(
-        help=summaries, help_behavior_hint=f"(default: {default})", constructor_factory=names
-    )
+    hint = f"(default: {default})" if default else "(required)"
+    return tyro.conf.arg(help=summaries, help_behavior_hint=hint, constructor_factory=names)
 
 
 def parameters_of(registry: Mapping[str, Any]) -> object:

@@ -32,6 +32,9 @@ SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
 ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
 ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
+MovedData: TypeAlias = Annotated[
+    Path | None, tyro.conf.arg(help="New path of the data set behind the input, if it was moved.")
+]
 
 _ONE_OF_SCORES = tyro.conf.arg(metavar=f"{{{','.join(SCORES)}}}")
 ScoreName: TypeAlias = Annotated[str, _ONE_OF_SCORES]
@@ -112,9 +115,12 @@ class Backbone:
     """Options of verbs that read features of a frozen backbone."""
 
     backbone: str = "auto"
-    """Frozen backbone, as in `coreset embed`; auto takes one whose weights are on this machine."""
+    """Frozen backbone. auto: the first whose weights are on this machine: resnet18 (torchvision),
+    resnet50, tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
+    mobilenetv2_100_same, or any timm model."""
     weights: Path | None = None
-    """Weights of that backbone, if not on this machine."""
+    """File of its weights or a checkpoint (.safetensors, .pth); by default what torchvision and
+    timm left on this machine. Nothing is downloaded."""
 
     def features(self, decoding: Decoding, **sizes: int) -> "FeatureSpec":
         """Return which features to make, and how; "auto" takes weights that are on this machine."""

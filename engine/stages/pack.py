@@ -51,8 +51,8 @@ class Pack:
     """
 
     src: SourcePath
-    """Where the images are; every file is packed, listed as refused or, where its name says that
-    it is no image, counted as left out."""
+    """Source of the images; every file is packed, listed as refused or, where its name says that it
+    is no image, counted as left out."""
     data: DataPath
     """Packed data set to make."""
     name: str = ""

@@ -27,15 +27,6 @@ _STREAMED = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FrozenBackbone(Backbone):
-    """Options of the features that ``--proxy linear`` reads."""
-
-    backbone: str = "auto"
-    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
-    this machine."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Score:
     """Train a proxy on the data set and score every image in the same pass.
 
@@ -53,7 +44,8 @@ class Score:
     """Training of resnet18. full: the study's way; fast: about a tenth of the arithmetic. The
     fields below that are not given come from the recipe."""
     proxy: Literal["resnet18", "linear"] = "resnet18"
-    """resnet18 from scratch (the study's), or a linear classifier on frozen features (seconds)."""
+    """resnet18 from scratch (the study's), or a linear classifier on features of --backbone
+    (seconds)."""
     epochs: int | None = None
     """Passes over the data; every one counts in the scores (60; fast 16)."""
     batch: int | None = None
@@ -77,7 +69,7 @@ class Score:
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
     options: Flat[ScoringOptions] = field(default_factory=ScoringOptions)
-    frozen: Flat[FrozenBackbone] = field(default_factory=FrozenBackbone)
+    frozen: Flat[Backbone] = field(default_factory=Backbone)
     decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:

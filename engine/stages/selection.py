@@ -24,7 +24,7 @@ from coreset.engine.runtime.fields import (
     require_at_least,
 )
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.engine.stages.options import Result, ScoreName, SetPath
+from coreset.engine.stages.options import MovedData, Result, ScoreName, SetPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
@@ -56,8 +56,7 @@ class Select:
     """Score to stratify on (ccs); `coreset score --list` explains them."""
     seed: int = 0
     """Seed of the draw; every class has its own stream."""
-    data: Path | None = None
-    """Where the scored data set lies now, if it was moved."""
+    data: MovedData = None
     parameters: Annotated[Any, parameters_of(SAMPLERS)] = field(
         default_factory=partial(default_parameters, SAMPLERS)
     )

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +13,15 @@ from coreset.engine.evaluation.protocols import PROTOCOLS
 from coreset.engine.evaluation.results import STUDENTS, Results, in_precision
 from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.stages.options import Decoding, Flat, Result, ResultsPath, SetPath, ValPath
+from coreset.engine.stages.options import (
+    Decoding,
+    Flat,
+    MovedData,
+    Result,
+    ResultsPath,
+    SetPath,
+    ValPath,
+)
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 
@@ -57,8 +64,7 @@ class Train:
     """Other image size than the protocol's 224, at least 33: stamped likewise."""
     evaluations: int | None = None
     """Other number of evaluations than about 100 (best is the best of them): stamped likewise."""
-    data: Path | None = None
-    """Where the data set of a coreset lies now, if it was moved."""
+    data: MovedData = None
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
     graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
