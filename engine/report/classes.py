@@ -12,8 +12,9 @@ from PIL import Image
 
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
 from coreset.engine.report.figures import Figure, Look, finished, plain, span_of
-from coreset.engine.report.sets import Evidence, FoundScores, FoundSet, was_chosen_by
+from coreset.engine.report.sets import UNREADABLE, Evidence, FoundScores, FoundSet
 from coreset.kernels.samplers import n_hardest
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
@@ -39,7 +40,7 @@ def score_figure(
     """Draw a score's histogram in each of the first classes, with chosen images and cuts."""
     from plotly.subplots import make_subplots
 
-    classes, coresets = scores.dataset.classes[:max_classes], evidence.coresets_of(scores)
+    classes, coresets = scores.dataset.classes[:max_classes], _coresets_of(scores, evidence.sets)
     n_columns = min(COLUMNS, len(classes))
     places = [divmod(label, n_columns) for label in range(len(classes))]
     n_rows = places[-1][0] + 1
@@ -73,6 +74,20 @@ def score_figure(
         description=f"Histograms of {scores.score} in {len(classes)} classes.",
         height=height,
     )
+
+
+def _coresets_of(scores: FoundScores, sets: Iterable[FoundSet]) -> list[FoundSet]:
+    """List the coresets of the scored data, those chosen by this very score first."""
+    infos = ((found, found.condensed.info) for found in sets)
+    identity = scores.dataset.manifest.identity
+    coresets = [f for f, i in infos if i.kind == "coreset" and i.source_identity == identity]
+    return sorted(coresets, key=lambda found: not _was_chosen_by(found, scores))
+
+
+def _was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
+    ancestor = found.condensed.provenance.ancestor("scores") or {}
+    same = ancestor.get("digest") == scores.digest
+    return same and found.condensed.info.parameters.get("score") == scores.score
 
 
 def _add_panel(
@@ -125,7 +140,7 @@ def _add_coreset(
         **common,
     )
     misratio = found.condensed.info.parameters.get("misratio")
-    if misratio is not None and was_chosen_by(found, scores):
+    if misratio is not None and _was_chosen_by(found, scores):
         easiness = scores.easiness[scores.dataset.labels == label]
         cut = cut_of_class(easiness, len(ids), misratio)
         cut = cut if SCORES[scores.score].low_is_hard else -cut
@@ -232,25 +247,18 @@ def _thumbnails(
     thumbnails: list[Thumbnail] = []
     # Counts (forgetting, correctness) are whole numbers, probabilities and logits are not.
     whole = scores is not None and np.array_equal(scores.values, scores.values.round())
-    for sample_id in ids.tolist():
-        try:
-            uri = thumbnail_uri(stored_image(dataset, sample_id))
-        except (OSError, ValueError):  # a shard is gone or damaged: `coreset verify` tells which
-            uri = ""
-        alt, caption = str(dataset.samples["key"][sample_id]), ""
-        if scores is not None:
-            caption = f"{scores.values[sample_id]:.{0 if whole else 3}f}"
-            alt += f", {scores.score} {caption}"
-        thumbnails.append(Thumbnail(uri, alt, caption))
+    with ShardReader(dataset) as reader:
+        for sample_id in ids.tolist():
+            try:
+                uri = thumbnail_uri(reader.read_one(sample_id))
+            except UNREADABLE:  # a shard is gone or damaged: `coreset verify` tells which
+                uri = ""
+            alt, caption = str(dataset.samples["key"][sample_id]), ""
+            if scores is not None:
+                caption = f"{scores.values[sample_id]:.{0 if whole else 3}f}"
+                alt += f", {scores.score} {caption}"
+            thumbnails.append(Thumbnail(uri, alt, caption))
     return thumbnails
-
-
-def stored_image(dataset: Dataset, sample_id: int) -> bytes:
-    """Read the encoded bytes of one sample."""
-    row = dataset.samples.slice(sample_id, 1).to_pylist()[0]
-    with dataset.shard_paths()[row["shard"]].open("rb") as shard:
-        shard.seek(row["offset"])
-        return shard.read(row["bytes"])
 
 
 def thumbnail_uri(image: bytes) -> str:

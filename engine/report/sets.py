@@ -176,30 +176,12 @@ class FoundScores:
         return easiness(self.score, self.values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Everything that was found, and one line on each thing that was not."""
 
-    sets: tuple[FoundSet, ...]
-    scores: tuple[FoundScores, ...]
-    notices: tuple[str, ...]
-
-    def coresets_of(self, scores: FoundScores) -> list[FoundSet]:
-        """List the coresets of the scored data, those chosen by this very score first."""
-        found = [
-            entry
-            for entry in self.sets
-            if entry.condensed.info.kind == "coreset"
-            and entry.condensed.info.source_identity == scores.dataset.manifest.identity
-        ]
-        return sorted(found, key=lambda entry: not was_chosen_by(entry, scores))
-
-
-def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
-    """Test whether a set was selected on this score of this scores artifact."""
-    ancestor = found.condensed.provenance.ancestor("scores")
-    same = ancestor is not None and ancestor["digest"] == scores.digest
-    return same and found.condensed.info.parameters.get("score") == scores.score
+    sets: Sequence[FoundSet]
+    scores: Sequence[FoundScores]
+    notices: Sequence[str]
 
 
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:
@@ -216,7 +198,7 @@ def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evi
             _add_scores_behind(condensed, scores)
         except UNREADABLE as error:
             notices.append(f"{entry.data}, {entry.name}: its {part} are left out, for {error}")
-    return Evidence(sets=tuple(found), scores=tuple(scores.values()), notices=tuple(notices))
+    return Evidence(found, list(scores.values()), notices)
 
 
 def _opened(results: Path, reported: ReportedSet, data: Path | None) -> CondensedSet:
