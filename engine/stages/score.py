@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
 from coreset.engine.models.features import FeatureSpec
@@ -24,6 +24,16 @@ _STREAMED = (
     "images did not fit into memory and were decoded every epoch; faster: `coreset decode` once, "
     "then --pixels"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreList:
+    """List of all scores and what they mean."""
+
+    def run(self) -> Result:
+        """Make the table."""
+        scores = {name: asdict(score) for name, score in SCORES.items()}
+        return Result(listing(), {"scores": scores})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +78,7 @@ class Score:
     """On all parameters (1e-4; fast 5e-5)."""
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
+    listed: ClassVar[type] = ScoreList  # the stage of --list, which needs no paths
     options: Flat[ScoringOptions] = field(default_factory=ScoringOptions)
     frozen: Flat[Backbone] = field(default_factory=Backbone)
     decoding: Flat[Decoding] = field(default_factory=Decoding)
@@ -107,11 +118,6 @@ class Score:
         """Recipe with the values that were given."""
         recipe = RECIPES[self.recipe if self.proxy == "resnet18" else "linear"]
         return recipe.changed({name: getattr(self, name) for name in recipe.settings()})
-
-    @classmethod
-    def listed(cls) -> "ScoreList":
-        """Return the stage of --list, which needs no paths."""
-        return ScoreList()
 
     def run(self) -> Result:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
@@ -164,13 +170,3 @@ class Score:
         )
         data = {"scores": str(self.scores), "images": n, "epochs": setup.recipe.epochs}
         return Result(lines, data | {"recipe": self.used.stamp, "undecodable": n_lost})
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreList:
-    """List of all scores and what they mean."""
-
-    def run(self) -> Result:
-        """Make the table."""
-        scores = {name: asdict(score) for name, score in SCORES.items()}
-        return Result(listing(), {"scores": scores})

@@ -3,7 +3,6 @@
 import os
 import shutil
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -158,13 +157,13 @@ def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, do
 
 def test_the_truth_of_synthetic_images_lies_beside_the_samples_in_their_order(tmp_path):
     data = tmp_path / "DATA"
-    settings: dict[str, Any] = {"images": 60, "classes": 4, "label_noise": 0.2}
-    Synth(data=data, size="24", samples_per_shard=16, workers=3, **settings).run()
+    synthetic = Synthetic(images=60, classes=4, label_noise=0.2, size=24)
+    Synth(data=data, synthetic=synthetic, samples_per_shard=16, workers=3).run()
     Verify(data=data, deep=True).run()
     dataset, truth = Dataset.open(data), pq.read_table(data / TRUTH_NAME).to_pydict()
     assert truth["key"] == dataset.keys
     assert truth["label"] == dataset.labels.tolist()
     assert sum(truth["flipped"]) == 12
-    assert sorted(truth["key"]) == sorted(Synthetic(size=24, **settings).keys)
+    assert sorted(truth["key"]) == sorted(synthetic.keys)
     wrong = np.array(truth["label"]) != np.array(truth["true_label"])
     np.testing.assert_array_equal(wrong, truth["flipped"])
