@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -16,13 +15,7 @@ from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
 from coreset.engine.condensed.selection import SAMPLERS, Candidates, Sampler, Values, draw_coreset
-from coreset.engine.runtime.fields import (
-    choice_of,
-    default_parameters,
-    own_parameters,
-    parameters_of,
-    require_at_least,
-)
+from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.options import MovedData, Result, ScoreName, SetPath
 from coreset.kernels.scores import SCORES
@@ -57,9 +50,7 @@ class Select:
     seed: int = 0
     """Seed of the draw; every class has its own stream."""
     data: MovedData = None
-    parameters: Annotated[Any, parameters_of(SAMPLERS)] = field(
-        default_factory=partial(default_parameters, SAMPLERS)
-    )
+    parameters: Annotated[Any, parameters_of(SAMPLERS)] = None
 
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
