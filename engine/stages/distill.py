@@ -67,7 +67,6 @@ class Distill:
         return Result(lines, {"set": str(self.condensed)})
 
     def _write_images(self, work: ArtifactWriter, dataset: Dataset, parameters: object) -> None:
-        """Fill an artifact in the making with the shards of the images."""
         folder = work.scratch / ".images"
         with progress("distill", len(dataset)) as bar:
 

@@ -90,10 +90,8 @@ class Export:
             dataset = Dataset.open(self.source)
             return dataset, np.arange(len(dataset))
         remedy = "make one with `coreset select` or `coreset pack`"
-        if not self.source.exists():
-            raise missing(self.source, remedy)
-        kinds = "neither a condensed set nor a packed data set"
-        raise UsageError(f"{self.source} is {kinds}; {remedy}")
+        fault = "is neither a condensed set nor a packed data set"
+        raise missing(self.source, remedy, otherwise=fault)
 
     def _write_directory(self, dataset: Dataset, ids: Ids, export_format: ImageFormat) -> bool:
         config: dict[str, Any] = {"to": self.to}

@@ -77,7 +77,6 @@ class Measure:
     def _values(
         self, condensed: CondensedSet, val: Dataset, specs: Mapping[str, FeatureSpec]
     ) -> dict[str, float | None]:
-        """Compute all metrics; None where one does not exist."""
         pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
         try:
             values = {s: REGISTRY[s].measure(pairs[spec]) for s, spec in specs.items()}

@@ -99,9 +99,8 @@ class Select:
             return Dataset.open(self.source), None
         if not (self.source / COMMIT_NAME).is_file():
             remedy = "make one with `coreset score` or `coreset pack`"
-            if not self.source.exists():
-                raise missing(self.source, remedy)
-            raise UsageError(f"{self.source} is neither scores nor a packed data set; {remedy}")
+            fault = "is neither scores nor a packed data set"
+            raise missing(self.source, remedy, otherwise=fault)
         table = ScoreTable.open(self.source, self.data)
         return table.dataset, table
 
@@ -122,7 +121,6 @@ class Select:
     def _values(
         self, sampler: Sampler, candidates: Candidates, table: ScoreTable | None, parameters: object
     ) -> Values:
-        """Read what the sampler needs of each candidate."""
         if sampler.needs == "scores" and table is not None:
             return table.easiness(self.score, candidates.ids)
         if sampler.needs == "features":

@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
 from coreset.engine.artifacts.provenance import versions
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     from coreset.engine.data.images import EpochSource
     from coreset.engine.evaluation.students import Protocol, StudentResult
+
+    Pixels: TypeAlias = tuple[EpochSource, EpochSource]
 
 # The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
 SMALLEST_SIZE = 33
@@ -109,7 +111,7 @@ class Train:
             }
             for seed, named in missing.items():
                 meter = Meter("train", named["key"], str(device))
-                columns = self._student(*pixels, protocol, seed, device)._asdict()
+                columns = self._student(pixels, protocol, seed, device)._asdict()
                 note = columns.pop("note")
                 meter.images = protocol.epochs * len(condensed.ids)
                 row = {**common, **named, **columns, "seed": seed}
@@ -124,9 +126,7 @@ class Train:
         own = {"protocol": asdict(protocol), "student": self.student, "seed": seed}
         return digest_of(inputs | own)
 
-    def _pixels(
-        self, condensed: CondensedSet, val: Dataset, protocol: "Protocol"
-    ) -> "tuple[EpochSource, EpochSource]":
+    def _pixels(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol") -> "Pixels":
         """Decode the set onto the device, and the validation images if they fit."""
         from coreset.engine.data.geometry import Geometry
         from coreset.engine.data.images import cache_if_fits, load_into_memory
@@ -141,27 +141,17 @@ class Train:
         return train_pixels, val_pixels
 
     def _student(
-        self,
-        train: "EpochSource",
-        val: "EpochSource",
-        protocol: "Protocol",
-        seed: int,
-        device: "torch.device",
+        self, pixels: "Pixels", protocol: "Protocol", seed: int, device: "torch.device"
     ) -> "StudentResult":
         from coreset.engine.evaluation.students import train_student
 
         title = f"train {self.condensed.resolve().name}, seed {seed}"
         with progress(title, protocol.epochs, "epochs") as bar:
             return train_student(
-                train,
-                val,
-                protocol,
-                self.student,
-                seed=seed,
-                device=device,
+                *pixels, protocol, self.student, seed=seed, device=device,
                 compile_mode=self.compile,
                 on_epoch=lambda _epoch, best: bar.advance(1, best=f"{best:.1f} %"),
-            )
+            )  # fmt: skip
 
     def _outcome(
         self, results: Results, students: dict[int, dict[str, str]], n_new: int, note: str
