@@ -13,7 +13,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from coreset.engine.runtime.signals import INTERRUPTED, TEXT, end_on_interrupt, raise_signals
 from coreset.shards.errors import CoresetError, MachineError, UsageError
@@ -96,9 +96,8 @@ def _run_verb(verb: str, words: Sequence[str], *, as_json: bool) -> None:
         return
     from coreset.engine.artifacts.writer import COMMAND
     from coreset.engine.runtime.progress import Display, choose_display
-    from coreset.engine.stages.options import flat_fields
 
-    if dict(flat_fields(stage)).get("device") != "cuda":
+    if _options(stage).get("device") != "cuda":
         # By default the threads of OpenMP, which torch's are on a CPU, wait busily for
         # milliseconds and take the cores from decoders. It reads this once, when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -139,6 +138,15 @@ def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
         raise UsageError(f"{_in_one_line(boxed.getvalue())}; see `coreset {verb} --help`") from None
 
 
+def _options(stage: "Stage") -> dict[str, Any]:
+    """Return the fields of a stage by name, those of nested options among them."""
+    from dataclasses import asdict
+
+    own = asdict(stage)
+    nested = (value for value in own.values() if isinstance(value, dict))
+    return own | {name: value for options in nested for name, value in options.items()}
+
+
 def _in_one_line(boxed: str) -> str:
     """Return the text of tyro's box, whose hook for errors is private, without frame and advice."""
     words: list[str] = []
@@ -161,8 +169,6 @@ def _report(error: CoresetError, *, as_json: bool) -> int:
 
 def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> MachineError | None:
     """Return the shortage with the options that reduce it; None for any other error."""
-    from coreset.engine.stages.options import flat_fields
-
     shortage = ("out of memory", 0.5) if isinstance(error, MemoryError) else None
     if "torch" in sys.modules:  # not imported for this: it takes memory
         from coreset.engine.runtime.device import memory_shortage
@@ -171,7 +177,7 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
     if shortage is None:
         return None
     message, share = shortage
-    options = dict(flat_fields(stage))
+    options = _options(stage)
     remedies = [f"use a smaller --{name}" for name in ("size", "samples") if name in options]
     # A recipe fills in the fields that were not given.
     batch = getattr(getattr(stage, "used", None), "batch", options.get("batch"))

@@ -127,31 +127,22 @@ def counted(
 
 def kept_pixels(context: Context) -> Iterator[Check]:
     """Compare an epoch of kept pixels with one decoded anew, and the ways to keep them."""
-    with context.source(Geometry(SIZE)) as source:
-        anew = _shuffled(source)
-        kept = {where: _shuffled(pixels) for where, pixels in _keepers(source).items()}
     on_gpu = context.device.type == "cuda"
-    expected, coarse = anew, on_gpu
-    for where, batches in kept.items():
-        yield same_images(f"kept pixels, {where}", batches, expected, coarse=coarse)
-        expected, coarse = kept["decoded on the device"], False
+    with context.source(Geometry(SIZE)) as source:
+        anew, resident = _shuffled(source), load_into_memory(source)
+        device, labels, ids = source.device, source.labels, source.ids
+    kept, on_host = _shuffled(resident), resident.images.cpu()
+    yield same_images("kept pixels, decoded on the device", kept, anew, coarse=on_gpu)
+    copied = loaded(on_host.permute(0, 2, 3, 1), device).permute(0, 3, 1, 2)
+    for where, pixels in (
+        ("copied to the device", DecodedImages(copied, labels, ids)),
+        ("left on the host", DecodedImages(on_host, labels, ids, device=device)),
+    ):
+        yield same_images(f"kept pixels, {where}", _shuffled(pixels), kept, coarse=False)
 
 
 def _shuffled(source: ImageStream | DecodedImages) -> list[Batch]:
     return list(source.epoch(BatchOrder(batch=ODD_BATCH, seed=1, shuffle=True)))
-
-
-def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
-    """List the ways to have decoded images on a device again and again."""
-    resident = load_into_memory(source)
-    on_host = resident.images.cpu()
-    labels, ids = source.labels, source.ids
-    copied = loaded(on_host.permute(0, 2, 3, 1), source.device).permute(0, 3, 1, 2)
-    return {
-        "decoded on the device": resident,
-        "copied to the device": DecodedImages(copied, labels, ids),
-        "left on the host": DecodedImages(on_host, labels, ids, device=source.device),
-    }
 
 
 def same_images(

@@ -1,8 +1,7 @@
 """Arguments, options and results of verbs."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from os import PathLike
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
@@ -15,7 +14,6 @@ from coreset.shards.errors import CoresetError
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from _typeshed import DataclassInstance
     from numpy.typing import NDArray
 
     from coreset.engine.data.geometry import Geometry
@@ -156,22 +154,3 @@ class Extractor(Backbone):
     def spec(self, decoding: Decoding) -> "FeatureSpec":
         """Return which features to make, and how."""
         return self.features(decoding, size=self.size, batch=self.batch)
-
-
-def flat_fields(options: "DataclassInstance") -> Iterator[tuple[str, Any]]:
-    """Yield name and value of every field, and of those of nested options."""
-    for own in fields(options):
-        value = getattr(options, own.name)
-        if is_dataclass(value) and not isinstance(value, type):
-            yield from flat_fields(value)
-        else:
-            yield own.name, value
-
-
-def shaping_fields(stage: Stage, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields that shape the result: all but paths and the names in ``without``."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flat_fields(stage)
-        if name not in without and not isinstance(value, PathLike)
-    }

@@ -1,6 +1,6 @@
 """``coreset synth``: generate a data set with known truth, for benchmarks and tests at scale."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from coreset.engine.artifacts.pack_inputs import Account, bound
@@ -8,7 +8,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.stages.options import DataPath, Flat, Result, shaping_fields
+from coreset.engine.stages.options import DataPath, Flat, Result
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 from coreset.shards.format.manifest import Manifest
@@ -43,7 +43,8 @@ class Synth:
 
     def run(self) -> Result:
         """Generate and pack in threads, write the truth in id order, publish."""
-        config = shaping_fields(self, without=("workers",)) | {"size": str(self.synthetic.size)}
+        config = asdict(self.synthetic) | {"size": str(self.synthetic.size), "split": self.split}
+        config |= {"samples_per_shard": self.samples_per_shard}
         provenance = Provenance(kind="dataset", stage="synth", config=config)
         with create_artifact(self.data, provenance, resumable=True) as work:
             if not work.done:
