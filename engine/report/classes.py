@@ -78,16 +78,16 @@ def score_figure(
 
 def _coresets_of(scores: FoundScores, sets: Iterable[FoundSet]) -> list[FoundSet]:
     """List the coresets of the scored data, those chosen by this very score first."""
-    infos = ((found, found.condensed.info) for found in sets)
+    infos = ((entry, entry.condensed.info) for entry in sets)
     identity = scores.dataset.manifest.identity
     coresets = [f for f, i in infos if i.kind == "coreset" and i.source_identity == identity]
-    return sorted(coresets, key=lambda found: not _was_chosen_by(found, scores))
+    return sorted(coresets, key=lambda entry: not _was_chosen_by(entry, scores))
 
 
-def _was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
-    ancestor = found.condensed.provenance.ancestor("scores") or {}
+def _was_chosen_by(entry: FoundSet, scores: FoundScores) -> bool:
+    ancestor = entry.condensed.provenance.ancestor("scores") or {}
     same = ancestor.get("digest") == scores.digest
-    return same and found.condensed.info.parameters.get("score") == scores.score
+    return same and entry.condensed.info.parameters.get("score") == scores.score
 
 
 def _add_panel(
@@ -112,24 +112,24 @@ def _add_panel(
         hovertemplate="%{y} images at %{x:.3g}<extra></extra>",
         **place,
     )
-    for found in coresets:
-        shown = {"visible": True if found is coresets[0] else "legendonly", **place}
-        colour, top = look.colours[found.reported.method], int(counts.max())
-        _add_coreset(figure, label, scores, found, colour=colour, top=top, shown=shown)
+    for entry in coresets:
+        shown = {"visible": True if entry is coresets[0] else "legendonly", **place}
+        colour, top = look.colours[entry.reported.method], int(counts.max())
+        _add_coreset(figure, label, scores, entry, colour=colour, top=top, shown=shown)
 
 
 def _add_coreset(
     figure: "go.Figure",
     label: int,
     scores: FoundScores,
-    found: FoundSet,
+    entry: FoundSet,
     *,
     colour: str,
     top: int,
     shown: dict[str, Any],
 ) -> None:
-    ids = found.condensed.ids[found.condensed.labels == label]
-    common = {"name": plain(found.reported.name), "legendgroup": found.reported.digest, **shown}
+    ids = entry.condensed.ids[entry.condensed.labels == label]
+    common = {"name": plain(entry.reported.name), "legendgroup": entry.reported.digest, **shown}
     figure.add_scatter(
         x=scores.values[ids].tolist(),
         y=[-RUG_DEPTH * top] * len(ids),
@@ -139,8 +139,8 @@ def _add_coreset(
         showlegend=label == 0,
         **common,
     )
-    misratio = found.condensed.info.parameters.get("misratio")
-    if misratio is not None and _was_chosen_by(found, scores):
+    misratio = entry.condensed.info.parameters.get("misratio")
+    if misratio is not None and _was_chosen_by(entry, scores):
         easiness = scores.easiness[scores.dataset.labels == label]
         cut = cut_of_class(easiness, len(ids), misratio)
         cut = cut if SCORES[scores.score].low_is_hard else -cut
@@ -199,10 +199,10 @@ class DataGrid(NamedTuple):
 def data_grids(evidence: Evidence, *, max_classes: int, images_per_row: int) -> Iterator[DataGrid]:
     """Yield a grid per condensed data: of every method the set with the smallest IPC and seed."""
     by_identity: dict[str, dict[str, FoundSet]] = defaultdict(dict)
-    for found in evidence.sets:  # sorted by IPC and seed within a method
-        identity = found.condensed.info.source_identity
-        by_identity[identity].setdefault(found.reported.method, found)
-    scores = {found.dataset.manifest.identity: found for found in reversed(evidence.scores)}
+    for entry in evidence.sets:  # sorted by IPC and seed within a method
+        identity = entry.condensed.info.source_identity
+        by_identity[identity].setdefault(entry.reported.method, entry)
+    scores = {entry.dataset.manifest.identity: entry for entry in reversed(evidence.scores)}
     for identity, of_method in by_identity.items():
         sets, behind = list(of_method.values()), scores.get(identity)
         classes = sets[0].condensed.dataset.classes
@@ -225,15 +225,15 @@ def _rows(
         by_easiness = members[np.argsort(scores.easiness[members], kind="stable")]
         yield "easiest", _thumbnails(scores.dataset, by_easiness[::-1][:n], scores)
         yield "hardest", _thumbnails(scores.dataset, by_easiness[:n], scores)
-    for found in sets:
-        condensed, made = found.condensed, found.condensed.info.kind == "distilled"
+    for entry in sets:
+        condensed, made = entry.condensed, entry.condensed.info.kind == "distilled"
         ids = condensed.ids[condensed.labels == label]
         if made or scores is None:
             thumbnails = _thumbnails(condensed.dataset, ids[:n], None)
         else:
             hardest_first = ids[np.argsort(scores.easiness[ids], kind="stable")]
             thumbnails = _thumbnails(condensed.dataset, evenly_spread(hardest_first, n), scores)
-        yield f"{'made' if made else 'chosen'} by {found.reported.name}", thumbnails
+        yield f"{'made' if made else 'chosen'} by {entry.reported.name}", thumbnails
 
 
 def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:

@@ -125,14 +125,14 @@ class Comparison:
     def sentence(self) -> str:
         """Say which method is best, in words that follow the intervals."""
         tied, beaten, few = list[str](), list[str](), list[str]()
-        for other, lead in self.others:
+        for rival, lead in self.others:
             span = f"{lead.low:.1f} to {lead.high:.1f}"
             if lead.is_noise is None:
-                few.append(str(other))
+                few.append(str(rival))
             elif lead.is_noise:
-                tied.append(f"{other} ({span})")
+                tied.append(f"{rival} ({span})")
             else:
-                beaten.append(f"{other} (by {span})")
+                beaten.append(f"{rival} (by {span})")
         parts = [f"is within noise of {_and(tied)}"] if tied else []
         parts += [f"beats {_and(beaten)}"] if beaten else []
         parts += [f"leads {_and(few)}: not enough students to tell"] if few else []
@@ -150,14 +150,14 @@ class Comparison:
         return "; ".join(caveats)
 
 
-def difference(best: Accuracy, other: Accuracy) -> Difference:
+def difference(best: Accuracy, rival: Accuracy) -> Difference:
     """Compare the best top-1 of two methods; no interval with fewer than three students of one."""
-    mean = best.mean - other.mean
-    if min(best.n, other.n) < LEAST_STUDENTS:
+    mean = best.mean - rival.mean
+    if min(best.n, rival.n) < LEAST_STUDENTS:
         return Difference(mean=mean)
-    paired = best.seeds == other.seeds and len(set(best.seeds)) == best.n
+    paired = best.seeds == rival.seeds and len(set(best.seeds)) == best.n
     bounds = paired_interval if paired else welch_interval
-    low, high = bounds(np.array(best.best), np.array(other.best), CONFIDENCE)
+    low, high = bounds(np.array(best.best), np.array(rival.best), CONFIDENCE)
     return Difference(mean=mean, low=low, high=high, interval="paired" if paired else "Welch")
 
 

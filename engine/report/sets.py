@@ -127,21 +127,21 @@ class Measurement:
 def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Measurement]:
     """Join the metric rows of each set, validation set, backbone and metric version."""
     short_names = {metric.stamp.partition("@")[0]: short for short, metric in METRICS.items()}
-    found: dict[tuple[str, ...], Measurement] = {}
+    measured: dict[tuple[str, ...], Measurement] = {}
     for row in metrics:
         name, _, version = str(row["metric"]).partition("@")
         key = (row["set_digest"], row["val_identity"], row["backbone"], row["weights"], version)
-        if key not in found:
-            found[key] = Measurement(
+        if key not in measured:
+            measured[key] = Measurement(
                 measured=sets[row["set_digest"]],
                 **{name: row[name] for name in ("val", "backbone", "weights")},
                 version=version,
                 values=dict.fromkeys(METRICS, math.nan),
             )
         if row["value"] is not None:
-            found[key].values[short_names.get(name, name)] = row["value"]
+            measured[key].values[short_names.get(name, name)] = row["value"]
     order = list(sets)
-    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key))]
+    return [measured[key] for key in sorted(measured, key=lambda key: (order.index(key[0]), key))]
 
 
 def set_costs(results: Results, digests: Iterable[str]) -> dict[str, list[StageCost]]:
@@ -186,19 +186,19 @@ class Evidence(NamedTuple):
 
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:
     """Open every reported set, below ``results`` or with the data at ``data``, and its scores."""
-    found: list[FoundSet] = []
+    opened: list[FoundSet] = []
     scores: dict[tuple[str, str], FoundScores] = {}
     notices: list[str] = []
     for entry in sets:
         part = "images"
         try:
             condensed = _opened(results, entry, data)
-            found.append(FoundSet(entry, condensed))
+            opened.append(FoundSet(entry, condensed))
             part = "scores"
             _add_scores_behind(condensed, scores)
         except UNREADABLE as error:
             notices.append(f"{entry.data}, {entry.name}: its {part} are left out, for {error}")
-    return Evidence(found, list(scores.values()), notices)
+    return Evidence(opened, list(scores.values()), notices)
 
 
 def _opened(results: Path, reported: ReportedSet, data: Path | None) -> CondensedSet:
