@@ -4,7 +4,7 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,26 +178,13 @@ def _caption(scores: FoundScores, coresets: list[FoundSet], n_shown: int) -> str
     return caption
 
 
-class Thumbnail(NamedTuple):
-    """One image of a grid."""
+def data_grids(
+    evidence: Evidence, *, max_classes: int, images_per_row: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a grid per condensed data: of every method the set with the smallest IPC and seed.
 
-    uri: str
-    alt: str
-    caption: str
-
-
-class DataGrid(NamedTuple):
-    """Images of the first classes of one data set."""
-
-    data: str
-    n_classes: int
-    score: str
-    """Score under the images; empty if the data set has none."""
-    classes: dict[str, dict[str, list[Thumbnail]]]
-
-
-def data_grids(evidence: Evidence, *, max_classes: int, images_per_row: int) -> Iterator[DataGrid]:
-    """Yield a grid per condensed data: of every method the set with the smallest IPC and seed."""
+    A grid holds rows of images by their titles, for each of the first classes by name.
+    """
     by_identity: dict[str, dict[str, FoundSet]] = defaultdict(dict)
     for entry in evidence.sets:  # sorted by IPC and seed within a method
         identity = entry.condensed.info.source_identity
@@ -206,20 +193,20 @@ def data_grids(evidence: Evidence, *, max_classes: int, images_per_row: int) -> 
     for identity, of_method in by_identity.items():
         sets, behind = list(of_method.values()), scores.get(identity)
         classes = sets[0].condensed.dataset.classes
-        yield DataGrid(
-            data=sets[0].reported.data,
-            n_classes=len(classes),
-            score=behind.score if behind else "",
-            classes={
+        yield {
+            "data": sets[0].reported.data,
+            "n_classes": len(classes),
+            "score": behind.score if behind else "",
+            "classes": {
                 name: dict(_rows(label, sets, behind, images_per_row))
                 for label, name in enumerate(classes[:max_classes])
             },
-        )
+        }
 
 
 def _rows(
     label: int, sets: Iterable[FoundSet], scores: FoundScores | None, n: int
-) -> Iterator[tuple[str, list[Thumbnail]]]:
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
     if scores is not None:
         members = np.flatnonzero(scores.dataset.labels == label)
         by_easiness = members[np.argsort(scores.easiness[members], kind="stable")]
@@ -243,8 +230,8 @@ def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 def _thumbnails(
     dataset: Dataset, ids: NDArray[np.int64], scores: FoundScores | None
-) -> list[Thumbnail]:
-    thumbnails: list[Thumbnail] = []
+) -> list[dict[str, str]]:
+    thumbnails: list[dict[str, str]] = []
     # Counts (forgetting, correctness) are whole numbers, probabilities and logits are not.
     whole = scores is not None and np.array_equal(scores.values, scores.values.round())
     with ShardReader(dataset) as reader:
@@ -257,7 +244,7 @@ def _thumbnails(
             if scores is not None:
                 caption = f"{scores.values[sample_id]:.{0 if whole else 3}f}"
                 alt += f", {scores.score} {caption}"
-            thumbnails.append(Thumbnail(uri, alt, caption))
+            thumbnails.append({"uri": uri, "alt": alt, "caption": caption})
     return thumbnails
 
 

@@ -9,7 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +51,7 @@ def catalogue(rows: Iterable[Row]) -> dict[str, ReportedSet]:
     """Collect the sets of all rows by digest: by data, method (baseline first), IPC and seed."""
     described = list({row["set_digest"]: _described(row) for row in rows}.values())
     sets = _namesakes_told_apart(_parameters_told_apart(described))
-    sets.sort(key=attrgetter("ipc", "seed", "digest"))
-    sets.sort(key=lambda entry: (entry.data, method_order(entry.method)))
+    sets.sort(key=lambda e: (e.data, method_order(e.method), e.ipc, e.seed, e.digest))
     return {entry.digest: entry for entry in sets}
 
 
