@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from dataclasses import asdict
 from io import BytesIO
 
 import numpy as np
@@ -11,6 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from coreset.bench.robustness import crafted, faults
+from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.synth import TRUTH_NAME, Synth
 from coreset.engine.stages.verify import Verify
@@ -158,9 +160,11 @@ def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, do
 def test_the_truth_of_synthetic_images_lies_beside_the_samples_in_their_order(tmp_path):
     data = tmp_path / "DATA"
     synthetic = Synthetic(images=60, classes=4, label_noise=0.2, size=24)
-    Synth(data=data, synthetic=synthetic, samples_per_shard=16, workers=3).run()
+    Synth(data=data, synthetic=synthetic, split="val", samples_per_shard=16, workers=3).run()
     Verify(data=data, deep=True).run()
     dataset, truth = Dataset.open(data), pq.read_table(data / TRUTH_NAME).to_pydict()
+    shaping = asdict(synthetic) | {"size": "24", "split": "val", "samples_per_shard": 16}
+    assert Provenance.read(data).config == shaping
     assert truth["key"] == dataset.keys
     assert truth["label"] == dataset.labels.tolist()
     assert sum(truth["flipped"]) == 12

@@ -212,9 +212,8 @@ def test_a_hostile_class_name_is_shown_and_not_run_and_every_figure_has_words(pa
     scripts = found.of("script")
     assert scripts.count({}) == 2  # the library and ours; the rest is data
     assert scripts.count({"type": "application/json"}) == len(scripts) - 2
-    titles = [
-        one["text"] for figure in found.figures() for one in figure["layout"].get("annotations", [])
-    ]
+    layouts = [figure["layout"].get("annotations", []) for figure in found.figures()]
+    titles = [note["text"] for notes in layouts for note in notes]
     assert '&lt;script&gt;alert("x")&lt;' in titles
     assert not any("<script" in title for title in titles)
     # Rows of the scored data, the two coresets and the distilled set.
@@ -226,17 +225,17 @@ def test_a_hostile_class_name_is_shown_and_not_run_and_every_figure_has_words(pa
 
 
 def test_the_histogram_counts_every_image_and_marks_the_chosen_ones(page, built):
-    figure = next(
-        one for one in elements(page).figures() if any(t["type"] == "bar" for t in one["data"])
-    )
-    bars = [trace for trace in figure["data"] if trace["type"] == "bar"]
+    figures = [figure["data"] for figure in elements(page).figures()]
+    (traces,) = (data for data in figures if data[0]["type"] == "bar")
+    bars = [trace for trace in traces if trace["type"] == "bar"]
     assert [sum(trace["y"]) for trace in bars] == [PER_CLASS] * len(CLASSES)
+    assert {t["name"] for t in traces if t.get("visible") is True} == {"ccs-aum, IPC 3"}
     ids = np.load(built / "ccs" / "ids.npy")
-    marks = [t for t in figure["data"] if t["name"].startswith("ccs") and t["mode"] == "markers"]
+    marks = [t for t in traces if t["name"].startswith("ccs") and t["mode"] == "markers"]
     np.testing.assert_allclose(
         sorted(x for trace in marks for x in trace["x"]), np.sort(AUM[ids]), rtol=1e-6
     )
-    cuts = [t["x"][0] for t in figure["data"] if t.get("mode") == "lines"]
+    cuts = [t["x"][0] for t in traces if t.get("mode") == "lines"]
     chosen_by_class = [min(trace["x"]) for trace in marks]
     assert all(cut < lowest for cut, lowest in zip(cuts, chosen_by_class, strict=True))
 
