@@ -22,7 +22,7 @@ from coreset.bench.harness import Options, Row, records_of
 from coreset.bench.processes import CORESET
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
-from coreset.engine.report.results import comparisons, verdicts
+from coreset.engine.report.results import comparisons
 from coreset.engine.report.sets import catalogue
 from coreset.engine.runtime.text import readable_seconds
 
@@ -134,8 +134,7 @@ def _mean_std(values: Sequence[float]) -> str:
 def _verdicts() -> str:
     rows = [row | {"set_path": ""} for row in _of("students")]
     compared = comparisons(rows, catalogue(rows))
-    pairs = zip(compared, verdicts(compared), strict=True)
-    return "\n".join(f"- IPC {each.setting.ipc}: {verdict.sentence}." for each, verdict in pairs)
+    return "\n".join(f"- IPC {each.setting.ipc}: {each.sentence}." for each in compared)
 
 
 def _metrics() -> str:

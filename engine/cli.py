@@ -13,16 +13,12 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any
 
 from coreset.engine.runtime.signals import INTERRUPTED, TEXT, end_on_interrupt, raise_signals
 from coreset.shards.errors import CoresetError, MachineError, UsageError
 
 if TYPE_CHECKING:
-    from importlib.abc import Loader
-
     from coreset.engine.stages.options import Stage
 
 # verb: (arguments, module, class, description)
@@ -100,9 +96,8 @@ def _run_verb(verb: str, words: Sequence[str], *, as_json: bool) -> None:
         return
     from coreset.engine.artifacts.writer import COMMAND
     from coreset.engine.runtime.progress import Display, choose_display
-    from coreset.engine.stages.options import flat_fields
 
-    if dict(flat_fields(stage)).get("device") != "cuda":
+    if _options(stage).get("device") != "cuda":
         # By default the threads of OpenMP, which torch's are on a CPU, wait busily for
         # milliseconds and take the cores from decoders. It reads this once, when torch is imported.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -143,6 +138,15 @@ def _parse(verb: str, words: Sequence[str]) -> "Stage | None":
         raise UsageError(f"{_in_one_line(boxed.getvalue())}; see `coreset {verb} --help`") from None
 
 
+def _options(stage: "Stage") -> dict[str, Any]:
+    """Return the fields of a stage by name, those of nested options among them."""
+    from dataclasses import asdict
+
+    own = asdict(stage)
+    nested = (value for value in own.values() if isinstance(value, dict))
+    return own | {name: value for options in nested for name, value in options.items()}
+
+
 def _in_one_line(boxed: str) -> str:
     """Return the text of tyro's box, whose hook for errors is private, without frame and advice."""
     words: list[str] = []
@@ -165,8 +169,6 @@ def _report(error: CoresetError, *, as_json: bool) -> int:
 
 def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> MachineError | None:
     """Return the shortage with the options that reduce it; None for any other error."""
-    from coreset.engine.stages.options import flat_fields
-
     shortage = ("out of memory", 0.5) if isinstance(error, MemoryError) else None
     if "torch" in sys.modules:  # not imported for this: it takes memory
         from coreset.engine.runtime.device import memory_shortage
@@ -175,7 +177,7 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
     if shortage is None:
         return None
     message, share = shortage
-    options = dict(flat_fields(stage))
+    options = _options(stage)
     remedies = [f"use a smaller --{name}" for name in ("size", "samples") if name in options]
     # A recipe fills in the fields that were not given.
     batch = getattr(getattr(stage, "used", None), "batch", options.get("batch"))
@@ -187,14 +189,9 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
 class _WithoutPandas:
     """Import hook that hides pandas, which pyarrow imports for its first table: 0.9 s a command."""
 
-    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        return ModuleSpec(name, cast("Loader", self)) if name == "pandas" else None
-
-    def create_module(self, _spec: ModuleSpec) -> None:
-        """Let Python create the module."""
-
-    def exec_module(self, module: ModuleType) -> NoReturn:
-        raise ModuleNotFoundError("coreset does without pandas", name=module.__name__)
+    def find_spec(self, name: str, *_: object) -> None:
+        if name == "pandas":
+            raise ModuleNotFoundError("coreset does without pandas", name=name)
 
 
 def hide_pandas() -> None:

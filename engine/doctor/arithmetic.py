@@ -57,24 +57,24 @@ def augmentation(context: Context, name: str, augmented: Augmentation) -> Iterat
     ids = context.ids[: context.batch]
     with context.source(Geometry(CROP_SIZE), ids, DecoderName.TURBO) as source:
         images = next(source.epoch(BatchOrder(batch=ids.size))).images
-    expected, found = (
+    expected, actual = (
         augmented(images.to(device), generator_for(0)).cpu() for device in (CPU, context.device)
     )
-    yield near(f"augmentation: {name}", found, expected, AUGMENTATION_TOLERANCE)
+    yield near(f"augmentation: {name}", actual, expected, AUGMENTATION_TOLERANCE)
 
 
-def near(name: str, found: Tensor, expected: Tensor, allowed: float) -> Check:
+def near(name: str, actual: Tensor, expected: Tensor, allowed: float) -> Check:
     """Hold the largest difference of two tensors to what is allowed."""
-    largest = float((found - expected).abs().max())
+    largest = float((actual - expected).abs().max())
     judged = Verdict.FAIL.unless(largest <= allowed, REPORT)
-    facts = {"largest": largest, "allowed": allowed, "images": len(found)}
+    facts = {"largest": largest, "allowed": allowed, "images": len(actual)}
     return Check(name, f"largest difference {largest:.1g}", *judged, facts)
 
 
 def training_scores(context: Context) -> Iterator[Check]:
     """Accumulate the scores of the same logits on the CPU and on the device."""
-    expected, found = (_scores(context.ids.size, device) for device in (CPU, context.device))
-    largest = {name: float(np.abs(found[name] - expected[name]).max()) for name in expected}
+    expected, actual = (_scores(context.ids.size, device) for device in (CPU, context.device))
+    largest = {name: float(np.abs(actual[name] - expected[name]).max()) for name in expected}
     worst = max(largest, key=largest.__getitem__)
     # A comparison with NaN is false: scores that are missing on one side do not pass.
     holds = all(value <= SCORE_TOLERANCE for value in largest.values())

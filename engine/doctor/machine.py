@@ -68,11 +68,11 @@ def failure(name: str, error: Exception, remedy: str = "repair what the error na
 
 
 def complete(
-    name: str, found: Iterator[Check], explained: Callable[[str, Exception], Check] = failure
+    name: str, checks: Iterator[Check], explained: Callable[[str, Exception], Check] = failure
 ) -> Iterator[Check]:
     """Yield the findings of a check; what it raises, but a signal to stop, is the last one."""
     try:
-        yield from found
+        yield from checks
     except InterruptedRunError:
         raise
     except Exception as error:  # noqa: BLE001 - a broken driver or package may raise anything
@@ -220,7 +220,7 @@ def check_compiler(_path: Path) -> Iterator[Check]:
 
 
 def _first_program(*names: str | None) -> str | None:
-    return next((found for name in names if name and (found := shutil.which(name))), None)
+    return next((path for name in names if name and (path := shutil.which(name))), None)
 
 
 def check_choices(_path: Path) -> Iterator[Check]:

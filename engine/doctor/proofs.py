@@ -71,16 +71,16 @@ def compared(
     ``coarse`` softens a failure to a warning if they are as near as `fast` must be: for nvJPEG.
     """
     tolerance, like_fast = TOLERANCES[decoder], TOLERANCES[DecoderName.FAST]
-    found = tolerance.difference(images, expected)
-    exceeded = tolerance.exceeded_by(found)
+    difference = tolerance.difference(images, expected)
+    exceeded = tolerance.exceeded_by(difference)
     overall = float(np.abs(images.astype(np.int16) - expected).mean())
-    facts = {**asdict(found), "mean_of_all": overall, "images": len(images)}
+    facts = {**asdict(difference), "mean_of_all": overall, "images": len(images)}
     remedy = f"{'; '.join(exceeded)}: use --decoder-exact, and {REPORT}"
     verdict, remedy = Verdict.FAIL.unless(not exceeded, remedy)
     if exceeded and coarse and not like_fast.exceeded_by(like_fast.difference(images, expected)):
         verdict = Verdict.WARN
         remedy = "coarser than on a CPU (docs/pixels.md); --decoder turbo avoids it"
-    value = f"largest {found.largest}, mean {overall:.2f} of 255, {len(images)} images"
+    value = f"largest {difference.largest}, mean {overall:.2f} of 255, {len(images)} images"
     return Check(name, value, verdict, remedy, facts | {"allowed": asdict(tolerance)})
 
 
@@ -89,10 +89,10 @@ def normalised_batches(context: Context, decoder: DecoderName) -> Iterator[Check
     whole, device = _encoded(context), str(context.device)
     ready = make_decoder(decoder, PHOTOS, device=device, workers=0, normalisation=IMAGENET)
     with closing(ready):
-        found = ready.decode(whole).cpu()
+        actual = ready.decode(whole).cpu()
     images = torch.from_numpy(_decoded(decoder, whole, device)).permute(0, 3, 1, 2)
     expected = normalised(images, IMAGENET.mean, IMAGENET.std)
-    yield near(f"normalised batches of {decoder}", found, expected, NORMALISED_TOLERANCE)
+    yield near(f"normalised batches of {decoder}", actual, expected, NORMALISED_TOLERANCE)
 
 
 def exactly_once(context: Context) -> Iterator[Check]:
@@ -127,45 +127,36 @@ def counted(
 
 def kept_pixels(context: Context) -> Iterator[Check]:
     """Compare an epoch of kept pixels with one decoded anew, and the ways to keep them."""
-    with context.source(Geometry(SIZE)) as source:
-        anew = _shuffled(source)
-        kept = {where: _shuffled(pixels) for where, pixels in _keepers(source).items()}
     on_gpu = context.device.type == "cuda"
-    expected, coarse = anew, on_gpu
-    for where, batches in kept.items():
-        yield same_images(f"kept pixels, {where}", batches, expected, coarse=coarse)
-        expected, coarse = kept["decoded on the device"], False
+    with context.source(Geometry(SIZE)) as source:
+        anew, resident = _shuffled(source), load_into_memory(source)
+        device, labels, ids = source.device, source.labels, source.ids
+    kept, on_host = _shuffled(resident), resident.images.cpu()
+    yield same_images("kept pixels, decoded on the device", kept, anew, coarse=on_gpu)
+    copied = loaded(on_host.permute(0, 2, 3, 1), device).permute(0, 3, 1, 2)
+    for where, pixels in (
+        ("copied to the device", DecodedImages(copied, labels, ids)),
+        ("left on the host", DecodedImages(on_host, labels, ids, device=device)),
+    ):
+        yield same_images(f"kept pixels, {where}", _shuffled(pixels), kept, coarse=False)
 
 
 def _shuffled(source: ImageStream | DecodedImages) -> list[Batch]:
     return list(source.epoch(BatchOrder(batch=ODD_BATCH, seed=1, shuffle=True)))
 
 
-def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
-    """List the ways to have decoded images on a device again and again."""
-    resident = load_into_memory(source)
-    on_host = resident.images.cpu()
-    labels, ids = source.labels, source.ids
-    copied = loaded(on_host.permute(0, 2, 3, 1), source.device).permute(0, 3, 1, 2)
-    return {
-        "decoded on the device": resident,
-        "copied to the device": DecodedImages(copied, labels, ids),
-        "left on the host": DecodedImages(on_host, labels, ids, device=source.device),
-    }
-
-
 def same_images(
-    name: str, found: Sequence[Batch], expected: Sequence[Batch], *, coarse: bool
+    name: str, actual: Sequence[Batch], expected: Sequence[Batch], *, coarse: bool
 ) -> Check:
     """Compare two epochs, which must be bit-equal.
 
     ``coarse`` softens a failure to a warning if ids and labels agree and pixels nearly do: a GPU
     may decode a file otherwise in another batch.
     """
-    pairs, differing = list(zip(found, expected, strict=True)), 0
-    for own, other in pairs:
-        differ = (own.images != other.images).flatten(1).any(1)
-        differ |= (own.ids != other.ids) | (own.labels != other.labels)
+    pairs, differing = list(zip(actual, expected, strict=True)), 0
+    for own, kept in pairs:
+        differ = (own.images != kept.images).flatten(1).any(1)
+        differ |= (own.ids != kept.ids) | (own.labels != kept.labels)
         differing += int(differ.sum())
     n = sum(len(batch.ids) for batch in expected)
     verdict, remedy = Verdict.FAIL.unless(not differing, f"do not keep pixels there, and {REPORT}")
@@ -176,12 +167,12 @@ def same_images(
     return Check(name, f"{differing} of {n} images differ", verdict, remedy, facts)
 
 
-def _nearly_equal(found: Batch, expected: Batch) -> bool:
+def _nearly_equal(actual: Batch, expected: Batch) -> bool:
     """Test ids and labels, and that pixels are as near as `fast` must be to the reference."""
-    images = (each.images.permute(0, 2, 3, 1).cpu().numpy() for each in (found, expected))
+    images = (each.images.permute(0, 2, 3, 1).cpu().numpy() for each in (actual, expected))
     tolerance = TOLERANCES[DecoderName.FAST]
     near = not tolerance.exceeded_by(tolerance.difference(*images))
-    return near and found.ids.equal(expected.ids) and found.labels.equal(expected.labels)
+    return near and actual.ids.equal(expected.ids) and actual.labels.equal(expected.labels)
 
 
 def _encoded(context: Context) -> EncodedBatch:
@@ -227,12 +218,12 @@ PROOFS: dict[str, Callable[[Context], Iterator[Check]]] = {
 
 def prove(context: Context) -> Iterator[Check]:
     """Run every proof and yield what it finds; then the projections from all of that."""
-    found: list[Check] = []
+    checks: list[Check] = []
     for name, proof in PROOFS.items():
         for check in complete(name, proof(context), partial(_explained, context)):
-            found.append(check)
+            checks.append(check)
             yield check
-    yield from speeds.projections(found)
+    yield from speeds.projections(checks)
 
 
 def _explained(context: Context, name: str, error: Exception) -> Check:

@@ -210,11 +210,11 @@ def _speed(name: str, per_second: float, what: str) -> Check:
     return Check(name, value, facts={"images_per_second": per_second, "what": what})
 
 
-def projections(found: Sequence[Check]) -> Iterator[Check]:
+def projections(checks: Sequence[Check]) -> Iterator[Check]:
     """Project speeds to hours for ImageNet: images x epochs / speed of each span's slowest part."""
     speeds = {
         check.name: float(check.facts["images_per_second"])
-        for check in found
+        for check in checks
         if "images_per_second" in check.facts
     }
     for title, spans in PASSES.items():

@@ -4,7 +4,7 @@ import base64
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +12,9 @@ from PIL import Image
 
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.reader import ShardReader
 from coreset.engine.report.figures import Figure, Look, finished, plain, span_of
-from coreset.engine.report.sets import Evidence, FoundScores, FoundSet, was_chosen_by
+from coreset.engine.report.sets import UNREADABLE, Evidence, FoundScores, FoundSet
 from coreset.kernels.samplers import n_hardest
 from coreset.kernels.scores import SCORES
 from coreset.shards.format.dataset import Dataset
@@ -39,7 +40,7 @@ def score_figure(
     """Draw a score's histogram in each of the first classes, with chosen images and cuts."""
     from plotly.subplots import make_subplots
 
-    classes, coresets = scores.dataset.classes[:max_classes], evidence.coresets_of(scores)
+    classes, coresets = scores.dataset.classes[:max_classes], _coresets_of(scores, evidence.sets)
     n_columns = min(COLUMNS, len(classes))
     places = [divmod(label, n_columns) for label in range(len(classes))]
     n_rows = places[-1][0] + 1
@@ -75,6 +76,20 @@ def score_figure(
     )
 
 
+def _coresets_of(scores: FoundScores, sets: Iterable[FoundSet]) -> list[FoundSet]:
+    """List the coresets of the scored data, those chosen by this very score first."""
+    infos = ((entry, entry.condensed.info) for entry in sets)
+    identity = scores.dataset.manifest.identity
+    coresets = [f for f, i in infos if i.kind == "coreset" and i.source_identity == identity]
+    return sorted(coresets, key=lambda entry: not _was_chosen_by(entry, scores))
+
+
+def _was_chosen_by(entry: FoundSet, scores: FoundScores) -> bool:
+    ancestor = entry.condensed.provenance.ancestor("scores") or {}
+    same = ancestor.get("digest") == scores.digest
+    return same and entry.condensed.info.parameters.get("score") == scores.score
+
+
 def _add_panel(
     figure: "go.Figure",
     label: int,
@@ -97,24 +112,24 @@ def _add_panel(
         hovertemplate="%{y} images at %{x:.3g}<extra></extra>",
         **place,
     )
-    for found in coresets:
-        shown = {"visible": True if found is coresets[0] else "legendonly", **place}
-        colour, top = look.colours[found.reported.method], int(counts.max())
-        _add_coreset(figure, label, scores, found, colour=colour, top=top, shown=shown)
+    for entry in coresets:
+        shown = {"visible": True if entry is coresets[0] else "legendonly", **place}
+        colour, top = look.colours[entry.reported.method], int(counts.max())
+        _add_coreset(figure, label, scores, entry, colour=colour, top=top, shown=shown)
 
 
 def _add_coreset(
     figure: "go.Figure",
     label: int,
     scores: FoundScores,
-    found: FoundSet,
+    entry: FoundSet,
     *,
     colour: str,
     top: int,
     shown: dict[str, Any],
 ) -> None:
-    ids = found.condensed.ids[found.condensed.labels == label]
-    common = {"name": plain(found.reported.name), "legendgroup": found.reported.digest, **shown}
+    ids = entry.condensed.ids[entry.condensed.labels == label]
+    common = {"name": plain(entry.reported.name), "legendgroup": entry.reported.digest, **shown}
     figure.add_scatter(
         x=scores.values[ids].tolist(),
         y=[-RUG_DEPTH * top] * len(ids),
@@ -124,8 +139,8 @@ def _add_coreset(
         showlegend=label == 0,
         **common,
     )
-    misratio = found.condensed.info.parameters.get("misratio")
-    if misratio is not None and was_chosen_by(found, scores):
+    misratio = entry.condensed.info.parameters.get("misratio")
+    if misratio is not None and _was_chosen_by(entry, scores):
         easiness = scores.easiness[scores.dataset.labels == label]
         cut = cut_of_class(easiness, len(ids), misratio)
         cut = cut if SCORES[scores.score].low_is_hard else -cut
@@ -163,62 +178,49 @@ def _caption(scores: FoundScores, coresets: list[FoundSet], n_shown: int) -> str
     return caption
 
 
-class Thumbnail(NamedTuple):
-    """One image of a grid."""
+def data_grids(
+    evidence: Evidence, *, max_classes: int, images_per_row: int
+) -> Iterator[dict[str, Any]]:
+    """Yield a grid per condensed data: of every method the set with the smallest IPC and seed.
 
-    uri: str
-    alt: str
-    caption: str
-
-
-class DataGrid(NamedTuple):
-    """Images of the first classes of one data set."""
-
-    data: str
-    n_classes: int
-    score: str
-    """Score under the images; empty if the data set has none."""
-    classes: dict[str, dict[str, list[Thumbnail]]]
-
-
-def data_grids(evidence: Evidence, *, max_classes: int, images_per_row: int) -> Iterator[DataGrid]:
-    """Yield a grid per condensed data: of every method the set with the smallest IPC and seed."""
+    A grid holds rows of images by their titles, for each of the first classes by name.
+    """
     by_identity: dict[str, dict[str, FoundSet]] = defaultdict(dict)
-    for found in evidence.sets:  # sorted by IPC and seed within a method
-        identity = found.condensed.info.source_identity
-        by_identity[identity].setdefault(found.reported.method, found)
-    scores = {found.dataset.manifest.identity: found for found in reversed(evidence.scores)}
+    for entry in evidence.sets:  # sorted by IPC and seed within a method
+        identity = entry.condensed.info.source_identity
+        by_identity[identity].setdefault(entry.reported.method, entry)
+    scores = {entry.dataset.manifest.identity: entry for entry in reversed(evidence.scores)}
     for identity, of_method in by_identity.items():
         sets, behind = list(of_method.values()), scores.get(identity)
         classes = sets[0].condensed.dataset.classes
-        yield DataGrid(
-            data=sets[0].reported.data,
-            n_classes=len(classes),
-            score=behind.score if behind else "",
-            classes={
+        yield {
+            "data": sets[0].reported.data,
+            "n_classes": len(classes),
+            "score": behind.score if behind else "",
+            "classes": {
                 name: dict(_rows(label, sets, behind, images_per_row))
                 for label, name in enumerate(classes[:max_classes])
             },
-        )
+        }
 
 
 def _rows(
     label: int, sets: Iterable[FoundSet], scores: FoundScores | None, n: int
-) -> Iterator[tuple[str, list[Thumbnail]]]:
+) -> Iterator[tuple[str, list[dict[str, str]]]]:
     if scores is not None:
         members = np.flatnonzero(scores.dataset.labels == label)
         by_easiness = members[np.argsort(scores.easiness[members], kind="stable")]
         yield "easiest", _thumbnails(scores.dataset, by_easiness[::-1][:n], scores)
         yield "hardest", _thumbnails(scores.dataset, by_easiness[:n], scores)
-    for found in sets:
-        condensed, made = found.condensed, found.condensed.info.kind == "distilled"
+    for entry in sets:
+        condensed, made = entry.condensed, entry.condensed.info.kind == "distilled"
         ids = condensed.ids[condensed.labels == label]
         if made or scores is None:
             thumbnails = _thumbnails(condensed.dataset, ids[:n], None)
         else:
             hardest_first = ids[np.argsort(scores.easiness[ids], kind="stable")]
             thumbnails = _thumbnails(condensed.dataset, evenly_spread(hardest_first, n), scores)
-        yield f"{'made' if made else 'chosen'} by {found.reported.name}", thumbnails
+        yield f"{'made' if made else 'chosen'} by {entry.reported.name}", thumbnails
 
 
 def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -228,29 +230,22 @@ def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 def _thumbnails(
     dataset: Dataset, ids: NDArray[np.int64], scores: FoundScores | None
-) -> list[Thumbnail]:
-    thumbnails: list[Thumbnail] = []
+) -> list[dict[str, str]]:
+    thumbnails: list[dict[str, str]] = []
     # Counts (forgetting, correctness) are whole numbers, probabilities and logits are not.
     whole = scores is not None and np.array_equal(scores.values, scores.values.round())
-    for sample_id in ids.tolist():
-        try:
-            uri = thumbnail_uri(stored_image(dataset, sample_id))
-        except (OSError, ValueError):  # a shard is gone or damaged: `coreset verify` tells which
-            uri = ""
-        alt, caption = str(dataset.samples["key"][sample_id]), ""
-        if scores is not None:
-            caption = f"{scores.values[sample_id]:.{0 if whole else 3}f}"
-            alt += f", {scores.score} {caption}"
-        thumbnails.append(Thumbnail(uri, alt, caption))
+    with ShardReader(dataset) as reader:
+        for sample_id in ids.tolist():
+            try:
+                uri = thumbnail_uri(reader.read_one(sample_id))
+            except UNREADABLE:  # a shard is gone or damaged: `coreset verify` tells which
+                uri = ""
+            alt, caption = str(dataset.samples["key"][sample_id]), ""
+            if scores is not None:
+                caption = f"{scores.values[sample_id]:.{0 if whole else 3}f}"
+                alt += f", {scores.score} {caption}"
+            thumbnails.append({"uri": uri, "alt": alt, "caption": caption})
     return thumbnails
-
-
-def stored_image(dataset: Dataset, sample_id: int) -> bytes:
-    """Read the encoded bytes of one sample."""
-    row = dataset.samples.slice(sample_id, 1).to_pylist()[0]
-    with dataset.shard_paths()[row["shard"]].open("rb") as shard:
-        shard.seek(row["offset"])
-        return shard.read(row["bytes"])
 
 
 def thumbnail_uri(image: bytes) -> str:

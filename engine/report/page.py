@@ -1,6 +1,6 @@
 """Page of the report: gather, tabulate, draw, and fill the template."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report import tables
 from coreset.engine.report.classes import data_grids, score_figure
 from coreset.engine.report.figures import accuracy_figures, cost_figures, coverage_figures, look_of
-from coreset.engine.report.results import accuracy_records, comparisons, headline, verdicts
+from coreset.engine.report.results import accuracy_records, comparisons, headline
 from coreset.engine.report.sets import catalogue, gather, measurements, set_costs
 from coreset.shards.errors import UsageError
 
@@ -23,7 +23,7 @@ class Rendered(NamedTuple):
     tables: Mapping[str, bytes]
     """By the end of their file's name."""
     headline: str
-    notices: tuple[str, ...]
+    notices: Sequence[str]
     """Notes on what was left out of the figures, and why."""
 
 
@@ -59,12 +59,11 @@ def render(
     }
     page = _page(
         headline=headline(compared),
-        verdicts=verdicts(compared),
+        compared=compared,
         results_name=results.path.resolve().name,
         n_students=len(students),
         n_sets=len(sets),
         tables=shown,
-        any_short=any(comparison.setting.short for comparison in compared),
         accuracy_figures=accuracy_figures(compared, look),
         coverage_figures=coverage_figures(measured, look),
         cost_figures=cost_figures(compared, seconds, look),

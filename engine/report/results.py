@@ -8,7 +8,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -121,15 +121,43 @@ class Comparison:
         """Tell whether every method has enough students to be compared."""
         return all(lead.interval for _, lead in self.others)
 
+    @property
+    def sentence(self) -> str:
+        """Say which method is best, in words that follow the intervals."""
+        tied, beaten, few = list[str](), list[str](), list[str]()
+        for rival, lead in self.others:
+            span = f"{lead.low:.1f} to {lead.high:.1f}"
+            if lead.is_noise is None:
+                few.append(str(rival))
+            elif lead.is_noise:
+                tied.append(f"{rival} ({span})")
+            else:
+                beaten.append(f"{rival} (by {span})")
+        parts = [f"is within noise of {_and(tied)}"] if tied else []
+        parts += [f"beats {_and(beaten)}"] if beaten else []
+        parts += [f"leads {_and(few)}: not enough students to tell"] if few else []
+        if not parts:
+            return f"{self.best}; no other method was trained"
+        return f"{self.best} {', and '.join(parts)}"
 
-def difference(best: Accuracy, other: Accuracy) -> Difference:
+    @property
+    def caveat(self) -> str:
+        """Name the weaknesses of the comparison, if there are any."""
+        few = [f"{each.method} {each.n}" for each in self.ranking if each.n < LEAST_STUDENTS]
+        needed = f"{LEAST_STUDENTS} are needed to compare"
+        caveats = [f"students: {', '.join(few)}; {needed}"] if few else []
+        caveats += ["a shortened protocol"] if self.setting.short else []
+        return "; ".join(caveats)
+
+
+def difference(best: Accuracy, rival: Accuracy) -> Difference:
     """Compare the best top-1 of two methods; no interval with fewer than three students of one."""
-    mean = best.mean - other.mean
-    if min(best.n, other.n) < LEAST_STUDENTS:
+    mean = best.mean - rival.mean
+    if min(best.n, rival.n) < LEAST_STUDENTS:
         return Difference(mean=mean)
-    paired = best.seeds == other.seeds and len(set(best.seeds)) == best.n
+    paired = best.seeds == rival.seeds and len(set(best.seeds)) == best.n
     bounds = paired_interval if paired else welch_interval
-    low, high = bounds(np.array(best.best), np.array(other.best), CONFIDENCE)
+    low, high = bounds(np.array(best.best), np.array(rival.best), CONFIDENCE)
     return Difference(mean=mean, low=low, high=high, interval="paired" if paired else "Welch")
 
 
@@ -192,20 +220,6 @@ def accuracy_records(compared: Iterable[Comparison]) -> list[dict[str, Any]]:
     ]
 
 
-class Verdict(NamedTuple):
-    """Answer of one comparison."""
-
-    where: str
-    sentence: str
-    caveat: str
-    """Weakness of the comparison; may be empty."""
-
-
-def verdicts(compared: Sequence[Comparison]) -> list[Verdict]:
-    """Say of each comparison which method is best, in words that follow the intervals."""
-    return [Verdict(each.setting.name, _sentence(each), _caveat(each)) for each in compared]
-
-
 def headline(compared: Sequence[Comparison]) -> str:
     """Sum all comparisons up in one line."""
     contests = [comparison for comparison in compared if len(comparison.ranking) > 1]
@@ -215,7 +229,7 @@ def headline(compared: Sequence[Comparison]) -> str:
         best = compared[0].best
         return f"{best.method} alone was trained: {plus_minus(best.best)} %"
     if len(compared) == 1:
-        return _sentence(compared[0])
+        return compared[0].sentence
     clear = [each for each in contests if all(lead.is_noise is False for _, lead in each.others)]
     wins = Counter(contest.best.method for contest in clear)
     n_few = sum(not contest.is_known for contest in contests)
@@ -228,31 +242,6 @@ def headline(compared: Sequence[Comparison]) -> str:
     parts += [f"{n_noise} within noise"] if n_noise else []
     parts += [f"{n_few} with too few students to tell"] if n_few else []
     return f"Best of {len(contests)} comparisons: {', '.join(parts)}"
-
-
-def _sentence(comparison: Comparison) -> str:
-    tied, beaten, few = list[str](), list[str](), list[str]()
-    for other, lead in comparison.others:
-        span = f"{lead.low:.1f} to {lead.high:.1f}"
-        if lead.is_noise is None:
-            few.append(str(other))
-        elif lead.is_noise:
-            tied.append(f"{other} ({span})")
-        else:
-            beaten.append(f"{other} (by {span})")
-    parts = [f"is within noise of {_and(tied)}"] if tied else []
-    parts += [f"beats {_and(beaten)}"] if beaten else []
-    parts += [f"leads {_and(few)}: not enough students to tell"] if few else []
-    if not parts:
-        return f"{comparison.best}; no other method was trained"
-    return f"{comparison.best} {', and '.join(parts)}"
-
-
-def _caveat(comparison: Comparison) -> str:
-    few = [f"{each.method} {each.n}" for each in comparison.ranking if each.n < LEAST_STUDENTS]
-    caveats = [f"students: {', '.join(few)}; {LEAST_STUDENTS} are needed to compare"] if few else []
-    caveats += ["a shortened protocol"] if comparison.setting.short else []
-    return "; ".join(caveats)
 
 
 def _and(names: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,8 +51,7 @@ def catalogue(rows: Iterable[Row]) -> dict[str, ReportedSet]:
     """Collect the sets of all rows by digest: by data, method (baseline first), IPC and seed."""
     described = list({row["set_digest"]: _described(row) for row in rows}.values())
     sets = _namesakes_told_apart(_parameters_told_apart(described))
-    sets.sort(key=attrgetter("ipc", "seed", "digest"))
-    sets.sort(key=lambda entry: (entry.data, method_order(entry.method)))
+    sets.sort(key=lambda e: (e.data, method_order(e.method), e.ipc, e.seed, e.digest))
     return {entry.digest: entry for entry in sets}
 
 
@@ -127,21 +125,21 @@ class Measurement:
 def measurements(metrics: Iterable[Row], sets: Mapping[str, ReportedSet]) -> list[Measurement]:
     """Join the metric rows of each set, validation set, backbone and metric version."""
     short_names = {metric.stamp.partition("@")[0]: short for short, metric in METRICS.items()}
-    found: dict[tuple[str, ...], Measurement] = {}
+    measured: dict[tuple[str, ...], Measurement] = {}
     for row in metrics:
         name, _, version = str(row["metric"]).partition("@")
         key = (row["set_digest"], row["val_identity"], row["backbone"], row["weights"], version)
-        if key not in found:
-            found[key] = Measurement(
+        if key not in measured:
+            measured[key] = Measurement(
                 measured=sets[row["set_digest"]],
                 **{name: row[name] for name in ("val", "backbone", "weights")},
                 version=version,
                 values=dict.fromkeys(METRICS, math.nan),
             )
         if row["value"] is not None:
-            found[key].values[short_names.get(name, name)] = row["value"]
+            measured[key].values[short_names.get(name, name)] = row["value"]
     order = list(sets)
-    return [found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key))]
+    return [measured[key] for key in sorted(measured, key=lambda key: (order.index(key[0]), key))]
 
 
 def set_costs(results: Results, digests: Iterable[str]) -> dict[str, list[StageCost]]:
@@ -176,47 +174,29 @@ class FoundScores:
         return easiness(self.score, self.values)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Everything that was found, and one line on each thing that was not."""
 
-    sets: tuple[FoundSet, ...]
-    scores: tuple[FoundScores, ...]
-    notices: tuple[str, ...]
-
-    def coresets_of(self, scores: FoundScores) -> list[FoundSet]:
-        """List the coresets of the scored data, those chosen by this very score first."""
-        found = [
-            entry
-            for entry in self.sets
-            if entry.condensed.info.kind == "coreset"
-            and entry.condensed.info.source_identity == scores.dataset.manifest.identity
-        ]
-        return sorted(found, key=lambda entry: not was_chosen_by(entry, scores))
-
-
-def was_chosen_by(found: FoundSet, scores: FoundScores) -> bool:
-    """Test whether a set was selected on this score of this scores artifact."""
-    ancestor = found.condensed.provenance.ancestor("scores")
-    same = ancestor is not None and ancestor["digest"] == scores.digest
-    return same and found.condensed.info.parameters.get("score") == scores.score
+    sets: Sequence[FoundSet]
+    scores: Sequence[FoundScores]
+    notices: Sequence[str]
 
 
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:
     """Open every reported set, below ``results`` or with the data at ``data``, and its scores."""
-    found: list[FoundSet] = []
+    opened: list[FoundSet] = []
     scores: dict[tuple[str, str], FoundScores] = {}
     notices: list[str] = []
     for entry in sets:
         part = "images"
         try:
             condensed = _opened(results, entry, data)
-            found.append(FoundSet(entry, condensed))
+            opened.append(FoundSet(entry, condensed))
             part = "scores"
             _add_scores_behind(condensed, scores)
         except UNREADABLE as error:
             notices.append(f"{entry.data}, {entry.name}: its {part} are left out, for {error}")
-    return Evidence(sets=tuple(found), scores=tuple(scores.values()), notices=tuple(notices))
+    return Evidence(opened, list(scores.values()), notices)
 
 
 def _opened(results: Path, reported: ReportedSet, data: Path | None) -> CondensedSet:

@@ -29,7 +29,7 @@ class NoParameters:
     """Parameters of an entry that has none."""
 
 
-def choice_of(registry: Mapping[str, Any], *, default: str, optional: bool = False) -> object:
+def choice_of(registry: Mapping[str, Any], *, default: str = "", optional: bool = False) -> object:
     """Annotate a field of names in a registry; ``optional``: None, too. Help shows ``default``."""
     summaries = " ".join(f"{name}: {entry.summary}." for name, entry in registry.items())
 
@@ -37,23 +37,17 @@ def choice_of(registry: Mapping[str, Any], *, default: str, optional: bool = Fal
         known: Any = Literal[tuple(registry)]  # pyright: ignore[reportInvalidTypeForm] - at run time
         return known | None if optional else known
 
-    return tyro.conf.arg(
-        help=summaries, help_behavior_hint=f"(default: {default})", constructor_factory=names
-    )
+    hint = f"(default: {default})" if default else "(required)"
+    return tyro.conf.arg(help=summaries, help_behavior_hint=hint, constructor_factory=names)
 
 
 def parameters_of(registry: Mapping[str, Any]) -> object:
-    """Annotate the field that holds the parameters of all entries of a registry."""
+    """Annotate the field with the parameters of all entries of a registry; None: the defaults."""
     return tyro.conf.arg(name="", constructor_factory=lambda: _all_parameters(registry))
 
 
-def default_parameters(registry: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a class made here
-    """Return the parameters of all entries at their defaults."""
-    return _all_parameters(registry)()
-
-
 def own_parameters(entry: Any, given: object) -> Any:  # noqa: ANN401 - of any registry
-    """Pick an entry's parameters from those of all entries, and check them."""
+    """Pick an entry's parameters from those of all entries, if given, and check them."""
     names = [own.name for own in fields(entry.parameters) if hasattr(given, own.name)]
     return entry.parameters(**{name: getattr(given, name) for name in names})
 

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.runtime.text import aligned, readable_bytes, readable_seconds
 from coreset.engine.stages.options import Result, SetPath
-from coreset.shards.errors import UsageError
 from coreset.shards.format.files import missing
 
 _COSTS = ("stage", "runs", "wall time", "CPU time", "images", "images/s", "peak memory", "device")
@@ -23,9 +22,7 @@ class Cost:
         costs = construction_cost(read_ledger(self.artifact))
         if not costs:
             remedy = "name the output of a finished coreset command"
-            if not self.artifact.exists():
-                raise missing(self.artifact, remedy)
-            raise UsageError(f"{self.artifact} has no ledger; {remedy}")
+            raise missing(self.artifact, remedy, otherwise="has no ledger")
         rows = [
             (
                 cost.stage,

@@ -13,7 +13,7 @@ from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.limits import decoded_bytes
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.text import readable_bytes
-from coreset.engine.stages.options import DataPath, Decoding, Flat, Result, shaping_fields
+from coreset.engine.stages.options import DataPath, Decoding, Flat, Result
 from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file, temporary_name
@@ -21,8 +21,6 @@ from coreset.shards.format.files import sha256_of_file, temporary_name
 if TYPE_CHECKING:
     from coreset.engine.data.geometry import Geometry
 
-# `decoder` and `decoder_exact` shape the pixels by the decoder that they come to.
-NOT_SHAPING = ("device", "decoder", "decoder_exact", "workers")
 SPARE_BYTES = 1 << 24
 """For index, provenance and ledger."""
 
@@ -62,7 +60,7 @@ class Decode:
         provenance = Provenance(
             kind="pixels",
             stage="decode",
-            config=shaping_fields(self, without=NOT_SHAPING) | {"decoder": chosen.value},
+            config={"size": self.size, "squash": self.squash, "decoder": chosen.value},
             runtime={"device": device},
             binds=binds | {"n_samples": len(dataset)},
             inputs=(Provenance.read(self.data).as_input("data", self.data, self.pixels),),

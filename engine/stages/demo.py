@@ -1,6 +1,6 @@
 """``coreset demo``: the whole path on scikit-learn's handwritten digits, nothing downloaded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from coreset.engine.artifacts.writer import output_folder, require_output
 from coreset.engine.condensed.methods import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.results import STUDENTS, Results
-from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minus, verdicts
-from coreset.engine.report.sets import Row, catalogue
+from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minus
+from coreset.engine.report.sets import catalogue
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import say
 from coreset.engine.stages.options import Extractor, Result, Stage
@@ -113,26 +113,18 @@ class Demo:
             table.append(f"{method:<10} {plus_minus(students, '+-'):>14} {cost:>16.1f}")
         of, report = f"{self.repeats} students, mean +- sample deviation", self.out / "report.html"
         means = {method: float(np.mean(students)) for method, students in best.items()}
+        few = self.repeats < LEAST_STUDENTS
+        advice = f"; take --repeats {LEAST_STUDENTS} or more" if few else ""
         lines = (
             "",
             f"{IPC} digits per class, {stamp}, best top-1 of {of}:",
             *table,
-            self._verdict(rows, best),
+            comparisons(rows, catalogue(rows))[0].sentence + advice,
             "",
             f"the report with tables, plots and images: {report}",
             "next: coreset pack FOLDER DATA (your own images, one folder per class)",
         )
         return Result(lines, {"top1_best": means, "report": str(report)})
-
-    def _verdict(self, rows: Sequence[Row], best: Mapping[str, Sequence[float]]) -> str:
-        """Say what so many students can tell; of few, how large the noise among them is."""
-        if self.repeats >= LEAST_STUDENTS:
-            return verdicts(comparisons(rows, catalogue(rows)))[0].sentence
-        count, noise = "one student", ""
-        if self.repeats > 1:
-            apart = max(max(students) - min(students) for students in best.values())
-            count, noise = "two students", f": students of one differ by up to {apart:.1f} points"
-        return f"{count} of each method cannot tell which is best{noise}; take --repeats 3 or more"
 
 
 def write_digits(folder: Path) -> None:

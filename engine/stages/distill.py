@@ -1,8 +1,7 @@
 """``coreset distill``: build a synthetic set of images from a data set."""
 
 import shutil
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +13,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.condensed.condensed_set import write_set
 from coreset.engine.condensed.methods import METHODS, Task
-from coreset.engine.runtime.fields import (
-    choice_of,
-    default_parameters,
-    own_parameters,
-    parameters_of,
-    require_at_least,
-)
+from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import DataPath, Result, SetPath
 from coreset.shards.format.dataset import Dataset
@@ -45,9 +38,7 @@ class Distill:
     """Seed of the method."""
     workers: int = 0
     """Decoding threads; 0 = one per core."""
-    parameters: Annotated[Any, parameters_of(METHODS)] = field(
-        default_factory=partial(default_parameters, METHODS)
-    )
+    parameters: Annotated[Any, parameters_of(METHODS)] = None
 
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
@@ -76,7 +67,6 @@ class Distill:
         return Result(lines, {"set": str(self.condensed)})
 
     def _write_images(self, work: ArtifactWriter, dataset: Dataset, parameters: object) -> None:
-        """Fill an artifact in the making with the shards of the images."""
         folder = work.scratch / ".images"
         with progress("distill", len(dataset)) as bar:
 

@@ -70,7 +70,6 @@ class Doctor:
         return Result(tuple(table), data, MachineError(f"this machine is unfit: {reasons}"))
 
     def _context(self) -> "Context | None":
-        """Open what is to be proved, if anything."""
         if self.data is None and self.device == "auto":
             return None
         from coreset.engine.runtime.device import resolve_device

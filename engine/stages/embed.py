@@ -1,31 +1,10 @@
 """``coreset embed``: write the pooled features of a frozen backbone to a Zarr store."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from coreset.engine.models.features import embed, remember
-from coreset.engine.stages.options import (
-    DataPath,
-    Decoding,
-    Extractor,
-    FeaturesPath,
-    Flat,
-    Result,
-)
+from coreset.engine.stages.options import DataPath, Decoding, Extractor, FeaturesPath, Flat, Result
 from coreset.shards.format.dataset import Dataset
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EmbedExtractor(Extractor):
-    """Options of the features; here the help explains each of them."""
-
-    backbone: str = "auto"
-    """auto: the first whose weights are on this machine: resnet18 (torchvision), resnet50,
-    tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
-    mobilenetv2_100_same, or any timm model."""
-    weights: Path | None = None
-    """File of weights or a checkpoint (.safetensors, .pth); by default what torchvision and timm
-    left on this machine. Nothing is downloaded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +19,7 @@ class Embed:
     """Packed data set."""
     features: FeaturesPath
     """Directory to make."""
-    extractor: Flat[EmbedExtractor] = field(default_factory=EmbedExtractor)
+    extractor: Flat[Extractor] = field(default_factory=Extractor)
     decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def run(self) -> Result:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
@@ -14,9 +14,9 @@ from coreset.engine.artifacts.ledger import LEDGER_NAME, RUNNING_NAME
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact, lock
 from coreset.engine.condensed.condensed_set import SET_NAME, open_set
-from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.stages.options import Result
+from coreset.engine.stages.options import MovedData, Result
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.export.formats import (
     FORMATS,
@@ -30,16 +30,6 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
 from coreset.shards.format.manifest import MANIFEST_NAME
 
-
-def _choices() -> Any:  # noqa: ANN401 - a Literal, which has no type
-    """Return the names of the formats as a type, when the command line is parsed."""
-    return Literal[tuple(FORMATS)]
-
-
-_FORMATS_HELP = "; ".join(f"{name}: {row.summary}" for name, row in FORMATS.items())
-FormatName: TypeAlias = Annotated[
-    str, tyro.conf.arg(constructor_factory=_choices, help=f"Format. {_FORMATS_HELP}.")
-]
 OWN_NAMES = frozenset({PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME, COMMAND_NAME})
 READ_TOGETHER = 8  # enough to keep a disk busy; an image may take 256 MiB
 Ids: TypeAlias = NDArray[np.int64]
@@ -58,9 +48,8 @@ class Export:
     """A condensed set (only its images) or a packed data set (all of them)."""
     out: OutPath
     """Directory to make; for paths and ids, a file."""
-    to: FormatName
-    data: Path | None = None
-    """Where the data set of a coreset lies now, if it was moved."""
+    to: Annotated[str, choice_of(FORMATS)]
+    data: MovedData = None
     samples_per_shard: int = 2000
     """Samples per tar or parquet file."""
 
@@ -101,10 +90,8 @@ class Export:
             dataset = Dataset.open(self.source)
             return dataset, np.arange(len(dataset))
         remedy = "make one with `coreset select` or `coreset pack`"
-        if not self.source.exists():
-            raise missing(self.source, remedy)
-        kinds = "neither a condensed set nor a packed data set"
-        raise UsageError(f"{self.source} is {kinds}; {remedy}")
+        fault = "is neither a condensed set nor a packed data set"
+        raise missing(self.source, remedy, otherwise=fault)
 
     def _write_directory(self, dataset: Dataset, ids: Ids, export_format: ImageFormat) -> bool:
         config: dict[str, Any] = {"to": self.to}

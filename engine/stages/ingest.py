@@ -14,16 +14,12 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
 from coreset.engine.condensed.methods import read_ids
-from coreset.engine.runtime.fields import (
-    require_at_least,
-)
+from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.stages.options import Result, SetPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 
 _METHOD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]*")
-
-
 ListPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="LIST")]
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import versions
@@ -16,9 +15,9 @@ from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.runtime.text import without_nan
 from coreset.engine.stages.options import (
     Decoding,
-    DeviceChoice,
     Extractor,
     Flat,
+    MovedData,
     Result,
     ResultsPath,
     SetPath,
@@ -30,16 +29,8 @@ from coreset.shards.format.files import digest_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeatureDecoding(Decoding):
-    """Options of decoding for the features."""
-
-    device: DeviceChoice = "auto"
-    """auto: a GPU if there is one (features; the search itself runs on the CPU)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """Measure representativeness and diversity of a condensed set, class by class, by FAISS.
+    """Measure representativeness and diversity of a condensed set, class by class (on the CPU).
 
     R1/D1 as in ManifoldGD (worst match of the set, nearest pair), R2/D2 their averages (mean match
     of the validation images, mean pair); cosines of backbone features, mean over classes, higher is
@@ -53,9 +44,8 @@ class Measure:
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
     extractor: Flat[Extractor] = field(default_factory=Extractor)
-    data: Path | None = None
-    """Where the data set of a coreset lies now, if it was moved."""
-    decoding: Flat[FeatureDecoding] = field(default_factory=FeatureDecoding)
+    data: MovedData = None
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def run(self) -> Result:
         """Get the features of set and reference, compute every metric, append the rows."""
@@ -87,7 +77,6 @@ class Measure:
     def _values(
         self, condensed: CondensedSet, val: Dataset, specs: Mapping[str, FeatureSpec]
     ) -> dict[str, float | None]:
-        """Compute all metrics; None where one does not exist."""
         pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
         try:
             values = {s: REGISTRY[s].measure(pairs[spec]) for s, spec in specs.items()}

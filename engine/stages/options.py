@@ -1,8 +1,7 @@
 """Arguments, options and results of verbs."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
-from os import PathLike
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, TypeAlias, TypeVar
 
@@ -15,7 +14,6 @@ from coreset.shards.errors import CoresetError
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from _typeshed import DataclassInstance
     from numpy.typing import NDArray
 
     from coreset.engine.data.geometry import Geometry
@@ -32,6 +30,9 @@ SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
 ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
 ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
+MovedData: TypeAlias = Annotated[
+    Path | None, tyro.conf.arg(help="New path of the data set behind the input, if it was moved.")
+]
 
 _ONE_OF_SCORES = tyro.conf.arg(metavar=f"{{{','.join(SCORES)}}}")
 ScoreName: TypeAlias = Annotated[str, _ONE_OF_SCORES]
@@ -112,9 +113,12 @@ class Backbone:
     """Options of verbs that read features of a frozen backbone."""
 
     backbone: str = "auto"
-    """Frozen backbone, as in `coreset embed`; auto takes one whose weights are on this machine."""
+    """Frozen backbone. auto: the first whose weights are on this machine: resnet18 (torchvision),
+    resnet50, tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
+    mobilenetv2_100_same, or any timm model."""
     weights: Path | None = None
-    """Weights of that backbone, if not on this machine."""
+    """File of its weights or a checkpoint (.safetensors, .pth); by default what torchvision and
+    timm left on this machine. Nothing is downloaded."""
 
     def features(self, decoding: Decoding, **sizes: int) -> "FeatureSpec":
         """Return which features to make, and how; "auto" takes weights that are on this machine."""
@@ -150,22 +154,3 @@ class Extractor(Backbone):
     def spec(self, decoding: Decoding) -> "FeatureSpec":
         """Return which features to make, and how."""
         return self.features(decoding, size=self.size, batch=self.batch)
-
-
-def flat_fields(options: "DataclassInstance") -> Iterator[tuple[str, Any]]:
-    """Yield name and value of every field, and of those of nested options."""
-    for own in fields(options):
-        value = getattr(options, own.name)
-        if is_dataclass(value) and not isinstance(value, type):
-            yield from flat_fields(value)
-        else:
-            yield own.name, value
-
-
-def shaping_fields(stage: Stage, *, without: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return the fields that shape the result: all but paths and the names in ``without``."""
-    return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in flat_fields(stage)
-        if name not in without and not isinstance(value, PathLike)
-    }

@@ -51,8 +51,8 @@ class Pack:
     """
 
     src: SourcePath
-    """Where the images are; every file is packed, listed as refused or, where its name says that
-    it is no image, counted as left out."""
+    """Source of the images; every file is packed, listed as refused or, where its name says that it
+    is no image, counted as left out."""
     data: DataPath
     """Packed data set to make."""
     name: str = ""
@@ -122,7 +122,6 @@ class Pack:
             return self._pack(plan, ranks)
 
     def _pack(self, plan: Plan, ranks: Distributed) -> Result:
-        """Pack by all ranks into one folder, which the main rank publishes."""
         provenance = Provenance(kind="dataset", stage="pack", config=config_of(plan))
         with ExitStack() as stack:
             writer = create_artifact(self.data, provenance, resumable=True)
@@ -150,7 +149,6 @@ class Pack:
             pack_shards(plan, scratch, shards, workers=workers, observer=observer)
 
     def _plan(self) -> Plan:
-        """Find the source and plan the shards."""
         wanted = tuple(sorted(class_list(self.classes, ordered=False))) if self.classes else None
         source = self._places.find(
             only=wanted, duplicates=self.duplicates, data=self.data, one_class=self.one_class

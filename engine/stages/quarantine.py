@@ -15,13 +15,7 @@ from coreset.engine.stages.options import DataPath, Result
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import read_refused
-from coreset.shards.packing.pack import (
-    finish,
-    list_path,
-    retry_refused,
-    thread_count,
-    write_list,
-)
+from coreset.shards.packing.pack import finish, list_path, retry_refused, thread_count, write_list
 
 Action: TypeAlias = Annotated[
     Literal["show", "retry"], tyro.conf.Positional, tyro.conf.arg(metavar="show|retry")
@@ -45,7 +39,7 @@ class Quarantine:
     csv: Path | None = None
     """CSV file to list all of them in."""
     src: Path | None = None
-    """Where the source lies now, if it is not where it was packed from."""
+    """New path of the source, if it was moved after it was packed."""
     workers: int = 0
     """Threads of a retry; 0 is one per core."""
 

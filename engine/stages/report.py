@@ -1,13 +1,12 @@
 """``coreset report``: tables, plots and image grids of results in one file that opens offline."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from coreset.engine.artifacts.writer import output_folder, require_output
 from coreset.engine.evaluation.results import Results
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.text import readable_bytes
-from coreset.engine.stages.options import HtmlPath, Result, ResultsPath
+from coreset.engine.stages.options import HtmlPath, MovedData, Result, ResultsPath
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically
 from coreset.shards.format.manifest import Manifest
@@ -29,8 +28,7 @@ class Report:
     """Classes shown in image grids and histograms."""
     images_per_row: int = 8
     """Images per row of a grid."""
-    data: Path | None = None
-    """Where the data set of the coresets lies now, if it was moved."""
+    data: MovedData = None
 
     def __post_init__(self) -> None:
         require_at_least("max_classes", self.max_classes, 1)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass, field, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
 from coreset.engine.models.features import FeatureSpec
@@ -26,13 +26,14 @@ _STREAMED = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FrozenBackbone(Backbone):
-    """Options of the features that ``--proxy linear`` reads."""
+@dataclass(frozen=True, slots=True)
+class ScoreList:
+    """List of all scores and what they mean."""
 
-    backbone: str = "auto"
-    """Frozen backbone of --proxy linear, as in `coreset embed`; auto takes one whose weights are on
-    this machine."""
+    def run(self) -> Result:
+        """Make the table."""
+        scores = {name: asdict(score) for name, score in SCORES.items()}
+        return Result(listing(), {"scores": scores})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +54,8 @@ class Score:
     """Training of resnet18. full: the study's way; fast: about a tenth of the arithmetic. The
     fields below that are not given come from the recipe."""
     proxy: Literal["resnet18", "linear"] = "resnet18"
-    """resnet18 from scratch (the study's), or a linear classifier on frozen features (seconds)."""
+    """resnet18 from scratch (the study's), or a linear classifier on features of --backbone
+    (seconds)."""
     epochs: int | None = None
     """Passes over the data; every one counts in the scores (60; fast 16)."""
     batch: int | None = None
@@ -76,8 +78,9 @@ class Score:
     """On all parameters (1e-4; fast 5e-5)."""
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
+    listed: ClassVar[type] = ScoreList  # the stage of --list, which needs no paths
     options: Flat[ScoringOptions] = field(default_factory=ScoringOptions)
-    frozen: Flat[FrozenBackbone] = field(default_factory=FrozenBackbone)
+    frozen: Flat[Backbone] = field(default_factory=Backbone)
     decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
@@ -115,11 +118,6 @@ class Score:
         """Recipe with the values that were given."""
         recipe = RECIPES[self.recipe if self.proxy == "resnet18" else "linear"]
         return recipe.changed({name: getattr(self, name) for name in recipe.settings()})
-
-    @classmethod
-    def listed(cls) -> "ScoreList":
-        """Return the stage of --list, which needs no paths."""
-        return ScoreList()
 
     def run(self) -> Result:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
@@ -172,13 +170,3 @@ class Score:
         )
         data = {"scores": str(self.scores), "images": n, "epochs": setup.recipe.epochs}
         return Result(lines, data | {"recipe": self.used.stamp, "undecodable": n_lost})
-
-
-@dataclass(frozen=True, slots=True)
-class ScoreList:
-    """List of all scores and what they mean."""
-
-    def run(self) -> Result:
-        """Make the table."""
-        scores = {name: asdict(score) for name, score in SCORES.items()}
-        return Result(listing(), {"scores": scores})

@@ -35,7 +35,7 @@ from coreset.engine.scoring.suspects import (
     suspect_table,
     write_suspects,
 )
-from coreset.engine.stages.options import Result, ScoreName, ScoreNameOrNone, ScoresPath
+from coreset.engine.stages.options import MovedData, Result, ScoreName, ScoreNameOrNone, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.manifest import MANIFEST_NAME
@@ -58,8 +58,7 @@ class Show:
     """Score to draw and to summarise by class."""
     classes: int = 10
     """Classes to show from the hard end and from the easy end."""
-    data: Path | None = None
-    """Where the scored data set lies now, if it was moved."""
+    data: MovedData = None
 
     def __post_init__(self) -> None:
         require_at_least("classes", self.classes, 1)
@@ -122,8 +121,7 @@ class Suspects:
     """CSV file to list all of them in; replaced if it exists. With folds, label_quality and
     is_label_issue are cleanlab's: the probability of the label, and whether confident learning
     takes it for wrong; without folds, share_harder and predicted_otherwise stand in their place."""
-    data: Path | None = None
-    """Where the scored data set lies now, if it was moved."""
+    data: MovedData = None
 
     def __post_init__(self) -> None:
         require_at_least("top", self.top, 1)
@@ -187,8 +185,7 @@ class Compare:
     """CSV table of true labels, read as `coreset pack --labels` reads one."""
     column: str = ""
     """Column of that table that holds the true class, such as noisy_labels_0."""
-    data: Path | None = None
-    """Where the scored data set lies now, if it was moved."""
+    data: MovedData = None
 
     def __post_init__(self) -> None:
         require_at_least("bins", self.bins, 1)

@@ -2,8 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from functools import partial
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -16,15 +15,9 @@ from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, write_set
 from coreset.engine.condensed.selection import SAMPLERS, Candidates, Sampler, Values, draw_coreset
-from coreset.engine.runtime.fields import (
-    choice_of,
-    default_parameters,
-    own_parameters,
-    parameters_of,
-    require_at_least,
-)
+from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.engine.stages.options import Result, ScoreName, SetPath
+from coreset.engine.stages.options import MovedData, Result, ScoreName, SetPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
@@ -56,11 +49,8 @@ class Select:
     """Score to stratify on (ccs); `coreset score --list` explains them."""
     seed: int = 0
     """Seed of the draw; every class has its own stream."""
-    data: Path | None = None
-    """Where the scored data set lies now, if it was moved."""
-    parameters: Annotated[Any, parameters_of(SAMPLERS)] = field(
-        default_factory=partial(default_parameters, SAMPLERS)
-    )
+    data: MovedData = None
+    parameters: Annotated[Any, parameters_of(SAMPLERS)] = None
 
     def __post_init__(self) -> None:
         require_at_least("ipc", self.ipc, 1)
@@ -109,9 +99,8 @@ class Select:
             return Dataset.open(self.source), None
         if not (self.source / COMMIT_NAME).is_file():
             remedy = "make one with `coreset score` or `coreset pack`"
-            if not self.source.exists():
-                raise missing(self.source, remedy)
-            raise UsageError(f"{self.source} is neither scores nor a packed data set; {remedy}")
+            fault = "is neither scores nor a packed data set"
+            raise missing(self.source, remedy, otherwise=fault)
         table = ScoreTable.open(self.source, self.data)
         return table.dataset, table
 
@@ -132,7 +121,6 @@ class Select:
     def _values(
         self, sampler: Sampler, candidates: Candidates, table: ScoreTable | None, parameters: object
     ) -> Values:
-        """Read what the sampler needs of each candidate."""
         if sampler.needs == "scores" and table is not None:
             return table.easiness(self.score, candidates.ids)
         if sampler.needs == "features":

@@ -1,16 +1,14 @@
 """``coreset synth``: generate a data set with known truth, for benchmarks and tests at scale."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
 from coreset.engine.artifacts.pack_inputs import Account, bound
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.stages.options import DataPath, Result, shaping_fields
-from coreset.shards.errors import UsageError
+from coreset.engine.stages.options import DataPath, Flat, Result
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 from coreset.shards.format.manifest import Manifest
@@ -31,19 +29,7 @@ class Synth:
 
     data: DataPath
     """Packed data set to make."""
-    images: int
-    """Images."""
-    classes: int = 10
-    """Classes, of equal sizes."""
-    size: str = "imagenet"
-    """ImageNet's distribution of sizes, or the side of small square images in pixels."""
-    label_noise: float = 0.05
-    """Share of the images whose label is that of another class."""
-    seed: int = 0
-    """Seed of the images; another seed makes other images of the same classes, such as for
-    validation."""
-    class_seed: int = 0
-    """Seed of the colours and patterns of the classes."""
+    synthetic: Flat[Synthetic]
     split: str = "train"
     """Split to record."""
     samples_per_shard: int = 2000
@@ -54,25 +40,15 @@ class Synth:
     def __post_init__(self) -> None:
         require_at_least("samples_per_shard", self.samples_per_shard, 1)
         thread_count(self.workers)  # refused before anything is made
-        if self.size != "imagenet" and not self.size.isdecimal():
-            raise UsageError(f"size must be imagenet or a number of pixels, got {self.size}")
 
     def run(self) -> Result:
         """Generate and pack in threads, write the truth in id order, publish."""
-        size: int | Literal["imagenet"] = "imagenet" if self.size == "imagenet" else int(self.size)
-        synthetic = Synthetic(
-            images=self.images,
-            classes=self.classes,
-            seed=self.seed,
-            class_seed=self.class_seed,
-            label_noise=self.label_noise,
-            size=size,
-        )
-        config = shaping_fields(self, without=("workers",))
+        config = asdict(self.synthetic) | {"size": str(self.synthetic.size), "split": self.split}
+        config |= {"samples_per_shard": self.samples_per_shard}
         provenance = Provenance(kind="dataset", stage="synth", config=config)
         with create_artifact(self.data, provenance, resumable=True) as work:
             if not work.done:
-                self._fill(work, synthetic)
+                self._fill(work)
         manifest = Manifest.read(self.data)
         how = "are there already"
         if not work.done:
@@ -84,8 +60,8 @@ class Synth:
         lines = f"{made}: {place}", f"next: coreset score {self.data} SCORES"
         return Result(lines, {"data": str(self.data), "samples": manifest.n_samples})
 
-    def _fill(self, work: ArtifactWriter, synthetic: Synthetic) -> None:
-        source = synthetic_source(synthetic).in_order("shuffled", self.seed)
+    def _fill(self, work: ArtifactWriter) -> None:
+        source = synthetic_source(self.synthetic).in_order("shuffled", self.synthetic.seed)
         plan = Plan(
             source=source,
             labels=source.labels,
@@ -99,7 +75,7 @@ class Synth:
         with progress("synth", len(source)) as bar:
             observer = Account(work.meter, bar, work.scratch)
             manifest = pack(plan, work.scratch, workers=workers, listed=listed, observer=observer)
-        _write_truth(synthetic, work.scratch)
+        _write_truth(self.synthetic, work.scratch)
         work.provenance = bound(work.provenance, manifest)
 
 

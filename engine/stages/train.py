@@ -2,9 +2,8 @@
 
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
 from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
 from coreset.engine.artifacts.provenance import versions
@@ -14,7 +13,15 @@ from coreset.engine.evaluation.protocols import PROTOCOLS
 from coreset.engine.evaluation.results import STUDENTS, Results, in_precision
 from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
-from coreset.engine.stages.options import Decoding, Flat, Result, ResultsPath, SetPath, ValPath
+from coreset.engine.stages.options import (
+    Decoding,
+    Flat,
+    MovedData,
+    Result,
+    ResultsPath,
+    SetPath,
+    ValPath,
+)
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 
@@ -23,6 +30,8 @@ if TYPE_CHECKING:
 
     from coreset.engine.data.images import EpochSource
     from coreset.engine.evaluation.students import Protocol, StudentResult
+
+    Pixels: TypeAlias = tuple[EpochSource, EpochSource]
 
 # The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
 SMALLEST_SIZE = 33
@@ -57,8 +66,7 @@ class Train:
     """Other image size than the protocol's 224, at least 33: stamped likewise."""
     evaluations: int | None = None
     """Other number of evaluations than about 100 (best is the best of them): stamped likewise."""
-    data: Path | None = None
-    """Where the data set of a coreset lies now, if it was moved."""
+    data: MovedData = None
     compile: Literal["auto", "on", "graphs", "off"] = "auto"
     """torch.compile: auto is on for a GPU; on a CPU only for trainings of over about 15 minutes.
     graphs: with CUDA graphs, which a GPU has (`coreset doctor` times both)."""
@@ -103,7 +111,7 @@ class Train:
             }
             for seed, named in missing.items():
                 meter = Meter("train", named["key"], str(device))
-                columns = self._student(*pixels, protocol, seed, device)._asdict()
+                columns = self._student(pixels, protocol, seed, device)._asdict()
                 note = columns.pop("note")
                 meter.images = protocol.epochs * len(condensed.ids)
                 row = {**common, **named, **columns, "seed": seed}
@@ -118,9 +126,7 @@ class Train:
         own = {"protocol": asdict(protocol), "student": self.student, "seed": seed}
         return digest_of(inputs | own)
 
-    def _pixels(
-        self, condensed: CondensedSet, val: Dataset, protocol: "Protocol"
-    ) -> "tuple[EpochSource, EpochSource]":
+    def _pixels(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol") -> "Pixels":
         """Decode the set onto the device, and the validation images if they fit."""
         from coreset.engine.data.geometry import Geometry
         from coreset.engine.data.images import cache_if_fits, load_into_memory
@@ -135,27 +141,17 @@ class Train:
         return train_pixels, val_pixels
 
     def _student(
-        self,
-        train: "EpochSource",
-        val: "EpochSource",
-        protocol: "Protocol",
-        seed: int,
-        device: "torch.device",
+        self, pixels: "Pixels", protocol: "Protocol", seed: int, device: "torch.device"
     ) -> "StudentResult":
         from coreset.engine.evaluation.students import train_student
 
         title = f"train {self.condensed.resolve().name}, seed {seed}"
         with progress(title, protocol.epochs, "epochs") as bar:
             return train_student(
-                train,
-                val,
-                protocol,
-                self.student,
-                seed=seed,
-                device=device,
+                *pixels, protocol, self.student, seed=seed, device=device,
                 compile_mode=self.compile,
                 on_epoch=lambda _epoch, best: bar.advance(1, best=f"{best:.1f} %"),
-            )
+            )  # fmt: skip
 
     def _outcome(
         self, results: Results, students: dict[int, dict[str, str]], n_new: int, note: str

@@ -16,11 +16,7 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_directory
 from coreset.shards.format.manifest import Manifest
-from coreset.shards.packing.pack import (
-    repair_shard,
-    shard_number,
-    thread_count,
-)
+from coreset.shards.packing.pack import repair_shard, shard_number, thread_count
 from coreset.shards.verify import duplicates, verify, write_pairs
 
 
@@ -41,7 +37,7 @@ class Verify:
     repair: str = ""
     """Name or number of a damaged shard, to be built again from the source before the check."""
     src: Path | None = None
-    """Where the source lies now, if it is not where it was packed from."""
+    """New path of the source, if it was moved after it was packed."""
     against: Path | None = None
     """Another packed data set, to look for the same images in it."""
     pairs: Path | None = None

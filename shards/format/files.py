@@ -66,9 +66,13 @@ def interruption(path: Path) -> str:
     return f"{path} is not finished: the command that makes it was interrupted; {remedy}"
 
 
-def missing(path: Path, remedy: str) -> UsageError:
-    """Make the error for an input that does not exist or was interrupted."""
-    return UsageError(interruption(path) or f"{path} does not exist; {remedy}")
+def missing(path: Path, remedy: str, *, otherwise: str = "") -> UsageError:
+    """Make the error for an input that is absent, was interrupted, or exists but is something else.
+
+    ``otherwise`` says what is wrong with a path that exists.
+    """
+    fault = otherwise if otherwise and path.exists() else "does not exist"
+    return UsageError(interruption(path) or f"{path} {fault}; {remedy}")
 
 
 def new_file(path: Path) -> IO[bytes]:

@@ -79,14 +79,18 @@ class Synthetic:
     """Synthetic data set; arrays have the shape (images,)."""
 
     images: int
-    classes: int
+    """Images."""
+    classes: int = 10
+    """Classes, of equal sizes."""
     seed: int = 0
-    """Seed of the images: sets that differ in it show the same classes."""
+    """Seed of the images; another seed makes other images of the same classes, such as for
+    validation."""
     class_seed: int = 0
+    """Seed of the colours and patterns of the classes."""
     label_noise: float = 0.05
-    """Share of labels that are flipped to another class, each other class equally likely."""
+    """Share of the images whose label is that of another class, each equally likely."""
     size: int | Literal["imagenet"] = "imagenet"
-    """Side of square images in pixels, or the distribution of ImageNet."""
+    """ImageNet's distribution of sizes, or the side of small square images in pixels."""
 
     def __post_init__(self) -> None:
         images, classes, size, noise = self.images, self.classes, self.size, self.label_noise

@@ -90,10 +90,9 @@ THREE = ((60.5, 61.0, 61.5), (61.0, 60.0, 62.5), (68.0, 69.0, 70.0))
 @pytest.mark.parametrize(
     ("accuracies", "repeats", "random", "verdict"),
     [
-        (TWO, 2, "61.7 +- 0.4", "two students of each method cannot tell which is best: students"),
-        (TWO, 2, "61.7 +- 0.4", " of one differ by up to 5.4 points; take --repeats 3 or more"),
-        (TWO, 1, "62.0", "one student of each method cannot tell which is best; take --repeats 3"),
-        (THREE, 3, "61.0 +- 0.5", "kmeans 69.0 ± 1.0 beats ccs-aum 61.2 ± 1.3 (by 5.2 to 10.4)"),
+        (TWO, 2, "61.7 +- 0.4", "not enough students to tell; take --repeats 3 or more"),
+        (TWO, 1, "62.0", "not enough students to tell; take --repeats 3 or more"),
+        (THREE, 3, "61.0 +- 0.5", " (by 5.2 to 10.4) and random 61.0 ± 0.5 (by 6.8 to 9.2)"),
     ],
 )
 def test_the_answer_follows_the_number_of_students(tmp_path, accuracies, repeats, random, verdict):
@@ -101,7 +100,7 @@ def test_the_answer_follows_the_number_of_students(tmp_path, accuracies, repeats
     of = f"{repeats} students, mean +- sample deviation"
     assert title == f"10 digits per class, {STAMP}, best top-1 of {of}:"
     assert row.split() == ["random", *random.split(), "0.0"]
-    assert verdict in said
+    assert said.endswith(verdict)
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 import os
 import shutil
+from dataclasses import asdict
 from io import BytesIO
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,6 +12,7 @@ import simplejpeg
 from PIL import Image
 
 from coreset.bench.robustness import crafted, faults
+from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.synth import TRUTH_NAME, Synth
 from coreset.engine.stages.verify import Verify
@@ -158,13 +159,15 @@ def test_resized_storage_makes_plain_jpegs_of_odd_samplings(source, tmp_path, do
 
 def test_the_truth_of_synthetic_images_lies_beside_the_samples_in_their_order(tmp_path):
     data = tmp_path / "DATA"
-    settings: dict[str, Any] = {"images": 60, "classes": 4, "label_noise": 0.2}
-    Synth(data=data, size="24", samples_per_shard=16, workers=3, **settings).run()
+    synthetic = Synthetic(images=60, classes=4, label_noise=0.2, size=24)
+    Synth(data=data, synthetic=synthetic, split="val", samples_per_shard=16, workers=3).run()
     Verify(data=data, deep=True).run()
     dataset, truth = Dataset.open(data), pq.read_table(data / TRUTH_NAME).to_pydict()
+    shaping = asdict(synthetic) | {"size": "24", "split": "val", "samples_per_shard": 16}
+    assert Provenance.read(data).config == shaping
     assert truth["key"] == dataset.keys
     assert truth["label"] == dataset.labels.tolist()
     assert sum(truth["flipped"]) == 12
-    assert sorted(truth["key"]) == sorted(Synthetic(size=24, **settings).keys)
+    assert sorted(truth["key"]) == sorted(synthetic.keys)
     wrong = np.array(truth["label"]) != np.array(truth["true_label"])
     np.testing.assert_array_equal(wrong, truth["flipped"])

@@ -7,15 +7,12 @@ import json
 import math
 import shutil
 import subprocess
-from functools import partial
 from html.parser import HTMLParser
 from statistics import stdev
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import stats
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
@@ -23,24 +20,7 @@ from coreset.engine.condensed.methods import KmeansParameters
 from coreset.engine.condensed.selection import CcsParameters
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
-from coreset.engine.report.classes import (
-    SIDE,
-    cut_of_class,
-    evenly_spread,
-    stored_image,
-    thumbnail_uri,
-)
-from coreset.engine.report.figures import accuracy_figures, look_of
-from coreset.engine.report.results import (
-    Accuracy,
-    accuracy_records,
-    comparisons,
-    difference,
-    headline,
-    verdicts,
-)
-from coreset.engine.report.sets import catalogue, measurements
-from coreset.engine.report.tables import Table, accuracy_table, csv_bytes, markdown_bytes
+from coreset.engine.report.classes import SIDE, cut_of_class, evenly_spread, thumbnail_uri
 from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.report import Report
@@ -232,9 +212,8 @@ def test_a_hostile_class_name_is_shown_and_not_run_and_every_figure_has_words(pa
     scripts = found.of("script")
     assert scripts.count({}) == 2  # the library and ours; the rest is data
     assert scripts.count({"type": "application/json"}) == len(scripts) - 2
-    titles = [
-        one["text"] for figure in found.figures() for one in figure["layout"].get("annotations", [])
-    ]
+    layouts = [figure["layout"].get("annotations", []) for figure in found.figures()]
+    titles = [note["text"] for notes in layouts for note in notes]
     assert '&lt;script&gt;alert("x")&lt;' in titles
     assert not any("<script" in title for title in titles)
     # Rows of the scored data, the two coresets and the distilled set.
@@ -246,17 +225,17 @@ def test_a_hostile_class_name_is_shown_and_not_run_and_every_figure_has_words(pa
 
 
 def test_the_histogram_counts_every_image_and_marks_the_chosen_ones(page, built):
-    figure = next(
-        one for one in elements(page).figures() if any(t["type"] == "bar" for t in one["data"])
-    )
-    bars = [trace for trace in figure["data"] if trace["type"] == "bar"]
+    figures = [figure["data"] for figure in elements(page).figures()]
+    (traces,) = (data for data in figures if data[0]["type"] == "bar")
+    bars = [trace for trace in traces if trace["type"] == "bar"]
     assert [sum(trace["y"]) for trace in bars] == [PER_CLASS] * len(CLASSES)
+    assert {t["name"] for t in traces if t.get("visible") is True} == {"ccs-aum, IPC 3"}
     ids = np.load(built / "ccs" / "ids.npy")
-    marks = [t for t in figure["data"] if t["name"].startswith("ccs") and t["mode"] == "markers"]
+    marks = [t for t in traces if t["name"].startswith("ccs") and t["mode"] == "markers"]
     np.testing.assert_allclose(
         sorted(x for trace in marks for x in trace["x"]), np.sort(AUM[ids]), rtol=1e-6
     )
-    cuts = [t["x"][0] for t in figure["data"] if t.get("mode") == "lines"]
+    cuts = [t["x"][0] for t in traces if t.get("mode") == "lines"]
     chosen_by_class = [min(trace["x"]) for trace in marks]
     assert all(cut < lowest for cut, lowest in zip(cuts, chosen_by_class, strict=True))
 
@@ -338,206 +317,31 @@ def test_fewer_classes_and_images_can_be_asked_for(reported):
     assert any("The first 1 of 3 classes." in text for text in found.text)
 
 
-def described(**changes):
-    row = {
-        "data": "d", "method": "ccs-aum", "ipc": 10, "set_kind": "coreset", "set_digest": "a" * 64,
-        "set_path": "../a", "set_seed": 0, "parameters": '{"ipc": 10, "misratio": 0.3}',
-    }  # fmt: skip
-    return row | changes
-
-
-TOLD_APART = {
-    "misratios of one IPC": (
-        {"parameters": '{"ipc": 10, "misratio": 0.7}'},
-        ["ccs-aum (misratio 0.3)", "ccs-aum (misratio 0.7)"],
-        ["ccs-aum (misratio 0.3), IPC 10", "ccs-aum (misratio 0.7), IPC 10"],
-    ),
-    "misratios of two IPCs": (
-        {"parameters": '{"ipc": 50, "misratio": 0.7}', "ipc": 50},
-        ["ccs-aum", "ccs-aum"],
-        ["ccs-aum, IPC 10", "ccs-aum, IPC 50"],
-    ),
-    "seeds": (
-        {"set_seed": 1},
-        ["ccs-aum", "ccs-aum"],
-        ["ccs-aum, IPC 10, seed 0", "ccs-aum, IPC 10, seed 1"],
-    ),
-    "inputs": (
-        {},
-        ["ccs-aum (set aaaaaaaa)", "ccs-aum (set bbbbbbbb)"],
-        ["ccs-aum (set aaaaaaaa), IPC 10", "ccs-aum (set bbbbbbbb), IPC 10"],
-    ),
-}
-
-
-@pytest.mark.parametrize(("changes", "methods", "names"), TOLD_APART.values(), ids=TOLD_APART)
-def test_names_tell_sets_apart_and_methods_are_pooled_over_seeds(changes, methods, names):
-    sets = catalogue([described(), described(set_digest="b" * 64) | changes]).values()
-    assert [one.method for one in sets] == methods
-    assert [one.name for one in sets] == names
-
-
-def accuracy(method, *best, seeds=()):
-    return Accuracy(method=method, best=best, last=best, digests=("a",), seeds=seeds)
-
-
-SEEDS = ((0, 0), (0, 1), (0, 2))
-
-
-@pytest.mark.parametrize(
-    ("theirs", "interval", "test"),
-    [
-        (SEEDS, "paired", stats.ttest_rel),
-        *(
-            (seeds, "Welch", partial(stats.ttest_ind, equal_var=False))
-            for seeds in (((1, 0), (1, 1), (1, 2)), ((0, 0), (0, 1), (0, 3)), ())
-        ),
-    ],
-)
-def test_the_interval_is_paired_where_the_seeds_are_the_same_and_else_that_of_welch(
-    theirs, interval, test
-):
-    ours, others = (57.0, 58.0, 56.5), (55.0, 56.5, 54.2)
-    found = difference(accuracy("a", *ours, seeds=SEEDS), accuracy("b", *others, seeds=theirs))
-    expected: Any = test(ours, others).confidence_interval()
-    assert (found.low, found.high) == pytest.approx(tuple(expected))
-    assert (found.interval, found.mean) == (interval, pytest.approx(2 - 1 / 15))
-
-
-def row_of(method="random", ipc=10, seed=0, best=1.0, **changes):
-    return described(
-        method=method, ipc=ipc, set_digest=f"{method}-{ipc}", key=f"{method}-{ipc}-{seed}",
-        parameters="{}", seed=seed, top1_best=best, top1_last=best, val="v", val_identity="i",
-        n_val=5, protocol="hard@1", student="resnet18", epochs=300, size=224, evaluations=100,
-    ) | changes  # fmt: skip
-
-
-def compared(students):
-    """Comparisons of students by (method, ipc, best of each seed)."""
-    rows = [
-        row_of(method, ipc, seed, best)
-        for method, ipc, accuracies in students
-        for seed, best in enumerate(accuracies)
-    ]
-    return comparisons(rows, catalogue(rows))
-
-
-def test_the_verdict_says_who_beats_whom_and_who_is_within_noise():
-    one, two, three = compared(
-        [
-            ("random", 10, (44.0, 46.0, 45.0)), ("ccs-aum", 10, (57.0, 58.0, 57.5)),
-            ("kmeans", 10, (57.5, 56.5, 57.0)),
-            ("random", 50, (60.0, 61.0, 60.5)), ("ccs-aum", 50, (70.0,)),
-            ("kmeans", 50, (65.0, 65.0, 65.0)),
-            ("random", 99, (60.0, 61.0, 60.5)), ("ccs-aum", 99, (70.0, 71.0, 69.0)),
-        ]
-    )  # fmt: skip
-    first, second, third = verdicts([one, two, three])
-    assert first.where == "d, IPC 10, hard@1, resnet18"
-    assert first.sentence == (
-        "ccs-aum 57.5 ± 0.5 is within noise of kmeans 57.0 ± 0.5 (-2.0 to 3.0), and beats "
-        "random 45.0 ± 1.0 (by 11.3 to 13.7)"
-    )
-    assert first.caveat == ""
-    assert second.sentence == (
-        "ccs-aum 70.0 leads kmeans 65.0 ± 0.0 and random 60.5 ± 0.5: not enough students to tell"
-    )
-    assert second.caveat == "students: ccs-aum 1; 3 are needed to compare"
-    assert third.sentence == "ccs-aum 70.0 ± 1.0 beats random 60.5 ± 0.5 (by 7.3 to 11.7)"
-    assert headline([one, two, three]) == (
-        "Best of 3 comparisons: ccs-aum in 1, 1 within noise, 1 with too few students to tell"
-    )
-    assert headline([two]) == second.sentence
-    assert headline([one, one]) == (
-        "No method is clearly best: the leaders are within noise of each other"
-    )
-    assert headline([two, two]) == "No method is clearly best: not enough students to tell"
-
-
-def test_a_difference_that_two_students_each_make_is_no_victory():
-    (one,) = compared([("random", 10, (64.4, 59.0)), ("kmeans", 10, (66.9, 70.3))])
-    assert verdicts([one])[0].sentence == (
-        "kmeans 68.6 ± 2.4 leads random 61.7 ± 3.8: not enough students to tell"
-    )
-    (row,) = accuracy_table([one]).rows
-    assert [cell.emphasis for cell in row[-2:]] == ["", ""]
-    records = accuracy_records([one])
-    assert [one["within_noise_of_best"] for one in records] == [True, None]
-    assert [one["interval"] for one in records] == ["", ""]
-    assert records[1]["behind_best"] == pytest.approx(6.9)
-    assert math.isnan(records[1]["behind_best_low"])
-
-
-def test_a_lone_method_is_not_called_best_and_a_lone_student_has_no_spread():
-    lone = compared([("random", 10, (44.0, 46.0))])
-    assert headline(lone) == "random alone was trained: 45.0 ± 1.4 %"
-    assert verdicts(lone)[0].sentence == "random 45.0 ± 1.4; no other method was trained"
-    single = compared([("random", 10, (44.0,))])
-    assert headline(single) == "random alone was trained: 44.0 %"
-    (row,) = accuracy_table(single).rows
-    assert (row[-1].text, row[-1].detail) == ("44.0", "last 44.0, n = 1")
-    (drawn,) = accuracy_figures(single, look_of(catalogue([described(method="random")]).values()))
-    figure = json.loads(drawn.json)
-    assert "array" not in figure["data"][0].get("error_x", {})
-    written = csv_bytes(accuracy_records(single)).decode().splitlines()
-    assert dict(zip(*csv.reader(written), strict=True))["top1_best_std"] == ""
-
-
-def test_students_of_other_length_or_validation_images_are_not_pooled():
-    settings = ((10, "i"), (20, "i"), (20, "j"))
-    rows = [row_of(epochs=epochs, val_identity=identity) for epochs, identity in settings]
-    assert [one.best.n for one in comparisons(rows, catalogue(rows))] == [1, 1, 1]
-
-
-def test_metrics_of_two_backbones_stay_apart():
-    rows = [
-        row_of(backbone=backbone, weights="w", metric=f"{name}@1", value=value)
-        for backbone, value in (("one", 0.25), ("two", 0.75))
-        for name in ("representativeness_r1", "diversity_d1")
-    ]
-    one, two = measurements(rows, catalogue(rows))
-    assert (one.backbone, one.values["r1"], one.version) == ("one", 0.25, "1")
-    assert (two.backbone, two.values["r1"], two.version) == ("two", 0.75, "1")
-    assert math.isnan(one.values["r2"])
-
-
-def test_markdown_escapes_what_would_break_a_table():
-    table = Table("c", ("a|b",), (), [["x|y<z"]])
-    assert markdown_bytes(table).decode().splitlines()[2:] == [
-        "| a\\|b |",
-        "| --- |",
-        "| x\\|y&lt;z |",
-    ]
-
-
 def test_evenly_spread_keeps_both_ends():
     assert evenly_spread(np.arange(10), 4).tolist() == [0, 3, 6, 9]
     assert evenly_spread(np.arange(3), 4).tolist() == [0, 1, 2]
 
 
-def decoded(uri):
-    return np.asarray(
-        Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).convert("RGB")
-    )
+def pixels(uri, kind):
+    start, data = uri.split(",")
+    assert start == f"data:image/{kind};base64"
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB"))
 
 
-def test_a_small_image_is_enlarged_to_equal_blocks(built):
-    dataset = Dataset.open(built / "data")
-    original = np.asarray(Image.open(built / "images" / f"{dataset.keys[7]}.png"))
-    uri = thumbnail_uri(stored_image(dataset, 7))
-    assert uri.startswith("data:image/png;base64,")
-    np.testing.assert_array_equal(
-        decoded(uri), np.kron(original, np.ones((12, 12, 1), dtype=np.uint8))
-    )
+def test_a_small_image_is_enlarged_to_equal_blocks(page, built):
+    scored = [image for image in elements(page).of("img") if ", aum " in image["alt"]]
+    for image in scored:
+        original = Image.open(built / "images" / f"{image['alt'].rpartition(',')[0]}.png")
+        enlarged = np.kron(np.asarray(original), np.ones((12, 12, 1), dtype=np.uint8))
+        np.testing.assert_array_equal(pixels(image["src"], "png"), enlarged)
+    assert len(scored) == len(CLASSES) * (8 + 8 + 2 * IPC)
 
 
 def test_a_large_image_becomes_the_central_square_as_jpeg(tmp_path):
-    pixels = np.zeros((300, 500, 3), dtype=np.uint8)
-    pixels[:, 100:400] = (200, 30, 30)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    uri = thumbnail_uri((tmp_path / "wide.png").read_bytes())
-    assert uri.startswith("data:image/jpeg;base64,")
-    shown = decoded(uri)
+    wide = np.zeros((300, 500, 3), dtype=np.uint8)
+    wide[:, 100:400] = (200, 30, 30)
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    shown = pixels(thumbnail_uri((tmp_path / "wide.png").read_bytes()), "jpeg")
     assert shown.shape == (SIDE, SIDE, 3)
     np.testing.assert_allclose(shown[4:-4, 4:-4].mean(axis=(0, 1)), (200, 30, 30), atol=3)
 

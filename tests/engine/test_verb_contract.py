@@ -177,7 +177,7 @@ REFUSED = {
     "pack PHOTOS PHOTOS/DATA": [("", "lies in src")],
     "synth OUT --classes 4": [
         ("--images 3", "images"),
-        ("--images 60 --size large", "size must be imagenet or a number"),
+        ("--images 60 --size large", "no type matching INT|{imagenet}"),
         ("--images 60 --label-noise 1.0", "label_noise"),
         ("--images 60 --samples-per-shard 0", "samples_per_shard"),
     ],
