@@ -7,7 +7,7 @@ FOLDER holds ``imagenet-sample`` and ``imagenette/train``. The reference is made
 Writes ``bench/results/pixels.jsonl``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -58,7 +58,7 @@ class Images:
     """Encoded images."""
 
     name: str
-    data: Sequence[bytes]
+    data: list[bytes]
     widths: NDArray[np.int64]
     heights: NDArray[np.int64]
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, overload
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -126,7 +126,7 @@ class ShardReader:
             data[position] = sample
         return data
 
-    def fetch(self, ids: Ints) -> Sequence[bytes]:
+    def fetch(self, ids: Ints) -> "list[bytes] | LazyBytes":
         """Read the samples now, or where the page cache has them all, when each is asked for.
 
         Then a decoding thread has a sample in the cache of its core, and no batch of encoded images
@@ -173,7 +173,7 @@ class ShardReader:
         return ByteRanges(descriptors[positions], self._offsets[ids], self._bytes[ids])
 
 
-class LazyBytes(Sequence[bytes]):
+class LazyBytes:
     """Samples that are read when they are asked for."""
 
     def __init__(self, reader: ShardReader, ids: Ints, places: ByteRanges) -> None:
@@ -185,11 +185,5 @@ class LazyBytes(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    @overload
-    def __getitem__(self, at: int) -> bytes: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[bytes]: ...
-    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
-        if isinstance(at, slice):
-            return [self._read_one(sample) for sample in self._ids[at]]
-        return self._read_one(self._ids[at])
+    def __getitem__(self, position: int) -> bytes:
+        return self._read_one(self._ids[position])

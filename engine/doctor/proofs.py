@@ -17,7 +17,6 @@ from coreset.engine.data.decoders import (
     make_decoder,
 )
 from coreset.engine.data.geometry import Crops, Geometry
-from coreset.engine.data.image_cache import loaded
 from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.reader import ShardReader
@@ -146,10 +145,9 @@ def _keepers(source: ImageStream) -> dict[str, DecodedImages]:
     resident = load_into_memory(source)
     on_host = resident.images.cpu()
     labels, ids = source.labels, source.ids
-    copied = loaded(on_host.permute(0, 2, 3, 1), source.device).permute(0, 3, 1, 2)
     return {
         "decoded on the device": resident,
-        "copied to the device": DecodedImages(copied, labels, ids),
+        "copied to the device": DecodedImages(on_host.to(source.device), labels, ids),
         "left on the host": DecodedImages(on_host, labels, ids, device=source.device),
     }
 

@@ -100,7 +100,7 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
     if recipe.proxy == "linear":
         store = feature_store(setup.dataset, setup.features)
         return linear_proxy(
-            feature_rows(store, setup.device, scratch=scratch),
+            feature_rows(store, setup.device, scratch=scratch, write=setup.ranks.is_main),
             setup.dataset.labels,
             n_classes,
             batch=recipe.batch,

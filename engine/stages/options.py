@@ -85,10 +85,11 @@ class Decoding:
 
     def notice(self) -> tuple[str, ...]:
         """Tell why the decoder was chosen, unless it was named."""
-        from coreset.engine.data.decoders import decoder_notice
+        from coreset.engine.data.decoders import choose_decoder, decoder_reason
 
         device = self.resolved_device().type
-        return decoder_notice(self.decoder, device, exact=self.decoder_exact)
+        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact)
+        return (decoder_reason(chosen, device),) if self.decoder == "auto" else ()
 
     def stream(
         self,

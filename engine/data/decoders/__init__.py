@@ -1,6 +1,6 @@
 """Contract and choice of decoders: encoded images in, one tensor out, near Pillow's pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, cast
@@ -13,6 +13,8 @@ from coreset.shards.errors import DataError, MachineError, UsageError
 
 if TYPE_CHECKING:  # a report decodes with Pillow, without torch
     from torch import Tensor
+
+    from coreset.engine.data.reader import LazyBytes
 
 
 class DecoderName(StrEnum):
@@ -30,7 +32,7 @@ class DecoderName(StrEnum):
 class EncodedBatch:
     """Stored images of one batch, b = images."""
 
-    data: Sequence[bytes]
+    data: "list[bytes] | LazyBytes"
     """May be read when an item is asked for: ask once."""
     widths: Ints
     """Pixels, shape (b,), as the index promises; an image of another size is refused."""
@@ -42,7 +44,7 @@ class EncodedBatch:
     def __len__(self) -> int:
         return len(self.data)
 
-    def part(self, positions: list[int], data: Sequence[bytes]) -> "EncodedBatch":
+    def part(self, positions: list[int], data: list[bytes]) -> "EncodedBatch":
         """Select some of the images, whose bytes are ``data``."""
         crops = None if self.crops is None else self.crops[positions]
         return EncodedBatch(data, self.widths[positions], self.heights[positions], crops)
@@ -169,12 +171,6 @@ def decoder_reason(chosen: DecoderName, device: str) -> str:
         DecoderName.PILLOW: "the reference, several times slower",
     }
     return f"decoder {chosen}: {reasons[chosen]}"
-
-
-def decoder_notice(name: str, device: str, *, exact: bool) -> tuple[str, ...]:
-    """Explain what ``auto`` chose, in a line for people; none where the decoder was named."""
-    chosen = choose_decoder(name, device, exact=exact)
-    return (decoder_reason(chosen, device),) if name == DecoderName.AUTO else ()
 
 
 def make_decoder(
