@@ -32,7 +32,7 @@ from coreset.engine.doctor.arithmetic import (
 )
 from coreset.engine.doctor.machine import Check, Verdict, complete, failure
 from coreset.engine.doctor.speeds import SIZE, Context
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
 from coreset.shards.errors import DataError
@@ -73,13 +73,13 @@ def compared(
     found = tolerance.difference(images, expected)
     exceeded = tolerance.exceeded_by(found)
     overall = float(np.abs(images.astype(np.int16) - expected).mean())
-    facts = {**asdict(found), "mean_of_all": overall, "images": len(images)}
+    facts = {**found, "mean_of_all": overall, "images": len(images)}
     remedy = f"{'; '.join(exceeded)}: use --decoder-exact, and {REPORT}"
     verdict, remedy = Verdict.FAIL.unless(not exceeded, remedy)
     if exceeded and coarse and not like_fast.exceeded_by(like_fast.difference(images, expected)):
         verdict = Verdict.WARN
         remedy = "coarser than on a CPU (docs/pixels.md); --decoder turbo avoids it"
-    value = f"largest {found.largest}, mean {overall:.2f} of 255, {len(images)} images"
+    value = f"largest {found['largest']}, mean {overall:.2f} of 255, {len(images)} images"
     return Check(name, value, verdict, remedy, facts | {"allowed": asdict(tolerance)})
 
 

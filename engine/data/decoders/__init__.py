@@ -96,18 +96,8 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """Distance of decoded images from the reference, absolute, in levels (0 to 255)."""
-
-    largest: int
-    largest_at_edge: int
-    mean: float
-    """Mean difference of the image where it is largest; away from the edge, as ``largest``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """The most that each of a decoder's images may differ from ``decode_with_pillow``."""
+    """The most levels that each of a decoder's images may differ from ``decode_with_pillow``."""
 
     largest: int
     mean: float
@@ -115,25 +105,28 @@ class Tolerance:
     """Width in pixels of the border where ``largest_at_edge`` holds instead."""
     largest_at_edge: int = 0
 
-    def difference(self, images: Pixels, expected: Pixels) -> Difference:
-        """Compare decoded images with the reference, both of shape (b, s, s, 3), s > 2 edge."""
+    def difference(self, images: Pixels, expected: Pixels) -> dict[str, float]:
+        """Compare decoded images with the reference, both of shape (b, s, s, 3), s > 2 edge.
+
+        Returns ``largest``, ``mean`` (of the image where it is largest) and ``largest_at_edge``.
+        """
         levels = np.abs(images.astype(np.int16) - expected)
         size, edge = images.shape[1], self.edge
         inside = np.pad(np.ones((size - 2 * edge,) * 2, np.bool_), edge)
-        return Difference(
-            largest=int(levels[:, inside].max(initial=0)),
-            largest_at_edge=int(levels[:, ~inside].max(initial=0)),
-            mean=float(levels[:, inside].mean(axis=(1, 2)).max(initial=0)),
-        )
+        return {
+            "largest": int(levels[:, inside].max(initial=0)),
+            "largest_at_edge": int(levels[:, ~inside].max(initial=0)),
+            "mean": float(levels[:, inside].mean(axis=(1, 2)).max(initial=0)),
+        }
 
-    def exceeded_by(self, difference: Difference) -> tuple[str, ...]:
+    def exceeded_by(self, difference: Mapping[str, float]) -> tuple[str, ...]:
         """Say in words what of a difference is more than allowed; nothing if all is well."""
         names = {
             "largest": "largest difference",
             "largest_at_edge": f"largest difference in the outer {self.edge} pixels",
             "mean": "mean difference of an image",
         }
-        rows = ((text, getattr(difference, n), getattr(self, n)) for n, text in names.items())
+        rows = ((text, difference[name], getattr(self, name)) for name, text in names.items())
         return tuple(f"{text} is {v:.3g}, allowed {most:.3g}" for text, v, most in rows if v > most)
 
 
