@@ -76,11 +76,6 @@ class PixelsIndex:
         """Images on the disk."""
         return min(self.n_samples, len(self.chunks) * self.batches_per_chunk * self.batch)
 
-    @property
-    def done_bytes(self) -> int:
-        """Bytes on the disk."""
-        return decoded_bytes(self.done, self.geometry.size)
-
     @staticmethod
     def read(path: Path) -> "PixelsIndex":
         """Read ``pixels.json``, or raise ``StoreError``."""
@@ -109,7 +104,7 @@ def write_cache(
     start = len(index.chunks) * index.batches_per_chunk
     batches = source.epoch(BatchOrder(batch=index.batch, start=start, pad=True))
     with path.open("r+b" if index.chunks else "wb") as file:
-        file.truncate(index.done_bytes)
+        file.truncate(decoded_bytes(index.done, source.geometry.size))
         file.seek(0, 2)
         while index.done < index.n_samples:
             first = index.done
@@ -130,7 +125,7 @@ def begun(folder: Path) -> PixelsIndex | None:
         return None
     index, path = PixelsIndex.read(folder / INDEX_NAME), folder / PIXELS_NAME
     n_bytes = path.stat().st_size if path.is_file() else 0
-    if n_bytes < index.done_bytes:
+    if n_bytes < decoded_bytes(index.done, index.geometry.size):
         raise StoreError(f"{path} lost pixels that were on the disk; remove {folder}, run again")
     return index
 

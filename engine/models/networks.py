@@ -23,7 +23,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from coreset.engine.runtime.device import seeded_initialisation
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.files import sha256_of_file
 
@@ -280,7 +279,8 @@ def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -
 
     build = {"resnet18": resnet18, "resnet50": resnet50, "convnet": convnet}[name]
     norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
-    with seeded_initialisation(seed):
+    with torch.random.fork_rng(devices=[]):  # constructors draw from the generator of the CPU
+        torch.default_generator.manual_seed(seed)
         return build(num_classes=n_classes, norm_layer=norm_layer)
 
 

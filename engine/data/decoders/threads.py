@@ -43,13 +43,7 @@ from coreset.kernels.jpeg.batch import (
 
 _LEAST_SHARE = 0.5
 """Share of a batch that needs no resampling; with less all images are decoded one by one."""
-
-
-class _OfThread(local):
-    decoder: BatchDecoder | None = None
-
-
-_of_thread = _OfThread()
+_of_thread = local()  # holds the `decoder` of each thread
 
 
 class ThreadedDecoder:
@@ -166,10 +160,11 @@ def decode_crops(
     libjpeg, size = decoder_of_thread(), images.shape[2]
     if libjpeg is None:
         return
-    if _of_thread.decoder is None or _of_thread.decoder.size != size:
-        _of_thread.decoder = BatchDecoder(libjpeg, size=size)
+    decoder: BatchDecoder | None = getattr(_of_thread, "decoder", None)
+    if decoder is None or decoder.size != size:
+        decoder = _of_thread.decoder = BatchDecoder(libjpeg, size=size)
     out = images.reshape((len(images), -1) if factors is None else (len(images), 3, -1))
-    _of_thread.decoder.decode(crops, queue, out, factors, coarse=coarse)
+    decoder.decode(crops, queue, out, factors, coarse=coarse)
 
 
 def warm_up(*, floats: bool) -> None:
