@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -71,13 +71,8 @@ def require_ids(ids: Ints, n: int) -> None:
         )
 
 
-class ByteRanges(NamedTuple):
-    """Bytes in open files, of samples: int64 of shape (n,)."""
-
-    descriptors: Ints
-    """-1 where the file does not stay open."""
-    starts: Ints
-    lengths: Ints
+ByteRanges: TypeAlias = tuple[Ints, Ints, Ints]
+"""Of n samples: open files (-1 where one does not stay open), offsets in them, and lengths."""
 
 
 class ShardReader:
@@ -132,18 +127,14 @@ class ShardReader:
         Then a decoding thread has a sample in the cache of its core, and no batch of encoded images
         takes memory. What cannot be read raises when it is asked for.
         """
-        places = self._places(ids)
-        if not all_cached(places.descriptors, places.starts + places.lengths - 1):
+        descriptors, starts, lengths = places = self._places(ids)
+        if not all_cached(descriptors, starts + lengths - 1):
             with suppress(ManifestError):
                 return self.read(ids)
         return LazyBytes(self, ids, places)
 
     def read_one(self, sample: int) -> bytes:
-        """Return the stored bytes of one sample id.
-
-        Raises:
-            ManifestError: As `read`.
-        """
+        """Return the stored bytes of one sample id; raises as `read` does."""
         start, length = int(self._offsets[sample]), int(self._bytes[sample])
         try:
             with self._files.descriptor(int(self._shards[sample])) as descriptor:
@@ -170,7 +161,7 @@ class ShardReader:
             with suppress(OSError), self._files.descriptor(shard):
                 kept = self._files.kept(shard)
                 descriptors[row] = -1 if kept is None else kept
-        return ByteRanges(descriptors[positions], self._offsets[ids], self._bytes[ids])
+        return descriptors[positions], self._offsets[ids], self._bytes[ids]
 
 
 class LazyBytes:
