@@ -112,6 +112,10 @@ def test_the_index_names_only_chunks_that_are_on_the_disk(numbered, tmp_path, mo
     survivors = disk.survivors()
     for name in (INDEX_NAME, PIXELS_NAME):
         assert survivors[name] == (tmp_path / name).read_bytes()
+    (tmp_path / INDEX_NAME).write_bytes(namings[0].beside[INDEX_NAME])  # as in the second chunk
+    with stream(numbered) as source:
+        assert write_cache(source, tmp_path, lambda *_: None) == index
+    assert (tmp_path / PIXELS_NAME).read_bytes() == survivors[PIXELS_NAME]
 
 
 def test_pixels_that_vanished_after_they_were_recorded_are_not_continued(mixed, tmp_path):
