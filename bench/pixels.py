@@ -7,9 +7,9 @@ FOLDER holds ``imagenet-sample`` and ``imagenette/train``. The reference is made
 Writes ``bench/results/pixels.jsonl``.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -58,7 +58,7 @@ class Images:
     """Encoded images."""
 
     name: str
-    data: Sequence[bytes]
+    data: list[bytes]
     widths: NDArray[np.int64]
     heights: NDArray[np.int64]
 
@@ -165,7 +165,7 @@ def pixel_row(images: Images, transform: Transform) -> Row:
         levels = np.abs(pixels.astype(np.int16) - expected)
         differences = {"largest": int(levels.max()), "mean": float(levels.mean())}
         decoders[name] = {
-            "judged": asdict(TOLERANCES[name].difference(pixels, expected)),
+            "judged": TOLERANCES[name].difference(pixels, expected),
             "all": differences | {"over_0": float((levels > 0).mean())},
         }
     row = {"input": images.name, "images": len(images), "transform": transform.name}

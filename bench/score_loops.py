@@ -20,8 +20,8 @@ from coreset.bench.harness import Contender, Options, Role, Row, race
 from coreset.bench.inputs import repeated_tree
 from coreset.bench.processes import WITH_PARENT, remote, run_coreset
 from coreset.engine.data.geometry import stored_side
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.features import FeatureSpec
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import resolve_device
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy, training_images
 from coreset.engine.scoring.recipes import RECIPES

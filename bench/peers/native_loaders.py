@@ -72,7 +72,9 @@ def coreset_cached(task: Task, stack: ExitStack) -> Epoch:
         side = SIZE if task.crop == "whole" else SHORT_SIDE
         decoding = Decoding(workers=task.threads)
         Decode(data=task.data, pixels=path, size=side, decoding=decoding).run()
-    pixels = open_cache(path, Dataset.open(task.data), size=SIZE)
+    pixels = open_cache(path, Dataset.open(task.data))
+    start = (pixels.size - SIZE) // 2  # of the central square
+    pixels.images = pixels.images[..., start : start + SIZE, start : start + SIZE]
     stack.callback(pixels.close)
     epochs = count()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.selection import Candidates, CcsParameters, complete_ccs, draw_coreset
-from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals, readable_seconds
+from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, readable_seconds, short
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.scores import easiness
 from coreset.shards.errors import UsageError
@@ -128,7 +128,7 @@ def agreement_table(agreements: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a table of one score or more; areas under the ROC where the truth is known."""
     header = ("Spearman", "in class", "ROC area", "of other")
     rows = [
-        (score, *(decimals(number) for number in numbers if number is not None))
+        (score, *(short(number, ".4f") for number in numbers if number is not None))
         for score, *numbers in (agreement.values() for agreement in agreements)
     ]
     shown = header[: len(rows[0]) - 1]

@@ -23,14 +23,13 @@ from coreset.engine.data.reader import Ids, Images, ShardReader, open_images
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.tar import MEMBER_NAME
-from coreset.shards.images.probe import as_rgb, opened
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, as_rgb, opened
 
 if TYPE_CHECKING:
     from webdataset.compat import FluidWrapper
 
 Transform: TypeAlias = Callable[[Image.Image], Any]
 Sample: TypeAlias = dict[str, Any]
-KINDS = ("jpg", "png", "webp")
 
 
 class ImageDataset(TorchDataset[tuple[Any, int]]):
@@ -169,7 +168,7 @@ def _samples(url: str, first_id: int, expected: int) -> Generator[Sample]:
 def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]]:
     """Turn samples into image, label and id; pixels are those of ``decode_with_pillow``."""
     for sample in samples:
-        data = next(sample[kind] for kind in KINDS if kind in sample)
+        data = next(sample[kind] for kind in FORMAT_OF_EXTENSION if kind in sample)
         try:
             with opened(data) as image:
                 pixels = as_rgb(image)

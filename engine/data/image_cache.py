@@ -18,7 +18,7 @@ from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.images import DECODE_BATCH, DecodedImages, central, device_bytes
+from coreset.engine.data.images import DECODE_BATCH, DecodedImages, device_bytes
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
@@ -76,11 +76,6 @@ class PixelsIndex:
         """Images on the disk."""
         return min(self.n_samples, len(self.chunks) * self.batches_per_chunk * self.batch)
 
-    @property
-    def done_bytes(self) -> int:
-        """Bytes on the disk."""
-        return decoded_bytes(self.done, self.geometry.size)
-
     @staticmethod
     def read(path: Path) -> "PixelsIndex":
         """Read ``pixels.json``, or raise ``StoreError``."""
@@ -109,7 +104,7 @@ def write_cache(
     start = len(index.chunks) * index.batches_per_chunk
     batches = source.epoch(BatchOrder(batch=index.batch, start=start, pad=True))
     with path.open("r+b" if index.chunks else "wb") as file:
-        file.truncate(index.done_bytes)
+        file.truncate(decoded_bytes(index.done, source.geometry.size))
         file.seek(0, 2)
         while index.done < index.n_samples:
             first = index.done
@@ -130,7 +125,7 @@ def begun(folder: Path) -> PixelsIndex | None:
         return None
     index, path = PixelsIndex.read(folder / INDEX_NAME), folder / PIXELS_NAME
     n_bytes = path.stat().st_size if path.is_file() else 0
-    if n_bytes < index.done_bytes:
+    if n_bytes < decoded_bytes(index.done, index.geometry.size):
         raise StoreError(f"{path} lost pixels that were on the disk; remove {folder}, run again")
     return index
 
@@ -155,41 +150,28 @@ def _append(file: IO[bytes], index: PixelsIndex, batches: Iterator[Batch]) -> st
     return hasher.hexdigest()
 
 
-def open_cache(
-    path: Path, dataset: Dataset, *, device: str = "cpu", size: int | None = None
-) -> DecodedImages:
+def open_cache(path: Path, dataset: Dataset, *, device: str = "cpu") -> DecodedImages:
     """Open what ``coreset decode`` made of ``dataset``, or of a pack of the same images.
 
     On the host they are a memory map. On a GPU they are resident where they fit, else mapped too.
-    Batches hold the central square of ``size`` pixels, or all, and come on ``device``.
+    Batches come on ``device``.
 
     Raises:
-        UsageError: ``path`` holds no pixels or those of other images, or ``size`` is too large.
+        UsageError: ``path`` holds no pixels, or those of other images.
         StoreError: The pixels are damaged.
         MachineError: The pixels cannot be mapped.
     """
     index = _checked_index(path, dataset)
     images_nhwc, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
-    needed = decoded_bytes(len(dataset), size or index.geometry.size)
-    if target.type == "cuda" and needed <= RESIDENT_SHARE * device_bytes(target):
-        images_nhwc = loaded(central(images_nhwc, size or index.geometry.size), target)
+    if target.type == "cuda" and index.n_bytes <= RESIDENT_SHARE * device_bytes(target):
+        images_nhwc = images_nhwc.to(target)
     return DecodedImages(
         images_nhwc.permute(0, 3, 1, 2),
         dataset.labels,
         np.arange(len(dataset)),
         undecodable=index.undecodable,
-        size=size,
         device=target,
     )
-
-
-def loaded(images_nhwc: Tensor, device: torch.device) -> Tensor:
-    """Copy images of the host's memory to a device, a batch at a time."""
-    resident = torch.empty_like(images_nhwc, device=device, memory_format=torch.contiguous_format)
-    for start in range(0, len(resident), DECODE_BATCH):
-        some = slice(start, start + DECODE_BATCH)
-        resident[some].copy_(images_nhwc[some])
-    return resident
 
 
 def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:

@@ -29,7 +29,6 @@ class DecodedImages:
         ids: Ints,
         *,
         undecodable: Mapping[int, str] | None = None,
-        size: int | None = None,
         device: torch.device | None = None,
     ) -> None:
         """Keep decoded images.
@@ -39,23 +38,14 @@ class DecodedImages:
             labels: int64 of shape (n,).
             ids: Sample ids of the data set, int64 of shape (n,).
             undecodable: Samples without pixels, by id, and why; batches leave them out.
-            size: Side of the central square that batches hold; None: all of it.
             device: Where batches are handed over; None: where ``images`` are.
 
-        Raises:
-            UsageError: ``size`` is larger than the images.
         """
-        side = images.shape[-1]
-        if size is not None and not 1 <= size <= side:
-            raise UsageError(
-                f"size must be in [1, {side}] (side of the decoded images), got {size}; "
-                "decode them at a larger size"
-            )
         self.images = images
         self.labels = labels
         self.ids = ids
         self.undecodable = dict(undecodable or {})
-        self.size = size or side
+        self.size = images.shape[-1]
         self._is_decoded = ~np.isin(ids, list(self.undecodable))
         self._device = device or images.device
         self._memory = BatchMemory()
@@ -79,7 +69,7 @@ class DecodedImages:
         return batches if self.images.is_cuda else prefetch(batches, 1)
 
     def _batches(self, order: BatchOrder) -> Generator[Batch]:
-        images_nhwc = central(self.images.permute(0, 2, 3, 1), self.size)
+        images_nhwc = self.images.permute(0, 2, 3, 1)
         for positions in order.batches(len(self)):
             kept = positions[positions != PADDING]
             kept = kept[self._is_decoded[kept]]
@@ -91,12 +81,6 @@ class DecodedImages:
 
 EpochSource: TypeAlias = ImageStream | DecodedImages
 """Sources of batches that training and features read."""
-
-
-def central(images_nhwc: Tensor, size: int) -> Tensor:
-    """View the central squares, placed as ``Geometry`` places them."""
-    start = round((images_nhwc.shape[1] - size) / 2.0)
-    return images_nhwc[:, start : start + size, start : start + size]
 
 
 def crop_rows(images_nhwc: Pixels, rows: Ints, boxes: Ints, out: Pixels, *, workers: int) -> None:

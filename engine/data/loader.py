@@ -102,15 +102,13 @@ class Loader(IterableDataset[Batch]):
         picked = choose_decoder(decoder, str(self.device), exact=exact)
         self.decoder = decoder_reason(picked, str(self.device))
         """Name of the decoder that was picked, and why."""
-        geometry = Geometry(size, resize)
         self._stream = ImageStream(
-            self.dataset, geometry, ids=chosen, decoder=decoder, exact=exact, workers=workers,
-            device=str(self.device), normalisation=normalisation, skip_damaged=skip_damaged,
+            self.dataset, Geometry(size, resize), ids=chosen, device=str(self.device),
+            decoder=decoder, exact=exact, workers=workers, normalisation=normalisation,
+            skip_damaged=skip_damaged,
         )  # fmt: skip
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
-            sizes = self.dataset.ints("width"), self.dataset.ints("height")
-            floats = normalisation is not None
-            warm_up(geometry, *sizes, floats=floats, cropped=crops is not None)
+            warm_up(floats=normalisation is not None)
 
     def __enter__(self) -> "Loader":
         return self

@@ -24,9 +24,6 @@ class BatchOrder:
     ranks together is batch k of one process with a ``world`` times larger batch. Unshuffled, or
     shuffled by blocks, ranks take contiguous ranges (of the permuted blocks), so that each reads
     its own shards. The samples of every 16 consecutive blocks are permuted together.
-
-    Raises:
-        UsageError: A number is out of range.
     """
 
     batch: int

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, Protocol, TypeAlias, overload
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
@@ -71,13 +71,8 @@ def require_ids(ids: Ints, n: int) -> None:
         )
 
 
-class ByteRanges(NamedTuple):
-    """Bytes in open files, of samples: int64 of shape (n,)."""
-
-    descriptors: Ints
-    """-1 where the file does not stay open."""
-    starts: Ints
-    lengths: Ints
+ByteRanges: TypeAlias = tuple[Ints, Ints, Ints]
+"""Of n samples: open files (-1 where one does not stay open), offsets in them, and lengths."""
 
 
 class ShardReader:
@@ -126,24 +121,20 @@ class ShardReader:
             data[position] = sample
         return data
 
-    def fetch(self, ids: Ints) -> Sequence[bytes]:
+    def fetch(self, ids: Ints) -> "list[bytes] | LazyBytes":
         """Read the samples now, or where the page cache has them all, when each is asked for.
 
         Then a decoding thread has a sample in the cache of its core, and no batch of encoded images
         takes memory. What cannot be read raises when it is asked for.
         """
-        places = self._places(ids)
-        if not all_cached(places.descriptors, places.starts + places.lengths - 1):
+        descriptors, starts, lengths = places = self._places(ids)
+        if not all_cached(descriptors, starts + lengths - 1):
             with suppress(ManifestError):
                 return self.read(ids)
         return LazyBytes(self, ids, places)
 
     def read_one(self, sample: int) -> bytes:
-        """Return the stored bytes of one sample id.
-
-        Raises:
-            ManifestError: As `read`.
-        """
+        """Return the stored bytes of one sample id; raises as `read` does."""
         start, length = int(self._offsets[sample]), int(self._bytes[sample])
         try:
             with self._files.descriptor(int(self._shards[sample])) as descriptor:
@@ -170,10 +161,10 @@ class ShardReader:
             with suppress(OSError), self._files.descriptor(shard):
                 kept = self._files.kept(shard)
                 descriptors[row] = -1 if kept is None else kept
-        return ByteRanges(descriptors[positions], self._offsets[ids], self._bytes[ids])
+        return descriptors[positions], self._offsets[ids], self._bytes[ids]
 
 
-class LazyBytes(Sequence[bytes]):
+class LazyBytes:
     """Samples that are read when they are asked for."""
 
     def __init__(self, reader: ShardReader, ids: Ints, places: ByteRanges) -> None:
@@ -185,11 +176,5 @@ class LazyBytes(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self._ids)
 
-    @overload
-    def __getitem__(self, at: int) -> bytes: ...
-    @overload
-    def __getitem__(self, at: slice) -> list[bytes]: ...
-    def __getitem__(self, at: int | slice) -> bytes | list[bytes]:
-        if isinstance(at, slice):
-            return [self._read_one(sample) for sample in self._ids[at]]
-        return self._read_one(self._ids[at])
+    def __getitem__(self, position: int) -> bytes:
+        return self._read_one(self._ids[position])

@@ -77,12 +77,7 @@ class ImageStream:
         normalisation: Normalisation | None = None,
         skip_damaged: bool = False,
     ) -> None:
-        """Open the data set, or the samples ``ids`` of it, with the options of ``Loader``.
-
-        Raises:
-            UsageError: ``ids`` are not one-dimensional int64 in the range of the data set.
-            MachineError: The decoder or the device is not available.
-        """
+        """Open the data set, or the samples ``ids`` of it; options and errors are ``Loader``'s."""
         self.dataset = dataset
         self.geometry = geometry
         self.device = torch.device(device)

@@ -15,7 +15,7 @@ from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.doctor.speeds import Context, proxy_in_training
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.kernels.augment import (
     color_jitter,

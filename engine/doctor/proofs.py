@@ -17,7 +17,6 @@ from coreset.engine.data.decoders import (
     make_decoder,
 )
 from coreset.engine.data.geometry import Crops, Geometry
-from coreset.engine.data.image_cache import loaded
 from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.reader import ShardReader
@@ -33,7 +32,7 @@ from coreset.engine.doctor.arithmetic import (
 )
 from coreset.engine.doctor.machine import Check, Verdict, complete, failure
 from coreset.engine.doctor.speeds import SIZE, Context
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
 from coreset.shards.errors import DataError
@@ -74,13 +73,13 @@ def compared(
     difference = tolerance.difference(images, expected)
     exceeded = tolerance.exceeded_by(difference)
     overall = float(np.abs(images.astype(np.int16) - expected).mean())
-    facts = {**asdict(difference), "mean_of_all": overall, "images": len(images)}
+    facts = {**difference, "mean_of_all": overall, "images": len(images)}
     remedy = f"{'; '.join(exceeded)}: use --decoder-exact, and {REPORT}"
     verdict, remedy = Verdict.FAIL.unless(not exceeded, remedy)
     if exceeded and coarse and not like_fast.exceeded_by(like_fast.difference(images, expected)):
         verdict = Verdict.WARN
         remedy = "coarser than on a CPU (docs/pixels.md); --decoder turbo avoids it"
-    value = f"largest {difference.largest}, mean {overall:.2f} of 255, {len(images)} images"
+    value = f"largest {difference['largest']}, mean {overall:.2f} of 255, {len(images)} images"
     return Check(name, value, verdict, remedy, facts | {"allowed": asdict(tolerance)})
 
 
@@ -133,7 +132,7 @@ def kept_pixels(context: Context) -> Iterator[Check]:
         device, labels, ids = source.device, source.labels, source.ids
     kept, on_host = _shuffled(resident), resident.images.cpu()
     yield same_images("kept pixels, decoded on the device", kept, anew, coarse=on_gpu)
-    copied = loaded(on_host.permute(0, 2, 3, 1), device).permute(0, 3, 1, 2)
+    copied = on_host.to(device)
     for where, pixels in (
         ("copied to the device", DecodedImages(copied, labels, ids)),
         ("left on the host", DecodedImages(on_host, labels, ids, device=device)),

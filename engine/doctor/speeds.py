@@ -18,8 +18,7 @@ from coreset.engine.data.images import DecodedImages, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.doctor.machine import Check, Verdict
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import build_network, placed
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.data.images import EpochSource
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
     Norm,
     StudentName,
     build_network,

@@ -22,7 +22,6 @@ from coreset.engine.artifacts.store import (
 from coreset.engine.data.decoders.threads import BatchMemory
 from coreset.engine.data.images import device_bytes
 from coreset.shards.errors import MachineError
-from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
 
 FEATURE_ROWS_NAME = ".features.f16"
 """The mapped file; the owner of the directory removes it before it publishes an artifact."""
@@ -34,19 +33,24 @@ SPARE_BYTES = 1 << 24  # to leave free on the disk
 _MOMENTS_ROWS = 1024  # in float64, 4 MB of 512 columns: they stay in a core's cache
 
 
-def feature_rows(store: Path, device: torch.device, *, scratch: Path) -> "FeatureRows":
+def feature_rows(
+    store: Path, device: torch.device, *, scratch: Path, write: bool = True
+) -> "FeatureRows":
     """Open the features of a store, resident on ``device`` if they are small, else mapped.
 
-    A file in ``scratch`` that holds them already is used as it is. Of several processes, one must
-    have made it before the others open it.
+    The mapped file lies in ``scratch``. Of several processes one decides and may ``write`` it,
+    before the others do as it did.
     """
-    n, width = feature_shape(store)
-    if 4 * n * width <= resident_limit(device):
+    shape, path = feature_shape(store), scratch / FEATURE_ROWS_NAME
+    if write:
+        path.unlink(missing_ok=True)
+        if 4 * shape[0] * shape[1] > resident_limit(device):
+            _write(path, store)
+    if not path.is_file():
         return FeatureRows(read_features(store), device)
-    path = scratch / FEATURE_ROWS_NAME
-    if not _holds(path, store):
-        _write(path, store)
-    return FeatureRows(_mapped(path, (n, width)), device, resident=False)
+    # A plain array is indexed faster than a memmap.
+    table = np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
+    return FeatureRows(table, device, resident=False)
 
 
 def resident_limit(device: torch.device) -> int:
@@ -130,39 +134,18 @@ def _mean_and_spread(table: NDArray[np.float16]) -> tuple[NDArray[np.float64], N
     return mean, np.where(spread > SMALLEST_SPREAD, spread, 1.0)
 
 
-def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
-    """Map the rows of a file, read only; a plain array is indexed faster than a memmap."""
-    return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
-
-
-def _holds(path: Path, store: Path) -> bool:
-    """Test whether a file has the features of the store; this checks the store's checksums too."""
-    shape = feature_shape(store)
-    if not path.is_file() or path.stat().st_size != 2 * shape[0] * shape[1]:
-        return False
-    table, step = _mapped(path, shape).view(np.uint16), feature_chunk_rows(shape[1])
-    chunks = zip(range(0, shape[0], step), feature_chunks(store), strict=True)
-    return all(np.array_equal(table[at : at + step], part.view(np.uint16)) for at, part in chunks)
-
-
 def _write(path: Path, store: Path) -> None:
-    """Write the features of a store to a file, row after row, all of them or none."""
+    """Write the features of a store to a file, row after row; no later run takes what is left."""
     n, width = feature_shape(store)
-    scratch = temporary_name(path)
-    path.unlink(missing_ok=True)
     needed, free = 2 * n * width + SPARE_BYTES, shutil.disk_usage(path.parent).free
     if needed > free:
         raise MachineError(
             f"features of {n:,} images need {needed:,} bytes in {path.parent}, {free:,} are free; "
             "free some space, or choose another output or a backbone with fewer features"
         )
-    try:
-        with new_file(scratch) as file:
-            for chunk in feature_chunks(store):
-                file.write(np.ascontiguousarray(chunk).data)
-            sync_and_rename(file, path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with path.open("xb") as file:
+        for chunk in feature_chunks(store):
+            file.write(np.ascontiguousarray(chunk).data)
 
 
 class LinearHead(nn.Module):

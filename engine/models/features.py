@@ -30,7 +30,7 @@ from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.files import digest_of, fsync_tree, write_atomically
 
 if TYPE_CHECKING:
-    from coreset.engine.models.backbones import Backbone
+    from coreset.engine.models.networks import Backbone
 
 PROGRESS_NAME = "rows.json"
 
@@ -61,18 +61,7 @@ def features_for(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> NDArray[np.float16]:
     """Return features of some samples (all by default), cached or made now; float16 (m, d)."""
-    return read_features(feature_store(dataset, spec, ids))
-
-
-def feature_store(
-    dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
-) -> Path:
-    """Return the store that `features_for` reads, for readers of parts of it."""
-    store = cached_features(dataset, spec, ids) / FEATURES_NAME
-    rows, n = feature_shape(store)[0], len(dataset) if ids is None else len(ids)
-    if rows != n:  # the shape is in zarr.json, which no codec protects
-        raise StoreError(f"{store} has {rows} rows for {n} images; remove it and make it again")
-    return store
+    return read_features(cached_features(dataset, spec, ids) / FEATURES_NAME)
 
 
 def cached_features(
@@ -81,6 +70,9 @@ def cached_features(
     """Return the directory of the cached features artifact, which is made if it does not exist."""
     entry = _cache_entry(_config(dataset, spec, ids))
     embed(dataset, spec, entry, ids)
+    store, n = entry / FEATURES_NAME, len(dataset) if ids is None else len(ids)
+    if (rows := feature_shape(store)[0]) != n:  # it is in zarr.json, which no codec protects
+        raise StoreError(f"{store} has {rows} rows for {n} images; remove it and make it again")
     return entry
 
 
@@ -104,7 +96,7 @@ def _cache_entry(config: dict[str, object]) -> Path:
 def _config(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> dict[str, object]:
-    from coreset.engine.models.backbones import weights_key
+    from coreset.engine.models.networks import weights_key
 
     # Pixels of the other decoders are within a level of each other: they share their features.
     decoder = "pillow" if spec.exact else spec.decoder
@@ -125,7 +117,7 @@ def embed(
 
     It binds to the digest of the stored images and has no input, so that relabelled packs share it.
     """
-    from coreset.engine.models.backbones import load_backbone
+    from coreset.engine.models.networks import load_backbone
     from coreset.engine.runtime.device import resolve_device, runtime_of
 
     device, config = resolve_device(spec.device), _config(dataset, spec, ids)

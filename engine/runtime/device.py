@@ -119,11 +119,3 @@ def runtime_of(device: torch.device) -> dict[str, object]:
 def generator_for(seed: int, *path: int) -> torch.Generator:
     """Make a CPU generator of a place under a run's seed: the same draws whatever the device."""
     return torch.Generator().manual_seed(derived_seed(seed, *path) % 2**63)
-
-
-@contextmanager
-def seeded_initialisation(seed: int) -> Generator[None]:
-    """Seed torch's CPU generator, which module constructors use, and restore it after."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

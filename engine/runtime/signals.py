@@ -57,11 +57,6 @@ class Stop:
     def __init__(self, by: str = "") -> None:
         self.by = by
 
-    @property
-    def asked(self) -> bool:
-        """True once a signal asked to commit and end."""
-        return bool(self.by)
-
     def error(self) -> InterruptedRunError:
         """Make the error to raise once everything is committed."""
         by = self.by or "another rank"
@@ -78,7 +73,7 @@ def defer_signals() -> Generator[Stop]:
 
     with _handled(note, *_STOPPING):
         yield stop
-    if stop.asked:
+    if stop.by:
         raise stop.error()
 
 

@@ -95,14 +95,9 @@ def without_nan(facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def short(number: float) -> str:
-    """Format three digits for the right of a column; a dash for NaN."""
-    return ("-" if math.isnan(number) else f"{number:.3g}").rjust(NUMBER_WIDTH)
-
-
-def decimals(number: float) -> str:
-    """Format four decimals for the right of a column; a dash for NaN."""
-    return ("-" if math.isnan(number) else f"{number:.4f}").rjust(NUMBER_WIDTH)
+def short(number: float, form: str = ".3g") -> str:
+    """Format a number for the right of a column; a dash for NaN."""
+    return ("-" if math.isnan(number) else f"{number:{form}}").rjust(NUMBER_WIDTH)
 
 
 def binned(values: NDArray[Any], n_bins: int) -> tuple[list[int], list[float]]:

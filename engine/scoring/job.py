@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Meter
-from coreset.engine.artifacts.store import SCORES_NAME, write_columns
+from coreset.engine.artifacts.store import FEATURES_NAME, SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
-from coreset.engine.models.features import feature_store
+from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.device import give_back_memory, half_precision
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.accumulators import TrainingContext
@@ -96,9 +96,9 @@ def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[
 def _proxy(setup: Setup, scratch: Path) -> Proxy:
     recipe, n_classes = setup.recipe, len(setup.dataset.classes)
     if recipe.proxy == "linear":
-        store = feature_store(setup.dataset, setup.features)
+        store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
         return linear_proxy(
-            feature_rows(store, setup.device, scratch=scratch),
+            feature_rows(store, setup.device, scratch=scratch, write=setup.ranks.is_main),
             setup.dataset.labels,
             n_classes,
             batch=recipe.batch,

@@ -21,10 +21,15 @@ from coreset.engine.data.image_cache import open_cache
 from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows, LinearHead
 from coreset.engine.models.features import FeatureSpec
-from coreset.engine.models.networks import build_network, memory_format_for, placed
+from coreset.engine.models.networks import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    build_network,
+    memory_format_for,
+    placed,
+)
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores

@@ -91,7 +91,7 @@ class ScoringRun:
             bar.resume(min(self.epochs * self.n, self.ended_epochs * self.n + self._done_images))
             while self.ended_epochs < self.epochs:
                 self._epoch(stop, bar)
-                stopping = any(self.ranks.gather(stop.asked))
+                stopping = any(self.ranks.gather(stop.by))
                 # The last epoch is committed too: an evaluation follows.
                 last = self.ended_epochs == self.epochs
                 if last or stopping or self._since_commit.seconds >= COMMIT_EVERY_SECONDS:
@@ -165,14 +165,14 @@ class ScoringRun:
         if all_done or (self.ranks.world > 1 and self.done_batches % BATCHES_PER_VOTE):
             return False
         overdue = self._since_commit.seconds >= COMMIT_WITHIN_SECONDS
-        return any(self.ranks.gather(stop.asked or (self.ranks.is_main and overdue)))
+        return any(self.ranks.gather(stop.by or (self.ranks.is_main and overdue)))
 
     def _commit_midway(self, stop: Stop) -> None:
         self.ranks.run_on_all(self._check_losses)
         self._dynamics.collect(self.ended_epochs)
         self.share_undecodable()
         self._commit()
-        if any(self.ranks.gather(stop.asked)):
+        if any(self.ranks.gather(stop.by)):
             raise stop.error()
 
     def _check_losses(self) -> None:

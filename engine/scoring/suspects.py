@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, decimals
+from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, short
 from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable
 from coreset.kernels.samplers import positions_by_class
 from coreset.shards.errors import UsageError
@@ -87,7 +87,7 @@ def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
     header = ("sample", "source", "given", "predicted", score.rjust(NUMBER_WIDTH))
     texts = itemgetter("source", "given_label", "predicted_label")
     rows = [
-        (str(row["sample"]), *(text or "-" for text in texts(row)), decimals(row["score"]))
+        (str(row["sample"]), *(text or "-" for text in texts(row)), short(row["score"], ".4f"))
         for row in suspects
     ]
     return aligned(header, rows)

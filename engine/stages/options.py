@@ -86,10 +86,11 @@ class Decoding:
 
     def notice(self) -> tuple[str, ...]:
         """Tell why the decoder was chosen, unless it was named."""
-        from coreset.engine.data.decoders import decoder_notice
+        from coreset.engine.data.decoders import choose_decoder, decoder_reason
 
         device = self.resolved_device().type
-        return decoder_notice(self.decoder, device, exact=self.decoder_exact)
+        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact)
+        return (decoder_reason(chosen, device),) if self.decoder == "auto" else ()
 
     def stream(
         self,
@@ -122,8 +123,8 @@ class Backbone:
 
     def features(self, decoding: Decoding, **sizes: int) -> "FeatureSpec":
         """Return which features to make, and how; "auto" takes weights that are on this machine."""
-        from coreset.engine.models.backbones import choose_backbone
         from coreset.engine.models.features import FeatureSpec
+        from coreset.engine.models.networks import choose_backbone
 
         name = choose_backbone(self.backbone, self.weights)
         return FeatureSpec(
@@ -133,7 +134,7 @@ class Backbone:
 
     def notice(self) -> tuple[str, ...]:
         """Tell which backbone was chosen, unless it was named."""
-        from coreset.engine.models.backbones import told_backbone
+        from coreset.engine.models.networks import told_backbone
 
         return told_backbone(self.backbone, self.weights)
 

@@ -15,12 +15,12 @@ from coreset.engine.data.decoders import (
     Tolerance,
     UndecodableImagesError,
     choose_decoder,
-    decoder_notice,
     decoder_reason,
     make_decoder,
 )
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
+from coreset.engine.stages.options import Decoding
 from coreset.kernels.crops import crop_boxes
 from coreset.shards.errors import MachineError, UsageError
 
@@ -213,11 +213,13 @@ def test_stray_bytes_that_pillow_skips_do_not_cost_the_image(images, decoded, na
 
 def test_auto_means_dali_on_a_gpu_and_turbo_on_a_cpu_and_what_it_picked_is_told():
     assert choose_decoder("auto", "cuda:1") is DecoderName.DALI
-    assert choose_decoder("auto", "cpu") is DecoderName.TURBO
     assert choose_decoder("dali", "cpu") is DecoderName.DALI
     for exact, name in ((False, DecoderName.TURBO), (True, DecoderName.PILLOW)):
-        assert decoder_notice("auto", "cpu", exact=exact) == (decoder_reason(name, "cpu"),)
-        assert decoder_notice("pillow", "cpu", exact=exact) == ()
+        assert choose_decoder("auto", "cpu", exact=exact) is name
+        assert Decoding(device="cpu", decoder_exact=exact).notice() == (
+            decoder_reason(name, "cpu"),
+        )
+        assert Decoding(device="cpu", decoder="pillow", decoder_exact=exact).notice() == ()
 
 
 def test_decoders_that_are_not_there_are_refused_with_the_others(monkeypatch):

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 import xxhash
 
 from coreset.engine.artifacts.provenance import Provenance
@@ -17,7 +16,6 @@ from coreset.engine.data.image_cache import (
     PIXELS_NAME,
     PixelsIndex,
     begun,
-    loaded,
     open_cache,
     write_cache,
 )
@@ -114,6 +112,10 @@ def test_the_index_names_only_chunks_that_are_on_the_disk(numbered, tmp_path, mo
     survivors = disk.survivors()
     for name in (INDEX_NAME, PIXELS_NAME):
         assert survivors[name] == (tmp_path / name).read_bytes()
+    (tmp_path / INDEX_NAME).write_bytes(namings[0].beside[INDEX_NAME])  # as in the second chunk
+    with stream(numbered) as source:
+        assert write_cache(source, tmp_path, lambda *_: None) == index
+    assert (tmp_path / PIXELS_NAME).read_bytes() == survivors[PIXELS_NAME]
 
 
 def test_pixels_that_vanished_after_they_were_recorded_are_not_continued(mixed, tmp_path):
@@ -128,16 +130,6 @@ def test_pixels_that_vanished_after_they_were_recorded_are_not_continued(mixed, 
 @pytest.fixture
 def path(numbered, tmp_path):
     return decoded(numbered, tmp_path / "PIXELS")
-
-
-def test_a_smaller_size_is_the_central_square(mixed, tmp_path, same_batches):
-    path = decoded(mixed, tmp_path / "PIXELS", Geometry(20, 20))
-    order, pixels = BatchOrder(batch=4), open_cache(path, mixed, size=16)
-    with stream(mixed, Geometry(16, 20)) as source:
-        same_batches(source.epoch(order), pixels.epoch(order))
-    copied = loaded(pixels.images[..., 2:18].permute(0, 2, 3, 1), torch.device("cpu"))
-    assert torch.equal(copied, pixels.images[..., 2:18].permute(0, 2, 3, 1))
-    assert copied.is_contiguous()
 
 
 def test_what_is_written_to_the_pixels_does_not_reach_a_file_that_may_be_read_only(numbered, path):
@@ -158,9 +150,7 @@ def test_pixels_that_are_not_those_of_the_data_set_or_too_small_are_refused(mixe
         open_cache(tmp_path / "no", mixed)
 
 
-def test_a_size_beyond_the_decoded_one_and_a_cut_file_are_refused(numbered, path):
-    with pytest.raises(UsageError, match=r"size must be in \[1, 16\] .* got 17; decode them at"):
-        open_cache(path, numbered, size=17)
+def test_a_cut_file_is_refused(numbered, path):
     with (path / PIXELS_NAME).open("r+b") as file:
         file.truncate(22 * IMAGE_BYTES)
     with pytest.raises(StoreError, match=r"has 16,896 of its 17,664 bytes; remove"):

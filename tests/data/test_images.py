@@ -87,19 +87,7 @@ def test_crops_are_the_resized_regions_of_their_rows(noise):
         np.testing.assert_array_equal(crop, resize(images_nhwc[row], 8, 8, region=tuple(box)))
 
 
-@pytest.mark.parametrize("size", [1, 7, 8, 20])
-def test_a_size_takes_the_central_square_of_torchvision(noise, size):
-    from torchvision.transforms.functional import center_crop
-
-    (part,) = DecodedImages(*noise, size=size).epoch(BatchOrder(batch=12))
-    assert torch.equal(part.images, center_crop(noise[0], [size, size]))
-    assert part.images.is_contiguous(memory_format=torch.channels_last)
-
-
-def test_sizes_that_the_images_do_not_have_and_random_crops_are_refused(noise):
-    for size in (-1, 0, 21):
-        with pytest.raises(UsageError, match=rf"size must be in \[1, 20\] .* got {size}; decode"):
-            DecodedImages(*noise, size=size)
+def test_random_crops_of_decoded_images_are_refused(noise):
     with pytest.raises(UsageError, match=r"crop the batches with .*kernels\.augment"):
         DecodedImages(*noise).epoch(BatchOrder(batch=4, crops=Crops()))
 

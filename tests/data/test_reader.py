@@ -52,8 +52,7 @@ def test_bytes_come_in_the_order_asked_for(
         assert reader.read(rows) == expected
         fetched = reader.fetch(rows)
         assert isinstance(fetched, LazyBytes) == is_cached
-        assert list(fetched) == fetched[:] == expected
-        assert len(fetched) == len(ids)
+        assert [fetched[i] for i in range(len(fetched))] == expected
 
     with ShardReader(dataset) as reader:
         check()
@@ -115,7 +114,7 @@ def test_what_cannot_be_read_is_refused_by_name_when_it_is_asked_for(
         early = reader.fetch(np.arange(N))
         os.truncate(dataset.shard_paths()[1], dataset.ints("offset")[6] + 10)
         late = reader.fetch(np.arange(N))
-        assert late[:6] == early[:6] == stored[:6]
+        assert [late[i] for i in range(6)] == [early[i] for i in range(6)] == stored[:6]
         with pytest.raises(ManifestError, match=r":class0/image6 has 10 of its \d+ bytes"):
             late[6]
         assert is_cached or early[6] == stored[6]

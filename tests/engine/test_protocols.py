@@ -10,8 +10,7 @@ from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.students import train_epoch, train_student
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import build_network
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
 from coreset.engine.runtime.device import generator_for, half_precision
 from coreset.engine.training.trainer import Accuracy, Trainer, evaluate
 from coreset.kernels.augment import (

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.models.feature_rows import FeatureRows
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.scoring.proxy import (

@@ -135,8 +135,7 @@ def test_the_last_look_is_an_evaluation_without_augmentation(packed, scored):
 
     from coreset.engine.data.geometry import Geometry
     from coreset.engine.data.stream import ImageStream
-    from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-    from coreset.engine.models.networks import build_network
+    from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
     from coreset.engine.runtime.device import half_precision
     from coreset.engine.training.trainer import WEIGHTS_NAME
     from coreset.kernels.augment import normalised

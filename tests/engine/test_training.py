@@ -17,7 +17,6 @@ from coreset.engine.runtime.device import (
     half_precision,
     has_fast_bfloat16,
     runtime_of,
-    seeded_initialisation,
 )
 from coreset.engine.training.trainer import (
     MOMENTUM_NAME,
@@ -52,7 +51,8 @@ class Scaled(nn.Module):
 
 
 def small_network(layout=torch.contiguous_format) -> Any:
-    with seeded_initialisation(5):
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(5)
         network = nn.Sequential(
             nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), nn.ReLU(),
             nn.Conv2d(12, 7, 3, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(7, 4),

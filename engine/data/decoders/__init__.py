@@ -1,6 +1,6 @@
 """Contract and choice of decoders: encoded images in, one tensor out, near Pillow's pixels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, cast
@@ -13,6 +13,8 @@ from coreset.shards.errors import DataError, MachineError, UsageError
 
 if TYPE_CHECKING:  # a report decodes with Pillow, without torch
     from torch import Tensor
+
+    from coreset.engine.data.reader import LazyBytes
 
 
 class DecoderName(StrEnum):
@@ -30,7 +32,7 @@ class DecoderName(StrEnum):
 class EncodedBatch:
     """Stored images of one batch, b = images."""
 
-    data: Sequence[bytes]
+    data: "list[bytes] | LazyBytes"
     """May be read when an item is asked for: ask once."""
     widths: Ints
     """Pixels, shape (b,), as the index promises; an image of another size is refused."""
@@ -42,7 +44,7 @@ class EncodedBatch:
     def __len__(self) -> int:
         return len(self.data)
 
-    def part(self, positions: list[int], data: Sequence[bytes]) -> "EncodedBatch":
+    def part(self, positions: list[int], data: list[bytes]) -> "EncodedBatch":
         """Select some of the images, whose bytes are ``data``."""
         crops = None if self.crops is None else self.crops[positions]
         return EncodedBatch(data, self.widths[positions], self.heights[positions], crops)
@@ -94,18 +96,8 @@ class Decoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Difference:
-    """Distance of decoded images from the reference, absolute, in levels (0 to 255)."""
-
-    largest: int
-    largest_at_edge: int
-    mean: float
-    """Mean difference of the image where it is largest; away from the edge, as ``largest``."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Tolerance:
-    """The most that each of a decoder's images may differ from ``decode_with_pillow``."""
+    """The most levels that each of a decoder's images may differ from ``decode_with_pillow``."""
 
     largest: int
     mean: float
@@ -113,25 +105,28 @@ class Tolerance:
     """Width in pixels of the border where ``largest_at_edge`` holds instead."""
     largest_at_edge: int = 0
 
-    def difference(self, images: Pixels, expected: Pixels) -> Difference:
-        """Compare decoded images with the reference, both of shape (b, s, s, 3), s > 2 edge."""
+    def difference(self, images: Pixels, expected: Pixels) -> dict[str, float]:
+        """Compare decoded images with the reference, both of shape (b, s, s, 3), s > 2 edge.
+
+        Returns ``largest``, ``mean`` (of the image where it is largest) and ``largest_at_edge``.
+        """
         levels = np.abs(images.astype(np.int16) - expected)
         size, edge = images.shape[1], self.edge
         inside = np.pad(np.ones((size - 2 * edge,) * 2, np.bool_), edge)
-        return Difference(
-            largest=int(levels[:, inside].max(initial=0)),
-            largest_at_edge=int(levels[:, ~inside].max(initial=0)),
-            mean=float(levels[:, inside].mean(axis=(1, 2)).max(initial=0)),
-        )
+        return {
+            "largest": int(levels[:, inside].max(initial=0)),
+            "largest_at_edge": int(levels[:, ~inside].max(initial=0)),
+            "mean": float(levels[:, inside].mean(axis=(1, 2)).max(initial=0)),
+        }
 
-    def exceeded_by(self, difference: Difference) -> tuple[str, ...]:
+    def exceeded_by(self, difference: Mapping[str, float]) -> tuple[str, ...]:
         """Say in words what of a difference is more than allowed; nothing if all is well."""
         names = {
             "largest": "largest difference",
             "largest_at_edge": f"largest difference in the outer {self.edge} pixels",
             "mean": "mean difference of an image",
         }
-        rows = ((text, getattr(difference, n), getattr(self, n)) for n, text in names.items())
+        rows = ((text, difference[name], getattr(self, name)) for name, text in names.items())
         return tuple(f"{text} is {v:.3g}, allowed {most:.3g}" for text, v, most in rows if v > most)
 
 
@@ -169,12 +164,6 @@ def decoder_reason(chosen: DecoderName, device: str) -> str:
         DecoderName.PILLOW: "the reference, several times slower",
     }
     return f"decoder {chosen}: {reasons[chosen]}"
-
-
-def decoder_notice(name: str, device: str, *, exact: bool) -> tuple[str, ...]:
-    """Explain what ``auto`` chose, in a line for people; none where the decoder was named."""
-    chosen = choose_decoder(name, device, exact=exact)
-    return (decoder_reason(chosen, device),) if name == DecoderName.AUTO else ()
 
 
 def make_decoder(

@@ -110,8 +110,8 @@ class DaliDecoder:
 
     def decode(self, batch: EncodedBatch) -> Tensor:
         """Decode a batch as `Decoder.decode` says; thread safe, one batch at a time."""
-        batch = replace(batch, data=list(batch.data))
         everything = range(len(batch))
+        batch = replace(batch, data=[batch.data[i] for i in everything])
         plain = [i for i in everything if is_plain_jpeg(batch.data[i], batch.stored_size(i))]
         images = self._empty(len(batch))
         with self._lock:

@@ -25,7 +25,7 @@ from coreset.engine.data.decoders import (
 )
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import decode_jpeg, decoder_of_thread
-from coreset.engine.data.geometry import Geometry, Ints, Pixels
+from coreset.engine.data.geometry import Geometry, Pixels
 from coreset.engine.data.reader import LazyBytes
 from coreset.kernels.jpeg import batch as planes
 from coreset.kernels.jpeg import ffi, odd_memory
@@ -43,13 +43,7 @@ from coreset.kernels.jpeg.batch import (
 
 _LEAST_SHARE = 0.5
 """Share of a batch that needs no resampling; with less all images are decoded one by one."""
-
-
-class _OfThread(local):
-    decoder: BatchDecoder | None = None
-
-
-_of_thread = _OfThread()
+_of_thread = local()  # holds the `decoder` of each thread
 
 
 class ThreadedDecoder:
@@ -140,7 +134,8 @@ class ThreadedDecoder:
 def crop_batch(batch: EncodedBatch, geometry: Geometry) -> CropBatch | None:
     """Return the files of a batch and where to cut them, if enough need no resampling."""
     taken, lefts, tops = geometry.needs_no_resize(batch.widths, batch.heights)
-    if batch.crops is not None or not _enough(taken):
+    least = max(1, _LEAST_SHARE * taken.size)
+    if batch.crops is not None or np.count_nonzero(taken) < least:
         return None
     if isinstance(batch.data, LazyBytes):
         descriptors, starts, lengths = batch.data.places
@@ -165,33 +160,24 @@ def decode_crops(
     libjpeg, size = decoder_of_thread(), images.shape[2]
     if libjpeg is None:
         return
-    if _of_thread.decoder is None or _of_thread.decoder.size != size:
-        _of_thread.decoder = BatchDecoder(libjpeg, size=size)
+    decoder: BatchDecoder | None = getattr(_of_thread, "decoder", None)
+    if decoder is None or decoder.size != size:
+        decoder = _of_thread.decoder = BatchDecoder(libjpeg, size=size)
     out = images.reshape((len(images), -1) if factors is None else (len(images), 3, -1))
-    _of_thread.decoder.decode(crops, queue, out, factors, coarse=coarse)
+    decoder.decode(crops, queue, out, factors, coarse=coarse)
 
 
-def warm_up(
-    geometry: Geometry, widths: Ints, heights: Ints, *, floats: bool, cropped: bool
-) -> None:
-    """Compile what images of these sizes need, so that no batch waits; seconds the first time."""
+def warm_up(*, floats: bool) -> None:
+    """Compile what a batch may need, so that none waits; seconds the first time."""
     ffi.warm_up()
-    taken = geometry.needs_no_resize(widths, heights)[0] & (not cropped)
-    if _enough(taken):
-        crops = CropBatch(*[np.zeros(1, np.int64)] * 7)  # one image of no bytes
-        queue = WorkQueue(np.zeros(1, np.int64), np.zeros(1, np.bool_))
-        shape, kind = ((1, 3, 32, 32), np.float32) if floats else ((1, 32, 32, 3), np.uint8)
-        factors = factors_of((0,) * 3, (1,) * 3) if floats else None
-        decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
-    if not taken.all():
-        resizing.warm_up(long=False)
-        decoder_of_thread()
-        if floats:
-            planes.warm_up()
-
-
-def _enough(taken: NDArray[np.bool_]) -> bool:
-    return bool(np.count_nonzero(taken) >= max(1, _LEAST_SHARE * taken.size))
+    resizing.warm_up(long=False)
+    crops = CropBatch(*[np.zeros(1, np.int64)] * 7)  # one image of no bytes
+    queue = WorkQueue(np.zeros(1, np.int64), np.zeros(1, np.bool_))
+    shape, kind, factors = (1, 32, 32, 3), np.uint8, None
+    if floats:
+        shape, kind, factors = (1, 3, 32, 32), np.float32, factors_of((0,) * 3, (1,) * 3)
+        planes.warm_up()
+    decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
 
 
 class BatchMemory:

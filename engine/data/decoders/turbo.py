@@ -30,13 +30,7 @@ _LEAST_PIXELS = 16_000
 """Pixels of an image from which on decoding a part gains anything."""
 _MOST_TAKEN = 0.8
 """Largest share of an image that is decoded as a part."""
-
-
-class _OfThread(local):
-    decoder: RegionDecoder | None = None
-
-
-_of_thread = _OfThread()
+_of_thread = local()  # holds the `decoder` of each thread
 
 
 def is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
@@ -154,10 +148,11 @@ def decode_region(data: bytes, part: Box, *, coarse: bool = False) -> tuple[Pixe
 
 def decoder_of_thread() -> RegionDecoder | None:
     """Return this thread's decoder of regions; None where libjpeg cannot be called, or differs."""
-    version = _version()
-    if version is not None and _of_thread.decoder is None:
+    if (version := _version()) is None:
+        return None
+    if not hasattr(_of_thread, "decoder"):
         _of_thread.decoder = RegionDecoder(_library(), version)
-    return None if version is None else _of_thread.decoder
+    return _of_thread.decoder
 
 
 @cache

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.evaluation.students import Protocol, TrainingBatch
-from coreset.engine.models.backbones import IMAGENET_MEAN, IMAGENET_STD
-from coreset.engine.models.networks import Norm
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, Norm
 from coreset.engine.training.trainer import sgd, step_schedule
 from coreset.kernels.augment import (
     color_jitter,
