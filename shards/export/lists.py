@@ -67,12 +67,10 @@ def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     unit, entries = _entries(path, names)
     if not entries:
         raise UsageError(f"{path} names no samples; list an id, a sample key or a path a line")
-    texts = [text for _, text in entries if not INTEGER.fullmatch(text)]
-    positions = iter(names.positions(texts).tolist())
     first: dict[int, int] = {}
     for number, text in entries:
         place = f"{path} {unit} {number}"
-        sample = int(text) if INTEGER.fullmatch(text) else next(positions)
+        sample = int(text) if INTEGER.fullmatch(text) else names.position(text)
         _require_sample(sample, text, len(samples), place)
         if sample in first:
             raise UsageError(

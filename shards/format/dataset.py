@@ -1,18 +1,17 @@
 """Packed data set for reading: its manifest and sample table, checked when it is opened."""
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from coreset.shards.arrow import ArrowColumn, ArrowTable, ParquetFile
+from coreset.shards.arrow import ArrowTable, ParquetFile
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.files import sha256_of_file
 from coreset.shards.format.manifest import Manifest, content_digest
@@ -20,7 +19,6 @@ from coreset.shards.format.manifest import Manifest, content_digest
 SAMPLES_NAME = "samples.parquet"
 QUARANTINE_NAME = "quarantine.parquet"
 _CHECKED_COLUMNS = ("shard", "bytes", "offset", "label")
-_ROWS_PER_BATCH = 1 << 17
 
 SAMPLES_SCHEMA = pa.schema({
     "id": pa.int64(),
@@ -75,7 +73,8 @@ class Dataset:
                 f"{table_path} is not the table that manifest.json describes; pack again"
             )
         dataset = Dataset(path, manifest)
-        dataset._check_table()
+        dataset._check_columns()
+        dataset._check_values()
         return dataset
 
     def __len__(self) -> int:
@@ -87,7 +86,8 @@ class Dataset:
             table = file.read(columns=None if columns is None else list(columns))
             table.validate(full=True)
         for name in table.column_names:
-            self._require_values(table[name], name)
+            if table[name].null_count:
+                raise self._damage(f"{name} is not known of every sample")
         return table
 
     @contextmanager
@@ -103,11 +103,7 @@ class Dataset:
         remedy = "restore the data set from a copy, or pack again"
         return ManifestError(f"{self.path / SAMPLES_NAME}: {message}; {remedy}")
 
-    def _require_values(self, column: ArrowColumn, name: str) -> None:
-        if column.null_count:
-            raise self._damage(f"{name} is not known of every sample")
-
-    def _check_table(self) -> None:
+    def _check_columns(self) -> None:
         with self._table_file() as file:
             types = {column.name: column.type for column in file.schema_arrow}
             for column in SAMPLES_SCHEMA:
@@ -115,20 +111,14 @@ class Dataset:
                     raise self._damage(f"column {column.name} is not of type {column.type}")
             if file.metadata.num_rows != len(self):
                 raise self._damage(f"rows expected {len(self)}, found {file.metadata.num_rows}")
-            counts = [entry.samples for entry in self.manifest.shards]
-            shards = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-            first, columns = 0, list(_CHECKED_COLUMNS)
-            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns, use_threads=False):
-                for name in columns:
-                    self._require_values(batch.column(name), name)
-                rows = {name: np.from_dlpack(batch.column(name)) for name in columns}
-                self._check_rows(first, rows, shards[first : first + len(batch)])
-                first += len(batch)
 
-    def _check_rows(
-        self, first: int, rows: Mapping[str, NDArray[Any]], shards: NDArray[np.int32]
-    ) -> None:
-        ends = np.array([entry.bytes for entry in self.manifest.shards], np.int64)[shards]
+    def _check_values(self) -> None:
+        table = self.table(_CHECKED_COLUMNS)
+        rows = {name: np.from_dlpack(table[name].combine_chunks()) for name in _CHECKED_COLUMNS}
+        entries = self.manifest.shards
+        counts = [entry.samples for entry in entries]
+        shards = np.repeat(np.arange(len(entries), dtype=np.int32), counts)
+        ends = np.repeat(np.array([entry.bytes for entry in entries], np.int64), counts)
         n_bytes = rows["bytes"]
         # As unsigned numbers the negative ones are the largest.
         wrong = {
@@ -140,7 +130,7 @@ class Dataset:
         for name, is_wrong in wrong.items():
             if is_wrong.any():
                 row = int(is_wrong.argmax())
-                raise self._damage(f"{name} of sample {first + row} is {rows[name][row]}")
+                raise self._damage(f"{name} of sample {row} is {rows[name][row]}")
 
     @cached_property
     def samples(self) -> ArrowTable:

@@ -43,29 +43,21 @@ class ShardBuilder:
         self._refused: list[Row] = []
         self._waiting: dict[int, Block] = {}
         self._n_written = 0
-        self._writing = False
         self._lock = Lock()
 
     def put(self, number: int, block: Block) -> tuple[int, bool]:
-        """Take a block; write the blocks that are next, unless another thread is writing.
+        """Take a block and write those that are next.
 
         Return the number of blocks written, and whether the shard is complete with them.
         """
         with self._lock:
             self._waiting[number] = block
-            if self._writing:
-                return 0, False
-            self._writing = True
-        written = 0
-        while True:
-            with self._lock:
-                following = self._waiting.pop(self._n_written, None)
-                if following is None:
-                    self._writing = False
-                    return written, self._n_written == len(self.blocks)
-            self._write(following)
-            self._n_written += 1
-            written += 1
+            before = self._n_written
+            while self._n_written in self._waiting:
+                self._write(self._waiting.pop(self._n_written))
+                self._n_written += 1
+            written = self._n_written - before
+            return written, written > 0 and self._n_written == len(self.blocks)
 
     def finish(self) -> ShardRecord:
         """Make the complete shard durable under its name; the caller commits the record."""

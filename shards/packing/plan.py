@@ -1,9 +1,8 @@
 """Plan of a packing: source, labels and options, which determine every byte of its output."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ MAX_BLOCK_SAMPLES = 128
 MAX_BLOCK_BYTES = 1 << 22
 """Limit of a block with several samples."""
 _NO_ROW = -1
-_ROWS_PER_BATCH = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +92,12 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     name_column, label_column = _columns(table, column)
     labels = np.full(len(source), _NO_ROW, dtype=np.int64)
     label_of = {name: label for label, name in enumerate(source.classes)}
-    for line, position, value in _rows_of_images(table, names, name_column, label_column):
+    for line, cells in table.rows():
+        if len(cells) <= max(name_column, label_column):
+            continue
+        position, value = names.position(cells[name_column]), cells[label_column].strip()
+        if position == UNKNOWN:
+            continue
         label = label_of.get(value, label_of.get(class_in(value)))
         if position == SEVERAL:
             raise UsageError(f"{table.where(line)} names several images; list their sample keys")
@@ -126,19 +129,6 @@ def _columns(table: Table, column: str) -> tuple[int, int]:
             remedy = f"it has {seen}; write a header, and separate columns by {SEPARATORS}"
         raise UsageError(f"{table.path} has no label column {column!r}; {remedy}")
     return name_column, label_columns[0]
-
-
-def _rows_of_images(
-    table: Table, names: SampleNames, name_column: int, label_column: int
-) -> Iterator[tuple[int, int, str]]:
-    """Yield (line number, position of the image or ``SEVERAL``, value) of rows that name one."""
-    width = max(name_column, label_column) + 1
-    rows = ((line, cells) for line, cells in table.rows() if len(cells) >= width)
-    while batch := list(islice(rows, _ROWS_PER_BATCH)):
-        positions = names.positions([cells[name_column] for _, cells in batch]).tolist()
-        for (line, cells), position in zip(batch, positions, strict=True):
-            if position != UNKNOWN:
-                yield line, position, cells[label_column].strip()
 
 
 def _no_image_named(table: Table, name_column: int, source: Source) -> UsageError:

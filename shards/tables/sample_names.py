@@ -1,22 +1,14 @@
 """Names in tables and lists: of columns, of classes in cells, and of samples."""
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute
-from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
+from itertools import chain
 
 from coreset.shards.arrow import ArrowColumn
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 
 UNKNOWN, SEVERAL = -1, -2
-_ROWS_AT_ONCE = 1 << 16
-compute: Any = pyarrow.compute
 
 # A column that ranks before another one is taken where both are there.
 SAMPLE_COLUMNS = (
@@ -80,89 +72,39 @@ class SampleNames:
     def __init__(self, keys: ArrowColumn, sources: ArrowColumn, *, folder: str = "") -> None:
         """Index sample keys, each once, and source paths, which begin in ``folder`` if known."""
         self._folder = folder
-        self._keys, self._sources = _Index(keys), _Index(sources)
+        self._keys, self._sources = (
+            _index(("/".join(_parts(name)), row) for row, name in enumerate(names.to_pylist()))
+            for names in (keys, sources)
+        )
+        self._depth = 1 + max(name.count("/") for name in chain(("",), self._keys, self._sources))
 
-    def positions(self, entries: Sequence[str]) -> NDArray[np.int64]:
-        """Return the position of the sample that each entry names, ``UNKNOWN`` or ``SEVERAL``."""
-        positions = np.full(len(entries), UNKNOWN, np.int64)
-        parts = list(map(_parts, entries))
-        for depth in range(max(self._keys.depth, self._sources.depth), 0, -1):
-            at = [entry for entry in _unknown(positions) if self._may_end(parts[entry], depth)]
-            ends = ["/".join(parts[entry][-depth:]) for entry in at]
-            at, ends = _look_up(positions, at, ends, self._sources)
-            at, ends = _look_up(positions, at, ends, self._keys)
-            _look_up(positions, at, list(map(_stem, ends)), self._keys)
-        alone = [entry for entry in _unknown(positions) if len(parts[entry]) == 1]
-        if alone:
-            _look_up(positions, alone, [_stem(parts[entry][0]) for entry in alone], self._files)
-        return positions
+    def position(self, entry: str) -> int:
+        """Return the position of the sample that an entry names, ``UNKNOWN`` or ``SEVERAL``."""
+        parts = _parts(entry)
+        # A file name alone names no sample of another folder.
+        shortest = 1 if parts[-2:-1] in ([], [self._folder]) else 2
+        for length in range(min(len(parts), self._depth), shortest - 1, -1):
+            end = "/".join(parts[-length:])
+            for rows, name in (self._sources, end), (self._keys, end), (self._keys, _stem(end)):
+                if name in rows:
+                    return rows[name]
+        return self._files.get(_stem(parts[0]), UNKNOWN) if len(parts) == 1 else UNKNOWN
 
     def known(self, entries: Iterable[str]) -> set[str]:
         """Pick the entries that name a sample; integers alone never do."""
-        texts = [text for text in entries if text.strip() and not INTEGER.fullmatch(text)]
-        is_known = self.positions(texts) != UNKNOWN
-        return {text for text, known in zip(texts, is_known, strict=True) if known}
-
-    def _may_end(self, parts: Sequence[str], depth: int) -> bool:
-        """Test whether the last parts of a path may be a name: one alone names no folder."""
-        within = len(parts) > 1 and parts[-2] == self._folder
-        return len(parts) >= depth and (depth > 1 or len(parts) == 1 or within)
+        texts = (text for text in entries if not INTEGER.fullmatch(text))
+        return {text for text in texts if self.position(text) != UNKNOWN}
 
     @cached_property
-    def _files(self) -> "_Index":
-        pattern = {"pattern": "^.*/", "replacement": ""}
-        return _Index(compute.replace_substring_regex(self._keys.names, **pattern))
+    def _files(self) -> dict[str, int]:
+        return _index((name.rpartition("/")[2], row) for name, row in self._keys.items())
 
 
-class _Index:
-    """Index of names as sorted hashes, 16 bytes a name."""
-
-    def __init__(self, names: ArrowColumn) -> None:
-        joined = ("/".join(_parts(name)) for name in _texts(names))
-        self.names = pa.array(joined, pa.large_string())
-        hashes = np.fromiter(map(_hash, _texts(self.names)), np.uint64, len(self.names))
-        self._order = np.argsort(hashes)
-        self._hashes = hashes[self._order]
-        n_slashes = compute.max(compute.count_substring(self.names, "/")).as_py()
-        self.depth = 1 + (n_slashes or 0)
-        """Parts of the deepest path."""
-
-    def rows(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each name, ``UNKNOWN`` or ``SEVERAL``."""
-        hashes = np.fromiter(map(_hash, names), np.uint64, len(names))
-        first, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
-        matches = np.flatnonzero(end > first)
-        rows = np.full(len(names), UNKNOWN, np.int64)
-        candidates = self._order[first[matches]]
-        asked = pa.array(names, pa.large_string()).take(matches)
-        same = compute.equal(self.names.take(candidates), asked).to_numpy(zero_copy_only=False)
-        rows[matches] = np.where(same, candidates, UNKNOWN)
-        rows[(rows != UNKNOWN) & (end > first + 1)] = SEVERAL
-        return rows
-
-
-def _hash(name: str) -> int:
-    return xxh3_64_intdigest(name.encode())
-
-
-def _look_up(
-    positions: NDArray[np.int64], at: list[int], names: list[str], index: _Index
-) -> tuple[list[int], list[str]]:
-    """Fill in the samples of some entries by their names; return the entries without one."""
-    if not at:
-        return at, names
-    positions[at] = index.rows(names)
-    missing = _unknown(positions[at])
-    return [at[entry] for entry in missing], [names[entry] for entry in missing]
-
-
-def _unknown(positions: NDArray[np.int64]) -> list[int]:
-    return np.flatnonzero(positions == UNKNOWN).tolist()
-
-
-def _texts(names: ArrowColumn) -> Iterator[str]:
-    for first in range(0, len(names), _ROWS_AT_ONCE):
-        yield from names.slice(first, _ROWS_AT_ONCE).to_pylist()
+def _index(named_rows: Iterable[tuple[str, int]]) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for name, row in named_rows:
+        rows[name] = SEVERAL if name in rows else row
+    return rows
 
 
 def _parts(path: str) -> list[str]:
