@@ -11,14 +11,16 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import DataError
-from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
-from coreset.shards.format.files import sha256_of_file, write_atomically
-from coreset.shards.format.manifest import (
+from coreset.shards.format.dataset import (
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    Dataset,
     ShardEntry,
     classes_digest,
     content_digest,
     identity_digest,
 )
+from coreset.shards.format.files import sha256_of_file, write_atomically
 from coreset.shards.format.records import Row
 from coreset.shards.format.tar import Member, index_bytes, index_path, walk
 from coreset.shards.images.flags import Flag, Refusal

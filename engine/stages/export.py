@@ -26,9 +26,8 @@ from coreset.shards.export.formats import (
     standard_split,
 )
 from coreset.shards.export.lists import ListFormat
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
-from coreset.shards.format.manifest import MANIFEST_NAME
 
 
 def _choices() -> Any:  # noqa: ANN401 - a Literal, which has no type

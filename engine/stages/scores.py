@@ -37,7 +37,7 @@ from coreset.engine.scoring.suspects import (
 from coreset.engine.stages.options import Result, ScoreName, ScoreNameOrNone, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
-from coreset.shards.format.manifest import MANIFEST_NAME
+from coreset.shards.format.dataset import MANIFEST_NAME
 
 BINS = 20
 SUSPECTS_SHOWN = 20

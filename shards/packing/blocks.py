@@ -10,7 +10,7 @@ from threading import Event, Lock, Semaphore
 from typing import Any, Protocol
 
 from coreset.shards.errors import MachineError
-from coreset.shards.format.manifest import ShardEntry
+from coreset.shards.format.dataset import ShardEntry
 from coreset.shards.format.records import Row, ShardRecord
 from coreset.shards.format.tar import ShardWriter, index_path, shard_name
 from coreset.shards.packing.encode import Block

@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import QUARANTINE_SCHEMA, Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, QUARANTINE_SCHEMA, Dataset, Manifest
 from coreset.shards.format.files import replace_files, require_space, write_atomically
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 from coreset.shards.format.records import (
     Row,
     ShardRecord,

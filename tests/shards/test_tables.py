@@ -21,7 +21,7 @@ from coreset.shards.format.classes import (
     class_list,
     recognise,
 )
-from coreset.shards.format.manifest import classes_digest
+from coreset.shards.format.dataset import classes_digest
 from coreset.shards.sources.table import find_table
 from coreset.shards.tables.formats import csv_table, guarded, unguarded
 from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Manifest
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.folder import find_folder
 from coreset.shards.sources.ilsvrc import find_validation, ilsvrc_wnids, is_validation

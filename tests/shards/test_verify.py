@@ -18,9 +18,14 @@ from hypothesis import strategies as st
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
+from coreset.shards.format.dataset import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    Dataset,
+    Manifest,
+)
 from coreset.shards.format.files import sha256_of_file
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 from coreset.shards.format.tar import (
     BLOCK_BYTES,
     Member,
