@@ -18,14 +18,14 @@ from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import Result
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.export.formats import (
+from coreset.shards.export import (
     FORMATS,
     ExportPlan,
     ImageFormat,
+    ListFormat,
     StoredSample,
     standard_split,
 )
-from coreset.shards.export.lists import ListFormat
 from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
 

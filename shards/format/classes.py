@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import MachineError, UsageError
-from coreset.shards.tables.sample_names import (
+from coreset.shards.tables.table import (
     CLASS_COLUMNS,
     NUMBER_COLUMNS,
+    Table,
     class_in,
     plain_name,
+    read_table,
     wnids_in,
 )
-from coreset.shards.tables.table import Table, read_table
 
 IMAGENETTE_WNIDS = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",

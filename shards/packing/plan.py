@@ -13,8 +13,8 @@ from coreset.shards.errors import UsageError
 from coreset.shards.images.flags import Refusal
 from coreset.shards.images.probe import probe
 from coreset.shards.sources.base import Source
-from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames, class_in
-from coreset.shards.tables.table import SEPARATORS, Table, read_table
+from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
+from coreset.shards.tables.table import SEPARATORS, Table, class_in, read_table
 
 MAX_BLOCK_SAMPLES = 128
 MAX_BLOCK_BYTES = 1 << 22

@@ -1,64 +1,21 @@
-"""Names in tables and lists: of columns, of classes in cells, and of samples."""
+"""Names of samples, and lists of them."""
 
-import re
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
 
-from coreset.shards.arrow import ArrowColumn
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.shards.arrow import ArrowColumn, ArrowTable
+from coreset.shards.errors import UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.tables.table import INTEGER, read_table
 
 UNKNOWN, SEVERAL = -1, -2
-
-# A column that ranks before another one is taken where both are there.
-SAMPLE_COLUMNS = (
-    ("path",),
-    ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
-    ("key", "samplekey"),
-)
-# Taken where no other column names samples: they may also count the rows.
-ID_COLUMNS = (("imageid", "sampleid", "sample", "id", "ids"), ("idx", "index", "indices"))
-LABEL_COLUMNS = (
-    "label", "labels", "fine_label", "class", "class_name", "category", "target", "wnid", "synset",
-    "prediction_string",
-)  # fmt: skip
-CLASS_COLUMNS = (
-    ("wnid", "synset", "synsetid"),
-    ("class", "classes", "classname", "classnames", "name", "names", "category", "categories"),
-    ("label", "labels"),
-)
-NUMBER_COLUMNS = (
-    ("label", "labels", "labelid", "target", "classid", "classidx", "classindex", "classlabel"),
-    ("index", "idx", "id"),
-)
-OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
-OF_SAMPLES = {
-    name.replace("_", "") for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS, LABEL_COLUMNS) for name in rank
-}
-INTEGER = re.compile(r"\s*[0-9]{1,18}\s*")
-_WNID = re.compile(r"(?<![\w-])n\d{8}(?![\w-])")
-
-
-def plain_name(column: str) -> str:
-    """Normalise the name of a column: ``Image_ID`` and ``imageId`` are one name."""
-    return re.sub(r"[\s_-]+", "", column.lower())
-
-
-def looks_like_path(cell: str) -> bool:
-    """Test for a folder or the extension of an image format in a cell."""
-    extension = cell.strip().rpartition(".")[2].lower()
-    return "/" in cell or "\\" in cell or ("." in cell and extension in FORMAT_OF_EXTENSION)
-
-
-def wnids_in(cells: Iterable[str]) -> set[str]:
-    """Find WordNet ids (n01440764) that stand as words of their own in some cells."""
-    return {wnid for cell in cells for wnid in _WNID.findall(cell)}
-
-
-def class_in(text: str) -> str:
-    """Take the one WordNet id that stands in a text as the class, else the text."""
-    wnids = wnids_in([text])
-    return wnids.pop() if len(wnids) == 1 else text
+_Entry: TypeAlias = tuple[int, str]
 
 
 class SampleNames:
@@ -115,3 +72,75 @@ def _parts(path: str) -> list[str]:
 def _stem(path: str) -> str:
     stem, dot, extension = path.rpartition(".")
     return stem if dot and extension.lower() in FORMAT_OF_EXTENSION else path
+
+
+def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
+    """Return the ids of the samples that a list names, int64 in ascending order.
+
+    ``.npy`` holds ids. Any other entry is a sample id, a sample key, a source path, a longer path
+    that ends in one of these (``train/n02979186/x.JPEG``), or a file name that only one sample has.
+    A path also matches by its sample key, so that an image that was stored with another extension
+    is found. ``samples`` has the columns ``key`` and ``source``, one row per sample id. A
+    UsageError names the line that is at fault.
+    """
+    names = SampleNames(samples["key"], samples["source"])
+    unit, entries = _entries(path, names)
+    if not entries:
+        raise UsageError(f"{path} names no samples; list an id, a sample key or a path a line")
+    first: dict[int, int] = {}
+    for number, text in entries:
+        place = f"{path} {unit} {number}"
+        sample = int(text) if INTEGER.fullmatch(text) else names.position(text)
+        _require_sample(sample, text, len(samples), place)
+        if sample in first:
+            raise UsageError(
+                f"{place} names sample {sample} again ({text!a}, first in {unit} "
+                f"{first[sample]}); remove one of them"
+            )
+        first[sample] = number
+    return np.array(sorted(first), dtype=np.int64)
+
+
+def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
+    if path.suffix == ".npy" and path.is_file():
+        return "entry", _array_entries(path)
+    table = read_table(path, "list", names.known)
+    column = table.sample_column()
+    entries: list[_Entry] = []
+    for at, cells in table.rows():
+        if len(cells) <= column or not cells[column].strip():
+            raise UsageError(f"{table.where(at)} names no sample; correct the list")
+        entries.append((at, cells[column]))
+    zero_first = len(entries) > 1 and entries[0][1].strip() == "0"
+    if table.may_have_header and zero_first and all(INTEGER.fullmatch(text) for _, text in entries):
+        # pandas names a column so that has no name.
+        raise UsageError(
+            f"{table.where(entries[0][0])} is 0, which may be sample 0 or the header of a column "
+            "without a name; write id above the ids, or save them as .txt or .npy"
+        )
+    return table.unit, entries
+
+
+def _array_entries(path: Path) -> list[_Entry]:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise UsageError(f"list {path} cannot be read ({error}); save it again") from error
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UsageError(
+            f"list {path} holds {array.dtype} of shape {array.shape}, expected one row of "
+            "integers; save the sample ids"
+        )
+    return list(enumerate(map(str, array.tolist()), 1))
+
+
+def _require_sample(sample: int, text: str, n_samples: int, place: str) -> None:
+    if sample >= n_samples:
+        raise UsageError(f"{place}: id must be in [0, {n_samples}), got {text.strip()}")
+    if sample == SEVERAL:
+        raise UsageError(f"{place}: {text!a} names several samples; list sample ids or keys")
+    if sample == UNKNOWN:
+        raise UsageError(
+            f"{place}: {text!a} is no id, sample key or source path of the data set; correct the "
+            "line or name the data set that was listed"
+        )

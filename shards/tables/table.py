@@ -4,6 +4,7 @@ Columns are chosen by known names, else by their cells. A first row that names a
 not a header. A table that can be read in two ways is refused with the columns that were seen.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,23 +14,63 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 from coreset.shards.tables import formats
 from coreset.shards.tables.formats import SEPARATED, Row, Rows
-from coreset.shards.tables.sample_names import (
-    ID_COLUMNS,
-    INTEGER,
-    OF_CLASSES,
-    OF_SAMPLES,
-    SAMPLE_COLUMNS,
-    looks_like_path,
-    plain_name,
-    wnids_in,
-)
 
+# A column that ranks before another one is taken where both are there.
+SAMPLE_COLUMNS = (
+    ("path",),
+    ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
+    ("key", "samplekey"),
+)
+# Taken where no other column names samples: they may also count the rows.
+ID_COLUMNS = (("imageid", "sampleid", "sample", "id", "ids"), ("idx", "index", "indices"))
+LABEL_COLUMNS = (
+    "label", "labels", "fine_label", "class", "class_name", "category", "target", "wnid", "synset",
+    "prediction_string",
+)  # fmt: skip
+CLASS_COLUMNS = (
+    ("wnid", "synset", "synsetid"),
+    ("class", "classes", "classname", "classnames", "name", "names", "category", "categories"),
+    ("label", "labels"),
+)
+NUMBER_COLUMNS = (
+    ("label", "labels", "labelid", "target", "classid", "classidx", "classindex", "classlabel"),
+    ("index", "idx", "id"),
+)
+OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
+OF_SAMPLES = {
+    name.replace("_", "") for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS, LABEL_COLUMNS) for name in rank
+}
+INTEGER = re.compile(r"\s*[0-9]{1,18}\s*")
+_WNID = re.compile(r"(?<![\w-])n\d{8}(?![\w-])")
 SEPARATORS = "comma, semicolon, tab or |"
 _HEAD_ROWS = 50
 Named: TypeAlias = Callable[[Iterable[str]], Collection[str]]
 """Picks out of some cells those that name a sample."""
+
+
+def plain_name(column: str) -> str:
+    """Normalise the name of a column: ``Image_ID`` and ``imageId`` are one name."""
+    return re.sub(r"[\s_-]+", "", column.lower())
+
+
+def looks_like_path(cell: str) -> bool:
+    """Test for a folder or the extension of an image format in a cell."""
+    extension = cell.strip().rpartition(".")[2].lower()
+    return "/" in cell or "\\" in cell or ("." in cell and extension in FORMAT_OF_EXTENSION)
+
+
+def wnids_in(cells: Iterable[str]) -> set[str]:
+    """Find WordNet ids (n01440764) that stand as words of their own in some cells."""
+    return {wnid for cell in cells for wnid in _WNID.findall(cell)}
+
+
+def class_in(text: str) -> str:
+    """Take the one WordNet id that stands in a text as the class, else the text."""
+    wnids = wnids_in([text])
+    return wnids.pop() if len(wnids) == 1 else text
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from coreset.shards.errors import CoresetError, UsageError
-from coreset.shards.export.lists import read_list
 from coreset.shards.format.classes import (
     IMAGENET_100_WNIDS,
     IMAGENETTE_WNIDS,
@@ -24,7 +23,7 @@ from coreset.shards.format.classes import (
 from coreset.shards.format.dataset import classes_digest
 from coreset.shards.sources.table import find_table
 from coreset.shards.tables.formats import csv_table, guarded, unguarded
-from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
+from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames, read_list
 from coreset.shards.tables.table import read_table
 
 SAMPLES = pa.table({"key": ["cat/1", "dog/1"], "source": ["cat/1.jpg", "dog/1.jpg"]})
