@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+from coreset.shards.format.files import new_file, temporary_name, write_atomically
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
@@ -191,10 +191,7 @@ class ShardWriter:
         self._file.append(END)
         self.size += len(END)
         self._file.publish(self.path)
-        index = index_path(self.path)
-        with new_file(temporary_name(index)) as file:
-            file.write(index_bytes(self.samples))
-            sync_and_rename(file, index)
+        write_atomically(index_path(self.path), index_bytes(self.samples))
         return self._hasher.hexdigest()
 
     def close(self) -> None:
@@ -230,8 +227,7 @@ def walk(path: Path) -> Iterator[Member]:
 def _parse(header: bytes, offset: int) -> Member:
     if len(header) < BLOCK_BYTES:
         raise ValueError(f"header at byte {offset:,} is cut")
-    name = header[:100].rstrip(b"\0").decode("ascii", "replace")
-    size = header[124:135]
+    name, size = header[:100].rstrip(b"\0").decode("ascii", "replace"), header[_SIZE]
     if not MEMBER_NAME.fullmatch(name) or not re.fullmatch(rb"[0-7]{11}", size):
         raise ValueError(f"header at byte {offset:,} is not one of a sample")
     if header != member_header(name, int(size, 8)):

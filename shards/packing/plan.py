@@ -48,11 +48,6 @@ class Plan:
         """Number of shards; the last one may be short."""
         return -(-len(self.source) // self.samples_per_shard)
 
-    @property
-    def decodes(self) -> bool:
-        """True if images are decoded, which is most of the work."""
-        return self.short_side is not None or (self.check and self.source.facts is None)
-
     def positions(self, shard: int) -> range:
         """Return the positions of a shard."""
         first = shard * self.samples_per_shard
@@ -79,11 +74,9 @@ class Plan:
 def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     """Return the label of every file, int64 of shape (files,), by ``column`` of a table.
 
-    Another column names the image: by its sample key, by its path below the source folder, by a
-    longer path that ends in one of these, or by a file name that occurs once. Rows of other images
-    are ignored. A file without a row keeps its folder's label if it is no image and will be
-    refused. A label is a class name, or text with the WordNet id of a class (``n02979186 111 108
-    293 400``).
+    Another column names the image, as `SampleNames` matches it. Rows of other images are ignored.
+    A file without a row keeps its folder's label if it is no image and will be refused. A label is
+    a class name, or text with the WordNet id of a class (``n02979186 111 108 293 400``).
     """
     root = source.place if source.place.is_dir() else source.place.parent
     keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
