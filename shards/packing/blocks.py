@@ -56,8 +56,7 @@ class ShardBuilder:
             while self._n_written in self._waiting:
                 self._write(self._waiting.pop(self._n_written))
                 self._n_written += 1
-            written = self._n_written - before
-            return written, written > 0 and self._n_written == len(self.blocks)
+            return self._n_written - before, self._n_written == len(self.blocks)
 
     def finish(self) -> ShardRecord:
         """Make the complete shard durable under its name; the caller commits the record."""

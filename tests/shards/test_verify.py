@@ -34,6 +34,7 @@ from coreset.shards.format.tar import (
     member_header,
     walk,
 )
+from coreset.shards.verify import duplicates
 
 IMAGES = (b"", b"x", b"y" * BLOCK_BYTES, b"z" * (BLOCK_BYTES + 1))
 
@@ -266,6 +267,8 @@ def test_images_that_occur_twice_are_told(make_photos, tmp_path):
     (row,) = csv.DictReader(listed.read_text().splitlines())
     assert (row["key"], row["other_key"]) == ("n01440764/photo_002", "n01440764/photo_902")
     assert len(Verify(data=tmp_path / "DATA-b").run().lines) == 1
+    first, second = duplicates(Dataset.open(tmp_path / "DATA-b"), Dataset.open(tmp_path / "DATA-b"))
+    assert first.tolist() == second.tolist() == list(range(16))
 
 
 def bless(data: Path, shard: int) -> None:
