@@ -11,18 +11,21 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import DataError
-from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
-from coreset.shards.format.files import sha256_of_file, write_atomically
-from coreset.shards.format.manifest import (
+from coreset.shards.format.dataset import (
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    Dataset,
     ShardEntry,
     classes_digest,
     content_digest,
     identity_digest,
 )
+from coreset.shards.format.files import sha256_of_file, write_atomically
 from coreset.shards.format.records import Row
 from coreset.shards.format.tar import Member, index_bytes, index_path, walk
 from coreset.shards.images.flags import Flag, Refusal
 from coreset.shards.images.probe import Probe, probe
+from coreset.shards.sources.base import compute
 from coreset.shards.tables.formats import csv_table
 
 _NAMED_DAMAGES = 3
@@ -157,14 +160,12 @@ def duplicates(dataset: Dataset, other: Dataset) -> Pairs:
 
     In one data set, find every sample that equals an earlier one.
     """
-    hashes, other_hashes = _hashes(dataset), _hashes(other)
-    order = np.argsort(hashes, kind="stable")
-    ranks = np.minimum(np.searchsorted(hashes, other_hashes, sorter=order), len(hashes) - 1)
-    first = order[ranks]
-    is_copy = hashes[first] == other_hashes
+    hashes, others = (data.table(["source_hash"])["source_hash"] for data in (dataset, other))
+    matches = compute.fill_null(compute.index_in(others, hashes), -1).combine_chunks()
+    first = np.from_dlpack(matches).astype(np.int64)
+    second = np.flatnonzero(first >= 0)
     if dataset is other:
-        is_copy &= first != np.arange(len(first))
-    second = np.flatnonzero(is_copy)
+        second = np.flatnonzero(first != np.arange(len(first)))
     return first[second], second
 
 
@@ -178,11 +179,3 @@ def write_pairs(path: Path, pairs: Pairs, dataset: Dataset, other: Dataset) -> N
 def _described(dataset: Dataset, ids: NDArray[np.int64]) -> tuple[list[Any], ...]:
     keys, labels = dataset.keys, dataset.labels[ids]
     return ids.tolist(), [keys[at] for at in ids], [dataset.classes[label] for label in labels]
-
-
-def _hashes(dataset: Dataset) -> NDArray[np.bytes_]:
-    """Return the xxh3_128 of every sample's source bytes as a pair of numbers."""
-    column = dataset.table(["source_hash"])["source_hash"].combine_chunks()
-    # Fixed-width bytes drop trailing zeros; as numbers nothing is dropped.
-    words = np.frombuffer(column.buffers()[1], np.uint8)[: 16 * len(column)]
-    return words.reshape(-1, 16).view([("high", "u8"), ("low", "u8")]).ravel()

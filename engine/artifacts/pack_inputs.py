@@ -13,8 +13,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import class_list
+from coreset.shards.format.dataset import Manifest
 from coreset.shards.format.files import sha256_of_file
-from coreset.shards.format.manifest import Manifest
 from coreset.shards.format.records import ShardRecord
 from coreset.shards.packing.plan import Plan, read_labels
 from coreset.shards.sources.base import Repeats, Source, SourceOptions

@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from coreset.shards.errors import StoreError, UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import build, digest_of, interruption, json_bytes, missing, parse
-from coreset.shards.format.manifest import MANIFEST_NAME
 
 PROVENANCE_NAME = "provenance.json"
 FORMAT_VERSION = 1

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.shards.errors import StoreError, UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import (
     build,
     digest_of,
@@ -21,7 +21,6 @@ from coreset.shards.format.files import (
     sha256_of_file,
     write_atomically,
 )
-from coreset.shards.format.manifest import MANIFEST_NAME
 
 SET_NAME = "set.json"
 IDS_NAME = "ids.npy"

@@ -13,8 +13,8 @@ from coreset.engine.condensed.condensed_set import class_too_small
 from coreset.engine.runtime.fields import NoParameters, require_at_least
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.errors import UsageError
-from coreset.shards.export.lists import read_list
 from coreset.shards.format.dataset import Dataset
+from coreset.shards.tables.sample_names import read_list
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from coreset.engine.data.geometry import Ints
 from coreset.engine.data.reader import Ids, Images, ShardReader, open_images
 from coreset.shards.errors import ManifestError
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Manifest
 from coreset.shards.format.tar import MEMBER_NAME
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION, as_rgb, opened
 

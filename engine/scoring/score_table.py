@@ -19,9 +19,8 @@ from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import missing, parse
-from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.plan import read_labels
 from coreset.shards.sources.detect import find_packed
 

@@ -18,17 +18,16 @@ from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import MovedData, Result
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.export.formats import (
+from coreset.shards.export import (
     FORMATS,
     ExportPlan,
     ImageFormat,
+    ListFormat,
     StoredSample,
     standard_split,
 )
-from coreset.shards.export.lists import ListFormat
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import COMMAND_NAME, missing, write_atomically
-from coreset.shards.format.manifest import MANIFEST_NAME
 
 OWN_NAMES = frozenset({PROVENANCE_NAME, LEDGER_NAME, RUNNING_NAME, COMMAND_NAME})
 READ_TOGETHER = 8  # enough to keep a disk busy; an image may take 256 MiB

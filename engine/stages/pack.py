@@ -26,9 +26,8 @@ from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import DataPath, Result, SourcePath
 from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list, recognise
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import Dataset, Manifest, classes_digest
 from coreset.shards.format.files import sha256_of_file
-from coreset.shards.format.manifest import Manifest, classes_digest
 from coreset.shards.images.flags import MAX_PIXELS
 from coreset.shards.packing.pack import finish, list_path, pack_shards, prepare, thread_count
 from coreset.shards.packing.plan import Plan

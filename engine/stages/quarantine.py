@@ -12,8 +12,7 @@ from coreset.engine.artifacts.writer import output_folder, replace_artifact
 from coreset.engine.runtime.progress import progress
 from coreset.engine.runtime.text import aligned
 from coreset.engine.stages.options import DataPath, Result
-from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.records import read_refused
 from coreset.shards.packing.pack import finish, list_path, retry_refused, thread_count, write_list
 

@@ -8,8 +8,8 @@ from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.text import readable_bytes
 from coreset.engine.stages.options import HtmlPath, MovedData, Result, ResultsPath
 from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Manifest
 from coreset.shards.format.files import write_atomically
-from coreset.shards.format.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -38,7 +38,7 @@ from coreset.engine.scoring.suspects import (
 from coreset.engine.stages.options import MovedData, Result, ScoreName, ScoreNameOrNone, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
-from coreset.shards.format.manifest import MANIFEST_NAME
+from coreset.shards.format.dataset import MANIFEST_NAME
 
 BINS = 20
 SUSPECTS_SHOWN = 20

@@ -20,9 +20,8 @@ from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.options import MovedData, Result, ScoreName, SetPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import digest_of, missing
-from coreset.shards.format.manifest import MANIFEST_NAME
 
 SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 USUAL_BY_SCORES, USUAL = "ccs", "random"

@@ -9,9 +9,8 @@ from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import DataPath, Flat, Result
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
-from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.pack import list_path, pack, thread_count
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.synthetic import Synthetic, position_of, synthetic_source

@@ -13,9 +13,8 @@ from coreset.engine.artifacts.writer import lock, output_folder, require_output
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import DataPath, Result
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import new_directory
-from coreset.shards.format.manifest import Manifest
 from coreset.shards.packing.pack import repair_shard, shard_number, thread_count
 from coreset.shards.verify import duplicates, verify, write_pairs
 

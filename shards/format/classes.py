@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import MachineError, UsageError
-from coreset.shards.tables.sample_names import (
+from coreset.shards.tables.table import (
     CLASS_COLUMNS,
     NUMBER_COLUMNS,
+    Table,
     class_in,
     plain_name,
+    read_table,
     wnids_in,
 )
-from coreset.shards.tables.table import Table, read_table
 
 IMAGENETTE_WNIDS = (
     "n01440764", "n02102040", "n02979186", "n03000684", "n03028079",
@@ -68,12 +69,8 @@ def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
 
     A file has one class a line, row or entry. The name is its WordNet id if each has one
     (``n01440764 tench``), else the whole line, or the column with a known name. Numbers beside the
-    names are labels from 0: names come in their order if ``ordered``.
-
-    Raises:
-        UsageError: There is no such list or file; or the file is empty, names a class twice, or
-            leaves open which are the names or the labels.
-        MachineError: The list of ImageNet-1K needs timm, which is not installed.
+    names are labels from 0: names come in their order if ``ordered``. A UsageError says that the
+    file leaves open which are the names or the labels.
     """
     known = name.lower().replace("-", "").replace("_", "")
     if known == "imagenette":
@@ -181,8 +178,6 @@ def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def _timm_synsets() -> Path:
     """Find the file of sorted WordNet ids in timm, whose import would import torch."""
     spec = find_spec("timm")
-    for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place) / "data/_info/imagenet_synsets.txt"
-        if path.is_file():
-            return path
-    raise MachineError("the class list of ImageNet-1K comes with timm, which is not installed")
+    if spec is None or spec.origin is None:
+        raise MachineError("the class list of ImageNet-1K comes with timm, which is not installed")
+    return Path(spec.origin).with_name("data") / "_info/imagenet_synsets.txt"

@@ -1,26 +1,31 @@
-"""Packed data set for reading: its manifest and sample table, checked when it is opened."""
+"""Packed data set: its manifest and sample table, checked when it is opened, and its two digests.
 
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+``identity`` covers the ordered (sample key, label) list: scores and coresets depend on it.
+``content`` covers the stored bytes in the same order: features and decoded pixels depend on it.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from coreset.shards.arrow import ArrowColumn, ArrowTable, ParquetFile
-from coreset.shards.errors import ManifestError
-from coreset.shards.format.files import sha256_of_file
-from coreset.shards.format.manifest import Manifest, content_digest
+from coreset.shards.arrow import ArrowTable
+from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.format.files import build, json_bytes, missing, parse, sha256_of_file
+from coreset.shards.format.tar import shard_name
+from coreset.shards.tables.formats import open_parquet
 
+FORMAT, FORMAT_VERSION = "coreset-shards", 2
+MANIFEST_NAME = "manifest.json"
 SAMPLES_NAME = "samples.parquet"
 QUARANTINE_NAME = "quarantine.parquet"
 _CHECKED_COLUMNS = ("shard", "bytes", "offset", "label")
-_ROWS_PER_BATCH = 1 << 17
 
 SAMPLES_SCHEMA = pa.schema({
     "id": pa.int64(),
@@ -48,6 +53,110 @@ QUARANTINE_SCHEMA = pa.schema({
 })  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardEntry:
+    """One tar file, of the source files ``first_position`` .. ``first_position + found - 1``."""
+
+    name: str
+    first_position: int
+    found: int
+    samples: int
+    bytes: int
+    index_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Contents of ``manifest.json``; ``found`` is the sum of packed and refused files."""
+
+    name: str
+    split: str
+    classes: tuple[str, ...]
+    settings: Mapping[str, Any]
+    """Options that shaped the bytes: order, order seed, samples per shard, label replacement."""
+    n_found: int
+    n_samples: int
+    n_quarantined: int
+    kinds: Mapping[str, int]
+    shards: tuple[ShardEntry, ...]
+    identity: str
+    content: str
+    classes_sha256: str
+    samples_sha256: str
+    quarantine_sha256: str
+    format: str = FORMAT
+    format_version: int = FORMAT_VERSION
+
+    def to_bytes(self) -> bytes:
+        """Write the manifest as canonical JSON."""
+        return json_bytes(asdict(self))
+
+    @property
+    def digest(self) -> str:
+        """Sha256 of the manifest, by which a lineage names the data set."""
+        return hashlib.sha256(self.to_bytes()).hexdigest()
+
+    @staticmethod
+    def read(data: Path) -> "Manifest":
+        """Read and check a manifest; UsageError if ``data`` is not a packed data set."""
+        path = data / MANIFEST_NAME
+        if not path.is_file():
+            remedy = f"run `coreset pack SRC {data}` first"
+            if not data.exists():
+                raise missing(data, remedy)
+            raise UsageError(f"{data} is not a packed data set (no manifest.json); {remedy}")
+        try:
+            document = parse(path.read_bytes())
+            version = document.get("format"), document.get("format_version")
+            if version[0] is not None and version != (FORMAT, FORMAT_VERSION):
+                raise ManifestError(
+                    f"{path} has format {version[0]} version {version[1]}, this program reads "
+                    f"{FORMAT} version {FORMAT_VERSION}; pack the data set again"
+                )
+            manifest = build(Manifest, document)
+            _check_values(manifest)
+        except (OSError, ValueError) as error:
+            raise ManifestError(f"{path} cannot be read ({error}); pack it again") from error
+        return manifest
+
+
+def _check_values(manifest: Manifest) -> None:
+    if manifest.n_samples < 1:
+        raise ValueError(f"n_samples is {manifest.n_samples}")
+    if len(set(manifest.classes)) != len(manifest.classes):
+        raise ValueError("two classes have one name")
+    for number, shard in enumerate(manifest.shards):
+        if shard.name != shard_name(number):
+            raise ValueError(f"shard {number} is called {shard.name[:40]!r}")
+        if min(shard.samples, shard.bytes, shard.index_bytes, shard.found) < 0:
+            raise ValueError(f"{shard.name} has a size or a count below 0")
+    n_stored = sum(shard.samples for shard in manifest.shards)
+    if n_stored != manifest.n_samples:
+        raise ValueError(f"n_samples is {manifest.n_samples}, the shards hold {n_stored}")
+
+
+def identity_bytes(keys: Sequence[str], labels: Sequence[int]) -> bytes:
+    """Write ``key TAB label NEWLINE`` for each sample."""
+    lines = (f"{key}\t{label}\n" for key, label in zip(keys, labels, strict=True))
+    return "".join(lines).encode()
+
+
+def identity_digest(keys: Sequence[str], labels: Sequence[int]) -> str:
+    """Return the sha256 over ``key TAB label NEWLINE`` in id order."""
+    return hashlib.sha256(identity_bytes(keys, labels)).hexdigest()
+
+
+def content_digest(content_hashes: Iterable[bytes]) -> str:
+    """Return the sha256 over the 16-byte content hashes of the stored images in id order."""
+    return hashlib.sha256(b"".join(content_hashes)).hexdigest()
+
+
+def classes_digest(classes: Sequence[str]) -> str:
+    """Return the sha256 over the class names, one a line."""
+    return hashlib.sha256("".join(f"{name}\n" for name in classes).encode()).hexdigest()
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Packed data set: its manifest, and a sample table with one row per sample id.
@@ -65,8 +174,7 @@ class Dataset:
 
         Raises:
             UsageError: ``path`` is not a packed data set.
-            ManifestError: The sample table is not the one of the manifest, or a row names bytes
-                outside its shard.
+            ManifestError: One of them is damaged, or a row names bytes outside its shard.
         """
         manifest = Manifest.read(path)
         table_path = path / SAMPLES_NAME
@@ -75,7 +183,8 @@ class Dataset:
                 f"{table_path} is not the table that manifest.json describes; pack again"
             )
         dataset = Dataset(path, manifest)
-        dataset._check_table()
+        dataset._check_columns()
+        dataset._check_values()
         return dataset
 
     def __len__(self) -> int:
@@ -83,52 +192,34 @@ class Dataset:
 
     def table(self, columns: Sequence[str] | None = None) -> ArrowTable:
         """Read columns of the sample table, or all, in id order; nothing is cached."""
-        with self._table_file() as file:
+        with open_parquet(self.path / SAMPLES_NAME) as file:
             table = file.read(columns=None if columns is None else list(columns))
             table.validate(full=True)
         for name in table.column_names:
-            self._require_values(table[name], name)
+            if table[name].null_count:
+                raise self._damage(f"{name} is not known of every sample")
         return table
-
-    @contextmanager
-    def _table_file(self) -> Generator[ParquetFile]:
-        """Open the sample table; errors of pyarrow in the block become ManifestError."""
-        try:
-            with pq.ParquetFile(self.path / SAMPLES_NAME) as file:  # `read_table` imports much more
-                yield file
-        except (pa.ArrowException, OSError) as error:
-            raise self._damage(" ".join(str(error).split())) from error
 
     def _damage(self, message: str) -> ManifestError:
         remedy = "restore the data set from a copy, or pack again"
         return ManifestError(f"{self.path / SAMPLES_NAME}: {message}; {remedy}")
 
-    def _require_values(self, column: ArrowColumn, name: str) -> None:
-        if column.null_count:
-            raise self._damage(f"{name} is not known of every sample")
-
-    def _check_table(self) -> None:
-        with self._table_file() as file:
+    def _check_columns(self) -> None:
+        with open_parquet(self.path / SAMPLES_NAME) as file:
             types = {column.name: column.type for column in file.schema_arrow}
             for column in SAMPLES_SCHEMA:
                 if types.get(column.name) != column.type:
                     raise self._damage(f"column {column.name} is not of type {column.type}")
             if file.metadata.num_rows != len(self):
                 raise self._damage(f"rows expected {len(self)}, found {file.metadata.num_rows}")
-            counts = [entry.samples for entry in self.manifest.shards]
-            shards = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-            first, columns = 0, list(_CHECKED_COLUMNS)
-            for batch in file.iter_batches(_ROWS_PER_BATCH, columns=columns, use_threads=False):
-                for name in columns:
-                    self._require_values(batch.column(name), name)
-                rows = {name: np.from_dlpack(batch.column(name)) for name in columns}
-                self._check_rows(first, rows, shards[first : first + len(batch)])
-                first += len(batch)
 
-    def _check_rows(
-        self, first: int, rows: Mapping[str, NDArray[Any]], shards: NDArray[np.int32]
-    ) -> None:
-        ends = np.array([entry.bytes for entry in self.manifest.shards], np.int64)[shards]
+    def _check_values(self) -> None:
+        table = self.table(_CHECKED_COLUMNS)
+        rows = {name: np.from_dlpack(table[name].combine_chunks()) for name in _CHECKED_COLUMNS}
+        entries = self.manifest.shards
+        counts = [entry.samples for entry in entries]
+        shards = np.repeat(np.arange(len(entries), dtype=np.int32), counts)
+        ends = np.repeat(np.array([entry.bytes for entry in entries], np.int64), counts)
         n_bytes = rows["bytes"]
         # As unsigned numbers the negative ones are the largest.
         wrong = {
@@ -140,7 +231,7 @@ class Dataset:
         for name, is_wrong in wrong.items():
             if is_wrong.any():
                 row = int(is_wrong.argmax())
-                raise self._damage(f"{name} of sample {first + row} is {rows[name][row]}")
+                raise self._damage(f"{name} of sample {row} is {rows[name][row]}")
 
     @cached_property
     def samples(self) -> ArrowTable:

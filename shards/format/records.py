@@ -14,10 +14,15 @@ import pyarrow.parquet as pq
 from coreset.shards.arrow import ArrowSchema, ArrowTable
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import (
+    MANIFEST_NAME,
     QUARANTINE_NAME,
     QUARANTINE_SCHEMA,
     SAMPLES_NAME,
     SAMPLES_SCHEMA,
+    Manifest,
+    ShardEntry,
+    classes_digest,
+    identity_bytes,
 )
 from coreset.shards.format.files import (
     new_file,
@@ -25,13 +30,6 @@ from coreset.shards.format.files import (
     sync_and_rename,
     temporary_name,
     write_atomically,
-)
-from coreset.shards.format.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    ShardEntry,
-    classes_digest,
-    identity_bytes,
 )
 from coreset.shards.format.tar import index_path, shard_name
 from coreset.shards.images.flags import Flag

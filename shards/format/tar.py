@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import NamedTuple
 
-from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+from coreset.shards.format.files import new_file, temporary_name, write_atomically
 
 BLOCK_BYTES = 512
 END = bytes(2 * BLOCK_BYTES)
@@ -107,25 +107,20 @@ class AppendFile:
         with suppress(OSError):
             self._set_direct(on=True)
         self._buffer = mmap.mmap(-1, _BUFFER_BYTES)  # aligned to pages
-        self._view = memoryview(self._buffer)
-        self._filled = self._size = 0
+        self._size = 0
 
     def append(self, part: bytes) -> None:
         """Append bytes, written when a block is full; an OSError says that the disk fails."""
-        done = 0
-        while done < len(part):
-            n = min(len(part) - done, _BUFFER_BYTES - self._filled)
-            self._view[self._filled : self._filled + n] = memoryview(part)[done : done + n]
-            self._filled += n
-            done += n
-            if self._filled == _BUFFER_BYTES:
+        rest = memoryview(part)
+        while rest:
+            rest = rest[self._buffer.write(rest[: _BUFFER_BYTES - self._buffer.tell()]) :]
+            if self._buffer.tell() == _BUFFER_BYTES:
                 self._flush()
 
     def publish(self, path: Path) -> None:
         """Write the rest, sync, close and rename; the name becomes durable with a later file."""
-        size = self._size + self._filled
         self._flush()
-        os.ftruncate(self._descriptor, size)  # the last block was written whole
+        os.ftruncate(self._descriptor, self._size)  # the last block was written whole
         os.fsync(self._descriptor)
         self.close()
         self.path.rename(path)
@@ -133,18 +128,18 @@ class AppendFile:
     def close(self) -> None:
         """Close without writing the rest; a second call does nothing."""
         self._file.close()
-        self._view.release()
         self._buffer.close()
 
     def _flush(self) -> None:
-        self._on_block(self._view[: self._filled])
-        whole = -(-self._filled // _ALIGNMENT) * _ALIGNMENT
-        self._view[self._filled : whole] = bytes(whole - self._filled)
-        written = 0
-        while written < whole:
-            written += self._write(self._view[written:whole])
-        self._size += self._filled
-        self._filled = 0
+        filled = self._buffer.tell()
+        self._buffer.write(bytes(-filled % _ALIGNMENT))
+        with memoryview(self._buffer) as view:
+            self._on_block(view[:filled])
+            rest = view[: self._buffer.tell()]
+            while rest:
+                rest = rest[self._write(rest) :]
+        self._size += filled
+        self._buffer.seek(0)
 
     def _write(self, block: memoryview) -> int:
         try:
@@ -196,10 +191,7 @@ class ShardWriter:
         self._file.append(END)
         self.size += len(END)
         self._file.publish(self.path)
-        index = index_path(self.path)
-        with new_file(temporary_name(index)) as file:
-            file.write(index_bytes(self.samples))
-            sync_and_rename(file, index)
+        write_atomically(index_path(self.path), index_bytes(self.samples))
         return self._hasher.hexdigest()
 
     def close(self) -> None:
@@ -235,8 +227,7 @@ def walk(path: Path) -> Iterator[Member]:
 def _parse(header: bytes, offset: int) -> Member:
     if len(header) < BLOCK_BYTES:
         raise ValueError(f"header at byte {offset:,} is cut")
-    name = header[:100].rstrip(b"\0").decode("ascii", "replace")
-    size = header[124:135]
+    name, size = header[:100].rstrip(b"\0").decode("ascii", "replace"), header[_SIZE]
     if not MEMBER_NAME.fullmatch(name) or not re.fullmatch(rb"[0-7]{11}", size):
         raise ValueError(f"header at byte {offset:,} is not one of a sample")
     if header != member_header(name, int(size, 8)):

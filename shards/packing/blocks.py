@@ -10,7 +10,7 @@ from threading import Event, Lock, Semaphore
 from typing import Any, Protocol
 
 from coreset.shards.errors import MachineError
-from coreset.shards.format.manifest import ShardEntry
+from coreset.shards.format.dataset import ShardEntry
 from coreset.shards.format.records import Row, ShardRecord
 from coreset.shards.format.tar import ShardWriter, index_path, shard_name
 from coreset.shards.packing.encode import Block
@@ -43,29 +43,20 @@ class ShardBuilder:
         self._refused: list[Row] = []
         self._waiting: dict[int, Block] = {}
         self._n_written = 0
-        self._writing = False
         self._lock = Lock()
 
     def put(self, number: int, block: Block) -> tuple[int, bool]:
-        """Take a block; write the blocks that are next, unless another thread is writing.
+        """Take a block and write those that are next.
 
         Return the number of blocks written, and whether the shard is complete with them.
         """
         with self._lock:
             self._waiting[number] = block
-            if self._writing:
-                return 0, False
-            self._writing = True
-        written = 0
-        while True:
-            with self._lock:
-                following = self._waiting.pop(self._n_written, None)
-                if following is None:
-                    self._writing = False
-                    return written, self._n_written == len(self.blocks)
-            self._write(following)
-            self._n_written += 1
-            written += 1
+            before = self._n_written
+            while self._n_written in self._waiting:
+                self._write(self._waiting.pop(self._n_written))
+                self._n_written += 1
+            return self._n_written - before, self._n_written == len(self.blocks)
 
     def finish(self) -> ShardRecord:
         """Make the complete shard durable under its name; the caller commits the record."""

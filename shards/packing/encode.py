@@ -18,8 +18,7 @@ from coreset.shards.images.probe import Probe, as_rgb, glance, misnamed, opened,
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.base import Sample, Source
 
-MAX_JPEG_SIDE = 65_500
-"""``JPEG_MAX_DIMENSION`` of libjpeg-turbo (``jmorecfg.h``)."""
+MAX_JPEG_SIDE = 65_500  # JPEG_MAX_DIMENSION in libjpeg-turbo's jmorecfg.h
 
 
 class Block(NamedTuple):

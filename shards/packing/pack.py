@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import QUARANTINE_SCHEMA, Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, QUARANTINE_SCHEMA, Dataset, Manifest
 from coreset.shards.format.files import replace_files, require_space, write_atomically
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 from coreset.shards.format.records import (
     Row,
     ShardRecord,
@@ -73,12 +72,13 @@ def pack_shards(
     plan: Plan, scratch: Path, shards: Sequence[int], *, workers: int, observer: Observer
 ) -> None:
     """Write and commit those of ``shards`` that are not committed yet, as `pack` does."""
-    committed = {shard for shard in shards if is_committed(scratch, shard)}
-    for shard in sorted(committed):
-        observer.shard(ShardRecord.read(scratch, shard), resumed=True)
-    uncommitted = [shard for shard in shards if shard not in committed]
+    uncommitted: list[int] = []
     needed = 0
-    for shard in uncommitted:
+    for shard in shards:
+        if is_committed(scratch, shard):
+            observer.shard(ShardRecord.read(scratch, shard), resumed=True)
+            continue
+        uncommitted.append(shard)
         sizes = plan.sizes(plan.positions(shard))
         needed += int(sizes[sizes <= MAX_FILE_BYTES].sum()) + PACKED_EXTRA_BYTES * sizes.size
     require_space(needed, scratch, "packing")
@@ -87,7 +87,8 @@ def pack_shards(
 
         warm_up()
     # Decoding needs the interpreter often enough for processes to be faster; copying does not.
-    processes = plan.decodes and workers > 1 and can_fork()
+    decodes = plan.short_side is not None or (plan.check and plan.source.facts is None)
+    processes = decodes and workers > 1 and can_fork()
     Packing(plan, scratch, observer, workers).pack(uncommitted, processes=processes)
 
 

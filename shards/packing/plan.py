@@ -1,9 +1,8 @@
 """Plan of a packing: source, labels and options, which determine every byte of its output."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +13,13 @@ from coreset.shards.errors import UsageError
 from coreset.shards.images.flags import Refusal
 from coreset.shards.images.probe import probe
 from coreset.shards.sources.base import Source
-from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames, class_in
-from coreset.shards.tables.table import SEPARATORS, Table, read_table
+from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
+from coreset.shards.tables.table import SEPARATORS, Table, class_in, read_table
 
 MAX_BLOCK_SAMPLES = 128
 MAX_BLOCK_BYTES = 1 << 22
 """Limit of a block with several samples."""
 _NO_ROW = -1
-_ROWS_PER_BATCH = 1 << 14
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +48,6 @@ class Plan:
         """Number of shards; the last one may be short."""
         return -(-len(self.source) // self.samples_per_shard)
 
-    @property
-    def decodes(self) -> bool:
-        """True if images are decoded, which is most of the work."""
-        return self.short_side is not None or (self.check and self.source.facts is None)
-
     def positions(self, shard: int) -> range:
         """Return the positions of a shard."""
         first = shard * self.samples_per_shard
@@ -81,11 +74,9 @@ class Plan:
 def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     """Return the label of every file, int64 of shape (files,), by ``column`` of a table.
 
-    Another column names the image: by its sample key, by its path below the source folder, by a
-    longer path that ends in one of these, or by a file name that occurs once. Rows of other images
-    are ignored. A file without a row keeps its folder's label if it is no image and will be
-    refused. A label is a class name, or text with the WordNet id of a class (``n02979186 111 108
-    293 400``).
+    Another column names the image, as `SampleNames` matches it. Rows of other images are ignored.
+    A file without a row keeps its folder's label if it is no image and will be refused. A label is
+    a class name, or text with the WordNet id of a class (``n02979186 111 108 293 400``).
     """
     root = source.place if source.place.is_dir() else source.place.parent
     keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
@@ -94,7 +85,12 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     name_column, label_column = _columns(table, column)
     labels = np.full(len(source), _NO_ROW, dtype=np.int64)
     label_of = {name: label for label, name in enumerate(source.classes)}
-    for line, position, value in _rows_of_images(table, names, name_column, label_column):
+    for line, cells in table.rows():
+        if len(cells) <= max(name_column, label_column):
+            continue
+        position, value = names.position(cells[name_column]), cells[label_column].strip()
+        if position == UNKNOWN:
+            continue
         label = label_of.get(value, label_of.get(class_in(value)))
         if position == SEVERAL:
             raise UsageError(f"{table.where(line)} names several images; list their sample keys")
@@ -126,19 +122,6 @@ def _columns(table: Table, column: str) -> tuple[int, int]:
             remedy = f"it has {seen}; write a header, and separate columns by {SEPARATORS}"
         raise UsageError(f"{table.path} has no label column {column!r}; {remedy}")
     return name_column, label_columns[0]
-
-
-def _rows_of_images(
-    table: Table, names: SampleNames, name_column: int, label_column: int
-) -> Iterator[tuple[int, int, str]]:
-    """Yield (line number, position of the image or ``SEVERAL``, value) of rows that name one."""
-    width = max(name_column, label_column) + 1
-    rows = ((line, cells) for line, cells in table.rows() if len(cells) >= width)
-    while batch := list(islice(rows, _ROWS_PER_BATCH)):
-        positions = names.positions([cells[name_column] for _, cells in batch]).tolist()
-        for (line, cells), position in zip(batch, positions, strict=True):
-            if position != UNKNOWN:
-                yield line, position, cells[label_column].strip()
 
 
 def _no_image_named(table: Table, name_column: int, source: Source) -> UsageError:

@@ -13,9 +13,8 @@ import numpy as np
 
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import missing
-from coreset.shards.format.manifest import MANIFEST_NAME
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, compute

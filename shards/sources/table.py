@@ -24,8 +24,7 @@ from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import FileContents, Finder, Found
 from coreset.shards.sources.names import listed_key, whole_key
 from coreset.shards.tables.formats import is_text, open_parquet
-from coreset.shards.tables.sample_names import LABEL_COLUMNS, class_in, plain_name
-from coreset.shards.tables.table import Table, read_table
+from coreset.shards.tables.table import LABEL_COLUMNS, Table, class_in, plain_name, read_table
 
 _SUFFIXES = frozenset({".csv", ".tsv", ".txt", ".json", ".parquet"})
 _INTEGER = re.compile(r"[+-]?[0-9]{1,18}")

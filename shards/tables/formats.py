@@ -44,11 +44,9 @@ Rows: TypeAlias = Callable[[], Iterator[Row]]
 
 @contextmanager
 def open_parquet(path: Path) -> Generator[ParquetFile]:
-    """Open a parquet file for the length of a block that does nothing but read from it.
+    """Open a parquet file for a block that does nothing but read from it.
 
-    Raises:
-        UsageError: It is missing or may not be read.
-        DataError: It is damaged.
+    A UsageError says that it is missing or may not be read, a DataError that it is damaged.
     """
     try:
         # Column chunks are streamed: read whole, those of images would fill the memory.

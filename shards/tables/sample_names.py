@@ -1,72 +1,21 @@
-"""Names in tables and lists: of columns, of classes in cells, and of samples."""
+"""Names of samples, and lists of them."""
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute
 from numpy.typing import NDArray
-from xxhash import xxh3_64_intdigest
 
-from coreset.shards.arrow import ArrowColumn
+from coreset.shards.arrow import ArrowColumn, ArrowTable
+from coreset.shards.errors import UsageError
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.tables.table import INTEGER, read_table
 
 UNKNOWN, SEVERAL = -1, -2
-_ROWS_AT_ONCE = 1 << 16
-compute: Any = pyarrow.compute
-
-# A column that ranks before another one is taken where both are there.
-SAMPLE_COLUMNS = (
-    ("path",),
-    ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
-    ("key", "samplekey"),
-)
-# Taken where no other column names samples: they may also count the rows.
-ID_COLUMNS = (("imageid", "sampleid", "sample", "id", "ids"), ("idx", "index", "indices"))
-LABEL_COLUMNS = (
-    "label", "labels", "fine_label", "class", "class_name", "category", "target", "wnid", "synset",
-    "prediction_string",
-)  # fmt: skip
-CLASS_COLUMNS = (
-    ("wnid", "synset", "synsetid"),
-    ("class", "classes", "classname", "classnames", "name", "names", "category", "categories"),
-    ("label", "labels"),
-)
-NUMBER_COLUMNS = (
-    ("label", "labels", "labelid", "target", "classid", "classidx", "classindex", "classlabel"),
-    ("index", "idx", "id"),
-)
-OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
-OF_SAMPLES = {
-    name.replace("_", "") for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS, LABEL_COLUMNS) for name in rank
-}
-INTEGER = re.compile(r"\s*[0-9]{1,18}\s*")
-_WNID = re.compile(r"(?<![\w-])n\d{8}(?![\w-])")
-
-
-def plain_name(column: str) -> str:
-    """Normalise the name of a column: ``Image_ID`` and ``imageId`` are one name."""
-    return re.sub(r"[\s_-]+", "", column.lower())
-
-
-def looks_like_path(cell: str) -> bool:
-    """Test for a folder or the extension of an image format in a cell."""
-    extension = cell.strip().rpartition(".")[2].lower()
-    return "/" in cell or "\\" in cell or ("." in cell and extension in FORMAT_OF_EXTENSION)
-
-
-def wnids_in(cells: Iterable[str]) -> set[str]:
-    """Find WordNet ids (n01440764) that stand as words of their own in some cells."""
-    return {wnid for cell in cells for wnid in _WNID.findall(cell)}
-
-
-def class_in(text: str) -> str:
-    """Take the one WordNet id that stands in a text as the class, else the text."""
-    wnids = wnids_in([text])
-    return wnids.pop() if len(wnids) == 1 else text
+_Entry: TypeAlias = tuple[int, str]
 
 
 class SampleNames:
@@ -80,89 +29,39 @@ class SampleNames:
     def __init__(self, keys: ArrowColumn, sources: ArrowColumn, *, folder: str = "") -> None:
         """Index sample keys, each once, and source paths, which begin in ``folder`` if known."""
         self._folder = folder
-        self._keys, self._sources = _Index(keys), _Index(sources)
+        self._keys, self._sources = (
+            _index(("/".join(_parts(name)), row) for row, name in enumerate(names.to_pylist()))
+            for names in (keys, sources)
+        )
+        self._depth = 1 + max(name.count("/") for name in chain(("",), self._keys, self._sources))
 
-    def positions(self, entries: Sequence[str]) -> NDArray[np.int64]:
-        """Return the position of the sample that each entry names, ``UNKNOWN`` or ``SEVERAL``."""
-        positions = np.full(len(entries), UNKNOWN, np.int64)
-        parts = list(map(_parts, entries))
-        for depth in range(max(self._keys.depth, self._sources.depth), 0, -1):
-            at = [entry for entry in _unknown(positions) if self._may_end(parts[entry], depth)]
-            ends = ["/".join(parts[entry][-depth:]) for entry in at]
-            at, ends = _look_up(positions, at, ends, self._sources)
-            at, ends = _look_up(positions, at, ends, self._keys)
-            _look_up(positions, at, list(map(_stem, ends)), self._keys)
-        alone = [entry for entry in _unknown(positions) if len(parts[entry]) == 1]
-        if alone:
-            _look_up(positions, alone, [_stem(parts[entry][0]) for entry in alone], self._files)
-        return positions
+    def position(self, entry: str) -> int:
+        """Return the position of the sample that an entry names, ``UNKNOWN`` or ``SEVERAL``."""
+        parts = _parts(entry)
+        # A file name alone names no sample of another folder.
+        shortest = 1 if parts[-2:-1] in ([], [self._folder]) else 2
+        for length in range(min(len(parts), self._depth), shortest - 1, -1):
+            end = "/".join(parts[-length:])
+            for rows, name in (self._sources, end), (self._keys, end), (self._keys, _stem(end)):
+                if name in rows:
+                    return rows[name]
+        return self._files.get(_stem(parts[0]), UNKNOWN) if len(parts) == 1 else UNKNOWN
 
     def known(self, entries: Iterable[str]) -> set[str]:
         """Pick the entries that name a sample; integers alone never do."""
-        texts = [text for text in entries if text.strip() and not INTEGER.fullmatch(text)]
-        is_known = self.positions(texts) != UNKNOWN
-        return {text for text, known in zip(texts, is_known, strict=True) if known}
-
-    def _may_end(self, parts: Sequence[str], depth: int) -> bool:
-        """Test whether the last parts of a path may be a name: one alone names no folder."""
-        within = len(parts) > 1 and parts[-2] == self._folder
-        return len(parts) >= depth and (depth > 1 or len(parts) == 1 or within)
+        texts = (text for text in entries if not INTEGER.fullmatch(text))
+        return {text for text in texts if self.position(text) != UNKNOWN}
 
     @cached_property
-    def _files(self) -> "_Index":
-        pattern = {"pattern": "^.*/", "replacement": ""}
-        return _Index(compute.replace_substring_regex(self._keys.names, **pattern))
+    def _files(self) -> dict[str, int]:
+        return _index((name.rpartition("/")[2], row) for name, row in self._keys.items())
 
 
-class _Index:
-    """Index of names as sorted hashes, 16 bytes a name."""
-
-    def __init__(self, names: ArrowColumn) -> None:
-        joined = ("/".join(_parts(name)) for name in _texts(names))
-        self.names = pa.array(joined, pa.large_string())
-        hashes = np.fromiter(map(_hash, _texts(self.names)), np.uint64, len(self.names))
-        self._order = np.argsort(hashes)
-        self._hashes = hashes[self._order]
-        n_slashes = compute.max(compute.count_substring(self.names, "/")).as_py()
-        self.depth = 1 + (n_slashes or 0)
-        """Parts of the deepest path."""
-
-    def rows(self, names: Sequence[str]) -> NDArray[np.int64]:
-        """Return the row of each name, ``UNKNOWN`` or ``SEVERAL``."""
-        hashes = np.fromiter(map(_hash, names), np.uint64, len(names))
-        first, end = (np.searchsorted(self._hashes, hashes, side) for side in ("left", "right"))
-        matches = np.flatnonzero(end > first)
-        rows = np.full(len(names), UNKNOWN, np.int64)
-        candidates = self._order[first[matches]]
-        asked = pa.array(names, pa.large_string()).take(matches)
-        same = compute.equal(self.names.take(candidates), asked).to_numpy(zero_copy_only=False)
-        rows[matches] = np.where(same, candidates, UNKNOWN)
-        rows[(rows != UNKNOWN) & (end > first + 1)] = SEVERAL
-        return rows
-
-
-def _hash(name: str) -> int:
-    return xxh3_64_intdigest(name.encode())
-
-
-def _look_up(
-    positions: NDArray[np.int64], at: list[int], names: list[str], index: _Index
-) -> tuple[list[int], list[str]]:
-    """Fill in the samples of some entries by their names; return the entries without one."""
-    if not at:
-        return at, names
-    positions[at] = index.rows(names)
-    missing = _unknown(positions[at])
-    return [at[entry] for entry in missing], [names[entry] for entry in missing]
-
-
-def _unknown(positions: NDArray[np.int64]) -> list[int]:
-    return np.flatnonzero(positions == UNKNOWN).tolist()
-
-
-def _texts(names: ArrowColumn) -> Iterator[str]:
-    for first in range(0, len(names), _ROWS_AT_ONCE):
-        yield from names.slice(first, _ROWS_AT_ONCE).to_pylist()
+def _index(named_rows: Iterable[tuple[str, int]]) -> dict[str, int]:
+    rows: dict[str, int] = {}
+    for name, row in named_rows:
+        rows[name] = SEVERAL if name in rows else row
+    return rows
 
 
 def _parts(path: str) -> list[str]:
@@ -173,3 +72,75 @@ def _parts(path: str) -> list[str]:
 def _stem(path: str) -> str:
     stem, dot, extension = path.rpartition(".")
     return stem if dot and extension.lower() in FORMAT_OF_EXTENSION else path
+
+
+def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
+    """Return the ids of the samples that a list names, int64 in ascending order.
+
+    ``.npy`` holds ids. Any other entry is a sample id, a sample key, a source path, a longer path
+    that ends in one of these (``train/n02979186/x.JPEG``), or a file name that only one sample has.
+    A path also matches by its sample key, so that an image that was stored with another extension
+    is found. ``samples`` has the columns ``key`` and ``source``, one row per sample id. A
+    UsageError names the line that is at fault.
+    """
+    names = SampleNames(samples["key"], samples["source"])
+    unit, entries = _entries(path, names)
+    if not entries:
+        raise UsageError(f"{path} names no samples; list an id, a sample key or a path a line")
+    first: dict[int, int] = {}
+    for number, text in entries:
+        place = f"{path} {unit} {number}"
+        sample = int(text) if INTEGER.fullmatch(text) else names.position(text)
+        _require_sample(sample, text, len(samples), place)
+        if sample in first:
+            raise UsageError(
+                f"{place} names sample {sample} again ({text!a}, first in {unit} "
+                f"{first[sample]}); remove one of them"
+            )
+        first[sample] = number
+    return np.array(sorted(first), dtype=np.int64)
+
+
+def _entries(path: Path, names: SampleNames) -> tuple[str, list[_Entry]]:
+    if path.suffix == ".npy" and path.is_file():
+        return "entry", _array_entries(path)
+    table = read_table(path, "list", names.known)
+    column = table.sample_column()
+    entries: list[_Entry] = []
+    for at, cells in table.rows():
+        if len(cells) <= column or not cells[column].strip():
+            raise UsageError(f"{table.where(at)} names no sample; correct the list")
+        entries.append((at, cells[column]))
+    zero_first = len(entries) > 1 and entries[0][1].strip() == "0"
+    if table.may_have_header and zero_first and all(INTEGER.fullmatch(text) for _, text in entries):
+        # pandas names a column so that has no name.
+        raise UsageError(
+            f"{table.where(entries[0][0])} is 0, which may be sample 0 or the header of a column "
+            "without a name; write id above the ids, or save them as .txt or .npy"
+        )
+    return table.unit, entries
+
+
+def _array_entries(path: Path) -> list[_Entry]:
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        raise UsageError(f"list {path} cannot be read ({error}); save it again") from error
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UsageError(
+            f"list {path} holds {array.dtype} of shape {array.shape}, expected one row of "
+            "integers; save the sample ids"
+        )
+    return list(enumerate(map(str, array.tolist()), 1))
+
+
+def _require_sample(sample: int, text: str, n_samples: int, place: str) -> None:
+    if sample >= n_samples:
+        raise UsageError(f"{place}: id must be in [0, {n_samples}), got {text.strip()}")
+    if sample == SEVERAL:
+        raise UsageError(f"{place}: {text!a} names several samples; list sample ids or keys")
+    if sample == UNKNOWN:
+        raise UsageError(
+            f"{place}: {text!a} is no id, sample key or source path of the data set; correct the "
+            "line or name the data set that was listed"
+        )

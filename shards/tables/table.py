@@ -4,6 +4,7 @@ Columns are chosen by known names, else by their cells. A first row that names a
 not a header. A table that can be read in two ways is refused with the columns that were seen.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,23 +14,63 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import UsageError
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION
 from coreset.shards.tables import formats
 from coreset.shards.tables.formats import SEPARATED, Row, Rows
-from coreset.shards.tables.sample_names import (
-    ID_COLUMNS,
-    INTEGER,
-    OF_CLASSES,
-    OF_SAMPLES,
-    SAMPLE_COLUMNS,
-    looks_like_path,
-    plain_name,
-    wnids_in,
-)
 
+# A column that ranks before another one is taken where both are there.
+SAMPLE_COLUMNS = (
+    ("path",),
+    ("filepath", "imagepath", "file", "filename", "imagefile", "image", "img", "source"),
+    ("key", "samplekey"),
+)
+# Taken where no other column names samples: they may also count the rows.
+ID_COLUMNS = (("imageid", "sampleid", "sample", "id", "ids"), ("idx", "index", "indices"))
+LABEL_COLUMNS = (
+    "label", "labels", "fine_label", "class", "class_name", "category", "target", "wnid", "synset",
+    "prediction_string",
+)  # fmt: skip
+CLASS_COLUMNS = (
+    ("wnid", "synset", "synsetid"),
+    ("class", "classes", "classname", "classnames", "name", "names", "category", "categories"),
+    ("label", "labels"),
+)
+NUMBER_COLUMNS = (
+    ("label", "labels", "labelid", "target", "classid", "classidx", "classindex", "classlabel"),
+    ("index", "idx", "id"),
+)
+OF_CLASSES = {name for rank in (*CLASS_COLUMNS, *NUMBER_COLUMNS) for name in rank}
+OF_SAMPLES = {
+    name.replace("_", "") for rank in (*SAMPLE_COLUMNS, *ID_COLUMNS, LABEL_COLUMNS) for name in rank
+}
+INTEGER = re.compile(r"\s*[0-9]{1,18}\s*")
+_WNID = re.compile(r"(?<![\w-])n\d{8}(?![\w-])")
 SEPARATORS = "comma, semicolon, tab or |"
 _HEAD_ROWS = 50
 Named: TypeAlias = Callable[[Iterable[str]], Collection[str]]
 """Picks out of some cells those that name a sample."""
+
+
+def plain_name(column: str) -> str:
+    """Normalise the name of a column: ``Image_ID`` and ``imageId`` are one name."""
+    return re.sub(r"[\s_-]+", "", column.lower())
+
+
+def looks_like_path(cell: str) -> bool:
+    """Test for a folder or the extension of an image format in a cell."""
+    extension = cell.strip().rpartition(".")[2].lower()
+    return "/" in cell or "\\" in cell or ("." in cell and extension in FORMAT_OF_EXTENSION)
+
+
+def wnids_in(cells: Iterable[str]) -> set[str]:
+    """Find WordNet ids (n01440764) that stand as words of their own in some cells."""
+    return {wnid for cell in cells for wnid in _WNID.findall(cell)}
+
+
+def class_in(text: str) -> str:
+    """Take the one WordNet id that stands in a text as the class, else the text."""
+    wnids = wnids_in([text])
+    return wnids.pop() if len(wnids) == 1 else text
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,36 +151,27 @@ class Table:
 
 
 def read_table(
-    path: Path,
-    what: str,
-    named: Named = lambda _: (),
-    *,
-    asked: str = "",
-    class_list: bool = False,
+    path: Path, what: str, named: Named = lambda _: (), *, asked: str = "", class_list: bool = False
 ) -> Table:
     """Open a table or list by its extension: ``.parquet``, ``.json``, else text in UTF-8.
 
     ``.csv`` and ``.tsv`` have separators; other text is one entry a line, unless its first line has
     known columns or names a sample only when it is separated. ``what`` is the kind of file, for
-    messages; ``named`` picks out of some cells those that name a sample; a first row with the
-    column ``asked`` is a header; the names of a ``class_list`` are those of classes, and its header
-    has to have known names.
-
-    Raises:
-        UsageError: It is missing or cannot be read, or its first row may be a header or not.
-        DataError: A parquet file is damaged.
+    messages; a first row with the column ``asked`` is a header; the header of a ``class_list`` has
+    to have known names. A UsageError says that the file cannot be read, or that its first row may
+    be a header or not.
     """
     if not path.is_file():
         reason = "is not a file" if path.exists() else "does not exist"
         raise UsageError(f"{what} {path} {reason}; name a file (.csv, .tsv, .txt, .json, .parquet)")
-    if path.suffix.lower() == ".parquet":
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
         return _with_head(path, "row", *formats.parquet_rows(path), named)
     text = formats.text_head(path, what)
-    if path.suffix.lower() == ".json" or (
-        text.lstrip()[:1] in {"{", "["} and path.suffix.lower() not in SEPARATED
-    ):
+    separated = suffix in SEPARATED
+    if suffix == ".json" or (text.lstrip()[:1] in {"{", "["} and not separated):
         return _with_head(path, "entry", *formats.json_rows(path, what), named)
-    return _Text(path, what, named, asked, class_list).table(text)
+    return _Text(path, what, named, asked, class_list, separated).table(text)
 
 
 def _with_head(path: Path, unit: str, header: tuple[str, ...], rows: Rows, named: Named) -> Table:
@@ -157,12 +189,13 @@ class _Text:
     named: Named
     asked: str
     class_list: bool
+    separated: bool
 
     def table(self, text: str) -> Table:
         """Read the file as what its beginning shows."""
         several = (*("\t,;|" if self.path.suffix.lower() == ".tsv" else ",;\t|"), " ")
         # In the order of preference; none ("") is one entry a line.
-        separators = several if self._separated else ("", *several)
+        separators = several if self.separated else ("", *several)
         readings: dict[str, tuple[Row, ...]] = {}
         with formats.reading(self.path, self.what):
             for separator in separators:
@@ -179,17 +212,13 @@ class _Text:
         read = partial(formats.text_rows, self.path, self.what, separator)
         return Table(self.path, "line", header, rows, named, read)
 
-    @property
-    def _separated(self) -> bool:
-        return self.path.suffix.lower() in SEPARATED
-
     def _choose(self, readings: Mapping[str, Sequence[Row]], named: Collection[str]) -> str:
         """Take the separator by which the first row has most names that are known."""
 
         def fits(separator: str) -> tuple[int, bool]:
             cells = readings[separator][0].cells if readings[separator] else ()
             n_known, n_named = sum(map(self._is_known, cells)), sum(map(named.__contains__, cells))
-            sure = self._separated and separator != " "
+            sure = self.separated and separator != " "
             counts = sure or n_named or n_known == len(cells)
             return n_known + n_named if counts else 0, sure and len(cells) > 1
 
@@ -211,7 +240,7 @@ class _Text:
         unlike = any(self._is_entry(cell) and not self._is_entry(above) for above, cell in below)
         if n_known == len(first) or (n_known and (unlike or not below)):
             return True
-        if any(cell in named for cell in first) or (len(first) == 1 and not self._separated):
+        if any(cell in named for cell in first) or (len(first) == 1 and not self.separated):
             return False
         if all(map(str.strip, first)) and any(map(INTEGER.fullmatch, first)):
             return False

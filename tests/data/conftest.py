@@ -14,10 +14,7 @@ from PIL import Image
 
 from coreset.bench.robustness.faults import encoded
 from coreset.engine.data.decoders import EncodedBatch
-from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import (
-    ShardEntry,
-)
+from coreset.shards.format.dataset import Dataset, ShardEntry
 from coreset.shards.format.records import ShardRecord, write_tables
 from coreset.shards.format.tar import ShardWriter, index_path, shard_name
 

@@ -24,9 +24,8 @@ from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.cli import main
 from coreset.kernels.jit import code_folder
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import files_below
-from coreset.shards.format.manifest import Manifest
 
 
 @dataclass(frozen=True, slots=True)

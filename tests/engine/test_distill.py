@@ -17,8 +17,7 @@ from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.images import load_into_memory
 from coreset.engine.data.stream import ImageStream
 from coreset.kernels.seeds import derived_seed
-from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Dataset, Manifest
 
 
 def decoded(data, size):

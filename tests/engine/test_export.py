@@ -16,11 +16,9 @@ from coreset.engine.stages.distill import Distill
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.export.formats import FORMATS, ImageFormat
-from coreset.shards.export.lists import ListFormat
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.export import FORMATS, ImageFormat, ListFormat
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import temporary_name
-from coreset.shards.format.manifest import Manifest
 
 
 def export(source, out, to, **options):

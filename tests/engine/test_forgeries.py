@@ -14,9 +14,8 @@ import pytest
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME
 from coreset.engine.condensed.condensed_set import IDS_NAME, SET_NAME
 from coreset.engine.evaluation.results import STUDENTS, STUDENTS_SCHEMA, Results
-from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME
+from coreset.shards.format.dataset import MANIFEST_NAME, QUARANTINE_NAME, SAMPLES_NAME
 from coreset.shards.format.files import digest_of, sha256_of_file
-from coreset.shards.format.manifest import MANIFEST_NAME
 
 pytestmark = pytest.mark.filterwarnings("ignore:Object at:UserWarning")  # zarr, of forged metadata
 

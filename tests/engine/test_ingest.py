@@ -22,8 +22,7 @@ from coreset.engine.stages.ingest import Ingest
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.selection import Select
 from coreset.shards.errors import StoreError, UsageError
-from coreset.shards.format.dataset import Dataset, subset_content
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Dataset, Manifest, subset_content
 
 
 def ingest(listed, condensed, data, *options):

@@ -20,9 +20,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.stages.pack import Pack
 from coreset.kernels.seeds import permutation
 from coreset.shards.errors import DataError, MachineError, UsageError
-from coreset.shards.format.dataset import SAMPLES_SCHEMA, Dataset
+from coreset.shards.format.dataset import SAMPLES_SCHEMA, Dataset, Manifest
 from coreset.shards.format.files import temporary_name
-from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.probe import MAX_FILE_BYTES
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from coreset.bench.robustness.faults import jpeg
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Manifest
 
 WNIDS = tuple(f"n0{number:07d}" for number in range(1, 201))
 

@@ -17,9 +17,8 @@ from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.synth import TRUTH_NAME, Synth
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import temporary_name
-from coreset.shards.format.manifest import Manifest
 from coreset.shards.images.flags import MAX_FILE_BYTES, Flag
 from coreset.shards.sources.synthetic import Synthetic
 

@@ -11,7 +11,7 @@ from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.quarantine import Quarantine
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import UsageError
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Manifest
 
 BAD = "n02102040/photo_003.jpg"
 

@@ -27,8 +27,7 @@ from coreset.kernels.samplers import Selection, ccs_coreset, random_coreset
 from coreset.kernels.scores import SCORES, easiness
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.format.classes import IMAGENETTE_WNIDS
-from coreset.shards.format.dataset import Dataset
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Dataset, Manifest
 
 
 def chosen_ids(condensed):

@@ -14,9 +14,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.evaluation.protocols import PROTOCOLS, ProtocolEntry
 from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.results import STUDENTS, Results
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import digest_of
-from coreset.shards.format.manifest import Manifest
 
 TINY = ("--size", 33, "--epochs", 2, "--evaluations", 2)
 

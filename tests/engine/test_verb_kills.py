@@ -9,8 +9,8 @@ import pytest
 
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.data.image_cache import begun
+from coreset.shards.format.dataset import MANIFEST_NAME, Manifest
 from coreset.shards.format.files import temporary_name
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 
 
 @dataclass(frozen=True)

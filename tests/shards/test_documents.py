@@ -12,9 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreset.shards.errors import ManifestError, UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import (
+    Dataset,
+    Manifest,
+    classes_digest,
+    content_digest,
+    identity_digest,
+)
 from coreset.shards.format.files import build, parse
-from coreset.shards.format.manifest import Manifest, classes_digest, content_digest, identity_digest
 
 
 @dataclass(frozen=True)

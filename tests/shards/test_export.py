@@ -13,18 +13,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.export.formats import (
+from coreset.shards.export import (
     ExportPlan,
     StoredSample,
     class_folder,
+    ids_list,
     image_name,
+    paths_list,
     standard_split,
     write_image_folder,
     write_parquet,
     write_webdataset,
 )
-from coreset.shards.export.lists import ids_list, paths_list, read_list
 from coreset.shards.format.tar import walk
+from coreset.shards.tables.sample_names import read_list
 
 SAMPLES = pa.table(
     {

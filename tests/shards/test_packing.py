@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME
-from coreset.shards.format.manifest import MANIFEST_NAME
+from coreset.shards.format.dataset import MANIFEST_NAME, QUARANTINE_NAME, SAMPLES_NAME
 from coreset.shards.format.records import ShardRecord
 from coreset.shards.packing.pack import pack, require_few
 from coreset.shards.packing.plan import Plan

@@ -20,7 +20,7 @@ from coreset.bench.robustness.faults import encoded
 from coreset.engine.stages.export import Export
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import CoresetError, DataError, UsageError
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Manifest
 from coreset.shards.sources import detect
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.detect import find, find_folder, find_packed

@@ -14,17 +14,16 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from coreset.shards.errors import CoresetError, UsageError
-from coreset.shards.export.lists import read_list
 from coreset.shards.format.classes import (
     IMAGENET_100_WNIDS,
     IMAGENETTE_WNIDS,
     class_list,
     recognise,
 )
-from coreset.shards.format.manifest import classes_digest
+from coreset.shards.format.dataset import classes_digest
 from coreset.shards.sources.table import find_table
 from coreset.shards.tables.formats import csv_table, guarded, unguarded
-from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames
+from coreset.shards.tables.sample_names import SEVERAL, UNKNOWN, SampleNames, read_list
 from coreset.shards.tables.table import read_table
 
 SAMPLES = pa.table({"key": ["cat/1", "dog/1"], "source": ["cat/1.jpg", "dog/1.jpg"]})
@@ -110,7 +109,7 @@ def test_entries_mean_what_a_search_through_all_samples_finds(samples, entries):
         pa.array(keys, pa.string()), pa.array(sources, pa.large_string()), folder=FOLDER
     )
     expected = [found_one_by_one(entry, keys, sources) for entry in entries]
-    assert names.positions(entries).tolist() == expected
+    assert list(map(names.position, entries)) == expected
     named = {entry for entry, at in zip(entries, expected, strict=True) if at != UNKNOWN}
     assert names.known(entries) == {entry for entry in named if not entry.isdigit()}
 
@@ -129,13 +128,13 @@ def test_paths_of_all_kinds_end_in_a_name(entry, position):
         pa.array(["cat/1", "dog/old/1", "dog/2.b"]),
         pa.chunked_array([["cat/1.JPEG"], ["dog/old/1.JPEG", "dog/2.b.png"]]),
     )
-    assert names.positions([entry]).tolist() == [position]
+    assert names.position(entry) == position
 
 
 def test_a_folder_of_another_class_is_not_passed_over():
     names = SampleNames(pa.array(["cat/1", "cat/2"]), pa.array(["1.jpg", "2.jpg"]), folder="val")
     entries = ["dog/1.jpg", "/data/val/1.jpg", "val/2.jpg", "1.jpg", "train/1.jpg"]
-    assert names.positions(entries).tolist() == [UNKNOWN, 0, 1, 0, UNKNOWN]
+    assert list(map(names.position, entries)) == [UNKNOWN, 0, 1, 0, UNKNOWN]
 
 
 SOURCES = Path(__file__).parents[2]

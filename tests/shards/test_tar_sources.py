@@ -9,7 +9,7 @@ import pytest
 
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.manifest import Manifest
+from coreset.shards.format.dataset import Manifest
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.detect import find_folder
 from coreset.shards.sources.tars import find_class_tars, tar_layout

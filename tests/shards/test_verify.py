@@ -18,9 +18,14 @@ from hypothesis import strategies as st
 from coreset.engine.stages.pack import Pack
 from coreset.engine.stages.verify import Verify
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.format.dataset import QUARANTINE_NAME, SAMPLES_NAME, Dataset
+from coreset.shards.format.dataset import (
+    MANIFEST_NAME,
+    QUARANTINE_NAME,
+    SAMPLES_NAME,
+    Dataset,
+    Manifest,
+)
 from coreset.shards.format.files import sha256_of_file
-from coreset.shards.format.manifest import MANIFEST_NAME, Manifest
 from coreset.shards.format.tar import (
     BLOCK_BYTES,
     Member,
@@ -29,6 +34,7 @@ from coreset.shards.format.tar import (
     member_header,
     walk,
 )
+from coreset.shards.verify import duplicates
 
 IMAGES = (b"", b"x", b"y" * BLOCK_BYTES, b"z" * (BLOCK_BYTES + 1))
 
@@ -261,6 +267,8 @@ def test_images_that_occur_twice_are_told(make_photos, tmp_path):
     (row,) = csv.DictReader(listed.read_text().splitlines())
     assert (row["key"], row["other_key"]) == ("n01440764/photo_002", "n01440764/photo_902")
     assert len(Verify(data=tmp_path / "DATA-b").run().lines) == 1
+    first, second = duplicates(Dataset.open(tmp_path / "DATA-b"), Dataset.open(tmp_path / "DATA-b"))
+    assert first.tolist() == second.tolist() == list(range(16))
 
 
 def bless(data: Path, shard: int) -> None:

@@ -1,9 +1,10 @@
-"""Export formats of images: image folder, WebDataset shards, parquet files; and their registry.
+"""Export formats: image folders, WebDataset shards, parquet files, lists; and their registry.
 
 Class names and sample keys are hostile until checked: `image_name` gives no path that leaves the
 output.
 """
 
+import io
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -13,15 +14,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from coreset.shards.arrow import ArrowSchema
+from coreset.shards.arrow import ArrowSchema, ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.export.lists import ListFormat, ids_list, paths_list
 from coreset.shards.format.files import json_bytes
 from coreset.shards.format.tar import ShardWriter
 from coreset.shards.sources.names import shown
+from coreset.shards.tables.formats import csv_table
 
 CLASSES_NAME = "classes.txt"
 MAX_NAME_BYTES = 255  # of one file name, on every file system in use
@@ -31,6 +33,7 @@ GROUP_BYTES = 64 << 20
 _SPLITS = {"val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 # Loaders ignore hidden names (".." among them); no file name can hold the other characters.
 _UNFIT = re.compile(r"^\.|[\x00-\x1f\x7f/\ud800-\udfff]|^$")
+_LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
 _REMEDY = "use --to webdataset, which names files by sample id, or rename it and pack again"
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
@@ -77,6 +80,15 @@ class ImageFormat:
     """Divided into files of ``samples_per_shard`` samples."""
     class_folders: bool = False
     """Class names are names in the output; torchvision refuses a class without images."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListFormat:
+    """Export format without images: a file that lists the samples."""
+
+    summary: str
+    columns: tuple[str, ...]
+    content: Callable[[ArrowTable, str], bytes]
 
 
 def standard_split(split: str) -> str:
@@ -213,6 +225,31 @@ def _row_groups(samples: Iterator[StoredSample]) -> Iterator[list[dict[str, Any]
             rows, n_bytes = [], 0
     if rows:
         yield rows
+
+
+def ids_list(samples: ArrowTable, suffix: str) -> bytes:
+    """Write the ids of samples: ``.npy`` is an array, ``.csv`` has a header, else one id a line."""
+    ids: list[int] = samples["id"].to_pylist()
+    if suffix == ".npy":
+        file = io.BytesIO()
+        np.save(file, np.array(ids, np.int64), allow_pickle=False)
+        return file.getvalue()
+    header = "id\n" if suffix == ".csv" else ""
+    return (header + "".join(f"{sample}\n" for sample in ids)).encode()
+
+
+def paths_list(samples: ArrowTable, suffix: str) -> bytes:
+    """Write the source paths of samples: ``.csv`` is a table, any other suffix one path a line."""
+    rows = samples.select(["source", "label", "key"]).to_pylist()
+    if suffix == ".csv":
+        return csv_table(("path", "label", "key"), (row.values() for row in rows))
+    for row in rows:
+        if _LINE_BREAKING.search(row["source"]):
+            raise UsageError(
+                f"source path {row['source']!a} of {row['key']!a} does not fit on a line; write a "
+                "list that ends in .csv, or use --to ids"
+            )
+    return "".join(f"{row['source']}\n" for row in rows).encode()
 
 
 FORMATS: dict[str, ImageFormat | ListFormat] = {

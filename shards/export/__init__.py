@@ -1,1 +1,0 @@
-"""From a packed data set to layouts that other programs read."""
