@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from coreset.kernels.crops import TRIES, boxes_from
+from coreset.kernels.seeds import TRIES, boxes_from
 
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G and B in luma (ITU-R BT.601)
 # Principal components of ImageNet's RGB values (Krizhevsky et al. 2012, section 4.1), with the

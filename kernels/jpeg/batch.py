@@ -57,12 +57,6 @@ def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float3
     return np.stack([1 / (255 * spread), -np.asarray(mean) / spread]).astype(np.float32)
 
 
-def warm_up() -> None:
-    """Compile `normalised_planes` before the first image needs it."""
-    image, planes = np.zeros((1, 1, 3), np.uint8), np.empty((3, 1, 1), np.float32)
-    normalised_planes(image, factors_of((0, 0, 0), (1, 1, 1)), planes)
-
-
 class CropBatch(NamedTuple):
     """Files of a batch and the place of the crop in each image, int64 of shape (b,)."""
 
@@ -213,18 +207,15 @@ def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None)
         if not 0 < n_columns <= mode.size + MOST_ADDED:
             return False
     call_c(jpeg.jpeg_skip_scanlines, (mode.libjpeg, crop.top))
-    direct = factors is None and not mode.stream and n_columns == mode.size
+    source = mode.rows + 3 * (crop.left - first)
     for top in range(0, mode.size, _ROWS_AT_ONCE):
         n_rows = min(mode.size - top, _ROWS_AT_ONCE)
-        target = crop.out + 3 * top * mode.size if direct else mode.rows
-        read_rows(jpeg, n_rows, 3 * n_columns, target, mode.libjpeg)
-        if not direct:
-            source = mode.rows + 3 * (crop.left - first)
-            rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
-            if factors is None:
-                _write_bytes(rows, crop.out)
-            else:
-                _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
+        read_rows(jpeg, n_rows, 3 * n_columns, mode.rows, mode.libjpeg)
+        rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
+        if factors is None:
+            _write_bytes(rows, crop.out)
+        else:
+            _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
     if mode.stream:
         fence()
     return True

@@ -17,7 +17,6 @@ from coreset.kernels.jpeg.ffi import (
     call_c,
     load_at,
     longjmp_address,
-    noop,
     setjmp,
     store_at,
 )
@@ -64,6 +63,8 @@ class Functions(NamedTuple):
     jpeg_finish_decompress: int
     jpeg_abort_decompress: int
     jpeg_destroy_decompress: int
+    labs: int
+    """C's, which does no harm where libjpeg would print a warning."""
 
 
 class RegionDecoder:
@@ -144,7 +145,7 @@ def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
         store_at(memory, call_c(jpeg.jpeg_std_error, (memory + _ERROR,)))
         store_at(memory + _CLIENT_DATA, memory + BUFFER)
         store_at(memory + _ERROR + _ERROR_EXIT, longjmp_address())
-        store_at(memory + _ERROR + _OUTPUT_MESSAGE, noop())
+        store_at(memory + _ERROR + _OUTPUT_MESSAGE, jpeg.labs)
         call_c(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
     call_c(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
     call_c(jpeg.jpeg_read_header, (memory, 1))

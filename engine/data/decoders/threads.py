@@ -27,8 +27,7 @@ from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import decode_jpeg, decoder_of_thread
 from coreset.engine.data.geometry import Geometry, Ints, Pixels
 from coreset.engine.data.reader import LazyBytes
-from coreset.kernels.jpeg import batch as planes
-from coreset.kernels.jpeg import ffi, odd_memory
+from coreset.kernels.jpeg import odd_memory
 from coreset.kernels.jpeg import resize as resizing
 from coreset.kernels.jpeg.batch import (
     IN_MEMORY,
@@ -40,6 +39,7 @@ from coreset.kernels.jpeg.batch import (
     factors_of,
     normalised_planes,
 )
+from coreset.kernels.jpeg.ffi import all_cached
 
 _LEAST_SHARE = 0.5
 """Share of a batch that needs no resampling; with less all images are decoded one by one."""
@@ -175,19 +175,20 @@ def warm_up(
     geometry: Geometry, widths: Ints, heights: Ints, *, floats: bool, cropped: bool
 ) -> None:
     """Compile what images of these sizes need, so that no batch waits; seconds the first time."""
-    ffi.warm_up()
+    all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
+    factors = factors_of((0,) * 3, (1,) * 3) if floats else None
     taken = geometry.needs_no_resize(widths, heights)[0] & (not cropped)
     if _enough(taken):
         crops = CropBatch(*[np.zeros(1, np.int64)] * 7)  # one image of no bytes
         queue = WorkQueue(np.zeros(1, np.int64), np.zeros(1, np.bool_))
         shape, kind = ((1, 3, 32, 32), np.float32) if floats else ((1, 32, 32, 3), np.uint8)
-        factors = factors_of((0,) * 3, (1,) * 3) if floats else None
         decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
     if not taken.all():
         resizing.warm_up(long=False)
         decoder_of_thread()
-        if floats:
-            planes.warm_up()
+        if factors is not None:
+            image, planes = np.zeros((1, 1, 3), np.uint8), np.empty((3, 1, 1), np.float32)
+            normalised_planes(image, factors, planes)
 
 
 def _enough(taken: NDArray[np.bool_]) -> bool:
