@@ -12,7 +12,6 @@ Shape suffixes: b = batch, c = classes, n = samples, j = changes in a window, on
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.kernels.dynamics import load_rows, save_rows
+from coreset.kernels.dynamics import SampleRows
 
 DECAY, FLOOR = 0.9, 1e-8
 WINDOW_EPOCHS = 10
@@ -62,7 +61,7 @@ def state_bytes(n_samples: int, n_classes: int, window: int = WINDOW_EPOCHS) -> 
     return (n_samples + 1) * (2 * n_classes + floats_and_counts)
 
 
-class Tdds:
+class Tdds(SampleRows):
     """Streaming TDDS of one process that sees every sample once an epoch, used like `Dynamics`.
 
     Several processes cannot share an epoch: the last softmax of a sample would lie in another one.
@@ -81,7 +80,7 @@ class Tdds:
 
         With 2 every score would be 0, because one change equals its mean.
         """
-        self.window, self.epochs = window, 0
+        self.window = window
         self._note_change = (
             torch.compile(_note_change, fullgraph=True) if compiled else _note_change
         )
@@ -93,6 +92,8 @@ class Tdds:
             changes=torch.zeros((rows, window - 1), device=device),
         )
         self._average = torch.zeros(rows, device=device)
+        names = ("tdds_visits", "tdds_logs", "tdds_changes", "tdds_average")
+        self.rows = dict(zip(names, (*self._moved[1:], self._average), strict=True))
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch of the next batches; the first is 0."""
@@ -113,20 +114,6 @@ class Tdds:
         uneven_nj = changes_nj - changes_nj.mean(dim=1, keepdim=True)
         spread_n = torch.linalg.vector_norm(uneven_nj, dim=1)
         self._average.mul_(1 - DECAY).add_(spread_n, alpha=DECAY)
-
-    def state(self) -> dict[str, Tensor]:
-        """Copy the state to the CPU, one row per sample, without the row of padding."""
-        return save_rows(self._rows())
-
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
-        """Continue as `Dynamics.load_state` does."""
-        load_rows(self._rows(), state)
-        self.epochs = epochs
-
-    def _rows(self) -> dict[str, Tensor]:
-        _, visits, logs, changes = self._moved
-        names = ("tdds_visits", "tdds_logs", "tdds_changes", "tdds_average")
-        return dict(zip(names, (visits, logs, changes, self._average), strict=True))
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Return ``tdds`` after T = all ended epochs, float32 of shape (n,) in id order.

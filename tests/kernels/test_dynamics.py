@@ -199,7 +199,7 @@ def test_a_batch_reads_nothing_back_from_the_device_and_keeps_no_graph():
     with HostReads() as reads:
         stats = dynamics.update(logits, labels, labels)
     assert reads.found == []
-    assert not any(rows.requires_grad for rows in (*stats, *dynamics._rows().values()))
+    assert not any(rows.requires_grad for rows in (*stats, *dynamics.rows.values()))
 
 
 def test_the_state_of_another_data_set_is_refused():

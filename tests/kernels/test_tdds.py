@@ -151,7 +151,7 @@ def test_a_batch_is_one_graph_for_all_epochs_and_reads_nothing_back():
     ids = torch.empty(4, dtype=torch.int64, device="meta")
     nowhere = Tdds(10, 3, "meta")
     nowhere.update(torch.empty((4, 3), device="meta", requires_grad=True), ids)
-    assert not any(rows.requires_grad for rows in nowhere._rows().values())
+    assert not any(rows.requires_grad for rows in nowhere.rows.values())
     logits = recorded_run(n=10, n_classes=4, n_epochs=6, seed=9)
     traced, eager = (Tdds(10, 4, "cpu", window=3) for _ in range(2))
     graphs = []
@@ -167,6 +167,6 @@ def test_a_batch_is_one_graph_for_all_epochs_and_reads_nothing_back():
 
 
 def test_the_stated_memory_is_what_the_state_takes():
-    rows = Tdds(50, 7, "cpu", window=6)._rows().values()
+    rows = Tdds(50, 7, "cpu", window=6).rows.values()
     assert state_bytes(50, 7, 6) == sum(part.numel() * part.element_size() for part in rows)
     assert 2.6e9 < state_bytes(1_281_167, 1000) < 2.7e9
