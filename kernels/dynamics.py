@@ -115,12 +115,12 @@ class Dynamics(SampleRows):
 
         Args:
             n_samples: Number of samples.
-            device: Where the logits will be.
+            device: Device of the logits.
             el2n_epochs: EL2N counts the presentations of epochs 0 .. el2n_epochs - 1 (10 in CCS).
             window: Epochs over which Dyn-Unc and DUAL take deviations (10 in both papers).
             compiled: Compile `accumulate` to one graph; pays on a GPU and for many classes.
             all_reduce: Replaces a tensor by its sum over all processes that share an epoch.
-            is_main: Whether this process keeps the sums; the others start again from nothing.
+            is_main: This process keeps the sums; the others start each epoch from nothing.
         """
         self.el2n_epochs, self.window = el2n_epochs, window
         self._sum_over_processes, self._is_main = all_reduce, is_main

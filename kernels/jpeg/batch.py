@@ -35,7 +35,6 @@ MOST_BYTES = 1 << 20
 """Largest file that `BatchDecoder` decodes."""
 PLANE_ALIGNMENT = 64
 """Alignment in bytes with which planes are written past the caches."""
-_BYTES_ALIGNMENT = LANES
 _ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
 
 
@@ -111,7 +110,7 @@ class BatchDecoder:
         # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
         is_bytes = out.dtype == np.uint8
         row = 3 * self.size if is_bytes else 4 * self.size
-        unit = _BYTES_ALIGNMENT if is_bytes else PLANE_ALIGNMENT
+        unit = LANES if is_bytes else PLANE_ALIGNMENT
         stream = row % unit == out.ctypes.data % unit == 0
         buffers = (self._encoded, self._rows, self._decoder.memory)
         mode = _Mode(self.size, stream, coarse, *(buffer.ctypes.data for buffer in buffers))
@@ -254,12 +253,12 @@ def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
 
 @inner
 def _write_bytes(rows: _Rows, out: int) -> None:
-    """Copy rows to the image at an address; streaming needs `_BYTES_ALIGNMENT`."""
+    """Copy rows to the image at an address; streaming needs multiples of `LANES`."""
     n = 3 * rows.n_columns
     for row in range(rows.n_rows):
         source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n
         if rows.stream:
-            for i in range(0, n, _BYTES_ALIGNMENT):
+            for i in range(0, n, LANES):
                 stream_bytes(source + i, target + i)
         else:
             for i in range(n):

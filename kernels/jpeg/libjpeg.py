@@ -6,7 +6,7 @@ simplejpeg hides its copy of the library; the functions of Pillow's copy can be 
 """
 
 import ctypes
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,10 @@ from coreset.kernels.jpeg.ffi import (
 from coreset.kernels.jpeg.resize import Box
 from coreset.kernels.jpeg.simd import inner
 
-Memory: TypeAlias = NDArray[np.int64]
-"""``struct jpeg_decompress_struct``, followed by the structures at the offsets below."""
 VERSIONS = {62: 632, 80: 656}
 """``JPEG_LIB_VERSION`` to the size of ``struct jpeg_decompress_struct`` in bytes."""
-# Offsets of ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and two arguments, in 4096 bytes.
+# A decoder's memory is 4096 bytes that begin with ``struct jpeg_decompress_struct``. Offsets in it
+# of ``struct jpeg_error_mgr``, the buffer of ``setjmp`` and two arguments; then of fields.
 _ERROR, BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
 _CLIENT_DATA, _IMAGE_WIDTH, _IMAGE_HEIGHT, _JPEG_COLOR_SPACE = 24, 48, 52, 60
 _OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = 64, 96, 100, 136
@@ -108,7 +107,7 @@ def _decode(
     data: NDArray[np.uint8],
     region: _Region,
     into: NDArray[np.uint8],
-    memory: Memory,
+    memory: NDArray[np.int64],
 ) -> tuple[int, int]:
     source, target = (address_of(data), data.size), (address_of(into), into.size)
     return _decode_region(jpeg, source, region, target, address_of(memory))
@@ -137,7 +136,7 @@ def _decode_region(
     return first, n_columns
 
 
-# The functions below run between `setjmp` and libjpeg: they take the address of `Memory`, no array.
+# The functions below run between `setjmp` and libjpeg: they take the memory by address, no array.
 @inner
 def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
     """Read the header of a file (address, bytes); `setjmp` has filled ``BUFFER`` before."""

@@ -28,9 +28,8 @@ def inner(function: Function) -> Function:
     return cast("Function", njit(**options)(function))
 
 
-def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
-    """Define an operation of kernels by a generator of LLVM code."""
-    return intrinsic(function)
+instruction = cast("Callable[[Callable[..., Untyped]], Callable[..., Untyped]]", intrinsic)
+"""Define an operation of kernels by a generator of LLVM code."""
 
 
 class _Lanes(types.Type):
@@ -105,8 +104,7 @@ def transpose_in(
 
     def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def part(row: int) -> Untyped:
-            step = builder.mul(args[2], ir.Constant(args[2].type, row))
-            at = builder.add(args[1], step)
+            at = builder.add(args[1], builder.mul(args[2], ir.Constant(args[2].type, row)))
             place = _address(context, builder, signature.args[0], args[0], at)
             return _load(builder, place, ir.VectorType(_WORD, n))
 
@@ -138,8 +136,7 @@ def transpose_out(
 
         rows = _transposed(builder, [vector(number) for number in range(n)])
         for row in range(LANES):
-            step = builder.mul(args[4], ir.Constant(args[4].type, row))
-            at = builder.add(args[3], step)
+            at = builder.add(args[3], builder.mul(args[4], ir.Constant(args[4].type, row)))
             first = row // n * n
             part = builder.shuffle_vector(rows[row % n], rows[row % n], _consecutive(first, n))
             _store(builder, _address(context, builder, signature.args[2], args[2], at), part)
