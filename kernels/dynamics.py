@@ -159,23 +159,14 @@ class Dynamics(SampleRows):
         return self._accumulate(logits_bc, labels_b, ids_b, self._counted)
 
     def end_epoch(self, epoch: int) -> None:
-        """`collect`, and fold the epoch into the history of samples, equal on every process."""
-        self._all_reduce(epoch)
+        """`collect`, and fold the epoch into the history of samples."""
+        self.collect(epoch)
         self.epochs = epoch + 1
         self._fold()
         self._seen.zero_()
 
     def collect(self, epoch: int) -> None:
-        """Add up in the middle of an epoch, so that the `state` of the main process is whole."""
-        self._all_reduce(epoch)
-        self._forget_unless_main()
-
-    def _forget_unless_main(self) -> None:
-        if not self._is_main:
-            self._seen.zero_()
-            self._sums.zero_()
-
-    def _all_reduce(self, epoch: int) -> None:
+        """Add up all processes, so that the `state` of the main one is whole, also in an epoch."""
         for rows in (self._sums, self._seen, self._recent):
             rows[-1].zero_()  # padding
         column = self._recent[:, epoch % self.window]
@@ -184,6 +175,12 @@ class Dynamics(SampleRows):
         for tensor in (self._sums, self._seen, mine.view(torch.uint8)):
             self._sum_over_processes(tensor)
         column.copy_(mine)
+        self._forget_unless_main()
+
+    def _forget_unless_main(self) -> None:
+        if not self._is_main:
+            self._seen.zero_()
+            self._sums.zero_()
 
     def _fold(self) -> None:
         seen, right, was = self._seen > 0, self._seen > _SEEN, self._was_right > 0

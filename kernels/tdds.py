@@ -42,7 +42,7 @@ class _Moved(NamedTuple):
     """d of the last epochs, in nats."""
 
 
-def _note_change(logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"], moved: _Moved) -> None:
+def _count(logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"], moved: _Moved) -> None:
     """Count one batch in place; one graph, no host synchronisation."""
     column, visits, logs, changes = moved
     rows_b = torch.where(ids_b < 0, visits.shape[0] - 1, ids_b)
@@ -81,9 +81,7 @@ class Tdds(SampleRows):
         With 2 every score would be 0, because one change equals its mean.
         """
         self.window = window
-        self._note_change = (
-            torch.compile(_note_change, fullgraph=True) if compiled else _note_change
-        )
+        self._count = torch.compile(_count, fullgraph=True) if compiled else _count
         rows = n_samples + 1
         self._moved = _Moved(
             column=torch.zeros((), dtype=torch.int64, device=device),
@@ -103,7 +101,7 @@ class Tdds(SampleRows):
 
     def update(self, logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"]) -> None:
         """Count one batch as `Dynamics.update` does."""
-        self._note_change(logits_bc, ids_b, self._moved)
+        self._count(logits_bc, ids_b, self._moved)
 
     def end_epoch(self, epoch: int) -> None:
         """Add the window that ends with this epoch, if it is complete, to the moving average."""

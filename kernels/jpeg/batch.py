@@ -47,7 +47,7 @@ def normalised_planes(
     """
     flat, planes = image_hwc.reshape(-1), out_chw.reshape(3, -1)
     aligned = planes.ctypes.data % PLANE_ALIGNMENT == planes[0].nbytes % PLANE_ALIGNMENT == 0
-    _normalise(flat, planes.shape[1], aligned, factors, planes)
+    _normalise(flat, aligned, factors, planes)
 
 
 def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
@@ -223,11 +223,11 @@ def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None)
 @kernel
 def _normalise(
     pixels: NDArray[np.uint8],
-    n_pixels: int,
     stream: bool,  # noqa: FBT001 - a kernel's
     factors: NDArray[np.float32],
     planes: NDArray[np.float32],
 ) -> None:
+    n_pixels = planes.shape[1]
     rows = _Rows(address_of(pixels), 0, 0, 1, n_pixels, stream)
     _write_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
     fence()

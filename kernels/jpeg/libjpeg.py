@@ -6,7 +6,7 @@ simplejpeg hides its copy of the library; the functions of Pillow's copy can be 
 """
 
 import ctypes
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +36,7 @@ _ROWS_AT_ONCE = 4
 _MARGIN = 2  # columns added on each side, because the smoothing of colours needs a neighbour
 MOST_ADDED = 2 * _MARGIN + 31
 """Most columns that are decoded beside a region: libjpeg starts at a block of up to 32."""
-
-
-class _Region(NamedTuple):
-    left: int
-    top: int
-    right: int
-    bottom: int
-    coarse: bool
+_Region: TypeAlias = tuple[int, int, int, int, bool]  # left, top, right, bottom, coarse
 
 
 class Functions(NamedTuple):
@@ -62,8 +55,7 @@ class Functions(NamedTuple):
     jpeg_finish_decompress: int
     jpeg_abort_decompress: int
     jpeg_destroy_decompress: int
-    labs: int
-    """C's, which does no harm where libjpeg would print a warning."""
+    labs: int  # C's, harmless in place of the function that prints warnings
 
 
 class RegionDecoder:
@@ -92,8 +84,8 @@ class RegionDecoder:
         column and the number of columns of the rows: those of the box and up to `MOST_ADDED` more;
         (0, 0) if libjpeg refuses the file or warns of damage, or ``into`` is too small.
         """
-        encoded, region = np.frombuffer(data, np.uint8), _Region(*box, coarse)
-        return _decode(self.functions, encoded, region, into, self.memory)
+        encoded = np.frombuffer(data, np.uint8)
+        return _decode(self.functions, encoded, (*box, coarse), into, self.memory)
 
     def __del__(self) -> None:
         """Free the memory of libjpeg."""
@@ -121,14 +113,15 @@ def _decode_region(
     if setjmp(memory + BUFFER):
         destroy(jpeg, memory)
         return 0, 0
+    left, top, right, bottom, coarse = region
     read_header(jpeg, data, memory)
-    begin(jpeg, region.coarse, memory)
-    first, n_columns = crop_columns(jpeg, region.left, region.right, memory)
-    n_rows = region.bottom - region.top
+    begin(jpeg, coarse, memory)
+    first, n_columns = crop_columns(jpeg, left, right, memory)
+    n_rows = bottom - top
     if 3 * n_columns * n_rows > into[1]:
         n_columns = 0
     elif n_columns > 0:
-        call_c(jpeg.jpeg_skip_scanlines, (memory, region.top))
+        call_c(jpeg.jpeg_skip_scanlines, (memory, top))
         read_rows(jpeg, n_rows, 3 * n_columns, into[0], memory)
     if warned(memory):
         n_columns = 0

@@ -160,7 +160,7 @@ def test_a_batch_is_one_graph_for_all_epochs_and_reads_nothing_back():
         graphs.append(graph)
         return graph
 
-    traced._note_change = torch.compile(traced._note_change, fullgraph=True, backend=counted)
+    traced._count = torch.compile(traced._count, fullgraph=True, backend=counted)
     replay(traced, logits, range(6))
     assert_same_state(traced, replay(eager, logits, range(6)))
     assert len(graphs) == 1
