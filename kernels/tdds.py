@@ -96,8 +96,7 @@ class Tdds(SampleRows):
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch of the next batches; the first is 0."""
         # The first epoch has no change; its column is overwritten before a window is complete.
-        column = torch.tensor(epoch % (self.window - 1), dtype=torch.int64)
-        self._moved.column.copy_(column, non_blocking=True)
+        self._moved.column.fill_(epoch % (self.window - 1))
 
     def update(self, logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"]) -> None:
         """Count one batch as `Dynamics.update` does."""

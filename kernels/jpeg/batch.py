@@ -227,9 +227,8 @@ def _normalise(
     factors: NDArray[np.float32],
     planes: NDArray[np.float32],
 ) -> None:
-    n_pixels = planes.shape[1]
-    rows = _Rows(address_of(pixels), 0, 0, 1, n_pixels, stream)
-    _write_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
+    rows = _Rows(address_of(pixels), 0, 0, 1, planes.shape[1], stream)
+    _write_planes(rows, address_of(factors), address_of(planes), planes.strides[0])
     fence()
 
 

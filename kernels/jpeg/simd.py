@@ -4,7 +4,7 @@ LLVM's loop vectoriser uses half the registers' width and treats loops over 96 s
 were thousands. LLVM splits these vectors for processors with narrower registers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 from llvmlite import ir
@@ -137,8 +137,8 @@ def transpose_out(
         rows = _transposed(builder, [vector(number) for number in range(n)])
         for row in range(LANES):
             at = builder.add(args[3], builder.mul(args[4], ir.Constant(args[4].type, row)))
-            first = row // n * n
-            part = builder.shuffle_vector(rows[row % n], rows[row % n], _consecutive(first, n))
+            own = _indices(range(row - row % n, row - row % n + n))
+            part = builder.shuffle_vector(rows[row % n], rows[row % n], own)
             _store(builder, _address(context, builder, signature.args[2], args[2], at), part)
         return context.get_dummy_value()
 
@@ -168,7 +168,7 @@ def stream_planes(
             return _splat(builder, builder.load(place), n)
 
         for channel in range(3):
-            own = builder.shuffle_vector(samples, samples, _indices([*range(channel, 3 * n, 3)]))
+            own = builder.shuffle_vector(samples, samples, _indices(range(channel, 3 * n, 3)))
             values = builder.uitofp(own, ir.VectorType(number, n))
             values = builder.fadd(builder.fmul(values, factor(0, channel)), factor(1, channel))
             place = builder.add(planes, builder.mul(stride, ir.Constant(stride.type, channel)))
@@ -233,19 +233,15 @@ def _splat(builder: Untyped, number: Untyped, n: int) -> Untyped:
 
 def _concatenated(builder: Untyped, parts: list[Untyped]) -> Untyped:
     while len(parts) > 1:
-        both = _consecutive(0, 2 * parts[0].type.count)
+        both = _indices(range(2 * parts[0].type.count))
         parts = [
             builder.shuffle_vector(parts[i], parts[i + 1], both) for i in range(0, len(parts), 2)
         ]
     return parts[0]
 
 
-def _indices(numbers: list[int]) -> Untyped:
-    return ir.Constant(ir.VectorType(_INDEX, len(numbers)), numbers)
-
-
-def _consecutive(first: int, n: int) -> Untyped:
-    return _indices([*range(first, first + n)])
+def _indices(numbers: Sequence[int]) -> Untyped:
+    return ir.Constant(ir.VectorType(_INDEX, len(numbers)), [*numbers])
 
 
 def _filled(kind: Untyped, number: int) -> Untyped:

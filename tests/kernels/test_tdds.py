@@ -13,7 +13,7 @@ BATCH = 4
 
 
 def tolerance(window):
-    """What steps of the state cost: each change half a step, a norm sqrt(J - 1) of that, and the
+    """Bound what the state's steps cost: a change half a step, a norm sqrt(J - 1) of that, and the
     weights of a moving average add up to at most 1. The rest is float32 arithmetic."""
     return math.sqrt(window - 1) * LOG_STEP / 2 + 2e-5
 
