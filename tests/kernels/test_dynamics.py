@@ -151,6 +151,7 @@ def test_restoring_the_state_midway_gives_bit_equal_scores(cut):
     after.load_state(state, cut)
     assert_same_state(replay(after, epochs[cut:], first_epoch=cut), whole)
     assert all(torch.equal(state[name], rows) for name, rows in kept.items()), "it is a copy"
+    assert not whole.state()["seen"].any(), "an ended epoch is not added to the next"
     helper = make(is_main=False)
     helper.load_state(state, cut)
     helper.begin_epoch(cut)
