@@ -108,7 +108,7 @@ class DecodeBench(Options):
     peers: Path = Path("/tmp/peers")  # noqa: S108 - thrown away, and holds nothing of ours
     """Folder with a folder of packages per peer."""
     part: tuple[Part, ...] = PARTS
-    """What to measure."""
+    """Parts to measure."""
     images: int = 1536
     """Images of original size, repeated from the sample, and four times as many of ImageNette; a
     multiple of 256, or DALI decodes what fills up its last batch. Files take 8 GB."""

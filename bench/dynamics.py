@@ -52,11 +52,11 @@ class DynamicsBench(Options):
     """Measure the accumulation of scores."""
 
     part: tuple[Part, ...] = PARTS
-    """What to measure."""
+    """Parts to measure."""
     samples: int = 1_281_167
-    """Of the data set; the default is ImageNet's training set."""
+    """Size of the data set; the default is ImageNet's training set."""
     classes: int = 1000
-    """Of the logits."""
+    """Columns of the logits."""
     batch: int = 256
     """Rows of a batch of logits."""
     size: int = 64

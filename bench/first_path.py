@@ -37,7 +37,7 @@ class FirstPath(Options):
     """Run the path and record what came out."""
 
     work: Path = Path("runs/first-path")
-    """Where the artifacts are made and kept."""
+    """Folder of the artifacts, which are kept."""
     reference: Path = Path("../shared/reference/reference_tables.csv")
     """The study's published accuracies, recorded beside ours."""
     student_seeds_at_50: int = 1

@@ -43,10 +43,10 @@ class Contender:
     """Does the whole work once, through fsync, into an empty folder."""
     role: Role = "peer"
     check: Callable[[Path], str] = lambda _out: ""
-    """Returns the error of the output in the folder; empty if the output is right."""
+    """Error of the output in the folder; empty if the output is right."""
     note: str = ""
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Of packages that ``record`` does not know."""
+    """Versions of packages that ``record`` does not know."""
 
 
 def absent(name: str, reason: str) -> Row:

@@ -63,7 +63,7 @@ FIELDS: Mapping[Part, Row] = {
     "nocheck": {"check": False},
     "resized": {"store": "resized", "short_side": SHORT_SIDE, "quality": QUALITY},
 }
-"""Of ``coreset pack``."""
+"""Options of ``coreset pack`` by part."""
 _CHECKS: Mapping[str, Mapping[str, Callable[[bytes], object]]] = {
     "original": {
         "ShardWriter, our check": probe,
@@ -71,7 +71,7 @@ _CHECKS: Mapping[str, Mapping[str, Callable[[bytes], object]]] = {
     },
     "nocheck": {"ShardWriter": lambda _: None},
 }
-"""What a loop around ``ShardWriter`` does with each file."""
+"""Check of each file in a loop around ``ShardWriter``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +81,7 @@ class PackBench(Options):
     peers: Path = Path("/tmp/peers")  # noqa: S108 - thrown away, and holds nothing of ours
     """Folder with a folder of packages per peer."""
     part: tuple[Part, ...] = PARTS
-    """What to measure."""
+    """Parts to measure."""
     images: int = 20_000
     """Files of the tree that repeats the full-size images (110 kB each, kept four times), and at
     most of ImageNette."""

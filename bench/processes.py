@@ -31,7 +31,7 @@ Process: TypeAlias = tuple[ProcessPoolExecutor, dict[str, str]]
 _PR_SET_PDEATHSIG = 1
 _PROC = Path("/proc")
 _held: list[Callable[[], Any]] = []
-"""What this process is to call, if it is one of ``remote``."""
+"""Function that this process is to call, if it is one of ``remote``."""
 
 
 @contextmanager

@@ -34,9 +34,9 @@ class ScoreBench(Setting):
     """Measure scoring."""
 
     work: Path = ROOT / "runs" / "score"
-    """Where artifacts are made and kept."""
+    """Folder of the artifacts, which are kept."""
     part: tuple[Part, ...] = PARTS
-    """What to measure."""
+    """Parts to measure."""
 
     def run(self) -> None:
         """Run the parts in turn, print and record the results."""

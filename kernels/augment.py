@@ -9,14 +9,13 @@ Shape suffixes: b = images, h = rows, w = columns, s = output side.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from coreset.kernels.crops import TRIES, boxes_from
+from coreset.kernels.seeds import TRIES, boxes_from
 
 _GREY_WEIGHTS = (0.299, 0.587, 0.114)  # of R, G and B in luma (ITU-R BT.601)
 # Principal components of ImageNet's RGB values (Krizhevsky et al. 2012, section 4.1), with the
@@ -27,17 +26,6 @@ _EIGENVECTORS = (
     (-0.5808, -0.0045, -0.8140),
     (-0.5836, -0.6948, 0.4203),
 )
-
-
-@dataclass(frozen=True, slots=True)
-class CutMix:
-    """Mixed images, with the loss share * L(y) + (1 - share) * L(y[partner])."""
-
-    images: Shaped[Tensor, "b 3 h w"]
-    partner: Int[Tensor, " b"]
-    """Position in the batch of the image whose box was pasted."""
-    share: float
-    """Exact fraction of the area that is not pasted."""
 
 
 def unit_range(images: Shaped[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
@@ -57,20 +45,14 @@ def normalised(
 
 
 def draw_crops(
-    n: int,
-    height: int,
-    width: int,
-    generator: torch.Generator,
-    *,
-    scale: tuple[float, float] = (0.5, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    n: int, height: int, width: int, generator: torch.Generator, *, scale: tuple[float, float]
 ) -> Int[Tensor, "b 4"]:
     """Draw boxes (left, top, right, bottom) by the law of torchvision's ``RandomResizedCrop``."""
-    draws = [_uniform((n, draw), 0, 1, generator) for draw in (TRIES, TRIES, 2)]
+    draws = [_uniform((n, draw), generator) for draw in (TRIES, TRIES, 2)]
     # The row of a box is drawn before its column; `boxes_from` takes the column first.
     uniforms = torch.cat((*draws[:2], draws[2].flip(1)), dim=1).numpy()
     sizes = np.full(n, width), np.full(n, height)
-    return torch.from_numpy(boxes_from(uniforms, *sizes, scale, ratio))
+    return torch.from_numpy(boxes_from(uniforms, *sizes, scale, (3 / 4, 4 / 3)))
 
 
 def resized_crops(
@@ -99,19 +81,17 @@ def random_resized_crop(
     generator: torch.Generator,
     *,
     scale: tuple[float, float] = (0.5, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Float[Tensor, "b 3 s s"]:
     """Draw one box per image by `draw_crops` and cut it by `resized_crops`."""
     n, _, height, width = images.shape
-    boxes = draw_crops(n, height, width, generator, scale=scale, ratio=ratio)
-    return resized_crops(images, boxes, size)
+    return resized_crops(images, draw_crops(n, height, width, generator, scale=scale), size)
 
 
 def horizontal_flip(
     images: Shaped[Tensor, "b 3 h w"], generator: torch.Generator, *, p: float = 0.5
 ) -> Shaped[Tensor, "b 3 h w"]:
     """Mirror each image with probability ``p``."""
-    flipped = _uniform((len(images), 1, 1, 1), 0, 1, generator) < p
+    flipped = _uniform((len(images), 1, 1, 1), generator) < p
     return torch.where(flipped.to(images.device, non_blocking=True), images.flip(3), images)
 
 
@@ -124,7 +104,8 @@ def color_jitter(
     references are black, the mean of the grey image, and the grey image. As in MinimaxDiffusion
     (``data.py``), but not in torchvision, nothing is clamped; so any order gives the same image.
     """
-    amounts_b3 = _uniform((len(images), 3), -strength, strength, generator).float()
+    uniforms_b3 = _uniform((len(images), 3), generator)
+    amounts_b3 = (2 * strength * uniforms_b3 - strength).float()
     amounts_b3111 = amounts_b3.to(images.device, non_blocking=True)[:, :, None, None, None]
     brightness, contrast, saturation = amounts_b3111.unbind(dim=1)
     values = images.float()
@@ -147,14 +128,20 @@ def lighting(
 
 def cutmix(
     images: Shaped[Tensor, "b 3 h w"], generator: torch.Generator, *, alpha: float = 1.0
-) -> CutMix:
+) -> tuple[Shaped[Tensor, "b 3 h w"], Int[Tensor, " b"], float]:
     """Paste one box, at the same place in the whole batch, from a permutation of the batch.
 
     The box of Yun et al. 2019: 1 - lambda of the area with lambda ~ Beta(alpha, alpha), around a
     uniform centre and cut off at the border.
+
+    Returns:
+        The mixed images; the position of each one's partner, whose box was pasted; and the share
+        of the area that is not pasted, for the loss share * L(y) + (1 - share) * L(y[partner]).
     """
     n, _, height, width = images.shape
-    cut = math.sqrt(1 - _beta(alpha, generator))
+    # torch's own beta sampler takes no generator.
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    cut = math.sqrt(1 - np.random.default_rng(seed).beta(alpha, alpha))
     top, bottom = _cut_interval(height, cut, generator)
     left, right = _cut_interval(width, cut, generator)
     partner = torch.randperm(n, generator=generator).to(images.device, non_blocking=True)
@@ -162,7 +149,7 @@ def cutmix(
     columns_w = torch.arange(width, device=images.device)
     inside_hw = (rows_h1 >= top) & (rows_h1 < bottom) & (columns_w >= left) & (columns_w < right)
     mixed = torch.where(inside_hw, images[partner], images)
-    return CutMix(mixed, partner, 1 - (bottom - top) * (right - left) / (height * width))
+    return mixed, partner, 1 - (bottom - top) * (right - left) / (height * width)
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Float[Tensor, "3 1 1"]:
@@ -170,11 +157,9 @@ def _per_channel(values: Sequence[float], device: torch.device) -> Float[Tensor,
     return torch.tensor(values, dtype=torch.float32).view(3, 1, 1).to(device, non_blocking=True)
 
 
-def _uniform(
-    shape: tuple[int, ...], low: float, high: float, generator: torch.Generator
-) -> Float[Tensor, "..."]:
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> Float[Tensor, "..."]:
     # float64: 24 random bits times a number of pixels would favour some pixels.
-    return low + (high - low) * torch.rand(shape, generator=generator, dtype=torch.float64)
+    return torch.rand(shape, generator=generator, dtype=torch.float64)
 
 
 def _triangle_filters(
@@ -190,12 +175,6 @@ def _triangle_filters(
     weights_bsp = (1 - distances_bsp / steps_b11.clamp(min=1)).clamp(min=0)
     weights_bsp = weights_bsp * ((centres_p > starts_b11) & (centres_p < ends_b11))
     return weights_bsp / weights_bsp.sum(dim=2, keepdim=True)
-
-
-def _beta(alpha: float, generator: torch.Generator) -> float:
-    """Draw from Beta(alpha, alpha); torch's own beta sampler takes no generator."""
-    seed = int(torch.randint(2**62, (1,), generator=generator))
-    return float(np.random.default_rng(seed).beta(alpha, alpha))
 
 
 def _cut_interval(length: int, cut: float, generator: torch.Generator) -> tuple[int, int]:

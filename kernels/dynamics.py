@@ -8,7 +8,7 @@ Shape suffixes: b = batch, c = classes, n = samples, k = columns, j = window.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,11 +24,8 @@ SUMS = (
 )  # fmt: skip
 """Columns of the sums, all float32 (counts are exact up to 2^24)."""
 WINDOW_EPOCHS, EL2N_EPOCHS = 10, 10
-_ROWS_PER_FOLD = 1 << 17
 _SEEN, _RIGHT = 1, 2
 _STEPS, _HALF = 65535, 32768
-
-AllReduce: TypeAlias = Callable[[Tensor], None]  # replaces a tensor by its sum over all processes
 
 
 class _Counted(NamedTuple):
@@ -69,7 +66,33 @@ def accumulate(
     return stats
 
 
-class Dynamics:
+class SampleRows:
+    """State of a row per sample, and of a last row for padding, saved and loaded by name."""
+
+    rows: Mapping[str, Tensor]
+    epochs: int = 0
+    """Ended epochs."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Copy the state to the CPU without the row of padding."""
+        return {name: tensor[:-1].to("cpu", copy=True) for name, tensor in self.rows.items()}
+
+    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
+        """Continue from a `state` of the main process after ``epochs`` ended epochs.
+
+        The epoch under way is begun again with ``begin_epoch``. Names that are not the object's are
+        ignored; a missing one, and another shape or type, are a ValueError.
+        """
+        for name, tensor in self.rows.items():
+            saved, shape = state.get(name), (len(tensor) - 1, *tensor.shape[1:])
+            if saved is None or (saved.dtype, tuple(saved.shape)) != (tensor.dtype, shape):
+                kind = "nothing" if saved is None else f"{saved.dtype} {tuple(saved.shape)}"
+                raise ValueError(f"{name} must be {tensor.dtype} {shape}, got {kind}")
+            tensor[:-1].copy_(saved)
+        self.epochs = epochs
+
+
+class Dynamics(SampleRows):
     """Streaming accumulators of `coreset.kernels.scores.SCORES`, one row per sample id.
 
     ``begin_epoch``, ``update`` for every batch, ``end_epoch``, and so on; ``scores`` after any
@@ -85,22 +108,21 @@ class Dynamics:
         el2n_epochs: int = EL2N_EPOCHS,
         window: int = WINDOW_EPOCHS,
         compiled: bool = False,
-        all_reduce: AllReduce = lambda _: None,
+        all_reduce: Callable[[Tensor], None] = lambda _: None,
         is_main: bool = True,
     ) -> None:
         """Start with nothing seen of the ids 0 .. n_samples - 1.
 
         Args:
             n_samples: Number of samples.
-            device: Where the logits will be.
+            device: Device of the logits.
             el2n_epochs: EL2N counts the presentations of epochs 0 .. el2n_epochs - 1 (10 in CCS).
             window: Epochs over which Dyn-Unc and DUAL take deviations (10 in both papers).
             compiled: Compile `accumulate` to one graph; pays on a GPU and for many classes.
-            all_reduce: Sum over all processes that share an epoch.
-            is_main: Whether this process keeps the sums; the others start again from nothing.
+            all_reduce: Replaces a tensor by its sum over all processes that share an epoch.
+            is_main: This process keeps the sums; the others start each epoch from nothing.
         """
-        self.n_samples, self.el2n_epochs, self.window = n_samples, el2n_epochs, window
-        self.epochs = 0  # that have ended
+        self.el2n_epochs, self.window = el2n_epochs, window
         self._sum_over_processes, self._is_main = all_reduce, is_main
         self._accumulate = torch.compile(accumulate, fullgraph=True) if compiled else accumulate
         rows = n_samples + 1
@@ -114,9 +136,12 @@ class Dynamics:
         self._forgetting = torch.zeros(rows, dtype=torch.int16, device=device)
         self._was_right = torch.zeros(rows, dtype=torch.uint8, device=device)
         self._spread = torch.zeros((rows, 2), device=device)
+        names = ("sums", "seen", "recent", "forgetting", "was_right", "spread")
+        self.rows = {name: getattr(self, f"_{name}") for name in names}
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch of the next batches; the first is 0."""
+        self._forget_unless_main()
         early, single = epoch < self.el2n_epochs, epoch == self.el2n_epochs - 1
         place = torch.tensor([early, single, epoch % self.window], dtype=torch.int64)
         self._counted.place.copy_(place, non_blocking=True)
@@ -134,25 +159,14 @@ class Dynamics:
         return self._accumulate(logits_bc, labels_b, ids_b, self._counted)
 
     def end_epoch(self, epoch: int) -> None:
-        """`collect`, and fold the epoch into the history of samples, equal on every process."""
-        self._all_reduce(epoch)
-        for start in range(0, self.n_samples, _ROWS_PER_FOLD):
-            self._fold(slice(start, start + _ROWS_PER_FOLD), epoch + 1)
-        self._seen.zero_()
-        self._forget_unless_main()
+        """`collect`, and fold the epoch into the history of samples."""
+        self.collect(epoch)
         self.epochs = epoch + 1
+        self._fold()
+        self._seen.zero_()
 
     def collect(self, epoch: int) -> None:
-        """Add up in the middle of an epoch, so that the `state` of the main process is whole."""
-        self._all_reduce(epoch)
-        self._forget_unless_main()
-
-    def _forget_unless_main(self) -> None:
-        if not self._is_main:
-            self._seen.zero_()
-            self._sums.zero_()
-
-    def _all_reduce(self, epoch: int) -> None:
+        """Add up all processes, so that the `state` of the main one is whole, also in an epoch."""
         for rows in (self._sums, self._seen, self._recent):
             rows[-1].zero_()  # padding
         column = self._recent[:, epoch % self.window]
@@ -161,36 +175,23 @@ class Dynamics:
         for tensor in (self._sums, self._seen, mine.view(torch.uint8)):
             self._sum_over_processes(tensor)
         column.copy_(mine)
-
-    def _fold(self, rows: slice, epochs: int) -> None:
-        seen, was = self._seen[rows] > 0, self._was_right[rows] > 0
-        right = self._seen[rows] > _SEEN
-        self._forgetting[rows] += (was & seen & ~right).to(torch.int16)
-        self._was_right[rows] = torch.where(seen, right, was).to(torch.uint8)
-        if epochs < self.window:
-            return
-        recent_nj = (self._recent[rows].float() + _HALF) / _STEPS
-        spread_n = recent_nj.std(dim=1, correction=min(1, self.window - 1))
-        doubt_n = 1 - recent_nj.mean(dim=1)
-        self._spread[rows] += torch.stack((spread_n, doubt_n * spread_n), dim=1)
-
-    def state(self) -> dict[str, Tensor]:
-        """Copy the state to the CPU, one row per sample, without the row of padding."""
-        return save_rows(self._rows())
-
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
-        """Continue from the `state` of the main process after ``epochs`` ended epochs.
-
-        The epoch under way is begun again with ``begin_epoch``. Another name, shape or type is a
-        ValueError.
-        """
-        load_rows(self._rows(), state)
-        self.epochs = epochs
         self._forget_unless_main()
 
-    def _rows(self) -> dict[str, Tensor]:
-        names = ("sums", "seen", "recent", "forgetting", "was_right", "spread")
-        return {name: getattr(self, f"_{name}") for name in names}
+    def _forget_unless_main(self) -> None:
+        if not self._is_main:
+            self._seen.zero_()
+            self._sums.zero_()
+
+    def _fold(self) -> None:
+        seen, right, was = self._seen > 0, self._seen > _SEEN, self._was_right > 0
+        self._forgetting += was & seen & ~right
+        self._was_right.copy_(torch.where(seen, right, was))
+        if self.epochs < self.window:
+            return
+        recent_nj = (self._recent.float() + _HALF) / _STEPS
+        spread_n = recent_nj.std(dim=1, correction=min(1, self.window - 1))
+        doubt_n = 1 - recent_nj.mean(dim=1)
+        self._spread += torch.stack((spread_n, doubt_n * spread_n), dim=1)
 
     def visits(self) -> NDArray[np.int64]:
         """Count the presentations of each sample, int64 of shape (n,); on the main process."""
@@ -238,18 +239,3 @@ class Dynamics:
 
 def _or_nan(counts: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.where(counts > 0, counts, np.float32(np.nan))
-
-
-def save_rows(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU without their last row, which is padding."""
-    return {name: tensor[:-1].to("cpu", copy=True) for name, tensor in rows.items()}
-
-
-def load_rows(rows: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Copy a state from `save_rows` back into ``rows``; other names in ``state`` are ignored."""
-    for name, tensor in rows.items():
-        saved, shape = state.get(name), (len(tensor) - 1, *tensor.shape[1:])
-        if saved is None or (saved.dtype, tuple(saved.shape)) != (tensor.dtype, shape):
-            kind = "nothing" if saved is None else f"{saved.dtype} {tuple(saved.shape)}"
-            raise ValueError(f"{name} must be {tensor.dtype} {shape}, got {kind}")
-        tensor[:-1].copy_(saved)

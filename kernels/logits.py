@@ -128,13 +128,6 @@ def loss_of_folds(
     return (losses_bk * is_trained_bk).sum() * (n_folds / (n_folds - 1))
 
 
-def held_out_logits(
-    logits_bkc: Float[Tensor, "b k c"], folds_b: Int[Tensor, " b"]
-) -> Float[Tensor, "b c"]:
-    """Select the logits of each sample's own fold, whose classifier has not trained on it."""
-    return logits_bkc[torch.arange(len(folds_b), device=folds_b.device), folds_b]
-
-
 def class_thresholds(
     confidence: Float[np.ndarray, " n"], labels: Int[np.ndarray, " n"], n_classes: int
 ) -> NDArray[np.float64]:

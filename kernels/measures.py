@@ -126,33 +126,24 @@ def shuffled_within_classes(
     return shuffled
 
 
-def welch_interval(
-    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " m"], confidence: float = 0.95
+def difference_interval(
+    first: Float[np.ndarray, " n"],
+    second: Float[np.ndarray, " m"],
+    confidence: float,
+    *,
+    paired: bool,
 ) -> tuple[float, float]:
-    """Bound ``mean(first) - mean(second)`` of independent samples of at least two values each.
+    """Bound ``mean(first) - mean(second)`` by Student's distribution; two values each at least.
 
-    Welch 1947, with Satterthwaite's degrees of freedom; no width where no value differs.
+    Independent samples as in Welch 1947, with Satterthwaite's degrees of freedom, which for the
+    differences of pairs are n - 1. No width where no value differs.
     """
-    parts = [float(values.var(ddof=1)) / values.size for values in (first, second)]
-    error = sum(parts)
-    squares = parts[0] ** 2 / (first.size - 1) + parts[1] ** 2 / (second.size - 1)
-    freedom = error**2 / squares if squares > 0 else 1.0
-    return _around(float(first.mean() - second.mean()), sqrt(error), freedom, confidence)
-
-
-def paired_interval(
-    first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"], confidence: float = 0.95
-) -> tuple[float, float]:
-    """Bound ``mean(first - second)`` of at least two pairs, by Student's distribution."""
-    differences = first - second
-    error = sqrt(float(differences.var(ddof=1)) / differences.size)
-    return _around(float(differences.mean()), error, differences.size - 1, confidence)
-
-
-def _around(
-    difference: float, error: float, freedom: float, confidence: float
-) -> tuple[float, float]:
     from scipy.special import stdtrit  # scipy.stats takes a second to import
 
-    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
-    return difference - half, difference + half
+    samples = [first - second] if paired else [first, second]
+    variances = [float(values.var(ddof=1)) / values.size for values in samples]
+    squares = sum(v**2 / (x.size - 1) for v, x in zip(variances, samples, strict=True))
+    freedom = sum(variances) ** 2 / squares if squares > 0 else 1.0
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * sqrt(sum(variances))
+    middle = float(first.mean() - second.mean())
+    return middle - half, middle + half

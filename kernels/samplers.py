@@ -119,18 +119,12 @@ def n_hardest(n: int, misratio: float) -> int:
 def ccs_draw(
     scores: NDArray[np.floating], budget: int, *, misratio: float, n_bins: int, seed: int
 ) -> tuple[NDArray[np.int64], int]:
-    """Draw exactly ``budget`` samples that cover the range of scores except its hard end.
+    """Draw exactly ``budget`` of n samples, covering the range of scores except its hard end.
 
-    The `n_hardest` lowest scores are cut (of ties, the lower position first), but at least
-    ``budget`` samples are kept. These are binned by `bin_of`; `stratum_counts` shares the budget
-    over the bins, and each bin is drawn uniformly without replacement (smallest `random_keys`).
-
-    Args:
-        scores: Finite, low is hard (`coreset.kernels.scores.easiness`).
-        budget: Samples to pick, 1 .. n.
-        misratio: Share of the hardest samples to cut, in [0, 1).
-        n_bins: Bins over the range of what remains (50 in the authors' code).
-        seed: The only source of randomness.
+    Scores are finite, and low is hard (`coreset.kernels.scores.easiness`). The `n_hardest` lowest
+    are cut (of ties, the lower position first), but at least ``budget`` samples are kept. These are
+    binned by `bin_of`, with 50 bins in the authors' code; `stratum_counts` shares the budget over
+    the bins, and each bin is drawn uniformly without replacement (smallest `random_keys`).
 
     Returns:
         Positions into the scores, ascending; and how many of the hardest were cut.

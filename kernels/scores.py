@@ -20,10 +20,7 @@ class ScoreMeaning:
     """A low value marks a hard (or mislabelled) sample."""
 
 
-_EPOCHS = "count, 0 to the epochs"
 _CCS = "Zheng et al. 2023 (CCS)"
-_EL2N = "Paul et al. 2021"
-_TONEVA = "Toneva et al. 2019"
 
 SCORES: Mapping[str, ScoreMeaning] = {
     "aum": ScoreMeaning(
@@ -46,26 +43,26 @@ SCORES: Mapping[str, ScoreMeaning] = {
     "el2n": ScoreMeaning(
         "distance of the softmax to the one-hot label (L2), mean over the early epochs",
         "probability, 0 to sqrt(2)",
-        f"{_EL2N}; {_CCS}, which sums",
+        f"Paul et al. 2021; {_CCS}, which sums",
     ),
     "el2n_single": ScoreMeaning(
         "the same in the last of the early epochs alone",
         "probability, 0 to sqrt(2)",
-        _EL2N,
+        "Paul et al. 2021",
     ),
     "forgetting": ScoreMeaning(
         "times a sample went from right to wrong; 0 for one that was never right",
         "count, 0 to half the epochs",
-        f"{_TONEVA}; {_CCS}",
+        f"Toneva et al. 2019; {_CCS}",
     ),
     "forgetting_toneva": ScoreMeaning(
         "the same, but the number of epochs for one that was never right",
-        _EPOCHS,
-        _TONEVA,
+        "count, 0 to the epochs",
+        "Toneva et al. 2019",
     ),
     "correctness": ScoreMeaning(
         "presentations at which the largest logit was the label's",
-        _EPOCHS,
+        "count, 0 to the epochs",
         "Swayamdipta et al. 2020",
         low_is_hard=True,
     ),

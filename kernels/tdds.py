@@ -12,7 +12,6 @@ Shape suffixes: b = batch, c = classes, n = samples, j = changes in a window, on
 """
 
 import math
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +20,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from coreset.kernels.dynamics import load_rows, save_rows
+from coreset.kernels.dynamics import SampleRows
 
 DECAY, FLOOR = 0.9, 1e-8
 WINDOW_EPOCHS = 10
@@ -43,7 +42,7 @@ class _Moved(NamedTuple):
     """d of the last epochs, in nats."""
 
 
-def _note_change(logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"], moved: _Moved) -> None:
+def _count(logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"], moved: _Moved) -> None:
     """Count one batch in place; one graph, no host synchronisation."""
     column, visits, logs, changes = moved
     rows_b = torch.where(ids_b < 0, visits.shape[0] - 1, ids_b)
@@ -62,7 +61,7 @@ def state_bytes(n_samples: int, n_classes: int, window: int = WINDOW_EPOCHS) -> 
     return (n_samples + 1) * (2 * n_classes + floats_and_counts)
 
 
-class Tdds:
+class Tdds(SampleRows):
     """Streaming TDDS of one process that sees every sample once an epoch, used like `Dynamics`.
 
     Several processes cannot share an epoch: the last softmax of a sample would lie in another one.
@@ -81,10 +80,8 @@ class Tdds:
 
         With 2 every score would be 0, because one change equals its mean.
         """
-        self.window, self.epochs = window, 0
-        self._note_change = (
-            torch.compile(_note_change, fullgraph=True) if compiled else _note_change
-        )
+        self.window = window
+        self._count = torch.compile(_count, fullgraph=True) if compiled else _count
         rows = n_samples + 1
         self._moved = _Moved(
             column=torch.zeros((), dtype=torch.int64, device=device),
@@ -93,16 +90,17 @@ class Tdds:
             changes=torch.zeros((rows, window - 1), device=device),
         )
         self._average = torch.zeros(rows, device=device)
+        names = ("tdds_visits", "tdds_logs", "tdds_changes", "tdds_average")
+        self.rows = dict(zip(names, (*self._moved[1:], self._average), strict=True))
 
     def begin_epoch(self, epoch: int) -> None:
         """Set the epoch of the next batches; the first is 0."""
         # The first epoch has no change; its column is overwritten before a window is complete.
-        column = torch.tensor(epoch % (self.window - 1), dtype=torch.int64)
-        self._moved.column.copy_(column, non_blocking=True)
+        self._moved.column.fill_(epoch % (self.window - 1))
 
     def update(self, logits_bc: Float[Tensor, "b c"], ids_b: Int[Tensor, " b"]) -> None:
         """Count one batch as `Dynamics.update` does."""
-        self._note_change(logits_bc, ids_b, self._moved)
+        self._count(logits_bc, ids_b, self._moved)
 
     def end_epoch(self, epoch: int) -> None:
         """Add the window that ends with this epoch, if it is complete, to the moving average."""
@@ -113,20 +111,6 @@ class Tdds:
         uneven_nj = changes_nj - changes_nj.mean(dim=1, keepdim=True)
         spread_n = torch.linalg.vector_norm(uneven_nj, dim=1)
         self._average.mul_(1 - DECAY).add_(spread_n, alpha=DECAY)
-
-    def state(self) -> dict[str, Tensor]:
-        """Copy the state to the CPU, one row per sample, without the row of padding."""
-        return save_rows(self._rows())
-
-    def load_state(self, state: Mapping[str, Tensor], epochs: int) -> None:
-        """Continue as `Dynamics.load_state` does."""
-        load_rows(self._rows(), state)
-        self.epochs = epochs
-
-    def _rows(self) -> dict[str, Tensor]:
-        _, visits, logs, changes = self._moved
-        names = ("tdds_visits", "tdds_logs", "tdds_changes", "tdds_average")
-        return dict(zip(names, (visits, logs, changes, self._average), strict=True))
 
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Return ``tdds`` after T = all ended epochs, float32 of shape (n,) in id order.

@@ -227,7 +227,7 @@ _FILTERS = {
     f"flags=bilinear,crop={SIZE}:{SIZE},format=rgb24",
     "whole": "format=rgb24",
 }
-"""Of FFmpeg; it has no random resized crop."""
+"""Filters of FFmpeg, which has no random resized crop."""
 
 
 def _spdl_batch(task: Task, ids: range) -> Numbered:

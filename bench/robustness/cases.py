@@ -48,7 +48,7 @@ class Inputs:
     expected: Expected
     tars: tuple[Path, ...] = ()
     options: tuple[str, ...] = ()
-    """Of ``coreset pack``."""
+    """Arguments of ``coreset pack``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +99,14 @@ class _Members:
     """At the end of the last shard."""
     shards: int = 1
     empty: bool = False
-    """Whether the last shard has no members."""
+    """The last shard has no members."""
     interleaved: bool = False
     pickle: str = ""
     """Ending of a member of ODD that creates a file when it is unpickled."""
     beside: bool = False
-    """Whether a plain sample of ODD's label comes last, so that its class is not empty."""
+    """A plain sample of ODD's label comes last, so that its class is not empty."""
     truth: Literal["own", "none", "before"] = "own"
-    """What is right for ODD: its own pixels, nothing, or the pixels of the sample before it."""
+    """Right output for ODD: its own pixels, nothing, or the pixels of the sample before it."""
 
 
 def _with_members(members: _Members, folder: Path) -> Inputs:

@@ -33,10 +33,10 @@ class OddImage:
     """File that is not a plain JPEG."""
 
     row: int
-    """Of the fault matrix (docs/benchmarks.md)."""
+    """Number in the fault matrix (docs/benchmarks.md)."""
     fault: str
     made: str
-    """How."""
+    """Way in which the file was made."""
     make: Callable[[], bytes]
     name: str = "odd.JPEG"
     """File name that it has in a source."""

@@ -52,7 +52,7 @@ class Ran:
     code: int
     """Exit code; minus the signal's number if one ended it."""
     text: str
-    """What it wrote to stdout and stderr."""
+    """Output on stdout and stderr."""
     peak_mb: int
     """Peak resident memory, of the process or the largest of its children."""
     in_time: bool = True

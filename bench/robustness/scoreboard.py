@@ -49,7 +49,7 @@ class Robustness:
     row: tuple[int, ...] = ()
     """Rows of the fault matrix to run; all by default. Records of other rows are kept."""
     contender: tuple[str, ...] = CONTENDERS
-    """Who is to run."""
+    """Contenders to run."""
     dry: bool = False
     """Record nothing."""
 

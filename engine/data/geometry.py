@@ -10,8 +10,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.kernels.crops import crop_boxes
-from coreset.kernels.seeds import derived_seed
+from coreset.kernels.seeds import crop_boxes, derived_seed
 from coreset.shards.errors import UsageError
 
 Box: TypeAlias = tuple[int, int, int, int]

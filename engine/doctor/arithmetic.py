@@ -48,7 +48,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "flip": lambda images, draws: horizontal_flip(unit_range(images), draws),
     "colour jitter": lambda images, draws: color_jitter(unit_range(images), draws),
     "lighting": lambda images, draws: lighting(unit_range(images), draws),
-    "CutMix": lambda images, draws: cutmix(unit_range(images), draws).images,
+    "CutMix": lambda images, draws: cutmix(unit_range(images), draws)[0],
 }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from coreset.engine.report.sets import ReportedSet, Row, method_order
-from coreset.kernels.measures import paired_interval, welch_interval
+from coreset.kernels.measures import difference_interval
 
 LEAST_STUDENTS = 3
 """Students that a method needs to be compared: the spread of two says next to nothing."""
@@ -156,8 +156,8 @@ def difference(best: Accuracy, rival: Accuracy) -> Difference:
     if min(best.n, rival.n) < LEAST_STUDENTS:
         return Difference(mean=mean)
     paired = best.seeds == rival.seeds and len(set(best.seeds)) == best.n
-    bounds = paired_interval if paired else welch_interval
-    low, high = bounds(np.array(best.best), np.array(rival.best), CONFIDENCE)
+    first, second = np.array(best.best), np.array(rival.best)
+    low, high = difference_interval(first, second, CONFIDENCE, paired=paired)
     return Difference(mean=mean, low=low, high=high, interval="paired" if paired else "Welch")
 
 

@@ -35,7 +35,6 @@ MOST_BYTES = 1 << 20
 """Largest file that `BatchDecoder` decodes."""
 PLANE_ALIGNMENT = 64
 """Alignment in bytes with which planes are written past the caches."""
-_BYTES_ALIGNMENT = LANES
 _ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
 
 
@@ -48,19 +47,13 @@ def normalised_planes(
     """
     flat, planes = image_hwc.reshape(-1), out_chw.reshape(3, -1)
     aligned = planes.ctypes.data % PLANE_ALIGNMENT == planes[0].nbytes % PLANE_ALIGNMENT == 0
-    _normalise(flat, planes.shape[1], aligned, factors, planes)
+    _normalise(flat, aligned, factors, planes)
 
 
 def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
     """Return the factors that turn uint8 into ``(pixel / 255 - mean) / std``, float32 (2, 3)."""
     spread = np.asarray(std, np.float64)
     return np.stack([1 / (255 * spread), -np.asarray(mean) / spread]).astype(np.float32)
-
-
-def warm_up() -> None:
-    """Compile `normalised_planes` before the first image needs it."""
-    image, planes = np.zeros((1, 1, 3), np.uint8), np.empty((3, 1, 1), np.float32)
-    normalised_planes(image, factors_of((0, 0, 0), (1, 1, 1)), planes)
 
 
 class CropBatch(NamedTuple):
@@ -117,7 +110,7 @@ class BatchDecoder:
         # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
         is_bytes = out.dtype == np.uint8
         row = 3 * self.size if is_bytes else 4 * self.size
-        unit = _BYTES_ALIGNMENT if is_bytes else PLANE_ALIGNMENT
+        unit = LANES if is_bytes else PLANE_ALIGNMENT
         stream = row % unit == out.ctypes.data % unit == 0
         buffers = (self._encoded, self._rows, self._decoder.memory)
         mode = _Mode(self.size, stream, coarse, *(buffer.ctypes.data for buffer in buffers))
@@ -213,18 +206,15 @@ def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None)
         if not 0 < n_columns <= mode.size + MOST_ADDED:
             return False
     call_c(jpeg.jpeg_skip_scanlines, (mode.libjpeg, crop.top))
-    direct = factors is None and not mode.stream and n_columns == mode.size
+    source = mode.rows + 3 * (crop.left - first)
     for top in range(0, mode.size, _ROWS_AT_ONCE):
         n_rows = min(mode.size - top, _ROWS_AT_ONCE)
-        target = crop.out + 3 * top * mode.size if direct else mode.rows
-        read_rows(jpeg, n_rows, 3 * n_columns, target, mode.libjpeg)
-        if not direct:
-            source = mode.rows + 3 * (crop.left - first)
-            rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
-            if factors is None:
-                _write_bytes(rows, crop.out)
-            else:
-                _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
+        read_rows(jpeg, n_rows, 3 * n_columns, mode.rows, mode.libjpeg)
+        rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
+        if factors is None:
+            _write_bytes(rows, crop.out)
+        else:
+            _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
     if mode.stream:
         fence()
     return True
@@ -233,13 +223,12 @@ def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None)
 @kernel
 def _normalise(
     pixels: NDArray[np.uint8],
-    n_pixels: int,
     stream: bool,  # noqa: FBT001 - a kernel's
     factors: NDArray[np.float32],
     planes: NDArray[np.float32],
 ) -> None:
-    rows = _Rows(address_of(pixels), 0, 0, 1, n_pixels, stream)
-    _write_planes(rows, address_of(factors), address_of(planes), 4 * n_pixels)
+    rows = _Rows(address_of(pixels), 0, 0, 1, planes.shape[1], stream)
+    _write_planes(rows, address_of(factors), address_of(planes), planes.strides[0])
     fence()
 
 
@@ -263,12 +252,12 @@ def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
 
 @inner
 def _write_bytes(rows: _Rows, out: int) -> None:
-    """Copy rows to the image at an address; streaming needs `_BYTES_ALIGNMENT`."""
+    """Copy rows to the image at an address; streaming needs multiples of `LANES`."""
     n = 3 * rows.n_columns
     for row in range(rows.n_rows):
         source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n
         if rows.stream:
-            for i in range(0, n, _BYTES_ALIGNMENT):
+            for i in range(0, n, LANES):
                 stream_bytes(source + i, target + i)
         else:
             for i in range(n):

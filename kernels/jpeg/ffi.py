@@ -8,7 +8,6 @@ writes memory by `load_at` and `store_at`. A test looks for counted references i
 
 import ctypes
 import os
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -103,32 +102,19 @@ def fetch_add(_typing: Untyped, counter: Untyped) -> Untyped:
 def longjmp_address(_typing: Untyped) -> Untyped:
     """Return the address of ``void f(void **p)``, which jumps to the buffer at ``p[3]``."""
 
-    def fill(builder: Untyped, function: Untyped) -> None:
+    def emit(_context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped) -> Untyped:
         kind = ir.FunctionType(_VOID, [_POINTER, _INT])
         longjmp = cgutils.get_or_insert_function(builder.module, kind, "longjmp")
-        pointers = builder.bitcast(function.args[0], _POINTER.as_pointer())
-        builder.call(longjmp, [builder.load(builder.gep(pointers, [_INT(3)])), _INT(1)])
-        builder.unreachable()
-
-    return types.int64(), _function("coreset_longjmp", fill)
-
-
-@instruction
-def noop(_typing: Untyped) -> Untyped:
-    """Return the address of ``void f(void *p)``, which does nothing."""
-    return types.int64(), _function("coreset_noop", lambda builder, _function: builder.ret_void())
-
-
-def _function(name: str, fill: Callable[[Untyped, Untyped], None]) -> Untyped:
-    """Emit a function of one pointer, and its address."""
-
-    def emit(_context: Untyped, builder: Untyped, _signature: Untyped, _args: Untyped) -> Untyped:
-        function = ir.Function(builder.module, ir.FunctionType(_VOID, [_POINTER]), name)
+        kind = ir.FunctionType(_VOID, [_POINTER])
+        function = ir.Function(builder.module, kind, "coreset_longjmp")
         function.linkage = "internal"
-        fill(ir.IRBuilder(function.append_basic_block()), function)
+        body = ir.IRBuilder(function.append_basic_block())
+        pointers = body.bitcast(function.args[0], _POINTER.as_pointer())
+        body.call(longjmp, [body.load(body.gep(pointers, [_INT(3)])), _INT(1)])
+        body.unreachable()
         return builder.ptrtoint(function, _WORD)
 
-    return emit
+    return types.int64(), emit
 
 
 def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
@@ -139,11 +125,6 @@ def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bo
     """
     preadv2 = ctypes.cast(ctypes.CDLL(None)["preadv2"], ctypes.c_void_p).value or 0
     return bool(_all_cached(preadv2, os.RWF_NOWAIT, descriptors, offsets, np.empty(3, np.int64)))
-
-
-def warm_up() -> None:
-    """Compile `all_cached` before the first batch needs it."""
-    all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
 
 
 @kernel

@@ -17,18 +17,16 @@ from coreset.kernels.jpeg.ffi import (
     call_c,
     load_at,
     longjmp_address,
-    noop,
     setjmp,
     store_at,
 )
 from coreset.kernels.jpeg.resize import Box
 from coreset.kernels.jpeg.simd import inner
 
-Memory: TypeAlias = NDArray[np.int64]
-"""``struct jpeg_decompress_struct``, followed by the structures at the offsets below."""
 VERSIONS = {62: 632, 80: 656}
 """``JPEG_LIB_VERSION`` to the size of ``struct jpeg_decompress_struct`` in bytes."""
-# Offsets of ``struct jpeg_error_mgr``, the buffer of ``setjmp``, and two arguments, in 4096 bytes.
+# A decoder's memory is 4096 bytes that begin with ``struct jpeg_decompress_struct``. Offsets in it
+# of ``struct jpeg_error_mgr``, the buffer of ``setjmp`` and two arguments; then of fields.
 _ERROR, BUFFER, _SPAN, _ROWS = 1024, 2048, 3072, 3200
 _CLIENT_DATA, _IMAGE_WIDTH, _IMAGE_HEIGHT, _JPEG_COLOR_SPACE = 24, 48, 52, 60
 _OUT_COLOR_SPACE, _DCT_METHOD, _DO_FANCY_UPSAMPLING, _OUTPUT_WIDTH = 64, 96, 100, 136
@@ -38,14 +36,7 @@ _ROWS_AT_ONCE = 4
 _MARGIN = 2  # columns added on each side, because the smoothing of colours needs a neighbour
 MOST_ADDED = 2 * _MARGIN + 31
 """Most columns that are decoded beside a region: libjpeg starts at a block of up to 32."""
-
-
-class _Region(NamedTuple):
-    left: int
-    top: int
-    right: int
-    bottom: int
-    coarse: bool
+_Region: TypeAlias = tuple[int, int, int, int, bool]  # left, top, right, bottom, coarse
 
 
 class Functions(NamedTuple):
@@ -64,6 +55,7 @@ class Functions(NamedTuple):
     jpeg_finish_decompress: int
     jpeg_abort_decompress: int
     jpeg_destroy_decompress: int
+    labs: int  # C's, harmless in place of the function that prints warnings
 
 
 class RegionDecoder:
@@ -92,8 +84,8 @@ class RegionDecoder:
         column and the number of columns of the rows: those of the box and up to `MOST_ADDED` more;
         (0, 0) if libjpeg refuses the file or warns of damage, or ``into`` is too small.
         """
-        encoded, region = np.frombuffer(data, np.uint8), _Region(*box, coarse)
-        return _decode(self.functions, encoded, region, into, self.memory)
+        encoded = np.frombuffer(data, np.uint8)
+        return _decode(self.functions, encoded, (*box, coarse), into, self.memory)
 
     def __del__(self) -> None:
         """Free the memory of libjpeg."""
@@ -107,7 +99,7 @@ def _decode(
     data: NDArray[np.uint8],
     region: _Region,
     into: NDArray[np.uint8],
-    memory: Memory,
+    memory: NDArray[np.int64],
 ) -> tuple[int, int]:
     source, target = (address_of(data), data.size), (address_of(into), into.size)
     return _decode_region(jpeg, source, region, target, address_of(memory))
@@ -121,14 +113,15 @@ def _decode_region(
     if setjmp(memory + BUFFER):
         destroy(jpeg, memory)
         return 0, 0
+    left, top, right, bottom, coarse = region
     read_header(jpeg, data, memory)
-    begin(jpeg, region.coarse, memory)
-    first, n_columns = crop_columns(jpeg, region.left, region.right, memory)
-    n_rows = region.bottom - region.top
+    begin(jpeg, coarse, memory)
+    first, n_columns = crop_columns(jpeg, left, right, memory)
+    n_rows = bottom - top
     if 3 * n_columns * n_rows > into[1]:
         n_columns = 0
     elif n_columns > 0:
-        call_c(jpeg.jpeg_skip_scanlines, (memory, region.top))
+        call_c(jpeg.jpeg_skip_scanlines, (memory, top))
         read_rows(jpeg, n_rows, 3 * n_columns, into[0], memory)
     if warned(memory):
         n_columns = 0
@@ -136,7 +129,7 @@ def _decode_region(
     return first, n_columns
 
 
-# The functions below run between `setjmp` and libjpeg: they take the address of `Memory`, no array.
+# The functions below run between `setjmp` and libjpeg: they take the memory by address, no array.
 @inner
 def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
     """Read the header of a file (address, bytes); `setjmp` has filled ``BUFFER`` before."""
@@ -144,7 +137,7 @@ def read_header(jpeg: Functions, data: tuple[int, int], memory: int) -> None:
         store_at(memory, call_c(jpeg.jpeg_std_error, (memory + _ERROR,)))
         store_at(memory + _CLIENT_DATA, memory + BUFFER)
         store_at(memory + _ERROR + _ERROR_EXIT, longjmp_address())
-        store_at(memory + _ERROR + _OUTPUT_MESSAGE, noop())
+        store_at(memory + _ERROR + _OUTPUT_MESSAGE, jpeg.labs)
         call_c(jpeg.jpeg_CreateDecompress, (memory, jpeg.version, jpeg.size))
     call_c(jpeg.jpeg_mem_src, (memory, data[0], data[1]))
     call_c(jpeg.jpeg_read_header, (memory, 1))

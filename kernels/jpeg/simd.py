@@ -4,7 +4,7 @@ LLVM's loop vectoriser uses half the registers' width and treats loops over 96 s
 were thousands. LLVM splits these vectors for processors with narrower registers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, cast
 
 from llvmlite import ir
@@ -28,9 +28,8 @@ def inner(function: Function) -> Function:
     return cast("Function", njit(**options)(function))
 
 
-def instruction(function: Callable[..., Untyped]) -> Callable[..., Untyped]:
-    """Define an operation of kernels by a generator of LLVM code."""
-    return intrinsic(function)
+instruction = cast("Callable[[Callable[..., Untyped]], Callable[..., Untyped]]", intrinsic)
+"""Define an operation of kernels by a generator of LLVM code."""
 
 
 class _Lanes(types.Type):
@@ -105,8 +104,7 @@ def transpose_in(
 
     def emit(context: Untyped, builder: Untyped, signature: Untyped, args: Untyped) -> Untyped:
         def part(row: int) -> Untyped:
-            step = builder.mul(args[2], ir.Constant(args[2].type, row))
-            at = builder.add(args[1], step)
+            at = builder.add(args[1], builder.mul(args[2], ir.Constant(args[2].type, row)))
             place = _address(context, builder, signature.args[0], args[0], at)
             return _load(builder, place, ir.VectorType(_WORD, n))
 
@@ -138,10 +136,9 @@ def transpose_out(
 
         rows = _transposed(builder, [vector(number) for number in range(n)])
         for row in range(LANES):
-            step = builder.mul(args[4], ir.Constant(args[4].type, row))
-            at = builder.add(args[3], step)
-            first = row // n * n
-            part = builder.shuffle_vector(rows[row % n], rows[row % n], _consecutive(first, n))
+            at = builder.add(args[3], builder.mul(args[4], ir.Constant(args[4].type, row)))
+            own = _indices(range(row - row % n, row - row % n + n))
+            part = builder.shuffle_vector(rows[row % n], rows[row % n], own)
             _store(builder, _address(context, builder, signature.args[2], args[2], at), part)
         return context.get_dummy_value()
 
@@ -171,7 +168,7 @@ def stream_planes(
             return _splat(builder, builder.load(place), n)
 
         for channel in range(3):
-            own = builder.shuffle_vector(samples, samples, _indices([*range(channel, 3 * n, 3)]))
+            own = builder.shuffle_vector(samples, samples, _indices(range(channel, 3 * n, 3)))
             values = builder.uitofp(own, ir.VectorType(number, n))
             values = builder.fadd(builder.fmul(values, factor(0, channel)), factor(1, channel))
             place = builder.add(planes, builder.mul(stride, ir.Constant(stride.type, channel)))
@@ -236,19 +233,15 @@ def _splat(builder: Untyped, number: Untyped, n: int) -> Untyped:
 
 def _concatenated(builder: Untyped, parts: list[Untyped]) -> Untyped:
     while len(parts) > 1:
-        both = _consecutive(0, 2 * parts[0].type.count)
+        both = _indices(range(2 * parts[0].type.count))
         parts = [
             builder.shuffle_vector(parts[i], parts[i + 1], both) for i in range(0, len(parts), 2)
         ]
     return parts[0]
 
 
-def _indices(numbers: list[int]) -> Untyped:
-    return ir.Constant(ir.VectorType(_INDEX, len(numbers)), numbers)
-
-
-def _consecutive(first: int, n: int) -> Untyped:
-    return _indices([*range(first, first + n)])
+def _indices(numbers: Sequence[int]) -> Untyped:
+    return ir.Constant(ir.VectorType(_INDEX, len(numbers)), [*numbers])
 
 
 def _filled(kind: Untyped, number: int) -> Untyped:

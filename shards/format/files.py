@@ -46,7 +46,7 @@ def fsync_tree(path: Path) -> None:
 
 def files_below(path: Path) -> list[Path]:
     """List the files below a directory in sorted order of their relative names."""
-    return sorted((e for e in path.rglob("*") if e.is_file()), key=lambda file: file.as_posix())
+    return sorted(filter(Path.is_file, path.rglob("*")), key=Path.as_posix)
 
 
 def temporary_name(path: Path) -> Path:
@@ -67,11 +67,8 @@ def interruption(path: Path) -> str:
 
 
 def missing(path: Path, remedy: str, *, otherwise: str = "") -> UsageError:
-    """Make the error for an input that is absent, was interrupted, or exists but is something else.
-
-    ``otherwise`` says what is wrong with a path that exists.
-    """
-    fault = otherwise if otherwise and path.exists() else "does not exist"
+    """Make the error for an input that is absent or interrupted, or ``otherwise`` what it is."""
+    fault = (path.exists() and otherwise) or "does not exist"
     return UsageError(interruption(path) or f"{path} {fault}; {remedy}")
 
 

@@ -21,7 +21,7 @@ from coreset.engine.data.decoders import (
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.stages.options import Decoding
-from coreset.kernels.crops import crop_boxes
+from coreset.kernels.seeds import crop_boxes
 from coreset.shards.errors import MachineError, UsageError
 
 EXACT_UNRESIZED = ["turbo", "dali", "pillow"]

@@ -125,8 +125,8 @@ def plain_input(images, labels, size, draws):
     step = horizontal_flip(step, draws, p=0.5)
     step = color_jitter(step, draws, strength=0.4)
     step = lighting(step, draws, std=0.1)
-    mixed = cutmix(normalised(step, IMAGENET_MEAN, IMAGENET_STD), draws, alpha=1.0)
-    return mixed.images, mixed.share, labels[mixed.partner]
+    mixed, partner, share = cutmix(normalised(step, IMAGENET_MEAN, IMAGENET_STD), draws, alpha=1.0)
+    return mixed, share, labels[partner]
 
 
 def test_a_batch_is_what_the_kernels_make_of_it_and_its_loss_goes_by_the_shares():

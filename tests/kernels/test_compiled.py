@@ -68,10 +68,10 @@ def test_a_library_without_libjpeg_is_refused():
     gc.collect()  # a decoder that was never ready is deleted without an error
 
 
-FUNCTIONS = Functions(*range(1, 14))
+FUNCTIONS = Functions(*range(1, 15))
 CROP = batch._Crop((1, 1), 1, 1, 1, 1, 1)
 MODE = batch._Mode(1, stream=True, coarse=False, encoded=1, rows=1, libjpeg=1)
-REGION = libjpeg._Region(1, 1, 1, 1, coarse=True)
+REGION = (1, 1, 1, 1, True)
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,11 @@ def test_restoring_the_state_midway_gives_bit_equal_scores(cut):
     after.load_state(state, cut)
     assert_same_state(replay(after, epochs[cut:], first_epoch=cut), whole)
     assert all(torch.equal(state[name], rows) for name, rows in kept.items()), "it is a copy"
+    assert not whole.state()["seen"].any(), "an ended epoch is not added to the next"
+    helper = make(is_main=False)
+    helper.load_state(state, cut)
+    helper.begin_epoch(cut)
+    assert not helper.state()["sums"].any(), "the main process alone keeps the sums"
 
 
 def assert_same_state(one, other):
@@ -199,7 +204,7 @@ def test_a_batch_reads_nothing_back_from_the_device_and_keeps_no_graph():
     with HostReads() as reads:
         stats = dynamics.update(logits, labels, labels)
     assert reads.found == []
-    assert not any(rows.requires_grad for rows in (*stats, *dynamics._rows().values()))
+    assert not any(rows.requires_grad for rows in (*stats, *dynamics.rows.values()))
 
 
 def test_the_state_of_another_data_set_is_refused():

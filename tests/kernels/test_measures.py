@@ -11,11 +11,10 @@ from scipy import stats
 
 from coreset.kernels.measures import (
     coverage,
-    paired_interval,
+    difference_interval,
     shuffled_within_classes,
     spearman,
     spearman_by_class,
-    welch_interval,
 )
 
 # Few distinct values, so that ties are everywhere; both zeros; the ends of the number line.
@@ -164,5 +163,5 @@ def test_intervals_are_those_of_scipy(pairs, more, confidence):
     if np.ptp(first - second) > 0:
         paired = scipy_interval(stats.ttest_rel(first, second), confidence)
     close = partial(pytest.approx, rel=1e-6, abs=1e-6)
-    assert welch_interval(first, third, confidence) == close(welch)
-    assert paired_interval(first, second, confidence) == close(paired)
+    assert difference_interval(first, third, confidence, paired=False) == close(welch)
+    assert difference_interval(first, second, confidence, paired=True) == close(paired)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import ks_2samp
 
-from coreset.kernels.crops import crop_boxes
 from coreset.kernels.jpeg.batch import PLANE_ALIGNMENT, factors_of, normalised_planes
 from coreset.kernels.jpeg.resize import reach, resize, warm_up
+from coreset.kernels.seeds import crop_boxes
 
 sides = st.one_of(st.integers(1, 12), st.integers(1, 150))
 kinds = st.sampled_from(["noise", "black and white", "gradient", "constant"])
@@ -273,8 +273,3 @@ def test_boxes_of_a_seed_stay_what_they_are():
     boxes = boxes_of([0, 1, 10**6], 400, 400, seed=42)
     assert boxes.tolist() == [[110, 57, 393, 303], [23, 54, 346, 357], [29, 14, 352, 375]]
     assert boxes_of([], 5, 5).shape == (0, 4)
-
-
-def test_an_image_without_pixels_is_refused():
-    with pytest.raises(ValueError, match="at least 1 pixel, got 4 x 0 at position 1; leave"):
-        crop_boxes(np.arange(2), np.array([3, 4]), np.array([3, 0]), 0, SCALE, RATIO)

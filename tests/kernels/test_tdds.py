@@ -13,7 +13,7 @@ BATCH = 4
 
 
 def tolerance(window):
-    """What steps of the state cost: each change half a step, a norm sqrt(J - 1) of that, and the
+    """Bound what the state's steps cost: a change half a step, a norm sqrt(J - 1) of that, and the
     weights of a moving average add up to at most 1. The rest is float32 arithmetic."""
     return math.sqrt(window - 1) * LOG_STEP / 2 + 2e-5
 
@@ -151,7 +151,7 @@ def test_a_batch_is_one_graph_for_all_epochs_and_reads_nothing_back():
     ids = torch.empty(4, dtype=torch.int64, device="meta")
     nowhere = Tdds(10, 3, "meta")
     nowhere.update(torch.empty((4, 3), device="meta", requires_grad=True), ids)
-    assert not any(rows.requires_grad for rows in nowhere._rows().values())
+    assert not any(rows.requires_grad for rows in nowhere.rows.values())
     logits = recorded_run(n=10, n_classes=4, n_epochs=6, seed=9)
     traced, eager = (Tdds(10, 4, "cpu", window=3) for _ in range(2))
     graphs = []
@@ -160,13 +160,13 @@ def test_a_batch_is_one_graph_for_all_epochs_and_reads_nothing_back():
         graphs.append(graph)
         return graph
 
-    traced._note_change = torch.compile(traced._note_change, fullgraph=True, backend=counted)
+    traced._count = torch.compile(traced._count, fullgraph=True, backend=counted)
     replay(traced, logits, range(6))
     assert_same_state(traced, replay(eager, logits, range(6)))
     assert len(graphs) == 1
 
 
 def test_the_stated_memory_is_what_the_state_takes():
-    rows = Tdds(50, 7, "cpu", window=6)._rows().values()
+    rows = Tdds(50, 7, "cpu", window=6).rows.values()
     assert state_bytes(50, 7, 6) == sum(part.numel() * part.element_size() for part in rows)
     assert 2.6e9 < state_bytes(1_281_167, 1000) < 2.7e9

@@ -27,8 +27,7 @@ from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.turbo import decode_jpeg, decoder_of_thread
 from coreset.engine.data.geometry import Geometry, Pixels
 from coreset.engine.data.reader import LazyBytes
-from coreset.kernels.jpeg import batch as planes
-from coreset.kernels.jpeg import ffi, odd_memory
+from coreset.kernels.jpeg import odd_memory
 from coreset.kernels.jpeg import resize as resizing
 from coreset.kernels.jpeg.batch import (
     IN_MEMORY,
@@ -40,6 +39,7 @@ from coreset.kernels.jpeg.batch import (
     factors_of,
     normalised_planes,
 )
+from coreset.kernels.jpeg.ffi import all_cached
 
 _LEAST_SHARE = 0.5
 """Share of a batch that needs no resampling; with less all images are decoded one by one."""
@@ -169,14 +169,14 @@ def decode_crops(
 
 def warm_up(*, floats: bool) -> None:
     """Compile what a batch may need, so that none waits; seconds the first time."""
-    ffi.warm_up()
+    all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
     resizing.warm_up(long=False)
     crops = CropBatch(*[np.zeros(1, np.int64)] * 7)  # one image of no bytes
     queue = WorkQueue(np.zeros(1, np.int64), np.zeros(1, np.bool_))
     shape, kind, factors = (1, 32, 32, 3), np.uint8, None
     if floats:
         shape, kind, factors = (1, 3, 32, 32), np.float32, factors_of((0,) * 3, (1,) * 3)
-        planes.warm_up()
+        normalised_planes(np.zeros((1, 1, 3), np.uint8), factors, np.empty((3, 1, 1), np.float32))
     decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
 
 

@@ -79,11 +79,11 @@ class HardLabels(Protocol):
         """Augment as ``data.py`` does; a mixed image pays for both labels by their shares."""
         crops = random_resized_crop(unit_range(images), self.size, draws, scale=(0.5, 1.0))
         jittered = lighting(color_jitter(horizontal_flip(crops, draws), draws), draws)
-        mixed = cutmix(normalised(jittered, IMAGENET_MEAN, IMAGENET_STD), draws)
+        inputs = normalised(jittered, IMAGENET_MEAN, IMAGENET_STD)
+        mixed, partner, share = cutmix(inputs, draws)
 
         def loss(logits: Tensor) -> Tensor:
-            own = cross_entropy(logits, labels)
-            partner = cross_entropy(logits, labels[mixed.partner])
-            return mixed.share * own + (1 - mixed.share) * partner
+            own, pasted = cross_entropy(logits, labels), cross_entropy(logits, labels[partner])
+            return share * own + (1 - share) * pasted
 
-        return TrainingBatch(mixed.images, loss)
+        return TrainingBatch(mixed, loss)
