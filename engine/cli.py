@@ -13,12 +13,16 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from coreset.engine.runtime.signals import INTERRUPTED, TEXT, end_on_interrupt, raise_signals
 from coreset.shards.errors import CoresetError, MachineError, UsageError
 
 if TYPE_CHECKING:
+    from importlib.abc import Loader
+
     from coreset.engine.stages.options import Stage
 
 # verb: (arguments, module, class, description)
@@ -189,9 +193,15 @@ def _out_of_memory(error: MemoryError | RuntimeError, stage: "Stage") -> Machine
 class _WithoutPandas:
     """Import hook that hides pandas, which pyarrow imports for its first table: 0.9 s a command."""
 
-    def find_spec(self, name: str, *_: object) -> None:
-        if name == "pandas":
-            raise ModuleNotFoundError("coreset does without pandas", name=name)
+    def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+        # Not to raise here: others look for pandas without importing it.
+        return ModuleSpec(name, cast("Loader", self)) if name == "pandas" else None
+
+    def create_module(self, _spec: ModuleSpec) -> None:
+        """Let Python create the module."""
+
+    def exec_module(self, module: ModuleType) -> NoReturn:
+        raise ModuleNotFoundError("coreset does without pandas", name=module.__name__)
 
 
 def hide_pandas() -> None:

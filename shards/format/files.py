@@ -23,7 +23,6 @@ from coreset.shards.errors import MachineError, UsageError
 
 Json: TypeAlias = Mapping[str, Any]
 Document = TypeVar("Document")
-_INT_LIMIT = 1 << 63
 COMMAND_NAME = "command.txt"
 """In the scratch directory of an artifact: the command line that makes it."""
 _AT_FDCWD, _RENAME_EXCHANGE, _SYNC_FILE_RANGE_WRITE = -100, 2, 2  # <fcntl.h> and <stdio.h>
@@ -272,7 +271,7 @@ def _object(document: object) -> dict[str, Any]:
 
 
 def _value(value: Any, hint: Any, name: str) -> Any:  # noqa: ANN401 - of any type
-    if type(value) is hint and (hint is not int or -_INT_LIMIT <= value < _INT_LIMIT):
+    if type(value) is hint and (hint is not int or value.bit_length() < 64):
         return value
     origin, inner = get_origin(hint), get_args(hint)
     if hint is Any or (origin is Literal and value in inner):
