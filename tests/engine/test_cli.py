@@ -163,6 +163,7 @@ def with_path(*folders):
 def ended_by(number, command, *folders):
     """Exit code and standard error of a command that gets a signal once it said something."""
     pipe = subprocess.PIPE
+    command = ["env", "--default-signal=INT", *command]  # which a shell's background ignores
     with subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, env=with_path(*folders)
     ) as process:
