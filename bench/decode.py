@@ -21,6 +21,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import tyro
 
+from coreset.bench.decode_host import HOST_BATCH, host_work
 from coreset.bench.decode_racers import CACHED, FAST, OURS, Packed, Racers, difference
 from coreset.bench.docs import (
     SPREAD,
@@ -48,6 +49,7 @@ Part: TypeAlias = Literal[
     "cached",
     "rrc-original",
     "rrc-packed256",
+    "host",
 ]
 PARTS: tuple[Part, ...] = get_args(Part)
 InputName: TypeAlias = Literal["imagenet", "packed256", "imagenette"]
@@ -127,6 +129,14 @@ class DecodeBench(Options):
         self, part: Part, work: Path, racers: Racers, inputs: dict[InputName, Packed]
     ) -> Iterator[Row]:
         """Run all loaders of each race by turns, beside decoding alone."""
+        if part == "host":
+            photos = self._packed("imagenet", work / part)
+            sizes = {"batch": HOST_BATCH, "threads": self.threads, "input_note": photos.note}
+            for row in host_work(
+                photos.dataset, threads=self.threads, repeats=self.repeats, work=work
+            ):
+                yield sizes | row
+            return
         for each in RACES[part]:
             if each.images not in inputs:
                 inputs[each.images] = self._packed(each.images, work)
@@ -210,7 +220,7 @@ def best_peer(rows: Iterable[Row]) -> Row:
 
 
 def _goals() -> str:
-    rows = _recorded(*PARTS)
+    rows = _recorded(*RACES)
     lines: list[Sequence[str]] = []
     for row in (row for row in rows if "targets" in row):
         rivals = {each["contender"]: each for each in rows if each["race"] == row["race"]}
@@ -261,8 +271,20 @@ BLOCKS: Mapping[str, Block] = {
     "decode_imagenette": _race_table("imagenette224"),
     "decode_cached": _race_table("cached"),
     "decode_random": _race_table("rrc-original", "rrc-packed256"),
+    "decode_host": Table(
+        lambda: [
+            row | {"ms": [1e3 * each * row["batch"] / row["images"] for each in row["seconds"]]}
+            for row in records_of("decode.host")
+        ],
+        {
+            "clock": "{clock}",
+            "way": contender,
+            "ms per batch": "{ms[0]:.1f}",
+            "other / it": "{speed_over}",
+        },
+    ),
     "decode_circumstances": lambda: race_circumstances(
-        _recorded(*PARTS), "threads or workers of every loader"
+        _recorded(*RACES), "threads or workers of every loader"
     ),
 }
 

@@ -73,11 +73,11 @@ class Training:
 
 def training_on(dataset: Dataset, size: int, lr: float = _RANDOM_LR) -> Training:
     """Decode a packed data set and make a network, which takes milliseconds, to train on it."""
-    device = resolve_device("cpu")
+    device, recipe = resolve_device("cpu"), replace(_FULL, size=size)
     proxy = convolutional_proxy(
-        training_images(dataset, size, device, FeatureSpec(backbone="")),
+        training_images(dataset, recipe, device, FeatureSpec(backbone="")),
         len(dataset.classes),
-        replace(_FULL, size=size),
+        recipe,
         seed=0,
         device=device,
     )

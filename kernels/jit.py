@@ -35,12 +35,17 @@ def kernel(function: Function) -> Function:
         _config.CACHE_DIR = before
 
 
+def cache_folder() -> Path:
+    """Return the folder of what this user's runs keep for later ones (``CORESET_CACHE``)."""
+    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("CORESET_CACHE") or user / "coreset")
+
+
 def code_folder() -> Path | None:
     """Return the folder for the compiled code of these sources; None if it cannot be used."""
-    user = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    base = Path(os.environ.get("CORESET_CACHE") or user / "coreset")
-    folder = base / f"kernels-{_sources_digest()[:24]}"
     try:
+        base = cache_folder()
+        folder = base / f"kernels-{_sources_digest()[:24]}"
         base.parent.mkdir(parents=True, exist_ok=True)
         for directory in (base, folder):
             directory.mkdir(mode=0o700, exist_ok=True)

@@ -7,6 +7,7 @@ the set, which is what "covers" means, and takes means, which a single outlier h
 """
 
 import warnings
+from functools import cache, partial
 from math import nan, sqrt
 from typing import Any
 
@@ -24,6 +25,8 @@ def coverage(
     reference_features: Float[np.ndarray, "n d"],
     reference_labels: Int[np.ndarray, " n"],
     n_classes: int,
+    *,
+    device: str = "cpu",
 ) -> dict[str, float]:
     """Measure a condensed set against a reference: means over classes, of which higher is better.
 
@@ -32,19 +35,20 @@ def coverage(
     - r2, coverage: mean over v in V of the max over s in S of cos(v, s)
     - d2, diversity: 1 - mean over pairs of S of their cosine; without classes of a single image
 
-    FAISS finds exact nearest neighbours; their cosines are computed again in float64, so that no
-    result depends on the number of threads. A row without direction, and a class without samples in
-    either, are a ValueError.
+    `nearest` finds neighbours on ``device``; their cosines are computed again in float64, so that
+    no result depends on the number of threads. A row without direction, and a class without samples
+    in either, are a ValueError.
     """
     set_rows = _rows_by_class("set", set_features, set_labels, n_classes)
     reference_rows = _rows_by_class("reference", reference_features, reference_labels, n_classes)
     pairs = list(zip(set_rows, reference_rows, strict=True))
     several = [s for s in set_rows if len(s) > 1]
+    cosines = partial(_nearest_cosines, device=device)
     return {
-        "r1": float(np.mean([_nearest_cosines(s, v).min() for s, v in pairs])),
+        "r1": float(np.mean([cosines(s, v).min() for s, v in pairs])),
         # The nearest is the row itself or a copy of it; if copies tie, either has the cosine 1.
-        "d1": _mean_or_nan([1 - _nearest_cosines(s, s, rank=1).max() for s in several]),
-        "r2": float(np.mean([_nearest_cosines(v, s).mean() for s, v in pairs])),
+        "d1": _mean_or_nan([1 - cosines(s, s, rank=1).max() for s in several]),
+        "r2": float(np.mean([cosines(v, s).mean() for s, v in pairs])),
         "d2": _mean_or_nan([_mean_distance(s) for s in several]),
     }
 
@@ -74,18 +78,48 @@ def _rows_by_class(
     return [normalised[members] for members in positions]
 
 
+def nearest(
+    queries: Float[np.ndarray, "q d"], base: Float[np.ndarray, "n d"], k: int, device: str = "cpu"
+) -> Int[np.ndarray, "q k"]:
+    """Find the ``k`` rows of ``base`` with the largest inner products, largest first, exactly.
+
+    By FAISS in float32, on ``device``; of rows that differ less than that, either may come first.
+    """
+    import faiss
+
+    metric: dict[str, Any] = {"metric": faiss.METRIC_INNER_PRODUCT}
+    if search_device(device) == "cpu":
+        return faiss.knn(queries, base, k, **metric)[1]
+    number = int(device.partition(":")[2] or 0)
+    return faiss.knn_gpu(_gpu_memory(), queries, base, k, device=number, **metric)[1]
+
+
+def search_device(device: str) -> str:
+    """Return ``device`` if FAISS can search there, else ``cpu``."""
+    import faiss
+
+    on_gpu = device.startswith("cuda") and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus()
+    return device if on_gpu else "cpu"
+
+
+@cache
+def _gpu_memory() -> Any:  # noqa: ANN401 - FAISS has no types
+    import faiss
+
+    memory = faiss.StandardGpuResources()
+    memory.setTempMemory(1 << 28)  # of 1.5 GB, which a training beside it would miss
+    return memory
+
+
 def _nearest_cosines(
-    queries: NDArray[np.float32], base: NDArray[np.float32], rank: int = 0
+    queries: NDArray[np.float32], base: NDArray[np.float32], rank: int = 0, *, device: str
 ) -> NDArray[np.float64]:
     """Compute the cosine of each query and its nearest row, or the one of another rank, in float64.
 
     It is clipped to [-1, 1], because lengths are float32.
     """
-    import faiss
-
-    _, positions = faiss.knn(queries, base, rank + 1, metric=faiss.METRIC_INNER_PRODUCT)
-    nearest = base[positions[:, rank]]
-    return np.clip(np.einsum("nd,nd->n", queries, nearest, dtype=np.float64), -1.0, 1.0)
+    neighbours = base[nearest(queries, base, rank + 1, device)[:, rank]]
+    return np.clip(np.einsum("nd,nd->n", queries, neighbours, dtype=np.float64), -1.0, 1.0)
 
 
 def _mean_distance(rows: NDArray[np.float32]) -> float:

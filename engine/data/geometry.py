@@ -66,6 +66,24 @@ class Geometry:
         left, top = round((target_width - size) / 2.0), round((target_height - size) / 2.0)
         return Placement(whole, target_width, target_height, (left, top, left + size, top + size))
 
+    def regions(
+        self, widths: Ints, heights: Ints, crops: Ints | None = None
+    ) -> NDArray[np.float64]:
+        """Return what of each stored image fills the output: (top, left), (bottom, right).
+
+        Shape (b, 2, 2), in pixels of the stored images; ``crops`` of shape (b, 4) as in `place`.
+        """
+        if crops is not None:
+            return crops.reshape(-1, 2, 2)[:, :, ::-1].astype(np.float64)
+        extents = np.stack((heights, widths), axis=1)
+        if self.resize is None:
+            return np.stack((np.zeros_like(extents), extents), axis=1).astype(np.float64)
+        shorts = extents.min(axis=1, keepdims=True)
+        targets = (self.resize * extents / shorts).astype(np.int64)  # truncated, as in `place`
+        first = np.rint((targets - self.size) / 2)
+        # Multiplied first: a square that covers everything ends exactly where the image ends.
+        return np.stack((first, first + self.size), axis=1) * extents[:, None] / targets[:, None]
+
     def needs_no_resize(self, widths: Ints, heights: Ints) -> tuple[NDArray[np.bool_], Ints, Ints]:
         """Return which images `place` cuts without resampling, and left and top of the square."""
         if self.resize is None:

@@ -6,6 +6,7 @@
 
 import mmap
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -18,10 +19,18 @@ from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.geometry import Geometry
-from coreset.engine.data.images import DECODE_BATCH, DecodedImages, device_bytes
+from coreset.engine.data.images import (
+    DECODE_BATCH,
+    DecodedImages,
+    EpochSource,
+    decode_all,
+)
 from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.residency import Capacity, Place, choose_place
 from coreset.engine.data.stream import Batch, ImageStream
-from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
+from coreset.engine.runtime.limits import decoded_bytes
+from coreset.engine.runtime.progress import progress, say
+from coreset.engine.runtime.text import readable_bytes
 from coreset.shards.errors import MachineError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import (
@@ -34,6 +43,8 @@ from coreset.shards.format.files import (
 )
 
 PIXELS_NAME, INDEX_NAME = "pixels.u8", "pixels.json"
+KEPT_NAME = ".images"
+"""Folder of images that a run decoded for itself."""
 CHUNK_BYTES = 1 << 26
 _MAP_FLAGS = mmap.MAP_PRIVATE | 0x4000  # MAP_NORESERVE of Linux: Python names it from 3.13 on
 
@@ -163,7 +174,8 @@ def open_cache(path: Path, dataset: Dataset, *, device: str = "cpu") -> DecodedI
     """
     index = _checked_index(path, dataset)
     images_nhwc, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
-    if target.type == "cuda" and index.n_bytes <= RESIDENT_SHARE * device_bytes(target):
+    place = choose_place(index.n_bytes, Capacity.of(target, None), epochs=1)
+    if place is Place.DEVICE:
         images_nhwc = images_nhwc.to(target)
     return DecodedImages(
         images_nhwc.permute(0, 3, 1, 2),
@@ -172,6 +184,41 @@ def open_cache(path: Path, dataset: Dataset, *, device: str = "cpu") -> DecodedI
         undecodable=index.undecodable,
         device=target,
     )
+
+
+def keep_images(
+    source: ImageStream,
+    *,
+    epochs: int,
+    batch_pixels: int = 0,
+    scratch: Path | None = None,
+) -> EpochSource:
+    """Decode ``source`` once into the place that `choose_place` chooses, and close it; or keep it.
+
+    Without ``scratch`` there is no file. What an interrupted run wrote is used again.
+    """
+    n, side = len(source), source.geometry.size
+    capacity = Capacity.of(source.device, scratch)
+    needed = decoded_bytes(n, side)
+    place = choose_place(needed, capacity, epochs=epochs, batch_pixels=batch_pixels)
+    if capacity.device or place is not Place.HOST:  # that a CPU's memory holds them is usual
+        say(f"{n:,} images of {side} px, {readable_bytes(needed)}, kept {place} ({capacity})")
+    if place is Place.NOWHERE:
+        return source
+    with closing(source), progress("decode", n) as bar:
+        if place is not Place.FILE or scratch is None:
+            on = source.device if place is Place.DEVICE else torch.device("cpu")
+            return decode_all(source, on, bar.advance)
+        folder = scratch / KEPT_NAME
+        folder.mkdir(exist_ok=True)
+        index = write_cache(source, folder, lambda _, done: bar.advance(done))
+        return DecodedImages(
+            _mapped(folder / PIXELS_NAME, index).permute(0, 3, 1, 2),
+            source.labels,
+            source.ids,
+            undecodable=index.undecodable,
+            device=source.device,
+        )
 
 
 def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:

@@ -1,22 +1,26 @@
 """Decode once, keep the pixels: all images of a source in one uint8 tensor for every epoch."""
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from coreset.engine.data.decoders.threads import BatchMemory
+from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.geometry import Box, Ints, Pixels
 from coreset.engine.data.order import PADDING, BatchOrder
-from coreset.engine.data.stream import Batch, ImageStream, batch_of, prefetch
-from coreset.engine.runtime.limits import RESIDENT_SHARE, available_bytes, decoded_bytes
+from coreset.engine.data.prefetch import prefetch_on_stream
+from coreset.engine.data.residency import device_bytes
+from coreset.engine.data.stream import Batch, ImageStream, batch_of
+from coreset.engine.runtime.limits import RESIDENT_SHARE, decoded_bytes
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import MachineError, UsageError
 
 DECODE_BATCH = 256
+GATHERING_THREADS = 4
 
 
 class DecodedImages:
@@ -48,7 +52,10 @@ class DecodedImages:
         self.size = images.shape[-1]
         self._is_decoded = ~np.isin(ids, list(self.undecodable))
         self._device = device or images.device
-        self._memory = BatchMemory()
+        self._memory = BatchMemory(self._device)
+        # A copy to a GPU is to be as fast as its bus, which one thread's gathering is not.
+        is_sent = self._device.type == "cuda" and not images.is_cuda
+        self._pool = ThreadPoolExecutor(GATHERING_THREADS) if is_sent else None
 
     def __len__(self) -> int:
         return self.ids.size
@@ -57,6 +64,8 @@ class DecodedImages:
         """Drop the pixels."""
         self.images = self.images[:0].clone()
         self._memory.forget()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def epoch(self, order: BatchOrder) -> Iterator[Batch]:
         """Read one epoch as ``ImageStream.epoch`` does, but without random crops."""
@@ -66,7 +75,7 @@ class DecodedImages:
                 "coreset.kernels.augment.random_resized_crop"
             )
         batches = self._batches(order)
-        return batches if self.images.is_cuda else prefetch(batches, 1)
+        return batches if self.images.is_cuda else prefetch_on_stream(batches, 1, self._device)
 
     def _batches(self, order: BatchOrder) -> Generator[Batch]:
         images_nhwc = self.images.permute(0, 2, 3, 1)
@@ -74,9 +83,14 @@ class DecodedImages:
             kept = positions[positions != PADDING]
             kept = kept[self._is_decoded[kept]]
             if order.pad or kept.size:
-                images = take_rows(images_nhwc, kept, self._memory).permute(0, 3, 1, 2)
+                images = take_rows(images_nhwc, kept, self._memory, self._pool).permute(0, 3, 1, 2)
                 n = positions.size if order.pad else None
-                yield batch_of(images.to(self._device), self.labels[kept], self.ids[kept], n=n)
+                yield batch_of(
+                    images.to(self._device, non_blocking=True),
+                    self.labels[kept],
+                    self.ids[kept],
+                    n=n,
+                )
 
 
 EpochSource: TypeAlias = ImageStream | DecodedImages
@@ -99,24 +113,28 @@ def crop_rows(images_nhwc: Pixels, rows: Ints, boxes: Ints, out: Pixels, *, work
             part.result()
 
 
-def take_rows(values: Tensor, rows: Ints, memory: BatchMemory) -> Tensor:
+def take_rows(
+    values: Tensor, rows: Ints, memory: BatchMemory, pool: ThreadPoolExecutor | None = None
+) -> Tensor:
     """Copy rows of a tensor, on a CPU into ``memory``.
 
-    There by NumPy, on one thread, at the speed of memory: torch's threads wait for one another as
-    soon as other threads want the cores too.
+    There by NumPy, on one thread unless a ``pool`` is given, at the speed of memory: torch's
+    threads wait for one another as soon as other threads want the cores too.
     """
     if values.is_cuda:
         return values.index_select(0, torch.from_numpy(rows).to(values.device))
     source = values.numpy()
     taken = memory.take((rows.size, *source.shape[1:]), source.dtype)
-    for position, row in enumerate(rows):
-        taken[position] = source[row]
+
+    def copy_some(first: int, step: int = 1) -> None:
+        for position in range(first, rows.size, step):
+            taken[position] = source[rows[position]]
+
+    if pool is None:
+        copy_some(0)
+    else:
+        list(pool.map(partial(copy_some, step=GATHERING_THREADS), range(GATHERING_THREADS)))
     return torch.from_numpy(taken)
-
-
-def device_bytes(device: torch.device) -> int:
-    """Return the bytes that can still be allocated on a device."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
 
 
 def load_into_memory(source: ImageStream) -> DecodedImages:
@@ -129,22 +147,33 @@ def load_into_memory(source: ImageStream) -> DecodedImages:
             f"but {RESIDENT_SHARE:.0%} of {available / 1e9:.2f} GB available on {source.device} "
             "may be used; choose a smaller size or stream the images"
         )
-    images_nhwc = torch.zeros((len(source), size, size, 3), dtype=torch.uint8, device=source.device)
+    return decode_all(source, source.device)
+
+
+def decode_all(
+    source: ImageStream, kept_on: torch.device, on_batch: Callable[[int], object] = int
+) -> DecodedImages:
+    """Decode every sample of ``source``, which stays open, to be kept on a device or the host.
+
+    Batches come on the device of ``source``. ``on_batch`` gets the number of images of each.
+    """
+    size = source.geometry.size
+    images_nhwc = torch.zeros((len(source), size, size, 3), dtype=torch.uint8, device=kept_on)
     order = BatchOrder(batch=max(1, min(DECODE_BATCH, len(source))), pad=True)
     for positions, batch in zip(order.batches(len(source)), source.epoch(order), strict=True):
         rows = positions[positions != PADDING]
         rows = rows[np.isin(source.ids[rows], batch.ids.cpu().numpy())]
         decoded = batch.images.permute(0, 2, 3, 1)[: rows.size]
-        if decoded.is_cuda:
+        if images_nhwc.is_cuda:
             images_nhwc[torch.from_numpy(rows).to(decoded.device)] = decoded
         else:  # on one thread, as in `take_rows`
-            images_nhwc.numpy()[rows] = decoded.numpy()
+            images_nhwc.numpy()[rows] = decoded.cpu().numpy()
+        on_batch(rows.size)
     images = images_nhwc.permute(0, 3, 1, 2)
-    return DecodedImages(images, source.labels, source.ids, undecodable=source.undecodable)
-
-
-def cache_if_fits(source: ImageStream) -> EpochSource:
-    """Decode ``source`` into memory where it fits, else hand it back to be streamed."""
-    needed = decoded_bytes(len(source), source.geometry.size)
-    fits = needed <= RESIDENT_SHARE * device_bytes(source.device)
-    return load_into_memory(source) if fits else source
+    return DecodedImages(
+        images,
+        source.labels,
+        source.ids,
+        undecodable=source.undecodable,
+        device=source.device,
+    )

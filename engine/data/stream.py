@@ -1,13 +1,9 @@
 """Decoded batches of a packed data set, in an order fixed by the seed, read and decoded ahead."""
 
 import os
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
-from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -21,16 +17,15 @@ from coreset.engine.data.decoders import (
 )
 from coreset.engine.data.geometry import Geometry, Ints
 from coreset.engine.data.order import PADDING, BatchOrder
+from coreset.engine.data.prefetch import prefetch, prefetch_on_stream, require_process
 from coreset.engine.data.reader import ShardReader, require_ids
-from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import Dataset
 
 ENCODED_AHEAD, DECODED_AHEAD = 2, 1
 """Batches; decoded ones take the more memory."""
 MOST_LEFT_OUT = 10
 """Samples that may be left out, or 0.1 % of all if that is more."""
-T = TypeVar("T")
-_END = object()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +52,9 @@ def batch_of(images: Tensor, labels: Ints, ids: Ints, *, n: int | None = None) -
         images = torch.cat((images, images.new_zeros((missing, *images.shape[1:]))))
         padding = np.full(missing, PADDING)
         labels, ids = np.append(labels, padding), np.append(ids, padding)
-    rows = (torch.from_numpy(np.array(row)).to(images.device) for row in (labels, ids))
+    rows = torch.from_numpy(np.stack((labels, ids)))
+    if images.is_cuda:  # one copy, which the host does not wait for
+        rows = rows.pin_memory().to(images.device, non_blocking=True)
     return Batch(images, *rows)
 
 
@@ -130,8 +127,8 @@ class ImageStream:
             ManifestError: (While iterating) a sample cannot be read or decoded; it is named.
         """
         self._process = self._process or os.getpid()
-        _require_process(self._process)
-        return prefetch(self._decoded(order, empty=empty), DECODED_AHEAD)
+        require_process(self._process)
+        return prefetch_on_stream(self._decoded(order, empty=empty), DECODED_AHEAD, self.device)
 
     def _encoded(self, order: BatchOrder) -> Generator[tuple[int, Ints, EncodedBatch]]:
         """Yield the number of rows, and the ids and stored bytes of those that are no padding."""
@@ -148,7 +145,7 @@ class ImageStream:
                 images, kept = self._images(ids, batch)
                 if order.pad or empty or kept.size:
                     labels, n = self._all_labels[kept], n_rows if order.pad else None
-                    yield batch_of(images.to(self.device), labels, kept, n=n)
+                    yield batch_of(images.to(self.device, non_blocking=True), labels, kept, n=n)
 
     def _images(self, ids: Ints, batch: EncodedBatch) -> tuple[Tensor, Ints]:
         """Return decoded images and their ids, without those that cannot be read or decoded."""
@@ -188,37 +185,3 @@ class ImageStream:
                 f"{len(self.undecodable)} samples cannot be read, {self._reader.name_of(sample)} "
                 f"the last ({reason}); run `coreset verify {self.dataset.path}`"
             )
-
-
-def prefetch(items: Generator[T], depth: int) -> Generator[T]:
-    """Yield ``items`` in order while one thread computes up to ``depth`` of them in advance.
-
-    An exception in ``items`` is raised here, after the items before it. When the consumer stops
-    early the thread ends with the item it is at, and ``items`` is closed. A consumer that goes on
-    in a forked process is refused.
-    """
-    process = os.getpid()
-    thread = ThreadPoolExecutor(1, thread_name_prefix="ahead")
-    try:
-        submit = partial(thread.submit, next, items, _END)
-        pending: deque[Future[object]] = deque(submit() for _ in range(depth))
-        while True:
-            _require_process(process)
-            # Before waiting, so that the thread need not wait for this one between two items.
-            pending.append(submit())
-            if (item := pending.popleft().result()) is _END:
-                break
-            yield cast("T", item)
-    finally:
-        if os.getpid() == process:  # in another, `items` may stand in the middle of a step for ever
-            thread.shutdown(cancel_futures=True)
-            items.close()
-
-
-def _require_process(process: int) -> None:
-    """Refuse to wait without end for threads of the process that this one was forked from."""
-    if os.getpid() != process:
-        raise UsageError(
-            f"images are decoded by threads of process {process}, which process "
-            f"{os.getpid()}, forked from it, does not have; open a loader of its own there"
-        )

@@ -231,7 +231,7 @@ def check_choices(_path: Path) -> Iterator[Check]:
     device = resolve_device("auto")
     yield Check("--device auto", device.type)
     yield Check("--decoder auto", choose_decoder("auto", device.type).value)
-    slow = "float32 (this CPU has no bfloat16 instructions)"
+    slow = "float32 (this device has no bfloat16 instructions)"
     yield Check("precision", "bfloat16" if has_fast_bfloat16(device) else slow)
 
 

@@ -35,12 +35,15 @@ from coreset.engine.doctor.speeds import SIZE, Context
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
+from coreset.kernels.measures import nearest, search_device
 from coreset.shards.errors import DataError
 
 PHOTOS = Geometry(SIZE, 256)
 ODD_BATCH = 37
 """Divides hardly any number of samples, so that last batches are short."""
 IMAGENET = Normalisation(IMAGENET_MEAN, IMAGENET_STD)
+SEARCHED = 2000
+"""Rows among which neighbours are searched."""
 NORMALISED_TOLERANCE = 1e-4
 """Tolerance of values of a few units; one level is 0.017."""
 
@@ -186,9 +189,18 @@ def _decoded(decoder: DecoderName, batch: EncodedBatch, device: str) -> NDArray[
         return ready.decode(batch).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def similarity(_context: Context) -> Iterator[Check]:
-    """Say what is not proved, and why: FAISS has no GPU path here."""
-    yield Check("FAISS", "skipped: similarity is searched on the CPU, whatever the device")
+def neighbours(context: Context) -> Iterator[Check]:
+    """Compare the largest inner products that FAISS finds on the device with those of the CPU."""
+    rng, device = np.random.default_rng(0), str(context.device)
+    rows = rng.standard_normal((SEARCHED, 512)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    actual, expected = (
+        np.einsum("nd,nkd->nk", rows, rows[nearest(rows, rows, 5, where)], dtype=np.float64)
+        for where in (device, "cpu")
+    )
+    where = f"by FAISS on {search_device(device)}"
+    check = near("neighbours", torch.from_numpy(actual), torch.from_numpy(expected), 1e-6)
+    yield replace(check, value=f"{check.value}, {where}", facts={**check.facts, "device": where})
 
 
 PROOFS: dict[str, Callable[[Context], Iterator[Check]]] = {
@@ -205,11 +217,14 @@ PROOFS: dict[str, Callable[[Context], Iterator[Check]]] = {
     },
     "scores of a training": training_scores,
     "host reads in a training batch": host_reads,
-    "FAISS": similarity,
+    "neighbours": neighbours,
+    "ImageNet": speeds.residency,
+    speeds.ENGINES: speeds.jpeg_engines,
     speeds.DECODE: speeds.decoding,
     speeds.COPY: speeds.copying,
     speeds.FORWARD: speeds.embedding,
     speeds.TRAIN: speeds.training,
+    speeds.BESIDE: speeds.decoding_beside_training,
     **{name: partial(speeds.fast_training, side=side) for side, name in speeds.FAST_STEPS.items()},
 }
 """In the order of the table, by the name of their failure, should they break down."""

@@ -6,6 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,13 +14,17 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from coreset.engine.artifacts.ledger import Stopwatch
+from coreset.engine.data.decoders.tuning import best_load, keep_best_load
 from coreset.engine.data.geometry import Geometry, stored_side
-from coreset.engine.data.images import DecodedImages, load_into_memory
+from coreset.engine.data.images import DecodedImages, EpochSource, load_into_memory
 from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.residency import Capacity, choose_place
 from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.doctor.machine import Check, Verdict
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
+from coreset.engine.runtime.limits import decoded_bytes
+from coreset.engine.runtime.text import readable_bytes
 from coreset.engine.scoring.proxy import Proxy, convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.engine.training.trainer import CompileMode, Trainer, compile_where_it_pays, sgd
@@ -40,20 +45,24 @@ IMAGENET_IMAGES, IMAGENET_CLASSES = 1_281_167, 1000
 SCORING_EPOCHS = 60
 FAST = RECIPES["fast"]
 FAST_EPOCHS = Counter(FAST.side_at(epoch) for epoch in range(FAST.epochs))
-DECODE, COPY = "decode", "copy to the device"
+DECODE, COPY = "decode", "images kept on the host"
 FORWARD, TRAIN = "ResNet-18 forward", "ResNet-18 forward and backward"
+ENGINES = "share of the JPEG engines"
+HW_LOADS = (0.0, 0.5, 0.65, 0.8, 0.95)
+BESIDE = "decode beside training"
 FAST_STEPS = {side: f"fast recipe at {side} px" for side in sorted(FAST_EPOCHS)}
 
 
 PASSES: dict[str, list[tuple[int, tuple[str, ...]]]] = {
     "decode once": [(1, (DECODE,))],
     "embed once": [(1, (DECODE, FORWARD))],
-    "score from kept pixels": [(SCORING_EPOCHS, (COPY, TRAIN))],
+    "score": [(1, (DECODE,)), (SCORING_EPOCHS, (COPY, TRAIN))],
     "score by the fast recipe": [
-        (FAST_EPOCHS[side], (COPY, step)) for side, step in FAST_STEPS.items()
+        (1, (DECODE,)),
+        *((FAST_EPOCHS[side], (COPY, step)) for side, step in FAST_STEPS.items()),
     ],
 }
-"""Spans to project, one after another: epochs over ImageNet, and parts; the slowest bounds them."""
+"""Spans to project, one after another: epochs over ImageNet, and parts that overlap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,23 +114,71 @@ def decoding(context: Context) -> Iterator[Check]:
     yield _speed(DECODE, per_second, f"{SIZE} px, files of {mean_bytes / 1000:,.0f} kB")
 
 
-def _endless(source: ImageStream, context: Context) -> Generator[Batch]:
+def jpeg_engines(context: Context) -> Iterator[Check]:
+    """Find the share of images for the GPU's JPEG engines that decodes fastest, and keep it."""
+    if context.device.type != "cuda":
+        yield Check(ENGINES, "skipped: a CPU has none")
+        return
+    gpu = torch.cuda.get_device_name(context.device)
+    best, speeds = best_load(gpu), dict[float, float]()
+    try:
+        for load in HW_LOADS:
+            keep_best_load(gpu, load)
+            (check,) = decoding(context)
+            speeds[load] = check.facts["images_per_second"]
+        best = max(speeds, key=speeds.__getitem__)
+    finally:
+        file = keep_best_load(gpu, best)
+    shown = ", ".join(f"{load:g}: {_rounded(speed)}" for load, speed in speeds.items())
+    facts = {"best": best, "images_per_second": speeds[best], "speeds": list(speeds.items())}
+    yield Check(ENGINES, f"{best:g}, kept in {file} (images/s by share: {shown})", facts=facts)
+
+
+def _endless(source: EpochSource, context: Context) -> Generator[Batch]:
     for epoch in count():
         yield from source.epoch(BatchOrder(batch=context.batch, epoch=epoch, shuffle=True))
 
 
 def copying(context: Context) -> Iterator[Check]:
-    """Time the copy of kept pixels from the host's memory (pinned, for a GPU) to the device."""
+    """Time batches of images kept on the host, as `score` gathers them and copies them ahead."""
     side = stored_side(SIZE)
-    images = context.pixels(Geometry(side)).images.cpu()
-    if context.device.type == "cuda":
-        images = images.pin_memory()
+    kept = context.pixels(Geometry(side))
+    rows = np.resize(np.arange(len(kept)), BATCHES_PER_EPOCH * len(kept))
+    images = kept.images.cpu().permute(0, 2, 3, 1)[rows].permute(0, 3, 1, 2)
+    on_host = DecodedImages(images, kept.labels[rows], kept.ids[rows], device=context.device)
+    with closing(on_host), closing(_endless(on_host, context)) as endless:
+        per_second = rate(lambda: len(next(endless).ids), context)
+    yield _speed(COPY, per_second, f"uint8, {side} px, gathered and copied ahead")
 
-    def step() -> int:
-        images.to(context.device, non_blocking=True, copy=True)
-        return len(images)
 
-    yield _speed(COPY, rate(step, context), f"uint8, {side} px")
+def decoding_beside_training(context: Context) -> Iterator[Check]:
+    """Time steps of `score` that each come with a decoded batch: how far the two overlap."""
+    pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
+    proxy, trainer = proxy_in_training(context, pixels, size=SIZE, crop_scale=0.08)
+    ids = np.resize(context.ids, BATCHES_PER_EPOCH * context.batch)
+    with (
+        context.source(Geometry(SIZE), ids) as source,
+        closing(_endless(source, context)) as endless,
+    ):
+
+        def step() -> int:
+            next(endless)
+            return _step(proxy, trainer, None)
+
+        per_second = rate(step, context)
+    yield _speed(BESIDE, per_second, f"{SIZE} px, a batch of each in turn")
+
+
+def residency(context: Context) -> Iterator[Check]:
+    """Say where this machine would keep ImageNet for `score`; what a run writes lies beside it."""
+    for recipe in (RECIPES["full"], FAST):
+        side = stored_side(recipe.size)
+        n_bytes, pixels = decoded_bytes(IMAGENET_IMAGES, side), recipe.batch * recipe.size**2
+        capacity = Capacity.of(context.device, Path())
+        place = choose_place(n_bytes, capacity, epochs=recipe.epochs, batch_pixels=pixels)
+        value = f"{readable_bytes(n_bytes)} of {side} px, kept {place} ({capacity})"
+        facts = {"bytes": n_bytes, "place": place.name, **capacity._asdict()}
+        yield Check(f"ImageNet for the {recipe.name} recipe", value, facts=facts)
 
 
 def embedding(context: Context) -> Iterator[Check]:
@@ -139,12 +196,13 @@ def embedding(context: Context) -> Iterator[Check]:
 
 
 def training(context: Context) -> Iterator[Check]:
-    """Time the steps of `score`, crops included, on pixels on the device, not compiled."""
+    """Time the steps of `score`, crops included, on pixels on the device, compiled on a GPU."""
     pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
     proxy, trainer = proxy_in_training(context, pixels, size=SIZE, crop_scale=0.08)
     precision = "bfloat16" if has_fast_bfloat16(context.device) else "float32"
     per_second = rate(lambda: _step(proxy, trainer, None), context)
-    yield _speed(TRAIN, per_second, f"{SIZE} px, {precision}, not compiled")
+    how = "compiled" if context.device.type == "cuda" else "not compiled"
+    yield _speed(TRAIN, per_second, f"{SIZE} px, {precision}, {how}")
 
 
 def fast_training(context: Context, side: int) -> Iterator[Check]:
@@ -176,9 +234,9 @@ def _step(proxy: Proxy, trainer: Trainer, dynamics: Dynamics | None) -> int:
 
 def proxy_in_training(
     context: Context, images: DecodedImages, *, size: int, crop_scale: float,
-    mode: CompileMode = "off",
+    mode: CompileMode = "auto",
 ) -> tuple[Proxy, Trainer]:  # fmt: skip
-    """Build the proxy of `score` for one batch of images, and its trainer."""
+    """Build the proxy of `score` for one batch of images, and its trainer, compiled on a GPU."""
     recipe = replace(RECIPES["full"], size=size, crop_scale=crop_scale, batch=len(images))
     n_classes = max(IMAGENET_CLASSES, len(context.dataset.classes))
     proxy = convolutional_proxy(images, n_classes, recipe, seed=0, device=context.device)
@@ -210,7 +268,10 @@ def _speed(name: str, per_second: float, what: str) -> Check:
 
 
 def projections(checks: Sequence[Check]) -> Iterator[Check]:
-    """Project speeds to hours for ImageNet: images x epochs / speed of each span's slowest part."""
+    """Project speeds to hours for ImageNet: images x epochs / speed, span by span.
+
+    The parts of a span overlap, so that the slowest bounds it; the hours in turn are beside it.
+    """
     speeds = {
         check.name: float(check.facts["images_per_second"])
         for check in checks
@@ -223,16 +284,19 @@ def projections(checks: Sequence[Check]) -> Iterator[Check]:
             value = f"no speed of: {', '.join(dict.fromkeys(missing))}"
             yield Check(name, value, Verdict.WARN, "see the row that failed")
             continue
-        bounds, terms, hours = list[str](), list[str](), 0.0
+        bounds, terms, hours, in_turn = list[str](), list[str](), 0.0, 0.0
         for epochs, parts in spans:
             bounds.append(min(parts, key=speeds.__getitem__))
             speed, times = speeds[bounds[-1]], f" x {epochs} epochs" if epochs > 1 else ""
             terms.append(f"{IMAGENET_IMAGES:,} images{times} / {_rounded(speed)} per s")
             hours += IMAGENET_IMAGES * epochs / speed / 3600
+            in_turn += sum(IMAGENET_IMAGES * epochs / speeds[part] / 3600 for part in parts)
         bound_by = ", ".join(dict.fromkeys(bounds))
         value = f"{hours:,.2f} h = {' + '.join(terms)}, bound by {bound_by}"
+        value += f"; {in_turn:,.2f} h if nothing overlapped"
         n_epochs = sum(epochs for epochs, _ in spans)
-        facts = {"hours": hours, "bound_by": bound_by, "epochs": n_epochs}
+        facts = {"hours": hours, "hours_in_turn": in_turn, "bound_by": bound_by}
+        facts |= {"epochs": n_epochs}
         yield Check(name, value, facts=facts | {"images": IMAGENET_IMAGES})
 
 

@@ -21,6 +21,8 @@ class FeaturePair:
     reference_features: NDArray[np.floating]
     reference_labels: NDArray[np.int64]
     n_classes: int
+    device: str = "cpu"
+    """Where neighbours are searched, if FAISS can."""
 
     @cached_property
     def coverage(self) -> dict[str, float]:
@@ -33,6 +35,7 @@ class FeaturePair:
             self.reference_features,
             self.reference_labels,
             self.n_classes,
+            device=self.device,
         )
 
 

@@ -20,7 +20,7 @@ from coreset.engine.models.networks import (
     memory_format_for,
     placed,
 )
-from coreset.engine.runtime.device import generator_for
+from coreset.engine.runtime.device import generator_for, precision_note
 from coreset.engine.training.trainer import (
     Accuracy,
     CompileMode,
@@ -145,7 +145,7 @@ def train_student(
         steps=trainer.steps,
         train_seconds=whole.seconds - evaluating,
         evaluation_seconds=evaluating,
-        note=note,
+        note="; ".join(filter(None, (note, precision_note(device)))),
     )
 
 

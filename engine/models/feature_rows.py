@@ -19,8 +19,8 @@ from coreset.engine.artifacts.store import (
     feature_shape,
     read_features,
 )
-from coreset.engine.data.decoders.threads import BatchMemory
-from coreset.engine.data.images import device_bytes
+from coreset.engine.data.buffers import BatchMemory
+from coreset.engine.data.residency import device_bytes
 from coreset.shards.errors import MachineError
 
 FEATURE_ROWS_NAME = ".features.f16"
@@ -69,7 +69,7 @@ class FeatureRows:
         self, table: NDArray[np.float16], device: torch.device, *, resident: bool = True
     ) -> None:
         self.n, self.width = table.shape
-        self._device, self._memory = device, BatchMemory()
+        self._device, self._memory = device, BatchMemory(device)
         self._mean, self._spread = (
             torch.from_numpy(column.astype(np.float32)).to(device)
             for column in _mean_and_spread(table)
@@ -106,8 +106,7 @@ class FeatureRows:
         return out
 
     def _standardised_on_gpu(self, half: NDArray[np.float16]) -> Tensor:
-        # As float16 over the bus. The memory may be used again at once: from unpinned memory the
-        # driver has copied what it needs when the call returns.
+        # As float16 over the bus. `BatchMemory` gives out what is being copied only afterwards.
         sent = torch.from_numpy(half).to(self._device, non_blocking=True)
         return torch.sub(sent, self._mean).div_(self._spread)
 

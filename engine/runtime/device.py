@@ -32,8 +32,10 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if usable else "cpu"
     if name == "cuda" and not usable:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in {"", "-1"}
+        why = ", CUDA_VISIBLE_DEVICES hides all" if hidden else ""
         raise MachineError(
-            "device cuda: no usable GPU here; use --device cpu or see `coreset doctor`"
+            f"device cuda: no usable GPU here{why}; use --device cpu or see `coreset doctor`"
         )
     if name == "cpu":
         tune_malloc()
@@ -96,13 +98,23 @@ def deterministic_kernels(device: torch.device, *, wanted: bool) -> Generator[No
 
 
 def half_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to bfloat16: on a GPU, and on a CPU that has the instructions; else float32."""
+    """Autocast to bfloat16 on a device that has the instructions; else float32."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device))
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Test if bfloat16 is faster than float32 (without AVX-512 BF16 a CPU emulates it)."""
-    return device.type == "cuda" or bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public probe
+    """Test if bfloat16 is faster than float32 (others than Ampere and AVX-512 BF16 emulate it)."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported())  # noqa: SLF001  # pyright: ignore[reportPrivateUsage] - no public probe
+
+
+def precision_note(device: torch.device) -> str:
+    """Say that a GPU trains in float32; nothing where it has bfloat16, and of a CPU."""
+    if device.type != "cuda" or has_fast_bfloat16(device):
+        return ""
+    name = torch.cuda.get_device_name(device)
+    return f"{name} has no bfloat16 (compute capability below 8.0): training runs in float32"
 
 
 def runtime_of(device: torch.device) -> dict[str, object]:

@@ -19,8 +19,10 @@ _MEMORY_FILES = (
 
 
 def available_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0))
+    """Return the number of cores for this process: its share, where torchrun started several."""
+    processes = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    n_processes = int(processes) if processes.isdecimal() else 1
+    return max(1, len(os.sched_getaffinity(0)) // max(1, n_processes))
 
 
 def quota_cores(root: Path = _ROOT) -> float | None:

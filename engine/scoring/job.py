@@ -14,9 +14,10 @@ from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.store import FEATURES_NAME, SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.data.image_cache import KEPT_NAME
 from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
 from coreset.engine.models.features import cached_features
-from coreset.engine.runtime.device import give_back_memory, half_precision
+from coreset.engine.runtime.device import give_back_memory, half_precision, precision_note
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.accumulators import TrainingContext
 from coreset.engine.scoring.proxy import (
@@ -57,7 +58,7 @@ def make_scores(setup: Setup, out: Path) -> ArtifactWriter:
             )
             return stack.enter_context(writer)
 
-        work = ranks.run_on_main(start)
+        work = ranks.run_on_main(start, patient=True)  # makes features that are missing
         if ranks.run_on_main(lambda: not (work.done or _is_finished(work.scratch))):
             work.meter.bytes_read = setup.bytes_read()
             _fill(work, setup)
@@ -86,7 +87,8 @@ def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[
     if proxy.streamed:
         meter.notes["streamed"] = True
     run = ScoringRun(context, _trainer(context))
-    scores = run.train()
+    with setup.ranks.watch():
+        scores = run.train()
     if setup.options.final:
         scores |= _final_scores(context, run.trainer)
         run.share_undecodable()
@@ -108,7 +110,15 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
             ranks=setup.ranks,
         )
     if setup.options.pixels is None:
-        images = training_images(setup.dataset, recipe.size, setup.device, setup.features)
+        # The main process decides first: the others use its file, but write none.
+        may_write = setup.ranks.is_main or (scratch / KEPT_NAME).exists()
+        images = training_images(
+            setup.dataset,
+            recipe,
+            setup.device,
+            setup.features,
+            scratch=scratch if may_write else None,
+        )
     else:
         images = cached_images(setup.options.pixels, setup.dataset, recipe.size, setup.device)
     return convolutional_proxy(
@@ -124,14 +134,15 @@ def _trainer(context: TrainingContext) -> Trainer:
         recipe.lr, recipe.min_lr, recipe.epochs * per_epoch, round(recipe.warmup * per_epoch)
     )
     optimiser = sgd(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
-    context.meter.notes["note"] = compile_where_it_pays(
+    note = compile_where_it_pays(
         network,
         setup.options.compile,
         setup.device,
         image_passes=recipe.epochs * n if recipe.proxy == "resnet18" else 0,
         size=recipe.size,
-        sizes_vary=recipe.start_size > 0,
+        n_sizes=len(set(map(recipe.side_at, range(recipe.epochs)))),
     )
+    context.meter.notes["note"] = "; ".join(filter(None, (note, precision_note(setup.device))))
     replica = replica_of(network, setup.device) if setup.ranks.world > 1 else None
     return Trainer(network, optimiser, schedule, setup.device, replica=replica)
 
@@ -149,7 +160,7 @@ def _final_scores(context: TrainingContext, trainer: Trainer) -> dict[str, NDArr
     trainer.network.eval()
     with progress("score, final", n) as bar:
         for inputs, labels, ids in context.proxy.originals():
-            with half_precision(trainer.device):
+            with half_precision(trainer.device), trainer.whole_batches.of(inputs):
                 logits = trainer.network(inputs)[:, :n_classes].float()
             stats, predicted = per_sample_stats(logits, labels), logits.argmax(1).float()
             seen = torch.ones_like(stats.loss)
@@ -200,4 +211,5 @@ def _is_finished(scratch: Path) -> bool:
         return False
     checkpoints.finish()
     (scratch / FEATURE_ROWS_NAME).unlink(missing_ok=True)
+    shutil.rmtree(scratch / KEPT_NAME, ignore_errors=True)
     return True

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coreset.engine.data.geometry import Geometry, stored_side
-from coreset.engine.data.image_cache import open_cache
-from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows
+from coreset.engine.data.image_cache import keep_images, open_cache
+from coreset.engine.data.images import DecodedImages, EpochSource, crop_rows
 from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
 from coreset.engine.models.feature_rows import FeatureRows, LinearHead
@@ -68,22 +68,26 @@ class Proxy:
 
 
 def training_images(
-    dataset: Dataset, size: int, device: torch.device, decoding: FeatureSpec
-) -> ImageStream | DecodedImages:
-    """Open images to crop ``size`` from: decoded into memory if they fit, else in each epoch."""
+    dataset: Dataset,
+    recipe: Recipe,
+    device: torch.device,
+    decoding: FeatureSpec,
+    *,
+    scratch: Path | None = None,
+) -> EpochSource:
+    """Open images to take the crops of ``recipe`` from, kept where `choose_place` says."""
+    side = stored_side(recipe.size)
     stream = ImageStream(
         dataset,
-        Geometry(stored_side(size), stored_side(size)),
+        Geometry(side, side),
         decoder=decoding.decoder,
         device=device.type,
         workers=decoding.workers,
         exact=decoding.exact,
         skip_damaged=True,
     )
-    images = cache_if_fits(stream)
-    if images is not stream:
-        stream.close()
-    return images
+    pixels = recipe.batch * recipe.size**2
+    return keep_images(stream, epochs=recipe.epochs, batch_pixels=pixels, scratch=scratch)
 
 
 def cached_images(path: Path, dataset: Dataset, size: int, device: torch.device) -> DecodedImages:
@@ -98,7 +102,7 @@ def cached_images(path: Path, dataset: Dataset, size: int, device: torch.device)
 
 
 def convolutional_proxy(
-    source: ImageStream | DecodedImages,
+    source: EpochSource,
     n_classes: int,
     recipe: Recipe,
     *,

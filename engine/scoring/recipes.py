@@ -170,7 +170,7 @@ class Setup:
 
     def _require_room_for_tdds(self, n_classes: int) -> None:
         """Report the memory that TDDS takes, or refuse."""
-        from coreset.engine.data.images import device_bytes
+        from coreset.engine.data.residency import device_bytes
         from coreset.kernels.tdds import WINDOW_EPOCHS, state_bytes
 
         epochs, device = self.recipe.epochs, self.device

@@ -30,7 +30,7 @@ from coreset.shards.format.files import digest_of
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """Measure representativeness and diversity of a condensed set, class by class (on the CPU).
+    """Measure representativeness and diversity of a condensed set, class by class.
 
     R1/D1 as in ManifoldGD (worst match of the set, nearest pair), R2/D2 their averages (mean match
     of the validation images, mean pair); cosines of backbone features, mean over classes, higher is
@@ -60,39 +60,49 @@ class Measure:
                 specs[short] = replace(own, backbone=backbone, weights=None, size=size)
         rows = {short: _row(short, condensed, val, spec) for short, spec in specs.items()}
         keys = [row["key"] for row in rows.values()]
+        searched = ""
         if not set(keys) <= results.keys(METRICS):
-            meter = Meter("measure", keys[0], str(self.decoding.resolved_device()))
-            values = self._values(condensed, val, specs)
+            from coreset.kernels.measures import search_device
+
+            searched = search_device(str(self.decoding.resolved_device()))
+            meter = Meter("measure", keys[0], searched)
+            values = self._values(condensed, val, specs, searched)
             results.record_lineage(condensed)
             common = {
                 **results.input_columns(condensed, val),
                 "n_classes": condensed.info.n_classes,
-                "runtime": json.dumps({"versions": versions()}),
+                "runtime": json.dumps({"versions": versions(), "search": searched}),
             }
             meter.images = len(condensed.ids) + len(val)
             measured = [{**common, **row, "value": values[short]} for short, row in rows.items()]
             results.append(METRICS, measured, [meter.line()])
-        return self._result(results, set(keys), own.backbone)
+        return self._result(results, set(keys), own.backbone, searched)
 
     def _values(
-        self, condensed: CondensedSet, val: Dataset, specs: Mapping[str, FeatureSpec]
+        self,
+        condensed: CondensedSet,
+        val: Dataset,
+        specs: Mapping[str, FeatureSpec],
+        device: str,
     ) -> dict[str, float | None]:
-        pairs = {spec: _features(condensed, val, spec) for spec in set(specs.values())}
+        pairs = {spec: _features(condensed, val, spec, device) for spec in set(specs.values())}
         try:
             values = {s: REGISTRY[s].measure(pairs[spec]) for s, spec in specs.items()}
         except ValueError as error:
             raise DataError(f"{self.condensed} against {self.val}: {error}") from error
         return without_nan(values)
 
-    def _result(self, results: Results, keys: set[str], backbone: str) -> Result:
+    def _result(self, results: Results, keys: set[str], backbone: str, searched: str) -> Result:
         rows = [row for row in results.rows(METRICS) if row["key"] in keys]
         values = {row["metric"]: row["value"] for row in rows}
         shown = ", ".join(
             f"{stamp.partition('@')[0]} {'-' if value is None else f'{value:.4f}'}"
             for stamp, value in values.items()
         )
+        on_gpu = searched and self.decoding.resolved_device().type == "cuda"
         lines = (
             *self.extractor.notice(),
+            *([f"neighbours: exact, by FAISS on {searched}"] if on_gpu else []),
             f"{rows[0]['method']} at IPC {rows[0]['ipc']}, {backbone}: {shown}: {self.results}",
             f"next: coreset report {self.results} report.html",
         )
@@ -113,11 +123,12 @@ def _row(short: str, condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -
     return {"key": digest_of(inputs | columns), **columns}
 
 
-def _features(condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> FeaturePair:
+def _features(condensed: CondensedSet, val: Dataset, spec: FeatureSpec, device: str) -> FeaturePair:
     return FeaturePair(
         set_features=features_for(condensed.dataset, spec, condensed.ids),
         set_labels=condensed.labels,
         reference_features=features_for(val, spec),
         reference_labels=val.labels,
         n_classes=condensed.info.n_classes,
+        device=device,
     )

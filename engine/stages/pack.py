@@ -126,9 +126,13 @@ class Pack:
             writer = create_artifact(self.data, provenance, resumable=True)
             work = ranks.run_on_main(lambda: stack.enter_context(writer))
             work.meter.notes["places"] = self._places.recorded(self.data)
-            if ranks.run_on_main(lambda: not work.done and prepare(plan, work.scratch)):
+            if ranks.run_on_main(
+                lambda: not work.done and prepare(plan, work.scratch), patient=True
+            ):
                 work.meter.notes["ranks"] = ranks.world
-                ranks.run_on_all(lambda: self._pack_part(plan, work.scratch, work.meter, ranks))
+                ranks.run_on_all(
+                    lambda: self._pack_part(plan, work.scratch, work.meter, ranks), patient=True
+                )
             if not ranks.is_main:
                 return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
             if not work.done:

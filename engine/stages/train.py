@@ -129,16 +129,17 @@ class Train:
     def _pixels(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol") -> "Pixels":
         """Decode the set onto the device, and the validation images if they fit."""
         from coreset.engine.data.geometry import Geometry
-        from coreset.engine.data.images import cache_if_fits, load_into_memory
+        from coreset.engine.data.image_cache import keep_images
+        from coreset.engine.data.images import load_into_memory
 
         geometry = Geometry(protocol.size, protocol.size)
         with self.decoding.stream(condensed.dataset, geometry, condensed.ids) as chosen:
             train_pixels = load_into_memory(chosen)
+        pixels = protocol.batch * protocol.size**2
         validation = self.decoding.stream(val, geometry)
-        val_pixels = cache_if_fits(validation)
-        if val_pixels is not validation:
-            validation.close()
-        return train_pixels, val_pixels
+        return train_pixels, keep_images(
+            validation, epochs=protocol.evaluations, batch_pixels=pixels
+        )
 
     def _student(
         self, pixels: "Pixels", protocol: "Protocol", seed: int, device: "torch.device"

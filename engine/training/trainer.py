@@ -5,7 +5,8 @@ the state to save is weights, momentum and step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from math import cos, pi
 from pathlib import Path
 from shutil import which
@@ -23,6 +24,8 @@ CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
 Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
 """Batches of (network inputs, labels, ids)."""
 
+MOST_SIZES = 6
+"""Sides of images that have graphs of their own; torch keeps eight graphs of a network."""
 WEIGHTS_NAME, MOMENTUM_NAME = "model.safetensors", "optimiser.safetensors"
 # Image passes per second of ResNet-18 at 64 px on two CPU cores, and the seconds of training from
 # which a compilation of 30-40 s could repay itself there (it gains 0-5 %).
@@ -80,6 +83,24 @@ def load_momentum(optimiser: torch.optim.SGD, momentum: Mapping[str, Tensor]) ->
 
 
 @dataclass(slots=True)
+class WholeBatches:
+    """Compiled code for whole batches alone: the short last one runs as it is written.
+
+    To compile that one, too, would take as long again, for one step of an epoch; and rows that fill
+    it up would change the statistics of batch norm.
+    """
+
+    rows: int = 0
+    """Of the largest batch so far, which is the first unless a run is resumed at the last."""
+
+    def of(self, inputs: Tensor) -> AbstractContextManager[object]:
+        """Enter before a network is called."""
+        self.rows = max(self.rows, len(inputs))
+        is_short = len(inputs) < self.rows
+        return torch.compiler.set_stance("force_eager") if is_short else nullcontext()
+
+
+@dataclass(slots=True)
 class Trainer:
     """One network in training."""
 
@@ -90,11 +111,12 @@ class Trainer:
     steps: int = 0
     replica: nn.Module | None = None
     """The network as it runs here where several processes train it together."""
+    whole_batches: WholeBatches = field(default_factory=WholeBatches)
 
     def step(self, inputs: Tensor, loss_of: Callable[[Tensor], Tensor]) -> Tensor:
         """Update once; return the detached logits of the forward pass before it."""
         self.network.train()
-        with half_precision(self.device):
+        with half_precision(self.device), self.whole_batches.of(inputs):
             logits = (self.replica or self.network)(inputs)
         loss = loss_of(logits.float())
         self.optimiser.zero_grad()
@@ -151,9 +173,9 @@ def evaluate(network: nn.Module, examples: Examples, device: torch.device) -> Ac
     """Measure top-1 and top-5 accuracy (of fewer than five classes: all), with one host sync."""
     network.eval()
     hits = torch.zeros(2, dtype=torch.int64, device=device)
-    seen = 0
+    seen, whole_batches = 0, WholeBatches()
     for inputs, labels, _ in examples:
-        with half_precision(device):
+        with half_precision(device), whole_batches.of(inputs):
             logits = network(inputs)
         ranked = logits.float().topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
         hits += torch.stack([ranked[:, 0].sum(), ranked.sum()])
@@ -169,9 +191,12 @@ def compile_where_it_pays(
     *,
     image_passes: float,
     size: int,
-    sizes_vary: bool = False,
+    n_sizes: int = 1,
 ) -> str:
-    """Compile ``network`` in place if asked for or worth it; return a note, or nothing."""
+    """Compile ``network`` in place if asked for or worth it; return a note, or nothing.
+
+    There is a graph for each of ``n_sizes`` sides of images, and for evaluation; none per epoch.
+    """
     on_gpu = device.type == "cuda"
     if mode == "graphs" and not on_gpu:
         raise UsageError(f"CUDA graphs need a GPU, the device is {device}: choose --compile on")
@@ -181,7 +206,7 @@ def compile_where_it_pays(
         return ""
     if not on_gpu and not any(map(which, ("c++", "g++", "clang++"))):
         return "no C++ compiler here: training runs uncompiled"
-    # A graph per size would soon be more than torch keeps; None makes one for all after the second.
     how = "reduce-overhead" if mode == "graphs" else "default"
-    network.compile(mode=how, dynamic=None if sizes_vary else False)
+    # Graphs of one size each are the fastest, as long as torch keeps them all.
+    network.compile(mode=how, dynamic=None if n_sizes > MOST_SIZES else False)
     return ""

@@ -127,6 +127,40 @@ def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bo
     return bool(_all_cached(preadv2, os.RWF_NOWAIT, descriptors, offsets, np.empty(3, np.int64)))
 
 
+def read_ranges(
+    descriptors: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    memory: NDArray[np.uint8],
+) -> NDArray[np.int64]:
+    """Read ranges of files one after another into ``memory``; return the bytes read of each.
+
+    Thread safe; releases the interpreter. The first call compiles. ``memory`` has at least
+    ``lengths.sum()`` bytes; every range begins where the lengths before it end.
+    """
+    pread = ctypes.cast(ctypes.CDLL(None)["pread"], ctypes.c_void_p).value or 0
+    if lengths.sum() > memory.size:
+        raise ValueError(f"ranges of {lengths.sum():,} bytes exceed {memory.size:,} of memory")
+    n_read = np.zeros_like(lengths)
+    _read_ranges(pread, descriptors, offsets, lengths, memory, n_read)
+    return n_read
+
+
+@kernel
+def _read_ranges(  # noqa: PLR0917 - a kernel's
+    pread: int,
+    descriptors: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    memory: NDArray[np.uint8],
+    n_read: NDArray[np.int64],
+) -> None:
+    place = address_of(memory)
+    for at in range(lengths.size):
+        n_read[at] = call_c(pread, (descriptors[at], place, lengths[at], offsets[at]))
+        place += lengths[at]
+
+
 @kernel
 def _all_cached(
     preadv2: int,

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from coreset.engine.data.geometry import Crops, Geometry, Placement
-from coreset.engine.data.images import DecodedImages, cache_if_fits, crop_rows, load_into_memory
+from coreset.engine.data.images import DecodedImages, crop_rows, load_into_memory
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
 from coreset.kernels.jpeg.resize import resize
@@ -104,12 +104,9 @@ def test_batches_are_copies_that_are_not_overwritten_while_they_are_held(noise):
     assert torch.equal(images, noise[0])
 
 
-def test_pixels_that_do_not_fit_are_refused_before_decoding_or_streamed(streamed, monkeypatch):
+def test_pixels_that_do_not_fit_are_refused_before_decoding(streamed, monkeypatch):
     n_bytes = 20 * 3 * 16 * 16
-    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 2 * n_bytes)
-    assert isinstance(cache_if_fits(streamed), DecodedImages)
-    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 2 * n_bytes - 1)
-    assert cache_if_fits(streamed) is streamed
+    monkeypatch.setattr("coreset.engine.data.residency.available_bytes", lambda: 2 * n_bytes - 1)
     with pytest.raises(
         MachineError, match=r"20 images of 16 pixels need .* GB, .*choose a smaller"
     ):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.reader import LazyBytes, ShardReader
 from coreset.shards.errors import ManifestError
 from coreset.shards.format.dataset import Dataset
@@ -53,6 +54,8 @@ def test_bytes_come_in_the_order_asked_for(
         fetched = reader.fetch(rows)
         assert isinstance(fetched, LazyBytes) == is_cached
         assert [fetched[i] for i in range(len(fetched))] == expected
+        if isinstance(fetched, LazyBytes):
+            assert [part.tobytes() for part in fetched.read_together(BatchMemory())] == expected
 
     with ShardReader(dataset) as reader:
         check()
@@ -117,4 +120,7 @@ def test_what_cannot_be_read_is_refused_by_name_when_it_is_asked_for(
         assert [late[i] for i in range(6)] == [early[i] for i in range(6)] == stored[:6]
         with pytest.raises(ManifestError, match=r":class0/image6 has 10 of its \d+ bytes"):
             late[6]
+        if isinstance(late, LazyBytes):
+            with pytest.raises(ManifestError, match=r":class0/image6 has 10 of its \d+ bytes"):
+                late.read_together(BatchMemory())
         assert is_cached or early[6] == stored[6]

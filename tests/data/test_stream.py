@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.order import BatchOrder
-from coreset.engine.data.stream import ImageStream, prefetch
+from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import ManifestError, UsageError
 
 GEOMETRY = Geometry(16, 16)
@@ -181,47 +181,3 @@ def test_crops_depend_on_the_sample_and_the_epoch_but_not_on_its_batch(packed, i
     assert torch.equal(first, pixels(5, 0))
     assert not torch.equal(first, pixels(3, 1))
     assert not torch.equal(first, pixels(3, 0, seed=1))
-
-
-def generated(n, log, fail_at=None):
-    try:
-        for i in range(n):
-            if i == fail_at:
-                raise ValueError(f"item {i}")
-            log.append(i)
-            yield i
-    finally:
-        log.append("closed")
-
-
-@given(st.integers(0, 20), st.integers(1, 5))
-def test_items_come_in_order_and_once(n, depth):
-    assert list(prefetch(prefetch(generated(n, []), depth), depth)) == list(range(n))
-
-
-def test_an_exception_comes_after_the_items_before_it():
-    seen = []
-    with pytest.raises(ValueError, match="item 3"):
-        seen.extend(prefetch(generated(9, [], fail_at=3), 2))
-    assert seen == [0, 1, 2]
-
-
-def test_leaving_early_ends_the_threads_and_computes_only_the_item_under_way():
-    log, under_way, release = [], threading.Event(), threading.Event()
-
-    def slow_after_the_first():
-        for item in generated(9, log):
-            yield item
-            under_way.set()
-            release.wait(timeout=60)
-
-    unused = []
-    prefetch(generated(3, unused), 2).close()
-    assert unused == []
-    items = prefetch(slow_after_the_first(), 5)
-    next(items)
-    assert under_way.wait(timeout=60)
-    threading.Timer(0.5, release.set).start()
-    items.close()
-    assert log == [0, 1, "closed"]
-    assert threads_of("ahead") == []

@@ -12,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from coreset.engine.data.decoders import dali, turbo
-from coreset.engine.data.decoders.__init__ import Normalisation
-from coreset.engine.data.decoders.dali import DaliDecoder, define_pipeline, regions_of
+from coreset.engine.data.decoders import Normalisation, dali, tuning, turbo
+from coreset.engine.data.decoders.dali import DaliDecoder, define_pipeline
 from coreset.engine.data.decoders.turbo import decode_jpeg, decode_region, worth_cropping
 from coreset.engine.data.geometry import Geometry
+from coreset.shards.errors import MachineError
 
 WIDTH, HEIGHT = 301, 227
 KINDS = {
@@ -184,12 +184,22 @@ def test_a_gpu_without_memory_is_no_fault_of_the_images(images, decoder, monkeyp
         def build(self):
             pass
 
-        def run(self, **_):
+        def run(self, *_, **__):
             raise RuntimeError("CUDA runtime API error cudaErrorMemoryAllocation (2)")
 
     monkeypatch.setattr(dali, "define_pipeline", lambda *_, **__: Exhausted())
     with pytest.raises(RuntimeError, match="cudaErrorMemoryAllocation"):
         decoder.decode(images.batch([images.jpeg(50, 40, seed=i) for i in range(3)]))
+
+
+def test_a_driver_that_is_too_old_for_dali_is_one_line_with_a_remedy(images, decoder, monkeypatch):
+    class Old:
+        def build(self):
+            raise RuntimeError("CUDA driver version is insufficient\nfor CUDA runtime version")
+
+    monkeypatch.setattr(dali, "define_pipeline", lambda *_, **__: Old())
+    with pytest.raises(MachineError, match=r"DALI cannot start on cpu \(CUDA driver"):
+        decoder.decode(images.batch([images.jpeg(50, 40)]))
 
 
 def test_batches_with_and_without_crops_may_alternate_until_pipelines_are_deleted(images, decoder):
@@ -211,15 +221,21 @@ def test_batches_with_and_without_crops_may_alternate_until_pipelines_are_delete
 sides = st.integers(1, 3000)
 
 
-@given(sides, sides, st.data())
-def test_a_crop_is_its_own_region_and_a_squash_takes_everything(width, height, data):
-    left, top = data.draw(st.integers(0, width - 1)), data.draw(st.integers(0, height - 1))
-    right, bottom = data.draw(st.integers(left + 1, width)), data.draw(st.integers(top + 1, height))
-    geometry = Geometry(data.draw(st.integers(1, 400)))
-    cut = geometry.place(width, height, (left, top, right, bottom))
-    assert regions_of([cut, geometry.place(width, height)]).tolist() == [
-        [[top, left], [bottom, right]],
-        [[0, 0], [height, width]],
+@given(st.lists(st.tuples(sides, sides), min_size=1, max_size=9), st.integers(1, 400), st.data())
+def test_regions_of_a_batch_are_the_placements_of_its_images(stored_sizes, size, data):
+    resize = data.draw(st.none() | st.integers(size, 2 * size))
+    geometry = Geometry(size, resize)
+    widths, heights = np.array(stored_sizes).T
+    for region, (width, height) in zip(
+        geometry.regions(widths, heights), stored_sizes, strict=True
+    ):
+        _, target_width, target_height, (left, top, right, bottom) = geometry.place(width, height)
+        ends = [[top * height / target_height, left * width / target_width]]
+        ends += [[bottom * height / target_height, right * width / target_width]]
+        assert region.tolist() == ends
+    crops = np.array([(w // 3, h // 2, w, h) for w, h in stored_sizes])
+    assert geometry.regions(widths, heights, crops).tolist() == [
+        [[top, left], [bottom, right]] for left, top, right, bottom in crops
     ]
 
 
@@ -232,7 +248,13 @@ def serialised(decode_device, **settings):
 @pytest.mark.parametrize(("crops", "operator"), [(False, b"Image"), (True, b"ImageSlice")])
 def test_the_graphs_of_a_gpu_are_defined_without_one(monkeypatch, crops, operator, normalisation):
     graph = serialised("mixed", crops=crops, normalisation=normalisation)
-    for part in (b"mixed", b"hw_decoder_load", b"preallocate_width_hint", b"decoders__" + operator):
+    for part in (
+        b"mixed",
+        b"hw_decoder_load",
+        b"jpeg_fancy_upsampling",
+        b"preallocate_width_hint",
+        b"decoders__" + operator,
+    ):
         assert part in graph
     assert (b"ImageSlice" in graph) is crops
     assert (b"CropMirrorNormalize" in graph) is (normalisation is not None)
@@ -242,3 +264,14 @@ def test_the_graphs_of_a_gpu_are_defined_without_one(monkeypatch, crops, operato
     monkeypatch.setitem(dali.GPU_SETTINGS, "preallocate_widht_hint", 1024)
     with pytest.raises((KeyError, TypeError), match="preallocate_widht_hint"):
         serialised("mixed", crops=crops)
+
+
+def test_the_share_of_the_jpeg_engines_is_the_one_that_was_kept_for_the_gpu(monkeypatch, tmp_path):
+    monkeypatch.setenv("CORESET_CACHE", str(tmp_path / "cache"))
+    assert tuning.best_load("H200") == tuning.DEFAULT_LOAD
+    tuning.keep_best_load("A100", 0.5)
+    file = tuning.keep_best_load("H200", 0.8)
+    assert (tuning.best_load("H200"), tuning.best_load("A100")) == (0.8, 0.5)
+    for damaged in ("", "[]", '{"H200": 7.0}', '{"H200": "all"}'):
+        file.write_text(damaged)
+        assert tuning.best_load("H200") == tuning.DEFAULT_LOAD

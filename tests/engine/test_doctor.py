@@ -27,6 +27,7 @@ from coreset.engine.doctor.machine import (
 )
 from coreset.engine.doctor.proofs import compared, counted, same_images
 from coreset.engine.doctor.speeds import (
+    BESIDE,
     COPY,
     DECODE,
     FAST_STEPS,
@@ -173,11 +174,15 @@ def test_every_proof_holds_where_the_device_is_the_cpu(packed, coreset):
     for where in ("decoded on the device", "copied to the device", "left on the host"):
         assert facts[f"kept pixels, {where}"] == {"images": 5, "differing": 0}
     assert sum(name.startswith("augmentation: ") for name in proofs) == 6
-    assert proofs["FAISS"]["value"].startswith("skipped: ")
+    assert proofs["neighbours"]["facts"]["device"] == "by FAISS on cpu"
+    for recipe, n_bytes in (("full", 251_887_681_536), ("fast", 81_928_067_316)):
+        kept = facts[f"ImageNet for the {recipe} recipe"]
+        assert kept["bytes"] == n_bytes
+        assert kept["place"] in {"HOST", "FILE", "NOWHERE"}
     assert proofs["host reads in a training batch"]["value"] == "none"
-    for speed in (DECODE, COPY, FORWARD, TRAIN, *FAST_STEPS.values()):
+    for speed in (DECODE, COPY, FORWARD, TRAIN, BESIDE, *FAST_STEPS.values()):
         assert facts[speed]["images_per_second"] > 0
-    assert facts["projection: score from kept pixels"]["bound_by"] == TRAIN
+    assert facts["projection: score"]["bound_by"] == f"{DECODE}, {TRAIN}"
 
 
 @pytest.mark.usefixtures("machine")
@@ -344,18 +349,19 @@ def test_projections_divide_by_the_slowest_part_of_each_pass():
         [Check(name, "", facts={"images_per_second": value}) for name, value in speeds.items()]
     )
     assert (decode.facts["bound_by"], embed.facts["bound_by"]) == (DECODE, FORWARD)
-    assert score.facts["bound_by"] == TRAIN
+    assert score.facts["bound_by"] == f"{DECODE}, {TRAIN}"
     assert decode.facts["hours"] == pytest.approx(1_281_167 / 12_000 / 3600)
-    assert score.facts["hours"] == pytest.approx(60 * 1_281_167 / 6_000 / 3600)
+    n = 1_281_167
+    assert score.facts["hours"] == pytest.approx(n * (1 / 12_000 + 60 / 6_000) / 3600)
+    in_turn = n * (1 / 12_000 + 60 / 6_000 + 60 / 200_000) / 3600
+    assert score.facts["hours_in_turn"] == pytest.approx(in_turn)
     assert score.value == (
-        "3.56 h = 1,281,167 images x 60 epochs / 6,000 per s, "
-        "bound by ResNet-18 forward and backward"
+        "3.59 h = 1,281,167 images / 12,000 per s + 1,281,167 images x 60 epochs / 6,000 per s, "
+        "bound by decode, ResNet-18 forward and backward; 3.70 h if nothing overlapped"
     )
-    assert fast.facts["hours"] == pytest.approx(1_281_167 * (4 / 40_000 + 12 / 25_000) / 3600)
-    assert fast.value == (
-        "0.21 h = 1,281,167 images x 4 epochs / 40,000 per s + 1,281,167 images x 12 epochs / "
-        "25,000 per s, bound by fast recipe at 96 px, fast recipe at 128 px"
-    )
+    steps = 1 / 12_000 + 4 / 40_000 + 12 / 25_000
+    assert fast.facts["hours"] == pytest.approx(n * steps / 3600)
+    assert fast.facts["hours_in_turn"] == pytest.approx(n * (steps + 16 / 200_000) / 3600)
 
 
 def test_what_waits_for_a_device_is_counted():

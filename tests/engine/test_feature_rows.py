@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
 N, WIDTH = 2500, 12  # more rows than one block of the moments has
 RESIDENT, MAPPED = 1 << 30, 0
+AVAILABLE = "coreset.engine.data.residency.available_bytes"
 KINDS = pytest.mark.parametrize("limit_bytes", [RESIDENT, MAPPED], ids=["resident", "mapped"])
 CHUNK_BYTES = "coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES"
 
@@ -131,9 +132,9 @@ def test_features_are_mapped_where_they_take_more_than_their_share_as_float32(st
     opened(store, 4 * N * WIDTH)
     assert not file.exists()
     for free, limit in [(4 * 4 * N * WIDTH, 4 * N * WIDTH), (400 << 30, RESIDENT_BYTES)]:
-        monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda free=free: free)
+        monkeypatch.setattr(AVAILABLE, lambda free=free: free)
         assert resident_limit(CPU) == limit
-    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 4 * 4 * N * WIDTH - 4)
+    monkeypatch.setattr(AVAILABLE, lambda: 4 * 4 * N * WIDTH - 4)
     feature_rows(store, CPU, scratch=store.parent)
     np.testing.assert_array_equal(np.fromfile(file, np.float16).reshape(N, WIDTH), table_of())
     assert sorted(path.name for path in store.parent.iterdir()) == [file.name, store.name]

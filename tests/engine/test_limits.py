@@ -4,6 +4,7 @@ import pytest
 
 from coreset.engine.runtime.limits import (
     available_bytes,
+    available_cores,
     available_memory_bytes,
     memory_limit_bytes,
     quota_cores,
@@ -91,3 +92,12 @@ def test_without_kernel_files_nothing_is_known(tmp_path):
     assert memory_limit_bytes(tmp_path) is quota_cores(tmp_path) is None
     assert available_memory_bytes(tmp_path) is None
     assert available_bytes() > 0, "of this machine"
+
+
+@pytest.mark.parametrize(
+    ("processes", "share"), [("1", 8), ("4", 2), ("16", 1), ("0", 8), ("x", 8)]
+)
+def test_processes_of_one_machine_share_its_cores(monkeypatch, processes, share):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert available_cores() == share

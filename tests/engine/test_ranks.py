@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from coreset.engine.artifacts.ledger import RUNNING_NAME
-from coreset.engine.runtime.distributed import Distributed, join
+from coreset.engine.runtime.distributed import TIMEOUT, Distributed, join
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.pack import Pack
 from coreset.kernels.scores import SCORES
-from coreset.shards.errors import UsageError
+from coreset.shards.errors import InterruptedRunError, MachineError, UsageError
 from coreset.shards.format.files import temporary_name
 
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
@@ -93,6 +93,45 @@ def test_ranks_that_are_killed_or_stopped_continue_to_the_same_bytes(
     codes, said = ended(start_ranks(RUN, *command))
     assert codes == [0, 0], said
     assert stored_bytes(tmp_path / "SCORES") == stored_bytes(tmp_path / "WHOLE")
+
+
+@pytest.mark.slow
+def test_a_rank_that_hangs_ends_the_others_with_75_and_loses_no_commit(
+    packed, tmp_path, stored_bytes, start_ranks, monkeypatch
+):
+    options = ("--size", 33, "--epochs", 30, "--batch", 7, "--lr", 0.01, "--device", "cpu")
+    command = ("score", packed, tmp_path / "SCORES", *options)
+    monkeypatch.setenv(TIMEOUT, "3")
+    ranks = start_ranks(RUN, *command)
+    while not (temporary_name(tmp_path / "SCORES") / RUNNING_NAME).exists():
+        time.sleep(0.01)
+    os.kill(ranks[1].pid, signal.SIGSTOP)
+    assert ranks[0].code == 75, ranks[0].said
+    assert "another of the 2 ranks gave no sign for 3 s (CORESET_RANK_TIMEOUT)" in ranks[0].said
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    assert ranks[1].code == -signal.SIGKILL
+    monkeypatch.delenv(TIMEOUT)
+    codes, said = ended(start_ranks(RUN, *command))
+    assert codes == [0, 0], said
+    whole = start_ranks(RUN, "score", packed, tmp_path / "WHOLE", *options)
+    assert ended(whole)[0] == [0, 0]
+    assert stored_bytes(tmp_path / "SCORES") == stored_bytes(tmp_path / "WHOLE")
+
+
+def test_only_errors_of_the_connection_are_another_ranks():
+    def end_by(text, world=2):
+        with Distributed(0, world).watch():
+            raise RuntimeError(text)
+
+    with pytest.raises(InterruptedRunError, match="gave no sign for 600 s"):
+        end_by("[gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 3000ms for recv")
+    with pytest.raises(InterruptedRunError, match="gave no sign"):
+        end_by("NCCL communicator was aborted: watchdog caught collective operation timeout")
+    with pytest.raises(MachineError, match="another of the 2 ranks is gone"):
+        end_by("[gloo/transport/tcp/pair.cc:598] Connection closed by peer")
+    for text, world in (("CUDA error: device-side assert triggered", 2), ("gloo", 1)):
+        with pytest.raises(RuntimeError, match=text):
+            end_by(text, world)
 
 
 PACK = "import coreset.engine.cli; coreset.engine.cli.run()"

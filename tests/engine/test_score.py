@@ -15,6 +15,7 @@ from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.geometry import Geometry, stored_side
 from coreset.engine.data.images import load_into_memory
+from coreset.engine.data.residency import Capacity
 from coreset.engine.data.stream import ImageStream
 from coreset.engine.scoring.proxy import convolutional_proxy
 from coreset.engine.scoring.recipes import RECIPES
@@ -106,11 +107,18 @@ def test_scores_are_those_of_the_recorded_logits_by_definition(packed, tmp_path,
 def test_images_that_do_not_fit_into_memory_give_the_same_bytes(
     packed, scored, done, monkeypatch, stored_bytes
 ):
-    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
+    places = []
+    monkeypatch.setattr("coreset.engine.data.image_cache.say", places.append)
+    monkeypatch.setattr(Capacity, "of", lambda *_: Capacity(0, 1000, 0))
     streamed = scored.with_name("STREAMED")
     told = done("score", packed, streamed, *SMALL)
     assert stored_bytes(streamed) == stored_bytes(scored)
     assert any("were decoded every epoch; faster: `coreset decode` once" in line for line in told)
+    monkeypatch.setattr(Capacity, "of", lambda *_: Capacity(0, 1000, 10**12))
+    from_file = scored.with_name("FROM_FILE")
+    done("score", packed, from_file, *SMALL)
+    assert stored_bytes(from_file) == stored_bytes(scored)
+    assert ["kept nowhere" in places[0], "kept in a file" in places[1]] == [True, True]
 
 
 def test_a_data_set_of_one_class_is_refused(make_photos, tmp_path, done, refused):
@@ -158,13 +166,16 @@ def test_crops_may_grow_and_be_of_larger_pixels(packed, tmp_path, done):
     assert (ScoreTable.open(tmp_path / "SCORES").columns["visits"] == 4).all()
 
 
-@pytest.mark.parametrize("way", ["resident", "streamed", "pixels"])
+@pytest.mark.parametrize("way", ["resident", "streamed", "file", "pixels"])
 def test_an_image_that_cannot_be_decoded_costs_its_own_score_only(
     damaged, tmp_path, done, monkeypatch, way
 ):
     command = ["score", damaged, tmp_path / "SCORES", *SMALL]
+    monkeypatch.setattr("coreset.engine.data.image_cache.say", str)
     if way == "streamed":
-        monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
+        monkeypatch.setattr(Capacity, "of", lambda *_: Capacity(0, 1000, 0))
+    if way == "file":
+        monkeypatch.setattr(Capacity, "of", lambda *_: Capacity(0, 1000, 10**12))
     if way == "pixels":
         Decode(data=damaged, pixels=tmp_path / "PIXELS", size=19).run()
         command += ["--pixels", tmp_path / "PIXELS"]

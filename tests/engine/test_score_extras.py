@@ -116,7 +116,7 @@ def test_an_accumulator_that_is_registered_in_one_place_is_scored_saved_and_resu
 
 def test_tdds_needs_room(packed, tmp_path, refused, monkeypatch):
     command = ("score", packed, tmp_path / "S", *SMALL, "--tdds")
-    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
+    monkeypatch.setattr("coreset.engine.data.residency.available_bytes", lambda: 1000)
     said = refused(tmp_path, *command, code=4)
     assert "tdds keeps 0.00 GB on cpu, which has 0.00 GB available; leave out --tdds" in said
 

@@ -133,15 +133,16 @@ def test_students_that_were_finished_before_a_stop_are_kept(inputs, tmp_path, in
 def test_validation_images_that_do_not_fit_into_memory_are_streamed(
     trained, inputs, tmp_path, done, monkeypatch
 ):
+    monkeypatch.setattr("coreset.engine.data.image_cache.say", str)
     few = 2 * 6 * 3 * 33**2 + 1  # half of it holds the six of the set, not the 18 of val
-    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: few)
+    monkeypatch.setattr("coreset.engine.data.residency.available_bytes", lambda: few)
     done("train", *inputs, tmp_path / "RESULTS", *TINY, "--repeats", 1)
     (row,) = students(tmp_path / "RESULTS")
     assert row["top1_last"] == students(trained)[0]["top1_last"]
 
 
 def test_a_set_that_does_not_fit_into_memory_is_refused(inputs, tmp_path, refused, monkeypatch):
-    monkeypatch.setattr("coreset.engine.data.images.available_bytes", lambda: 1000)
+    monkeypatch.setattr("coreset.engine.data.residency.available_bytes", lambda: 1000)
     said = refused(tmp_path, "train", *inputs, tmp_path / "R", *TINY, code=4)
     assert "6 images of 33 pixels need" in said
 

@@ -16,6 +16,8 @@ from coreset.engine.runtime.device import (
     generator_for,
     half_precision,
     has_fast_bfloat16,
+    precision_note,
+    resolve_device,
     runtime_of,
 )
 from coreset.engine.training.trainer import (
@@ -30,7 +32,7 @@ from coreset.engine.training.trainer import (
     sgd,
     step_schedule,
 )
-from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.errors import MachineError, StoreError, UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -245,6 +247,25 @@ def test_an_evaluation_changes_nothing_and_a_step_trains_after_it():
     assert not torch.equal(trainer.network[1].running_mean, mean)
 
 
+def test_a_gpu_without_bfloat16_trains_in_float32_and_that_is_said(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    for capability, has_it in (((7, 5), False), ((8, 0), True), ((12, 0), True)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, of=capability: of)
+        assert has_fast_bfloat16(torch.device("cuda")) is has_it
+        note = precision_note(torch.device("cuda"))
+        assert note.startswith("Tesla T4 has no bfloat16") is not has_it
+    assert precision_note(CPU) == ""
+
+
+@pytest.mark.parametrize("hidden", ["", "-1"])
+def test_gpus_that_the_environment_hides_are_named_as_hidden(monkeypatch, hidden):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    with pytest.raises(MachineError, match="no usable GPU here, CUDA_VISIBLE_DEVICES hides all; "):
+        resolve_device("cuda")
+    assert resolve_device("auto") == CPU
+
+
 # compilation
 
 
@@ -280,6 +301,34 @@ def test_cuda_graphs_are_asked_for_on_a_gpu_and_refused_on_a_cpu(monkeypatch):
     for mode in ("graphs", "auto"):
         compile_where_it_pays(network, mode, torch.device("cuda"), image_passes=1, size=32)
     assert [options["mode"] for options in asked] == ["reduce-overhead", "default"]
+
+
+def test_there_is_one_whole_graph_per_side_and_none_for_short_batches_or_epochs(monkeypatch):
+    trainer, alone, graphs = small_trainer(), small_trainer(), []
+    compiled = nn.Module.compile
+
+    def counted(graph, _example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    def with_counter(network, mode, dynamic):
+        assert mode == "default"
+        compiled(network, backend=counted, dynamic=dynamic)
+
+    monkeypatch.setattr(nn.Module, "compile", with_counter)
+    monkeypatch.setattr("coreset.engine.training.trainer.which", lambda _: "c++")
+    compile_where_it_pays(trainer.network, "on", CPU, image_passes=1, size=9, n_sizes=2)
+    for epoch in range(3):
+        for side in (9, 11):
+            for rows in (6, 6, 2):
+                draws = generator_for(epoch, side, rows)
+                images = torch.randn((rows, 3, side, side), generator=draws)
+                for trained in (trainer, alone):
+                    trained.step(images, lambda logits: logits.square().mean())
+        batches = [(torch.randn(n, 3, 9, 9), torch.zeros(n).long(), NO_IDS) for n in (6, 6, 1)]
+        evaluate(trainer.network, iter(batches), CPU)
+    assert len(graphs) == 3, "a side each, and the evaluation"
+    assert all(map(torch.allclose, state_of(trainer), state_of(alone)))
 
 
 # seeds and devices

@@ -12,6 +12,8 @@ from scipy import stats
 from coreset.kernels.measures import (
     coverage,
     difference_interval,
+    nearest,
+    search_device,
     shuffled_within_classes,
     spearman,
     spearman_by_class,
@@ -88,6 +90,28 @@ def test_the_number_of_threads_does_not_show():
     finally:
         faiss.omp_set_num_threads(before)
     assert alone == together
+
+
+def test_a_gpu_searches_with_the_same_metric_and_gives_the_same_measures(monkeypatch):
+    import faiss
+
+    chosen, real, asked = sample(0, [5] * 3, 64), sample(1, [70] * 3, 64), []
+    expected = coverage(*chosen, *real, 3)
+    assert coverage(*chosen, *real, 3, device="cuda") == expected, "FAISS sees no GPU here"
+
+    def knn_gpu(memory, queries, base, k, *, metric, device):
+        asked.append((memory, device))
+        return faiss.knn(queries, base, k, metric=metric)
+
+    monkeypatch.setattr("coreset.kernels.measures._gpu_memory", lambda: "memory")
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
+    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
+    assert search_device("cuda:1") == "cuda:1"
+    assert coverage(*chosen, *real, 3, device="cuda:1") == expected
+    assert asked == [("memory", 1)] * 9
+    queries, base = chosen[0], real[0]
+    sums = queries.astype(np.float64) @ base.T.astype(np.float64)
+    np.testing.assert_array_equal(nearest(queries, base, 4), np.argsort(-sums)[:, :4])
 
 
 @pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])

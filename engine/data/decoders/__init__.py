@@ -186,6 +186,10 @@ def make_decoder(
         from coreset.engine.data.decoders.dali import DaliDecoder
 
         return DaliDecoder(geometry, device=device, workers=workers, normalisation=normalisation)
+    from coreset.engine.data.buffers import BatchMemory
     from coreset.engine.data.decoders.threads import ThreadedDecoder
 
-    return ThreadedDecoder(geometry, chosen, workers=workers, normalisation=normalisation)
+    memory = BatchMemory(torch.device(device))
+    return ThreadedDecoder(
+        geometry, chosen, workers=workers, normalisation=normalisation, memory=memory
+    )

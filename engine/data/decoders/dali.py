@@ -6,36 +6,39 @@ cut tar as a shorter epoch.
 
 import logging
 import threading
-from dataclasses import replace
+from collections import deque
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.decoders import EncodedBatch, Normalisation, UndecodableImagesError
 from coreset.engine.data.decoders.pillow import decode_with_pillow
+from coreset.engine.data.decoders.tuning import DEFAULT_LOAD, best_load
 from coreset.engine.data.decoders.turbo import is_plain_jpeg
-from coreset.engine.data.geometry import Geometry, Placement
+from coreset.engine.data.geometry import Geometry, Pixels
+from coreset.engine.data.reader import LazyBytes
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
 from coreset.shards.errors import MachineError
 
 if TYPE_CHECKING:
-    from nvidia.dali.backend import TensorListCPU, TensorListGPU
     from nvidia.dali.pipeline import Pipeline
 
 logger = logging.getLogger(__name__)
 
 GPU_SETTINGS: dict[str, Any] = {
-    "hw_decoder_load": 0.65,
+    "jpeg_fancy_upsampling": True,  # of chroma, as libjpeg and so Pillow; nvJPEG repeats it
     "preallocate_width_hint": 1024,
     "preallocate_height_hint": 1024,
 }
-"""DALI's default share of the images for JPEG engines, and the pixels for which they have memory
-from the start, 3 MB an image: 2 % of ImageNet's are larger, which costs an allocation."""
+MOST_IN_USE = 2
+"""Batches whose stored bytes a GPU may still be reading."""
+"""JPEG engines have memory from the start for so many pixels, 3 MB an image: 2 % of ImageNet's are
+larger, which costs an allocation."""
 
 
 def define_pipeline(
@@ -47,6 +50,7 @@ def define_pipeline(
     device_id: int | None,
     crops: bool = False,
     normalisation: Normalisation | None = None,
+    hw_load: float = DEFAULT_LOAD,
 ) -> "Pipeline":
     """Define a graph, not built: stored bytes and a region of each image in, a square out.
 
@@ -58,11 +62,12 @@ def define_pipeline(
     from nvidia.dali.types import DALIDataType, DALIImageType, DALIInterpType
 
     pixels = DALIDataType.INT32 if crops else DALIDataType.FLOAT
-    settings = GPU_SETTINGS if decode_device == "mixed" else {}
-    # Depth 1: batches are fed by hand, and what is read ahead is decided by the source.
+    on_gpu = decode_device == "mixed"
+    settings: dict[str, Any] = GPU_SETTINGS | {"hw_decoder_load": hw_load} if on_gpu else {}
+    # Depth 1 still overlaps: DALI hands over a batch in the order of a stream, and begins the next.
     pipeline = Pipeline(batch, workers, device_id, prefetch_queue_depth=1)
     with pipeline:
-        encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1)
+        encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1, no_copy=True)
         start = fn.external_source(name="region_start", dtype=pixels, ndim=1)
         end = fn.external_source(name="region_end", dtype=pixels, ndim=1)
         cut: dict[str, Any] = {"start": start, "end": end, "axis_names": "HW"} if crops else {}
@@ -107,15 +112,20 @@ class DaliDecoder:
         # By whether batches have crops; each is built when the first such batch comes.
         self._pipelines: dict[bool, Pipeline] = {}
         self._lock = threading.Lock()
+        self._memory = BatchMemory(self._device)
+        self._in_use: deque[tuple[Any, list[Pixels]]] = deque()
 
     def decode(self, batch: EncodedBatch) -> Tensor:
         """Decode a batch as `Decoder.decode` says; thread safe, one batch at a time."""
+        if isinstance(batch.data, LazyBytes):
+            data = batch.data.read_together(self._memory)
+        else:
+            data = [np.frombuffer(sample or b"-", np.uint8) for sample in batch.data]
         everything = range(len(batch))
-        batch = replace(batch, data=[batch.data[i] for i in everything])
-        plain = [i for i in everything if is_plain_jpeg(batch.data[i], batch.stored_size(i))]
+        plain = [i for i in everything if is_plain_jpeg(data[i], batch.stored_size(i))]
         images = self._empty(len(batch))
         with self._lock:
-            refused = self._decode_plain(batch, plain, images)
+            refused = self._decode_plain(batch, data, plain, images)
         rest = sorted(set(everything).difference(plain).union(refused))
         if reasons := self._decode_rest(batch, rest, images):
             raise UndecodableImagesError(reasons, images)
@@ -125,6 +135,7 @@ class DaliDecoder:
         """Delete the pipelines: an idle one keeps its threads and memory."""
         with self._lock:
             self._pipelines.clear()
+            self._in_use.clear()
 
     def _empty(self, n: int) -> Tensor:
         shape = (n, 3, self._geometry.size, self._geometry.size)
@@ -133,7 +144,9 @@ class DaliDecoder:
         layout = torch.channels_last
         return torch.empty(shape, dtype=torch.uint8, device=self._device, memory_format=layout)
 
-    def _decode_plain(self, batch: EncodedBatch, positions: list[int], images: Tensor) -> list[int]:
+    def _decode_plain(
+        self, batch: EncodedBatch, data: list[Pixels], positions: list[int], images: Tensor
+    ) -> list[int]:
         """Fill the rows ``positions``; return those that DALI refuses.
 
         One bad image makes DALI lose the batch: it is halved until the bad ones are alone.
@@ -143,7 +156,7 @@ class DaliDecoder:
         crops = batch.crops is not None
         pipeline = self._ready_pipeline(len(positions), crops=crops)
         try:
-            (decoded,) = pipeline.run(**self._inputs(batch, positions))
+            self._run(pipeline, batch, data, positions, images)
         except RuntimeError as error:
             del self._pipelines[crops]  # not to be used after an error
             if len(positions) == 1:
@@ -152,9 +165,8 @@ class DaliDecoder:
                 logger.debug("DALI refuses an image: %s", error)
                 return positions
             middle = len(positions) // 2
-            left = self._decode_plain(batch, positions[:middle], images)
-            return left + self._decode_plain(batch, positions[middle:], images)
-        self._copy(decoded, positions, images)
+            left = self._decode_plain(batch, data, positions[:middle], images)
+            return left + self._decode_plain(batch, data, positions[middle:], images)
         return []
 
     def _ready_pipeline(self, n: int, *, crops: bool) -> "Pipeline":
@@ -171,38 +183,48 @@ class DaliDecoder:
                 device_id=self._device.index if gpu else None,
                 crops=crops,
                 normalisation=self._normalisation,
+                hw_load=best_load(torch.cuda.get_device_name(self._device)) if gpu else 0.0,
             )
-            pipeline.build()
+            try:
+                pipeline.build()
+            except RuntimeError as error:
+                if memory_shortage(error) is not None:
+                    raise
+                reason = " ".join(str(error).split())
+                raise MachineError(
+                    f"DALI cannot start on {self._device} ({reason}); update the driver, or use "
+                    "--decoder turbo"
+                ) from error
             self._pipelines[crops] = pipeline
         return self._pipelines[crops]
 
-    def _inputs(self, batch: EncodedBatch, positions: list[int]) -> dict[str, Any]:
-        placements = [
-            self._geometry.place(*batch.stored_size(position), batch.crop(position))
-            for position in positions
-        ]
-        regions = regions_of(placements).astype(np.float32 if batch.crops is None else np.int32)
-        return {
-            "encoded": [np.frombuffer(batch.data[position], np.uint8) for position in positions],
-            "region_start": np.ascontiguousarray(regions[:, 0]),
-            "region_end": np.ascontiguousarray(regions[:, 1]),
-        }
-
-    def _copy(
-        self, decoded: "TensorListCPU | TensorListGPU", positions: list[int], images: Tensor
+    def _run(
+        self,
+        pipeline: "Pipeline",
+        batch: EncodedBatch,
+        data: list[Pixels],
+        positions: list[int],
+        images: Tensor,
     ) -> None:
-        """Copy DALI's buffers, which the next run overwrites."""
-        from nvidia.dali.plugin.pytorch.torch_utils import feed_ndarray
-
+        """Fill rows of ``images`` in the order of the current stream, without waiting for it."""
+        crops = None if batch.crops is None else batch.crops[positions]
+        regions = self._geometry.regions(batch.widths[positions], batch.heights[positions], crops)
+        regions = regions.astype(np.float32 if crops is None else np.int32)
+        streams = torch.get_device_module(self._device)
+        stream = streams.current_stream(self._device) if images.is_cuda else None
+        taken = [data[position] for position in positions]
+        starts, ends = map(np.ascontiguousarray, regions.swapaxes(0, 1))
+        inputs = {"encoded": taken, "region_start": starts, "region_end": ends}
+        (decoded,) = pipeline.run(stream, **inputs)
+        # Copied, because DALI reuses its memory without asking the consumer's stream.
+        squares = torch.from_dlpack(decoded.as_tensor())
+        images_bchw = squares.permute(0, 3, 1, 2) if self._normalisation is None else squares
         whole = len(positions) == len(images)
-        target = images if whole else self._empty(len(positions))
-        stream = torch.cuda.current_stream(self._device) if images.is_cuda else None
-        in_memory_order = target.permute(0, 2, 3, 1) if self._normalisation is None else target
-        feed_ndarray(decoded.as_tensor(), in_memory_order, cuda_stream=stream)
+        images[slice(None) if whole else torch.tensor(positions)] = images_bchw
         if stream is not None:
-            stream.synchronize()
-        if not whole:
-            images[torch.tensor(positions, device=images.device)] = target
+            self._in_use.append((stream.record_event(), taken))
+            if len(self._in_use) > MOST_IN_USE:
+                self._in_use.popleft()[0].synchronize()
 
     def _decode_rest(
         self, batch: EncodedBatch, positions: list[int], images: Tensor
@@ -220,13 +242,3 @@ class DaliDecoder:
                 image = normalised(image, self._normalisation.mean, self._normalisation.std)
             images[position].copy_(image)
         return reasons
-
-
-def regions_of(placements: list[Placement]) -> NDArray[np.float64]:
-    """Return (top, left), (bottom, right) of what of each stored image fills the output."""
-    corners = np.array([(placement.region, placement.box) for placement in placements])
-    regions, boxes = corners.reshape(-1, 2, 2, 2)[..., ::-1].swapaxes(0, 1)
-    sizes = np.array([(placement.height, placement.width) for placement in placements])
-    extents = regions[:, 1] - regions[:, 0]
-    # Multiplied first: a box that covers everything ends exactly where the region ends.
-    return regions[:, :1] + boxes * extents[:, None] / sizes[:, None]

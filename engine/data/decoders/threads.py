@@ -4,8 +4,6 @@ Every thread takes the next image of the batch and writes its pixels where the b
 needs no resampling is decoded by one compiled call per thread and batch.
 """
 
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.decoders import (
     DecoderName,
     EncodedBatch,
@@ -32,7 +31,6 @@ from coreset.kernels.jpeg import resize as resizing
 from coreset.kernels.jpeg.batch import (
     IN_MEMORY,
     MOST_BYTES,
-    PLANE_ALIGNMENT,
     BatchDecoder,
     CropBatch,
     WorkQueue,
@@ -56,11 +54,12 @@ class ThreadedDecoder:
         *,
         workers: int,
         normalisation: Normalisation | None = None,
+        memory: BatchMemory | None = None,
     ) -> None:
         self._geometry, self._name, self._workers = geometry, name, workers
         self._factors = normalisation and factors_of(normalisation.mean, normalisation.std)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._memory = BatchMemory()
+        self._memory = memory or BatchMemory()
 
     def decode(self, batch: EncodedBatch) -> Tensor:
         """Decode a batch as `Decoder.decode` says; thread safe."""
@@ -178,31 +177,3 @@ def warm_up(*, floats: bool) -> None:
         shape, kind, factors = (1, 3, 32, 32), np.float32, factors_of((0,) * 3, (1,) * 3)
         normalised_planes(np.zeros((1, 1, 3), np.uint8), factors, np.empty((3, 1, 1), np.float32))
     decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
-
-
-class BatchMemory:
-    """Arrays of batches, given out again once unused: fresh pages cost a fifth of decoding."""
-
-    def __init__(self) -> None:
-        self._arrays: list[Pixels] = []
-        self._lock = threading.Lock()
-
-    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
-        """Return memory for a batch; what it holds is undefined."""
-        n_bytes = int(np.prod(shape)) * dtype.itemsize
-        with self._lock:
-            for array in self._arrays:
-                # The list, the loop's name and the argument; whoever uses it would hold one more.
-                if array.size >= n_bytes + PLANE_ALIGNMENT and sys.getrefcount(array) <= 3:
-                    break
-            else:
-                self._arrays = [array for array in self._arrays if array.size > n_bytes]
-                array = np.empty(n_bytes + PLANE_ALIGNMENT, np.uint8)
-                self._arrays.append(array)
-            start = -array.ctypes.data % PLANE_ALIGNMENT
-            return array[start : start + n_bytes].view(dtype).reshape(shape)
-
-    def forget(self) -> None:
-        """Leave the arrays to those who hold them."""
-        with self._lock:
-            self._arrays.clear()

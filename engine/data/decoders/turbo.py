@@ -33,7 +33,7 @@ _MOST_TAKEN = 0.8
 _of_thread = local()  # holds the `decoder` of each thread
 
 
-def is_plain_jpeg(data: bytes, size: tuple[int, int]) -> bool:
+def is_plain_jpeg(data: bytes | Pixels, size: tuple[int, int]) -> bool:
     """Test for a grey or colour JPEG of ``size`` (width, height), which fast decoders take.
 
     Reads the header, so that one that was damaged into a decompression bomb is never decoded.
