@@ -18,7 +18,7 @@ import xxhash
 from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.data.geometry import Geometry
+from coreset.engine.data.geometry import Geometry, Ints
 from coreset.engine.data.images import (
     DECODE_BATCH,
     DecodedImages,
@@ -161,11 +161,13 @@ def _append(file: IO[bytes], index: PixelsIndex, batches: Iterator[Batch]) -> st
     return hasher.hexdigest()
 
 
-def open_cache(path: Path, dataset: Dataset, *, device: str = "cpu") -> DecodedImages:
+def open_cache(
+    path: Path, dataset: Dataset, *, device: str = "cpu", ids: Ints | None = None
+) -> DecodedImages:
     """Open what ``coreset decode`` made of ``dataset``, or of a pack of the same images.
 
     On the host they are a memory map. On a GPU they are resident where they fit, else mapped too.
-    Batches come on ``device``.
+    Batches come on ``device``, of the samples ``ids``, or of all.
 
     Raises:
         UsageError: ``path`` holds no pixels, or those of other images.
@@ -174,16 +176,31 @@ def open_cache(path: Path, dataset: Dataset, *, device: str = "cpu") -> DecodedI
     """
     index = _checked_index(path, dataset)
     images_nhwc, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
-    place = choose_place(index.n_bytes, Capacity.of(target, None), epochs=1)
-    if place is Place.DEVICE:
-        images_nhwc = images_nhwc.to(target)
+    n_bytes = decoded_bytes(len(dataset) if ids is None else ids.size, index.geometry.size)
+    rows = ids
+    if choose_place(n_bytes, Capacity.of(target, None), epochs=1) is Place.DEVICE:
+        images_nhwc, rows = _resident(images_nhwc, ids, target), None
+    chosen = np.arange(len(dataset)) if ids is None else ids
     return DecodedImages(
         images_nhwc.permute(0, 3, 1, 2),
-        dataset.labels,
-        np.arange(len(dataset)),
+        dataset.labels[chosen],
+        chosen,
         undecodable=index.undecodable,
         device=target,
+        rows=rows,
     )
+
+
+def _resident(images_nhwc: Tensor, ids: Ints | None, device: torch.device) -> Tensor:
+    """Copy all images, or those of ``ids`` batch by batch, to a device."""
+    if ids is None:
+        return images_nhwc.to(device)
+    shape = (ids.size, *images_nhwc.shape[1:])
+    resident = torch.empty(shape, dtype=torch.uint8, device=device)
+    for first in range(0, ids.size, DECODE_BATCH):
+        some = slice(first, first + DECODE_BATCH)
+        resident[some] = images_nhwc[torch.from_numpy(ids[some])].to(device)
+    return resident
 
 
 def keep_images(

@@ -34,6 +34,7 @@ class DecodedImages:
         *,
         undecodable: Mapping[int, str] | None = None,
         device: torch.device | None = None,
+        rows: Ints | None = None,
     ) -> None:
         """Keep decoded images.
 
@@ -43,6 +44,7 @@ class DecodedImages:
             ids: Sample ids of the data set, int64 of shape (n,).
             undecodable: Samples without pixels, by id, and why; batches leave them out.
             device: Where batches are handed over; None: where ``images`` are.
+            rows: Row of each sample in ``images``, int64 of shape (n,); None: all, in order.
 
         """
         self.images = images
@@ -50,6 +52,7 @@ class DecodedImages:
         self.ids = ids
         self.undecodable = dict(undecodable or {})
         self.size = images.shape[-1]
+        self._rows = rows
         self._is_decoded = ~np.isin(ids, list(self.undecodable))
         self._device = device or images.device
         self._memory = BatchMemory(self._device)
@@ -83,7 +86,8 @@ class DecodedImages:
             kept = positions[positions != PADDING]
             kept = kept[self._is_decoded[kept]]
             if order.pad or kept.size:
-                images = take_rows(images_nhwc, kept, self._memory, self._pool).permute(0, 3, 1, 2)
+                rows = kept if self._rows is None else self._rows[kept]
+                images = take_rows(images_nhwc, rows, self._memory, self._pool).permute(0, 3, 1, 2)
                 n = positions.size if order.pad else None
                 yield batch_of(
                     images.to(self._device, non_blocking=True),

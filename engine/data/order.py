@@ -42,6 +42,8 @@ class BatchOrder:
     """Random resized crops instead of the geometry's central one."""
     pad: bool = False
     """Fill every batch up with rows of id and label -1, so that all ranks have equally many."""
+    total: int = 0
+    """Samples of all ranks, where the source holds the `fixed_share` of this one alone; else 0."""
     block: int = 0
     """Shuffle blocks of so many neighbours, for disks that cannot seek; 0 shuffles globally."""
 
@@ -57,9 +59,11 @@ class BatchOrder:
 
         With ``pad``, ``PADDING`` follows up to the multiple of ``batch`` that holds any share.
         """
-        rank, world = self.rank, self.world
+        rank, world = (0, 1) if self.total else (self.rank, self.world)
         share = slice(n * rank // world, n * (rank + 1) // world)
         seed = derived_seed(self.seed, self.epoch)
+        if self.total:  # ranks draw from different samples, so in different orders
+            seed = derived_seed(seed, self.rank)
         if not self.shuffle:
             positions = np.arange(share.start, share.stop, dtype=np.int64)
         elif self.block:
@@ -68,7 +72,7 @@ class BatchOrder:
             positions = permutation(n, seed)[rank::world]
         if not self.pad:
             return positions
-        largest_share = -(-n // world)
+        largest_share = -(-(self.total or n) // self.world)
         missing = -(-largest_share // self.batch) * self.batch - positions.size
         return np.append(positions, np.full(missing, PADDING))
 
@@ -77,6 +81,14 @@ class BatchOrder:
         positions = self.positions(n)
         firsts = range(self.start * self.batch, positions.size, self.batch)
         return (positions[first : first + self.batch] for first in firsts)
+
+
+def fixed_share(n: int, *, seed: int, rank: int, world: int) -> Ints:
+    """Return which of n samples one rank keeps for all epochs: a random share, in ascending order.
+
+    Over all ranks every sample comes exactly once; the shares differ in length by one at most.
+    """
+    return np.sort(permutation(n, derived_seed(seed, Stream.SHARES))[rank::world])
 
 
 def _block_shuffled(n: int, block: int, share: slice, seed: int) -> Ints:

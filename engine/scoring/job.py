@@ -15,6 +15,7 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.store import FEATURES_NAME, SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.data.image_cache import KEPT_NAME
+from coreset.engine.data.order import fixed_share
 from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.device import give_back_memory, half_precision, precision_note
@@ -109,20 +110,23 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
             n_folds=setup.options.folds or 0,
             ranks=setup.ranks,
         )
+    n, seed, ranks, share = len(setup.dataset), setup.options.seed, setup.ranks, None
+    if ranks.world > 1:
+        share = fixed_share(n, seed=seed, rank=ranks.rank, world=ranks.world)
     if setup.options.pixels is None:
-        # The main process decides first: the others use its file, but write none.
-        may_write = setup.ranks.is_main or (scratch / KEPT_NAME).exists()
         images = training_images(
             setup.dataset,
             recipe,
             setup.device,
             setup.features,
-            scratch=scratch if may_write else None,
+            share=share,
+            scratch=None if share is not None else scratch,
         )
     else:
-        images = cached_images(setup.options.pixels, setup.dataset, recipe.size, setup.device)
+        pixels = setup.options.pixels
+        images = cached_images(pixels, setup.dataset, recipe.size, setup.device, share)
     return convolutional_proxy(
-        images, n_classes, recipe, seed=setup.options.seed, device=setup.device, ranks=setup.ranks
+        images, n_classes, recipe, seed=seed, device=setup.device, total=n, ranks=ranks
     )
 
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from coreset.engine.data.geometry import Geometry, stored_side
+from coreset.engine.data.geometry import Geometry, Ints, stored_side
 from coreset.engine.data.image_cache import keep_images, open_cache
 from coreset.engine.data.images import DecodedImages, EpochSource, crop_rows
 from coreset.engine.data.order import PADDING, BatchOrder
@@ -73,9 +73,13 @@ def training_images(
     device: torch.device,
     decoding: FeatureSpec,
     *,
+    share: Ints | None = None,
     scratch: Path | None = None,
 ) -> EpochSource:
-    """Open images to take the crops of ``recipe`` from, kept where `choose_place` says."""
+    """Open images to take the crops of ``recipe`` from, kept where `choose_place` says.
+
+    ``share`` are the samples of this process, int64 of shape (n,), or None for all.
+    """
     side = stored_side(recipe.size)
     stream = ImageStream(
         dataset,
@@ -83,6 +87,7 @@ def training_images(
         decoder=decoding.decoder,
         device=device.type,
         workers=decoding.workers,
+        ids=share,
         exact=decoding.exact,
         skip_damaged=True,
     )
@@ -90,9 +95,11 @@ def training_images(
     return keep_images(stream, epochs=recipe.epochs, batch_pixels=pixels, scratch=scratch)
 
 
-def cached_images(path: Path, dataset: Dataset, size: int, device: torch.device) -> DecodedImages:
+def cached_images(
+    path: Path, dataset: Dataset, size: int, device: torch.device, share: Ints | None = None
+) -> DecodedImages:
     """Open the images that ``coreset decode`` left in ``path``, to crop ``size`` from."""
-    images = open_cache(path, dataset, device=device.type)
+    images = open_cache(path, dataset, device=device.type, ids=share)
     if images.size < size:
         raise UsageError(
             f"size must be at most {images.size} (side of the images in {path}), got {size}; "
@@ -108,20 +115,26 @@ def convolutional_proxy(
     *,
     seed: int,
     device: torch.device,
+    total: int = 0,
     ranks: Distributed = ALONE,
 ) -> Proxy:
-    """Build ResNet-18 on random crops of ``source``, of side ``recipe.side_at(e)`` in epoch e."""
+    """Build ResNet-18 on random crops of ``source``, of side ``recipe.side_at(e)`` in epoch e.
+
+    Of several ``ranks`` each has the `fixed_share` of ``total`` samples for its source.
+    """
     batch, size, smallest = recipe.batch, recipe.size, recipe.side_at(0)
-    if smallest <= 32 and last_batch(len(source), batch, ranks.world) == 1:
+    n, is_shared = total or len(source), ranks.world > 1
+    if smallest <= 32 and last_batch(n, batch, ranks.world) == 1:
         raise UsageError(
-            f"batch {batch} leaves a batch of one of {len(source)} images, which batch norm cannot "
+            f"batch {batch} leaves a batch of one of {n} images, which batch norm cannot "
             f"train on at size {smallest}; use another --batch, or sizes of 33 or more"
         )
     layout = memory_format_for("batch", device)
     network = build_network("resnet18", n_classes, norm="batch", seed=seed)
     network = placed(network, device, layout)
-    ordered = partial(BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world)
-    is_shared = ranks.world > 1
+    ordered = partial(
+        BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world, total=n if is_shared else 0
+    )
 
     def on_device(part: Batch, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
@@ -132,12 +145,12 @@ def convolutional_proxy(
     def examples(epoch: int, start_batch: int) -> Examples:
         order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
         for number, padded in enumerate(source.epoch(order), start_batch):
-            is_last = (number + 1) * batch > len(source) // ranks.world
+            is_last = (number + 1) * batch > n // ranks.world
             n_own = max(1, int((padded.ids >= 0).sum())) if is_shared and is_last else batch
             part = Batch(padded.images[:n_own], padded.labels[:n_own], padded.ids[:n_own])
             draws = generator_for(seed, epoch, number, ranks.rank)
-            n, _, height, width = part.images.shape
-            boxes = draw_crops(n, height, width, draws, scale=(recipe.crop_scale, 1.0))
+            rows, _, height, width = part.images.shape
+            boxes = draw_crops(rows, height, width, draws, scale=(recipe.crop_scale, 1.0))
             crops = crops_on(device, part.images, boxes, recipe.side_at(epoch))
             yield on_device(part, horizontal_flip(crops, draws))
 

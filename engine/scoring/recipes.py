@@ -202,6 +202,8 @@ class Setup:
         del options["pixels"]
         if self.options.folds is None:
             del options["folds"]
+        if self.ranks.world > 1 and self.recipe.proxy == "resnet18":
+            how["order"] = "fixed shares"  # ranks once shared every epoch anew
         options |= {"decoder_exact": self.features.exact, "backbone": self.features.backbone}
         return Provenance(
             kind="scores",

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import xxhash
 
 from coreset.engine.artifacts.provenance import Provenance
@@ -67,6 +68,19 @@ def test_epochs_of_the_pixels_are_those_of_decoding_bit_for_bit(
             same_batches(source.epoch(order), pixels.epoch(order))
         assert pixels.undecodable == source.undecodable
     assert list(pixels.undecodable) == [4]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_chosen_samples_come_as_from_a_stream_of_them(mixed, tmp_path, same_batches, device):
+    path, ids = decoded(mixed, tmp_path / "PIXELS"), np.array([1, 3, 4, 8, 9])
+    order = BatchOrder(batch=2, shuffle=True, seed=3)
+    pixels = open_cache(path, mixed, ids=ids)
+    with stream(mixed, ids=ids) as source:
+        same_batches(source.epoch(order), pixels.epoch(order))
+    mapped = torch.from_numpy(np.arange(11 * 12, dtype=np.uint8).reshape(11, 2, 2, 3))
+    resident = image_cache._resident(mapped, ids, torch.device(device))
+    assert (resident.shape, resident.device.type) == ((5, 2, 2, 3), device)
+    assert device == "meta" or torch.equal(resident, mapped[ids])
 
 
 def test_the_index_says_what_the_file_holds(mixed, tmp_path, monkeypatch):

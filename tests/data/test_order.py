@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coreset.engine.data.order import PADDING, WINDOW_BLOCKS, BatchOrder
+from coreset.engine.data.order import PADDING, WINDOW_BLOCKS, BatchOrder, fixed_share
 from coreset.shards.errors import UsageError
 
 sizes = st.integers(0, 300)
@@ -45,6 +45,31 @@ def test_every_position_is_visited_once_over_all_ranks(n, world, settings):
         np.testing.assert_array_equal(whole[: len(share)], share)
         assert set(whole[len(share) :].tolist()) <= {PADDING}
         assert whole.dtype == share.dtype == np.int64
+
+
+@given(st.integers(1, 300), worlds, blocks, st.booleans(), st.integers(1, 50))
+def test_ranks_with_fixed_shares_visit_every_sample_once_in_other_orders_each_epoch(
+    n, world, block, shuffle, batch
+):
+    shares = [fixed_share(n, seed=7, rank=rank, world=world) for rank in range(world)]
+    assert sorted(np.concatenate(shares).tolist()) == list(range(n))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    settings = {"batch": batch, "shuffle": shuffle, "block": block, "world": world, "total": n}
+    lengths = set()
+    for rank, share in enumerate(shares):
+        order = order_of(rank=rank, **settings)
+        assert sorted(order.positions(len(share)).tolist()) == list(range(len(share)))
+        lengths.add(len(order_of(rank=rank, pad=True, **settings).positions(len(share))))
+    assert lengths == {-(-max(map(len, shares)) // batch) * batch}
+
+
+def test_fixed_shares_are_shuffled_by_epoch_and_rank():
+    orders = {
+        tuple(order_of(rank=rank, epoch=epoch, world=2, total=80).positions(40))
+        for rank in (0, 1)
+        for epoch in (0, 1)
+    }
+    assert len(orders) == 4
 
 
 @given(sizes, worlds, st.integers(1, 7))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coreset.engine.data.images import DecodedImages
-from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.order import BatchOrder, fixed_share
 from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
@@ -43,7 +43,10 @@ def pixels():
 
 def convolutional(pixels, *, seed=5, ranks=ALONE, **values):
     recipe = replace(RECIPES["full"], **{"size": SIZE, "crop_scale": 0.3, "batch": 8} | values)
-    return convolutional_proxy(pixels, 4, recipe, seed=seed, device=CPU, ranks=ranks)
+    if ranks.world > 1:
+        share = fixed_share(N, seed=seed, rank=ranks.rank, world=ranks.world)
+        pixels = DecodedImages(pixels.images, LABELS[share], IDS[share], rows=share)
+    return convolutional_proxy(pixels, 4, recipe, seed=seed, device=CPU, total=N, ranks=ranks)
 
 
 def linear(features, labels, **values):
