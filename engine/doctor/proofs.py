@@ -31,6 +31,7 @@ from coreset.engine.doctor.arithmetic import (
     training_scores,
 )
 from coreset.engine.doctor.machine import Check, Verdict, complete, failure
+from coreset.engine.doctor.projections import projections
 from coreset.engine.doctor.speeds import SIZE, Context
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import memory_shortage
@@ -237,7 +238,7 @@ def prove(context: Context) -> Iterator[Check]:
         for check in complete(name, proof(context), partial(_explained, context)):
             checks.append(check)
             yield check
-    yield from speeds.projections(checks)
+    yield from projections(checks)
 
 
 def _explained(context: Context, name: str, error: Exception) -> Check:

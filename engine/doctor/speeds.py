@@ -1,7 +1,7 @@
 """Speeds of a device on samples of a packed data set, and their projection to ImageNet."""
 
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,7 +20,7 @@ from coreset.engine.data.images import DecodedImages, EpochSource, load_into_mem
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.residency import Capacity, choose_place
 from coreset.engine.data.stream import Batch, ImageStream
-from coreset.engine.doctor.machine import Check, Verdict
+from coreset.engine.doctor.machine import Check
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network, placed
 from coreset.engine.runtime.device import has_fast_bfloat16
 from coreset.engine.runtime.limits import decoded_bytes
@@ -51,18 +51,6 @@ ENGINES = "share of the JPEG engines"
 HW_LOADS = (0.0, 0.5, 0.65, 0.8, 0.95)
 BESIDE = "decode beside training"
 FAST_STEPS = {side: f"fast recipe at {side} px" for side in sorted(FAST_EPOCHS)}
-
-
-PASSES: dict[str, list[tuple[int, tuple[str, ...]]]] = {
-    "decode once": [(1, (DECODE,))],
-    "embed once": [(1, (DECODE, FORWARD))],
-    "score": [(1, (DECODE,)), (SCORING_EPOCHS, (COPY, TRAIN))],
-    "score by the fast recipe": [
-        (1, (DECODE,)),
-        *((FAST_EPOCHS[side], (COPY, step)) for side, step in FAST_STEPS.items()),
-    ],
-}
-"""Spans to project, one after another: epochs over ImageNet, and parts that overlap."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +117,7 @@ def jpeg_engines(context: Context) -> Iterator[Check]:
         best = max(speeds, key=speeds.__getitem__)
     finally:
         file = keep_best_load(gpu, best)
-    shown = ", ".join(f"{load:g}: {_rounded(speed)}" for load, speed in speeds.items())
+    shown = ", ".join(f"{load:g}: {rounded(speed)}" for load, speed in speeds.items())
     facts = {"best": best, "images_per_second": speeds[best], "speeds": list(speeds.items())}
     yield Check(ENGINES, f"{best:g}, kept in {file} (images/s by share: {shown})", facts=facts)
 
@@ -263,42 +251,10 @@ def _settle(device: torch.device) -> None:
 
 
 def _speed(name: str, per_second: float, what: str) -> Check:
-    value = f"{_rounded(per_second)} images/s ({what})"
+    value = f"{rounded(per_second)} images/s ({what})"
     return Check(name, value, facts={"images_per_second": per_second, "what": what})
 
 
-def projections(checks: Sequence[Check]) -> Iterator[Check]:
-    """Project speeds to hours for ImageNet: images x epochs / speed, span by span.
-
-    The parts of a span overlap, so that the slowest bounds it; the hours in turn are beside it.
-    """
-    speeds = {
-        check.name: float(check.facts["images_per_second"])
-        for check in checks
-        if "images_per_second" in check.facts
-    }
-    for title, spans in PASSES.items():
-        name = f"projection: {title}"
-        missing = [part for _, parts in spans for part in parts if part not in speeds]
-        if missing:
-            value = f"no speed of: {', '.join(dict.fromkeys(missing))}"
-            yield Check(name, value, Verdict.WARN, "see the row that failed")
-            continue
-        bounds, terms, hours, in_turn = list[str](), list[str](), 0.0, 0.0
-        for epochs, parts in spans:
-            bounds.append(min(parts, key=speeds.__getitem__))
-            speed, times = speeds[bounds[-1]], f" x {epochs} epochs" if epochs > 1 else ""
-            terms.append(f"{IMAGENET_IMAGES:,} images{times} / {_rounded(speed)} per s")
-            hours += IMAGENET_IMAGES * epochs / speed / 3600
-            in_turn += sum(IMAGENET_IMAGES * epochs / speeds[part] / 3600 for part in parts)
-        bound_by = ", ".join(dict.fromkeys(bounds))
-        value = f"{hours:,.2f} h = {' + '.join(terms)}, bound by {bound_by}"
-        value += f"; {in_turn:,.2f} h if nothing overlapped"
-        n_epochs = sum(epochs for epochs, _ in spans)
-        facts = {"hours": hours, "hours_in_turn": in_turn, "bound_by": bound_by}
-        facts |= {"epochs": n_epochs}
-        yield Check(name, value, facts=facts | {"images": IMAGENET_IMAGES})
-
-
-def _rounded(per_second: float) -> str:
+def rounded(per_second: float) -> str:
+    """Render a speed."""
     return f"{per_second:,.0f}" if per_second >= 10 else f"{per_second:.2g}"

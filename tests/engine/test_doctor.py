@@ -25,6 +25,7 @@ from coreset.engine.doctor.machine import (
     driver_version,
     findings,
 )
+from coreset.engine.doctor.projections import projections
 from coreset.engine.doctor.proofs import compared, counted, same_images
 from coreset.engine.doctor.speeds import (
     BESIDE,
@@ -34,7 +35,6 @@ from coreset.engine.doctor.speeds import (
     FORWARD,
     TRAIN,
     context_of,
-    projections,
     rate,
 )
 from coreset.shards.errors import InterruptedRunError, UsageError
