@@ -1,8 +1,9 @@
 """Training augmentations of whole batches, on the device where the images are.
 
 Random parameters are drawn on the CPU from the given generator, so a GPU and a CPU see the same
-draws. Images are RGB in 0..1, before normalisation; some functions also take uint8. Arithmetic is
-float32, also under autocast; results have the type of the images. Nothing is modified in place.
+draws, which the caller moves to the images; what is done with them compiles to one graph. Images
+are RGB in 0..1, before normalisation; some functions also take uint8. Arithmetic is float32, also
+under autocast; results have the type of the images. Nothing is modified in place.
 
 Shape suffixes: b = images, h = rows, w = columns, s = output side.
 """
@@ -12,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from coreset.kernels.seeds import TRIES, boxes_from
@@ -65,7 +66,7 @@ def resized_crops(
     """
     values = unit_range(images)
     n, _, height, width = images.shape
-    left, top, right, bottom = boxes.to(images.device, non_blocking=True).float().unbind(dim=1)
+    left, top, right, bottom = boxes.float().unbind(dim=1)
     rows_bsh = _triangle_filters(top, bottom - top, height, size)
     columns_bsw = _triangle_filters(left, right - left, width, size)
     with torch.autocast(images.device.type, enabled=False):
@@ -84,30 +85,37 @@ def random_resized_crop(
 ) -> Float[Tensor, "b 3 s s"]:
     """Draw one box per image by `draw_crops` and cut it by `resized_crops`."""
     n, _, height, width = images.shape
-    return resized_crops(images, draw_crops(n, height, width, generator, scale=scale), size)
+    boxes = draw_crops(n, height, width, generator, scale=scale)
+    return resized_crops(images, boxes.to(images.device, non_blocking=True), size)
+
+
+def draw_flips(n: int, generator: torch.Generator, p: float = 0.5) -> Bool[Tensor, " b"]:
+    """Draw which images to mirror, each with probability ``p``."""
+    return _uniform((n,), generator) < p
 
 
 def horizontal_flip(
-    images: Shaped[Tensor, "b 3 h w"], generator: torch.Generator, *, p: float = 0.5
+    images: Shaped[Tensor, "b 3 h w"], flips: Bool[Tensor, " b"]
 ) -> Shaped[Tensor, "b 3 h w"]:
-    """Mirror each image with probability ``p``."""
-    flipped = _uniform((len(images), 1, 1, 1), generator) < p
-    return torch.where(flipped.to(images.device, non_blocking=True), images.flip(3), images)
+    """Mirror the images of ``flips``."""
+    return torch.where(flips[:, None, None, None], images.flip(3), images)
+
+
+def draw_jitter(n: int, generator: torch.Generator, strength: float = 0.4) -> Float[Tensor, "b 3"]:
+    """Draw the changes of brightness, contrast and saturation, uniform in (-strength, strength)."""
+    return (2 * strength * _uniform((n, 3), generator) - strength).float()
 
 
 def color_jitter(
-    images: Float[Tensor, "b 3 h w"], generator: torch.Generator, *, strength: float = 0.4
+    images: Float[Tensor, "b 3 h w"], amounts: Float[Tensor, "b 3"]
 ) -> Float[Tensor, "b 3 h w"]:
-    """Change brightness, contrast and saturation of each image by random strengths.
+    """Change brightness, contrast and saturation of each image by amounts (of `draw_jitter`).
 
-    Each change is (1 - a) * image + a * reference with a uniform in (-strength, strength). The
-    references are black, the mean of the grey image, and the grey image. As in MinimaxDiffusion
-    (``data.py``), but not in torchvision, nothing is clamped; so any order gives the same image.
+    Each change is (1 - a) * image + a * reference. The references are black, the mean of the grey
+    image, and the grey image. As in MinimaxDiffusion (``data.py``), but not in torchvision, nothing
+    is clamped; so any order gives the same image.
     """
-    uniforms_b3 = _uniform((len(images), 3), generator)
-    amounts_b3 = (2 * strength * uniforms_b3 - strength).float()
-    amounts_b3111 = amounts_b3.to(images.device, non_blocking=True)[:, :, None, None, None]
-    brightness, contrast, saturation = amounts_b3111.unbind(dim=1)
+    brightness, contrast, saturation = amounts[:, :, None, None, None].unbind(dim=1)
     values = images.float()
     weights_311 = _per_channel(_GREY_WEIGHTS, images.device)
     grey_b1hw = (values * weights_311).sum(dim=1, keepdim=True)
@@ -116,40 +124,50 @@ def color_jitter(
     return (contrasted * (1 - brightness)).to(images.dtype)
 
 
-def lighting(
-    images: Float[Tensor, "b 3 h w"], generator: torch.Generator, *, std: float = 0.1
-) -> Float[Tensor, "b 3 h w"]:
-    """Add to each image one sum of ImageNet's principal components * eigenvalue * N(0, std)."""
-    amounts_b3 = torch.randn((len(images), 3), generator=generator) * std
+def draw_lighting(n: int, generator: torch.Generator, std: float = 0.1) -> Float[Tensor, "b 3"]:
+    """Draw a sum of ImageNet's principal components * eigenvalue * N(0, std) for each image."""
+    amounts_b3 = torch.randn((n, 3), generator=generator) * std
     components_33 = torch.tensor(_EIGENVECTORS) * torch.tensor(_EIGENVALUES)
-    offsets_b3 = (amounts_b3 @ components_33.T).to(images.device, non_blocking=True)
-    return (images.float() + offsets_b3[:, :, None, None]).to(images.dtype)
+    return amounts_b3 @ components_33.T
 
 
-def cutmix(
-    images: Shaped[Tensor, "b 3 h w"], generator: torch.Generator, *, alpha: float = 1.0
-) -> tuple[Shaped[Tensor, "b 3 h w"], Int[Tensor, " b"], float]:
-    """Paste one box, at the same place in the whole batch, from a permutation of the batch.
+def lighting(
+    images: Float[Tensor, "b 3 h w"], offsets: Float[Tensor, "b 3"]
+) -> Float[Tensor, "b 3 h w"]:
+    """Add to each image its colour (of `draw_lighting`)."""
+    return (images.float() + offsets[:, :, None, None]).to(images.dtype)
+
+
+def draw_cutmix(
+    n: int, side: tuple[int, int], generator: torch.Generator, alpha: float = 1.0
+) -> tuple[Int[Tensor, " b"], Int[Tensor, "4"], float]:
+    """Draw partners by a permutation, and one box for images of ``side`` (height, width).
 
     The box of Yun et al. 2019: 1 - lambda of the area with lambda ~ Beta(alpha, alpha), around a
     uniform centre and cut off at the border.
 
     Returns:
-        The mixed images; the position of each one's partner, whose box was pasted; and the share
-        of the area that is not pasted, for the loss share * L(y) + (1 - share) * L(y[partner]).
+        The position of each image's partner; top, bottom, left and right of the box; and the share
+        of the area outside it, for the loss share * L(y) + (1 - share) * L(y[partner]).
     """
-    n, _, height, width = images.shape
     # torch's own beta sampler takes no generator.
     seed = int(torch.randint(2**62, (1,), generator=generator))
     cut = math.sqrt(1 - np.random.default_rng(seed).beta(alpha, alpha))
-    top, bottom = _cut_interval(height, cut, generator)
-    left, right = _cut_interval(width, cut, generator)
-    partner = torch.randperm(n, generator=generator).to(images.device, non_blocking=True)
-    rows_h1 = torch.arange(height, device=images.device)[:, None]
-    columns_w = torch.arange(width, device=images.device)
+    (top, bottom), (left, right) = (_cut_interval(length, cut, generator) for length in side)
+    partner = torch.randperm(n, generator=generator)
+    share = 1 - (bottom - top) * (right - left) / (side[0] * side[1])
+    return partner, torch.tensor((top, bottom, left, right)), share
+
+
+def cutmix(
+    images: Shaped[Tensor, "b 3 h w"], partner: Int[Tensor, " b"], box: Int[Tensor, "4"]
+) -> Shaped[Tensor, "b 3 h w"]:
+    """Paste the box (of `draw_cutmix`) of each one's partner, at the same place in the batch."""
+    top, bottom, left, right = box.unbind()
+    rows_h1 = torch.arange(images.shape[2], device=images.device)[:, None]
+    columns_w = torch.arange(images.shape[3], device=images.device)
     inside_hw = (rows_h1 >= top) & (rows_h1 < bottom) & (columns_w >= left) & (columns_w < right)
-    mixed = torch.where(inside_hw, images[partner], images)
-    return mixed, partner, 1 - (bottom - top) * (right - left) / (height * width)
+    return torch.where(inside_hw, images[partner], images)
 
 
 def _per_channel(values: Sequence[float], device: torch.device) -> Float[Tensor, "3 1 1"]:

@@ -20,6 +20,10 @@ from coreset.engine.runtime.device import generator_for
 from coreset.kernels.augment import (
     color_jitter,
     cutmix,
+    draw_cutmix,
+    draw_flips,
+    draw_jitter,
+    draw_lighting,
     horizontal_flip,
     lighting,
     normalised,
@@ -45,11 +49,22 @@ INDEXING = frozenset({"index", "index_put", "index_put_"})
 AUGMENTATIONS: dict[str, Augmentation] = {
     "normalisation": lambda images, _: normalised(images, IMAGENET_MEAN, IMAGENET_STD),
     "random resized crop": lambda images, draws: random_resized_crop(images, CROP_SIZE, draws),
-    "flip": lambda images, draws: horizontal_flip(unit_range(images), draws),
-    "colour jitter": lambda images, draws: color_jitter(unit_range(images), draws),
-    "lighting": lambda images, draws: lighting(unit_range(images), draws),
-    "CutMix": lambda images, draws: cutmix(unit_range(images), draws)[0],
+    "flip": lambda images, draws: horizontal_flip(
+        unit_range(images), draw_flips(len(images), draws).to(images.device)
+    ),
+    "colour jitter": lambda images, draws: color_jitter(
+        unit_range(images), draw_jitter(len(images), draws).to(images.device)
+    ),
+    "lighting": lambda images, draws: lighting(
+        unit_range(images), draw_lighting(len(images), draws).to(images.device)
+    ),
+    "CutMix": lambda images, draws: _mixed(unit_range(images), draws),
 }
+
+
+def _mixed(images: Tensor, draws: torch.Generator) -> Tensor:
+    partner, box, _ = draw_cutmix(len(images), (CROP_SIZE, CROP_SIZE), draws)
+    return cutmix(images, partner.to(images.device), box.to(images.device))
 
 
 def augmentation(context: Context, name: str, augmented: Augmentation) -> Iterator[Check]:

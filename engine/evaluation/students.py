@@ -26,6 +26,7 @@ from coreset.engine.training.trainer import (
     CompileMode,
     Examples,
     Trainer,
+    compilation,
     compile_where_it_pays,
     evaluate,
 )
@@ -130,7 +131,8 @@ def train_student(
     best, last, evaluating = 0.0, Accuracy(0.0, 0.0), 0.0
     whole = Stopwatch()
     for epoch in range(protocol.epochs):
-        train_epoch(trainer, train, protocol, seed=seed, epoch=epoch)
+        with compilation(compile_mode):
+            train_epoch(trainer, train, protocol, seed=seed, epoch=epoch)
         if protocol.evaluates_after(epoch + 1):
             if device.type == "cuda":  # training steps still queued are not evaluation
                 torch.cuda.synchronize(device)
@@ -158,7 +160,8 @@ def train_epoch(
     for batch in train.epoch(order):
         images = batch.images.to(trainer.device, non_blocking=True)
         labels = batch.labels.to(trainer.device, non_blocking=True)
-        inputs, loss = protocol.training_batch(images, labels, draws)
+        with trainer.whole_batches.of(images):
+            inputs, loss = protocol.training_batch(images, labels, draws)
         trainer.step(inputs.contiguous(memory_format=layout), loss)
 
 

@@ -33,6 +33,7 @@ from coreset.engine.scoring.run import DivergedError, ScoringRun
 from coreset.engine.scoring.score_table import PREDICTED, UNDECODABLE_NAME
 from coreset.engine.training.trainer import (
     Trainer,
+    compilation,
     compile_where_it_pays,
     cosine_schedule,
     replica_of,
@@ -88,7 +89,7 @@ def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[
     if proxy.streamed:
         meter.notes["streamed"] = True
     run = ScoringRun(context, _trainer(context))
-    with setup.ranks.watch():
+    with setup.ranks.watch(), compilation(setup.options.compile):
         scores = run.train()
     if setup.options.final:
         scores |= _final_scores(context, run.trainer)

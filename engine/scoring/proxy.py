@@ -34,8 +34,14 @@ from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.runtime.limits import available_cores
 from coreset.engine.scoring.recipes import Recipe
-from coreset.engine.training.trainer import Examples
-from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
+from coreset.engine.training.trainer import Examples, WholeBatches, compiled_on_gpu
+from coreset.kernels.augment import (
+    draw_crops,
+    draw_flips,
+    horizontal_flip,
+    normalised,
+    resized_crops,
+)
 from coreset.kernels.logits import stratified_folds
 from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
@@ -135,9 +141,9 @@ def convolutional_proxy(
     ordered = partial(
         BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world, total=n if is_shared else 0
     )
+    whole_batches = WholeBatches()
 
-    def on_device(part: Batch, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = normalised(images, IMAGENET_MEAN, IMAGENET_STD)
+    def on_device(part: Batch, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         labels = part.labels.to(device, non_blocking=True)
         ids = part.ids.to(device, non_blocking=True)
         return inputs.contiguous(memory_format=layout), labels, ids
@@ -151,31 +157,47 @@ def convolutional_proxy(
             draws = generator_for(seed, epoch, number, ranks.rank)
             rows, _, height, width = part.images.shape
             boxes = draw_crops(rows, height, width, draws, scale=(recipe.crop_scale, 1.0))
-            crops = crops_on(device, part.images, boxes, recipe.side_at(epoch))
-            yield on_device(part, horizontal_flip(crops, draws))
+            flips = draw_flips(rows, draws)
+            with whole_batches.of(part.images):
+                inputs = inputs_on(device, part.images, boxes, flips, recipe.side_at(epoch))
+            yield on_device(part, inputs)
 
     def originals() -> Examples:
         for part in source.epoch(ordered()):
             edge = (part.images.shape[-1] - size) // 2
             images = part.images[..., edge : edge + size, edge : edge + size]
-            yield on_device(part, images.to(device, non_blocking=True))
+            images = images.to(device, non_blocking=True)
+            yield on_device(part, normalised(images, IMAGENET_MEAN, IMAGENET_STD))
 
     streamed = isinstance(source, ImageStream)
     return Proxy(network, examples, originals, source.undecodable, streamed)
 
 
-def crops_on(device: torch.device, images: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Crop and resize images (uint8, channels last) on the device: to uint8, on a GPU to 0..1.
+def inputs_on(
+    device: torch.device, images: Tensor, boxes: Tensor, flips: Tensor, side: int
+) -> Tensor:
+    """Crop, resize, mirror and normalise images (uint8, channels last) on the device.
 
-    The matrices that suit a GPU are fifteen times slower on a CPU than ``kernels.jpeg.resize``.
+    The matrices that suit a GPU are fifteen times slower on a CPU than ``kernels.jpeg.resize``,
+    whose crops are uint8.
     """
     if device.type != "cpu":
-        return resized_crops(images.to(device, non_blocking=True), boxes, side)
+        images, boxes, flips = (
+            each.to(device, non_blocking=True) for each in (images, boxes, flips)
+        )
+        return compiled_on_gpu(augmented, device)(images, boxes, flips, side)
     images_nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
     crops = np.empty((len(images_nhwc), side, side, 3), np.uint8)
     rows = np.arange(len(images_nhwc))
     crop_rows(images_nhwc, rows, boxes.numpy(), crops, workers=available_cores())
-    return torch.from_numpy(crops).permute(0, 3, 1, 2)
+    flipped = horizontal_flip(torch.from_numpy(crops).permute(0, 3, 1, 2), flips)
+    return normalised(flipped, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def augmented(images: Tensor, boxes: Tensor, flips: Tensor, side: int) -> Tensor:
+    """Do as `inputs_on` with matrices."""
+    crops = horizontal_flip(resized_crops(images, boxes, side), flips)
+    return normalised(crops, IMAGENET_MEAN, IMAGENET_STD)
 
 
 def last_batch(n: int, batch: int, world: int) -> int:

@@ -7,10 +7,11 @@ the state to save is weights, momentum and step.
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from math import cos, pi
 from pathlib import Path
 from shutil import which
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +22,7 @@ from coreset.engine.runtime.device import half_precision
 from coreset.shards.errors import StoreError, UsageError
 
 CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
+Function = TypeVar("Function", bound=Callable[..., Tensor])
 Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
 """Batches of (network inputs, labels, ids)."""
 
@@ -98,6 +100,21 @@ class WholeBatches:
         self.rows = max(self.rows, len(inputs))
         is_short = len(inputs) < self.rows
         return torch.compiler.set_stance("force_eager") if is_short else nullcontext()
+
+
+def compiled_on_gpu(function: Function, device: torch.device) -> Function:
+    """Compile a function of tensors, a graph for each of their shapes, if they are on a GPU."""
+    return cast("Function", _compiled(function)) if device.type == "cuda" else function
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return torch.compile(function, dynamic=False)
+
+
+def compilation(mode: CompileMode) -> AbstractContextManager[object]:
+    """Enter for a training: with ``off`` nothing in it runs compiled."""
+    return torch.compiler.set_stance("force_eager") if mode == "off" else nullcontext()
 
 
 @dataclass(slots=True)

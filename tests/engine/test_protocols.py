@@ -8,6 +8,7 @@ import torch
 
 from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder
+from coreset.engine.evaluation.protocols import hard
 from coreset.engine.evaluation.protocols.hard import HardLabels
 from coreset.engine.evaluation.students import train_epoch, train_student
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, build_network
@@ -16,6 +17,10 @@ from coreset.engine.training.trainer import Accuracy, Trainer, evaluate
 from coreset.kernels.augment import (
     color_jitter,
     cutmix,
+    draw_cutmix,
+    draw_flips,
+    draw_jitter,
+    draw_lighting,
     horizontal_flip,
     lighting,
     normalised,
@@ -122,10 +127,12 @@ def test_a_changed_protocol_is_stamped_and_an_unchanged_one_is_not():
 def plain_input(images, labels, size, draws):
     """A training batch, kernel by kernel: images, the share of their own labels, the others."""
     step = random_resized_crop(images.float() / 255, size, draws, scale=(0.5, 1.0))
-    step = horizontal_flip(step, draws, p=0.5)
-    step = color_jitter(step, draws, strength=0.4)
-    step = lighting(step, draws, std=0.1)
-    mixed, partner, share = cutmix(normalised(step, IMAGENET_MEAN, IMAGENET_STD), draws, alpha=1.0)
+    n = len(images)
+    step = horizontal_flip(step, draw_flips(n, draws, 0.5))
+    step = color_jitter(step, draw_jitter(n, draws, 0.4))
+    step = lighting(step, draw_lighting(n, draws, 0.1))
+    partner, box, share = draw_cutmix(n, (size, size), draws, 1.0)
+    mixed = cutmix(normalised(step, IMAGENET_MEAN, IMAGENET_STD), partner, box)
     return mixed, share, labels[partner]
 
 
@@ -139,6 +146,23 @@ def test_a_batch_is_what_the_kernels_make_of_it_and_its_loss_goes_by_the_shares(
     assert not torch.equal(partners, labels)
     logits = torch.randn((8, 5), generator=generator_for(4))
     torch.testing.assert_close(loss(logits), plain_loss(logits, share, labels, partners))
+
+
+def test_the_augmentation_of_a_student_is_one_whole_graph_for_all_batches(monkeypatch):
+    graphs = []
+
+    def counted(graph, _example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    whole = torch.compile(hard.augmented, fullgraph=True, dynamic=False, backend=counted)
+    images, labels = stripes(4, seed=0, size=48).images, torch.arange(8) % 5
+    protocol, seeds = short(1), range(3)
+    expected = [protocol.training_batch(images, labels, generator_for(s))[0] for s in seeds]
+    monkeypatch.setattr(hard, "compiled_on_gpu", lambda _function, _device: whole)
+    for seed, inputs in zip(seeds, expected, strict=True):
+        assert protocol.training_batch(images, labels, generator_for(seed))[0].equal(inputs)
+    assert len(graphs) == 1
 
 
 def plain_loss(logits, share, labels, partners):

@@ -16,13 +16,14 @@ from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
 from coreset.engine.scoring.proxy import (
+    augmented,
     convolutional_proxy,
-    crops_on,
+    inputs_on,
     last_batch,
     linear_proxy,
 )
 from coreset.engine.scoring.recipes import RECIPES
-from coreset.kernels.augment import draw_crops, horizontal_flip, normalised, resized_crops
+from coreset.kernels.augment import draw_crops, draw_flips, horizontal_flip, normalised
 from coreset.kernels.jpeg.resize import resize
 from coreset.shards.errors import UsageError
 
@@ -99,16 +100,25 @@ def test_ranks_share_an_epoch_in_equally_many_batches_without_padding_but_for_th
     assert sorted(ids[ids >= 0].tolist()) == sorted(ids_of(made(pixels, make), 1))
 
 
-def test_crops_on_a_cpu_are_within_a_level_of_those_on_a_gpu():
+def test_inputs_on_a_cpu_are_within_a_level_of_those_on_a_gpu_which_are_one_whole_graph():
     """By the code of the GPU, which runs on a CPU too."""
+    graphs = []
+
+    def counted(graph, _example_inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    whole = torch.compile(augmented, fullgraph=True, dynamic=False, backend=counted)
     draws = generator_for(3)
-    images = torch.randint(0, 256, (6, 24, 24, 3), generator=draws, dtype=torch.uint8)
-    images = images.permute(0, 3, 1, 2)
-    boxes = draw_crops(6, 24, 24, draws, scale=(0.2, 1.0))
-    found = crops_on(CPU, images, boxes, 15)
-    assert found.dtype == torch.uint8
-    expected = resized_crops(images, boxes, 15) * 255
-    assert (found.float() - expected).abs().max() <= 1
+    for _ in range(3):
+        images = torch.randint(0, 256, (6, 24, 24, 3), generator=draws, dtype=torch.uint8)
+        images = images.permute(0, 3, 1, 2)
+        boxes, flips = draw_crops(6, 24, 24, draws, scale=(0.2, 1.0)), draw_flips(6, draws)
+        of_cpu = inputs_on(CPU, images, boxes, flips, 15)
+        of_gpu = augmented(images, boxes, flips, 15)
+        assert (of_cpu - of_gpu).abs().max() <= 1.01 / 255 / min(IMAGENET_STD)
+        assert torch.equal(whole(images, boxes, flips, 15), of_gpu)
+    assert len(graphs) == 1
 
 
 def test_originals_are_the_centres_of_all_images_in_order(pixels):
@@ -173,7 +183,7 @@ def test_an_epoch_is_what_the_kernels_make_of_the_images_one_by_one(pixels, seed
             for row, box in zip(rows, boxes.tolist(), strict=True)
         ]  # fmt: skip
         crops = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2)
-        flipped = horizontal_flip(crops, draws, p=0.5)
+        flipped = horizontal_flip(crops, draw_flips(len(rows), draws, 0.5))
         assert torch.equal(inputs, normalised(flipped, IMAGENET_MEAN, IMAGENET_STD))
         assert ids.tolist() == IDS[rows].tolist()
         assert labels.tolist() == LABELS[rows].tolist()

@@ -12,6 +12,10 @@ from coreset.kernels.augment import (
     color_jitter,
     cutmix,
     draw_crops,
+    draw_cutmix,
+    draw_flips,
+    draw_jitter,
+    draw_lighting,
     horizontal_flip,
     lighting,
     normalised,
@@ -80,7 +84,7 @@ def test_each_image_has_a_box_of_its_own_and_the_seed_decides():
 @pytest.mark.parametrize(("p", "share"), [(0.0, 0.0), (0.2, 0.2), (1.0, 1.0)])
 def test_the_share_of_flips_is_p(p, share):
     images = images_u8(4000, 3, 4)
-    flipped = horizontal_flip(images, seeded(1), p=p)
+    flipped = horizontal_flip(images, draw_flips(4000, seeded(1), p))
     mirrored = (flipped == images[..., [3, 2, 1, 0]]).flatten(1).all(dim=1)
     assert torch.equal(mirrored, ~(flipped == images).flatten(1).all(dim=1))
     assert mirrored.float().mean().item() == pytest.approx(share, abs=0.03)
@@ -103,12 +107,14 @@ def test_jitter_equals_the_three_blends_in_any_order(order):
     uniform = torch.rand((9, 3), generator=seeded(2), dtype=torch.float64)
     amounts = ((uniform * 2 - 1) * 0.4).float()
     expected = [jitter_one_by_one(*pair, order) for pair in zip(images, amounts, strict=True)]
-    torch.testing.assert_close(color_jitter(images, seeded(2)), torch.stack(expected))
+    torch.testing.assert_close(
+        color_jitter(images, draw_jitter(9, seeded(2))), torch.stack(expected)
+    )
 
 
 def test_lighting_adds_one_offset_per_image_with_imagenets_covariance():
     images = images_01(20000, 2, 2)
-    offsets = lighting(images, seeded(5)) - images
+    offsets = lighting(images, draw_lighting(20000, seeded(5))) - images
     torch.testing.assert_close(offsets, offsets[:, :, :1, :1].expand_as(offsets), atol=1e-6, rtol=0)
     vectors = torch.tensor(
         [[-0.5675, 0.7192, 0.4009], [-0.5808, -0.0045, -0.8140], [-0.5836, -0.6948, 0.4203]]
@@ -120,11 +126,12 @@ def test_lighting_adds_one_offset_per_image_with_imagenets_covariance():
     torch.testing.assert_close(covariance, expected, rtol=0.05, atol=0)
 
 
-@pytest.mark.parametrize("augment", [color_jitter, lighting])
-def test_half_precision_colours_are_computed_in_float32(augment):
-    images = images_01(8, 6, 6).bfloat16()
-    out = augment(images, seeded(6))
-    assert torch.equal(out, augment(images.float(), seeded(6)).bfloat16())
+@pytest.mark.parametrize(
+    ("augment", "draw"), [(color_jitter, draw_jitter), (lighting, draw_lighting)]
+)
+def test_half_precision_colours_are_computed_in_float32(augment, draw):
+    images, drawn = images_01(8, 6, 6).bfloat16(), draw(8, seeded(6))
+    assert torch.equal(augment(images, drawn), augment(images.float(), drawn).bfloat16())
 
 
 def pasted(mixed, images, partner):
@@ -141,7 +148,8 @@ def test_cutmix_pastes_one_box_of_the_partner_and_reports_its_exact_share(alpha)
     images = torch.rand((5, 3, 11, 16), generator=generator)
     untouched = images.clone()
     for _ in range(60):
-        mixed, partner, share = cutmix(images, generator, alpha=alpha)
+        partner, box, share = draw_cutmix(5, (11, 16), generator, alpha)
+        mixed = cutmix(images, partner, box)
         assert sorted(partner.tolist()) == [0, 1, 2, 3, 4]
         masks = pasted(mixed, images, partner)[partner != torch.arange(5)]
         for mask in masks:
@@ -163,8 +171,7 @@ def share_of_the_reference(rng, side):
 
 def test_cutmix_shares_are_distributed_as_in_the_reference():
     n, generator, rng = 2000, seeded(8), np.random.default_rng(8)
-    image = torch.zeros((1, 3, 32, 32))
-    ours = [cutmix(image, generator)[2] for _ in range(n)]
+    ours = [draw_cutmix(1, (32, 32), generator)[2] for _ in range(n)]
     theirs = [share_of_the_reference(rng, 32) for _ in range(n)]
     test: Any = ks_2samp(ours, theirs)
     assert test.statistic < 2.15 * math.sqrt(2 / n)  # by chance once in 5,000 runs

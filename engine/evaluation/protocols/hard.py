@@ -18,14 +18,19 @@ from torch.nn.functional import cross_entropy
 
 from coreset.engine.evaluation.students import Protocol, TrainingBatch
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, Norm
-from coreset.engine.training.trainer import sgd, step_schedule
+from coreset.engine.training.trainer import compiled_on_gpu, sgd, step_schedule
 from coreset.kernels.augment import (
     color_jitter,
     cutmix,
+    draw_crops,
+    draw_cutmix,
+    draw_flips,
+    draw_jitter,
+    draw_lighting,
     horizontal_flip,
     lighting,
     normalised,
-    random_resized_crop,
+    resized_crops,
     unit_range,
 )
 
@@ -77,13 +82,32 @@ class HardLabels(Protocol):
         self, images: Tensor, labels: Tensor, draws: torch.Generator
     ) -> TrainingBatch:
         """Augment as ``data.py`` does; a mixed image pays for both labels by their shares."""
-        crops = random_resized_crop(unit_range(images), self.size, draws, scale=(0.5, 1.0))
-        jittered = lighting(color_jitter(horizontal_flip(crops, draws), draws), draws)
-        inputs = normalised(jittered, IMAGENET_MEAN, IMAGENET_STD)
-        mixed, partner, share = cutmix(inputs, draws)
+        n, _, height, width = images.shape
+        boxes = draw_crops(n, height, width, draws, scale=(0.5, 1.0))
+        colours = draw_flips(n, draws), draw_jitter(n, draws), draw_lighting(n, draws)
+        *pasting, share = draw_cutmix(n, (self.size, self.size), draws)
+        moved = [each.to(images.device, non_blocking=True) for each in (boxes, *colours, *pasting)]
+        mixed = compiled_on_gpu(augmented, images.device)(images, self.size, *moved)
+        partner = moved[-2]
 
         def loss(logits: Tensor) -> Tensor:
             own, pasted = cross_entropy(logits, labels), cross_entropy(logits, labels[partner])
             return share * own + (1 - share) * pasted
 
         return TrainingBatch(mixed, loss)
+
+
+def augmented(  # noqa: PLR0917 - one graph
+    images: Tensor,
+    size: int,
+    boxes: Tensor,
+    flips: Tensor,
+    jitter: Tensor,
+    light: Tensor,
+    partner: Tensor,
+    box: Tensor,
+) -> Tensor:
+    """Apply what was drawn (`coreset.kernels.augment`) to uint8 images of shape (b, 3, h, w)."""
+    flipped = horizontal_flip(resized_crops(unit_range(images), boxes, size), flips)
+    coloured = lighting(color_jitter(flipped, jitter), light)
+    return cutmix(normalised(coloured, IMAGENET_MEAN, IMAGENET_STD), partner, box)
