@@ -182,10 +182,9 @@ def inputs_on(
     whose crops are uint8.
     """
     if device.type != "cpu":
-        images, boxes, flips = (
-            each.to(device, non_blocking=True) for each in (images, boxes, flips)
-        )
-        return compiled_on_gpu(augmented, device)(images, boxes, flips, side)
+        drawn = torch.cat((boxes, flips[:, None]), dim=1)  # small arrays in one copy
+        moved = (each.to(device, non_blocking=True) for each in (images, drawn))
+        return compiled_on_gpu(augmented, device)(*moved, side=side)
     images_nhwc = images.permute(0, 2, 3, 1).contiguous().numpy()
     crops = np.empty((len(images_nhwc), side, side, 3), np.uint8)
     rows = np.arange(len(images_nhwc))
@@ -194,9 +193,9 @@ def inputs_on(
     return normalised(flipped, IMAGENET_MEAN, IMAGENET_STD)
 
 
-def augmented(images: Tensor, boxes: Tensor, flips: Tensor, side: int) -> Tensor:
-    """Do as `inputs_on` with matrices."""
-    crops = horizontal_flip(resized_crops(images, boxes, side), flips)
+def augmented(images: Tensor, drawn: Tensor, *, side: int) -> Tensor:
+    """Do as `inputs_on` with matrices; ``drawn`` are boxes and flips, int64 of shape (b, 5)."""
+    crops = horizontal_flip(resized_crops(images, drawn[:, :4], side), drawn[:, 4] > 0)
     return normalised(crops, IMAGENET_MEAN, IMAGENET_STD)
 
 

@@ -115,9 +115,10 @@ def test_inputs_on_a_cpu_are_within_a_level_of_those_on_a_gpu_which_are_one_whol
         images = images.permute(0, 3, 1, 2)
         boxes, flips = draw_crops(6, 24, 24, draws, scale=(0.2, 1.0)), draw_flips(6, draws)
         of_cpu = inputs_on(CPU, images, boxes, flips, 15)
-        of_gpu = augmented(images, boxes, flips, 15)
+        drawn = torch.cat((boxes, flips[:, None]), dim=1)
+        of_gpu = augmented(images, drawn, side=15)
         assert (of_cpu - of_gpu).abs().max() <= 1.01 / 255 / min(IMAGENET_STD)
-        assert torch.equal(whole(images, boxes, flips, 15), of_gpu)
+        assert torch.equal(whole(images, drawn, side=15), of_gpu)
     assert len(graphs) == 1
 
 

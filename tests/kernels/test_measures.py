@@ -106,7 +106,7 @@ def test_a_gpu_searches_with_the_same_metric_and_gives_the_same_measures(monkeyp
     monkeypatch.setattr("coreset.kernels.measures._gpu_memory", lambda: "memory")
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
-    assert search_device("cuda:1") == "cuda:1"
+    assert (search_device("cuda:1"), search_device("cpu")) == ("cuda:1", "cpu")
     assert coverage(*chosen, *real, 3, device="cuda:1") == expected
     assert asked == [("memory", 1)] * 9
     queries, base = chosen[0], real[0]

@@ -8,7 +8,7 @@ epochs (the published rule would give 2000 or 1500; the study's number was lost)
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Self
 
@@ -87,7 +87,7 @@ class HardLabels(Protocol):
         colours = draw_flips(n, draws), draw_jitter(n, draws), draw_lighting(n, draws)
         *pasting, share = draw_cutmix(n, (self.size, self.size), draws)
         moved = [each.to(images.device, non_blocking=True) for each in (boxes, *colours, *pasting)]
-        mixed = compiled_on_gpu(augmented, images.device)(images, self.size, *moved)
+        mixed = compiled_on_gpu(augmented, images.device)(images, moved, size=self.size)
         partner = moved[-2]
 
         def loss(logits: Tensor) -> Tensor:
@@ -97,17 +97,9 @@ class HardLabels(Protocol):
         return TrainingBatch(mixed, loss)
 
 
-def augmented(  # noqa: PLR0917 - one graph
-    images: Tensor,
-    size: int,
-    boxes: Tensor,
-    flips: Tensor,
-    jitter: Tensor,
-    light: Tensor,
-    partner: Tensor,
-    box: Tensor,
-) -> Tensor:
+def augmented(images: Tensor, drawn: Sequence[Tensor], *, size: int) -> Tensor:
     """Apply what was drawn (`coreset.kernels.augment`) to uint8 images of shape (b, 3, h, w)."""
+    boxes, flips, jitter, light, partner, box = drawn
     flipped = horizontal_flip(resized_crops(unit_range(images), boxes, size), flips)
     coloured = lighting(color_jitter(flipped, jitter), light)
     return cutmix(normalised(coloured, IMAGENET_MEAN, IMAGENET_STD), partner, box)
