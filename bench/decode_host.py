@@ -4,7 +4,7 @@ DALI's graph ends where it has the bytes and regions, so that nothing is decoded
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,66 +24,49 @@ CLOCKS = {"wall": time.perf_counter, "the decoding thread alone": time.thread_ti
 """The thread that decodes has others read for it, which a machine of many cores has to spare."""
 PHOTOS = Geometry(224, 256)
 Regions: TypeAlias = NDArray[np.float32]
+Prepare: TypeAlias = Callable[[Any, Ints, Ints, BatchMemory], tuple[list[Pixels], Regions]]
 
 
 def host_work(dataset: Dataset, *, threads: int, repeats: int, work: Path) -> list[Row]:
     """Race both ways over shuffled batches; the last batch of each is compared."""
     ids = np.random.default_rng(0).permutation(len(dataset))
-    batches = np.array_split(ids, len(ids) // HOST_BATCH)
+    about = {"images": len(ids), "source_bytes": int(dataset.ints("bytes").sum())}
     with ShardReader(dataset) as reader:
         reader.read(ids)  # into the page cache
-        ours = _Run(reader, dataset, batches, threads, _together)
-        before = _Run(reader, dataset, batches, threads, _by_image)
         entries = [
-            Contender(name=TOGETHER, run=ours, role="ours", check=ours.check),
-            Contender(name=BY_IMAGE, run=before, check=before.check),
+            _contender(TOGETHER, _together, reader, dataset, ids, threads),
+            _contender(BY_IMAGE, _by_image, reader, dataset, ids, threads),
         ]
-        n_bytes = int(dataset.ints("bytes").sum())
         return [
             row | {"clock": name}
             for name, clock in CLOCKS.items()
-            for row in race(
-                entries,
-                repeats=repeats,
-                work=work,
-                images=len(ids),
-                source_bytes=n_bytes,
-                clock=clock,
-            )
+            for row in race(entries, repeats=repeats, work=work, clock=clock, **about)
         ]
 
 
-class _Run:
-    def __init__(
-        self,
-        reader: ShardReader,
-        dataset: Dataset,
-        batches: list[Ints],
-        threads: int,
-        prepare: Callable[..., tuple[list[Pixels], Regions]],
-    ) -> None:
-        self._reader, self._dataset, self._batches = reader, dataset, batches
-        self._prepare, self._memory = prepare, BatchMemory()
-        self._pipeline = _taking(threads, no_copy=prepare is _together)
-        self._last: tuple[list[Pixels], Regions] = [], np.empty(0, np.float32)
+def _contender(  # noqa: PLR0917 - called twice, in columns
+    name: str, prepare: Prepare, reader: ShardReader, dataset: Dataset, ids: Ints, threads: int
+) -> Contender:
+    pipeline, memory = _taking(threads, no_copy=name == TOGETHER), BatchMemory()
+    batches = np.array_split(ids, len(ids) // HOST_BATCH)
+    widths, heights = dataset.ints("width"), dataset.ints("height")
+    last: list[tuple[list[Pixels], Regions]] = []
 
-    def __call__(self, _out: Path) -> None:
-        widths, heights = self._dataset.ints("width"), self._dataset.ints("height")
-        for ids in self._batches:
-            data = self._reader.fetch(ids)
-            self._last = self._prepare(data, widths[ids], heights[ids], self._memory)
-            encoded, regions = self._last
+    def run(_out: Path) -> None:
+        for batch in batches:
+            data = reader.fetch(batch)
+            encoded, regions = prepare(data, widths[batch], heights[batch], memory)
+            last[:] = [(encoded, regions)]
             starts, ends = map(np.ascontiguousarray, regions.swapaxes(0, 1))
-            self._pipeline.run(encoded=encoded, region_start=starts, region_end=ends)
+            pipeline.run(encoded=encoded, region_start=starts, region_end=ends)
 
-    def check(self, _out: Path) -> str:
-        ids, (encoded, regions) = self._batches[-1], self._last
-        expected = _by_image(
-            self._reader.read(ids), self._dataset.ints("width")[ids],
-            self._dataset.ints("height")[ids], self._memory,
-        )  # fmt: skip
-        same = all(map(np.array_equal, encoded, expected[0]))
-        return "" if same and np.array_equal(regions, expected[1]) else "other bytes or regions"
+    def check(_out: Path) -> str:
+        batch, ((encoded, regions),) = batches[-1], last
+        expected, places = _by_image(reader.read(batch), widths[batch], heights[batch], memory)
+        same = all(map(np.array_equal, encoded, expected)) and np.array_equal(regions, places)
+        return "" if same else "other bytes or regions"
+
+    return Contender(name=name, run=run, role="ours" if name == TOGETHER else "peer", check=check)
 
 
 def _together(
@@ -95,21 +78,17 @@ def _together(
 
 
 def _by_image(
-    data: Any,  # noqa: ANN401 - bytes, or samples that are read when they are asked for
-    widths: Ints,
-    heights: Ints,
-    _memory: BatchMemory,
+    data: Sequence[bytes], widths: Ints, heights: Ints, _memory: BatchMemory
 ) -> tuple[list[Pixels], Regions]:
-    encoded = [np.frombuffer(data[i], np.uint8) for i in range(len(widths))]
+    sizes = list(zip(widths.tolist(), heights.tolist(), strict=True))
+    encoded = [np.frombuffer(data[i], np.uint8) for i in range(len(sizes))]
     _require_plain(encoded, widths, heights)
-    return encoded, np.array(list(_regions(widths, heights)), np.float32)
-
-
-def _regions(widths: Ints, heights: Ints) -> Iterator[list[tuple[float, float]]]:
-    for size in zip(widths.tolist(), heights.tolist(), strict=True):
-        _, width, height, (left, top, right, bottom) = PHOTOS.place(*size)
+    regions: list[list[tuple[float, float]]] = []
+    for stored_width, stored_height in sizes:
+        _, width, height, (left, top, right, bottom) = PHOTOS.place(stored_width, stored_height)
         corners = (top, left), (bottom, right)
-        yield [(y * size[1] / height, x * size[0] / width) for y, x in corners]
+        regions.append([(y * stored_height / height, x * stored_width / width) for y, x in corners])
+    return encoded, np.array(regions, np.float32)
 
 
 def _require_plain(encoded: list[Pixels], widths: Ints, heights: Ints) -> None:
