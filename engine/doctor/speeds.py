@@ -118,7 +118,7 @@ def jpeg_engines(context: Context) -> Iterator[Check]:
     finally:
         file = keep_best_load(gpu, best)
     shown = ", ".join(f"{load:g}: {rounded(speed)}" for load, speed in speeds.items())
-    facts = {"best": best, "images_per_second": speeds[best], "speeds": list(speeds.items())}
+    facts = {"best": best, "images_per_second_by_share": list(speeds.items())}
     yield Check(ENGINES, f"{best:g}, kept in {file} (images/s by share: {shown})", facts=facts)
 
 
