@@ -73,7 +73,7 @@ def require_ids(ids: Ints, n: int) -> None:
 
 
 ByteRanges: TypeAlias = tuple[Ints, Ints, Ints]
-"""Of n samples: open files (-1 where one does not stay open), offsets in them, and lengths."""
+"""Open file, offset and length of each of n samples; -1 for a file that does not stay open."""
 
 
 class ShardReader:

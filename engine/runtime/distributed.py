@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _groups: list[Any] = []
-"""Of this process, for words on the host, as torch keeps its own: an impatient, a patient one."""
+"""Groups of this process for words on the host: an impatient and a patient one."""
 TIMEOUT = "CORESET_RANK_TIMEOUT"
 """Environment variable: seconds without a sign, in a training, after which a rank is hung."""
 

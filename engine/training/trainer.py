@@ -93,7 +93,7 @@ class WholeBatches:
     """
 
     rows: int = 0
-    """Of the largest batch so far, which is the first unless a run is resumed at the last."""
+    """Rows of the largest batch so far: of the first, unless a run is resumed at the last."""
 
     def of(self, inputs: Tensor) -> AbstractContextManager[object]:
         """Enter before a network is called."""

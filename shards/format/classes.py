@@ -178,6 +178,8 @@ def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def _timm_synsets() -> Path:
     """Find the file of sorted WordNet ids in timm, whose import would import torch."""
     spec = find_spec("timm")
-    if spec is None or spec.origin is None:
-        raise MachineError("the class list of ImageNet-1K comes with timm, which is not installed")
-    return Path(spec.origin).with_name("data") / "_info/imagenet_synsets.txt"
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        path = Path(place) / "data/_info/imagenet_synsets.txt"
+        if path.is_file():
+            return path
+    raise MachineError("the class list of ImageNet-1K comes with timm, which is not installed")

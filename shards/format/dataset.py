@@ -5,7 +5,8 @@
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from coreset.shards.arrow import ArrowTable
+from coreset.shards.arrow import ArrowTable, ParquetFile
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.format.files import build, json_bytes, missing, parse, sha256_of_file
 from coreset.shards.format.tar import shard_name
-from coreset.shards.tables.formats import open_parquet
 
 FORMAT, FORMAT_VERSION = "coreset-shards", 2
 MANIFEST_NAME = "manifest.json"
@@ -192,7 +193,7 @@ class Dataset:
 
     def table(self, columns: Sequence[str] | None = None) -> ArrowTable:
         """Read columns of the sample table, or all, in id order; nothing is cached."""
-        with open_parquet(self.path / SAMPLES_NAME) as file:
+        with self._table_file() as file:
             table = file.read(columns=None if columns is None else list(columns))
             table.validate(full=True)
         for name in table.column_names:
@@ -200,12 +201,21 @@ class Dataset:
                 raise self._damage(f"{name} is not known of every sample")
         return table
 
+    @contextmanager
+    def _table_file(self) -> Generator[ParquetFile]:
+        """Open the sample table; errors of pyarrow in the block become ManifestError."""
+        try:
+            with pq.ParquetFile(self.path / SAMPLES_NAME) as file:  # `read_table` imports much more
+                yield file
+        except (pa.ArrowException, OSError) as error:
+            raise self._damage(" ".join(str(error).split())) from error
+
     def _damage(self, message: str) -> ManifestError:
         remedy = "restore the data set from a copy, or pack again"
         return ManifestError(f"{self.path / SAMPLES_NAME}: {message}; {remedy}")
 
     def _check_columns(self) -> None:
-        with open_parquet(self.path / SAMPLES_NAME) as file:
+        with self._table_file() as file:
             types = {column.name: column.type for column in file.schema_arrow}
             for column in SAMPLES_SCHEMA:
                 if types.get(column.name) != column.type:

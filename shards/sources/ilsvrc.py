@@ -232,8 +232,10 @@ def _from_tar(kit: Path) -> bytes | None:
         with kit.open("rb") as file, GzipFile(fileobj=file) as unpacked:
             compressed = file.peek(2).startswith(_GZIP_MAGIC)
             # In memory: tarfile believes the sizes that headers of a compressed stream announce.
-            stored = BytesIO((unpacked if compressed else file).read(_KIT_LIMIT_BYTES))
-        with tarfile.open(fileobj=stored, mode="r:") as tar:
+            stored = (unpacked if compressed else file).read(_KIT_LIMIT_BYTES + 1)
+        if len(stored) > _KIT_LIMIT_BYTES:
+            raise DataError(f"{kit} holds more than {_KIT_LIMIT_BYTES:,} bytes; {_KIT_REMEDY}")
+        with tarfile.open(fileobj=BytesIO(stored), mode="r:") as tar:
             labels = [m for m in tar if m.isreg() and m.name.rpartition("/")[2] == _KIT_LABELS]
             file = tar.extractfile(labels[-1]) if labels else None
             return file.read(_FILE_LIMIT_BYTES) if file else None

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.format.dataset import (
+    SAMPLES_NAME,
     Dataset,
     Manifest,
     classes_digest,
@@ -127,6 +128,15 @@ def test_other_formats_tables_and_folders_have_errors_of_their_own(packed, tmp_p
         Manifest.read(tmp_path)
     with pytest.raises(UsageError, match="does not exist; run `coreset pack"):
         Manifest.read(tmp_path / "nowhere")
+
+
+def test_a_table_that_goes_or_is_cut_while_the_data_set_is_open_is_damage(packed, tmp_path):
+    data = shutil.copytree(packed, tmp_path / "DATA")
+    dataset, table = Dataset.open(data), data / SAMPLES_NAME
+    for spoil in (lambda: table.write_bytes(table.read_bytes()[:100]), table.unlink):
+        spoil()
+        with pytest.raises(ManifestError, match=r"samples\.parquet: .*; restore the data set from"):
+            dataset.table(["key"])
 
 
 def test_digests_follow_their_published_definition():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from coreset.bench.robustness.faults import TarMember, write_tar
-from coreset.shards.errors import CoresetError, DataError, UsageError
+from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.classes import class_list
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.detect import find_folder
@@ -196,22 +196,22 @@ def test_an_id_that_is_no_class_is_refused(folder, tmp_path, line):
         find_validation(folder, wanted(truth))
 
 
-BROKEN_KITS: dict[str, tuple[Callable[[bytes], bytes], type[CoresetError], str]] = {
-    "100 bytes": (lambda kit: kit[:100], DataError, "is cut or damaged"),
-    "last byte": (lambda kit: kit[:-1], DataError, "is cut or damaged"),
-    "a byte": (lambda kit: kit[:200] + bytes([kit[200] ^ 255]) + kit[201:], DataError, "is cut or"),
-    "no tar": (lambda _: gzip.compress(b"no tar" * 200), DataError, "is cut or damaged"),
-    "bomb": (lambda _: gzip.compress(bytes(1 << 28), 1), UsageError, "does not hold data/ILSVRC"),
+BROKEN_KITS: dict[str, tuple[Callable[[bytes], bytes], str]] = {
+    "100 bytes": (lambda kit: kit[:100], "is cut or damaged"),
+    "last byte": (lambda kit: kit[:-1], "is cut or damaged"),
+    "a byte": (lambda kit: kit[:200] + bytes([kit[200] ^ 255]) + kit[201:], "is cut or damaged"),
+    "no tar": (lambda _: gzip.compress(b"no tar" * 200), "is cut or damaged"),
+    "bomb": (lambda _: gzip.compress(bytes(1 << 28), 1), "holds more than 67,108,864 bytes"),
 }
 
 
-@pytest.mark.parametrize(("spoil", "error", "words"), BROKEN_KITS.values(), ids=BROKEN_KITS.keys())
-def test_a_broken_kit_is_refused(folder, tmp_path, spoil, error, words):
+@pytest.mark.parametrize(("spoil", "words"), BROKEN_KITS.values(), ids=BROKEN_KITS.keys())
+def test_a_broken_kit_is_refused(folder, tmp_path, spoil, words):
     path = zipped_tar(tmp_path / "kit.tar.gz", kit_files())
     write(path, spoil(path.read_bytes()))
     tracemalloc.start()
     try:
-        with pytest.raises(error, match=words):
+        with pytest.raises(DataError, match=words):
             find_validation(folder, wanted(path))
         assert tracemalloc.get_traced_memory()[1] < 5 << 25
     finally:

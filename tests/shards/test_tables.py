@@ -6,6 +6,7 @@ import json
 import string
 from collections.abc import Sequence
 from functools import partial
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from coreset.shards.errors import CoresetError, UsageError
+from coreset.shards.errors import CoresetError, MachineError, UsageError
 from coreset.shards.format.classes import (
     IMAGENET_100_WNIDS,
     IMAGENETTE_WNIDS,
@@ -180,7 +181,7 @@ def test_nobody_writes_csv_on_the_side():
 # Class lists.
 
 
-def test_well_known_lists_have_names_and_are_recognised_in_any_order():
+def test_well_known_lists_have_names_and_are_recognised_in_any_order(monkeypatch):
     # The digest that was taken of the published list.
     digest = "5ee5db69d488bb799a286d8e181801c3d02798776c1ce9203e5450f64e086e07"
     assert classes_digest(IMAGENET_100_WNIDS) == digest
@@ -188,6 +189,10 @@ def test_well_known_lists_have_names_and_are_recognised_in_any_order():
     assert class_list("imagenet100") == class_list("ImageNet-100") == IMAGENET_100_WNIDS
     assert recognise(IMAGENETTE_WNIDS[::-1]) == "imagenette"
     assert recognise(IMAGENET_100_WNIDS[::-1]) == "imagenet-100"
+    with monkeypatch.context() as patch:
+        patch.setattr("coreset.shards.format.classes.find_spec", lambda _: ModuleSpec("timm", None))
+        with pytest.raises(MachineError, match="comes with timm, which is not installed"):
+            class_list("imagenet-1k")
     assert recognise(class_list("imagenet-1k")) == "imagenet-1k"
     assert set(IMAGENET_100_WNIDS) | set(IMAGENETTE_WNIDS) < set(class_list("imagenet-1k"))
     wnids = [f"n{number:08d}" for number in range(1000)]
