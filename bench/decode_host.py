@@ -16,6 +16,7 @@ from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.decoders.turbo import is_plain_jpeg
 from coreset.engine.data.geometry import Geometry, Ints, Pixels
 from coreset.engine.data.reader import LazyBytes, ShardReader
+from coreset.kernels.jpeg.headers import addresses_of, plain_jpegs
 from coreset.shards.format.dataset import Dataset
 
 HOST_BATCH = 256
@@ -73,7 +74,8 @@ def _together(
     data: LazyBytes, widths: Ints, heights: Ints, memory: BatchMemory
 ) -> tuple[list[Pixels], Regions]:
     encoded = data.read_together(memory)
-    _require_plain(encoded, widths, heights)
+    lengths = np.array([file.size for file in encoded])
+    _require(all(plain_jpegs(addresses_of(encoded), lengths, widths, heights)))
     return encoded, PHOTOS.regions(widths, heights).astype(np.float32)
 
 
@@ -82,7 +84,7 @@ def _by_image(
 ) -> tuple[list[Pixels], Regions]:
     sizes = list(zip(widths.tolist(), heights.tolist(), strict=True))
     encoded = [np.frombuffer(data[i], np.uint8) for i in range(len(sizes))]
-    _require_plain(encoded, widths, heights)
+    _require(all(map(is_plain_jpeg, encoded, sizes)))
     regions: list[list[tuple[float, float]]] = []
     for stored_width, stored_height in sizes:
         _, width, height, (left, top, right, bottom) = PHOTOS.place(stored_width, stored_height)
@@ -91,9 +93,8 @@ def _by_image(
     return encoded, np.array(regions, np.float32)
 
 
-def _require_plain(encoded: list[Pixels], widths: Ints, heights: Ints) -> None:
-    sizes = zip(widths.tolist(), heights.tolist(), strict=True)
-    if not all(map(is_plain_jpeg, encoded, sizes)):
+def _require(all_plain: bool) -> None:  # noqa: FBT001 - a condition
+    if not all_plain:
         raise ValueError("the sample holds an image that is no plain JPEG")
 
 

@@ -137,7 +137,8 @@ class ImageStream:
             sizes = self._widths[ids], self._heights[ids]
             seed, epoch = order.seed, order.epoch
             boxes = order.crops and order.crops.boxes(ids, *sizes, seed=seed, epoch=epoch)
-            yield positions.size, ids, EncodedBatch(self._reader.fetch(ids), *sizes, boxes)
+            batch = EncodedBatch(self._reader.fetch(ids), *sizes, boxes)
+            yield positions.size, ids, self._decoder.read_ahead(batch)
 
     def _decoded(self, order: BatchOrder, *, empty: bool) -> Generator[Batch]:
         with closing(prefetch(self._encoded(order), ENCODED_AHEAD)) as encoded:

@@ -1,5 +1,6 @@
 import os
 import threading
+from itertools import count
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.geometry import Crops, Geometry
 from coreset.engine.data.order import BatchOrder
+from coreset.engine.data.reader import LazyBytes
 from coreset.engine.data.stream import ImageStream
 from coreset.shards.errors import ManifestError, UsageError
 
@@ -54,6 +56,29 @@ def test_batches_hold_the_images_and_labels_of_the_order(numbered, place, worker
                 assert torch.equal(part.labels, torch.where(part.ids < 0, -1, part.ids % 3))
                 assert torch.equal(ids_by_pixels(part), part.ids.clamp(min=0))
                 assert not part.images[part.ids < 0].any()
+
+
+def test_bytes_of_the_next_two_batches_are_read_while_dali_decodes(numbered, monkeypatch):
+    n_read, all_read = count(1), threading.Event()
+    read_together = LazyBytes.read_together
+
+    def counted(data, memory):
+        if next(n_read) == 3:
+            all_read.set()
+        return read_together(data, memory)
+
+    monkeypatch.setattr(LazyBytes, "read_together", counted)
+    with ImageStream(numbered, GEOMETRY, decoder="dali") as source:
+        decode = source._decoder.decode
+
+        def waiting(batch):
+            assert all_read.wait(timeout=60)
+            return decode(batch)
+
+        monkeypatch.setattr(source._decoder, "decode", waiting)
+        batches = list(source.epoch(BatchOrder(batch=4)))
+    assert torch.equal(torch.cat([ids_by_pixels(part) for part in batches]), torch.arange(23))
+    assert next(n_read) == 1 + len(batches)  # each once
 
 
 def test_a_subset_keeps_the_ids_of_the_data_set(numbered):

@@ -1,6 +1,6 @@
 """Contract and choice of decoders: encoded images in, one tensor out, near Pillow's pixels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Protocol, cast
@@ -32,7 +32,7 @@ class DecoderName(StrEnum):
 class EncodedBatch:
     """Stored images of one batch, b = images."""
 
-    data: "list[bytes] | LazyBytes"
+    data: "Sequence[bytes | Pixels] | LazyBytes"
     """May be read when an item is asked for: ask once."""
     widths: Ints
     """Pixels, shape (b,), as the index promises; an image of another size is refused."""
@@ -77,6 +77,10 @@ class UndecodableImagesError(DataError):
 
 class Decoder(Protocol):
     """Decodes batches of one geometry."""
+
+    def read_ahead(self, batch: EncodedBatch) -> EncodedBatch:
+        """Read what is best read before another batch is decoded; for a thread beside."""
+        ...
 
     def decode(self, batch: EncodedBatch) -> "Tensor":
         """Decode a batch of any length, near the pixels of ``decode_with_pillow``.

@@ -7,6 +7,8 @@ cut tar as a shorter epoch.
 import logging
 import threading
 from collections import deque
+from contextlib import suppress
+from dataclasses import replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +20,12 @@ from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.decoders import EncodedBatch, Normalisation, UndecodableImagesError
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.data.decoders.tuning import DEFAULT_LOAD, best_load
-from coreset.engine.data.decoders.turbo import is_plain_jpeg
 from coreset.engine.data.geometry import Geometry, Pixels
 from coreset.engine.data.reader import LazyBytes
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
-from coreset.shards.errors import MachineError
+from coreset.kernels.jpeg.headers import addresses_of, as_arrays, plain_jpegs
+from coreset.shards.errors import MachineError, ManifestError
 
 if TYPE_CHECKING:
     from nvidia.dali.pipeline import Pipeline
@@ -35,10 +37,10 @@ GPU_SETTINGS: dict[str, Any] = {
     "preallocate_width_hint": 1024,
     "preallocate_height_hint": 1024,
 }
-MOST_IN_USE = 2
-"""Batches whose stored bytes a GPU may still be reading."""
 """JPEG engines have memory from the start for so many pixels, 3 MB an image: 2 % of ImageNet's are
 larger, which costs an allocation."""
+MOST_IN_USE = 2
+"""Batches whose stored bytes a GPU may still be reading."""
 
 
 def define_pipeline(
@@ -64,7 +66,7 @@ def define_pipeline(
     pixels = DALIDataType.INT32 if crops else DALIDataType.FLOAT
     on_gpu = decode_device == "mixed"
     settings: dict[str, Any] = GPU_SETTINGS | {"hw_decoder_load": hw_load} if on_gpu else {}
-    # Depth 1 still overlaps: DALI hands over a batch in the order of a stream, and begins the next.
+    # Depth 1 still overlaps: the next batch is read meanwhile, and comes in the order of a stream.
     pipeline = Pipeline(batch, workers, device_id, prefetch_queue_depth=1)
     with pipeline:
         encoded = fn.external_source(name="encoded", dtype=DALIDataType.UINT8, ndim=1, no_copy=True)
@@ -115,18 +117,25 @@ class DaliDecoder:
         self._memory = BatchMemory(self._device)
         self._in_use: deque[tuple[Any, list[Pixels]]] = deque()
 
+    def read_ahead(self, batch: EncodedBatch) -> EncodedBatch:
+        """Read the stored bytes into one piece of memory, from which DALI takes them."""
+        if isinstance(batch.data, LazyBytes):
+            with suppress(ManifestError):  # `decode` will meet it again
+                return replace(batch, data=batch.data.read_together(self._memory))
+        return batch
+
     def decode(self, batch: EncodedBatch) -> Tensor:
         """Decode a batch as `Decoder.decode` says; thread safe, one batch at a time."""
-        if isinstance(batch.data, LazyBytes):
-            data = batch.data.read_together(self._memory)
-        else:
-            data = [np.frombuffer(sample or b"-", np.uint8) for sample in batch.data]
-        everything = range(len(batch))
-        plain = [i for i in everything if is_plain_jpeg(data[i], batch.stored_size(i))]
+        stored = batch.data
+        if isinstance(stored, LazyBytes):
+            stored = stored.read_together(self._memory)
+        data = as_arrays(stored)
+        lengths = np.array([file.size for file in data])
+        is_plain = plain_jpegs(addresses_of(data), lengths, batch.widths, batch.heights)
         images = self._empty(len(batch))
         with self._lock:
-            refused = self._decode_plain(batch, data, plain, images)
-        rest = sorted(set(everything).difference(plain).union(refused))
+            refused = self._decode_plain(batch, data, np.flatnonzero(is_plain).tolist(), images)
+        rest = sorted([*np.flatnonzero(~is_plain).tolist(), *refused])
         if reasons := self._decode_rest(batch, rest, images):
             raise UndecodableImagesError(reasons, images)
         return images
@@ -231,7 +240,7 @@ class DaliDecoder:
     ) -> dict[int, str]:
         reasons: dict[int, str] = {}
         for position in positions:
-            data, size = batch.data[position], batch.stored_size(position)
+            data, size = bytes(batch.data[position]), batch.stored_size(position)
             try:
                 pixels = decode_with_pillow(data, self._geometry, size, batch.crop(position))
             except ValueError as error:

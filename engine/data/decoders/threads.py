@@ -38,6 +38,7 @@ from coreset.kernels.jpeg.batch import (
     normalised_planes,
 )
 from coreset.kernels.jpeg.ffi import all_cached
+from coreset.kernels.jpeg.headers import addresses_of, as_arrays
 
 _LEAST_SHARE = 0.5
 """Share of a batch that needs no resampling; with less all images are decoded one by one."""
@@ -60,6 +61,10 @@ class ThreadedDecoder:
         self._factors = normalisation and factors_of(normalisation.mean, normalisation.std)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
         self._memory = memory or BatchMemory()
+
+    def read_ahead(self, batch: EncodedBatch) -> EncodedBatch:
+        """Leave it to each thread to read what it decodes, into the cache of its core."""
+        return batch
 
     def decode(self, batch: EncodedBatch) -> Tensor:
         """Decode a batch as `Decoder.decode` says; thread safe."""
@@ -122,7 +127,8 @@ class ThreadedDecoder:
                 normalised_planes(into, factors, images[position])
 
     def _decode_image(self, batch: EncodedBatch, position: int, into: Pixels) -> None:
-        data, size, crop = batch.data[position], batch.stored_size(position), batch.crop(position)
+        data = bytes(batch.data[position])
+        size, crop = batch.stored_size(position), batch.crop(position)
         if self._name is not DecoderName.PILLOW:
             placement = self._geometry.place(*size, crop)
             if decode_jpeg(data, size, placement, into, fast=self._name is DecoderName.FAST):
@@ -140,8 +146,7 @@ def crop_batch(batch: EncodedBatch, geometry: Geometry) -> CropBatch | None:
         descriptors, starts, lengths = batch.data.places
     else:  # addresses, which hold as long as the bytes are kept
         lengths = np.array([len(data) for data in batch.data])
-        views = [np.frombuffer(data or b"-", np.uint8) for data in batch.data]
-        starts = np.array([view.__array_interface__["data"][0] for view in views])
+        starts = addresses_of(as_arrays(batch.data))
         descriptors = np.full(lengths.size, IN_MEMORY)
     lengths = np.where(taken & (lengths <= MOST_BYTES), lengths, 0)
     return CropBatch(descriptors, starts, lengths, batch.widths, batch.heights, lefts, tops)
