@@ -38,6 +38,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "scores": ("show|suspects|compare SCORES", "scores", "Scores", "look at scores"),
     "embed": ("DATA FEATURES", "embed", "Embed", "features of a frozen backbone"),
     "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),
+    "overlap": ("SET SET ...", "overlap", "Overlap", "how many images coresets share, by class"),
     "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),
     "distill": ("DATA SET", "distill", "Distill", "build a synthetic set (k-means centroids)"),
     "train": ("SET VAL RESULTS", "train", "Train", "train students on a condensed set"),

@@ -7,7 +7,7 @@ the set, which is what "covers" means, and takes means, which a single outlier h
 """
 
 import warnings
-from functools import cache, partial
+from functools import partial
 from math import nan, sqrt
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
+from coreset.kernels.neighbours import nearest, unit_rows
 from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.seeds import random_keys
 
@@ -67,48 +68,8 @@ def _rows_by_class(
             f"every class must have samples in the {name}, got none of class {absent[0]} "
             f"({len(absent)} classes in all); restrict both to the classes they share"
         )
-    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
-    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
-    if bad.size:
-        raise ValueError(
-            f"features must be finite and not all zero, got length {lengths[bad[0]]} "
-            f"at position {bad[0]} ({bad.size} in all); embed these images again"
-        )
-    normalised = np.ascontiguousarray(features / lengths[:, None], dtype=np.float32)
+    normalised = unit_rows(features)
     return [normalised[members] for members in positions]
-
-
-def nearest(
-    queries: Float[np.ndarray, "q d"], base: Float[np.ndarray, "n d"], k: int, device: str = "cpu"
-) -> Int[np.ndarray, "q k"]:
-    """Find the ``k`` rows of ``base`` with the largest inner products, largest first, exactly.
-
-    By FAISS in float32, on ``device``; of rows that differ less than that, either may come first.
-    """
-    import faiss
-
-    metric: dict[str, Any] = {"metric": faiss.METRIC_INNER_PRODUCT}
-    if search_device(device) == "cpu":
-        return faiss.knn(queries, base, k, **metric)[1]
-    number = int(device.partition(":")[2] or 0)
-    return faiss.knn_gpu(_gpu_memory(), queries, base, k, device=number, **metric)[1]
-
-
-def search_device(device: str) -> str:
-    """Return ``device`` if FAISS can search there, else ``cpu``."""
-    import faiss
-
-    on_gpu = device.startswith("cuda") and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus()
-    return device if on_gpu else "cpu"
-
-
-@cache
-def _gpu_memory() -> Any:  # noqa: ANN401 - FAISS has no types
-    import faiss
-
-    memory = faiss.StandardGpuResources()
-    memory.setTempMemory(1 << 28)  # of 1.5 GB, which a training beside it would miss
-    return memory
 
 
 def _nearest_cosines(
@@ -158,6 +119,31 @@ def shuffled_within_classes(
     by_chance = np.lexsort((random_keys(values.size, seed), labels))
     shuffled[np.argsort(labels, kind="stable")] = values[by_chance]
     return shuffled
+
+
+def jaccard_by_class(
+    first: Int[np.ndarray, " m"],
+    second: Int[np.ndarray, " n"],
+    labels: Int[np.ndarray, " samples"],
+    n_classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return shared over all samples of two lists of ids by class, and what chance gives, (c,).
+
+    By chance: of the mean number shared by two random draws of these sizes. NaN for a class without
+    samples in either.
+    """
+    counts = [
+        np.bincount(labels[ids], minlength=n_classes)
+        for ids in (first, second, np.intersect1d(first, second))
+    ]
+    sizes = np.bincount(labels, minlength=n_classes)
+    n_first, n_second, n_shared = (count.astype(np.float64) for count in counts)
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        expected = n_first * n_second / sizes
+        return (
+            n_shared / (n_first + n_second - n_shared),
+            expected / (n_first + n_second - expected),
+        )
 
 
 def difference_interval(

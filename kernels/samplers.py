@@ -1,20 +1,24 @@
-"""Samplers of class-balanced coresets: exactly IPC images of every class, at random or by CCS.
+"""Samplers of scores: a budget of every class at random, from one end, or by CCS.
 
-Every sampler is a function ``(values, labels, n_classes, ipc, seed, *, parameters) -> Selection``.
-The draw of a class depends on the seed, the class index and the class's own samples alone.
+Each takes columns of n samples and a budget per class, and returns a `Selection`. Scores are
+finite, and low is hard (`coreset.kernels.scores.easiness`). What is drawn of a class depends on the
+seed, the class index and the class's own samples alone.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.kernels.seeds import derived_seed, permutation, random_keys
+from coreset.kernels.seeds import class_seeds
+
+Ints = NDArray[np.int64]
+Scores = NDArray[np.floating]
 
 
 class ClassTooSmallError(ValueError):
-    """A class has fewer samples than were asked for per class."""
+    """A class has fewer samples than its budget."""
 
     def __init__(self, class_index: int, size: int) -> None:
         super().__init__(f"class {class_index} has {size} samples")
@@ -23,89 +27,117 @@ class ClassTooSmallError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """A class-balanced coreset."""
+    """A coreset: exactly its budget of each class."""
 
-    ids: NDArray[np.int64]
-    """Sample ids, ascending, without repeats: exactly IPC of each class."""
+    positions: Ints
+    """Positions in the columns, ascending, without repeats."""
+    ranks: Ints
+    """When each was chosen among those of its class, from 0."""
+    bins: Ints | None = None
+    """Bin of each, where a sampler has bins."""
     lowered: tuple[int, ...] = ()
-    """Classes in which fewer samples were cut than misratio asks, to leave IPC samples."""
+    """Classes in which fewer samples were cut than asked, to leave the budget."""
 
 
-def random_coreset(labels: NDArray[np.int64], n_classes: int, ipc: int, seed: int) -> Selection:
-    """Draw IPC samples of each class uniformly, or raise `ClassTooSmallError`."""
-    ids = [
-        members[permutation(members.size, derived_seed(seed, c))[:ipc]]
-        for c, members in enumerate(_classes(labels, n_classes, ipc))
-    ]
-    return Selection(ids=np.sort(np.concatenate(ids)))
+def random_coreset(labels: Ints, budgets: Ints, seed: int) -> Selection:
+    """Draw the budget of each class uniformly, or raise `ClassTooSmallError`."""
+    scores = np.zeros(labels.size, np.float32)
+    drawn = ccs_coreset(scores, labels, budgets, seed, misratio=0.0, n_bins=1)
+    return replace(drawn, bins=None)
 
 
 def ccs_coreset(
-    scores: NDArray[np.floating],
-    labels: NDArray[np.int64],
-    n_classes: int,
-    ipc: int,
+    scores: Scores,
+    labels: Ints,
+    budgets: Ints,
     seed: int,
     *,
     misratio: float,
     n_bins: int,
+    published: bool = False,
 ) -> Selection:
-    """Draw IPC samples of each class by `ccs_draw`, or raise `ClassTooSmallError`.
+    """Draw the budget of each class so that it covers the range of its scores but the hard end.
 
-    Each class is cut and binned on its own (algorithm 1 of "Rethinking dataset distillation for
-    classification", 2026), where CCS cuts and bins the whole data set at once.
+    Algorithm 1 of "Rethinking dataset distillation for classification", 2026: each class is cut and
+    binned on its own, where CCS (Zheng et al., ICLR 2023) cuts and bins the whole data set at once.
+    The `n_hardest` lowest are cut, of ties the lower position first, but at least the budget is
+    kept. Bins of equal width lie over the rest, the last one closed; the authors' code has 50. The
+    budget is shared smallest bin first, each at most its even part of what is left, of equal bins
+    the earlier first. Each bin is drawn uniformly without replacement: the smallest `random_keys`.
+
+    Args:
+        scores: Shape (n,).
+        labels: Class of each sample, shape (n,).
+        budgets: Samples to draw of each class, shape (c,).
+        seed: Of the draw.
+        misratio: Share of each class to cut.
+        n_bins: Bins of each class.
+        published: Bins of the authors' code: float32, half open, the last one up to 1.0001 times
+            the highest score. Equal bins are funded in our order, theirs is that of an unstable
+            sort.
+
+    Raises:
+        ClassTooSmallError: A class has fewer samples than its budget.
+        ValueError: A score is not finite, or lies in no published bin.
+
     """
-    ids: list[NDArray[np.int64]] = []
-    lowered: list[int] = []
-    for c, members in enumerate(_classes(labels, n_classes, ipc)):
-        positions, n_cut = ccs_draw(
-            scores[members], ipc, misratio=misratio, n_bins=n_bins, seed=derived_seed(seed, c)
+    from coreset.kernels.strata import draw_strata  # compiles; to read scores nobody needs it
+
+    sizes = _sizes(labels, budgets)
+    if not np.isfinite(scores).all():
+        raise ValueError(f"scores must be finite, got {scores[~np.isfinite(scores)][0]}")
+    n_cut, lowered = _n_cut(sizes, sizes - budgets, misratio)
+    seeds = class_seeds(seed, budgets.size)
+    draws = draw_strata(
+        scores, labels, sizes, n_cut, budgets, seeds, n_bins=n_bins, published=published
+    )
+    if draws.n_outside.any():
+        c = int(draws.n_outside.argmax())
+        raise ValueError(
+            f"{draws.n_outside.sum()} samples lie in no bin of the published rule, "
+            f"{draws.n_outside[c]} of them in class {c}, whose scores it loses where the highest "
+            "is not above 0; leave out the published dialect"
         )
-        ids.append(members[positions])
-        if n_cut < n_hardest(members.size, misratio):
-            lowered.append(c)
-    return Selection(ids=np.sort(np.concatenate(ids)), lowered=tuple(lowered))
+    order = np.argsort(draws.positions)
+    positions = draws.positions[order]
+    ranks = _ranks(labels[positions], draws.keys[order])
+    lowered_classes = tuple(np.flatnonzero(lowered).tolist())
+    return Selection(
+        positions=positions, ranks=ranks, bins=draws.bins[order], lowered=lowered_classes
+    )
 
 
-def _classes(labels: NDArray[np.int64], n_classes: int, ipc: int) -> tuple[NDArray[np.int64], ...]:
-    classes = positions_by_class(labels, n_classes)
-    for class_index, members in enumerate(classes):
-        if members.size < ipc:
-            raise ClassTooSmallError(class_index, members.size)
-    return classes
+def extreme_coreset(scores: Scores, labels: Ints, budgets: Ints, *, easy: bool) -> Selection:
+    """Take the hardest of each class, or the easiest; of ties the lower position first."""
+    _sizes(labels, budgets)
+    ranks = _ranks(labels, -scores if easy else scores)
+    positions = np.flatnonzero(ranks < budgets[labels])
+    return Selection(positions=positions, ranks=ranks[positions])
 
 
-def positions_by_class(labels: NDArray[np.int64], n_classes: int) -> tuple[NDArray[np.int64], ...]:
-    """Return the positions of each class 0 .. n_classes-1, ascending; empty for absent classes."""
-    order = np.argsort(labels, kind="stable").astype(np.int64)
-    ends = np.cumsum(np.bincount(labels, minlength=n_classes))
-    return tuple(np.split(order, ends[:-1]))
+def double_end_coreset(
+    scores: Scores, labels: Ints, budgets: Ints, seed: int, *, misratio: float, cut_easy: float
+) -> Selection:
+    """Draw uniformly from what is left when a share is cut at both ends of each class.
 
-
-def bin_of(scores: NDArray[np.floating], n_bins: int) -> NDArray[np.int64]:
-    """Return the bin 0 .. n_bins-1 of each score: equal widths over [min, max], last bin closed.
-
-    If all scores are equal, they lie in bin 0. Arithmetic is float64.
+    The double-end pruning of ELFS (Zheng et al., ICLR 2025), which takes all that is left. Where
+    the budget would not be left, less is cut of the easy end, then of the hard one.
     """
-    values = scores.astype(np.float64)
-    low, high = values.min(), values.max()
-    if low == high:
-        return np.zeros(scores.size, dtype=np.int64)
-    fractions = (values - low) / (high - low)
-    return np.minimum((fractions * n_bins).astype(np.int64), n_bins - 1)
+    sizes = _sizes(labels, budgets)
+    n_hard, too_hard = _n_cut(sizes, sizes - budgets, misratio)
+    n_easy, too_easy = _n_cut(sizes, sizes - budgets - n_hard, cut_easy)
+    ranks = _ranks(labels, scores)
+    kept = np.flatnonzero((ranks >= n_hard[labels]) & (ranks < (sizes - n_easy)[labels]))
+    drawn = random_coreset(labels[kept], budgets, seed)
+    lowered = tuple(np.flatnonzero(too_hard | too_easy).tolist())
+    return replace(drawn, positions=kept[drawn.positions], lowered=lowered)
 
 
-def stratum_counts(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
-    """Share a budget, at most the sum of sizes: smallest first, each at most its part of the rest.
-
-    Equal sizes keep their order. With fewer samples than strata, the most populated get one each.
-    """
-    counts = [0] * sizes.size
-    remaining = budget
-    for rank, stratum in enumerate(np.argsort(sizes, kind="stable").tolist()):
-        counts[stratum] = min(int(sizes[stratum]), remaining // (sizes.size - rank))
-        remaining -= counts[stratum]
-    return np.array(counts)
+def _sizes(labels: Ints, budgets: Ints) -> Ints:
+    sizes = np.bincount(labels, minlength=budgets.size)
+    if (small := np.flatnonzero(sizes < budgets)).size:
+        raise ClassTooSmallError(int(small[0]), int(sizes[small[0]]))
+    return sizes
 
 
 def n_hardest(n: int, misratio: float) -> int:
@@ -116,26 +148,23 @@ def n_hardest(n: int, misratio: float) -> int:
     return math.floor(round(misratio * n, 6))
 
 
-def ccs_draw(
-    scores: NDArray[np.floating], budget: int, *, misratio: float, n_bins: int, seed: int
-) -> tuple[NDArray[np.int64], int]:
-    """Draw exactly ``budget`` of n samples, covering the range of scores except its hard end.
+def _n_cut(sizes: Ints, spare: Ints, share: float) -> tuple[Ints, NDArray[np.bool_]]:
+    """Return how many to cut of each class, at most ``spare``, and where that is fewer."""
+    asked = np.array([n_hardest(size, share) for size in sizes.tolist()], np.int64)
+    return np.minimum(asked, spare), asked > spare
 
-    Scores are finite, and low is hard (`coreset.kernels.scores.easiness`). The `n_hardest` lowest
-    are cut (of ties, the lower position first), but at least ``budget`` samples are kept. These are
-    binned by `bin_of`, with 50 bins in the authors' code; `stratum_counts` shares the budget over
-    the bins, and each bin is drawn uniformly without replacement (smallest `random_keys`).
 
-    Returns:
-        Positions into the scores, ascending; and how many of the hardest were cut.
-    """
-    n = scores.size
-    n_cut = min(n_hardest(n, misratio), n - budget)
-    kept = np.sort(np.argsort(scores, kind="stable")[n_cut:])
-    bins = bin_of(scores[kept], n_bins)
-    sizes = np.bincount(bins, minlength=n_bins)
-    # By bin, and within a bin by key; a key belongs to a position, so the cut does not change it.
-    order = np.lexsort((random_keys(n, seed)[kept], bins))
-    rank_in_bin = np.arange(kept.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    drawn = order[rank_in_bin < np.repeat(stratum_counts(sizes, budget), sizes)]
-    return np.sort(kept[drawn]).astype(np.int64), n_cut
+def _ranks(labels: Ints, keys: NDArray[np.generic]) -> Ints:
+    """Return the rank of each key within its class, from 0; of ties the lower position first."""
+    order = np.lexsort((keys, labels))
+    sizes = np.bincount(labels)
+    ranks = np.empty(labels.size, np.int64)
+    ranks[order] = np.arange(labels.size) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    return ranks
+
+
+def positions_by_class(labels: Ints, n_classes: int) -> tuple[Ints, ...]:
+    """Return the positions of each class 0 .. n_classes-1, ascending; empty for absent classes."""
+    order = np.argsort(labels, kind="stable").astype(np.int64)
+    ends = np.cumsum(np.bincount(labels, minlength=n_classes))
+    return tuple(np.split(order, ends[:-1]))

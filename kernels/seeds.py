@@ -19,7 +19,7 @@ class Stream:
     Their numbers decide what is drawn, so they never change.
     """
 
-    RANDOM, CCS = 0, 1  # under the seed of a selection
+    RANDOM, CCS, DOUBLE_END, PROTOTYPES, DEDUP_RANDOM = range(5)  # under the seed of a selection
     FOLDS, SHARES = -1, -2  # under the seed of a scoring, beside its epochs 0, 1, ...
     BLOCKS, SAMPLES = 0, 1  # of a block shuffle, under the seed of an epoch
     TRUE_LABEL, FLIP, OTHER_LABEL, DIFFICULTY, TEXTURE, CLASS, IMAGE = range(7)  # synthetic data
@@ -46,6 +46,12 @@ def derived_seed(seed: int, *path: int) -> int:
     for step in path:
         state = splitmix64(splitmix64(state) ^ np.array([step % 2**64], dtype=np.uint64))
     return int(state[0])
+
+
+def class_seeds(seed: int, n_classes: int) -> NDArray[np.uint64]:
+    """Return `derived_seed` of each class 0 .. n_classes-1 under a seed."""
+    state = splitmix64(np.array([seed % 2**64], dtype=np.uint64))
+    return splitmix64(state ^ np.arange(n_classes, dtype=np.uint64))
 
 
 def random_keys(n: int, seed: int) -> NDArray[np.uint64]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.condensed.condensed_set import IDS_NAME
-from coreset.engine.condensed.selection import CcsParameters
+from coreset.engine.condensed.samplers import CcsParameters
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.selection import Select
 

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.ledger import construction_cost, read_ledger, total_wall_seconds
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.selection import Candidates, CcsParameters, complete_ccs, draw_coreset
+from coreset.engine.condensed.samplers import CcsParameters, complete_misratio, draw_coreset
+from coreset.engine.condensed.selection import Candidates
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, readable_seconds, short
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.scores import easiness
@@ -82,20 +82,24 @@ class Pair:
 
         candidates = Candidates(dataset=self.first.dataset, ids=self.ids, score=score)
         given = CcsParameters(misratio=misratio, bins=n_bins)
-        parameters, assumption = complete_ccs(given, candidates, ipc)
+        budgets = np.full(self.class_sizes.size, ipc)
+        parameters, assumption = complete_misratio(given, candidates, budgets)
 
-        draw = partial(draw_coreset, "ccs", candidates, ipc=ipc, seed=seed, parameters=parameters)
-        first, _ = draw(self.first.easiness(score, self.ids))
+        def draw(easiness: NDArray[np.floating]) -> NDArray[np.int64]:
+            scored = replace(candidates, easiness=easiness)
+            return draw_coreset("ccs", scored, budgets, seed, parameters).positions
+
+        first = draw(self.first.easiness(score, self.ids))
         second = self.second.easiness(score, self.ids)
         unrelated = [
-            np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal))[0])
+            np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal)))
             for deal in range(SHUFFLES)
         ]
         return {
             "ipc": ipc,
             "misratio": parameters.misratio,
             "assumption": assumption,
-            "share": float(np.isin(first, draw(second)[0]).mean()),
+            "share": float(np.isin(first, draw(second)).mean()),
             "unrelated": float(np.mean(unrelated)),
             "chance": float(np.mean(ipc / self.class_sizes)),
         }

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.writer import ArtifactWriter
+from coreset.kernels.samplers import Selection
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import (
@@ -24,6 +25,7 @@ from coreset.shards.format.files import (
 
 SET_NAME = "set.json"
 IDS_NAME = "ids.npy"
+SELECTION_NAME = "selection.parquet"
 FORMAT = "coreset-set"
 FORMAT_VERSION = 1
 
@@ -108,7 +110,7 @@ def open_set(path: Path, *, data: Path | None = None) -> CondensedSet:
 def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
     """Read the ids of a coreset of ``n`` samples, and refuse those that were not made."""
     try:
-        files = {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
+        files = _digests(path)
         # Mapped: what the header promises is not read before it is known to be there.
         ids = np.lib.format.open_memmap(path / IDS_NAME, mode="r")
     except (OSError, EOFError, ValueError, OverflowError) as error:
@@ -127,6 +129,18 @@ def _read_ids(path: Path, provenance: Provenance, n: int) -> NDArray[np.int64]:
             f"{path}: {IDS_NAME} or {SET_NAME} is not the file that was made; make the set again"
         )
     return ids.astype(np.int64)
+
+
+def _digests(path: Path) -> dict[str, str]:
+    return {name: sha256_of_file(path / name) for name in (IDS_NAME, SET_NAME)}
+
+
+def ids_within(path: Path, dataset: Dataset) -> NDArray[np.int64]:
+    """Read the ids of a coreset of ``dataset``; any other set is refused."""
+    condensed = open_set(path, data=dataset.path)
+    if condensed.info.kind != "coreset":
+        raise UsageError(f"{path} holds images of its own, not images of {dataset.path}")
+    return condensed.ids
 
 
 def _per_class(dataset: Dataset, ids: NDArray[np.int64]) -> tuple[int, ...]:
@@ -187,4 +201,29 @@ def write_set(
     )
     write_atomically(work.scratch / SET_NAME, json_bytes(asdict(info)))
     binds = {"identity": manifest.identity, "content": manifest.content}
-    work.provenance = replace(work.provenance, binds=binds)
+    # Of a coreset by what it is: the table beside it says how it came about.
+    digest = "" if ids is None else digest_of(_digests(work.scratch))
+    work.provenance = replace(work.provenance, binds=binds, digest=digest)
+
+
+def write_selection(
+    folder: Path,
+    dataset: Dataset,
+    ids: NDArray[np.int64],
+    drawn: Selection,
+    scores: NDArray[np.floating] | None,
+) -> None:
+    """Write a table of a coreset beside its ids: key, class, bin, score, and when it was chosen."""
+    from pyarrow import parquet, table
+
+    classes, labels = np.array(dataset.classes), dataset.labels[ids]
+    columns = {
+        "id": ids,
+        "key": dataset.table(["key"])["key"].take(ids),
+        "class": classes[labels],
+        "bin": drawn.bins,
+        "score": scores,
+        "rank": drawn.ranks,
+    }
+    known = {name: column for name, column in columns.items() if column is not None}
+    parquet.write_table(table(known), folder / SELECTION_NAME)

@@ -36,7 +36,7 @@ from coreset.engine.doctor.speeds import SIZE, Context
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import memory_shortage
 from coreset.kernels.augment import normalised
-from coreset.kernels.measures import nearest, search_device
+from coreset.kernels.neighbours import nearest, search_device
 from coreset.shards.errors import DataError
 
 PHOTOS = Geometry(SIZE, 256)

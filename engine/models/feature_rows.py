@@ -48,9 +48,23 @@ def feature_rows(
             _write(path, store)
     if not path.is_file():
         return FeatureRows(read_features(store), device)
+    return FeatureRows(_mapped(path, shape), device, resident=False)
+
+
+def feature_table(store: Path, scratch: Path) -> NDArray[np.float16]:
+    """Return the features of a store for access by row: in memory if small, else from a file."""
+    shape, path = feature_shape(store), scratch / FEATURE_ROWS_NAME
+    if 2 * shape[0] * shape[1] <= RESIDENT_BYTES:
+        return read_features(store)
+    _write(path, store)
+    table = _mapped(path, shape)
+    path.unlink()  # the mapping keeps it
+    return table
+
+
+def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
     # A plain array is indexed faster than a memmap.
-    table = np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
-    return FeatureRows(table, device, resident=False)
+    return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
 
 
 def resident_limit(device: torch.device) -> int:

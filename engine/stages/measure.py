@@ -62,7 +62,7 @@ class Measure:
         keys = [row["key"] for row in rows.values()]
         searched = ""
         if not set(keys) <= results.keys(METRICS):
-            from coreset.kernels.measures import search_device
+            from coreset.kernels.neighbours import search_device
 
             searched = search_device(str(self.decoding.resolved_device()))
             meter = Meter("measure", keys[0], searched)

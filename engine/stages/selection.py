@@ -2,94 +2,134 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
+from numpy.typing import NDArray
 
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME
+from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import FEATURES_NAME, read_features
 from coreset.engine.artifacts.writer import create_artifact
-from coreset.engine.condensed.condensed_set import SetInfo, write_set
-from coreset.engine.condensed.selection import SAMPLERS, Candidates, Sampler, Values, draw_coreset
+from coreset.engine.condensed.condensed_set import SetInfo, ids_within, write_selection, write_set
+from coreset.engine.condensed.samplers import SAMPLERS, draw_coreset
+from coreset.engine.condensed.selection import Candidates, Sampler
 from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
 from coreset.engine.scoring.score_table import ScoreTable
-from coreset.engine.stages.options import MovedData, Result, ScoreName, SetPath
+from coreset.engine.stages.options import (
+    Decoding,
+    Extractor,
+    Flat,
+    MovedData,
+    Result,
+    ScoreName,
+    SetPath,
+)
+from coreset.kernels.samplers import n_hardest
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import digest_of, missing
 
+if TYPE_CHECKING:
+    from coreset.engine.models.features import FeatureSpec
+
 SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 USUAL_BY_SCORES, USUAL = "ccs", "random"
+LOWERED = "lowered_misratio_classes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Select:
     """Choose exactly --ipc images of every class.
 
-    Images that the scoring could not decode are left out.
+    Images that the scoring could not decode are left out. Methods that need features make them with
+    --backbone once per data set, as `coreset embed` does. For example: coreset select SCORES SET
+    --ipc 10; coreset select DATA SET --ipc 10 --method k-center.
     """
 
     source: SourcePath
-    """Scores (ccs, random) or a packed data set (random)."""
+    """Scores (all methods) or a packed data set (methods without scores)."""
     condensed: SetPath
     """Directory to make: a list of sample ids and how it came about."""
-    ipc: int
+    ipc: int | None = None
     """Images per class."""
+    ratio: float | None = None
+    """Share of each class instead of --ipc, rounded down, at least an image."""
     method: Annotated[
         str | None,
         choice_of(SAMPLERS, default="ccs for scores, random for a data set", optional=True),
     ] = None
     score: ScoreName = "aum"
-    """Score to stratify on (ccs); `coreset score --list` explains them."""
+    """Score to choose by (methods that need scores); `coreset score --list` explains them."""
+    without: Path | None = None
+    """Coreset of the same data set whose images are not chosen."""
     seed: int = 0
     """Seed of the draw; every class has its own stream."""
     data: MovedData = None
     parameters: Annotated[Any, parameters_of(SAMPLERS)] = None
+    extractor: Flat[Extractor] = field(default_factory=Extractor)
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
-        require_at_least("ipc", self.ipc, 1)
+        if (self.ipc is None) == (self.ratio is None):
+            raise UsageError(
+                f"give one of --ipc and --ratio, got ipc {self.ipc} and ratio {self.ratio}"
+            )
+        if self.ipc is not None:
+            require_at_least("ipc", self.ipc, 1)
+        if self.ratio is not None and not 0 < self.ratio <= 1:
+            raise UsageError(f"ratio must be above 0 and at most 1, got {self.ratio}")
         for sampler in SAMPLERS.values():
             own_parameters(sampler, self.parameters)
         if self.score not in SCORES:
             raise UsageError(f"score must be one of {', '.join(SCORES)}, got {self.score}")
 
     def run(self) -> Result:
-        """Find labels and scores, draw, publish the ids with their provenance."""
+        """Find labels and what the method needs, draw, publish the ids with their provenance."""
         dataset, table = self._opened()
         method = self.method or (USUAL_BY_SCORES if table else USUAL)
         sampler = SAMPLERS[method]
-        if sampler.needs == "scores" and table is None:
+        if "scores" in sampler.needs and table is None:
             raise UsageError(
                 f"method {method} needs scores, {self.source} is a data set; run `coreset score "
                 f"{self.source} SCORES` first, or use --method {USUAL}"
             )
         ids = np.arange(len(dataset)) if table is None else table.ids
+        if self.without is not None:
+            ids = np.setdiff1d(ids, ids_within(self.without, dataset))
         candidates = Candidates(dataset=dataset, ids=ids, score=self.score)
+        budgets = self._budgets(candidates.sizes)
         parameters, assumption = own_parameters(sampler, self.parameters), ""
         if sampler.complete:
-            parameters, assumption = sampler.complete(parameters, candidates, self.ipc)
-        score = {"score": self.score} if sampler.needs == "scores" else {}
-        columns = [column.name for column in fields(sampler.parameters)]
-        shaping = {name: getattr(parameters, name) for name in columns if name != "features"}
-        recorded = {"ipc": self.ipc, **score, **shaping}
-        inputs = {"scores": self.source} if score else {"data": dataset.path}
-        if sampler.needs == "features":
-            inputs |= {"features": _features_of(parameters)}
+            parameters, assumption = sampler.complete(parameters, candidates, budgets)
+        scored = table if "scores" in sampler.needs else None
+        spec = self.extractor.spec(self.decoding) if "features" in sampler.needs else None
+        recorded = self._recorded(sampler, parameters, spec)
+        inputs = {"scores": self.source} if scored else {"data": dataset.path}
+        inputs |= {"features": _features(dataset, spec)} if spec else {}
+        inputs |= {"without": self.without} if self.without else {}
         provenance = self._provenance(method, recorded, inputs, table)
         with create_artifact(self.condensed, provenance, inputs=list(inputs.values())) as work:
             if not work.done:
-                values = self._values(sampler, candidates, table, parameters)
-                options = {"ipc": self.ipc, "seed": self.seed, "parameters": parameters}
-                chosen, lowered = draw_coreset(method, candidates, values, **options)
-                name = f"{method}-{self.score}" if score else method
+                if scored:
+                    candidates = replace(candidates, easiness=scored.easiness(self.score, ids))
+                if spec:
+                    table_nd = _table(inputs["features"], work.scratch)
+                    candidates = replace(candidates, features=table_nd)
+                drawn = draw_coreset(method, candidates, budgets, self.seed, parameters)
+                name, chosen = (
+                    f"{method}-{self.score}" if scored else method,
+                    ids[drawn.positions],
+                )
                 write_set(work, dataset, chosen, method=name, parameters=recorded, seed=self.seed)
+                scores = scored.values(self.score)[chosen] if scored else None
+                write_selection(work.scratch, dataset, chosen, drawn, scores)
                 work.meter.images = len(dataset)
-                work.meter.notes["lowered_misratio_classes"] = len(lowered)
+                work.meter.notes[LOWERED] = len(drawn.lowered)
         return self._result(method, len(dataset), assumption, done=work.done)
 
     def _opened(self) -> tuple[Dataset, ScoreTable | None]:
@@ -102,6 +142,21 @@ class Select:
             raise missing(self.source, remedy, otherwise=fault)
         table = ScoreTable.open(self.source, self.data)
         return table.dataset, table
+
+    def _budgets(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+        if self.ipc is not None:
+            return np.full(sizes.size, self.ipc)
+        return np.array([max(1, n_hardest(size, self.ratio or 0)) for size in sizes.tolist()])
+
+    def _recorded(
+        self, sampler: Sampler, parameters: object, spec: "FeatureSpec | None"
+    ) -> dict[str, Any]:
+        """Return what shapes the set, without options that were not given or play no part."""
+        columns = {own.name: getattr(parameters, own.name) for own in fields(sampler.parameters)}
+        score = self.score if "scores" in sampler.needs else None
+        network = f"{spec.backbone}@{spec.size}" if spec else None
+        every = {"ipc": self.ipc, "ratio": self.ratio, "score": score, "backbone": network}
+        return {name: value for name, value in (every | columns).items() if value is not None}
 
     def _provenance(
         self,
@@ -117,26 +172,13 @@ class Select:
         origins = (Provenance.read(p).as_input(r, p, self.condensed) for r, p in inputs.items())
         return Provenance(kind="set", stage="select", config=config, inputs=tuple(origins))
 
-    def _values(
-        self, sampler: Sampler, candidates: Candidates, table: ScoreTable | None, parameters: object
-    ) -> Values:
-        if sampler.needs == "scores" and table is not None:
-            return table.easiness(self.score, candidates.ids)
-        if sampler.needs == "features":
-            path, dataset = _features_of(parameters), candidates.dataset
-            if Provenance.read(path).binding("content") != dataset.manifest.content:
-                raise UsageError(
-                    f"{path} holds features of other images than {dataset.path}; make them with "
-                    f"`coreset embed {dataset.path} FEATURES`"
-                )
-            return read_features(path / FEATURES_NAME)[candidates.ids]
-        return None
-
     def _result(self, method: str, n: int, assumption: str, *, done: bool) -> Result:
-        info = SetInfo.read(self.condensed)
+        info, lowered = SetInfo.read(self.condensed), read_ledger(self.condensed)[-1].get(LOWERED)
         n_images, assumed = sum(info.per_class), [assumption] if assumption else []
         used = json.dumps(dict(info.parameters), sort_keys=True)
         how = "are there already" if done else "chosen"
+        if lowered:
+            assumed += [f"in {lowered} classes fewer were cut than asked, to leave enough images"]
         lines = (
             *assumed,
             f"{n_images:,} of {n:,} images ({info.method}, {used}) {how}: {self.condensed}",
@@ -146,8 +188,14 @@ class Select:
         return Result(lines, {**data, "assumed": assumed})
 
 
-def _features_of(parameters: object) -> Path:
-    path = getattr(parameters, "features", None)
-    if path is None:
-        raise UsageError("this method needs --features; make them with `coreset embed`")
-    return path
+def _features(dataset: Dataset, spec: "FeatureSpec") -> Path:
+    from coreset.engine.models.features import cached_features
+
+    return cached_features(dataset, spec)
+
+
+def _table(features: Path, scratch: Path) -> NDArray[np.float16]:
+    from coreset.engine.artifacts.store import FEATURES_NAME
+    from coreset.engine.models.feature_rows import feature_table
+
+    return feature_table(features / FEATURES_NAME, scratch)

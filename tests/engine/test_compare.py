@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.condensed.selection import misratio_by_share
+from coreset.engine.condensed.misratio import misratio_by_share
 from coreset.engine.stages.pack import Pack
 from coreset.shards.format.dataset import Dataset
 

@@ -17,7 +17,7 @@ from PIL import Image
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.methods import KmeansParameters
-from coreset.engine.condensed.selection import CcsParameters
+from coreset.engine.condensed.samplers import CcsParameters
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report.classes import SIDE, cut_of_class, evenly_spread, thumbnail_uri

@@ -11,18 +11,17 @@ import numpy as np
 import pytest
 import tyro
 from PIL import Image
+from pyarrow import parquet
 
 from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
-from coreset.engine.condensed.selection import (
-    SAMPLERS,
-    FeatureParameters,
-    Sampler,
-    default_misratio,
-    misratio_by_share,
-)
+from coreset.engine.condensed.misratio import default_misratio, misratio_by_share
+from coreset.engine.condensed.samplers import SAMPLERS
+from coreset.engine.condensed.selection import Sampler
+from coreset.engine.models.features import FeatureSpec, features_for
+from coreset.kernels.feature_samplers import k_center
 from coreset.kernels.samplers import Selection, ccs_coreset, random_coreset
 from coreset.kernels.scores import SCORES, easiness
 from coreset.kernels.seeds import derived_seed
@@ -64,19 +63,19 @@ def nette(tmp_path_factory):
 def test_a_set_is_what_its_sampler_draws_by_the_stream_of_its_seed(
     packed, scored, tmp_path, done, score
 ):
-    ipc = 7
+    ipc, budgets = 7, np.full(3, 7)
     labels, options = Dataset.open(packed).labels, ("--ipc", ipc, "--seed", 5)
     if score is None:
         done("select", packed, tmp_path / "SET", *options)
-        expected = random_coreset(labels, 3, ipc, derived_seed(5, 0))
+        expected = random_coreset(labels, budgets, derived_seed(5, 0))
     else:
         ccs = ("--score", score, "--misratio", 0.5, "--bins", 4)
         done("select", scored, tmp_path / "SET", *options, *ccs)
         ease = easiness(score, stored_score(scored, score))
         seed = derived_seed(5, 1)
-        expected = ccs_coreset(ease, labels, 3, ipc, seed, misratio=0.5, n_bins=4)
+        expected = ccs_coreset(ease, labels, budgets, seed, misratio=0.5, n_bins=4)
     assert chosen_ids(tmp_path / "SET").dtype == np.int64
-    assert chosen_ids(tmp_path / "SET").tolist() == expected.ids.tolist()
+    assert chosen_ids(tmp_path / "SET").tolist() == expected.positions.tolist()
 
 
 def test_the_set_tells_what_it_is_and_where_it_comes_from(packed, scored, ccs_set):
@@ -175,60 +174,154 @@ def test_the_help_names_every_score(coreset, words):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkipParameters(FeatureParameters):
+class SkipParameters:
     skip: Annotated[int, tyro.conf.arg(help="Images of each class to pass over.")] = 0
 
 
-def after_some(candidates, values, ipc, seed, parameters):
+def after_some(candidates, budgets, seed, parameters):
     """The images of each class that come after the first few."""
     assert seed == derived_seed(3, 99)
-    assert (values is None) == (parameters.features is None)
-    assert values is None or values.shape[0] == candidates.ids.size
-    members = [np.flatnonzero(candidates.labels == label) for label in range(candidates.n_classes)]
-    taken = [ids[parameters.skip :][:ipc] for ids in members]
-    return Selection(ids=np.sort(np.concatenate(taken)))
+    if candidates.features is not None:
+        assert len(candidates.features) == len(candidates.dataset)
+    taken = [
+        np.flatnonzero(candidates.labels == label)[parameters.skip :][:budget]
+        for label, budget in enumerate(budgets)
+    ]
+    ranks = np.concatenate([np.arange(budget) for budget in budgets])
+    positions = np.concatenate(taken)
+    return Selection(positions=np.sort(positions), ranks=ranks[np.argsort(positions)])
 
 
-@pytest.fixture
-def register(monkeypatch):
-    def add(needs):
-        toy = Sampler(
-            summary="take", draw=after_some, stream=99, needs=needs, parameters=SkipParameters
-        )
-        monkeypatch.setitem(SAMPLERS, "toy", toy)
-
-    return add
-
-
-@pytest.mark.parametrize("needs", ["nothing", "features"])
-def test_a_sampler_is_registered_in_one_place(packed, tmp_path, coreset, register, needs):
-    register(needs)
+@pytest.mark.parametrize("needs", [(), ("features",)], ids=["nothing", "features"])
+def test_a_sampler_is_registered_in_one_place(packed, tmp_path, coreset, monkeypatch, needs):
+    toy = Sampler(
+        summary="take", draw=after_some, stream=99, needs=needs, parameters=SkipParameters
+    )
+    monkeypatch.setitem(SAMPLERS, "toy", toy)
     assert "Images of each class to pass over." in coreset("select", "--help").out
     command = ["select", packed, tmp_path / "SET", "--method", "toy", "--ipc", 2, "--seed", 3]
-    stages = ["pack", "select"]
-    if needs == "features":
-        assert "this method needs --features" in coreset(*command).err
-        network = ("--backbone", "tf_efficientnet_lite0", "--size", 32)
-        coreset("embed", packed, tmp_path / "FEATURES", *network)
-        command += ["--features", tmp_path / "FEATURES"]
-        stages = ["pack", "embed", "select"]
-    assert coreset(*command, "--skip", 4).err == ""
+    command += [*NETWORK, "--skip"]
+    assert coreset(*command, 4).code == 0
     labels, chosen = Dataset.open(packed).labels, chosen_ids(tmp_path / "SET")
     expected = [np.flatnonzero(labels == label)[4:6] for label in range(3)]
     assert chosen.tolist() == np.sort(np.concatenate(expected)).tolist()
-    facts = facts_of(tmp_path / "SET")
-    assert (facts["method"], facts["parameters"]) == ("toy", {"ipc": 2, "skip": 4})
-    assert [line["stage"] for line in read_ledger(tmp_path / "SET")] == stages
-    assert "config.skip: 4 there, 5 here" in coreset(*command, "--skip", 5).err
+    facts, network = facts_of(tmp_path / "SET"), {"backbone": f"{NETWORK[1]}@32"} if needs else {}
+    assert facts["method"] == "toy"
+    assert facts["parameters"] == {"ipc": 2, **network, "skip": 4}
+    stages = [line["stage"] for line in read_ledger(tmp_path / "SET")]
+    assert stages == ["pack", *(["embed"] if needs else []), "select"]
+    assert "config.skip: 4 there, 5 here" in coreset(*command, 5).err
 
 
-def test_features_of_other_images_are_refused(packed, val, tmp_path, coreset, register):
-    register("features")
-    coreset("embed", val, tmp_path / "F", "--backbone", "tf_efficientnet_lite0", "--size", 32)
-    command = ("select", packed, tmp_path / "SET", "--method", "toy", "--ipc", 2)
-    told = coreset(*command, "--features", tmp_path / "F")
-    assert told.code == 2
-    assert f"holds features of other images than {packed}" in told.err
+NETWORK = ("--backbone", "tf_efficientnet_lite0", "--size", 32)
+EVERY = [name for name in SAMPLERS if name not in {"ccs", "random"}]
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_sampler_chooses_its_budget_and_says_how(scored, packed, tmp_path, done, method):
+    sampler, out = SAMPLERS[method], tmp_path / "SET"
+    source = scored if "scores" in sampler.needs else packed
+    *_, line, _ = done("select", source, out, "--ipc", 3, "--method", method, *NETWORK)
+    dataset, ids = Dataset.open(packed), chosen_ids(out)
+    assert np.bincount(dataset.labels[ids]).tolist() == [3, 3, 3]
+    label = f"{method}-aum" if "scores" in sampler.needs else method
+    assert line.startswith(f"9 of 60 images ({label}, ")
+    table = parquet.read_table(out / "selection.parquet").to_pydict()
+    assert table["id"] == ids.tolist()
+    assert table["key"] == [dataset.keys[i] for i in ids]
+    assert table["class"] == [dataset.classes[dataset.labels[i]] for i in ids]
+    assert sorted(table["rank"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    if "scores" in sampler.needs:
+        np.testing.assert_array_equal(table["score"], stored_score(scored, "aum")[ids])
+    parameters = facts_of(out)["parameters"]
+    assert ("backbone" in parameters) == ("features" in sampler.needs)
+    before = ids.tolist()
+    done("select", source, tmp_path / "AGAIN", "--ipc", 3, "--method", method, *NETWORK)
+    assert chosen_ids(tmp_path / "AGAIN").tolist() == before
+
+
+def test_features_choose_as_the_kernel_does_class_by_class(packed, tmp_path, done):
+    done("select", packed, tmp_path / "SET", "--ipc", 4, "--method", "k-center", *NETWORK)
+    dataset = Dataset.open(packed)
+    features = features_for(dataset, FeatureSpec(backbone=NETWORK[1], size=32))
+    table = parquet.read_table(tmp_path / "SET" / "selection.parquet").to_pydict()
+    for label, name in enumerate(dataset.classes):
+        members = np.flatnonzero(dataset.labels == label)
+        expected = members[k_center(features[members].astype(np.float32), 4)].tolist()
+        own = zip(table["rank"], table["id"], table["class"], strict=True)
+        assert [i for _, i, where in sorted(own) if where == name] == expected
+
+
+def test_a_ratio_takes_a_share_of_every_class_and_at_least_an_image(packed, tmp_path, done):
+    sizes = np.bincount(Dataset.open(packed).labels)
+    for ratio in (0.29, 0.01, 1.0):
+        out = tmp_path / f"SET-{ratio}"
+        done("select", packed, out, "--ratio", ratio)
+        expected = [max(1, int(ratio * size + 1e-9)) for size in sizes]
+        assert facts_of(out)["per_class"] == expected
+        assert facts_of(out)["parameters"] == {"ratio": ratio}
+
+
+def test_images_of_another_set_are_left_out(scored, packed, tmp_path, done, refused):
+    done("select", packed, tmp_path / "HELD", "--ratio", 0.5)
+    held = set(chosen_ids(tmp_path / "HELD").tolist())
+    for name, source in (("A", packed), ("B", scored)):
+        done("select", source, tmp_path / name, "--ipc", 8, "--without", tmp_path / "HELD")
+        assert not held & set(chosen_ids(tmp_path / name).tolist())
+    roles = [entry["role"] for entry in Provenance.read(tmp_path / "B").inputs]
+    assert roles == ["scores", "without"]
+    said = refused(
+        tmp_path, "select", packed, tmp_path / "C", "--ipc", 15, "--without", tmp_path / "HELD"
+    )
+    assert "ipc must be at most the size of every class, got 15" in said
+
+
+def test_a_lowered_cut_is_said(packed, tmp_path, done, write_scores):
+    columns = {"aum": np.linspace(-1, 1, 60, dtype=np.float32)}
+    scores = write_scores(packed, tmp_path / "SCORES", columns)
+    for _ in range(2):  # also where the set is there already
+        lines = done("select", scores, tmp_path / "SET", "--ipc", 15, "--misratio", 0.5)
+        assert "in 3 classes fewer were cut than asked, to leave enough images" in lines
+
+
+def test_automatic_bins_are_as_many_as_images(scored, tmp_path, done):
+    done("select", scored, tmp_path / "SET", "--ipc", 6, "--bins", "auto", "--misratio", 0)
+    parameters = facts_of(tmp_path / "SET")["parameters"]
+    assert parameters == {"ipc": 6, "score": "aum", "misratio": 0.0, "bins": 6}
+
+
+def test_the_published_dialect_is_recorded_and_refuses_to_lose_samples(
+    packed, tmp_path, done, refused, write_scores
+):
+    values = np.linspace(-1, 1, 60, dtype=np.float32)
+    scores = write_scores(packed, tmp_path / "SCORES", {"aum": values, "aum_logit": values - 5})
+    command = ("--ipc", 6, "--misratio", 0, "--dialect", "published")
+    done("select", scores, tmp_path / "SET", *command)
+    assert facts_of(tmp_path / "SET")["parameters"]["dialect"] == "published"
+    said = refused(tmp_path, "select", scores, tmp_path / "T", *command, "--score", "aum_logit")
+    assert "3 samples lie in no bin of the published rule, 1 of them in class 0" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "give one of --ipc and --ratio, got ipc None and ratio None"),
+        (("--ipc", 2, "--ratio", 0.5), "give one of --ipc and --ratio, got ipc 2 and ratio 0.5"),
+        (("--ratio", 0), "ratio must be above 0 and at most 1, got 0"),
+        (("--ratio", 1.5), "ratio must be above 0 and at most 1, got 1.5"),
+        (("--ipc", 2, "--method", "d2"), "method d2 needs scores, "),
+        (("--ipc", 2, "--method", "hardst"), "hardst"),
+        (("--ipc", 2, "--near", 1.0), "near must be in [0, 1), got 1.0"),
+        (("--ipc", 2, "--cut-easy", 1.0), "cut-easy must be in [0, 1), got 1.0"),
+        (("--ipc", 2, "--without", "nowhere"), "nowhere does not exist"),
+        (
+            ("--ipc", 20, "--method", "dedup-random", "--near", 0.0, *NETWORK),
+            "class n01440764: only 1 of 20 images differ by more than near 0 allows, 20 are asked",
+        ),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(packed, tmp_path, refused, options, said):
+    assert said in refused(tmp_path, "select", packed, tmp_path / "SET", *options)
 
 
 # the study's Table 6, as printed: of the accuracies by misratio, the best one counts

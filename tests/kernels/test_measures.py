@@ -12,12 +12,11 @@ from scipy import stats
 from coreset.kernels.measures import (
     coverage,
     difference_interval,
-    nearest,
-    search_device,
     shuffled_within_classes,
     spearman,
     spearman_by_class,
 )
+from coreset.kernels.neighbours import nearest, search_device
 
 # Few distinct values, so that ties are everywhere; both zeros; the ends of the number line.
 VALUES = st.sampled_from([-math.inf, -3.5, -1.0, -0.0, 0.0, 1e-30, 0.25, 7.0, math.inf])
@@ -103,7 +102,7 @@ def test_a_gpu_searches_with_the_same_metric_and_gives_the_same_measures(monkeyp
         asked.append((memory, device))
         return faiss.knn(queries, base, k, metric=metric)
 
-    monkeypatch.setattr("coreset.kernels.measures._gpu_memory", lambda: "memory")
+    monkeypatch.setattr("coreset.kernels.neighbours._gpu_memory", lambda: "memory")
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
     assert (search_device("cuda:1"), search_device("cpu")) == ("cuda:1", "cpu")

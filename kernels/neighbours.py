@@ -1,0 +1,84 @@
+"""Nearest rows and k-means centres of features by FAISS, exactly, on a GPU where it can."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
+    """Scale rows to length 1, float32; a row without direction is a ValueError."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
+    bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+    if bad.size:
+        raise ValueError(
+            f"features must be finite and not all zero, got length {lengths[bad[0]]} "
+            f"at position {bad[0]} ({bad.size} in all); embed these images again"
+        )
+    return np.ascontiguousarray(features / lengths[:, None], dtype=np.float32)
+
+
+def nearest(
+    queries: NDArray[np.floating],
+    base: NDArray[np.floating],
+    k: int,
+    device: str = "cpu",
+    *,
+    euclidean: bool = False,
+) -> NDArray[np.int64]:
+    """Find the ``k`` rows of ``base`` with the largest inner products, largest first, exactly.
+
+    Or those at the smallest distance (``euclidean``). By FAISS in float32, on ``device``; of rows
+    that differ less than that, either may come first.
+    """
+    import faiss
+
+    metric: dict[str, Any] = {
+        "metric": faiss.METRIC_L2 if euclidean else faiss.METRIC_INNER_PRODUCT
+    }
+    if search_device(device) == "cpu":
+        return faiss.knn(queries, base, k, **metric)[1]
+    number = int(device.partition(":")[2] or 0)
+    return faiss.knn_gpu(_gpu_memory(), queries, base, k, device=number, **metric)[1]
+
+
+def search_device(device: str) -> str:
+    """Return ``device`` if FAISS can search there, else ``cpu``."""
+    import faiss
+
+    on_gpu = device.startswith("cuda") and hasattr(faiss, "knn_gpu") and faiss.get_num_gpus()
+    return device if on_gpu else "cpu"
+
+
+@cache
+def _gpu_memory() -> Any:  # noqa: ANN401 - FAISS has no types
+    import faiss
+
+    memory = faiss.StandardGpuResources()
+    memory.setTempMemory(1 << 28)  # of 1.5 GB, which a training beside it would miss
+    return memory
+
+
+def neighbours_of(features: NDArray[np.floating], k: int) -> NDArray[np.int64]:
+    """Find the ``k < n`` rows at the smallest distance from each row, without the row itself."""
+    rows = np.ascontiguousarray(features, np.float32)
+    found = nearest(rows, rows, k + 1, euclidean=True)
+    is_own = found == np.arange(len(rows))[:, None]
+    is_own[~is_own.any(axis=1), -1] = True  # more copies than neighbours: one of them is enough
+    return found[~is_own].reshape(len(rows), k)
+
+
+def kmeans_centres(
+    features: NDArray[np.floating], k: int, seed: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Cluster rows by k-means; return the centres, float32 (k, d), and the centre of each row."""
+    import faiss
+
+    rows = np.ascontiguousarray(features, np.float32)
+    clusters: Any = faiss.Kmeans(
+        rows.shape[1], k, seed=seed % 2**31, min_points_per_centroid=1,
+        max_points_per_centroid=len(rows),
+    )  # fmt: skip
+    clusters.train(rows)
+    return clusters.centroids, nearest(rows, clusters.centroids, 1, euclidean=True)[:, 0]
