@@ -1,6 +1,5 @@
 """``coreset overlap``: how many images coresets of one data set share, class by class."""
 
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +8,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pacsv
 import tyro
 
 from coreset.engine.artifacts.writer import output_folder
@@ -20,6 +17,7 @@ from coreset.engine.stages.options import MovedData, Result
 from coreset.kernels.measures import jaccard_by_class
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically
+from coreset.shards.tables.formats import csv_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,10 +44,8 @@ class Overlap:
         ids = {path: ids_within(path, first.dataset) for path in self.sets}
         rows = list(_rows(first, ids))
         if self.csv is not None:
-            table, text = pa.Table.from_pylist(rows), io.BytesIO()
-            pacsv.write_csv(table, text)
             with output_folder(self.csv):
-                write_atomically(self.csv, text.getvalue())
+                write_atomically(self.csv, csv_table(list(rows[0]), map(dict.values, rows)))
         pairs = [_summary(rows, *pair) for pair in combinations(map(str, self.sets), 2)]
         header = ("first", "second", "mean", "least", "most", "by chance")
         numbers = ("mean", "least", "most", "chance")

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -109,7 +110,9 @@ def test_facility_location_takes_what_apricot_takes_in_its_order(seed):
     rows = whole(seed).normal(size=(150, 16)).astype(np.float32)
     unit = unit_rows(rows).astype(np.float64)
     cosines = np.maximum(unit @ unit.T, 0)
+    threads = torch.get_num_threads()
     peer = FacilityLocationSelection(20, metric="precomputed", optimizer="naive").fit(cosines)
+    torch.set_num_threads(threads)  # apricot's parallel kernels set those of OpenMP, and so torch's
     assert facility_location(rows, 20).tolist() == np.asarray(peer.ranking).tolist()
 
 
