@@ -91,10 +91,25 @@ def decode_jpeg(data: bytes) -> tuple[int, int]:
     return pixels.shape[1], pixels.shape[0]
 
 
+def extension_of(name: str) -> str:
+    """Return the extension of a path in lower case, without the dot; empty if there is none."""
+    _, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
+
+
+def is_image_name(name: str) -> bool:
+    """Test for the extension of an image format."""
+    return extension_of(name) in FORMAT_OF_EXTENSION
+
+
+def without_extension(name: str) -> str:
+    """Drop the extension of an image format, not any other."""
+    return name.rpartition(".")[0] if is_image_name(name) else name
+
+
 def misnamed(image: Probe, name: str) -> Probe:
     """Add ``Flag.MISNAMED`` if the extension of ``name`` is that of another format."""
-    extension = name.rpartition(".")[2].lower()
-    is_other = FORMAT_OF_EXTENSION.get(extension, image.format) != image.format
+    is_other = FORMAT_OF_EXTENSION.get(extension_of(name), image.format) != image.format
     return replace(image, flags=image.flags | Flag.MISNAMED) if is_other else image
 
 

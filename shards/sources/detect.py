@@ -16,15 +16,12 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import missing
 from coreset.shards.images.flags import Flag
-from coreset.shards.images.probe import Probe
+from coreset.shards.images.probe import Probe, extension_of, is_image_name
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, compute
 from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents
 from coreset.shards.sources.ilsvrc import find_validation, is_validation
 from coreset.shards.sources.names import (
-    OTHERS,
     WNID,
-    extension_of,
-    is_image_name,
     listed_entries,
     require_classes,
     sample_key,
@@ -88,18 +85,12 @@ def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
 
 def _add_class(finder: Finder, name: str) -> None:
     root = finder.place
-    files = sorted(
-        _files_below(finder, root / name, name, ()), key=lambda file: (sample_key(file[0]), file[0])
-    )
-    images = [file for file in files if finder.keeps(file[0])]
-    if not images:
-        raise UsageError(
-            f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
-        )
-    finder.add(
+    files = [
         Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
-        for path, status in images
-    )
+        for path, status in _files_below(finder, root / name, name, ())
+    ]
+    paths = ((file.name, file) for file in sorted(files))  # by their keys, then by their paths
+    finder.add(finder.images(name, paths, "fill it or remove the folder"))
 
 
 def _files_below(

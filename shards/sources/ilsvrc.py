@@ -21,9 +21,10 @@ from io import BytesIO
 from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import is_image_name
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents, state_of
-from coreset.shards.sources.names import WNID, is_image_name, stem_of, visible_entries
+from coreset.shards.sources.names import WNID, stem_of, visible_entries
 from coreset.shards.sources.tar_scan import Entry
 from coreset.shards.sources.tars import VALIDATION_NAME, add_members, tar_layout, visible_members
 from coreset.shards.tables.formats import text_rows

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128_digest
 
-from coreset.shards.arrow import ArrowTable
+from coreset.shards.arrow import ArrowSchema, ArrowTable
 from coreset.shards.errors import LockedError, MachineError, UsageError
 from coreset.shards.format.files import (
     new_file,
@@ -34,7 +34,6 @@ from coreset.shards.sources.finder import state_of
 
 # Headers, label and padding of a packed sample come to 1.8 KiB, its rows to 0.5 KiB.
 PACKED_EXTRA_BYTES = 2400
-_BINDING = b"spooled"
 _INDEX_SUFFIX = ".rows.parquet"
 Image: TypeAlias = tuple[int, Any, str | None]
 """Row, bytes if there are any, and path of an image as it is stored."""
@@ -57,6 +56,11 @@ class StagedFile:
     image_bytes: int
     """Estimate; the images of a file count as equally large."""
     images: Callable[[], Iterator[Image]]
+
+    @property
+    def schema(self) -> ArrowSchema:
+        """Schema of its table of ranges, bound to this state of the file."""
+        return _SPOOLED.with_metadata({"spooled": self.binding})
 
 
 def blob_of(path: Path, folder: Path) -> Path:
@@ -102,12 +106,11 @@ def staged(
 def _committed(file: StagedFile, blob: Path) -> ArrowTable | None:
     try:
         with pq.ParquetFile(blob.with_suffix(_INDEX_SUFFIX)) as index:
-            rows = index.read(columns=_SPOOLED.names)
+            rows = index.read()
         state = state_of(blob)
     except (OSError, pa.ArrowException):
         return None
-    bound = (rows.schema.metadata or {}).get(_BINDING) == file.binding
-    bound = bound and rows.column_names == _SPOOLED.names
+    bound = rows.schema.equals(file.schema, check_metadata=True)
     whole = bound and state == (compute.sum(rows["size"]).as_py() or 0, file.state[1])
     return rows if whole else None
 
@@ -154,8 +157,7 @@ def _write(file: StagedFile, out: IO[bytes], written: Callable[[int], None]) -> 
             f"{file.path} changed while it was read; pack again when nothing writes to it"
         )
     columns = list(zip(*rows, strict=True)) or [()] * len(_SPOOLED)
-    table = pa.table(columns, schema=_SPOOLED)
-    return table.replace_schema_metadata({_BINDING: file.binding})
+    return pa.table(columns, schema=file.schema)
 
 
 @contextmanager

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import extension_of, is_image_name
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, Found, RangeContents
 from coreset.shards.sources.names import (
-    OTHERS,
-    extension_of,
     is_hidden,
-    is_image_name,
     require_classes,
     safe_parts,
     sample_key,
@@ -71,17 +69,14 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
 def add_members(
     finder: Finder, samples: Sequence[tuple[str, str, Entry]], *, place: str, file: int = 0
 ) -> None:
-    """Add samples of one tar, (class, sample key, member); links and devices as refused.
+    """Add samples of one tar, (class, sample key, member).
 
     ``place`` names the tar in messages, ``file`` is the number of the file that holds it.
     """
     finder.add(
-        Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
+        Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset, member.kind)
         for name, key, member in samples
     )
-    for _, key, member in samples:
-        if member.kind != REGULAR_FILE:
-            finder.unreadable[key] = member.kind
 
 
 def tars_of(folder: Path) -> list[Path]:
@@ -208,12 +203,8 @@ def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
 
 
 def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None:
-    images = [member for member in members if finder.keeps(f"{tar.place}/{member.name}")]
-    if not images:
-        raise UsageError(
-            f"class {tar.class_name} of {finder.place} holds no images; fill {tar.place} or remove "
-            f"it, or {OTHERS}"
-        )
+    paths = ((f"{tar.place}/{member.name}", member) for member in members)
+    images = finder.images(tar.class_name, paths, f"fill {tar.place} or remove it")
     own_folder = f"{tar.class_name}/"
     prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
     keys = [sample_key(own_folder + image.name.removeprefix(prefix)) for image in images]
@@ -240,11 +231,8 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
     if options.only is None:
         require_classes(sorted(by_class), src, holds_folders=holds_folders)
     for name in options.chosen(by_class, src):
-        images = [member for member in by_class[name] if finder.keeps(member.name)]
-        if not images:
-            raise UsageError(
-                f"class {name} of {src} holds no images; make the tar without it, or {OTHERS}"
-            )
+        paths = ((member.name, member) for member in by_class[name])
+        images = finder.images(name, paths, "make the tar without it")
         keys = [sample_key(image.name.split("/", depth)[depth]) for image in images]
         samples = [(name, key, image) for key, image in zip(keys, images, strict=True)]
         add_members(finder, samples, place=src.name)

@@ -18,12 +18,11 @@ from typing import Any
 
 from coreset.shards.errors import DataError
 from coreset.shards.format.files import build, parse
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, extension_of, is_image_name
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, RangeContents
 from coreset.shards.sources.names import (
     below_class,
-    extension_of,
     require_one_split,
     safe_parts,
     shown,
@@ -70,8 +69,7 @@ class _Sample:
 
     @property
     def image(self) -> Entry:
-        parts = self.parts.values()
-        images = [part for part in parts if extension_of(part.name) in FORMAT_OF_EXTENSION]
+        images = [part for part in self.parts.values() if is_image_name(part.name)]
         if len(images) == 1:
             return images[0]
         number = f"{len(images)} images" if images else "no image"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowColumn, ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.images.probe import without_extension
 from coreset.shards.tables.table import INTEGER, read_table
 
 UNKNOWN, SEVERAL = -1, -2
@@ -42,10 +42,11 @@ class SampleNames:
         shortest = 1 if parts[-2:-1] in ([], [self._folder]) else 2
         for length in range(min(len(parts), self._depth), shortest - 1, -1):
             end = "/".join(parts[-length:])
-            for rows, name in (self._sources, end), (self._keys, end), (self._keys, _stem(end)):
-                if name in rows:
-                    return rows[name]
-        return self._files.get(_stem(parts[0]), UNKNOWN) if len(parts) == 1 else UNKNOWN
+            row = self._sources.get(end, self._keys.get(end))
+            row = self._keys.get(without_extension(end)) if row is None else row
+            if row is not None:
+                return row
+        return self._files.get(without_extension(parts[0]), UNKNOWN) if len(parts) == 1 else UNKNOWN
 
     def known(self, entries: Iterable[str]) -> set[str]:
         """Pick the entries that name a sample; integers alone never do."""
@@ -67,11 +68,6 @@ def _index(named_rows: Iterable[tuple[str, int]]) -> dict[str, int]:
 def _parts(path: str) -> list[str]:
     parts = path.strip().replace("\\", "/").split("/")
     return [part for part in parts if part not in {"", "."}]
-
-
-def _stem(path: str) -> str:
-    stem, dot, extension = path.rpartition(".")
-    return stem if dot and extension.lower() in FORMAT_OF_EXTENSION else path
 
 
 def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
