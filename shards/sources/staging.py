@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from xxhash import xxh3_128_digest
 
-from coreset.shards.arrow import ArrowSchema, ArrowTable
+from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import LockedError, MachineError, UsageError
 from coreset.shards.format.files import (
     new_file,
@@ -34,6 +34,7 @@ from coreset.shards.sources.finder import state_of
 
 # Headers, label and padding of a packed sample come to 1.8 KiB, its rows to 0.5 KiB.
 PACKED_EXTRA_BYTES = 2400
+_BINDING = "spooled"
 _INDEX_SUFFIX = ".rows.parquet"
 Image: TypeAlias = tuple[int, Any, str | None]
 """Row, bytes if there are any, and path of an image as it is stored."""
@@ -56,11 +57,6 @@ class StagedFile:
     image_bytes: int
     """Estimate; the images of a file count as equally large."""
     images: Callable[[], Iterator[Image]]
-
-    @property
-    def schema(self) -> ArrowSchema:
-        """Schema of its table of ranges, bound to this state of the file."""
-        return _SPOOLED.with_metadata({"spooled": self.binding})
 
 
 def blob_of(path: Path, folder: Path) -> Path:
@@ -110,7 +106,8 @@ def _committed(file: StagedFile, blob: Path) -> ArrowTable | None:
         state = state_of(blob)
     except (OSError, pa.ArrowException):
         return None
-    bound = rows.schema.equals(file.schema, check_metadata=True)
+    schema = _SPOOLED.with_metadata({_BINDING: file.binding})
+    bound = rows.schema.equals(schema, check_metadata=True)
     whole = bound and state == (compute.sum(rows["size"]).as_py() or 0, file.state[1])
     return rows if whole else None
 
@@ -157,7 +154,7 @@ def _write(file: StagedFile, out: IO[bytes], written: Callable[[int], None]) -> 
             f"{file.path} changed while it was read; pack again when nothing writes to it"
         )
     columns = list(zip(*rows, strict=True)) or [()] * len(_SPOOLED)
-    return pa.table(columns, schema=file.schema)
+    return pa.table(columns, schema=_SPOOLED.with_metadata({_BINDING: file.binding}))
 
 
 @contextmanager
