@@ -1,6 +1,5 @@
 """Detection of a source's layout, and finders of the two plain ones: packed, a folder per class."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -78,25 +77,17 @@ def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     if options.only is None:  # the user's own list may call a class "train"
         require_classes(sorted(names), root, holds_folders=lambda name: _holds_folders(root / name))
     for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
-        _add_class(finder, name)
+        files = sorted(_files_below(finder, name, ()))  # by their keys, then by their paths
+        finder.add(finder.images(name, files, "fill it or remove the folder"))
     finder.skip(len(visible) - len(names), f"files of {root} that lie in no class folder")
     return finder.source(partial(FileContents, root))
 
 
-def _add_class(finder: Finder, name: str) -> None:
-    root = finder.place
-    files = [
-        Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
-        for path, status in _files_below(finder, root / name, name, ())
-    ]
-    paths = ((file.name, file) for file in sorted(files))  # by their keys, then by their paths
-    finder.add(finder.images(name, paths, "fill it or remove the folder"))
-
-
 def _files_below(
-    finder: Finder, folder: Path, name: str, parents: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (name below the root, status); ``parents`` are the folders above, to find a cycle."""
+    finder: Finder, name: str, parents: tuple[tuple[int, int], ...]
+) -> Iterator[Found]:
+    """Yield the files below a folder of the root; ``parents`` are those above, to find a cycle."""
+    folder = finder.place / name
     status = folder.stat()
     here = status.st_dev, status.st_ino
     if here in parents:
@@ -106,9 +97,10 @@ def _files_below(
     for entry in visible:
         entry_name = f"{name}/{entry.name}"
         if entry.is_dir():
-            yield from _files_below(finder, folder / entry.name, entry_name, (*parents, here))
+            yield from _files_below(finder, entry_name, (*parents, here))
         elif entry.is_file():
-            yield entry_name, entry.stat()
+            class_name, key, file = name.partition("/")[0], sample_key(entry_name), entry.stat()
+            yield Found(class_name, key, entry_name, file.st_size, file.st_mtime_ns)
         else:
             raise UsageError(f"{folder / entry.name} is a broken link or a device; remove it")
 

@@ -17,9 +17,7 @@ from coreset.shards.format.files import OpenFiles
 from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
 from coreset.shards.sources.base import Contents, Repeats, Sample, Source, compute
 from coreset.shards.sources.names import NAME_LIST, is_side_car
-from coreset.shards.sources.tar_scan import REGULAR_FILE
-
-Item = TypeVar("Item")
+from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry
 
 _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
@@ -42,6 +40,9 @@ class Found(NamedTuple):
     offset: int = 0
     kind: str = REGULAR_FILE
     """``REGULAR_FILE``, or what stands in its place, such as a link in a tar."""
+
+
+File = TypeVar("File", Found, Entry)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -72,12 +73,14 @@ class Finder:
         """Note how many of something were passed over, if any."""
         self.skipped += [f"{n:,} {what}"] * bool(n)
 
-    def images(self, class_name: str, files: Iterable[tuple[str, Item]], remedy: str) -> list[Item]:
-        """Choose the files of a class that are no side-cars, by their paths below the source."""
-        images: list[Item] = []
-        for path, file in files:
-            if is_side_car(path):
-                self._side_cars.append(path)
+    def images(
+        self, class_name: str, files: Iterable[File], remedy: str, *, folder: str = ""
+    ) -> list[File]:
+        """Choose the files of a class, named from ``folder`` on, that are no side-cars."""
+        images: list[File] = []
+        for file in files:
+            if is_side_car(file.name):
+                self._side_cars.append(folder + file.name)
             else:
                 images.append(file)
         if not images:

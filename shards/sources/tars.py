@@ -203,8 +203,8 @@ def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
 
 
 def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None:
-    paths = ((f"{tar.place}/{member.name}", member) for member in members)
-    images = finder.images(tar.class_name, paths, f"fill {tar.place} or remove it")
+    remedy = f"fill {tar.place} or remove it"
+    images = finder.images(tar.class_name, members, remedy, folder=f"{tar.place}/")
     own_folder = f"{tar.class_name}/"
     prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
     keys = [sample_key(own_folder + image.name.removeprefix(prefix)) for image in images]
@@ -231,8 +231,7 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
     if options.only is None:
         require_classes(sorted(by_class), src, holds_folders=holds_folders)
     for name in options.chosen(by_class, src):
-        paths = ((member.name, member) for member in by_class[name])
-        images = finder.images(name, paths, "make the tar without it")
+        images = finder.images(name, by_class[name], "make the tar without it")
         keys = [sample_key(image.name.split("/", depth)[depth]) for image in images]
         samples = [(name, key, image) for key, image in zip(keys, images, strict=True)]
         add_members(finder, samples, place=src.name)
