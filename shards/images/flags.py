@@ -156,6 +156,7 @@ class _Frame(NamedTuple):
     height: int
     n_components: int
     bits: int
+    most_scans: int
 
 
 def read_header(data: bytes) -> tuple[int, int, Flag]:
@@ -172,7 +173,10 @@ def read_header(data: bytes) -> tuple[int, int, Flag]:
             n_scans += 1
             if n_scans == 1 and data[start] == frame.n_components and not bits & _PROGRESSIVE:
                 break  # libjpeg refuses a second scan
-            _require_few_scans(n_scans, frame)
+            if n_scans > frame.most_scans:
+                size = f"{frame.width} x {frame.height} pixels"
+                detail = f"more than {frame.most_scans} scans of {size}"
+                raise Refusal(Reason.TOO_MANY_SCANS, detail)
     if frame is None or n_scans == 0:
         missing = "the frame header" if frame is None else "the first scan"
         raise Refusal(Reason.TRUNCATED, f"ends at byte {len(data)}, before {missing}")
@@ -218,16 +222,10 @@ def _frame(marker: int, content: bytes) -> _Frame:
     height, width = content[1] << 8 | content[2], content[3] << 8 | content[4]
     require_size(width, height)
     bits = _COLOURS.get(n_components, 0)
-    bits |= _PROGRESSIVE if marker in _PROGRESSIVE_FRAMES else 0
+    most_scans = n_components  # each of a sequential one comes once
+    if marker in _PROGRESSIVE_FRAMES:
+        bits |= _PROGRESSIVE
+        most_scans = min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height))
     bits |= _DEEP if precision > 8 else 0
     bits |= _ODD_SAMPLING if n_components in {3, 4} and content[7::3] not in _COMMON else 0
-    return _Frame(width, height, n_components, bits)
-
-
-def _require_few_scans(n: int, frame: _Frame) -> None:
-    limit = frame.n_components  # each of a sequential one comes once
-    if frame.bits & _PROGRESSIVE:
-        limit = min(MAX_SCANS, MAX_SCANNED_PIXELS // (frame.width * frame.height))
-    if n > limit:
-        size = f"{frame.width} x {frame.height} pixels"
-        raise Refusal(Reason.TOO_MANY_SCANS, f"more than {limit} scans of {size}")
+    return _Frame(width, height, n_components, bits, most_scans)

@@ -14,9 +14,9 @@ import pyarrow as pa
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import OpenFiles
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe, extension_of
 from coreset.shards.sources.base import Contents, Repeats, Sample, Source, compute
-from coreset.shards.sources.names import NAME_LIST, is_side_car
+from coreset.shards.sources.names import NAME_LIST, SIDE_CAR_EXTENSIONS
 from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry
 
 _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
@@ -79,7 +79,7 @@ class Finder:
         """Choose the files of a class, named from ``folder`` on, that are no side-cars."""
         images: list[File] = []
         for file in files:
-            if is_side_car(file.name):
+            if extension_of(file.name) in SIDE_CAR_EXTENSIONS:
                 self._side_cars.append(folder + file.name)
             else:
                 images.append(file)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.images.probe import extension_of, without_extension
+from coreset.shards.images.probe import without_extension
 
 WNID = re.compile(r"n\d{8}")
 SPLIT_OF_WORD = {
@@ -19,7 +19,7 @@ _HIDDEN = frozenset(
     {"__MACOSX", "Icon\r", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 )
 # Texts, annotations and tables, arrays, and what desktops leave (Thumbs.db, desktop.ini).
-_SIDE_CAR_EXTENSIONS = frozenset({
+SIDE_CAR_EXTENSIONS = frozenset({
     "aae", "cls", "csv", "db", "htm", "html", "ini", "json", "jsonl", "lnk", "log", "mat", "md",
     "npy", "npz", "pts", "tsv", "txt", "url", "xml", "xmp", "yaml", "yml",
 })  # fmt: skip
@@ -30,17 +30,12 @@ _SHOWN_LENGTH = 100
 _BESIDE_IMAGES = frozenset({"annotations", "labels", "masks"})
 NAME_LIST = "in a file and name it with --classes"
 """Remedy for classes that are not what they should be."""
-_MAKE_AGAIN = "make the tar again from its folder"
+MAKE_AGAIN = "make the tar again from its folder"
 
 
 def is_hidden(name: str) -> bool:
     """Test whether a file or folder is the system's own: ``.DS_Store``, ``__MACOSX``."""
     return name.startswith(".") or name in _HIDDEN
-
-
-def is_side_car(name: str) -> bool:
-    """Test by the extension of a path whether the file accompanies images without being one."""
-    return extension_of(name) in _SIDE_CAR_EXTENSIONS
 
 
 def stem_of(name: str) -> str:
@@ -141,11 +136,11 @@ def whole_key(path: str, class_name: str) -> str:
 def safe_parts(name: str) -> tuple[str, ...]:
     """Split a member name at ``/``, without one leading ``./``; DataError if it may do harm."""
     if _UNSAFE_CHARACTER.search(name):
-        raise DataError(f"member name {shown(name)} has a control character; {_MAKE_AGAIN}")
+        raise DataError(f"member name {shown(name)} has a control character; {MAKE_AGAIN}")
     parts = tuple(name.removeprefix("./").split("/"))
     for part in parts:
         if part in {"", ".", ".."}:
-            raise DataError(f"member name {shown(name)} has the part {part!r}; {_MAKE_AGAIN}")
+            raise DataError(f"member name {shown(name)} has the part {part!r}; {MAKE_AGAIN}")
         if len(part.encode()) > _PART_LIMIT_BYTES:
             raise DataError(
                 f"member name {shown(name)} has a part of {len(part.encode()):,} bytes, above the "

@@ -87,7 +87,15 @@ def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     for number, text in entries:
         place = f"{path} {unit} {number}"
         sample = int(text) if INTEGER.fullmatch(text) else names.position(text)
-        _require_sample(sample, text, len(samples), place)
+        if sample >= len(samples):
+            raise UsageError(f"{place}: id must be in [0, {len(samples)}), got {text.strip()}")
+        if sample == SEVERAL:
+            raise UsageError(f"{place}: {text!a} names several samples; list sample ids or keys")
+        if sample == UNKNOWN:
+            raise UsageError(
+                f"{place}: {text!a} is no id, sample key or source path of the data set; correct "
+                "the line or name the data set that was listed"
+            )
         if sample in first:
             raise UsageError(
                 f"{place} names sample {sample} again ({text!a}, first in {unit} "
@@ -128,15 +136,3 @@ def _array_entries(path: Path) -> list[_Entry]:
             "integers; save the sample ids"
         )
     return list(enumerate(map(str, array.tolist()), 1))
-
-
-def _require_sample(sample: int, text: str, n_samples: int, place: str) -> None:
-    if sample >= n_samples:
-        raise UsageError(f"{place}: id must be in [0, {n_samples}), got {text.strip()}")
-    if sample == SEVERAL:
-        raise UsageError(f"{place}: {text!a} names several samples; list sample ids or keys")
-    if sample == UNKNOWN:
-        raise UsageError(
-            f"{place}: {text!a} is no id, sample key or source path of the data set; correct the "
-            "line or name the data set that was listed"
-        )
