@@ -54,7 +54,8 @@ def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
         rows = zip(*(batch[name].to_pylist() for name in names), strict=True)
         finder.add(Found(*row[:4], file=row[4], offset=row[5]) for row in rows)
     reader = partial(RangeContents, dataset.shard_paths())
-    return finder.source(reader, classes=classes, facts=_facts(table.select(described)))
+    source = finder.source(reader, classes=classes)
+    return replace(source, facts=_facts(table.select(described)))
 
 
 def _facts(table: ArrowTable) -> Callable[[int], tuple[bytes, Probe]]:

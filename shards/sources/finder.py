@@ -14,7 +14,7 @@ import pyarrow as pa
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import OpenFiles
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe, extension_of
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, extension_of
 from coreset.shards.sources.base import Contents, Repeats, Sample, Source, compute
 from coreset.shards.sources.names import NAME_LIST, SIDE_CAR_EXTENSIONS
 from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry
@@ -91,11 +91,7 @@ class Finder:
         return images
 
     def source(
-        self,
-        reader: Callable[[ArrowTable], Contents],
-        *,
-        classes: Sequence[str] | None = None,
-        facts: Callable[[int], tuple[bytes, Probe]] | None = None,
+        self, reader: Callable[[ArrowTable], Contents], *, classes: Sequence[str] | None = None
     ) -> Source:
         """Sort the samples by the UTF-8 bytes of their keys and bind their ``reader``.
 
@@ -127,7 +123,6 @@ class Finder:
             row_labels=labels[table["code"].to_numpy()],
             contents=reader(table),
             rows=np.arange(len(keys)),
-            facts=facts,
             unreadable=dict(zip(unreadable.to_pylist(), kinds.to_pylist(), strict=True)),
             skipped=tuple(self.skipped),
         )

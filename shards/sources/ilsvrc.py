@@ -74,8 +74,7 @@ def find_validation(src: Path, options: SourceOptions) -> Source:
     taken = [(name, images[stem], stem) for stem, name in classes.items() if options.takes(name)]
     if src.is_dir():
         for _, name, _ in taken:
-            if not (finder.place / name).is_file():
-                path = finder.place / name
+            if not (path := finder.place / name).is_file():
                 raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
         finder.add(
             Found(class_name, f"{class_name}/{stem}", name, *state_of(finder.place / name))

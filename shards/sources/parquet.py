@@ -57,7 +57,7 @@ def find_parquet(src: Path, options: SourceOptions) -> Source:
     ]
     shared = _shared_keys(keyed)
     for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
-        table.add(finder, number, rows, shared)
+        finder.add(table.found(number, rows, shared))
     return finder.source(partial(RangeContents, [blob_of(path, options.spool) for path in files]))
 
 
@@ -88,16 +88,14 @@ class _Table(StagedFile):
     def keys(self, rows: ArrowTable) -> list[str]:
         return list(map(self._key, rows["row"].to_pylist(), rows["path"].to_pylist()))
 
-    def add(self, finder: Finder, number: int, rows: ArrowTable, shared: Collection[str]) -> None:
-        """Add the spooled rows of file ``number``; ``shared`` keys are replaced by row keys."""
-        found: list[Found] = []
+    def found(self, number: int, rows: ArrowTable, shared: Collection[str]) -> Iterator[Found]:
+        """Yield the spooled rows of file ``number``; ``shared`` keys are replaced by row keys."""
         for spooled in rows.to_pylist():
             row, key, size = spooled["row"], spooled["key"], spooled["size"]
             key = self._key(row, None) if key in shared else key
             name, offset = f"{self.name}:{row}", spooled["offset"]
             kind = REGULAR_FILE if spooled["there"] else "no image bytes"
-            found.append(Found(self.classes.of(row), key, name, size, 0, number, offset, kind))
-        finder.add(found)
+            yield Found(self.classes.of(row), key, name, size, 0, number, offset, kind)
 
     def _key(self, row: int, path: str | None) -> str:
         class_name = self.classes.of(row)

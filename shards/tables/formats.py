@@ -210,8 +210,7 @@ def _text(value: object) -> str:
 
 
 class _Lines(list[str]):
-    def write(self, line: str) -> None:
-        self.append(line)
+    write = list[str].append
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:
