@@ -135,13 +135,11 @@ def _lists(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         entries = sorted(entry.name for entry in visible_entries(place) if entry.is_file())
         lists = (place / name for name in entries if extension_of(name) in _LIST_EXTENSIONS)
         for path in islice(lists, _MOST_LISTS):
-            text = ""
             with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
-                text = file.read(_PEEKED_CHARACTERS)
-            for line in text.splitlines()[:_PEEKED_LINES]:
-                words = [word for word in re.split(r"[\s,;\"']+", line) if word]
-                if words and words[0].rpartition("/")[2] in images:
-                    yield path, words
+                for line in file.read(_PEEKED_CHARACTERS).splitlines()[:_PEEKED_LINES]:
+                    words = re.findall(r"[^\s,;\"']+", line)
+                    if words and words[0].rpartition("/")[2] in images:
+                        yield path, words
 
 
 FORMATS: list[
