@@ -16,7 +16,7 @@ from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import missing
 from coreset.shards.images.flags import Flag
 from coreset.shards.images.probe import Probe, extension_of, is_image_name
-from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, compute
+from coreset.shards.sources.base import DEFAULTS, ROWS_AT_ONCE, Source, SourceOptions, compute
 from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents
 from coreset.shards.sources.ilsvrc import find_validation, is_validation
 from coreset.shards.sources.names import (
@@ -32,7 +32,6 @@ from coreset.shards.sources.table import find_table, is_table
 from coreset.shards.sources.tars import find_class_tars, tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
-_ROWS_AT_ONCE = 1 << 16
 _LIST_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 _MOST_LISTS = 100
 _PEEKED_CHARACTERS = 4096
@@ -50,7 +49,7 @@ def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     table = dataset.table((*names, *described)).filter(np.isin(dataset.labels, labels))
     table = table.take(compute.sort_indices(table["key"]))
     finder = Finder(place=root, repeats=options.repeats)
-    for batch in table.to_batches(_ROWS_AT_ONCE):
+    for batch in table.to_batches(ROWS_AT_ONCE):
         rows = zip(*(batch[name].to_pylist() for name in names), strict=True)
         finder.add(Found(*row[:4], file=row[4], offset=row[5]) for row in rows)
     reader = partial(RangeContents, dataset.shard_paths())
