@@ -1,15 +1,14 @@
 """Flags of stored images, refusals of other files, and the JPEG header, which tells of both.
 
 Markers of a JPEG are those of ITU T.81, annex B. A decoder's work is bounded by pixels and bytes
-only while scans are few: each may run over all blocks again for 11 bytes. The standard sets no
-limit; libjpeg-turbo leaves it to the caller.
+only while scans are few, see docs/packing.md.
 """
 
 import re
 import struct
 from collections.abc import Callable, Generator
 from enum import IntFlag, StrEnum
-from functools import lru_cache, wraps
+from functools import wraps
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from coreset.shards.errors import CoresetError
@@ -38,11 +37,15 @@ _MOST_PADDING = 1 << 16
 """Bytes before the first scan that belong to no segment; Pillow reads each in Python."""
 _FILL = re.compile(rb"\xff{2,}")
 _AFTER_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-# Horizontal and vertical factors of the first component and of the two with the colours.
-_COMMON = frozenset({
-    ((1, 1), (1, 1)), ((2, 1), (1, 1)), ((1, 2), (1, 1)), ((2, 2), (1, 1)), ((4, 1), (1, 1)),
-    ((2, 2), (1, 2)), ((2, 2), (2, 1)),
-})  # fmt: skip
+# Horizontal and vertical factors of the first component (and of black) and of the two with the
+# colours that the TurboJPEG API, and so simplejpeg, knows, beside equal ones of few blocks.
+_SUBSAMPLED = (0x21, 0x11), (0x12, 0x11), (0x22, 0x11), (0x41, 0x11), (0x22, 0x12), (0x22, 0x21)
+_COMMON = {
+    *(bytes((first, colour, colour)) for first, colour in _SUBSAMPLED),
+    *(bytes((first, colour, colour, first)) for first, colour in _SUBSAMPLED),
+    *(bytes([both]) * 3 for both in range(256) if (both >> 4) * (both & 15) <= 3),
+    *(bytes([both]) * 4 for both in range(256) if (both >> 4) * (both & 15) <= 2),
+}
 _ORIENTATION = 0x0112
 _Arguments = ParamSpec("_Arguments")
 _Result = TypeVar("_Result")
@@ -146,8 +149,6 @@ def exif_flag(tiff: bytes) -> Flag:
 # As numbers: joining Python's flags takes a microsecond.
 _PROGRESSIVE, _DEEP, _ODD_SAMPLING = map(int, (Flag.PROGRESSIVE, Flag.DEEP, Flag.ODD_SAMPLING))
 _COLOURS = {1: int(Flag.GREY), 4: int(Flag.CMYK)}
-_MOST_EQUAL = {3: 3, 4: 2}
-"""Blocks of each component in a unit, by components, where all factors are equal."""
 
 
 class _Frame(NamedTuple):
@@ -155,6 +156,7 @@ class _Frame(NamedTuple):
     height: int
     n_components: int
     bits: int
+    most_scans: int
 
 
 def read_header(data: bytes) -> tuple[int, int, Flag]:
@@ -171,7 +173,10 @@ def read_header(data: bytes) -> tuple[int, int, Flag]:
             n_scans += 1
             if n_scans == 1 and data[start] == frame.n_components and not bits & _PROGRESSIVE:
                 break  # libjpeg refuses a second scan
-            _require_few_scans(n_scans, frame)
+            if n_scans > frame.most_scans:
+                size = f"{frame.width} x {frame.height} pixels"
+                detail = f"more than {frame.most_scans} scans of {size}"
+                raise Refusal(Reason.TOO_MANY_SCANS, detail)
     if frame is None or n_scans == 0:
         missing = "the frame header" if frame is None else "the first scan"
         raise Refusal(Reason.TRUNCATED, f"ends at byte {len(data)}, before {missing}")
@@ -217,28 +222,10 @@ def _frame(marker: int, content: bytes) -> _Frame:
     height, width = content[1] << 8 | content[2], content[3] << 8 | content[4]
     require_size(width, height)
     bits = _COLOURS.get(n_components, 0)
-    bits |= _PROGRESSIVE if marker in _PROGRESSIVE_FRAMES else 0
+    most_scans = n_components  # each of a sequential one comes once
+    if marker in _PROGRESSIVE_FRAMES:
+        bits |= _PROGRESSIVE
+        most_scans = min(MAX_SCANS, MAX_SCANNED_PIXELS // (width * height))
     bits |= _DEEP if precision > 8 else 0
-    bits |= 0 if _is_common(content[7::3]) else _ODD_SAMPLING
-    return _Frame(width, height, n_components, bits)
-
-
-@lru_cache(maxsize=64)
-def _is_common(sampling: bytes) -> bool:
-    """Test whether the TurboJPEG API, and so simplejpeg, knows the factors of the components."""
-    if len(sampling) not in _MOST_EQUAL:
-        return True
-    factors = [divmod(byte, 16) for byte in sampling]
-    first, second, third, *black = factors
-    if len(set(factors)) == 1:
-        return first[0] * first[1] <= _MOST_EQUAL[len(factors)]
-    return second == third and (first, second) in _COMMON and black in ([], [first])
-
-
-def _require_few_scans(n: int, frame: _Frame) -> None:
-    limit = frame.n_components  # each of a sequential one comes once
-    if frame.bits & _PROGRESSIVE:
-        limit = min(MAX_SCANS, MAX_SCANNED_PIXELS // (frame.width * frame.height))
-    if n > limit:
-        size = f"{frame.width} x {frame.height} pixels"
-        raise Refusal(Reason.TOO_MANY_SCANS, f"more than {limit} scans of {size}")
+    bits |= _ODD_SAMPLING if n_components in {3, 4} and content[7::3] not in _COMMON else 0
+    return _Frame(width, height, n_components, bits, most_scans)

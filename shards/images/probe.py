@@ -91,10 +91,25 @@ def decode_jpeg(data: bytes) -> tuple[int, int]:
     return pixels.shape[1], pixels.shape[0]
 
 
+def extension_of(name: str) -> str:
+    """Return the extension of a path in lower case, without the dot; empty if there is none."""
+    _, dot, extension = name.rpartition("/")[2].rpartition(".")
+    return extension.lower() if dot else ""
+
+
+def is_image_name(name: str) -> bool:
+    """Test for the extension of an image format."""
+    return extension_of(name) in FORMAT_OF_EXTENSION
+
+
+def without_extension(name: str) -> str:
+    """Drop the extension of an image format, not any other."""
+    return name.rpartition(".")[0] if is_image_name(name) else name
+
+
 def misnamed(image: Probe, name: str) -> Probe:
     """Add ``Flag.MISNAMED`` if the extension of ``name`` is that of another format."""
-    extension = name.rpartition(".")[2].lower()
-    is_other = FORMAT_OF_EXTENSION.get(extension, image.format) != image.format
+    is_other = FORMAT_OF_EXTENSION.get(extension_of(name), image.format) != image.format
     return replace(image, flags=image.flags | Flag.MISNAMED) if is_other else image
 
 
@@ -173,30 +188,25 @@ def _webp_header(data: bytes) -> Probe:
     riff_bytes = int.from_bytes(data[4:8], "little") + 8
     if riff_bytes > len(data) or len(data) < 30:
         raise Refusal(Reason.TRUNCATED, f"{len(data):,} bytes of {riff_bytes:,}")
-    width, height, flags = _webp_size(data)
-    require_size(width, height)
-    exif = _webp_exif(data, riff_bytes)
-    if data[12:16] == b"VP8X" and data[20] & 0x08:
-        flags |= exif_flag(exif)
-    return Probe("webp", width, height, flags)
-
-
-def _webp_size(data: bytes) -> tuple[int, int, Flag]:
-    kind = data[12:16]
+    kind, flags = data[12:16], Flag(0)
     if kind == b"VP8X":
         if data[20] & 0x02:
             raise Refusal(Reason.UNSUPPORTED_FORMAT, "animated image/webp")
-        flags = Flag.ALPHA if data[20] & 0x10 else Flag(0)
         width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
-        return width, height, flags
-    if kind == b"VP8L":
+        flags = Flag.ALPHA if data[20] & 0x10 else flags
+    elif kind == b"VP8L":
         bits = int.from_bytes(data[21:25], "little")
-        alpha = Flag.ALPHA if bits >> 28 & 1 else Flag(0)
-        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1, alpha
-    if kind == b"VP8 ":
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        flags = Flag.ALPHA if bits >> 28 & 1 else flags
+    elif kind == b"VP8 ":
         width, height = (int.from_bytes(data[at : at + 2], "little") & 0x3FFF for at in (26, 28))
-        return width, height, Flag(0)
-    raise Refusal(Reason.UNDECODABLE, f"unknown first chunk {kind!r}")
+    else:
+        raise Refusal(Reason.UNDECODABLE, f"unknown first chunk {kind!r}")
+    require_size(width, height)
+    exif = _webp_exif(data, riff_bytes)
+    if kind == b"VP8X" and data[20] & 0x08:
+        flags |= exif_flag(exif)
+    return Probe("webp", width, height, flags)
 
 
 def _webp_exif(data: bytes, end: int) -> bytes:

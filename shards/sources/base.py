@@ -18,7 +18,7 @@ from coreset.shards.images.probe import Probe
 Order: TypeAlias = Literal["shuffled", "source"]
 Repeats: TypeAlias = Literal["error", "first"]
 compute: Any = pyarrow.compute
-_ROWS_AT_ONCE = 1 << 16
+ROWS_AT_ONCE = 1 << 16
 
 
 class Sample(NamedTuple):
@@ -97,8 +97,8 @@ class Source:
         """Return the digest of keys, names and sizes, which a copy of the source shares."""
         hasher = hashlib.sha256()
         sorted_by_key = self.in_order("source", 0)
-        for first in range(0, len(self), _ROWS_AT_ONCE):
-            samples = sorted_by_key.samples(range(first, first + _ROWS_AT_ONCE))
+        for first in range(0, len(self), ROWS_AT_ONCE):
+            samples = sorted_by_key.samples(range(first, first + ROWS_AT_ONCE))
             hasher.update("".join(f"{s.key}\t{s.name}\t{s.size}\n" for s in samples).encode())
         return hasher.hexdigest()
 

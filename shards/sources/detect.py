@@ -1,6 +1,5 @@
 """Detection of a source's layout, and finders of the two plain ones: packed, a folder per class."""
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,15 +15,12 @@ from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import missing
 from coreset.shards.images.flags import Flag
-from coreset.shards.images.probe import Probe
-from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions, compute
+from coreset.shards.images.probe import Probe, extension_of, is_image_name
+from coreset.shards.sources.base import DEFAULTS, ROWS_AT_ONCE, Source, SourceOptions, compute
 from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents
 from coreset.shards.sources.ilsvrc import find_validation, is_validation
 from coreset.shards.sources.names import (
-    OTHERS,
     WNID,
-    extension_of,
-    is_image_name,
     listed_entries,
     require_classes,
     sample_key,
@@ -36,7 +32,6 @@ from coreset.shards.sources.table import find_table, is_table
 from coreset.shards.sources.tars import find_class_tars, tar_layout
 from coreset.shards.sources.webdataset import find_webdataset
 
-_ROWS_AT_ONCE = 1 << 16
 _LIST_EXTENSIONS = frozenset({"csv", "tsv", "txt"})
 _MOST_LISTS = 100
 _PEEKED_CHARACTERS = 4096
@@ -54,11 +49,12 @@ def find_packed(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     table = dataset.table((*names, *described)).filter(np.isin(dataset.labels, labels))
     table = table.take(compute.sort_indices(table["key"]))
     finder = Finder(place=root, repeats=options.repeats)
-    for batch in table.to_batches(_ROWS_AT_ONCE):
+    for batch in table.to_batches(ROWS_AT_ONCE):
         rows = zip(*(batch[name].to_pylist() for name in names), strict=True)
         finder.add(Found(*row[:4], file=row[4], offset=row[5]) for row in rows)
     reader = partial(RangeContents, dataset.shard_paths())
-    return finder.source(reader, classes=classes, facts=_facts(table.select(described)))
+    source = finder.source(reader, classes=classes)
+    return replace(source, facts=_facts(table.select(described)))
 
 
 def _facts(table: ArrowTable) -> Callable[[int], tuple[bytes, Probe]]:
@@ -81,31 +77,17 @@ def find_folder(root: Path, options: SourceOptions = DEFAULTS) -> Source:
     if options.only is None:  # the user's own list may call a class "train"
         require_classes(sorted(names), root, holds_folders=lambda name: _holds_folders(root / name))
     for name in options.chosen(names, root, advice=lambda name: what_to_name(root, root / name)):
-        _add_class(finder, name)
+        files = sorted(_files_below(finder, name, ()))  # by their keys, then by their paths
+        finder.add(finder.images(name, files, "fill it or remove the folder"))
     finder.skip(len(visible) - len(names), f"files of {root} that lie in no class folder")
     return finder.source(partial(FileContents, root))
 
 
-def _add_class(finder: Finder, name: str) -> None:
-    root = finder.place
-    files = sorted(
-        _files_below(finder, root / name, name, ()), key=lambda file: (sample_key(file[0]), file[0])
-    )
-    images = [file for file in files if finder.keeps(file[0])]
-    if not images:
-        raise UsageError(
-            f"class {name} of {root} holds no images; fill it or remove the folder, or {OTHERS}"
-        )
-    finder.add(
-        Found(name, sample_key(path), path, status.st_size, status.st_mtime_ns)
-        for path, status in images
-    )
-
-
 def _files_below(
-    finder: Finder, folder: Path, name: str, parents: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield (name below the root, status); ``parents`` are the folders above, to find a cycle."""
+    finder: Finder, name: str, parents: tuple[tuple[int, int], ...]
+) -> Iterator[Found]:
+    """Yield the files below a folder of the root; ``parents`` are those above, to find a cycle."""
+    folder = finder.place / name
     status = folder.stat()
     here = status.st_dev, status.st_ino
     if here in parents:
@@ -115,9 +97,10 @@ def _files_below(
     for entry in visible:
         entry_name = f"{name}/{entry.name}"
         if entry.is_dir():
-            yield from _files_below(finder, folder / entry.name, entry_name, (*parents, here))
+            yield from _files_below(finder, entry_name, (*parents, here))
         elif entry.is_file():
-            yield entry_name, entry.stat()
+            class_name, key, file = name.partition("/")[0], sample_key(entry_name), entry.stat()
+            yield Found(class_name, key, entry_name, file.st_size, file.st_mtime_ns)
         else:
             raise UsageError(f"{folder / entry.name} is a broken link or a device; remove it")
 
@@ -151,13 +134,11 @@ def _lists(folder: Path) -> Iterator[tuple[Path, list[str]]]:
         entries = sorted(entry.name for entry in visible_entries(place) if entry.is_file())
         lists = (place / name for name in entries if extension_of(name) in _LIST_EXTENSIONS)
         for path in islice(lists, _MOST_LISTS):
-            text = ""
             with suppress(OSError), path.open(encoding="utf-8-sig", errors="replace") as file:
-                text = file.read(_PEEKED_CHARACTERS)
-            for line in text.splitlines()[:_PEEKED_LINES]:
-                words = [word for word in re.split(r"[\s,;\"']+", line) if word]
-                if words and words[0].rpartition("/")[2] in images:
-                    yield path, words
+                for line in file.read(_PEEKED_CHARACTERS).splitlines()[:_PEEKED_LINES]:
+                    words = re.findall(r"[^\s,;\"']+", line)
+                    if words and words[0].rpartition("/")[2] in images:
+                        yield path, words
 
 
 FORMATS: list[

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from os.path import join
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -14,16 +14,17 @@ import pyarrow as pa
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import OpenFiles
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION, Probe
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, extension_of
 from coreset.shards.sources.base import Contents, Repeats, Sample, Source, compute
-from coreset.shards.sources.names import is_side_car
+from coreset.shards.sources.names import NAME_LIST, SIDE_CAR_EXTENSIONS
+from coreset.shards.sources.tar_scan import REGULAR_FILE, Entry
 
 _IMAGE_NAME = rf"\.({'|'.join(FORMAT_OF_EXTENSION)})$"
 # Control characters would break the lines of digests; surrogates are bytes that are not UTF-8.
 _UNSTORABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 _SCHEMA = pa.schema({
     "code": pa.int32(), "key": pa.large_string(), "name": pa.large_string(), "size": pa.int64(),
-    "mtime": pa.int64(), "file": pa.int32(), "offset": pa.int64(),
+    "mtime": pa.int64(), "file": pa.int32(), "offset": pa.int64(), "kind": pa.string(),
 })  # fmt: skip
 
 
@@ -37,6 +38,11 @@ class Found(NamedTuple):
     mtime_ns: int = 0
     file: int = 0
     offset: int = 0
+    kind: str = REGULAR_FILE
+    """``REGULAR_FILE``, or what stands in its place, such as a link in a tar."""
+
+
+File = TypeVar("File", Found, Entry)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -47,8 +53,6 @@ class Finder:
     repeats: Repeats = "error"
     skipped: list[str] = field(default_factory=list[str])
     n_hidden: int = 0
-    unreadable: dict[str, str] = field(default_factory=dict[str, str])
-    """Kind of what stands in place of a file, a link or device, by sample key."""
     _side_cars: list[str] = field(default_factory=list[str])
     _codes: dict[str, int] = field(default_factory=dict[str, int])
     _chunks: list[ArrowTable] = field(default_factory=list[ArrowTable])
@@ -69,18 +73,25 @@ class Finder:
         """Note how many of something were passed over, if any."""
         self.skipped += [f"{n:,} {what}"] * bool(n)
 
-    def keeps(self, name: str) -> bool:
-        """Test whether a path below the source is no side-car, and count those that are."""
-        side_car = is_side_car(name)
-        self._side_cars += [name] * side_car
-        return not side_car
+    def images(
+        self, class_name: str, files: Iterable[File], remedy: str, *, folder: str = ""
+    ) -> list[File]:
+        """Choose the files of a class, named from ``folder`` on, that are no side-cars."""
+        images: list[File] = []
+        for file in files:
+            if extension_of(file.name) in SIDE_CAR_EXTENSIONS:
+                self._side_cars.append(folder + file.name)
+            else:
+                images.append(file)
+        if not images:
+            raise UsageError(
+                f"class {class_name} of {self.place} holds no images; {remedy}, or list the other "
+                f"classes {NAME_LIST}"
+            )
+        return images
 
     def source(
-        self,
-        reader: Callable[[ArrowTable], Contents],
-        *,
-        classes: Sequence[str] | None = None,
-        facts: Callable[[int], tuple[bytes, Probe]] | None = None,
+        self, reader: Callable[[ArrowTable], Contents], *, classes: Sequence[str] | None = None
     ) -> Source:
         """Sort the samples by the UTF-8 bytes of their keys and bind their ``reader``.
 
@@ -101,7 +112,8 @@ class Finder:
         for first in self._side_cars[:1]:
             no_images = f"files of {self.place} that are no images by their names"
             self.skip(len(self._side_cars), f"{no_images}, such as {first}")
-        rejected = compute.index_in(pa.array(self.unreadable, pa.large_string()), value_set=keys)
+        unreadable = compute.indices_nonzero(compute.not_equal(table["kind"], REGULAR_FILE))
+        kinds = table["kind"].take(unreadable)
         return Source(
             place=self.place,
             classes=tuple(ordered),
@@ -111,8 +123,7 @@ class Finder:
             row_labels=labels[table["code"].to_numpy()],
             contents=reader(table),
             rows=np.arange(len(keys)),
-            facts=facts,
-            unreadable=dict(zip(rejected.to_pylist(), self.unreadable.values(), strict=True)),
+            unreadable=dict(zip(unreadable.to_pylist(), kinds.to_pylist(), strict=True)),
             skipped=tuple(self.skipped),
         )
 

@@ -21,9 +21,10 @@ from io import BytesIO
 from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import is_image_name
 from coreset.shards.sources.base import Source, SourceOptions
 from coreset.shards.sources.finder import FileContents, Finder, Found, RangeContents, state_of
-from coreset.shards.sources.names import WNID, is_image_name, stem_of, visible_entries
+from coreset.shards.sources.names import WNID, stem_of, visible_entries
 from coreset.shards.sources.tar_scan import Entry
 from coreset.shards.sources.tars import VALIDATION_NAME, add_members, tar_layout, visible_members
 from coreset.shards.tables.formats import text_rows
@@ -73,8 +74,7 @@ def find_validation(src: Path, options: SourceOptions) -> Source:
     taken = [(name, images[stem], stem) for stem, name in classes.items() if options.takes(name)]
     if src.is_dir():
         for _, name, _ in taken:
-            if not (finder.place / name).is_file():
-                path = finder.place / name
+            if not (path := finder.place / name).is_file():
                 raise UsageError(f"{path} is a folder, a broken link or a device; remove it")
         finder.add(
             Found(class_name, f"{class_name}/{stem}", name, *state_of(finder.place / name))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from coreset.shards.errors import DataError, UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.images.probe import without_extension
 
 WNID = re.compile(r"n\d{8}")
 SPLIT_OF_WORD = {
@@ -19,21 +19,18 @@ _HIDDEN = frozenset(
     {"__MACOSX", "Icon\r", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"}
 )
 # Texts, annotations and tables, arrays, and what desktops leave (Thumbs.db, desktop.ini).
-_SIDE_CAR_EXTENSIONS = frozenset(
-    {
-        "aae", "cls", "csv", "db", "htm", "html", "ini", "json", "jsonl", "lnk", "log", "mat", "md",
-        "npy", "npz", "pts", "tsv", "txt", "url", "xml", "xmp", "yaml", "yml",
-    }
-)  # fmt: skip
+SIDE_CAR_EXTENSIONS = frozenset({
+    "aae", "cls", "csv", "db", "htm", "html", "ini", "json", "jsonl", "lnk", "log", "mat", "md",
+    "npy", "npz", "pts", "tsv", "txt", "url", "xml", "xmp", "yaml", "yml",
+})  # fmt: skip
 # No digest could hold a surrogate, which has no UTF-8 form.
 _UNSAFE_CHARACTER = re.compile("[\0-\x1f\x7f-\x9f\ud800-\udfff]")
 _PART_LIMIT_BYTES = 255
 _SHOWN_LENGTH = 100
 _BESIDE_IMAGES = frozenset({"annotations", "labels", "masks"})
-_NAME_LIST = "in a file and name it with --classes"
-OTHERS = f"list the other classes {_NAME_LIST}"
-"""Remedy for a folder or tar in which there is no image."""
-_MAKE_AGAIN = "make the tar again from its folder"
+NAME_LIST = "in a file and name it with --classes"
+"""Remedy for classes that are not what they should be."""
+MAKE_AGAIN = "make the tar again from its folder"
 
 
 def is_hidden(name: str) -> bool:
@@ -41,26 +38,9 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _HIDDEN
 
 
-def extension_of(name: str) -> str:
-    """Return the extension of a path in lower case, without the dot; empty if there is none."""
-    _, dot, extension = name.rpartition("/")[2].rpartition(".")
-    return extension.lower() if dot else ""
-
-
-def is_image_name(name: str) -> bool:
-    """Test for the extension of an image format."""
-    return extension_of(name) in FORMAT_OF_EXTENSION
-
-
-def is_side_car(name: str) -> bool:
-    """Test by the extension of a path whether the file accompanies images without being one."""
-    return extension_of(name) in _SIDE_CAR_EXTENSIONS
-
-
 def stem_of(name: str) -> str:
     """Return the name of an image without folders and without the extension of an image format."""
-    file = name.rpartition("/")[2]
-    return file.rpartition(".")[0] if is_image_name(file) else file
+    return without_extension(name.rpartition("/")[2])
 
 
 def split_of(name: str) -> str | None:
@@ -100,7 +80,7 @@ def require_classes(
         splits = words
     elif not (likely and any(map(holds_folders, splits))):
         splits = []
-    if_classes = f"(if they are classes, list them {_NAME_LIST})"
+    if_classes = f"(if they are classes, list them {NAME_LIST})"
     if splits:
         raise UsageError(
             f"{place} holds the splits {', '.join(splits)}, not classes; name the (unpacked) "
@@ -156,11 +136,11 @@ def whole_key(path: str, class_name: str) -> str:
 def safe_parts(name: str) -> tuple[str, ...]:
     """Split a member name at ``/``, without one leading ``./``; DataError if it may do harm."""
     if _UNSAFE_CHARACTER.search(name):
-        raise DataError(f"member name {shown(name)} has a control character; {_MAKE_AGAIN}")
+        raise DataError(f"member name {shown(name)} has a control character; {MAKE_AGAIN}")
     parts = tuple(name.removeprefix("./").split("/"))
     for part in parts:
         if part in {"", ".", ".."}:
-            raise DataError(f"member name {shown(name)} has the part {part!r}; {_MAKE_AGAIN}")
+            raise DataError(f"member name {shown(name)} has the part {part!r}; {MAKE_AGAIN}")
         if len(part.encode()) > _PART_LIMIT_BYTES:
             raise DataError(
                 f"member name {shown(name)} has a part of {len(part.encode()):,} bytes, above the "

@@ -11,6 +11,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from coreset.shards.sources.finder import Finder, Found, RangeContents, state_of
 from coreset.shards.sources.names import listed_key, require_one_split, split_of
 from coreset.shards.sources.staging import Image, StagedFile, blob_of, staged
 from coreset.shards.sources.table import RowClasses, row_classes
+from coreset.shards.sources.tar_scan import REGULAR_FILE
 from coreset.shards.tables.formats import open_parquet
 
 IMAGE_COLUMNS = ("image", "img")
@@ -44,7 +46,8 @@ def find_parquet(src: Path, options: SourceOptions) -> Source:
     if options.spool is None:
         raise ValueError("spool must be a folder to decompress parquet files into, got None")
     files = _parquet_files(src)
-    _require_one_split(src, files)
+    if src.is_dir():
+        _require_one_split(files)
     tables = [_table_of(path, src, options) for path in files]
     finder = Finder(place=src, repeats=options.repeats)
     _choose(finder, tables, options)
@@ -54,7 +57,7 @@ def find_parquet(src: Path, options: SourceOptions) -> Source:
     ]
     shared = _shared_keys(keyed)
     for number, (table, rows) in enumerate(zip(tables, keyed, strict=True)):
-        table.add(finder, number, rows, shared)
+        finder.add(table.found(number, rows, shared))
     return finder.source(partial(RangeContents, [blob_of(path, options.spool) for path in files]))
 
 
@@ -83,20 +86,16 @@ class _Table(StagedFile):
     classes: RowClasses
 
     def keys(self, rows: ArrowTable) -> list[str]:
-        places = zip(rows["row"].to_pylist(), rows["path"].to_pylist(), strict=True)
-        return [self._key(row, path) for row, path in places]
+        return list(map(self._key, rows["row"].to_pylist(), rows["path"].to_pylist()))
 
-    def add(self, finder: Finder, number: int, rows: ArrowTable, shared: Collection[str]) -> None:
-        """Add the spooled rows of file ``number``; ``shared`` keys are replaced by row keys."""
-        found: list[Found] = []
+    def found(self, number: int, rows: ArrowTable, shared: Collection[str]) -> Iterator[Found]:
+        """Yield the spooled rows of file ``number``; ``shared`` keys are replaced by row keys."""
         for spooled in rows.to_pylist():
             row, key, size = spooled["row"], spooled["key"], spooled["size"]
             key = self._key(row, None) if key in shared else key
             name, offset = f"{self.name}:{row}", spooled["offset"]
-            found.append(Found(self.classes.of(row), key, name, size, 0, number, offset))
-            if not spooled["there"]:
-                finder.unreadable[key] = "no image bytes"
-        finder.add(found)
+            kind = REGULAR_FILE if spooled["there"] else "no image bytes"
+            yield Found(self.classes.of(row), key, name, size, 0, number, offset, kind)
 
     def _key(self, row: int, path: str | None) -> str:
         class_name = self.classes.of(row)
@@ -130,16 +129,14 @@ def _table_of(path: Path, src: Path, options: SourceOptions) -> _Table:
 def _images(path: Path, column: str, wanted: NDArray[np.int64]) -> Iterator[Image]:
     """Yield the rows to take; row groups without one are not read."""
     with open_parquet(path) as file:
-        first = 0
-        for group in range(file.metadata.num_row_groups):
-            n_rows = file.metadata.row_group(group).num_rows
-            if not _within(wanted, first, first + n_rows).size:
-                first += n_rows
-                continue
+        groups = map(file.metadata.row_group, range(file.metadata.num_row_groups))
+        starts = list(accumulate((group.num_rows for group in groups), initial=0))
+        for group in np.unique(np.searchsorted(starts, wanted, side="right") - 1).tolist():
+            first = starts[group]
             for batch in file.iter_batches(
                 _ROWS_AT_ONCE, row_groups=[group], columns=[column], use_threads=False
             ):
-                rows = _within(wanted, first, first + batch.num_rows)
+                rows = wanted[slice(*np.searchsorted(wanted, [first, first + batch.num_rows]))]
                 yield from _read_images(rows, first, batch.column(0))
                 first += batch.num_rows
 
@@ -198,14 +195,7 @@ def _image_column(schema: ArrowSchema, path: Path) -> str:
     )
 
 
-def _within(rows: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
-    first, last = np.searchsorted(rows, [start, stop])
-    return rows[first:last]
-
-
-def _require_one_split(src: Path, files: Sequence[Path]) -> None:
-    if not src.is_dir():
-        return
+def _require_one_split(files: Sequence[Path]) -> None:
     matches = [(path, _NUMBERED.fullmatch(path.stem)) for path in files]
     require_one_split(
         files[0].parent,

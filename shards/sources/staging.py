@@ -34,7 +34,7 @@ from coreset.shards.sources.finder import state_of
 
 # Headers, label and padding of a packed sample come to 1.8 KiB, its rows to 0.5 KiB.
 PACKED_EXTRA_BYTES = 2400
-_BINDING = b"spooled"
+_BINDING = "spooled"
 _INDEX_SUFFIX = ".rows.parquet"
 Image: TypeAlias = tuple[int, Any, str | None]
 """Row, bytes if there are any, and path of an image as it is stored."""
@@ -102,12 +102,12 @@ def staged(
 def _committed(file: StagedFile, blob: Path) -> ArrowTable | None:
     try:
         with pq.ParquetFile(blob.with_suffix(_INDEX_SUFFIX)) as index:
-            rows = index.read(columns=_SPOOLED.names)
+            rows = index.read()
         state = state_of(blob)
     except (OSError, pa.ArrowException):
         return None
-    bound = (rows.schema.metadata or {}).get(_BINDING) == file.binding
-    bound = bound and rows.column_names == _SPOOLED.names
+    schema = _SPOOLED.with_metadata({_BINDING: file.binding})
+    bound = rows.schema.equals(schema, check_metadata=True)
     whole = bound and state == (compute.sum(rows["size"]).as_py() or 0, file.state[1])
     return rows if whole else None
 
@@ -154,8 +154,7 @@ def _write(file: StagedFile, out: IO[bytes], written: Callable[[int], None]) -> 
             f"{file.path} changed while it was read; pack again when nothing writes to it"
         )
     columns = list(zip(*rows, strict=True)) or [()] * len(_SPOOLED)
-    table = pa.table(columns, schema=_SPOOLED)
-    return table.replace_schema_metadata({_BINDING: file.binding})
+    return pa.table(columns, schema=_SPOOLED.with_metadata({_BINDING: file.binding}))
 
 
 @contextmanager

@@ -94,17 +94,15 @@ class Synthetic:
 
     def __post_init__(self) -> None:
         images, classes, size, noise = self.images, self.classes, self.size, self.label_noise
-        for holds, message in (
-            (classes >= 2, f"classes must be 2 or more, got {classes}"),
-            (images >= classes, f"images must be at least one a class ({classes}), got {images}"),
-            (0 <= noise < 1, f"label_noise must be in [0, 1), got {noise}"),
-            (
-                size == "imagenet" or MIN_SIDE <= size <= MAX_SIDE,
-                f"size must be imagenet or {MIN_SIDE} to {MAX_SIDE} pixels, got {size}",
-            ),
-        ):
-            if not holds:
-                raise UsageError(message)
+        if classes < 2:
+            raise UsageError(f"classes must be 2 or more, got {classes}")
+        if images < classes:
+            raise UsageError(f"images must be at least one a class ({classes}), got {images}")
+        if not 0 <= noise < 1:
+            raise UsageError(f"label_noise must be in [0, 1), got {noise}")
+        if size != "imagenet" and not MIN_SIDE <= size <= MAX_SIDE:
+            limits = f"{MIN_SIDE} to {MAX_SIDE} pixels"
+            raise UsageError(f"size must be imagenet or {limits}, got {size}")
 
     @cached_property
     def true_labels(self) -> NDArray[np.int64]:
@@ -115,9 +113,8 @@ class Synthetic:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """Labels with exactly ``round(label_noise * images)`` flips; a small class may be empty."""
-        seed, other_seed = (
-            derived_seed(self.seed, stream) for stream in (Stream.FLIP, Stream.OTHER_LABEL)
-        )
+        seed = derived_seed(self.seed, Stream.FLIP)
+        other_seed = derived_seed(self.seed, Stream.OTHER_LABEL)
         flips = permutation(self.images, seed)[: round(self.label_noise * self.images)]
         steps = 1 + (random_keys(flips.size, other_seed) % np.uint64(self.classes - 1))
         labels = self.true_labels.copy()

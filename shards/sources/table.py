@@ -197,11 +197,9 @@ def row_classes(file: ParquetFile, path: Path, options: SourceOptions) -> RowCla
     elif is_text(labels.type):
         # Views cannot be encoded.
         encoded = labels.cast(pa.large_string()).combine_chunks().dictionary_encode()
-        class_of_text = [class_in(text) for text in encoded.dictionary.to_pylist()]
-        names = list(dict.fromkeys(class_of_text))
-        code_of = {name: code for code, name in enumerate(names)}
-        of_text = np.array([code_of[name] for name in class_of_text], dtype=np.int64)
-        classes = RowClasses(names, of_text[encoded.indices.to_numpy()])
+        class_of_text = np.array([class_in(text) for text in encoded.dictionary.to_pylist()], "O")
+        names, of_text = np.unique(class_of_text, return_inverse=True)
+        classes = RowClasses(names.tolist(), of_text[encoded.indices.to_numpy()])
     else:
         raise UsageError(
             f"column {name} of {path} holds {labels.type}; write labels as integers or text"
@@ -260,4 +258,4 @@ def _numbered(
         raise UsageError(
             f"class {twice[0]} of {path} stands for two labels; name the classes with --class-names"
         )
-    return RowClasses(classes, codes.astype(np.int64), tuple(names or ()))
+    return RowClasses(classes, codes, tuple(names or ()))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from coreset.shards.errors import DataError
 from coreset.shards.format.tar import BLOCK_BYTES, END, padded
-from coreset.shards.sources.names import shown
+from coreset.shards.sources.names import MAKE_AGAIN, shown
 
 RECORD_LIMIT_BYTES = 1 << 20
 _TAIL_BYTES = 1 << 20
@@ -26,7 +26,6 @@ _COMPRESSIONS = {
     b"\x04\x22\x4d\x18": "lz4", b"PK\x03\x04": "zip",
 }  # fmt: skip
 _COPY_AGAIN = "copy or download it again"
-_MAKE_AGAIN = "make the tar again from its folder"
 
 _NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
 _FLAG, _MAGIC, _PREFIX = slice(156, 157), slice(257, 265), slice(345, 500)
@@ -139,7 +138,7 @@ class _Scanner:
         if size > RECORD_LIMIT_BYTES:
             raise self._error(
                 f"has a name or pax record of {size:,} bytes at byte {content:,}, above the limit "
-                f"of {RECORD_LIMIT_BYTES:,}; {_MAKE_AGAIN}"
+                f"of {RECORD_LIMIT_BYTES:,}; {MAKE_AGAIN}"
             )
         stored = self._read(content, size)
         records: dict[bytes, bytes] = {}
@@ -163,7 +162,7 @@ class _Scanner:
             if not record or not record.end() < stop <= len(stored) or stored[stop - 1] != 10:
                 raise self._error(
                     f"has a pax record {stored[at : at + 20]!r} of a wrong length, at byte "
-                    f"{offset:,}; {_MAKE_AGAIN}"
+                    f"{offset:,}; {MAKE_AGAIN}"
                 )
             if record[2].startswith(_PAX_SPARSE):
                 records[_PAX_SPARSE] = b"yes"
@@ -181,7 +180,7 @@ class _Scanner:
         if size is None:
             raise self._error(
                 f"has the size {stored[:100]!r}, which is no number, in the header at byte "
-                f"{offset:,}; {_MAKE_AGAIN}"
+                f"{offset:,}; {MAKE_AGAIN}"
             )
         return size
 
@@ -189,7 +188,7 @@ class _Scanner:
         if self.announced is not None:
             raise self._error(
                 f"has an end mark at byte {offset:,} where an extension header announced a member; "
-                f"{_MAKE_AGAIN}"
+                f"{MAKE_AGAIN}"
             )
         self._require(offset, len(END), "the end mark (two blocks of zeros)")
         for position in range(offset, self.end, _TAIL_BYTES):

@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias, TypeVar
 
 from coreset.shards.errors import DataError, UsageError
+from coreset.shards.images.probe import extension_of, is_image_name
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, Found, RangeContents
 from coreset.shards.sources.names import (
-    OTHERS,
-    extension_of,
     is_hidden,
-    is_image_name,
     require_classes,
     safe_parts,
     sample_key,
@@ -71,17 +69,14 @@ def in_threads(function: Callable[[Item], Result], items: Sequence[Item]) -> Ite
 def add_members(
     finder: Finder, samples: Sequence[tuple[str, str, Entry]], *, place: str, file: int = 0
 ) -> None:
-    """Add samples of one tar, (class, sample key, member); links and devices as refused.
+    """Add samples of one tar, (class, sample key, member).
 
     ``place`` names the tar in messages, ``file`` is the number of the file that holds it.
     """
     finder.add(
-        Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset)
+        Found(name, key, f"{place}/{member.name}", member.size, 0, file, member.offset, member.kind)
         for name, key, member in samples
     )
-    for _, key, member in samples:
-        if member.kind != REGULAR_FILE:
-            finder.unreadable[key] = member.kind
 
 
 def tars_of(folder: Path) -> list[Path]:
@@ -136,7 +131,6 @@ def _are_numbered(tars: Sequence[Path]) -> bool:
 class _ClassTar(NamedTuple):
     """Tar of one class: a file, or a member of one."""
 
-    class_name: str
     place: str
     path: Path
     file: int
@@ -155,7 +149,7 @@ def find_class_tars(src: Path, options: SourceOptions = DEFAULTS) -> Source:
         files = tars_of(src)
         n_others = len(visible_entries(src)) - len(files)
         finder.skip(n_others, f"files and folders of {src} that are no tars")
-        tars = [_ClassTar(path.stem, path.name, path, file) for file, path in enumerate(files)]
+        tars = [_ClassTar(path.name, path, file) for file, path in enumerate(files)]
         _add_class_tars(finder, tars, options)
     else:
         _add_tar(finder, options)
@@ -176,16 +170,14 @@ def _add_tar(finder: Finder, options: SourceOptions) -> None:
                 f"{src} has a {member.kind} in place of the class tar {member.name}; make the tar "
                 "again with the files themselves"
             )
-    tars = (
-        _ClassTar(Path(t.name).stem, t.name, src, 0, t.offset, t.offset + t.size) for t in nested
-    )
+    tars = (_ClassTar(t.name, src, 0, t.offset, t.offset + t.size) for t in nested)
     _add_class_tars(finder, tars, options)
 
 
 def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], options: SourceOptions) -> None:
     by_class: dict[str, _ClassTar] = {}
     for tar in tars:
-        first = by_class.setdefault(tar.class_name, tar)
+        first = by_class.setdefault(Path(tar.place).stem, tar)
         if first is not tar:
             raise UsageError(
                 f"{first.place} and {tar.place} of {finder.place} are tars of one class; remove or "
@@ -194,10 +186,11 @@ def _add_class_tars(finder: Finder, tars: Iterable[_ClassTar], options: SourceOp
     if options.only is None:
         # What is in the tars is known only after reading them.
         require_classes(sorted(by_class), finder.place, holds_folders=lambda _: False)
-    chosen = [by_class[name] for name in options.chosen(by_class, finder.place)]
-    for tar, (members, n_hidden) in zip(chosen, in_threads(_members_of, chosen), strict=True):
+    chosen = options.chosen(by_class, finder.place)
+    found = in_threads(_members_of, [by_class[name] for name in chosen])
+    for name, (members, n_hidden) in zip(chosen, found, strict=True):
         finder.n_hidden += n_hidden
-        _add_class(finder, tar, members)
+        _add_class(finder, name, by_class[name], members)
 
 
 def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
@@ -207,17 +200,12 @@ def _members_of(tar: _ClassTar) -> tuple[list[Entry], int]:
         raise DataError(f"class tar {tar.place}: {error}" if tar.end else str(error)) from error
 
 
-def _add_class(finder: Finder, tar: _ClassTar, members: Sequence[Entry]) -> None:
-    images = [member for member in members if finder.keeps(f"{tar.place}/{member.name}")]
-    if not images:
-        raise UsageError(
-            f"class {tar.class_name} of {finder.place} holds no images; fill {tar.place} or remove "
-            f"it, or {OTHERS}"
-        )
-    own_folder = f"{tar.class_name}/"
+def _add_class(finder: Finder, name: str, tar: _ClassTar, members: Sequence[Entry]) -> None:
+    remedy, own_folder = f"fill {tar.place} or remove it", f"{name}/"
+    images = finder.images(name, members, remedy, folder=f"{tar.place}/")
     prefix = own_folder if all(image.name.startswith(own_folder) for image in images) else ""
     keys = [sample_key(own_folder + image.name.removeprefix(prefix)) for image in images]
-    samples = [(tar.class_name, key, image) for key, image in zip(keys, images, strict=True)]
+    samples = [(name, key, image) for key, image in zip(keys, images, strict=True)]
     add_members(finder, samples, place=tar.place, file=tar.file)
 
 
@@ -240,11 +228,7 @@ def _add_tree(finder: Finder, members: Sequence[Entry], options: SourceOptions) 
     if options.only is None:
         require_classes(sorted(by_class), src, holds_folders=holds_folders)
     for name in options.chosen(by_class, src):
-        images = [member for member in by_class[name] if finder.keeps(member.name)]
-        if not images:
-            raise UsageError(
-                f"class {name} of {src} holds no images; make the tar without it, or {OTHERS}"
-            )
+        images = finder.images(name, by_class[name], "make the tar without it")
         keys = [sample_key(image.name.split("/", depth)[depth]) for image in images]
         samples = [(name, key, image) for key, image in zip(keys, images, strict=True)]
         add_members(finder, samples, place=src.name)

@@ -18,12 +18,11 @@ from typing import Any
 
 from coreset.shards.errors import DataError
 from coreset.shards.format.files import build, parse
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.images.probe import FORMAT_OF_EXTENSION, extension_of, is_image_name
 from coreset.shards.sources.base import DEFAULTS, Source, SourceOptions
 from coreset.shards.sources.finder import Finder, RangeContents
 from coreset.shards.sources.names import (
     below_class,
-    extension_of,
     require_one_split,
     safe_parts,
     shown,
@@ -70,8 +69,7 @@ class _Sample:
 
     @property
     def image(self) -> Entry:
-        parts = self.parts.values()
-        images = [part for part in parts if extension_of(part.name) in FORMAT_OF_EXTENSION]
+        images = [part for part in self.parts.values() if is_image_name(part.name)]
         if len(images) == 1:
             return images[0]
         number = f"{len(images)} images" if images else "no image"
@@ -80,7 +78,7 @@ class _Sample:
 
     def read(self, descriptor: int, extension: str) -> bytes:
         part, limit = self.parts[extension], _LABEL_LIMIT_BYTES[extension]
-        if part.kind != REGULAR_FILE or not 0 < part.size <= limit:
+        if not 0 < part.size <= limit:  # a link or device has size 0
             fault = f"{part.size:,} bytes" if part.kind == REGULAR_FILE else f"a {part.kind}"
             raise self.error(f"{fault} in {extension} where 1 to {limit:,} bytes are expected")
         return os.pread(descriptor, part.size, part.offset)

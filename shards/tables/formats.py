@@ -1,8 +1,7 @@
 """Rows of text, parquet and JSON files, whatever they mean, and the encoding of CSV files.
 
-A spreadsheet runs text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return as a
-formula (CWE 1236), and class names and paths are not ours. Such text gets an apostrophe in front,
-numbers do not. Reading takes one apostrophe off text that begins so.
+Text that a spreadsheet would run as a formula (CWE 1236) gets an apostrophe in front, see
+docs/packing.md; reading takes it off.
 """
 
 import csv
@@ -211,8 +210,7 @@ def _text(value: object) -> str:
 
 
 class _Lines(list[str]):
-    def write(self, line: str) -> None:
-        self.append(line)
+    write = list[str].append
 
 
 def csv_table(header: Sequence[str], rows: Iterable[Iterable[object]]) -> bytes:

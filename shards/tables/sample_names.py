@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowColumn, ArrowTable
 from coreset.shards.errors import UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.images.probe import without_extension
 from coreset.shards.tables.table import INTEGER, read_table
 
 UNKNOWN, SEVERAL = -1, -2
@@ -42,10 +42,11 @@ class SampleNames:
         shortest = 1 if parts[-2:-1] in ([], [self._folder]) else 2
         for length in range(min(len(parts), self._depth), shortest - 1, -1):
             end = "/".join(parts[-length:])
-            for rows, name in (self._sources, end), (self._keys, end), (self._keys, _stem(end)):
-                if name in rows:
-                    return rows[name]
-        return self._files.get(_stem(parts[0]), UNKNOWN) if len(parts) == 1 else UNKNOWN
+            row = self._sources.get(end, self._keys.get(end))
+            row = self._keys.get(without_extension(end)) if row is None else row
+            if row is not None:
+                return row
+        return self._files.get(without_extension(parts[0]), UNKNOWN) if len(parts) == 1 else UNKNOWN
 
     def known(self, entries: Iterable[str]) -> set[str]:
         """Pick the entries that name a sample; integers alone never do."""
@@ -69,11 +70,6 @@ def _parts(path: str) -> list[str]:
     return [part for part in parts if part not in {"", "."}]
 
 
-def _stem(path: str) -> str:
-    stem, dot, extension = path.rpartition(".")
-    return stem if dot and extension.lower() in FORMAT_OF_EXTENSION else path
-
-
 def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     """Return the ids of the samples that a list names, int64 in ascending order.
 
@@ -91,7 +87,15 @@ def read_list(path: Path, samples: ArrowTable) -> NDArray[np.int64]:
     for number, text in entries:
         place = f"{path} {unit} {number}"
         sample = int(text) if INTEGER.fullmatch(text) else names.position(text)
-        _require_sample(sample, text, len(samples), place)
+        if sample >= len(samples):
+            raise UsageError(f"{place}: id must be in [0, {len(samples)}), got {text.strip()}")
+        if sample == SEVERAL:
+            raise UsageError(f"{place}: {text!a} names several samples; list sample ids or keys")
+        if sample == UNKNOWN:
+            raise UsageError(
+                f"{place}: {text!a} is no id, sample key or source path of the data set; correct "
+                "the line or name the data set that was listed"
+            )
         if sample in first:
             raise UsageError(
                 f"{place} names sample {sample} again ({text!a}, first in {unit} "
@@ -132,15 +136,3 @@ def _array_entries(path: Path) -> list[_Entry]:
             "integers; save the sample ids"
         )
     return list(enumerate(map(str, array.tolist()), 1))
-
-
-def _require_sample(sample: int, text: str, n_samples: int, place: str) -> None:
-    if sample >= n_samples:
-        raise UsageError(f"{place}: id must be in [0, {n_samples}), got {text.strip()}")
-    if sample == SEVERAL:
-        raise UsageError(f"{place}: {text!a} names several samples; list sample ids or keys")
-    if sample == UNKNOWN:
-        raise UsageError(
-            f"{place}: {text!a} is no id, sample key or source path of the data set; correct the "
-            "line or name the data set that was listed"
-        )

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from coreset.shards.errors import UsageError
-from coreset.shards.images.probe import FORMAT_OF_EXTENSION
+from coreset.shards.images.probe import is_image_name
 from coreset.shards.tables import formats
 from coreset.shards.tables.formats import SEPARATED, Row, Rows
 
@@ -58,8 +58,7 @@ def plain_name(column: str) -> str:
 
 def looks_like_path(cell: str) -> bool:
     """Test for a folder or the extension of an image format in a cell."""
-    extension = cell.strip().rpartition(".")[2].lower()
-    return "/" in cell or "\\" in cell or ("." in cell and extension in FORMAT_OF_EXTENSION)
+    return "/" in cell or "\\" in cell or is_image_name(cell.strip())
 
 
 def wnids_in(cells: Iterable[str]) -> set[str]:
