@@ -20,7 +20,7 @@ from coreset.shards.format.files import replace_files, require_space, write_atom
 from coreset.shards.format.records import (
     Row,
     ShardRecord,
-    is_committed,
+    committed_record,
     read_refused,
     refused_rows,
     write_tables,
@@ -51,9 +51,7 @@ def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Obs
 
 
 def prepare(plan: Plan, scratch: Path) -> bool:
-    """Remove partial files and bind ``scratch`` to the source; True if shards may be missing."""
-    for leftover in scratch.glob(".*.partial"):
-        leftover.unlink()
+    """Bind ``scratch`` to the source; True if shards may be missing."""
     if (scratch / MANIFEST_NAME).is_file():
         return False
     # Modification times included.
@@ -75,8 +73,8 @@ def pack_shards(
     uncommitted: list[int] = []
     needed = 0
     for shard in shards:
-        if is_committed(scratch, shard):
-            observer.shard(ShardRecord.read(scratch, shard), resumed=True)
+        if record := committed_record(scratch, shard):
+            observer.shard(record, resumed=True)
             continue
         uncommitted.append(shard)
         sizes = plan.sizes(plan.positions(shard))
