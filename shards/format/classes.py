@@ -69,8 +69,7 @@ def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
 
     A file has one class a line, row or entry. The name is its WordNet id if each has one
     (``n01440764 tench``), else the whole line, or the column with a known name. Numbers beside the
-    names are labels from 0: names come in their order if ``ordered``. A UsageError says that the
-    file leaves open which are the names or the labels.
+    names are labels from 0: names come in their order if ``ordered``.
     """
     known = name.lower().replace("-", "").replace("_", "")
     if known == "imagenette":

@@ -213,15 +213,16 @@ def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> 
             f"{source.place} holds {len(source):,} files, {len(keys):,} were found when it was "
             "packed; pack it again as another data set"
         )
-    current = source.row_keys.take(source.rows[positions]).to_pylist()
-    changed = next((key for key, new in zip(keys, current, strict=True) if key != new), None)
-    if changed is None and plan.short_side is None:
+    rows = source.rows[positions]
+    current = source.row_keys.take(rows).to_pylist()
+    changed = [key for key, new in zip(keys, current, strict=True) if key != new]
+    if plan.short_side is None:
         stored = samples["bytes"].to_numpy()
-        differs = source.row_sizes[source.rows[positions[: stored.size]]] != stored
-        changed = keys[int(np.flatnonzero(differs)[0])] if differs.any() else None
-    if changed is not None:
+        differs = source.row_sizes[rows[: stored.size]] != stored
+        changed += [keys[at] for at in np.flatnonzero(differs)]
+    if changed:
         raise UsageError(
-            f"{changed} of {source.place} is not as it was packed, and only refused files may "
+            f"{changed[0]} of {source.place} is not as it was packed, and only refused files may "
             "change; pack it again as another data set"
         )
 

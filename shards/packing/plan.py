@@ -75,8 +75,7 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     """Return the label of every file, int64 of shape (files,), by ``column`` of a table.
 
     Another column names the image, as `SampleNames` matches it. Rows of other images are ignored.
-    A file without a row keeps its folder's label if it is no image and will be refused. A label is
-    a class name, or text with the WordNet id of a class (``n02979186 111 108 293 400``).
+    A file without a row keeps its folder's label if it is no image and will be refused.
     """
     root = source.place if source.place.is_dir() else source.place.parent
     keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
