@@ -55,10 +55,9 @@ def recognise(classes: Sequence[str]) -> str | None:
     Any 1000 WordNet ids count as ImageNet-1K.
     """
     ordered = tuple(sorted(classes))
-    if ordered == IMAGENETTE_WNIDS:
-        return "imagenette"
-    if ordered == IMAGENET_100_WNIDS:
-        return "imagenet-100"
+    for name in ("imagenette", "imagenet-100"):
+        if ordered == class_list(name):
+            return name
     if len(ordered) == 1000 and all(_WNID.fullmatch(name) for name in ordered):
         return "imagenet-1k"
     return None
