@@ -22,15 +22,13 @@ from coreset.shards.arrow import ArrowSchema, ArrowTable
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import json_bytes
 from coreset.shards.format.tar import ShardWriter
-from coreset.shards.sources.names import shown
+from coreset.shards.sources.names import SPLIT_OF_WORD, shown
 from coreset.shards.tables.formats import csv_table
 
 CLASSES_NAME = "classes.txt"
 MAX_NAME_BYTES = 255  # of one file name, on every file system in use
 ROWS_PER_GROUP = 100  # as on the Hub, which previews one group without the others
 GROUP_BYTES = 64 << 20
-# Names that Hugging Face datasets recognises; any other split counts as train.
-_SPLITS = {"val": "validation", "valid": "validation", "validation": "validation", "test": "test"}
 # Loaders ignore hidden names (".." among them); no file name can hold the other characters.
 _UNFIT = re.compile(r"^\.|[\x00-\x1f\x7f/\ud800-\udfff]|^$")
 _LINE_BREAKING = re.compile(r"[\x00-\x1f\x7f\x85\u2028\u2029]")
@@ -93,7 +91,7 @@ class ListFormat:
 
 def standard_split(split: str) -> str:
     """Return train, validation or test, the names that loaders know, for any name of a split."""
-    return _SPLITS.get(split.lower(), "train")
+    return SPLIT_OF_WORD.get(split.lower(), "train")
 
 
 def class_folder(name: str) -> str:

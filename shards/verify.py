@@ -36,7 +36,7 @@ Pairs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def verify(
-    data: Path,
+    dataset: Dataset,
     *,
     fast: bool = False,
     deep: bool = False,
@@ -50,13 +50,12 @@ def verify(
     is decoded and compared with its row. ``on_shard`` is called in this thread. A DataError names
     the damaged files.
     """
-    dataset = Dataset.open(data)
     shards = dataset.manifest.shards
     damages = list(_table_damages(dataset, fast=fast))
     if fast:
         damages += _size_damages(dataset)
     else:
-        rows = dataset.samples if deep else dataset.table(("key", *_MEMBER_COLUMNS))
+        rows = dataset.table(None if deep else ("key", *_MEMBER_COLUMNS))
 
         def check(shard: int) -> list[str]:
             return list(_shard_damages(dataset, rows, shard, deep=deep))
@@ -70,8 +69,8 @@ def verify(
         n_more = len(damages) - _NAMED_DAMAGES
         more = f"; and {n_more} more" if n_more > 0 else ""
         raise DataError(
-            f"{data} is damaged: {'; '.join(damages[:_NAMED_DAMAGES])}{more}; restore it from a "
-            "copy, or build a shard again: --repair SHARD"
+            f"{dataset.path} is damaged: {'; '.join(damages[:_NAMED_DAMAGES])}{more}; restore "
+            "it from a copy, or build a shard again: --repair SHARD"
         )
     return 0 if fast else (1 + deep) * sum(entry.bytes for entry in shards)
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 
-from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.pack_inputs import (
     Account,
     Places,
@@ -130,9 +129,7 @@ class Pack:
                 lambda: not work.done and prepare(plan, work.scratch), patient=True
             ):
                 work.meter.notes["ranks"] = ranks.world
-                ranks.run_on_all(
-                    lambda: self._pack_part(plan, work.scratch, work.meter, ranks), patient=True
-                )
+                ranks.run_on_all(lambda: self._pack_part(plan, work, ranks), patient=True)
             if not ranks.is_main:
                 return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
             if not work.done:
@@ -143,13 +140,13 @@ class Pack:
         data |= {"quarantined": manifest.n_quarantined, "kinds": dict(manifest.kinds)}
         return Result(tuple(self._summary(manifest, plan.source, existed=work.done)), data)
 
-    def _pack_part(self, plan: Plan, scratch: Path, meter: Meter, ranks: Distributed) -> None:
+    def _pack_part(self, plan: Plan, work: ArtifactWriter, ranks: Distributed) -> None:
         """Pack every shard whose number is this rank's modulo the number of ranks."""
         shards = range(ranks.rank, plan.n_shards, ranks.world)
         workers = thread_count(self.workers)
         with progress("pack", sum(len(plan.positions(shard)) for shard in shards)) as bar:
-            observer = Account(meter, bar, scratch if ranks.is_main else None)
-            pack_shards(plan, scratch, shards, workers=workers, observer=observer)
+            observer = Account(work.meter, bar, work.scratch if ranks.is_main else None)
+            pack_shards(plan, work.scratch, shards, workers=workers, observer=observer)
 
     def _plan(self) -> Plan:
         wanted = tuple(sorted(class_list(self.classes, ordered=False))) if self.classes else None

@@ -10,7 +10,7 @@ from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import DataPath, Flat, Result
 from coreset.shards.format.dataset import Dataset, Manifest
-from coreset.shards.format.files import new_file, sync_and_rename, temporary_name
+from coreset.shards.format.files import replacing
 from coreset.shards.packing.pack import list_path, pack, thread_count
 from coreset.shards.packing.plan import Plan
 from coreset.shards.sources.synthetic import Synthetic, position_of, synthetic_source
@@ -84,6 +84,5 @@ def _write_truth(synthetic: Synthetic, data: Path) -> None:
 
     positions = [position_of(key) for key in Dataset.open(data).keys]
     truth, path = pa.table(synthetic.truth()).take(positions), data / TRUTH_NAME
-    with new_file(temporary_name(path)) as file:
+    with replacing(path) as file:
         pq.write_table(truth, file, compression="zstd")
-        sync_and_rename(file, path)

@@ -13,7 +13,7 @@ from coreset.engine.artifacts.writer import lock, output_folder, require_output
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import DataPath, Result
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset, Manifest
+from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import new_directory
 from coreset.shards.packing.pack import repair_shard, shard_number, thread_count
 from coreset.shards.verify import duplicates, verify, write_pairs
@@ -54,11 +54,12 @@ class Verify:
         """Repair the named shard, check the data set, look for images that occur twice."""
         if self.pairs is not None:
             require_output(self.pairs)
-        lines = [self._repair()] if self.repair else []
-        manifest = Manifest.read(self.data)
+        dataset = Dataset.open(self.data)
+        manifest = dataset.manifest
+        lines = [self._repair(dataset)] if self.repair else []
         with progress("verify", 0 if self.fast else manifest.n_samples) as bar:
             n_bytes = verify(
-                self.data,
+                dataset,
                 fast=self.fast,
                 deep=self.deep,
                 workers=thread_count(self.workers),
@@ -72,11 +73,10 @@ class Verify:
             note = "every image decodes"
         lines.append(f"{self.data} is whole: {counts}, {n_bytes:,} bytes read; {note}")
         if not self.fast:
-            lines += self._duplicates()
+            lines += self._duplicates(dataset)
         return Result(tuple(lines), {"data": str(self.data), "samples": manifest.n_samples})
 
-    def _repair(self) -> str:
-        dataset = Dataset.open(self.data)
+    def _repair(self, dataset: Dataset) -> str:
         number = shard_number(dataset, self.repair)
         plan, _ = plan_again(self.data, self.src)
         scratch = self.data.with_name(f".{self.data.name}.repair.partial")
@@ -89,8 +89,7 @@ class Verify:
                 shutil.rmtree(scratch)
         return f"built again from {plan.source.place}: {dataset.manifest.shards[number].name}"
 
-    def _duplicates(self) -> Iterator[str]:
-        dataset = Dataset.open(self.data)
+    def _duplicates(self, dataset: Dataset) -> Iterator[str]:
         reference = dataset if self.against is None else Dataset.open(self.against)
         pairs = duplicates(dataset, reference)
         first, second = pairs

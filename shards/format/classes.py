@@ -55,10 +55,9 @@ def recognise(classes: Sequence[str]) -> str | None:
     Any 1000 WordNet ids count as ImageNet-1K.
     """
     ordered = tuple(sorted(classes))
-    if ordered == IMAGENETTE_WNIDS:
-        return "imagenette"
-    if ordered == IMAGENET_100_WNIDS:
-        return "imagenet-100"
+    for name in ("imagenette", "imagenet-100"):
+        if ordered == class_list(name):
+            return name
     if len(ordered) == 1000 and all(_WNID.fullmatch(name) for name in ordered):
         return "imagenet-1k"
     return None
@@ -69,8 +68,7 @@ def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
 
     A file has one class a line, row or entry. The name is its WordNet id if each has one
     (``n01440764 tench``), else the whole line, or the column with a known name. Numbers beside the
-    names are labels from 0: names come in their order if ``ordered``. A UsageError says that the
-    file leaves open which are the names or the labels.
+    names are labels from 0: names come in their order if ``ordered``.
     """
     known = name.lower().replace("-", "").replace("_", "")
     if known == "imagenette":

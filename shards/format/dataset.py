@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from coreset.shards.arrow import ArrowTable, ParquetFile
-from coreset.shards.errors import ManifestError, UsageError
+from coreset.shards.errors import ManifestError
 from coreset.shards.format.files import build, json_bytes, missing, parse, sha256_of_file
 from coreset.shards.format.tar import shard_name
 
@@ -103,10 +103,8 @@ class Manifest:
         """Read and check a manifest; UsageError if ``data`` is not a packed data set."""
         path = data / MANIFEST_NAME
         if not path.is_file():
-            remedy = f"run `coreset pack SRC {data}` first"
-            if not data.exists():
-                raise missing(data, remedy)
-            raise UsageError(f"{data} is not a packed data set (no manifest.json); {remedy}")
+            fault = "is not a packed data set (no manifest.json)"
+            raise missing(data, f"run `coreset pack SRC {data}` first", otherwise=fault)
         try:
             document = parse(path.read_bytes())
             version = document.get("format"), document.get("format_version")

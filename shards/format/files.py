@@ -99,19 +99,21 @@ def unlink_link(path: Path) -> None:
         path.unlink()
 
 
+@contextmanager
+def replacing(path: Path) -> Generator[IO[bytes]]:
+    """Yield a temporary file that is synced and becomes ``path`` if the block succeeds."""
+    with new_file(temporary_name(path)) as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+        Path(file.name).rename(path)
+        fsync_path(path.parent)
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Replace the content of ``path``: readers see the old bytes or the new, never a mixture."""
-    with new_file(temporary_name(path)) as file:
+    with replacing(path) as file:
         file.write(data)
-        sync_and_rename(file, path)
-
-
-def sync_and_rename(file: IO[bytes], path: Path) -> None:
-    """Sync an open temporary file and give it its final name."""
-    file.flush()
-    os.fsync(file.fileno())
-    Path(file.name).rename(path)
-    fsync_path(path.parent)
 
 
 def replace_files(files: Iterable[Path], directory: Path) -> None:

@@ -24,13 +24,7 @@ from coreset.shards.format.dataset import (
     classes_digest,
     identity_bytes,
 )
-from coreset.shards.format.files import (
-    new_file,
-    sha256_of_file,
-    sync_and_rename,
-    temporary_name,
-    write_atomically,
-)
+from coreset.shards.format.files import replacing, sha256_of_file, write_atomically
 from coreset.shards.format.tar import index_path, shard_name
 from coreset.shards.images.flags import Flag
 
@@ -67,15 +61,15 @@ def _record_path(scratch: Path, shard: int) -> Path:
     return (scratch / shard_name(shard)).with_suffix(".json")
 
 
-def is_committed(scratch: Path, shard: int) -> bool:
-    """Test whether record, tar and index exist with the recorded sizes."""
+def committed_record(scratch: Path, shard: int) -> ShardRecord | None:
+    """Return a shard's record if tar and index exist with the recorded sizes."""
     try:
         record = ShardRecord.read(scratch, shard)
         tar = scratch / record.entry.name
         sizes = tar.stat().st_size, index_path(tar).stat().st_size
     except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return sizes == (record.entry.bytes, record.entry.index_bytes)
+        return None
+    return record if sizes == (record.entry.bytes, record.entry.index_bytes) else None
 
 
 def refused_rows(scratch: Path, n_shards: int) -> list[Row]:
@@ -168,15 +162,16 @@ def _sample_table(record: ShardRecord, first_id: int) -> ArrowTable:
 
 def _write_table(path: Path, schema: ArrowSchema, tables: Iterable[ArrowTable]) -> None:
     """Write tables in row groups of a fixed size, one and a table of which are in memory."""
-    with new_file(temporary_name(path)) as file:
-        with pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer:
-            rest = schema.empty_table()
-            for table in tables:
-                rest = pa.concat_tables([rest, table])
-                whole = len(rest) - len(rest) % _ROWS_PER_GROUP
-                if whole:
-                    group = rest.slice(0, whole).combine_chunks()
-                    writer.write_table(group, row_group_size=_ROWS_PER_GROUP)
-                    rest = rest.slice(whole)
-            writer.write_table(rest.combine_chunks())
-        sync_and_rename(file, path)
+    with (
+        replacing(path) as file,
+        pq.ParquetWriter(file, schema, compression=_COMPRESSION) as writer,
+    ):
+        rest = schema.empty_table()
+        for table in tables:
+            rest = pa.concat_tables([rest, table])
+            whole = len(rest) - len(rest) % _ROWS_PER_GROUP
+            if whole:
+                group = rest.slice(0, whole).combine_chunks()
+                writer.write_table(group, row_group_size=_ROWS_PER_GROUP)
+                rest = rest.slice(whole)
+        writer.write_table(rest.combine_chunks())

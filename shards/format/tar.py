@@ -93,10 +93,7 @@ def index_bytes(samples: list[tuple[Member, Member]]) -> bytes:
 
 
 class AppendFile:
-    """Large file, appended in large blocks, past the page cache where that works (``O_DIRECT``).
-
-    In the page cache every byte would cost a copy and push out what others read.
-    """
+    """Large file, appended in large blocks, past the page cache where that works (``O_DIRECT``)."""
 
     def __init__(self, path: Path, on_block: Callable[[memoryview], object]) -> None:
         """Create ``path`` as `new_file` does; ``on_block`` gets all bytes in order."""

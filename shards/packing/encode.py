@@ -140,10 +140,8 @@ def _refused_row(
 def reencode(data: bytes, image: Probe, *, short_side: int, quality: int) -> tuple[bytes, Probe]:
     """Re-encode an image as a JPEG whose short side has at most ``short_side`` pixels.
 
-    A plain JPEG (grey or colour) that is small enough is returned unchanged. PNG, WebP, CMYK and
-    unusual chroma sampling are re-encoded at any size. EXIF orientation is ignored, as in
-    torchvision's ``ImageFolder``, and lost, as are alpha, palette and depth; grey stays grey. A
-    flag of the source's name stays.
+    A plain JPEG (grey or colour) that is small enough is returned unchanged, other formats are
+    re-encoded at any size. EXIF orientation is ignored and lost; grey stays grey.
     """
     if min(image.width, image.height) <= short_side and _is_plain_jpeg(image):
         return data, image

@@ -20,7 +20,7 @@ from coreset.shards.format.files import replace_files, require_space, write_atom
 from coreset.shards.format.records import (
     Row,
     ShardRecord,
-    is_committed,
+    committed_record,
     read_refused,
     refused_rows,
     write_tables,
@@ -51,9 +51,7 @@ def pack(plan: Plan, scratch: Path, *, workers: int, listed: Path, observer: Obs
 
 
 def prepare(plan: Plan, scratch: Path) -> bool:
-    """Remove partial files and bind ``scratch`` to the source; True if shards may be missing."""
-    for leftover in scratch.glob(".*.partial"):
-        leftover.unlink()
+    """Bind ``scratch`` to the source; True if shards may be missing."""
     if (scratch / MANIFEST_NAME).is_file():
         return False
     # Modification times included.
@@ -75,8 +73,8 @@ def pack_shards(
     uncommitted: list[int] = []
     needed = 0
     for shard in shards:
-        if is_committed(scratch, shard):
-            observer.shard(ShardRecord.read(scratch, shard), resumed=True)
+        if record := committed_record(scratch, shard):
+            observer.shard(record, resumed=True)
             continue
         uncommitted.append(shard)
         sizes = plan.sizes(plan.positions(shard))
@@ -215,15 +213,16 @@ def _require_unchanged(plan: Plan, samples: ArrowTable, refused: ArrowTable) -> 
             f"{source.place} holds {len(source):,} files, {len(keys):,} were found when it was "
             "packed; pack it again as another data set"
         )
-    current = source.row_keys.take(source.rows[positions]).to_pylist()
-    changed = next((key for key, new in zip(keys, current, strict=True) if key != new), None)
-    if changed is None and plan.short_side is None:
+    rows = source.rows[positions]
+    current = source.row_keys.take(rows).to_pylist()
+    changed = [key for key, new in zip(keys, current, strict=True) if key != new]
+    if plan.short_side is None:
         stored = samples["bytes"].to_numpy()
-        differs = source.row_sizes[source.rows[positions[: stored.size]]] != stored
-        changed = keys[int(np.flatnonzero(differs)[0])] if differs.any() else None
-    if changed is not None:
+        differs = source.row_sizes[rows[: stored.size]] != stored
+        changed += [keys[at] for at in np.flatnonzero(differs)]
+    if changed:
         raise UsageError(
-            f"{changed} of {source.place} is not as it was packed, and only refused files may "
+            f"{changed[0]} of {source.place} is not as it was packed, and only refused files may "
             "change; pack it again as another data set"
         )
 

@@ -75,8 +75,7 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
     """Return the label of every file, int64 of shape (files,), by ``column`` of a table.
 
     Another column names the image, as `SampleNames` matches it. Rows of other images are ignored.
-    A file without a row keeps its folder's label if it is no image and will be refused. A label is
-    a class name, or text with the WordNet id of a class (``n02979186 111 108 293 400``).
+    A file without a row keeps its folder's label if it is no image and will be refused.
     """
     root = source.place if source.place.is_dir() else source.place.parent
     keys, sources = (column.take(source.rows) for column in (source.row_keys, source.row_names))
@@ -105,9 +104,7 @@ def read_labels(path: Path, column: str, source: Source) -> NDArray[np.int64]:
                 f"{source.sample(position).name}; remove one of them"
             )
         labels[position] = label
-    if (labels == _NO_ROW).all():
-        raise _no_image_named(table, name_column, source)
-    _require_rows(path, labels, source)
+    _require_rows(table, name_column, labels, source)
     return np.where(labels == _NO_ROW, source.labels, labels)
 
 
@@ -124,17 +121,17 @@ def _columns(table: Table, column: str) -> tuple[int, int]:
     return name_column, label_columns[0]
 
 
-def _no_image_named(table: Table, name_column: int, source: Source) -> UsageError:
-    sample, first = source.sample(0), next((cells[name_column] for _, cells in table.head[:1]), "")
-    return UsageError(
-        f"no row of {table.path} names an image of {source.place}: column "
-        f"{table.header[name_column]!a} has {first!a}, looked for was {sample.key!a}, "
-        f"{sample.name!a} or a path that ends in one of these; correct the names"
-    )
-
-
-def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None:
+def _require_rows(
+    table: Table, name_column: int, labels: NDArray[np.int64], source: Source
+) -> None:
     missing = np.flatnonzero(labels == _NO_ROW)
+    if missing.size == labels.size:
+        sample, first = source.sample(0), next((row.cells[name_column] for row in table.head), "")
+        raise UsageError(
+            f"no row of {table.path} names an image of {source.place}: column "
+            f"{table.header[name_column]!a} has {first!a}, looked for was {sample.key!a}, "
+            f"{sample.name!a} or a path that ends in one of these; correct the names"
+        )
     for position in missing:
         sample = source.sample(int(position))
         if sample.row in source.unreadable:
@@ -142,6 +139,6 @@ def _require_rows(path: Path, labels: NDArray[np.int64], source: Source) -> None
         with suppress(Refusal):  # what is no image needs no label
             probe(source.contents.read(sample))
             raise UsageError(
-                f"{sample.name} has no row in {path} ({missing.size:,} of {len(source):,} files "
-                "have none); add the rows or remove the files"
+                f"{sample.name} has no row in {table.path} ({missing.size:,} of {len(source):,} "
+                "files have none); add the rows or remove the files"
             )

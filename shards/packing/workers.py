@@ -64,7 +64,7 @@ def can_fork() -> bool:
 class _ForkedWorker:
     """Encoder of blocks in a child process, which ends with this process in any case.
 
-    Bytes come back in shared memory, and those that do not fit through the pipe.
+    Bytes come back in shared memory, or through the pipe if those of a block do not fit.
     """
 
     def __init__(self, plan: Plan, siblings: Sequence["_ForkedWorker"]) -> None:
@@ -124,15 +124,15 @@ def _run_child(
 
 
 def _answer(plan: Plan, memory: mmap.mmap, positions: range) -> tuple[Block, int] | Exception:
-    """Encode a block; its first parts are left in ``memory``, with this number of bytes."""
+    """Encode a block; its parts are left in ``memory``, with this number of bytes, if they fit."""
     try:
         block = encode_block(plan, positions)
     except Exception as error:  # noqa: BLE001 - raised by the parent
         return error
-    filled = n_parts = 0
+    n_bytes = sum(map(len, block.parts))
+    if n_bytes > len(memory):
+        return block, 0
+    memory.seek(0)
     for part in block.parts:
-        if filled + len(part) > len(memory):
-            break
-        memory[filled : filled + len(part)] = part
-        filled, n_parts = filled + len(part), n_parts + 1
-    return block._replace(parts=block.parts[n_parts:]), filled
+        memory.write(part)
+    return block._replace(parts=[]), n_bytes

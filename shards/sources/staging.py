@@ -22,9 +22,8 @@ from xxhash import xxh3_128_digest
 from coreset.shards.arrow import ArrowTable
 from coreset.shards.errors import LockedError, MachineError, UsageError
 from coreset.shards.format.files import (
-    new_file,
+    replacing,
     require_space,
-    sync_and_rename,
     temporary_name,
     unlink_link,
     write_atomically,
@@ -114,15 +113,13 @@ def _committed(file: StagedFile, blob: Path) -> ArrowTable | None:
 
 def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> ArrowTable:
     blob = blob_of(file.path, folder)
-    scratch = temporary_name(blob)
     written(0)
     try:
-        with new_file(scratch) as out:
+        with replacing(blob) as out:
             rows = _write(file, out, written)
             out.flush()
             # An interrupted packing continues also if the spool was lost and is made again.
             os.utime(out.fileno(), ns=(file.state[1], file.state[1]))
-            sync_and_rename(out, blob)
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink)
         write_atomically(blob.with_suffix(_INDEX_SUFFIX), sink.getvalue().to_pybytes())
@@ -133,7 +130,7 @@ def _spool(file: StagedFile, folder: Path, written: Callable[[int], None]) -> Ar
             f"needed, {free:,} are free); mend that, and the same command continues"
         ) from error
     finally:
-        scratch.unlink(missing_ok=True)
+        temporary_name(blob).unlink(missing_ok=True)
     written(file.image_bytes)
     return rows
 

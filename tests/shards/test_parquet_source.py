@@ -325,7 +325,7 @@ def test_decompression_is_told_from_nothing_to_all(tmp_path, wanted):
 
 def test_a_full_disk_leaves_nothing_half_written(tmp_path, hub, wanted, monkeypatch):
     full_disk = Path("/dev/full")  # what is written to this device fails
-    monkeypatch.setattr("coreset.shards.sources.staging.new_file", lambda _: full_disk.open("wb"))
+    monkeypatch.setattr("coreset.shards.sources.staging.replacing", lambda _: full_disk.open("wb"))
     with pytest.raises(MachineError, match=r"No space left on device; about [\d,]+ bytes are need"):
         find_parquet(hub, wanted)
     assert written(tmp_path / "spool") == {}
