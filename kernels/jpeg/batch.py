@@ -1,10 +1,9 @@
 """Write decoded pixels to a batch: normalised to planes, or all crops of it in one call per thread.
 
-A call from Python ends with a wait for the interpreter. A `BatchDecoder` stays in compiled code for
-a whole batch of images that need no resizing.
+A call from Python ends with a wait for the interpreter. `decode_batch` stays in compiled code for a
+whole batch of images that need no resizing.
 """
 
-import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg import odd_memory
-from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, load_at, setjmp, store_at
+from coreset.kernels.jpeg import pixel_memory
+from coreset.kernels.jpeg.ffi import (
+    address_of,
+    call_c,
+    fetch_add,
+    load_at,
+    pread,
+    setjmp,
+    store_at,
+)
 from coreset.kernels.jpeg.libjpeg import (
     BUFFER,
     MOST_ADDED,
@@ -32,7 +39,7 @@ from coreset.kernels.jpeg.simd import LANES, fence, inner, stream_bytes, stream_
 IN_MEMORY = -2
 """Descriptor of an image whose bytes are in memory."""
 MOST_BYTES = 1 << 20
-"""Largest file that `BatchDecoder` decodes."""
+"""Largest file that `decode_batch` decodes."""
 PLANE_ALIGNMENT = 64
 """Alignment in bytes with which planes are written past the caches."""
 _ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
@@ -82,39 +89,30 @@ class WorkQueue(NamedTuple):
     grey nor a colour JPEG."""
 
 
-class BatchDecoder:
-    """Decoder of one thread; several of them work on one queue."""
+def decode_batch(
+    decoder: RegionDecoder,
+    crops: CropBatch,
+    queue: WorkQueue,
+    out: NDArray[Any],
+    factors: NDArray[np.float32] | None,
+    *,
+    coarse: bool,
+) -> None:
+    """Decode images until the queue is empty; for each thread to call with a decoder of its own.
 
-    def __init__(self, decoder: RegionDecoder, *, size: int) -> None:
-        """Allocate the buffers of a thread, for crops of ``size`` pixels a side."""
-        self._decoder, self.size = decoder, size
-        self._pread = ctypes.cast(ctypes.CDLL(None)["pread"], ctypes.c_void_p).value or 0
-        self._encoded = np.empty(MOST_BYTES, np.uint8)
-        self._rows = odd_memory(3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
-
-    def decode(
-        self,
-        crops: CropBatch,
-        queue: WorkQueue,
-        out: NDArray[Any],
-        factors: NDArray[np.float32] | None = None,
-        *,
-        coarse: bool = False,
-    ) -> None:
-        """Decode images until the queue is empty; releases the interpreter.
-
-        The pixels go to ``out``: uint8 of shape (b, s * s * 3), or with the result of `factors_of`
-        float32 of shape (b, 3, s * s). Rows of images that are not decoded are undefined. Each crop
-        lies inside its image. ``coarse`` uses libjpeg-turbo's faster transform and upsampling.
-        """
-        # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
-        is_bytes = out.dtype == np.uint8
-        row = 3 * self.size if is_bytes else 4 * self.size
-        unit = LANES if is_bytes else PLANE_ALIGNMENT
-        stream = row % unit == out.ctypes.data % unit == 0
-        buffers = (self._encoded, self._rows, self._decoder.memory)
-        mode = _Mode(self.size, stream, coarse, *(buffer.ctypes.data for buffer in buffers))
-        _decode_batch(self._decoder.functions, self._pread, crops, queue, mode, out, factors)
+    Releases the interpreter. The pixels go to ``out``, C-contiguous: uint8 of shape (b, s, s, 3),
+    or with the result of `factors_of` float32 of shape (b, 3, s, s). Rows of images that are not
+    decoded are undefined. Each crop lies inside its image. ``coarse`` uses libjpeg-turbo's faster
+    transform and upsampling.
+    """
+    size = out.shape[2]
+    # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
+    row, unit = (3 * size, LANES) if factors is None else (4 * size, PLANE_ALIGNMENT)
+    stream = row % unit == out.ctypes.data % unit == 0
+    buffer = pixel_memory(MOST_BYTES + 3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
+    encoded, rows = buffer.ctypes.data, buffer[MOST_BYTES:].ctypes.data
+    mode = _Mode(size, stream, coarse, encoded, rows, decoder.memory.ctypes.data)
+    _decode_batch(decoder.functions, crops, queue, mode, out, factors)
 
 
 class _Mode(NamedTuple):
@@ -153,7 +151,6 @@ class _Rows(NamedTuple):
 @kernel
 def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
     jpeg: Functions,
-    pread: int,
     crops: CropBatch,
     queue: WorkQueue,
     mode: _Mode,
@@ -170,7 +167,7 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
             continue
         if crops.descriptors[at] != IN_MEMORY:
             start, address = address, mode.encoded
-            if call_c(pread, (crops.descriptors[at], address, n_bytes, start)) != n_bytes:
+            if pread(crops.descriptors[at], address, n_bytes, start) != n_bytes:
                 continue
         width, height = int(crops.widths[at]), int(crops.heights[at])
         left, top = int(crops.lefts[at]), int(crops.tops[at])

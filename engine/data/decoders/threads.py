@@ -7,7 +7,6 @@ needs no resampling is decoded by one compiled call per thread and batch.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import local
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,9 @@ from coreset.kernels.jpeg import resize as resizing
 from coreset.kernels.jpeg.batch import (
     IN_MEMORY,
     MOST_BYTES,
-    BatchDecoder,
     CropBatch,
     WorkQueue,
+    decode_batch,
     factors_of,
     normalised_planes,
 )
@@ -42,7 +41,6 @@ from coreset.kernels.jpeg.headers import addresses_of, as_arrays
 
 _LEAST_SHARE = 0.5
 """Share of a batch that needs no resampling; with less all images are decoded one by one."""
-_of_thread = local()  # holds the `decoder` of each thread
 
 
 class ThreadedDecoder:
@@ -160,15 +158,9 @@ def decode_crops(
     *,
     coarse: bool,
 ) -> None:
-    """Decode into ``images``, C-contiguous, until the queue is empty; for each thread to call."""
-    libjpeg, size = decoder_of_thread(), images.shape[2]
-    if libjpeg is None:
-        return
-    decoder: BatchDecoder | None = getattr(_of_thread, "decoder", None)
-    if decoder is None or decoder.size != size:
-        decoder = _of_thread.decoder = BatchDecoder(libjpeg, size=size)
-    out = images.reshape((len(images), -1) if factors is None else (len(images), 3, -1))
-    decoder.decode(crops, queue, out, factors, coarse=coarse)
+    """Do `decode_batch` where libjpeg can be called; else leave all images undecoded."""
+    if (decoder := decoder_of_thread()) is not None:
+        decode_batch(decoder, crops, queue, images, factors, coarse=coarse)
 
 
 def warm_up(*, floats: bool) -> None:
