@@ -176,11 +176,10 @@ def open_cache(
     """
     index = _checked_index(path, dataset)
     images_nhwc, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
-    n_bytes = decoded_bytes(len(dataset) if ids is None else ids.size, index.geometry.size)
-    rows = ids
+    chosen, rows = np.arange(len(dataset)) if ids is None else ids, ids
+    n_bytes = decoded_bytes(chosen.size, index.geometry.size)
     if choose_place(n_bytes, Capacity.of(target, None), epochs=1) is Place.DEVICE:
         images_nhwc, rows = _resident(images_nhwc, ids, target), None
-    chosen = np.arange(len(dataset)) if ids is None else ids
     return DecodedImages(
         images_nhwc.permute(0, 3, 1, 2),
         dataset.labels[chosen],
@@ -229,13 +228,7 @@ def keep_images(
         folder = scratch / KEPT_NAME
         folder.mkdir(exist_ok=True)
         index = write_cache(source, folder, lambda _, done: bar.advance(done))
-        return DecodedImages(
-            _mapped(folder / PIXELS_NAME, index).permute(0, 3, 1, 2),
-            source.labels,
-            source.ids,
-            undecodable=index.undecodable,
-            device=source.device,
-        )
+        return DecodedImages.of(source, _mapped(folder / PIXELS_NAME, index))
 
 
 def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:

@@ -60,6 +60,17 @@ class DecodedImages:
         is_sent = self._device.type == "cuda" and not images.is_cuda
         self._pool = ThreadPoolExecutor(GATHERING_THREADS) if is_sent else None
 
+    @staticmethod
+    def of(source: ImageStream, images_nhwc: Tensor) -> "DecodedImages":
+        """Keep what was decoded of all samples of ``source``; batches come where its own did."""
+        return DecodedImages(
+            images_nhwc.permute(0, 3, 1, 2),
+            source.labels,
+            source.ids,
+            undecodable=source.undecodable,
+            device=source.device,
+        )
+
     def __len__(self) -> int:
         return self.ids.size
 
@@ -173,11 +184,4 @@ def decode_all(
         else:  # on one thread, as in `take_rows`
             images_nhwc.numpy()[rows] = decoded.cpu().numpy()
         on_batch(rows.size)
-    images = images_nhwc.permute(0, 3, 1, 2)
-    return DecodedImages(
-        images,
-        source.labels,
-        source.ids,
-        undecodable=source.undecodable,
-        device=source.device,
-    )
+    return DecodedImages.of(source, images_nhwc)

@@ -94,8 +94,6 @@ class Loader(IterableDataset[Batch]):
             crops=crops, rank=ranks.rank, world=ranks.world,
         )  # fmt: skip
         self._ids_digest = "all" if chosen is None else sha256(chosen.tobytes()).hexdigest()
-        self._n = len(self.dataset) if chosen is None else chosen.size
-        self._n_batches = -(-self._order.positions(self._n).size // batch)
         self._epoch, self._next_batch = 0, 0
         self._under_way: weakref.ref[Generator[Batch]] | None = None
         self.device = _device(device)
@@ -107,6 +105,7 @@ class Loader(IterableDataset[Batch]):
             decoder=decoder, exact=exact, workers=workers, normalisation=normalisation,
             skip_damaged=skip_damaged,
         )  # fmt: skip
+        self._n_batches = -(-self._order.positions(len(self._stream)).size // batch)
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
             warm_up(floats=normalisation is not None)
 
@@ -170,7 +169,7 @@ class Loader(IterableDataset[Batch]):
             "version": 1,
             "data_set": self.dataset.manifest.identity,
             "ids": self._ids_digest,
-            "n": self._n,
+            "n": len(self._stream),
             **{name: getattr(self._order, name) for name in order},
         }
 

@@ -11,7 +11,7 @@ from functools import cache
 from math import cos, pi
 from pathlib import Path
 from shutil import which
-from typing import Literal, TypeAlias, TypeVar, cast
+from typing import Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,6 @@ from coreset.engine.runtime.device import half_precision
 from coreset.shards.errors import StoreError, UsageError
 
 CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
-Function = TypeVar("Function", bound=Callable[..., Tensor])
 Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
 """Batches of (network inputs, labels, ids)."""
 
@@ -102,14 +101,10 @@ class WholeBatches:
         return torch.compiler.set_stance("force_eager") if is_short else nullcontext()
 
 
-def compiled_on_gpu(function: Function, device: torch.device) -> Function:
-    """Compile a function of tensors, a graph for each of their shapes, if they are on a GPU."""
-    return cast("Function", _compiled(function)) if device.type == "cuda" else function
-
-
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=False)
+def compiled_on_gpu(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """Compile a function of tensors, a graph for each of their shapes, if they are on a GPU."""
+    return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
 
 def compilation(mode: CompileMode) -> AbstractContextManager[object]:

@@ -136,12 +136,10 @@ class _Crop(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows of RGB bytes, ``stride`` bytes apart, and their place in an image of a batch."""
+    """Rows of RGB bytes, ``stride`` bytes apart, to be written without gaps."""
 
     source: int
     stride: int
-    to: int
-    """Number of the first pixel that is written; rows follow each other without gaps."""
     n_rows: int
     n_columns: int
     stream: bool
@@ -207,11 +205,12 @@ def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None)
     for top in range(0, mode.size, _ROWS_AT_ONCE):
         n_rows = min(mode.size - top, _ROWS_AT_ONCE)
         read_rows(jpeg, n_rows, 3 * n_columns, mode.rows, mode.libjpeg)
-        rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
+        rows = _Rows(source, 3 * n_columns, n_rows, mode.size, mode.stream)
         if factors is None:
-            _write_bytes(rows, crop.out)
+            _write_bytes(rows, crop.out + 3 * top * mode.size)
         else:
-            _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
+            planes = crop.out + 4 * top * mode.size
+            _write_planes(rows, factors, planes, 4 * mode.size * mode.size)
     if mode.stream:
         fence()
     return True
@@ -224,7 +223,7 @@ def _normalise(
     factors: NDArray[np.float32],
     planes: NDArray[np.float32],
 ) -> None:
-    rows = _Rows(address_of(pixels), 0, 0, 1, planes.shape[1], stream)
+    rows = _Rows(address_of(pixels), 0, 1, planes.shape[1], stream)
     _write_planes(rows, address_of(factors), address_of(planes), planes.strides[0])
     fence()
 
@@ -234,7 +233,7 @@ def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
     """Normalise rows by the factors at an address to planes of ``plane`` bytes at another."""
     for row in range(rows.n_rows):
         source = rows.source + row * rows.stride
-        target = planes + 4 * (rows.to + row * rows.n_columns)
+        target = planes + 4 * row * rows.n_columns
         if rows.stream:
             for i in range(0, rows.n_columns, 16):
                 stream_planes(source + 3 * i, factors, target + 4 * i, plane)
@@ -249,10 +248,10 @@ def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
 
 @inner
 def _write_bytes(rows: _Rows, out: int) -> None:
-    """Copy rows to the image at an address; streaming needs multiples of `LANES`."""
+    """Copy rows to an address; streaming needs multiples of `LANES`."""
     n = 3 * rows.n_columns
     for row in range(rows.n_rows):
-        source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n
+        source, target = rows.source + row * rows.stride, out + row * n
         if rows.stream:
             for i in range(0, n, LANES):
                 stream_bytes(source + i, target + i)

@@ -44,7 +44,7 @@ _LEAST_SHARE = 0.5
 
 
 class ThreadedDecoder:
-    """Decodes on the CPU with ``workers`` threads."""
+    """Decodes on the CPU with ``workers`` threads, for batches that go to ``device``."""
 
     def __init__(
         self,
@@ -52,13 +52,13 @@ class ThreadedDecoder:
         name: DecoderName,
         *,
         workers: int,
+        device: str = "cpu",
         normalisation: Normalisation | None = None,
-        memory: BatchMemory | None = None,
     ) -> None:
         self._geometry, self._name, self._workers = geometry, name, workers
         self._factors = normalisation and factors_of(normalisation.mean, normalisation.std)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._memory = memory or BatchMemory()
+        self._memory = BatchMemory(torch.device(device))
 
     def read_ahead(self, batch: EncodedBatch) -> EncodedBatch:
         """Leave it to each thread to read what it decodes, into the cache of its core."""
