@@ -85,11 +85,7 @@ def load_momentum(optimiser: torch.optim.SGD, momentum: Mapping[str, Tensor]) ->
 
 @dataclass(slots=True)
 class WholeBatches:
-    """Compiled code for whole batches alone: the short last one runs as it is written.
-
-    To compile that one, too, would take as long again, for one step of an epoch; and rows that fill
-    it up would change the statistics of batch norm.
-    """
+    """Compiled code for whole batches alone: the short last one runs as it is written."""
 
     rows: int = 0
     """Rows of the largest batch so far: of the first, unless a run is resumed at the last."""

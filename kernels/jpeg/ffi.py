@@ -121,55 +121,38 @@ def longjmp_address(_typing: Untyped) -> Untyped:
     return types.int64(), emit
 
 
+@kernel
 def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
     """Test in one call whether the byte at an offset of each of many files is in the page cache.
 
     Thread safe; releases the interpreter. The first call compiles. False also where the file system
     cannot say, or a file is not open or ends before the byte.
     """
-    return bool(_all_cached(descriptors, offsets, np.empty(3, np.int64)))
-
-
-def read_ranges(
-    descriptors: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    memory: NDArray[np.uint8],
-) -> NDArray[np.int64]:
-    """Read ranges of files one after another into ``memory``; return the bytes read of each.
-
-    Thread safe; releases the interpreter. The first call compiles. ``memory`` has at least
-    ``lengths.sum()`` bytes; every range begins where the lengths before it end.
-    """
-    if lengths.sum() > memory.size:
-        raise ValueError(f"ranges of {lengths.sum():,} bytes exceed {memory.size:,} of memory")
-    n_read = np.zeros_like(lengths)
-    _read_ranges(descriptors, offsets, lengths, memory, n_read)
-    return n_read
-
-
-@kernel
-def _read_ranges(
-    descriptors: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    memory: NDArray[np.uint8],
-    n_read: NDArray[np.int64],
-) -> None:
-    place = address_of(memory)
-    for at in range(lengths.size):
-        n_read[at] = pread(descriptors[at], place, lengths[at], offsets[at])
-        place += lengths[at]
-
-
-@kernel
-def _all_cached(
-    descriptors: NDArray[np.int64], offsets: NDArray[np.int64], memory: NDArray[np.int64]
-) -> bool:
-    """Read into ``memory`` of the caller: Numba frees its own before C has used it."""
+    memory = np.empty(3, np.int64)
     vector = address_of(memory)
     memory[0], memory[1] = vector + 16, 1  # struct iovec, and the place of the byte
     for descriptor, offset in zip(descriptors, offsets):  # noqa: B905 - Numba has no strict
         if _preadv2(descriptor, vector, 1, offset, _NOWAIT) != 1:
             return False
-    return True
+    return memory[1] == 1  # Numba frees the memory after its last use
+
+
+@kernel
+def read_ranges(
+    descriptors: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    places: NDArray[np.int64],
+    memory: NDArray[np.uint8],
+) -> NDArray[np.int64]:
+    """Read ranges of files to places in ``memory``; return the bytes read of each.
+
+    Thread safe; releases the interpreter. The first call compiles. What would exceed the memory is
+    not read.
+    """
+    n_read = np.zeros_like(lengths)
+    for at in range(lengths.size):
+        if 0 < lengths[at] <= memory.size - places[at]:
+            target = address_of(memory) + places[at]
+            n_read[at] = pread(descriptors[at], target, lengths[at], offsets[at])
+    return n_read
