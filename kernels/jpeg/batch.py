@@ -1,8 +1,4 @@
-"""Write decoded pixels to a batch: normalised to planes, or all crops of it in one call per thread.
-
-A call from Python ends with a wait for the interpreter. `decode_batch` stays in compiled code for a
-whole batch of images that need no resizing.
-"""
+"""Write decoded pixels to a batch: normalised to planes, or all crops in one call per thread."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -45,6 +41,7 @@ PLANE_ALIGNMENT = 64
 _ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
 
 
+@kernel
 def normalised_planes(
     image_hwc: NDArray[np.uint8], factors: NDArray[np.float32], out_chw: NDArray[np.float32]
 ) -> None:
@@ -52,9 +49,11 @@ def normalised_planes(
 
     Thread safe; releases the interpreter. The first call compiles.
     """
-    flat, planes = image_hwc.reshape(-1), out_chw.reshape(3, -1)
-    aligned = planes.ctypes.data % PLANE_ALIGNMENT == planes[0].nbytes % PLANE_ALIGNMENT == 0
-    _normalise(flat, aligned, factors, planes)
+    planes, plane = address_of(out_chw), out_chw.strides[0]
+    stream = planes % PLANE_ALIGNMENT == 0 and plane % PLANE_ALIGNMENT == 0
+    rows = _Rows(address_of(image_hwc), 0, 1, plane // 4, stream)
+    _write_planes(rows, address_of(factors), planes, plane)
+    fence()
 
 
 def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
@@ -214,18 +213,6 @@ def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None)
     if mode.stream:
         fence()
     return True
-
-
-@kernel
-def _normalise(
-    pixels: NDArray[np.uint8],
-    stream: bool,  # noqa: FBT001 - a kernel's
-    factors: NDArray[np.float32],
-    planes: NDArray[np.float32],
-) -> None:
-    rows = _Rows(address_of(pixels), 0, 1, planes.shape[1], stream)
-    _write_planes(rows, address_of(factors), address_of(planes), planes.strides[0])
-    fence()
 
 
 @inner

@@ -1,9 +1,8 @@
 """Call C functions from Numba kernels, including functions that exit through ``longjmp``.
 
-Numba counts the references of arrays, and releases each after its last use. After a ``longjmp`` it
-may release a reference a second time. So a kernel that calls `setjmp`, and every function between
-it and the function that jumps, holds only numbers, addresses and tuples of them, and reads and
-writes memory by `load_at` and `store_at`. A test looks for counted references in the compiled code.
+A kernel that calls `setjmp`, and every function between it and the function that jumps, holds only
+numbers, addresses and tuples of them (README.md says why), and uses memory by `load_at` and
+`store_at`.
 """
 
 import os

@@ -1,8 +1,6 @@
 """Decoding of a region of a JPEG by calling libjpeg-turbo row by row.
 
-libjpeg-turbo can skip the columns beside a region and the rows above it, and stop below it.
 simplejpeg hides its copy of the library; the functions of Pillow's copy can be called.
-``jpeg_CreateDecompress`` compares version and size and refuses a library with others.
 """
 
 import ctypes

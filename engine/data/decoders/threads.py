@@ -101,7 +101,11 @@ class ThreadedDecoder:
             return list(range(len(batch)))
         queue = WorkQueue(np.zeros(1, np.int64), np.zeros(len(batch), np.bool_))
         coarse = self._name is DecoderName.FAST
-        work = partial(decode_crops, crops, queue, images, self._factors, coarse=coarse)
+
+        def work() -> None:
+            if (decoder := decoder_of_thread()) is not None:
+                decode_batch(decoder, crops, queue, images, self._factors, coarse=coarse)
+
         self._in_threads(work, len(batch))
         return np.flatnonzero(~queue.decoded).tolist()
 
@@ -150,19 +154,6 @@ def crop_batch(batch: EncodedBatch, geometry: Geometry) -> CropBatch | None:
     return CropBatch(descriptors, starts, lengths, batch.widths, batch.heights, lefts, tops)
 
 
-def decode_crops(
-    crops: CropBatch,
-    queue: WorkQueue,
-    images: NDArray[Any],
-    factors: NDArray[np.float32] | None,
-    *,
-    coarse: bool,
-) -> None:
-    """Do `decode_batch` where libjpeg can be called; else leave all images undecoded."""
-    if (decoder := decoder_of_thread()) is not None:
-        decode_batch(decoder, crops, queue, images, factors, coarse=coarse)
-
-
 def warm_up(*, floats: bool) -> None:
     """Compile what a batch may need, so that none waits; seconds the first time."""
     all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -173,4 +164,5 @@ def warm_up(*, floats: bool) -> None:
     if floats:
         shape, kind, factors = (1, 3, 32, 32), np.float32, factors_of((0,) * 3, (1,) * 3)
         normalised_planes(np.zeros((1, 1, 3), np.uint8), factors, np.empty((3, 1, 1), np.float32))
-    decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
+    if (decoder := decoder_of_thread()) is not None:
+        decode_batch(decoder, crops, queue, np.zeros(shape, kind), factors, coarse=False)
