@@ -194,11 +194,10 @@ def _resident(images_nhwc: Tensor, ids: Ints | None, device: torch.device) -> Te
     """Copy all images, or those of ``ids`` batch by batch, to a device."""
     if ids is None:
         return images_nhwc.to(device)
-    shape = (ids.size, *images_nhwc.shape[1:])
-    resident = torch.empty(shape, dtype=torch.uint8, device=device)
-    for first in range(0, ids.size, DECODE_BATCH):
-        some = slice(first, first + DECODE_BATCH)
-        resident[some] = images_nhwc[torch.from_numpy(ids[some])].to(device)
+    resident = images_nhwc.new_empty((ids.size, *images_nhwc.shape[1:]), device=device)
+    parts = torch.from_numpy(ids).split(DECODE_BATCH)
+    for place, part in zip(resident.split(DECODE_BATCH), parts, strict=True):
+        place.copy_(images_nhwc[part])
     return resident
 
 

@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ _WORKERS = (
 )
 
 
-class Loader(IterableDataset[Batch]):
+class Loader(IterableDataset[Batch], AbstractContextManager["Loader"]):
     """Batches of a packed data set; an iterable and a context manager.
 
     ``for batch in loader`` hands over the rest of the current epoch, in an order that depends on
@@ -108,9 +109,6 @@ class Loader(IterableDataset[Batch]):
         self._n_batches = -(-self._order.positions(len(self._stream)).size // batch)
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
             warm_up(floats=normalisation is not None)
-
-    def __enter__(self) -> "Loader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

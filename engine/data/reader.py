@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -77,7 +77,7 @@ ByteRanges: TypeAlias = tuple[Ints, Ints, Ints]
 """Open file, offset and length of each of n samples; -1 for a file that does not stay open."""
 
 
-class ShardReader:
+class ShardReader(AbstractContextManager["ShardReader"]):
     """Reads samples of a packed data set by offset and length; thread safe, a context manager."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -87,9 +87,6 @@ class ShardReader:
         self._bytes = dataset.ints("bytes")
         self._files = OpenFiles(dataset.shard_paths())
         self.threads = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="read")
-
-    def __enter__(self) -> "ShardReader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
