@@ -19,12 +19,7 @@ from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.geometry import Geometry, Ints
-from coreset.engine.data.images import (
-    DECODE_BATCH,
-    DecodedImages,
-    EpochSource,
-    decode_all,
-)
+from coreset.engine.data.images import DECODE_BATCH, DecodedImages, EpochSource, decode_all
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.residency import Capacity, Place, choose_place
 from coreset.engine.data.stream import Batch, ImageStream

@@ -8,15 +8,7 @@ from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
 from coreset.kernels.jpeg import pixel_memory
-from coreset.kernels.jpeg.ffi import (
-    address_of,
-    call_c,
-    fetch_add,
-    load_at,
-    pread,
-    setjmp,
-    store_at,
-)
+from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, load_at, pread, setjmp, store_at
 from coreset.kernels.jpeg.libjpeg import (
     BUFFER,
     MOST_ADDED,

@@ -11,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg.ffi import (
-    address_of,
-    call_c,
-    load_at,
-    longjmp_address,
-    setjmp,
-    store_at,
-)
+from coreset.kernels.jpeg.ffi import address_of, call_c, load_at, longjmp_address, setjmp, store_at
 from coreset.kernels.jpeg.resize import Box
 from coreset.kernels.jpeg.simd import inner
 
