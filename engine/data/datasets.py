@@ -71,14 +71,7 @@ class ImageDataset(TorchDataset[tuple[Any, int]]):
         if process not in self._readers:  # a process forked from this one does not share the reader
             self._readers = {process: ShardReader(self.dataset)}
         reader = self._readers[process]
-        try:
-            with opened(reader.read_one(sample)) as stored:
-                image = as_rgb(stored)
-        except ValueError as error:
-            raise ManifestError(
-                f"{reader.name_of(sample)} cannot be decoded ({error}); "
-                f"run `coreset verify {self.dataset.path}`"
-            ) from error
+        image = _rgb(reader.read_one(sample), reader.name_of(sample), self.dataset.path)
         return (self.transform or as_tensor)(image), int(self.labels[position])
 
     def __getstate__(self) -> dict[str, Any]:
@@ -169,15 +162,20 @@ def decoded(samples: Iterable[Sample]) -> Generator[tuple[Image.Image, int, int]
     """Turn samples into image, label and id; pixels are those of ``decode_with_pillow``."""
     for sample in samples:
         data = next(sample[kind] for kind in FORMAT_OF_EXTENSION if kind in sample)
-        try:
-            with opened(data) as image:
-                pixels = as_rgb(image)
-        except ValueError as error:
-            url = sample["__url__"]
-            raise ManifestError(
-                f"{sample['__key__']} in {url} cannot be decoded ({error}); {_remedy(url)}"
-            ) from error
-        yield pixels, int(sample["cls"]), sample["__id__"]
+        key, url = sample["__key__"], sample["__url__"]
+        image = _rgb(data, f"{key} in {url}", Path(url).parent)
+        yield image, int(sample["cls"]), sample["__id__"]
+
+
+def _rgb(data: bytes, name: str, folder: Path) -> Image.Image:
+    """Decode an image, or raise ``ManifestError`` that names it."""
+    try:
+        with opened(data) as image:
+            return as_rgb(image)
+    except ValueError as error:
+        raise ManifestError(
+            f"{name} cannot be decoded ({error}); run `coreset verify {folder}`"
+        ) from error
 
 
 def _remedy(url: str) -> str:

@@ -75,24 +75,25 @@ class Geometry:
         """
         if crops is not None:
             return crops.reshape(-1, 2, 2)[:, :, ::-1].astype(np.float64)
-        extents = np.stack((heights, widths), axis=1)
-        if self.resize is None:
-            return np.stack((np.zeros_like(extents), extents), axis=1).astype(np.float64)
-        shorts = extents.min(axis=1, keepdims=True)
-        targets = (self.resize * extents / shorts).astype(np.int64)  # truncated, as in `place`
+        extents, targets = self._resized(widths, heights)
         first = np.rint((targets - self.size) / 2)
         # Multiplied first: a square that covers everything ends exactly where the image ends.
         return np.stack((first, first + self.size), axis=1) * extents[:, None] / targets[:, None]
 
     def needs_no_resize(self, widths: Ints, heights: Ints) -> tuple[NDArray[np.bool_], Ints, Ints]:
         """Return which images `place` cuts without resampling, and left and top of the square."""
-        if self.resize is None:
-            taken = (widths == self.size) & (heights == self.size)
-        else:
-            taken = np.minimum(widths, heights) == self.resize
+        extents, targets = self._resized(widths, heights)
         # Halves to even, as in `place`.
         left, top = (np.rint((side - self.size) / 2).astype(np.int64) for side in (widths, heights))
-        return taken, left, top
+        return (extents == targets).all(axis=1), left, top
+
+    def _resized(self, widths: Ints, heights: Ints) -> tuple[Ints, Ints]:
+        """Return height and width of each stored image, and of what `place` resizes it to."""
+        extents = np.stack((heights, widths), axis=1)
+        if self.resize is None:
+            return extents, np.full_like(extents, self.size)
+        shorts = extents.min(axis=1, keepdims=True)
+        return extents, (self.resize * extents / shorts).astype(np.int64)  # truncated, as there
 
 
 def stored_side(size: int) -> int:

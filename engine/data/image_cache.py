@@ -19,12 +19,7 @@ from torch import Tensor
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.data.geometry import Geometry, Ints
-from coreset.engine.data.images import (
-    DECODE_BATCH,
-    DecodedImages,
-    EpochSource,
-    decode_all,
-)
+from coreset.engine.data.images import DECODE_BATCH, DecodedImages, EpochSource, decode_all
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.residency import Capacity, Place, choose_place
 from coreset.engine.data.stream import Batch, ImageStream
@@ -176,11 +171,10 @@ def open_cache(
     """
     index = _checked_index(path, dataset)
     images_nhwc, target = _mapped(path / PIXELS_NAME, index), torch.device(device)
-    n_bytes = decoded_bytes(len(dataset) if ids is None else ids.size, index.geometry.size)
-    rows = ids
+    chosen, rows = np.arange(len(dataset)) if ids is None else ids, ids
+    n_bytes = decoded_bytes(chosen.size, index.geometry.size)
     if choose_place(n_bytes, Capacity.of(target, None), epochs=1) is Place.DEVICE:
         images_nhwc, rows = _resident(images_nhwc, ids, target), None
-    chosen = np.arange(len(dataset)) if ids is None else ids
     return DecodedImages(
         images_nhwc.permute(0, 3, 1, 2),
         dataset.labels[chosen],
@@ -195,11 +189,10 @@ def _resident(images_nhwc: Tensor, ids: Ints | None, device: torch.device) -> Te
     """Copy all images, or those of ``ids`` batch by batch, to a device."""
     if ids is None:
         return images_nhwc.to(device)
-    shape = (ids.size, *images_nhwc.shape[1:])
-    resident = torch.empty(shape, dtype=torch.uint8, device=device)
-    for first in range(0, ids.size, DECODE_BATCH):
-        some = slice(first, first + DECODE_BATCH)
-        resident[some] = images_nhwc[torch.from_numpy(ids[some])].to(device)
+    resident = images_nhwc.new_empty((ids.size, *images_nhwc.shape[1:]), device=device)
+    parts = torch.from_numpy(ids).split(DECODE_BATCH)
+    for place, part in zip(resident.split(DECODE_BATCH), parts, strict=True):
+        place.copy_(images_nhwc[part])
     return resident
 
 
@@ -229,13 +222,7 @@ def keep_images(
         folder = scratch / KEPT_NAME
         folder.mkdir(exist_ok=True)
         index = write_cache(source, folder, lambda _, done: bar.advance(done))
-        return DecodedImages(
-            _mapped(folder / PIXELS_NAME, index).permute(0, 3, 1, 2),
-            source.labels,
-            source.ids,
-            undecodable=index.undecodable,
-            device=source.device,
-        )
+        return DecodedImages.of(source, _mapped(folder / PIXELS_NAME, index))
 
 
 def _checked_index(path: Path, dataset: Dataset) -> PixelsIndex:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TypeAlias, cast
 
 import numpy as np
@@ -60,6 +59,17 @@ class DecodedImages:
         is_sent = self._device.type == "cuda" and not images.is_cuda
         self._pool = ThreadPoolExecutor(GATHERING_THREADS) if is_sent else None
 
+    @staticmethod
+    def of(source: ImageStream, images_nhwc: Tensor) -> "DecodedImages":
+        """Keep what was decoded of all samples of ``source``; batches come where its own did."""
+        return DecodedImages(
+            images_nhwc.permute(0, 3, 1, 2),
+            source.labels,
+            source.ids,
+            undecodable=source.undecodable,
+            device=source.device,
+        )
+
     def __len__(self) -> int:
         return self.ids.size
 
@@ -87,7 +97,7 @@ class DecodedImages:
             kept = kept[self._is_decoded[kept]]
             if order.pad or kept.size:
                 rows = kept if self._rows is None else self._rows[kept]
-                images = take_rows(images_nhwc, rows, self._memory, self._pool).permute(0, 3, 1, 2)
+                images = self.take_rows(images_nhwc, rows).permute(0, 3, 1, 2)
                 n = positions.size if order.pad else None
                 yield batch_of(
                     images.to(self._device, non_blocking=True),
@@ -95,6 +105,27 @@ class DecodedImages:
                     self.ids[kept],
                     n=n,
                 )
+
+    def take_rows(self, images_nhwc: Tensor, rows: Ints) -> Tensor:
+        """Copy rows of the images, on a CPU into memory of batches.
+
+        There by NumPy, on one thread where there is no pool, at the speed of memory: torch's
+        threads wait for one another as soon as other threads want the cores too.
+        """
+        if images_nhwc.is_cuda:
+            return images_nhwc.index_select(0, torch.from_numpy(rows).to(images_nhwc.device))
+        source = images_nhwc.numpy()
+        taken = self._memory.take((rows.size, *source.shape[1:]), source.dtype)
+
+        def copy_some(some: Ints, out: Pixels) -> None:
+            source.take(some, axis=0, out=out, mode="clip")  # "raise" would copy once more
+
+        if self._pool is None:
+            copy_some(rows, taken)
+        else:
+            parts = (np.array_split(array, GATHERING_THREADS) for array in (rows, taken))
+            list(self._pool.map(copy_some, *parts))
+        return torch.from_numpy(taken)
 
 
 EpochSource: TypeAlias = ImageStream | DecodedImages
@@ -115,30 +146,6 @@ def crop_rows(images_nhwc: Pixels, rows: Ints, boxes: Ints, out: Pixels, *, work
     with ThreadPoolExecutor(workers, thread_name_prefix="crop") as threads:
         for part in [threads.submit(crop_some) for _ in range(workers)]:
             part.result()
-
-
-def take_rows(
-    values: Tensor, rows: Ints, memory: BatchMemory, pool: ThreadPoolExecutor | None = None
-) -> Tensor:
-    """Copy rows of a tensor, on a CPU into ``memory``.
-
-    There by NumPy, on one thread unless a ``pool`` is given, at the speed of memory: torch's
-    threads wait for one another as soon as other threads want the cores too.
-    """
-    if values.is_cuda:
-        return values.index_select(0, torch.from_numpy(rows).to(values.device))
-    source = values.numpy()
-    taken = memory.take((rows.size, *source.shape[1:]), source.dtype)
-
-    def copy_some(first: int, step: int = 1) -> None:
-        for position in range(first, rows.size, step):
-            taken[position] = source[rows[position]]
-
-    if pool is None:
-        copy_some(0)
-    else:
-        list(pool.map(partial(copy_some, step=GATHERING_THREADS), range(GATHERING_THREADS)))
-    return torch.from_numpy(taken)
 
 
 def load_into_memory(source: ImageStream) -> DecodedImages:
@@ -173,11 +180,4 @@ def decode_all(
         else:  # on one thread, as in `take_rows`
             images_nhwc.numpy()[rows] = decoded.cpu().numpy()
         on_batch(rows.size)
-    images = images_nhwc.permute(0, 3, 1, 2)
-    return DecodedImages(
-        images,
-        source.labels,
-        source.ids,
-        undecodable=source.undecodable,
-        device=source.device,
-    )
+    return DecodedImages.of(source, images_nhwc)

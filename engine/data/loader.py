@@ -3,6 +3,7 @@
 import os
 import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from hashlib import sha256
 from typing import Any, NoReturn
@@ -27,7 +28,7 @@ _WORKERS = (
 )
 
 
-class Loader(IterableDataset[Batch]):
+class Loader(IterableDataset[Batch], AbstractContextManager["Loader"]):
     """Batches of a packed data set; an iterable and a context manager.
 
     ``for batch in loader`` hands over the rest of the current epoch, in an order that depends on
@@ -94,8 +95,6 @@ class Loader(IterableDataset[Batch]):
             crops=crops, rank=ranks.rank, world=ranks.world,
         )  # fmt: skip
         self._ids_digest = "all" if chosen is None else sha256(chosen.tobytes()).hexdigest()
-        self._n = len(self.dataset) if chosen is None else chosen.size
-        self._n_batches = -(-self._order.positions(self._n).size // batch)
         self._epoch, self._next_batch = 0, 0
         self._under_way: weakref.ref[Generator[Batch]] | None = None
         self.device = _device(device)
@@ -107,11 +106,9 @@ class Loader(IterableDataset[Batch]):
             decoder=decoder, exact=exact, workers=workers, normalisation=normalisation,
             skip_damaged=skip_damaged,
         )  # fmt: skip
+        self._n_batches = -(-self._order.positions(len(self._stream)).size // batch)
         if picked in {DecoderName.TURBO, DecoderName.FAST}:
             warm_up(floats=normalisation is not None)
-
-    def __enter__(self) -> "Loader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -170,7 +167,7 @@ class Loader(IterableDataset[Batch]):
             "version": 1,
             "data_set": self.dataset.manifest.identity,
             "ids": self._ids_digest,
-            "n": self._n,
+            "n": len(self._stream),
             **{name: getattr(self._order, name) for name in order},
         }
 

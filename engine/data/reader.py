@@ -3,8 +3,9 @@
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import chain, pairwise
+from contextlib import AbstractContextManager, suppress
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
@@ -76,7 +77,7 @@ ByteRanges: TypeAlias = tuple[Ints, Ints, Ints]
 """Open file, offset and length of each of n samples; -1 for a file that does not stay open."""
 
 
-class ShardReader:
+class ShardReader(AbstractContextManager["ShardReader"]):
     """Reads samples of a packed data set by offset and length; thread safe, a context manager."""
 
     def __init__(self, dataset: Dataset) -> None:
@@ -86,9 +87,6 @@ class ShardReader:
         self._bytes = dataset.ints("bytes")
         self._files = OpenFiles(dataset.shard_paths())
         self.threads = ThreadPoolExecutor(READING_THREADS, thread_name_prefix="read")
-
-    def __enter__(self) -> "ShardReader":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -186,19 +184,13 @@ class LazyBytes:
         Raises:
             ManifestError: As `ShardReader.read`.
         """
-        descriptors, starts, lengths = self.places
-        ends = np.append(0, lengths.cumsum())
-        joined = memory.take((int(ends[-1]),), np.dtype(np.uint8))
-
-        def read_part(part: Ints) -> Ints:
-            first, last = part[[0, -1]]
-            some = slice(first, last + 1)
-            memory = joined[ends[first] : ends[last + 1]]
-            return read_ranges(descriptors[some], starts[some], lengths[some], memory)
-
-        parts = filter(len, np.array_split(np.arange(len(self)), READING_THREADS))
-        n_read = np.concatenate([ends[:0], *self._threads.map(read_part, parts)])
-        data = [joined[start:end] for start, end in pairwise(ends.tolist())]
+        lengths = self.places[2]
+        firsts = lengths.cumsum() - lengths
+        joined = memory.take((int(lengths.sum()),), np.dtype(np.uint8))
+        parts = [np.array_split(column, READING_THREADS) for column in (*self.places, firsts)]
+        read = self._threads.map(partial(read_ranges, memory=joined), *parts)
+        n_read = np.concatenate([*read])
+        data = [joined[at : at + n] for at, n in np.stack((firsts, lengths), axis=1).tolist()]
         for position in np.flatnonzero(n_read != lengths):
             data[position] = np.frombuffer(self[int(position)], np.uint8)  # or names it
         return data

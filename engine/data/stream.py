@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,7 +58,7 @@ def batch_of(images: Tensor, labels: Ints, ids: Ints, *, n: int | None = None) -
     return Batch(images, *rows)
 
 
-class ImageStream:
+class ImageStream(AbstractContextManager["ImageStream"]):
     """Streams the samples of a packed data set, or of a subset; a context manager."""
 
     def __init__(
@@ -95,9 +95,6 @@ class ImageStream:
             normalisation=normalisation,
         )
         self._reader = ShardReader(dataset)
-
-    def __enter__(self) -> "ImageStream":
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

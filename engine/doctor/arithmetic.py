@@ -34,6 +34,7 @@ from coreset.kernels.dynamics import Dynamics
 from coreset.kernels.logits import NonFiniteGuard
 
 Augmentation: TypeAlias = Callable[[Tensor, torch.Generator], Tensor]
+Draw: TypeAlias = Callable[[int, torch.Generator], Tensor]
 
 REPORT = "report it with the output of --json"
 CPU = torch.device("cpu")
@@ -46,18 +47,20 @@ SCORE_TOLERANCE = 1e-4
 WAITING = frozenset({"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal"})
 INDEXING = frozenset({"index", "index_put", "index_put_"})
 
+
+def _drawn(augment: Callable[[Tensor, Tensor], Tensor], draw: Draw) -> Augmentation:
+    """Augment images by numbers that are drawn for each."""
+    return lambda images, draws: augment(
+        unit_range(images), draw(len(images), draws).to(images.device)
+    )
+
+
 AUGMENTATIONS: dict[str, Augmentation] = {
     "normalisation": lambda images, _: normalised(images, IMAGENET_MEAN, IMAGENET_STD),
     "random resized crop": lambda images, draws: random_resized_crop(images, CROP_SIZE, draws),
-    "flip": lambda images, draws: horizontal_flip(
-        unit_range(images), draw_flips(len(images), draws).to(images.device)
-    ),
-    "colour jitter": lambda images, draws: color_jitter(
-        unit_range(images), draw_jitter(len(images), draws).to(images.device)
-    ),
-    "lighting": lambda images, draws: lighting(
-        unit_range(images), draw_lighting(len(images), draws).to(images.device)
-    ),
+    "flip": _drawn(horizontal_flip, draw_flips),
+    "colour jitter": _drawn(color_jitter, draw_jitter),
+    "lighting": _drawn(lighting, draw_lighting),
     "CutMix": lambda images, draws: _mixed(unit_range(images), draws),
 }
 

@@ -92,12 +92,8 @@ def context_of(dataset: Dataset, device: torch.device, *, samples: int, seconds:
 
 def decoding(context: Context) -> Iterator[Check]:
     """Time reading and decoding, to where batches are handed over."""
-    ids = np.resize(context.ids, BATCHES_PER_EPOCH * context.batch)
-    with (
-        context.source(Geometry(SIZE), ids) as source,
-        closing(_endless(source, context)) as endless,
-    ):
-        per_second = rate(lambda: len(next(endless).ids), context)
+    with closing(_decoded(context)) as batches:
+        per_second = rate(lambda: len(next(batches).ids), context)
     mean_bytes = round(float(context.dataset.ints("bytes")[context.ids].mean()))
     yield _speed(DECODE, per_second, f"{SIZE} px, files of {mean_bytes / 1000:,.0f} kB")
 
@@ -122,6 +118,12 @@ def jpeg_engines(context: Context) -> Iterator[Check]:
     yield Check(ENGINES, f"{best:g}, kept in {file} (images/s by share: {shown})", facts=facts)
 
 
+def _decoded(context: Context) -> Generator[Batch]:
+    ids = np.resize(context.ids, BATCHES_PER_EPOCH * context.batch)
+    with context.source(Geometry(SIZE), ids) as source:
+        yield from _endless(source, context)
+
+
 def _endless(source: EpochSource, context: Context) -> Generator[Batch]:
     for epoch in count():
         yield from source.epoch(BatchOrder(batch=context.batch, epoch=epoch, shuffle=True))
@@ -141,17 +143,12 @@ def copying(context: Context) -> Iterator[Check]:
 
 def decoding_beside_training(context: Context) -> Iterator[Check]:
     """Time steps of `score` that each come with a decoded batch: how far the two overlap."""
-    pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
-    proxy, trainer = proxy_in_training(context, pixels, size=SIZE, crop_scale=0.08)
-    ids = np.resize(context.ids, BATCHES_PER_EPOCH * context.batch)
-    with (
-        context.source(Geometry(SIZE), ids) as source,
-        closing(_endless(source, context)) as endless,
-    ):
+    train = _full_step(context)
+    with closing(_decoded(context)) as batches:
 
         def step() -> int:
-            next(endless)
-            return _step(proxy, trainer, None)
+            next(batches)
+            return train()
 
         per_second = rate(step, context)
     yield _speed(BESIDE, per_second, f"{SIZE} px, a batch of each in turn")
@@ -185,10 +182,8 @@ def embedding(context: Context) -> Iterator[Check]:
 
 def training(context: Context) -> Iterator[Check]:
     """Time the steps of `score`, crops included, on pixels on the device, compiled on a GPU."""
-    pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
-    proxy, trainer = proxy_in_training(context, pixels, size=SIZE, crop_scale=0.08)
     precision = "bfloat16" if has_fast_bfloat16(context.device) else "float32"
-    per_second = rate(lambda: _step(proxy, trainer, None), context)
+    per_second = rate(_full_step(context), context)
     how = "compiled" if context.device.type == "cuda" else "not compiled"
     yield _speed(TRAIN, per_second, f"{SIZE} px, {precision}, {how}")
 
@@ -211,7 +206,13 @@ def fast_training(context: Context, side: int) -> Iterator[Check]:
         yield _speed(name, rate(step, context), f"batches of {batch}, {how}")
 
 
-def _step(proxy: Proxy, trainer: Trainer, dynamics: Dynamics | None) -> int:
+def _full_step(context: Context) -> Callable[[], int]:
+    """Build a step of `score` by the full recipe, on one batch of images on the device."""
+    pixels = context.pixels(Geometry(stored_side(SIZE), stored_side(SIZE)))
+    return partial(_step, *proxy_in_training(context, pixels, size=SIZE, crop_scale=0.08))
+
+
+def _step(proxy: Proxy, trainer: Trainer, dynamics: Dynamics | None = None) -> int:
     """Train on the one batch, and return how many images it has."""
     ((inputs, labels, _),) = proxy.examples(trainer.steps, 0)
     logits = trainer.step(inputs, partial(cross_entropy, target=labels))
@@ -236,18 +237,13 @@ def proxy_in_training(
 def rate(step: Callable[[], int], context: Context) -> float:
     """Measure images per second of ``step``, which returns their number; one call warms up."""
     step()
-    _settle(context.device)
+    settle = partial(torch.get_device_module(context.device).synchronize, context.device)
+    settle()  # a GPU has done what it was given
     watch, images = Stopwatch(), 0
     while images == 0 or watch.seconds < context.seconds:
         images += step()
-    _settle(context.device)
+    settle()
     return images / watch.seconds
-
-
-def _settle(device: torch.device) -> None:
-    """Wait for a GPU to do what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _speed(name: str, per_second: float, what: str) -> Check:

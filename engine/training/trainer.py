@@ -11,7 +11,7 @@ from functools import cache
 from math import cos, pi
 from pathlib import Path
 from shutil import which
-from typing import Literal, TypeAlias, TypeVar, cast
+from typing import Literal, TypeAlias
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,6 @@ from coreset.engine.runtime.device import half_precision
 from coreset.shards.errors import StoreError, UsageError
 
 CompileMode: TypeAlias = Literal["auto", "on", "graphs", "off"]
-Function = TypeVar("Function", bound=Callable[..., Tensor])
 Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
 """Batches of (network inputs, labels, ids)."""
 
@@ -86,11 +85,7 @@ def load_momentum(optimiser: torch.optim.SGD, momentum: Mapping[str, Tensor]) ->
 
 @dataclass(slots=True)
 class WholeBatches:
-    """Compiled code for whole batches alone: the short last one runs as it is written.
-
-    To compile that one, too, would take as long again, for one step of an epoch; and rows that fill
-    it up would change the statistics of batch norm.
-    """
+    """Compiled code for whole batches alone: the short last one runs as it is written."""
 
     rows: int = 0
     """Rows of the largest batch so far: of the first, unless a run is resumed at the last."""
@@ -98,18 +93,13 @@ class WholeBatches:
     def of(self, inputs: Tensor) -> AbstractContextManager[object]:
         """Enter before a network is called."""
         self.rows = max(self.rows, len(inputs))
-        is_short = len(inputs) < self.rows
-        return torch.compiler.set_stance("force_eager") if is_short else nullcontext()
-
-
-def compiled_on_gpu(function: Function, device: torch.device) -> Function:
-    """Compile a function of tensors, a graph for each of their shapes, if they are on a GPU."""
-    return cast("Function", _compiled(function)) if device.type == "cuda" else function
+        return compilation("off" if len(inputs) < self.rows else "on")
 
 
 @cache
-def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return torch.compile(function, dynamic=False)
+def compiled_on_gpu(function: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """Compile a function of tensors, a graph for each of their shapes, if they are on a GPU."""
+    return torch.compile(function, dynamic=False) if device.type == "cuda" else function
 
 
 def compilation(mode: CompileMode) -> AbstractContextManager[object]:

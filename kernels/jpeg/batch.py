@@ -1,10 +1,5 @@
-"""Write decoded pixels to a batch: normalised to planes, or all crops of it in one call per thread.
+"""Write decoded pixels to a batch: normalised to planes, or all crops in one call per thread."""
 
-A call from Python ends with a wait for the interpreter. A `BatchDecoder` stays in compiled code for
-a whole batch of images that need no resizing.
-"""
-
-import ctypes
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg import odd_memory
-from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, load_at, setjmp, store_at
+from coreset.kernels.jpeg import pixel_memory
+from coreset.kernels.jpeg.ffi import address_of, call_c, fetch_add, load_at, pread, setjmp, store_at
 from coreset.kernels.jpeg.libjpeg import (
     BUFFER,
     MOST_ADDED,
@@ -32,12 +27,13 @@ from coreset.kernels.jpeg.simd import LANES, fence, inner, stream_bytes, stream_
 IN_MEMORY = -2
 """Descriptor of an image whose bytes are in memory."""
 MOST_BYTES = 1 << 20
-"""Largest file that `BatchDecoder` decodes."""
+"""Largest file that `decode_batch` decodes."""
 PLANE_ALIGNMENT = 64
 """Alignment in bytes with which planes are written past the caches."""
 _ROWS_AT_ONCE = 16  # fit in the L1 cache between decoding and normalising
 
 
+@kernel
 def normalised_planes(
     image_hwc: NDArray[np.uint8], factors: NDArray[np.float32], out_chw: NDArray[np.float32]
 ) -> None:
@@ -45,9 +41,11 @@ def normalised_planes(
 
     Thread safe; releases the interpreter. The first call compiles.
     """
-    flat, planes = image_hwc.reshape(-1), out_chw.reshape(3, -1)
-    aligned = planes.ctypes.data % PLANE_ALIGNMENT == planes[0].nbytes % PLANE_ALIGNMENT == 0
-    _normalise(flat, aligned, factors, planes)
+    planes, plane = address_of(out_chw), out_chw.strides[0]
+    stream = planes % PLANE_ALIGNMENT == 0 and plane % PLANE_ALIGNMENT == 0
+    rows = _Rows(address_of(image_hwc), 0, 1, plane // 4, stream)
+    _write_planes(rows, address_of(factors), planes, plane)
+    fence()
 
 
 def factors_of(mean: Sequence[float], std: Sequence[float]) -> NDArray[np.float32]:
@@ -82,39 +80,30 @@ class WorkQueue(NamedTuple):
     grey nor a colour JPEG."""
 
 
-class BatchDecoder:
-    """Decoder of one thread; several of them work on one queue."""
+def decode_batch(
+    decoder: RegionDecoder,
+    crops: CropBatch,
+    queue: WorkQueue,
+    out: NDArray[Any],
+    factors: NDArray[np.float32] | None,
+    *,
+    coarse: bool,
+) -> None:
+    """Decode images until the queue is empty; for each thread to call with a decoder of its own.
 
-    def __init__(self, decoder: RegionDecoder, *, size: int) -> None:
-        """Allocate the buffers of a thread, for crops of ``size`` pixels a side."""
-        self._decoder, self.size = decoder, size
-        self._pread = ctypes.cast(ctypes.CDLL(None)["pread"], ctypes.c_void_p).value or 0
-        self._encoded = np.empty(MOST_BYTES, np.uint8)
-        self._rows = odd_memory(3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
-
-    def decode(
-        self,
-        crops: CropBatch,
-        queue: WorkQueue,
-        out: NDArray[Any],
-        factors: NDArray[np.float32] | None = None,
-        *,
-        coarse: bool = False,
-    ) -> None:
-        """Decode images until the queue is empty; releases the interpreter.
-
-        The pixels go to ``out``: uint8 of shape (b, s * s * 3), or with the result of `factors_of`
-        float32 of shape (b, 3, s * s). Rows of images that are not decoded are undefined. Each crop
-        lies inside its image. ``coarse`` uses libjpeg-turbo's faster transform and upsampling.
-        """
-        # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
-        is_bytes = out.dtype == np.uint8
-        row = 3 * self.size if is_bytes else 4 * self.size
-        unit = LANES if is_bytes else PLANE_ALIGNMENT
-        stream = row % unit == out.ctypes.data % unit == 0
-        buffers = (self._encoded, self._rows, self._decoder.memory)
-        mode = _Mode(self.size, stream, coarse, *(buffer.ctypes.data for buffer in buffers))
-        _decode_batch(self._decoder.functions, self._pread, crops, queue, mode, out, factors)
+    Releases the interpreter. The pixels go to ``out``, C-contiguous: uint8 of shape (b, s, s, 3),
+    or with the result of `factors_of` float32 of shape (b, 3, s, s). Rows of images that are not
+    decoded are undefined. Each crop lies inside its image. ``coarse`` uses libjpeg-turbo's faster
+    transform and upsampling.
+    """
+    size = out.shape[2]
+    # Every row of a batch must begin where `stream_bytes` or `stream_planes` can write.
+    row, unit = (3 * size, LANES) if factors is None else (4 * size, PLANE_ALIGNMENT)
+    stream = row % unit == out.ctypes.data % unit == 0
+    buffer = pixel_memory(MOST_BYTES + 3 * _ROWS_AT_ONCE * (size + MOST_ADDED))
+    encoded, rows = buffer.ctypes.data, buffer[MOST_BYTES:].ctypes.data
+    mode = _Mode(size, stream, coarse, encoded, rows, decoder.memory.ctypes.data)
+    _decode_batch(decoder.functions, crops, queue, mode, out, factors)
 
 
 class _Mode(NamedTuple):
@@ -138,12 +127,10 @@ class _Crop(NamedTuple):
 
 
 class _Rows(NamedTuple):
-    """Rows of RGB bytes, ``stride`` bytes apart, and their place in an image of a batch."""
+    """Rows of RGB bytes, ``stride`` bytes apart, to be written without gaps."""
 
     source: int
     stride: int
-    to: int
-    """Number of the first pixel that is written; rows follow each other without gaps."""
     n_rows: int
     n_columns: int
     stream: bool
@@ -153,7 +140,6 @@ class _Rows(NamedTuple):
 @kernel
 def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
     jpeg: Functions,
-    pread: int,
     crops: CropBatch,
     queue: WorkQueue,
     mode: _Mode,
@@ -170,7 +156,7 @@ def _decode_batch(  # noqa: PLR0917 - Numba takes no None in a tuple
             continue
         if crops.descriptors[at] != IN_MEMORY:
             start, address = address, mode.encoded
-            if call_c(pread, (crops.descriptors[at], address, n_bytes, start)) != n_bytes:
+            if pread(crops.descriptors[at], address, n_bytes, start) != n_bytes:
                 continue
         width, height = int(crops.widths[at]), int(crops.heights[at])
         left, top = int(crops.lefts[at]), int(crops.tops[at])
@@ -210,26 +196,15 @@ def _decode_rows(jpeg: Functions, crop: _Crop, mode: _Mode, factors: int | None)
     for top in range(0, mode.size, _ROWS_AT_ONCE):
         n_rows = min(mode.size - top, _ROWS_AT_ONCE)
         read_rows(jpeg, n_rows, 3 * n_columns, mode.rows, mode.libjpeg)
-        rows = _Rows(source, 3 * n_columns, top * mode.size, n_rows, mode.size, mode.stream)
+        rows = _Rows(source, 3 * n_columns, n_rows, mode.size, mode.stream)
         if factors is None:
-            _write_bytes(rows, crop.out)
+            _write_bytes(rows, crop.out + 3 * top * mode.size)
         else:
-            _write_planes(rows, factors, crop.out, 4 * mode.size * mode.size)
+            planes = crop.out + 4 * top * mode.size
+            _write_planes(rows, factors, planes, 4 * mode.size * mode.size)
     if mode.stream:
         fence()
     return True
-
-
-@kernel
-def _normalise(
-    pixels: NDArray[np.uint8],
-    stream: bool,  # noqa: FBT001 - a kernel's
-    factors: NDArray[np.float32],
-    planes: NDArray[np.float32],
-) -> None:
-    rows = _Rows(address_of(pixels), 0, 0, 1, planes.shape[1], stream)
-    _write_planes(rows, address_of(factors), address_of(planes), planes.strides[0])
-    fence()
 
 
 @inner
@@ -237,7 +212,7 @@ def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
     """Normalise rows by the factors at an address to planes of ``plane`` bytes at another."""
     for row in range(rows.n_rows):
         source = rows.source + row * rows.stride
-        target = planes + 4 * (rows.to + row * rows.n_columns)
+        target = planes + 4 * row * rows.n_columns
         if rows.stream:
             for i in range(0, rows.n_columns, 16):
                 stream_planes(source + 3 * i, factors, target + 4 * i, plane)
@@ -252,10 +227,10 @@ def _write_planes(rows: _Rows, factors: int, planes: int, plane: int) -> None:
 
 @inner
 def _write_bytes(rows: _Rows, out: int) -> None:
-    """Copy rows to the image at an address; streaming needs multiples of `LANES`."""
+    """Copy rows to an address; streaming needs multiples of `LANES`."""
     n = 3 * rows.n_columns
     for row in range(rows.n_rows):
-        source, target = rows.source + row * rows.stride, out + 3 * rows.to + row * n
+        source, target = rows.source + row * rows.stride, out + row * n
         if rows.stream:
             for i in range(0, n, LANES):
                 stream_bytes(source + i, target + i)

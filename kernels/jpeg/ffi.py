@@ -1,12 +1,10 @@
 """Call C functions from Numba kernels, including functions that exit through ``longjmp``.
 
-Numba counts the references of arrays, and releases each after its last use. After a ``longjmp`` it
-may release a reference a second time. So a kernel that calls `setjmp`, and every function between
-it and the function that jumps, holds only numbers, addresses and tuples of them, and reads and
-writes memory by `load_at` and `store_at`. A test looks for counted references in the compiled code.
+A kernel that calls `setjmp`, and every function between it and the function that jumps, holds only
+numbers, addresses and tuples of them (README.md says why), and uses memory by `load_at` and
+`store_at`.
 """
 
-import ctypes
 import os
 from typing import Any
 
@@ -21,6 +19,11 @@ from coreset.kernels.jpeg.simd import Untyped, inner, instruction
 
 _BYTE, _INT, _WORD = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _POINTER, _VOID = _BYTE.as_pointer(), ir.VoidType()
+_LONG, _SHORT = types.int64, types.int32  # C's long, size_t and addresses; C's int
+pread: Untyped = types.ExternalFunction("pread", _LONG(_SHORT, _LONG, _LONG, _LONG))
+"""C's, for kernels: descriptor, address, bytes, offset."""
+_preadv2: Untyped = types.ExternalFunction("preadv2", _LONG(_SHORT, _LONG, _SHORT, _LONG, _SHORT))
+_NOWAIT = os.RWF_NOWAIT
 
 
 @instruction
@@ -117,62 +120,38 @@ def longjmp_address(_typing: Untyped) -> Untyped:
     return types.int64(), emit
 
 
+@kernel
 def all_cached(descriptors: NDArray[np.int64], offsets: NDArray[np.int64]) -> bool:
     """Test in one call whether the byte at an offset of each of many files is in the page cache.
 
     Thread safe; releases the interpreter. The first call compiles. False also where the file system
     cannot say, or a file is not open or ends before the byte.
     """
-    preadv2 = ctypes.cast(ctypes.CDLL(None)["preadv2"], ctypes.c_void_p).value or 0
-    return bool(_all_cached(preadv2, os.RWF_NOWAIT, descriptors, offsets, np.empty(3, np.int64)))
+    memory = np.empty(3, np.int64)
+    vector = address_of(memory)
+    memory[0], memory[1] = vector + 16, 1  # struct iovec, and the place of the byte
+    for descriptor, offset in zip(descriptors, offsets):  # noqa: B905 - Numba has no strict
+        if _preadv2(descriptor, vector, 1, offset, _NOWAIT) != 1:
+            return False
+    return memory[1] == 1  # Numba frees the memory after its last use
 
 
+@kernel
 def read_ranges(
     descriptors: NDArray[np.int64],
     offsets: NDArray[np.int64],
     lengths: NDArray[np.int64],
+    places: NDArray[np.int64],
     memory: NDArray[np.uint8],
 ) -> NDArray[np.int64]:
-    """Read ranges of files one after another into ``memory``; return the bytes read of each.
+    """Read ranges of files to places in ``memory``; return the bytes read of each.
 
-    Thread safe; releases the interpreter. The first call compiles. ``memory`` has at least
-    ``lengths.sum()`` bytes; every range begins where the lengths before it end.
+    Thread safe; releases the interpreter. The first call compiles. What would exceed the memory is
+    not read.
     """
-    pread = ctypes.cast(ctypes.CDLL(None)["pread"], ctypes.c_void_p).value or 0
-    if lengths.sum() > memory.size:
-        raise ValueError(f"ranges of {lengths.sum():,} bytes exceed {memory.size:,} of memory")
     n_read = np.zeros_like(lengths)
-    _read_ranges(pread, descriptors, offsets, lengths, memory, n_read)
-    return n_read
-
-
-@kernel
-def _read_ranges(  # noqa: PLR0917 - a kernel's
-    pread: int,
-    descriptors: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    memory: NDArray[np.uint8],
-    n_read: NDArray[np.int64],
-) -> None:
-    place = address_of(memory)
     for at in range(lengths.size):
-        n_read[at] = call_c(pread, (descriptors[at], place, lengths[at], offsets[at]))
-        place += lengths[at]
-
-
-@kernel
-def _all_cached(
-    preadv2: int,
-    flags: int,
-    descriptors: NDArray[np.int64],
-    offsets: NDArray[np.int64],
-    memory: NDArray[np.int64],
-) -> bool:
-    """Read into ``memory`` of the caller: Numba frees its own before C has used it."""
-    vector = address_of(memory)
-    memory[0], memory[1] = vector + 16, 1  # struct iovec, and the place of the byte
-    for descriptor, offset in zip(descriptors, offsets):  # noqa: B905 - Numba has no strict
-        if call_c(preadv2, (descriptor, vector, 1, offset, flags)) != 1:
-            return False
-    return True
+        if 0 < lengths[at] <= memory.size - places[at]:
+            target = address_of(memory) + places[at]
+            n_read[at] = pread(descriptors[at], target, lengths[at], offsets[at])
+    return n_read

@@ -1,25 +1,17 @@
 """Decoding of a region of a JPEG by calling libjpeg-turbo row by row.
 
-libjpeg-turbo can skip the columns beside a region and the rows above it, and stop below it.
 simplejpeg hides its copy of the library; the functions of Pillow's copy can be called.
-``jpeg_CreateDecompress`` compares version and size and refuses a library with others.
 """
 
 import ctypes
+import weakref
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from coreset.kernels.jit import kernel
-from coreset.kernels.jpeg.ffi import (
-    address_of,
-    call_c,
-    load_at,
-    longjmp_address,
-    setjmp,
-    store_at,
-)
+from coreset.kernels.jpeg.ffi import address_of, call_c, load_at, longjmp_address, setjmp, store_at
 from coreset.kernels.jpeg.resize import Box
 from coreset.kernels.jpeg.simd import inner
 
@@ -70,9 +62,9 @@ class RegionDecoder:
             ctypes.cast(library[name], ctypes.c_void_p).value or 0 for name in Functions._fields[2:]
         )
         self.functions = Functions._make((version, VERSIONS[version], *addresses))
-        self._destroy = library["jpeg_destroy_decompress"]
         self.memory = np.zeros(4096 // 8, np.int64)
-        self._address = ctypes.c_void_p(self.memory.ctypes.data)
+        destroy, address = library["jpeg_destroy_decompress"], self.memory.ctypes
+        weakref.finalize(self, destroy, address.data_as(ctypes.c_void_p)).atexit = False
 
     def decode(
         self, data: bytes, box: Box, into: NDArray[np.uint8], *, coarse: bool = False
@@ -86,11 +78,6 @@ class RegionDecoder:
         """
         encoded = np.frombuffer(data, np.uint8)
         return _decode(self.functions, encoded, (*box, coarse), into, self.memory)
-
-    def __del__(self) -> None:
-        """Free the memory of libjpeg."""
-        if hasattr(self, "_address") and self.memory[0]:
-            self._destroy(self._address)
 
 
 @kernel

@@ -190,10 +190,8 @@ def make_decoder(
         from coreset.engine.data.decoders.dali import DaliDecoder
 
         return DaliDecoder(geometry, device=device, workers=workers, normalisation=normalisation)
-    from coreset.engine.data.buffers import BatchMemory
     from coreset.engine.data.decoders.threads import ThreadedDecoder
 
-    memory = BatchMemory(torch.device(device))
     return ThreadedDecoder(
-        geometry, chosen, workers=workers, normalisation=normalisation, memory=memory
+        geometry, chosen, workers=workers, device=device, normalisation=normalisation
     )

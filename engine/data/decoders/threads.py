@@ -7,7 +7,6 @@ needs no resampling is decoded by one compiled call per thread and batch.
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from threading import local
 from typing import Any
 
 import numpy as np
@@ -31,9 +30,9 @@ from coreset.kernels.jpeg import resize as resizing
 from coreset.kernels.jpeg.batch import (
     IN_MEMORY,
     MOST_BYTES,
-    BatchDecoder,
     CropBatch,
     WorkQueue,
+    decode_batch,
     factors_of,
     normalised_planes,
 )
@@ -42,11 +41,10 @@ from coreset.kernels.jpeg.headers import addresses_of, as_arrays
 
 _LEAST_SHARE = 0.5
 """Share of a batch that needs no resampling; with less all images are decoded one by one."""
-_of_thread = local()  # holds the `decoder` of each thread
 
 
 class ThreadedDecoder:
-    """Decodes on the CPU with ``workers`` threads."""
+    """Decodes on the CPU with ``workers`` threads, for batches that go to ``device``."""
 
     def __init__(
         self,
@@ -54,13 +52,13 @@ class ThreadedDecoder:
         name: DecoderName,
         *,
         workers: int,
+        device: str = "cpu",
         normalisation: Normalisation | None = None,
-        memory: BatchMemory | None = None,
     ) -> None:
         self._geometry, self._name, self._workers = geometry, name, workers
         self._factors = normalisation and factors_of(normalisation.mean, normalisation.std)
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="decode")
-        self._memory = memory or BatchMemory()
+        self._memory = BatchMemory(torch.device(device))
 
     def read_ahead(self, batch: EncodedBatch) -> EncodedBatch:
         """Leave it to each thread to read what it decodes, into the cache of its core."""
@@ -103,7 +101,11 @@ class ThreadedDecoder:
             return list(range(len(batch)))
         queue = WorkQueue(np.zeros(1, np.int64), np.zeros(len(batch), np.bool_))
         coarse = self._name is DecoderName.FAST
-        work = partial(decode_crops, crops, queue, images, self._factors, coarse=coarse)
+
+        def work() -> None:
+            if (decoder := decoder_of_thread()) is not None:
+                decode_batch(decoder, crops, queue, images, self._factors, coarse=coarse)
+
         self._in_threads(work, len(batch))
         return np.flatnonzero(~queue.decoded).tolist()
 
@@ -152,25 +154,6 @@ def crop_batch(batch: EncodedBatch, geometry: Geometry) -> CropBatch | None:
     return CropBatch(descriptors, starts, lengths, batch.widths, batch.heights, lefts, tops)
 
 
-def decode_crops(
-    crops: CropBatch,
-    queue: WorkQueue,
-    images: NDArray[Any],
-    factors: NDArray[np.float32] | None,
-    *,
-    coarse: bool,
-) -> None:
-    """Decode into ``images``, C-contiguous, until the queue is empty; for each thread to call."""
-    libjpeg, size = decoder_of_thread(), images.shape[2]
-    if libjpeg is None:
-        return
-    decoder: BatchDecoder | None = getattr(_of_thread, "decoder", None)
-    if decoder is None or decoder.size != size:
-        decoder = _of_thread.decoder = BatchDecoder(libjpeg, size=size)
-    out = images.reshape((len(images), -1) if factors is None else (len(images), 3, -1))
-    decoder.decode(crops, queue, out, factors, coarse=coarse)
-
-
 def warm_up(*, floats: bool) -> None:
     """Compile what a batch may need, so that none waits; seconds the first time."""
     all_cached(np.empty(0, np.int64), np.empty(0, np.int64))
@@ -181,4 +164,5 @@ def warm_up(*, floats: bool) -> None:
     if floats:
         shape, kind, factors = (1, 3, 32, 32), np.float32, factors_of((0,) * 3, (1,) * 3)
         normalised_planes(np.zeros((1, 1, 3), np.uint8), factors, np.empty((3, 1, 1), np.float32))
-    decode_crops(crops, queue, np.zeros(shape, kind), factors, coarse=False)
+    if (decoder := decoder_of_thread()) is not None:
+        decode_batch(decoder, crops, queue, np.zeros(shape, kind), factors, coarse=False)
