@@ -200,9 +200,3 @@ ACCUMULATORS: dict[str, Callable[[TrainingContext], Accumulator | None]] = {
     "folds": lambda context: context.proxy.folds and OutOfFold(context, context.proxy.folds),
 }
 """Makers by the name of the accumulator's file in a checkpoint; None: not asked for."""
-
-
-def accumulators_for(context: TrainingContext) -> dict[str, Accumulator]:
-    """Make the accumulators that a training is asked for."""
-    made = {name: make(context) for name, make in ACCUMULATORS.items()}
-    return {name: accumulator for name, accumulator in made.items() if accumulator is not None}
