@@ -14,15 +14,12 @@ import shlex
 import sys
 from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NoReturn, cast
+from typing import TYPE_CHECKING, Any
 
 from coreset.engine.runtime.signals import INTERRUPTED, TEXT, end_on_interrupt, raise_signals
 from coreset.shards.errors import CoresetError, MachineError, UsageError
 
 if TYPE_CHECKING:
-    from importlib.abc import Loader
-
     from coreset.engine.stages.options import Stage
 
 # verb: (arguments, module, class, description)
@@ -48,7 +45,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "cost": ("SET", "cost", "Cost", "what it cost to construct a set, along its inputs"),
     "ls": ("[DIR]", "ls", "List", "the artifacts in a folder"),
 }  # fmt: skip
-DONE, BUG = 0, 1
+DONE = 0
 MACHINE_FAULTS = {"ENOSPC", "EDQUOT", "EROFS", "EMFILE", "EACCES", "EIO", "ENOLCK"}
 
 
@@ -195,14 +192,8 @@ class _WithoutPandas:
     """Import hook that hides pandas, which pyarrow imports for its first table: 0.9 s a command."""
 
     def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
-        # Not to raise here: others look for pandas without importing it.
-        return ModuleSpec(name, cast("Loader", self)) if name == "pandas" else None
-
-    def create_module(self, _spec: ModuleSpec) -> None:
-        """Let Python create the module."""
-
-    def exec_module(self, module: ModuleType) -> NoReturn:
-        raise ModuleNotFoundError("coreset does without pandas", name=module.__name__)
+        # Found, for those who only look for it; without a loader its import fails.
+        return ModuleSpec(name, loader=None) if name == "pandas" else None
 
 
 def hide_pandas() -> None:

@@ -1,8 +1,8 @@
 """Inputs of a packing: its plan, from a command's fields or a packed data set, and its report."""
 
 import math
-from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from os.path import relpath
 from pathlib import Path
@@ -62,7 +62,15 @@ class Places:
         one_class: bool = True,
     ) -> Source:
         """Find the samples of the source, to pack them into ``data`` unless that exists."""
-        with _decompression_shown() as show:
+        with ExitStack() as stack:
+            bars: list[Progress] = []
+
+            def show(done_bytes: int, all_bytes: int) -> None:
+                if not bars:
+                    display = progress("decompress", math.ceil(all_bytes / 1e6), "MB")
+                    bars.append(stack.enter_context(display))
+                bars[0].advance(math.ceil(done_bytes / 1e6) - bars[0].done)
+
             options = SourceOptions(
                 only=only,
                 class_names=class_list(self.class_names) if self.class_names else None,
@@ -131,21 +139,6 @@ def plan_again(data: Path, src: Path | None) -> tuple[Plan, Provenance]:
     source = places.find(only=only, duplicates=settings["duplicates"], data=data)
     plan = plan_of(source, settings, name=manifest.name, split=manifest.split, labels=places.labels)
     return plan, replace(provenance, config=config_of(plan))
-
-
-@contextmanager
-def _decompression_shown() -> Generator[Callable[[int, int], None]]:
-    """Show the progress of decompression in the block, if there is any."""
-    with ExitStack() as stack:
-        bars: list[Progress] = []
-
-        def show(done_bytes: int, all_bytes: int) -> None:
-            if not bars:
-                display = progress("decompress", math.ceil(all_bytes / 1e6), "MB")
-                bars.append(stack.enter_context(display))
-            bars[0].advance(math.ceil(done_bytes / 1e6) - bars[0].done)
-
-        yield show
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,10 +76,8 @@ class Provenance:
     def read(artifact: Path) -> "Provenance":
         """Read ``provenance.json`` of a finished artifact; without one, the path was wrong."""
         path, remedy = artifact / PROVENANCE_NAME, "name the output of a finished coreset command"
-        if not artifact.exists():
-            raise missing(artifact, remedy)
         if not path.is_file():
-            raise UsageError(f"{artifact} has no {PROVENANCE_NAME}; {remedy}")
+            raise missing(artifact, remedy, otherwise=f"has no {PROVENANCE_NAME}")
         return Provenance.parse(path)
 
     @staticmethod

@@ -221,7 +221,6 @@ def _prepare(work: ArtifactWriter, *, resumable: bool) -> None:
 
 
 def _finish(work: ArtifactWriter) -> None:
-    """Complete provenance and ledger."""
     (work.scratch / COMMAND_NAME).unlink(missing_ok=True)
     digest = work.provenance.digest or output_digest(work.scratch)
     work.provenance = replace(work.provenance, digest=digest)

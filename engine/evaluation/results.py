@@ -204,7 +204,6 @@ def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes]:
-    """Encode the rows of a table as parquet and as CSV."""
     table = pa.Table.from_pylist(rows, schema=_SCHEMAS[name])
     parquet, csv = io.BytesIO(), io.BytesIO()
     pq.write_table(table, parquet, write_page_checksum=True)

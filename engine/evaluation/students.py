@@ -35,14 +35,6 @@ from coreset.kernels.augment import normalised
 EVALUATION_BATCH = 256
 
 
-class TrainingBatch(NamedTuple):
-    """Input of one training step."""
-
-    inputs: Tensor
-    """Augmented and normalised images, (b, 3, size, size)."""
-    loss: Callable[[Tensor], Tensor]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol(ABC):
     """Settings of one training; its fields identify the students trained under it."""
@@ -78,8 +70,8 @@ class Protocol(ABC):
     @abstractmethod
     def training_batch(
         self, images: Tensor, labels: Tensor, draws: torch.Generator
-    ) -> TrainingBatch:
-        """Augment one batch, uint8 (b, 3, s, s) and int64 (b,), and bind its targets."""
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """Augment and normalise uint8 images (b, 3, s, s); return them and the loss of logits."""
 
     def evaluation_inputs(self, images: Tensor) -> Tensor:
         """Prepare uint8 images (b, 3, s, s) for an evaluation."""

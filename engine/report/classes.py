@@ -60,7 +60,8 @@ def score_figure(
         ],
     )
     for label, (row, column) in enumerate(places):
-        _add_panel(figure, label, scores, coresets, look, row=row + 1, col=column + 1)
+        for trace in _panel(label, scores, coresets, look):
+            figure.add_trace(trace, row=row + 1, col=column + 1)
     figure.update_annotations(font_size=12)
     ends = (float(scores.values.min()), float(scores.values.max()))
     figure.update_xaxes(range=span_of(ends, 0.03, 0.03))
@@ -90,18 +91,17 @@ def _was_chosen_by(entry: FoundSet, scores: FoundScores) -> bool:
     return same and entry.condensed.info.parameters.get("score") == scores.score
 
 
-def _add_panel(
-    figure: "go.Figure",
-    label: int,
-    scores: FoundScores,
-    coresets: Sequence[FoundSet],
-    look: Look,
-    **place: int,
-) -> None:
+def _panel(
+    label: int, scores: FoundScores, coresets: Sequence[FoundSet], look: Look
+) -> "Iterator[go.Bar | go.Scatter]":
+    """Yield the traces of one class: all images, then what each coreset chose and where it cut."""
+    import plotly.graph_objects as go
+
     values, members = scores.values, scores.dataset.labels == label
     edges = np.linspace(values.min(), np.nextafter(values.max(), np.inf), BINS + 1)
     counts, edges = np.histogram(values[members], bins=edges.astype(np.float64))
-    figure.add_bar(
+    top = int(counts.max())
+    yield go.Bar(
         x=((edges[:-1] + edges[1:]) / 2).tolist(),
         y=counts.tolist(),
         width=float(edges[1] - edges[0]),
@@ -110,49 +110,34 @@ def _add_panel(
         showlegend=label == 0,
         legendgroup="all",
         hovertemplate="%{y} images at %{x:.3g}<extra></extra>",
-        **place,
     )
     for entry in coresets:
-        shown = {"visible": True if entry is coresets[0] else "legendonly", **place}
-        colour, top = look.colours[entry.reported.method], int(counts.max())
-        _add_coreset(figure, label, scores, entry, colour=colour, top=top, shown=shown)
-
-
-def _add_coreset(
-    figure: "go.Figure",
-    label: int,
-    scores: FoundScores,
-    entry: FoundSet,
-    *,
-    colour: str,
-    top: int,
-    shown: dict[str, Any],
-) -> None:
-    ids = entry.condensed.ids[entry.condensed.labels == label]
-    common = {"name": plain(entry.reported.name), "legendgroup": entry.reported.digest, **shown}
-    figure.add_scatter(
-        x=scores.values[ids].tolist(),
-        y=[-RUG_DEPTH * top] * len(ids),
-        mode="markers",
-        marker={"symbol": "line-ns", "size": 9, "line": {"color": colour, "width": 1.6}},
-        hovertemplate="chosen: %{x:.3g}<extra></extra>",
-        showlegend=label == 0,
-        **common,
-    )
-    misratio = entry.condensed.info.parameters.get("misratio")
-    if misratio is not None and _was_chosen_by(entry, scores):
-        easiness = scores.easiness[scores.dataset.labels == label]
-        cut = cut_of_class(easiness, len(ids), misratio)
-        cut = cut if SCORES[scores.score].low_is_hard else -cut
-        figure.add_scatter(
-            x=[cut, cut],
-            y=[0, top],
-            mode="lines",
-            line={"color": colour, "width": 1.5, "dash": "dash"},
-            hovertemplate=f"misratio {misratio} cuts at {cut:.3g}<extra></extra>",
-            showlegend=False,
+        ids = entry.condensed.ids[entry.condensed.labels == label]
+        colour = look.colours[entry.reported.method]
+        common = {"name": plain(entry.reported.name), "legendgroup": entry.reported.digest}
+        common |= {"visible": True if entry is coresets[0] else "legendonly"}
+        yield go.Scatter(
+            x=values[ids].tolist(),
+            y=[-RUG_DEPTH * top] * len(ids),
+            mode="markers",
+            marker={"symbol": "line-ns", "size": 9, "line": {"color": colour, "width": 1.6}},
+            hovertemplate="chosen: %{x:.3g}<extra></extra>",
+            showlegend=label == 0,
             **common,
         )
+        misratio = entry.condensed.info.parameters.get("misratio")
+        if misratio is not None and _was_chosen_by(entry, scores):
+            cut = cut_of_class(scores.easiness[members], len(ids), misratio)
+            cut = cut if SCORES[scores.score].low_is_hard else -cut
+            yield go.Scatter(
+                x=[cut, cut],
+                y=[0, top],
+                mode="lines",
+                line={"color": colour, "width": 1.5, "dash": "dash"},
+                hovertemplate=f"misratio {misratio} cuts at {cut:.3g}<extra></extra>",
+                showlegend=False,
+                **common,
+            )
 
 
 def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) -> float:

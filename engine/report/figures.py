@@ -1,7 +1,4 @@
-"""Interactive figures: plotly descriptions as JSON, drawn by the page with the inlined library.
-
-Colours name methods and symbols name IPC, the same in every figure.
-"""
+"""Interactive figures: plotly descriptions as JSON, drawn by the page with the inlined library."""
 
 import math
 from collections import defaultdict
@@ -60,25 +57,24 @@ def accuracy_figures(compared: Sequence[Comparison], look: Look) -> Iterator[Fig
     from plotly.subplots import make_subplots
 
     for data, group in groupby(compared, key=lambda comparison: comparison.setting.data):
-        panels = [(comparison.setting.title, comparison) for comparison in group]
-        counts = [len(comparison.ranking) for _, comparison in panels]
-        height = 80 + sum(34 * count + PANEL_GAP for count in counts)
+        panels = list(group)
+        height = 80 + sum(34 * len(panel.ranking) + PANEL_GAP for panel in panels)
         figure = make_subplots(
             rows=len(panels),
             cols=1,
             shared_xaxes=True,
-            row_heights=[count + 0.5 for count in counts],
+            row_heights=[len(panel.ranking) + 0.5 for panel in panels],
             vertical_spacing=min(PANEL_GAP / height, 0.9 / len(panels)),
-            subplot_titles=[plain(title) for title, _ in panels],
+            subplot_titles=[plain(panel.setting.title) for panel in panels],
         )
-        for row, (_, comparison) in enumerate(panels, start=1):
-            for accuracy in comparison.ranking:
-                _add_accuracy(figure, accuracy, comparison.setting.ipc, look, row)
+        for row, panel in enumerate(panels, start=1):
+            for accuracy in panel.ranking:
+                _add_accuracy(figure, accuracy, panel.setting.ipc, look, row)
         figure.update_annotations(x=0, xanchor="left", font_size=13)
         figure.update_xaxes(showticklabels=True)
         figure.update_xaxes(title_text="best top-1 accuracy (%)", row=len(panels))
         figure.update_yaxes(autorange="reversed")
-        leads = "; ".join(f"{title}: {panel.best.method} leads" for title, panel in panels)
+        leads = "; ".join(f"{panel.setting.title}: {panel.best.method} leads" for panel in panels)
         yield finished(
             figure,
             title=f"Best top-1 accuracy on {data}",
@@ -176,7 +172,6 @@ def cost_figures(
 
 
 def _error_bar(accuracy: Accuracy, **look: float) -> dict[str, Any] | None:
-    """Make a bar of one standard deviation; None for a single student."""
     return {"array": [sample_std(accuracy.best)], **look} if accuracy.n > 1 else None
 
 

@@ -98,6 +98,9 @@ class Difference:
         """Tell whether the interval reaches below zero; None with too few students to tell."""
         return self.low <= 0 if self.interval else None
 
+    def __str__(self) -> str:
+        return f"{self.low:.1f} to {self.high:.1f}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
@@ -124,15 +127,10 @@ class Comparison:
     @property
     def sentence(self) -> str:
         """Say which method is best, in words that follow the intervals."""
-        tied, beaten, few = list[str](), list[str](), list[str]()
-        for rival, lead in self.others:
-            span = f"{lead.low:.1f} to {lead.high:.1f}"
-            if lead.is_noise is None:
-                few.append(str(rival))
-            elif lead.is_noise:
-                tied.append(f"{rival} ({span})")
-            else:
-                beaten.append(f"{rival} (by {span})")
+        others = self.others
+        tied = [f"{rival} ({lead})" for rival, lead in others if lead.is_noise]
+        beaten = [f"{rival} (by {lead})" for rival, lead in others if lead.is_noise is False]
+        few = [str(rival) for rival, lead in others if lead.is_noise is None]
         parts = [f"is within noise of {_and(tied)}"] if tied else []
         parts += [f"beats {_and(beaten)}"] if beaten else []
         parts += [f"leads {_and(few)}: not enough students to tell"] if few else []

@@ -159,8 +159,7 @@ class FoundSet(NamedTuple):
     condensed: CondensedSet
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FoundScores:
+class FoundScores(NamedTuple):
     """One score of every image of a data set."""
 
     score: str
@@ -223,6 +222,5 @@ def _add_scores_behind(condensed: CondensedSet, scores: dict[tuple[str, str], Fo
     directory = locate(condensed.path, "scores")
     if directory is None or Provenance.read(directory).digest != digest:
         raise UsageError(f"{directory} does not hold the scores of this set any more")
-    dataset = condensed.dataset
-    values = ScoreTable(path=directory, dataset=dataset).values(score)
-    scores[digest, score] = FoundScores(score=score, digest=digest, dataset=dataset, values=values)
+    values = ScoreTable(path=directory, dataset=condensed.dataset).values(score)
+    scores[digest, score] = FoundScores(score, digest, condensed.dataset, values)

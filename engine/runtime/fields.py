@@ -43,20 +43,20 @@ def choice_of(registry: Mapping[str, Any], *, default: str = "", optional: bool 
 
 def parameters_of(registry: Mapping[str, Any]) -> object:
     """Annotate the field with the parameters of all entries of a registry; None: the defaults."""
-    return tyro.conf.arg(name="", constructor_factory=lambda: _all_parameters(registry))
+
+    def parameters() -> type[Any]:
+        columns = {
+            own.name: (own.name, hints[own.name], field(default=own.default))
+            for entry in registry.values()
+            for hints in [get_type_hints(entry.parameters, include_extras=True)]
+            for own in fields(entry.parameters)
+        }
+        return make_dataclass("Parameters", columns.values(), kw_only=True)
+
+    return tyro.conf.arg(name="", constructor_factory=parameters)
 
 
 def own_parameters(entry: Any, given: object) -> Any:  # noqa: ANN401 - of any registry
     """Pick an entry's parameters from those of all entries, if given, and check them."""
     names = [own.name for own in fields(entry.parameters) if hasattr(given, own.name)]
     return entry.parameters(**{name: getattr(given, name) for name in names})
-
-
-def _all_parameters(registry: Mapping[str, Any]) -> type[Any]:
-    columns = {
-        own.name: (own.name, hints[own.name], field(default=own.default))
-        for entry in registry.values()
-        for hints in [get_type_hints(entry.parameters, include_extras=True)]
-        for own in fields(entry.parameters)
-    }
-    return make_dataclass("Parameters", columns.values(), kw_only=True)

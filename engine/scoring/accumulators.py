@@ -66,15 +66,13 @@ class MarginRecord(Accumulator):
     """The probability margin of every sample in every epoch, NaN where it was not presented."""
 
     def __init__(self, context: TrainingContext) -> None:
-        n, path = len(context.setup.dataset), context.scratch / MARGINS_NAME
+        setup, path = context.setup, context.scratch / MARGINS_NAME
+        n, epochs = len(setup.dataset), setup.recipe.epochs
         chunks = (1, min(ROWS_PER_SCORE_CHUNK, n))
-        epochs = context.setup.recipe.epochs
         self._store = RowWriter(
             path, epochs, n, {}, name="margins", chunks=chunks, resume=path.exists()
         )
-        self._margins = torch.full(
-            (n,), torch.nan, dtype=torch.float16, device=context.setup.device
-        )
+        self._margins = torch.full((n,), torch.nan, dtype=torch.float16, device=setup.device)
 
     def update(self, _logits: Tensor, _labels: Tensor, ids: Tensor, stats: SampleStats) -> None:
         """Keep the margins of a batch."""
@@ -200,9 +198,3 @@ ACCUMULATORS: dict[str, Callable[[TrainingContext], Accumulator | None]] = {
     "folds": lambda context: context.proxy.folds and OutOfFold(context, context.proxy.folds),
 }
 """Makers by the name of the accumulator's file in a checkpoint; None: not asked for."""
-
-
-def accumulators_for(context: TrainingContext) -> dict[str, Accumulator]:
-    """Make the accumulators that a training is asked for."""
-    made = {name: make(context) for name, make in ACCUMULATORS.items()}
-    return {name: accumulator for name, accumulator in made.items() if accumulator is not None}

@@ -111,23 +111,18 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
             n_folds=setup.options.folds or 0,
             ranks=setup.ranks,
         )
-    n, seed, ranks, share = len(setup.dataset), setup.options.seed, setup.ranks, None
-    if ranks.world > 1:
-        share = fixed_share(n, seed=seed, rank=ranks.rank, world=ranks.world)
-    if setup.options.pixels is None:
-        images = training_images(
-            setup.dataset,
-            recipe,
-            setup.device,
-            setup.features,
-            share=share,
-            scratch=None if share is not None else scratch,
-        )
+    dataset, device, pixels = setup.dataset, setup.device, setup.options.pixels
+    n, seed, ranks = len(dataset), setup.options.seed, setup.ranks
+    share, folder = None, scratch
+    if ranks.world > 1:  # a share is kept in no file
+        share, folder = fixed_share(n, seed=seed, rank=ranks.rank, world=ranks.world), None
+    if pixels is not None:
+        images = cached_images(pixels, dataset, recipe.size, device, share)
     else:
-        pixels = setup.options.pixels
-        images = cached_images(pixels, setup.dataset, recipe.size, setup.device, share)
+        decoding = setup.features
+        images = training_images(dataset, recipe, device, decoding, share=share, scratch=folder)
     return convolutional_proxy(
-        images, n_classes, recipe, seed=seed, device=setup.device, total=n, ranks=ranks
+        images, n_classes, recipe, seed=seed, device=device, total=n, ranks=ranks
     )
 
 

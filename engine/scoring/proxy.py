@@ -3,7 +3,6 @@
 ``resnet18`` is trained from scratch as CCS does (``train_imagenet.py``), but images are resized to
 8/7 of ``size`` and cut to squares first, so that they fit one tensor and are cropped on the device.
 ``linear`` is a classifier on standardised features of a frozen backbone, thousands of times faster.
-With folds, a classifier per fold trains beside it on all samples but those of its fold.
 """
 
 from collections.abc import Callable

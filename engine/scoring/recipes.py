@@ -44,7 +44,6 @@ class Recipe:
     lr: float = 0.1
     min_lr: float = 1e-4
     warmup: float = 0.0
-    """Epochs in which the learning rate rises linearly from nothing."""
     weight_decay: float = 1e-4
 
     @property
@@ -169,7 +168,6 @@ class Setup:
             self._require_room_for_tdds(len(classes))
 
     def _require_room_for_tdds(self, n_classes: int) -> None:
-        """Report the memory that TDDS takes, or refuse."""
         from coreset.engine.data.residency import device_bytes
         from coreset.kernels.tdds import WINDOW_EPOCHS, state_bytes
 

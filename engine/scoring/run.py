@@ -16,11 +16,7 @@ from coreset.engine.artifacts.ledger import Stopwatch
 from coreset.engine.runtime.device import give_back_memory
 from coreset.engine.runtime.progress import Progress, progress
 from coreset.engine.runtime.signals import Stop, defer_signals
-from coreset.engine.scoring.accumulators import (
-    Accumulator,
-    TrainingContext,
-    accumulators_for,
-)
+from coreset.engine.scoring.accumulators import ACCUMULATORS, Accumulator, TrainingContext
 from coreset.engine.training.trainer import Trainer
 from coreset.kernels.dynamics import WINDOW_EPOCHS, Dynamics
 from coreset.kernels.logits import NonFiniteGuard, loss_of_folds
@@ -60,7 +56,8 @@ class ScoringRun:
             all_reduce=self.ranks.all_reduce,
             is_main=self.ranks.is_main,
         )
-        self._others = accumulators_for(context)
+        made = {name: make(context) for name, make in ACCUMULATORS.items()}
+        self._others = {name: other for name, other in made.items() if other is not None}
         self._all: dict[str, Dynamics | Accumulator] = {"dynamics": self._dynamics, **self._others}
         self._guard = NonFiniteGuard(self.batch, self.setup.device)
         self._losses = 0.0

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, short
 from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable
@@ -50,19 +49,13 @@ def find_suspects(
     table: ScoreTable, score: str, top: int, *, per_class: bool = False
 ) -> list[Suspect]:
     """Return the ``top`` images (of every class) that are hardest; equals by sample id."""
-    ease = table.easiness(score, table.ids)
+    dataset, ease = table.dataset, table.easiness(score, table.ids)
     chosen = np.argsort(ease, kind="stable")
-    labels, n_classes = table.dataset.labels[table.ids[chosen]], len(table.dataset.classes)
+    labels, n_classes = dataset.labels[table.ids[chosen]], len(dataset.classes)
     members = positions_by_class(labels, n_classes) if per_class else [np.arange(chosen.size)]
     chosen = chosen[np.sort(np.concatenate([positions[:top] for positions in members]))]
     n_harder = np.searchsorted(np.sort(ease), ease[chosen])
-    return _described(table, score, table.ids[chosen], n_harder / max(1, ease.size - 1))
-
-
-def _described(
-    table: ScoreTable, score: str, ids: NDArray[np.int64], shares: NDArray[np.float64]
-) -> list[Suspect]:
-    dataset, unknown = table.dataset, [None] * ids.size
+    ids, unknown = table.ids[chosen], [None] * chosen.size
     given, predicted = dataset.labels[ids], table.predicted
     quality, issues = table.columns.get("confidence_oof"), table.columns.get(ISSUE_OOF)
     columns = {
@@ -71,7 +64,7 @@ def _described(
         "given_label": [dataset.classes[label] for label in given],
         "predicted_label": unknown,
         "score": table.values(score)[ids].tolist(),
-        "share_harder": shares.tolist(),
+        "share_harder": (n_harder / max(1, ease.size - 1)).tolist(),
         "predicted_otherwise": unknown,
         "label_quality": unknown if quality is None else quality[ids].tolist(),
         "is_label_issue": unknown if issues is None else issues[ids].tolist(),

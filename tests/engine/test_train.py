@@ -166,7 +166,7 @@ def test_a_mailed_coreset_has_the_same_students(inputs, trained, packed, tmp_pat
 
 
 def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, monkeypatch):
-    from coreset.engine.evaluation.students import Protocol, TrainingBatch
+    from coreset.engine.evaluation.students import Protocol
     from coreset.engine.training.trainer import sgd
 
     drawn = []
@@ -195,9 +195,8 @@ def test_a_protocol_is_registered_in_one_place(random_set, val, tmp_path, done, 
 
         def training_batch(self, images, labels, draws):
             drawn.append(torch.rand((), generator=draws).item())
-            return TrainingBatch(
-                self.evaluation_inputs(images), lambda logits: cross_entropy(logits, labels)
-            )
+            inputs = self.evaluation_inputs(images)
+            return inputs, lambda logits: cross_entropy(logits, labels)
 
     monkeypatch.setitem(PROTOCOLS, "toy", ProtocolEntry(summary="plain", load=lambda: Toy))
     done("train", random_set, val, tmp_path / "R", "--protocol", "toy", "--repeats", 2)

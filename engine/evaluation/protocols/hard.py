@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from coreset.engine.evaluation.students import Protocol, TrainingBatch
+from coreset.engine.evaluation.students import Protocol
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, Norm
 from coreset.engine.training.trainer import compiled_on_gpu, sgd, step_schedule
 from coreset.kernels.augment import (
@@ -80,7 +80,7 @@ class HardLabels(Protocol):
 
     def training_batch(
         self, images: Tensor, labels: Tensor, draws: torch.Generator
-    ) -> TrainingBatch:
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """Augment as ``data.py`` does; a mixed image pays for both labels by their shares."""
         n, _, height, width = images.shape
         boxes = draw_crops(n, height, width, draws, scale=(0.5, 1.0))
@@ -94,7 +94,7 @@ class HardLabels(Protocol):
             own, pasted = cross_entropy(logits, labels), cross_entropy(logits, labels[partner])
             return share * own + (1 - share) * pasted
 
-        return TrainingBatch(mixed, loss)
+        return mixed, loss
 
 
 def augmented(images: Tensor, drawn: Sequence[Tensor], *, size: int) -> Tensor:
