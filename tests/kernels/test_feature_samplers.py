@@ -103,6 +103,7 @@ def test_facility_location_adds_the_largest_gain_each_time(n, seed, data):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_facility_location_takes_what_apricot_takes_in_its_order(seed):
+    threads = torch.get_num_threads()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from apricot import FacilityLocationSelection
@@ -110,7 +111,6 @@ def test_facility_location_takes_what_apricot_takes_in_its_order(seed):
     rows = whole(seed).normal(size=(150, 16)).astype(np.float32)
     unit = unit_rows(rows).astype(np.float64)
     cosines = np.maximum(unit @ unit.T, 0)
-    threads = torch.get_num_threads()
     peer = FacilityLocationSelection(20, metric="precomputed", optimizer="naive").fit(cosines)
     torch.set_num_threads(threads)  # apricot's parallel kernels set those of OpenMP, and so torch's
     assert facility_location(rows, 20).tolist() == np.asarray(peer.ranking).tolist()
