@@ -25,6 +25,7 @@ BENCHMARKS = (
     "first_path",
     "pack",
     "decode",
+    "selection",
     "pixels",
     "dynamics",
     "score",

@@ -15,6 +15,7 @@ Positions = NDArray[np.int64]
 N_NEIGHBOURS, GAMMA = 5, 0.1
 """Of `d2`: edges of each sample, and how fast a message fades with distance."""
 _LEAST_DIFFICULTY = 1e-7
+_GAINS_AT_ONCE = 64
 
 
 def moderate(features: Features, budget: int) -> Positions:
@@ -62,17 +63,19 @@ def facility_location(features: Features, budget: int) -> Positions:
     """Take the sample that adds most to the sum of every sample's largest cosine to one taken.
 
     Lazy greedy (Minoux 1978) on cosines of at least 0: a gain only falls, so one that was computed
-    earlier bounds it, and only the largest bound is computed anew. Takes 4 n^2 bytes.
+    earlier bounds it, and only the largest bounds are computed anew. Takes 4 n^2 bytes.
     """
     rows = unit_rows(features)
     cosines_nn = np.maximum(rows @ rows.T, 0)
     covered, chosen = np.zeros(len(rows), np.float32), list[int]()
-    bounds = cosines_nn.sum(axis=1, dtype=np.float64)
+    bounds, at_once = cosines_nn.sum(axis=1), min(len(rows), _GAINS_AT_ONCE)
     while len(chosen) < budget:
-        best = int(bounds.argmax())
-        gains = np.maximum(cosines_nn[best] - covered, 0)
-        bounds[best] = gains.sum(dtype=np.float64)
-        if bounds.argmax() == best:
+        largest = np.argpartition(-bounds, at_once - 1)[:at_once]
+        gains = cosines_nn[largest]
+        gains -= covered
+        bounds[largest] = np.maximum(gains, 0, out=gains).sum(axis=1)
+        bounds[chosen] = -np.inf
+        if (best := int(bounds.argmax())) in largest:
             chosen.append(best)
             np.maximum(covered, cosines_nn[best], out=covered)
             bounds[best] = -np.inf
@@ -93,9 +96,12 @@ def d2(features: Features, easiness: NDArray[np.floating], budget: int) -> Posit
     difficulty = np.maximum(scaled, _LEAST_DIFFICULTY)
     found = neighbours_of(features, min(N_NEIGHBOURS, n - 1))
     rows, columns = np.repeat(np.arange(n), found.shape[1]), found.ravel()
-    edges = np.unique(np.concatenate((rows * n + columns, columns * n + rows)))  # both ways
+    apart = features[rows]
+    apart -= features[columns]
+    both_ways = np.concatenate((rows * n + columns, columns * n + rows))
+    edges, first = np.unique(both_ways, return_index=True)
+    distances = np.tile(np.sqrt(_lengths(apart)), 2)[first]
     rows, columns = np.divmod(edges, n)
-    distances = np.sqrt(_lengths(features[rows].astype(np.float64) - features[columns]))
     sums = difficulty.copy()
     np.add.at(sums, rows, np.exp(-distances) * difficulty[columns])
     fading, starts = np.exp(-GAMMA * distances), np.searchsorted(rows, np.arange(n + 1))

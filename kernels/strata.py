@@ -206,21 +206,24 @@ def _largest_keys(
 
 @kernel
 def _kth_smallest(values: NDArray[Any], k: int) -> Any:  # noqa: ANN401 - an item
-    """Return the k-th smallest value, from 0; reorders the array (Hoare's FIND, CACM 4, 1961)."""
-    low, high, state = 0, values.size - 1, np.uint64(k)
-    while low < high:
-        state = _random(state)  # no order of the values makes it slow
-        pivot = values[low + np.int64((state >> _HALF) * np.uint64(high - low + 1) >> _HALF)]
-        i, j = low, high
-        while i <= j:
-            while values[i] < pivot:
-                i += 1
-            while values[j] > pivot:
-                j -= 1
-            if i <= j:
-                values[i], values[j] = values[j], values[i]
-                i, j = i + 1, j - 1
-        if j < k < i:
+    """Return the k-th smallest value, from 0, of an array to be overwritten.
+
+    A pivot at random, so that no order is slow; then those on its side are moved to the front,
+    without a branch, which would be guessed wrong every other time.
+    """
+    size, state = values.size, np.uint64(k)
+    while True:
+        state = _random(state)
+        pivot = values[np.int64((state >> _HALF) * np.uint64(size) >> _HALF)]
+        n_less, n_equal = 0, 0
+        for value in values[:size]:
+            n_less += value < pivot
+            n_equal += value == pivot
+        if n_less <= k < n_less + n_equal:
             return pivot
-        low, high = (low, j) if k <= j else (i, high)
-    return values[k]
+        is_less, n = k < n_less, 0
+        k -= 0 if is_less else n_less + n_equal
+        for value in values[:size]:
+            values[n] = value
+            n += value < pivot if is_less else value > pivot
+        size = n
