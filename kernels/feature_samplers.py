@@ -94,13 +94,11 @@ def d2(features: Features, easiness: NDArray[np.floating], budget: int) -> Posit
     spread = easiness.max() - easiness.min()
     scaled = (easiness.max() - easiness.astype(np.float64)) / spread if spread > 0 else np.ones(n)
     difficulty = np.maximum(scaled, _LEAST_DIFFICULTY)
-    found = neighbours_of(features, min(N_NEIGHBOURS, n - 1))
+    found, apart = neighbours_of(features, min(N_NEIGHBOURS, n - 1))
     rows, columns = np.repeat(np.arange(n), found.shape[1]), found.ravel()
-    apart = features[rows]
-    apart -= features[columns]
     both_ways = np.concatenate((rows * n + columns, columns * n + rows))
     edges, first = np.unique(both_ways, return_index=True)
-    distances = np.tile(np.sqrt(_lengths(apart)), 2)[first]
+    distances = np.tile(apart.ravel(), 2)[first].astype(np.float64)
     rows, columns = np.divmod(edges, n)
     sums = difficulty.copy()
     np.add.at(sums, rows, np.exp(-distances) * difficulty[columns])

@@ -24,19 +24,14 @@ def nearest(
     base: NDArray[np.floating],
     k: int,
     device: str = "cpu",
-    *,
-    euclidean: bool = False,
 ) -> NDArray[np.int64]:
     """Find the ``k`` rows of ``base`` with the largest inner products, largest first, exactly.
 
-    Or those at the smallest distance (``euclidean``). By FAISS in float32, on ``device``; of rows
-    that differ less than that, either may come first.
+    By FAISS in float32, on ``device``; of rows that differ less than that, either may come first.
     """
     import faiss
 
-    metric: dict[str, Any] = {
-        "metric": faiss.METRIC_L2 if euclidean else faiss.METRIC_INNER_PRODUCT
-    }
+    metric: dict[str, Any] = {"metric": faiss.METRIC_INNER_PRODUCT}
     if search_device(device) == "cpu":
         return faiss.knn(queries, base, k, **metric)[1]
     number = int(device.partition(":")[2] or 0)
@@ -60,13 +55,21 @@ def _gpu_memory() -> Any:  # noqa: ANN401 - FAISS has no types
     return memory
 
 
-def neighbours_of(features: NDArray[np.floating], k: int) -> NDArray[np.int64]:
-    """Find the ``k < n`` rows at the smallest distance from each row, without the row itself."""
+def neighbours_of(
+    features: NDArray[np.floating], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Find the ``k < n`` rows nearest to each row, without the row itself, and their distances.
+
+    Both are of shape (n, k); distances are as exact as squared ones in float32.
+    """
+    import faiss
+
     rows = np.ascontiguousarray(features, np.float32)
-    found = nearest(rows, rows, k + 1, euclidean=True)
-    is_own = found == np.arange(len(rows))[:, None]
-    is_own[~is_own.any(axis=1), -1] = True  # more copies than neighbours: one of them is enough
-    return found[~is_own].reshape(len(rows), k)
+    squares, found = faiss.knn(rows, rows, k + 1)
+    is_other = found != np.arange(len(rows))[:, None]
+    is_other[is_other.all(axis=1), -1] = False  # more copies than neighbours: one is as good
+    distances = np.sqrt(np.maximum(squares[is_other], 0))
+    return found[is_other].reshape(len(rows), k), distances.reshape(len(rows), k)
 
 
 def kmeans_centres(
@@ -81,4 +84,4 @@ def kmeans_centres(
         max_points_per_centroid=len(rows),
     )  # fmt: skip
     clusters.train(rows)
-    return clusters.centroids, nearest(rows, clusters.centroids, 1, euclidean=True)[:, 0]
+    return clusters.centroids, faiss.knn(rows, clusters.centroids, 1)[1][:, 0]

@@ -145,13 +145,15 @@ def test_messages_go_as_in_the_published_code(n, seed, data):
 
 
 def test_neighbours_leave_out_the_row_itself_also_among_many_copies():
-    rows = np.zeros((9, 3), np.float32)
-    found = neighbours_of(rows, 3)
-    assert found.shape == (9, 3)
+    found, distances = neighbours_of(np.zeros((9, 3), np.float32), 3)
+    assert found.shape == distances.shape == (9, 3)
     assert not (found == np.arange(9)[:, None]).any()
-    line = np.arange(6, dtype=np.float32)[:, None]
-    assert neighbours_of(line, 1)[[0, 5], 0].tolist() == [1, 4]
-    assert neighbours_of(line[:1], 0).shape == (1, 0)
+    assert not distances.any()
+    line = np.array([0, 1, 3, 7, 15, 31], np.float32)[:, None]
+    found, distances = neighbours_of(line, 1)
+    assert found[:, 0].tolist() == [1, 0, 1, 2, 3, 4]
+    assert distances[:, 0].tolist() == [1, 1, 2, 4, 8, 16]
+    assert neighbours_of(line[:1], 0)[0].shape == (1, 0)
 
 
 @given(st.integers(1, 40), seeds, st.data())
