@@ -85,6 +85,26 @@ class CondensedSet:
         return self.dataset.labels[self.ids]
 
     @property
+    def ranks(self) -> NDArray[np.int64]:
+        """When each image was chosen among those of its class, from 0; by id if that is unknown."""
+        path, n = self.path / SELECTION_NAME, self.ids.size
+        if path.is_file():
+            from pyarrow import ArrowException, parquet
+
+            try:
+                ranks = parquet.read_table(path, columns=["rank"])["rank"].to_numpy()
+            except (ArrowException, OSError, LookupError) as error:
+                why = " ".join(str(error).split())
+                raise StoreError(f"{path} cannot be read ({why}); make the set again") from error
+            if ranks.dtype != np.int64 or ranks.size != n:
+                raise StoreError(f"{path} has no rank of each of {n} images; make the set again")
+            return ranks
+        order = np.argsort(self.labels, kind="stable")
+        ranks = np.empty_like(order)
+        ranks[order] = np.concatenate([np.arange(n) for n in self.info.per_class])
+        return ranks
+
+    @property
     def image_bytes(self) -> int:
         """Stored bytes of the images."""
         return int(self.dataset.ints("bytes")[self.ids].sum())

@@ -32,6 +32,8 @@ from coreset.shards.format.files import (
 from coreset.shards.tables.formats import guarded
 
 STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
+CLASSES, DUPLICATES = "classes", "duplicates"
+"""Tables with several rows for a row of ``metrics``, by its key."""
 PUBLISHED_PRECISION = "float32"
 
 _INPUT_COLUMNS: list[tuple[str, pa.DataType]] = [
@@ -83,7 +85,25 @@ METRICS_SCHEMA = pa.schema(
         ("runtime", pa.string()),
     ]
 )
-_SCHEMAS = {STUDENTS: STUDENTS_SCHEMA, METRICS: METRICS_SCHEMA}
+CLASSES_SCHEMA = pa.schema(
+    [("key", pa.string()), ("class", pa.string()), ("metric", pa.string()), ("value", pa.float64())]
+)
+DUPLICATES_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("kind", pa.string()),  # exact: the same bytes; near: by the cosine
+        ("place", pa.string()),  # of the copy: set or reference
+        ("image", pa.string()),  # keys
+        ("copy", pa.string()),
+        ("cosine", pa.float64()),
+    ]
+)
+_SCHEMAS = {
+    STUDENTS: STUDENTS_SCHEMA,
+    METRICS: METRICS_SCHEMA,
+    CLASSES: CLASSES_SCHEMA,
+    DUPLICATES: DUPLICATES_SCHEMA,
+}
 _ALWAYS = [name for name, _ in _INPUT_COLUMNS]
 _REQUIRED = {
     STUDENTS: (*_ALWAYS, "protocol", "student", "seed", "top1_best", "top1_last", "epochs",
@@ -99,7 +119,7 @@ class Results:
     path: Path
 
     def rows(self, table: str) -> list[dict[str, Any]]:
-        """Read all rows of ``students`` or ``metrics``; empty if there are none yet."""
+        """Read all rows of a table; empty if there are none yet."""
         if self.path.exists() and not self.path.is_dir():
             raise UsageError(f"results {self.path} is a file; name a folder")
         file = self.path / f"{table}.parquet"
@@ -141,8 +161,10 @@ class Results:
             make_directory(self.path)
             existing = self.rows(table)
             known = {row["key"] for row in existing}
-            fresh = {row["key"]: dict(row) for row in rows if row["key"] not in known}
-            parquet, csv = _encoded([*existing, *fresh.values()], table)
+            fresh = [dict(row) for row in rows if row["key"] not in known]
+            if table in {STUDENTS, METRICS}:
+                fresh = {row["key"]: row for row in fresh}.values()
+            parquet, csv = _encoded([*existing, *fresh], table)
             append_lines(self.path, ledger)
             write_atomically(self.path / f"{table}.csv", csv)
             write_atomically(self.path / f"{table}.parquet", parquet)

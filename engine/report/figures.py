@@ -112,7 +112,8 @@ def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Fi
     groups: dict[tuple[str, ...], list[Measurement]] = defaultdict(list)
     key = attrgetter("measured.data", "val", "backbone", "weights", "version")
     for entry in measured:
-        groups[key(entry)].append(entry)
+        if not math.isnan(entry.values["r1"]):  # else it was measured in other ways alone
+            groups[key(entry)].append(entry)
     for (data, val, backbone, *_), group in groups.items():
         figure = make_subplots(rows=1, cols=2, horizontal_spacing=0.13)
         for column, (across, up) in enumerate(PAIRS, start=1):

@@ -8,13 +8,14 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from coreset.engine.artifacts.ledger import Line, StageCost, largest, lines_with, total_wall_seconds
-from coreset.engine.evaluation.metrics import METRICS
+from coreset.engine.evaluation.metrics import METRICS, PAIRS
 from coreset.engine.report.results import Comparison, plus_minus
 from coreset.engine.report.sets import Measurement, ReportedSet, Row, method_order
 from coreset.engine.runtime.text import readable_bytes, readable_seconds
 from coreset.shards.tables.formats import csv_table
 
 NOTHING = "-"
+_ALWAYS_SHOWN = {short for pair in PAIRS for short in pair}
 MARKS = {"best": "**", "total": "**", "tied": "*"}
 
 
@@ -81,9 +82,10 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str |
 
 def metric_table(measured: Sequence[Measurement]) -> Table:
     """Lay out measured sets down and metrics across."""
-    titles = [_metric_title(short) for short in METRICS]
+    shorts = _measured_metrics(measured)
+    titles = [_metric_title(short) for short in shorts]
     described = attrgetter("measured.data", "measured.name", "val", "backbone")
-    numbers = ([entry.values[short] for short in METRICS] for entry in measured)
+    numbers = ([entry.values.get(short, math.nan) for short in shorts] for entry in measured)
     rows = (
         (*described(entry), *(NOTHING if math.isnan(value) else f"{value:.4f}" for value in values))
         for entry, values in zip(measured, numbers, strict=True)
@@ -92,7 +94,20 @@ def metric_table(measured: Sequence[Measurement]) -> Table:
     return Table(caption, ("data", "set", "validation", "backbone", *titles), titles, rows)
 
 
+def _measured_metrics(measured: Iterable[Measurement]) -> list[str]:
+    """Return the metrics that some set has, in the order of the registry, those of none last."""
+    found = {
+        short: None
+        for entry in measured
+        for short, value in entry.values.items()
+        if not math.isnan(value) or short in _ALWAYS_SHOWN
+    }
+    return sorted(found, key=lambda short: [*METRICS, short].index(short))
+
+
 def _metric_title(short: str) -> str:
+    if short not in METRICS:
+        return short
     notes = [] if METRICS[short].by_class else ["whole set"]
     notes += [] if METRICS[short].higher_is_better else ["low is good"]
     return f"{short.upper()} ({', '.join(notes)})" if notes else short.upper()
@@ -131,13 +146,14 @@ def _costs(stages: Sequence[StageCost], rate: str) -> list[str]:
     ]
 
 
-def metric_records(measured: Iterable[Measurement]) -> list[dict[str, Any]]:
+def metric_records(measured: Sequence[Measurement]) -> list[dict[str, Any]]:
     """Make one flat record per set, validation set and backbone, for the CSV file."""
+    shorts = _measured_metrics(measured)
     return [
         {
             **_set_columns(entry.measured),
             **{name: getattr(entry, name) for name in ("val", "backbone", "weights", "version")},
-            **{short: entry.values[short] for short in METRICS},
+            **{short: entry.values.get(short, math.nan) for short in shorts},
         }
         for entry in measured
     ]
