@@ -111,7 +111,7 @@ class Measure:
 
 def _row(short: str, condensed: CondensedSet, val: Dataset, spec: FeatureSpec) -> dict[str, str]:
     """Return the columns of one metric's row, and the key that they and the inputs give."""
-    from coreset.engine.models.networks import weights_key
+    from coreset.engine.models.backbones import weights_key
 
     columns = {
         "metric": REGISTRY[short].stamp,

@@ -123,8 +123,8 @@ class Backbone:
 
     def features(self, decoding: Decoding, **sizes: int) -> "FeatureSpec":
         """Return which features to make, and how; "auto" takes weights that are on this machine."""
+        from coreset.engine.models.backbones import choose_backbone
         from coreset.engine.models.features import FeatureSpec
-        from coreset.engine.models.networks import choose_backbone
 
         name = choose_backbone(self.backbone, self.weights)
         return FeatureSpec(
@@ -134,7 +134,7 @@ class Backbone:
 
     def notice(self) -> tuple[str, ...]:
         """Tell which backbone was chosen, unless it was named."""
-        from coreset.engine.models.networks import told_backbone
+        from coreset.engine.models.backbones import told_backbone
 
         return told_backbone(self.backbone, self.weights)
 
