@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from coreset.engine.models.inception import INCEPTION, INCEPTION_FILE, inception, inception_absent
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, placed
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.files import sha256_of_file
@@ -104,6 +105,8 @@ def _recipe(name: str) -> _Recipe:
         return partial(_timm, name), HALF, HALF
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
         return partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF
+    if name == INCEPTION:
+        return inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     import timm
 
     if not timm.is_model(name):
@@ -142,6 +145,8 @@ def _weights_file(name: str, weights: Path | None) -> Path:
 
 
 def _absent(name: str) -> str:
+    if name == INCEPTION:
+        return inception_absent()
     named = name not in {AUTO, OFFLINE_BACKBONE}
     take = f"use --backbone {OFFLINE_BACKBONE} with" if named else "install"
     return (
@@ -151,13 +156,15 @@ def _absent(name: str) -> str:
 
 
 def _found_weights(name: str) -> Path | None:
-    """Look in the package of weights, and where torchvision and timm keep downloads."""
+    """Look in the package of weights, and where torch's hub and timm keep downloads."""
     packaged: list[Path] = []
     if name == OFFLINE_BACKBONE:
         with suppress(PackageNotFoundError):
             files = distribution(OFFLINE_PACKAGE).files or []
             packaged = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
     checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    if name == INCEPTION:
+        packaged = [checkpoints / INCEPTION_FILE]
     torchvisions = checkpoints.glob(f"{name}-*.pth") if _RESNET.fullmatch(name) else []
     paths = chain(packaged, sorted(torchvisions), _timm_downloads(name, checkpoints))
     return next((path for path in paths if path.is_file()), None)

