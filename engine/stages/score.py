@@ -144,7 +144,7 @@ class Score:
         return self._outcome(work, setup)
 
     def _features(self) -> FeatureSpec:
-        from coreset.engine.models.networks import DEFAULT_BACKBONE
+        from coreset.engine.models.backbones import DEFAULT_BACKBONE
 
         frozen = self.frozen
         if frozen.backbone == "auto" and self.proxy != "linear":

@@ -14,11 +14,9 @@ from huggingface_hub import constants
 from safetensors.torch import save, save_file
 from torch import nn
 
-import coreset.engine.models.networks
-from coreset.engine.models.networks import (
+import coreset.engine.models.backbones
+from coreset.engine.models.backbones import (
     HALF,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     OFFLINE_BACKBONE,
     OFFLINE_PACKAGE,
     by_own_names,
@@ -30,6 +28,7 @@ from coreset.engine.models.networks import (
     told_backbone,
     weights_key,
 )
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import sha256_of_file
@@ -138,7 +137,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setattr(socket.socket, "connect", offline)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr("coreset.engine.models.networks.OFFLINE_PACKAGE", "no-such-package")
+    monkeypatch.setattr("coreset.engine.models.backbones.OFFLINE_PACKAGE", "no-such-package")
     commit = "0123456789abcdef0123456789abcdef01234567"
     folder = tmp_path / "hub/models--timm--resnet18.a1_in1k"
     places = {
@@ -152,7 +151,7 @@ def here(tmp_path, monkeypatch):
         for place in wanted:
             if place == "package":
                 monkeypatch.setattr(
-                    coreset.engine.models.networks, "OFFLINE_PACKAGE", OFFLINE_PACKAGE
+                    coreset.engine.models.backbones, "OFFLINE_PACKAGE", OFFLINE_PACKAGE
                 )
                 continue
             places[place].parent.mkdir(parents=True, exist_ok=True)

