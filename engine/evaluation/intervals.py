@@ -85,4 +85,5 @@ def _interval(values: Values) -> str:
 
 
 def _higher_is_better(stamp: str) -> bool:
-    return next((each.higher_is_better for each in METRICS.values() if each.stamp == stamp), True)
+    known = {metric.stamp: metric.higher_is_better for metric in METRICS.values()}
+    return known.get(stamp, False)  # distances are named by their weights

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.condensed.condensed_set import CondensedSet
+from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
@@ -110,6 +111,41 @@ class Subject:
         return precision_recall_density_coverage(*self._both, self.n_classes)
 
     @cached_property
+    def frechet(self) -> float:
+        """Frechet distance of all features."""
+        from coreset.kernels.frechet import Moments, frechet_distance
+
+        return frechet_distance(Moments.of(self.set_features), Moments.of(self.reference_features))
+
+    @cached_property
+    def frechet_by_class(self) -> ByClass:
+        """Frechet distance of the features of each class."""
+        from coreset.kernels.frechet import frechet_of_few
+
+        sides = (
+            (self.set_features, self.set_labels),
+            (self.reference_features, self.reference_labels),
+        )
+        return np.array(
+            [
+                frechet_of_few(*(features[labels == c] for features, labels in sides))
+                for c in range(self.n_classes)
+            ]
+        )
+
+    @cached_property
+    def kernel(self) -> float:
+        """Kernel distance of all features (KID)."""
+        from coreset.kernels.frechet import kernel_distance
+
+        try:
+            return kernel_distance(self.set_features, self.reference_features, seed=0)
+        except ImportError as error:
+            raise MachineError(
+                f"metric kid needs the package torch-fidelity ({error}); pip install coreset[fid]"
+            ) from error
+
+    @cached_property
     def copies(self) -> "list[Pair]":
         """Pairs of images that are equal or nearly so."""
         from coreset.engine.evaluation.copies import pairs_of
@@ -129,7 +165,8 @@ class Metric:
     """A number that says how good a condensed set is without training on it."""
 
     stamp: str
-    """Name and version in the rows of RESULTS: ``diversity_d1@1``."""
+    """Name and version in the rows of RESULTS: ``diversity_d1@1``; `named` fills in what it may
+    tell of the backbone."""
     axis: str
     measure: Callable[[Subject], "float | ByClass"]
     """Give the value of each class, or one of the whole set."""
@@ -140,8 +177,14 @@ class Metric:
     by_class: bool = True
     """Is a mean over classes, and not one number of the whole set."""
     higher_is_better: bool = True
-    named_by_weights: bool = False
-    """Its name tells the weights: FID is one of the published Inception alone."""
+
+    def named(self, backbone: str, weights_sha256: str) -> str:
+        """Return the stamp for a backbone: FID is the name of the published Inception's alone."""
+        from coreset.engine.models.inception import frechet_name
+
+        frechet = frechet_name(backbone, weights_sha256)
+        kid = frechet.replace("frechet", "kid").replace("fid", "kid")
+        return self.stamp.format(frechet=frechet, kid=kid)
 
 
 def _coverage(short: str, name: str, axis: str) -> Metric:
@@ -178,6 +221,17 @@ def _manifold(name: str, axis: str) -> Metric:
         axis=axis,
         measure=lambda subject: subject.manifold[name],
         group="prdc",
+    )
+
+
+def _distance(stamp: str, group: str, axis: str, measure: Callable[[Subject], Any]) -> Metric:
+    return Metric(
+        stamp=f"{stamp}@1",
+        axis=axis,
+        measure=measure,
+        group=group,
+        by_class=stamp.endswith("class"),
+        higher_is_better=False,
     )
 
 
@@ -219,6 +273,13 @@ METRICS: dict[str, Metric] = {
     "recall": _manifold("recall", "share of the reference within the set"),
     "density": _manifold("density", "reference neighbourhoods around an image of the set"),
     "coverage": _manifold("coverage", "share of the reference with an image of the set near"),
+    "frechet": _distance(
+        "{frechet}", "fid", "Frechet distance of all features", lambda subject: subject.frechet
+    ),
+    "frechet_class": _distance(
+        "{frechet}_class", "fid", "Frechet distance of a class", lambda s: s.frechet_by_class
+    ),
+    "kid": _distance("{kid}", "kid", "kernel distance of all features", lambda s: s.kernel),
     **{
         f"{kind}_{place}": _copies(
             kind, place, f"share of images with {kind} copies in the {place}"

@@ -33,6 +33,9 @@ from coreset.shards.errors import DataError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import digest_of
 
+LEAST_IMAGES = 2048
+"""Images from which a Frechet distance of 2,048 features is usually told."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
@@ -53,7 +56,8 @@ class Measure:
     metrics: str = "coverage"
     """Groups, with commas between: coverage (R1, D1, R2, D2), pooled (the same over all classes
     pooled), curve (R2 of the first images by rank), prdc (precision, recall, density, coverage),
-    duplicates (copies in the set and in the reference), quality (of the pixels)."""
+    fid (Frechet distance; FID with --backbone inception-2015 --size 299), kid, duplicates (copies
+    in the set and in the reference), quality (of the pixels)."""
     reference: Literal["val", "train"] = "val"
     """What is to be covered: VAL, or the data set of SET without the images of SET."""
     against: Path | None = None
@@ -81,6 +85,7 @@ class Measure:
         if self.against is not None:
             other = _class_values(results, self._measured(self.against, results, []))
             lines += ["", *difference_table(by_class, other, str(self.against))]
+        lines += _biased(rows)
         if "duplicates" in self.chosen:
             lines.append(_copies_line(results, rows))
         lines.append(self._summary(rows))
@@ -151,7 +156,13 @@ class Measure:
             **results.input_columns(subject.condensed, subject.reference),
             "n_val": subject.reference_ids.size,
             "n_classes": subject.n_classes,
-            "runtime": json.dumps({"versions": versions(), "search": subject.device}),
+            "runtime": json.dumps(
+                {
+                    "versions": versions(),
+                    "search": subject.device,
+                    "n_set": subject.condensed.ids.size,
+                }
+            ),
         }
         of_classes = [
             {"key": rows[short]["key"], "class": name, "metric": rows[short]["metric"], "value": x}
@@ -190,10 +201,11 @@ def _row(short: str, subject: Subject) -> dict[str, str]:
     from coreset.engine.models.backbones import weights_key
 
     spec, reference = subject.spec, subject.reference.manifest
+    weights = weights_key(spec.backbone, spec.weights)
     columns = {
-        "metric": REGISTRY[short].stamp,
+        "metric": REGISTRY[short].named(spec.backbone, weights),
         "backbone": f"{spec.backbone}@{spec.size}",
-        "weights": weights_key(spec.backbone, spec.weights),
+        "weights": weights,
     }
     inputs: dict[str, Any] = {
         "set": subject.condensed.provenance.digest,
@@ -216,6 +228,17 @@ def _pairs(subject: Subject, rows: Mapping[str, Mapping[str, Any]]) -> list[dict
         }
         for pair in subject.copies
     ]  # fmt: skip
+
+
+def _biased(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say of which distances the number of images decides, too."""
+    names = [row["metric"].partition("@")[0] for row in rows]
+    distances = [name for name in names if name.startswith(("fid", "frechet"))]
+    runtime = json.loads(rows[0]["runtime"])
+    if not distances or runtime.get("n_set", LEAST_IMAGES) >= LEAST_IMAGES:
+        return []
+    few = f"{runtime['n_set']:,} images, fewer than {LEAST_IMAGES:,}"
+    return [f"{', '.join(distances)}: of {few}: too large, compare sets of equal size only"]
 
 
 def _copies_line(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:
