@@ -73,6 +73,7 @@ def inception() -> "nn.Module":
                     f"backbone {INCEPTION} takes images of {INCEPTION_SIZE} pixels, got "
                     f"{x.shape[-1]}; use --size {INCEPTION_SIZE}"
                 )
+            # Rounded: a GPU may divide by 255 with an error in the last bit.
             (features,) = super().forward((x * 255).round().to(torch.uint8))
             return features
 
