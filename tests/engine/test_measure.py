@@ -115,7 +115,7 @@ def test_a_metric_is_registered_in_one_place(measured, tmp_path, done, monkeypat
     monkeypatch.setitem(REGISTRY, "sp", toy)
     results = tmp_path / "RESULTS"
     inputs = (measured.parent / "CCS", measured.parent / "VAL")
-    line, _ = done("measure", *inputs, results, *BACKBONE)
+    *_, line, _ = done("measure", *inputs, results, *BACKBONE)
     assert ", spread 0.3333: " in line
     row = metrics(results)[-1]
     assert (row["metric"], row["value"]) == ("spread@3", 6 / 18)
