@@ -27,7 +27,7 @@ class FeaturePair:
     @cached_property
     def coverage(self) -> dict[str, float]:
         """Means over classes of r1, d1, r2 and d2, computed once for all four."""
-        from coreset.kernels.measures import coverage
+        from coreset.kernels.similarity import coverage
 
         return coverage(
             self.set_features,
