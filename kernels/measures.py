@@ -1,93 +1,15 @@
-"""Measures: coverage of a condensed set, agreement of two scorings, intervals of differences.
-
-S are the samples of a class in the set, V those in the reference, which should be validation
-images: a coreset inside its own reference has r1 = 1. (r1, d1) is the code of ManifoldGD
-(``representativeness_diversity.py``), which pools all classes. (r2, d2) goes from the reference to
-the set, which is what "covers" means, and takes means, which a single outlier hardly moves.
-"""
+"""Measures: agreement of two scorings, overlap of two selections, intervals of differences."""
 
 import warnings
-from functools import partial
-from math import nan, sqrt
+from math import sqrt
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from coreset.kernels.neighbours import nearest, unit_rows
 from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.seeds import random_keys
-
-
-def coverage(
-    set_features: Float[np.ndarray, "m d"],
-    set_labels: Int[np.ndarray, " m"],
-    reference_features: Float[np.ndarray, "n d"],
-    reference_labels: Int[np.ndarray, " n"],
-    n_classes: int,
-    *,
-    device: str = "cpu",
-) -> dict[str, float]:
-    """Measure a condensed set against a reference: means over classes, of which higher is better.
-
-    - r1, representativeness: min over s in S of the max over v in V of cos(s, v)
-    - d1, diversity: 1 - max over pairs of S of their cosine; without classes of a single image
-    - r2, coverage: mean over v in V of the max over s in S of cos(v, s)
-    - d2, diversity: 1 - mean over pairs of S of their cosine; without classes of a single image
-
-    `nearest` finds neighbours on ``device``; their cosines are computed again in float64, so that
-    no result depends on the number of threads. A row without direction, and a class without samples
-    in either, are a ValueError.
-    """
-    set_rows = _rows_by_class("set", set_features, set_labels, n_classes)
-    reference_rows = _rows_by_class("reference", reference_features, reference_labels, n_classes)
-    pairs = list(zip(set_rows, reference_rows, strict=True))
-    several = [s for s in set_rows if len(s) > 1]
-    cosines = partial(_nearest_cosines, device=device)
-    return {
-        "r1": float(np.mean([cosines(s, v).min() for s, v in pairs])),
-        # The nearest is the row itself or a copy of it; if copies tie, either has the cosine 1.
-        "d1": _mean_or_nan([1 - cosines(s, s, rank=1).max() for s in several]),
-        "r2": float(np.mean([cosines(v, s).mean() for s, v in pairs])),
-        "d2": _mean_or_nan([_mean_distance(s) for s in several]),
-    }
-
-
-def _mean_or_nan(numbers: list[float]) -> float:
-    return float(np.mean(numbers)) if numbers else nan
-
-
-def _rows_by_class(
-    name: str, features: Float[np.ndarray, "n d"], labels: Int[np.ndarray, " n"], n_classes: int
-) -> list[NDArray[np.float32]]:
-    positions = positions_by_class(labels, n_classes)
-    absent = [c for c, members in enumerate(positions) if members.size == 0]
-    if absent:
-        raise ValueError(
-            f"every class must have samples in the {name}, got none of class {absent[0]} "
-            f"({len(absent)} classes in all); restrict both to the classes they share"
-        )
-    normalised = unit_rows(features)
-    return [normalised[members] for members in positions]
-
-
-def _nearest_cosines(
-    queries: NDArray[np.float32], base: NDArray[np.float32], rank: int = 0, *, device: str
-) -> NDArray[np.float64]:
-    """Compute the cosine of each query and its nearest row, or the one of another rank, in float64.
-
-    It is clipped to [-1, 1], because lengths are float32.
-    """
-    neighbours = base[nearest(queries, base, rank + 1, device)[:, rank]]
-    return np.clip(np.einsum("nd,nd->n", queries, neighbours, dtype=np.float64), -1.0, 1.0)
-
-
-def _mean_distance(rows: NDArray[np.float32]) -> float:
-    """Return 1 - the mean cosine over pairs, from |sum of rows|^2 = 2 * pairs + rows."""
-    n, total = len(rows), rows.sum(axis=0, dtype=np.float64)
-    own = np.einsum("nd,nd->", rows, rows, dtype=np.float64)
-    return 1.0 - float((total @ total - own) / (n * (n - 1)))
 
 
 def spearman(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:

@@ -9,6 +9,11 @@ from numpy.typing import NDArray
 
 def unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
     """Scale rows to length 1, float32; a row without direction is a ValueError."""
+    return scaled_rows(features, row_lengths(features))
+
+
+def row_lengths(features: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the length of each row; a row without direction is a ValueError."""
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
     bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if bad.size:
@@ -16,6 +21,13 @@ def unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
             f"features must be finite and not all zero, got length {lengths[bad[0]]} "
             f"at position {bad[0]} ({bad.size} in all); embed these images again"
         )
+    return lengths
+
+
+def scaled_rows(
+    features: NDArray[np.floating], lengths: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    """Divide each row by its length, float32."""
     return np.ascontiguousarray(features / lengths[:, None], dtype=np.float32)
 
 

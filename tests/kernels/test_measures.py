@@ -4,129 +4,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from coreset.kernels.measures import (
-    coverage,
     difference_interval,
     shuffled_within_classes,
     spearman,
     spearman_by_class,
 )
-from coreset.kernels.neighbours import nearest, search_device
 
 # Few distinct values, so that ties are everywhere; both zeros; the ends of the number line.
 VALUES = st.sampled_from([-math.inf, -3.5, -1.0, -0.0, 0.0, 1e-30, 0.25, 7.0, math.inf])
-NAMES = ("r1", "d1", "r2", "d2")
 close_to = partial(pytest.approx, abs=1e-12, nan_ok=True)
 numbers = st.integers(0, 100)
-
-
-def cosine(a, b):
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    return float(a @ b / math.sqrt((a @ a) * (b @ b)))
-
-
-def coverage_by_loops(chosen, chosen_labels, real, real_labels, n_classes):
-    """The four definitions, pair by pair, and their means over the classes that have them."""
-    rows = {name: [] for name in NAMES}
-    for c in range(n_classes):
-        s_rows, v_rows = chosen[chosen_labels == c], real[real_labels == c]
-        pairs = [cosine(a, b) for i, a in enumerate(s_rows) for j, b in enumerate(s_rows) if i != j]
-        rows["r1"].append(min(max(cosine(s, v) for v in v_rows) for s in s_rows))
-        rows["r2"].append(np.mean([max(cosine(v, s) for s in s_rows) for v in v_rows]))
-        if pairs:
-            rows["d1"].append(1 - max(pairs))
-            rows["d2"].append(1 - np.mean(pairs))
-    return {name: np.mean(values) if values else math.nan for name, values in rows.items()}
-
-
-def sample(seed, sizes, width, dtype=np.float32):
-    generator = np.random.default_rng(seed)
-    labels = generator.permutation(np.repeat(np.arange(len(sizes)), sizes))
-    return (generator.normal(size=(labels.size, width)) * 5).astype(dtype), labels
-
-
-@settings(max_examples=40)
-@given(
-    sizes=st.lists(st.tuples(st.integers(1, 9), st.integers(1, 30)), min_size=1, max_size=4),
-    width=st.integers(1, 20),
-    dtype=st.sampled_from([np.float16, np.float32, np.float64]),
-    seed=st.integers(0, 2**32),
-)
-def test_coverage_equals_double_loops_and_keeps_its_bounds(sizes, width, dtype, seed):
-    chosen = sample(seed, [m for m, _ in sizes], width, dtype)
-    real = sample(seed + 1, [n for _, n in sizes], width, dtype)
-    measured = coverage(*chosen, *real, len(sizes))
-    expected = coverage_by_loops(*chosen, *real, len(sizes))
-    assert measured == pytest.approx(expected, abs=2e-6, nan_ok=True)
-    assert max(abs(measured["r1"]), abs(measured["r2"])) <= 1
-    assert 0 <= measured["d1"] <= 2 or math.isnan(measured["d1"])
-
-
-def test_a_repeated_image_takes_the_nearest_pair_diversity_to_zero():
-    axes = np.eye(5, dtype=np.float32)[[0, 1, 2, 3, 3]] * np.float32(1e25)
-    labels = np.zeros(5, dtype=np.int64)
-    # 1 pair of 10 has cosine 1, the others 0.
-    assert coverage(axes, labels, axes, labels, 1) == pytest.approx(
-        {"r1": 1, "d1": 0, "r2": 1, "d2": 0.9}
-    )
-
-
-def test_the_number_of_threads_does_not_show():
-    import faiss
-
-    chosen, real = sample(0, [50] * 3, 512), sample(1, [700] * 3, 512)
-    before = faiss.omp_get_max_threads()
-    try:
-        faiss.omp_set_num_threads(1)
-        alone = coverage(*chosen, *real, 3)
-        faiss.omp_set_num_threads(4)
-        together = coverage(*chosen, *real, 3)
-    finally:
-        faiss.omp_set_num_threads(before)
-    assert alone == together
-
-
-def test_a_gpu_searches_with_the_same_metric_and_gives_the_same_measures(monkeypatch):
-    import faiss
-
-    chosen, real, asked = sample(0, [5] * 3, 64), sample(1, [70] * 3, 64), []
-    expected = coverage(*chosen, *real, 3)
-    assert coverage(*chosen, *real, 3, device="cuda") == expected, "FAISS sees no GPU here"
-
-    def knn_gpu(memory, queries, base, k, *, metric, device):
-        asked.append((memory, device))
-        return faiss.knn(queries, base, k, metric=metric)
-
-    monkeypatch.setattr("coreset.kernels.neighbours._gpu_memory", lambda: "memory")
-    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
-    monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
-    assert (search_device("cuda:1"), search_device("cpu")) == ("cuda:1", "cpu")
-    assert coverage(*chosen, *real, 3, device="cuda:1") == expected
-    assert asked == [("memory", 1)] * 9
-    queries, base = chosen[0], real[0]
-    sums = queries.astype(np.float64) @ base.T.astype(np.float64)
-    np.testing.assert_array_equal(nearest(queries, base, 4), np.argsort(-sums)[:, :4])
-
-
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
-def test_a_row_without_direction_is_refused_with_its_position(bad):
-    features, labels = np.ones((4, 3), dtype=np.float32), np.zeros(4, np.int64)
-    features[2] = bad
-    with pytest.raises(ValueError, match=r"length (0.0|nan|inf) at position 2 \(1 in all\)"):
-        coverage(features, labels, features, labels, 1)
-
-
-def test_an_absent_class_is_refused_by_number_and_side():
-    features, labels = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
-    with pytest.raises(ValueError, match="in the reference, got none of class 1"):
-        coverage(features, labels, features[[0, 2]], labels[[0, 2]], 3)
-    with pytest.raises(ValueError, match="in the set, got none of class 2"):
-        coverage(features[:2], labels[:2], features, labels, 3)
 
 
 @st.composite
