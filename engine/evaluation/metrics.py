@@ -100,7 +100,10 @@ class Subject:
         from coreset.kernels.similarity import coverage_curve
 
         ranks, steps = self.condensed.ranks, [n for n in CURVE if n <= self.condensed.info.ipc]
-        values = coverage_curve(*self._both[:2], ranks, *self._both[2:], self.n_classes, steps)
+        values = coverage_curve(
+            self.set_features, self.set_labels, ranks, self.reference_features,
+            self.reference_labels, n_classes=self.n_classes, steps=steps, device=self.device,
+        )  # fmt: skip
         return dict(zip(steps, values.tolist(), strict=True))
 
     @cached_property
