@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from coreset.engine.evaluation.metrics import Subject
+    from coreset.engine.evaluation.subject import Subject
 
 NEAR = 0.95
 """Cosine of features above which two images are near copies."""

@@ -15,8 +15,9 @@ from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
 from coreset.engine.evaluation.intervals import class_table, difference_table
 from coreset.engine.evaluation.metrics import METRICS as REGISTRY
-from coreset.engine.evaluation.metrics import Subject, groups
+from coreset.engine.evaluation.metrics import groups
 from coreset.engine.evaluation.results import CLASSES, DUPLICATES, METRICS, Results
+from coreset.engine.evaluation.subject import Subject
 from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.text import without_nan
 from coreset.engine.stages.options import (
