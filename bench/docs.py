@@ -26,6 +26,7 @@ BENCHMARKS = (
     "pack",
     "decode",
     "selection",
+    "similarity",
     "pixels",
     "dynamics",
     "score",

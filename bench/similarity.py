@@ -1,6 +1,6 @@
 """Speed of measures between two sets of features, beside published code on the same input.
 
-    OMP_WAIT_POLICY=PASSIVE python -m coreset.bench.similarity [--part frechet]
+    OMP_WAIT_POLICY=PASSIVE python -m coreset.bench.similarity [--part coverage prdc frechet]
 
 with waiting threads asleep, as in every command. Published code is called where it is a package,
 else restated with the calls that it makes. Writes ``bench/results/similarity.jsonl``.
@@ -29,9 +29,10 @@ from coreset.bench.docs import (
     ratio,
 )
 from coreset.bench.harness import Contender, Options, Role, Row, absent, race, records_of
+from coreset.bench.similarity_parts import coverage_rows, prdc_rows
 from coreset.kernels.frechet import Moments, frechet_distance, frechet_of_few
 
-Part = Literal["frechet"]
+Part = Literal["coverage", "prdc", "frechet"]
 Features = NDArray[np.float32]
 SQRTM, FIDELITY = "scipy sqrtm", "torch-fidelity"
 TOLERANCE = 1e-6  # relative, of a distance
@@ -41,7 +42,7 @@ TOLERANCE = 1e-6  # relative, of a distance
 class SimilarityBench(Options):
     """Measure similarity."""
 
-    part: tuple[Part, ...] = ("frechet",)
+    part: tuple[Part, ...] = ("coverage", "prdc", "frechet")
     """Parts to measure."""
     width: int = 2048
     """Features of an image."""
@@ -53,7 +54,11 @@ class SimilarityBench(Options):
     def run(self) -> None:
         """Run the parts in turn, print and record the results."""
         torch.set_num_threads(self.threads)
-        parts = {"frechet": self._frechet}
+        parts = {
+            "coverage": partial(coverage_rows, self),
+            "prdc": partial(prdc_rows, self),
+            "frechet": self._frechet,
+        }
         self.record_parts("similarity", {part: parts[part] for part in self.part})
 
     def _frechet(self) -> Iterator[Row]:
@@ -136,6 +141,16 @@ def _speed_over(row: Row) -> str:
     return ", ".join(told) if row["role"] == "ours" else ""
 
 
+def _ours_over(row: Row) -> str:
+    told = [f"{ratio(value)} ({name})" for name, value in row.get("speed_over", {}).items()]
+    return ", ".join(told) if row["role"] == "ours" else ""
+
+
+_WAYS: Mapping[str, Cell] = {
+    "way": contender,
+    "s": if_present("{median_seconds:.3f} ({min_seconds:.3f}-{max_seconds:.3f})", reason=True),
+    "times the speed of": _ours_over,
+}
 _SECONDS: Mapping[str, Cell] = {
     "images": "{sets}",
     "way": contender,
@@ -145,6 +160,8 @@ _SECONDS: Mapping[str, Cell] = {
 
 BLOCKS: Mapping[str, Block] = {
     "similarity_machine": lambda: machine(records_of("similarity.frechet")[0]),
+    "similarity_coverage": Table("similarity.coverage", _WAYS),
+    "similarity_prdc": Table("similarity.prdc", _WAYS),
     "similarity_frechet": Table("similarity.frechet", _SECONDS),
 }
 

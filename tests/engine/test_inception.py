@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models.backbones import load_backbone, weights_key
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.models.inception import (
@@ -121,6 +122,34 @@ def test_features_of_files_are_torch_fidelitys_of_the_same_levels(levels, photos
     assert stored.shape == (3, 2048)
     half = float(np.finfo(np.float16).eps)
     np.testing.assert_allclose(stored, expected, atol=1e-4, rtol=half)
+
+
+def test_the_distance_of_a_set_is_torch_fidelitys(levels, photos_299, weights, tmp_path, done):
+    from torch_fidelity import metric_fid
+
+    for index, image in enumerate(levels[:, ::-1]):
+        path = tmp_path / "src" / CLASSES[index // 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    Pack(src=tmp_path / "src", data=tmp_path / "VAL").run()
+    done("select", photos_299, tmp_path / "SET", "--ratio", 1.0)
+    network = ("--backbone", INCEPTION, "--size", INCEPTION_SIZE, "--weights", weights)
+    command = ("measure", tmp_path / "SET", tmp_path / "VAL", tmp_path / "RESULTS", *network)
+    lines = done(*command, "--metrics", "fid,kid", "--device", "cpu")
+    name = f"fid_{weights_key(INCEPTION, weights)[:8]}"
+    values = {row["metric"]: row["value"] for row in Results(tmp_path / "RESULTS").rows(METRICS)}
+    assert list(values) == [f"{name}@1", f"{name}_class@1", f"kid{name[3:]}@1"]
+    spec = FeatureSpec(backbone=INCEPTION, weights=weights, size=INCEPTION_SIZE, device="cpu")
+    statistics = [
+        metric_fid.fid_features_to_statistics(
+            torch.from_numpy(features_for(Dataset.open(data), spec).astype(np.float64))
+        )
+        for data in (photos_299, tmp_path / "VAL")
+    ]
+    expected = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
+    assert values[f"{name}@1"] == pytest.approx(expected[metric_fid.KEY_METRIC_FID], rel=1e-6)
+    assert values[f"{name}_class@1"] > 0
+    assert f"{name}, {name}_class: of 3 images, fewer than 2,048: too large" in "\n".join(lines)
 
 
 def test_the_network_gets_every_level_as_it_was(monkeypatch):
