@@ -140,14 +140,17 @@ def test_the_distance_of_a_set_is_torch_fidelitys(levels, photos_299, weights, t
     values = {row["metric"]: row["value"] for row in Results(tmp_path / "RESULTS").rows(METRICS)}
     assert list(values) == [f"{name}@1", f"{name}_class@1", f"kid{name[3:]}@1"]
     spec = FeatureSpec(backbone=INCEPTION, weights=weights, size=INCEPTION_SIZE, device="cpu")
-    statistics = [
-        metric_fid.fid_features_to_statistics(
-            torch.from_numpy(features_for(Dataset.open(data), spec).astype(np.float64))
-        )
+    a, b = (
+        torch.from_numpy(features_for(Dataset.open(data), spec).astype(np.float64))
         for data in (photos_299, tmp_path / "VAL")
-    ]
+    )
+    statistics = [metric_fid.fid_features_to_statistics(rows) for rows in (a, b)]
     expected = metric_fid.fid_statistics_to_metric(*statistics, verbose=False)
-    assert values[f"{name}@1"] == pytest.approx(expected[metric_fid.KEY_METRIC_FID], rel=1e-6)
+    # Of so few images it adds the roots of 2,046 zeros that were rounded.
+    assert values[f"{name}@1"] == pytest.approx(expected[metric_fid.KEY_METRIC_FID], rel=1e-3)
+    apart, x, y = a.mean(0) - b.mean(0), a - a.mean(0), b - b.mean(0)
+    spreads = x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()
+    assert values[f"{name}@1"] == pytest.approx(float(apart @ apart + spreads / 2), rel=1e-6)
     assert values[f"{name}_class@1"] > 0
     assert f"{name}, {name}_class: of 3 images, fewer than 2,048: too large" in "\n".join(lines)
 
