@@ -18,7 +18,7 @@ import tyro
 
 from coreset.bench.harness import ROOT, Row, records_of
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/pixels.md")
+DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/pixels.md", "docs/selection.md")
 # Imported by name when blocks are made, because these modules import the renderer.
 BENCHMARKS = (
     "demo",
@@ -27,6 +27,7 @@ BENCHMARKS = (
     "decode",
     "selection",
     "similarity",
+    "misratio",
     "pixels",
     "dynamics",
     "score",

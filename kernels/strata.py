@@ -119,22 +119,15 @@ def _bins(
     n_bins: int,
     published: bool,  # noqa: FBT001 - a kernel's
 ) -> NDArray[np.int64]:
-    low, high, bins = values.min(), values.max(), np.empty(values.size, np.int64)
+    """Return bins of equal width over the range of the values, the last one closed."""
+    low, high, bins = values.min(), values.max(), np.zeros(values.size, np.int64)
     for i, value in enumerate(values):
         if published:
             bins[i] = _published_bin(value, low, high, n_bins)
-        else:
-            bins[i] = _bin(value, low, high, n_bins)
+        elif low < high:
+            number: Any = np.int64((value - low) / (high - low) * n_bins)
+            bins[i] = min(max(number, 0), n_bins - 1)  # also where the range overflows
     return bins
-
-
-@kernel
-def _bin(value: float, low: float, high: float, n_bins: int) -> int:
-    """Return the bin of a value: equal widths over [low, high], the last one closed."""
-    if low == high:
-        return 0
-    number: Any = np.int64((value - low) / (high - low) * n_bins)
-    return min(max(number, 0), n_bins - 1)  # also where the range overflows
 
 
 @kernel
@@ -154,11 +147,7 @@ def _published_bin(value: float, low: float, high: float, n_bins: int) -> int:
 
 @kernel
 def _shares(sizes: NDArray[np.int64], budget: int) -> NDArray[np.int64]:
-    """Share a budget over bins: smallest first, each at most its even part of what is left.
-
-    So every bin gives up to a level, and what is left then comes one each from the fullest, of
-    equal ones from the later.
-    """
+    """Share a budget: every bin gives up to a level, then the fullest, or latest, one more each."""
     low, high = 0, budget
     while low < high:
         middle = (low + high + 1) // 2

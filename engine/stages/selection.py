@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import tyro
@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import FEATURES_NAME
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, ids_within, write_selection, write_set
 from coreset.engine.condensed.samplers import SAMPLERS, draw_coreset
 from coreset.engine.condensed.selection import Candidates, Sampler
+from coreset.engine.models.features import FeatureSpec, cached_features
 from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.engine.stages.options import (
@@ -33,9 +35,6 @@ from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
 from coreset.shards.format.files import digest_of, missing
-
-if TYPE_CHECKING:
-    from coreset.engine.models.features import FeatureSpec
 
 SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 USUAL_BY_SCORES, USUAL = "ccs", "random"
@@ -110,7 +109,7 @@ class Select:
         spec = self.extractor.spec(self.decoding) if "features" in sampler.needs else None
         recorded = self._recorded(sampler, parameters, spec)
         inputs = {"scores": self.source} if scored else {"data": dataset.path}
-        inputs |= {"features": _features(dataset, spec)} if spec else {}
+        inputs |= {"features": cached_features(dataset, spec)} if spec else {}
         inputs |= {"without": self.without} if self.without else {}
         provenance = self._provenance(method, recorded, inputs, table)
         with create_artifact(self.condensed, provenance, inputs=list(inputs.values())) as work:
@@ -149,7 +148,7 @@ class Select:
         return np.array([max(1, n_hardest(size, self.ratio or 0)) for size in sizes.tolist()])
 
     def _recorded(
-        self, sampler: Sampler, parameters: object, spec: "FeatureSpec | None"
+        self, sampler: Sampler, parameters: object, spec: FeatureSpec | None
     ) -> dict[str, Any]:
         """Return what shapes the set, without options that were not given or play no part."""
         columns = {own.name: getattr(parameters, own.name) for own in fields(sampler.parameters)}
@@ -175,6 +174,8 @@ class Select:
     def _result(self, method: str, n: int, assumption: str, *, done: bool) -> Result:
         info, lowered = SetInfo.read(self.condensed), read_ledger(self.condensed)[-1].get(LOWERED)
         n_images, assumed = sum(info.per_class), [assumption] if assumption else []
+        if "features" in SAMPLERS[method].needs:
+            assumed += self.extractor.notice()
         used = json.dumps(dict(info.parameters), sort_keys=True)
         how = "are there already" if done else "chosen"
         if lowered:
@@ -188,14 +189,7 @@ class Select:
         return Result(lines, {**data, "assumed": assumed})
 
 
-def _features(dataset: Dataset, spec: "FeatureSpec") -> Path:
-    from coreset.engine.models.features import cached_features
-
-    return cached_features(dataset, spec)
-
-
 def _table(features: Path, scratch: Path) -> NDArray[np.float16]:
-    from coreset.engine.artifacts.store import FEATURES_NAME
     from coreset.engine.models.feature_rows import feature_table
 
     return feature_table(features / FEATURES_NAME, scratch)
