@@ -28,7 +28,8 @@ def scaled_rows(
     features: NDArray[np.floating], lengths: NDArray[np.float64]
 ) -> NDArray[np.float32]:
     """Divide each row by its length, float32."""
-    return np.ascontiguousarray(features / lengths[:, None], dtype=np.float32)
+    divisors = lengths.astype(np.float32)[:, None]  # in float64 it takes three times as long
+    return np.ascontiguousarray(features / divisors, dtype=np.float32)
 
 
 def nearest(
