@@ -65,7 +65,6 @@ def _at(n: int) -> Metric:
         axis=f"R2 of the first {n} images",
         measure=lambda subject: subject.curve.get(n, np.nan),
         group="curve",
-        by_class=False,
     )
 
 

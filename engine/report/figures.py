@@ -10,6 +10,7 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from coreset.engine.evaluation.metrics import METRICS, PAIRS
+from coreset.engine.evaluation.subject import CURVE
 from coreset.engine.report.results import Accuracy, Comparison, plus_minus, sample_std
 from coreset.engine.report.sets import BASELINE, Measurement, ReportedSet
 
@@ -134,6 +135,42 @@ def coverage_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Fi
             f"validation images of {val}.{note if missing else ''}",
             description="Two scatter plots of diversity against representativeness; the table "
             "above holds the numbers.",
+            height=430,
+        )
+
+
+def curve_figures(measured: Sequence[Measurement], look: Look) -> Iterator[Figure]:
+    """Draw coverage by the first images of a class: per data set, reference and backbone."""
+    import plotly.graph_objects as go
+
+    key = attrgetter("measured.data", "val", "backbone")
+    curves: dict[tuple[str, ...], list[tuple[ReportedSet, dict[int, float]]]] = defaultdict(list)
+    for entry in measured:
+        values = {n: entry.values.get(f"r2_at_{n}", math.nan) for n in CURVE}
+        known = {n: value for n, value in values.items() if not math.isnan(value)}
+        if known:
+            curves[key(entry)].append((entry.measured, known))
+    for (data, val, backbone), group in curves.items():
+        figure = go.Figure()
+        for reported, values in group:
+            figure.add_scatter(
+                x=list(values),
+                y=list(values.values()),
+                mode="lines+markers",
+                name=plain(f"{reported.method}, IPC {reported.ipc}"),
+                line={"color": look.colours[reported.method]},
+                marker={"symbol": look.symbols[reported.ipc]},
+            )
+        figure.update_xaxes(type="log", tickvals=list(CURVE), title_text="images a class")
+        figure.update_yaxes(title_text=METRICS["r2"].axis)
+        figure.update_layout(showlegend=True, legend={"orientation": "h", "y": -0.25})
+        yield finished(
+            figure,
+            title=f"Coverage of {data} by the first images of each class",
+            caption="In the order in which they were chosen. Where the last point of a distilled "
+            "set has the height of a coreset's curve, that many real images cover as much. "
+            f"Features of {backbone}, images of {val}.",
+            description="Lines of the mean match of the reference by images a class.",
             height=430,
         )
 

@@ -8,7 +8,13 @@ from coreset.engine.artifacts.ledger import read_ledger, total_wall_seconds
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report import tables
 from coreset.engine.report.classes import data_grids, score_figure
-from coreset.engine.report.figures import accuracy_figures, cost_figures, coverage_figures, look_of
+from coreset.engine.report.figures import (
+    accuracy_figures,
+    cost_figures,
+    coverage_figures,
+    curve_figures,
+    look_of,
+)
 from coreset.engine.report.results import accuracy_records, comparisons, headline
 from coreset.engine.report.sets import catalogue, gather, measurements, set_costs
 from coreset.shards.errors import UsageError
@@ -65,7 +71,7 @@ def render(
         n_sets=len(sets),
         tables=shown,
         accuracy_figures=accuracy_figures(compared, look),
-        coverage_figures=coverage_figures(measured, look),
+        coverage_figures=[*coverage_figures(measured, look), *curve_figures(measured, look)],
         cost_figures=cost_figures(compared, seconds, look),
         uncosted=[entry for digest, entry in sets.items() if digest not in costs],
         score_figures=[

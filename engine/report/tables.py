@@ -82,7 +82,8 @@ def _accuracy_row(comparison: Comparison, methods: Sequence[str]) -> tuple[str |
 
 def metric_table(measured: Sequence[Measurement]) -> Table:
     """Lay out measured sets down and metrics across."""
-    shorts = _measured_metrics(measured)
+    in_figure = {short for short, metric in METRICS.items() if metric.group == "curve"}
+    shorts = [short for short in _measured_metrics(measured) if short not in in_figure]
     titles = [_metric_title(short) for short in shorts]
     described = attrgetter("measured.data", "measured.name", "val", "backbone")
     numbers = ([entry.values.get(short, math.nan) for short in shorts] for entry in measured)
@@ -90,7 +91,7 @@ def metric_table(measured: Sequence[Measurement]) -> Table:
         (*described(entry), *(NOTHING if math.isnan(value) else f"{value:.4f}" for value in values))
         for entry, values in zip(measured, numbers, strict=True)
     )
-    caption = "Representativeness and diversity, mean over classes; higher is better"
+    caption = "Means over classes, and higher is better, where a column says nothing else"
     return Table(caption, ("data", "set", "validation", "backbone", *titles), titles, rows)
 
 

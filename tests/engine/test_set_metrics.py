@@ -205,3 +205,14 @@ def test_json_holds_the_values_alone(ccs_set, val, tmp_path, coreset):
         "measure", ccs_set, val, tmp_path / "R", *BACKBONE, "--metrics", "prdc", "--json"
     )
     assert json.loads(told.out, parse_constant=pytest.fail)["prdc_recall@1"] is None
+
+
+def test_the_curves_of_sets_are_in_the_report(packed, val, tmp_path, done):
+    results = tmp_path / "RESULTS"
+    for method in ("herding", "k-center"):
+        done("select", packed, tmp_path / method, "--ipc", 5, "--method", method, *BACKBONE)
+        done("measure", tmp_path / method, val, results, *BACKBONE, "--metrics", "coverage,curve")
+    done("report", results, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert " by the first images of each class" in page
+    assert '"x":[1,2,5]' in page.replace(" ", "")
