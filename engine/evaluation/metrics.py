@@ -106,7 +106,7 @@ def _pixels(name: str, axis: str) -> Metric:
         measure=lambda subject: subject.pixels[name],
         group="quality",
         by_class=False,
-        higher_is_better=name == "bytes_per_pixel",
+        higher_is_better=name not in {"near_constant", "blurred"},
     )
 
 
@@ -138,6 +138,8 @@ METRICS: dict[str, Metric] = {
         for kind in ("exact", "near")
         for place in ("set", "reference")
     },
+    "pixels": _pixels("pixels", "pixels of an image, mean"),
+    "jpeg": _pixels("jpeg", "share of images stored as JPEG"),
     "bytes_per_pixel": _pixels("bytes_per_pixel", "stored bytes per pixel"),
     "near_constant": _pixels("near_constant", "share of images of nearly one colour"),
     "blurred": _pixels("blurred", "share of images without sharp edges"),

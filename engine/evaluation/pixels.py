@@ -1,4 +1,4 @@
-"""Quality of a condensed set's images: bytes per pixel, nearly one colour, no sharp edges."""
+"""Quality of a condensed set's images: size, codec, bytes, nearly one colour, no sharp edges."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -36,7 +36,10 @@ def pixel_measures(condensed: CondensedSet, spec: "FeatureSpec") -> Mapping[str,
                 grey = grey_levels(image)
                 spreads.append(float(grey.std()))
                 sharpness.append(laplacian_variance(grey))
+    kinds = dataset.table(["format"])["format"].take(ids).to_pylist()
     return {
+        "pixels": float(n_pixels.mean()),
+        "jpeg": kinds.count("jpg") / len(kinds),
         "bytes_per_pixel": float(condensed.image_bytes / n_pixels.sum()),
         "near_constant": float(np.mean(np.array(spreads) < LEAST_SPREAD)),
         "blurred": float(np.mean(np.array(sharpness) < LEAST_SHARPNESS)),

@@ -86,7 +86,7 @@ class Measure:
         if self.against is not None:
             other = _class_values(results, self._measured(self.against, results, []))
             lines += ["", *difference_table(by_class, other, str(self.against))]
-        lines += _biased(rows)
+        lines += [*_biased(rows), *_absent(rows)]
         if "duplicates" in self.chosen:
             lines.append(_copies_line(results, rows))
         lines.append(self._summary(rows))
@@ -240,6 +240,11 @@ def _biased(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     few = f"{runtime['n_set']:,} images, fewer than {LEAST_IMAGES:,}"
     return [f"{', '.join(distances)}: of {few}: too large, compare sets of equal size only"]
+
+
+def _absent(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = [row["metric"].partition("@")[0] for row in rows if row["value"] is None]
+    return [f"no number: {', '.join(names)}; no class has enough images"] if names else []
 
 
 def _copies_line(results: Results, rows: Sequence[Mapping[str, Any]]) -> str:

@@ -144,6 +144,9 @@ def test_near_copies_and_odd_pixels_are_counted(odd, val, tmp_path, done):
     dataset = Dataset.open(odd.parent / "DATA")
     pixels = (dataset.ints("width") * dataset.ints("height")).sum()
     assert values["bytes_per_pixel@1"] == pytest.approx(dataset.ints("bytes").sum() / pixels)
+    assert values["pixels@1"] == pytest.approx(pixels / 15)
+    formats = dataset.table(["format"])["format"].to_pylist()
+    assert values["jpeg@1"] == pytest.approx(formats.count("jpg") / 15)
 
 
 def test_the_laplacian_is_that_of_scipy():
@@ -160,8 +163,9 @@ def test_precision_and_recall_need_more_images_than_neighbours(
     ccs_set, packed, val, tmp_path, done
 ):
     results = tmp_path / "RESULTS"
-    done("measure", ccs_set, val, results, *BACKBONE, "--metrics", "prdc")
+    lines = done("measure", ccs_set, val, results, *BACKBONE, "--metrics", "prdc")
     assert set(values_of(results).values()) == {None}  # two images a class
+    assert "no number: prdc_precision, prdc_recall, " in "\n".join(lines)
     done("select", packed, tmp_path / "SET", "--ipc", 12)
     done("measure", tmp_path / "SET", val, results, *BACKBONE, "--metrics", "prdc,pooled")
     for name, value in values_of(results).items():
