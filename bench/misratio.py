@@ -11,6 +11,7 @@ given labels, right or wrong.
 - ``accuracy``: logistic regression on features, trained on coresets with their given labels and
   tested on the validation images; by scikit-learn's L2 penalty, and by one a hundred times as
   strong, which bears wrong labels better.
+- ``students``: ResNet-18 from scratch in a short run of the hard-label protocol, for the ends.
 
 Keeps artifacts in the folder of the work, writes ``bench/results/misratio.jsonl``; times nothing.
 """
@@ -30,17 +31,20 @@ from numpy.typing import NDArray
 
 from coreset.bench.docs import Block, machine, markdown
 from coreset.bench.harness import ROOT, Options, Row, records_of
-from coreset.bench.processes import run_coreset
+from coreset.bench.processes import options, run_coreset
+from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.samplers import CcsParameters, draw_coreset
 from coreset.engine.condensed.selection import Candidates, Ints
+from coreset.engine.evaluation.results import STUDENTS as RESULTS
+from coreset.engine.evaluation.results import Results
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
 from coreset.kernels.samplers import extreme_coreset, n_hardest
 from coreset.shards.format.dataset import Dataset
 
-Part: TypeAlias = Literal["cut", "accuracy"]
+Part: TypeAlias = Literal["cut", "accuracy", "students"]
 SPEC = FeatureSpec(backbone="tf_efficientnet_lite0")
-PERCENTS: Mapping[Part, Sequence[int]] = {"cut": (5, 25, 50), "accuracy": (0, 5, 25, 50)}
+PERCENTS = {"cut": (5, 25, 50), "accuracy": (0, 5, 25, 50), "students": (25,)}
 SEEDS = (0, 1, 2)
 RANDOM, TRUTH = "random", "truth"
 SCORES = ("aum", "el2n", "loss_final", RANDOM, TRUTH)
@@ -54,6 +58,14 @@ SCORE, IPCS = "aum", (10, 50)
 """Of the part accuracy."""
 METHODS = ("hardest", "easiest", RANDOM, "facility-location", "d2")
 ALL = "all images (no coreset)"
+SHORT: Row = {"size": 64, "epochs": 60, "evaluations": 2, "repeats": 2}
+ENDS: Mapping[str, Sequence[object]] = {
+    "hardest": ("--method", "hardest"),
+    RANDOM: ("--method", RANDOM),
+    "ccs, misratio 0": ("--misratio", 0),
+    "ccs, misratio 0.5": ("--misratio", 0.5),
+}
+"""Options of `coreset select` for the part students."""
 STUDENTS = (1.0, 0.01)
 """Scikit-learn's C, one over the penalty; 1 is its default."""
 
@@ -88,7 +100,7 @@ class MisratioBench(Options):
 
     work: Path = ROOT / "runs" / "misratio"
     """Folder of the artifacts, which are kept."""
-    part: tuple[Part, ...] = ("cut", "accuracy")
+    part: tuple[Part, ...] = ("cut", "accuracy", "students")
     """Parts to measure."""
     images: int = 0
     """Images of each class and split, the first by name, for a trial; 0 is all."""
@@ -105,8 +117,27 @@ class MisratioBench(Options):
             about = {"percent": percent, "flipped": int(noisy.flipped.sum())}
             about |= {"images": noisy.flipped.size, "images_per_class": self.images or "all"}
             about |= {"validation": len(validation), "backbone": SPEC.backbone, "seeds": SEEDS}
-            rows = cuts(percent, noisy) if part == "cut" else accuracies(noisy, validation)
+            rows = {  # generators, of which one runs
+                "cut": cuts(percent, noisy),
+                "accuracy": accuracies(noisy, validation),
+                "students": self._students(noisy, validation),
+            }[part]
             yield from (about | row for row in rows)
+
+    def _students(self, noisy: Noisy, validation: Dataset) -> Iterator[Row]:
+        results = self._place("results")
+        for way, words in ENDS.items():
+            condensed = self._place(f"student-{way.replace(', ', '-').replace(' ', '-')}")
+            run_coreset("select", noisy.scored.path, condensed, "--ipc", CUT_IPC, *words)
+            run_coreset("train", condensed, validation.path, results, *options(SHORT))
+            digest = open_set(condensed).provenance.digest
+            rows = [r for r in Results(results).rows(RESULTS) if r["set_digest"] == digest]
+            share = float(noisy.flipped[open_set(condensed).ids].mean())
+            found = [row["top1_last"] / 100 for row in rows]
+            yield {
+                "way": way, "ipc": CUT_IPC, "accuracies": found, "flipped_share": share,
+                "protocol": rows[0]["protocol"], **SHORT,
+            }  # fmt: skip
 
     def _noisy(self, percent: int) -> Noisy:
         truth = self.data.resolve() / "labels" / "noisy_imagenette.csv"
@@ -243,6 +274,18 @@ def _accuracies() -> str:
     return "\n\n".join([*parts, "Flipped labels in these coresets:", shares])
 
 
+def _student_table() -> str:
+    rows = records_of("misratio.students")
+    lines = (
+        [row["way"], f"{row['flipped_share']:.1%}", *(f"{100 * x:.1f}" for x in row["accuracies"])]
+        for row in rows
+    )
+    seeds = [f"seed {seed}, top-1 %" for seed in range(len(rows[0]["accuracies"]))]
+    note = "{protocol}, {size} px, {epochs} epochs, IPC {ipc}, {percent} % flipped, last epoch:"
+    table = markdown(["way", "flipped in the set", *seeds], lines)
+    return f"ResNet-18 from scratch, {note.format_map(rows[0])}\n\n{table}"
+
+
 def _machine() -> str:
     row = records_of("misratio.accuracy")[0]
     images = "{images:,} images ({images_per_class} of a class), {validation:,} to test, {backbone}"
@@ -253,6 +296,7 @@ def _machine() -> str:
 BLOCKS: Mapping[str, Block] = {
     "misratio_cut": _cuts,
     "misratio_accuracy": _accuracies,
+    "misratio_students": _student_table,
     "misratio_machine": _machine,
 }
 
