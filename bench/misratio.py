@@ -58,14 +58,13 @@ SCORE, IPCS = "aum", (10, 50)
 """Of the part accuracy."""
 METHODS = ("hardest", "easiest", RANDOM, "facility-location", "d2")
 ALL = "all images (no coreset)"
-SHORT: Row = {"size": 64, "epochs": 60, "evaluations": 2, "repeats": 2}
+SHORT: Row = {"size": 48, "epochs": 60, "evaluations": 2, "repeats": 1}
 ENDS: Mapping[str, Sequence[object]] = {
     "hardest": ("--method", "hardest"),
     RANDOM: ("--method", RANDOM),
     "ccs, misratio 0": ("--misratio", 0),
     "ccs, misratio 0.5": ("--misratio", 0.5),
 }
-"""Options of `coreset select` for the part students."""
 STUDENTS = (1.0, 0.01)
 """Scikit-learn's C, one over the penalty; 1 is its default."""
 
