@@ -1,6 +1,6 @@
 """Speed of measures between two sets of features, beside published code on the same input.
 
-    OMP_WAIT_POLICY=PASSIVE python -m coreset.bench.similarity [--part coverage prdc frechet]
+    OMP_WAIT_POLICY=PASSIVE python -m coreset.bench.similarity [--part coverage pooled prdc frechet]
 
 with waiting threads asleep, as in every command. Published code is called where it is a package,
 else restated with the calls that it makes. Writes ``bench/results/similarity.jsonl``.
@@ -29,10 +29,10 @@ from coreset.bench.docs import (
     ratio,
 )
 from coreset.bench.harness import Contender, Options, Role, Row, absent, race, records_of
-from coreset.bench.similarity_parts import coverage_rows, prdc_rows
+from coreset.bench.similarity_parts import coverage_rows, pooled_rows, prdc_rows
 from coreset.kernels.frechet import Moments, frechet_distance, frechet_of_few
 
-Part = Literal["coverage", "prdc", "frechet"]
+Part = Literal["coverage", "pooled", "prdc", "frechet"]
 Features = NDArray[np.float32]
 SQRTM, FIDELITY = "scipy sqrtm", "torch-fidelity"
 TOLERANCE = 1e-6  # relative, of a distance
@@ -42,7 +42,7 @@ TOLERANCE = 1e-6  # relative, of a distance
 class SimilarityBench(Options):
     """Measure similarity."""
 
-    part: tuple[Part, ...] = ("coverage", "prdc", "frechet")
+    part: tuple[Part, ...] = ("coverage", "pooled", "prdc", "frechet")
     """Parts to measure."""
     width: int = 2048
     """Features of an image."""
@@ -56,6 +56,7 @@ class SimilarityBench(Options):
         torch.set_num_threads(self.threads)
         parts = {
             "coverage": partial(coverage_rows, self),
+            "pooled": partial(pooled_rows, self),
             "prdc": partial(prdc_rows, self),
             "frechet": self._frechet,
         }
@@ -160,7 +161,8 @@ _SECONDS: Mapping[str, Cell] = {
 
 BLOCKS: Mapping[str, Block] = {
     "similarity_machine": lambda: machine(records_of("similarity.frechet")[0]),
-    "similarity_coverage": Table("similarity.coverage", _WAYS),
+    "similarity_coverage": Table("similarity.coverage", {"clock": "{clock}", **_WAYS}),
+    "similarity_pooled": Table("similarity.pooled", _WAYS),
     "similarity_prdc": Table("similarity.prdc", _WAYS),
     "similarity_frechet": Table("similarity.frechet", _SECONDS),
 }

@@ -5,6 +5,7 @@ hangs on ties.
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
@@ -20,9 +21,11 @@ from coreset.bench.harness import Contender, Options, Role, Row, race
 from coreset.kernels.manifold import precision_recall_density_coverage
 from coreset.kernels.neighbours import nearest, unit_rows
 from coreset.kernels.samplers import positions_by_class
-from coreset.kernels.similarity import coverage
+from coreset.kernels.similarity import coverage, pooled_coverage
 
 ROWS, CLASSES, WIDTH = 50_000, 1000, 512
+POOLED_ROWS = 20_000
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 CLASS_ROWS, K = 2000, 5
 Numbers = Mapping[str, float]
 Rows = list[NDArray[np.float32]]
@@ -38,6 +41,16 @@ def coverage_rows(options: Options) -> Iterator[Row]:
         _Timed("three searches a class (before)", partial(_by_searches, *columns)),
         _Timed("scikit-learn, class by class", partial(_by_sklearn, *columns), versions=sklearn),
     ]
+    for name, clock in CLOCKS.items():  # of all threads, whose waiting is no work
+        for row in _race(options, ours, peers, tolerance=1e-6, clock=clock):
+            yield row | {"clock": name}
+
+
+def pooled_rows(options: Options) -> Iterator[Row]:
+    """Race r2 over all classes pooled, which scikit-learn takes from a matrix of all pairs."""
+    (chosen, _), (real, _) = (_sample(seed, POOLED_ROWS, 1) for seed in (0, 1))
+    ours = _Timed("ours", partial(pooled_coverage, chosen, real), role="ours")
+    peers = [_Timed("scikit-learn, one matrix", partial(_pooled_by_sklearn, chosen, real))]
     yield from _race(options, ours, peers, tolerance=1e-6)
 
 
@@ -65,7 +78,14 @@ class _Timed:
         self.last = self.measure()
 
 
-def _race(options: Options, ours: _Timed, peers: list[_Timed], *, tolerance: float) -> list[Row]:
+def _race(
+    options: Options,
+    ours: _Timed,
+    peers: list[_Timed],
+    *,
+    tolerance: float,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:
     """Let all take turns; each must measure what we did in the same round."""
 
     def check(entry: _Timed, _out: Path) -> str:
@@ -82,7 +102,7 @@ def _race(options: Options, ours: _Timed, peers: list[_Timed], *, tolerance: flo
         )
         for entry in (ours, *peers)
     ]
-    return race(entries, repeats=options.repeats, work=options.work)
+    return race(entries, repeats=options.repeats, work=options.work, clock=clock)
 
 
 def _sample(seed: int, n: int, n_classes: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -145,6 +165,19 @@ def _by_sklearn(
         r2 = across.max(axis=0).mean(dtype=np.float64)
         by_class.append((across.max(axis=1).min(), 1 - within.max(), r2, d2))
     return _means(by_class)
+
+
+def _pooled_by_sklearn(chosen: NDArray[np.float32], real: NDArray[np.float32]) -> Numbers:
+    from sklearn.metrics.pairwise import cosine_similarity
+
+    similarity: Any = cosine_similarity
+    across = similarity(chosen, real)
+    r1, r2 = across.max(axis=1).min(), across.max(axis=0).mean(dtype=np.float64)
+    del across
+    within, n = similarity(chosen), len(chosen)
+    d2 = 1 - (within.sum(dtype=np.float64) - np.trace(within)) / (n * (n - 1))
+    np.fill_diagonal(within, -np.inf)
+    return {"r1": float(r1), "d1": 1 - float(within.max()), "r2": float(r2), "d2": float(d2)}
 
 
 def _by_package(chosen: NDArray[np.float32], real: NDArray[np.float32]) -> Numbers:

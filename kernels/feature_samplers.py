@@ -13,7 +13,7 @@ from coreset.kernels.seeds import permutation
 Features = NDArray[np.floating]
 Positions = NDArray[np.int64]
 N_NEIGHBOURS, GAMMA = 5, 0.1
-"""Of `d2`: edges of each sample, and how fast a message fades with distance."""
+"""Edges of each sample in the graph of `d2`, and fading of its messages with distance."""
 _LEAST_DIFFICULTY = 1e-7
 _GAINS_AT_ONCE = 64
 

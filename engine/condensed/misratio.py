@@ -1,4 +1,4 @@
-"""How much of the hard end of a class is cut where nobody says: the study's values, or a rule."""
+"""Defaults of the misratio: the study's values, or else a rule from them."""
 
 from math import log
 

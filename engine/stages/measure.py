@@ -55,12 +55,14 @@ class Measure:
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
     metrics: str = "coverage"
-    """Groups, with commas between: coverage (R1, D1, R2, D2), pooled (the same over all classes
-    pooled), curve (R2 of the first images by rank), prdc (precision, recall, density, coverage),
-    fid (Frechet distance; FID with --backbone inception-2015 --size 299), kid, duplicates (copies
-    in the set and in the reference), quality (of the pixels)."""
+    """Groups, with commas between: coverage (R1, D1, R2, D2), curve (R2 of the first images by
+    rank), prdc (precision, recall, density, coverage), fid (Frechet distance; FID with --backbone
+    inception-2015 --size 299), kid, duplicates (copies in the set and in the reference), quality
+    (of the pixels)."""
+    pooled: bool = False
+    """Also tell R1, D1, R2 and D2 over all classes pooled, as ManifoldGD's script does."""
     reference: Literal["val", "train"] = "val"
-    """What is to be covered: VAL, or the data set of SET without the images of SET."""
+    """Images to cover: VAL, or the data set of SET without the images of SET."""
     against: Path | None = None
     """Another set of the same classes: also tell the differences, paired over classes."""
     extractor: Flat[Extractor] = field(default_factory=Extractor)
@@ -74,7 +76,8 @@ class Measure:
     @property
     def chosen(self) -> tuple[str, ...]:
         """Groups of ``metrics``."""
-        return tuple(word.strip() for word in self.metrics.split(","))
+        named = [word.strip() for word in self.metrics.split(",")]
+        return (*named, *(["pooled"] if self.pooled and "pooled" not in named else []))
 
     def run(self) -> Result:
         """Get the features of set and reference, compute every metric, append the rows."""

@@ -167,8 +167,14 @@ def test_precision_and_recall_need_more_images_than_neighbours(
     assert set(values_of(results).values()) == {None}  # two images a class
     assert "no number: prdc_precision, prdc_recall, " in "\n".join(lines)
     done("select", packed, tmp_path / "SET", "--ipc", 12)
-    done("measure", tmp_path / "SET", val, results, *BACKBONE, "--metrics", "prdc,pooled")
-    for name, value in values_of(results).items():
+    done("measure", tmp_path / "SET", val, results, *BACKBONE, "--metrics", "prdc", "--pooled")
+    values = values_of(results)
+    opened, reference = open_set(tmp_path / "SET"), Dataset.open(val)
+    own = unit(features_for(opened.dataset, SPEC, opened.ids))
+    across = own @ unit(features_for(reference, SPEC)).T
+    r2 = values["representativeness_r2_pooled@1"]
+    assert r2 == pytest.approx(across.max(axis=0).mean(), abs=1e-4)
+    for name, value in values.items():
         if name.startswith("prdc_"):
             assert value is None or value >= 0
 
