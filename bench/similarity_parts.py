@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from coreset.bench.harness import Contender, Options, Role, Row, race
 from coreset.kernels.manifold import precision_recall_density_coverage
-from coreset.kernels.neighbours import nearest, unit_rows
+from coreset.kernels.neighbours import nearest
 from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.similarity import coverage, pooled_coverage
 
@@ -126,8 +126,10 @@ def _by_searches(
     real_labels: NDArray[np.int64],
 ) -> Numbers:
     """Measure as `coverage` did before: FAISS searches each class three times."""
-    set_rows = _of_classes(unit_rows(chosen), labels)
-    real_rows = _of_classes(unit_rows(real), real_labels)
+    set_rows, real_rows = (
+        _of_classes((x / np.linalg.norm(x.astype(np.float64), axis=1)[:, None]).astype(x.dtype), of)
+        for x, of in ((chosen, labels), (real, real_labels))
+    )
     return _means([_searched(s, v) for s, v in zip(set_rows, real_rows, strict=True)])
 
 

@@ -154,8 +154,7 @@ def _coverage(
     r1, r2 = float(_cosines(s, v, in_v).min()), float(_cosines(v, s, in_s).mean())
     if len(s) == 1:
         return r1, nan, r2, nan
-    closest = float(_cosines(s, s, _nearest_others(s, device)).max())
-    return r1, 1 - closest, r2, _mean_distance(s)
+    return r1, 1 - _largest_cosine(s, device), r2, _mean_distance(s)
 
 
 def _nearest_rows(
@@ -168,13 +167,14 @@ def _nearest_rows(
     return cosines_mn.argmax(axis=1), cosines_mn.argmax(axis=0)
 
 
-def _nearest_others(s: NDArray[np.float32], device: str) -> NDArray[np.int64]:
-    """Find the row nearest to each but itself; of copies perhaps itself, whose cosine is 1 too."""
-    if _is_large(s, s):
-        return nearest(s, s, 2, device)[:, 1]
+def _largest_cosine(s: NDArray[np.float32], device: str) -> float:
+    """Compute the largest cosine of two rows, in float64 of those nearest to each other."""
+    if _is_large(s, s):  # of copies the row itself may come second, whose cosine is 1 too
+        return float(_cosines(s, s, nearest(s, s, 2, device)[:, 1]).max())
     cosines_mm = _products(s, s)
     np.fill_diagonal(cosines_mm, -np.inf)
-    return cosines_mm.argmax(axis=1)
+    one, other = divmod(int(cosines_mm.argmax()), len(s))
+    return float(_cosines(s[[one]], s, np.array([other]))[0])
 
 
 def _is_large(s: NDArray[np.float32], v: NDArray[np.float32]) -> bool:
