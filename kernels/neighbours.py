@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 def unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
     """Scale rows to length 1, float32; a row without direction is a ValueError."""
-    return scaled_rows(features, row_lengths(features))
+    lengths = row_lengths(features).astype(np.float32)  # float64 would take three times as long
+    return np.ascontiguousarray(features / lengths[:, None], dtype=np.float32)
 
 
 def row_lengths(features: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -22,14 +23,6 @@ def row_lengths(features: NDArray[np.floating]) -> NDArray[np.float64]:
             f"at position {bad[0]} ({bad.size} in all); embed these images again"
         )
     return lengths
-
-
-def scaled_rows(
-    features: NDArray[np.floating], lengths: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    """Divide each row by its length, float32."""
-    divisors = lengths.astype(np.float32)[:, None]  # in float64 it takes three times as long
-    return np.ascontiguousarray(features / divisors, dtype=np.float32)
 
 
 def nearest(

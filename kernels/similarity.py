@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from coreset.kernels.neighbours import nearest, row_lengths, scaled_rows, unit_rows
+from coreset.kernels.neighbours import nearest, row_lengths, unit_rows
 from coreset.kernels.samplers import positions_by_class
 
 _NAMES = ("r1", "d1", "r2", "d2")
@@ -142,8 +142,14 @@ def _rows_by_class(
             f"every class must have samples in the {name}, got none of class {absent[0]} "
             f"({len(absent)} classes in all); restrict both to the classes they share"
         )
-    lengths = row_lengths(features)
-    return (scaled_rows(features[members], lengths[members]) for members in positions)
+    lengths = row_lengths(features).astype(np.float32)
+
+    def scaled(members: NDArray[np.int64]) -> NDArray[np.float32]:
+        rows = features[members].astype(np.float32, copy=False)  # indexing has copied them
+        rows /= lengths[members, None]
+        return rows
+
+    return map(scaled, positions)
 
 
 def _coverage(
@@ -151,7 +157,8 @@ def _coverage(
 ) -> tuple[float, float, float, float]:
     """Return r1, d1, r2, d2 of one class."""
     in_v, in_s = _nearest_rows(s, v, device)
-    r1, r2 = float(_cosines(s, v, in_v).min()), float(_cosines(v, s, in_s).mean())
+    worst = [int(np.vecdot(s, v[in_v]).argmin())]
+    r1, r2 = float(_cosines(s[worst], v, in_v[worst])[0]), float(_cosines(v, s, in_s).mean())
     if len(s) == 1:
         return r1, nan, r2, nan
     return r1, 1 - _largest_cosine(s, device), r2, _mean_distance(s)
