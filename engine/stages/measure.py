@@ -83,11 +83,15 @@ class Measure:
         """Get the features of set and reference, compute every metric, append the rows."""
         require_output(self.results)
         results, notes = Results(self.results), list(self.extractor.notice())
-        rows = self._measured(self.condensed, results, notes)
+        val, paths = Dataset.open(self.val), filter(None, (self.condensed, self.against))
+        sets = [open_set(path, data=self.data) for path in paths]
+        for each in sets:
+            require_same_classes(each, val)
+        rows = self._measured(sets[0], val, results, notes)
         by_class = _class_values(results, rows)
         lines = [*notes, *class_table(by_class)]
         if self.against is not None:
-            other = _class_values(results, self._measured(self.against, results, []))
+            other = _class_values(results, self._measured(sets[1], val, results, []))
             lines += ["", *difference_table(by_class, other, str(self.against))]
         lines += [*_biased(rows), *_absent(rows)]
         if "duplicates" in self.chosen:
@@ -97,10 +101,10 @@ class Measure:
         values = {row["metric"]: row["value"] for row in rows}
         return Result(tuple(lines), {"results": str(self.results), **values})
 
-    def _measured(self, path: Path, results: Results, notes: list[str]) -> list[dict[str, Any]]:
+    def _measured(
+        self, condensed: CondensedSet, val: Dataset, results: Results, notes: list[str]
+    ) -> list[dict[str, Any]]:
         """Return the rows of a set, measured now unless they are there."""
-        condensed, val = open_set(path, data=self.data), Dataset.open(self.val)
-        require_same_classes(condensed, val)
         subjects = self._subjects(condensed, val)
         rows = {short: _row(short, subject) for short, subject in subjects.items()}
         keys = {row["key"] for row in rows.values()}

@@ -186,6 +186,11 @@ def test_a_misspelt_group_is_named_with_the_list(ccs_set, val, tmp_path, refused
     assert said.endswith("got prcd")
 
 
+def test_a_set_to_compare_with_is_looked_for_before_any_work(ccs_set, val, tmp_path, refused):
+    command = ("measure", ccs_set, val, tmp_path / "R", *BACKBONE, "--against", tmp_path / "none")
+    assert "none does not exist" in refused(tmp_path, *command)
+
+
 def test_the_report_shows_what_was_measured(ccs_set, val, tmp_path, done):
     results = tmp_path / "RESULTS"
     done("measure", ccs_set, val, results, *BACKBONE, "--metrics", "quality")
