@@ -231,3 +231,15 @@ def test_the_curves_of_sets_are_in_the_report(packed, val, tmp_path, done):
     page = (tmp_path / "report.html").read_text()
     assert " by the first images of each class" in page
     assert '"x":[1,2,5]' in page.replace(" ", "")
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", None])
+def test_a_damaged_table_of_choice_is_refused(*, packed, val, tmp_path, done, refused, damage):
+    done("select", packed, tmp_path / "SET", "--ipc", 2)
+    table = tmp_path / "SET" / "selection.parquet"
+    if damage is None:
+        done("select", packed, tmp_path / "LARGER", "--ipc", 3)
+        damage = (tmp_path / "LARGER" / "selection.parquet").read_bytes()
+    table.write_bytes(damage)
+    command = ("measure", tmp_path / "SET", val, tmp_path / "R", *BACKBONE, "--metrics", "curve")
+    assert "selection.parquet" in refused(tmp_path / "SET", *command, code=3)
