@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 NEEDED_GIB := 10
 # Test files spread over two processes; `make test SPREAD=` runs one after the other.
 SPREAD ?= -n 2 --dist loadfile
-COMPILE := $(BIN)/uv pip compile pyproject.toml --extra offline --extra fid --extra dev --universal --fork-strategy fewest \
+COMPILE := $(BIN)/uv pip compile pyproject.toml --extra offline --extra fid --extra clip --extra concepts --extra dev --universal --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --custom-compile-command 'make lock' --python-version 3.11 --quiet
 
 help:  ## List the targets.
