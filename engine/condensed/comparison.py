@@ -80,7 +80,8 @@ class Pair:
         """
         from coreset.kernels.measures import shuffled_within_classes
 
-        candidates = Candidates(dataset=self.first.dataset, ids=self.ids, score=score)
+        scored_by = f"{self.first.prefix}{score}"
+        candidates = Candidates(dataset=self.first.dataset, ids=self.ids, score=scored_by)
         given = CcsParameters(misratio=misratio, bins=n_bins)
         budgets = np.full(self.class_sizes.size, ipc)
         parameters, assumption = complete_misratio(given, candidates, budgets)

@@ -2,14 +2,23 @@
 
 from math import log
 
-# The study's Table 6, hard labels, AUM: the best of 0.1, 0.3, 0.5, 0.7, 0.9 by data set and IPC.
-_BEST_MISRATIOS: dict[tuple[str | None, int], float] = {
-    ("imagenette", 10): 0.7,
-    ("imagenette", 50): 0.3,
-    ("imagenet-100", 10): 0.9,
-    ("imagenet-100", 50): 0.7,
-    ("imagenet-1k", 10): 0.9,
-    ("imagenet-1k", 50): 0.5,
+from coreset.engine.models.concept_bank import CONCEPT, VISUAL
+from coreset.shards.errors import UsageError
+
+# The study's Table 6, hard labels: the best of 0.1, 0.3, 0.5, 0.7, 0.9 by score, data set and IPC.
+_BEST_MISRATIOS: dict[tuple[str, str | None, int], float] = {
+    ("aum", "imagenette", 10): 0.7,
+    ("aum", "imagenette", 50): 0.3,
+    ("aum", "imagenet-100", 10): 0.9,
+    ("aum", "imagenet-100", 50): 0.7,
+    ("aum", "imagenet-1k", 10): 0.9,
+    ("aum", "imagenet-1k", 50): 0.5,
+    ("concept_aum", "imagenette", 10): 0.9,
+    ("concept_aum", "imagenette", 50): 0.9,
+    ("concept_aum", "imagenet-100", 10): 0.7,
+    ("concept_aum", "imagenet-100", 50): 0.7,
+    ("concept_aum", "imagenet-1k", 10): 0.9,
+    ("concept_aum", "imagenet-1k", 50): 0.5,
 }
 _CLASS_SIZE = 1281  # images of a class of ImageNet, on average
 
@@ -17,9 +26,18 @@ _CLASS_SIZE = 1281  # images of a class of ImageNet, on average
 def default_misratio(
     score: str, data: str | None, ipc: int, class_size: float
 ) -> tuple[float, str]:
-    """Take the study's misratio, or else `misratio_by_share` and a line that says so."""
-    if score == "aum" and (data, ipc) in _BEST_MISRATIOS:
-        return _BEST_MISRATIOS[data, ipc], ""
+    """Take the study's misratio, or else `misratio_by_share` and a line that says so.
+
+    Raises:
+        UsageError: For scores by visual prototypes, which the study does not know.
+    """
+    if (score, data, ipc) in _BEST_MISRATIOS:
+        return _BEST_MISRATIOS[score, data, ipc], ""
+    if score.startswith(CONCEPT + VISUAL):
+        raise UsageError(
+            f"no misratio is known for {score}, which is not the study's; give --misratio, "
+            "such as 0.5"
+        )
     value = misratio_by_share(ipc / max(1.0, class_size))
     return value, (
         f"assumed: misratio {value:g}, by a rule from the study's Table 6 for {ipc} of "

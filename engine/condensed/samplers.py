@@ -37,9 +37,9 @@ class MisratioParameters:
         float | None,
         tyro.conf.arg(
             help="Share of the hardest images of each class to cut first (ccs, double-end). "
-            "Default: the study's Table 6 for aum on ImageNette, ImageNet-100 and ImageNet-1K at "
-            "IPC 10 and 50; else by IPC over class size, a rule from that table: 0.9 where 1 of "
-            "128 images is chosen, 0.5 of 26, 0.3 of 10."
+            "Default: the study's Table 6 for aum, also of --proxy concept, on ImageNette, "
+            "ImageNet-100 and ImageNet-1K at IPC 10 and 50; else by IPC over class size, a rule "
+            "from that table: 0.9 where 1 of 128 images is chosen, 0.5 of 26, 0.3 of 10."
         ),
     ] = None
 

@@ -12,13 +12,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.models.features import FeatureSpec
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import build, json_bytes, missing, parse, write_atomically
 
 BANK_KIND = "concepts"
 """Kind of the artifact, and its role among the inputs of scores."""
+VISUAL_STAGE = "concepts visual"
+CONCEPT, VISUAL = "concept_", "visual_"
+"""What names of scores by concepts begin with, and by visual prototypes after that."""
 CONCEPTS_NAME, EMBEDDINGS_NAME = "concepts.json", "embeddings.safetensors"
 _LENGTH_ERROR = 1e-3
 
@@ -118,6 +121,18 @@ class ConceptBank:
             "bank of its classes with `coreset concepts`"
         )
 
+    def require_encoder(self, spec: FeatureSpec) -> None:
+        """Raise ``UsageError`` unless features are of the network that made the embeddings."""
+        from coreset.engine.models.backbones import weights_key
+
+        weights, own = weights_key(spec.backbone, spec.weights), self.encoder
+        if (spec.backbone, spec.size, weights) != (own.backbone, own.size, own.weights):
+            raise UsageError(
+                f"bank {self.path} is of {own.backbone} at {own.size} pixels with weights "
+                f"{own.weights[:8]}, the images would be seen by {spec.backbone} at {spec.size} "
+                f"with {weights[:8]}; name the bank's own --weights, or make another bank"
+            )
+
 
 def write_bank(
     folder: Path,
@@ -165,9 +180,3 @@ def _check(document: _Document, embeddings: NDArray[np.float32]) -> None:
             f"the embedding of {texts[odd[0]]!r} has length {lengths[odd[0]]:.3g}, must be 1 "
             f"({odd.size} in all)"
         )
-
-
-def bank_behind(scores: Provenance) -> dict[str, object] | None:
-    """Return the recorded bank among the inputs of scores, or None."""
-    banks = (dict(entry) for entry in scores.inputs if entry["kind"] == BANK_KIND)
-    return next(banks, None)

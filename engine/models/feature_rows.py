@@ -5,8 +5,9 @@ a plain file that is mapped into memory: it takes none that the kernel could not
 """
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,57 +15,61 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coreset.engine.artifacts.store import (
+    Features,
     feature_chunk_rows,
     feature_chunks,
-    feature_shape,
+    feature_layout,
     read_features,
 )
 from coreset.engine.data.buffers import BatchMemory
 from coreset.engine.data.residency import device_bytes
-from coreset.shards.errors import MachineError
+from coreset.kernels.neighbours import unit_rows
+from coreset.shards.errors import MachineError, UsageError
 
 FEATURE_ROWS_NAME = ".features.f16"
-"""The mapped file; the owner of the directory removes it before it publishes an artifact."""
+"""The mapped file, of any dtype; the owner of the directory removes it before it publishes."""
 RESIDENT_BYTES = 1 << 30  # of a CPU's memory, at most
 RESIDENT_SHARE = 0.25  # of a device's free memory
 SMALLEST_SPREAD = 1e-6
 """A column with less spread counts as constant: divided by it, rounding errors would remain."""
 SPARE_BYTES = 1 << 24  # to leave free on the disk
 _MOMENTS_ROWS = 1024  # in float64, 4 MB of 512 columns: they stay in a core's cache
+_Rows = TypeVar("_Rows", bound="FeatureRows")
 
 
 def feature_rows(
-    store: Path, device: torch.device, *, scratch: Path, write: bool = True
-) -> "FeatureRows":
+    kind: type[_Rows], store: Path, device: torch.device, *, scratch: Path, write: bool = True
+) -> _Rows:
     """Open the features of a store, resident on ``device`` if they are small, else mapped.
 
     The mapped file lies in ``scratch``. Of several processes one decides and may ``write`` it,
     before the others do as it did.
     """
-    shape, path = feature_shape(store), scratch / FEATURE_ROWS_NAME
+    (n, width, _), path = feature_layout(store), scratch / FEATURE_ROWS_NAME
     if write:
         path.unlink(missing_ok=True)
-        if 4 * shape[0] * shape[1] > resident_limit(device):
+        if 4 * n * width > resident_limit(device):
             _write(path, store)
     if not path.is_file():
-        return FeatureRows(read_features(store), device)
-    return FeatureRows(_mapped(path, shape), device, resident=False)
+        return kind(read_features(store), device)
+    return kind(_mapped(path, store), device, resident=False)
 
 
-def feature_table(store: Path, scratch: Path) -> NDArray[np.float16]:
+def feature_table(store: Path, scratch: Path) -> Features:
     """Return the features of a store for access by row: in memory if small, else from a file."""
-    shape, path = feature_shape(store), scratch / FEATURE_ROWS_NAME
-    if 2 * shape[0] * shape[1] <= RESIDENT_BYTES:
+    (n, width, dtype), path = feature_layout(store), scratch / FEATURE_ROWS_NAME
+    if n * width * dtype.itemsize <= RESIDENT_BYTES:
         return read_features(store)
     _write(path, store)
-    table = _mapped(path, shape)
+    table = _mapped(path, store)
     path.unlink()  # the mapping keeps it
     return table
 
 
-def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
+def _mapped(path: Path, store: Path) -> Features:
+    n, width, dtype = feature_layout(store)
     # A plain array is indexed faster than a memmap.
-    return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
+    return np.asarray(np.memmap(path, dtype, mode="r", shape=(n, width)))
 
 
 def resident_limit(device: torch.device) -> int:
@@ -79,21 +84,23 @@ class FeatureRows:
     Resident rows are standardised once, others batch by batch, with the same bits.
     """
 
-    def __init__(
-        self, table: NDArray[np.float16], device: torch.device, *, resident: bool = True
-    ) -> None:
+    def __init__(self, table: Features, device: torch.device, *, resident: bool = True) -> None:
         self.n, self.width = table.shape
         self._device, self._memory = device, BatchMemory(device)
-        self._mean, self._spread = (
-            torch.from_numpy(column.astype(np.float32)).to(device)
-            for column in _mean_and_spread(table)
-        )
+        self._prepare(table)
         self._table: NDArray[Any] = table
+        self._resident = resident
         self._gpu_table: Tensor | None = None
         if resident and device.type == "cpu":
-            self._table = self._standardised(table, np.empty(table.shape, np.float32))
+            self._table = self._scaled(table, np.empty(table.shape, np.float32))
         elif resident:
-            self._gpu_table = self._standardised_on_gpu(table)
+            self._gpu_table = self._scaled_on_gpu(table)
+
+    def _prepare(self, table: Features) -> None:
+        self._mean, self._spread = (
+            torch.from_numpy(column.astype(np.float32)).to(self._device)
+            for column in _mean_and_spread(table)
+        )
 
     def rows(self, ids: NDArray[np.int64]) -> Tensor:
         """Return rows of some samples, float32 of shape (b, d) on the device."""
@@ -105,27 +112,61 @@ class FeatureRows:
         # "raise" would gather into memory of NumPy's own first; the ids are in range.
         np.take(self._table, ids, axis=0, out=rows, mode="clip")
         if self._device.type != "cpu":
-            return self._standardised_on_gpu(rows)
-        if rows.dtype == np.float16:
-            rows = self._standardised(rows, self._memory.take(rows.shape, np.dtype(np.float32)))
+            return self._scaled_on_gpu(rows)
+        if not self._resident:
+            rows = self._scaled(rows, self._memory.take(rows.shape, np.dtype(np.float32)))
         return torch.from_numpy(rows)
 
-    def _standardised(
-        self, half: NDArray[np.float16], out: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def _scaled(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise with NumPy: two torch threads on busy cores take ten times longer."""
-        np.copyto(out, half)
+        np.copyto(out, rows)
         out -= self._mean.numpy()
         out /= self._spread.numpy()
         return out
 
-    def _standardised_on_gpu(self, half: NDArray[np.float16]) -> Tensor:
-        # As float16 over the bus. `BatchMemory` gives out what is being copied only afterwards.
-        sent = torch.from_numpy(half).to(self._device, non_blocking=True)
+    def _scaled_on_gpu(self, rows: Features) -> Tensor:
+        # As stored over the bus. `BatchMemory` gives out what is being copied only afterwards.
+        sent = torch.from_numpy(rows).to(self._device, non_blocking=True)
         return torch.sub(sent, self._mean).div_(self._spread)
 
 
-def _mean_and_spread(table: NDArray[np.float16]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+class UnitRows(FeatureRows):
+    """Features of n samples, each row scaled to length 1; a row of zeros is refused."""
+
+    def _prepare(self, table: Features) -> None:
+        pass
+
+    def _scaled(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        try:
+            for first in range(0, len(rows), _MOMENTS_ROWS):
+                block = slice(first, first + _MOMENTS_ROWS)
+                out[block] = unit_rows(rows[block])
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        return out
+
+    def _scaled_on_gpu(self, rows: Features) -> Tensor:
+        sent = torch.from_numpy(rows).to(self._device, non_blocking=True).float()
+        return nn.functional.normalize(sent)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Yield all rows in order, float32 of shape (b, d) on the device."""
+        ids = np.arange(self.n)
+        return (self.rows(ids[at : at + _MOMENTS_ROWS]) for at in range(0, self.n, _MOMENTS_ROWS))
+
+
+class ResidentRows:
+    """Rows that are on the device already, float32 of shape (n, d)."""
+
+    def __init__(self, table: Tensor) -> None:
+        self._table, (self.n, self.width) = table, table.shape
+
+    def rows(self, ids: NDArray[np.int64]) -> Tensor:
+        """Return rows of some samples."""
+        return self._table[torch.from_numpy(ids).to(self._table.device, non_blocking=True)]
+
+
+def _mean_and_spread(table: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation (n - 1) of each column, 1 for a constant column.
 
     Blocks are merged by equation 2.1 of Chan, Golub and LeVeque (The American Statistician 37(3),
@@ -149,8 +190,8 @@ def _mean_and_spread(table: NDArray[np.float16]) -> tuple[NDArray[np.float64], N
 
 def _write(path: Path, store: Path) -> None:
     """Write the features of a store to a file, row after row; no later run takes what is left."""
-    n, width = feature_shape(store)
-    needed, free = 2 * n * width + SPARE_BYTES, shutil.disk_usage(path.parent).free
+    n, width, dtype = feature_layout(store)
+    needed, free = n * width * dtype.itemsize + SPARE_BYTES, shutil.disk_usage(path.parent).free
     if needed > free:
         raise MachineError(
             f"features of {n:,} images need {needed:,} bytes in {path.parent}, {free:,} are free; "

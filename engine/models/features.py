@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import (
     FEATURES_NAME,
+    Features,
     RowWriter,
     feature_chunk_rows,
-    feature_shape,
+    feature_layout,
     read_features,
 )
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
@@ -59,8 +60,8 @@ def cache_directory() -> Path:
 
 def features_for(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
-) -> NDArray[np.float16]:
-    """Return features of some samples (all by default), cached or made now; float16 (m, d)."""
+) -> Features:
+    """Return features of some samples (all by default), cached or made now; shape (m, d)."""
     return read_features(cached_features(dataset, spec, ids) / FEATURES_NAME)
 
 
@@ -71,7 +72,7 @@ def cached_features(
     entry = _cache_entry(_config(dataset, spec, ids))
     embed(dataset, spec, entry, ids)
     store, n = entry / FEATURES_NAME, len(dataset) if ids is None else len(ids)
-    if (rows := feature_shape(store)[0]) != n:  # it is in zarr.json, which no codec protects
+    if (rows := feature_layout(store)[0]) != n:  # it is in zarr.json, which no codec protects
         raise StoreError(f"{store} has {rows} rows for {n} images; remove it and make it again")
     return entry
 

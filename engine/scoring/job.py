@@ -16,23 +16,29 @@ from coreset.engine.artifacts.store import FEATURES_NAME, SCORES_NAME, write_col
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.data.image_cache import KEPT_NAME
 from coreset.engine.data.order import fixed_share
-from coreset.engine.models.feature_rows import FEATURE_ROWS_NAME, feature_rows
+from coreset.engine.models.feature_rows import (
+    FEATURE_ROWS_NAME,
+    FeatureRows,
+    UnitRows,
+    feature_rows,
+)
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.device import give_back_memory, half_precision, precision_note
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.accumulators import TrainingContext
+from coreset.engine.scoring.feature_proxies import concept_proxy, linear_proxy
 from coreset.engine.scoring.proxy import (
     Proxy,
     cached_images,
     convolutional_proxy,
-    linear_proxy,
     training_images,
 )
-from coreset.engine.scoring.recipes import Setup
+from coreset.engine.scoring.recipes import FEATURE_PROXIES, Setup
 from coreset.engine.scoring.run import DivergedError, ScoringRun
 from coreset.engine.scoring.score_table import PREDICTED, UNDECODABLE_NAME
 from coreset.engine.training.trainer import (
     Trainer,
+    adam,
     compilation,
     compile_where_it_pays,
     cosine_schedule,
@@ -99,18 +105,8 @@ def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[
 
 def _proxy(setup: Setup, scratch: Path) -> Proxy:
     recipe, n_classes = setup.recipe, len(setup.dataset.classes)
-    if recipe.proxy == "linear":
-        store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
-        return linear_proxy(
-            feature_rows(store, setup.device, scratch=scratch, write=setup.ranks.is_main),
-            setup.dataset.labels,
-            n_classes,
-            batch=recipe.batch,
-            seed=setup.options.seed,
-            device=setup.device,
-            n_folds=setup.options.folds or 0,
-            ranks=setup.ranks,
-        )
+    if recipe.proxy in FEATURE_PROXIES:
+        return _proxy_of_features(setup, scratch)
     dataset, device, pixels = setup.dataset, setup.device, setup.options.pixels
     n, seed, ranks = len(dataset), setup.options.seed, setup.ranks
     share, folder = None, scratch
@@ -126,6 +122,22 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
     )
 
 
+def _proxy_of_features(setup: Setup, scratch: Path) -> Proxy:
+    recipe, n_classes, labels = setup.recipe, len(setup.dataset.classes), setup.dataset.labels
+    store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
+    place: dict[str, Any] = {"scratch": scratch, "write": setup.ranks.is_main}
+    training: dict[str, Any] = {"batch": recipe.batch, "seed": setup.options.seed}
+    training |= {"device": setup.device, "ranks": setup.ranks}
+    if setup.bank is not None:
+        rows = feature_rows(UnitRows, store, setup.device, **place)
+        is_scaled, embeddings = recipe.scaling == "standardised", setup.bank.embeddings
+        return concept_proxy(
+            rows, labels, n_classes, embeddings=embeddings, scaled=is_scaled, **training
+        )
+    features, folds = feature_rows(FeatureRows, store, setup.device, **place), setup.options.folds
+    return linear_proxy(features, labels, n_classes, n_folds=folds or 0, **training)
+
+
 def _trainer(context: TrainingContext) -> Trainer:
     setup, network = context.setup, context.proxy.network
     recipe, n = setup.recipe, len(setup.dataset)
@@ -133,7 +145,8 @@ def _trainer(context: TrainingContext) -> Trainer:
     schedule = cosine_schedule(
         recipe.lr, recipe.min_lr, recipe.epochs * per_epoch, round(recipe.warmup * per_epoch)
     )
-    optimiser = sgd(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    make_optimiser = adam if recipe.optimiser == "adam" else sgd
+    optimiser = make_optimiser(network, lr=recipe.lr, weight_decay=recipe.weight_decay)
     note = compile_where_it_pays(
         network,
         setup.options.compile,

@@ -2,7 +2,7 @@
 
 ``resnet18`` is trained from scratch as CCS does (``train_imagenet.py``), but images are resized to
 8/7 of ``size`` and cut to squares first, so that they fit one tensor and are cropped on the device.
-``linear`` is a classifier on standardised features of a frozen backbone, thousands of times faster.
+``linear`` and ``concept`` (`feature_proxies`) are trained on features of a frozen backbone.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coreset.engine.data.geometry import Geometry, Ints, stored_side
 from coreset.engine.data.image_cache import keep_images, open_cache
 from coreset.engine.data.images import DecodedImages, EpochSource, crop_rows
-from coreset.engine.data.order import PADDING, BatchOrder
+from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import Batch, ImageStream
-from coreset.engine.models.feature_rows import FeatureRows, LinearHead
 from coreset.engine.models.features import FeatureSpec
 from coreset.engine.models.networks import (
     IMAGENET_MEAN,
@@ -41,8 +39,6 @@ from coreset.kernels.augment import (
     normalised,
     resized_crops,
 )
-from coreset.kernels.logits import stratified_folds
-from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 
@@ -202,39 +198,3 @@ def last_batch(n: int, batch: int, world: int) -> int:
     """Return the rows of the shortest last batch of an epoch over ``world`` processes."""
     batches = -(-n // (world * batch))
     return max(1, n // world - (batches - 1) * batch)
-
-
-def linear_proxy(
-    features: FeatureRows,
-    labels: NDArray[np.int64],
-    n_classes: int,
-    *,
-    batch: int,
-    seed: int,
-    device: torch.device,
-    n_folds: int = 0,
-    ranks: Distributed = ALONE,
-) -> Proxy:
-    """Build a linear classifier on standardised features, and one more per fold."""
-    labels_n = torch.from_numpy(labels).to(device)
-    ordered = partial(BatchOrder, batch=batch, rank=ranks.rank, world=ranks.world)
-
-    def examples(epoch: int, start_batch: int) -> Examples:
-        is_shared = ranks.world > 1
-        order = ordered(epoch=epoch, seed=seed, shuffle=True, start=start_batch, pad=is_shared)
-        for part in order.batches(len(labels)):
-            yield at(part[: max(1, (part != PADDING).sum())])
-
-    def originals() -> Examples:
-        return (at(part) for part in ordered().batches(len(labels)))
-
-    def at(part: NDArray[np.int64]) -> tuple[Tensor, Tensor, Tensor]:
-        ids = torch.from_numpy(part).to(device)
-        labels_b = torch.where(ids < 0, PADDING, labels_n[ids.clamp(min=0)])
-        return features.rows(np.maximum(part, 0)), labels_b, ids
-
-    network, folds = LinearHead(features.width, n_classes, n_folds).to(device), None
-    if network.folds is not None:
-        of_samples = stratified_folds(labels, n_folds, derived_seed(seed, Stream.FOLDS))
-        folds = Folds(torch.from_numpy(of_samples).to(device), network.folds)
-    return Proxy(network, examples, originals, folds=folds)

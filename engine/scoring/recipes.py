@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 
 from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank
 from coreset.engine.models.features import FeatureSpec, cached_features
 from coreset.engine.runtime.distributed import Distributed
 from coreset.engine.runtime.fields import require_at_least
@@ -21,11 +22,13 @@ from coreset.shards.format.dataset import Dataset
 if TYPE_CHECKING:
     import torch
 
-ProxyName: TypeAlias = Literal["resnet18", "linear"]
+ProxyName: TypeAlias = Literal["resnet18", "linear", "concept"]
+FEATURE_PROXIES: tuple[ProxyName, ...] = ("linear", "concept")
+"""Proxies that read features of a frozen backbone instead of images."""
 
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
-SMALLEST_SIZE: Mapping[ProxyName, int] = {"resnet18": 17, "linear": 8}
+SMALLEST_SIZE: Mapping[ProxyName, int] = {"resnet18": 17, "linear": 8, "concept": 0}
 FEWEST_TDDS_EPOCHS = 3  # two have one change, which is its own mean
 
 
@@ -45,6 +48,8 @@ class Recipe:
     min_lr: float = 1e-4
     warmup: float = 0.0
     weight_decay: float = 1e-4
+    optimiser: Literal["sgd", "adam"] = "sgd"
+    scaling: Literal["standardised", "none"] = "none"
 
     @property
     def stamp(self) -> str:
@@ -67,7 +72,9 @@ class Recipe:
 
     def settings(self) -> dict[str, Any]:
         """Return the fields that shape the training."""
-        return {k: value for k, value in asdict(self).items() if k not in {"name", "version"}}
+        choices = set[str]() if self.proxy == "concept" else {"optimiser", "scaling"}
+        unused = {"name", "version"} | choices  # nobody chose them: they are not recorded
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
     def changed(self, given: Mapping[str, Any]) -> "Recipe":
         """Return the recipe with other values for some fields; those that are None stay."""
@@ -94,6 +101,19 @@ RECIPES: Mapping[str, Recipe] = {
     ),
     # A linear classifier on features of a frozen backbone: seconds.
     "linear": Recipe(name="linear", proxy="linear", lr=0.01),
+    # The study's second score: 100 epochs; the paper leaves the rest open. The size is the bank's.
+    "concept": Recipe(
+        name="concept",
+        proxy="concept",
+        epochs=100,
+        batch=512,
+        size=0,
+        lr=1e-3,
+        min_lr=1e-3,
+        weight_decay=0.0,
+        optimiser="adam",
+        scaling="standardised",
+    ),
 }
 
 
@@ -115,6 +135,8 @@ class ScoringOptions:
     confidence_oof and margin_oof find wrong labels best: `coreset scores suspects`."""
     pixels: Path | None = None
     """Output of `coreset decode` for the data set, read instead of decoding (resnet18)."""
+    concepts: Path | None = None
+    """Output of `coreset concepts` for the classes of the data set (concept)."""
     seed: int = 0
     """Start weights, order and crops."""
     deterministic: bool = False
@@ -139,6 +161,7 @@ class Setup:
     features: FeatureSpec
     device: "torch.device"
     ranks: Distributed
+    bank: ConceptBank | None = None
 
     @property
     def compiles_scores(self) -> bool:
@@ -152,6 +175,9 @@ class Setup:
             raise UsageError(
                 f"{self.dataset.path} has one class, and scores compare classes; pack at least two"
             )
+        if self.bank is not None:
+            self.bank.require_classes(self.dataset)
+            self.bank.require_encoder(self.features)
         sizes = np.bincount(self.dataset.labels, minlength=len(classes))
         small = np.flatnonzero((sizes > 0) & (sizes < (folds or 0)))
         if small.size:
@@ -187,8 +213,10 @@ class Setup:
         inputs = {"data": self.dataset.path}
         if self.options.pixels is not None:
             inputs["pixels"] = self.options.pixels
-        elif self.recipe.proxy == "linear":
+        elif self.recipe.proxy in FEATURE_PROXIES:
             inputs["features"] = cached_features(self.dataset, self.features)
+        if self.bank is not None:
+            inputs[BANK_KIND] = self.bank.path
         return inputs
 
     def provenance(self, out: Path, inputs: Mapping[str, Path]) -> Provenance:
@@ -197,7 +225,7 @@ class Setup:
 
         options = asdict(self.options)
         how = {"decoder": self.features.decoder, "compile": options.pop("compile")}
-        del options["pixels"]
+        del options["pixels"], options["concepts"]
         if self.options.folds is None:
             del options["folds"]
         if self.ranks.world > 1 and self.recipe.proxy == "resnet18":

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME, Checkpoints
 from coreset.engine.artifacts.provenance import Provenance, open_source, require_same_data
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
+from coreset.engine.models.concept_bank import BANK_KIND, CONCEPT, VISUAL, VISUAL_STAGE
 from coreset.engine.runtime.text import Summary, aligned, spread_table
 from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.scores import SCORES, easiness
@@ -56,6 +57,12 @@ class ScoreTable:
     def undecodable(self) -> Mapping[int, str]:
         """Samples that could not be decoded, and why; their values mean nothing."""
         return undecodable_of(self.path)
+
+    @cached_property
+    def prefix(self) -> str:
+        """What names of these scores begin with in names of sets: ``concept_``, or nothing."""
+        banks = [one for one in Provenance.read(self.path).inputs if one["kind"] == BANK_KIND]
+        return f"{CONCEPT}{VISUAL if banks[0]['stage'] == VISUAL_STAGE else ''}" if banks else ""
 
     @property
     def names(self) -> tuple[str, ...]:

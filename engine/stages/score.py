@@ -5,10 +5,18 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal
 
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
+from coreset.engine.models.concept_bank import ConceptBank
 from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.fields import require_at_least, require_between
-from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe, ScoringOptions, Setup
+from coreset.engine.scoring.recipes import (
+    FEATURE_PROXIES,
+    RECIPES,
+    SMALLEST_SIZE,
+    Recipe,
+    ScoringOptions,
+    Setup,
+)
 from coreset.engine.scoring.score_table import (
     UNDECODABLE_NAME,
     listing,
@@ -53,29 +61,35 @@ class Score:
     recipe: Literal["full", "fast"] = "full"
     """Training of resnet18. full: the study's way; fast: about a tenth of the arithmetic. The
     fields below that are not given come from the recipe."""
-    proxy: Literal["resnet18", "linear"] = "resnet18"
-    """resnet18 from scratch (the study's), or a linear classifier on features of --backbone
-    (seconds)."""
+    proxy: Literal["resnet18", "linear", "concept"] = "resnet18"
+    """resnet18 from scratch (the study's); linear: a linear classifier on features of --backbone
+    (seconds); concept: one on the similarities of images to a bank of --concepts (the study's
+    second score)."""
     epochs: int | None = None
-    """Passes over the data; every one counts in the scores (60; fast 16)."""
+    """Passes over the data; every one counts in the scores (60; fast 16; concept 100)."""
     batch: int | None = None
-    """Images per step and process (256; fast 1024)."""
+    """Images per step and process (256; fast 1024; concept 512)."""
     size: int | None = None
     """Side in pixels of the training crops (resnet18, at least 17) or of the images that the
-    backbone sees (linear) (224; fast 128)."""
+    backbone sees (linear) (224; fast 128; concept: as in the bank)."""
     start_size: int | None = None
     """Side of the crops in the first epoch, growing to --size by half of the epochs, in steps of 32
     (resnet18); 0 is off, as in the study (0; fast 96)."""
     crop_scale: float | None = None
     """Smallest share of the area that a random crop keeps (resnet18) (0.08; fast 0.25)."""
     lr: float | None = None
-    """Learning rate at the start, falling by a cosine (0.1; fast 0.4; linear 0.01)."""
+    """Learning rate at the start, falling by a cosine (0.1; fast 0.4; linear 0.01; concept 1e-3,
+    constant)."""
     min_lr: float | None = None
-    """Learning rate at the end (1e-4; fast 0)."""
+    """Learning rate at the end (1e-4; fast 0; concept 1e-3)."""
     warmup: float | None = None
     """Epochs in which the learning rate rises linearly from nothing (0; fast 2)."""
     weight_decay: float | None = None
-    """On all parameters (1e-4; fast 5e-5)."""
+    """On all parameters (1e-4; fast 5e-5; concept 0)."""
+    optimiser: Literal["sgd", "adam"] | None = None
+    """Optimiser of --proxy concept (adam); the others have SGD with momentum 0.9."""
+    scaling: Literal["standardised", "none"] | None = None
+    """Similarities of --proxy concept: standardised by concept, or as they are (standardised)."""
     list: bool = False
     """Show what every score is, where it is defined and which end of it is hard; nothing else."""
     listed: ClassVar[type] = ScoreList  # the stage of --list, which needs no paths
@@ -103,26 +117,44 @@ class Score:
             raise UsageError(f"min_lr must be in [0, {used.lr}] (lr), got {used.min_lr}")
 
     def _require_what_the_proxy_reads(self) -> None:
-        pixels, reads_features = self.options.pixels, self.proxy == "linear"
-        if reads_features and (pixels is not None or self.used.start_size):
-            raise UsageError("pixels and start_size go with --proxy resnet18, got --proxy linear")
-        if reads_features and self.recipe != "full":
-            raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, got --proxy linear")
-        if self.options.folds is not None and not reads_features:
-            raise UsageError(f"folds go with --proxy linear, got --proxy {self.proxy}")
+        pixels, got = self.options.pixels, f"got --proxy {self.proxy}"
+        if self.proxy in FEATURE_PROXIES:
+            if pixels is not None or self.used.start_size:
+                raise UsageError(f"pixels and start_size go with --proxy resnet18, {got}")
+            if self.recipe != "full":
+                raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, {got}")
+        if self.options.folds is not None and self.proxy != "linear":
+            raise UsageError(f"folds go with --proxy linear, {got}")
+        self._require_what_concepts_need(got)
         if pixels is not None and self.decoding.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
+
+    def _require_what_concepts_need(self, got: str) -> None:
+        if self.proxy != "concept":
+            if self.options.concepts or self.optimiser or self.scaling:
+                raise UsageError(f"concepts, optimiser and scaling go with --proxy concept, {got}")
+        elif self.options.concepts is None:
+            raise UsageError(
+                "proxy concept needs --concepts BANK; make a bank with `coreset concepts`"
+            )
+        elif self.size is not None or self.frozen.backbone != "auto":
+            raise UsageError("size and backbone of --proxy concept are those of its bank")
 
     @property
     def used(self) -> Recipe:
         """Recipe with the values that were given."""
-        recipe = RECIPES[self.recipe if self.proxy == "resnet18" else "linear"]
-        return recipe.changed({name: getattr(self, name) for name in recipe.settings()})
+        recipe = RECIPES[self.recipe if self.proxy == "resnet18" else self.proxy]
+        given = {name: getattr(self, name) for name in recipe.settings()}
+        if self.proxy == "concept" and self.min_lr is None:
+            given["min_lr"] = self.lr  # constant
+        return recipe.changed(given)
 
     def run(self) -> Result:
         """Open the data set, train the proxy from the last commit on, publish the scores."""
         require_output(self.scores)
         dataset = Dataset.open(self.data)
+        concepts = self.options.concepts
+        bank = None if concepts is None else ConceptBank.open(concepts)
 
         from coreset.engine.runtime.device import deterministic_kernels
         from coreset.engine.scoring.job import make_scores
@@ -132,9 +164,10 @@ class Score:
                 dataset=dataset,
                 recipe=self.used,
                 options=self.options,
-                features=self._features(),
+                features=self._features(bank),
                 device=self.decoding.resolved_device(),
                 ranks=ranks,
+                bank=bank,
             )
             setup.check()
             with deterministic_kernels(setup.device, wanted=self.options.deterministic):
@@ -143,10 +176,13 @@ class Score:
             return Result((f"rank {ranks.rank} of {ranks.world} is done with its part",))
         return self._outcome(work, setup)
 
-    def _features(self) -> FeatureSpec:
+    def _features(self, bank: ConceptBank | None) -> FeatureSpec:
         from coreset.engine.models.backbones import DEFAULT_BACKBONE
 
         frozen = self.frozen
+        if bank is not None:
+            frozen = replace(frozen, backbone=bank.encoder.backbone)
+            return frozen.features(self.decoding, size=bank.encoder.size)
         if frozen.backbone == "auto" and self.proxy != "linear":
             # With --proxy resnet18, which reads no features, the default is recorded.
             frozen = replace(frozen, backbone=DEFAULT_BACKBONE)
@@ -158,6 +194,7 @@ class Score:
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        cut = " --misratio 0.5" if setup.bank is not None and setup.bank.visual else ""
         decodes = self.proxy == "resnet18" and self.options.pixels is None
         lines = (
             *(self.decoding.notice() if decodes else ()),
@@ -166,7 +203,7 @@ class Score:
             *([_STREAMED] if work.meter.notes.get("streamed") else []),
             f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",
             *([lost] if n_lost else []),
-            f"next: {selection_hint(self.scores, setup.dataset, undecodable)}",
+            f"next: {selection_hint(self.scores, setup.dataset, undecodable)}{cut}",
         )
         data = {"scores": str(self.scores), "images": n, "epochs": setup.recipe.epochs}
         return Result(lines, data | {"recipe": self.used.stamp, "undecodable": n_lost})

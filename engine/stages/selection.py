@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import FEATURES_NAME
+from coreset.engine.artifacts.store import FEATURES_NAME, Features
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, ids_within, write_selection, write_set
 from coreset.engine.condensed.samplers import SAMPLERS, draw_coreset
@@ -100,7 +100,8 @@ class Select:
         ids = np.arange(len(dataset)) if table is None else table.ids
         if self.without is not None:
             ids = np.setdiff1d(ids, ids_within(self.without, dataset))
-        candidates = Candidates(dataset=dataset, ids=ids, score=self.score)
+        score_name = f"{table.prefix if table else ''}{self.score}"
+        candidates = Candidates(dataset=dataset, ids=ids, score=score_name)
         budgets = self._budgets(candidates.sizes)
         parameters, assumption = own_parameters(sampler, self.parameters), ""
         if sampler.complete:
@@ -121,7 +122,7 @@ class Select:
                     candidates = replace(candidates, features=table_nd)
                 drawn = draw_coreset(method, candidates, budgets, self.seed, parameters)
                 name, chosen = (
-                    f"{method}-{self.score}" if scored else method,
+                    f"{method}-{score_name}" if scored else method,
                     ids[drawn.positions],
                 )
                 write_set(work, dataset, chosen, method=name, parameters=recorded, seed=self.seed)
@@ -189,7 +190,7 @@ class Select:
         return Result(lines, {**data, "assumed": assumed})
 
 
-def _table(features: Path, scratch: Path) -> NDArray[np.float16]:
+def _table(features: Path, scratch: Path) -> Features:
     from coreset.engine.models.feature_rows import feature_table
 
     return feature_table(features / FEATURES_NAME, scratch)

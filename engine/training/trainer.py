@@ -1,7 +1,7 @@
 """Training step of a network, with learning-rate schedules, evaluation and saving.
 
 No batch waits for the device. Rates follow from the step number and draws from seeds by place, so
-the state to save is weights, momentum and step.
+the state to save is weights, moments and step.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,7 +27,8 @@ Examples: TypeAlias = Iterator[tuple[Tensor, Tensor, Tensor]]
 
 MOST_SIZES = 6
 """Sides of images that have graphs of their own; torch keeps eight graphs of a network."""
-WEIGHTS_NAME, MOMENTUM_NAME = "model.safetensors", "optimiser.safetensors"
+WEIGHTS_NAME, MOMENTS_NAME = "model.safetensors", "optimiser.safetensors"
+_MOMENTUM = "momentum_buffer"
 # Image passes per second of ResNet-18 at 64 px on two CPU cores, and the seconds of training from
 # which a compilation of 30-40 s could repay itself there (it gains 0-5 %).
 _CPU_RATE_AT_64_PX, _LONG_TRAINING_SECONDS = 480.0, 900.0
@@ -67,20 +68,34 @@ def sgd(
     )
 
 
-def momentum_of(optimiser: torch.optim.SGD) -> dict[str, Tensor]:
-    """Return the momentum by the number of its parameter, without those never updated."""
-    parameters = optimiser.param_groups[0]["params"]
-    buffers = [optimiser.state.get(one, {}).get("momentum_buffer") for one in parameters]
-    return {str(at): buffer for at, buffer in enumerate(buffers) if buffer is not None}
+def adam(network: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Adam:
+    """Return Adam (Kingma and Ba 2015) of all parameters of ``network``, in one group."""
+    return torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay)
 
 
-def load_momentum(optimiser: torch.optim.SGD, momentum: Mapping[str, Tensor]) -> None:
-    """Continue from ``momentum_of`` an optimiser, on the device of the parameters."""
-    optimiser.state.clear()
+def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the moments of each parameter, without those never updated.
+
+    By the number of the parameter; others than SGD's momentum also by their name: ``0.exp_avg``.
+    """
+    moments = dict[str, Tensor]()
     for at, parameter in enumerate(optimiser.param_groups[0]["params"]):
-        if str(at) in momentum:
-            buffer = momentum[str(at)].to(parameter.device)
-            optimiser.state[parameter]["momentum_buffer"] = buffer
+        for name, tensor in optimiser.state.get(parameter, {}).items():
+            if tensor is not None:
+                moments[str(at) if name == _MOMENTUM else f"{at}.{name}"] = tensor
+    return moments
+
+
+def load_moments(optimiser: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """Continue from ``moments_of`` an optimiser, on the device of the parameters."""
+    optimiser.state.clear()
+    parameters = {str(at): one for at, one in enumerate(optimiser.param_groups[0]["params"])}
+    for key, tensor in moments.items():
+        at, _, name = key.partition(".")
+        if (parameter := parameters.get(at)) is not None:
+            # Adam counts its steps on the CPU.
+            own = tensor if name == "step" else tensor.to(parameter.device)
+            optimiser.state[parameter][name or _MOMENTUM] = own
 
 
 @dataclass(slots=True)
@@ -112,7 +127,7 @@ class Trainer:
     """One network in training."""
 
     network: nn.Module
-    optimiser: torch.optim.SGD
+    optimiser: torch.optim.Optimizer
     schedule: Callable[[int], float]
     device: torch.device
     steps: int = 0
@@ -138,15 +153,15 @@ class Trainer:
         save_file(_contiguous(self.network.state_dict()), directory / WEIGHTS_NAME)
 
     def save(self, directory: Path) -> None:
-        """Write weights and momentum as safetensors."""
+        """Write weights and moments as safetensors."""
         self.save_weights(directory)
-        save_file(_contiguous(momentum_of(self.optimiser)), directory / MOMENTUM_NAME)
+        save_file(_contiguous(moments_of(self.optimiser)), directory / MOMENTS_NAME)
 
     def load(self, directory: Path, steps: int) -> None:
         """Continue from what ``save`` wrote after ``steps`` updates, or refuse it."""
         try:
             self.network.load_state_dict(load_file(directory / WEIGHTS_NAME))
-            load_momentum(self.optimiser, load_file(directory / MOMENTUM_NAME))
+            load_moments(self.optimiser, load_file(directory / MOMENTS_NAME))
         except (RuntimeError, OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())
             raise StoreError(

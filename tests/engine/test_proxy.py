@@ -15,12 +15,12 @@ from coreset.engine.models.feature_rows import FeatureRows
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
+from coreset.engine.scoring.feature_proxies import linear_proxy
 from coreset.engine.scoring.proxy import (
     augmented,
     convolutional_proxy,
     inputs_on,
     last_batch,
-    linear_proxy,
 )
 from coreset.engine.scoring.recipes import RECIPES
 from coreset.kernels.augment import draw_crops, draw_flips, horizontal_flip, normalised

@@ -21,14 +21,14 @@ from coreset.engine.runtime.device import (
     runtime_of,
 )
 from coreset.engine.training.trainer import (
-    MOMENTUM_NAME,
+    MOMENTS_NAME,
     WEIGHTS_NAME,
     Accuracy,
     Trainer,
     compile_where_it_pays,
     cosine_schedule,
     evaluate,
-    momentum_of,
+    moments_of,
     sgd,
     step_schedule,
 )
@@ -78,7 +78,7 @@ def train(trainer, steps):
 
 
 def state_of(trainer):
-    momentum = momentum_of(trainer.optimiser).values()
+    momentum = moments_of(trainer.optimiser).values()
     return [*trainer.network.state_dict().values(), *momentum]
 
 
@@ -178,7 +178,7 @@ def test_a_saved_training_that_does_not_fit_is_refused_in_one_line(tmp_path, dam
         case "no weights":
             (tmp_path / WEIGHTS_NAME).unlink()
         case "no momentum":
-            (tmp_path / MOMENTUM_NAME).unlink()
+            (tmp_path / MOMENTS_NAME).unlink()
         case _:
             (tmp_path / WEIGHTS_NAME).write_bytes((tmp_path / WEIGHTS_NAME).read_bytes()[:50])
     with pytest.raises(StoreError, match=r"does not fit the network \(.*\); remove it") as caught:
@@ -194,7 +194,7 @@ def test_momentum_is_stored_by_the_number_of_its_parameter(tmp_path):
     trainer = Trainer(network, optimiser, lambda _: 0.1, CPU)
     train(trainer, range(1))
     trainer.save(tmp_path)
-    stored = load_file(tmp_path / MOMENTUM_NAME)
+    stored = load_file(tmp_path / MOMENTS_NAME)
     parameters = list(network.parameters())
     trained = [at for at, parameter in enumerate(parameters) if parameter.requires_grad]
     assert sorted(stored, key=int) == list(map(str, trained))
