@@ -74,16 +74,16 @@ def concept_proxy(
         mean, scale = standardisation(embeddings, moments)
     folded = len(embeddings) > rows.width or 4 * rows.n * len(embeddings) > resident_limit(device)
     network = ConceptLayer(n_classes, embeddings, mean, scale, folded=folded).to(device)
-    inputs: FeatureRows | ResidentRows = rows
+    inputs: FeatureRows = rows
     if not folded:
-        similarities = [network.standardised(block) for block in rows.blocks()]
-        inputs = ResidentRows(torch.cat(similarities))
+        similarities = [network.standardised(block).cpu().numpy() for block in rows.blocks()]
+        inputs = ResidentRows(np.concatenate(similarities), device)
     return _proxy_of_rows(network, inputs, labels, batch=batch, seed=seed, ranks=ranks)
 
 
 def _proxy_of_rows(
     network: nn.Module,
-    inputs: FeatureRows | ResidentRows,
+    inputs: FeatureRows,
     labels: NDArray[np.int64],
     *,
     batch: int,
