@@ -60,11 +60,13 @@ def concept_proxy(
     seed: int,
     device: torch.device,
     ranks: Distributed = ALONE,
+    folded: bool | None = None,
 ) -> Proxy:
     """Build a linear classifier on the similarities of rows to ``embeddings``, (k, d).
 
-    ``scaled``: standardised by column. Similarities are kept where they are no more than features
-    and fit the device; else the layer is folded, and they exist nowhere.
+    ``scaled``: standardised by column. The layer is ``folded`` if that is asked for; by default
+    similarities are kept where they are no more than features and fit the device, which takes the
+    least arithmetic, and else exist nowhere.
     """
     mean, scale = np.zeros(len(embeddings)), np.ones(len(embeddings))
     if scaled:
@@ -72,7 +74,9 @@ def concept_proxy(
         for block in rows.blocks():
             moments.add(block.cpu().numpy())
         mean, scale = standardisation(embeddings, moments)
-    folded = len(embeddings) > rows.width or 4 * rows.n * len(embeddings) > resident_limit(device)
+    if folded is None:
+        n_bytes = 4 * rows.n * len(embeddings)
+        folded = len(embeddings) > rows.width or n_bytes > resident_limit(device)
     network = ConceptLayer(n_classes, embeddings, mean, scale, folded=folded).to(device)
     inputs: FeatureRows = rows
     if not folded:
