@@ -74,12 +74,11 @@ def concept_proxy(
         for block in rows.blocks():
             moments.add(block.cpu().numpy())
         mean, scale = standardisation(embeddings, moments)
-    if folded is None:
-        n_bytes = 4 * rows.n * len(embeddings)
-        folded = len(embeddings) > rows.width or n_bytes > resident_limit(device)
-    network = ConceptLayer(n_classes, embeddings, mean, scale, folded=folded).to(device)
+    is_large = 4 * rows.n * len(embeddings) > resident_limit(device)
+    is_folded = len(embeddings) > rows.width or is_large if folded is None else folded
+    network = ConceptLayer(n_classes, embeddings, mean, scale, folded=is_folded).to(device)
     inputs: FeatureRows = rows
-    if not folded:
+    if not is_folded:
         similarities = [network.standardised(block).cpu().numpy() for block in rows.blocks()]
         inputs = ResidentRows(np.concatenate(similarities), device)
     return _proxy_of_rows(network, inputs, labels, batch=batch, seed=seed, ranks=ranks)
