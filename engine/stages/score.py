@@ -1,7 +1,7 @@
 """``coreset score``: train a proxy and take every score from its training."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
@@ -11,6 +11,8 @@ from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.scoring.recipes import RECIPES, SMALLEST_SIZE, Recipe, ScoringOptions, Setup
 from coreset.engine.scoring.score_table import (
     UNDECODABLE_NAME,
+    UNTRAINED_SCORE,
+    USUAL_SCORE,
     listing,
     selection_hint,
     undecodable_of,
@@ -53,16 +55,16 @@ class Score:
     recipe: Literal["full", "fast"] = "full"
     """Training of resnet18. full: the study's way; fast: about a tenth of the arithmetic. The
     fields below that are not given come from the recipe."""
-    proxy: Literal["resnet18", "linear"] = "resnet18"
-    """resnet18 from scratch (the study's), or a linear classifier on features of --backbone
-    (seconds)."""
+    proxy: Literal["resnet18", "linear", "neighbours"] = "resnet18"
+    """resnet18 from scratch (the study's), a linear classifier on features of --backbone (seconds),
+    or neighbours: scores of these features without training, which a trained one has to beat."""
     epochs: int | None = None
     """Passes over the data; every one counts in the scores (60; fast 16)."""
     batch: int | None = None
     """Images per step and process (256; fast 1024)."""
     size: int | None = None
     """Side in pixels of the training crops (resnet18, at least 17) or of the images that the
-    backbone sees (linear) (224; fast 128)."""
+    backbone sees (the others) (224; fast 128)."""
     start_size: int | None = None
     """Side of the crops in the first epoch, growing to --size by half of the epochs, in steps of 32
     (resnet18); 0 is off, as in the study (0; fast 96)."""
@@ -85,6 +87,10 @@ class Score:
 
     def __post_init__(self) -> None:
         used = self.used
+        if self.proxy == "neighbours":
+            self._require_no_training_options()
+            require_at_least("size of --proxy neighbours", used.size, SMALLEST_SIZE["neighbours"])
+            return
         for name in ("epochs", "batch"):
             require_at_least(name, getattr(used, name), 1)
         least = SMALLEST_SIZE[self.proxy]
@@ -102,6 +108,19 @@ class Score:
         if not 0 <= used.min_lr <= used.lr:
             raise UsageError(f"min_lr must be in [0, {used.lr}] (lr), got {used.min_lr}")
 
+    def _require_no_training_options(self) -> None:
+        given = ["recipe"] if self.recipe != "full" else []
+        settings = self.used.settings().keys() - {"proxy", "size"}
+        given += sorted(name for name in settings if getattr(self, name) is not None)
+        for option in fields(self.options):
+            if getattr(self.options, option.name) != option.default:
+                given.append(option.name)
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} go with a proxy that trains, got --proxy neighbours, which "
+                "reads --backbone, --weights and --size alone"
+            )
+
     def _require_what_the_proxy_reads(self) -> None:
         pixels, reads_features = self.options.pixels, self.proxy == "linear"
         if reads_features and (pixels is not None or self.used.start_size):
@@ -116,7 +135,7 @@ class Score:
     @property
     def used(self) -> Recipe:
         """Recipe with the values that were given."""
-        recipe = RECIPES[self.recipe if self.proxy == "resnet18" else "linear"]
+        recipe = RECIPES[self.recipe if self.proxy == "resnet18" else self.proxy]
         return recipe.changed({name: getattr(self, name) for name in recipe.settings()})
 
     def run(self) -> Result:
@@ -147,7 +166,7 @@ class Score:
         from coreset.engine.models.backbones import DEFAULT_BACKBONE
 
         frozen = self.frozen
-        if frozen.backbone == "auto" and self.proxy != "linear":
+        if frozen.backbone == "auto" and self.proxy == "resnet18":
             # With --proxy resnet18, which reads no features, the default is recorded.
             frozen = replace(frozen, backbone=DEFAULT_BACKBONE)
         return frozen.features(self.decoding, size=self.used.size)
@@ -159,14 +178,15 @@ class Score:
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         decodes = self.proxy == "resnet18" and self.options.pixels is None
+        usual = UNTRAINED_SCORE if self.proxy == "neighbours" else USUAL_SCORE
         lines = (
             *(self.decoding.notice() if decodes else ()),
-            *(self.frozen.notice() if self.proxy == "linear" else ()),
+            *(self.frozen.notice() if self.proxy != "resnet18" else ()),
             *filter(None, [str(work.meter.notes.get("note", ""))]),
             *([_STREAMED] if work.meter.notes.get("streamed") else []),
             f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",
             *([lost] if n_lost else []),
-            f"next: {selection_hint(self.scores, setup.dataset, undecodable)}",
+            f"next: {selection_hint(self.scores, setup.dataset, undecodable, score=usual)}",
         )
         data = {"scores": str(self.scores), "images": n, "epochs": setup.recipe.epochs}
         return Result(lines, data | {"recipe": self.used.stamp, "undecodable": n_lost})
