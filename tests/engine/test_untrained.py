@@ -1,6 +1,7 @@
 """Scores without training (``--proxy neighbours``) as a user sees them, and beside trained ones."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -116,8 +117,8 @@ def test_a_trained_score_is_compared_with_it_by_easiness(untrained, trained, don
         facts = values_of("scores", "compare", trained, untrained, *names, "--ipc", 2)
         (agreement,) = facts["agreement"]
         values = TRAINED if score == "aum" else TRAINED**2
-        expected = sign * float(spearmanr(values, ours[other]).statistic)
-        assert agreement["spearman"] == pytest.approx(expected)
+        ranked: Any = spearmanr(values, ours[other])
+        assert agreement["spearman"] == pytest.approx(sign * ranked.statistic)
         assert (agreement["score"], agreement["other_score"]) == (score, other)
         assert [cost["epochs"] for cost in facts["costs"]] == [3, 0]
     lines = done("scores", "compare", trained, untrained)
