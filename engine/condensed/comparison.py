@@ -64,15 +64,11 @@ class Pair:
         """
         from coreset.kernels.measures import spearman, spearman_by_class
 
-        dataset, a, b = (
-            self.first.dataset,
-            self.first.values(score),
-            self.second.values(other_score),
-        )
+        a, b = self.first.values(score), self.second.values(other_score)
         ids = self.ids[np.isfinite(a[self.ids]) & np.isfinite(b[self.ids])]
         a, b = easiness(score, a[ids]), easiness(other_score, b[ids])
-        labels = dataset.labels[ids]
-        by_class = spearman_by_class(a, b, labels, len(dataset.classes))
+        dataset = self.first.dataset
+        by_class = spearman_by_class(a, b, dataset.labels[ids], len(dataset.classes))
         known = by_class[~np.isnan(by_class)]
         return {
             "score": score,
