@@ -29,6 +29,8 @@ VISITS = "visits"
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
 UNDECODABLE_NAME = "undecodable.json"
 USUAL_IPC = 10
+USUAL_SCORE, UNTRAINED_SCORE = "aum", "mean_margin"
+"""The study's score, and the one that a trained score has to beat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +72,13 @@ class ScoreTable:
         return tuple(name for name in SCORES if name in self.columns)
 
     @property
+    def usual_score(self) -> str:
+        """The score to take where none is asked for: aum, or the first that is stored."""
+        return (*self.names, USUAL_SCORE)[0]
+
+    @property
     def epochs(self) -> int:
-        """Epochs behind the scores: the visits of a sample that was decoded every time."""
+        """Epochs behind the scores: the visits of a sample decoded every time; 0: no training."""
         if VISITS not in self.columns:
             raise StoreError(f"{self.path} holds no {VISITS}; score this data set again")
         return int(self.columns[VISITS].max())
@@ -193,7 +200,12 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
 
 
 def selection_hint(
-    scores: Path, dataset: Dataset, undecodable: Iterable[int], *, ipc: int = USUAL_IPC
+    scores: Path,
+    dataset: Dataset,
+    undecodable: Iterable[int],
+    *,
+    ipc: int = USUAL_IPC,
+    score: str = USUAL_SCORE,
 ) -> str:
     """Name the command that chooses ``ipc`` images a class, or fewer, or shows the scores."""
     labels = np.delete(dataset.labels, list(undecodable))
@@ -201,7 +213,8 @@ def selection_hint(
     place = shlex.quote(str(scores))
     if not smallest:
         return f"coreset scores show {place}"
-    return f"coreset select {place} SET --ipc {min(ipc, smallest)}"
+    by = "" if score == USUAL_SCORE else f" --score {score}"
+    return f"coreset select {place} SET --ipc {min(ipc, smallest)}{by}"
 
 
 def listing() -> tuple[str, ...]:

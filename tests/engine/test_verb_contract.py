@@ -55,6 +55,12 @@ COMMANDS = {
         "--seed 1 --lr 0.2", "(config.lr: 0.01 there, 0.2 here; config.seed: 0 there, 1 here)",
         neutral="--workers 1", made="scored",
     ),
+    "score --proxy neighbours": Command(
+        f"score DATA OUT --proxy neighbours {BACKBONE}",
+        "next: coreset select {OUT} SET --ipc 10 --score mean_margin",
+        "--size 72", "config.size: 64 there, 72 here",
+        neutral="--workers 1",
+    ),
     "embed": Command(
         f"embed DATA OUT {BACKBONE}",
         f"next: coreset score {{DATA}} SCORES --proxy linear {BACKBONE}",
@@ -213,6 +219,14 @@ REFUSED = {
         ("--start-size 64", "pixels and start_size go with --proxy resnet18"),
         ("--pixels P", "pixels and start_size go with --proxy resnet18"),
         ("--folds 1", "folds must be at least 2, got 1"),
+    ],
+    f"score DATA OUT --proxy neighbours {BACKBONE}": [
+        ("--epochs 3 --lr 0.1", "epochs, lr go with a proxy that trains, got --proxy neighbours"),
+        ("--recipe fast --seed 1", "recipe, seed go with a proxy that trains"),
+        ("--tdds --no-final", "final, tdds go with a proxy that trains"),
+        ("--pixels P", "pixels go with a proxy that trains"),
+        ("--folds 5", "folds go with a proxy that trains"),
+        ("--size 7", "size of --proxy neighbours must be at least 8, got 7"),
     ],
     "select": [
         ("DATA OUT --ipc 2 --misratio 0 --method ccs", "SCORES` first, or use --method random"),
