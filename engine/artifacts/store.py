@@ -7,7 +7,7 @@ written, so that a lost chunk reads as NaN and never as a score.
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,10 @@ FEATURES_NAME = "features.zarr"
 ROWS_PER_SCORE_CHUNK = 131_072  # 1.28 M x 10 float32 commit in 0.2 s; 4,096-row chunks take 1.4 s
 FEATURE_CHUNK_BYTES = 16 << 20
 MOST_FEATURES = 1 << 16  # several times the widest backbone
+
+Features: TypeAlias = NDArray[np.float16 | np.float32]
+"""Features of shape (n, d), of the dtype of their store."""
+_FEATURE_DTYPES = np.dtype(np.float16), np.dtype(np.float32)
 
 
 def write_columns(
@@ -84,7 +88,8 @@ class Columns(Mapping[str, NDArray[Any]]):
 def _checked(path: Path, array: Any, *, dimensions: int) -> Any:  # noqa: ANN401 - zarr.Array
     """Check an array before it is read: its metadata, which no codec protects, may say anything."""
     shape, chunks, fault = array.shape, array.chunks, ""
-    if array.dtype.kind not in "biuf" or len(shape) != dimensions:
+    known = array.dtype.kind in "biuf" if dimensions == 1 else array.dtype in _FEATURE_DTYPES
+    if not known or len(shape) != dimensions:
         fault = f"holds {array.dtype} of shape {shape}"
     elif dimensions == 2 and not 1 <= shape[1] <= MOST_FEATURES:
         fault = f"has {shape[1]} columns"
@@ -96,7 +101,7 @@ def _checked(path: Path, array: Any, *, dimensions: int) -> Any:  # noqa: ANN401
 
 
 class RowWriter:
-    """An (n, d) float16 array written in order and resumable at borders of chunks."""
+    """An (n, d) array written in order and resumable at borders of chunks."""
 
     def __init__(
         self,
@@ -106,6 +111,7 @@ class RowWriter:
         attributes: Mapping[str, Any],
         *,
         name: str = "features",
+        dtype: np.dtype[Any] = _FEATURE_DTYPES[0],
         chunks: tuple[int, int] | None = None,
         resume: bool = False,
     ) -> None:
@@ -125,33 +131,34 @@ class RowWriter:
         remove_tree(path)
         group = zarr.create_group(path, zarr_format=3, attributes=dict(attributes))
         chunks = chunks or (min(feature_chunk_rows(width), max(1, n_rows)), width)
-        self._array = _new_array(group, name, (n_rows, width), np.dtype(np.float16), chunks)
+        self._array = _new_array(group, name, (n_rows, width), dtype, chunks)
 
-    def write(self, first_row: int, rows: NDArray[np.float16]) -> None:
+    def write(self, first_row: int, rows: Features) -> None:
         """Write whole chunks (or the rest) from ``first_row``, which starts a chunk."""
         self._array[first_row : first_row + len(rows)] = rows
 
 
 def feature_chunk_rows(width: int) -> int:
-    """Return the rows of one chunk of float16 features of ``width``: about 16 MiB."""
+    """Return the rows of one chunk of ``width`` features: about 16 MiB of float16."""
     return max(1, FEATURE_CHUNK_BYTES // (2 * width))
 
 
-def read_features(path: Path) -> NDArray[np.float16]:
-    """Read all features of a store into memory (2 n d bytes), float16 of shape (n, d)."""
+def read_features(path: Path) -> Features:
+    """Read all features of a store into memory."""
     with _opened(path) as group:
         features = np.asarray(_checked(path, group["features"], dimensions=2)[...])
     _require_finite(path, features, 0)
     return features
 
 
-def feature_shape(path: Path) -> tuple[int, int]:
-    """Return rows and columns of a store of features, from its metadata alone."""
+def feature_layout(path: Path) -> tuple[int, int, np.dtype[Any]]:
+    """Return rows, columns and dtype of a store of features, from its metadata alone."""
     with _opened(path) as group:
-        return _checked(path, group["features"], dimensions=2).shape
+        array = _checked(path, group["features"], dimensions=2)
+        return *array.shape, array.dtype
 
 
-def feature_chunks(path: Path) -> Iterator[NDArray[np.float16]]:
+def feature_chunks(path: Path) -> Iterator[Features]:
     """Read features in the order of their rows, ``feature_chunk_rows(d)`` at a time."""
     with _opened(path) as group:
         array = _checked(path, group["features"], dimensions=2)
@@ -162,7 +169,7 @@ def feature_chunks(path: Path) -> Iterator[NDArray[np.float16]]:
             yield chunk
 
 
-def _require_finite(path: Path, features: NDArray[np.float16], first_row: int) -> None:
+def _require_finite(path: Path, features: Features, first_row: int) -> None:
     if not np.isfinite(features).all():
         row = first_row + int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
         raise StoreError(

@@ -27,7 +27,7 @@ class Candidates:
     easiness: Any = None
     """Score of each candidate, floating of shape (n,), turned so that low is hard."""
     features: Any = None
-    """Features of every sample of the data set, float16 of shape (samples, d); may be mapped."""
+    """Features of every sample of the data set, floating of shape (samples, d); may be mapped."""
 
     @property
     def labels(self) -> Ints:

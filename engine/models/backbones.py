@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors.torch import load_file
@@ -40,8 +40,15 @@ _PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
 _MOST_NESTED = 4
 
 Colour: TypeAlias = tuple[float, float, float]
-_Recipe: TypeAlias = tuple[Callable[[], nn.Module], Colour, Colour]
-"""Constructor of a backbone, and mean and spread of the pixels that its weights expect."""
+
+
+class _Recipe(NamedTuple):
+    build: Callable[[], nn.Module]
+    mean: Colour
+    std: Colour
+    """Mean and spread of the pixels that the weights expect."""
+    dtype: str = "float16"
+    """Of features in a store, a name that NumPy and torch share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +59,8 @@ class Backbone:
     network: nn.Module
     mean: Colour
     std: Colour
+    dtype: str = "float16"
+    """Of its features in a store."""
 
     def features(self, images: Tensor) -> Tensor:
         """Compute pooled features, float32 of shape (b, d)."""
@@ -81,7 +90,7 @@ def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
 
 def load_backbone(name: str, weights: Path | None, device: torch.device) -> Backbone:
     """Build a backbone with its weights on ``device``."""
-    (build, mean, std), path = _recipe(name), _weights_file(name, weights)
+    (build, mean, std, dtype), path = _recipe(name), _weights_file(name, weights)
     network = build()
     state = by_own_names(network, read_weights(path))
     # The packaged weights have other names than timm's, in timm's order.
@@ -89,7 +98,7 @@ def load_backbone(name: str, weights: Path | None, device: torch.device) -> Back
     load = load_by_position if is_packaged else load_by_name
     load(network, state, path)
     frozen = network.eval().requires_grad_(requires_grad=False)
-    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std)
+    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std, dtype)
 
 
 def weights_key(name: str, weights: Path | None) -> str:
@@ -98,15 +107,21 @@ def weights_key(name: str, weights: Path | None) -> str:
     return sha256_of_file(_weights_file(name, weights))
 
 
+def feature_dtype(name: str) -> str:
+    """Return the dtype in which features of a backbone are stored: float16 or float32."""
+    return _recipe(name).dtype
+
+
 def _recipe(name: str) -> _Recipe:
     if name == "resnet18":
-        return _resnet18_features, IMAGENET_MEAN, IMAGENET_STD
+        return _Recipe(_resnet18_features, IMAGENET_MEAN, IMAGENET_STD)
     if name == OFFLINE_BACKBONE:
-        return partial(_timm, name), HALF, HALF
+        return _Recipe(partial(_timm, name), HALF, HALF)
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
-        return partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF
+        return _Recipe(partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF)
     if name == INCEPTION:
-        return inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        # Rounded to float16 they would move FID beside torch-fidelity's.
+        return _Recipe(inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "float32")
     import timm
 
     if not timm.is_model(name):
@@ -117,7 +132,7 @@ def _recipe(name: str) -> _Recipe:
     except RuntimeError as error:  # the part after the dot
         known = ", ".join(timm.list_pretrained(name.split(".", maxsplit=1)[0])[:5])
         raise UsageError(f"backbone {name} is not known to timm; it knows {known}") from error
-    return partial(_timm, name), settings.mean, settings.std
+    return _Recipe(partial(_timm, name), settings.mean, settings.std)
 
 
 def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own

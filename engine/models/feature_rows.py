@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from coreset.engine.artifacts.store import (
+    Features,
     feature_chunk_rows,
     feature_chunks,
-    feature_shape,
+    feature_layout,
     read_features,
 )
 from coreset.engine.data.buffers import BatchMemory
@@ -24,7 +25,7 @@ from coreset.engine.data.residency import device_bytes
 from coreset.shards.errors import MachineError
 
 FEATURE_ROWS_NAME = ".features.f16"
-"""The mapped file; the owner of the directory removes it before it publishes an artifact."""
+"""The mapped file, of any dtype; the owner of the directory removes it before it publishes."""
 RESIDENT_BYTES = 1 << 30  # of a CPU's memory, at most
 RESIDENT_SHARE = 0.25  # of a device's free memory
 SMALLEST_SPREAD = 1e-6
@@ -41,30 +42,31 @@ def feature_rows(
     The mapped file lies in ``scratch``. Of several processes one decides and may ``write`` it,
     before the others do as it did.
     """
-    shape, path = feature_shape(store), scratch / FEATURE_ROWS_NAME
+    (n, width, _), path = feature_layout(store), scratch / FEATURE_ROWS_NAME
     if write:
         path.unlink(missing_ok=True)
-        if 4 * shape[0] * shape[1] > resident_limit(device):
+        if 4 * n * width > resident_limit(device):
             _write(path, store)
     if not path.is_file():
         return FeatureRows(read_features(store), device)
-    return FeatureRows(_mapped(path, shape), device, resident=False)
+    return FeatureRows(_mapped(path, store), device, resident=False)
 
 
-def feature_table(store: Path, scratch: Path) -> NDArray[np.float16]:
+def feature_table(store: Path, scratch: Path) -> Features:
     """Return the features of a store for access by row: in memory if small, else from a file."""
-    shape, path = feature_shape(store), scratch / FEATURE_ROWS_NAME
-    if 2 * shape[0] * shape[1] <= RESIDENT_BYTES:
+    (n, width, dtype), path = feature_layout(store), scratch / FEATURE_ROWS_NAME
+    if n * width * dtype.itemsize <= RESIDENT_BYTES:
         return read_features(store)
     _write(path, store)
-    table = _mapped(path, shape)
+    table = _mapped(path, store)
     path.unlink()  # the mapping keeps it
     return table
 
 
-def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[np.float16]:
+def _mapped(path: Path, store: Path) -> Features:
+    n, width, dtype = feature_layout(store)
     # A plain array is indexed faster than a memmap.
-    return np.asarray(np.memmap(path, np.float16, mode="r", shape=shape))
+    return np.asarray(np.memmap(path, dtype, mode="r", shape=(n, width)))
 
 
 def resident_limit(device: torch.device) -> int:
@@ -79,9 +81,7 @@ class FeatureRows:
     Resident rows are standardised once, others batch by batch, with the same bits.
     """
 
-    def __init__(
-        self, table: NDArray[np.float16], device: torch.device, *, resident: bool = True
-    ) -> None:
+    def __init__(self, table: Features, device: torch.device, *, resident: bool = True) -> None:
         self.n, self.width = table.shape
         self._device, self._memory = device, BatchMemory(device)
         self._mean, self._spread = (
@@ -89,6 +89,7 @@ class FeatureRows:
             for column in _mean_and_spread(table)
         )
         self._table: NDArray[Any] = table
+        self._resident = resident
         self._gpu_table: Tensor | None = None
         if resident and device.type == "cpu":
             self._table = self._standardised(table, np.empty(table.shape, np.float32))
@@ -106,26 +107,24 @@ class FeatureRows:
         np.take(self._table, ids, axis=0, out=rows, mode="clip")
         if self._device.type != "cpu":
             return self._standardised_on_gpu(rows)
-        if rows.dtype == np.float16:
+        if not self._resident:
             rows = self._standardised(rows, self._memory.take(rows.shape, np.dtype(np.float32)))
         return torch.from_numpy(rows)
 
-    def _standardised(
-        self, half: NDArray[np.float16], out: NDArray[np.float32]
-    ) -> NDArray[np.float32]:
+    def _standardised(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise with NumPy: two torch threads on busy cores take ten times longer."""
-        np.copyto(out, half)
+        np.copyto(out, rows)
         out -= self._mean.numpy()
         out /= self._spread.numpy()
         return out
 
-    def _standardised_on_gpu(self, half: NDArray[np.float16]) -> Tensor:
-        # As float16 over the bus. `BatchMemory` gives out what is being copied only afterwards.
-        sent = torch.from_numpy(half).to(self._device, non_blocking=True)
+    def _standardised_on_gpu(self, rows: Features) -> Tensor:
+        # As stored over the bus. `BatchMemory` gives out what is being copied only afterwards.
+        sent = torch.from_numpy(rows).to(self._device, non_blocking=True)
         return torch.sub(sent, self._mean).div_(self._spread)
 
 
-def _mean_and_spread(table: NDArray[np.float16]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _mean_and_spread(table: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation (n - 1) of each column, 1 for a constant column.
 
     Blocks are merged by equation 2.1 of Chan, Golub and LeVeque (The American Statistician 37(3),
@@ -149,8 +148,8 @@ def _mean_and_spread(table: NDArray[np.float16]) -> tuple[NDArray[np.float64], N
 
 def _write(path: Path, store: Path) -> None:
     """Write the features of a store to a file, row after row; no later run takes what is left."""
-    n, width = feature_shape(store)
-    needed, free = 2 * n * width + SPARE_BYTES, shutil.disk_usage(path.parent).free
+    n, width, dtype = feature_layout(store)
+    needed, free = n * width * dtype.itemsize + SPARE_BYTES, shutil.disk_usage(path.parent).free
     if needed > free:
         raise MachineError(
             f"features of {n:,} images need {needed:,} bytes in {path.parent}, {free:,} are free; "

@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import (
     FEATURES_NAME,
+    Features,
     RowWriter,
     feature_chunk_rows,
-    feature_shape,
+    feature_layout,
     read_features,
 )
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
@@ -59,8 +60,8 @@ def cache_directory() -> Path:
 
 def features_for(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
-) -> NDArray[np.float16]:
-    """Return features of some samples (all by default), cached or made now; float16 (m, d)."""
+) -> Features:
+    """Return features of some samples (all by default), cached or made now; shape (m, d)."""
     return read_features(cached_features(dataset, spec, ids) / FEATURES_NAME)
 
 
@@ -71,7 +72,7 @@ def cached_features(
     entry = _cache_entry(_config(dataset, spec, ids))
     embed(dataset, spec, entry, ids)
     store, n = entry / FEATURES_NAME, len(dataset) if ids is None else len(ids)
-    if (rows := feature_shape(store)[0]) != n:  # it is in zarr.json, which no codec protects
+    if (rows := feature_layout(store)[0]) != n:  # it is in zarr.json, which no codec protects
         raise StoreError(f"{store} has {rows} rows for {n} images; remove it and make it again")
     return entry
 
@@ -96,8 +97,9 @@ def _cache_entry(config: dict[str, object]) -> Path:
 def _config(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> dict[str, object]:
-    from coreset.engine.models.backbones import weights_key
+    from coreset.engine.models.backbones import feature_dtype, weights_key
 
+    dtype = feature_dtype(spec.backbone)
     # Pixels of the other decoders are within a level of each other: they share their features.
     decoder = "pillow" if spec.exact else spec.decoder
     own_pixels = {"decoder": decoder} if decoder in {"fast", "pillow"} else {}
@@ -107,6 +109,7 @@ def _config(
         "size": spec.size,
         "content": subset_content(dataset, np.arange(len(dataset)) if ids is None else ids),
         **own_pixels,
+        **({} if dtype == "float16" else {"dtype": dtype}),
     }
 
 
@@ -147,12 +150,14 @@ def _fill(
     attributes = {"backbone": spec.backbone, **work.provenance.binds}
     resume = done_path.is_file()
     done = int(json.loads(done_path.read_bytes())["rows"]) if resume else 0
-    rows = RowWriter(store, len(ids), width, attributes, resume=resume)
+    rows = RowWriter(
+        store, len(ids), width, attributes, dtype=np.dtype(backbone.dtype), resume=resume
+    )
     with progress("embed", len(ids)) as bar:
         bar.resume(done)
         for first in range(done, len(ids), feature_chunk_rows(width)):
             part = ids[first : first + feature_chunk_rows(width)]
-            blocks: list[NDArray[np.float16]] = []
+            blocks: list[Features] = []
             for block in _feature_blocks(dataset, part, spec, backbone):
                 blocks.append(block)
                 bar.advance(len(block))
@@ -168,7 +173,7 @@ def _fill(
 
 def _feature_blocks(
     dataset: Dataset, ids: NDArray[np.int64], spec: FeatureSpec, backbone: "Backbone"
-) -> Iterator[NDArray[np.float16]]:
+) -> Iterator[Features]:
     import torch
 
     from coreset.engine.data.geometry import Geometry
@@ -188,18 +193,16 @@ def _feature_blocks(
         for part in source.epoch(BatchOrder(batch=spec.batch)):
             images = normalised(part.images, backbone.mean, backbone.std)
             # float32: in bfloat16 the cosine of two images moves, and with it every metric.
-            yield backbone.features(images).half().cpu().numpy()
+            yield backbone.features(images).to(getattr(torch, backbone.dtype)).cpu().numpy()
 
 
-def _finite(
-    features: NDArray[np.float16], ids: NDArray[np.int64], backbone: "Backbone"
-) -> NDArray[np.float16]:
+def _finite(features: Features, ids: NDArray[np.int64], backbone: "Backbone") -> Features:
     """Refuse features that are not finite before they are published."""
     odd = ~np.isfinite(features).all(axis=1)
     if odd.any():
         raise UsageError(
             f"features of sample {ids[odd.argmax()]} by backbone {backbone.name} are not finite in "
-            "float16; use other weights or another backbone"
+            f"{features.dtype}; use other weights or another backbone"
         )
     return features
 

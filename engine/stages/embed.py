@@ -9,10 +9,10 @@ from coreset.shards.format.dataset import Dataset
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Embed:
-    """Compute features of every image with a frozen backbone, one row per sample id (float16).
+    """Compute features of every image with a frozen backbone, one row per sample id.
 
-    Continues after an interruption. `measure` and `score --proxy linear` find these features again
-    (the cache, CORESET_CACHE, points to them).
+    They are float16, of inception-2015 float32. Continues after an interruption. `measure` and
+    `score --proxy linear` find them again (the cache, CORESET_CACHE, points to them).
     """
 
     data: DataPath

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import FEATURES_NAME
+from coreset.engine.artifacts.store import FEATURES_NAME, Features
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, ids_within, write_selection, write_set
 from coreset.engine.condensed.samplers import SAMPLERS, draw_coreset
@@ -189,7 +189,7 @@ class Select:
         return Result(lines, {**data, "assumed": assumed})
 
 
-def _table(features: Path, scratch: Path) -> NDArray[np.float16]:
+def _table(features: Path, scratch: Path) -> Features:
     from coreset.engine.models.feature_rows import feature_table
 
     return feature_table(features / FEATURES_NAME, scratch)

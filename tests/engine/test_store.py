@@ -11,7 +11,7 @@ from coreset.engine.artifacts.store import (
     RowWriter,
     feature_chunk_rows,
     feature_chunks,
-    feature_shape,
+    feature_layout,
     read_features,
     write_columns,
 )
@@ -121,7 +121,7 @@ def test_damaged_metadata_never_end_in_another_error(scores):
     assert refused > 100
 
 
-@pytest.mark.parametrize("read", [Columns, read_features, feature_shape, list_chunks])
+@pytest.mark.parametrize("read", [Columns, read_features, feature_layout, list_chunks])
 def test_a_store_without_its_metadata_is_an_error(scores, read):
     (scores / "zarr.json").write_bytes(b"[]")
     with pytest.raises(StoreError, match=r"scores\.zarr cannot be read"):
@@ -160,6 +160,8 @@ def test_columns_of_another_length_than_that_of_the_data_set_are_not_read(scores
         ({"shape": [N_ROWS, 0]}, "0 columns|cannot be read"),
         ({"shape": [N_ROWS], "chunk_grid": grid(N_ROWS)}, r"shape \(50,\)"),
         ({"data_type": "string"}, "make it again"),
+        ({"data_type": "float64"}, "holds float64 of shape"),
+        ({"data_type": "int16"}, "holds int16 of shape|cannot be read"),
     ],
 )
 def test_forged_features_are_refused_before_they_take_memory(tmp_path, matrix, changes, message):
@@ -205,7 +207,7 @@ def test_features_come_back_in_chunks_of_today_whatever_the_store_has(
     assert len(list((path / "features/c").glob("*/0"))) == 4
     monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", rows * WIDTH * 2)
     chunks, whole = list_chunks(path), read_features(path)
-    assert feature_shape(path) == (N_ROWS, WIDTH)
+    assert feature_layout(path) == (N_ROWS, WIDTH, np.float16)
     assert {len(chunk) for chunk in chunks[:-1]} <= {rows}
     assert {chunk.dtype for chunk in [whole, *chunks]} == {np.dtype(np.float16)}
     np.testing.assert_array_equal(np.concatenate(chunks), matrix)
