@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 MODULE = "torch_fidelity.feature_extractor_inceptionv3"
 CPU = torch.device("cpu")
 CLASSES = ("n01440764", "n02102040")
-N_SET, N_VAL = 8, 6
+N_SET, N_VAL = 6, 5
 
 
 @pytest.fixture(scope="module")
