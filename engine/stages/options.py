@@ -9,7 +9,7 @@ import tyro
 
 from coreset.engine.runtime.fields import require_at_least
 from coreset.kernels.scores import SCORES
-from coreset.shards.errors import CoresetError
+from coreset.shards.errors import CoresetError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ ScoresPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SCOR
 FeaturesPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="FEATURES")]
 SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
 ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
+BankPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="BANK")]
 ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
 MovedData: TypeAlias = Annotated[
@@ -156,3 +157,28 @@ class Extractor(Backbone):
     def spec(self, decoding: Decoding) -> "FeatureSpec":
         """Return which features to make, and how."""
         return self.features(decoding, size=self.size, batch=self.batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoder(Extractor):
+    """Options of verbs that embed concepts as texts."""
+
+    backbone: str = "clip:ViT-B-32-quickgelu"
+    """Encoder of images and texts, clip:NAME by open_clip's names; needs the extra `clip`."""
+    prompt: str = "a photo of {}"
+    """Sentence to embed each concept in, with {} for the concept; {} alone embeds it bare."""
+    keep: int | None = None
+    """Concepts to keep of each class: those whose similarity to its images is, in the mean, the
+    most above that to all other images. Default: all. Makes features of the images first."""
+
+    def __post_init__(self) -> None:
+        Extractor.__post_init__(self)  # a class with slots has no super() without arguments
+        if not self.backbone.startswith("clip:"):
+            raise UsageError(
+                f"backbone {self.backbone} has no encoder of texts; use --backbone clip:NAME "
+                "--weights FILE, or make visual prototypes: `coreset concepts visual`"
+            )
+        if "{}" not in self.prompt:
+            raise UsageError(f"prompt must hold {{}} for the concept, got {self.prompt!r}")
+        if self.keep is not None:
+            require_at_least("keep", self.keep, 1)
