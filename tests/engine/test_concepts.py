@@ -307,10 +307,20 @@ def test_pooled_prototypes_of_many_images_are_drawn_by_the_seed(packed, monkeypa
     dataset, table = Dataset.open(packed), np.eye(60, dtype=np.float16)
     drawn = []
     for seed in (0, 0, 1):
-        concepts, centres = prototypes(table, dataset, 1, 5, seed)
-        assert np.count_nonzero(np.abs(centres).sum(axis=0) > 1e-3) == 10  # of 60 images
-        drawn.append(([c.nearest for c in concepts], centres.tobytes()))
+        _, centres = prototypes(table, dataset, 1, 5, seed)
+        drawn.append(tuple(np.flatnonzero(np.abs(centres).sum(axis=0) > 1e-3)))
+        assert len(drawn[-1]) == 10  # of 60 images
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_every_class_and_seed_has_a_stream_of_its_own(packed):
+    dataset = Dataset.open(packed)
+    table = np.empty((60, 8), np.float16)
+    same = np.random.default_rng(0).normal(size=(20, 8))  # without clusters
+    table[np.argsort(dataset.labels, kind="stable")] = np.tile(same, (3, 1))
+    centres = [prototypes(table, dataset, 6, None, seed)[1] for seed in (0, 0, 1)]
+    assert centres[0].tobytes() == centres[1].tobytes() != centres[2].tobytes()
+    assert len({part.tobytes() for part in np.split(centres[0], 3)}) == 3
 
 
 def test_features_without_direction_are_refused(packed):
