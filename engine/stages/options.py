@@ -85,12 +85,12 @@ class Decoding:
 
         return resolve_device(self.device)
 
-    def notice(self) -> tuple[str, ...]:
+    def notice(self, *, bicubic: bool = False) -> tuple[str, ...]:
         """Tell why the decoder was chosen, unless it was named."""
         from coreset.engine.data.decoders import choose_decoder, decoder_reason
 
         device = self.resolved_device().type
-        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact)
+        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact, bicubic=bicubic)
         return (decoder_reason(chosen, device),) if self.decoder == "auto" else ()
 
     def stream(
@@ -117,8 +117,8 @@ class Backbone:
     backbone: str = "auto"
     """Frozen backbone. auto: the first whose weights are on this machine: resnet18 (torchvision),
     resnet50, tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
-    mobilenetv2_100_same, inception-2015 (of FID; needs the extra `fid` and --size 299), or any timm
-    model."""
+    mobilenetv2_100_same, inception-2015 (of FID; needs the extra `fid` and --size 299), any timm
+    model, or clip:MODEL of open_clip, such as clip:ViT-B-32-quickgelu (extra `clip`, --weights)."""
     weights: Path | None = None
     """File of its weights or a checkpoint (.safetensors, .pth); by default what torchvision and
     timm left on this machine. Nothing is downloaded."""
@@ -146,7 +146,8 @@ class Extractor(Backbone):
     """Options of verbs that make features of images."""
 
     size: int = 224
-    """Images are squashed to a square of this many pixels."""
+    """Images are squashed to a square of this many pixels (CLIP: resized and cropped as its own
+    transform does, at its own size alone)."""
     batch: int = 64
     """Images per forward pass."""
 
