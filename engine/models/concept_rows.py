@@ -58,11 +58,12 @@ def write_texts(
 
 
 def _text_encoder(spec: FeatureSpec) -> Callable[[Sequence[str]], Rows]:
-    from coreset.engine.models import backbones, clip
+    from coreset.engine.models.backbones import input_geometry, load_backbone
+    from coreset.engine.models.clip import text_encoder
     from coreset.engine.runtime.device import resolve_device
 
-    device = resolve_device(spec.device)
-    return clip.text_encoder(backbones.load_backbone(spec.backbone, spec.weights, device))
+    input_geometry(spec.backbone, spec.size)  # refuses a size that its images cannot have
+    return text_encoder(load_backbone(spec.backbone, spec.weights, resolve_device(spec.device)))
 
 
 def class_contrasts(features: Path, dataset: Dataset) -> NDArray[np.float64]:

@@ -1,20 +1,18 @@
 """Banks of concepts from texts and images: classes found, texts cleaned, the best kept, prototypes.
 
-The encoder of texts is replaced: it draws the row of a text at random, seeded by the text.
+The encoder is a tiny CLIP of random weights.
 """
 
 import hashlib
 import json
-import sys
-from types import ModuleType
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from coreset.engine import models
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.models import backbones
-from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone, weights_key
+from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
+from coreset.engine.models.clip import clip_recipe, text_encoder
 from coreset.engine.models.concept_bank import ConceptBank
 from coreset.engine.models.concept_rows import prototypes
 from coreset.engine.models.concept_texts import class_words, cleaned, keys_by_class
@@ -25,9 +23,8 @@ from coreset.shards.format.classes import class_list, wordnet_names
 from coreset.shards.format.dataset import Dataset
 
 TENCH, SPRINGER, PLAYER = "n01440764", "n02102040", "n02979186"
-WIDTH = 1280
+TINY = "clip:tiny-bank"
 VISUAL = ("--backbone", OFFLINE_BACKBONE, "--size", 64)
-ENCODER = ("--backbone", "clip:tiny", "--size", 64)
 TEXTS = {
     "tench": ["Thick  lips.", "small eyes", "olive green", "a tench", "red fins"],
     "English springer": ["small eyes", "long ears", "red fins", "a white chest", "long ears"],
@@ -36,31 +33,27 @@ TEXTS = {
 }
 
 
-def row_of(text):
-    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
-    row = np.random.default_rng(seed).normal(size=WIDTH)
-    return (row / np.linalg.norm(row)).astype(np.float32)
-
-
-def encode(texts):
-    return np.stack([row_of(text) for text in texts])
-
-
-@pytest.fixture
-def clip(monkeypatch):
-    """Stand for the encoder of texts; images go through the backbone that is at hand."""
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """A tiny CLIP of random weights: options that name it, its weights, its encoder of texts."""
     import open_clip
+    import torch
+    from safetensors.torch import save_file
 
-    stub = ModuleType("coreset.engine.models.clip")
-    vars(stub).update(
-        text_encoder=lambda *_: encode, class_names=lambda: tuple(open_clip.IMAGENET_CLASSNAMES)
-    )
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    monkeypatch.setattr(models, "clip", stub, raising=False)
-    for name, function in (("load_backbone", load_backbone), ("weights_key", weights_key)):
-        monkeypatch.setattr(
-            backbones, name, lambda _, *rest, function=function: function(OFFLINE_BACKBONE, *rest)
-        )
+    folder = tmp_path_factory.mktemp("clip")
+    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    config, weights = folder / "tiny-bank.json", folder / "tiny.safetensors"
+    config.write_text(json.dumps({"embed_dim": 24, "vision_cfg": vision, "text_cfg": text}))
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
+            patch.setattr(open_clip.factory, name, getattr(open_clip.factory, name).copy())
+        torch.default_generator.manual_seed(0)
+        open_clip.add_model_config(config)
+        save_file(clip_recipe(TINY)[0]().state_dict(), weights)
+        encode = text_encoder(load_backbone(TINY, weights, torch.device("cpu")))
+        options = ("--backbone", TINY, "--weights", weights, "--size", 32)
+        yield SimpleNamespace(options=options, weights=weights, encode=encode)
 
 
 @pytest.fixture
@@ -73,7 +66,6 @@ def listed(tmp_path):
 # keys of classes
 
 
-@pytest.mark.usefixtures("clip")
 def test_every_class_of_imagenet_is_found_by_each_kind_of_key():
     import open_clip
 
@@ -89,7 +81,6 @@ def test_every_class_of_imagenet_is_found_by_each_kind_of_key():
         assert keys_by_class(wnids, keys) == dict(zip(wnids, keys, strict=True))
 
 
-@pytest.mark.usefixtures("clip")
 def test_names_count_where_the_keys_are_not_in_the_order_of_imagenet():
     wnids, names = class_list("imagenet"), wordnet_names()
     reversed_keys = [name for name in names if names.count(name) == 1][::-1]
@@ -103,7 +94,6 @@ def test_names_count_where_the_keys_are_not_in_the_order_of_imagenet():
     }  # fmt: skip
 
 
-@pytest.mark.usefixtures("clip")
 def test_names_are_compared_without_case_and_punctuation():
     keys = ["Golden-Retriever", "tench, Tinca tinca", "springer", "C++", "c#", "crane", "sunglass"]
     classes = ["golden_retriever", TENCH, SPRINGER, "c++", "cat", "n02012849", "n03126707"]
@@ -158,33 +148,35 @@ def test_shared_concepts_are_kept_once_with_all_their_classes():
 # import
 
 
-@pytest.mark.usefixtures("clip")
-def test_an_imported_bank_holds_the_embedded_texts_of_the_classes(
-    listed, packed, tmp_path, done, refused
-):
-    bank_path = tmp_path / "BANK"
-    words = ("concepts", "import", listed, packed, bank_path, *ENCODER)
+@pytest.fixture
+def words(clip, listed, packed, tmp_path):
+    """The words of a command that imports a bank."""
+    return ("concepts", "import", listed, packed, tmp_path / "BANK", *clip.options)
+
+
+def test_an_imported_bank_holds_the_embedded_texts_of_the_classes(words, clip, done, refused):
+    _, _, listed, packed, bank_path, *_ = words
     lines = done(*words)
-    assert lines[0] == f"8 concepts of 3 classes (clip:tiny) made: {bank_path}"
+    assert lines[0] == f"8 concepts of 3 classes ({TINY}) made: {bank_path}"
     bank = ConceptBank.open(bank_path)
     assert {concept.text: concept.classes for concept in bank.concepts} == {
         "thick lips": (TENCH,), "small eyes": (TENCH, SPRINGER, PLAYER), "olive green": (TENCH,),
         "red fins": (TENCH, SPRINGER), "long ears": (SPRINGER,), "a white chest": (SPRINGER,),
         "buttons": (PLAYER,), "a flap": (PLAYER,),
     }  # fmt: skip
-    prompted = encode([f"a photo of {concept.text}" for concept in bank.concepts])
+    prompted = clip.encode([f"a photo of {concept.text}" for concept in bank.concepts])
     assert np.array_equal(bank.embeddings, prompted)
-    own = weights_key(OFFLINE_BACKBONE, None)
+    own = hashlib.sha256(clip.weights.read_bytes()).hexdigest()
     encoder = bank.encoder
-    assert (encoder.backbone, encoder.weights, encoder.size) == ("clip:tiny", own, 64)
-    assert (encoder.width, encoder.prompt, bank.visual) == (WIDTH, "a photo of {}", False)
+    assert (encoder.backbone, encoder.weights, encoder.size) == (TINY, own, 32)
+    assert (encoder.width, encoder.prompt, bank.visual) == (24, "a photo of {}", False)
     bank.require_classes(Dataset.open(packed))
     provenance = Provenance.read(bank_path)
     digest = hashlib.sha256(listed.read_bytes()).hexdigest()
     assert (provenance.kind, provenance.stage) == ("concepts", "concepts import")
     assert provenance.config == {
-        "json": digest, "prompt": "a photo of {}", "backbone": "clip:tiny", "weights": own,
-        "size": 64,
+        "json": digest, "prompt": "a photo of {}", "backbone": TINY, "weights": own,
+        "size": 32,
     }  # fmt: skip
     assert [entry["role"] for entry in provenance.inputs] == ["data"]
 
@@ -195,13 +187,19 @@ def test_an_imported_bank_holds_the_embedded_texts_of_the_classes(
     assert "(config.json: " in refused(bank_path, *words)
 
 
-@pytest.mark.usefixtures("clip")
-def test_the_kept_concepts_are_those_of_a_plain_double_loop(listed, packed, tmp_path, done):
+@pytest.mark.parametrize("keep", [(), ("--keep", 1)])
+def test_a_size_that_the_encoder_does_not_take_is_refused(words, keep, tmp_path, refused):
+    said = refused(tmp_path, *words, "--size", 64, *keep)
+    assert f"backbone {TINY} takes images of 32 pixels (--size 32), got 64" in said
+
+
+def test_the_kept_concepts_are_those_of_a_plain_double_loop(clip, listed, packed, tmp_path, done):
     path, whole = tmp_path / "KEPT", tmp_path / "WHOLE"
-    done("concepts", "import", listed, packed, whole, *ENCODER)
-    done("concepts", "import", listed, packed, path, *ENCODER, "--keep", 2)
+    done("concepts", "import", listed, packed, whole, *clip.options)
+    done("concepts", "import", listed, packed, path, *clip.options, "--keep", 2)
     dataset, every = Dataset.open(packed), ConceptBank.open(whole)
-    images = features_for(dataset, FeatureSpec(backbone=OFFLINE_BACKBONE, size=64)).astype(float)
+    images = features_for(dataset, FeatureSpec(backbone=TINY, weights=clip.weights, size=32))
+    images = images.astype(float)
     expected = set()
     for label, name in enumerate(dataset.classes):
         differences = {}
@@ -216,7 +214,8 @@ def test_the_kept_concepts_are_those_of_a_plain_double_loop(listed, packed, tmp_
         expected |= {(text, name) for text in best}
     kept = ConceptBank.open(path)
     assert {(c.text, name) for c in kept.concepts for name in c.classes} == expected
-    assert np.array_equal(kept.embeddings, encode(f"a photo of {c.text}" for c in kept.concepts))
+    prompted = clip.encode([f"a photo of {concept.text}" for concept in kept.concepts])
+    np.testing.assert_allclose(kept.embeddings, prompted, atol=1e-6)
     inputs = {entry["role"] for entry in Provenance.read(path).inputs}
     assert (inputs, Provenance.read(path).config["keep"]) == ({"data", "features"}, 2)
 
@@ -234,23 +233,21 @@ def test_the_kept_concepts_are_those_of_a_plain_double_loop(listed, packed, tmp_
         (json.dumps({"tench": ["lips"], "ant": ["legs"]}), "n02102040, n02979186; add them by"),
     ],
 )
-@pytest.mark.usefixtures("clip")
 def test_a_file_that_does_not_describe_the_classes_is_refused(
     text, words, packed, tmp_path, refused
 ):
     path = tmp_path / "concepts.json"
     path.write_text(text)
-    said = refused(tmp_path, "concepts", "import", path, packed, tmp_path / "B", *ENCODER)
+    said = refused(tmp_path, "concepts", "import", path, packed, tmp_path / "B")
     assert words in said
     assert str(path) in said or "is left" in said
 
 
-@pytest.mark.usefixtures("clip")
 def test_what_is_no_file_is_refused(packed, tmp_path, refused):
     words = ("concepts", "import")
-    said = refused(tmp_path, *words, tmp_path / "no.json", packed, tmp_path / "B", *ENCODER)
+    said = refused(tmp_path, *words, tmp_path / "no.json", packed, tmp_path / "B")
     assert "no.json does not exist; name a JSON file of" in said
-    said = refused(tmp_path, *words, tmp_path, packed, tmp_path / "B", *ENCODER)
+    said = refused(tmp_path, *words, tmp_path, packed, tmp_path / "B")
     assert "is no file; name a JSON file of" in said
 
 
