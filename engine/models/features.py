@@ -1,7 +1,7 @@
 """Features of frozen backbones, cached by the digest of the images and the backbone.
 
 A cached entry is a features artifact like any other, kept under ``CORESET_CACHE``. Images are
-squashed to a square as in ManifoldGD's ``representativeness_diversity.py``.
+squashed to a square as in ManifoldGD's ``representativeness_diversity.py``, but for CLIP.
 """
 
 import json
@@ -176,13 +176,13 @@ def _feature_blocks(
 ) -> Iterator[Features]:
     import torch
 
-    from coreset.engine.data.geometry import Geometry
     from coreset.engine.data.stream import ImageStream
+    from coreset.engine.models.backbones import input_geometry
     from coreset.kernels.augment import normalised
 
     source = ImageStream(
         dataset,
-        Geometry(spec.size, None),
+        input_geometry(backbone.name, spec.size),
         decoder=spec.decoder,
         exact=spec.exact,
         device=next(backbone.network.parameters()).device.type,
@@ -210,6 +210,9 @@ def _finite(features: Features, ids: NDArray[np.int64], backbone: "Backbone") ->
 def _width(backbone: "Backbone", size: int) -> int:
     import torch
 
+    from coreset.engine.models.backbones import input_geometry
+
+    size = input_geometry(backbone.name, size).size  # refuses a size that CLIP does not take
     probe = torch.zeros(1, 3, size, size, device=next(backbone.network.parameters()).device)
     try:
         with torch.inference_mode():

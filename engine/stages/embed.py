@@ -24,14 +24,17 @@ class Embed:
 
     def run(self) -> Result:
         """Open the data set, compute its features, publish the store."""
+        from coreset.engine.models.backbones import input_geometry
+
         dataset = Dataset.open(self.data)
         spec = self.extractor.spec(self.decoding)
         work = embed(dataset, spec, self.features)
         remember(self.features, dataset, spec)
         same = f"--backbone {spec.backbone}" + (f" --size {spec.size}" if spec.size != 224 else "")
+        same += f" --weights {spec.weights}" if spec.weights else ""
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         lines = (
-            *self.decoding.notice(),
+            *self.decoding.notice(bicubic=input_geometry(spec.backbone, spec.size).bicubic),
             *self.extractor.notice(),
             f"features of {len(dataset):,} images ({spec.backbone}) {how}: {self.features}",
             f"next: coreset score {self.data} SCORES --proxy linear {same}",
