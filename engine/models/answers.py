@@ -70,7 +70,7 @@ class Answer:
 def questions_of(
     dataset: Dataset, words: Mapping[str, str], question: str, images: int
 ) -> list[str]:
-    """Put the words for each class into a question, in label order.
+    """Put the words for each class, without underscores, into a question, in label order.
 
     Raises:
         UsageError: A class has fewer than ``images`` images, or a WordNet id for words.
@@ -86,7 +86,8 @@ def questions_of(
             f"class {nameless[0]} is a WordNet id outside ImageNet-1K ({len(nameless)} in all); "
             "pack the images again in folders that are named in words"
         )
-    return [question.replace("{}", words[name]) for name in dataset.classes]
+    spoken = (words[name].replace("_", " ") for name in dataset.classes)
+    return [question.replace("{}", name) for name in spoken]
 
 
 def write_answers(

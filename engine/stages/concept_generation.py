@@ -43,7 +43,7 @@ class Generate:
     images: int = 0
     """Images of the class to show beside the question, evenly spread over its ids."""
     max_new_tokens: int = 128
-    """Longest answer; of one that is cut there, the last phrase is left out."""
+    """Longest answer in tokens; of one that is cut there, the last phrase is left out."""
     prompt: str = "a photo of {}"
     """Sentence to embed each concept in, with {} for the concept; {} alone embeds it bare."""
     encoder: Flat[Extractor] = field(default_factory=Extractor)

@@ -34,9 +34,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 WORDS = {
-    "apple_tree": "apple tree",
+    "apple_tree": "apple_tree",
     "n01440764": "tench",
-    "n02102040": "English springer",
+    "n02102040": "English Springer Spaniel",
     "zebra": "zebra",
     "zoo": "zoo",
 }
@@ -204,7 +204,7 @@ def test_answers_are_the_likeliest_tokens_after_the_question(
     answers, samples = answers_in(bank), stored_samples(data)
     assert [answer["class"] for answer in answers] == list(WORDS)
     for answer, (name, word) in zip(answers[:3], WORDS.items(), strict=False):
-        question = QUESTION.replace("{}", word)
+        question = QUESTION.replace("{}", word.replace("_", " "))
         marks = "<image>" * n_images if chat else "<image>\n" * n_images
         written = f"<s>[user]{marks}{question}[answer]", f"USER: {marks}{question} ASSISTANT:"
         assert answer["prompt"] == written[0 if chat else 1]
@@ -325,7 +325,7 @@ def test_answers_count_up_to_the_first_line_that_is_not_whole(
 ):
     """What is kept is not asked again: a model that says "other" fills up the rest."""
 
-    def stops(*_: object) -> None:
+    def stops(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
