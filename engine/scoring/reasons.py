@@ -20,7 +20,6 @@ from coreset.kernels.neighbours import unit_rows
 from coreset.shards.errors import UsageError
 
 REASONS = 3
-"""Concepts to name of those that argue most against a label."""
 _BLOCK_ROWS = 1024  # 20 MB of 5,000 similarities each
 
 
@@ -80,7 +79,7 @@ def _layer(scores: Path) -> dict[str, NDArray[np.float32]]:
     """Read the weights of the newest checkpoint, whose bytes `Checkpoints` has compared."""
     from safetensors.numpy import load_file
 
-    from coreset.engine.training.trainer import WEIGHTS_NAME
+    from coreset.engine.training.trainer import WEIGHTS_NAME  # it imports torch
 
     newest = Checkpoints(scores).latest()
     if newest is None:
@@ -91,9 +90,9 @@ def _layer(scores: Path) -> dict[str, NDArray[np.float32]]:
 
 
 def class_concepts(model: ConceptModel, n: int) -> list[dict[Concept, float]]:
-    """Return for each class the ``n`` concepts of largest weight, largest first, with weights."""
-    concepts, rows = model.bank.concepts, zip(model.weight, _largest(model.weight, n), strict=True)
-    return [{concepts[k]: float(weight_k[k]) for k in order} for weight_k, order in rows]
+    """Return for each class the ``n`` concepts of largest positive weight, with their weights."""
+    named, rows = model.bank.concepts, zip(model.weight, _largest(model.weight, n), strict=True)
+    return [{named[k]: float(row[k]) for k in order if row[k] > 0} for row, order in rows]
 
 
 def reasons(
@@ -111,8 +110,8 @@ def reasons(
         model: The layer and its bank.
         ids: Samples to explain, shape (b,); the features of no others are looked at.
         given: Their labels.
-        predicted: Their predicted classes, -1 for none, which are the rivals. Where that is the
-            label itself or unknown, the rival is the other class of the largest logit.
+        predicted: Their predicted classes, -1 for none: the rivals. Where that is the label itself
+            or none, the rival is the other class of the largest logit.
     """
     rows_bd = read_feature_rows(recorded_features(model.features) / FEATURES_NAME, ids)
     predicted = np.full(len(ids), -1) if predicted is None else predicted
