@@ -163,6 +163,7 @@ class FoundScores(NamedTuple):
     """One score of every image of a data set."""
 
     score: str
+    path: Path
     digest: str
     dataset: Dataset
     values: NDArray[np.float32]
@@ -223,4 +224,4 @@ def _add_scores_behind(condensed: CondensedSet, scores: dict[tuple[str, str], Fo
     if directory is None or Provenance.read(directory).digest != digest:
         raise UsageError(f"{directory} does not hold the scores of this set any more")
     values = ScoreTable(path=directory, dataset=condensed.dataset).values(score)
-    scores[digest, score] = FoundScores(score, digest, condensed.dataset, values)
+    scores[digest, score] = FoundScores(score, directory, digest, condensed.dataset, values)
