@@ -210,9 +210,10 @@ def test_a_gpu_searches_with_the_same_metric_and_gives_the_same_measures(monkeyp
     np.testing.assert_array_equal(nearest(queries, base, 4), np.argsort(-sums)[:, :4])
 
 
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, 1e200])
 def test_a_row_without_direction_is_refused_with_its_position(bad):
-    features, labels = np.ones((4, 3), dtype=np.float32), np.zeros(4, np.int64)
+    dtype = np.float64 if bad == 1e200 else np.float32  # its square is infinite
+    features, labels = np.ones((4, 3), dtype), np.zeros(4, np.int64)
     features[2] = bad
     with pytest.raises(ValueError, match=r"length (0.0|nan|inf) at position 2 \(1 in all\)"):
         coverage_by_class(features, labels, features, labels, 1)
