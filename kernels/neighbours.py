@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BLOCK_BYTES = 1 << 28  # of unit rows, twice that at once: a GPU is busy with less
+_ROWS_AT_ONCE = 256
 
 
 def unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -18,7 +19,12 @@ def unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
 
 def row_lengths(features: NDArray[np.floating]) -> NDArray[np.float64]:
     """Return the length of each row; a row without direction is a ValueError."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
+    lengths = np.empty(len(features))
+    for start in range(0, len(features), _ROWS_AT_ONCE):
+        block = slice(start, start + _ROWS_AT_ONCE)
+        wide = features[block].astype(np.float64)  # half the time of a sum in float64 of all
+        with np.errstate(over="ignore"):
+            lengths[block] = np.sqrt(np.vecdot(wide, wide))
     bad = np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
     if bad.size:
         raise ValueError(

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from coreset.kernels import similarity
 from coreset.kernels.neighbours import nearest, search_device, unit_rows
 from coreset.kernels.similarity import (
-    coverage,
     coverage_by_class,
     coverage_curve,
     pooled_coverage,
@@ -46,10 +46,6 @@ def by_loops(chosen, chosen_labels, real, real_labels, n_classes):
     return {name: np.array([numbers[name] for numbers in classes]) for name in NAMES}
 
 
-def mean_of_numbers(values):
-    return np.nanmean(values) if not np.isnan(values).all() else math.nan
-
-
 def sample(seed, sizes, width, dtype=np.float32):
     generator = np.random.default_rng(seed)
     labels = generator.permutation(np.repeat(np.arange(len(sizes)), sizes))
@@ -62,9 +58,10 @@ def two_samples(seed, sizes, width, dtype=np.float32):
 
 
 @contextmanager
-def always_searching():
+def always_searching(rows_at_once=7):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(similarity, "_LARGEST_PRODUCT", 0)
+        patch.setattr(similarity, "_ROWS_AT_ONCE", rows_at_once)
         yield
 
 
@@ -81,8 +78,6 @@ def test_coverage_equals_double_loops_and_keeps_its_bounds(sizes, width, dtype, 
     for c, (n_chosen, _) in enumerate(sizes):
         assert math.isnan(measured["d1"][c]) == math.isnan(measured["d2"][c]) == (n_chosen == 1)
         assert n_chosen == 1 or 0 <= measured["d1"][c] <= 2
-    means = {name: mean_of_numbers(expected[name]) for name in NAMES}
-    assert coverage(*columns, len(sizes)) == pytest.approx(means, abs=2e-6, nan_ok=True)
 
 
 @settings(max_examples=20)
@@ -172,32 +167,28 @@ def test_a_repeated_image_takes_the_nearest_pair_diversity_to_zero():
     axes = np.eye(5, dtype=np.float32)[[0, 1, 2, 3, 3]] * np.float32(1e25)
     labels = np.zeros(5, dtype=np.int64)
     # 1 pair of 10 has cosine 1, the others 0.
-    assert coverage(axes, labels, axes, labels, 1) == pytest.approx(
-        {"r1": 1, "d1": 0, "r2": 1, "d2": 0.9}
-    )
+    measured = coverage_by_class(axes, labels, axes, labels, 1)
+    expected = {"r1": 1, "d1": 0, "r2": 1, "d2": 0.9}
+    assert {name: values.item() for name, values in measured.items()} == pytest.approx(expected)
 
 
-def test_the_number_of_threads_does_not_show():
-    import faiss
-
-    chosen, real = sample(0, [50] * 3, 512), sample(1, [700] * 3, 512)
-    before, searches = faiss.omp_get_max_threads(), []
-    try:
-        for n_threads in (1, 4):
-            faiss.omp_set_num_threads(n_threads)
-            with always_searching():
-                searches.append(coverage(*chosen, *real, 3))
-    finally:
-        faiss.omp_set_num_threads(before)
-    assert searches == [coverage(*chosen, *real, 3)] * 2
+def test_the_number_of_threads_does_not_show(monkeypatch):
+    chosen, real, searches = sample(0, [50] * 3, 512), sample(1, [700] * 3, 512), []
+    expected = coverage_by_class(*chosen, *real, 3)
+    monkeypatch.setattr(similarity, "_SMALL_PRODUCT", 0)
+    for n_threads in (1, 4):
+        with threadpool_limits(n_threads), always_searching(rows_at_once=300):
+            searches.append(coverage_by_class(*chosen, *real, 3))
+    np.testing.assert_equal(searches, [expected] * 2)
 
 
 def test_a_gpu_searches_with_the_same_metric_and_gives_the_same_measures(monkeypatch):
     import faiss
 
     chosen, real, asked = sample(0, [5] * 3, 64), sample(1, [70] * 3, 64), []
-    expected = coverage(*chosen, *real, 3)
-    assert coverage(*chosen, *real, 3, device="cuda") == expected, "FAISS sees no GPU here"
+    expected = coverage_by_class(*chosen, *real, 3)
+    unseen = coverage_by_class(*chosen, *real, 3, device="cuda")
+    np.testing.assert_equal(unseen, expected, "FAISS sees no GPU here")
 
     def knn_gpu(memory, queries, base, k, *, metric, device):
         asked.append((memory, device))
@@ -207,27 +198,30 @@ def test_a_gpu_searches_with_the_same_metric_and_gives_the_same_measures(monkeyp
     monkeypatch.setattr(faiss, "get_num_gpus", lambda: 2)
     monkeypatch.setattr(faiss, "knn_gpu", knn_gpu)
     assert (search_device("cuda:1"), search_device("cpu")) == ("cuda:1", "cpu")
-    assert coverage(*chosen, *real, 3, device="cuda:1") == expected
+    np.testing.assert_equal(coverage_by_class(*chosen, *real, 3, device="cuda:1"), expected)
     assert not asked, "classes this small are one product"
     with always_searching():
-        assert coverage(*chosen, *real, 3, device="cuda:1") == pytest.approx(expected, abs=1e-9)
+        measured = coverage_by_class(*chosen, *real, 3, device="cuda:1")
+    for name in NAMES:
+        np.testing.assert_allclose(measured[name], expected[name], rtol=0, atol=1e-9)
     assert asked == [("memory", 1)] * 9
     queries, base = chosen[0], real[0]
     sums = queries.astype(np.float64) @ base.T.astype(np.float64)
     np.testing.assert_array_equal(nearest(queries, base, 4), np.argsort(-sums)[:, :4])
 
 
-@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf])
+@pytest.mark.parametrize("bad", [0.0, np.nan, np.inf, 1e200])
 def test_a_row_without_direction_is_refused_with_its_position(bad):
-    features, labels = np.ones((4, 3), dtype=np.float32), np.zeros(4, np.int64)
+    dtype = np.float64 if bad == 1e200 else np.float32  # its square is infinite
+    features, labels = np.ones((4, 3), dtype), np.zeros(4, np.int64)
     features[2] = bad
     with pytest.raises(ValueError, match=r"length (0.0|nan|inf) at position 2 \(1 in all\)"):
-        coverage(features, labels, features, labels, 1)
+        coverage_by_class(features, labels, features, labels, 1)
 
 
 def test_an_absent_class_is_refused_by_number_and_side():
     features, labels = np.eye(3, dtype=np.float32), np.array([0, 1, 2])
     with pytest.raises(ValueError, match="in the reference, got none of class 1"):
-        coverage(features, labels, features[[0, 2]], labels[[0, 2]], 3)
+        coverage_by_class(features, labels, features[[0, 2]], labels[[0, 2]], 3)
     with pytest.raises(ValueError, match="in the set, got none of class 2"):
-        coverage(features[:2], labels[:2], features, labels, 3)
+        coverage_by_class(features[:2], labels[:2], features, labels, 3)
