@@ -79,15 +79,22 @@ def neighbours_of(
 
 
 def kmeans_centres(
-    features: NDArray[np.floating], k: int, seed: int
+    features: NDArray[np.floating], k: int, seed: int, *, spherical: bool = False
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Cluster rows by k-means; return the centres, float32 (k, d), and the centre of each row."""
+    """Cluster rows by k-means; return the centres, float32 (k, d), and the centre of each row.
+
+    ``spherical``: rows of length 1, by inner products, with centres of length 1. It starts from
+    k-means++, because of centres drawn at random two often share a cluster and never part.
+    """
     import faiss
 
     rows = np.ascontiguousarray(features, np.float32)
+    start: dict[str, Any] = {}
+    if spherical:
+        start = {"spherical": True, "init_method": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS}
     clusters: Any = faiss.Kmeans(
         rows.shape[1], k, seed=seed % 2**31, min_points_per_centroid=1,
-        max_points_per_centroid=len(rows),
+        max_points_per_centroid=len(rows), **start,
     )  # fmt: skip
     clusters.train(rows)
     return clusters.centroids, faiss.knn(rows, clusters.centroids, 1)[1][:, 0]

@@ -51,10 +51,10 @@ class Pair:
         """
         from coreset.kernels.measures import spearman, spearman_by_class
 
-        dataset, a, b = self.first.dataset, self.first.values(score), self.second.values(score)
+        first, a, b = self.first, self.first.values(score), self.second.values(score)
         ids = self.ids[np.isfinite(a[self.ids]) & np.isfinite(b[self.ids])]
-        a, b, labels = a[ids], b[ids], dataset.labels[ids]
-        by_class = spearman_by_class(a, b, labels, len(dataset.classes))
+        a, b, labels = a[ids], b[ids], first.labels[ids]
+        by_class = spearman_by_class(a, b, labels, len(first.label_names))
         known = by_class[~np.isnan(by_class)]
         return {
             "score": score,
@@ -64,45 +64,41 @@ class Pair:
             "other_roc_area": None if flipped is None else _area(score, b, flipped[ids]),
         }
 
-    @property
-    def class_sizes(self) -> NDArray[np.int64]:
-        """Number of samples that both scored, by class."""
-        dataset = self.first.dataset
-        return np.bincount(dataset.labels[self.ids], minlength=len(dataset.classes))
-
     def coreset_overlap(
         self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
     ) -> dict[str, Any]:
         """Choose by CCS from both, with one seed, and count what is chosen twice.
 
+        Each is chosen by its own labels or pseudo-labels, at the misratio for the first.
         ``unrelated`` is the share where the second's scores are shuffled within every class. It is
         above ``chance``: with one seed both take the smallest random keys, bin by bin.
         """
         from coreset.kernels.measures import shuffled_within_classes
 
-        scored_by = f"{self.first.prefix}{score}"
-        candidates = Candidates(dataset=self.first.dataset, ids=self.ids, score=scored_by)
+        one, other = (
+            Candidates(dataset=table.dataset, ids=self.ids, table=table, score=table.name_of(score))
+            for table in (self.first, self.second)
+        )
         given = CcsParameters(misratio=misratio, bins=n_bins)
-        budgets = np.full(self.class_sizes.size, ipc)
-        parameters, assumption = complete_misratio(given, candidates, budgets)
+        parameters, assumption = complete_misratio(given, one, one.budgets(ipc))
 
-        def draw(easiness: NDArray[np.floating]) -> NDArray[np.int64]:
-            scored = replace(candidates, easiness=easiness)
-            return draw_coreset("ccs", scored, budgets, seed, parameters).positions
+        def draw(those: Candidates, easiness: NDArray[np.floating]) -> NDArray[np.int64]:
+            scored = replace(those, easiness=easiness)
+            return draw_coreset("ccs", scored, those.budgets(ipc), seed, parameters).positions
 
-        first = draw(self.first.easiness(score, self.ids))
+        first = draw(one, self.first.easiness(score, self.ids))
         second = self.second.easiness(score, self.ids)
         unrelated = [
-            np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal)))
+            np.isin(first, draw(other, shuffled_within_classes(second, other.labels, deal)))
             for deal in range(SHUFFLES)
         ]
         return {
             "ipc": ipc,
             "misratio": parameters.misratio,
             "assumption": assumption,
-            "share": float(np.isin(first, draw(second)).mean()),
+            "share": float(np.isin(first, draw(other, second)).mean()),
             "unrelated": float(np.mean(unrelated)),
-            "chance": float(np.mean(ipc / self.class_sizes)),
+            "chance": float(np.mean(ipc / other.sizes[other.labels[first]])),
         }
 
 

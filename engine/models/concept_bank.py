@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.models.features import FeatureSpec
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -102,6 +103,12 @@ class ConceptBank:
             concepts=document.concepts,
             embeddings=embeddings,
         )
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Test whether labels of images shaped it: prototypes of classes, or a choice of texts."""
+        of_classes = self.visual and any(concept.classes for concept in self.concepts)
+        return of_classes or Provenance.read(self.path).config.get("keep") is not None
 
     def require_classes(self, dataset: Dataset) -> None:
         """Raise ``UsageError`` unless every class of ``dataset`` has a concept, and no other has.

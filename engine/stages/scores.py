@@ -18,7 +18,9 @@ from coreset.engine.condensed.comparison import (
 )
 from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
+from coreset.engine.scoring.recipes import GIVEN
 from coreset.engine.scoring.score_table import (
+    ASSIGNED,
     ISSUE_OOF,
     ScoreTable,
     class_table,
@@ -83,6 +85,7 @@ class Show:
             *class_table(self.score, by_class, ends=self.classes),
             "",
             f"{ids.size:,} images scored over {table.epochs:,} epochs: {table.path}",
+            *filter(None, [table.label_note]),
             f"next: coreset scores suspects {table.path}",
         )
         values = {
@@ -91,6 +94,7 @@ class Show:
             "images": ids.size,
             "undecodable": len(table.undecodable),
             "epochs": table.epochs,
+            "labels": table.labelled_by,
             "summary": {n: {"hard_end": hard_end(n), **s.facts()} for n, s in summaries.items()},
             "score": self.score,
             "histogram": {"counts": counts, "edges": edges},
@@ -133,9 +137,10 @@ class Suspects:
         table = ScoreTable.open(self.scores, self.data)
         score = best_score(table) if self.score is None else self.score
         suspects = find_suspects(table, score, self.top, per_class=self.per_class)
-        lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN]))
+        label = GIVEN if table.labelled_by == GIVEN else ASSIGNED
+        lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN], label=label))
         if self.csv is not None:
-            write_suspects(self.csv, suspects)
+            write_suspects(self.csv, suspects, label=label)
             lines.append(f"listed: {self.csv}")
         elif len(suspects) > SUSPECTS_SHOWN:
             lines.append(f"and {len(suspects) - SUSPECTS_SHOWN:,} more: --csv FILE lists all")
@@ -152,8 +157,12 @@ class Suspects:
             values["label_issues"] = n_issues = int(issues.sum())
             wrong = "labels are taken for wrong (is_label_issue)"
             lines.append(f"{n_issues:,} of all {issues.size:,} {wrong}")
-        cut = f"{selection_hint(self.scores, table.dataset, table.undecodable)} --misratio 0.3"
-        lines.append(f"next: correct their labels and pack again, or cut the hardest: {cut}")
+        cut = f"{selection_hint(table)} --misratio 0.3"
+        mend = "correct their labels and pack again, or cut the hardest"
+        if table.label_note:
+            lines.append(table.label_note)
+            mend = "cut those that fit their group least"
+        lines.append(f"next: {mend}: {cut}")
         return Result(tuple(lines), values)
 
 
@@ -215,7 +224,7 @@ class Compare:
         dataset, flipped = pair.first.dataset, None
         if self.truth is not None:
             flipped = flipped_labels(dataset, self.truth, self.column)
-        smallest = int(pair.class_sizes.min())
+        smallest = min(table.smallest_group(pair.ids) for table in (pair.first, pair.second))
         overlap = partial(pair.coreset_overlap, self.score, n_bins=self.bins, seed=self.seed)
         ipcs = [ipc for ipc in self.ipcs if self.ipc is not None or ipc <= smallest]
         coresets = [overlap(ipc, misratio=self.misratio) for ipc in ipcs]
@@ -223,7 +232,7 @@ class Compare:
         shared = [name for name in pair.first.names if name in pair.second.names]
         agreements = [pair.agreement(name, flipped) for name in shared]
         costs = [cost_of(pair.first), cost_of(pair.second)]
-        hint = selection_hint(self.other, dataset, pair.second.undecodable, ipc=self.ipcs[0])
+        hint = selection_hint(pair.second, ipc=self.ipcs[0])
         lines = (
             *agreement_table(agreements),
             "",
@@ -232,6 +241,7 @@ class Compare:
             "",
             *cost_table(costs),
             "",
+            *(f"{t.path}: {t.label_note}" for t in (pair.first, pair.second) if t.label_note),
             f"{pair.ids.size:,} images scored by both; coresets by {self.score}, seed {self.seed}",
             f"next: {hint}",
         )
