@@ -153,6 +153,7 @@ class Suspects:
         count = f"{len(suspects):,} of {table.ids.size:,} images, hardest by {score} first"
         lines.append(f"{count}; {predictions}: {self.scores}")
         values: dict[str, Any] = {"scores": str(self.scores), "score": score, "suspects": suspects}
+        values["labels"] = table.labelled_by
         if (issues := table.columns.get(ISSUE_OOF)) is not None:
             values["label_issues"] = n_issues = int(issues.sum())
             wrong = "labels are taken for wrong (is_label_issue)"
