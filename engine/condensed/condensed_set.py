@@ -49,13 +49,10 @@ class SetInfo:
     format_version: int = FORMAT_VERSION
 
     @property
-    def is_revealed(self) -> bool:
-        """Test whether it was chosen by pseudo-labels, so that its classes are not balanced."""
-        return "labels" in self.parameters
-
-    @property
     def balance(self) -> str:
-        """Say how many images the classes have, where that is not one number."""
+        """Say how many images the classes of a set have that was chosen by pseudo-labels."""
+        if "labels" not in self.parameters:
+            return ""
         present = [n for n in self.per_class if n]
         each = " to ".join(map(str, sorted({min(present), max(present)})))
         return f"images of {len(present)} of {self.n_classes} classes, {each} each"
@@ -98,10 +95,7 @@ class CondensedSet:
 
     @property
     def ranks(self) -> NDArray[np.int64]:
-        """When each image was chosen among those of its class, from 0; by id if that is unknown.
-
-        Of a set that was chosen by pseudo-labels: among those of its group.
-        """
+        """When each was chosen among those of its class or group, from 0; by id if unknown."""
         path, n = self.path / SELECTION_NAME, self.ids.size
         if path.is_file():
             from pyarrow import ArrowException, parquet
@@ -250,10 +244,7 @@ def write_selection(
     *,
     groups: NDArray[np.str_] | None,
 ) -> None:
-    """Write a table of a coreset beside its ids: key, class, bin, score, and when it was chosen.
-
-    ``groups`` are those it was chosen by in place of the classes.
-    """
+    """Write a table of a coreset beside its ids: key, class, group, bin, score, and rank."""
     from pyarrow import parquet, table
 
     classes, labels = np.array(dataset.classes), dataset.labels[ids]

@@ -187,8 +187,8 @@ class Evidence(NamedTuple):
     @property
     def balances(self) -> dict[str, str]:
         """Images of the classes in each set that was chosen by pseudo-labels, by its digest."""
-        infos = {entry.reported.digest: entry.condensed.info for entry in self.sets}
-        return {digest: info.balance for digest, info in infos.items() if info.is_revealed}
+        balances = {entry.reported.digest: entry.condensed.info.balance for entry in self.sets}
+        return {digest: balance for digest, balance in balances.items() if balance}
 
 
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:

@@ -195,10 +195,7 @@ def _set_columns(entry: ReportedSet) -> dict[str, Any]:
 def set_table(
     rows: Sequence[Row], sets: Iterable[ReportedSet], balances: Mapping[str, str]
 ) -> Table:
-    """Describe the condensed sets that the rows of students and metrics speak of.
-
-    ``balances``: of sets chosen by pseudo-labels, by digest.
-    """
+    """Describe the condensed sets that the rows speak of, with `Evidence.balances` of some."""
     stored = {row["set_digest"]: row["image_bytes"] for row in rows if "image_bytes" in row}
     columns: dict[str, Callable[[ReportedSet], str]] = {
         "data": lambda entry: entry.data,

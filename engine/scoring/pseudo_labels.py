@@ -30,18 +30,15 @@ def kept_pseudo_labels(setup: Setup, scratch: Path) -> NDArray[np.int64]:
     if not path.is_file():
         store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
         try:
-            assigned = _assigned(setup, store)
+            if setup.options.labels == "zero-shot":
+                assigned = nearest_texts(store, _class_rows(setup))
+            else:
+                assigned = clusters_of(store, setup.n_classes, setup.options.seed)
         except ValueError as error:  # of rows without direction
             raise UsageError(str(error)) from error
         with replacing(path) as file:
             np.save(file, assigned, allow_pickle=False)
     return np.load(path, allow_pickle=False)
-
-
-def _assigned(setup: Setup, store: Path) -> NDArray[np.int64]:
-    if setup.options.labels == "zero-shot":
-        return nearest_texts(store, _class_rows(setup))
-    return clusters_of(store, setup.n_classes, setup.options.seed)
 
 
 def clusters_of(store: Path, k: int, seed: int) -> NDArray[np.int64]:

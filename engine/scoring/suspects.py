@@ -80,10 +80,7 @@ def find_suspects(
 def suspect_table(
     score: str, suspects: Sequence[Suspect], *, label: str = GIVEN
 ) -> tuple[str, ...]:
-    """Return the lines of a table for a terminal, with a dash where nothing was predicted.
-
-    ``label`` says what the labels are: given or assigned.
-    """
+    """Return a table for a terminal, a dash where nothing was predicted; labels are ``label``."""
     header = ("sample", "source", label, "predicted", score.rjust(NUMBER_WIDTH))
     texts = itemgetter("source", "given_label", "predicted_label")
     rows = [
@@ -102,10 +99,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def write_suspects(path: Path, suspects: Sequence[Suspect], *, label: str = GIVEN) -> None:
-    """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty.
-
-    ``label`` says what the labels are: given or assigned.
-    """
+    """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty."""
     out_of_fold = suspects[0]["label_quality"] is not None
     names = (*COLUMNS, *(CLEANLAB_COLUMNS if out_of_fold else OWN_COLUMNS))
     values = ([suspect[name] for name in names] for suspect in suspects)
