@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 from coreset.bench.docs import Block, machine, markdown
 from coreset.bench.harness import ROOT, Options, Row, records_of
 from coreset.bench.processes import options, run_coreset
+from coreset.engine.artifacts.store import Features
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.samplers import CcsParameters, draw_coreset
 from coreset.engine.condensed.selection import Candidates, Ints
@@ -74,7 +75,7 @@ class Noisy:
     """Scored images with noisy labels."""
 
     scored: ScoreTable
-    features: NDArray[np.float16]
+    features: Features
     flipped: NDArray[np.bool_]
     """Labels that are wrong, shape (samples,)."""
 

@@ -1,10 +1,13 @@
 """Nearest rows and k-means centres of features by FAISS, exactly, on a GPU where it can."""
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+BLOCK_BYTES = 1 << 28  # of unit rows, twice that at once: a GPU is busy with less
 
 
 def unit_rows(features: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -35,13 +38,48 @@ def nearest(
 
     By FAISS in float32, on ``device``; of rows that differ less than that, either may come first.
     """
+    return _search(queries, base, k, device)[1]
+
+
+def _search(
+    queries: NDArray[np.floating], base: NDArray[np.floating], k: int, device: str
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the largest inner products of each query, and whose they are; (queries, k) both."""
     import faiss
 
     metric: dict[str, Any] = {"metric": faiss.METRIC_INNER_PRODUCT}
     if search_device(device) == "cpu":
-        return faiss.knn(queries, base, k, **metric)[1]
+        return faiss.knn(queries, base, k, **metric)
     number = int(device.partition(":")[2] or 0)
-    return faiss.knn_gpu(_gpu_memory(), queries, base, k, device=number, **metric)[1]
+    return faiss.knn_gpu(_gpu_memory(), queries, base, k, device=number, **metric)
+
+
+def nearest_others(
+    features: NDArray[np.floating], k: int, device: str = "cpu"
+) -> Iterator[NDArray[np.int64]]:
+    """Yield the ``k < n`` rows of largest cosine to each row but itself, largest first, exactly.
+
+    As `nearest` finds them, (block, k) for block after block of ``features``, of which there is no
+    copy. A row without direction is a ValueError.
+    """
+    n, step = len(features), max(1, BLOCK_BYTES // (4 * features.shape[1]))
+    lengths = row_lengths(features).astype(np.float32)[:, None]
+    blocks = [slice(first, min(n, first + step)) for first in range(0, n, step)]
+    for block in blocks:
+        queries = np.divide(features[block], lengths[block], dtype=np.float32)
+        itself = np.arange(block.start, block.stop)[:, None]
+        cosines, found = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), int)
+        for other in blocks:
+            base = np.divide(features[other], lengths[other], dtype=np.float32)
+            # One more than asked: the row itself may be among them.
+            more, at = _search(queries, base, min(k + 1, len(base)), device)
+            at = at + other.start
+            cosines = np.hstack((cosines, np.where(at == itself, -np.inf, more)))
+            found = np.hstack((found, at))
+            order = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
+            cosines = np.take_along_axis(cosines, order, axis=1)
+            found = np.take_along_axis(found, order, axis=1)
+        yield found
 
 
 def search_device(device: str) -> str:

@@ -18,6 +18,8 @@ class ScoreMeaning:
     """Paper that defines it."""
     low_is_hard: bool = False
     """A low value marks a hard (or mislabelled) sample."""
+    trained: bool = True
+    """A classifier is trained for it."""
 
 
 _CCS = "Zheng et al. 2023 (CCS)"
@@ -115,8 +117,23 @@ SCORES: Mapping[str, ScoreMeaning] = {
         "Northcutt et al. 2021; cleanlab's normalized margin",
         low_is_hard=True,
     ),
+    "mean_margin": ScoreMeaning(
+        "cosine of the features to the mean of the class's other images minus the largest to "
+        "another class's mean; untrained, of --proxy neighbours",
+        "cosine, -2 to 2",
+        "margin of the nearest class mean (Mensink et al. 2013)",
+        low_is_hard=True,
+        trained=False,
+    ),
+    "knn_disagreement": ScoreMeaning(
+        "share of other labels among the ten nearest neighbours by cosine of the features; "
+        "untrained, of --proxy neighbours",
+        "share, 0 to 1",
+        "Smith et al. 2014 (kDN)",
+        trained=False,
+    ),
 }
-"""Scores by name; `Dynamics.scores` gives all but the last five."""
+"""Scores by name; `Dynamics.scores` gives all but the last seven."""
 
 
 _Scores = TypeVar("_Scores", float, NDArray[Any])

@@ -16,7 +16,7 @@ from coreset.engine.condensed.samplers import CcsParameters, complete_misratio, 
 from coreset.engine.condensed.selection import Candidates
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, readable_seconds, short
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
-from coreset.kernels.scores import easiness
+from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import UsageError
 
 SHUFFLES = 5
@@ -43,31 +43,52 @@ class Pair:
         second = ScoreTable.open(cheap, first.dataset.path)
         return Pair(first=first, second=second, ids=np.intersect1d(first.ids, second.ids))
 
-    def agreement(self, score: str, flipped: NDArray[np.bool_] | None = None) -> dict[str, Any]:
-        """Measure the agreement on a score; NaN where nothing can be said.
+    def counterpart(self, score: str) -> str:
+        """Name the second's score to compare with one of the first: the same, if it is stored.
 
-        Areas are those under the ROC of the hard end for the labels that ``flipped``, of shape (n,)
-        by id, marks as wrong; None without it.
+        Else the second's usual score, if one of both is untrained; of two trainings the same score
+        is compared, and `ScoreTable.values` says that it is not stored.
+        """
+        usual = self.second.usual_score
+        if score in self.second.names or score not in self.first.names:
+            return score
+        return score if SCORES[score].trained and SCORES[usual].trained else usual
+
+    def agreement(
+        self, score: str, other_score: str, flipped: NDArray[np.bool_] | None = None
+    ) -> dict[str, Any]:
+        """Measure how a score of the first agrees with one of the second, low being hard in both.
+
+        NaN where nothing can be said. Areas are those under the ROC of the hard end for the labels
+        that ``flipped``, of shape (n,) by id, marks as wrong; None without it.
         """
         from coreset.kernels.measures import spearman, spearman_by_class
 
-        first, a, b = self.first, self.first.values(score), self.second.values(score)
+        first, a, b = self.first, self.first.values(score), self.second.values(other_score)
         ids = self.ids[np.isfinite(a[self.ids]) & np.isfinite(b[self.ids])]
-        a, b, labels = a[ids], b[ids], first.labels[ids]
-        by_class = spearman_by_class(a, b, labels, len(first.label_names))
+        a, b = easiness(score, a[ids]), easiness(other_score, b[ids])
+        by_class = spearman_by_class(a, b, first.labels[ids], len(first.label_names))
         known = by_class[~np.isnan(by_class)]
         return {
             "score": score,
+            "other_score": other_score,
             "spearman": spearman(a, b),
             "spearman_within_class": float(known.mean()) if known.size else math.nan,
-            "roc_area": None if flipped is None else _area(score, a, flipped[ids]),
-            "other_roc_area": None if flipped is None else _area(score, b, flipped[ids]),
+            "roc_area": None if flipped is None else _area(a, flipped[ids]),
+            "other_roc_area": None if flipped is None else _area(b, flipped[ids]),
         }
 
     def coreset_overlap(
-        self, score: str, ipc: int, *, misratio: float | None, n_bins: int, seed: int
+        self,
+        score: str,
+        other_score: str,
+        ipc: int,
+        *,
+        misratio: float | None,
+        n_bins: int,
+        seed: int,
     ) -> dict[str, Any]:
-        """Choose by CCS from both, with one seed, and count what is chosen twice.
+        """Choose by CCS from both, with one seed and misratio, and count what is chosen twice.
 
         Each is chosen by its own labels or pseudo-labels, at the misratio for the first.
         ``unrelated`` is the share where the second's scores are shuffled within every class. It is
@@ -87,7 +108,7 @@ class Pair:
             return draw_coreset("ccs", scored, those.budgets(ipc), seed, parameters).positions
 
         first = draw(one, self.first.easiness(score, self.ids))
-        second = self.second.easiness(score, self.ids)
+        second = self.second.easiness(other_score, self.ids)
         unrelated = [
             np.isin(first, draw(other, shuffled_within_classes(second, other.labels, deal)))
             for deal in range(SHUFFLES)
@@ -116,21 +137,36 @@ def cost_of(scored: ScoreTable) -> dict[str, Any]:
     }
 
 
-def _area(score: str, values: NDArray[np.float32], flipped: NDArray[np.bool_]) -> float:
+def _area(ease: NDArray[np.float32], flipped: NDArray[np.bool_]) -> float:
     """Area under the ROC of the hard end for flipped labels; NaN without both kinds."""
     if flipped.all() or not flipped.any():
         return math.nan
     from sklearn.metrics import roc_auc_score
 
-    return float(roc_auc_score(flipped, -easiness(score, values)))
+    return float(roc_auc_score(flipped, -ease))
+
+
+def untrained_note(agreement: Mapping[str, Any]) -> str:
+    """Say that a trained score finds flipped labels no better than an untrained one; else ""."""
+    areas = ("score", "roc_area"), ("other_score", "other_roc_area")
+    sides = [(str(agreement[name]), agreement[area]) for name, area in areas]
+    sides.sort(key=lambda side: not SCORES[side[0]].trained)
+    (trained, area), (untrained, floor) = sides
+    if area is None or SCORES[trained].trained == SCORES[untrained].trained or not area <= floor:
+        return ""
+    better = f"finds flipped labels no better than {untrained} ({floor:.3f})"
+    return f"{trained} ({area:.3f}) {better}, which needs no training"
 
 
 def agreement_table(agreements: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     """Return a table of one score or more; areas under the ROC where the truth is known."""
     header = ("Spearman", "in class", "ROC area", "of other")
     rows = [
-        (score, *(short(number, ".4f") for number in numbers if number is not None))
-        for score, *numbers in (agreement.values() for agreement in agreements)
+        (
+            score if other == score else f"{score}, {other}",
+            *(short(number, ".4f") for number in numbers if number is not None),
+        )
+        for score, other, *numbers in (agreement.values() for agreement in agreements)
     ]
     shown = header[: len(rows[0]) - 1]
     return aligned(("score", *(name.rjust(NUMBER_WIDTH) for name in shown)), rows)

@@ -35,12 +35,14 @@ class Placement(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Square output of ``size`` pixels; bilinear with antialiasing."""
+    """Square output of ``size`` pixels; resized with antialiasing."""
 
     size: int
     resize: int | None = None
     """Length of the short side before the central ``size`` x ``size`` crop; None squashes the whole
     image to the square."""
+    bicubic: bool = False
+    """Resize by bicubic interpolation (a = -0.5) instead of bilinear; Pillow and DALI alone do."""
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -120,7 +120,10 @@ def write_cache(
             # Samples beyond the chunk were met by reading ahead.
             lost = {i: why for i, why in sorted(source.undecodable.items()) if i < index.done}
             index = replace(index, undecodable=lost)
-            write_atomically(folder / INDEX_NAME, json_bytes(asdict(index)))
+            document = asdict(index)
+            if not index.geometry.bicubic:  # a field that version 1 of the format does not know
+                del document["geometry"]["bicubic"]
+            write_atomically(folder / INDEX_NAME, json_bytes(document))
             on_chunk(first, index.done - first)
     return index
 

@@ -13,6 +13,7 @@ from coreset.shards.errors import MachineError
 from coreset.shards.format.dataset import Dataset
 
 if TYPE_CHECKING:
+    from coreset.engine.artifacts.store import Features
     from coreset.engine.evaluation.copies import Pair
     from coreset.engine.models.features import FeatureSpec
 
@@ -49,14 +50,14 @@ class Subject:
         return self.reference.labels[self.reference_ids]
 
     @cached_property
-    def set_features(self) -> NDArray[np.float16]:
+    def set_features(self) -> "Features":
         """Features of the set, shape (m, d)."""
         from coreset.engine.models.features import features_for
 
         return features_for(self.condensed.dataset, self.spec, self.condensed.ids)
 
     @cached_property
-    def reference_features(self) -> NDArray[np.float16]:
+    def reference_features(self) -> "Features":
         """Features of the reference, shape (n, d)."""
         from coreset.engine.models.features import features_for
 
@@ -72,7 +73,7 @@ class Subject:
         return dataset.table([name])[name].take(ids).to_pylist()
 
     @property
-    def _both(self) -> tuple[NDArray[np.float16], Ints, NDArray[np.float16], Ints]:
+    def _both(self) -> "tuple[Features, Ints, Features, Ints]":
         return self.set_features, self.set_labels, self.reference_features, self.reference_labels
 
     @cached_property

@@ -1,10 +1,12 @@
 """Frozen backbones, which give one vector per image, and the reading of their weights.
 
-Backbones have timm's names, and nothing is downloaded: weights come from ``--weights``, from where
-torchvision and timm keep what they downloaded, or from a package of the extra ``offline``.
+Backbones have timm's names, or open_clip's after ``clip:``, and nothing is downloaded: weights come
+from ``--weights``, from where torchvision and timm keep what they downloaded, or from a package of
+the extra ``offline``.
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,12 +16,20 @@ from importlib.metadata import PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from coreset.engine.data.geometry import Geometry
+from coreset.engine.models.clip import (
+    CLIP,
+    clip_file,
+    clip_geometry,
+    clip_recipe,
+    require_quickgelu,
+)
 from coreset.engine.models.inception import INCEPTION, INCEPTION_FILE, inception, inception_absent
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, placed
 from coreset.shards.errors import MachineError, UsageError
@@ -33,6 +43,7 @@ OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
 # Whose files torchvision and timm name and fill alike.
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
+USUAL_FILES = "a .safetensors or .pth file"
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
 """Keys of state dicts in checkpoints, averaged weights first, as timm reads them."""
 # What data-parallel, compiled and enclosing networks put before names.
@@ -40,8 +51,15 @@ _PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
 _MOST_NESTED = 4
 
 Colour: TypeAlias = tuple[float, float, float]
-_Recipe: TypeAlias = tuple[Callable[[], nn.Module], Colour, Colour]
-"""Constructor of a backbone, and mean and spread of the pixels that its weights expect."""
+
+
+class _Recipe(NamedTuple):
+    build: Callable[[], nn.Module]
+    mean: Colour
+    std: Colour
+    """Mean and spread of the pixels that the weights expect."""
+    dtype: str = "float16"
+    """Of features in a store, a name that NumPy and torch share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +70,8 @@ class Backbone:
     network: nn.Module
     mean: Colour
     std: Colour
+    dtype: str = "float16"
+    """Of its features in a store."""
 
     def features(self, images: Tensor) -> Tensor:
         """Compute pooled features, float32 of shape (b, d)."""
@@ -81,15 +101,21 @@ def told_backbone(name: str, weights: Path | None) -> tuple[str, ...]:
 
 def load_backbone(name: str, weights: Path | None, device: torch.device) -> Backbone:
     """Build a backbone with its weights on ``device``."""
-    (build, mean, std), path = _recipe(name), _weights_file(name, weights)
+    (build, mean, std, dtype), path = _recipe(name), _weights_file(name, weights)
     network = build()
-    state = by_own_names(network, read_weights(path))
+    wanted = clip_file(name) if name.startswith(CLIP) else USUAL_FILES
+    state = by_own_names(network, read_weights(path, wanted))
     # The packaged weights have other names than timm's, in timm's order.
     is_packaged = name == OFFLINE_BACKBONE and state.keys().isdisjoint(network.state_dict())
     load = load_by_position if is_packaged else load_by_name
     load(network, state, path)
     frozen = network.eval().requires_grad_(requires_grad=False)
-    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std)
+    return Backbone(name, placed(frozen, device, torch.channels_last), mean, std, dtype)
+
+
+def input_geometry(name: str, size: int) -> Geometry:
+    """Return how images become the input of a backbone: a squashed square, but CLIP has its own."""
+    return clip_geometry(name, size) if name.startswith(CLIP) else Geometry(size)
 
 
 def weights_key(name: str, weights: Path | None) -> str:
@@ -98,15 +124,23 @@ def weights_key(name: str, weights: Path | None) -> str:
     return sha256_of_file(_weights_file(name, weights))
 
 
+def feature_dtype(name: str) -> str:
+    """Return the dtype in which features of a backbone are stored: float16 or float32."""
+    return _recipe(name).dtype
+
+
 def _recipe(name: str) -> _Recipe:
     if name == "resnet18":
-        return _resnet18_features, IMAGENET_MEAN, IMAGENET_STD
+        return _Recipe(_resnet18_features, IMAGENET_MEAN, IMAGENET_STD)
     if name == OFFLINE_BACKBONE:
-        return partial(_timm, name), HALF, HALF
+        return _Recipe(partial(_timm, name), HALF, HALF)
     if name == "mobilenetv2_100_same":  # TensorFlow's padding and normalisation
-        return partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF
+        return _Recipe(partial(_timm, "mobilenetv2_100", pad_type="same"), HALF, HALF)
     if name == INCEPTION:
-        return inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        # Rounded to float16 they would move FID beside torch-fidelity's.
+        return _Recipe(inception, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "float32")
+    if name.startswith(CLIP):
+        return _Recipe(*clip_recipe(name))
     import timm
 
     if not timm.is_model(name):
@@ -117,7 +151,7 @@ def _recipe(name: str) -> _Recipe:
     except RuntimeError as error:  # the part after the dot
         known = ", ".join(timm.list_pretrained(name.split(".", maxsplit=1)[0])[:5])
         raise UsageError(f"backbone {name} is not known to timm; it knows {known}") from error
-    return partial(_timm, name), settings.mean, settings.std
+    return _Recipe(partial(_timm, name), settings.mean, settings.std)
 
 
 def _timm(name: str, **settings: Any) -> nn.Module:  # noqa: ANN401 - timm's own
@@ -140,13 +174,20 @@ def _weights_file(name: str, weights: Path | None) -> Path:
     if path is None:
         raise MachineError(_absent(name))
     if not path.is_file():
-        raise UsageError(f"weights {path} does not exist; name a .safetensors or .pth file")
+        raise UsageError(f"weights {path} does not exist; name {USUAL_FILES}")
+    if name.startswith(CLIP):
+        require_quickgelu(name, path)
     return path
 
 
 def _absent(name: str) -> str:
     if name == INCEPTION:
         return inception_absent()
+    if name.startswith(CLIP):
+        return (
+            f"backbone {name}: no weights given (nothing is downloaded); copy {clip_file(name)} to "
+            "this machine and name it with --weights"
+        )
     named = name not in {AUTO, OFFLINE_BACKBONE}
     take = f"use --backbone {OFFLINE_BACKBONE} with" if named else "install"
     return (
@@ -189,22 +230,29 @@ def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
         yield checkpoints / Path(settings.url).name
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file."""
+def read_weights(path: Path, wanted: str = USUAL_FILES) -> dict[str, Tensor]:
+    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file.
+
+    The refusal tells what is ``wanted`` instead.
+    """
     try:
         if path.suffix == ".safetensors":
             state: object = load_file(path)
         else:
             # A pickle, of which only tensors and plain values are read, here alone. timm's hold the
             # options of the training script, which become a plain record.
-            with torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")]):
+            plain = torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")])
+            with plain, warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*TorchScript")  # refused below
                 state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
             reason = f"it holds {code[1]}, which only code could make; save its state dict alone"
+        if "TorchScript" in reason:  # torch advises to run its code
+            reason = "it is a TorchScript archive, which holds code"
         raise UsageError(
-            f"weights {path} cannot be read as tensors ({reason}); name a .safetensors or .pth file"
+            f"weights {path} cannot be read as tensors ({reason}); name {wanted}"
         ) from error
     tensors = state
     for _ in range(_MOST_NESTED):  # a hostile file may hold itself

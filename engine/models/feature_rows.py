@@ -155,15 +155,18 @@ class UnitRows(FeatureRows):
         return (self.rows(ids[at : at + _MOMENTS_ROWS]) for at in range(0, self.n, _MOMENTS_ROWS))
 
 
-class ResidentRows:
-    """Rows that are on the device already, float32 of shape (n, d)."""
+class ResidentRows(FeatureRows):
+    """Rows of n samples that fit the device and stay as they are, float32."""
 
-    def __init__(self, table: Tensor) -> None:
-        self._table, (self.n, self.width) = table, table.shape
+    def _prepare(self, table: Features) -> None:
+        pass
 
-    def rows(self, ids: NDArray[np.int64]) -> Tensor:
-        """Return rows of some samples."""
-        return self._table[torch.from_numpy(ids).to(self._table.device, non_blocking=True)]
+    def _scaled(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        np.copyto(out, rows)
+        return out
+
+    def _scaled_on_gpu(self, rows: Features) -> Tensor:
+        return torch.from_numpy(rows).to(self._device)
 
 
 def _mean_and_spread(table: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

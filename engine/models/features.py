@@ -1,7 +1,7 @@
 """Features of frozen backbones, cached by the digest of the images and the backbone.
 
 A cached entry is a features artifact like any other, kept under ``CORESET_CACHE``. Images are
-squashed to a square as in ManifoldGD's ``representativeness_diversity.py``.
+squashed to a square as in ManifoldGD's ``representativeness_diversity.py``, but for CLIP.
 """
 
 import json
@@ -97,8 +97,9 @@ def _cache_entry(config: dict[str, object]) -> Path:
 def _config(
     dataset: Dataset, spec: FeatureSpec, ids: NDArray[np.int64] | None = None
 ) -> dict[str, object]:
-    from coreset.engine.models.backbones import weights_key
+    from coreset.engine.models.backbones import feature_dtype, weights_key
 
+    dtype = feature_dtype(spec.backbone)
     # Pixels of the other decoders are within a level of each other: they share their features.
     decoder = "pillow" if spec.exact else spec.decoder
     own_pixels = {"decoder": decoder} if decoder in {"fast", "pillow"} else {}
@@ -108,6 +109,7 @@ def _config(
         "size": spec.size,
         "content": subset_content(dataset, np.arange(len(dataset)) if ids is None else ids),
         **own_pixels,
+        **({} if dtype == "float16" else {"dtype": dtype}),
     }
 
 
@@ -148,12 +150,14 @@ def _fill(
     attributes = {"backbone": spec.backbone, **work.provenance.binds}
     resume = done_path.is_file()
     done = int(json.loads(done_path.read_bytes())["rows"]) if resume else 0
-    rows = RowWriter(store, len(ids), width, attributes, resume=resume)
+    rows = RowWriter(
+        store, len(ids), width, attributes, dtype=np.dtype(backbone.dtype), resume=resume
+    )
     with progress("embed", len(ids)) as bar:
         bar.resume(done)
         for first in range(done, len(ids), feature_chunk_rows(width)):
             part = ids[first : first + feature_chunk_rows(width)]
-            blocks: list[NDArray[np.float16]] = []
+            blocks: list[Features] = []
             for block in _feature_blocks(dataset, part, spec, backbone):
                 blocks.append(block)
                 bar.advance(len(block))
@@ -169,16 +173,16 @@ def _fill(
 
 def _feature_blocks(
     dataset: Dataset, ids: NDArray[np.int64], spec: FeatureSpec, backbone: "Backbone"
-) -> Iterator[NDArray[np.float16]]:
+) -> Iterator[Features]:
     import torch
 
-    from coreset.engine.data.geometry import Geometry
     from coreset.engine.data.stream import ImageStream
+    from coreset.engine.models.backbones import input_geometry
     from coreset.kernels.augment import normalised
 
     source = ImageStream(
         dataset,
-        Geometry(spec.size, None),
+        input_geometry(backbone.name, spec.size),
         decoder=spec.decoder,
         exact=spec.exact,
         device=next(backbone.network.parameters()).device.type,
@@ -189,18 +193,16 @@ def _feature_blocks(
         for part in source.epoch(BatchOrder(batch=spec.batch)):
             images = normalised(part.images, backbone.mean, backbone.std)
             # float32: in bfloat16 the cosine of two images moves, and with it every metric.
-            yield backbone.features(images).half().cpu().numpy()
+            yield backbone.features(images).to(getattr(torch, backbone.dtype)).cpu().numpy()
 
 
-def _finite(
-    features: NDArray[np.float16], ids: NDArray[np.int64], backbone: "Backbone"
-) -> NDArray[np.float16]:
+def _finite(features: Features, ids: NDArray[np.int64], backbone: "Backbone") -> Features:
     """Refuse features that are not finite before they are published."""
     odd = ~np.isfinite(features).all(axis=1)
     if odd.any():
         raise UsageError(
             f"features of sample {ids[odd.argmax()]} by backbone {backbone.name} are not finite in "
-            "float16; use other weights or another backbone"
+            f"{features.dtype}; use other weights or another backbone"
         )
     return features
 
@@ -208,6 +210,9 @@ def _finite(
 def _width(backbone: "Backbone", size: int) -> int:
     import torch
 
+    from coreset.engine.models.backbones import input_geometry
+
+    size = input_geometry(backbone.name, size).size  # refuses a size that CLIP does not take
     probe = torch.zeros(1, 3, size, size, device=next(backbone.network.parameters()).device)
     try:
         with torch.inference_mode():

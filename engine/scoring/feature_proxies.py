@@ -60,11 +60,13 @@ def concept_proxy(
     seed: int,
     device: torch.device,
     ranks: Distributed = ALONE,
+    folded: bool | None = None,
 ) -> Proxy:
     """Build a linear classifier on the similarities of rows to ``embeddings``, (k, d).
 
-    ``scaled``: standardised by column. Similarities are kept where they are no more than features
-    and fit the device; else the layer is folded, and they exist nowhere.
+    ``scaled``: standardised by column. The layer is ``folded`` if that is asked for; by default
+    similarities are kept where they are no more than features and fit the device, which takes the
+    least arithmetic, and else exist nowhere.
     """
     mean, scale = np.zeros(len(embeddings)), np.ones(len(embeddings))
     if scaled:
@@ -72,18 +74,19 @@ def concept_proxy(
         for block in rows.blocks():
             moments.add(block.cpu().numpy())
         mean, scale = standardisation(embeddings, moments)
-    folded = len(embeddings) > rows.width or 4 * rows.n * len(embeddings) > resident_limit(device)
-    network = ConceptLayer(n_classes, embeddings, mean, scale, folded=folded).to(device)
-    inputs: FeatureRows | ResidentRows = rows
-    if not folded:
-        similarities = [network.standardised(block) for block in rows.blocks()]
-        inputs = ResidentRows(torch.cat(similarities))
+    is_large = 4 * rows.n * len(embeddings) > resident_limit(device)
+    is_folded = len(embeddings) > rows.width or is_large if folded is None else folded
+    network = ConceptLayer(n_classes, embeddings, mean, scale, folded=is_folded).to(device)
+    inputs: FeatureRows = rows
+    if not is_folded:
+        similarities = [network.standardised(block).cpu().numpy() for block in rows.blocks()]
+        inputs = ResidentRows(np.concatenate(similarities), device)
     return _proxy_of_rows(network, inputs, labels, batch=batch, seed=seed, ranks=ranks)
 
 
 def _proxy_of_rows(
     network: nn.Module,
-    inputs: FeatureRows | ResidentRows,
+    inputs: FeatureRows,
     labels: NDArray[np.int64],
     *,
     batch: int,

@@ -38,6 +38,7 @@ from coreset.engine.scoring.pseudo_labels import ASSIGNED_NAME, kept_pseudo_labe
 from coreset.engine.scoring.recipes import FEATURE_PROXIES, GIVEN, Setup
 from coreset.engine.scoring.run import DivergedError, ScoringRun
 from coreset.engine.scoring.score_table import ASSIGNED, PREDICTED, UNDECODABLE_NAME
+from coreset.engine.scoring.untrained import commit_untrained_scores
 from coreset.engine.training.trainer import (
     Trainer,
     adam,
@@ -78,6 +79,9 @@ def make_scores(setup: Setup, out: Path) -> ArtifactWriter:
 def _fill(work: ArtifactWriter, setup: Setup) -> None:
     is_main = setup.ranks.is_main
     try:
+        if setup.recipe.proxy == "neighbours":
+            setup.ranks.run_on_main(lambda: commit_untrained_scores(work, setup), patient=True)
+            return
         run, scores = _train(setup, work.scratch, work.meter)
     except (UsageError, DivergedError, MemoryError, RuntimeError) as error:
         # Only another configuration helps: the checkpoints would lead here again. They are kept

@@ -23,18 +23,25 @@ from coreset.shards.format.dataset import Dataset
 if TYPE_CHECKING:
     import torch
 
-ProxyName: TypeAlias = Literal["resnet18", "linear", "concept"]
+ProxyName: TypeAlias = Literal["resnet18", "linear", "concept", "neighbours"]
 FEATURE_PROXIES: tuple[ProxyName, ...] = ("linear", "concept")
-"""Proxies that read features of a frozen backbone instead of images."""
+"""Proxies that are trained on features of a frozen backbone instead of images."""
 
 # From crops of 16 pixels a strided 3 x 3 convolution of ResNet-18 gets a single pixel; oneDNN's
 # bfloat16 gradient of that reads memory nobody wrote: garbage, or NaN in one run of three.
-SMALLEST_SIZE: Mapping[ProxyName, int] = {"resnet18": 17, "linear": 8, "concept": 0}
+SMALLEST_SIZE: Mapping[ProxyName, int] = {
+    "resnet18": 17,
+    "linear": 8,
+    "concept": 0,
+    "neighbours": 8,
+}
 GIVEN = "given"
 PROMPT = "a photo of a {}"
 """Sentence around the name of a class (zero-shot)."""
 WITH_TEXTS = "clip:"
 """What names of backbones begin with that embed texts, too."""
+UNTRAINED_FIELDS = ("proxy", "recipe", "size", "backbone", "decoder_exact")
+"""What shapes scores without training."""
 FEWEST_TDDS_EPOCHS = 3  # two have one change, which is its own mean
 
 
@@ -120,6 +127,8 @@ RECIPES: Mapping[str, Recipe] = {
         optimiser="adam",
         scaling="standardised",
     ),
+    # Scores of the same features without training: only the side of the images counts.
+    "neighbours": Recipe(name="neighbours", proxy="neighbours", epochs=0),
 }
 
 
@@ -269,7 +278,7 @@ class Setup:
         inputs = {"data": self.dataset.path}
         if self.options.pixels is not None:
             inputs["pixels"] = self.options.pixels
-        elif self.recipe.proxy in FEATURE_PROXIES:
+        elif self.recipe.proxy != "resnet18":
             inputs["features"] = cached_features(self.dataset, self.features)
         if self.bank is not None:
             inputs[BANK_KIND] = self.bank.path
@@ -294,10 +303,13 @@ class Setup:
         if self.ranks.world > 1 and self.recipe.proxy == "resnet18":
             how["order"] = "fixed shares"  # ranks once shared every epoch anew
         options |= {"decoder_exact": self.features.exact, "backbone": self.features.backbone}
+        config = self.recipe.settings() | options | {"recipe": self.recipe.stamp}
+        if self.recipe.proxy == "neighbours":
+            config = {name: config[name] for name in UNTRAINED_FIELDS}
         return Provenance(
             kind="scores",
             stage="score",
-            config=self.recipe.settings() | options | {"recipe": self.recipe.stamp},
+            config=config,
             runtime=runtime_of(self.device) | {"ranks": self.ranks.world} | how,
             binds={"identity": self.dataset.manifest.identity, "n_samples": len(self.dataset)},
             inputs=tuple(

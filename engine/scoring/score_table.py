@@ -32,6 +32,8 @@ ASSIGNED = "assigned"
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
 UNDECODABLE_NAME = "undecodable.json"
 USUAL_IPC = 10
+USUAL_SCORE, UNTRAINED_SCORE = "aum", "mean_margin"
+"""The study's score, and the one that a trained score has to beat."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +121,13 @@ class ScoreTable:
         return tuple(name for name in SCORES if name in self.columns)
 
     @property
+    def usual_score(self) -> str:
+        """The score to take where none is asked for: aum, or the first that is stored."""
+        return (*self.names, USUAL_SCORE)[0]
+
+    @property
     def epochs(self) -> int:
-        """Epochs behind the scores: the visits of a sample that was decoded every time."""
+        """Epochs behind the scores: the visits of a sample decoded every time; 0: no training."""
         if VISITS not in self.columns:
             raise StoreError(f"{self.path} holds no {VISITS}; score this data set again")
         return int(self.columns[VISITS].max())
@@ -241,13 +248,14 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
     return flipped
 
 
-def selection_hint(table: ScoreTable, *, ipc: int = USUAL_IPC) -> str:
+def selection_hint(table: ScoreTable, *, ipc: int = USUAL_IPC, score: str | None = None) -> str:
     """Name the command that chooses ``ipc`` images a class, or fewer, or shows the scores."""
     smallest, place = table.smallest_group(table.ids), shlex.quote(str(table.path))
     if not smallest:
         return f"coreset scores show {place}"
-    reveal = " --reveal" if table.suffix else ""
-    return f"coreset select {place} SET --ipc {min(ipc, smallest)}{reveal}"
+    reveal, score = " --reveal" if table.suffix else "", score or table.usual_score
+    by = "" if score == USUAL_SCORE else f" --score {score}"
+    return f"coreset select {place} SET --ipc {min(ipc, smallest)}{by}{reveal}"
 
 
 def listing() -> tuple[str, ...]:

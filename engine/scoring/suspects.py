@@ -21,8 +21,9 @@ BEST_SCORES: Mapping[str, str] = {
     "el2n": "of the first epochs, before wrong labels are memorised; better still is "
     "`coreset score --proxy linear --folds 5`",
     "aum": "el2n was not stored",
+    "mean_margin": "of features alone, which no training taught a wrong label",
 }
-"""Scores that find wrong labels, best first for either proxy, and why; the first that is stored is
+"""Scores that find wrong labels, best first for any proxy, and why; the first that is stored is
 the default."""
 
 COLUMNS = ("sample", "source", "given_label", "predicted_label")

@@ -9,7 +9,7 @@ import tyro
 
 from coreset.engine.runtime.fields import require_at_least
 from coreset.kernels.scores import SCORES
-from coreset.shards.errors import CoresetError
+from coreset.shards.errors import CoresetError, UsageError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,6 +28,7 @@ ScoresPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SCOR
 FeaturesPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="FEATURES")]
 SetPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="SET")]
 ValPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="VAL")]
+BankPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="BANK")]
 ResultsPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="RESULTS")]
 HtmlPath: TypeAlias = Annotated[Path, _Positional, tyro.conf.arg(metavar="HTML")]
 MovedData: TypeAlias = Annotated[
@@ -84,12 +85,12 @@ class Decoding:
 
         return resolve_device(self.device)
 
-    def notice(self) -> tuple[str, ...]:
+    def notice(self, *, bicubic: bool = False) -> tuple[str, ...]:
         """Tell why the decoder was chosen, unless it was named."""
         from coreset.engine.data.decoders import choose_decoder, decoder_reason
 
         device = self.resolved_device().type
-        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact)
+        chosen = choose_decoder(self.decoder, device, exact=self.decoder_exact, bicubic=bicubic)
         return (decoder_reason(chosen, device),) if self.decoder == "auto" else ()
 
     def stream(
@@ -116,8 +117,8 @@ class Backbone:
     backbone: str = "auto"
     """Frozen backbone. auto: the first whose weights are on this machine: resnet18 (torchvision),
     resnet50, tf_efficientnet_lite0 (weights by the extra `offline`). Or one of them by name,
-    mobilenetv2_100_same, inception-2015 (of FID; needs the extra `fid` and --size 299), or any timm
-    model."""
+    mobilenetv2_100_same, inception-2015 (of FID; needs the extra `fid` and --size 299), any timm
+    model, or clip:MODEL of open_clip, such as clip:ViT-B-32-quickgelu (extra `clip`, --weights)."""
     weights: Path | None = None
     """File of its weights or a checkpoint (.safetensors, .pth); by default what torchvision and
     timm left on this machine. Nothing is downloaded."""
@@ -145,7 +146,8 @@ class Extractor(Backbone):
     """Options of verbs that make features of images."""
 
     size: int = 224
-    """Images are squashed to a square of this many pixels."""
+    """Images are squashed to a square of this many pixels (CLIP: resized and cropped as its own
+    transform does, at its own size alone)."""
     batch: int = 64
     """Images per forward pass."""
 
@@ -156,3 +158,28 @@ class Extractor(Backbone):
     def spec(self, decoding: Decoding) -> "FeatureSpec":
         """Return which features to make, and how."""
         return self.features(decoding, size=self.size, batch=self.batch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextEncoder(Extractor):
+    """Options of verbs that embed concepts as texts."""
+
+    backbone: str = "clip:ViT-B-32-quickgelu"
+    """Encoder of images and texts, clip:NAME by open_clip's names; needs the extra `clip`."""
+    prompt: str = "a photo of {}"
+    """Sentence to embed each concept in, with {} for the concept; {} alone embeds it bare."""
+    keep: int | None = None
+    """Concepts to keep of each class: those whose similarity to its images is, in the mean, the
+    most above that to all other images. Default: all. Makes features of the images first."""
+
+    def __post_init__(self) -> None:
+        Extractor.__post_init__(self)  # a class with slots has no super() without arguments
+        if not self.backbone.startswith("clip:"):
+            raise UsageError(
+                f"backbone {self.backbone} has no encoder of texts; use --backbone clip:NAME "
+                "--weights FILE, or make visual prototypes: `coreset concepts visual`"
+            )
+        if "{}" not in self.prompt:
+            raise UsageError(f"prompt must hold {{}} for the concept, got {self.prompt!r}")
+        if self.keep is not None:
+            require_at_least("keep", self.keep, 1)

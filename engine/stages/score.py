@@ -1,7 +1,7 @@
 """``coreset score``: train a proxy and take every score from its training."""
 
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import ClassVar, Literal
 
 from coreset.engine.artifacts.writer import ArtifactWriter, require_output
@@ -62,17 +62,18 @@ class Score:
     recipe: Literal["full", "fast"] = "full"
     """Training of resnet18. full: the study's way; fast: about a tenth of the arithmetic. The
     fields below that are not given come from the recipe."""
-    proxy: Literal["resnet18", "linear", "concept"] = "resnet18"
+    proxy: Literal["resnet18", "linear", "concept", "neighbours"] = "resnet18"
     """resnet18 from scratch (the study's); linear: a linear classifier on features of --backbone
     (seconds); concept: one on the similarities of images to a bank of --concepts (the study's
-    second score)."""
+    second score); neighbours: scores of features without training, which a trained one has to
+    beat."""
     epochs: int | None = None
     """Passes over the data; every one counts in the scores (60; fast 16; concept 100)."""
     batch: int | None = None
     """Images per step and process (256; fast 1024; concept 512)."""
     size: int | None = None
     """Side in pixels of the training crops (resnet18, at least 17) or of the images that the
-    backbone sees (linear) (224; fast 128; concept: as in the bank)."""
+    backbone sees (linear, neighbours) (224; fast 128; concept: as in the bank)."""
     start_size: int | None = None
     """Side of the crops in the first epoch, growing to --size by half of the epochs, in steps of 32
     (resnet18); 0 is off, as in the study (0; fast 96)."""
@@ -100,6 +101,11 @@ class Score:
 
     def __post_init__(self) -> None:
         used = self.used
+        self._require_what_concepts_need()
+        if self.proxy == "neighbours":
+            self._require_no_training_options()
+            require_at_least("size of --proxy neighbours", used.size, SMALLEST_SIZE["neighbours"])
+            return
         for name in ("epochs", "batch"):
             require_at_least(name, getattr(used, name), 1)
         least = SMALLEST_SIZE[self.proxy]
@@ -117,6 +123,19 @@ class Score:
         if not 0 <= used.min_lr <= used.lr:
             raise UsageError(f"min_lr must be in [0, {used.lr}] (lr), got {used.min_lr}")
 
+    def _require_no_training_options(self) -> None:
+        given = ["recipe"] if self.recipe != "full" else []
+        settings = self.used.settings().keys() - {"proxy", "size"}
+        given += sorted(name for name in settings if getattr(self, name) is not None)
+        for option in fields(self.options):
+            if getattr(self.options, option.name) != option.default:
+                given.append(option.name)
+        if given:
+            raise UsageError(
+                f"{', '.join(given)} go with a proxy that trains, got --proxy neighbours, which "
+                "reads --backbone, --weights and --size alone"
+            )
+
     def _require_what_the_proxy_reads(self) -> None:
         pixels, got = self.options.pixels, f"got --proxy {self.proxy}"
         if self.proxy in FEATURE_PROXIES:
@@ -131,14 +150,16 @@ class Score:
                 raise UsageError(f"labels {labels} go with --proxy linear or concept, {got}")
             if self.options.folds is not None:
                 raise UsageError(f"folds find wrong labels; they go with given ones, not {labels}")
-        self._require_what_concepts_need(got)
         if pixels is not None and self.decoding.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
 
-    def _require_what_concepts_need(self, got: str) -> None:
+    def _require_what_concepts_need(self) -> None:
         if self.proxy != "concept":
             if self.options.concepts or self.optimiser or self.scaling:
-                raise UsageError(f"concepts, optimiser and scaling go with --proxy concept, {got}")
+                raise UsageError(
+                    "concepts, optimiser and scaling go with --proxy concept, got --proxy "
+                    f"{self.proxy}"
+                )
         elif self.options.concepts is None:
             raise UsageError(
                 "proxy concept needs --concepts BANK; make a bank with `coreset concepts`"
@@ -189,7 +210,7 @@ class Score:
         if bank is not None:
             frozen = replace(frozen, backbone=bank.encoder.backbone)
             return frozen.features(self.decoding, size=bank.encoder.size)
-        if frozen.backbone == "auto" and self.proxy != "linear":
+        if frozen.backbone == "auto" and self.proxy == "resnet18":
             # With --proxy resnet18, which reads no features, the default is recorded.
             frozen = replace(frozen, backbone=DEFAULT_BACKBONE)
         return frozen.features(self.decoding, size=self.used.size)
@@ -204,7 +225,7 @@ class Score:
         decodes = self.proxy == "resnet18" and self.options.pixels is None
         lines = (
             *(self.decoding.notice() if decodes else ()),
-            *(self.frozen.notice() if self.proxy == "linear" else ()),
+            *(self.frozen.notice() if self.proxy in {"linear", "neighbours"} else ()),
             *filter(None, [str(work.meter.notes.get("note", ""))]),
             *([_STREAMED] if work.meter.notes.get("streamed") else []),
             f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",

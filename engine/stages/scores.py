@@ -15,6 +15,7 @@ from coreset.engine.condensed.comparison import (
     cost_of,
     cost_table,
     overlap_table,
+    untrained_note,
 )
 from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
@@ -37,7 +38,7 @@ from coreset.engine.scoring.suspects import (
     suspect_table,
     write_suspects,
 )
-from coreset.engine.stages.options import MovedData, Result, ScoreName, ScoreNameOrNone, ScoresPath
+from coreset.engine.stages.options import MovedData, Result, ScoreNameOrNone, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import MANIFEST_NAME
@@ -56,8 +57,8 @@ class Show:
 
     source: _Source
     """Scores; or a packed data set with its scores beside it."""
-    score: ScoreName = "aum"
-    """Score to draw and to summarise by class."""
+    score: ScoreNameOrNone = None
+    """Score to draw and to summarise by class. Default: aum, or the first that is stored."""
     classes: int = 10
     """Classes to show from the hard end and from the easy end."""
     data: MovedData = None
@@ -71,20 +72,22 @@ class Show:
         if (source / MANIFEST_NAME).is_file():
             source, data = scores_beside(source), source
         table = ScoreTable.open(source, data)
-        ids, by_class = table.ids, table.summary_by_class(self.score)
+        score = self.score or table.usual_score
+        ids, by_class = table.ids, table.summary_by_class(score)
         summaries = {name: Summary.of(table.columns[name][ids]) for name in table.names}
-        counts, edges = binned(table.values(self.score)[ids], BINS)
+        counts, edges = binned(table.values(score)[ids], BINS)
+        how = f"over {table.epochs:,} epochs" if table.epochs else "without training"
         # A text in memory has no encoding.
         width, encoding = shutil.get_terminal_size().columns, sys.stdout.encoding or "utf-8"
         lines = (
             *spread_table("score", "hard", {n: (hard_end(n), s) for n, s in summaries.items()}),
             "",
-            f"{self.score}: {SCORES[self.score].summary} ({SCORES[self.score].unit})",
+            f"{score}: {SCORES[score].summary} ({SCORES[score].unit})",
             *histogram(counts, edges, width=width, encoding=encoding),
             "",
-            *class_table(self.score, by_class, ends=self.classes),
+            *class_table(score, by_class, ends=self.classes),
             "",
-            f"{ids.size:,} images scored over {table.epochs:,} epochs: {table.path}",
+            f"{ids.size:,} images scored {how}: {table.path}",
             *filter(None, [table.label_note]),
             f"next: coreset scores suspects {table.path}",
         )
@@ -96,7 +99,7 @@ class Show:
             "epochs": table.epochs,
             "labels": table.labelled_by,
             "summary": {n: {"hard_end": hard_end(n), **s.facts()} for n, s in summaries.items()},
-            "score": self.score,
+            "score": score,
             "histogram": {"counts": counts, "edges": edges},
             "classes": {name: summary.facts() for name, summary in by_class.items()},
         }
@@ -116,7 +119,8 @@ class Suspects:
     scores: ScoresPath
     """Scores of the data set in question."""
     score: ScoreNameOrNone = None
-    """Score to order by. Default: the best that is stored, confidence_oof, else el2n."""
+    """Score to order by. Default: the best that is stored: confidence_oof, else el2n; without
+    training mean_margin."""
     top: int = 100
     """Suspects to list."""
     per_class: bool = False
@@ -173,15 +177,20 @@ class Compare:
 
     Shows for every score that both hold the rank correlation over all images and within the
     classes, and which share of a coreset chosen by the first is in one chosen by the second too.
-    With --truth, also how well each score finds flipped labels (area under the ROC).
+    With --truth, also how well each score finds flipped labels (area under the ROC). Scores of
+    `coreset score --proxy neighbours` as OTHER show what training adds: a score that does not beat
+    them is told. Correlations are of easiness: the hard end of both is the low one.
     """
 
     scores: ScoresPath
     """Scores of the full recipe."""
     other: _Other
     """Scores of the same data set by a cheaper recipe, or by another seed."""
-    score: ScoreName = "aum"
-    """Score to choose coresets by (CCS)."""
+    score: ScoreNameOrNone = None
+    """Score to choose coresets by (CCS). Default: aum, or the first that is stored."""
+    other_score: ScoreNameOrNone = None
+    """Score of OTHER to compare with --score. Default: the same; if OTHER lacks it and one of both
+    was made without training, as mean_margin, the usual score of OTHER."""
     ipc: str | None = None
     """Images per class of the coresets, with commas between. Default: 10,50, as far as every class
     has so many."""
@@ -226,16 +235,22 @@ class Compare:
         if self.truth is not None:
             flipped = flipped_labels(dataset, self.truth, self.column)
         smallest = min(table.smallest_group(pair.ids) for table in (pair.first, pair.second))
-        overlap = partial(pair.coreset_overlap, self.score, n_bins=self.bins, seed=self.seed)
+        score = self.score or pair.first.usual_score
+        other = self.other_score or pair.counterpart(score)
+        overlap = partial(pair.coreset_overlap, score, other, n_bins=self.bins, seed=self.seed)
         ipcs = [ipc for ipc in self.ipcs if self.ipc is not None or ipc <= smallest]
         coresets = [overlap(ipc, misratio=self.misratio) for ipc in ipcs]
         too_few = f"no coresets compared: the smallest class has {smallest} images; give --ipc"
-        shared = [name for name in pair.first.names if name in pair.second.names]
-        agreements = [pair.agreement(name, flipped) for name in shared]
+        compared = [(name, name) for name in pair.first.names if name in pair.second.names]
+        if (score, other) not in compared:
+            compared.insert(0, (score, other))
+        agreements = [pair.agreement(*names, flipped) for names in compared]
         costs = [cost_of(pair.first), cost_of(pair.second)]
-        hint = selection_hint(pair.second, ipc=self.ipcs[0])
+        hint = selection_hint(pair.second, ipc=self.ipcs[0], score=other)
+        chosen_by = score if other == score else f"{score} and {other}"
         lines = (
             *agreement_table(agreements),
+            *filter(None, map(untrained_note, agreements)),
             "",
             *(overlap_table(coresets) if coresets else [too_few]),
             *(coreset["assumption"] for coreset in coresets if coreset["assumption"]),
@@ -243,7 +258,7 @@ class Compare:
             *cost_table(costs),
             "",
             *(f"{t.path}: {t.label_note}" for t in (pair.first, pair.second) if t.label_note),
-            f"{pair.ids.size:,} images scored by both; coresets by {self.score}, seed {self.seed}",
+            f"{pair.ids.size:,} images scored by both; coresets by {chosen_by}, seed {self.seed}",
             f"next: {hint}",
         )
         values: dict[str, Any] = {

@@ -70,7 +70,7 @@ def sgd(
 
 def adam(network: nn.Module, *, lr: float, weight_decay: float) -> torch.optim.Adam:
     """Return Adam (Kingma and Ba 2015) of all parameters of ``network``, in one group."""
-    return torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay)
+    return torch.optim.Adam(network.parameters(), lr=lr, weight_decay=weight_decay, fused=True)
 
 
 def moments_of(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

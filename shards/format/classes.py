@@ -76,7 +76,7 @@ def class_list(name: str, *, ordered: bool = True) -> tuple[str, ...]:
     if known == "imagenet100":
         return IMAGENET_100_WNIDS
     if known in {"imagenet", "imagenet1k"}:
-        return _classes_of_file(_timm_synsets(), ordered=ordered)
+        return _classes_of_file(_timm_file("imagenet_synsets.txt"), ordered=ordered)
     path = Path(name)
     if not path.is_file():
         raise UsageError(
@@ -173,11 +173,21 @@ def _wnids(rows: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(ids.pop() for ids in of_rows) if all(len(ids) == 1 for ids in of_rows) else ()
 
 
-def _timm_synsets() -> Path:
-    """Find the file of sorted WordNet ids in timm, whose import would import torch."""
+def wordnet_names() -> tuple[str, ...]:
+    """Return WordNet's names of the classes of ImageNet-1K in their order: ``tench, Tinca tinca``.
+
+    Two classes may have one name, such as ``crane``.
+    """
+    lines = _timm_file("imagenet_synset_to_lemma.txt").read_text("utf-8").splitlines()
+    names = dict(line.split("\t", 1) for line in lines)
+    return tuple(names[wnid] for wnid in class_list("imagenet"))
+
+
+def _timm_file(name: str) -> Path:
+    """Find a file on ImageNet in timm, whose import would import torch."""
     spec = find_spec("timm")
     for place in (spec.submodule_search_locations or []) if spec else []:
-        path = Path(place) / "data/_info/imagenet_synsets.txt"
+        path = Path(place) / "data/_info" / name
         if path.is_file():
             return path
     raise MachineError("the class list of ImageNet-1K comes with timm, which is not installed")

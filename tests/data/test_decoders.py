@@ -1,6 +1,8 @@
 """One contract for all decoders: near torchvision on Pillow images, whatever is stored."""
 
 import sys
+from dataclasses import replace
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -220,6 +222,45 @@ def test_auto_means_dali_on_a_gpu_and_turbo_on_a_cpu_and_what_it_picked_is_told(
             decoder_reason(name, "cpu"),
         )
         assert Decoding(device="cpu", decoder="pillow", decoder_exact=exact).notice() == ()
+
+
+def test_bicubic_geometries_are_left_to_pillow_and_dali(images, decoder_of):
+    assert choose_decoder("auto", "cpu", bicubic=True) is DecoderName.PILLOW
+    assert choose_decoder("auto", "cuda", bicubic=True) is DecoderName.DALI
+    assert choose_decoder("dali", "cpu", bicubic=True) is DecoderName.DALI
+    told = Decoding(device="cpu").notice(bicubic=True)
+    assert told == (decoder_reason(DecoderName.PILLOW, "cpu"),)
+    geometry, stored = Geometry(64, 64, bicubic=True), images.jpeg(301, 200)
+    for name in ("turbo", "fast"):
+        with pytest.raises(UsageError, match=f"decoder {name} resizes bilinearly.*pillow or dali"):
+            decoder_of(name, geometry)
+    with Image.open(BytesIO(stored.data)) as image:
+        expected = image.resize((96, 64), Image.Resampling.BICUBIC).crop((16, 0, 80, 64))
+    (found,) = decoder_of("auto", geometry).decode(images.batch([stored])).permute(0, 2, 3, 1)
+    np.testing.assert_array_equal(found, expected)
+
+
+BICUBIC = [
+    Geometry(224, 224, bicubic=True),
+    Geometry(64, 72, bicubic=True),
+    Geometry(96, bicubic=True),
+]
+
+
+@pytest.mark.parametrize("geometry", BICUBIC, ids=str)
+def test_bicubic_pixels_by_dali_differ_where_pillow_clips_between_its_passes(
+    real_images, decoded, geometry
+):
+    expected, bilinear = (
+        np.stack([decode_with_pillow(one.data, way) for one in real_images])
+        for way in (geometry, replace(geometry, bicubic=False))
+    )
+    found = decoded("dali", geometry, real_images)
+    tolerance = TOLERANCES[DecoderName.DALI]
+    assert not replace(tolerance, largest=32).exceeded_by(tolerance.difference(found, expected))
+    inside = np.abs(found.astype(np.int16) - expected)[:, 2:-2, 2:-2]
+    assert (inside > 1).mean() < 1e-3
+    assert (np.abs(bilinear.astype(np.int16) - expected) > 1).mean() > 0.1
 
 
 def test_decoders_that_are_not_there_are_refused_with_the_others(monkeypatch):

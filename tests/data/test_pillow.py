@@ -18,6 +18,7 @@ from coreset.engine.data.decoders.pillow import decode_with_pillow, enlarged_box
 from coreset.engine.data.geometry import Geometry
 
 WHOLE = Geometry(40, 40)
+FILTERS = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC)
 # Peak memory that one decode adds to what an ordinary one took.
 GROWTH = """
 import resource, sys
@@ -29,10 +30,13 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 ordinary, *extreme = (Path(name).read_bytes() for name in sys.argv[1:])
-decode_with_pillow(ordinary, Geometry(224, 256))
+geometries = Geometry(224, 256), Geometry(224, 224, bicubic=True)
+for geometry in geometries:
+    decode_with_pillow(ordinary, geometry)
 before = peak()
-for data in extreme:
-    decode_with_pillow(data, Geometry(224, 256))
+for geometry in geometries:
+    for data in extreme:
+        decode_with_pillow(data, geometry)
 print(peak() - before)
 """
 
@@ -98,21 +102,22 @@ def test_a_box_of_an_enlarged_image_is_that_of_pillow(data):
     box = (left, top, data.draw(st.integers(left + 1, to_width)),
            data.draw(st.integers(top + 1, to_height)))  # fmt: skip
     image = noise(width, height, data.draw(st.integers(0, 9)))
-    whole = image.resize((to_width, to_height), Image.Resampling.BILINEAR)
-    found = enlarged_box(np.asarray(image), to_width, to_height, box)
+    bicubic = data.draw(st.booleans())
+    whole = image.resize((to_width, to_height), FILTERS[bicubic])
+    found = enlarged_box(np.asarray(image), to_width, to_height, box, bicubic=bicubic)
     np.testing.assert_array_equal(found, np.asarray(whole.crop(box)))
 
 
 @pytest.mark.parametrize("size", [(1, 400), (400, 1), (3, 700), (40, 900), (900, 70)])
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("JPEG", "CMYK")])
+@pytest.mark.parametrize("geometry", [Geometry(56, 64), Geometry(64, 64, bicubic=True)], ids=str)
 def test_a_crop_of_an_image_in_extreme_proportions_has_the_pixels_of_the_whole(
-    images, size, kind, mode
+    images, size, kind, mode, geometry
 ):
     stored = images.encode(noise(*size).convert(mode), kind)
-    geometry = Geometry(56, 64)
     _, width, height, box = geometry.place(*size)
     with Image.open(BytesIO(stored.data)) as image:
-        whole = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        whole = image.convert("RGB").resize((width, height), FILTERS[geometry.bicubic])
     np.testing.assert_array_equal(decode_with_pillow(stored.data, geometry), whole.crop(box))
 
 

@@ -14,6 +14,7 @@ from coreset.engine.models.feature_rows import (
     SPARE_BYTES,
     FeatureRows,
     feature_rows,
+    feature_table,
     resident_limit,
 )
 from coreset.shards.errors import MachineError, StoreError
@@ -25,14 +26,15 @@ N, WIDTH = 2500, 12  # more rows than one block of the moments has
 RESIDENT, MAPPED = 1 << 30, 0
 AVAILABLE = "coreset.engine.data.residency.available_bytes"
 KINDS = pytest.mark.parametrize("limit_bytes", [RESIDENT, MAPPED], ids=["resident", "mapped"])
+DTYPES = pytest.mark.parametrize("dtype", [np.float16, np.float32])
 CHUNK_BYTES = "coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES"
 
 
-def table_of(n=N, width=WIDTH, seed=0):
+def table_of(n=N, width=WIDTH, seed=0, dtype=np.float16):
     """Columns whose centre may be a thousand times their spread, and two constant ones."""
     rng = np.random.default_rng(seed)
     spread, centre = rng.uniform(0.1, 20, width), rng.uniform(-100, 100, width)
-    table = (rng.normal(size=(n, width)) * spread + centre).astype(np.float16)
+    table = (rng.normal(size=(n, width)) * spread + centre).astype(dtype)
     table[:, 1], table[:, 2] = -37.3, 0
     return table
 
@@ -45,7 +47,7 @@ def standardised(table):
 
 
 def store_of(path, table):
-    writer = RowWriter(path, len(table), table.shape[1], {"content": "c"})
+    writer = RowWriter(path, len(table), table.shape[1], {"content": "c"}, dtype=table.dtype)
     step = feature_chunk_rows(table.shape[1])
     for first in range(0, len(table), step):
         writer.write(first, table[first : first + step])
@@ -74,8 +76,11 @@ def all_rows(features):
 
 
 @KINDS
-def test_rows_are_standardised_by_column_and_belong_to_their_caller(store, limit_bytes):
-    features, expected = opened(store, limit_bytes), standardised(table_of())
+@DTYPES
+def test_rows_are_standardised_by_column_and_belong_to_their_caller(tmp_path, limit_bytes, dtype):
+    table = table_of(dtype=dtype)
+    features = opened(store_of(tmp_path / "f.zarr", table), limit_bytes)
+    expected = standardised(table)
     assert (features.n, features.width) == (N, WIDTH)
     draws = np.random.default_rng(1).integers(0, N, (6, 64))
     held = [(ids, features.rows(ids)) for ids in draws]
@@ -87,13 +92,15 @@ def test_rows_are_standardised_by_column_and_belong_to_their_caller(store, limit
     assert features.rows(np.empty(0, np.int64)).shape == (0, WIDTH)
 
 
+@DTYPES
 def test_resident_and_mapped_rows_are_the_same_whatever_the_chunks_of_the_store(
-    store, tmp_path, monkeypatch
+    tmp_path, monkeypatch, dtype
 ):
+    store = store_of(tmp_path / "f.zarr", table_of(dtype=dtype))
     resident, mapped = all_rows(opened(store, RESIDENT)), all_rows(opened(store))
     np.testing.assert_array_equal(resident, mapped)
     monkeypatch.setattr(CHUNK_BYTES, 64 * WIDTH * 2)
-    other_chunks = store_of(tmp_path / "64" / "f.zarr", table_of())
+    other_chunks = store_of(tmp_path / "64" / "f.zarr", table_of(dtype=dtype))
     monkeypatch.setattr(CHUNK_BYTES, 700 * WIDTH * 2)
     np.testing.assert_array_equal(all_rows(opened(other_chunks, RESIDENT)), mapped)
     np.testing.assert_array_equal(all_rows(opened(other_chunks)), mapped)
@@ -166,8 +173,10 @@ def test_a_store_that_is_absent_or_not_finite_is_refused(tmp_path, limit_bytes):
         opened(store, limit_bytes)
 
 
-def test_a_disk_without_room_is_refused_before_anything_is_written(store, monkeypatch):
-    needed = 2 * N * WIDTH + SPARE_BYTES
+@DTYPES
+def test_a_disk_without_room_is_refused_before_anything_is_written(tmp_path, monkeypatch, dtype):
+    store = store_of(tmp_path / "f.zarr", table_of(dtype=dtype))
+    needed = np.dtype(dtype).itemsize * N * WIDTH + SPARE_BYTES
     usage = shutil.disk_usage(store)._replace(free=needed - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(MachineError, match=rf"need {needed:,} bytes in .*, {needed - 1:,} are fr"):
@@ -175,6 +184,19 @@ def test_a_disk_without_room_is_refused_before_anything_is_written(store, monkey
     assert [path.name for path in store.parent.iterdir()] == [store.name]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=needed))
     opened(store)
+
+
+@DTYPES
+def test_a_table_is_mapped_where_it_takes_more_than_its_share(tmp_path, monkeypatch, dtype):
+    table = table_of(dtype=dtype)
+    store = store_of(tmp_path / "f.zarr", table)
+    for limit, is_mapped in [(table.nbytes, False), (table.nbytes - 1, True)]:
+        monkeypatch.setattr("coreset.engine.models.feature_rows.RESIDENT_BYTES", limit)
+        opened_table = feature_table(store, tmp_path)
+        assert opened_table.dtype == dtype
+        np.testing.assert_array_equal(opened_table, table)
+        assert opened_table.flags.writeable != is_mapped
+        assert [path.name for path in tmp_path.iterdir()] == [store.name]
 
 
 def traced_peak(store, limit_bytes, **options):

@@ -17,6 +17,7 @@ from coreset.engine.artifacts.writer import output_digest
 from coreset.engine.data.geometry import Geometry
 from coreset.engine.data.order import BatchOrder
 from coreset.engine.data.stream import ImageStream
+from coreset.engine.models import backbones
 from coreset.engine.models.backbones import OFFLINE_BACKBONE, load_backbone
 from coreset.engine.models.features import (
     FeatureSpec,
@@ -99,11 +100,26 @@ def test_an_artifact_of_some_samples_says_what_it_holds_and_what_it_cost(
     assert_alike(read_features(tmp_path / "F" / FEATURES_NAME), expected[SOME])
     provenance = Provenance.read(tmp_path / "F")
     assert (provenance.binds["width"], provenance.config["backbone"]) == (WIDTH, OFFLINE_BACKBONE)
+    assert set(provenance.config) == {"backbone", "weights", "size", "content"}
     assert provenance.digest == output_digest(tmp_path / "F")
     (line,) = read_ledger(tmp_path / "F")
     assert (line["stage"], line["images"]) == ("embed", 3)
     assert line["bytes_read"] == dataset.ints("bytes")[SOME].sum()
     assert (work.done, embed(dataset, SPEC, tmp_path / "F", SOME).done) == (False, True)
+
+
+def test_features_of_a_backbone_whose_row_says_so_are_not_rounded(
+    dataset, expected, cache, monkeypatch
+):
+    rounded = features_for(dataset, SPEC)
+    row = backbones._recipe(OFFLINE_BACKBONE)._replace(dtype="float32")
+    monkeypatch.setattr(backbones, "_recipe", lambda _: row)
+    features = features_for(dataset, SPEC)
+    assert features.dtype == np.float32
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(features.astype(np.float16), rounded)
+    assert (features != rounded)[rounded > 0].mean() > 0.9
+    assert len(entries(cache)) == 2, "what was rounded before is not taken"
 
 
 # the cache

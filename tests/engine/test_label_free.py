@@ -416,14 +416,15 @@ def test_scores_are_compared_each_by_its_own_groups(assigned, scores, done):
         ).positions
         for table, groups in ((pair.first, labels), (pair.second, GROUPS))
     ]  # fmt: skip
-    overlap = pair.coreset_overlap("aum", 4, misratio=0.3, n_bins=50, seed=0)
+    overlap = pair.coreset_overlap("aum", "aum", 4, misratio=0.3, n_bins=50, seed=0)
     assert overlap["share"] == np.isin(*by_class).mean()
     expected = np.mean([4 / SIZES[group] for group in GROUPS[by_class[0]]])
     assert overlap["chance"] == pytest.approx(expected)
     lines = done("scores", "compare", scores, pair.second.path, "--ipc", 4)
     assert any(line.startswith(f"{pair.second.path}: labels were assigned") for line in lines)
     itself = Pair(first=pair.second, second=pair.second, ids=pair.ids)
-    assert itself.coreset_overlap("aum", 4, misratio=0.3, n_bins=50, seed=0)["share"] == 1
+    same = itself.coreset_overlap("aum", "aum", 4, misratio=0.3, n_bins=50, seed=0)
+    assert same["share"] == 1
 
 
 def test_the_report_shows_the_balance_of_a_revealed_set(assigned, random_set, tmp_path, done):

@@ -28,7 +28,7 @@ from coreset.shards.format.dataset import Dataset
 # As the fixture `scored`. Batches so small diverge by chance at the default rate.
 SMALL = ("--size", 17, "--epochs", 3, "--batch", 16, "--lr", 0.01)
 LINEAR = ("--proxy", "linear", "--backbone", "tf_efficientnet_lite0", "--size", 64)
-ON_REQUEST = {"tdds", "confidence_oof", "margin_oof"}
+ELSEWHERE = {"tdds", "confidence_oof", "margin_oof", "mean_margin", "knn_disagreement"}
 
 
 def own_lines(artifact):
@@ -37,7 +37,7 @@ def own_lines(artifact):
 
 def test_every_image_has_a_row_in_every_array_and_was_seen_once_per_epoch(scored):
     columns = ScoreTable.open(scored).columns
-    assert set(columns) == set(SCORES) - ON_REQUEST | {"visits", "predicted"}
+    assert set(columns) == set(SCORES) - ELSEWHERE | {"visits", "predicted"}
     assert all(values.shape == (60,) for values in columns.values())
     types = {name: values.dtype for name, values in columns.items()}
     assert types.pop("predicted") == np.int32

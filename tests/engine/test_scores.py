@@ -262,7 +262,7 @@ def test_scores_of_which_none_tells_wrong_labels_are_refused(
 ):
     scores = write_scores(packed, tmp_path / "S", {"forgetting": columns["forgetting"]})
     said = refused(tmp_path, "scores", "suspects", scores)
-    assert f"{scores} has none of the scores confidence_oof, el2n, aum; choose a --score" in said
+    assert f"{scores} has none of the scores confidence_oof, el2n, aum, mean_margin; ch" in said
 
 
 def test_an_image_without_a_value_is_named(scores, packed, tmp_path, refused):

@@ -160,6 +160,8 @@ def test_columns_of_another_length_than_that_of_the_data_set_are_not_read(scores
         ({"shape": [N_ROWS, 0]}, "0 columns|cannot be read"),
         ({"shape": [N_ROWS], "chunk_grid": grid(N_ROWS)}, r"shape \(50,\)"),
         ({"data_type": "string"}, "make it again"),
+        ({"data_type": "float64"}, "holds float64 of shape"),
+        ({"data_type": "int16"}, "holds int16 of shape|cannot be read"),
     ],
 )
 def test_forged_features_are_refused_before_they_take_memory(tmp_path, matrix, changes, message):

@@ -55,10 +55,22 @@ COMMANDS = {
         "--seed 1 --lr 0.2", "(config.lr: 0.01 there, 0.2 here; config.seed: 0 there, 1 here)",
         neutral="--workers 1", made="scored",
     ),
+    "score --proxy neighbours": Command(
+        f"score DATA OUT --proxy neighbours {BACKBONE}",
+        "next: coreset select {OUT} SET --ipc 10 --score mean_margin",
+        "--size 72", "config.size: 64 there, 72 here",
+        neutral="--workers 1",
+    ),
     "embed": Command(
         f"embed DATA OUT {BACKBONE}",
         f"next: coreset score {{DATA}} SCORES --proxy linear {BACKBONE}",
         "--size 72", "config.size: 64 there, 72 here",
+        neutral="--batch 7",
+    ),
+    "concepts visual": Command(
+        f"concepts visual DATA OUT -k 2 {BACKBONE}",
+        "next: coreset score {DATA} SCORES --proxy concept --concepts {OUT}",
+        "--k 3 --seed 1", "(config.k: 2 there, 3 here; config.seed: 0 there, 1 here)",
         neutral="--batch 7",
     ),
     "select": Command(
@@ -213,6 +225,28 @@ REFUSED = {
         ("--start-size 64", "pixels and start_size go with --proxy resnet18"),
         ("--pixels P", "pixels and start_size go with --proxy resnet18"),
         ("--folds 1", "folds must be at least 2, got 1"),
+    ],
+    f"score DATA OUT --proxy neighbours {BACKBONE}": [
+        ("--epochs 3 --lr 0.1", "epochs, lr go with a proxy that trains, got --proxy neighbours"),
+        ("--recipe fast --seed 1", "recipe, seed go with a proxy that trains"),
+        ("--tdds --no-final", "final, tdds go with a proxy that trains"),
+        ("--pixels P", "pixels go with a proxy that trains"),
+        ("--folds 5", "folds go with a proxy that trains"),
+        ("--size 7", "size of --proxy neighbours must be at least 8, got 7"),
+    ],
+    f"concepts visual DATA OUT {BACKBONE}": [
+        ("-k 0", "k must be at least 1, got 0"),
+        ("-k 21", "got 21, but class n01440764 has 20 images; lower -k"),
+        ("--pooled 0", "pooled must be at least 1, got 0"),
+        ("--pooled 61", "pooled must be at most 60 (images), got 61"),
+    ],
+    "concepts": [
+        ("show DATA", "is no bank of concepts; make one with `coreset concepts`"),
+        ("show none", "none does not exist; make one with `coreset concepts`"),
+        ("show DATA --classes 0", "classes must be at least 1, got 0"),
+        ("import LIST DATA OUT --backbone resnet18", "resnet18 has no encoder of texts; use"),
+        ("import LIST DATA OUT --keep 0", "keep must be at least 1, got 0"),
+        ("import LIST DATA OUT --prompt x", "prompt must hold {} for the concept, got 'x'"),
     ],
     "select": [
         ("DATA OUT --ipc 2 --misratio 0 --method ccs", "SCORES` first, or use --method random"),

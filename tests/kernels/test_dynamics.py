@@ -16,7 +16,10 @@ from coreset.kernels.scores import SCORES, easiness
 from coreset.kernels.tdds import Tdds
 
 assert_close = partial(np.testing.assert_allclose, rtol=1e-4, atol=3e-5)
-ELSEWHERE = {"loss_final", "entropy_final", "confidence_oof", "margin_oof"}
+ELSEWHERE = {
+    "loss_final", "entropy_final", "confidence_oof", "margin_oof", "mean_margin",
+    "knn_disagreement",
+}  # fmt: skip
 OF_THE_PASS = set(SCORES) - ELSEWHERE - {"tdds"}
 BATCH = 4
 

@@ -51,6 +51,7 @@ def define_pipeline(
     workers: int,
     device_id: int | None,
     crops: bool = False,
+    bicubic: bool = False,
     normalisation: Normalisation | None = None,
     hw_load: float = DEFAULT_LOAD,
 ) -> "Pipeline":
@@ -77,10 +78,8 @@ def define_pipeline(
         decode = fn.decoders.image_slice if crops else fn.decoders.image
         rgb = {"output_type": DALIImageType.RGB, "adjust_orientation": False}
         decoded: Any = decode(encoded, device=decode_device, **rgb, **cut, **settings)
-        linear = DALIInterpType.INTERP_LINEAR
-        square: Any = fn.resize(
-            decoded, size=[size] * 2, interp_type=linear, antialias=True, **part
-        )
+        kind = DALIInterpType.INTERP_CUBIC if bicubic else DALIInterpType.INTERP_LINEAR
+        square: Any = fn.resize(decoded, size=[size] * 2, interp_type=kind, antialias=True, **part)
         if normalisation is not None:
             mean, std = 255 * np.array([normalisation.mean, normalisation.std])
             square = fn.crop_mirror_normalize(square, mean=mean.tolist(), std=std.tolist())
@@ -191,6 +190,7 @@ class DaliDecoder:
                 workers=self._workers,
                 device_id=self._device.index if gpu else None,
                 crops=crops,
+                bicubic=self._geometry.bicubic,
                 normalisation=self._normalisation,
                 hw_load=best_load(torch.cuda.get_device_name(self._device)) if gpu else 0.0,
             )

@@ -4,6 +4,7 @@ It also decodes what the fast decoders do not take. EXIF orientation is ignored,
 """
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from coreset.engine.data.geometry import Box, Geometry, Ints, Pixels
@@ -36,38 +37,55 @@ def decode_with_pillow(
     left, top, right, bottom = box
     n_needed = image.width * image.height + (right - left) * (bottom - top)
     if width * height > _MOST_RESIZED * n_needed:
-        return enlarged_box(np.asarray(image), width, height, box)
+        return enlarged_box(np.asarray(image), width, height, box, bicubic=geometry.bicubic)
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
+        filters = Image.Resampling
+        kind = filters.BICUBIC if geometry.bicubic else filters.BILINEAR
+        image = image.resize((width, height), kind)
     return np.array(image.crop(box))
 
 
-def enlarged_box(image_hwc: Pixels, width: int, height: int, box: Box) -> Pixels:
-    """Compute a box of ``Image.resize((width, height), BILINEAR)`` without the rest, bit by bit.
+def enlarged_box(
+    image_hwc: Pixels, width: int, height: int, box: Box, *, bicubic: bool = False
+) -> Pixels:
+    """Compute a box of ``Image.resize((width, height))`` without the rest, bit by bit.
 
     The crop of an image in extreme proportions is a small part of what the whole becomes: 224 x 224
     of 256 x 1,536,000 pixels for one of 1 x 6,000. ``Image.resize`` takes a box of the source in
     single precision only, and so would give other pixels. Both sides must not shrink.
     """
     left, top, right, bottom = box
-    rows_nk, weights_nk = _taps(image_hwc.shape[0], height, top, bottom)
+    rows_nk, weights_nk = _taps(image_hwc.shape[0], height, top, bottom, bicubic=bicubic)
     first, stop = int(rows_nk.min()), int(rows_nk.max()) + 1
-    columns = _taps(image_hwc.shape[1], width, left, right)
+    columns = _taps(image_hwc.shape[1], width, left, right, bicubic=bicubic)
     wide_whc = _weighted(image_hwc[first:stop].swapaxes(0, 1), *columns)
     return _weighted(wide_whc.swapaxes(0, 1), rows_nk - first, weights_nk)
 
 
-def _taps(n_in: int, n_out: int, first: int, stop: int) -> tuple[Ints, Ints]:
+def _taps(n_in: int, n_out: int, first: int, stop: int, *, bicubic: bool) -> tuple[Ints, Ints]:
     """Return the k inputs of each of n outputs and their weights, as ``precompute_coeffs`` does."""
+    support, kernel = (2, _cubic) if bicubic else (1, _triangle)
     centres_n = (np.arange(first, stop) + 0.5) * (n_in / n_out)
-    starts_n = np.maximum((centres_n - 0.5).astype(np.int64), 0)
-    stops_n = np.minimum((centres_n + 1.5).astype(np.int64), n_in)
+    starts_n = np.maximum((centres_n - support + 0.5).astype(np.int64), 0)
+    stops_n = np.minimum((centres_n + support + 0.5).astype(np.int64), n_in)
     positions_nk = starts_n[:, None] + np.arange((stops_n - starts_n).max())
     distances_nk = np.abs(positions_nk - centres_n[:, None] + 0.5)
-    shares_nk = np.where(positions_nk < stops_n[:, None], np.maximum(1 - distances_nk, 0), 0)
+    shares_nk = np.where(positions_nk < stops_n[:, None], kernel(distances_nk), 0)
     shares_nk /= shares_nk.sum(axis=1, keepdims=True)
-    weights_nk = (shares_nk * (1 << _PRECISION_BITS) + 0.5).astype(np.int64)
-    return np.minimum(positions_nk, n_in - 1), weights_nk
+    # Halves away from zero: weights of the cubic filter may be negative.
+    weights_nk = shares_nk * (1 << _PRECISION_BITS) + np.copysign(0.5, shares_nk)
+    return np.minimum(positions_nk, n_in - 1), weights_nk.astype(np.int64)
+
+
+def _triangle(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.maximum(1 - distances, 0)
+
+
+def _cubic(distances: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Evaluate the cubic convolution of Keys (1981) with a = -0.5, in Pillow's order of sums."""
+    d = distances
+    near, far = (1.5 * d - 2.5) * d * d + 1, (((d - 5) * d + 8) * d - 4) * -0.5
+    return np.where(d < 1, near, np.where(d < 2, far, 0))
 
 
 def _weighted(lines: Pixels, positions_nk: Ints, weights_nk: Ints) -> Pixels:

@@ -1,0 +1,153 @@
+"""Rows of a bank of concepts: embedded texts, the most discriminative of them, and prototypes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from coreset.engine.artifacts.store import FEATURES_NAME, feature_chunks, feature_shape
+from coreset.engine.artifacts.writer import ArtifactWriter
+from coreset.engine.models.concept_bank import Concept, Encoder, write_bank
+from coreset.engine.models.features import FeatureSpec
+from coreset.kernels.neighbours import kmeans_centres, nearest, unit_rows
+from coreset.kernels.samplers import positions_by_class
+from coreset.kernels.seeds import Stream, derived_seed, permutation
+from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+
+POINTS = 256
+"""Images per prototype of all images, as FAISS by default: it clusters a sample of larger sets."""
+Rows: TypeAlias = NDArray[np.float32]
+"""Embeddings of length 1, shape (k, d)."""
+
+
+def encoder_of(spec: FeatureSpec, width: int, prompt: str = "") -> Encoder:
+    """Describe the encoder of a bank."""
+    from coreset.engine.models.backbones import weights_key
+
+    weights = weights_key(spec.backbone, spec.weights)
+    return Encoder(
+        backbone=spec.backbone, weights=weights, size=spec.size, width=width, prompt=prompt
+    )
+
+
+def write_texts(
+    work: ArtifactWriter,
+    dataset: Dataset,
+    concepts: Sequence[Concept],
+    spec: FeatureSpec,
+    prompt: str,
+    *,
+    keep: int | None = None,
+    features: Path | None = None,
+) -> None:
+    """Embed texts in a prompt, ``keep`` the best of each class or all, and write the bank.
+
+    To keep some takes the artifact of ``features`` of all images by the same encoder.
+    """
+    encode = _text_encoder(spec)
+    rows = encode([prompt.replace("{}", concept.text) for concept in concepts])
+    if keep is not None and features is not None:
+        contrasts = class_contrasts(features / FEATURES_NAME, dataset)
+        concepts, rows = most_discriminative(concepts, rows, dataset.classes, contrasts, keep)
+    encoder = encoder_of(spec, rows.shape[1], prompt)
+    write_bank(work.scratch, encoder, concepts, rows, visual=False)
+
+
+def _text_encoder(spec: FeatureSpec) -> Callable[[Sequence[str]], Rows]:
+    from coreset.engine.models.backbones import input_geometry, load_backbone
+    from coreset.engine.models.clip import text_encoder
+    from coreset.engine.runtime.device import resolve_device
+
+    input_geometry(spec.backbone, spec.size)  # refuses a size that its images cannot have
+    return text_encoder(load_backbone(spec.backbone, spec.weights, resolve_device(spec.device)))
+
+
+def class_contrasts(features: Path, dataset: Dataset) -> NDArray[np.float64]:
+    """Compute the mean unit row of each class minus that of all other images, shape (classes, d).
+
+    Its product with a row of length 1 is the mean similarity to the images of the class minus that
+    to all others, because similarities are linear: nothing of images x concepts exists.
+    """
+    labels, n_classes = dataset.labels, len(dataset.classes)
+    sizes = np.bincount(labels, minlength=n_classes)
+    if n_classes < 2 or not sizes.min():
+        raise UsageError(
+            f"keep compares classes with images, but {dataset.path} has "
+            f"{np.count_nonzero(sizes)} of them; leave --keep out"
+        )
+    sums, first = np.zeros((n_classes, feature_shape(features)[1])), 0
+    for chunk in feature_chunks(features):
+        np.add.at(sums, labels[first : first + len(chunk)], _unit_rows(chunk, "images"))
+        first += len(chunk)
+    return sums / sizes[:, None] - (sums.sum(axis=0) - sums) / (labels.size - sizes)[:, None]
+
+
+def most_discriminative(
+    concepts: Sequence[Concept],
+    rows: Rows,
+    classes: Sequence[str],
+    contrasts: NDArray[np.float64],
+    keep: int,
+) -> tuple[list[Concept], Rows]:
+    """Keep the ``keep`` concepts of each class with the largest products with its contrast.
+
+    A concept that some of its classes keep stays, of these classes alone.
+    """
+    own: dict[str, list[int]] = {name: [] for name in classes}
+    for at, concept in enumerate(concepts):
+        for name in concept.classes:
+            own[name].append(at)
+    for name, contrast in zip(classes, contrasts, strict=True):
+        order = np.argsort(-(rows[own[name]] @ contrast), kind="stable")
+        own[name] = [own[name][place] for place in order[:keep]]
+    kept = [tuple(n for n in c.classes if at in own[n]) for at, c in enumerate(concepts)]
+    chosen = [at for at, names in enumerate(kept) if names]
+    return [replace(concepts[at], classes=kept[at]) for at in chosen], rows[chosen]
+
+
+def require_images(dataset: Dataset, k: int, pooled: int | None) -> None:
+    """Raise ``UsageError`` unless each prototype of a class, or of all, has an image."""
+    sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
+    smallest = int(sizes.min())
+    if pooled is None and smallest < k:
+        raise UsageError(
+            f"k must be at most the size of every class, got {k}, but class "
+            f"{dataset.classes[sizes.argmin()]} has {smallest} images; lower -k"
+        )
+    if pooled is not None and pooled > len(dataset):
+        raise UsageError(f"pooled must be at most {len(dataset)} (images), got {pooled}")
+
+
+def prototypes(
+    table: NDArray[np.float16], dataset: Dataset, k: int, pooled: int | None, seed: int
+) -> tuple[list[Concept], Rows]:
+    """Cluster the images of each class into ``k``, or images of all into ``pooled``, as concepts.
+
+    By spherical k-means. Of all images those that are clustered are drawn without labels.
+    """
+    classes = dataset.classes
+    groups = [*zip(classes, positions_by_class(dataset.labels, len(classes)), strict=True)]
+    if pooled is not None:
+        drawn = permutation(len(dataset), derived_seed(seed, Stream.PROTOTYPES))
+        groups = [("prototype", np.sort(drawn[: POINTS * pooled]))]
+    concepts, rows, keys = list[Concept](), list[Rows](), dataset.keys
+    for label, (name, ids) in enumerate(groups):
+        own = _unit_rows(table[ids], f"images of {name}")
+        own_seed = derived_seed(seed, label)
+        centres, _ = kmeans_centres(own, pooled or k, own_seed, spherical=True)
+        rows.append(centres)
+        of = () if pooled else (name,)
+        for number, at in enumerate(ids[nearest(centres, own, 1)[:, 0]], 1):
+            concepts.append(Concept(text=f"{name} #{number}", classes=of, nearest=keys[at]))
+    return concepts, np.concatenate(rows)
+
+
+def _unit_rows(features: NDArray[np.float16], what: str) -> Rows:
+    try:
+        return unit_rows(features)
+    except ValueError as error:
+        raise UsageError(f"{what}: {error}") from error

@@ -1,0 +1,199 @@
+"""``coreset concepts``: import texts, or cluster images, into a bank of concepts; show a bank."""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, TypeAlias
+
+import tyro
+
+from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.store import FEATURES_NAME
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank, write_bank
+from coreset.engine.models.concept_rows import (
+    encoder_of,
+    prototypes,
+    require_images,
+    write_texts,
+)
+from coreset.engine.models.concept_texts import cleaned, texts_by_class
+from coreset.engine.models.features import FeatureSpec, cached_features
+from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.runtime.text import aligned
+from coreset.engine.stages.options import (
+    BankPath,
+    DataPath,
+    Decoding,
+    Extractor,
+    Flat,
+    Result,
+    TextEncoder,
+)
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import sha256_of_file
+
+SHOWN = 3  # concepts of a class
+
+_Json: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="JSON")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Import:
+    """Make a bank of texts that are there already, such as descriptions by a language model.
+
+    Classes are found by name, WordNet id, WordNet name, or position in a file of ImageNet's 1,000.
+    Texts are put into lower case; what holds the name of its class, or comes twice, is dropped. For
+    example: coreset concepts import descriptors.json DATA BANK --backbone clip:ViT-B-32-quickgelu
+    --weights clip.safetensors --keep 5.
+    """
+
+    texts: _Json
+    """JSON file of {"class": ["concept", ...]}."""
+    data: DataPath
+    """Packed data set whose classes are described."""
+    bank: BankPath
+    """Directory to make."""
+    encoder: Flat[TextEncoder]
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
+
+    def run(self) -> Result:
+        """Find the texts of each class, clean and embed them, keep the best."""
+        dataset, encoder = Dataset.open(self.data), self.encoder
+        concepts = cleaned(*texts_by_class(self.texts, dataset))
+        spec, prompt, keep = encoder.spec(self.decoding), encoder.prompt, encoder.keep
+        config = {"json": sha256_of_file(self.texts), "prompt": prompt, "keep": keep}
+        inputs = {"data": dataset.path}
+        inputs |= {"features": cached_features(dataset, spec)} if keep else {}
+        with _bank(self.bank, "import", inputs, spec, config) as work:
+            if not work.done:
+                features = inputs.get("features")
+                write_texts(work, dataset, concepts, spec, prompt, keep=keep, features=features)
+        return _result(self.bank, self.data, done=work.done)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Visual:
+    """Make a bank of visual prototypes: centres of the images of each class (spherical k-means).
+
+    It needs no texts, and takes any backbone. For example: coreset concepts visual DATA BANK -k 5;
+    coreset concepts visual DATA BANK --pooled 100.
+    """
+
+    data: DataPath
+    """Packed data set."""
+    bank: BankPath
+    """Directory to make."""
+    k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 5
+    """Prototypes of each class."""
+    pooled: int | None = None
+    """Prototypes of all images instead, without labels; they belong to no class."""
+    seed: int = 0
+    """Seed of k-means; every class has its own stream."""
+    extractor: Flat[Extractor] = field(default_factory=Extractor)
+    decoding: Flat[Decoding] = field(default_factory=Decoding)
+
+    def __post_init__(self) -> None:
+        require_at_least("k", self.k, 1)
+        if self.pooled is not None:
+            require_at_least("pooled", self.pooled, 1)
+
+    def run(self) -> Result:
+        """Find or make the features, cluster them."""
+        from coreset.engine.models.feature_rows import feature_table
+
+        dataset, pooled = Dataset.open(self.data), self.pooled
+        require_images(dataset, self.k, pooled)
+        spec = self.extractor.spec(self.decoding)
+        config = {"k": self.k} if pooled is None else {"pooled": pooled}
+        inputs = {"data": dataset.path, "features": cached_features(dataset, spec)}
+        with _bank(self.bank, "visual", inputs, spec, config | {"seed": self.seed}) as work:
+            if not work.done:
+                table = feature_table(inputs["features"] / FEATURES_NAME, work.scratch)
+                concepts, rows = prototypes(table, dataset, self.k, pooled, self.seed)
+                encoder = encoder_of(spec, rows.shape[1])
+                write_bank(work.scratch, encoder, concepts, rows, visual=True)
+                work.meter.images = len(dataset)
+        return _result(self.bank, self.data, self.extractor.notice(), done=work.done)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Show:
+    """Show a bank: its encoder, and the concepts of classes.
+
+    For example: coreset concepts show BANK --classes 1000.
+    """
+
+    bank: BankPath
+    """Bank of concepts."""
+    classes: int = 10
+    """Classes to show, or prototypes that belong to none."""
+
+    def __post_init__(self) -> None:
+        require_at_least("classes", self.classes, 1)
+
+    def run(self) -> Result:
+        """Read the bank, list its concepts class by class."""
+        bank = ConceptBank.open(self.bank)
+        by_class: dict[str, list[str]] = {}
+        for concept in bank.concepts:
+            for name in concept.classes or (concept.text,):
+                by_class.setdefault(name, []).append(concept.nearest or concept.text)
+        rows = [
+            (name, f"{len(texts)}", "; ".join(texts[:SHOWN]) + ("; ..." if texts[SHOWN:] else ""))
+            for name, texts in [*by_class.items()][: self.classes]
+        ]
+        header = ("class", "concepts", "nearest images" if bank.visual else "the first")
+        lines, encoder = [*aligned(header, rows)], asdict(bank.encoder)
+        if rest := len(by_class) - len(rows):
+            lines.append(f"and {rest:,} more: --classes {len(by_class)} shows all")
+        facts = (f"{name} {value}" for name, value in encoder.items() if value)
+        lines += [f"encoder: {', '.join(facts)}", f"{_counted(bank)}: {self.bank}"]
+        data = {"bank": str(self.bank), "visual": bank.visual, "encoder": encoder}
+        return Result(tuple(lines), data | {"concepts": [asdict(c) for c in bank.concepts]})
+
+
+def _bank(
+    bank: Path, how: str, inputs: Mapping[str, Path], spec: FeatureSpec, config: Mapping[str, Any]
+) -> AbstractContextManager[ArtifactWriter]:
+    """Create the artifact of a bank, with what shapes it in its provenance."""
+    from coreset.engine.models.backbones import weights_key
+
+    recorded = {
+        "backbone": spec.backbone,
+        "weights": weights_key(spec.backbone, spec.weights),
+        "size": spec.size,
+        **{name: value for name, value in config.items() if value is not None},
+    }
+    origins = (Provenance.read(path).as_input(role, path, bank) for role, path in inputs.items())
+    provenance = Provenance(
+        kind=BANK_KIND, stage=f"concepts {how}", config=recorded, inputs=tuple(origins)
+    )
+    return create_artifact(bank, provenance, inputs=list(inputs.values()), device=spec.device)
+
+
+def _result(path: Path, data: Path, notice: tuple[str, ...] = (), *, done: bool) -> Result:
+    bank = ConceptBank.open(path)
+    lines = (
+        *notice,
+        f"{_counted(bank)} {'are there already' if done else 'made'}: {path}",
+        f"next: coreset score {data} SCORES --proxy concept --concepts {path}",
+    )
+    return Result(lines, {"bank": str(path), "concepts": len(bank.concepts)})
+
+
+def _counted(bank: ConceptBank) -> str:
+    classes = {name for concept in bank.concepts for name in concept.classes}
+    kind = "visual prototypes" if bank.visual else "concepts"
+    of = f"of {len(classes):,} classes" if classes else "of all images"
+    return f"{len(bank.concepts):,} {kind} {of} ({bank.encoder.backbone})"
+
+
+Concepts: TypeAlias = (
+    Annotated[Import, tyro.conf.subcommand("import")]
+    # `generate` goes here.
+    | Annotated[Visual, tyro.conf.subcommand("visual")]
+    | Annotated[Show, tyro.conf.subcommand("show")]
+)
+"""Subcommands of ``coreset concepts``."""
