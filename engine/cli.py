@@ -34,7 +34,7 @@ VERBS: dict[str, tuple[str, str, str, str]] = {
     "score": ("DATA SCORES", "score", "Score", "train a proxy, score every image in the same pass"),
     "scores": ("show|suspects|compare SCORES", "scores", "Scores", "look at scores"),
     "embed": ("DATA FEATURES", "embed", "Embed", "features of a frozen backbone"),
-    "concepts": ("import|visual|show BANK", "concepts", "Concepts", "banks of concepts of classes"),
+    "concepts": ("import|generate|visual|show BANK", "concepts", "Concepts", "banks of concepts"),
     "select": ("SCORES|DATA SET", "selection", "Select", "choose a coreset, class by class"),
     "overlap": ("SET SET ...", "overlap", "Overlap", "how many images coresets share, by class"),
     "ingest": ("LIST SET", "ingest", "Ingest", "a list of samples that others chose, as a coreset"),

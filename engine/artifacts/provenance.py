@@ -24,7 +24,8 @@ _INPUT = {"role": str, "path": str, "kind": str, "digest": str, "inputs": list}
 """Fields of an input, however far back, that later stages read."""
 _LONGEST_LINEAGE = 100
 VERSIONED = ("coreset", "numpy", "numba", "torch", "torchvision", "timm", "nvidia-dali-cuda130",
-             "faiss-gpu", "simplejpeg", "pillow", "pyarrow", "zarr")  # fmt: skip
+             "faiss-gpu", "simplejpeg", "pillow", "pyarrow", "zarr", "open_clip_torch",
+             "transformers")  # fmt: skip
 
 
 @cache

@@ -8,7 +8,12 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.store import FEATURES_NAME, feature_chunks, feature_shape
+from coreset.engine.artifacts.store import (
+    FEATURES_NAME,
+    Features,
+    feature_chunks,
+    feature_layout,
+)
 from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.engine.models.concept_bank import Concept, Encoder, write_bank
 from coreset.engine.models.features import FeatureSpec
@@ -79,7 +84,7 @@ def class_contrasts(features: Path, dataset: Dataset) -> NDArray[np.float64]:
             f"keep compares classes with images, but {dataset.path} has "
             f"{np.count_nonzero(sizes)} of them; leave --keep out"
         )
-    sums, first = np.zeros((n_classes, feature_shape(features)[1])), 0
+    sums, first = np.zeros((n_classes, feature_layout(features)[1])), 0
     for chunk in feature_chunks(features):
         np.add.at(sums, labels[first : first + len(chunk)], _unit_rows(chunk, "images"))
         first += len(chunk)
@@ -123,7 +128,7 @@ def require_images(dataset: Dataset, k: int, pooled: int | None) -> None:
 
 
 def prototypes(
-    table: NDArray[np.float16], dataset: Dataset, k: int, pooled: int | None, seed: int
+    table: Features, dataset: Dataset, k: int, pooled: int | None, seed: int
 ) -> tuple[list[Concept], Rows]:
     """Cluster the images of each class into ``k``, or images of all into ``pooled``, as concepts.
 
@@ -146,7 +151,7 @@ def prototypes(
     return concepts, np.concatenate(rows)
 
 
-def _unit_rows(features: NDArray[np.float16], what: str) -> Rows:
+def _unit_rows(features: Features, what: str) -> Rows:
     try:
         return unit_rows(features)
     except ValueError as error:

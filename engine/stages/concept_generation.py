@@ -1,24 +1,20 @@
 """``coreset concepts generate``: concepts that an image-text model names for each class."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, TypeAlias
-
-import tyro
 
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.models.answers import ANSWERS_NAME, QUESTION, questions_of, write_answers
 from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank
-from coreset.engine.models.features import FeatureSpec
+from coreset.engine.models.concept_rows import write_texts
+from coreset.engine.models.concept_texts import class_words, cleaned
+from coreset.engine.models.features import cached_features
 from coreset.engine.models.generation import model_digest
 from coreset.engine.runtime.fields import require_at_least
-from coreset.engine.stages.options import DataPath, Decoding, Extractor, Flat, Result
+from coreset.engine.stages.options import BankPath, DataPath, Decoding, Flat, Result, TextEncoder
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
-
-_BankPath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BANK")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +29,7 @@ class Generate:
 
     data: DataPath
     """Packed data set."""
-    bank: _BankPath
+    bank: BankPath
     """Directory to make."""
     model: Path
     """Folder of an image-text model as on the Hugging Face hub, such as llava-hf/llava-1.5-7b-hf,
@@ -44,17 +40,14 @@ class Generate:
     """Images of the class to show beside the question, evenly spread over its ids."""
     max_new_tokens: int = 128
     """Longest answer in tokens; of one that is cut there, the last phrase is left out."""
-    prompt: str = "a photo of {}"
-    """Sentence to embed each concept in, with {} for the concept; {} alone embeds it bare."""
-    encoder: Flat[Extractor] = field(default_factory=Extractor)
+    encoder: Flat[TextEncoder] = field(default_factory=TextEncoder)
     decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
         require_at_least("images", self.images, 0)
         require_at_least("max_new_tokens", self.max_new_tokens, 1)
-        for name in ("question", "prompt"):
-            if "{}" not in (text := getattr(self, name)):
-                raise UsageError(f"{name} must hold {{}} where the words go, got {text!r}")
+        if "{}" not in self.question:
+            raise UsageError(f"question must hold {{}} for the class, got {self.question!r}")
 
     def run(self) -> Result:
         """Ask what is not answered yet, split and embed the answers, publish the bank."""
@@ -62,22 +55,26 @@ class Generate:
         from coreset.engine.runtime.device import runtime_of
 
         dataset, device = Dataset.open(self.data), self.decoding.resolved_device()
-        words = _class_words(dataset.classes)
+        words = class_words(dataset.classes)
         questions = questions_of(dataset, words, self.question, self.images)
-        spec = self.encoder.spec(self.decoding)
-        own = ("question", "images", "max_new_tokens", "prompt")
-        encoder = {"backbone": spec.backbone, "size": spec.size}
+        spec, keep = self.encoder.spec(self.decoding), self.encoder.keep
+        encoder = {"backbone": spec.backbone, "size": spec.size, "prompt": self.encoder.prompt}
         encoder |= {"weights": weights_key(spec.backbone, spec.weights)}
-        config = {name: getattr(self, name) for name in own} | encoder
+        encoder |= {} if keep is None else {"keep": keep}
+        config = {name: getattr(self, name) for name in ("question", "images", "max_new_tokens")}
+        features = None if keep is None else cached_features(dataset, spec)
+        inputs = {"data": self.data} | ({"features": features} if features else {})
+        origins = (Provenance.read(p).as_input(r, p, self.bank) for r, p in inputs.items())
         provenance = Provenance(
             kind=BANK_KIND,
             stage="concepts generate",
-            config=config | {"model": model_digest(self.model)},
+            config=config | encoder | {"model": model_digest(self.model)},
             runtime=runtime_of(device),
-            inputs=(Provenance.read(self.data).as_input("data", self.data, self.bank),),
+            inputs=tuple(origins),
         )
+        paths = list(inputs.values())
         with create_artifact(
-            self.bank, provenance, inputs=[self.data], device=str(device), resumable=True
+            self.bank, provenance, inputs=paths, device=str(device), resumable=True
         ) as work:
             if not work.done:
                 answers = write_answers(
@@ -85,7 +82,11 @@ class Generate:
                     images=self.images, max_new_tokens=self.max_new_tokens,
                 )  # fmt: skip
                 by_class = {answer.name: answer.phrases() for answer in answers}
-                _make_bank(work, dataset, by_class, spec, self.prompt)
+                names = {name: f"{name}, {words[name]}" for name in words}
+                write_texts(
+                    work, dataset, cleaned(by_class, names), spec, self.encoder.prompt,
+                    keep=keep, features=features,
+                )  # fmt: skip
         n_concepts, n = len(ConceptBank.open(self.bank).concepts), len(dataset.classes)
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         lines = (
@@ -94,19 +95,3 @@ class Generate:
             f"next: coreset score {self.data} SCORES --proxy concept --concepts {self.bank}",
         )
         return Result(lines, {"bank": str(self.bank), "concepts": n_concepts})
-
-
-def _class_words(classes: Sequence[str]) -> Mapping[str, str]:
-    """Name each class in words."""
-    raise NotImplementedError
-
-
-def _make_bank(
-    work: ArtifactWriter,
-    dataset: Dataset,
-    by_class: Mapping[str, Sequence[str]],
-    spec: FeatureSpec,
-    prompt: str,
-) -> None:
-    """Clean the phrases of each class, embed them in the prompt, and write the bank."""
-    raise NotImplementedError

@@ -22,6 +22,7 @@ from coreset.engine.models.concept_texts import cleaned, texts_by_class
 from coreset.engine.models.features import FeatureSpec, cached_features
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.text import aligned
+from coreset.engine.stages.concept_generation import Generate
 from coreset.engine.stages.options import (
     BankPath,
     DataPath,
@@ -192,7 +193,7 @@ def _counted(bank: ConceptBank) -> str:
 
 Concepts: TypeAlias = (
     Annotated[Import, tyro.conf.subcommand("import")]
-    # `generate` goes here.
+    | Annotated[Generate, tyro.conf.subcommand("generate")]
     | Annotated[Visual, tyro.conf.subcommand("visual")]
     | Annotated[Show, tyro.conf.subcommand("show")]
 )

@@ -18,13 +18,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.models.answers import ANSWERS_NAME, QUESTION, Answer, parse_answer
-from coreset.engine.models.backbones import OFFLINE_BACKBONE
-from coreset.engine.models.concept_bank import BANK_KIND, Concept, ConceptBank, Encoder, write_bank
+from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank
 from coreset.engine.models.generation import ImageTextModel, load_model, model_digest
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.stages import concept_generation
 from coreset.engine.stages.concept_generation import Generate
-from coreset.engine.stages.options import Decoding, Extractor
+from coreset.engine.stages.options import Decoding, TextEncoder
 from coreset.engine.stages.pack import Pack
 from coreset.shards.errors import MachineError, ManifestError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -138,30 +137,37 @@ def chatty(model):
     return folder
 
 
-@pytest.fixture(autouse=True)
-def _connected(monkeypatch):
-    """Words for the classes, and banks of embeddings that follow from nothing but their number."""
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A tiny CLIP of random weights."""
+    import open_clip
 
-    def make_bank(work, dataset, by_class, spec, prompt):
-        texts = [f"{name} {at}" for name in dataset.classes for at in range(len(by_class[name]))]
-        concepts = [Concept(text=text, classes=(text.rpartition(" ")[0],)) for text in texts]
-        encoder = Encoder(backbone=spec.backbone, weights="", size=8, width=1, prompt=prompt)
-        rows = np.ones((len(texts), 1), np.float32)
-        write_bank(work.scratch, encoder, concepts, rows, visual=False)
-
-    monkeypatch.setattr(concept_generation, "_class_words", lambda _: WORDS)
-    monkeypatch.setattr(concept_generation, "_make_bank", make_bank)
+    folder = tmp_path_factory.mktemp("clip")
+    tower = {"width": 32, "layers": 2}
+    config: dict[str, Any] = {
+        "embed_dim": 16,
+        "vision_cfg": tower | {"image_size": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": tower | {"context_length": 16, "vocab_size": 49408, "heads": 2},
+    }
+    (folder / "tiny.json").write_text(json.dumps(config))
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        for name in ("_MODEL_CONFIG_PATHS", "_MODEL_CONFIGS"):
+            patch.setattr(open_clip.factory, name, getattr(open_clip.factory, name).copy())
+        open_clip.add_model_config(folder / "tiny.json")
+        network: Any = open_clip.CLIP(**config)
+        save_file(network.state_dict(), folder / "tiny.safetensors")
+        yield TextEncoder(backbone="clip:tiny", weights=folder / "tiny.safetensors", size=32)
 
 
 @pytest.fixture
-def generate(data, model, tmp_path):
+def generate(data, model, encoder, tmp_path):
     """``generate("BANK", images=1)``: make a bank; returns its folder."""
 
     def run(name="BANK", **options):
         usual: dict[str, Any] = {"data": data, "model": model, "max_new_tokens": MOST_TOKENS}
         Generate(
             bank=tmp_path / name,
-            encoder=Extractor(backbone=OFFLINE_BACKBONE),
+            encoder=encoder,
             decoding=Decoding(device="cpu"),
             **usual | options,
         ).run()
@@ -254,11 +260,14 @@ def test_a_bank_says_what_made_it_and_the_same_command_does_nothing(generate, da
     provenance = Provenance.read(bank)
     assert (provenance.kind, provenance.stage) == (BANK_KIND, "concepts generate")
     wanted = {"question": QUESTION, "images": 1, "max_new_tokens": MOST_TOKENS}
-    wanted |= {"prompt": "a photo of {}", "backbone": OFFLINE_BACKBONE, "size": 224}
+    wanted |= {"prompt": "a photo of {}", "backbone": "clip:tiny", "size": 32}
     wanted["model"] = model_digest(model)
     assert wanted.items() <= provenance.config.items()
     assert provenance.inputs[0]["digest"] == Provenance.read(data).digest
-    assert ConceptBank.open(bank).encoder.prompt == "a photo of {}"
+    made, answers = ConceptBank.open(bank), answers_in(bank)
+    assert made.encoder.prompt == "a photo of {}"
+    assert {concept.text for concept in made.concepts} == {a["answer"].lower() for a in answers}
+    assert {name for concept in made.concepts for name in concept.classes} == set(WORDS)
     before = (bank / ANSWERS_NAME).stat().st_mtime_ns
     generate(images=1)
     assert (bank / ANSWERS_NAME).stat().st_mtime_ns == before
@@ -329,7 +338,7 @@ def test_answers_count_up_to_the_first_line_that_is_not_whole(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(concept_generation, "_make_bank", stops)
+        patch.setattr(concept_generation, "write_texts", stops)
         with pytest.raises(KeyboardInterrupt):
             generate()
     path = temporary_name(tmp_path / "BANK") / ANSWERS_NAME
@@ -422,8 +431,7 @@ def test_without_transformers_the_extra_is_named(generate, tmp_path, monkeypatch
         ({"images": 5}, "got 5, but class apple_tree has 4"),
         ({"images": -1}, "images must be at least 0"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"question": "what is it"}, "question must hold {} where the words go"),
-        ({"prompt": "a photo"}, "prompt must hold {} where the words go"),
+        ({"question": "what is it"}, "question must hold {} for the class"),
     ],
 )
 def test_options_that_fit_no_class_are_refused(generate, options, message):
@@ -433,7 +441,7 @@ def test_options_that_fit_no_class_are_refused(generate, options, message):
 
 def test_a_wordnet_id_that_has_no_words_is_refused(generate, monkeypatch):
     words = WORDS | {"n01440764": "n01440764"}
-    monkeypatch.setattr(concept_generation, "_class_words", lambda _: words)
+    monkeypatch.setattr(concept_generation, "class_words", lambda _: words)
     with pytest.raises(UsageError, match=r"class n01440764 is a WordNet id outside .* \(1 in all"):
         generate()
 
