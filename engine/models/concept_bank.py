@@ -106,9 +106,10 @@ class ConceptBank:
 
     @property
     def is_of_labels(self) -> bool:
-        """Test whether labels of images shaped it: prototypes of classes, or a choice of texts."""
+        """Test whether labels of images shaped it: prototypes of classes, or texts by images."""
         of_classes = self.visual and any(concept.classes for concept in self.concepts)
-        return of_classes or Provenance.read(self.path).config.get("keep") is not None
+        config = Provenance.read(self.path).config
+        return of_classes or bool(config.get("keep") or config.get("images"))
 
     def require_classes(self, dataset: Dataset) -> None:
         """Raise ``UsageError`` unless every class of ``dataset`` has a concept, and no other has.

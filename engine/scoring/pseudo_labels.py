@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.artifacts.store import FEATURES_NAME, feature_chunks, feature_layout
+from coreset.engine.models.concept_texts import class_words
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.recipes import PROMPT, Setup
 from coreset.kernels.neighbours import kmeans_centres, unit_rows
 from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
-from coreset.shards.format.classes import class_list
 from coreset.shards.format.files import replacing
 
 ASSIGNED_NAME = "labels.npy"
@@ -78,6 +78,5 @@ def _class_rows(setup: Setup) -> NDArray[np.float32]:
 
     spec = setup.features
     backbone = backbones.load_backbone(spec.backbone, spec.weights, setup.device)
-    words = dict(zip(class_list("imagenet"), clip.class_names(), strict=True))
-    prompts = [PROMPT.format(words.get(name, name)) for name in setup.dataset.classes]
-    return clip.text_encoder(backbone)(prompts)
+    words = class_words(setup.dataset.classes)
+    return clip.text_encoder(backbone)([PROMPT.format(word) for word in words.values()])

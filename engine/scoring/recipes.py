@@ -38,8 +38,6 @@ SMALLEST_SIZE: Mapping[ProxyName, int] = {
 GIVEN = "given"
 PROMPT = "a photo of a {}"
 """Sentence around the name of a class (zero-shot)."""
-WITH_TEXTS = "clip:"
-"""What names of backbones begin with that embed texts, too."""
 UNTRAINED_FIELDS = ("proxy", "recipe", "size", "backbone", "decoder_exact")
 """What shapes scores without training."""
 FEWEST_TDDS_EPOCHS = 3  # two have one change, which is its own mean
@@ -246,16 +244,16 @@ class Setup:
         if self.options.labels == "clusters":
             if self.n_classes > n:
                 raise UsageError(f"clusters must be at most {n} (images), got {self.n_classes}")
-        elif not backbone.startswith(WITH_TEXTS):
+        elif not backbone.startswith("clip:"):
             raise UsageError(
-                f"labels zero-shot need a backbone that embeds texts, {WITH_TEXTS}MODEL, got "
+                "labels zero-shot need a backbone that embeds texts, clip:MODEL, got "
                 f"{backbone}; use one, or --labels clusters"
             )
         if bank is not None and bank.is_of_labels:
             raise UsageError(
                 f"bank {bank.path} was made with the labels of the data set, so that --labels "
                 f"{self.options.labels} would be no scores without them; make one by `coreset "
-                "concepts visual --pooled`, or of texts without --keep"
+                "concepts visual --pooled`, or of texts without --keep or --images"
             )
 
     def _require_room_for_tdds(self) -> None:

@@ -4,21 +4,18 @@ The features of the images are planted: groups of unequal sizes that cut across 
 """
 
 import shutil
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
 from pyarrow import parquet
 
-from coreset.engine import models
 from coreset.engine.artifacts.provenance import Provenance, locate
 from coreset.engine.artifacts.store import FEATURES_NAME, RowWriter
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.comparison import Pair
 from coreset.engine.condensed.condensed_set import SetInfo, open_set
 from coreset.engine.evaluation.results import METRICS, Results
-from coreset.engine.models import backbones
+from coreset.engine.models import backbones, clip
 from coreset.engine.models.concept_bank import Concept, ConceptBank, Encoder, write_bank
 from coreset.engine.report.sets import catalogue, gather
 from coreset.engine.report.tables import NOTHING, set_table
@@ -93,11 +90,9 @@ def encode(monkeypatch):
         asked.extend(texts)
         return np.eye(WIDTH, dtype=np.float32)[: len(texts)]
 
-    stub = ModuleType("coreset.engine.models.clip")
     names = tuple(wnid.upper() for wnid in class_list("imagenet"))
-    vars(stub).update(text_encoder=lambda _: encoded, class_names=lambda: names)
-    monkeypatch.setitem(sys.modules, stub.__name__, stub)
-    monkeypatch.setattr(models, "clip", stub, raising=False)
+    monkeypatch.setattr(clip, "class_names", lambda: names)
+    monkeypatch.setattr(clip, "text_encoder", lambda _: encoded)
     monkeypatch.setattr(backbones, "load_backbone", lambda *_: None)
     return asked
 
@@ -368,7 +363,8 @@ def test_concepts_without_labels_name_their_coresets(packed, tmp_path, done, ref
     assert info.method == "ccs-concept_visual_aum_clusters"
     texts = bank_of(packed, tmp_path / "TEXTS", weights, of_classes, visual=False)
     assert not ConceptBank.open(texts).is_of_labels
-    for name, visual, config in (("VISUAL", True, {}), ("KEPT", False, {"keep": 5})):
+    of_labels = ("VISUAL", True, {}), ("KEPT", False, {"keep": 5}), ("SEEN", False, {"images": 2})
+    for name, visual, config in of_labels:
         bank = bank_of(packed, tmp_path / name, weights, of_classes, visual=visual, **config)
         said = refused(tmp_path, "score", packed, tmp_path / "NO", *options, bank)
         assert f"bank {bank} was made with the labels of the data set" in said
