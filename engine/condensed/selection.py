@@ -59,8 +59,11 @@ class Candidates:
         return np.array(self.names)[self.labels[positions]]
 
     def budgets(self, ipc: int) -> Ints:
-        """Ask ``ipc`` of every class, or of every group that is not empty."""
-        return np.where((self.kind == "class") | (self.sizes > 0), ipc, 0)
+        """Ask ``ipc`` of every class, or of every group that has images in the data set."""
+        asked = np.full(len(self.names), ipc)
+        if self.table is not None and self.table.suffix:
+            asked[np.bincount(self.table.labels, minlength=asked.size) == 0] = 0
+        return asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -61,11 +61,8 @@ def clusters_of(store: Path, k: int, seed: int) -> NDArray[np.int64]:
 
 def nearest_texts(store: Path, texts_cd: NDArray[np.float32]) -> NDArray[np.int64]:
     """Find the text with the largest cosine to each row of a store, of equal ones the first."""
-    n, width, _ = feature_layout(store)
-    if width != texts_cd.shape[1]:
-        raise UsageError(f"texts have {texts_cd.shape[1]} entries, images {width}: not one space")
-    with progress("zero-shot", n) as bar:
-        found = [np.empty(0, np.int64)]
+    found = [np.empty(0, np.int64)]
+    with progress("zero-shot", feature_layout(store)[0]) as bar:
         for chunk in feature_chunks(store):
             found.append((unit_rows(chunk) @ texts_cd.T).argmax(axis=1))
             bar.advance(len(chunk))

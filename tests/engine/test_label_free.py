@@ -131,8 +131,6 @@ def test_the_nearest_text_is_that_of_the_largest_cosine(tmp_path, monkeypatch):
     images = rows.astype(np.float64)
     cosines = images / np.linalg.norm(images, axis=1, keepdims=True) @ texts.T
     np.testing.assert_array_equal(found, cosines.argmax(axis=1))
-    with pytest.raises(UsageError, match=r"texts have 5 entries, images 8"):
-        nearest_texts(tmp_path / "rows", texts[:, :5])
 
 
 def test_scores_hold_the_clusters_they_were_made_with(clustered, done):
@@ -198,8 +196,8 @@ def test_true_labels_do_not_count(packed, clustered, tmp_path, done):
 def test_a_stopped_scoring_keeps_its_clusters_and_ends_in_the_same_bytes(
     clustered, interrupted, done, stored_bytes, monkeypatch
 ):
-    packed, long = locate(clustered, "dataset"), (*LINEAR, "--epochs", 100, *CLUSTERS)
-    whole, stopped = (clustered.with_name(name) for name in ("WHOLE", "STOPPED"))
+    packed, long = locate(clustered, "dataset"), (*LINEAR, "--epochs", 200, *CLUSTERS)
+    whole, stopped = (clustered.with_name(name) for name in ("WHOLE_CLUSTERS", "STOPPED_CLUSTERS"))
     done("score", packed, whole, *long)
     kept = temporary_name(stopped) / ASSIGNED_NAME
     interrupted(kept, "score", packed, stopped, *long)
@@ -300,6 +298,14 @@ def test_too_small_a_group_is_named(clustered, tmp_path, refused):
         f"ipc must be at most the size of every group, got 7, but group cluster {number} has 6 "
         "images; lower --ipc"
     )
+
+
+def test_a_group_that_is_used_up_is_not_passed_over(assigned, tmp_path, done, refused):
+    made, words = assigned(GROUPS.astype(np.int32)), ("--reveal", "--method", "random")
+    selected(done, made, tmp_path / "SET", "--ipc", 6, "--method", "random")
+    others = ("--without", tmp_path / "SET", "--ipc", 1)
+    said = refused(tmp_path, "select", made, tmp_path / "OTHER", *words, *others)
+    assert "got 1, but group cluster 3 has 0 images" in said
 
 
 def test_labels_are_revealed_only_where_they_were_not_given(
