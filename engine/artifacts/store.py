@@ -4,7 +4,7 @@
 written, so that a lost chunk reads as NaN and never as a score.
 """
 
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -147,7 +147,16 @@ def read_features(path: Path) -> Features:
     """Read all features of a store into memory."""
     with _opened(path) as group:
         features = np.asarray(_checked(path, group["features"], dimensions=2)[...])
-    _require_finite(path, features, 0)
+    _require_finite(path, features, range(len(features)))
+    return features
+
+
+def read_feature_rows(path: Path, ids: NDArray[np.int64]) -> Features:
+    """Read the features of some samples; of the others only those in the same chunks."""
+    with _opened(path) as group:
+        array = _checked(path, group["features"], dimensions=2)
+        features = np.asarray(array.oindex[ids, :])
+    _require_finite(path, features, ids)
     return features
 
 
@@ -165,13 +174,13 @@ def feature_chunks(path: Path) -> Iterator[Features]:
         step = feature_chunk_rows(array.shape[1])
         for first in range(0, array.shape[0], step):
             chunk = np.asarray(array[first : first + step])
-            _require_finite(path, chunk, first)
+            _require_finite(path, chunk, range(first, first + len(chunk)))
             yield chunk
 
 
-def _require_finite(path: Path, features: Features, first_row: int) -> None:
+def _require_finite(path: Path, features: Features, ids: Sequence[int] | NDArray[np.int64]) -> None:
     if not np.isfinite(features).all():
-        row = first_row + int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+        row = ids[int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])]
         raise StoreError(
             f"{path}: the features of sample {row} are not finite; remove it and make it again"
         )

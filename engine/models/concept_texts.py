@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar, cast
 
 from coreset.engine.models.concept_bank import Concept
+from coreset.engine.runtime.progress import say
 from coreset.shards.errors import UsageError
 from coreset.shards.format.classes import class_list, wordnet_names
 from coreset.shards.format.dataset import Dataset
@@ -129,22 +130,26 @@ def cleaned(by_class: Texts, names: Mapping[str, str]) -> list[Concept]:
     """Clean the texts of classes, and merge those that classes share into one concept.
 
     Texts become lower case with single blanks and no full stop at their end. Dropped are texts that
-    hold a name of their class (``names``, with commas between), and what a class has twice.
+    hold a name of their class (``names``, with commas between), and what a class has twice. Where
+    that would leave nothing, the texts with the name stay, which is said.
 
     Raises:
-        UsageError: A class has nothing left.
+        UsageError: A class has no text.
     """
     classes: dict[str, list[str]] = {}
+    with_names: list[str] = []
     for name, texts in by_class.items():
         plain = dict.fromkeys(" ".join(text.lower().split()).rstrip(". ") for text in texts)
-        own = [text for text in plain if text and not _holds_name(text, names[name])]
-        if not own:
-            raise UsageError(
-                f"class {name} is left without a concept (of {len(texts)} texts, without those "
-                f"that hold its name: {names[name]}); describe it in other words"
-            )
-        for text in own:
+        every = list(filter(None, plain))
+        if not every:
+            raise UsageError(f"class {name} has no concept ({names[name]}); describe it in words")
+        own = [text for text in every if not _holds_name(text, names[name])]
+        with_names += [] if own else [name]
+        for text in own or every:
             classes.setdefault(text, []).append(name)
+    if with_names:
+        shown = ", ".join(names[name] for name in with_names[:_NAMED])
+        say(f"all texts of {len(with_names)} classes hold their names and are kept: {shown}")
     return [Concept(text=text, classes=tuple(own)) for text, own in classes.items()]
 
 

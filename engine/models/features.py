@@ -6,10 +6,10 @@ squashed to a square as in ManifoldGD's ``representativeness_diversity.py``, but
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,22 @@ def cached_features(
     if (rows := feature_layout(store)[0]) != n:  # it is in zarr.json, which no codec protects
         raise StoreError(f"{store} has {rows} rows for {n} images; remove it and make it again")
     return entry
+
+
+def recorded_features(entry: Mapping[str, Any]) -> Path:
+    """Find the cached features that an artifact records as its input; the weights are not needed.
+
+    Raises:
+        UsageError: They are not in the cache any more.
+    """
+    config = dict(entry["config"])
+    place = _cache_entry(config)
+    if not (place / PROVENANCE_NAME).is_file():
+        raise UsageError(
+            f"features by {config.get('backbone')} are not in {cache_directory()} any more; run "
+            "the same `coreset score` (or `coreset embed`) again, which makes them"
+        )
+    return place
 
 
 def remember(features: Path, dataset: Dataset, spec: FeatureSpec) -> None:

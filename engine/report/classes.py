@@ -197,19 +197,18 @@ def _rows(
     label: int, sets: Iterable[FoundSet], scores: FoundScores | None, n: int
 ) -> Iterator[tuple[str, list[dict[str, str]]]]:
     if scores is not None:
-        members = np.flatnonzero(scores.dataset.labels == label)
-        by_easiness = members[np.argsort(scores.easiness[members], kind="stable")]
-        yield "easiest", _thumbnails(scores.dataset, by_easiness[::-1][:n], scores)
-        yield "hardest", _thumbnails(scores.dataset, by_easiness[:n], scores)
+        by_easiness = hardest_first(scores, label)
+        yield "easiest", thumbnails(scores.dataset, by_easiness[::-1][:n], scores)
+        yield "hardest", thumbnails(scores.dataset, by_easiness[:n], scores)
     for entry in sets:
         condensed, made = entry.condensed, entry.condensed.info.kind == "distilled"
         ids = condensed.ids[condensed.labels == label]
         if made or scores is None:
-            thumbnails = _thumbnails(condensed.dataset, ids[:n], None)
+            row = thumbnails(condensed.dataset, ids[:n], None)
         else:
-            hardest_first = ids[np.argsort(scores.easiness[ids], kind="stable")]
-            thumbnails = _thumbnails(condensed.dataset, evenly_spread(hardest_first, n), scores)
-        yield f"{'made' if made else 'chosen'} by {entry.reported.name}", thumbnails
+            ordered = ids[np.argsort(scores.easiness[ids], kind="stable")]
+            row = thumbnails(condensed.dataset, evenly_spread(ordered, n), scores)
+        yield f"{'made' if made else 'chosen'} by {entry.reported.name}", row
 
 
 def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -217,10 +216,17 @@ def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     return ids[np.linspace(0, len(ids) - 1, min(n, len(ids))).round().astype(np.int64)]
 
 
-def _thumbnails(
+def hardest_first(scores: FoundScores, label: int) -> NDArray[np.int64]:
+    """Return the ids of a class, hardest first."""
+    members = np.flatnonzero(scores.labels == label)
+    return members[np.argsort(scores.easiness[members], kind="stable")]
+
+
+def thumbnails(
     dataset: Dataset, ids: NDArray[np.int64], scores: FoundScores | None
 ) -> list[dict[str, str]]:
-    thumbnails: list[dict[str, str]] = []
+    """Make ``uri`` (empty where an image cannot be read), ``alt`` and ``caption``, the score."""
+    shown: list[dict[str, str]] = []
     # Counts (forgetting, correctness) are whole numbers, probabilities and logits are not.
     whole = scores is not None and np.array_equal(scores.values, scores.values.round())
     with ShardReader(dataset) as reader:
@@ -233,8 +239,8 @@ def _thumbnails(
             if scores is not None:
                 caption = f"{scores.values[sample_id]:.{0 if whole else 3}f}"
                 alt += f", {scores.score} {caption}"
-            thumbnails.append({"uri": uri, "alt": alt, "caption": caption})
-    return thumbnails
+            shown.append({"uri": uri, "alt": alt, "caption": caption})
+    return shown
 
 
 def thumbnail_uri(image: bytes) -> str:

@@ -8,6 +8,7 @@ from coreset.engine.artifacts.ledger import read_ledger, total_wall_seconds
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report import tables
 from coreset.engine.report.classes import data_grids, score_figure
+from coreset.engine.report.concepts import concept_parts
 from coreset.engine.report.figures import (
     accuracy_figures,
     cost_figures,
@@ -50,6 +51,9 @@ def render(
     costs = set_costs(results, sets)
     seconds = {digest: total_wall_seconds(stages) for digest, stages in costs.items()}
     evidence, look = gather(results.path, sets.values(), data), look_of(sets.values())
+    shares: dict[str, int] = {"max_classes": max_classes, "images_per_row": images_per_row}
+    concepts, unexplained = concept_parts(evidence, **shares)
+    notices = [*evidence.notices, *unexplained]
     shown = {
         "accuracy": tables.accuracy_table(compared),
         "metrics": tables.metric_table(measured),
@@ -78,12 +82,13 @@ def render(
             score_figure(scores, evidence, look, max_classes=max_classes)
             for scores in evidence.scores
         ],
-        grids=data_grids(evidence, max_classes=max_classes, images_per_row=images_per_row),
-        notices=evidence.notices,
+        concepts=concepts,
+        grids=data_grids(evidence, **shares),
+        notices=notices,
     )
     files = {f"-{name}.csv": tables.csv_bytes(records[name]) for name in records}
     files |= {f"-{name}.md": tables.markdown_bytes(shown[name]) for name in records}
-    return Rendered(page, files, headline(compared), evidence.notices)
+    return Rendered(page, files, headline(compared), notices)
 
 
 def _page(**values: object) -> bytes:

@@ -163,6 +163,7 @@ class FoundScores(NamedTuple):
     """One score of every image of a data set."""
 
     score: str
+    path: Path
     digest: str
     dataset: Dataset
     values: NDArray[np.float32]
@@ -234,5 +235,5 @@ def _add_scores_behind(condensed: CondensedSet, scores: dict[tuple[str, str], Fo
         raise UsageError(f"{directory} does not hold the scores of this set any more")
     table = ScoreTable(path=directory, dataset=condensed.dataset)
     groups = table.labels, table.label_names, not table.suffix
-    values = table.values(score)
-    scores[digest, score] = FoundScores(score, digest, condensed.dataset, values, *groups)
+    values = table.values(score), *groups
+    scores[digest, score] = FoundScores(score, directory, digest, condensed.dataset, *values)

@@ -1,6 +1,6 @@
 """Images whose labels look wrong: hardest first, with the given and the predicted label."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, short
+from coreset.engine.scoring.reasons import Argument, ConceptModel, reasons
 from coreset.engine.scoring.recipes import GIVEN
 from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable
 from coreset.kernels.samplers import positions_by_class
@@ -31,6 +32,11 @@ CLEANLAB_COLUMNS = ("label_quality", "is_label_issue")
 """In the sense of ``cleanlab.classification.CleanLearning.get_label_issues``; with folds."""
 OWN_COLUMNS = ("share_harder", "predicted_otherwise")
 """In their place without folds, where nothing is out of sample."""
+REASON_COLUMNS = ("rival_label", "reasons")
+"""With reasons: the class that the concepts argue for, and the concepts, strongest first; ``no``
+stands before one of which the image has less than the mean image."""
+TEXT_SHOWN = 28
+"""Characters of a concept in a table for a terminal."""
 
 Suspect: TypeAlias = dict[str, Any]
 """The columns above and the score of one image; None where nothing was predicted."""
@@ -78,6 +84,28 @@ def find_suspects(
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
+def with_reasons(table: ScoreTable, suspects: Sequence[Suspect]) -> list[Suspect]:
+    """Add to each image the concepts that argue most against its given label.
+
+    Raises:
+        UsageError: The scores are not by concepts, or bank or features are not at hand.
+    """
+    model, classes = ConceptModel.open(table.path), table.label_names
+    ids = np.array([suspect["sample"] for suspect in suspects], np.int64)
+    predicted = None if table.predicted is None else table.predicted[ids]
+    explained = reasons(model, ids, table.labels[ids], predicted)
+    return [
+        suspect | {"rival_label": classes[rival], "reasons": list(map(_described, arguments))}
+        for suspect, (rival, arguments) in zip(suspects, explained, strict=True)
+    ]
+
+
+def _described(argument: Argument) -> dict[str, Any]:
+    nearest = {"nearest": argument.concept.nearest} if argument.concept.nearest else {}
+    numbers = {"logits": argument.logits, "similarity": argument.similarity}
+    return {"concept": argument.concept.text, "text": argument.text, **numbers, **nearest}
+
+
 def suspect_table(
     score: str, suspects: Sequence[Suspect], *, label: str = GIVEN
 ) -> tuple[str, ...]:
@@ -88,7 +116,16 @@ def suspect_table(
         (str(row["sample"]), *(text or "-" for text in texts(row)), short(row["score"], ".4f"))
         for row in suspects
     ]
+    if all("reasons" in row for row in suspects):
+        header = (*header, "argues against")
+        rows = [(*row, _listed(suspect)) for row, suspect in zip(rows, suspects, strict=True)]
     return aligned(header, rows)
+
+
+def _listed(suspect: Suspect) -> str:
+    texts = [reason["text"] for reason in suspect["reasons"]]
+    cut = (text if len(text) <= TEXT_SHOWN else f"{text[: TEXT_SHOWN - 3]}..." for text in texts)
+    return ", ".join(cut) or "-"
 
 
 def require_replaceable(path: Path) -> None:
@@ -100,11 +137,23 @@ def require_replaceable(path: Path) -> None:
 
 
 def write_suspects(path: Path, suspects: Sequence[Suspect], *, label: str = GIVEN) -> None:
-    """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty."""
+    """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty.
+
+    Reasons are one cell: concepts with a semicolon between, and the image nearest to each if known.
+    """
     out_of_fold = suspects[0]["label_quality"] is not None
     names = (*COLUMNS, *(CLEANLAB_COLUMNS if out_of_fold else OWN_COLUMNS))
-    values = ([suspect[name] for name in names] for suspect in suspects)
+    names += REASON_COLUMNS if "reasons" in suspects[0] else ()
+    cells = (suspect | {"reasons": _joined(suspect.get("reasons", ()))} for suspect in suspects)
+    values = ([row[name] for name in names] for row in cells)
     # Seven digits tell the ranks of ten million images apart.
     rows = ([f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in values)
     header = [name.replace(GIVEN, label) for name in names]
     write_atomically(path, csv_table(header, rows))
+
+
+def _joined(arguments: Iterable[Mapping[str, Any]]) -> str:
+    return "; ".join(
+        f"{reason['text']} ({reason['nearest']})" if "nearest" in reason else reason["text"]
+        for reason in arguments
+    )

@@ -36,6 +36,7 @@ from coreset.engine.scoring.suspects import (
     find_suspects,
     require_replaceable,
     suspect_table,
+    with_reasons,
     write_suspects,
 )
 from coreset.engine.stages.options import MovedData, Result, ScoreNameOrNone, ScoresPath
@@ -113,7 +114,8 @@ class Suspects:
     The score is confidence_oof where `coreset score --proxy linear --folds 5` made it: classifiers
     that never saw a label cannot have memorised it. Else it is el2n, a mean over the first epochs:
     later a proxy memorises wrong labels, which spoils aum and loss_final. Labels that people
-    mistook are harder to find than random flips, which docs/scores.md measures.
+    mistook are harder to find than random flips, which docs/scores.md measures. For example:
+    coreset scores suspects SCORES --why --csv suspects.csv.
     """
 
     scores: ScoresPath
@@ -125,6 +127,10 @@ class Suspects:
     """Suspects to list."""
     per_class: bool = False
     """List --top of every class instead of --top in all."""
+    why: bool = False
+    """With scores by concepts: the three concepts that argue most against the given label, for the
+    predicted one, or for the runner-up where the prediction is the given label. "no" stands before
+    a concept that the image lacks."""
     csv: Path | None = None
     """CSV file to list all of them in; replaced if it exists. With folds, label_quality and
     is_label_issue are cleanlab's: the probability of the label, and whether confident learning
@@ -141,6 +147,8 @@ class Suspects:
         table = ScoreTable.open(self.scores, self.data)
         score = best_score(table) if self.score is None else self.score
         suspects = find_suspects(table, score, self.top, per_class=self.per_class)
+        if self.why:
+            suspects = with_reasons(table, suspects)
         label = GIVEN if table.labelled_by == GIVEN else ASSIGNED
         lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN], label=label))
         if self.csv is not None:

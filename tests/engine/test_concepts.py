@@ -141,8 +141,17 @@ def test_shared_concepts_are_kept_once_with_all_their_classes():
     names = {"a": "ant", "b": "bee"}
     concepts = cleaned({"a": ["Wings", "an ant", "wings."], "b": ["an ant", "wings"]}, names)
     assert [(c.text, c.classes) for c in concepts] == [("wings", ("a", "b")), ("an ant", ("b",))]
-    with pytest.raises(UsageError, match=r"class b is left without a concept .*: bee.; describe"):
-        cleaned({"a": ["wings"], "b": ["Bees", "..."]}, names)
+
+
+def test_a_class_keeps_texts_with_its_name_if_it_has_no_others(monkeypatch):
+    said = list[str]()
+    monkeypatch.setattr("coreset.engine.models.concept_texts.say", said.append)
+    names = {"a": "ant", "b": "bee"}
+    concepts = cleaned({"a": ["wings"], "b": ["Bees", "..."]}, names)
+    assert [(c.text, c.classes) for c in concepts] == [("wings", ("a",)), ("bees", ("b",))]
+    assert said == ["all texts of 1 classes hold their names and are kept: bee"]
+    with pytest.raises(UsageError, match=r"class b has no concept \(bee\); describe it in words"):
+        cleaned({"a": ["wings"], "b": ["..."]}, names)
 
 
 # import
@@ -228,7 +237,7 @@ def test_the_kept_concepts_are_those_of_a_plain_double_loop(clip, listed, packed
         ('{"tench": "lips"}', "class 'tench' has no list of strings); write a JSON file of"),
         ('{"tench": ["lips", 3]}', "class 'tench' has no list of strings"),
         ('{"tench": ["\\ud800"]}', "surrogates not allowed"),
-        (json.dumps({**TEXTS, "cassette player": []}), "class n02979186 is left without a concept"),
+        (json.dumps({**TEXTS, "cassette player": []}), "class n02979186 has no concept"),
         (json.dumps({"tench": ["lips"], "ant": ["legs"]}), "2 of 3 classes of"),
         (json.dumps({"tench": ["lips"], "ant": ["legs"]}), "n02102040, n02979186; add them by"),
     ],
@@ -240,7 +249,7 @@ def test_a_file_that_does_not_describe_the_classes_is_refused(
     path.write_text(text)
     said = refused(tmp_path, "concepts", "import", path, packed, tmp_path / "B")
     assert words in said
-    assert str(path) in said or "is left" in said
+    assert str(path) in said or "has no concept" in said
 
 
 def test_what_is_no_file_is_refused(packed, tmp_path, refused):

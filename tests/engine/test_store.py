@@ -12,6 +12,7 @@ from coreset.engine.artifacts.store import (
     feature_chunk_rows,
     feature_chunks,
     feature_layout,
+    read_feature_rows,
     read_features,
     write_columns,
 )
@@ -240,3 +241,13 @@ def test_lost_and_damaged_rows_are_refused_when_they_are_reached(tmp_path, matri
         np.testing.assert_array_equal(next(chunks), matrix[first : first + 16])
     with pytest.raises(StoreError, match=message):
         next(chunks)
+    with pytest.raises(StoreError, match=message):
+        read_feature_rows(path, np.array([49, 32, 3]))
+    ids = np.array([49, 3, 15, 3])  # of the chunks that hold them alone
+    np.testing.assert_array_equal(read_feature_rows(path, ids), matrix[ids])
+
+
+def test_rows_that_a_store_does_not_have_are_refused(tmp_path, matrix):
+    path = write_features(tmp_path / "f.zarr", matrix)
+    with pytest.raises(StoreError, match="cannot be read"):
+        read_feature_rows(path, np.array([0, N_ROWS]))
