@@ -17,6 +17,7 @@ from coreset.engine.condensed.condensed_set import SetInfo, open_set
 from coreset.engine.evaluation.results import METRICS, Results
 from coreset.engine.models import backbones, clip
 from coreset.engine.models.concept_bank import Concept, ConceptBank, Encoder, write_bank
+from coreset.engine.report.concepts import concept_parts
 from coreset.engine.report.sets import catalogue, gather
 from coreset.engine.report.tables import NOTHING, set_table
 from coreset.engine.scoring.pseudo_labels import ASSIGNED_NAME, clusters_of, nearest_texts
@@ -70,6 +71,7 @@ def _planted(features):
             "stages.selection",
         ):
             patch.setattr(f"coreset.engine.{module}.cached_features", lambda *_: features)
+        patch.setattr("coreset.engine.scoring.reasons.recorded_features", lambda _: features)
         yield
 
 
@@ -356,7 +358,7 @@ def bank_of(packed, out, weights, concepts, *, visual, **config):
     return out
 
 
-def test_concepts_without_labels_name_their_coresets(packed, tmp_path, done, refused):
+def test_concepts_without_labels_name_their_coresets(packed, tmp_path, done, refused, values_of):
     weights = backbones.weights_key("tf_efficientnet_lite0", None)
     pooled = [Concept(text=f"prototype {n}") for n in range(6)]
     of_classes = [Concept(text=c, classes=(c,)) for c in Dataset.open(packed).classes]
@@ -367,6 +369,17 @@ def test_concepts_without_labels_name_their_coresets(packed, tmp_path, done, ref
     words = ("--ipc", 2, "--misratio", 0.5)
     _, info, _ = selected(done, tmp_path / "OUT", tmp_path / "SET", *words)
     assert info.method == "ccs-concept_visual_aum_clusters"
+    why = values_of("scores", "suspects", tmp_path / "OUT", "--why", "--top", 60)["suspects"]
+    assert {suspect["rival_label"] for suspect in why} <= {f"cluster {n}" for n in range(4)}
+    assert all(suspect["rival_label"] != suspect["given_label"] for suspect in why)
+    condensed = open_set(tmp_path / "SET")
+    sets = catalogue([Results(tmp_path / "R").input_columns(condensed, condensed.dataset)])
+    evidence = gather(tmp_path / "R", sets.values(), None)
+    (part,), notices = concept_parts(evidence, max_classes=9, images_per_row=1)
+    assert notices == []
+    assert list(part.classes) == [f"cluster {n}" for n in range(4)]
+    for name, shown in part.classes.items():
+        assert shown["hardest"][0]["title"].startswith(f"assigned {name}, ")
     texts = bank_of(packed, tmp_path / "TEXTS", weights, of_classes, visual=False)
     assert not ConceptBank.open(texts).is_of_labels
     of_labels = ("VISUAL", True, {}), ("KEPT", False, {"keep": 5}), ("SEEN", False, {"images": 2})
