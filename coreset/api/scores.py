@@ -72,6 +72,7 @@ def select(
     bins: int = 50,
     seed: int = 0,
     data: str | Path | None = None,
+    reveal: bool = False,
 ) -> NDArray[np.int64]:
     """Choose the images that `coreset select` chooses with the same options.
 
@@ -84,6 +85,7 @@ def select(
         bins: Equal-width bins over the range of a class's scores (``ccs``).
         seed: Seed of the draw.
         data: Where the scored data set lies now, if it was moved.
+        reveal: Choose by scores with pseudo-labels, ``ipc`` of each of their groups.
 
     Returns:
         Sample ids of the data set, int64 of shape (n,), ascending: ``ipc`` of every class.
@@ -101,6 +103,7 @@ def select(
             method=method,
             score=score,
             seed=seed,
+            reveal=reveal,
             parameters=CcsParameters(misratio=misratio, bins=bins),
             data=None if data is None else Path(data),
         ).run()

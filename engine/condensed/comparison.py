@@ -64,11 +64,10 @@ class Pair:
         """
         from coreset.kernels.measures import spearman, spearman_by_class
 
-        a, b = self.first.values(score), self.second.values(other_score)
+        first, a, b = self.first, self.first.values(score), self.second.values(other_score)
         ids = self.ids[np.isfinite(a[self.ids]) & np.isfinite(b[self.ids])]
         a, b = easiness(score, a[ids]), easiness(other_score, b[ids])
-        dataset = self.first.dataset
-        by_class = spearman_by_class(a, b, dataset.labels[ids], len(dataset.classes))
+        by_class = spearman_by_class(a, b, first.labels[ids], len(first.label_names))
         known = by_class[~np.isnan(by_class)]
         return {
             "score": score,
@@ -78,12 +77,6 @@ class Pair:
             "roc_area": None if flipped is None else _area(a, flipped[ids]),
             "other_roc_area": None if flipped is None else _area(b, flipped[ids]),
         }
-
-    @property
-    def class_sizes(self) -> NDArray[np.int64]:
-        """Number of samples that both scored, by class."""
-        dataset = self.first.dataset
-        return np.bincount(dataset.labels[self.ids], minlength=len(dataset.classes))
 
     def coreset_overlap(
         self,
@@ -97,34 +90,36 @@ class Pair:
     ) -> dict[str, Any]:
         """Choose by CCS from both, with one seed and misratio, and count what is chosen twice.
 
+        Each is chosen by its own labels or pseudo-labels, at the misratio for the first.
         ``unrelated`` is the share where the second's scores are shuffled within every class. It is
         above ``chance``: with one seed both take the smallest random keys, bin by bin.
         """
         from coreset.kernels.measures import shuffled_within_classes
 
-        scored_by = f"{self.first.prefix}{score}"
-        candidates = Candidates(dataset=self.first.dataset, ids=self.ids, score=scored_by)
+        one, other = (
+            Candidates(dataset=table.dataset, ids=self.ids, table=table, score=table.name_of(score))
+            for table in (self.first, self.second)
+        )
         given = CcsParameters(misratio=misratio, bins=n_bins)
-        budgets = np.full(self.class_sizes.size, ipc)
-        parameters, assumption = complete_misratio(given, candidates, budgets)
+        parameters, assumption = complete_misratio(given, one, one.budgets(ipc))
 
-        def draw(easiness: NDArray[np.floating]) -> NDArray[np.int64]:
-            scored = replace(candidates, easiness=easiness)
-            return draw_coreset("ccs", scored, budgets, seed, parameters).positions
+        def draw(those: Candidates, easiness: NDArray[np.floating]) -> NDArray[np.int64]:
+            scored = replace(those, easiness=easiness)
+            return draw_coreset("ccs", scored, those.budgets(ipc), seed, parameters).positions
 
-        first = draw(self.first.easiness(score, self.ids))
+        first = draw(one, self.first.easiness(score, self.ids))
         second = self.second.easiness(other_score, self.ids)
         unrelated = [
-            np.isin(first, draw(shuffled_within_classes(second, candidates.labels, deal)))
+            np.isin(first, draw(other, shuffled_within_classes(second, other.labels, deal)))
             for deal in range(SHUFFLES)
         ]
         return {
             "ipc": ipc,
             "misratio": parameters.misratio,
             "assumption": assumption,
-            "share": float(np.isin(first, draw(second)).mean()),
+            "share": float(np.isin(first, draw(other, second)).mean()),
             "unrelated": float(np.mean(unrelated)),
-            "chance": float(np.mean(ipc / self.class_sizes)),
+            "chance": float(np.mean(ipc / other.sizes[other.labels[first]])),
         }
 
 

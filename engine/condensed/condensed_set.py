@@ -48,6 +48,15 @@ class SetInfo:
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
+    @property
+    def balance(self) -> str:
+        """Say how many images the classes of a set have that was chosen by pseudo-labels."""
+        if "labels" not in self.parameters:
+            return ""
+        present = [n for n in self.per_class if n]
+        each = " to ".join(map(str, sorted({min(present), max(present)})))
+        return f"images of {len(present)} of {self.n_classes} classes, {each} each"
+
     @staticmethod
     def read(directory: Path) -> "SetInfo":
         """Read ``set.json``."""
@@ -86,7 +95,7 @@ class CondensedSet:
 
     @property
     def ranks(self) -> NDArray[np.int64]:
-        """When each image was chosen among those of its class, from 0; by id if that is unknown."""
+        """When each was chosen among those of its class or group, from 0; by id if unknown."""
         path, n = self.path / SELECTION_NAME, self.ids.size
         if path.is_file():
             from pyarrow import ArrowException, parquet
@@ -180,11 +189,11 @@ def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
     )
 
 
-def class_too_small(dataset: Dataset, label: int, size: int, ipc: int) -> UsageError:
-    """Make the error of a class that has too few images."""
+def class_too_small(name: str, size: int, ipc: int, kind: str = "class") -> UsageError:
+    """Make the error of a class, or of a group in its place, that has too few images."""
     return UsageError(
-        f"ipc must be at most the size of every class, got {ipc}, but class "
-        f"{dataset.classes[label]} has {size} images; lower --ipc"
+        f"ipc must be at most the size of every {kind}, got {ipc}, but {kind} "
+        f"{name} has {size} images; lower --ipc"
     )
 
 
@@ -216,7 +225,7 @@ def write_set(
         source_identity=manifest.identity,
         source_content=manifest.content,
         n_classes=n_classes,
-        ipc=max(per_class),
+        ipc=int(parameters.get("ipc", max(per_class))),
         per_class=per_class,
     )
     write_atomically(work.scratch / SET_NAME, json_bytes(asdict(info)))
@@ -232,8 +241,10 @@ def write_selection(
     ids: NDArray[np.int64],
     drawn: Selection,
     scores: NDArray[np.floating] | None,
+    *,
+    groups: NDArray[np.str_] | None,
 ) -> None:
-    """Write a table of a coreset beside its ids: key, class, bin, score, and when it was chosen."""
+    """Write a table of a coreset beside its ids: key, class, group, bin, score, and rank."""
     from pyarrow import parquet, table
 
     classes, labels = np.array(dataset.classes), dataset.labels[ids]
@@ -241,6 +252,7 @@ def write_selection(
         "id": ids,
         "key": dataset.table(["key"])["key"].take(ids),
         "class": classes[labels],
+        "group": groups,
         "bin": drawn.bins,
         "score": scores,
         "rank": drawn.ranks,

@@ -57,7 +57,7 @@ def _kmeans_images(
     dataset, size = task.dataset, parameters.size
     sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
     if sizes.min() < task.ipc:
-        raise class_too_small(dataset, int(sizes.argmin()), int(sizes.min()), task.ipc)
+        raise class_too_small(dataset.classes[sizes.argmin()], int(sizes.min()), task.ipc)
     for label, name in enumerate(dataset.classes):
         rows = _pixels_of_class(task, label, size)
         n_different = len(np.unique(rows, axis=0))

@@ -227,6 +227,7 @@ def draw_coreset(
         return sampler.draw(candidates, budgets, derived_seed(seed, sampler.stream), parameters)
     except ClassTooSmallError as error:
         n = int(budgets[error.class_index])
-        raise class_too_small(candidates.dataset, error.class_index, error.size, n) from error
+        name, kind = candidates.names[error.class_index], candidates.kind
+        raise class_too_small(name, error.size, n, kind) from error
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from coreset.engine.runtime.fields import NoParameters
 from coreset.engine.runtime.progress import progress
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.samplers import ClassTooSmallError, Selection, positions_by_class
 from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
@@ -23,6 +24,8 @@ class Candidates:
 
     dataset: Dataset
     ids: Ints
+    table: ScoreTable | None = None
+    """Scores that know the groups to choose from; else these are the classes."""
     score: str = ""
     easiness: Any = None
     """Score of each candidate, floating of shape (n,), turned so that low is hard."""
@@ -31,13 +34,36 @@ class Candidates:
 
     @property
     def labels(self) -> Ints:
-        """Label of each candidate."""
-        return self.dataset.labels[self.ids]
+        """Label of each candidate, or what stood for it in the scores."""
+        return (self.table or self.dataset).labels[self.ids]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each class, or group of the scores."""
+        return self.dataset.classes if self.table is None else self.table.label_names
 
     @property
     def sizes(self) -> Ints:
         """Candidates of each class."""
-        return np.bincount(self.labels, minlength=len(self.dataset.classes))
+        return np.bincount(self.labels, minlength=len(self.names))
+
+    @property
+    def kind(self) -> str:
+        """What is chosen by: class, or group by pseudo-labels."""
+        return "group" if self.table is not None and self.table.suffix else "class"
+
+    def groups_of(self, positions: Ints) -> NDArray[np.str_] | None:
+        """Return the name of the group of some candidates; None if these are the classes."""
+        if self.kind == "class":
+            return None
+        return np.array(self.names)[self.labels[positions]]
+
+    def budgets(self, ipc: int) -> Ints:
+        """Ask ``ipc`` of every class, or of every group that has images in the data set."""
+        asked = np.full(len(self.names), ipc)
+        if self.table is not None and self.table.suffix:
+            asked[np.bincount(self.table.labels, minlength=asked.size) == 0] = 0
+        return asked
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +101,8 @@ def by_class(
         members_by_class = positions_by_class(candidates.labels, budgets.size)
         with progress("select", candidates.ids.size) as bar:
             for c, members in enumerate(members_by_class):
+                if budgets[c] == 0:
+                    continue  # an empty group
                 if members.size < budgets[c]:
                     raise ClassTooSmallError(c, members.size)
                 rows = candidates.features[candidates.ids[members]].astype(np.float32)
@@ -83,8 +111,8 @@ def by_class(
                 try:
                     order = choose(ClassCandidates(*own))
                 except ValueError as error:
-                    name = candidates.dataset.classes[c]
-                    raise UsageError(f"class {name}: {error}") from error
+                    name = f"{candidates.kind} {candidates.names[c]}"
+                    raise UsageError(f"{name}: {error}") from error
                 chosen.append(members[order])
                 bar.advance(members.size)
         positions = np.concatenate(chosen)

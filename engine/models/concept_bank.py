@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.models.features import FeatureSpec
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -102,6 +103,13 @@ class ConceptBank:
             concepts=document.concepts,
             embeddings=embeddings,
         )
+
+    @property
+    def is_of_labels(self) -> bool:
+        """Test whether labels of images shaped it: prototypes of classes, or texts by images."""
+        of_classes = self.visual and any(concept.classes for concept in self.concepts)
+        config = Provenance.read(self.path).config
+        return of_classes or bool(config.get("keep") or config.get("images"))
 
     def require_classes(self, dataset: Dataset) -> None:
         """Raise ``UsageError`` unless every class of ``dataset`` has a concept, and no other has.

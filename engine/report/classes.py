@@ -40,7 +40,7 @@ def score_figure(
     """Draw a score's histogram in each of the first classes, with chosen images and cuts."""
     from plotly.subplots import make_subplots
 
-    classes, coresets = scores.dataset.classes[:max_classes], _coresets_of(scores, evidence.sets)
+    classes, coresets = scores.label_names[:max_classes], _coresets_of(scores, evidence.sets)
     n_columns = min(COLUMNS, len(classes))
     places = [divmod(label, n_columns) for label in range(len(classes))]
     n_rows = places[-1][0] + 1
@@ -63,6 +63,7 @@ def score_figure(
         for trace in _panel(label, scores, coresets, look):
             figure.add_trace(trace, row=row + 1, col=column + 1)
     figure.update_annotations(font_size=12)
+    by = "class" if scores.of_classes else "group"
     ends = (float(scores.values.min()), float(scores.values.max()))
     figure.update_xaxes(range=span_of(ends, 0.03, 0.03))
     figure.update_xaxes(title_text=f"{scores.score} ({SCORES[scores.score].unit})", row=n_rows)
@@ -70,9 +71,9 @@ def score_figure(
     figure.update_layout(legend={"orientation": "h", "y": -70 / height, "yanchor": "top"})
     return finished(
         figure,
-        title=f"{scores.score} of {scores.dataset.manifest.name} by class",
+        title=f"{scores.score} of {scores.dataset.manifest.name} by {by}",
         caption=_caption(scores, coresets, len(classes)),
-        description=f"Histograms of {scores.score} in {len(classes)} classes.",
+        description=f"{len(classes)} histograms of {scores.score} by {by}.",
         height=height,
     )
 
@@ -97,7 +98,7 @@ def _panel(
     """Yield the traces of one class: all images, then what each coreset chose and where it cut."""
     import plotly.graph_objects as go
 
-    values, members = scores.values, scores.dataset.labels == label
+    values, members = scores.values, scores.labels == label
     edges = np.linspace(values.min(), np.nextafter(values.max(), np.inf), BINS + 1)
     counts, edges = np.histogram(values[members], bins=edges.astype(np.float64))
     top = int(counts.max())
@@ -112,7 +113,7 @@ def _panel(
         hovertemplate="%{y} images at %{x:.3g}<extra></extra>",
     )
     for entry in coresets:
-        ids = entry.condensed.ids[entry.condensed.labels == label]
+        ids = entry.condensed.ids[members[entry.condensed.ids]]
         colour = look.colours[entry.reported.method]
         common = {"name": plain(entry.reported.name), "legendgroup": entry.reported.digest}
         common |= {"visible": True if entry is coresets[0] else "legendonly"}
@@ -148,11 +149,13 @@ def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) ->
 
 
 def _caption(scores: FoundScores, coresets: list[FoundSet], n_shown: int) -> str:
-    meaning, n = SCORES[scores.score], len(scores.dataset.classes)
+    meaning, n = SCORES[scores.score], len(scores.label_names)
     hard_end = "left" if meaning.low_is_hard else "right"
     caption = f"{scores.score}: {meaning.summary}; the hard end is {hard_end}."
+    if not scores.of_classes:
+        caption += " Groups of pseudo-labels stand for the classes."
     if n_shown < n:
-        caption += f" The first {n_shown} of {n:,} classes."
+        caption += f" The first {n_shown} of {n:,}{' classes' if scores.of_classes else ''}."
     if coresets:
         caption += (
             f" Ticks below the axis are the images chosen by {coresets[0].reported.name}; a dashed "
@@ -174,7 +177,8 @@ def data_grids(
     for entry in evidence.sets:  # sorted by IPC and seed within a method
         identity = entry.condensed.info.source_identity
         by_identity[identity].setdefault(entry.reported.method, entry)
-    scores = {entry.dataset.manifest.identity: entry for entry in reversed(evidence.scores)}
+    known = [entry for entry in evidence.scores if entry.of_classes]
+    scores = {entry.dataset.manifest.identity: entry for entry in reversed(known)}
     for identity, of_method in by_identity.items():
         sets, behind = list(of_method.values()), scores.get(identity)
         classes = sets[0].condensed.dataset.classes
@@ -214,7 +218,7 @@ def evenly_spread(ids: NDArray[np.int64], n: int) -> NDArray[np.int64]:
 
 def hardest_first(scores: FoundScores, label: int) -> NDArray[np.int64]:
     """Return the ids of a class, hardest first."""
-    members = np.flatnonzero(scores.dataset.labels == label)
+    members = np.flatnonzero(scores.labels == label)
     return members[np.argsort(scores.easiness[members], kind="stable")]
 
 

@@ -53,7 +53,7 @@ class _HardImage(NamedTuple):
 def _part(
     scores: FoundScores, title: str, max_classes: int, n: int, notices: list[str]
 ) -> ConceptPart:
-    names, model = scores.dataset.classes[:max_classes], ConceptModel.open(scores.path)
+    names, model = scores.label_names[:max_classes], ConceptModel.open(scores.path)
     largest = class_concepts(model, n)[: len(names)]
     hardest: list[list[_HardImage]] = [[] for _ in names]
     try:
@@ -70,7 +70,7 @@ def _part(
         }
         for name, weights, row in zip(names, largest, hardest, strict=True)
     }
-    return ConceptPart(title, scores.score, len(scores.dataset.classes), classes)
+    return ConceptPart(title, scores.score, len(scores.label_names), classes)
 
 
 def _hardest(
@@ -78,14 +78,15 @@ def _hardest(
 ) -> list[list[_HardImage]]:
     """Explain the ``n`` hardest images of each of the first classes."""
     chosen = [hardest_first(scores, label)[:n] for label in range(n_classes)]
-    ids, (names, labels) = np.concatenate(chosen), (scores.dataset.classes, scores.dataset.labels)
+    ids, (names, labels) = np.concatenate(chosen), (scores.label_names, scores.labels)
     predicted = ScoreTable(path=scores.path, dataset=scores.dataset).predicted
     predicted = np.full(len(labels), -1) if predicted is None else predicted
     rows: list[list[_HardImage]] = [[] for _ in chosen]
     explained = reasons(model, ids, labels[ids], predicted[ids])
     for sample_id, (rival, arguments) in zip(ids.tolist(), explained, strict=True):
         role = "predicted" if predicted[sample_id] == rival else "runner-up"
-        title = f"given {names[labels[sample_id]]}, {role} {names[rival]}"
+        how = "given" if scores.of_classes else "assigned"
+        title = f"{how} {names[labels[sample_id]]}, {role} {names[rival]}"
         rows[labels[sample_id]].append(_HardImage(sample_id, title, arguments))
     return rows
 

@@ -58,7 +58,7 @@ def render(
         "accuracy": tables.accuracy_table(compared),
         "metrics": tables.metric_table(measured),
         "cost": tables.cost_table(costs, sets),
-        "sets": tables.set_table(rows, sets.values()),
+        "sets": tables.set_table(rows, sets.values(), evidence.balances),
         "runtimes": tables.runtime_table(rows),
         "ledger": tables.ledger_table(read_ledger(results.path)),
     }

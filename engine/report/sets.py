@@ -167,6 +167,10 @@ class FoundScores(NamedTuple):
     digest: str
     dataset: Dataset
     values: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    """Class of every image, or the group that stood for it."""
+    label_names: tuple[str, ...]
+    of_classes: bool
 
     @property
     def easiness(self) -> NDArray[np.float32]:
@@ -180,6 +184,12 @@ class Evidence(NamedTuple):
     sets: Sequence[FoundSet]
     scores: Sequence[FoundScores]
     notices: Sequence[str]
+
+    @property
+    def balances(self) -> dict[str, str]:
+        """Images of the classes in each set that was chosen by pseudo-labels, by its digest."""
+        balances = {entry.reported.digest: entry.condensed.info.balance for entry in self.sets}
+        return {digest: balance for digest, balance in balances.items() if balance}
 
 
 def gather(results: Path, sets: Iterable[ReportedSet], data: Path | None) -> Evidence:
@@ -223,5 +233,7 @@ def _add_scores_behind(condensed: CondensedSet, scores: dict[tuple[str, str], Fo
     directory = locate(condensed.path, "scores")
     if directory is None or Provenance.read(directory).digest != digest:
         raise UsageError(f"{directory} does not hold the scores of this set any more")
-    values = ScoreTable(path=directory, dataset=condensed.dataset).values(score)
-    scores[digest, score] = FoundScores(score, directory, digest, condensed.dataset, values)
+    table = ScoreTable(path=directory, dataset=condensed.dataset)
+    groups = table.labels, table.label_names, not table.suffix
+    values = table.values(score), *groups
+    scores[digest, score] = FoundScores(score, directory, digest, condensed.dataset, *values)

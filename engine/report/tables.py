@@ -192,8 +192,10 @@ def _set_columns(entry: ReportedSet) -> dict[str, Any]:
     }
 
 
-def set_table(rows: Sequence[Row], sets: Iterable[ReportedSet]) -> Table:
-    """Describe the condensed sets that the rows of students and metrics speak of."""
+def set_table(
+    rows: Sequence[Row], sets: Iterable[ReportedSet], balances: Mapping[str, str]
+) -> Table:
+    """Describe the condensed sets that the rows speak of, with `Evidence.balances` of some."""
     stored = {row["set_digest"]: row["image_bytes"] for row in rows if "image_bytes" in row}
     columns: dict[str, Callable[[ReportedSet], str]] = {
         "data": lambda entry: entry.data,
@@ -205,6 +207,8 @@ def set_table(rows: Sequence[Row], sets: Iterable[ReportedSet]) -> Table:
         "digest": lambda entry: entry.digest[:16],
         "place": lambda entry: entry.path,
     }
+    if balances:
+        columns["balance"] = lambda entry: balances.get(entry.digest, NOTHING)
     cells = ([cell(entry) for cell in columns.values()] for entry in sets)
     return Table("Condensed sets", columns, ("seed", "images stored in"), cells)
 

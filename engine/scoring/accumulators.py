@@ -99,7 +99,7 @@ class TddsScore:
         setup = context.setup
         tdds = self._tdds = Tdds(
             len(setup.dataset),
-            len(setup.dataset.classes),
+            setup.n_classes,
             setup.device,
             window=min(WINDOW_EPOCHS, setup.recipe.epochs),
             compiled=setup.compiles_scores,
@@ -120,7 +120,7 @@ class OutOfFold(Accumulator):
 
     def __init__(self, context: TrainingContext, folds: Folds) -> None:
         self._context, self._folds = context, folds
-        self._n_classes = len(context.setup.dataset.classes)
+        self._n_classes = context.setup.n_classes
         weights = folds.classifiers.state_dict()
         self._best = {name: tensor.clone() for name, tensor in weights.items()}
         self._lowest = torch.tensor(torch.inf, dtype=torch.float64)
@@ -154,7 +154,7 @@ class OutOfFold(Accumulator):
         In float32 on any device: probabilities near 0 tell the suspects apart.
         """
         self._folds.classifiers.load_state_dict(self._best)
-        given, ranks = self._context.setup.dataset.labels, self._context.setup.ranks
+        given, ranks = self._context.setup.labels, self._context.setup.ranks
         n, device = len(given), self._folds.of_samples.device
         columns, issues = torch.zeros((n, 3), device=device), torch.zeros(n, device=device)
         with progress("score, out of fold", 2 * n) as bar:

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,10 @@ from coreset.engine.scoring.proxy import (
     convolutional_proxy,
     training_images,
 )
-from coreset.engine.scoring.recipes import FEATURE_PROXIES, Setup
+from coreset.engine.scoring.pseudo_labels import ASSIGNED_NAME, kept_pseudo_labels
+from coreset.engine.scoring.recipes import FEATURE_PROXIES, GIVEN, Setup
 from coreset.engine.scoring.run import DivergedError, ScoringRun
-from coreset.engine.scoring.score_table import PREDICTED, UNDECODABLE_NAME
+from coreset.engine.scoring.score_table import ASSIGNED, PREDICTED, UNDECODABLE_NAME
 from coreset.engine.scoring.untrained import commit_untrained_scores
 from coreset.engine.training.trainer import (
     Trainer,
@@ -94,6 +96,9 @@ def _fill(work: ArtifactWriter, setup: Setup) -> None:
 
 def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[str, NDArray[Any]]]:
     """Train from the last checkpoint in ``scratch``, or from the start, to the scores."""
+    if setup.options.labels != GIVEN:
+        assigned = setup.ranks.run_main_first(lambda: kept_pseudo_labels(setup, scratch))
+        setup = replace(setup, assigned=assigned)
     proxy = setup.ranks.run_main_first(lambda: _proxy(setup, scratch))
     context = TrainingContext(setup=setup, proxy=proxy, scratch=scratch, meter=meter)
     if proxy.streamed:
@@ -104,11 +109,13 @@ def _train(setup: Setup, scratch: Path, meter: Meter) -> tuple[ScoringRun, dict[
     if setup.options.final:
         scores |= _final_scores(context, run.trainer)
         run.share_undecodable()
+    if setup.assigned is not None:
+        scores[ASSIGNED] = setup.assigned.astype(np.int32)
     return run, scores
 
 
 def _proxy(setup: Setup, scratch: Path) -> Proxy:
-    recipe, n_classes = setup.recipe, len(setup.dataset.classes)
+    recipe = setup.recipe
     if recipe.proxy in FEATURE_PROXIES:
         return _proxy_of_features(setup, scratch)
     dataset, device, pixels = setup.dataset, setup.device, setup.options.pixels
@@ -122,12 +129,12 @@ def _proxy(setup: Setup, scratch: Path) -> Proxy:
         decoding = setup.features
         images = training_images(dataset, recipe, device, decoding, share=share, scratch=folder)
     return convolutional_proxy(
-        images, n_classes, recipe, seed=seed, device=device, total=n, ranks=ranks
+        images, setup.n_classes, recipe, seed=seed, device=device, total=n, ranks=ranks
     )
 
 
 def _proxy_of_features(setup: Setup, scratch: Path) -> Proxy:
-    recipe, n_classes, labels = setup.recipe, len(setup.dataset.classes), setup.dataset.labels
+    recipe, n_classes, labels = setup.recipe, setup.n_classes, setup.labels
     store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
     place: dict[str, Any] = {"scratch": scratch, "write": setup.ranks.is_main}
     training: dict[str, Any] = {"batch": recipe.batch, "seed": setup.options.seed}
@@ -171,8 +178,7 @@ def _final_scores(context: TrainingContext, trainer: Trainer) -> dict[str, NDArr
     As CCS does (``generate_importance_score.py``), but nothing is added inside the logarithm. What
     could not be decoded has NaN scores and the prediction -1.
     """
-    dataset, ranks = context.setup.dataset, context.setup.ranks
-    n, n_classes = len(dataset), len(dataset.classes)
+    ranks, n, n_classes = context.setup.ranks, len(context.setup.dataset), context.setup.n_classes
     columns = torch.zeros((n, 4), device=trainer.device)  # zero where another process sees it
     trainer.network.eval()
     with progress("score, final", n) as bar:
@@ -227,6 +233,7 @@ def _is_finished(scratch: Path) -> bool:
     if newest is None or not (newest[1] / SCORES_NAME).exists():
         return False
     checkpoints.finish()
-    (scratch / FEATURE_ROWS_NAME).unlink(missing_ok=True)
+    for name in (FEATURE_ROWS_NAME, ASSIGNED_NAME):
+        (scratch / name).unlink(missing_ok=True)
     shutil.rmtree(scratch / KEPT_NAME, ignore_errors=True)
     return True

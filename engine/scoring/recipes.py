@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank
@@ -34,6 +35,9 @@ SMALLEST_SIZE: Mapping[ProxyName, int] = {
     "concept": 0,
     "neighbours": 8,
 }
+GIVEN = "given"
+PROMPT = "a photo of a {}"
+"""Sentence around the name of a class (zero-shot)."""
 UNTRAINED_FIELDS = ("proxy", "recipe", "size", "backbone", "decoder_exact")
 """What shapes scores without training."""
 FEWEST_TDDS_EPOCHS = 3  # two have one change, which is its own mean
@@ -142,6 +146,12 @@ class ScoringOptions:
     folds: int | None = None
     """Train so many more classifiers, such as 5, each on all images but its fold's (linear). Scores
     confidence_oof and margin_oof find wrong labels best: `coreset scores suspects`."""
+    labels: Literal["given", "zero-shot", "clusters"] = GIVEN
+    """Labels to train on (linear, concept): those of the data set, or pseudo-labels of the images'
+    features. zero-shot: the class whose name is nearest (a backbone clip:MODEL); clusters: k-means.
+    `coreset select --reveal` chooses by such scores."""
+    clusters: int | None = None
+    """Number of clusters (--labels clusters). Default: as many as the data set has classes."""
     pixels: Path | None = None
     """Output of `coreset decode` for the data set, read instead of decoding (resnet18)."""
     concepts: Path | None = None
@@ -158,6 +168,10 @@ class ScoringOptions:
         require_at_least("el2n_epochs", self.el2n_epochs, 1)
         if self.folds is not None:
             require_at_least("folds", self.folds, 2)
+        if self.clusters is not None:
+            require_at_least("clusters", self.clusters, 2)
+            if self.labels != "clusters":
+                raise UsageError(f"clusters go with --labels clusters, got --labels {self.labels}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +185,22 @@ class Setup:
     device: "torch.device"
     ranks: Distributed
     bank: ConceptBank | None = None
+    assigned: NDArray[np.int64] | None = None
+    """Pseudo-label of every sample, once they are made."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Label of every sample that the proxy is trained on."""
+        if self.options.labels == GIVEN:
+            return self.dataset.labels
+        if self.assigned is None:
+            raise RuntimeError("pseudo-labels are read before they are made")
+        return self.assigned
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes that the proxy tells apart."""
+        return self.options.clusters or len(self.dataset.classes)
 
     @property
     def compiles_scores(self) -> bool:
@@ -179,36 +209,60 @@ class Setup:
 
     def check(self) -> None:
         """Refuse a scoring that this data set or this machine does not allow."""
-        classes, folds = self.dataset.classes, self.options.folds
-        if len(classes) < 2:
+        if self.n_classes < 2:
             raise UsageError(
                 f"{self.dataset.path} has one class, and scores compare classes; pack at least two"
+                f"{', or give --clusters' if self.options.labels == 'clusters' else ''}"
             )
         if self.bank is not None:
             self.bank.require_classes(self.dataset)
             self.bank.require_encoder(self.features)
-        sizes = np.bincount(self.dataset.labels, minlength=len(classes))
-        small = np.flatnonzero((sizes > 0) & (sizes < (folds or 0)))
-        if small.size:
-            raise UsageError(
-                f"folds must be at most the size of every class, got {folds}, but class "
-                f"{classes[small[0]]} has {sizes[small[0]]} images; lower --folds or leave it out"
-            )
+        if self.options.labels != GIVEN:
+            self._check_pseudo_labels()
+        if self.options.folds is not None:
+            self._check_folds(self.options.folds)
         if (self.options.tdds or self.options.record_margins) and self.ranks.world > 1:
             raise UsageError(
                 f"tdds and record_margins are kept by one process, these are {self.ranks.world}; "
                 "leave them out or start without torchrun"
             )
         if self.options.tdds:
-            self._require_room_for_tdds(len(classes))
+            self._require_room_for_tdds()
 
-    def _require_room_for_tdds(self, n_classes: int) -> None:
+    def _check_folds(self, folds: int) -> None:
+        classes = self.dataset.classes
+        sizes = np.bincount(self.dataset.labels, minlength=len(classes))
+        small = np.flatnonzero((sizes > 0) & (sizes < folds))
+        if small.size:
+            raise UsageError(
+                f"folds must be at most the size of every class, got {folds}, but class "
+                f"{classes[small[0]]} has {sizes[small[0]]} images; lower --folds or leave it out"
+            )
+
+    def _check_pseudo_labels(self) -> None:
+        n, backbone, bank = len(self.dataset), self.features.backbone, self.bank
+        if self.options.labels == "clusters":
+            if self.n_classes > n:
+                raise UsageError(f"clusters must be at most {n} (images), got {self.n_classes}")
+        elif not backbone.startswith("clip:"):
+            raise UsageError(
+                "labels zero-shot need a backbone that embeds texts, clip:MODEL, got "
+                f"{backbone}; use one, or --labels clusters"
+            )
+        if bank is not None and bank.is_of_labels:
+            raise UsageError(
+                f"bank {bank.path} was made with the labels of the data set, so that --labels "
+                f"{self.options.labels} would be no scores without them; make one by `coreset "
+                "concepts visual --pooled`, or of texts without --keep or --images"
+            )
+
+    def _require_room_for_tdds(self) -> None:
         from coreset.engine.data.residency import device_bytes
         from coreset.kernels.tdds import WINDOW_EPOCHS, state_bytes
 
         epochs, device = self.recipe.epochs, self.device
         require_at_least("epochs of --tdds", epochs, FEWEST_TDDS_EPOCHS)
-        needed = state_bytes(len(self.dataset), n_classes, min(WINDOW_EPOCHS, epochs))
+        needed = state_bytes(len(self.dataset), self.n_classes, min(WINDOW_EPOCHS, epochs))
         available = device_bytes(device)
         size = f"tdds keeps {needed / 1e9:.2f} GB on {device}"
         if needed > available:
@@ -237,6 +291,13 @@ class Setup:
         del options["pixels"], options["concepts"]
         if self.options.folds is None:
             del options["folds"]
+        del options["clusters"]
+        if options["labels"] == GIVEN:
+            del options["labels"]
+        elif options["labels"] == "clusters":
+            options["clusters"] = self.n_classes
+        else:
+            options["prompt"] = PROMPT
         if self.ranks.world > 1 and self.recipe.proxy == "resnet18":
             how["order"] = "fixed shares"  # ranks once shared every epoch anew
         options |= {"decoder_exact": self.features.exact, "backbone": self.features.backbone}

@@ -42,7 +42,7 @@ class ScoringRun:
         """Continue from the last checkpoint in the scratch directory, or start."""
         self.setup, self.proxy, self.meter = context.setup, context.proxy, context.meter
         self.scratch, self.ranks = context.scratch, context.setup.ranks
-        self.n, self.n_classes = len(self.setup.dataset), len(self.setup.dataset.classes)
+        self.n, self.n_classes = len(self.setup.dataset), self.setup.n_classes
         recipe = self.setup.recipe
         self.epochs, self.batch = recipe.epochs, recipe.batch
         self.ended_epochs, self.done_batches = 0, 0

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from coreset.engine.artifacts.provenance import Provenance, open_source, require
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.models.concept_bank import BANK_KIND, CONCEPT, VISUAL, VISUAL_STAGE
 from coreset.engine.runtime.text import Summary, aligned, spread_table
+from coreset.engine.scoring.recipes import GIVEN
 from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
@@ -26,6 +27,8 @@ from coreset.shards.packing.plan import read_labels
 from coreset.shards.sources.detect import find_packed
 
 VISITS = "visits"
+ASSIGNED = "assigned"
+"""Column of pseudo-labels, int32, in scores that were made with some."""
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
 UNDECODABLE_NAME = "undecodable.json"
 USUAL_IPC = 10
@@ -66,6 +69,52 @@ class ScoreTable:
         banks = [one for one in Provenance.read(self.path).inputs if one["kind"] == BANK_KIND]
         return f"{CONCEPT}{VISUAL if banks[0]['stage'] == VISUAL_STAGE else ''}" if banks else ""
 
+    @cached_property
+    def labelled_by(self) -> str:
+        """How the labels behind the scores came about: given, zero-shot or clusters."""
+        return str(Provenance.read(self.path).config.get("labels", GIVEN))
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Group of each sample: its label, or the pseudo-label that stood for it."""
+        if self.labelled_by == GIVEN:
+            return self.dataset.labels
+        labels, n = self.columns.get(ASSIGNED), len(self.dataset)
+        if labels is None or labels.dtype.kind != "i" or not 0 <= labels.min() <= labels.max() < n:
+            raise StoreError(f"{self.path} has no {ASSIGNED} of each image; score again")
+        return labels.astype(np.int64)
+
+    @cached_property
+    def label_names(self) -> tuple[str, ...]:
+        """Names of the groups: the classes, but of clusters, of which none is empty."""
+        if self.labelled_by != "clusters":
+            return self.dataset.classes
+        return tuple(f"cluster {number}" for number in range(int(self.labels.max()) + 1))
+
+    @property
+    def label_note(self) -> str:
+        """A line on pseudo-labels; nothing where the labels are those of the data set."""
+        if self.labelled_by == GIVEN:
+            return ""
+        return (
+            f"labels were assigned ({self.labelled_by}, {len(self.label_names)} groups), those of "
+            "the data set were not read; `coreset select --reveal` reads them of what it chooses"
+        )
+
+    @property
+    def suffix(self) -> str:
+        """What names of sets chosen by pseudo-labels end with: ``_clusters``; else nothing."""
+        return "" if self.labelled_by == GIVEN else f"_{self.labelled_by}"
+
+    def name_of(self, score: str) -> str:
+        """Name a score by what made it, as names of sets do: ``concept_aum_clusters``."""
+        return f"{self.prefix}{score}{self.suffix}"
+
+    def smallest_group(self, ids: NDArray[np.int64]) -> int:
+        """Count the images among ``ids`` of the smallest class, or group that is not empty."""
+        sizes = np.bincount(self.labels[ids], minlength=len(self.label_names))
+        return int(sizes.min() if self.labelled_by == GIVEN else sizes[sizes > 0].min())
+
     @property
     def names(self) -> tuple[str, ...]:
         """The scores in the store, in the order of `coreset.kernels.scores.SCORES`."""
@@ -95,7 +144,7 @@ class ScoreTable:
         predicted = self.columns.get(PREDICTED_OOF, self.columns.get(PREDICTED))
         if predicted is None:
             return None
-        n = len(self.dataset.classes)
+        n = len(self.label_names)
         if not -1 <= predicted.min() <= predicted.max() < n:
             raise StoreError(
                 f"{self.path} has predictions that are no class of {n}; score it again"
@@ -126,8 +175,8 @@ class ScoreTable:
 
     def summary_by_class(self, score: str) -> dict[str, Summary]:
         """Summarise a score of the decodable samples class by class."""
-        classes, values = self.dataset.classes, self.values(score)[self.ids]
-        members = positions_by_class(self.dataset.labels[self.ids], len(classes))
+        classes, values = self.label_names, self.values(score)[self.ids]
+        members = positions_by_class(self.labels[self.ids], len(classes))
         return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
 
 
@@ -199,22 +248,14 @@ def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.boo
     return flipped
 
 
-def selection_hint(
-    scores: Path,
-    dataset: Dataset,
-    undecodable: Iterable[int],
-    *,
-    ipc: int = USUAL_IPC,
-    score: str = USUAL_SCORE,
-) -> str:
+def selection_hint(table: ScoreTable, *, ipc: int = USUAL_IPC, score: str | None = None) -> str:
     """Name the command that chooses ``ipc`` images a class, or fewer, or shows the scores."""
-    labels = np.delete(dataset.labels, list(undecodable))
-    smallest = int(np.bincount(labels, minlength=len(dataset.classes)).min())
-    place = shlex.quote(str(scores))
+    smallest, place = table.smallest_group(table.ids), shlex.quote(str(table.path))
     if not smallest:
         return f"coreset scores show {place}"
+    reveal, score = " --reveal" if table.suffix else "", score or table.usual_score
     by = "" if score == USUAL_SCORE else f" --score {score}"
-    return f"coreset select {place} SET --ipc {min(ipc, smallest)}{by}"
+    return f"coreset select {place} SET --ipc {min(ipc, smallest)}{by}{reveal}"
 
 
 def listing() -> tuple[str, ...]:

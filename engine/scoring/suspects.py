@@ -9,6 +9,7 @@ import numpy as np
 
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, short
 from coreset.engine.scoring.reasons import Argument, ConceptModel, reasons
+from coreset.engine.scoring.recipes import GIVEN
 from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable
 from coreset.kernels.samplers import positions_by_class
 from coreset.shards.errors import UsageError
@@ -57,18 +58,19 @@ def find_suspects(
 ) -> list[Suspect]:
     """Return the ``top`` images (of every class) that are hardest; equals by sample id."""
     dataset, ease = table.dataset, table.easiness(score, table.ids)
+    names = table.label_names
     chosen = np.argsort(ease, kind="stable")
-    labels, n_classes = dataset.labels[table.ids[chosen]], len(dataset.classes)
-    members = positions_by_class(labels, n_classes) if per_class else [np.arange(chosen.size)]
+    labels = table.labels[table.ids[chosen]]
+    members = positions_by_class(labels, len(names)) if per_class else [np.arange(chosen.size)]
     chosen = chosen[np.sort(np.concatenate([positions[:top] for positions in members]))]
     n_harder = np.searchsorted(np.sort(ease), ease[chosen])
     ids, unknown = table.ids[chosen], [None] * chosen.size
-    given, predicted = dataset.labels[ids], table.predicted
+    given, predicted = table.labels[ids], table.predicted
     quality, issues = table.columns.get("confidence_oof"), table.columns.get(ISSUE_OOF)
     columns = {
         "sample": ids.tolist(),
         "source": dataset.table(["source"])["source"].take(ids).to_pylist(),
-        "given_label": [dataset.classes[label] for label in given],
+        "given_label": [names[label] for label in given],
         "predicted_label": unknown,
         "score": table.values(score)[ids].tolist(),
         "share_harder": (n_harder / max(1, ease.size - 1)).tolist(),
@@ -77,7 +79,7 @@ def find_suspects(
         "is_label_issue": unknown if issues is None else issues[ids].tolist(),
     }
     if predicted is not None:
-        columns["predicted_label"] = [dataset.classes[label] for label in predicted[ids]]
+        columns["predicted_label"] = [names[label] for label in predicted[ids]]
         columns["predicted_otherwise"] = (predicted[ids] != given).tolist()
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
@@ -88,10 +90,10 @@ def with_reasons(table: ScoreTable, suspects: Sequence[Suspect]) -> list[Suspect
     Raises:
         UsageError: The scores are not by concepts, or bank or features are not at hand.
     """
-    model, classes = ConceptModel.open(table.path), table.dataset.classes
+    model, classes = ConceptModel.open(table.path), table.label_names
     ids = np.array([suspect["sample"] for suspect in suspects], np.int64)
     predicted = None if table.predicted is None else table.predicted[ids]
-    explained = reasons(model, ids, table.dataset.labels[ids], predicted)
+    explained = reasons(model, ids, table.labels[ids], predicted)
     return [
         suspect | {"rival_label": classes[rival], "reasons": list(map(_described, arguments))}
         for suspect, (rival, arguments) in zip(suspects, explained, strict=True)
@@ -104,9 +106,11 @@ def _described(argument: Argument) -> dict[str, Any]:
     return {"concept": argument.concept.text, "text": argument.text, **numbers, **nearest}
 
 
-def suspect_table(score: str, suspects: Sequence[Suspect]) -> tuple[str, ...]:
-    """Return the lines of a table for a terminal, with a dash where nothing was predicted."""
-    header = ("sample", "source", "given", "predicted", score.rjust(NUMBER_WIDTH))
+def suspect_table(
+    score: str, suspects: Sequence[Suspect], *, label: str = GIVEN
+) -> tuple[str, ...]:
+    """Return a table for a terminal, a dash where nothing was predicted; labels are ``label``."""
+    header = ("sample", "source", label, "predicted", score.rjust(NUMBER_WIDTH))
     texts = itemgetter("source", "given_label", "predicted_label")
     rows = [
         (str(row["sample"]), *(text or "-" for text in texts(row)), short(row["score"], ".4f"))
@@ -132,7 +136,7 @@ def require_replaceable(path: Path) -> None:
         raise UsageError(f"csv {path} is no regular file and is not replaced; choose another name")
 
 
-def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
+def write_suspects(path: Path, suspects: Sequence[Suspect], *, label: str = GIVEN) -> None:
     """Write a CSV table of ``COLUMNS`` and cleanlab's or our own; unknown values are empty.
 
     Reasons are one cell: concepts with a semicolon between, and the image nearest to each if known.
@@ -144,7 +148,8 @@ def write_suspects(path: Path, suspects: Sequence[Suspect]) -> None:
     values = ([row[name] for name in names] for row in cells)
     # Seven digits tell the ranks of ten million images apart.
     rows = ([f"{v:.7g}" if isinstance(v, float) else v for v in row] for row in values)
-    write_atomically(path, csv_table(names, rows))
+    header = [name.replace(GIVEN, label) for name in names]
+    write_atomically(path, csv_table(header, rows))
 
 
 def _joined(arguments: Iterable[Mapping[str, Any]]) -> str:

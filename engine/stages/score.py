@@ -11,6 +11,7 @@ from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.scoring.recipes import (
     FEATURE_PROXIES,
+    GIVEN,
     RECIPES,
     SMALLEST_SIZE,
     Recipe,
@@ -19,11 +20,9 @@ from coreset.engine.scoring.recipes import (
 )
 from coreset.engine.scoring.score_table import (
     UNDECODABLE_NAME,
-    UNTRAINED_SCORE,
-    USUAL_SCORE,
+    ScoreTable,
     listing,
     selection_hint,
-    undecodable_of,
 )
 from coreset.engine.stages.options import Backbone, DataPath, Decoding, Flat, Result, ScoresPath
 from coreset.kernels.scores import SCORES
@@ -146,6 +145,11 @@ class Score:
                 raise UsageError(f"recipe {self.recipe} goes with --proxy resnet18, {got}")
         if self.options.folds is not None and self.proxy != "linear":
             raise UsageError(f"folds go with --proxy linear, {got}")
+        if (labels := self.options.labels) != GIVEN:
+            if self.proxy not in FEATURE_PROXIES:
+                raise UsageError(f"labels {labels} go with --proxy linear or concept, {got}")
+            if self.options.folds is not None:
+                raise UsageError(f"folds find wrong labels; they go with given ones, not {labels}")
         if pixels is not None and self.decoding.decoder_exact:
             raise UsageError("decoder_exact goes with decoding; give it to `coreset decode`")
 
@@ -212,14 +216,13 @@ class Score:
         return frozen.features(self.decoding, size=self.used.size)
 
     def _outcome(self, work: ArtifactWriter, setup: Setup) -> Result:
-        undecodable = undecodable_of(self.scores)
-        n, n_lost = len(setup.dataset), len(undecodable)
+        table = ScoreTable(path=self.scores, dataset=setup.dataset)
+        n, n_lost = len(setup.dataset), len(table.undecodable)
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         cut = " --misratio 0.5" if setup.bank is not None and setup.bank.visual else ""
         decodes = self.proxy == "resnet18" and self.options.pixels is None
-        usual = UNTRAINED_SCORE if self.proxy == "neighbours" else USUAL_SCORE
         lines = (
             *(self.decoding.notice() if decodes else ()),
             *(self.frozen.notice() if self.proxy in {"linear", "neighbours"} else ()),
@@ -227,7 +230,7 @@ class Score:
             *([_STREAMED] if work.meter.notes.get("streamed") else []),
             f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",
             *([lost] if n_lost else []),
-            f"next: {selection_hint(self.scores, setup.dataset, undecodable, score=usual)}{cut}",
+            f"next: {selection_hint(table)}{cut}",
         )
         data = {"scores": str(self.scores), "images": n, "epochs": setup.recipe.epochs}
         return Result(lines, data | {"recipe": self.used.stamp, "undecodable": n_lost})

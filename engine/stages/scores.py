@@ -19,7 +19,9 @@ from coreset.engine.condensed.comparison import (
 )
 from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
+from coreset.engine.scoring.recipes import GIVEN
 from coreset.engine.scoring.score_table import (
+    ASSIGNED,
     ISSUE_OOF,
     ScoreTable,
     class_table,
@@ -87,6 +89,7 @@ class Show:
             *class_table(score, by_class, ends=self.classes),
             "",
             f"{ids.size:,} images scored {how}: {table.path}",
+            *filter(None, [table.label_note]),
             f"next: coreset scores suspects {table.path}",
         )
         values = {
@@ -95,6 +98,7 @@ class Show:
             "images": ids.size,
             "undecodable": len(table.undecodable),
             "epochs": table.epochs,
+            "labels": table.labelled_by,
             "summary": {n: {"hard_end": hard_end(n), **s.facts()} for n, s in summaries.items()},
             "score": score,
             "histogram": {"counts": counts, "edges": edges},
@@ -145,9 +149,10 @@ class Suspects:
         suspects = find_suspects(table, score, self.top, per_class=self.per_class)
         if self.why:
             suspects = with_reasons(table, suspects)
-        lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN]))
+        label = GIVEN if table.labelled_by == GIVEN else ASSIGNED
+        lines = list(suspect_table(score, suspects[:SUSPECTS_SHOWN], label=label))
         if self.csv is not None:
-            write_suspects(self.csv, suspects)
+            write_suspects(self.csv, suspects, label=label)
             lines.append(f"listed: {self.csv}")
         elif len(suspects) > SUSPECTS_SHOWN:
             lines.append(f"and {len(suspects) - SUSPECTS_SHOWN:,} more: --csv FILE lists all")
@@ -160,13 +165,17 @@ class Suspects:
         count = f"{len(suspects):,} of {table.ids.size:,} images, hardest by {score} first"
         lines.append(f"{count}; {predictions}: {self.scores}")
         values: dict[str, Any] = {"scores": str(self.scores), "score": score, "suspects": suspects}
+        values["labels"] = table.labelled_by
         if (issues := table.columns.get(ISSUE_OOF)) is not None:
             values["label_issues"] = n_issues = int(issues.sum())
             wrong = "labels are taken for wrong (is_label_issue)"
             lines.append(f"{n_issues:,} of all {issues.size:,} {wrong}")
-        scored = self.scores, table.dataset, table.undecodable
-        cut = f"{selection_hint(*scored, score=table.usual_score)} --misratio 0.3"
-        lines.append(f"next: correct their labels and pack again, or cut the hardest: {cut}")
+        cut = f"{selection_hint(table)} --misratio 0.3"
+        mend = "correct their labels and pack again, or cut the hardest"
+        if table.label_note:
+            lines.append(table.label_note)
+            mend = "cut those that fit their group least"
+        lines.append(f"next: {mend}: {cut}")
         return Result(tuple(lines), values)
 
 
@@ -233,7 +242,7 @@ class Compare:
         dataset, flipped = pair.first.dataset, None
         if self.truth is not None:
             flipped = flipped_labels(dataset, self.truth, self.column)
-        smallest = int(pair.class_sizes.min())
+        smallest = min(table.smallest_group(pair.ids) for table in (pair.first, pair.second))
         score = self.score or pair.first.usual_score
         other = self.other_score or pair.counterpart(score)
         overlap = partial(pair.coreset_overlap, score, other, n_bins=self.bins, seed=self.seed)
@@ -245,8 +254,7 @@ class Compare:
             compared.insert(0, (score, other))
         agreements = [pair.agreement(*names, flipped) for names in compared]
         costs = [cost_of(pair.first), cost_of(pair.second)]
-        lost, ipc = pair.second.undecodable, self.ipcs[0]
-        hint = selection_hint(self.other, dataset, lost, ipc=ipc, score=other)
+        hint = selection_hint(pair.second, ipc=self.ipcs[0], score=other)
         chosen_by = score if other == score else f"{score} and {other}"
         lines = (
             *agreement_table(agreements),
@@ -257,6 +265,7 @@ class Compare:
             "",
             *cost_table(costs),
             "",
+            *(f"{t.path}: {t.label_note}" for t in (pair.first, pair.second) if t.label_note),
             f"{pair.ids.size:,} images scored by both; coresets by {chosen_by}, seed {self.seed}",
             f"next: {hint}",
         )

@@ -64,6 +64,9 @@ class Select:
     ] = None
     score: ScoreName = "aum"
     """Score to choose by (methods that need scores); `coreset score --list` explains them."""
+    reveal: bool = False
+    """For scores of --labels zero-shot or clusters, whose groups stand for the classes: takes the
+    true labels of the chosen images alone. --ipc is exact of every group, not of every class."""
     without: Path | None = None
     """Coreset of the same data set whose images are not chosen."""
     seed: int = 0
@@ -90,6 +93,7 @@ class Select:
     def run(self) -> Result:
         """Find labels and what the method needs, draw, publish the ids with their provenance."""
         dataset, table = self._opened()
+        revealed = self._revealed(table)
         method = self.method or (USUAL_BY_SCORES if table else USUAL)
         sampler = SAMPLERS[method]
         if "scores" in sampler.needs and table is None:
@@ -100,16 +104,16 @@ class Select:
         ids = np.arange(len(dataset)) if table is None else table.ids
         if self.without is not None:
             ids = np.setdiff1d(ids, ids_within(self.without, dataset))
-        score_name = f"{table.prefix if table else ''}{self.score}"
-        candidates = Candidates(dataset=dataset, ids=ids, score=score_name)
-        budgets = self._budgets(candidates.sizes)
+        score_name = table.name_of(self.score) if table else self.score
+        candidates = Candidates(dataset=dataset, ids=ids, table=table, score=score_name)
+        budgets = self._budgets(candidates)
         parameters, assumption = own_parameters(sampler, self.parameters), ""
         if sampler.complete:
             parameters, assumption = sampler.complete(parameters, candidates, budgets)
         scored = table if "scores" in sampler.needs else None
         spec = self.extractor.spec(self.decoding) if "features" in sampler.needs else None
-        recorded = self._recorded(sampler, parameters, spec)
-        inputs = {"scores": self.source} if scored else {"data": dataset.path}
+        recorded = self._recorded(sampler, parameters, spec, revealed)
+        inputs = {"scores": self.source} if scored or revealed else {"data": dataset.path}
         inputs |= {"features": cached_features(dataset, spec)} if spec else {}
         inputs |= {"without": self.without} if self.without else {}
         provenance = self._provenance(method, recorded, inputs, table)
@@ -121,13 +125,12 @@ class Select:
                     table_nd = _table(inputs["features"], work.scratch)
                     candidates = replace(candidates, features=table_nd)
                 drawn = draw_coreset(method, candidates, budgets, self.seed, parameters)
-                name, chosen = (
-                    f"{method}-{score_name}" if scored else method,
-                    ids[drawn.positions],
-                )
+                suffix = f"-{score_name}" if scored else revealed.suffix if revealed else ""
+                name, chosen = f"{method}{suffix}", ids[drawn.positions]
                 write_set(work, dataset, chosen, method=name, parameters=recorded, seed=self.seed)
                 scores = scored.values(self.score)[chosen] if scored else None
-                write_selection(work.scratch, dataset, chosen, drawn, scores)
+                groups = candidates.groups_of(drawn.positions)
+                write_selection(work.scratch, dataset, chosen, drawn, scores, groups=groups)
                 work.meter.images = len(dataset)
                 work.meter.notes[LOWERED] = len(drawn.lowered)
         return self._result(method, len(dataset), assumption, done=work.done)
@@ -143,19 +146,41 @@ class Select:
         table = ScoreTable.open(self.source, self.data)
         return table.dataset, table
 
-    def _budgets(self, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _revealed(self, table: ScoreTable | None) -> ScoreTable | None:
+        """Return scores that have groups in place of classes, for which --reveal must be given."""
+        if table is not None and table.suffix:
+            if self.reveal:
+                return table
+            raise UsageError(
+                f"{self.source} was made without labels ({table.labelled_by}), and a coreset needs "
+                "them; --reveal takes the true labels of the chosen images alone"
+            )
+        if self.reveal:
+            raise UsageError(
+                f"reveal goes with scores of --labels zero-shot or clusters, and {self.source} has "
+                "the labels of the data set; leave it out"
+            )
+        return None
+
+    def _budgets(self, candidates: Candidates) -> NDArray[np.int64]:
         if self.ipc is not None:
-            return np.full(sizes.size, self.ipc)
-        return np.array([max(1, n_hardest(size, self.ratio or 0)) for size in sizes.tolist()])
+            return candidates.budgets(self.ipc)
+        shares = [n_hardest(size, self.ratio or 0) for size in candidates.sizes.tolist()]
+        return np.maximum(candidates.budgets(1), shares)
 
     def _recorded(
-        self, sampler: Sampler, parameters: object, spec: FeatureSpec | None
+        self,
+        sampler: Sampler,
+        parameters: object,
+        spec: FeatureSpec | None,
+        revealed: ScoreTable | None,
     ) -> dict[str, Any]:
         """Return what shapes the set, without options that were not given or play no part."""
         columns = {own.name: getattr(parameters, own.name) for own in fields(sampler.parameters)}
         score = self.score if "scores" in sampler.needs else None
         network = f"{spec.backbone}@{spec.size}" if spec else None
         every = {"ipc": self.ipc, "ratio": self.ratio, "score": score, "backbone": network}
+        every["labels"] = revealed.labelled_by if revealed else None
         return {name: value for name, value in (every | columns).items() if value is not None}
 
     def _provenance(
@@ -181,12 +206,17 @@ class Select:
         how = "are there already" if done else "chosen"
         if lowered:
             assumed += [f"in {lowered} classes fewer were cut than asked, to leave enough images"]
+        if self.reveal:
+            exact = "IPC is exact" if self.ipc is not None else "the share is"
+            assumed += [f"revealed: {info.balance} ({exact} per group, not per class)"]
         lines = (
             *assumed,
             f"{n_images:,} of {n:,} images ({info.method}, {used}) {how}: {self.condensed}",
             f"next: coreset train {self.condensed} VAL RESULTS",
         )
         data = {"set": str(self.condensed), "images": n_images, "method": method}
+        if self.reveal:
+            data |= {"per_class": info.per_class}
         return Result(lines, {**data, "assumed": assumed})
 
 

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import coreset.kernels.augment
+from coreset.engine.artifacts.store import read_features
 from coreset.engine.data.decoders import TOLERANCES, DecoderName
 from coreset.engine.data.decoders.pillow import decode_with_pillow
 from coreset.engine.models import clip
@@ -32,6 +33,7 @@ from coreset.engine.models.backbones import (
 from coreset.engine.models.clip import class_names, clip_geometry, clip_recipe, text_encoder
 from coreset.engine.models.features import FeatureSpec, features_for
 from coreset.engine.runtime.device import generator_for
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.augment import normalised
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -88,6 +90,31 @@ def spec(theirs, tmp_path, monkeypatch):
 
 
 # what is computed
+
+
+def test_pseudo_labels_are_the_classes_whose_names_are_nearest(
+    theirs, packed, tmp_path, done, monkeypatch
+):
+    """Random networks see all images alike: against the mean of the rows they differ."""
+    import open_clip
+
+    texts = []
+
+    def nearest(store, texts_cd):
+        texts.append(texts_cd)
+        rows = read_features(store).astype(np.float32)
+        return ((rows - rows.mean(axis=0)) @ texts_cd.T).argmax(axis=1)
+
+    monkeypatch.setattr("coreset.engine.scoring.pseudo_labels.nearest_texts", nearest)
+    encoder = ("--backbone", TINY, "--weights", theirs[TINY].weights, "--size", SIZE)
+    command = ("--proxy", "linear", "--epochs", 1, "--labels", "zero-shot", *encoder)
+    done("score", packed, tmp_path / "SCORES", *command)
+    words = ("tench", "English Springer Spaniel", "cassette player")
+    prompts = open_clip.get_tokenizer("tiny-quickgelu")([f"a photo of a {w}" for w in words])
+    with torch.inference_mode():
+        expected = theirs[TINY].network.encode_text(prompts, normalize=True)
+    np.testing.assert_allclose(texts[0], expected.numpy(), atol=1e-6)
+    assert np.unique(ScoreTable.open(tmp_path / "SCORES").labels).size > 1
 
 
 @pytest.mark.parametrize("name", ["clip:tiny", TINY, "clip:tiny-coca"])

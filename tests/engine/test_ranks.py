@@ -65,6 +65,20 @@ def test_ranks_that_share_batches_give_the_scores_of_one_process(
     np.testing.assert_array_equal(together["predicted"], alone["predicted"])
 
 
+@pytest.mark.slow
+def test_ranks_train_on_the_clusters_of_one_process(packed, tmp_path, done, start_ranks):
+    options = (*LINEAR, "--epochs", 3, "--labels", "clusters", "--clusters", 4)
+    done("score", packed, tmp_path / "ALONE", *options, "--batch", 12)
+    codes, said = ended(
+        start_ranks(RUN, "score", packed, tmp_path / "RANKS", *options, "--batch", 6)
+    )
+    assert codes == [0, 0], said
+    alone, together = (ScoreTable.open(tmp_path / name).columns for name in ("ALONE", "RANKS"))
+    np.testing.assert_array_equal(together["assigned"], alone["assigned"])
+    assert np.unique(alone["assigned"]).size == 4
+    np.testing.assert_allclose(together["aum"], alone["aum"], rtol=2e-2, atol=2e-3)
+
+
 def test_no_thread_of_gloo_outlives_the_job(start_ranks):
     """One that does may stumble over the end of the interpreter."""
     codes, said = ended(start_ranks(JOIN))
