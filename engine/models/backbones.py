@@ -1,4 +1,4 @@
-"""Frozen backbones, which give one vector per image, and the reading of their weights.
+"""Frozen backbones, which give one vector per image.
 
 Backbones have timm's names, or open_clip's after ``clip:``, and nothing is downloaded: weights come
 from ``--weights``, from where torchvision and timm keep what they downloaded, or from a package of
@@ -6,8 +6,7 @@ the extra ``offline``.
 """
 
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,11 +14,9 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, distribution
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from coreset.engine.data.geometry import Geometry
@@ -32,6 +29,13 @@ from coreset.engine.models.clip import (
 )
 from coreset.engine.models.inception import INCEPTION, INCEPTION_FILE, inception, inception_absent
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD, placed
+from coreset.engine.models.weights import (
+    USUAL_FILES,
+    by_own_names,
+    load_by_name,
+    load_by_position,
+    read_weights,
+)
 from coreset.shards.errors import MachineError, UsageError
 from coreset.shards.format.files import sha256_of_file
 
@@ -43,12 +47,6 @@ OFFLINE_BACKBONE = "tf_efficientnet_lite0"
 CHOICES = (DEFAULT_BACKBONE, "resnet50", OFFLINE_BACKBONE)
 # Whose files torchvision and timm name and fill alike.
 _RESNET = re.compile(r"resnet(18|34|50|101|152)")
-USUAL_FILES = "a .safetensors or .pth file"
-WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model", "model_state_dict")
-"""Keys of state dicts in checkpoints, averaged weights first, as timm reads them."""
-# What data-parallel, compiled and enclosing networks put before names.
-_PREFIX = re.compile(r"^(module|_orig_mod|model|backbone)\.")
-_MOST_NESTED = 4
 
 Colour: TypeAlias = tuple[float, float, float]
 
@@ -228,79 +226,3 @@ def _timm_downloads(name: str, checkpoints: Path) -> Iterator[Path]:
                 yield Path(path)
     if settings.url:
         yield checkpoints / Path(settings.url).name
-
-
-def read_weights(path: Path, wanted: str = USUAL_FILES) -> dict[str, Tensor]:
-    """Read a state dict, also one of ``WRAPPERS`` in a checkpoint, or refuse the file.
-
-    The refusal tells what is ``wanted`` instead.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            state: object = load_file(path)
-        else:
-            # A pickle, of which only tensors and plain values are read, here alone. timm's hold the
-            # options of the training script, which become a plain record.
-            plain = torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")])
-            with plain, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*TorchScript")  # refused below
-                state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
-    except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if code := re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error)):
-            reason = f"it holds {code[1]}, which only code could make; save its state dict alone"
-        if "TorchScript" in reason:  # torch advises to run its code
-            reason = "it is a TorchScript archive, which holds code"
-        raise UsageError(
-            f"weights {path} cannot be read as tensors ({reason}); name {wanted}"
-        ) from error
-    tensors = state
-    for _ in range(_MOST_NESTED):  # a hostile file may hold itself
-        if isinstance(tensors, Mapping):
-            inner = (tensors.get(name) for name in WRAPPERS)
-            tensors = next((value for value in inner if isinstance(value, Mapping)), tensors)
-    if isinstance(tensors, Mapping) and all(isinstance(one, Tensor) for one in tensors.values()):
-        return {str(name): value for name, value in tensors.items()}
-    names = ", ".join(map(repr, list(state)[:5])) if isinstance(state, Mapping) else "none"
-    raise UsageError(
-        f"weights {path} holds no flat dictionary of tensors, itself or as {', '.join(WRAPPERS)} "
-        f"(its names: {names}); save the state dict alone, as safetensors"
-    )
-
-
-def by_own_names(network: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Remove prefixes from names until most are those of the network, which may begin alike."""
-    own = network.state_dict().keys()
-    best = shorter = state
-    for _ in range(_MOST_NESTED):
-        shorter = {_PREFIX.sub("", name): tensor for name, tensor in shorter.items()}
-        if len(own & shorter.keys()) > len(own & best.keys()):
-            best = shorter
-    return best
-
-
-def load_by_name(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights by name; layers that the network lacks, such as a head, are skipped."""
-    # Evaluation needs no count of batches; torchvision's weights are from before there was one.
-    own = {
-        name: tensor
-        for name, tensor in network.state_dict().items()
-        if name in state or not name.endswith(".num_batches_tracked")
-    }
-    for name, tensor in own.items():
-        if name not in state or state[name].shape != tensor.shape:
-            saved = tuple(state[name].shape) if name in state else "nothing"
-            raise UsageError(
-                f"weights {source} has {saved} for {name}, the network needs {tuple(tensor.shape)};"
-                " name the file of this very backbone"
-            )
-    network.load_state_dict({name: state[name] for name in own}, strict=False)
-
-
-def load_by_position(network: nn.Module, state: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights that have the network's order but other names."""
-    own = network.state_dict()
-    shapes = [tuple(tensor.shape) for tensor in own.values()]
-    if shapes != [tuple(tensor.shape) for tensor in state.values()][: len(shapes)]:
-        raise UsageError(f"weights {source} does not fit this backbone; name the file of this one")
-    network.load_state_dict(dict(zip(own, state.values(), strict=False)))

@@ -19,8 +19,8 @@ from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.store import ROWS_PER_SCORE_CHUNK, RowWriter
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.proxy import Folds, Proxy
-from coreset.engine.scoring.recipes import Setup
 from coreset.engine.scoring.score_table import ISSUE_OOF, PREDICTED_OOF
+from coreset.engine.scoring.setup import Setup
 from coreset.kernels.logits import SampleStats, class_thresholds, label_issues, per_sample_stats
 from coreset.kernels.tdds import WINDOW_EPOCHS, Tdds
 

@@ -14,7 +14,7 @@ from coreset.engine.artifacts.store import FEATURES_NAME, feature_chunks, featur
 from coreset.engine.models.concept_texts import class_words
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.progress import progress
-from coreset.engine.scoring.recipes import PROMPT, Setup
+from coreset.engine.scoring.setup import PROMPT, Setup
 from coreset.kernels.neighbours import kmeans_centres, unit_rows
 from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError

@@ -17,7 +17,7 @@ from coreset.engine.artifacts.provenance import Provenance, open_source, require
 from coreset.engine.artifacts.store import SCORES_NAME, Columns
 from coreset.engine.models.concept_bank import BANK_KIND, CONCEPT, VISUAL, VISUAL_STAGE
 from coreset.engine.runtime.text import Summary, aligned, spread_table
-from coreset.engine.scoring.recipes import GIVEN
+from coreset.engine.scoring.setup import GIVEN
 from coreset.kernels.samplers import positions_by_class
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError

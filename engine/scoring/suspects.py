@@ -9,8 +9,8 @@ import numpy as np
 
 from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, short
 from coreset.engine.scoring.reasons import Argument, ConceptModel, reasons
-from coreset.engine.scoring.recipes import GIVEN
 from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable
+from coreset.engine.scoring.setup import GIVEN
 from coreset.kernels.samplers import positions_by_class
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import write_atomically

@@ -10,8 +10,8 @@ from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.engine.models.feature_rows import feature_table
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.progress import progress
-from coreset.engine.scoring.recipes import Setup
 from coreset.engine.scoring.score_table import PREDICTED, VISITS
+from coreset.engine.scoring.setup import Setup
 from coreset.kernels.feature_scores import N_NEIGHBOURS, class_mean_margins, knn_disagreement
 from coreset.shards.errors import UsageError
 

@@ -20,7 +20,7 @@ from coreset.engine.report.results import LEAST_STUDENTS, comparisons, plus_minu
 from coreset.engine.report.sets import catalogue
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.progress import say
-from coreset.engine.scoring.recipes import ScoringOptions
+from coreset.engine.scoring.setup import ScoringOptions
 from coreset.engine.stages.options import Extractor, Result, Stage
 from coreset.shards.format.files import new_directory, temporary_name
 

@@ -9,21 +9,14 @@ from coreset.engine.models.concept_bank import ConceptBank
 from coreset.engine.models.features import FeatureSpec
 from coreset.engine.runtime.distributed import join
 from coreset.engine.runtime.fields import require_at_least, require_between
-from coreset.engine.scoring.recipes import (
-    FEATURE_PROXIES,
-    GIVEN,
-    RECIPES,
-    SMALLEST_SIZE,
-    Recipe,
-    ScoringOptions,
-    Setup,
-)
+from coreset.engine.scoring.recipes import FEATURE_PROXIES, RECIPES, SMALLEST_SIZE, Recipe
 from coreset.engine.scoring.score_table import (
     UNDECODABLE_NAME,
     ScoreTable,
     listing,
     selection_hint,
 )
+from coreset.engine.scoring.setup import GIVEN, ScoringOptions, Setup
 from coreset.engine.stages.options import Backbone, DataPath, Decoding, Flat, Result, ScoresPath
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError

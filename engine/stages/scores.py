@@ -19,7 +19,6 @@ from coreset.engine.condensed.comparison import (
 )
 from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
-from coreset.engine.scoring.recipes import GIVEN
 from coreset.engine.scoring.score_table import (
     ASSIGNED,
     ISSUE_OOF,
@@ -30,6 +29,7 @@ from coreset.engine.scoring.score_table import (
     scores_beside,
     selection_hint,
 )
+from coreset.engine.scoring.setup import GIVEN
 from coreset.engine.scoring.suspects import (
     BEST_SCORES,
     best_score,

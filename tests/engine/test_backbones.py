@@ -19,16 +19,13 @@ from coreset.engine.models.backbones import (
     HALF,
     OFFLINE_BACKBONE,
     OFFLINE_PACKAGE,
-    by_own_names,
     choose_backbone,
     load_backbone,
-    load_by_name,
-    load_by_position,
-    read_weights,
     told_backbone,
     weights_key,
 )
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
+from coreset.engine.models.weights import by_own_names, load_by_name, load_by_position, read_weights
 from coreset.engine.runtime.device import generator_for
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import sha256_of_file

@@ -47,7 +47,8 @@ def planted_rows():
 
 
 def stored(path, rows):
-    RowWriter(path, *rows.shape, {}).write(0, rows.astype(np.float16))
+    n_rows, width = rows.shape
+    RowWriter(path, n_rows, width, {}).write(0, rows.astype(np.float16))
     return path
 
 
@@ -283,8 +284,8 @@ def test_zero_shot_takes_the_class_whose_name_is_nearest(packed, tmp_path, done,
 
 
 def test_a_group_without_images_asks_for_none(packed, tmp_path, write_scores, done):
-    columns = {"aum": np.linspace(0, 1, 60, dtype=np.float32)}
-    columns[ASSIGNED] = np.repeat([0, 2], 30).astype(np.int32)
+    groups = np.repeat([0, 2], 30).astype(np.int32)
+    columns = {"aum": np.linspace(0, 1, 60, dtype=np.float32), ASSIGNED: groups}
     made = write_scores(packed, tmp_path / "S", columns, config={"labels": "zero-shot"})
     for name, words in (("CCS", ()), ("RATIO", ("--method", "random"))):
         budget = ("--ratio", 0.1) if words else ("--ipc", 3)
@@ -432,7 +433,7 @@ def test_scores_are_compared_each_by_its_own_groups(assigned, scores, done):
         for table, groups in ((pair.first, labels), (pair.second, GROUPS))
     ]  # fmt: skip
     overlap = pair.coreset_overlap("aum", "aum", 4, misratio=0.3, n_bins=50, seed=0)
-    assert overlap["share"] == np.isin(*by_class).mean()
+    assert overlap["share"] == np.isin(by_class[0], by_class[1]).mean()
     expected = np.mean([4 / SIZES[group] for group in GROUPS[by_class[0]]])
     assert overlap["chance"] == pytest.approx(expected)
     lines = done("scores", "compare", scores, pair.second.path, "--ipc", 4)
