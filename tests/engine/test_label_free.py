@@ -66,7 +66,7 @@ def _planted(features):
     """Stand for the features of every data set by every backbone."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (
-            "scoring.recipes",
+            "scoring.setup",
             "scoring.job",
             "scoring.pseudo_labels",
             "stages.selection",
