@@ -112,6 +112,11 @@ class Provenance:
             **{name: document[name] for name in kept},
         }
 
+    @staticmethod
+    def inputs_of(child: Path, artifacts: Mapping[str, Path]) -> tuple[Mapping[str, Any], ...]:
+        """Record artifacts by role as the inputs of ``child``."""
+        return tuple(Provenance.read(p).as_input(r, p, child) for r, p in artifacts.items())
+
     def lineage(self, artifact: Path = Path()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
         """Yield every input, nearest first, with its directory as seen from that of this one."""
         pending = [(artifact, entry) for entry in self.inputs]

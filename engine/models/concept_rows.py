@@ -1,21 +1,23 @@
 """Rows of a bank of concepts: embedded texts, the most discriminative of them, and prototypes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import (
     FEATURES_NAME,
     Features,
     feature_chunks,
     feature_layout,
 )
-from coreset.engine.artifacts.writer import ArtifactWriter
-from coreset.engine.models.concept_bank import Concept, Encoder, write_bank
+from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
+from coreset.engine.models.concept_bank import BANK_KIND, Concept, Encoder, write_bank
 from coreset.engine.models.features import FeatureSpec
 from coreset.kernels.neighbours import kmeans_centres, nearest, unit_rows
 from coreset.kernels.samplers import positions_by_class
@@ -29,14 +31,41 @@ Rows: TypeAlias = NDArray[np.float32]
 """Embeddings of length 1, shape (k, d)."""
 
 
-def encoder_of(spec: FeatureSpec, width: int, prompt: str = "") -> Encoder:
-    """Describe the encoder of a bank."""
+def create_bank(
+    bank: Path,
+    stage: str,
+    inputs: Mapping[str, Path],
+    spec: FeatureSpec,
+    config: Mapping[str, Any],
+    *,
+    resumable: bool = False,
+) -> AbstractContextManager[ArtifactWriter]:
+    """Create the artifact of a bank, with what shapes it in its provenance."""
     from coreset.engine.models.backbones import weights_key
+    from coreset.engine.runtime.device import resolve_device, runtime_of
 
-    weights = weights_key(spec.backbone, spec.weights)
-    return Encoder(
-        backbone=spec.backbone, weights=weights, size=spec.size, width=width, prompt=prompt
+    device, weights = resolve_device(spec.device), weights_key(spec.backbone, spec.weights)
+    recorded = {"backbone": spec.backbone, "weights": weights, "size": spec.size}
+    recorded |= {name: value for name, value in config.items() if value is not None}
+    provenance = Provenance(
+        kind=BANK_KIND,
+        stage=stage,
+        config=recorded,
+        runtime=runtime_of(device) if resumable else {},
+        inputs=Provenance.inputs_of(bank, inputs),
     )
+    paths = list(inputs.values())
+    return create_artifact(bank, provenance, inputs=paths, device=str(device), resumable=resumable)
+
+
+def write_rows(
+    work: ArtifactWriter, concepts: Sequence[Concept], rows: Rows, *, visual: bool
+) -> None:
+    """Write a bank of rows by the encoder that its provenance records."""
+    config = work.provenance.config
+    recorded = {name: config[name] for name in ("backbone", "weights", "size")}
+    encoder = Encoder(**recorded, width=rows.shape[1], prompt=config.get("prompt", ""))
+    write_bank(work.scratch, encoder, concepts, rows, visual=visual)
 
 
 def write_texts(
@@ -44,31 +73,33 @@ def write_texts(
     dataset: Dataset,
     concepts: Sequence[Concept],
     spec: FeatureSpec,
-    prompt: str,
-    *,
-    keep: int | None = None,
     features: Path | None = None,
 ) -> None:
-    """Embed texts in a prompt, ``keep`` the best of each class or all, and write the bank.
+    """Embed texts in the recorded prompt, keep the best of each class or all, write the bank.
 
-    To keep some takes the artifact of ``features`` of all images by the same encoder.
+    To ``keep`` some takes the artifact of ``features`` of all images by the same encoder.
     """
-    encode = _text_encoder(spec)
-    rows = encode([prompt.replace("{}", concept.text) for concept in concepts])
-    if keep is not None and features is not None:
-        contrasts = class_contrasts(features / FEATURES_NAME, dataset)
-        concepts, rows = most_discriminative(concepts, rows, dataset.classes, contrasts, keep)
-    encoder = encoder_of(spec, rows.shape[1], prompt)
-    write_bank(work.scratch, encoder, concepts, rows, visual=False)
-
-
-def _text_encoder(spec: FeatureSpec) -> Callable[[Sequence[str]], Rows]:
-    from coreset.engine.models.backbones import input_geometry, load_backbone
-    from coreset.engine.models.clip import text_encoder
-    from coreset.engine.runtime.device import resolve_device
+    from coreset.engine.models.backbones import input_geometry
 
     input_geometry(spec.backbone, spec.size)  # refuses a size that its images cannot have
-    return text_encoder(load_backbone(spec.backbone, spec.weights, resolve_device(spec.device)))
+    config = work.provenance.config
+    rows = embed_texts(spec, [config["prompt"].replace("{}", each.text) for each in concepts])
+    if features is not None:
+        contrasts = class_contrasts(features / FEATURES_NAME, dataset)
+        concepts, rows = most_discriminative(
+            concepts, rows, dataset.classes, contrasts, config["keep"]
+        )
+    write_rows(work, concepts, rows, visual=False)
+
+
+def embed_texts(spec: FeatureSpec, texts: Sequence[str]) -> Rows:
+    """Embed texts by an encoder of images and texts: rows of length 1, shape (t, d)."""
+    from coreset.engine.models import backbones, clip
+    from coreset.engine.runtime.device import resolve_device
+
+    device = resolve_device(spec.device)
+    backbone = backbones.load_backbone(spec.backbone, spec.weights, device)
+    return clip.text_encoder(backbone)(texts)
 
 
 def class_contrasts(features: Path, dataset: Dataset) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.artifacts.store import FEATURES_NAME, feature_chunks, feature_layout
+from coreset.engine.models.concept_rows import embed_texts
 from coreset.engine.models.concept_texts import class_words
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.progress import progress
@@ -71,9 +72,5 @@ def nearest_texts(store: Path, texts_cd: NDArray[np.float32]) -> NDArray[np.int6
 
 def _class_rows(setup: Setup) -> NDArray[np.float32]:
     """Embed the name of each class in `PROMPT`: rows of length 1, shape (c, d)."""
-    from coreset.engine.models import backbones, clip
-
-    spec = setup.features
-    backbone = backbones.load_backbone(spec.backbone, spec.weights, setup.device)
     words = class_words(setup.dataset.classes)
-    return clip.text_encoder(backbone)([PROMPT.format(word) for word in words.values()])
+    return embed_texts(setup.features, [PROMPT.format(word) for word in words.values()])

@@ -209,9 +209,7 @@ class Setup:
             config=config,
             runtime=runtime_of(self.device) | {"ranks": self.ranks.world} | how,
             binds={"identity": self.dataset.manifest.identity, "n_samples": len(self.dataset)},
-            inputs=tuple(
-                Provenance.read(path).as_input(role, path, out) for role, path in inputs.items()
-            ),
+            inputs=Provenance.inputs_of(out, inputs),
         )
 
     def bytes_read(self) -> int:

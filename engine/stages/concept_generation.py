@@ -3,11 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.models.answers import ANSWERS_NAME, QUESTION, questions_of, write_answers
-from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank
-from coreset.engine.models.concept_rows import write_texts
+from coreset.engine.models.concept_bank import ConceptBank
+from coreset.engine.models.concept_rows import create_bank, write_texts
 from coreset.engine.models.concept_texts import class_words, cleaned
 from coreset.engine.models.features import cached_features
 from coreset.engine.models.generation import model_digest
@@ -51,31 +49,16 @@ class Generate:
 
     def run(self) -> Result:
         """Ask what is not answered yet, split and embed the answers, publish the bank."""
-        from coreset.engine.models.backbones import weights_key
-        from coreset.engine.runtime.device import runtime_of
-
         dataset, device = Dataset.open(self.data), self.decoding.resolved_device()
         words = class_words(dataset.classes)
         questions = questions_of(dataset, words, self.question, self.images)
         spec, keep = self.encoder.spec(self.decoding), self.encoder.keep
-        encoder = {"backbone": spec.backbone, "size": spec.size, "prompt": self.encoder.prompt}
-        encoder |= {"weights": weights_key(spec.backbone, spec.weights)}
-        encoder |= {} if keep is None else {"keep": keep}
         config = {name: getattr(self, name) for name in ("question", "images", "max_new_tokens")}
-        features = None if keep is None else cached_features(dataset, spec)
-        inputs = {"data": self.data} | ({"features": features} if features else {})
-        origins = (Provenance.read(p).as_input(r, p, self.bank) for r, p in inputs.items())
-        provenance = Provenance(
-            kind=BANK_KIND,
-            stage="concepts generate",
-            config=config | encoder | {"model": model_digest(self.model)},
-            runtime=runtime_of(device),
-            inputs=tuple(origins),
-        )
-        paths = list(inputs.values())
-        with create_artifact(
-            self.bank, provenance, inputs=paths, device=str(device), resumable=True
-        ) as work:
+        inputs = {"data": self.data}
+        inputs |= {"features": cached_features(dataset, spec)} if keep else {}
+        config |= {"prompt": self.encoder.prompt, "keep": keep, "model": model_digest(self.model)}
+        stage = "concepts generate"
+        with create_bank(self.bank, stage, inputs, spec, config, resumable=True) as work:
             if not work.done:
                 answers = write_answers(
                     work, dataset, questions, self.model, device,
@@ -83,10 +66,8 @@ class Generate:
                 )  # fmt: skip
                 by_class = {answer.name: answer.phrases() for answer in answers}
                 names = {name: f"{name}, {words[name]}" for name in words}
-                write_texts(
-                    work, dataset, cleaned(by_class, names), spec, self.encoder.prompt,
-                    keep=keep, features=features,
-                )  # fmt: skip
+                concepts = cleaned(by_class, names)
+                write_texts(work, dataset, concepts, spec, inputs.get("features"))
         n_concepts, n = len(ConceptBank.open(self.bank).concepts), len(dataset.classes)
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
         lines = (

@@ -1,25 +1,22 @@
 """``coreset concepts``: import texts, or cluster images, into a bank of concepts; show a bank."""
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import tyro
 
-from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME
-from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
-from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank, write_bank
+from coreset.engine.models.concept_bank import VISUAL_STAGE, ConceptBank
 from coreset.engine.models.concept_rows import (
-    encoder_of,
+    create_bank,
     prototypes,
     require_images,
+    write_rows,
     write_texts,
 )
 from coreset.engine.models.concept_texts import cleaned, texts_by_class
-from coreset.engine.models.features import FeatureSpec, cached_features
+from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.fields import require_at_least
 from coreset.engine.runtime.text import aligned
 from coreset.engine.stages.concept_generation import Generate
@@ -63,14 +60,13 @@ class Import:
         """Find the texts of each class, clean and embed them, keep the best."""
         dataset, encoder = Dataset.open(self.data), self.encoder
         concepts = cleaned(*texts_by_class(self.texts, dataset))
-        spec, prompt, keep = encoder.spec(self.decoding), encoder.prompt, encoder.keep
-        config = {"json": sha256_of_file(self.texts), "prompt": prompt, "keep": keep}
+        spec, keep = encoder.spec(self.decoding), encoder.keep
+        config = {"json": sha256_of_file(self.texts), "prompt": encoder.prompt, "keep": keep}
         inputs = {"data": dataset.path}
         inputs |= {"features": cached_features(dataset, spec)} if keep else {}
-        with _bank(self.bank, "import", inputs, spec, config) as work:
+        with create_bank(self.bank, "concepts import", inputs, spec, config) as work:
             if not work.done:
-                features = inputs.get("features")
-                write_texts(work, dataset, concepts, spec, prompt, keep=keep, features=features)
+                write_texts(work, dataset, concepts, spec, inputs.get("features"))
         return _result(self.bank, self.data, done=work.done)
 
 
@@ -107,14 +103,13 @@ class Visual:
         dataset, pooled = Dataset.open(self.data), self.pooled
         require_images(dataset, self.k, pooled)
         spec = self.extractor.spec(self.decoding)
-        config = {"k": self.k} if pooled is None else {"pooled": pooled}
+        config = {"k": self.k if pooled is None else None, "pooled": pooled, "seed": self.seed}
         inputs = {"data": dataset.path, "features": cached_features(dataset, spec)}
-        with _bank(self.bank, "visual", inputs, spec, config | {"seed": self.seed}) as work:
+        with create_bank(self.bank, VISUAL_STAGE, inputs, spec, config) as work:
             if not work.done:
                 table = feature_table(inputs["features"] / FEATURES_NAME, work.scratch)
                 concepts, rows = prototypes(table, dataset, self.k, pooled, self.seed)
-                encoder = encoder_of(spec, rows.shape[1])
-                write_bank(work.scratch, encoder, concepts, rows, visual=True)
+                write_rows(work, concepts, rows, visual=True)
                 work.meter.images = len(dataset)
         return _result(self.bank, self.data, self.extractor.notice(), done=work.done)
 
@@ -153,25 +148,6 @@ class Show:
         lines += [f"encoder: {', '.join(facts)}", f"{_counted(bank)}: {self.bank}"]
         data = {"bank": str(self.bank), "visual": bank.visual, "encoder": encoder}
         return Result(tuple(lines), data | {"concepts": [asdict(c) for c in bank.concepts]})
-
-
-def _bank(
-    bank: Path, how: str, inputs: Mapping[str, Path], spec: FeatureSpec, config: Mapping[str, Any]
-) -> AbstractContextManager[ArtifactWriter]:
-    """Create the artifact of a bank, with what shapes it in its provenance."""
-    from coreset.engine.models.backbones import weights_key
-
-    recorded = {
-        "backbone": spec.backbone,
-        "weights": weights_key(spec.backbone, spec.weights),
-        "size": spec.size,
-        **{name: value for name, value in config.items() if value is not None},
-    }
-    origins = (Provenance.read(path).as_input(role, path, bank) for role, path in inputs.items())
-    provenance = Provenance(
-        kind=BANK_KIND, stage=f"concepts {how}", config=recorded, inputs=tuple(origins)
-    )
-    return create_artifact(bank, provenance, inputs=list(inputs.values()), device=spec.device)
 
 
 def _result(path: Path, data: Path, notice: tuple[str, ...] = (), *, done: bool) -> Result:

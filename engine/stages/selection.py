@@ -194,8 +194,8 @@ class Select:
         if table is not None and table.undecodable and "scores" not in inputs:
             # The scores that tell them are no input of this set.
             config |= {"undecodable": digest_of({"ids": sorted(table.undecodable)})}
-        origins = (Provenance.read(p).as_input(r, p, self.condensed) for r, p in inputs.items())
-        return Provenance(kind="set", stage="select", config=config, inputs=tuple(origins))
+        origins = Provenance.inputs_of(self.condensed, inputs)
+        return Provenance(kind="set", stage="select", config=config, inputs=origins)
 
     def _result(self, method: str, n: int, assumption: str, *, done: bool) -> Result:
         info, lowered = SetInfo.read(self.condensed), read_ledger(self.condensed)[-1].get(LOWERED)
