@@ -13,8 +13,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import (
     FEATURES_NAME,
     Features,
-    feature_chunks,
     feature_layout,
+    unit_chunks,
 )
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.models.concept_bank import BANK_KIND, Concept, Encoder, write_bank
@@ -116,9 +116,9 @@ def class_contrasts(features: Path, dataset: Dataset) -> NDArray[np.float64]:
             f"{np.count_nonzero(sizes)} of them; leave --keep out"
         )
     sums, first = np.zeros((n_classes, feature_layout(features)[1])), 0
-    for chunk in feature_chunks(features):
-        np.add.at(sums, labels[first : first + len(chunk)], _unit_rows(chunk, "images"))
-        first += len(chunk)
+    for rows in unit_chunks(features):
+        np.add.at(sums, labels[first : first + len(rows)], rows)
+        first += len(rows)
     return sums / sizes[:, None] - (sums.sum(axis=0) - sums) / (labels.size - sizes)[:, None]
 
 
@@ -172,7 +172,10 @@ def prototypes(
         groups = [("prototype", np.sort(drawn[: POINTS * pooled]))]
     concepts, rows, keys = list[Concept](), list[Rows](), dataset.keys
     for label, (name, ids) in enumerate(groups):
-        own = _unit_rows(table[ids], f"images of {name}")
+        try:
+            own = unit_rows(table[ids])
+        except ValueError as error:
+            raise UsageError(f"images of {name}: {error}") from error
         own_seed = derived_seed(seed, label)
         centres, _ = kmeans_centres(own, pooled or k, own_seed, spherical=True)
         rows.append(centres)
@@ -180,10 +183,3 @@ def prototypes(
         for number, at in enumerate(ids[nearest(centres, own, 1)[:, 0]], 1):
             concepts.append(Concept(text=f"{name} #{number}", classes=of, nearest=keys[at]))
     return concepts, np.concatenate(rows)
-
-
-def _unit_rows(features: Features, what: str) -> Rows:
-    try:
-        return unit_rows(features)
-    except ValueError as error:
-        raise UsageError(f"{what}: {error}") from error

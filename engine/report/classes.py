@@ -40,7 +40,7 @@ def score_figure(
     """Draw a score's histogram in each of the first classes, with chosen images and cuts."""
     from plotly.subplots import make_subplots
 
-    classes, coresets = scores.label_names[:max_classes], _coresets_of(scores, evidence.sets)
+    classes, coresets = scores.table.label_names[:max_classes], _coresets_of(scores, evidence.sets)
     n_columns = min(COLUMNS, len(classes))
     places = [divmod(label, n_columns) for label in range(len(classes))]
     n_rows = places[-1][0] + 1
@@ -63,7 +63,7 @@ def score_figure(
         for trace in _panel(label, scores, coresets, look):
             figure.add_trace(trace, row=row + 1, col=column + 1)
     figure.update_annotations(font_size=12)
-    by = "class" if scores.of_classes else "group"
+    by = "group" if scores.table.suffix else "class"
     ends = (float(scores.values.min()), float(scores.values.max()))
     figure.update_xaxes(range=span_of(ends, 0.03, 0.03))
     figure.update_xaxes(title_text=f"{scores.score} ({SCORES[scores.score].unit})", row=n_rows)
@@ -71,7 +71,7 @@ def score_figure(
     figure.update_layout(legend={"orientation": "h", "y": -70 / height, "yanchor": "top"})
     return finished(
         figure,
-        title=f"{scores.score} of {scores.dataset.manifest.name} by {by}",
+        title=f"{scores.score} of {scores.table.dataset.manifest.name} by {by}",
         caption=_caption(scores, coresets, len(classes)),
         description=f"{len(classes)} histograms of {scores.score} by {by}.",
         height=height,
@@ -81,7 +81,7 @@ def score_figure(
 def _coresets_of(scores: FoundScores, sets: Iterable[FoundSet]) -> list[FoundSet]:
     """List the coresets of the scored data, those chosen by this very score first."""
     infos = ((entry, entry.condensed.info) for entry in sets)
-    identity = scores.dataset.manifest.identity
+    identity = scores.table.dataset.manifest.identity
     coresets = [f for f, i in infos if i.kind == "coreset" and i.source_identity == identity]
     return sorted(coresets, key=lambda entry: not _was_chosen_by(entry, scores))
 
@@ -149,13 +149,13 @@ def cut_of_class(easiness: NDArray[np.float32], chosen: int, misratio: float) ->
 
 
 def _caption(scores: FoundScores, coresets: list[FoundSet], n_shown: int) -> str:
-    meaning, n = SCORES[scores.score], len(scores.label_names)
+    meaning, n = SCORES[scores.score], len(scores.table.label_names)
     hard_end = "left" if meaning.low_is_hard else "right"
     caption = f"{scores.score}: {meaning.summary}; the hard end is {hard_end}."
-    if not scores.of_classes:
+    if scores.table.suffix:
         caption += " Groups of pseudo-labels stand for the classes."
     if n_shown < n:
-        caption += f" The first {n_shown} of {n:,}{' classes' if scores.of_classes else ''}."
+        caption += f" The first {n_shown} of {n:,}{'' if scores.table.suffix else ' classes'}."
     if coresets:
         caption += (
             f" Ticks below the axis are the images chosen by {coresets[0].reported.name}; a dashed "
@@ -177,8 +177,8 @@ def data_grids(
     for entry in evidence.sets:  # sorted by IPC and seed within a method
         identity = entry.condensed.info.source_identity
         by_identity[identity].setdefault(entry.reported.method, entry)
-    known = [entry for entry in evidence.scores if entry.of_classes]
-    scores = {entry.dataset.manifest.identity: entry for entry in reversed(known)}
+    known = [entry for entry in evidence.scores if not entry.table.suffix]
+    scores = {entry.table.dataset.manifest.identity: entry for entry in reversed(known)}
     for identity, of_method in by_identity.items():
         sets, behind = list(of_method.values()), scores.get(identity)
         classes = sets[0].condensed.dataset.classes
@@ -198,8 +198,8 @@ def _rows(
 ) -> Iterator[tuple[str, list[dict[str, str]]]]:
     if scores is not None:
         by_easiness = hardest_first(scores, label)
-        yield "easiest", thumbnails(scores.dataset, by_easiness[::-1][:n], scores)
-        yield "hardest", thumbnails(scores.dataset, by_easiness[:n], scores)
+        yield "easiest", thumbnails(scores.table.dataset, by_easiness[::-1][:n], scores)
+        yield "hardest", thumbnails(scores.table.dataset, by_easiness[:n], scores)
     for entry in sets:
         condensed, made = entry.condensed, entry.condensed.info.kind == "distilled"
         ids = condensed.ids[condensed.labels == label]

@@ -10,7 +10,6 @@ from coreset.engine.models.concept_bank import Concept
 from coreset.engine.report.classes import hardest_first, thumbnails
 from coreset.engine.report.sets import UNREADABLE, Evidence, FoundScores
 from coreset.engine.scoring.reasons import Argument, ConceptModel, class_concepts, reasons
-from coreset.engine.scoring.score_table import ScoreTable
 
 HARDEST = 3
 """Images of a class to explain, the first of those that its grid shows as hardest."""
@@ -34,9 +33,9 @@ def concept_parts(
     notices: list[str] = []
     first_of = {scores.digest: scores for scores in reversed(evidence.scores)}
     for scores in reversed(first_of.values()):
-        title = f"{scores.score} of {scores.dataset.manifest.name}"
+        title = f"{scores.score} of {scores.table.dataset.manifest.name}"
         try:
-            if prefix := ScoreTable(path=scores.path, dataset=scores.dataset).prefix:
+            if prefix := scores.table.prefix:
                 title = f"{prefix}{title}"
                 parts.append(_part(scores, title, max_classes, images_per_row, notices))
         except UNREADABLE as error:
@@ -53,7 +52,7 @@ class _HardImage(NamedTuple):
 def _part(
     scores: FoundScores, title: str, max_classes: int, n: int, notices: list[str]
 ) -> ConceptPart:
-    names, model = scores.label_names[:max_classes], ConceptModel.open(scores.path)
+    names, model = scores.table.label_names[:max_classes], ConceptModel.open(scores.table.path)
     largest = class_concepts(model, n)[: len(names)]
     hardest: list[list[_HardImage]] = [[] for _ in names]
     try:
@@ -70,7 +69,7 @@ def _part(
         }
         for name, weights, row in zip(names, largest, hardest, strict=True)
     }
-    return ConceptPart(title, scores.score, len(scores.label_names), classes)
+    return ConceptPart(title, scores.score, len(scores.table.label_names), classes)
 
 
 def _hardest(
@@ -78,14 +77,14 @@ def _hardest(
 ) -> list[list[_HardImage]]:
     """Explain the ``n`` hardest images of each of the first classes."""
     chosen = [hardest_first(scores, label)[:n] for label in range(n_classes)]
-    ids, (names, labels) = np.concatenate(chosen), (scores.label_names, scores.labels)
-    predicted = ScoreTable(path=scores.path, dataset=scores.dataset).predicted
+    ids, (names, labels) = np.concatenate(chosen), (scores.table.label_names, scores.labels)
+    predicted = scores.table.predicted
     predicted = np.full(len(labels), -1) if predicted is None else predicted
     rows: list[list[_HardImage]] = [[] for _ in chosen]
     explained = reasons(model, ids, labels[ids], predicted[ids])
     for sample_id, (rival, arguments) in zip(ids.tolist(), explained, strict=True):
         role = "predicted" if predicted[sample_id] == rival else "runner-up"
-        how = "given" if scores.of_classes else "assigned"
+        how = "assigned" if scores.table.suffix else "given"
         title = f"{how} {names[labels[sample_id]]}, {role} {names[rival]}"
         rows[labels[sample_id]].append(_HardImage(sample_id, title, arguments))
     return rows
@@ -95,13 +94,15 @@ def _nearest_images(
     scores: FoundScores, model: ConceptModel, concepts: Collection[Concept]
 ) -> dict[str, dict[str, str]]:
     """Make thumbnails by sample key of the images nearest to visual prototypes."""
-    sources = (Provenance.read(path).ancestor("dataset") for path in (scores.path, model.bank.path))
+    sources = (
+        Provenance.read(path).ancestor("dataset") for path in (scores.table.path, model.bank.path)
+    )
     own, of_bank = ((source or {}).get("digest") for source in sources)
     keys = {concept.nearest for concept in concepts if concept.nearest}
     if own != of_bank or not keys:  # equal keys of other data may be other images
         return {}
-    ids = {key: sample_id for sample_id, key in enumerate(scores.dataset.keys) if key in keys}
-    shown = thumbnails(scores.dataset, np.array(list(ids.values()), np.int64), None)
+    ids = {key: sample_id for sample_id, key in enumerate(scores.table.dataset.keys) if key in keys}
+    shown = thumbnails(scores.table.dataset, np.array(list(ids.values()), np.int64), None)
     return dict(zip(ids, shown, strict=True))
 
 
@@ -118,7 +119,7 @@ def _rows(
             ],
         }
         for image, (_, title, arguments) in zip(
-            thumbnails(scores.dataset, ids, scores), hard, strict=True
+            thumbnails(scores.table.dataset, ids, scores), hard, strict=True
         )
     ]
 

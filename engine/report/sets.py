@@ -23,7 +23,6 @@ from coreset.engine.evaluation.results import Results
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.scores import easiness
 from coreset.shards.errors import CoresetError, UsageError
-from coreset.shards.format.dataset import Dataset
 
 BASELINE = "random"
 Row = Mapping[str, Any]
@@ -163,14 +162,11 @@ class FoundScores(NamedTuple):
     """One score of every image of a data set."""
 
     score: str
-    path: Path
     digest: str
-    dataset: Dataset
+    table: ScoreTable
     values: NDArray[np.float32]
     labels: NDArray[np.int64]
     """Class of every image, or the group that stood for it."""
-    label_names: tuple[str, ...]
-    of_classes: bool
 
     @property
     def easiness(self) -> NDArray[np.float32]:
@@ -234,6 +230,4 @@ def _add_scores_behind(condensed: CondensedSet, scores: dict[tuple[str, str], Fo
     if directory is None or Provenance.read(directory).digest != digest:
         raise UsageError(f"{directory} does not hold the scores of this set any more")
     table = ScoreTable(path=directory, dataset=condensed.dataset)
-    groups = table.labels, table.label_names, not table.suffix
-    values = table.values(score), *groups
-    scores[digest, score] = FoundScores(score, directory, digest, condensed.dataset, *values)
+    scores[digest, score] = FoundScores(score, digest, table, table.values(score), table.labels)

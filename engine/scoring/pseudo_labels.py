@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.store import FEATURES_NAME, feature_chunks, feature_layout
+from coreset.engine.artifacts.store import FEATURES_NAME, feature_layout, unit_chunks
 from coreset.engine.models.concept_rows import embed_texts
 from coreset.engine.models.concept_texts import class_words
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.setup import PROMPT, Setup
-from coreset.kernels.neighbours import kmeans_centres, unit_rows
+from coreset.kernels.neighbours import kmeans_centres
 from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import replacing
@@ -30,13 +30,10 @@ def kept_pseudo_labels(setup: Setup, scratch: Path) -> NDArray[np.int64]:
     path = scratch / ASSIGNED_NAME
     if not path.is_file():
         store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
-        try:
-            if setup.options.labels == "zero-shot":
-                assigned = nearest_texts(store, _class_rows(setup))
-            else:
-                assigned = clusters_of(store, setup.n_classes, setup.options.seed)
-        except ValueError as error:  # of rows without direction
-            raise UsageError(str(error)) from error
+        if setup.options.labels == "zero-shot":
+            assigned = nearest_texts(store, _class_rows(setup))
+        else:
+            assigned = clusters_of(store, setup.n_classes, setup.options.seed)
         with replacing(path) as file:
             np.save(file, assigned, allow_pickle=False)
     return np.load(path, allow_pickle=False)
@@ -49,8 +46,8 @@ def clusters_of(store: Path, k: int, seed: int) -> NDArray[np.int64]:
     """
     (n, width, _), done = feature_layout(store), 0
     rows = np.empty((n, width), np.float32)
-    for chunk in feature_chunks(store):
-        rows[done : done + len(chunk)] = unit_rows(chunk)
+    for chunk in unit_chunks(store):
+        rows[done : done + len(chunk)] = chunk
         done += len(chunk)
     _, assigned = kmeans_centres(rows, k, derived_seed(seed, Stream.CLUSTERS), spherical=True)
     if n_empty := k - np.unique(assigned).size:
@@ -64,8 +61,8 @@ def nearest_texts(store: Path, texts_cd: NDArray[np.float32]) -> NDArray[np.int6
     """Find the text with the largest cosine to each row of a store, of equal ones the first."""
     found = [np.empty(0, np.int64)]
     with progress("zero-shot", feature_layout(store)[0]) as bar:
-        for chunk in feature_chunks(store):
-            found.append((unit_rows(chunk) @ texts_cd.T).argmax(axis=1))
+        for chunk in unit_chunks(store):
+            found.append((chunk @ texts_cd.T).argmax(axis=1))
             bar.advance(len(chunk))
     return np.concatenate(found)
 

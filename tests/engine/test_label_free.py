@@ -454,7 +454,7 @@ def test_the_report_shows_the_balance_of_a_revealed_set(assigned, random_set, tm
     evidence = gather(results.path, sets.values(), None)
     assert evidence.notices == []
     (found,) = evidence.scores
-    assert found.label_names == tuple(f"cluster {n}" for n in range(4))
+    assert found.table.label_names == tuple(f"cluster {n}" for n in range(4))
     np.testing.assert_array_equal(found.labels, GROUPS)
     table = set_table([], sets.values(), evidence.balances)
     texts = {row[1].text: row[-1].text for row in table.rows}
