@@ -189,14 +189,6 @@ def require_same_classes(condensed: CondensedSet, val: Dataset) -> None:
     )
 
 
-def class_too_small(name: str, size: int, ipc: int, kind: str = "class") -> UsageError:
-    """Make the error of a class, or of a group in its place, that has too few images."""
-    return UsageError(
-        f"ipc must be at most the size of every {kind}, got {ipc}, but {kind} "
-        f"{name} has {size} images; lower --ipc"
-    )
-
-
 def write_set(
     work: ArtifactWriter,
     dataset: Dataset,

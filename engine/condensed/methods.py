@@ -9,8 +9,7 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from coreset.engine.condensed.condensed_set import class_too_small
-from coreset.engine.runtime.fields import NoParameters, require_at_least
+from coreset.engine.runtime.fields import NoParameters, require_at_least, require_class_size
 from coreset.kernels.seeds import derived_seed
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
@@ -55,9 +54,7 @@ def _kmeans_images(
     from sklearn.cluster import KMeans
 
     dataset, size = task.dataset, parameters.size
-    sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
-    if sizes.min() < task.ipc:
-        raise class_too_small(dataset.classes[sizes.argmin()], int(sizes.min()), task.ipc)
+    require_class_size(dataset, "ipc", task.ipc)
     for label, name in enumerate(dataset.classes):
         rows = _pixels_of_class(task, label, size)
         n_different = len(np.unique(rows, axis=0))

@@ -5,20 +5,14 @@ from math import log
 from coreset.engine.models.concept_bank import CONCEPT, VISUAL
 from coreset.shards.errors import UsageError
 
-# The study's Table 6, hard labels: the best of 0.1, 0.3, 0.5, 0.7, 0.9 by score, data set and IPC.
-_BEST_MISRATIOS: dict[tuple[str, str | None, int], float] = {
-    ("aum", "imagenette", 10): 0.7,
-    ("aum", "imagenette", 50): 0.3,
-    ("aum", "imagenet-100", 10): 0.9,
-    ("aum", "imagenet-100", 50): 0.7,
-    ("aum", "imagenet-1k", 10): 0.9,
-    ("aum", "imagenet-1k", 50): 0.5,
-    ("concept_aum", "imagenette", 10): 0.9,
-    ("concept_aum", "imagenette", 50): 0.9,
-    ("concept_aum", "imagenet-100", 10): 0.7,
-    ("concept_aum", "imagenet-100", 50): 0.7,
-    ("concept_aum", "imagenet-1k", 10): 0.9,
-    ("concept_aum", "imagenet-1k", 50): 0.5,
+# The study's Table 6, hard labels: the best of 0.1, 0.3, 0.5, 0.7, 0.9 by data set, IPC and score.
+_BEST_MISRATIOS: dict[tuple[str | None, int], dict[str, float]] = {
+    ("imagenette", 10): {"aum": 0.7, "concept_aum": 0.9},
+    ("imagenette", 50): {"aum": 0.3, "concept_aum": 0.9},
+    ("imagenet-100", 10): {"aum": 0.9, "concept_aum": 0.7},
+    ("imagenet-100", 50): {"aum": 0.7, "concept_aum": 0.7},
+    ("imagenet-1k", 10): {"aum": 0.9, "concept_aum": 0.9},
+    ("imagenet-1k", 50): {"aum": 0.5, "concept_aum": 0.5},
 }
 _CLASS_SIZE = 1281  # images of a class of ImageNet, on average
 
@@ -31,8 +25,9 @@ def default_misratio(
     Raises:
         UsageError: For scores by visual prototypes, which the study does not know.
     """
-    if (score, data, ipc) in _BEST_MISRATIOS:
-        return _BEST_MISRATIOS[score, data, ipc], ""
+    best = _BEST_MISRATIOS.get((data, ipc), {})
+    if score in best:
+        return best[score], ""
     if score.startswith(CONCEPT + VISUAL):
         raise UsageError(
             f"no misratio is known for {score}, which is not the study's; give --misratio, "

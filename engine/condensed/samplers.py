@@ -9,10 +9,9 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from coreset.engine.condensed.condensed_set import class_too_small
 from coreset.engine.condensed.misratio import default_misratio
 from coreset.engine.condensed.selection import Candidates, Ints, Sampler, by_class
-from coreset.engine.runtime.fields import require_at_least, require_between
+from coreset.engine.runtime.fields import class_too_small, require_at_least, require_between
 from coreset.kernels import feature_samplers
 from coreset.kernels.samplers import (
     ClassTooSmallError,
@@ -226,8 +225,7 @@ def draw_coreset(
     try:
         return sampler.draw(candidates, budgets, derived_seed(seed, sampler.stream), parameters)
     except ClassTooSmallError as error:
-        n = int(budgets[error.class_index])
-        name, kind = candidates.names[error.class_index], candidates.kind
-        raise class_too_small(name, error.size, n, kind) from error
+        name, n = candidates.names[error.class_index], int(budgets[error.class_index])
+        raise class_too_small(name, error.size, "ipc", n, kind=candidates.kind) from error
     except ValueError as error:
         raise UsageError(str(error)) from error

@@ -17,6 +17,7 @@ from PIL import Image
 
 from coreset.engine.artifacts.writer import ArtifactWriter
 from coreset.engine.models.generation import load_model
+from coreset.engine.runtime.fields import require_class_size
 from coreset.engine.runtime.progress import progress
 from coreset.shards.errors import ManifestError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -75,12 +76,7 @@ def questions_of(
     Raises:
         UsageError: A class has fewer than ``images`` images, or a WordNet id for words.
     """
-    sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
-    if sizes.min() < images:
-        raise UsageError(
-            f"images must be at most the size of every class, got {images}, but class "
-            f"{dataset.classes[sizes.argmin()]} has {sizes.min()}"
-        )
+    require_class_size(dataset, "images", images)
     if nameless := [name for name in dataset.classes if wnids_in([words[name]])]:
         raise UsageError(
             f"class {nameless[0]} is a WordNet id outside ImageNet-1K ({len(nameless)} in all); "
@@ -96,17 +92,15 @@ def write_answers(
     questions: Sequence[str],
     model: Path,
     device: "torch.device",
-    *,
-    images: int,
-    max_new_tokens: int,
 ) -> list[Answer]:
-    """Ask a question about each class, showing some of its images, and commit every answer.
+    """Ask a question about each class, showing as many images as recorded; commit every answer.
 
     Questions and answers are in label order. Answers that an interrupted run committed are kept.
     """
     from coreset.engine.data.reader import ShardReader
 
     path, classes = work.scratch / ANSWERS_NAME, dataset.classes
+    images, longest = (work.provenance.config[name] for name in ("images", "max_new_tokens"))
     answers = _committed(path, classes)
     if len(answers) == len(classes):
         return answers
@@ -116,7 +110,7 @@ def write_answers(
         for label in range(len(answers), len(classes)):
             prompt = asked.prompt(questions[label], images)
             shown = _images(dataset, reader, label, images)
-            text, ended = asked.answer(prompt, shown, max_new_tokens)
+            text, ended = asked.answer(prompt, shown, longest)
             answers.append(Answer(name=classes[label], prompt=prompt, answer=text, ended=ended))
             _commit(path, answers[-1])
             work.meter.images += images

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,32 +25,39 @@ from coreset.kernels.seeds import Stream, derived_seed, permutation
 from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 
+if TYPE_CHECKING:
+    import torch
+
 POINTS = 256
 """Images per prototype of all images, as FAISS by default: it clusters a sample of larger sets."""
 Rows: TypeAlias = NDArray[np.float32]
 """Embeddings of length 1, shape (k, d)."""
 
 
+def encoder_config(spec: FeatureSpec) -> dict[str, Any]:
+    """Return what provenance records of the encoder of a bank."""
+    from coreset.engine.models.backbones import weights_key
+
+    weights = weights_key(spec.backbone, spec.weights)
+    return {"backbone": spec.backbone, "weights": weights, "size": spec.size}
+
+
 def create_bank(
     bank: Path,
     stage: str,
     inputs: Mapping[str, Path],
-    spec: FeatureSpec,
     config: Mapping[str, Any],
+    device: "torch.device",
     *,
     resumable: bool = False,
 ) -> AbstractContextManager[ArtifactWriter]:
     """Create the artifact of a bank, with what shapes it in its provenance."""
-    from coreset.engine.models.backbones import weights_key
-    from coreset.engine.runtime.device import resolve_device, runtime_of
+    from coreset.engine.runtime.device import runtime_of
 
-    device, weights = resolve_device(spec.device), weights_key(spec.backbone, spec.weights)
-    recorded = {"backbone": spec.backbone, "weights": weights, "size": spec.size}
-    recorded |= {name: value for name, value in config.items() if value is not None}
     provenance = Provenance(
         kind=BANK_KIND,
         stage=stage,
-        config=recorded,
+        config={name: value for name, value in config.items() if value is not None},
         runtime=runtime_of(device) if resumable else {},
         inputs=Provenance.inputs_of(bank, inputs),
     )
@@ -143,19 +150,6 @@ def most_discriminative(
     kept = [tuple(n for n in c.classes if at in own[n]) for at, c in enumerate(concepts)]
     chosen = [at for at, names in enumerate(kept) if names]
     return [replace(concepts[at], classes=kept[at]) for at in chosen], rows[chosen]
-
-
-def require_images(dataset: Dataset, k: int, pooled: int | None) -> None:
-    """Raise ``UsageError`` unless each prototype of a class, or of all, has an image."""
-    sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
-    smallest = int(sizes.min())
-    if pooled is None and smallest < k:
-        raise UsageError(
-            f"k must be at most the size of every class, got {k}, but class "
-            f"{dataset.classes[sizes.argmin()]} has {smallest} images; lower -k"
-        )
-    if pooled is not None and pooled > len(dataset):
-        raise UsageError(f"pooled must be at most {len(dataset)} (images), got {pooled}")
 
 
 def prototypes(

@@ -79,15 +79,14 @@ def resident_limit(device: torch.device) -> int:
 
 
 class FeatureRows:
-    """Features of n samples, standardised by column to mean 0 and spread 1; constant columns 0.
+    """Features of n samples as float32; subclasses scale them.
 
-    Resident rows are standardised once, others batch by batch, with the same bits.
+    Resident rows are scaled once, others batch by batch, with the same bits.
     """
 
     def __init__(self, table: Features, device: torch.device, *, resident: bool = True) -> None:
         self.n, self.width = table.shape
         self._device, self._memory = device, BatchMemory(device)
-        self._prepare(table)
         self._table: NDArray[Any] = table
         self._resident = resident
         self._gpu_table: Tensor | None = None
@@ -95,12 +94,6 @@ class FeatureRows:
             self._table = self._scaled(table, np.empty(table.shape, np.float32))
         elif resident:
             self._gpu_table = self._scaled_on_gpu(table)
-
-    def _prepare(self, table: Features) -> None:
-        self._mean, self._spread = (
-            torch.from_numpy(column.astype(np.float32)).to(self._device)
-            for column in _mean_and_spread(table)
-        )
 
     def rows(self, ids: NDArray[np.int64]) -> Tensor:
         """Return rows of some samples, float32 of shape (b, d) on the device."""
@@ -118,6 +111,25 @@ class FeatureRows:
         return torch.from_numpy(rows)
 
     def _scaled(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        np.copyto(out, rows)
+        return out
+
+    def _scaled_on_gpu(self, rows: Features) -> Tensor:
+        # As stored over the bus. `BatchMemory` gives out what is being copied only afterwards.
+        return torch.from_numpy(rows).to(self._device, non_blocking=True).float()
+
+
+class StandardRows(FeatureRows):
+    """Features of n samples, standardised by column to mean 0 and spread 1; constant columns 0."""
+
+    def __init__(self, table: Features, device: torch.device, *, resident: bool = True) -> None:
+        self._mean, self._spread = (
+            torch.from_numpy(column.astype(np.float32)).to(device)
+            for column in _mean_and_spread(table)
+        )
+        super().__init__(table, device, resident=resident)
+
+    def _scaled(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
         """Standardise with NumPy: two torch threads on busy cores take ten times longer."""
         np.copyto(out, rows)
         out -= self._mean.numpy()
@@ -125,16 +137,12 @@ class FeatureRows:
         return out
 
     def _scaled_on_gpu(self, rows: Features) -> Tensor:
-        # As stored over the bus. `BatchMemory` gives out what is being copied only afterwards.
         sent = torch.from_numpy(rows).to(self._device, non_blocking=True)
         return torch.sub(sent, self._mean).div_(self._spread)
 
 
 class UnitRows(FeatureRows):
     """Features of n samples, each row scaled to length 1; a row of zeros is refused."""
-
-    def _prepare(self, table: Features) -> None:
-        pass
 
     def _scaled(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
         try:
@@ -146,27 +154,12 @@ class UnitRows(FeatureRows):
         return out
 
     def _scaled_on_gpu(self, rows: Features) -> Tensor:
-        sent = torch.from_numpy(rows).to(self._device, non_blocking=True).float()
-        return nn.functional.normalize(sent)
+        return nn.functional.normalize(super()._scaled_on_gpu(rows))
 
     def blocks(self) -> Iterator[Tensor]:
         """Yield all rows in order, float32 of shape (b, d) on the device."""
         ids = np.arange(self.n)
         return (self.rows(ids[at : at + _MOMENTS_ROWS]) for at in range(0, self.n, _MOMENTS_ROWS))
-
-
-class ResidentRows(FeatureRows):
-    """Rows of n samples that fit the device and stay as they are, float32."""
-
-    def _prepare(self, table: Features) -> None:
-        pass
-
-    def _scaled(self, rows: Features, out: NDArray[np.float32]) -> NDArray[np.float32]:
-        np.copyto(out, rows)
-        return out
-
-    def _scaled_on_gpu(self, rows: Features) -> Tensor:
-        return torch.from_numpy(rows).to(self._device)
 
 
 def _mean_and_spread(table: Features) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

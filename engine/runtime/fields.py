@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, make_dataclass
 from typing import Any, Literal, get_type_hints
 
+import numpy as np
 import tyro
 
 from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
 
 
 def require_at_least(name: str, value: float, least: float) -> None:
@@ -22,6 +24,23 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
     """Raise ``UsageError`` unless ``low <= value < high``."""
     if not low <= value < high:
         raise UsageError(f"{name} must be in [{low}, {high}), got {value}")
+
+
+def require_class_size(dataset: Dataset, option: str, asked: int, remedy: str = "") -> None:
+    """Raise ``UsageError`` unless every class has as many images as an option asks."""
+    sizes = np.bincount(dataset.labels, minlength=len(dataset.classes))
+    if (size := int(sizes.min())) < asked:
+        raise class_too_small(dataset.classes[sizes.argmin()], size, option, asked, remedy=remedy)
+
+
+def class_too_small(
+    name: str, size: int, option: str, asked: int, *, kind: str = "class", remedy: str = ""
+) -> UsageError:
+    """Make the error of a class, or of a group in its place, that has too few images."""
+    return UsageError(
+        f"{option} must be at most the size of every {kind}, got {asked}, but {kind} {name} has "
+        f"{size} images; {remedy or f'lower --{option}'}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

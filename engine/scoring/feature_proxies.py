@@ -16,7 +16,7 @@ from coreset.engine.data.order import PADDING, BatchOrder
 from coreset.engine.models.feature_rows import (
     FeatureRows,
     LinearHead,
-    ResidentRows,
+    StandardRows,
     UnitRows,
     resident_limit,
 )
@@ -30,7 +30,7 @@ from coreset.kernels.seeds import Stream, derived_seed
 
 
 def linear_proxy(
-    features: FeatureRows,
+    features: StandardRows,
     labels: NDArray[np.int64],
     n_classes: int,
     *,
@@ -80,7 +80,7 @@ def concept_proxy(
     inputs: FeatureRows = rows
     if not is_folded:
         similarities = [network.standardised(block).cpu().numpy() for block in rows.blocks()]
-        inputs = ResidentRows(np.concatenate(similarities), device)
+        inputs = FeatureRows(np.concatenate(similarities), device)
     return _proxy_of_rows(network, inputs, labels, batch=batch, seed=seed, ranks=ranks)
 
 

@@ -19,7 +19,7 @@ from coreset.engine.data.image_cache import KEPT_NAME
 from coreset.engine.data.order import fixed_share
 from coreset.engine.models.feature_rows import (
     FEATURE_ROWS_NAME,
-    FeatureRows,
+    StandardRows,
     UnitRows,
     feature_rows,
 )
@@ -140,14 +140,13 @@ def _proxy_of_features(setup: Setup, scratch: Path) -> Proxy:
     place: dict[str, Any] = {"scratch": scratch, "write": setup.ranks.is_main}
     training: dict[str, Any] = {"batch": recipe.batch, "seed": setup.options.seed}
     training |= {"device": setup.device, "ranks": setup.ranks}
-    if setup.bank is not None:
-        rows = feature_rows(UnitRows, store, setup.device, **place)
-        is_scaled, embeddings = recipe.scaling == "standardised", setup.bank.embeddings
-        return concept_proxy(
-            rows, labels, n_classes, embeddings=embeddings, scaled=is_scaled, **training
-        )
-    features, folds = feature_rows(FeatureRows, store, setup.device, **place), setup.options.folds
-    return linear_proxy(features, labels, n_classes, n_folds=folds or 0, **training)
+    if setup.bank is None:
+        features = feature_rows(StandardRows, store, setup.device, **place)
+        n_folds = setup.options.folds or 0
+        return linear_proxy(features, labels, n_classes, n_folds=n_folds, **training)
+    rows, embeddings = feature_rows(UnitRows, store, setup.device, **place), setup.bank.embeddings
+    training["scaled"] = recipe.scaling == "standardised"
+    return concept_proxy(rows, labels, n_classes, embeddings=embeddings, **training)
 
 
 def _trainer(context: TrainingContext) -> Trainer:

@@ -31,7 +31,9 @@ def kept_pseudo_labels(setup: Setup, scratch: Path) -> NDArray[np.int64]:
     if not path.is_file():
         store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
         if setup.options.labels == "zero-shot":
-            assigned = nearest_texts(store, _class_rows(setup))
+            words = class_words(setup.dataset.classes)
+            texts = [PROMPT.format(word) for word in words.values()]
+            assigned = nearest_texts(store, embed_texts(setup.features, texts))
         else:
             assigned = clusters_of(store, setup.n_classes, setup.options.seed)
         with replacing(path) as file:
@@ -65,9 +67,3 @@ def nearest_texts(store: Path, texts_cd: NDArray[np.float32]) -> NDArray[np.int6
             found.append((chunk @ texts_cd.T).argmax(axis=1))
             bar.advance(len(chunk))
     return np.concatenate(found)
-
-
-def _class_rows(setup: Setup) -> NDArray[np.float32]:
-    """Embed the name of each class in `PROMPT`: rows of length 1, shape (c, d)."""
-    words = class_words(setup.dataset.classes)
-    return embed_texts(setup.features, [PROMPT.format(word) for word in words.values()])

@@ -12,7 +12,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.models.concept_bank import BANK_KIND, ConceptBank
 from coreset.engine.models.features import FeatureSpec, cached_features
 from coreset.engine.runtime.distributed import Distributed
-from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.runtime.fields import class_too_small, require_at_least
 from coreset.engine.runtime.progress import say
 from coreset.engine.scoring.recipes import Recipe
 from coreset.shards.errors import MachineError, UsageError
@@ -133,10 +133,9 @@ class Setup:
         sizes = np.bincount(self.dataset.labels, minlength=len(classes))
         small = np.flatnonzero((sizes > 0) & (sizes < folds))
         if small.size:
-            raise UsageError(
-                f"folds must be at most the size of every class, got {folds}, but class "
-                f"{classes[small[0]]} has {sizes[small[0]]} images; lower --folds or leave it out"
-            )
+            name, size = classes[small[0]], int(sizes[small[0]])
+            remedy = "lower --folds or leave it out"
+            raise class_too_small(name, size, "folds", folds, remedy=remedy)
 
     def _check_pseudo_labels(self) -> None:
         n, backbone, bank = len(self.dataset), self.features.backbone, self.bank
@@ -187,16 +186,12 @@ class Setup:
 
         options = asdict(self.options)
         how = {"decoder": self.features.decoder, "compile": options.pop("compile")}
-        del options["pixels"], options["concepts"]
+        del options["pixels"], options["concepts"], options["clusters"]
         if self.options.folds is None:
             del options["folds"]
-        del options["clusters"]
-        if options["labels"] == GIVEN:
-            del options["labels"]
-        elif options["labels"] == "clusters":
-            options["clusters"] = self.n_classes
-        else:
-            options["prompt"] = PROMPT
+        of_labels = {"clusters": {"clusters": self.n_classes}, "zero-shot": {"prompt": PROMPT}}
+        labels = options.pop("labels")
+        options |= {} if labels == GIVEN else {"labels": labels, **of_labels[labels]}
         if self.ranks.world > 1 and self.recipe.proxy == "resnet18":
             how["order"] = "fixed shares"  # ranks once shared every epoch anew
         options |= {"decoder_exact": self.features.exact, "backbone": self.features.backbone}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from coreset.engine.models.answers import ANSWERS_NAME, QUESTION, questions_of, write_answers
 from coreset.engine.models.concept_bank import ConceptBank
-from coreset.engine.models.concept_rows import create_bank, write_texts
+from coreset.engine.models.concept_rows import create_bank, encoder_config, write_texts
 from coreset.engine.models.concept_texts import class_words, cleaned
 from coreset.engine.models.features import cached_features
 from coreset.engine.models.generation import model_digest
@@ -53,17 +53,15 @@ class Generate:
         words = class_words(dataset.classes)
         questions = questions_of(dataset, words, self.question, self.images)
         spec, keep = self.encoder.spec(self.decoding), self.encoder.keep
-        config = {name: getattr(self, name) for name in ("question", "images", "max_new_tokens")}
+        config = encoder_config(spec)
+        config |= {name: getattr(self, name) for name in ("question", "images", "max_new_tokens")}
         inputs = {"data": self.data}
         inputs |= {"features": cached_features(dataset, spec)} if keep else {}
         config |= {"prompt": self.encoder.prompt, "keep": keep, "model": model_digest(self.model)}
         stage = "concepts generate"
-        with create_bank(self.bank, stage, inputs, spec, config, resumable=True) as work:
+        with create_bank(self.bank, stage, inputs, config, device, resumable=True) as work:
             if not work.done:
-                answers = write_answers(
-                    work, dataset, questions, self.model, device,
-                    images=self.images, max_new_tokens=self.max_new_tokens,
-                )  # fmt: skip
+                answers = write_answers(work, dataset, questions, self.model, device)
                 by_class = {answer.name: answer.phrases() for answer in answers}
                 names = {name: f"{name}, {words[name]}" for name in words}
                 concepts = cleaned(by_class, names)

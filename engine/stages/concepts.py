@@ -10,14 +10,14 @@ from coreset.engine.artifacts.store import FEATURES_NAME
 from coreset.engine.models.concept_bank import VISUAL_STAGE, ConceptBank
 from coreset.engine.models.concept_rows import (
     create_bank,
+    encoder_config,
     prototypes,
-    require_images,
     write_rows,
     write_texts,
 )
 from coreset.engine.models.concept_texts import cleaned, texts_by_class
 from coreset.engine.models.features import cached_features
-from coreset.engine.runtime.fields import require_at_least
+from coreset.engine.runtime.fields import require_at_least, require_class_size
 from coreset.engine.runtime.text import aligned
 from coreset.engine.stages.concept_generation import Generate
 from coreset.engine.stages.options import (
@@ -29,6 +29,7 @@ from coreset.engine.stages.options import (
     Result,
     TextEncoder,
 )
+from coreset.shards.errors import UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file
 
@@ -62,9 +63,11 @@ class Import:
         concepts = cleaned(*texts_by_class(self.texts, dataset))
         spec, keep = encoder.spec(self.decoding), encoder.keep
         config = {"json": sha256_of_file(self.texts), "prompt": encoder.prompt, "keep": keep}
+        config |= encoder_config(spec)
         inputs = {"data": dataset.path}
         inputs |= {"features": cached_features(dataset, spec)} if keep else {}
-        with create_bank(self.bank, "concepts import", inputs, spec, config) as work:
+        device = self.decoding.resolved_device()
+        with create_bank(self.bank, "concepts import", inputs, config, device) as work:
             if not work.done:
                 write_texts(work, dataset, concepts, spec, inputs.get("features"))
         return _result(self.bank, self.data, done=work.done)
@@ -101,11 +104,16 @@ class Visual:
         from coreset.engine.models.feature_rows import feature_table
 
         dataset, pooled = Dataset.open(self.data), self.pooled
-        require_images(dataset, self.k, pooled)
+        if pooled is None:
+            require_class_size(dataset, "k", self.k, remedy="lower -k")
+        elif pooled > len(dataset):
+            raise UsageError(f"pooled must be at most {len(dataset)} (images), got {pooled}")
         spec = self.extractor.spec(self.decoding)
-        config = {"k": self.k if pooled is None else None, "pooled": pooled, "seed": self.seed}
+        config = {"k": None if pooled else self.k, "pooled": pooled, "seed": self.seed}
+        config |= encoder_config(spec)
         inputs = {"data": dataset.path, "features": cached_features(dataset, spec)}
-        with create_bank(self.bank, VISUAL_STAGE, inputs, spec, config) as work:
+        device = self.decoding.resolved_device()
+        with create_bank(self.bank, VISUAL_STAGE, inputs, config, device) as work:
             if not work.done:
                 table = feature_table(inputs["features"] / FEATURES_NAME, work.scratch)
                 concepts, rows = prototypes(table, dataset, self.k, pooled, self.seed)

@@ -12,7 +12,7 @@ from coreset.engine.models.feature_rows import (
     FEATURE_ROWS_NAME,
     RESIDENT_BYTES,
     SPARE_BYTES,
-    FeatureRows,
+    StandardRows,
     feature_rows,
     feature_table,
     resident_limit,
@@ -68,7 +68,7 @@ def store(tmp_path):
 def opened(store, limit_bytes=MAPPED, *, write=True):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("coreset.engine.models.feature_rows.resident_limit", lambda _: limit_bytes)
-        return feature_rows(FeatureRows, store, CPU, scratch=store.parent, write=write)
+        return feature_rows(StandardRows, store, CPU, scratch=store.parent, write=write)
 
 
 def all_rows(features):
@@ -143,7 +143,7 @@ def test_features_are_mapped_where_they_take_more_than_their_share_as_float32(st
         monkeypatch.setattr(AVAILABLE, lambda free=free: free)
         assert resident_limit(CPU) == limit
     monkeypatch.setattr(AVAILABLE, lambda: 4 * 4 * N * WIDTH - 4)
-    feature_rows(FeatureRows, store, CPU, scratch=store.parent)
+    feature_rows(StandardRows, store, CPU, scratch=store.parent)
     np.testing.assert_array_equal(np.fromfile(file, np.float16).reshape(N, WIDTH), table_of())
     assert sorted(path.name for path in store.parent.iterdir()) == [file.name, store.name]
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder, fixed_share
-from coreset.engine.models.feature_rows import FeatureRows
+from coreset.engine.models.feature_rows import StandardRows
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
@@ -52,7 +52,7 @@ def convolutional(pixels, *, seed=5, ranks=ALONE, **values):
 
 def linear(features, labels, **values):
     settings: dict[str, Any] = {"batch": 8, "seed": 5} | values
-    return linear_proxy(FeatureRows(features, CPU), labels, 4, device=CPU, **settings)
+    return linear_proxy(StandardRows(features, CPU), labels, 4, device=CPU, **settings)
 
 
 def made(pixels, kind, **values):
@@ -226,7 +226,7 @@ def test_a_batch_of_one_image_of_one_last_pixel_is_refused_before_it_is_trained(
 
 def test_the_linear_proxy_shows_every_row_once_in_an_order_of_the_seed():
     features = feature_table()
-    rows = FeatureRows(features, CPU)
+    rows = StandardRows(features, CPU)
     orders = []
     for seed, epoch in ((0, 0), (0, 1), (1, 0), (1, 1)):
         proxy = linear(features, LABELS, seed=seed)
