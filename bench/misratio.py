@@ -33,13 +33,14 @@ from coreset.bench.docs import Block, machine, markdown
 from coreset.bench.harness import ROOT, Options, Row, records_of
 from coreset.bench.processes import options, run_coreset
 from coreset.engine.artifacts.store import Features
+from coreset.engine.condensed.comparison import flipped_labels
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.samplers import CcsParameters, draw_coreset
 from coreset.engine.condensed.selection import Candidates, Ints
 from coreset.engine.evaluation.results import STUDENTS as RESULTS
 from coreset.engine.evaluation.results import Results
 from coreset.engine.models.features import FeatureSpec, features_for
-from coreset.engine.scoring.score_table import ScoreTable, flipped_labels
+from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.samplers import extreme_coreset, n_hardest
 from coreset.shards.format.dataset import Dataset
 

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from coreset.bench.harness import Options, Row
 from coreset.bench.processes import run_coreset
+from coreset.engine.condensed.comparison import flipped_labels
 from coreset.engine.models.features import FeatureSpec, features_for
-from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable, flipped_labels
+from coreset.engine.scoring.score_table import ISSUE_OOF, ScoreTable
 from coreset.kernels.scores import easiness
 
 PERCENTS, SEEDS = (5, 25, 50), (0, 1, 2)

@@ -18,6 +18,9 @@ from coreset.engine.runtime.text import NUMBER_WIDTH, aligned, readable_seconds,
 from coreset.engine.scoring.score_table import ScoreTable, identity_of
 from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import UsageError
+from coreset.shards.format.dataset import Dataset
+from coreset.shards.packing.plan import read_labels
+from coreset.shards.sources.detect import find_packed
 
 SHUFFLES = 5
 
@@ -78,6 +81,14 @@ class Pair:
             "other_roc_area": None if flipped is None else _area(b, flipped[ids]),
         }
 
+    def agreements(
+        self, score: str, other_score: str, flipped: NDArray[np.bool_] | None = None
+    ) -> list[dict[str, Any]]:
+        """Measure the `agreement` of every score that both hold, and first of a pair beside."""
+        pairs = [(name, name) for name in self.first.names if name in self.second.names]
+        first = [] if (score, other_score) in pairs else [(score, other_score)]
+        return [self.agreement(*names, flipped) for names in first + pairs]
+
     def coreset_overlap(
         self,
         score: str,
@@ -121,6 +132,20 @@ class Pair:
             "unrelated": float(np.mean(unrelated)),
             "chance": float(np.mean(ipc / other.sizes[other.labels[first]])),
         }
+
+
+def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
+    """Find labels that differ from the true class names in a column of a CSV table, bool (n,)."""
+    source = find_packed(dataset.path)
+    differs = read_labels(table, column, source) != source.labels
+    by_key = dict(zip(source.keys, differs.tolist(), strict=True))
+    flipped = np.array([by_key[key] for key in dataset.keys], np.bool_)
+    if flipped.all() or not flipped.any():
+        raise UsageError(
+            f"{column} of {table} differs from {flipped.sum():,} of the {len(dataset):,} labels of "
+            f"{dataset.path}, so there is nothing to tell apart; choose another column or data set"
+        )
+    return flipped
 
 
 def cost_of(scored: ScoreTable) -> dict[str, Any]:

@@ -94,9 +94,8 @@ def _nearest_images(
     scores: FoundScores, model: ConceptModel, concepts: Collection[Concept]
 ) -> dict[str, dict[str, str]]:
     """Make thumbnails by sample key of the images nearest to visual prototypes."""
-    sources = (
-        Provenance.read(path).ancestor("dataset") for path in (scores.table.path, model.bank.path)
-    )
+    places = scores.table.path, model.bank.path
+    sources = (Provenance.read(path).ancestor("dataset") for path in places)
     own, of_bank = ((source or {}).get("digest") for source in sources)
     keys = {concept.nearest for concept in concepts if concept.nearest}
     if own != of_bank or not keys:  # equal keys of other data may be other images
@@ -110,18 +109,12 @@ def _rows(
     scores: FoundScores, hard: Sequence[_HardImage], images: Mapping[str, dict[str, str]]
 ) -> list[dict[str, Any]]:
     ids = np.array([image.sample_id for image in hard], np.int64)
-    return [
-        {
-            "title": title,
-            "image": image,
-            "concepts": [
-                _shown(images, each.concept, each.text, each.logits) for each in arguments
-            ],
-        }
-        for image, (_, title, arguments) in zip(
-            thumbnails(scores.table.dataset, ids, scores), hard, strict=True
-        )
-    ]
+    rows: list[dict[str, Any]] = []
+    shown = thumbnails(scores.table.dataset, ids, scores)
+    for image, (_, title, arguments) in zip(shown, hard, strict=True):
+        concepts = [_shown(images, each.concept, each.text, each.logits) for each in arguments]
+        rows.append({"title": title, "image": image, "concepts": concepts})
+    return rows
 
 
 def _shown(

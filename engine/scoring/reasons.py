@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import Checkpoints
 from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME, read_feature_rows
 from coreset.engine.models.concept_bank import BANK_KIND, Concept, ConceptBank
 from coreset.engine.models.features import recorded_features
+from coreset.engine.scoring.score_table import newest_commit
 from coreset.kernels.neighbours import unit_rows
 from coreset.shards.errors import UsageError
 
@@ -81,10 +81,7 @@ def _layer(scores: Path) -> dict[str, NDArray[np.float32]]:
 
     from coreset.engine.training.trainer import WEIGHTS_NAME  # it imports torch
 
-    newest = Checkpoints(scores).latest()
-    if newest is None:
-        raise UsageError(f"{scores} holds no finished scores; run `coreset score` again")
-    stored = load_file(newest[1] / WEIGHTS_NAME)
+    stored = load_file(newest_commit(scores) / WEIGHTS_NAME)
     of_columns = {name: stored[f"{name}_k"] for name in ("mean", "scale")}
     return {name: stored[f"linear.{name}"] for name in ("weight", "bias")} | of_columns
 

@@ -23,8 +23,6 @@ from coreset.kernels.scores import SCORES, easiness
 from coreset.shards.errors import CoresetError, StoreError, UsageError
 from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import missing, parse
-from coreset.shards.packing.plan import read_labels
-from coreset.shards.sources.detect import find_packed
 
 VISITS = "visits"
 ASSIGNED = "assigned"
@@ -53,10 +51,7 @@ class ScoreTable:
     @cached_property
     def columns(self) -> Mapping[str, NDArray[Any]]:
         """Columns of the newest undamaged commit by name, each of shape (n,) in id order."""
-        newest = Checkpoints(self.path).latest()
-        if newest is None:
-            raise UsageError(f"{self.path} holds no finished scores; run `coreset score` again")
-        return Columns(newest[1] / SCORES_NAME, rows=len(self.dataset))
+        return Columns(newest_commit(self.path) / SCORES_NAME, rows=len(self.dataset))
 
     @cached_property
     def undecodable(self) -> Mapping[int, str]:
@@ -66,8 +61,8 @@ class ScoreTable:
     @cached_property
     def prefix(self) -> str:
         """What names of these scores begin with in names of sets: ``concept_``, or nothing."""
-        banks = [one for one in Provenance.read(self.path).inputs if one["kind"] == BANK_KIND]
-        return f"{CONCEPT}{VISUAL if banks[0]['stage'] == VISUAL_STAGE else ''}" if banks else ""
+        bank = Provenance.read(self.path).ancestor(BANK_KIND)
+        return f"{CONCEPT}{VISUAL if bank['stage'] == VISUAL_STAGE else ''}" if bank else ""
 
     @cached_property
     def labelled_by(self) -> str:
@@ -180,6 +175,14 @@ class ScoreTable:
         return {name: Summary.of(values[at]) for name, at in zip(classes, members, strict=True)}
 
 
+def newest_commit(scores: Path) -> Path:
+    """Return the directory of the newest undamaged commit of a scores artifact, or refuse."""
+    newest = Checkpoints(scores).latest()
+    if newest is None:
+        raise UsageError(f"{scores} holds no finished scores; run `coreset score` again")
+    return newest[1]
+
+
 def undecodable_of(scores: Path) -> dict[int, str]:
     """Read which samples of a scores artifact could not be decoded, and why."""
     listed = scores / UNDECODABLE_NAME
@@ -232,20 +235,6 @@ def scores_beside(data: Path) -> Path:
         names = ", ".join(map(str, scores))
         raise UsageError(f"{len(scores)} scores of {data} lie beside it; name one of {names}")
     return scores[0]
-
-
-def flipped_labels(dataset: Dataset, table: Path, column: str) -> NDArray[np.bool_]:
-    """Find labels that differ from the true class names in a column of a CSV table, bool (n,)."""
-    source = find_packed(dataset.path)
-    differs = read_labels(table, column, source) != source.labels
-    by_key = dict(zip(source.keys, differs.tolist(), strict=True))
-    flipped = np.array([by_key[key] for key in dataset.keys], np.bool_)
-    if flipped.all() or not flipped.any():
-        raise UsageError(
-            f"{column} of {table} differs from {flipped.sum():,} of the {len(dataset):,} labels of "
-            f"{dataset.path}, so there is nothing to tell apart; choose another column or data set"
-        )
-    return flipped
 
 
 def selection_hint(table: ScoreTable, *, ipc: int = USUAL_IPC, score: str | None = None) -> str:

@@ -14,6 +14,7 @@ from coreset.engine.condensed.comparison import (
     agreement_table,
     cost_of,
     cost_table,
+    flipped_labels,
     overlap_table,
     untrained_note,
 )
@@ -24,7 +25,6 @@ from coreset.engine.scoring.score_table import (
     ISSUE_OOF,
     ScoreTable,
     class_table,
-    flipped_labels,
     hard_end,
     scores_beside,
     selection_hint,
@@ -249,10 +249,7 @@ class Compare:
         ipcs = [ipc for ipc in self.ipcs if self.ipc is not None or ipc <= smallest]
         coresets = [overlap(ipc, misratio=self.misratio) for ipc in ipcs]
         too_few = f"no coresets compared: the smallest class has {smallest} images; give --ipc"
-        compared = [(name, name) for name in pair.first.names if name in pair.second.names]
-        if (score, other) not in compared:
-            compared.insert(0, (score, other))
-        agreements = [pair.agreement(*names, flipped) for names in compared]
+        agreements = pair.agreements(score, other, flipped)
         costs = [cost_of(pair.first), cost_of(pair.second)]
         hint = selection_hint(pair.second, ipc=self.ipcs[0], score=other)
         chosen_by = score if other == score else f"{score} and {other}"

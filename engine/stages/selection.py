@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
-from coreset.engine.artifacts.store import FEATURES_NAME, Features
+from coreset.engine.artifacts.store import FEATURES_NAME
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, ids_within, write_selection, write_set
 from coreset.engine.condensed.samplers import SAMPLERS, draw_coreset
@@ -122,8 +122,10 @@ class Select:
                 if scored:
                     candidates = replace(candidates, easiness=scored.easiness(self.score, ids))
                 if spec:
-                    table_nd = _table(inputs["features"], work.scratch)
-                    candidates = replace(candidates, features=table_nd)
+                    from coreset.engine.models.feature_rows import feature_table
+
+                    features = feature_table(inputs["features"] / FEATURES_NAME, work.scratch)
+                    candidates = replace(candidates, features=features)
                 drawn = draw_coreset(method, candidates, budgets, self.seed, parameters)
                 suffix = f"-{score_name}" if scored else revealed.suffix if revealed else ""
                 name, chosen = f"{method}{suffix}", ids[drawn.positions]
@@ -218,9 +220,3 @@ class Select:
         if self.reveal:
             data |= {"per_class": info.per_class}
         return Result(lines, {**data, "assumed": assumed})
-
-
-def _table(features: Path, scratch: Path) -> Features:
-    from coreset.engine.models.feature_rows import feature_table
-
-    return feature_table(features / FEATURES_NAME, scratch)
