@@ -9,7 +9,7 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("bench", "engine", "kernels", "shards")
-HEAVY = {
+HEAVY = {"open_clip", "transformers", 
     "faiss", "numba", "nvidia", "pandas", "plotly", "pyarrow.dataset", "scipy", "sklearn", "timm",
     "torch", "torchvision", "webdataset", "zarr",
 }  # fmt: skip
