@@ -1,12 +1,15 @@
 """How well scores by visual prototypes find wrong labels, beside a linear head and no training.
 
-    python -m coreset.bench.concept_flips [--images 100 --dry]
+    python -m coreset.bench.concept_flips [--part flips encoders] [--images 100 --dry]
 
 ImageNette with fastai's noisy labels: visual prototypes of each given class, three seeds of
 clusters and trainings, and beside them the linear proxy and the scores without training. Areas are
 those under the ROC of the hard end for flipped labels; accuracy is that of the trained proxy's
 predictions for the true labels. The backbone was trained on the true labels of most of these
-photographs. Keeps artifacts in the folder of the work, times nothing, and writes
+photographs. The part ``encoders`` has a row for every frozen encoder whose weights are given
+(``--clip FILE``: OpenAI's ViT-B/32, and with it the bank of texts).
+
+Keeps artifacts in the folder of the work, times nothing, and writes
 ``bench/results/concept_flips.jsonl``.
 """
 
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tyro
@@ -39,6 +42,9 @@ FLOOR = ("mean_margin", "knn_disagreement")
 GOALS: Mapping[int, float] = {5: 0.99, 25: 0.98, 50: 0.95}
 """Least area of aum by prototypes, 5 a class, by percent of flips."""
 GOAL_K, GOAL_PERCENT, GOAL_ACCURACY = 5, 25, 0.9
+CLIP_BACKBONE, NO_CLIP = "clip:ViT-B-32-quickgelu", "not run: no weights of OpenAI's ViT-B/32 here"
+MOBILENET, MOBILENET_FILE = "mobilenetv2_100_same", "mobilenetv2_100_same_in1k.safetensors"
+Part: TypeAlias = Literal["flips", "encoders"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,15 +53,49 @@ class ConceptFlipsBench(Options):
 
     work: Path = ROOT / "runs" / "misratio"
     """Folder of the artifacts, which are kept; the misratio benchmark makes the same packs."""
+    part: tuple[Part, ...] = ("flips", "encoders")
+    """Parts to measure."""
+    clip: Path | None = None
+    """File of OpenAI's weights of ViT-B/32 (safetensors), for the part encoders."""
     images: int = 0
     """Images of each class, the first by name, for a trial; 0 is all."""
 
     def run(self) -> None:
         """Score by every proxy and seed, print and record the results."""
         os.environ["CORESET_CACHE"] = str(self.work.resolve() / "cache")
-        self.record_parts("concept_flips", {"flips": self._rows})
+        parts = {"flips": self._flips, "encoders": self._encoders}
+        self.record_parts("concept_flips", {part: parts[part] for part in self.part})
 
-    def _rows(self) -> Iterator[Row]:
+    def _encoders(self) -> Iterator[Row]:
+        """Score by prototypes, and without training, of each encoder; and by texts of CLIP."""
+        data, texts = self._packed(GOAL_PERCENT), "GPT-3 descriptors"
+        truth = self._truth(data)
+        mobilenet = self.data.resolve() / "weights" / MOBILENET_FILE
+        encoders: dict[str, Path | None] = {BACKBONE: None, MOBILENET: mobilenet}
+        for name, weights in (encoders | {CLIP_BACKBONE: self.clip}).items():
+            about = {"encoder": name, "percent": GOAL_PERCENT, "images": len(truth)}
+            if weights is None and name == CLIP_BACKBONE:
+                yield about | {"bank": texts, "absent": NO_CLIP}
+                continue
+            given = ("--weights", weights.resolve()) if weights else ()
+            banks: dict[str, tuple[object, ...]] = {
+                f"{GOAL_K} prototypes a class": ("visual", data)
+            }
+            if name == CLIP_BACKBONE:
+                file = self.data.resolve() / "concepts" / "gpt3_descriptors_imagenet.json"
+                banks[texts] = "import", file, data
+            short = name.replace(":", "-")
+            floor = ("neighbours", "--backbone", name, *given)
+            untrained = self._scored(data, f"no training {short}", floor, SEEDS[0])
+            row = about | measured(untrained, truth, None)
+            for number, (bank, words) in enumerate(banks.items()):
+                path = data.with_name(f"{data.name}-bank-{short}-{number}")
+                run_coreset("concepts", *words, path, "--backbone", name, *given)
+                proxy = ("concept", "--concepts", path, *given)
+                scored = self._scored(data, f"{short} {number}", proxy, SEEDS[0])
+                yield row | measured(scored, truth, None) | {"bank": bank}
+
+    def _flips(self) -> Iterator[Row]:
         for percent in PERCENTS:
             data = self._packed(percent)
             truth = self._truth(data)
@@ -162,6 +202,21 @@ def _others() -> str:
     )
 
 
+def _encoder_table() -> str:
+    names = ("aum", "el2n", "loss_final", *FLOOR)
+    lines = [
+        [
+            f"`{row['encoder']}`",
+            row["bank"],
+            *([row["absent"]] if "absent" in row else [f"{row[name]:.4f}" for name in names]),
+        ]
+        for row in records_of("concept_flips.encoders")
+    ]
+    widest = len(names) + 2
+    header = ["encoder", "bank", *(f"`{name}`" for name in names)]
+    return markdown(header, ([*line, *[""] * (widest - len(line))] for line in lines))
+
+
 def _verdict() -> str:
     rows = {row["percent"]: row for row in records_of("concept_flips.flips")
             if row["way"].startswith(f"prototypes, {GOAL_K} ")}  # fmt: skip
@@ -183,6 +238,7 @@ def _machine() -> str:
 BLOCKS: Mapping[str, Block] = {
     "concept_areas": _areas,
     "concept_others": _others,
+    "concept_encoders": _encoder_table,
     "concept_verdict": _verdict,
     "concept_flips_machine": _machine,
 }

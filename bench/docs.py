@@ -18,7 +18,13 @@ import tyro
 
 from coreset.bench.harness import ROOT, Row, records_of
 
-DOCUMENTS = ("README.md", "docs/benchmarks.md", "docs/pixels.md", "docs/selection.md")
+DOCUMENTS = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/pixels.md",
+    "docs/selection.md",
+    "docs/concepts.md",
+)
 # Imported by name when blocks are made, because these modules import the renderer.
 BENCHMARKS = (
     "demo",
@@ -27,6 +33,8 @@ BENCHMARKS = (
     "decode",
     "selection",
     "similarity",
+    "concepts",
+    "concept_flips",
     "misratio",
     "pixels",
     "dynamics",

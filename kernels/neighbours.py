@@ -123,12 +123,18 @@ def neighbours_of(
 
 
 def kmeans_centres(
-    features: NDArray[np.floating], k: int, seed: int, *, spherical: bool = False
+    features: NDArray[np.floating],
+    k: int,
+    seed: int,
+    *,
+    spherical: bool = False,
+    device: str = "cpu",
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Cluster rows by k-means; return the centres, float32 (k, d), and the centre of each row.
 
     ``spherical``: rows of length 1, by inner products, with centres of length 1. It starts from
-    k-means++, because of centres drawn at random two often share a cluster and never part.
+    k-means++, because of centres drawn at random two often share a cluster and never part. On a
+    GPU where ``device`` is one that FAISS can use.
     """
     import faiss
 
@@ -138,7 +144,7 @@ def kmeans_centres(
         start = {"spherical": True, "init_method": faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS}
     clusters: Any = faiss.Kmeans(
         rows.shape[1], k, seed=seed % 2**31, min_points_per_centroid=1,
-        max_points_per_centroid=len(rows), **start,
+        max_points_per_centroid=len(rows), gpu=search_device(device) != "cpu", **start,
     )  # fmt: skip
     clusters.train(rows)
     return clusters.centroids, faiss.knn(rows, clusters.centroids, 1)[1][:, 0]

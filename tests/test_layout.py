@@ -10,8 +10,8 @@ from pathlib import Path
 CHECKOUT = Path(__file__).parents[1]
 PACKAGES = ("bench", "engine", "kernels", "shards")
 HEAVY = {
-    "faiss", "numba", "nvidia", "pandas", "plotly", "pyarrow.dataset", "scipy", "sklearn", "timm",
-    "torch", "torchvision", "webdataset", "zarr",
+    "faiss", "numba", "nvidia", "open_clip", "pandas", "plotly", "pyarrow.dataset", "scipy",
+    "sklearn", "timm", "torch", "torchvision", "transformers", "webdataset", "zarr",
 }  # fmt: skip
 # Asks every verb for its help, in one process, and names the heavy modules that it now has.
 HELP_OF_ALL_VERBS = """

@@ -12,8 +12,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.kernels.neighbours import unit_rows
-from coreset.shards.errors import StoreError, UsageError
+from coreset.shards.errors import StoreError
 from coreset.shards.format.files import remove_tree
 
 SCORES_NAME = "scores.zarr"
@@ -177,18 +176,6 @@ def feature_chunks(path: Path) -> Iterator[Features]:
             chunk = np.asarray(array[first : first + step])
             _require_finite(path, chunk, range(first, first + len(chunk)))
             yield chunk
-
-
-def unit_chunks(path: Path) -> Iterator[NDArray[np.float32]]:
-    """Read features as `feature_chunks` does, each row scaled to length 1.
-
-    A row without direction is a ``UsageError``.
-    """
-    for chunk in feature_chunks(path):
-        try:
-            yield unit_rows(chunk)
-        except ValueError as error:
-            raise UsageError(f"images: {error}") from error
 
 
 def _require_finite(path: Path, features: Features, ids: Sequence[int] | NDArray[np.int64]) -> None:

@@ -13,8 +13,8 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import (
     FEATURES_NAME,
     Features,
+    feature_chunks,
     feature_layout,
-    unit_chunks,
 )
 from coreset.engine.artifacts.writer import ArtifactWriter, create_artifact
 from coreset.engine.models.concept_bank import BANK_KIND, Concept, Encoder, write_bank
@@ -109,6 +109,14 @@ def embed_texts(spec: FeatureSpec, texts: Sequence[str]) -> Rows:
     return clip.text_encoder(backbone)(texts)
 
 
+def unit_rows_of(what: str, features: Features) -> Rows:
+    """Scale rows to length 1; one without direction is a ``UsageError`` that begins with what."""
+    try:
+        return unit_rows(features)
+    except ValueError as error:
+        raise UsageError(f"{what}: {error}") from error
+
+
 def class_contrasts(features: Path, dataset: Dataset) -> NDArray[np.float64]:
     """Compute the mean unit row of each class minus that of all other images, shape (classes, d).
 
@@ -123,7 +131,8 @@ def class_contrasts(features: Path, dataset: Dataset) -> NDArray[np.float64]:
             f"{np.count_nonzero(sizes)} of them; leave --keep out"
         )
     sums, first = np.zeros((n_classes, feature_layout(features)[1])), 0
-    for rows in unit_chunks(features):
+    for chunk in feature_chunks(features):
+        rows = unit_rows_of("images", chunk)
         np.add.at(sums, labels[first : first + len(rows)], rows)
         first += len(rows)
     return sums / sizes[:, None] - (sums.sum(axis=0) - sums) / (labels.size - sizes)[:, None]
@@ -166,10 +175,7 @@ def prototypes(
         groups = [("prototype", np.sort(drawn[: POINTS * pooled]))]
     concepts, rows, keys = list[Concept](), list[Rows](), dataset.keys
     for label, (name, ids) in enumerate(groups):
-        try:
-            own = unit_rows(table[ids])
-        except ValueError as error:
-            raise UsageError(f"images of {name}: {error}") from error
+        own = unit_rows_of(f"images of {name}", table[ids])
         own_seed = derived_seed(seed, label)
         centres, _ = kmeans_centres(own, pooled or k, own_seed, spherical=True)
         rows.append(centres)

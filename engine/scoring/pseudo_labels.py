@@ -10,14 +10,19 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.store import FEATURES_NAME, feature_layout, unit_chunks
-from coreset.engine.models.concept_rows import embed_texts
+from coreset.engine.artifacts.store import (
+    FEATURES_NAME,
+    feature_chunks,
+    feature_layout,
+    read_feature_rows,
+)
+from coreset.engine.models.concept_rows import POINTS, embed_texts, unit_rows_of
 from coreset.engine.models.concept_texts import class_words
 from coreset.engine.models.features import cached_features
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.setup import PROMPT, Setup
 from coreset.kernels.neighbours import kmeans_centres
-from coreset.kernels.seeds import Stream, derived_seed
+from coreset.kernels.seeds import Stream, derived_seed, permutation
 from coreset.shards.errors import UsageError
 from coreset.shards.format.files import replacing
 
@@ -33,25 +38,26 @@ def kept_pseudo_labels(setup: Setup, scratch: Path) -> NDArray[np.int64]:
         if setup.options.labels == "zero-shot":
             words = class_words(setup.dataset.classes)
             texts = [PROMPT.format(word) for word in words.values()]
-            assigned = nearest_texts(store, embed_texts(setup.features, texts))
+            assigned = nearest_of(store, embed_texts(setup.features, texts))
         else:
-            assigned = clusters_of(store, setup.n_classes, setup.options.seed)
+            seed, device = setup.options.seed, str(setup.device)
+            assigned = clusters_of(store, setup.n_classes, seed, device)
         with replacing(path) as file:
             np.save(file, assigned, allow_pickle=False)
     return np.load(path, allow_pickle=False)
 
 
-def clusters_of(store: Path, k: int, seed: int) -> NDArray[np.int64]:
-    """Cluster the rows of a store, scaled to length 1, by spherical k-means on the CPU.
+def clusters_of(store: Path, k: int, seed: int, device: str = "cpu") -> NDArray[np.int64]:
+    """Cluster the rows of a store, scaled to length 1, by spherical k-means.
 
-    All rows are held as float32. A cluster that stays empty is a UsageError.
+    Of many rows `POINTS` a cluster, drawn at random, are held and find the centres. A cluster
+    that stays empty is a UsageError.
     """
-    (n, width, _), done = feature_layout(store), 0
-    rows = np.empty((n, width), np.float32)
-    for chunk in unit_chunks(store):
-        rows[done : done + len(chunk)] = chunk
-        done += len(chunk)
-    _, assigned = kmeans_centres(rows, k, derived_seed(seed, Stream.CLUSTERS), spherical=True)
+    own_seed = derived_seed(seed, Stream.CLUSTERS)
+    drawn = np.sort(permutation(feature_layout(store)[0], own_seed)[: POINTS * k])
+    rows = unit_rows_of("images", read_feature_rows(store, drawn))
+    centres, _ = kmeans_centres(rows, k, own_seed, spherical=True, device=device)
+    assigned = nearest_of(store, centres)
     if n_empty := k - np.unique(assigned).size:
         raise UsageError(
             f"{n_empty} of {k} clusters are empty, for too few images differ; lower --clusters"
@@ -59,11 +65,11 @@ def clusters_of(store: Path, k: int, seed: int) -> NDArray[np.int64]:
     return assigned
 
 
-def nearest_texts(store: Path, texts_cd: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Find the text with the largest cosine to each row of a store, of equal ones the first."""
+def nearest_of(store: Path, units_cd: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Find the unit row with the largest cosine to each row of a store, of equal ones the first."""
     found = [np.empty(0, np.int64)]
-    with progress("zero-shot", feature_layout(store)[0]) as bar:
-        for chunk in unit_chunks(store):
-            found.append((chunk @ texts_cd.T).argmax(axis=1))
+    with progress("assign labels", feature_layout(store)[0]) as bar:
+        for chunk in feature_chunks(store):
+            found.append((unit_rows_of("images", chunk) @ units_cd.T).argmax(axis=1))
             bar.advance(len(chunk))
     return np.concatenate(found)

@@ -105,7 +105,7 @@ def test_pseudo_labels_are_the_classes_whose_names_are_nearest(
         rows = read_features(store).astype(np.float32)
         return ((rows - rows.mean(axis=0)) @ texts_cd.T).argmax(axis=1)
 
-    monkeypatch.setattr("coreset.engine.scoring.pseudo_labels.nearest_texts", nearest)
+    monkeypatch.setattr("coreset.engine.scoring.pseudo_labels.nearest_of", nearest)
     encoder = ("--backbone", TINY, "--weights", theirs[TINY].weights, "--size", SIZE)
     command = ("--proxy", "linear", "--epochs", 1, "--labels", "zero-shot", *encoder)
     done("score", packed, tmp_path / "SCORES", *command)
@@ -403,6 +403,7 @@ assert not {"open_clip", "transformers"} & set(sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_other_verbs_and_backbones_import_neither_open_clip_nor_transformers(tmp_path, fork):
     from torchvision.models import resnet18
 

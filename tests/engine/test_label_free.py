@@ -20,7 +20,7 @@ from coreset.engine.models.concept_bank import Concept, ConceptBank, Encoder, wr
 from coreset.engine.report.concepts import concept_parts
 from coreset.engine.report.sets import catalogue, gather
 from coreset.engine.report.tables import NOTHING, set_table
-from coreset.engine.scoring.pseudo_labels import ASSIGNED_NAME, clusters_of, nearest_texts
+from coreset.engine.scoring.pseudo_labels import ASSIGNED_NAME, clusters_of, nearest_of
 from coreset.engine.scoring.score_table import ASSIGNED, ScoreTable
 from coreset.kernels.neighbours import unit_rows
 from coreset.kernels.samplers import ccs_coreset, random_coreset
@@ -130,7 +130,7 @@ def test_the_nearest_text_is_that_of_the_largest_cosine(tmp_path, monkeypatch):
     monkeypatch.setattr("coreset.engine.artifacts.store.FEATURE_CHUNK_BYTES", 7 * 2 * 8)
     rng = np.random.default_rng(0)
     rows, texts = rng.normal(size=(50, 8)).astype(np.float16), unit_rows(rng.normal(size=(6, 8)))
-    found = nearest_texts(stored(tmp_path / "rows", rows), texts)
+    found = nearest_of(stored(tmp_path / "rows", rows), texts)
     images = rows.astype(np.float64)
     cosines = images / np.linalg.norm(images, axis=1, keepdims=True) @ texts.T
     np.testing.assert_array_equal(found, cosines.argmax(axis=1))

@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import cross_entropy
 
 from coreset.engine.data.images import DecodedImages
 from coreset.engine.data.order import BatchOrder, fixed_share
-from coreset.engine.models.feature_rows import StandardRows
+from coreset.engine.models.feature_rows import StandardRows, UnitRows
 from coreset.engine.models.networks import IMAGENET_MEAN, IMAGENET_STD
 from coreset.engine.runtime.device import generator_for
 from coreset.engine.runtime.distributed import ALONE, Distributed
-from coreset.engine.scoring.feature_proxies import linear_proxy
+from coreset.engine.scoring.feature_proxies import concept_proxy, linear_proxy
 from coreset.engine.scoring.proxy import (
     augmented,
     convolutional_proxy,
@@ -23,8 +24,11 @@ from coreset.engine.scoring.proxy import (
     last_batch,
 )
 from coreset.engine.scoring.recipes import RECIPES
+from coreset.engine.training.trainer import Trainer, adam
 from coreset.kernels.augment import draw_crops, draw_flips, horizontal_flip, normalised
 from coreset.kernels.jpeg.resize import resize
+from coreset.kernels.logits import per_sample_stats
+from coreset.kernels.neighbours import unit_rows
 from coreset.shards.errors import UsageError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -236,3 +240,27 @@ def test_the_linear_proxy_shows_every_row_once_in_an_order_of_the_seed():
         orders.append(ids_of(proxy, epoch))
     assert all(sorted(order) == list(range(N)) for order in orders)
     assert len(set(map(tuple, orders))) == 4
+
+
+def test_flipped_labels_have_the_lowest_margins_by_concepts():
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(0)
+    truth, n_concepts = np.arange(400) % 4, 12
+    centres = rng.normal(size=(4, 16))
+    features = (centres[truth] + 0.5 * rng.normal(size=(400, 16))).astype(np.float16)
+    labels = np.where(is_flipped := rng.random(400) < 0.2, (truth + 1) % 4, truth)
+    concepts = unit_rows(rng.normal(size=(n_concepts, 16)))  # of no class in particular
+    proxy = concept_proxy(
+        UnitRows(features, CPU), labels, 4, embeddings=concepts, scaled=True, batch=50, seed=0,
+        device=CPU,
+    )  # fmt: skip
+    trainer = Trainer(
+        proxy.network, adam(proxy.network, lr=1e-2, weight_decay=0), lambda _: 1e-2, CPU
+    )
+    margins = torch.zeros(400)
+    for epoch in range(10):
+        for inputs, of_batch, ids in proxy.examples(epoch, 0):
+            logits = trainer.step(inputs, lambda out, y=of_batch: cross_entropy(out, y))
+            margins[ids] += per_sample_stats(logits, of_batch).probability_margin
+    assert roc_auc_score(is_flipped, -margins.numpy()) > 0.98

@@ -79,6 +79,21 @@ def test_ranks_train_on_the_clusters_of_one_process(packed, tmp_path, done, star
     np.testing.assert_allclose(together["aum"], alone["aum"], rtol=2e-2, atol=2e-3)
 
 
+def test_ranks_train_the_layer_of_concepts_as_one_process_does(packed, tmp_path, done, start_ranks):
+    """In float32 on any CPU: Adam sees the same gradients but for their last bits."""
+    bank = tmp_path / "BANK"
+    done("concepts", "visual", packed, bank, "-k", 2, *LINEAR[2:])
+    options = ("--proxy", "concept", "--concepts", bank, "--epochs", 3)
+    done("score", packed, tmp_path / "ALONE", *options, "--batch", 12)
+    codes, said = ended(
+        start_ranks(RUN, "score", packed, tmp_path / "RANKS", *options, "--batch", 6)
+    )
+    assert codes == [0, 0], said
+    alone, together = (ScoreTable.open(tmp_path / name).columns for name in ("ALONE", "RANKS"))
+    for name in ("aum", "el2n", "loss_final"):
+        np.testing.assert_allclose(together[name], alone[name], atol=1e-5, err_msg=name)
+
+
 def test_no_thread_of_gloo_outlives_the_job(start_ranks):
     """One that does may stumble over the end of the interpreter."""
     codes, said = ended(start_ranks(JOIN))

@@ -90,6 +90,14 @@ def test_the_parameters_of_one_form_are_those_of_the_other():
     folded.load_state_dict(direct.state_dict())
 
 
+@pytest.mark.parametrize("folded", [False, True])
+def test_a_layer_is_one_graph(folded):
+    layers, inputs, _ = both_forms(*SHAPES[0])
+    layer, x = layers[folded], inputs[folded]
+    compiled = torch.compile(layer, fullgraph=True, backend="eager", dynamic=False)
+    assert torch.equal(compiled(x), layer(x))
+
+
 def test_a_cpu_computes_in_float32_whatever_is_around():
     (_, folded), (_, rows), _ = both_forms(*SHAPES[0])
     with torch.autocast("cpu", dtype=torch.bfloat16):
