@@ -191,9 +191,15 @@ def replace_artifact(out: Path, provenance: Provenance) -> Generator[ArtifactWri
 def _require_same_fingerprint(
     directory: Path, provenance: Provenance, message: str, *, runtime: bool = False
 ) -> None:
+    existing = Provenance.read(directory)
+    if existing.kind != provenance.kind:
+        raise UsageError(
+            f"{directory} holds {existing.kind} made by `coreset {existing.stage}`, not "
+            f"{provenance.kind}; choose another output"
+        )
     old, new = (
         record.fingerprint() | ({"runtime": record.runtime} if runtime else {})
-        for record in (Provenance.read(directory), provenance)
+        for record in (existing, provenance)
     )
     if difference := readable_difference(old, new):
         raise UsageError(

@@ -30,8 +30,8 @@ def default_misratio(
         return best[score], ""
     if score.startswith(CONCEPT + VISUAL):
         raise UsageError(
-            f"no misratio is known for {score}, which is not the study's; give --misratio, "
-            "such as 0.5"
+            f"the study gives no misratio for {score}, scores by visual prototypes; give "
+            "--misratio, such as 0.5"
         )
     value = misratio_by_share(ipc / max(1.0, class_size))
     return value, (

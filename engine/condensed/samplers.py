@@ -105,6 +105,7 @@ def complete_misratio(
     budgets: Ints,
 ) -> tuple[Any, str]:
     """Take the default misratio where none is given; also returns what is assumed."""
+    budgets = budgets[budgets > 0]  # groups without images are asked for none
     if getattr(parameters, "bins", None) == "auto":
         parameters = replace(parameters, bins=min(MOST_BINS, int(budgets.min())))
     if parameters.misratio is not None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from coreset.engine.artifacts.provenance import Provenance
+from coreset.engine.artifacts.writer import output_digest
 from coreset.engine.models.features import FeatureSpec
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
@@ -89,6 +90,8 @@ class ConceptBank:
             raise missing(
                 path, "make one with `coreset concepts`", otherwise="is no bank of concepts"
             )
+        if Provenance.read(path).digest != output_digest(path):
+            raise StoreError(f"{path} holds other files than were made; make the bank again")
         try:
             document = build(_Document, parse((path / CONCEPTS_NAME).read_bytes()))
             embeddings = load_file(path / EMBEDDINGS_NAME)["embeddings"]

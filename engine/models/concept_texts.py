@@ -148,8 +148,8 @@ def cleaned(by_class: Texts, names: Mapping[str, str]) -> list[Concept]:
         for text in own or every:
             classes.setdefault(text, []).append(name)
     if with_names:
-        shown = ", ".join(names[name] for name in with_names[:_NAMED])
-        say(f"all texts of {len(with_names)} classes hold their names and are kept: {shown}")
+        shown = "; ".join(f"{name} ({names[name]})" for name in with_names[:_NAMED])
+        say(f"classes with texts that all hold their names, which are kept: {shown}")
     return [Concept(text=text, classes=tuple(own)) for text, own in classes.items()]
 
 

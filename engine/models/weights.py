@@ -33,7 +33,7 @@ def read_weights(path: Path, wanted: str = USUAL_FILES) -> dict[str, Tensor]:
             # options of the training script, which become a plain record.
             plain = torch.serialization.safe_globals([(SimpleNamespace, "argparse.Namespace")])
             with plain, warnings.catch_warnings():
-                warnings.filterwarnings("ignore", ".*TorchScript")  # refused below
+                warnings.simplefilter("ignore")  # what they tell of is refused below
                 state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 - see above
     except Exception as error:  # damaged files end in any error of zip, pickle and safetensors
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -41,6 +41,8 @@ def read_weights(path: Path, wanted: str = USUAL_FILES) -> dict[str, Tensor]:
             reason = f"it holds {code[1]}, which only code could make; save its state dict alone"
         if "TorchScript" in reason:  # torch advises to run its code
             reason = "it is a TorchScript archive, which holds code"
+        elif "weights_only" in reason:  # likewise
+            reason = "it holds more than tensors, which only code could make"
         raise UsageError(
             f"weights {path} cannot be read as tensors ({reason}); name {wanted}"
         ) from error

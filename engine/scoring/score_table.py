@@ -29,7 +29,7 @@ ASSIGNED = "assigned"
 """Column of pseudo-labels, int32, in scores that were made with some."""
 PREDICTED, PREDICTED_OOF, ISSUE_OOF = "predicted", "predicted_oof", "label_issue_oof"
 UNDECODABLE_NAME = "undecodable.json"
-USUAL_IPC = 10
+USUAL_IPC, SOME_MISRATIO = 10, 0.5
 USUAL_SCORE, UNTRAINED_SCORE = "aum", "mean_margin"
 """The study's score, and the one that a trained score has to beat."""
 
@@ -237,14 +237,23 @@ def scores_beside(data: Path) -> Path:
     return scores[0]
 
 
-def selection_hint(table: ScoreTable, *, ipc: int = USUAL_IPC, score: str | None = None) -> str:
+def selection_hint(
+    table: ScoreTable,
+    *,
+    ipc: int = USUAL_IPC,
+    score: str | None = None,
+    misratio: float | None = None,
+) -> str:
     """Name the command that chooses ``ipc`` images a class, or fewer, or shows the scores."""
+    if table.prefix == CONCEPT + VISUAL:  # it has no default
+        misratio = SOME_MISRATIO
+    cut = "" if misratio is None else f" --misratio {misratio}"
     smallest, place = table.smallest_group(table.ids), shlex.quote(str(table.path))
     if not smallest:
         return f"coreset scores show {place}"
     reveal, score = " --reveal" if table.suffix else "", score or table.usual_score
     by = "" if score == USUAL_SCORE else f" --score {score}"
-    return f"coreset select {place} SET --ipc {min(ipc, smallest)}{by}{reveal}"
+    return f"coreset select {place} SET --ipc {min(ipc, smallest)}{by}{reveal}{cut}"
 
 
 def listing() -> tuple[str, ...]:

@@ -150,7 +150,7 @@ class Setup:
         if bank is not None and bank.is_of_labels:
             raise UsageError(
                 f"bank {bank.path} was made with the labels of the data set, so that --labels "
-                f"{self.options.labels} would be no scores without them; make one by `coreset "
+                f"{self.options.labels} would not be free of them; make one by `coreset "
                 "concepts visual --pooled`, or of texts without --keep or --images"
             )
 

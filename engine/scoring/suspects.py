@@ -123,9 +123,13 @@ def suspect_table(
 
 
 def _listed(suspect: Suspect) -> str:
-    texts = [reason["text"] for reason in suspect["reasons"]]
+    """Join the reasons; a visual prototype is named by its nearest image."""
+    texts = [
+        f"{'no ' if reason['similarity'] < 0 else ''}{reason.get('nearest', reason['concept'])}"
+        for reason in suspect["reasons"]
+    ]
     cut = (text if len(text) <= TEXT_SHOWN else f"{text[: TEXT_SHOWN - 3]}..." for text in texts)
-    return ", ".join(cut) or "-"
+    return "; ".join(cut) or "-"
 
 
 def require_replaceable(path: Path) -> None:

@@ -37,7 +37,8 @@ class Generate:
     images: int = 0
     """Images of the class to show beside the question, evenly spread over its ids."""
     max_new_tokens: int = 128
-    """Longest answer in tokens; of one that is cut there, the last phrase is left out."""
+    """Longest answer in tokens; of one that is cut there, the last phrase is left out if there are
+    others."""
     encoder: Flat[TextEncoder] = field(default_factory=TextEncoder)
     decoding: Flat[Decoding] = field(default_factory=Decoding)
 
@@ -68,9 +69,10 @@ class Generate:
                 write_texts(work, dataset, concepts, spec, inputs.get("features"))
         n_concepts, n = len(ConceptBank.open(self.bank).concepts), len(dataset.classes)
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
+        by = f" --weights {spec.weights}" if spec.weights else ""
         lines = (
             f"{n_concepts:,} concepts of {n:,} classes {how}: {self.bank}",
             f"answers as they came: {self.bank / ANSWERS_NAME}",
-            f"next: coreset score {self.data} SCORES --proxy concept --concepts {self.bank}",
+            f"next: coreset score {self.data} SCORES --proxy concept --concepts {self.bank}{by}",
         )
         return Result(lines, {"bank": str(self.bank), "concepts": n_concepts})

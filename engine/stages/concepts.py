@@ -34,6 +34,7 @@ from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import sha256_of_file
 
 SHOWN = 3  # concepts of a class
+USUAL_K = 5
 
 _Json: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="JSON")]
 
@@ -42,7 +43,8 @@ _Json: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="
 class Import:
     """Make a bank of texts that are there already, such as descriptions by a language model.
 
-    Classes are found by name, WordNet id, WordNet name, or position in a file of ImageNet's 1,000.
+    Classes are found by name, WordNet id or WordNet name, or in a file of exactly 1,000 classes by
+    their order in ImageNet.
     Texts are put into lower case; what holds the name of its class, or comes twice, is dropped. For
     example: coreset concepts import descriptors.json DATA BANK --backbone clip:ViT-B-32-quickgelu
     --weights clip.safetensors --keep 5.
@@ -70,7 +72,7 @@ class Import:
         with create_bank(self.bank, "concepts import", inputs, config, device) as work:
             if not work.done:
                 write_texts(work, dataset, concepts, spec, inputs.get("features"))
-        return _result(self.bank, self.data, done=work.done)
+        return _result(self.bank, self.data, done=work.done, weights=self.encoder.weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,41 +87,46 @@ class Visual:
     """Packed data set."""
     bank: BankPath
     """Directory to make."""
-    k: Annotated[int, tyro.conf.arg(aliases=("-k",))] = 5
+    k: Annotated[
+        int | None, tyro.conf.arg(aliases=("-k",), help_behavior_hint=f"(default: {USUAL_K})")
+    ] = None
     """Prototypes of each class."""
     pooled: int | None = None
-    """Prototypes of all images instead, without labels; they belong to no class."""
+    """Prototypes of all images instead of -k, without labels; they belong to no class."""
     seed: int = 0
     """Seed of k-means; every class has its own stream."""
     extractor: Flat[Extractor] = field(default_factory=Extractor)
     decoding: Flat[Decoding] = field(default_factory=Decoding)
 
     def __post_init__(self) -> None:
-        require_at_least("k", self.k, 1)
-        if self.pooled is not None:
-            require_at_least("pooled", self.pooled, 1)
+        if self.k is not None and self.pooled is not None:
+            raise UsageError(f"give one of -k and --pooled, got {self.k} and {self.pooled}")
+        for name in ("k", "pooled"):
+            if (value := getattr(self, name)) is not None:
+                require_at_least(name, value, 1)
 
     def run(self) -> Result:
         """Find or make the features, cluster them."""
         from coreset.engine.models.feature_rows import feature_table
 
-        dataset, pooled = Dataset.open(self.data), self.pooled
+        dataset, pooled, k = Dataset.open(self.data), self.pooled, self.k or USUAL_K
         if pooled is None:
-            require_class_size(dataset, "k", self.k, remedy="lower -k")
+            require_class_size(dataset, "k", k, remedy="lower -k")
         elif pooled > len(dataset):
             raise UsageError(f"pooled must be at most {len(dataset)} (images), got {pooled}")
         spec = self.extractor.spec(self.decoding)
-        config = {"k": None if pooled else self.k, "pooled": pooled, "seed": self.seed}
+        config = {"k": None if pooled else k, "pooled": pooled, "seed": self.seed}
         config |= encoder_config(spec)
         inputs = {"data": dataset.path, "features": cached_features(dataset, spec)}
         device = self.decoding.resolved_device()
         with create_bank(self.bank, VISUAL_STAGE, inputs, config, device) as work:
             if not work.done:
                 table = feature_table(inputs["features"] / FEATURES_NAME, work.scratch)
-                concepts, rows = prototypes(table, dataset, self.k, pooled, self.seed)
+                concepts, rows = prototypes(table, dataset, k, pooled, self.seed)
                 write_rows(work, concepts, rows, visual=True)
                 work.meter.images = len(dataset)
-        return _result(self.bank, self.data, self.extractor.notice(), done=work.done)
+        notice, weights = self.extractor.notice(), self.extractor.weights
+        return _result(self.bank, self.data, notice, done=work.done, weights=weights)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +165,19 @@ class Show:
         return Result(tuple(lines), data | {"concepts": [asdict(c) for c in bank.concepts]})
 
 
-def _result(path: Path, data: Path, notice: tuple[str, ...] = (), *, done: bool) -> Result:
-    bank = ConceptBank.open(path)
+def _result(
+    path: Path,
+    data: Path,
+    notice: tuple[str, ...] = (),
+    *,
+    done: bool,
+    weights: Path | None = None,
+) -> Result:
+    bank, by = ConceptBank.open(path), f" --weights {weights}" if weights else ""
     lines = (
         *notice,
         f"{_counted(bank)} {'are there already' if done else 'made'}: {path}",
-        f"next: coreset score {data} SCORES --proxy concept --concepts {path}",
+        f"next: coreset score {data} SCORES --proxy concept --concepts {path}{by}",
     )
     return Result(lines, {"bank": str(path), "concepts": len(bank.concepts)})
 

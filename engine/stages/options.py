@@ -169,8 +169,8 @@ class TextEncoder(Extractor):
     prompt: str = "a photo of {}"
     """Sentence to embed each concept in, with {} for the concept; {} alone embeds it bare."""
     keep: int | None = None
-    """Concepts to keep of each class: those whose similarity to its images is, in the mean, the
-    most above that to all other images. Default: all. Makes features of the images first."""
+    """Concepts to keep of each class: those whose mean similarity to the images of the class most
+    exceeds that to all others. Default: all. Makes features of the images first."""
 
     def __post_init__(self) -> None:
         Extractor.__post_init__(self)  # a class with slots has no super() without arguments

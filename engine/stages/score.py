@@ -148,17 +148,21 @@ class Score:
 
     def _require_what_concepts_need(self) -> None:
         if self.proxy != "concept":
-            if self.options.concepts or self.optimiser or self.scaling:
+            given = {"concepts": self.options.concepts, "optimiser": self.optimiser}
+            given |= {"scaling": self.scaling}
+            if names := [f"--{name}" for name, value in given.items() if value]:
                 raise UsageError(
-                    "concepts, optimiser and scaling go with --proxy concept, got --proxy "
-                    f"{self.proxy}"
+                    f"{', '.join(names)} goes with --proxy concept, got --proxy {self.proxy}"
                 )
         elif self.options.concepts is None:
             raise UsageError(
                 "proxy concept needs --concepts BANK; make a bank with `coreset concepts`"
             )
         elif self.size is not None or self.frozen.backbone != "auto":
-            raise UsageError("size and backbone of --proxy concept are those of its bank")
+            raise UsageError(
+                "size and backbone of --proxy concept are those of its bank; leave out --size and "
+                "--backbone"
+            )
 
     @property
     def used(self) -> Recipe:
@@ -214,7 +218,6 @@ class Score:
         listed = self.scores / UNDECODABLE_NAME
         lost = f"{n_lost} of them could not be decoded: no score, or of fewer epochs, see {listed}"
         how = "are there already" if work.done else f"made in {work.meter.wall_seconds:.1f} s"
-        cut = " --misratio 0.5" if setup.bank is not None and setup.bank.visual else ""
         decodes = self.proxy == "resnet18" and self.options.pixels is None
         lines = (
             *(self.decoding.notice() if decodes else ()),
@@ -223,7 +226,7 @@ class Score:
             *([_STREAMED] if work.meter.notes.get("streamed") else []),
             f"scores of {n:,} images by {self.used.stamp} {how}: {self.scores}",
             *([lost] if n_lost else []),
-            f"next: {selection_hint(table)}{cut}",
+            f"next: {selection_hint(table)}",
         )
         data = {"scores": str(self.scores), "images": n, "epochs": setup.recipe.epochs}
         return Result(lines, data | {"recipe": self.used.stamp, "undecodable": n_lost})

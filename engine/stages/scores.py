@@ -18,6 +18,7 @@ from coreset.engine.condensed.comparison import (
     overlap_table,
     untrained_note,
 )
+from coreset.engine.models.concept_bank import CONCEPT, VISUAL
 from coreset.engine.runtime.fields import require_at_least, require_between
 from coreset.engine.runtime.text import Summary, binned, histogram, spread_table, without_nan
 from coreset.engine.scoring.score_table import (
@@ -170,7 +171,7 @@ class Suspects:
             values["label_issues"] = n_issues = int(issues.sum())
             wrong = "labels are taken for wrong (is_label_issue)"
             lines.append(f"{n_issues:,} of all {issues.size:,} {wrong}")
-        cut = f"{selection_hint(table)} --misratio 0.3"
+        cut = selection_hint(table, misratio=0.3)
         mend = "correct their labels and pack again, or cut the hardest"
         if table.label_note:
             lines.append(table.label_note)
@@ -247,8 +248,10 @@ class Compare:
         other = self.other_score or pair.counterpart(score)
         overlap = partial(pair.coreset_overlap, score, other, n_bins=self.bins, seed=self.seed)
         ipcs = [ipc for ipc in self.ipcs if self.ipc is not None or ipc <= smallest]
+        none = f"the smallest class has {smallest} images; give --ipc"
+        if self.misratio is None and pair.first.prefix == CONCEPT + VISUAL:
+            ipcs, none = [], "the study gives no misratio for visual prototypes; give --misratio"
         coresets = [overlap(ipc, misratio=self.misratio) for ipc in ipcs]
-        too_few = f"no coresets compared: the smallest class has {smallest} images; give --ipc"
         agreements = pair.agreements(score, other, flipped)
         costs = [cost_of(pair.first), cost_of(pair.second)]
         hint = selection_hint(pair.second, ipc=self.ipcs[0], score=other)
@@ -257,7 +260,7 @@ class Compare:
             *agreement_table(agreements),
             *filter(None, map(untrained_note, agreements)),
             "",
-            *(overlap_table(coresets) if coresets else [too_few]),
+            *(overlap_table(coresets) if coresets else [f"no coresets compared: {none}"]),
             *(coreset["assumption"] for coreset in coresets if coreset["assumption"]),
             "",
             *cost_table(costs),

@@ -33,7 +33,7 @@ def _flags(words):
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(text):
         patch.setenv("COLUMNS", "80")  # wide enough for one column, too narrow for two
         main([*words, "--help"])
-    flags = re.findall(r"^[│ ] (?:-[a-z] [A-Z]+, )?(--[a-z0-9-]+)", text.getvalue(), re.MULTILINE)
+    flags = re.findall(r"^[│ ] (?:-[a-z] [^,]+, )?(--[a-z0-9-]+)", text.getvalue(), re.MULTILINE)
     return [f"{' '.join(words)} {flag}" for flag in flags]
 
 

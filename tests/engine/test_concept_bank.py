@@ -1,12 +1,16 @@
 """Banks of concepts on disk: round trip, damage, and the data sets that they fit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from coreset.engine.artifacts.provenance import PROVENANCE_NAME, Provenance
+from coreset.engine.artifacts.writer import create_artifact, output_digest
 from coreset.engine.models.concept_bank import (
+    BANK_KIND,
     CONCEPTS_NAME,
     EMBEDDINGS_NAME,
     Concept,
@@ -16,6 +20,7 @@ from coreset.engine.models.concept_bank import (
 )
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.files import json_bytes
 
 ENCODER = Encoder(backbone="clip:tiny", weights="ab" * 32, size=32, width=4, prompt="a {}")
 CLASSES = ("n01440764", "n02102040", "n02979186")
@@ -27,10 +32,23 @@ CONCEPTS = (
 ROWS = np.eye(3, 4, dtype=np.float32)
 
 
+def publish(out, concepts=CONCEPTS, rows=ROWS, *, visual=False):
+    """Make a bank as the verbs do."""
+    provenance = Provenance(kind=BANK_KIND, stage="concepts import", config={})
+    with create_artifact(out, provenance) as work:
+        write_bank(work.scratch, ENCODER, concepts, rows, visual=visual)
+    return out
+
+
 @pytest.fixture
 def folder(tmp_path):
-    write_bank(tmp_path, ENCODER, CONCEPTS, ROWS, visual=False)
-    return tmp_path
+    return publish(tmp_path / "BANK")
+
+
+def forge(folder):
+    """Let the provenance say that these files were made."""
+    forged = replace(Provenance.read(folder), digest=output_digest(folder))
+    (folder / PROVENANCE_NAME).write_bytes(json_bytes(forged.document()))
 
 
 def changed(rows, at, value):
@@ -92,7 +110,16 @@ DAMAGE = {
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_bank_is_refused(name, folder):
     DAMAGE[name](folder)
+    with pytest.raises(StoreError, match="holds other files than were made; make the bank again"):
+        ConceptBank.open(folder)
+    forge(folder)
     with pytest.raises(StoreError, match=r"cannot be read .*; make the bank again"):
+        ConceptBank.open(folder)
+
+
+def test_rows_in_another_order_are_refused(folder):
+    save_file({"embeddings": ROWS[::-1].copy()}, folder / EMBEDDINGS_NAME)
+    with pytest.raises(StoreError, match="holds other files than were made"):
         ConceptBank.open(folder)
 
 
@@ -107,9 +134,7 @@ def test_what_is_no_bank_is_refused(folder, tmp_path):
 def test_a_bank_fits_a_data_set_of_its_classes(folder, packed, tmp_path):
     dataset = Dataset.open(packed)
     ConceptBank.open(folder).require_classes(dataset)
-    pooled = tmp_path / "pooled"
-    pooled.mkdir()
-    write_bank(pooled, ENCODER, [Concept(text="prototype #1")], ROWS[:1], visual=True)
+    pooled = publish(tmp_path / "pooled", [Concept(text="prototype #1")], ROWS[:1], visual=True)
     ConceptBank.open(pooled).require_classes(dataset)
 
 
@@ -124,6 +149,6 @@ def test_a_bank_fits_a_data_set_of_its_classes(folder, packed, tmp_path):
 def test_a_bank_of_other_classes_is_refused(classes, words, packed, tmp_path):
     concepts = [Concept(text=f"a {name}", classes=(name,)) for name in classes]
     rows = np.eye(len(classes), 4, dtype=np.float32)
-    write_bank(tmp_path, ENCODER, concepts, rows, visual=False)
+    bank = ConceptBank.open(publish(tmp_path / "BANK", concepts, rows))
     with pytest.raises(UsageError, match=f"{words}.*is another data set; make a bank"):
-        ConceptBank.open(tmp_path).require_classes(Dataset.open(packed))
+        bank.require_classes(Dataset.open(packed))

@@ -149,7 +149,7 @@ def test_a_class_keeps_texts_with_its_name_if_it_has_no_others(monkeypatch):
     names = {"a": "ant", "b": "bee"}
     concepts = cleaned({"a": ["wings"], "b": ["Bees", "..."]}, names)
     assert [(c.text, c.classes) for c in concepts] == [("wings", ("a",)), ("bees", ("b",))]
-    assert said == ["all texts of 1 classes hold their names and are kept: bee"]
+    assert said == ["classes with texts that all hold their names, which are kept: b (bee)"]
     with pytest.raises(UsageError, match=r"class b has no concept \(bee\); describe it in words"):
         cleaned({"a": ["wings"], "b": ["..."]}, names)
 

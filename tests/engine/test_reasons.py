@@ -171,7 +171,11 @@ def test_suspects_are_listed_with_their_reasons(planted, mislabelled, values_of,
     header, line = done(*words, "--csv", tmp_path / "list.csv")[:2]
     texts = [reason["text"] for reason in first["reasons"]]
     assert header.endswith("  argues against")
-    assert line.endswith(f"  {', '.join(texts)}")
+    shown = [
+        f"no {reason['nearest']}" if reason["similarity"] < 0 else reason["nearest"]
+        for reason in first["reasons"]
+    ]
+    assert line.endswith(f"  {'; '.join(shown)}")
     with (tmp_path / "list.csv").open() as file:
         row = next(csv.DictReader(file))
     nearest = [reason["nearest"] for reason in first["reasons"]]
@@ -183,9 +187,10 @@ def test_suspects_are_listed_with_their_reasons(planted, mislabelled, values_of,
 
 def test_a_long_concept_is_shortened_in_the_table():
     suspect = {"sample": 3, "source": "a", "given_label": "b", "predicted_label": None, "score": 1}
-    reason = {"text": "long, slender body with silver stripes"}
-    line = suspect_table("el2n", [suspect | {"reasons": [reason, {"text": "fins"}]}])[1]
-    assert line.endswith("long, slender body with s..., fins")
+    long = {"concept": "long, slender body with silver stripes", "similarity": 1.0}
+    absent = {"concept": "fins", "similarity": -0.5}
+    line = suspect_table("el2n", [suspect | {"reasons": [long, absent]}])[1]
+    assert line.endswith("long, slender body with s...; no fins")
     assert suspect_table("el2n", [suspect | {"reasons": []}])[1].endswith("  -")
 
 
