@@ -22,6 +22,7 @@ class Stream:
     RANDOM, CCS, DOUBLE_END, PROTOTYPES, DEDUP_RANDOM = range(5)  # under the seed of a selection
     FOLDS, SHARES, CLUSTERS = -1, -2, -3  # under the seed of a scoring, beside its epochs 0, 1, ...
     BLOCKS, SAMPLES = 0, 1  # of a block shuffle, under the seed of an epoch
+    DROPOUT = 2  # of a student, under the seed of an epoch
     TRUE_LABEL, FLIP, OTHER_LABEL, DIFFICULTY, TEXTURE, CLASS, IMAGE = range(7)  # synthetic data
 
 

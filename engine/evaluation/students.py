@@ -15,12 +15,12 @@ from coreset.engine.models.networks import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Norm,
-    StudentName,
     build_network,
     memory_format_for,
     placed,
 )
-from coreset.engine.runtime.device import generator_for, precision_note
+from coreset.engine.models.student_names import TIMM
+from coreset.engine.runtime.device import generator_for, precision_note, seeded_torch
 from coreset.engine.training.trainer import (
     Accuracy,
     CompileMode,
@@ -31,6 +31,7 @@ from coreset.engine.training.trainer import (
     evaluate,
 )
 from coreset.kernels.augment import normalised
+from coreset.kernels.seeds import Stream, derived_seed
 
 EVALUATION_BATCH = 256
 
@@ -46,8 +47,9 @@ class Protocol(ABC):
     evaluations: int = 100
     """About this many evaluations, evenly over the epochs; best top-1 is the best of them."""
     stamp: str
-    """Name and version, ``+short`` where the protocol is not the published one."""
+    """Name and version; ``+timm``, ``+short`` where it is not the published one."""
     norm: ClassVar[Norm]
+    """Of students but timm's, which have their own."""
 
     @classmethod
     @abstractmethod
@@ -77,6 +79,11 @@ class Protocol(ABC):
         """Prepare uint8 images (b, 3, s, s) for an evaluation."""
         return normalised(images, IMAGENET_MEAN, IMAGENET_STD)
 
+    def applied_to(self, student: str) -> Self:
+        """Return the protocol of a student, stamped if the student's norm layers are its own."""
+        stamp = f"{self.stamp}+timm" if student.startswith(TIMM) else self.stamp
+        return replace(self, stamp=stamp)
+
     def shortened(self, **changes: int | None) -> Self:
         """Return the protocol with other epochs, size or evaluations, stamped if it differs."""
         changed = replace(self, **{name: value for name, value in changes.items() if value})
@@ -104,7 +111,7 @@ def train_student(
     train: EpochSource,
     val: EpochSource,
     protocol: Protocol,
-    student: StudentName,
+    student: str,
     *,
     seed: int,
     device: torch.device,
@@ -147,14 +154,17 @@ def train_epoch(
     trainer: Trainer, train: EpochSource, protocol: Protocol, *, seed: int, epoch: int
 ) -> None:
     """Train for one epoch; all draws follow from seed and epoch."""
-    draws, layout = generator_for(seed, epoch), memory_format_for(protocol.norm, trainer.device)
+    draws, device = generator_for(seed, epoch), trainer.device
+    layout = memory_format_for(protocol.norm, device)
+    dropout_seed = derived_seed(derived_seed(seed, epoch), Stream.DROPOUT) % 2**63
     order = BatchOrder(batch=protocol.batch, epoch=epoch, seed=seed, shuffle=True)
-    for batch in train.epoch(order):
-        images = batch.images.to(trainer.device, non_blocking=True)
-        labels = batch.labels.to(trainer.device, non_blocking=True)
-        with trainer.whole_batches.of(images):
-            inputs, loss = protocol.training_batch(images, labels, draws)
-        trainer.step(inputs.contiguous(memory_format=layout), loss)
+    with seeded_torch(dropout_seed, device):
+        for batch in train.epoch(order):
+            images = batch.images.to(device, non_blocking=True)
+            labels = batch.labels.to(device, non_blocking=True)
+            with trainer.whole_batches.of(images):
+                inputs, loss = protocol.training_batch(images, labels, draws)
+            trainer.step(inputs.contiguous(memory_format=layout), loss)
 
 
 def _evaluation_batches(val: EpochSource, protocol: Protocol, device: torch.device) -> Examples:

@@ -1,19 +1,25 @@
 """Networks that are trained here.
 
 A proxy has batch norm. Students have instance norm, as in the hard-label protocol of
-MinimaxDiffusion: training and evaluation behave alike.
+MinimaxDiffusion: training and evaluation behave alike. Those of timm keep the norm layers that
+they come with.
 """
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from coreset.engine.models.resnetap import resnetap10
+from coreset.engine.models.student_names import TIMM
+from coreset.engine.runtime.device import seeded_torch
+from coreset.shards.errors import UsageError
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 Norm: TypeAlias = Literal["batch", "instance"]
-StudentName: TypeAlias = Literal["resnet18", "resnet50", "convnet"]
 
 
 def instance_norm(channels: int) -> nn.GroupNorm:
@@ -32,16 +38,53 @@ def convnet(num_classes: int, norm_layer: Callable[[int], nn.Module]) -> nn.Sequ
     return nn.Sequential(*layers)
 
 
-def build_network(name: StudentName, n_classes: int, *, norm: Norm, seed: int) -> nn.Module:
-    """Initialise a network as torchvision does; the weights depend on ``seed`` alone."""
+def build_network(name: str, n_classes: int, *, norm: Norm, seed: int) -> nn.Module:
+    """Initialise a network as its library does; the weights depend on ``seed`` alone."""
     # Imported late: torchvision imports torch's compiler, which takes seconds and some 200 MB.
     from torchvision.models import resnet18, resnet50
 
-    build = {"resnet18": resnet18, "resnet50": resnet50, "convnet": convnet}[name]
+    own = {
+        "resnet18": resnet18,
+        "resnet50": resnet50,
+        "resnetap10": resnetap10,
+        "convnet": convnet,
+    }
     norm_layer = {"batch": nn.BatchNorm2d, "instance": instance_norm}[norm]
-    with torch.random.fork_rng(devices=[]):  # constructors draw from the generator of the CPU
-        torch.default_generator.manual_seed(seed)
-        return build(num_classes=n_classes, norm_layer=norm_layer)
+    with seeded_torch(seed, torch.device("cpu")):
+        if name.startswith(TIMM):
+            return timm_model(name, n_classes)
+        return own[name](num_classes=n_classes, norm_layer=norm_layer)
+
+
+def timm_model(name: str, n_classes: int) -> nn.Module:
+    """Build the untrained model of timm behind ``timm:NAME``, with its own norm layers."""
+    import timm
+
+    model, known = name.removeprefix(TIMM), timm.list_models()
+    if model not in known:
+        close = ", ".join(TIMM + one for one in get_close_matches(model, known) or ["resnet18"])
+        raise UsageError(f"student must be a timm model, got {name}; near it: {close}")
+    return timm.create_model(model, pretrained=False, num_classes=n_classes)
+
+
+def require_trainable(name: str, n_classes: int, *, images: int, size: int) -> None:
+    """Refuse a model of timm that cannot train on so many images of this size at once.
+
+    Runs it on the meta device: shapes without numbers. Many models take a single size of images,
+    and batch norm of a single pixel needs more than one image.
+    """
+    if not name.startswith(TIMM):
+        return
+    with torch.device("meta"):
+        network, inputs = timm_model(name, n_classes), torch.empty((images, 3, size, size))
+    try:
+        logits = network.train()(inputs)
+        reason = "" if logits.shape == (images, n_classes) else "it is no classifier"
+    except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as bad:
+        reason = str(bad) or type(bad).__name__
+    if reason:
+        what = f"student {name} does not train on {images} images of {size} pixels ({reason})"
+        raise UsageError(f"{what}; choose another --size or --student")
 
 
 def memory_format_for(norm: Norm, device: torch.device) -> torch.memory_format:

@@ -52,6 +52,11 @@ class Setting:
         return self.protocol.endswith("+short")
 
     @property
+    def of_timm(self) -> bool:
+        """Test whether the students kept norm layers of their own: not the published protocol."""
+        return "+timm" in self.protocol
+
+    @property
     def pixels_and_evaluations(self) -> str:
         """Image size and number of evaluations, in words."""
         return f"{self.size} px, {self.evaluations} evaluations"

@@ -131,3 +131,14 @@ def runtime_of(device: torch.device) -> dict[str, object]:
 def generator_for(seed: int, *path: int) -> torch.Generator:
     """Make a CPU generator of a place under a run's seed: the same draws whatever the device."""
     return torch.Generator().manual_seed(derived_seed(seed, *path) % 2**63)
+
+
+@contextmanager
+def seeded_torch(seed: int, device: torch.device) -> Generator[None]:
+    """Let what takes no generator (initialisation, dropout) draw from ``seed``, then go on."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        yield

@@ -5,12 +5,15 @@ from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import TYPE_CHECKING, Annotated, Literal, TypeAlias
 
+import tyro
+
 from coreset.engine.artifacts.ledger import Meter, peak_rss_bytes
 from coreset.engine.artifacts.provenance import versions
 from coreset.engine.artifacts.writer import require_output
 from coreset.engine.condensed.condensed_set import CondensedSet, open_set, require_same_classes
 from coreset.engine.evaluation.protocols import PROTOCOLS
 from coreset.engine.evaluation.results import STUDENTS, Results, in_precision
+from coreset.engine.models.student_names import SMALLEST_SIZE, TIMM, require_student
 from coreset.engine.runtime.fields import choice_of, require_at_least
 from coreset.engine.runtime.progress import progress
 from coreset.engine.stages.options import (
@@ -33,8 +36,7 @@ if TYPE_CHECKING:
 
     Pixels: TypeAlias = tuple[EpochSource, EpochSource]
 
-# The last of five halvings must leave more than one pixel: instance norm of a single one is zero.
-SMALLEST_SIZE = 33
+_ONE_OF_STUDENTS = tyro.conf.arg(metavar=f"{{{','.join(SMALLEST_SIZE)},{TIMM}NAME}}")
 PROTOCOL_COLUMNS = ("epochs", "evaluations", "size", "batch")
 
 
@@ -54,8 +56,10 @@ class Train:
     results: ResultsPath
     """Results folder; made if absent, else appended to."""
     protocol: Annotated[str, choice_of(PROTOCOLS, default="hard")] = "hard"
-    student: Literal["resnet18", "resnet50", "convnet"] = "resnet18"
-    """Network to train; convnet: three small convolutions, a student of seconds."""
+    student: Annotated[str, _ONE_OF_STUDENTS] = "resnet18"
+    """Network to train. resnetap10: the study's ResNetAP-10, average pooling instead of strides.
+    convnet: three small convolutions, a student of seconds. timm:NAME: any timm model, untrained,
+    with norm layers of its own instead of the protocol's: rows are stamped hard@1+timm."""
     repeats: int = 3
     """Students, with seeds seed, seed + 1, ..."""
     seed: int = 0
@@ -63,7 +67,8 @@ class Train:
     epochs: int | None = None
     """Other epochs than the protocol's: rows are stamped hard@1+short and are not comparable."""
     size: int | None = None
-    """Other image size than the protocol's 224, at least 33: stamped likewise."""
+    """Other image size than the protocol's 224, at least 33 (resnetap10: 64, convnet: 8): stamped
+    likewise."""
     evaluations: int | None = None
     """Other number of evaluations than about 100 (best is the best of them): stamped likewise."""
     data: MovedData = None
@@ -74,10 +79,11 @@ class Train:
 
     def __post_init__(self) -> None:
         require_at_least("repeats", self.repeats, 1)
-        for name, least in (("epochs", 1), ("size", SMALLEST_SIZE), ("evaluations", 1)):
+        for name in ("epochs", "evaluations"):
             value = getattr(self, name)
             if value is not None:
-                require_at_least(name, value, least)
+                require_at_least(name, value, 1)
+        require_student(self.student, self.size)
 
     def run(self) -> Result:
         """Open set and validation set, train every student that has no row yet, append its row."""
@@ -89,7 +95,7 @@ class Train:
         info = condensed.info
         published = PROTOCOLS[self.protocol].load().published(info.n_classes, info.ipc)
         changed = {name: getattr(self, name) for name in ("epochs", "size", "evaluations")}
-        protocol = published.shortened(**changed)
+        protocol = published.applied_to(self.student).shortened(**changed)
         device, results = self.decoding.resolved_device(), Results(self.results)
         runtime = runtime_of(device)
         seeds, precision = range(self.seed, self.seed + self.repeats), str(runtime["precision"])
@@ -98,6 +104,7 @@ class Train:
         known, note = results.keys(STUDENTS), ""
         missing = {seed: named for seed, named in students.items() if named["key"] not in known}
         if missing:
+            self._require_trainable(protocol, len(condensed.ids))
             pixels = self._pixels(condensed, val, protocol)
             results.record_lineage(condensed)
             common = {
@@ -125,6 +132,13 @@ class Train:
         inputs = {"set": condensed.provenance.digest, "val": reference}
         own = {"protocol": asdict(protocol), "student": self.student, "seed": seed}
         return digest_of(inputs | own)
+
+    def _require_trainable(self, protocol: "Protocol", n_images: int) -> None:
+        """Refuse a student that cannot train on the last batch of an epoch, the smallest."""
+        from coreset.engine.models.networks import require_trainable
+
+        last = n_images % protocol.batch or protocol.batch
+        require_trainable(self.student, protocol.n_classes, images=last, size=protocol.size)
 
     def _pixels(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol") -> "Pixels":
         """Decode the set onto the device, and the validation images if they fit."""

@@ -231,6 +231,25 @@ def test_a_student_repeats_to_the_bit_and_another_seed_is_another_student(monkey
     assert not torch.equal(first, other)
 
 
+def test_dropout_of_a_student_follows_from_seed_and_epoch_and_from_nothing_before():
+    class Dropout(torch.nn.Flatten):
+        """Draw as dropout does, from torch's global generator, which takes no other."""
+
+        def forward(self, input):  # noqa: A002 - torch's name
+            drawn.append(torch.rand(()).item())
+            return super().forward(input)
+
+    drawn, train, protocol = [], stripes(33, seed=0), short(2)  # 66 images: two batches
+    network = torch.nn.Sequential(Dropout(), torch.nn.Linear(3 * SIZE**2, 2))
+    for seed, epoch in ((4, 1), (4, 1), (5, 1), (4, 2)):
+        torch.rand(1 + epoch)  # somebody else's
+        before = torch.random.get_rng_state()
+        train_epoch(trainer_of(network, protocol), train, protocol, seed=seed, epoch=epoch)
+        assert torch.equal(torch.random.get_rng_state(), before)
+    assert drawn[:2] == drawn[2:4]
+    assert len(set(drawn)) == 6
+
+
 def test_a_student_is_evaluated_on_images_that_are_normalised_and_no_more():
     train, val, protocol = stripes(2, seed=0), stripes(30, seed=1), short(1)
     network = build_network("resnet18", 2, norm="instance", seed=3)

@@ -105,6 +105,21 @@ def test_another_precision_is_another_student(trained, inputs, tmp_path, done, m
     assert new["key"] not in {row["key"] for row in before}
 
 
+def test_other_students_get_rows_of_their_own_and_stand_in_the_report(inputs, tmp_path, done):
+    results, html = tmp_path / "RESULTS", tmp_path / "report.html"
+    tiny = ("--size", 64, "--epochs", 1, "--repeats", 1)
+    students_of = {"resnetap10": "hard@1+short", "timm:test_resnet": "hard@1+timm+short"}
+    for name, stamp in students_of.items():
+        told, _ = done("train", *inputs, results, *tiny, "--student", name)
+        assert told.startswith(f"random at IPC 2, {name}, {stamp}: top-1 ")
+    assert {row["student"]: row["protocol"] for row in students(results)} == students_of
+    assert len({row["key"] for row in students(results)}) == 2
+    done("report", results, html)
+    text = html.read_text()
+    assert all(f">{name}</td>" in text for name in students_of)
+    assert "<strong>+timm</strong> marks students with norm layers of their own" in text
+
+
 def test_a_key_is_the_digest_of_everything_that_went_in(trained, inputs):
     condensed, val = inputs[0], Manifest.read(inputs[1])
     protocol = HardLabels.published(3, 2).shortened(epochs=2, size=33, evaluations=2)

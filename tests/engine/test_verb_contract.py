@@ -286,12 +286,25 @@ REFUSED = {
         ("--ipc 1 --method dreams", "dreams"),
     ],
     "train SET VALIDATION OUT": [
-        ("--size 32", "size must be at least 33, got 32"),
+        ("--size 32", "size of --student resnet18 must be at least 33, got 32"),
+        (
+            "--size 48 --student resnetap10",
+            "size of --student resnetap10 must be at least 64, got 48",
+        ),
+        ("--size 0 --student timm:test_vit", "timm:test_vit must be at least 1, got 0"),
         ("--epochs 0", "epochs must be at least 1, got 0"),
         ("--evaluations 0", "evaluations must be at least 1, got 0"),
         ("--repeats 0", "repeats must be at least 1, got 0"),
         ("--protocol soft", "soft"),
-        ("--student vgg", "vgg"),
+        (
+            "--student vgg",
+            "must be one of resnet18, resnet50, resnetap10, convnet, or timm:NAME, got vgg",
+        ),
+        ("--student timm:resnet81", "must be a timm model, got timm:resnet81; near it: timm:"),
+        (
+            "--student timm:vit_tiny_patch16_384",
+            "timm:vit_tiny_patch16_384 does not train on 6 images of 224 pixels (Input height",
+        ),
     ],
     "train DATA VALIDATION OUT": [("", "is not a condensed set (no set.json)")],
     "report": [

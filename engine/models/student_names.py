@@ -1,0 +1,29 @@
+"""Names of the networks that students may be, and the smallest images; imports no torch."""
+
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
+from coreset.engine.runtime.fields import require_at_least
+from coreset.shards.errors import UsageError
+
+StudentName: TypeAlias = Literal["resnet18", "resnet50", "resnetap10", "convnet"]
+
+TIMM = "timm:"
+"""Prefix of any other student: a model of timm, with norm layers of its own."""
+SMALLEST_SIZE: Mapping[StudentName, int] = {
+    "resnet18": 33,
+    "resnet50": 33,
+    "resnetap10": 64,
+    "convnet": 8,
+}
+"""Side of an image whose last feature map has more than one pixel: instance norm of one is zero."""
+
+
+def require_student(name: str, size: int | None) -> None:
+    """Refuse a name of no student, and images too small for it; timm's own names come later."""
+    known = {str(student): least for student, least in SMALLEST_SIZE.items()}
+    if name not in known and not name.startswith(TIMM):
+        choices = ", ".join(known)
+        raise UsageError(f"student must be one of {choices}, or {TIMM}NAME, got {name}")
+    if size is not None:
+        require_at_least(f"size of --student {name}", size, known.get(name, 1))
