@@ -69,9 +69,10 @@ def score_figure(
     figure.update_xaxes(title_text=f"{scores.score} ({SCORES[scores.score].unit})", row=n_rows)
     figure.update_yaxes(title_text="images", col=1)
     figure.update_layout(legend={"orientation": "h", "y": -70 / height, "yanchor": "top"})
+    name, table = scores.table.dataset.manifest.name, scores.table
     return finished(
         figure,
-        title=f"{scores.score} of {scores.table.dataset.manifest.name} by {by}",
+        title=f"{table.name_of(scores.score)} of {name} by {by}",
         caption=_caption(scores, coresets, len(classes)),
         description=f"{len(classes)} histograms of {scores.score} by {by}.",
         height=height,

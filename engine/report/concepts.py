@@ -35,8 +35,8 @@ def concept_parts(
     for scores in reversed(first_of.values()):
         title = f"{scores.score} of {scores.table.dataset.manifest.name}"
         try:
-            if prefix := scores.table.prefix:
-                title = f"{prefix}{title}"
+            if scores.table.prefix:
+                title = title.replace(scores.score, scores.table.name_of(scores.score), 1)
                 parts.append(_part(scores, title, max_classes, images_per_row, notices))
         except UNREADABLE as error:
             notices.append(f"{title}: its concepts are left out, for {error}")

@@ -243,7 +243,10 @@ def span_of(values: Iterable[float], before: float, after: float) -> list[float]
 
 
 def _log_ticks(exponents: Sequence[float]) -> dict[str, Any]:
-    """Set ticks at 1, 2 and 5 of every decade, or at 1 alone if there are many decades."""
+    """Set ticks at 1, 2 and 5 of every decade, at 1 alone if there are many, or at the points."""
+    if max(exponents) - min(exponents) < math.log10(2):  # no 1, 2 or 5 need lie between
+        costs = [10**exponent for exponent in {min(exponents), max(exponents)}]
+        return {"tickvals": costs, "ticktext": [f"{cost:,.3g}" for cost in costs]}
     first, last = math.floor(min(exponents)) - 1, math.ceil(max(exponents)) + 2
     steps = (1, 2, 5) if last - first < 7 else (1,)
     values = [step * 10.0**decade for decade in range(first, last) for step in steps]
