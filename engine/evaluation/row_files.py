@@ -89,11 +89,14 @@ def read_row_file(file: Path, schema: ArrowSchema) -> Part | None:
 def read_parts(folder: Path, table: str, schema: ArrowSchema) -> list[Part]:
     """Read the parquet, which may not be there, and the row files, without the lock.
 
-    All parts have the same columns: those of ``schema``, then those that only files have. The row
-    files are read first: whoever folds them removes them after the parquet has got their rows.
+    All parts have the same columns: those of ``schema``, then those that only files have. The
+    newest is read first and the parquet last, because rows move that way, and numbers are used
+    again: whatever is folded and appended meanwhile, no row comes without those before it.
     """
-    parts = [read_row_file(folder / name, schema) for name in row_files(folder, table).values()]
-    parts = [part for part in (_parquet_part(folder, table, schema), *parts) if part]
+    names = row_files(folder, table).values()
+    newest_first = [read_row_file(folder / name, schema) for name in reversed(names)]
+    parts = [_parquet_part(folder, table, schema), *reversed(newest_first)]
+    parts = [part for part in parts if part]
     for part in parts:
         try:
             schema = pa.unify_schemas([schema, part.table.schema], promote_options="permissive")
