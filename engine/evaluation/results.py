@@ -1,25 +1,31 @@
 """``RESULTS/``: append-only tables of trained students and measured sets, and the sets' lineage.
 
-``students`` and ``metrics`` are parquet, with a CSV beside. ``lineage/<set digest>.json`` is for
-costs of sets that have gone. A row's key says what was run; a run that finds its row does nothing.
+``students`` and ``metrics`` are parquet, with a CSV beside and the newest rows in row files.
+``lineage/<set digest>.json`` is for costs of sets that have gone. A row's key says what was run; a
+run that finds its row does nothing.
 """
 
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import relpath
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
-import pyarrow.csv as pacsv
-import pyarrow.parquet as pq
 
 from coreset.engine.artifacts.ledger import Line, append_lines, lines_with, read_ledger
 from coreset.engine.artifacts.writer import lock
 from coreset.engine.condensed.condensed_set import CondensedSet
+from coreset.engine.evaluation.row_files import (
+    Part,
+    read_parts,
+    read_row_file,
+    row_files,
+    write_row_file,
+    write_tables,
+)
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.dataset import Dataset
 from coreset.shards.format.files import (
@@ -29,12 +35,14 @@ from coreset.shards.format.files import (
     parse,
     write_atomically,
 )
-from coreset.shards.tables.formats import guarded
 
 STUDENTS, METRICS, LINEAGE = "students", "metrics", "lineage"
 CLASSES, DUPLICATES = "classes", "duplicates"
 """Tables with several rows for a row of ``metrics``, by its key."""
 PUBLISHED_PRECISION = "float32"
+FOLD_AT = 256
+"""Row files of a table that an append folds: fewer cost rewrites, more cost readers."""
+Row: TypeAlias = dict[str, Any]
 
 _INPUT_COLUMNS: list[tuple[str, pa.DataType]] = [
     ("key", pa.string()),  # digest of everything that went in: one row per key
@@ -118,56 +126,83 @@ class Results:
 
     path: Path
 
-    def rows(self, table: str) -> list[dict[str, Any]]:
+    def rows(self, table: str) -> list[Row]:
         """Read all rows of a table; empty if there are none yet."""
-        if self.path.exists() and not self.path.is_dir():
-            raise UsageError(f"results {self.path} is a file; name a folder")
-        file = self.path / f"{table}.parquet"
-        if not file.is_file():
-            return []
-        try:
-            read = pq.read_table(file, page_checksum_verification=True)
-        except (pa.ArrowException, OSError) as error:
-            why = " ".join(str(error).split())
-            raise StoreError(
-                f"{file} cannot be read ({why}); restore it or move it away"
-            ) from error
-        if not read.schema.equals(_SCHEMAS[table]):
-            raise StoreError(f"{file} is of another version; choose another RESULTS folder")
-        rows = read.to_pylist()
-        return [_with_precision(row) for row in rows] if table == STUDENTS else rows
+        return [row for _, rows in self._parts(table) for row in rows]
 
-    def complete_rows(self, table: str) -> list[dict[str, Any]]:
+    def complete_rows(self, table: str) -> list[Row]:
         """Read all rows, for those who compare and show them."""
-        rows = self.rows(table)
-        for row in rows:
+        parts = list(self._parts(table))
+        for part, row in ((part, row) for part, rows in parts for row in rows):
             odd = [name for name in _REQUIRED[table] if row[name] is None]
             odd += [name for name in ("parameters", "runtime") if _object_in(row[name]) is None]
             if odd:
-                where = f"{self.path / table}.parquet has no {odd[0]} in the row {row['key']}"
+                where = f"{part.file} has no {odd[0]} in the row {row['key']}"
                 raise StoreError(f"{where}; restore it or move it away")
-        return rows
+        return [row for _, rows in parts for row in rows]
+
+    def _parts(self, table: str) -> Iterator[tuple[Part, list[Row]]]:
+        """Yield each file of a table with those of its rows whose key no earlier file has."""
+        self._require_folder()
+        known = set[str]()
+        for part in read_parts(self.path, table, _SCHEMAS[table]):
+            rows: list[Row] = part.table.to_pylist()
+            if table == STUDENTS:
+                rows = [_with_precision(row) for row in rows]
+            fresh = [row for row in rows if row["key"] not in known]
+            known.update(row["key"] for row in fresh)
+            yield part, fresh
+
+    def _require_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise UsageError(f"results {self.path} is a file; name a folder")
 
     def keys(self, table: str) -> set[str]:
         """Return the keys of the rows that are there."""
         return {row["key"] for row in self.rows(table)}
 
-    def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
-        """Append rows whose key is not there yet, and the ledger lines of their making.
+    def ledger(self) -> list[Line]:
+        """Read the ledger lines of all appends, whether they are folded yet or not."""
+        parts = [
+            read_row_file(self.path / name, schema)
+            for table, schema in _SCHEMAS.items()
+            for name in row_files(self.path, table).values()
+        ]
+        waiting = [line for part in parts if part for line in part.ledger]
+        lines = [*read_ledger(self.path), *waiting]
+        return list({json.dumps(line, sort_keys=True): line for line in lines}.values())
 
-        The parquet file, which tells what is done, is replaced last: a kill loses nothing.
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]], ledger: Sequence[Line]) -> None:
+        """Append rows and the ledger lines of their making, by one file, whole or not at all.
+
+        A row whose key is there already is passed over by whoever reads.
         """
+        if table in {STUDENTS, METRICS}:
+            rows = list({row["key"]: row for row in rows}.values())
+        self._require_folder()
         with lock(self.path, wait=True):
             make_directory(self.path)
-            existing = self.rows(table)
-            known = {row["key"] for row in existing}
-            fresh = [dict(row) for row in rows if row["key"] not in known]
-            if table in {STUDENTS, METRICS}:
-                fresh = {row["key"]: row for row in fresh}.values()
-            parquet, csv = _encoded([*existing, *fresh], table)
-            append_lines(self.path, ledger)
-            write_atomically(self.path / f"{table}.csv", csv)
-            write_atomically(self.path / f"{table}.parquet", parquet)
+            n_files = write_row_file(self.path, table, _SCHEMAS[table], rows, ledger)
+            if n_files >= FOLD_AT:
+                self._fold(table)
+
+    def fold(self) -> None:
+        """Move what is in row files into the parquet and the CSV tables, at the end of a run."""
+        if any(row_files(self.path, table) for table in _SCHEMAS):
+            with lock(self.path, wait=True):
+                for table in _SCHEMAS:
+                    self._fold(table)
+
+    def _fold(self, table: str) -> None:
+        names = row_files(self.path, table).values()
+        if not names:
+            return
+        parts = list(self._parts(table))
+        append_lines(self.path, [line for part, _ in parts for line in part.ledger])
+        rows = [row for _, rows in parts for row in rows]
+        write_tables(self.path, table, parts[0][0].table.schema, rows)
+        for name in names:  # last: until then a kill changes nothing that a reader sees
+            (self.path / name).unlink(missing_ok=True)
 
     def record_lineage(self, condensed: CondensedSet) -> None:
         """Keep provenance and ledger of a set, so that its cost can be told without it."""
@@ -219,19 +254,10 @@ def in_precision(stamp: str, key: str, precision: str) -> dict[str, str]:
 def _with_precision(row: dict[str, Any]) -> dict[str, Any]:
     """Give a row that was written before stamps named the precision its stamp and its key."""
     runtime = _object_in(row["runtime"]) or {}  # a damaged one is refused by `complete_rows`
-    precision = runtime.get("precision", PUBLISHED_PRECISION)
-    if precision == PUBLISHED_PRECISION or precision in row["protocol"].split("+"):
+    precision, stamp = runtime.get("precision", PUBLISHED_PRECISION), row["protocol"]
+    if precision == PUBLISHED_PRECISION or not stamp or precision in stamp.split("+"):
         return row
     return row | in_precision(row["protocol"], row["key"], precision)
-
-
-def _encoded(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[bytes, bytes]:
-    table = pa.Table.from_pylist(rows, schema=_SCHEMAS[name])
-    parquet, csv = io.BytesIO(), io.BytesIO()
-    pq.write_table(table, parquet, write_page_checksum=True)
-    shown = [{column: guarded(cell) for column, cell in row.items()} for row in rows]
-    pacsv.write_csv(pa.Table.from_pylist(shown, schema=_SCHEMAS[name]), csv)
-    return parquet.getvalue(), csv.getvalue()
 
 
 def _object_in(text: str | None) -> dict[str, Any] | None:

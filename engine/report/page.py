@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from coreset.engine.artifacts.ledger import read_ledger, total_wall_seconds
+from coreset.engine.artifacts.ledger import total_wall_seconds
 from coreset.engine.evaluation.results import METRICS, STUDENTS, Results
 from coreset.engine.report import tables
 from coreset.engine.report.classes import data_grids, score_figure
@@ -60,7 +60,7 @@ def render(
         "cost": tables.cost_table(costs, sets),
         "sets": tables.set_table(rows, sets.values(), evidence.balances),
         "runtimes": tables.runtime_table(rows),
-        "ledger": tables.ledger_table(read_ledger(results.path)),
+        "ledger": tables.ledger_table(results.ledger()),
     }
     records = {
         "accuracy": accuracy_records(compared),

@@ -12,7 +12,7 @@ from coreset.engine.stages.options import Result
 from coreset.shards.errors import StoreError, UsageError
 from coreset.shards.format.files import files_below
 
-RESULT_TABLES = {"students.parquet": "train", "metrics.parquet": "measure"}
+RESULT_TABLES = {"students": "train", "metrics": "measure"}
 DIGEST_CHARACTERS = 12
 _ARTIFACTS = ("kind", "name", "made by", "size", "digest")
 
@@ -50,5 +50,10 @@ def _origin(path: Path) -> tuple[str, str, str] | None:
         except StoreError:
             return "damaged", "?", ""
         return provenance.kind, provenance.stage, provenance.digest
-    stages = [stage for table, stage in RESULT_TABLES.items() if (path / table).is_file()]
+    stages = [stage for table, stage in RESULT_TABLES.items() if _is_there(path, table)]
     return ("results", ", ".join(stages), "") if stages else None
+
+
+def _is_there(results: Path, table: str) -> bool:
+    parquet, row_files = results / f"{table}.parquet", results.glob(f"{table}-*.rows.jsonl")
+    return parquet.is_file() or any(row_files)

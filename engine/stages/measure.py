@@ -93,6 +93,7 @@ class Measure:
         if self.against is not None:
             other = _class_values(results, self._measured(sets[1], val, results, []))
             lines += ["", *difference_table(by_class, other, str(self.against))]
+        results.fold()
         lines += [*_biased(rows), *_absent(rows)]
         if "duplicates" in self.chosen:
             lines.append(_copies_line(results, rows))

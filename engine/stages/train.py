@@ -124,6 +124,7 @@ class Train:
                 row = {**common, **named, **columns, "seed": seed}
                 row["peak_rss_bytes"] = peak_rss_bytes()
                 results.append(STUDENTS, [row], [meter.line()])
+        results.fold()
         return self._outcome(results, students, len(missing), note)
 
     def _key(self, condensed: CondensedSet, val: Dataset, protocol: "Protocol", seed: int) -> str:

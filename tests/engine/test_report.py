@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from coreset.engine.artifacts.ledger import Meter
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.condensed.methods import KmeansParameters
@@ -307,8 +308,15 @@ def test_a_peak_that_was_not_measured_is_a_dash_and_empty_in_the_csv(world, repo
     assert {(row[6], row[-3]) for row in cells} == {("0.00 s", "-")}
 
 
+def test_the_ledger_holds_runs_whose_rows_are_not_folded_yet(world, reported):
+    line = Meter("measure", "digest").line() | {"host": "elsewhere"}
+    Results(world / "results").append(METRICS, [], [line])
+    assert "elsewhere" in reported()[1].read_text()
+
+
 def test_results_with_measured_sets_alone_make_a_report(world, reported):
-    (world / "results" / "students.parquet").unlink()
+    for file in (world / "results").glob("students*"):
+        file.unlink()
     assert any("No student was trained yet" in line for line in reported()[0])
 
 

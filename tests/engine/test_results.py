@@ -4,15 +4,12 @@ import csv
 import math
 from concurrent.futures import ThreadPoolExecutor
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from coreset.engine.artifacts.ledger import Meter, read_ledger
 from coreset.engine.condensed.condensed_set import open_set
 from coreset.engine.evaluation.results import (
     METRICS,
-    METRICS_SCHEMA,
     STUDENTS,
     STUDENTS_SCHEMA,
     Results,
@@ -54,12 +51,16 @@ def test_rows_come_back_in_the_order_of_their_appending_and_a_key_once(results):
     assert rows[0]["top1_best"] < 60
     assert set(rows[0]) == set(STUDENTS_SCHEMA.names)
     assert (results.keys(STUDENTS), results.keys(METRICS)) == ({"a", "b"}, {"m"})
-    assert read_ledger(results.path) == [line]
+    assert results.ledger() == [line]
+    results.fold()
+    assert (results.rows(STUDENTS), read_ledger(results.path)) == (rows, [line])
+    assert results.ledger() == [line]
 
 
 def test_the_csv_equals_the_parquet(results):
     results.append(STUDENTS, [student("a", seed=0, top1_last=100 / 3, method='the "best", so')], [])
     results.append(STUDENTS, [student("b", top1_last=math.nan, data="two\nlines")], [])
+    results.fold()
     with (results.path / "students.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == STUDENTS_SCHEMA.names
@@ -87,7 +88,8 @@ def test_rows_get_their_precision_from_the_runtime_once(results):
     assert [(row["key"], row["protocol"]) for row in others] == [
         ("a32", "hard@1"), ("without", "hard@1"),
     ]  # fmt: skip
-    results.append(STUDENTS, [student("b")], [])  # writes what was read
+    results.append(STUDENTS, [student("b")], [])
+    results.fold()  # writes what was read
     assert results.rows(STUDENTS)[0] == first
     assert results.rows(STUDENTS)[1:3] == others
 
@@ -95,6 +97,7 @@ def test_rows_get_their_precision_from_the_runtime_once(results):
 @pytest.mark.parametrize("damage", ["empty", "cut", "no parquet", "page header"])
 def test_a_damaged_table_is_an_error_and_stays_as_it_is(results, damage):
     results.append(STUDENTS, [student("a"), student("b")], [])
+    results.fold()
     file = results.path / "students.parquet"
     data = file.read_bytes()
     position = data.index(b"\x15")  # in the header of the first page
@@ -110,14 +113,21 @@ def test_a_damaged_table_is_an_error_and_stays_as_it_is(results, damage):
     fact = r"students\.parquet cannot be read .*restore it or move it away"
     with pytest.raises(StoreError, match=fact):
         results.rows(STUDENTS)
+    results.append(STUDENTS, [student("c")], [])
     with pytest.raises(StoreError, match=fact):
-        results.append(STUDENTS, [student("c")], [])
+        results.fold()
     assert file.read_bytes() == damaged
+    file.write_bytes(data)
+    assert keys_of(results) == ["a", "b", "c"]
 
 
-def test_a_flipped_bit_never_changes_an_accuracy(results):
+@pytest.mark.parametrize("folded", [True, False], ids=["parquet", "row file"])
+def test_a_flipped_bit_never_changes_an_accuracy(*, results, folded):
     results.append(STUDENTS, [student("a"), student("b")], [])
-    file, true = results.path / "students.parquet", results.rows(STUDENTS)
+    if folded:
+        results.fold()
+    (file,) = {*results.path.glob("students*")} - {results.path / "students.csv"}
+    true = results.rows(STUDENTS)
     data, found = file.read_bytes(), 0
     for position in range(0, len(data), 41):
         file.write_bytes(data[:position] + bytes([data[position] ^ 4]) + data[position + 1 :])
@@ -125,59 +135,55 @@ def test_a_flipped_bit_never_changes_an_accuracy(results):
             assert results.rows(STUDENTS) == true
         except StoreError:
             found += 1
-    assert found > 50
+    assert found > 50 if folded else found == len(range(0, len(data), 41))
 
 
-@pytest.mark.parametrize(
-    "schema",
-    [
-        METRICS_SCHEMA.remove(3),
-        METRICS_SCHEMA.append(pa.field("more", pa.int64())),
-        METRICS_SCHEMA.set(len(METRICS_SCHEMA) - 1, pa.field("runtime", pa.int64())),
-    ],
-    ids=["fewer columns", "more columns", "another type"],
-)
-def test_a_table_of_another_version_is_refused(results, schema):
-    results.path.mkdir()
-    pq.write_table(pa.Table.from_pylist([{"key": "m"}], schema=schema),
-                   results.path / "metrics.parquet")  # fmt: skip
-    fact = "is of another version; choose another RESULTS folder"
-    with pytest.raises(StoreError, match=fact):
-        results.rows(METRICS)
-    with pytest.raises(StoreError, match=fact):
-        results.append(METRICS, [{"key": "n"}], [])
-
-
-def test_an_append_that_fails_midway_can_be_repeated(results):
+def test_a_fold_that_fails_midway_loses_no_row_and_can_be_repeated(results):
     results.append(STUDENTS, [student("a")], [])
-    csv_file = results.path / "students.csv"
+    results.fold()
+    csv_file, parquet = (results.path / f"students.{end}" for end in ("csv", "parquet"))
     csv_file.unlink()
     (csv_file / "in the way").mkdir(parents=True)
-    line = Meter("train", "b").line()
+    line, before = Meter("train", "b").line(), parquet.read_bytes()
+    results.append(STUDENTS, [student("b")], [line])
     with pytest.raises(OSError, match=r"students\.csv"):
-        results.append(STUDENTS, [student("b")], [line])
-    assert results.keys(STUDENTS) == {"a"}, "a row that the CSV lacks would never get there"
+        results.fold()
+    assert parquet.read_bytes() == before, "a row that the CSV lacks would never get there"
+    assert keys_of(results) == ["a", "b"]
     (csv_file / "in the way").rmdir()
     csv_file.rmdir()
     results.append(STUDENTS, [student("b")], [line])
+    results.fold()
     assert keys_of(results) == ["a", "b"]
     assert len(csv_file.read_text().splitlines()) == 3
     assert len(read_ledger(results.path)) == 1
 
 
-def test_rows_are_committed_by_the_parquet_when_all_else_is_on_the_disk(results, disk):
+def contents_of(results):
+    return {f"RESULTS/{file.name}": file.read_bytes() for file in results.path.iterdir()}
+
+
+def test_a_row_is_on_the_disk_when_it_is_appended(results, disk):
+    results.append(STUDENTS, [student("a")], [Meter("train", "a").line()])
+    written = contents_of(results)
+    assert set(written) == {"RESULTS/students-000001.rows.jsonl"}
+    assert disk.survivors().items() >= written.items()
+    assert None not in disk.naming("students-000001.rows.jsonl").beside.values()
+
+
+def test_folded_rows_are_committed_by_the_parquet_when_all_else_is_on_the_disk(results, disk):
     for key in "ab":
         results.append(STUDENTS, [student(key)], [Meter("train", key).line()])
-        written = {
-            path.relative_to(results.path.parent).as_posix(): path.read_bytes()
-            for path in results.path.iterdir()
-        }
+        row_file = contents_of(results)["RESULTS/students-000001.rows.jsonl"]
+        results.fold()
+        written = contents_of(results)
         assert set(written) == {
             "RESULTS/ledger.jsonl", "RESULTS/students.csv", "RESULTS/students.parquet"
         }  # fmt: skip
         assert disk.survivors().items() >= written.items()
         naming = disk.naming("students.parquet")
         assert naming.beside["students.parquet"] == written.pop("RESULTS/students.parquet")
+        written["RESULTS/students-000001.rows.jsonl"] = row_file
         assert naming.survivors.items() >= written.items()
 
 
@@ -192,5 +198,5 @@ def test_threads_that_append_at_once_keep_every_row_and_a_lineage(results, rando
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(append, range(16)))
     assert sorted(keys_of(results)) == sorted([*map(str, range(16)), "shared"])
-    assert len(read_ledger(results.path)) == 16
+    assert len(results.ledger()) == 16
     assert results.lineage(condensed.provenance.digest) is not None

@@ -135,7 +135,7 @@ def test_a_key_is_the_digest_of_everything_that_went_in(trained, inputs):
 def test_students_that_were_finished_before_a_stop_are_kept(inputs, tmp_path, interrupted, done):
     results = tmp_path / "RESULTS"
     command = ("train", *inputs, results, *TINY, "--repeats", 4)
-    said = interrupted(results / "students.parquet", *command)
+    said = interrupted(results / "students-000001.rows.jsonl", *command)
     assert said == "coreset: interrupted by SIGTERM; the same command continues\n"
     kept = students(results)
     assert 1 <= len(kept) < 4
