@@ -136,28 +136,32 @@ def _rows_by_class(
 
 def _coverage(s: Rows, v: Rows, device: str) -> tuple[float, float, float, float]:
     """Return r1, d1, r2, d2 of one class."""
-    in_v, in_s = _nearest_rows(s, v, device)
-    worst = [int(np.vecdot(s, v[in_v]).argmin())]
+    in_v, in_s, of_s = _nearest_rows(s, v, device)
+    worst = [int(of_s.argmin())]
     r1, r2 = float(_cosines(s[worst], v, in_v[worst])[0]), float(_cosines(v, s, in_s).mean())
     if len(s) == 1:
         return r1, nan, r2, nan
     return r1, 1 - _largest_cosine(s, device), r2, _mean_distance(s)
 
 
-def _nearest_rows(s: Rows, v: Rows, device: str) -> tuple[Ints, Ints]:
-    """Find the row of v nearest to each of s, and the row of s nearest to each of v."""
+def _nearest_rows(s: Rows, v: Rows, device: str) -> tuple[Ints, Ints, Rows]:
+    """Find the row of v nearest to each of s, that of s to each of v, and the cosines of the first.
+
+    The cosines are float32, shape (m,).
+    """
     if not _is_large(s, v):
         cosines_mn = _products(s, v)
-        return cosines_mn.argmax(axis=1), cosines_mn.argmax(axis=0)
+        return cosines_mn.argmax(axis=1), cosines_mn.argmax(axis=0), cosines_mn.max(axis=1)
     if search_device(device) != "cpu":
-        return nearest(s, v, 1, device)[:, 0], nearest(v, s, 1, device)[:, 0]
+        in_v = nearest(s, v, 1, device)[:, 0]
+        return in_v, nearest(v, s, 1, device)[:, 0], np.vecdot(s, v[in_v])
     in_v, in_s = np.zeros(len(s), np.int64), np.zeros(len(v), np.int64)
     of_s, of_v = (np.full(len(rows), -np.inf, np.float32) for rows in (s, v))
     for i, j in product(_blocks(s), _blocks(v)):
         cosines = _products(s[i], v[j])
         _keep_nearer(cosines, j.start, in_v[i], of_s[i])
         _keep_nearer(cosines.T, i.start, in_s[j], of_v[j])
-    return in_v, in_s
+    return in_v, in_s, of_s
 
 
 def _keep_nearer(cosines: Rows, first: int, found: Ints, largest: Rows) -> None:
