@@ -140,7 +140,7 @@ def test_a_folder_of_another_class_is_not_passed_over():
 
 SOURCES = Path(__file__).parents[2]
 # Where CSV is made; anybody else passes rows to `csv_table`, or cells through `guarded`.
-WRITERS = {"shards/tables/formats.py", "engine/evaluation/results.py"}
+WRITERS = {"shards/tables/formats.py", "engine/evaluation/row_files.py"}
 odd = st.text(st.sampled_from("'=+-@\t\r\n,\"a1.e"), max_size=6) | st.text(max_size=6)
 
 
