@@ -80,7 +80,7 @@ class Demo:
         sets = [out / method for method in METHODS]
         for split in ("train", "val"):
             yield Pack(src=out / "images" / split, data=out / split, name="digits", split=split)
-        yield Score(data=train, scores=out / "scores", size=PROXY_PIXELS, epochs=6, crop_scale=0.5)
+        yield Score(data=train, scores=out / "scores", size=PROXY_PIXELS, epochs=5, crop_scale=0.5)
         yield Select(source=train, condensed=out / "random", ipc=IPC)
         cut, small = CcsParameters(misratio=0.7), KmeansParameters(size=8)
         yield Select(source=out / "scores", condensed=out / "ccs-aum", ipc=IPC, parameters=cut)
