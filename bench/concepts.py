@@ -293,17 +293,17 @@ BLOCKS: Mapping[str, Block] = {
         {
             "form": contender,
             "ms a step": lambda row: f"{1000 * row['median_seconds'] / row['steps']:.0f}",
-            "GFLOP a step": "gflop",
-            "stored, GB": "stored_gb",
+            "GFLOP a step": "{gflop}",
+            "stored, GB": "{stored_gb}",
         },
     ),
     "concepts_memory": Table(
         "concepts.memory",
         {
             "images": lambda row: f"{row['samples']:,}",
-            "concepts": "concepts",
-            "features, MB": "features_mb",
-            "above them, MB": "above_mb",
+            "concepts": "{concepts:,}",
+            "features, MB": "{features_mb}",
+            "above them, MB": "{above_mb}",
         },
     ),
 }
