@@ -2,20 +2,51 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.runtime.fields import NoParameters
 from coreset.engine.runtime.progress import progress
 from coreset.engine.scoring.score_table import ScoreTable
 from coreset.kernels.samplers import ClassTooSmallError, Selection, positions_by_class
 from coreset.kernels.seeds import Stream, derived_seed
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import Dataset
+from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
+from coreset.shards.format.files import missing
 
 Ints: TypeAlias = NDArray[np.int64]
+
+
+def open_choice(source: Path, data: Path | None) -> tuple[Dataset, ScoreTable | None]:
+    """Open the data set to choose from, and the scores if ``source`` holds some."""
+    if (source / MANIFEST_NAME).is_file():
+        return Dataset.open(source), None
+    if not (source / COMMIT_NAME).is_file():
+        remedy = "make one with `coreset score` or `coreset pack`"
+        raise missing(source, remedy, otherwise="is neither scores nor a packed data set")
+    table = ScoreTable.open(source, data)
+    return table.dataset, table
+
+
+def require_reveal(table: ScoreTable | None, *, given: bool) -> ScoreTable | None:
+    """Return scores that have groups in place of classes, for which --reveal must be given."""
+    if table is not None and table.suffix:
+        if given:
+            return table
+        raise UsageError(
+            f"{table.path} was made without labels ({table.labelled_by}), and a coreset needs "
+            "them; --reveal takes the true labels of the chosen images alone"
+        )
+    if given:
+        raise UsageError(
+            "reveal goes with scores of --labels zero-shot or clusters, and these have the labels "
+            "of the data set; leave it out"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

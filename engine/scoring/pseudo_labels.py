@@ -33,18 +33,20 @@ ASSIGNED_NAME = "labels.npy"
 def kept_pseudo_labels(setup: Setup, scratch: Path) -> NDArray[np.int64]:
     """Return the pseudo-label of every sample, shape (n,); made once and kept in ``scratch``."""
     path = scratch / ASSIGNED_NAME
-    if not path.is_file():
-        store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
-        if setup.options.labels == "zero-shot":
-            words = class_words(setup.dataset.classes)
-            texts = [PROMPT.format(word) for word in words.values()]
-            assigned = nearest_of(store, embed_texts(setup.features, texts))
-        else:
-            seed, device = setup.options.seed, str(setup.device)
-            assigned = clusters_of(store, setup.n_classes, seed, device)
-        with replacing(path) as file:
-            np.save(file, assigned, allow_pickle=False)
-    return np.load(path, allow_pickle=False)
+    if path.is_file():
+        return np.load(path, allow_pickle=False)
+    store = cached_features(setup.dataset, setup.features) / FEATURES_NAME
+    if setup.options.labels == "zero-shot":
+        words = class_words(setup.dataset.classes)
+        texts = [PROMPT.format(word) for word in words.values()]
+        assigned = nearest_of(store, embed_texts(setup.features, texts))
+    else:
+        seed, device = setup.options.seed, str(setup.device)
+        assigned = clusters_of(store, setup.n_classes, seed, device)
+    with replacing(path) as file:
+        np.save(file, assigned, allow_pickle=False)
+    # Not read back: NumPy takes a signal that interrupts its reading for a damaged file.
+    return assigned
 
 
 def clusters_of(store: Path, k: int, seed: int, device: str = "cpu") -> NDArray[np.int64]:

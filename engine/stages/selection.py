@@ -10,14 +10,18 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 
-from coreset.engine.artifacts.checkpoints import COMMIT_NAME
 from coreset.engine.artifacts.ledger import read_ledger
 from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import FEATURES_NAME
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.condensed.condensed_set import SetInfo, ids_within, write_selection, write_set
 from coreset.engine.condensed.samplers import SAMPLERS, draw_coreset
-from coreset.engine.condensed.selection import Candidates, Sampler
+from coreset.engine.condensed.selection import (
+    Candidates,
+    Sampler,
+    open_choice,
+    require_reveal,
+)
 from coreset.engine.models.features import FeatureSpec, cached_features
 from coreset.engine.runtime.fields import choice_of, own_parameters, parameters_of, require_at_least
 from coreset.engine.scoring.score_table import ScoreTable
@@ -33,8 +37,7 @@ from coreset.engine.stages.options import (
 from coreset.kernels.samplers import n_hardest
 from coreset.kernels.scores import SCORES
 from coreset.shards.errors import UsageError
-from coreset.shards.format.dataset import MANIFEST_NAME, Dataset
-from coreset.shards.format.files import digest_of, missing
+from coreset.shards.format.files import digest_of
 
 SourcePath: TypeAlias = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SCORES|DATA")]
 USUAL_BY_SCORES, USUAL = "ccs", "random"
@@ -92,8 +95,8 @@ class Select:
 
     def run(self) -> Result:
         """Find labels and what the method needs, draw, publish the ids with their provenance."""
-        dataset, table = self._opened()
-        revealed = self._revealed(table)
+        dataset, table = open_choice(self.source, self.data)
+        revealed = require_reveal(table, given=self.reveal)
         method = self.method or (USUAL_BY_SCORES if table else USUAL)
         sampler = SAMPLERS[method]
         if "scores" in sampler.needs and table is None:
@@ -136,33 +139,6 @@ class Select:
                 work.meter.images = len(dataset)
                 work.meter.notes[LOWERED] = len(drawn.lowered)
         return self._result(method, len(dataset), assumption, done=work.done)
-
-    def _opened(self) -> tuple[Dataset, ScoreTable | None]:
-        """Open the data set whose images are chosen, and the scores if ``source`` holds some."""
-        if (self.source / MANIFEST_NAME).is_file():
-            return Dataset.open(self.source), None
-        if not (self.source / COMMIT_NAME).is_file():
-            remedy = "make one with `coreset score` or `coreset pack`"
-            fault = "is neither scores nor a packed data set"
-            raise missing(self.source, remedy, otherwise=fault)
-        table = ScoreTable.open(self.source, self.data)
-        return table.dataset, table
-
-    def _revealed(self, table: ScoreTable | None) -> ScoreTable | None:
-        """Return scores that have groups in place of classes, for which --reveal must be given."""
-        if table is not None and table.suffix:
-            if self.reveal:
-                return table
-            raise UsageError(
-                f"{self.source} was made without labels ({table.labelled_by}), and a coreset needs "
-                "them; --reveal takes the true labels of the chosen images alone"
-            )
-        if self.reveal:
-            raise UsageError(
-                f"reveal goes with scores of --labels zero-shot or clusters, and {self.source} has "
-                "the labels of the data set; leave it out"
-            )
-        return None
 
     def _budgets(self, candidates: Candidates) -> NDArray[np.int64]:
         if self.ipc is not None:

@@ -118,7 +118,7 @@ def test_the_tour_ends_in_accuracies_and_a_report_and_repeats_its_answer(tmp_pat
     assert told.code == 0
     verbs = [line.split(":")[0] for line in told.err.splitlines()]
     assert list(dict.fromkeys(verbs)) == [
-        "pack", "score", "select", "distill", "train", "measure", "report",
+        "pack", "score", "select", "visual", "distill", "train", "measure", "report",
     ]  # fmt: skip
     rows = Results(out / "results").rows(STUDENTS)
     shown = dict(line.split()[:2] for line in told.out.splitlines() if line.startswith(METHODS))
