@@ -80,7 +80,7 @@ class Candidates:
 
     @property
     def kind(self) -> str:
-        """What is chosen by: class, or group by pseudo-labels."""
+        """Unit of the choice: class, or group by pseudo-labels."""
         return "group" if self.table is not None and self.table.suffix else "class"
 
     def groups_of(self, positions: Ints) -> NDArray[np.str_] | None:

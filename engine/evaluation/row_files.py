@@ -30,11 +30,11 @@ _FAULTS = (
     OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
     pa.ArrowException,
 )  # fmt: skip
-"""What bytes that no append wrote may raise on their way to rows."""
+"""Errors that bytes which no append wrote may raise on their way to rows."""
 
 
 class Part(NamedTuple):
-    """What one file of a table holds."""
+    """Rows and ledger lines of one file of a table."""
 
     file: Path
     table: ArrowTable

@@ -49,7 +49,7 @@ class Protocol(ABC):
     stamp: str
     """Name and version; ``+timm``, ``+short`` where it is not the published one."""
     norm: ClassVar[Norm]
-    """Of students but timm's, which have their own."""
+    """Norm of every student but timm's, which have their own."""
 
     @classmethod
     @abstractmethod

@@ -57,7 +57,7 @@ class _Recipe(NamedTuple):
     std: Colour
     """Mean and spread of the pixels that the weights expect."""
     dtype: str = "float16"
-    """Of features in a store, a name that NumPy and torch share."""
+    """Type of features in a store, by a name that NumPy and torch share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Backbone:
     mean: Colour
     std: Colour
     dtype: str = "float16"
-    """Of its features in a store."""
+    """Type of its features in a store."""
 
     def features(self, images: Tensor) -> Tensor:
         """Compute pooled features, float32 of shape (b, d)."""

@@ -23,7 +23,7 @@ BANK_KIND = "concepts"
 """Kind of the artifact, and its role among the inputs of scores."""
 VISUAL_STAGE = "concepts visual"
 CONCEPT, VISUAL = "concept_", "visual_"
-"""What names of scores by concepts begin with, and by visual prototypes after that."""
+"""Prefix of names of scores by concepts, and a second one by visual prototypes."""
 CONCEPTS_NAME, EMBEDDINGS_NAME = "concepts.json", "embeddings.safetensors"
 _LENGTH_ERROR = 1e-3
 

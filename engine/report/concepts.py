@@ -33,10 +33,11 @@ def concept_parts(
     notices: list[str] = []
     first_of = {scores.digest: scores for scores in reversed(evidence.scores)}
     for scores in reversed(first_of.values()):
-        title = f"{scores.score} of {scores.table.dataset.manifest.name}"
+        name = scores.table.dataset.manifest.name
+        title = f"{scores.score} of {name}"
         try:
             if scores.table.prefix:
-                title = title.replace(scores.score, scores.table.name_of(scores.score), 1)
+                title = f"{scores.table.name_of(scores.score)} of {name}"
                 parts.append(_part(scores, title, max_classes, images_per_row, notices))
         except UNREADABLE as error:
             notices.append(f"{title}: its concepts are left out, for {error}")

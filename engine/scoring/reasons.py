@@ -28,7 +28,7 @@ class Argument(NamedTuple):
 
     concept: Concept
     logits: float
-    """What it adds to the rival's lead."""
+    """Addition to the rival's lead."""
     similarity: float
     """Standardised: below zero, the image has less of the concept than the mean image."""
 
@@ -39,7 +39,7 @@ class Argument(NamedTuple):
 
 
 class Reasons(NamedTuple):
-    """What argues against the label of one image, and for its rival, strongest first."""
+    """Arguments against the label of one image, and for its rival, strongest first."""
 
     rival: int
     arguments: tuple[Argument, ...]

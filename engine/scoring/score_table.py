@@ -59,15 +59,19 @@ class ScoreTable:
         return undecodable_of(self.path)
 
     @cached_property
+    def _provenance(self) -> Provenance:
+        return Provenance.read(self.path)
+
+    @cached_property
     def prefix(self) -> str:
-        """What names of these scores begin with in names of sets: ``concept_``, or nothing."""
-        bank = Provenance.read(self.path).ancestor(BANK_KIND)
+        """Prefix of these scores in names of sets: ``concept_``, or nothing."""
+        bank = self._provenance.ancestor(BANK_KIND)
         return f"{CONCEPT}{VISUAL if bank['stage'] == VISUAL_STAGE else ''}" if bank else ""
 
     @cached_property
     def labelled_by(self) -> str:
-        """How the labels behind the scores came about: given, zero-shot or clusters."""
-        return str(Provenance.read(self.path).config.get("labels", GIVEN))
+        """Origin of the labels behind the scores: given, zero-shot or clusters."""
+        return str(self._provenance.config.get("labels", GIVEN))
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:

@@ -23,6 +23,7 @@ from coreset.engine.artifacts.provenance import Provenance
 from coreset.engine.artifacts.store import SCORES_NAME, write_columns
 from coreset.engine.artifacts.writer import create_artifact
 from coreset.engine.cli import main
+from coreset.engine.evaluation.results import Results
 from coreset.kernels.jit import code_folder
 from coreset.shards.format.dataset import Dataset, Manifest
 from coreset.shards.format.files import files_below
@@ -341,3 +342,26 @@ def damaged(packed, tmp_path):
         file.seek(sample["offset"])
         file.write(bytes(sample["bytes"]))
     return data
+
+
+@pytest.fixture
+def results(tmp_path):
+    """A results folder that nothing was appended to yet."""
+    return Results(tmp_path / "RESULTS")
+
+
+@pytest.fixture(scope="session")
+def mislabel(packed, tmp_path_factory, made):
+    """``mislabel(4)``: ``packed`` with every fourth label wrong; labels.csv has the true ones."""
+
+    def pack(every):
+        folder, dataset = tmp_path_factory.mktemp("mislabelled"), Dataset.open(packed)
+        rows = [
+            f"{key},{dataset.classes[label]},{dataset.classes[(label + (at % every == 0)) % 3]}"
+            for at, (key, label) in enumerate(zip(dataset.keys, dataset.labels, strict=True))
+        ]
+        (folder / "labels.csv").write_text("\n".join(["key,clean,noisy", *rows]))
+        table = ("--labels", folder / "labels.csv", "--column", "noisy")
+        return made(folder / "DATA", "pack", packed, folder / "DATA", *table)
+
+    return pack

@@ -23,16 +23,8 @@ COLUMNS = {"confidence_oof", "margin_oof", "predicted_oof", "label_issue_oof"}
 
 
 @pytest.fixture(scope="module")
-def flipped(packed, tmp_path_factory, made):
-    """``packed`` with every fourth label wrong."""
-    folder, dataset = tmp_path_factory.mktemp("flipped"), Dataset.open(packed)
-    rows = [
-        f"{key},{dataset.classes[(label + (at % 4 == 0)) % 3]}"
-        for at, (key, label) in enumerate(zip(dataset.keys, dataset.labels, strict=True))
-    ]
-    (folder / "labels.csv").write_text("\n".join(["key,noisy", *rows]))
-    table = ("--labels", folder / "labels.csv", "--column", "noisy")
-    return made(folder / "DATA", "pack", packed, folder / "DATA", *table)
+def flipped(mislabel):
+    return mislabel(4)
 
 
 @pytest.fixture(scope="module")

@@ -12,14 +12,8 @@ from coreset.engine.evaluation.results import (
     METRICS,
     STUDENTS,
     STUDENTS_SCHEMA,
-    Results,
 )
 from coreset.shards.errors import StoreError
-
-
-@pytest.fixture
-def results(tmp_path):
-    return Results(tmp_path / "RESULTS")
 
 
 def student(key, **values):

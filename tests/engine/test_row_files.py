@@ -24,11 +24,6 @@ from coreset.engine.evaluation.results import (
 from coreset.shards.errors import StoreError
 
 
-@pytest.fixture
-def results(tmp_path):
-    return Results(tmp_path / "RESULTS")
-
-
 def columns_of(results, table, *names):
     return [tuple(row[name] for name in names) for row in results.rows(table)]
 

@@ -20,16 +20,8 @@ TRAINED = np.random.default_rng(4).normal(0, 1, 60).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
-def noisy(packed, tmp_path_factory, made):
-    """``packed`` with every seventh label wrong, and the table of the true ones."""
-    folder, dataset = tmp_path_factory.mktemp("noisy"), Dataset.open(packed)
-    rows = [
-        f"{key},{dataset.classes[label]},{dataset.classes[(label + (at % 7 == 0)) % 3]}"
-        for at, (key, label) in enumerate(zip(dataset.keys, dataset.labels, strict=True))
-    ]
-    (folder / "labels.csv").write_text("\n".join(["key,clean,noisy", *rows]))
-    table = ("--labels", folder / "labels.csv", "--column", "noisy")
-    return made(folder / "DATA", "pack", packed, folder / "DATA", *table)
+def noisy(mislabel):
+    return mislabel(7)
 
 
 @pytest.fixture(scope="module")
